@@ -1,0 +1,59 @@
+"""Files that are written whole or not at all."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary file or folder beside `path` that takes its place when the block ends well, and is removed if not.
+
+    >>> with whole(Path("report.json")) as temporary:  # doctest: +SKIP
+    ...     temporary.write_text("{}")
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    remove(temporary)
+    try:
+        yield temporary
+        for file in [temporary] if temporary.is_file() else temporary.rglob("*"):
+            _flush(file)
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+        _flush(path.parent)
+    finally:
+        remove(temporary)
+
+
+def _flush(path: Path) -> None:
+    # Without fsync a power cut can leave the new name on an empty file.
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all; NaN is refused, since it is no JSON."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")

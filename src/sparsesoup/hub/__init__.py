@@ -1,0 +1,1 @@
+"""Where checkpoints and datasets come from: the only package that imports transformers and datasets."""

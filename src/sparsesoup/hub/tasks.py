@@ -1,0 +1,242 @@
+"""What is asked of a text: which columns are read, what the labels mean, and how answers are judged."""
+
+import math
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Features, Value
+from scipy import stats
+from sklearn import metrics as judged
+from torch import Tensor
+
+from sparsesoup.errors import UserError
+
+LABEL_NAMES = (
+    "label", "labels", "target", "targets", "class", "category", "sentiment", "intent", "topic", "score", "rating",
+)  # fmt: skip
+ID_NAMES = ("idx", "id", "guid", "uid", "uuid", "index", "row_id", "pairid", "promptid")
+FLAGS = "name them with `--text-columns` and `--label-column`"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A text-classification or regression task.
+
+    Args:
+        texts: the one or two text columns.
+        label: the label column.
+        labels: class names, in the order of the model's outputs; empty means regression.
+        metrics: what is reported; the first one selects.
+    """
+
+    texts: tuple[str, ...]
+    label: str
+    labels: tuple[str, ...]
+    metrics: tuple[str, ...]
+
+
+GLUE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "cola": (("sentence",), ("matthews",)),
+    "sst2": (("sentence",), ("accuracy",)),
+    "mrpc": (("sentence1", "sentence2"), ("accuracy", "f1")),
+    "qqp": (("question1", "question2"), ("accuracy", "f1")),
+    "stsb": (("sentence1", "sentence2"), ("pearson", "spearman")),
+    "mnli": (("premise", "hypothesis"), ("accuracy",)),
+    "qnli": (("question", "sentence"), ("accuracy",)),
+    "rte": (("sentence1", "sentence2"), ("accuracy",)),
+    "wnli": (("sentence1", "sentence2"), ("accuracy",)),
+}
+
+
+def glue_task(name: str) -> str | None:
+    """The GLUE task that a dataset's name ends in, if any.
+
+    >>> glue_task("nyu-mll/glue:rte"), glue_task("glue/qnli_dev_split"), glue_task("data/colander")
+    ('rte', 'qnli', None)
+    """
+    found = re.search(rf"(?:^|[/\\])glue[/\\:]({'|'.join(GLUE)})(?:_[^/\\:]*)?/?$", name)
+    return found.group(1) if found else None
+
+
+def find_task(train: Dataset, name: str, texts: Sequence[str] | None = None, label: str | None = None) -> Task:
+    """The task of a dataset, told from its name (GLUE) or from its columns.
+
+    Args:
+        train: the training split; where labels carry no names, its values say which classes there are.
+        name: the dataset's name, as in `Source.name`.
+        texts: the text columns, where the guess is to be overruled.
+        label: the label column, likewise.
+    Raises: UserError if the columns leave more than one reading, or none.
+    """
+    features = train.features
+    glue = glue_task(name)
+    if glue and {*GLUE[glue][0], "label"} <= set(features):
+        texts, label = texts or GLUE[glue][0], label or "label"
+    label = _checked(label, features, name) if label else _label_column(features, name)
+    chosen = tuple(_checked(text, features, name) for text in texts) if texts else _text_columns(features, label, name)
+    if len(chosen) > 2 or label in chosen or len(set(chosen)) < len(chosen):
+        raise UserError(
+            f"{name}: the text columns are {', '.join(chosen)} and the label column is {label}, where one or two text "
+            f"columns and another one for the label are allowed; {FLAGS}"
+        )
+    task = Task(chosen, label, _class_names(train, label, name), ())
+    return replace(task, metrics=_default_metrics(task, glue))
+
+
+def label_values(rows: Dataset, task: Task, split: str) -> list[int] | list[float]:
+    """The labels of a split as the model takes them: class indices, or numbers for regression.
+
+    Raises: UserError that names split, first row, value and range where a label is missing or not allowed.
+    """
+    values = rows[task.label][:]
+    classes = {name: i for i, name in enumerate(task.labels)}
+    written = isinstance(rows.features[task.label], Value) and rows.features[task.label].dtype in STRINGS
+    for i, value in enumerate(values):
+        known = _is_number(value) if not task.labels else _is_class(value, classes, written)
+        if not known:
+            raise UserError(
+                f"{split}: row {i} has the label {value!r} in column {task.label}, where {_allowed(task, written)} is "
+                "allowed; correct or drop such rows, or name another column with `--label-column`"
+            )
+    if not task.labels:
+        return [float(value) for value in values]
+    return [classes[value] if written else int(value) for value in values]
+
+
+def metric(task: Task) -> Callable[[Tensor, Tensor], dict[str, float]]:
+    """The judge of a task: (outputs, labels) -> every metric of `task.metrics` by name.
+
+    Outputs are logits [rows, classes], or numbers [rows] or [rows, 1] for regression; labels are [rows].
+    """
+
+    def judge(outputs: Tensor, labels: Tensor) -> dict[str, float]:
+        scores, truth = outputs.detach().float().cpu().numpy(), labels.detach().cpu().numpy()
+        if not np.isfinite(scores).all():
+            raise UserError(
+                f"{int((~np.isfinite(scores)).sum())} of {scores.size} outputs of the model are NaN or infinite, where "
+                "numbers are needed: the training diverged; lower the learning rate"
+            )
+        answers = scores.argmax(-1) if task.labels else scores.reshape(len(truth))
+        return {name: METRICS[name](truth, answers) for name in task.metrics}
+
+    return judge
+
+
+STRINGS = ("string", "large_string", "string_view")
+WHOLE = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
+REAL = ("float16", "float32", "float64", "double", "float")
+
+
+def _columns(features: Features) -> str:
+    kinds = (f"{name} ({getattr(kind, 'dtype', type(kind).__name__)})" for name, kind in features.items())
+    return ", ".join(kinds)
+
+
+def _checked(column: str, features: Features, name: str) -> str:
+    if column not in features:
+        raise UserError(f"{name} has no column {column!r}; its columns are {_columns(features)}; {FLAGS}")
+    return column
+
+
+def _label_column(features: Features, name: str) -> str:
+    named = [column for column, kind in features.items() if isinstance(kind, ClassLabel)]
+    named = named or [column for column in features if column.lower() in LABEL_NAMES]
+    if len(named) != 1:
+        what = f"{len(named)} columns that may be the label" if named else "no column that looks like a label"
+        raise UserError(f"{name} has {what}; its columns are {_columns(features)}; {FLAGS}")
+    return named[0]
+
+
+def _text_columns(features: Features, label: str, name: str) -> tuple[str, ...]:
+    found = [column for column, kind in features.items() if isinstance(kind, Value) and kind.dtype in STRINGS]
+    # `label_text` beside `label` holds the answer: reading it as a text would make every task trivial.
+    found = [c for c in found if c != label and c.lower() not in ID_NAMES and not c.lower().startswith("label")]
+    if not 1 <= len(found) <= 2:
+        what = f"{len(found)} columns that may be the text" if found else "no column of text"
+        raise UserError(
+            f"{name} has {what}, where one or two are allowed; its columns are {_columns(features)}; {FLAGS}"
+        )
+    return tuple(found)
+
+
+def _class_names(train: Dataset, label: str, name: str) -> tuple[str, ...]:
+    kind = train.features[label]
+    if isinstance(kind, ClassLabel):
+        return tuple(kind.names)
+    dtype = kind.dtype if isinstance(kind, Value) else type(kind).__name__
+    if dtype in REAL:
+        return ()
+    present = [value for value in train.unique(label) if value is not None]
+    if dtype in STRINGS and present:
+        return tuple(sorted(present))
+    if dtype in WHOLE and present:
+        return tuple(str(i) for i in range(int(max(present)) + 1))
+    raise UserError(
+        f"{name}: the label column {label} is of type {dtype} with {len(present)} values, where classes, numbers "
+        f"or strings are allowed; its columns are {_columns(train.features)}; {FLAGS}"
+    )
+
+
+def _default_metrics(task: Task, glue: str | None) -> tuple[str, ...]:
+    if not task.labels:
+        return ("pearson", "spearman")
+    # A label column other than GLUE's own may not fit GLUE's metric: F1 of one class needs two classes.
+    fits = glue and glue != "stsb" and (len(task.labels) == 2 or glue == "mnli")
+    return GLUE[glue][1] if glue and fits else ("accuracy", "macro_f1")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _is_class(value: object, classes: dict[str, int], written: bool) -> bool:
+    return value in classes if written else isinstance(value, int) and 0 <= value < len(classes)
+
+
+def _allowed(task: Task, written: bool) -> str:
+    if not task.labels:
+        return "a finite number"
+    shown = ", ".join(task.labels[:10]) + (", ..." if len(task.labels) > 10 else "")
+    return f"one of the training split's classes ({shown})" if written else f"0 to {len(task.labels) - 1} ({shown})"
+
+
+Judge = Callable[[np.ndarray, np.ndarray], float]
+
+
+def _accuracy(truth: np.ndarray, answers: np.ndarray) -> float:
+    return float((truth == answers).mean())
+
+
+def _matthews(truth: np.ndarray, answers: np.ndarray) -> float:
+    # Undefined where either side is constant; 0.0, "no better than chance", is what GLUE reports then.
+    constant = len(np.unique(truth)) < 2 or len(np.unique(answers)) < 2
+    return 0.0 if constant else float(judged.matthews_corrcoef(truth, answers))
+
+
+def _f1(average: str) -> Judge:
+    return lambda truth, answers: float(judged.f1_score(truth, answers, average=average, zero_division=0.0))
+
+
+def _correlation(of: Callable[..., tuple[float, float]]) -> Judge:
+    def judge(truth: np.ndarray, answers: np.ndarray) -> float:
+        if len(np.unique(truth)) < 2 or len(np.unique(answers)) < 2:
+            return 0.0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a nearly constant input is a poor model, not news for stderr
+            found = float(of(truth.astype(np.float64), answers.astype(np.float64))[0])
+        return found if math.isfinite(found) else 0.0
+
+    return judge
+
+
+METRICS: dict[str, Judge] = {
+    "accuracy": _accuracy,
+    "matthews": _matthews,
+    "f1": _f1("binary"),
+    "macro_f1": _f1("macro"),
+    "pearson": _correlation(stats.pearsonr),
+    "spearman": _correlation(stats.spearmanr),
+}

@@ -1,0 +1,93 @@
+"""Texts as the model takes them: tokenised once, padded batch by batch."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from sparsesoup.data import Batch, Data
+from sparsesoup.errors import UserError
+from sparsesoup.hub.tasks import Task, label_values
+
+Row = tuple[Any, ...]  # one array of token numbers per name of the tokenizer's inputs, then the label
+MASK = "attention_mask"
+
+
+def encode(rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Data:
+    """The rows as token ids and labels, ready to be batched.
+
+    Args:
+        rows: one split; its text columns hold strings only.
+        tokenizer: a fast tokenizer with a padding token; its padding side is kept to.
+        max_length: tokens of a row at most, special tokens included; the longer text of a pair is cut first.
+    Raises: UserError that names row and column where a text is no string, and where the tokenizer does not fit.
+    """
+    _check_tokenizer(tokenizer, max_length)
+    columns = [_strings(rows, column) for column in task.texts]
+    labels = label_values(rows, task, "the data")
+    # Unset, the tokenizer's threads and a later fork warn and may lock up; one thread tokenises SST-2 in seconds.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    encoded = tokenizer(*columns, truncation=True, max_length=max_length, padding=False, return_attention_mask=False)
+    names = [name for name in tokenizer.model_input_names if name in encoded and name != MASK]
+    arrays = [[np.array(ids, dtype=np.int32) for ids in encoded[name]] for name in names]
+    lengths = tuple(len(ids) for ids in encoded[names[0]])
+    collate = _collate(names, tokenizer, np.int64 if task.labels else np.float32)
+    return Data(list(zip(*arrays, labels, strict=True)), collate, lengths)
+
+
+def _collate(names: Sequence[str], tokenizer: PreTrainedTokenizerBase, dtype: type) -> Callable[[Sequence[Row]], Batch]:
+    """Rows -> batch, padded to its longest row; numpy, as torch is slow at things this small."""
+    known = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+    fills = [(name, known.get(name, 0)) for name in names]
+    masked, left = MASK in tokenizer.model_input_names, tokenizer.padding_side == "left"
+
+    def collate(rows: Sequence[Row]) -> Batch:
+        lengths = [len(row[0]) for row in rows]
+        width = max(lengths)
+        spans = [slice(width - n, width) if left else slice(n) for n in lengths]
+        columns = list(zip(*rows, strict=True))
+        batch = {name: _padded(columns[k], spans, width, fill) for k, (name, fill) in enumerate(fills)}
+        if masked:
+            batch[MASK] = _padded([1] * len(rows), spans, width, 0)
+        batch["labels"] = torch.from_numpy(np.array(columns[-1], dtype=dtype))
+        return batch
+
+    return collate
+
+
+def _padded(values: Sequence[Any], spans: Sequence[slice], width: int, fill: int) -> Tensor:
+    padded = np.full((len(spans), width), fill, dtype=np.int64)
+    for i, span in enumerate(spans):
+        padded[i, span] = values[i]
+    return torch.from_numpy(padded)
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+    if tokenizer.pad_token_id is None:
+        raise UserError(
+            f"the tokenizer of {name} has no padding token, where batches need one; set `tokenizer.pad_token = "
+            "tokenizer.eos_token` and save the checkpoint again"
+        )
+    fewest, most = tokenizer.num_special_tokens_to_add(pair=True) + 2, tokenizer.model_max_length
+    if not fewest <= max_length <= most:
+        raise UserError(
+            f"max_length is {max_length}, where the tokenizer of {name} allows {fewest} to {most}; "
+            "give a number between"
+        )
+
+
+def _strings(rows: Dataset, column: str) -> list[str]:
+    values = rows[column][:]
+    for i, value in enumerate(values):
+        if not isinstance(value, str):
+            raise UserError(
+                f"row {i} has {value!r} of type {type(value).__name__} in column {column}, where a string is needed; "
+                "correct or drop such rows, or name other columns with `--text-columns`"
+            )
+    return values

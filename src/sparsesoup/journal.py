@@ -1,0 +1,160 @@
+"""The journal: finished pieces of a run on disk, so that a killed run goes on where it was."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sparsesoup.errors import UserError
+from sparsesoup.files import remove, whole, write_json
+from sparsesoup.meter import Meter
+
+JOURNAL = "journal.json"
+SHARE = 20  # a save may cost at most 1/20 of the time since the last one
+
+
+class Resumable(Protocol):
+    """A state that can be put on disk and taken back."""
+
+    def tensors(self) -> dict[str, Tensor]: ...
+    def facts(self) -> dict[str, Any]: ...
+    def take_back_(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None: ...
+
+
+class Journal:
+    """What is done, what is under way, and the state to go on from.
+
+    A method runs its work as named pieces. A restarted run skips the finished ones and takes the state of the last;
+    code between pieces must not look at the state, since it is stale while pieces are skipped. A piece that trains
+    does so first and once: `tick` then also saves in its midst.
+
+    Args:
+        meter: saved and restored with the state, so that no step is lost or counted twice.
+        folder: where to; None keeps nothing.
+        every: seconds between saves at the least; more if a save takes more than a twentieth of that.
+        position: what else to remember (the length of the log), and `rewind` to return to it.
+    """
+
+    def __init__(
+        self,
+        meter: Meter,
+        folder: Path | None = None,
+        every: float = 10.0,
+        position: Callable[[], int] = lambda: 0,
+        rewind: Callable[[int], None] = lambda at: None,
+    ) -> None:
+        self.meter, self.folder, self.every = meter, folder, every
+        self.position = position
+        self.finished: list[str] = []
+        self.held: list[str] = []
+        self.open: str | None = None
+        self._owner: Resumable | None = None
+        self._partial: tuple[str, int] | None = None
+        self._saved: str | None = None
+        self._last, self._took = time.monotonic(), 0.0
+        rewind(self._read(folder / JOURNAL) if folder is not None and (folder / JOURNAL).exists() else 0)
+
+    @property
+    def resumed(self) -> str | None:
+        """The piece from which a restarted run goes on, None for a fresh one."""
+        if self._partial:
+            return f"the midst of {self._partial[0]}"
+        return self.finished[-1] if self.finished else None
+
+    def piece(self, name: str, state: Resumable, work: Callable[..., object], *args: Any, hold: bool = False) -> None:
+        """Do `work(*args)` once in the life of the run.
+
+        Args:
+            name: of the piece, unique in the run.
+            state: what the work changes; restored instead of working if this piece was the last one finished.
+            hold: keep this piece's state on disk to the end and restore it on every restart (a rewinding point).
+        """
+        if name in self.finished:
+            if name in self.held:
+                self._restore(state, f"held-{name}")
+            elif name == self.finished[-1] and not self._partial:
+                self._restore(state, self._saved)
+            return
+        self.open, self._owner = name, state
+        work(*args)
+        self.open = self._owner = self._partial = None
+        self.finished.append(name)
+        if hold:
+            self.held.append(name)
+        if hold or self._due():
+            self._save(state, f"held-{name}" if hold else None)
+
+    def begin(self, state: Resumable, until: int) -> int:
+        """The step to train to: `until`, or what was saved with the open piece, whose state is then taken back."""
+        if self._partial and self._partial[0] == self.open and self._owner is state:
+            self._restore(state, self._saved)
+            return self._partial[1]
+        return until
+
+    def tick(self, state: Resumable, until: int) -> None:
+        """Called after each step of a training to step `until`: saves the state if it is time to."""
+        if self._owner is state and self._due():
+            self._partial = (str(self.open), until)
+            self._save(state)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Save nothing in this block: the state is a fork, and a restart begins the open piece anew."""
+        owner, self._owner = self._owner, None
+        try:
+            yield
+        finally:
+            self._owner = owner
+
+    def close(self) -> None:
+        """Remove the saved states: the run's product is on disk."""
+        if self.folder is not None:
+            for file in self.folder.glob("*.safetensors"):
+                remove(file)
+
+    def _due(self) -> bool:
+        return time.monotonic() - self._last >= max(self.every, SHARE * self._took)
+
+    def _save(self, state: Resumable, name: str | None = None) -> None:
+        if self.folder is None:
+            return
+        began, before = time.monotonic(), self._saved
+        self._saved = name or ("state-b" if before == "state-a" else "state-a")
+        with whole(self.folder / f"{self._saved}.safetensors") as temporary:
+            tensors = {k: t.detach().cpu().contiguous() for k, t in state.tensors().items()}
+            save_file(tensors, temporary, metadata={"facts": json.dumps(state.facts())})
+        # The journal names the state: a kill between the two writes leaves the old pair whole.
+        entry = {"finished": self.finished, "held": self.held, "partial": self._partial, "saved": self._saved}
+        write_json(self.folder / JOURNAL, entry | {"meter": self.meter.to_json(), "position": self.position()})
+        if before and before != self._saved and not before.startswith("held-"):
+            remove(self.folder / f"{before}.safetensors")
+        self._last = time.monotonic()
+        self._took = self._last - began
+
+    def _read(self, path: Path) -> int:
+        """Take up what a former run left; the position to return to."""
+        try:
+            entry = json.loads(path.read_text(encoding="utf-8"))
+            self.finished, self.held, self._saved = entry["finished"], entry["held"], entry["saved"]
+            self._partial = (entry["partial"][0], entry["partial"][1]) if entry["partial"] else None
+            self.meter.restore(entry["meter"])
+            return int(entry["position"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"damaged journal {path} ({error}); remove {path.parent} to start afresh") from error
+
+    def _restore(self, state: Resumable, name: str | None) -> None:
+        path = Path(str(self.folder)) / f"{name}.safetensors"
+        try:
+            with safe_open(path, framework="pt") as file:
+                facts = json.loads((file.metadata() or {})["facts"])
+                names = list(file.keys())
+                tensors = {key: file.get_tensor(key) for key in names}
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            raise UserError(f"damaged state {path} ({error}); remove {path.parent} to start afresh") from error
+        state.take_back_(tensors, facts)

@@ -1,0 +1,125 @@
+"""Masks: which weights stay. A plain dict of boolean tensors, and the algebra on it."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Masks = dict[str, Tensor]  # parameter name -> bool tensor of the parameter's shape, True = kept
+
+
+def ones(params: Mapping[str, Tensor]) -> Masks:
+    """Masks that keep every weight."""
+    return {name: torch.ones_like(p, dtype=torch.bool) for name, p in params.items()}
+
+
+def total(masks: Masks) -> int:
+    """Number of weights that the masks speak of."""
+    return sum(m.numel() for m in masks.values())
+
+
+def kept(masks: Masks) -> int:
+    """Number of weights that the masks keep."""
+    return sum(int(torch.count_nonzero(m)) for m in masks.values())
+
+
+def sparsity(masks: Masks) -> float:
+    """Share of weights removed, in [0, 1].
+
+    >>> sparsity({"w": torch.tensor([[True, False], [False, False]])})
+    0.75
+    """
+    return 1.0 - kept(masks) / total(masks)
+
+
+def votes(masks: Sequence[Masks]) -> dict[str, Tensor]:
+    """How many of the masks keep each weight, uint8.
+
+    Raises: ValueError if there is no mask, more than 255, or if they name different parameters.
+    """
+    if not 1 <= len(masks) <= 255:
+        raise ValueError(f"votes are counted over 1 to 255 masks, got {len(masks)}")
+    for one, other in pairwise(masks):
+        _same_names(one, other)
+    count = {name: m.to(torch.uint8) for name, m in masks[0].items()}
+    for other in masks[1:]:
+        for name, m in other.items():
+            count[name] += m
+    return count
+
+
+def vote(masks: Sequence[Masks], quorum: int) -> Masks:
+    """Keep a weight that at least `quorum` of the masks keep; 1 is the union, all is the intersection."""
+    return {name: count >= quorum for name, count in votes(masks).items()}
+
+
+def union(masks: Sequence[Masks]) -> Masks:
+    """Keep what any of the masks keeps: the superposition of weak masks in Jaiswal et al. 2023, sec. 3."""
+    return vote(masks, 1)
+
+
+def intersection(masks: Sequence[Masks]) -> Masks:
+    """Keep what all of the masks keep."""
+    return vote(masks, len(masks))
+
+
+def distance(one: Masks, other: Masks) -> float:
+    """Share of positions on which two masks differ (normalised Hamming distance), in [0, 1]."""
+    _same_names(one, other)
+    return sum(int(torch.count_nonzero(one[n] ^ other[n])) for n in one) / total(one)
+
+
+def agreement(count: Mapping[str, Tensor], voters: int) -> dict[str, float]:
+    """How far masks agree, from their votes alone.
+
+    Args:
+        count: votes of each weight, 0 to `voters`.
+        voters: number of masks, at least 2.
+    Returns: `same`, the share of positions on which two of the masks agree, averaged over pairs; `unanimous`, the share
+        on which all do; `overlap`, intersection over union of two kept sets (Jaccard), the one that stays telling at
+        high sparsity, where two random masks at 95 % agree on 90 % of the positions.
+    """
+    if voters < 2:
+        raise ValueError(f"agreement needs at least two masks, got {voters}")
+    table = torch.zeros(voters + 1, dtype=torch.float64)
+    for c in count.values():
+        table += torch.bincount(c.flatten().cpu().int(), minlength=voters + 1)
+    v = torch.arange(voters + 1, dtype=torch.float64)
+    both, differ = (table * v * (v - 1)).sum(), (table * 2 * v * (voters - v)).sum()
+    return {
+        "same": float(1 - differ / (table.sum() * voters * (voters - 1))),
+        "unanimous": float((table[0] + table[-1]) / table.sum()),
+        "overlap": float(both / (both + differ)) if both + differ > 0 else 1.0,
+    }
+
+
+def apply_(params: Mapping[str, Tensor], masks: Masks) -> None:
+    """Set the pruned weights to zero, in place."""
+    with torch.no_grad():
+        for name, m in masks.items():
+            params[name].masked_fill_(~m, 0.0)
+
+
+def pack(mask: Tensor) -> Tensor:
+    """A mask as uint8 [ceil(n / 8)], one bit a weight, first weight in the highest bit."""
+    return torch.from_numpy(np.packbits(mask.detach().cpu().numpy().reshape(-1)))
+
+
+def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
+    """The bool mask of that shape that `pack` made the bits of.
+
+    Raises: ValueError if the bits are too few or too many for the shape.
+    """
+    count = int(np.prod(shape))
+    if bits.dtype != torch.uint8 or bits.numel() != -(-count // 8):
+        raise ValueError(
+            f"a mask of shape {tuple(shape)} needs {-(-count // 8)} bytes, got {bits.numel()} {bits.dtype}"
+        )
+    return torch.from_numpy(np.unpackbits(bits.numpy(), count=count).astype(bool)).reshape(tuple(shape))
+
+
+def _same_names(one: Masks, other: Masks) -> None:
+    if one.keys() != other.keys():
+        raise ValueError(f"masks name different parameters: {', '.join(sorted(one.keys() ^ other.keys())[:5])}")

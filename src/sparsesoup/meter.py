@@ -1,0 +1,107 @@
+"""The meter: what a run cost in steps, examples, tokens, FLOPs and seconds, by label."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+
+@dataclass
+class Cost:
+    """What something cost.
+
+    Args:
+        steps: optimizer steps.
+        examples: rows that went through the model.
+        tokens: tokens computed, padding included.
+        padding: of these, the ones that were padding.
+        flops: floating-point operations counted as if all weights were there (2 for a multiply-add).
+        seconds: wall-clock time.
+    """
+
+    steps: int = 0
+    examples: int = 0
+    tokens: int = 0
+    padding: int = 0
+    flops: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
+
+class Meter:
+    """Costs by label: strong (training that the product descends from), weak, search, validation."""
+
+    def __init__(self) -> None:
+        self.costs: dict[str, Cost] = {}
+        self._flops: dict[tuple[object, ...], int] = {}
+
+    def add(self, label: str, cost: Cost) -> None:
+        """Charge a cost to a label."""
+        self.costs[label] = self.costs.get(label, Cost()) + cost
+
+    def total(self) -> Cost:
+        """All costs together."""
+        return sum(self.costs.values(), Cost())
+
+    def counted(self, shape: tuple[object, ...], work: Callable[[], Any]) -> tuple[Any, int]:
+        """(what `work` returns, its FLOPs); counted once for each shape, since they depend on nothing else."""
+        if shape in self._flops:
+            return work(), self._flops[shape]
+        with CountFlops() as count:
+            result = work()
+        self._flops[shape] = count.flops
+        return result, count.flops
+
+    def to_json(self) -> dict[str, dict[str, float]]:
+        """Plain numbers, by label."""
+        return {label: asdict(cost) for label, cost in self.costs.items()}
+
+    def restore(self, saved: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take the costs that `to_json` gave, in place of the present ones."""
+        self.costs = {label: Cost(**cost) for label, cost in saved.items()}
+
+
+class CountFlops(TorchDispatchMode):
+    """Counts the FLOPs of every matrix product, convolution and attention that runs inside the block.
+
+    torch's own formulas, but one for all kinds of fused attention: on CPU torch 2.13 counts none for it, and the fused
+    backward pass is counted with its recomputation. Ours equals what the unfused products cost.
+
+    >>> with CountFlops() as count:
+    ...     _ = torch.ones(2, 3) @ torch.ones(3, 5)
+    >>> count.flops
+    60
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        packet = func.overloadpacket
+        name = packet.__name__
+        if name.startswith("_scaled_dot_product_") and name.endswith("_backward"):
+            self.flops += 2 * _attention(*args[1:4])
+        elif name.startswith("_scaled_dot_product_"):
+            self.flops += _attention(*args[:3])
+        elif packet in flop_registry:
+            self.flops += flop_registry[packet](*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
+    """Q K^T and P V, [..., length, width] each: 2 multiply-adds for every query, key and width."""
+    *batch, queries, width = query.shape
+    keys, out = key.shape[-2], value.shape[-1]
+    count = 1
+    for side in batch:
+        count *= side
+    return 2 * count * queries * keys * (width + out)

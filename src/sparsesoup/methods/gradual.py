@@ -1,0 +1,102 @@
+"""Prune a little every few steps while training, never going back."""
+
+from dataclasses import dataclass
+
+from sparsesoup.errors import UserError
+from sparsesoup.patterns import Block, Element
+from sparsesoup.problem import Problem, need_steps
+from sparsesoup.schedules import Cubic, Cycles
+from sparsesoup.scores import magnitude
+from sparsesoup.select import Scope, keep
+from sparsesoup.state import TrainState
+from sparsesoup.ticket import Ticket
+from sparsesoup.train import Hook, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradual:
+    """Magnitude pruning on a cubic schedule, then a cool-down at constant sparsity. Zhu & Gupta 2017.
+
+    Args:
+        start: share of T before the first pruning.
+        stop: share of T at the last pruning; the rest is the cool-down.
+        every: share of T between prunings.
+        pattern: what falls together; 1 x 1 is single weights.
+        scope: who competes with whom.
+    """
+
+    start: float = 0.1
+    stop: float = 0.7
+    every: float = 0.01
+    pattern: Block = Element
+    scope: Scope = "global"
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.start < self.stop <= 1.0 or self.every <= 0.0:
+            raise UserError(f"gradual needs 0 <= start < stop <= 1 and every > 0, got {self}")
+
+    def run(self, problem: Problem, sparsity: float) -> Ticket:
+        """The ticket after T steps."""
+        need_steps(problem, 4, "a gradual schedule")
+        total = problem.steps
+        plan = Cubic(round(self.start * total), round(self.stop * total), max(1, round(self.every * total)))
+        state = problem.start()
+        hook = pruning(plan, sparsity, self.pattern, self.scope)
+        problem.journal.piece("train", state, train_with, state, problem, hook)
+        return problem.ticket(state)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradualStar:
+    """GMP*: a large first step, then cubic, the learning rate re-wound at each pruning. Kurtic & Alistarh 2022.
+
+    Its distillation is not built yet: results are those of the schedule alone.
+
+    Args:
+        first: sparsity of the first pruning; at most the one asked for.
+        start: share of T before the first pruning.
+        stop: share of T at the last pruning; the learning rate then falls to 0 over the rest.
+        prunings: how many, the first and the last included.
+        low: share of the peak learning rate to which each cycle falls.
+    """
+
+    first: float = 0.5
+    start: float = 0.1
+    stop: float = 0.7
+    prunings: int = 8
+    low: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.start < self.stop < 1.0 or self.prunings < 2 or not 0.0 <= self.first < 1.0:
+            raise UserError(f"gmp-star needs 0 <= start < stop < 1, prunings >= 2 and first in [0, 1), got {self}")
+
+    def run(self, problem: Problem, sparsity: float) -> Ticket:
+        """The ticket after T steps."""
+        total, gaps = problem.steps, self.prunings - 1
+        need_steps(problem, round(gaps / (self.stop - self.start)) + 2, f"gmp-star with {self.prunings} prunings")
+        begin = round(self.start * total)
+        every = max(1, round((self.stop - self.start) * total / gaps))
+        plan = Cubic(begin, begin + every * gaps, every, initial=self.first)
+        peak = problem.training.learning_rate
+        rate = Cycles(peak, self.low * peak, begin, plan.stop, every, total)
+        state = problem.start()
+        problem.journal.piece("train", state, train_with, state, problem, pruning(plan, sparsity), rate)
+        return problem.ticket(state)
+
+
+def pruning(plan: Cubic, sparsity: float, pattern: Block = Element, scope: Scope = "global") -> Hook:
+    """The hook that prunes by magnitude when the plan says so."""
+
+    def prune(state: TrainState) -> None:
+        if plan.due(state.step):
+            goal = plan.at(state.step, sparsity)
+            state.prune_(keep(magnitude(state.params()), goal, pattern=pattern, scope=scope, within=state.masks))
+
+    return prune
+
+
+def train_with(state: TrainState, problem: Problem, hook: Hook, rate: Cycles | None = None) -> None:
+    """Train for T steps; a first pruning due at step 0 comes before them."""
+    if state.step == 0:
+        hook(state)
+    train(state, problem, problem.steps, hooks=[hook], rate=rate)

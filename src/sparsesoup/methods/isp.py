@@ -1,0 +1,98 @@
+"""Instant Soup Pruning: a handful of short, noisy trainings in place of each full round of IMP."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sparsesoup.errors import UserError
+from sparsesoup.methods.weak import cast_vote, consensus, serve
+from sparsesoup.problem import Problem, need_steps
+from sparsesoup.schedules import Cubic, Decay
+from sparsesoup.scores import magnitude
+from sparsesoup.select import keep
+from sparsesoup.state import TrainState
+from sparsesoup.ticket import Ticket
+from sparsesoup.train import Protocol, train
+
+PROTOCOLS = (
+    Protocol(rate=1.0, weight_decay=0.0, share=0.5),
+    Protocol(rate=2.0, weight_decay=0.1, dropout=0.0, share=0.5),
+    Protocol(rate=0.5, weight_decay=0.0, dropout=0.2, share=0.5),
+    Protocol(rate=1.5, weight_decay=0.01, dropout=0.1, share=0.25),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstantSoup:
+    """Stages of training, weak masks and their consensus, then a finish at constant sparsity. Jaiswal et al. 2023.
+
+    Every stage ends exactly at its target: kept are the weights with most votes, then with the largest mean look-ahead
+    magnitude. The look-ahead weights are thrown away; the main run goes on, never rewound.
+
+    Args:
+        stages: how often it prunes; the targets rise on a cubic curve.
+        weak_masks: trainings a stage whose masks vote; 0 is the same schedule without a soup.
+        look_ahead: steps of each, as a share of T.
+        finish: share of the main steps after the last pruning.
+        budget: charged (main and weak steps together are T) or extra (the main run has T, weak steps come on top).
+        protocols: how the weak runs differ; taken in turn.
+    """
+
+    stages: int = 6
+    weak_masks: int = 4
+    look_ahead: float = 0.01
+    finish: float = 0.4
+    budget: Literal["charged", "extra"] = "charged"
+    protocols: tuple[Protocol, ...] = PROTOCOLS
+
+    def __post_init__(self) -> None:
+        if self.stages < 1 or not 0 <= self.weak_masks <= 255:
+            raise UserError(f"isp needs stages >= 1 and weak_masks in 0..255, got {self.stages} and {self.weak_masks}")
+        if not 0 < self.look_ahead < 1 or not 0 < self.finish < 1 or not self.protocols:
+            raise UserError("isp needs look_ahead and finish in (0, 1) and at least one protocol")
+
+    def weak_steps(self, total: int) -> int:
+        """Weak steps of the whole run at T = `total`."""
+        return self.stages * self.weak_masks * max(1, round(self.look_ahead * total))
+
+    def run(self, problem: Problem, sparsity: float) -> Ticket:
+        """The ticket after T steps, or T and the weak steps if these are extra."""
+        weak = self.weak_steps(problem.steps)
+        main = problem.steps - (weak if self.budget == "charged" else 0)
+        prunings = [round((1 - self.finish) * main * (i + 1) / self.stages) for i in range(self.stages)]
+        if main < 1 or prunings[0] < 1 or len(set(prunings)) < self.stages or prunings[-1] >= main:
+            need_steps(problem, self._least(), f"isp with {self.stages} stages of {self.weak_masks} weak masks")
+        state, plan, rate = problem.start(), Cubic(0, self.stages), problem.rate(main)
+        for i, at in enumerate(prunings):
+            target, piece = plan.at(i + 1, sparsity), f"stage-{i + 1}"
+            problem.journal.piece(f"{piece}-train", state, _train_to, problem, state, at, rate)
+            for j in range(self.weak_masks):
+                problem.journal.piece(f"{piece}-weak-{j + 1}", state, self._look, problem, state, target, rate, i, j)
+            problem.journal.piece(f"{piece}-soup", state, self._soup, state, target)
+        problem.journal.piece("finish", state, _train_to, problem, state, main, rate)
+        return problem.ticket(state, budget=self.budget, weak_share=weak / problem.steps)
+
+    def _least(self) -> int:
+        """The smallest T that leaves every stage a step of its own."""
+        total = 1
+        while (main := total - (self.weak_steps(total) if self.budget == "charged" else 0)) < 1 or (
+            (1 - self.finish) * main / self.stages < 1 or round((1 - self.finish) * main) >= main
+        ):
+            total += 1
+            if total > 1_000_000:
+                raise UserError("isp cannot fit at any T: lower stages, weak_masks or look_ahead")
+        return total
+
+    def _look(self, problem: Problem, state: TrainState, target: float, rate: Decay, i: int, j: int) -> None:
+        steps, protocol, now = max(1, round(self.look_ahead * problem.steps)), self._protocol(i, j), rate(state.step)
+        cast_vote(state, problem, steps, target, protocol, lambda step: protocol.rate * now, (i, j))
+
+    def _protocol(self, stage: int, number: int) -> Protocol:
+        return self.protocols[number % len(self.protocols)]
+
+    def _soup(self, state: TrainState, target: float) -> None:
+        plain = keep(magnitude(state.params()), target, within=state.masks)
+        serve(state, self.weak_masks, consensus(state, target) if self.weak_masks else plain)
+
+
+def _train_to(problem: Problem, state: TrainState, step: int, rate: Decay) -> None:
+    train(state, problem, step - state.step, rate=rate)

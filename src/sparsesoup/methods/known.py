@@ -1,0 +1,78 @@
+"""Train the masks of a given ticket: again, on another dataset, or as the start of further pruning."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sparsesoup import masks as algebra
+from sparsesoup.errors import UserError
+from sparsesoup.masks import Masks
+from sparsesoup.masks import sparsity as sparsity_of
+from sparsesoup.methods.gradual import Gradual, pruning, train_with
+from sparsesoup.problem import Problem, need_steps
+from sparsesoup.schedules import Cubic
+from sparsesoup.targets import parameters
+from sparsesoup.ticket import Ticket, fit, load_masks
+from sparsesoup.train import train
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromTicket:
+    """Put a ticket's masks on the pre-trained weights and train; if more sparsity is asked, prune on gradually.
+
+    With --model RUN/model the weights are the ticket's own instead of the checkpoint's. Chen et al. 2020, sec. 4
+    (transfer of subnetworks).
+
+    Args:
+        ticket: run directory, model folder or pruning folder that holds the masks.
+        further: the schedule by which it is pruned on, where the sparsity asked for is above the ticket's.
+    """
+
+    ticket: str = ""
+    further: Gradual = field(default_factory=Gradual)
+
+    def masks(self, problem: Problem) -> Masks:
+        """The ticket's masks under the problem's names.
+
+        Raises: UserError if the ticket is damaged, of other shapes or of another base model.
+        """
+        if not self.ticket:
+            raise UserError("method ticket needs --method.ticket PATH: a run directory or its model folder")
+        masks, facts = load_masks(Path(self.ticket))
+        params = parameters(problem.pretrained, problem.targets)
+        fitted = fit(
+            masks, {n: p.shape for n, p in params.items()}, getattr(problem.pretrained, "base_model_prefix", "")
+        )
+        # The ticket's own weights are no copy of the base model, but are zero where the masks are.
+        own = all(not bool(params[n].detach()[~m].any()) for n, m in fitted.items())
+        if not own and facts.get("origin") != problem.origin():
+            raise UserError(
+                f"foreign ticket: {self.ticket} was drawn from {facts.get('model', 'another model')}, whose prunable "
+                f"weights differ from this model's; take its base model"
+            )
+        if fitted.keys() != params.keys():
+            raise UserError(f"foreign ticket: it says nothing of {min(params.keys() - fitted.keys())}")
+        return {name: fitted[name] for name in params}
+
+    def run(self, problem: Problem, sparsity: float) -> Ticket:
+        """The ticket after T steps."""
+        need_steps(problem, 4, "training a ticket")
+        masks, state = self.masks(problem), problem.start()
+        goal, there = round((1 - sparsity) * algebra.total(masks)), algebra.kept(masks)
+        if goal > there:
+            raise UserError(
+                f"sparsity {sparsity:g} is below the ticket's {sparsity_of(masks):.4f}; ask for that or more"
+            )
+        device = next(iter(state.params().values())).device
+        state.prune_({name: m.to(device) for name, m in masks.items()})
+        if goal == there:
+            problem.journal.piece("train", state, train, state, problem, problem.steps)
+            return problem.ticket(state, ticket=self.ticket)
+        plan = Cubic(
+            round(self.further.start * problem.steps),
+            round(self.further.stop * problem.steps),
+            max(1, round(self.further.every * problem.steps)),
+            initial=sparsity_of(masks),
+        )
+        hook = pruning(plan, sparsity, self.further.pattern, self.further.scope)
+        problem.journal.piece("train", state, train_with, state, problem, hook)
+        return problem.ticket(state, ticket=self.ticket)

@@ -1,0 +1,51 @@
+"""Score once, prune once, train."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sparsesoup.patterns import Block, Element
+from sparsesoup.problem import Problem, need_steps
+from sparsesoup.rng import generator
+from sparsesoup.scores import magnitude, random
+from sparsesoup.select import Scope, keep
+from sparsesoup.ticket import Ticket
+from sparsesoup.train import train
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense:
+    """No pruning: T steps of plain fine-tuning, the row that every table needs."""
+
+    def run(self, problem: Problem, sparsity: float) -> Ticket:
+        """The fine-tuned model with all of its weights; the sparsity must be 0."""
+        if sparsity:
+            raise ValueError(f"dense keeps every weight: sparsity must be 0, got {sparsity}")
+        need_steps(problem, 1, "a run")
+        state = problem.start()
+        problem.journal.piece("train", state, train, state, problem, problem.steps)
+        return problem.ticket(state)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneShot:
+    """Prune the pre-trained weights once, before training, by the best scores.
+
+    Args:
+        score: magnitude (|theta_0|) or random (uniform, the control).
+        pattern: what falls together; 1 x 1 is single weights.
+        scope: who competes with whom.
+    """
+
+    score: Literal["magnitude", "random"] = "magnitude"
+    pattern: Block = Element
+    scope: Scope = "global"
+
+    def run(self, problem: Problem, sparsity: float) -> Ticket:
+        """The ticket after T steps of training with the mask."""
+        need_steps(problem, 1, "a run")
+        state = problem.start()
+        params = state.params()
+        scores = magnitude(params) if self.score == "magnitude" else random(params, generator(problem.seed, "score"))
+        state.prune_(keep(scores, sparsity, pattern=self.pattern, scope=self.scope))
+        problem.journal.piece("train", state, train, state, problem, problem.steps)
+        return problem.ticket(state)

@@ -1,0 +1,220 @@
+"""What a method may touch: a pre-trained model, training and validation rows, a loss, a metric. No test split."""
+
+import copy
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from sparsesoup import masks as algebra
+from sparsesoup.data import Batch, Data
+from sparsesoup.errors import UserError
+from sparsesoup.journal import Journal
+from sparsesoup.meter import Cost, Meter
+from sparsesoup.schedules import Decay
+from sparsesoup.state import TrainState
+from sparsesoup.targets import Targets, fingerprint, parameters
+from sparsesoup.ticket import Ticket
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": functools.partial(torch.optim.AdamW, fused=True),
+    "adam": functools.partial(torch.optim.Adam, fused=True),
+    "sgd": functools.partial(torch.optim.SGD, momentum=0.9),
+    "rmsprop": functools.partial(torch.optim.RMSprop, momentum=0.9),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a model is trained, whatever the method.
+
+    Args:
+        learning_rate: highest learning rate; it rises over the warm-up and falls in a straight line to 0.
+        weight_decay: decay of matrices; biases and norms have none.
+        warmup: share of the steps over which the learning rate rises.
+        batch_size: rows of one optimizer step.
+        accumulation: parts into which a batch is cut to save memory.
+        clip: largest gradient norm; 0 does not clip.
+        precision: no (float32) or bf16 (autocast; weights stay float32).
+        optimizer: adamw, adam, sgd or rmsprop (the last two with momentum 0.9).
+    """
+
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    batch_size: int = 32
+    accumulation: int = 1
+    clip: float = 1.0
+    precision: Literal["no", "bf16"] = "no"
+    optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw"
+
+    def __post_init__(self) -> None:
+        for name, low in (("learning_rate", 0.0), ("weight_decay", 0.0), ("clip", 0.0)):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= low):
+                raise UserError(f"train.{name} must be a number of at least 0, got {getattr(self, name)}")
+        if not 0.0 <= self.warmup < 1.0:
+            raise UserError(f"train.warmup is a share of the steps in [0, 1), got {self.warmup}")
+        if self.batch_size < 1 or not 1 <= self.accumulation <= self.batch_size:
+            raise UserError(
+                f"train.batch_size must be at least 1 and train.accumulation from 1 to it, "
+                f"got {self.batch_size} and {self.accumulation}"
+            )
+
+
+class Observer(Protocol):
+    """Who watches a run: progress bars, a log."""
+
+    def begin(self, label: str, step: int, until: int) -> None: ...
+    def step(self, record: Mapping[str, Any]) -> None: ...
+    def end(self) -> None: ...
+
+
+class Silent:
+    """Watches nothing."""
+
+    def begin(self, label: str, step: int, until: int) -> None:
+        pass
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A pre-trained model and the task it is to be pruned for.
+
+    Args:
+        pretrained: the model, head included; never written to.
+        targets: its prunable parameters.
+        train, validation: rows to learn from, and rows to select by. A method sees no others.
+        loss: (model, batch) -> mean loss of the batch.
+        predict: (model, batch) -> outputs [rows, ...].
+        metric: (outputs, labels) -> named scores, higher = better; the first one selects.
+        steps: T, the steps of one normal fine-tuning.
+        training: learning rate and the like.
+        seed: of everything random.
+        meter, journal, observer: what it costs, what is done, who watches.
+    """
+
+    pretrained: nn.Module
+    targets: Targets
+    train: Data
+    validation: Data
+    loss: Callable[[nn.Module, Batch], Tensor]
+    predict: Callable[[nn.Module, Batch], Tensor]
+    metric: Callable[[Tensor, Tensor], dict[str, float]]
+    steps: int
+    training: Training = field(default_factory=Training)
+    seed: int = 0
+    meter: Meter = field(default_factory=Meter)
+    journal: Journal = field(default_factory=lambda: Journal(Meter()))
+    observer: Observer = field(default_factory=Silent)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which every training row is seen once."""
+        return max(1, len(self.train) // self.training.batch_size)
+
+    def rate(self, total: int | None = None) -> Decay:
+        """Learning rate of a run of `total` steps (default T): warm-up, then down to 0 in a straight line."""
+        total = self.steps if total is None else total
+        return Decay(self.training.learning_rate, round(self.training.warmup * total), total)
+
+    @functools.cached_property
+    def accelerator(self) -> Accelerator:
+        """accelerate's view of this machine: device and precision."""
+        try:
+            accelerator = Accelerator(mixed_precision=self.training.precision)
+        except ValueError:  # another problem of this process has another precision, which accelerate remembers
+            AcceleratorState._reset_state()
+            accelerator = Accelerator(mixed_precision=self.training.precision)
+        if accelerator.num_processes > 1:
+            raise UserError(f"training runs in one process, was launched in {accelerator.num_processes}; use 1")
+        return accelerator
+
+    def start(self) -> TrainState:
+        """A run at its beginning: a copy of the pre-trained model, a fresh optimizer, all weights kept."""
+        model = copy.deepcopy(self.pretrained)
+        decay = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
+        plain = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
+        groups = [{"params": decay, "weight_decay": self.training.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        model = self.accelerator.prepare_model(model)
+        optimizer = OPTIMIZERS[self.training.optimizer]([g for g in groups if g["params"]], lr=0.0)
+        masks = algebra.ones(parameters(model, self.targets))
+        return TrainState(model=model, optimizer=optimizer, targets=self.targets, masks=masks)
+
+    def origin(self) -> str:
+        """Fingerprint of the pre-trained prunable weights: what a ticket of this problem belongs to."""
+        return fingerprint(parameters(self.pretrained, self.targets))
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Scores on the validation rows; on the meter like everything else."""
+        with timed(self.meter, "validation") as cost:
+            return evaluate(self, model, self.validation, cost)
+
+    def ticket(self, state: TrainState, **notes: Any) -> Ticket:
+        """The product of a run, validated."""
+        algebra.apply_(state.params(), state.masks)
+        metrics = self.validate(state.model)
+        weights = {name: t.detach().cpu().clone() for name, t in state.model.state_dict().items()}
+        masks = {name: m.cpu() for name, m in state.masks.items()}
+        return Ticket(masks, weights, metrics, self.meter.to_json(), {**state.notes, **notes})
+
+
+def need_steps(problem: Problem, least: int, why: str) -> None:
+    """Raise a UserError if T is less than a method's schedule needs."""
+    if problem.steps < least:
+        raise UserError(f"{problem.steps} steps are too few: {why} needs at least {least}; raise --steps or --epochs")
+
+
+@contextmanager
+def timed(meter: Meter, label: str) -> Iterator[Cost]:
+    """A cost to fill in; its time is taken and it is charged to the label, also when the block fails."""
+    cost, began = Cost(), time.perf_counter()
+    try:
+        yield cost
+    finally:
+        cost.seconds += time.perf_counter() - began
+        meter.add(label, cost)
+
+
+def evaluate(problem: Problem, model: nn.Module, data: Data, cost: Cost) -> dict[str, float]:
+    """Scores of a model on any rows, in eval mode, without a gradient; what it took is added to `cost`."""
+    training = model.training
+    model.eval()
+    outputs, labels = [], []
+    with torch.no_grad():
+        for indices in data.ordered(2 * problem.training.batch_size):
+            batch = to_device(data.batch(indices), problem.accelerator.device)
+            shape = ("forward", *(tuple(t.shape) for t in batch.values()))
+            out, flops = problem.meter.counted(shape, functools.partial(problem.predict, model, batch))
+            outputs.append(out.float().cpu())
+            labels.append(batch["labels"].cpu())
+            charge(cost, data, indices, flops)
+    model.train(training)
+    return problem.metric(torch.cat(outputs), torch.cat(labels))
+
+
+def charge(cost: Cost, data: Data, indices: list[int], flops: int) -> None:
+    """Add a batch to a cost."""
+    tokens, padding = data.tokens(indices)
+    cost.examples += len(indices)
+    cost.tokens += tokens
+    cost.padding += padding
+    cost.flops += flops
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on the device that the model is on."""
+    return {name: t.to(device, non_blocking=True) for name, t in batch.items()}

@@ -1,0 +1,93 @@
+"""Schedules: step -> sparsity, and step -> learning rate."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Cubic:
+    """Fast early, slow late: s_t = s_f + (s_i - s_f)(1 - t)^3. Zhu & Gupta 2017, eq. 1.
+
+    Args:
+        start, stop: steps between which the sparsity rises.
+        every: steps from one pruning to the next; the one at `stop` is always made.
+        initial: sparsity at `start`.
+    """
+
+    start: int
+    stop: int
+    every: int = 1
+    initial: float = 0.0
+
+    def due(self, step: int) -> bool:
+        """Whether to prune after this step."""
+        return step == self.stop or (self.start <= step < self.stop and (step - self.start) % self.every == 0)
+
+    def at(self, step: int, final: float) -> float:
+        """The sparsity asked for at this step.
+
+        >>> Cubic(0, 10).at(10, 0.9)
+        0.9
+        """
+        t = min(max((step - self.start) / max(self.stop - self.start, 1), 0.0), 1.0)
+        low = min(self.initial, final)
+        return final if t == 1.0 else final + (low - final) * (1.0 - t) ** 3
+
+
+def geometric(cut: float, final: float) -> list[float]:
+    """Sparsities of the rounds that each remove a share `cut` of what remains; the last is exactly `final`.
+
+    >>> [round(s, 3) for s in geometric(0.2, 0.5)]
+    [0.2, 0.36, 0.488, 0.5]
+    """
+    goals, remaining = [], 1.0 - cut
+    while 1.0 - remaining < final - 1e-9:
+        goals.append(1.0 - remaining)
+        remaining *= 1.0 - cut
+    return [*goals, final]
+
+
+@dataclass(frozen=True)
+class Decay:
+    """Learning rate: up from 0 over `warmup` steps, then down in a straight line to 0 at `total`.
+
+    Args:
+        peak: the highest learning rate.
+        warmup: steps of the way up.
+        total: steps of the whole run.
+    """
+
+    peak: float
+    warmup: int
+    total: int
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup:
+            return self.peak * (step + 1) / (self.warmup + 1)
+        return self.peak * max(self.total - step, 0) / max(self.total - self.warmup, 1)
+
+
+@dataclass(frozen=True)
+class Cycles:
+    """Learning rate: re-wound to `peak` at each pruning, falling in a straight line to `low` before the next one.
+
+    Args:
+        peak, low: highest and lowest rate of a cycle; the last cycle falls to 0.
+        start: first step of the first cycle; before it the rate rises from 0.
+        stop: last pruning: from here one long cycle falls to 0 at `total`.
+        every: steps of a cycle.
+        total: steps of the whole run.
+    """
+
+    peak: float
+    low: float
+    start: int
+    stop: int
+    every: int
+    total: int
+
+    def __call__(self, step: int) -> float:
+        if step < self.start:
+            return self.peak * (step + 1) / (self.start + 1)
+        if step >= self.stop:
+            return self.peak * max(self.total - step, 0) / max(self.total - self.stop, 1)
+        return self.peak - (self.peak - self.low) * ((step - self.start) % self.every) / self.every

@@ -1,0 +1,16 @@
+"""Scores that ask the weight alone."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def magnitude(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """|w|. Han et al. 2015, sec. 3."""
+    return {name: p.detach().abs() for name, p in params.items()}
+
+
+def random(params: Mapping[str, Tensor], draw: torch.Generator) -> dict[str, Tensor]:
+    """Uniform in [0, 1), drawn on the CPU so that every device gets the same."""
+    return {name: torch.rand(p.shape, generator=draw).to(p.device) for name, p in params.items()}

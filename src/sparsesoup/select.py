@@ -1,0 +1,195 @@
+"""The one top-k of the library: scores and a sparsity in, masks out."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from sparsesoup.masks import Masks
+from sparsesoup.patterns import Block, Element
+from sparsesoup.threshold import best
+
+Scores = Mapping[str, Tensor]  # parameter name -> [out, in], higher = keep
+Scope = Literal["global", "tensor", "erk", "row", "1:4", "2:4", "4:8"]
+GROUPS = {"1:4": (1, 4), "2:4": (2, 4), "4:8": (4, 8)}  # scope -> (kept, of how many in a row)
+
+
+def keep(
+    scores: Scores,
+    sparsity: float,
+    *,
+    then: Scores | None = None,
+    pattern: Block = Element,
+    scope: Scope = "global",
+    within: Masks | None = None,
+) -> Masks:
+    """The masks that keep the best-scored weights.
+
+    Args:
+        scores: name -> tensor [out, in]; higher = keep.
+        sparsity: share of all weights in `scores` to prune, in [0, 1).
+        then: what decides between equal scores; default nothing.
+        pattern: what is kept or pruned together; a group's score is the mean over its weights in `within`.
+        scope: who competes with whom: all weights, those of a tensor, of a tensor with Erdos-Renyi densities
+            (Evci et al. 2020), of a row, or each four (eight) neighbours of a row, where the sparsity is fixed.
+        within: keep only among these; default all.
+    Returns: name -> bool [out, in]; round((1 - sparsity) * n) True in total. With groups larger than one weight: the
+        best groups as long as no more than that is kept.
+    Raises: ValueError if a score is NaN, the request is impossible, or `within` is already sparser than asked.
+
+    Ties go to the higher `then`, the earlier name, the lower index: the result is the same on every device.
+
+    >>> keep({"w": torch.tensor([[3.0, 1.0, 2.0, 0.0]])}, 0.5)["w"].tolist()
+    [[True, False, True, False]]
+    """
+    _check(scores, sparsity, then, scope, within)
+    if pattern != Element:
+        return _groups(scores, sparsity, then, pattern, scope, within)
+    if scope == "row" or scope in GROUPS:
+        return _rows(scores, sparsity, then, scope, within)
+    alive = {name: torch.count_nonzero(within[name]).item() if within else s.numel() for name, s in scores.items()}
+    masks: Masks = {}
+    for names, budget in _pools(scores, sparsity, scope, alive):
+        room = sum(alive[name] for name in names)
+        if budget > room:
+            what = f"{names[0]}: " if len(names) < len(scores) else ""
+            size = sum(scores[n].numel() for n in names)
+            raise ValueError(
+                f"{what}cannot prune to sparsity {1 - budget / size:.4f}: "
+                f"the masks given are already at {1 - room / size:.4f}"
+            )
+        chosen = best(
+            [scores[n] for n in names],
+            budget,
+            then=[then[n] for n in names] if then else None,
+            alive=[within[n] for n in names] if within else None,
+        )
+        masks |= zip(names, chosen, strict=True)
+    return {name: masks[name] for name in scores}
+
+
+def _check(scores: Scores, sparsity: float, then: Scores | None, scope: str, within: Masks | None) -> None:
+    if not 0.0 <= sparsity < 1.0:
+        raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
+    if scope not in get_args(Scope):
+        raise ValueError(f"unknown scope {scope!r}; allowed: {', '.join(get_args(Scope))}")
+    for what, other in (("then", then), ("within", within)):
+        if other is not None and other.keys() != scores.keys():
+            raise ValueError(f"scores and `{what}` name different parameters: {sorted(scores.keys() ^ other.keys())}")
+    for table in (scores, then or {}):
+        for name, s in table.items():
+            # In pieces, so that the check of a large tensor needs no mask of its own.
+            if s.is_floating_point() and any(bool(part.isnan().any()) for part in s.reshape(-1).split(1 << 22)):
+                raise ValueError(f"score of {name} has NaN")
+
+
+def _pools(scores: Scores, sparsity: float, scope: str, alive: Mapping[str, float]) -> Iterable[tuple[list[str], int]]:
+    sizes = {name: s.numel() for name, s in scores.items()}
+    goal = round((1.0 - sparsity) * sum(sizes.values()))
+    if scope == "global":
+        return [(list(scores), goal)]
+    if scope == "tensor":
+        shares = {name: goal * size / sum(sizes.values()) for name, size in sizes.items()}
+    else:
+        shares = _erdos_renyi(scores, goal, alive)
+    return [([name], count) for name, count in zip(shares, largest_remainder(list(shares.values()), goal), strict=True)]
+
+
+def largest_remainder(shares: Sequence[float], goal: int) -> list[int]:
+    """Whole numbers next to the shares whose sum is `goal`; the largest fractions are rounded up, earlier ones first.
+
+    >>> largest_remainder([1.5, 1.5, 2.0], 5)
+    [2, 1, 2]
+    """
+    floor = [int(s + 1e-9) for s in shares]
+    order = sorted(range(len(shares)), key=lambda i: floor[i] - shares[i])
+    for i in order[: goal - sum(floor)]:
+        floor[i] += 1
+    return floor
+
+
+def _erdos_renyi(scores: Scores, goal: int, alive: Mapping[str, float]) -> dict[str, float]:
+    """Kept weights a tensor, density in proportion to (out + in) / (out * in), none above what is alive."""
+    full: dict[str, float] = {}
+    while True:
+        open_ = {n: float(sum(s.shape)) for n, s in scores.items() if n not in full}
+        rest = goal - sum(full.values())
+        shares = {n: rest * weight / sum(open_.values()) for n, weight in open_.items()}
+        over = {n: float(alive[n]) for n, share in shares.items() if share > alive[n]}
+        if not over:
+            return {n: full[n] if n in full else shares[n] for n in scores}
+        if len(over) == len(open_):
+            raise ValueError(f"`within` leaves fewer than the {goal} weights that are to be kept")
+        full |= over
+
+
+def _rows(scores: Scores, sparsity: float, then: Scores | None, scope: str, within: Masks | None) -> Masks:
+    """Each row, or each few neighbours of a row, keeps its own best."""
+    if scope in GROUPS:
+        count, width = GROUPS[scope]
+        if sparsity != 1 - count / width:
+            raise ValueError(f"scope {scope} fixes the sparsity at {1 - count / width}, asked for {sparsity}")
+    masks: Masks = {}
+    total = sum(s.numel() for s in scores.values())
+    goal, spent, seen = round((1.0 - sparsity) * total), 0, 0
+    for name, s in scores.items():
+        width = GROUPS[scope][1] if scope in GROUPS else s.shape[-1]
+        if s.shape[-1] % width:
+            raise ValueError(f"scope {scope} needs rows of a multiple of {width} weights, {name} has {tuple(s.shape)}")
+        seen += s.numel()
+        budget = round(goal * seen / total) - spent if seen < total else goal - spent
+        spent += budget
+        rows = s.numel() // width
+        counts = torch.tensor(largest_remainder([budget / rows] * rows, budget), device=s.device)
+        masks[name] = _best_of_rows(name, s, width, counts, then, within)
+    return masks
+
+
+def _best_of_rows(
+    name: str, score: Tensor, width: int, counts: Tensor, then: Scores | None, within: Masks | None
+) -> Tensor:
+    rows, alive = score.reshape(-1, width), None if within is None else within[name].reshape(-1, width)
+    if alive is not None and bool((alive.sum(1) < counts).any()):
+        row = int((alive.sum(1) < counts).nonzero()[0])
+        raise ValueError(f"row {row} of {name} cannot keep {int(counts[row])} weights: `within` has fewer left")
+    order = _order(rows, then[name].reshape(-1, width) if then else None, alive)
+    rank = torch.empty_like(order).scatter_(1, order, torch.arange(width, device=score.device).expand_as(order))
+    return (rank < counts[:, None]).reshape(score.shape)
+
+
+def _order(score: Tensor, then: Tensor | None, alive: Tensor | None) -> Tensor:
+    """Indices along the last side, best first; what is not alive comes last."""
+    order = torch.arange(score.shape[-1], device=score.device).expand_as(score)
+    for key in (then, score, alive):  # stable sorts, the least important first
+        if key is not None:
+            key = key.to(torch.uint8) if key.dtype == torch.bool else key
+            order = order.gather(-1, key.gather(-1, order).sort(dim=-1, descending=True, stable=True).indices)
+    return order
+
+
+def _groups(
+    scores: Scores, sparsity: float, then: Scores | None, pattern: Block, scope: str, within: Masks | None
+) -> Masks:
+    if scope == "row" or scope in GROUPS:
+        raise ValueError(f"scope {scope} chooses single weights; a pattern of blocks needs scope global, tensor or erk")
+    weight = {n: (within[n] if within else torch.ones_like(s, dtype=torch.bool)) for n, s in scores.items()}
+    size = {n: pattern.total(w.to(torch.float32), n) for n, w in weight.items()}
+    alive = {n: float(s.sum()) for n, s in size.items()}
+
+    def mean(table: Scores) -> dict[str, Tensor]:
+        return {n: pattern.total(s * weight[n], n) / size[n].clamp_min(1) for n, s in table.items()}
+
+    main, second = mean(scores), mean(then) if then else None
+    masks: Masks = {}
+    for names, budget in _pools(scores, sparsity, scope, alive):
+        if budget > sum(alive[n] for n in names):
+            raise ValueError(f"cannot prune to sparsity {sparsity:.4f}: the masks given are already sparser")
+        flat = {k: torch.cat([t[n].flatten() for n in names]) for k, t in (("s", main), ("n", size))}
+        tie = torch.cat([second[n].flatten() for n in names]) if second else None
+        order = _order(flat["s"], tie, flat["n"] > 0)
+        chosen = torch.zeros_like(flat["s"], dtype=torch.bool)
+        chosen[order] = flat["n"][order].double().cumsum(0) <= budget + 1e-6
+        for n, part in zip(names, chosen.split([main[n].numel() for n in names]), strict=True):
+            masks[n] = pattern.spread(part.view(main[n].shape), scores[n].shape) & weight[n]
+    return {name: masks[name] for name in scores}

@@ -1,0 +1,49 @@
+"""Targets: the parameters that may be pruned, with their role and orientation, resolved once."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+
+@dataclass(frozen=True)
+class Target:
+    """One prunable parameter.
+
+    Args:
+        role: what it does in its block: query, key, value, output, feed-forward in, feed-forward out, or other.
+        shape: its shape.
+        transposed: True where it is stored [in, out] (GPT-2's Conv1D), False for [out, in].
+    """
+
+    role: str
+    shape: tuple[int, ...]
+    transposed: bool = False
+
+
+Targets = dict[str, Target]  # parameter name as in named_parameters() -> target
+
+
+def parameters(model: nn.Module, targets: Mapping[str, Target]) -> dict[str, Parameter]:
+    """The target parameters of a model, looked up fresh by name, in the order of `targets`.
+
+    Raises: ValueError if one is missing or has another shape.
+    """
+    table = dict(model.named_parameters())
+    for name, target in targets.items():
+        if name not in table:
+            raise ValueError(f"the model has no parameter {name}")
+        if tuple(table[name].shape) != target.shape:
+            raise ValueError(f"{name} has shape {tuple(table[name].shape)}, expected {target.shape}")
+    return {name: table[name] for name in targets}
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, shapes and float32 values: the same for every copy of a checkpoint, however it was stored."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(f"{name}{tuple(weights[name].shape)}".encode())
+        digest.update(weights[name].detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,130 @@
+"""The best of many scores without sorting or joining them: sampled pivots, then one pass over the scores.
+
+After Floyd & Rivest 1975, "Expected time bounds for selection": a sorted sample brackets the wanted value, one pass
+counts what lies above and gathers what lies within the bracket, and only that is sorted. Exact whatever the sample.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+PIECE = 1 << 22  # weights looked at together: bounds the memory beside the scores
+SAMPLE = 1 << 16
+
+
+def best(
+    scores: Sequence[Tensor],
+    count: int,
+    *,
+    then: Sequence[Tensor] | None = None,
+    alive: Sequence[Tensor] | None = None,
+) -> list[Tensor]:
+    """Masks that keep exactly the `count` best scores of all the tensors together.
+
+    Ties go to the higher `then`, then the earlier tensor, then the lower index. `alive` bounds the choice.
+    """
+    masks = [torch.zeros_like(s, dtype=torch.bool, memory_format=torch.contiguous_format) for s in scores]
+    room = sum(int(torch.count_nonzero(a)) for a in alive) if alive else sum(s.numel() for s in scores)
+    if count <= 0 or room == 0:
+        return masks
+    level, above = _level(scores, alive, count, room)
+    spare = count - above
+    if then is not None and _at(scores, alive, level) > spare:
+        tied = [(s == level) if alive is None else (s == level) & alive[i] for i, s in enumerate(scores)]
+        masks = best(then, spare, alive=tied)
+        spare = 0
+    for mask, (score, live) in zip(_pieces(masks), _paired(scores, alive), strict=True):
+        larger, equal = score > level, score == level
+        if live is not None:
+            larger, equal = larger & live, equal & live
+        mask |= larger
+        if spare > 0:
+            first = equal.nonzero().flatten()[:spare]
+            mask[first] = True
+            spare -= len(first)
+    return masks
+
+
+def _level(scores: Sequence[Tensor], alive: Sequence[Tensor] | None, count: int, room: int) -> tuple[Tensor, int]:
+    """(the count-th largest score, how many are larger)."""
+    precision = torch.float64 if any(s.dtype == torch.float64 for s in scores) else torch.float32
+    low, high = (torch.tensor(v, dtype=precision, device=scores[0].device) for v in (-torch.inf, torch.inf))
+    above, inside = 0, room  # above: larger than high; inside: from low to high, where the wanted one is
+    narrow = True
+    while bool(low < high):
+        a, b = _bracket(_sample(scores, alive, low, high, inside), (count - above) / inside, narrow)
+        over, among, gathered = _count(scores, alive, high, a, b, room)
+        if count <= above + over:
+            low, inside = torch.nextafter(b, high), over
+        elif count > above + over + among:
+            high, above, inside = torch.nextafter(a, low), above + over + among, inside - over - among
+        elif gathered is not None:
+            value = gathered.sort(descending=True).values[count - above - over - 1]
+            return value, above + over + int(torch.count_nonzero(gathered > value))
+        else:
+            # A bracket that did not shrink is full of ties: take one value as both ends next time.
+            narrow = among < inside
+            low, high, above, inside = a, b, above + over, among
+    return low, above
+
+
+def _bracket(sample: Tensor, share: float, narrow: bool) -> tuple[Tensor, Tensor]:
+    """Two values of the sample between which the wanted one lies, all but surely; one and the same if not narrow."""
+    ordered = sample.sort(descending=True).values
+    slack = 4 * int(len(ordered) ** 0.5) if narrow else 0
+    place = min(int(share * len(ordered)), len(ordered) - 1)
+    return ordered[min(place + slack, len(ordered) - 1)], ordered[max(place - slack, 0)]
+
+
+def _sample(scores: Sequence[Tensor], alive: Sequence[Tensor] | None, low: Tensor, high: Tensor, inside: int) -> Tensor:
+    stride = max(1, inside // SAMPLE)
+    parts = []
+    for score, live in _paired(scores, alive):
+        if live is None and bool(low == -torch.inf) and bool(high == torch.inf):
+            parts.append(score[::stride].to(low.dtype))
+            continue
+        some = (score >= low) & (score <= high)
+        parts.append(score[some if live is None else some & live][::stride].to(low.dtype))
+    return torch.cat(parts)
+
+
+def _count(
+    scores: Sequence[Tensor], alive: Sequence[Tensor] | None, high: Tensor, a: Tensor, b: Tensor, room: int
+) -> tuple[int, int, Tensor | None]:
+    """(how many lie above b up to high, how many from a to b, those from a to b unless they are too many)."""
+    over = among = 0
+    parts: list[Tensor] = []
+    for score, live in _paired(scores, alive):
+        larger, within = score > b, (score >= a) & (score <= b)
+        if bool(high < torch.inf):
+            larger &= score <= high
+        if live is not None:
+            larger, within = larger & live, within & live
+        over += int(torch.count_nonzero(larger))
+        some = int(torch.count_nonzero(within))
+        if among <= room // 16 + SAMPLE and some:
+            parts.append(score[within].to(a.dtype))
+        among += some
+    few = among <= room // 16 + SAMPLE
+    return over, among, torch.cat(parts) if few and parts else None
+
+
+def _at(scores: Sequence[Tensor], alive: Sequence[Tensor] | None, level: Tensor) -> int:
+    return sum(
+        int(torch.count_nonzero((score == level) if live is None else (score == level) & live))
+        for score, live in _paired(scores, alive)
+    )
+
+
+def _pieces(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
+    for t in tensors:
+        yield from t.reshape(-1).split(PIECE)
+
+
+def _paired(scores: Sequence[Tensor], alive: Sequence[Tensor] | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Flat pieces of the scores, at least float32 so that comparing rounds nothing, with the mask of who competes."""
+    masks = _pieces(alive) if alive else None
+    for score in _pieces(scores):
+        exact = score if score.dtype in (torch.float32, torch.float64) else score.to(torch.float32)
+        yield exact, next(masks) if masks else None

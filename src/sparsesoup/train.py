@@ -1,0 +1,203 @@
+"""The training loop. There is one."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from sparsesoup.data import Data
+from sparsesoup.errors import UserError
+from sparsesoup.masks import Masks, apply_, sparsity
+from sparsesoup.meter import Cost
+from sparsesoup.problem import Problem, charge, timed, to_device
+from sparsesoup.rng import fold
+from sparsesoup.state import TrainState
+
+Hook = Callable[[TrainState], None]
+Rate = Callable[[int], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How a short run differs from the main one; None leaves a setting as it is.
+
+    Args:
+        rate: factor on the main run's learning rate at that moment.
+        weight_decay: decay of matrices.
+        dropout: probability of every dropout of the model.
+        share: share of the training rows it sees, drawn anew for each run.
+    """
+
+    rate: float = 1.0
+    weight_decay: float | None = None
+    dropout: float | None = None
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.rate < 0 or not 0 < self.share <= 1:
+            raise UserError(f"a protocol has rate >= 0 and share in (0, 1], got {self.rate} and {self.share}")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise UserError(f"dropout of a protocol lies in [0, 1), got {self.dropout}")
+
+
+def train(
+    state: TrainState,
+    problem: Problem,
+    steps: int,
+    *,
+    stream: tuple[object, ...] = (),
+    rate: Rate | None = None,
+    hooks: Iterable[Hook] = (),
+    penalty: Callable[[TrainState], Tensor] | None = None,
+    label: str = "strong",
+    protocol: Protocol | None = None,
+) -> TrainState:
+    """Train `state` in place for `steps` steps; the masks hold after every one.
+
+    A step: forward, penalty, backward, zero the gradients of dead weights, clip, optimizer step, hooks, masks applied.
+
+    Args:
+        stream: names the order of rows and the noise. Every stream goes on at `state.step`, so that a rewound run sees
+            the same rows again and training in two halves is training at once.
+        rate: step -> learning rate; default the problem's own decay over T.
+        hooks: called after each step; may prune, remember, halt, not train.
+        penalty: added to the loss.
+        label: what the steps are charged to.
+        protocol: settings that differ from the problem's.
+    Raises: UserError at the first step whose loss is not finite, with the state as it was before that step.
+    """
+    rate = problem.rate() if rate is None else rate
+    hooks = tuple(hooks)
+    until = problem.journal.begin(state, state.step + steps)
+    data = problem.train if protocol is None else problem.train.share(protocol.share, problem.seed, *stream)
+    order = data.batches(problem.training.batch_size, state.step, problem.seed, *stream)
+    state.model.train()
+    params, masks, gone = state.params(), None, 0.0
+    apply_(params, state.masks)
+    problem.observer.begin(label, state.step, until)
+    with _settings(state, protocol), torch.random.fork_rng():
+        for indices in islice(order, max(until - state.step, 0)):
+            with timed(problem.meter, label) as cost:
+                torch.manual_seed(fold(problem.seed, "noise", *stream, state.step))
+                now = rate(state.step)
+                _rate(state, now)
+                loss = _gradients(state, problem, data, indices, penalty, cost)
+                _update(state, problem, params, loss, label)
+                cost.steps += 1
+                state.step += 1
+                for hook in hooks:
+                    hook(state)
+                _zero(params, state.masks)
+            if state.masks is not masks:
+                masks, gone = state.masks, sparsity(state.masks)
+            problem.observer.step({"step": state.step, "label": label, "loss": loss, "rate": now, "sparsity": gone})
+            if state.halt:
+                break
+            problem.journal.tick(state, until)
+    problem.observer.end()
+    return state
+
+
+def _rate(state: TrainState, rate: float) -> None:
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+
+
+def _zero(tensors: Mapping[str, Tensor], masks: Masks) -> None:
+    # A product, not masked_fill_: it takes half the time.
+    with torch.no_grad():
+        for name, mask in masks.items():
+            if name in tensors:
+                tensors[name].mul_(mask)
+
+
+def _update(state: TrainState, problem: Problem, params: dict[str, Parameter], loss: float, label: str) -> None:
+    if not math.isfinite(loss):
+        state.optimizer.zero_grad(set_to_none=True)
+        raise UserError(
+            f"the loss is {loss} at step {state.step + 1} ({label}); finished pieces are kept. "
+            f"Lower --train.learning_rate (now {problem.training.learning_rate:g}) or check the data"
+        )
+    # Before clipping: what dead weights would have liked must not spend the norm of the living.
+    _zero({name: p.grad for name, p in params.items() if p.grad is not None}, state.masks)
+    if problem.training.clip:
+        problem.accelerator.clip_grad_norm_(state.model.parameters(), problem.training.clip)
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+
+
+def _gradients(
+    state: TrainState,
+    problem: Problem,
+    data: Data,
+    indices: list[int],
+    penalty: Callable[[TrainState], Tensor] | None,
+    cost: Cost,
+) -> float:
+    """Gradients of the mean loss over the rows `indices`, in parts; the loss."""
+    parts = list(_parts(indices, problem.training.accumulation))
+    return sum(_backward(state, problem, data, part, len(part) / len(indices), penalty, cost) for part in parts)
+
+
+def _parts(indices: list[int], count: int) -> Iterator[list[int]]:
+    size = -(-len(indices) // count)
+    for i in range(0, len(indices), size):
+        yield indices[i : i + size]
+
+
+def _backward(
+    state: TrainState,
+    problem: Problem,
+    data: Data,
+    indices: list[int],
+    weight: float,
+    penalty: Callable[[TrainState], Tensor] | None,
+    cost: Cost,
+) -> float:
+    batch = to_device(data.batch(indices), problem.accelerator.device)
+
+    def work() -> float:
+        loss = problem.loss(state.model, batch)
+        if penalty is not None:
+            loss = loss + penalty(state)
+        problem.accelerator.backward(loss * weight)
+        return float(loss.detach())
+
+    loss, flops = problem.meter.counted(("train", *(tuple(t.shape) for t in batch.values())), work)
+    charge(cost, data, indices, flops)
+    return loss * weight
+
+
+@contextmanager
+def _settings(state: TrainState, protocol: Protocol | None) -> Iterator[None]:
+    """The protocol's weight decay and dropout, for the time of a run."""
+    decays = [group["weight_decay"] for group in state.optimizer.param_groups]
+    drops = dropouts(state.model) if protocol and protocol.dropout is not None else []
+    try:
+        for group in state.optimizer.param_groups:
+            if protocol and protocol.weight_decay is not None and group["weight_decay"] is not None:
+                group["weight_decay"] = protocol.weight_decay if group["params"][0].dim() > 1 else 0.0
+        for owner, name, _ in drops:
+            setattr(owner, name, protocol.dropout if protocol else None)
+        yield
+    finally:
+        for group, decay in zip(state.optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
+        for owner, name, value in drops:
+            setattr(owner, name, value)
+
+
+def dropouts(model: nn.Module) -> list[tuple[nn.Module, str, float]]:
+    """Every dropout probability of a model: (module, attribute, value); attention keeps some as plain numbers."""
+    found: list[tuple[nn.Module, str, float]] = []
+    for module in model.modules():
+        for name in ("p", "dropout", "attention_dropout", "dropout_p", "drop_prob"):
+            value = getattr(module, name, None)
+            if isinstance(value, float) and (name != "p" or isinstance(module, nn.modules.dropout._DropoutNd)):
+                found.append((module, name, value))
+    return found

@@ -1,0 +1,78 @@
+"""A tiny real problem that every method can be run on in a second."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from sparsesoup.data import Batch, Data
+from sparsesoup.journal import Journal
+from sparsesoup.meter import Meter
+from sparsesoup.problem import Problem, Training
+from sparsesoup.rng import generator
+from sparsesoup.targets import Target
+
+torch.set_num_threads(1)
+
+
+class Net(nn.Module):
+    """Two square hidden layers with dropout between an input layer and a head that stay dense."""
+
+    def __init__(self, width: int = 20) -> None:
+        super().__init__()
+        self.embed = nn.Linear(8, width)
+        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
+        self.wide = nn.Linear(width, 3 * width)
+        self.head = nn.Linear(3 * width, 3)
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x).relu()
+        for block in self.blocks:
+            x = self.dropout(block(x).relu()) + x
+        return self.head(self.wide(x).relu())
+
+
+def collate(rows: Any) -> Batch:
+    x, y = zip(*rows, strict=True)
+    return {"x": torch.stack(x), "labels": torch.stack(y)}
+
+
+def rows(count: int, seed: int) -> Data:
+    draw = generator(seed, "rows")
+    x = torch.randn(count, 8, generator=draw)
+    y = (x[:, :3] + 0.5 * x[:, 3:6] * x[:, 5:8]).argmax(1)
+    return Data(list(zip(x, y, strict=True)), collate)
+
+
+def tiny(**changes: Any) -> Problem:
+    """A problem with 1,600 prunable weights that is learnt in a second."""
+    seed = changes.pop("seed", 0)
+    torch.manual_seed(1)
+    net = Net()
+    names = ["blocks.0.weight", "blocks.1.weight", "wide.weight"]
+    targets = {n: Target("other", tuple(p.shape)) for n, p in net.named_parameters() if n in names}
+    meter = changes.pop("meter", Meter())
+    plain: dict[str, Any] = {
+        "pretrained": net,
+        "targets": targets,
+        "train": rows(256, 2),
+        "validation": rows(96, 3),
+        "loss": lambda model, batch: functional.cross_entropy(model(batch["x"]), batch["labels"]),
+        "predict": lambda model, batch: model(batch["x"]),
+        "metric": lambda outputs, labels: {"accuracy": float((outputs.argmax(1) == labels).float().mean())},
+        "steps": 60,
+        "training": Training(learning_rate=1e-2, batch_size=16),
+        "seed": seed,
+        "meter": meter,
+        "journal": Journal(meter),
+    }
+    return Problem(**(plain | changes))
+
+
+@pytest.fixture
+def problem() -> Callable[..., Problem]:
+    return tiny
