@@ -1,21 +1,28 @@
 """A tiny real problem that every method can be run on in a second."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from sparsesoup.data import Batch, Data
 from sparsesoup.journal import Journal
 from sparsesoup.meter import Meter
-from sparsesoup.problem import Problem, Training
+from sparsesoup.masks import Masks
+from sparsesoup.problem import Problem, Silent, Training
 from sparsesoup.rng import generator
+from sparsesoup.state import TrainState
 from sparsesoup.targets import Target
 
 torch.set_num_threads(1)
+# The same examples on every machine; to hunt for new ones: --hypothesis-profile=default.
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("suite")
 
 
 class Net(nn.Module):
@@ -76,3 +83,45 @@ def tiny(**changes: Any) -> Problem:
 @pytest.fixture
 def problem() -> Callable[..., Problem]:
     return tiny
+
+
+def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two tables of tensors are equal to the bit, signs of zeros included."""
+    return one.keys() == other.keys() and all(
+        t.dtype == other[n].dtype
+        and t.shape == other[n].shape
+        and t.contiguous().reshape(-1).view(torch.uint8).equal(other[n].contiguous().reshape(-1).view(torch.uint8))
+        for n, t in one.items()
+    )
+
+
+class Watch(Silent):
+    """An observer that keeps the records of all steps, and the masks that the run took with what they cut."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.pruned: list[Masks] = []
+        self.state: TrainState | None = None
+        self.before: list[dict[str, Tensor]] = []  # the weights just before each pruning
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        self.records.append(dict(record))
+
+    def curve(self, name: str, label: str = "strong") -> list[Any]:
+        return [r[name] for r in self.records if r["label"] == label]
+
+
+@contextmanager
+def watched() -> Iterator[Watch]:
+    """A Watch that also sees every call of `TrainState.prune_`, which goes on to do its work."""
+    watch, plain = Watch(), TrainState.prune_
+
+    def prune_(state: TrainState, masks: Masks) -> None:
+        watch.before.append({n: p.detach().clone() for n, p in state.params().items()})
+        plain(state, masks)
+        watch.pruned.append({n: m.clone() for n, m in masks.items()})
+        watch.state = state
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainState, "prune_", prune_)
+        yield watch

@@ -1,0 +1,27 @@
+"""sparsesoup: lottery-ticket-quality sparse subnetworks of pre-trained transformers.
+
+>>> from sparsesoup import prune
+>>> run = prune("isp", model="minilm", dataset="docstrings", sparsity=0.9, steps=200)  # doctest: +SKIP
+>>> run.report["validation"], run.path / "model"  # doctest: +SKIP
+"""
+
+from typing import Any
+
+__all__ = ["SparsityCallback", "hold_zeros", "prune", "score_on_test"]
+
+
+def __getattr__(name: str) -> Any:
+    # transformers takes a second to import, which `import sparsesoup.masks` should not pay.
+    if name in ("prune", "score_on_test"):
+        import sparsesoup.python
+
+        return getattr(sparsesoup.python, name)
+    if name == "SparsityCallback":
+        from sparsesoup.hub.callback import SparsityCallback
+
+        return SparsityCallback
+    if name == "hold_zeros":
+        from sparsesoup.hold import hold_zeros
+
+        return hold_zeros
+    raise AttributeError(f"module 'sparsesoup' has no attribute {name!r}")

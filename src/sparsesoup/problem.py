@@ -70,7 +70,7 @@ class Training:
 
 
 class Observer(Protocol):
-    """Who watches a run: progress bars, a log."""
+    """Who watches a run: progress bars, a log. A step with an empty record is progress with nothing to note."""
 
     def begin(self, label: str, step: int, until: int) -> None: ...
     def step(self, record: Mapping[str, Any]) -> None: ...
@@ -194,14 +194,18 @@ def evaluate(problem: Problem, model: nn.Module, data: Data, cost: Cost) -> dict
     training = model.training
     model.eval()
     outputs, labels = [], []
+    batches = data.ordered(2 * problem.training.batch_size)
+    problem.observer.begin("validation", 0, len(batches))
     with torch.no_grad():
-        for indices in data.ordered(2 * problem.training.batch_size):
+        for indices in batches:
             batch = to_device(data.batch(indices), problem.accelerator.device)
             shape = ("forward", *(tuple(t.shape) for t in batch.values()))
             out, flops = problem.meter.counted(shape, functools.partial(problem.predict, model, batch))
             outputs.append(out.float().cpu())
             labels.append(batch["labels"].cpu())
             charge(cost, data, indices, flops)
+            problem.observer.step({})
+    problem.observer.end()
     model.train(training)
     return problem.metric(torch.cat(outputs), torch.cat(labels))
 

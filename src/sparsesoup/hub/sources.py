@@ -114,11 +114,11 @@ def training_splits(source: Source, task: Task, seed: int) -> tuple[Dataset, Dat
     return _carve(rows, seed, "validation")
 
 
-def open_test(source: Source, task: Task, seed: int) -> dict[str, Dataset]:
+def open_test(source: Source, task: Task) -> dict[str, Dataset]:
     """The test rows by name (`test`; MNLI's are `matched` and `mismatched`); no method may call this.
 
     GLUE's official validation split is the test split; elsewhere a labelled `test`, else `validation`; a dataset with a
-    training split alone has a tenth of it carved out, which `training_splits` leaves out. `seed` changes none of that.
+    training split alone has a tenth of it carved out, which `training_splits` leaves out.
     """
     if not _needs_carving(source, task):
         names = _test_names(source, task)

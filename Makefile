@@ -1,0 +1,34 @@
+# Two commands set everything up on a fresh machine with Python 3.11 or later: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check bench table clean
+
+demo: $(READY)
+	$(BIN)/python benchmarks/demo.py
+
+test: check
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+
+# What a step, a mask and a selection cost, each against its plain counterpart in one process.
+bench: $(READY)
+	$(BIN)/python benchmarks/cost.py
+
+# The tables of the README and docs, redrawn from benchmarks/results/.
+table: $(READY)
+	$(BIN)/python benchmarks/tables.py
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) runs build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,193 @@
+"""The command line: prune, test, show, methods, apply."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from importlib.metadata import version
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sparsesoup.errors import UserError
+
+USAGE = """sparsesoup: lottery-ticket-quality sparse subnetworks of pre-trained transformers
+
+  sparsesoup prune METHOD [--model M] [--dataset D] [--sparsity S] [--steps N | --epochs X] [--seed N] [--out DIR]
+                          [--config recipe.yaml] [--method.FIELD V] [--train.FIELD V] ...
+                          draw a ticket; the same command again goes on after a kill
+  sparsesoup test RUN     score on the test split, written into the run's report once
+  sparsesoup show RUN     sparsity by matrix, cost by label, agreement, where it came from
+  sparsesoup methods [NAME]                      the table; one method with its settings, defaults, source
+  sparsesoup apply TICKET --model M --out DIR    the mask alone makes any copy of the base model sparse
+
+`sparsesoup prune --help` has the common settings, `sparsesoup prune isp --help` also those of isp.
+With nothing but a method it prunes the embedded model on the embedded dataset (pip install 'sparsesoup[demo]').
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is 0, 2 for bad input, 130 when interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0 if given else 2
+    if given[0] == "--version":
+        print(f"sparsesoup {version('sparsesoup')}")
+        return 0
+    try:
+        return _run(given[0], given[1:])
+    except KeyboardInterrupt:
+        return _say("interrupted; the same command goes on from the last save", 130)
+    except BrokenPipeError:
+        # The reader of a pipe (head) has gone; flushing what is left at exit would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except UserError as error:
+        return _say(str(error))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _say(f"the disk is full ({error.filename or 'while writing'}); free space and repeat the command")
+        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EPERM):
+            return _say(f"cannot write {error.filename}: {error.strerror}; give another --out")
+        raise
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "prune": _prune,
+        "test": _test,
+        "show": _show,
+        "methods": _methods,
+        "apply": _apply,
+    }
+    if command not in commands:
+        raise UserError(f"unknown command {command!r}; allowed: {', '.join(commands)} (see `sparsesoup --help`)")
+    commands[command](arguments)
+    return 0
+
+
+def _prune(arguments: list[str]) -> None:
+    from sparsesoup.recipe import parser_for
+    from sparsesoup.run import from_arguments
+
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(parser_for(None).format_help(), end="")
+        return
+    run = from_arguments(arguments, Console(stderr=True))
+    report, scores = run.report, _scores(run.report["validation"])
+    reached = report["sparsity"]
+    print(f"{report['method']}: {reached['kept']} of {reached['total']} weights kept, validation {scores}")
+    print(f"report  {run.path / 'report.html'}")
+    print(f"model   {run.path / 'model'}")
+
+
+def _test(arguments: list[str]) -> None:
+    from sparsesoup.run import test
+
+    options = _options("test", "Score a run on the test split, once; later calls read what was written.", arguments)
+    run = test(options.RUN, Console(stderr=True))
+    scores = run.report["test"]
+    if all(isinstance(value, dict) for value in scores.values()):
+        for part, table in scores.items():
+            print(f"test {part}: {_scores(table)}")
+    else:
+        print(f"test: {_scores(scores)}")
+
+
+def _show(arguments: list[str]) -> None:
+    from sparsesoup.show import show_run
+
+    options = _options("show", "Print what a run found: sparsity by matrix, cost, agreement, origin.", arguments)
+    show_run(options.RUN, Console())
+
+
+def _apply(arguments: list[str]) -> None:
+    from sparsesoup.hub.apply import apply
+
+    options = _options("apply", "Make a copy of the base model sparse by a ticket's masks.", arguments, apply=True)
+    kept, total = apply(options.RUN, options.model, options.out, options.other_weights)
+    print(f"{kept} of {total} prunable weights kept; model written to {options.out}")
+
+
+def _options(command: str, about: str, arguments: list[str], apply: bool = False) -> Any:
+    import argparse
+    from pathlib import Path
+
+    class OneLine(argparse.ArgumentParser):
+        def error(self, message: str) -> Any:
+            raise UserError(f"{message}; see `sparsesoup {command} --help`")
+
+    parser = OneLine(prog=f"sparsesoup {command}", description=about)
+    parser.add_argument("RUN", type=Path, metavar="TICKET" if apply else "RUN", help="a run directory")
+    if apply:
+        parser.add_argument("--model", required=True, help="the base model: Hub id, folder, or minilm")
+        parser.add_argument("--out", required=True, type=Path, help="folder to write; must not exist")
+        parser.add_argument(
+            "--other-weights", action="store_true", help="also on a model whose weights differ from the ticket's base"
+        )
+    return parser.parse_args(arguments)
+
+
+def _methods(arguments: list[str]) -> None:
+    from sparsesoup.recipe import method_named
+
+    console = Console()
+    if arguments and arguments[0] in ("-h", "--help"):
+        print("sparsesoup methods [NAME]: the table of methods; one method with its settings, defaults and source")
+    elif arguments:
+        method_named(arguments[0])
+        _one_method(arguments[0], console)
+    else:
+        _all_methods(console)
+
+
+def _all_methods(console: Console) -> None:
+    from sparsesoup.methods import TABLE
+
+    table = Table("method", "what it does", "cost in T", "source", box=None, pad_edge=False)
+    for name, row in TABLE.items():
+        table.add_row(name, row.summary, row.cost, row.source)
+    console.print(table)
+    console.print("\nT: the steps of one normal fine-tuning. `sparsesoup methods NAME` has the settings of one.")
+
+
+def _one_method(name: str, console: Console) -> None:
+    from docstring_parser import parse
+
+    from sparsesoup.methods import METHODS, TABLE
+
+    method, row = METHODS[name], TABLE[name]
+    text = parse(type(method).__doc__ or "")
+    meaning = {p.arg_name: p.description or "" for p in text.params}
+    console.print(f"[bold]{name}[/bold]: {row.summary}\n", highlight=False)
+    console.print(f"{text.short_description}\n{text.long_description or ''}".strip(), highlight=False)
+    console.print(f"\ncost    {row.cost} (in T)\nsource  {row.source or 'plain fine-tuning'}\n", highlight=False)
+    settings = fields(method)  # type: ignore[arg-type]
+    table = Table("setting", "default", "meaning", box=None, pad_edge=False)
+    for f in settings:
+        table.add_row(f"--method.{f.name.replace('_', '-')}", _plain(getattr(method, f.name)), meaning.get(f.name, ""))
+    console.print(table if settings else "no settings of its own")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "\n".join(_plain(v) for v in value)
+    if hasattr(value, "__dataclass_fields__"):
+        return ", ".join(f"{f.name} {getattr(value, f.name)}" for f in fields(value))
+    return str(value)
+
+
+def _scores(table: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in table.items())
+
+
+def _say(message: str, code: int = 2) -> int:
+    print(f"sparsesoup: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

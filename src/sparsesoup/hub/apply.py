@@ -1,0 +1,45 @@
+"""A ticket's masks on another copy of its base model."""
+
+from pathlib import Path
+
+from sparsesoup import masks as algebra
+from sparsesoup.errors import UserError
+from sparsesoup.files import whole
+from sparsesoup.hub.models import load_as_saved, load_tokenizer, save_model
+from sparsesoup.targets import fingerprint
+from sparsesoup.ticket import find, fit, load_masks, save_masks
+
+
+def apply(ticket: Path, model: str, out: Path, other_weights: bool = False) -> tuple[int, int]:
+    """Write a sparse copy of a model, made so by the ticket's masks alone; (weights kept, weights in the masks).
+
+    Args:
+        ticket: run directory, model folder or pruning folder.
+        model: the ticket's base model: Hub id, folder, or minilm.
+        out: folder to write, which must not exist.
+        other_weights: allow a model whose weights are not those the ticket was drawn from (a fine-tuned one).
+    Raises: UserError if the ticket is damaged, does not fit, or the weights differ.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out} is there already; give a folder that does not exist")
+    masks, facts = load_masks(ticket)
+    copy = load_as_saved(model)
+    params = dict(copy.named_parameters())
+    prefix = str(facts.get("base_model_prefix", ""))
+    fitted = fit(masks, {name: p.shape for name, p in params.items()}, prefix)
+    # The fingerprint speaks of the names that the ticket uses.
+    own = dict(zip(masks, fitted, strict=True))
+    if not other_weights and facts.get("origin") != fingerprint({n: params[own[n]] for n in masks}):
+        raise UserError(
+            f"foreign ticket: {find(ticket)} was drawn from {facts.get('model')}, whose weights differ from those of "
+            f"{model}; take its base model, or say --other-weights to prune these all the same"
+        )
+    algebra.apply_({name: params[name] for name in fitted}, fitted)
+    kept, total = algebra.kept(fitted), algebra.total(fitted)
+    brief = {"method": facts.get("method"), "base_model": model, "masks": "pruning/masks.safetensors"}
+    with whole(out) as temporary:
+        numbers = {"sparsity": algebra.sparsity(fitted), "kept": kept, "total": total}
+        tokenizer = load_tokenizer(model)
+        save_model(copy, copy.state_dict(), temporary, tokenizer, brief | numbers)
+        save_masks(temporary / "pruning", fitted, {**facts, "model": model})
+    return kept, total

@@ -1,0 +1,53 @@
+"""Fine-tune a pruned model with the Trainer of transformers: its zeros stay."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from sparsesoup.hold import hold_zeros
+from sparsesoup.masks import Masks
+from sparsesoup.ticket import fit, load_masks, save_masks
+
+
+class SparsityCallback(TrainerCallback):
+    """Keeps the zeros of a pruned model while the Trainer fine-tunes it, through clipping, decay and resumption.
+
+    The masks are also written beside each checkpoint, in its `pruning` folder.
+
+    Args:
+        ticket: run directory, model folder or pruning folder that holds the masks; or the masks themselves.
+
+    >>> trainer = Trainer(model, args, train_dataset=rows, callbacks=[SparsityCallback("run")])  # doctest: +SKIP
+    """
+
+    def __init__(self, ticket: str | Path | Masks) -> None:
+        self.facts: dict[str, Any] = {}
+        if isinstance(ticket, dict):
+            self.masks = ticket
+        else:
+            self.masks, self.facts = load_masks(Path(ticket))
+        self._stop: Any = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take hold of model and optimizer, which the Trainer has made by now."""
+        model, optimizer = kwargs["model"], kwargs["optimizer"]
+        shapes = {name: p.shape for name, p in model.named_parameters()}
+        self.masks = fit(self.masks, shapes, getattr(model, "base_model_prefix", ""))
+        self._stop = hold_zeros(model, getattr(optimizer, "optimizer", optimizer), self.masks)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let go: the model can be saved, copied and pickled like any other."""
+        if self._stop is not None:
+            self._stop()
+            self._stop = None
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write the masks beside the checkpoint."""
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / "pruning"
+        facts = {k: v for k, v in self.facts.items() if k not in ("kept", "total", "format")}
+        save_masks(folder, self.masks, facts)

@@ -1,0 +1,56 @@
+"""Which parameters of a transformer may be pruned: the linear weights inside its repeated blocks, with their roles."""
+
+import re
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from sparsesoup.errors import UserError
+from sparsesoup.targets import Target, Targets
+
+# Role -> what the parameter's path inside its block ends in; BERT, RoBERTa, ELECTRA, DeBERTa, DistilBERT, ViT, CLIP,
+# GPT-2, LLaMA and their kin. A linear weight that none of them names is pruned all the same, with the role "other".
+ROLES = {
+    "query": r"(query(_proj)?|q_lin|q_proj|\.q)",
+    "key": r"(key(_proj)?|k_lin|k_proj|\.k)",
+    "value": r"(value(_proj)?|v_lin|v_proj|\.v)",
+    "query-key-value": r"(c_attn|qkv|in_proj|query_key_value)",
+    "output": r"((attention|attn|self_attn)\.(output\.dense|dense|out_proj|out_lin|o_proj|c_proj|proj)|\.out_lin)",
+    "feed-forward in": r"(intermediate\.dense|ffn\.lin1|\bfc1|c_fc|up_proj|linear1|\.wi|\bffn)",
+    "feed-forward gate": r"(gate_proj)",
+    "feed-forward out": r"(output\.dense|ffn\.lin2|\bfc2|mlp\.c_proj|down_proj|linear2|\.wo|\bffn_output)",
+}
+NOT_LINEAR = (nn.Embedding, nn.modules.conv._ConvNd, nn.LayerNorm, nn.RMSNorm)
+
+
+def prunable(model: PreTrainedModel) -> Targets:
+    """The prunable parameters of a model, in its own order.
+
+    The rule: every matrix (or stack of matrices) below a list of repeated blocks of the base model. So embeddings,
+    norms, biases, position tables beside the blocks (DeBERTa's rel_embeddings), pooler and task head are none.
+
+    Raises: UserError if the model has no repeated blocks.
+    """
+    base = getattr(model, model.base_model_prefix, model)
+    blocks = [name for name, module in base.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
+    outer = [b for b in blocks if not any(b.startswith(f"{other}.") for other in blocks)]
+    prefix = f"{model.base_model_prefix}." if base is not model else ""
+    owners = dict(model.named_modules())
+    targets: Targets = {}
+    for name, parameter in model.named_parameters():
+        inside = any(name.startswith(f"{prefix}{block}.") for block in outer)
+        owner = owners[name.rpartition(".")[0]]
+        if inside and parameter.dim() >= 2 and not isinstance(owner, NOT_LINEAR):
+            targets[name] = Target(_role(name), tuple(parameter.shape), transposed=isinstance(owner, Conv1D))
+    if not targets:
+        raise UserError(
+            f"found nothing to prune in {type(model).__name__}: expected linear weights inside a list of repeated "
+            f"blocks; take a transformer encoder such as BERT"
+        )
+    return targets
+
+
+def _role(name: str) -> str:
+    path = name.removesuffix(".weight").removesuffix("_weight")
+    return next((role for role, ending in ROLES.items() if re.search(f"{ending}$", path)), "other")

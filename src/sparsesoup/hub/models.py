@@ -1,0 +1,152 @@
+"""Pre-trained models and tokenizers from the Hub, a folder or the embedded package; and pruned ones written back."""
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+import transformers
+from huggingface_hub.errors import HfHubHTTPError
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import logging as messages
+
+from sparsesoup.errors import UserError
+from sparsesoup.hub.embedded import embedded_model
+from sparsesoup.hub.tasks import Task
+from sparsesoup.rng import fold
+
+EMBEDDED = "minilm"
+PATIENCE = 5.0  # seconds to wait for the Hub
+
+
+def locate(model: str) -> str:
+    """The folder or Hub id behind a model's name; a run directory stands for its model folder."""
+    if model == EMBEDDED:
+        return str(embedded_model())
+    for folder in (Path(model) / "model", Path(model)):
+        if (folder / "config.json").is_file():
+            return str(folder)
+    if Path(model).exists():
+        raise UserError(f"model {model} is a folder without config.json; give what save_pretrained wrote, or a Hub id")
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise UserError(f"no model at {model}: no such folder")
+    return model
+
+
+def hub_answers(model: str) -> bool:
+    """Whether the Hub says anything about this model within seconds; a refusal is an answer too."""
+    try:
+        huggingface_hub.HfApi().model_info(model, timeout=PATIENCE)
+    except HfHubHTTPError:
+        return True
+    except Exception:
+        # No name server, a time-out, offline mode: the error differs by the version of the HTTP library.
+        return False
+    return True
+
+
+def _options(where: str, remote_code: bool) -> dict[str, Any]:
+    # Without an answer transformers would try for half a minute; a cached copy is found at once.
+    local = Path(where).exists() or not hub_answers(where)
+    return {"pretrained_model_name_or_path": where, "local_files_only": local, "trust_remote_code": remote_code}
+
+
+def load_classifier(model: str, task: Task, seed: int, remote_code: bool = False) -> PreTrainedModel:
+    """A sequence classifier (one output for regression) in float32, its new head drawn from the seed.
+
+    Only safetensors are read; code of the checkpoint runs only if `remote_code` says so.
+    Raises: UserError if there is no such model, or none that classifies sequences.
+    """
+    options = _options(locate(model), remote_code)
+    classes = list(task.labels) or ["score"]
+    with _reading(model):
+        config = AutoConfig.from_pretrained(
+            **options,
+            num_labels=len(classes),
+            id2label=dict(enumerate(classes)),
+            label2id={name: i for i, name in enumerate(classes)},
+            problem_type="single_label_classification" if task.labels else "regression",
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(fold(seed, "head"))
+            # A checkpoint may be stored in bf16, which transformers 5 would keep: fine-tuning needs float32.
+            loaded = AutoModelForSequenceClassification.from_pretrained(
+                **options,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+            )
+    return loaded
+
+
+def load_as_saved(model: str) -> PreTrainedModel:
+    """The model in the class and precision that its checkpoint names, no head added."""
+    options = _options(locate(model), False)
+    with _reading(model):
+        config = AutoConfig.from_pretrained(**options)
+        name = (config.architectures or ["AutoModel"])[0]
+        kind = getattr(transformers, name, transformers.AutoModel)
+        return kind.from_pretrained(**options, dtype="auto", use_safetensors=True)
+
+
+def load_tokenizer(model: str, remote_code: bool = False) -> Any:
+    """The model's tokenizer; one without a padding token pads with its end-of-text token."""
+    with _reading(model):
+        tokenizer = AutoTokenizer.from_pretrained(**_options(locate(model), remote_code))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def save_model(
+    model: PreTrainedModel, weights: Mapping[str, Tensor], folder: Path, tokenizer: Any, facts: Mapping[str, Any]
+) -> None:
+    """Write a stock model folder: `from_pretrained` of transformers alone loads it, its pruned weights exactly zero.
+
+    Args:
+        model: the pre-trained model, which gives class and config; not changed.
+        weights: the state to save.
+        facts: what goes into `config.json` as `pruning_config` (a serving engine refuses other known keys).
+    """
+    product = copy.deepcopy(model).cpu()
+    product.load_state_dict(dict(weights))
+    product.config.pruning_config = dict(facts)
+    with quiet():
+        product.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def _reading(model: str) -> Iterator[None]:
+    """Turns what transformers says of a model that cannot be read into one line."""
+    try:
+        with quiet():
+            yield
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(
+            f"cannot load model {model!r}: {first[:200]}; give a folder with config.json and model.safetensors, "
+            f"a Hub id that can be reached, or {EMBEDDED} (pip install 'sparsesoup[demo]')"
+        ) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and no notes of transformers on the terminal inside the block."""
+    level, bars = messages.get_verbosity(), messages.is_progress_bar_enabled()
+    messages.set_verbosity_error()
+    messages.disable_progress_bar()
+    try:
+        yield
+    finally:
+        messages.set_verbosity(level)
+        if bars:
+            messages.enable_progress_bar()

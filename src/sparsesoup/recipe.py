@@ -1,0 +1,247 @@
+"""Settings of a run: declared once, in dataclasses; flags, recipes (YAML) and run.yaml follow from them."""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from sparsesoup.errors import UserError
+from sparsesoup.hub.build import Place
+from sparsesoup.methods import METHODS, TABLE, Method
+from sparsesoup.problem import Training
+
+ELSEWHERE = (
+    "data_root",
+    "dataset",
+    "seed",
+    "trust_remote_code",
+)  # in the path of a run, or of this machine: not in the key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amount:
+    """How much to prune, and how long to train.
+
+    Args:
+        sparsity: share of the encoder's weights to remove, in [0, 1); default 0.9, for `ticket` the ticket's own.
+        steps: T, the steps of one fine-tuning; default from epochs.
+        epochs: T in passes over the training rows, where steps are not given.
+    """
+
+    sparsity: float | None = None
+    steps: int | None = None
+    epochs: float = 3.0
+
+    def __post_init__(self) -> None:
+        if self.sparsity is not None and not 0.0 <= self.sparsity < 1.0:
+            hint = f"; for {self.sparsity:g} % say {self.sparsity / 100:g}" if 1.0 < self.sparsity < 100.0 else ""
+            raise UserError(f"sparsity is the share of weights removed, in [0, 1), got {self.sparsity:g}{hint}")
+        if self.steps is not None and self.steps < 1:
+            raise UserError(f"steps must be at least 1, got {self.steps}")
+        if not self.epochs > 0:
+            raise UserError(f"epochs must be above 0, got {self.epochs:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All that decides a run.
+
+    Args:
+        name: of the method.
+        method: the method with its own settings.
+        amount, place, train: how much, which model and data, how it is trained.
+    """
+
+    name: str
+    method: Method
+    amount: Amount = field(default_factory=Amount)
+    place: Place = field(default_factory=Place)
+    train: Training = field(default_factory=Training)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as in a recipe."""
+        flat = dataclasses.asdict(self.place) | dataclasses.asdict(self.amount)
+        method = {"name": self.name, **dataclasses.asdict(self.method)}  # type: ignore[call-overload]
+        return json.loads(json.dumps({"method": method, **flat, "train": dataclasses.asdict(self.train)}))
+
+    def key(self) -> str:
+        """Ten hex digits of the settings that differ from their defaults, apart from dataset and seed."""
+        own, plain = self.to_dict(), Settings(name=self.name, method=METHODS[self.name]).to_dict()
+        changed = {k: v for k, v in _flat(own).items() if v != _flat(plain).get(k) and k not in ELSEWHERE}
+        return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:10]
+
+    def command(self) -> str:
+        """The command line that repeats the run."""
+        own, plain = _flat(self.to_dict()), _flat(Settings(name=self.name, method=METHODS[self.name]).to_dict())
+        flags = [
+            f"--{name.replace('_', '-')} {_quoted(value)}"
+            for name, value in own.items()
+            if value != plain.get(name) and name != "method.name"
+        ]
+        return " ".join(["sparsesoup prune", self.name, *flags])
+
+
+def method_named(name: str) -> Method:
+    """The method of that name; UserError with the nearest names if there is none."""
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else "see `sparsesoup methods`"
+        raise UserError(f"unknown method {name!r}; {hint} (allowed: {', '.join(METHODS)})")
+    return METHODS[name]
+
+
+def parser_for(name: str | None) -> ArgumentParser:
+    """The parser of `prune`, with the own settings of a method if one is named."""
+    parser = Parser(prog=f"sparsesoup prune {name or 'METHOD'}", description=_description(name))
+    parser.add_argument("--config", type=str, help="recipe (YAML); flags win over it")
+    parser.add_argument("--out", type=str, default="runs", help="folder that run directories are put in")
+    parser.add_argument("--save_every", type=float, default=10.0, help="seconds between saves to resume from, at least")
+    parser.add_class_arguments(Amount)
+    parser.add_class_arguments(Place)
+    parser.add_argument("--train", type=Training, default=Training())
+    if name:
+        parser.add_argument("--method", type=type(method_named(name)), default=method_named(name))
+    return parser
+
+
+def read(arguments: Sequence[str]) -> tuple[Settings, Namespace]:
+    """(settings, the other flags) from the arguments of `prune`: a method's name, flags, a recipe under --config."""
+    arguments = [_normal(a) for a in arguments]
+    arguments = _columns_as_list(arguments)
+    given = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
+    recipe = _recipe(arguments)
+    name = _method_name(given, recipe)
+    parser = parser_for(name)
+    if recipe:
+        arguments = [*_as_flags(recipe), *arguments]
+    chosen = parser.parse_args(arguments)
+    ready = parser.instantiate(chosen)
+
+    def part(kind: type) -> Any:
+        return kind(**{f.name: ready[f.name] for f in dataclasses.fields(kind)})
+
+    settings = Settings(name=name, method=ready.method, amount=part(Amount), place=part(Place), train=ready.train)
+    return settings, chosen
+
+
+def dump(settings: Settings) -> str:
+    """The recipe that repeats a run, every setting in it."""
+    head = "# every setting of this run; `sparsesoup prune --config run.yaml` repeats it\n"
+    return head + yaml.safe_dump(settings.to_dict(), sort_keys=False)
+
+
+class Parser(ArgumentParser):
+    """jsonargparse's parser with flags in dashes and errors in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the message as a UserError, with the nearest flags for an unknown one."""
+        cause: BaseException | None = ex
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__ or cause.__context__
+        if isinstance(cause, UserError):
+            raise cause
+        text = " ".join(message.split())
+        unknown = re.search(r"unrecognized arguments: (--\S+)", text, re.IGNORECASE)
+        if unknown:
+            flag = unknown.group(1).split("=")[0].replace("_", "-")
+            flags = [o.replace("_", "-") for a in self._actions for o in a.option_strings if o.startswith("--")]
+            near = difflib.get_close_matches(flag, flags, n=3, cutoff=0.5)
+            own = [f for f in flags if f.startswith("--method.") and not f.endswith(".help")]
+            hint = f"did you mean {' or '.join(near)}?" if near else "see --help"
+            listed = f" (the method has {', '.join(own)})" if flag.startswith("--method.") and own else ""
+            text = f"unknown setting {flag}; {hint}{listed}"
+        raise UserError(re.sub(r"Parser key \"?([\w.]+)\"?:", r"setting \1:", text)) from ex
+
+    def format_help(self) -> str:
+        """The help with `--data-root` rather than `--data_root`."""
+        return re.sub(r"--[a-z][\w.]*", lambda m: m.group().replace("_", "-"), super().format_help())
+
+
+def _description(name: str | None) -> str:
+    if name:
+        return f"{TABLE[name].summary}. {(type(METHODS[name]).__doc__ or '').split(chr(10))[0]}"
+    return f"Draw a sparse subnetwork. METHOD is one of: {', '.join(METHODS)}; `prune METHOD --help` has its settings."
+
+
+def _normal(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    flag, equals, value = argument.partition("=")
+    return "--" + flag[2:].replace("-", "_") + equals + value
+
+
+def _columns_as_list(arguments: list[str]) -> list[str]:
+    """`--text-columns a,b` as the list that the parser takes."""
+    done = list(arguments)
+    for i, argument in enumerate(done):
+        flag, equals, value = argument.partition("=")
+        if flag == "--text_columns":
+            at, text = (i, value) if equals else (i + 1, done[i + 1] if i + 1 < len(done) else "")
+            if text and not text.startswith("["):
+                done[at] = (f"{flag}=" if equals else "") + json.dumps(text.split(","))
+    return done
+
+
+def _recipe(arguments: list[str]) -> dict[str, Any]:
+    paths = [a.partition("=")[2] or (arguments[i + 1] if i + 1 < len(arguments) else "") for i, a in
+             enumerate(arguments) if a.partition("=")[0] == "--config"]  # fmt: skip
+    if not paths:
+        return {}
+    path = Path(paths[-1])
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read recipe {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(recipe, dict):
+        raise UserError(f"recipe {path} must be a table of settings, such as a run's run.yaml")
+    return recipe
+
+
+def _method_name(given: str | None, recipe: dict[str, Any]) -> str:
+    own = recipe.get("method")
+    written = own.get("name") if isinstance(own, dict) else own
+    if isinstance(own, dict):
+        recipe["method"] = {k: v for k, v in own.items() if k != "name"}
+    else:
+        recipe.pop("method", None)
+    if given and written and given != written:
+        raise UserError(f"the recipe is for method {written}, the command line says {given}; name one of them")
+    name = given or written
+    if not name:
+        raise UserError(f"no method named; say `sparsesoup prune METHOD`, one of {', '.join(METHODS)}")
+    method_named(str(name))
+    return str(name)
+
+
+def _as_flags(recipe: dict[str, Any]) -> list[str]:
+    """A recipe as flags, so that both are checked in one place."""
+    flags = []
+    for name, value in recipe.items():
+        if isinstance(value, dict) and name in ("train", "method"):
+            flags += [f"--{name}.{key}={json.dumps(v)}" for key, v in value.items()]
+        else:
+            flags.append(f"--{name}={value if isinstance(value, str) else json.dumps(value)}")
+    return flags
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _quoted(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if re.fullmatch(r"[\w./:@%+-]+", text) else "'" + text.replace("'", "'\\''") + "'"

@@ -1,0 +1,283 @@
+"""What every method promises (DESIGN.md, Contracts), for every row of the table of methods."""
+
+import functools
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Watch, same, tiny, watched
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sparsesoup import masks as algebra
+from sparsesoup.data import Batch
+from sparsesoup.errors import UserError
+from sparsesoup.masks import Masks
+from sparsesoup.methods import METHODS, TABLE, FromTicket, Method
+from sparsesoup.problem import Problem, Training
+from sparsesoup.scores import magnitude
+from sparsesoup.select import keep
+from sparsesoup.targets import parameters
+from sparsesoup.ticket import Ticket, save_masks
+
+SHORT: dict[str, dict[str, Any]] = {  # settings for the rows whose defaults need more than the tiny problem's 60 steps
+    "imp": {"cut": 0.5},
+    "imp-rewind": {"cut": 0.5},
+    "lr-rewind": {"cut": 0.5},
+    "isp": {"stages": 3, "weak_masks": 3},
+    "isp-paper": {"stage": 0.05, "cut": 0.3, "weak_masks": 2, "weak_steps": 3},
+    "isp-code": {"stage": 0.2, "weak": 0.2, "cut": 0.3, "weak_masks": 3, "warmup": 5},
+}
+SPARSE = [name for name, row in TABLE.items() if not row.dense]
+SPARSITIES = (0.0, 0.317, 0.5, 0.9)
+CHANGING = [name for name in SPARSE if name not in ("random", "magnitude", "imp")]  # prune with live momentum
+OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop")
+
+
+@dataclass(frozen=True)
+class Run:
+    ticket: Ticket
+    problem: Problem
+    watch: Watch
+    before: dict[str, Tensor]  # the pre-trained weights before the run
+    losses: int  # forward passes in train mode
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tickets")
+
+
+def method(name: str, folder: Path) -> Method:
+    if name != "ticket":
+        return replace(METHODS[name], **SHORT.get(name, {}))
+    problem, where = tiny(), folder / "half"
+    masks = keep(magnitude(parameters(problem.pretrained, problem.targets)), 0.2)
+    if not where.exists():
+        save_masks(where, masks, {"origin": problem.origin()})
+    return FromTicket(ticket=str(where))
+
+
+@functools.lru_cache
+def run(name: str, sparsity: float, folder: Path, seed: int = 0, copy: int = 0, optimizer: str = "adamw") -> Run:
+    losses = 0
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        nonlocal losses
+        losses += model.training
+        return functional.cross_entropy(model(batch["x"]), batch["labels"])
+
+    rate = {"adamw": 1e-2, "adam": 1e-2, "sgd": 5e-2, "rmsprop": 1e-3}[optimizer]
+    with watched() as watch:
+        settings = Training(learning_rate=rate, batch_size=16, weight_decay=0.1, optimizer=optimizer)
+        problem = tiny(training=settings, seed=seed, observer=watch, loss=loss)
+        before = {n: t.clone() for n, t in problem.pretrained.state_dict().items()}
+        ticket = method(name, folder).run(problem, sparsity)
+    return Run(ticket, problem, watch, before, losses)
+
+
+def least_sparsity(name: str, sparsity: float) -> float:
+    return max(sparsity, 0.2) if name == "ticket" else sparsity  # its ticket is 20 % sparse, and cannot go back
+
+
+@pytest.mark.parametrize("sparsity", SPARSITIES)
+@pytest.mark.parametrize("name", SPARSE)
+def test_the_ticket_keeps_exactly_the_asked_number_and_the_rest_is_plus_zero(
+    name: str, sparsity: float, folder: Path
+) -> None:
+    sparsity = least_sparsity(name, sparsity)
+    ticket = run(name, sparsity, folder).ticket
+    assert algebra.kept(ticket.masks) == round((1 - sparsity) * 2000)
+    for target, mask in ticket.masks.items():
+        assert mask.dtype == torch.bool
+        gone = ticket.weights[target][~mask]
+        assert not gone.any(), f"{target} holds pruned weights"
+        assert not gone.signbit().any(), f"{target} holds -0.0"
+        assert ticket.weights[target][mask].all(), f"{target} holds a kept weight of exactly 0"
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_the_masks_follow_the_order_and_shapes_of_the_targets(name: str, folder: Path) -> None:
+    done = run(name, 0.5, folder)
+    assert [(n, tuple(m.shape)) for n, m in done.ticket.masks.items()] == [
+        (n, t.shape) for n, t in done.problem.targets.items()
+    ]
+    assert done.ticket.weights.keys() == done.problem.pretrained.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_the_pretrained_model_is_never_written_to(name: str, folder: Path) -> None:
+    done = run(name, 0.5, folder)
+    assert same(done.problem.pretrained.state_dict(), done.before)
+    assert not any(
+        t.data_ptr() in {p.data_ptr() for p in done.problem.pretrained.parameters()}
+        for t in done.ticket.weights.values()
+    )
+    moved = [n for n, t in done.ticket.weights.items() if not t.equal(done.before[n])]
+    assert "head.weight" in moved  # the ticket's weights were trained
+
+
+@pytest.mark.parametrize("name", [*SPARSE, "dense"])
+def test_the_same_seed_gives_the_same_bits(name: str, folder: Path) -> None:
+    sparsity = 0.0 if name == "dense" else 0.5
+    torch.manual_seed(5)
+    one = run(name, sparsity, folder)
+    torch.manual_seed(6)
+    torch.rand(7)
+    two = run(name, sparsity, folder, copy=1)
+    assert same(one.ticket.masks, two.ticket.masks)
+    assert same(one.ticket.weights, two.ticket.weights)
+    assert one.ticket.metrics == two.ticket.metrics
+    assert one.ticket.notes == two.ticket.notes
+
+
+@pytest.mark.parametrize("name", [*SPARSE, "dense"])
+def test_another_seed_gives_another_run(name: str, folder: Path) -> None:
+    sparsity = 0.0 if name == "dense" else 0.5
+    one, two = run(name, sparsity, folder).ticket, run(name, sparsity, folder, seed=1).ticket
+    assert not same(one.weights, two.weights)
+    by_weights_alone = name in ("magnitude", "dense")
+    assert same(one.masks, two.masks) == by_weights_alone
+
+
+@pytest.mark.parametrize("name", [*SPARSE, "dense"])
+def test_every_step_is_on_the_meter(name: str, folder: Path) -> None:
+    done = run(name, 0.0 if name == "dense" else 0.9, folder)
+    steps = {label: cost["steps"] for label, cost in done.ticket.cost.items() if label != "validation"}
+    seen = [r["label"] for r in done.watch.records]
+    assert steps == {label: seen.count(label) for label in set(seen)}
+    assert sum(steps.values()) == done.losses
+    rows = {label: cost["examples"] for label, cost in done.ticket.cost.items()}
+    assert all(rows[label] == 16 * count for label, count in steps.items())
+    assert rows["validation"] == 96
+    # One step of the tiny net: forward once, backward twice, less the gradient that nobody asks of the input.
+    each = 16 * (6 * (8 * 20 + 20 * 20 * 2 + 20 * 60 + 60 * 3) - 2 * 8 * 20)
+    assert all(done.ticket.cost[label]["flops"] == each * count for label, count in steps.items())
+    assert all(cost["seconds"] > 0 for cost in done.ticket.cost.values())
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.9])
+@pytest.mark.parametrize("name", SPARSE)
+def test_a_mask_only_shrinks(name: str, sparsity: float, folder: Path) -> None:
+    watch = run(name, sparsity, folder).watch
+    assert watch.pruned
+    for early, late in zip(watch.pruned, watch.pruned[1:], strict=False):
+        assert all(not (late[n] & ~early[n]).any() for n in early)
+    assert same(watch.pruned[-1], run(name, sparsity, folder).ticket.masks)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("name", CHANGING)
+def test_no_optimizer_revives_a_pruned_weight_or_its_moments(name: str, optimizer: str, folder: Path) -> None:
+    done = run(name, 0.5, folder, optimizer=optimizer)
+    state, masks = done.watch.state, done.ticket.masks
+    assert state is not None
+    assert algebra.kept(masks) == 1000
+    params, moments = state.params(), 0
+    for target, mask in masks.items():
+        assert not done.ticket.weights[target][~mask].any()
+        for value in state.optimizer.state[params[target]].values():
+            if isinstance(value, Tensor) and value.shape == mask.shape:
+                moments += 1
+                assert not value[~mask].any()
+                assert value[mask].any()
+    assert moments == len(masks) * {"adamw": 2, "adam": 2, "sgd": 1, "rmsprop": 2}[optimizer]
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_no_run_asks_for_more_than_it_was_given(name: str, folder: Path) -> None:
+    done = run(name, 0.5, folder)
+    assert done.watch.records[-1]["sparsity"] == pytest.approx(done.ticket.sparsity)
+    assert done.watch.records[-1]["step"] == done.problem.steps - (
+        done.ticket.cost["weak"]["steps"] if name == "isp" else 0
+    )
+
+
+def test_the_dense_product_is_dense(folder: Path) -> None:
+    ticket = run("dense", 0.0, folder).ticket
+    assert algebra.kept(ticket.masks) == algebra.total(ticket.masks) == 2000
+    assert ticket.sparsity == 0.0
+    with pytest.raises(ValueError, match=r"dense keeps every weight: sparsity must be 0, got 0\.5"):
+        METHODS["dense"].run(tiny(), 0.5)
+    assert [name for name, row in TABLE.items() if row.dense] == ["dense"]
+
+
+NEEDY: dict[str, dict[str, Any]] = {
+    "isp": {},
+    "isp-no-soup": {},
+    "isp-paper": {},
+    "isp-code": {},
+    "gmp-star": {},
+    "imp-rewind": {},
+    "gradual": {},
+}
+ODD: list[tuple[str, dict[str, Any]]] = [
+    ("isp", {"stages": 1, "weak_masks": 0}),
+    ("isp", {"stages": 2, "weak_masks": 1, "finish": 0.9}),
+    ("isp", {"budget": "extra"}),
+    ("isp", {"stages": 3, "finish": 0.05}),
+    ("gmp-star", {"stop": 0.9}),
+    ("gmp-star", {"prunings": 2}),
+    ("gmp-star", {"start": 0.6, "prunings": 5}),
+    ("imp-rewind", {"rewind": 0.9}),
+    ("isp-paper", {"cut": 0.4}),
+    ("isp-code", {"cut": 0.5, "near": 0.0}),
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), [*NEEDY.items(), *ODD])
+def test_too_few_steps_are_refused_with_the_least_number_that_runs(name: str, settings: dict[str, Any]) -> None:
+    chosen = replace(METHODS[name], **settings)
+
+    def least(steps: int) -> int:
+        with pytest.raises(UserError, match=r"^\d+ steps are too few: .* needs at least \d+; raise --steps") as caught:
+            chosen.run(tiny(steps=steps), 0.7)
+        assert "\n" not in str(caught.value)
+        return int(re.findall(r"needs at least (\d+)", str(caught.value))[0])
+
+    number = least(0)
+    assert least(number - 1) == number
+    ticket = chosen.run(tiny(steps=number), 0.7)
+    assert algebra.kept(ticket.masks) == 600
+    assert ticket.cost["strong"]["steps"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("gmp-star", {}),
+        ("gmp-star", {"stop": 0.9}),
+        ("gradual", {"start": 0.45, "stop": 0.5}),
+        ("isp", {"look_ahead": 0.035}),
+    ],
+)
+def test_every_number_of_steps_either_runs_to_the_asked_sparsity_or_is_refused(
+    name: str, settings: dict[str, Any]
+) -> None:
+    ran = 0
+    for steps in range(4, 60):
+        try:
+            ticket = replace(METHODS[name], **settings).run(tiny(steps=steps), 0.7)
+        except UserError as error:
+            assert f"{steps} steps are too few" in str(error)
+            continue
+        ran += 1
+        assert algebra.kept(ticket.masks) == 600, f"at {steps} steps"
+        assert sum(c["steps"] for c in ticket.cost.values()) == steps
+    assert ran > 5
+
+
+@pytest.mark.parametrize("sparsity", [1.0, -0.1, 1.5, float("nan")])
+@pytest.mark.parametrize("name", SPARSE)
+def test_an_impossible_sparsity_is_refused(name: str, sparsity: float, folder: Path) -> None:
+    with pytest.raises(ValueError, match="sparsity"):
+        method(name, folder).run(tiny(), sparsity)
+
+
+def test_a_subset_of_masks_is_told_from_another() -> None:
+    masks: Masks = {"w": torch.tensor([True, False])}
+    assert not same(masks, {"w": torch.tensor([False, False])})
+    assert not same({"w": torch.tensor([0.0])}, {"w": torch.tensor([-0.0])})
