@@ -7,14 +7,14 @@ READY := $(VENV)/.ready
 .PHONY: demo test check bench table clean
 
 demo: $(READY)
-	$(BIN)/python benchmarks/demo.py
+	$(BIN)/python examples/demo.py
 
 test: check
 	$(BIN)/python -m pytest
 
 check: $(READY)
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples
 	$(BIN)/mypy
 
 # What a step, a mask and a selection cost, each against its plain counterpart in one process.

@@ -4,36 +4,34 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
-from sparsesoup.errors import UserError
+from sparsesoup import show
 from sparsesoup.files import write_text
 from sparsesoup.schedules import geometric
 
-REPORT, LOG, PAGE, FORMAT = "report.json", "log.jsonl", "report.html", 1
-COSTS = ("steps", "examples", "tokens", "padding", "flops", "seconds")
-NEEDED: dict[str, type | tuple[type, ...]] = {
-    "method": str, "model": str, "dataset": str, "seed": int, "steps": int, "settings": dict, "sparsity": dict,
-    "validation": dict, "cost": dict, "matrices": list, "notes": dict, "command": str, "versions": dict, "machine": str,
-}  # fmt: skip
+LOG, PAGE = "log.jsonl", "report.html"
 KNOWN_NOTES = ("stages", "budget", "weak_share", "rounds")
 BARS = 40  # a longer list of bars is no picture
-POINTS = 500  # of one curve: more than a screen shows, few enough for a page to stay small
-# Colours that a browser replaces by those of the page, light or dark: no chart draws with them otherwise.
+POINTS = 400  # of one curve: more than a page shows, few enough for it to stay small
+# Stand-ins that the page replaces by its own colours, light or dark: no chart draws with them otherwise.
 INK, FAINT, LINES = "#010101", "#010102", {"strong": "#010103", "weak": "#010104", "search": "#010105"}
 VARIABLES = {INK: "ink", FAINT: "faint"} | {colour: label for label, colour in LINES.items()}
+NAMES = {"strong": "strong: the main training", "weak": "weak: look-ahead runs", "search": "search: earlier rounds"}
+MARK = "#D55E00"
 STYLE = {
     "svg.fonttype": "none", "font.family": "DejaVu Sans", "font.size": 9.5, "text.parse_math": False,
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": FAINT, "xtick.color": FAINT, "ytick.color": FAINT,
     "xtick.labelcolor": INK, "ytick.labelcolor": INK, "grid.color": FAINT, "grid.alpha": 0.35, "axes.grid": True,
     "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9.5,
-    "axes.titlelocation": "left", "grid.linewidth": 0.6, "legend.frameon": False, "lines.solid_capstyle": "round",
+    "axes.titlelocation": "left", "grid.linewidth": 0.6, "legend.frameon": False,
 }  # fmt: skip
 
 
@@ -42,24 +40,41 @@ def write_report(run: Path) -> Path:
 
     The same input gives the same bytes. Raises: UserError if report.json is missing or damaged.
     """
-    facts, (log, unread) = read_report(run), _read_log(Path(run) / LOG)
+    run = Path(run)
+    facts, (log, unread) = show.read_report(run), _read_log(run / LOG)
     text = (resources.files("sparsesoup") / "report.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent, "flop": flop, "duration": duration, "plain": _plain}
-    table = grid(facts["matrices"])
-    soup = soup_stages(facts)
-    page = environment.from_string(text).render(
-        run=facts, headline=headline(facts), validation=flat(facts["validation"]), test=flat(facts.get("test")),
-        scored={"validation": first(facts["validation"]), "test": first(facts.get("test"))},
-        dense=is_dense(facts), cost=facts["cost"], total=total(facts), bars=_cost_bars(facts), times=times_dense(facts),
-        curves=_curves(log) if log else "", steps=len(log), unread=unread, grid=table,
-        heat=_heat(table) if table and not is_dense(facts) else "", least=min(density(facts), key=lambda m: m[1]),
-        matrices=sorted(density(facts), key=lambda m: m[1])[:BARS], most=max(d for _, d in density(facts)),
-        soup=soup, agreement=_agreement(soup) if soup else "", settings=_dotted(facts["settings"]),
-        others={k: v for k, v in facts["notes"].items() if k not in KNOWN_NOTES},
-    )  # fmt: skip
-    write_text(Path(run) / PAGE, page)
-    return Path(run) / PAGE
+    filters = {"percent": show.percent, "flop": show.flop, "duration": show.duration, "plain": _plain}
+    environment.filters.update(filters)
+    page = environment.from_string(text).render(_scores(facts) | _charts(facts, log) | {
+        "run": facts, "steps": len(log), "unread": unread, "headline": show.headline(facts),
+        "total": show.total(facts), "bars": _cost_bars(facts), "settings": _dotted(facts["settings"]),
+        "origin": _origin(facts), "noted": _noted(facts["notes"]),
+        "others": {k: v for k, v in facts["notes"].items() if k not in KNOWN_NOTES},
+    })  # fmt: skip
+    write_text(run / PAGE, page)
+    return run / PAGE
+
+
+def _scores(facts: Mapping[str, Any]) -> dict[str, Any]:
+    test = facts.get("test")
+    return {
+        "validation": show.flat(facts["validation"]), "test": show.flat(test), "times": show.times_dense(facts),
+        "dense": show.is_dense(facts),
+    }  # fmt: skip
+
+
+def _charts(facts: Mapping[str, Any], log: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the template draws by itself, and the charts that it is given; an empty one has nothing to show."""
+    table, soup = show.grid(facts["matrices"]), show.soup_stages(facts)
+    rows = sorted(show.density(facts), key=lambda row: row[1])
+    curves = _svg("curves", 4.0, lambda f: _draw_curves(f, log), "Loss and sparsity over the steps") if log else ""
+    heat = ""
+    if table and not show.is_dense(facts):
+        heat = _svg("heat", 0.8 + 0.29 * len(table), lambda f: _draw_heat(f, table), "Weights kept by layer and role")
+    votes = _svg("soup", 2.9, lambda f: _draw_soup(f, soup), "Agreement of the weak masks by stage") if soup else ""
+    return {"curves": curves, "heat": heat, "agreement": votes, "soup": soup, "matrices": rows[:BARS],
+            "count": len(rows), "least": rows[0], "most": rows[-1]}  # fmt: skip
 
 
 def _read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -82,14 +97,38 @@ def _dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by dotted names, as on the command line."""
     found: dict[str, Any] = {}
     for key, value in table.items():
-        found |= _dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+        nested = isinstance(value, Mapping) and value
+        found |= _dotted(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return found
+
+
+def _origin(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the run comes from; what a report does not say is left out."""
+    keys = {"model": "model", "head": "head", "dataset": "dataset", "dataset_fingerprint": "data fingerprint",
+            "train_rows": "training rows", "validation_rows": "validation rows", "seed": "seed",
+            "steps": "T, steps of one training", "machine": "machine"}  # fmt: skip
+    told = {name: facts[key] for key, name in keys.items() if facts.get(key) is not None}
+    return told | dict(facts["versions"]) | {"report format": facts["format"]}
+
+
+def _noted(notes: Mapping[str, Any]) -> list[str]:
+    """The notes that we know the meaning of, as sentences."""
+    found, budget = [], notes.get("budget")
+    if "rounds" in notes:
+        found.append(f"Rounds of pruning, each after a training of its own: {_plain(notes['rounds'])}.")
+    if "weak_share" in notes:
+        share = notes["weak_share"]
+        found.append(f"Weak steps: {show.percent(share) if isinstance(share, float) else _plain(share)} of T.")
+    if budget is not None:
+        kinds = {"charged": "weak steps are part of the T steps.", "extra": "weak steps come on top of the T steps."}
+        found.append(f"Budget {_plain(budget)}" + f": {kinds.get(str(budget), 'of a kind unknown here.')}")
     return found
 
 
 def _cost_bars(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     """This run, a dense one and IMP, each as parts of the longest; none where there is nothing to compare."""
-    dense = _dense_flops(facts)
-    if not dense or is_dense(facts):
+    dense = show.dense_flops(facts)
+    if not dense or show.is_dense(facts):
         return []
     rounds = len(geometric(0.2, facts["sparsity"]["asked"])) + 1
     mine = {k: v["flops"] for k, v in facts["cost"].items() if k != "validation" and v["flops"]}
@@ -105,3 +144,106 @@ def _cost_bars(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def _svg(name: str, height: float, draw: Callable[[Any], None], what: str) -> Markup:
+    """A chart as inline SVG in the page's own colours and font, the same for the same data."""
+    import matplotlib.style  # here, not above: it takes longer to import than all the rest
+    from matplotlib.figure import Figure
+
+    out = io.StringIO()
+    with matplotlib.style.context(["default", STYLE | {"svg.hashsalt": name}]):
+        figure = Figure(figsize=(9.2, height), layout="constrained")
+        draw(figure)
+        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(out, format="svg", transparent=True, metadata=metadata)
+    text = out.getvalue()[out.getvalue().index("<svg") :]
+    # Several charts share a page: each needs its own ids.
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text).replace("'DejaVu Sans'", "var(--font)")
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, f"var(--{variable})")
+    return Markup(text.replace("<svg ", f'<svg role="img" aria-label="{escape(what)}" ', 1))
+
+
+def _stretches(log: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[int], list[float]]]:
+    """(label, positions, losses) of each stretch of training that never goes back; the main one outlives forks."""
+    under_way: dict[str, tuple[list[int], list[float]]] = {}
+    last: dict[str, float] = {}
+    for place, row in enumerate(log, start=1):
+        label = row["label"]
+        broken = label != "strong" and under_way.get(label, ([place - 1], []))[0][-1] < place - 1
+        if label in under_way and (broken or row["step"] <= last[label]):
+            yield (label, *under_way.pop(label))
+        last[label] = row["step"]
+        places, losses = under_way.setdefault(label, ([], []))
+        places.append(place)
+        losses.append(row["loss"])
+    for label, (places, losses) in under_way.items():
+        yield label, places, losses
+
+
+def _smooth(values: Sequence[float], span: float) -> list[float]:
+    """Exponential mean over about `span` values, without the pull of a made-up start."""
+    mean, weight, found = 0.0, 0.0, []
+    for value in values:
+        if math.isfinite(value):
+            mean, weight = mean + (value - mean) / span, weight + (1 - weight) / span
+        found.append(mean / weight if weight else math.nan)
+    return found
+
+
+def _draw_curves(figure: Any, log: list[dict[str, Any]]) -> None:
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[5, 2])
+    drawn: set[str] = set()
+    for label, places, losses in _stretches(log):
+        values, every = _smooth(losses, max(4.0, len(log) / 60)), -(-len(log) // POINTS)
+        points = [(x, y) for i, (x, y) in enumerate(zip(places, values, strict=True)) if i % every == 0]
+        gaps = [(b - 0.5, math.nan) for (a, _), (b, _) in pairwise(points) if b - a > every]
+        name = None if label in drawn else NAMES.get(label, label)
+        look = {"color": LINES.get(label, INK), "linewidth": 1.1 if label == "weak" else 1.7, "label": name}
+        # A stretch of one point has no line: it needs a dot to be seen.
+        above.plot(*zip(*sorted(points + gaps), strict=True), marker="." if len(points) == 1 else "", **look)
+        drawn.add(label)
+    above.set(ylabel="training loss, smoothed")
+    if drawn != {"strong"}:
+        above.legend(loc="upper right")
+    gone = [100 * row["sparsity"] for row in log]
+    turns = [i for i in range(len(gone)) if i in (0, len(gone) - 1) or gone[i - 1] != gone[i]]
+    x, y = [i + 1 for i in turns], [gone[i] for i in turns]
+    below.fill_between(x, y, step="post", color=LINES["strong"], alpha=0.18, linewidth=0)
+    below.step(x, y, where="post", color=LINES["strong"], linewidth=1.4)
+    below.set(ylim=(0, 100), ylabel="removed, %", xlabel="position in the log (steps of all kinds, as they were made)")
+
+
+def _draw_heat(figure: Any, table: dict[str, dict[str, float]]) -> None:
+    from matplotlib.patches import Rectangle
+
+    axes, roles = figure.subplots(), list(dict.fromkeys(role for row in table.values() for role in row))
+    cells = {(i, roles.index(role)): d for i, row in enumerate(table.values()) for role, d in row.items()}
+    values = [[cells.get((i, j), math.nan) for j in range(len(roles))] for i in range(len(table))]
+    most, least = max(cells.values()), min(cells, key=lambda at: cells[at])
+    axes.pcolormesh(values, cmap="YlGnBu", vmin=0, vmax=most or 1.0, edgecolors="white", linewidth=1.5)
+    for (i, j), d in cells.items():
+        ink, weight = ("white" if d > 0.6 * most else "#1b2733"), "bold" if (i, j) == least else "normal"
+        axes.text(j + 0.5, i + 0.5, f"{100 * d:.1f}", ha="center", va="center", color=ink, weight=weight)
+    axes.add_patch(Rectangle((least[1], least[0]), 1, 1, fill=False, edgecolor=MARK, linewidth=2.2, zorder=3))
+    axes.set(xticks=[j + 0.5 for j in range(len(roles))], xticklabels=roles, ylabel="layer")
+    axes.set(yticks=[i + 0.5 for i in range(len(table))], yticklabels=list(table))
+    axes.invert_yaxis()
+    axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
+    axes.spines[:].set_visible(False)
+    axes.grid(False)
+
+
+def _draw_soup(figure: Any, stages: Sequence[Mapping[str, Any]]) -> None:
+    left, right = figure.subplots(1, 2, width_ratios=[3, 2])
+    numbers = list(range(1, len(stages) + 1))
+    for key, style, label in (("same", "o-", "strong"), ("unanimous", "s--", "search"), ("overlap", "^-.", "weak")):
+        shares = [100 * stage.get(key, math.nan) for stage in stages]
+        left.plot(numbers, shares, style, color=LINES[label], label=key, markersize=5)
+    left.legend(loc="best")
+    right.bar(numbers, [100 * stage["decided"] for stage in stages], color=LINES["weak"], width=0.6)
+    ticks = numbers[:: -(-len(numbers) // 8)]
+    left.set(title="agreement of the weak masks, %")
+    right.set(title="decided by the soup, % of all weights")
+    for axes in (left, right):
+        axes.set(xticks=ticks, xlabel="stage, and the sparsity after it", xlim=(0.5, len(stages) + 0.5))
+        axes.set_xticklabels([f"{n}\n{100 * stages[n - 1]['sparsity']:.0f} %" for n in ticks])

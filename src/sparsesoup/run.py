@@ -28,6 +28,7 @@ from sparsesoup.methods.known import FromTicket
 from sparsesoup.problem import Problem
 from sparsesoup.recipe import Settings, dump, read
 from sparsesoup.report import write_report
+from sparsesoup.show import read_report
 from sparsesoup.ticket import Ticket, load_masks, save_masks
 from sparsesoup.watch import Watch
 
@@ -55,7 +56,7 @@ def prune(settings: Settings, out: Path, console: Console, save_every: float = 1
     fresh = not path.exists()
     _check_same(path, settings)
     if (path / "report.json").exists():
-        report = _report(path)
+        report = read_report(path)
         if not (path / "report.html").exists():  # killed between the two
             write_report(path)
         return Run(path, report)
@@ -78,7 +79,7 @@ def from_arguments(arguments: list[str], console: Console) -> Run:
 
 def test(path: Path, console: Console) -> Run:
     """Score a run's model on the test split, once: a second call reads what the first one wrote."""
-    report = _report(path)
+    report = read_report(path)
     if report["test"] is not None:
         return Run(path, report)
     settings, _ = read(["--config", str(path / "run.yaml")])
@@ -233,12 +234,3 @@ def _remove_empty(path: Path, out: Path) -> None:
         if folder == out.parent or not folder.is_dir() or any(folder.iterdir()):
             return
         folder.rmdir()
-
-
-def _report(path: Path) -> dict[str, Any]:
-    try:
-        report = json.loads((path / "report.json").read_text(encoding="utf-8"))
-        report["test"], report["method"]
-        return report
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"no finished run at {path}: report.json is missing or damaged; run `prune` again") from error

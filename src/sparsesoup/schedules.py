@@ -28,9 +28,10 @@ class Cubic:
         >>> Cubic(0, 10).at(10, 0.9)
         0.9
         """
-        t = min(max((step - self.start) / max(self.stop - self.start, 1), 0.0), 1.0)
-        low = min(self.initial, final)
-        return final if t == 1.0 else final + (low - final) * (1.0 - t) ** 3
+        if step >= self.stop:
+            return final
+        t = max((step - self.start) / (self.stop - self.start), 0.0)
+        return final + (min(self.initial, final) - final) * (1.0 - t) ** 3
 
 
 def geometric(cut: float, final: float) -> list[float]:
@@ -39,6 +40,8 @@ def geometric(cut: float, final: float) -> list[float]:
     >>> [round(s, 3) for s in geometric(0.2, 0.5)]
     [0.2, 0.36, 0.488, 0.5]
     """
+    if not 0.0 <= final < 1.0:
+        raise ValueError(f"sparsity must lie in [0, 1), got {final}")
     goals, remaining = [], 1.0 - cut
     while 1.0 - remaining < final - 1e-9:
         goals.append(1.0 - remaining)

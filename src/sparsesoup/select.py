@@ -178,7 +178,9 @@ def _groups(
     alive = {n: float(s.sum()) for n, s in size.items()}
 
     def mean(table: Scores) -> dict[str, Tensor]:
-        return {n: pattern.total(s * weight[n], n) / size[n].clamp_min(1) for n, s in table.items()}
+        # In at least float32, where a sum of half-precision scores does not overflow; -inf * 0 would be NaN.
+        exact = {n: s if s.dtype == torch.float64 else s.float() for n, s in table.items()}
+        return {n: pattern.total(s.masked_fill(~weight[n], 0.0), n) / size[n].clamp_min(1) for n, s in exact.items()}
 
     main, second = mean(scores), mean(then) if then else None
     masks: Masks = {}

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -45,7 +46,9 @@ def _flaw(facts: Any) -> str:
     wrong = [key for key, kind in NEEDED.items() if not isinstance(facts.get(key), kind)]
     if wrong:
         return f"{', '.join(wrong)} missing or of another kind"
-    parts = [("sparsity", facts["sparsity"], ("asked", "reached", "kept", "total"))]
+    parts: list[tuple[str, Any, tuple[str, ...]]] = [
+        ("sparsity", facts["sparsity"], ("asked", "reached", "kept", "total"))
+    ]
     parts += [(f"cost.{label}", row, COSTS) for label, row in facts["cost"].items()]
     parts += [("matrices", row, ("kept", "total")) for row in facts["matrices"]]
     parts += [("notes.stages", row, ("step", "sparsity", "weak_masks", "decided")) for row in _stages(facts)]
@@ -132,9 +135,9 @@ def headline(facts: Mapping[str, Any]) -> str:
     what = f"all {weights['total']:,} prunable weights kept"
     if not is_dense(facts):
         what = f"{percent(weights['reached'])} of {weights['total']:,} prunable weights gone"
-    tested = first(facts.get("test"))
-    scored = f"{first(facts['validation'])} on validation, " + (f"{tested} on test" if tested else "test not scored yet")
-    cost = f", trained at {times:.2f} times the cost of a dense run" if times is not None else ""
+    test = f"{first(facts['test'])} on test" if facts.get("test") else "test not scored yet"
+    cost = f"; training cost {times:.2f} times a dense run" if times is not None and not is_dense(facts) else ""
+    scored = f"{first(facts['validation'])} on validation, {test}"
     return f"{model} on {facts['dataset']} by {facts['method']}: {what}; {scored}{cost}."
 
 
@@ -143,7 +146,7 @@ def total(facts: Mapping[str, Any], but: str = "") -> dict[str, float]:
     return {key: sum(row[key] for label, row in facts["cost"].items() if label != but) for key in COSTS}
 
 
-def _dense_flops(facts: Mapping[str, Any]) -> float:
+def dense_flops(facts: Mapping[str, Any]) -> float:
     """FLOPs of T steps of this run's mean strong step, 0 if it made none: an estimate of a dense run."""
     strong = facts["cost"].get("strong", {"steps": 0, "flops": 0})
     return float(facts["steps"] * strong["flops"] / strong["steps"]) if strong["steps"] else 0.0
@@ -151,7 +154,7 @@ def _dense_flops(facts: Mapping[str, Any]) -> float:
 
 def times_dense(facts: Mapping[str, Any]) -> float | None:
     """Training FLOPs as a multiple of a dense run; validation, which every run has, is left out of both."""
-    dense = _dense_flops(facts)
+    dense = dense_flops(facts)
     return total(facts, but="validation")["flops"] / dense if dense else None
 
 
@@ -174,9 +177,99 @@ def grid(matrices: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
             return {}
         cell = counts.setdefault((found[1], found[2]), {}).setdefault(str(row["role"]), [0, 0])
         cell[0], cell[1] = cell[0] + row["kept"], cell[1] + row["total"]
-    stacks = dict.fromkeys(stack for stack, _ in counts)
-    shared = set.intersection(*(set(stack.split(".")) for stack in stacks)) if len(stacks) > 1 else set(*stacks_words(stacks))
+    shared = set.intersection(*(set(stack.split(".")) for stack, _ in counts))
     return {
         " ".join([w for w in stack.split(".") if w not in shared] + [layer]): {r: k / n for r, (k, n) in cells.items()}
         for (stack, layer), cells in counts.items()
     }
+
+
+def show_run(run: Path, console: Console) -> None:
+    """Print a run in the terminal: what it came to, where the weights went, what it cost, where it came from.
+
+    Raises: UserError if report.json is missing or damaged.
+    """
+    facts = read_report(run)
+    _say(console, headline(facts), "bold")
+    if is_dense(facts):
+        _say(console, "\nEvery prunable weight is kept.")
+    else:
+        console.print(_density_table(facts))
+    console.print(_cost_table(facts))
+    _say(console, "FLOPs are counted as if all weights were there: zeros alone make it neither smaller nor faster.")
+    if stages := soup_stages(facts):
+        console.print(_stage_table(stages))
+        _say(console, "overlap: of the weights that either of two weak masks keeps, the share that both keep. decided: "
+             "the share of all prunable weights that plain magnitude pruning would have chosen otherwise.")  # fmt: skip
+    console.print(_provenance(facts, run))
+
+
+def _say(console: Console, text: str, style: str = "") -> None:
+    # Text, not str: brackets in a model's or a dataset's name are no markup.
+    console.print(Text(text, style=style))
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table whose first column is names and whose others are numbers."""
+    table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(Text(column), justify="right" if i else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _density_table(facts: Mapping[str, Any]) -> Table:
+    layers = grid(facts["matrices"])
+    if not layers:
+        rows = [(name, percent(1 - kept)) for name, kept in density(facts)]
+        return _table("\nSparsity by matrix", ("matrix", "removed"), rows)
+    roles = list(dict.fromkeys(role for row in layers.values() for role in row))
+    cells = [
+        (layer, *(f"{100 * (1 - row[r]):.1f}" if r in row else "" for r in roles)) for layer, row in layers.items()
+    ]
+    return _table("\nSparsity by layer and role, % removed", ("layer", *roles), cells)
+
+
+def _cost_table(facts: Mapping[str, Any]) -> Table:
+    rows = [*facts["cost"].items(), ("all", total(facts))]
+    return _table("Cost", ("", "steps", "examples", "tokens", "padding", "FLOPs", "time"), [
+        (label, f"{c['steps']:,}", f"{c['examples']:,}", flop(c["tokens"], ""),
+         percent(c["padding"] / c["tokens"]) if c["tokens"] else "", flop(c["flops"]), duration(c["seconds"]))
+        for label, c in rows
+    ])  # fmt: skip
+
+
+def _stage_table(stages: Sequence[Mapping[str, Any]]) -> Table:
+    keys = [key for key in ("same", "unanimous", "overlap") if any(key in stage for stage in stages)]
+    return _table("\nWeak masks, stage by stage", ("stage", "step", "sparsity", "weak masks", *keys, "decided"), [
+        (str(i), str(s["step"]), percent(s["sparsity"]), str(s["weak_masks"]),
+         *(percent(s[k]) if k in s else "" for k in keys), percent(s["decided"]))
+        for i, s in enumerate(stages, start=1)
+    ])  # fmt: skip
+
+
+def _provenance(facts: Mapping[str, Any], run: Path) -> Table:
+    table = Table.grid(padding=(0, 2))
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    rows = f"{facts.get('train_rows', '?')} rows to train, {facts.get('validation_rows', '?')} to validate"
+    told = {"model": facts["model"], "data": f"{facts['dataset']}, {rows}", "seed": facts["seed"],
+            "T": f"{facts['steps']:,} steps", "head": facts.get("head"), "versions": versions,
+            "machine": facts["machine"], "run": run, "repeat": facts["command"]}  # fmt: skip
+    for name, value in told.items():
+        if value not in (None, ""):
+            table.add_row(Text(name, style="bold"), Text(str(value), overflow="fold"))
+    return table
+
+
+def comparison(reports: list[dict[str, Any]]) -> Table:
+    """Runs side by side, a row each; FLOPs of training as a multiple of the first row's."""
+    costs = [total(facts, but="validation") for facts in reports]
+    columns = ("method", "sparsity", "validation", "test", "steps", "FLOPs", "seconds")
+    return _table("", columns, [
+        (facts["method"], percent(facts["sparsity"]["reached"]),
+         first(facts["validation"]), first(facts.get("test")) or "-",
+         f"{cost['steps']:,}", f"{cost['flops'] / costs[0]['flops']:.2f} x" if costs[0]["flops"] else "-",
+         f"{cost['seconds']:.1f}")
+        for facts, cost in zip(reports, costs, strict=True)
+    ])  # fmt: skip

@@ -97,7 +97,7 @@ class TrainState:
         self.memory = {k.removeprefix("memory/"): t.clone() for k, t in tensors.items() if k.startswith("memory/")}
         self._take_back_moments(tensors, device)
         self.step, self.halt = int(facts["step"]), False
-        self.notes = dict(facts["notes"])
+        self.notes = copy.deepcopy(facts["notes"])
 
     def _take_back_moments(self, tensors: dict[str, Tensor], device: torch.device) -> None:
         table = dict(self.model.named_parameters())

@@ -75,7 +75,7 @@ class GradualStar:
         total, gaps = problem.steps, self.prunings - 1
         need_steps(problem, round(gaps / (self.stop - self.start)) + 2, f"gmp-star with {self.prunings} prunings")
         begin = round(self.start * total)
-        every = max(1, round((self.stop - self.start) * total / gaps))
+        every = max(1, int((self.stop - self.start) * total / gaps + 1e-9))  # rounded down: the last one must fit
         plan = Cubic(begin, begin + every * gaps, every, initial=self.first)
         peak = problem.training.learning_rate
         rate = Cycles(peak, self.low * peak, begin, plan.stop, every, total)

@@ -1,6 +1,7 @@
 """Iterative magnitude pruning: train, prune, go back, again."""
 
 from dataclasses import dataclass
+from itertools import count
 from typing import Literal
 
 from sparsesoup.errors import UserError
@@ -39,7 +40,8 @@ class Iterative:
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket of the last round, trained: (rounds + 1) T steps in all."""
         first = round(self.rewind * problem.steps)
-        need_steps(problem, first + 1, "imp with this rewinding point")
+        least = next(steps for steps in count(1) if round(self.rewind * steps) < steps)
+        need_steps(problem, least, "imp with this rewinding point")
         state, rest = problem.start(), problem.steps - first
         if first:
             problem.journal.piece("origin", state, train, state, problem, first, hold=True)

@@ -56,11 +56,10 @@ class InstantSoup:
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps, or T and the weak steps if these are extra."""
-        weak = self.weak_steps(problem.steps)
-        main = problem.steps - (weak if self.budget == "charged" else 0)
-        prunings = [round((1 - self.finish) * main * (i + 1) / self.stages) for i in range(self.stages)]
-        if main < 1 or prunings[0] < 1 or len(set(prunings)) < self.stages or prunings[-1] >= main:
-            need_steps(problem, self._least(), f"isp with {self.stages} stages of {self.weak_masks} weak masks")
+        weak, main, prunings = self.weak_steps(problem.steps), self._main(problem.steps), self._prunings(problem.steps)
+        if not prunings:
+            least = self._least(problem.steps)
+            need_steps(problem, least, f"isp with {self.stages} stages of {self.weak_masks} weak masks")
         state, plan, rate = problem.start(), Cubic(0, self.stages), problem.rate(main)
         for i, at in enumerate(prunings):
             target, piece = plan.at(i + 1, sparsity), f"stage-{i + 1}"
@@ -71,16 +70,21 @@ class InstantSoup:
         problem.journal.piece("finish", state, _train_to, problem, state, main, rate)
         return problem.ticket(state, budget=self.budget, weak_share=weak / problem.steps)
 
-    def _least(self) -> int:
-        """The smallest T that leaves every stage a step of its own."""
-        total = 1
-        while (main := total - (self.weak_steps(total) if self.budget == "charged" else 0)) < 1 or (
-            (1 - self.finish) * main / self.stages < 1 or round((1 - self.finish) * main) >= main
-        ):
-            total += 1
-            if total > 1_000_000:
-                raise UserError("isp cannot fit at any T: lower stages, weak_masks or look_ahead")
-        return total
+    def _main(self, total: int) -> int:
+        return total - (self.weak_steps(total) if self.budget == "charged" else 0)
+
+    def _prunings(self, total: int) -> list[int]:
+        """Main steps after which it prunes at T = `total`; none if a stage or the finish had no step of its own."""
+        main = self._main(total)
+        steps = [round((1 - self.finish) * main * (i + 1) / self.stages) for i in range(self.stages)]
+        return steps if steps[0] >= 1 and steps[-1] < main and len(set(steps)) == self.stages else []
+
+    def _least(self, total: int) -> int:
+        """The smallest T from `total` on at which it fits."""
+        for least in range(total, total + 100_000):
+            if self._prunings(least):
+                return least
+        raise UserError("isp cannot fit at any T: lower stages, weak_masks or look_ahead")
 
     def _look(self, problem: Problem, state: TrainState, target: float, rate: Decay, i: int, j: int) -> None:
         steps, protocol, now = max(1, round(self.look_ahead * problem.steps)), self._protocol(i, j), rate(state.step)

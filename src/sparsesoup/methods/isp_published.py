@@ -112,6 +112,8 @@ class InstantSoupCode:
         """The ticket after T main steps and the weak ones on top."""
         stage = max(1, round(self.stage * problem.steps_per_epoch))
         weak = max(1, round(self.weak * problem.steps_per_epoch))
+        if not 0.0 <= sparsity < 1.0:
+            raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
         least = 1 + math.ceil(math.log(1 - max(sparsity - self.near, 0.0)) / math.log(1 - self.cut))
         need_steps(problem, least * stage + 1, f"isp-code with {least} or more stages of {stage} steps")
         state, most = problem.start(), (problem.steps - 1) // stage

@@ -1,0 +1,156 @@
+"""What sparsity costs while training: each figure is a ratio to its plain counterpart, paired in one process.
+
+`make bench` prints it and writes benchmarks/results/cost.json. On MiniLM with rows of the embedded dataset.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsesoup.hub.build import Place, build, open_task
+from sparsesoup.masks import kept
+from sparsesoup.methods.isp import PROTOCOLS
+from sparsesoup.methods.weak import cast_vote
+from sparsesoup.problem import Problem, Training, to_device
+from sparsesoup.scores import magnitude
+from sparsesoup.select import keep
+from sparsesoup.train import train
+
+RESULT = Path(__file__).parent / "results" / "cost.json"
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+class Memory:
+    """The most resident memory that the block added, in bytes, looked at every millisecond."""
+
+    def __enter__(self) -> "Memory":
+        self.peak, self._start, self._on = 0, self._resident(), True
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._on = False
+        self._thread.join()
+
+    def _resident(self) -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    def _look(self) -> None:
+        while self._on:
+            self.peak = max(self.peak, self._resident() - self._start)
+            time.sleep(0.001)
+
+
+def paired(one: Callable[[], Any], other: Callable[[], Any], rounds: int) -> dict[str, float]:
+    """Median over rounds of (time of one) / (time of other), run alternately; and the quartiles of that ratio."""
+    one(), other()
+    ratios, base = [], []
+    for i in range(rounds):
+        first, second = (one, other) if i % 2 else (other, one)
+        a, b = seconds(first), seconds(second)
+        ratios.append(a / b if i % 2 else b / a)
+        base.append(b if i % 2 else a)
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return {"ratio": middle, "quartiles": [low, high], "seconds_of_plain": statistics.median(base)}
+
+
+def plain_loop(problem: Problem, model: Any, optimizer: Any, steps: int) -> None:
+    """A bare dense loop without anything of ours: what a masked step is compared with."""
+    model.train()
+    batches = problem.train.batches(problem.training.batch_size, 0, problem.seed)
+    for _ in range(steps):
+        batch = to_device(problem.train.batch(next(batches)), torch.device("cpu"))
+        loss = problem.loss(model, batch)
+        loss.backward()
+        float(loss.detach())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), problem.training.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def masked_step(problem: Problem, steps: int, rounds: int) -> dict[str, Any]:
+    """A step of `train` at 90 % sparsity against a bare dense loop over the same rows. Bound: 1.05."""
+    sparse, dense = problem.start(), problem.start()
+    for group in dense.optimizer.param_groups:
+        group["lr"] = 1e-5
+    sparse.prune_(keep(magnitude(sparse.params()), 0.9))
+
+    def ours() -> None:
+        sparse.step = 0
+        train(sparse, problem, steps, rate=lambda step: 1e-5)
+
+    result = paired(ours, lambda: plain_loop(problem, dense.model, dense.optimizer, steps), rounds)
+    return {"bound": 1.05, "steps": steps, **result}
+
+
+def selection(rounds: int) -> dict[str, Any]:
+    """`keep` at 90 % over 84,934,656 scores against torch.topk. Bounds: 1/3 of its time, half the memory."""
+    torch.manual_seed(0)
+    flat = torch.randn(84_934_656).abs_()
+    scores = {f"w{i}": part.view(3072, -1) for i, part in enumerate(flat.split(flat.numel() // 36))}
+    count = round(0.1 * flat.numel())
+    with Memory() as memory:
+        found = kept(keep(scores, 0.9))
+    if found != count:
+        raise SystemExit(f"keep kept {found} of {flat.numel()} scores, asked for {count}")
+    added = memory.peak / (flat.numel() * flat.element_size())
+    result = paired(lambda: keep(scores, 0.9), lambda: torch.topk(flat, count), rounds)
+    return {"bound": 1 / 3, "memory_bound": 0.5, "memory_over_scores": added, **result}
+
+
+def weak_mask(problem: Problem, rounds: int) -> dict[str, Any]:
+    """A weak mask of 30 steps, fork, score, keep and return included, against its 30 training steps. Bound: 1.10."""
+    state = problem.start()
+    train(state, problem, 1)
+    state.prune_(keep(magnitude(state.params()), 0.5))
+    protocol = PROTOCOLS[0]
+
+    def vote() -> None:
+        state.memory.clear()
+        cast_vote(state, problem, 30, 0.6, protocol, lambda step: 1e-5, (0,))
+
+    def steps() -> None:
+        state.step = 1
+        train(state, problem, 30, stream=("weak", 0), rate=lambda step: 1e-5, protocol=protocol)
+
+    return {"bound": 1.10, **paired(vote, steps, rounds)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    found: dict[str, Any] = {"selection": selection(max(3, options.rounds // 3))}
+    place = Place()
+    problem = build(place, open_task(place), steps=1000, training=Training(batch_size=16))
+    found["masked_step"] = masked_step(problem, 8, options.rounds)
+    found["weak_mask"] = weak_mask(problem, max(3, options.rounds // 3))
+    for name, table in found.items():
+        low, high = table["quartiles"]
+        print(f"{name:12} {table['ratio']:.3f} of plain ({low:.3f} to {high:.3f}); bound {table['bound']:.3f}")
+    print(f"memory of keep beside the scores: {found['selection']['memory_over_scores']:.2f} of them; bound 0.50")
+    found["machine"] = f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}"
+    found["command"] = "make bench"
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
