@@ -26,8 +26,8 @@ HERE = Path(__file__).parent
 
 
 def cells(study: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], int]]:
-    """(row, its settings, seed): all rows of a seed before the next seed, so that what is done is comparable."""
-    for seed, (row, own) in itertools.product(study["seeds"], study["rows"].items()):
+    """(row, its settings, seed): all seeds of a row before the next row, so that the rows that are there are whole."""
+    for (row, own), seed in itertools.product(study["rows"].items(), study["seeds"]):
         yield row, own or {}, seed
 
 

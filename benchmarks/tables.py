@@ -1,0 +1,139 @@
+"""Redraw every table and figure of README and docs from benchmarks/results/: `make table`. Needs no GPU.
+
+A figure in the documents comes from here and nowhere else: what stands between `<!-- NAME -->` and `<!-- end -->` is
+replaced.
+"""
+
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def summary(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Per row: scores over the seeds that are there, cost relative to the dense row."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name in result["study"]["rows"]:
+        cells = [c for c in result["cells"] if c["row"] == name and not c.get("missing")]
+        rows[name] = {
+            "validation": [next(iter(c["validation"].values())) for c in cells],
+            "test": [next(iter(c["test"].values())) for c in cells if c["test"]],
+            "steps": [sum(v["steps"] for k, v in c["cost"].items()) for c in cells],
+            "flops": [sum(v["flops"] for v in c["cost"].values()) for c in cells],
+            "decided": [c["notes"]["stages"][-1]["decided"] for c in cells if c["notes"].get("stages")],
+        }
+    return rows
+
+
+def spread(values: list[float], seeds: int) -> str:
+    """Mean and standard deviation in points; missing seeds are marked."""
+    if not values:
+        return "missing"
+    text = f"{100 * statistics.mean(values):.1f}"
+    if len(values) > 1:
+        text += f" ± {100 * statistics.stdev(values):.1f}"
+    return text if len(values) == seeds else f"{text} ({len(values)} of {seeds} seeds)"
+
+
+def table(result: dict[str, Any]) -> str:
+    """The Markdown table of a study."""
+    study, rows = result["study"], summary(result)
+    dense = statistics.mean(rows["dense"]["flops"]) if rows.get("dense", {}).get("flops") else 0.0
+    lines = ["| method | validation | test | steps | FLOPs (dense = 1) |", "|---|---|---|---|---|"]
+    for name, row in rows.items():
+        cost = f"{statistics.mean(row['flops']) / dense:.2f}" if row["flops"] and dense else "missing"
+        steps = f"{statistics.mean(row['steps']):.0f}" if row["steps"] else "missing"
+        scores = [spread(row[split], len(study["seeds"])) for split in ("validation", "test")]
+        lines.append(f"| {name} | {scores[0]} | {scores[1]} | {steps} | {cost} |")
+    return "\n".join(lines)
+
+
+def verdicts(result: dict[str, Any], ours: str = "isp") -> str:
+    """How far `isp` is from each row on the test split, paired by seed; within Student's 95 % interval it is noise."""
+    tests = {
+        (c["row"], c["seed"]): next(iter(c["test"].values()))
+        for c in result["cells"]
+        if not c.get("missing") and c["test"]
+    }
+    lines = []
+    for name in result["study"]["rows"]:
+        both = [s for s in result["study"]["seeds"] if {(ours, s), (name, s)} <= tests.keys()]
+        if name == ours or len(both) < 2:
+            continue
+        gaps = [100 * (tests[ours, s] - tests[name, s]) for s in both]
+        mean = statistics.mean(gaps)
+        half = float(stats.t.ppf(0.975, len(gaps) - 1)) * statistics.stdev(gaps) / len(gaps) ** 0.5
+        word = "noise" if abs(mean) <= half else ("better" if mean > 0 else "worse")
+        lines.append(f"- {ours} against {name}: {mean:+.1f} ± {half:.1f} points over {len(gaps)} seeds: {word}")
+    return "\n".join(lines)
+
+
+def figure(result: dict[str, Any], path: Path) -> None:
+    """Test score over cost, a point a row."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.hashsalt": "sparsesoup", "font.size": 10})
+    from matplotlib import pyplot
+
+    rows = {name: row for name, row in summary(result).items() if row["test"]}
+    dense = statistics.mean(rows["dense"]["flops"])
+    shown, axes = pyplot.subplots(figsize=(6.4, 3.8))
+    for name, row in rows.items():
+        x, y = statistics.mean(row["flops"]) / dense, 100 * statistics.mean(row["test"])
+        error = 100 * statistics.stdev(row["test"]) if len(row["test"]) > 1 else 0.0
+        axes.errorbar(x, y, yerr=error, fmt="o", capsize=3, color="C3" if name.startswith("isp") else "C0")
+        axes.annotate(name, (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    axes.set(xlabel="cost, FLOPs of all training and scoring (dense = 1)", ylabel="test score, points", xscale="log")
+    study = result["study"]
+    axes.set_title(f"{study['dataset']}, sparsity {study['sparsity']}, {len(study['seeds'])} seeds")
+    axes.spines[["top", "right"]].set_visible(False)
+    shown.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shown.savefig(path, metadata={"Date": None})
+    pyplot.close(shown)
+
+
+def costs(found: dict[str, Any]) -> str:
+    """The Markdown table of benchmarks/cost.py."""
+    names = {
+        "masked_step": "masked training step / dense step (bare loop)",
+        "selection": "`keep` over 84,934,656 scores / `torch.topk`",
+        "weak_mask": "weak mask, all included / its 30 training steps",
+    }
+    lines = ["| what | ratio (median) | quartiles | bound |", "|---|---|---|---|"]
+    for key, text in names.items():
+        row = found[key]
+        low, high = row["quartiles"]
+        lines.append(f"| {text} | {row['ratio']:.3f} | {low:.3f} to {high:.3f} | {row['bound']:.3f} |")
+    part, bound = found["selection"]["memory_over_scores"], found["selection"]["memory_bound"]
+    lines.append(f"| memory of `keep` / memory of the scores | {part:.2f} | | {bound:.2f} |")
+    return "\n".join([*lines, "", f"`make bench` on {found['machine']}."])
+
+
+def main() -> None:
+    pieces: dict[str, str] = {}
+    for path in sorted((HERE / "results").glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if "study" not in found:
+            pieces[path.stem] = costs(found)
+            continue
+        pieces[path.stem], pieces[f"{path.stem}-verdicts"] = table(found), verdicts(found)
+        if summary(found)["dense"]["test"]:
+            figure(found, ROOT / "docs" / "figures" / f"{path.stem}.svg")
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        for name, piece in pieces.items():
+            whole = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+            text = whole.sub(lambda m, piece=piece: f"{m.group(1)}{piece}\n{m.group(2)}", text)
+        document.write_text(text, encoding="utf-8")
+    print(f"redrew {', '.join(pieces)}")
+
+
+if __name__ == "__main__":
+    main()
