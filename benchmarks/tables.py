@@ -10,6 +10,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from scipy import stats
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from sparsesoup.data import Batch, Data
 from sparsesoup.journal import Journal
-from sparsesoup.meter import Meter
 from sparsesoup.masks import Masks
+from sparsesoup.meter import Meter
 from sparsesoup.problem import Problem, Silent, Training
 from sparsesoup.rng import generator
 from sparsesoup.state import TrainState
@@ -105,7 +105,8 @@ class Watch(Silent):
         self.before: list[dict[str, Tensor]] = []  # the weights just before each pruning
 
     def step(self, record: Mapping[str, Any]) -> None:
-        self.records.append(dict(record))
+        if record:  # a batch of the validation has none
+            self.records.append(dict(record))
 
     def curve(self, name: str, label: str = "strong") -> list[Any]:
         return [r[name] for r in self.records if r["label"] == label]

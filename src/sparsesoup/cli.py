@@ -13,6 +13,7 @@ from rich.table import Table
 
 from sparsesoup.errors import UserError
 
+NO_WRITING = (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EPERM)
 USAGE = """sparsesoup: lottery-ticket-quality sparse subnetworks of pre-trained transformers
 
   sparsesoup prune METHOD [--model M] [--dataset D] [--sparsity S] [--steps N | --epochs X] [--seed N] [--out DIR]
@@ -47,12 +48,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except UserError as error:
         return _say(str(error))
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _say(f"the disk is full ({error.filename or 'while writing'}); free space and repeat the command")
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EPERM):
+    except Exception as error:
+        if _is_disk_full(error):
+            where = getattr(error, "filename", None) or "while writing"
+            return _say(f"the disk is full ({where}: {error}); free space and repeat the command")
+        if isinstance(error, OSError) and error.errno in NO_WRITING:
             return _say(f"cannot write {error.filename}: {error.strerror}; give another --out")
         raise
+
+
+def _is_disk_full(error: Exception) -> bool:
+    # safetensors has an error of its own, which carries the number in its text alone.
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return getattr(error, "errno", None) in numbers or any(f"(os error {n})" in str(error) for n in numbers)
 
 
 def _run(command: str, arguments: list[str]) -> int:

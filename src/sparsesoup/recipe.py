@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -33,12 +34,12 @@ class Amount:
     Args:
         sparsity: share of the encoder's weights to remove, in [0, 1); default 0.9, for `ticket` the ticket's own.
         steps: T, the steps of one fine-tuning; default from epochs.
-        epochs: T in passes over the training rows, where steps are not given.
+        epochs: T in passes over the training rows, instead of steps; default 3.
     """
 
     sparsity: float | None = None
     steps: int | None = None
-    epochs: float = 3.0
+    epochs: float | None = None
 
     def __post_init__(self) -> None:
         if self.sparsity is not None and not 0.0 <= self.sparsity < 1.0:
@@ -46,8 +47,10 @@ class Amount:
             raise UserError(f"sparsity is the share of weights removed, in [0, 1), got {self.sparsity:g}{hint}")
         if self.steps is not None and self.steps < 1:
             raise UserError(f"steps must be at least 1, got {self.steps}")
-        if not self.epochs > 0:
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise UserError(f"epochs must be above 0, got {self.epochs:g}")
+        if self.steps is not None and self.epochs is not None:
+            raise UserError(f"steps ({self.steps}) and epochs ({self.epochs:g}) both say how long; give one of them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,9 +229,9 @@ def _as_flags(recipe: dict[str, Any]) -> list[str]:
     flags = []
     for name, value in recipe.items():
         if isinstance(value, dict) and name in ("train", "method"):
-            flags += [f"--{name}.{key}={json.dumps(v)}" for key, v in value.items()]
+            flags += [f"--{name}.{key}={_plain(v)}" for key, v in value.items()]
         else:
-            flags.append(f"--{name}={value if isinstance(value, str) else json.dumps(value)}")
+            flags.append(f"--{name}={_plain(value)}")
     return flags
 
 
@@ -242,6 +245,10 @@ def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def _quoted(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = _plain(value)
     return text if re.fullmatch(r"[\w./:@%+-]+", text) else "'" + text.replace("'", "'\\''") + "'"

@@ -22,8 +22,9 @@ KNOWN_NOTES = ("stages", "budget", "weak_share", "rounds")
 BARS = 40  # a longer list of bars is no picture
 POINTS = 400  # of one curve: more than a page shows, few enough for it to stay small
 # Stand-ins that the page replaces by its own colours, light or dark: no chart draws with them otherwise.
-INK, FAINT, LINES = "#010101", "#010102", {"strong": "#010103", "weak": "#010104", "search": "#010105"}
-VARIABLES = {INK: "ink", FAINT: "faint"} | {colour: label for label, colour in LINES.items()}
+INK, FAINT, PAPER = "#010101", "#010102", "#010106"
+LINES = {"strong": "#010103", "weak": "#010104", "search": "#010105"}
+VARIABLES = {INK: "ink", FAINT: "faint", PAPER: "page"} | {colour: label for label, colour in LINES.items()}
 NAMES = {"strong": "strong: the main training", "weak": "weak: look-ahead runs", "search": "search: earlier rounds"}
 MARK = "#D55E00"
 STYLE = {
@@ -47,7 +48,7 @@ def write_report(run: Path) -> Path:
     filters = {"percent": show.percent, "flop": show.flop, "duration": show.duration, "plain": _plain}
     environment.filters.update(filters)
     page = environment.from_string(text).render(_scores(facts) | _charts(facts, log) | {
-        "run": facts, "steps": len(log), "unread": unread, "headline": show.headline(facts),
+        "run": facts, "costs": show.costs(facts), "steps": len(log), "unread": unread, "headline": show.headline(facts),
         "total": show.total(facts), "bars": _cost_bars(facts), "settings": _dotted(facts["settings"]),
         "origin": _origin(facts), "noted": _noted(facts["notes"]),
         "others": {k: v for k, v in facts["notes"].items() if k not in KNOWN_NOTES},
@@ -61,6 +62,7 @@ def _scores(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "validation": show.flat(facts["validation"]), "test": show.flat(test), "times": show.times_dense(facts),
         "dense": show.is_dense(facts),
+        "chosen": {"validation": show.chosen(facts["validation"]), "test": show.chosen(test)},
     }  # fmt: skip
 
 
@@ -90,13 +92,18 @@ def _read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def _plain(value: Any) -> str:
+    words = {None: "not set", True: "yes", False: "no"}
+    if value is None or isinstance(value, bool):
+        return words[value]
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted names, as on the command line."""
+    """Nested settings by dotted names, as on the command line; tables in a list are numbered from 1."""
     found: dict[str, Any] = {}
     for key, value in table.items():
+        if isinstance(value, list) and value and all(isinstance(part, Mapping) for part in value):
+            value = {str(number): part for number, part in enumerate(value, start=1)}
         nested = isinstance(value, Mapping) and value
         found |= _dotted(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return found
@@ -131,10 +138,10 @@ def _cost_bars(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     if not dense or show.is_dense(facts):
         return []
     rounds = len(geometric(0.2, facts["sparsity"]["asked"])) + 1
-    mine = {k: v["flops"] for k, v in facts["cost"].items() if k != "validation" and v["flops"]}
+    mine = {k: v["flops"] for k, v in show.costs(facts) if k != "validation" and v["flops"]}
     rows: list[tuple[str, dict[str, float]]] = [
         ("this run", mine), ("dense, estimated", {"strong": dense}),
-        (f"IMP, {rounds} trainings, estimated", {"search": (rounds - 1) * dense, "strong": dense}),
+        (f"IMP, {rounds} trainings, estimated", {"strong": dense, "search": (rounds - 1) * dense}),
     ]  # fmt: skip
     longest = max(sum(parts.values()) for _, parts in rows)
     return [
@@ -191,9 +198,13 @@ def _smooth(values: Sequence[float], span: float) -> list[float]:
 
 
 def _draw_curves(figure: Any, log: list[dict[str, Any]]) -> None:
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[5, 2])
+    gone, x = [100 * row["sparsity"] for row in log], "position in the log (steps of all kinds, as they were made)"
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[5, 2]) if any(gone) else [figure.subplots()] * 2
+    below.set(xlabel=x, xlim=(0, len(log) + 1))
+    if any(gone):
+        _draw_sparsity(below, gone)
     drawn: set[str] = set()
-    for label, places, losses in _stretches(log):
+    for label, places, losses in sorted(_stretches(log), key=lambda stretch: stretch[0] != "strong"):
         values, every = _smooth(losses, max(4.0, len(log) / 60)), -(-len(log) // POINTS)
         points = [(x, y) for i, (x, y) in enumerate(zip(places, values, strict=True)) if i % every == 0]
         gaps = [(b - 0.5, math.nan) for (a, _), (b, _) in pairwise(points) if b - a > every]
@@ -204,13 +215,16 @@ def _draw_curves(figure: Any, log: list[dict[str, Any]]) -> None:
         drawn.add(label)
     above.set(ylabel="training loss, smoothed")
     if drawn != {"strong"}:
-        above.legend(loc="upper right")
-    gone = [100 * row["sparsity"] for row in log]
+        # Above the axes, where no curve can run into it.
+        above.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
+
+
+def _draw_sparsity(axes: Any, gone: list[float]) -> None:
     turns = [i for i in range(len(gone)) if i in (0, len(gone) - 1) or gone[i - 1] != gone[i]]
     x, y = [i + 1 for i in turns], [gone[i] for i in turns]
-    below.fill_between(x, y, step="post", color=LINES["strong"], alpha=0.18, linewidth=0)
-    below.step(x, y, where="post", color=LINES["strong"], linewidth=1.4)
-    below.set(ylim=(0, 100), ylabel="removed, %", xlabel="position in the log (steps of all kinds, as they were made)")
+    axes.fill_between(x, y, step="post", color=LINES["strong"], alpha=0.18, linewidth=0)
+    axes.step(x, y, where="post", color=LINES["strong"], linewidth=1.4)
+    axes.set(ylim=(0, 100), yticks=(0, 50, 100), ylabel="removed, %")
 
 
 def _draw_heat(figure: Any, table: dict[str, dict[str, float]]) -> None:
@@ -220,9 +234,13 @@ def _draw_heat(figure: Any, table: dict[str, dict[str, float]]) -> None:
     cells = {(i, roles.index(role)): d for i, row in enumerate(table.values()) for role, d in row.items()}
     values = [[cells.get((i, j), math.nan) for j in range(len(roles))] for i in range(len(table))]
     most, least = max(cells.values()), min(cells, key=lambda at: cells[at])
-    axes.pcolormesh(values, cmap="YlGnBu", vmin=0, vmax=most or 1.0, edgecolors="white", linewidth=1.5)
+    # At least half of the scale below the highest: small differences must not look like large ones.
+    low = min(cells[least], most / 2)
+    high = low + 1.3 * (most - low) or 1.0
+    axes.pcolormesh(values, cmap="YlGnBu", vmin=low, vmax=high, edgecolors=PAPER, linewidth=2)
     for (i, j), d in cells.items():
-        ink, weight = ("white" if d > 0.6 * most else "#1b2733"), "bold" if (i, j) == least else "normal"
+        ink = "white" if d - low > 0.63 * (high - low) else "#1b2733"
+        weight = "bold" if (i, j) == least else "normal"
         axes.text(j + 0.5, i + 0.5, f"{100 * d:.1f}", ha="center", va="center", color=ink, weight=weight)
     axes.add_patch(Rectangle((least[1], least[0]), 1, 1, fill=False, edgecolor=MARK, linewidth=2.2, zorder=3))
     axes.set(xticks=[j + 0.5 for j in range(len(roles))], xticklabels=roles, ylabel="layer")
@@ -236,9 +254,13 @@ def _draw_heat(figure: Any, table: dict[str, dict[str, float]]) -> None:
 def _draw_soup(figure: Any, stages: Sequence[Mapping[str, Any]]) -> None:
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
     numbers = list(range(1, len(stages) + 1))
-    for key, style, label in (("same", "o-", "strong"), ("unanimous", "s--", "search"), ("overlap", "^-.", "weak")):
+    for key, style, colour in (
+        ("same", "o-", LINES["strong"]),
+        ("unanimous", "s--", LINES["search"]),
+        ("overlap", "^-.", INK),
+    ):
         shares = [100 * stage.get(key, math.nan) for stage in stages]
-        left.plot(numbers, shares, style, color=LINES[label], label=key, markersize=5)
+        left.plot(numbers, shares, style, color=colour, label=key, markersize=5)
     left.legend(loc="best")
     right.bar(numbers, [100 * stage["decided"] for stage in stages], color=LINES["weak"], width=0.6)
     ticks = numbers[:: -(-len(numbers) // 8)]

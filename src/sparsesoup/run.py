@@ -21,7 +21,7 @@ from sparsesoup.errors import UserError
 from sparsesoup.files import remove, whole, write_json, write_text
 from sparsesoup.hub.build import Opened, build, open_task, score_test
 from sparsesoup.hub.models import load_classifier, load_tokenizer, save_model
-from sparsesoup.journal import Journal
+from sparsesoup.journal import JOURNAL, Journal
 from sparsesoup.meter import Meter
 from sparsesoup.methods import TABLE
 from sparsesoup.methods.known import FromTicket
@@ -57,18 +57,22 @@ def prune(settings: Settings, out: Path, console: Console, save_every: float = 1
     _check_same(path, settings)
     if (path / "report.json").exists():
         report = read_report(path)
-        if not (path / "report.html").exists():  # killed between the two
-            write_report(path)
+        states = list((path / "stages").glob("*.safetensors"))
+        if states or not (path / "report.html").exists():  # killed before the very end
+            with _alone(path):
+                write_report(path)
+                for state in states:
+                    remove(state)
         return Run(path, report)
-    try:
-        with _alone(path):
+    with _alone(path):  # a process that is refused here must not take back what the other one writes
+        try:
             if not (path / "run.yaml").exists():
                 write_text(path / "run.yaml", dump(settings))
             return _work(settings, path, opened, console, save_every)
-    except BaseException:
-        if fresh and not (path / "stages").exists():
-            _remove_empty(path, out)
-        raise
+        except BaseException:
+            if fresh and not (path / "stages" / JOURNAL).exists():
+                _remove_empty(path, out)
+            raise
 
 
 def from_arguments(arguments: list[str], console: Console) -> Run:
@@ -223,6 +227,8 @@ def _alone(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"another process works on {path}; wait for it or give another --out") from error
+        for left in list(path.rglob(".*.part")):  # of a process that was killed while it wrote
+            remove(left)
         yield
     remove(path / ".lock")
 

@@ -69,13 +69,12 @@ def _stages(facts: Mapping[str, Any]) -> list[Any]:
     return list(facts["notes"].get("stages") or [])
 
 
-def percent(share: float) -> str:
+def percent(share: float, digits: int = 1) -> str:
     """A share in percent, with as many digits as keep it from looking like all or nothing.
 
     >>> percent(0.9), percent(0.99996), percent(1)
     ('90.0 %', '99.996 %', '100.0 %')
     """
-    digits = 1
     while share not in (0, 1) and digits < 6 and round(100 * share, digits) in (0.0, 100.0):
         digits += 1
     return f"{100 * share:.{digits}f} %"
@@ -108,19 +107,22 @@ def duration(seconds: float) -> str:
 
 
 def flat(scores: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Scores by name; those of several test sets as `accuracy, matched`."""
+    """Scores by name; those of several test sets as `accuracy (matched)`."""
     found: dict[str, Any] = {}
     for key, value in (scores or {}).items():
-        found |= {f"{name}, {key}": v for name, v in value.items()} if isinstance(value, Mapping) else {key: value}
+        found |= {f"{name} ({key})": v for name, v in value.items()} if isinstance(value, Mapping) else {key: value}
     return found
 
 
+def chosen(scores: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The selecting score alone, or that of each test set."""
+    several = {key: dict([*value.items()][:1]) for key, value in (scores or {}).items() if isinstance(value, Mapping)}
+    return flat(several or dict([*(scores or {}).items()][:1]))
+
+
 def first(scores: Mapping[str, Any] | None) -> str:
-    """The selecting score, or that of each test set, in words; nothing if there is none."""
-    rows = [(k, dict(v)) if isinstance(v, Mapping) else ("", scores or {}) for k, v in (scores or {}).items()]
-    several = [(group, *next(iter(table.items()))) for group, table in rows if table]
-    words = [f"{value:.3f} {name}" + f" ({group})" * bool(group) for group, name, value in several]
-    return " and ".join(dict.fromkeys(words))
+    """The selecting scores in words; nothing if there are none."""
+    return " and ".join(f"{value:.3f} {name}" for name, value in chosen(scores).items())
 
 
 def is_dense(facts: Mapping[str, Any]) -> bool:
@@ -139,6 +141,12 @@ def headline(facts: Mapping[str, Any]) -> str:
     cost = f"; training cost {times:.2f} times a dense run" if times is not None and not is_dense(facts) else ""
     scored = f"{first(facts['validation'])} on validation, {test}"
     return f"{model} on {facts['dataset']} by {facts['method']}: {what}; {scored}{cost}."
+
+
+def costs(facts: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:
+    """(label, cost), what the product descends from first and validation last: in the file they are sorted by name."""
+    order = {"strong": 0, "weak": 1, "search": 2, "validation": 4}
+    return sorted(facts["cost"].items(), key=lambda row: order.get(row[0], 3))
 
 
 def total(facts: Mapping[str, Any], but: str = "") -> dict[str, float]:
@@ -191,17 +199,15 @@ def show_run(run: Path, console: Console) -> None:
     """
     facts = read_report(run)
     _say(console, headline(facts), "bold")
-    if is_dense(facts):
-        _say(console, "\nEvery prunable weight is kept.")
-    else:
-        console.print(_density_table(facts))
-    console.print(_cost_table(facts))
+    if not is_dense(facts):
+        _tell(console, *_density_table(facts))
+    _tell(console, *_cost_table(facts))
     _say(console, "FLOPs are counted as if all weights were there: zeros alone make it neither smaller nor faster.")
     if stages := soup_stages(facts):
-        console.print(_stage_table(stages))
+        _tell(console, *_stage_table(stages))
         _say(console, "overlap: of the weights that either of two weak masks keeps, the share that both keep. decided: "
              "the share of all prunable weights that plain magnitude pruning would have chosen otherwise.")  # fmt: skip
-    console.print(_provenance(facts, run))
+    _tell(console, "Where it comes from", _provenance(facts, run))
 
 
 def _say(console: Console, text: str, style: str = "") -> None:
@@ -209,9 +215,14 @@ def _say(console: Console, text: str, style: str = "") -> None:
     console.print(Text(text, style=style))
 
 
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def _tell(console: Console, title: str, table: Table) -> None:
+    _say(console, f"\n{title}", "bold")
+    console.print(table)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table whose first column is names and whose others are numbers."""
-    table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for i, column in enumerate(columns):
         table.add_column(Text(column), justify="right" if i else "left", overflow="fold")
     for row in rows:
@@ -219,32 +230,33 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
     return table
 
 
-def _density_table(facts: Mapping[str, Any]) -> Table:
+def _density_table(facts: Mapping[str, Any]) -> tuple[str, Table]:
     layers = grid(facts["matrices"])
     if not layers:
         rows = [(name, percent(1 - kept)) for name, kept in density(facts)]
-        return _table("\nSparsity by matrix", ("matrix", "removed"), rows)
+        return "Sparsity by matrix", _table(("matrix", "removed"), rows)
     roles = list(dict.fromkeys(role for row in layers.values() for role in row))
     cells = [
-        (layer, *(f"{100 * (1 - row[r]):.1f}" if r in row else "" for r in roles)) for layer, row in layers.items()
+        (layer, *(f"{100 * (1 - row[role]):.1f}" if role in row else "" for role in roles))
+        for layer, row in layers.items()
     ]
-    return _table("\nSparsity by layer and role, % removed", ("layer", *roles), cells)
+    return "Sparsity by layer and role, % removed", _table(("layer", *roles), cells)
 
 
-def _cost_table(facts: Mapping[str, Any]) -> Table:
-    rows = [*facts["cost"].items(), ("all", total(facts))]
-    return _table("Cost", ("", "steps", "examples", "tokens", "padding", "FLOPs", "time"), [
+def _cost_table(facts: Mapping[str, Any]) -> tuple[str, Table]:
+    rows = [*costs(facts), ("all", total(facts))]
+    return "Cost", _table(("label", "steps", "examples", "tokens", "padding", "FLOPs", "time"), [
         (label, f"{c['steps']:,}", f"{c['examples']:,}", flop(c["tokens"], ""),
          percent(c["padding"] / c["tokens"]) if c["tokens"] else "", flop(c["flops"]), duration(c["seconds"]))
         for label, c in rows
     ])  # fmt: skip
 
 
-def _stage_table(stages: Sequence[Mapping[str, Any]]) -> Table:
+def _stage_table(stages: Sequence[Mapping[str, Any]]) -> tuple[str, Table]:
     keys = [key for key in ("same", "unanimous", "overlap") if any(key in stage for stage in stages)]
-    return _table("\nWeak masks, stage by stage", ("stage", "step", "sparsity", "weak masks", *keys, "decided"), [
+    return "Weak masks, stage by stage", _table(("stage", "step", "sparsity", "weak masks", *keys, "decided"), [
         (str(i), str(s["step"]), percent(s["sparsity"]), str(s["weak_masks"]),
-         *(percent(s[k]) if k in s else "" for k in keys), percent(s["decided"]))
+         *(percent(s[k]) if k in s else "" for k in keys), percent(s["decided"], 2))
         for i, s in enumerate(stages, start=1)
     ])  # fmt: skip
 
@@ -253,7 +265,11 @@ def _provenance(facts: Mapping[str, Any], run: Path) -> Table:
     table = Table.grid(padding=(0, 2))
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     rows = f"{facts.get('train_rows', '?')} rows to train, {facts.get('validation_rows', '?')} to validate"
-    told = {"model": facts["model"], "data": f"{facts['dataset']}, {rows}", "seed": facts["seed"],
+    scores = {
+        split: ", ".join(f"{name} {value:.4f}" for name, value in flat(facts.get(split)).items())
+        for split in ("validation", "test")
+    }
+    told = scores | {"model": facts["model"], "data": f"{facts['dataset']}, {rows}", "seed": facts["seed"],
             "T": f"{facts['steps']:,} steps", "head": facts.get("head"), "versions": versions,
             "machine": facts["machine"], "run": run, "repeat": facts["command"]}  # fmt: skip
     for name, value in told.items():
@@ -264,12 +280,15 @@ def _provenance(facts: Mapping[str, Any], run: Path) -> Table:
 
 def comparison(reports: list[dict[str, Any]]) -> Table:
     """Runs side by side, a row each; FLOPs of training as a multiple of the first row's."""
-    costs = [total(facts, but="validation") for facts in reports]
-    columns = ("method", "sparsity", "validation", "test", "steps", "FLOPs", "seconds")
-    return _table("", columns, [
+    spent = [total(facts, but="validation") for facts in reports]
+    metrics = {next(iter(facts["validation"])) for facts in reports}
+    # One metric for all goes into the head of the column.
+    unit = f" {metrics.pop()}" if len(metrics) == 1 else ""
+    columns = ("method", "sparsity", f"validation{unit}", f"test{unit}", "steps", "FLOPs", "seconds")
+    return _table(columns, [
         (facts["method"], percent(facts["sparsity"]["reached"]),
-         first(facts["validation"]), first(facts.get("test")) or "-",
-         f"{cost['steps']:,}", f"{cost['flops'] / costs[0]['flops']:.2f} x" if costs[0]["flops"] else "-",
+         first(facts["validation"]).replace(unit, ""), first(facts.get("test")).replace(unit, "") or "-",
+         f"{cost['steps']:,}", f"{cost['flops'] / spent[0]['flops']:.2f} x" if spent[0]["flops"] else "-",
          f"{cost['seconds']:.1f}")
-        for facts, cost in zip(reports, costs, strict=True)
+        for facts, cost in zip(reports, spent, strict=True)
     ])  # fmt: skip

@@ -31,7 +31,8 @@ def best(
     level, above = _level(scores, alive, count, room)
     spare = count - above
     if then is not None and _at(scores, alive, level) > spare:
-        tied = [(s == level) if alive is None else (s == level) & alive[i] for i, s in enumerate(scores)]
+        tied = [s.to(level.dtype) == level for s in scores]
+        tied = tied if alive is None else [t & a for t, a in zip(tied, alive, strict=True)]
         masks = best(then, spare, alive=tied)
         spare = 0
     for mask, (score, live) in zip(_pieces(masks), _paired(scores, alive), strict=True):
@@ -48,8 +49,7 @@ def best(
 
 def _level(scores: Sequence[Tensor], alive: Sequence[Tensor] | None, count: int, room: int) -> tuple[Tensor, int]:
     """(the count-th largest score, how many are larger)."""
-    precision = torch.float64 if any(s.dtype == torch.float64 for s in scores) else torch.float32
-    low, high = (torch.tensor(v, dtype=precision, device=scores[0].device) for v in (-torch.inf, torch.inf))
+    low, high = (torch.tensor(v, dtype=_precision(scores), device=scores[0].device) for v in (-torch.inf, torch.inf))
     above, inside = 0, room  # above: larger than high; inside: from low to high, where the wanted one is
     narrow = True
     while bool(low < high):
@@ -123,8 +123,12 @@ def _pieces(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
 
 
 def _paired(scores: Sequence[Tensor], alive: Sequence[Tensor] | None) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Flat pieces of the scores, at least float32 so that comparing rounds nothing, with the mask of who competes."""
+    """Flat pieces of the scores, all in one precision so that comparing rounds nothing, with who competes."""
     masks = _pieces(alive) if alive else None
+    precision = _precision(scores)
     for score in _pieces(scores):
-        exact = score if score.dtype in (torch.float32, torch.float64) else score.to(torch.float32)
-        yield exact, next(masks) if masks else None
+        yield score.to(precision), next(masks) if masks else None
+
+
+def _precision(scores: Sequence[Tensor]) -> torch.dtype:
+    return torch.float64 if any(s.dtype == torch.float64 for s in scores) else torch.float32

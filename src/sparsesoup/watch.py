@@ -62,6 +62,8 @@ class Watch:
         if self._bars is not None and self._task is not None:
             self._bars.remove_task(self._task)
             self._task = None
+        if self._file is not None:
+            self._file.flush()  # the report is drawn from the log before it is closed
 
     def close(self) -> None:
         """Leave the terminal and the log in order."""

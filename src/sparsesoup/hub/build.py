@@ -70,13 +70,13 @@ def build(
     opened: Opened,
     *,
     steps: int | None = None,
-    epochs: float = 3.0,
+    epochs: float | None = None,
     training: Training | None = None,
     meter: Meter | None = None,
     journal: Journal | None = None,
     observer: Observer | None = None,
 ) -> Problem:
-    """The problem of pruning a model for a text-classification task; T is `steps`, or else `epochs`."""
+    """The problem of pruning a model for a text-classification task; T is `steps` or `epochs`, or else 3 epochs."""
     training, meter = training or Training(), meter or Meter()
     train, validation = training_splits(opened.source, opened.task, place.seed)
     model = load_classifier(place.model, opened.task, place.seed, place.trust_remote_code)
@@ -93,7 +93,7 @@ def build(
         loss=_loss(opened.task),
         predict=_predict,
         metric=metric(opened.task),
-        steps=steps if steps is not None else max(1, round(epochs * per_epoch)),
+        steps=steps if steps is not None else max(1, round((epochs or 3.0) * per_epoch)),
         training=training,
         seed=place.seed,
         meter=meter,

@@ -81,7 +81,7 @@ class GradualStar:
         rate = Cycles(peak, self.low * peak, begin, plan.stop, every, total)
         state = problem.start()
         problem.journal.piece("train", state, train_with, state, problem, pruning(plan, sparsity), rate)
-        return problem.ticket(state)
+        return problem.ticket(state, distillation="none: not built yet")
 
 
 def pruning(plan: Cubic, sparsity: float, pattern: Block = Element, scope: Scope = "global") -> Hook:

@@ -1,0 +1,143 @@
+"""Which weights of a transformer are pruned: the linear matrices inside its blocks, in every family, and no others."""
+
+import math
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForSequenceClassification
+
+from sparsesoup.errors import UserError
+from sparsesoup.hub.families import prunable
+from tiny_hub import CONFIGS, FAMILIES
+
+SIX = ("query", "key", "value", "output", "feed-forward in", "feed-forward out")
+BERT = {
+    "attention.self.query": "query",
+    "attention.self.key": "key",
+    "attention.self.value": "value",
+    "attention.output.dense": "output",
+    "intermediate.dense": "feed-forward in",
+    "output.dense": "feed-forward out",
+}
+DEBERTA = {k.replace("query", "query_proj").replace("key", "key_proj").replace("value", "value_proj"): v
+           for k, v in BERT.items()}  # fmt: skip
+DISTILBERT = {
+    "attention.q_lin": "query",
+    "attention.k_lin": "key",
+    "attention.v_lin": "value",
+    "attention.out_lin": "output",
+    "ffn.lin1": "feed-forward in",
+    "ffn.lin2": "feed-forward out",
+}
+INSIDE = {
+    "bert": ("bert.encoder.layer", BERT),
+    "distilbert": ("distilbert.transformer.layer", DISTILBERT),
+    "roberta": ("roberta.encoder.layer", BERT),
+    "deberta-v2": ("deberta.encoder.layer", DEBERTA),
+    "electra": ("electra.encoder.layer", BERT),
+}
+
+
+def tiny(family):
+    return AutoModelForSequenceClassification.from_config(CONFIGS[family]())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_exactly_the_six_matrices_of_each_layer_are_pruned_with_their_roles(family):
+    prefix, six = INSIDE[family]
+    expected = {f"{prefix}.{layer}.{path}.weight": role for layer in range(2) for path, role in six.items()}
+    model = tiny(family)
+    found = prunable(model)
+    assert {name: target.role for name, target in found.items()} == expected
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert all(target.shape == shapes[name] and not target.transposed for name, target in found.items())
+    assert sum(math.prod(target.shape) for target in found.values()) == 2 * (4 * 16 * 16 + 2 * 16 * 32)
+
+
+def test_the_wrapped_and_the_bare_model_have_the_same_targets():
+    config = CONFIGS["bert"]()
+    wrapped = prunable(AutoModelForSequenceClassification.from_config(config))
+    bare = prunable(transformers.AutoModel.from_config(config))
+    assert {name.removeprefix("bert."): target for name, target in wrapped.items()} == bare
+
+
+def test_debertas_matrix_of_relative_positions_is_not_pruned():
+    model = tiny("deberta-v2")
+    (beside,) = [name for name, p in model.named_parameters() if "rel_embeddings" in name and p.dim() == 2]
+    assert beside not in prunable(model)
+
+
+def test_debertas_own_projections_of_positions_are_linear_weights_of_the_block_too():
+    model = AutoModelForSequenceClassification.from_config(CONFIGS["deberta-v2"](share_att_key=False))
+    more = {name.split("attention.self.")[1]: t.role for name, t in prunable(model).items() if ".self.pos_" in name}
+    assert more == {"pos_key_proj.weight": "key", "pos_query_proj.weight": "query"}
+
+
+def vit():
+    return transformers.ViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+                                  image_size=16, patch_size=8)  # fmt: skip
+
+
+def clip(**more):
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+             "image_size": 16, "patch_size": 8}  # fmt: skip
+    return transformers.CLIPVisionConfig(**(small | more))
+
+
+def test_the_image_encoders_have_the_same_six_matrices():
+    for model in (transformers.ViTForImageClassification(vit()), transformers.CLIPVisionModel(clip())):
+        found = prunable(model)
+        assert sorted(t.role for t in found.values()) == sorted(2 * SIX), type(model).__name__
+        assert all(name.endswith(".weight") and len(t.shape) == 2 for name, t in found.items())
+        assert not [name for name in found if "embed" in name or "classifier" in name or "norm" in name]
+
+
+def test_gpt2s_transposed_matrices_are_marked_so():
+    config = transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=64, n_positions=32)
+    found = prunable(transformers.GPT2ForSequenceClassification(config))
+    assert {n.split(".h.0.")[1]: (t.role, t.shape) for n, t in found.items() if ".h.0." in n} == {
+        "attn.c_attn.weight": ("query-key-value", (16, 48)),
+        "attn.c_proj.weight": ("output", (16, 16)),
+        "mlp.c_fc.weight": ("feed-forward in", (16, 64)),
+        "mlp.c_proj.weight": ("feed-forward out", (64, 16)),
+    }
+    assert len(found) == 8
+    assert all(t.transposed for t in found.values())
+
+
+def test_alberts_shared_layer_is_pruned_once():
+    config = transformers.AlbertConfig(hidden_size=16, embedding_size=8, num_hidden_layers=4, num_attention_heads=2,
+                                       intermediate_size=32, vocab_size=64)  # fmt: skip
+    found = prunable(transformers.AlbertForSequenceClassification(config))
+    assert sorted(t.role for t in found.values()) == sorted(SIX)
+    assert not [name for name in found if "embed" in name or "pooler" in name or "mapping" in name]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: transformers.BertForSequenceClassification(transformers.BertConfig()),
+        lambda: transformers.BertModel(transformers.BertConfig()),
+        lambda: transformers.CLIPVisionModel(transformers.CLIPVisionConfig()),  # ViT-B/32 is the default
+    ],
+)
+def test_bert_base_and_the_vision_tower_of_clip_have_84934656_prunable_weights(model):
+    with torch.device("meta"):
+        found = prunable(model())
+    assert sum(math.prod(target.shape) for target in found.values()) == 84_934_656
+    assert len(found) == 72
+    assert "other" not in {target.role for target in found.values()}
+
+
+def test_a_model_without_repeated_blocks_is_refused_in_one_line():
+    class Flat(transformers.PreTrainedModel):
+        config_class = transformers.BertConfig
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.head = torch.nn.Linear(4, 4)
+
+    with pytest.raises(UserError, match=r"found nothing to prune in Flat: expected .* such as BERT") as caught:
+        prunable(Flat(CONFIGS["bert"]()))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,336 @@
+"""A killed run goes on where it was: no piece done twice, no step lost or counted twice, the same bits in the end."""
+
+import json
+import multiprocessing
+import random
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from conftest import same, tiny
+from sparsesoup.data import Batch
+from sparsesoup.errors import UserError
+from sparsesoup.files import whole, write_json, write_text
+from sparsesoup.journal import Journal
+from sparsesoup.masks import kept
+from sparsesoup.meter import Cost, Meter
+from sparsesoup.methods import METHODS, Method
+from sparsesoup.problem import Problem
+from sparsesoup.state import TrainState
+from sparsesoup.ticket import Ticket
+from sparsesoup.train import train
+
+STEPS = 240
+LONG: dict[str, Method] = {
+    "imp-rewind": replace(METHODS["imp-rewind"], cut=0.4),
+    "isp": METHODS["isp"],
+    "gradual": METHODS["gradual"],
+    "isp-code": replace(METHODS["isp-code"], cut=0.2, weak=0.5, weak_masks=3),
+}
+
+
+class Killed(BaseException):
+    """Stands for the end of a process."""
+
+
+def journaled(folder: Path, **changes: Any) -> Problem:
+    meter = Meter()
+    return tiny(meter=meter, journal=Journal(meter, folder, every=0.0), **changes)
+
+
+def costs(ticket: Ticket) -> dict[str, dict[str, float]]:
+    """What the meter says, the clock and the one validation at the end aside."""
+    return {label: {k: v for k, v in c.items() if k != "seconds"} for label, c in ticket.cost.items()}
+
+
+def bits(state: TrainState) -> dict[str, Tensor]:
+    return {n: t.detach().clone() for n, t in state.tensors().items()}
+
+
+def always(patch: pytest.MonkeyPatch) -> None:
+    """Save whenever it may be time, however long the last save took."""
+    patch.setattr("sparsesoup.journal.SHARE", 0)
+
+
+def live(folder: Path, name: str) -> None:
+    """One life of a run, in a process of its own."""
+    ticket = LONG[name].run(journaled(folder, steps=STEPS), 0.6)
+    save_file({**{f"m/{n}": m for n, m in ticket.masks.items()}, **ticket.weights}, folder / "product")
+    write_json(folder / "cost.json", costs(ticket))
+
+
+@pytest.mark.parametrize("name", list(LONG))
+def test_a_run_killed_at_random_moments_ends_as_if_it_never_was(name: str, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sparsesoup.methods"])
+    draw, killed, record = random.Random(name), 0, tmp_path / "journal.json"
+    while not (tmp_path / "cost.json").exists():
+        written = record.stat().st_mtime_ns if record.exists() else 0
+        process = context.Process(target=live, args=(tmp_path, name))
+        process.start()
+        while process.is_alive() and killed < 6:
+            if record.exists() and record.stat().st_mtime_ns != written:
+                time.sleep(draw.uniform(0.0, 0.1))
+                process.kill()  # SIGKILL
+                break
+            time.sleep(0.002)
+        process.join()
+        assert process.exitcode in (0, -9)
+        killed += process.exitcode == -9
+    assert killed >= 3
+    plain = LONG[name].run(tiny(steps=STEPS), 0.6)
+    product = load_file(tmp_path / "product")
+    assert same(product, {**{f"m/{n}": m for n, m in plain.masks.items()}, **plain.weights})
+    assert json.loads((tmp_path / "cost.json").read_text()) == costs(plain)
+
+
+@pytest.mark.parametrize("name", ["imp-rewind", "lr-rewind", "isp", "isp-paper", "isp-code", "gmp-star", "gradual"])
+def test_a_run_that_dies_at_any_step_resumes_to_the_bit(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every eleventh forward kills it, so that the end falls into every kind of piece."""
+    always(monkeypatch)
+    short = {"isp-paper": {"stage": 0.05, "cut": 0.4, "weak_steps": 2}, "isp-code": {"stage": 0.2, "cut": 0.3}}
+    rewound = {"cut": 0.5} if name.endswith("-rewind") else {}
+    method, count = replace(METHODS[name], **short.get(name, {}), **rewound), 0
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        nonlocal count
+        count += 1
+        if count % 11 == 0:
+            raise Killed
+        return functional.cross_entropy(model(batch["x"]), batch["labels"])
+
+    resumed = []
+    while True:
+        problem = journaled(tmp_path, loss=loss)
+        resumed.append(problem.journal.resumed)
+        try:
+            ticket = method.run(problem, 0.6)
+            break
+        except Killed:
+            assert len(resumed) < 60
+    plain = method.run(tiny(), 0.6)
+    assert same(ticket.masks, plain.masks)
+    assert same(ticket.weights, plain.weights)
+    assert ticket.notes == plain.notes
+    assert costs(ticket) == costs(plain)
+    assert resumed[0] is None
+    assert len(resumed) > 4
+    assert any(r and r.startswith("the midst of ") for r in resumed)
+
+
+def test_finished_pieces_are_skipped_and_the_last_state_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    always(monkeypatch)
+    first = journaled(tmp_path)
+    state = first.start()
+    first.journal.piece("one", state, train, state, first, 3)
+    first.journal.piece("two", state, train, state, first, 4)
+    assert first.journal.finished == ["one", "two"]
+
+    second = journaled(tmp_path)
+    other, done = second.start(), []
+    assert second.journal.resumed == "two"
+    assert second.meter.costs == first.meter.costs
+    for name in ("one", "two"):
+        second.journal.piece(name, other, done.append, name)
+    assert done == []
+    assert same(bits(other), bits(state))
+    second.journal.piece("three", other, train, other, second, 5)
+    first.journal.piece("three", state, train, state, first, 5)
+    assert same(bits(other), bits(state))
+    assert second.meter.costs["strong"].steps == 12
+
+
+def test_a_held_piece_is_restored_on_every_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    always(monkeypatch)
+    first = journaled(tmp_path)
+    state = first.start()
+    first.journal.piece("origin", state, train, state, first, 3, hold=True)
+    origin = bits(state)
+    for i in range(3):
+        first.journal.piece(f"round-{i}", state, train, state, first, 2)
+    for _ in range(2):
+        again = journaled(tmp_path)
+        other = again.start()
+        again.journal.piece("origin", other, train, other, again, 3, hold=True)
+        assert same(bits(other), origin)
+        for i in range(3):
+            again.journal.piece(f"round-{i}", other, train, other, again, 2)
+        assert same(bits(other), bits(state))
+    assert sorted(f.name for f in tmp_path.iterdir()) == [
+        "held-origin.safetensors",
+        "journal.json",
+        "state-a.safetensors",
+    ]
+
+
+def test_a_run_whose_loss_breaks_keeps_its_finished_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    always(monkeypatch)
+    broken = journaled(tmp_path, loss=lambda model, batch: model(batch["x"]).sum() * (torch.nan if flaw else 1e-3))
+    state, flaw = broken.start(), False
+    broken.journal.piece("good", state, train, state, broken, 3)
+    flaw = True
+    with pytest.raises(UserError, match=r"at step 4 \(strong\); finished pieces are kept"):
+        broken.journal.piece("bad", state, train, state, broken, 3)
+    after = journaled(tmp_path)
+    assert after.journal.finished == ["good"]
+    assert after.meter.costs["strong"].steps == 3
+
+
+def test_a_fork_is_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    always(monkeypatch)
+    problem = journaled(tmp_path)
+    state = problem.start()
+
+    def look() -> None:
+        here = state.snapshot()
+        with problem.journal.paused():
+            train(state, problem, 4, label="weak")
+            assert not list(tmp_path.glob("*"))
+        state.restore_(here)
+
+    problem.journal.piece("weak", state, look)
+    assert load_file(tmp_path / "state-a.safetensors").keys() == state.tensors().keys()
+
+
+def test_saves_cost_a_twentieth_of_the_time_at_most(tmp_path: Path) -> None:
+    problem = journaled(tmp_path)
+    state = problem.start()
+    problem.journal.piece("one", state, train, state, problem, 1)
+    saved = (tmp_path / "journal.json").stat().st_mtime_ns
+    problem.journal._took = 1e6
+    problem.journal.piece("two", state, train, state, problem, 5)
+    assert (tmp_path / "journal.json").stat().st_mtime_ns == saved
+
+
+def test_without_a_folder_nothing_is_kept_and_all_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    always(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    problem, done = tiny(), []
+    problem.journal.every = 0.0
+    problem.journal.piece("one", problem.start(), done.append, 1, hold=True)
+    assert done == [1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_closing_removes_the_states_and_leaves_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    always(monkeypatch)
+    problem = journaled(tmp_path)
+    state = problem.start()
+    problem.journal.piece("one", state, train, state, problem, 2, hold=True)
+    problem.journal.close()
+    assert [f.name for f in tmp_path.iterdir()] == ["journal.json"]
+
+
+def test_the_position_is_saved_and_returned_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    always(monkeypatch)
+    returned: list[int] = []
+    meter = Meter()
+    journal = Journal(meter, tmp_path, 0.0, position=lambda: 41, rewind=returned.append)
+    problem = tiny(meter=meter, journal=journal)
+    state = problem.start()
+    journal.piece("one", state, train, state, problem, 1)
+    Journal(Meter(), tmp_path, rewind=returned.append)
+    assert returned == [0, 41]
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "{}", '{"finished": []}', "null"])
+def test_a_damaged_journal_is_refused_in_one_line(damage: str, tmp_path: Path) -> None:
+    (tmp_path / "journal.json").write_text(damage)
+    with pytest.raises(UserError, match=r"^damaged journal .*journal\.json \(.*remove .* to start afresh$") as caught:
+        Journal(Meter(), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "missing", "foreign"])
+def test_a_damaged_state_is_refused_in_one_line(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    always(monkeypatch)
+    problem = journaled(tmp_path)
+    state = problem.start()
+    problem.journal.piece("one", state, train, state, problem, 1)
+    (file,) = tmp_path.glob("*.safetensors")
+    data = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    elif damage == "foreign":
+        save_file({"model/other": torch.zeros(1)}, file)
+    else:
+        file.write_bytes(data[: len(data) // 2] if damage == "truncated" else b"")
+    again = journaled(tmp_path)
+    with pytest.raises(UserError, match=r"^damaged state .*\.safetensors \(.*remove .* to start afresh$") as caught:
+        again.journal.piece("one", again.start(), train)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_half_written_file_counts_as_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    always(monkeypatch)
+    problem = journaled(tmp_path)
+    state = problem.start()
+    problem.journal.piece("one", state, train, state, problem, 2)
+    before, good = bits(state), (tmp_path / "journal.json").read_text()
+
+    def die(*args: object, **more: object) -> None:
+        raise Killed
+
+    for point in ("sparsesoup.journal.save_file", "sparsesoup.journal.write_json", "sparsesoup.files.os.replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(point, die)
+            with pytest.raises(Killed):
+                problem.journal._save(train(state, problem, 1))
+        assert (tmp_path / "journal.json").read_text() == good
+        (tmp_path / ".journal.json.1.part").write_text("{")
+        (tmp_path / ".state-b.safetensors.1.part").write_bytes(b"half")
+        again = journaled(tmp_path)
+        other = again.start()
+        again.journal.piece("one", other, train)
+        assert same(bits(other), before)
+        assert again.meter.costs["strong"].steps == 2
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "report.txt"
+    write_text(target, "old")
+    with pytest.raises(Killed), whole(target) as temporary:
+        temporary.write_text("ne")
+        assert target.read_text() == "old"
+        raise Killed
+    assert target.read_text() == "old"
+    assert [f.name for f in target.parent.iterdir()] == ["report.txt"]
+    write_text(target, "new")
+    assert target.read_text() == "new"
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(target, {"loss": float("nan")})
+    assert target.read_text() == "new"
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    for words in ("one", "two"):
+        with whole(target) as temporary:
+            temporary.mkdir()
+            (temporary / words).write_text(words)
+        assert [f.name for f in target.iterdir()] == [words]
+    assert [f.name for f in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_meter_goes_into_the_journal_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    always(monkeypatch)
+    problem = journaled(tmp_path)
+    problem.meter.add("search", Cost(steps=3, tokens=7, flops=11, seconds=0.5))
+    state = problem.start()
+    problem.journal.piece("one", state, train, state, problem, 2)
+    again = Meter()
+    again.add("weak", Cost(steps=99))  # of the life that is taken back
+    Journal(again, tmp_path)
+    assert again.costs == problem.meter.costs
+    assert kept(state.masks) == 2000

@@ -1,0 +1,302 @@
+"""The report: self-contained, true to its input, safe with any name, the same for the same run."""
+
+import html
+import io
+import json
+import random
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from sparsesoup.errors import UserError
+from sparsesoup.report import write_report
+from sparsesoup.show import comparison, first, grid, headline, read_report, show_run
+
+ROLES = {
+    "query": "attention.self.query", "key": "attention.self.key", "value": "attention.self.value",
+    "output": "attention.output.dense", "feed-forward in": "intermediate.dense", "feed-forward out": "output.dense",
+}  # fmt: skip
+
+
+def cost(steps: int, rows: int = 16) -> dict[str, float]:
+    return {"steps": steps, "examples": steps * rows, "tokens": steps * rows * 20, "padding": steps * rows * 5,
+            "flops": steps * 7_000_000_000, "seconds": steps * 0.31}  # fmt: skip
+
+
+def matrices(gone: float, layers: int) -> list[dict[str, Any]]:
+    found = []
+    for layer in range(layers):
+        for number, (role, path) in enumerate(ROLES.items()):
+            kept = round(147456 * (1 - gone) * (1 + 0.1 * (number - layer % 4))) if gone else 147456
+            name = f"bert.encoder.layer.{layer}.{path}.weight"
+            found.append({"name": name, "role": role, "shape": [384, 384], "kept": kept, "total": 147456})
+    return found
+
+
+def log(method: str, steps: int, draw: random.Random) -> list[dict[str, Any]]:
+    """Made-up lines: isp looks ahead and comes back, imp begins each round anew."""
+    lines: list[dict[str, Any]] = []
+
+    def stretch(label: str, begin: int, count: int, gone: float) -> None:
+        for step in range(begin + 1, begin + count + 1):
+            loss = 0.35 + 0.4 * 0.99 ** (400 * step / steps) + draw.gauss(0, 0.06) + (0.1 if label == "weak" else 0)
+            lines.append({"step": step, "label": label, "loss": loss, "rate": 1e-4, "sparsity": gone})
+
+    if method == "isp":
+        for stage in range(6):
+            stretch("strong", stage * steps // 12, steps // 12, 0.9 * (1 - (1 - stage / 6) ** 3))
+            for _ in range(4):
+                stretch("weak", (stage + 1) * steps // 12, max(1, steps // 100), 0.9 * (1 - (1 - stage / 6) ** 3))
+        stretch("strong", steps // 2, steps // 4, 0.9)
+    else:
+        for number in range(11 if method == "imp" else 0):
+            stretch("search", 0, steps, 1 - 0.8**number)
+        stretch("strong", 0, steps, 0.9 if method == "imp" else 0.0)
+    return lines
+
+
+def write_run(run: Path, method: str = "isp", steps: int = 120, layers: int = 3, **changes: Any) -> dict[str, Any]:
+    """A run directory as `prune` leaves it, with made-up numbers; what its report.json says."""
+    gone, lines = 0.0 if method == "dense" else 0.9, log(method, steps, random.Random(1))
+    stages = [
+        {"step": 10 * i, "sparsity": 0.9 * (1 - (1 - i / 6) ** 3), "weak_masks": 4, "decided": 0.0131 + 0.001 * i,
+         "same": 0.981 + 0.001 * i, "unanimous": 0.962 + 0.001 * i, "overlap": 0.953 - 0.011 * i}
+        for i in range(1, 7)
+    ]  # fmt: skip
+    counts = {label: sum(line["label"] == label for line in lines) for label in ("search", "weak", "strong")}
+    parts = matrices(gone, layers)
+    kept, size = sum(m["kept"] for m in parts), sum(m["total"] for m in parts)
+    notes = {"isp": {"stages": stages, "budget": "charged", "weak_share": 0.24}, "imp": {"rounds": 11}}
+    facts: dict[str, Any] = {
+        "format": 1, "method": method, "model": "minilm", "dataset": "glue/cola", "seed": 0, "steps": steps,
+        "settings": {"method": {"name": method, "weak_masks": 4}, "train": {"learning_rate": 3.25e-4}, "epochs": 3.0},
+        "sparsity": {"asked": gone, "reached": 1 - kept / size, "kept": kept, "total": size},
+        "validation": {"matthews": 0.4127}, "test": None,
+        "cost": {label: cost(n) for label, n in counts.items() if n} | {"validation": cost(0) | {"flops": 5 * 10**10}},
+        "matrices": parts, "notes": notes.get(method, {}), "command": f"sparsesoup prune {method} --dataset glue/cola",
+        "versions": {"sparsesoup": "0.1.0", "torch": "2.13.0"}, "machine": "x86_64, 2 threads, cpu",
+        "head": "classifier.weight newly initialised with seed 0", "train_rows": 7696, "validation_rows": 855,
+    } | changes  # fmt: skip
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "report.json").write_text(json.dumps(facts))
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return facts
+
+
+def page(run: Path) -> str:
+    return write_report(run).read_text(encoding="utf-8")
+
+
+def shown(run: Path, **settings: Any) -> str:
+    out = io.StringIO()
+    show_run(run, Console(file=out, width=80, **settings))
+    return out.getvalue()
+
+
+class Tags(HTMLParser):
+    """Every tag of a page with its attributes, and the ones left open."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("method", ["isp", "imp", "dense"])
+def test_a_page_needs_nothing_but_itself(tmp_path: Path, method: str) -> None:
+    write_run(tmp_path, method)
+    text = page(tmp_path)
+    assert not re.findall(r"(?:https?:)?//[a-z]\S*", re.sub(r'xmlns(:\w+)?="[^"]*"', "", text))
+    tags = Tags(text)
+    assert tags.open == []
+    assert not [tag for tag, _ in tags.tags if tag in ("link", "img", "image", "iframe", "object")]
+    links = [v for _, a in tags.tags for k, v in a.items() if k in ("src", "href", "xlink:href") and v]
+    assert all(link.startswith("#") for link in links)
+    ids = [a["id"] for _, a in tags.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    assert {link[1:] for link in links} | set(re.findall(r"url\(#([^)]+)\)", text)) <= set(ids)
+
+
+def test_the_page_shows_the_numbers_of_its_input(tmp_path: Path) -> None:
+    facts = write_run(tmp_path, test={"matthews": 0.3914})
+    text = page(tmp_path)
+    tables = html.unescape(re.sub(r"<[^>]+>", " ", text))
+    strong, weak = facts["cost"]["strong"], facts["cost"]["weak"]
+    for number in (strong["steps"], weak["examples"], strong["tokens"], facts["sparsity"]["kept"]):
+        assert re.search(rf"(?<![\d,.]){number:,}(?![\d,.])", tables), number
+    assert "<dd>7696</dd>" in text
+    assert "<dd>0.000325</dd>" in text
+    for words in ("0.413 matthews on validation, 0.391 matthews on test", "25.0 %", "94.2 %", "1.41 %", "24.0 % of T"):
+        assert words in tables, words
+    # 90 strong and 24 weak steps cost the same each, and T = 120: 114 / 120.
+    assert "training cost 0.95 times a dense run" in tables
+    assert "840 GFLOP, 1.00 \N{MULTIPLICATION SIGN}" in tables
+    assert "IMP, 12 trainings, estimated" in tables
+    assert "10.1 TFLOP, 12.00 \N{MULTIPLICATION SIGN}" in tables
+
+
+def test_every_matrix_is_in_the_heat_map_and_the_lowest_is_named(tmp_path: Path) -> None:
+    facts = write_run(tmp_path)
+    text = page(tmp_path)
+    for matrix in facts["matrices"]:
+        assert f">{100 * matrix['kept'] / matrix['total']:.1f}</text>" in text
+    least = min(facts["matrices"], key=lambda m: m["kept"])
+    assert f"The sparsest matrix, {least['name']}, keeps 8.0 %" in text
+
+
+def test_matrices_without_layer_or_role_become_bars(tmp_path: Path) -> None:
+    parts = [{"name": f"block{i}.weight", "role": "other", "kept": i, "total": 100} for i in range(1, 61)]
+    write_run(tmp_path, matrices=parts)
+    text = page(tmp_path)
+    assert grid(parts) == {}
+    assert "7.0 %</span>" in text
+    assert "40 of 60 are shown" in text
+    assert 'aria-label="Weights kept by layer and role"' not in text
+    assert "block60.weight" in shown(tmp_path)
+
+
+def test_towers_are_kept_apart_and_experts_together() -> None:
+    rows = {"text.layers.0.q": 1, "vision.layers.0.q": 2, "vision.layers.1.e.0.q": 3, "vision.layers.1.e.1.q": 5}
+    table = grid([{"name": name, "role": "query", "kept": kept, "total": 10} for name, kept in rows.items()])
+    assert table == {"text 0": {"query": 0.1}, "vision 0": {"query": 0.2}, "vision 1": {"query": 0.4}}
+
+
+def test_names_are_text_not_markup(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>[red]&amp;"
+    parts = [{"name": f"{evil}.{i}.w", "role": f"{evil}$", "kept": i, "total": 9} for i in range(2)]
+    notes = {"stages": [], evil: [evil], "budget": [evil]}
+    facts = {"dataset": evil, "model": evil, "method": evil, "head": evil, "command": evil, "machine": evil}
+    write_run(tmp_path, **facts, matrices=parts, notes=notes, settings={evil: evil}, validation={evil: 0.5})
+    text = page(tmp_path)
+    assert len(re.findall("<script", text)) == 1  # the copy button's own
+    assert "alert(1)" in text
+    assert Tags(text).open == []
+    out = shown(tmp_path).replace("\n", "")
+    assert "[red]&amp;" in out
+
+
+def test_a_dense_run_has_no_soup_no_heat_map_and_no_comparison(tmp_path: Path) -> None:
+    write_run(tmp_path / "isp")
+    write_run(tmp_path / "dense", "dense")
+    soup, dense = page(tmp_path / "isp"), page(tmp_path / "dense")
+    for words in ("<h2>The soup</h2>", "Weights kept by layer", "estimated</span>"):
+        assert words in soup
+        assert words not in dense
+    assert "Nothing: all 2,654,208 prunable weights are kept." in dense
+    assert "eak masks" not in shown(tmp_path / "dense")
+
+
+def test_stages_without_weak_masks_are_no_soup_and_unknown_notes_are_listed(tmp_path: Path) -> None:
+    stage = {"step": 5, "sparsity": 0.5, "weak_masks": 0, "decided": 0.0}
+    write_run(tmp_path, notes={"stages": [stage], "stopped_early": {"at": 77}})
+    assert "<h2>The soup</h2>" not in page(tmp_path)
+    assert "<dt>stopped_early</dt><dd>{&#34;at&#34;: 77}</dd>" in page(tmp_path)
+    write_run(tmp_path, notes={"stages": [stage | {"weak_masks": 1}]})
+    assert "<h2>The soup</h2>" in page(tmp_path)
+
+
+@pytest.mark.parametrize("method", ["isp", "imp"])
+def test_the_same_run_gives_the_same_bytes(tmp_path: Path, method: str) -> None:
+    write_run(tmp_path, method)
+    one = write_report(tmp_path).read_bytes()
+    code = "import pathlib, sys, sparsesoup.report as r; r.write_report(pathlib.Path(sys.argv[1]))"
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], check=True
+    )  # another process: other hash seeds, another time
+    assert (tmp_path / "report.html").read_bytes() == one
+
+
+def test_a_torn_or_missing_log_is_said_not_fatal(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 1, "la')
+    assert "1 lines of log.jsonl could not be read" in page(tmp_path)
+    (tmp_path / "log.jsonl").unlink()
+    assert "There is no log of the steps." in page(tmp_path)
+
+
+def test_several_test_sets_are_all_shown(tmp_path: Path) -> None:
+    scores = {"matched": {"accuracy": 0.7123}, "mismatched": {"accuracy": 0.7051}}
+    facts = write_run(tmp_path, validation={"accuracy": 0.72}, test=scores)
+    assert first(scores) == "0.712 accuracy (matched) and 0.705 accuracy (mismatched)"
+    assert first({"accuracy": 0.8, "f1": 0.9}) == "0.800 accuracy"
+    assert first(scores) in headline(facts)
+    assert "0.7051" in page(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\udcff", "{}", '{"format": 2}', "null", "1e999"])
+def test_a_damaged_report_is_one_line_that_names_path_and_remedy(tmp_path: Path, text: str) -> None:
+    (tmp_path / "report.json").write_text(text, errors="surrogateescape")
+    for act in (read_report, write_report, shown):
+        with pytest.raises(UserError) as caught:
+            act(tmp_path)
+        assert str(tmp_path / "report.json") in str(caught.value)
+        assert "run `prune` again" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sparsity": {"asked": 0.9}}, {"cost": {"strong": {"steps": 1}}}, {"cost": {"strong": 3}}, {"matrices": []},
+        {"matrices": [{"name": "w", "role": "other", "kept": 0, "total": 0}]}, {"validation": {}}, {"steps": "many"},
+        {"validation": {"matthews": None}}, {"test": {"matched": {"accuracy": "good"}}}, {"notes": {"stages": [1]}},
+    ],
+)  # fmt: skip
+def test_a_report_that_lacks_something_is_damaged(tmp_path: Path, changes: dict[str, Any]) -> None:
+    facts = write_run(tmp_path)
+    (tmp_path / "report.json").write_text(json.dumps(facts | changes))
+    with pytest.raises(UserError, match="damaged report"):
+        read_report(tmp_path)
+
+
+def test_no_report_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^no .*report\.json: give the directory of a finished run"):
+        show_run(tmp_path / "nowhere", Console(file=io.StringIO()))
+
+
+@pytest.mark.parametrize("method", ["isp", "imp", "dense"])
+def test_the_terminal_fits_80_columns_and_a_pipe_has_no_colours(tmp_path: Path, method: str) -> None:
+    facts = write_run(tmp_path, method, layers=12, cost={"strong": cost(123_456, 512), "validation": cost(0)})
+    out = shown(tmp_path)
+    assert "\x1b" not in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "123,456" in out
+    assert "…" not in out
+    for matrix in facts["matrices"] if method != "dense" else []:
+        assert f"{100 * (1 - matrix['kept'] / matrix['total']):.1f}" in out
+    assert "\x1b" in shown(tmp_path, force_terminal=True)
+
+
+def test_runs_are_compared_with_the_first_one(tmp_path: Path) -> None:
+    dense = write_run(tmp_path / "dense", "dense")
+    isp = write_run(tmp_path / "isp", test={"matthews": 0.3914})
+    console = Console(file=io.StringIO(), width=80)
+    console.print(comparison([dense, isp]))
+    rows = console.file.getvalue().splitlines()
+    one, other = (next(row.split() for row in rows if row.split()[:1] == [name]) for name in ("dense", "isp"))
+    assert one == ["dense", "0.0", "%", "0.413", "-", "120", "1.00", "x", "37.2"]
+    reached = f"{100 * isp['sparsity']['reached']:.1f}"
+    assert other == ["isp", reached, "%", "0.413", "0.391", "114", "0.95", "x", "35.3"]
+    assert "matthews" in console.file.getvalue()
+
+
+def test_importing_the_report_does_not_import_matplotlib() -> None:
+    code = "import sys, sparsesoup.report; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,355 @@
+"""The training loop: what holds after every step."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from conftest import Watch, same, tiny
+from sparsesoup.data import Batch
+from sparsesoup.errors import UserError
+from sparsesoup.masks import Masks
+from sparsesoup.problem import Training
+from sparsesoup.scores import magnitude
+from sparsesoup.select import keep
+from sparsesoup.state import TrainState
+from sparsesoup.train import Protocol, dropouts, train
+
+OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop")
+BASE = Training(learning_rate=1e-2, batch_size=16)
+
+
+def weights(state: TrainState) -> dict[str, Tensor]:
+    return {n: p.detach().clone() for n, p in state.model.named_parameters()}
+
+
+def half(state: TrainState, sparsity: float = 0.5) -> Masks:
+    return keep(magnitude(state.params()), sparsity, within=state.masks)
+
+
+@pytest.mark.parametrize("protocol", [None, Protocol(share=0.5, dropout=0.3)])
+@pytest.mark.parametrize("stream", [(), ("weak", 1, 2)])
+def test_training_in_two_halves_is_training_at_once(stream: tuple[object, ...], protocol: Protocol | None) -> None:
+    once, twice = tiny(), tiny()
+    one = train(once.start(), once, 30, stream=stream, protocol=protocol)
+    other = twice.start()
+    for steps in (17, 0, 13):
+        train(other, twice, steps, stream=stream, protocol=protocol)
+    assert same({**one.tensors()}, {**other.tensors()})
+    assert one.step == other.step == 30
+
+
+def test_streams_differ_in_rows_and_noise() -> None:
+    problem = tiny()
+    found = [weights(train(problem.start(), problem, 3, stream=s)) for s in ((), ("weak", 0), ("weak", 1))]
+    assert not same(found[0], found[1])
+    assert not same(found[1], found[2])
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_masks_hold_at_every_forward_while_a_hook_changes_them(optimizer: str) -> None:
+    seen = []
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        if model.training:
+            params = state.params()
+            assert all(not params[n][~m].any() for n, m in state.masks.items())
+            seen.append(sum(int(m.sum()) for m in state.masks.values()))
+        return functional.cross_entropy(model(batch["x"]), batch["labels"])
+
+    settings = replace(BASE, learning_rate=2e-3, weight_decay=0.1, optimizer=optimizer)
+    problem = tiny(training=settings, loss=loss)
+    state = problem.start()
+
+    def hook(state: TrainState) -> None:
+        if state.step in (6, 12):
+            state.prune_(half(state, state.step / 15))
+
+    train(state, problem, 20, hooks=[hook])
+    assert seen == [2000] * 6 + [1200] * 6 + [400] * 8
+    assert all(not p[~state.masks[n]].any() for n, p in state.params().items())
+
+
+def test_masks_hold_even_where_a_hook_writes_into_dead_weights_or_sets_the_masks_itself() -> None:
+    problem = tiny()
+    state = problem.start()
+
+    def average(state: TrainState) -> None:
+        if state.step == 2:
+            state.masks = half(state)
+        with torch.no_grad():
+            for p in state.params().values():
+                p += 0.01
+
+    train(state, problem, 4, hooks=[average])
+    assert sum(int((p == 0).sum()) for p in state.params().values()) == 1000
+    assert all(not p[~state.masks[n]].any() for n, p in state.params().items())
+
+
+def test_masks_hold_from_the_first_forward_on() -> None:
+    seen = []
+    problem = tiny(
+        loss=lambda model, batch: seen.append(int((model.wide.weight == 0).sum())) or model(batch["x"]).sum()
+    )
+    state = problem.start()
+    state.masks = half(state)
+    train(state, problem, 1)
+    assert seen == [int((~state.masks["wide.weight"]).sum())]
+
+
+def test_dead_gradients_do_not_spend_the_clip_norm() -> None:
+    """Against steps written out by hand, with a loss that pulls dead weights a million times as hard."""
+    mask = half(tiny().start())
+    dead = {n: ~m for n, m in mask.items()}
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        pull = sum((p * dead[n]).sum() for n, p in model.named_parameters() if n in dead)
+        return functional.cross_entropy(model(batch["x"]), batch["labels"]) + 1e6 * pull
+
+    settings = replace(BASE, optimizer="sgd", clip=0.05, weight_decay=0.0)
+    problem = tiny(training=settings, loss=loss)
+    state = problem.start()
+    state.prune_(mask)
+    drops(state.model, 0.0)
+    train(state, problem, 3)
+
+    hand = problem.start()
+    hand.prune_(mask)
+    drops(hand.model, 0.0)
+    optimizer = torch.optim.SGD(hand.model.parameters(), momentum=0.9)
+    order = problem.train.batches(16, 0, 0)
+    for step in range(3):
+        batch = problem.train.batch(next(order))
+        functional.cross_entropy(hand.model(batch["x"]), batch["labels"]).backward()
+        for n, p in hand.params().items():
+            assert p.grad is not None
+            p.grad[dead[n]] = 0.0
+        norm = torch.cat([p.grad.flatten() for p in hand.model.parameters() if p.grad is not None]).norm()
+        assert norm > 0.05  # or the clip would not be seen
+        for p in hand.model.parameters():
+            assert p.grad is not None
+            p.grad *= 0.05 / norm
+        optimizer.param_groups[0]["lr"] = problem.rate()(step)
+        optimizer.step()
+        optimizer.zero_grad()
+    start = dict(problem.pretrained.named_parameters())
+    for n, p in hand.model.named_parameters():
+        assert not p.equal(start[n])
+        torch.testing.assert_close(dict(state.model.named_parameters())[n], p, rtol=1e-4, atol=1e-8)
+
+
+def drops(model: nn.Module, value: float) -> None:
+    for owner, name, _ in dropouts(model):
+        setattr(owner, name, value)
+
+
+def test_no_clip_means_no_clip() -> None:
+    def first_move(clip: float) -> float:
+        problem = tiny(training=replace(BASE, optimizer="sgd", clip=clip, weight_decay=0.0, warmup=0.0))
+        state = train(problem.start(), problem, 1)
+        start = dict(problem.pretrained.named_parameters())
+        return float(torch.cat([(p - start[n].detach()).flatten() for n, p in weights(state).items()]).norm())
+
+    assert first_move(0.01) == pytest.approx(0.01 * 1e-2, rel=1e-3)
+    assert first_move(0.0) == pytest.approx(first_move(1e9), rel=1e-5)
+    assert first_move(0.0) > 2 * first_move(0.01)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 16])
+def test_accumulated_parts_are_the_whole_batch(parts: int) -> None:
+    def run(accumulation: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        problem = tiny(training=replace(BASE, optimizer="sgd", accumulation=accumulation))
+        state = problem.start()
+        drops(state.model, 0.0)
+        train(state, problem, 5)
+        return weights(state), problem.meter.to_json()["strong"]
+
+    (whole, cost), (cut, same_cost) = run(1), run(parts)
+    for n, p in whole.items():
+        torch.testing.assert_close(cut[n], p, rtol=1e-4, atol=1e-6)
+    assert {k: v for k, v in cost.items() if k != "seconds"} == {k: v for k, v in same_cost.items() if k != "seconds"}
+
+
+def test_bf16_trains_float32_weights() -> None:
+    low = tiny(training=replace(BASE, precision="bf16"))
+    inner = []
+    state = low.start()
+    handle = state.model.wide.register_forward_hook(lambda module, args, out: inner.append(out.dtype))
+    train(state, low, 10)
+    handle.remove()
+    assert set(inner) == {torch.bfloat16}
+    assert {p.dtype for p in state.model.parameters()} == {torch.float32}
+    assert {t.dtype for s in state.optimizer.state.values() for t in s.values()} == {torch.float32}
+    full = tiny()
+    assert not same(weights(state), weights(train(full.start(), full, 10)))
+    assert low.validate(state.model)["accuracy"] > 0.4
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_and_the_state_before_it(bad: float) -> None:
+    count = 0
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        nonlocal count
+        count += 1
+        return model(batch["x"]).sum() * (bad if count == 8 else 1e-3)
+
+    problem = tiny(loss=loss)
+    state = train(problem.start(), problem, 7)
+    before = {n: t.detach().clone() for n, t in state.tensors().items()}
+    with pytest.raises(UserError, match=rf"^the loss is -?{bad} at step 8 \(strong\); .* \(now 0\.01\)") as caught:
+        train(state, problem, 7)
+    assert "\n" not in str(caught.value)
+    assert state.step == 7
+    assert same(dict(state.tensors()), before)
+    assert all(p.grad is None for p in state.model.parameters())
+    assert problem.meter.to_json()["strong"]["steps"] == 7
+
+
+def test_the_learning_rate_is_a_function_of_the_step() -> None:
+    watch = Watch()
+    problem = tiny(observer=watch)
+    state = problem.start()
+    train(state, problem, 25)
+    train(state, problem, 35)
+    assert watch.curve("rate") == [problem.rate()(step) for step in range(60)]
+    assert watch.curve("step") == list(range(1, 61))
+    train(state, problem, 2, rate=lambda step: step / 100)
+    assert watch.curve("rate")[-2:] == [0.6, 0.61]
+
+
+def test_the_rate_moves_the_weights_and_zero_moves_none() -> None:
+    problem = tiny(training=replace(BASE, weight_decay=0.1))
+    state = problem.start()
+    before = weights(state)
+    train(state, problem, 3, rate=lambda step: 0.0)
+    assert same(weights(state), before)
+
+
+def test_a_protocols_settings_hold_during_its_run_and_are_put_back() -> None:
+    problem = tiny(training=replace(BASE, weight_decay=0.03))
+    state = problem.start()
+    seen = []
+
+    def look(state: TrainState) -> None:
+        seen.append(([g["weight_decay"] for g in state.optimizer.param_groups], [v for *_, v in dropouts(state.model)]))
+
+    protocol = Protocol(weight_decay=0.4, dropout=0.25)
+    train(state, problem, 1, hooks=[look])
+    train(state, problem, 2, hooks=[look], protocol=protocol)
+    train(state, problem, 1, hooks=[look], protocol=Protocol())
+    assert seen == [([0.03, 0.0], [0.1]), *[([0.4, 0.0], [0.25])] * 2, ([0.03, 0.0], [0.1])]
+
+    def fail(state: TrainState) -> None:
+        raise RuntimeError("in the midst")
+
+    with pytest.raises(RuntimeError):
+        train(state, problem, 1, hooks=[fail], protocol=protocol)
+    look(state)
+    assert seen[-1] == ([0.03, 0.0], [0.1])
+
+
+def test_each_setting_of_a_protocol_changes_what_is_learnt() -> None:
+    problem = tiny()
+
+    def run(protocol: Protocol | None) -> dict[str, Tensor]:
+        return weights(train(problem.start(), problem, 3, protocol=protocol))
+
+    plain = run(None)
+    assert same(plain, run(Protocol()))
+    for change in ({"weight_decay": 0.3}, {"dropout": 0.0}, {"dropout": 0.4}, {"share": 0.5}):
+        assert not same(plain, run(Protocol(**change))), change
+
+
+def test_a_share_of_the_rows_is_all_that_a_run_sees() -> None:
+    seen: set[float] = set()
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        seen.update(batch["x"][:, 0].tolist())
+        return model(batch["x"]).sum()
+
+    problem = tiny(loss=loss)
+    train(problem.start(), problem, 60, protocol=Protocol(share=0.25))
+    assert len(seen) == 64
+
+
+def test_impossible_protocols_are_refused() -> None:
+    for change in ({"rate": -1.0}, {"share": 0.0}, {"share": 1.5}, {"dropout": 1.0}, {"dropout": -0.1}):
+        with pytest.raises(UserError, match="protocol"):
+            Protocol(**change)
+
+
+def test_the_users_random_numbers_are_left_alone() -> None:
+    problem = tiny()
+    state = problem.start()
+    torch.manual_seed(11)
+    expected = torch.rand(4)
+    torch.manual_seed(11)
+    train(state, problem, 3)
+    assert torch.rand(4).equal(expected)
+
+
+def test_hooks_come_in_order_after_the_step_and_before_the_masks() -> None:
+    problem, calls = tiny(), []
+    state = problem.start()
+    state.prune_(half(state))
+
+    def first(state: TrainState) -> None:
+        calls.append(("first", state.step))
+        with torch.no_grad():
+            state.params()["wide.weight"].fill_(1.0)
+
+    def second(state: TrainState) -> None:
+        calls.append(("second", state.step))
+        assert state.params()["wide.weight"].all()
+
+    train(state, problem, 2, hooks=iter([first, second]))
+    assert calls == [("first", 1), ("second", 1), ("first", 2), ("second", 2)]
+    assert (state.params()["wide.weight"] != 0).equal(state.masks["wide.weight"])
+
+
+def test_a_hook_may_halt() -> None:
+    watch = Watch()
+    problem = tiny(observer=watch)
+
+    def stop(state: TrainState) -> None:
+        state.halt = state.step == 4
+
+    state = train(problem.start(), problem, 20, hooks=[stop])
+    assert (state.step, len(watch.records)) == (4, 4)
+    assert problem.meter.to_json()["strong"]["steps"] == 4
+
+
+def test_a_penalty_is_added_to_the_loss_and_learnt_from() -> None:
+    watch = Watch()
+    problem = tiny(observer=watch)
+    plain = train(problem.start(), problem, 1)
+    pulled = train(problem.start(), problem, 1, penalty=lambda state: 1e3 + state.params()["wide.weight"].pow(2).sum())
+    assert watch.records[1]["loss"] - watch.records[0]["loss"] > 1e3
+    assert not same(weights(plain), weights(pulled))
+
+
+def test_decay_is_for_matrices_alone() -> None:
+    groups = tiny(training=replace(BASE, weight_decay=0.3)).start().optimizer.param_groups
+    assert [(g["weight_decay"], {p.dim() for p in g["params"]}) for g in groups] == [(0.3, {2}), (0.0, {1})]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"learning_rate": -1.0},
+        {"learning_rate": float("nan")},
+        {"weight_decay": float("inf")},
+        {"clip": -0.5},
+        {"warmup": 1.0},
+        {"batch_size": 0},
+        {"accumulation": 0},
+        {"batch_size": 4, "accumulation": 5},
+    ],
+)
+def test_impossible_settings_are_refused_by_name(change: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"train.{next(iter(change))}"):
+        Training(**change)

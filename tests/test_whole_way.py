@@ -1,0 +1,446 @@
+"""From a checkpoint and a data set to a run directory that any user of transformers can load, in five families."""
+
+import dataclasses
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from conftest import same
+
+import sparsesoup as library
+from sparsesoup import recipe
+from sparsesoup.cli import main
+from sparsesoup.errors import UserError
+from sparsesoup.hub.build import open_task
+from sparsesoup.hub.models import load_classifier
+from sparsesoup.methods import METHODS
+from sparsesoup.ticket import Ticket
+from tiny_hub import (
+    FAMILIES, base_model, checkpoint, listing, log_of, masks_of, offline, reviews, run_of, sentences, sparsesoup,
+    tokenizer, weights_of, write_rows,
+)  # fmt: skip
+
+TINY_ISP = {"stages": 2, "weak_masks": 2, "look_ahead": 0.05}
+FLAGS = ["--method.stages", "2", "--method.weak-masks", "2", "--method.look-ahead", "0.05"]
+TOTAL = 2 * (4 * 16 * 16 + 2 * 16 * 32)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Checkpoints of five families and a data set."""
+    folder = tmp_path_factory.mktemp("place")
+    for family in FAMILIES:
+        checkpoint(folder / family, family)
+    reviews(folder / "reviews")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("SPARSESOUP_DATA", raising=False)
+
+
+def flags_of(place, out, family="bert", sparsity=0.7, steps=20, dataset="reviews"):
+    return ["--model", str(place / family), "--dataset", str(place / dataset), "--sparsity", str(sparsity), "--steps",
+            str(steps), "--train.batch-size", "8", "--train.learning-rate", "0.003", "--out", str(out)]  # fmt: skip
+
+
+def drawn(place, out, name="isp", family="bert", **more):
+    """A run, drawn from Python with the settings of `flags_of`."""
+    settings = {"model": str(place / family), "dataset": str(place / "reviews"), "sparsity": 0.7, "steps": 20} | more
+    own = settings.pop("method", TINY_ISP if name == "isp" else {})
+    train = {"batch_size": 8, "learning_rate": 0.003} | settings.pop("train", {})
+    return library.prune(name, out=out, method=own, train=train, progress=False, **settings)
+
+
+@pytest.fixture(scope="module")
+def soup(place, tmp_path_factory):
+    """One run of isp that several tests look at; none writes to it."""
+    return drawn(place, tmp_path_factory.mktemp("soup")).path
+
+
+ALONE = """
+import json, sys, torch, transformers
+torch.set_num_threads(1)
+answers = {}
+for folder in json.loads(sys.argv[1]):
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tool = transformers.AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        logits = model(**tool(["a good film", "very dull and cold"], padding=True, return_tensors="pt")).logits
+    zeros = sum(int((p == 0).sum()) for n, p in model.named_parameters() if p.dim() > 1)
+    answers[folder] = [logits.tolist(), zeros, type(model).__name__, str(next(model.parameters()).dtype)]
+assert "sparsesoup" not in sys.modules
+print(json.dumps(answers))
+"""
+
+
+def test_every_family_goes_from_checkpoint_to_a_folder_that_transformers_alone_reloads(place, tmp_path, monkeypatch):
+    made, plain = [], Ticket.__init__
+
+    def keep_logits(self, masks, weights, *rest, **more):
+        plain(self, masks, weights, *rest, **more)
+        made.append(self)
+
+    monkeypatch.setattr(Ticket, "__init__", keep_logits)
+    runs = {}
+    for family in FAMILIES:
+        for method in ("magnitude", "isp"):
+            runs[family, method] = (drawn(place, tmp_path / family, method, family), made[-1])
+    folders = [str(run.path / "model") for run, _ in runs.values()]
+    answer = subprocess.run([sys.executable, "-c", ALONE, json.dumps(folders)], capture_output=True, text=True,
+                            env=offline() | {"PYTHONWARNINGS": "default"}, check=False)  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    reloaded = json.loads(answer.stdout)
+    for (family, method), (run, ticket) in runs.items():
+        name = f"{family}, {method}"
+        report = run.report
+        # What this process has in its hands: the ticket's own weights in the model that was trained.
+        model = load_classifier(str(place / family), open_task(settings_of(run.path).place).task, seed=0)
+        model.load_state_dict(ticket.weights)
+        tool = tokenizer(family in ("bert", "deberta-v2", "electra"))
+        with torch.no_grad():
+            own = model.eval()(**tool(["a good film", "very dull and cold"], padding=True, return_tensors="pt")).logits
+        logits, zeros, kind, dtype = reloaded[str(run.path / "model")]
+        assert torch.equal(torch.tensor(logits), own), name
+        assert dtype == "torch.float32"
+        assert kind.endswith("ForSequenceClassification")
+        kept = round((1 - 0.7) * TOTAL)
+        assert report["sparsity"] == {"asked": 0.7, "reached": 1 - kept / TOTAL, "kept": kept, "total": TOTAL}, name
+        masks, weights = masks_of(run.path), dict(model.named_parameters())
+        assert sum(int(m.sum()) for m in masks.values()) == kept
+        assert all(torch.equal(weights[n] != 0, m) for n, m in masks.items()), name
+        # The padding rows of the embeddings are the only other zeros there may be.
+        unpruned = sum(int((p == 0).sum()) for n, p in weights.items() if p.dim() > 1 and n not in masks)
+        assert zeros == TOTAL - kept + unpruned, name
+        assert unpruned <= 3 * 16, name
+
+
+def settings_of(run, *more):
+    return recipe.read(["--config", str(run / "run.yaml"), *more])[0]
+
+
+def test_the_run_directory_holds_what_it_should_and_no_pickle(soup):
+    files = {str(p.relative_to(soup)) for p in soup.rglob("*") if p.is_file()}
+    assert {"run.yaml", "log.jsonl", "report.json", "report.html", "model/config.json", "model/model.safetensors",
+            "model/tokenizer.json", "model/pruning/masks.safetensors", "model/pruning/ticket.json"} <= files  # fmt: skip
+    allowed = {".yaml", ".jsonl", ".json", ".html", ".safetensors"}
+    assert {Path(name).suffix for name in files} <= allowed, files
+    config = json.loads((soup / "model" / "config.json").read_text())
+    assert config["pruning_config"]["kept"] == round(0.3 * TOTAL)
+    assert config["pruning_config"]["method"] == "isp"
+    assert not {"quantization_config", "sparsity_config"} & config.keys()
+
+
+def test_masks_take_a_bit_a_weight_on_the_disk(soup):
+    bits = 8 * (soup / "model" / "pruning" / "masks.safetensors").stat().st_size
+    header = 8 * (8 + int.from_bytes((soup / "model" / "pruning" / "masks.safetensors").read_bytes()[:8], "little"))
+    assert bits - header == TOTAL
+
+
+def test_the_ticket_says_where_it_came_from(soup):
+    facts = json.loads((soup / "model" / "pruning" / "ticket.json").read_text())
+    assert facts["format"] == "1"
+    assert facts["settings"]["method"]["name"] == "isp"
+    assert facts["seed"] == 0
+    assert len(facts["origin"]) == 64
+    assert facts["cost"]["strong"]["steps"] + facts["cost"]["weak"]["steps"] == 20
+    assert facts["validation"].keys() == {"accuracy", "macro_f1"}
+
+
+def test_the_log_has_every_step_and_the_report_is_drawn_from_all_of_it(soup):
+    log, cost = log_of(soup), json.loads((soup / "report.json").read_text())["cost"]
+    counts = {label: sum(line["label"] == label for line in log) for label in ("strong", "weak")}
+    assert counts == {label: int(cost[label]["steps"]) for label in counts} == {"strong": 16, "weak": 4}
+    assert log[-1]["sparsity"] == pytest.approx(0.7, abs=1e-3)
+    before = (soup / "report.html").read_text()
+    from sparsesoup.report import write_report
+
+    copy = soup.parent / "copy"
+    shutil.copytree(soup, copy)
+    write_report(copy)
+    assert (copy / "report.html").read_text() == before
+    shutil.rmtree(copy)
+
+
+def test_a_bf16_checkpoint_is_trained_and_saved_in_float32(place, tmp_path):
+    checkpoint(tmp_path / "half", dtype=torch.bfloat16)
+    assert weights_of(tmp_path / "half")["encoder.layer.0.output.dense.weight"].dtype == torch.bfloat16
+    run = drawn(place, tmp_path / "runs", "magnitude", model=str(tmp_path / "half"), steps=4)
+    weights = weights_of(run.path / "model")
+    assert {t.dtype for t in weights.values()} == {torch.float32}
+    pruned = weights["bert.encoder.layer.0.output.dense.weight"]
+    assert not torch.equal(pruned.bfloat16().float(), pruned)  # it moved in steps finer than bf16
+
+
+def test_float_labels_are_a_regression(place, tmp_path):
+    rows = [(text, text.count("good") + 0.5 * text.count("warm") - 0.25) for text, _ in sentences(60)]
+    write_rows(tmp_path / "scores" / "train.tsv", ("text", "score"), rows)
+    run = drawn(place, tmp_path / "runs", dataset=str(tmp_path / "scores"))
+    assert run.report["validation"].keys() == {"pearson", "spearman"}
+    config = json.loads((run.path / "model" / "config.json").read_text())
+    assert config["problem_type"] == "regression"
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(run.path / "model")
+    assert model.classifier.out_features == 1
+    assert library.score_on_test(run.path).keys() == {"pearson", "spearman"}
+
+
+def test_pairs_of_texts_in_jsonl_and_parquet_are_read_with_both_texts(place, tmp_path):
+    import datasets
+
+    texts = [text for text, _ in sentences(61)]
+    rows = [(a, b, ["same", "other"][i % 2]) for i, (a, b) in enumerate(zip(texts, texts[1:], strict=False))]
+    write_rows(tmp_path / "pairs" / "train.jsonl", ("premise", "claim", "label"), rows)
+    table = dict(zip(("premise", "claim", "label"), map(list, zip(*rows, strict=True)), strict=True))
+    (tmp_path / "stored" / "pairs").mkdir(parents=True)
+    datasets.Dataset.from_dict(table).to_parquet(tmp_path / "stored" / "pairs" / "train.parquet")
+    runs = [drawn(place, tmp_path / str(i), "magnitude", dataset=str(folder), steps=4)
+            for i, folder in enumerate((tmp_path / "pairs", tmp_path / "stored" / "pairs"))]  # fmt: skip
+    assert runs[0].report["cost"]["strong"]["tokens"] == runs[1].report["cost"]["strong"]["tokens"]
+    assert runs[0].report["dataset_fingerprint"] == runs[1].report["dataset_fingerprint"]
+    assert same(weights_of(runs[0].path / "model"), weights_of(runs[1].path / "model"))
+    config = json.loads((runs[0].path / "model" / "config.json").read_text())
+    assert config["id2label"] == {"0": "other", "1": "same"}
+    single = drawn(place, tmp_path / "one", "magnitude", dataset=str(tmp_path / "pairs"), steps=4,
+                   text_columns=("premise",))  # fmt: skip
+    assert single.report["cost"]["strong"]["tokens"] < runs[0].report["cost"]["strong"]["tokens"]
+
+
+def test_the_command_line_python_and_run_yaml_name_the_same_run_and_draw_the_same_ticket(place, soup, tmp_path):
+    answer = sparsesoup("prune", "isp", *flags_of(place, tmp_path / "flags"), *FLAGS)
+    assert answer.returncode == 0, answer.stderr
+    by_flags = run_of(tmp_path / "flags")
+    assert by_flags.parent.name == soup.parent.name
+    assert (by_flags / "run.yaml").read_text() == (soup / "run.yaml").read_text()
+    assert main(["prune", "--config", str(soup / "run.yaml"), "--out", str(tmp_path / "recipe")]) == 0
+    by_recipe = run_of(tmp_path / "recipe")
+    written = json.loads((soup / "report.json").read_text())["command"]
+    assert main([*shlex.split(written)[1:], "--out", str(tmp_path / "command")]) == 0
+    by_command = run_of(tmp_path / "command")
+    for run in (by_flags, by_recipe, by_command):
+        assert run.parent.name == soup.parent.name
+        assert same(masks_of(run), masks_of(soup))
+        assert same(weights_of(run / "model"), weights_of(soup / "model"))
+    lines = answer.stdout.splitlines()
+    assert lines[0].startswith(f"isp: {round(0.3 * TOTAL)} of {TOTAL} weights kept, validation accuracy ")
+    assert [line.split()[1] for line in lines[1:]] == [str(by_flags / "report.html"), str(by_flags / "model")]
+
+
+def test_another_seed_draws_another_ticket_from_another_head(place, soup, tmp_path):
+    other = drawn(place, tmp_path, seed=1)
+    assert other.path.name == "seed-1"
+    assert other.path.parent.name == soup.parent.name
+    assert not same(masks_of(other.path), masks_of(soup))
+
+
+def test_a_flag_wins_over_the_recipe(soup):
+    settings = settings_of(soup, "--sparsity", "0.5", "--method.stages", "1", "--train.clip", "0")
+    plain = settings_of(soup)
+    assert (plain.amount.sparsity, plain.method.stages, plain.train.clip) == (0.7, 2, 1.0)
+    assert (settings.amount.sparsity, settings.method.stages, settings.train.clip) == (0.5, 1, 0.0)
+    assert dataclasses.replace(settings, amount=plain.amount, method=plain.method, train=plain.train) == plain
+
+
+def test_a_recipe_may_write_numbers_as_people_do(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("method: isp\nsparsity: 9e-1\ntrain:\n  learning_rate: 5e-5\n")
+    settings, _ = recipe.read(["--config", str(tmp_path / "recipe.yaml")])
+    assert (settings.amount.sparsity, settings.train.learning_rate) == (0.9, 5e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_recipe_and_the_command_of_every_method_repeat_it(name, tmp_path):
+    settings = recipe.Settings(
+        name=name,
+        method=METHODS[name],
+        amount=recipe.Amount(sparsity=0.25, steps=7),
+        place=recipe.Place(model="it's here/a b", dataset="x", text_columns=("a", "b c"), seed=3, data_root="~/é"),
+        train=recipe.Training(learning_rate=3e-5, optimizer="sgd"),
+    )
+    (tmp_path / "run.yaml").write_text(recipe.dump(settings), encoding="utf-8")
+    assert recipe.read(["--config", str(tmp_path / "run.yaml")])[0] == settings
+    assert recipe.read(shlex.split(settings.command())[2:])[0] == settings
+
+
+def test_run_keys_are_pinned():
+    """A key names a run directory: were it made in another way, or did a default change under the same key, a run
+    begun by an older version would be taken for another one, or start anew beside the old. A change here is a change
+    for the user: say so in the changelog."""
+    plain = recipe.read(["isp"])[0]
+    assert plain.key() == "44136fa355"  # SHA-256 of {}: nothing differs from the defaults
+    asked = recipe.read(["isp", "--sparsity", "0.9", "--steps", "200", "--dataset", "glue/cola", "--seed", "4"])[0]
+    assert asked.key() == recipe.read(["isp", "--sparsity", "0.9", "--steps", "200"])[0].key() == "KEY"
+    table = plain.to_dict()
+    protocols = table["method"].pop("protocols")
+    assert table == {
+        "method": {"name": "isp", "stages": 6, "weak_masks": 4, "look_ahead": 0.01, "finish": 0.4, "budget": "charged"},
+        "model": "minilm", "dataset": "docstrings", "data_root": None, "dataset_config": None, "text_columns": None,
+        "label_column": None, "max_length": 128, "trust_remote_code": False, "seed": 0,
+        "sparsity": None, "steps": None, "epochs": 3.0,
+        "train": {"learning_rate": 1e-4, "weight_decay": 0.01, "warmup": 0.1, "batch_size": 32, "accumulation": 1,
+                  "clip": 1.0, "precision": "no", "optimizer": "adamw"},
+    }  # fmt: skip
+    assert [(p["rate"], p["weight_decay"], p["dropout"], p["share"]) for p in protocols] == [
+        (1.0, 0.0, None, 0.5), (2.0, 0.1, 0.0, 0.5), (0.5, 0.0, 0.2, 0.5), (1.5, 0.01, 0.1, 0.25)
+    ]  # fmt: skip
+
+
+def test_the_test_split_is_scored_once_and_then_read(place, tmp_path, capsys):
+    shutil.copytree(place / "reviews", tmp_path / "reviews")
+    run = drawn(place, tmp_path / "runs", "magnitude", dataset=str(tmp_path / "reviews"), steps=4).path
+    assert json.loads((run / "report.json").read_text())["test"] is None
+    answer = sparsesoup("test", run)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.startswith("test: accuracy ")
+    scores = json.loads((run / "report.json").read_text())["test"]
+    shutil.rmtree(tmp_path / "reviews")
+    shutil.rmtree(run / "model")
+    before = listing(run)
+    assert main(["test", str(run)]) == 0
+    assert capsys.readouterr().out == answer.stdout
+    assert library.score_on_test(run) == scores
+    assert listing(run) == before
+
+
+def test_the_score_on_test_is_that_of_the_saved_model_on_the_test_rows(place, tmp_path):
+    run = drawn(place, tmp_path, steps=30).path
+    scores = library.score_on_test(run)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(run / "model").eval()
+    tool = transformers.AutoTokenizer.from_pretrained(run / "model")
+    with torch.no_grad():
+        right = [int(model(**tool(text, return_tensors="pt")).logits.argmax()) == label for text, label in sentences(24, 2)]
+    assert scores["accuracy"] == pytest.approx(sum(right) / 24)
+
+
+def test_no_row_of_the_test_split_is_read_while_pruning(place, tmp_path):
+    write_rows(tmp_path / "half" / "train.csv", ("text", "label"), sentences(60))
+    (tmp_path / "half" / "test.csv").write_text("this,is\nno,table,of,texts\n")
+    run = drawn(place, tmp_path / "runs", "magnitude", dataset=str(tmp_path / "half"), steps=4)
+    with pytest.raises(UserError, match=r"test\.csv|no column"):
+        library.score_on_test(run.path)
+
+
+def test_show_prints_the_matrices_and_where_they_came_from(soup, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    assert main(["show", str(soup)]) == 0
+    out = capsys.readouterr().out
+    for word in ("query", "feed-forward out", "weak", str(round(0.3 * TOTAL))[-3:], "bert"):
+        assert word in out, word
+
+
+def test_methods_lists_every_method_and_one_methods_settings_with_defaults(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["methods"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n{name} " in f"\n{out}" for name in METHODS)
+    for name, method in METHODS.items():
+        assert main(["methods", name]) == 0
+        out = capsys.readouterr().out
+        for field in dataclasses.fields(method):
+            (line,) = [x for x in out.splitlines() if x.startswith(f"--method.{field.name.replace('_', '-')} ")]
+            parts = [part for part in line.split("  ") if part.strip()]
+            assert len(parts) == 3, line  # the flag, its default, what it means
+            value = getattr(method, field.name)
+            if isinstance(value, str | int | float) and value != "":
+                assert parts[1].strip() == str(value), line
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_help_of_a_method_lists_its_settings_with_defaults_and_meaning(name, capsys):
+    from docstring_parser import parse
+
+    with pytest.raises(SystemExit) as ended:
+        main(["prune", name, "--help"])
+    assert ended.value.code == 0
+    out = " ".join(capsys.readouterr().out.split())
+    method = METHODS[name]
+    meaning = {p.arg_name: " ".join(p.description.split()) for p in parse(type(method).__doc__).params}
+    for field in dataclasses.fields(method):
+        assert f"--method.{field.name.replace('_', '-')}" in out
+        assert meaning[field.name].rstrip(".")[:40] in out, field.name
+        value = getattr(method, field.name)
+        if isinstance(value, int | float):
+            assert f"default: {value}" in out, field.name
+    for flag in ("--model", "--dataset", "--sparsity", "--steps", "--epochs", "--seed", "--out", "--config"):
+        assert flag in out
+
+
+def test_apply_makes_another_copy_of_the_base_model_sparse_by_the_masks_alone(place, soup, tmp_path, capsys):
+    copy = checkpoint(tmp_path / "copy")
+    before = listing(copy)
+    assert main(["apply", str(soup), "--model", str(copy), "--out", str(tmp_path / "sparse")]) == 0
+    assert f"{round(0.3 * TOTAL)} of {TOTAL}" in capsys.readouterr().out
+    assert listing(copy) == before
+    model, plain = transformers.AutoModel.from_pretrained(tmp_path / "sparse"), base_model("bert")
+    masks = {name.removeprefix("bert."): mask for name, mask in masks_of(soup).items()}
+    for name, parameter in plain.named_parameters():
+        expected = parameter * masks[name] if name in masks else parameter
+        assert torch.equal(model.get_parameter(name), expected), name
+    assert same(masks_of(tmp_path / "sparse"), masks)
+    config = json.loads((tmp_path / "sparse" / "config.json").read_text())
+    assert config["pruning_config"]["kept"] == round(0.3 * TOTAL)
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "sparse")("good film")["input_ids"][0] == 2
+
+
+@pytest.mark.parametrize("other", ["rounded to bf16", "of another seed", "fine-tuned"])
+def test_apply_refuses_weights_that_the_ticket_was_not_drawn_from(other, soup, tmp_path, capsys):
+    if other == "fine-tuned":
+        model = soup / "model"
+    else:
+        model = checkpoint(tmp_path / "other", seed=other == "of another seed",
+                           dtype=torch.bfloat16 if "bf16" in other else torch.float32)  # fmt: skip
+    command = ["apply", str(soup), "--model", str(model), "--out", str(tmp_path / "sparse")]
+    assert main(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "foreign ticket" in line
+    assert "whose weights differ from those of" in line
+    assert "--other-weights" in line
+    assert not (tmp_path / "sparse").exists()
+    assert main([*command, "--other-weights"]) == 0
+
+
+def test_a_ticket_is_trained_again_transferred_and_pruned_further(place, soup, tmp_path):
+    masks = masks_of(soup)
+    again = drawn(place, tmp_path / "again", "ticket", sparsity=None, method={"ticket": str(soup)})
+    assert same(masks_of(again.path), masks)
+    assert again.report["sparsity"]["kept"] == round(0.3 * TOTAL)
+    rows = [(text, ["yes", "no", "maybe"][len(text) % 3]) for text, _ in sentences(60, 5)]
+    write_rows(tmp_path / "questions" / "train.csv", ("text", "label"), rows)
+    moved = drawn(place, tmp_path / "moved", "ticket", sparsity=None, method={"ticket": str(soup)},
+                  dataset=str(tmp_path / "questions"))  # fmt: skip
+    assert same(masks_of(moved.path), masks)
+    assert json.loads((moved.path / "model" / "config.json").read_text())["id2label"]["2"] == "yes"
+    further = drawn(place, tmp_path / "further", "ticket", sparsity=0.9, method={"ticket": str(soup)})
+    assert further.report["sparsity"]["kept"] == round((1 - 0.9) * TOTAL)
+    assert all(bool((mask <= masks[name]).all()) for name, mask in masks_of(further.path).items())
+    own = drawn(place, tmp_path / "own", "ticket", sparsity=None, method={"ticket": str(soup)}, model=str(soup))
+    assert same(masks_of(own.path), masks)
+    with pytest.raises(UserError, match=r"sparsity 0\.5 is below the ticket's 0\.7"):
+        drawn(place, tmp_path / "less", "ticket", sparsity=0.5, method={"ticket": str(soup)})
+
+
+def test_the_pretrained_model_is_never_written_to(place, tmp_path):
+    before = listing(place)
+    drawn(place, tmp_path, "imp", steps=4)
+    assert listing(place) == before
+
+
+def test_a_run_directory_is_a_model_too(place, soup, tmp_path):
+    run = drawn(place, tmp_path, "dense", sparsity=None, model=str(soup), steps=4)
+    assert run.report["sparsity"] == {"asked": 0.0, "reached": 0.0, "kept": TOTAL, "total": TOTAL}
+
+
+def test_settings_that_python_is_given_are_checked_like_flags(place, tmp_path):
+    for wrong, message in [({"sparsty": 0.5}, "unknown setting sparsty; allowed: .*sparsity"),
+                           ({"method": {"stage": 1}}, "unknown setting stage; InstantSoup has stages"),
+                           ({"train": {"rate": 1}}, "unknown setting rate; Training has learning_rate"),
+                           ({"sparsity": 90}, r"in \[0, 1\), got 90; for 90 % say 0\.9")]:  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            drawn(place, tmp_path / "runs", **wrong)
+    assert not (tmp_path / "runs").exists()

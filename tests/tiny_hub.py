@@ -1,0 +1,148 @@
+"""Tiny checkpoints of random weights, a tokenizer and data sets on the disk, and the command line: nothing is mocked."""
+
+import csv
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
+
+from sparsesoup.masks import Masks
+from sparsesoup.ticket import load_masks
+
+WORDS = "good bad fine poor film book very not a the was plot cast and so dull bright warm cold empty".split()
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+VOCABULARY = {word: i for i, word in enumerate([*SPECIAL, *WORDS, *"abcdefghijklmnopqrstuvwxyz"])}
+COMMON: dict[str, Any] = {"vocab_size": 64, "pad_token_id": 0, "max_position_embeddings": 132}
+SHAPE: dict[str, Any] = {
+    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "type_vocab_size": 2,
+}  # fmt: skip
+PLACES: dict[str, Any] = {  # as in every published checkpoint of DeBERTa v2 and v3
+    "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8, "share_att_key": True,
+}  # fmt: skip
+CONFIGS = {
+    "bert": lambda **more: transformers.BertConfig(**COMMON, **(SHAPE | more)),
+    "distilbert": lambda **more: transformers.DistilBertConfig(
+        **COMMON, **({"dim": 16, "hidden_dim": 32, "n_layers": 2, "n_heads": 2} | more)
+    ),
+    "roberta": lambda **more: transformers.RobertaConfig(**COMMON, **(SHAPE | more)),
+    "deberta-v2": lambda **more: transformers.DebertaV2Config(**COMMON, **(SHAPE | PLACES | more)),
+    "electra": lambda **more: transformers.ElectraConfig(**COMMON, **(SHAPE | {"embedding_size": 8} | more)),
+}
+FAMILIES = tuple(CONFIGS)
+
+
+def tokenizer(pairs: bool) -> Any:
+    """A fast WordPiece tokenizer of 51 pieces; `pairs` says whether the model tells two texts apart."""
+    tool = Tokenizer(models.WordPiece(VOCABULARY, unk_token="[UNK]"))
+    tool.normalizer, tool.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    tool.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = ["input_ids", "token_type_ids", "attention_mask"] if pairs else ["input_ids", "attention_mask"]
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tool, model_max_length=128, model_input_names=names, mask_token="[MASK]", **special
+    )
+
+
+def base_model(family: str, seed: int = 0, **more: Any) -> Any:
+    """A model of that family without a head, its weights drawn from the seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = transformers.AutoModel.from_config(CONFIGS[family](**more))
+        with torch.no_grad():  # 0.02, the families' own, would leave so small a model with nothing to say
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter.normal_(0.0, 0.2)
+    return model
+
+
+def checkpoint(folder: Path, family: str = "bert", seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
+    """A folder as a base model's authors publish it: weights without a head, and a tokenizer."""
+    base_model(family, seed).to(dtype).save_pretrained(folder)
+    tokenizer(family in ("bert", "deberta-v2", "electra")).save_pretrained(folder)
+    return folder
+
+
+def sentences(count: int, seed: int = 0) -> list[tuple[str, int]]:
+    """Sentences, and 1 where the good words outnumber the bad."""
+    draw = random.Random(seed)
+    found = []
+    for i in range(count):
+        wanted = i % 2
+        telling = ["good", "fine", "bright", "warm"] if wanted else ["bad", "poor", "dull", "cold"]
+        words = draw.choices(WORDS[4:15], k=draw.randint(2, 12)) + draw.choices(telling, k=2)
+        draw.shuffle(words)
+        found.append((" ".join(words), wanted))
+    return found
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Path:
+    """A csv, tsv or jsonl file of these rows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        if path.suffix == ".jsonl":
+            file.writelines(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows)
+        else:
+            writer = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer.writerows([columns, *rows])
+    return path
+
+
+def reviews(folder: Path, rows: int = 80) -> Path:
+    """A data set of two classes: train.csv and test.csv."""
+    write_rows(folder / "train.csv", ("text", "label"), sentences(rows, 1))
+    write_rows(folder / "test.csv", ("text", "label"), sentences(24, 2))
+    return folder
+
+
+def offline() -> dict[str, str]:
+    """The environment of a command: one thread, no Hub, modules from where this process has them."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "error"}
+
+
+def command(*arguments: object, wrap: str = "from sparsesoup.cli import main") -> list[str]:
+    """The command line in a process of its own; `wrap` may set up that process first."""
+    code = f"import sys\n{wrap}\nsys.exit(main())"
+    return [sys.executable, "-c", code, *map(str, arguments)]
+
+
+def sparsesoup(*arguments: object, cwd: Path | None = None, **more: Any) -> subprocess.CompletedProcess[str]:
+    """The command line, run to its end."""
+    return subprocess.run(
+        command(*arguments, **more), capture_output=True, text=True, cwd=cwd, env=offline(), timeout=120, check=False
+    )
+
+
+def run_of(out: Path) -> Path:
+    """The one run directory below `out`."""
+    (found,) = out.glob("*/*/seed-*")
+    return found
+
+
+def masks_of(run: Path) -> Masks:
+    return load_masks(run)[0]
+
+
+def weights_of(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def log_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def listing(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every file below a folder with its size and time, to see that none was written."""
+    stats = {str(p.relative_to(folder)): p.stat() for p in sorted(folder.rglob("*"))}
+    return {name: (s.st_size, s.st_mtime_ns) for name, s in stats.items()}
