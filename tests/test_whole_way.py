@@ -275,14 +275,14 @@ def test_run_keys_are_pinned():
     plain = recipe.read(["isp"])[0]
     assert plain.key() == "44136fa355"  # SHA-256 of {}: nothing differs from the defaults
     asked = recipe.read(["isp", "--sparsity", "0.9", "--steps", "200", "--dataset", "glue/cola", "--seed", "4"])[0]
-    assert asked.key() == recipe.read(["isp", "--sparsity", "0.9", "--steps", "200"])[0].key() == "KEY"
+    assert asked.key() == recipe.read(["isp", "--sparsity", "0.9", "--steps", "200"])[0].key() == "a2b7ffc111"
     table = plain.to_dict()
     protocols = table["method"].pop("protocols")
     assert table == {
         "method": {"name": "isp", "stages": 6, "weak_masks": 4, "look_ahead": 0.01, "finish": 0.4, "budget": "charged"},
         "model": "minilm", "dataset": "docstrings", "data_root": None, "dataset_config": None, "text_columns": None,
         "label_column": None, "max_length": 128, "trust_remote_code": False, "seed": 0,
-        "sparsity": None, "steps": None, "epochs": 3.0,
+        "sparsity": None, "steps": None, "epochs": None,
         "train": {"learning_rate": 1e-4, "weight_decay": 0.01, "warmup": 0.1, "batch_size": 32, "accumulation": 1,
                   "clip": 1.0, "precision": "no", "optimizer": "adamw"},
     }  # fmt: skip
@@ -320,9 +320,9 @@ def test_the_score_on_test_is_that_of_the_saved_model_on_the_test_rows(place, tm
 
 def test_no_row_of_the_test_split_is_read_while_pruning(place, tmp_path):
     write_rows(tmp_path / "half" / "train.csv", ("text", "label"), sentences(60))
-    (tmp_path / "half" / "test.csv").write_text("this,is\nno,table,of,texts\n")
+    (tmp_path / "half" / "validation.csv").write_text("this,is\nno,table,of,texts\n")
     run = drawn(place, tmp_path / "runs", "magnitude", dataset=str(tmp_path / "half"), steps=4)
-    with pytest.raises(UserError, match=r"test\.csv|no column"):
+    with pytest.raises(UserError, match=r"half validation has no column 'text'|validation\.csv"):
         library.score_on_test(run.path)
 
 
@@ -330,7 +330,7 @@ def test_show_prints_the_matrices_and_where_they_came_from(soup, capsys, monkeyp
     monkeypatch.setenv("COLUMNS", "160")
     assert main(["show", str(soup)]) == 0
     out = capsys.readouterr().out
-    for word in ("query", "feed-forward out", "weak", str(round(0.3 * TOTAL))[-3:], "bert"):
+    for word in ("query", "feed-forward out", "weak", "70.0 %", f"{TOTAL:,}", "bert"):
         assert word in out, word
 
 
@@ -345,8 +345,8 @@ def test_methods_lists_every_method_and_one_methods_settings_with_defaults(capsy
         for field in dataclasses.fields(method):
             (line,) = [x for x in out.splitlines() if x.startswith(f"--method.{field.name.replace('_', '-')} ")]
             parts = [part for part in line.split("  ") if part.strip()]
-            assert len(parts) == 3, line  # the flag, its default, what it means
             value = getattr(method, field.name)
+            assert len(parts) == (2 if value == "" else 3), line  # the flag, its default, what it means
             if isinstance(value, str | int | float) and value != "":
                 assert parts[1].strip() == str(value), line
 
@@ -396,6 +396,7 @@ def test_apply_refuses_weights_that_the_ticket_was_not_drawn_from(other, soup, t
         model = checkpoint(tmp_path / "other", seed=other == "of another seed",
                            dtype=torch.bfloat16 if "bf16" in other else torch.float32)  # fmt: skip
     command = ["apply", str(soup), "--model", str(model), "--out", str(tmp_path / "sparse")]
+    capsys.readouterr()
     assert main(command) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "foreign ticket" in line
