@@ -2,35 +2,61 @@
 
 import fcntl
 import json
-import subprocess
+import multiprocessing
+import os
+import shutil
+import signal
 import time
 
 import pytest
+import torch
 from conftest import same
 
+from sparsesoup import run as module
 from sparsesoup.cli import main
-from tiny_hub import (
-    checkpoint, command, listing, log_of, masks_of, offline, reviews, run_of, sparsesoup, weights_of,
-)  # fmt: skip
+from sparsesoup.watch import Watch
+from tiny_hub import checkpoint, listing, log_of, masks_of, reviews, run_of, sparsesoup, weights_of
 
 METHODS = {
     "isp": ["--steps", "40", "--method.stages", "3", "--method.weak-masks", "2", "--method.look-ahead", "0.05"],
     "imp-rewind": ["--steps", "12", "--method.cut", "0.5", "--method.rewind", "0.25"],
 }
 LINES = {"isp": 40, "imp-rewind": 3 + 9 * 4}
-# The real command line, slowed down between steps so that a kill hits the moment that was meant.
-SLOW = """
-import time
-from sparsesoup.watch import Watch
-plain = Watch.step
-def step(self, record):
-    plain(self, record)
-    if record:
-        self._file.flush()
-        time.sleep(0.03)
-Watch.step = step
-from sparsesoup.cli import main
-"""
+FORKS = multiprocessing.get_context("forkserver")  # a real process each, without four seconds of imports
+FORKS.set_forkserver_preload(["sparsesoup.run"])
+
+
+def slowly(line, errors):
+    """The command line in a process of its own, slowed down so that a kill hits the moment that was meant."""
+    plain = Watch.step
+
+    def step(self, record):
+        plain(self, record)
+        if record:
+            self._file.flush()
+            time.sleep(0.03)
+
+    Watch.step = step
+    torch.set_num_threads(1)
+    with open(errors, "w", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 2)
+        os._exit(main(line))
+
+
+def begun(line, folder):
+    """The process that runs this command, and where its errors go."""
+    folder.mkdir(parents=True, exist_ok=True)
+    errors = folder / "errors.txt"
+    process = FORKS.Process(target=slowly, args=(line, str(errors)))
+    process.start()
+    return process, errors
+
+
+def until(process, happened):
+    """Wait until something has happened, or the process has ended."""
+    last = time.monotonic() + 100
+    while process.is_alive() and not happened() and time.monotonic() < last:
+        time.sleep(0.002)
 
 
 @pytest.fixture(scope="module")
@@ -63,30 +89,26 @@ def undisturbed(request, place, tmp_path_factory):
 
 
 def killed(line, out, after):
-    """Start the command, kill it without warning once its log has `after` lines; whether it was still at work."""
-    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=offline(), text=True)
-    until = time.monotonic() + 100
-    while process.poll() is None and time.monotonic() < until:
-        logs = list(out.glob("*/*/seed-*/log.jsonl"))
-        if logs and logs[0].read_bytes().count(b"\n") >= after:
-            process.kill()
-            break
-        time.sleep(0.002)
-    _, errors = process.communicate(timeout=100)
-    assert process.returncode in (0, -9), errors
-    return process.returncode == -9
+    """Start the command, kill it without warning once its log has `after` lines; how it ended."""
+    process, errors = begun(line, out.parent)
+    until(process, lambda: sum(log.read_bytes().count(b"\n") for log in out.glob("*/*/seed-*/log.jsonl")) >= after)
+    process.kill()
+    process.join(100)
+    assert "sparsesoup:" not in errors.read_text()
+    return process.exitcode
 
 
 def test_a_run_that_is_killed_again_and_again_ends_like_an_undisturbed_one(undisturbed, place, tmp_path):
     method, reference = undisturbed
-    line = command(*arguments(place, method, tmp_path), wrap=SLOW)
+    out = tmp_path / "runs"
+    line = arguments(place, method, out)
     moments = [1, LINES[method] // 4, LINES[method] // 2, LINES[method] - 2]
-    assert [killed(line, tmp_path, after) for after in moments] == [True] * len(moments)
-    run = run_of(tmp_path)
+    assert [killed(line, out, after) for after in moments] == [-9] * len(moments)
+    run = run_of(out)
     assert not (run / "report.json").exists()
     (run / "stages" / ".state-a.safetensors.1.part").write_bytes(b"left by a kill in the midst of a save")
     (run / ".model.1.part").mkdir()
-    last = sparsesoup(*arguments(place, method, tmp_path))
+    last = sparsesoup(*line)
     assert last.returncode == 0, last.stderr
     assert "going on after" in last.stderr
     assert same(masks_of(run), masks_of(reference))
@@ -131,26 +153,20 @@ def test_a_run_killed_just_before_its_end_is_tidied_up(undisturbed, place, capsy
 
 
 def test_the_second_process_on_one_run_directory_is_turned_away(place, tmp_path, capsys):
-    line = command(*arguments(place, "isp", tmp_path), wrap=SLOW)
-    first = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=offline(), text=True)
-    try:
-        until = time.monotonic() + 100
-        while not list(tmp_path.glob("*/*/seed-*/log.jsonl")) and time.monotonic() < until:
-            time.sleep(0.01)
-        assert main(arguments(place, "isp", tmp_path)) == 2
-        (said,) = capsys.readouterr().err.splitlines()
-        assert f"another process works on {run_of(tmp_path)}; wait for it or give another --out" in said
-        _, errors = first.communicate(timeout=100)
-        assert first.returncode == 0, errors  # and the first one was not disturbed
-    finally:
-        first.kill()
-    assert (run_of(tmp_path) / "report.html").exists()
+    line = arguments(place, "isp", tmp_path / "runs")
+    first, errors = begun(line, tmp_path)
+    until(first, lambda: list(tmp_path.glob("runs/*/*/seed-*/log.jsonl")))
+    run = run_of(tmp_path / "runs")
+    assert main(line) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert f"another process works on {run}; wait for it or give another --out" in said
+    first.join(100)
+    assert first.exitcode == 0, errors.read_text()  # and the first one was not disturbed
+    assert (run / "report.html").exists()
 
 
 def test_a_process_turned_away_at_the_very_start_leaves_the_others_directory_alone(place, tmp_path, capsys):
     """Both found no directory; the one that came second must not take back what the first has made."""
-    from sparsesoup import run as module
-
     def begun_by_another(path, settings):
         path.mkdir(parents=True)
         (path / "run.yaml").write_text("of the first\n")
@@ -167,42 +183,38 @@ def test_a_process_turned_away_at_the_very_start_leaves_the_others_directory_alo
 
 
 def test_an_interrupted_run_says_so_and_goes_on(place, tmp_path):
-    line = command(*arguments(place, "isp", tmp_path), wrap=SLOW)
-    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=offline(), text=True)
-    until = time.monotonic() + 100
-    while not list(tmp_path.glob("*/*/seed-*/stages/journal.json")) and time.monotonic() < until:
-        time.sleep(0.01)
-    process.send_signal(2)
-    _, errors = process.communicate(timeout=100)
-    assert process.returncode == 130
-    assert errors.splitlines()[-1] == "sparsesoup: interrupted; the same command goes on from the last save"
-    assert "Traceback" not in errors
-    assert (run_of(tmp_path) / "stages" / "journal.json").exists()
+    process, errors = begun(arguments(place, "isp", tmp_path / "runs"), tmp_path)
+    until(process, lambda: list(tmp_path.glob("runs/*/*/seed-*/stages/journal.json")))
+    os.kill(process.pid, signal.SIGINT)
+    process.join(100)
+    assert process.exitcode == 130
+    said = errors.read_text()
+    assert said.splitlines()[-1] == "sparsesoup: interrupted; the same command goes on from the last save"
+    assert "Traceback" not in said
+    assert (run_of(tmp_path / "runs") / "stages" / "journal.json").exists()
 
 
 @pytest.mark.parametrize("file", ["journal.json", "state"])
 def test_a_damaged_save_is_named_with_the_remedy(place, tmp_path, file, capsys):
-    line = command(*arguments(place, "isp", tmp_path), wrap=SLOW)
-    assert killed(line, tmp_path, 8)
-    run = run_of(tmp_path)
+    line = arguments(place, "isp", tmp_path / "runs")
+    assert killed(line, tmp_path / "runs", 8) == -9
+    run = run_of(tmp_path / "runs")
     path = run / "stages" / file if file != "state" else next((run / "stages").glob("state-?.safetensors"))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert main(arguments(place, "isp", tmp_path)) == 2
+    assert main(line) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert f"damaged {'journal' if file != 'state' else 'state'} {path}" in said
     assert f"remove {run / 'stages'} to start afresh" in said
     for saved in (run / "stages").iterdir():
         saved.unlink()
-    assert main(arguments(place, "isp", tmp_path)) == 0
+    assert main(line) == 0
     assert len(log_of(run)) == LINES["isp"]
 
 
 def test_a_stopped_run_does_not_go_on_from_other_weights(place, tmp_path, capsys):
-    import shutil
-
     shutil.copytree(place, tmp_path / "place")
     line = arguments(tmp_path / "place", "isp", tmp_path / "runs")
-    assert killed(command(*line, wrap=SLOW), tmp_path / "runs", 8)
+    assert killed(line, tmp_path / "runs", 8) == -9
     checkpoint(tmp_path / "place" / "bert", seed=5)
     capsys.readouterr()
     assert main(line) == 2

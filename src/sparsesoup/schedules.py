@@ -30,7 +30,7 @@ class Cubic:
         """
         if step >= self.stop:
             return final
-        t = max((step - self.start) / (self.stop - self.start), 0.0)
+        t = max((step - self.start) / max(self.stop - self.start, 1), 0.0)
         return final + (min(self.initial, final) - final) * (1.0 - t) ** 3
 
 

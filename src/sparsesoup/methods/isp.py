@@ -37,9 +37,9 @@ class InstantSoup:
         protocols: how the weak runs differ; taken in turn.
     """
 
-    stages: int = 6
+    stages: int = 5
     weak_masks: int = 4
-    look_ahead: float = 0.01
+    look_ahead: float = 0.005
     finish: float = 0.4
     budget: Literal["charged", "extra"] = "charged"
     protocols: tuple[Protocol, ...] = PROTOCOLS
