@@ -27,6 +27,16 @@ ELSEWHERE = (
 )  # in the path of a run, or of this machine: not in the key
 
 
+PLAINER = (  # what jsonargparse says -> what is said
+    (r"Parser key \"?([\w.]+)\"?:", r"setting \1:"),
+    (r"Does not validate against any of the Union subtypes Subtypes: \[(.+?)\] Errors: .*Given value: ",
+     r"Expected a \1. Got value: "),
+    (r"<class '(\w+)'>", r"\1"),
+    (r"Expected a (?:typing\.)?Literal\[(.+?)\]", r"Expected one of \1"),
+    (r", NoneType\b", " or null"),
+)  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class Amount:
     """How much to prune, and how long to train.
@@ -161,7 +171,9 @@ class Parser(ArgumentParser):
             hint = f"did you mean {' or '.join(near)}?" if near else "see --help"
             listed = f" (the method has {', '.join(own)})" if flag.startswith("--method.") and own else ""
             text = f"unknown setting {flag}; {hint}{listed}"
-        raise UserError(re.sub(r"Parser key \"?([\w.]+)\"?:", r"setting \1:", text)) from ex
+        for pattern, plain in PLAINER:
+            text = re.sub(pattern, plain, text)
+        raise UserError(text) from ex
 
     def format_help(self) -> str:
         """The help with `--data-root` rather than `--data_root`."""

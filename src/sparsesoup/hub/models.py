@@ -10,12 +10,14 @@ import huggingface_hub
 import torch
 import transformers
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers import logging as messages
 
 from sparsesoup.errors import UserError
 from sparsesoup.hub.embedded import embedded_model
+from sparsesoup.hub.families import prunable
 from sparsesoup.hub.tasks import Task
 from sparsesoup.rng import fold
 
@@ -74,13 +76,21 @@ def load_classifier(model: str, task: Task, seed: int, remote_code: bool = False
         with torch.random.fork_rng():
             torch.manual_seed(fold(seed, "head"))
             # A checkpoint may be stored in bf16, which transformers 5 would keep: fine-tuning needs float32.
-            loaded = AutoModelForSequenceClassification.from_pretrained(
+            loaded, found = AutoModelForSequenceClassification.from_pretrained(
                 **options,
                 config=config,
                 dtype=torch.float32,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,
+                output_loading_info=True,
             )
+    # A head may be new; an encoder drawn at random would be a mistake that only a log of transformers tells.
+    lacking = {*found["missing_keys"], *(key[0] for key in found["mismatched_keys"])} & prunable(loaded).keys()
+    if lacking:
+        raise UserError(
+            f"the weights of model {model!r} do not fit its config.json: they lack {len(lacking)} matrices of the encoder, "
+            f"or have them in another shape, such as {min(lacking)}; give a folder as save_pretrained wrote it"
+        )
     return loaded
 
 
@@ -130,7 +140,7 @@ def _reading(model: str) -> Iterator[None]:
             yield
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(
             f"cannot load model {model!r}: {first[:200]}; give a folder with config.json and model.safetensors, "
