@@ -203,7 +203,7 @@ def test_a_dataset_that_is_not_there_or_has_not_the_columns(place, refused, tmp_
     refused(line_of(place, out, dataset=tmp_path / "set", label_column="e"), "no column 'e'", "--label-column")
     refused(line_of(place, out, dataset=tmp_path / "set", label_column="d", text_columns="a,x"), "no column 'x'")
     refused(line_of(place, out, dataset=data(tmp_path, "text", "label", rows=[])), "empty", "set")
-    refused(line_of(place, out, dataset=data(tmp_path, "text", "label", rows=[("one row", 0)])), "1 row", "at least 2")
+    refused(line_of(place, out, dataset=data(tmp_path, "text", "label", rows=[("one row", 0)])), "to train on", "at least 2")
     (tmp_path / "set" / "train.csv").write_text("")
     refused(line_of(place, out, dataset=tmp_path / "set"), "train.csv is empty")
     (tmp_path / "set" / "train.csv").unlink()
@@ -220,7 +220,7 @@ def test_labels_of_the_test_split_outside_the_models_range_and_an_empty_test_spl
     refused(["test", run], "validation", "row 5 has the label 7", "0 to 1")
     assert json.loads((run / "report.json").read_text())["test"] is None
     write_rows(folder / "validation.csv", ("text", "label"), [])
-    refused(["test", run], "validation is empty", "at least one row")
+    refused(["test", run], "validation is empty", "at least one")
     (folder / "validation.csv").write_text("\x00")
     refused(["test", run], "validation")
 
@@ -276,7 +276,7 @@ def test_an_output_directory_that_holds_something_else(place, refused, tmp_path)
     refused(line_of(place, tmp_path / "file"), "file", "--out")
 
 
-@pytest.mark.parametrize"method", ["isp", "magnitude", "gradual", "isp-code", "isp-paper", "ticket"])
+@pytest.mark.parametrize("method", ["isp", "magnitude", "gradual", "isp-code", "isp-paper", "ticket"])
 def test_steps_too_few_for_the_schedule_name_the_least_number_that_does(place, refused, tmp_path, ticket, method):
     out = tmp_path / "runs"
     said, own = "", {"method.ticket": ticket} if method == "ticket" else {}

@@ -40,7 +40,7 @@ class InstantSoup:
     stages: int = 5
     weak_masks: int = 4
     look_ahead: float = 0.005
-    finish: float = 0.4
+    finish: float = 0.5
     budget: Literal["charged", "extra"] = "charged"
     protocols: tuple[Protocol, ...] = PROTOCOLS
 

@@ -1,0 +1,95 @@
+"""What the documents say can be run: Python compiles and finds its names, command lines parse, run paths exist."""
+
+import ast
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from sparsesoup import recipe
+from sparsesoup.cli import _run
+from sparsesoup.run import _complete
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
+
+
+def blocks(text):
+    """(language, code) of every block, fenced or indented."""
+    yield from FENCE.findall(text)
+    for indented in re.findall(r"(?:^(?: {4}|\t).*\n|^\n)+", FENCE.sub("", text), re.M):
+        if indented.strip():
+            yield "", re.sub(r"^(?: {4}|\t)", "", indented, flags=re.M)
+
+
+def snippets():
+    found = []
+    for path in DOCUMENTS:
+        code = [code for language, code in blocks(path.read_text(encoding="utf-8")) if language in ("python", "py")]
+        found += [pytest.param(snippet, id=f"{path.name}-{i}") for i, snippet in enumerate(code)]
+    return found
+
+
+def commands():
+    found = []
+    for path in DOCUMENTS:
+        text = "\n".join(code for _, code in blocks(path.read_text(encoding="utf-8"))).replace("\\\n", " ")
+        for line in re.findall(r"^\s*(?:\$ )?(sparsesoup .*)$", text, re.M):
+            # A synopsis shows what may be left out in brackets; that is no command.
+            if not re.search(r"[\[\]…]|\.\.\.| \| ", line):
+                found.append(pytest.param(line, id=f"{path.name}: {' '.join(line.split())[:60]}"))
+    return found
+
+
+def test_the_readme_has_python_and_commands():
+    ids = [str(p.id) for p in snippets() + commands()]
+    assert any(name.startswith("README.md-") for name in ids)
+    assert sum(name.startswith("README.md: sparsesoup prune") for name in ids) >= 2
+
+
+@pytest.mark.parametrize("code", snippets())
+def test_python_in_the_documents_compiles_and_imports_what_there_is(code):
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("sparsesoup", "transformers"):
+            module = importlib.import_module(str(node.module))
+            assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
+
+
+@pytest.mark.parametrize("line", commands())
+def test_command_lines_in_the_documents_parse(line):
+    words = shlex.split(line, comments=True)[1:]
+    if words[0] == "prune" and "--help" not in words:
+        recipe.read([word for word in words[1:] if word != "METHOD"])
+    elif words[0] == "prune":
+        with pytest.raises(SystemExit):
+            _run("prune", words[1:])
+    else:
+        assert words[0] in ("test", "show", "methods", "apply"), words
+        flags = {word for word in words if word.startswith("--")}
+        assert flags <= {"--model", "--out", "--other-weights", "--help"}, words
+        if words[0] == "methods" and words[1:]:
+            recipe.method_named(words[1])
+
+
+def test_the_run_directories_in_the_documents_are_those_that_the_commands_write():
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        keys = set(re.findall(r"runs/[\w./-]*?/([a-z-]+-[0-9a-f]{10})/seed-\d+", text))
+        written = set()
+        for param in commands():
+            words = shlex.split(str(param.values[0]), comments=True)[1:]
+            if words[0] == "prune" and "--help" not in words and "METHOD" not in words and "--config" not in words:
+                settings = _complete(recipe.read(words[1:])[0])
+                written.add(f"{settings.name}-{settings.key()}")
+        assert keys <= written, path
+
+
+def test_links_between_the_documents_lead_somewhere():
+    for path in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (path.parent / target).exists(), f"{path.name}: {target}"
