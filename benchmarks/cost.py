@@ -139,8 +139,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     found: dict[str, Any] = {"selection": selection(max(3, options.rounds // 3))}
     place = Place()
-    problem = build(place, open_task(place), steps=1000, training=Training(batch_size=16))
-    found["masked_step"] = masked_step(problem, 8, options.rounds)
+    problem = build(place, open_task(place), steps=1000, training=Training())
+    found["masked_step"] = masked_step(problem, 16, options.rounds)
     found["weak_mask"] = weak_mask(problem, max(3, options.rounds // 3))
     for name, table in found.items():
         low, high = table["quartiles"]

@@ -58,7 +58,7 @@ class TrainState:
         for name, mask in masks.items():
             for value in self.optimizer.state.get(params[name], {}).values():
                 if isinstance(value, Tensor) and value.shape == mask.shape:
-                    value.masked_fill_(~mask, 0.0)
+                    value.mul_(mask.view(torch.int8))
 
     def forget_(self) -> None:
         """Start the optimizer afresh: moments and step counts as before the first step."""

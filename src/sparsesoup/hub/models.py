@@ -88,8 +88,8 @@ def load_classifier(model: str, task: Task, seed: int, remote_code: bool = False
     lacking = {*found["missing_keys"], *(key[0] for key in found["mismatched_keys"])} & prunable(loaded).keys()
     if lacking:
         raise UserError(
-            f"the weights of model {model!r} do not fit its config.json: they lack {len(lacking)} matrices of the encoder, "
-            f"or have them in another shape, such as {min(lacking)}; give a folder as save_pretrained wrote it"
+            f"the weights of model {model!r} do not fit its config.json: {len(lacking)} matrices of the encoder are "
+            f"missing or of another shape, such as {min(lacking)}; give a folder as save_pretrained wrote it"
         )
     return loaded
 

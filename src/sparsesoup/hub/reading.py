@@ -80,7 +80,9 @@ def read_files(name: str, paths: list[Path]) -> Dataset:
             return datasets.load_dataset(READERS[suffix], data_files=files, split="train", **_options(suffix))
     except Exception as error:
         if "corresponds to no data" in str(error):  # what datasets says of a table with a head and no rows
-            raise UserError(f"{name} is empty: {paths[0]} has no rows, where at least one is needed; check it") from error
+            raise UserError(
+                f"{name} is empty: {paths[0]} has no rows, where at least one is needed; check it"
+            ) from error
         raise UserError(
             f"cannot read {paths[0]} ({len(paths)} files of the {name} split) as {suffix[1:]}: {one_line(error)}; "
             "check that the file is whole and that all rows have the same columns"
