@@ -48,14 +48,18 @@ class TrainState:
         return parameters(self.model, self.targets)
 
     def prune_(self, masks: Masks) -> None:
-        """Take these masks: zero what they prune, and what the optimizer remembers of it.
+        """Take these masks and make them hold."""
+        self.masks = masks
+        self.settle_()
+
+    def settle_(self) -> None:
+        """Zero the pruned weights and what the optimizer remembers of them.
 
         A moment left over would move a pruned weight at the next step, and the gradient norm with it.
         """
-        self.masks = masks
         params = self.params()
-        apply_(params, masks)
-        for name, mask in masks.items():
+        apply_(params, self.masks)
+        for name, mask in self.masks.items():
             for value in self.optimizer.state.get(params[name], {}).values():
                 if isinstance(value, Tensor) and value.shape == mask.shape:
                     value.mul_(mask.view(torch.int8))
@@ -94,7 +98,9 @@ class TrainState:
             t.copy_(tensors[f"model/{name}"])
         device = next(iter(own.values())).device
         self.masks = {n: tensors[f"masks/{n}"].to(device) for n in self.targets}
-        self.memory = {k.removeprefix("memory/"): t.clone() for k, t in tensors.items() if k.startswith("memory/")}
+        self.memory = {
+            k.removeprefix("memory/"): t.to(device, copy=True) for k, t in tensors.items() if k.startswith("memory/")
+        }
         self._take_back_moments(tensors, device)
         self.step, self.halt = int(facts["step"]), False
         self.notes = copy.deepcopy(facts["notes"])
@@ -102,6 +108,7 @@ class TrainState:
     def _take_back_moments(self, tensors: dict[str, Tensor], device: torch.device) -> None:
         table = dict(self.model.named_parameters())
         saved = [k for k in tensors if k.startswith("optimizer/")]
+        fused = any(group.get("fused") for group in self.optimizer.param_groups)
         present = {table[k.split("/", 2)[2]] for k in saved}
         for parameter in [p for p in self.optimizer.state if p not in present]:
             del self.optimizer.state[parameter]
@@ -110,8 +117,8 @@ class TrainState:
             slot, value = self.optimizer.state[table[name]], tensors[entry]
             if key in slot and slot[key].shape == value.shape:
                 slot[key].copy_(value)
-            else:  # a step count stays on the CPU, where the optimizer wants it
-                slot[key] = value.clone() if value.dim() == 0 else value.to(device, copy=True)
+            else:  # a step count stays on the CPU, unless the optimizer is fused
+                slot[key] = value.clone() if value.dim() == 0 and not fused else value.to(device, copy=True)
 
     def _weights(self) -> dict[str, Tensor]:
         return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}

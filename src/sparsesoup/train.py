@@ -80,7 +80,7 @@ def train(
     data = problem.train if protocol is None else problem.train.share(protocol.share, problem.seed, *stream)
     order = data.batches(problem.training.batch_size, state.step, problem.seed, *stream)
     state.model.train()
-    state.prune_(state.masks)
+    state.settle_()
     params, masks, gone = state.params(), state.masks, sparsity(state.masks)
     problem.observer.begin(label, state.step, until)
     with _settings(state, protocol), _dead_gradients(state, params), torch.random.fork_rng():
@@ -96,7 +96,7 @@ def train(
                 for hook in hooks:
                     hook(state)
                 if state.masks is not masks:
-                    state.prune_(state.masks)
+                    state.settle_()
                     masks, gone = state.masks, sparsity(state.masks)
                 elif hooks or not isinstance(state.optimizer, STILL):
                     apply_(params, masks)
