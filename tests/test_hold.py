@@ -5,10 +5,10 @@ import pickle
 
 import pytest
 import torch
-from conftest import same
 from torch import nn
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
+from conftest import same
 from sparsesoup import SparsityCallback, hold_zeros
 from sparsesoup.hold import zeros_of
 from sparsesoup.hub.families import prunable

@@ -10,8 +10,8 @@ import time
 
 import pytest
 import torch
-from conftest import same
 
+from conftest import same
 from sparsesoup import run as module
 from sparsesoup.cli import main
 from sparsesoup.watch import Watch
@@ -143,6 +143,8 @@ def test_a_run_killed_just_before_its_end_is_tidied_up(undisturbed, place, capsy
     method, run = undisturbed
     html = (run / "report.html").read_text()
     (run / "report.html").unlink()
+    assert main(arguments(place, method, run.parents[2])) == 0
+    assert (run / "report.html").read_text() == html
     (run / "stages" / "state-a.safetensors").write_bytes(bytes(1000))
     (run / "stages" / ".state-b.safetensors.1.part").write_bytes(bytes(1000))
     before = listing(run / "model")
@@ -167,17 +169,18 @@ def test_the_second_process_on_one_run_directory_is_turned_away(place, tmp_path,
 
 def test_a_process_turned_away_at_the_very_start_leaves_the_others_directory_alone(place, tmp_path, capsys):
     """Both found no directory; the one that came second must not take back what the first has made."""
+
     def begun_by_another(path, settings):
         path.mkdir(parents=True)
         (path / "run.yaml").write_text("of the first\n")
-        held.append(open(path / ".lock", "w", encoding="utf-8"))
+        held.append(os.open(path / ".lock", os.O_CREAT | os.O_RDWR))
         fcntl.flock(held[0], fcntl.LOCK_EX)
 
     held = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_check_same", begun_by_another)
         assert main(arguments(place, "isp", tmp_path)) == 2
-    held[0].close()
+    os.close(held[0])
     assert "another process works on" in capsys.readouterr().err
     assert (run_of(tmp_path) / "run.yaml").read_text() == "of the first\n"
 

@@ -1,4 +1,4 @@
-"""Tiny checkpoints of random weights, a tokenizer and data sets on the disk, and the command line: nothing is mocked."""
+"""Tiny checkpoints of random weights, a tokenizer, data sets on the disk, and the command line: nothing is mocked."""
 
 import csv
 import json
@@ -19,7 +19,28 @@ from torch import Tensor
 from sparsesoup.masks import Masks
 from sparsesoup.ticket import load_masks
 
-WORDS = "good bad fine poor film book very not a the was plot cast and so dull bright warm cold empty".split()
+WORDS = [
+    "good",
+    "bad",
+    "fine",
+    "poor",
+    "film",
+    "book",
+    "very",
+    "not",
+    "a",
+    "the",
+    "was",
+    "plot",
+    "cast",
+    "and",
+    "so",
+    "dull",
+    "bright",
+    "warm",
+    "cold",
+    "empty",
+]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 VOCABULARY = {word: i for i, word in enumerate([*SPECIAL, *WORDS, *"abcdefghijklmnopqrstuvwxyz"])}
 COMMON: dict[str, Any] = {"vocab_size": 64, "pad_token_id": 0, "max_position_embeddings": 132}
