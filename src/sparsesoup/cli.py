@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from rich.table import Table
@@ -173,7 +173,7 @@ def _one_method(name: str, console: Console) -> None:
     console.print(f"[bold]{name}[/bold]: {row.summary}\n", highlight=False)
     console.print(f"{text.short_description}\n{text.long_description or ''}".strip(), highlight=False)
     console.print(f"\ncost    {row.cost} (in T)\nsource  {row.source or 'plain fine-tuning'}\n", highlight=False)
-    settings = fields(method)  # type: ignore[arg-type]
+    settings = fields(cast(Any, method))
     table = Table("setting", "default", "meaning", box=None, pad_edge=False)
     for f in settings:
         table.add_row(f"--method.{f.name.replace('_', '-')}", _plain(getattr(method, f.name)), meaning.get(f.name, ""))

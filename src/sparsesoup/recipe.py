@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
@@ -82,7 +82,7 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in a recipe."""
         flat = dataclasses.asdict(self.place) | dataclasses.asdict(self.amount)
-        method = {"name": self.name, **dataclasses.asdict(self.method)}  # type: ignore[call-overload]
+        method = {"name": self.name, **dataclasses.asdict(cast(Any, self.method))}
         return json.loads(json.dumps({"method": method, **flat, "train": dataclasses.asdict(self.train)}))
 
     def key(self) -> str:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,8 @@ class Watch:
 
     def __init__(self, log: Path | None, console: Console) -> None:
         self.console, self.piece = console, lambda: ""
-        if log is not None:
-            log.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(log, "a", encoding="utf-8") if log is not None else None  # noqa: SIM115 - closed by `close`
+        self._open = ExitStack()
+        self._file = self._open.enter_context(open(log, "a", encoding="utf-8")) if log is not None else None
         self._label, self._at, self._until, self._said = "", 0, 0, time.monotonic()
         columns = (TextColumn("{task.description:<22}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
                    TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
@@ -36,7 +36,8 @@ class Watch:
     def rewind(self, at: int) -> None:
         """Cut the log to what the restarted run goes on from."""
         if self._file is not None:
-            self._file.truncate(at)
+            self._file.seek(at)  # truncating alone leaves `tell` at the old end until the next line
+            self._file.truncate()
 
     def begin(self, label: str, step: int, until: int) -> None:
         """A training, or a validation, from `step` to `until` begins."""
@@ -69,5 +70,4 @@ class Watch:
         """Leave the terminal and the log in order."""
         if self._bars is not None:
             self._bars.stop()
-        if self._file is not None:
-            self._file.close()
+        self._open.close()
