@@ -114,6 +114,17 @@ def test_alberts_shared_layer_is_pruned_once():
     assert not [name for name in found if "embed" in name or "pooler" in name or "mapping" in name]
 
 
+def test_an_embedding_inside_a_block_is_not_pruned():
+    config = transformers.T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    model = transformers.T5EncoderModel(config)
+    (inside,) = [
+        name for name, _ in model.named_parameters() if ".block." in name and "relative_attention_bias" in name
+    ]
+    found = prunable(model)
+    assert inside not in found
+    assert len(found) == 12
+
+
 @pytest.mark.parametrize(
     "model",
     [

@@ -172,6 +172,9 @@ def test_the_trainer_keeps_the_zeros_to_the_end_in_every_checkpoint_and_after_re
         assert facts["method"] == "random"
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert same(other.state_dict(), model.state_dict())
+    batch = {k: torch.tensor(v)[None] for k, v in Rows(1, 3)[0].items() if k != "labels"}
+    model(**batch).logits.sum().backward()  # the callback has let go: gradients are whole again
+    assert all(bool(p.grad[~masks[n]].any()) for n, p in model.named_parameters() if n in masks)
 
     whole = weights_of(tmp_path / "out" / "checkpoint-6")
     again, _ = pruned_bert()

@@ -136,6 +136,30 @@ def test_rate_rewinding_keeps_the_weights_and_takes_the_rate_and_other_rows() ->
     assert rates[20:36] == rates[36:52] == rates[4:20] == [problem.rate()(step) for step in range(4, 20)]
 
 
+def test_rate_rewinding_starts_each_round_with_an_optimizer_of_its_own() -> None:
+    ticket = Iterative(cut=0.5, rewind=0.2, back="rate").run(tiny(steps=20), 0.5)
+    problem = tiny(steps=20)
+    state = train(train(problem.start(), problem, 4), problem, 16, stream=("round", 0))
+    fresh = problem.start()
+    fresh.model.load_state_dict(state.model.state_dict())
+    fresh.step = 4
+    fresh.prune_(keep(magnitude(state.params()), 0.5))
+    train(fresh, problem, 16, stream=("round", 1))
+    assert same(ticket.weights, {n: t + 0.0 for n, t in fresh.model.state_dict().items()})
+
+
+def test_a_ticket_is_masked_whatever_its_run_left() -> None:
+    problem = tiny()
+    state = problem.start()
+    state.masks = oneshot(problem, problem.pretrained.state_dict(), 0.5)
+    ticket = problem.ticket(state, why="a test")
+    assert all((ticket.weights[n] != 0).equal(m) for n, m in ticket.masks.items())
+    assert ticket.notes == {"why": "a test"}
+    assert all(
+        t.data_ptr() != p.data_ptr() for t, p in zip(ticket.weights.values(), state.model.parameters(), strict=True)
+    )
+
+
 def test_gradual_follows_the_cubic_curve_at_every_step() -> None:
     watch = Watch()
     Gradual(start=0.1, stop=0.7, every=0.01).run(tiny(observer=watch), 0.8)

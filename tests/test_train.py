@@ -89,6 +89,34 @@ def test_masks_hold_even_where_a_hook_writes_into_dead_weights_or_sets_the_masks
     assert all(not p[~state.masks[n]].any() for n, p in state.params().items())
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_masks_that_a_hook_sets_itself_clear_the_moments_too(optimizer: str) -> None:
+    problem = tiny(training=replace(BASE, learning_rate=2e-3, optimizer=optimizer))
+    state = problem.start()
+
+    def cut(state: TrainState) -> None:
+        if state.step == 3:
+            state.masks = half(state)
+
+    train(state, problem, 3, hooks=[cut])
+    for name, p in state.params().items():
+        dead = ~state.masks[name]
+        moments = [t for t in state.optimizer.state[p].values() if t.shape == p.shape]
+        assert moments
+        assert not any(t[dead].any() for t in (p, *moments))
+
+
+def test_after_a_run_the_gradients_are_the_users_own_again() -> None:
+    problem = tiny()
+    state = problem.start()
+    state.prune_(half(state))
+    train(state, problem, 2)
+    problem.loss(state.model, problem.train.batch(range(16))).backward()
+    for name, p in state.params().items():
+        assert p.grad is not None
+        assert p.grad[~state.masks[name]].any()
+
+
 def test_masks_hold_from_the_first_forward_on() -> None:
     seen = []
     problem = tiny(

@@ -1,9 +1,9 @@
 """Who watches a run: a progress bar on a terminal, a line now and then in a pipe, and log.jsonl."""
 
 import json
+import os
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,7 @@ class Watch:
     """Shows the training that is under way and writes a line of the log for each step."""
 
     def __init__(self, log: Path | None, console: Console) -> None:
-        self.console, self.piece = console, lambda: ""
-        self._open = ExitStack()
-        self._file = self._open.enter_context(open(log, "a", encoding="utf-8")) if log is not None else None
+        self.log, self.console, self.piece = log, console, lambda: ""
         self._label, self._at, self._until, self._said = "", 0, 0, time.monotonic()
         columns = (TextColumn("{task.description:<22}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
                    TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
@@ -28,16 +26,12 @@ class Watch:
 
     def position(self) -> int:
         """Length of the log, for a restart to return to."""
-        if self._file is None:
-            return 0
-        self._file.flush()
-        return self._file.tell()
+        return self.log.stat().st_size if self.log is not None and self.log.exists() else 0
 
     def rewind(self, at: int) -> None:
         """Cut the log to what the restarted run goes on from."""
-        if self._file is not None:
-            self._file.seek(at)  # truncating alone leaves `tell` at the old end until the next line
-            self._file.truncate()
+        if self.log is not None and self.log.exists():
+            os.truncate(self.log, at)
 
     def begin(self, label: str, step: int, until: int) -> None:
         """A training, or a validation, from `step` to `until` begins."""
@@ -50,8 +44,9 @@ class Watch:
         """One step is done."""
         self._at += 1
         note = f"loss {record['loss']:.3f}  sparsity {record['sparsity']:.3f}" if record else ""
-        if record and self._file is not None:
-            self._file.write(json.dumps(dict(record)) + "\n")
+        if record and self.log is not None:
+            with open(self.log, "a", encoding="utf-8") as file:  # so that a kill loses no line
+                file.write(json.dumps(dict(record)) + "\n")
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=self._at, note=note)
         elif self._bars is None and time.monotonic() - self._said >= PIPE_EVERY:
@@ -63,11 +58,8 @@ class Watch:
         if self._bars is not None and self._task is not None:
             self._bars.remove_task(self._task)
             self._task = None
-        if self._file is not None:
-            self._file.flush()  # the report is drawn from the log before it is closed
 
     def close(self) -> None:
-        """Leave the terminal and the log in order."""
+        """Leave the terminal in order."""
         if self._bars is not None:
             self._bars.stop()
-        self._open.close()
