@@ -33,7 +33,6 @@ def slowly(line, errors):
     def step(self, record):
         plain(self, record)
         if record:
-            self._file.flush()
             time.sleep(0.03)
 
     Watch.step = step
