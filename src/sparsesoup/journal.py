@@ -97,9 +97,12 @@ class Journal:
             return self._partial[1]
         return until
 
-    def tick(self, state: Resumable, until: int) -> None:
-        """Called after each step of a training to step `until`: saves the state if it is time to."""
-        if self._owner is state and self._due():
+    def tick(self, state: Resumable, until: int, ending: bool = False) -> None:
+        """Called after each step of a training to step `until`: saves the state if it is time to.
+
+        Before an error ends the run (`ending`) it is, if any piece is finished that a restart should skip.
+        """
+        if self._owner is state and (self._due() or (ending and self.finished)):
             self._partial = (str(self.open), until)
             self._save(state)
 

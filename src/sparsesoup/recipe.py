@@ -131,6 +131,9 @@ def read(arguments: Sequence[str]) -> tuple[Settings, Namespace]:
     arguments = _columns_as_list(arguments)
     given = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
     recipe = _recipe(arguments)
+    for flag, other in (("steps", "epochs"), ("epochs", "steps")):
+        if any(a.partition("=")[0] == f"--{flag}" for a in arguments):
+            recipe.pop(other, None)  # flags win over it
     name = _method_name(given, recipe)
     parser = parser_for(name)
     if recipe:

@@ -20,7 +20,7 @@ from sparsesoup import masks as algebra
 from sparsesoup.errors import UserError
 from sparsesoup.files import remove, whole, write_json, write_text
 from sparsesoup.hub.build import Opened, build, open_task, score_test
-from sparsesoup.hub.models import load_classifier, load_tokenizer, save_model
+from sparsesoup.hub.models import load_tokenizer, save_model
 from sparsesoup.journal import JOURNAL, Journal
 from sparsesoup.meter import Meter
 from sparsesoup.methods import TABLE
@@ -89,10 +89,10 @@ def test(path: Path, console: Console) -> Run:
     settings, _ = read(["--config", str(path / "run.yaml")])
     opened = open_task(settings.place)
     watch = Watch(None, console)
-    problem = build(settings.place, opened, steps=1, training=settings.train, observer=watch)
-    model = load_classifier(str(path / "model"), opened.task, 0, settings.place.trust_remote_code)
+    place = replace(settings.place, model=str(path))
     try:
-        report["test"] = score_test(problem, model, replace(settings.place, model=str(path)), opened)
+        problem = build(place, opened, steps=1, training=settings.train, observer=watch)
+        report["test"] = score_test(problem, place, opened)
     finally:
         watch.close()
     write_json(path / "report.json", report)

@@ -90,6 +90,8 @@ def train(
                 now = rate(state.step)
                 _rate(state, now)
                 loss = _gradients(state, problem, data, indices, penalty, cost)
+                if not math.isfinite(loss):
+                    problem.journal.tick(state, until, ending=True)
                 _update(state, problem, loss, label)
                 cost.steps += 1
                 state.step += 1

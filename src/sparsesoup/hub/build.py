@@ -1,11 +1,11 @@
 """Checkpoint + dataset -> Problem, and the one function that opens the test split."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
 
 from sparsesoup.data import Batch
 from sparsesoup.errors import UserError
@@ -102,11 +102,11 @@ def build(
     )
 
 
-def score_test(problem: Problem, model: PreTrainedModel, place: Place, opened: Opened) -> dict[str, Any]:
-    """Scores on the test split: the only way there; a method cannot call it."""
+def score_test(problem: Problem, place: Place, opened: Opened) -> dict[str, Any]:
+    """Scores of the problem's model on the test split: the only way there; a method cannot call it."""
     tokenizer = load_tokenizer(place.model, place.trust_remote_code)
     parts = open_test(opened.source, opened.task)
-    prepared = problem.accelerator.prepare_model(model, evaluation_mode=True)
+    prepared = problem.accelerator.prepare_model(copy.deepcopy(problem.pretrained), evaluation_mode=True)
     scores = {}
     for name, rows in parts.items():
         data = encode(rows, opened.task, tokenizer, place.max_length)
