@@ -158,6 +158,6 @@ class Journal:
                 facts = json.loads((file.metadata() or {})["facts"])
                 names = list(file.keys())
                 tensors = {key: file.get_tensor(key) for key in names}
+            state.take_back_(tensors, facts)
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             raise UserError(f"damaged state {path} ({error}); remove {path.parent} to start afresh") from error
-        state.take_back_(tensors, facts)

@@ -81,6 +81,7 @@ def train(
     order = data.batches(problem.training.batch_size, state.step, problem.seed, *stream)
     state.model.train()
     state.settle_()
+    state.halt = False
     params, masks, gone = state.params(), state.masks, sparsity(state.masks)
     problem.observer.begin(label, state.step, until)
     with _settings(state, protocol), _dead_gradients(state, params), torch.random.fork_rng():
