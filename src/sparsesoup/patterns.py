@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from sparsesoup.errors import UserError
+
 
 @dataclass(frozen=True)
 class Block:
@@ -20,15 +22,15 @@ class Block:
 
     def __post_init__(self) -> None:
         if self.rows < 0 or self.cols < 0:
-            raise ValueError(f"a block has sides of 0 (whole) or more, got {self.rows}x{self.cols}")
+            raise UserError(f"a block has sides of 0 (whole) or more, got {self.rows}x{self.cols}")
 
     def tile(self, shape: Sequence[int], name: str = "a weight") -> tuple[int, int]:
         """(rows, cols) of a tile in a matrix of this shape; ValueError if the tiles do not fill it."""
         if len(shape) != 2:
-            raise ValueError(f"a block tiles matrices only, {name} has shape {tuple(shape)}")
+            raise UserError(f"a block tiles matrices only, {name} has shape {tuple(shape)}")
         rows, cols = self.rows or shape[0], self.cols or shape[1]
         if shape[0] % rows or shape[1] % cols:
-            raise ValueError(f"a {rows}x{cols} block does not tile {name} of shape {tuple(shape)}")
+            raise UserError(f"a {rows}x{cols} block does not tile {name} of shape {tuple(shape)}")
         return rows, cols
 
     def total(self, values: Tensor, name: str = "a weight") -> Tensor:

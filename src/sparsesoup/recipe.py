@@ -53,8 +53,8 @@ class Amount:
 
     def __post_init__(self) -> None:
         if self.sparsity is not None and not 0.0 <= self.sparsity < 1.0:
-            hint = f"; for {self.sparsity:g} % say {self.sparsity / 100:g}" if 1.0 < self.sparsity < 100.0 else ""
-            raise UserError(f"sparsity is the share of weights removed, in [0, 1), got {self.sparsity:g}{hint}")
+            hint = f"for {self.sparsity:g} % say {self.sparsity / 100:g}" if 1.0 < self.sparsity < 100.0 else "say 0.9"
+            raise UserError(f"sparsity is the share of weights removed, in [0, 1), got {self.sparsity:g}; {hint}")
         if self.steps is not None and self.steps < 1:
             raise UserError(f"steps must be at least 1, got {self.steps}")
         if self.epochs is not None and not 0 < self.epochs < math.inf:
@@ -78,6 +78,12 @@ class Settings:
     amount: Amount = field(default_factory=Amount)
     place: Place = field(default_factory=Place)
     train: Training = field(default_factory=Training)
+
+    def __post_init__(self) -> None:
+        for name in TABLE[self.name].fixed:
+            value, own = getattr(self.method, name), getattr(METHODS[self.name], name)
+            if value != own:
+                raise UserError(f"method {self.name} has {name} {own}, got {value}; take the method that has it free")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in a recipe."""
@@ -185,7 +191,8 @@ class Parser(ArgumentParser):
 
 def _description(name: str | None) -> str:
     if name:
-        return f"{TABLE[name].summary}. {(type(METHODS[name]).__doc__ or '').split(chr(10))[0]}"
+        fixed = ", ".join(f"{f} {getattr(METHODS[name], f)}" for f in TABLE[name].fixed if f != "protocols")
+        return f"{TABLE[name].summary}." + (f" Fixed here: {fixed}." if fixed else "")
     return f"Draw a sparse subnetwork. METHOD is one of: {', '.join(METHODS)}; `prune METHOD --help` has its settings."
 
 

@@ -48,6 +48,10 @@ def prune(settings: Settings, out: Path, console: Console, save_every: float = 1
 
     Raises: UserError for bad input; what was finished before stays on disk.
     """
+    if not save_every >= 0:
+        raise UserError(f"save_every is a number of seconds, 0 or more, got {save_every}")
+    if TABLE[settings.name].dense and settings.amount.sparsity:
+        console.print(f"note: {settings.name} keeps every weight; sparsity {settings.amount.sparsity:g} is not used")
     settings = _complete(settings)
     if (out / "run.yaml").exists():
         raise UserError(f"--out {out} is itself a run directory; give the folder that holds runs")

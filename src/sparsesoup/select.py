@@ -6,12 +6,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from sparsesoup.errors import UserError
 from sparsesoup.masks import Masks
 from sparsesoup.patterns import Block, Element
 from sparsesoup.threshold import best
 
 Scores = Mapping[str, Tensor]  # parameter name -> [out, in], higher = keep
 Scope = Literal["global", "tensor", "erk", "row", "1:4", "2:4", "4:8"]
+Competition = Literal["global", "tensor", "erk", "row"]  # the scopes that take any sparsity
 GROUPS = {"1:4": (1, 4), "2:4": (2, 4), "4:8": (4, 8)}  # scope -> (kept, of how many in a row)
 
 
@@ -55,7 +57,7 @@ def keep(
         if budget > room:
             what = f"{names[0]}: " if len(names) < len(scores) else ""
             size = sum(scores[n].numel() for n in names)
-            raise ValueError(
+            raise UserError(
                 f"{what}cannot prune to sparsity {1 - budget / size:.4f}: "
                 f"the masks given are already at {1 - room / size:.4f}"
             )
@@ -71,17 +73,17 @@ def keep(
 
 def _check(scores: Scores, sparsity: float, then: Scores | None, scope: str, within: Masks | None) -> None:
     if not 0.0 <= sparsity < 1.0:
-        raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
+        raise UserError(f"sparsity must lie in [0, 1), got {sparsity}")
     if scope not in get_args(Scope):
-        raise ValueError(f"unknown scope {scope!r}; allowed: {', '.join(get_args(Scope))}")
+        raise UserError(f"unknown scope {scope!r}; allowed: {', '.join(get_args(Scope))}")
     for what, other in (("then", then), ("within", within)):
         if other is not None and other.keys() != scores.keys():
-            raise ValueError(f"scores and `{what}` name different parameters: {sorted(scores.keys() ^ other.keys())}")
+            raise UserError(f"scores and `{what}` name different parameters: {sorted(scores.keys() ^ other.keys())}")
     for table in (scores, then or {}):
         for name, s in table.items():
-            # In pieces, so that the check of a large tensor needs no mask of its own.
-            if s.is_floating_point() and any(bool(part.isnan().any()) for part in s.reshape(-1).split(1 << 22)):
-                raise ValueError(f"score of {name} has NaN")
+            # A sum is quick and NaN wherever a score is; infinities of both signs make it so too.
+            if s.is_floating_point() and bool(s.sum(dtype=torch.float32).isnan()) and bool(s.isnan().any()):
+                raise UserError(f"score of {name} has NaN")
 
 
 def _pools(scores: Scores, sparsity: float, scope: str, alive: Mapping[str, float]) -> Iterable[tuple[list[str], int]]:
@@ -120,7 +122,7 @@ def _erdos_renyi(scores: Scores, goal: int, alive: Mapping[str, float]) -> dict[
         if not over:
             return {n: full[n] if n in full else shares[n] for n in scores}
         if len(over) == len(open_):
-            raise ValueError(f"`within` leaves fewer than the {goal} weights that are to be kept")
+            raise UserError(f"`within` leaves fewer than the {goal} weights that are to be kept")
         full |= over
 
 
@@ -129,14 +131,14 @@ def _rows(scores: Scores, sparsity: float, then: Scores | None, scope: str, with
     if scope in GROUPS:
         count, width = GROUPS[scope]
         if sparsity != 1 - count / width:
-            raise ValueError(f"scope {scope} fixes the sparsity at {1 - count / width}, asked for {sparsity}")
+            raise UserError(f"scope {scope} fixes the sparsity at {1 - count / width}, asked for {sparsity}")
     masks: Masks = {}
     total = sum(s.numel() for s in scores.values())
     goal, spent, seen = round((1.0 - sparsity) * total), 0, 0
     for name, s in scores.items():
         width = GROUPS[scope][1] if scope in GROUPS else s.shape[-1]
         if s.shape[-1] % width:
-            raise ValueError(f"scope {scope} needs rows of a multiple of {width} weights, {name} has {tuple(s.shape)}")
+            raise UserError(f"scope {scope} needs rows of a multiple of {width} weights, {name} has {tuple(s.shape)}")
         seen += s.numel()
         budget = round(goal * seen / total) - spent if seen < total else goal - spent
         spent += budget
@@ -152,7 +154,7 @@ def _best_of_rows(
     rows, alive = score.reshape(-1, width), None if within is None else within[name].reshape(-1, width)
     if alive is not None and bool((alive.sum(1) < counts).any()):
         row = int((alive.sum(1) < counts).nonzero()[0])
-        raise ValueError(f"row {row} of {name} cannot keep {int(counts[row])} weights: `within` has fewer left")
+        raise UserError(f"row {row} of {name} cannot keep {int(counts[row])} weights: `within` has fewer left")
     order = _order(rows, then[name].reshape(-1, width) if then else None, alive)
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(width, device=score.device).expand_as(order))
     return (rank < counts[:, None]).reshape(score.shape)
@@ -172,7 +174,7 @@ def _groups(
     scores: Scores, sparsity: float, then: Scores | None, pattern: Block, scope: str, within: Masks | None
 ) -> Masks:
     if scope == "row" or scope in GROUPS:
-        raise ValueError(f"scope {scope} chooses single weights; a pattern of blocks needs scope global, tensor or erk")
+        raise UserError(f"scope {scope} chooses single weights; a pattern of blocks needs scope global, tensor or erk")
     weight = {n: (within[n] if within else torch.ones_like(s, dtype=torch.bool)) for n, s in scores.items()}
     size = {n: pattern.total(w.to(torch.float32), n) for n, w in weight.items()}
     alive = {n: float(s.sum()) for n, s in size.items()}
@@ -186,7 +188,7 @@ def _groups(
     masks: Masks = {}
     for names, budget in _pools(scores, sparsity, scope, alive):
         if budget > sum(alive[n] for n in names):
-            raise ValueError(f"cannot prune to sparsity {sparsity:.4f}: the masks given are already sparser")
+            raise UserError(f"cannot prune to sparsity {sparsity:.4f}: the masks given are already sparser")
         flat = {k: torch.cat([t[n].flatten() for n in names]) for k, t in (("s", main), ("n", size))}
         tie = torch.cat([second[n].flatten() for n in names]) if second else None
         order = _order(flat["s"], tie, flat["n"] > 0)

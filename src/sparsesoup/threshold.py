@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-PIECE = 1 << 22  # weights looked at together: bounds the memory beside the scores
+PIECE = 1 << 18  # weights looked at together: they and their temporaries stay in the cache
 SAMPLE = 1 << 16
 
 
@@ -36,12 +36,11 @@ def best(
         masks = best(then, spare, alive=tied)
         spare = 0
     for mask, (score, live) in zip(_pieces(masks), _paired(scores, alive), strict=True):
-        larger, equal = score > level, score == level
-        if live is not None:
-            larger, equal = larger & live, equal & live
-        mask |= larger
+        larger = score > level
+        mask |= larger if live is None else larger & live
         if spare > 0:
-            first = equal.nonzero().flatten()[:spare]
+            equal = score == level
+            first = (equal if live is None else equal & live).nonzero().flatten()[:spare]
             mask[first] = True
             spare -= len(first)
     return masks
@@ -72,7 +71,7 @@ def _level(scores: Sequence[Tensor], alive: Sequence[Tensor] | None, count: int,
 def _bracket(sample: Tensor, share: float, narrow: bool) -> tuple[Tensor, Tensor]:
     """Two values of the sample between which the wanted one lies, all but surely; one and the same if not narrow."""
     ordered = sample.sort(descending=True).values
-    slack = 4 * int(len(ordered) ** 0.5) if narrow else 0
+    slack = 2 * int(len(ordered) ** 0.5) if narrow else 0
     place = min(int(share * len(ordered)), len(ordered) - 1)
     return ordered[min(place + slack, len(ordered) - 1)], ordered[max(place - slack, 0)]
 
@@ -93,11 +92,12 @@ def _count(
     scores: Sequence[Tensor], alive: Sequence[Tensor] | None, high: Tensor, a: Tensor, b: Tensor, room: int
 ) -> tuple[int, int, Tensor | None]:
     """(how many lie above b up to high, how many from a to b, those from a to b unless they are too many)."""
-    over = among = 0
+    over, among, bounded = 0, 0, bool(high < torch.inf)
     parts: list[Tensor] = []
     for score, live in _paired(scores, alive):
-        larger, within = score > b, (score >= a) & (score <= b)
-        if bool(high < torch.inf):
+        larger, within = score > b, score >= a
+        within ^= larger
+        if bounded:
             larger &= score <= high
         if live is not None:
             larger, within = larger & live, within & live

@@ -47,7 +47,8 @@ class Ticket:
 def save_masks(folder: Path, masks: Masks, facts: Mapping[str, Any]) -> None:
     """Write masks (1 bit a weight) and the facts about them into a folder, each file whole or not at all."""
     shapes = {name: list(m.shape) for name, m in masks.items()}
-    header = {"format": FORMAT, "key_space": "named_parameters", "shapes": json.dumps(shapes)}
+    # One entry, since safetensors writes several in random order: the same masks are to be the same bytes.
+    header = {"sparsesoup": json.dumps({"format": FORMAT, "key_space": "named_parameters", "shapes": shapes})}
     with whole(folder / MASKS) as temporary:
         save_file({name: pack(m) for name, m in masks.items()}, temporary, metadata=header)
     numbers = {"format": FORMAT, "kept": algebra.kept(masks), "total": algebra.total(masks)}
@@ -74,11 +75,10 @@ def load_masks(path: Path) -> tuple[Masks, dict[str, Any]]:
     facts = _facts(folder / FACTS)
     try:
         with safe_open(folder / MASKS, framework="pt") as file:
-            header = file.metadata() or {}
+            header = json.loads((file.metadata() or {}).get("sparsesoup", "{}"))
             if header.get("format") != FORMAT:
                 raise UserError(f"{folder / MASKS} has format {header.get('format')}; this version reads {FORMAT}")
-            shapes = json.loads(header["shapes"])
-            masks = {name: unpack(file.get_tensor(name), shape) for name, shape in shapes.items()}
+            masks = {name: unpack(file.get_tensor(name), shape) for name, shape in header["shapes"].items()}
     except UserError:
         raise
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:

@@ -143,8 +143,8 @@ def _update(state: TrainState, problem: Problem, loss: float, label: str) -> Non
     if not math.isfinite(loss):
         state.optimizer.zero_grad(set_to_none=True)
         raise UserError(
-            f"the loss is {loss} at step {state.step + 1} ({label}); finished pieces are kept. "
-            f"Lower --train.learning_rate (now {problem.training.learning_rate:g}) or check the data"
+            f"the loss is {loss} at step {state.step + 1} ({label}); what was finished is kept. "
+            f"Lower --train.learning-rate (now {problem.training.learning_rate:g}) or check the data"
         )
     if problem.training.clip:
         problem.accelerator.clip_grad_norm_(state.model.parameters(), problem.training.clip)

@@ -83,6 +83,7 @@ def build(
     tokenizer = load_tokenizer(place.model, place.trust_remote_code)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
+    _check_length(place, model.config)
     rows = encode(train, opened.task, tokenizer, place.max_length)
     per_epoch = max(1, len(rows) // training.batch_size)
     return Problem(
@@ -100,6 +101,17 @@ def build(
         journal=journal or Journal(meter),
         observer=observer or Silent(),
     )
+
+
+def _check_length(place: Place, config: Any) -> None:
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and "roberta" in str(config.model_type):
+        positions -= config.pad_token_id + 1  # its positions begin behind the padding's
+    if positions and place.max_length > positions:
+        raise UserError(
+            f"max_length {place.max_length} is above the {positions} positions of model {place.model}; "
+            f"say --max-length {positions} or less"
+        )
 
 
 def score_test(problem: Problem, place: Place, opened: Opened) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from sparsesoup.hold import hold_zeros
+from sparsesoup.hold import hold_zeros, zeros_of
+from sparsesoup.hub.families import prunable
 from sparsesoup.masks import Masks
 from sparsesoup.ticket import fit, load_masks, save_masks
 
@@ -16,15 +17,20 @@ class SparsityCallback(TrainerCallback):
     The masks are also written beside each checkpoint, in its `pruning` folder.
 
     Args:
-        ticket: run directory, model folder or pruning folder that holds the masks; or the masks themselves.
+        ticket: run directory, model folder or pruning folder that holds the masks; or the masks themselves; None takes
+            the zeros that the model's prunable weights have when training begins.
 
     >>> trainer = Trainer(model, args, train_dataset=rows, callbacks=[SparsityCallback("run")])  # doctest: +SKIP
     """
 
-    def __init__(self, ticket: str | Path | Masks) -> None:
+    def __init__(self, ticket: str | Path | Masks | None = None) -> None:
         self.facts: dict[str, Any] = {}
+        self.masks: Masks = {}
+        self.found = ticket is None
         if isinstance(ticket, dict):
             self.masks = ticket
+        elif ticket is None:
+            pass
         else:
             self.masks, self.facts = load_masks(Path(ticket))
         self._stop: Any = None
@@ -34,6 +40,8 @@ class SparsityCallback(TrainerCallback):
     ) -> None:
         """Take hold of model and optimizer, which the Trainer has made by now."""
         model, optimizer = kwargs["model"], kwargs["optimizer"]
+        if self.found:
+            self.masks = zeros_of(model, prunable(model))
         shapes = {name: p.shape for name, p in model.named_parameters()}
         self.masks = fit(self.masks, shapes, getattr(model, "base_model_prefix", ""))
         self._stop = hold_zeros(model, getattr(optimizer, "optimizer", optimizer), self.masks)

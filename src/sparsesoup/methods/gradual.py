@@ -7,7 +7,7 @@ from sparsesoup.patterns import Block, Element
 from sparsesoup.problem import Problem, need_steps
 from sparsesoup.schedules import Cubic, Cycles
 from sparsesoup.scores import magnitude
-from sparsesoup.select import Scope, keep
+from sparsesoup.select import Competition, keep
 from sparsesoup.state import TrainState
 from sparsesoup.ticket import Ticket
 from sparsesoup.train import Hook, train
@@ -29,7 +29,7 @@ class Gradual:
     stop: float = 0.7
     every: float = 0.01
     pattern: Block = Element
-    scope: Scope = "global"
+    scope: Competition = "global"
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.start < self.stop <= 1.0 or self.every <= 0.0:
@@ -84,7 +84,7 @@ class GradualStar:
         return problem.ticket(state, distillation="none: not built yet")
 
 
-def pruning(plan: Cubic, sparsity: float, pattern: Block = Element, scope: Scope = "global") -> Hook:
+def pruning(plan: Cubic, sparsity: float, pattern: Block = Element, scope: Competition = "global") -> Hook:
     """The hook that prunes by magnitude when the plan says so."""
 
     def prune(state: TrainState) -> None:

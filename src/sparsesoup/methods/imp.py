@@ -8,7 +8,7 @@ from sparsesoup.errors import UserError
 from sparsesoup.problem import Problem, need_steps
 from sparsesoup.schedules import geometric
 from sparsesoup.scores import magnitude
-from sparsesoup.select import Scope, keep
+from sparsesoup.select import Competition, keep
 from sparsesoup.state import Snapshot, TrainState
 from sparsesoup.ticket import Ticket
 from sparsesoup.train import train
@@ -31,7 +31,7 @@ class Iterative:
     cut: float = 0.2
     rewind: float = 0.0
     back: Literal["weights", "rate"] = "weights"
-    scope: Scope = "global"
+    scope: Competition = "global"
 
     def __post_init__(self) -> None:
         if not 0.0 < self.cut < 1.0 or not 0.0 <= self.rewind < 1.0:
