@@ -8,6 +8,7 @@ only when every cell of the experiment has been drawn.
 """
 
 import argparse
+import fcntl
 import itertools
 import json
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import yaml
 
 from sparsesoup import prune, score_on_test
 from sparsesoup.errors import UserError
+from sparsesoup.files import write_json, write_text
 from sparsesoup.recipe import method_named
 from sparsesoup.show import read_report
 
@@ -53,9 +55,17 @@ def collect(study: dict[str, Any], found: dict[tuple[str, int], Path], path: Pat
         report = read_report(found[row, seed])
         keys = ("method", "validation", "test", "sparsity", "cost", "steps", "notes", "command", "machine", "versions")
         rows.append({"row": row, "seed": seed, **{k: report[k] for k in keys}})
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"study": study, "cells": rows}, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps({"study": study, "cells": rows}, indent=1) + "\n")
     print(f"{len(found)} of {len(rows)} cells in {path}")
+
+
+def add(index: Path, cell: str, run: str) -> dict[str, str]:
+    """Note where a cell lies, beside what other processes have noted meanwhile."""
+    with open(index.with_suffix(".lock"), "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        places = (json.loads(index.read_text()) if index.exists() else {}) | {cell: run}
+        write_json(index, places)
+    return places
 
 
 def main() -> None:
@@ -75,9 +85,7 @@ def main() -> None:
         except UserError as error:
             print(f"{row}, seed {seed}: {error}")
             continue
-        # Another process may have added its own cells meanwhile.
-        places = (json.loads(index.read_text()) if index.exists() else {}) | {f"{row} {seed}": str(run)}
-        index.write_text(json.dumps(places))
+        places = add(index, f"{row} {seed}", str(run))
     found = {(row, seed): Path(places[f"{row} {seed}"]) for row, _, seed in cells(study) if f"{row} {seed}" in places}
     if len(found) == len(list(cells(study))):
         for run in found.values():

@@ -135,13 +135,27 @@ def test_sparsity_outside_its_range(place, refused, tmp_path, value, parts):
         (["--steps", "1.5"], ["steps", "1.5", "int"]),
         (["--epochs", "0"], ["epochs"]),
         (["--max-length", "1"], ["max_length must be at least 2", "got 1"]),
-        (["--max-length", "4000"], ["max_length is 4000", "allows 5 to 128"]),
+        (["--max-length", "4000"], ["max_length 4000", "132 positions", "say --max-length 132"]),
+        (["--save-every", "-3"], ["save_every", "-3"]),
         (["--seed", "x"], ["seed", "x", "int"]),
         (["stray"], ["stray"]),
     ],
 )
 def test_unknown_settings_and_wrong_values_in_flags(place, refused, tmp_path, flags, parts):
     refused([*line_of(place, tmp_path / "runs", "isp"), *flags], *parts)
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (["--method.scope", "2:4"], ["scope 2:4 fixes the sparsity at 0.5"]),
+        (["--method.pattern.rows", "5"], ["a 5x1 block does not tile"]),
+        (["--method.pattern.rows", "-1"], ["a block has sides of 0 (whole) or more", "-1x1"]),
+        (["--method.score", "random"], ["method magnitude has score magnitude", "got random"]),
+    ],
+)
+def test_groups_that_cannot_be_and_settings_that_a_row_fixes(place, refused, tmp_path, flags, parts):
+    refused([*line_of(place, tmp_path / "runs", "magnitude"), *flags], *parts)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +271,7 @@ def test_a_run_that_is_not_there_or_not_finished(refused, tmp_path, command):
 def test_a_loss_that_is_no_number_says_at_which_step(place, refused, tmp_path):
     line = line_of(place, tmp_path / "runs", "isp", steps=30)
     line += ["--method.stages", "2", "--method.weak-masks", "1", "--train.clip", "0", "--train.learning-rate", "1e30"]
-    said = refused(line, "finished pieces are kept", "--train.learning", "1e+30")
+    said = refused(line, "what was finished is kept", "--train.learning", "1e+30")
     assert re.search(r"the loss is (nan|inf) at step \d+ \((strong|weak)\)", said)
 
 
@@ -334,7 +348,7 @@ def spoilt(ticket, tmp_path, how):
     elif how == "no facts":
         facts.unlink()
     elif how == "another format":
-        save_file(load_file(masks), masks, metadata={"format": "9"})
+        save_file(load_file(masks), masks, metadata={"sparsesoup": json.dumps({"format": "9"})})
     elif how == "no masks":
         masks.unlink()
     return run

@@ -23,6 +23,18 @@ from sparsesoup.ticket import Ticket, find, fit, load_masks, save_masks
 MASKS: Masks = {"b.w": torch.arange(15).reshape(3, 5) % 3 == 0, "a.w": torch.tensor([[True], [False]])}
 
 
+def headed(**header: Any) -> dict[str, str]:
+    """The header of a masks file: one entry, so that the same masks are the same bytes."""
+    return {"sparsesoup": json.dumps({"format": "1", **header})}
+
+
+def test_the_same_masks_are_the_same_bytes(tmp_path: Path) -> None:
+    masks = {f"w{i}": torch.eye(5) > 0 for i in range(4)}
+    for name in "abcdefgh":
+        save_masks(tmp_path / name, masks, {"seed": 3})
+    assert len({(tmp_path / name / "masks.safetensors").read_bytes() for name in "abcdefgh"}) == 1
+
+
 def saved(folder: Path, **facts: Any) -> Path:
     save_masks(folder, MASKS, facts)
     return folder
@@ -54,7 +66,7 @@ def damage(folder: Path, how: str) -> None:
     told = json.loads(facts.read_text())
     bits = load_file(masks)
     shapes = {n: list(m.shape) for n, m in MASKS.items()}
-    header = {"format": "1", "shapes": json.dumps(shapes)}
+    header = headed(shapes=shapes)
     if how == "truncated":
         masks.write_bytes(masks.read_bytes()[:-3])
     elif how == "empty":
@@ -64,9 +76,9 @@ def damage(folder: Path, how: str) -> None:
     elif how == "name gone":
         save_file({"b.w": bits["b.w"]}, masks, metadata=header)
     elif how == "wrong shape":
-        save_file(bits, masks, metadata=header | {"shapes": json.dumps(shapes | {"b.w": [3, 9]})})
+        save_file(bits, masks, metadata=headed(shapes=shapes | {"b.w": [3, 9]}))
     elif how == "no shapes":
-        save_file(bits, masks, metadata={"format": "1"})
+        save_file(bits, masks, metadata=headed())
     elif how == "counts":
         facts.write_text(json.dumps(told | {"kept": 7}))
     elif how == "counts gone":
@@ -94,7 +106,7 @@ def test_a_damaged_ticket_is_refused_in_one_line_that_names_the_file(how: str, t
 
 def test_another_format_is_refused_with_both_versions(tmp_path: Path) -> None:
     saved(tmp_path)
-    save_file(load_file(tmp_path / "masks.safetensors"), tmp_path / "masks.safetensors", metadata={"format": "7"})
+    save_file(load_file(tmp_path / "masks.safetensors"), tmp_path / "masks.safetensors", metadata=headed(format="7"))
     with pytest.raises(UserError, match=r"has format 7; this version reads 1$"):
         load_masks(tmp_path)
 

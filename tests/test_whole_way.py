@@ -457,9 +457,9 @@ def test_a_run_directory_is_a_model_too(place, soup, tmp_path):
 
 
 def test_settings_that_python_is_given_are_checked_like_flags(place, tmp_path):
-    for wrong, message in [({"sparsty": 0.5}, "unknown setting sparsty; allowed: .*sparsity"),
-                           ({"method": {"stage": 1}}, "unknown setting stage; InstantSoup has stages"),
-                           ({"train": {"rate": 1}}, "unknown setting rate; Training has learning_rate"),
+    for wrong, message in [({"sparsty": 0.5}, "unknown setting --sparsty; did you mean --sparsity"),
+                           ({"method": {"stage": 1}}, "unknown setting --method.stage; did you mean .*--method.stages"),
+                           ({"train": {"rate": 1}}, "unknown setting --train.rate; did you mean"),
                            ({"sparsity": 90}, r"in \[0, 1\), got 90; for 90 % say 0\.9")]:  # fmt: skip
         with pytest.raises(UserError, match=message):
             drawn(place, tmp_path / "runs", **wrong)

@@ -1,16 +1,12 @@
 """The command line's verbs, from Python."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from sparsesoup import run
-from sparsesoup.errors import UserError
-from sparsesoup.hub.build import Place
-from sparsesoup.problem import Training
-from sparsesoup.recipe import Amount, Settings, method_named
+from sparsesoup.recipe import from_table
 
 
 def prune(
@@ -34,29 +30,10 @@ def prune(
     Returns: the run: `path` of its directory, whose `model` folder transformers loads, and its `report`.
     Raises: UserError for bad input.
     """
-    own = {kind: {f.name for f in dataclasses.fields(kind)} for kind in (Amount, Place)}
-    unknown = settings.keys() - own[Amount] - own[Place]
-    if unknown:
-        raise UserError(f"unknown setting {min(unknown)}; allowed: {', '.join(sorted(own[Amount] | own[Place]))}")
-    amount, place = ({k: v for k, v in settings.items() if k in own[kind]} for kind in (Amount, Place))
-    chosen = Settings(
-        name=name,
-        method=_changed(method_named(name), method or {}),
-        amount=Amount(**amount),
-        place=Place(**place),
-        train=_changed(Training(), train or {}),
-    )
-    return run.prune(chosen, Path(out), Console(stderr=True, quiet=not progress))
+    table = {**settings, "method": method or {}, "train": train or {}}
+    return run.prune(from_table(name, table), Path(out), Console(stderr=True, quiet=not progress))
 
 
 def score_on_test(path: str | Path) -> dict[str, Any]:
     """Scores of a finished run on the test split, taken once; what `sparsesoup test RUN` does."""
     return run.test(Path(path), Console(quiet=True)).report["test"]
-
-
-def _changed(value: Any, changes: dict[str, Any]) -> Any:
-    known = [f.name for f in dataclasses.fields(value)]
-    for name in changes:
-        if name not in known:
-            raise UserError(f"unknown setting {name}; {type(value).__name__} has {', '.join(known)}")
-    return dataclasses.replace(value, **changes)

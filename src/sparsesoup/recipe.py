@@ -119,7 +119,8 @@ def method_named(name: str) -> Method:
 
 def parser_for(name: str | None) -> ArgumentParser:
     """The parser of `prune`, with the own settings of a method if one is named."""
-    parser = Parser(prog=f"sparsesoup prune {name or 'METHOD'}", description=_description(name))
+    prog = f"sparsesoup prune {name or 'METHOD'}"
+    parser = Parser(prog=prog, description=_description(name), allow_abbrev=False)
     parser.add_argument("--config", type=str, help="recipe (YAML); flags win over it")
     parser.add_argument("--out", type=str, default="runs", help="folder that run directories are put in")
     parser.add_argument("--save_every", type=float, default=10.0, help="seconds between saves to resume from, at least")
@@ -141,10 +142,18 @@ def read(arguments: Sequence[str]) -> tuple[Settings, Namespace]:
         if any(a.partition("=")[0] == f"--{flag}" for a in arguments):
             recipe.pop(other, None)  # flags win over it
     name = _method_name(given, recipe)
+    return _parsed(name, [*_as_flags(recipe), *arguments])
+
+
+def from_table(name: str, table: dict[str, Any]) -> Settings:
+    """Settings from plain values, as in a recipe; checked like flags."""
+    method_named(name)
+    return _parsed(name, _as_flags(table))[0]
+
+
+def _parsed(name: str, flags: list[str]) -> tuple[Settings, Namespace]:
     parser = parser_for(name)
-    if recipe:
-        arguments = [*_as_flags(recipe), *arguments]
-    chosen = parser.parse_args(arguments)
+    chosen = parser.parse_args(flags)
     ready = parser.instantiate(chosen)
 
     def part(kind: type) -> Any:
