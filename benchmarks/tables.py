@@ -126,7 +126,7 @@ def main() -> None:
             pieces[path.stem] = costs(found)
             continue
         pieces[path.stem], pieces[f"{path.stem}-verdicts"] = table(found), verdicts(found)
-        if summary(found)["dense"]["test"]:
+        if found["study"]["sparsity"] and summary(found)["dense"]["test"]:
             figure(found, ROOT / "docs" / "figures" / f"{path.stem}.svg")
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")

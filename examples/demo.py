@@ -22,7 +22,8 @@ def main() -> None:
     options = parser.parse_args()
     console, began, reports = Console(), time.monotonic(), []
     for method in ("dense", "magnitude", "isp"):
-        run = prune(method, sparsity=SPARSITY, steps=options.steps, train={"learning_rate": 3e-4}, out=options.out)
+        sparsity = 0.0 if method == "dense" else SPARSITY
+        run = prune(method, sparsity=sparsity, steps=options.steps, train={"learning_rate": 3e-4}, out=options.out)
         score_on_test(run.path)
         reports.append(read_report(run.path))
     console.print(comparison(reports))
