@@ -177,7 +177,7 @@ def test_a_run_whose_loss_breaks_keeps_its_finished_pieces(tmp_path: Path, monke
     state, flaw = broken.start(), False
     broken.journal.piece("good", state, train, state, broken, 3)
     flaw = True
-    with pytest.raises(UserError, match=r"at step 4 \(strong\); finished pieces are kept"):
+    with pytest.raises(UserError, match=r"at step 4 \(strong\); what was finished is kept"):
         broken.journal.piece("bad", state, train, state, broken, 3)
     after = journaled(tmp_path)
     assert after.journal.finished == ["good"]

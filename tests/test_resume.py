@@ -185,7 +185,8 @@ def test_a_process_turned_away_at_the_very_start_leaves_the_others_directory_alo
 
 
 def test_an_interrupted_run_says_so_and_goes_on(place, tmp_path):
-    process, errors = begun(arguments(place, "isp", tmp_path / "runs"), tmp_path)
+    # Long enough that a busy machine cannot end it before the signal comes.
+    process, errors = begun([*arguments(place, "isp", tmp_path / "runs"), "--steps", "600"], tmp_path)
     until(process, lambda: list(tmp_path.glob("runs/*/*/seed-*/stages/journal.json")))
     os.kill(process.pid, signal.SIGINT)
     process.join(100)

@@ -174,7 +174,7 @@ def test_the_test_split_is_glues_validation_and_elsewhere_the_labelled_test():
     assert len(open_test(source_of("reviews", **splits), TASK)["test"]) == 5
     unlabelled = Dataset.from_dict({"sentence": ["a", "b"], "label": [-1, -1]}, FEATURES)
     assert len(open_test(source_of("reviews", **{**splits, "test": unlabelled}), TASK)["test"]) == 4
-    assert len(open_test(source_of("reviews", train=rows_of(9), dev=rows_of(6)), TASK, 0)["test"]) == 6
+    assert len(open_test(source_of("reviews", train=rows_of(9), dev=rows_of(6)), TASK)["test"]) == 6
 
 
 def test_mnli_has_two_test_splits():
@@ -218,11 +218,11 @@ def test_labels_are_checked_wherever_a_split_is_opened():
     with pytest.raises(UserError, match="reviews train: row 2 has the label -1"):
         training_splits(source_of(train=bad, test=rows_of(3)), TASK, 0)
     with pytest.raises(UserError, match="reviews test: row 2 has the label -1"):
-        open_test(source_of(train=rows_of(3), test=bad), TASK, 0)
+        open_test(source_of(train=rows_of(3), test=bad), TASK)
     with pytest.raises(UserError, match="reviews train is empty"):
         training_splits(source_of(train=rows_of(0), test=rows_of(3)), TASK, 0)
     with pytest.raises(UserError, match="reviews validation has no column 'label'"):
-        open_test(source_of(train=rows_of(3), validation=rows_of(3).remove_columns("label")), TASK, 0)
+        open_test(source_of(train=rows_of(3), validation=rows_of(3).remove_columns("label")), TASK)
 
 
 def test_a_written_label_that_training_never_saw_is_refused():
