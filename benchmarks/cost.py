@@ -122,6 +122,7 @@ def weak_mask(problem: Problem, rounds: int) -> dict[str, Any]:
 
     def vote() -> None:
         state.memory.clear()
+        state.step = 1  # the same rows as below
         cast_vote(state, problem, 30, 0.6, protocol, lambda step: 1e-5, (0,))
 
     def steps() -> None:
