@@ -36,6 +36,7 @@ def slowly(line, errors):
             time.sleep(0.03)
 
     Watch.step = step
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
     torch.set_num_threads(1)
     with open(errors, "w", encoding="utf-8") as file:
         os.dup2(file.fileno(), 2)
