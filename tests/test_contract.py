@@ -74,7 +74,7 @@ def run(name: str, sparsity: float, folder: Path, seed: int = 0, copy: int = 0, 
     rate = {"adamw": 1e-2, "adam": 1e-2, "sgd": 5e-2, "rmsprop": 1e-3}[optimizer]
     with watched() as watch:
         settings = Training(learning_rate=rate, batch_size=16, weight_decay=0.1, optimizer=optimizer)
-        problem = tiny(training=settings, seed=seed, observer=watch, loss=loss)
+        problem = tiny(training=settings, seed=seed, observer=watch, objective=loss)
         before = {n: t.clone() for n, t in problem.pretrained.state_dict().items()}
         ticket = method(name, folder).run(problem, sparsity)
     return Run(ticket, problem, watch, before, losses)

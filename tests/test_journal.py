@@ -110,7 +110,7 @@ def test_a_run_that_dies_at_any_step_resumes_to_the_bit(
 
     resumed = []
     while True:
-        problem = journaled(tmp_path, loss=loss, steps=steps)
+        problem = journaled(tmp_path, objective=loss, steps=steps)
         resumed.append(problem.journal.resumed)
         try:
             ticket = method.run(problem, 0.6)
@@ -173,7 +173,7 @@ def test_a_held_piece_is_restored_on_every_restart(tmp_path: Path, monkeypatch: 
 
 def test_a_run_whose_loss_breaks_keeps_its_finished_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     always(monkeypatch)
-    broken = journaled(tmp_path, loss=lambda model, batch: model(batch["x"]).sum() * (torch.nan if flaw else 1e-3))
+    broken = journaled(tmp_path, objective=lambda model, batch: model(batch["x"]).sum() * (torch.nan if flaw else 1e-3))
     state, flaw = broken.start(), False
     broken.journal.piece("good", state, train, state, broken, 3)
     flaw = True

@@ -101,7 +101,7 @@ def test_imp_removes_its_cut_of_what_remains_each_round() -> None:
 def test_every_round_of_imp_starts_from_the_same_weights_and_sees_the_same_rows(rewind: float) -> None:
     loss, rows, weights = recorder()
     with watched() as watch:
-        Iterative(cut=0.5, rewind=rewind).run(tiny(steps=20, loss=loss), 0.75)
+        Iterative(cut=0.5, rewind=rewind).run(tiny(steps=20, objective=loss), 0.75)
     first, length = round(rewind * 20), 20 - round(rewind * 20)
     assert len(rows) == first + 3 * length
     starts = [first + i * length for i in range(3)]
@@ -125,7 +125,7 @@ def test_rewinding_forgets_the_moments_of_the_round() -> None:
 def test_rate_rewinding_keeps_the_weights_and_takes_the_rate_and_other_rows() -> None:
     loss, rows, weights = recorder()
     with watched() as watch:
-        problem = tiny(steps=20, loss=loss, observer=watch)
+        problem = tiny(steps=20, objective=loss, observer=watch)
         Iterative(cut=0.5, rewind=0.2, back="rate").run(problem, 0.75)
     for number, at in enumerate((20, 36)):
         for n, p in watch.before[number].items():

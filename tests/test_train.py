@@ -61,7 +61,7 @@ def test_masks_hold_at_every_forward_while_a_hook_changes_them(optimizer: str) -
         return functional.cross_entropy(model(batch["x"]), batch["labels"])
 
     settings = replace(BASE, learning_rate=2e-3, weight_decay=0.1, optimizer=optimizer)
-    problem = tiny(training=settings, loss=loss)
+    problem = tiny(training=settings, objective=loss)
     state = problem.start()
 
     def hook(state: TrainState) -> None:
@@ -120,7 +120,7 @@ def test_after_a_run_the_gradients_are_the_users_own_again() -> None:
 def test_masks_hold_from_the_first_forward_on() -> None:
     seen = []
     problem = tiny(
-        loss=lambda model, batch: seen.append(int((model.wide.weight == 0).sum())) or model(batch["x"]).sum()
+        objective=lambda model, batch: seen.append(int((model.wide.weight == 0).sum())) or model(batch["x"]).sum()
     )
     state = problem.start()
     state.masks = half(state)
@@ -138,7 +138,7 @@ def test_dead_gradients_do_not_spend_the_clip_norm() -> None:
         return functional.cross_entropy(model(batch["x"]), batch["labels"]) + 1e6 * pull
 
     settings = replace(BASE, optimizer="sgd", clip=0.05, weight_decay=0.0)
-    problem = tiny(training=settings, loss=loss)
+    problem = tiny(training=settings, objective=loss)
     state = problem.start()
     state.prune_(mask)
     drops(state.model, 0.0)
@@ -225,7 +225,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_and_the_state_befo
         count += 1
         return model(batch["x"]).sum() * (bad if count == 8 else 1e-3)
 
-    problem = tiny(loss=loss)
+    problem = tiny(objective=loss)
     state = train(problem.start(), problem, 7)
     before = {n: t.detach().clone() for n, t in state.tensors().items()}
     with pytest.raises(UserError, match=rf"^the loss is -?{bad} at step 8 \(strong\); .* \(now 0\.01\)") as caught:
@@ -299,7 +299,7 @@ def test_a_share_of_the_rows_is_all_that_a_run_sees() -> None:
         seen.update(batch["x"][:, 0].tolist())
         return model(batch["x"]).sum()
 
-    problem = tiny(loss=loss)
+    problem = tiny(objective=loss)
     train(problem.start(), problem, 60, protocol=Protocol(share=0.25))
     assert len(seen) == 64
 

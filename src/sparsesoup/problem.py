@@ -4,7 +4,7 @@ import copy
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from sparsesoup import masks as algebra
 from sparsesoup.data import Batch, Data
@@ -69,6 +70,9 @@ class Training:
             )
 
 
+Scores = tuple[Sequence[Parameter], float]  # what gates learn, and the factor on the learning rate they learn it with
+
+
 class Observer(Protocol):
     """Who watches a run: progress bars, a log. A step with an empty record is progress with nothing to note."""
 
@@ -98,8 +102,9 @@ class Problem:
         pretrained: the model, head included; never written to.
         targets: its prunable parameters.
         train, validation: rows to learn from, and rows to select by. A method sees no others.
-        loss: (model, batch) -> mean loss of the batch.
         predict: (model, batch) -> outputs [rows, ...].
+        criterion: (outputs, batch) -> mean loss of the task.
+        objective: (model, batch) -> what a training minimises, where that is more than the criterion (distillation).
         metric: (outputs, labels) -> named scores, higher = better; the first one selects.
         steps: T, the steps of one normal fine-tuning.
         training: learning rate and the like.
@@ -111,15 +116,22 @@ class Problem:
     targets: Targets
     train: Data
     validation: Data
-    loss: Callable[[nn.Module, Batch], Tensor]
     predict: Callable[[nn.Module, Batch], Tensor]
+    criterion: Callable[[Tensor, Batch], Tensor]
     metric: Callable[[Tensor, Tensor], dict[str, float]]
     steps: int
     training: Training = field(default_factory=Training)
+    objective: Callable[[nn.Module, Batch], Tensor] | None = None
     seed: int = 0
     meter: Meter = field(default_factory=Meter)
     journal: Journal = field(default_factory=lambda: Journal(Meter()))
     observer: Observer = field(default_factory=Silent)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What a training step minimises, for the mean row of a batch."""
+        if self.objective is not None:
+            return self.objective(model, batch)
+        return self.criterion(self.predict(model, batch), batch)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -143,12 +155,21 @@ class Problem:
             raise UserError(f"training runs in one process, was launched in {accelerator.num_processes}; use 1")
         return accelerator
 
-    def start(self) -> TrainState:
-        """A run at its beginning: a copy of the pre-trained model, a fresh optimizer, all weights kept."""
+    def start(self, attach: Callable[[nn.Module], Scores] | None = None) -> TrainState:
+        """A run at its beginning: a copy of the pre-trained model, a fresh optimizer, all weights kept.
+
+        Args:
+            attach: puts gates on the copy and returns their parameters with the factor on their learning rate.
+        """
         model = copy.deepcopy(self.pretrained)
-        decay = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
-        plain = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
-        groups = [{"params": decay, "weight_decay": self.training.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        scores, factor = attach(model) if attach else ([], 1.0)
+        learnt = {id(score) for score in scores}
+        weights = [p for p in model.parameters() if p.requires_grad and id(p) not in learnt]
+        groups = [
+            _group([p for p in weights if p.dim() > 1], self.training.weight_decay, decays=True),
+            _group([p for p in weights if p.dim() <= 1]),
+            _group(list(scores), factor=factor),
+        ]
         model = self.accelerator.prepare_model(model)
         optimizer = OPTIMIZERS[self.training.optimizer]([g for g in groups if g["params"]], lr=0.0)
         masks = algebra.ones(parameters(model, self.targets))
@@ -170,6 +191,11 @@ class Problem:
         weights = {name: t.detach().cpu().clone() for name, t in state.model.state_dict().items()}
         masks = {name: m.cpu() for name, m in state.masks.items()}
         return Ticket(masks, weights, metrics, self.meter.to_json(), {**state.notes, **notes})
+
+
+def _group(params: list[Parameter], decay: float = 0.0, decays: bool = False, factor: float = 1.0) -> dict[str, Any]:
+    """A group of the optimizer: `factor` on the run's learning rate, and whether a protocol may set its weight decay."""
+    return {"params": params, "weight_decay": decay, "decays": decays, "factor": factor}
 
 
 def need_steps(problem: Problem, least: int, why: str) -> None:

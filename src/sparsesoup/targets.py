@@ -29,15 +29,21 @@ Targets = dict[str, Target]  # parameter name as in named_parameters() -> target
 def parameters(model: nn.Module, targets: Mapping[str, Target]) -> dict[str, Parameter]:
     """The target parameters of a model, looked up fresh by name, in the order of `targets`.
 
+    Behind a gate it is the weight itself, not what the gate lets through.
+
     Raises: ValueError if one is missing or has another shape.
     """
     table = dict(model.named_parameters())
+    found = {}
     for name, target in targets.items():
-        if name not in table:
+        owner, _, own = name.rpartition(".")
+        parameter = table.get(name, table.get(f"{owner}.parametrizations.{own}.original"))
+        if parameter is None:
             raise ValueError(f"the model has no parameter {name}")
-        if tuple(table[name].shape) != target.shape:
-            raise ValueError(f"{name} has shape {tuple(table[name].shape)}, expected {target.shape}")
-    return {name: table[name] for name in targets}
+        if tuple(parameter.shape) != target.shape:
+            raise ValueError(f"{name} has shape {tuple(parameter.shape)}, expected {target.shape}")
+        found[name] = parameter
+    return found
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:

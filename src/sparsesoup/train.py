@@ -56,19 +56,22 @@ def train(
     stream: tuple[object, ...] = (),
     rate: Rate | None = None,
     hooks: Iterable[Hook] = (),
+    observe: Hook | None = None,
     penalty: Callable[[TrainState], Tensor] | None = None,
     label: str = "strong",
     protocol: Protocol | None = None,
 ) -> TrainState:
     """Train `state` in place for `steps` steps; the masks hold after every one.
 
-    A step: forward, penalty, backward, zero the gradients of dead weights, clip, optimizer step, hooks, masks applied.
+    A step: forward, penalty, backward, zero the gradients of dead weights, observe, clip, optimizer step, hooks, masks
+    applied.
 
     Args:
         stream: names the order of rows and the noise. Every stream goes on at `state.step`, so that a rewound run sees
             the same rows again and training in two halves is training at once.
         rate: step -> learning rate; default the problem's own decay over T.
         hooks: called after each step; may prune, remember, halt, not train.
+        observe: called with the gradients of each step, before clipping; may remember, no more.
         penalty: added to the loss.
         label: what the steps are charged to.
         protocol: settings that differ from the problem's.
@@ -93,6 +96,8 @@ def train(
                 loss = _gradients(state, problem, data, indices, penalty, cost)
                 if not math.isfinite(loss):
                     problem.journal.tick(state, until, ending=True)
+                elif observe is not None:
+                    observe(state)
                 _update(state, problem, loss, label)
                 cost.steps += 1
                 state.step += 1
@@ -101,7 +106,7 @@ def train(
                 if state.masks is not masks:
                     state.settle_()
                     masks, gone = state.masks, sparsity(state.masks)
-                elif hooks or not isinstance(state.optimizer, STILL):
+                elif gone and (hooks or not isinstance(state.optimizer, STILL)):
                     apply_(params, masks)
             problem.observer.step({"step": state.step, "label": label, "loss": loss, "rate": now, "sparsity": gone})
             if state.halt:
@@ -113,7 +118,7 @@ def train(
 
 def _rate(state: TrainState, rate: float) -> None:
     for group in state.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["factor"]
 
 
 @contextmanager
@@ -189,7 +194,9 @@ def _backward(
         problem.accelerator.backward(loss * weight)
         return float(loss.detach())
 
-    loss, flops = problem.meter.counted(("train", *(tuple(t.shape) for t in batch.values())), work)
+    loss, flops = problem.meter.counted(
+        ("train", problem.objective, penalty, *(tuple(t.shape) for t in batch.values())), work
+    )
     charge(cost, data, indices, flops)
     return loss * weight
 
@@ -201,8 +208,8 @@ def _settings(state: TrainState, protocol: Protocol | None) -> Iterator[None]:
     drops = dropouts(state.model) if protocol and protocol.dropout is not None else []
     try:
         for group in state.optimizer.param_groups:
-            if protocol and protocol.weight_decay is not None and group["weight_decay"] is not None:
-                group["weight_decay"] = protocol.weight_decay if group["params"][0].dim() > 1 else 0.0
+            if protocol and protocol.weight_decay is not None and group["decays"]:
+                group["weight_decay"] = protocol.weight_decay
         for owner, name, _ in drops:
             setattr(owner, name, protocol.dropout if protocol else None)
         yield

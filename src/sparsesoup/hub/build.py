@@ -1,6 +1,7 @@
 """Checkpoint + dataset -> Problem, and the one function that opens the test split."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,8 +92,8 @@ def build(
         targets=prunable(model),
         train=rows,
         validation=encode(validation, opened.task, tokenizer, place.max_length),
-        loss=_loss(opened.task),
         predict=_predict,
+        criterion=_criterion(opened.task),
         metric=metric(opened.task),
         steps=steps if steps is not None else max(1, round((epochs or 3.0) * per_epoch)),
         training=training,
@@ -130,11 +131,11 @@ def _predict(model: nn.Module, batch: Batch) -> Tensor:
     return model(**{name: t for name, t in batch.items() if name != "labels"}).logits
 
 
-def _loss(task: Task) -> Any:
-    def classify(model: nn.Module, batch: Batch) -> Tensor:
-        return functional.cross_entropy(_predict(model, batch).float(), batch["labels"])
+def _criterion(task: Task) -> Callable[[Tensor, Batch], Tensor]:
+    def classify(outputs: Tensor, batch: Batch) -> Tensor:
+        return functional.cross_entropy(outputs.float(), batch["labels"])
 
-    def regress(model: nn.Module, batch: Batch) -> Tensor:
-        return functional.mse_loss(_predict(model, batch).float().squeeze(-1), batch["labels"])
+    def regress(outputs: Tensor, batch: Batch) -> Tensor:
+        return functional.mse_loss(outputs.float().squeeze(-1), batch["labels"])
 
     return classify if task.labels else regress
