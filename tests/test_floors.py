@@ -12,7 +12,7 @@ FLOORS: list[set[str]] = [
     {"errors", "files", "rng", "masks", "patterns", "schedules", "meter", "data"},
     {"select", "threshold", "targets", "ticket", "journal"},
     {"state", "problem"},
-    {"train", "hold"},
+    {"train", "hold", "objectives"},
     {"scores", "gates", "soups"},
     {"methods"},
     {"hub", "export", "study"},

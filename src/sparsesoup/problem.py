@@ -34,6 +34,31 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Distill:
+    """Learn a teacher's answers beside the labels. Hinton et al. 2015; on pruning, Sanh et al. 2020, sec. 5.
+
+    Args:
+        teacher: run directory, Hub id or folder of a fine-tuned model; or dense, which trains it first (its cost is
+            charged to the run). Empty: no distillation.
+        hardness: share of the teacher in the loss, the rest is the labels'.
+        temperature: of both answers before they are compared.
+        hidden: weight of the mean squared distance between the outputs of the blocks, on top.
+    """
+
+    teacher: str = ""
+    hardness: float = 0.5
+    temperature: float = 2.0
+    hidden: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.hardness <= 1.0 or not 0.0 < self.temperature < math.inf or not 0 <= self.hidden < math.inf:
+            raise UserError(
+                f"train.distill has hardness in [0, 1], temperature above 0 and hidden of at least 0, got "
+                f"{self.hardness:g}, {self.temperature:g} and {self.hidden:g}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Training:
     """How a model is trained, whatever the method.
 
@@ -46,6 +71,7 @@ class Training:
         clip: largest gradient norm; 0 does not clip.
         precision: no (float32) or bf16 (autocast; weights stay float32).
         optimizer: adamw, adam, sgd or rmsprop (the last two with momentum 0.9).
+        distill: a teacher whose answers are learnt beside the labels.
     """
 
     learning_rate: float = 1e-4
@@ -56,6 +82,7 @@ class Training:
     clip: float = 1.0
     precision: Literal["no", "bf16"] = "no"
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw"
+    distill: Distill = field(default_factory=Distill)
 
     def __post_init__(self) -> None:
         for name, low in (("learning_rate", 0.0), ("weight_decay", 0.0), ("clip", 0.0)):
@@ -194,7 +221,7 @@ class Problem:
 
 
 def _group(params: list[Parameter], decay: float = 0.0, decays: bool = False, factor: float = 1.0) -> dict[str, Any]:
-    """A group of the optimizer: `factor` on the run's learning rate, and whether a protocol may set its weight decay."""
+    """A group of the optimizer: `factor` on the rate of the run; `decays`: a protocol may set its weight decay."""
     return {"params": params, "weight_decay": decay, "decays": decays, "factor": factor}
 
 

@@ -1,0 +1,135 @@
+"""Distillation: the loss by hand, a model taught by itself, and what is refused."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from conftest import Net, same, tiny
+from sparsesoup.errors import UserError
+from sparsesoup.meter import CountFlops
+from sparsesoup.objectives import blocks, distilled, divergence
+from sparsesoup.problem import Distill, Problem
+from sparsesoup.train import train
+
+
+def objective(problem: Problem, teacher: torch.nn.Module, **settings: Any) -> Callable[..., Tensor]:
+    return distilled(problem, teacher, Distill(teacher="some", **settings))
+
+
+@pytest.mark.parametrize("hardness", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("hidden", [0.0, 2.0])
+def test_distilling_a_model_into_itself_is_its_share_of_the_loss(hardness: float, hidden: float) -> None:
+    problem = tiny()
+    model, batch = copy.deepcopy(problem.pretrained).eval(), problem.train.batch(range(16))
+    problem = replace(problem, targets={n: t for n, t in problem.targets.items() if n.startswith("blocks")})
+    loss = objective(problem, copy.deepcopy(model), hardness=hardness, temperature=3.0, hidden=hidden)(model, batch)
+    assert loss.item() == pytest.approx((1 - hardness) * problem.loss(model, batch).item(), abs=1e-6)
+
+
+def test_the_divergence_is_that_of_the_definition() -> None:
+    torch.manual_seed(0)
+    student, teacher = torch.randn(4, 5, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
+    for temperature in (1.0, 2.0, 7.0):
+        for s, t, found in zip(student, teacher, divergence(student, teacher, temperature), strict=True):
+            p = [float(v) for v in (t / temperature).exp() / (t / temperature).exp().sum()]
+            q = [float(v) for v in (s / temperature).exp() / (s / temperature).exp().sum()]
+            by_hand = sum(a * torch.tensor(a / b).log().item() for a, b in zip(p, q, strict=True)) * temperature**2
+            assert float(found) == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_a_number_is_compared_by_its_square_and_spans_are_added() -> None:
+    assert divergence(torch.tensor([[3.0], [1.0]]), torch.tensor([[1.0], [1.0]]), 2.0).tolist() == [4.0, 0.0]
+    torch.manual_seed(0)
+    student, teacher = torch.randn(3, 2, 7), torch.randn(3, 2, 7)
+    parts = [divergence(student[:, i], teacher[:, i], 2.0) for i in range(2)]
+    assert divergence(student, teacher, 2.0).allclose(parts[0] + parts[1])
+
+
+def test_the_temperature_keeps_the_size_of_the_gradient() -> None:
+    """At a high temperature the gradient on the logits is (student - teacher) / classes (Hinton, eq. 4)."""
+    student = torch.tensor([[1.0, -2.0, 1.0]], requires_grad=True)
+    teacher = torch.tensor([[-1.0, 0.5, 0.5]])
+    divergence(student, teacher, 1e3).sum().backward()
+    assert student.grad is not None
+    assert student.grad.allclose((student.detach() - teacher) / 3, atol=5e-3)
+
+
+def test_hidden_states_are_compared_block_by_block() -> None:
+    problem = tiny()
+    problem = replace(problem, targets={n: t for n, t in problem.targets.items() if n.startswith("blocks")})
+    assert blocks(problem) == ["blocks.0", "blocks.1"]
+    assert blocks(replace(problem, targets=dict.fromkeys(["a.layer.10.b.3.weight"]))) == ["a.layer.10"]
+    student, teacher = copy.deepcopy(problem.pretrained).eval(), copy.deepcopy(problem.pretrained).eval()
+    with torch.no_grad():
+        teacher.blocks[1].bias += 1.0  # its output differs by exactly 1 everywhere, the first block's by nothing
+    batch = problem.train.batch(range(16))
+    with_hidden, without = (objective(problem, teacher, hardness=0.0, hidden=h)(student, batch) for h in (4.0, 0.0))
+    assert (with_hidden - without).item() == pytest.approx(4.0 * 0.5, rel=1e-5)
+
+
+def test_the_teacher_is_not_trained_and_sees_no_dropout() -> None:
+    problem = tiny()
+    teacher = copy.deepcopy(problem.pretrained)
+    before = {n: t.clone() for n, t in teacher.state_dict().items()}
+    taught = replace(problem, objective=objective(problem, teacher))
+    state = train(taught.start(), taught, 5)
+    assert same(teacher.state_dict(), before)
+    assert not teacher.training
+    assert not any(p.requires_grad for p in teacher.parameters())
+    assert all(p.requires_grad for p in state.model.parameters())
+    torch.manual_seed(3)
+    batch = problem.train.batch(range(8))
+    one, two = (objective(problem, teacher, hardness=1.0)(teacher, batch) for _ in range(2))
+    assert one.item() == two.item() == 0.0
+
+
+def test_the_teachers_forward_pass_is_on_the_meter() -> None:
+    plain, problem = tiny(), tiny()
+    taught = replace(problem, objective=objective(problem, copy.deepcopy(problem.pretrained)))
+    for each in (plain, taught):
+        train(each.start(), each, 2)
+    with CountFlops() as forward:
+        problem.predict(problem.pretrained, problem.train.batch(range(16)))
+    assert forward.flops > 0
+    assert taught.meter.total().flops - plain.meter.total().flops == 2 * forward.flops
+
+
+def test_a_taught_student_moves_towards_its_teacher() -> None:
+    problem = tiny()
+    teacher = train(tiny(seed=5).start(), tiny(seed=5), 60).model
+    settings = Distill(teacher="some", hardness=1.0)
+    taught = replace(problem, objective=distilled(problem, copy.deepcopy(teacher), settings))
+    batch = problem.validation.batch(range(96))
+
+    def far(model: torch.nn.Module) -> float:
+        with torch.no_grad():
+            return float(divergence(model.eval()(batch["x"]), teacher.eval()(batch["x"])).mean())
+
+    taught_by_labels = far(train(problem.start(), problem, 60).model)
+    assert far(train(taught.start(), taught, 60).model) < 0.5 * taught_by_labels
+
+
+def test_a_teacher_of_another_task_is_refused() -> None:
+    problem = tiny()
+    batch = problem.train.batch(range(4))
+    other = Net()
+    other.head = torch.nn.Linear(60, 2)
+    with pytest.raises(UserError, match=r"the teacher answers \(2,\) a row, the model \(3,\)"):
+        objective(problem, other)(problem.pretrained, batch)
+    narrow = replace(problem, targets={"blocks.0.weight": problem.targets["blocks.0.weight"]})
+    thin = Net(width=10)
+    with pytest.raises(UserError, match="blocks of equal number and width"):
+        objective(narrow, thin, hidden=1.0)(problem.pretrained, batch)
+    with pytest.raises(UserError, match="numbered blocks"):
+        blocks(replace(problem, targets={"wide.weight": problem.targets["wide.weight"]}))
+
+
+@pytest.mark.parametrize("change", [{"hardness": 1.5}, {"hardness": -0.1}, {"temperature": 0.0}, {"hidden": -1.0}])
+def test_impossible_settings_are_refused(change: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=r"train\.distill has hardness in \[0, 1\]"):
+        Distill(**change)
