@@ -102,6 +102,9 @@ def test_the_teachers_forward_pass_is_on_the_meter() -> None:
 def test_a_taught_student_moves_towards_its_teacher() -> None:
     problem = tiny()
     teacher = train(tiny(seed=5).start(), tiny(seed=5), 60).model
+    with torch.no_grad():  # its answers are the labels' neighbours
+        teacher.head.weight.copy_(teacher.head.weight.roll(1, 0))
+        teacher.head.bias.copy_(teacher.head.bias.roll(1, 0))
     settings = Distill(teacher="some", hardness=1.0)
     taught = replace(problem, objective=distilled(problem, copy.deepcopy(teacher), settings))
     batch = problem.validation.batch(range(96))
@@ -111,7 +114,7 @@ def test_a_taught_student_moves_towards_its_teacher() -> None:
             return float(divergence(model.eval()(batch["x"]), teacher.eval()(batch["x"])).mean())
 
     taught_by_labels = far(train(problem.start(), problem, 60).model)
-    assert far(train(taught.start(), taught, 60).model) < 0.5 * taught_by_labels
+    assert far(train(taught.start(), taught, 60).model) < 0.1 * taught_by_labels
 
 
 def test_a_teacher_of_another_task_is_refused() -> None:

@@ -155,11 +155,15 @@ def _methods(arguments: list[str]) -> None:
 def _all_methods(console: Console) -> None:
     from sparsesoup.methods import TABLE
 
-    table = Table("method", "what it does", "cost in T", "source", box=None, pad_edge=False)
+    wide = console.width >= 130  # else every summary would fill five lines
+    columns = ("method", "family", "score", "cost in T", "source", *(["what it does"] if wide else []))
+    table = Table(*columns, box=None, pad_edge=False)
     for name, row in TABLE.items():
-        table.add_row(name, row.summary, row.cost, row.source)
+        table.add_row(name, row.family, row.score, row.cost, row.source, *([row.summary] if wide else []))
     console.print(table)
-    console.print("\nT: the steps of one normal fine-tuning. `sparsesoup methods NAME` has the settings of one.")
+    console.print(
+        "\nT: the steps of one normal fine-tuning. `sparsesoup methods NAME` says what one does, with its settings."
+    )
 
 
 def _one_method(name: str, console: Console) -> None:
@@ -172,7 +176,9 @@ def _one_method(name: str, console: Console) -> None:
     meaning = {p.arg_name: p.description or "" for p in text.params}
     console.print(f"[bold]{name}[/bold]: {row.summary}\n", highlight=False)
     console.print(f"{text.short_description}\n{text.long_description or ''}".strip(), highlight=False)
-    console.print(f"\ncost    {row.cost} (in T)\nsource  {row.source or 'plain fine-tuning'}\n", highlight=False)
+    facts = {"family": row.family, "score": row.score, "cost": f"{row.cost} (in T)"}
+    facts["source"] = row.source or "plain fine-tuning"
+    console.print("\n" + "\n".join(f"{key:7} {value}" for key, value in facts.items()) + "\n", highlight=False)
     settings = fields(cast(Any, method))
     table = Table("setting", "default", "meaning", box=None, pad_edge=False)
     for f in settings:

@@ -24,61 +24,135 @@ class Method(Protocol):
         """Find it: never writes to the pre-trained model, and puts every step on the meter."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """A line of the table of methods.
 
     Args:
         method: the method with its default settings.
+        family: what kind of method it is.
+        score: what a weight is kept for.
         summary: what it does, in one line.
         cost: steps in units of T, the steps of one normal fine-tuning.
         source: where it was published.
-        dense: whether its product keeps all weights.
+        dense: its product keeps all weights.
+        returns: a weight that is zero at one moment may come back later, until the masks are final.
+        grouped: weights fall in groups larger than one, so the nearest group boundary is reached.
         fixed: settings that make the row what its name says; they cannot be changed.
     """
 
     method: Method
+    family: str
+    score: str
     summary: str
-    cost: str
-    source: str
+    cost: str = "1"
+    source: str = ""
     dense: bool = False
+    returns: bool = False
+    grouped: bool = False
     fixed: tuple[str, ...] = ()
 
 
 SOUP = ("weak_masks", "look_ahead", "budget", "protocols")
 
 TABLE: dict[str, Row] = {
-    "dense": Row(Dense(), "no pruning", "1", "", dense=True),
+    "dense": Row(method=Dense(), family="baseline", score="none", summary="no pruning", dense=True),
     "random": Row(
-        OneShot(score="random"),
-        "a random mask, then training: the control",
-        "1",
-        "Jaiswal 2023, table 3",
+        method=OneShot(score="random"),
+        family="baseline",
+        score="uniform",
+        summary="a random mask, then training: the control",
+        source="Jaiswal 2023, table 3",
         fixed=("score",),
     ),
-    "magnitude": Row(OneShot(), "one-shot |theta_0| before training", "1", "Han 2015; Chen 2020", fixed=("score",)),
-    "gradual": Row(Gradual(), "|w| on a cubic schedule while training", "1", "Zhu & Gupta 2017"),
-    "gmp-star": Row(GradualStar(), "big first step, rate re-wound (no distillation yet)", "1", "Kurtic 2022"),
+    "magnitude": Row(
+        method=OneShot(),
+        family="one-shot",
+        score="|theta_0|",
+        summary="prune once, then train",
+        source="Han 2015; Chen 2020",
+        fixed=("score",),
+    ),
+    "gradual": Row(
+        method=Gradual(),
+        family="gradual",
+        score="|w|",
+        summary="on a cubic schedule while training",
+        source="Zhu & Gupta 2017",
+    ),
+    "gmp-star": Row(
+        method=GradualStar(),
+        family="gradual",
+        score="|w|",
+        summary="big first step, rate re-wound (no distillation yet)",
+        source="Kurtic 2022",
+    ),
     "imp": Row(
-        Iterative(),
-        "rounds of train, prune, back to theta_0",
-        "rounds + 1",
-        "Frankle & Carbin 2019",
+        method=Iterative(),
+        family="iterative",
+        score="|theta_T|",
+        summary="rounds of train, prune, back to theta_0",
+        cost="rounds + 1",
+        source="Frankle & Carbin 2019",
         fixed=("rewind", "back"),
     ),
     "imp-rewind": Row(
-        Iterative(rewind=0.05), "imp, back to step 5 % of T", "rounds + 1", "Frankle 2020", fixed=("back",)
+        method=Iterative(rewind=0.05),
+        family="iterative",
+        score="|theta_T|",
+        summary="imp, back to step 5 % of T",
+        cost="rounds + 1",
+        source="Frankle 2020",
+        fixed=("back",),
     ),
     "lr-rewind": Row(
-        Iterative(rewind=0.05, back="rate"), "imp, only the rate goes back", "rounds + 1", "Renda 2020", fixed=("back",)
+        method=Iterative(rewind=0.05, back="rate"),
+        family="iterative",
+        score="|theta_T|",
+        summary="imp, only the rate goes back",
+        cost="rounds + 1",
+        source="Renda 2020",
+        fixed=("back",),
     ),
-    "ticket": Row(FromTicket(), "train a given ticket's masks, here or elsewhere", "1", "Chen 2020"),
-    "isp": Row(InstantSoup(), "consensus of weak masks, stage by stage", "1 (weak steps charged)", "Jaiswal 2023"),
+    "ticket": Row(
+        method=FromTicket(),
+        family="given",
+        score="the ticket's",
+        summary="train a given ticket's masks, here or elsewhere",
+        source="Chen 2020",
+    ),
+    "isp": Row(
+        method=InstantSoup(),
+        family="soup",
+        score="votes, then |theta_C|",
+        summary="consensus of weak masks, stage by stage",
+        cost="1 (weak steps charged)",
+        source="Jaiswal 2023",
+    ),
     "isp-no-soup": Row(
-        InstantSoup(weak_masks=0), "isp's schedule, plain magnitude", "1", "Jaiswal 2023, ablation", fixed=SOUP
+        method=InstantSoup(weak_masks=0),
+        family="soup",
+        score="|w|",
+        summary="isp's schedule, plain magnitude",
+        source="Jaiswal 2023, ablation",
+        fixed=SOUP,
     ),
-    "isp-paper": Row(InstantSoupPaper(), "isp as the paper says it", "1 + stages N C / T", "Jaiswal 2023"),
-    "isp-code": Row(InstantSoupCode(), "isp as its code does it", "1 + stages N C / T", "its released code"),
+    "isp-paper": Row(
+        method=InstantSoupPaper(),
+        family="soup",
+        score="|w|",
+        summary="isp as the paper says it",
+        cost="1 + stages N C / T",
+        source="Jaiswal 2023",
+    ),
+    "isp-code": Row(
+        method=InstantSoupCode(),
+        family="soup",
+        score="|w|",
+        summary="isp as its code does it",
+        cost="1 + stages N C / T",
+        source="its released code",
+    ),
 }
 
 METHODS: dict[str, Method] = {name: row.method for name, row in TABLE.items()}
