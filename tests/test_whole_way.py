@@ -301,7 +301,8 @@ def test_run_keys_are_pinned():
         "label_column": None, "max_length": 128, "trust_remote_code": False, "seed": 0,
         "sparsity": None, "steps": None, "epochs": None,
         "train": {"learning_rate": 1e-4, "weight_decay": 0.01, "warmup": 0.1, "batch_size": 32, "accumulation": 1,
-                  "clip": 1.0, "precision": "no", "optimizer": "adamw"},
+                  "clip": 1.0, "precision": "no", "optimizer": "adamw",
+                  "distill": {"teacher": "", "hardness": 0.5, "temperature": 2.0, "hidden": 0.0}},
     }  # fmt: skip
     assert [(p["rate"], p["weight_decay"], p["dropout"], p["share"]) for p in protocols] == [
         (1.0, 0.0, None, 0.5), (2.0, 0.1, 0.0, 0.5), (0.5, 0.0, 0.2, 0.5), (1.5, 0.01, 0.1, 0.25)
