@@ -1,6 +1,5 @@
 """What a training minimises beside the criterion of its task: the answers of a teacher."""
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from sparsesoup.data import Batch
 from sparsesoup.errors import UserError
 from sparsesoup.problem import Distill, Problem
+from sparsesoup.targets import block_of
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -64,7 +64,7 @@ def blocks(problem: Problem) -> list[str]:
 
     Raises: UserError if no target lies in a numbered block.
     """
-    found = dict.fromkeys(m.group() for name in problem.targets if (m := re.match(r"(?:.*?\.)?\d+(?=\.)", name)))
+    found = dict.fromkeys(block for name in problem.targets if (block := block_of(name)))
     if not found:
         raise UserError("train.distill.hidden needs a model with numbered blocks; say --train.distill.hidden 0")
     return list(found)

@@ -1,8 +1,9 @@
-"""Patterns: what falls together (one weight, a block, a row, a column)."""
+"""Patterns: what falls together (one weight, a block, a row, a column, or bands of several matrices)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from sparsesoup.errors import UserError
@@ -43,5 +44,43 @@ class Block:
         rows, cols = self.tile(shape)
         return groups.repeat_interleave(rows, 0).repeat_interleave(cols, 1)
 
+
+@dataclass(frozen=True)
+class Tie:
+    """Groups that reach over several matrices: group i is the i-th tile of every member, row by row.
+
+    A feed-forward unit is a row of one matrix and a column of the next; a head is a band of each of four.
+
+    Args:
+        members: (parameter name, its tile); all have equally many tiles.
+    """
+
+    members: tuple[tuple[str, Block], ...]
+
+    def count(self, shapes: Mapping[str, Sequence[int]]) -> int:
+        """How many groups there are; UserError if a tile does not fit or the members differ."""
+        counts = {}
+        for name, block in self.members:
+            rows, cols = block.tile(shapes[name], name)
+            counts[name] = shapes[name][0] // rows * (shapes[name][1] // cols)
+        if len(set(counts.values())) > 1:
+            raise UserError(f"tied matrices have different numbers of tiles: {counts}")
+        return next(iter(counts.values()))
+
+    def total(self, table: Mapping[str, Tensor]) -> Tensor:
+        """Sum of the values in each group, [groups]."""
+        parts = [block.total(table[name], name).flatten() for name, block in self.members]
+        return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+
+    def spread(self, groups: Tensor, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+        """The value of each group at all of its weights, in every member."""
+        found = {}
+        for name, block in self.members:
+            rows, cols = block.tile(shapes[name], name)
+            found[name] = block.spread(groups.view(shapes[name][0] // rows, shapes[name][1] // cols), shapes[name])
+        return found
+
+
+Pattern = Block | tuple[Tie, ...]  # one tile for all matrices, or how each of them is tiled and tied
 
 Element, Row, Column = Block(1, 1), Block(1, 0), Block(0, 1)

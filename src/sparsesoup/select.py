@@ -8,8 +8,8 @@ from torch import Tensor
 
 from sparsesoup.errors import UserError
 from sparsesoup.masks import Masks
-from sparsesoup.patterns import Block, Element
-from sparsesoup.threshold import best
+from sparsesoup.patterns import Block, Element, Pattern, Tie
+from sparsesoup.threshold import best, level
 
 Scores = Mapping[str, Tensor]  # parameter name -> [out, in], higher = keep
 Scope = Literal["global", "tensor", "erk", "row", "1:4", "2:4", "4:8"]
@@ -22,7 +22,7 @@ def keep(
     sparsity: float,
     *,
     then: Scores | None = None,
-    pattern: Block = Element,
+    pattern: Pattern = Element,
     scope: Scope = "global",
     within: Masks | None = None,
 ) -> Masks:
@@ -32,7 +32,8 @@ def keep(
         scores: name -> tensor [out, in]; higher = keep.
         sparsity: share of all weights in `scores` to prune, in [0, 1).
         then: what decides between equal scores; default nothing.
-        pattern: what is kept or pruned together; a group's score is the mean over its weights in `within`.
+        pattern: what is kept or pruned together: a tile, or ties that name every parameter once; a group's score is the
+            mean over its weights in `within`.
         scope: who competes with whom: all weights, those of a tensor, of a tensor with Erdos-Renyi densities
             (Evci et al. 2020), of a row, or each four (eight) neighbours of a row, where the sparsity is fixed.
         within: keep only among these; default all.
@@ -47,7 +48,7 @@ def keep(
     """
     _check(scores, sparsity, then, scope, within)
     if pattern != Element:
-        return _groups(scores, sparsity, then, pattern, scope, within)
+        return _groups(scores, sparsity, then, _ties(scores, pattern), scope, within)
     if scope == "row" or scope in GROUPS:
         return _rows(scores, sparsity, then, scope, within)
     alive = {name: torch.count_nonzero(within[name]).item() if within else s.numel() for name, s in scores.items()}
@@ -71,9 +72,14 @@ def keep(
     return {name: masks[name] for name in scores}
 
 
-def _check(scores: Scores, sparsity: float, then: Scores | None, scope: str, within: Masks | None) -> None:
+def check_sparsity(sparsity: float) -> None:
+    """UserError unless a sparsity is the share of weights removed, in [0, 1)."""
     if not 0.0 <= sparsity < 1.0:
         raise UserError(f"sparsity must lie in [0, 1), got {sparsity}")
+
+
+def _check(scores: Scores, sparsity: float, then: Scores | None, scope: str, within: Masks | None) -> None:
+    check_sparsity(sparsity)
     if scope not in get_args(Scope):
         raise UserError(f"unknown scope {scope!r}; allowed: {', '.join(get_args(Scope))}")
     for what, other in (("then", then), ("within", within)):
@@ -170,30 +176,83 @@ def _order(score: Tensor, then: Tensor | None, alive: Tensor | None) -> Tensor:
     return order
 
 
+def levels(scores: Scores, sizes: Mapping[str, int], sparsity: float, scope: Scope = "global") -> dict[str, Tensor]:
+    """The smallest score that is kept, for each tensor: `score >= level` is the mask of `keep`, up to ties.
+
+    Args:
+        scores: name -> the scores of its groups, of any shape.
+        sizes: name -> weights in each of its groups.
+        sparsity: share of all weights to prune.
+        scope: global, or tensor: each has its own level.
+    """
+    pools = [list(scores)] if scope == "global" else [[name] for name in scores]
+    found: dict[str, Tensor] = {}
+    for names in pools:
+        goal = (1.0 - sparsity) * sum(scores[n].numel() * sizes[n] for n in names)
+        if len({sizes[n] for n in names}) == 1:
+            count = max(1, round(goal / sizes[names[0]]))
+            value = level([scores[n] for n in names], None, count, sum(scores[n].numel() for n in names))[0]
+        else:
+            flat = torch.cat([scores[n].flatten() for n in names])
+            order = flat.sort(descending=True)
+            size = torch.cat([torch.full((scores[n].numel(),), float(sizes[n])) for n in names]).to(flat.device)
+            fits = size[order.indices].cumsum(0) <= goal
+            value = order.values[max(int(fits.sum()) - 1, 0)]
+        found |= dict.fromkeys(names, value)
+    return found
+
+
+def _ties(scores: Scores, pattern: Pattern) -> tuple[Tie, ...]:
+    if isinstance(pattern, Block):
+        return tuple(Tie(((name, pattern),)) for name in scores)
+    named = [name for tie in pattern for name, _ in tie.members]
+    if sorted(named) != sorted(scores):
+        raise UserError(f"ties name every scored parameter once, not so {min({*named} ^ {*scores}, default=named[0])}")
+    return pattern
+
+
 def _groups(
-    scores: Scores, sparsity: float, then: Scores | None, pattern: Block, scope: str, within: Masks | None
+    scores: Scores, sparsity: float, then: Scores | None, ties: tuple[Tie, ...], scope: str, within: Masks | None
 ) -> Masks:
     if scope == "row" or scope in GROUPS:
         raise UserError(f"scope {scope} chooses single weights; a pattern of blocks needs scope global, tensor or erk")
+    shapes = {n: s.shape for n, s in scores.items()}
+    for tie in ties:
+        tie.count(shapes)
     weight = {n: (within[n] if within else torch.ones_like(s, dtype=torch.bool)) for n, s in scores.items()}
-    size = {n: pattern.total(w.to(torch.float32), n) for n, w in weight.items()}
-    alive = {n: float(s.sum()) for n, s in size.items()}
-
-    def mean(table: Scores) -> dict[str, Tensor]:
-        # In at least float32, where a sum of half-precision scores does not overflow; -inf * 0 would be NaN.
-        exact = {n: s if s.dtype == torch.float64 else s.float() for n, s in table.items()}
-        return {n: pattern.total(s.masked_fill(~weight[n], 0.0), n) / size[n].clamp_min(1) for n, s in exact.items()}
-
-    main, second = mean(scores), mean(then) if then else None
+    floats = {n: w.to(torch.float32) for n, w in weight.items()}
+    size = [tie.total(floats) for tie in ties]
     masks: Masks = {}
-    for names, budget in _pools(scores, sparsity, scope, alive):
-        if budget > sum(alive[n] for n in names):
+    for chosen, budget in _tied_pools(ties, scores, sparsity, scope, size):
+        if budget > sum(float(size[i].sum()) for i in chosen):
             raise UserError(f"cannot prune to sparsity {sparsity:.4f}: the masks given are already sparser")
-        flat = {k: torch.cat([t[n].flatten() for n in names]) for k, t in (("s", main), ("n", size))}
-        tie = torch.cat([second[n].flatten() for n in names]) if second else None
-        order = _order(flat["s"], tie, flat["n"] > 0)
-        chosen = torch.zeros_like(flat["s"], dtype=torch.bool)
-        chosen[order] = flat["n"][order].double().cumsum(0) <= budget + 1e-6
-        for n, part in zip(names, chosen.split([main[n].numel() for n in names]), strict=True):
-            masks[n] = pattern.spread(part.view(main[n].shape), scores[n].shape) & weight[n]
+        flat = torch.cat([size[i] for i in chosen])
+        main = torch.cat([_mean(scores, ties[i], weight, size[i]) for i in chosen])
+        second = torch.cat([_mean(then, ties[i], weight, size[i]) for i in chosen]) if then else None
+        order = _order(main, second, flat > 0)
+        stays = torch.zeros_like(flat, dtype=torch.bool)
+        stays[order] = flat[order].double().cumsum(0) <= budget + 1e-6
+        for i, part in zip(chosen, stays.split([len(size[i]) for i in chosen]), strict=True):
+            masks |= {n: m & weight[n] for n, m in ties[i].spread(part, shapes).items()}
     return {name: masks[name] for name in scores}
+
+
+def _tied_pools(
+    ties: tuple[Tie, ...], scores: Scores, sparsity: float, scope: str, size: Sequence[Tensor]
+) -> Iterable[tuple[list[int], int]]:
+    """(ties that compete with each other, how many weights they keep together)."""
+    if scope == "global":
+        return [(list(range(len(ties))), round((1.0 - sparsity) * sum(s.numel() for s in scores.values())))]
+    if len(ties) < len(scores):
+        raise UserError(
+            f"scope {scope} gives every matrix its own share, which ties of several matrices cannot keep to"
+        )
+    alive = {tie.members[0][0]: float(s.sum()) for tie, s in zip(ties, size, strict=True)}
+    place = {tie.members[0][0]: i for i, tie in enumerate(ties)}
+    return [([place[name] for name in names], count) for names, count in _pools(scores, sparsity, scope, alive)]
+
+
+def _mean(table: Scores, tie: Tie, weight: Masks, size: Tensor) -> Tensor:
+    # In at least float32, where a sum of half-precision scores does not overflow; -inf * 0 would be NaN.
+    exact = {n: table[n] if table[n].dtype == torch.float64 else table[n].float() for n, _ in tie.members}
+    return tie.total({n: s.masked_fill(~weight[n], 0.0) for n, s in exact.items()}) / size.clamp_min(1)

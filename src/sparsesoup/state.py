@@ -31,6 +31,7 @@ class TrainState:
         step: optimizer steps done since theta_0.
         memory: tensors that a hook or a method remembers (votes, moving averages); saved with the state.
         notes: plain facts for the report; saved with the state.
+        masked: share of the weights that gates mask at the moment, beside the masks; for the log.
         halt: set by a hook to end the training.
     """
 
@@ -41,6 +42,7 @@ class TrainState:
     step: int = 0
     memory: dict[str, Tensor] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    masked: float = 0.0
     halt: bool = False
 
     def params(self) -> dict[str, Parameter]:
@@ -88,7 +90,7 @@ class TrainState:
 
     def facts(self) -> dict[str, Any]:
         """What is not a tensor: step, notes."""
-        return {"step": self.step, "notes": copy.deepcopy(self.notes)}
+        return {"step": self.step, "notes": copy.deepcopy(self.notes), "masked": self.masked}
 
     @torch.no_grad()
     def take_back_(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -102,7 +104,7 @@ class TrainState:
             k.removeprefix("memory/"): t.to(device, copy=True) for k, t in tensors.items() if k.startswith("memory/")
         }
         self._take_back_moments(tensors, device)
-        self.step, self.halt = int(facts["step"]), False
+        self.step, self.masked, self.halt = int(facts["step"]), float(facts["masked"]), False
         self.notes = copy.deepcopy(facts["notes"])
 
     def _take_back_moments(self, tensors: dict[str, Tensor], device: torch.device) -> None:

@@ -1,11 +1,14 @@
 """Targets: the parameters that may be pruned, with their role and orientation, resolved once."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn import Parameter
+
+from sparsesoup.patterns import Block, Tie
 
 
 @dataclass(frozen=True)
@@ -16,11 +19,13 @@ class Target:
         role: what it does in its block: query, key, value, output, feed-forward in, feed-forward out, or other.
         shape: its shape.
         transposed: True where it is stored [in, out] (GPT-2's Conv1D), False for [out, in].
+        head: rows of one attention head in query, key and value, columns of one in the attention output; 0: unknown.
     """
 
     role: str
     shape: tuple[int, ...]
     transposed: bool = False
+    head: int = 0
 
 
 Targets = dict[str, Target]  # parameter name as in named_parameters() -> target
@@ -44,6 +49,43 @@ def parameters(model: nn.Module, targets: Mapping[str, Target]) -> dict[str, Par
             raise ValueError(f"{name} has shape {tuple(parameter.shape)}, expected {target.shape}")
         found[name] = parameter
     return found
+
+
+def block_of(name: str) -> str:
+    """The repeated block that a parameter lies in: its name up to the first number, '' if there is none.
+
+    >>> block_of("bert.encoder.layer.3.attention.self.query.weight")
+    'bert.encoder.layer.3'
+    """
+    found = re.match(r"(?:.*?\.)?\d+(?=\.)", name)
+    return found.group() if found else ""
+
+
+def units(targets: Targets) -> list[Tie]:
+    """A tie for the feed-forward part of each block: a unit is a row going in and a column coming out."""
+    return _tied(targets, {"feed-forward in": 1, "feed-forward gate": 1}, {"feed-forward out": 1})
+
+
+def heads(targets: Targets) -> list[Tie]:
+    """A tie for the attention of each block: a head is rows of query, key and value and columns of the output."""
+    sizes = {target.role: target.head for target in targets.values() if target.head}
+    return _tied(
+        targets,
+        {role: sizes.get(role, 0) for role in ("query", "key", "value")},
+        {role: sizes.get(role, 0) for role in ("output",)},
+    )
+
+
+def _tied(targets: Targets, going_in: Mapping[str, int], coming_out: Mapping[str, int]) -> list[Tie]:
+    """Bands of the given widths: rows of the roles that go in, columns of those that come out; whole blocks only."""
+    members: dict[str, list[tuple[str, Block]]] = {}
+    for name, target in targets.items():
+        width = going_in.get(target.role, 0) or coming_out.get(target.role, 0)
+        if width and block_of(name):
+            rows = (target.role in going_in) != target.transposed
+            members.setdefault(block_of(name), []).append((name, Block(width, 0) if rows else Block(0, width)))
+    complete = [m for m in members.values() if {targets[n].role for n, _ in m} & {*coming_out}]
+    return [Tie(tuple(m)) for m in complete if {targets[n].role for n, _ in m} & {*going_in}]
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:

@@ -28,25 +28,25 @@ def best(
     room = sum(int(torch.count_nonzero(a)) for a in alive) if alive else sum(s.numel() for s in scores)
     if count <= 0 or room == 0:
         return masks
-    level, above = _level(scores, alive, count, room)
+    bound, above = level(scores, alive, count, room)
     spare = count - above
-    if then is not None and _at(scores, alive, level) > spare:
-        tied = [s.to(level.dtype) == level for s in scores]
+    if then is not None and _at(scores, alive, bound) > spare:
+        tied = [s.to(bound.dtype) == bound for s in scores]
         tied = tied if alive is None else [t & a for t, a in zip(tied, alive, strict=True)]
         masks = best(then, spare, alive=tied)
         spare = 0
     for mask, (score, live) in zip(_pieces(masks), _paired(scores, alive), strict=True):
-        larger = score > level
+        larger = score > bound
         mask |= larger if live is None else larger & live
         if spare > 0:
-            equal = score == level
+            equal = score == bound
             first = (equal if live is None else equal & live).nonzero().flatten()[:spare]
             mask[first] = True
             spare -= len(first)
     return masks
 
 
-def _level(scores: Sequence[Tensor], alive: Sequence[Tensor] | None, count: int, room: int) -> tuple[Tensor, int]:
+def level(scores: Sequence[Tensor], alive: Sequence[Tensor] | None, count: int, room: int) -> tuple[Tensor, int]:
     """(the count-th largest score, how many are larger)."""
     low, high = (torch.tensor(v, dtype=_precision(scores), device=scores[0].device) for v in (-torch.inf, torch.inf))
     above, inside = 0, room  # above: larger than high; inside: from low to high, where the wanted one is

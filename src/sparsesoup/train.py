@@ -108,7 +108,9 @@ def train(
                     masks, gone = state.masks, sparsity(state.masks)
                 elif gone and (hooks or not isinstance(state.optimizer, STILL)):
                     apply_(params, masks)
-            problem.observer.step({"step": state.step, "label": label, "loss": loss, "rate": now, "sparsity": gone})
+            problem.observer.step(
+                {"step": state.step, "label": label, "loss": loss, "rate": now, "sparsity": gone or state.masked}
+            )
             if state.halt:
                 break
             problem.journal.tick(state, until)

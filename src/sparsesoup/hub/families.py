@@ -42,13 +42,26 @@ def prunable(model: PreTrainedModel) -> Targets:
         inside = any(name.startswith(f"{prefix}{block}.") for block in outer)
         owner = owners[name.rpartition(".")[0]]
         if inside and parameter.dim() >= 2 and not isinstance(owner, NOT_LINEAR):
-            targets[name] = Target(_role(name), tuple(parameter.shape), transposed=isinstance(owner, Conv1D))
+            role, transposed = _role(name), isinstance(owner, Conv1D)
+            targets[name] = Target(role, tuple(parameter.shape), transposed, _head(model, role, parameter, transposed))
     if not targets:
         raise UserError(
             f"found nothing to prune in {type(model).__name__}: expected linear weights inside a list of repeated "
             f"blocks; take a transformer encoder such as BERT"
         )
     return targets
+
+
+def _head(model: PreTrainedModel, role: str, parameter: nn.Parameter, transposed: bool) -> int:
+    """Width of one attention head along the side of the matrix that is cut into heads; 0 where it is none."""
+    count = getattr(model.config, "num_attention_heads", 0) or 0
+    if role not in ("query", "key", "value", "output") or not isinstance(count, int) or count < 1:
+        return 0
+    if role in ("key", "value"):
+        # Grouped-query attention: fewer heads here than in the query, which no tie of equal counts can name.
+        count = getattr(model.config, "num_key_value_heads", None) or count
+    side = parameter.shape[int((role == "output") != transposed)]
+    return 0 if side % count else side // count
 
 
 def _role(name: str) -> str:

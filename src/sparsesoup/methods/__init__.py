@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sparsesoup.methods.gradual import Gradual, GradualStar
+from sparsesoup.methods.hybrid import HybridMovement
 from sparsesoup.methods.imp import Iterative
 from sparsesoup.methods.isp import InstantSoup
 from sparsesoup.methods.isp_published import InstantSoupCode, InstantSoupPaper
 from sparsesoup.methods.known import FromTicket
+from sparsesoup.methods.movement import MagnitudeThrough, Movement
 from sparsesoup.methods.oneshot import Dense, OneShot
+from sparsesoup.methods.soft import HardConcreteL0, SoftMovement
+from sparsesoup.patterns import Block
 from sparsesoup.problem import Problem
 from sparsesoup.ticket import Ticket
 
@@ -152,6 +156,56 @@ TABLE: dict[str, Row] = {
         summary="isp as its code does it",
         cost="1 + stages N C / T",
         source="its released code",
+    ),
+    "movement": Row(
+        method=Movement(),
+        family="movement",
+        score="learned: -sum w g",
+        summary="top of learned scores at every step",
+        source="Sanh 2020 (MvP)",
+        returns=True,
+    ),
+    "soft-movement": Row(
+        method=SoftMovement(),
+        family="movement",
+        score="learned: -sum w g",
+        summary="learned scores above a threshold, penalised",
+        source="Sanh 2020 (SMvP)",
+        returns=True,
+    ),
+    "l0": Row(
+        method=HardConcreteL0(),
+        family="movement",
+        score="log alpha",
+        summary="hard concrete gates, penalised, then folded",
+        source="Louizos 2018",
+        returns=True,
+    ),
+    "magnitude-ste": Row(
+        method=MagnitudeThrough(),
+        family="movement",
+        score="|w|",
+        summary="top |w| at every step, masked ones kept behind",
+        source="Sanh 2020 (MaP)",
+        returns=True,
+    ),
+    "block-movement": Row(
+        method=SoftMovement(pattern=Block(32, 32)),
+        family="movement",
+        score="learned, a block",
+        summary="soft movement of 32 x 32 blocks",
+        source="Lagunas 2021 (block)",
+        returns=True,
+        grouped=True,
+    ),
+    "hybrid-movement": Row(
+        method=HybridMovement(),
+        family="movement",
+        score="learned, a group",
+        summary="blocks or heads, and feed-forward units",
+        source="Lagunas 2021 (hybrid)",
+        returns=True,
+        grouped=True,
     ),
 }
 

@@ -1,0 +1,1 @@
+"""Gates: a weight seen through a learned mask. Attach, train, fold."""

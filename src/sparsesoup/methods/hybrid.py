@@ -1,0 +1,80 @@
+"""Hybrid movement pruning: blocks or heads of the attention, units of the feed-forward part. Lagunas et al. 2021."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sparsesoup.gates.density import penalty, sizes
+from sparsesoup.methods.learnt import Gated, Phases, learn, scores, straight
+from sparsesoup.methods.soft import Led, check_penalty
+from sparsesoup.patterns import Block, Tie
+from sparsesoup.problem import Problem
+from sparsesoup.targets import Targets, heads, units
+from sparsesoup.ticket import Ticket
+
+
+@dataclass(frozen=True, kw_only=True)
+class HybridMovement:
+    """Soft movement pruning whose masks can be cut out of the model. Lagunas et al. 2021, sec. 3.
+
+    One score a feed-forward unit, shared by its row going in, the bias of that row and its column coming out. In the
+    attention one score a tile of each matrix; or one score a head in each of query, key, value and output, where a
+    head stays while any of the four says so. Matrices of neither kind are masked in tiles.
+
+    Args:
+        attention: tiles, or heads.
+        tile: what is masked together in the attention's matrices, if tiles.
+        attention_weight: weight of the attention's part of the penalty.
+        feed_forward_weight: weight of the units' part.
+        score_rate: peak learning rate of the scores.
+        threshold: of sigmoid(score), at the end of its rise.
+        penalty: weight of the mean sigmoid(score) in the loss at the end of its rise, before feedback.
+        feedback: whether the penalty follows the density.
+        phases: when the masks become sparser.
+    """
+
+    attention: Literal["tiles", "heads"] = "tiles"
+    tile: Block = field(default_factory=lambda: Block(32, 32))
+    attention_weight: float = 1.0
+    feed_forward_weight: float = 1.0
+    score_rate: float = 5e-2
+    threshold: float = 0.1
+    penalty: float = 400.0
+    feedback: bool = True
+    phases: Phases = field(default_factory=Phases)
+
+    def __post_init__(self) -> None:
+        check_penalty(self.score_rate, self.penalty, self.threshold)
+        for weight in (self.attention_weight, self.feed_forward_weight):
+            check_penalty(self.score_rate, weight)
+
+    def run(self, problem: Problem, sparsity: float) -> Ticket:
+        """The ticket after T steps; its sparsity is the nearest group boundary that keeps no more."""
+        banded, pooled = self._ties(problem)
+        ties = (*banded, *pooled)
+        plan, areas = self.phases.plan(problem.steps), sizes(ties, problem.targets)
+        hook = Led(plan, sparsity, areas, self.phases.every, self.feedback, self.threshold, problem.steps)
+        learnt = [*scores(problem, tuple(banded), own=self.attention == "heads"), *scores(problem, tuple(pooled))]
+        weights = [self.attention_weight] * len(banded) + [self.feed_forward_weight] * len(pooled)
+        term = penalty(hook.weigh(self.penalty), dict(enumerate(weights)))
+        return learn(
+            problem, sparsity, self.phases, Gated(ties, straight(learnt), self.score_rate, "global", term), hook
+        )
+
+    def _ties(self, problem: Problem) -> tuple[list[Tie], list[Tie]]:
+        """(ties of the attention and of matrices of neither kind, ties of the units, their biases included)."""
+        targets = problem.targets
+        pooled, banded = units(targets), heads(targets) if self.attention == "heads" else []
+        tied = {name for tie in (*pooled, *banded) for name, _ in tie.members}
+        banded += [Tie(((name, self.tile),)) for name in targets if name not in tied]
+        for tie in (*pooled, *banded):
+            tie.count({name: target.shape for name, target in targets.items()})
+        biases = dict(problem.pretrained.named_parameters())
+        return banded, [Tie((*tie.members, *_biases(tie, targets, biases.keys()))) for tie in pooled]
+
+
+def _biases(tie: Tie, targets: Targets, names: Iterable[str]) -> list[tuple[str, Block]]:
+    """The biases of the matrices that go in: entry i belongs to unit i."""
+    going_in = [name for name, _ in tie.members if targets[name].role != "feed-forward out"]
+    wanted = [f"{name.removesuffix('weight')}bias" for name in going_in if name.endswith("weight")]
+    return [(name, Block(1, 0)) for name in wanted if name in set(names)]

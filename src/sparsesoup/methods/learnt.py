@@ -1,0 +1,163 @@
+"""Learned masks: gates on the weights, trained with them, trimmed to the sparsity asked for, and fixed."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from sparsesoup.errors import UserError
+from sparsesoup.gates.base import Make, attach, detach_, fold_, worth
+from sparsesoup.gates.density import masked_share, set_levels_, sizes
+from sparsesoup.gates.straight import Gate
+from sparsesoup.patterns import Block, Element, Tie
+from sparsesoup.problem import Problem, need_steps
+from sparsesoup.schedules import Cubic
+from sparsesoup.select import check_sparsity, keep
+from sparsesoup.state import TrainState
+from sparsesoup.targets import Targets
+from sparsesoup.ticket import Ticket
+from sparsesoup.train import Hook, train
+
+Reach = Literal["tensor", "global"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phases:
+    """When learned masks become sparser: not yet, on a cubic curve, no more, and at last fixed.
+
+    Args:
+        warmup: share of T before the first weight is masked; scores are learnt all the while.
+        cooldown: share of T at the end in which the sparsity is constant.
+        settle: share of T, the end of the cool-down, in which the masks are trimmed to exactly the sparsity and fixed.
+        every: steps from one correction of the thresholds to the next.
+    """
+
+    warmup: float = 0.1
+    cooldown: float = 0.3
+    settle: float = 0.1
+    every: int = 10
+
+    def __post_init__(self) -> None:
+        if not (0.0 <= self.warmup < 1.0 and 0.0 < self.settle <= self.cooldown and self.every >= 1):
+            raise UserError(f"phases need warmup in [0, 1), 0 < settle <= cooldown and every >= 1, got {self}")
+        if self.warmup + self.cooldown >= 1.0:
+            raise UserError(
+                f"warmup {self.warmup:g} and cooldown {self.cooldown:g} leave no step to prune in; their sum must be "
+                f"below 1"
+            )
+
+    def plan(self, total: int) -> Cubic:
+        """The sparsity at each of `total` steps."""
+        return Cubic(round(self.warmup * total), round((1 - self.cooldown) * total))
+
+    def settled(self, total: int) -> int:
+        """Steps with fixed masks."""
+        return max(1, round(self.settle * total))
+
+    def least(self) -> int:
+        """The least T that has a step of each phase."""
+        return next(
+            t for t in count(4) if self.plan(t).start < self.plan(t).stop <= t - self.settled(t) and t > 2 * self.every
+        )
+
+
+@dataclass(frozen=True)
+class Gated:
+    """What is masked together, by which gates, and how they learn."""
+
+    ties: tuple[Tie, ...]
+    make: Make
+    score_rate: float
+    scope: Reach = "global"
+    penalty: Callable[[TrainState], Tensor] | None = None
+
+
+def learn(problem: Problem, sparsity: float, phases: Phases, gated: Gated, hook: Hook) -> Ticket:
+    """Learn masks with weights, trim them to exactly the sparsity, and train on with them fixed: T steps in all."""
+    check_sparsity(sparsity)
+    need_steps(problem, phases.least(), f"a warm-up of {phases.warmup:g} T and a cool-down of {phases.cooldown:g} T")
+    peak, settled = problem.training.learning_rate, phases.settled(problem.steps)
+    if gated.score_rate and not peak:
+        raise UserError("scores learn in proportion to the weights; train.learning_rate must be above 0, got 0")
+
+    def put_on(model: nn.Module) -> tuple[list[Parameter], float]:
+        return attach(model, gated.ties, gated.make), gated.score_rate / (peak or 1.0)
+
+    state = problem.start(put_on)
+    problem.journal.piece("search", state, _search, state, problem, problem.steps - settled, hook, gated.penalty)
+    problem.journal.piece("trim", state, _trim, state, problem, sparsity, gated)
+    detach_(state)  # between pieces: a restart meets the model as the next piece left it
+    problem.journal.piece("settle", state, train, state, problem, settled)
+    return problem.ticket(state)
+
+
+def _search(state: TrainState, problem: Problem, steps: int, hook: Hook, penalty: Any) -> None:
+    if state.step == 0:
+        hook(state)
+    train(state, problem, steps, hooks=[hook], penalty=penalty)
+
+
+def _trim(state: TrainState, problem: Problem, sparsity: float, gated: Gated) -> None:
+    """Fix the masks at exactly the sparsity, by the gates' own ranking; note what their thresholds alone gave."""
+    state.notes["threshold_sparsity"] = masked_share(state, sizes(gated.ties, state.targets))
+    inside = tuple(Tie(tuple(m for m in tie.members if m[0] in state.targets)) for tie in gated.ties)
+    single = all(len(tie.members) == 1 and tie.members[0][1] == Element for tie in inside)
+    ties = Element if single else inside
+    state.prune_(keep(worth(state), sparsity, pattern=ties, scope=gated.scope))
+    fold_(state)
+
+
+def following(phases: Phases, problem: Problem, sparsity: float, areas: list[int], scope: Reach) -> Hook:
+    """The hook that keeps the share of masked weights on the curve.
+
+    Thresholds are exact when set and carried over in between: a fresh top-k at every step would cost as much as it.
+    """
+    plan = phases.plan(problem.steps)
+
+    def follow(state: TrainState) -> None:
+        goal = plan.at(state.step, sparsity)
+        if goal and (state.step % phases.every == 0 or state.step == plan.stop):
+            set_levels_(state, areas, goal, scope)
+            state.masked = goal
+
+    return follow
+
+
+def tiled(targets: Targets, pattern: Block) -> tuple[Tie, ...]:
+    """Every matrix by itself, in tiles; UserError if one does not fit."""
+    ties = tuple(Tie(((name, pattern),)) for name in targets)
+    for tie in ties:
+        tie.count({name: target.shape for name, target in targets.items()})
+    return ties
+
+
+def scores(problem: Problem, ties: tuple[Tie, ...], start: float = 0.0, own: bool = False) -> list[Parameter | None]:
+    """A score of each group of each tie, equal at first; `own`: one for each member."""
+    shapes = {name: target.shape for name, target in problem.targets.items()}
+    found: list[Parameter | None] = []
+    for tie in ties:
+        inside = Tie(tuple(m for m in tie.members if m[0] in shapes))
+        single = len(inside.members) == 1 and inside.members[0][1] == Element
+        shape: tuple[int, ...] = shapes[inside.members[0][0]] if single else (inside.count(shapes),)
+        found.append(Parameter(torch.full((len(inside.members), *shape) if own and not single else shape, start)))
+    return found
+
+
+def straight(learnt: list[Parameter | None]) -> Make:
+    """Makes straight-through gates on these scores."""
+
+    def make(number: int, place: int, tie: Tie) -> nn.Module:
+        return Gate(learnt[number], tie.members[place][1], number, place)
+
+    return make
+
+
+def check_rate(score_rate: float) -> None:
+    """UserError unless scores can learn at this rate."""
+    if not 0.0 < score_rate < math.inf:
+        raise UserError(f"score_rate is a learning rate above 0, got {score_rate:g}")
