@@ -1,10 +1,10 @@
 """Run the cells of an experiment, resumable and in parallel, and collect them into a committed result.
 
-    python benchmarks/study.py benchmarks/experiments/sst2.yaml            runs what is missing, then collects
-    python benchmarks/study.py benchmarks/experiments/sst2.yaml --collect  collects what is there
+    python benchmarks/study.py benchmarks/experiments/sst2.yaml
 
-Start it twice to use two cores: a cell that another process works on is left to it. The test split is opened for a cell
-only when every cell of the experiment has been drawn.
+Start it twice to use two cores: a cell that another process works on is left to it. A cell that the result holds
+under the same settings is not run again, so a study goes on elsewhere from what is committed. The test split is opened
+once a cell, at its end: what an experiment runs is fixed in its file, and nothing is chosen while it runs.
 """
 
 import argparse
@@ -20,11 +20,13 @@ import yaml
 
 from sparsesoup import prune, score_on_test
 from sparsesoup.errors import UserError
-from sparsesoup.files import write_json, write_text
+from sparsesoup.files import write_text
 from sparsesoup.recipe import method_named
 from sparsesoup.show import read_report
 
 HERE = Path(__file__).parent
+FIXED = ("model", "dataset", "sparsity", "steps", "train")  # what decides a cell beside its row and seed
+KEPT = ("method", "validation", "test", "sparsity", "cost", "steps", "notes", "command", "machine", "versions")
 
 
 def cells(study: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], int]]:
@@ -38,34 +40,33 @@ def draw(study: dict[str, Any], row: str, own: dict[str, Any], seed: int, out: P
     name = own.get("name", row)
     method_named(name)
     steps = round(own.get("times", 1) * study["steps"])
+    train = {**(study.get("train") or {}), **(own.get("train") or {})}
     run = prune(
-        name, out=out, method=own.get("method"), train=study.get("train"), model=study["model"], seed=seed,
+        name, out=out, method=own.get("method"), train=train, model=study["model"], seed=seed,
         dataset=study["dataset"], sparsity=study["sparsity"], steps=steps, progress=not quiet,
     )  # fmt: skip
     return run.path
 
 
-def collect(study: dict[str, Any], found: dict[tuple[str, int], Path], path: Path) -> None:
-    """Write the result: a row of each cell, missing ones marked."""
-    rows = []
-    for row, _, seed in cells(study):
-        if (row, seed) not in found:
-            rows.append({"row": row, "seed": seed, "missing": True})
-            continue
-        report = read_report(found[row, seed])
-        keys = ("method", "validation", "test", "sparsity", "cost", "steps", "notes", "command", "machine", "versions")
-        rows.append({"row": row, "seed": seed, **{k: report[k] for k in keys}})
-    write_text(path, json.dumps({"study": study, "cells": rows}, indent=1) + "\n")
-    print(f"{len(found)} of {len(rows)} cells in {path}")
+def finished(study: dict[str, Any], path: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    """The cells that the result at `path` holds and that this study would run alike."""
+    if not path.exists():
+        return {}
+    there = json.loads(path.read_text(encoding="utf-8"))
+    same = {k: v for k, v in there["study"].items() if k in FIXED} == {k: v for k, v in study.items() if k in FIXED}
+    alike = {row for row, own in study["rows"].items() if same and there["study"]["rows"].get(row, ...) == own}
+    return {(c["row"], c["seed"]): c for c in there["cells"] if c["row"] in alike and not c.get("missing")}
 
 
-def add(index: Path, cell: str, run: str) -> dict[str, str]:
-    """Note where a cell lies, beside what other processes have noted meanwhile."""
-    with open(index.with_suffix(".lock"), "w", encoding="utf-8") as lock:
+def add(study: dict[str, Any], path: Path, cell: dict[str, Any] | None) -> None:
+    """Put a cell into the result, beside what other processes have put there meanwhile; missing ones are marked."""
+    path.parent.mkdir(exist_ok=True)
+    with open(path.parent / f".{path.stem}.lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        places = (json.loads(index.read_text()) if index.exists() else {}) | {cell: run}
-        write_json(index, places)
-    return places
+        found = finished(study, path) | ({(cell["row"], cell["seed"]): cell} if cell else {})
+        rows = [found.get((row, seed), {"row": row, "seed": seed, "missing": True}) for row, _, seed in cells(study)]
+        write_text(path, json.dumps({"study": study, "cells": rows}, indent=1) + "\n")
+    print(f"{len(found)} of {len(rows)} cells in {path}", flush=True)
 
 
 def main() -> None:
@@ -73,24 +74,22 @@ def main() -> None:
     parser.add_argument("study", type=Path)
     parser.add_argument("--out", type=Path, default=HERE / "scratch")
     parser.add_argument("--threads", type=int, default=1, help="one per process is fastest on small models")
-    parser.add_argument("--collect", action="store_true", help="run nothing")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     study = yaml.safe_load(options.study.read_text(encoding="utf-8"))
-    index = options.out / f"{options.study.stem}.json"
-    places: dict[str, str] = json.loads(index.read_text()) if index.exists() else {}
-    for row, own, seed in [] if options.collect else cells(study):
+    result = HERE / "results" / f"{options.study.stem}.json"
+    for row, own, seed in cells(study):
+        if (row, seed) in finished(study, result):
+            continue
         try:
             run = draw(study, row, own, seed, options.out)
-        except UserError as error:
-            print(f"{row}, seed {seed}: {error}")
-            continue
-        places = add(index, f"{row} {seed}", str(run))
-    found = {(row, seed): Path(places[f"{row} {seed}"]) for row, _, seed in cells(study) if f"{row} {seed}" in places}
-    if len(found) == len(list(cells(study))):
-        for run in found.values():
             score_on_test(run)
-    collect(study, found, HERE / "results" / f"{options.study.stem}.json")
+        except UserError as error:
+            print(f"{row}, seed {seed}: {error}", flush=True)
+            continue
+        report = read_report(run)
+        add(study, result, {"row": row, "seed": seed, **{key: report[key] for key in KEPT}})
+    add(study, result, None)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def build(
     """The problem of pruning a model for a text-classification task; T is `steps` or `epochs`, or else 3 epochs."""
     training, meter = training or Training(), meter or Meter()
     train, validation = training_splits(opened.source, opened.task, place.seed)
-    model = load_classifier(place.model, opened.task, place.seed, place.trust_remote_code)
+    model = load_model(place, opened)
     tokenizer = load_tokenizer(place.model, place.trust_remote_code)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
@@ -102,6 +102,11 @@ def build(
         journal=journal or Journal(meter),
         observer=observer or Silent(),
     )
+
+
+def load_model(place: Place, opened: Opened, whole: bool = False) -> Any:
+    """The place's model with a head for the task; `whole`: the head must be its own, as a teacher's."""
+    return load_classifier(place.model, opened.task, place.seed, place.trust_remote_code, whole)
 
 
 def _check_length(place: Place, config: Any) -> None:

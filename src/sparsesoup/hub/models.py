@@ -57,11 +57,14 @@ def _options(where: str, remote_code: bool) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": where, "local_files_only": local, "trust_remote_code": remote_code}
 
 
-def load_classifier(model: str, task: Task, seed: int, remote_code: bool = False) -> PreTrainedModel:
+def load_classifier(
+    model: str, task: Task, seed: int, remote_code: bool = False, whole: bool = False
+) -> PreTrainedModel:
     """A sequence classifier (one output for regression) in float32, its new head drawn from the seed.
 
     Only safetensors are read; code of the checkpoint runs only if `remote_code` says so.
-    Raises: UserError if there is no such model, or none that classifies sequences.
+    Raises: UserError if there is no such model, or none that classifies sequences; if it is to be `whole`, also where
+    its head is not there or answers another number of classes.
     """
     options = _options(locate(model), remote_code)
     classes = list(task.labels) or ["score"]
@@ -86,6 +89,9 @@ def load_classifier(model: str, task: Task, seed: int, remote_code: bool = False
             )
     # A head may be new; an encoder drawn at random would be a mistake that only a log of transformers tells.
     lacking = {*found["missing_keys"], *(key[0] for key in found["mismatched_keys"])} & prunable(loaded).keys()
+    if whole and (found["missing_keys"] or found["mismatched_keys"]):
+        first = min([*found["missing_keys"], *(key[0] for key in found["mismatched_keys"])])
+        raise UserError(f"model {model!r} is not fine-tuned for this task ({first} is missing or of another shape)")
     if lacking:
         raise UserError(
             f"the weights of model {model!r} do not fit its config.json: {len(lacking)} matrices of the encoder are "

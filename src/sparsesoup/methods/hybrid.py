@@ -4,9 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sparsesoup.gates.density import penalty, sizes
+from sparsesoup.gates.density import sizes
+from sparsesoup.gates.lead import Lead
 from sparsesoup.methods.learnt import Gated, Phases, learn, scores, straight
-from sparsesoup.methods.soft import Led, check_penalty
+from sparsesoup.methods.soft import check_penalty
 from sparsesoup.patterns import Block, Tie
 from sparsesoup.problem import Problem
 from sparsesoup.targets import Targets, heads, units
@@ -28,8 +29,7 @@ class HybridMovement:
         feed_forward_weight: weight of the units' part.
         score_rate: peak learning rate of the scores.
         threshold: of sigmoid(score), at the end of its rise.
-        penalty: weight of the mean sigmoid(score) in the loss at the end of its rise, before feedback.
-        feedback: whether the penalty follows the density.
+        penalty: weight of the mean sigmoid(score) in the loss at the end of its rise; default: led by the density.
         phases: when the masks become sparser.
     """
 
@@ -39,8 +39,7 @@ class HybridMovement:
     feed_forward_weight: float = 1.0
     score_rate: float = 5e-2
     threshold: float = 0.1
-    penalty: float = 400.0
-    feedback: bool = True
+    penalty: float | None = None
     phases: Phases = field(default_factory=Phases)
 
     def __post_init__(self) -> None:
@@ -52,14 +51,14 @@ class HybridMovement:
         """The ticket after T steps; its sparsity is the nearest group boundary that keeps no more."""
         banded, pooled = self._ties(problem)
         ties = (*banded, *pooled)
-        plan, areas = self.phases.plan(problem.steps), sizes(ties, problem.targets)
-        hook = Led(plan, sparsity, areas, self.phases.every, self.feedback, self.threshold, problem.steps)
-        learnt = [*scores(problem, tuple(banded), own=self.attention == "heads"), *scores(problem, tuple(pooled))]
         weights = [self.attention_weight] * len(banded) + [self.feed_forward_weight] * len(pooled)
-        term = penalty(hook.weigh(self.penalty), dict(enumerate(weights)))
-        return learn(
-            problem, sparsity, self.phases, Gated(ties, straight(learnt), self.score_rate, "global", term), hook
-        )
+        lead = Lead(
+            plan=self.phases.plan(problem.steps), total=problem.steps, sparsity=sparsity,
+            areas=sizes(ties, problem.targets), weights=weights, penalty=self.penalty, threshold=self.threshold,
+        )  # fmt: skip
+        learnt = [*scores(problem, tuple(banded), own=self.attention == "heads"), *scores(problem, tuple(pooled))]
+        gated = Gated(ties, straight(learnt), self.score_rate, "global", lead.term, lead.observe)
+        return learn(problem, sparsity, self.phases, gated, lead)
 
     def _ties(self, problem: Problem) -> tuple[list[Tie], list[Tie]]:
         """(ties of the attention and of matrices of neither kind, ties of the units, their biases included)."""

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,7 @@ class Gated:
     score_rate: float
     scope: Reach = "global"
     penalty: Callable[[TrainState], Tensor] | None = None
+    observe: Hook | None = None
 
 
 def learn(problem: Problem, sparsity: float, phases: Phases, gated: Gated, hook: Hook) -> Ticket:
@@ -89,22 +90,22 @@ def learn(problem: Problem, sparsity: float, phases: Phases, gated: Gated, hook:
         return attach(model, gated.ties, gated.make), gated.score_rate / (peak or 1.0)
 
     state = problem.start(put_on)
-    problem.journal.piece("search", state, _search, state, problem, problem.steps - settled, hook, gated.penalty)
+    problem.journal.piece("search", state, _search, state, problem, problem.steps - settled, hook, gated)
     problem.journal.piece("trim", state, _trim, state, problem, sparsity, gated)
     detach_(state)  # between pieces: a restart meets the model as the next piece left it
     problem.journal.piece("settle", state, train, state, problem, settled)
     return problem.ticket(state)
 
 
-def _search(state: TrainState, problem: Problem, steps: int, hook: Hook, penalty: Any) -> None:
+def _search(state: TrainState, problem: Problem, steps: int, hook: Hook, gated: Gated) -> None:
     if state.step == 0:
         hook(state)
-    train(state, problem, steps, hooks=[hook], penalty=penalty)
+    train(state, problem, steps, hooks=[hook], observe=gated.observe, penalty=gated.penalty)
 
 
 def _trim(state: TrainState, problem: Problem, sparsity: float, gated: Gated) -> None:
     """Fix the masks at exactly the sparsity, by the gates' own ranking; note what their thresholds alone gave."""
-    state.notes["threshold_sparsity"] = masked_share(state, sizes(gated.ties, state.targets))
+    state.notes["threshold_sparsity"] = masked_share(state, sizes(gated.ties, state.targets), exact=True)
     inside = tuple(Tie(tuple(m for m in tie.members if m[0] in state.targets)) for tie in gated.ties)
     single = all(len(tie.members) == 1 and tie.members[0][1] == Element for tie in inside)
     ties = Element if single else inside

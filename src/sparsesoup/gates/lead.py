@@ -1,0 +1,110 @@
+"""Lead masks that a penalty closes to the sparsity that is wanted at each step."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsesoup.gates.base import gates
+from sparsesoup.gates.density import MeanOpen, firsts, masked_share
+from sparsesoup.gates.straight import Gate
+from sparsesoup.schedules import Cubic
+from sparsesoup.state import TrainState
+
+# A control loop, tuned on simulated scores under Adam, T from 300 to 5,000, sparsity 0.5 to 0.95: docs/papers.md.
+PROPORTION = 20.0  # a density 0.05 too high pulls as strongly as the task does
+INTEGRAL = 0.05  # share of T after which a standing error has doubled the pull
+DAMPING = 100.0
+STRONGEST = 100.0
+MEMORY = 0.9  # of the running mean of the task's pull
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lead:
+    """Sets threshold and penalty after each step; as a hook, as the penalty, and as the observer of gradients.
+
+    The penalty is weight * mean over ties of family weight * mean sigmoid(score - shift) (Sanh et al. 2020, sec. 4).
+    Its weight is the one given, on the curve of the threshold; or else it is measured out by a control loop on the
+    share of masked weights, in units of the task's own pull on the scores, so that neither the size of gradients nor
+    T matters. Where too much is masked the weight is negative, and scores are pushed up again.
+
+    Args:
+        plan: the sparsity wanted at each step.
+        total: T.
+        sparsity: at the end of the plan.
+        areas: weights in a group of each tie.
+        weights: family weight of each tie.
+        penalty: weight of the penalty at the end of the plan; None: led by the density.
+        threshold: of sigmoid(score) at the end of the plan; None: the gates have their own.
+        shift: a gate is penalised for sigmoid(score - shift).
+    """
+
+    plan: Cubic
+    total: int
+    sparsity: float
+    areas: list[int]
+    weights: list[float]
+    penalty: float | None = None
+    threshold: float | None = None
+    shift: float = 0.0
+
+    def __call__(self, state: TrainState) -> None:
+        """After a step: set the threshold, look at the masks, set the weight of the penalty for the next step."""
+        if self.threshold is not None:
+            bound = torch.logit(torch.tensor(self.plan.at(state.step, self.threshold)))
+            for _, gate in gates(state.model):
+                gate.level.copy_(bound)
+        before = state.masked
+        state.masked = masked_share(state, self.areas)
+        if self.penalty is not None:
+            weight = self.penalty * self.plan.at(state.step, 0.5) / 0.5
+        else:
+            weight = self._pull(state, before) * _number(state, "pull") * 4.0 * self._scores(state)
+        state.memory["lead/weight"] = torch.tensor(weight, dtype=torch.float64)
+
+    def _pull(self, state: TrainState, before: float) -> float:
+        """How strongly the scores are to be pulled down, in units of the task's pull."""
+        if state.step < self.plan.start:
+            return 0.0
+        behind = self.plan.at(state.step, self.sparsity) - state.masked
+        standing = _number(state, "standing") + PROPORTION * behind / (INTEGRAL * self.total)
+        standing = min(max(standing, -STRONGEST), STRONGEST)
+        state.memory["lead/standing"] = torch.tensor(standing, dtype=torch.float64)
+        pull = PROPORTION * behind + standing - DAMPING * (state.masked - before)
+        return min(max(pull, -STRONGEST), STRONGEST)
+
+    def term(self, state: TrainState) -> Tensor:
+        """The penalty, for the loss."""
+        scores = [gate.score for gate in self._first(state)]
+        shares = [weight / len(scores) for weight in self.weights]
+        value: Tensor = _number(state, "weight") * MeanOpen.apply(self.shift, shares, *scores)
+        return value
+
+    def observe(self, state: TrainState) -> None:
+        """Remember how strongly the task pulls at the scores: the root mean square of its gradient, on a sample."""
+        weight, parts = _number(state, "weight"), []
+        for gate, family in zip(self._first(state), self.weights, strict=True):
+            score = gate.score
+            assert score is not None
+            assert score.grad is not None
+            stride = max(1, score.numel() // 4096)
+            open_ = (score.detach().flatten()[::stride] - self.shift).sigmoid()
+            own = weight * family / len(self.weights) / score.numel() * open_ * (1 - open_)
+            parts.append(score.grad.flatten()[::stride] - own)
+        now = float(torch.cat(parts).square().mean().sqrt())
+        known = "lead/pull" in state.memory
+        mean = MEMORY * _number(state, "pull") + (1 - MEMORY) * now if known else now
+        state.memory["lead/pull"] = torch.tensor(mean, dtype=torch.float64)
+
+    def _first(self, state: TrainState) -> list[Gate]:
+        found = firsts(state.model)
+        return [found[tie][1] for tie in range(len(self.weights))]
+
+    def _scores(self, state: TrainState) -> float:
+        """Scores of all ties: a penalty of this times g / sigmoid' pulls a score of mean size with g."""
+        return float(sum(gate.score.numel() for gate in self._first(state) if gate.score is not None))
+
+
+def _number(state: TrainState, name: str) -> float:
+    found = state.memory.get(f"lead/{name}")
+    return 0.0 if found is None else float(found)
