@@ -218,6 +218,7 @@ NEEDY: dict[str, dict[str, Any]] = {
     "gmp-star": {},
     "imp-rewind": {},
     "gradual": {},
+    "power-propagation": {},
 }
 ODD: list[tuple[str, dict[str, Any]]] = [
     ("isp", {"stages": 1, "weak_masks": 0}),

@@ -13,6 +13,7 @@ from sparsesoup.methods.isp import InstantSoup
 from sparsesoup.methods.isp_published import InstantSoupCode, InstantSoupPaper
 from sparsesoup.methods.known import FromTicket
 from sparsesoup.methods.oneshot import Dense, OneShot
+from sparsesoup.methods.power import PowerPropagation
 from sparsesoup.problem import Problem
 from sparsesoup.ticket import Ticket
 
@@ -86,6 +87,13 @@ TABLE: dict[str, Row] = {
         score="|w|",
         summary="big first step, rate re-wound (no distillation yet)",
         source="Kurtic 2022",
+    ),
+    "power-propagation": Row(
+        method=PowerPropagation(),
+        family="gradual",
+        score="|v|, w = sign(v)|v|^alpha",
+        summary="gradual, trained through a power",
+        source="Schwarz 2021",
     ),
     "imp": Row(
         method=Iterative(),

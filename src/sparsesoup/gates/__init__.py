@@ -1,0 +1,1 @@
+"""Gates: weights seen through something that is learnt with them; attach before training, fold before a ticket."""
