@@ -31,6 +31,7 @@ SHORT: dict[str, dict[str, Any]] = {  # settings for the rows whose defaults nee
     "isp": {"stages": 3, "weak_masks": 3},
     "isp-paper": {"stage": 0.05, "cut": 0.3, "weak_masks": 2, "weak_steps": 3},
     "isp-code": {"stage": 0.2, "weak": 0.2, "cut": 0.3, "weak_masks": 3, "warmup": 5},
+    "platon": {"every": 5, "window": 5},
 }
 SPARSE = [name for name, row in TABLE.items() if not row.dense]
 SPARSITIES = (0.0, 0.317, 0.5, 0.9)
@@ -219,6 +220,7 @@ NEEDY: dict[str, dict[str, Any]] = {
     "imp-rewind": {},
     "gradual": {},
     "power-propagation": {},
+    "platon": {},
 }
 ODD: list[tuple[str, dict[str, Any]]] = [
     ("isp", {"stages": 1, "weak_masks": 0}),
@@ -231,6 +233,7 @@ ODD: list[tuple[str, dict[str, Any]]] = [
     ("imp-rewind", {"rewind": 0.9}),
     ("isp-paper", {"cut": 0.4}),
     ("isp-code", {"cut": 0.5, "near": 0.0}),
+    ("platon", {"start": 0.0, "stop": 0.99, "every": 3, "window": 1}),
 ]
 
 
@@ -258,6 +261,7 @@ def test_too_few_steps_are_refused_with_the_least_number_that_runs(name: str, se
         ("gmp-star", {"stop": 0.9}),
         ("gradual", {"start": 0.45, "stop": 0.5}),
         ("isp", {"look_ahead": 0.035}),
+        ("platon", {"stop": 0.9, "every": 4, "window": 2}),
     ],
 )
 def test_every_number_of_steps_either_runs_to_the_asked_sparsity_or_is_refused(

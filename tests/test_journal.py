@@ -93,7 +93,7 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_never_was(name: str, tmp_p
 
 
 DYING = ["imp-rewind", "lr-rewind", "isp", "isp-paper", "isp-code", "gmp-star", "gradual"]
-DYING += ["power-propagation"]
+DYING += ["power-propagation", "platon"]
 
 
 @pytest.mark.parametrize("name", DYING)

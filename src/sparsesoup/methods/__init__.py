@@ -13,6 +13,7 @@ from sparsesoup.methods.isp import InstantSoup
 from sparsesoup.methods.isp_published import InstantSoupCode, InstantSoupPaper
 from sparsesoup.methods.known import FromTicket
 from sparsesoup.methods.oneshot import Dense, OneShot
+from sparsesoup.methods.platon import Platon
 from sparsesoup.methods.power import PowerPropagation
 from sparsesoup.problem import Problem
 from sparsesoup.ticket import Ticket
@@ -94,6 +95,14 @@ TABLE: dict[str, Row] = {
         score="|v|, w = sign(v)|v|^alpha",
         summary="gradual, trained through a power",
         source="Schwarz 2021",
+    ),
+    "platon": Row(
+        method=Platon(),
+        family="gradual",
+        score="averages I U of |g w|",
+        summary="by importance and its uncertainty",
+        source="Zhang 2022",
+        returns=True,
     ),
     "imp": Row(
         method=Iterative(),
