@@ -1,4 +1,4 @@
-"""Powerpropagation and PLATON on real architectures: tiny transformers of random weights, in both precisions."""
+"""Powerpropagation, PLATON and PINS on real architectures: tiny transformers of random weights, in both precisions."""
 
 import copy
 from typing import Any
@@ -61,7 +61,7 @@ def test_the_gate_goes_on_and_off_every_architecture(family: str) -> None:
 
 
 @pytest.mark.parametrize(("family", "precision"), [*((f, "no") for f in FAMILIES), ("bert", "bf16")])
-@pytest.mark.parametrize("name", ["power-propagation", "platon"])
+@pytest.mark.parametrize("name", ["power-propagation", "platon", "pins"])
 def test_every_architecture_is_pruned_to_the_asked_sparsity(name: str, family: str, precision: str) -> None:
     problem = problem_of(family, precision)
     ticket = METHODS[name].run(problem, 0.6)

@@ -33,6 +33,7 @@ LONG: dict[str, Method] = {
     "isp": METHODS["isp"],
     "gradual": METHODS["gradual"],
     "isp-code": replace(METHODS["isp-code"], cut=0.2, weak=0.5, weak_masks=3),
+    "pins": METHODS["pins"],
     "power-propagation": METHODS["power-propagation"],
 }
 
@@ -93,7 +94,7 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_never_was(name: str, tmp_p
 
 
 DYING = ["imp-rewind", "lr-rewind", "isp", "isp-paper", "isp-code", "gmp-star", "gradual"]
-DYING += ["power-propagation", "platon"]
+DYING += ["power-propagation", "platon", "pins"]
 
 
 @pytest.mark.parametrize("name", DYING)

@@ -13,6 +13,7 @@ from sparsesoup.methods.isp import InstantSoup
 from sparsesoup.methods.isp_published import InstantSoupCode, InstantSoupPaper
 from sparsesoup.methods.known import FromTicket
 from sparsesoup.methods.oneshot import Dense, OneShot
+from sparsesoup.methods.pins import Pins
 from sparsesoup.methods.platon import Platon
 from sparsesoup.methods.power import PowerPropagation
 from sparsesoup.problem import Problem
@@ -39,6 +40,7 @@ class Row:
         source: where it was published.
         dense: its product keeps all weights.
         returns: a weight that is zero at one moment may come back later, until the masks are final.
+        taught: its steps run a teacher too, and it chooses the teacher on the validation rows.
         grouped: weights fall in groups larger than one, so the nearest group boundary is reached.
         fixed: settings that make the row what its name says; they cannot be changed.
     """
@@ -51,6 +53,7 @@ class Row:
     source: str = ""
     dense: bool = False
     returns: bool = False
+    taught: bool = False
     grouped: bool = False
     fixed: tuple[str, ...] = ()
 
@@ -103,6 +106,16 @@ TABLE: dict[str, Row] = {
         summary="by importance and its uncertainty",
         source="Zhang 2022",
         returns=True,
+    ),
+    "pins": Row(
+        method=Pins(),
+        family="gradual",
+        score="averages I U of |g (w - rate g)|",
+        summary="platon, taught by its best model so far",
+        cost="1, and a teacher's forward",
+        source="Ren & Zhu 2023",
+        returns=True,
+        taught=True,
     ),
     "imp": Row(
         method=Iterative(),
