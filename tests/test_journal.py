@@ -33,6 +33,8 @@ LONG: dict[str, Method] = {
     "isp": METHODS["isp"],
     "gradual": METHODS["gradual"],
     "isp-code": replace(METHODS["isp-code"], cut=0.2, weak=0.5, weak_masks=3),
+    "pins": METHODS["pins"],
+    "power-propagation": METHODS["power-propagation"],
 }
 
 
@@ -91,7 +93,11 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_never_was(name: str, tmp_p
     assert json.loads((tmp_path / "cost.json").read_text()) == costs(plain)
 
 
-@pytest.mark.parametrize("name", ["imp-rewind", "lr-rewind", "isp", "isp-paper", "isp-code", "gmp-star", "gradual"])
+DYING = ["imp-rewind", "lr-rewind", "isp", "isp-paper", "isp-code", "gmp-star", "gradual"]
+DYING += ["power-propagation", "platon", "pins"]
+
+
+@pytest.mark.parametrize("name", DYING)
 def test_a_run_that_dies_at_any_step_resumes_to_the_bit(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,1 +1,1 @@
-"""Gates: a weight seen through a learned mask. Attach, train, fold."""
+"""Gates: weights seen through something that is learnt with them; attach before training, fold before a ticket."""

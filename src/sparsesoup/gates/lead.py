@@ -1,21 +1,21 @@
 """Lead masks that a penalty closes to the sparsity that is wanted at each step."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sparsesoup.gates.base import gates
-from sparsesoup.gates.density import MeanOpen, firsts, masked_share
+from sparsesoup.gates.density import MeanOpen, firsts, masked_share, worths
 from sparsesoup.gates.straight import Gate
 from sparsesoup.schedules import Cubic
 from sparsesoup.state import TrainState
 
-# A control loop, tuned on simulated scores under Adam, T from 300 to 5,000, sparsity 0.5 to 0.95: docs/papers.md.
-PROPORTION = 20.0  # a density 0.05 too high pulls as strongly as the task does
-INTEGRAL = 0.05  # share of T after which a standing error has doubled the pull
-DAMPING = 100.0
-STRONGEST = 100.0
+# Tuned on simulated scores under Adam, T from 300 to 5,000, sparsity 0.5 to 0.95: docs/papers.md.
+WITHIN = 15.0  # steps in which the distance is to be covered
+STRONGEST = 5.0  # pull, in units of the task's own
+SAMPLE = 1 << 11  # scores of a tie that are looked at
 MEMORY = 0.9  # of the running mean of the task's pull
 
 
@@ -24,14 +24,15 @@ class Lead:
     """Sets threshold and penalty after each step; as a hook, as the penalty, and as the observer of gradients.
 
     The penalty is weight * mean over ties of family weight * mean sigmoid(score - shift) (Sanh et al. 2020, sec. 4).
-    Its weight is the one given, on the curve of the threshold; or else it is measured out by a control loop on the
-    share of masked weights, in units of the task's own pull on the scores, so that neither the size of gradients nor
-    T matters. Where too much is masked the weight is negative, and scores are pushed up again.
+    Its weight is the one given, on the curve of the threshold; or else it is in proportion to how far the scores have
+    to fall as a whole for the wanted share to lie below the threshold, in units of the task's own pull on them: so
+    neither the size of gradients nor T matters, and nothing winds up while scores are still on their way. Where too
+    much is masked the weight is negative, and scores are pushed up again.
 
     Args:
         plan: the sparsity wanted at each step.
-        total: T.
         sparsity: at the end of the plan.
+        rate: step -> learning rate of the scores.
         areas: weights in a group of each tie.
         weights: family weight of each tie.
         penalty: weight of the penalty at the end of the plan; None: led by the density.
@@ -40,8 +41,8 @@ class Lead:
     """
 
     plan: Cubic
-    total: int
     sparsity: float
+    rate: Callable[[int], float]
     areas: list[int]
     weights: list[float]
     penalty: float | None = None
@@ -54,24 +55,34 @@ class Lead:
             bound = torch.logit(torch.tensor(self.plan.at(state.step, self.threshold)))
             for _, gate in gates(state.model):
                 gate.level.copy_(bound)
-        before = state.masked
         state.masked = masked_share(state, self.areas)
         if self.penalty is not None:
             weight = self.penalty * self.plan.at(state.step, 0.5) / 0.5
         else:
-            weight = self._pull(state, before) * _number(state, "pull") * 4.0 * self._scores(state)
+            weight = self._pull(state) * _number(state, "pull") * 4.0 * self._scores(state)
         state.memory["lead/weight"] = torch.tensor(weight, dtype=torch.float64)
 
-    def _pull(self, state: TrainState, before: float) -> float:
+    def _pull(self, state: TrainState) -> float:
         """How strongly the scores are to be pulled down, in units of the task's pull."""
-        if state.step < self.plan.start:
+        goal = self.plan.at(state.step, self.sparsity)
+        step = self.rate(state.step)
+        if not goal or not step:
             return 0.0
-        behind = self.plan.at(state.step, self.sparsity) - state.masked
-        standing = _number(state, "standing") + PROPORTION * behind / (INTEGRAL * self.total)
-        standing = min(max(standing, -STRONGEST), STRONGEST)
-        state.memory["lead/standing"] = torch.tensor(standing, dtype=torch.float64)
-        pull = PROPORTION * behind + standing - DAMPING * (state.masked - before)
+        pull = self._distance(state, goal) / (WITHIN * step)
         return min(max(pull, -STRONGEST), STRONGEST)
+
+    def _distance(self, state: TrainState, goal: float) -> float:
+        """How far the scores have to fall for a share `goal` of the weights to lie below the threshold; on a sample."""
+        parts, shares = [], []
+        for tie, score in worths(state).items():
+            some = score.flatten()[:: max(1, score.numel() // SAMPLE)]
+            parts.append(some)
+            shares.append(torch.full_like(some, score.numel() / len(some) * self.areas[tie]))
+        order = torch.cat(parts).sort()
+        below = torch.cat(shares)[order.indices].cumsum(0)
+        place = int((below < goal * below[-1]).sum())
+        level = self._first(state)[0].level
+        return float(order.values[min(place, len(order.values) - 1)] - level)
 
     def term(self, state: TrainState) -> Tensor:
         """The penalty, for the loss."""

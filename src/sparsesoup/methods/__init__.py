@@ -15,6 +15,9 @@ from sparsesoup.methods.isp_published import InstantSoupCode, InstantSoupPaper
 from sparsesoup.methods.known import FromTicket
 from sparsesoup.methods.movement import MagnitudeThrough, Movement
 from sparsesoup.methods.oneshot import Dense, OneShot
+from sparsesoup.methods.pins import Pins
+from sparsesoup.methods.platon import Platon
+from sparsesoup.methods.power import PowerPropagation
 from sparsesoup.methods.soft import HardConcreteL0, SoftMovement
 from sparsesoup.patterns import Block
 from sparsesoup.problem import Problem
@@ -41,6 +44,7 @@ class Row:
         source: where it was published.
         dense: its product keeps all weights.
         returns: a weight that is zero at one moment may come back later, until the masks are final.
+        taught: its steps run a teacher too, and it chooses the teacher on the validation rows.
         grouped: weights fall in groups larger than one, so the nearest group boundary is reached.
         fixed: settings that make the row what its name says; they cannot be changed.
     """
@@ -53,6 +57,7 @@ class Row:
     source: str = ""
     dense: bool = False
     returns: bool = False
+    taught: bool = False
     grouped: bool = False
     fixed: tuple[str, ...] = ()
 
@@ -90,6 +95,31 @@ TABLE: dict[str, Row] = {
         score="|w|",
         summary="big first step, rate re-wound (no distillation yet)",
         source="Kurtic 2022",
+    ),
+    "power-propagation": Row(
+        method=PowerPropagation(),
+        family="gradual",
+        score="|v|, w = sign(v)|v|^alpha",
+        summary="gradual, trained through a power",
+        source="Schwarz 2021",
+    ),
+    "platon": Row(
+        method=Platon(),
+        family="gradual",
+        score="averages I U of |g w|",
+        summary="by importance and its uncertainty",
+        source="Zhang 2022",
+        returns=True,
+    ),
+    "pins": Row(
+        method=Pins(),
+        family="gradual",
+        score="averages I U of |g (w - rate g)|",
+        summary="platon, taught by its best model so far",
+        cost="1, and a teacher's forward",
+        source="Ren & Zhu 2023",
+        returns=True,
+        taught=True,
     ),
     "imp": Row(
         method=Iterative(),
@@ -160,7 +190,7 @@ TABLE: dict[str, Row] = {
     "movement": Row(
         method=Movement(),
         family="movement",
-        score="learned: -sum w g",
+        score="learned",
         summary="top of learned scores at every step",
         source="Sanh 2020 (MvP)",
         returns=True,
@@ -168,7 +198,7 @@ TABLE: dict[str, Row] = {
     "soft-movement": Row(
         method=SoftMovement(),
         family="movement",
-        score="learned: -sum w g",
+        score="learned",
         summary="learned scores above a threshold, penalised",
         source="Sanh 2020 (SMvP)",
         returns=True,

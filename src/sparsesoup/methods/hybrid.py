@@ -6,7 +6,7 @@ from typing import Literal
 
 from sparsesoup.gates.density import sizes
 from sparsesoup.gates.lead import Lead
-from sparsesoup.methods.learnt import Gated, Phases, learn, scores, straight
+from sparsesoup.methods.learnt import Gated, Phases, learn, rate_of_scores, scores, straight
 from sparsesoup.methods.soft import check_penalty
 from sparsesoup.patterns import Block, Tie
 from sparsesoup.problem import Problem
@@ -53,7 +53,7 @@ class HybridMovement:
         ties = (*banded, *pooled)
         weights = [self.attention_weight] * len(banded) + [self.feed_forward_weight] * len(pooled)
         lead = Lead(
-            plan=self.phases.plan(problem.steps), total=problem.steps, sparsity=sparsity,
+            plan=self.phases.plan(problem.steps), sparsity=sparsity, rate=rate_of_scores(problem, self.score_rate),
             areas=sizes(ties, problem.targets), weights=weights, penalty=self.penalty, threshold=self.threshold,
         )  # fmt: skip
         learnt = [*scores(problem, tuple(banded), own=self.attention == "heads"), *scores(problem, tuple(pooled))]

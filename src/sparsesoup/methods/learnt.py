@@ -158,6 +158,12 @@ def straight(learnt: list[Parameter | None]) -> Make:
     return make
 
 
+def rate_of_scores(problem: Problem, score_rate: float) -> Callable[[int], float]:
+    """Step -> learning rate of the scores: that of the weights, with a peak of its own."""
+    rate, peak = problem.rate(), problem.training.learning_rate or 1.0
+    return lambda step: rate(step) * score_rate / peak
+
+
 def check_rate(score_rate: float) -> None:
     """UserError unless scores can learn at this rate."""
     if not 0.0 < score_rate < math.inf:

@@ -9,7 +9,7 @@ from sparsesoup.errors import UserError
 from sparsesoup.gates.density import sizes
 from sparsesoup.gates.hard_concrete import SHIFT, SHUT, START, HardConcrete, logistic_noise
 from sparsesoup.gates.lead import Lead
-from sparsesoup.methods.learnt import Gated, Phases, Reach, check_rate, learn, scores, straight, tiled
+from sparsesoup.methods.learnt import Gated, Phases, Reach, check_rate, learn, rate_of_scores, scores, straight, tiled
 from sparsesoup.patterns import Block, Element, Tie
 from sparsesoup.problem import Problem
 from sparsesoup.rng import generator
@@ -47,7 +47,7 @@ class SoftMovement:
         """The ticket after T steps."""
         ties = tiled(problem.targets, self.pattern)
         lead = Lead(
-            plan=self.phases.plan(problem.steps), total=problem.steps, sparsity=sparsity,
+            plan=self.phases.plan(problem.steps), sparsity=sparsity, rate=rate_of_scores(problem, self.score_rate),
             areas=sizes(ties, problem.targets), weights=[1.0] * len(ties), penalty=self.penalty,
             threshold=self.threshold,
         )  # fmt: skip
@@ -86,7 +86,7 @@ class HardConcreteL0:
         """The ticket after T steps."""
         ties = tiled(problem.targets, Element)
         lead = Lead(
-            plan=self.phases.plan(problem.steps), total=problem.steps, sparsity=sparsity,
+            plan=self.phases.plan(problem.steps), sparsity=sparsity, rate=rate_of_scores(problem, self.score_rate),
             areas=sizes(ties, problem.targets), weights=[1.0] * len(ties), penalty=self.penalty, shift=SHIFT,
         )  # fmt: skip
         learnt = scores(problem, ties, self.start)

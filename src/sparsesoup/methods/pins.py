@@ -1,0 +1,149 @@
+"""Prune by the importance after the next step, taught by the best model that the run has had so far."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsesoup.data import Batch
+from sparsesoup.errors import UserError
+from sparsesoup.methods.platon import check_ramp, climb, finish, ramp
+from sparsesoup.objectives import divergence
+from sparsesoup.problem import Problem
+from sparsesoup.schedules import Cubic
+from sparsesoup.scores.averages import Averages, after_step
+from sparsesoup.state import TrainState
+from sparsesoup.ticket import Ticket
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pins:
+    """PLATON's averages of |g (w - rate g)|, and the run's own best model as a teacher. Ren & Zhu 2023.
+
+    At `checks` prunings, the first of them before anything is pruned, the model is scored on the validation rows. The
+    latest that was at least as good as all before it teaches from then on: to the loss of each row is added
+    (1 - entropy of the model's answer / the largest possible) * divergence from the teacher's answer.
+
+    Args:
+        fast: decay of the moving average of the importance.
+        slow: decay of the moving average of the uncertainty.
+        every: steps from one pruning to the next.
+        window: steps whose mean sensitivity is one observation; every must be a multiple of it.
+        start: share of T before the cubic ramp of the sparsity.
+        stop: share of T at the last pruning, or up to every steps earlier.
+        checks: how often the teacher may change, evenly over the ramp; at most once a pruning.
+        temperature: of both answers before they are compared.
+    """
+
+    fast: float = 0.85
+    slow: float = 0.99
+    every: int = 10
+    window: int = 10
+    start: float = 0.1
+    stop: float = 0.7
+    checks: int = 4
+    temperature: float = 2.0
+
+    def __post_init__(self) -> None:
+        check_ramp("pins", self.start, self.stop, self.every, self.window, self.fast, self.slow)
+        if self.checks < 1 or not 0.0 < self.temperature < math.inf:
+            raise UserError(f"pins needs checks >= 1 and temperature > 0, got {self.checks} and {self.temperature}")
+
+    def run(self, problem: Problem, sparsity: float) -> Ticket:
+        """The ticket after T steps."""
+        plan = ramp(problem, self.start, self.stop, self.every)
+        averages = Averages(
+            sensitivity=after_step, fast=self.fast, slow=self.slow, window=self.window, origin=plan.start
+        )
+        state = problem.start()
+        taught = replace(problem, objective=self_taught(problem, state, self.temperature))
+        for number, at in enumerate(check_steps(plan, self.checks)):
+            teaching = taught if number else problem  # before the first check there is no teacher, nor its cost
+            piece = (state, teaching, plan, at, sparsity, averages)
+            problem.journal.piece(f"ramp-{number + 1}", state, _climb_and_check, *piece)
+        problem.journal.piece("ramp-end", state, climb, state, taught, plan, plan.stop, sparsity, averages)
+        problem.journal.piece("finish", state, finish, state, taught)
+        return problem.ticket(state)
+
+
+def check_steps(plan: Cubic, checks: int) -> list[int]:
+    """The prunings after which the model is scored: the first, and others evenly, none of them the last.
+
+    >>> check_steps(Cubic(20, 140, 10), 4)
+    [20, 50, 80, 110]
+    """
+    gaps = (plan.stop - plan.start) // plan.every
+    return sorted({plan.start + plan.every * (gaps * i // checks) for i in range(checks)})
+
+
+def _climb_and_check(
+    state: TrainState, problem: Problem, plan: Cubic, until: int, sparsity: float, averages: Averages
+) -> None:
+    climb(state, problem, plan, until, sparsity, averages)
+    metric, value = next(iter(problem.validate(state.model).items()))
+    done: list[dict[str, Any]] = state.notes.setdefault("teachers", [])
+    best = max((check[metric] for check in done), default=-math.inf)
+    better = not done or value >= best
+    done.append({"step": state.step, "sparsity": plan.at(state.step, sparsity), metric: value, "teaches": better})
+    if better:
+        state.memory |= {f"teacher/{name}": t.detach().clone() for name, t in _weights(state.model).items()}
+
+
+def self_taught(problem: Problem, state: TrainState, temperature: float) -> Callable[[nn.Module, Batch], Tensor]:
+    """The objective problem.loss + (1 - normalised entropy) * divergence from the teacher in the state's memory.
+
+    It runs the student once, whatever the loss it adds to: what the model answered there is read a second time.
+    """
+    model = problem.accelerator.prepare_model(copy.deepcopy(problem.pretrained), evaluation_mode=True)
+    model.eval().requires_grad_(False)
+
+    def objective(student: nn.Module, batch: Batch) -> Tensor:
+        for name, t in _weights(model).items():  # no copy; the memory's tensors are others after a restart
+            t.data = state.memory[f"teacher/{name}"]
+        with torch.no_grad():
+            wanted = problem.predict(model, batch)
+        said: list[Any] = []
+        handle = student.register_forward_hook(lambda module, inputs, output: said.append(output))
+        try:
+            loss = problem.loss(student, batch)
+        finally:
+            handle.remove()
+        given = problem.predict(_Said(said[0]), batch)
+        return loss + (certainty(given.detach()) * divergence(given, wanted, temperature)).mean()
+
+    return objective
+
+
+def certainty(outputs: Tensor) -> Tensor:
+    """1 - entropy / log(answers) of each row, in [0, 1]: [rows]; 1 for a number, which has no entropy.
+
+    Args:
+        outputs: [rows, ..., answers]; of several answers a row, the mean.
+
+    >>> certainty(torch.tensor([[0.0, 0.0], [0.0, -1e9]])).tolist()
+    [0.0, 1.0]
+    """
+    answers = outputs.shape[-1]
+    if answers == 1:
+        return torch.ones(len(outputs), device=outputs.device)
+    entropy = torch.special.entr(outputs.float().softmax(-1)).sum(-1) / math.log(answers)
+    return 1.0 - entropy.flatten(1).mean(1) if entropy.dim() > 1 else 1.0 - entropy
+
+
+class _Said(nn.Module):
+    """A model that answers what was already said."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        return self.answer
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}

@@ -1,0 +1,106 @@
+"""Prune what is surely unimportant: the score is the upper confidence bound of a moving average."""
+
+from dataclasses import dataclass
+from itertools import count
+
+from sparsesoup.errors import UserError
+from sparsesoup.masks import apply_
+from sparsesoup.problem import Problem, need_steps
+from sparsesoup.schedules import Cubic
+from sparsesoup.scores.averages import Averages, first_order
+from sparsesoup.select import keep
+from sparsesoup.state import TrainState
+from sparsesoup.ticket import Ticket
+from sparsesoup.train import Hook, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class Platon:
+    """Global pruning by importance times uncertainty, both moving averages of |g w|. Zhang et al. 2022.
+
+    A weight that a pruning zeroes goes on being trained, with its moments, and may be kept by the next one. The last
+    pruning makes the masks final; the rest of T is a cool-down with them.
+
+    Args:
+        fast: decay of the moving average of the importance.
+        slow: decay of the moving average of the uncertainty.
+        every: steps from one pruning to the next.
+        window: steps whose mean sensitivity is one observation; every must be a multiple of it.
+        start: share of T before the cubic ramp of the sparsity.
+        stop: share of T at the last pruning, or up to every steps earlier.
+    """
+
+    fast: float = 0.85
+    slow: float = 0.95
+    every: int = 10
+    window: int = 10
+    start: float = 0.1
+    stop: float = 0.7
+
+    def __post_init__(self) -> None:
+        check_ramp("platon", self.start, self.stop, self.every, self.window, self.fast, self.slow)
+
+    def run(self, problem: Problem, sparsity: float) -> Ticket:
+        """The ticket after T steps."""
+        plan = ramp(problem, self.start, self.stop, self.every)
+        averages = Averages(
+            sensitivity=first_order, fast=self.fast, slow=self.slow, window=self.window, origin=plan.start
+        )
+        state = problem.start()
+        problem.journal.piece("ramp", state, climb, state, problem, plan, plan.stop, sparsity, averages)
+        problem.journal.piece("finish", state, finish, state, problem)
+        return problem.ticket(state)
+
+
+def check_ramp(name: str, start: float, stop: float, every: int, window: int, fast: float, slow: float) -> None:
+    """Raise a UserError if the settings of a ramp make no sense."""
+    if not 0.0 <= start < stop < 1.0 or not (0.0 <= fast < 1.0 and 0.0 <= slow < 1.0):
+        raise UserError(
+            f"{name} needs 0 <= start < stop < 1 and fast and slow in [0, 1), got {start}, {stop}, {fast} and {slow}"
+        )
+    if window < 1 or every < 1 or every % window:
+        raise UserError(f"{name} needs window >= 1 and every a multiple of it, got {window} and {every}")
+
+
+def ramp(problem: Problem, start: float, stop: float, every: int, least: int = 1) -> Cubic:
+    """The prunings between two shares of T, a whole number of intervals and at least `least` of them.
+
+    Raises: UserError if T is too small for that.
+    """
+
+    def gaps(total: int) -> int:
+        return int((stop - start) * total / every + 1e-9)  # rounded down: the last one must fit
+
+    need = next(total for total in count(1) if gaps(total) >= least)
+    need_steps(problem, need, f"a ramp of {least + 1} prunings, {every} steps apart, over {stop - start:.0%} of T")
+    begin = round(start * problem.steps)
+    return Cubic(begin, begin + every * gaps(problem.steps), every)
+
+
+def climb(state: TrainState, problem: Problem, plan: Cubic, until: int, sparsity: float, averages: Averages) -> None:
+    """Train to step `until` and prune on the way where the plan says so."""
+    train(state, problem, until - state.step, hooks=[soft_pruning(plan, sparsity, averages)], observe=averages.observe)
+
+
+def finish(state: TrainState, problem: Problem) -> None:
+    """The cool-down: train to step T with the masks as they are."""
+    train(state, problem, problem.steps - state.step)
+
+
+def soft_pruning(plan: Cubic, sparsity: float, averages: Averages) -> Hook:
+    """The hook that zeroes the weights below the threshold, all of them competing again; the last time for good.
+
+    Until then neither their gradients nor their moments are touched: that is how a weight returns.
+    """
+
+    def prune(state: TrainState) -> None:
+        if not plan.due(state.step):
+            return
+        masks = keep(averages.scores(state), plan.at(state.step, sparsity))
+        if state.step < plan.stop:
+            apply_(state.params(), masks)
+        else:
+            averages.forget_(state)
+            state.prune_(masks)
+
+    return prune

@@ -1,0 +1,56 @@
+"""Prune gradually while the weights are trained through a power, which parts the large from the small."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from sparsesoup.errors import UserError
+from sparsesoup.gates import power
+from sparsesoup.methods.gradual import pruning, train_with
+from sparsesoup.problem import Problem, Scores, need_steps
+from sparsesoup.schedules import Cubic
+from sparsesoup.select import Competition
+from sparsesoup.ticket import Ticket
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerPropagation:
+    """Train v with w = sign(v) |v|^alpha and prune the smallest |v| on a cubic schedule. Schwarz et al. 2021.
+
+    The gradient of v is alpha |v|^(alpha - 1) times that of w: large weights learn faster, small ones hardly move.
+
+    Args:
+        alpha: of the power, at least 1; at 1 this is gradual.
+        start: share of T before the first pruning.
+        stop: share of T at the last pruning; the rest is the cool-down.
+        every: share of T between prunings.
+        scope: who competes with whom.
+    """
+
+    alpha: float = 2.0
+    start: float = 0.1
+    stop: float = 0.7
+    every: float = 0.01
+    scope: Competition = "global"
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.start < self.stop <= 1.0 or self.every <= 0.0 or not 1.0 <= self.alpha <= 16.0:
+            raise UserError(
+                f"power-propagation needs 0 <= start < stop <= 1, every > 0 and alpha in [1, 16], got {self}"
+            )
+
+    def run(self, problem: Problem, sparsity: float) -> Ticket:
+        """The ticket after T steps, its weights folded back to w."""
+        need_steps(problem, 4, "a gradual schedule")
+        total, names = problem.steps, list(problem.targets)
+        plan = Cubic(round(self.start * total), round(self.stop * total), max(1, round(self.every * total)))
+
+        def attach(model: nn.Module) -> Scores:
+            power.attach(model, names, self.alpha)
+            return [], 1.0
+
+        state = problem.start(attach)
+        problem.journal.piece("train", state, train_with, state, problem, pruning(plan, sparsity, scope=self.scope))
+        # Not a piece: a restart meets the saved v in a model that has its gates again, and folds it then.
+        power.fold_(state.model, names)
+        return problem.ticket(state)

@@ -1,0 +1,73 @@
+"""Powerpropagation, PLATON and PINS on real architectures: tiny transformers of random weights, in both precisions."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from sparsesoup.data import Data
+from sparsesoup.gates.power import attach, fold_
+from sparsesoup.hub.build import _predict
+from sparsesoup.hub.families import prunable
+from sparsesoup.masks import kept, total
+from sparsesoup.methods import METHODS
+from sparsesoup.problem import Problem, Training
+from sparsesoup.rng import generator
+from tiny_hub import CONFIGS, FAMILIES
+
+
+def rows(count: int, seed: int) -> Data:
+    draw = generator(seed, "rows")
+    ids = torch.randint(5, 40, (count, 7), generator=draw)
+
+    def collate(some: Any) -> dict[str, torch.Tensor]:
+        batch = torch.stack(list(some))
+        return {"input_ids": batch, "attention_mask": torch.ones_like(batch), "labels": batch[:, 1] % 2}
+
+    return Data(list(ids), collate)
+
+
+def problem_of(family: str, precision: Any = "no") -> Problem:
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(CONFIGS[family]())
+    return Problem(
+        pretrained=model,
+        targets=prunable(model),
+        train=rows(64, 1),
+        validation=rows(32, 2),
+        predict=_predict,
+        criterion=lambda outputs, batch: torch.nn.functional.cross_entropy(outputs.float(), batch["labels"]),
+        metric=lambda outputs, labels: {"accuracy": float((outputs.argmax(1) == labels).float().mean())},
+        steps=20,
+        training=Training(learning_rate=1e-3, batch_size=8, precision=precision),
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_gate_goes_on_and_off_every_architecture(family: str) -> None:
+    problem = problem_of(family)
+    model, batch = copy.deepcopy(problem.pretrained).eval(), problem.train.batch(range(8))
+    with torch.no_grad():
+        before = _predict(model, batch)
+        attach(model, problem.targets, 2.0)
+        gated = _predict(model, batch)
+        fold_(model, problem.targets)
+        after = _predict(model, batch)
+    assert gated.allclose(before, atol=1e-5)
+    assert after.equal(gated)
+    assert model.state_dict().keys() == problem.pretrained.state_dict().keys()
+
+
+@pytest.mark.parametrize(("family", "precision"), [*((f, "no") for f in FAMILIES), ("bert", "bf16")])
+@pytest.mark.parametrize("name", ["power-propagation", "platon", "pins"])
+def test_every_architecture_is_pruned_to_the_asked_sparsity(name: str, family: str, precision: str) -> None:
+    problem = problem_of(family, precision)
+    ticket = METHODS[name].run(problem, 0.6)
+    assert kept(ticket.masks) == round(0.4 * total(ticket.masks))
+    fresh = copy.deepcopy(problem.pretrained)
+    fresh.load_state_dict(ticket.weights)
+    assert all(t.dtype == problem.pretrained.state_dict()[n].dtype for n, t in ticket.weights.items())
+    assert not any(fresh.get_parameter(n)[~m].any() for n, m in ticket.masks.items())
+    assert problem.validate(fresh.eval())["accuracy"] == pytest.approx(ticket.metrics["accuracy"], abs=0.1)
