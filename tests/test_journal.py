@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional
 
 from conftest import same, tiny
 from sparsesoup.data import Batch
@@ -33,6 +32,7 @@ LONG: dict[str, Method] = {
     "isp": METHODS["isp"],
     "gradual": METHODS["gradual"],
     "isp-code": replace(METHODS["isp-code"], cut=0.2, weak=0.5, weak_masks=3),
+    "gradient-flow": METHODS["gradient-flow"],
 }
 
 
@@ -91,26 +91,39 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_never_was(name: str, tmp_p
     assert json.loads((tmp_path / "cost.json").read_text()) == costs(plain)
 
 
-@pytest.mark.parametrize("name", ["imp-rewind", "lr-rewind", "isp", "isp-paper", "isp-code", "gmp-star", "gradual"])
+DYING: dict[str, dict[str, Any]] = {
+    "imp-rewind": {"cut": 0.5},
+    "lr-rewind": {"cut": 0.5},
+    "isp": {},
+    "isp-paper": {"stage": 0.05, "cut": 0.4, "weak_steps": 2},
+    "isp-code": {"stage": 0.2, "cut": 0.3},
+    "gmp-star": {},
+    "gradual": {},
+    "snip": {"batches": 4},  # what is not trained is done anew: it must fit between two deaths
+    "grasp": {"batches": 4},
+    "wanda": {"batches": 4},
+    "gradient-flow": {"measure": "norm", "batches": 4},
+}
+
+
+@pytest.mark.parametrize("name", list(DYING))
 def test_a_run_that_dies_at_any_step_resumes_to_the_bit(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every eleventh forward kills it, so that the end falls into every kind of piece."""
     always(monkeypatch)
-    short = {"isp-paper": {"stage": 0.05, "cut": 0.4, "weak_steps": 2}, "isp-code": {"stage": 0.2, "cut": 0.3}}
-    rewound, steps = ({"cut": 0.5}, 40) if name.endswith("-rewind") else ({}, 60)
-    method, count = replace(METHODS[name], **short.get(name, {}), **rewound), 0
+    method, steps, count = replace(METHODS[name], **DYING[name]), 40 if name.endswith("-rewind") else 60, 0
 
-    def loss(model: nn.Module, batch: Batch) -> Tensor:
+    def predict(model: nn.Module, batch: Batch) -> Tensor:
         nonlocal count
         count += 1
         if count % 11 == 0:
             raise Killed
-        return functional.cross_entropy(model(batch["x"]), batch["labels"])
+        return model(batch["x"])
 
     resumed = []
     while True:
-        problem = journaled(tmp_path, objective=loss, steps=steps)
+        problem = journaled(tmp_path, predict=predict, steps=steps)
         resumed.append(problem.journal.resumed)
         try:
             ticket = method.run(problem, 0.6)

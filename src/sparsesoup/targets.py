@@ -46,6 +46,11 @@ def parameters(model: nn.Module, targets: Mapping[str, Target]) -> dict[str, Par
     return found
 
 
+def upright(table: Mapping[str, Tensor], targets: Mapping[str, Target]) -> dict[str, Tensor]:
+    """The tensors as [out, in]: those stored [in, out] are transposed. Doing it twice gives them back."""
+    return {name: t.mT.contiguous() if targets[name].transposed else t for name, t in table.items()}
+
+
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
     """SHA-256 of names, shapes and float32 values: the same for every copy of a checkpoint, however it was stored."""
     digest = hashlib.sha256()
