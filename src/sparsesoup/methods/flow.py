@@ -22,7 +22,7 @@ class GradientFlow:
 
     Args:
         measure: loss (|w g|, keeps the loss), change (|w - w_0| |w g|, of weights that have moved) or norm (|w (H g)|,
-            keeps the norm of the gradient; it costs three times as much).
+            keeps the norm of the gradient; it costs four times as much).
         rounds: how often it prunes; the targets rise on a cubic curve.
         finish: share of T after the last pruning.
         batches: over which gradient and Hessian are averaged, drawn anew for each round.
