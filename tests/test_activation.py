@@ -113,12 +113,19 @@ def test_turning_twice_gives_the_same_back() -> None:
 
 
 def test_only_forward_passes_are_charged_and_no_hook_stays() -> None:
-    problem = tiny(training=Training(batch_size=16, precision="bf16"))
+    graphs = []
+
+    def predict(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        graphs.append(torch.is_grad_enabled())
+        return net(batch["x"])
+
+    problem = tiny(training=Training(batch_size=16, precision="bf16"), predict=predict)
     model, rows = problem.start().model, calibration(problem, 3)
     mixed = wanda(problem, model, rows)
     cost = problem.meter.costs["score"]
     assert (cost.steps, cost.examples) == (0, 48)
     assert cost.flops == 2 * 48 * (8 * 20 + 2 * 20 * 20 + 20 * 60 + 60 * 3)
+    assert graphs == [False] * 3
     assert not any(module._forward_pre_hooks for module in model.modules())
     assert model.training
     plain = tiny()

@@ -1,6 +1,6 @@
 """The methods that score by data: what they prune by, when, and that they train on what was there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -91,15 +91,21 @@ def test_scoring_is_charged_beside_the_training(name: str, times: int) -> None:
 
 def test_the_progress_of_scoring_is_shown_and_is_no_step_of_a_training() -> None:
     told: list[tuple[str, int, int]] = []
+    shown: list[tuple[str, bool]] = []
 
     class Spy(Watch):
         def begin(self, label: str, step: int, until: int) -> None:
             told.append((label, step, until))
 
+        def step(self, record: Mapping[str, Any]) -> None:
+            super().step(record)
+            shown.append((told[-1][0], bool(record)))
+
     watch = Spy()
     Grasp(batches=3).run(tiny(observer=watch), 0.6)
     assert told == [("score", 0, 3), ("score", 0, 3), ("strong", 0, 60), ("validation", 0, 3)]
-    assert watch.curve("step", "score") == []
+    assert shown[:6] == [("score", False)] * 6  # progress, with nothing to log
+    assert len(shown) == 6 + 60 + 3
 
 
 def test_patterns_and_scopes_reach_the_masks() -> None:

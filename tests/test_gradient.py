@@ -161,7 +161,7 @@ def test_scoring_leaves_no_trace() -> None:
     state = problem.start()
     state.model.train()
     state.model.blocks[0].eval()
-    state.model.head.bias.requires_grad_(False)
+    state.model.wide.weight.requires_grad_(False)
     for p in state.model.parameters():
         p.grad = torch.ones_like(p)
 
@@ -194,6 +194,15 @@ def test_no_dropout_is_in_the_scores() -> None:
     calm = start(problem)
     calm.dropout.p = 0.0
     assert same(gradient(problem, model.train(), rows), gradient(problem, calm.train(), rows))
+
+
+def test_a_model_that_draws_noise_even_then_gets_the_same_scores() -> None:
+    problem = tiny(predict=lambda model, batch: model(batch["x"] + torch.randn_like(batch["x"])))
+    model, rows, found = start(problem), calibration(problem, 2), []
+    for seed in (5, 6):
+        torch.manual_seed(seed)
+        found.append(gradient(problem, model, rows))
+    assert same(*found)
 
 
 def test_the_plain_loss_of_the_task_is_scored_whatever_a_training_minimises() -> None:
@@ -271,6 +280,8 @@ def test_the_rows_to_score_by_are_a_function_of_seed_and_path() -> None:
     assert len(calibration(tiny(), 40)) == 40  # more than an epoch
     few = replace(tiny(), train=replace(tiny().train, rows=tiny().train.rows[:5]))
     assert [len(part) for part in calibration(few, 2)] == [5, 5]
+    cut = replace(few, training=Training(batch_size=16, accumulation=2))
+    assert [len(part) for part in calibration(cut, 2)] == [3, 2, 3, 2]
 
 
 def test_what_has_not_moved_has_not_travelled() -> None:

@@ -55,14 +55,13 @@ def measure(problem: Problem, model: nn.Module, rows: Rows, what: str, work: Cal
 
 @contextmanager
 def still(model: nn.Module, targets: Targets) -> Iterator[None]:
-    """In this block the model is in eval mode, computes in its own precision and has gradients at the targets alone."""
+    """In this block the model is in eval mode, computes in its own precision and takes gradients at all targets."""
     modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     own = vars(model)
     mixed, plain = own.get("forward"), own.get("_original_forward")  # accelerate's autocast, and what it wraps
     try:
         model.eval()
-        model.requires_grad_(False)
         for parameter in parameters(model, targets).values():
             parameter.requires_grad_(True)
         if plain is not None:
