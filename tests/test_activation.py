@@ -155,8 +155,8 @@ def test_a_matrix_whose_inputs_cannot_be_seen_is_refused_by_name() -> None:
         with pytest.raises(UserError, match=rf"^wanda cannot see the inputs of {name}: .* {width} features") as caught:
             wanda(problem, net, [[0, 1]])
         assert "\n" not in str(caught.value)
-    stack = tiny(targets={"head.weight": Target("other", (3, 60, 1))})
-    stack.pretrained.head.weight = nn.Parameter(stack.pretrained.head.weight[..., None])
+    stack = tiny(targets={"head.weight": Target("other", (1, 3, 60))})
+    stack.pretrained.head.weight = nn.Parameter(stack.pretrained.head.weight[None])
     with pytest.raises(UserError, match=r"^wanda cannot see the inputs of head\.weight"):
         wanda(stack, stack.pretrained, [[0, 1]])
 
