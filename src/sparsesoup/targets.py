@@ -88,6 +88,11 @@ def _tied(targets: Targets, going_in: Mapping[str, int], coming_out: Mapping[str
     return [Tie(tuple(m)) for m in complete if {targets[n].role for n, _ in m} & {*going_in}]
 
 
+def upright(table: Mapping[str, Tensor], targets: Mapping[str, Target]) -> dict[str, Tensor]:
+    """The tensors as [out, in]: those stored [in, out] are transposed. Doing it twice gives them back."""
+    return {name: t.mT.contiguous() if targets[name].transposed else t for name, t in table.items()}
+
+
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
     """SHA-256 of names, shapes and float32 values: the same for every copy of a checkpoint, however it was stored."""
     digest = hashlib.sha256()

@@ -191,10 +191,10 @@ def _backward(
 
     def work() -> float:
         loss = problem.loss(state.model, batch)
-        if penalty is not None:
-            loss = loss + penalty(state)
-        problem.accelerator.backward(loss * weight)
-        return float(loss.detach())
+        whole = loss if penalty is None else loss + penalty(state)
+        problem.accelerator.backward(whole * weight)
+        # What the log shows can be compared between methods; what is not finite is told whatever it came from.
+        return float(loss.detach()) if math.isfinite(float(whole.detach())) else float(whole.detach())
 
     loss, flops = problem.meter.counted(
         ("train", problem.objective, penalty, *(tuple(t.shape) for t in batch.values())), work

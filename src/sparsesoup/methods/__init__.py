@@ -7,6 +7,8 @@ A method is a frozen dataclass with one verb, `run(problem, sparsity) -> Ticket`
 from dataclasses import dataclass
 from typing import Protocol
 
+from sparsesoup.methods.flow import GradientFlow
+from sparsesoup.methods.foresight import Grasp, Snip, Wanda
 from sparsesoup.methods.gradual import Gradual, GradualStar
 from sparsesoup.methods.hybrid import HybridMovement
 from sparsesoup.methods.imp import Iterative
@@ -82,6 +84,30 @@ TABLE: dict[str, Row] = {
         source="Han 2015; Chen 2020",
         fixed=("score",),
     ),
+    "snip": Row(
+        method=Snip(),
+        family="one-shot",
+        score="|theta_0 g|",
+        summary="prune once by the loss's sensitivity, then train",
+        cost="1 + epsilon",
+        source="Lee 2019",
+    ),
+    "grasp": Row(
+        method=Grasp(),
+        family="one-shot",
+        score="theta_0 (H g)",
+        summary="prune once by the gradient's norm, then train",
+        cost="1 + epsilon",
+        source="Wang 2020",
+    ),
+    "wanda": Row(
+        method=Wanda(),
+        family="one-shot",
+        score="|theta_0| ||x||",
+        summary="prune each row once by weight times input, then train",
+        cost="1 + epsilon",
+        source="Sun 2024",
+    ),
     "gradual": Row(
         method=Gradual(),
         family="gradual",
@@ -120,6 +146,14 @@ TABLE: dict[str, Row] = {
         source="Ren & Zhu 2023",
         returns=True,
         taught=True,
+    ),
+    "gradient-flow": Row(
+        method=GradientFlow(),
+        family="gradual",
+        score="|w g|; by measure",
+        summary="rounds of training and pruning by gradient flow",
+        cost="1 + rounds epsilon",
+        source="Lubana & Dick 2021",
     ),
     "imp": Row(
         method=Iterative(),

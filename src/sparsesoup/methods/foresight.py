@@ -1,0 +1,113 @@
+"""Score the pre-trained weights by what the data say of them, prune once, train."""
+
+import math
+from dataclasses import dataclass
+
+from sparsesoup.errors import UserError
+from sparsesoup.patterns import Block, Element
+from sparsesoup.problem import Problem, need_steps
+from sparsesoup.scores.activation import wanda
+from sparsesoup.scores.calibration import calibration, need_batches
+from sparsesoup.scores.gradient import flow, gradient, hessian_product, sensitivity
+from sparsesoup.select import Scope, keep
+from sparsesoup.state import TrainState
+from sparsesoup.targets import upright
+from sparsesoup.ticket import Ticket
+from sparsesoup.train import train
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snip:
+    """Keep the weights to which the loss is most sensitive: |g w| at theta_0. SNIP, Lee et al. 2019.
+
+    Args:
+        batches: over which the gradient is averaged, before the absolute value.
+        pattern: what falls together; 1 x 1 is single weights.
+        scope: who competes with whom.
+    """
+
+    batches: int = 32
+    pattern: Block = Element
+    scope: Scope = "global"
+
+    def __post_init__(self) -> None:
+        need_batches("snip", self.batches)
+
+    def run(self, problem: Problem, sparsity: float) -> Ticket:
+        """The ticket after T steps of training with the mask."""
+        return _once(self, problem, sparsity)
+
+    def prune(self, problem: Problem, state: TrainState, sparsity: float) -> None:
+        """Score and prune the weights as they are."""
+        slopes = gradient(problem, state.model, calibration(problem, self.batches))
+        state.prune_(keep(sensitivity(state.params(), slopes), sparsity, pattern=self.pattern, scope=self.scope))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grasp:
+    """Keep the weights without which the gradient would lose most of its norm: w (H g) at theta_0, with its sign.
+
+    GraSP, Wang et al. 2020.
+
+    Args:
+        batches: over which gradient and Hessian are averaged.
+        temperature: divides the answers before the loss, for the scores alone; no effect where the answer is a number.
+        pattern: what falls together; 1 x 1 is single weights.
+        scope: who competes with whom.
+    """
+
+    batches: int = 32
+    temperature: float = 200.0
+    pattern: Block = Element
+    scope: Scope = "global"
+
+    def __post_init__(self) -> None:
+        need_batches("grasp", self.batches)
+        if not 0.0 < self.temperature < math.inf:
+            raise UserError(f"grasp needs a temperature above 0, got {self.temperature:g}")
+
+    def run(self, problem: Problem, sparsity: float) -> Ticket:
+        """The ticket after T steps of training with the mask."""
+        return _once(self, problem, sparsity)
+
+    def prune(self, problem: Problem, state: TrainState, sparsity: float) -> None:
+        """Score and prune the weights as they are."""
+        rows = calibration(problem, self.batches)
+        slopes = gradient(problem, state.model, rows, self.temperature)
+        products = hessian_product(problem, state.model, rows, slopes, self.temperature)
+        state.prune_(keep(flow(state.params(), products), sparsity, pattern=self.pattern, scope=self.scope))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanda:
+    """Keep in each row of a matrix the weights of largest |w_ij| ||x_j||, x_j the inputs. Wanda, Sun et al. 2024.
+
+    Args:
+        batches: whose tokens, padding left out, are the inputs.
+        scope: who competes with whom; row is the weights of one output.
+    """
+
+    batches: int = 32
+    scope: Scope = "row"
+
+    def __post_init__(self) -> None:
+        need_batches("wanda", self.batches)
+
+    def run(self, problem: Problem, sparsity: float) -> Ticket:
+        """The ticket after T steps of training with the mask."""
+        return _once(self, problem, sparsity)
+
+    def prune(self, problem: Problem, state: TrainState, sparsity: float) -> None:
+        """Score and prune the weights as they are."""
+        scores = wanda(problem, state.model, calibration(problem, self.batches))
+        # A row is what feeds one output, so a matrix that is stored the other way round is turned.
+        masks = keep(upright(scores, problem.targets), sparsity, scope=self.scope)
+        state.prune_(upright(masks, problem.targets))
+
+
+def _once(method: Snip | Grasp | Wanda, problem: Problem, sparsity: float) -> Ticket:
+    need_steps(problem, 1, "a run")
+    state = problem.start()
+    problem.journal.piece("score", state, method.prune, problem, state, sparsity)
+    problem.journal.piece("train", state, train, state, problem, problem.steps)
+    return problem.ticket(state)

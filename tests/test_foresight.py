@@ -1,0 +1,184 @@
+"""The methods that score by data: what they prune by, when, and that they train on what was there."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import Watch, same, tiny, watched
+from sparsesoup import masks as algebra
+from sparsesoup.errors import UserError
+from sparsesoup.masks import Masks
+from sparsesoup.methods import METHODS, Method
+from sparsesoup.methods.flow import GradientFlow
+from sparsesoup.methods.foresight import Grasp, Snip, Wanda
+from sparsesoup.patterns import Row
+from sparsesoup.problem import Problem, Training
+from sparsesoup.schedules import Cubic
+from sparsesoup.scores.activation import wanda
+from sparsesoup.scores.calibration import calibration
+from sparsesoup.scores.gradient import gradient, hessian_product
+from sparsesoup.select import keep
+from sparsesoup.targets import parameters
+from sparsesoup.train import train
+from test_gradient import exact
+from tiny_bert import bert
+
+ONCE = ("snip", "grasp", "wanda")
+
+
+def masks_by_hand(name: str, problem: Problem, share: float) -> Masks:
+    """The masks of theta_0 by the published formula, with the weights of the problem itself."""
+    model, rows = problem.pretrained, calibration(problem, 32)
+    params = {n: p.detach() for n, p in parameters(model, problem.targets).items()}
+    if name == "wanda":
+        return keep(wanda(problem, model, rows), share, scope="row")
+    g = gradient(problem, model, rows, 200.0 if name == "grasp" else 1.0)
+    if name == "snip":
+        return keep({n: (g[n] * p).abs() for n, p in params.items()}, share)
+    product = hessian_product(problem, model, rows, g, 200.0)
+    removed = keep({n: -p * product[n] for n, p in params.items()}, 1 - share)  # the largest -w (H g) go
+    return {n: ~m for n, m in removed.items()}
+
+
+@pytest.mark.parametrize("name", ONCE)
+def test_a_one_shot_ticket_is_theta_0_pruned_by_its_score_and_trained(name: str) -> None:
+    problem = tiny()
+    masks = masks_by_hand(name, problem, 0.6)
+    ticket = METHODS[name].run(tiny(), 0.6)
+    assert same(ticket.masks, masks)
+    state = problem.start()  # nothing of theta_0 is drawn anew
+    state.prune_(masks)
+    train(state, problem, problem.steps)
+    algebra.apply_(state.params(), masks)
+    assert same(ticket.weights, state.model.state_dict())
+    plain = METHODS["magnitude"].run(tiny(), 0.6).masks
+    assert algebra.distance(plain, ticket.masks) > 0.05
+
+
+def test_grasp_keeps_what_the_explicit_hessian_says() -> None:
+    problem = exact()
+    model, rows = problem.pretrained.eval(), calibration(problem, 4)
+    batch = problem.train.batch([i for part in rows for i in part])
+    names, params = zip(*parameters(model, problem.targets).items(), strict=True)
+
+    def loss(*weights: torch.Tensor) -> torch.Tensor:
+        table = dict(zip(names, weights, strict=True))
+        outputs = torch.func.functional_call(model, table, (batch["x"].double(),))
+        return problem.criterion(outputs / 200.0, batch)
+
+    given = tuple(p.detach() for p in params)
+    slopes = torch.autograd.functional.jacobian(loss, given)
+    blocks = torch.autograd.functional.hessian(loss, given)
+    scores = {}
+    for name, weight, row in zip(names, given, blocks, strict=True):
+        product = sum(torch.tensordot(h, g, dims=2) for h, g in zip(row, slopes, strict=True))
+        scores[name] = weight * product
+    assert same(Grasp(batches=4).run(exact(), 0.5).masks, keep(scores, 0.5))
+
+
+@pytest.mark.parametrize(("name", "times"), [("snip", 1), ("grasp", 2), ("wanda", 1)])
+def test_scoring_is_charged_beside_the_training(name: str, times: int) -> None:
+    cost = replace(METHODS[name], batches=3).run(tiny(), 0.6).cost
+    assert {label: (c["steps"], c["examples"]) for label, c in cost.items()} == {
+        "score": (0, times * 3 * 16),
+        "strong": (60, 960),
+        "validation": (0, 96),
+    }
+
+
+def test_the_progress_of_scoring_is_shown_and_is_no_step_of_a_training() -> None:
+    told: list[tuple[str, int, int]] = []
+    shown: list[tuple[str, bool]] = []
+
+    class Spy(Watch):
+        def begin(self, label: str, step: int, until: int) -> None:
+            told.append((label, step, until))
+
+        def step(self, record: Mapping[str, Any]) -> None:
+            super().step(record)
+            shown.append((told[-1][0], bool(record)))
+
+    watch = Spy()
+    Grasp(batches=3).run(tiny(observer=watch), 0.6)
+    assert told == [("score", 0, 3), ("score", 0, 3), ("strong", 0, 60), ("validation", 0, 3)]
+    assert shown[:6] == [("score", False)] * 6  # progress, with nothing to log
+    assert len(shown) == 6 + 60 + 3
+
+
+def test_patterns_and_scopes_reach_the_masks() -> None:
+    for method in (Snip(batches=2, pattern=Row), Grasp(batches=2, pattern=Row)):
+        assert all((m.all(1) | ~m.any(1)).all() for m in method.run(tiny(), 0.5).masks.values())
+    for method in (Snip(batches=2, scope="2:4"), Wanda(batches=2, scope="2:4")):
+        assert all((m.reshape(-1, 4).sum(1) == 2).all() for m in method.run(tiny(), 0.5).masks.values())
+    each = GradientFlow(batches=2, scope="tensor").run(tiny(), 0.5)
+    assert [int(m.sum()) for m in each.masks.values()] == [200, 200, 600]
+
+
+def score_by_hand(measure: str, problem: Problem, state: Any, number: int) -> dict[str, torch.Tensor]:
+    rows, model = calibration(problem, 3, number), state.model
+    g, params = gradient(problem, model, rows), {n: p.detach() for n, p in state.params().items()}
+    if measure == "loss":
+        return {n: (p * g[n]).abs() for n, p in params.items()}
+    if measure == "change":
+        first = parameters(problem.pretrained, problem.targets)
+        return {n: (p - first[n].detach()).abs() * (p * g[n]).abs() for n, p in params.items()}
+    product = hessian_product(problem, model, rows, {n: t.where(state.masks[n], 0.0) for n, t in g.items()})
+    return {n: (p * product[n]).abs() for n, p in params.items()}
+
+
+@pytest.mark.parametrize("measure", ["loss", "change", "norm"])
+def test_gradient_flow_prunes_by_its_measure_after_each_stretch_of_training(measure: Any) -> None:
+    with watched() as watch:
+        ticket = GradientFlow(measure=measure, rounds=3, finish=0.4, batches=3).run(tiny(), 0.8)
+    problem, plan = tiny(), Cubic(0, 3)
+    state, at = problem.start(), (12, 24, 36)
+    for number, (step, found) in enumerate(zip(at, watch.pruned, strict=True), start=1):
+        train(state, problem, step - state.step)
+        goal = plan.at(number, 0.8)
+        assert algebra.kept(found) == round(2000 * (1 - goal))
+        state.prune_(keep(score_by_hand(measure, problem, state, number), goal, within=state.masks))
+        assert same(found, state.masks)
+    train(state, problem, 60 - state.step)
+    algebra.apply_(state.params(), state.masks)
+    assert same(ticket.weights, state.model.state_dict())
+    assert ticket.notes == {"measure": measure}
+    assert ticket.cost["score"]["examples"] == 3 * 3 * 16 * (2 if measure == "norm" else 1)
+
+
+def test_the_measures_of_gradient_flow_and_magnitude_find_different_masks() -> None:
+    found = [GradientFlow(measure=m, batches=4).run(tiny(), 0.7).masks for m in ("loss", "change", "norm")]
+    found.append(METHODS["gradual"].run(tiny(), 0.7).masks)
+    assert all(algebra.distance(a, b) > 0.02 for i, a in enumerate(found) for b in found[:i])
+
+
+@pytest.mark.parametrize("name", [*ONCE, "gradient-flow"])
+def test_every_one_of_them_runs_on_a_bert_that_trains_in_bf16(name: str) -> None:
+    problem = bert(training=Training(learning_rate=1e-3, batch_size=8, precision="bf16"), steps=12)
+    method = replace(METHODS[name], batches=2, **({"measure": "norm"} if name == "gradient-flow" else {}))
+    ticket = method.run(problem, 0.7)
+    assert ticket.sparsity == pytest.approx(0.7, abs=1e-3)
+    assert ticket.cost["score"]["flops"] > 0
+    assert ticket.cost["score"]["padding"] > 0
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Snip(batches=0), "snip needs batches >= 1, got 0"),
+        (lambda: Wanda(batches=-1), "wanda needs batches >= 1, got -1"),
+        (lambda: Grasp(batches=0), "grasp needs batches >= 1, got 0"),
+        (lambda: Grasp(temperature=0.0), "grasp needs a temperature above 0, got 0"),
+        (lambda: Grasp(temperature=float("nan")), "grasp needs a temperature above 0, got nan"),
+        (lambda: GradientFlow(batches=0), "gradient-flow needs batches >= 1, got 0"),
+        (lambda: GradientFlow(rounds=0), "gradient-flow needs rounds >= 1 and finish in (0, 1), got 0 and 0.5"),
+        (lambda: GradientFlow(finish=1.0), "gradient-flow needs rounds >= 1 and finish in (0, 1), got 5 and 1"),
+        (lambda: GradientFlow(finish=0.0), "gradient-flow needs rounds >= 1 and finish in (0, 1), got 5 and 0"),
+    ],
+)
+def test_impossible_settings_are_refused(make: Callable[[], Method], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        make()
+    assert str(caught.value) == said
