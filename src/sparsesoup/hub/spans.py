@@ -52,8 +52,7 @@ def find_spans(
     kind = getattr(features.get(answers), "feature", features.get(answers))  # a table of lists, or a list of tables
     if len(columns) == 2 and {*columns} <= set(features):
         if isinstance(kind, dict) and {"text", "answer_start"} <= set(kind):
-            task = Spans((columns[0], columns[1]), answers, False, stride)
-            return Spans(task.texts, answers, not all(answers_of(train, task, f"{name} train")), stride)
+            return Spans((columns[0], columns[1]), answers, not all(map(_pairs, train[answers][:])), stride)
         labels = [c for c, k in features.items() if isinstance(k, ClassLabel) or c.lower() in LABEL_NAMES]
         if columns == found.texts and not label and not labels:
             raise UserError(
