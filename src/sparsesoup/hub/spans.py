@@ -214,9 +214,8 @@ def _tokens(tokenizer: Any, texts: Sequence[str]) -> Mapping[str, Tokens]:
 
 def _held(places: np.ndarray, text: str, start: int) -> tuple[int, int] | None:
     """(first, last) of the tokens that touch an answer; None if none does, as where the tokenizer drops its signs."""
-    begin = start + len(text) - len(text.lstrip())
-    first = int(np.searchsorted(places[:, 1], begin, side="right"))
-    last = int(np.searchsorted(places[:, 0], start + len(text.rstrip()), side="left")) - 1
+    first = int(np.searchsorted(places[:, 1], start, side="right"))
+    last = int(np.searchsorted(places[:, 0], start + len(text), side="left")) - 1
     return (first, last) if first <= last else None
 
 
