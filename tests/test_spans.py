@@ -213,10 +213,11 @@ def test_squads_columns_are_known_in_both_forms_and_under_other_names():
 
 
 def test_a_question_without_an_answer_makes_it_squad_2():
-    row, empty = questions(1)[0], {"text": [], "answer_start": []}
-    assert find(rows_of(row, {**row, "answers": empty}), "x", None, None) == Spans(unanswerable=True)
-    assert has_answers(rows_of(row, {**row, "answers": empty}), TASK)
-    assert not has_answers(rows_of({**row, "answers": empty}), TASK)
+    row = questions(1)[0]
+    for empty in ({"text": [], "answer_start": []}, {"text": [""], "answer_start": [-1]}):
+        assert find(rows_of(row, {**row, "answers": empty}), "x", None, None) == Spans(unanswerable=True)
+        assert has_answers(rows_of(row, {**row, "answers": empty}), TASK)
+        assert not has_answers(rows_of({**row, "answers": empty}), TASK)
 
 
 def test_a_table_of_questions_without_answers_is_refused_and_other_tables_are_left_alone():
