@@ -19,7 +19,7 @@ from sparsesoup import recipe
 from sparsesoup.cli import main
 from sparsesoup.errors import UserError
 from sparsesoup.hub.build import open_task
-from sparsesoup.hub.models import load_classifier
+from sparsesoup.hub.models import load_model
 from sparsesoup.methods import METHODS
 from sparsesoup.run import _complete
 from sparsesoup.ticket import Ticket
@@ -117,7 +117,7 @@ def test_every_family_goes_from_checkpoint_to_a_folder_that_transformers_alone_r
         name = f"{family}, {method}"
         report = run.report
         # What this process has in its hands: the ticket's own weights in the model that was trained.
-        model = load_classifier(str(place / family), open_task(settings_of(run.path).place).task, seed=0)
+        model = load_model(str(place / family), open_task(settings_of(run.path).place).task, seed=0)
         model.load_state_dict(ticket.weights)
         tool = tokenizer(family in ("bert", "deberta-v2", "electra"))
         with torch.no_grad():
@@ -298,7 +298,7 @@ def test_run_keys_are_pinned():
         "method": {"name": "isp", "stages": 5, "weak_masks": 4, "look_ahead": 0.005, "finish": 0.5,
                    "budget": "charged"},
         "model": "minilm", "dataset": "docstrings", "data_root": None, "dataset_config": None, "text_columns": None,
-        "label_column": None, "max_length": 128, "trust_remote_code": False, "seed": 0,
+        "label_column": None, "max_length": None, "doc_stride": None, "trust_remote_code": False, "seed": 0,
         "sparsity": None, "steps": None, "epochs": None,
         "train": {"learning_rate": 1e-4, "weight_decay": 0.01, "warmup": 0.1, "batch_size": 32, "accumulation": 1,
                   "clip": 1.0, "precision": "no", "optimizer": "adamw",

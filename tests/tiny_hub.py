@@ -127,6 +127,29 @@ def reviews(folder: Path, rows: int = 80) -> Path:
     return folder
 
 
+def questions(count: int, seed: int = 0, clauses: int = 3) -> list[dict[str, Any]]:
+    """Questions in SQuAD's format: what was said of a thing, in a context that says something of several."""
+    draw = random.Random(seed)
+    found = []
+    for i in range(count):
+        things = draw.sample(["film", "book", "plot", "cast"], min(clauses, 4))
+        said = [f"the {thing} was {draw.choice(['very ', 'so ', ''])}{draw.choice(WORDS[15:])}" for thing in things]
+        number = draw.randrange(len(said))
+        context, answer = " and ".join(said), said[number].split(" was ")[1]
+        start = context.index(said[number]) + said[number].index(" was ") + 5
+        right = {"text": [answer], "answer_start": [start]}
+        found.append({"id": str(i), "context": context, "question": f"{things[number]} was", "answers": right})
+    return found
+
+
+def squad(folder: Path, rows: int = 40) -> Path:
+    """A data set of questions: train.jsonl and validation.jsonl."""
+    for split, count, seed in (("train", rows, 1), ("validation", 12, 2)):
+        asked = questions(count, seed)
+        write_rows(folder / f"{split}.jsonl", tuple(asked[0]), [tuple(row.values()) for row in asked])
+    return folder
+
+
 def offline() -> dict[str, str]:
     """The environment of a command: one thread, no Hub, modules from where this process has them."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "error"}

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from sparsesoup.errors import UserError
-from sparsesoup.hub.build import Opened, load_model
-from sparsesoup.hub.models import load_tokenizer
+from sparsesoup.hub.build import Opened
+from sparsesoup.hub.models import load_model, load_tokenizer
 from sparsesoup.meter import Cost, Meter
 from sparsesoup.methods import METHODS
 from sparsesoup.objectives import distilled
@@ -22,9 +22,9 @@ def teach(problem: Problem, settings: Settings, opened: Opened, path: str) -> Pr
 
     Raises: UserError if the teacher is no fine-tuned model of this task or reads texts in another way.
     """
-    place = replace(settings.place, model=path)
-    teacher = load_model(place, opened, whole=True)
-    vocabularies = [load_tokenizer(m, place.trust_remote_code).get_vocab() for m in (path, settings.place.model)]
+    place = settings.place
+    teacher = load_model(path, opened.task, place.seed, place.trust_remote_code, whole=True)
+    vocabularies = [load_tokenizer(m, place.trust_remote_code).get_vocab() for m in (path, place.model)]
     if vocabularies[0] != vocabularies[1]:
         raise UserError(
             f"the teacher {path} reads other tokens than {settings.place.model}; give a teacher with the same tokenizer"

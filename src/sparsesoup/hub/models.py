@@ -12,13 +12,13 @@ import transformers
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers import logging as messages
 
 from sparsesoup.errors import UserError
 from sparsesoup.hub.embedded import embedded_model
 from sparsesoup.hub.families import prunable
-from sparsesoup.hub.tasks import Task
+from sparsesoup.hub.kinds import AnyTask, kind_of
 from sparsesoup.rng import fold
 
 EMBEDDED = "minilm"
@@ -57,29 +57,20 @@ def _options(where: str, remote_code: bool) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": where, "local_files_only": local, "trust_remote_code": remote_code}
 
 
-def load_classifier(
-    model: str, task: Task, seed: int, remote_code: bool = False, whole: bool = False
-) -> PreTrainedModel:
-    """A sequence classifier (one output for regression) in float32, its new head drawn from the seed.
+def load_model(model: str, task: AnyTask, seed: int, remote_code: bool = False, whole: bool = False) -> PreTrainedModel:
+    """A model with the head that the task needs, in float32; a new head is drawn from the seed.
 
     Only safetensors are read; code of the checkpoint runs only if `remote_code` says so.
-    Raises: UserError if there is no such model, or none that classifies sequences; if it is to be `whole`, also where
-    its head is not there or answers another number of classes.
+    Raises: UserError if there is no such model, or none with such a head; if it is to be `whole`, as a teacher, also
+    where the head is not its own or of another shape.
     """
-    options = _options(locate(model), remote_code)
-    classes = list(task.labels) or ["score"]
+    options, kind = _options(locate(model), remote_code), kind_of(task)
     with _reading(model):
-        config = AutoConfig.from_pretrained(
-            **options,
-            num_labels=len(classes),
-            id2label=dict(enumerate(classes)),
-            label2id={name: i for i, name in enumerate(classes)},
-            problem_type="single_label_classification" if task.labels else "regression",
-        )
+        config = AutoConfig.from_pretrained(**options, **kind.settings(task))
         with torch.random.fork_rng():
             torch.manual_seed(fold(seed, "head"))
             # A checkpoint may be stored in bf16, which transformers 5 would keep: fine-tuning needs float32.
-            loaded, found = AutoModelForSequenceClassification.from_pretrained(
+            loaded, found = kind.head.from_pretrained(
                 **options,
                 config=config,
                 dtype=torch.float32,

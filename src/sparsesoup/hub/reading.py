@@ -1,5 +1,6 @@
 """How files and the Hub's repositories become rows, quietly: no bars, no logs and no tracebacks of the libraries."""
 
+import json
 import logging
 import re
 import warnings
@@ -10,7 +11,7 @@ from typing import Any
 
 import datasets
 import huggingface_hub
-from datasets import Dataset
+from datasets import Dataset, Features, Value
 from huggingface_hub.errors import HfHubHTTPError
 
 from sparsesoup.errors import UserError
@@ -27,6 +28,7 @@ SPLIT_WORDS = {
     "testing": "test",
 }
 NO_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json", "package.json")
+SQUAD = re.compile(r'\s*\{.*"data"\s*:\s*\[.*"paragraphs"', re.DOTALL)  # how a file of SQuAD's own format begins
 PATIENCE = 5.0  # seconds for the Hub's first answer; load_dataset alone tries for 23 seconds before it says "offline"
 
 
@@ -77,6 +79,8 @@ def read_files(name: str, paths: list[Path]) -> Dataset:
     files = {"train": [str(path.resolve()) for path in paths]}
     try:
         with quiet():
+            if suffix == ".json" and all(SQUAD.match(_head(path)) for path in paths):
+                return _squad(paths)
             return datasets.load_dataset(READERS[suffix], data_files=files, split="train", **_options(suffix))
     except Exception as error:
         if "corresponds to no data" in str(error):  # what datasets says of a table with a head and no rows
@@ -87,6 +91,27 @@ def read_files(name: str, paths: list[Path]) -> Dataset:
             f"cannot read {paths[0]} ({len(paths)} files of the {name} split) as {suffix[1:]}: {one_line(error)}; "
             "check that the file is whole and that all rows have the same columns"
         ) from error
+
+
+def _head(path: Path) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read(2000)
+
+
+def _squad(paths: list[Path]) -> Dataset:
+    """Articles with paragraphs with questions, as SQuAD publishes them, as the table that the Hub has."""
+    articles = [article for path in paths for article in json.loads(path.read_text(encoding="utf-8"))["data"]]
+    rows = [
+        (str(asked.get("id", "")), article.get("title"), paragraph["context"], asked["question"], asked["answers"])
+        for article in articles
+        for paragraph in article["paragraphs"]
+        for asked in paragraph["qas"]
+    ]
+    answers = [{key: [answer[key] for answer in row[-1]] for key in ("text", "answer_start")} for row in rows]
+    texts = {name: [row[i] for row in rows] for i, name in enumerate(("id", "title", "context", "question"))}
+    kinds = {"text": datasets.List(Value("string")), "answer_start": datasets.List(Value("int32"))}
+    features = Features({**dict.fromkeys(texts, Value("string")), "answers": kinds})
+    return Dataset.from_dict({**texts, "answers": answers}, features=features)
 
 
 def open_hub(repository: str, config: str | None) -> Mapping[str, Dataset]:

@@ -17,12 +17,14 @@ from datasets import Dataset
 
 from sparsesoup.errors import UserError
 from sparsesoup.hub.embedded import embedded_dataset
+from sparsesoup.hub.kinds import AnyTask, kind_of
 from sparsesoup.hub.reading import find_files, one_line, open_hub, read_files
-from sparsesoup.hub.tasks import Task, glue_task, label_values
+from sparsesoup.hub.tasks import glue_task
 from sparsesoup.rng import generator
 
 DATA_ROOT = "SPARSESOUP_DATA"
 EMBEDDED = "docstrings"
+SHORT = {"squad": "rajpurkar/squad", "squad_v2": "rajpurkar/squad_v2"}  # names of old that a cache does not know
 HELD_OUT, HELD_OUT_ROWS = 0.1, 2000
 TEST_SEED = 0
 TRAIN_NAMES = ("train", "training")
@@ -101,7 +103,7 @@ def open_splits(dataset: str, *, data_root: str | None = None, config: str | Non
     return _open_on_hub(dataset, config, looked)
 
 
-def training_splits(source: Source, task: Task, seed: int) -> tuple[Dataset, Dataset]:
+def training_splits(source: Source, task: AnyTask, seed: int) -> tuple[Dataset, Dataset]:
     """(train, validation), both from the training split alone: a seeded 10 %, at most 2,000 rows, is held out."""
     name = _train_name(source)
     rows = _labelled(source.splits[name], task, f"{source.name} {name}")
@@ -114,7 +116,7 @@ def training_splits(source: Source, task: Task, seed: int) -> tuple[Dataset, Dat
     return _carve(rows, seed, "validation")
 
 
-def open_test(source: Source, task: Task) -> dict[str, Dataset]:
+def open_test(source: Source, task: AnyTask) -> dict[str, Dataset]:
     """The test rows by name (`test`; MNLI's are `matched` and `mismatched`); no method may call this.
 
     GLUE's official validation split is the test split; elsewhere a labelled `test`, else `validation`; a dataset with a
@@ -193,6 +195,7 @@ def _safe(name: str) -> str:
 def _open_on_hub(dataset: str, config: str | None, looked: list[str]) -> Source:
     repository, _, suffix = dataset.partition(":")
     config = config or suffix or None
+    repository = SHORT.get(repository, repository)
     if repository.startswith("glue/") and repository.count("/") == 1:
         repository, config = "nyu-mll/glue", repository.removeprefix("glue/")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repository):
@@ -209,7 +212,7 @@ def _open_on_hub(dataset: str, config: str | None, looked: list[str]) -> Source:
         ) from error
     if repository == "nyu-mll/glue" and config:
         return Source(f"glue/{_safe(config)}", splits)
-    parts = [_safe(part) for part in repository.split("/")]
+    parts = [_safe(part) for part in dataset.partition(":")[0].split("/")]
     return Source("/".join(parts) + (f"-{_safe(config)}" if config else ""), splits)
 
 
@@ -226,30 +229,25 @@ def _train_name(source: Source) -> str:
     return named[0]
 
 
-def _needs_carving(source: Source, task: Task) -> bool:
+def _needs_carving(source: Source, task: AnyTask) -> bool:
     """Whether no other split can be the test split; looks into `test` only where it is the sole candidate."""
     if any(name.startswith(VALIDATION_NAMES) for name in source.splits):
         return False
-    return "test" not in source.splits or not _has_labels(source.splits["test"], task)
+    return "test" not in source.splits or not kind_of(task).labelled(source.splits["test"], task)
 
 
-def _test_names(source: Source, task: Task) -> dict[str, str]:
+def _test_names(source: Source, task: AnyTask) -> dict[str, str]:
     """What `open_test` calls each test split -> the split's own name."""
     candidates = [name for name in source.splits if name.startswith(VALIDATION_NAMES)]
     plain = [name for name in VALIDATION_NAMES if name in candidates] or candidates[:1]
     if glue_task(source.name) and candidates:
         both = {key: f"validation_{key}" for key in ("matched", "mismatched")}
         return {key: name for key, name in both.items() if name in candidates} or {"test": plain[0]}
-    labelled = "test" in source.splits and _has_labels(source.splits["test"], task)
+    labelled = "test" in source.splits and kind_of(task).labelled(source.splits["test"], task)
     return {"test": "test" if labelled else plain[0]}
 
 
-def _has_labels(rows: Dataset, task: Task) -> bool:
-    """Whether any row has a label: competitions publish test rows whose labels are all -1 or missing."""
-    return task.label in rows.column_names and any(value not in (None, -1) for value in rows.unique(task.label))
-
-
-def _labelled(rows: Dataset, task: Task, split: str) -> Dataset:
+def _labelled(rows: Dataset, task: AnyTask, split: str) -> Dataset:
     missing = [column for column in (*task.texts, task.label) if column not in rows.column_names]
     if missing:
         raise UserError(
@@ -258,7 +256,7 @@ def _labelled(rows: Dataset, task: Task, split: str) -> Dataset:
         )
     if not len(rows):
         raise UserError(f"{split} is empty, where at least one row is needed; check the file")
-    label_values(rows, task, split)
+    kind_of(task).check(rows, task, split)
     return rows
 
 

@@ -10,14 +10,17 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, Value
 from scipy import stats
 from sklearn import metrics as judged
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
+from sparsesoup.data import Batch
 from sparsesoup.errors import UserError
 
 LABEL_NAMES = (
     "label", "labels", "target", "targets", "class", "category", "sentiment", "intent", "topic", "score", "rating",
 )  # fmt: skip
 ID_NAMES = ("idx", "id", "guid", "uid", "uuid", "index", "row_id", "pairid", "promptid")
+Judged = Callable[[Tensor, Tensor], dict[str, float]]  # (outputs, labels) -> scores by name
 FLAGS = "name them with `--text-columns` and `--label-column`"
 
 
@@ -106,23 +109,57 @@ def label_values(rows: Dataset, task: Task, split: str) -> list[int] | list[floa
     return [classes[value] if written else int(value) for value in values]
 
 
-def metric(task: Task) -> Callable[[Tensor, Tensor], dict[str, float]]:
+def has_labels(rows: Dataset, task: Task) -> bool:
+    """Whether any row has a label: competitions publish test rows whose labels are all -1 or missing."""
+    return task.label in rows.column_names and any(value not in (None, -1) for value in rows.unique(task.label))
+
+
+def predict(model: nn.Module, batch: Batch) -> Tensor:
+    """Logits [rows, classes], or numbers [rows, 1] for regression."""
+    return model(**{name: t for name, t in batch.items() if name != "labels"}).logits
+
+
+def criterion(task: Task) -> Callable[[Tensor, Batch], Tensor]:
+    """The loss of a task: cross-entropy, or mean squared error for regression."""
+
+    def classify(outputs: Tensor, batch: Batch) -> Tensor:
+        return functional.cross_entropy(outputs.float(), batch["labels"])
+
+    def regress(outputs: Tensor, batch: Batch) -> Tensor:
+        return functional.mse_loss(outputs.float().squeeze(-1), batch["labels"])
+
+    return classify if task.labels else regress
+
+
+def metric(task: Task) -> Judged:
     """The judge of a task: (outputs, labels) -> every metric of `task.metrics` by name.
 
     Outputs are logits [rows, classes], or numbers [rows] or [rows, 1] for regression; labels are [rows].
     """
 
     def judge(outputs: Tensor, labels: Tensor) -> dict[str, float]:
-        scores, truth = outputs.detach().float().cpu().numpy(), labels.detach().cpu().numpy()
-        if not np.isfinite(scores).all():
-            raise UserError(
-                f"{int((~np.isfinite(scores)).sum())} of {scores.size} outputs of the model are NaN or infinite, where "
-                "numbers are needed: the training diverged; lower the learning rate"
-            )
+        scores, truth = finite(outputs), labels.detach().cpu().numpy()
         answers = scores.argmax(-1) if task.labels else scores.reshape(len(truth))
         return {name: METRICS[name](truth, answers) for name in task.metrics}
 
     return judge
+
+
+def finite(outputs: Tensor) -> np.ndarray:
+    """A model's outputs as an array; UserError if one is not finite."""
+    scores = outputs.detach().float().cpu().numpy()
+    if not np.isfinite(scores).all():
+        raise UserError(
+            f"{int((~np.isfinite(scores)).sum())} of {scores.size} outputs of the model are NaN or infinite, where "
+            "numbers are needed: the training diverged; lower the learning rate"
+        )
+    return scores
+
+
+def columns_of(features: Features) -> str:
+    """Names and types of a table's columns, in words."""
+    kinds = (f"{name} ({getattr(kind, 'dtype', type(kind).__name__)})" for name, kind in features.items())
+    return ", ".join(kinds)
 
 
 STRINGS = ("string", "large_string", "string_view")
@@ -130,14 +167,9 @@ WHOLE = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64
 REAL = ("float16", "float32", "float64", "double", "float")
 
 
-def _columns(features: Features) -> str:
-    kinds = (f"{name} ({getattr(kind, 'dtype', type(kind).__name__)})" for name, kind in features.items())
-    return ", ".join(kinds)
-
-
 def _checked(column: str, features: Features, name: str) -> str:
     if column not in features:
-        raise UserError(f"{name} has no column {column!r}; its columns are {_columns(features)}; {FLAGS}")
+        raise UserError(f"{name} has no column {column!r}; its columns are {columns_of(features)}; {FLAGS}")
     return column
 
 
@@ -146,7 +178,7 @@ def _label_column(features: Features, name: str) -> str:
     named = named or [column for column in features if column.lower() in LABEL_NAMES]
     if len(named) != 1:
         what = f"{len(named)} columns that may be the label" if named else "no column that looks like a label"
-        raise UserError(f"{name} has {what}; its columns are {_columns(features)}; {FLAGS}")
+        raise UserError(f"{name} has {what}; its columns are {columns_of(features)}; {FLAGS}")
     return named[0]
 
 
@@ -157,7 +189,7 @@ def _text_columns(features: Features, label: str, name: str) -> tuple[str, ...]:
     if not 1 <= len(found) <= 2:
         what = f"{len(found)} columns that may be the text" if found else "no column of text"
         raise UserError(
-            f"{name} has {what}, where one or two are allowed; its columns are {_columns(features)}; {FLAGS}"
+            f"{name} has {what}, where one or two are allowed; its columns are {columns_of(features)}; {FLAGS}"
         )
     return tuple(found)
 
@@ -176,7 +208,7 @@ def _class_names(train: Dataset, label: str, name: str) -> tuple[str, ...]:
         return tuple(str(i) for i in range(int(max(present)) + 1))
     raise UserError(
         f"{name}: the label column {label} is of type {dtype} with {len(present)} values, where classes, numbers "
-        f"or strings are allowed; its columns are {_columns(train.features)}; {FLAGS}"
+        f"or strings are allowed; its columns are {columns_of(train.features)}; {FLAGS}"
     )
 
 

@@ -14,7 +14,9 @@ from sparsesoup.data import Batch, Data
 from sparsesoup.errors import UserError
 from sparsesoup.hub.tasks import Task, label_values
 
-Row = tuple[Any, ...]  # one array of token numbers per name of the tokenizer's inputs, then the label
+Row = tuple[
+    Any, ...
+]  # one array of token numbers per name of the tokenizer's inputs, then what `collate` makes labels of
 MASK = "attention_mask"
 
 
@@ -27,8 +29,8 @@ def encode(rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max_le
         max_length: tokens of a row at most, special tokens included; the longer text of a pair is cut first.
     Raises: UserError that names row and column where a text is no string, and where the tokenizer does not fit.
     """
-    _check_tokenizer(tokenizer, max_length)
-    columns = [_strings(rows, column) for column in task.texts]
+    check_tokenizer(tokenizer, max_length)
+    columns = [strings(rows, column) for column in task.texts]
     labels = label_values(rows, task, "the data")
     # Unset, the tokenizer's threads and a later fork warn and may lock up; one thread tokenises SST-2 in seconds.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -41,12 +43,23 @@ def encode(rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max_le
 
 
 def _collate(names: Sequence[str], tokenizer: PreTrainedTokenizerBase, dtype: type) -> Callable[[Sequence[Row]], Batch]:
-    """Rows -> batch, padded to its longest row; numpy, as torch is slow at things this small."""
-    known = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
-    fills = [(name, known.get(name, 0)) for name in names]
-    masked, left = MASK in tokenizer.model_input_names, tokenizer.padding_side == "left"
+    pad = padding(names, tokenizer, tokenizer.padding_side == "left")
 
     def collate(rows: Sequence[Row]) -> Batch:
+        batch = pad(rows)
+        batch["labels"] = torch.from_numpy(np.array([row[-1] for row in rows], dtype=dtype))
+        return batch
+
+    return collate
+
+
+def padding(names: Sequence[str], tokenizer: Any, left: bool) -> Callable[[Sequence[Row]], Batch]:
+    """Rows -> the model's inputs, padded to the longest row; numpy, as torch is slow at things this small."""
+    known = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+    fills = [(name, known.get(name, 0)) for name in names]
+    masked = MASK in tokenizer.model_input_names
+
+    def pad(rows: Sequence[Row]) -> Batch:
         lengths = [len(row[0]) for row in rows]
         width = max(lengths)
         spans = [slice(width - n, width) if left else slice(n) for n in lengths]
@@ -54,10 +67,9 @@ def _collate(names: Sequence[str], tokenizer: PreTrainedTokenizerBase, dtype: ty
         batch = {name: _padded(columns[k], spans, width, fill) for k, (name, fill) in enumerate(fills)}
         if masked:
             batch[MASK] = _padded([1] * len(rows), spans, width, 0)
-        batch["labels"] = torch.from_numpy(np.array(columns[-1], dtype=dtype))
         return batch
 
-    return collate
+    return pad
 
 
 def _padded(values: Sequence[Any], spans: Sequence[slice], width: int, fill: int) -> Tensor:
@@ -67,7 +79,8 @@ def _padded(values: Sequence[Any], spans: Sequence[slice], width: int, fill: int
     return torch.from_numpy(padded)
 
 
-def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    """Raise a UserError if a tokenizer cannot pad, or makes no rows of that length."""
     name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
     if tokenizer.pad_token_id is None:
         raise UserError(
@@ -82,7 +95,8 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Non
         )
 
 
-def _strings(rows: Dataset, column: str) -> list[str]:
+def strings(rows: Dataset, column: str) -> list[str]:
+    """The texts of a column; UserError that names the row where one is no string."""
     values = rows[column][:]
     for i, value in enumerate(values):
         if not isinstance(value, str):

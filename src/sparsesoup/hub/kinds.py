@@ -1,0 +1,96 @@
+"""The kinds of task: how each is told, which head answers it, how it is learnt and judged."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
+
+from sparsesoup.data import Batch, Data
+from sparsesoup.errors import UserError
+from sparsesoup.hub import spans, tasks, text
+from sparsesoup.hub.spans import Spans
+from sparsesoup.hub.tasks import Judged, Task
+
+AnyTask = Task | Spans
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A kind of task. A new one is a task of its own (a dataclass with columns `texts` and `label`) and a Kind here.
+
+    Args:
+        head: the class of transformers that loads a model with such a head.
+        settings: task -> what the model's config.json says of the head.
+        check: (rows, task, split) raises a UserError where a label is wrong.
+        labelled: (rows, task) -> whether any row has a label.
+        encode: (rows, task, tokenizer, max_length) -> what is learnt from, and who judges the answers to it.
+        predict: (model, batch) -> outputs [rows, ...].
+        criterion: task -> (outputs, batch) -> mean loss.
+        length: tokens of a row at most where nothing else is asked.
+    """
+
+    head: Any
+    settings: Callable[[Any], dict[str, Any]]
+    check: Callable[[Dataset, Any, str], object]
+    labelled: Callable[[Dataset, Any], bool]
+    encode: Callable[[Dataset, Any, Any, int], tuple[Data, Judged]]
+    predict: Callable[[nn.Module, Batch], Tensor]
+    criterion: Callable[[Any], Callable[[Tensor, Batch], Tensor]]
+    length: int
+
+
+CLASSES = Kind(
+    head=AutoModelForSequenceClassification,
+    settings=lambda task: {
+        **_names(task.labels or ("score",)),
+        "problem_type": "single_label_classification" if task.labels else "regression",
+    },
+    check=tasks.label_values,
+    labelled=tasks.has_labels,
+    encode=lambda rows, task, tokenizer, length: (text.encode(rows, task, tokenizer, length), tasks.metric(task)),
+    predict=tasks.predict,
+    criterion=tasks.criterion,
+    length=128,
+)
+SPANS = Kind(
+    head=AutoModelForQuestionAnswering,
+    settings=lambda task: _names(("start", "end")),
+    check=spans.answers_of,
+    labelled=spans.has_answers,
+    encode=spans.encode,
+    predict=spans.predict,
+    criterion=lambda task: spans.criterion,
+    length=384,
+)
+
+
+def kind_of(task: AnyTask) -> Kind:
+    """The kind that a task is of."""
+    return SPANS if isinstance(task, Spans) else CLASSES
+
+
+def find(
+    train: Dataset, name: str, texts: Sequence[str] | None, label: str | None, stride: int | None = None
+) -> AnyTask:
+    """The task of a dataset, told from its name and columns.
+
+    Args:
+        train, name: the training split, and the dataset's name as in `Source.name`.
+        texts, label: columns, where the guess is to be overruled.
+        stride: tokens that windows of a long context share.
+    Raises: UserError if the columns leave more than one reading, or none; or if windows are asked for in vain.
+    """
+    found = spans.find_spans(train, name, texts, label, stride)
+    if found is None and stride is not None:
+        raise UserError(
+            f"doc_stride is {stride}, and {name} asks no questions about contexts, which it is for; leave it out"
+        )
+    return found or tasks.find_task(train, name, texts, label)
+
+
+def _names(outputs: Sequence[str]) -> dict[str, Any]:
+    table = dict(enumerate(outputs))
+    return {"num_labels": len(outputs), "id2label": table, "label2id": {name: i for i, name in table.items()}}
