@@ -143,18 +143,22 @@ def test_a_greedy_soup_is_never_below_its_best_member_on_validation(seed: int) -
 
 def test_a_greedy_soup_takes_what_does_not_lower_it() -> None:
     """Word by word: sorted by validation, each tried in turn as one more part of the mean."""
-    problem = tiny(steps=30, seed=3)
-    members = [member(problem, number) for number in range(4)]
+    problem, members = tiny(steps=20, seed=6), []
+    for number in range(5):
+        state = train(problem.start(), problem, 20, stream=("member", number), rate=problem.rate())
+        members.append(copied(state.model))
     scores = [validation(problem, m) for m in members]
-    order = sorted(range(4), key=lambda i: (-scores[i], i))
-    taken, now = order[:1], scores[order[0]]
+    order = sorted(range(5), key=lambda i: (-scores[i], i))
+    taken, now, soup = order[:1], scores[order[0]], members[order[0]]
     for number in order[1:]:
         trial = {n: torch.stack([members[i][n] for i in [*taken, number]]).mean(0) for n in members[0]}
         if (found := validation(problem, trial)) >= now:
-            taken, now = [*taken, number], found
-    ticket = ModelSoup(members=4).run(tiny(steps=30, seed=3), 0.0)
+            taken, now, soup = [*taken, number], found, trial
+    ticket = ModelSoup(members=5, protocols=(Protocol(),)).run(tiny(steps=20, seed=6), 0.0)
+    assert len(taken) == 3  # a seed at which the parts are no halves
     assert ticket.notes["soup"] == {"members": scores, "taken": taken}
     assert ticket.metrics["accuracy"] == now
+    assert all(torch.allclose(ticket.weights[n], t, rtol=0, atol=1e-6) for n, t in soup.items())
 
 
 @pytest.mark.parametrize("combine", ["greedy", "uniform"])
