@@ -91,7 +91,6 @@ class InstantModelSoup:
         """Stir the fork into the soup with its best share."""
         fork, soup = soups.copied(state.model), problem.journal.fetch(f"soup-{number}")
         found, sparsity = {0.0: float(state.notes["soup"]["score"])}, algebra.sparsity(state.masks)
-        state.prune_(algebra.ones(state.params()))
         for share in self.shares:
             soups.pour_(state.model, soups.interpolate(soup, fork, share))
             found[share] = soups.score(problem, state)
