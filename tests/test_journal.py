@@ -20,7 +20,7 @@ from sparsesoup.files import whole, write_json, write_text
 from sparsesoup.journal import Journal
 from sparsesoup.masks import kept
 from sparsesoup.meter import Cost, Meter
-from sparsesoup.methods import METHODS, Method
+from sparsesoup.methods import METHODS, TABLE, Method
 from sparsesoup.patterns import Block
 from sparsesoup.problem import Problem
 from sparsesoup.state import TrainState
@@ -36,6 +36,32 @@ LONG: dict[str, Method] = {
     "pins": METHODS["pins"],
     "power-propagation": METHODS["power-propagation"],
     "gradient-flow": METHODS["gradient-flow"],
+    "lottery-pools": replace(METHODS["lottery-pools"], cut=0.6, neighbours=2),
+}
+STEPPED: dict[str, tuple[int, dict[str, Any]]] = {  # steps and settings in which every kind of piece is short
+    "imp-rewind": (40, {"cut": 0.5}),
+    "lr-rewind": (40, {"cut": 0.5}),
+    "isp": (60, {}),
+    "isp-paper": (60, {"stage": 0.05, "cut": 0.4, "weak_steps": 2}),
+    "isp-code": (60, {"stage": 0.2, "cut": 0.3}),
+    "gmp-star": (60, {}),
+    "gradual": (60, {}),
+    "early-bird": (60, {"threshold": 0.0, "search": 0.4}),
+    "lottery-pools": (30, {"cut": 0.5, "neighbours": 3}),
+    "model-soup": (30, {}),
+    "instant-model-soup": (60, {"look_ahead": 0.1}),
+    "sparse-model-soup": (30, {"phases": 2, "retrain": 0.4}),
+    "snip": (60, {"batches": 4}),  # what is not trained is done anew: it must fit between two deaths
+    "grasp": (60, {"batches": 4}),
+    "wanda": (60, {"batches": 4}),
+    "gradient-flow": (60, {"measure": "norm", "batches": 4}),
+    "power-propagation": (60, {}),
+    "platon": (60, {}),
+    "pins": (60, {}),
+    "movement": (60, {}),
+    "soft-movement": (60, {"score_rate": 0.5}),
+    "l0": (60, {"score_rate": 1.0}),
+    "hybrid-movement": (60, {"score_rate": 0.5, "tile": Block(5, 4)}),
 }
 
 
@@ -94,35 +120,14 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_never_was(name: str, tmp_p
     assert json.loads((tmp_path / "cost.json").read_text()) == costs(plain)
 
 
-DYING: dict[str, dict[str, Any]] = {
-    "imp-rewind": {"cut": 0.5},
-    "lr-rewind": {"cut": 0.5},
-    "isp": {},
-    "isp-paper": {"stage": 0.05, "cut": 0.4, "weak_steps": 2},
-    "isp-code": {"stage": 0.2, "cut": 0.3},
-    "gmp-star": {},
-    "gradual": {},
-    "snip": {"batches": 4},  # what is not trained is done anew: it must fit between two deaths
-    "grasp": {"batches": 4},
-    "wanda": {"batches": 4},
-    "gradient-flow": {"measure": "norm", "batches": 4},
-    "power-propagation": {},
-    "platon": {},
-    "pins": {},
-    "movement": {},
-    "soft-movement": {"score_rate": 0.5},
-    "l0": {"score_rate": 1.0},
-    "hybrid-movement": {"score_rate": 0.5, "tile": Block(5, 4)},
-}
-
-
-@pytest.mark.parametrize("name", list(DYING))
+@pytest.mark.parametrize("name", STEPPED)
 def test_a_run_that_dies_at_any_step_resumes_to_the_bit(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every eleventh forward kills it, so that the end falls into every kind of piece."""
     always(monkeypatch)
-    method, steps, count = replace(METHODS[name], **DYING[name]), 40 if name.endswith("-rewind") else 60, 0
+    steps, short = STEPPED[name]
+    method, sparsity, count = replace(METHODS[name], **short), 0.0 if TABLE[name].dense else 0.6, 0
 
     def predict(model: nn.Module, batch: Batch) -> Tensor:
         nonlocal count
@@ -136,11 +141,11 @@ def test_a_run_that_dies_at_any_step_resumes_to_the_bit(
         problem = journaled(tmp_path, predict=predict, steps=steps)
         resumed.append(problem.journal.resumed)
         try:
-            ticket = method.run(problem, 0.6)
+            ticket = method.run(problem, sparsity)
             break
         except Killed:
             assert len(resumed) < 60
-    plain = method.run(tiny(steps=steps), 0.6)
+    plain = method.run(tiny(steps=steps), sparsity)
     assert same(ticket.masks, plain.masks)
     assert same(ticket.weights, plain.weights)
     assert ticket.notes == plain.notes
@@ -221,6 +226,76 @@ def test_a_fork_is_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     problem.journal.piece("weak", state, look)
     assert load_file(tmp_path / "state-a.safetensors").keys() == state.tensors().keys()
+
+
+@pytest.mark.parametrize(("name", "every"), [("lottery-pools", 37), ("model-soup", 7), ("instant-model-soup", 20)])
+def test_a_run_that_dies_while_it_validates_resumes_to_the_bit(
+    name: str, every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of validation rows now and then kills it; a piece that selects has fewer, or it would never end."""
+    always(monkeypatch)
+    steps, short = STEPPED[name]
+    method, sparsity, count, lives = replace(METHODS[name], **short), 0.0 if TABLE[name].dense else 0.6, 0, 0
+
+    def predict(model: nn.Module, batch: Batch) -> Tensor:
+        nonlocal count
+        count += 1 - int(model.training)
+        if not model.training and count % every == 0:
+            raise Killed
+        return model(batch["x"])
+
+    while True:
+        lives += 1
+        try:
+            ticket = method.run(journaled(tmp_path, predict=predict, steps=steps), sparsity)
+            break
+        except Killed:
+            assert lives < 60
+    plain = method.run(tiny(steps=steps), sparsity)
+    assert lives > 2
+    assert same(ticket.weights, plain.weights)
+    assert (ticket.notes, costs(ticket)) == (plain.notes, costs(plain))
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_a_product_comes_back_as_it_was_when_it_was_stored(folder: bool, tmp_path: Path) -> None:
+    journal = Journal(Meter(), tmp_path if folder else None)
+    weights = {"w": torch.arange(6.0).view(2, 3).t(), "count": torch.tensor(3)}
+    before = {n: t.clone() for n, t in weights.items()}
+    journal.store("round-1", weights)
+    weights["w"].zero_()
+    again = Journal(Meter(), tmp_path) if folder else journal
+    assert same(again.fetch("round-1"), before)
+    again.store("round-1", weights)
+    assert same(again.fetch("round-1"), weights)
+    assert [f.name for f in tmp_path.iterdir()] == (["stored-round-1.safetensors"] if folder else [])
+    again.close()
+    assert not list(tmp_path.iterdir())
+    assert not again._stored
+
+
+def test_a_product_is_stored_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(Meter(), tmp_path)
+    journal.store("soup", {"w": torch.ones(3)})
+
+    def die(tensors: dict[str, Tensor], path: Path) -> None:
+        path.write_bytes(b"half")
+        raise Killed
+
+    monkeypatch.setattr("sparsesoup.journal.save_file", die)
+    with pytest.raises(Killed):
+        journal.store("soup", {"w": torch.zeros(3)})
+    assert same(journal.fetch("soup"), {"w": torch.ones(3)})
+    assert [f.name for f in tmp_path.iterdir()] == ["stored-soup.safetensors"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"half", None])
+def test_a_damaged_product_is_refused_in_one_line(damage: bytes | None, tmp_path: Path) -> None:
+    if damage is not None:
+        (tmp_path / "stored-soup.safetensors").write_bytes(damage)
+    with pytest.raises(UserError, match=r"^damaged product .*\.safetensors \(.*remove .* to start afresh$") as caught:
+        Journal(Meter(), tmp_path).fetch("soup")
+    assert "\n" not in str(caught.value)
 
 
 def test_saves_cost_a_twentieth_of_the_time_at_most(tmp_path: Path) -> None:

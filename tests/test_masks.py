@@ -17,6 +17,7 @@ from sparsesoup.masks import (
     distance,
     intersection,
     kept,
+    kept_distance,
     ones,
     pack,
     sparsity,
@@ -76,6 +77,16 @@ def test_distance_is_a_metric(masks: list[Masks]) -> None:
     assert distance(a, b) == distance(b, a)
     assert distance(a, c) <= distance(a, b) + distance(b, c) + 1e-12
     assert distance(a, {n: ~m for n, m in a.items()}) == 1.0
+
+
+@given(soups(least=3))
+def test_the_distance_of_kept_sets_is_a_metric_and_one_minus_their_overlap(masks: list[Masks]) -> None:
+    a, b, c = masks[:3]
+    assert kept_distance(a, a) == 0.0
+    assert (kept_distance(a, b) == 0.0) == same(a, b)
+    assert kept_distance(a, b) == kept_distance(b, a)
+    assert kept_distance(a, c) <= kept_distance(a, b) + kept_distance(b, c) + 1e-12
+    assert kept_distance(a, b) == pytest.approx(1 - agreement(votes([a, b]), 2)["overlap"])
 
 
 @given(soups(least=2))

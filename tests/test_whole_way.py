@@ -20,7 +20,7 @@ from sparsesoup.cli import main
 from sparsesoup.errors import UserError
 from sparsesoup.hub.build import open_task
 from sparsesoup.hub.models import load_model
-from sparsesoup.methods import METHODS
+from sparsesoup.methods import METHODS, TABLE
 from sparsesoup.run import _complete
 from sparsesoup.ticket import Ticket
 from tiny_hub import (
@@ -78,6 +78,25 @@ def drawn(place, out, name="isp", family="bert", **more):
 def soup(place, tmp_path_factory):
     """One run of isp that several tests look at; none writes to it."""
     return drawn(place, tmp_path_factory.mktemp("soup")).path
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("early-bird", {"every": 0.2}),
+        ("lottery-pools", {"cut": 0.5, "neighbours": 2}),
+        ("sparse-model-soup", {"phases": 2}),
+        ("instant-model-soup", {}),
+        ("model-soup", {"members": 2}),
+    ],
+)
+def test_methods_that_keep_several_masks_or_weights_leave_one_product(name, own, place, tmp_path):
+    dense = TABLE[name].dense
+    run = drawn(place, tmp_path, name, method=own, sparsity=None if dense else 0.7)
+    kept, total = run.report["sparsity"]["kept"], run.report["sparsity"]["total"]
+    assert kept == (total if dense else round(0.3 * total))
+    assert not list((run.path / "stages").glob("*.safetensors"))
+    assert (run.path / "report.html").exists()
 
 
 ALONE = """

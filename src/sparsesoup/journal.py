@@ -2,13 +2,13 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sparsesoup.errors import UserError
@@ -55,6 +55,7 @@ class Journal:
         self.held: list[str] = []
         self.open: str | None = None
         self._owner: Resumable | None = None
+        self._stored: dict[str, dict[str, Tensor]] = {}
         self._partial: tuple[str, int] | None = None
         self._saved: str | None = None
         self._last, self._took = time.monotonic(), 0.0
@@ -115,8 +116,34 @@ class Journal:
         finally:
             self._owner = owner
 
+    def store(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep a finished product (a round's trained ticket) to the end of the run: out of memory if there is a folder.
+
+        Call it in the piece that makes the product. A piece that is done again writes the same once more, so a name
+        stands for one product in the life of the run.
+        """
+        if self.folder is None:
+            self._stored[name] = {k: t.detach().clone() for k, t in tensors.items()}
+            return
+        with whole(self.folder / f"stored-{name}.safetensors") as temporary:
+            save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, temporary)
+
+    def fetch(self, name: str) -> dict[str, Tensor]:
+        """The product of that name, on the CPU where it comes from disk; not to be written to.
+
+        Raises: UserError if its file is missing or damaged.
+        """
+        if self.folder is None:
+            return self._stored[name]
+        path = self.folder / f"stored-{name}.safetensors"
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"damaged product {path} ({error}); remove {path.parent} to start afresh") from error
+
     def close(self) -> None:
-        """Remove the saved states: the run's product is on disk."""
+        """Remove the saved states and products: what the run was for is on disk."""
+        self._stored.clear()
         if self.folder is not None:
             for file in self.folder.glob("*.safetensors"):
                 remove(file)

@@ -71,6 +71,19 @@ def distance(one: Masks, other: Masks) -> float:
     return sum(int(torch.count_nonzero(one[n] ^ other[n])) for n in one) / total(one)
 
 
+def kept_distance(one: Masks, other: Masks) -> float:
+    """Share of the weights kept by either mask that only one of them keeps (Jaccard distance of kept sets), in [0, 1].
+
+    It stays telling at high sparsity: two random masks at 95 % differ by 0.97, where `distance` says 0.095.
+
+    >>> kept_distance({"w": torch.tensor([True, True, False])}, {"w": torch.tensor([True, False, True])})
+    0.6666666666666667
+    """
+    _same_names(one, other)
+    either = sum(int(torch.count_nonzero(one[n] | other[n])) for n in one)
+    return sum(int(torch.count_nonzero(one[n] ^ other[n])) for n in one) / either if either else 0.0
+
+
 def agreement(count: Mapping[str, Tensor], voters: int) -> dict[str, float]:
     """How far masks agree, from their votes alone.
 

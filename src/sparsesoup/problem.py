@@ -21,7 +21,7 @@ from sparsesoup.errors import UserError
 from sparsesoup.journal import Journal
 from sparsesoup.meter import Cost, Meter
 from sparsesoup.schedules import Decay
-from sparsesoup.state import TrainState
+from sparsesoup.state import TrainState, weights
 from sparsesoup.targets import Targets, fingerprint, parameters
 from sparsesoup.ticket import Ticket
 
@@ -202,6 +202,18 @@ class Problem:
         masks = algebra.ones(parameters(model, self.targets))
         return TrainState(model=model, optimizer=optimizer, targets=self.targets, masks=masks)
 
+    @torch.no_grad()
+    def begin_again_(self, state: TrainState) -> None:
+        """The state as at its beginning: theta_0, a fresh optimizer, all weights kept. Memory and notes stay.
+
+        From the pre-trained model itself, so that no snapshot has to be held. Not for a state with gates.
+        """
+        plain = weights(self.pretrained)
+        for name, t in weights(state.model).items():
+            t.copy_(plain[name])
+        state.forget_()
+        state.step, state.masks = 0, algebra.ones(state.params())
+
     def origin(self) -> str:
         """Fingerprint of the pre-trained prunable weights: what a ticket of this problem belongs to."""
         return fingerprint(parameters(self.pretrained, self.targets))
@@ -215,9 +227,9 @@ class Problem:
         """The product of a run, validated."""
         algebra.apply_(state.params(), state.masks)
         metrics = self.validate(state.model)
-        weights = {name: t.detach().cpu().clone() for name, t in state.model.state_dict().items()}
+        found = {name: t.detach().cpu().clone() for name, t in state.model.state_dict().items()}
         masks = {name: m.cpu() for name, m in state.masks.items()}
-        return Ticket(masks, weights, metrics, self.meter.to_json(), {**state.notes, **notes})
+        return Ticket(masks, found, metrics, self.meter.to_json(), {**state.notes, **notes})
 
 
 def _group(params: list[Parameter], decay: float = 0.0, decays: bool = False, factor: float = 1.0) -> dict[str, Any]:
@@ -229,6 +241,12 @@ def need_steps(problem: Problem, least: int, why: str) -> None:
     """Raise a UserError if T is less than a method's schedule needs."""
     if problem.steps < least:
         raise UserError(f"{problem.steps} steps are too few: {why} needs at least {least}; raise --steps or --epochs")
+
+
+def need_dense(sparsity: float, name: str) -> None:
+    """Raise a ValueError if a method whose product is dense is asked to prune."""
+    if sparsity:
+        raise ValueError(f"{name} keeps every weight: sparsity must be 0, got {sparsity}")
 
 
 @contextmanager

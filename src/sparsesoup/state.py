@@ -123,4 +123,9 @@ class TrainState:
                 slot[key] = value.clone() if value.dim() == 0 and not fused else value.to(device, copy=True)
 
     def _weights(self) -> dict[str, Tensor]:
-        return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        return weights(self.model)
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of a model by name, each once; they are not copies."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}

@@ -61,9 +61,8 @@ def fold_(state: TrainState) -> None:
     """
     for name, gate in gates(state.model):
         weight = hidden(state.model, name)
-        scale = gate.scale(weight)
-        if scale is not None:  # a kept weight is no zero, also where it was kept with its gate shut
-            weight.mul_(scale.clamp_min(1e-3))
+        # Trimming may keep a weight whose gate is shut: it is no zero, but comes back as small as the model knows it.
+        weight.mul_(gate.scale(weight).clamp_min(1e-3))
         if name not in state.targets:
             closed = ~_open(state, gate)
             weight[closed] = 0.0

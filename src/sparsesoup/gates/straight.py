@@ -39,9 +39,9 @@ class Gate(nn.Module):
         own = self.score.detach()
         return own if self.block == Element else own.amax(0) if own.dim() == 2 else own
 
-    def scale(self, weight: Tensor) -> Tensor | None:
-        """What remains of an open weight when the gate is folded: all of it."""
-        return None
+    def scale(self, weight: Tensor) -> Tensor:
+        """What the gate lets through of each weight when nothing is random: 1 where it is open, else 0."""
+        return self.spread((self.worth(weight) >= self.level).to(weight.dtype), weight.shape)
 
     def spread(self, groups: Tensor, shape: torch.Size) -> Tensor:
         """The value of each group at all of its weights."""

@@ -7,20 +7,25 @@ A method is a frozen dataclass with one verb, `run(problem, sparsity) -> Ticket`
 from dataclasses import dataclass
 from typing import Protocol
 
+from sparsesoup.methods.early_bird import EarlyBird
 from sparsesoup.methods.flow import GradientFlow
 from sparsesoup.methods.foresight import Grasp, Snip, Wanda
 from sparsesoup.methods.gradual import Gradual, GradualStar
 from sparsesoup.methods.hybrid import HybridMovement
 from sparsesoup.methods.imp import Iterative
+from sparsesoup.methods.instant_model_soup import InstantModelSoup
 from sparsesoup.methods.isp import InstantSoup
 from sparsesoup.methods.isp_published import InstantSoupCode, InstantSoupPaper
 from sparsesoup.methods.known import FromTicket
+from sparsesoup.methods.lottery_pools import LotteryPools
+from sparsesoup.methods.model_soup import ModelSoup
 from sparsesoup.methods.movement import MagnitudeThrough, Movement
 from sparsesoup.methods.oneshot import Dense, OneShot
 from sparsesoup.methods.pins import Pins
 from sparsesoup.methods.platon import Platon
 from sparsesoup.methods.power import PowerPropagation
 from sparsesoup.methods.soft import HardConcreteL0, SoftMovement
+from sparsesoup.methods.sparse_soup import SparseModelSoup
 from sparsesoup.patterns import Block
 from sparsesoup.problem import Problem
 from sparsesoup.ticket import Ticket
@@ -155,6 +160,14 @@ TABLE: dict[str, Row] = {
         cost="1 + rounds epsilon",
         source="Lubana & Dick 2021",
     ),
+    "early-bird": Row(
+        method=EarlyBird(),
+        family="early",
+        score="|w| when the mask settles",
+        summary="train till the mask settles, go back, train it",
+        cost="1 + search, at most 1.5",
+        source="You 2019; Jaiswal 2023",
+    ),
     "imp": Row(
         method=Iterative(),
         family="iterative",
@@ -181,6 +194,15 @@ TABLE: dict[str, Row] = {
         cost="rounds + 1",
         source="Renda 2020",
         fixed=("back",),
+    ),
+    "lottery-pools": Row(
+        method=LotteryPools(),
+        family="iterative",
+        score="|mixture of tickets|",
+        summary="tickets of imp-rewind's rounds, interpolated",
+        cost="rounds + 1 + beyond, and validations",
+        source="Yin 2022",
+        returns=True,
     ),
     "ticket": Row(
         method=FromTicket(),
@@ -270,6 +292,32 @@ TABLE: dict[str, Row] = {
         source="Lagunas 2021 (hybrid)",
         returns=True,
         grouped=True,
+    ),
+    "sparse-model-soup": Row(
+        method=SparseModelSoup(),
+        family="soup",
+        score="|w| of an average",
+        summary="retrainings of one mask averaged, phase by phase",
+        cost="1 + phases m retrain = 2.8",
+        source="Zimmer 2024",
+    ),
+    "instant-model-soup": Row(
+        method=InstantModelSoup(),
+        family="soup",
+        score="none",
+        summary="pruned forks stirred into theta_0, then training",
+        cost="1 (weak steps charged)",
+        source="Jaiswal 2023",
+        dense=True,
+    ),
+    "model-soup": Row(
+        method=ModelSoup(),
+        family="soup",
+        score="none",
+        summary="several fine-tunings averaged",
+        cost="m = 3",
+        source="Wortsman 2022",
+        dense=True,
     ),
 }
 

@@ -1,5 +1,6 @@
 """Iterative magnitude pruning: train, prune, go back, again."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Literal
@@ -12,6 +13,8 @@ from sparsesoup.select import Competition, keep
 from sparsesoup.state import Snapshot, TrainState
 from sparsesoup.ticket import Ticket
 from sparsesoup.train import train
+
+Trained = Callable[[TrainState, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,22 +42,42 @@ class Iterative:
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket of the last round, trained: (rounds + 1) T steps in all."""
+        goals = geometric(self.cut, sparsity)
+        return problem.ticket(self.rounds(problem, goals), rounds=len(goals))
+
+    def rounds(
+        self, problem: Problem, goals: Sequence[float], product: int = -1, trained: Trained | None = None
+    ) -> TrainState:
+        """A round for each sparsity, and the training of the last mask.
+
+        Args:
+            goals: sparsities to prune to; training 0 is dense, training i is that of goals[i - 1].
+            product: the training that the product descends from; the others are charged as search.
+            trained: given the state and the number of each training at its end, inside the journal's piece.
+        Returns: the state at the end of the last training.
+        """
         first = round(self.rewind * problem.steps)
         least = next(steps for steps in count(1) if round(self.rewind * steps) < steps)
         need_steps(problem, least, "imp with this rewinding point")
         state, rest = problem.start(), problem.steps - first
         if first:
             problem.journal.piece("origin", state, train, state, problem, first, hold=True)
-        origin, goals = state.snapshot(), geometric(self.cut, sparsity)
-        for number, goal in enumerate(goals):
-            problem.journal.piece(f"round-{number}", state, self._round, problem, state, origin, rest, goal, number)
-        problem.journal.piece("train", state, self._train, problem, state, rest, len(goals), "strong")
-        return problem.ticket(state, rounds=len(goals))
+        origin, own = state.snapshot(), product % (len(goals) + 1)
 
-    def _round(
-        self, problem: Problem, state: TrainState, origin: Snapshot, rest: int, goal: float, number: int
-    ) -> None:
-        self._train(problem, state, rest, number, "search")
+        def fit(number: int) -> None:
+            # Weights that stay must not see the same rows in the same order in every round.
+            stream = ("round", number) if self.back == "rate" else ()
+            train(state, problem, rest, stream=stream, label="strong" if number == own else "search")
+            if trained is not None:
+                trained(state, number)
+
+        for number, goal in enumerate(goals):
+            problem.journal.piece(f"round-{number}", state, self._round, state, origin, fit, number, goal)
+        problem.journal.piece("train", state, fit, len(goals))
+        return state
+
+    def _round(self, state: TrainState, origin: Snapshot, fit: Callable[[int], None], number: int, goal: float) -> None:
+        fit(number)
         masks = keep(magnitude(state.params()), goal, scope=self.scope, within=state.masks)
         if self.back == "weights":
             state.restore_(origin)
@@ -62,8 +85,3 @@ class Iterative:
             state.forget_()
             state.step = int(origin.facts["step"])
         state.prune_(masks)
-
-    def _train(self, problem: Problem, state: TrainState, rest: int, number: int, label: str) -> None:
-        # Weights that stay must not see the same rows in the same order in every round.
-        stream = ("round", number) if self.back == "rate" else ()
-        train(state, problem, rest, stream=stream, label=label)

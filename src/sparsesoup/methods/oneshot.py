@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sparsesoup.patterns import Block, Element
-from sparsesoup.problem import Problem, need_steps
+from sparsesoup.problem import Problem, need_dense, need_steps
 from sparsesoup.rng import generator
 from sparsesoup.scores import magnitude, random
 from sparsesoup.select import Scope, keep
@@ -18,8 +18,7 @@ class Dense:
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The fine-tuned model with all of its weights; the sparsity must be 0."""
-        if sparsity:
-            raise ValueError(f"dense keeps every weight: sparsity must be 0, got {sparsity}")
+        need_dense(sparsity, "dense")
         need_steps(problem, 1, "a run")
         state = problem.start()
         problem.journal.piece("train", state, train, state, problem, problem.steps)

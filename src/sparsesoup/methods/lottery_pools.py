@@ -1,0 +1,100 @@
+"""Lottery Pools: the tickets of all rounds of IMP, interpolated into the one that is wanted."""
+
+from dataclasses import dataclass
+
+from sparsesoup import soups
+from sparsesoup.errors import UserError
+from sparsesoup.methods.imp import Iterative
+from sparsesoup.problem import Problem
+from sparsesoup.schedules import geometric
+from sparsesoup.scores import magnitude
+from sparsesoup.select import Competition, keep
+from sparsesoup.state import TrainState, weights
+from sparsesoup.ticket import Ticket
+
+SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LotteryPools:
+    """Tickets of neighbouring rounds of imp-rewind, mixed and pruned back; no retraining. Yin et al. 2022, alg. 1.
+
+    The others are visited from the nearest to the farthest, the denser before the sparser. Of each the best share is
+    taken, by validation, where the mixture beats the pool so far: so it is never below its own ticket there.
+
+    Args:
+        cut: share of the remaining weights that a round of IMP removes.
+        rewind: share of T to which a round goes back.
+        beyond: rounds past the sparsity asked for, whose sparser tickets are visited too; each costs T steps.
+        neighbours: how many tickets are visited; null is all of them.
+        shares: of the visited ticket in the mixture, tried on each.
+        scope: who competes with whom.
+    """
+
+    cut: float = 0.2
+    rewind: float = 0.05
+    beyond: int = 1
+    neighbours: int | None = None
+    shares: tuple[float, ...] = SHARES
+    scope: Competition = "global"
+
+    def __post_init__(self) -> None:
+        if self.beyond < 0 or (self.neighbours is not None and self.neighbours < 0):
+            raise UserError(
+                f"lottery-pools needs beyond >= 0 and neighbours >= 0, got {self.beyond} and {self.neighbours}"
+            )
+        if not self.shares or not all(0 < share < 1 for share in self.shares):
+            raise UserError(f"lottery-pools needs shares in (0, 1), at least one, got {self.shares}")
+        self._imp()
+
+    def run(self, problem: Problem, sparsity: float) -> Ticket:
+        """The pool of the sparsity asked for, after (rounds + beyond + 1) T steps and its validations."""
+        goals = geometric(self.cut, sparsity)
+        target = len(goals)
+        for _ in range(self.beyond):
+            goals.append(1 - (1 - goals[-1]) * (1 - self.cut))
+
+        def trained(state: TrainState, number: int) -> None:
+            problem.journal.store(f"ticket-{number}", weights(state.model))
+
+        state = self._imp().rounds(problem, goals, target, trained)
+        problem.journal.piece("own", state, self._own, problem, state, target, sparsity)
+        for other in nearest(target, len(goals) + 1)[: self.neighbours]:
+            there = goals[other - 1] if other else 0.0
+            problem.journal.piece(f"pool-{other}", state, self._visit, problem, state, other, there, sparsity)
+        return problem.ticket(state, rounds=len(goals))
+
+    def _imp(self) -> Iterative:
+        return Iterative(cut=self.cut, rewind=self.rewind, scope=self.scope)
+
+    def _own(self, problem: Problem, state: TrainState, target: int, sparsity: float) -> None:
+        self._become_(state, problem.journal.fetch(f"ticket-{target}"), sparsity)
+        own = soups.score(problem, state)
+        state.notes["pool"] = {"own": own, "score": own, "visited": []}
+
+    def _visit(self, problem: Problem, state: TrainState, other: int, there: float, sparsity: float) -> None:
+        """Mix the ticket in with its best share if that beats the pool, which the state is before and after."""
+        pool, neighbour = soups.copied(state.model), problem.journal.fetch(f"ticket-{other}")
+        found: dict[float, float] = {}
+        for share in self.shares:
+            self._become_(state, soups.interpolate(pool, neighbour, share), sparsity)
+            found[share] = soups.score(problem, state)
+        best = max(found, key=lambda share: found[share])  # the first of equals
+        notes = state.notes["pool"]
+        accepted = found[best] > notes["score"]
+        self._become_(state, soups.interpolate(pool, neighbour, best) if accepted else pool, sparsity)
+        notes["score"] = max(found[best], notes["score"])
+        notes["visited"].append({"sparsity": there, "share": best, "score": found[best], "accepted": accepted})
+
+    def _become_(self, state: TrainState, mixture: soups.Weights, sparsity: float) -> None:
+        soups.pour_(state.model, mixture)
+        state.prune_(keep(magnitude(state.params()), sparsity, scope=self.scope))
+
+
+def nearest(target: int, count: int) -> list[int]:
+    """The other numbers below `count` from the nearest to the farthest, the lower before the higher.
+
+    >>> nearest(2, 5)
+    [1, 3, 0, 4]
+    """
+    return sorted((n for n in range(count) if n != target), key=lambda n: (abs(n - target), n))

@@ -1,0 +1,83 @@
+"""Sparse model soups: one mask, several retrainings of it, their weights averaged; again at the next sparsity."""
+
+from dataclasses import dataclass
+
+from sparsesoup import soups
+from sparsesoup.errors import UserError
+from sparsesoup.methods.model_soup import PROTOCOLS, scaled
+from sparsesoup.problem import Problem, need_steps
+from sparsesoup.scores import magnitude
+from sparsesoup.select import Competition, keep
+from sparsesoup.state import TrainState, weights
+from sparsesoup.ticket import Ticket
+from sparsesoup.train import Protocol, Rate, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseModelSoup:
+    """IMP without rewinding; each phase averages several retrainings of its one mask. Zimmer et al. 2024, fig. 2.
+
+    Begins with a dense training of T steps. Each phase removes the same share of what remains; its retrainings start
+    from the same pruned weights with a fresh optimizer and a learning rate that rises and falls once.
+
+    Args:
+        phases: how often it prunes.
+        members: retrainings a phase.
+        retrain: steps of each, as a share of T.
+        protocols: how the retrainings of a phase differ; taken in turn.
+        scope: who competes with whom.
+    """
+
+    phases: int = 3
+    members: int = 3
+    retrain: float = 0.2
+    protocols: tuple[Protocol, ...] = PROTOCOLS
+    scope: Competition = "global"
+
+    def __post_init__(self) -> None:
+        if self.phases < 1 or self.members < 1 or not 0 < self.retrain <= 1 or not self.protocols:
+            raise UserError(
+                f"sparse-model-soup needs phases >= 1, members >= 1, retrain in (0, 1] and at least one protocol, got "
+                f"{self.phases}, {self.members}, {self.retrain:g} and {len(self.protocols)}"
+            )
+
+    def run(self, problem: Problem, sparsity: float) -> Ticket:
+        """The soup of the last phase, after (1 + phases * members * retrain) T steps."""
+        need_steps(problem, 1, "a run")
+        if not 0.0 <= sparsity < 1.0:
+            raise UserError(f"sparsity must lie in [0, 1), got {sparsity}")
+        state, steps = problem.start(), max(1, round(self.retrain * problem.steps))
+        goals = [1 - (1 - sparsity) ** (phase / self.phases) for phase in range(1, self.phases)] + [sparsity]
+        problem.journal.piece("train", state, train, state, problem, problem.steps)
+        for phase, goal in enumerate(goals):
+            problem.journal.piece(f"phase-{phase}-prune", state, self._prune, problem, state, goal, phase)
+            for number in range(self.members):
+                piece = f"phase-{phase}-{number}"
+                problem.journal.piece(f"{piece}-begin", state, self._begin, problem, state, steps, phase)
+                problem.journal.piece(f"{piece}-train", state, self._retrain, problem, state, steps, phase, number)
+            problem.journal.piece(f"phase-{phase}-soup", state, self._soup, problem, state, phase)
+        return problem.ticket(state, phases=goals)
+
+    def _prune(self, problem: Problem, state: TrainState, goal: float, phase: int) -> None:
+        state.prune_(keep(magnitude(state.params()), goal, scope=self.scope, within=state.masks))
+        problem.journal.store(f"pruned-{phase}", weights(state.model))
+
+    def _begin(self, problem: Problem, state: TrainState, steps: int, phase: int) -> None:
+        """The pruned weights of this phase, a fresh optimizer, the last `steps` steps ahead again."""
+        soups.pour_(state.model, problem.journal.fetch(f"pruned-{phase}"))
+        state.forget_()
+        state.step = problem.steps - steps
+
+    def _retrain(self, problem: Problem, state: TrainState, steps: int, phase: int, number: int) -> None:
+        protocol = self.protocols[number % len(self.protocols)]
+        rate = self._rate(problem, steps, protocol)
+        train(state, problem, steps, stream=("phase", phase, "member", number), rate=rate, protocol=protocol)
+        problem.journal.store(f"member-{phase}-{number}", weights(state.model))
+
+    def _rate(self, problem: Problem, steps: int, protocol: Protocol) -> Rate:
+        begin, rate = problem.steps - steps, scaled(problem.rate(steps), protocol.rate)
+        return lambda step: rate(step - begin)
+
+    def _soup(self, problem: Problem, state: TrainState, phase: int) -> None:
+        members = (problem.journal.fetch(f"member-{phase}-{number}") for number in range(self.members))
+        soups.pour_(state.model, soups.average(members))
