@@ -158,8 +158,9 @@ def _all_methods(console: Console) -> None:
     wide = console.width >= 130  # else every summary would fill five lines
     columns = ("method", "family", "score", "cost in T", "source", *(["what it does"] if wide else []))
     table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, no_wrap=column == "method", min_width=max(map(len, TABLE)) if column == "method" else 0)
+    table.add_column(columns[0], no_wrap=True, min_width=max(map(len, TABLE)))
+    for column in columns[1:]:
+        table.add_column(column)
     for name, row in TABLE.items():
         table.add_row(name, row.family, row.score, row.cost, row.source, *([row.summary] if wide else []))
     console.print(table)
