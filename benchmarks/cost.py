@@ -19,7 +19,11 @@ import torch
 from sparsesoup.hub.build import Place, build, open_task
 from sparsesoup.masks import kept
 from sparsesoup.methods.isp import PROTOCOLS
+from sparsesoup.methods.learnt import begin
+from sparsesoup.methods.movement import Movement
+from sparsesoup.methods.soft import HardConcreteL0
 from sparsesoup.methods.weak import cast_vote
+from sparsesoup.patterns import Block
 from sparsesoup.problem import Problem, Training, to_device
 from sparsesoup.scores import magnitude
 from sparsesoup.select import keep
@@ -132,6 +136,52 @@ def weak_mask(problem: Problem, rounds: int) -> dict[str, Any]:
     return {"bound": 1.10, **paired(vote, steps, rounds)}
 
 
+GATED: dict[str, tuple[float, Any]] = {  # bound, method
+    "movement_step": (1.35, Movement()),
+    "l0_step": (1.35, HardConcreteL0()),
+    "block_step": (1.10, Movement(pattern=Block(32, 32))),
+}
+
+
+def gated_step(problem: Problem, method: Any, bound: float, steps: int, rounds: int) -> dict[str, Any]:
+    """A step of a learned mask in the midst of its ramp against a bare dense loop over the same rows.
+
+    Thresholds, feedback and penalty included. The most memory that a step takes beside the dense loop's is told in
+    sizes of the prunable weights; the scores, their gradient and their two moments are 4.
+    """
+    dense, (gated, hook) = problem.start(), method.gated(problem, 0.9)
+    state, ramp = begin(problem, gated), problem.steps // 3
+    for group in dense.optimizer.param_groups:
+        group["lr"] = 1e-5
+
+    def ours() -> None:
+        state.step = ramp
+        train(state, problem, steps, rate=lambda step: 1e-5, hooks=[hook], observe=gated.observe, penalty=gated.penalty)
+
+    def plain() -> None:
+        plain_loop(problem, dense.model, dense.optimizer, steps)
+
+    hook(state)
+    result = paired(ours, plain, rounds)
+    weights = sum(p.numel() * p.element_size() for p in state.params().values())
+    learnt = [p for group in state.optimizer.param_groups[2:] for p in group["params"]]
+    kept_tensors = [*learnt, *(t for p in learnt for t in state.optimizer.state[p].values() if t.dim())]
+    more = (held(ours) - held(plain) + sum(t.numel() * t.element_size() for t in kept_tensors)) / weights
+    return {"bound": bound, "steps": steps, "memory_over_weights": more, **result}
+
+
+def held(work: Callable[[], Any]) -> int:
+    """The most bytes of tensors that live at a time during the work, as torch's own profiler sees them."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    most = level = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            level += event.nbytes()
+            most = max(most, level)
+    return most
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -143,9 +193,15 @@ def main() -> None:
     problem = build(place, open_task(place), steps=1000, training=Training())
     found["masked_step"] = masked_step(problem, 16, options.rounds)
     found["weak_mask"] = weak_mask(problem, max(3, options.rounds // 3))
+    for name, (bound, method) in GATED.items():
+        found[name] = gated_step(problem, method, bound, 10, max(3, options.rounds // 2))
     for name, table in found.items():
         low, high = table["quartiles"]
         print(f"{name:12} {table['ratio']:.3f} of plain ({low:.3f} to {high:.3f}); bound {table['bound']:.3f}")
+    for name in GATED:
+        print(
+            f"{name}: {found[name]['memory_over_weights']:.2f} weights' sizes beside a dense step's memory; bound 4.00"
+        )
     print(f"memory of keep beside the scores: {found['selection']['memory_over_scores']:.2f} of them; bound 0.50")
     found["machine"] = f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}"
     found["command"] = "make bench"

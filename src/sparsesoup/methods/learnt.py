@@ -82,22 +82,28 @@ def learn(problem: Problem, sparsity: float, phases: Phases, gated: Gated, hook:
     """Learn masks with weights, trim them to exactly the sparsity, and train on with them fixed: T steps in all."""
     check_sparsity(sparsity)
     need_steps(problem, phases.least(), f"a warm-up of {phases.warmup:g} T and a cool-down of {phases.cooldown:g} T")
-    peak, settled = problem.training.learning_rate, phases.settled(problem.steps)
-    if gated.score_rate and not peak:
-        raise UserError("scores learn in proportion to the weights; train.learning_rate must be above 0, got 0")
-
-    def put_on(model: nn.Module) -> tuple[list[Parameter], float]:
-        return attach(model, gated.ties, gated.make), gated.score_rate / (peak or 1.0)
-
-    state = problem.start(put_on)
-    problem.journal.piece("search", state, _search, state, problem, problem.steps - settled, hook, gated)
+    settled, state = phases.settled(problem.steps), begin(problem, gated)
+    problem.journal.piece("search", state, search, state, problem, problem.steps - settled, hook, gated)
     problem.journal.piece("trim", state, _trim, state, problem, sparsity, gated)
     detach_(state)  # between pieces: a restart meets the model as the next piece left it
     problem.journal.piece("settle", state, train, state, problem, settled)
     return problem.ticket(state)
 
 
-def _search(state: TrainState, problem: Problem, steps: int, hook: Hook, gated: Gated) -> None:
+def begin(problem: Problem, gated: Gated) -> TrainState:
+    """A run at its beginning, its gates on."""
+    peak = problem.training.learning_rate
+    if gated.score_rate and not peak:
+        raise UserError("scores learn in proportion to the weights; train.learning_rate must be above 0, got 0")
+
+    def put_on(model: nn.Module) -> tuple[list[Parameter], float]:
+        return attach(model, gated.ties, gated.make), gated.score_rate / (peak or 1.0)
+
+    return problem.start(put_on)
+
+
+def search(state: TrainState, problem: Problem, steps: int, hook: Hook, gated: Gated) -> None:
+    """Train weights and scores; what is due at step 0 comes before."""
     if state.step == 0:
         hook(state)
     train(state, problem, steps, hooks=[hook], observe=gated.observe, penalty=gated.penalty)

@@ -7,6 +7,7 @@ from sparsesoup.methods.learnt import Gated, Phases, Reach, check_rate, followin
 from sparsesoup.patterns import Block, Element
 from sparsesoup.problem import Problem
 from sparsesoup.ticket import Ticket
+from sparsesoup.train import Hook
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +34,13 @@ class Movement:
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps."""
+        return learn(problem, sparsity, self.phases, *self.gated(problem, sparsity))
+
+    def gated(self, problem: Problem, sparsity: float) -> tuple[Gated, Hook]:
+        """The gates, and the hook that sets their levels."""
         ties = tiled(problem.targets, self.pattern)
         hook = following(self.phases, problem, sparsity, sizes(ties, problem.targets), self.scope)
-        gated = Gated(ties, straight(scores(problem, ties)), self.score_rate, self.scope)
-        return learn(problem, sparsity, self.phases, gated, hook)
+        return Gated(ties, straight(scores(problem, ties)), self.score_rate, self.scope), hook
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,14 +45,18 @@ class SoftMovement:
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps."""
+        return learn(problem, sparsity, self.phases, *self.gated(problem, sparsity))
+
+    def gated(self, problem: Problem, sparsity: float) -> tuple[Gated, Lead]:
+        """The gates, and what leads them."""
         ties = tiled(problem.targets, self.pattern)
         lead = Lead(
             plan=self.phases.plan(problem.steps), sparsity=sparsity, rate=rate_of_scores(problem, self.score_rate),
             areas=sizes(ties, problem.targets), weights=[1.0] * len(ties), penalty=self.penalty,
             threshold=self.threshold,
         )  # fmt: skip
-        gated = Gated(ties, straight(scores(problem, ties)), self.score_rate, self.scope, lead.term, lead.observe)
-        return learn(problem, sparsity, self.phases, gated, lead)
+        make = straight(scores(problem, ties))
+        return Gated(ties, make, self.score_rate, self.scope, lead.term, lead.observe), lead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +88,10 @@ class HardConcreteL0:
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps."""
+        return learn(problem, sparsity, self.phases, *self.gated(problem, sparsity))
+
+    def gated(self, problem: Problem, sparsity: float) -> tuple[Gated, Lead]:
+        """The gates, and what leads them."""
         ties = tiled(problem.targets, Element)
         lead = Lead(
             plan=self.phases.plan(problem.steps), sparsity=sparsity, rate=rate_of_scores(problem, self.score_rate),
@@ -98,8 +106,7 @@ class HardConcreteL0:
             assert score is not None
             return HardConcrete(score, noise, number)
 
-        gated = Gated(ties, make, self.score_rate, self.scope, lead.term, lead.observe)
-        return learn(problem, sparsity, self.phases, gated, lead)
+        return Gated(ties, make, self.score_rate, self.scope, lead.term, lead.observe), lead
 
 
 def check_penalty(score_rate: float, weight: float | None, threshold: float = 0.5) -> None:
