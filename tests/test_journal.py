@@ -131,8 +131,8 @@ def test_a_run_that_dies_at_any_step_resumes_to_the_bit(
 
     def predict(model: nn.Module, batch: Batch) -> Tensor:
         nonlocal count
-        count += 1
-        if count % 11 == 0:
+        count += torch.is_grad_enabled()  # a validation is done anew as a whole
+        if torch.is_grad_enabled() and count % 11 == 0:
             raise Killed
         return model(batch["x"])
 

@@ -1,8 +1,5 @@
 """How much gates let through: measured, set, and penalised."""
 
-from typing import Any
-
-import torch
 from torch import Tensor, nn
 
 from sparsesoup.gates.base import gates
@@ -56,23 +53,3 @@ def masked_share(state: TrainState, areas: list[int], exact: bool = False) -> fl
         opened += float((some >= first[tie][1].level).sum()) / len(some) * weights
         total += weights
     return 1.0 - opened / total
-
-
-class MeanOpen(torch.autograd.Function):
-    """Sum of weight * mean sigmoid(score - shift): nothing is kept for the way back but the scores themselves."""
-
-    @staticmethod
-    def forward(ctx: Any, shift: float, weights: list[float], *scores: Tensor) -> Tensor:
-        ctx.shift, ctx.weights = shift, weights
-        ctx.save_for_backward(*scores)
-        means = [w * (s.detach() - shift).sigmoid_().mean() for w, s in zip(weights, scores, strict=True)]
-        return torch.stack(means).sum()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        found = []
-        for weight, score in zip(ctx.weights, ctx.saved_tensors, strict=True):
-            slope = (score.detach() - ctx.shift).sigmoid_()
-            slope = torch.addcmul(slope, slope, slope, value=-1)
-            found.append(slope.mul_(grads[0] * (weight / score.numel())))
-        return None, None, *found

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sparsesoup.gates.base import gates
-from sparsesoup.gates.density import MeanOpen, firsts, masked_share, worths
+from sparsesoup.gates.density import firsts, masked_share, worths
 from sparsesoup.gates.straight import Gate
 from sparsesoup.schedules import Cubic
 from sparsesoup.state import TrainState
@@ -86,10 +86,12 @@ class Lead:
 
     def term(self, state: TrainState) -> Tensor:
         """The penalty, for the loss."""
-        scores = [gate.score for gate in self._first(state)]
-        shares = [weight / len(scores) for weight in self.weights]
-        value: Tensor = _number(state, "weight") * MeanOpen.apply(self.shift, shares, *scores)
-        return value
+        parts = []
+        for gate, family in zip(self._first(state), self.weights, strict=True):
+            assert gate.share is not None
+            parts.append(gate.share * (family / len(self.weights)))
+            gate.share = None  # it holds the graph
+        return _number(state, "weight") * torch.stack(parts).sum()
 
     def observe(self, state: TrainState) -> None:
         """Remember how strongly the task pulls at the scores: the root mean square of its gradient, on a sample."""

@@ -8,6 +8,8 @@ from torch.nn import Parameter
 
 from sparsesoup.patterns import Block, Element
 
+SAMPLE = 1 << 14  # scores from which the value of a penalty is told; its gradient is exact
+
 
 class Gate(nn.Module):
     """A parametrization that lets through the groups whose score is at least a level. Sanh et al. 2020, eq. 4.
@@ -17,19 +19,26 @@ class Gate(nn.Module):
             else [groups]; [members, groups] where each member has its own and any of them opens the group. None: |w|.
         block: what falls together in this member; on a bias, one entry each.
         tie, member: which of the model's ties this is, and which place it has there.
+        shift: the penalty on this gate is the mean of sigmoid(score - shift); None: it has none.
     """
 
-    def __init__(self, score: Parameter | None, block: Block, tie: int, member: int) -> None:
+    def __init__(
+        self, score: Parameter | None, block: Block, tie: int, member: int, shift: float | None = None
+    ) -> None:
         super().__init__()
         self.score, self.block, self.tie, self.member = score, block, tie, member
+        self.shift = shift if member == 0 else None  # once a tie
+        self.share: Tensor | None = None
         self.level: Tensor
         self.register_buffer("level", torch.tensor(-torch.inf))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The weight where its group is open, 0 elsewhere."""
+        """The weight where its group is open, 0 elsewhere; in training, the penalty is then to be had as `share`."""
         if self.score is None:
             return weight * (weight.detach().abs() >= self.level).view(torch.int8)
-        product: Tensor = Through.apply(weight, self.score, self.level, self)
+        product, share = Through.apply(weight, self.score, self.level, self)
+        if self.training and self.shift is not None:
+            self.share = share
         return product
 
     def worth(self, weight: Tensor) -> Tensor:
@@ -58,25 +67,44 @@ class Through(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, score: Tensor, level: Tensor, gate: Gate) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, score: Tensor, level: Tensor, gate: Gate) -> tuple[Tensor, Tensor]:
         mask = score.detach() >= level
         if gate.block != Element and score.dim() == 2:
             mask = mask.any(0)
-        ctx.gate, ctx.shape = gate, score.shape
-        ctx.save_for_backward(weight, mask)
-        return masked(weight, mask, gate.block)
+        ctx.gate = gate
+        ctx.save_for_backward(weight, mask, score)
+        return masked(weight, mask, gate.block), mean_open(score, gate.shift)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        (grad,), (weight, mask), gate = grads, ctx.saved_tensors, ctx.gate
+        (grad, pull), (weight, mask, score), gate = grads, ctx.saved_tensors, ctx.gate
         product = grad * weight
         if gate.block != Element and weight.dim() == 2:
             product = gate.block.total(product).flatten()
-        if product.shape != ctx.shape:  # its own row of the tie's scores
-            whole = product.new_zeros(ctx.shape)
+        if product.shape != score.shape:  # its own row of the tie's scores
+            whole = product.new_zeros(score.shape)
             whole[gate.member] = product
             product = whole
-        return masked(grad, mask, gate.block), product, None, None
+        return masked(grad, mask, gate.block), add_pull_(product, score, gate.shift, pull), None, None
+
+
+def mean_open(score: Tensor, shift: float | None) -> Tensor:
+    """Mean sigmoid(score - shift), on a sample of many scores: it is told, not needed."""
+    if shift is None:
+        return score.new_zeros(())
+    some = score.detach().flatten()[:: max(1, score.numel() // SAMPLE)]
+    return (some - shift).sigmoid_().mean()
+
+
+def add_pull_(slope: Tensor, score: Tensor, shift: float | None, pull: Tensor) -> Tensor:
+    """Add the gradient of pull * mean sigmoid(score - shift) to that of the task.
+
+    Here, where the task's is made and in the cache: as a term of its own it would take another size of the scores.
+    """
+    if shift is not None:
+        open_ = (score - shift).sigmoid_()
+        slope.add_(open_.addcmul_(open_, open_, value=-1).mul_(pull / score.numel()))
+    return slope
 
 
 def masked(weight: Tensor, mask: Tensor, block: Block) -> Tensor:
@@ -84,5 +112,6 @@ def masked(weight: Tensor, mask: Tensor, block: Block) -> Tensor:
     if mask.shape == weight.shape:
         return weight * mask.view(torch.int8)
     rows, cols = block.tile(weight.shape)
-    grid = (weight.shape[0] // rows, rows, weight.shape[1] // cols, cols)
-    return (weight.view(grid) * mask.to(weight.dtype).view(grid[0], 1, grid[2], 1)).view(weight.shape)
+    # Whole rows at a time: a product over tiles runs in strides as short as a tile is wide, four times as long.
+    lines = mask.to(weight.dtype).view(weight.shape[0] // rows, -1).repeat_interleave(cols, 1)
+    return (weight.view(len(lines), rows, -1) * lines[:, None]).view(weight.shape)

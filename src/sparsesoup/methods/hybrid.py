@@ -57,7 +57,7 @@ class HybridMovement:
             areas=sizes(ties, problem.targets), weights=weights, penalty=self.penalty, threshold=self.threshold,
         )  # fmt: skip
         learnt = [*scores(problem, tuple(banded), own=self.attention == "heads"), *scores(problem, tuple(pooled))]
-        gated = Gated(ties, straight(learnt), self.score_rate, "global", lead.term, lead.observe)
+        gated = Gated(ties, straight(learnt, shift=0.0), self.score_rate, "global", lead.term, lead.observe)
         return learn(problem, sparsity, self.phases, gated, lead)
 
     def _ties(self, problem: Problem) -> tuple[list[Tie], list[Tie]]:

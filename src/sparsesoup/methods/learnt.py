@@ -155,11 +155,11 @@ def scores(problem: Problem, ties: tuple[Tie, ...], start: float = 0.0, own: boo
     return found
 
 
-def straight(learnt: list[Parameter | None]) -> Make:
-    """Makes straight-through gates on these scores."""
+def straight(learnt: list[Parameter | None], shift: float | None = None) -> Make:
+    """Makes straight-through gates on these scores; with a shift, penalised ones."""
 
     def make(number: int, place: int, tie: Tie) -> nn.Module:
-        return Gate(learnt[number], tie.members[place][1], number, place)
+        return Gate(learnt[number], tie.members[place][1], number, place, shift)
 
     return make
 

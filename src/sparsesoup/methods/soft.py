@@ -55,7 +55,7 @@ class SoftMovement:
             areas=sizes(ties, problem.targets), weights=[1.0] * len(ties), penalty=self.penalty,
             threshold=self.threshold,
         )  # fmt: skip
-        make = straight(scores(problem, ties))
+        make = straight(scores(problem, ties), shift=0.0)
         return Gated(ties, make, self.score_rate, self.scope, lead.term, lead.observe), lead
 
 
