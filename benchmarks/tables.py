@@ -107,12 +107,17 @@ def costs(found: dict[str, Any]) -> str:
         "masked_step": "masked training step / dense step (bare loop)",
         "selection": "`keep` over 84,934,656 scores / `torch.topk`",
         "weak_mask": "weak mask, all included / its 30 training steps",
+        "movement_step": "step of `movement` / dense step (bare loop)",
+        "l0_step": "step of `l0` / dense step",
+        "block_step": "step of `movement` in 32 x 32 blocks / dense step",
     }
     lines = ["| what | ratio (median) | quartiles | bound |", "|---|---|---|---|"]
     for key, text in names.items():
         row = found[key]
         low, high = row["quartiles"]
         lines.append(f"| {text} | {row['ratio']:.3f} | {low:.3f} to {high:.3f} | {row['bound']:.3f} |")
+    more = found["movement_step"]["memory_over_weights"]
+    lines.append(f"| memory of a step of `movement` beside a dense one's / prunable weights | {more:.2f} | | 4.00 |")
     part, bound = found["selection"]["memory_over_scores"], found["selection"]["memory_bound"]
     lines.append(f"| memory of `keep` / memory of the scores | {part:.2f} | | {bound:.2f} |")
     return "\n".join([*lines, "", f"`make bench` on {found['machine']}."])
