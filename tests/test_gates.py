@@ -115,6 +115,8 @@ def test_with_scores_of_their_own_members_learn_apart_and_any_of_them_opens_the_
     assert model.second.weight[:, :2].all()  # its own score says no
     assert not model.first.weight[2:].any()
     assert not model.second.weight[:, 2:].any()
+    for n, gate in gates(model):  # trimming ranks a group by the member that wants it most
+        assert gate.worth(hidden(model, n)).tolist() == [0.3, -0.2]
 
 
 def test_by_magnitude_a_masked_weight_gets_no_gradient_and_stays_behind_its_mask() -> None:
