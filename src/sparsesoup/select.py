@@ -179,6 +179,8 @@ def _order(score: Tensor, then: Tensor | None, alive: Tensor | None) -> Tensor:
 def levels(scores: Scores, sizes: Mapping[str, int], sparsity: float, scope: Scope = "global") -> dict[str, Tensor]:
     """The smallest score that is kept, for each tensor: `score >= level` is the mask of `keep`, up to ties.
 
+    At least one group is kept of those that compete. With scope tensor `keep` may round a tensor's share the other way.
+
     Args:
         scores: name -> the scores of its groups, of any shape.
         sizes: name -> weights in each of its groups.
@@ -188,15 +190,15 @@ def levels(scores: Scores, sizes: Mapping[str, int], sparsity: float, scope: Sco
     pools = [list(scores)] if scope == "global" else [[name] for name in scores]
     found: dict[str, Tensor] = {}
     for names in pools:
-        goal = (1.0 - sparsity) * sum(scores[n].numel() * sizes[n] for n in names)
+        budget = round((1.0 - sparsity) * sum(scores[n].numel() * sizes[n] for n in names))
         if len({sizes[n] for n in names}) == 1:
-            count = max(1, round(goal / sizes[names[0]]))
+            count = max(1, budget // sizes[names[0]])
             value = level([scores[n] for n in names], None, count, sum(scores[n].numel() for n in names))[0]
         else:
             flat = torch.cat([scores[n].flatten() for n in names])
-            order = flat.sort(descending=True)
-            size = torch.cat([torch.full((scores[n].numel(),), float(sizes[n])) for n in names]).to(flat.device)
-            fits = size[order.indices].cumsum(0) <= goal
+            order = flat.sort(descending=True, stable=True)
+            size = torch.cat([torch.full((scores[n].numel(),), sizes[n]) for n in names]).to(flat.device)
+            fits = size[order.indices].cumsum(0) <= budget
             value = order.values[max(int(fits.sum()) - 1, 0)]
         found |= dict.fromkeys(names, value)
     return found

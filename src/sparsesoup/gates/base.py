@@ -32,7 +32,7 @@ def gates(model: nn.Module) -> Iterator[tuple[str, Gate]]:
     """(name of the gated parameter, its gate), tie by tie."""
     for name, module in model.named_modules():
         if isinstance(module, Gate):
-            owner, _, rest = name.partition(".parametrizations.") if "." in name else ("", "", name)
+            owner, _, rest = f".{name}".partition(".parametrizations.")
             yield f"{owner}.{rest.split('.')[-2]}".lstrip("."), module
 
 

@@ -59,10 +59,12 @@ class Phases:
         """Steps with fixed masks."""
         return max(1, round(self.settle * total))
 
-    def least(self) -> int:
-        """The least T that has a step of each phase."""
+    def least(self, total: int = 4) -> int:
+        """The least T, from `total` up, that has a step of each phase; rounding may deny one to a larger T."""
         return next(
-            t for t in count(4) if self.plan(t).start < self.plan(t).stop <= t - self.settled(t) and t > 2 * self.every
+            t
+            for t in count(max(total, 4))
+            if self.plan(t).start < self.plan(t).stop <= t - self.settled(t) and t > 2 * self.every
         )
 
 
@@ -81,7 +83,8 @@ class Gated:
 def learn(problem: Problem, sparsity: float, phases: Phases, gated: Gated, hook: Hook) -> Ticket:
     """Learn masks with weights, trim them to exactly the sparsity, and train on with them fixed: T steps in all."""
     check_sparsity(sparsity)
-    need_steps(problem, phases.least(), f"a warm-up of {phases.warmup:g} T and a cool-down of {phases.cooldown:g} T")
+    why = f"a warm-up of {phases.warmup:g} T and a cool-down of {phases.cooldown:g} T"
+    need_steps(problem, phases.least(problem.steps), why)
     settled, state = phases.settled(problem.steps), begin(problem, gated)
     problem.journal.piece("search", state, search, state, problem, problem.steps - settled, hook, gated)
     problem.journal.piece("trim", state, _trim, state, problem, sparsity, gated)

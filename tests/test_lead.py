@@ -1,0 +1,160 @@
+"""Masks led by the density: they end near the sparsity asked for, by formulas left to autograd, whatever the loss."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter, functional
+
+from conftest import same, tiny
+from sparsesoup.data import Batch
+from sparsesoup.gates.base import attach, gates
+from sparsesoup.gates.density import sizes
+from sparsesoup.gates.hard_concrete import SHIFT
+from sparsesoup.gates.lead import Lead
+from sparsesoup.journal import Journal
+from sparsesoup.masks import kept
+from sparsesoup.meter import Meter
+from sparsesoup.methods.learnt import scores, straight, tiled
+from sparsesoup.methods.soft import HardConcreteL0, SoftMovement
+from sparsesoup.patterns import Element
+from sparsesoup.problem import Problem, Training
+from sparsesoup.schedules import Cubic
+from sparsesoup.state import TrainState
+
+LED = {"soft-movement": SoftMovement(score_rate=0.5), "l0": HardConcreteL0(score_rate=0.1)}
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.7, 0.9])
+@pytest.mark.parametrize("name", LED)
+def test_led_by_the_density_the_threshold_alone_comes_near_the_sparsity(name: str, sparsity: float) -> None:
+    ticket = LED[name].run(tiny(steps=300), sparsity)
+    assert ticket.notes["threshold_sparsity"] == pytest.approx(sparsity, abs=0.05)
+    assert kept(ticket.masks) == round((1 - sparsity) * 2000)
+
+
+@pytest.mark.parametrize("make", [SoftMovement, HardConcreteL0])
+def test_a_constant_penalty_reaches_what_it_happens_to_reach(make: Any) -> None:
+    reached = [
+        make(score_rate=0.1, penalty=p).run(tiny(steps=100), 0.7).notes["threshold_sparsity"] for p in (0.0, 1e4)
+    ]
+    assert reached[0] < 0.05
+    assert reached[1] > 0.95
+
+
+@pytest.mark.parametrize("name", LED)
+def test_the_size_of_the_loss_does_not_matter(name: str) -> None:
+    def louder(model: nn.Module, batch: Batch) -> Tensor:
+        return 1000 * functional.cross_entropy(model(batch["x"]), batch["labels"])
+
+    training = Training(learning_rate=1e-2, batch_size=16, clip=0.0)
+    plain = LED[name].run(tiny(steps=80, training=training), 0.7)
+    loud = LED[name].run(tiny(steps=80, training=training, objective=louder), 0.7)
+    assert loud.notes["threshold_sparsity"] == pytest.approx(plain.notes["threshold_sparsity"], abs=0.03)
+
+
+def led(problem: Problem, **more: Any) -> tuple[TrainState, Lead, list[Parameter]]:
+    """A state with random scores, and its lead."""
+    ties = tiled(problem.targets, Element)
+    learnt = [score for score in scores(problem, ties) if score is not None]
+    draw = torch.Generator().manual_seed(3)
+    for score in learnt:
+        score.data.normal_(generator=draw)
+    plain: dict[str, Any] = {
+        "plan": Cubic(2, 10), "sparsity": 0.6, "rate": lambda step: 0.1, "areas": sizes(ties, problem.targets),
+        "weights": [1.0, 0.5, 2.0], "threshold": 0.1, "shift": SHIFT,
+    }  # fmt: skip
+    state = problem.start(lambda model: (attach(model, ties, straight(list(learnt), SHIFT)), 10.0))
+    return state, Lead(**(plain | more)), learnt
+
+
+def term(state: TrainState, lead: Lead) -> Tensor:
+    """The penalty, as it stands after a forward pass in training."""
+    state.model.train()(torch.randn(4, 8))
+    return lead.term(state)
+
+
+def formula(learnt: list[Parameter], weight: float) -> Tensor:
+    """The penalty as it is written: family weights, mean of each matrix, mean over matrices."""
+    families = zip([1.0, 0.5, 2.0], learnt, strict=True)
+    return weight * torch.stack([w * (s - SHIFT).sigmoid().mean() for w, s in families]).mean()
+
+
+def test_the_penalty_is_that_of_the_formula_and_on_the_curve_of_the_threshold() -> None:
+    state, lead, learnt = led(tiny(), penalty=40.0)
+    for step in (0, 2, 5, 10, 12):
+        state.step = step
+        lead(state)
+        share = 1 - (1 - min(max(step - 2, 0) / 8, 1)) ** 3
+        for _, gate in gates(state.model):
+            assert torch.sigmoid(gate.level).item() == pytest.approx(0.1 * share, abs=1e-6)
+        own = torch.autograd.grad(term(state, lead), learnt)
+        plain = torch.autograd.grad(formula(learnt, 40.0 * share), learnt)
+        assert term(state, lead).item() == pytest.approx(formula(learnt, 40.0 * share).item(), rel=1e-5)
+        assert all(one.allclose(other, rtol=1e-3, atol=1e-9) for one, other in zip(own, plain, strict=True))
+
+
+def test_what_the_task_pulls_with_is_known_apart_from_the_penalty() -> None:
+    problem = tiny()
+    state, lead, learnt = led(problem)
+    state.memory["lead/weight"] = torch.tensor(30.0, dtype=torch.float64)
+    batch, pulls = problem.train.batch(range(32)), []
+    for module in state.model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    state.model.train()
+    for k in (1, 3):
+        task = torch.autograd.grad(k * problem.loss(state.model, batch), learnt)
+        (k * problem.loss(state.model, batch) + lead.term(state)).backward()
+        lead.observe(state)
+        state.model.zero_grad()
+        pulls.append(torch.cat([g.flatten() for g in task]).square().mean().sqrt().item())
+        wanted = pulls[0] if k == 1 else 0.9 * pulls[0] + 0.1 * pulls[1]
+        assert float(state.memory["lead/pull"]) == pytest.approx(wanted, rel=1e-3)
+
+
+def test_the_lead_pulls_down_what_is_too_open_and_pushes_up_what_is_too_shut() -> None:
+    state, lead, learnt = led(tiny())
+    state.memory["lead/pull"], state.step = torch.tensor(1e-3, dtype=torch.float64), 10
+    lead(state)
+    assert float(state.memory["lead/weight"]) > 0
+    assert state.masked < 0.1
+    for score in learnt:
+        score.data -= 5
+    lead(state)
+    assert float(state.memory["lead/weight"]) < 0
+    assert state.masked > 0.9
+
+
+@pytest.mark.parametrize("name", LED)
+@pytest.mark.parametrize("dies", [17, 38])
+def test_a_led_run_that_dies_resumes_to_the_same_bits(
+    name: str, dies: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparsesoup.journal.SHARE", 0)
+    plain = LED[name].run(tiny(steps=40), 0.7)
+    seen = 0
+
+    class Died(Exception):
+        pass
+
+    def objective(model: nn.Module, batch: Batch) -> Tensor:
+        nonlocal seen
+        seen += 1
+        if seen == dies:
+            raise Died
+        return functional.cross_entropy(model(batch["x"]), batch["labels"])
+
+    def life() -> Problem:
+        meter = Meter()
+        return tiny(meter=meter, journal=Journal(meter, tmp_path, every=0.0), objective=objective, steps=40)
+
+    with pytest.raises(Died):
+        LED[name].run(life(), 0.7)
+    ticket = LED[name].run(life(), 0.7)
+    assert same(ticket.masks, plain.masks)
+    assert same(ticket.weights, plain.weights)
+    assert ticket.notes["threshold_sparsity"] == plain.notes["threshold_sparsity"]
+    assert seen == 41

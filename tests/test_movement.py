@@ -1,0 +1,229 @@
+"""Learned masks as runs: what a signed score promises, the schedule, and what is left of the gates at the end."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import Parameter, functional
+
+from conftest import same, tiny, watched
+from sparsesoup.data import Batch
+from sparsesoup.errors import UserError
+from sparsesoup.gates.base import attach, gates, hidden
+from sparsesoup.masks import kept
+from sparsesoup.methods.learnt import Phases, straight
+from sparsesoup.methods.movement import MagnitudeThrough, Movement
+from sparsesoup.methods.soft import HardConcreteL0, SoftMovement
+from sparsesoup.patterns import Element, Tie
+from sparsesoup.problem import Training
+from sparsesoup.schedules import Cubic
+from sparsesoup.select import levels
+
+
+class Swap:
+    """A net of two matrices, the first one masked; its weights are so small that the loss is nearly linear in them."""
+
+    def __init__(self) -> None:
+        draw = torch.Generator().manual_seed(0)
+        self.x, self.y = (torch.randn(8, n, generator=draw, dtype=torch.float64) for n in (5, 3))
+        self.weight = 1e-3 * torch.randn(4, 5, generator=draw, dtype=torch.float64)
+        self.out = torch.randn(3, 4, generator=draw, dtype=torch.float64)
+        self.mask = torch.arange(20).view(4, 5) % 2 == 0
+
+    def loss(self, weight: Tensor) -> Tensor:
+        return ((self.x @ weight.T).tanh() @ self.out.T - self.y).square().mean()
+
+    def movement(self) -> Tensor:
+        """dL/dS = dL/dW' * W, by hand."""
+        leaf = (self.weight * self.mask).requires_grad_()
+        (grad,) = torch.autograd.grad(self.loss(leaf), leaf)
+        return grad * self.weight
+
+    def swapped(self, out: int, into: int) -> Tensor:
+        mask = self.mask.clone().view(-1)
+        mask[out], mask[into] = False, True
+        return mask.view(4, 5)
+
+    def step_of(self, out: int, into: int, rate: float) -> tuple[Tensor, Tensor]:
+        """(mask before, mask after) one SGD step on scores where these two lie next to each other at the threshold."""
+        score = Parameter(torch.where(self.mask, 1e3, -1e3).double())
+        with torch.no_grad():
+            score.view(-1)[out], score.view(-1)[into] = 1e-12, 0.0
+        layer = nn.Linear(5, 4, bias=False, dtype=torch.float64)
+        layer.weight.data.copy_(self.weight)
+        attach(layer, (Tie((("weight", Element),)),), straight([score]))
+        ((_, gate),) = gates(layer)
+
+        def look() -> Tensor:
+            gate.level = levels({"": score.detach()}, {"": 1}, 0.5)[""]
+            return layer.weight != 0
+
+        before = look()
+        self.loss(layer.weight).backward()
+        torch.optim.SGD([score], lr=rate).step()
+        return before, look()
+
+
+def test_a_swap_that_movement_makes_lowers_the_loss() -> None:
+    """Sanh et al. 2020, appendix: each step that takes one weight in for another decreases the loss, to first order."""
+    net = Swap()
+    m, plain, made = net.movement().flatten(), net.loss(net.weight * net.mask), 0
+    for out in range(0, 20, 2):
+        for into in range(1, 20, 2):
+            before, after = net.step_of(out, into, 1e-3)
+            assert before.equal(net.mask)
+            if m[into] < m[out]:  # its score rises above the other's
+                assert after.equal(net.swapped(out, into))
+                assert net.loss(net.weight * after) < plain
+                made += 1
+            else:
+                assert after.equal(net.mask)
+                assert net.loss(net.weight * net.swapped(out, into)) > plain
+    assert 20 < made < 80
+
+
+def test_a_swap_by_the_size_of_a_score_may_raise_the_loss() -> None:
+    """A large negative score is that of a weight which training shrinks: |S| takes it in."""
+    net, rate = Swap(), 1e-3
+    m, plain = net.movement().flatten(), net.loss(net.weight * net.mask)
+    out, into = min(range(0, 20, 2), key=lambda i: abs(float(m[i]))), max(range(1, 20, 2), key=lambda i: float(m[i]))
+    score = torch.where(net.mask, 1e3, 0.0).double().flatten()
+    score[out], score[into] = 1 + 1e-12, -1.0
+    after = score - rate * m
+    assert after[into].abs() > after[out].abs()
+    best = after.abs().topk(10).indices
+    mask = torch.zeros(20, dtype=torch.bool)
+    mask[best] = True
+    assert mask.view(4, 5).equal(net.swapped(out, into))
+    assert net.loss(net.weight * mask.view(4, 5)) > plain
+
+
+class Spy:
+    """An objective that looks at the weights as the model sees them at each training step."""
+
+    def __init__(self) -> None:
+        self.masked: list[dict[str, Tensor]] = []
+        self.level: list[list[float]] = []
+        self.behind: list[dict[str, Tensor]] = []
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        names = [name for name, _ in gates(model)]
+        if names:
+            seen = {n: model.get_submodule(n.removesuffix(".weight")).weight for n in names}
+            self.masked.append({n: t.detach() == 0 for n, t in seen.items() if isinstance(t, Tensor)})
+            self.level.append([float(gate.level) for _, gate in gates(model)])
+            self.behind.append({n: hidden(model, n).detach().clone() for n in names})
+        return functional.cross_entropy(model(batch["x"]), batch["labels"])
+
+    def shares(self) -> list[float]:
+        return [sum(int(m.sum()) for m in table.values()) / 2000 for table in self.masked]
+
+
+@pytest.mark.parametrize("scope", ["tensor", "global"])
+@pytest.mark.parametrize("method", [Movement, MagnitudeThrough])
+def test_the_masked_share_is_on_the_cubic_curve_whenever_thresholds_are_set(method: Any, scope: str) -> None:
+    spy = Spy()
+    with watched() as watch:
+        problem = tiny(objective=spy, observer=watch, steps=80)
+        method(scope=scope, phases=Phases(every=5)).run(problem, 0.6)
+    curve, shares = Cubic(8, 56), spy.shares()
+    assert len(shares) == 72
+    for step, (share, levels_now) in enumerate(zip(shares, spy.level, strict=True)):
+        if step <= 8:
+            assert share == 0.0
+        elif step % 5 == 0 or step == 56:
+            assert share == pytest.approx(curve.at(step, 0.6), abs=2e-3), step
+        elif step != 9:
+            assert levels_now == spy.level[step - 1], step
+    told = watch.curve("sparsity")
+    assert told[9:72] == [
+        0.6 - 0.6 * (1 - (min(k // 5 * 5, 55) - 8) / 48) ** 3 if k < 56 else 0.6 for k in range(10, 73)
+    ]
+    assert told[72:] == [pytest.approx(0.6)] * 8
+    # Carried over, they stay true enough between two settings.
+    assert max(abs(s - t) for s, t in zip(shares[56:], told[55:71], strict=True)) < 0.15
+
+
+def test_by_magnitude_masked_weights_stay_behind_their_masks_and_may_return() -> None:
+    spy = Spy()
+    with watched() as watch:
+        training = Training(learning_rate=0.1, batch_size=16, optimizer="sgd", weight_decay=0.0)
+        ticket = MagnitudeThrough(phases=Phases(every=5)).run(tiny(objective=spy, steps=80, training=training), 0.5)
+    before = watch.before[0]  # just before the masks are fixed
+    closed = {n: spy.masked[-1][n] for n in before}
+    assert sum(int(m.sum()) for m in closed.values()) > 900
+    assert all(before[n].all() for n in before)
+    back = [int((was[n] & ~now[n]).sum()) for was, now in zip(spy.masked, spy.masked[1:], strict=False) for n in was]
+    assert sum(back) > 0
+    assert kept(ticket.masks) == 1000
+    assert all(not ticket.weights[n][~m].any() for n, m in ticket.masks.items())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Phases(warmup=-0.1),
+        lambda: Phases(warmup=1.0),
+        lambda: Phases(settle=0.0),
+        lambda: Phases(settle=0.4, cooldown=0.3),
+        lambda: Phases(every=0),
+        lambda: Phases(warmup=0.5, cooldown=0.5),
+        lambda: Phases(warmup=float("nan")),
+        lambda: Movement(score_rate=0.0),
+        lambda: Movement(score_rate=float("inf")),
+        lambda: SoftMovement(penalty=-1.0),
+        lambda: SoftMovement(penalty=float("inf")),
+        lambda: SoftMovement(threshold=0.0),
+        lambda: SoftMovement(threshold=1.0),
+        lambda: HardConcreteL0(start=-2.4),
+        lambda: HardConcreteL0(score_rate=float("nan")),
+    ],
+)
+def test_impossible_settings_are_refused_in_one_line(make: Callable[[], object]) -> None:
+    with pytest.raises(UserError) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("phases", [Phases(), Phases(every=3), Phases(every=1, warmup=0.6), Phases(warmup=0.0)])
+def test_too_few_steps_are_refused_with_the_least_that_do(phases: Phases) -> None:
+    problem, least = tiny(steps=1), 0
+    with pytest.raises(UserError, match=r"needs at least \d+; raise --steps or --epochs") as caught:
+        Movement(phases=phases).run(problem, 0.5)
+    assert not problem.meter.to_json()
+    least = int(str(caught.value).split("at least ")[1].split(";")[0])
+    with pytest.raises(UserError, match=f"needs at least {least};"):
+        Movement(phases=phases).run(tiny(steps=least - 1), 0.5)
+    assert kept(Movement(phases=phases).run(tiny(steps=least), 0.5).masks) == 1000
+
+
+@given(st.floats(0, 0.99), st.floats(0.01, 0.99), st.floats(0.01, 1.0), st.integers(1, 20), st.integers(1, 400))
+def test_no_run_begins_that_lacks_a_step_of_some_phase(
+    warmup: float, cooldown: float, part: float, every: int, total: int
+) -> None:
+    if warmup + cooldown >= 0.999:
+        return
+    phases = Phases(warmup=warmup, cooldown=cooldown, settle=part * cooldown, every=every)
+    plan, settled = phases.plan(total), phases.settled(total)
+    fits = plan.start < plan.stop <= total - settled < total and total >= 4 and total > 2 * every
+    assert (phases.least(total) == total) == fits
+
+
+@pytest.mark.parametrize("method", [SoftMovement(), HardConcreteL0(), Movement(), MagnitudeThrough()])
+def test_nothing_of_the_gates_is_left_and_the_pretrained_model_is_untouched(method: Any) -> None:
+    problem = tiny(steps=40)
+    before = {n: t.clone() for n, t in problem.pretrained.state_dict().items()}
+    with watched() as watch:
+        ticket = method.run(problem, 0.6)
+    assert same(problem.pretrained.state_dict(), before)
+    assert ticket.weights.keys() == before.keys()
+    assert watch.state is not None
+    living = {id(p) for p in watch.state.model.parameters()}
+    assert {id(p) for group in watch.state.optimizer.param_groups for p in group["params"]} == living
+    assert {id(p) for p in watch.state.optimizer.state} == living
+    assert not list(gates(watch.state.model))
+    assert type(watch.state.model.wide) is nn.Linear
