@@ -50,7 +50,8 @@ def write_report(run: Path) -> Path:
     page = environment.from_string(text).render(_scores(facts) | _charts(facts, log) | {
         "run": facts, "costs": show.costs(facts), "steps": len(log), "unread": unread, "headline": show.headline(facts),
         "total": show.total(facts), "bars": _cost_bars(facts), "settings": _dotted(facts["settings"]),
-        "origin": _origin(facts), "noted": sentences, "others": others, "checks": _checks(facts["notes"]), "most_rows": BARS,
+        "origin": _origin(facts), "noted": sentences, "others": others, "most_rows": BARS,
+        "checks": _checks(facts["notes"]),
         "meaning": {label: show.LABELS[label] for label, _ in show.costs(facts) if label in show.LABELS},
     })  # fmt: skip
     write_text(run / PAGE, page)
