@@ -16,7 +16,7 @@ FLOORS: list[set[str]] = [
     {"scores", "gates", "soups"},
     {"methods"},
     {"hub", "export", "study"},
-    {"recipe", "python", "watch", "teacher", "run", "report", "show", "cli"},
+    {"recipe", "python", "watch", "teacher", "run", "report", "show", "words", "cli"},
     {"__init__"},
 ]
 PLAIN = {"torch", "accelerate", "safetensors", "numpy"} | sys.stdlib_module_names

@@ -118,11 +118,13 @@ def test_weights_return_between_prunings_and_not_after_the_last() -> None:
     assert not any(p[~final[n]].any() for n, p in state.params().items())
 
 
-def test_the_log_says_when_the_masks_become_final() -> None:
+def test_the_log_shows_the_ramp_and_then_the_final_masks() -> None:
     watch = Watch()
     Platon(every=5, window=5).run(tiny(observer=watch), 0.7)
     curve = watch.curve("sparsity")
-    assert curve == [0.0] * 40 + [pytest.approx(0.7)] * 20  # 6, 11, ... 41: the last whole interval before 42
+    goals = [0.7 * (1 - (1 - i / 7) ** 3) for i in range(8)]  # at 6, 11, ... 41: the last whole interval before 42
+    steps = [0.0] * 5 + [goal for goal in goals[:-1] for _ in range(5)] + [0.7] * 20
+    assert curve == [pytest.approx(goal, abs=1e-12) for goal in steps]
 
 
 def test_every_pruning_of_the_ramp_ends_a_window() -> None:

@@ -201,6 +201,70 @@ def test_a_dense_run_has_no_soup_no_heat_map_and_no_comparison(tmp_path: Path) -
     assert "eak masks" not in shown(tmp_path / "dense")
 
 
+EARLY = {"method": {"measure": "hamming", "threshold": 0.1}}
+CHECKS = [{"step": 9, "hamming": [], "kept-sets": []}, {"step": 18, "hamming": [0.012, 0.034], "kept-sets": [0.2, 0.3]}]
+POOL = [{"sparsity": 0.488, "share": 0.3, "score": 0.8, "accepted": True},
+        {"sparsity": 0.92, "share": 0.1, "score": 0.7, "accepted": False}]  # fmt: skip
+TAUGHT = {"teacher": "dense", "hardness": 0.9, "temperature": 2.0, "hidden": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("notes", "settings", "said"),
+    [
+        ({"threshold_sparsity": 0.7561}, {}, "alone gave a sparsity of 75.6 %; the masks were then trimmed to"),
+        (
+            {"early_bird": {"fired": 18, "checks": CHECKS}},
+            EARLY,
+            "settled at step 18 of the search, at its check number 2",
+        ),
+        ({"early_bird": {"fired": None, "checks": CHECKS}}, EARLY, "The budget of the search ended after 2 masks"),
+        ({"pool": {"own": 0.7, "score": 0.8, "visited": POOL}}, {}, "1 accepted (0.3 of the one at 48.8 %)"),
+        ({"soup": {"members": [0.5, 0.75], "taken": [1]}}, {}, "0.5000, 0.7500; averaged: number 2."),
+        ({"soup": {"score": 0.8, "forks": [{"sparsity": 0.1, "share": 0.3, "score": 0.8}]}}, {}, "0.3 (10 % pruned)"),
+        (
+            {"teachers": [{"step": 6, "sparsity": 0.0, "f1": 0.8, "teaches": True}]},
+            {},
+            "step 6 (0.0 % pruned, f1 0.8000)",
+        ),
+        ({"phases": [0.5, 0.75]}, {}, "Sparsity of the phases: 50.0 %, 75.0 %."),
+        ({}, {"train": {"distill": TAUGHT}}, "Taught by a dense run with the same settings: 90.0 % of the loss"),
+    ],
+)
+def test_what_a_method_noted_is_said_in_a_sentence(tmp_path: Path, notes: Any, settings: Any, said: str) -> None:
+    write_run(tmp_path, notes=notes, settings=settings)
+    text = html.unescape(page(tmp_path))
+    assert said in text
+    assert "<dt>" + next(iter(notes), "none") not in text  # not a second time, as a bare fact
+    assert said in " ".join(shown(tmp_path).split())
+    if "early_bird" in notes:
+        assert re.findall(r"<td>18</td><td>(.*?)</td><td>(.*?)</td>", text) == [("0.0340", "0.3000")]
+
+
+@pytest.mark.parametrize("key", ["early_bird", "pool", "soup", "teachers", "threshold_sparsity"])
+def test_a_note_of_another_form_is_shown_as_it_is(tmp_path: Path, key: str) -> None:
+    for value in ({"at": 77}, {"checks": [], "fired": 1}, [77], [], "77", None):
+        write_run(tmp_path, notes={key: value})
+        assert f"<dt>{key}" in page(tmp_path)
+        assert shown(tmp_path)
+
+
+def test_every_label_of_the_cost_has_a_name_and_a_colour_of_its_own(tmp_path: Path) -> None:
+    labels = ("strong", "weak", "search", "score", "teacher")
+    write_run(tmp_path, cost={label: cost(60) for label in (*labels, "validation")})
+    text = page(tmp_path)
+    for label in labels:
+        assert f'class="{label}"' in text
+        assert f"<b>{label}</b>: " in text
+        assert text.count(f"--{label}: #") == 2  # light and dark
+    assert 'class="other"' not in text
+
+
+def test_a_dense_teacher_is_the_measure_of_a_dense_run(tmp_path: Path) -> None:
+    """A student's step has the teacher's forward pass in it, which no dense run has."""
+    write_run(tmp_path, cost={"strong": cost(120) | {"flops": 120 * 9e9}, "teacher": cost(120)})
+    assert "training cost 2.29 times a dense run" in headline(read_report(tmp_path))
+
+
 def test_stages_without_weak_masks_are_no_soup_and_unknown_notes_are_listed(tmp_path: Path) -> None:
     stage = {"step": 5, "sparsity": 0.5, "weak_masks": 0, "decided": 0.0}
     write_run(tmp_path, notes={"stages": [stage], "stopped_early": {"at": 77}})

@@ -34,7 +34,7 @@ class Cost:
 
 
 class Meter:
-    """Costs by label: strong (training that the product descends from), weak, search, score, validation."""
+    """Costs by label: strong (training that the product descends from), weak, search, score, teacher, validation."""
 
     def __init__(self) -> None:
         self.costs: dict[str, Cost] = {}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sparsesoup.data import Batch
 from sparsesoup.errors import UserError
 from sparsesoup.problem import Distill, Problem
-from sparsesoup.targets import block_of
+from sparsesoup.targets import Targets, block_of
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -39,7 +39,7 @@ def distilled(problem: Problem, teacher: nn.Module, settings: Distill) -> Callab
     Raises: UserError at the first step if its answers or its blocks are of another shape than the student's.
     """
     model = problem.accelerator.prepare_model(teacher, evaluation_mode=True).eval().requires_grad_(False)
-    share, names = settings.hardness, blocks(problem) if settings.hidden else []
+    share, names = settings.hardness, blocks(problem.targets) if settings.hidden else []
 
     def objective(student: nn.Module, batch: Batch) -> Tensor:
         with torch.no_grad(), outputs_of(model, names) as wanted:
@@ -59,12 +59,12 @@ def distilled(problem: Problem, teacher: nn.Module, settings: Distill) -> Callab
     return objective
 
 
-def blocks(problem: Problem) -> list[str]:
+def blocks(targets: Targets) -> list[str]:
     """Names of the repeated blocks that hold the prunable weights: what stands before the first number in their names.
 
     Raises: UserError if no target lies in a numbered block.
     """
-    found = dict.fromkeys(block for name in problem.targets if (block := block_of(name)))
+    found = dict.fromkeys(block for name in targets if (block := block_of(name)))
     if not found:
         raise UserError("train.distill.hidden needs a model with numbered blocks; say --train.distill.hidden 0")
     return list(found)

@@ -17,7 +17,7 @@ from jsonargparse import ArgumentParser, Namespace
 from sparsesoup.errors import UserError
 from sparsesoup.hub.build import Place
 from sparsesoup.methods import METHODS, TABLE, Method
-from sparsesoup.problem import Training
+from sparsesoup.problem import Distill, Training
 
 ELSEWHERE = (
     "data_root",
@@ -84,6 +84,10 @@ class Settings:
             value, own = getattr(self.method, name), getattr(METHODS[self.name], name)
             if value != own:
                 raise UserError(f"method {self.name} has {name} {own}, got {value}; take the method that has it free")
+        if self.train.distill != Distill() and not self.train.distill.teacher:
+            raise UserError(
+                "train.distill has settings but no teacher; add --train.distill.teacher dense, or a run or model"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in a recipe."""

@@ -13,19 +13,18 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from sparsesoup import show
+from sparsesoup import show, words
 from sparsesoup.files import write_text
 from sparsesoup.schedules import geometric
 
 LOG, PAGE = "log.jsonl", "report.html"
-KNOWN_NOTES = ("stages", "budget", "weak_share", "rounds")
 BARS = 40  # a longer list of bars is no picture
 POINTS = 400  # of one curve: more than a page shows, few enough for it to stay small
 # Stand-ins that the page replaces by its own colours, light or dark: no chart draws with them otherwise.
 INK, FAINT, PAPER = "#010101", "#010102", "#010106"
 LINES = {"strong": "#010103", "weak": "#010104", "search": "#010105"}
 VARIABLES = {INK: "ink", FAINT: "faint", PAPER: "page"} | {colour: label for label, colour in LINES.items()}
-NAMES = {"strong": "strong: the main training", "weak": "weak: look-ahead runs", "search": "search: earlier rounds"}
+NAMES = {label: f"{label}: {show.LABELS[label]}" for label in LINES}
 MARK = "#D55E00"
 STYLE = {
     "svg.fonttype": "none", "font.family": "DejaVu Sans", "font.size": 9.5, "text.parse_math": False,
@@ -45,13 +44,15 @@ def write_report(run: Path) -> Path:
     facts, (log, unread) = show.read_report(run), _read_log(run / LOG)
     text = (resources.files("sparsesoup") / "report.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    filters = {"percent": show.percent, "flop": show.flop, "duration": show.duration, "plain": _plain}
+    filters = {"percent": words.percent, "flop": words.flop, "duration": words.duration, "plain": _plain}
+    sentences, others = words.noted(facts)
     environment.filters.update(filters)
     page = environment.from_string(text).render(_scores(facts) | _charts(facts, log) | {
         "run": facts, "costs": show.costs(facts), "steps": len(log), "unread": unread, "headline": show.headline(facts),
         "total": show.total(facts), "bars": _cost_bars(facts), "settings": _dotted(facts["settings"]),
-        "origin": _origin(facts), "noted": _noted(facts["notes"]),
-        "others": {k: v for k, v in facts["notes"].items() if k not in KNOWN_NOTES},
+        "origin": _origin(facts), "noted": sentences, "others": others, "most_rows": BARS,
+        "checks": _checks(facts["notes"]),
+        "meaning": {label: show.LABELS[label] for label, _ in show.costs(facts) if label in show.LABELS},
     })  # fmt: skip
     write_text(run / PAGE, page)
     return run / PAGE
@@ -118,18 +119,15 @@ def _origin(facts: Mapping[str, Any]) -> dict[str, Any]:
     return told | dict(facts["versions"]) | {"report format": facts["format"]}
 
 
-def _noted(notes: Mapping[str, Any]) -> list[str]:
-    """The notes that we know the meaning of, as sentences."""
-    found, budget = [], notes.get("budget")
-    if "rounds" in notes:
-        found.append(f"Rounds of pruning, each after a training of its own: {_plain(notes['rounds'])}.")
-    if "weak_share" in notes:
-        share = notes["weak_share"]
-        found.append(f"Weak steps: {show.percent(share) if isinstance(share, float) else _plain(share)} of T.")
-    if budget is not None:
-        kinds = {"charged": "weak steps are part of the T steps.", "extra": "weak steps come on top of the T steps."}
-        found.append(f"Budget {_plain(budget)}" + f": {kinds.get(str(budget), 'of a kind unknown here.')}")
-    return found
+def _checks(notes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Step and largest distances of each mask of an early-bird search; one with nothing before it has none."""
+    try:
+        return [
+            {"step": c["step"], **{k: max(c[k], default=None) for k in ("hamming", "kept-sets")}}
+            for c in notes["early_bird"]["checks"][-BARS:]
+        ]
+    except (KeyError, TypeError):
+        return []
 
 
 def _cost_bars(facts: Mapping[str, Any]) -> list[dict[str, Any]]:

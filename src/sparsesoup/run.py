@@ -22,14 +22,14 @@ from sparsesoup.files import remove, whole, write_json, write_text
 from sparsesoup.hub.build import Opened, build, open_task, score_test
 from sparsesoup.hub.models import load_tokenizer, save_model
 from sparsesoup.journal import JOURNAL, Journal
-from sparsesoup.meter import Cost, Meter
+from sparsesoup.meter import Meter
 from sparsesoup.methods import TABLE
 from sparsesoup.methods.known import FromTicket
 from sparsesoup.problem import Problem
 from sparsesoup.recipe import Settings, dump, read
 from sparsesoup.report import write_report
 from sparsesoup.show import read_report
-from sparsesoup.teacher import charge_teacher, find_teacher, teach
+from sparsesoup.teacher import taught
 from sparsesoup.ticket import Ticket, load_masks, save_masks
 from sparsesoup.watch import Watch
 
@@ -69,12 +69,11 @@ def prune(settings: Settings, out: Path, console: Console, save_every: float = 1
                 for state in states:
                     remove(state)
         return Run(path, report)
-    teacher = find_teacher(settings, out, lambda s, o: prune(s, o, console, save_every)) if _taught(settings) else None
     with _alone(path):  # a process that is refused here must not take back what the other one writes
         try:
             if not (path / "run.yaml").exists():
                 write_text(path / "run.yaml", dump(settings))
-            return _work(settings, path, opened, console, save_every, teacher)
+            return _work(settings, path, out, opened, console, save_every)
         except BaseException:
             if fresh and not (path / "stages" / JOURNAL).exists():
                 _remove_empty(path, out)
@@ -118,18 +117,7 @@ def _complete(settings: Settings) -> Settings:
     return replace(settings, amount=replace(settings.amount, sparsity=sparsity))
 
 
-def _taught(settings: Settings) -> bool:
-    return bool(settings.train.distill.teacher)
-
-
-def _work(
-    settings: Settings,
-    path: Path,
-    opened: Opened,
-    console: Console,
-    save_every: float,
-    teacher: tuple[str, Cost] | None,
-) -> Run:
+def _work(settings: Settings, path: Path, out: Path, opened: Opened, console: Console, save_every: float) -> Run:
     place, amount = settings.place, settings.amount
     watch, meter = Watch(path / "log.jsonl", console), Meter()
     try:
@@ -139,9 +127,8 @@ def _work(
             place, opened, steps=amount.steps, epochs=amount.epochs, training=settings.train, meter=meter,
             journal=journal, observer=watch,
         )  # fmt: skip
-        if teacher:
-            charge_teacher(meter, teacher[1])
-            problem = teach(problem, settings, opened, teacher[0])
+        if settings.train.distill.teacher:
+            problem = taught(problem, settings, opened, lambda dense: prune(dense, out, console, save_every))
         _check_base(path / "stages" / "base.json", problem, opened)
         if journal.resumed:
             console.print(f"going on after {journal.resumed}", highlight=False)

@@ -13,9 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 from sparsesoup.errors import UserError
+from sparsesoup.words import duration, flop, noted, percent
 
 REPORT, FORMAT = "report.json", 1
 COSTS = ("steps", "examples", "tokens", "padding", "flops", "seconds")
+LABELS = {
+    "strong": "the main training", "weak": "look-ahead runs", "search": "earlier rounds, or a search for the mask",
+    "score": "passes over training rows that score weights, no steps", "teacher": "the dense run that teaches, trained "
+    "once and charged to each run that learns from it", "validation": "what selects, and the score at the end",
+}  # fmt: skip
 NEEDED: dict[str, type | tuple[type, ...]] = {
     "method": str, "model": str, "dataset": str, "seed": int, "steps": int, "settings": dict, "sparsity": dict,
     "validation": dict, "cost": dict, "matrices": list, "notes": dict, "command": str, "versions": dict, "machine": str,
@@ -69,43 +75,6 @@ def _stages(facts: Mapping[str, Any]) -> list[Any]:
     return list(facts["notes"].get("stages") or [])
 
 
-def percent(share: float, digits: int = 1) -> str:
-    """A share in percent, with as many digits as keep it from looking like all or nothing.
-
-    >>> percent(0.9), percent(0.99996), percent(1)
-    ('90.0 %', '99.996 %', '100.0 %')
-    """
-    while share not in (0, 1) and digits < 6 and round(100 * share, digits) in (0.0, 100.0):
-        digits += 1
-    return f"{100 * share:.{digits}f} %"
-
-
-def flop(count: float, unit: str = "FLOP") -> str:
-    """A large count with an SI prefix and three digits.
-
-    >>> flop(12_345_678_901_234), flop(999_999), flop(12)
-    ('12.3 TFLOP', '1.00 MFLOP', '12 FLOP')
-    """
-    prefixes = iter(["k", "M", "G", "T", "P", "E", "Z", "Y"])
-    prefix, value = "", float(count)
-    while value >= 999.5:
-        prefix, value = next(prefixes), value / 1000
-    digits = 0 if not prefix or value >= 99.95 else 1 if value >= 9.995 else 2
-    return f"{value:.{digits}f} {prefix}{unit}".rstrip()
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words.
-
-    >>> duration(12.34), duration(192), duration(7323)
-    ('12.3 s', '3 min 12 s', '2 h 2 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60) if seconds >= 3600 else int(seconds) // 60
-    return f"{minutes // 60} h {minutes % 60} min" if seconds >= 3600 else f"{minutes} min {int(seconds) % 60} s"
-
-
 def flat(scores: Mapping[str, Any] | None) -> dict[str, Any]:
     """Scores by name; those of several test sets as `accuracy (matched)`."""
     found: dict[str, Any] = {}
@@ -145,8 +114,8 @@ def headline(facts: Mapping[str, Any]) -> str:
 
 def costs(facts: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:
     """(label, cost), what the product descends from first and validation last: in the file they are sorted by name."""
-    order = {"strong": 0, "weak": 1, "search": 2, "validation": 4}
-    return sorted(facts["cost"].items(), key=lambda row: order.get(row[0], 3))
+    order = [*LABELS]
+    return sorted(facts["cost"].items(), key=lambda row: order.index(row[0]) if row[0] in order else len(order) - 1.5)
 
 
 def total(facts: Mapping[str, Any], but: str = "") -> dict[str, float]:
@@ -155,9 +124,13 @@ def total(facts: Mapping[str, Any], but: str = "") -> dict[str, float]:
 
 
 def dense_flops(facts: Mapping[str, Any]) -> float:
-    """FLOPs of T steps of this run's mean strong step, 0 if it made none: an estimate of a dense run."""
-    strong = facts["cost"].get("strong", {"steps": 0, "flops": 0})
-    return float(facts["steps"] * strong["flops"] / strong["steps"]) if strong["steps"] else 0.0
+    """FLOPs of T steps of this run's mean strong step, 0 if it made none: an estimate of a dense run.
+
+    Where a dense run was its teacher these are that run's: a step of the student has the teacher's answers in it.
+    """
+    nothing = {"steps": 0, "flops": 0}
+    one = facts["cost"].get("teacher") or facts["cost"].get("strong", nothing)
+    return float(facts["steps"] * one["flops"] / one["steps"]) if one["steps"] else 0.0
 
 
 def times_dense(facts: Mapping[str, Any]) -> float | None:
@@ -203,6 +176,8 @@ def show_run(run: Path, console: Console) -> None:
         _tell(console, *_density_table(facts))
     _tell(console, *_cost_table(facts))
     _say(console, "FLOPs are counted as if all weights were there: zeros alone make it neither smaller nor faster.")
+    for sentence in noted(facts)[0]:
+        _say(console, sentence)
     if stages := soup_stages(facts):
         _tell(console, *_stage_table(stages))
         _say(console, "overlap: of the weights that either of two weak masks keeps, the share that both keep. decided: "

@@ -31,7 +31,8 @@ class TrainState:
         step: optimizer steps done since theta_0.
         memory: tensors that a hook or a method remembers (votes, moving averages); saved with the state.
         notes: plain facts for the report; saved with the state.
-        masked: share of the weights that gates mask at the moment, beside the masks; for the log.
+        masked: share of the weights that gates mask, or that the last pruning zeroed for a time; for the log, as long
+            as no mask holds.
         halt: set by a hook to end the training.
     """
 

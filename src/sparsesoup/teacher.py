@@ -1,48 +1,63 @@
 """The teacher of a distillation: found, or trained first, and charged to the run it teaches."""
 
+import contextlib
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from sparsesoup.errors import UserError
-from sparsesoup.hub.build import Opened
+from sparsesoup.hub.build import Opened, positions
+from sparsesoup.hub.families import prunable
 from sparsesoup.hub.models import load_model, load_tokenizer
+from sparsesoup.journal import Journal
 from sparsesoup.meter import Cost, Meter
 from sparsesoup.methods import METHODS
-from sparsesoup.objectives import distilled
-from sparsesoup.problem import Distill, Problem
+from sparsesoup.objectives import blocks, distilled
+from sparsesoup.problem import Distill, Problem, Silent
 from sparsesoup.recipe import Amount, Settings
 
-DENSE = "dense"
+DENSE, TEACHER = "dense", "teacher"
+
+
+def taught(problem: Problem, settings: Settings, opened: Opened, prune: Callable[[Settings], Any]) -> Problem:
+    """The problem with a teacher in its loss. A model that is there costs nothing, `dense` what its run did.
+
+    The dense run is an ordinary one beside the others, so it is trained once for all that learn from it.
+
+    Raises: UserError if the teacher is no fine-tuned model of this task, or cannot answer this model's rows.
+    """
+    path, cost = settings.train.distill.teacher, Cost()
+    if path == DENSE:
+        refuse(problem, settings)
+        try:
+            run = prune(dense(settings))
+        except UserError as error:
+            raise UserError(f"the teacher's own run: {error}") from error
+        path = str(run.path)
+        cost = sum((Cost(**c) for label, c in run.report["cost"].items() if label != "validation"), Cost())
+    try:
+        found = teach(problem, settings, opened, path)
+    except UserError as error:
+        raise UserError(f"train.distill.teacher: {error}") from error
+    if cost.steps and TEACHER not in problem.meter.costs:  # a restarted run has it there already
+        problem.meter.add(TEACHER, cost)
+    return found
 
 
 def teach(problem: Problem, settings: Settings, opened: Opened, path: str) -> Problem:
-    """The problem with a teacher in its loss.
-
-    Raises: UserError if the teacher is no fine-tuned model of this task or reads texts in another way.
-    """
-    place = settings.place
+    """The problem with the model at `path` in its loss."""
+    place, distill = settings.place, settings.train.distill
     teacher = load_model(path, opened.task, place.seed, place.trust_remote_code, whole=True)
-    vocabularies = [load_tokenizer(m, place.trust_remote_code).get_vocab() for m in (path, place.model)]
-    if vocabularies[0] != vocabularies[1]:
-        raise UserError(
-            f"the teacher {path} reads other tokens than {settings.place.model}; give a teacher with the same tokenizer"
-        )
-    return replace(problem, objective=distilled(problem, teacher, settings.train.distill))
-
-
-def find_teacher(settings: Settings, out: Path, prune: Callable[[Settings, Path], Any]) -> tuple[str, Cost]:
-    """(where the teacher is, what it cost): a model that is there costs nothing, `dense` what its run did.
-
-    The dense run is an ordinary one beside the others, so it is trained once for all that learn from it.
-    """
-    wanted = settings.train.distill.teacher
-    if wanted != DENSE:
-        return wanted, Cost()
-    run = prune(dense(settings), out)
-    costs = [Cost(**cost) for label, cost in run.report["cost"].items() if label != "validation"]
-    return str(run.path), sum(costs, Cost())
+    own, other = (load_tokenizer(m, place.trust_remote_code) for m in (place.model, path))
+    if own.get_vocab() != other.get_vocab():
+        raise UserError(f"{path} reads other tokens than {place.model}; give a teacher with the same tokenizer")
+    if teacher.config.pad_token_id is None:
+        teacher.config.pad_token_id = other.pad_token_id
+    _check_rows(problem, teacher, path, place.model)
+    if distill.hidden:
+        _check_blocks(problem, teacher)
+    return replace(problem, objective=distilled(problem, teacher, distill))
 
 
 def dense(settings: Settings) -> Settings:
@@ -52,7 +67,46 @@ def dense(settings: Settings) -> Settings:
     return replace(settings, name=DENSE, method=METHODS[DENSE], amount=amount, train=train)
 
 
-def charge_teacher(meter: Meter, cost: Cost) -> None:
-    """Put the teacher on the meter, unless a restarted run has it there already."""
-    if cost.steps and "teacher" not in meter.costs:
-        meter.add("teacher", cost)
+def refuse(problem: Problem, settings: Settings) -> None:
+    """Begin the method and leave before its first pass of a model: what it refuses costs no teacher.
+
+    Raises: UserError if the method refuses the problem.
+    """
+    meter = _Unstarted()
+    idle = replace(problem, meter=meter, journal=Journal(meter), observer=Silent())
+    with contextlib.suppress(_Underway):
+        settings.method.run(idle, float(settings.amount.sparsity or 0.0))
+
+
+class _Underway(Exception):
+    """A method has refused nothing and asks for a first pass."""
+
+
+class _Unstarted(Meter):
+    """Counts nothing: whatever has a cost ends in `_Underway`."""
+
+    def counted(self, shape: tuple[object, ...], work: Callable[[], Any]) -> NoReturn:
+        raise _Underway
+
+
+def _check_rows(problem: Problem, teacher: Any, path: str, model: str) -> None:
+    """UserError if the teacher does not take the rows as the model gets them."""
+    takes = inspect.signature(teacher.forward).parameters
+    given = inspect.signature(problem.pretrained.forward).parameters
+    lacking = sorted(name for name in problem.train.batch([0]).keys() & given.keys() if name not in takes)
+    if lacking:
+        raise UserError(f"{path} takes no {lacking[0]}, which the rows of {model} have; give a teacher of its family")
+    longest, most = max(problem.train.lengths), positions(teacher.config)
+    if longest > most:
+        raise UserError(f"{path} has {most} positions, the longest row {longest} tokens; say --max-length {most}")
+
+
+def _check_blocks(problem: Problem, teacher: Any) -> None:
+    """UserError if the outputs of the blocks cannot be compared."""
+    own, other = blocks(problem.targets), blocks(prunable(teacher))
+    widths = [getattr(model.config, "hidden_size", None) for model in (problem.pretrained, teacher)]
+    if own != other or widths[0] != widths[1]:
+        raise UserError(
+            f"it has {len(other)} blocks of width {widths[1]} ({other[0]}, ...), the model {len(own)} of width "
+            f"{widths[0]} ({own[0]}, ...); hidden compares like with like: say --train.distill.hidden 0"
+        )

@@ -105,17 +105,23 @@ def build(
 
 def _length(place: Place, kind: Kind, config: Any, tokenizer: Any) -> int:
     """Tokens of a row at most: what is asked, else what is usual, or what the model takes if that is less."""
-    positions = getattr(config, "max_position_embeddings", None) or math.inf
-    if "roberta" in str(config.model_type):
-        positions -= config.pad_token_id + 1  # its positions begin behind the padding's
+    most = positions(config)
     if place.max_length is None:
-        return int(min(kind.length, positions, tokenizer.model_max_length))
-    if place.max_length > positions:
+        return int(min(kind.length, most, tokenizer.model_max_length))
+    if place.max_length > most:
         raise UserError(
-            f"max_length {place.max_length} is above the {positions} positions of model {place.model}; "
-            f"say --max-length {positions} or less"
+            f"max_length {place.max_length} is above the {most} positions of model {place.model}; "
+            f"say --max-length {most} or less"
         )
     return place.max_length
+
+
+def positions(config: Any) -> float:
+    """Tokens of a row that a model takes, infinite where its config.json knows no limit."""
+    most = getattr(config, "max_position_embeddings", None) or math.inf
+    if "roberta" in str(config.model_type):
+        most -= config.pad_token_id + 1  # its positions begin behind the padding's
+    return float(most) if math.isinf(most) else int(most)
 
 
 def score_test(problem: Problem, place: Place, opened: Opened) -> dict[str, Any]:

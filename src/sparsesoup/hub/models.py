@@ -80,15 +80,30 @@ def load_model(model: str, task: AnyTask, seed: int, remote_code: bool = False, 
             )
     # A head may be new; an encoder drawn at random would be a mistake that only a log of transformers tells.
     lacking = {*found["missing_keys"], *(key[0] for key in found["mismatched_keys"])} & prunable(loaded).keys()
-    if whole and (found["missing_keys"] or found["mismatched_keys"]):
-        first = min([*found["missing_keys"], *(key[0] for key in found["mismatched_keys"])])
-        raise UserError(f"model {model!r} is not fine-tuned for this task ({first} is missing or of another shape)")
+    if whole:
+        _check_answers(model, options, loaded, [*found["missing_keys"], *(key[0] for key in found["mismatched_keys"])])
     if lacking:
         raise UserError(
             f"the weights of model {model!r} do not fit its config.json: {len(lacking)} matrices of the encoder are "
             f"missing or of another shape, such as {min(lacking)}; give a folder as save_pretrained wrote it"
         )
     return loaded
+
+
+def _check_answers(model: str, options: Mapping[str, Any], loaded: PreTrainedModel, lacking: list[str]) -> None:
+    """UserError unless a model answers the task by itself, and in the order of the task's own labels."""
+    if lacking:
+        raise UserError(
+            f"model {model!r} is not fine-tuned for this task ({min(lacking)} is missing or of another shape)"
+        )
+    with _reading(model):
+        own = [*AutoConfig.from_pretrained(**options).id2label.values()]
+    asked = [*(loaded.config.id2label or {}).values()]
+    if own != asked and sorted(own) == sorted(asked):
+        raise UserError(
+            f"model {model!r} answers in the order {', '.join(own)}, the data in that of {', '.join(asked)}; fine-tune "
+            f"it on labels in that order"
+        )
 
 
 def load_as_saved(model: str) -> PreTrainedModel:

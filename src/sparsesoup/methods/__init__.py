@@ -124,7 +124,7 @@ TABLE: dict[str, Row] = {
         method=GradualStar(),
         family="gradual",
         score="|w|",
-        summary="big first step, rate re-wound (no distillation yet)",
+        summary="big first step, rate re-wound at each pruning",
         source="Kurtic 2022",
     ),
     "power-propagation": Row(

@@ -96,11 +96,14 @@ def soft_pruning(plan: Cubic, sparsity: float, averages: Averages) -> Hook:
     def prune(state: TrainState) -> None:
         if not plan.due(state.step):
             return
-        masks = keep(averages.scores(state), plan.at(state.step, sparsity))
+        goal = plan.at(state.step, sparsity)
+        masks = keep(averages.scores(state), goal)
         if state.step < plan.stop:
             apply_(state.params(), masks)
+            state.masked = goal
         else:
             averages.forget_(state)
             state.prune_(masks)
+            state.masked = 0.0
 
     return prune

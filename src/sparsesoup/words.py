@@ -1,0 +1,127 @@
+"""Numbers and notes of a run in words, as the report and the terminal say them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Facts = Mapping[str, Any]
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share in percent, with as many digits as keep it from looking like all or nothing.
+
+    >>> percent(0.9), percent(0.99996), percent(1)
+    ('90.0 %', '99.996 %', '100.0 %')
+    """
+    while share not in (0, 1) and digits < 6 and round(100 * share, digits) in (0.0, 100.0):
+        digits += 1
+    return f"{100 * share:.{digits}f} %"
+
+
+def flop(count: float, unit: str = "FLOP") -> str:
+    """A large count with an SI prefix and three digits.
+
+    >>> flop(12_345_678_901_234), flop(999_999), flop(12)
+    ('12.3 TFLOP', '1.00 MFLOP', '12 FLOP')
+    """
+    prefixes = iter(["k", "M", "G", "T", "P", "E", "Z", "Y"])
+    prefix, value = "", float(count)
+    while value >= 999.5:
+        prefix, value = next(prefixes), value / 1000
+    digits = 0 if not prefix or value >= 99.95 else 1 if value >= 9.995 else 2
+    return f"{value:.{digits}f} {prefix}{unit}".rstrip()
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words.
+
+    >>> duration(12.34), duration(192), duration(7323)
+    ('12.3 s', '3 min 12 s', '2 h 2 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60) if seconds >= 3600 else int(seconds) // 60
+    return f"{minutes // 60} h {minutes % 60} min" if seconds >= 3600 else f"{minutes} min {int(seconds) % 60} s"
+
+
+def noted(facts: Facts) -> tuple[list[str], dict[str, Any]]:
+    """(what a run noted, in sentences; the notes that none of them is about)."""
+    found, others = taught(facts), {k: v for k, v in facts["notes"].items() if k != "stages"}
+    for key, say in SENTENCES.items():
+        if key in others:
+            try:
+                found.append(say(others[key], facts))
+            except (LookupError, TypeError, ValueError, AttributeError, StopIteration):
+                continue  # of another form than ours: shown as it is
+            del others[key]
+    return found, others
+
+
+def taught(facts: Facts) -> list[str]:
+    """Who taught the run, if anybody did."""
+    distill = facts["settings"].get("train", {}).get("distill", {})
+    if not distill.get("teacher"):
+        return []
+    who = "a dense run with the same settings" if distill["teacher"] == "dense" else distill["teacher"]
+    hidden = f", and {distill['hidden']:g} times the distance of the blocks' outputs" if distill["hidden"] else ""
+    return [
+        f"Taught by {who}: {percent(distill['hardness'])} of the loss is the distance from its answers at temperature "
+        f"{distill['temperature']:g}, the rest is the labels'{hidden}. Its forward pass is part of every step's FLOPs."
+    ]
+
+
+def _budget(kind: Any, facts: Facts) -> str:
+    kinds = {"charged": "weak steps are part of the T steps.", "extra": "weak steps come on top of the T steps."}
+    return f"Budget {kind}: {kinds.get(str(kind), 'of a kind unknown here.')}"
+
+
+def _threshold(alone: float, facts: Facts) -> str:
+    reached = percent(facts["sparsity"]["reached"])
+    return f"The thresholds alone gave a sparsity of {percent(alone)}; the masks were then trimmed to {reached}."
+
+
+def _early_bird(found: Facts, facts: Facts) -> str:
+    checks, fired = found["checks"], found["fired"]
+    measure = facts["settings"]["method"]["measure"]
+    limit = facts["settings"]["method"]["threshold"]
+    apart = f"its largest {measure} distance from those before it was {max(checks[-1][measure]):.4g}, allowed {limit:g}"
+    if fired is None:
+        return f"The budget of the search ended after {len(checks)} masks; the last one was taken: {apart}."
+    return f"The mask settled at step {fired} of the search, at its check number {len(checks)}: {apart}."
+
+
+def _pool(pool: Facts, facts: Facts) -> str:
+    visited = pool["visited"]
+    taken = [f"{v['share']:g} of the one at {percent(v['sparsity'])}" for v in visited if v["accepted"]]
+    told = f"{len(taken)} accepted ({', '.join(taken)})" if taken else "none accepted"
+    scores = f"on validation {pool['own']:.4f} alone, {pool['score']:.4f} pooled"
+    return f"Of {len(visited)} neighbouring tickets {told}; {scores}."
+
+
+def _soup(soup: Facts, facts: Facts) -> str:
+    if "forks" in soup:
+        shares = ", ".join(f"{fork['share']:g} ({percent(fork['sparsity'], 0)} pruned)" for fork in soup["forks"])
+        return f"Shares with which the forks entered: {shares}; on validation {soup['score']:.4f} before fine-tuning."
+    scores = ", ".join(f"{score:.4f}" for score in soup["members"])
+    return f"Members on validation: {scores}; averaged: number {', '.join(str(i + 1) for i in sorted(soup['taken']))}."
+
+
+def _teachers(checks: list[Facts], facts: Facts) -> str:
+    metric = next(key for key in checks[0] if key not in ("step", "sparsity", "teaches"))
+    told = [
+        f"step {c['step']} ({percent(c['sparsity'])} pruned, {metric} {c[metric]:.4f})" for c in checks if c["teaches"]
+    ]
+    return f"Of {len(checks)} checks on validation these gave a new teacher: {', '.join(told)}."
+
+
+SENTENCES: dict[str, Callable[[Any, Facts], str]] = {
+    "rounds": lambda rounds, facts: f"Rounds of pruning, each after a training of its own: {rounds}.",
+    "weak_share": lambda share, facts: f"Weak steps: {percent(share)} of T.",
+    "budget": _budget,
+    "threshold_sparsity": _threshold,
+    "early_bird": _early_bird,
+    "pool": _pool,
+    "soup": _soup,
+    "phases": lambda goals, facts: f"Sparsity of the phases: {', '.join(percent(goal) for goal in goals)}.",
+    "teachers": _teachers,
+    "ticket": lambda path, facts: f"Masks of the ticket {path}.",
+}
