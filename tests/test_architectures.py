@@ -9,8 +9,8 @@ from transformers import AutoModelForSequenceClassification
 
 from sparsesoup.data import Data
 from sparsesoup.gates.power import attach, fold_
-from sparsesoup.hub.build import _predict
 from sparsesoup.hub.families import prunable
+from sparsesoup.hub.tasks import predict
 from sparsesoup.masks import kept, total
 from sparsesoup.methods import METHODS
 from sparsesoup.problem import Problem, Training
@@ -37,7 +37,7 @@ def problem_of(family: str, precision: Any = "no") -> Problem:
         targets=prunable(model),
         train=rows(64, 1),
         validation=rows(32, 2),
-        predict=_predict,
+        predict=predict,
         criterion=lambda outputs, batch: torch.nn.functional.cross_entropy(outputs.float(), batch["labels"]),
         metric=lambda outputs, labels: {"accuracy": float((outputs.argmax(1) == labels).float().mean())},
         steps=20,
@@ -50,11 +50,11 @@ def test_the_gate_goes_on_and_off_every_architecture(family: str) -> None:
     problem = problem_of(family)
     model, batch = copy.deepcopy(problem.pretrained).eval(), problem.train.batch(range(8))
     with torch.no_grad():
-        before = _predict(model, batch)
+        before = predict(model, batch)
         attach(model, problem.targets, 2.0)
-        gated = _predict(model, batch)
+        gated = predict(model, batch)
         fold_(model, problem.targets)
-        after = _predict(model, batch)
+        after = predict(model, batch)
     assert gated.allclose(before, atol=1e-5)
     assert after.equal(gated)
     assert model.state_dict().keys() == problem.pretrained.state_dict().keys()
