@@ -144,4 +144,4 @@ def test_a_state_goes_to_disk_and_into_a_fresh_run_without_loss() -> None:
     assert same(bits(other), bits(state))
     assert other.facts() == state.facts()
     assert same(bits(train(other, problem, 4)), bits(train(state, problem, 4)))
-    assert facts == {"step": 5, "notes": {"stages": [{"step": 5}]}}
+    assert facts == {"step": 5, "notes": {"stages": [{"step": 5}]}, "masked": 0.0}

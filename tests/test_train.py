@@ -351,13 +351,32 @@ def test_a_hook_may_halt() -> None:
     assert problem.meter.to_json()["strong"]["steps"] == 4
 
 
-def test_a_penalty_is_added_to_the_loss_and_learnt_from() -> None:
+def test_a_penalty_is_learnt_from_and_the_log_tells_the_loss_without_it() -> None:
     watch = Watch()
     problem = tiny(observer=watch)
     plain = train(problem.start(), problem, 1)
     pulled = train(problem.start(), problem, 1, penalty=lambda state: 1e3 + state.params()["wide.weight"].pow(2).sum())
-    assert watch.records[1]["loss"] - watch.records[0]["loss"] > 1e3
+    assert watch.records[1]["loss"] == watch.records[0]["loss"]
     assert not same(weights(plain), weights(pulled))
+    with pytest.raises(UserError, match=r"^the loss is nan at step 1 \(strong\)"):
+        train(problem.start(), problem, 1, penalty=lambda state: state.params()["wide.weight"].sum() * torch.nan)
+
+
+def test_gradients_are_observed_before_they_are_clipped_and_after_the_dead_are_zeroed() -> None:
+    seen = []
+    problem = tiny(training=replace(BASE, clip=1e-3))
+    state = problem.start()
+    state.prune_(half(state))
+
+    def observe(state: TrainState) -> None:
+        for name, parameter in state.params().items():
+            assert parameter.grad is not None
+            assert not parameter.grad[~state.masks[name]].any()
+        seen.append(sum(float(p.grad.square().sum()) for p in state.model.parameters() if p.grad is not None) ** 0.5)
+
+    train(state, problem, 3, observe=observe)
+    assert len(seen) == 3
+    assert min(seen) > 1e-2
 
 
 def test_decay_is_for_matrices_alone() -> None:
