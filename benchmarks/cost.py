@@ -73,10 +73,10 @@ def paired(one: Callable[[], Any], other: Callable[[], Any], rounds: int) -> dic
     return {"ratio": middle, "quartiles": [low, high], "seconds_of_plain": statistics.median(base)}
 
 
-def plain_loop(problem: Problem, model: Any, optimizer: Any, steps: int) -> None:
+def plain_loop(problem: Problem, model: Any, optimizer: Any, steps: int, start: int = 0) -> None:
     """A bare dense loop without anything of ours: what a masked step is compared with."""
     model.train()
-    batches = problem.train.batches(problem.training.batch_size, 0, problem.seed)
+    batches = problem.train.batches(problem.training.batch_size, start, problem.seed)
     for _ in range(steps):
         batch = to_device(problem.train.batch(next(batches)), torch.device("cpu"))
         loss = problem.loss(model, batch)
@@ -159,8 +159,9 @@ def gated_step(problem: Problem, method: Any, bound: float, steps: int, rounds: 
         train(state, problem, steps, rate=lambda step: 1e-5, hooks=[hook], observe=gated.observe, penalty=gated.penalty)
 
     def plain() -> None:
-        plain_loop(problem, dense.model, dense.optimizer, steps)
+        plain_loop(problem, dense.model, dense.optimizer, steps, ramp)
 
+    state.step = ramp
     hook(state)
     result = paired(ours, plain, rounds)
     weights = sum(p.numel() * p.element_size() for p in state.params().values())

@@ -113,11 +113,17 @@ def costs(found: dict[str, Any]) -> str:
     }
     lines = ["| what | ratio (median) | quartiles | bound |", "|---|---|---|---|"]
     for key, text in names.items():
-        row = found[key]
+        row = found.get(key)
+        if row is None:
+            lines.append(f"| {text} | missing | | |")
+            continue
         low, high = row["quartiles"]
         lines.append(f"| {text} | {row['ratio']:.3f} | {low:.3f} to {high:.3f} | {row['bound']:.3f} |")
-    more = found["movement_step"]["memory_over_weights"]
-    lines.append(f"| memory of a step of `movement` beside a dense one's / prunable weights | {more:.2f} | | 4.00 |")
+    if "movement_step" in found:
+        more = found["movement_step"]["memory_over_weights"]
+        lines.append(
+            f"| memory of a step of `movement` beside a dense one's / prunable weights | {more:.2f} | | 4.00 |"
+        )
     part, bound = found["selection"]["memory_over_scores"], found["selection"]["memory_bound"]
     lines.append(f"| memory of `keep` / memory of the scores | {part:.2f} | | {bound:.2f} |")
     return "\n".join([*lines, "", f"`make bench` on {found['machine']}."])
@@ -131,7 +137,11 @@ def main() -> None:
             pieces[path.stem] = costs(found)
             continue
         pieces[path.stem], pieces[f"{path.stem}-verdicts"] = table(found), verdicts(found)
-        if found["study"]["sparsity"] and summary(found)["dense"]["test"]:
+        if (
+            found["study"]["sparsity"]
+            and summary(found)["dense"]["test"]
+            and not any(c.get("missing") for c in found["cells"])
+        ):
             figure(found, ROOT / "docs" / "figures" / f"{path.stem}.svg")
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")

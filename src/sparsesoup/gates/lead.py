@@ -23,7 +23,8 @@ MEMORY = 0.9  # of the running mean of the task's pull
 class Lead:
     """Sets threshold and penalty after each step; as a hook, as the penalty, and as the observer of gradients.
 
-    The penalty is weight * mean over ties of family weight * mean sigmoid(score - shift) (Sanh et al. 2020, sec. 4).
+    The penalty is weight * mean over ties of family weight * mean sigmoid(score - shift) (Sanh et al. 2020, sec. 4);
+    led by the density, the mean over ties is by their number of scores.
     Its weight is the one given, on the curve of the threshold; or else it is in proportion to how far the scores have
     to fall as a whole for the wanted share to lie below the threshold, in units of the task's own pull on them: so
     neither the size of gradients nor T matters, and nothing winds up while scores are still on their way. Where too
@@ -87,22 +88,22 @@ class Lead:
     def term(self, state: TrainState) -> Tensor:
         """The penalty, for the loss."""
         parts = []
-        for gate, family in zip(self._first(state), self.weights, strict=True):
+        for gate, family in zip(self._first(state), self._families(state), strict=True):
             assert gate.share is not None
-            parts.append(gate.share * (family / len(self.weights)))
+            parts.append(gate.share * family)
             gate.share = None  # it holds the graph
         return _number(state, "weight") * torch.stack(parts).sum()
 
     def observe(self, state: TrainState) -> None:
         """Remember how strongly the task pulls at the scores: the root mean square of its gradient, on a sample."""
         weight, parts = _number(state, "weight"), []
-        for gate, family in zip(self._first(state), self.weights, strict=True):
+        for gate, family in zip(self._first(state), self._families(state), strict=True):
             score = gate.score
             assert score is not None
             assert score.grad is not None
             stride = max(1, score.numel() // 4096)
             open_ = (score.detach().flatten()[::stride] - self.shift).sigmoid()
-            own = weight * family / len(self.weights) / score.numel() * open_ * (1 - open_)
+            own = weight * family / score.numel() * open_ * (1 - open_)
             parts.append(score.grad.flatten()[::stride] - own)
         now = float(torch.cat(parts).square().mean().sqrt())
         known = "lead/pull" in state.memory
@@ -112,6 +113,17 @@ class Lead:
     def _first(self, state: TrainState) -> list[Gate]:
         found = firsts(state.model)
         return [found[tie][1] for tie in range(len(self.weights))]
+
+    def _families(self, state: TrainState) -> list[float]:
+        """What each tie's mean counts: alike where the weight is given, as published; else by its number of scores.
+
+        With equal means a score of a small tie is pulled harder: a head thirty times as hard as a unit.
+        """
+        if self.penalty is not None:
+            return [weight / len(self.weights) for weight in self.weights]
+        total = self._scores(state)
+        counts = [gate.score.numel() for gate in self._first(state) if gate.score is not None]
+        return [weight * count / total for weight, count in zip(self.weights, counts, strict=True)]
 
     def _scores(self, state: TrainState) -> float:
         """Scores of all ties: a penalty of this times g / sigmoid' pulls a score of mean size with g."""

@@ -68,16 +68,13 @@ class Through(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, score: Tensor, level: Tensor, gate: Gate) -> tuple[Tensor, Tensor]:
-        mask = score.detach() >= level
-        if gate.block != Element and score.dim() == 2:
-            mask = mask.any(0)
         ctx.gate = gate
-        ctx.save_for_backward(weight, mask, score)
-        return masked(weight, mask, gate.block), mean_open(score, gate.shift)
+        ctx.save_for_backward(weight, score, level)  # the mask is made anew on the way back: it would be held till then
+        return masked(weight, opened(score, level, gate.block), gate.block), mean_open(score, gate.shift)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        (grad, pull), (weight, mask, score), gate = grads, ctx.saved_tensors, ctx.gate
+        (grad, pull), (weight, score, level), gate = grads, ctx.saved_tensors, ctx.gate
         product = grad * weight
         if gate.block != Element and weight.dim() == 2:
             product = gate.block.total(product).flatten()
@@ -85,7 +82,18 @@ class Through(torch.autograd.Function):
             whole = product.new_zeros(score.shape)
             whole[gate.member] = product
             product = whole
-        return masked(grad, mask, gate.block), add_pull_(product, score, gate.shift, pull), None, None
+        return (
+            masked(grad, opened(score, level, gate.block), gate.block),
+            add_pull_(product, score, gate.shift, pull),
+            None,
+            None,
+        )
+
+
+def opened(score: Tensor, level: Tensor, block: Block) -> Tensor:
+    """Which groups are open; where each member has its own scores, those that any of them opens."""
+    mask = score.detach() >= level
+    return mask.any(0) if block != Element and score.dim() == 2 else mask
 
 
 def mean_open(score: Tensor, shift: float | None) -> Tensor:

@@ -84,15 +84,15 @@ TABLE: dict[str, Row] = {
     ),
     "snip": Row(
         method=Snip(), family="one-shot", score="|theta_0 g|",
-        summary="prune once by the loss's sensitivity, then train", cost="1 + epsilon", source="Lee 2019",
+        summary="prune once by the loss's sensitivity, then train", cost="1 + batches / T", source="Lee 2019",
     ),
     "grasp": Row(
         method=Grasp(), family="one-shot", score="theta_0 (H g)",
-        summary="prune once by the gradient's norm, then train", cost="1 + epsilon", source="Wang 2020",
+        summary="prune once by the gradient's norm, then train", cost="1 + 4 batches / T", source="Wang 2020",
     ),
     "wanda": Row(
         method=Wanda(), family="one-shot", score="|theta_0| ||x||",
-        summary="prune each row once by weight times input, then train", cost="1 + epsilon", source="Sun 2024",
+        summary="prune each row once by weight times input, then train", cost="1 + batches / 3 T", source="Sun 2024",
     ),
     "gradual": Row(
         method=Gradual(), family="gradual", score="|w|", summary="on a cubic schedule while training",
@@ -117,7 +117,7 @@ TABLE: dict[str, Row] = {
     ),
     "gradient-flow": Row(
         method=GradientFlow(), family="gradual", score="|w g|; by measure",
-        summary="rounds of training and pruning by gradient flow", cost="1 + rounds epsilon",
+        summary="rounds of training and pruning by gradient flow", cost="1 + rounds batches / T",
         source="Lubana & Dick 2021",
     ),
     "early-bird": Row(

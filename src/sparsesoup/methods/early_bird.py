@@ -1,8 +1,8 @@
 """Early-bird tickets: stop the search as soon as the mask to be drawn no longer changes."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count
 from typing import Any, Literal
 
 import torch
@@ -53,7 +53,7 @@ class EarlyBird:
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after the search and T steps."""
         every = max(1, round(self.every * problem.steps_per_epoch))
-        least = next(steps for steps in count(1) if round(self.search * steps) >= every * self.masks)
+        least = math.ceil((every * self.masks + 0.5) / self.search)
         need_steps(problem, least, f"early-bird with {self.masks} masks {every} steps apart in {self.search:g} T")
         state = problem.start()
         self._draw(state, sparsity)  # what cannot be drawn is refused before the first step

@@ -67,6 +67,8 @@ class GradualStar:
     low: float = 0.1
 
     def __post_init__(self) -> None:
+        if not 0.0 <= self.low <= 1.0:
+            raise UserError(f"low is a share of the peak learning rate in [0, 1], got {self.low:g}")
         if not 0.0 <= self.start < self.stop < 1.0 or self.prunings < 2 or not 0.0 <= self.first < 1.0:
             raise UserError(f"gmp-star needs 0 <= start < stop < 1, prunings >= 2 and first in [0, 1), got {self}")
 

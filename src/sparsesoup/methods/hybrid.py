@@ -1,9 +1,11 @@
 """Hybrid movement pruning: blocks or heads of the attention, units of the feed-forward part. Lagunas et al. 2021."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sparsesoup.errors import UserError
 from sparsesoup.gates.density import sizes
 from sparsesoup.gates.lead import Lead
 from sparsesoup.methods.learnt import Gated, Phases, learn, rate_of_scores, scores, straight
@@ -44,8 +46,12 @@ class HybridMovement:
 
     def __post_init__(self) -> None:
         check_penalty(self.score_rate, self.penalty, self.threshold)
-        for weight in (self.attention_weight, self.feed_forward_weight):
-            check_penalty(self.score_rate, weight)
+        weights = (self.attention_weight, self.feed_forward_weight)
+        if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+            raise UserError(
+                f"attention_weight and feed_forward_weight are numbers of at least 0, not both 0, got "
+                f"{self.attention_weight:g} and {self.feed_forward_weight:g}"
+            )
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps; its sparsity is the nearest group boundary that keeps no more."""
@@ -57,13 +63,19 @@ class HybridMovement:
             areas=sizes(ties, problem.targets), weights=weights, penalty=self.penalty, threshold=self.threshold,
         )  # fmt: skip
         learnt = [*scores(problem, tuple(banded), own=self.attention == "heads"), *scores(problem, tuple(pooled))]
-        gated = Gated(ties, straight(learnt, shift=0.0), self.score_rate, "global", lead.term, lead.observe)
+        way = -math.log(self.threshold / (1 - self.threshold))
+        gated = Gated(ties, straight(learnt, shift=0.0), self.score_rate, "global", lead.term, lead.observe, way)
         return learn(problem, sparsity, self.phases, gated, lead)
 
     def _ties(self, problem: Problem) -> tuple[list[Tie], list[Tie]]:
         """(ties of the attention and of matrices of neither kind, ties of the units, their biases included)."""
         targets = problem.targets
         pooled, banded = units(targets), heads(targets) if self.attention == "heads" else []
+        if self.attention == "heads" and not banded:
+            raise UserError(
+                "this model's attention has no heads to prune (no separate query, key, value and output matrices of a "
+                "known head width); say --method.attention tiles"
+            )
         tied = {name for tie in (*pooled, *banded) for name, _ in tie.members}
         banded += [Tie(((name, self.tile),)) for name in targets if name not in tied]
         for tie in (*pooled, *banded):

@@ -78,6 +78,7 @@ class Gated:
     scope: Reach = "global"
     penalty: Callable[[TrainState], Tensor] | None = None
     observe: Hook | None = None
+    way: float = 0.0  # how far a score has to fall before its gate closes
 
 
 def learn(problem: Problem, sparsity: float, phases: Phases, gated: Gated, hook: Hook) -> Ticket:
@@ -85,12 +86,27 @@ def learn(problem: Problem, sparsity: float, phases: Phases, gated: Gated, hook:
     check_sparsity(sparsity)
     why = f"a warm-up of {phases.warmup:g} T and a cool-down of {phases.cooldown:g} T"
     need_steps(problem, phases.least(problem.steps), why)
-    settled, state = phases.settled(problem.steps), begin(problem, gated)
+    settled = phases.settled(problem.steps)
+    _reachable(problem, phases, gated)
+    state = begin(problem, gated)
     problem.journal.piece("search", state, search, state, problem, problem.steps - settled, hook, gated)
     problem.journal.piece("trim", state, _trim, state, problem, sparsity, gated)
     detach_(state)  # between pieces: a restart meets the model as the next piece left it
     problem.journal.piece("settle", state, train, state, problem, settled)
     return problem.ticket(state)
+
+
+def _reachable(problem: Problem, phases: Phases, gated: Gated) -> None:
+    """UserError if no score can fall far enough in time: an optimizer moves it by its learning rate a step at most."""
+    start, stop = phases.plan(problem.steps).start, problem.steps - phases.settled(problem.steps)
+    rate = rate_of_scores(problem, gated.score_rate)
+    longest = sum(rate(step) for step in range(start, stop))
+    if gated.way and longest < gated.way:
+        raise UserError(
+            f"scores can fall by {longest:.2f} in {problem.steps} steps at a rate of {gated.score_rate:g}, and must by "
+            f"{gated.way:.2f} before a gate closes; raise --method.score-rate above "
+            f"{gated.score_rate * gated.way / max(longest, 1e-9):.2g}, or --steps"
+        )
 
 
 def begin(problem: Problem, gated: Gated) -> TrainState:

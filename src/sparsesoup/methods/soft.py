@@ -15,6 +15,8 @@ from sparsesoup.problem import Problem
 from sparsesoup.rng import generator
 from sparsesoup.ticket import Ticket
 
+LARGEST = 1e6  # the published weights are 125 and 400
+
 
 @dataclass(frozen=True, kw_only=True)
 class SoftMovement:
@@ -56,7 +58,8 @@ class SoftMovement:
             threshold=self.threshold,
         )  # fmt: skip
         make = straight(scores(problem, ties), shift=0.0)
-        return Gated(ties, make, self.score_rate, self.scope, lead.term, lead.observe), lead
+        way = -math.log(self.threshold / (1 - self.threshold))
+        return Gated(ties, make, self.score_rate, self.scope, lead.term, lead.observe, way), lead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +86,8 @@ class HardConcreteL0:
 
     def __post_init__(self) -> None:
         check_penalty(self.score_rate, self.penalty)
-        if not self.start > SHUT:
-            raise UserError(f"start is a logit above {SHUT:.2f}, where all gates are shut, got {self.start:g}")
+        if not SHUT < self.start < 100:
+            raise UserError(f"start is a logit from {SHUT:.2f}, where all gates are shut, to 100, got {self.start:g}")
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps."""
@@ -106,13 +109,14 @@ class HardConcreteL0:
             assert score is not None
             return HardConcrete(score, noise, number)
 
-        return Gated(ties, make, self.score_rate, self.scope, lead.term, lead.observe), lead
+        way = self.start - SHUT
+        return Gated(ties, make, self.score_rate, self.scope, lead.term, lead.observe, way), lead
 
 
 def check_penalty(score_rate: float, weight: float | None, threshold: float = 0.5) -> None:
     """UserError unless masks can be closed by this penalty."""
     check_rate(score_rate)
-    if weight is not None and not 0.0 <= weight < math.inf:
-        raise UserError(f"penalty is a number of at least 0, got {weight:g}")
+    if weight is not None and not 0.0 <= weight <= LARGEST:
+        raise UserError(f"penalty lies in [0, {LARGEST:g}], above which no task is left to learn, got {weight:g}")
     if not 0.0 < threshold < 1.0:
         raise UserError(f"threshold of sigmoid(score) lies in (0, 1), got {threshold:g}")
