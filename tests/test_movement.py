@@ -213,7 +213,9 @@ def test_no_run_begins_that_lacks_a_step_of_some_phase(
     assert (phases.least(total) == total) == fits
 
 
-@pytest.mark.parametrize("method", [SoftMovement(), HardConcreteL0(), Movement(), MagnitudeThrough()])
+@pytest.mark.parametrize(
+    "method", [SoftMovement(score_rate=0.5), HardConcreteL0(score_rate=0.5), Movement(), MagnitudeThrough()]
+)
 def test_nothing_of_the_gates_is_left_and_the_pretrained_model_is_untouched(method: Any) -> None:
     problem = tiny(steps=40)
     before = {n: t.clone() for n, t in problem.pretrained.state_dict().items()}
