@@ -39,8 +39,7 @@ def gates(model: nn.Module) -> Iterator[tuple[str, Gate]]:
 def hidden(model: nn.Module, name: str) -> Parameter:
     """The weight behind a gate."""
     owner, _, own = name.rpartition(".")
-    original: Parameter = model.get_submodule(owner).parametrizations[own].original  # type: ignore[index,union-attr]
-    return original
+    return model.get_parameter(f"{owner}.parametrizations.{own}.original".lstrip("."))
 
 
 def worth(state: TrainState) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from sparsesoup.objectives import divergence
 from sparsesoup.problem import Problem
 from sparsesoup.schedules import Cubic
 from sparsesoup.scores.averages import Averages, after_step
-from sparsesoup.state import TrainState
+from sparsesoup.state import TrainState, weights
 from sparsesoup.ticket import Ticket
 
 
@@ -90,7 +90,7 @@ def _climb_and_check(
     better = not done or value >= best
     done.append({"step": state.step, "sparsity": plan.at(state.step, sparsity), metric: value, "teaches": better})
     if better:
-        state.memory |= {f"teacher/{name}": t.detach().clone() for name, t in _weights(state.model).items()}
+        state.memory |= {f"teacher/{name}": t.detach().clone() for name, t in weights(state.model).items()}
 
 
 def self_taught(problem: Problem, state: TrainState, temperature: float) -> Callable[[nn.Module, Batch], Tensor]:
@@ -102,7 +102,7 @@ def self_taught(problem: Problem, state: TrainState, temperature: float) -> Call
     model.eval().requires_grad_(False)
 
     def objective(student: nn.Module, batch: Batch) -> Tensor:
-        for name, t in _weights(model).items():  # no copy; the memory's tensors are others after a restart
+        for name, t in weights(model).items():  # no copy; the memory's tensors are others after a restart
             t.data = state.memory[f"teacher/{name}"]
         with torch.no_grad():
             wanted = problem.predict(model, batch)
@@ -143,7 +143,3 @@ class _Said(nn.Module):
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         return self.answer
-
-
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
