@@ -12,7 +12,7 @@ from sparsesoup.gates.straight import Gate
 from sparsesoup.schedules import Cubic
 from sparsesoup.state import TrainState
 
-# Tuned on simulated scores under Adam, T from 300 to 5,000, sparsity 0.5 to 0.95: docs/papers.md.
+# Chosen by trial on simulated scores under Adam; tests/test_lead.py holds what they reach.
 WITHIN = 15.0  # steps in which the distance is to be covered
 STRONGEST = 5.0  # pull, in units of the task's own
 SAMPLE = 1 << 11  # scores of a tie that are looked at
