@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sparsesoup.schedules import Cubic, Cycles, Decay, geometric
+from sparsesoup.schedules import Cubic, Cycles, Decay, geometric, least_steps
 
 PART = st.floats(0.0, 0.99)
 
@@ -80,3 +80,19 @@ def test_cycles_return_to_the_peak_at_each_pruning(start: int, cycles: int, ever
     assert min(curve[start:stop], default=1.0) >= 0.1
     assert max(curve) == 1.0
     assert curve[-2:] == [0.0, 0.0]
+
+
+@given(st.floats(1e-6, 1.0), st.integers(1, 40), st.integers(1, 10_000))
+def test_the_least_steps_fit_and_one_less_does_not(share: float, wanted: int, total: int) -> None:
+    def fits(steps: int) -> bool:
+        return round(share * steps) >= wanted
+
+    assume(not fits(total))
+    least = least_steps(fits, total)
+    assert least is not None
+    assert fits(least)
+    assert not fits(least - 1)
+
+
+def test_where_no_number_of_steps_fits_there_is_none() -> None:
+    assert least_steps(lambda steps: False) is None

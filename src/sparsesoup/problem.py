@@ -20,7 +20,7 @@ from sparsesoup.data import Batch, Data
 from sparsesoup.errors import UserError
 from sparsesoup.journal import Journal
 from sparsesoup.meter import Cost, Meter
-from sparsesoup.schedules import Decay
+from sparsesoup.schedules import Decay, least_steps
 from sparsesoup.state import TrainState, weights
 from sparsesoup.targets import Targets, fingerprint, parameters
 from sparsesoup.ticket import Ticket
@@ -241,6 +241,15 @@ def need_steps(problem: Problem, least: int, why: str) -> None:
     """Raise a UserError if T is less than a method's schedule needs."""
     if problem.steps < least:
         raise UserError(f"{problem.steps} steps are too few: {why} needs at least {least}; raise --steps or --epochs")
+
+
+def need_fit(problem: Problem, fits: Callable[[int], object], why: str) -> None:
+    """Raise a UserError if a method's schedule does not fit T; it says from where on it does."""
+    if not fits(problem.steps):
+        least = least_steps(fits, problem.steps)
+        if least is None:
+            raise UserError(f"no number of steps is enough for {why}; choose less extreme settings")
+        need_steps(problem, least, why)
 
 
 def need_dense(sparsity: float, name: str) -> None:

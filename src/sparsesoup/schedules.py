@@ -1,6 +1,9 @@
 """Schedules: step -> sparsity, and step -> learning rate."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+MOST_STEPS = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -94,3 +97,20 @@ class Cycles:
         if step >= self.stop:
             return self.peak * max(self.total - step, 0) / max(self.total - self.stop, 1)
         return self.peak - (self.peak - self.low) * ((step - self.start) % self.every) / self.every
+
+
+def least_steps(fits: Callable[[int], object], total: int = 1) -> int | None:
+    """A T above `total`, from which a schedule does not fit, at which it does and one step less does not; or None.
+
+    >>> least_steps(lambda total: round(0.3 * total) >= 4)
+    12
+    """
+    low, high = total, total + 1
+    while not fits(high):  # by ones at first, where rounding may let a schedule fit T and not T + 1
+        low, high = high, high + max(1, high // 64)
+        if high > MOST_STEPS:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high

@@ -118,6 +118,11 @@ def train(
     return state
 
 
+def train_to(state: TrainState, problem: Problem, step: int, rate: Rate | None = None) -> None:
+    """Train up to this step of the run; with none to go it does nothing."""
+    train(state, problem, step - state.step, rate=rate)
+
+
 def _rate(state: TrainState, rate: float) -> None:
     for group in state.optimizer.param_groups:
         group["lr"] = rate * group["factor"]

@@ -1,6 +1,5 @@
 """Early-bird tickets: stop the search as soon as the mask to be drawn no longer changes."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,7 +9,7 @@ import torch
 from sparsesoup.errors import UserError
 from sparsesoup.masks import Masks, distance, kept_distance, pack, unpack
 from sparsesoup.patterns import Block, Element
-from sparsesoup.problem import Problem, need_steps
+from sparsesoup.problem import Problem, need_fit
 from sparsesoup.scores import magnitude
 from sparsesoup.select import Scope, keep
 from sparsesoup.state import TrainState
@@ -53,8 +52,11 @@ class EarlyBird:
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after the search and T steps."""
         every = max(1, round(self.every * problem.steps_per_epoch))
-        least = math.ceil((every * self.masks + 0.5) / self.search)
-        need_steps(problem, least, f"early-bird with {self.masks} masks {every} steps apart in {self.search:g} T")
+
+        def fits(total: int) -> bool:
+            return round(self.search * total) >= every * self.masks
+
+        need_fit(problem, fits, f"early-bird with {self.masks} masks {every} steps apart in {self.search:g} T")
         state = problem.start()
         self._draw(state, sparsity)  # what cannot be drawn is refused before the first step
         problem.journal.piece("search", state, self._search, problem, state, every, sparsity)

@@ -1,11 +1,10 @@
 """Rounds of a little training and a pruning by gradient flow, then a finish at constant sparsity."""
 
 from dataclasses import dataclass
-from itertools import count
 from typing import Literal
 
 from sparsesoup.errors import UserError
-from sparsesoup.problem import Problem, need_steps
+from sparsesoup.problem import Problem, need_fit
 from sparsesoup.schedules import Cubic
 from sparsesoup.scores.calibration import calibration, need_batches
 from sparsesoup.scores.gradient import flow, gradient, hessian_product, sensitivity, travelled
@@ -13,7 +12,7 @@ from sparsesoup.select import Competition, keep
 from sparsesoup.state import TrainState
 from sparsesoup.targets import parameters
 from sparsesoup.ticket import Ticket
-from sparsesoup.train import train
+from sparsesoup.train import train_to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +43,13 @@ class GradientFlow:
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps."""
-        least = next(steps for steps in count(problem.steps) if self._prunings(steps))
-        need_steps(problem, least, f"gradient-flow with {self.rounds} rounds")
+        need_fit(problem, self._prunings, f"gradient-flow with {self.rounds} rounds")
         state, plan = problem.start(), Cubic(0, self.rounds)
         for number, at in enumerate(self._prunings(problem.steps), start=1):
             piece, goal = f"round-{number}", plan.at(number, sparsity)
-            problem.journal.piece(f"{piece}-train", state, _train_to, problem, state, at)
+            problem.journal.piece(f"{piece}-train", state, train_to, state, problem, at)
             problem.journal.piece(f"{piece}-prune", state, self._prune, problem, state, goal, number)
-        problem.journal.piece("finish", state, _train_to, problem, state, problem.steps)
+        problem.journal.piece("finish", state, train_to, state, problem, problem.steps)
         return problem.ticket(state, measure=self.measure)
 
     def _prunings(self, total: int) -> list[int]:
@@ -72,7 +70,3 @@ class GradientFlow:
             products = hessian_product(problem, state.model, rows, alive)
             scores = {name: s.abs() for name, s in flow(params, products).items()}
         state.prune_(keep(scores, goal, scope=self.scope, within=state.masks))
-
-
-def _train_to(problem: Problem, state: TrainState, step: int) -> None:
-    train(state, problem, step - state.step)

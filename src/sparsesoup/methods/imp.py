@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import Literal
 
 from sparsesoup.errors import UserError
-from sparsesoup.problem import Problem, need_steps
+from sparsesoup.problem import Problem, need_fit
 from sparsesoup.schedules import geometric
 from sparsesoup.scores import magnitude
 from sparsesoup.select import Competition, keep
@@ -57,8 +56,7 @@ class Iterative:
         Returns: the state at the end of the last training.
         """
         first = round(self.rewind * problem.steps)
-        least = next(steps for steps in count(1) if round(self.rewind * steps) < steps)
-        need_steps(problem, least, "imp with this rewinding point")
+        need_fit(problem, lambda total: round(self.rewind * total) < total, "imp with this rewinding point")
         state, rest = problem.start(), problem.steps - first
         if first:
             problem.journal.piece("origin", state, train, state, problem, first, hold=True)

@@ -1,7 +1,6 @@
 """Instant Model Soup: the dense relative of Instant Soup Pruning."""
 
 from dataclasses import dataclass
-from itertools import count
 from typing import Literal
 
 from sparsesoup import masks as algebra
@@ -9,7 +8,7 @@ from sparsesoup import soups
 from sparsesoup.errors import UserError
 from sparsesoup.methods.isp import PROTOCOLS
 from sparsesoup.methods.model_soup import scaled
-from sparsesoup.problem import Problem, need_dense, need_steps
+from sparsesoup.problem import Problem, need_dense, need_fit
 from sparsesoup.scores import magnitude
 from sparsesoup.select import keep
 from sparsesoup.state import TrainState, weights
@@ -53,10 +52,10 @@ class InstantModelSoup:
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The fine-tuned soup with all of its weights; the sparsity must be 0."""
         need_dense(sparsity, "instant-model-soup")
-        if (main := self._main(problem.steps)) < 1:
-            least = next(steps for steps in count(problem.steps) if self._main(steps) >= 1)
-            need_steps(problem, least, f"instant-model-soup with {self.weak_models} weak models")
-        state, steps = problem.start(), self._weak(problem.steps)
+        need_fit(
+            problem, lambda total: self._main(total) >= 1, f"instant-model-soup with {self.weak_models} weak models"
+        )
+        state, steps, main = problem.start(), self._weak(problem.steps), self._main(problem.steps)
         problem.journal.piece("origin", state, self._origin, problem, state)
         for number in range(self.weak_models):
             problem.journal.piece(f"fork-{number}", state, self._fork, problem, state, number)

@@ -5,13 +5,13 @@ from typing import Literal
 
 from sparsesoup.errors import UserError
 from sparsesoup.methods.weak import cast_vote, consensus, serve
-from sparsesoup.problem import Problem, need_steps
+from sparsesoup.problem import Problem, need_fit
 from sparsesoup.schedules import Cubic, Decay
 from sparsesoup.scores import magnitude
 from sparsesoup.select import keep
 from sparsesoup.state import TrainState
 from sparsesoup.ticket import Ticket
-from sparsesoup.train import Protocol, train
+from sparsesoup.train import Protocol, train_to
 
 PROTOCOLS = (
     Protocol(rate=1.0, weight_decay=0.0, share=0.5),
@@ -57,17 +57,15 @@ class InstantSoup:
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps, or T and the weak steps if these are extra."""
         weak, main, prunings = self.weak_steps(problem.steps), self._main(problem.steps), self._prunings(problem.steps)
-        if not prunings:
-            least = self._least(problem.steps)
-            need_steps(problem, least, f"isp with {self.stages} stages of {self.weak_masks} weak masks")
+        need_fit(problem, self._prunings, f"isp with {self.stages} stages of {self.weak_masks} weak masks")
         state, plan, rate = problem.start(), Cubic(0, self.stages), problem.rate(main)
         for i, at in enumerate(prunings):
             target, piece = plan.at(i + 1, sparsity), f"stage-{i + 1}"
-            problem.journal.piece(f"{piece}-train", state, _train_to, problem, state, at, rate)
+            problem.journal.piece(f"{piece}-train", state, train_to, state, problem, at, rate)
             for j in range(self.weak_masks):
                 problem.journal.piece(f"{piece}-weak-{j + 1}", state, self._look, problem, state, target, rate, i, j)
             problem.journal.piece(f"{piece}-soup", state, self._soup, state, target)
-        problem.journal.piece("finish", state, _train_to, problem, state, main, rate)
+        problem.journal.piece("finish", state, train_to, state, problem, main, rate)
         return problem.ticket(state, budget=self.budget, weak_share=weak / problem.steps)
 
     def _main(self, total: int) -> int:
@@ -79,13 +77,6 @@ class InstantSoup:
         steps = [round((1 - self.finish) * main * (i + 1) / self.stages) for i in range(self.stages)]
         return steps if steps[0] >= 1 and steps[-1] < main and len(set(steps)) == self.stages else []
 
-    def _least(self, total: int) -> int:
-        """The smallest T from `total` on at which it fits."""
-        for least in range(total, total + 100_000):
-            if self._prunings(least):
-                return least
-        raise UserError("isp cannot fit at any T: lower stages, weak_masks or look_ahead")
-
     def _look(self, problem: Problem, state: TrainState, target: float, rate: Decay, i: int, j: int) -> None:
         steps, protocol, now = max(1, round(self.look_ahead * problem.steps)), self._protocol(i, j), rate(state.step)
         cast_vote(state, problem, steps, target, protocol, lambda step: protocol.rate * now, (i, j))
@@ -96,7 +87,3 @@ class InstantSoup:
     def _soup(self, state: TrainState, target: float) -> None:
         plain = keep(magnitude(state.params()), target, within=state.masks)
         serve(state, self.weak_masks, consensus(state, target) if self.weak_masks else plain)
-
-
-def _train_to(problem: Problem, state: TrainState, step: int, rate: Decay) -> None:
-    train(state, problem, step - state.step, rate=rate)

@@ -13,7 +13,7 @@ from sparsesoup.scores import magnitude
 from sparsesoup.select import keep
 from sparsesoup.state import TrainState
 from sparsesoup.ticket import Ticket
-from sparsesoup.train import Protocol, train
+from sparsesoup.train import Protocol, train, train_to
 
 PAPER_PROTOCOLS = (
     Protocol(rate=1.0, weight_decay=0.0, share=0.5),
@@ -124,7 +124,7 @@ class InstantSoupCode:
                 problem.journal.piece(name, state, self._look, problem, state, weak, sparsity, (i, j))
             problem.journal.piece(f"stage-{i + 1}-soup", state, self._soup, state, sparsity)
         problem.journal.piece("adjust", state, self._adjust, state, sparsity)
-        problem.journal.piece("finish", state, _train_to, state, problem, problem.steps)
+        problem.journal.piece("finish", state, train_to, state, problem, problem.steps)
         weak_total = sum(int(c["steps"]) for label, c in problem.meter.to_json().items() if label == "weak")
         return problem.ticket(state, budget="extra", weak_share=weak_total / problem.steps)
 
@@ -160,7 +160,3 @@ class InstantSoupCode:
     def _adjust(self, state: TrainState, sparsity: float) -> None:
         if sparsity_of(state.masks) < sparsity:
             state.prune_(keep(magnitude(state.params()), sparsity, within=state.masks))
-
-
-def _train_to(state: TrainState, problem: Problem, step: int) -> None:
-    train(state, problem, step - state.step)

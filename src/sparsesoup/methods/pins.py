@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from sparsesoup.data import Batch
 from sparsesoup.errors import UserError
-from sparsesoup.methods.platon import check_ramp, climb, finish, ramp
+from sparsesoup.methods.platon import check_ramp, climb, ramp
 from sparsesoup.objectives import divergence
 from sparsesoup.problem import Problem
 from sparsesoup.schedules import Cubic
 from sparsesoup.scores.averages import Averages, after_step
 from sparsesoup.state import TrainState, weights
 from sparsesoup.ticket import Ticket
+from sparsesoup.train import train_to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class Pins:
             piece = (state, teaching, plan, at, sparsity, averages)
             problem.journal.piece(f"ramp-{number + 1}", state, _climb_and_check, *piece)
         problem.journal.piece("ramp-end", state, climb, state, taught, plan, plan.stop, sparsity, averages)
-        problem.journal.piece("finish", state, finish, state, taught)
+        problem.journal.piece("finish", state, train_to, state, taught, problem.steps)
         return problem.ticket(state)
 
 

@@ -1,17 +1,16 @@
 """Prune what is surely unimportant: the score is the upper confidence bound of a moving average."""
 
 from dataclasses import dataclass
-from itertools import count
 
 from sparsesoup.errors import UserError
 from sparsesoup.masks import apply_
-from sparsesoup.problem import Problem, need_steps
+from sparsesoup.problem import Problem, need_fit
 from sparsesoup.schedules import Cubic
 from sparsesoup.scores.averages import Averages, first_order
 from sparsesoup.select import keep
 from sparsesoup.state import TrainState
 from sparsesoup.ticket import Ticket
-from sparsesoup.train import Hook, train
+from sparsesoup.train import Hook, train, train_to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +47,7 @@ class Platon:
         )
         state = problem.start()
         problem.journal.piece("ramp", state, climb, state, problem, plan, plan.stop, sparsity, averages)
-        problem.journal.piece("finish", state, finish, state, problem)
+        problem.journal.piece("finish", state, train_to, state, problem, problem.steps)
         return problem.ticket(state)
 
 
@@ -71,8 +70,8 @@ def ramp(problem: Problem, start: float, stop: float, every: int, least: int = 1
     def gaps(total: int) -> int:
         return int((stop - start) * total / every + 1e-9)  # rounded down: the last one must fit
 
-    need = next(total for total in count(1) if gaps(total) >= least)
-    need_steps(problem, need, f"a ramp of {least + 1} prunings, {every} steps apart, over {stop - start:.0%} of T")
+    why = f"a ramp of {least + 1} prunings, {every} steps apart, over {stop - start:.0%} of T"
+    need_fit(problem, lambda total: gaps(total) >= least, why)
     begin = round(start * problem.steps)
     return Cubic(begin, begin + every * gaps(problem.steps), every)
 
@@ -80,11 +79,6 @@ def ramp(problem: Problem, start: float, stop: float, every: int, least: int = 1
 def climb(state: TrainState, problem: Problem, plan: Cubic, until: int, sparsity: float, averages: Averages) -> None:
     """Train to step `until` and prune on the way where the plan says so."""
     train(state, problem, until - state.step, hooks=[soft_pruning(plan, sparsity, averages)], observe=averages.observe)
-
-
-def finish(state: TrainState, problem: Problem) -> None:
-    """The cool-down: train to step T with the masks as they are."""
-    train(state, problem, problem.steps - state.step)
 
 
 def soft_pruning(plan: Cubic, sparsity: float, averages: Averages) -> Hook:
