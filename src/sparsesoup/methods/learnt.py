@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count
 from typing import Literal
 
 import torch
@@ -15,7 +14,7 @@ from sparsesoup.gates.base import Make, attach, detach_, fold_, worth
 from sparsesoup.gates.density import masked_share, set_levels_, sizes
 from sparsesoup.gates.straight import Gate
 from sparsesoup.patterns import Block, Element, Tie
-from sparsesoup.problem import Problem, need_steps
+from sparsesoup.problem import Problem, need_fit
 from sparsesoup.schedules import Cubic
 from sparsesoup.select import check_sparsity, keep
 from sparsesoup.state import TrainState
@@ -34,17 +33,15 @@ class Phases:
         warmup: share of T before the first weight is masked; scores are learnt all the while.
         cooldown: share of T at the end in which the sparsity is constant.
         settle: share of T, the end of the cool-down, in which the masks are trimmed to exactly the sparsity and fixed.
-        every: steps from one correction of the thresholds to the next.
     """
 
     warmup: float = 0.1
     cooldown: float = 0.3
     settle: float = 0.1
-    every: int = 10
 
     def __post_init__(self) -> None:
-        if not (0.0 <= self.warmup < 1.0 and 0.0 < self.settle <= self.cooldown and self.every >= 1):
-            raise UserError(f"phases need warmup in [0, 1), 0 < settle <= cooldown and every >= 1, got {self}")
+        if not (0.0 <= self.warmup < 1.0 and 0.0 < self.settle <= self.cooldown):
+            raise UserError(f"phases need warmup in [0, 1) and 0 < settle <= cooldown, got {self}")
         if self.warmup + self.cooldown >= 1.0:
             raise UserError(
                 f"warmup {self.warmup:g} and cooldown {self.cooldown:g} leave no step to prune in; their sum must be "
@@ -59,13 +56,10 @@ class Phases:
         """Steps with fixed masks."""
         return max(1, round(self.settle * total))
 
-    def least(self, total: int = 4) -> int:
-        """The least T, from `total` up, that has a step of each phase; rounding may deny one to a larger T."""
-        return next(
-            t
-            for t in count(max(total, 4))
-            if self.plan(t).start < self.plan(t).stop <= t - self.settled(t) and t > 2 * self.every
-        )
+    def fits(self, total: int) -> bool:
+        """Whether `total` steps have one for each phase."""
+        plan = self.plan(total)
+        return total >= 4 and plan.start < plan.stop <= total - self.settled(total)
 
 
 @dataclass(frozen=True)
@@ -85,7 +79,7 @@ def learn(problem: Problem, sparsity: float, phases: Phases, gated: Gated, hook:
     """Learn masks with weights, trim them to exactly the sparsity, and train on with them fixed: T steps in all."""
     check_sparsity(sparsity)
     why = f"a warm-up of {phases.warmup:g} T and a cool-down of {phases.cooldown:g} T"
-    need_steps(problem, phases.least(problem.steps), why)
+    need_fit(problem, phases.fits, why)
     settled = phases.settled(problem.steps)
     _reachable(problem, phases, gated)
     state = begin(problem, gated)
@@ -138,16 +132,16 @@ def _trim(state: TrainState, problem: Problem, sparsity: float, gated: Gated) ->
     fold_(state)
 
 
-def following(phases: Phases, problem: Problem, sparsity: float, areas: list[int], scope: Reach) -> Hook:
+def following(phases: Phases, problem: Problem, sparsity: float, areas: list[int], scope: Reach, every: int) -> Hook:
     """The hook that keeps the share of masked weights on the curve.
 
-    Thresholds are exact when set and carried over in between: a fresh top-k at every step would cost as much as it.
+    Thresholds are exact when set and carried over for `every` steps: a fresh top-k at each would cost as much as it.
     """
     plan = phases.plan(problem.steps)
 
     def follow(state: TrainState) -> None:
         goal = plan.at(state.step, sparsity)
-        if goal and (state.step % phases.every == 0 or state.step == plan.stop):
+        if goal and (state.step % every == 0 or state.step == plan.stop):
             set_levels_(state, areas, goal, scope)
             state.masked = goal
 
@@ -193,3 +187,9 @@ def check_rate(score_rate: float) -> None:
     """UserError unless scores can learn at this rate."""
     if not 0.0 < score_rate < math.inf:
         raise UserError(f"score_rate is a learning rate above 0, got {score_rate:g}")
+
+
+def check_every(every: int) -> None:
+    """UserError unless thresholds are corrected."""
+    if every < 1:
+        raise UserError(f"every is a number of steps, at least 1, got {every}")

@@ -3,7 +3,18 @@
 from dataclasses import dataclass, field
 
 from sparsesoup.gates.density import sizes
-from sparsesoup.methods.learnt import Gated, Phases, Reach, check_rate, following, learn, scores, straight, tiled
+from sparsesoup.methods.learnt import (
+    Gated,
+    Phases,
+    Reach,
+    check_every,
+    check_rate,
+    following,
+    learn,
+    scores,
+    straight,
+    tiled,
+)
 from sparsesoup.patterns import Block, Element
 from sparsesoup.problem import Problem
 from sparsesoup.ticket import Ticket
@@ -22,15 +33,18 @@ class Movement:
         scope: who competes with whom: the weights of a tensor, or all.
         pattern: what is masked together; 1 x 1 is single weights.
         phases: when the masks become sparser.
+        every: steps from one correction of the thresholds to the next.
     """
 
     score_rate: float = 1e-2
     scope: Reach = "tensor"
     pattern: Block = Element
     phases: Phases = field(default_factory=Phases)
+    every: int = 10
 
     def __post_init__(self) -> None:
         check_rate(self.score_rate)
+        check_every(self.every)
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps."""
@@ -39,7 +53,7 @@ class Movement:
     def gated(self, problem: Problem, sparsity: float) -> tuple[Gated, Hook]:
         """The gates, and the hook that sets their levels."""
         ties = tiled(problem.targets, self.pattern)
-        hook = following(self.phases, problem, sparsity, sizes(ties, problem.targets), self.scope)
+        hook = following(self.phases, problem, sparsity, sizes(ties, problem.targets), self.scope, self.every)
         return Gated(ties, straight(scores(problem, ties)), self.score_rate, self.scope), hook
 
 
@@ -52,14 +66,19 @@ class MagnitudeThrough:
     Args:
         scope: who competes with whom: the weights of a tensor, or all.
         phases: when the masks become sparser.
+        every: steps from one correction of the thresholds to the next.
     """
 
     scope: Reach = "tensor"
     phases: Phases = field(default_factory=Phases)
+    every: int = 10
+
+    def __post_init__(self) -> None:
+        check_every(self.every)
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps."""
         ties = tiled(problem.targets, Element)
-        hook = following(self.phases, problem, sparsity, sizes(ties, problem.targets), self.scope)
+        hook = following(self.phases, problem, sparsity, sizes(ties, problem.targets), self.scope, self.every)
         gated = Gated(ties, straight([None] * len(ties)), 0.0, self.scope)
         return learn(problem, sparsity, self.phases, gated, hook)
