@@ -36,7 +36,7 @@ def cells(study: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], int]]:
 
 
 def draw(study: dict[str, Any], row: str, own: dict[str, Any], seed: int, out: Path, quiet: bool = False) -> Path:
-    """The finished run of a cell."""
+    """The finished run of a cell; what rows have in common is trained once and charged to each."""
     name = own.get("name", row)
     method_named(name)
     steps = round(own.get("times", 1) * study["steps"])
@@ -44,6 +44,7 @@ def draw(study: dict[str, Any], row: str, own: dict[str, Any], seed: int, out: P
     run = prune(
         name, out=out, method=own.get("method"), train=train, model=study["model"], seed=seed,
         dataset=study["dataset"], sparsity=study["sparsity"], steps=steps, progress=not quiet,
+        shelf=out / "shelf",
     )  # fmt: skip
     return run.path
 

@@ -10,9 +10,9 @@ import sparsesoup
 ROOT = Path(sparsesoup.__file__).parent
 FLOORS: list[set[str]] = [
     {"errors", "files", "rng", "masks", "patterns", "schedules", "meter", "data"},
-    {"select", "threshold", "targets", "ticket", "journal"},
+    {"select", "threshold", "targets", "ticket", "journal", "shelf"},
     {"state", "problem"},
-    {"train", "hold", "objectives"},
+    {"train", "common", "hold", "objectives"},
     {"scores", "gates", "soups"},
     {"methods"},
     {"hub", "export", "study"},

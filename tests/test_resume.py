@@ -127,7 +127,10 @@ def test_a_run_that_is_killed_again_and_again_ends_like_an_undisturbed_one(undis
 
 
 def costs(report):
-    return {label: {k: v for k, v in cost.items() if k != "seconds"} for label, cost in report["cost"].items()}
+    return {
+        label: {k: v for k, v in cost.items() if k not in ("seconds", "shared")}
+        for label, cost in report["cost"].items()
+    }
 
 
 def test_a_finished_run_is_only_read(undisturbed, place, capsys):

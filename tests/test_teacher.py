@@ -27,7 +27,7 @@ DENSE = ["--train.distill.teacher", "dense"]
 OWN = {
     "magnitude": [],
     "isp": ["--method.stages", "2", "--method.weak-masks", "2", "--method.look-ahead", "0.05"],
-    "movement": ["--method.phases.every", "2"],
+    "movement": ["--method.every", "2"],
     "imp": ["--method.cut", "0.5"],
 }
 
@@ -259,7 +259,7 @@ def test_a_base_model_is_no_teacher(place, refused):
 
 def test_a_schedule_that_cannot_work_is_refused_before_the_teacher_is_trained(refused):
     assert "20 steps are too few" in refused("isp-paper", *DENSE)
-    assert "4 steps are too few" in refused("movement", *DENSE, steps=4)
+    assert "3 steps are too few" in refused("movement", *DENSE, steps=3)
 
 
 def test_a_teacher_whose_own_run_fails_is_named(place, tmp_path, refused):

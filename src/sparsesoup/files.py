@@ -1,12 +1,15 @@
 """Files that are written whole or not at all."""
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from sparsesoup.errors import UserError
 
 
 @contextlib.contextmanager
@@ -29,6 +32,27 @@ def whole(path: Path) -> Iterator[Path]:
         _flush(path.parent)
     finally:
         remove(temporary)
+
+
+def locked(path: Path, patient: bool) -> IO[str]:
+    """A lock file, open and locked; closing it gives it free. The folder is made if need be.
+
+    Args:
+        path: of the lock file; its folder is what is locked.
+        patient: wait for who holds it.
+    Raises: UserError if another process holds it and `patient` is not set.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "w", encoding="utf-8")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if patient else fcntl.LOCK_NB))
+    except OSError as error:
+        file.close()
+        raise UserError(f"another process works on {path.parent}; wait for it or give another --out") from error
+    if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        return file
+    file.close()  # who held it has removed it
+    return locked(path, patient)
 
 
 def _flush(path: Path) -> None:

@@ -68,6 +68,11 @@ class Journal:
             return f"the midst of {self._partial[0]}"
         return self.finished[-1] if self.finished else None
 
+    @property
+    def midway(self) -> bool:
+        """Whether the open piece goes on from its midst, where a former run left it."""
+        return self._partial is not None and self._partial[0] == self.open
+
     def piece(self, name: str, state: Resumable, work: Callable[..., object], *args: Any, hold: bool = False) -> None:
         """Do `work(*args)` once in the life of the run.
 
@@ -93,7 +98,7 @@ class Journal:
 
     def begin(self, state: Resumable, until: int) -> int:
         """The step to train to: `until`, or what was saved with the open piece, whose state is then taken back."""
-        if self._partial and self._partial[0] == self.open and self._owner is state:
+        if self._partial and self.midway and self._owner is state:
             self._restore(state, self._saved)
             return self._partial[1]
         return until

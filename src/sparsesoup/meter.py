@@ -20,6 +20,7 @@ class Cost:
         padding: of these, the ones that were padding.
         flops: floating-point operations counted as if all weights were there (2 for a multiply-add).
         seconds: wall-clock time.
+        shared: of the steps, those that another run had done.
     """
 
     steps: int = 0
@@ -28,6 +29,7 @@ class Cost:
     padding: int = 0
     flops: int = 0
     seconds: float = 0.0
+    shared: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})

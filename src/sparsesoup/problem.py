@@ -21,6 +21,7 @@ from sparsesoup.errors import UserError
 from sparsesoup.journal import Journal
 from sparsesoup.meter import Cost, Meter
 from sparsesoup.schedules import Decay, least_steps
+from sparsesoup.shelf import Shelf
 from sparsesoup.state import TrainState, weights
 from sparsesoup.targets import Targets, fingerprint, parameters
 from sparsesoup.ticket import Ticket
@@ -137,6 +138,7 @@ class Problem:
         training: learning rate and the like.
         seed: of everything random.
         meter, journal, observer: what it costs, what is done, who watches.
+        shelf: trainings that other runs have done.
     """
 
     pretrained: nn.Module
@@ -153,6 +155,7 @@ class Problem:
     meter: Meter = field(default_factory=Meter)
     journal: Journal = field(default_factory=lambda: Journal(Meter()))
     observer: Observer = field(default_factory=Silent)
+    shelf: Shelf = field(default_factory=Shelf)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """What a training step minimises, for the mean row of a batch."""

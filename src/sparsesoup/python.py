@@ -15,6 +15,7 @@ def prune(
     out: str | Path = "runs",
     method: dict[str, Any] | None = None,
     train: dict[str, Any] | None = None,
+    shelf: str | Path | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> run.Run:
@@ -25,13 +26,15 @@ def prune(
         out: folder that run directories are put in.
         method: the method's own settings that differ from their defaults.
         train: settings of the training that differ from their defaults.
+        shelf: folder of trainings that runs have in common; each is charged in full.
         progress: whether to show it on stderr.
         settings: model, dataset, sparsity, steps, epochs, seed, max_length, ... as on the command line.
     Returns: the run: `path` of its directory, whose `model` folder transformers loads, and its `report`.
     Raises: UserError for bad input.
     """
     table = {**settings, "method": method or {}, "train": train or {}}
-    return run.prune(from_table(name, table), Path(out), Console(stderr=True, quiet=not progress))
+    console = Console(stderr=True, quiet=not progress)
+    return run.prune(from_table(name, table), Path(out), run.Outside(console, shelf=Path(shelf) if shelf else None))
 
 
 def score_on_test(path: str | Path) -> dict[str, Any]:

@@ -128,6 +128,10 @@ def parser_for(name: str | None) -> ArgumentParser:
     parser.add_argument("--config", type=str, help="recipe (YAML); flags win over it")
     parser.add_argument("--out", type=str, default="runs", help="folder that run directories are put in")
     parser.add_argument("--save_every", type=float, default=10.0, help="seconds between saves to resume from, at least")
+    shelf = (
+        "folder of trainings that runs have in common (the dense run, IMP's rounds); a run takes what is there, adds "
+    )
+    parser.add_argument("--shelf", type=str, help=shelf + "what it makes and charges both in full; default: none")
     parser.add_class_arguments(Amount)
     parser.add_class_arguments(Place)
     parser.add_argument("--train", type=Training, default=Training())

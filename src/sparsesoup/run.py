@@ -1,7 +1,7 @@
 """One run, from settings to a directory with model, masks and report."""
 
 import contextlib
-import fcntl
+import dataclasses
 import json
 import platform
 import shutil
@@ -18,7 +18,7 @@ from rich.console import Console
 
 from sparsesoup import masks as algebra
 from sparsesoup.errors import UserError
-from sparsesoup.files import remove, whole, write_json, write_text
+from sparsesoup.files import locked, remove, whole, write_json, write_text
 from sparsesoup.hub.build import Opened, build, open_task, score_test
 from sparsesoup.hub.models import load_tokenizer, save_model
 from sparsesoup.journal import JOURNAL, Journal
@@ -28,6 +28,7 @@ from sparsesoup.methods.known import FromTicket
 from sparsesoup.problem import Problem
 from sparsesoup.recipe import Settings, dump, read
 from sparsesoup.report import write_report
+from sparsesoup.shelf import Shelf
 from sparsesoup.show import read_report
 from sparsesoup.teacher import taught
 from sparsesoup.ticket import Ticket, load_masks, save_masks
@@ -44,15 +45,35 @@ class Run:
     report: dict[str, Any]
 
 
-def prune(settings: Settings, out: Path, console: Console, save_every: float = 10.0) -> Run:
+@dataclass(frozen=True)
+class Outside:
+    """What has no part in a run's result.
+
+    Args:
+        console: where progress is shown.
+        save_every: seconds between saves at the least.
+        shelf: folder of trainings that runs have in common; None shares none.
+        patient: wait for another process that works on the same run, instead of refusing.
+    """
+
+    console: Console
+    save_every: float = 10.0
+    shelf: Path | None = None
+    patient: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.save_every >= 0:
+            raise UserError(f"save_every is a number of seconds, 0 or more, got {self.save_every}")
+
+
+def prune(settings: Settings, out: Path, outside: Outside) -> Run:
     """Run a method on a model and a dataset, or go on with a run that was stopped; a finished one is only read.
 
     Raises: UserError for bad input; what was finished before stays on disk.
     """
-    if not save_every >= 0:
-        raise UserError(f"save_every is a number of seconds, 0 or more, got {save_every}")
     if TABLE[settings.name].dense and settings.amount.sparsity:
-        console.print(f"note: {settings.name} keeps every weight; sparsity {settings.amount.sparsity:g} is not used")
+        unused = f"note: {settings.name} keeps every weight; sparsity {settings.amount.sparsity:g} is not used"
+        outside.console.print(unused)
     settings = _complete(settings)
     if (out / "run.yaml").exists():
         raise UserError(f"--out {out} is itself a run directory; give the folder that holds runs")
@@ -60,30 +81,37 @@ def prune(settings: Settings, out: Path, console: Console, save_every: float = 1
     path = out / opened.source.name / f"{settings.name}-{settings.key()}" / f"seed-{settings.place.seed}"
     fresh = not path.exists()
     _check_same(path, settings)
-    if (path / "report.json").exists():
-        report = read_report(path)
-        states = list((path / "stages").glob("*.safetensors"))
-        if states or not (path / "report.html").exists():  # killed before the very end
-            with _alone(path):
-                write_report(path)
-                for state in states:
-                    remove(state)
-        return Run(path, report)
-    with _alone(path):  # a process that is refused here must not take back what the other one writes
+    if _finished(path) and (path / "report.html").exists() and not _states(path):
+        return Run(path, read_report(path))
+    with _alone(path, outside.patient):  # who is refused here must not take back what the other one writes
+        if _finished(path):  # meanwhile by the other one, or killed before the very end
+            write_report(path)
+            for state in _states(path):
+                remove(state)
+            return Run(path, read_report(path))
         try:
             if not (path / "run.yaml").exists():
                 write_text(path / "run.yaml", dump(settings))
-            return _work(settings, path, out, opened, console, save_every)
+            return _work(settings, path, out, opened, outside)
         except BaseException:
             if fresh and not (path / "stages" / JOURNAL).exists():
                 _remove_empty(path, out)
             raise
 
 
+def _finished(path: Path) -> bool:
+    return (path / "report.json").exists()
+
+
+def _states(path: Path) -> list[Path]:
+    return list((path / "stages").glob("*.safetensors"))
+
+
 def from_arguments(arguments: list[str], console: Console) -> Run:
     """What `sparsesoup prune` does with its arguments."""
     settings, others = read(arguments)
-    return prune(settings, Path(others.out), console, others.save_every)
+    shelf = Path(others.shelf) if others.shelf else None
+    return prune(settings, Path(others.out), Outside(console, others.save_every, shelf))
 
 
 def test(path: Path, console: Console) -> Run:
@@ -117,21 +145,24 @@ def _complete(settings: Settings) -> Settings:
     return replace(settings, amount=replace(settings.amount, sparsity=sparsity))
 
 
-def _work(settings: Settings, path: Path, out: Path, opened: Opened, console: Console, save_every: float) -> Run:
+def _work(settings: Settings, path: Path, out: Path, opened: Opened, outside: Outside) -> Run:
     place, amount = settings.place, settings.amount
-    watch, meter = Watch(path / "log.jsonl", console), Meter()
+    watch, meter = Watch(path / "log.jsonl", outside.console), Meter()
     try:
-        journal = Journal(meter, path / "stages", save_every, watch.position, watch.rewind)
+        journal = Journal(meter, path / "stages", outside.save_every, watch.position, watch.rewind)
         watch.piece = lambda: journal.open or ""
         problem = build(
             place, opened, steps=amount.steps, epochs=amount.epochs, training=settings.train, meter=meter,
             journal=journal, observer=watch,
         )  # fmt: skip
         if settings.train.distill.teacher:
-            problem = taught(problem, settings, opened, lambda dense: prune(dense, out, console, save_every))
-        _check_base(path / "stages" / "base.json", problem, opened)
+            patient = replace(outside, patient=True)
+            problem = taught(problem, settings, opened, lambda dense: prune(dense, out, patient))
+        base = _base(problem, opened)
+        _check_base(path / "stages" / "base.json", base)
+        problem = replace(problem, shelf=Shelf(outside.shelf, base | _surroundings(settings, problem)))
         if journal.resumed:
-            console.print(f"going on after {journal.resumed}", highlight=False)
+            outside.console.print(f"going on after {journal.resumed}", highlight=False)
         began = time.perf_counter()
         ticket = settings.method.run(problem, float(amount.sparsity or 0.0))
         report = _summary(settings, problem, ticket, opened, time.perf_counter() - began)
@@ -159,8 +190,6 @@ def _save(path: Path, settings: Settings, problem: Problem, ticket: Ticket, repo
 def _summary(settings: Settings, problem: Problem, ticket: Ticket, opened: Opened, seconds: float) -> dict[str, Any]:
     targets = problem.targets
     kept = {name: int(torch.count_nonzero(m)) for name, m in ticket.masks.items()}
-    libraries = ("sparsesoup", "torch", "transformers", "datasets")
-    device = problem.accelerator.device
     return {
         "format": 1,
         "method": settings.name,
@@ -189,8 +218,8 @@ def _summary(settings: Settings, problem: Problem, ticket: Ticket, opened: Opene
         "train_rows": len(problem.train),
         "validation_rows": len(problem.validation),
         "command": settings.command(),
-        "versions": {name: version(name) for name in libraries},
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device}",
+        "versions": _versions(),
+        "machine": _machine(problem),
     }
 
 
@@ -213,9 +242,26 @@ def _check_same(path: Path, settings: Settings) -> None:
         raise UserError(f"{path} holds a different run ({', '.join(keys)} differ); give another --out or remove it")
 
 
-def _check_base(path: Path, problem: Problem, opened: Opened) -> None:
+def _base(problem: Problem, opened: Opened) -> dict[str, Any]:
+    return {"model": problem.origin(), "dataset": opened.source.fingerprint, "steps": problem.steps}
+
+
+def _surroundings(settings: Settings, problem: Problem) -> dict[str, Any]:
+    """What else decides the bits of a training: how rows are read, libraries, machine."""
+    place = {k: v for k, v in dataclasses.asdict(settings.place).items() if k != "data_root"}
+    return {"place": place, "versions": _versions(), "machine": _machine(problem)}
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("sparsesoup", "torch", "transformers", "datasets")}
+
+
+def _machine(problem: Problem) -> str:
+    return f"{platform.machine()}, {torch.get_num_threads()} threads, {problem.accelerator.device}"
+
+
+def _check_base(path: Path, base: dict[str, Any]) -> None:
     """A stopped run goes on only from the same weights and rows."""
-    base = {"model": problem.origin(), "dataset": opened.source.fingerprint, "steps": problem.steps}
     if not path.exists():
         write_json(path, base)
         return
@@ -226,18 +272,13 @@ def _check_base(path: Path, problem: Problem, opened: Opened) -> None:
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Two processes must not write one run."""
-    path.mkdir(parents=True, exist_ok=True)
-    with open(path / ".lock", "w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"another process works on {path}; wait for it or give another --out") from error
+def _alone(path: Path, patient: bool) -> Iterator[None]:
+    """Two processes must not write one run: the second one waits if it is patient, else it is refused."""
+    with locked(path / ".lock", patient):
         for left in list(path.rglob(".*.part")):  # of a process that was killed while it wrote
             remove(left)
         yield
-    remove(path / ".lock")
+        remove(path / ".lock")
 
 
 def _remove_empty(path: Path, out: Path) -> None:

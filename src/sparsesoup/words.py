@@ -45,7 +45,7 @@ def duration(seconds: float) -> str:
 
 def noted(facts: Facts) -> tuple[list[str], dict[str, Any]]:
     """(what a run noted, in sentences; the notes that none of them is about)."""
-    found, others = taught(facts), {k: v for k, v in facts["notes"].items() if k != "stages"}
+    found, others = [*taught(facts), *shared(facts)], {k: v for k, v in facts["notes"].items() if k != "stages"}
     for key, say in SENTENCES.items():
         if key in others:
             try:
@@ -67,6 +67,13 @@ def taught(facts: Facts) -> list[str]:
         f"Taught by {who}: {percent(distill['hardness'])} of the loss is the distance from its answers at temperature "
         f"{distill['temperature']:g}, the rest is the labels'{hidden}. Its forward pass is part of every step's FLOPs."
     ]
+
+
+def shared(facts: Facts) -> list[str]:
+    """How much of the run other runs had done."""
+    steps = sum(int(cost.get("shared", 0)) for cost in facts["cost"].values())
+    told = f"{steps} steps were taken from the shelf, where another run had done the same; they are charged in full."
+    return [told] if steps else []
 
 
 def _budget(kind: Any, facts: Facts) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from sparsesoup.common import train_once
 from sparsesoup.errors import UserError
 from sparsesoup.problem import Problem, need_fit
 from sparsesoup.schedules import geometric
@@ -11,7 +12,6 @@ from sparsesoup.scores import magnitude
 from sparsesoup.select import Competition, keep
 from sparsesoup.state import Snapshot, TrainState
 from sparsesoup.ticket import Ticket
-from sparsesoup.train import train
 
 Trained = Callable[[TrainState, int], None]
 
@@ -59,13 +59,13 @@ class Iterative:
         need_fit(problem, lambda total: round(self.rewind * total) < total, "imp with this rewinding point")
         state, rest = problem.start(), problem.steps - first
         if first:
-            problem.journal.piece("origin", state, train, state, problem, first, hold=True)
+            problem.journal.piece("origin", state, train_once, state, problem, first, hold=True)
         origin, own = state.snapshot(), product % (len(goals) + 1)
 
         def fit(number: int) -> None:
             # Weights that stay must not see the same rows in the same order in every round.
-            stream = ("round", number) if self.back == "rate" else ()
-            train(state, problem, rest, stream=stream, label="strong" if number == own else "search")
+            stream = ("round", number) if self.back == "rate" and number else ()
+            train_once(state, problem, rest, stream, "strong" if number == own else "search")
             if trained is not None:
                 trained(state, number)
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from sparsesoup.common import train_once
 from sparsesoup.patterns import Block, Element
 from sparsesoup.problem import Problem, need_dense, need_steps
 from sparsesoup.rng import generator
@@ -21,7 +22,7 @@ class Dense:
         need_dense(sparsity, "dense")
         need_steps(problem, 1, "a run")
         state = problem.start()
-        problem.journal.piece("train", state, train, state, problem, problem.steps)
+        problem.journal.piece("train", state, train_once, state, problem, problem.steps)
         return problem.ticket(state)
 
 

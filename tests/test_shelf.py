@@ -1,0 +1,166 @@
+"""Trainings that runs have in common are done once, charged to each, and change no bit of any result."""
+
+import json
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import same, tiny
+from sparsesoup.cli import main
+from sparsesoup.methods import METHODS
+from sparsesoup.methods.imp import Iterative
+from sparsesoup.methods.lottery_pools import LotteryPools
+from sparsesoup.methods.oneshot import Dense
+from sparsesoup.problem import Problem, Training
+from sparsesoup.shelf import Shelf
+from sparsesoup.ticket import Ticket
+from test_resume import arguments, costs, killed
+from tiny_hub import checkpoint, log_of, masks_of, reviews, run_of, weights_of
+
+STEPS = 20
+
+
+class Counted:
+    """A problem on a shelf that counts the steps that were really trained."""
+
+    def __init__(self, folder: Path | None, identity: str = "here", **changes: Any) -> None:
+        self.trained = 0
+        problem = tiny(steps=STEPS, **changes)
+        plain = problem.criterion
+
+        def criterion(outputs: torch.Tensor, batch: Any) -> torch.Tensor:
+            self.trained += torch.is_grad_enabled()
+            return plain(outputs, batch)
+
+        self.problem: Problem = replace(problem, criterion=criterion, shelf=Shelf(folder, {"where": identity}))
+
+
+def counts(ticket: Ticket) -> dict[str, dict[str, float]]:
+    own = ("seconds", "shared")
+    return {label: {k: v for k, v in cost.items() if k not in own} for label, cost in ticket.cost.items()}
+
+
+def alike(one: Ticket, other: Ticket) -> bool:
+    return (
+        same(one.masks, other.masks)
+        and same(one.weights, other.weights)
+        and counts(one) == counts(other)
+        and one.metrics == other.metrics
+        and one.notes == other.notes
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "own"),
+    [
+        # (a run, one that follows, the steps that the second has to train itself)
+        (("dense", 0.0), (Iterative(cut=0.5), 0.75), 2 * STEPS),
+        (("dense", 0.0), (Iterative(cut=0.5, back="rate"), 0.5), STEPS),
+        ((Iterative(cut=0.5, rewind=0.1), 0.75), (Iterative(cut=0.5, rewind=0.1), 0.9), 2 * 18),
+        ((Iterative(cut=0.5, rewind=0.1), 0.75), (LotteryPools(cut=0.5, rewind=0.1, beyond=1), 0.75), 18),
+        ((Iterative(cut=0.5), 0.75), (Dense(), 0.0), 0),
+        ((Iterative(cut=0.5), 0.75), (Iterative(cut=0.4), 0.75), 3 * STEPS),
+        ((Iterative(cut=0.5, rewind=0.1), 0.5), (Iterative(cut=0.5, rewind=0.2), 0.5), 4 + 2 * 16),
+    ],
+)
+def test_what_two_runs_share_is_trained_once_and_charged_to_both(
+    first: Any, second: Any, own: int, tmp_path: Path
+) -> None:
+    method, sparsity = first
+    (METHODS[method] if isinstance(method, str) else method).run(Counted(tmp_path).problem, sparsity)
+    alone, beside = Counted(None), Counted(tmp_path)
+    plain, shared = (second[0].run(c.problem, second[1]) for c in (alone, beside))
+    assert alike(plain, shared)
+    assert beside.trained == own
+    assert sum(cost["shared"] for cost in shared.cost.values()) == alone.trained - own
+    assert sum(cost["seconds"] for cost in shared.cost.values()) > 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 1},
+        {"training": Training(learning_rate=0.02, batch_size=8)},
+        {"identity": "elsewhere"},
+    ],
+)
+def test_nothing_is_shared_with_a_run_that_differs(changes: dict[str, Any], tmp_path: Path) -> None:
+    Dense().run(Counted(tmp_path).problem, 0.0)
+    other = Counted(tmp_path, **changes)
+    Dense().run(other.problem, 0.0)
+    assert other.trained == STEPS
+
+
+def test_a_training_with_a_teacher_is_not_shared(tmp_path: Path) -> None:
+    for _ in range(2):
+        counted = Counted(tmp_path)
+        problem = counted.problem
+        objective = lambda model, batch: problem.criterion(problem.predict(model, batch), batch)  # noqa: B023, E731
+        Dense().run(replace(problem, objective=objective), 0.0)
+        assert counted.trained == STEPS
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_product_is_made_again(tmp_path: Path) -> None:
+    plain = Dense().run(Counted(tmp_path).problem, 0.0)
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    again = Counted(tmp_path)
+    assert alike(Dense().run(again.problem, 0.0), plain)
+    assert again.trained == STEPS
+    assert len(file.read_bytes()) == len(whole)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    checkpoint(folder / "bert")
+    reviews(folder / "reviews")
+    return folder
+
+
+def report_of(out: Path) -> Any:
+    return json.loads((run_of(out) / "report.json").read_text())
+
+
+def test_killed_at_any_moment_a_run_with_a_shelf_ends_like_one_without(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    shelf = ["--shelf", str(tmp_path / "shelf")]
+    plain, other, last = (tmp_path / name / "runs" for name in ("plain", "other", "last"))
+    assert main(arguments(place, "imp-rewind", plain)) == 0
+    line = [*arguments(place, "imp-rewind", other), *shelf]
+    assert [killed(line, other, after) for after in (1, 7, 20)] == [-9, -9, -9]
+    assert main(line) == 0
+    assert main([*arguments(place, "imp-rewind", last), *shelf]) == 0
+    assert sum(cost["shared"] for cost in report_of(last)["cost"].values()) > 0
+    for out in (other, last):
+        assert same(masks_of(run_of(out)), masks_of(run_of(plain)))
+        assert same(weights_of(run_of(out) / "model"), weights_of(run_of(plain) / "model"))
+        assert costs(report_of(out)) == costs(report_of(plain))
+        lines = [[(x["label"], x["step"], x["loss"]) for x in log_of(run_of(o))] for o in (out, plain)]
+        assert lines[0] == lines[1]
+    assert "steps were taken from the shelf" in (run_of(last) / "report.html").read_text()
+
+
+def test_two_runs_at_once_that_want_the_same_teacher_both_end(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    out, ends = tmp_path / "runs", []
+    teacher = ["--train.distill.teacher", "dense"]
+    line = [*arguments(place, "imp-rewind", out), *teacher]
+    magnitude = [x if x != "imp-rewind" else "magnitude" for x in line if not x.startswith("--method.")]
+    magnitude = [x for x in magnitude if x not in ("0.5", "0.25")]
+    ended = threading.Thread(target=lambda: ends.append(killed(line, out, 10**9)))
+    ended.start()
+    ends.append(killed(magnitude, out, 10**9))
+    ended.join()
+    assert ends == [0, 0]
+    assert len(list(out.glob("*/dense-*/seed-*/report.json"))) == 1
