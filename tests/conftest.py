@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -23,6 +24,28 @@ torch.set_num_threads(1)
 # The same examples on every machine; to hunt for new ones: --hypothesis-profile=default.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("suite")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _alone() -> Iterator[None]:
+    """No test asks the Hub or a data root unless it says so."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.delenv("SPARSESOUP_DATA", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny checkpoints of five families, a classification and a question set; no test writes to it."""
+    from tiny_hub import FAMILIES, checkpoint, reviews, squad  # transformers takes seconds to import
+
+    folder = tmp_path_factory.mktemp("place")
+    for family in FAMILIES:
+        checkpoint(folder / family, family)
+    reviews(folder / "reviews")
+    squad(folder / "asked")
+    return folder
 
 
 class Net(nn.Module):

@@ -18,7 +18,6 @@ from tiny_hub import (
     checkpoint,
     listing,
     masks_of,
-    reviews,
     run_of,
     sentences,
     sparsesoup,
@@ -29,26 +28,15 @@ from tiny_hub import (
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("place")
-    checkpoint(folder / "bert")
-    reviews(folder / "reviews")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def ticket(place):
+def ticket(place, tmp_path_factory):
     """A finished run; no test writes to it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        assert main(line_of(place, place / "ticket", "magnitude")) == 0
-    return run_of(place / "ticket")
+    out = tmp_path_factory.mktemp("ticket")
+    assert main(line_of(place, out, "magnitude")) == 0
+    return run_of(out)
 
 
 @pytest.fixture(autouse=True)
-def _offline(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.delenv("SPARSESOUP_DATA", raising=False)
+def _elsewhere(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 

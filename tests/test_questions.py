@@ -20,26 +20,10 @@ from sparsesoup.hub.sources import open_splits, open_test, training_splits
 from sparsesoup.hub.spans import Spans
 from sparsesoup.masks import kept
 from sparsesoup.ticket import Ticket
-from tiny_hub import checkpoint, masks_of, offline, questions, run_of, sparsesoup, squad, tokenizer, write_rows
+from tiny_hub import masks_of, offline, questions, run_of, sparsesoup, tokenizer, write_rows
 
 FAMILIES = ("bert", "distilbert", "roberta")
 TOTAL = 2 * (4 * 16 * 16 + 2 * 16 * 32)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """Checkpoints of three families and a data set of questions."""
-    folder = tmp_path_factory.mktemp("place")
-    for family in FAMILIES:
-        checkpoint(folder / family, family)
-    squad(folder / "asked")
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _offline(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.delenv("SPARSESOUP_DATA", raising=False)
 
 
 def drawn(place, out, family="bert", **more):

@@ -15,7 +15,7 @@ from conftest import same
 from sparsesoup import run as module
 from sparsesoup.cli import main
 from sparsesoup.watch import Watch
-from tiny_hub import checkpoint, listing, log_of, masks_of, reviews, run_of, sparsesoup, weights_of
+from tiny_hub import checkpoint, listing, log_of, masks_of, run_of, sparsesoup, weights_of
 
 METHODS = {
     "isp": ["--steps", "40", "--method.stages", "3", "--method.weak-masks", "2", "--method.look-ahead", "0.05"],
@@ -59,19 +59,6 @@ def until(process, happened):
         time.sleep(0.002)
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("place")
-    checkpoint(folder / "bert")
-    reviews(folder / "reviews")
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _offline(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-
 def arguments(place, method, out):
     return ["prune", method, "--model", str(place / "bert"), "--dataset", str(place / "reviews"), "--sparsity", "0.8",
             "--train.batch-size", "8", "--train.learning-rate", "0.003", "--save-every", "0", *METHODS[method],
@@ -82,9 +69,7 @@ def arguments(place, method, out):
 def undisturbed(request, place, tmp_path_factory):
     """(method, its run directory) of a run that nobody killed."""
     out = tmp_path_factory.mktemp(request.param)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        assert main(arguments(place, request.param, out)) == 0
+    assert main(arguments(place, request.param, out)) == 0
     return request.param, run_of(out)
 
 

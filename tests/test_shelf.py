@@ -1,7 +1,6 @@
 """Trainings that runs have in common are done once, charged to each, and change no bit of any result."""
 
 import json
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from sparsesoup.methods.oneshot import Dense
 from sparsesoup.problem import Problem, Training
 from sparsesoup.shelf import Shelf
 from sparsesoup.ticket import Ticket
-from test_resume import arguments, costs, killed
-from tiny_hub import checkpoint, log_of, masks_of, reviews, run_of, weights_of
+from test_resume import arguments, begun, costs, killed
+from tiny_hub import log_of, masks_of, run_of, weights_of
 
 STEPS = 20
 
@@ -116,22 +115,15 @@ def test_a_damaged_product_is_made_again(tmp_path: Path) -> None:
     assert len(file.read_bytes()) == len(whole)
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("place")
-    checkpoint(folder / "bert")
-    reviews(folder / "reviews")
-    return folder
-
-
 def report_of(out: Path) -> Any:
-    return json.loads((run_of(out) / "report.json").read_text())
+    return report_at(run_of(out))
 
 
-def test_killed_at_any_moment_a_run_with_a_shelf_ends_like_one_without(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def report_at(run: Path) -> Any:
+    return json.loads((run / "report.json").read_text())
+
+
+def test_killed_at_any_moment_a_run_with_a_shelf_ends_like_one_without(place: Path, tmp_path: Path) -> None:
     shelf = ["--shelf", str(tmp_path / "shelf")]
     plain, other, last = (tmp_path / name / "runs" for name in ("plain", "other", "last"))
     assert main(arguments(place, "imp-rewind", plain)) == 0
@@ -149,18 +141,12 @@ def test_killed_at_any_moment_a_run_with_a_shelf_ends_like_one_without(
     assert "steps were taken from the shelf" in (run_of(last) / "report.html").read_text()
 
 
-def test_two_runs_at_once_that_want_the_same_teacher_both_end(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    out, ends = tmp_path / "runs", []
-    teacher = ["--train.distill.teacher", "dense"]
-    line = [*arguments(place, "imp-rewind", out), *teacher]
-    magnitude = [x if x != "imp-rewind" else "magnitude" for x in line if not x.startswith("--method.")]
-    magnitude = [x for x in magnitude if x not in ("0.5", "0.25")]
-    ended = threading.Thread(target=lambda: ends.append(killed(line, out, 10**9)))
-    ended.start()
-    ends.append(killed(magnitude, out, 10**9))
-    ended.join()
-    assert ends == [0, 0]
+def test_two_runs_at_once_that_want_the_same_teacher_both_end(place: Path, tmp_path: Path) -> None:
+    out, common = tmp_path / "runs", ["--train.distill.teacher", "dense", "--train.batch-size", "8", "--steps", "20"]
+    common += ["--model", str(place / "bert"), "--dataset", str(place / "reviews"), "--out", str(out)]
+    both = [begun(["prune", method, *common], tmp_path / method) for method in ("random", "magnitude")]
+    for process, errors in both:
+        process.join(100)
+        assert process.exitcode == 0, errors.read_text()
     assert len(list(out.glob("*/dense-*/seed-*/report.json"))) == 1
+    assert [report["cost"]["teacher"]["steps"] for report in map(report_at, out.glob("*/[rm]*/seed-*"))] == [20, 20]

@@ -18,8 +18,6 @@ from tiny_hub import (
     listing,
     log_of,
     masks_of,
-    reviews,
-    squad,
     weights_of,
 )  # fmt: skip
 
@@ -32,25 +30,17 @@ OWN = {
 }
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """Checkpoints of two families, two data sets, and a dense run on the first."""
-    folder = tmp_path_factory.mktemp("place")
-    checkpoint(folder / "bert")
-    checkpoint(folder / "distilbert", "distilbert")
-    reviews(folder / "reviews")
-    squad(folder / "asked")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        assert main(line(folder, folder / "taught", "dense")) == 0
-    return folder
-
-
 @pytest.fixture(autouse=True)
-def _offline(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.delenv("SPARSESOUP_DATA", raising=False)
+def _elsewhere(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def taught(place, tmp_path_factory):
+    """A folder with a dense run."""
+    out = tmp_path_factory.mktemp("taught")
+    assert main(line(place, out, "dense")) == 0
+    return out
 
 
 def line(place, out, method, *more, data="reviews", steps=20):
@@ -98,9 +88,9 @@ def test_one_dense_run_teaches_every_method_and_is_charged_to_each(place, tmp_pa
         assert 1.25 < report["cost"][label]["flops"] / other["cost"][label]["flops"] < 1.4
 
 
-def test_a_teacher_that_is_there_costs_nothing_and_is_the_same_by_any_name(place, tmp_path, monkeypatch):
-    dense, _ = dense_of(place / "taught")
-    by_dense = drawn(place, place / "taught", "magnitude", *DENSE)[0]
+def test_a_teacher_that_is_there_costs_nothing_and_is_the_same_by_any_name(place, taught, tmp_path, monkeypatch):
+    dense, _ = dense_of(taught)
+    by_dense = drawn(place, taught, "magnitude", *DENSE)[0]
     runs = {}
     monkeypatch.chdir(place)
     for number, teacher in enumerate((dense, dense / "model", os.path.relpath(dense, place))):

@@ -187,6 +187,19 @@ def test_gpt2s_fused_attention_has_no_heads_to_tie() -> None:
     assert heads(targets_of("gpt2")[0]) == []
 
 
+@pytest.mark.parametrize("keys", [4, 2, 1])
+def test_heads_are_tied_where_each_has_keys_of_its_own(keys: int) -> None:
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=keys,
+        intermediate_size=32, max_position_embeddings=32, pad_token_id=0,
+    )  # fmt: skip
+    problem = bert(family=config)
+    assert len(heads(problem.targets)) == (2 if keys == 4 else 0)
+    if keys < 4:
+        with pytest.raises(UserError, match=r"its heads share keys\); say --method.attention tiles"):
+            HybridMovement(attention="heads", score_rate=0.5).run(problem, 0.5)
+
+
 @pytest.mark.parametrize(
     ("name", "block"),
     [

@@ -31,7 +31,6 @@ from tiny_hub import (
     log_of,
     masks_of,
     offline,
-    reviews,
     run_of,
     sentences,
     sparsesoup,
@@ -43,22 +42,6 @@ from tiny_hub import (
 TINY_ISP = {"stages": 2, "weak_masks": 2, "look_ahead": 0.05}
 FLAGS = ["--method.stages", "2", "--method.weak-masks", "2", "--method.look-ahead", "0.05"]
 TOTAL = 2 * (4 * 16 * 16 + 2 * 16 * 32)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """Checkpoints of five families and a data set."""
-    folder = tmp_path_factory.mktemp("place")
-    for family in FAMILIES:
-        checkpoint(folder / family, family)
-    reviews(folder / "reviews")
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _offline(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.delenv("SPARSESOUP_DATA", raising=False)
 
 
 def flags_of(place, out, family="bert", sparsity=0.7, steps=20, dataset="reviews"):

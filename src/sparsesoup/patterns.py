@@ -59,13 +59,18 @@ class Tie:
 
     def count(self, shapes: Mapping[str, Sequence[int]]) -> int:
         """How many groups there are; UserError if a tile does not fit or the members differ."""
+        counts = self.counts(shapes)
+        if len(set(counts.values())) > 1:
+            raise UserError(f"tied matrices have different numbers of tiles: {counts}")
+        return next(iter(counts.values()))
+
+    def counts(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+        """How many tiles each member has; UserError if one does not fit."""
         counts = {}
         for name, block in self.members:
             rows, cols = block.tile(shapes[name], name)
             counts[name] = shapes[name][0] // rows * (shapes[name][1] // cols)
-        if len(set(counts.values())) > 1:
-            raise UserError(f"tied matrices have different numbers of tiles: {counts}")
-        return next(iter(counts.values()))
+        return counts
 
     def total(self, table: Mapping[str, Tensor]) -> Tensor:
         """Sum of the values in each group, [groups]."""

@@ -98,7 +98,7 @@ class Training:
             )
 
 
-Scores = tuple[Sequence[Parameter], float]  # what gates learn, and the factor on the learning rate they learn it with
+Learnt = tuple[Sequence[Parameter], float]  # what gates learn, and the factor on the learning rate they learn it with
 
 
 class Observer(Protocol):
@@ -185,7 +185,7 @@ class Problem:
             raise UserError(f"training runs in one process, was launched in {accelerator.num_processes}; use 1")
         return accelerator
 
-    def start(self, attach: Callable[[nn.Module], Scores] | None = None) -> TrainState:
+    def start(self, attach: Callable[[nn.Module], Learnt] | None = None) -> TrainState:
         """A run at its beginning: a copy of the pre-trained model, a fresh optimizer, all weights kept.
 
         Args:

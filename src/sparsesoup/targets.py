@@ -69,11 +69,14 @@ def units(targets: Targets) -> list[Tie]:
 def heads(targets: Targets) -> list[Tie]:
     """A tie for the attention of each block: a head is rows of query, key and value and columns of the output."""
     sizes = {target.role: target.head for target in targets.values() if target.head}
-    return _tied(
+    ties = _tied(
         targets,
         {role: sizes.get(role, 0) for role in ("query", "key", "value")},
         {role: sizes.get(role, 0) for role in ("output",)},
     )
+    shapes = {name: target.shape for name, target in targets.items()}
+    # Where heads share keys and values, as in grouped-query attention, these have fewer bands.
+    return [tie for tie in ties if len({*tie.counts(shapes).values()}) == 1]
 
 
 def _tied(targets: Targets, going_in: Mapping[str, int], coming_out: Mapping[str, int]) -> list[Tie]:

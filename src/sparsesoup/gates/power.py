@@ -51,7 +51,8 @@ class Power(nn.Module):
 
     def forward(self, v: Tensor) -> Tensor:
         """The weight that the model works with."""
-        return _Power.apply(v, self.alpha)  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
+        weight: Tensor = _Power.apply(v, self.alpha)
+        return weight
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """v_0 = sign(w) |w|^(1 / alpha): the model begins with the weights it had."""

@@ -9,7 +9,6 @@ from typing import Any
 import huggingface_hub
 import torch
 import transformers
-from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
@@ -19,10 +18,10 @@ from sparsesoup.errors import UserError
 from sparsesoup.hub.embedded import embedded_model
 from sparsesoup.hub.families import prunable
 from sparsesoup.hub.kinds import AnyTask, kind_of
+from sparsesoup.hub.online import answers
 from sparsesoup.rng import fold
 
 EMBEDDED = "minilm"
-PATIENCE = 5.0  # seconds to wait for the Hub
 
 
 def locate(model: str) -> str:
@@ -39,21 +38,9 @@ def locate(model: str) -> str:
     return model
 
 
-def hub_answers(model: str) -> bool:
-    """Whether the Hub says anything about this model within seconds; a refusal is an answer too."""
-    try:
-        huggingface_hub.HfApi().model_info(model, timeout=PATIENCE)
-    except HfHubHTTPError:
-        return True
-    except Exception:
-        # No name server, a time-out, offline mode: the error differs by the version of the HTTP library.
-        return False
-    return True
-
-
 def _options(where: str, remote_code: bool) -> dict[str, Any]:
     # Without an answer transformers would try for half a minute; a cached copy is found at once.
-    local = Path(where).exists() or not hub_answers(where)
+    local = Path(where).exists() or not answers(huggingface_hub.HfApi().model_info, where)
     return {"pretrained_model_name_or_path": where, "local_files_only": local, "trust_remote_code": remote_code}
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import datasets
 import huggingface_hub
 from datasets import Dataset, Features, Value
-from huggingface_hub.errors import HfHubHTTPError
 
 from sparsesoup.errors import UserError
+from sparsesoup.hub.online import PATIENCE, answers
 
 READERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json"}
 SPLIT_WORDS = {
@@ -29,7 +29,6 @@ SPLIT_WORDS = {
 }
 NO_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json", "package.json")
 SQUAD = re.compile(r'\s*\{.*"data"\s*:\s*\[.*"paragraphs"', re.DOTALL)  # how a file of SQuAD's own format begins
-PATIENCE = 5.0  # seconds for the Hub's first answer; load_dataset alone tries for 23 seconds before it says "offline"
 
 
 def find_files(place: Path) -> dict[str, list[Path]]:
@@ -116,26 +115,14 @@ def _squad(paths: list[Path]) -> Dataset:
 
 def open_hub(repository: str, config: str | None) -> Mapping[str, Dataset]:
     """All splits of a repository on the Hub, or of its copy in the cache where the Hub is out of reach."""
-    answers = hub_answers(repository)
-    with quiet(), _offline_if(not answers):
+    there = answers(huggingface_hub.HfApi().dataset_info, repository)
+    with quiet(), _offline_if(not there):
         try:
             return dict(datasets.load_dataset(repository, config))
         except Exception as error:
-            if answers:
+            if there:
                 raise
             raise ConnectionError(f"no answer within {PATIENCE:g} s, and no copy in the cache") from error
-
-
-def hub_answers(repository: str) -> bool:
-    """Whether the Hub says anything about this repository within seconds; that it does not exist is an answer too."""
-    try:
-        huggingface_hub.HfApi().dataset_info(repository, timeout=PATIENCE)
-    except HfHubHTTPError:
-        return True
-    except Exception:
-        # Everything else (no name server, a time-out, offline mode) differs by the version of the HTTP library.
-        return False
-    return True
 
 
 def one_line(error: BaseException) -> str:

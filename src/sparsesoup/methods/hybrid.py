@@ -73,8 +73,8 @@ class HybridMovement:
         pooled, banded = units(targets), heads(targets) if self.attention == "heads" else []
         if self.attention == "heads" and not banded:
             raise UserError(
-                "this model's attention has no heads to prune (no separate query, key, value and output matrices of a "
-                "known head width); say --method.attention tiles"
+                "this model's attention has no heads to prune (it lacks separate query, key, value and output matrices "
+                "of a known head width, or its heads share keys); say --method.attention tiles"
             )
         tied = {name for tie in (*pooled, *banded) for name, _ in tie.members}
         banded += [Tie(((name, self.tile),)) for name in targets if name not in tied]

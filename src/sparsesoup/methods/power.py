@@ -7,7 +7,7 @@ from torch import nn
 from sparsesoup.errors import UserError
 from sparsesoup.gates import power
 from sparsesoup.methods.gradual import pruning, train_with
-from sparsesoup.problem import Problem, Scores, need_steps
+from sparsesoup.problem import Learnt, Problem, need_steps
 from sparsesoup.schedules import Cubic
 from sparsesoup.select import Competition
 from sparsesoup.ticket import Ticket
@@ -45,7 +45,7 @@ class PowerPropagation:
         total, names = problem.steps, list(problem.targets)
         plan = Cubic(round(self.start * total), round(self.stop * total), max(1, round(self.every * total)))
 
-        def attach(model: nn.Module) -> Scores:
+        def attach(model: nn.Module) -> Learnt:
             power.attach(model, names, self.alpha)
             return [], 1.0
 
