@@ -42,9 +42,15 @@ def spread(values: list[float], seeds: int) -> str:
     return text if len(values) == seeds else f"{text} ({len(values)} of {seeds} seeds)"
 
 
-def table(result: dict[str, Any]) -> str:
-    """The Markdown table of a study."""
-    study, rows = result["study"], summary(result)
+def whole_rows(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rows of which every seed is there."""
+    seeds = len(result["study"]["seeds"])
+    return {name: row for name, row in summary(result).items() if len(row["test"]) == seeds}
+
+
+def table(result: dict[str, Any], rows: dict[str, dict[str, Any]]) -> str:
+    """The Markdown table of these rows of a study."""
+    study = result["study"]
     dense = statistics.mean(rows["dense"]["flops"]) if rows.get("dense", {}).get("flops") else 0.0
     lines = ["| method | validation | test | steps | FLOPs (dense = 1) |", "|---|---|---|---|---|"]
     for name, row in rows.items():
@@ -55,8 +61,8 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def verdicts(result: dict[str, Any], ours: str = "isp") -> str:
-    """How far `isp` is from each row on the test split, paired by seed; within Student's 95 % interval it is noise."""
+def verdicts(result: dict[str, Any], ours: str) -> str:
+    """How far a row is from the others on the test split, paired by seed; within Student's 95 % it is noise."""
     tests = {
         (c["row"], c["seed"]): next(iter(c["test"].values()))
         for c in result["cells"]
@@ -83,7 +89,7 @@ def figure(result: dict[str, Any], path: Path) -> None:
     matplotlib.rcParams.update({"svg.hashsalt": "sparsesoup", "font.size": 10})
     from matplotlib import pyplot
 
-    rows = {name: row for name, row in summary(result).items() if row["test"]}
+    rows = whole_rows(result)
     dense = statistics.mean(rows["dense"]["flops"])
     shown, axes = pyplot.subplots(figsize=(6.4, 3.8))
     for name, row in rows.items():
@@ -129,27 +135,38 @@ def costs(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"`make bench` on {found['machine']}."])
 
 
-def main() -> None:
-    pieces: dict[str, str] = {}
+def pieces() -> dict[str, str]:
+    """Marker -> what stands behind it, of every committed result."""
+    found: dict[str, str] = {}
     for path in sorted((HERE / "results").glob("*.json")):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if "study" not in found:
-            pieces[path.stem] = costs(found)
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if "study" not in result:
+            found[path.stem] = costs(result)
             continue
-        pieces[path.stem], pieces[f"{path.stem}-verdicts"] = table(found), verdicts(found)
-        if (
-            found["study"]["sparsity"]
-            and summary(found)["dense"]["test"]
-            and not any(c.get("missing") for c in found["cells"])
-        ):
-            figure(found, ROOT / "docs" / "figures" / f"{path.stem}.svg")
+        found[path.stem] = table(result, summary(result))
+        found[f"{path.stem}-whole"] = table(result, whole_rows(result))
+        for row in result["study"]["rows"]:
+            found[f"{path.stem}-{row}-verdicts"] = verdicts(result, row)
+    return found
+
+
+def redrawn(text: str, found: dict[str, str]) -> str:
+    """A document with every piece in its place."""
+    for name, piece in found.items():
+        between = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+        text = between.sub(lambda m, piece=piece: f"{m.group(1)}{piece}\n{m.group(2)}", text)
+    return text
+
+
+def main() -> None:
+    found = pieces()
     for document in DOCUMENTS:
-        text = document.read_text(encoding="utf-8")
-        for name, piece in pieces.items():
-            whole = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
-            text = whole.sub(lambda m, piece=piece: f"{m.group(1)}{piece}\n{m.group(2)}", text)
-        document.write_text(text, encoding="utf-8")
-    print(f"redrew {', '.join(pieces)}")
+        document.write_text(redrawn(document.read_text(encoding="utf-8"), found), encoding="utf-8")
+    for path in sorted((HERE / "results").glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if "study" in result and result["study"]["sparsity"] and "dense" in whole_rows(result):
+            figure(result, ROOT / "docs" / "figures" / f"{path.stem}.svg")
+    print(f"redrew the tables of {len(DOCUMENTS)} documents")
 
 
 if __name__ == "__main__":

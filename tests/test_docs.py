@@ -88,6 +88,19 @@ def test_the_run_directories_in_the_documents_are_those_that_the_commands_write(
         assert keys <= written, path
 
 
+MARKED = re.compile(r"<!-- (?!end )([\w-]+) -->\n(.*?)<!-- end -->", re.DOTALL)
+
+
+@pytest.mark.parametrize("path", [p for p in DOCUMENTS if "<!-- end -->" in p.read_text(encoding="utf-8")])
+def test_every_table_is_what_the_committed_results_give(path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    found, text = importlib.import_module("tables").pieces(), path.read_text(encoding="utf-8")
+    marked = dict(MARKED.findall(text))
+    assert len(marked) == text.count("<!-- end -->")
+    assert {name: shown.rstrip("\n") for name, shown in marked.items()} == {name: found[name] for name in marked}
+    assert all(shown.strip() for shown in marked.values())
+
+
 def test_links_between_the_documents_lead_somewhere():
     for path in DOCUMENTS:
         for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text(encoding="utf-8")):
