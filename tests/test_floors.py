@@ -15,8 +15,8 @@ FLOORS: list[set[str]] = [
     {"train", "common", "hold", "objectives"},
     {"scores", "gates", "soups"},
     {"methods"},
-    {"hub", "export", "study"},
-    {"recipe", "python", "watch", "teacher", "run", "report", "show", "words", "cli"},
+    {"hub", "export"},
+    {"recipe", "python", "watch", "teacher", "run", "report", "show", "words", "charts", "study", "cli"},
     {"__init__"},
 ]
 PLAIN = {"torch", "accelerate", "safetensors", "numpy"} | sys.stdlib_module_names

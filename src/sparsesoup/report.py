@@ -1,38 +1,21 @@
 """The report of a run: one page that needs nothing but itself, drawn from report.json and log.jsonl alone."""
 
-import io
 import json
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import resources
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup, escape
-
 from sparsesoup import show, words
+from sparsesoup.charts import INK, LINES, MARK, PAPER, page, svg
 from sparsesoup.files import write_text
 from sparsesoup.schedules import geometric
 
 LOG, PAGE = "log.jsonl", "report.html"
 BARS = 40  # a longer list of bars is no picture
 POINTS = 400  # of one curve: more than a page shows, few enough for it to stay small
-# Stand-ins that the page replaces by its own colours, light or dark: no chart draws with them otherwise.
-INK, FAINT, PAPER = "#010101", "#010102", "#010106"
-LINES = {"strong": "#010103", "weak": "#010104", "search": "#010105"}
-VARIABLES = {INK: "ink", FAINT: "faint", PAPER: "page"} | {colour: label for label, colour in LINES.items()}
 NAMES = {label: f"{label}: {show.LABELS[label]}" for label in LINES}
-MARK = "#D55E00"
-STYLE = {
-    "svg.fonttype": "none", "font.family": "DejaVu Sans", "font.size": 9.5, "text.parse_math": False,
-    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": FAINT, "xtick.color": FAINT, "ytick.color": FAINT,
-    "xtick.labelcolor": INK, "ytick.labelcolor": INK, "grid.color": FAINT, "grid.alpha": 0.35, "axes.grid": True,
-    "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9.5,
-    "axes.titlelocation": "left", "grid.linewidth": 0.6, "legend.frameon": False,
-}  # fmt: skip
 
 
 def write_report(run: Path) -> Path:
@@ -42,19 +25,15 @@ def write_report(run: Path) -> Path:
     """
     run = Path(run)
     facts, (log, unread) = show.read_report(run), _read_log(run / LOG)
-    text = (resources.files("sparsesoup") / "report.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    filters = {"percent": words.percent, "flop": words.flop, "duration": words.duration, "plain": _plain}
     sentences, others = words.noted(facts)
-    environment.filters.update(filters)
-    page = environment.from_string(text).render(_scores(facts) | _charts(facts, log) | {
+    text = page("report.html.j2", _scores(facts) | _charts(facts, log) | {
         "run": facts, "costs": show.costs(facts), "steps": len(log), "unread": unread, "headline": show.headline(facts),
         "total": show.total(facts), "bars": _cost_bars(facts), "settings": _dotted(facts["settings"]),
         "origin": _origin(facts), "noted": sentences, "others": others, "most_rows": BARS,
         "checks": _checks(facts["notes"]),
         "meaning": {label: show.LABELS[label] for label, _ in show.costs(facts) if label in show.LABELS},
     })  # fmt: skip
-    write_text(run / PAGE, page)
+    write_text(run / PAGE, text)
     return run / PAGE
 
 
@@ -71,11 +50,11 @@ def _charts(facts: Mapping[str, Any], log: list[dict[str, Any]]) -> dict[str, An
     """What the template draws by itself, and the charts that it is given; an empty one has nothing to show."""
     table, soup = show.grid(facts["matrices"]), show.soup_stages(facts)
     rows = sorted(show.density(facts), key=lambda row: row[1])
-    curves = _svg("curves", 4.0, lambda f: _draw_curves(f, log), "Loss and sparsity over the steps") if log else ""
+    curves = svg("curves", 4.0, lambda f: _draw_curves(f, log), "Loss and sparsity over the steps") if log else ""
     heat = ""
     if table and not show.is_dense(facts):
-        heat = _svg("heat", 0.8 + 0.29 * len(table), lambda f: _draw_heat(f, table), "Weights kept by layer and role")
-    votes = _svg("soup", 2.9, lambda f: _draw_soup(f, soup), "Agreement of the weak masks by stage") if soup else ""
+        heat = svg("heat", 0.8 + 0.29 * len(table), lambda f: _draw_heat(f, table), "Weights kept by layer and role")
+    votes = svg("soup", 2.9, lambda f: _draw_soup(f, soup), "Agreement of the weak masks by stage") if soup else ""
     return {"curves": curves, "heat": heat, "agreement": votes, "soup": soup, "matrices": rows[:BARS],
             "count": len(rows), "least": rows[0], "most": rows[-1]}  # fmt: skip
 
@@ -90,13 +69,6 @@ def _read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
         except (ValueError, KeyError, TypeError):
             unread += 1
     return rows, unread
-
-
-def _plain(value: Any) -> str:
-    words = {None: "not set", True: "yes", False: "no"}
-    if value is None or isinstance(value, bool):
-        return words[value]
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -147,25 +119,6 @@ def _cost_bars(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
          "parts": [(label, 100 * part / longest) for label, part in parts.items()]}
         for name, parts in rows
     ]  # fmt: skip
-
-
-def _svg(name: str, height: float, draw: Callable[[Any], None], what: str) -> Markup:
-    """A chart as inline SVG in the page's own colours and font, the same for the same data."""
-    import matplotlib.style  # here, not above: it takes longer to import than all the rest
-    from matplotlib.figure import Figure
-
-    out = io.StringIO()
-    with matplotlib.style.context(["default", STYLE | {"svg.hashsalt": name}]):
-        figure = Figure(figsize=(9.2, height), layout="constrained")
-        draw(figure)
-        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(out, format="svg", transparent=True, metadata=metadata)
-    text = out.getvalue()[out.getvalue().index("<svg") :]
-    # Several charts share a page: each needs its own ids.
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text).replace("'DejaVu Sans'", "var(--font)")
-    for colour, variable in VARIABLES.items():
-        text = text.replace(colour, f"var(--{variable})")
-    return Markup(text.replace("<svg ", f'<svg role="img" aria-label="{escape(what)}" ', 1))
 
 
 def _stretches(log: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[int], list[float]]]:
