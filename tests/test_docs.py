@@ -10,7 +10,9 @@ import pytest
 
 from sparsesoup import recipe
 from sparsesoup.cli import _run
-from sparsesoup.run import _complete
+from sparsesoup.run import complete
+from sparsesoup.study.command import parser
+from sparsesoup.study.plan import read_plan
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -67,6 +69,8 @@ def test_command_lines_in_the_documents_parse(line):
     elif words[0] == "prune":
         with pytest.raises(SystemExit):
             _run("prune", words[1:])
+    elif words[0] == "compare":
+        parser().parse_args(words[1:])
     else:
         assert words[0] in ("test", "show", "methods", "apply"), words
         flags = {word for word in words if word.startswith("--")}
@@ -83,7 +87,7 @@ def test_the_run_directories_in_the_documents_are_those_that_the_commands_write(
         for param in commands():
             words = shlex.split(str(param.values[0]), comments=True)[1:]
             if words[0] == "prune" and "--help" not in words and "METHOD" not in words and "--config" not in words:
-                settings = _complete(recipe.read(words[1:])[0])
+                settings = complete(recipe.read(words[1:])[0])
                 written.add(f"{settings.name}-{settings.key()}")
         assert keys <= written, path
 
@@ -99,6 +103,15 @@ def test_every_table_is_what_the_committed_results_give(path, monkeypatch):
     assert len(marked) == text.count("<!-- end -->")
     assert {name: shown.rstrip("\n") for name, shown in marked.items()} == {name: found[name] for name in marked}
     assert all(shown.strip() for shown in marked.values())
+
+
+def test_the_recipe_in_the_tour_is_one(tmp_path, monkeypatch, place):
+    """Its data and model are replaced by ones that are here; all else is read as it stands."""
+    code = next(c for n, c in blocks((ROOT / "docs" / "tour.md").read_text(encoding="utf-8")) if n == "yaml")
+    (tmp_path / "study.yaml").write_text(code)
+    changes = {"models": str(place / "bert"), "datasets": [str(place / "reviews")]}
+    plan = read_plan(tmp_path / "study.yaml", changes)
+    assert len(plan.cells) == 3 * (2 + 3 * 2)
 
 
 def test_links_between_the_documents_lead_somewhere():

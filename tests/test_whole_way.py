@@ -21,7 +21,7 @@ from sparsesoup.errors import UserError
 from sparsesoup.hub.build import open_task
 from sparsesoup.hub.models import load_model
 from sparsesoup.methods import METHODS, TABLE
-from sparsesoup.run import _complete
+from sparsesoup.run import complete
 from sparsesoup.ticket import Ticket
 from tiny_hub import (
     FAMILIES,
@@ -292,8 +292,8 @@ def test_run_keys_are_pinned():
     plain = recipe.read(["isp"])[0]
     asked = recipe.read(["isp", "--sparsity", "0.8", "--steps", "200", "--dataset", "glue/cola", "--seed", "4"])[0]
     said = recipe.read(["isp", "--sparsity", "0.9"])[0]  # what holds where nothing is said of it
-    assert _complete(plain).key() == _complete(said).key() == "eae7c5ba1d"
-    assert _complete(asked).key() == "6701258aad"
+    assert complete(plain).key() == complete(said).key() == "eae7c5ba1d"
+    assert complete(asked).key() == "6701258aad"
     table = plain.to_dict()
     protocols = table["method"].pop("protocols")
     assert table == {

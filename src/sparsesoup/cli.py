@@ -1,4 +1,4 @@
-"""The command line: prune, test, show, methods, apply."""
+"""The command line: prune, test, show, methods, apply, compare."""
 
 import errno
 import os
@@ -23,6 +23,9 @@ USAGE = """sparsesoup: lottery-ticket-quality sparse subnetworks of pre-trained 
   sparsesoup show RUN     sparsity by matrix, cost by label, agreement, where it came from
   sparsesoup methods [NAME]                      the table; one method with its settings, defaults, source
   sparsesoup apply TICKET --model M --out DIR    the mask alone makes any copy of the base model sparse
+
+  sparsesoup compare --config study.yaml [--workers N] | RUN RUN ...
+                          many methods, sparsities, seeds and datasets as one resumable study: a table and a page
 
 `sparsesoup prune --help` has the common settings, `sparsesoup prune isp --help` also those of isp.
 With nothing but a method it prunes the embedded model on the embedded dataset (pip install 'sparsesoup[demo]').
@@ -70,6 +73,7 @@ def _run(command: str, arguments: list[str]) -> int:
         "show": _show,
         "methods": _methods,
         "apply": _apply,
+        "compare": _compare,
     }
     if command not in commands:
         raise UserError(f"unknown command {command!r}; allowed: {', '.join(commands)} (see `sparsesoup --help`)")
@@ -118,6 +122,12 @@ def _apply(arguments: list[str]) -> None:
     options = _options("apply", "Make a copy of the base model sparse by a ticket's masks.", arguments, apply=True)
     kept, total = apply(options.RUN, options.model, options.out, options.other_weights)
     print(f"{kept} of {total} prunable weights kept; model written to {options.out}")
+
+
+def _compare(arguments: list[str]) -> None:
+    from sparsesoup.study.command import main
+
+    main(arguments)
 
 
 def _options(command: str, about: str, arguments: list[str], apply: bool = False) -> Any:

@@ -74,11 +74,11 @@ def prune(settings: Settings, out: Path, outside: Outside) -> Run:
     if TABLE[settings.name].dense and settings.amount.sparsity:
         unused = f"note: {settings.name} keeps every weight; sparsity {settings.amount.sparsity:g} is not used"
         outside.console.print(unused)
-    settings = _complete(settings)
+    settings = complete(settings)
     if (out / "run.yaml").exists():
         raise UserError(f"--out {out} is itself a run directory; give the folder that holds runs")
     opened = open_task(settings.place)
-    path = out / opened.source.name / f"{settings.name}-{settings.key()}" / f"seed-{settings.place.seed}"
+    path = out / directory(opened.source.name, settings)
     fresh = not path.exists()
     _check_same(path, settings)
     if _finished(path) and (path / "report.html").exists() and not _states(path):
@@ -97,6 +97,11 @@ def prune(settings: Settings, out: Path, outside: Outside) -> Run:
             if fresh and not (path / "stages" / JOURNAL).exists():
                 _remove_empty(path, out)
             raise
+
+
+def directory(dataset: str, settings: Settings) -> Path:
+    """Where a run goes below the folder of all runs: dataset, method and key, seed."""
+    return Path(dataset) / f"{settings.name}-{settings.key()}" / f"seed-{settings.place.seed}"
 
 
 def _finished(path: Path) -> bool:
@@ -133,7 +138,7 @@ def test(path: Path, console: Console) -> Run:
     return Run(path, report)
 
 
-def _complete(settings: Settings) -> Settings:
+def complete(settings: Settings) -> Settings:
     """The settings with the sparsity that holds where none was given."""
     sparsity = settings.amount.sparsity
     if TABLE[settings.name].dense:
@@ -218,8 +223,8 @@ def _summary(settings: Settings, problem: Problem, ticket: Ticket, opened: Opene
         "train_rows": len(problem.train),
         "validation_rows": len(problem.validation),
         "command": settings.command(),
-        "versions": _versions(),
-        "machine": _machine(problem),
+        "versions": versions(),
+        "machine": machine(problem.accelerator.device),
     }
 
 
@@ -249,15 +254,17 @@ def _base(problem: Problem, opened: Opened) -> dict[str, Any]:
 def _surroundings(settings: Settings, problem: Problem) -> dict[str, Any]:
     """What else decides the bits of a training: how rows are read, libraries, machine."""
     place = {k: v for k, v in dataclasses.asdict(settings.place).items() if k != "data_root"}
-    return {"place": place, "versions": _versions(), "machine": _machine(problem)}
+    return {"place": place, "versions": versions(), "machine": machine(problem.accelerator.device)}
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """The libraries that decide a run's numbers."""
     return {name: version(name) for name in ("sparsesoup", "torch", "transformers", "datasets")}
 
 
-def _machine(problem: Problem) -> str:
-    return f"{platform.machine()}, {torch.get_num_threads()} threads, {problem.accelerator.device}"
+def machine(device: object = "cpu") -> str:
+    """What a run ran on, as reports say it."""
+    return f"{platform.machine()}, {torch.get_num_threads()} threads, {device}"
 
 
 def _check_base(path: Path, base: dict[str, Any]) -> None:

@@ -1,0 +1,107 @@
+"""What a study shows while it runs: one live table on a terminal, a line a cell in a pipe."""
+
+import json
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from sparsesoup.study.work import Job
+from sparsesoup.words import duration
+
+TAIL = 4096  # bytes of a log that hold its last line
+
+
+class Board:
+    """Counts the jobs of a study and shows those under way.
+
+    Args:
+        console: where to.
+        total: jobs in all.
+        live: draw one table over and over; else a line as each job begins and ends.
+    """
+
+    def __init__(self, console: Console, total: int, live: bool) -> None:
+        self.console, self.total = console, total
+        self.done, self.failed = 0, 0
+        self.running: dict[str, tuple[Job, float]] = {}
+        self._took: list[float] = []
+        self._live = Live(console=console, auto_refresh=False) if live and console.is_terminal else None
+
+    def __enter__(self) -> "Board":
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._live is not None:
+            self.refresh()
+            self._live.stop()
+
+    def begin(self, job: Job) -> None:
+        """A job is under way."""
+        self.running[job.cell.key] = (job, time.monotonic())
+        if self._live is None:
+            self._say(f"{len(self.running) + self.done + self.failed} of {self.total}: {_verb(job)} {job.cell.name}")
+        self.refresh()
+
+    def end(self, job: Job) -> None:
+        """A job is over, well or not."""
+        began = self.running.pop(job.cell.key)[1]
+        failed = job.failure.exists()
+        self.failed, self.done = self.failed + failed, self.done + (not failed)
+        if failed:
+            self._say(f"failed: {job.cell.name}: {json.loads(job.failure.read_text(encoding='utf-8'))['error']}")
+        else:
+            self._took.append(time.monotonic() - began)
+        self.refresh()
+
+    def again(self, job: Job, code: int | None) -> None:
+        """A job's process died and is started again."""
+        self.running.pop(job.cell.key)
+        self._say(f"the process of {job.cell.name} ended with {code}; it goes on in another one")
+
+    def left(self, workers: int) -> float | None:
+        """Seconds until the last job is done, if all take as long as those that are; None before the first."""
+        if not self._took:
+            return None
+        waiting = self.total - self.done - self.failed
+        return sum(self._took) / len(self._took) * waiting / workers
+
+    def refresh(self) -> None:
+        """Draw the table anew."""
+        if self._live is not None:
+            self._live.update(self._drawn(), refresh=True)
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _drawn(self) -> Group:
+        table = Table("under way", "for", "step", "loss", box=None, header_style="dim", padding=(0, 2, 0, 0))
+        for job, began in self.running.values():
+            step, loss = last_step(job.run / "log.jsonl") if job.kind == "draw" else ("", "")
+            table.add_row(f"{_verb(job)} {job.cell.name}", duration(time.monotonic() - began), step, loss)
+        left = self.left(max(1, len(self.running)))
+        waiting = self.total - self.done - self.failed - len(self.running)
+        told = f"{self.done} done, {len(self.running)} running, {waiting} waiting, {self.failed} failed"
+        return Group(Text(told + (f", about {duration(left)} left" if left is not None else "")), table)
+
+
+def _verb(job: Job) -> str:
+    return "drawing" if job.kind == "draw" else "testing"
+
+
+def last_step(log: Path) -> tuple[str, str]:
+    """(step, loss) of the last line of a log, in words; nothing before there is one."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
+            line = json.loads(file.read().splitlines()[-1])
+        return f"{line['label']} {line['step']}", f"{line['loss']:.3f}"
+    except (OSError, ValueError, IndexError, KeyError, TypeError):
+        return "", ""

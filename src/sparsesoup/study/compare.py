@@ -1,0 +1,141 @@
+"""A study from its recipe to its tables and page; or a table of runs that exist."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas
+import yaml
+from rich.console import Console
+
+from sparsesoup.errors import UserError
+from sparsesoup.files import locked, remove, whole, write_json, write_text
+from sparsesoup.run import machine, versions
+from sparsesoup.show import flat, read_report
+from sparsesoup.study.board import Board
+from sparsesoup.study.executors import Executor, InProcess
+from sparsesoup.study.page import draw_page
+from sparsesoup.study.plan import Plan
+from sparsesoup.study.tables import Grid, Record, grid, latex, markdown
+from sparsesoup.study.work import KEPT, Job, read_record, records
+
+STUDIES = "studies"
+
+
+def compare(
+    plan: Plan,
+    out: Path,
+    console: Console,
+    executor: Executor | None = None,
+    threads: int | None = None,
+    retry_failed: bool = False,
+) -> Path:
+    """Draw every cell of a study that is not there yet, then open the test split once a cell, then write the tables.
+
+    Args:
+        plan: the study.
+        out: the folder of all runs; the study's own is studies/<name> in it.
+        console: where progress is shown.
+        executor: who does the work; default this process.
+        threads: of torch in each job; None leaves them as they are.
+        retry_failed: do cells again that failed before.
+    Returns: the study's folder, with study.html, study.md, study.tex, study.csv, study.parquet and study.json.
+    Raises: UserError if another study of that name is there, or another process works on this one.
+    """
+    folder, executor = out / STUDIES / plan.name, executor or InProcess()
+    draws = [Job("draw", cell, out, folder, threads) for cell in plan.cells]
+    _same(folder, plan, draws)
+    with locked(folder / ".lock", patient=False):
+        write_text(folder / "study.yaml", yaml.safe_dump(plan.recipe, sort_keys=False))
+        _do([j for j in draws if _waits(j, retry_failed)], executor, console)
+        drawn = records(draws)
+        tests = [Job("test", j.cell, out, folder, threads) for j in draws if j.cell.key in drawn]
+        _do(
+            [j for j in tests if drawn[j.cell.key]["test"] is None and _waits(j, retry_failed, True)], executor, console
+        )
+        failed = [found for job in draws if (found := read_record(job.failure))]
+        if not failed:
+            remove(folder / "shelf")
+        _write(
+            folder,
+            plan.name,
+            list(records(draws).values()),
+            out,
+            {"cells": len(draws), "failed": failed, "command": plan.command},
+        )
+    return folder
+
+
+def table_of_runs(runs: Sequence[Path], name: str, out: Path) -> Path:
+    """The tables and page of runs that exist, a row for each method and its settings.
+
+    Raises: UserError if one is no finished run.
+    """
+    found = [_of_run(run) for run in runs]
+    folder = out / STUDIES / name
+    if (folder / "study.yaml").exists():
+        raise UserError(f"{folder} holds a study with a recipe; give another --name")
+    _write(folder, name, found, Path(), {"cells": len(found), "failed": []})
+    return folder
+
+
+def _of_run(run: Path) -> dict[str, Any]:
+    report = read_report(run)
+    dense = report["sparsity"]["kept"] == report["sparsity"]["total"]
+    row = run.resolve().parent.name if run.resolve().name.startswith("seed-") else run.resolve().name
+    head = {"row": row, "model": report["model"], "dataset": report["dataset"], "seed": report["seed"]}
+    asked = None if dense else report["sparsity"]["asked"]
+    return {**head, "asked": asked, "run": str(run), **{key: report.get(key) for key in KEPT}}
+
+
+def _same(folder: Path, plan: Plan, jobs: list[Job]) -> None:
+    """Refuse a folder with cells that this plan has not: a study may grow, but not become another."""
+    known = {job.cell.key for job in jobs}
+    there = [path.name.partition(".")[0] for path in (folder / "cells").glob("*.json")]
+    if strange := [key for key in there if key not in known]:
+        raise UserError(
+            f"{folder} holds another study ({len(strange)} of its cells are not in this recipe); give another --name, "
+            f"or remove it"
+        )
+
+
+def _waits(job: Job, retry_failed: bool, tested: bool = False) -> bool:
+    return (tested or not job.record.exists()) and (retry_failed or not job.failure.exists())
+
+
+def _do(jobs: list[Job], executor: Executor, console: Console) -> None:
+    if jobs:
+        with Board(console, len(jobs), live=not isinstance(executor, InProcess)) as board:
+            executor.run(jobs, board)
+
+
+def _write(folder: Path, name: str, found: list[dict[str, Any]], out: Path, facts: dict[str, Any]) -> None:
+    """Every form of the table; what was there before is replaced."""
+    if not found:
+        raise UserError(f"no cell of study {name} is done; {len(facts['failed'])} failed, first: {_first(facts)}")
+    scores: Grid = grid(found)
+    facts |= versions() | {"machine": machine()}
+    write_json(folder / "study.json", {"name": name, "failed": facts["failed"], "cells": found})
+    write_text(folder / "study.md", markdown(scores))
+    write_text(folder / "study.tex", latex(scores))
+    table = pandas.DataFrame([tidy(record) for record in found])
+    with whole(folder / "study.csv") as temporary:
+        table.to_csv(temporary, index=False)
+    with whole(folder / "study.parquet") as temporary:
+        table.to_parquet(temporary, index=False)
+    write_text(folder / "study.html", draw_page(name, scores, found, out, facts))
+
+
+def _first(facts: dict[str, Any]) -> str:
+    return f"{facts['failed'][0]['cell']}: {facts['failed'][0]['error']}" if facts["failed"] else "none"
+
+
+def tidy(record: Record) -> dict[str, Any]:
+    """A record as one line of a table: no nesting, every column a number or a word."""
+    line: dict[str, Any] = {key: record[key] for key in ("row", "method", "model", "dataset", "asked", "seed", "steps")}
+    line |= {"sparsity": record["sparsity"]["reached"], "kept": record["sparsity"]["kept"]}
+    for split in ("validation", "test"):
+        line |= {f"{split} {name}": value for name, value in flat(record[split]).items()}
+    for unit in ("steps", "flops", "seconds"):
+        line |= {f"{label} {unit}": cost[unit] for label, cost in record["cost"].items()}
+    return line | {"run": record["run"], "command": record["command"]}

@@ -1,0 +1,211 @@
+"""The page of a study: its table, what is noise in it, and quality over sparsity, over cost, and by layer."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from sparsesoup.charts import page, svg
+from sparsesoup.errors import UserError
+from sparsesoup.show import first
+from sparsesoup.show import grid as layers
+from sparsesoup.study.tables import Column, Grid, Record, heading, lines, note, paired, pool
+from sparsesoup.ticket import load_masks
+
+STYLES = ("-", "--", "-.", ":")
+MOST_PAIRS = 40  # rows of a list that is still read
+
+
+def draw_page(name: str, found: Grid, records: Sequence[Record], out: Path, facts: Mapping[str, Any]) -> str:
+    """The whole page as HTML.
+
+    Args:
+        name: of the study.
+        found, records: its scores, and what they were taken from.
+        out: the folder of all runs, in which the tickets' masks lie.
+        facts: what else is told of it: command, cells, versions.
+    """
+    heads, rows, bold = lines(found)
+    cells = [[{"text": c, "bold": (i, k) in bold} for k, c in enumerate(row)] for i, row in enumerate(rows)]
+    return page("study.html.j2", {
+        "name": name, "heads": heads, "rows": cells, "note": note(found), "facts": dict(facts),
+        "failed": facts.get("failed", []), "split": found.split, "gaps": gaps(found), "charts": charts(found, records),
+        "agreement": agreement(found, records, out), "runs": [_told(record) for record in records],
+    })  # fmt: skip
+
+
+def _told(record: Record) -> dict[str, Any]:
+    scores = {split: first(record[split]) or "not scored" for split in ("validation", "test")}
+    return {"run": record["run"], "reached": record["sparsity"]["reached"], "seconds": record["seconds"], **scores}
+
+
+def charts(found: Grid, records: Sequence[Record]) -> list[dict[str, Any]]:
+    """The charts that have something to show."""
+    drawn = []
+    for place in dict.fromkeys(column[:2] for column in found.columns):
+        columns = [c for c in found.columns if c[:2] == place and c[2] is not None]
+        name = heading((*place, None), found.columns)
+        if len(columns) > 1:
+            drawn.append(
+                _chart(f"Quality over sparsity: {name}", 3.6, lambda f, c=columns: _over_sparsity(f, found, c))
+            )
+        for column in [c for c in columns if any((row, c) in found.costs for row in found.rows)]:
+            title = f"Quality over cost: {heading(column, found.columns)}"
+            height = 3.2 + 0.08 * len(found.rows)
+            drawn.append(_chart(title, height, lambda f, c=column: _over_cost(f, found, c)))
+    density = by_layer(found, records)
+    if density:
+        height = 1.0 + 0.24 * len(density)
+        drawn.append(_chart("Weights kept by layer, %", height, lambda f: _density(f, density)))
+    return drawn
+
+
+def _chart(title: str, height: float, draw: Any) -> dict[str, Any]:
+    name = "".join(letter if letter.isalnum() else "-" for letter in title.lower())
+    return {"title": title, "svg": svg(name, height, draw, title)}
+
+
+def gaps(found: Grid) -> list[dict[str, Any]]:
+    """The rows against the best pruned one, over all columns: by how much, and whether that is more than noise."""
+    pooled = {row: pool(found, row, found.columns) for row in found.rows}
+    pruned = {row: values for row, values in pooled.items() if values and row not in found.unpruned}
+    if len(pruned) < 2:
+        return []
+    best = max(pruned, key=lambda row: statistics.fmean(pruned[row].values()))
+    told = []
+    for row, values in pooled.items():
+        if row != best and values:
+            mean, half, pairs = paired(pruned[best], values)
+            word = "noise" if abs(mean) <= half else "better" if mean > 0 else "worse"
+            told.append(
+                {"best": best, "row": row, "mean": 100 * mean, "half": 100 * half, "pairs": pairs, "word": word}
+            )
+    return told
+
+
+def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """The rows that none beats at the same cost or less, from the cheapest.
+
+    >>> front({"a": (1.0, 0.5), "b": (2.0, 0.4), "c": (3.0, 0.9)})
+    ['a', 'c']
+    """
+    best, found = float("-inf"), list[str]()
+    for row, (_, quality) in sorted(points.items(), key=lambda item: (item[1][0], -item[1][1])):
+        if quality > best:
+            best, found = quality, [*found, row]
+    return found
+
+
+def _over_sparsity(figure: Any, found: Grid, columns: Sequence[Column]) -> None:
+    axes = figure.subplots()
+    for i, row in enumerate(found.rows):
+        have = [c for c in columns if found.scores.get((row, c))]
+        means = [100 * statistics.fmean(found.scores[row, c].values()) for c in have]
+        style = STYLES[i // 10 % len(STYLES)]
+        axes.plot([100 * float(c[2] or 0) for c in have], means, style, marker=".", color=f"C{i % 10}", label=row)
+    axes.set(xlabel="sparsity, %", ylabel=f"{found.split} score, points")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+
+
+def _over_cost(figure: Any, found: Grid, column: Column) -> None:
+    from matplotlib.ticker import LogLocator
+
+    axes = figure.subplots()
+    points = {
+        row: (found.costs[row, column], 100 * statistics.fmean(found.scores[row, column].values()))
+        for row in found.rows
+        if (row, column) in found.costs
+    }
+    best = front(points)
+    axes.plot(*zip(*(points[row] for row in best), strict=True), "-", color="#9aa5b1", linewidth=1, zorder=1)
+    for row, (x, y) in points.items():
+        values = [100 * v for v in found.scores[row, column].values()]
+        error = statistics.stdev(values) if len(values) > 1 else 0.0
+        axes.errorbar(x, y, yerr=error, fmt="o", capsize=2, color="C3" if row in best else "C0", markersize=5)
+    axes.set(xlabel="FLOPs (dense = 1); the line joins the rows that none beats at its cost", xscale="log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
+    axes.set(ylabel=f"{found.split} score, points")
+    low, high = axes.get_ylim()
+    for row, y in spaced(points, (high - low) / 24).items():
+        axes.annotate(row, (points[row][0], y), xytext=(7, 0), textcoords="offset points", fontsize=8, va="center")
+
+
+def spaced(points: Mapping[str, tuple[float, float]], gap: float) -> dict[str, float]:
+    """Heights for the names of points: each at its point, or as far above its neighbour's as keeps them apart.
+
+    Points count as neighbours where their costs are within a tenth.
+
+    >>> spaced({"a": (1.0, 5.0), "b": (1.02, 5.1), "c": (2.0, 5.0)}, 1.0)
+    {'a': 5.0, 'b': 6.0, 'c': 5.0}
+    """
+    found: dict[str, float] = {}
+    for row, (x, y) in sorted(points.items(), key=lambda item: item[1][1]):
+        beside = [found[other] + gap for other in found if abs(math.log(x / points[other][0])) < 0.1]
+        found[row] = max([y, *beside])
+    return found
+
+
+def by_layer(found: Grid, records: Sequence[Record]) -> dict[str, dict[str, float]]:
+    """Row -> layer -> share of its weights kept, over the runs of the first column that is pruned."""
+    column = next((c for c in found.columns if c[2] is not None), None)
+    table: dict[str, dict[str, float]] = {}
+    for row in found.rows:
+        runs = [r for r in records if r["row"] == row and (r["model"], r["dataset"], r["asked"]) == column]
+        if runs:
+            table[row] = _mean_density(runs)
+    return table if len(table) > 1 else {}
+
+
+def _mean_density(runs: Sequence[Record]) -> dict[str, float]:
+    sums: dict[str, list[float]] = {}
+    for run in runs:
+        matrices = [{**matrix, "role": "all"} for matrix in run["matrices"]]
+        for layer, shares in layers(matrices).items():
+            sums.setdefault(layer, []).append(shares["all"])
+    return {layer: statistics.fmean(values) for layer, values in sums.items()}
+
+
+def _density(figure: Any, table: Mapping[str, Mapping[str, float]]) -> None:
+    axes, names = figure.subplots(), list(dict.fromkeys(layer for row in table.values() for layer in row))
+    values = [[100 * row.get(layer, float("nan")) for layer in names] for row in table.values()]
+    axes.pcolormesh(values, cmap="YlGnBu", vmin=0, vmax=130)
+    for i, row in enumerate(values):
+        for j, value in enumerate(row):
+            ink = "white" if value > 82 else "#1b2733"
+            axes.text(j + 0.5, i + 0.5, f"{value:.0f}", ha="center", va="center", color=ink, fontsize=8)
+    axes.set(xticks=[j + 0.5 for j in range(len(names))], xticklabels=names, xlabel="layer")
+    axes.set(yticks=[i + 0.5 for i in range(len(table))], yticklabels=list(table))
+    axes.invert_yaxis()
+    axes.grid(False)
+
+
+def agreement(found: Grid, records: Sequence[Record], out: Path) -> list[dict[str, Any]]:
+    """Of each two rows the share of the weights that either keeps which both keep, beside what chance gives.
+
+    Of the first column that is pruned, and its first seed.
+    """
+    column = next((c for c in found.columns if c[2] is not None), None)
+    runs = {r["row"]: r for r in reversed(records) if (r["model"], r["dataset"], r["asked"]) == column}
+    kept = {}
+    for row in found.rows:
+        try:
+            kept[row] = load_masks(out / runs[row]["run"])[0]
+        except (KeyError, UserError):
+            continue  # no such run, or its ticket has been moved away
+    told: list[dict[str, Any]] = []
+    for one, other in combinations(kept, 2):
+        if kept[one].keys() == kept[other].keys():
+            told.append({"one": one, "other": other, **_overlap(kept[one], kept[other])})
+    return sorted(told, key=lambda pair: -pair["share"])[:MOST_PAIRS]
+
+
+def _overlap(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, float]:
+    both = sum(int((m & other[n]).sum()) for n, m in one.items())
+    either = sum(int((m | other[n]).sum()) for n, m in one.items())
+    total = sum(m.numel() for m in one.values())
+    p, q = (sum(int(m.sum()) for m in masks.values()) / total for masks in (one, other))
+    return {"share": both / max(either, 1), "chance": p * q / max(p + q - p * q, 1e-12)}

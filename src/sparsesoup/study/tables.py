@@ -1,0 +1,177 @@
+"""The tables of a study: quality and cost by row and column, over seeds; what is noise is told from what is not."""
+
+import re
+import statistics
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from scipy import stats
+
+from sparsesoup.show import chosen
+from sparsesoup.words import percent
+
+Record = Mapping[str, Any]
+Column = tuple[str, str, float | None]  # model, dataset, sparsity asked for; None where nothing is pruned
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The scores of a study.
+
+    Args:
+        rows: in the order of the recipe.
+        columns: each a model, a dataset and a sparsity.
+        scores: (row, column) -> seed -> the selecting score on the test split, or on validation while it is closed.
+        costs: (row, column) -> FLOPs of a run beside those of the dense rows, where there are any.
+        seeds: how many each entry ought to have.
+        split: test, or validation as long as a run is untested.
+        unpruned: rows that keep every weight.
+    """
+
+    rows: list[str]
+    columns: list[Column]
+    scores: dict[tuple[str, Column], dict[int, float]]
+    costs: dict[tuple[str, Column], float] = field(default_factory=dict)
+    seeds: int = 1
+    split: str = "test"
+    unpruned: frozenset[str] = frozenset()
+
+
+def grid(records: Sequence[Record]) -> Grid:
+    """The scores of these records; a row that keeps every weight stands in all columns of its model and dataset."""
+    split = "test" if records and all(record["test"] for record in records) else "validation"
+    places = [(r["model"], r["dataset"], r["asked"]) for r in records]
+    pruned = [*dict.fromkeys(place for place in places if place[2] is not None)]
+    bare = [p for p in dict.fromkeys(places) if p[2] is None and not any(q[:2] == p[:2] for q in pruned)]
+    columns: list[Column] = [*pruned, *bare]
+    scores: dict[tuple[str, Column], dict[int, float]] = {}
+    flops: dict[tuple[str, Column], list[float]] = {}
+    for record, place in zip(records, places, strict=True):
+        for column in columns:
+            if column == place or (place[2] is None and column[:2] == place[:2]):
+                scores.setdefault((record["row"], column), {})[record["seed"]] = score(record, split)
+                total = sum(cost["flops"] for cost in record["cost"].values())
+                flops.setdefault((record["row"], column), []).append(total)
+    rows = [*dict.fromkeys(record["row"] for record in records)]
+    seeds = len({record["seed"] for record in records})
+    unpruned = frozenset(record["row"] for record in records if record["asked"] is None)
+    return Grid(rows, columns, scores, _relative(records, flops), seeds, split, unpruned)
+
+
+def score(record: Record, split: str) -> float:
+    """The selecting score of a split; the mean of it over several test sets."""
+    return statistics.fmean(chosen(record[split]).values())
+
+
+def _relative(records: Sequence[Record], flops: Mapping[tuple[str, Column], list[float]]) -> dict[Any, float]:
+    """FLOPs beside the cheapest row called dense, or the cheapest method dense, of the same column."""
+    dense = {record["row"] for record in records if record["method"] == "dense"}
+    found = {}
+    for (row, column), values in flops.items():
+        plain = [statistics.fmean(flops[other, column]) for other in dense if (other, column) in flops]
+        if plain:
+            found[row, column] = statistics.fmean(values) / min(plain)
+    return found
+
+
+def paired(one: Mapping[Any, float], other: Mapping[Any, float]) -> tuple[float, float, int]:
+    """(mean difference, half of its 95 % interval by Student, pairs) over the keys that both have.
+
+    With fewer than two pairs the interval is infinite: one seed shows nothing.
+    """
+    gaps = [one[key] - other[key] for key in one.keys() & other.keys()]
+    if len(gaps) < 2:
+        return (gaps[0] if gaps else 0.0), float("inf"), len(gaps)
+    width = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(gaps) - 1)) * statistics.stdev(gaps) / len(gaps) ** 0.5
+    return statistics.fmean(gaps), width, len(gaps)
+
+
+def winner(found: Grid, columns: Sequence[Column]) -> str | None:
+    """The pruned row that is better than every other one by more than noise, paired over seeds and columns."""
+    pooled = {row: pool(found, row, columns) for row in found.rows if row not in found.unpruned}
+    whole = {row: values for row, values in pooled.items() if len(values) == found.seeds * len(columns)}
+    if len(whole) < 2:
+        return None
+    best = max(whole, key=lambda row: statistics.fmean(whole[row].values()))
+    gaps = [paired(whole[best], values) for row, values in whole.items() if row != best]
+    return best if all(mean > half for mean, half, _ in gaps) else None
+
+
+def pool(found: Grid, row: str, columns: Sequence[Column]) -> dict[tuple[Column, int], float]:
+    """(column, seed) -> score of a row."""
+    return {(c, seed): value for c in columns for seed, value in found.scores.get((row, c), {}).items()}
+
+
+def entry(values: Mapping[Any, float], seeds: int) -> str:
+    """Mean and standard deviation in points; missing seeds are marked."""
+    if not values:
+        return "missing"
+    text = f"{100 * statistics.fmean(values.values()):.1f}"
+    if len(values) > 1:
+        text += f" ± {100 * statistics.stdev(values.values()):.1f}"
+    return text if len(values) == seeds else f"{text} ({len(values)} of {seeds})"
+
+
+def heading(column: Column, columns: Sequence[Column]) -> str:
+    """A column in words; its model where there are several."""
+    model, dataset, sparsity = column
+    parts = [model] if len({c[0] for c in columns}) > 1 else []
+    return " ".join([*parts, dataset, *([] if sparsity is None else [f"at {percent(sparsity, 0)}"])])
+
+
+def lines(found: Grid) -> tuple[list[str], list[list[str]], set[tuple[int, int]]]:
+    """(heads, cells of each row, places of those that are better than the rest by more than noise)."""
+    heads = [heading(column, found.columns) for column in found.columns]
+    groups: list[Sequence[Column]] = [[column] for column in found.columns]
+    if len(found.columns) > 1:
+        heads, groups = [*heads, "mean"], [*groups, found.columns]
+    best = [winner(found, group) for group in groups]
+    rows, bold = [], set()
+    for i, row in enumerate(found.rows):
+        cells = [_shown(found, row, group) for group in groups]
+        costs = [found.costs[row, column] for column in found.columns if (row, column) in found.costs]
+        rows.append([row, *cells, f"{statistics.fmean(costs):.2f}" if costs else "missing"])
+        bold |= {(i, k + 1) for k, name in enumerate(best) if name == row}
+    return ["method", *heads, "FLOPs (dense = 1)"], rows, bold
+
+
+def _shown(found: Grid, row: str, group: Sequence[Column]) -> str:
+    values = pool(found, row, group)
+    if len(group) == 1:
+        return entry(values, found.seeds)
+    means = {s: statistics.fmean(v for (c, seed), v in values.items() if seed == s) for s in {s for _, s in values}}
+    return entry(means, found.seeds) if len(values) == found.seeds * len(group) else "missing"
+
+
+def markdown(found: Grid) -> str:
+    """The table in Markdown."""
+    heads, rows, bold = lines(found)
+    text = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for i, row in enumerate(rows):
+        text.append("| " + " | ".join(f"**{c}**" if (i, k) in bold else c for k, c in enumerate(row)) + " |")
+    return "\n".join([*text, "", note(found)]) + "\n"
+
+
+def latex(found: Grid) -> str:
+    """The table in LaTeX, for the package booktabs."""
+    heads, rows, bold = lines(found)
+    text = [rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", r"\toprule", _tex(heads), r"\midrule"]
+    for i, row in enumerate(rows):
+        text.append(_tex(row, {k for k in range(len(row)) if (i, k) in bold}))
+    return "\n".join([*text, r"\bottomrule", r"\end{tabular}", f"% {note(found)}"]) + "\n"
+
+
+def _tex(cells: Sequence[str], bold: Collection[int] = ()) -> str:
+    escaped = [re.sub(r"([%&_#$])", r"\\\1", cell).replace("±", r"$\pm$") for cell in cells]
+    return " & ".join(rf"\textbf{{{c}}}" if k in bold else c for k, c in enumerate(escaped)) + r" \\"
+
+
+def note(found: Grid) -> str:
+    """What the numbers are."""
+    return (
+        f"{found.split.capitalize()} scores in points: mean ± standard deviation over {found.seeds} seeds. Bold: "
+        f"better than every other pruned row by more than the {100 * CONFIDENCE:.0f} % interval of the difference "
+        f"(Student, paired by seed and column). FLOPs: all training, scoring and selection."
+    )

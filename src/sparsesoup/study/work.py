@@ -1,0 +1,104 @@
+"""The work of a study: one cell drawn, or scored on the test split, and what came of it put on record."""
+
+import io
+import json
+import time
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+
+from sparsesoup.errors import UserError
+from sparsesoup.files import remove, write_json
+from sparsesoup.run import Outside, prune, test
+from sparsesoup.show import read_report
+from sparsesoup.study.plan import Cell
+
+Kind = Literal["draw", "test"]
+KEPT = ("method", "validation", "test", "sparsity", "cost", "steps", "seconds", "notes", "matrices", "command",
+        "machine", "versions")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """A piece of work that any process can do.
+
+    Args:
+        kind: draw a ticket, or score a drawn one on the test split.
+        cell: whose.
+        out: the folder of all runs.
+        folder: the study's own.
+        threads: of torch; None leaves them as they are.
+    """
+
+    kind: Kind
+    cell: Cell
+    out: Path
+    folder: Path
+    threads: int | None = None
+
+    @property
+    def run(self) -> Path:
+        """The directory of the cell's run."""
+        return self.out / self.cell.path
+
+    @property
+    def record(self) -> Path:
+        """What the study remembers of the cell."""
+        return self.folder / "cells" / f"{self.cell.key}.json"
+
+    @property
+    def failure(self) -> Path:
+        """Why the cell failed; there only if it did."""
+        return self.folder / "cells" / f"{self.cell.key}.failed.json"
+
+
+def perform(job: Job, console: Console | None = None) -> None:
+    """Do a job and record it; a job that fails is recorded as failed, and stops nothing but itself."""
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    console = console or Console(file=io.StringIO())
+    try:
+        if job.kind == "draw":
+            prune(job.cell.settings, job.out, Outside(console, shelf=job.folder / "shelf", patient=True))
+        else:
+            test(job.run, console)
+        write_json(job.record, recorded(job.cell, job.run))
+        remove(job.failure)
+    except UserError as error:
+        fail(job, str(error))
+    except Exception as error:
+        fail(job, f"{type(error).__name__}: {' '.join(str(error).split())}", traceback.format_exc())
+
+
+def recorded(cell: Cell, run: Path) -> dict[str, Any]:
+    """What a table needs of a run, under the names of its cell."""
+    report = read_report(run)
+    model, dataset, sparsity = cell.place
+    head = {"row": cell.row, "model": model, "dataset": dataset, "asked": sparsity, "seed": cell.settings.place.seed}
+    return {**head, "run": str(cell.path), **{key: report.get(key) for key in KEPT}}
+
+
+def fail(job: Job, why: str, trace: str = "") -> None:
+    """Put on record that a job failed."""
+    write_json(job.failure, {"cell": job.cell.name, "error": why, "trace": trace, "when": time.time()})
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """A record, or None if there is none."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"damaged record {path} ({error}); remove it, and the study does that cell again") from error
+
+
+def records(jobs: Iterable[Job]) -> dict[str, dict[str, Any]]:
+    """Cell key -> record, of the jobs that have one."""
+    found = {job.cell.key: read_record(job.record) for job in jobs}
+    return {key: record for key, record in found.items() if record is not None}

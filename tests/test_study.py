@@ -1,0 +1,311 @@
+"""A study: refused before anything runs, the same by any executor, whatever dies; the test split opened last."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas
+import pytest
+import yaml
+
+from sparsesoup.cli import main
+from sparsesoup.errors import UserError
+from sparsesoup.files import locked
+from sparsesoup.run import test as score
+from sparsesoup.study import work
+from sparsesoup.study.plan import read_plan
+from tiny_hub import masks_of, offline, weights_of
+
+ISP = {"method": {"stages": 2, "weak_masks": 2, "look_ahead": 0.05}}
+RECIPE = {
+    "models": "bert", "datasets": "reviews", "sparsities": [0.5, 0.8], "seeds": [0, 1], "steps": 20,
+    "train": {"batch_size": 8, "learning_rate": 0.003},
+    "methods": {"dense": None, "magnitude": None, "imp": {"method": {"cut": 0.5}}, "isp": ISP},
+}  # fmt: skip
+CELLS = 2 + 3 * 2 * 2
+
+
+@pytest.fixture(autouse=True)
+def _inside(place, monkeypatch, tmp_path):
+    """Models and data by short names, as a user has them."""
+    for name in ("bert", "distilbert", "reviews"):
+        (tmp_path / name).symlink_to(place / name)
+    monkeypatch.chdir(tmp_path)
+
+
+def write(name="small", **changes):
+    """A recipe on the disk; None takes a key away."""
+    recipe = {key: value for key, value in (RECIPE | changes).items() if value is not None}
+    with open(f"{name}.yaml", "w", encoding="utf-8") as file:
+        yaml.safe_dump(recipe, file, sort_keys=False)
+    return f"{name}.yaml"
+
+
+def study(name="small", out="runs"):
+    return json.loads(Path(f"{out}/studies/{name}/study.json").read_text())
+
+
+def told(found):
+    """What two runs of a study must have in common: all but seconds and what was shared."""
+    for cell in found["cells"]:
+        cell.pop("seconds")
+        for cost in cell["cost"].values():
+            cost.pop("seconds")
+            cost.pop("shared")
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place, tmp_path_factory):
+    """The study of RECIPE, drawn in one process that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in ("bert", "reviews"):
+            (folder / name).symlink_to(place / name)
+        assert main(["compare", "--config", write(), "--threads", "1"]) == 0
+    return folder / "runs"
+
+
+def test_every_cell_is_drawn_and_tested_once_and_the_table_has_them_all(undisturbed):
+    found = json.loads((undisturbed / "studies" / "small" / "study.json").read_text())
+    assert len(found["cells"]) == CELLS
+    assert all(cell["test"] for cell in found["cells"])
+    assert len({(c["row"], c["asked"], c["seed"]) for c in found["cells"]}) == CELLS
+    folder = undisturbed / "studies" / "small"
+    csv, parquet = pandas.read_csv(folder / "study.csv"), pandas.read_parquet(folder / "study.parquet")
+    assert len(csv) == len(parquet) == CELLS
+    assert csv["test accuracy"].tolist() == parquet["test accuracy"].tolist()
+    for cell in found["cells"]:
+        total = cell["sparsity"]["total"]
+        assert cell["sparsity"]["kept"] == (total if cell["asked"] is None else round((1 - cell["asked"]) * total))
+        report = json.loads((undisturbed / cell["run"] / "report.json").read_text())
+        assert report["test"] == cell["test"]
+    page = (folder / "study.html").read_text()
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert not (folder / "shelf").exists()
+    assert sum(sum(c["shared"] for c in cell["cost"].values()) for cell in found["cells"]) > 0
+
+
+def test_a_run_of_the_study_is_that_of_the_command_it_names(undisturbed, tmp_path):
+    found = json.loads((undisturbed / "studies" / "small" / "study.json").read_text())
+    cell = next(c for c in found["cells"] if c["row"] == "isp" and c["asked"] == 0.8 and c["seed"] == 1)
+    assert main([*cell["command"].split()[1:], "--out", "alone"]) == 0
+    assert (tmp_path / "alone" / cell["run"]).is_dir()
+    assert weights_equal(tmp_path / "alone" / cell["run"], undisturbed / cell["run"])
+
+
+def weights_equal(one, other):
+    pairs = [(weights_of(one / "model"), weights_of(other / "model")), (masks_of(one), masks_of(other))]
+    return all(a.keys() == b.keys() and all(a[n].equal(b[n]) for n in a) for a, b in pairs)
+
+
+def test_two_processes_give_the_same_bits_as_one(undisturbed, tmp_path):
+    assert main(["compare", "--config", write(), "--workers", "2", "--threads", "1"]) == 0
+    mine, theirs = told(study()), told(json.loads((undisturbed / "studies" / "small" / "study.json").read_text()))
+    assert mine == theirs
+    for cell in mine["cells"]:
+        assert weights_equal(tmp_path / "runs" / cell["run"], undisturbed / cell["run"])
+
+
+def begun(*more):
+    environment = offline() | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    line = [sys.executable, "-m", "sparsesoup.cli", "compare", "--config", "small.yaml", "--threads", "1", *more]
+    return subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def children(pid):
+    """Every process below one, told from /proc."""
+    found, table = [], {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/stat", encoding="utf-8") as file:
+                    table.setdefault(int(file.read().rpartition(")")[2].split()[1]), []).append(int(entry))
+            except OSError:
+                continue
+    todo = [pid]
+    while todo:
+        new = table.get(todo.pop(), [])
+        found, todo = found + new, todo + new
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_whatever_is_killed_the_table_is_that_of_an_undisturbed_study(undisturbed, workers):
+    """Twenty kills at random moments: of the first process, and where there are workers of any of them."""
+    write()
+    draw, kills = random.Random(workers), 0
+    process = begun("--workers", str(workers))
+    while process.poll() is None and kills < 20:
+        time.sleep(draw.uniform(2.0, 6.0))
+        below = [pid for pid in children(process.pid) if "sparsesoup" in _command(pid) or "forkserver" in _command(pid)]
+        victim = draw.choice([process.pid, *below]) if workers > 1 else process.pid
+        try:
+            os.kill(victim, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+        kills += 1
+        if victim == process.pid:
+            process.wait(60)
+            process = begun("--workers", str(workers))
+    output, _ = process.communicate(timeout=300)
+    while process.returncode != 0:
+        assert "failed" in output, output
+        process = begun("--workers", str(workers), "--retry-failed")
+        output, _ = process.communicate(timeout=300)
+    assert kills > 3
+    found = study()
+    assert found["failed"] == []
+    assert told(found) == told(json.loads((undisturbed / "studies" / "small" / "study.json").read_text()))
+
+
+def _command(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline", encoding="utf-8") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def test_a_cell_that_fails_says_why_and_stops_no_other(capsys, monkeypatch):
+    write(methods={"magnitude": None, "isp-paper": None}, sparsities=0.5)
+    assert main(["compare", "--config", "small.yaml", "--workers", "2"]) == 0
+    err = capsys.readouterr().err
+    assert err.count("failed: isp-paper on reviews") == 2
+    assert "steps are too few" in err
+    found = study()
+    assert [cell["row"] for cell in found["cells"]] == ["magnitude", "magnitude"]
+    assert len(found["failed"]) == 2
+    assert "2 cells failed" in Path("runs/studies/small/study.html").read_text()
+    assert main(["compare", "--config", "small.yaml"]) == 0
+    assert "isp-paper" not in capsys.readouterr().err  # not tried again unless asked to
+    assert main(["compare", "--config", "small.yaml", "--retry-failed"]) == 0
+    assert capsys.readouterr().err.count("failed: isp-paper") == 2
+
+
+def test_the_test_split_is_closed_until_every_cell_is_drawn(monkeypatch):
+    opened = []
+
+    def look(path, console):
+        records = list((path.parents[2] / "studies" / "small" / "cells").glob("*.json"))
+        opened.append(len(records))
+        return score(path, console)
+
+    monkeypatch.setattr(work, "test", look)
+    write(methods=["random", "magnitude"], sparsities=0.5)
+    assert main(["compare", "--config", "small.yaml"]) == 0
+    assert opened == [4, 4, 4, 4]
+
+
+def test_a_study_may_grow_but_not_become_another(capsys):
+    write(methods=["magnitude"], sparsities=0.5, seeds=0)
+    assert main(["compare", "--config", "small.yaml"]) == 0
+    before = Path("runs/studies/small/study.csv").read_text()
+    write(methods=["magnitude"], sparsities=[0.5, 0.7], seeds=[0, 1])
+    assert main(["compare", "--config", "small.yaml"]) == 0
+    assert capsys.readouterr().err.count("drawing") == 1 + 3
+    write(methods=["random"], sparsities=0.5, seeds=0)
+    assert main(["compare", "--config", "small.yaml"]) == 2
+    assert "holds another study (4 of its cells are not in this recipe); give another --name" in capsys.readouterr().err
+    assert Path("runs/studies/small/study.csv").read_text() != before
+    assert main(["compare", "--config", "small.yaml", "--name", "other"]) == 0
+
+
+def test_two_processes_on_one_study_are_told_apart(capsys, tmp_path):
+    write(methods=["magnitude"], seeds=0, sparsities=0.5)
+    with locked(tmp_path / "runs" / "studies" / "small" / ".lock", patient=False):
+        assert main(["compare", "--config", "small.yaml"]) == 2
+    assert "another process works on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "line", "said"),
+    [
+        (
+            {"methods": {"dense": None, "magnitud": None}},
+            "magnitud:",
+            "unknown method 'magnitud'; did you mean magnitude",
+        ),
+        ({"methods": {"gradual": {"method": {"stopp": 0.5}}}}, "stopp:", "unknown setting --method.stopp"),
+        ({"methods": {"gradual": {"metod": {}}}}, "metod:", "unknown setting 'metod'; did you mean method?"),
+        ({"methods": {"imp": {"method": {"cut": 2}}}}, "imp:", "imp needs cut in (0, 1)"),
+        ({"sparsities": [0.5, 90]}, "sparsities:", "sparsity is the share of weights removed, in [0, 1), got 90"),
+        ({"sparsities": []}, "sparsities:", "sparsities needs one or several different values"),
+        ({"seeds": [1, 1]}, "seeds:", "seeds needs one or several different values"),
+        ({"seeds": ["one"]}, "seeds:", "a seed is a whole number"),
+        ({"datasets": ["reviews", "nowhere/at-all"]}, "datasets:", "nowhere/at-all"),
+        (
+            {"datasets": {"reviews": {"sparsity": 0.5}}},
+            "sparsity:",
+            "unknown setting 'sparsity'; did you mean sparsities?",
+        ),
+        ({"models": "./nothing"}, "models:", "no model at ./nothing"),
+        ({"train": {"batch_size": 0}}, "batch_size:", "train.batch_size must be at least 1"),
+        ({"train": {"batch_sizes": 4}}, "batch_sizes:", "unknown setting --train.batch-sizes"),
+        ({"seedz": [0]}, "seedz:", "unknown setting 'seedz'; did you mean seeds?"),
+        ({"methods": None}, "models:", "a study needs methods"),
+    ],
+)
+def test_a_recipe_that_cannot_run_is_refused_with_its_line_before_anything_does(changes, line, said, capsys):
+    write(**changes)
+    assert main(["compare", "--config", "small.yaml"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error
+    assert said in error
+    named = int(error.split("line ")[1].split(":")[0])
+    assert Path("small.yaml").read_text().splitlines()[named - 1].strip().startswith(line)
+    assert not os.path.exists("runs")
+
+
+def test_the_line_of_an_error_is_that_of_its_key():
+    text = "models: bert\ndatasets: reviews\nmethods:\n  dense:\n  gradual:\n    method:\n      stop: 7\n"
+    with open("lines.yaml", "w", encoding="utf-8") as file:
+        file.write(text)
+    with pytest.raises(UserError, match=r"^lines.yaml, line 5: gradual needs "):
+        read_plan(Path("lines.yaml"))
+
+
+def test_datasets_and_rows_have_settings_of_their_own():
+    write(
+        datasets={"reviews": {"steps": 10, "sparsities": [0.3], "train": {"learning_rate": 0.001}}},
+        methods={"short": {"name": "magnitude", "times": 0.5, "train": {"batch_size": 4}}, "random": {"seeds": [7]}},
+    )
+    cells = read_plan(Path("small.yaml"), {"seeds": [3]}).cells
+    first, second = cells
+    assert (first.row, first.settings.name, first.settings.amount.steps) == ("short", "magnitude", 5)
+    assert (first.settings.train.batch_size, first.settings.train.learning_rate) == (4, 0.001)
+    assert first.settings.place.seed == 3
+    assert (second.settings.place.seed, second.settings.amount.steps, second.sparsity) == (7, 10, 0.3)
+
+
+def test_a_table_of_runs_that_exist(undisturbed, capsys):
+    runs = sorted(str(path.parent) for path in undisturbed.glob("reviews/*/seed-*/report.json"))
+    assert main(["compare", *runs]) == 0
+    said = capsys.readouterr().out
+    assert len(runs) == CELLS
+    assert len(study("runs")["cells"]) == CELLS
+    assert "reviews at 50 %" in said
+    assert main(["compare", *runs, "--config", "small.yaml"]) == 2
+    assert main(["compare", str(undisturbed)]) == 2
+    assert "give the directory of a finished run" in capsys.readouterr().err
+
+
+def test_a_dry_run_tells_the_cells_and_draws_none(capsys):
+    assert main(["compare", "--config", write(), "--dry-run"]) == 0
+    assert f"{CELLS} cells" in capsys.readouterr().out
+    assert not os.path.exists("runs")
+
+
+@pytest.mark.parametrize(
+    "more", [["--workers", "0"], ["--threads", "0"], ["--steps", "3", "--epochs", "1"], ["--nope"]]
+)
+def test_flags_that_cannot_be_are_refused_in_one_line(more, capsys):
+    assert main(["compare", "--config", write(), *more]) == 2
+    assert "\n" not in capsys.readouterr().err.strip()

@@ -1,0 +1,135 @@
+"""Tables of a study: means, intervals and winners by another road, and their Markdown and LaTeX."""
+
+import math
+import statistics
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from sparsesoup.study.page import front, gaps, spaced
+from sparsesoup.study.tables import entry, grid, latex, lines, markdown, paired, winner
+
+SCORES = st.lists(st.floats(0, 1), min_size=2, max_size=6)
+
+
+def record(row: str, seed: int, test: float | None, asked: float | None = 0.5, **more: Any) -> dict[str, Any]:
+    method = "dense" if asked is None else row
+    plain: dict[str, Any] = {
+        "row": row, "method": method, "model": "bert", "dataset": "d_1", "asked": asked, "seed": seed,
+        "validation": {"accuracy": 0.5}, "test": None if test is None else {"accuracy": test, "f1": 0.0},
+        "cost": {"strong": {"flops": 100}, "weak": {"flops": 50 if row == "isp" else 0}},
+    }  # fmt: skip
+    return plain | more
+
+
+def rows(**scores: list[float]) -> list[dict[str, Any]]:
+    return [
+        record(row.replace("_", "-"), seed, value, None if row.startswith("dense") else 0.5)
+        for row, values in scores.items()
+        for seed, value in enumerate(values)
+    ]
+
+
+@given(SCORES, SCORES)
+def test_the_interval_is_that_of_a_paired_t_test(one: list[float], other: list[float]) -> None:
+    pairs = list(zip(one, other, strict=False))
+    a, b = ({i: pair[k] for i, pair in enumerate(pairs)} for k in (0, 1))
+    mean, half, count = paired(a, b)
+    assert count == len(pairs)
+    spread = statistics.stdev(x - y for x, y in pairs)
+    if spread > 1e-6:
+        wanted = stats.ttest_rel(list(a.values()), list(b.values())).confidence_interval(0.95)
+        assert (mean - half, mean + half) == pytest.approx((wanted.low, wanted.high), abs=1e-9)
+
+
+def test_one_seed_shows_nothing() -> None:
+    assert paired({0: 0.9}, {0: 0.1}) == (pytest.approx(0.8), math.inf, 1)
+    assert winner(grid(rows(isp=[0.9], magnitude=[0.1])), grid(rows(isp=[0.9])).columns) is None
+
+
+def test_the_best_is_marked_only_where_it_is_more_than_noise() -> None:
+    clear = grid(rows(dense=[0.95, 0.96, 0.94], isp=[0.90, 0.91, 0.89], magnitude=[0.80, 0.81, 0.79]))
+    assert winner(clear, clear.columns) == "isp"
+    assert "| isp | **90.0 ± 1.0** |" in markdown(clear)
+    assert "| dense | 95.0 ± 1.0 |" in markdown(clear)  # no winner: it prunes nothing
+    noisy = grid(rows(isp=[0.9, 0.5, 0.7], magnitude=[0.6, 0.7, 0.5]))
+    assert winner(noisy, noisy.columns) is None
+    assert "**" not in markdown(noisy)
+
+
+def test_a_row_that_lacks_a_seed_is_marked_and_wins_nothing() -> None:
+    found = grid(rows(isp=[0.90, 0.91], magnitude=[0.80, 0.81, 0.79], random=[0.1, 0.1, 0.1]))
+    assert "| isp | 90.5 ± 0.7 (2 of 3) |" in markdown(found)
+    assert winner(found, found.columns) == "magnitude"
+
+
+def test_costs_are_told_beside_the_dense_row() -> None:
+    found = grid(rows(dense=[0.9, 0.9], isp=[0.8, 0.8], magnitude=[0.7, 0.7]))
+    assert [row[-1] for row in lines(found)[1]] == ["1.00", "1.50", "1.00"]
+    alone = grid(rows(isp=[0.8, 0.8]))
+    assert [row[-1] for row in lines(alone)[1]] == ["missing"]
+
+
+def test_a_dense_row_stands_in_every_column_and_the_mean_is_over_columns() -> None:
+    more = [record("isp", seed, 0.6 + 0.1 * seed, 0.9) for seed in (0, 1)]
+    found = grid([*rows(dense=[0.9, 0.8], isp=[0.8, 0.9]), *more])
+    heads, cells, _ = lines(found)
+    assert heads == ["method", "d_1 at 50 %", "d_1 at 90 %", "mean", "FLOPs (dense = 1)"]
+    assert cells[0][1:4] == ["85.0 ± 7.1"] * 3
+    assert cells[1][1:4] == ["85.0 ± 7.1", "65.0 ± 7.1", "75.0 ± 7.1"]
+
+
+def test_as_long_as_a_run_is_untested_the_table_is_of_validation() -> None:
+    found = grid([record("isp", 0, 0.9), record("isp", 1, None)])
+    assert found.split == "validation"
+    assert found.scores["isp", found.columns[0]] == {0: 0.5, 1: 0.5}
+
+
+def test_several_test_sets_count_by_their_mean() -> None:
+    parts = {"matched": {"accuracy": 0.8, "f1": 0.1}, "mismatched": {"accuracy": 0.6, "f1": 0.1}}
+    found = grid([record("isp", 0, 0.0) | {"test": parts}])
+    assert found.scores["isp", found.columns[0]] == {0: pytest.approx(0.7)}
+
+
+def test_latex_is_escaped_and_whole() -> None:
+    text = latex(grid(rows(isp=[0.90, 0.91, 0.89], magnitude=[0.80, 0.81, 0.79])))
+    assert r"d\_1 at 50 \%" in text
+    assert r"isp & \textbf{90.0 $\pm$ 1.0} & missing \\" in text
+    assert text.count(r"\\") == 3
+    assert text.startswith(r"\begin{tabular}{lrr}")
+
+
+def test_entries_are_in_points() -> None:
+    assert entry({}, 3) == "missing"
+    assert entry({0: 0.5}, 1) == "50.0"
+    assert entry({0: 0.5}, 3) == "50.0 (1 of 3)"
+
+
+def test_the_verdicts_of_the_page_have_the_sign_of_the_difference() -> None:
+    found = grid(rows(dense=[0.95, 0.96, 0.94], isp=[0.90, 0.91, 0.89], magnitude=[0.80, 0.81, 0.79]))
+    told = {gap["row"]: gap for gap in gaps(found)}
+    assert {row: gap["word"] for row, gap in told.items()} == {"dense": "worse", "magnitude": "better"}
+    assert told["magnitude"]["mean"] == pytest.approx(10.0)
+
+
+@given(st.dictionaries(st.text("abc", max_size=3), st.tuples(st.floats(0.1, 9), st.floats(0, 1)), min_size=1))
+def test_nothing_beats_the_front_and_all_else_is_beaten(points: dict[str, tuple[float, float]]) -> None:
+    best = front(points)
+    for row, (cost, quality) in points.items():
+        beaten = any((c <= cost and q > quality) or (c < cost and q >= quality) for c, q in points.values())
+        twin = any(points[other] == (cost, quality) for other in best if other != row)
+        assert (row in best) == (not beaten and not twin)
+
+
+@given(st.dictionaries(st.text("abcd", max_size=3), st.tuples(st.floats(0.5, 4), st.floats(0, 1)), min_size=1))
+def test_names_of_neighbouring_points_are_apart_and_never_below_them(points: dict[str, tuple[float, float]]) -> None:
+    found = spaced(points, 0.1)
+    assert found.keys() == points.keys()
+    for one, y in found.items():
+        assert y >= points[one][1]
+        for other, z in found.items():
+            if one != other and abs(math.log(points[one][0] / points[other][0])) < 0.1:
+                assert abs(y - z) >= 0.1 - 1e-9
