@@ -18,7 +18,7 @@ from sparsesoup.data import Batch
 from sparsesoup.errors import UserError
 from sparsesoup.masks import Masks
 from sparsesoup.methods import METHODS, TABLE, FromTicket, Method
-from sparsesoup.patterns import Block
+from sparsesoup.patterns import Block, Column, Row
 from sparsesoup.problem import Problem, Training
 from sparsesoup.scores import magnitude
 from sparsesoup.select import keep
@@ -314,6 +314,19 @@ def test_every_number_of_steps_either_runs_to_the_asked_sparsity_or_is_refused(
             assert algebra.kept(ticket.masks) == 600, f"at {steps} steps"
             assert sum(c["steps"] for c in ticket.cost.values()) == steps
     assert ran > 0
+
+
+@pytest.mark.parametrize("pattern", [Block(4, 4), Row, Column, Block(0, 0)])
+@pytest.mark.parametrize("scope", ["global", "tensor"])
+def test_groups_are_pruned_step_by_step_to_the_boundary_next_to_the_goal(pattern: Block, scope: Any) -> None:
+    """A goal of the curve may lie in the group at which the last one stopped."""
+    problem = tiny(steps=40)
+    ticket = replace(METHODS["gradual"], pattern=pattern, scope=scope, every=0.02).run(problem, 0.7)
+    matrices = {name: target.shape for name, target in problem.targets.items()}
+    largest = max((pattern.rows or rows) * (pattern.cols or cols) for rows, cols in matrices.values())
+    pools = 1 if scope == "global" else len(matrices)
+    goal = round(0.3 * algebra.total(ticket.masks))
+    assert goal - pools * largest < algebra.kept(ticket.masks) <= goal
 
 
 @pytest.mark.parametrize("sparsity", [1.0, -0.1, 1.5])

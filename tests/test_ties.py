@@ -101,7 +101,7 @@ def test_keep_with_ties_takes_the_best_groups_as_long_as_they_fit(
     ties = (Tie((("in", Row), ("out", Column))), Tie((("square", Block(2, 2)),)))
     left = sum(int(m.sum()) for m in alive.values())
     budget = round((1 - sparsity) * 34)
-    if budget > left:
+    if budget - left >= 6:  # a whole unit
         with pytest.raises(UserError, match="already sparser"):
             keep(table, sparsity, pattern=ties, within=alive)
         return

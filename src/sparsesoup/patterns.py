@@ -72,6 +72,11 @@ class Tie:
             counts[name] = shapes[name][0] // rows * (shapes[name][1] // cols)
         return counts
 
+    def area(self, shapes: Mapping[str, Sequence[int]]) -> int:
+        """Weights in one group."""
+        tiles = [block.tile(shapes[name], name) for name, block in self.members]
+        return sum(rows * cols for rows, cols in tiles)
+
     def total(self, table: Mapping[str, Tensor]) -> Tensor:
         """Sum of the values in each group, [groups]."""
         parts = [block.total(table[name], name).flatten() for name, block in self.members]

@@ -226,9 +226,10 @@ def _groups(
     size = [tie.total(floats) for tie in ties]
     masks: Masks = {}
     for chosen, budget in _tied_pools(ties, scores, sparsity, scope, size):
-        if budget > sum(float(size[i].sum()) for i in chosen):
-            raise UserError(f"cannot prune to sparsity {sparsity:.4f}: the masks given are already sparser")
         flat = torch.cat([size[i] for i in chosen])
+        # What is alive may lie a part of a group below the budget: at the boundary where an earlier selection stopped.
+        if budget - float(flat.sum()) >= max(ties[i].area(shapes) for i in chosen):
+            raise UserError(f"cannot prune to sparsity {sparsity:.4f}: the masks given are already sparser")
         main = torch.cat([_mean(scores, ties[i], weight, size[i]) for i in chosen])
         second = torch.cat([_mean(then, ties[i], weight, size[i]) for i in chosen]) if then else None
         order = _order(main, second, flat > 0)

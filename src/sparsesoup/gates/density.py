@@ -14,12 +14,8 @@ SAMPLE = 1 << 14
 
 def sizes(ties: tuple[Tie, ...], targets: Targets) -> list[int]:
     """Prunable weights in one group of each tie; a bias that goes along is not counted."""
-    areas = []
-    for tie in ties:
-        inside = [(name, block) for name, block in tie.members if name in targets]
-        tiles = [block.tile(targets[name].shape, name) for name, block in inside]
-        areas.append(sum(rows * cols for rows, cols in tiles))
-    return areas
+    shapes = {name: target.shape for name, target in targets.items()}
+    return [Tie(tuple(m for m in tie.members if m[0] in targets)).area(shapes) for tie in ties]
 
 
 def firsts(model: nn.Module) -> dict[int, tuple[str, Gate]]:
