@@ -19,7 +19,7 @@ def whole(path: Path) -> Iterator[Path]:
     >>> with whole(Path("report.json")) as temporary:  # doctest: +SKIP
     ...     temporary.write_text("{}")
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     remove(temporary)
     try:
@@ -42,7 +42,7 @@ def locked(path: Path, patient: bool) -> IO[str]:
         patient: wait for who holds it.
     Raises: UserError if another process holds it and `patient` is not set.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     file = open(path, "w", encoding="utf-8")  # noqa: SIM115
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if patient else fcntl.LOCK_NB))
@@ -53,6 +53,17 @@ def locked(path: Path, patient: bool) -> IO[str]:
         return file
     file.close()  # who held it has removed it
     return locked(path, patient)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises: UserError if something is in the way, or the place takes no folders.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, FileNotFoundError, PermissionError) as error:
+        raise UserError(f"cannot make the folder {path}: {error.strerror} ({error.filename}); give another") from error
 
 
 def _flush(path: Path) -> None:
