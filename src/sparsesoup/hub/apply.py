@@ -34,6 +34,7 @@ def apply(ticket: Path, model: str, out: Path, other_weights: bool = False) -> t
             f"foreign ticket: {find(ticket)} was drawn from {facts.get('model')}, whose weights differ from those of "
             f"{model}; take its base model, or say --other-weights to prune these all the same"
         )
+    origin = fingerprint({name: params[name] for name in fitted})  # under the names that the copy's ticket has
     algebra.apply_({name: params[name] for name in fitted}, fitted)
     kept, total = algebra.kept(fitted), algebra.total(fitted)
     brief = {"method": facts.get("method"), "base_model": model, "masks": "pruning/masks.safetensors"}
@@ -41,5 +42,5 @@ def apply(ticket: Path, model: str, out: Path, other_weights: bool = False) -> t
         numbers = {"sparsity": algebra.sparsity(fitted), "kept": kept, "total": total}
         tokenizer = load_tokenizer(model)
         save_model(copy, copy.state_dict(), temporary, tokenizer, brief | numbers)
-        save_masks(temporary / "pruning", fitted, {**facts, "model": model})
+        save_masks(temporary / "pruning", fitted, {**facts, "model": model, "origin": origin})
     return kept, total
