@@ -111,7 +111,7 @@ def _length(place: Place, kind: Kind, config: Any, tokenizer: Any) -> int:
     if place.max_length > most:
         raise UserError(
             f"max_length {place.max_length} is above the {most} positions of model {place.model}; "
-            f"say --max-length {most} or less"
+            f"say --max-length {min(most, tokenizer.model_max_length)} or less"
         )
     return place.max_length
 

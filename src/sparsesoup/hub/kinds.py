@@ -30,6 +30,7 @@ class Kind:
         predict: (model, batch) -> outputs [rows, ...].
         criterion: task -> (outputs, batch) -> mean loss.
         length: tokens of a row at most where nothing else is asked.
+        told: task -> what is predicted from what, in words.
     """
 
     head: Any
@@ -40,6 +41,7 @@ class Kind:
     predict: Callable[[nn.Module, Batch], Tensor]
     criterion: Callable[[Any], Callable[[Tensor, Batch], Tensor]]
     length: int
+    told: Callable[[Any], str]
 
 
 CLASSES = Kind(
@@ -54,6 +56,7 @@ CLASSES = Kind(
     predict=tasks.predict,
     criterion=tasks.criterion,
     length=128,
+    told=tasks.told,
 )
 SPANS = Kind(
     head=AutoModelForQuestionAnswering,
@@ -64,12 +67,18 @@ SPANS = Kind(
     predict=spans.predict,
     criterion=lambda task: spans.criterion,
     length=384,
+    told=lambda task: f"spans of column {task.texts[1]} that answer column {task.texts[0]}",
 )
 
 
 def kind_of(task: AnyTask) -> Kind:
     """The kind that a task is of."""
     return SPANS if isinstance(task, Spans) else CLASSES
+
+
+def told(task: AnyTask) -> str:
+    """What is predicted from what, in words."""
+    return kind_of(task).told(task)
 
 
 def find(

@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 import huggingface_hub
 from datasets import Dataset, Features, Value
+from huggingface_hub import constants
 
 from sparsesoup.errors import UserError
 from sparsesoup.hub.online import PATIENCE, answers
@@ -115,14 +116,15 @@ def _squad(paths: list[Path]) -> Dataset:
 
 def open_hub(repository: str, config: str | None) -> Mapping[str, Dataset]:
     """All splits of a repository on the Hub, or of its copy in the cache where the Hub is out of reach."""
-    there = answers(huggingface_hub.HfApi().dataset_info, repository)
+    there, offline = answers(huggingface_hub.HfApi().dataset_info, repository), constants.HF_HUB_OFFLINE
     with quiet(), _offline_if(not there):
         try:
             return dict(datasets.load_dataset(repository, config))
         except Exception as error:
             if there:
                 raise
-            raise ConnectionError(f"no answer within {PATIENCE:g} s, and no copy in the cache") from error
+            why = "offline mode is set" if offline else f"no answer within {PATIENCE:g} s"
+            raise ConnectionError(f"{why}, and no copy in the cache") from error
 
 
 def one_line(error: BaseException) -> str:
@@ -155,13 +157,13 @@ def quiet() -> Iterator[None]:
 @contextmanager
 def _offline_if(offline: bool) -> Iterator[None]:
     """Both libraries read HF_HUB_OFFLINE once, at import; these are the places where they look it up afterwards."""
-    before = datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE
+    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
     if offline:
-        datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
+        datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE = before
+        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
 
 
 def _folders(place: Path) -> list[Path]:

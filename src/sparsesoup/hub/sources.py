@@ -111,7 +111,7 @@ def training_splits(source: Source, task: AnyTask, seed: int) -> tuple[Dataset, 
         rows = _carve(rows, TEST_SEED, "test")[0]
     if len(rows) < 2:
         raise UserError(
-            f"{source.name} has {len(rows)} row to train on, where at least 2 are needed, one for validation; add rows"
+            f"{source.name} has too few rows to train on ({len(rows)}); at least 2 are needed, one for validation"
         )
     return _carve(rows, seed, "validation")
 

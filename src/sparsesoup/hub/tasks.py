@@ -41,6 +41,18 @@ class Task:
     metrics: tuple[str, ...]
 
 
+def told(task: Task) -> str:
+    """What is predicted from what, in words.
+
+    >>> told(Task(("text",), "label", ("bad", "good"), ("accuracy",)))
+    '2 classes (bad, good) in column label from column text'
+    """
+    shown = ", ".join(task.labels[:6]) + (", ..." if len(task.labels) > 6 else "")
+    what = f"{len(task.labels)} classes ({shown})" if task.labels else "numbers (regression)"
+    columns = f"columns {' and '.join(task.texts)}" if len(task.texts) > 1 else f"column {task.texts[0]}"
+    return f"{what} in column {task.label} from {columns}"
+
+
 GLUE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "cola": (("sentence",), ("matthews",)),
     "sst2": (("sentence",), ("accuracy",)),
@@ -201,14 +213,14 @@ def _class_names(train: Dataset, label: str, name: str) -> tuple[str, ...]:
     dtype = kind.dtype if isinstance(kind, Value) else type(kind).__name__
     if dtype in REAL:
         return ()
-    present = [value for value in train.unique(label) if value is not None]
+    present = [value for value in train.unique(label) if value is not None] if isinstance(kind, Value) else []
     if dtype in STRINGS and present:
         return tuple(sorted(present))
     if dtype in WHOLE and present:
         return tuple(str(i) for i in range(int(max(present)) + 1))
     raise UserError(
-        f"{name}: the label column {label} is of type {dtype} with {len(present)} values, where classes, numbers "
-        f"or strings are allowed; its columns are {columns_of(train.features)}; {FLAGS}"
+        f"{name}: the label column {label} is of type {dtype}{'' if present else ' without values of its own'}, where "
+        f"classes, numbers or strings are allowed; its columns are {columns_of(train.features)}; {FLAGS}"
     )
 
 
