@@ -1,6 +1,6 @@
 """Weak masks: short noisy trainings from where the main run is, and the consensus of the masks they give."""
 
-from sparsesoup.masks import Masks, agreement, distance, sparsity
+from sparsesoup.masks import Masks, agreement, distance, kept, sparsity
 from sparsesoup.problem import Problem
 from sparsesoup.scores import magnitude
 from sparsesoup.select import keep
@@ -51,7 +51,7 @@ def serve(state: TrainState, voters: int, masks: Masks) -> None:
     Noted: how far the weak masks agreed, and the share of all weights on which the merged mask differs from plain
     magnitude of the main run at this moment and sparsity: what the soup decided.
     """
-    plain = keep(magnitude(state.params()), sparsity(masks), within=state.masks)
+    plain = keep(magnitude(state.params()), sparsity(masks), within=state.masks) if kept(masks) else masks
     votes = {name: state.memory[f"votes/{name}"] for name in state.targets} if voters else {}
     entry = {"step": state.step, "sparsity": sparsity(masks), "weak_masks": voters, "decided": distance(masks, plain)}
     if voters > 1:
