@@ -16,10 +16,11 @@ def train_once(
 ) -> None:
     """`train` at the problem's own rate, or what it left on the shelf when another run did the same, charged in full.
 
-    A training that goes on after a kill, and one with a teacher, whose identity is not known here, are not shared.
+    A training that goes on after a kill is not shared, nor one with a teacher that the shelf's identity does not name.
     """
     shelf = problem.shelf
-    if shelf.folder is None or problem.objective is not None or problem.journal.midway:
+    unknown = problem.objective is not None and "teacher" not in shelf.identity
+    if shelf.folder is None or unknown or problem.journal.midway:
         train(state, problem, steps, stream=stream, label=label)
         return
     key = shelf.key(state.tensors(), state.step, steps, stream, problem.rate(), problem.training, problem.seed)

@@ -16,6 +16,9 @@ from sparsesoup.methods import METHODS
 from sparsesoup.objectives import blocks, distilled
 from sparsesoup.problem import Distill, Problem, Silent
 from sparsesoup.recipe import Amount, Settings
+from sparsesoup.shelf import Shelf
+from sparsesoup.state import weights
+from sparsesoup.targets import fingerprint
 
 DENSE, TEACHER = "dense", "teacher"
 
@@ -57,7 +60,8 @@ def teach(problem: Problem, settings: Settings, opened: Opened, path: str) -> Pr
     _check_rows(problem, teacher, path, place.model)
     if distill.hidden:
         _check_blocks(problem, teacher)
-    return replace(problem, objective=distilled(problem, teacher, distill))
+    known = Shelf(None, {"teacher": fingerprint(weights(teacher))})  # so that trainings with it can be shared
+    return replace(problem, objective=distilled(problem, teacher, distill), shelf=known)
 
 
 def dense(settings: Settings) -> Settings:
