@@ -1,5 +1,6 @@
 """Settings of a run: declared once, in dataclasses; flags, recipes (YAML) and run.yaml follow from them."""
 
+import argparse
 import dataclasses
 import difflib
 import hashlib
@@ -9,14 +10,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from sparsesoup.errors import UserError
 from sparsesoup.hub.build import Place
 from sparsesoup.methods import METHODS, TABLE, Method
+from sparsesoup.parser import Parser
 from sparsesoup.problem import Distill, Training
 
 ELSEWHERE = (
@@ -27,14 +29,12 @@ ELSEWHERE = (
 )  # in the path of a run, or of this machine: not in the key
 
 
-PLAINER = (  # what jsonargparse says -> what is said
-    (r"Parser key \"?([\w.]+)\"?:", r"setting \1:"),
-    (r"Does not validate against any of the Union subtypes Subtypes: \[(.+?)\] Errors: .*Given value: ",
-     r"Expected a \1. Got value: "),
-    (r"<class '(\w+)'>", r"\1"),
-    (r"Expected a (?:typing\.)?Literal\[(.+?)\]", r"Expected one of \1"),
-    (r", NoneType\b", " or null"),
-)  # fmt: skip
+OUTSIDE = {  # flags of `prune` that no recipe holds
+    "config": "a recipe does not name another; from Python give its settings themselves",
+    "out": "say where on the command line",
+    "save_every": "say it on the command line",
+    "shelf": "say it on the command line",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ def method_named(name: str) -> Method:
     return METHODS[name]
 
 
-def parser_for(name: str | None) -> ArgumentParser:
+def parser_for(name: str | None) -> Parser:
     """The parser of `prune`, with the own settings of a method if one is named."""
     prog = f"sparsesoup prune {name or 'METHOD'}"
     parser = Parser(prog=prog, description=_description(name), allow_abbrev=False)
@@ -137,6 +137,9 @@ def parser_for(name: str | None) -> ArgumentParser:
     parser.add_argument("--train", type=Training, default=Training())
     if name:
         parser.add_argument("--method", type=type(method_named(name)), default=method_named(name))
+    for action in parser._actions:
+        if type(action).__name__ == "_ActionConfigLoad":
+            action.help = argparse.SUPPRESS  # a file for a group of flags: recipes are for that
     return parser
 
 
@@ -177,35 +180,6 @@ def dump(settings: Settings) -> str:
     return head + yaml.safe_dump(settings.to_dict(), sort_keys=False)
 
 
-class Parser(ArgumentParser):
-    """jsonargparse's parser with flags in dashes and errors in one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise the message as a UserError, with the nearest flags for an unknown one."""
-        cause: BaseException | None = ex
-        while cause is not None and not isinstance(cause, UserError):
-            cause = cause.__cause__ or cause.__context__
-        if isinstance(cause, UserError):
-            raise cause
-        text = " ".join(message.split())
-        unknown = re.search(r"unrecognized arguments: (--\S+)", text, re.IGNORECASE)
-        if unknown:
-            flag = unknown.group(1).split("=")[0].replace("_", "-")
-            flags = [o.replace("_", "-") for a in self._actions for o in a.option_strings if o.startswith("--")]
-            near = difflib.get_close_matches(flag, flags, n=3, cutoff=0.5)
-            own = [f for f in flags if f.startswith("--method.") and not f.endswith(".help")]
-            hint = f"did you mean {' or '.join(near)}?" if near else "see --help"
-            listed = f" (the method has {', '.join(own)})" if flag.startswith("--method.") and own else ""
-            text = f"unknown setting {flag}; {hint}{listed}"
-        for pattern, plain in PLAINER:
-            text = re.sub(pattern, plain, text)
-        raise UserError(text) from ex
-
-    def format_help(self) -> str:
-        """The help with `--data-root` rather than `--data_root`."""
-        return re.sub(r"--[a-z][\w.]*", lambda m: m.group().replace("_", "-"), super().format_help())
-
-
 def _description(name: str | None) -> str:
     if name:
         fixed = ", ".join(f"{f} {getattr(METHODS[name], f)}" for f in TABLE[name].fixed if f != "protocols")
@@ -238,6 +212,8 @@ def _recipe(arguments: list[str]) -> dict[str, Any]:
     if not paths:
         return {}
     path = Path(paths[-1])
+    if not paths[-1] or paths[-1].startswith("--"):
+        raise UserError("--config needs a file, such as the run.yaml of a run")
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
@@ -264,14 +240,16 @@ def _method_name(given: str | None, recipe: dict[str, Any]) -> str:
 
 
 def _as_flags(recipe: dict[str, Any]) -> list[str]:
-    """A recipe as flags, so that both are checked in one place."""
+    """A recipe as flags, so that both are checked in one place; it may be written with dashes, as flags are."""
     flags = []
     for name, value in recipe.items():
+        if str(name) in OUTSIDE:
+            raise UserError(f"{name} is no setting of a run, which a recipe holds; {OUTSIDE[str(name)]}")
         if isinstance(value, dict) and name in ("train", "method"):
             flags += [f"--{name}.{key}={_plain(v)}" for key, v in value.items()]
         else:
             flags.append(f"--{name}={_plain(value)}")
-    return flags
+    return _columns_as_list([_normal(flag) for flag in flags])
 
 
 def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:

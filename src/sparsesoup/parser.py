@@ -1,0 +1,60 @@
+"""jsonargparse's parser with flags in dashes, and errors in one line of plain words."""
+
+import difflib
+import re
+from typing import NoReturn
+
+from jsonargparse import ArgumentParser
+
+from sparsesoup.errors import UserError
+
+PLAINER = (  # what jsonargparse says -> what is said
+    (r"Parser key \"?([\w.]+)\"?:", r"setting \1:"),
+    (r"Does not validate against any of the Union subtypes Subtypes: \[(.+?)\] Errors: .*Given value: ",
+     r"Expected a \1. Got value: "),
+    (r"<class '(\w+)'>", r"\1"),
+    (r"Expected a (?:typing\.)?Literal\[(.+?)\]", r"Expected one of \1"),
+    (r", NoneType\b", " or null"),
+)  # fmt: skip
+
+
+class Parser(ArgumentParser):
+    """jsonargparse's parser with flags in dashes and errors in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the message as a UserError, with the nearest flags for an unknown one."""
+        cause: BaseException | None = ex
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__ or cause.__context__
+        if isinstance(cause, UserError):
+            raise cause
+        text = " ".join(message.split())
+        unknown = re.search(r"unrecognized arguments: (--\S+)", text, re.IGNORECASE)
+        if unknown:
+            flag = unknown.group(1).split("=")[0].replace("_", "-")
+            flags = [o.replace("_", "-") for a in self._actions for o in a.option_strings if o.startswith("--")]
+            near = difflib.get_close_matches(flag, flags, n=3, cutoff=0.5)
+            own = [f for f in flags if f.startswith("--method.") and not f.endswith(".help")]
+            hint = f"did you mean {' or '.join(near)}?" if near else "see --help"
+            listed = f" (the method has {', '.join(own)})" if flag.startswith("--method.") and own else ""
+            text = f"unknown setting {flag}; {hint}{listed}"
+        raise UserError(self._plainer(text)) from ex
+
+    def _plainer(self, text: str) -> str:
+        """What jsonargparse says, in the words of a user."""
+        for pattern, plain in PLAINER:
+            text = re.sub(pattern, plain, text)
+        outer, _, inner = text.partition(" - setting ")
+        if outer.startswith("setting ") and "Unable to load config" in outer:
+            name = outer.split()[1].rstrip(":")
+            if inner.startswith(f"{name}."):
+                return f"setting {inner}"
+            own = [f.removeprefix(f"--{name}.") for a in self._actions for f in a.option_strings if f"--{name}." in f]
+            return f"setting {name} has fields of its own ({', '.join(own)}); say --{name}.{own[0]} VALUE".replace(
+                "_", "-"
+            )
+        return text
+
+    def format_help(self) -> str:
+        """The help with `--data-root` rather than `--data_root`."""
+        return re.sub(r"--[a-z][\w.]*", lambda m: m.group().replace("_", "-"), super().format_help())
