@@ -12,7 +12,9 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from sparsesoup import prune
 from sparsesoup.cli import main
+from sparsesoup.errors import UserError
 from tiny_hub import (
     base_model,
     checkpoint,
@@ -80,7 +82,7 @@ def test_unknown_method_and_command(place, refused, tmp_path):
     refused(line_of(place, tmp_path / "runs", "magnitud"), "unknown method 'magnitud'", "did you mean magnitude")
     refused(line_of(place, tmp_path / "runs", "zzz"), "unknown method 'zzz'", "see `sparsesoup methods`", "allowed: ")
     refused(["methods", "imp-rewnd"], "unknown method 'imp-rewnd'", "imp-rewind")
-    refused(["prnue", "isp"], "unknown command 'prnue'", "allowed: prune, test, show, methods, apply")
+    refused(["prnue", "isp"], "unknown command 'prnue'", "allowed: prune, test, show, methods, apply, compare")
     refused(line_of(place, tmp_path / "runs", None), "no method named", "sparsesoup prune METHOD", "isp")
 
 
@@ -123,7 +125,7 @@ def test_sparsity_outside_its_range(place, refused, tmp_path, value, parts):
         (["--steps", "1.5"], ["steps", "1.5", "int"]),
         (["--epochs", "0"], ["epochs"]),
         (["--max-length", "1"], ["max_length must be at least 2", "got 1"]),
-        (["--max-length", "4000"], ["max_length 4000", "132 positions", "say --max-length 132"]),
+        (["--max-length", "4000"], ["max_length 4000", "132 positions", "say --max-length 128"]),
         (["--save-every", "-3"], ["save_every", "-3"]),
         (["--seed", "x"], ["seed", "x", "int"]),
         (["stray"], ["stray"]),
@@ -476,3 +478,37 @@ def test_weights_of_another_shape_or_name_are_no_checkpoint_of_this_encoder(plac
         (tmp_path / name / "config.json").write_text(json.dumps(config | edit))
         refused(line_of(place, tmp_path / "runs", model=tmp_path / name), "model", str(tmp_path / name), "encoder")
     assert weights_of(place / "bert")["encoder.layer.0.intermediate.dense.weight"].shape == (32, 16)
+
+
+def test_folders_that_cannot_be_made_are_named_before_anything_is_trained(place, refused, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    line = line_of(place, tmp_path / "runs", "imp")
+    for shelf in (file, file / "below", "/proc/nothing"):
+        refused([*line, "--shelf", shelf], "cannot make the folder", str(shelf))
+    refused(line_of(place, "/proc/nothing"), "cannot make the folder /proc/nothing")
+    assert file.read_text() == "mine"
+
+
+def test_labels_that_are_lists_are_refused(place, refused, tmp_path):
+    data = write_rows(tmp_path / "data" / "train.jsonl", ["text", "label"], [["good film", [0, 1]]] * 9)
+    refused(line_of(place, tmp_path / "runs", dataset=data.parent), "the label column label is of type List")
+
+
+def test_groups_of_settings_are_told_by_their_fields(place, refused, tmp_path):
+    line = line_of(place, tmp_path / "runs", "movement")
+    refused(
+        [*line, "--train.distill", "teacher=dense"], "setting train.distill has fields", "--train.distill.teacher VALUE"
+    )
+    refused([*line, "--method.pattern", "4x4"], "has fields of its own (rows, cols); say --method.pattern.rows VALUE")
+    refused([*line, "--config"], "--config needs a file")
+    refused(["prune", "movement", "--config", "--out", tmp_path / "runs"], "--config needs a file")
+    refused(["methods", "isp", "imp"], "methods takes one name, got isp imp")
+
+
+@pytest.mark.parametrize("name", ["config", "save_every"])
+def test_flags_that_are_no_settings_are_refused_in_a_recipe_and_from_python(name, refused, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({name: 5}))
+    refused(["prune", "imp", "--config", tmp_path / "recipe.yaml", "--out", tmp_path / "runs"], f"{name} is no setting")
+    with pytest.raises(UserError, match=f"{name} is no setting of a run"):
+        prune("magnitude", out=tmp_path / "runs", **{name: 5})

@@ -16,8 +16,22 @@ FLOORS: list[set[str]] = [
     {"scores", "gates", "soups"},
     {"methods"},
     {"hub", "export"},
-    {"recipe", "python", "watch", "teacher", "run", "report", "show", "words", "charts", "study", "cli"},
-    {"__init__"},
+    {
+        "parser",
+        "recipe",
+        "summary",
+        "python",
+        "watch",
+        "teacher",
+        "run",
+        "report",
+        "show",
+        "words",
+        "charts",
+        "study",
+        "cli",
+    },
+    {"__init__", "__main__"},
 ]
 PLAIN = {"torch", "accelerate", "safetensors", "numpy"} | sys.stdlib_module_names
 MODULES = {path: path.relative_to(ROOT).with_suffix("").parts[0] for path in ROOT.rglob("*.py")}

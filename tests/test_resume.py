@@ -211,3 +211,14 @@ def test_a_stopped_run_does_not_go_on_from_other_weights(place, tmp_path, capsys
     capsys.readouterr()
     assert main(line) == 2
     assert f"{run_of(tmp_path / 'runs')} was begun with another model; give another --out" in capsys.readouterr().err
+
+
+def test_a_run_that_was_killed_before_its_first_file_was_whole_is_begun(undisturbed, place, tmp_path):
+    method, reference = undisturbed
+    folder = tmp_path / reference.relative_to(reference.parents[2])
+    folder.mkdir(parents=True)
+    (folder / ".lock").touch()
+    (folder / ".run.yaml.7.part").write_text("half")
+    assert main(arguments(place, method, tmp_path)) == 0
+    assert same(masks_of(folder), masks_of(reference))
+    assert not list(folder.glob(".*"))

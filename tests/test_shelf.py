@@ -141,6 +141,25 @@ def test_killed_at_any_moment_a_run_with_a_shelf_ends_like_one_without(place: Pa
     assert "steps were taken from the shelf" in (run_of(last) / "report.html").read_text()
 
 
+def test_trainings_with_the_same_teacher_are_shared(place: Path, tmp_path: Path) -> None:
+    shelf, taught = ["--shelf", str(tmp_path / "shelf")], ["--train.distill.teacher", "dense"]
+    first, second, plain = (tmp_path / name for name in ("first", "second", "plain"))
+    assert main([*arguments(place, "imp-rewind", first), *taught, *shelf]) == 0
+    harder = [*taught, "--train.distill.hardness", "0.9"]
+    for out, more in ((second, [*taught, *shelf]), (plain, taught), (tmp_path / "harder", [*harder, *shelf])):
+        assert main([*arguments(place, "imp-rewind", out), "--sparsity", "0.9", *more]) == 0
+    reports = {out: at(out, "imp-rewind") for out in (second, plain, tmp_path / "harder")}
+    done = {out: sum(cost["shared"] for cost in report["cost"].values()) for out, report in reports.items()}
+    dense = 12  # the teacher's own training
+    assert done == {second: dense + 3 + 9 * 3, plain: 0, tmp_path / "harder": dense}
+    assert costs(reports[second]) == costs(reports[plain])
+
+
+def at(out: Path, method: str) -> Any:
+    (run,) = out.glob(f"*/{method}-*/seed-*")
+    return report_at(run)
+
+
 def test_two_runs_at_once_that_want_the_same_teacher_both_end(place: Path, tmp_path: Path) -> None:
     out, common = tmp_path / "runs", ["--train.distill.teacher", "dense", "--train.batch-size", "8", "--steps", "20"]
     common += ["--model", str(place / "bert"), "--dataset", str(place / "reviews"), "--out", str(out)]

@@ -164,7 +164,7 @@ def test_at_most_two_thousand_and_at_least_one_row_is_held_out():
     many, few = source_of(train=rows_of(25000), test=rows_of(3)), source_of(train=rows_of(3), test=rows_of(3))
     assert len(training_splits(many, TASK, 0)[1]) == 2000
     assert [len(part) for part in training_splits(few, TASK, 0)] == [2, 1]
-    with pytest.raises(UserError, match="has 1 row to train on"):
+    with pytest.raises(UserError, match=r"has too few rows to train on \(1\)"):
         training_splits(source_of(train=rows_of(1), test=rows_of(3)), TASK, 0)
 
 

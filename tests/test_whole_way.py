@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+import yaml
 
 import sparsesoup as library
 from conftest import same
@@ -22,6 +23,7 @@ from sparsesoup.hub.build import open_task
 from sparsesoup.hub.models import load_model
 from sparsesoup.methods import METHODS, TABLE
 from sparsesoup.run import complete
+from sparsesoup.show import dense_flops, times_dense
 from sparsesoup.ticket import Ticket
 from tiny_hub import (
     FAMILIES,
@@ -365,10 +367,12 @@ def test_methods_lists_every_method_and_one_methods_settings_with_defaults(capsy
         assert main(["methods", name]) == 0
         out = capsys.readouterr().out
         for field in dataclasses.fields(method):
-            (line,) = [x for x in out.splitlines() if x.startswith(f"--method.{field.name.replace('_', '-')} ")]
+            flag, value = f"--method.{field.name.replace('_', '-')}", getattr(method, field.name)
+            inner = [part.name for part in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else []
+            (line,) = [x for x in out.splitlines() if x.startswith(f"{flag}.* " if inner else f"{flag} ")]
             parts = [part for part in line.split("  ") if part.strip()]
-            value = getattr(method, field.name)
-            assert len(parts) == (2 if value == "" else 3), line  # the flag, its default, what it means
+            assert len(parts) == (2 if value == "" or inner else 3), line  # the flag, its default, what it means
+            assert all(f"  {flag}.{part.replace('_', '-')} " in out for part in inner)
             if isinstance(value, str | int | float) and value != "":
                 assert parts[1].strip() == str(value), line
 
@@ -408,6 +412,9 @@ def test_apply_makes_another_copy_of_the_base_model_sparse_by_the_masks_alone(pl
     config = json.loads((tmp_path / "sparse" / "config.json").read_text())
     assert config["pruning_config"]["kept"] == round(0.3 * TOTAL)
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "sparse")("good film")["input_ids"][0] == 2
+    again = ["apply", str(tmp_path / "sparse"), "--model", str(copy), "--out", str(tmp_path / "again")]
+    assert main(again) == 0  # what it writes is a ticket like the one it was given
+    assert same(weights_of(tmp_path / "again"), weights_of(tmp_path / "sparse"))
 
 
 @pytest.mark.parametrize("other", ["rounded to bf16", "of another seed", "fine-tuned"])
@@ -467,3 +474,53 @@ def test_settings_that_python_is_given_are_checked_like_flags(place, tmp_path):
         with pytest.raises(UserError, match=message):
             drawn(place, tmp_path / "runs", **wrong)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_step_with_a_teacher_in_it_is_no_unit_of_cost(place, tmp_path):
+    """Neither for pins, whose teacher is itself, nor for a teacher that somebody else has trained."""
+    gradual = drawn(place, tmp_path, "gradual", steps=40).report
+    pins = drawn(place, tmp_path, "pins", steps=40, method={"every": 5, "window": 5}).report
+    teacher = drawn(place, tmp_path, "dense", sparsity=None).path
+    taught = drawn(place, tmp_path, "gradual", steps=40, train={"distill": {"teacher": str(teacher)}}).report
+    plain = gradual["cost"]["strong"]["flops"]
+    assert times_dense(gradual) == pytest.approx(1.0)
+    for report in (pins, taught):
+        spent = sum(cost["flops"] for label, cost in report["cost"].items() if label != "validation")
+        assert times_dense(report) >= 0.97 * spent / plain > 1.15
+    assert times_dense(taught) == pytest.approx(taught["cost"]["strong"]["flops"] / plain, rel=0.03)
+
+
+def test_what_selects_is_part_of_the_cost_and_the_last_look_is_not(place, tmp_path):
+    own = {"cut": 0.5, "beyond": 0}
+    report = drawn(place, tmp_path, "lottery-pools", method=own, sparsity=0.5).report
+    validation = report["cost"]["validation"]
+    passes = validation["examples"] / report["validation_rows"]
+    assert passes == 1 + 11 + 1  # its own ticket, eleven shares of the other one, and the end
+    training = sum(cost["flops"] for label, cost in report["cost"].items() if label != "validation")
+    assert times_dense(report) * dense_flops(report) == pytest.approx(training + validation["flops"] * 12 / 13)
+
+
+def test_a_ratio_of_neighbours_needs_no_sparsity(place, tmp_path):
+    run = drawn(place, tmp_path, "magnitude", sparsity=None, method={"scope": "2:4"})
+    assert run.report["sparsity"]["reached"] == 0.5
+
+
+def test_a_sparsity_that_leaves_no_weight_is_reached(place, tmp_path):
+    assert drawn(place, tmp_path, "isp", sparsity=0.99999).report["sparsity"]["kept"] == 0
+
+
+def test_a_run_says_what_it_predicts_and_when_its_gates_missed(place, tmp_path, capsys):
+    line = ["prune", "soft-movement", *flags_of(place, tmp_path, steps=40), "--train.optimizer", "sgd"]
+    assert main([*line, "--method.score-rate", "0.5"]) == 0
+    said = capsys.readouterr().err
+    assert "reviews: 2 classes (" in said
+    assert "in column label from column text" in said
+    assert "note: the gates alone closed 0.0 % of the weights where 70.0 % were asked for" in said
+
+
+def test_a_recipe_may_be_written_with_dashes_as_flags_are(place, tmp_path):
+    recipe = {"model": str(place / "bert"), "dataset": str(place / "reviews"), "sparsity": 0.7, "steps": 8,
+              "text-columns": "text", "train": {"batch-size": 8}, "method": {"name": "imp", "cut": 0.5}}  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["prune", "--config", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "runs")]) == 0
+    assert json.loads((run_of(tmp_path / "runs") / "report.json").read_text())["settings"]["train"]["batch_size"] == 8

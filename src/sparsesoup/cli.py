@@ -84,6 +84,7 @@ def _run(command: str, arguments: list[str]) -> int:
 def _prune(arguments: list[str]) -> None:
     from sparsesoup.recipe import parser_for
     from sparsesoup.run import from_arguments
+    from sparsesoup.words import warned
 
     if arguments and arguments[0] in ("-h", "--help"):
         print(parser_for(None).format_help(), end="")
@@ -91,6 +92,8 @@ def _prune(arguments: list[str]) -> None:
     run = from_arguments(arguments, Console(stderr=True))
     report, scores = run.report, _scores(run.report["validation"])
     reached = report["sparsity"]
+    for line in warned(report):
+        print(f"note: {line}", file=sys.stderr)
     print(f"{report['method']}: {reached['kept']} of {reached['total']} weights kept, validation {scores}")
     print(f"report  {run.path / 'report.html'}")
     print(f"model   {run.path / 'model'}")
@@ -156,6 +159,8 @@ def _methods(arguments: list[str]) -> None:
     if arguments and arguments[0] in ("-h", "--help"):
         print("sparsesoup methods [NAME]: the table of methods; one method with its settings, defaults and source")
     elif arguments:
+        if arguments[1:]:
+            raise UserError(f"methods takes one name, got {' '.join(arguments)}")
         method_named(arguments[0])
         _one_method(arguments[0], console)
     else:
@@ -195,7 +200,11 @@ def _one_method(name: str, console: Console) -> None:
     settings = fields(cast(Any, method))
     table = Table("setting", "default", "meaning", box=None, pad_edge=False)
     for f in settings:
-        table.add_row(f"--method.{f.name.replace('_', '-')}", _plain(getattr(method, f.name)), meaning.get(f.name, ""))
+        value, flag = getattr(method, f.name), f"--method.{f.name.replace('_', '-')}"
+        inner = fields(value) if hasattr(value, "__dataclass_fields__") else ()
+        table.add_row(flag if not inner else f"{flag}.*", "" if inner else _plain(value), meaning.get(f.name, ""))
+        for part in inner:
+            table.add_row(f"  {flag}.{part.name.replace('_', '-')}", _plain(getattr(value, part.name)), "")
     console.print(table if settings else "no settings of its own")
 
 

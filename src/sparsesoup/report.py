@@ -108,7 +108,7 @@ def _cost_bars(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     if not dense or show.is_dense(facts):
         return []
     rounds = len(geometric(0.2, facts["sparsity"]["asked"])) + 1
-    mine = {k: v["flops"] for k, v in show.costs(facts) if k != "validation" and v["flops"]}
+    mine = show.spent(facts)
     rows: list[tuple[str, dict[str, float]]] = [
         ("this run", mine), ("dense, estimated", {"strong": dense}),
         (f"IMP, {rounds} trainings, estimated", {"strong": dense, "search": (rounds - 1) * dense}),

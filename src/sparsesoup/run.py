@@ -3,23 +3,22 @@
 import contextlib
 import dataclasses
 import json
-import platform
+import os
 import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from rich.console import Console
 
 from sparsesoup import masks as algebra
 from sparsesoup.errors import UserError
-from sparsesoup.files import locked, remove, whole, write_json, write_text
+from sparsesoup.files import locked, make_folder, remove, whole, write_json, write_text
 from sparsesoup.hub.build import Opened, build, open_task, score_test
+from sparsesoup.hub.kinds import told
 from sparsesoup.hub.models import load_tokenizer, save_model
 from sparsesoup.journal import JOURNAL, Journal
 from sparsesoup.meter import Meter
@@ -28,8 +27,10 @@ from sparsesoup.methods.known import FromTicket
 from sparsesoup.problem import Problem
 from sparsesoup.recipe import Settings, dump, read
 from sparsesoup.report import write_report
+from sparsesoup.select import GROUPS
 from sparsesoup.shelf import Shelf
 from sparsesoup.show import read_report
+from sparsesoup.summary import machine, summary, versions
 from sparsesoup.teacher import taught
 from sparsesoup.ticket import Ticket, load_masks, save_masks
 from sparsesoup.watch import Watch
@@ -64,6 +65,10 @@ class Outside:
     def __post_init__(self) -> None:
         if not self.save_every >= 0:
             raise UserError(f"save_every is a number of seconds, 0 or more, got {self.save_every}")
+        if self.shelf is not None:
+            make_folder(self.shelf)
+            if not os.access(self.shelf, os.W_OK):
+                raise UserError(f"the shelf {self.shelf} cannot be written to; give another --shelf")
 
 
 def prune(settings: Settings, out: Path, outside: Outside) -> Run:
@@ -89,6 +94,7 @@ def prune(settings: Settings, out: Path, outside: Outside) -> Run:
             for state in _states(path):
                 remove(state)
             return Run(path, read_report(path))
+        _check_same(path, settings)  # another process may have begun it meanwhile
         try:
             if not (path / "run.yaml").exists():
                 write_text(path / "run.yaml", dump(settings))
@@ -145,6 +151,8 @@ def complete(settings: Settings) -> Settings:
         sparsity = 0.0
     elif sparsity is None and isinstance(settings.method, FromTicket) and settings.method.ticket:
         sparsity = algebra.sparsity(load_masks(Path(settings.method.ticket))[0])
+    elif sparsity is None and (scope := getattr(settings.method, "scope", "")) in GROUPS:
+        sparsity = 1 - GROUPS[scope][0] / GROUPS[scope][1]  # it fixes the sparsity
     elif sparsity is None:
         sparsity = SPARSITY
     return replace(settings, amount=replace(settings.amount, sparsity=sparsity))
@@ -163,14 +171,17 @@ def _work(settings: Settings, path: Path, out: Path, opened: Opened, outside: Ou
         if settings.train.distill.teacher:
             patient = replace(outside, patient=True)
             problem = taught(problem, settings, opened, lambda dense: prune(dense, out, patient))
+        watch.banner = f"{opened.source.name}: {told(opened.task)}"
         base = _base(problem, opened)
         _check_base(path / "stages" / "base.json", base)
-        problem = replace(problem, shelf=Shelf(outside.shelf, base | _surroundings(settings, problem)))
+        problem = replace(
+            problem, shelf=Shelf(outside.shelf, base | _surroundings(settings, problem) | problem.shelf.identity)
+        )
         if journal.resumed:
             outside.console.print(f"going on after {journal.resumed}", highlight=False)
         began = time.perf_counter()
         ticket = settings.method.run(problem, float(amount.sparsity or 0.0))
-        report = _summary(settings, problem, ticket, opened, time.perf_counter() - began)
+        report = summary(settings, problem, ticket, opened, time.perf_counter() - began)
         _save(path, settings, problem, ticket, report)
     finally:
         watch.close()
@@ -192,47 +203,11 @@ def _save(path: Path, settings: Settings, problem: Problem, ticket: Ticket, repo
     write_report(path)
 
 
-def _summary(settings: Settings, problem: Problem, ticket: Ticket, opened: Opened, seconds: float) -> dict[str, Any]:
-    targets = problem.targets
-    kept = {name: int(torch.count_nonzero(m)) for name, m in ticket.masks.items()}
-    return {
-        "format": 1,
-        "method": settings.name,
-        "settings": settings.to_dict(),
-        "model": settings.place.model,
-        "dataset": opened.source.name,
-        "dataset_fingerprint": opened.source.fingerprint,
-        "seed": settings.place.seed,
-        "steps": problem.steps,
-        "sparsity": {
-            "asked": settings.amount.sparsity,
-            "reached": ticket.sparsity,
-            "kept": algebra.kept(ticket.masks),
-            "total": algebra.total(ticket.masks),
-        },
-        "validation": ticket.metrics,
-        "test": None,
-        "cost": ticket.cost,
-        "seconds": seconds,
-        "matrices": [
-            {"name": n, "role": t.role, "shape": list(t.shape), "kept": kept[n], "total": ticket.masks[n].numel()}
-            for n, t in targets.items()
-        ],
-        "notes": ticket.notes,
-        "head": f"task head and what the checkpoint lacks: drawn from seed {settings.place.seed}; not pruned",
-        "train_rows": len(problem.train),
-        "validation_rows": len(problem.validation),
-        "command": settings.command(),
-        "versions": versions(),
-        "machine": machine(problem.accelerator.device),
-    }
-
-
 def _check_same(path: Path, settings: Settings) -> None:
     if not path.exists():
         return
     if not (path / "run.yaml").is_file():
-        if any(path.iterdir()):
+        if any(not entry.name.startswith(".") for entry in path.iterdir()):  # a lock, a file half written: of a kill
             raise UserError(f"{path} holds something that is no run (no run.yaml); give another --out or remove it")
         return
     try:
@@ -255,16 +230,6 @@ def _surroundings(settings: Settings, problem: Problem) -> dict[str, Any]:
     """What else decides the bits of a training: how rows are read, libraries, machine."""
     place = {k: v for k, v in dataclasses.asdict(settings.place).items() if k != "data_root"}
     return {"place": place, "versions": versions(), "machine": machine(problem.accelerator.device)}
-
-
-def versions() -> dict[str, str]:
-    """The libraries that decide a run's numbers."""
-    return {name: version(name) for name in ("sparsesoup", "torch", "transformers", "datasets")}
-
-
-def machine(device: object = "cpu") -> str:
-    """What a run ran on, as reports say it."""
-    return f"{platform.machine()}, {torch.get_num_threads()} threads, {device}"
 
 
 def _check_base(path: Path, base: dict[str, Any]) -> None:

@@ -126,17 +126,29 @@ def total(facts: Mapping[str, Any], but: str = "") -> dict[str, float]:
 def dense_flops(facts: Mapping[str, Any]) -> float:
     """FLOPs of T steps of this run's mean strong step, 0 if it made none: an estimate of a dense run.
 
-    Where a dense run was its teacher these are that run's: a step of the student has the teacher's answers in it.
+    Where a step has a teacher's answers in it, they are those of plain steps: measured, or its dense teacher's.
     """
+    if "dense_flops" in facts:
+        return float(facts["dense_flops"])
     nothing = {"steps": 0, "flops": 0}
     one = facts["cost"].get("teacher") or facts["cost"].get("strong", nothing)
     return float(facts["steps"] * one["flops"] / one["steps"]) if one["steps"] else 0.0
 
 
 def times_dense(facts: Mapping[str, Any]) -> float | None:
-    """Training FLOPs as a multiple of a dense run; validation, which every run has, is left out of both."""
+    """FLOPs as a multiple of a dense run; the last validation, which every run has, is left out of both."""
     dense = dense_flops(facts)
-    return total(facts, but="validation")["flops"] / dense if dense else None
+    return sum(spent(facts).values()) / dense if dense else None
+
+
+def spent(facts: Mapping[str, Any]) -> dict[str, float]:
+    """Label -> FLOPs, without one pass over the validation rows: what is left of these was spent on selecting."""
+    found = {label: float(cost["flops"]) for label, cost in costs(facts)}
+    rows, cost = facts.get("validation_rows"), facts["cost"].get("validation")
+    if cost:
+        passes = cost["examples"] / rows if rows else 1.0
+        found["validation"] *= max(0.0, 1 - 1 / passes) if passes else 0.0
+    return {label: flops for label, flops in found.items() if flops}
 
 
 def soup_stages(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -254,8 +266,8 @@ def _provenance(facts: Mapping[str, Any], run: Path) -> Table:
 
 
 def comparison(reports: list[dict[str, Any]]) -> Table:
-    """Runs side by side, a row each; FLOPs of training as a multiple of the first row's."""
-    spent = [total(facts, but="validation") for facts in reports]
+    """Runs side by side, a row each; FLOPs without the last validation, as a multiple of the first row's."""
+    rows = [(facts, total(facts, but="validation"), sum(spent(facts).values())) for facts in reports]
     metrics = {next(iter(facts["validation"])) for facts in reports}
     # One metric for all goes into the head of the column.
     unit = f" {metrics.pop()}" if len(metrics) == 1 else ""
@@ -263,7 +275,6 @@ def comparison(reports: list[dict[str, Any]]) -> Table:
     return _table(columns, [
         (facts["method"], percent(facts["sparsity"]["reached"]),
          first(facts["validation"]).replace(unit, ""), first(facts.get("test")).replace(unit, "") or "-",
-         f"{cost['steps']:,}", f"{cost['flops'] / spent[0]['flops']:.2f} x" if spent[0]["flops"] else "-",
-         f"{cost['seconds']:.1f}")
-        for facts, cost in zip(reports, spent, strict=True)
+         f"{cost['steps']:,}", f"{flops / rows[0][2]:.2f} x" if rows[0][2] else "-", f"{cost['seconds']:.1f}")
+        for facts, cost, flops in rows
     ])  # fmt: skip

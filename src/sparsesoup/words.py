@@ -1,8 +1,10 @@
 """Numbers and notes of a run in words, as the report and the terminal say them."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+FAR = 0.05  # sparsity by which gates may miss before it is worth a word
 Facts = Mapping[str, Any]
 
 
@@ -67,6 +69,22 @@ def taught(facts: Facts) -> list[str]:
         f"Taught by {who}: {percent(distill['hardness'])} of the loss is the distance from its answers at temperature "
         f"{distill['temperature']:g}, the rest is the labels'{hidden}. Its forward pass is part of every step's FLOPs."
     ]
+
+
+def warned(facts: Facts) -> list[str]:
+    """What a user ought to know at once, since the product may not be what was meant."""
+    alone, asked = facts["notes"].get("threshold_sparsity"), facts["sparsity"]["asked"]
+    found = []
+    if alone is not None and abs(alone - asked) > FAR:
+        found.append(
+            f"the gates alone closed {percent(alone)} of the weights where {percent(asked)} were asked for, and the "
+            f"rest of the mask was made by trimming: raise --steps, or set --method.score-rate or the penalty otherwise"
+        )
+    if facts["settings"]["train"]["batch_size"] > facts.get("train_rows", math.inf):
+        found.append(
+            f"the batches had {facts['train_rows']} rows, all there are, not {facts['settings']['train']['batch_size']}"
+        )
+    return found
 
 
 def shared(facts: Facts) -> list[str]:

@@ -10,7 +10,6 @@ from rich.console import Console
 
 from sparsesoup.errors import UserError
 from sparsesoup.files import locked, remove, whole, write_json, write_text
-from sparsesoup.run import machine, versions
 from sparsesoup.show import flat, read_report
 from sparsesoup.study.board import Board
 from sparsesoup.study.executors import Executor, InProcess
@@ -18,6 +17,7 @@ from sparsesoup.study.page import draw_page
 from sparsesoup.study.plan import Plan
 from sparsesoup.study.tables import Grid, Record, grid, latex, markdown
 from sparsesoup.study.work import KEPT, Job, read_record, records
+from sparsesoup.summary import machine, versions
 
 STUDIES = "studies"
 

@@ -1,0 +1,7 @@
+"""`python -m sparsesoup`: the command line."""
+
+import sys
+
+from sparsesoup.cli import main
+
+sys.exit(main())

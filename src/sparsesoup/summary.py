@@ -1,0 +1,81 @@
+"""What report.json says of a run, from its problem and its ticket."""
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from sparsesoup import masks as algebra
+from sparsesoup.hub.build import Opened
+from sparsesoup.meter import CountFlops
+from sparsesoup.methods import TABLE
+from sparsesoup.problem import Problem
+from sparsesoup.recipe import Settings
+from sparsesoup.ticket import Ticket
+
+
+def summary(settings: Settings, problem: Problem, ticket: Ticket, opened: Opened, seconds: float) -> dict[str, Any]:
+    """The facts of a finished run.
+
+    Args:
+        seconds: of wall-clock time since this process took it up.
+    """
+    targets = problem.targets
+    kept = {name: int(torch.count_nonzero(m)) for name, m in ticket.masks.items()}
+    return {
+        "format": 1,
+        "method": settings.name,
+        "settings": settings.to_dict(),
+        "model": settings.place.model,
+        "dataset": opened.source.name,
+        "dataset_fingerprint": opened.source.fingerprint,
+        "seed": settings.place.seed,
+        "steps": problem.steps,
+        "sparsity": {
+            "asked": settings.amount.sparsity,
+            "reached": ticket.sparsity,
+            "kept": algebra.kept(ticket.masks),
+            "total": algebra.total(ticket.masks),
+        },
+        "validation": ticket.metrics,
+        "test": None,
+        "cost": ticket.cost,
+        "seconds": seconds,
+        "matrices": [
+            {"name": n, "role": t.role, "shape": list(t.shape), "kept": kept[n], "total": ticket.masks[n].numel()}
+            for n, t in targets.items()
+        ],
+        "notes": ticket.notes,
+        **_plain_steps(settings, problem, ticket.cost),
+        "head": f"task head and what the checkpoint lacks: drawn from seed {settings.place.seed}; not pruned",
+        "train_rows": len(problem.train),
+        "validation_rows": len(problem.validation),
+        "command": settings.command(),
+        "versions": versions(),
+        "machine": machine(problem.accelerator.device),
+    }
+
+
+def _plain_steps(settings: Settings, problem: Problem, cost: dict[str, dict[str, float]]) -> dict[str, float]:
+    """`dense_flops`, where steps with a teacher in them do not tell what T plain ones take: from one plain step."""
+    strong = cost.get("strong")
+    if not strong or "teacher" in cost or (problem.objective is None and not TABLE[settings.name].taught):
+        return {}
+    indices = list(range(min(problem.training.batch_size, len(problem.train))))
+    batch, model = problem.train.batch(indices), problem.pretrained
+    with torch.random.fork_rng(), CountFlops() as count:
+        loss = problem.criterion(problem.predict(model, batch), batch)
+        torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
+    per_token = count.flops / problem.train.tokens(indices)[0]
+    return {"dense_flops": per_token * strong["tokens"] / strong["steps"] * problem.steps}
+
+
+def versions() -> dict[str, str]:
+    """The libraries that decide a run's numbers."""
+    return {name: version(name) for name in ("sparsesoup", "torch", "transformers", "datasets")}
+
+
+def machine(device: object = "cpu") -> str:
+    """What a run ran on, as reports say it."""
+    return f"{platform.machine()}, {torch.get_num_threads()} threads, {device}"
