@@ -116,7 +116,8 @@ def test_two_processes_give_the_same_bits_as_one(undisturbed, tmp_path):
 def begun(*more):
     environment = offline() | {"PYTHONPATH": os.pathsep.join(sys.path)}
     line = [sys.executable, "-m", "sparsesoup.cli", "compare", "--config", "small.yaml", "--threads", "1", *more]
-    return subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with open("said.txt", "w", encoding="utf-8") as said:
+        return subprocess.Popen(line, env=environment, stdout=said, stderr=subprocess.STDOUT)
 
 
 def children(pid):
@@ -155,11 +156,10 @@ def test_whatever_is_killed_the_table_is_that_of_an_undisturbed_study(undisturbe
         if victim == process.pid:
             process.wait(60)
             process = begun("--workers", str(workers))
-    output, _ = process.communicate(timeout=300)
-    while process.returncode != 0:
-        assert "failed" in output, output
+    for _ in range(3):  # a cell whose process was killed three times has failed, as it should
+        if process.wait(300) == 0 and not study()["failed"]:
+            break
         process = begun("--workers", str(workers), "--retry-failed")
-        output, _ = process.communicate(timeout=300)
     assert kills > 3
     found = study()
     assert found["failed"] == []

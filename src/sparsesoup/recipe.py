@@ -201,7 +201,7 @@ def _columns_as_list(arguments: list[str]) -> list[str]:
         flag, equals, value = argument.partition("=")
         if flag == "--text_columns":
             at, text = (i, value) if equals else (i + 1, done[i + 1] if i + 1 < len(done) else "")
-            if text and not text.startswith("["):
+            if text not in ("", "null") and not text.startswith("["):
                 done[at] = (f"{flag}=" if equals else "") + json.dumps(text.split(","))
     return done
 
