@@ -501,8 +501,8 @@ def test_groups_of_settings_are_told_by_their_fields(place, refused, tmp_path):
         [*line, "--train.distill", "teacher=dense"], "setting train.distill has fields", "--train.distill.teacher VALUE"
     )
     refused([*line, "--method.pattern", "4x4"], "has fields of its own (rows, cols); say --method.pattern.rows VALUE")
-    refused([*line, "--config"], "--config needs a file")
-    refused(["prune", "movement", "--config", "--out", tmp_path / "runs"], "--config needs a file")
+    refused([*line, "--config"], "--config needs a recipe")
+    refused(["prune", "movement", "--config", "--out", tmp_path / "runs"], "--config needs a recipe")
     refused(["methods", "isp", "imp"], "methods takes one name, got isp imp")
 
 

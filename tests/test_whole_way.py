@@ -512,9 +512,9 @@ def test_a_sparsity_that_leaves_no_weight_is_reached(place, tmp_path):
 def test_a_run_says_what_it_predicts_and_when_its_gates_missed(place, tmp_path, capsys):
     line = ["prune", "soft-movement", *flags_of(place, tmp_path, steps=40), "--train.optimizer", "sgd"]
     assert main([*line, "--method.score-rate", "0.5"]) == 0
-    said = capsys.readouterr().err
-    assert "reviews: 2 classes (" in said
-    assert "in column label from column text" in said
+    out, said = capsys.readouterr()
+    assert "task    reviews: 2 classes (" in out
+    assert "in column label from column text" in out
     assert "note: the gates alone closed 0.0 % of the weights where 70.0 % were asked for" in said
 
 

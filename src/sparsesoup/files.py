@@ -55,15 +55,17 @@ def locked(path: Path, patient: bool) -> IO[str]:
     return locked(path, patient)
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder and those above it.
+def make_folder(path: Path, flag: str = "--out") -> None:
+    """Make a folder and those above it; `flag` is what places it.
 
     Raises: UserError if something is in the way, or the place takes no folders.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError, FileNotFoundError, PermissionError) as error:
-        raise UserError(f"cannot make the folder {path}: {error.strerror} ({error.filename}); give another") from error
+        raise UserError(
+            f"cannot make the folder {path}: {error.strerror} ({error.filename}); give another {flag}"
+        ) from error
 
 
 def _flush(path: Path) -> None:

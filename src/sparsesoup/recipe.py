@@ -213,7 +213,7 @@ def _recipe(arguments: list[str]) -> dict[str, Any]:
         return {}
     path = Path(paths[-1])
     if not paths[-1] or paths[-1].startswith("--"):
-        raise UserError("--config needs a file, such as the run.yaml of a run")
+        raise UserError("--config needs a recipe, such as the run.yaml of a run")
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:

@@ -84,7 +84,8 @@ def _dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _origin(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Where the run comes from; what a report does not say is left out."""
-    keys = {"model": "model", "head": "head", "dataset": "dataset", "dataset_fingerprint": "data fingerprint",
+    keys = {"model": "model", "head": "head", "dataset": "dataset", "task": "task",
+            "dataset_fingerprint": "data fingerprint",
             "train_rows": "training rows", "validation_rows": "validation rows", "seed": "seed",
             "steps": "T, steps of one training", "machine": "machine"}  # fmt: skip
     told = {name: facts[key] for key, name in keys.items() if facts.get(key) is not None}

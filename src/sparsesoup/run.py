@@ -18,7 +18,6 @@ from sparsesoup import masks as algebra
 from sparsesoup.errors import UserError
 from sparsesoup.files import locked, make_folder, remove, whole, write_json, write_text
 from sparsesoup.hub.build import Opened, build, open_task, score_test
-from sparsesoup.hub.kinds import told
 from sparsesoup.hub.models import load_tokenizer, save_model
 from sparsesoup.journal import JOURNAL, Journal
 from sparsesoup.meter import Meter
@@ -66,7 +65,7 @@ class Outside:
         if not self.save_every >= 0:
             raise UserError(f"save_every is a number of seconds, 0 or more, got {self.save_every}")
         if self.shelf is not None:
-            make_folder(self.shelf)
+            make_folder(self.shelf, "--shelf")
             if not os.access(self.shelf, os.W_OK):
                 raise UserError(f"the shelf {self.shelf} cannot be written to; give another --shelf")
 
@@ -171,7 +170,6 @@ def _work(settings: Settings, path: Path, out: Path, opened: Opened, outside: Ou
         if settings.train.distill.teacher:
             patient = replace(outside, patient=True)
             problem = taught(problem, settings, opened, lambda dense: prune(dense, out, patient))
-        watch.banner = f"{opened.source.name}: {told(opened.task)}"
         base = _base(problem, opened)
         _check_base(path / "stages" / "base.json", base)
         problem = replace(

@@ -8,6 +8,7 @@ import torch
 
 from sparsesoup import masks as algebra
 from sparsesoup.hub.build import Opened
+from sparsesoup.hub.kinds import told
 from sparsesoup.meter import CountFlops
 from sparsesoup.methods import TABLE
 from sparsesoup.problem import Problem
@@ -29,6 +30,7 @@ def summary(settings: Settings, problem: Problem, ticket: Ticket, opened: Opened
         "settings": settings.to_dict(),
         "model": settings.place.model,
         "dataset": opened.source.name,
+        "task": told(opened.task),
         "dataset_fingerprint": opened.source.fingerprint,
         "seed": settings.place.seed,
         "steps": problem.steps,

@@ -18,7 +18,6 @@ class Watch:
 
     def __init__(self, log: Path | None, console: Console) -> None:
         self.log, self.console, self.piece = log, console, lambda: ""
-        self.banner = ""  # said once, when work begins: what is refused before that is told in one line
         self._label, self._at, self._until, self._said = "", 0, 0, time.monotonic()
         columns = (TextColumn("{task.description:<22}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
                    TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
@@ -36,9 +35,6 @@ class Watch:
 
     def begin(self, label: str, step: int, until: int) -> None:
         """A training, or a validation, from `step` to `until` begins."""
-        if self.banner:
-            self.console.print(self.banner, highlight=False, markup=False, soft_wrap=True)
-            self.banner = ""
         self._label, self._at, self._until = f"{self.piece() or ''} {label}".strip(), step, until
         if self._bars is not None and until > step:
             self._bars.start()
