@@ -19,9 +19,11 @@ from sparsesoup.hub.embedded import embedded_model
 from sparsesoup.hub.families import prunable
 from sparsesoup.hub.kinds import AnyTask, kind_of
 from sparsesoup.hub.online import answers
+from sparsesoup.hub.structure import Widths, narrow_, widths
 from sparsesoup.rng import fold
 
 EMBEDDED = "minilm"
+COMPACT, COMPACT_FORMAT = "compact_config", 1  # key of config.json with the widths of each layer
 
 
 def locate(model: str) -> str:
@@ -93,14 +95,56 @@ def _check_answers(model: str, options: Mapping[str, Any], loaded: PreTrainedMod
         )
 
 
-def load_as_saved(model: str) -> PreTrainedModel:
-    """The model in the class and precision that its checkpoint names, no head added."""
+def load_as_saved(model: str, state: Mapping[str, Tensor] | None = None) -> PreTrainedModel:
+    """The model in the class and precision that its checkpoint names, no head added.
+
+    Where config.json has `compact_config`, its layers get the widths that stand there.
+
+    Args:
+        model: Hub id or folder.
+        state: weights under the names of the files, to take instead of the folder's; then none may be missing.
+    Raises: UserError if there is no such model, or weights do not fit.
+    """
     options = _options(locate(model), False)
     with _reading(model):
         config = AutoConfig.from_pretrained(**options)
         name = (config.architectures or ["AutoModel"])[0]
         kind = getattr(transformers, name, transformers.AutoModel)
-        return kind.from_pretrained(**options, dtype="auto", use_safetensors=True)
+        compact = getattr(config, COMPACT, None)
+        given: dict[str, Any] = {"dtype": "auto", "use_safetensors": True, "output_loading_info": True}
+        if state is not None:
+            options = {"pretrained_model_name_or_path": None, "state_dict": dict(state)}
+        if compact is not None:
+            kind = _narrowed(kind, compact)
+        loaded, found = kind.from_pretrained(**options, config=config, **given)
+    if lacking := found["missing_keys"] if state is not None or compact is not None else ():
+        raise UserError(f"the weights of model {model!r} lack {min(lacking)}, which its config.json asks for")
+    # The class that narrows is of use while the weights come in; the model is to be the stock one, which pickles.
+    loaded.__class__ = kind.__bases__[0] if compact is not None else loaded.__class__
+    return loaded
+
+
+def _narrowed(kind: Any, compact: Any) -> Any:
+    """A class whose models have the widths of `compact_config` before their weights come."""
+    table = compact.get("layers") if isinstance(compact, dict) else None
+    if not issubclass(kind, PreTrainedModel) or not isinstance(table, dict) or compact.get("format") != COMPACT_FORMAT:
+        raise UserError(
+            f"config.json has a {COMPACT} that cannot be read: expected format {COMPACT_FORMAT}, a table of layers and "
+            f"a class of transformers under architectures; take the file as it was exported"
+        )
+
+    def __init__(self: Any, config: Any, *inputs: Any, **more: Any) -> None:
+        kind.__init__(self, config, *inputs, **more)
+        narrow_(self, table)
+
+    return type(kind.__name__, (kind,), {"__init__": __init__, "__module__": kind.__module__})
+
+
+def config_says(kind: Any, config: Any, wanted: Widths) -> bool:
+    """Whether a stock class makes layers of these widths from a config."""
+    with torch.device("meta"), quiet(), contextlib.suppress(ValueError):  # heads that do not divide the hidden size
+        return widths(kind(config)) == wanted
+    return False
 
 
 def load_tokenizer(model: str, remote_code: bool = False) -> Any:

@@ -1,0 +1,54 @@
+"""Inputs that a model takes, drawn at random: to compare two models, or to trace one."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsesoup.errors import UserError
+from sparsesoup.rng import generator
+
+
+def sample(model: Any, rows: int = 2, length: int = 8, seed: int = 0) -> dict[str, Tensor]:
+    """A batch of random inputs for a model of texts, of images or of both.
+
+    Args:
+        model: any model of transformers that takes `input_ids` or `pixel_values`.
+        rows: how many texts or images.
+        length: tokens of a text; the last two of the first row are padding.
+        seed: of what is drawn.
+    Returns: `input_ids` and `attention_mask` [rows, length], `pixel_values` [rows, channels, side, side], as it takes.
+    Raises: UserError if it takes neither.
+    """
+    draw, found, kind = generator(seed, "sample"), {}, str(model.config.model_type)
+    text, image = _parts(model)
+    if text is not None:
+        ids = torch.randint(0, text.vocab_size, (rows, length), generator=draw)
+        mask = torch.ones_like(ids)
+        mask[0, -2:] = 0
+        found = {"input_ids": ids, "attention_mask": mask}
+    if image is not None:
+        side = image.image_size if isinstance(image.image_size, int) else image.image_size[0]
+        shape = (rows, image.num_channels, side, side)
+        found["pixel_values"] = torch.randn(shape, generator=draw).to(model.dtype)
+    if not found:
+        raise UserError(f"{type(model).__name__} (model type {kind}) takes neither texts nor images")
+    return {name: t.to(model.device) for name, t in found.items()}
+
+
+def _parts(model: Any) -> tuple[Any, Any]:
+    """(config of the part that reads text, of the one that sees images), None where there is none."""
+    config, name = model.config, model.main_input_name
+    text, image = getattr(config, "text_config", None), getattr(config, "vision_config", None)
+    if text is not None and image is not None:
+        # CLIP's image classifier has the config of both towers and only one of them.
+        return (text if hasattr(model, "text_model") else None), image
+    return (config if name == "input_ids" else None), (config if name == "pixel_values" else None)
+
+
+@torch.no_grad()
+def answers(model: Any, batch: Mapping[str, Tensor]) -> list[Tensor]:
+    """The tensors that a model answers with."""
+    outputs = model(**batch, return_dict=True)
+    return [value for value in outputs.values() if isinstance(value, Tensor) and value.is_floating_point()]
