@@ -15,9 +15,10 @@ FLOORS: list[set[str]] = [
     {"train", "common", "hold", "objectives"},
     {"scores", "gates", "soups"},
     {"methods"},
-    {"hub", "export"},
+    {"hub", "exports"},
     {
         "parser",
+        "exporting",
         "recipe",
         "summary",
         "python",

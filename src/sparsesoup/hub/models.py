@@ -19,7 +19,7 @@ from sparsesoup.hub.embedded import embedded_model
 from sparsesoup.hub.families import prunable
 from sparsesoup.hub.kinds import AnyTask, kind_of
 from sparsesoup.hub.online import answers
-from sparsesoup.hub.structure import Widths, narrow_, widths
+from sparsesoup.hub.structure import narrow_
 from sparsesoup.rng import fold
 
 EMBEDDED = "minilm"
@@ -140,10 +140,10 @@ def _narrowed(kind: Any, compact: Any) -> Any:
     return type(kind.__name__, (kind,), {"__init__": __init__, "__module__": kind.__module__})
 
 
-def config_says(kind: Any, config: Any, wanted: Widths) -> bool:
-    """Whether a stock class makes layers of these widths from a config."""
+def makes(kind: Any, config: Any, wanted: Mapping[str, Tensor]) -> bool:
+    """Whether a stock class makes just these parameters from a config."""
     with torch.device("meta"), quiet(), contextlib.suppress(ValueError):  # heads that do not divide the hidden size
-        return widths(kind(config)) == wanted
+        return {n: p.shape for n, p in kind(config).named_parameters()} == {n: p.shape for n, p in wanted.items()}
     return False
 
 

@@ -1,0 +1,1 @@
+"""Exports: the forms in which a pruned model is handed on."""

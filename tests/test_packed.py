@@ -1,0 +1,189 @@
+"""Packed weights come back to the bit, and what was changed on the way is refused by its name."""
+
+import json
+import re
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from conftest import same
+from sparsesoup.errors import UserError
+from sparsesoup.exports import coding
+from sparsesoup.rng import generator
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def weights(shape: tuple[int, ...], sparsity: float, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    draw = generator(seed, "weights")
+    dense = torch.randn(shape, generator=draw)
+    return (dense * (torch.rand(shape, generator=draw) >= sparsity)).abs().to(dtype) * dense.sign().to(dtype)
+
+
+def written(folder: Path, table: dict[str, torch.Tensor], zstd: bool = False) -> Path:
+    folder.mkdir(exist_ok=True)
+    coding.write(folder / coding.FILE, [(name, *coding.encode(name, t, None, zstd)) for name, t in table.items()])
+    return folder
+
+
+@given(
+    shape=st.lists(st.integers(0, 9), min_size=0, max_size=3).map(tuple), sparsity=st.sampled_from([0, 0.3, 0.9, 1]),
+    dtype=st.sampled_from(FLOATS), zstd=st.booleans(), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_unpacking_gives_back_every_bit_whatever_the_shape_type_and_sparsity(shape, sparsity, dtype, zstd, seed):
+    before = weights(shape, sparsity, dtype, seed)
+    entry, parts = coding.encode("w", before, None, zstd)
+    after = coding.decode("w", entry, {name.partition("|")[2]: t for name, t in parts.items()})
+    assert same({"w": before}, {"w": after})
+
+
+def test_minus_zero_and_not_a_number_and_integers_keep_their_bits(tmp_path):
+    strange = torch.zeros(64)
+    strange[3], strange[4], strange[5] = -0.0, float("nan"), float("inf")
+    table = {"strange": strange, "counts": torch.tensor([0, 0, 7, 0] * 9), "yes": torch.tensor([True] + [False] * 99),
+             "turned": weights((30, 20), 0.9).T, "part": weights((30, 20), 0.9)[::2, 1:]}  # fmt: skip
+    folder = written(tmp_path, table)
+    assert same(table, dict(coding.read(folder)))
+    assert {key.rpartition("|")[2] for key in load_file(folder / coding.FILE)} == {"bits", "values"}
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(None, 0.14), (torch.bfloat16, 0.085)])
+def test_matrices_at_ninety_percent_take_the_promised_share_of_their_float32_size(dtype, bound):
+    matrix = torch.zeros(1000 * 1000)
+    matrix[torch.randperm(10**6, generator=generator(0, "kept"))[:100_000]] = 0.5
+    _, parts = coding.encode("w", matrix.view(1000, 1000), dtype)
+    assert sum(t.nbytes for t in parts.values()) / matrix.nbytes <= bound
+    _, squeezed = coding.encode("w", matrix.view(1000, 1000), dtype, zstd=True)
+    assert sum(t.nbytes for t in squeezed.values()) < 0.9 * sum(t.nbytes for t in parts.values())
+
+
+def test_rounded_values_come_back_in_their_own_type_rounded_as_torch_does():
+    before = weights((40, 30), 0.8)
+    entry, parts = coding.encode("w", before, torch.bfloat16)
+    after = coding.decode("w", entry, {name.partition("|")[2]: t for name, t in parts.items()})
+    assert same({"w": before.bfloat16().float()}, {"w": after})
+
+
+def test_a_matrix_without_enough_zeros_is_kept_whole():
+    _, parts = coding.encode("w", weights((40, 30), 0.01))
+    assert [*parts] == ["w|whole"]
+
+
+def test_the_same_weights_are_the_same_bytes(tmp_path):
+    table = {f"w{i}": weights((40, 30), 0.8, seed=i) for i in range(5)}
+    one, other = (written(tmp_path / name, table, True) / coding.FILE for name in ("one", "other"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return written(tmp_path / "packed", {f"layer.{i}.weight": weights((40, 30), 0.8, seed=i) for i in range(3)})
+
+
+def offsets(path: Path) -> list[tuple[int, int, str]]:
+    """(where it begins, where it ends, whose it is) of every part in the file, read by hand."""
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = {key: row["data_offsets"] for key, row in json.loads(data[8 : 8 + length]).items() if key[0] != "_"}
+    return sorted((8 + length + low, 8 + length + high, key.rpartition("|")[0]) for key, (low, high) in header.items())
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_an_edited_byte_is_refused_with_the_name_of_its_tensor(folder, number):
+    path = folder / coding.FILE
+    data, (low, high, name) = bytearray(path.read_bytes()), offsets(path)[number]
+    data[(low + high) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=rf"damaged file .*packed\.safetensors: the bytes of {re.escape(name)} are not"):
+        dict(coding.read(folder))
+
+
+@settings(max_examples=60)
+@given(share=st.floats(0, 0.999), zstd=st.booleans())
+def test_a_truncated_file_is_refused_with_the_name_of_the_tensor_it_ends_in(tmp_path_factory, share, zstd):
+    folder = tmp_path_factory.mktemp("cut")
+    written(folder, {f"layer.{i}.weight": weights((40, 30), 0.8, seed=i) for i in range(3)}, zstd)
+    path = folder / coding.FILE
+    where, data = offsets(path), path.read_bytes()
+    cut = int(share * len(data))
+    path.write_bytes(data[:cut])
+    with pytest.raises(UserError, match="damaged file") as caught:
+        dict(coding.read(folder))
+    ends_in = [f"it ends within {name}" for low, high, name in where if low <= cut < high]
+    assert (ends_in or ["its header is cut off"])[0] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def rewritten(folder: Path, change) -> None:
+    """The file with its table and its parts changed, as a well-formed safetensors file."""
+    path = folder / coding.FILE
+    parts = load_file(path)
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["sparsesoup"])
+    change(header, parts)
+    save_file(parts, path, metadata={"sparsesoup": json.dumps(header)})
+
+
+def shape(header, parts):
+    header["tensors"]["layer.1.weight"]["shape"] = [30, 40]
+
+
+def swap(header, parts):
+    parts["layer.0.weight|values"], parts["layer.1.weight|values"] = (
+        parts["layer.1.weight|values"], parts["layer.0.weight|values"])  # fmt: skip
+
+
+def lose(header, parts):
+    del parts["layer.1.weight|values"]
+
+
+def lose_all(header, parts):
+    del parts["layer.1.weight|values"], parts["layer.1.weight|bits"]
+
+
+def stranger(header, parts):
+    parts["layer.9.weight|whole"] = torch.ones(3)
+
+
+def older(header, parts):
+    header["format"] = 0
+
+
+def bare(header, parts):
+    header["tensors"]["layer.1.weight"] = 3
+
+
+CHANGES = {
+    shape: r"the bytes of layer\.1\.weight", swap: r"the bytes of layer\.0\.weight", lose: r"layer\.1\.weight",
+    lose_all: r"layer\.1\.weight", stranger: r"layer\.9\.weight", older: "has format 0; this version reads 1",
+    bare: "damaged file",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_table_is_refused(folder, change):
+    rewritten(folder, change)
+    with pytest.raises(UserError, match=CHANGES[change]):
+        dict(coding.read(folder))
+
+
+def test_bytes_behind_the_last_tensor_and_no_file_at_all_are_refused(folder, tmp_path):
+    with open(folder / coding.FILE, "ab") as file:
+        file.write(b"more")
+    with pytest.raises(UserError, match="bytes follow its last tensor"):
+        dict(coding.read(folder))
+    with pytest.raises(
+        UserError, match=r"no .*packed\.safetensors: give a folder that `sparsesoup export --to packed`"
+    ):
+        dict(coding.read(tmp_path / "nowhere"))
+
+
+def test_a_type_that_is_not_known_is_refused_by_name():
+    with pytest.raises(UserError, match=r"w has type torch\.complex64, which is not packed; allowed: float64"):
+        coding.encode("w", torch.zeros(3, dtype=torch.complex64))
