@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsesoup import recipe
+from sparsesoup import exporting, recipe
 from sparsesoup.cli import _run
 from sparsesoup.run import complete
 from sparsesoup.study.command import parser
@@ -64,11 +64,13 @@ def test_python_in_the_documents_compiles_and_imports_what_there_is(code):
 @pytest.mark.parametrize("line", commands())
 def test_command_lines_in_the_documents_parse(line):
     words = shlex.split(line, comments=True)[1:]
-    if words[0] == "prune" and "--help" not in words:
-        recipe.read([word for word in words[1:] if word != "METHOD"])
-    elif words[0] == "prune":
+    if "--help" in words and words[0] in ("prune", "export"):
         with pytest.raises(SystemExit):
-            _run("prune", words[1:])
+            _run(words[0], words[1:])
+    elif words[0] == "prune":
+        recipe.read([word for word in words[1:] if word != "METHOD"])
+    elif words[0] == "export":
+        exporting.read(words[1:])
     elif words[0] == "compare":
         parser().parse_args(words[1:])
     else:

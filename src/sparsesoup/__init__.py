@@ -7,15 +7,19 @@
 
 from typing import Any
 
-__all__ = ["SparsityCallback", "hold_zeros", "prune", "score_on_test"]
+__all__ = ["SparsityCallback", "export", "hold_zeros", "load_compact", "load_packed", "prune", "score_on_test"]
 
 
 def __getattr__(name: str) -> Any:
     # transformers takes a second to import, which `import sparsesoup.masks` should not pay.
-    if name in ("prune", "score_on_test"):
+    if name in ("export", "prune", "score_on_test"):
         import sparsesoup.python
 
         return getattr(sparsesoup.python, name)
+    if name in ("load_compact", "load_packed"):
+        import sparsesoup.exports
+
+        return getattr(sparsesoup.exports, name)
     if name == "SparsityCallback":
         from sparsesoup.hub.callback import SparsityCallback
 

@@ -1,4 +1,4 @@
-"""The command line: prune, test, show, methods, apply, compare."""
+"""The command line: prune, test, show, methods, apply, export, compare."""
 
 import errno
 import os
@@ -23,6 +23,7 @@ USAGE = """sparsesoup: lottery-ticket-quality sparse subnetworks of pre-trained 
   sparsesoup show RUN     sparsity by matrix, cost by label, agreement, where it came from
   sparsesoup methods [NAME]                      the table; one method with its settings, defaults, source
   sparsesoup apply TICKET --model M --out DIR    the mask alone makes any copy of the base model sparse
+  sparsesoup export RUN --to FORMAT --out DIR    another form: dense, packed (small), compact (small and fast)
 
   sparsesoup compare --config study.yaml [--workers N] | RUN RUN ...
                           many methods, sparsities, seeds and datasets as one resumable study: a table and a page
@@ -73,6 +74,7 @@ def _run(command: str, arguments: list[str]) -> int:
         "show": _show,
         "methods": _methods,
         "apply": _apply,
+        "export": _export,
         "compare": _compare,
     }
     if command not in commands:
@@ -126,6 +128,16 @@ def _apply(arguments: list[str]) -> None:
     options = _options("apply", "Make a copy of the base model sparse by a ticket's masks.", arguments, apply=True)
     kept, total = apply(options.RUN, options.model, options.out, options.other_weights)
     print(f"{kept} of {total} prunable weights kept; model written to {options.out}")
+
+
+def _export(arguments: list[str]) -> None:
+    from sparsesoup.exporting import read, show
+    from sparsesoup.exports import export
+
+    run, to, out, settings = read(arguments)
+    written = export(run, to, out, settings)
+    show(written.facts, Console())
+    print(f"{to:7} {written.path}")
 
 
 def _compare(arguments: list[str]) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from sparsesoup import run
+from sparsesoup import exports, run
 from sparsesoup.recipe import from_table
 
 
@@ -35,6 +35,20 @@ def prune(
     table = {**settings, "method": method or {}, "train": train or {}}
     console = Console(stderr=True, quiet=not progress)
     return run.prune(from_table(name, table), Path(out), run.Outside(console, shelf=Path(shelf) if shelf else None))
+
+
+def export(path: str | Path, to: str, out: str | Path, **settings: Any) -> exports.Export:
+    """Write a pruned model in another form; what `sparsesoup export RUN --to FORMAT --out DIR` does.
+
+    Args:
+        path: run directory, model folder with `pruning/`, or another export.
+        to: dense, packed or compact.
+        out: folder to write; an earlier export there is replaced, anything else refused.
+        settings: those of the format, such as dtype="bf16" of packed.
+    Returns: the export: `path` of its folder and `facts`, what its export.json says.
+    Raises: UserError for bad input; then nothing is written.
+    """
+    return exports.export(Path(path), to, Path(out), settings)
 
 
 def score_on_test(path: str | Path) -> dict[str, Any]:

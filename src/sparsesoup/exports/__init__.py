@@ -1,1 +1,107 @@
-"""Exports: the forms in which a pruned model is handed on."""
+"""Exports: the forms in which a pruned model is handed on. A form is a module here and a row in `FORMATS`."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from sparsesoup.errors import UserError
+from sparsesoup.exports.compact import Compact, load_compact
+from sparsesoup.exports.dense import Dense
+from sparsesoup.exports.packed import Packed, load_packed
+from sparsesoup.exports.product import Format, told
+from sparsesoup.exports.source import open_source
+from sparsesoup.files import whole, write_json
+
+__all__ = ["FORMATS", "Export", "Row", "export", "load_compact", "load_packed"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table of formats.
+
+    Args:
+        format: its dataclass, whose fields are the flags of the command line.
+        summary: what it is, in a few words.
+        gain: what the user has of it.
+    """
+
+    format: type[Any]
+    summary: str
+    gain: str
+
+
+FORMATS = {
+    "dense": Row(Dense, "the stock folder, pruned weights zero", "loads everywhere; neither smaller nor faster"),
+    "packed": Row(Packed, "one bit a weight and the values left", "small on the disk; unpacked to be used"),
+    "compact": Row(Compact, "heads and feed-forward units without weights cut out", "smaller and faster everywhere"),
+}
+
+
+@dataclass(frozen=True)
+class Export:
+    """An export's folder and what its export.json says."""
+
+    path: Path
+    facts: dict[str, Any]
+
+
+def format_named(name: str, settings: Mapping[str, Any]) -> Format:
+    """The format of a name with these settings.
+
+    Raises: UserError for an unknown name or a setting that it does not have.
+    """
+    if name not in FORMATS:
+        raise UserError(f"unknown format {name!r}; allowed: {', '.join(FORMATS)}")
+    known = [f.name for f in fields(FORMATS[name].format)]
+    for key in settings:
+        if key not in known:
+            raise UserError(f"format {name} has no setting {key!r}; it has {', '.join(known) or 'none'}")
+    made: Format = FORMATS[name].format(**settings)
+    return made
+
+
+def export(run: Path, to: str, out: Path, settings: Mapping[str, Any] | None = None) -> Export:
+    """Write a pruned model in another form.
+
+    Args:
+        run: run directory, model folder with `pruning/`, or another export.
+        to: name of the format.
+        out: folder to write: one that does not exist or is empty, or an earlier export, which it takes the place of.
+        settings: those of the format that differ from their defaults.
+    Raises: UserError for bad input; then nothing is written.
+    """
+    format, source = format_named(to, settings or {}), open_source(run)
+    _check_out(out, source.folder)
+    before, product = source.size(), format.make(source)
+    with whole(out) as temporary:
+        temporary.mkdir()
+        product.save(temporary)
+        files = sorted(str(p.relative_to(temporary)) for p in temporary.rglob("*") if p.is_file())
+        weights = sum((temporary / f).stat().st_size for f in files if f.endswith(WEIGHTS) and "/" not in f)
+        product = replace(product, size=replace(product.size, weights=weights))
+        facts = told(to, {f.name: getattr(format, f.name) for f in fields(format)}, source, before, product)  # type: ignore[arg-type]
+        write_json(temporary / "export.json", {**facts, "files": [*files, "export.json"]})
+    return Export(out, facts)
+
+
+WEIGHTS = (".safetensors", ".onnx", ".bin")  # endings of files that hold weights
+
+
+def _check_out(out: Path, source: Path) -> None:
+    """UserError unless `out` is free, or holds an earlier export and nothing else."""
+    here, there = out.resolve(), source.resolve()
+    if here == there or here in there.parents:
+        raise UserError(f"--out {out} holds the model that is exported; give another folder")
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        listed = set(json.loads((out / "export.json").read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        listed = set()
+    other = [str(p.relative_to(out)) for p in out.rglob("*") if p.is_file() and str(p.relative_to(out)) not in listed]
+    if other or not listed:
+        raise UserError(
+            f"--out {out} holds something else ({min(other, default=out.name)}); give a folder that does not exist"
+        )

@@ -1,0 +1,221 @@
+"""Heads and feed-forward units that are gone, cut out for good: the one export that every machine runs faster."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsesoup.errors import UserError
+from sparsesoup.exports.product import Product
+from sparsesoup.exports.source import Source, own_masks, size_of
+from sparsesoup.hub.models import COMPACT, COMPACT_FORMAT, load_as_saved, makes, quiet
+from sparsesoup.hub.sample import answers, sample
+from sparsesoup.hub.structure import Layer, Widths, cut_, layers, widths
+from sparsesoup.ticket import save_masks
+
+# How far outputs may lie from those of the masked model, as a share of the largest. Rounding gives 1e-6 in float32, and
+# in float64 too where the code takes a softmax in float32; a wrong cut gives 1e-1.
+CLOSE, CLOSE_IN_HALF = 1e-3, 1e-1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compact:
+    """Attention heads and feed-forward units without weights are removed; what they still add goes into a bias.
+
+    Args:
+        stock: cut no more than stock classes understand: all heads stay, and in each layer as many units as the
+            fullest one needs.
+    """
+
+    stock: bool = False
+
+    def make(self, source: Source) -> Product:
+        """The narrow model, compared with the masked one on random inputs."""
+        layers(source.model)  # which refuses an unknown family before anything is copied
+        before, batch = widths(source.model), sample(source.model)
+        plan = {layer.name: left(layer) for layer in layers(source.model)}
+        _check_gain(plan, source)
+        if self.stock:
+            plan = _evened(plan)
+        model = copy.deepcopy(source.model)
+        for layer in layers(model):
+            remove_(layer, plan[layer.name])
+        difference = _compared(source.model, model, batch)
+        told = _tell_config(model)
+        state = dict(model.named_parameters())
+
+        def save(folder: Path) -> None:
+            source.copy_beside(folder, config=False)
+            with quiet():
+                model.save_pretrained(folder)
+            if masks := own_masks(model):
+                # Its base model has other shapes now, so where the masks were drawn from is no help any more.
+                save_masks(folder / "pruning", masks, {k: v for k, v in source.facts.items() if k != "origin"})
+
+        kind = type(model).__name__
+        return Product(
+            save=save,
+            size=size_of(state.items(), 0),
+            layers=_rows(before, widths(model)),
+            load="sparsesoup.load_compact(folder)" if told else f"transformers.{kind}.from_pretrained(folder)",
+            notes=_notes(before, widths(model), told),
+            facts={"largest_difference": difference, "stock": not told},
+        )
+
+
+@dataclass(frozen=True)
+class Left:
+    """What of a layer stays.
+
+    Args:
+        heads: bool [heads], True = stays.
+        units: bool [units], True = stays.
+    """
+
+    heads: Tensor
+    units: Tensor
+
+    @property
+    def all(self) -> bool:
+        """Whether nothing goes."""
+        return bool(self.heads.all() and self.units.all())
+
+
+def left(layer: Layer) -> Left:
+    """The heads and units that do something which no bias could do in their place.
+
+    A feature of a head is dead when its row of V is zero (then it is its bias, whatever the attention looks at, since
+    that sums to one) or its column of the output map is; a head is gone when all its features are dead. A unit is gone
+    when its row of the map up is zero (then it is the activation of its bias) or its column of the map down is.
+    """
+    features = _alive(layer, "value", "output")
+    return Left(features.view(layer.heads, layer.size).any(dim=1), _alive(layer, "up", "down"))
+
+
+def _alive(layer: Layer, into: str, out_of: str) -> Tensor:
+    """Which features between two linear maps have a weight on both sides."""
+    first, second = layer.part(into).weight.detach(), layer.part(out_of).weight.detach()
+    return ((first != 0).any(dim=1) & (second != 0).any(dim=0)).cpu()
+
+
+def remove_(layer: Layer, stays: Left) -> None:
+    """Cut a layer down to what stays; what the rest still adds moves into the biases behind it."""
+    features = stays.heads.repeat_interleave(layer.size)
+    _fold(layer, "value", "output", features, lambda bias: bias)
+    _fold(layer, "up", "down", stays.units, layer.part("activation"))
+    cut_(layer, stays.heads.nonzero().flatten(), stays.units.nonzero().flatten())
+
+
+@torch.no_grad()
+def _fold(layer: Layer, into: str, out_of: str, stays: Tensor, through: Any) -> None:
+    """Add to the bias of a map what the features that go have as constants, in float64."""
+    first, second = layer.part(into), layer.part(out_of)
+    gone = ~stays.to(second.weight.device)
+    if not gone.any():
+        return
+    bias = torch.zeros(len(gone), dtype=torch.float64) if first.bias is None else first.bias.double()
+    constant = second.weight[:, gone].double() @ through(bias.to(second.weight.device))[gone]
+    if second.bias is None:
+        second.bias = torch.nn.Parameter(torch.zeros_like(second.weight[:, 0]))
+    second.bias.copy_((second.bias.double() + constant).to(second.bias.dtype))
+
+
+def _evened(plan: dict[str, Left]) -> dict[str, Left]:
+    """All heads, and in each layer as many units as the fullest one needs: dead ones fill up the others."""
+    most = max(1, *(int(stays.units.sum()) for stays in plan.values()))
+    found = {}
+    for name, stays in plan.items():
+        # A stable sort by need: needed units first, the first of the others next.
+        order = (~stays.units).int().argsort(stable=True)[:most]
+        units = torch.zeros_like(stays.units).index_fill(0, order, True)
+        found[name] = Left(torch.ones_like(stays.heads), units)
+    if all(stays.all for stays in found.values()):
+        raise UserError(
+            f"nothing to compact under --stock: all heads stay there, and a layer needs all of its {most} feed-forward "
+            f"units, so that no layer may have fewer; leave --stock out"
+        )
+    return found
+
+
+def _check_gain(plan: dict[str, Left], source: Source) -> None:
+    """UserError where nothing would be cut."""
+    if not all(stays.all for stays in plan.values()):
+        return
+    heads, units = (sum(getattr(stays, key).numel() for stays in plan.values()) for key in ("heads", "units"))
+    raise UserError(
+        f"nothing to compact in {source.folder}: all {heads} heads and {units} feed-forward units have weights left; "
+        f"prune in groups that can be cut out, `sparsesoup prune hybrid-movement`, or take --to packed"
+    )
+
+
+@torch.no_grad()
+def _compared(masked: Any, narrow: Any, batch: dict[str, Tensor]) -> float:
+    """The largest difference of outputs on random inputs; UserError if it is more than rounding."""
+    one, other = answers(masked, batch), answers(narrow, batch)
+    pairs = [(a.double(), b.double()) for a, b in zip(one, other, strict=True)]
+    difference = max(float((a - b).abs().max()) for a, b in pairs)
+    largest = max(float(a.abs().max()) for a, _ in pairs)
+    close = CLOSE if masked.dtype.itemsize >= 4 else CLOSE_IN_HALF
+    if not difference <= close * max(largest, 1.0):
+        raise UserError(
+            f"the compact model answers otherwise than the masked one, by {difference:.3g} of {largest:.3g}; this "
+            f"version of transformers computes {type(masked).__name__} in a way not known here; export it --to packed"
+        )
+    return difference
+
+
+def _tell_config(model: Any) -> Widths:
+    """Write the widths into the model's config: by stock keys if the stock class understands them, else our own.
+
+    Returns: the widths that stand there under our key, none for a stock model.
+    """
+    wanted, layout = widths(model), layers(model)[0].layout
+    if hasattr(model.config, COMPACT):
+        delattr(model.config, COMPACT)
+    stock, first = copy.deepcopy(model.config), next(iter(wanted.values()))
+    if all(row == first for row in wanted.values()) and first["heads"] and first["units"]:
+        setattr(stock, layout.units, first["units"])
+        if first["heads"] != getattr(stock, "num_attention_heads", None):
+            stock.num_attention_heads, stock.head_dim = first["heads"], layers(model)[0].size
+        # All shapes, not the numbers alone: a class that divides the hidden size makes two heads of 8 from two of 4.
+        if makes(type(model), stock, dict(model.named_parameters())):
+            model.config = stock
+            return {}
+    setattr(model.config, COMPACT, {"format": COMPACT_FORMAT, "layers": wanted})
+    return wanted
+
+
+def _rows(before: Widths, after: Widths) -> list[dict[str, Any]]:
+    return [
+        {"layer": layer, **{key: [row[key], after[layer][key]] for key in ("heads", "units")}}
+        for layer, row in before.items()
+    ]
+
+
+def _notes(before: Widths, after: Widths, told: Widths) -> tuple[str, ...]:
+    sums = {key: [sum(row[key] for row in table.values()) for table in (before, after)] for key in ("heads", "units")}
+    parts = [f"{key}: {a:,} of {b:,} left" for key, (b, a) in sums.items()]
+    more = (
+        ["its layers differ in width, which stock classes do not know; --stock keeps to what they do"] if told else []
+    )
+    return (", ".join(parts), *more)
+
+
+def load_compact(folder: str | Path) -> Any:
+    """A compact model: the stock class of transformers, its layers as narrow as config.json says.
+
+    It can be trained, saved with `save_pretrained` and loaded again by this function.
+
+    Args:
+        folder: what `sparsesoup export --to compact` wrote.
+    Returns: the model, in evaluation mode.
+    Raises: UserError if there is none or its weights do not fit its config.json.
+
+    >>> model = load_compact("compact-model")  # doctest: +SKIP
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise UserError(f"no model at {folder}: give a folder that `sparsesoup export --to compact` wrote")
+    return load_as_saved(str(folder)).eval()

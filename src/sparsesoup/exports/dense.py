@@ -1,0 +1,66 @@
+"""The stock directory, pruned weights zero in it."""
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sparsesoup.exports.product import Product
+from sparsesoup.exports.source import WEIGHTS, Source, in_encoder, own_masks
+from sparsesoup.targets import block_of
+from sparsesoup.ticket import save_masks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense:
+    """The folder that `from_pretrained` of transformers loads, pruned weights exactly zero, its masks beside it."""
+
+    def make(self, source: Source) -> Product:
+        """Checked: what the masks prune is zero."""
+        masks = source.masks or own_masks(source.model)
+        facts = {k: v for k, v in source.facts.items() if k not in ("kept", "total", "format")}
+        _ = source.model  # which is refused where its weights are not those of its masks
+
+        def save(folder: Path) -> None:
+            source.copy_beside(folder)
+            if source.packed:
+                save_file(dict(source.tensors()), folder / WEIGHTS, metadata={"format": "pt"})
+            for path in [] if source.packed else source.files_and_index():
+                shutil.copyfile(path, folder / path.name)
+            save_masks(folder / "pruning", masks, facts)
+
+        return Product(
+            save=save,
+            size=replace(source.size(), weights=0),
+            layers=kept_by_layer(source.tensors()),
+            load=loading(source),
+            notes=("zeros alone make a model neither smaller nor faster: see --to packed and --to compact",),
+        )
+
+
+def kept_by_layer(tensors: Iterable[tuple[str, Tensor]]) -> list[dict[str, Any]]:
+    """A row a layer: how many weights its matrices have, and how many of them are not zero."""
+    counts: dict[str, list[int]] = {}
+    for name, tensor in tensors:
+        if in_encoder(name, tensor.shape):
+            row = counts.setdefault(block_of(name), [0, 0])
+            row[0] += tensor.numel()
+            row[1] += int(torch.count_nonzero(tensor))
+    return [{"layer": layer, "weights": counts[layer]} for layer in sorted(counts, key=_by_number)]
+
+
+def _by_number(layer: str) -> tuple[str, int]:
+    stack, _, number = layer.rpartition(".")
+    return stack, int(number)
+
+
+def loading(source: Source) -> str:
+    """The line of Python that loads a folder whose layers are those of the source."""
+    if source.narrow:
+        return "sparsesoup.load_compact(folder)"
+    return f"transformers.{type(source.model).__name__}.from_pretrained(folder)"

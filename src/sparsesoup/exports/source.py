@@ -1,0 +1,166 @@
+"""What is exported: a run's model, or any model folder with its masks."""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sparsesoup.errors import UserError
+from sparsesoup.exports.coding import FILE, read
+from sparsesoup.hold import zeros_of
+from sparsesoup.hub.families import prunable
+from sparsesoup.hub.models import COMPACT, load_as_saved
+from sparsesoup.masks import Masks
+from sparsesoup.targets import block_of
+from sparsesoup.ticket import FACTS, find, fit, load_masks
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+BESIDE = (".json", ".txt", ".model", ".jinja", ".spm", ".md")  # tokenizers, processors, cards: no weights, no pickles
+OURS = ("config.json", "export.json", INDEX)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a model is.
+
+    Args:
+        weights: bytes of its weights as they lie on the disk.
+        encoder: bytes of the matrices in its repeated blocks among them.
+        parameters: count of all its weights.
+        nonzero: count of those that are not zero.
+    """
+
+    weights: int
+    encoder: int
+    parameters: int
+    nonzero: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """A pruned model on the disk.
+
+    Args:
+        folder: with config.json and weights, in a stock, compact or packed form.
+        facts: what its ticket says of it.
+        masks: name -> kept; None in a packed folder, where the zeros say it.
+    """
+
+    folder: Path
+    facts: dict[str, Any]
+    masks: Masks | None
+
+    @property
+    def packed(self) -> bool:
+        """Whether its weights are packed."""
+        return (self.folder / FILE).is_file()
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, weights) under the names that stand in the files, one at a time.
+
+        Raises: UserError if a file is missing or damaged.
+        """
+        if self.packed:
+            yield from read(self.folder)
+            return
+        for path in self.files():
+            try:
+                with safe_open(path, framework="pt") as file:
+                    for name in sorted(file.keys()):
+                        yield name, file.get_tensor(name)
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"damaged model: {path} cannot be read ({error}); copy it again") from error
+
+    def files(self) -> list[Path]:
+        """The files that hold the weights.
+
+        Raises: UserError if there are none.
+        """
+        one = self.folder / (FILE if self.packed else WEIGHTS)
+        if one.is_file():
+            return [one]
+        try:
+            table = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+            return [self.folder / name for name in sorted(set(table.values()))]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"no weights at {self.folder}: expected {WEIGHTS}, as save_pretrained writes it") from error
+
+    def files_and_index(self) -> list[Path]:
+        """The files that hold the weights, and the one that says which is where if there are several."""
+        index = self.folder / INDEX
+        return [*self.files(), *([index] if index.is_file() and not (self.folder / WEIGHTS).is_file() else [])]
+
+    @property
+    def narrow(self) -> bool:
+        """Whether its layers have widths that a stock class does not make."""
+        return getattr(self.model.config, COMPACT, None) is not None
+
+    @cached_property
+    def model(self) -> Any:
+        """The model in the class that config.json names, ready to be asked.
+
+        Raises: UserError if a weight that the masks prune is not zero.
+        """
+        model = load_as_saved(str(self.folder), dict(self.tensors()) if self.packed else None).eval()
+        params = dict(model.named_parameters())
+        fitted = fit(self.masks or {}, {n: p.shape for n, p in params.items()}, model.base_model_prefix)
+        for name, mask in fitted.items():
+            if alive := int(torch.count_nonzero(params[name].detach()[~mask])):
+                raise UserError(
+                    f"{alive} weights of {name} in {self.folder} are not zero though its masks prune them: it was "
+                    f"trained on without SparsityCallback or hold_zeros; `sparsesoup apply` makes them zero again"
+                )
+        return model
+
+    def size(self) -> Size:
+        """How large it is."""
+        return size_of(self.tensors(), sum(path.stat().st_size for path in self.files()))
+
+    def copy_beside(self, folder: Path, config: bool = True) -> None:
+        """Copy what is no weights (tokenizer, processor, card), and config.json if wanted."""
+        for path in sorted(self.folder.iterdir()):
+            wanted = path.name not in OURS or (config and path.name == "config.json")
+            if path.is_file() and path.suffix in BESIDE and wanted:
+                shutil.copyfile(path, folder / path.name)
+
+
+def open_source(run: Path) -> Source:
+    """The pruned model of a run directory, of a model folder with `pruning/`, or of a packed folder.
+
+    Raises: UserError if there is none, or its ticket is damaged.
+    """
+    if (run / FILE).is_file():
+        facts = run / "pruning" / FACTS
+        return Source(run, json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else {}, None)
+    folder = find(run).parent
+    if not (folder / "config.json").is_file():
+        raise UserError(f"no model beside the masks in {folder}: expected config.json and {WEIGHTS}")
+    masks, facts_ = load_masks(folder / "pruning")
+    return Source(folder, facts_, masks)
+
+
+def in_encoder(name: str, shape: Iterable[int]) -> bool:
+    """Whether a weight is a matrix of a repeated block."""
+    return bool(block_of(name)) and len([*shape]) >= 2
+
+
+def size_of(tensors: Iterable[tuple[str, Tensor]], weights: int) -> Size:
+    """How large a model of these weights is, which take so many bytes on the disk."""
+    encoder = parameters = nonzero = 0
+    for name, tensor in tensors:
+        encoder += tensor.nbytes if in_encoder(name, tensor.shape) else 0
+        parameters += tensor.numel()
+        nonzero += int(torch.count_nonzero(tensor))
+    return Size(weights, encoder, parameters, nonzero)
+
+
+def own_masks(model: Any) -> Masks:
+    """The masks that a model's own zeros make; matrices without any weight left have none."""
+    return {name: mask for name, mask in zeros_of(model, prunable(model)).items() if mask.numel()}

@@ -1,0 +1,162 @@
+"""A compact model answers as the masked one, to the last bits of float64, whatever was killed and however."""
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsesoup.errors import UserError
+from sparsesoup.exports.compact import left, remove_
+from sparsesoup.hub.sample import answers, sample
+from sparsesoup.hub.structure import cut_, layers, narrow_, widths
+from tiny_hub import CONFIGS
+from tiny_models import HEADS, LAYERS, MODELS, UNITS, WAYS, killed, model_of
+
+ATTENTION = ("eager", "sdpa")
+
+
+def bound(name: str, attention: str) -> float:
+    """1e-10; where the stock code takes the softmax in float32, the masked model itself is no closer than that."""
+    return 1e-5 if attention == "eager" and name.startswith(("vit", "clip")) else 1e-10
+
+
+def compacted(masked: Any) -> Any:
+    narrow = copy.deepcopy(masked)
+    for layer in layers(narrow):
+        remove_(layer, left(layer))
+    return narrow
+
+
+def apart(one: Any, other: Any) -> float:
+    batch = sample(one)
+    pairs = list(zip(answers(one, batch), answers(other, batch), strict=True))
+    assert pairs
+    return max(float((a - b).abs().max()) for a, b in pairs)
+
+
+def rows(width: int, count: int = LAYERS) -> Any:
+    return st.lists(st.lists(st.sampled_from(WAYS), min_size=width, max_size=width), min_size=count, max_size=count)
+
+
+@settings(max_examples=25)
+@given(heads=rows(HEADS), units=rows(UNITS), seed=st.integers(0, 3), attention=st.sampled_from(ATTENTION))
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_are_those_of_the_masked_model_for_any_mask(name, heads, units, seed, attention):
+    masked = killed(model_of(name, attention, seed=seed), {"heads": heads, "units": units})
+    narrow = compacted(masked)
+    assert apart(masked, narrow) < bound(name, attention)
+    # Half of a unit's one feature is none: "mixed" zeroes its column alone, and kills it all the same.
+    wanted = [
+        {"heads": sum(way == "stays" for way in h), "units": sum(way == "stays" for way in u)}
+        for h, u in zip(heads, units, strict=True)
+    ]
+    assert list(widths(narrow).values())[:LAYERS] == wanted
+
+
+PLANS = {
+    "all heads of a layer": {"heads": [["in"] * HEADS]},
+    "all units of a layer": {"units": [["stays"] * UNITS, ["in"] * UNITS]},
+    "a layer": {"heads": [["out"] * HEADS], "units": [["out"] * UNITS]},
+    "everything": {"heads": [["in"] * HEADS] * LAYERS, "units": [["in"] * UNITS] * LAYERS},
+    "everything but one head": {"heads": [["in"] * HEADS, ["in"] * (HEADS - 1)], "units": [["in"] * UNITS] * LAYERS},
+    "everything but one unit": {"heads": [["in"] * HEADS] * LAYERS, "units": [["in"] * UNITS, ["in"] * (UNITS - 1)]},
+    "nothing": {},
+}
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_are_those_of_the_masked_model_for_adversarial_masks(name, plan, attention):
+    masked = killed(model_of(name, attention), PLANS[plan])
+    narrow = compacted(masked)
+    assert apart(masked, narrow) < bound(name, attention)
+    assert (widths(narrow) == widths(masked)) == (plan == "nothing")
+
+
+def test_a_head_with_one_live_feature_stays_and_so_does_a_unit_with_one_weight_on_each_side():
+    model = model_of("bert")
+    layer = layers(model)[0]
+    with torch.no_grad():
+        layer.part("value").weight[: layer.size - 1] = 0  # all features of the first head but the last
+        layer.part("up").weight[2, 1:] = 0
+        layer.part("down").weight[1:, 2] = 0
+    assert left(layer).all
+    with torch.no_grad():
+        layer.part("output").weight[:, layer.size - 1] = 0  # and that one from the other side
+        layer.part("down").weight[0, 2] = 0
+    assert left(layer).heads.tolist() == [False] + [True] * (HEADS - 1)
+    assert left(layer).units.tolist() == [True, True, False] + [True] * (UNITS - 3)
+
+
+def test_what_a_dropped_unit_adds_is_its_bias_through_the_activation():
+    model = model_of("bert")
+    layer = layers(model)[1]
+    with torch.no_grad():
+        layer.part("up").weight[4] = 0
+    bias, column = layer.part("up").bias[4].detach(), layer.part("down").weight[:, 4].detach().clone()
+    before = layer.part("down").bias.detach().clone()
+    remove_(layer, left(layer))
+    by_hand = before + column * 0.5 * bias * (1 + torch.erf(bias / 2**0.5))
+    assert torch.allclose(layer.part("down").bias, by_hand, rtol=0, atol=1e-14)
+
+
+def test_a_value_bias_that_is_left_out_of_the_fold_would_be_seen():
+    masked = killed(model_of("roberta"), PLANS["all heads of a layer"])
+    wrong = copy.deepcopy(masked)
+    for layer in layers(wrong):
+        cut_(layer, left(layer).heads.nonzero().flatten(), left(layer).units.nonzero().flatten())
+    assert apart(masked, wrong) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "vit"])
+def test_a_compact_model_trains_and_pickles_and_keeps_what_is_frozen(name):
+    model = model_of(name, dtype=torch.float32)
+    for parameter in layers(model)[1].block.parameters():
+        parameter.requires_grad_(False)
+    narrow = compacted(killed(model, PLANS["a layer"]))
+    narrow.train()
+    narrow(**sample(narrow)).logits.square().sum().backward()
+    emptied, frozen, whole = layers(narrow)
+    assert emptied.part("output").bias.grad is not None
+    assert emptied.part("down").bias.grad is not None
+    assert not any(p.requires_grad for p in frozen.block.parameters())
+    assert all(p.grad is not None for p in whole.block.parameters())
+    assert apart(narrow.eval(), pickle.loads(pickle.dumps(narrow))) == 0
+
+
+def test_the_width_between_layers_is_as_before():
+    masked = killed(model_of("bert"), {"heads": [["in", "stays", "out", "stays"]] * LAYERS})
+    narrow = compacted(masked)
+    assert [p.shape[0] for n, p in narrow.named_parameters() if n.endswith("output.dense.weight")] == [16] * 2 * LAYERS
+    assert narrow.base_model.encoder.layer[0].attention.self.num_attention_heads == 2
+    assert narrow(**sample(narrow)).logits.shape == masked(**sample(masked)).logits.shape
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ({}, "None of encoder.layer.0"),
+        ({"encoder.layer.0": {"heads": 9, "units": 1}}, "heads of 0 to 4 and units of 0 to 6"),
+        ({"encoder.layer.0": {"heads": 1, "units": "2"}}, "units of 0 to 6"),
+        ({"encoder.layer.0": {"heads": -1, "units": 2}}, "heads of 0 to 4"),
+        ({"encoder.layer.0": 3}, "3 of encoder.layer.0"),
+    ],
+)
+def test_widths_that_do_not_fit_are_refused(wanted, said):
+    with pytest.raises(UserError, match=r"compact_config of config\.json") as caught:
+        narrow_(model_of("bert"), wanted)
+    assert said in str(caught.value)
+
+
+def test_a_family_whose_grouping_is_unknown_is_refused():
+    model = transformers.DebertaV2ForSequenceClassification(CONFIGS["deberta-v2"]())
+    with pytest.raises(
+        UserError, match=r"DebertaV2ForSequenceClassification \(model type deberta-v2\).*known are bert"
+    ):
+        layers(model)

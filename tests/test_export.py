@@ -1,0 +1,411 @@
+"""`sparsesoup export` by its command line: what it writes, that it loads without us, and what it refuses."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from conftest import same
+from sparsesoup import export, load_compact, load_packed
+from sparsesoup.cli import main
+from sparsesoup.errors import UserError
+from sparsesoup.exporting import parser, read
+from sparsesoup.exports import FORMATS
+from sparsesoup.exports.source import own_masks
+from sparsesoup.hub.models import quiet
+from sparsesoup.hub.sample import answers, sample
+from sparsesoup.hub.structure import layers, widths
+from sparsesoup.ticket import load_masks, save_masks
+from tiny_hub import CONFIGS, base_model, tokenizer
+from tiny_models import FREE_HEADS, HEADS, LAYERS, MODELS, UNITS, killed, model_of
+
+SOME = {"heads": [["stays", "out", "in", "mixed"], ["in"] * HEADS], "units": [["in"] * UNITS, ["stays", "out"] * 3]}
+EVEN = {"units": [["stays", "stays", "in", "out", "in", "stays"]] * LAYERS}
+FEWER = {"heads": [["stays", "in", "out", "stays"]] * LAYERS} | EVEN
+
+ALONE = """
+import json, sys
+import numpy, torch, transformers
+folder, out = sys.argv[1:]
+name = json.load(open(folder + "/config.json"))["architectures"][0]
+model = getattr(transformers, name).from_pretrained(folder, attn_implementation="sdpa").eval()
+batch = {key: torch.from_numpy(value) for key, value in numpy.load(out + ".in.npz").items()}
+with torch.no_grad():
+    found = [v for v in model(**batch, return_dict=True).values() if torch.is_tensor(v)]
+assert "sparsesoup" not in sys.modules
+numpy.savez(out, *[v.numpy() for v in found])
+"""
+
+
+def pruned(folder: Path, name: str, plan=SOME, dtype=torch.float32) -> Path:
+    """A pruned model's folder with its masks, as a run leaves it."""
+    model = killed(model_of(name, dtype=dtype), plan)
+    with torch.no_grad():  # zeros strewn over what stays
+        for layer in layers(model):
+            layer.part("query").weight[1::2, ::3] = 0
+    with quiet():
+        model.save_pretrained(folder)
+    save_masks(folder / "pruning", own_masks(model), {"method": "magnitude", "model": name, "seed": 0})
+    return folder
+
+
+def command(*words: object) -> int:
+    return main(["export", *map(str, words)])
+
+
+def stock(folder: Path) -> object:
+    name = json.loads((folder / "config.json").read_text())["architectures"][0]
+    with quiet():
+        return getattr(transformers, name).from_pretrained(folder).eval()
+
+
+def in_a_fresh_process(folder: Path, batch, out: Path) -> list[np.ndarray]:
+    """What transformers alone answers, in a process that cannot even import sparsesoup."""
+    np.savez(f"{out}.in.npz", **{key: value.numpy() for key, value in batch.items()})
+    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    call = [sys.executable, "-I", "-c", ALONE, str(folder), str(out)]
+    subprocess.run(call, check=True, env=clean, cwd=folder)
+    return [*np.load(f"{out}.npz").values()]
+
+
+def close(one, other, tolerance: float) -> bool:
+    return len(one) == len(other) and all(
+        np.allclose(a, b, rtol=0, atol=tolerance) for a, b in zip(one, other, strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_format_of_every_family_answers_as_the_source(name, tmp_path, capsys):
+    source = pruned(tmp_path / "source", name)
+    model = stock(source)
+    batch = sample(model)
+    expected = [t.numpy() for t in answers(model, batch)]
+    loaders = {"dense": stock, "packed": load_packed, "compact": load_compact}
+    for to, load in loaders.items():
+        assert command(source, "--to", to, "--out", tmp_path / to) == 0
+        found = [t.numpy() for t in answers(load(tmp_path / to), batch)]
+        assert close(found, expected, 0 if to != "compact" else 1e-4), to
+    assert type(load_compact(tmp_path / "compact")) is type(model)
+    for to in ("dense", "packed"):
+        assert same(loaders[to](tmp_path / to).state_dict(), model.state_dict()), to
+
+
+@pytest.mark.parametrize(
+    ("name", "plan"), [("bert", EVEN), ("distilbert", EVEN), ("vit", FEWER), ("clip-vision", EVEN)]
+)
+@pytest.mark.parametrize("to", ["dense", "compact"])
+def test_a_fresh_process_without_sparsesoup_loads_it_and_answers_the_same(name, plan, to, tmp_path):
+    source = pruned(tmp_path / "source", name, plan)
+    model = stock(source)
+    batch = sample(model)
+    written = export(source, to, tmp_path / "out")
+    found = in_a_fresh_process(written.path, batch, tmp_path / "answers")
+    assert close(found, [t.numpy() for t in answers(model, batch)], 1e-4)
+    config = json.loads((written.path / "config.json").read_text())
+    assert not {"compact_config", "quantization_config", "sparsity_config"} & config.keys()
+    if to == "compact":
+        assert written.facts["stock"]
+        assert load_file(written.path / "model.safetensors").keys() == load_file(source / "model.safetensors").keys()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_uniform_widths_are_stock_where_the_stock_class_can_say_them(name, tmp_path):
+    even = export(pruned(tmp_path / "even", name, EVEN), "compact", tmp_path / "out")
+    assert even.facts["stock"] == (name not in ("clip", "clip-classifier"))  # these have two configs in one
+    fewer = export(pruned(tmp_path / "fewer", name, FEWER), "compact", tmp_path / "heads")
+    assert fewer.facts["stock"] == (name in FREE_HEADS)
+    if even.facts["stock"]:
+        assert {row["units"] for row in widths(stock(even.path)).values()} == {3}
+
+
+def test_stock_keeps_heads_and_evens_units_out(tmp_path, capsys):
+    plan = {"heads": SOME["heads"], "units": [["in"] * UNITS, ["stays", "out"] * 3, ["in"] * 4 + ["out", "stays"]]}
+    source = pruned(tmp_path / "source", "roberta", plan)
+    written = export(source, "compact", tmp_path / "out", stock=True)
+    assert written.facts["stock"]
+    model = stock(written.path)
+    assert [*widths(model).values()] == [{"heads": HEADS, "units": 3}] * LAYERS
+    one, other = (answers(m, sample(model)) for m in (model, stock(source)))
+    assert close([t.numpy() for t in one], [t.numpy() for t in other], 1e-4)
+    full = pruned(tmp_path / "full", "roberta", SOME)  # whose last layer needs all units
+    said = refused(capsys, tmp_path, full, "--to", "compact", "--stock", "--out", tmp_path / "new")
+    assert "a layer needs all of its 6 feed-forward units" in said
+
+
+def test_a_stock_class_refuses_layers_it_does_not_know_instead_of_drawing_weights(tmp_path):
+    for number, plan in enumerate(({"heads": [["in"] * HEADS]}, {"units": [["in"] * UNITS]}, SOME)):
+        written = export(pruned(tmp_path / f"{number}", "bert", plan), "compact", tmp_path / f"out-{number}")
+        assert not written.facts["stock"]
+        with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+            stock(written.path)
+
+
+def test_a_compact_model_can_be_saved_loaded_and_exported_again(tmp_path):
+    source = pruned(tmp_path / "source", "bert", dtype=torch.float64)
+    one = export(source, "compact", tmp_path / "one").path
+    model = load_compact(one)
+    assert model.dtype == torch.float64
+    with quiet():
+        model.save_pretrained(tmp_path / "saved")
+    assert same(load_compact(tmp_path / "saved").state_dict(), model.state_dict())
+    batch = sample(model)
+    expected = [t.numpy() for t in answers(stock(source), batch)]
+    packed = export(one, "packed", tmp_path / "packed").path
+    dense = export(packed, "dense", tmp_path / "dense").path
+    for found in (model, load_packed(packed), load_compact(dense)):
+        assert close([t.numpy() for t in answers(found, batch)], expected, 1e-10)
+    with pytest.raises(UserError, match="nothing to compact"):
+        export(one, "compact", tmp_path / "twice")
+
+
+def test_masks_of_an_export_are_those_of_its_weights(tmp_path):
+    source = pruned(tmp_path / "source", "bert")
+    dense = export(source, "dense", tmp_path / "dense").path
+    assert same(load_masks(dense)[0], load_masks(source)[0])
+    back = export(export(source, "packed", tmp_path / "packed").path, "dense", tmp_path / "back").path
+    assert same(load_masks(back)[0], load_masks(source)[0])
+    assert (back / "model.safetensors").stat().st_size == (source / "model.safetensors").stat().st_size
+    compact = export(source, "compact", tmp_path / "compact").path
+    masks, facts = load_masks(compact)
+    params = dict(load_compact(compact).named_parameters())
+    assert all(same({"": mask}, {"": params[name].detach() != 0}) for name, mask in masks.items())
+    assert facts["method"] == "magnitude"
+    assert "origin" not in facts
+
+
+def test_sizes_and_what_was_removed_are_told(tmp_path, capsys):
+    source = pruned(tmp_path / "source", "bert")
+    command(source, "--to", "compact", "--out", tmp_path / "out")
+    facts = json.loads((tmp_path / "out" / "export.json").read_text())
+    model, narrow = stock(source), load_compact(tmp_path / "out")
+    count = [sum(p.numel() for p in m.parameters()) for m in (model, narrow)]
+    assert facts["sizes"]["parameters"] == count
+    assert facts["sizes"]["weights"] == [(f / "model.safetensors").stat().st_size for f in (source, tmp_path / "out")]
+    assert facts["layers"] == [
+        {"layer": "encoder.layer.0", "heads": [4, 1], "units": [6, 0]},
+        {"layer": "encoder.layer.1", "heads": [4, 0], "units": [6, 3]},
+        {"layer": "encoder.layer.2", "heads": [4, 4], "units": [6, 6]},
+    ]
+    assert facts["source"] == {"method": "magnitude", "model": "bert", "seed": 0}
+    listed = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert set(facts["files"]) == listed
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"parameters {count[0]:,} {count[1]:,}" in shown
+    assert "encoder.layer.1 0 of 4 3 of 6" in shown
+    assert "load sparsesoup.load_compact(folder)" in shown
+
+
+@pytest.mark.parametrize(("words", "bound"), [((), 0.14), (("--dtype", "bf16"), 0.085)])
+def test_packed_encoders_take_the_promised_share_at_ninety_percent(words, bound, tmp_path):
+    config = CONFIGS["bert"](hidden_size=64, intermediate_size=256)
+    torch.manual_seed(0)
+    model = transformers.BertForSequenceClassification(config)
+    with torch.no_grad():
+        for layer in layers(model):
+            for role in ("query", "key", "value", "output", "up", "down"):
+                weight = layer.part(role).weight
+                weight.view(-1)[torch.randperm(weight.numel())[: round(0.9 * weight.numel())]] = 0
+    with quiet():
+        model.save_pretrained(tmp_path / "source")
+    save_masks(tmp_path / "source" / "pruning", own_masks(model), {})
+    assert command(tmp_path / "source", "--to", "packed", "--out", tmp_path / "out", *words) == 0
+    before, after = json.loads((tmp_path / "out" / "export.json").read_text())["sizes"]["encoder"]
+    assert before == 4 * sum(m.numel() for m in load_masks(tmp_path / "source")[0].values())
+    assert after / before <= bound
+    loaded = load_packed(tmp_path / "out").state_dict()
+    rounded = {
+        n: p.detach() if p.dim() < 2 or not words else p.detach().bfloat16().float()
+        for n, p in model.named_parameters()
+    }
+    assert same({n: loaded[n] for n in rounded}, rounded)
+
+
+def test_tokenizers_come_along_and_pickles_do_not(tmp_path):
+    source = pruned(tmp_path / "source", "bert")
+    tokenizer(True).save_pretrained(source)
+    (source / "training_args.bin").write_bytes(b"pickle")
+    for to in FORMATS:
+        out = export(source, to, tmp_path / to).path
+        assert transformers.AutoTokenizer.from_pretrained(out)("good film")["input_ids"]
+        assert not [*out.rglob("*.bin")]
+
+
+def test_weights_in_several_files_are_exported_whole(tmp_path):
+    source = pruned(tmp_path / "source", "bert")
+    model = stock(source)
+    with quiet():
+        (source / "model.safetensors").unlink()
+        model.save_pretrained(source, max_shard_size="10KB")
+    assert len([*source.glob("model-*.safetensors")]) > 1
+    for to, load in {"dense": stock, "packed": load_packed}.items():
+        assert same(load(export(source, to, tmp_path / to).path).state_dict(), model.state_dict())
+
+
+# What is refused: one line, exit code 2, and nothing written.
+
+
+def refused(capsys, tmp_path: Path, *words: object) -> str:
+    before, _ = sorted(tmp_path.rglob("*")), capsys.readouterr()
+    assert command(*words) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+    return error
+
+
+def test_nothing_to_compact_says_what_would_help(tmp_path, capsys):
+    source = pruned(tmp_path / "source", "bert", {})
+    for more in ((), ("--stock",)):
+        said = refused(capsys, tmp_path, source, "--to", "compact", "--out", tmp_path / "new" / "out", *more)
+        assert "all 12 heads and 18 feed-forward units have weights left" in said
+        assert "sparsesoup prune hybrid-movement" in said
+
+
+def test_an_unknown_family_is_refused_before_anything_is_written(tmp_path, capsys):
+    model = transformers.DebertaV2Model(CONFIGS["deberta-v2"]())
+    with quiet():
+        model.save_pretrained(tmp_path / "source")
+    save_masks(tmp_path / "source" / "pruning", own_masks(model), {})
+    said = refused(capsys, tmp_path, tmp_path / "source", "--to", "compact", "--out", tmp_path / "new" / "out")
+    assert "model type deberta-v2" in said
+    assert "--to packed" in said
+
+
+def test_weights_that_the_masks_prune_and_that_are_not_zero_are_refused(tmp_path, capsys):
+    source = pruned(tmp_path / "source", "bert")
+    model = stock(source)
+    with torch.no_grad():
+        layers(model)[1].part("value").weight[0, :3] = 1.0
+    with quiet():
+        model.save_pretrained(source)
+    for to in FORMATS:
+        said = refused(capsys, tmp_path, source, "--to", to, "--out", tmp_path / "out")
+        assert "3 weights of bert.encoder.layer.1.attention.self.value.weight" in said
+        assert "SparsityCallback" in said
+
+
+def test_out_that_holds_something_else_is_refused_and_an_earlier_export_replaced(tmp_path, capsys):
+    source, out = pruned(tmp_path / "source", "bert"), tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    assert "holds something else (notes.txt)" in refused(capsys, tmp_path, source, "--to", "dense", "--out", out)
+    (out / "notes.txt").unlink()
+    assert command(source, "--to", "dense", "--out", out) == 0
+    assert command(source, "--to", "packed", "--out", out) == 0
+    assert not (out / "model.safetensors").exists()
+    (out / "notes.txt").write_text("mine")
+    assert "holds something else (notes.txt)" in refused(capsys, tmp_path, source, "--to", "dense", "--out", out)
+    (tmp_path / "file").write_text("a file")
+    assert "holds something else" in refused(capsys, tmp_path, source, "--to", "dense", "--out", tmp_path / "file")
+    for place in (source, tmp_path):
+        assert "holds the model that is exported" in refused(capsys, tmp_path, source, "--to", "dense", "--out", place)
+
+
+def test_a_damaged_packed_file_is_refused_by_the_loader_and_by_export(tmp_path, capsys):
+    packed = export(pruned(tmp_path / "source", "bert"), "packed", tmp_path / "packed").path
+    data = (packed / "packed.safetensors").read_bytes()
+    (packed / "packed.safetensors").write_bytes(data[: len(data) - 9])
+    with pytest.raises(UserError, match=r"it ends within bert\.encoder\.layer\.\d\.\S+weight; copy it again"):
+        load_packed(packed)
+    assert "it ends within bert.enc" in refused(capsys, tmp_path, packed, "--to", "dense", "--out", tmp_path / "out")
+
+
+def test_a_packed_file_whose_config_asks_for_more_is_refused(tmp_path):
+    packed = export(pruned(tmp_path / "source", "bert"), "packed", tmp_path / "packed").path
+    config = json.loads((packed / "config.json").read_text())
+    (packed / "config.json").write_text(json.dumps(config | {"num_hidden_layers": LAYERS + 1}))
+    with pytest.raises(UserError, match=r"lack bert\.encoder\.layer\.3\.\S+, which its config\.json asks for"):
+        load_packed(packed)
+
+
+@pytest.mark.parametrize("damage", [3, {"format": 2, "layers": {}}, {"format": 1, "layers": []}])
+def test_a_compact_config_that_cannot_be_read_is_refused(damage, tmp_path):
+    out = export(pruned(tmp_path / "source", "bert"), "compact", tmp_path / "out").path
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | {"compact_config": damage}))
+    with pytest.raises(UserError, match=r"compact_config that cannot be read: expected format 1"):
+        load_compact(out)
+
+
+def test_wrong_words_are_refused_in_one_line(tmp_path, capsys):
+    source = pruned(tmp_path / "source", "bert")
+    out = ("--out", tmp_path / "out")
+    assert "invalid choice: 'zip'" in refused(capsys, tmp_path, source, "--to", "zip", *out)
+    assert "--zstd is a setting of --to packed, not of compact" in refused(
+        capsys, tmp_path, source, "--to", "compact", "--zstd", *out
+    )
+    assert "'fp8'" in refused(capsys, tmp_path, source, "--to", "packed", "--dtype", "fp8", *out)
+    assert "required: --to" in refused(capsys, tmp_path, source, *out)
+    assert "no ticket at" in refused(capsys, tmp_path, tmp_path / "nowhere", "--to", "dense", *out)
+    (source / "config.json").unlink()
+    assert "no model beside the masks" in refused(capsys, tmp_path, source, "--to", "dense", *out)
+    with pytest.raises(UserError, match="format dense has no setting 'zstd'; it has none"):
+        export(source, "dense", tmp_path / "out", zstd=True)
+    with pytest.raises(UserError, match="unknown format 'zip'; allowed: dense, packed, compact"):
+        export(source, "zip", tmp_path / "out")
+    with pytest.raises(UserError, match="dtype must be same or bf16, got 'fp8'"):
+        export(source, "packed", tmp_path / "out", dtype="fp8")
+
+
+def test_a_model_without_weights_and_a_truncated_one_are_refused(tmp_path, capsys):
+    source = pruned(tmp_path / "source", "bert")
+    data = (source / "model.safetensors").read_bytes()
+    (source / "model.safetensors").write_bytes(data[:-100])
+    assert "damaged model" in refused(capsys, tmp_path, source, "--to", "dense", "--out", tmp_path / "out")
+    (source / "model.safetensors").unlink()
+    assert "no weights at" in refused(capsys, tmp_path, source, "--to", "dense", "--out", tmp_path / "out")
+
+
+def test_help_names_every_format_and_every_setting_with_its_meaning(capsys):
+    with pytest.raises(SystemExit) as ended:
+        command("--help")
+    assert ended.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for name, row in FORMATS.items():
+        assert f"{name} {row.summary}: {row.gain}" in said
+    for words in ("--dtype {same,bf16}", "--zstd", "--stock", "hybrid-movement", "load_packed"):
+        assert words in said
+    assert read(["run", "--to", "packed", "--out", "x"]) == (Path("run"), "packed", Path("x"), {})
+    assert parser().prog == "sparsesoup export"
+
+
+def test_the_whole_way_from_a_run_to_its_exports(place, tmp_path, capsys):
+    """A real run in heads and units, exported by the real command line; scores are those of the run."""
+    words = ["--model", place / "bert", "--dataset", place / "reviews", "--steps", 150, "--sparsity", 0.7]
+    assert (
+        main(["prune", "hybrid-movement", *map(str, words), "--method.attention", "heads", "--out", str(tmp_path)]) == 0
+    )
+    (run,) = tmp_path.glob("*/*/seed-0")
+    model = stock(run / "model")
+    batch = sample(model)
+    expected = [t.numpy() for t in answers(model, batch)]
+    for to in FORMATS:
+        assert command(run, "--to", to, "--out", tmp_path / to) == 0
+    assert close([t.numpy() for t in answers(load_packed(tmp_path / "packed"), batch)], expected, 0)
+    assert close([t.numpy() for t in answers(load_compact(tmp_path / "compact"), batch)], expected, 1e-5)
+    facts = json.loads((tmp_path / "compact" / "export.json").read_text())
+    assert facts["source"]["method"] == "hybrid-movement"
+    assert facts["sizes"]["parameters"][1] < facts["sizes"]["parameters"][0]
+    shutil.rmtree(run / "model" / "pruning")
+    assert "no ticket at" in refused(capsys, tmp_path, run, "--to", "dense", "--out", tmp_path / "new")
+
+
+def test_a_base_model_is_exported_as_well(tmp_path):
+    model = base_model("electra")
+    with torch.no_grad():
+        layers(model)[0].part("up").weight[:3] = 0
+    with quiet():
+        model.save_pretrained(tmp_path / "source")
+    save_masks(tmp_path / "source" / "pruning", own_masks(model), {})
+    assert (
+        widths(load_compact(export(tmp_path / "source", "compact", tmp_path / "out").path))["encoder.layer.0"]["units"]
+        == 29
+    )
