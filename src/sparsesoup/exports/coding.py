@@ -36,7 +36,8 @@ def encode(
 ) -> tuple[Entry, dict[str, Tensor]]:
     """(entry of the table, parts) of a weight tensor.
 
-    Zero is the pattern of bits that is all zero: -0.0 is kept as a value, so that unpacking gives back every bit.
+    Every bit of what is not zero comes back. A zero comes back as 0.0 whatever its sign: `weight * mask` leaves a -0.0
+    for each negative weight that it prunes, and these would fill the file.
 
     Args:
         name: of the tensor.
@@ -48,7 +49,7 @@ def encode(
     if str(tensor.dtype).removeprefix("torch.") not in TYPES:
         raise UserError(f"{name} has type {tensor.dtype}, which is not packed; allowed: {', '.join(TYPES)}")
     words = _words(tensor)
-    alive = words != 0
+    alive = (tensor.detach() != 0).cpu().numpy().reshape(-1)
     stored = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
     count, width = int(np.count_nonzero(alive)), stored.itemsize
     if -(-words.size // 8) + count * width < words.size * width:
