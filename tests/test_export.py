@@ -135,6 +135,9 @@ def test_stock_keeps_heads_and_evens_units_out(tmp_path, capsys):
     assert [*widths(model).values()] == [{"heads": HEADS, "units": 3}] * LAYERS
     one, other = (answers(m, sample(model)) for m in (model, stock(source)))
     assert close([t.numpy() for t in one], [t.numpy() for t in other], 1e-4)
+    towers = pruned(tmp_path / "towers", "clip", {"units": 2 * EVEN["units"]})
+    said = refused(capsys, tmp_path, towers, "--to", "compact", "--stock", "--out", tmp_path / "new")
+    assert "CLIPModel knows no other widths than it has" in said
     full = pruned(tmp_path / "full", "roberta", SOME)  # whose last layer needs all units
     said = refused(capsys, tmp_path, full, "--to", "compact", "--stock", "--out", tmp_path / "new")
     assert "a layer needs all of its 6 feed-forward units" in said
@@ -247,6 +250,10 @@ def test_weights_in_several_files_are_exported_whole(tmp_path):
     assert len([*source.glob("model-*.safetensors")]) > 1
     for to, load in {"dense": stock, "packed": load_packed}.items():
         assert same(load(export(source, to, tmp_path / to).path).state_dict(), model.state_dict())
+    first = min(source.glob("model-*.safetensors"))
+    first.unlink()
+    with pytest.raises(UserError, match=rf"damaged model: .*{first.name} is missing"):
+        export(source, "dense", tmp_path / "new")
 
 
 # What is refused: one line, exit code 2, and nothing written.
@@ -292,7 +299,7 @@ def test_weights_that_the_masks_prune_and_that_are_not_zero_are_refused(tmp_path
         assert "SparsityCallback" in said
 
 
-def test_out_that_holds_something_else_is_refused_and_an_earlier_export_replaced(tmp_path, capsys):
+def test_out_that_holds_something_else_is_refused_and_an_earlier_export_replaced(tmp_path, capsys, monkeypatch):
     source, out = pruned(tmp_path / "source", "bert"), tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
@@ -307,6 +314,9 @@ def test_out_that_holds_something_else_is_refused_and_an_earlier_export_replaced
     assert "holds something else" in refused(capsys, tmp_path, source, "--to", "dense", "--out", tmp_path / "file")
     for place in (source, tmp_path):
         assert "holds the model that is exported" in refused(capsys, tmp_path, source, "--to", "dense", "--out", place)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert "is the folder you are in" in refused(capsys, tmp_path, source, "--to", "dense", "--out", ".")
 
 
 def test_a_damaged_packed_file_is_refused_by_the_loader_and_by_export(tmp_path, capsys):

@@ -14,6 +14,8 @@ from sparsesoup.exports.product import Format, told
 from sparsesoup.exports.source import open_source
 from sparsesoup.files import whole, write_json
 
+WEIGHTS = (".safetensors", ".onnx", ".bin")  # endings of files that hold weights
+
 __all__ = ["FORMATS", "Export", "Row", "export", "load_compact", "load_packed"]
 
 
@@ -86,12 +88,11 @@ def export(run: Path, to: str, out: Path, settings: Mapping[str, Any] | None = N
     return Export(out, facts)
 
 
-WEIGHTS = (".safetensors", ".onnx", ".bin")  # endings of files that hold weights
-
-
 def _check_out(out: Path, source: Path) -> None:
     """UserError unless `out` is free, or holds an earlier export and nothing else."""
-    here, there = out.resolve(), source.resolve()
+    here, there, work = out.resolve(), source.resolve(), Path.cwd()
+    if here == work or here in work.parents:
+        raise UserError(f"--out {out} is the folder you are in, or one above it; give a folder that does not exist")
     if here == there or here in there.parents:
         raise UserError(f"--out {out} holds the model that is exported; give another folder")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):

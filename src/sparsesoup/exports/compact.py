@@ -43,27 +43,26 @@ class Compact:
         model = copy.deepcopy(source.model)
         for layer in layers(model):
             remove_(layer, plan[layer.name])
-        difference = _compared(source.model, model, batch)
-        told = _tell_config(model)
-        state = dict(model.named_parameters())
-
-        def save(folder: Path) -> None:
-            source.copy_beside(folder, config=False)
-            with quiet():
-                model.save_pretrained(folder)
-            if masks := own_masks(model):
-                # Its base model has other shapes now, so where the masks were drawn from is no help any more.
-                save_masks(folder / "pruning", masks, {k: v for k, v in source.facts.items() if k != "origin"})
-
-        kind = type(model).__name__
+        difference, told, kind = _compared(source.model, model, batch), _tell_config(model), type(model).__name__
+        if told and self.stock:
+            raise UserError(f"{kind} knows no other widths than it has, whatever config.json says; leave --stock out")
         return Product(
-            save=save,
-            size=size_of(state.items(), 0),
+            save=lambda folder: _save(model, source, folder),
+            size=size_of(model.named_parameters(), 0),
             layers=_rows(before, widths(model)),
             load="sparsesoup.load_compact(folder)" if told else f"transformers.{kind}.from_pretrained(folder)",
             notes=_notes(before, widths(model), told),
             facts={"largest_difference": difference, "stock": not told},
         )
+
+
+def _save(model: Any, source: Source, folder: Path) -> None:
+    source.copy_beside(folder, config=False)
+    with quiet():
+        model.save_pretrained(folder)
+    if masks := own_masks(model):
+        # Its base model has other shapes now, so where the masks were drawn from is no help any more.
+        save_masks(folder / "pruning", masks, {k: v for k, v in source.facts.items() if k != "origin"})
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class Size:
 
     Args:
         weights: bytes of its weights as they lie on the disk.
-        encoder: bytes of the matrices in its repeated blocks among them.
+        encoder: bytes of the matrices in its repeated blocks; of a packed source, unpacked.
         parameters: count of all its weights.
         nonzero: count of those that are not zero.
     """
@@ -88,9 +88,12 @@ class Source:
             return [one]
         try:
             table = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-            return [self.folder / name for name in sorted(set(table.values()))]
+            several = [self.folder / str(name) for name in sorted(set(table.values()))]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"no weights at {self.folder}: expected {WEIGHTS}, as save_pretrained writes it") from error
+        if lost := [path for path in several if not path.is_file()]:
+            raise UserError(f"damaged model: {lost[0]} is missing, which {INDEX} names; copy it again")
+        return several
 
     def files_and_index(self) -> list[Path]:
         """The files that hold the weights, and the one that says which is where if there are several."""
