@@ -53,7 +53,8 @@ def pruned(folder: Path, name: str, plan=SOME, dtype=torch.float32) -> Path:
             layer.part("query").weight[1::2, ::3] = 0
     with quiet():
         model.save_pretrained(folder)
-    save_masks(folder / "pruning", own_masks(model), {"method": "magnitude", "model": name, "seed": 0})
+    facts = {"method": "magnitude", "model": name, "seed": 0, "origin": "a hash of the base model's weights"}
+    save_masks(folder / "pruning", own_masks(model), facts)
     return folder
 
 
@@ -167,6 +168,22 @@ def test_a_compact_model_can_be_saved_loaded_and_exported_again(tmp_path):
         assert close([t.numpy() for t in answers(found, batch)], expected, 1e-10)
     with pytest.raises(UserError, match="nothing to compact"):
         export(one, "compact", tmp_path / "twice")
+
+
+def test_a_compact_model_that_becomes_uniform_is_stock_and_forgets_its_widths(tmp_path):
+    one = export(pruned(tmp_path / "source", "bert", {"units": EVEN["units"][:1]}), "compact", tmp_path / "one").path
+    model = load_compact(one)
+    with torch.no_grad():
+        for layer in layers(model)[1:]:
+            layer.part("up").weight[:3] = 0
+    with quiet():
+        model.save_pretrained(tmp_path / "saved")
+    save_masks(tmp_path / "saved" / "pruning", own_masks(model), {})
+    two = export(tmp_path / "saved", "compact", tmp_path / "two")
+    assert two.facts["stock"]
+    assert "compact_config" not in json.loads((two.path / "config.json").read_text())
+    one, other = (answers(m, sample(model)) for m in (model, stock(two.path)))
+    assert close([t.numpy() for t in one], [t.numpy() for t in other], 1e-4)
 
 
 def test_masks_of_an_export_are_those_of_its_weights(tmp_path):
