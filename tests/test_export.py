@@ -229,6 +229,10 @@ def test_packed_encoders_take_the_promised_share_at_ninety_percent(words, bound,
     torch.manual_seed(0)
     model = transformers.BertForSequenceClassification(config)
     with torch.no_grad():
+        for (
+            parameter
+        ) in model.parameters():  # biases and norms too, which are 0 and 1 in a fresh model, whatever the type
+            parameter.normal_()
         for layer in layers(model):
             for role in ("query", "key", "value", "output", "up", "down"):
                 weight = layer.part(role).weight
