@@ -271,6 +271,7 @@ def test_weights_in_several_files_are_exported_whole(tmp_path):
     assert len([*source.glob("model-*.safetensors")]) > 1
     for to, load in {"dense": stock, "packed": load_packed}.items():
         assert same(load(export(source, to, tmp_path / to).path).state_dict(), model.state_dict())
+    assert not (tmp_path / "packed" / "model.safetensors.index.json").exists()
     first = min(source.glob("model-*.safetensors"))
     first.unlink()
     with pytest.raises(UserError, match=rf"damaged model: .*{first.name} is missing"):

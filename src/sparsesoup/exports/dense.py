@@ -24,7 +24,6 @@ class Dense:
         """Checked: what the masks prune is zero."""
         masks = source.masks or own_masks(source.model)
         facts = {k: v for k, v in source.facts.items() if k not in ("kept", "total", "format")}
-        _ = source.model  # which is refused where its weights are not those of its masks
 
         def save(folder: Path) -> None:
             source.copy_beside(folder)
@@ -38,7 +37,7 @@ class Dense:
             save=save,
             size=replace(source.size(), weights=0),
             layers=kept_by_layer(source.tensors()),
-            load=loading(source),
+            load=loading(source),  # which asks the model, and that is refused where its weights are not its masks'
             notes=("zeros alone make a model neither smaller nor faster: see --to packed and --to compact",),
         )
 
