@@ -12,6 +12,8 @@ from typing import Any
 
 from scipy import stats
 
+from sparsesoup.study.page import spaced
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -88,16 +90,24 @@ def figure(result: dict[str, Any], path: Path) -> None:
     matplotlib.use("svg")
     matplotlib.rcParams.update({"svg.hashsalt": "sparsesoup", "font.size": 10})
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator
 
     rows = whole_rows(result)
     dense = statistics.mean(rows["dense"]["flops"])
     shown, axes = pyplot.subplots(figsize=(6.4, 3.8))
+    points: dict[str, tuple[float, float]] = {}
     for name, row in rows.items():
         x, y = statistics.mean(row["flops"]) / dense, 100 * statistics.mean(row["test"])
         error = 100 * statistics.stdev(row["test"]) if len(row["test"]) > 1 else 0.0
         axes.errorbar(x, y, yerr=error, fmt="o", capsize=3, color="C3" if name.startswith("isp") else "C0")
-        axes.annotate(name, (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8)
+        points[name] = (x, y)
     axes.set(xlabel="cost, FLOPs of all training and scoring (dense = 1)", ylabel="test score, points", xscale="log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
+    low, high = axes.get_ylim()
+    for name, y in spaced(points, (high - low) / 22).items():
+        axes.annotate(name, (points[name][0], y), xytext=(6, 0), textcoords="offset points", fontsize=8, va="center")
     study = result["study"]
     axes.set_title(f"{study['dataset']}, sparsity {study['sparsity']}, {len(study['seeds'])} seeds")
     axes.spines[["top", "right"]].set_visible(False)
