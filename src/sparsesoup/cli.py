@@ -97,7 +97,6 @@ def _prune(arguments: list[str]) -> None:
     for line in warned(report):
         print(f"note: {line}", file=sys.stderr)
     print(f"{report['method']}: {reached['kept']} of {reached['total']} weights kept, validation {scores}")
-    print(f"task    {report['dataset']}: {report['task']}" if "task" in report else f"task    {report['dataset']}")
     print(f"report  {run.path / 'report.html'}")
     print(f"model   {run.path / 'model'}")
 

@@ -256,8 +256,8 @@ def _provenance(facts: Mapping[str, Any], run: Path) -> Table:
         split: ", ".join(f"{name} {value:.4f}" for name, value in flat(facts.get(split)).items())
         for split in ("validation", "test")
     }
-    told = scores | {"model": facts["model"], "data": f"{facts['dataset']}, {rows}", "seed": facts["seed"],
-            "T": f"{facts['steps']:,} steps", "head": facts.get("head"), "versions": versions,
+    told = scores | {"model": facts["model"], "data": f"{facts['dataset']}, {rows}", "task": facts.get("task"),
+            "seed": facts["seed"], "T": f"{facts['steps']:,} steps", "head": facts.get("head"), "versions": versions,
             "machine": facts["machine"], "run": run, "repeat": facts["command"]}  # fmt: skip
     for name, value in told.items():
         if value not in (None, ""):
