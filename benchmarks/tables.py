@@ -10,9 +10,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from scipy import stats
-
 from sparsesoup.study.page import spaced
+from sparsesoup.study.tables import entry, paired
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -34,16 +33,6 @@ def summary(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def spread(values: list[float], seeds: int) -> str:
-    """Mean and standard deviation in points; missing seeds are marked."""
-    if not values:
-        return "missing"
-    text = f"{100 * statistics.mean(values):.1f}"
-    if len(values) > 1:
-        text += f" ± {100 * statistics.stdev(values):.1f}"
-    return text if len(values) == seeds else f"{text} ({len(values)} of {seeds} seeds)"
-
-
 def whole_rows(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The rows of which every seed is there."""
     seeds = len(result["study"]["seeds"])
@@ -58,7 +47,7 @@ def table(result: dict[str, Any], rows: dict[str, dict[str, Any]]) -> str:
     for name, row in rows.items():
         cost = f"{statistics.mean(row['flops']) / dense:.2f}" if row["flops"] and dense else "missing"
         steps = f"{statistics.mean(row['steps']):.0f}" if row["steps"] else "missing"
-        scores = [spread(row[split], len(study["seeds"])) for split in ("validation", "test")]
+        scores = [entry(dict(enumerate(row[split])), len(study["seeds"])) for split in ("validation", "test")]
         lines.append(f"| {name} | {scores[0]} | {scores[1]} | {steps} | {cost} |")
     return "\n".join(lines)
 
@@ -72,14 +61,12 @@ def verdicts(result: dict[str, Any], ours: str) -> str:
     }
     lines = []
     for name in result["study"]["rows"]:
-        both = [s for s in result["study"]["seeds"] if {(ours, s), (name, s)} <= tests.keys()]
-        if name == ours or len(both) < 2:
+        one, other = ({seed: 100 * v for (row, seed), v in tests.items() if row == r} for r in (ours, name))
+        mean, half, pairs = paired(one, other)
+        if name == ours or pairs < 2:
             continue
-        gaps = [100 * (tests[ours, s] - tests[name, s]) for s in both]
-        mean = statistics.mean(gaps)
-        half = float(stats.t.ppf(0.975, len(gaps) - 1)) * statistics.stdev(gaps) / len(gaps) ** 0.5
         word = "noise" if abs(mean) <= half else ("better" if mean > 0 else "worse")
-        lines.append(f"- {ours} against {name}: {mean:+.1f} ± {half:.1f} points over {len(gaps)} seeds: {word}")
+        lines.append(f"- {ours} against {name}: {mean:+.1f} ± {half:.1f} points over {pairs} seeds: {word}")
     return "\n".join(lines)
 
 
@@ -142,6 +129,13 @@ def costs(found: dict[str, Any]) -> str:
         )
     part, bound = found["selection"]["memory_over_scores"], found["selection"]["memory_bound"]
     lines.append(f"| memory of `keep` / memory of the scores | {part:.2f} | | {bound:.2f} |")
+    for kind, row in found.get("packing", {}).items():
+        bound, values = (0.085, "bf16") if kind == "bf16" else (0.14, "float32")
+        slowest = min(row["pack_mb_s"], row["unpack_mb_s"])
+        lines.append(f"| packed at 90 %, values in {values} / size in float32 | {row['share']:.3f} | | {bound:.3f} |")
+        lines.append(
+            f"| packing or unpacking them, the slower, MB of float32 a second | {slowest:.0f} | | at least 200 |"
+        )
     return "\n".join([*lines, "", f"`make bench` on {found['machine']}."])
 
 

@@ -98,7 +98,10 @@ def test_a_training_with_a_teacher_is_not_shared(tmp_path: Path) -> None:
     for _ in range(2):
         counted = Counted(tmp_path)
         problem = counted.problem
-        objective = lambda model, batch: problem.criterion(problem.predict(model, batch), batch)  # noqa: B023, E731
+
+        def objective(model: Any, batch: Any, problem: Problem = problem) -> torch.Tensor:
+            return problem.criterion(problem.predict(model, batch), batch)
+
         Dense().run(replace(problem, objective=objective), 0.0)
         assert counted.trained == STEPS
     assert not list(tmp_path.iterdir())

@@ -146,12 +146,9 @@ def _compare(arguments: list[str]) -> None:
 
 
 def _options(command: str, about: str, arguments: list[str], apply: bool = False) -> Any:
-    import argparse
     from pathlib import Path
 
-    class OneLine(argparse.ArgumentParser):
-        def error(self, message: str) -> Any:
-            raise UserError(f"{message}; see `sparsesoup {command} --help`")
+    from sparsesoup.parser import OneLine
 
     parser = OneLine(prog=f"sparsesoup {command}", description=about)
     parser.add_argument("RUN", type=Path, metavar="TICKET" if apply else "RUN", help="a run directory")

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse
 from rich import box
@@ -14,6 +14,7 @@ from rich.text import Text
 
 from sparsesoup.errors import UserError
 from sparsesoup.exports import FORMATS
+from sparsesoup.parser import OneLine
 from sparsesoup.words import percent
 
 ABOUT = "Write a pruned model in another form; sizes before and after, and what was removed, stand in export.json."
@@ -26,14 +27,6 @@ Which one? `packed` for what was pruned weight by weight: the file shrinks, the 
 was pruned in heads and units (hybrid-movement): file, memory and time shrink. `dense` for tools that know neither.
 Python: sparsesoup.export(run, "packed", "small"), sparsesoup.load_packed("small"), sparsesoup.load_compact("fast").
 """
-
-
-class OneLine(argparse.ArgumentParser):
-    """A parser whose complaints are one line with exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises: UserError."""
-        raise UserError(f"{message}; see `sparsesoup export --help`")
 
 
 def read(arguments: Sequence[str]) -> tuple[Path, str, Path, dict[str, Any]]:

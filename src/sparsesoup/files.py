@@ -43,7 +43,7 @@ def locked(path: Path, patient: bool) -> IO[str]:
     Raises: UserError if another process holds it and `patient` is not set.
     """
     make_folder(path.parent)
-    file = open(path, "w", encoding="utf-8")  # noqa: SIM115
+    file = open(path, "w", encoding="utf-8")  # noqa: SIM115 - it is the caller's to close: that gives the lock free
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if patient else fcntl.LOCK_NB))
     except OSError as error:

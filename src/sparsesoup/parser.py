@@ -1,5 +1,6 @@
 """jsonargparse's parser with flags in dashes, and errors in one line of plain words."""
 
+import argparse
 import difflib
 import re
 from typing import NoReturn
@@ -16,6 +17,14 @@ PLAINER = (  # what jsonargparse says -> what is said
     (r"Expected a (?:typing\.)?Literal\[(.+?)\]", r"Expected one of \1"),
     (r", NoneType\b", " or null"),
 )  # fmt: skip
+
+
+class OneLine(argparse.ArgumentParser):
+    """argparse's parser for commands whose flags are no settings of a run."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises: UserError."""
+        raise UserError(f"{message}; see `{self.prog} --help`")
 
 
 class Parser(ArgumentParser):

@@ -83,7 +83,7 @@ def export(run: Path, to: str, out: Path, settings: Mapping[str, Any] | None = N
         files = sorted(str(p.relative_to(temporary)) for p in temporary.rglob("*") if p.is_file())
         weights = sum((temporary / f).stat().st_size for f in files if f.endswith(WEIGHTS) and "/" not in f)
         product = replace(product, size=replace(product.size, weights=weights))
-        facts = told(to, {f.name: getattr(format, f.name) for f in fields(format)}, source, before, product)  # type: ignore[arg-type]
+        facts = told(to, vars(format), source, before, product)
         write_json(temporary / "export.json", {**facts, "files": [*files, "export.json"]})
     return Export(out, facts)
 

@@ -108,7 +108,7 @@ def read(folder: Path) -> Iterator[tuple[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             table = _table(path, file.metadata())
             keys: dict[str, list[str]] = {}
-            for key in file.keys():  # noqa: SIM118
+            for key in sorted(file.keys()):
                 keys.setdefault(key.rpartition("|")[0], []).append(key)
             if foreign := sorted(keys.keys() ^ table.keys()):
                 raise UserError(f"damaged file: {path} and its own table differ in {foreign[0]}; copy it again")

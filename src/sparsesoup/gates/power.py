@@ -22,7 +22,7 @@ class _Power(torch.autograd.Function):
         return _slope(v, alpha).mul_(v)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
+    @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]  # torch has no type for it in some versions
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (v,) = ctx.saved_tensors
         return _slope(v, ctx.alpha).mul_(gradient).mul_(ctx.alpha), None

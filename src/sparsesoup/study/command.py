@@ -3,11 +3,12 @@
 import argparse
 import os
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 
 from sparsesoup.errors import UserError
+from sparsesoup.parser import OneLine
 from sparsesoup.study.compare import compare, table_of_runs
 from sparsesoup.study.executors import Executor, InProcess, Processes
 from sparsesoup.study.plan import read_plan
@@ -33,14 +34,9 @@ are drawn.
 """
 
 
-class _OneLine(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see `sparsesoup compare --help`")
-
-
 def parser() -> argparse.ArgumentParser:
     """The parser of `compare`."""
-    made = _OneLine(
+    made = OneLine(
         prog="sparsesoup compare", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )  # fmt: skip
