@@ -138,6 +138,38 @@ def test_ties_that_do_not_fit_are_refused_in_one_line(ties: Any, complaint: str)
     assert "\n" not in str(caught.value)
 
 
+def test_what_a_tie_spares_stays_and_the_others_make_up_for_it() -> None:
+    draw = torch.Generator().manual_seed(0)
+    table = {n: torch.rand(s.shape, generator=draw) - 9.0 * (n == "c") for n, s in SHAPES.items()}
+    ties = (Tie((("a", Row), ("b", Column))), Tie((("c", Block(0, 0)),), spared=True))
+    masks = keep(table, 0.25, pattern=ties)  # 17 of 68 weights go, in units of 8
+    assert masks["c"].all()
+    alone = keep({n: table[n] for n in "ab"}, 17 / 48, pattern=ties[:1])
+    assert all(masks[n].equal(m) for n, m in alone.items())
+    within = {n: torch.ones_like(t, dtype=torch.bool) for n, t in table.items()} | {"c": table["c"] < -8.5}
+    assert keep(table, 0.5, pattern=ties, within=within)["c"].equal(within["c"])
+    assert not keep(table, 48 / 68, pattern=ties)["a"].any()
+    with pytest.raises(
+        UserError, match=r"to sparsity 0\.8000: what may fall holds 0\.7059 of the prunable"
+    ):
+        keep(table, 0.8, pattern=ties)
+
+
+@hypothesis.settings(max_examples=30)
+@given(st.integers(0, 500), st.floats(0, 0.99))
+def test_by_scope_tensor_each_tie_keeps_its_own_share(seed: int, sparsity: float) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    table = {n: torch.rand(s.shape, generator=draw) for n, s in SHAPES.items()}
+    ties = (Tie((("a", Row), ("b", Column))), Tie((("c", Row),)))
+    masks = keep(table, sparsity, pattern=ties, scope="tensor")
+    goal, sizes, area = round((1 - sparsity) * 68), (48, 20), (8, 4)
+    kept = [int(masks["a"].sum() + masks["b"].sum()), int(masks["c"].sum())]
+    for count, size, group in zip(kept, sizes, area, strict=True):
+        assert goal * size / 68 - group - 1 < count < goal * size / 68 + 1
+    best = table["c"].sum(1).argsort(descending=True)[: kept[1] // 4]
+    assert set(masks["c"].all(1).nonzero().flatten().tolist()) == set(best.tolist())
+
+
 def gpt2() -> Any:
     return transformers.GPT2Config(n_embd=16, n_layer=3, n_head=4, n_inner=24, vocab_size=64, n_positions=32,
                                    pad_token_id=0)  # fmt: skip

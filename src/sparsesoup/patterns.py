@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -53,9 +54,11 @@ class Tie:
 
     Args:
         members: (parameter name, its tile); all have equally many tiles.
+        spared: it is no choice: its groups stay whatever their scores.
     """
 
     members: tuple[tuple[str, Block], ...]
+    spared: bool = False
 
     def count(self, shapes: Mapping[str, Sequence[int]]) -> int:
         """How many groups there are; UserError if a tile does not fit or the members differ."""
@@ -92,5 +95,7 @@ class Tie:
 
 
 Pattern = Block | tuple[Tie, ...]  # one tile for all matrices, or how each of them is tiled and tied
+# What of a model may fall together; `structured` of targets.py makes a pattern of it.
+Structure = Literal["weights", "rows", "columns", "heads", "units", "heads-and-units"]
 
 Element, Row, Column = Block(1, 1), Block(1, 0), Block(0, 1)

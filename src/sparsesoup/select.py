@@ -33,9 +33,10 @@ def keep(
         sparsity: share of all weights in `scores` to prune, in [0, 1).
         then: what decides between equal scores; default nothing.
         pattern: what is kept or pruned together: a tile, or ties that name every parameter once; a group's score is the
-            mean over its weights in `within`.
-        scope: who competes with whom: all weights, those of a tensor, of a tensor with Erdos-Renyi densities
-            (Evci et al. 2020), of a row, or each four (eight) neighbours of a row, where the sparsity is fixed.
+            mean over its weights in `within`. What a tie spares stays, and is no part of the choice.
+        scope: who competes with whom: all weights, those of a tensor (or of a tie that reaches over several), of a
+            tensor with Erdos-Renyi densities (Evci et al. 2020), of a row, or each four (eight) neighbours of a row,
+            where the sparsity is fixed.
         within: keep only among these; default all.
     Returns: name -> bool [out, in]; round((1 - sparsity) * n) True in total. With groups larger than one weight: the
         best groups as long as no more than that is kept.
@@ -219,13 +220,15 @@ def _groups(
     if scope == "row" or scope in GROUPS:
         raise UserError(f"scope {scope} chooses single weights; a pattern of blocks needs scope global, tensor or erk")
     shapes = {n: s.shape for n, s in scores.items()}
+    weight = {n: (within[n] if within else torch.ones_like(s, dtype=torch.bool)) for n, s in scores.items()}
+    masks: Masks = {n: weight[n] for tie in ties if tie.spared for n, _ in tie.members}
+    goal = check_reach(ties, {n: s.numel() for n, s in scores.items()}, sparsity)
+    ties = tuple(tie for tie in ties if not tie.spared)
     for tie in ties:
         tie.count(shapes)
-    weight = {n: (within[n] if within else torch.ones_like(s, dtype=torch.bool)) for n, s in scores.items()}
     floats = {n: w.to(torch.float32) for n, w in weight.items()}
     size = [tie.total(floats) for tie in ties]
-    masks: Masks = {}
-    for chosen, budget in _tied_pools(ties, scores, sparsity, scope, size):
+    for chosen, budget in _tied_pools(ties, scores, goal, sparsity, scope, size):
         flat = torch.cat([size[i] for i in chosen])
         # What is alive may lie a part of a group below the budget: at the boundary where an earlier selection stopped.
         if budget - float(flat.sum()) >= max(ties[i].area(shapes) for i in chosen):
@@ -240,12 +243,32 @@ def _groups(
     return {name: masks[name] for name in scores}
 
 
+def check_reach(ties: tuple[Tie, ...], sizes: Mapping[str, int], sparsity: float) -> int:
+    """How many weights the ties that are not spared keep; UserError if they have too few to prune to this sparsity.
+
+    Args:
+        sizes: weights of every parameter.
+    """
+    total, spared = sum(sizes.values()), sum(sizes[n] for tie in ties if tie.spared for n, _ in tie.members)
+    goal = round((1.0 - sparsity) * total) - spared
+    if goal < 0:
+        raise UserError(
+            f"cannot prune to sparsity {sparsity:.4f}: what may fall holds {1 - spared / total:.4f} of the prunable "
+            f"weights; ask for no more than that, or let more of them fall"
+        )
+    return goal
+
+
 def _tied_pools(
-    ties: tuple[Tie, ...], scores: Scores, sparsity: float, scope: str, size: Sequence[Tensor]
+    ties: tuple[Tie, ...], scores: Scores, goal: int, sparsity: float, scope: str, size: Sequence[Tensor]
 ) -> Iterable[tuple[list[int], int]]:
     """(ties that compete with each other, how many weights they keep together)."""
     if scope == "global":
-        return [(list(range(len(ties))), round((1.0 - sparsity) * sum(s.numel() for s in scores.values())))]
+        return [(list(range(len(ties))), goal)]
+    if scope == "tensor":  # the groups of a tie: of one matrix, or of those that it reaches over
+        areas = [sum(scores[n].numel() for n, _ in tie.members) for tie in ties]
+        counts = largest_remainder([goal * area / sum(areas) for area in areas], goal)
+        return [([i], count) for i, count in enumerate(counts)]
     if len(ties) < len(scores):
         raise UserError(
             f"scope {scope} gives every matrix its own share, which ties of several matrices cannot keep to"
