@@ -1,5 +1,6 @@
 """Which parameters of a transformer may be pruned: the linear weights inside its repeated blocks, with their roles."""
 
+import contextlib
 import re
 
 from torch import nn
@@ -7,6 +8,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sparsesoup.errors import UserError
+from sparsesoup.hub.structure import layers
 from sparsesoup.targets import Target, Targets
 
 # Role -> what the parameter's path inside its block ends in; BERT, RoBERTa, ELECTRA, DeBERTa, DistilBERT, ViT, CLIP,
@@ -38,18 +40,33 @@ def prunable(model: PreTrainedModel) -> Targets:
     prefix = f"{model.base_model_prefix}." if base is not model else ""
     owners = dict(model.named_modules())
     targets: Targets = {}
+    heads = _heads(model)
     for name, parameter in model.named_parameters():
         inside = any(name.startswith(f"{prefix}{block}.") for block in outer)
         owner = owners[name.rpartition(".")[0]]
-        if inside and parameter.dim() >= 2 and not isinstance(owner, NOT_LINEAR):
+        if inside and parameter.dim() >= 2 and parameter.numel() and not isinstance(owner, NOT_LINEAR):
             role, transposed = _role(name), isinstance(owner, Conv1D)
-            targets[name] = Target(role, tuple(parameter.shape), transposed, _head(model, role, parameter, transposed))
+            head = heads[name] if name in heads else _head(model, role, parameter, transposed)
+            targets[name] = Target(role, tuple(parameter.shape), transposed, head)
     if not targets:
         raise UserError(
             f"found nothing to prune in {type(model).__name__}: expected linear weights inside a list of repeated "
             f"blocks; take a transformer encoder such as BERT"
         )
     return targets
+
+
+def _heads(model: PreTrainedModel) -> dict[str, int]:
+    """The width of a head at each matrix that is cut into heads, as the model's own attention has it.
+
+    config.json does not say it of a compact model, whose layers have fewer heads than its number, nor of CLIP's towers.
+    """
+    names, found = {id(p): name for name, p in model.named_parameters()}, {}
+    with contextlib.suppress(UserError):  # a family of which less is known
+        for layer in layers(model):
+            for role in ("query", "key", "value", "output"):
+                found[names[id(layer.part(role).weight)]] = layer.size
+    return found
 
 
 def _head(model: PreTrainedModel, role: str, parameter: nn.Parameter, transposed: bool) -> int:

@@ -8,11 +8,12 @@ import torch
 
 from sparsesoup.errors import UserError
 from sparsesoup.masks import Masks, distance, kept_distance, pack, unpack
-from sparsesoup.patterns import Block, Element
+from sparsesoup.patterns import Block, Element, Structure
 from sparsesoup.problem import Problem, need_fit
 from sparsesoup.scores import magnitude
 from sparsesoup.select import Scope, keep
 from sparsesoup.state import TrainState
+from sparsesoup.structures import need_groups
 from sparsesoup.ticket import Ticket
 from sparsesoup.train import train
 
@@ -30,7 +31,8 @@ class EarlyBird:
             weights that either keeps which only one keeps; stays telling at high sparsity).
         threshold: largest distance at which two masks count as the same.
         search: share of T after which the last mask is taken though the rule never held.
-        pattern: what falls together; 1 x 1 is single weights.
+        structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
+        pattern: the tile in which weights fall together; 1 x 1 is single weights.
         scope: who competes with whom.
     """
 
@@ -39,6 +41,7 @@ class EarlyBird:
     measure: Literal["hamming", "kept-sets"] = "hamming"
     threshold: float = 0.1
     search: float = 0.5
+    structure: Structure = "weights"
     pattern: Block = Element
     scope: Scope = "global"
 
@@ -76,7 +79,8 @@ class EarlyBird:
         state.prune_(newest)
 
     def _draw(self, state: TrainState, sparsity: float) -> Masks:
-        return keep(magnitude(state.params()), sparsity, pattern=self.pattern, scope=self.scope)
+        pattern = need_groups(state.targets, self.structure, sparsity, self.pattern, self.scope)
+        return keep(magnitude(state.params()), sparsity, pattern=pattern, scope=self.scope)
 
     def _settled(self, state: TrainState, masks: Masks) -> bool:
         """Remember a mask; whether it differs little enough from each of those before it, all of which are there."""

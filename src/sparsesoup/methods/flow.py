@@ -4,12 +4,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sparsesoup.errors import UserError
+from sparsesoup.patterns import Pattern, Structure
 from sparsesoup.problem import Problem, need_fit
 from sparsesoup.schedules import Cubic
 from sparsesoup.scores.calibration import calibration, need_batches
 from sparsesoup.scores.gradient import flow, gradient, hessian_product, sensitivity, travelled
 from sparsesoup.select import Competition, keep
 from sparsesoup.state import TrainState
+from sparsesoup.structures import need_groups
 from sparsesoup.targets import parameters
 from sparsesoup.ticket import Ticket
 from sparsesoup.train import train_to
@@ -25,6 +27,7 @@ class GradientFlow:
         rounds: how often it prunes; the targets rise on a cubic curve.
         finish: share of T after the last pruning.
         batches: over which gradient and Hessian are averaged, drawn anew for each round.
+        structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
         scope: who competes with whom.
     """
 
@@ -32,6 +35,7 @@ class GradientFlow:
     rounds: int = 5
     finish: float = 0.5
     batches: int = 16
+    structure: Structure = "weights"
     scope: Competition = "global"
 
     def __post_init__(self) -> None:
@@ -44,11 +48,12 @@ class GradientFlow:
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps."""
         need_fit(problem, self._prunings, f"gradient-flow with {self.rounds} rounds")
+        pattern = need_groups(problem.targets, self.structure, sparsity, scope=self.scope)
         state, plan = problem.start(), Cubic(0, self.rounds)
         for number, at in enumerate(self._prunings(problem.steps), start=1):
             piece, goal = f"round-{number}", plan.at(number, sparsity)
             problem.journal.piece(f"{piece}-train", state, train_to, state, problem, at)
-            problem.journal.piece(f"{piece}-prune", state, self._prune, problem, state, goal, number)
+            problem.journal.piece(f"{piece}-prune", state, self._prune, problem, state, goal, number, pattern)
         problem.journal.piece("finish", state, train_to, state, problem, problem.steps)
         return problem.ticket(state, measure=self.measure)
 
@@ -57,7 +62,7 @@ class GradientFlow:
         steps = [round((1 - self.finish) * total * i / self.rounds) for i in range(1, self.rounds + 1)]
         return steps if steps[0] >= 1 and steps[-1] < total and len(set(steps)) == self.rounds else []
 
-    def _prune(self, problem: Problem, state: TrainState, goal: float, number: int) -> None:
+    def _prune(self, problem: Problem, state: TrainState, goal: float, number: int, pattern: Pattern) -> None:
         rows, params = calibration(problem, self.batches, number), state.params()
         slopes = gradient(problem, state.model, rows)
         if self.measure == "loss":
@@ -69,4 +74,4 @@ class GradientFlow:
             alive = {name: g * state.masks[name] for name, g in slopes.items()}
             products = hessian_product(problem, state.model, rows, alive)
             scores = {name: s.abs() for name, s in flow(params, products).items()}
-        state.prune_(keep(scores, goal, scope=self.scope, within=state.masks))
+        state.prune_(keep(scores, goal, pattern=pattern, scope=self.scope, within=state.masks))

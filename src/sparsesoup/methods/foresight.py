@@ -4,13 +4,14 @@ import math
 from dataclasses import dataclass
 
 from sparsesoup.errors import UserError
-from sparsesoup.patterns import Block, Element
+from sparsesoup.patterns import Block, Element, Pattern, Structure
 from sparsesoup.problem import Problem, need_steps
 from sparsesoup.scores.activation import wanda
 from sparsesoup.scores.calibration import calibration, need_batches
 from sparsesoup.scores.gradient import flow, gradient, hessian_product, sensitivity
 from sparsesoup.select import Scope, keep
 from sparsesoup.state import TrainState
+from sparsesoup.structures import need_groups
 from sparsesoup.targets import upright
 from sparsesoup.ticket import Ticket
 from sparsesoup.train import train
@@ -22,11 +23,13 @@ class Snip:
 
     Args:
         batches: over which the gradient is averaged, before the absolute value.
-        pattern: what falls together; 1 x 1 is single weights.
+        structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
+        pattern: the tile in which weights fall together; 1 x 1 is single weights.
         scope: who competes with whom.
     """
 
     batches: int = 32
+    structure: Structure = "weights"
     pattern: Block = Element
     scope: Scope = "global"
 
@@ -35,12 +38,13 @@ class Snip:
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps of training with the mask."""
-        return _once(self, problem, sparsity)
+        pattern = need_groups(problem.targets, self.structure, sparsity, self.pattern, self.scope)
+        return _once(self, problem, sparsity, pattern)
 
-    def prune(self, problem: Problem, state: TrainState, sparsity: float) -> None:
+    def prune(self, problem: Problem, state: TrainState, sparsity: float, pattern: Pattern) -> None:
         """Score and prune the weights as they are."""
         slopes = gradient(problem, state.model, calibration(problem, self.batches))
-        state.prune_(keep(sensitivity(state.params(), slopes), sparsity, pattern=self.pattern, scope=self.scope))
+        state.prune_(keep(sensitivity(state.params(), slopes), sparsity, pattern=pattern, scope=self.scope))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +56,14 @@ class Grasp:
     Args:
         batches: over which gradient and Hessian are averaged.
         temperature: divides the answers before the loss, for the scores alone; no effect where the answer is a number.
-        pattern: what falls together; 1 x 1 is single weights.
+        structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
+        pattern: the tile in which weights fall together; 1 x 1 is single weights.
         scope: who competes with whom.
     """
 
     batches: int = 32
     temperature: float = 200.0
+    structure: Structure = "weights"
     pattern: Block = Element
     scope: Scope = "global"
 
@@ -68,14 +74,15 @@ class Grasp:
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps of training with the mask."""
-        return _once(self, problem, sparsity)
+        pattern = need_groups(problem.targets, self.structure, sparsity, self.pattern, self.scope)
+        return _once(self, problem, sparsity, pattern)
 
-    def prune(self, problem: Problem, state: TrainState, sparsity: float) -> None:
+    def prune(self, problem: Problem, state: TrainState, sparsity: float, pattern: Pattern) -> None:
         """Score and prune the weights as they are."""
         rows = calibration(problem, self.batches)
         slopes = gradient(problem, state.model, rows, self.temperature)
         products = hessian_product(problem, state.model, rows, slopes, self.temperature)
-        state.prune_(keep(flow(state.params(), products), sparsity, pattern=self.pattern, scope=self.scope))
+        state.prune_(keep(flow(state.params(), products), sparsity, pattern=pattern, scope=self.scope))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +91,13 @@ class Wanda:
 
     Args:
         batches: whose tokens, padding left out, are the inputs.
+        structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units;
+            groups compete by --method.scope global or tensor.
         scope: who competes with whom; row is the weights of one output.
     """
 
     batches: int = 32
+    structure: Structure = "weights"
     scope: Scope = "row"
 
     def __post_init__(self) -> None:
@@ -95,19 +105,23 @@ class Wanda:
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps of training with the mask."""
-        return _once(self, problem, sparsity)
+        pattern = need_groups(problem.targets, self.structure, sparsity, scope=self.scope)
+        return _once(self, problem, sparsity, pattern)
 
-    def prune(self, problem: Problem, state: TrainState, sparsity: float) -> None:
+    def prune(self, problem: Problem, state: TrainState, sparsity: float, pattern: Pattern) -> None:
         """Score and prune the weights as they are."""
         scores = wanda(problem, state.model, calibration(problem, self.batches))
+        if pattern != Element:
+            state.prune_(keep(scores, sparsity, pattern=pattern, scope=self.scope))
+            return
         # A row is what feeds one output, so a matrix that is stored the other way round is turned.
         masks = keep(upright(scores, problem.targets), sparsity, scope=self.scope)
         state.prune_(upright(masks, problem.targets))
 
 
-def _once(method: Snip | Grasp | Wanda, problem: Problem, sparsity: float) -> Ticket:
+def _once(method: Snip | Grasp | Wanda, problem: Problem, sparsity: float, pattern: Pattern) -> Ticket:
     need_steps(problem, 1, "a run")
     state = problem.start()
-    problem.journal.piece("score", state, method.prune, problem, state, sparsity)
+    problem.journal.piece("score", state, method.prune, problem, state, sparsity, pattern)
     problem.journal.piece("train", state, train, state, problem, problem.steps)
     return problem.ticket(state)

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 
 from sparsesoup.errors import UserError
-from sparsesoup.patterns import Block, Element
+from sparsesoup.patterns import Block, Element, Pattern, Structure
 from sparsesoup.problem import Problem, need_steps
 from sparsesoup.schedules import Cubic, Cycles
 from sparsesoup.scores import magnitude
 from sparsesoup.select import Competition, keep
 from sparsesoup.state import TrainState
+from sparsesoup.structures import need_groups
 from sparsesoup.ticket import Ticket
 from sparsesoup.train import Hook, train
 
@@ -21,13 +22,15 @@ class Gradual:
         start: share of T before the first pruning.
         stop: share of T at the last pruning; the rest is the cool-down.
         every: share of T between prunings.
-        pattern: what falls together; 1 x 1 is single weights.
+        structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
+        pattern: the tile in which weights fall together; 1 x 1 is single weights.
         scope: who competes with whom.
     """
 
     start: float = 0.1
     stop: float = 0.7
     every: float = 0.01
+    structure: Structure = "weights"
     pattern: Block = Element
     scope: Competition = "global"
 
@@ -38,10 +41,11 @@ class Gradual:
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps."""
         need_steps(problem, 4, "a gradual schedule")
+        pattern = need_groups(problem.targets, self.structure, sparsity, self.pattern, self.scope)
         total = problem.steps
         plan = Cubic(round(self.start * total), round(self.stop * total), max(1, round(self.every * total)))
         state = problem.start()
-        hook = pruning(plan, sparsity, self.pattern, self.scope)
+        hook = pruning(plan, sparsity, pattern, self.scope)
         problem.journal.piece("train", state, train_with, state, problem, hook)
         return problem.ticket(state)
 
@@ -58,6 +62,7 @@ class GradualStar:
         stop: share of T at the last pruning; the learning rate then falls to 0 over the rest.
         prunings: how many, the first and the last included.
         low: share of the peak learning rate to which each cycle falls.
+        structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
     """
 
     first: float = 0.5
@@ -65,6 +70,7 @@ class GradualStar:
     stop: float = 0.7
     prunings: int = 8
     low: float = 0.1
+    structure: Structure = "weights"
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.low <= 1.0:
@@ -76,17 +82,18 @@ class GradualStar:
         """The ticket after T steps."""
         total, gaps = problem.steps, self.prunings - 1
         need_steps(problem, round(gaps / (self.stop - self.start)) + 2, f"gmp-star with {self.prunings} prunings")
+        pattern = need_groups(problem.targets, self.structure, sparsity)
         begin = round(self.start * total)
         every = max(1, int((self.stop - self.start) * total / gaps + 1e-9))  # rounded down: the last one must fit
         plan = Cubic(begin, begin + every * gaps, every, initial=self.first)
         peak = problem.training.learning_rate
         rate = Cycles(peak, self.low * peak, begin, plan.stop, every, total)
         state = problem.start()
-        problem.journal.piece("train", state, train_with, state, problem, pruning(plan, sparsity), rate)
+        problem.journal.piece("train", state, train_with, state, problem, pruning(plan, sparsity, pattern), rate)
         return problem.ticket(state)
 
 
-def pruning(plan: Cubic, sparsity: float, pattern: Block = Element, scope: Competition = "global") -> Hook:
+def pruning(plan: Cubic, sparsity: float, pattern: Pattern = Element, scope: Competition = "global") -> Hook:
     """The hook that prunes by magnitude when the plan says so."""
 
     def prune(state: TrainState) -> None:

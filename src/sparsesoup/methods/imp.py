@@ -6,11 +6,13 @@ from typing import Literal
 
 from sparsesoup.common import train_once
 from sparsesoup.errors import UserError
+from sparsesoup.patterns import Structure
 from sparsesoup.problem import Problem, need_fit
 from sparsesoup.schedules import geometric
 from sparsesoup.scores import magnitude
 from sparsesoup.select import Competition, keep
 from sparsesoup.state import Snapshot, TrainState
+from sparsesoup.structures import need_groups
 from sparsesoup.ticket import Ticket
 
 Trained = Callable[[TrainState, int], None]
@@ -27,12 +29,14 @@ class Iterative:
         cut: share of the remaining weights that a round removes; the last round goes to the sparsity asked for.
         rewind: share of T after the pre-trained checkpoint to which a round goes back; 0 is the checkpoint itself.
         back: what goes back: the weights, or only the learning rate (the weights stay as trained).
+        structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
         scope: who competes with whom.
     """
 
     cut: float = 0.2
     rewind: float = 0.0
     back: Literal["weights", "rate"] = "weights"
+    structure: Structure = "weights"
     scope: Competition = "global"
 
     def __post_init__(self) -> None:
@@ -56,6 +60,7 @@ class Iterative:
         Returns: the state at the end of the last training.
         """
         first = round(self.rewind * problem.steps)
+        need_groups(problem.targets, self.structure, max(goals, default=0.0), scope=self.scope)
         need_fit(problem, lambda total: round(self.rewind * total) < total, "imp with this rewinding point")
         state, rest = problem.start(), problem.steps - first
         if first:
@@ -76,7 +81,8 @@ class Iterative:
 
     def _round(self, state: TrainState, origin: Snapshot, fit: Callable[[int], None], number: int, goal: float) -> None:
         fit(number)
-        masks = keep(magnitude(state.params()), goal, scope=self.scope, within=state.masks)
+        pattern = need_groups(state.targets, self.structure, goal, scope=self.scope)
+        masks = keep(magnitude(state.params()), goal, pattern=pattern, scope=self.scope, within=state.masks)
         if self.back == "weights":
             state.restore_(origin)
         else:

@@ -10,6 +10,7 @@ from sparsesoup.masks import sparsity as sparsity_of
 from sparsesoup.methods.gradual import Gradual, pruning, train_with
 from sparsesoup.problem import Problem, need_steps
 from sparsesoup.schedules import Cubic
+from sparsesoup.structures import need_groups
 from sparsesoup.targets import parameters
 from sparsesoup.ticket import Ticket, fit, load_masks
 from sparsesoup.train import train
@@ -67,12 +68,14 @@ class FromTicket:
         if goal == there:
             problem.journal.piece("train", state, train, state, problem, problem.steps)
             return problem.ticket(state, ticket=self.ticket)
+        further = self.further
+        pattern = need_groups(problem.targets, further.structure, sparsity, further.pattern, further.scope)
         plan = Cubic(
-            round(self.further.start * problem.steps),
-            round(self.further.stop * problem.steps),
-            max(1, round(self.further.every * problem.steps)),
+            round(further.start * problem.steps),
+            round(further.stop * problem.steps),
+            max(1, round(further.every * problem.steps)),
             initial=sparsity_of(masks),
         )
-        hook = pruning(plan, sparsity, self.further.pattern, self.further.scope)
+        hook = pruning(plan, sparsity, pattern, further.scope)
         problem.journal.piece("train", state, train_with, state, problem, hook)
         return problem.ticket(state, ticket=self.ticket)

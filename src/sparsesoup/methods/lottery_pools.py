@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from sparsesoup import soups
 from sparsesoup.errors import UserError
 from sparsesoup.methods.imp import Iterative
+from sparsesoup.patterns import Structure
 from sparsesoup.problem import Problem
 from sparsesoup.schedules import geometric
 from sparsesoup.scores import magnitude
 from sparsesoup.select import Competition, keep
 from sparsesoup.state import TrainState, weights
+from sparsesoup.structures import need_groups
 from sparsesoup.ticket import Ticket
 
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -28,6 +30,7 @@ class LotteryPools:
         beyond: rounds past the sparsity asked for, whose sparser tickets are visited too; each costs T steps.
         neighbours: how many tickets are visited; null is all of them.
         shares: of the visited ticket in the mixture, tried on each.
+        structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
         scope: who competes with whom.
     """
 
@@ -36,6 +39,7 @@ class LotteryPools:
     beyond: int = 1
     neighbours: int | None = None
     shares: tuple[float, ...] = SHARES
+    structure: Structure = "weights"
     scope: Competition = "global"
 
     def __post_init__(self) -> None:
@@ -65,7 +69,7 @@ class LotteryPools:
         return problem.ticket(state, rounds=len(goals))
 
     def _imp(self) -> Iterative:
-        return Iterative(cut=self.cut, rewind=self.rewind, scope=self.scope)
+        return Iterative(cut=self.cut, rewind=self.rewind, structure=self.structure, scope=self.scope)
 
     def _own(self, problem: Problem, state: TrainState, target: int, sparsity: float) -> None:
         self._become_(state, problem.journal.fetch(f"ticket-{target}"), sparsity)
@@ -88,7 +92,8 @@ class LotteryPools:
 
     def _become_(self, state: TrainState, mixture: soups.Weights, sparsity: float) -> None:
         soups.pour_(state.model, mixture)
-        state.prune_(keep(magnitude(state.params()), sparsity, scope=self.scope))
+        pattern = need_groups(state.targets, self.structure, sparsity, scope=self.scope)
+        state.prune_(keep(magnitude(state.params()), sparsity, pattern=pattern, scope=self.scope))
 
 
 def nearest(target: int, count: int) -> list[int]:

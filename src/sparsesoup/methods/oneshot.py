@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sparsesoup.common import train_once
-from sparsesoup.patterns import Block, Element
+from sparsesoup.patterns import Block, Element, Structure
 from sparsesoup.problem import Problem, need_dense, need_steps
 from sparsesoup.rng import generator
 from sparsesoup.scores import magnitude, random
 from sparsesoup.select import Scope, keep
+from sparsesoup.structures import need_groups
 from sparsesoup.ticket import Ticket
 from sparsesoup.train import train
 
@@ -32,20 +33,23 @@ class OneShot:
 
     Args:
         score: magnitude (|theta_0|) or random (uniform, the control).
-        pattern: what falls together; 1 x 1 is single weights.
+        structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
+        pattern: the tile in which weights fall together; 1 x 1 is single weights.
         scope: who competes with whom.
     """
 
     score: Literal["magnitude", "random"] = "magnitude"
+    structure: Structure = "weights"
     pattern: Block = Element
     scope: Scope = "global"
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps of training with the mask."""
         need_steps(problem, 1, "a run")
+        pattern = need_groups(problem.targets, self.structure, sparsity, self.pattern, self.scope)
         state = problem.start()
         params = state.params()
         scores = magnitude(params) if self.score == "magnitude" else random(params, generator(problem.seed, "score"))
-        state.prune_(keep(scores, sparsity, pattern=self.pattern, scope=self.scope))
+        state.prune_(keep(scores, sparsity, pattern=pattern, scope=self.scope))
         problem.journal.piece("train", state, train, state, problem, problem.steps)
         return problem.ticket(state)

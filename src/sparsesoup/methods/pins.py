@@ -13,10 +13,12 @@ from sparsesoup.data import Batch
 from sparsesoup.errors import UserError
 from sparsesoup.methods.platon import check_ramp, climb, ramp
 from sparsesoup.objectives import divergence
+from sparsesoup.patterns import Pattern, Structure
 from sparsesoup.problem import Problem
 from sparsesoup.schedules import Cubic
 from sparsesoup.scores.averages import Averages, after_step
 from sparsesoup.state import TrainState, weights
+from sparsesoup.structures import need_groups
 from sparsesoup.ticket import Ticket
 from sparsesoup.train import train_to
 
@@ -38,6 +40,7 @@ class Pins:
         stop: share of T at the last pruning, or up to every steps earlier.
         checks: how often the teacher may change, evenly over the ramp; at most once a pruning.
         temperature: of both answers before they are compared.
+        structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
     """
 
     fast: float = 0.85
@@ -48,6 +51,7 @@ class Pins:
     stop: float = 0.7
     checks: int = 4
     temperature: float = 2.0
+    structure: Structure = "weights"
 
     def __post_init__(self) -> None:
         check_ramp("pins", self.start, self.stop, self.every, self.window, self.fast, self.slow)
@@ -56,6 +60,7 @@ class Pins:
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps."""
+        pattern = need_groups(problem.targets, self.structure, sparsity)
         plan = ramp(problem, self.start, self.stop, self.every)
         averages = Averages(
             sensitivity=after_step, fast=self.fast, slow=self.slow, window=self.window, origin=plan.start
@@ -64,9 +69,9 @@ class Pins:
         taught = replace(problem, objective=self_taught(problem, state, self.temperature))
         for number, at in enumerate(check_steps(plan, self.checks)):
             teaching = taught if number else problem  # before the first check there is no teacher, nor its cost
-            piece = (state, teaching, plan, at, sparsity, averages)
+            piece = (state, teaching, plan, at, sparsity, averages, pattern)
             problem.journal.piece(f"ramp-{number + 1}", state, _climb_and_check, *piece)
-        problem.journal.piece("ramp-end", state, climb, state, taught, plan, plan.stop, sparsity, averages)
+        problem.journal.piece("ramp-end", state, climb, state, taught, plan, plan.stop, sparsity, averages, pattern)
         problem.journal.piece("finish", state, train_to, state, taught, problem.steps)
         return problem.ticket(state)
 
@@ -82,9 +87,15 @@ def check_steps(plan: Cubic, checks: int) -> list[int]:
 
 
 def _climb_and_check(
-    state: TrainState, problem: Problem, plan: Cubic, until: int, sparsity: float, averages: Averages
+    state: TrainState,
+    problem: Problem,
+    plan: Cubic,
+    until: int,
+    sparsity: float,
+    averages: Averages,
+    pattern: Pattern,
 ) -> None:
-    climb(state, problem, plan, until, sparsity, averages)
+    climb(state, problem, plan, until, sparsity, averages, pattern)
     metric, value = next(iter(problem.validate(state.model).items()))
     done: list[dict[str, Any]] = state.notes.setdefault("teachers", [])
     best = max((check[metric] for check in done), default=-math.inf)

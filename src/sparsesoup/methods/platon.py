@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 from sparsesoup.errors import UserError
 from sparsesoup.masks import apply_
+from sparsesoup.patterns import Element, Pattern, Structure
 from sparsesoup.problem import Problem, need_fit
 from sparsesoup.schedules import Cubic
 from sparsesoup.scores.averages import Averages, first_order
 from sparsesoup.select import keep
 from sparsesoup.state import TrainState
+from sparsesoup.structures import need_groups
 from sparsesoup.ticket import Ticket
 from sparsesoup.train import Hook, train, train_to
 
@@ -27,6 +29,7 @@ class Platon:
         window: steps whose mean sensitivity is one observation; every must be a multiple of it.
         start: share of T before the cubic ramp of the sparsity.
         stop: share of T at the last pruning, or up to every steps earlier.
+        structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
     """
 
     fast: float = 0.85
@@ -35,18 +38,20 @@ class Platon:
     window: int = 10
     start: float = 0.1
     stop: float = 0.7
+    structure: Structure = "weights"
 
     def __post_init__(self) -> None:
         check_ramp("platon", self.start, self.stop, self.every, self.window, self.fast, self.slow)
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps."""
+        pattern = need_groups(problem.targets, self.structure, sparsity)
         plan = ramp(problem, self.start, self.stop, self.every)
         averages = Averages(
             sensitivity=first_order, fast=self.fast, slow=self.slow, window=self.window, origin=plan.start
         )
         state = problem.start()
-        problem.journal.piece("ramp", state, climb, state, problem, plan, plan.stop, sparsity, averages)
+        problem.journal.piece("ramp", state, climb, state, problem, plan, plan.stop, sparsity, averages, pattern)
         problem.journal.piece("finish", state, train_to, state, problem, problem.steps)
         return problem.ticket(state)
 
@@ -76,12 +81,21 @@ def ramp(problem: Problem, start: float, stop: float, every: int, least: int = 1
     return Cubic(begin, begin + every * gaps(problem.steps), every)
 
 
-def climb(state: TrainState, problem: Problem, plan: Cubic, until: int, sparsity: float, averages: Averages) -> None:
+def climb(
+    state: TrainState,
+    problem: Problem,
+    plan: Cubic,
+    until: int,
+    sparsity: float,
+    averages: Averages,
+    pattern: Pattern,
+) -> None:
     """Train to step `until` and prune on the way where the plan says so."""
-    train(state, problem, until - state.step, hooks=[soft_pruning(plan, sparsity, averages)], observe=averages.observe)
+    hook = soft_pruning(plan, sparsity, averages, pattern)
+    train(state, problem, until - state.step, hooks=[hook], observe=averages.observe)
 
 
-def soft_pruning(plan: Cubic, sparsity: float, averages: Averages) -> Hook:
+def soft_pruning(plan: Cubic, sparsity: float, averages: Averages, pattern: Pattern = Element) -> Hook:
     """The hook that zeroes the weights below the threshold, all of them competing again; the last time for good.
 
     Until then neither their gradients nor their moments are touched: that is how a weight returns.
@@ -91,7 +105,7 @@ def soft_pruning(plan: Cubic, sparsity: float, averages: Averages) -> Hook:
         if not plan.due(state.step):
             return
         goal = plan.at(state.step, sparsity)
-        masks = keep(averages.scores(state), goal)
+        masks = keep(averages.scores(state), goal, pattern=pattern)
         if state.step < plan.stop:
             apply_(state.params(), masks)
             state.masked = goal

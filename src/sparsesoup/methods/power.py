@@ -7,9 +7,11 @@ from torch import nn
 from sparsesoup.errors import UserError
 from sparsesoup.gates import power
 from sparsesoup.methods.gradual import pruning, train_with
+from sparsesoup.patterns import Structure
 from sparsesoup.problem import Learnt, Problem, need_steps
 from sparsesoup.schedules import Cubic
 from sparsesoup.select import Competition
+from sparsesoup.structures import need_groups
 from sparsesoup.ticket import Ticket
 
 
@@ -24,6 +26,7 @@ class PowerPropagation:
         start: share of T before the first pruning.
         stop: share of T at the last pruning; the rest is the cool-down.
         every: share of T between prunings.
+        structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
         scope: who competes with whom.
     """
 
@@ -31,6 +34,7 @@ class PowerPropagation:
     start: float = 0.1
     stop: float = 0.7
     every: float = 0.01
+    structure: Structure = "weights"
     scope: Competition = "global"
 
     def __post_init__(self) -> None:
@@ -42,6 +46,7 @@ class PowerPropagation:
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps, its weights folded back to w."""
         need_steps(problem, 4, "a gradual schedule")
+        pattern = need_groups(problem.targets, self.structure, sparsity, scope=self.scope)
         total, names = problem.steps, list(problem.targets)
         plan = Cubic(round(self.start * total), round(self.stop * total), max(1, round(self.every * total)))
 
@@ -50,7 +55,7 @@ class PowerPropagation:
             return [], 1.0
 
         state = problem.start(attach)
-        problem.journal.piece("train", state, train_with, state, problem, pruning(plan, sparsity, scope=self.scope))
+        problem.journal.piece("train", state, train_with, state, problem, pruning(plan, sparsity, pattern, self.scope))
         # Not a piece: a restart meets the saved v in a model that has its gates again, and folds it then.
         power.fold_(state.model, names)
         return problem.ticket(state)

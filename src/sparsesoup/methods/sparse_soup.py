@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from sparsesoup import soups
 from sparsesoup.errors import UserError
 from sparsesoup.methods.model_soup import PROTOCOLS, scaled
+from sparsesoup.patterns import Structure
 from sparsesoup.problem import Problem, need_steps
 from sparsesoup.scores import magnitude
 from sparsesoup.select import Competition, keep
 from sparsesoup.state import TrainState, weights
+from sparsesoup.structures import need_groups
 from sparsesoup.ticket import Ticket
 from sparsesoup.train import Protocol, Rate, train
 
@@ -25,6 +27,7 @@ class SparseModelSoup:
         members: retrainings a phase.
         retrain: steps of each, as a share of T.
         protocols: how the retrainings of a phase differ; taken in turn.
+        structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
         scope: who competes with whom.
     """
 
@@ -32,6 +35,7 @@ class SparseModelSoup:
     members: int = 3
     retrain: float = 0.2
     protocols: tuple[Protocol, ...] = PROTOCOLS
+    structure: Structure = "weights"
     scope: Competition = "global"
 
     def __post_init__(self) -> None:
@@ -46,6 +50,7 @@ class SparseModelSoup:
         need_steps(problem, 1, "a run")
         if not 0.0 <= sparsity < 1.0:
             raise UserError(f"sparsity must lie in [0, 1), got {sparsity}")
+        need_groups(problem.targets, self.structure, sparsity, scope=self.scope)
         state, steps = problem.start(), max(1, round(self.retrain * problem.steps))
         goals = [1 - (1 - sparsity) ** (phase / self.phases) for phase in range(1, self.phases)] + [sparsity]
         problem.journal.piece("train", state, train, state, problem, problem.steps)
@@ -59,7 +64,8 @@ class SparseModelSoup:
         return problem.ticket(state, phases=goals)
 
     def _prune(self, problem: Problem, state: TrainState, goal: float, phase: int) -> None:
-        state.prune_(keep(magnitude(state.params()), goal, scope=self.scope, within=state.masks))
+        pattern = need_groups(state.targets, self.structure, goal, scope=self.scope)
+        state.prune_(keep(magnitude(state.params()), goal, pattern=pattern, scope=self.scope, within=state.masks))
         problem.journal.store(f"pruned-{phase}", weights(state.model))
 
     def _begin(self, problem: Problem, state: TrainState, steps: int, phase: int) -> None:

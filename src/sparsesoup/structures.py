@@ -1,0 +1,61 @@
+"""Structures: what of a model falls together where whole parts of it do, so that they can be cut out of it."""
+
+import math
+
+from sparsesoup.errors import UserError
+from sparsesoup.patterns import Block, Column, Element, Pattern, Row, Structure, Tie
+from sparsesoup.select import check_reach, check_sparsity
+from sparsesoup.targets import Targets, heads, units
+
+
+def structured(structure: Structure, targets: Targets) -> tuple[Tie, ...]:
+    """What falls together, for `keep`; matrices that have no such part are spared.
+
+    Args:
+        structure: rows (all that makes one output), columns (all that reads one input), heads, units, or
+            heads-and-units, which compete with each other. Single weights are no structure.
+    Raises: UserError if the model has none of them.
+    """
+    if structure in ("rows", "columns"):
+        tiles = {turned: Row if (structure == "rows") != turned else Column for turned in (False, True)}
+        return tuple(Tie(((name, tiles[target.transposed]),)) for name, target in targets.items())
+    found = [*(heads(targets) if "heads" in structure else []), *(units(targets) if "units" in structure else [])]
+    if not found:
+        raise UserError(
+            f"this model has no {structure.replace('-and-', ' and no ')} to prune (heads need query, key, value and "
+            f"output as matrices of their own, and keys that are not shared; units need two linear maps that are known "
+            f"by their names); say --method.structure rows"
+        )
+    tied = {name for tie in found for name, _ in tie.members}
+    return (*found, *(Tie(((name, Block(0, 0)),), spared=True) for name in targets if name not in tied))
+
+
+def need_groups(
+    targets: Targets, structure: Structure, sparsity: float, pattern: Block = Element, scope: str = "global"
+) -> Pattern:
+    """What a method is to keep or prune together; what cannot be had is refused before its first step.
+
+    Args:
+        structure: what of the model; weights leaves it to `pattern`.
+        sparsity: the highest that is going to be asked of these groups.
+        pattern: the tile into which each matrix falls apart by itself.
+        scope: who will compete with whom.
+    Raises: UserError if structure and pattern both say something, if the model has no such structure, if the scope
+        chooses single weights, or if what may fall holds less than is to be pruned.
+    """
+    if structure == "weights":
+        return pattern
+    if pattern != Element:
+        raise UserError(
+            f"structure {structure} says what falls together, and so does a pattern of {pattern.rows}x{pattern.cols}; "
+            f"leave one of them out"
+        )
+    if scope not in ("global", "tensor"):
+        raise UserError(
+            f"structure {structure} takes or leaves whole groups, scope {scope} does not; say --method.scope global or "
+            f"tensor"
+        )
+    check_sparsity(sparsity)
+    ties = structured(structure, targets)
+    check_reach(ties, {name: math.prod(target.shape) for name, target in targets.items()}, sparsity)
+    return ties

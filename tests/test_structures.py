@@ -1,0 +1,250 @@
+"""Whole rows, columns, heads and units: chosen as by hand, by every method that scores, and cut out of the model."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from conftest import same, tiny
+from sparsesoup import masks as algebra
+from sparsesoup.errors import UserError
+from sparsesoup.exports.compact import left, remove_
+from sparsesoup.hub.families import prunable
+from sparsesoup.hub.sample import answers, sample
+from sparsesoup.hub.structure import layers, widths
+from sparsesoup.masks import Masks
+from sparsesoup.methods import METHODS, TABLE
+from sparsesoup.patterns import Block, Structure
+from sparsesoup.problem import Problem, Training
+from sparsesoup.scores import magnitude
+from sparsesoup.select import keep
+from sparsesoup.structures import need_groups
+from sparsesoup.targets import heads, parameters
+from test_ties import gpt2
+from tiny_bert import bert
+from tiny_hub import CONFIGS
+from tiny_models import HEADS, LAYERS, MODELS, model_of
+
+LAYER, SIZE, UNITS = "bert.encoder.layer.{}.", 8, 32  # of the tiny BERT: two layers of two heads
+IN, OUT = "intermediate.dense.weight", "output.dense.weight"
+BAND = ("attention.self.query.weight", "attention.self.key.weight", "attention.self.value.weight")
+BACK = "attention.output.dense.weight"
+KINDS: tuple[Structure, ...] = ("rows", "columns", "heads", "units", "heads-and-units")
+SHARE = {"heads": 1024 * 2 / 4096, "units": 1024 * 2 / 4096}  # of the prunable weights
+
+
+def places(kind: str, shapes: dict[str, Any]) -> Iterator[dict[str, Tensor]]:
+    """Every group by hand: name -> bool, True where it has a weight."""
+
+    def spot(*where: tuple[str, Any]) -> dict[str, Tensor]:
+        found = {}
+        for name, index in where:
+            found[name] = torch.zeros(shapes[name], dtype=torch.bool)
+            found[name][index] = True
+        return found
+
+    for layer in range(2):
+        if "heads" in kind:
+            for head in range(2):
+                band = slice(SIZE * head, SIZE * head + SIZE)
+                rows = [(LAYER.format(layer) + name, band) for name in BAND]
+                yield spot(*rows, (LAYER.format(layer) + BACK, (slice(None), band)))
+    for layer in range(2):
+        if "units" in kind:
+            for unit in range(UNITS):
+                yield spot((LAYER.format(layer) + IN, unit), (LAYER.format(layer) + OUT, (slice(None), unit)))
+    if kind in ("rows", "columns"):
+        for name, shape in shapes.items():
+            for line in range(shape[kind == "columns"]):
+                yield spot((name, line if kind == "rows" else (slice(None), line)))
+
+
+def by_hand(kind: str, scores: dict[str, Tensor], sparsity: float) -> tuple[Masks, int]:
+    """(the masks: best mean first, as long as no more is kept than asked; the size of the first group that is not)."""
+    shapes = {n: tuple(s.shape) for n, s in scores.items()}
+    groups = list(places(kind, shapes))
+    covered = {n: torch.zeros(shape, dtype=torch.bool) for n, shape in shapes.items()}
+    for group in groups:
+        for name, part in group.items():
+            covered[name] |= part
+    masks = {n: ~c for n, c in covered.items()}
+
+    def mean(group: dict[str, Tensor]) -> float:
+        return float(torch.cat([scores[n][part].double() for n, part in group.items()]).mean())
+
+    for group in sorted(groups, key=lambda g: -mean(g)):
+        size = sum(int(part.sum()) for part in group.values())
+        if algebra.kept(masks) + size > round((1 - sparsity) * algebra.total(masks)):
+            return masks, size
+        for name, part in group.items():
+            masks[name] |= part
+    return masks, 0
+
+
+@pytest.mark.parametrize("sparsity", [0.05, 0.317, 0.45])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_groups_kept_are_those_chosen_by_hand(kind: Structure, sparsity: float) -> None:
+    problem = bert()
+    scores = magnitude(parameters(problem.pretrained, problem.targets))
+    found = keep(scores, sparsity, pattern=need_groups(problem.targets, kind, sparsity))
+    wanted, next_one = by_hand(kind, scores, sparsity)
+    assert same(found, wanted)
+    goal = round((1 - sparsity) * algebra.total(found))
+    assert goal - next_one < algebra.kept(found) <= goal  # the boundary that keeps no more, next to the goal
+
+
+def test_a_row_makes_one_output_and_a_column_reads_one_input_however_they_are_stored() -> None:
+    problem = bert(family=gpt2())
+    scores = magnitude(parameters(problem.pretrained, problem.targets))
+    for kind, side in (("rows", 0), ("columns", 1)):  # GPT-2 stores [in, out]
+        for name, mask in keep(scores, 0.5, pattern=need_groups(problem.targets, kind, 0.5)).items():
+            assert bool((mask.all(side) | ~mask.any(side)).all()), name
+            assert not bool((mask.all(1 - side) | ~mask.any(1 - side)).all()) or not mask.any() or mask.all(), name
+
+
+def test_by_scope_tensor_every_layer_loses_the_same_share() -> None:
+    problem = bert()
+    scores = magnitude(parameters(problem.pretrained, problem.targets))
+    masks = keep(scores, 0.5, pattern=need_groups(problem.targets, "heads-and-units", 0.5), scope="tensor")
+    model = masked(problem, masks)
+    assert widths(compacted(model)) == {f"encoder.layer.{i}": {"heads": 1, "units": 16} for i in range(2)}
+
+
+def masked(problem: Problem, masks: Masks) -> Any:
+    model = copy.deepcopy(problem.pretrained)
+    algebra.apply_(dict(model.named_parameters()), masks)
+    return model.eval()
+
+
+def compacted(model: Any) -> Any:
+    narrow = copy.deepcopy(model).eval()
+    for layer in layers(narrow):
+        remove_(layer, left(layer))
+    return narrow
+
+
+def apart(one: Any, other: Any) -> float:
+    batch = sample(one)
+    pairs = zip(answers(one, batch), answers(other, batch), strict=True)
+    return max(float((a - b).abs().max()) for a, b in pairs)
+
+
+QUICK: dict[str, dict[str, Any]] = {  # settings in which forty steps are enough
+    "imp": {"cut": 0.5}, "imp-rewind": {"cut": 0.5}, "lr-rewind": {"cut": 0.5},
+    "lottery-pools": {"cut": 0.5, "neighbours": 1, "beyond": 0, "shares": (0.5,)},
+    "isp": {"stages": 2, "weak_masks": 2}, "snip": {"batches": 2}, "grasp": {"batches": 2},
+    "wanda": {"batches": 2, "scope": "global"}, "gradient-flow": {"rounds": 2, "batches": 1},
+    "early-bird": {"every": 0.34, "masks": 2}, "platon": {"every": 4, "window": 4}, "pins": {"every": 4, "window": 4},
+    "sparse-model-soup": {"phases": 1, "members": 2},
+}  # fmt: skip
+STRUCTURED = [name for name, method in METHODS.items() if hasattr(method, "structure")]
+
+
+def test_all_methods_that_score_and_keep_can_be_asked_for_structure() -> None:
+    learnt = {name for name, row in TABLE.items() if row.family == "movement"}
+    literal = {"isp-paper", "isp-code", "ticket"}  # as published; another's masks, whose `further` has it
+    assert {*METHODS} - {*STRUCTURED} == learnt | literal | {name for name, row in TABLE.items() if row.dense}
+
+
+@lru_cache
+def drawn(name: str, kind: Structure) -> tuple[Any, Any]:
+    method = replace(METHODS[name], structure=kind, **QUICK.get(name, {}))
+    problem = bert(torch.float64, steps=40, training=Training(learning_rate=3e-3, batch_size=8))
+    return method.run(problem, 0.45), problem
+
+
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_every_method_cuts_whole_groups_and_the_compact_model_answers_alike(name: str) -> None:
+    ticket, problem = drawn(name, "heads-and-units")
+    goal = round(0.55 * 4096)
+    assert goal - 512 < algebra.kept(ticket.masks) <= goal  # the largest group is a head of 512 weights
+    shapes = {n: tuple(m.shape) for n, m in ticket.masks.items()}
+    for group in places("heads-and-units", shapes):
+        assert len({bool(v) for n, part in group.items() for v in ticket.masks[n][part]}) == 1
+    model = copy.deepcopy(problem.pretrained)
+    model.load_state_dict(ticket.weights)
+    narrow = compacted(model.eval())
+    assert apart(model, narrow) < 1e-10
+    removed = 4096 - sum(512 * row["heads"] + 32 * row["units"] for row in widths(narrow).values())
+    assert removed == algebra.total(ticket.masks) - algebra.kept(ticket.masks)
+
+
+@pytest.mark.parametrize("kind", ["rows", "columns", "heads", "units"])
+def test_the_compact_model_answers_alike_for_each_structure(kind: Structure) -> None:
+    ticket, problem = drawn("gradual", kind)
+    model = copy.deepcopy(problem.pretrained)
+    model.load_state_dict(ticket.weights)
+    narrow = compacted(model.eval())
+    assert apart(model, narrow) < 1e-10
+    if kind in ("heads", "units"):
+        other = {"heads": "units", "units": "heads"}[kind]
+        assert {row[other] for row in widths(narrow).values()} == {{"heads": 2, "units": 32}[other]}
+        assert sum(row[kind] for row in widths(narrow).values()) < {"heads": 4, "units": 64}[kind]
+
+
+def test_what_cannot_be_had_is_refused_in_one_line_before_the_first_step() -> None:
+    wrong: list[tuple[Any, Any, float, str]] = [
+        ("gradual", {"structure": "heads"}, 0.9, "what may fall holds 0.5000 of the prunable weights"),
+        ("imp", {"structure": "units"}, 0.501, "ask for no more than that, or let more of them fall"),
+        ("gradual", {"structure": "heads", "pattern": Block(4, 4)}, 0.3, "so does a pattern of 4x4; leave one of them"),
+        ("magnitude", {"structure": "rows", "scope": "2:4"}, 0.5, "say --method.scope global or tensor"),
+        ("wanda", {"structure": "units"}, 0.3, "scope row does not; say --method.scope global or tensor"),
+    ]
+    for name, settings, sparsity, said in wrong:
+        problem = bert(steps=40)
+        with pytest.raises(UserError) as caught:
+            replace(METHODS[name], **settings).run(problem, sparsity)
+        assert said in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert not problem.meter.to_json()
+    with pytest.raises(UserError, match="has no heads and no units to prune"):
+        METHODS["one-shot-structured"].run(tiny(), 0.5)
+    with pytest.raises(UserError, match="has no heads to prune"):
+        replace(METHODS["gradual"], structure="heads").run(bert(family=gpt2()), 0.2)
+
+
+def still() -> Any:
+    """A tiny BERT without dropout, whose noise would differ where there are fewer features."""
+    return CONFIGS["bert"](hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+
+
+def test_one_shot_structured_is_the_cut_model_trained() -> None:
+    """By another road: mask theta_0, cut it, and train what is left as a dense model."""
+    problem = bert(torch.float64, family=still(), steps=12)
+    ticket = METHODS["one-shot-structured"].run(problem, 0.45)
+    scores = magnitude(parameters(problem.pretrained, problem.targets))
+    assert same(ticket.masks, by_hand("heads-and-units", scores, 0.45)[0])
+    narrow = compacted(masked(problem, ticket.masks))
+    fresh = bert()
+    cut = replace(fresh, pretrained=narrow, targets=prunable(narrow), steps=12)
+    other = copy.deepcopy(narrow)
+    other.load_state_dict(METHODS["dense"].run(cut, 0.0).weights)
+    model = copy.deepcopy(problem.pretrained)
+    model.load_state_dict(ticket.weights)
+    assert apart(model.eval(), other.eval()) < 1e-8
+    assert apart(model, narrow) > 1e-3  # it did learn
+    # The width between the blocks is protected.
+    assert {layer.part(role).weight.shape[0] for layer in layers(other) for role in ("output", "down")} == {16}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_heads_are_known_in_every_family_that_can_be_compacted_whole_or_cut(name: str) -> None:
+    model = model_of(name, dtype=torch.float32)
+    towers = 2 if name == "clip" else 1
+    whole = heads(prunable(model))
+    assert [tie.count({n: t.shape for n, t in prunable(model).items()}) for tie in whole] == [HEADS] * LAYERS * towers
+    first = layers(model)[0]
+    with torch.no_grad():
+        first.part("value").weight[: 3 * first.size] = 0  # three of the first layer's four heads
+        for part in ("value", "up"):
+            layers(model)[1].part(part).weight.zero_()
+    cut = prunable(compacted(model))
+    ties = heads(cut)
+    assert [tie.count({n: t.shape for n, t in cut.items()}) for tie in ties][:2] == [1, HEADS]
+    assert len(ties) == LAYERS * towers - 1
+    assert len(cut) == len(prunable(model)) - 6  # nothing of the emptied layer is a target
