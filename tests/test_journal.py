@@ -62,6 +62,7 @@ STEPPED: dict[str, tuple[int, dict[str, Any]]] = {  # steps and settings in whic
     "soft-movement": (60, {"score_rate": 0.5}),
     "l0": (60, {"score_rate": 1.0}),
     "hybrid-movement": (60, {"score_rate": 0.5, "tile": Block(5, 4)}),
+    "hybrid-filled": (60, {"score_rate": 0.5, "tile": Block(5, 4), "refill": 0.5}),
 }
 
 

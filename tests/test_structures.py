@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import same, tiny
+from conftest import same, tiny, watched
 from sparsesoup import masks as algebra
 from sparsesoup.errors import UserError
 from sparsesoup.exports.compact import left, remove_
@@ -19,6 +19,9 @@ from sparsesoup.hub.sample import answers, sample
 from sparsesoup.hub.structure import layers, widths
 from sparsesoup.masks import Masks
 from sparsesoup.methods import METHODS, TABLE
+from sparsesoup.methods.hybrid import HybridMovement
+from sparsesoup.methods.learnt import Phases
+from sparsesoup.methods.refill import filled
 from sparsesoup.patterns import Block, Structure
 from sparsesoup.problem import Problem, Training
 from sparsesoup.scores import magnitude
@@ -230,6 +233,77 @@ def test_one_shot_structured_is_the_cut_model_trained() -> None:
     assert apart(model, narrow) > 1e-3  # it did learn
     # The width between the blocks is protected.
     assert {layer.part(role).weight.shape[0] for layer in layers(other) for role in ("output", "down")} == {16}
+
+
+@lru_cache
+def hybrid(**more: Any) -> tuple[Any, Any, list[Masks], list[dict[str, Tensor]]]:
+    settings: dict[str, Any] = {"tile": Block(4, 8), "refill": 0.5, "phases": Phases(warmup=0.05), **more}
+    with watched() as watch:
+        problem = bert(steps=40, observer=watch)
+        ticket = HybridMovement(score_rate=0.5, **settings).run(problem, 0.8)
+    return ticket, problem, watch.pruned, watch.before
+
+
+def test_refilled_masks_are_whole_heads_and_units_and_those_that_were_left() -> None:
+    ticket, problem, (trimmed, refilled), _ = hybrid()
+    assert same(ticket.masks, refilled)
+    shapes = {n: tuple(m.shape) for n, m in refilled.items()}
+    union = {n: torch.zeros_like(m) for n, m in refilled.items()}
+    for group in places("heads-and-units", shapes):
+        parts = {n: part for n, part in group.items() if bool(refilled[n][part].all())}
+        if len(parts) == len(group):
+            for name, part in group.items():
+                union[name] |= part
+    assert same(refilled, union)
+    assert widths(compacted(masked(problem, trimmed))) == widths(compacted(masked(problem, refilled)))
+    assert algebra.kept(trimmed) < algebra.kept(refilled) < algebra.total(refilled)
+
+
+def test_a_head_whose_weights_do_not_meet_is_not_refilled() -> None:
+    problem = bert()
+    name = LAYER.format(0) + "attention.{}.weight"
+    none = {n: torch.zeros_like(m) for n, m in algebra.ones(parameters(problem.pretrained, problem.targets)).items()}
+    apart_, met = ({n: m.clone() for n, m in none.items()} for _ in range(2))
+    apart_[name.format("self.query")][:] = True
+    for masks, feature in ((apart_, 3), (met, 2)):
+        masks[name.format("self.value")][2, 0] = True  # both features are of the first head
+        masks[name.format("output.dense")][5, feature] = True
+    assert same(filled(apart_, problem.targets), none)
+    assert algebra.kept(filled(met, problem.targets)) == 512
+
+
+def test_what_returns_is_small_noise_and_what_stayed_is_as_it_was() -> None:
+    ticket, _, (trimmed, _), (_, before) = hybrid(noise=0.1)
+    quiet, *_ = hybrid(noise=0.0)
+    assert not same(quiet.weights, ticket.weights)
+    assert same(quiet.masks, ticket.masks)
+    steps = [label for label, cost in ticket.cost.items() if cost["steps"]]
+    assert steps == ["strong"]
+    assert ticket.cost["strong"]["steps"] == 60
+    known = ticket.notes["refill"]
+    assert known == {"before": algebra.sparsity(trimmed), "after": ticket.sparsity, "steps": 20}
+    assert known["after"] < known["before"]
+    assert all(not before[n][~m].any() for n, m in trimmed.items())
+
+
+def test_refilling_writes_noise_of_the_asked_size_into_what_returns_alone() -> None:
+    from sparsesoup.methods.refill import refill_
+
+    problem = bert(steps=40)
+    state = problem.start()
+    trimmed = keep(magnitude(state.params()), 0.5, pattern=Block(4, 8))
+    state.prune_(trimmed)
+    before = {n: p.detach().clone() for n, p in state.params().items()}
+    refill_(state, problem, 10, 0.1)
+    returned = {n: m & ~trimmed[n] for n, m in state.masks.items()}
+    assert any(bool(m.any()) for m in returned.values())
+    for name, weight in state.params().items():
+        stayed = trimmed[name] & state.masks[name]
+        assert weight[stayed].equal(before[name][stayed])
+        if int(returned[name].sum()) > 60:
+            size = float(weight[returned[name]].detach().std() / before[name][trimmed[name]].square().mean().sqrt())
+            assert 0.07 < size < 0.13, name
+    assert state.step == 30
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -130,6 +130,13 @@ def _soup(soup: Facts, facts: Facts) -> str:
     return f"Members on validation: {scores}; averaged: number {', '.join(str(i + 1) for i in sorted(soup['taken']))}."
 
 
+def _refill(found: Facts, facts: Facts) -> str:
+    return (
+        f"After a sparsity of {percent(found['before'])} every weight of the kept heads and units came back: "
+        f"{percent(found['after'])} are gone, and {found['steps']} steps were trained on."
+    )
+
+
 def _teachers(checks: list[Facts], facts: Facts) -> str:
     metric = next(key for key in checks[0] if key not in ("step", "sparsity", "teaches"))
     told = [
@@ -148,5 +155,6 @@ SENTENCES: dict[str, Callable[[Any, Facts], str]] = {
     "soup": _soup,
     "phases": lambda goals, facts: f"Sparsity of the phases: {', '.join(percent(goal) for goal in goals)}.",
     "teachers": _teachers,
+    "refill": _refill,
     "ticket": lambda path, facts: f"Masks of the ticket {path}.",
 }

@@ -59,7 +59,7 @@ def load_model(model: str, task: AnyTask, seed: int, remote_code: bool = False, 
         with torch.random.fork_rng():
             torch.manual_seed(fold(seed, "head"))
             # A checkpoint may be stored in bf16, which transformers 5 would keep: fine-tuning needs float32.
-            loaded, found = kind.head.from_pretrained(
+            loaded, found = _fitting(kind.head, config).from_pretrained(
                 **options,
                 config=config,
                 dtype=torch.float32,
@@ -67,6 +67,7 @@ def load_model(model: str, task: AnyTask, seed: int, remote_code: bool = False, 
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
+    _become_stock(loaded)
     # A head may be new; an encoder drawn at random would be a mistake that only a log of transformers tells.
     lacking = {*found["missing_keys"], *(key[0] for key in found["mismatched_keys"])} & prunable(loaded).keys()
     if whole:
@@ -119,9 +120,24 @@ def load_as_saved(model: str, state: Mapping[str, Tensor] | None = None) -> PreT
         loaded, found = kind.from_pretrained(**options, config=config, **given)
     if lacking := found["missing_keys"] if state is not None or compact is not None else ():
         raise UserError(f"the weights of model {model!r} lack {min(lacking)}, which its config.json asks for")
-    # The class that narrows is of use while the weights come in; the model is to be the stock one, which pickles.
-    loaded.__class__ = kind.__bases__[0] if compact is not None else loaded.__class__
+    _become_stock(loaded)
     return loaded
+
+
+def _fitting(head: Any, config: Any) -> Any:
+    """An Auto class, or for a compact model the class that it stands for, with the widths of config.json."""
+    compact = getattr(config, COMPACT, None)
+    if compact is None:
+        return head
+    with torch.device("meta"):
+        kind = type(head.from_config(config))
+    return _narrowed(kind, compact)
+
+
+def _become_stock(loaded: Any) -> None:
+    """Leave the class that narrows, of use only while weights come in: the stock one pickles and is saved by name."""
+    if COMPACT in vars(type(loaded)):
+        loaded.__class__ = type(loaded).__bases__[0]
 
 
 def _narrowed(kind: Any, compact: Any) -> Any:
@@ -137,7 +153,7 @@ def _narrowed(kind: Any, compact: Any) -> Any:
         kind.__init__(self, config, *inputs, **more)
         narrow_(self, table)
 
-    return type(kind.__name__, (kind,), {"__init__": __init__, "__module__": kind.__module__})
+    return type(kind.__name__, (kind,), {"__init__": __init__, "__module__": kind.__module__, COMPACT: table})
 
 
 def makes(kind: Any, config: Any, wanted: Mapping[str, Tensor]) -> bool:

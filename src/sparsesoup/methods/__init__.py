@@ -190,6 +190,11 @@ TABLE: dict[str, Row] = {
         method=HybridMovement(), family="movement", score="learned, a group",
         summary="blocks or heads, and feed-forward units", source="Lagunas 2021 (hybrid)", returns=True, grouped=True,
     ),
+    "hybrid-filled": Row(
+        method=HybridMovement(refill=1.0), family="movement", score="learned, a group",
+        summary="hybrid, what is kept refilled, trained on", cost="1 + refill = 2",
+        source="Lagunas 2021 (hybrid, filled)", returns=True, grouped=True,
+    ),
     "sparse-model-soup": Row(
         method=SparseModelSoup(), family="soup", score="|w| of an average",
         summary="retrainings of one mask averaged, phase by phase", cost="1 + phases m retrain = 2.8",

@@ -8,7 +8,8 @@ from typing import Literal
 from sparsesoup.errors import UserError
 from sparsesoup.gates.density import sizes
 from sparsesoup.gates.lead import Lead
-from sparsesoup.methods.learnt import Gated, Phases, learn, rate_of_scores, scores, straight
+from sparsesoup.methods.learnt import Gated, Phases, learnt_state, rate_of_scores, scores, straight
+from sparsesoup.methods.refill import refill_, train_on
 from sparsesoup.methods.soft import check_penalty
 from sparsesoup.patterns import Block, Tie
 from sparsesoup.problem import Problem
@@ -33,6 +34,9 @@ class HybridMovement:
         threshold: of sigmoid(score), at the end of its rise.
         penalty: weight of the mean sigmoid(score) in the loss at the end of its rise; default: led by the density.
         phases: when the masks become sparser.
+        refill: share of T trained on after all weights of the kept heads and units have returned; 0: they do not. The
+            sparsity is then that of whole heads and units, below the one asked for.
+        noise: standard deviation of the weights that return, as a share of the root mean square of the kept ones.
     """
 
     attention: Literal["tiles", "heads"] = "tiles"
@@ -43,6 +47,8 @@ class HybridMovement:
     threshold: float = 0.1
     penalty: float | None = None
     phases: Phases = field(default_factory=Phases)
+    refill: float = 0.0
+    noise: float = 0.1
 
     def __post_init__(self) -> None:
         check_penalty(self.score_rate, self.penalty, self.threshold)
@@ -52,9 +58,13 @@ class HybridMovement:
                 f"attention_weight and feed_forward_weight are numbers of at least 0, not both 0, got "
                 f"{self.attention_weight:g} and {self.feed_forward_weight:g}"
             )
+        if not 0 <= self.refill <= 1 or not 0 <= self.noise < math.inf:
+            raise UserError(
+                f"refill is a share of T in [0, 1], noise 0 or more, got {self.refill:g} and {self.noise:g}"
+            )
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """The ticket after T steps; its sparsity is the nearest group boundary that keeps no more."""
+        """The ticket after T steps, and `refill` T; its sparsity is the nearest group boundary that keeps no more."""
         banded, pooled = self._ties(problem)
         ties = (*banded, *pooled)
         weights = [self.attention_weight] * len(banded) + [self.feed_forward_weight] * len(pooled)
@@ -65,7 +75,12 @@ class HybridMovement:
         learnt = [*scores(problem, tuple(banded), own=self.attention == "heads"), *scores(problem, tuple(pooled))]
         way = -math.log(self.threshold / (1 - self.threshold))
         gated = Gated(ties, straight(learnt, shift=0.0), self.score_rate, "global", lead.term, lead.observe, way)
-        return learn(problem, sparsity, self.phases, gated, lead)
+        state = learnt_state(problem, sparsity, self.phases, gated, lead)
+        if self.refill:
+            steps = max(1, round(self.refill * problem.steps))
+            problem.journal.piece("refill", state, refill_, state, problem, steps, self.noise)
+            problem.journal.piece("train-on", state, train_on, state, problem, steps)
+        return problem.ticket(state)
 
     def _ties(self, problem: Problem) -> tuple[list[Tie], list[Tie]]:
         """(ties of the attention and of matrices of neither kind, ties of the units, their biases included)."""

@@ -76,6 +76,11 @@ class Gated:
 
 
 def learn(problem: Problem, sparsity: float, phases: Phases, gated: Gated, hook: Hook) -> Ticket:
+    """The ticket of learned masks, after T steps."""
+    return problem.ticket(learnt_state(problem, sparsity, phases, gated, hook))
+
+
+def learnt_state(problem: Problem, sparsity: float, phases: Phases, gated: Gated, hook: Hook) -> TrainState:
     """Learn masks with weights, trim them to exactly the sparsity, and train on with them fixed: T steps in all."""
     check_sparsity(sparsity)
     why = f"a warm-up of {phases.warmup:g} T and a cool-down of {phases.cooldown:g} T"
@@ -87,7 +92,7 @@ def learn(problem: Problem, sparsity: float, phases: Phases, gated: Gated, hook:
     problem.journal.piece("trim", state, _trim, state, problem, sparsity, gated)
     detach_(state)  # between pieces: a restart meets the model as the next piece left it
     problem.journal.piece("settle", state, train, state, problem, settled)
-    return problem.ticket(state)
+    return state
 
 
 def _reachable(problem: Problem, phases: Phases, gated: Gated) -> None:
