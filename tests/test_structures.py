@@ -219,7 +219,7 @@ def still() -> Any:
 def test_one_shot_structured_is_the_cut_model_trained() -> None:
     """By another road: mask theta_0, cut it, and train what is left as a dense model."""
     problem = bert(torch.float64, family=still(), steps=12)
-    ticket = METHODS["one-shot-structured"].run(problem, 0.45)
+    ticket = replace(METHODS["one-shot-structured"], scope="global").run(problem, 0.45)
     scores = magnitude(parameters(problem.pretrained, problem.targets))
     assert same(ticket.masks, by_hand("heads-and-units", scores, 0.45)[0])
     narrow = compacted(masked(problem, ticket.masks))

@@ -95,8 +95,9 @@ TABLE: dict[str, Row] = {
         summary="prune each row once by weight times input, then train", cost="1 + batches / 3 T", source="Sun 2024",
     ),
     "one-shot-structured": Row(
-        method=OneShot(structure="heads-and-units"), family="one-shot", score="mean |theta_0| of a group",
-        summary="whole heads and units cut once, then training", source="Caccia 2023", grouped=True, fixed=("score",),
+        method=OneShot(structure="heads-and-units", scope="tensor"), family="one-shot",
+        score="mean |theta_0| of a group", summary="whole heads and units cut once, then training",
+        source="Caccia 2023", grouped=True, fixed=("score",),
     ),
     "gradual": Row(
         method=Gradual(), family="gradual", score="|w|", summary="on a cubic schedule while training",
