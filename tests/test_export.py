@@ -295,6 +295,7 @@ def test_nothing_to_compact_says_what_would_help(tmp_path, capsys):
     for more in ((), ("--stock",)):
         said = refused(capsys, tmp_path, source, "--to", "compact", "--out", tmp_path / "new" / "out", *more)
         assert "all 12 heads and 18 feed-forward units have weights left" in said
+        assert "sparsesoup prune gradual --method.structure heads-and-units" in said
         assert "sparsesoup prune hybrid-movement" in said
 
 

@@ -149,9 +149,7 @@ def test_what_a_tie_spares_stays_and_the_others_make_up_for_it() -> None:
     within = {n: torch.ones_like(t, dtype=torch.bool) for n, t in table.items()} | {"c": table["c"] < -8.5}
     assert keep(table, 0.5, pattern=ties, within=within)["c"].equal(within["c"])
     assert not keep(table, 48 / 68, pattern=ties)["a"].any()
-    with pytest.raises(
-        UserError, match=r"to sparsity 0\.8000: what may fall holds 0\.7059 of the prunable"
-    ):
+    with pytest.raises(UserError, match=r"to sparsity 0\.8000: what may fall holds 0\.7059 of the prunable"):
         keep(table, 0.8, pattern=ties)
 
 

@@ -192,7 +192,9 @@ def _all_methods(console: Console) -> None:
         "\nT: the steps of one normal fine-tuning. `sparsesoup methods NAME` says what one does, with its settings."
     )
     structured = ", ".join(name for name, row in TABLE.items() if hasattr(row.method, "structure"))
-    console.print(f"--method.structure (whole rows, columns, heads or units, for --to compact) is taken by {structured}.")
+    console.print(
+        f"--method.structure (whole rows, columns, heads or units, for --to compact) is taken by {structured}."
+    )
 
 
 def _one_method(name: str, console: Console) -> None:

@@ -146,7 +146,8 @@ def _check_gain(plan: dict[str, Left], source: Source) -> None:
     heads, units = (sum(getattr(stays, key).numel() for stays in plan.values()) for key in ("heads", "units"))
     raise UserError(
         f"nothing to compact in {source.folder}: all {heads} heads and {units} feed-forward units have weights left; "
-        f"prune in groups that can be cut out, `sparsesoup prune hybrid-movement`, or take --to packed"
+        f"prune in groups that can be cut out, `sparsesoup prune gradual --method.structure heads-and-units` or "
+        f"`sparsesoup prune hybrid-movement`, or take --to packed"
     )
 
 
