@@ -20,6 +20,7 @@ from sparsesoup.hub.build import Place
 from sparsesoup.methods import METHODS, TABLE, Method
 from sparsesoup.parser import Parser
 from sparsesoup.problem import Distill, Training
+from sparsesoup.select import check_scope
 
 ELSEWHERE = (
     "data_root",
@@ -84,6 +85,8 @@ class Settings:
             value, own = getattr(self.method, name), getattr(METHODS[self.name], name)
             if value != own:
                 raise UserError(f"method {self.name} has {name} {own}, got {value}; take the method that has it free")
+        if self.amount.sparsity is not None:
+            check_scope(getattr(self.method, "scope", ""), self.amount.sparsity)
         if self.train.distill != Distill() and not self.train.distill.teacher:
             raise UserError(
                 "train.distill has settings but no teacher; add --train.distill.teacher dense, or a run or model"

@@ -26,7 +26,7 @@ from sparsesoup.methods.known import FromTicket
 from sparsesoup.problem import Problem
 from sparsesoup.recipe import Settings, dump, read
 from sparsesoup.report import write_report
-from sparsesoup.select import GROUPS
+from sparsesoup.select import fixed
 from sparsesoup.shelf import Shelf
 from sparsesoup.show import read_report
 from sparsesoup.summary import machine, summary, versions
@@ -150,10 +150,9 @@ def complete(settings: Settings) -> Settings:
         sparsity = 0.0
     elif sparsity is None and isinstance(settings.method, FromTicket) and settings.method.ticket:
         sparsity = algebra.sparsity(load_masks(Path(settings.method.ticket))[0])
-    elif sparsity is None and (scope := getattr(settings.method, "scope", "")) in GROUPS:
-        sparsity = 1 - GROUPS[scope][0] / GROUPS[scope][1]  # it fixes the sparsity
     elif sparsity is None:
-        sparsity = SPARSITY
+        only = fixed(getattr(settings.method, "scope", ""))
+        sparsity = SPARSITY if only is None else only
     return replace(settings, amount=replace(settings.amount, sparsity=sparsity))
 
 

@@ -48,6 +48,7 @@ def keep(
     [[True, False, True, False]]
     """
     _check(scores, sparsity, then, scope, within)
+    check_scope(scope, sparsity, pattern)
     if pattern != Element:
         return _groups(scores, sparsity, then, _ties(scores, pattern), scope, within)
     if scope == "row" or scope in GROUPS:
@@ -77,6 +78,27 @@ def check_sparsity(sparsity: float) -> None:
     """UserError unless a sparsity is the share of weights removed, in [0, 1)."""
     if not 0.0 <= sparsity < 1.0:
         raise UserError(f"sparsity must lie in [0, 1), got {sparsity}")
+
+
+def fixed(scope: str) -> float | None:
+    """The one sparsity that a scope of neighbours has; None where any can be asked for.
+
+    >>> fixed("2:4"), fixed("1:4"), fixed("global")
+    (0.5, 0.75, None)
+    """
+    if scope not in GROUPS:
+        return None
+    count, width = GROUPS[scope]
+    return 1 - count / width
+
+
+def check_scope(scope: str, sparsity: float, pattern: Pattern = Element) -> None:
+    """UserError if a scope of neighbours fixes another sparsity, or is asked for groups."""
+    only = fixed(scope)
+    if pattern != Element and (scope == "row" or only is not None):
+        raise UserError(f"scope {scope} chooses single weights; a pattern of blocks needs scope global, tensor or erk")
+    if only is not None and sparsity != only:
+        raise UserError(f"scope {scope} fixes the sparsity at {only}, asked for {sparsity}; ask for that or for none")
 
 
 def _check(scores: Scores, sparsity: float, then: Scores | None, scope: str, within: Masks | None) -> None:
@@ -135,10 +157,6 @@ def _erdos_renyi(scores: Scores, goal: int, alive: Mapping[str, float]) -> dict[
 
 def _rows(scores: Scores, sparsity: float, then: Scores | None, scope: str, within: Masks | None) -> Masks:
     """Each row, or each few neighbours of a row, keeps its own best."""
-    if scope in GROUPS:
-        count, width = GROUPS[scope]
-        if sparsity != 1 - count / width:
-            raise UserError(f"scope {scope} fixes the sparsity at {1 - count / width}, asked for {sparsity}")
     masks: Masks = {}
     total = sum(s.numel() for s in scores.values())
     goal, spent, seen = round((1.0 - sparsity) * total), 0, 0
@@ -217,8 +235,6 @@ def _ties(scores: Scores, pattern: Pattern) -> tuple[Tie, ...]:
 def _groups(
     scores: Scores, sparsity: float, then: Scores | None, ties: tuple[Tie, ...], scope: str, within: Masks | None
 ) -> Masks:
-    if scope == "row" or scope in GROUPS:
-        raise UserError(f"scope {scope} chooses single weights; a pattern of blocks needs scope global, tensor or erk")
     shapes = {n: s.shape for n, s in scores.items()}
     weight = {n: (within[n] if within else torch.ones_like(s, dtype=torch.bool)) for n, s in scores.items()}
     masks: Masks = {n: weight[n] for tie in ties if tie.spared for n, _ in tie.members}

@@ -4,7 +4,7 @@ import math
 
 from sparsesoup.errors import UserError
 from sparsesoup.patterns import Block, Column, Element, Pattern, Row, Structure, Tie
-from sparsesoup.select import check_reach, check_sparsity
+from sparsesoup.select import check_reach, check_scope, check_sparsity
 from sparsesoup.targets import Targets, heads, units
 
 
@@ -30,10 +30,15 @@ def structured(structure: Structure, targets: Targets) -> tuple[Tie, ...]:
     return (*found, *(Tie(((name, Block(0, 0)),), spared=True) for name in targets if name not in tied))
 
 
+def grouping(targets: Targets, structure: Structure, pattern: Block = Element) -> Pattern:
+    """What falls together, for `keep`: the structure, or where it is weights the tile of `pattern`."""
+    return pattern if structure == "weights" else structured(structure, targets)
+
+
 def need_groups(
     targets: Targets, structure: Structure, sparsity: float, pattern: Block = Element, scope: str = "global"
 ) -> Pattern:
-    """What a method is to keep or prune together; what cannot be had is refused before its first step.
+    """The grouping of a method; what cannot be had is refused before its first step.
 
     Args:
         structure: what of the model; weights leaves it to `pattern`.
@@ -41,9 +46,10 @@ def need_groups(
         pattern: the tile into which each matrix falls apart by itself.
         scope: who will compete with whom.
     Raises: UserError if structure and pattern both say something, if the model has no such structure, if the scope
-        chooses single weights, or if what may fall holds less than is to be pruned.
+        chooses single weights or fixes another sparsity, or if what may fall holds less than is to be pruned.
     """
     if structure == "weights":
+        check_scope(scope, sparsity, pattern)
         return pattern
     if pattern != Element:
         raise UserError(

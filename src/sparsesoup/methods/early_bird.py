@@ -8,12 +8,13 @@ import torch
 
 from sparsesoup.errors import UserError
 from sparsesoup.masks import Masks, distance, kept_distance, pack, unpack
+from sparsesoup.methods.choose import choose
 from sparsesoup.patterns import Block, Element, Structure
 from sparsesoup.problem import Problem, need_fit
 from sparsesoup.scores import magnitude
-from sparsesoup.select import Scope, keep
+from sparsesoup.select import Scope
 from sparsesoup.state import TrainState
-from sparsesoup.structures import need_groups
+from sparsesoup.structures import grouping, need_groups
 from sparsesoup.ticket import Ticket
 from sparsesoup.train import train
 
@@ -60,6 +61,7 @@ class EarlyBird:
             return round(self.search * total) >= every * self.masks
 
         need_fit(problem, fits, f"early-bird with {self.masks} masks {every} steps apart in {self.search:g} T")
+        need_groups(problem.targets, self.structure, sparsity, self.pattern, self.scope)
         state = problem.start()
         self._draw(state, sparsity)  # what cannot be drawn is refused before the first step
         problem.journal.piece("search", state, self._search, problem, state, every, sparsity)
@@ -79,8 +81,8 @@ class EarlyBird:
         state.prune_(newest)
 
     def _draw(self, state: TrainState, sparsity: float) -> Masks:
-        pattern = need_groups(state.targets, self.structure, sparsity, self.pattern, self.scope)
-        return keep(magnitude(state.params()), sparsity, pattern=pattern, scope=self.scope)
+        pattern = grouping(state.targets, self.structure, self.pattern)
+        return choose(state, magnitude(state.params()), sparsity, pattern=pattern, scope=self.scope)
 
     def _settled(self, state: TrainState, masks: Masks) -> bool:
         """Remember a mask; whether it differs little enough from each of those before it, all of which are there."""

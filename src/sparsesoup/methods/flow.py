@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sparsesoup.errors import UserError
+from sparsesoup.methods.choose import choose
 from sparsesoup.patterns import Pattern, Structure
 from sparsesoup.problem import Problem, need_fit
 from sparsesoup.schedules import Cubic
 from sparsesoup.scores.calibration import calibration, need_batches
 from sparsesoup.scores.gradient import flow, gradient, hessian_product, sensitivity, travelled
-from sparsesoup.select import Competition, keep
+from sparsesoup.select import Scope
 from sparsesoup.state import TrainState
 from sparsesoup.structures import need_groups
 from sparsesoup.targets import parameters
@@ -36,7 +37,7 @@ class GradientFlow:
     finish: float = 0.5
     batches: int = 16
     structure: Structure = "weights"
-    scope: Competition = "global"
+    scope: Scope = "global"
 
     def __post_init__(self) -> None:
         need_batches("gradient-flow", self.batches)
@@ -74,4 +75,4 @@ class GradientFlow:
             alive = {name: g * state.masks[name] for name, g in slopes.items()}
             products = hessian_product(problem, state.model, rows, alive)
             scores = {name: s.abs() for name, s in flow(params, products).items()}
-        state.prune_(keep(scores, goal, pattern=pattern, scope=self.scope, within=state.masks))
+        state.prune_(choose(state, scores, goal, pattern=pattern, scope=self.scope, within=state.masks))

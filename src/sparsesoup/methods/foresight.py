@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from sparsesoup.errors import UserError
+from sparsesoup.methods.choose import choose
 from sparsesoup.patterns import Block, Element, Pattern, Structure
 from sparsesoup.problem import Problem, need_steps
 from sparsesoup.scores.activation import wanda
@@ -44,7 +45,8 @@ class Snip:
     def prune(self, problem: Problem, state: TrainState, sparsity: float, pattern: Pattern) -> None:
         """Score and prune the weights as they are."""
         slopes = gradient(problem, state.model, calibration(problem, self.batches))
-        state.prune_(keep(sensitivity(state.params(), slopes), sparsity, pattern=pattern, scope=self.scope))
+        scores = sensitivity(state.params(), slopes)
+        state.prune_(choose(state, scores, sparsity, pattern=pattern, scope=self.scope))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,8 @@ class Grasp:
         rows = calibration(problem, self.batches)
         slopes = gradient(problem, state.model, rows, self.temperature)
         products = hessian_product(problem, state.model, rows, slopes, self.temperature)
-        state.prune_(keep(flow(state.params(), products), sparsity, pattern=pattern, scope=self.scope))
+        scores = flow(state.params(), products)
+        state.prune_(choose(state, scores, sparsity, pattern=pattern, scope=self.scope))
 
 
 @dataclass(frozen=True, kw_only=True)

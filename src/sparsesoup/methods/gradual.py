@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 
 from sparsesoup.errors import UserError
+from sparsesoup.methods.choose import choose
 from sparsesoup.patterns import Block, Element, Pattern, Structure
 from sparsesoup.problem import Problem, need_steps
 from sparsesoup.schedules import Cubic, Cycles
 from sparsesoup.scores import magnitude
-from sparsesoup.select import Competition, keep
+from sparsesoup.select import Scope
 from sparsesoup.state import TrainState
 from sparsesoup.structures import need_groups
 from sparsesoup.ticket import Ticket
@@ -32,7 +33,7 @@ class Gradual:
     every: float = 0.01
     structure: Structure = "weights"
     pattern: Block = Element
-    scope: Competition = "global"
+    scope: Scope = "global"
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.start < self.stop <= 1.0 or self.every <= 0.0:
@@ -93,13 +94,14 @@ class GradualStar:
         return problem.ticket(state)
 
 
-def pruning(plan: Cubic, sparsity: float, pattern: Pattern = Element, scope: Competition = "global") -> Hook:
+def pruning(plan: Cubic, sparsity: float, pattern: Pattern = Element, scope: Scope = "global") -> Hook:
     """The hook that prunes by magnitude when the plan says so."""
 
     def prune(state: TrainState) -> None:
         if plan.due(state.step):
             goal = plan.at(state.step, sparsity)
-            state.prune_(keep(magnitude(state.params()), goal, pattern=pattern, scope=scope, within=state.masks))
+            scores = magnitude(state.params())
+            state.prune_(choose(state, scores, goal, pattern=pattern, scope=scope, within=state.masks))
 
     return prune
 

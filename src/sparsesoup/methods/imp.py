@@ -6,13 +6,14 @@ from typing import Literal
 
 from sparsesoup.common import train_once
 from sparsesoup.errors import UserError
+from sparsesoup.methods.choose import choose
 from sparsesoup.patterns import Structure
 from sparsesoup.problem import Problem, need_fit
 from sparsesoup.schedules import geometric
 from sparsesoup.scores import magnitude
-from sparsesoup.select import Competition, keep
+from sparsesoup.select import Scope
 from sparsesoup.state import Snapshot, TrainState
-from sparsesoup.structures import need_groups
+from sparsesoup.structures import grouping, need_groups
 from sparsesoup.ticket import Ticket
 
 Trained = Callable[[TrainState, int], None]
@@ -37,7 +38,7 @@ class Iterative:
     rewind: float = 0.0
     back: Literal["weights", "rate"] = "weights"
     structure: Structure = "weights"
-    scope: Competition = "global"
+    scope: Scope = "global"
 
     def __post_init__(self) -> None:
         if not 0.0 < self.cut < 1.0 or not 0.0 <= self.rewind < 1.0:
@@ -81,8 +82,8 @@ class Iterative:
 
     def _round(self, state: TrainState, origin: Snapshot, fit: Callable[[int], None], number: int, goal: float) -> None:
         fit(number)
-        pattern = need_groups(state.targets, self.structure, goal, scope=self.scope)
-        masks = keep(magnitude(state.params()), goal, pattern=pattern, scope=self.scope, within=state.masks)
+        pattern = grouping(state.targets, self.structure)
+        masks = choose(state, magnitude(state.params()), goal, pattern=pattern, scope=self.scope, within=state.masks)
         if self.back == "weights":
             state.restore_(origin)
         else:

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sparsesoup.common import train_once
+from sparsesoup.methods.choose import choose
 from sparsesoup.patterns import Block, Element, Structure
 from sparsesoup.problem import Problem, need_dense, need_steps
 from sparsesoup.rng import generator
 from sparsesoup.scores import magnitude, random
-from sparsesoup.select import Scope, keep
+from sparsesoup.select import Scope
 from sparsesoup.structures import need_groups
 from sparsesoup.ticket import Ticket
 from sparsesoup.train import train
@@ -50,6 +51,6 @@ class OneShot:
         state = problem.start()
         params = state.params()
         scores = magnitude(params) if self.score == "magnitude" else random(params, generator(problem.seed, "score"))
-        state.prune_(keep(scores, sparsity, pattern=pattern, scope=self.scope))
+        state.prune_(choose(state, scores, sparsity, pattern=pattern, scope=self.scope))
         problem.journal.piece("train", state, train, state, problem, problem.steps)
         return problem.ticket(state)

@@ -10,7 +10,7 @@ from sparsesoup.methods.gradual import pruning, train_with
 from sparsesoup.patterns import Structure
 from sparsesoup.problem import Learnt, Problem, need_steps
 from sparsesoup.schedules import Cubic
-from sparsesoup.select import Competition
+from sparsesoup.select import Scope
 from sparsesoup.structures import need_groups
 from sparsesoup.ticket import Ticket
 
@@ -35,7 +35,7 @@ class PowerPropagation:
     stop: float = 0.7
     every: float = 0.01
     structure: Structure = "weights"
-    scope: Competition = "global"
+    scope: Scope = "global"
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.start < self.stop <= 1.0 or self.every <= 0.0 or not 1.0 <= self.alpha <= 16.0:

@@ -4,13 +4,14 @@ from dataclasses import dataclass
 
 from sparsesoup import soups
 from sparsesoup.errors import UserError
+from sparsesoup.methods.choose import choose
 from sparsesoup.methods.model_soup import PROTOCOLS, scaled
 from sparsesoup.patterns import Structure
 from sparsesoup.problem import Problem, need_steps
 from sparsesoup.scores import magnitude
-from sparsesoup.select import Competition, keep
+from sparsesoup.select import Scope
 from sparsesoup.state import TrainState, weights
-from sparsesoup.structures import need_groups
+from sparsesoup.structures import grouping, need_groups
 from sparsesoup.ticket import Ticket
 from sparsesoup.train import Protocol, Rate, train
 
@@ -36,7 +37,7 @@ class SparseModelSoup:
     retrain: float = 0.2
     protocols: tuple[Protocol, ...] = PROTOCOLS
     structure: Structure = "weights"
-    scope: Competition = "global"
+    scope: Scope = "global"
 
     def __post_init__(self) -> None:
         if self.phases < 1 or self.members < 1 or not 0 < self.retrain <= 1 or not self.protocols:
@@ -64,8 +65,9 @@ class SparseModelSoup:
         return problem.ticket(state, phases=goals)
 
     def _prune(self, problem: Problem, state: TrainState, goal: float, phase: int) -> None:
-        pattern = need_groups(state.targets, self.structure, goal, scope=self.scope)
-        state.prune_(keep(magnitude(state.params()), goal, pattern=pattern, scope=self.scope, within=state.masks))
+        pattern = grouping(state.targets, self.structure)
+        masks = choose(state, magnitude(state.params()), goal, pattern=pattern, scope=self.scope, within=state.masks)
+        state.prune_(masks)
         problem.journal.store(f"pruned-{phase}", weights(state.model))
 
     def _begin(self, problem: Problem, state: TrainState, steps: int, phase: int) -> None:

@@ -1,0 +1,43 @@
+"""From scores to masks for methods whose scope may be a few neighbours of a row."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from sparsesoup.masks import Masks
+from sparsesoup.patterns import Element, Pattern
+from sparsesoup.select import Scope, fixed, keep
+from sparsesoup.state import TrainState
+from sparsesoup.targets import upright
+
+
+def choose(
+    state: TrainState,
+    scores: Mapping[str, Tensor],
+    sparsity: float,
+    *,
+    pattern: Pattern = Element,
+    scope: Scope = "global",
+    within: Masks | None = None,
+) -> Masks:
+    """What `keep` keeps; with a scope of neighbours also on the way to the sparsity that it fixes.
+
+    Neighbours are those of a row of [out, in], however the matrix is stored: the weights that feed one output, which is
+    what kernels for 2:4 skip. At a lower sparsity than the scope's each few lose only what the scope would take from
+    them, the worst of all matrices first; so a method that prunes in steps ends at exactly N:M.
+
+    Args:
+        state: whose weights are scored; it knows how they are stored.
+        scores, sparsity, pattern, scope, within: as `keep` takes them.
+    Raises: UserError as `keep` does.
+    """
+    only = fixed(scope)
+    if only is None:
+        return keep(scores, sparsity, pattern=pattern, scope=scope, within=within)
+    turned, inside = upright(scores, state.targets), upright(within, state.targets) if within else None
+    masks = keep(turned, max(only, sparsity), pattern=pattern, scope=scope, within=inside)
+    if sparsity < only:
+        last = {name: mask.to(torch.uint8) for name, mask in masks.items()}
+        masks = keep(last, sparsity, then=turned, within=inside)
+    return upright(masks, state.targets)

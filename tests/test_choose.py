@@ -1,0 +1,98 @@
+"""N:M from the methods: which of them take it, what it is on the way there, and along which side."""
+
+from dataclasses import replace
+from typing import get_args, get_type_hints
+
+import pytest
+import torch
+
+from conftest import tiny
+from sparsesoup import masks as algebra
+from sparsesoup.errors import UserError
+from sparsesoup.methods import METHODS
+from sparsesoup.methods.choose import choose
+from sparsesoup.patterns import Block
+from sparsesoup.recipe import from_table
+from sparsesoup.run import complete
+from sparsesoup.scores import magnitude
+from sparsesoup.select import GROUPS
+from sparsesoup.targets import Target
+
+HINTS = {name: get_type_hints(type(method)).get("scope") for name, method in METHODS.items()}
+TAKE = [name for name, hint in HINTS.items() if "2:4" in get_args(hint)]
+FEW = {name: {"batches": 2} for name in ("snip", "grasp", "wanda", "gradient-flow")}
+
+
+def state():
+    return tiny().start()
+
+
+def counts(mask: torch.Tensor, width: int) -> torch.Tensor:
+    return mask.reshape(-1, width).sum(1)
+
+
+def test_the_documents_name_the_methods_that_take_neighbours():
+    assert TAKE == ["random", "magnitude", "snip", "grasp", "wanda", "gradual", "power-propagation", "gradient-flow",
+                    "early-bird", "imp", "imp-rewind", "lr-rewind", "sparse-model-soup"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TAKE)
+def test_every_four_neighbours_of_a_row_keep_two(name):
+    ticket = replace(METHODS[name], scope="2:4", **FEW.get(name, {})).run(tiny(steps=20), 0.5)
+    for target, mask in ticket.masks.items():
+        assert (counts(mask, 4) == 2).all()
+        assert not ticket.weights[target][~mask].any()
+
+
+@pytest.mark.parametrize("scope", ["2:4", "1:4"])
+def test_on_the_way_the_worst_of_those_that_will_go_are_gone_first(scope):
+    kept, width = GROUPS[scope]
+    run, inside = state(), None
+    scores, going = magnitude(run.params()), []
+    for name, s in scores.items():  # by another road: the last of each few in Python, then all of them from the worst
+        values = [(value, name, index) for index, value in enumerate(s.flatten().tolist())]
+        for start in range(0, len(values), width):
+            going += sorted(values[start : start + width])[: width - kept]
+    for sparsity in (0.0, 0.1, 0.37, 1 - kept / width):
+        masks = choose(run, scores, sparsity, scope=scope, within=inside)
+        gone = {(name, i) for name, m in masks.items() for i in (~m.flatten()).nonzero().flatten().tolist()}
+        assert gone == {(name, index) for _, name, index in sorted(going)[: round(sparsity * 2000)]}
+        inside = masks
+
+
+def test_neighbours_feed_one_output_however_the_matrix_is_stored():
+    run = state()
+    names = [*run.targets]
+    run.targets = {n: Target("other", t.shape, transposed=n == names[2]) for n, t in run.targets.items()}
+    for sparsity in (0.3, 0.5):
+        masks = choose(run, magnitude(run.params()), sparsity, scope="2:4")
+        upright = [masks[names[0]], masks[names[1]], masks[names[2]].mT]
+        assert all((counts(mask, 4) >= 2).all() for mask in upright)
+        assert algebra.kept(masks) == round((1 - sparsity) * 2000)
+
+
+@pytest.mark.parametrize("name", ["magnitude", "gradual", "imp", "early-bird", "snip", "gradient-flow"])
+def test_another_sparsity_is_refused_before_the_first_step(name):
+    method = replace(METHODS[name], scope="2:4", **FEW.get(name, {}))
+    for sparsity in (0.3, 0.6):
+        problem = tiny()
+        with pytest.raises(
+            UserError, match=rf"scope 2:4 fixes the sparsity at 0\.5, asked for {sparsity}; ask for that"
+        ):
+            method.run(problem, sparsity)
+        assert not problem.meter.costs
+
+
+def test_blocks_of_neighbours_are_refused_before_the_first_step():
+    for name in ("magnitude", "gradual", "early-bird"):
+        problem = tiny()
+        with pytest.raises(UserError, match="scope 2:4 chooses single weights"):
+            replace(METHODS[name], scope="2:4", pattern=Block(4, 4)).run(problem, 0.5)
+        assert not problem.meter.costs
+
+
+def test_settings_take_the_sparsity_of_the_scope_and_refuse_another():
+    for name, scope, sparsity in (("gradual", "2:4", 0.5), ("imp", "1:4", 0.75), ("gradual", "global", 0.9)):
+        assert complete(from_table(name, {"method": {"scope": scope}})).amount.sparsity == sparsity
+    with pytest.raises(UserError, match=r"scope 4:8 fixes the sparsity at 0\.5, asked for 0\.9"):
+        from_table("gradual", {"method": {"scope": "4:8"}, "sparsity": 0.9})
