@@ -10,7 +10,7 @@ import sparsesoup
 ROOT = Path(sparsesoup.__file__).parent
 FLOORS: list[set[str]] = [
     {"errors", "files", "rng", "masks", "patterns", "schedules", "meter", "data"},
-    {"select", "threshold", "targets", "structures", "ticket", "journal", "shelf"},
+    {"journal", "neighbours", "select", "shelf", "structures", "targets", "threshold", "ticket"},
     {"state", "problem"},
     {"train", "common", "hold", "objectives"},
     {"scores", "gates", "soups"},

@@ -7,7 +7,16 @@
 
 from typing import Any
 
-__all__ = ["SparsityCallback", "export", "hold_zeros", "load_compact", "load_packed", "prune", "score_on_test"]
+__all__ = [
+    "SparsityCallback",
+    "export",
+    "hold_zeros",
+    "load_compact",
+    "load_packed",
+    "load_semi_structured",
+    "prune",
+    "score_on_test",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,7 +25,7 @@ def __getattr__(name: str) -> Any:
         import sparsesoup.python
 
         return getattr(sparsesoup.python, name)
-    if name in ("load_compact", "load_packed"):
+    if name in ("load_compact", "load_packed", "load_semi_structured"):
         import sparsesoup.exports
 
         return getattr(sparsesoup.exports, name)

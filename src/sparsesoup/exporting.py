@@ -24,7 +24,8 @@ examples:
   sparsesoup export runs/glue/mrpc/hybrid-movement-0123456789/seed-0 --to compact --out fast
 
 Which one? `packed` for what was pruned weight by weight: the file shrinks, the computation does not. `compact` for what
-was pruned in heads and units (hybrid-movement): file, memory and time shrink. `dense` for tools that know neither.
+was pruned in heads and units (hybrid-movement): file, memory and time shrink. `semi-structured` for what was
+pruned with --method.scope 2:4, on a GPU. `dense` for tools that know none of them.
 Python: sparsesoup.export(run, "packed", "small"), sparsesoup.load_packed("small"), sparsesoup.load_compact("fast").
 """
 
@@ -45,7 +46,7 @@ def read(arguments: Sequence[str]) -> tuple[Path, str, Path, dict[str, Any]]:
 
 def parser() -> OneLine:
     """The parser of all formats' flags together; what was not given is absent."""
-    forms = "\n".join(f"  {name:8} {row.summary}: {row.gain}" for name, row in FORMATS.items())
+    forms = "\n".join(f"  {name:15} {row.summary}: {row.gain}" for name, row in FORMATS.items())
     made = OneLine(
         prog="sparsesoup export", description=ABOUT, allow_abbrev=False,
         epilog=f"formats:\n{forms}\n{EXAMPLES}",

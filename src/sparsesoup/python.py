@@ -42,7 +42,7 @@ def export(path: str | Path, to: str, out: str | Path, **settings: Any) -> expor
 
     Args:
         path: run directory, model folder with `pruning/`, or another export.
-        to: dense, packed or compact.
+        to: dense, packed, compact or semi-structured.
         out: folder to write; an earlier export there is replaced, anything else refused.
         settings: those of the format, such as dtype="bf16" of packed.
     Returns: the export: `path` of its folder and `facts`, what its export.json says.

@@ -11,12 +11,13 @@ from sparsesoup.exports.compact import Compact, load_compact
 from sparsesoup.exports.dense import Dense
 from sparsesoup.exports.packed import Packed, load_packed
 from sparsesoup.exports.product import Format, told
+from sparsesoup.exports.semi_structured import SemiStructured, load_semi_structured
 from sparsesoup.exports.source import open_source
 from sparsesoup.files import whole, write_json
 
 WEIGHTS = (".safetensors", ".onnx", ".bin")  # endings of files that hold weights
 
-__all__ = ["FORMATS", "Export", "Row", "export", "load_compact", "load_packed"]
+__all__ = ["FORMATS", "Export", "Row", "export", "load_compact", "load_packed", "load_semi_structured"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ FORMATS = {
     "dense": Row(Dense, "the stock folder, pruned weights zero", "loads everywhere; neither smaller nor faster"),
     "packed": Row(Packed, "one bit a weight and the values left", "small on the disk; unpacked to be used"),
     "compact": Row(Compact, "heads and feed-forward units without weights cut out", "smaller and faster everywhere"),
+    "semi-structured": Row(
+        SemiStructured,
+        "the stock folder with 2:4 matrices",
+        "faster on GPUs that skip their zeros (from compute capability 8.0 on)",
+    ),
 }
 
 

@@ -1,0 +1,140 @@
+"""2:4 matrices for GPUs that skip half of each: the stock directory, and a table of what is turned on loading."""
+
+import copy
+import json
+import statistics
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsesoup.errors import UserError
+from sparsesoup.exports.dense import Dense
+from sparsesoup.exports.product import Product
+from sparsesoup.exports.source import Source
+from sparsesoup.files import write_json
+from sparsesoup.hub.families import prunable
+from sparsesoup.hub.models import load_as_saved
+from sparsesoup.hub.sample import answers, sample
+from sparsesoup.neighbours import KINDS, check, lacking, sparsify_, timed, unfit
+
+TABLE, FORMAT = "semi_structured.json", 1
+ROWS, LENGTH = 32, 128  # of the batch that is timed
+FAR = 0.05  # difference of answers, as a share of the largest, that rounding to 16 bits does not explain
+
+
+@dataclass(frozen=True, kw_only=True)
+class SemiStructured:
+    """The stock folder, whose matrices are 2:4; `sparsesoup.load_semi_structured` has a GPU skip their zeros.
+
+    The weights on the disk are those of the masked model to the bit. Where a GPU of compute capability 8.0 or more is
+    at hand, its answers are checked and timed.
+    """
+
+    def make(self, source: Source) -> Product:
+        """Checked: every matrix that can be is 2:4 along its inputs."""
+        turned, left = _sorted(source.model)
+        for name in turned:
+            check(name, source.model.get_parameter(name))
+        dense, table = Dense().make(source), {"format": FORMAT, "matrices": turned, "dense": left}
+
+        def save(folder: Path) -> None:
+            dense.save(folder)
+            write_json(folder / TABLE, table)
+
+        why = lacking("cuda")
+        found = _measured(source.model, turned) if not why else None
+        notes = [
+            "on the disk it is the dense model; on a GPU its 2:4 matrices take 9/16 of their memory in 16 bits",
+            *(f"{name} stays dense: {reason}" for name, reason in left.items()),
+            _told(found) if found else f"neither its answers nor its speed were tried on a GPU: {why}",
+        ]
+        load = "sparsesoup.load_semi_structured(folder)"
+        return replace(dense, save=save, load=load, notes=tuple(notes), facts={"semi_structured": table, "gpu": found})
+
+
+def _sorted(model: Any) -> tuple[list[str], dict[str, str]]:
+    """(names of the matrices that can be 2:4, why each other prunable one cannot)."""
+    turned, left = [], {}
+    for name in prunable(model):
+        reason = unfit(model.get_submodule(name.rpartition(".")[0]), model.get_parameter(name))
+        if reason:
+            left[name] = reason
+        else:
+            turned.append(name)
+    if not turned:
+        first, reason = next(iter(left.items()))
+        raise UserError(
+            f"no matrix of {type(model).__name__} can be 2:4 on a GPU, such as {first}: {reason}; take --to "
+            f"packed for a small file"
+        )
+    return turned, left
+
+
+def _measured(model: Any, names: list[str]) -> dict[str, Any]:
+    """What the GPU at hand makes of it: the largest difference of answers, and milliseconds of a batch."""
+    dense = copy.deepcopy(model).to("cuda", KINDS[0]).eval()
+    sparse = copy.deepcopy(dense)
+    sparsify_(sparse, names, verify=True)
+    longest = getattr(model.config, "max_position_embeddings", LENGTH + 4)
+    batch = sample(dense, ROWS, min(LENGTH, longest - 4))
+    one, other = answers(dense, batch), answers(sparse, batch)
+    apart = max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True))
+    if not apart <= FAR * max(float(a.abs().max()) for a in one):
+        raise UserError(f"with 2:4 matrices this GPU's answers are off by {apart:.3g}; use the model dense on it")
+    took = timed({"dense": lambda: dense(**batch), "semi_structured": lambda: sparse(**batch)})
+    medians = {f"{name}_ms": statistics.median(rounds) for name, rounds in took.items()}
+    shape = {"rows": ROWS, "length": LENGTH, "dtype": str(KINDS[0]).removeprefix("torch.")}
+    return {"device": torch.cuda.get_device_name(), **shape, "largest_difference": apart, **medians}
+
+
+def _told(found: dict[str, Any]) -> str:
+    gain = found["dense_ms"] / found["semi_structured_ms"]
+    taken = f"{found['semi_structured_ms']:.2f} ms, dense {found['dense_ms']:.2f} ms ({gain:.2f} times as fast)"
+    return (
+        f"on {found['device']} {found['rows']} rows of {found['length']} tokens take {taken}, both in {found['dtype']}"
+    )
+
+
+def load_semi_structured(
+    folder: str | Path, device: str | torch.device = "cuda", dtype: torch.dtype = torch.float16
+) -> Any:
+    """The model on a GPU, its 2:4 matrices in the form whose zeros torch skips (`to_sparse_semi_structured`).
+
+    Args:
+        folder: what `sparsesoup export --to semi-structured` wrote.
+        device: a CUDA device of compute capability 8.0 or more.
+        dtype: float16 or bfloat16, which all weights are rounded to; torch has no 2:4 kernel for float32.
+    Returns: the model, in evaluation mode; it answers, and can be neither trained nor saved.
+    Raises: UserError elsewhere, or if a matrix is not 2:4 any more; it names the first.
+
+    >>> model = load_semi_structured("fast")  # doctest: +SKIP
+    """
+    names = _table(Path(folder))
+    if dtype not in KINDS:
+        raise UserError(f"2:4 matrices are of type {' or '.join(map(str, KINDS))}, got {dtype}")
+    if why := lacking(device):
+        raise UserError(
+            f"2:4 matrices need a CUDA device of compute capability 8.0 or more: {why}; here from_pretrained of "
+            f"transformers loads {folder} with the same weights, dense"
+        )
+    model: Any = load_as_saved(str(folder))
+    model.to(device, dtype).eval()
+    sparsify_(model, names)
+    return model
+
+
+def _table(folder: Path) -> list[str]:
+    try:
+        table = json.loads((folder / TABLE).read_text(encoding="utf-8"))
+        if table["format"] != FORMAT:
+            raise UserError(f"{folder / TABLE} has format {table['format']}; this version reads {FORMAT}")
+        return [str(name) for name in table["matrices"]]
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        wrote = "`sparsesoup export --to semi-structured` wrote"
+        raise UserError(f"no {folder / TABLE}: give a folder that {wrote}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"damaged {folder / TABLE} ({error}); export it again") from error

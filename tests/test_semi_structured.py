@@ -1,0 +1,191 @@
+"""2:4 from the command line to the export: what is written, what torch makes of it, and what is refused."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.sparse import _semi_structured_conversions as layout
+from transformers import AutoModelForSequenceClassification
+from transformers.pytorch_utils import Conv1D
+
+from conftest import same
+from sparsesoup import load_semi_structured
+from sparsesoup.cli import main
+from sparsesoup.errors import UserError
+from sparsesoup.exports import export
+from sparsesoup.exports.source import own_masks
+from sparsesoup.hub.models import quiet
+from sparsesoup.hub.sample import answers, sample
+from sparsesoup.neighbours import check, lacking, offence, sparsify_, timed, unfit
+from sparsesoup.ticket import save_masks
+from tiny_hub import base_model, masks_of, run_of, tokenizer, weights_of
+
+ABLE = not lacking("cuda")
+WIDE = {"hidden_size": 64, "intermediate_size": 128}
+
+
+@pytest.fixture(scope="module")
+def run(place, tmp_path_factory):
+    """A run of gradual pruning to 2:4 on a BERT whose matrices are large enough, by the real command line."""
+    out = tmp_path_factory.mktemp("wide")
+    base_model("bert", **WIDE).save_pretrained(out / "base")
+    tokenizer(True).save_pretrained(out / "base")
+    words = ["gradual", "--method.scope", "2:4", "--model", out / "base", "--dataset", place / "reviews", "--steps", 12]
+    assert main(["prune", *map(str, words), "--out", str(out / "runs")]) == 0
+    return run_of(out / "runs")
+
+
+def saved(folder, model):
+    with quiet():
+        model.save_pretrained(folder)
+    save_masks(folder / "pruning", own_masks(model), {"method": "magnitude"})
+    return folder
+
+
+def refused(capsys, tmp_path, *words):
+    before, _ = sorted(tmp_path.rglob("*")), capsys.readouterr()
+    assert main(["export", *map(str, words), "--to", "semi-structured", "--out", str(tmp_path / "new" / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+    return error
+
+
+def test_a_run_with_scope_2_4_is_exported_as_it_is_and_its_matrices_are_named(run, tmp_path, capsys):
+    assert json.loads((run / "report.json").read_text())["sparsity"]["reached"] == 0.5
+    assert all((mask.reshape(-1, 4).sum(1) == 2).all() for mask in masks_of(run).values())
+    assert main(["export", str(run), "--to", "semi-structured", "--out", str(tmp_path / "out")]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    table = json.loads((tmp_path / "out" / "semi_structured.json").read_text())
+    assert table == {"format": 1, "matrices": [*masks_of(run)], "dense": {}}
+    assert same(weights_of(tmp_path / "out"), weights_of(run / "model"))
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert same(dict(model.state_dict()), weights_of(run / "model"))
+    assert "sparsesoup.load_semi_structured(folder)" in shown
+    if not ABLE:
+        assert "neither its answers nor its speed were tried on a GPU: no CUDA device is there" in shown
+        assert json.loads((tmp_path / "out" / "export.json").read_text())["gpu"] is None
+    assert (
+        not {"quantization_config", "sparsity_config"} & json.loads((tmp_path / "out/config.json").read_text()).keys()
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_torch_gives_every_matrix_back_from_its_own_layout(run, dtype):
+    weights = weights_of(run / "model")
+    for name in masks_of(run):
+        dense = weights[name].to(dtype)
+        values, places = layout.sparse_semi_structured_from_dense_cutlass(dense)
+        assert values.shape == (dense.shape[0], dense.shape[1] // 2)
+        assert same({name: layout.sparse_semi_structured_to_dense_cutlass(values, places)}, {name: dense})
+
+
+def test_an_export_is_exported_on(run, tmp_path):
+    two = export(run, "semi-structured", tmp_path / "two").path
+    packed = export(two, "packed", tmp_path / "packed").path
+    again = export(packed, "semi-structured", tmp_path / "again").path
+    assert same(weights_of(again), weights_of(run / "model"))
+    assert (again / "semi_structured.json").read_text() == (two / "semi_structured.json").read_text()
+
+
+def test_what_is_not_2_4_is_refused_with_the_first_four_and_the_remedy(run, tmp_path, capsys):
+    model = AutoModelForSequenceClassification.from_pretrained(run / "model")
+    weight = model.get_parameter("bert.encoder.layer.1.intermediate.dense.weight")
+    with torch.no_grad():
+        weight[5, 8:12] = torch.tensor([0.5, 0.0, -1.0, 2.0])
+        weight[7, 0:4] = 1.0
+    said = refused(capsys, tmp_path, saved(tmp_path / "source", model))
+    assert (
+        "bert.encoder.layer.1.intermediate.dense.weight is not 2:4: row 5 holds 0.5, 0, -1, 2 in columns 8 to 11"
+        in said
+    )
+    assert "sparsesoup prune magnitude --method.scope 2:4" in said
+
+
+def test_matrices_that_torch_has_no_kernel_for_stay_dense_and_are_named(tmp_path, capsys):
+    model = base_model("bert", hidden_size=64, intermediate_size=96)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "encoder" in name and parameter.dim() == 2:
+                parameter.view(-1, 2)[:, 0] = 0
+    done = export(saved(tmp_path / "some", model), "semi-structured", tmp_path / "out")
+    table = json.loads((done.path / "semi_structured.json").read_text())
+    assert table["dense"] == {
+        f"encoder.layer.{i}.output.dense.weight": "shape (64, 96) is no multiple of 32 x 64" for i in (0, 1)
+    }
+    assert len(table["matrices"]) == 10
+    assert any("encoder.layer.0.output.dense.weight stays dense" in note for note in done.facts["notes"])
+    said = refused(capsys, tmp_path, saved(tmp_path / "none", base_model("bert")))
+    assert "no matrix of BertModel can be 2:4 on a GPU" in said
+    assert "shape (16, 16) is no multiple of 32 x 64" in said
+
+
+def test_only_weights_of_linear_layers_are_turned():
+    turned = Conv1D(64, 64)
+    assert unfit(turned, turned.weight) == "it is no weight of an nn.Linear but of a Conv1D"
+    plain = nn.Linear(64, 32)
+    assert unfit(plain, plain.weight) == ""
+    small = nn.Linear(64, 16)
+    assert unfit(small, small.weight) == "shape (16, 64) is no multiple of 32 x 64"
+
+
+@given(st.lists(st.lists(st.sampled_from([0.0, -0.0, 1.5, -2.0]), min_size=8, max_size=8), min_size=1, max_size=4))
+def test_the_first_offence_is_the_one_that_a_reader_finds(rows):
+    found = [
+        (i, j, row[j : j + 4]) for i, row in enumerate(rows) for j in (0, 4) if sum(v != 0 for v in row[j : j + 4]) > 2
+    ]
+    assert offence(torch.tensor(rows)) == (found[0] if found else None)
+
+
+def test_the_loader_refuses_other_devices_in_one_line(run, tmp_path):
+    folder = export(run, "semi-structured", tmp_path / "out").path
+    for device, why in {"cpu": "cpu is no CUDA device", "nowhere": "nowhere is no device"}.items():
+        with pytest.raises(
+            UserError, match=rf"need a CUDA device of compute capability 8\.0 or more: {why}; here from_pre"
+        ):
+            load_semi_structured(folder, device)
+    with pytest.raises(UserError, match=r"of type torch\.float16 or torch\.bfloat16, got torch\.float32"):
+        load_semi_structured(folder, dtype=torch.float32)
+    with pytest.raises(UserError, match=r"no .*semi_structured\.json: give a folder that"):
+        load_semi_structured(run / "model")
+    for text, why in (("[]", "damaged"), ('{"format": 2}', "has format 2; this version reads 1"), ("{", "damaged")):
+        (folder / "semi_structured.json").write_text(text)
+        with pytest.raises(UserError, match=why):
+            load_semi_structured(folder)
+
+
+def test_a_model_that_was_trained_on_is_refused_before_torch_drops_weights():
+    model = nn.Sequential(nn.Linear(64, 32))
+    with pytest.raises(UserError, match=r"0\.weight is not 2:4: row 0 holds"):
+        sparsify_(model, ["0.weight"])
+    with pytest.raises(UserError, match=r"the model has no 1\.weight"):
+        sparsify_(model, ["1.weight"])
+    assert type(model[0].weight) is nn.Parameter
+
+
+def test_calls_are_timed_in_turn():
+    made = []
+    found = timed({"one": lambda: made.append(1), "two": lambda: made.append(2)}, rounds=3, warm=2)
+    assert made == [1, 2] * 5
+    assert {name: len(rounds) for name, rounds in found.items()} == {"one": 3, "two": 3}
+    assert min(*found["one"], *found["two"]) >= 0
+
+
+@pytest.mark.skipif(not ABLE, reason="needs a CUDA device of compute capability 8.0 or more")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_on_a_gpu_the_answers_are_those_of_the_dense_model(run, dtype, tmp_path):
+    done = export(run, "semi-structured", tmp_path / "out")
+    assert done.facts["gpu"]["dense_ms"] > 0
+    sparse = load_semi_structured(done.path, dtype=dtype)
+    dense = AutoModelForSequenceClassification.from_pretrained(done.path, dtype=dtype).to("cuda").eval()
+    batch = sample(dense, 8, 32)
+    for one, other in zip(answers(dense, batch), answers(sparse, batch), strict=True):
+        torch.testing.assert_close(one, other, rtol=0.05, atol=0.05)
+    for name in masks_of(run):
+        weight = sparse.get_parameter(name)
+        assert type(weight.data) is not torch.Tensor
+        check(name, dense.get_parameter(name))
+        assert torch.equal(weight.to_dense(), dense.get_parameter(name))
