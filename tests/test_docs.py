@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsesoup import exporting, recipe
+from sparsesoup import exporting, pushing, recipe
 from sparsesoup.cli import _run
 from sparsesoup.run import complete
 from sparsesoup.study.command import parser
@@ -71,6 +71,8 @@ def test_command_lines_in_the_documents_parse(line):
         recipe.read([word for word in words[1:] if word != "METHOD"])
     elif words[0] == "export":
         exporting.read(words[1:])
+    elif words[0] == "push":
+        pushing.read(words[1:])
     elif words[0] == "compare":
         parser().parse_args(words[1:])
     else:

@@ -22,6 +22,8 @@ FLOORS: list[set[str]] = [
         "recipe",
         "summary",
         "python",
+        "card",
+        "pushing",
         "watch",
         "teacher",
         "run",

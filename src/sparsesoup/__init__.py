@@ -15,13 +15,14 @@ __all__ = [
     "load_packed",
     "load_semi_structured",
     "prune",
+    "push",
     "score_on_test",
 ]
 
 
 def __getattr__(name: str) -> Any:
     # transformers takes a second to import, which `import sparsesoup.masks` should not pay.
-    if name in ("export", "prune", "score_on_test"):
+    if name in ("export", "prune", "push", "score_on_test"):
         import sparsesoup.python
 
         return getattr(sparsesoup.python, name)

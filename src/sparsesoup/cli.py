@@ -1,4 +1,4 @@
-"""The command line: prune, test, show, methods, apply, export, compare."""
+"""The command line: prune, test, show, methods, apply, export, push, compare."""
 
 import errno
 import os
@@ -23,7 +23,8 @@ USAGE = """sparsesoup: lottery-ticket-quality sparse subnetworks of pre-trained 
   sparsesoup show RUN     sparsity by matrix, cost by label, agreement, where it came from
   sparsesoup methods [NAME]                      the table; one method with its settings, defaults, source
   sparsesoup apply TICKET --model M --out DIR    the mask alone makes any copy of the base model sparse
-  sparsesoup export RUN --to FORMAT --out DIR    another form: dense, packed (small), compact (small and fast)
+  sparsesoup export RUN --to FORMAT --out DIR    another form: dense, packed (small), compact (small and fast), ...
+  sparsesoup push RUN REPO [--dry-run]           a run or an export on the Hub, with a card
 
   sparsesoup compare --config study.yaml [--workers N] | RUN RUN ...
                           many methods, sparsities, seeds and datasets as one resumable study: a table and a page
@@ -75,6 +76,7 @@ def _run(command: str, arguments: list[str]) -> int:
         "methods": _methods,
         "apply": _apply,
         "export": _export,
+        "push": _push,
         "compare": _compare,
     }
     if command not in commands:
@@ -137,6 +139,14 @@ def _export(arguments: list[str]) -> None:
     written = export(run, to, out, settings)
     show(written.facts, Console())
     print(f"{to:7} {written.path}")
+
+
+def _push(arguments: list[str]) -> None:
+    from sparsesoup.pushing import push, read
+
+    settings = read(arguments)
+    written = push(settings.pop("run"), settings.pop("repo"), **settings)
+    print(f"model   {written}")
 
 
 def _compare(arguments: list[str]) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from sparsesoup import exports, run
+from sparsesoup import exports, pushing, run
 from sparsesoup.recipe import from_table
 
 
@@ -49,6 +49,26 @@ def export(path: str | Path, to: str, out: str | Path, **settings: Any) -> expor
     Raises: UserError for bad input; then nothing is written.
     """
     return exports.export(Path(path), to, Path(out), settings)
+
+
+def push(
+    path: str | Path, repo: str, *, out: str | Path | None = None, private: bool = False, license: str = "unknown",
+    token_from_env: str = "",
+) -> str:  # fmt: skip
+    """Put a model on the Hub with its card; what `sparsesoup push RUN REPO` does, or with `out` its `--dry-run`.
+
+    Args:
+        path: a finished run's directory, or an export.
+        repo: owner/name.
+        out: folder to write instead of uploading; it must not exist.
+        private: whether a new repository is private.
+        license: as the Hub calls it, such as apache-2.0.
+        token_from_env: environment variable that holds the token; default HF_TOKEN, else the one of `hf auth login`.
+    Returns: the address on the Hub, or the folder.
+    Raises: UserError for bad input, without a token, or if the Hub does not answer.
+    """
+    to = Path(out) if out is not None else None
+    return pushing.push(Path(path), repo, out=to, private=private, license=license, token_from_env=token_from_env)
 
 
 def score_on_test(path: str | Path) -> dict[str, Any]:

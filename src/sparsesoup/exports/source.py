@@ -1,5 +1,6 @@
 """What is exported: a run's model, or any model folder with its masks."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator
@@ -146,7 +147,16 @@ def open_source(run: Path) -> Source:
     if not (folder / "config.json").is_file():
         raise UserError(f"no model beside the masks in {folder}: expected config.json and {WEIGHTS}")
     masks, facts_ = load_masks(folder / "pruning")
-    return Source(folder, facts_, masks)
+    return Source(folder, facts_ | _tested(folder.parent), masks)
+
+
+def _tested(run: Path) -> dict[str, Any]:
+    """The scores on the test split, which a run's ticket does not know: it was written before them."""
+    report = run / "report.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        scores = json.loads(report.read_text(encoding="utf-8"))["test"]
+        return {"test": scores} if scores else {}
+    return {}
 
 
 def in_encoder(name: str, shape: Iterable[int]) -> bool:

@@ -1,0 +1,176 @@
+"""The card of a model on the Hub: what it is, what it is worth, what it cost, how it is loaded and how it was made."""
+
+import re
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from jinja2 import Environment, StrictUndefined
+
+from sparsesoup import show, words
+from sparsesoup.hub.models import EMBEDDED
+from sparsesoup.hub.sources import SHORT
+from sparsesoup.hub.tasks import GLUE
+from sparsesoup.methods import TABLE
+
+TEMPLATE = "card.md.j2"
+BASE = {EMBEDDED: "sentence-transformers/all-MiniLM-L6-v2"}  # what the embedded package holds a copy of
+PIPELINES = {
+    "ForSequenceClassification": "text-classification", "ForQuestionAnswering": "question-answering",
+    "ForImageClassification": "image-classification", "ForMaskedLM": "fill-mask",
+}  # fmt: skip
+METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr", "macro_f1": "f1"}
+SIZES = {"weights": "bytes on the disk", "parameters": "parameters", "nonzero": "of these not zero"}
+NAMES = {"model": "base model", "method": "method", "dataset": "dataset", "task": "task", "seed": "seed"}
+Facts = Mapping[str, Any]
+
+
+def card(facts: Facts, form: Facts, config: Facts, repo: str, license: str) -> str:
+    """The text of README.md, metadata first.
+
+    Args:
+        facts: of report.json or ticket.json; nothing of this machine in it.
+        form: export.json; empty for a run.
+        config: config.json; empty where there is none.
+        repo: the model's name on the Hub.
+        license: as the Hub calls it.
+    """
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
+    environment.filters |= {"flop": words.flop, "duration": words.duration}
+    template = (resources.files("sparsesoup") / TEMPLATE).read_text(encoding="utf-8")
+    body = environment.from_string(template).render(_values(facts, form, config, repo))
+    body = re.sub(r"\n{3,}", "\n\n", body).strip()
+    head = metadata(facts, form, config, repo, license).to_yaml()
+    return str(ModelCard(f"---\n{head}\n---\n\n{body}\n"))  # which reads the metadata again
+
+
+def metadata(facts: Facts, form: Facts, config: Facts, repo: str, license: str) -> ModelCardData:
+    """What the Hub reads: where the model comes from, and its scores on the test split if that has been opened."""
+    task, (dataset, part) = _pipeline(config), hub_dataset(facts)
+    validation, test = show.flat(facts.get("validation")), facts.get("test") or {}
+    base, stock = base_model(facts), not form or str(form.get("load")).startswith("transformers.")
+    results = [
+        EvalResult(
+            task_type=task or "other", dataset_type=dataset or str(facts.get("dataset")), dataset_config=part,
+            dataset_name=str(facts.get("dataset")), dataset_split=split, metric_type=METRICS.get(name, name),
+            metric_name=name, metric_value=value,
+        )
+        for split, table in _by_split(test, bool(part)).items()
+        for name, value in table.items()
+    ]  # fmt: skip
+    tags = ["sparsity", "pruned", "sparsesoup", str(facts.get("method", "")), str(form.get("to", ""))]
+    more: dict[str, Any] = {"base_model_relation": "finetune"} if base else {}
+    return ModelCardData(
+        base_model=base, datasets=[dataset] if dataset else None,
+        metrics=sorted({METRICS.get(name, name) for name in validation}) or None, eval_results=results or None,
+        model_name=repo.rpartition("/")[2] if results else None, library_name="transformers" if stock else "sparsesoup",
+        license=license, pipeline_tag=task, tags=[tag for tag in tags if tag], **more,
+    )  # fmt: skip
+
+
+def base_model(facts: Facts) -> str | None:
+    """The base model's name on the Hub; None for one of this machine."""
+    name = str(facts.get("model", ""))
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return BASE.get(name) or (None if Path(name).exists() or name in facts.get("local", []) else name)
+
+
+def hub_dataset(facts: Facts) -> tuple[str | None, str | None]:
+    """(name on the Hub, configuration) of the dataset; None for one of this machine, as any without an owner may be."""
+    name = str(facts.get("dataset", ""))
+    asked, _, part = str(facts.get("settings", {}).get("dataset", "")).partition(":")
+    if name.removeprefix("glue/") in GLUE and name.startswith("glue/"):
+        return "nyu-mll/glue", name.removeprefix("glue/")
+    if asked in SHORT:
+        return SHORT[asked], part or None
+    known = re.fullmatch(r"[\w.-]+/[\w.-]+", asked) and not Path(asked).exists()
+    return (asked, part or None) if known else (None, None)
+
+
+def _by_split(test: Facts, glue: bool) -> dict[str, Facts]:
+    """Split as the dataset calls it -> scores; GLUE's official validation split is the test split here."""
+    if any(isinstance(table, Mapping) for table in test.values()):
+        return {f"validation_{part}": table for part, table in test.items()}
+    return {"validation" if glue else "test": test}
+
+
+def _pipeline(config: Facts) -> str | None:
+    name = str((config.get("architectures") or [""])[0])
+    return next((task for ending, task in PIPELINES.items() if name.endswith(ending)), None)
+
+
+def _values(facts: Facts, form: Facts, config: Facts, repo: str) -> dict[str, Any]:
+    validation, test = (show.flat(facts.get(split)) for split in ("validation", "test"))
+    labels = [label for label, _ in show.costs(facts)] if facts.get("cost") else []
+    notes = form.get("notes") or ["zeros alone make a model neither smaller nor faster: `sparsesoup export` does"]
+    return {
+        "name": repo.rpartition("/")[2], "opening": _opening(facts, form), "rows": _rows(facts),
+        "scores": [(name, _score(validation.get(name)), _score(test.get(name))) for name in {**validation, **test}],
+        "about_test": _about_test(bool(test), bool(form)),
+        "costs": show.costs(facts) if labels else [], "times": _times(facts),
+        "labels": [(label, show.LABELS[label]) for label in labels if label in show.LABELS],
+        "load": _loading(form, config, repo), "notes": notes,
+        "sizes": [(SIZES[k], *(f"{n:,}" for n in pair)) for k, pair in form.get("sizes", {}).items() if k in SIZES],
+        "masks": _masks(facts, form), "command": facts.get("command"),
+        "local": " and ".join(f"`{name}`" for name in facts.get("local", [])),
+        "versions": ", ".join(f"{name} {number}" for name, number in facts.get("versions", {}).items()),
+    }  # fmt: skip
+
+
+def _opening(facts: Facts, form: Facts) -> str:
+    name, row = str(facts.get("method", "an unknown method")), TABLE.get(str(facts.get("method")))
+    source = f" ({row.summary}; {row.source})" if row and row.source else ""
+    what = f"`{facts.get('model', 'a model')}`, pruned by **{name}**{source}"
+    where = f" while it was fine-tuned on `{facts['dataset']}`" if facts.get("dataset") else ""
+    shape = f" This is its `{form['to']}` export." if form else ""
+    return f"{what}{where}.{shape}"
+
+
+def _rows(facts: Facts) -> list[tuple[str, str]]:
+    found = [(name, str(facts[key])) for key, name in NAMES.items() if facts.get(key) is not None]
+    gone = facts.get("sparsity") or {}
+    if gone:
+        found.append(("sparsity asked for", words.percent(gone["asked"]) if gone["asked"] is not None else "none"))
+        found.append(("sparsity reached", words.percent(gone["reached"])))
+        found.append(("weights kept", f"{gone['kept']:,} of {gone['total']:,} prunable"))
+    return found
+
+
+def _score(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _about_test(opened: bool, exported: bool) -> str:
+    told = "Test was opened once, after all selection." if opened else "The test split has not been opened."
+    return told + (" The scores are those of the run that this was exported from." if exported else "")
+
+
+def _times(facts: Facts) -> str:
+    times = show.times_dense(facts) if facts.get("cost") and "steps" in facts else None
+    return f" Together it cost {times:.2f} times a dense run." if times else ""
+
+
+def _loading(form: Facts, config: Facts, repo: str) -> str:
+    line = str(form.get("load", ""))
+    if not form or line.startswith("transformers."):
+        name = (config.get("architectures") or ["AutoModel"])[0]
+        return f'from transformers import {name}\n\nmodel = {name}.from_pretrained("{repo}")'
+    first = "import sparsesoup\n" if line.startswith("sparsesoup.") else ""
+    line = f"model = {line}" if first else line
+    return f'{first}from huggingface_hub import snapshot_download\n\nfolder = snapshot_download("{repo}")\n{line}'
+
+
+def _masks(facts: Facts, form: Facts) -> str:
+    if form and not any(str(name).endswith("masks.safetensors") for name in form.get("files", [])):
+        return "No masks lie beside the weights: this form says by itself which are gone."
+    return (
+        "`pruning/masks.safetensors` has one bit a weight, `pruning/ticket.json` says where it comes from. The masks "
+        "alone make any copy of the base model sparse:\n\n```sh\nsparsesoup apply FOLDER --model BASE --out DIR\n```"
+    )

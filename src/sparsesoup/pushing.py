@@ -1,0 +1,281 @@
+"""`sparsesoup push`: a model on the Hub with its card and masks, and nothing of this machine in it."""
+
+import argparse
+import json
+import os
+import re
+import shlex
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+    validate_repo_id,
+)
+
+from sparsesoup.card import card
+from sparsesoup.errors import UserError
+from sparsesoup.exports import WEIGHTS
+from sparsesoup.exports.source import BESIDE
+from sparsesoup.files import whole, write_json, write_text
+from sparsesoup.hub.online import answers
+from sparsesoup.parser import OneLine
+from sparsesoup.recipe import from_table
+from sparsesoup.show import read_report
+from sparsesoup.ticket import FACTS
+
+CARD, CONFIG, FORM = "README.md", "config.json", "export.json"
+NAMED = ("_name_or_path", "name_or_path", "pruning_config")  # keys of configs that may name a folder
+HERE = ("is_local", "local_files_only")  # and what tokenizers note of how they were found
+ABOUT = (
+    "Put a model on the Hub: the weights, its masks in pruning/, and a card that says what it is, is worth and cost."
+)
+EXAMPLES = """
+examples:
+  sparsesoup push runs/glue/sst2/isp-0123456789/seed-0 me/sparse-sst2 --dry-run --out look
+  sparsesoup push small me/sparse-sst2-packed --private --license apache-2.0
+
+The token is that of HF_TOKEN, or of `hf auth login`. What a run says of this machine (its folders) stays here.
+"""
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """What is pushed.
+
+    Args:
+        folder: where its files lie.
+        files: their names in it.
+        facts: what report.json or ticket.json says of it.
+        form: what export.json says; empty for a run.
+    """
+
+    folder: Path
+    files: tuple[str, ...]
+    facts: dict[str, Any]
+    form: dict[str, Any]
+
+
+def parser() -> OneLine:
+    """The parser of `sparsesoup push`."""
+    made = OneLine(
+        prog="sparsesoup push",
+        description=ABOUT,
+        epilog=EXAMPLES,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("RUN", type=Path, help="a finished run's directory, or an export")
+    made.add_argument("REPO", help="its name on the Hub: owner/name")
+    made.add_argument("--dry-run", action="store_true", help="write the folder and upload nothing")
+    made.add_argument("--out", type=Path, metavar="DIR", help="with --dry-run: the folder to write (default: ./name)")
+    made.add_argument("--private", action="store_true", help="make a new repository private")
+    made.add_argument("--license", default="unknown", help="as the Hub calls it, such as apache-2.0 (default: unknown)")
+    made.add_argument("--token-from-env", default="", metavar="NAME", help="environment variable that holds the token "
+                      "(default: HF_TOKEN, else the one of `hf auth login`)")  # fmt: skip
+    return made
+
+
+def read(arguments: Sequence[str]) -> dict[str, Any]:
+    """What `push` is to be called with, from a command line.
+
+    Raises: UserError for flags that do not go together; SystemExit after help.
+    """
+    given = vars(parser().parse_args(arguments))
+    run, repo, dry = given.pop("RUN"), given.pop("REPO"), given.pop("dry_run")
+    if given["out"] is not None and not dry:
+        raise UserError("--out is where --dry-run writes the folder; add --dry-run, or leave --out out")
+    out = given.pop("out") or Path(repo.rpartition("/")[2] or repo)
+    return {"run": run, "repo": repo, "out": out if dry else None, **given}
+
+
+def push(
+    run: Path, repo: str, *, out: Path | None = None, private: bool = False, license: str = "unknown",
+    token_from_env: str = "",
+) -> str:  # fmt: skip
+    """Put a model on the Hub in one commit, or only write what would be put there.
+
+    Args:
+        run: a finished run's directory, or an export.
+        repo: owner/name; a name alone is the token owner's.
+        out: folder to write instead of uploading; it must not exist.
+        private: whether a new repository is private; one that exists stays as it is.
+        license: as the Hub calls it.
+        token_from_env: environment variable that holds the token; default HF_TOKEN, else the one of `hf auth login`.
+    Returns: the address on the Hub, or the folder.
+    Raises: UserError for bad input, without a token, or if the Hub does not answer within seconds.
+    """
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise UserError(f"{repo!r} is no name of a repository: {' '.join(str(error).split())}") from error
+    parcel = open_parcel(run)
+    if out is not None:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"--out {out} is there already; give a folder that does not exist")
+        with whole(out) as temporary:
+            temporary.mkdir()
+            write(parcel, temporary, repo, license)
+        return str(out)
+    api = _hub(repo, _token(token_from_env))
+    with tempfile.TemporaryDirectory() as temporary_name:
+        write(parcel, Path(temporary_name), repo, license)
+        return _upload(api, Path(temporary_name), repo, private)
+
+
+def open_parcel(run: Path) -> Parcel:
+    """The model of a finished run, or of an export.
+
+    Raises: UserError if there is none, or the run is not finished.
+    """
+    run = run.parent if run.name == "model" and (run.parent / "run.yaml").is_file() else run
+    if (run / FORM).is_file():
+        form, ticket = _json(run / FORM), run / "pruning" / FACTS
+        facts = _json(ticket) if ticket.is_file() else form.get("source", {})
+        parcel = Parcel(run, tuple(name for name in form.get("files", []) if (run / name).is_file()), facts, form)
+    elif (run / "report.json").is_file():
+        parcel = Parcel(run / "model", _files(run / "model"), read_report(run), {})
+    elif (run / "run.yaml").is_file():
+        raise UserError(f"{run} is not finished; `sparsesoup prune --config {run / 'run.yaml'}` goes on with it")
+    else:
+        raise UserError(
+            f"no run at {run}: give a finished run's directory (seed-<n>) or what `sparsesoup export` wrote"
+        )
+    if not any(name.endswith(WEIGHTS) and "/" not in name for name in parcel.files):
+        raise UserError(
+            f"no model in {parcel.folder}: expected config.json and model.safetensors; prune or export again"
+        )
+    return parcel
+
+
+def _files(folder: Path) -> tuple[str, ...]:
+    """Weights, configs, tokenizer and masks; no pickles, nor what lies there by chance."""
+    if not folder.is_dir():
+        return ()
+    beside = [p.name for p in sorted(folder.iterdir()) if p.is_file() and p.suffix in (*BESIDE, ".safetensors")]
+    return (*beside, *(f"pruning/{p.name}" for p in sorted((folder / "pruning").glob("*")) if p.is_file()))
+
+
+def write(parcel: Parcel, folder: Path, repo: str, license: str) -> None:
+    """The folder as it is to lie on the Hub."""
+    for name in parcel.files:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if name.rpartition("/")[2] in (FACTS, FORM):
+            write_json(target, tidy(_json(parcel.folder / name)))
+        elif name.endswith(CONFIG):
+            write_json(target, _anywhere(_json(parcel.folder / name)))
+        elif name != CARD:
+            shutil.copyfile(parcel.folder / name, target)
+    config = _json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    asked = {"model": parcel.facts.get("model"), "dataset": parcel.facts.get("settings", {}).get("dataset")}
+    facts = {**tidy(parcel.facts), "command": command(parcel.facts)}
+    facts["local"] = [str(facts[key]) for key, name in asked.items() if is_local(name)]
+    write_text(folder / CARD, card(facts, tidy(parcel.form), config, repo, license))
+
+
+def is_local(value: Any) -> bool:
+    """Whether a text is a path of some machine by its looks, rather than a name.
+
+    >>> is_local("/home/me/bert"), is_local("~/bert"), is_local("owner/bert"), is_local("https://hf.co/owner/bert")
+    (True, True, False, False)
+    """
+    text = value if isinstance(value, str) else ""
+    begins = text.startswith(("/", "~", "./", "../", "\\\\")) or bool(re.match(r"[A-Za-z]:[\\/]", text))
+    deep = text.count("/") > 1 and "://" not in text and not re.search(r"\s", text)
+    return len(text) > 1 and (begins or deep)
+
+
+def tidy(value: Any, key: str = "") -> Any:
+    """Facts without a machine's folders: of a path its last part stays.
+
+    >>> tidy({"model": "/home/me/bert", "data_root": "/data", "files": ["pruning/ticket.json"]})
+    {'model': 'bert', 'files': ['pruning/ticket.json']}
+    """
+    if isinstance(value, Mapping):
+        return {k: tidy(v, k) for k, v in value.items() if k != "data_root"}
+    if isinstance(value, list):
+        return value if key == "files" else [tidy(part, key) for part in value]
+    return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if is_local(value) else value
+
+
+def _anywhere(config: dict[str, Any]) -> dict[str, Any]:
+    """A config without what only this machine knows. Labels and tokens stay, which may look like paths."""
+    return {key: tidy(value) if key in NAMED else value for key, value in config.items() if key not in HERE}
+
+
+def command(facts: Mapping[str, Any]) -> str | None:
+    """The command line that repeats a run, without this machine's folders; None where the facts do not say."""
+    settings = dict(facts.get("settings") or {})
+    method = dict(settings.pop("method", {}))
+    name = method.pop("name", None)
+    try:
+        line = str(facts.get("command") or from_table(str(name), {**settings, "method": method}).command())
+    except (UserError, TypeError):
+        return None
+    words, called = shlex.split(line), {settings.get("dataset"): facts.get("dataset")}  # glue/sst2 for a folder of that
+    pairs = zip(["", *words], words, strict=False)
+    kept = [(called.get(w) or tidy(w)) if is_local(w) else w for before, w in pairs if "--data-root" not in (before, w)]
+    return shlex.join(kept)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"damaged file {path} ({error}); make it again") from error
+    if not isinstance(found, dict):
+        raise UserError(f"damaged file {path}: it holds no table; make it again")
+    return found
+
+
+def _token(variable: str) -> str:
+    token = os.environ.get(variable, "").strip() if variable else huggingface_hub.get_token()
+    if not token:
+        lacking = f"the environment variable {variable} is empty" if variable else "HF_TOKEN is empty, nobody logged in"
+        raise UserError(f"no token for the Hub: {lacking}; set it, or say `hf auth login`; --dry-run needs none")
+    return token
+
+
+def _hub(repo: str, token: str) -> HfApi:
+    if constants.HF_HUB_OFFLINE:
+        raise UserError("HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it, or say --dry-run")
+    api = HfApi(token=token)
+    if not answers(api.model_info, repo):
+        raise UserError(f"the Hub at {api.endpoint} does not answer; try again later, or say --dry-run")
+    return api
+
+
+def _upload(api: HfApi, folder: Path, repo: str, private: bool) -> str:
+    """The address of the model, all its files in one commit."""
+    silent = are_progress_bars_disabled()
+    disable_progress_bars()  # an error is to be one line
+    try:
+        made = api.create_repo(repo, private=private or None, exist_ok=True)
+        if private and not api.model_info(made.repo_id).private:
+            raise UserError(f"{repo} is there already and public; make it private on the Hub, or leave --private out")
+        api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="Upload a model of sparsesoup")
+    except UserError:
+        raise
+    except Exception as error:  # of the Hub, of the line to it, of the disk: they differ by the HTTP library's version
+        raise UserError(_refusal(error, repo, str(api.token))) from error
+    finally:
+        if not silent:
+            enable_progress_bars()
+    return str(made)
+
+
+def _refusal(error: Exception, repo: str, token: str) -> str:
+    code = getattr(getattr(error, "response", None), "status_code", None) if isinstance(error, HfHubHTTPError) else None
+    hints = {401: "the token is not valid; take another", 403: "the token may not write there; take one that may"}
+    said = " ".join(str(error).split()).replace(token, "***")[:300].rstrip(".")
+    return f"cannot push to {repo}: {hints.get(code or 0, f'{said}; the same command tries again')}"

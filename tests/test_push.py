@@ -1,0 +1,284 @@
+"""`sparsesoup push` by its command line: the folder that it makes, what it uploads, and what it refuses."""
+
+import json
+import re
+import shlex
+import shutil
+
+import pytest
+import transformers
+from huggingface_hub import ModelCard, constants
+
+from conftest import same
+from sparsesoup import export, load_packed, push
+from sparsesoup.card import METRICS, base_model, card, hub_dataset
+from sparsesoup.cli import main
+from sparsesoup.errors import UserError
+from sparsesoup.hub.models import quiet
+from sparsesoup.hub.tasks import METRICS as JUDGES
+from sparsesoup.pushing import command, tidy
+from sparsesoup.recipe import read
+from tiny_hub import listing, masks_of, run_of, weights_of
+from tiny_server import hub
+
+TOKEN = "hf_secret"
+NEEDED = {"model": "owner/bert", "method": "magnitude", "dataset": "reviews", "validation": {"accuracy": 0.5}}
+
+
+@pytest.fixture(scope="module")
+def run(place, tmp_path_factory):
+    """A run by the real command line, its test split opened; no test writes to it."""
+    out = tmp_path_factory.mktemp("run")
+    words = ["prune", "magnitude", "--model", place / "bert", "--dataset", "reviews", "--data-root", place]
+    assert main([*map(str, words), "--steps", "8", "--sparsity", "0.7", "--out", str(out)]) == 0
+    assert main(["test", str(run_of(out))]) == 0
+    return run_of(out)
+
+
+@pytest.fixture
+def token(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+
+def dry(run, out, *words):
+    assert main(["push", str(run), "me/tiny", "--dry-run", "--out", str(out), *words]) == 0
+    return out
+
+
+def files_of(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def section(text, title):
+    return re.search(rf"^## {title}\n\n(.*?)(?=^## |\Z)", text, re.M | re.S)[1]
+
+
+def test_a_dry_run_writes_a_stock_model_with_its_masks_and_nothing_of_this_machine(run, place, tmp_path, capsys):
+    out = dry(run, tmp_path / "out")
+    assert f"model   {out}" in capsys.readouterr().out
+    assert set(files_of(out)) == {
+        "README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "pruning/masks.safetensors", "pruning/ticket.json",
+    }  # fmt: skip
+    assert same(weights_of(out), weights_of(run / "model"))
+    assert same(masks_of(out), masks_of(run))
+    for name, content in files_of(out).items():
+        for secret in (str(place), str(place.parent), str(run.parents[2]), str(tmp_path)):
+            assert secret.encode() not in content, f"{name} says {secret}"
+    config = json.loads((out / "config.json").read_text())
+    assert config["pruning_config"]["base_model"] == "bert"
+    assert not {"quantization_config", "sparsity_config", "compression_config"} & config.keys()
+    assert not {"is_local", "local_files_only"} & json.loads((out / "tokenizer_config.json").read_text()).keys()
+    with quiet():
+        assert same(
+            dict(transformers.AutoModelForSequenceClassification.from_pretrained(out).state_dict()), weights_of(out)
+        )
+    assert transformers.AutoTokenizer.from_pretrained(out)("good film")["input_ids"]
+
+
+def test_the_card_says_what_it_is_is_worth_and_cost_and_how_it_is_made_again(run, tmp_path):
+    facts = json.loads((run / "report.json").read_text())
+    loaded = ModelCard.load(dry(run, tmp_path / "out", "--license", "mit") / "README.md")
+    data, text = loaded.data, loaded.text
+    assert (data.license, data.library_name, data.pipeline_tag) == ("mit", "transformers", "text-classification")
+    assert data.base_model is None  # a folder of this machine is no name on the Hub
+    assert data.datasets is None
+    assert {"sparsity", "magnitude"} <= set(data.tags)
+    assert {r.metric_name: r.metric_value for r in data.eval_results} == facts["test"]
+    assert {r.metric_type for r in data.eval_results} == set(data.metrics) == {"accuracy", "f1"}
+    assert f"| accuracy | {facts['validation']['accuracy']:.4f} | {facts['test']['accuracy']:.4f} |" in text
+    assert "| sparsity asked for | 70.0 % |" in text
+    assert f"| weights kept | {facts['sparsity']['kept']:,} of 4,096 prunable |" in text
+    cost = section(text, "Cost")
+    assert all(f"| {label} | {row['steps']} | {row['examples']} |" in cost for label, row in facts["cost"].items())
+    assert 'BertForSequenceClassification.from_pretrained("me/tiny")' in section(text, "Load")
+    (line,) = re.findall(r"^sparsesoup prune .*$", section(text, "Repeat"), re.M)
+    again = read(shlex.split(line)[2:])[0]
+    assert (again.name, again.place.model, again.amount.steps, again.amount.sparsity) == ("magnitude", "bert", 8, 0.7)
+    assert again.place.data_root is None
+
+
+def test_without_test_scores_the_card_has_no_results_and_says_so(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    report = json.loads((copy / "report.json").read_text())
+    (copy / "report.json").write_text(json.dumps(report | {"test": None}))
+    loaded = ModelCard.load(dry(copy / "model", tmp_path / "out") / "README.md")
+    assert loaded.data.eval_results is None
+    assert loaded.data.license == "unknown"
+    assert "model-index" not in loaded.content
+    assert "The test split has not been opened." in loaded.text
+
+
+def test_an_export_is_pushed_with_its_loader_its_sizes_and_the_scores_of_its_run(run, place, tmp_path):
+    facts = json.loads((run / "report.json").read_text())
+    packed = export(run, "packed", tmp_path / "packed")
+    out = dry(packed.path, tmp_path / "out")
+    assert set(files_of(out)) == {*files_of(packed.path), "README.md"}
+    assert same(dict(load_packed(out).state_dict()), weights_of(run / "model"))
+    loaded = ModelCard.load(out / "README.md")
+    assert loaded.data.library_name == "sparsesoup"
+    assert {r.metric_name: r.metric_value for r in loaded.data.eval_results} == facts["test"]
+    assert 'snapshot_download("me/tiny")\nmodel = sparsesoup.load_packed(folder)' in loaded.text
+    assert re.search(rf"bytes on the disk \| {packed.facts['sizes']['weights'][0]:,} \|", loaded.text)
+    assert "sparsesoup prune magnitude --model bert" in section(loaded.text, "Repeat")
+    assert not any(str(place).encode() in content for content in files_of(out).values())
+    dense = export(run, "dense", tmp_path / "dense").path
+    assert same(masks_of(dry(dense, tmp_path / "stock")), masks_of(run))
+    assert ModelCard.load(tmp_path / "stock" / "README.md").data.library_name == "transformers"
+
+
+def test_names_of_the_hub_are_told_from_those_of_this_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert base_model({"model": "minilm"}) == "sentence-transformers/all-MiniLM-L6-v2"
+    assert base_model({"model": "bert-base-uncased"}) == "bert-base-uncased"
+    assert base_model({"model": "bert", "local": ["bert"]}) is None
+    (tmp_path / "owner" / "bert").mkdir(parents=True)
+    assert base_model({"model": "owner/bert"}) is None
+    assert hub_dataset({"dataset": "glue/sst2", "settings": {"dataset": "/data/glue/sst2"}}) == ("nyu-mll/glue", "sst2")
+    assert hub_dataset({"dataset": "squad", "settings": {"dataset": "squad"}}) == ("rajpurkar/squad", None)
+    assert hub_dataset({"dataset": "own-set-big", "settings": {"dataset": "own/set:big"}}) == ("own/set", "big")
+    assert hub_dataset({"dataset": "owner", "settings": {"dataset": "owner/bert"}}) == (None, None)
+    assert hub_dataset({"dataset": "docstrings", "settings": {"dataset": "docstrings"}}) == (None, None)
+
+
+def test_results_name_the_split_that_was_the_test_split():
+    facts = NEEDED | {"dataset": "glue/mnli", "test": {"matched": {"accuracy": 0.75}, "mismatched": {"accuracy": 0.5}}}
+    data = ModelCard(card(facts, {}, {"architectures": ["BertForSequenceClassification"]}, "me/m", "unknown")).data
+    assert (data.base_model, data.base_model_relation, data.datasets) == ("owner/bert", "finetune", ["nyu-mll/glue"])
+    assert {(r.dataset_type, r.dataset_config, r.dataset_split, r.metric_value) for r in data.eval_results} == {
+        ("nyu-mll/glue", "mnli", "validation_matched", 0.75), ("nyu-mll/glue", "mnli", "validation_mismatched", 0.5),
+    }  # fmt: skip
+    facts = NEEDED | {"dataset": "glue/cola", "validation": {"matthews": 0.2}, "test": {"matthews": 0.1}}
+    (result,) = ModelCard(card(facts, {}, {}, "m", "unknown")).data.eval_results
+    assert (result.metric_type, result.dataset_split) == ("matthews_correlation", "validation")
+    assert {*METRICS} <= {*JUDGES}
+
+
+def test_of_paths_the_last_part_stays_and_other_texts_are_not_touched():
+    kept = {
+        "a": "owner/bert",
+        "b": "https://hf.co/owner/bert",
+        "c": "good/bad film, or so/so",
+        "files": ["a/b/c"],
+        "d": 3,
+    }
+    assert tidy(kept) == kept
+    for path in ("/home/me/bert", "/home/me/my models/bert/", "~/bert", "../bert", "C:\\models\\bert", "runs/a/b/bert"):
+        assert tidy([{"x": path}]) == [{"x": "bert"}]
+
+
+def test_a_command_names_what_anybody_can_fetch(tmp_path):
+    line = "sparsesoup prune ticket --method.ticket '/home/me/my runs/seed-0' --model minilm --dataset /data/glue/sst2 "
+    facts = {"command": line + "--data-root /data --steps 8", "dataset": "glue/sst2"}
+    facts["settings"] = {"dataset": "/data/glue/sst2", "method": {"name": "ticket"}}
+    expected = "sparsesoup prune ticket --method.ticket seed-0 --model minilm --dataset glue/sst2 --steps 8"
+    assert command(facts) == expected
+    assert command({"dataset": "glue/sst2"}) is None
+    assert command({"settings": {"method": {"name": "isp", "stages": 3}, "dataset": "squad", "steps": 9}}) == (
+        "sparsesoup prune isp --method.stages 3 --dataset squad --steps 9"
+    )
+
+
+def test_an_upload_is_one_commit_of_what_a_dry_run_writes(run, tmp_path, monkeypatch, capsys, token):
+    with hub(monkeypatch, TOKEN) as server:
+        assert main(["push", str(run), "me/tiny", "--private"]) == 0
+    assert server.created == [{"name": "tiny", "organization": "me", "visibility": "private"}]
+    (commit,) = server.commits
+    assert commit == files_of(dry(run, tmp_path / "out"))
+    out, errors = capsys.readouterr()
+    assert f"model   {server.url}/me/tiny" in out
+    assert TOKEN not in out + errors
+
+
+def test_the_token_may_come_from_any_variable_and_the_repository_be_ones_own(run, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("OTHER", f" {TOKEN}\n")
+    with hub(monkeypatch, TOKEN) as server:
+        assert push(run, "tiny", token_from_env="OTHER") == f"{server.url}/me/tiny"
+    assert server.created[0].get("visibility") in (None, "public")
+    assert len(server.commits) == 1
+
+
+def test_what_is_to_be_private_is_not_put_where_all_can_read_it(run, tmp_path, monkeypatch, capsys, token):
+    with hub(monkeypatch, TOKEN) as server:
+        assert push(run, "me/tiny") == f"{server.url}/me/tiny"
+        said = refused(capsys, tmp_path, run, "me/tiny", "--private")
+        assert len(server.commits) == 1
+    assert "me/tiny is there already and public" in said
+
+
+# What is refused: one line, exit code 2, and nothing written.
+
+
+def refused(capsys, tmp_path, *words):
+    before, _ = listing(tmp_path), capsys.readouterr()
+    assert main(["push", *map(str, words)]) == 2
+    out, error = capsys.readouterr()
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
+    assert TOKEN not in out + error
+    assert listing(tmp_path) == before
+    return error
+
+
+@pytest.mark.parametrize("name", ["a/b/c", ".tiny", "me/ti ny", "me/a--b", "me/", "", "x" * 97])
+def test_a_malformed_name_is_refused(run, name, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "is no name of a repository" in refused(capsys, tmp_path, run, name, "--dry-run")
+
+
+def test_what_is_no_finished_run_is_refused(run, tmp_path, capsys):
+    flags = ("me/tiny", "--dry-run", "--out", tmp_path / "out" / "deep")
+    assert "no run at" in refused(capsys, tmp_path, tmp_path / "nowhere", *flags)
+    assert "no run at" in refused(capsys, tmp_path, tmp_path, *flags)
+    copy = shutil.copytree(run, tmp_path / "seed-0")
+    (copy / "report.json").unlink()
+    said = refused(capsys, tmp_path, copy, *flags)
+    assert "is not finished; `sparsesoup prune --config" in said
+    shutil.copyfile(run / "report.json", copy / "report.json")
+    (copy / "model" / "model.safetensors").unlink()
+    assert f"no model in {copy / 'model'}" in refused(capsys, tmp_path, copy, *flags)
+    shutil.rmtree(copy / "model")
+    assert "no model in" in refused(capsys, tmp_path, copy, *flags)
+    packed = export(run, "packed", tmp_path / "packed").path
+    (packed / "export.json").write_text("{")
+    assert "damaged file" in refused(capsys, tmp_path, packed, *flags)
+
+
+def test_a_folder_that_is_there_is_not_written_to(run, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("mine")
+    said = refused(capsys, tmp_path, run, "me/tiny", "--dry-run", "--out", tmp_path / "out")
+    assert "is there already; give a folder that does not exist" in said
+    assert "--out is where --dry-run writes" in refused(capsys, tmp_path, run, "me/tiny", "--out", tmp_path / "new")
+
+
+def test_a_dry_run_without_a_place_is_written_under_the_models_name(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["push", str(run), "me/tiny", "--dry-run"]) == 0
+    assert (tmp_path / "tiny" / "README.md").is_file()
+
+
+def test_without_a_token_nothing_is_asked(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with hub(monkeypatch, TOKEN) as server:
+        assert "no token for the Hub: HF_TOKEN is empty" in refused(capsys, tmp_path, run, "me/tiny")
+        said = refused(capsys, tmp_path, run, "me/tiny", "--token-from-env", "LACKING")
+    assert "the environment variable LACKING is empty" in said
+    assert not server.created
+
+
+def test_a_hub_that_cannot_be_reached_or_refuses_is_said_in_one_line(run, tmp_path, capsys, monkeypatch, token):
+    assert "HF_HUB_OFFLINE is set" in refused(capsys, tmp_path, run, "me/tiny")
+    with hub(monkeypatch, TOKEN) as server:
+        pass
+    said = refused(capsys, tmp_path, run, "me/tiny")
+    assert f"the Hub at {server.url} does not answer" in said
+    for code, hint in ((403, "the token may not write there"), (500, "the same command tries again")):
+        with hub(monkeypatch, TOKEN, refuses=code):
+            assert hint in refused(capsys, tmp_path, run, "me/tiny")
+    with hub(monkeypatch, "another"):
+        assert "the token is not valid" in refused(capsys, tmp_path, run, "me/tiny")
+    with pytest.raises(UserError, match="is no name of a repository"):
+        push(run, "a/b/c")
