@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsesoup.rng import generator
+from sparsesoup.rng import fold, generator
 
 Batch = dict[str, Tensor]  # what the model takes, and "labels"
 
@@ -23,17 +23,27 @@ class Data:
         rows: the examples, in any form that `collate` takes.
         collate: rows -> batch; the batch holds `labels`.
         lengths: tokens of each row; empty where all rows are equally long (images, vectors).
+        vary: (rows, number of a look at them) -> batch whose rows are varied at random, the same for the same number;
+            None where a training sees rows as they are.
     """
 
     rows: Sequence[Any]
     collate: Callable[[Sequence[Any]], Batch]
     lengths: tuple[int, ...] = ()
+    vary: Callable[[Sequence[Any], int], Batch] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def batch(self, indices: Sequence[int]) -> Batch:
         return self.collate([self.rows[i] for i in indices])
+
+    def at(self, seed: int, *path: object) -> "Data":
+        """The rows as a training sees them at one moment: varied, the same for the same seed and path."""
+        if self.vary is None:
+            return self
+        vary, look = self.vary, fold(seed, *path)
+        return replace(self, collate=lambda rows: vary(rows, look))
 
     def tokens(self, indices: Sequence[int]) -> tuple[int, int]:
         """(tokens computed, of which padding) in a batch of these rows; a row without a length counts as one token."""

@@ -93,7 +93,8 @@ def train(
                 torch.manual_seed(fold(problem.seed, "noise", *stream, state.step))
                 now = rate(state.step)
                 _rate(state, now)
-                loss = _gradients(state, problem, data, indices, penalty, cost)
+                seen = data.at(problem.seed, "look", *stream, state.step)
+                loss = _gradients(state, problem, seen, indices, penalty, cost)
                 if not math.isfinite(loss):
                     problem.journal.tick(state, until, ending=True)
                 elif observe is not None:
