@@ -194,7 +194,8 @@ def _normal(argument: str) -> str:
     if not argument.startswith("--"):
         return argument
     flag, equals, value = argument.partition("=")
-    return "--" + flag[2:].replace("-", "_") + equals + value
+    name = flag[2:].replace("-", "_")
+    return "--" + ("text_columns" if name == "image_column" else name) + equals + value
 
 
 def _columns_as_list(arguments: list[str]) -> list[str]:

@@ -18,7 +18,8 @@ from sparsesoup import masks as algebra
 from sparsesoup.errors import UserError
 from sparsesoup.files import locked, make_folder, remove, whole, write_json, write_text
 from sparsesoup.hub.build import Opened, build, open_task, score_test
-from sparsesoup.hub.models import load_tokenizer, save_model
+from sparsesoup.hub.kinds import kind_of
+from sparsesoup.hub.models import load_reader, save_model
 from sparsesoup.journal import JOURNAL, Journal
 from sparsesoup.meter import Meter
 from sparsesoup.methods import TABLE
@@ -179,21 +180,23 @@ def _work(settings: Settings, path: Path, out: Path, opened: Opened, outside: Ou
         began = time.perf_counter()
         ticket = settings.method.run(problem, float(amount.sparsity or 0.0))
         report = summary(settings, problem, ticket, opened, time.perf_counter() - began)
-        _save(path, settings, problem, ticket, report)
+        _save(path, settings, problem, opened, ticket, report)
     finally:
         watch.close()
     journal.close()
     return Run(path, report)
 
 
-def _save(path: Path, settings: Settings, problem: Problem, ticket: Ticket, report: dict[str, Any]) -> None:
-    tokenizer = load_tokenizer(settings.place.model, settings.place.trust_remote_code)
+def _save(
+    path: Path, settings: Settings, problem: Problem, opened: Opened, ticket: Ticket, report: dict[str, Any]
+) -> None:
+    reader = load_reader(settings.place.model, kind_of(opened.task).images, settings.place.trust_remote_code)
     model: Any = problem.pretrained
     keys = ("method", "model", "dataset", "seed", "sparsity", "validation", "cost", "settings", "versions")
     facts = {k: report[k] for k in keys}
     brief = {"method": settings.name, "base_model": settings.place.model, "masks": "pruning/masks.safetensors"}
     with whole(path / "model") as temporary:
-        save_model(model, ticket.weights, temporary, tokenizer, brief | report["sparsity"])
+        save_model(model, ticket.weights, temporary, reader, brief | report["sparsity"])
         base = {"origin": problem.origin(), "base_model_prefix": model.base_model_prefix}
         save_masks(temporary / "pruning", ticket.masks, facts | base)
     write_json(path / "report.json", report)

@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 from sparsesoup.errors import UserError
 from sparsesoup.hub.build import Opened, positions
 from sparsesoup.hub.families import prunable
-from sparsesoup.hub.models import load_model, load_tokenizer
+from sparsesoup.hub.kinds import kind_of
+from sparsesoup.hub.models import load_model, load_reader
 from sparsesoup.journal import Journal
 from sparsesoup.meter import Cost, Meter
 from sparsesoup.methods import METHODS
@@ -52,10 +53,13 @@ def teach(problem: Problem, settings: Settings, opened: Opened, path: str) -> Pr
     """The problem with the model at `path` in its loss."""
     place, distill = settings.place, settings.train.distill
     teacher = load_model(path, opened.task, place.seed, place.trust_remote_code, whole=True)
-    own, other = (load_tokenizer(m, place.trust_remote_code) for m in (place.model, path))
-    if own.get_vocab() != other.get_vocab():
+    images = kind_of(opened.task).images
+    own, other = (load_reader(m, images, place.trust_remote_code) for m in (place.model, path))
+    if images and own.to_dict() != other.to_dict():
+        raise UserError(f"{path} sees images otherwise than {place.model}; give a teacher with its image processor")
+    if not images and own.get_vocab() != other.get_vocab():
         raise UserError(f"{path} reads other tokens than {place.model}; give a teacher with the same tokenizer")
-    if teacher.config.pad_token_id is None:
+    if not images and teacher.config.pad_token_id is None:
         teacher.config.pad_token_id = other.pad_token_id
     _check_rows(problem, teacher, path, place.model)
     if distill.hidden:
@@ -100,7 +104,7 @@ def _check_rows(problem: Problem, teacher: Any, path: str, model: str) -> None:
     lacking = sorted(name for name in problem.train.batch([0]).keys() & given.keys() if name not in takes)
     if lacking:
         raise UserError(f"{path} takes no {lacking[0]}, which the rows of {model} have; give a teacher of its family")
-    longest, most = max(problem.train.lengths), positions(teacher.config)
+    longest, most = max(problem.train.lengths, default=0), positions(teacher.config)
     if longest > most:
         raise UserError(f"{path} has {most} positions, the longest row {longest} tokens; say --max-length {most}")
 

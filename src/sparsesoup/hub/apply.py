@@ -5,7 +5,7 @@ from pathlib import Path
 from sparsesoup import masks as algebra
 from sparsesoup.errors import UserError
 from sparsesoup.files import whole
-from sparsesoup.hub.models import load_as_saved, load_tokenizer, save_model
+from sparsesoup.hub.models import load_as_saved, load_reader, save_model
 from sparsesoup.targets import fingerprint
 from sparsesoup.ticket import find, fit, load_masks, save_masks
 
@@ -40,7 +40,7 @@ def apply(ticket: Path, model: str, out: Path, other_weights: bool = False) -> t
     brief = {"method": facts.get("method"), "base_model": model, "masks": "pruning/masks.safetensors"}
     with whole(out) as temporary:
         numbers = {"sparsity": algebra.sparsity(fitted), "kept": kept, "total": total}
-        tokenizer = load_tokenizer(model)
-        save_model(copy, copy.state_dict(), temporary, tokenizer, brief | numbers)
+        reader = load_reader(model, copy.main_input_name == "pixel_values")
+        save_model(copy, copy.state_dict(), temporary, reader, brief | numbers)
         save_masks(temporary / "pruning", fitted, {**facts, "model": model, "origin": origin})
     return kept, total

@@ -5,10 +5,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
+from sparsesoup.data import Data
 from sparsesoup.errors import UserError
 from sparsesoup.hub.families import prunable
-from sparsesoup.hub.kinds import AnyTask, Kind, find, kind_of
-from sparsesoup.hub.models import load_model, load_tokenizer
+from sparsesoup.hub.kinds import AnyTask, Kind, find, kind_of, told
+from sparsesoup.hub.models import has_head, load_model, load_reader
 from sparsesoup.hub.sources import Source, open_splits, open_test, training_splits
 from sparsesoup.journal import Journal
 from sparsesoup.meter import Cost, Meter
@@ -20,11 +23,13 @@ class Place:
     """Which model and which data.
 
     Args:
-        model: Hub id, folder, run directory, or minilm (embedded).
-        dataset: Hub name, path, name below the data root, or docstrings (embedded).
+        model: of texts or images: Hub id, folder, run directory, or minilm (embedded).
+        dataset: Hub name, path (images too: parquet, or a folder a class), name below the data root, or docstrings
+            (embedded).
         data_root: folder of named datasets; default the environment variable SPARSESOUP_DATA.
         dataset_config: configuration of a Hub dataset.
-        text_columns: the one or two columns to read (question, context for question answering); default found.
+        text_columns: the one or two columns to read (question, context for question answering); the one of images may
+            be named by --image-column; default found.
         label_column: the column to predict; default found.
         max_length: tokens of a row at most; longer ones are cut, contexts of questions into windows; default 128, for
             question answering 384, or what the model takes.
@@ -78,13 +83,16 @@ def build(
     """The problem of pruning a model for a task; T is `steps` or `epochs`, or else 3 epochs."""
     training, meter, kind = training or Training(), meter or Meter(), kind_of(opened.task)
     train, validation = training_splits(opened.source, opened.task, place.seed)
+    _check_head(place, opened)
     model = load_model(place.model, opened.task, place.seed, place.trust_remote_code)
-    tokenizer = load_tokenizer(place.model, place.trust_remote_code)
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-    length = _length(place, kind, model.config, tokenizer)
-    rows, _ = kind.encode(train, opened.task, tokenizer, length)
-    held_out, judge = kind.encode(validation, opened.task, tokenizer, length)
+    reader = load_reader(place.model, kind.images, place.trust_remote_code)
+    if not kind.images and model.config.pad_token_id is None:
+        model.config.pad_token_id = reader.pad_token_id
+    length = _length(place, kind, model.config, reader)
+    rows, _ = kind.encode(train, opened.task, reader, length)
+    held_out, judge = kind.encode(validation, opened.task, reader, length)
+    if kind.images:
+        _check_size(place.model, model, held_out)
     per_epoch = max(1, len(rows) // training.batch_size)
     return Problem(
         pretrained=model,
@@ -103,8 +111,37 @@ def build(
     )
 
 
+def _check_head(place: Place, opened: Opened) -> None:
+    """UserError if the model reads texts and the dataset holds images, or the other way round."""
+    if not has_head(place.model, opened.task, place.trust_remote_code):
+        wanted = (
+            "a vision model, such as google/vit-base-patch16-224" if kind_of(opened.task).images else "another model"
+        )
+        raise UserError(
+            f"model {place.model} cannot answer what dataset {opened.source.name} asks, {told(opened.task)}: its type "
+            f"has no such head; give {wanted}, or name other columns"
+        )
+
+
+def _check_size(name: str, model: Any, data: Data) -> None:
+    """UserError if the model does not take images as its processor makes them."""
+    pixels = data.batch([0])["pixel_values"]
+    try:
+        with torch.no_grad():
+            copy.deepcopy(model).eval()(pixel_values=pixels)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"model {name} does not take images of {'x'.join(map(str, pixels.shape[1:]))} (channels, height, width), "
+            f"as its image processor makes them: {' '.join(str(error).split())[:160]}; correct preprocessor_config.json"
+        ) from error
+
+
 def _length(place: Place, kind: Kind, config: Any, tokenizer: Any) -> int:
     """Tokens of a row at most: what is asked, else what is usual, or what the model takes if that is less."""
+    if kind.images:
+        if place.max_length is not None:
+            raise UserError(f"max_length is {place.max_length}, and images have no tokens; leave it out")
+        return 0
     most = positions(config)
     if place.max_length is None:
         return int(min(kind.length, most, tokenizer.model_max_length))
@@ -126,12 +163,12 @@ def positions(config: Any) -> float:
 
 def score_test(problem: Problem, place: Place, opened: Opened) -> dict[str, Any]:
     """Scores of the problem's model on the test split: the only way there; a method cannot call it."""
-    tokenizer = load_tokenizer(place.model, place.trust_remote_code)
     parts, kind = open_test(opened.source, opened.task), kind_of(opened.task)
-    length = _length(place, kind, problem.pretrained.config, tokenizer)
+    reader = load_reader(place.model, kind.images, place.trust_remote_code)
+    length = _length(place, kind, problem.pretrained.config, reader)
     prepared = problem.accelerator.prepare_model(copy.deepcopy(problem.pretrained), evaluation_mode=True)
     scores = {}
     for name, rows in parts.items():
-        data, judge = kind.encode(rows, opened.task, tokenizer, length)
+        data, judge = kind.encode(rows, opened.task, reader, length)
         scores[name] = evaluate(replace(problem, metric=judge), prepared, data, Cost())
     return next(iter(scores.values())) if len(scores) == 1 else scores

@@ -1,16 +1,21 @@
 """The kinds of task: how each is told, which head answers it, how it is learnt and judged."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+)
 
 from sparsesoup.data import Batch, Data
 from sparsesoup.errors import UserError
-from sparsesoup.hub import spans, tasks, text
+from sparsesoup.hub import images, spans, tasks, text
+from sparsesoup.hub.images import Images
 from sparsesoup.hub.spans import Spans
 from sparsesoup.hub.tasks import Judged, Task
 
@@ -26,11 +31,12 @@ class Kind:
         settings: task -> what the model's config.json says of the head.
         check: (rows, task, split) raises a UserError where a label is wrong.
         labelled: (rows, task) -> whether any row has a label.
-        encode: (rows, task, tokenizer, max_length) -> what is learnt from, and who judges the answers to it.
+        encode: (rows, task, tokenizer or image processor, max_length) -> what is learnt from, and who judges it.
         predict: (model, batch) -> outputs [rows, ...].
         criterion: task -> (outputs, batch) -> mean loss.
         length: tokens of a row at most where nothing else is asked.
         told: task -> what is predicted from what, in words.
+        images: whether rows hold images, which an image processor reads; else a tokenizer reads texts.
     """
 
     head: Any
@@ -42,6 +48,7 @@ class Kind:
     criterion: Callable[[Any], Callable[[Tensor, Batch], Tensor]]
     length: int
     told: Callable[[Any], str]
+    images: bool = False
 
 
 CLASSES = Kind(
@@ -58,6 +65,14 @@ CLASSES = Kind(
     length=128,
     told=tasks.told,
 )
+IMAGES = replace(
+    CLASSES,
+    head=AutoModelForImageClassification,
+    encode=images.encode,
+    length=0,
+    told=lambda task: f"{tasks.told(task)} (images)",
+    images=True,
+)
 SPANS = Kind(
     head=AutoModelForQuestionAnswering,
     settings=lambda task: _names(("start", "end")),
@@ -73,7 +88,9 @@ SPANS = Kind(
 
 def kind_of(task: AnyTask) -> Kind:
     """The kind that a task is of."""
-    return SPANS if isinstance(task, Spans) else CLASSES
+    if isinstance(task, Spans):
+        return SPANS
+    return IMAGES if isinstance(task, Images) else CLASSES
 
 
 def told(task: AnyTask) -> str:
@@ -97,7 +114,7 @@ def find(
         raise UserError(
             f"doc_stride is {stride}, and {name} asks no questions about contexts, which it is for; leave it out"
         )
-    return found or tasks.find_task(train, name, texts, label)
+    return found or images.find_images(train, name, texts, label) or tasks.find_task(train, name, texts, label)
 
 
 def _names(outputs: Sequence[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Pre-trained models and tokenizers from the Hub, a folder or the embedded package; and pruned ones written back."""
+"""Pre-trained models and what reads their rows, from the Hub, a folder or the embedded package; pruned ones written."""
 
 import contextlib
 import copy
@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
 from transformers import logging as messages
 
 from sparsesoup.errors import UserError
@@ -24,6 +24,10 @@ from sparsesoup.rng import fold
 
 EMBEDDED = "minilm"
 COMPACT, COMPACT_FORMAT = "compact_config", 1  # key of config.json with the widths of each layer
+GIVE = (
+    "give a folder with config.json and model.safetensors, a Hub id that can be reached, or minilm (pip install "
+    "'sparsesoup[demo]')"
+)
 
 
 def locate(model: str) -> str:
@@ -163,6 +167,30 @@ def makes(kind: Any, config: Any, wanted: Mapping[str, Tensor]) -> bool:
     return False
 
 
+def has_head(model: str, task: AnyTask, remote_code: bool = False) -> bool:
+    """Whether transformers knows a class of this model's type with the head that a task needs."""
+    with _reading(model):
+        config = AutoConfig.from_pretrained(**_options(locate(model), remote_code))
+    return remote_code or type(config) in kind_of(task).head._model_mapping
+
+
+def load_reader(model: str, images: bool, remote_code: bool = False) -> Any:
+    """What makes a model's inputs of rows: its image processor, or its tokenizer."""
+    return load_processor(model, remote_code) if images else load_tokenizer(model, remote_code)
+
+
+def load_processor(model: str, remote_code: bool = False) -> Any:
+    """The model's image processor, in its form for Pillow: the same whether torchvision is there or not.
+
+    Raises: UserError if the model has none.
+    """
+    options = _options(locate(model), remote_code)
+    with _reading(
+        model, "give a folder with preprocessor_config.json, as save_pretrained of an image processor writes"
+    ):
+        return AutoImageProcessor.from_pretrained(**options, backend="pil")
+
+
 def load_tokenizer(model: str, remote_code: bool = False) -> Any:
     """The model's tokenizer; one without a padding token pads with its end-of-text token."""
     with _reading(model):
@@ -173,13 +201,14 @@ def load_tokenizer(model: str, remote_code: bool = False) -> Any:
 
 
 def save_model(
-    model: PreTrainedModel, weights: Mapping[str, Tensor], folder: Path, tokenizer: Any, facts: Mapping[str, Any]
+    model: PreTrainedModel, weights: Mapping[str, Tensor], folder: Path, reader: Any, facts: Mapping[str, Any]
 ) -> None:
     """Write a stock model folder: `from_pretrained` of transformers alone loads it, its pruned weights exactly zero.
 
     Args:
         model: the pre-trained model, which gives class and config; not changed.
         weights: the state to save.
+        reader: its tokenizer or image processor.
         facts: what goes into `config.json` as `pruning_config` (a serving engine refuses other known keys).
     """
     product = copy.deepcopy(model).cpu()
@@ -187,12 +216,12 @@ def save_model(
     product.config.pruning_config = dict(facts)
     with quiet():
         product.save_pretrained(folder)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+        if reader is not None:
+            reader.save_pretrained(folder)
 
 
 @contextlib.contextmanager
-def _reading(model: str) -> Iterator[None]:
+def _reading(model: str, remedy: str = GIVE) -> Iterator[None]:
     """Turns what transformers says of a model that cannot be read into one line."""
     try:
         with quiet():
@@ -201,10 +230,7 @@ def _reading(model: str) -> Iterator[None]:
         raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(
-            f"cannot load model {model!r}: {first[:200]}; give a folder with config.json and model.safetensors, "
-            f"a Hub id that can be reached, or {EMBEDDED} (pip install 'sparsesoup[demo]')"
-        ) from error
+        raise UserError(f"cannot load model {model!r}: {first[:200]}; {remedy}") from error
 
 
 @contextlib.contextmanager

@@ -4,12 +4,12 @@ A dataset is looked for on the disk, below the data root, among the embedded set
 Methods get `training_splits`; the test rows are opened by `open_test` alone.
 """
 
+import functools
 import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from datasets import Dataset
 
 from sparsesoup.errors import UserError
 from sparsesoup.hub.embedded import embedded_dataset
+from sparsesoup.hub.folders import find_classes, read_classes
 from sparsesoup.hub.kinds import AnyTask, kind_of
 from sparsesoup.hub.reading import find_files, one_line, open_hub, read_files
 from sparsesoup.hub.tasks import glue_task
@@ -62,19 +63,19 @@ class Source:
     name: str
     splits: Mapping[str, Dataset]
 
-    @cached_property
+    @functools.cached_property
     def train(self) -> Dataset:
         """The training split as published: a test slice that `open_test` carves is still in it."""
         return self.splits[_train_name(self)]
 
-    @cached_property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the training split's columns and rows; the same for the same rows in any place and file format."""
         digest = hashlib.sha256(repr((sorted(self.train.column_names), len(self.train))).encode())
         columns = self.train.select_columns(sorted(self.train.column_names)).with_format("arrow")
         for table in columns.iter(batch_size=1000):
             for row in table.to_pylist():
-                digest.update(repr(list(row.values())).encode())
+                digest.update(repr([_contents(value) for value in row.values()]).encode())
         return digest.hexdigest()
 
 
@@ -164,17 +165,30 @@ def _open_local(place: Path, config: str | None) -> Source:
         files = find_files(place)
     except OSError as error:
         raise UserError(f"cannot look into {place}: {one_line(error)}; correct its permissions") from error
-    if not files:
+    openers = {name: _opener(name, paths) for name, paths in files.items()} or _image_openers(place)
+    if not openers:
         raise UserError(
-            f"no data in {place}: no parquet, csv, tsv, jsonl or json file there or in its data folder (subfolders: "
-            f"{_folders(place)}); name a folder with train.csv or the like"
+            f"no data in {place}: no parquet, csv, tsv, jsonl or json file there or in its data folder, and no folders "
+            f"of images (subfolders: {_folders(place)}); name a folder with train.csv or the like"
         )
-    openers = {name: _opener(name, paths) for name, paths in files.items()}
     return Source(_local_name(place), Splits(openers))
 
 
 def _opener(name: str, paths: list[Path]) -> Callable[[], Dataset]:
     return lambda: read_files(name, paths)
+
+
+def _image_openers(place: Path) -> dict[str, Callable[[], Dataset]]:
+    splits = find_classes(place)
+    names = sorted({name for classes in splits.values() for name in classes})
+    return {split: functools.partial(read_classes, classes, names) for split, classes in splits.items()}
+
+
+def _contents(value: object) -> object:
+    """An image's bytes, wherever they lie and whatever their file is called; any other value itself."""
+    if not isinstance(value, dict) or value.keys() != {"bytes", "path"} or value["path"] is None:
+        return value
+    return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
 
 
 def _folders(place: Path) -> str:

@@ -90,15 +90,24 @@ def find_task(train: Dataset, name: str, texts: Sequence[str] | None = None, lab
     glue = glue_task(name)
     if glue and {*GLUE[glue][0], "label"} <= set(features):
         texts, label = texts or GLUE[glue][0], label or "label"
-    label = _checked(label, features, name) if label else _label_column(features, name)
+    label, labels = find_label(train, name, label)
     chosen = tuple(_checked(text, features, name) for text in texts) if texts else _text_columns(features, label, name)
     if len(chosen) > 2 or label in chosen or len(set(chosen)) < len(chosen):
         raise UserError(
             f"{name}: the text columns are {', '.join(chosen)} and the label column is {label}, where one or two text "
             f"columns and another one for the label are allowed; {FLAGS}"
         )
-    task = Task(chosen, label, _class_names(train, label, name), ())
-    return replace(task, metrics=_default_metrics(task, glue))
+    task = Task(chosen, label, labels, ())
+    return replace(task, metrics=default_metrics(task, glue))
+
+
+def find_label(train: Dataset, name: str, label: str | None = None) -> tuple[str, tuple[str, ...]]:
+    """(label column, its class names): the column named, or the one that looks like a label; no names for numbers.
+
+    Raises: UserError if there is no such column or several, or its values are no labels.
+    """
+    column = _checked(label, train.features, name) if label else _label_column(train.features, name)
+    return column, _class_names(train, column, name)
 
 
 def label_values(rows: Dataset, task: Task, split: str) -> list[int] | list[float]:
@@ -224,7 +233,8 @@ def _class_names(train: Dataset, label: str, name: str) -> tuple[str, ...]:
     )
 
 
-def _default_metrics(task: Task, glue: str | None) -> tuple[str, ...]:
+def default_metrics(task: Task, glue: str | None) -> tuple[str, ...]:
+    """What a task is judged by where nobody says; `glue` is the GLUE task that it is, if any."""
     if not task.labels:
         return ("pearson", "spearman")
     # A label column other than GLUE's own may not fit GLUE's metric: F1 of one class needs two classes.

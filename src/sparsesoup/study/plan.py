@@ -20,10 +20,10 @@ from sparsesoup.recipe import Settings, from_table
 from sparsesoup.run import complete, directory
 
 LISTS = {"models": ["minilm"], "datasets": ["docstrings"], "sparsities": [0.9], "seeds": [0, 1, 2]}
-KEYS = (*LISTS, "methods", "train", "steps", "epochs", "dataset_config", "text_columns", "label_column", "max_length",
-        "doc_stride", "data_root", "trust_remote_code")  # fmt: skip
+KEYS = (*LISTS, "methods", "train", "steps", "epochs", "dataset_config", "text_columns", "image_column", "label_column",
+        "max_length", "doc_stride", "data_root", "trust_remote_code")  # fmt: skip
 OWN = ("name", "method", "train", "times", "steps", "epochs", "seeds", "sparsities")  # settings of a row
-PLACED = (*OWN[2:], "dataset_config", "text_columns", "label_column", "max_length", "doc_stride")  # of a dataset
+PLACED = (*OWN[2:], "dataset_config", "text_columns", "image_column", "label_column", "max_length", "doc_stride")
 Table = dict[str, Any]
 
 

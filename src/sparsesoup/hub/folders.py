@@ -1,0 +1,55 @@
+"""Folders of images: a folder a class, below folders named after splits or not."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from datasets import ClassLabel, Dataset, Features, Image
+
+from sparsesoup.errors import UserError
+from sparsesoup.hub.reading import SPLIT_WORDS
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+Classes = dict[str, list[Path]]  # class -> its images
+
+
+def find_classes(place: Path) -> dict[str, Classes]:
+    """Split name -> class -> images, such as train/cat/1.png; without folders of splits all of it is training split.
+
+    Raises: UserError if there are images, and no folders that say which class they are of.
+    """
+    splits: dict[str, Classes] = {}
+    for folder in _below(place):
+        if folder.name.lower() in SPLIT_WORDS and (classes := _classes(folder)):
+            splits.setdefault(SPLIT_WORDS[folder.name.lower()], classes)
+    whole = _classes(place)
+    if splits or not (whole or _images(place)):
+        return splits
+    if {name.lower() for name in whole} <= {*SPLIT_WORDS}:
+        raise UserError(
+            f"{place} holds images without labels, where a folder a class is needed, such as train/cat/1.png; sort them"
+        )
+    return {"train": whole}
+
+
+def read_classes(classes: Mapping[str, Sequence[Path]], names: Sequence[str]) -> Dataset:
+    """The images of a split as rows, class after class; they stay files.
+
+    Args:
+        classes: class -> images.
+        names: of all classes, in the order of their numbers; the same for every split.
+    """
+    rows = [(str(path.resolve()), names.index(name)) for name, paths in classes.items() for path in paths]
+    features = Features({"image": Image(), "label": ClassLabel(names=list(names))})
+    return Dataset.from_dict({"image": [p for p, _ in rows], "label": [y for _, y in rows]}, features=features)
+
+
+def _classes(folder: Path) -> Classes:
+    return {each.name: images for each in _below(folder) if (images := _images(each))}
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in ENDINGS and p.name[0] != "." and p.is_file())
+
+
+def _below(place: Path) -> list[Path]:
+    return sorted(each for each in place.iterdir() if each.is_dir() and each.name[0] != ".") if place.is_dir() else []
