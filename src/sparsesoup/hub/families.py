@@ -23,6 +23,7 @@ ROLES = {
     "feed-forward gate": r"(gate_proj)",
     "feed-forward out": r"(output\.dense|ffn\.lin2|\bfc2|mlp\.c_proj|down_proj|linear2|\.wo|\bffn_output)",
 }
+NO_MATRIX = r"bias|position|pos_embed"  # tables of Swin, BEiT and their kin: two-dimensional, and no linear maps
 NOT_LINEAR = (nn.Embedding, nn.modules.conv._ConvNd, nn.LayerNorm, nn.RMSNorm)
 
 
@@ -43,8 +44,10 @@ def prunable(model: PreTrainedModel) -> Targets:
     heads = _heads(model)
     for name, parameter in model.named_parameters():
         inside = any(name.startswith(f"{prefix}{block}.") for block in outer)
-        owner = owners[name.rpartition(".")[0]]
-        if inside and parameter.dim() >= 2 and parameter.numel() and not isinstance(owner, NOT_LINEAR):
+        path, _, own = name.rpartition(".")
+        owner, table = owners[path], re.search(NO_MATRIX, own)
+        matrix = parameter.dim() >= 2 and parameter.numel() and not table
+        if inside and matrix and not isinstance(owner, NOT_LINEAR):
             role, transposed = _role(name), isinstance(owner, Conv1D)
             head = heads[name] if name in heads else _head(model, role, parameter, transposed)
             targets[name] = Target(role, tuple(parameter.shape), transposed, head)

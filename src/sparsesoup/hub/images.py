@@ -1,10 +1,12 @@
 """Images as the model takes them: made by its own processor, held in memory, and cropped lightly in training."""
 
+import contextlib
 import functools
 import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,7 +40,8 @@ def find_images(train: Dataset, name: str, columns: Sequence[str] | None, label:
         columns, label: the image column and that of the label, where the guess is to be overruled.
     Raises: UserError if there are several columns of images and none is named, or no label.
     """
-    held = [column for column, kind in train.features.items() if _holds_images(kind)]
+    held = [column for column, kind in train.features.items() if isinstance(kind, Image)]
+    held = held or [column for column in train.features if _holds_files(train, column)]
     chosen = tuple(columns or held)
     if not {*chosen} & {*held}:
         return None
@@ -123,7 +126,7 @@ class Pictures:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of large or odd files, which are read all the same
-                return Image().decode_example(cell).convert("RGB")
+                return Image().decode_example(_file(cell)).convert("RGB")
         except Exception as error:  # each format of files has errors of its own
             where = f" ({cell['path']})" if cell and cell["path"] else ""
             raise UserError(
@@ -173,7 +176,19 @@ def _batch(pictures: Pictures, dtype: type, rows: Sequence[Row], look: int | Non
     return {"pixel_values": pictures.values(pixels), "labels": labels}
 
 
-def _holds_images(kind: Any) -> bool:
-    """Whether a column holds images: as such, or as files' bytes that nobody has called so."""
-    bare = isinstance(kind, Value) and kind.dtype in ("binary", "large_binary")
-    return isinstance(kind, Image) or bare or (isinstance(kind, dict) and kind.keys() == {"bytes", "path"})
+def _file(cell: Any) -> Any:
+    """A cell with the bytes of its file: from a path alone, a file that is no image would be left open."""
+    if cell and cell["bytes"] is None and cell["path"] and Path(cell["path"]).exists():
+        return {**cell, "bytes": Path(cell["path"]).read_bytes()}
+    return cell
+
+
+def _holds_files(rows: Dataset, column: str) -> bool:
+    """Whether a column holds the bytes of image files that nobody has called images; its first row tells."""
+    kind = rows.features[column]
+    binary = isinstance(kind, Value) and kind.dtype in ("binary", "large_binary")
+    if not len(rows) or not (binary or (isinstance(kind, dict) and kind.keys() == {"bytes", "path"})):
+        return False
+    with contextlib.suppress(Exception):
+        return Image().decode_example(Image().encode_example(rows[0][column])) is not None
+    return False
