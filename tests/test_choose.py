@@ -19,7 +19,8 @@ from sparsesoup.select import GROUPS
 from sparsesoup.targets import Target
 
 HINTS = {name: get_type_hints(type(method)).get("scope") for name, method in METHODS.items()}
-TAKE = [name for name, hint in HINTS.items() if "2:4" in get_args(hint)]
+SINGLE = [name for name, method in METHODS.items() if getattr(method, "structure", "weights") == "weights"]
+TAKE = [name for name in SINGLE if "2:4" in get_args(HINTS[name])]
 FEW = {name: {"batches": 2} for name in ("snip", "grasp", "wanda", "gradient-flow")}
 
 
