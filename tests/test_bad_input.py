@@ -280,6 +280,19 @@ def test_a_loss_that_is_no_number_keeps_the_finished_pieces(place, tmp_path, cap
     assert not (run / "report.json").exists()
 
 
+def test_a_run_from_before_there_was_a_setting_is_the_run_with_its_default(place, refused, tmp_path):
+    out = tmp_path / "runs"
+    assert main(line_of(place, out)) == 0
+    run = run_of(out)
+    table = yaml.safe_load((run / "run.yaml").read_text())
+    del table["method"]["structure"], table["train"]["distill"]["hidden"], table["doc_stride"]
+    (run / "run.yaml").write_text(yaml.safe_dump(table))
+    assert main(line_of(place, out)) == 0
+    table["train"]["distill"] = {"hardness": 0.1}
+    (run / "run.yaml").write_text(yaml.safe_dump(table))
+    refused(line_of(place, out), f"{run} holds a different run (train differ)")
+
+
 def test_an_output_directory_that_holds_something_else(place, refused, tmp_path):
     out = tmp_path / "runs"
     assert main(line_of(place, out)) == 0

@@ -22,7 +22,7 @@ from sparsesoup.hub.kinds import kind_of
 from sparsesoup.hub.models import load_reader, save_model
 from sparsesoup.journal import JOURNAL, Journal
 from sparsesoup.meter import Meter
-from sparsesoup.methods import TABLE
+from sparsesoup.methods import METHODS, TABLE
 from sparsesoup.methods.known import FromTicket
 from sparsesoup.problem import Problem
 from sparsesoup.recipe import Settings, dump, read
@@ -215,11 +215,22 @@ def _check_same(path: Path, settings: Settings) -> None:
     except yaml.YAMLError as error:
         raise UserError(f"{path / 'run.yaml'} is damaged; give another --out or remove {path}") from error
     ours = settings.to_dict()
+    if isinstance(there, dict):  # what it does not say is a setting that came later, and was at its default
+        plain = Settings(name=settings.name, method=METHODS[settings.name]).to_dict()
+        there = _completed(there, plain)
     if not isinstance(there, dict) or {k: v for k, v in there.items() if k != "data_root"} != {
         k: v for k, v in ours.items() if k != "data_root"
     }:
         keys = [k for k in ours if not isinstance(there, dict) or there.get(k) != ours[k]]
         raise UserError(f"{path} holds a different run ({', '.join(keys)} differ); give another --out or remove it")
+
+
+def _completed(table: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
+    """The table with what it lacks, at every depth."""
+    inner = {
+        k: _completed(table[k], v) for k, v in plain.items() if isinstance(v, dict) and isinstance(table.get(k), dict)
+    }
+    return {**plain, **table, **inner}
 
 
 def _base(problem: Problem, opened: Opened) -> dict[str, Any]:
