@@ -89,6 +89,8 @@ def test_a_layer_without_heads_and_one_without_units_are_trained_like_the_others
     moved = {name.split("layer.")[1] for name, t in after.items() if "layer." in name and not t.equal(before[name])}
     assert {"0.output.dense.bias", "1.attention.output.dense.bias", "2.attention.self.query.weight"} <= moved
     assert run.report["sparsity"]["total"] == sum(t.numel() for n, t in before.items() if n in prunable_names(folder))
+    again = load_compact(export(run.path, "compact", tmp_path / "again").path)
+    assert same(again.state_dict(), after)
 
 
 def prunable_names(folder: Path) -> set[str]:

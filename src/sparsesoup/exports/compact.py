@@ -37,7 +37,8 @@ class Compact:
         layers(source.model)  # which refuses an unknown family before anything is copied
         before, batch = widths(source.model), sample(source.model)
         plan = {layer.name: left(layer) for layer in layers(source.model)}
-        _check_gain(plan, source)
+        if not source.narrow:  # a compact model that was trained on is written as it is
+            _check_gain(plan, source)
         if self.stock:
             plan = _evened(plan)
         model = copy.deepcopy(source.model)
