@@ -80,6 +80,12 @@ def warned(facts: Facts) -> list[str]:
             f"the gates alone closed {percent(alone)} of the weights where {percent(asked)} were asked for, and the "
             f"rest of the mask was made by trimming: raise --steps, or set --method.score-rate or the penalty otherwise"
         )
+    reached = facts["sparsity"]["reached"]
+    if "refill" in facts["notes"] and asked - reached > FAR:
+        found.append(
+            f"{percent(reached)} of the weights are gone where {percent(asked)} were asked for, since kept heads and "
+            f"units are whole again: ask for more, or say --method.attention heads"
+        )
     if facts["settings"]["train"]["batch_size"] > facts.get("train_rows", math.inf):
         found.append(
             f"the batches had {facts['train_rows']} rows, all there are, not {facts['settings']['train']['batch_size']}"
