@@ -265,6 +265,10 @@ def test_without_a_token_nothing_is_asked(run, tmp_path, capsys, monkeypatch):
     with hub(monkeypatch, TOKEN) as server:
         assert "no token for the Hub: HF_TOKEN is empty" in refused(capsys, tmp_path, run, "me/tiny")
         said = refused(capsys, tmp_path, run, "me/tiny", "--token-from-env", "LACKING")
+        monkeypatch.setenv("BROKEN", f"{TOKEN}\n{TOKEN}")
+        assert "what BROKEN holds is no token" in refused(
+            capsys, tmp_path, run, "me/tiny", "--token-from-env", "BROKEN"
+        )
     assert "the environment variable LACKING is empty" in said
     assert not server.created
 
@@ -275,7 +279,7 @@ def test_a_hub_that_cannot_be_reached_or_refuses_is_said_in_one_line(run, tmp_pa
         pass
     said = refused(capsys, tmp_path, run, "me/tiny")
     assert f"the Hub at {server.url} does not answer" in said
-    for code, hint in ((403, "the token may not write there"), (500, "the same command tries again")):
+    for code, hint in ((403, "the token may not write there"), (500, "Bearer ***; the same command tries again")):
         with hub(monkeypatch, TOKEN, refuses=code):
             assert hint in refused(capsys, tmp_path, run, "me/tiny")
     with hub(monkeypatch, "another"):

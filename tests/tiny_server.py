@@ -51,7 +51,7 @@ class Answer(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != f"Bearer {self.server.token}":
             self._say(401, {"error": "Invalid credentials"})
         elif self.server.refuses:
-            self._say(self.server.refuses, {"error": "You may not"})
+            self._say(self.server.refuses, {"error": f"You may not, {self.headers['Authorization']}"})
         elif self.path == "/api/validate-yaml":
             self._say(200, {"errors": [], "warnings": []})
         elif self.path == "/api/repos/create":

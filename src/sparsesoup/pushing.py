@@ -15,12 +15,7 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import (
-    are_progress_bars_disabled,
-    disable_progress_bars,
-    enable_progress_bars,
-    validate_repo_id,
-)
+from huggingface_hub.utils import validate_repo_id
 
 from sparsesoup.card import card
 from sparsesoup.errors import UserError
@@ -174,7 +169,7 @@ def write(parcel: Parcel, folder: Path, repo: str, license: str) -> None:
             write_json(target, tidy(_json(parcel.folder / name)))
         elif name.endswith(CONFIG):
             write_json(target, _anywhere(_json(parcel.folder / name)))
-        elif name != CARD:
+        else:
             shutil.copyfile(parcel.folder / name, target)
     config = _json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     asked = {"model": parcel.facts.get("model"), "dataset": parcel.facts.get("settings", {}).get("dataset")}
@@ -243,6 +238,8 @@ def _token(variable: str) -> str:
     if not token:
         lacking = f"the environment variable {variable} is empty" if variable else "HF_TOKEN is empty, nobody logged in"
         raise UserError(f"no token for the Hub: {lacking}; set it, or say `hf auth login`; --dry-run needs none")
+    if not re.fullmatch(r"[!-~]+", token):
+        raise UserError(f"what {variable or 'HF_TOKEN'} holds is no token: a token is one word; --dry-run needs none")
     return token
 
 
@@ -257,8 +254,6 @@ def _hub(repo: str, token: str) -> HfApi:
 
 def _upload(api: HfApi, folder: Path, repo: str, private: bool) -> str:
     """The address of the model, all its files in one commit."""
-    silent = are_progress_bars_disabled()
-    disable_progress_bars()  # an error is to be one line
     try:
         made = api.create_repo(repo, private=private or None, exist_ok=True)
         if private and not api.model_info(made.repo_id).private:
@@ -268,9 +263,6 @@ def _upload(api: HfApi, folder: Path, repo: str, private: bool) -> str:
         raise
     except Exception as error:  # of the Hub, of the line to it, of the disk: they differ by the HTTP library's version
         raise UserError(_refusal(error, repo, str(api.token))) from error
-    finally:
-        if not silent:
-            enable_progress_bars()
     return str(made)
 
 
