@@ -168,7 +168,7 @@ def _rows(scores: Scores, sparsity: float, then: Scores | None, scope: str, with
         budget = round(goal * seen / total) - spent if seen < total else goal - spent
         spent += budget
         rows = s.numel() // width
-        counts = torch.tensor(largest_remainder([budget / rows] * rows, budget), device=s.device)
+        counts = budget // rows + (torch.arange(rows, device=s.device) < budget % rows)
         masks[name] = _best_of_rows(name, s, width, counts, then, within)
     return masks
 
