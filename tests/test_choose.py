@@ -59,6 +59,8 @@ def test_on_the_way_the_worst_of_those_that_will_go_are_gone_first(scope):
         gone = {(name, i) for name, m in masks.items() for i in (~m.flatten()).nonzero().flatten().tolist()}
         assert gone == {(name, index) for _, name, index in sorted(going)[: round(sparsity * 2000)]}
         inside = masks
+    with pytest.raises(UserError, match=f"scope {scope} fixes the sparsity"):
+        choose(run, scores, 0.8, scope=scope)
 
 
 def test_neighbours_feed_one_output_however_the_matrix_is_stored():
