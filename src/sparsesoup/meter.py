@@ -94,9 +94,17 @@ class CountFlops(TorchDispatchMode):
             self.flops += 2 * _attention(*args[1:4])
         elif name.startswith("_scaled_dot_product_"):
             self.flops += _attention(*args[:3])
+        elif name == "_native_multi_head_attention":
+            self.flops += _whole_attention(args[0])
         elif packet in flop_registry:
             self.flops += flop_registry[packet](*args, **(kwargs or {}), out_val=out)
         return out
+
+
+def _whole_attention(rows: torch.Tensor) -> int:
+    """nn.MultiheadAttention where no gradient is asked for, in one piece, [rows, length, width]: its matrices too."""
+    # However many heads there are, together they are as wide as the rows.
+    return 8 * rows.numel() * rows.shape[-1] + _attention(rows, rows, rows)
 
 
 def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -62,4 +63,6 @@ def loading(source: Source) -> str:
     """The line of Python that loads a folder whose layers are those of the source."""
     if source.narrow:
         return "sparsesoup.load_compact(folder)"
-    return f"transformers.{type(source.model).__name__}.from_pretrained(folder)"
+    kind = type(source.model)
+    home = "transformers" if hasattr(transformers, kind.__name__) else kind.__module__
+    return f"{home}.{kind.__name__}.from_pretrained(folder)"

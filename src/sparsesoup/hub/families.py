@@ -36,14 +36,13 @@ def prunable(model: PreTrainedModel) -> Targets:
     Raises: UserError if the model has no repeated blocks.
     """
     base = getattr(model, model.base_model_prefix, model)
-    blocks = [name for name, module in base.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
-    outer = [b for b in blocks if not any(b.startswith(f"{other}.") for other in blocks)]
+    blocks = _blocks(base)
     prefix = f"{model.base_model_prefix}." if base is not model else ""
     owners = dict(model.named_modules())
     targets: Targets = {}
     heads = _heads(model)
     for name, parameter in model.named_parameters():
-        inside = any(name.startswith(f"{prefix}{block}.") for block in outer)
+        inside = any(name.startswith(f"{prefix}{block}.") for block in blocks)
         path, _, own = name.rpartition(".")
         owner, table = owners[path], re.search(NO_MATRIX, own)
         matrix = parameter.dim() >= 2 and parameter.numel() and not table
@@ -70,6 +69,22 @@ def _heads(model: PreTrainedModel) -> dict[str, int]:
             for role in ("query", "key", "value", "output"):
                 found[names[id(layer.part(role).weight)]] = layer.size
     return found
+
+
+def _blocks(base: nn.Module) -> list[str]:
+    """Names of the lists of repeated blocks, the outer ones where they are nested.
+
+    timm and open_clip may keep theirs in an nn.Sequential. Elsewhere that is what one block is made of, so it counts
+    where no list is there, and where all its members are of one class that has parts of its own.
+    """
+    modules = dict(base.named_modules())
+    found = [name for name, m in modules.items() if isinstance(m, nn.ModuleList) and len(m)]
+    found = found or [name for name, m in modules.items() if isinstance(m, nn.Sequential) and _repeats(m)]
+    return [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
+
+
+def _repeats(members: nn.Sequential) -> bool:
+    return len({type(member) for member in members}) == 1 and any(True for _ in members[0].children())
 
 
 def _head(model: PreTrainedModel, role: str, parameter: nn.Parameter, transposed: bool) -> int:

