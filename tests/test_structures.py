@@ -28,6 +28,7 @@ from sparsesoup.scores import magnitude
 from sparsesoup.select import keep
 from sparsesoup.structures import need_groups
 from sparsesoup.targets import heads, parameters
+from sparsesoup.words import noted, warned
 from test_ties import gpt2
 from tiny_bert import bert
 from tiny_hub import CONFIGS
@@ -312,13 +313,26 @@ def test_heads_are_known_in_every_family_that_can_be_compacted_whole_or_cut(name
     towers = 2 if name == "clip" else 1
     whole = heads(prunable(model))
     assert [tie.count({n: t.shape for n, t in prunable(model).items()}) for tie in whole] == [HEADS] * LAYERS * towers
-    first = layers(model)[0]
+    last = layers(model)[-1]
     with torch.no_grad():
-        first.part("value").weight[: 3 * first.size] = 0  # three of the first layer's four heads
+        last.part("value").weight[: 3 * last.size] = 0  # three of the last layer's four heads
         for part in ("value", "up"):
             layers(model)[1].part(part).weight.zero_()
     cut = prunable(compacted(model))
     ties = heads(cut)
-    assert [tie.count({n: t.shape for n, t in cut.items()}) for tie in ties][:2] == [1, HEADS]
-    assert len(ties) == LAYERS * towers - 1
+    counts = [tie.count({n: t.shape for n, t in cut.items()}) for tie in ties]
+    assert counts == [HEADS] * (LAYERS * towers - 2) + [1]
     assert len(cut) == len(prunable(model)) - 6  # nothing of the emptied layer is a target
+
+
+def test_the_report_tells_what_came_back_and_the_terminal_that_it_is_less_than_asked() -> None:
+    ticket, *_ = hybrid()
+    settings = {"train": {"batch_size": 8}}
+    sparsity = {"asked": 0.8, "reached": ticket.sparsity}
+    facts = {"notes": ticket.notes, "sparsity": sparsity, "settings": settings, "cost": ticket.cost}
+    (told,) = [line for line in noted(facts)[0] if "came back" in line]
+    assert "20 steps were trained on" in told
+    assert f"{100 * ticket.sparsity:.1f} % are gone" in told
+    (note,) = [line for line in warned(facts) if "where 80.0 % were asked for" in line and "whole again" in line]
+    assert "\n" not in note
+    assert not [line for line in warned(facts | {"notes": {}}) if "whole again" in line]

@@ -13,7 +13,7 @@ from sparsesoup.data import Batch
 from sparsesoup.errors import UserError
 from sparsesoup.methods.platon import check_ramp, climb, ramp
 from sparsesoup.objectives import divergence
-from sparsesoup.patterns import Pattern, Structure
+from sparsesoup.patterns import Element, Pattern, Structure
 from sparsesoup.problem import Problem
 from sparsesoup.schedules import Cubic
 from sparsesoup.scores.averages import Averages, after_step
@@ -93,7 +93,7 @@ def _climb_and_check(
     until: int,
     sparsity: float,
     averages: Averages,
-    pattern: Pattern,
+    pattern: Pattern = Element,
 ) -> None:
     climb(state, problem, plan, until, sparsity, averages, pattern)
     metric, value = next(iter(problem.validate(state.model).items()))

@@ -88,7 +88,7 @@ def climb(
     until: int,
     sparsity: float,
     averages: Averages,
-    pattern: Pattern,
+    pattern: Pattern = Element,
 ) -> None:
     """Train to step `until` and prune on the way where the plan says so."""
     hook = soft_pruning(plan, sparsity, averages, pattern)
