@@ -11,7 +11,7 @@ ROOT = Path(sparsesoup.__file__).parent
 FLOORS: list[set[str]] = [
     {"errors", "files", "rng", "masks", "patterns", "schedules", "meter", "data"},
     {"journal", "neighbours", "select", "shelf", "structures", "targets", "threshold", "ticket"},
-    {"state", "problem"},
+    {"forks", "state", "problem"},
     {"train", "common", "hold", "objectives"},
     {"scores", "gates", "soups"},
     {"methods"},
@@ -32,6 +32,8 @@ FLOORS: list[set[str]] = [
         "words",
         "charts",
         "study",
+        "spread",
+        "workers",
         "cli",
     },
     {"__init__", "__main__"},

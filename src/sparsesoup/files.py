@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +21,8 @@ def whole(path: Path) -> Iterator[Path]:
     ...     temporary.write_text("{}")
     """
     make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    remove(temporary)
+    # A number of this process would not do: on another machine that shares the folder one may have the same.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
     try:
         yield temporary
         for file in [temporary] if temporary.is_file() else temporary.rglob("*"):

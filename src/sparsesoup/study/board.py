@@ -31,7 +31,8 @@ class Board:
         self.done, self.failed = 0, 0
         self.running: dict[str, tuple[Job, float]] = {}
         self._took: list[float] = []
-        self._live = Live(console=console, auto_refresh=False) if live and console.is_terminal else None
+        drawn = live and console.is_terminal
+        self._live = Live(console=console, auto_refresh=False, redirect_stdout=False) if drawn else None
 
     def __enter__(self) -> "Board":
         if self._live is not None:
@@ -61,10 +62,10 @@ class Board:
             self._took.append(time.monotonic() - began)
         self.refresh()
 
-    def again(self, job: Job, code: int | None) -> None:
+    def again(self, job: Job, death: str) -> None:
         """A job's process died and is started again."""
         self.running.pop(job.cell.key)
-        self._say(f"the process of {job.cell.name} ended with {code}; it goes on in another one")
+        self._say(f"the process of {job.cell.name} {death}; it goes on in another one")
 
     def left(self, workers: int) -> float | None:
         """Seconds until the last job is done, if all take as long as those that are; None before the first."""

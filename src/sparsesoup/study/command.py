@@ -1,7 +1,9 @@
 """`sparsesoup compare`, as the command line has it."""
 
 import argparse
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,11 @@ from rich.console import Console
 
 from sparsesoup.errors import UserError
 from sparsesoup.parser import OneLine
+from sparsesoup.study.cluster import Room, cluster
 from sparsesoup.study.compare import compare, table_of_runs
 from sparsesoup.study.executors import Executor, InProcess, Processes
 from sparsesoup.study.plan import read_plan
+from sparsesoup.workers import LIVES
 
 ABOUT = """Many runs as one resumable study: models, datasets, methods, sparsities and seeds; then a table and a page.
 
@@ -51,8 +55,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--steps", type=int, help="instead of the recipe's")
     made.add_argument("--epochs", type=float, help="instead of the recipe's")
     made.add_argument("--data-root", help="folder of named datasets; default the variable SPARSESOUP_DATA")
-    made.add_argument("--workers", type=int, default=1, help="processes at a time; default 1, in this one")
-    made.add_argument("--threads", type=int, help="of torch in each job; default the cores shared among the workers")
+    _executor_flags(made)
     made.add_argument("--retry-failed", action="store_true", help="do cells again that failed before")
     made.add_argument("--dry-run", action="store_true", help="print the cells, and draw none")
     return made
@@ -72,8 +75,9 @@ def main(arguments: list[str]) -> None:
             print(f"{cell.path}  {cell.name}")
         print(f"{len(plan.cells)} cells")
         return
-    executor, threads = _executor(options)
-    _show(compare(plan, options.out, console, executor, threads, options.retry_failed))
+    with _executor(options) as (executor, threads):
+        folder = compare(plan, options.out, console, executor, threads, options.retry_failed)
+    _show(folder)
 
 
 def _changes(options: Any) -> dict[str, Any]:
@@ -84,12 +88,53 @@ def _changes(options: Any) -> dict[str, Any]:
     return found
 
 
-def _executor(options: Any) -> tuple[Executor, int | None]:
-    if options.workers < 1 or (options.threads is not None and options.threads < 1):
-        raise UserError(f"workers and threads are at least 1, got {options.workers} and {options.threads}")
-    if options.workers == 1:
-        return InProcess(), options.threads
-    return Processes(options.workers), options.threads or max(1, (os.cpu_count() or 1) // options.workers)
+def _executor_flags(made: argparse.ArgumentParser) -> None:
+    add = made.add_argument
+    add("--executor", choices=("local", "ray"), default="local", help="who draws: this machine (default), or Ray tasks")
+    add(
+        "--workers",
+        type=int,
+        help="cells at a time; default 1, in this process; on Ray all there is room for",
+    )
+    add(
+        "--threads",
+        type=int,
+        help="of torch in each cell; default the cores shared among workers, on Ray the cell's",
+    )
+    add("--retries", type=int, help=f"how often a cell is begun again whose process died; default {LIVES - 1}")
+    add("--address", help="host:port of a Ray cluster's head, or auto; default RAY_ADDRESS, else Ray is started here")
+    add("--cpus-per-cell", type=float, help="cores that Ray keeps for a cell; default 1")
+    add("--gpus-per-cell", type=float, help="GPUs that Ray keeps for a cell, 0.25 for four cells on one; default 0")
+
+
+@contextlib.contextmanager
+def _executor(options: Any) -> Iterator[tuple[Executor, int | None]]:
+    """The executor that the flags ask for, and the threads of each cell."""
+    ray = options.executor == "ray"
+    _need_fitting(options, ray)
+    lives = LIVES if options.retries is None else options.retries + 1
+    workers = options.workers or 1
+    if ray:
+        given = {"cpus": options.cpus_per_cell, "gpus": options.gpus_per_cell}
+        room = Room(**{name: value for name, value in given.items() if value is not None})
+        with cluster(options.address, options.out, room, options.workers, lives) as made:
+            yield made, options.threads or max(1, int(room.cpus))
+    elif workers == 1:
+        yield InProcess(), options.threads
+    else:
+        yield Processes(workers, lives), options.threads or max(1, (os.cpu_count() or 1) // workers)
+
+
+def _need_fitting(options: Any, ray: bool) -> None:
+    """Raise a UserError for a number that cannot be, and for a flag that would have no effect."""
+    for flag, low in (("workers", 1), ("threads", 1), ("retries", 0)):
+        if (value := getattr(options, flag)) is not None and value < low:
+            raise UserError(f"--{flag} is at least {low}, got {value}")
+    for flag in ("address", "cpus_per_cell", "gpus_per_cell"):
+        if getattr(options, flag) is not None and not ray:
+            raise UserError(f"--{flag.replace('_', '-')} is for cells on Ray; add --executor ray")
+    if options.retries is not None and not ray and (options.workers or 1) == 1:
+        raise UserError("--retries is for cells in processes of their own; add --workers 2 or --executor ray")
 
 
 def _show(folder: Path) -> None:

@@ -1,0 +1,203 @@
+"""A study on a real local Ray cluster of two nodes: the same bits, whatever dies; what cannot be says so in a line."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sparsesoup.cli import main
+from sparsesoup.study import cluster as module
+from test_study import _command, children, told, weights_equal
+from tiny_hub import offline
+
+ray = pytest.importorskip("ray")
+from ray.cluster_utils import Cluster  # noqa: E402
+
+WORKER = {"num_cpus": 1, "object_store_memory": module.STORE}
+NODE = WORKER | {"include_dashboard": False}
+ISP = {"method": {"stages": 2, "weak_masks": 2, "look_ahead": 0.05}}
+RECIPE = {
+    "models": "bert", "datasets": "reviews", "sparsities": 0.5, "seeds": [0, 1], "steps": 20,
+    "train": {"batch_size": 8, "learning_rate": 0.003}, "methods": {"magnitude": None, "isp": ISP},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[Cluster]:
+    """Two nodes of one core, each with processes of its own, on this machine."""
+    made = Cluster(initialize_head=True, head_node_args=NODE)
+    made.add_node(**WORKER)
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture
+def folder(place, tmp_path, monkeypatch) -> Path:
+    """Models, data and a recipe by short names, as a user has them."""
+    for name in ("bert", "reviews"):
+        (tmp_path / name).symlink_to(place / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    write()
+    return tmp_path
+
+
+def write(**changes):
+    with open("small.yaml", "w", encoding="utf-8") as file:
+        yaml.safe_dump(RECIPE | changes, file, sort_keys=False)
+
+
+def begun(*more):
+    """The command line as a process of its own; what it says is in said.txt."""
+    plain = {k: v for k, v in offline().items() if k != "PYTHONWARNINGS"}  # Ray's own processes warn
+    environment = plain | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    line = [sys.executable, "-m", "sparsesoup.cli", "compare", "--config", "small.yaml", "--threads", "1", *more]
+    with open("said.txt", "a", encoding="utf-8") as said:
+        return subprocess.Popen(line, env=environment, stdout=said, stderr=subprocess.STDOUT)
+
+
+def study(out="runs"):
+    return json.loads(Path(f"{out}/studies/small/study.json").read_text())
+
+
+def test_two_nodes_give_the_same_bits_as_one_process(two_nodes, folder):
+    assert main(["compare", "--config", "small.yaml", "--threads", "1", "--out", "here"]) == 0
+    assert begun("--executor", "ray", "--address", two_nodes.address).wait(300) == 0, Path("said.txt").read_text()
+    assert told(study()) == told(study("here"))
+    for cell in study()["cells"]:
+        assert weights_equal(folder / "runs" / cell["run"], folder / "here" / cell["run"])
+    said = Path("said.txt").read_text()
+    assert said.count("drawing") == said.count("testing") == 4
+    assert not list(folder.glob("runs/.shared-*"))
+
+
+def below(pid, command):
+    """Processes below one whose command line begins so."""
+    return [child for child in children(pid) if _command(child).startswith(command)]
+
+
+def until(process, happened):
+    """Wait until something has happened, or the process has ended."""
+    last = time.monotonic() + 300
+    while process.poll() is None and not happened() and time.monotonic() < last:
+        time.sleep(0.05)
+
+
+def at_work(node):
+    """Processes of a node that draw a cell."""
+    return [pid for raylet in node.all_processes["raylet"] for pid in below(raylet.process.pid, "ray::_perform")]
+
+
+@pytest.mark.slow
+def test_a_dead_worker_a_lost_node_and_a_dead_driver_change_nothing(folder):
+    """Each at work when it dies: first the driver, then a worker of the second node, then that node."""
+    write(steps=300, seeds=[0, 1, 2])
+    assert main(["compare", "--config", "small.yaml", "--threads", "1", "--out", "here"]) == 0
+    cluster, said = Cluster(initialize_head=True, head_node_args=NODE), Path("said.txt")
+    try:
+        flags = ["--executor", "ray", "--address", cluster.address, "--retries", "9"]
+        second, process = cluster.add_node(**WORKER), begun(*flags)
+        until(process, lambda: at_work(second))
+        process.kill()
+        process.wait(60)
+        last = time.monotonic() + 60
+        while at_work(second) and time.monotonic() < last:  # Ray ends the tasks of a driver that is gone
+            time.sleep(0.1)
+        assert not at_work(second)
+        process = begun(*flags)
+        until(process, lambda: at_work(second))
+        os.kill(at_work(second)[0], signal.SIGKILL)
+        until(process, lambda: "died (WorkerCrashedError); it goes on" in said.read_text())
+        until(process, lambda: at_work(second))
+        cluster.remove_node(second, allow_graceful=False)
+        until(process, lambda: "died with its node; it goes on" in said.read_text())
+        assert process.poll() is None  # all of it hit a study under way
+        cluster.add_node(**WORKER)
+        assert process.wait(500) == 0, said.read_text()
+    finally:
+        cluster.shutdown()
+    assert study()["failed"] == []
+    assert len(study()["cells"]) == 2 * 3
+    assert told(study()) == told(study("here"))
+    assert "raylet" not in said.read_text()  # what Ray says of it is not for the terminal
+
+
+def refused(capsys, *more):
+    """The one line that a command is refused with, and the seconds that took."""
+    began = time.monotonic()
+    assert main(["compare", "--config", "small.yaml", "--executor", "ray", *more]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert not Path("runs").exists()
+    return line, time.monotonic() - began
+
+
+def test_an_address_without_ray_says_so_in_one_line_within_ten_seconds(folder, capsys):
+    with socket.socket() as silent, socket.socket() as free:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()  # takes the connection, and never answers
+        free.bind(("127.0.0.1", 0))
+        for listener, why in ((silent, "nothing within 5 seconds"), (free, "Connection refused")):
+            address = f"127.0.0.1:{listener.getsockname()[1]}"
+            line, seconds = refused(capsys, "--address", address)
+            assert f"no Ray cluster answers at {address} ({why})" in line
+            assert seconds < 10
+    assert "--address is host:port" in refused(capsys, "--address", "ray://127.0.0.1:10001")[0]
+
+
+def test_without_ray_its_extra_is_named(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert "pip install 'sparsesoup[ray]'" in refused(capsys)[0]
+
+
+def test_cells_that_fit_nowhere_and_folders_that_are_not_shared_are_refused(two_nodes, folder, capsys, monkeypatch):
+    joined = ["--address", two_nodes.address]
+    assert (
+        "no node of Ray has room for a cell with 1 cores and 0.5 GPUs"
+        in refused(capsys, *joined, "--gpus-per-cell", "0.5")[0]
+    )
+
+    @contextlib.contextmanager
+    def elsewhere(out):
+        yield out / "never-written"
+
+    monkeypatch.setattr(module, "_probe", elsewhere)
+    line, _ = refused(capsys, *joined)
+    assert f"does not see {folder / 'runs'} and the working directory {folder} as this machine does" in line
+
+
+def test_a_node_holds_as_many_cells_as_fit():
+    def fits(cpus, gpus, **resources):
+        return module.Room(cpus=cpus, gpus=gpus).fits(resources)
+
+    assert fits(1, 0, CPU=4) == fits(0.1, 0, CPU=0.4) == 4
+    assert fits(1, 0.6, CPU=8, GPU=2) == 2  # a share is of one card
+    assert fits(1, 0.25, CPU=8, GPU=2) == 8
+    assert fits(1, 2, CPU=8, GPU=5) == 2
+    assert fits(1, 1, CPU=8) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--executor", "ray", "--gpus-per-cell", "1.5"], "a whole number of GPUs, got 1 and 1.5"),
+        (["--executor", "ray", "--cpus-per-cell", "0"], "a cell has more than 0 cores"),
+        (["--gpus-per-cell", "1"], "--gpus-per-cell is for cells on Ray; add --executor ray"),
+        (["--address", "auto"], "--address is for cells on Ray"),
+        (["--retries", "1"], "add --workers 2 or --executor ray"),
+        (["--workers", "2", "--retries", "-1"], "--retries is at least 0, got -1"),
+        (["--executor", "dask"], "invalid choice: 'dask'"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused_in_one_line(folder, capsys, flags, said):
+    assert main(["compare", "--config", "small.yaml", *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
