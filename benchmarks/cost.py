@@ -17,13 +17,14 @@ from typing import Any
 import torch
 
 from sparsesoup.exports.coding import decode, encode
+from sparsesoup.forks import in_turn
 from sparsesoup.hub.build import Place, build, open_task
 from sparsesoup.masks import kept
 from sparsesoup.methods.isp import PROTOCOLS
 from sparsesoup.methods.learnt import begin
 from sparsesoup.methods.movement import Movement
 from sparsesoup.methods.soft import HardConcreteL0
-from sparsesoup.methods.weak import cast_vote
+from sparsesoup.methods.weak import cast_vote, look_ahead
 from sparsesoup.patterns import Block
 from sparsesoup.problem import Problem, Training, to_device
 from sparsesoup.scores import magnitude
@@ -123,12 +124,12 @@ def weak_mask(problem: Problem, rounds: int) -> dict[str, Any]:
     state = problem.start()
     train(state, problem, 1)
     state.prune_(keep(magnitude(state.params()), 0.5))
-    protocol = PROTOCOLS[0]
+    protocol, task = PROTOCOLS[0], (30, 0.6, PROTOCOLS[0], lambda step: 1e-5, (0,))
 
     def vote() -> None:
         state.memory.clear()
         state.step = 1  # the same rows as below
-        cast_vote(state, problem, 30, 0.6, protocol, lambda step: 1e-5, (0,))
+        cast_vote(state, in_turn(problem, state, look_ahead, [task]), 0)
 
     def steps() -> None:
         state.step = 1

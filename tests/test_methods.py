@@ -21,7 +21,7 @@ from sparsesoup.methods.imp import Iterative
 from sparsesoup.methods.isp import PROTOCOLS, InstantSoup
 from sparsesoup.methods.isp_published import InstantSoupCode, InstantSoupPaper
 from sparsesoup.methods.oneshot import OneShot
-from sparsesoup.methods.weak import cast_vote, consensus, count_votes, serve
+from sparsesoup.methods.weak import consensus, count_votes, look_ahead, serve, vote
 from sparsesoup.patterns import Row
 from sparsesoup.problem import Problem, Training
 from sparsesoup.schedules import Cubic
@@ -229,7 +229,7 @@ def soup(problem: Problem, count: int = 4, steps: int = 5) -> tuple[TrainState, 
     """A state with the votes of a few weak masks, and those masks."""
     state, masks, before = train(problem.start(), problem, 10), [], {}
     for j in range(count):
-        cast_vote(state, problem, steps, 0.5, PROTOCOLS[j], lambda step: 1e-2, (0, j))
+        vote(problem, state, str(j), look_ahead, [(steps, 0.5, PROTOCOLS[j], lambda step: 1e-2, (0, j))])
         now = {n: state.memory[f"votes/{n}"] for n in state.targets}
         masks.append({n: now[n] > before.get(n, torch.zeros_like(now[n])) for n in now})
         before = now
@@ -282,7 +282,7 @@ def test_each_protocol_is_in_force_in_its_weak_run() -> None:
     for protocol in (Protocol(), Protocol(rate=2.0), Protocol(weight_decay=0.5), Protocol(dropout=0.4)):
         problem = tiny()
         state = train(problem.start(), problem, 5)
-        cast_vote(state, problem, 5, 0.5, protocol, lambda step, p=protocol: p.rate * 1e-2, (0,))
+        vote(problem, state, "", look_ahead, [(5, 0.5, protocol, lambda step, p=protocol: p.rate * 1e-2, (0,))])
         looks.append({n: t for n, t in state.memory.items() if n.startswith("look/")})
     assert all(not same(a, b) for a, b in combinations(looks, 2))
     watch = Watch()

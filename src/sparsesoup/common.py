@@ -28,7 +28,7 @@ def train_once(
     if found is not None:
         _become(state, problem, found, label)
         return
-    before, records = problem.meter.costs.get(label, Cost()), _Records(problem.observer)
+    before, records = problem.meter.costs.get(label, Cost()), Records(problem.observer)
     train(state, replace(problem, observer=records), steps, stream=stream, label=label)
     cost = _difference(problem.meter.costs[label], before)
     shelf.put(key, Product(state.tensors(), state.facts() | {"notes": {}}, cost, records.kept))
@@ -49,7 +49,7 @@ def _difference(after: Cost, before: Cost) -> Cost:
     return Cost(**{f.name: getattr(after, f.name) - getattr(before, f.name) for f in fields(Cost)})
 
 
-class _Records:
+class Records:
     """An observer that passes on and keeps what it is told of each step."""
 
     def __init__(self, observer: Observer) -> None:

@@ -18,6 +18,7 @@ from torch.nn import Parameter
 from sparsesoup import masks as algebra
 from sparsesoup.data import Batch, Data
 from sparsesoup.errors import UserError
+from sparsesoup.forks import Map, in_turn
 from sparsesoup.journal import Journal
 from sparsesoup.meter import Cost, Meter
 from sparsesoup.schedules import Decay, least_steps
@@ -139,6 +140,7 @@ class Problem:
         seed: of everything random.
         meter, journal, observer: what it costs, what is done, who watches.
         shelf: trainings that other runs have done.
+        map: who does work on forks of a state.
     """
 
     pretrained: nn.Module
@@ -156,6 +158,7 @@ class Problem:
     journal: Journal = field(default_factory=lambda: Journal(Meter()))
     observer: Observer = field(default_factory=Silent)
     shelf: Shelf = field(default_factory=Shelf)
+    map: Map = in_turn
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """What a training step minimises, for the mean row of a batch."""

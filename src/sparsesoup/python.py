@@ -16,6 +16,7 @@ def prune(
     method: dict[str, Any] | None = None,
     train: dict[str, Any] | None = None,
     shelf: str | Path | None = None,
+    workers: int = 1,
     progress: bool = True,
     **settings: Any,
 ) -> run.Run:
@@ -27,6 +28,7 @@ def prune(
         method: the method's own settings that differ from their defaults.
         train: settings of the training that differ from their defaults.
         shelf: folder of trainings that runs have in common; each is charged in full.
+        workers: processes over which the weak masks of a run are spread.
         progress: whether to show it on stderr.
         settings: model, dataset, sparsity, steps, epochs, seed, max_length, ... as on the command line.
     Returns: the run: `path` of its directory, whose `model` folder transformers loads, and its `report`.
@@ -34,7 +36,8 @@ def prune(
     """
     table = {**settings, "method": method or {}, "train": train or {}}
     console = Console(stderr=True, quiet=not progress)
-    return run.prune(from_table(name, table), Path(out), run.Outside(console, shelf=Path(shelf) if shelf else None))
+    outside = run.Outside(console, shelf=Path(shelf) if shelf else None, workers=workers)
+    return run.prune(from_table(name, table), Path(out), outside)
 
 
 def export(path: str | Path, to: str, out: str | Path, **settings: Any) -> exports.Export:

@@ -35,6 +35,7 @@ OUTSIDE = {  # flags of `prune` that no recipe holds
     "out": "say where on the command line",
     "save_every": "say it on the command line",
     "shelf": "say it on the command line",
+    "workers": "say it on the command line",
 }
 
 
@@ -135,6 +136,8 @@ def parser_for(name: str | None) -> Parser:
         "folder of trainings that runs have in common (the dense run, IMP's rounds); a run takes what is there, adds "
     )
     parser.add_argument("--shelf", type=str, help=shelf + "what it makes and charges both in full; default: none")
+    workers = "processes over which weak masks are spread, with as many threads as this one: set OMP_NUM_THREADS"
+    parser.add_argument("--workers", type=int, default=1, help=workers)
     parser.add_class_arguments(Amount)
     parser.add_class_arguments(Place)
     parser.add_argument("--train", type=Training, default=Training())

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -30,6 +31,7 @@ from sparsesoup.report import write_report
 from sparsesoup.select import fixed
 from sparsesoup.shelf import Shelf
 from sparsesoup.show import read_report
+from sparsesoup.spread import spread
 from sparsesoup.summary import machine, summary, versions
 from sparsesoup.teacher import taught
 from sparsesoup.ticket import Ticket, load_masks, save_masks
@@ -55,14 +57,18 @@ class Outside:
         save_every: seconds between saves at the least.
         shelf: folder of trainings that runs have in common; None shares none.
         patient: wait for another process that works on the same run, instead of refusing.
+        workers: processes over which the weak masks of a run are spread; 1 draws them in this one.
     """
 
     console: Console
     save_every: float = 10.0
     shelf: Path | None = None
     patient: bool = False
+    workers: int = 1
 
     def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise UserError(f"--workers is at least 1, got {self.workers}")
         if not self.save_every >= 0:
             raise UserError(f"save_every is a number of seconds, 0 or more, got {self.save_every}")
         if self.shelf is not None:
@@ -79,6 +85,8 @@ def prune(settings: Settings, out: Path, outside: Outside) -> Run:
     if TABLE[settings.name].dense and settings.amount.sparsity:
         unused = f"note: {settings.name} keeps every weight; sparsity {settings.amount.sparsity:g} is not used"
         outside.console.print(unused)
+    if outside.workers > 1 and not masks_of(settings):
+        raise UserError(f"--workers are for weak masks, and {settings.name} draws none; leave --workers out")
     settings = complete(settings)
     if (out / "run.yaml").exists():
         raise UserError(f"--out {out} is itself a run directory; give the folder that holds runs")
@@ -105,6 +113,11 @@ def prune(settings: Settings, out: Path, outside: Outside) -> Run:
             raise
 
 
+def masks_of(settings: Settings) -> int:
+    """How many weak masks a stage of the method draws."""
+    return int(getattr(settings.method, "weak_masks", 0))
+
+
 def directory(dataset: str, settings: Settings) -> Path:
     """Where a run goes below the folder of all runs: dataset, method and key, seed."""
     return Path(dataset) / f"{settings.name}-{settings.key()}" / f"seed-{settings.place.seed}"
@@ -122,7 +135,7 @@ def from_arguments(arguments: list[str], console: Console) -> Run:
     """What `sparsesoup prune` does with its arguments."""
     settings, others = read(arguments)
     shelf = Path(others.shelf) if others.shelf else None
-    return prune(settings, Path(others.out), Outside(console, others.save_every, shelf))
+    return prune(settings, Path(others.out), Outside(console, others.save_every, shelf, workers=others.workers))
 
 
 def test(path: Path, console: Console) -> Run:
@@ -158,18 +171,11 @@ def complete(settings: Settings) -> Settings:
 
 
 def _work(settings: Settings, path: Path, out: Path, opened: Opened, outside: Outside) -> Run:
-    place, amount = settings.place, settings.amount
     watch, meter = Watch(path / "log.jsonl", outside.console), Meter()
     try:
         journal = Journal(meter, path / "stages", outside.save_every, watch.position, watch.rewind)
         watch.piece = lambda: journal.open or ""
-        problem = build(
-            place, opened, steps=amount.steps, epochs=amount.epochs, training=settings.train, meter=meter,
-            journal=journal, observer=watch,
-        )  # fmt: skip
-        if settings.train.distill.teacher:
-            patient = replace(outside, patient=True)
-            problem = taught(problem, settings, opened, lambda dense: prune(dense, out, patient))
+        problem = problem_of(settings, out, outside, opened, meter=meter, journal=journal, observer=watch)
         base = _base(problem, opened)
         _check_base(path / "stages" / "base.json", base)
         problem = replace(
@@ -178,13 +184,30 @@ def _work(settings: Settings, path: Path, out: Path, opened: Opened, outside: Ou
         if journal.resumed:
             outside.console.print(f"going on after {journal.resumed}", highlight=False)
         began = time.perf_counter()
-        ticket = settings.method.run(problem, float(amount.sparsity or 0.0))
+        with spread(outside.workers, path / "stages", anew, settings, out) as each:
+            ticket = settings.method.run(replace(problem, map=each), float(settings.amount.sparsity or 0.0))
         report = summary(settings, problem, ticket, opened, time.perf_counter() - began)
         _save(path, settings, problem, opened, ticket, report)
     finally:
         watch.close()
     journal.close()
     return Run(path, report)
+
+
+def problem_of(settings: Settings, out: Path, outside: Outside, opened: Opened | None = None, **own: Any) -> Problem:
+    """The problem of a run, its teacher found or drawn first; `own` is what `build` takes beside the settings."""
+    opened, amount = opened or open_task(settings.place), settings.amount
+    given: dict[str, Any] = {"steps": amount.steps, "epochs": amount.epochs, "training": settings.train}
+    problem = build(settings.place, opened, **given, **own)
+    if settings.train.distill.teacher:
+        patient = replace(outside, patient=True, workers=1)
+        problem = taught(problem, settings, opened, lambda dense: prune(dense, out, patient))
+    return problem
+
+
+def anew(settings: Settings, out: Path) -> Problem:
+    """The problem of a run that is under way elsewhere, for a process that works for it."""
+    return problem_of(settings, out, Outside(Console(file=io.StringIO())))
 
 
 def _save(

@@ -4,14 +4,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sparsesoup.errors import UserError
-from sparsesoup.methods.weak import cast_vote, consensus, serve
-from sparsesoup.patterns import Pattern, Structure
+from sparsesoup.forks import Tensors
+from sparsesoup.methods.weak import consensus, look_ahead, serve, vote
+from sparsesoup.patterns import Structure
 from sparsesoup.problem import Problem, need_fit
 from sparsesoup.schedules import Cubic, Decay
 from sparsesoup.scores import magnitude
 from sparsesoup.select import keep
 from sparsesoup.state import TrainState
-from sparsesoup.structures import need_groups
+from sparsesoup.structures import grouping, need_groups
 from sparsesoup.ticket import Ticket
 from sparsesoup.train import Protocol, train_to
 
@@ -60,17 +61,15 @@ class InstantSoup:
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps, or T and the weak steps if these are extra."""
-        pattern = need_groups(problem.targets, self.structure, sparsity)
+        need_groups(problem.targets, self.structure, sparsity)
         weak, main, prunings = self.weak_steps(problem.steps), self._main(problem.steps), self._prunings(problem.steps)
         need_fit(problem, self._prunings, f"isp with {self.stages} stages of {self.weak_masks} weak masks")
         state, plan, rate = problem.start(), Cubic(0, self.stages), problem.rate(main)
         for i, at in enumerate(prunings):
             target, piece = plan.at(i + 1, sparsity), f"stage-{i + 1}"
             problem.journal.piece(f"{piece}-train", state, train_to, state, problem, at, rate)
-            for j in range(self.weak_masks):
-                name, weak_run = f"{piece}-weak-{j + 1}", (problem, state, target, rate, i, j, pattern)
-                problem.journal.piece(name, state, self._look, *weak_run)
-            problem.journal.piece(f"{piece}-soup", state, self._soup, state, target, pattern)
+            vote(problem, state, piece, self._look, [(target, rate, i, j) for j in range(self.weak_masks)])
+            problem.journal.piece(f"{piece}-soup", state, self._soup, state, target)
         problem.journal.piece("finish", state, train_to, state, problem, main, rate)
         return problem.ticket(state, budget=self.budget, weak_share=weak / problem.steps)
 
@@ -83,15 +82,15 @@ class InstantSoup:
         steps = [round((1 - self.finish) * main * (i + 1) / self.stages) for i in range(self.stages)]
         return steps if steps[0] >= 1 and steps[-1] < main and len(set(steps)) == self.stages else []
 
-    def _look(
-        self, problem: Problem, state: TrainState, target: float, rate: Decay, i: int, j: int, pattern: Pattern
-    ) -> None:
+    def _look(self, problem: Problem, state: TrainState, target: float, rate: Decay, i: int, j: int) -> Tensors:
         steps, protocol, now = max(1, round(self.look_ahead * problem.steps)), self._protocol(i, j), rate(state.step)
-        cast_vote(state, problem, steps, target, protocol, lambda step: protocol.rate * now, (i, j), pattern)
+        pattern = grouping(state.targets, self.structure)
+        return look_ahead(problem, state, steps, target, protocol, lambda step: protocol.rate * now, (i, j), pattern)
 
     def _protocol(self, stage: int, number: int) -> Protocol:
         return self.protocols[number % len(self.protocols)]
 
-    def _soup(self, state: TrainState, target: float, pattern: Pattern) -> None:
+    def _soup(self, state: TrainState, target: float) -> None:
+        pattern = grouping(state.targets, self.structure)
         plain = keep(magnitude(state.params()), target, pattern=pattern, within=state.masks)
         serve(state, self.weak_masks, consensus(state, target, pattern) if self.weak_masks else plain, pattern)

@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass
 
 from sparsesoup.errors import UserError
+from sparsesoup.forks import Tensors
 from sparsesoup.masks import Masks, union
 from sparsesoup.masks import sparsity as sparsity_of
-from sparsesoup.methods.weak import cast_vote, count_votes, serve
+from sparsesoup.methods.weak import count_votes, look_ahead, serve, vote
 from sparsesoup.problem import Problem, need_steps
 from sparsesoup.schedules import Decay, geometric
 from sparsesoup.scores import magnitude
@@ -59,9 +60,8 @@ class InstantSoupPaper:
         state, rate = problem.start(), problem.rate()
         for i, goal in enumerate(goals):
             problem.journal.piece(f"stage-{i + 1}-train", state, train, state, problem, t * (i + 1))
-            for j in range(self.weak_masks):
-                name, protocol = f"stage-{i + 1}-weak-{j + 1}", self.protocols[j % len(self.protocols)]
-                problem.journal.piece(name, state, self._look, problem, state, goal, protocol, rate, (i, j))
+            tasks = [(goal, self.protocols[j % len(self.protocols)], rate, (i, j)) for j in range(self.weak_masks)]
+            vote(problem, state, f"stage-{i + 1}", self._look, tasks)
             problem.journal.piece(f"stage-{i + 1}-soup", state, self._soup, state, goal)
         problem.journal.piece("finish", state, train, state, problem, problem.steps - last)
         return problem.ticket(state, budget="extra", weak_share=self._weak(len(goals)) / problem.steps)
@@ -71,9 +71,9 @@ class InstantSoupPaper:
 
     def _look(
         self, problem: Problem, state: TrainState, goal: float, protocol: Protocol, rate: Decay, path: tuple[int, int]
-    ) -> None:
+    ) -> Tensors:
         now = rate(state.step)
-        cast_vote(state, problem, self.weak_steps, goal, protocol, lambda step: protocol.rate * now, path)
+        return look_ahead(problem, state, self.weak_steps, goal, protocol, lambda step: protocol.rate * now, path)
 
     def _soup(self, state: TrainState, goal: float) -> None:
         scores = magnitude(state.params())
@@ -119,9 +119,8 @@ class InstantSoupCode:
         state, most = problem.start(), (problem.steps - 1) // stage
         for i in range(most):
             problem.journal.piece(f"stage-{i + 1}-train", state, self._main, problem, state, stage, sparsity)
-            for j in range(self.weak_masks):
-                name = f"stage-{i + 1}-weak-{j + 1}"
-                problem.journal.piece(name, state, self._look, problem, state, weak, sparsity, (i, j))
+            tasks = [(weak, sparsity, (i, j)) for j in range(self.weak_masks)]
+            vote(problem, state, f"stage-{i + 1}", self._look, tasks)
             problem.journal.piece(f"stage-{i + 1}-soup", state, self._soup, state, sparsity)
         problem.journal.piece("adjust", state, self._adjust, state, sparsity)
         problem.journal.piece("finish", state, train_to, state, problem, problem.steps)
@@ -135,13 +134,13 @@ class InstantSoupCode:
         if not self._near(state, sparsity):
             train(state, problem, steps)
 
-    def _look(self, problem: Problem, state: TrainState, steps: int, sparsity: float, path: tuple[int, int]) -> None:
+    def _look(self, problem: Problem, state: TrainState, steps: int, sparsity: float, path: tuple[int, int]) -> Tensors:
         if self._near(state, sparsity):
-            return
+            return {}
         now, peak, start = sparsity_of(state.masks), problem.training.learning_rate, state.step
-        cast_vote(
-            state,
+        return look_ahead(
             problem,
+            state,
             steps,
             now + self.cut * (1 - now),
             Protocol(),

@@ -1,5 +1,11 @@
 """Weak masks: short noisy trainings from where the main run is, and the consensus of the masks they give."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from sparsesoup.forks import Tensors, Work
 from sparsesoup.masks import Masks, agreement, distance, kept, sparsity
 from sparsesoup.patterns import Element, Pattern
 from sparsesoup.problem import Problem
@@ -9,30 +15,42 @@ from sparsesoup.state import TrainState
 from sparsesoup.train import Protocol, Rate, train
 
 
-def cast_vote(
-    state: TrainState,
+def vote(problem: Problem, state: TrainState, piece: str, work: Work, tasks: Sequence[tuple[Any, ...]]) -> None:
+    """Have `work` draw a weak mask for each task, and add them to the state's memory: a piece each."""
+    looks = problem.map(problem, state, work, tasks)
+    for number in range(len(tasks)):
+        problem.journal.piece(f"{piece}-weak-{number + 1}", state, cast_vote, state, looks, number)
+
+
+def look_ahead(
     problem: Problem,
+    state: TrainState,
     steps: int,
     target: float,
     protocol: Protocol,
     rate: Rate,
     path: tuple[object, ...],
     pattern: Pattern = Element,
-) -> None:
-    """Look ahead and come back: add one weak mask, and the |theta| it was drawn from, to the state's memory.
+) -> Tensors:
+    """A weak mask, and the |theta| it was drawn from, at the end of a short training that uses up the state.
 
-    Jaiswal et al. 2023, sec. 3. Moments are inherited from the main run, which is then restored to the bit.
+    Jaiswal et al. 2023, sec. 3. Moments are inherited from the main run.
     """
-    here = state.snapshot()
-    with problem.journal.paused():
-        train(state, problem, steps, stream=("weak", *path), rate=rate, label="weak", protocol=protocol)
+    train(state, problem, steps, stream=("weak", *path), rate=rate, label="weak", protocol=protocol)
     look = magnitude(state.params())
     mask = keep(look, target, pattern=pattern, within=state.masks)
-    state.restore_(here)
-    for name in mask:
-        votes, ahead = state.memory.get(f"votes/{name}"), state.memory.get(f"look/{name}")
-        state.memory[f"votes/{name}"] = mask[name].byte() if votes is None else votes + mask[name]
-        state.memory[f"look/{name}"] = look[name] if ahead is None else ahead + look[name]
+    return {f"votes/{n}": m.byte() for n, m in mask.items()} | {f"look/{n}": t for n, t in look.items()}
+
+
+def cast_vote(state: TrainState, looks: Callable[[int], Tensors], number: int) -> None:
+    """Add a weak mask, and what it was drawn from, to the state's memory."""
+    for name, t in looks(number).items():
+        sum_before = state.memory.get(name)
+        state.memory[name] = t.to(_device(state)) if sum_before is None else sum_before + t.to(sum_before.device)
+
+
+def _device(state: TrainState) -> torch.device:
+    return next(iter(state.masks.values())).device
 
 
 def count_votes(state: TrainState, quorum: int) -> Masks:
