@@ -71,7 +71,8 @@ def study(out="runs"):
 
 def test_two_nodes_give_the_same_bits_as_one_process(two_nodes, folder):
     assert main(["compare", "--config", "small.yaml", "--threads", "1", "--out", "here"]) == 0
-    assert begun("--executor", "ray", "--address", two_nodes.address).wait(300) == 0, Path("said.txt").read_text()
+    flags = ["--address", two_nodes.address, "--workers-per-cell", "2"]
+    assert begun("--executor", "ray", *flags).wait(300) == 0, Path("said.txt").read_text()
     assert told(study()) == told(study("here"))
     for cell in study()["cells"]:
         assert weights_equal(folder / "runs" / cell["run"], folder / "here" / cell["run"])

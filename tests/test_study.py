@@ -115,6 +115,8 @@ def test_two_processes_give_the_same_bits_as_one(undisturbed, tmp_path):
 
 def begun(*more):
     environment = offline() | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    if "ray" in more:
+        del environment["PYTHONWARNINGS"]  # Ray's own processes warn
     line = [sys.executable, "-m", "sparsesoup.cli", "compare", "--config", "small.yaml", "--threads", "1", *more]
     with open("said.txt", "w", encoding="utf-8") as said:
         return subprocess.Popen(line, env=environment, stdout=said, stderr=subprocess.STDOUT)
@@ -137,17 +139,25 @@ def children(pid):
     return found
 
 
+WORKING = ("sparsesoup", "forkserver", "ray::_perform")  # what is in the command line of a process that does jobs
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_whatever_is_killed_the_table_is_that_of_an_undisturbed_study(undisturbed, workers):
-    """Twenty kills at random moments: of the first process, and where there are workers of any of them."""
+@pytest.mark.parametrize(
+    ("flags", "most"),
+    [(["--workers", "1"], 20), (["--workers", "2"], 20), (["--executor", "ray", "--workers", "2"], 5)],
+)
+def test_whatever_is_killed_the_table_is_that_of_an_undisturbed_study(undisturbed, flags, most):
+    """So many kills at random moments: of the first process, and where there are workers of any of them."""
+    if "ray" in flags:
+        pytest.importorskip("ray")
     write()
-    draw, kills = random.Random(workers), 0
-    process = begun("--workers", str(workers))
-    while process.poll() is None and kills < 20:
+    draw, kills = random.Random(most), 0
+    process = begun(*flags)
+    while process.poll() is None and kills < most:
         time.sleep(draw.uniform(2.0, 6.0))
-        below = [pid for pid in children(process.pid) if "sparsesoup" in _command(pid) or "forkserver" in _command(pid)]
-        victim = draw.choice([process.pid, *below]) if workers > 1 else process.pid
+        below = [pid for pid in children(process.pid) if any(word in _command(pid) for word in WORKING)]
+        victim = draw.choice([process.pid, *below])
         try:
             os.kill(victim, signal.SIGKILL)
         except ProcessLookupError:
@@ -155,11 +165,11 @@ def test_whatever_is_killed_the_table_is_that_of_an_undisturbed_study(undisturbe
         kills += 1
         if victim == process.pid:
             process.wait(60)
-            process = begun("--workers", str(workers))
+            process = begun(*flags)
     for _ in range(3):  # a cell whose process was killed three times has failed, as it should
         if process.wait(300) == 0 and not study()["failed"]:
             break
-        process = begun("--workers", str(workers), "--retry-failed")
+        process = begun(*flags, "--retry-failed")
     assert kills > 3
     found = study()
     assert found["failed"] == []

@@ -25,13 +25,13 @@ STORE = 80_000_000  # bytes of Ray's object store where we start it: nothing of 
 PATIENCE = 5.0  # seconds in which an address must answer
 SLOWEST = 120.0  # seconds in which a node must have started a process that answers
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # RFC 9113, section 3.4
-CARRIED = re.compile(r"(SPARSESOUP|HF|TRANSFORMERS|TOKENIZERS|OMP|MKL|CUBLAS|TORCH|PYTORCH)_")  # of the environment
+CARRIED = re.compile(r"(SPARSESOUP|HF|TRANSFORMERS|TOKENIZERS|OMP|MKL|CUBLAS|TORCH|PYTORCH|RAY_ACCEL)_")  # variables
 RAY = {  # what Ray reads when it is imported
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a cell without a GPU sees none
-    "RAY_NUM_REDIS_GET_RETRIES": "3",  # seconds that an address may take to turn out to be no cluster
 }
+TRIES = {"RAY_NUM_REDIS_GET_RETRIES": "3"}  # seconds that an address may take to turn out to be no cluster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +76,9 @@ def cluster(
         lives: a cell whose process dies this often has failed.
     Raises: UserError if Ray is not installed, does not answer, has no room for a cell, or a node sees another folder.
     """
-    ray = _imported()
-    _connect(ray, address or os.environ.get("RAY_ADDRESS") or "local", cell, workers)
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    ray = _imported({} if address == "local" else TRIES)
+    _connect(ray, address, cell, workers)
     # Ray prints what dies to stdout, a page each time; the board tells it in a line.
     with open(os.devnull, "w", encoding="utf-8") as nothing, contextlib.redirect_stdout(nothing):
         try:
@@ -215,8 +216,8 @@ def _probe(out: Path) -> Iterator[Path]:
             folder.rmdir()
 
 
-def _imported() -> Any:
-    for name, value in RAY.items():
+def _imported(more: dict[str, str]) -> Any:
+    for name, value in (RAY | more).items():
         os.environ.setdefault(name, value)
     if importlib.util.find_spec("ray") is None:
         raise UserError("--executor ray needs Ray; say pip install 'sparsesoup[ray]'")

@@ -34,7 +34,8 @@ A recipe is YAML:
     dense-2T: {name: dense, times: 2}
 
 The same command again goes on where it was, whatever was killed. The test split is opened once a cell, when all
-are drawn.
+are drawn. Cells are drawn in this process, in several (--workers 2), or on Ray (--executor ray), here or on the nodes
+of a cluster that share the working directory and --out: always to the same bits, with the same device and threads.
 """
 
 
@@ -76,7 +77,7 @@ def main(arguments: list[str]) -> None:
         print(f"{len(plan.cells)} cells")
         return
     with _executor(options) as (executor, threads):
-        folder = compare(plan, options.out, console, executor, threads, options.retry_failed)
+        folder = compare(plan, options.out, console, executor, threads, options.retry_failed, options.workers_per_cell)
     _show(folder)
 
 
@@ -91,18 +92,11 @@ def _changes(options: Any) -> dict[str, Any]:
 def _executor_flags(made: argparse.ArgumentParser) -> None:
     add = made.add_argument
     add("--executor", choices=("local", "ray"), default="local", help="who draws: this machine (default), or Ray tasks")
-    add(
-        "--workers",
-        type=int,
-        help="cells at a time; default 1, in this process; on Ray all there is room for",
-    )
-    add(
-        "--threads",
-        type=int,
-        help="of torch in each cell; default the cores shared among workers, on Ray the cell's",
-    )
+    add("--workers", type=int, help="cells at a time; default 1, in this process; on Ray all there is room for")
+    add("--threads", type=int, help="of torch in each cell; default the cores shared among workers, on Ray the cell's")
     add("--retries", type=int, help=f"how often a cell is begun again whose process died; default {LIVES - 1}")
     add("--address", help="host:port of a Ray cluster's head, or auto; default RAY_ADDRESS, else Ray is started here")
+    add("--workers-per-cell", type=int, default=1, help="processes that draw the weak masks of a cell; default its own")
     add("--cpus-per-cell", type=float, help="cores that Ray keeps for a cell; default 1")
     add("--gpus-per-cell", type=float, help="GPUs that Ray keeps for a cell, 0.25 for four cells on one; default 0")
 
@@ -118,18 +112,19 @@ def _executor(options: Any) -> Iterator[tuple[Executor, int | None]]:
         given = {"cpus": options.cpus_per_cell, "gpus": options.gpus_per_cell}
         room = Room(**{name: value for name, value in given.items() if value is not None})
         with cluster(options.address, options.out, room, options.workers, lives) as made:
-            yield made, options.threads or max(1, int(room.cpus))
+            yield made, options.threads or max(1, int(room.cpus / options.workers_per_cell))
     elif workers == 1:
         yield InProcess(), options.threads
     else:
-        yield Processes(workers, lives), options.threads or max(1, (os.cpu_count() or 1) // workers)
+        share = (os.cpu_count() or 1) // (workers * options.workers_per_cell)
+        yield Processes(workers, lives), options.threads or max(1, share)
 
 
 def _need_fitting(options: Any, ray: bool) -> None:
     """Raise a UserError for a number that cannot be, and for a flag that would have no effect."""
-    for flag, low in (("workers", 1), ("threads", 1), ("retries", 0)):
+    for flag, low in (("workers", 1), ("threads", 1), ("retries", 0), ("workers_per_cell", 1)):
         if (value := getattr(options, flag)) is not None and value < low:
-            raise UserError(f"--{flag} is at least {low}, got {value}")
+            raise UserError(f"--{flag.replace('_', '-')} is at least {low}, got {value}")
     for flag in ("address", "cpus_per_cell", "gpus_per_cell"):
         if getattr(options, flag) is not None and not ray:
             raise UserError(f"--{flag.replace('_', '-')} is for cells on Ray; add --executor ray")

@@ -29,6 +29,7 @@ def compare(
     executor: Executor | None = None,
     threads: int | None = None,
     retry_failed: bool = False,
+    workers: int = 1,
 ) -> Path:
     """Draw every cell of a study that is not there yet, then open the test split once a cell, then write the tables.
 
@@ -39,11 +40,12 @@ def compare(
         executor: who does the work; default this process.
         threads: of torch in each job; None leaves them as they are.
         retry_failed: do cells again that failed before.
+        workers: processes over which each cell spreads its weak masks.
     Returns: the study's folder, with study.html, study.md, study.tex, study.csv, study.parquet and study.json.
     Raises: UserError if another study of that name is there, or another process works on this one.
     """
     folder, executor = out / STUDIES / plan.name, executor or InProcess()
-    draws = [Job("draw", cell, out, folder, threads) for cell in plan.cells]
+    draws = [Job("draw", cell, out, folder, threads, workers) for cell in plan.cells]
     _same(folder, plan, draws)
     with locked(folder / ".lock", patient=False):
         write_text(folder / "study.yaml", yaml.safe_dump(plan.recipe, sort_keys=False))

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from sparsesoup.errors import UserError
 from sparsesoup.files import remove, write_json
-from sparsesoup.run import Outside, prune, test
+from sparsesoup.run import Outside, masks_of, prune, test
 from sparsesoup.show import read_report
 from sparsesoup.study.plan import Cell
 
@@ -33,6 +33,7 @@ class Job:
         out: the folder of all runs.
         folder: the study's own.
         threads: of torch; None leaves them as they are.
+        workers: processes over which weak masks are spread, where the method draws any.
     """
 
     kind: Kind
@@ -40,6 +41,7 @@ class Job:
     out: Path
     folder: Path
     threads: int | None = None
+    workers: int = 1
 
     @property
     def run(self) -> Path:
@@ -64,7 +66,9 @@ def perform(job: Job, console: Console | None = None) -> None:
     console = console or Console(file=io.StringIO())
     try:
         if job.kind == "draw":
-            prune(job.cell.settings, job.out, Outside(console, shelf=job.folder / "shelf", patient=True))
+            workers = job.workers if masks_of(job.cell.settings) else 1
+            outside = Outside(console, shelf=job.folder / "shelf", patient=True, workers=workers)
+            prune(job.cell.settings, job.out, outside)
         else:
             test(job.run, console)
         write_json(job.record, recorded(job.cell, job.run))

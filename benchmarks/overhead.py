@@ -1,0 +1,137 @@
+"""What a study costs beside training and evaluation, and what a second worker gains; MiniLM on the embedded rows.
+
+    python benchmarks/overhead.py
+
+*Overhead*: 1 - (seconds in `train` and `evaluate`) / (seconds of the study), one cell after the other in this process.
+Bound: 0.05. *Two workers*: seconds of `compare --workers 2` over a grid of single-thread cells, beside those of two
+plain processes that each prune and test half of the same grid. Bound: 1.1. No two of these cells share a training.
+"""
+
+import argparse
+import json
+import multiprocessing
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+
+from sparsesoup.hub import build
+from sparsesoup.run import Outside, prune, test
+from sparsesoup.study.compare import compare
+from sparsesoup.study.executors import Executor, InProcess, Processes
+from sparsesoup.study.plan import Cell, Plan, read_plan
+
+RESULT = Path(__file__).parent / "results" / "overhead.json"
+BOUNDS = {"overhead": 0.05, "two workers": 1.1}
+
+
+def plan(folder: Path, steps: int, cells: int) -> Plan:
+    """A grid of cells that have nothing in common: every seed has its own head."""
+    recipe = {"models": "minilm", "datasets": "docstrings", "sparsities": 0.9, "seeds": list(range(cells))}
+    recipe |= {"steps": steps, "methods": ["gradual"]}
+    path = folder / "grid.yaml"
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return read_plan(path)
+
+
+def quiet() -> Console:
+    return Console(quiet=True)
+
+
+def studied(grid: Plan, out: Path, executor: Executor) -> float:
+    """Seconds that a study takes, from its recipe to its page."""
+    began = time.perf_counter()
+    compare(grid, out, quiet(), executor, threads=1)
+    return time.perf_counter() - began
+
+
+def overhead(grid: Plan, folder: Path) -> dict[str, float]:
+    """The share of a local study that is neither training nor evaluation."""
+    spent: list[float] = []
+
+    def timed(work: Callable[..., Any]) -> Callable[..., Any]:
+        def inner(*args: Any, **more: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return work(*args, **more)
+            finally:
+                spent.append(time.perf_counter() - began)
+
+        return inner
+
+    kept = build.evaluate
+    build.evaluate = timed(kept)  # of the test split, which is on no meter
+    try:
+        whole = studied(grid, folder / "alone", InProcess())
+    finally:
+        build.evaluate = kept
+    records = [json.loads(path.read_text()) for path in (folder / "alone").glob("studies/*/study.json")]
+    metered = sum(cost["seconds"] for record in records for cell in record["cells"] for cost in cell["cost"].values())
+    return {
+        "seconds": whole,
+        "training and evaluation": metered + sum(spent),
+        "ratio": 1 - (metered + sum(spent)) / whole,
+    }
+
+
+def plain(cells: list[Cell], out: Path) -> None:
+    """Prune and test these cells as a script would."""
+    torch.set_num_threads(1)
+    for cell in cells:
+        test(prune(cell.settings, out, Outside(quiet())).path, quiet())
+
+
+def two_plain(grid: Plan, out: Path) -> float:
+    """Seconds that two processes take for the cells, every second one each."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sparsesoup.study.work"])
+    began = time.perf_counter()
+    processes = [context.Process(target=plain, args=(grid.cells[i::2], out)) for i in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    if any(process.exitcode for process in processes):
+        raise SystemExit("a plain process failed")
+    return time.perf_counter() - began
+
+
+def two_workers(grid: Plan, folder: Path, rounds: int) -> dict[str, Any]:
+    """A study in two processes beside two plain processes, alternately; the median ratio."""
+    pairs = []
+    for i in range(rounds):
+        order = [("study", lambda at: studied(grid, at, Processes(2))), ("plain", lambda at: two_plain(grid, at))]
+        pairs.append({name: work(folder / f"{name}-{i}") for name, work in (order if i % 2 else order[::-1])})
+    return {"rounds": pairs, "ratio": statistics.median(pair["study"] / pair["plain"] for pair in pairs)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--cells", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--smoke", action="store_true", help="a minute's run that writes nothing")
+    options = parser.parse_args()
+    steps, cells, rounds = (3, 2, 1) if options.smoke else (options.steps, options.cells, options.rounds)
+    with tempfile.TemporaryDirectory() as name:
+        grid = plan(Path(name), steps, cells)
+        found: dict[str, Any] = {
+            "overhead": overhead(grid, Path(name)),
+            "two workers": two_workers(grid, Path(name), rounds),
+        }
+    for what, bound in BOUNDS.items():
+        print(f"{what:12} {found[what]['ratio']:.3f}; bound {bound:.2f}")
+    found |= {"steps": steps, "cells": cells, "machine": f"{platform.machine()}, torch {torch.__version__}"}
+    if not options.smoke:
+        RESULT.write_text(json.dumps(found | {"command": "python benchmarks/overhead.py"}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
