@@ -1,5 +1,6 @@
 """2:4 from the command line to the export: what is written, what torch makes of it, and what is refused."""
 
+import copy
 import json
 
 import pytest
@@ -12,7 +13,7 @@ from transformers import AutoModelForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
 from conftest import same
-from sparsesoup import load_semi_structured
+from sparsesoup import load_semi_structured, neighbours
 from sparsesoup.cli import main
 from sparsesoup.errors import UserError
 from sparsesoup.exports import export
@@ -166,6 +167,29 @@ def test_a_model_that_was_trained_on_is_refused_before_torch_drops_weights():
     assert type(model[0].weight) is nn.Parameter
 
 
+def on_the_cpu(weight):
+    """Torch's form in the layout of CUTLASS, which it can make without a GPU, though not multiply."""
+    values, places = layout.sparse_semi_structured_from_dense_cutlass(weight)
+    rest = {"packed_t": None, "meta_t": None, "compressed_swizzled_bitmask": None}
+    return torch.sparse.SparseSemiStructuredTensorCUTLASS(weight.shape, packed=values, meta=places, **rest)
+
+
+def test_turned_weights_give_themselves_back_and_reach_the_sparse_kernel(run, monkeypatch):
+    monkeypatch.setattr(neighbours, "to_sparse_semi_structured", on_the_cpu)
+    dense = AutoModelForSequenceClassification.from_pretrained(run / "model", dtype=torch.float16)
+    sparse = copy.deepcopy(dense)
+    sparsify_(sparse, masks_of(run), verify=True)
+    for name in masks_of(run):
+        weight = sparse.get_parameter(name)
+        assert isinstance(weight, torch.sparse.SparseSemiStructuredTensor)
+        assert torch.equal(weight.to_dense(), dense.get_parameter(name))
+    with pytest.raises(NotImplementedError, match="sparse_semi_structured"):
+        answers(sparse, sample(dense))
+    monkeypatch.setattr(neighbours, "to_sparse_semi_structured", lambda weight: on_the_cpu(2 * weight))
+    with pytest.raises(UserError, match=r"torch does not give \S+query\.weight back from its 2:4 form on cpu"):
+        sparsify_(dense, masks_of(run), verify=True)
+
+
 def test_calls_are_timed_in_turn():
     made = []
     found = timed({"one": lambda: made.append(1), "two": lambda: made.append(2)}, rounds=3, warm=2)
@@ -186,6 +210,6 @@ def test_on_a_gpu_the_answers_are_those_of_the_dense_model(run, dtype, tmp_path)
         torch.testing.assert_close(one, other, rtol=0.05, atol=0.05)
     for name in masks_of(run):
         weight = sparse.get_parameter(name)
-        assert type(weight.data) is not torch.Tensor
+        assert isinstance(weight, torch.sparse.SparseSemiStructuredTensor)
         check(name, dense.get_parameter(name))
         assert torch.equal(weight.to_dense(), dense.get_parameter(name))
