@@ -154,6 +154,16 @@ def test_results_name_the_split_that_was_the_test_split():
     assert {*METRICS} <= {*JUDGES}
 
 
+def test_an_export_that_says_how_it_is_asked_is_quoted():
+    form = {
+        "to": "onnx",
+        "load": 'onnxruntime.InferenceSession("model.onnx")',
+        "example": ["import onnxruntime", "go()"],
+    }
+    shown = section(card(NEEDED, form, {}, "me/m", "unknown"), "Load")
+    assert 'os.chdir(snapshot_download("me/m"))\nimport onnxruntime\ngo()\n' in shown
+
+
 def test_of_paths_the_last_part_stays_and_other_texts_are_not_touched():
     kept = {
         "a": "owner/bert",

@@ -162,6 +162,9 @@ def _loading(form: Facts, config: Facts, repo: str) -> str:
     if not form or line.startswith("transformers."):
         name = (config.get("architectures") or ["AutoModel"])[0]
         return f'from transformers import {name}\n\nmodel = {name}.from_pretrained("{repo}")'
+    if form.get("example"):  # of a format that needs neither of us
+        fetch = ["import os", "", "from huggingface_hub import snapshot_download", ""]
+        return "\n".join([*fetch, f'os.chdir(snapshot_download("{repo}"))', *form["example"]])
     first = "import sparsesoup\n" if line.startswith("sparsesoup.") else ""
     line = f"model = {line}" if first else line
     return f'{first}from huggingface_hub import snapshot_download\n\nfolder = snapshot_download("{repo}")\n{line}'
