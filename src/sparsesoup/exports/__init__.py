@@ -9,13 +9,15 @@ from typing import Any
 from sparsesoup.errors import UserError
 from sparsesoup.exports.compact import Compact, load_compact
 from sparsesoup.exports.dense import Dense
+from sparsesoup.exports.onnx import Onnx
+from sparsesoup.exports.openvino import OpenVino
 from sparsesoup.exports.packed import Packed, load_packed
 from sparsesoup.exports.product import Format, told
 from sparsesoup.exports.semi_structured import SemiStructured, load_semi_structured
 from sparsesoup.exports.source import open_source
 from sparsesoup.files import whole, write_json
 
-WEIGHTS = (".safetensors", ".onnx", ".bin")  # endings of files that hold weights
+WEIGHTS = (".safetensors", ".onnx", ".onnx.data", ".bin")  # endings of files that hold weights
 
 __all__ = ["FORMATS", "Export", "Row", "export", "load_compact", "load_packed", "load_semi_structured"]
 
@@ -39,6 +41,8 @@ FORMATS = {
     "dense": Row(Dense, "the stock folder, pruned weights zero", "loads everywhere; neither smaller nor faster"),
     "packed": Row(Packed, "one bit a weight and the values left", "small on the disk; unpacked to be used"),
     "compact": Row(Compact, "heads and feed-forward units without weights cut out", "smaller and faster everywhere"),
+    "onnx": Row(Onnx, "the compact model as a graph", "ONNX Runtime and others run it, without torch"),
+    "openvino": Row(OpenVino, "the compact model as OpenVINO's graph", "OpenVINO runs it, without torch"),
     "semi-structured": Row(
         SemiStructured,
         "the stock folder with 2:4 matrices",
@@ -85,11 +89,11 @@ def export(run: Path, to: str, out: Path, settings: Mapping[str, Any] | None = N
     before, product = source.size(), format.make(source)
     with whole(out) as temporary:
         temporary.mkdir()
-        product.save(temporary)
+        more = product.save(temporary) or {}
         files = sorted(str(p.relative_to(temporary)) for p in temporary.rglob("*") if p.is_file())
         weights = sum((temporary / f).stat().st_size for f in files if f.endswith(WEIGHTS) and "/" not in f)
         product = replace(product, size=replace(product.size, weights=weights))
-        facts = told(to, vars(format), source, before, product)
+        facts = told(to, vars(format), source, before, product) | more
         write_json(temporary / "export.json", {**facts, "files": [*files, "export.json"]})
     return Export(out, facts)
 
@@ -104,7 +108,7 @@ def _check_out(out: Path, source: Path) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:
-        listed = set(json.loads((out / "export.json").read_text(encoding="utf-8"))["files"])
+        listed = {"measure.json", *json.loads((out / "export.json").read_text(encoding="utf-8"))["files"]}
     except (OSError, ValueError, KeyError, TypeError):
         listed = set()
     other = [str(p.relative_to(out)) for p in out.rglob("*") if p.is_file() and str(p.relative_to(out)) not in listed]

@@ -1,6 +1,9 @@
 """Heads and feed-forward units that are gone, cut out for good: the one export that every machine runs faster."""
 
+import contextlib
 import copy
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,22 +38,20 @@ class Compact:
     def make(self, source: Source) -> Product:
         """The narrow model, compared with the masked one on random inputs."""
         layers(source.model)  # which refuses an unknown family before anything is copied
-        before, batch = widths(source.model), sample(source.model)
+        before = widths_in(source.folder, 0) or widths(source.model)
         plan = {layer.name: left(layer) for layer in layers(source.model)}
         if not source.narrow:  # a compact model that was trained on is written as it is
             _check_gain(plan, source)
         if self.stock:
             plan = _evened(plan)
-        model = copy.deepcopy(source.model)
-        for layer in layers(model):
-            remove_(layer, plan[layer.name])
-        difference, told, kind = _compared(source.model, model, batch), _tell_config(model), type(model).__name__
+        model, difference = cut(source.model, plan)
+        told, kind = _tell_config(model), type(model).__name__
         if told and self.stock:
             raise UserError(f"{kind} knows no other widths than it has, whatever config.json says; leave --stock out")
         return Product(
             save=lambda folder: _save(model, source, folder),
             size=size_of(model.named_parameters(), 0),
-            layers=_rows(before, widths(model)),
+            layers=widths_by_layer(before, widths(model)),
             load="sparsesoup.load_compact(folder)" if told else f"transformers.{kind}.from_pretrained(folder)",
             notes=_notes(before, widths(model), told),
             facts={"largest_difference": difference, "stock": not told},
@@ -82,6 +83,17 @@ class Left:
     def all(self) -> bool:
         """Whether nothing goes."""
         return bool(self.heads.all() and self.units.all())
+
+
+def cut(masked: Any, plan: Mapping[str, Left]) -> tuple[Any, float]:
+    """(a copy of a model cut down to what stays of each layer, the largest difference of its answers).
+
+    Raises: UserError if the difference is more than rounding.
+    """
+    model = copy.deepcopy(masked)
+    for layer in layers(model):
+        remove_(layer, plan[layer.name])
+    return model, _compared(masked, model, sample(masked))
 
 
 def left(layer: Layer) -> Left:
@@ -189,11 +201,20 @@ def _tell_config(model: Any) -> Widths:
     return wanted
 
 
-def _rows(before: Widths, after: Widths) -> list[dict[str, Any]]:
+def widths_by_layer(before: Widths, after: Widths) -> list[dict[str, Any]]:
+    """A row a layer: how many heads and units it had and has."""
     return [
         {"layer": layer, **{key: [row[key], after[layer][key]] for key in ("heads", "units")}}
         for layer, row in before.items()
     ]
+
+
+def widths_in(folder: Path, after: int) -> Widths:
+    """The widths before (0) or after (1) anything was cut out, as an export.json in the folder tells; else none."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError):
+        rows = json.loads((folder / "export.json").read_text(encoding="utf-8"))["layers"]
+        return {row["layer"]: {key: int(row[key][after]) for key in ("heads", "units")} for row in rows}
+    return {}
 
 
 def _notes(before: Widths, after: Widths, told: Widths) -> tuple[str, ...]:

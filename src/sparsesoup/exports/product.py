@@ -13,7 +13,7 @@ class Product:
     """An export that is ready to be written.
 
     Args:
-        save: writes it into a folder that is there and empty.
+        save: writes it into a folder that is there and empty; may return what else export.json tells, known by then.
         size: how large it is; its `weights` are measured once written.
         layers: a row a layer, what was there and what is left; {"layer": name, column: [before, after], ...}.
         load: how it is loaded, in one line.
@@ -21,7 +21,7 @@ class Product:
         facts: what else export.json tells.
     """
 
-    save: Callable[[Path], None]
+    save: Callable[[Path], dict[str, Any] | None]
     size: Size
     layers: list[dict[str, Any]]
     load: str

@@ -24,7 +24,7 @@ from sparsesoup.ticket import FACTS, find, fit, load_masks
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 BESIDE = (".json", ".txt", ".model", ".jinja", ".spm", ".md")  # tokenizers, processors, cards: no weights, no pickles
-OURS = ("config.json", "export.json", INDEX)
+OURS = ("config.json", "export.json", "measure.json", INDEX)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Inputs that a model takes, drawn at random: to compare two models, or to trace one."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,8 @@ def sample(model: Any, rows: int = 2, length: int = 8, seed: int = 0) -> dict[st
         rows: how many texts or images.
         length: tokens of a text; the last two of the first row are padding.
         seed: of what is drawn.
-    Returns: `input_ids` and `attention_mask` [rows, length], `pixel_values` [rows, channels, side, side], as it takes.
+    Returns: `input_ids`, `attention_mask` and `token_type_ids` [rows, length], `pixel_values` [rows, channels, side,
+        side], as it takes.
     Raises: UserError if it takes neither.
     """
     draw, found, kind = generator(seed, "sample"), {}, str(model.config.model_type)
@@ -28,6 +30,8 @@ def sample(model: Any, rows: int = 2, length: int = 8, seed: int = 0) -> dict[st
         mask = torch.ones_like(ids)
         mask[0, -2:] = 0
         found = {"input_ids": ids, "attention_mask": mask}
+        if (kinds := getattr(text, "type_vocab_size", 0)) > 1 and "token_type_ids" in _taken(model):
+            found["token_type_ids"] = torch.randint(0, kinds, (rows, length), generator=draw)
     if image is not None:
         side = image.image_size if isinstance(image.image_size, int) else image.image_size[0]
         shape = (rows, image.num_channels, side, side)
@@ -35,6 +39,10 @@ def sample(model: Any, rows: int = 2, length: int = 8, seed: int = 0) -> dict[st
     if not found:
         raise UserError(f"{type(model).__name__} (model type {kind}) takes neither texts nor images")
     return {name: t.to(model.device) for name, t in found.items()}
+
+
+def _taken(model: Any) -> set[str]:
+    return {*inspect.signature(model.forward).parameters}
 
 
 def _parts(model: Any) -> tuple[Any, Any]:

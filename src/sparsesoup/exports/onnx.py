@@ -1,0 +1,180 @@
+"""An ONNX file: ONNX Runtime and many other engines run it, without torch and without sparsesoup."""
+
+import contextlib
+import copy
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsesoup.errors import UserError
+from sparsesoup.exports.engines import ONNX_FILE, Asked, brief, library, open_onnx
+from sparsesoup.exports.narrow import narrowed
+from sparsesoup.exports.product import Product
+from sparsesoup.exports.source import Source, size_of
+from sparsesoup.hub.models import COMPACT, load_tokenizer, quiet
+from sparsesoup.hub.sample import answers, sample
+
+OPSET = 18
+LARGE = 1_500_000_000  # bytes of weights above which they lie beside the file: protobuf's limit is 2 GiB
+CLOSE = 1e-3  # how far outputs may lie from torch's, as a share of the largest; rounding gives 1e-6
+SHAPES = ((1, 4), (2, 8), (3, 13), (5, 9))  # rows and tokens of the random inputs that are compared
+AXES = {"pixel_values": ("images",)}  # those that are free; of all other inputs batch and length
+
+
+@dataclass(frozen=True, kw_only=True)
+class Onnx:
+    """An ONNX file for any number of texts of any length (images: any number), cut down as `compact` does."""
+
+    def make(self, source: Source) -> Product:
+        """The graph in memory; once written, ONNX Runtime runs it and is compared with torch."""
+        for name in ("onnx", "onnxscript", "onnxruntime"):
+            library(name)
+        small = narrowed(source)
+        names = inputs(small.model, source.folder)
+        program, size = trace(small.model, names), size_of(small.model.named_parameters(), 0)
+
+        def save(folder: Path) -> dict[str, Any]:
+            copy_config(small.model, source, folder)
+            program.save(folder / ONNX_FILE, external_data=4 * size.parameters > LARGE)
+            return {"largest_difference": compare(small.model, names, open_onnx(folder / ONNX_FILE), CLOSE)}
+
+        lines = (
+            "from onnxruntime import InferenceSession",
+            f'session = InferenceSession("{ONNX_FILE}")',
+            "answers = session.run(None, {i.name: batch[i.name] for i in session.get_inputs()})",
+        )
+        return Product(
+            save=save,
+            size=size,
+            layers=small.layers,
+            load=f'onnxruntime.InferenceSession("{ONNX_FILE}")',
+            notes=small.notes,
+            facts={"inputs": names, "example": example(small.model, names, source.folder, lines)},
+        )
+
+
+def inputs(model: Any, folder: Path) -> list[str]:
+    """The inputs that a model is to have in another engine: those it takes, of which its tokenizer makes all."""
+    names = [*sample(model)]
+    if has_tokenizer(folder) and "token_type_ids" not in load_tokenizer(str(folder)).model_input_names:
+        names = [name for name in names if name != "token_type_ids"]
+    return names
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer lies in a folder."""
+    return (folder / "tokenizer_config.json").is_file()
+
+
+class Answers(nn.Module):
+    """A model that takes tensors by place and answers with a plain tuple of tensors, as graphs do.
+
+    Args:
+        model: of transformers.
+        taken, given: names of its inputs and outputs, in order.
+    """
+
+    def __init__(self, model: nn.Module, taken: Sequence[str], given: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.taken, self.given = model, taken, given
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The outputs, in order."""
+        found = self.model(**dict(zip(self.taken, tensors, strict=True)), return_dict=True)
+        return tuple(found[name] for name in self.given)
+
+
+@torch.no_grad()
+def trace(model: Any, names: Sequence[str]) -> Any:
+    """The graph of a model as torch's ONNX program, number and length of texts free.
+
+    Raises: UserError if torch cannot trace the model.
+    """
+    batch = {name: t for name, t in sample(model).items() if name in names}
+    found = [n for n, v in model(**batch, return_dict=True).items() if isinstance(v, Tensor) and v.is_floating_point()]
+    shapes = tuple(dict(enumerate(AXES.get(name, ("batch", "length")))) for name in names)
+    with quiet(), silent():
+        try:
+            return torch.onnx.export(
+                Answers(model, names, found), tuple(batch.values()), input_names=[*names], output_names=found,
+                opset_version=OPSET, dynamic_shapes=(shapes,), dynamo=True, verbose=False,
+            )  # fmt: skip
+        except torch.onnx.OnnxExporterError as error:
+            raise UserError(
+                f"torch cannot make a graph of {type(model).__name__}: {brief(error)}; export it --to compact or packed"
+            ) from error
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """No warnings and no log of the tracer inside the block: they are about code of other libraries."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def copy_config(model: Any, source: Source, folder: Path) -> None:
+    """Tokenizer and the like, and a config.json that says what the outputs mean."""
+    source.copy_beside(folder, config=False)
+    config = copy.deepcopy(model.config)
+    if hasattr(config, COMPACT):
+        delattr(config, COMPACT)
+    with quiet():
+        config.save_pretrained(folder)
+
+
+def compare(model: Any, names: Sequence[str], ask: Asked, close: float) -> float:
+    """The largest difference between an engine's answers and the model's, on random inputs of several shapes.
+
+    Args:
+        model: of transformers, on the CPU.
+        names: the inputs that the engine takes.
+        ask: the engine.
+        close: the largest difference allowed, as a share of the largest output.
+    Raises: UserError if it is more.
+    """
+    worst = 0.0
+    for rows, length in SHAPES:
+        batch = {name: t for name, t in sample(model, rows, length, seed=rows).items() if name in names}
+        found = [torch.from_numpy(array) for array in ask({name: t.numpy() for name, t in batch.items()}).values()]
+        worst = max(worst, apart(answers(model, batch), found, close, type(model).__name__))
+    return worst
+
+
+def apart(one: Sequence[Tensor], other: Sequence[Tensor], close: float, name: str) -> float:
+    """The largest difference of two lists of answers; UserError if it is more than a share of the largest answer."""
+    pairs = list(zip(one, other, strict=True))
+    difference = max(float((a - b).abs().max()) for a, b in pairs)
+    largest = max(float(a.abs().max()) for a, _ in pairs)
+    if not difference <= close * max(largest, 1.0):
+        raise UserError(
+            f"the graph of {name} answers otherwise than torch, by {difference:.3g} of {largest:.3g}: these versions "
+            f"of torch and of the engine do not go together; export it --to compact or packed"
+        )
+    return difference
+
+
+def example(model: Any, names: Sequence[str], folder: Path, lines: Sequence[str]) -> list[str]:
+    """Lines of Python, to be run in the export's folder, that ask it without sparsesoup."""
+    if has_tokenizer(folder) and "pixel_values" not in names:
+        first = [
+            "from transformers import AutoTokenizer",
+            'batch = AutoTokenizer.from_pretrained(".")(["a text", "another one"], padding=True, return_tensors="np")',
+        ]
+    else:
+        drawn = [(name, t.numpy()) for name, t in sample(model, rows=1).items() if name in names]
+        arrays = [f'"{name}": numpy.ones({a.shape}, "{a.dtype}")' for name, a in drawn]
+        first = ["import numpy", f"batch = {{{', '.join(arrays)}}}"]
+    return [*first, *lines]

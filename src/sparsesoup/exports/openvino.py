@@ -1,0 +1,61 @@
+"""An OpenVINO model: the form that Intel's engine reads, without torch and without sparsesoup."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparsesoup.exports.engines import EXACT, ONNX_FILE, OPENVINO_FILE, library, open_openvino
+from sparsesoup.exports.narrow import narrowed
+from sparsesoup.exports.onnx import CLOSE, compare, copy_config, example, inputs, trace
+from sparsesoup.exports.product import Product
+from sparsesoup.exports.source import Source, size_of
+
+CLOSE_IN_HALF = 1e-2
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenVino:
+    """OpenVINO's .xml and .bin for any number of texts of any length, cut down as `compact` does.
+
+    Args:
+        fp16: keep weights in half the bytes; they are computed with in float32 all the same.
+    """
+
+    fp16: bool = False
+
+    def make(self, source: Source) -> Product:
+        """The graph in memory; once written, OpenVINO runs it and is compared with torch."""
+        engine = library("openvino")
+        for name in ("onnx", "onnxscript"):
+            library(name)
+        small = narrowed(source)
+        names = inputs(small.model, source.folder)
+        program = trace(small.model, names)
+
+        def save(folder: Path) -> dict[str, Any]:
+            copy_config(small.model, source, folder)
+            with tempfile.TemporaryDirectory() as place:
+                program.save(Path(place) / ONNX_FILE)
+                graph = engine.Core().read_model(Path(place) / ONNX_FILE)
+                engine.save_model(graph, folder / OPENVINO_FILE, compress_to_fp16=self.fp16)
+            close = CLOSE_IN_HALF if self.fp16 else CLOSE
+            return {"largest_difference": compare(small.model, names, open_openvino(folder / OPENVINO_FILE), close)}
+
+        load = f'openvino.Core().compile_model("{OPENVINO_FILE}", "CPU", {EXACT})'
+        lines = (
+            "import openvino",
+            f"model = {load}",
+            "answers = model({i.any_name: batch[i.any_name] for i in model.inputs})",
+        )
+        notes = [*small.notes, "a CPU with bf16 computes in that unless float32 is asked for, as `load` does"]
+        if self.fp16:
+            notes.append("its weights are rounded to float16: check predictions against the source")
+        return Product(
+            save=save,
+            size=size_of(small.model.named_parameters(), 0),
+            layers=small.layers,
+            load=load,
+            notes=(*notes,),
+            facts={"inputs": names, "example": example(small.model, names, source.folder, lines)},
+        )

@@ -1,0 +1,134 @@
+"""Graphs for other engines: they answer as the masked model, for any number and length of texts, without sparsesoup."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+import pytest
+import torch
+
+from sparsesoup import export
+from sparsesoup.errors import UserError
+from sparsesoup.exports import onnx as graphs
+from sparsesoup.exports.engines import EXACT
+from sparsesoup.exports.onnx import compare, inputs
+from sparsesoup.exports.openvino import CLOSE_IN_HALF
+from sparsesoup.hub.models import quiet
+from sparsesoup.hub.sample import answers, sample
+from test_export import EVEN, SOME, close, command, pruned, refused, stock
+from tiny_hub import tokenizer
+from tiny_models import model_of
+
+LARGE = graphs.LARGE
+CASES = [  # family, what is gone, type of its weights, bytes above which they lie beside the file
+    ("bert", SOME, torch.float32, LARGE),
+    ("roberta", SOME, torch.float32, LARGE),
+    ("xlm-roberta", SOME, torch.float32, LARGE),  # with a span head
+    ("electra", EVEN, torch.float32, LARGE),
+    ("distilbert", {}, torch.float32, 1000),
+    ("vit", SOME, torch.float64, LARGE),
+    ("clip-vision", SOME, torch.float32, LARGE),
+]
+
+
+def asked(model, names, rows, length):
+    """Random inputs, of which some rows are padded on the left."""
+    batch = sample(model, rows, length, seed=length)
+    if "attention_mask" in batch:
+        batch["attention_mask"][-1, 0] = int(rows == 1)  # one token has to be there
+    return {name: t for name, t in batch.items() if name in names}
+
+
+@pytest.mark.parametrize(("name", "plan", "dtype", "large"), CASES, ids=[case[0] for case in CASES])
+def test_onnx_runtime_answers_as_the_masked_model(name, plan, dtype, large, tmp_path, monkeypatch):
+    monkeypatch.setattr(graphs, "LARGE", large)
+    source = pruned(tmp_path / "source", name, plan, dtype)
+    written = export(source, "onnx", tmp_path / "out")
+    model, facts, file = stock(source).float(), written.facts, written.path / "model.onnx"
+    session = onnxruntime.InferenceSession(file)
+    assert [i.name for i in session.get_inputs()] == facts["inputs"]
+    for rows, length in ((1, 3), (7, 5), (3, 16)):
+        batch = asked(model, facts["inputs"], rows, length)
+        found = session.run(None, {n: t.numpy() for n, t in batch.items()})
+        assert close(found, [t.numpy() for t in answers(model, batch)], 1e-4), (rows, length)
+    assert facts["largest_difference"] < 1e-4
+    assert (facts["sizes"]["parameters"][1] < facts["sizes"]["parameters"][0]) == bool(plan)
+    assert ("nothing was cut out" in facts["notes"][0]) == (not plan)
+    assert any("its weights were float64" in note for note in facts["notes"]) == (dtype is torch.float64)
+    assert not [*written.path.glob("*.safetensors")]
+    beside = [path for path in (file.with_name("model.onnx.data"),) if path.exists()]
+    assert bool(beside) == (large < LARGE)
+    assert facts["sizes"]["weights"][1] == sum(path.stat().st_size for path in (file, *beside))
+    onnx.checker.check_model(file, full_check=True)
+    config = json.loads((written.path / "config.json").read_text())
+    assert "compact_config" not in config
+    assert config["architectures"] == [type(model).__name__]
+
+
+@pytest.mark.parametrize(("name", "words"), [("bert", ()), ("vit", ("--fp16",))])
+def test_openvino_answers_as_the_masked_model(name, words, tmp_path):
+    source = pruned(tmp_path / "source", name)
+    assert command(source, "--to", "openvino", "--out", tmp_path / "out", *words) == 0
+    facts = json.loads((tmp_path / "out" / "export.json").read_text())
+    engine = openvino.Core().compile_model(tmp_path / "out" / "model.xml", "CPU", EXACT)
+    model, tolerance = stock(source), CLOSE_IN_HALF if words else 1e-4
+    for rows, length in ((1, 3), (7, 5), (3, 16)):
+        batch = asked(model, facts["inputs"], rows, length)
+        found = engine({n: t.numpy() for n, t in batch.items()})
+        assert close([*found.values()], [t.numpy() for t in answers(model, batch)], tolerance), (rows, length)
+    bytes_each = (tmp_path / "out" / "model.bin").stat().st_size / facts["sizes"]["parameters"][1]
+    assert bytes_each < (3 if words else 5)
+    assert any("rounded to float16" in note for note in facts["notes"]) == bool(words)
+
+
+@pytest.mark.parametrize(("to", "name"), [("onnx", "distilbert"), ("openvino", "clip-vision")])
+def test_the_lines_in_export_json_ask_it_in_a_fresh_process_without_sparsesoup(to, name, tmp_path):
+    source = pruned(tmp_path / "source", name, {})
+    if name == "distilbert":
+        tokenizer(False).save_pretrained(source)
+    written = export(source, to, tmp_path / to)
+    end = "import sys\nassert 'sparsesoup' not in sys.modules\nprint(len(answers), answers[0].shape[0])"
+    lines = "\n".join([*written.facts["example"], end])
+    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"CI": "true"}
+    call = [sys.executable, "-I", "-c", lines]
+    said = subprocess.run(call, check=True, env=clean, cwd=written.path, capture_output=True, text=True).stdout
+    assert said == ("1 2\n" if name == "distilbert" else "2 1\n")  # texts of the example; images of ones
+
+
+def test_a_graph_asks_for_no_token_types_that_its_tokenizer_does_not_make(tmp_path):
+    model = model_of("bert")
+    assert inputs(model, tmp_path) == ["input_ids", "attention_mask", "token_type_ids"]
+    for pairs in (False, True):
+        with quiet():
+            model.save_pretrained(tmp_path)
+        tokenizer(pairs).save_pretrained(tmp_path)
+        assert ("token_type_ids" in inputs(model, tmp_path)) == pairs
+
+
+@pytest.mark.parametrize(
+    ("to", "missing", "extra"),
+    [("onnx", "onnxruntime", "onnx"), ("onnx", "onnxscript", "onnx"), ("openvino", "openvino", "openvino")],
+)
+def test_a_missing_library_is_told_with_the_extra_that_brings_it(to, missing, extra, tmp_path, capsys, monkeypatch):
+    source = pruned(tmp_path / "source", "bert")
+    monkeypatch.setitem(sys.modules, missing, None)
+    said = refused(capsys, tmp_path, source, "--to", to, "--out", tmp_path / "new" / "out")
+    assert f"{missing} is not installed" in said
+    assert f"pip install 'sparsesoup[{extra}]'" in said
+
+
+@pytest.mark.parametrize("wrong", [0.1, float("nan")])
+def test_an_engine_that_answers_otherwise_is_refused(wrong):
+    model = model_of("bert", dtype=torch.float32)
+
+    def ask(batch):
+        inputs = {name: torch.from_numpy(array) for name, array in batch.items()}
+        return {"logits": answers(model, inputs)[0].numpy() + np.float32(wrong if len(batch["input_ids"]) == 5 else 0)}
+
+    with pytest.raises(UserError, match="the graph of BertForSequenceClassification answers otherwise than torch, by"):
+        compare(model, [*sample(model)], ask, 1e-3)
