@@ -29,6 +29,7 @@ from tiny_models import FREE_HEADS, HEADS, LAYERS, MODELS, UNITS, killed, model_
 
 SOME = {"heads": [["stays", "out", "in", "mixed"], ["in"] * HEADS], "units": [["in"] * UNITS, ["stays", "out"] * 3]}
 EVEN = {"units": [["stays", "stays", "in", "out", "in", "stays"]] * LAYERS}
+TORCH = ("dense", "packed", "compact")  # the formats that need no other engine
 FEWER = {"heads": [["stays", "in", "out", "stays"]] * LAYERS} | EVEN
 
 ALONE = """
@@ -256,7 +257,7 @@ def test_tokenizers_come_along_and_pickles_do_not(tmp_path):
     source = pruned(tmp_path / "source", "bert")
     tokenizer(True).save_pretrained(source)
     (source / "training_args.bin").write_bytes(b"pickle")
-    for to in ("dense", "packed", "compact"):
+    for to in TORCH:
         out = export(source, to, tmp_path / to).path
         assert transformers.AutoTokenizer.from_pretrained(out)("good film")["input_ids"]
         assert not [*out.rglob("*.bin")]
@@ -406,7 +407,7 @@ def test_help_names_every_format_and_every_setting_with_its_meaning(capsys):
         assert f"{name} {row.summary}: {row.gain}" in said
     for words in ("--dtype {same,bf16}", "--zstd", "--stock", "hybrid-movement", "load_packed"):
         assert words in said
-    assert read(["run", "--to", "packed", "--out", "x"]) == (Path("run"), "packed", Path("x"), {})
+    assert read(["run", "--to", "packed", "--out", "x"]) == (Path("run"), "packed", Path("x"), {}, False)
     assert parser().prog == "sparsesoup export"
 
 
@@ -420,7 +421,7 @@ def test_the_whole_way_from_a_run_to_its_exports(place, tmp_path, capsys):
     model = stock(run / "model")
     batch = sample(model)
     expected = [t.numpy() for t in answers(model, batch)]
-    for to in ("dense", "packed", "compact"):
+    for to in TORCH:
         assert command(run, "--to", to, "--out", tmp_path / to) == 0
     assert close([t.numpy() for t in answers(load_packed(tmp_path / "packed"), batch)], expected, 0)
     assert close([t.numpy() for t in answers(load_compact(tmp_path / "compact"), batch)], expected, 1e-5)

@@ -19,6 +19,7 @@ FLOORS: list[set[str]] = [
     {
         "parser",
         "exporting",
+        "verifying",
         "recipe",
         "summary",
         "python",

@@ -23,7 +23,7 @@ USAGE = """sparsesoup: lottery-ticket-quality sparse subnetworks of pre-trained 
   sparsesoup show RUN     sparsity by matrix, cost by label, agreement, where it came from
   sparsesoup methods [NAME]                      the table; one method with its settings, defaults, source
   sparsesoup apply TICKET --model M --out DIR    the mask alone makes any copy of the base model sparse
-  sparsesoup export RUN --to FORMAT --out DIR    another form: dense, packed (small), compact (small and fast), ...
+  sparsesoup export RUN --to FORMAT --out DIR    dense, packed (small), compact (small, fast), onnx or openvino
   sparsesoup push RUN REPO [--dry-run]           a run or an export on the Hub, with a card
 
   sparsesoup compare --config study.yaml [--workers N] | RUN RUN ...
@@ -135,9 +135,10 @@ def _apply(arguments: list[str]) -> None:
 def _export(arguments: list[str]) -> None:
     from sparsesoup.exporting import read, show
     from sparsesoup.exports import export
+    from sparsesoup.verifying import verified_export
 
-    run, to, out, settings = read(arguments)
-    written = export(run, to, out, settings)
+    run, to, out, settings, verify = read(arguments)
+    written = (verified_export if verify else export)(run, to, out, settings)
     show(written.facts, Console())
     print(f"{to:7} {written.path}")
 

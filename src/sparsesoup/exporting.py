@@ -15,33 +15,36 @@ from rich.text import Text
 from sparsesoup.errors import UserError
 from sparsesoup.exports import FORMATS
 from sparsesoup.parser import OneLine
+from sparsesoup.show import flat
 from sparsesoup.words import percent
 
 ABOUT = "Write a pruned model in another form; sizes before and after, and what was removed, stand in export.json."
 EXAMPLES = """
 examples:
   sparsesoup export runs/glue/sst2/isp-0123456789/seed-0 --to packed --dtype bf16 --out small
-  sparsesoup export runs/glue/mrpc/hybrid-movement-0123456789/seed-0 --to compact --out fast
+  sparsesoup export runs/glue/mrpc/hybrid-movement-0123456789/seed-0 --to compact --out fast --verify
+  sparsesoup export runs/glue/mrpc/hybrid-movement-0123456789/seed-0 --to onnx --out graph
 
 Which one? `packed` for what was pruned weight by weight: the file shrinks, the computation does not. `compact` for what
-was pruned in heads and units (hybrid-movement): file, memory and time shrink. `semi-structured` for what was
-pruned with --method.scope 2:4, on a GPU. `dense` for tools that know none of them.
+was pruned in heads and units (hybrid-movement): file, memory and time shrink. `onnx` and `openvino` are the compact
+model for engines without torch (pip install 'sparsesoup[onnx]', 'sparsesoup[openvino]'). `semi-structured` for what was
+pruned with --method.scope 2:4, on a GPU. `dense` for all other tools.
 Python: sparsesoup.export(run, "packed", "small"), sparsesoup.load_packed("small"), sparsesoup.load_compact("fast").
 """
 
 
-def read(arguments: Sequence[str]) -> tuple[Path, str, Path, dict[str, Any]]:
-    """(run, format, folder to write, the format's settings that were given) of a command line.
+def read(arguments: Sequence[str]) -> tuple[Path, str, Path, dict[str, Any], bool]:
+    """(run, format, folder to write, the format's settings that were given, whether to verify) of a command line.
 
     Raises: UserError naming the flag that is wrong; SystemExit after help.
     """
     given = vars(parser().parse_args(arguments))
-    run, to, out = given.pop("RUN"), given.pop("to"), given.pop("out")
+    run, to, out, verify = given.pop("RUN"), given.pop("to"), given.pop("out"), given.pop("verify")
     known = {f.name for f in fields(FORMATS[to].format)}
     if foreign := sorted(given.keys() - known):
         owners = [name for name, row in FORMATS.items() if foreign[0] in {f.name for f in fields(row.format)}]
         raise UserError(f"--{foreign[0]} is a setting of --to {' and '.join(owners)}, not of {to}; leave it out")
-    return run, to, out, given
+    return run, to, out, given, verify
 
 
 def parser() -> OneLine:
@@ -56,6 +59,8 @@ def parser() -> OneLine:
     made.add_argument("--to", required=True, choices=[*FORMATS], metavar="FORMAT", help=" or ".join(FORMATS))
     made.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write; an earlier export there "
                       "is replaced, anything else refused")  # fmt: skip
+    made.add_argument("--verify", action="store_true", help="load the export in a fresh process, ask it for the whole "
+                      "test split and compare with the run's own answers")  # fmt: skip
     for name, options in _settings().items():
         made.add_argument(f"--{name.replace('_', '-')}", dest=name, **options)
     return made
@@ -105,7 +110,22 @@ def show(facts: Mapping[str, Any], console: Console) -> None:
         _print(console, ("layer", *columns), layers)
     for note in facts["notes"]:
         console.print(Text(f"{note}."))
+    if "verified" in facts:
+        console.print(Text(verdict(facts["verified"])))
     console.print(Text(f"load    {facts['load']}"))
+
+
+def verdict(found: Mapping[str, Any]) -> str:
+    """What a verification found, in a sentence."""
+    one, other = (
+        ", ".join(f"{name} {value:.4f}" for name, value in flat(found[key]).items())
+        for key in ("scores", "scores_of_source")
+    )
+    where = "in a fresh process" + (" without sparsesoup" if found["without_sparsesoup"] else "")
+    return (
+        f"Verified {where}: {found['same']:,} of {found['rows']:,} predictions on the test split are those of the "
+        f"source, outputs differ by {found['largest_difference']:.3g} at most; {one}, of the source {other}."
+    )
 
 
 def _print(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

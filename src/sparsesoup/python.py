@@ -7,6 +7,7 @@ from rich.console import Console
 
 from sparsesoup import exports, pushing, run
 from sparsesoup.recipe import from_table
+from sparsesoup.verifying import verified_export
 
 
 def prune(
@@ -40,18 +41,19 @@ def prune(
     return run.prune(from_table(name, table), Path(out), outside)
 
 
-def export(path: str | Path, to: str, out: str | Path, **settings: Any) -> exports.Export:
+def export(path: str | Path, to: str, out: str | Path, *, verify: bool = False, **settings: Any) -> exports.Export:
     """Write a pruned model in another form; what `sparsesoup export RUN --to FORMAT --out DIR` does.
 
     Args:
         path: run directory, model folder with `pruning/`, or another export.
-        to: dense, packed, compact or semi-structured.
+        to: dense, packed, compact, onnx, openvino or semi-structured.
         out: folder to write; an earlier export there is replaced, anything else refused.
+        verify: load it in a fresh process, ask it for the whole test split and compare with the source's own answers.
         settings: those of the format, such as dtype="bf16" of packed.
     Returns: the export: `path` of its folder and `facts`, what its export.json says.
     Raises: UserError for bad input; then nothing is written.
     """
-    return exports.export(Path(path), to, Path(out), settings)
+    return (verified_export if verify else exports.export)(Path(path), to, Path(out), settings)
 
 
 def push(

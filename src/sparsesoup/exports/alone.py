@@ -1,0 +1,81 @@
+"""Asks an export in a process of its own, by the very line of Python that its export.json tells users.
+
+A script, run as `python -P alone.py LINE` in the export's folder: arrays come in through stdin and answers go out
+through stdout, each as the length of an npz file and the file. Of sparsesoup it imports only what the line names.
+"""
+
+import importlib
+import io
+import os
+import struct
+import sys
+from collections.abc import Callable
+from typing import IO, Any
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+
+def receive(stream: IO[bytes]) -> Arrays | None:
+    """The arrays that stand next in a stream; None at its end."""
+    head = stream.read(8)
+    if len(head) < 8:
+        return None
+    with np.load(io.BytesIO(stream.read(struct.unpack("<Q", head)[0]))) as file:
+        return dict(file)
+
+
+def send(stream: IO[bytes], arrays: Arrays) -> None:
+    """Put arrays into a stream."""
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, **arrays)
+    stream.write(struct.pack("<Q", file.tell()) + file.getvalue())
+    stream.flush()
+
+
+def load(line: str) -> Callable[[Arrays], Arrays]:
+    """What answers for a model that was loaded by this line."""
+    name = line.split(".")[0]
+    model = eval(line, {name: importlib.import_module(name), "folder": "."})  # our own export.json says it
+    return {"onnxruntime": _graph, "openvino": _compiled}.get(name, _torch)(model)
+
+
+def _torch(model: Any) -> Callable[[Arrays], Arrays]:
+    import torch
+
+    def ask(batch: Arrays) -> Arrays:
+        with torch.no_grad():
+            found = model.eval()(**{name: torch.from_numpy(array) for name, array in batch.items()}, return_dict=True)
+        return {name: t.double().numpy() for name, t in found.items() if isinstance(t, torch.Tensor)}
+
+    return ask
+
+
+def _graph(session: Any) -> Callable[[Arrays], Arrays]:
+    names, given = [o.name for o in session.get_outputs()], [i.name for i in session.get_inputs()]
+    return lambda batch: dict(zip(names, session.run(None, {name: batch[name] for name in given}), strict=True))
+
+
+def _compiled(model: Any) -> Callable[[Arrays], Arrays]:
+    names, given = [o.any_name for o in model.outputs], [i.any_name for i in model.inputs]
+
+    def ask(batch: Arrays) -> Arrays:
+        found = model({name: batch[name] for name in given})
+        return {name: found[i] for i, name in enumerate(names)}
+
+    return ask
+
+
+def main() -> None:
+    """Load, then answer until the stream ends."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print is no answer
+    ask = load(sys.argv[1])
+    send(answers, {"sparsesoup": np.array("sparsesoup" in sys.modules)})
+    while (batch := receive(sys.stdin.buffer)) is not None:
+        send(answers, ask(batch))
+
+
+if __name__ == "__main__":
+    main()
