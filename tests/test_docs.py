@@ -10,6 +10,7 @@ import pytest
 
 from sparsesoup import exporting, pushing, recipe
 from sparsesoup.cli import _run
+from sparsesoup.measuring import command
 from sparsesoup.run import complete
 from sparsesoup.study.command import parser
 from sparsesoup.study.plan import read_plan
@@ -73,6 +74,8 @@ def test_command_lines_in_the_documents_parse(line):
         exporting.read(words[1:])
     elif words[0] == "push":
         pushing.read(words[1:])
+    elif words[0] == "measure":
+        command.read(words[1:])
     elif words[0] == "compare":
         parser().parse_args(words[1:])
     else:

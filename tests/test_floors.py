@@ -20,6 +20,7 @@ FLOORS: list[set[str]] = [
         "parser",
         "exporting",
         "verifying",
+        "measuring",
         "recipe",
         "summary",
         "python",

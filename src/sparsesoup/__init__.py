@@ -15,6 +15,7 @@ __all__ = [
     "load_compact",
     "load_packed",
     "load_semi_structured",
+    "measure",
     "prune",
     "push",
     "score_on_test",
@@ -23,7 +24,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # transformers takes a second to import, which `import sparsesoup.masks` should not pay.
-    if name in ("export", "prune", "push", "score_on_test"):
+    if name in ("export", "measure", "prune", "push", "score_on_test"):
         import sparsesoup.python
 
         return getattr(sparsesoup.python, name)

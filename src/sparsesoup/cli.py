@@ -1,4 +1,4 @@
-"""The command line: prune, test, show, methods, apply, export, push, compare."""
+"""The command line: prune, test, show, methods, apply, export, measure, push, compare."""
 
 import errno
 import os
@@ -24,6 +24,7 @@ USAGE = """sparsesoup: lottery-ticket-quality sparse subnetworks of pre-trained 
   sparsesoup methods [NAME]                      the table; one method with its settings, defaults, source
   sparsesoup apply TICKET --model M --out DIR    the mask alone makes any copy of the base model sparse
   sparsesoup export RUN --to FORMAT --out DIR    dense, packed (small), compact (small, fast), onnx or openvino
+  sparsesoup measure RUN_OR_EXPORT ...           size, FLOPs and speed beside the dense model, engine by engine
   sparsesoup push RUN REPO [--dry-run]           a run or an export on the Hub, with a card
 
   sparsesoup compare --config study.yaml [--workers N] | RUN RUN ...
@@ -77,6 +78,7 @@ def _run(command: str, arguments: list[str]) -> int:
         "methods": _methods,
         "apply": _apply,
         "export": _export,
+        "measure": _measure,
         "push": _push,
         "compare": _compare,
     }
@@ -141,6 +143,12 @@ def _export(arguments: list[str]) -> None:
     written = (verified_export if verify else export)(run, to, out, settings)
     show(written.facts, Console())
     print(f"{to:7} {written.path}")
+
+
+def _measure(arguments: list[str]) -> None:
+    from sparsesoup.measuring.command import main
+
+    main(arguments)
 
 
 def _push(arguments: list[str]) -> None:

@@ -101,6 +101,12 @@ class CountFlops(TorchDispatchMode):
         return out
 
 
+def counts(packet: Any) -> bool:
+    """Whether an operation is one of those whose FLOPs are counted: matrix products, convolutions, attention."""
+    name = packet.__name__
+    return packet in flop_registry or name.startswith("_scaled_dot_product_") or name == "_native_multi_head_attention"
+
+
 def _whole_attention(rows: torch.Tensor) -> int:
     """nn.MultiheadAttention where no gradient is asked for, in one piece, [rows, length, width]: its matrices too."""
     # However many heads there are, together they are as wide as the rows.

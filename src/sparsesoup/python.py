@@ -1,11 +1,13 @@
 """The command line's verbs, from Python."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from sparsesoup import exports, pushing, run
+from sparsesoup import exports, measuring, pushing, run
+from sparsesoup.measuring.command import keep
 from sparsesoup.recipe import from_table
 from sparsesoup.verifying import verified_export
 
@@ -74,6 +76,22 @@ def push(
     """
     to = Path(out) if out is not None else None
     return pushing.push(Path(path), repo, out=to, private=private, license=license, token_from_env=token_from_env)
+
+
+def measure(*paths: str | Path, note: Callable[[str], object] = lambda text: None, **how: Any) -> list[dict[str, Any]]:
+    """What pruning gained, side by side; what `sparsesoup measure RUN_OR_EXPORT ...` does.
+
+    Args:
+        paths: run directories, model folders with `pruning/`, exports.
+        note: told what is measured next.
+        how: batch, length, threads, rounds, on (names of backends), as on the command line.
+    Returns: for each what its measure.json says.
+    Raises: UserError for bad input.
+    """
+    folders = [Path(path) for path in paths]
+    tables = measuring.measure(folders, measuring.How(**how), note)
+    keep(folders, tables)
+    return tables
 
 
 def score_on_test(path: str | Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The report of a run: one page that needs nothing but itself, drawn from report.json and log.jsonl alone."""
+"""The report of a run: one page that needs nothing but itself, drawn from report.json, log.jsonl and measure.json."""
 
 import json
 import math
@@ -12,14 +12,15 @@ from sparsesoup.charts import INK, LINES, MARK, PAPER, page, svg
 from sparsesoup.files import write_text
 from sparsesoup.schedules import geometric
 
-LOG, PAGE = "log.jsonl", "report.html"
+LOG, PAGE, MEASURED = "log.jsonl", "report.html", "measure.json"
+TOLD = ("said", "rows", "failed", "batch", "length", "rounds", "threads", "machine")  # of measure.json on the page
 BARS = 40  # a longer list of bars is no picture
 POINTS = 400  # of one curve: more than a page shows, few enough for it to stay small
 NAMES = {label: f"{label}: {show.LABELS[label]}" for label in LINES}
 
 
 def write_report(run: Path) -> Path:
-    """Draw report.html of a run directory from its report.json and log.jsonl, and return its path.
+    """Draw report.html of a run directory from report.json, log.jsonl and measure.json there, and return its path.
 
     The same input gives the same bytes. Raises: UserError if report.json is missing or damaged.
     """
@@ -30,7 +31,7 @@ def write_report(run: Path) -> Path:
         "run": facts, "costs": show.costs(facts), "steps": len(log), "unread": unread, "headline": show.headline(facts),
         "total": show.total(facts), "bars": _cost_bars(facts), "settings": _dotted(facts["settings"]),
         "origin": _origin(facts), "noted": sentences, "others": others, "most_rows": BARS,
-        "checks": _checks(facts["notes"]),
+        "checks": _checks(facts["notes"]), "measured": _measured(run / MEASURED),
         "meaning": {label: show.LABELS[label] for label, _ in show.costs(facts) if label in show.LABELS},
     })  # fmt: skip
     write_text(run / PAGE, text)
@@ -69,6 +70,22 @@ def _read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
         except (ValueError, KeyError, TypeError):
             unread += 1
     return rows, unread
+
+
+def _measured(path: Path) -> dict[str, Any] | None:
+    """What `measure` found of the run, with its times as parts of the longest; None if it was not measured."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["format"] != 1 or not {*TOLD} <= found.keys():
+            return None
+        longest = max([row[key] for row in found["rows"] for key in ("seconds", "dense_seconds")], default=1.0)
+        rows = [
+            {**row, "widths": [100 * row[key] / longest for key in ("seconds", "dense_seconds")]}
+            for row in found["rows"]
+        ]
+        return {**found, "rows": rows}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -21,7 +21,7 @@ from sparsesoup.hub.kinds import AnyTask, kind_of
 from sparsesoup.hub.online import answers
 from sparsesoup.hub.open_clip import CONFIG as OPEN_CLIP
 from sparsesoup.hub.open_clip import OpenClipForImageClassification
-from sparsesoup.hub.structure import narrow_
+from sparsesoup.hub.structure import FAMILIES, Widths, narrow_
 from sparsesoup.rng import fold
 
 EMBEDDED = "minilm"
@@ -173,6 +173,25 @@ def makes(kind: Any, config: Any, wanted: Mapping[str, Tensor]) -> bool:
     with torch.device("meta"), quiet(), contextlib.suppress(ValueError):  # heads that do not divide the hidden size
         return {n: p.shape for n, p in kind(config).named_parameters()} == {n: p.shape for n, p in wanted.items()}
     return False
+
+
+def unpruned_model(model: str, wanted: Widths) -> PreTrainedModel:
+    """A model of the class and config of a folder before anything was cut out of it; its weights are drawn at random.
+
+    Args:
+        model: the folder.
+        wanted: heads and units of its layers; a class makes all layers alike, so the most of them count.
+    Raises: UserError if its config.json cannot be read.
+    """
+    with _reading(model):
+        config = AutoConfig.from_pretrained(model)
+        kind = getattr(transformers, (config.architectures or ["AutoModel"])[0])
+        if hasattr(config, COMPACT):
+            delattr(config, COMPACT)
+        if (layout := FAMILIES.get(str(config.model_type))) and hasattr(config, layout.units) and wanted:
+            setattr(config, layout.units, max(row["units"] for row in wanted.values()))
+            config.num_attention_heads = max(row["heads"] for row in wanted.values())
+        return kind(config).eval()
 
 
 def has_head(model: str, task: AnyTask, remote_code: bool = False) -> bool:

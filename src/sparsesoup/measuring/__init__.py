@@ -1,0 +1,204 @@
+"""What pruning gained: size, FLOPs, and the time of a batch beside the dense model's, on every engine that is there."""
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsesoup.errors import UserError
+from sparsesoup.exports.engines import brief
+from sparsesoup.hub.build import positions
+from sparsesoup.hub.sample import sample
+from sparsesoup.measuring.backends import BACKENDS, Answer, Place
+from sparsesoup.measuring.subject import AS_IT_IS, Subject, open_subject
+from sparsesoup.measuring.timing import Spread, in_turns, ratios, spread
+from sparsesoup.measuring.words import said, why
+from sparsesoup.measuring.work import flops, profile, sparse_flops
+from sparsesoup.summary import machine, versions
+
+FILE = "measure.json"
+CLOSE = 1e-2  # how far the answers of a backend may lie from torch's, as a share of the largest
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How is measured.
+
+    Args:
+        batch: texts or images in a batch.
+        length: tokens of a text; images have their own size.
+        threads: that each backend may use; None: as many as torch does.
+        rounds: measurements of each, by turns.
+        on: the backends.
+    Raises: UserError for a number below what is possible, or an unknown backend.
+    """
+
+    batch: int = 32
+    length: int = 128
+    threads: int | None = None
+    rounds: int = 9
+    on: tuple[str, ...] = tuple(BACKENDS)
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch", 1), ("length", 3), ("threads", 1), ("rounds", 3)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"--{name} is at least {least}, got {value}")
+        if unknown := [name for name in self.on if name not in BACKENDS]:
+            raise UserError(f"unknown backend {unknown[0]!r} in --on; allowed: {', '.join(BACKENDS)}")
+
+
+def measure(paths: Sequence[Path], how: How, note: Callable[[str], object] = lambda text: None) -> list[Facts]:
+    """What each run or export gains, measured side by side; a table of facts for each, as in measure.json.
+
+    Args:
+        paths: run directories, model folders with `pruning/`, exports.
+        how: batch, length, threads, rounds, backends.
+        note: told what is measured next.
+    Raises: UserError for bad input. A backend that fails on a model is noted and stops no other.
+    """
+    subjects = [open_subject(path) for path in paths]
+    for subject in subjects:
+        _check_length(subject, how)
+    with _threads(how.threads):
+        batches = [sample(subject.dense, how.batch, how.length) for subject in subjects]
+        tables = [_promised(subject, batch, how) for subject, batch in zip(subjects, batches, strict=True)]
+        with tempfile.TemporaryDirectory() as folder:
+            for name in how.on:
+                note(f"measuring on {BACKENDS[name].label}")
+                _on(name, subjects, batches, tables, how, Path(folder))
+        for table in tables:
+            table["said"] = said(table)
+    return tables
+
+
+def _check_length(subject: Subject, how: How) -> None:
+    most = positions(subject.dense.config)
+    if "input_ids" in sample(subject.dense) and how.length > most:
+        raise UserError(f"--length {how.length} is above the {most} positions of {subject.path}; say {most} or less")
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _promised(subject: Subject, batch: Mapping[str, Tensor], how: How) -> Facts:
+    """All that is told of a subject before anything is timed."""
+    models = subject.forms
+    parameters = sum(p.numel() for p in subject.dense.parameters())
+    counted = {form: flops(model, batch) for form, model in models.items()}
+    for kind in ("csr", "bsr"):
+        with contextlib.suppress(UserError):
+            counted[kind] = sparse_flops(models[AS_IT_IS], kind, batch)
+    profiles = {form: asdict(profile(model, batch)) for form, model in {"dense": subject.dense, **models}.items()}
+    return {
+        "format": 1,
+        "path": str(subject.path),
+        "batch": how.batch,
+        "length": how.length if "input_ids" in batch else None,
+        "threads": torch.get_num_threads(),
+        "rounds": how.rounds,
+        "machine": machine(),
+        "versions": versions(),
+        "sizes": {"dense": {"raw": 4 * parameters, "parameters": parameters}, "this": subject.sizes},
+        "flops": {"dense": flops(subject.dense, batch), **counted},
+        "profiles": profiles,
+        "notes": [*subject.notes],
+        "rows": [],
+        "failed": {},
+    }
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """One thing that is timed: the dense model (form "dense") or a form of a subject."""
+
+    number: int
+    form: str
+    answer: Answer
+
+
+def _on(
+    name: str, subjects: Sequence[Subject], batches: Sequence[Mapping[str, Tensor]], tables: Sequence[Facts], how: How,
+    folder: Path,
+) -> None:  # fmt: skip
+    """Time all subjects on a backend, by turns, and put what was found into their tables."""
+    turns: list[_Turn] = []
+    for i, subject in enumerate(subjects):
+        place = Place(batches[i], torch.get_num_threads(), folder)
+        try:
+            turns += _ready(name, i, subject, place)
+        except Exception as error:  # whatever an engine raises: the others go on
+            tables[i]["failed"][BACKENDS[name].label] = brief(error)
+    times = in_turns([turn.answer for turn in turns], how.rounds)
+    dense = {turn.number: t for turn, t in zip(turns, times, strict=True) if turn.form == "dense"}
+    for turn, seconds in zip(turns, times, strict=True):
+        if turn.form != "dense":
+            tables[turn.number]["rows"].append(_row(name, turn.form, dense[turn.number], seconds, tables[turn.number]))
+
+
+def _ready(name: str, number: int, subject: Subject, place: Place) -> list[_Turn]:
+    """The dense model and the forms of a subject that a backend is given, each warmed up and its answers compared."""
+    backend = BACKENDS[name]
+    forms = _forms(subject, name)
+    if not forms:
+        raise UserError(f"a graph for another engine cannot be run on {backend.label}")
+    plain = BACKENDS[backend.dense] if backend.dense else backend
+    turns = [_Turn(number, form, backend.ready(model, place)) for form, model in forms.items()]
+    if subject.graph is None:
+        expected = BACKENDS["torch"].ready(subject.forms[AS_IT_IS], place)()
+        for turn in turns:
+            _check_answers(turn.answer(), expected)
+    turns.append(_Turn(number, "dense", plain.ready(subject.dense, place)))
+    turns[-1].answer()
+    return turns
+
+
+def _forms(subject: Subject, name: str) -> dict[str, Any]:
+    """The forms of a subject that a backend can be given: the smallest one, and with its zeros where that says more."""
+    backend, forms = BACKENDS[name], subject.forms
+    if subject.graph is not None:
+        return {AS_IT_IS: subject.graph} if subject.graph.suffix in backend.reads else {}
+    if backend.dense:
+        return {AS_IT_IS: forms[AS_IT_IS]}
+    return forms if backend.zeros else dict([[*forms.items()][-1]])  # the last one is the smallest
+
+
+def _check_answers(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """UserError if a backend answers otherwise than torch: then its time is of no interest."""
+    for one, other in zip(found, expected, strict=True):
+        difference, largest = float((one - other).abs().max()), float(other.abs().max())
+        if not difference <= CLOSE * max(largest, 1.0):
+            raise UserError(f"it answers otherwise than torch, by {difference:.3g} of {largest:.3g}")
+
+
+def _row(name: str, form: str, dense: Sequence[float], own: Sequence[float], table: Facts) -> Facts:
+    """What was found of a form on a backend; times in seconds a batch, FLOPs a second in the products that are left."""
+    faster, counted = spread(ratios(dense, own)), table["flops"]
+    times: dict[str, Spread] = {"dense": spread(dense), "own": spread(own)}
+    count = max(1, counted.get(name, counted[form]))
+    row = {
+        "on": name,
+        "label": BACKENDS[name].label,
+        "form": form,
+        "promise": counted["dense"] / count,
+        "faster": faster.middle,
+        "quartiles": [faster.low, faster.high],
+        "seconds": times["own"].middle,
+        "dense_seconds": times["dense"].middle,
+        "per_second": table["batch"] / times["own"].middle,
+        "dense_per_second": table["batch"] / times["dense"].middle,
+    }
+    return {**row, "why": why(row, table)}

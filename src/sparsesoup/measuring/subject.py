@@ -1,0 +1,115 @@
+"""What is measured: a run or an export, and the dense model that it is measured against."""
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sparsesoup.errors import UserError
+from sparsesoup.exports.coding import encode
+from sparsesoup.exports.compact import widths_in
+from sparsesoup.exports.engines import ONNX_FILE, OPENVINO_FILE
+from sparsesoup.exports.narrow import narrowed
+from sparsesoup.exports.source import open_source
+from sparsesoup.hub.models import unpruned_model
+from sparsesoup.hub.structure import narrow_
+
+GRAPHS = {"onnx": ONNX_FILE, "openvino": OPENVINO_FILE}  # exports that are no models of torch
+AS_IT_IS, CUT = "as it is", "compact"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A pruned model, in all forms that are measured.
+
+    Args:
+        path: as it was given.
+        forms: form -> model of torch; of a graph one with its shapes.
+        graph: the file of a graph, which is timed in place of its model.
+        dense: a model of the same class before anything was cut out, none of its weights zero.
+        sizes: what it takes on the disk, and how many parameters it has.
+        notes: what was cut out for the form `compact`, or why nothing was.
+    """
+
+    path: Path
+    forms: dict[str, Any]
+    dense: Any
+    sizes: dict[str, Any]
+    notes: tuple[str, ...]
+    graph: Path | None = None
+
+
+def open_subject(path: Path) -> Subject:
+    """A run directory, a model folder with `pruning/`, or an export.
+
+    Raises: UserError if there is none, or of a kind that cannot be measured.
+    """
+    facts = _told(path)
+    if facts.get("to") in GRAPHS:
+        return _graph(path, facts)
+    source = open_source(path)
+    small = narrowed(source)
+    # An export that was cut already, or one of which nothing can be: then there is one form.
+    gone = sum(p.numel() for p in source.model.parameters()) - sum(p.numel() for p in small.model.parameters())
+    model = source.model.float().cpu()
+    return Subject(
+        path=path,
+        forms={AS_IT_IS: model} | ({CUT: small.model} if gone else {}),
+        dense=unpruned_model(str(source.folder), widths_in(source.folder, 0)),
+        sizes=_sizes(dict(source.tensors()), sum(file.stat().st_size for file in source.files())),
+        notes=small.notes,
+    )
+
+
+def _told(folder: Path) -> dict[str, Any]:
+    """What an export.json says; nothing if there is none."""
+    path = folder / "export.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"damaged export: {path} cannot be read ({error}); export it again") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _graph(folder: Path, facts: Mapping[str, Any]) -> Subject:
+    file = folder / GRAPHS[facts["to"]]
+    if not file.is_file():
+        raise UserError(f"damaged export: {file} is missing; export it again")
+    weights = [p for p in folder.iterdir() if p.suffix in (".onnx", ".data", ".bin")]
+    dense = unpruned_model(str(folder), widths_in(folder, 0))
+    shapes = copy.deepcopy(dense)
+    if kept := widths_in(folder, 1):
+        narrow_(shapes, kept)
+    return Subject(
+        path=folder,
+        forms={AS_IT_IS: shapes},
+        dense=dense,
+        graph=file,
+        sizes={
+            "raw": sum(path.stat().st_size for path in weights),
+            "parameters": facts["sizes"]["parameters"][1],
+            "nonzero": facts["sizes"]["nonzero"][1],
+        },
+        notes=(*facts["notes"][:1],),
+    )
+
+
+def _sizes(tensors: Mapping[str, Tensor], raw: int) -> dict[str, int]:
+    """Bytes on the disk as it is, packed, and packed and compressed; and counts of parameters."""
+    packed = {
+        zstd: sum(part.nbytes for name, t in tensors.items() for part in encode(name, t, None, zstd)[1].values())
+        for zstd in (False, True)
+    }
+    return {
+        "raw": raw,
+        "packed": packed[False],
+        "zstd": packed[True],
+        "parameters": sum(t.numel() for t in tensors.values()),
+        "nonzero": sum(int(t.count_nonzero()) for t in tensors.values()),
+    }

@@ -1,0 +1,287 @@
+"""`sparsesoup measure`: what it counts and times, what it says of it, and that one failure stops nothing else."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from sparsesoup import export
+from sparsesoup.cli import main
+from sparsesoup.errors import UserError
+from sparsesoup.hub.families import prunable
+from sparsesoup.hub.models import unpruned_model
+from sparsesoup.hub.sample import sample
+from sparsesoup.hub.structure import layers, widths
+from sparsesoup.measuring import How, _check_answers, measure
+from sparsesoup.measuring.sparse import SparseLinear, held, sparse_model, stored
+from sparsesoup.measuring.timing import in_turns, ratios
+from sparsesoup.measuring.words import said, why
+from sparsesoup.measuring.work import flops, profile, sparse_flops
+from sparsesoup.report import write_report
+from test_export import EVEN, FEWER, SOME, pruned, stock
+from test_report import write_run
+from tiny_hub import run_of
+from tiny_models import HEADS, LAYERS, UNITS
+
+SMALL = ("--batch", "2", "--length", "8", "--rounds", "3")
+
+
+def command(*words: object) -> int:
+    return main(["measure", *map(str, words)])
+
+
+def test_works_take_turns_and_the_order_turns_around():
+    seen: list[str] = []
+
+    def work(name):
+        seen.append(name)
+        time.sleep(0.021)
+
+    times = in_turns([lambda: work("a"), lambda: work("b")], 3)
+    assert "".join(seen[6:]) == "ab" + "ba" + "ab"  # after two calls to warm up, and one to see how long it takes
+    assert [len(row) for row in times] == [3, 3]
+    assert min(min(row) for row in times) >= 0.02
+    assert ratios([4.0, 9.0], [2.0, 3.0]) == [2.0, 3.0]
+
+
+@pytest.mark.parametrize("kind", ["csr", "bsr"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_sparse_map_answers_as_the_dense_one(kind, bias):
+    torch.manual_seed(0)
+    linear = nn.Linear(64, 96, bias=bias)
+    with torch.no_grad():
+        linear.weight[:32, :32] = 0
+        linear.weight[40, 50] = 0
+    x = torch.randn(2, 5, 64)
+    assert torch.allclose(SparseLinear(linear, kind)(x), linear(x), atol=1e-5)
+    # One block of 1024 is left out by both, the lone zero only by csr.
+    assert stored(linear.weight.detach(), kind) == 64 * 96 - 1024 - (kind == "csr")
+
+
+def test_a_matrix_that_blocks_do_not_tile_keeps_all_its_values_in_bsr():
+    assert stored(torch.zeros(40, 64), "bsr") == 40 * 64
+    assert stored(torch.zeros(40, 64), "csr") == 0
+
+
+def test_flops_without_zeros_are_two_for_each_value_and_token_less(tmp_path):
+    model = stock(pruned(tmp_path, "bert", SOME))
+    batch = sample(model, 3, 11)
+    params = dict(model.named_parameters())
+    zeros = sum(int((params[name] == 0).sum()) for name in prunable(model))
+    assert flops(model, batch) - sparse_flops(model, "csr", batch) == 2 * 3 * 11 * zeros > 0
+    assert (
+        sum(m.weight.numel() - held(model, "csr")[n] for n, m in model.named_modules() if n in held(model, "csr"))
+        == zeros
+    )
+    with pytest.raises(UserError, match="no matrix has a 32 x 32 block of zeros"):
+        sparse_model(model, "bsr")
+    one, other = (m(**batch).logits for m in (model, sparse_model(model, "csr")))
+    assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_the_time_of_what_flops_count_is_told_apart():
+    class Two(nn.Module):
+        def forward(self, x, return_dict):
+            return {"products": x @ x, "others": x.exp()}
+
+    found = profile(Two(), {"x": torch.ones(600, 600)})
+    assert found.products > 0.0005  # 432 MFLOP
+    assert 0 < found.others < found.products
+
+
+@pytest.mark.parametrize(("name", "plan"), [("bert", SOME), ("bert", EVEN), ("distilbert", EVEN), ("vit", FEWER)])
+def test_the_dense_model_of_a_compact_one_has_the_widths_before(name, plan, tmp_path):
+    source = pruned(tmp_path / "source", name, plan)
+    small = export(source, "compact", tmp_path / "small")
+    (subject,) = measure([small.path], How(batch=1, length=4, rounds=3, on=("torch",)))
+    assert subject["sizes"]["dense"]["parameters"] == sum(p.numel() for p in stock(source).parameters())
+    assert subject["sizes"]["this"]["parameters"] == small.facts["sizes"]["parameters"][1]
+    before = {row["layer"]: {key: row[key][0] for key in ("heads", "units")} for row in small.facts["layers"]}
+    dense = unpruned_model(str(small.path), before)
+    assert [*widths(dense).values()] == [{"heads": HEADS, "units": UNITS}] * LAYERS
+    assert all((layer.part("up").weight != 0).all() for layer in layers(dense))
+    assert subject["flops"]["dense"] > subject["flops"]["as it is"]
+    assert [row["promise"] for row in subject["rows"]] == [subject["flops"]["dense"] / subject["flops"]["as it is"]]
+
+
+def test_a_run_pruned_weight_by_weight_gains_nothing_and_is_told_so(place, tmp_path, capsys):
+    words = ("--model", place / "bert", "--dataset", place / "reviews", "--steps", 2, "--sparsity", 0.3)
+    assert main(["prune", "magnitude", *map(str, words), "--out", str(tmp_path)]) == 0
+    run = run_of(tmp_path)
+    page = (run / "report.html").read_text()
+    assert "Size and speed" not in page
+    capsys.readouterr()
+    assert command(run, *SMALL, "--on", "torch,csr,bsr") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    facts = json.loads((run / "measure.json").read_text())
+    assert [(row["on"], row["form"]) for row in facts["rows"]] == [("torch", "as it is"), ("csr", "as it is")]
+    assert [row["promise"] > 1 for row in facts["rows"]] == [False, True]
+    assert facts["failed"] == {"torch BSR": "no matrix has a 32 x 32 block of zeros"}
+    assert "Nothing was cut out, since all heads and units have weights left" in shown
+    assert "torch BSR was not measured: no matrix has a 32 x 32 block of zeros." in shown
+    assert (facts["batch"], facts["length"], facts["rounds"]) == (2, 8, 3)
+    sizes = facts["sizes"]["this"]
+    assert sizes["raw"] == (run / "model" / "model.safetensors").stat().st_size
+    packed = export(run, "packed", tmp_path / "packed").path / "packed.safetensors"
+    data = packed.read_bytes()
+    assert sizes["packed"] == len(data) - 8 - int.from_bytes(data[:8], "little")  # without the file's header
+    assert sizes["zstd"] > 0
+    page = (run / "report.html").read_text()
+    assert "Size and speed" in page
+    assert "no matrix has a 32 x 32 block of zeros" in page
+    (run / "measure.json").write_text('{"format": 1, "rows": 3}')
+    write_report(run)  # a damaged one is left out
+    assert "Size and speed" not in (run / "report.html").read_text()
+
+
+def test_several_are_measured_side_by_side_and_each_keeps_its_own_file(tmp_path, capsys):
+    source = pruned(tmp_path / "source", "bert", SOME)
+    small = export(source, "compact", tmp_path / "small").path
+    packed = export(source, "packed", tmp_path / "packed").path
+    assert command(source, small, packed, *SMALL, "--on", "torch") == 0
+    facts = [json.loads((folder / "measure.json").read_text()) for folder in (source, small, packed)]
+    forms = [[row["form"] for row in table["rows"]] for table in facts]
+    assert forms == [["as it is", "compact"], ["as it is"], ["as it is", "compact"]]
+    assert len({table["flops"]["dense"] for table in facts}) == 1
+    assert facts[0]["flops"]["compact"] == facts[1]["flops"]["as it is"] == facts[2]["flops"]["compact"]
+    assert "4 of 12 heads" not in capsys.readouterr().err
+    again = export(source, "compact", small)  # a measured export can still be replaced
+    assert not (again.path / "measure.json").exists()
+    assert "measure.json" not in export(source, "dense", tmp_path / "dense").facts
+
+
+def test_a_graph_is_measured_on_the_engines_that_read_it(tmp_path):
+    graph = export(pruned(tmp_path / "source", "vit", FEWER), "onnx", tmp_path / "graph")
+    on = ("torch", "onnxruntime", "openvino")
+    (facts,) = measure([graph.path], How(batch=2, rounds=3, on=on))
+    assert [(row["on"], row["form"]) for row in facts["rows"]] == [(name, "as it is") for name in on[1:]]
+    assert facts["failed"] == {"torch": "a graph for another engine cannot be run on torch"}
+    assert facts["sizes"]["this"]["parameters"] == graph.facts["sizes"]["parameters"][1]
+    assert facts["flops"]["dense"] > facts["flops"]["as it is"]
+    assert facts["length"] is None
+
+
+def test_without_a_compiler_torch_compile_says_so_and_stops_no_other(tmp_path, monkeypatch):
+    source = pruned(tmp_path / "source", "distilbert", {})
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    (facts,) = measure([source], How(batch=1, length=4, rounds=3, on=("compile", "torch")))
+    reason = "there is no C++ compiler (no-such-compiler), which torch.compile needs on a CPU"
+    assert facts["failed"] == {"torch.compile": reason}
+    assert [row["on"] for row in facts["rows"]] == ["torch"]
+
+
+def test_an_engine_that_answers_otherwise_is_not_timed():
+    _check_answers([torch.tensor([1.0, 100.5])], [torch.tensor([1.0, 100.0])])
+    with pytest.raises(UserError, match="it answers otherwise than torch, by 2 of 100"):
+        _check_answers([torch.tensor([1.0, 102.0])], [torch.tensor([1.0, 100.0])])
+
+
+# What is said of a measurement, on made-up numbers.
+
+
+def row(on="torch", form="compact", **more):
+    return {"on": on, "label": on, "form": form, "promise": 2.0, "faster": 2.0, "quartiles": [1.9, 2.1], "seconds": 1.0,
+            "dense_seconds": 2.0, "why": ""} | more  # fmt: skip
+
+
+def table(dense=(8.0, 2.0), own=(4.0, 1.0), **more):
+    parts = {form: dict(zip(("products", "others"), pair, strict=True)) for form, pair in
+             {"dense": dense, "compact": own}.items()}  # fmt: skip
+    sizes = {"dense": {"raw": 1_000_000}, "this": {"raw": 400_000, "packed": 200_000, "zstd": 150_000}}
+    return {
+        "flops": {"dense": 800},
+        "profiles": parts,
+        "batch": 4,
+        "sizes": sizes,
+        "notes": ["a note"],
+        "rows": [],
+    } | more
+
+
+@pytest.mark.parametrize(
+    ("found", "parts", "words"),
+    [
+        (row(faster=1.6), {}, ""),
+        (row(faster=2.4), {}, ""),
+        (row(faster=1.4, quartiles=[1.0, 2.1]), {}, "the promise lies within the spread"),
+        (row(on="csr", form="as it is", faster=0.5, quartiles=[0.4, 0.6]), {}, "a sparse kernel looks up"),
+        (
+            row(faster=1.3, quartiles=[1.2, 1.4]),
+            {"own": (4.0, 2.0)},
+            "did not shrink with them: in torch they take 33 %",
+        ),
+        (row(faster=1.3, quartiles=[1.2, 1.4]), {"own": (6.0, 1.0)}, "narrower matrices fill the processor less"),
+        (row(faster=3.0, quartiles=[2.9, 3.1]), {"own": (4.0, 0.1)}, "shrank more than they did"),
+        (row(faster=3.0, quartiles=[2.9, 3.1]), {"own": (2.0, 1.0)}, "fit its caches better: in torch 200 FLOP/s"),
+        (row(faster=1.3, quartiles=[1.2, 1.4]), {"own": (3.9, 0.9)}, "it is this engine's own overhead"),
+    ],
+)
+def test_a_speed_far_from_the_promise_is_explained(found, parts, words):
+    assert (words in why(found, table(**parts))) if words else why(found, table(**parts)) == ""
+
+
+def test_what_is_gained_and_what_gives_nothing_is_said():
+    rows = [
+        row("torch", "as it is", promise=1.0, faster=1.01, quartiles=[0.98, 1.02], seconds=2.0),
+        row("csr", "as it is", promise=9.0, faster=0.6, quartiles=[0.5, 0.7], seconds=3.3, why="a reason"),
+        row("onnxruntime", "compact", seconds=0.5),
+    ]
+    first, best, *others = said(table(rows=rows))
+    assert first == "On the disk it takes 0.4 MB, the dense model 1.0 MB (0.40 of it); packed 0.2 MB, with zstd 0.1 MB."
+    assert best.startswith(
+        "Fastest is onnxruntime, compact: 500 ms a batch of 4, 2.00 times as fast as the dense model"
+    )
+    assert best.endswith("(1.90 to 2.10; FLOPs promise 2.00) and 4.00 times as fast as the dense model in torch.")
+    assert others == [
+        "No speed on torch, as it is, 1.01 times: zeros are multiplied like anything else.",
+        "No speed on csr, as it is, 0.60 times: a reason.",
+        "A note.",
+    ]
+    assert said(table(rows=rows[:2]))[1] == "Nothing that was measured makes it faster than the dense model."
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--batch", "0"), "--batch is at least 1, got 0"),
+        (("--rounds", "2"), "--rounds is at least 3, got 2"),
+        (("--length", "4000"), "--length 4000 is above the 132 positions"),
+        (("--on", "torch,tpu"), "unknown backend 'tpu' in --on; allowed: torch, compile, csr"),
+        (("--threads", "x"), "invalid int value"),
+    ],
+)
+def test_wrong_words_are_refused_in_one_line(words, told, tmp_path, capsys):
+    source = pruned(tmp_path / "source", "distilbert", {})
+    before = sorted(tmp_path.rglob("*"))
+    assert command(source, *words) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert told in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_is_no_run_and_no_export_is_refused(tmp_path, capsys):
+    assert command(tmp_path / "nowhere") == 2
+    assert "no ticket at" in capsys.readouterr().err
+    (tmp_path / "export.json").write_text("{")
+    assert command(tmp_path) == 2
+    assert "damaged export" in capsys.readouterr().err
+    (tmp_path / "export.json").write_text('{"to": "onnx"}')
+    assert command(tmp_path) == 2
+    assert "model.onnx is missing; export it again" in capsys.readouterr().err
+
+
+def test_a_page_shows_times_and_reasons(tmp_path):
+    write_run(tmp_path)
+    found = table(rows=[row(why="of <b>reasons</b>", per_second=4.0, dense_per_second=2.0)]) | {
+        "format": 1, "said": ["It is <i>small</i>."], "failed": {"OpenVINO": "openvino is not installed"}, "length": 8,
+        "rounds": 3, "threads": 1, "machine": "x86_64",
+    }  # fmt: skip
+    (tmp_path / "measure.json").write_text(json.dumps(found))
+    page = Path(write_report(tmp_path)).read_text()
+    assert "It is &lt;i&gt;small&lt;/i&gt;." in page
+    assert "2.00 times where FLOPs promise 2.00, since of &lt;b&gt;reasons&lt;/b&gt;." in page
+    assert "OpenVINO was not measured: openvino is not installed." in page
