@@ -17,9 +17,10 @@ check: $(READY)
 	$(BIN)/ruff format --check src tests benchmarks examples
 	$(BIN)/mypy
 
-# What a step, a mask and a selection cost, each against its plain counterpart in one process.
+# What a step, a mask and a selection cost, and what cutting out gains, each against its plain counterpart in one process.
 bench: $(READY)
 	$(BIN)/python benchmarks/cost.py
+	$(BIN)/python benchmarks/speed.py
 
 # The tables of the README and docs, redrawn from benchmarks/results/.
 table: $(READY)

@@ -139,13 +139,31 @@ def costs(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"`make bench` on {found['machine']}."])
 
 
+def speeds(found: dict[str, Any]) -> str:
+    """The Markdown table of benchmarks/speed.py."""
+    asked = found["settings"]
+    lines = [
+        "| on | form | ms a batch | dense | FLOPs promise | times as fast (median) | quartiles |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in (row for rows in found["backends"].values() for row in rows):
+        low, high = row["quartiles"]
+        lines.append(
+            f"| {row['label']} | {row['form']} | {1e3 * row['seconds']:.0f} | {1e3 * row['dense_seconds']:.0f} "
+            f"| {row['promise']:.2f} | {row['faster']:.2f} | {low:.2f} to {high:.2f} |"
+        )
+    missing = [f"{label}: {reason}." for label, reason in found["failed"].items()]
+    told = f"Batches of {asked['batch']} texts of {asked['length']} tokens, `{asked['command']}` on {asked['machine']}."
+    return "\n".join([*lines, "", " ".join([told, *missing])])
+
+
 def pieces() -> dict[str, str]:
     """Marker -> what stands behind it, of every committed result."""
     found: dict[str, str] = {}
     for path in sorted((HERE / "results").glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         if "study" not in result:
-            found[path.stem] = costs(result)
+            found[path.stem] = speeds(result) if "backends" in result else costs(result)
             continue
         found[path.stem] = table(result, summary(result))
         found[f"{path.stem}-whole"] = table(result, whole_rows(result))

@@ -1,0 +1,87 @@
+"""What cutting out gains: MiniLM without half of its feed-forward units and a third of its heads, at random, untrained.
+
+`make bench` prints it and writes benchmarks/results/speed.json. A backend that stands there for the same settings is
+not measured again, so a stopped command goes on.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsesoup.exports.source import own_masks
+from sparsesoup.files import write_json
+from sparsesoup.hub.models import load_as_saved, quiet
+from sparsesoup.hub.structure import layers
+from sparsesoup.measuring import How, measure
+from sparsesoup.measuring.backends import BACKENDS
+from sparsesoup.summary import machine
+from sparsesoup.ticket import save_masks
+
+RESULT = Path(__file__).parent / "results" / "speed.json"
+UNITS, HEADS = 1 / 2, 1 / 3  # the shares that go
+BOUND = 0.25  # by which the speed may miss what FLOPs promise
+
+
+@torch.no_grad()
+def cut_at_random(folder: Path) -> Path:
+    """MiniLM's folder with the rows that lead to random units and heads zero, and its masks."""
+    model, draw = load_as_saved("minilm"), torch.Generator().manual_seed(0)
+    for layer in layers(model):
+        units = torch.randperm(layer.units, generator=draw)[: round(UNITS * layer.units)]
+        heads = torch.randperm(layer.heads, generator=draw)[: round(HEADS * layer.heads)]
+        layer.part("up").weight[units] = 0
+        layer.part("value").weight.view(layer.heads, layer.size, -1)[heads] = 0
+    with quiet():
+        model.save_pretrained(folder)
+    save_masks(folder / "pruning", own_masks(model), {"method": "random", "model": "minilm", "seed": 0})
+    return folder
+
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What a result depends on."""
+    command = "make bench" if options.out == RESULT else "python benchmarks/speed.py"
+    return {
+        "batch": options.batch, "length": options.length, "threads": options.threads, "rounds": options.rounds,
+        "machine": f"{machine()}, torch {torch.__version__}", "command": command,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--on", default=",".join(BACKENDS))
+    parser.add_argument("--out", type=Path, default=RESULT)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    asked = settings(options)
+    found = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
+    if found.get("settings") != asked:
+        found = {"settings": asked, "backends": {}, "failed": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        source = cut_at_random(Path(folder) / "model")
+        for name in options.on.split(","):
+            if name in found["backends"]:
+                continue
+            how = How(
+                batch=options.batch, length=options.length, threads=options.threads, rounds=options.rounds, on=(name,)
+            )
+            (table,) = measure([source], how)
+            found["backends"][name], found["failed"] = table["rows"], found["failed"] | table["failed"]
+            write_json(options.out, found)
+    for row in (row for rows in found["backends"].values() for row in rows):
+        low, high = row["quartiles"]
+        print(f"{row['label']}, {row['form']}: {row['faster']:.2f} times as fast as dense ({low:.2f} to {high:.2f}); "
+              f"FLOPs promise {row['promise']:.2f}" + (f": {row['why']}" if row["why"] else ""))  # fmt: skip
+    for label, reason in found["failed"].items():
+        print(f"{label}: {reason}")
+
+
+if __name__ == "__main__":
+    main()
