@@ -21,6 +21,7 @@ from sparsesoup.files import locked, make_folder, remove, whole, write_json, wri
 from sparsesoup.hub.build import Opened, build, open_task, score_test
 from sparsesoup.hub.kinds import kind_of
 from sparsesoup.hub.models import load_reader, save_model
+from sparsesoup.hub.zero_shot import HEAD
 from sparsesoup.journal import JOURNAL, Journal
 from sparsesoup.meter import Meter
 from sparsesoup.methods import METHODS, TABLE
@@ -33,6 +34,7 @@ from sparsesoup.shelf import Shelf
 from sparsesoup.show import read_report
 from sparsesoup.spread import spread
 from sparsesoup.summary import machine, summary, versions
+from sparsesoup.targets import fingerprint
 from sparsesoup.teacher import taught
 from sparsesoup.ticket import Ticket, load_masks, save_masks
 from sparsesoup.watch import Watch
@@ -144,9 +146,10 @@ def test(path: Path, console: Console) -> Run:
     if report["test"] is not None:
         return Run(path, report)
     settings, _ = read(["--config", str(path / "run.yaml")])
-    opened = open_task(settings.place)
+    # A ticket of a CLIP carries the words that it was told; a file of them may have changed.
+    place = replace(settings.place, model=str(path), prompts=None, class_names=None)
+    opened = open_task(place)
     watch = Watch(None, console)
-    place = replace(settings.place, model=str(path))
     try:
         problem = build(place, opened, steps=1, training=settings.train, observer=watch)
         report["test"] = score_test(problem, place, opened)
@@ -222,6 +225,8 @@ def _save(
         save_model(model, ticket.weights, temporary, reader, brief | report["sparsity"])
         base = {"origin": problem.origin(), "base_model_prefix": model.base_model_prefix}
         save_masks(temporary / "pruning", ticket.masks, facts | base)
+        if beside := kind_of(opened.task).beside:
+            beside(temporary / "pruning", model, opened.task)
     write_json(path / "report.json", report)
     write_report(path)
 
@@ -257,7 +262,9 @@ def _completed(table: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def _base(problem: Problem, opened: Opened) -> dict[str, Any]:
-    return {"model": problem.origin(), "dataset": opened.source.fingerprint, "steps": problem.steps}
+    base = {"model": problem.origin(), "dataset": opened.source.fingerprint, "steps": problem.steps}
+    frozen = {name: t for name, t in problem.pretrained.named_buffers() if name == HEAD}
+    return base | ({"head": fingerprint(frozen)} if frozen else {})
 
 
 def _surroundings(settings: Settings, problem: Problem) -> dict[str, Any]:

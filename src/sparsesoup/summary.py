@@ -1,5 +1,6 @@
 """What report.json says of a run, from its problem and its ticket."""
 
+import copy
 import platform
 from importlib.metadata import version
 from typing import Any
@@ -8,10 +9,10 @@ import torch
 
 from sparsesoup import masks as algebra
 from sparsesoup.hub.build import Opened
-from sparsesoup.hub.kinds import told
-from sparsesoup.meter import CountFlops
+from sparsesoup.hub.kinds import kind_of, told
+from sparsesoup.meter import Cost, CountFlops
 from sparsesoup.methods import TABLE
-from sparsesoup.problem import Problem
+from sparsesoup.problem import Problem, evaluate
 from sparsesoup.recipe import Settings
 from sparsesoup.ticket import Ticket
 
@@ -22,7 +23,8 @@ def summary(settings: Settings, problem: Problem, ticket: Ticket, opened: Opened
     Args:
         seconds: of wall-clock time since this process took it up.
     """
-    targets = problem.targets
+    targets, ready = problem.targets, kind_of(opened.task).ready
+    drawn = f"task head and what the checkpoint lacks: drawn from seed {settings.place.seed}; not pruned"
     kept = {name: int(torch.count_nonzero(m)) for name, m in ticket.masks.items()}
     return {
         "format": 1,
@@ -48,15 +50,21 @@ def summary(settings: Settings, problem: Problem, ticket: Ticket, opened: Opened
             {"name": n, "role": t.role, "shape": list(t.shape), "kept": kept[n], "total": ticket.masks[n].numel()}
             for n, t in targets.items()
         ],
-        "notes": ticket.notes,
+        "notes": {**ticket.notes, **({"before": _before(problem)} if ready else {})},
         **_plain_steps(settings, problem, ticket.cost),
-        "head": f"task head and what the checkpoint lacks: drawn from seed {settings.place.seed}; not pruned",
+        "head": ready(opened.task) if ready else drawn,
         "train_rows": len(problem.train),
         "validation_rows": len(problem.validation),
         "command": settings.command(),
         "versions": versions(),
         "machine": machine(problem.accelerator.device),
     }
+
+
+def _before(problem: Problem) -> dict[str, float]:
+    """Scores of the pre-trained model on the validation rows; no method needs them, so they are on no meter."""
+    model = problem.accelerator.prepare_model(copy.deepcopy(problem.pretrained), evaluation_mode=True)
+    return evaluate(problem, model, problem.validation, Cost())
 
 
 def _plain_steps(settings: Settings, problem: Problem, cost: dict[str, dict[str, float]]) -> dict[str, float]:

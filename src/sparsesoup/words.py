@@ -151,7 +151,13 @@ def _teachers(checks: list[Facts], facts: Facts) -> str:
     return f"Of {len(checks)} checks on validation these gave a new teacher: {', '.join(told)}."
 
 
+def _before(scores: Facts, facts: Facts) -> str:
+    told = ", ".join(f"{value:.4f} {name}" for name, value in scores.items())
+    return f"Zero-shot, dense and before any training: {told} on validation."
+
+
 SENTENCES: dict[str, Callable[[Any, Facts], str]] = {
+    "before": _before,
     "rounds": lambda rounds, facts: f"Rounds of pruning, each after a training of its own: {rounds}.",
     "weak_share": lambda share, facts: f"Weak steps: {percent(share)} of T.",
     "budget": _budget,

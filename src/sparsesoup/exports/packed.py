@@ -47,7 +47,7 @@ class Packed:
         def save(folder: Path) -> None:
             source.copy_beside(folder)
             coding.write(folder / coding.FILE, packed)
-            (folder / "pruning").mkdir()
+            (folder / "pruning").mkdir(exist_ok=True)
             write_json(folder / "pruning" / FACTS, source.facts)
 
         notes = ["it is unpacked to be used: it travels light and computes as the dense model does"]

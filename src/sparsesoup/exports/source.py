@@ -15,7 +15,9 @@ from torch import Tensor
 
 from sparsesoup.errors import UserError
 from sparsesoup.exports.coding import FILE, read
+from sparsesoup.files import make_folder
 from sparsesoup.hold import zeros_of
+from sparsesoup.hub import zero_shot
 from sparsesoup.hub.families import prunable
 from sparsesoup.hub.models import COMPACT, load_as_saved
 from sparsesoup.masks import Masks
@@ -128,11 +130,14 @@ class Source:
         return size_of(self.tensors(), sum(path.stat().st_size for path in self.files()))
 
     def copy_beside(self, folder: Path, config: bool = True) -> None:
-        """Copy what is no weights (tokenizer, processor, card), and config.json if wanted."""
+        """Copy what is no weights (tokenizer, processor, card), config.json if wanted, and a frozen head."""
         for path in sorted(self.folder.iterdir()):
             wanted = path.name not in OURS or (config and path.name == "config.json")
             if path.is_file() and path.suffix in BESIDE and wanted:
                 shutil.copyfile(path, folder / path.name)
+        for path in sorted((self.folder / "pruning").glob(f"{zero_shot.NAME}.*")):
+            make_folder(folder / "pruning")
+            shutil.copyfile(path, folder / "pruning" / path.name)
 
 
 def open_source(run: Path) -> Source:

@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +11,11 @@ import torch
 from sparsesoup.data import Data
 from sparsesoup.errors import UserError
 from sparsesoup.hub.families import prunable
+from sparsesoup.hub.images import Images
 from sparsesoup.hub.kinds import AnyTask, Kind, find, kind_of, told
-from sparsesoup.hub.models import has_head, load_model, load_reader
+from sparsesoup.hub.models import config_of, has_head, load_model, load_reader, locate
 from sparsesoup.hub.sources import Source, open_splits, open_test, training_splits
+from sparsesoup.hub.zero_shot import ZeroShot, asked
 from sparsesoup.journal import Journal
 from sparsesoup.meter import Cost, Meter
 from sparsesoup.problem import Observer, Problem, Silent, Training, evaluate
@@ -34,6 +37,10 @@ class Place:
         max_length: tokens of a row at most; longer ones are cut, contexts of questions into windows; default 128, for
             question answering 384, or what the model takes.
         doc_stride: tokens that neighbouring windows of a long context share; default a third of max_length.
+        prompts: what a CLIP is told of a class of images: a sentence with {} where its name goes, or a file with one a
+            line; default some that are usual for the dataset.
+        class_names: what the classes are called in prompts: name,name,... or a file with one a line; default the
+            dataset's own names.
         trust_remote_code: run code that comes with the model.
         seed: of everything random.
     """
@@ -46,6 +53,8 @@ class Place:
     label_column: str | None = None
     max_length: int | None = None
     doc_stride: int | None = None
+    prompts: str | None = None
+    class_names: str | None = None
     trust_remote_code: bool = False
     seed: int = 0
 
@@ -63,9 +72,18 @@ class Opened:
 
 
 def open_task(place: Place) -> Opened:
-    """Find the dataset and its columns."""
+    """Find the dataset and its columns, and how the model is asked about them."""
     source = open_splits(place.dataset, data_root=place.data_root, config=place.dataset_config)
     task = find(source.train, source.name, place.text_columns, place.label_column, place.doc_stride)
+    if isinstance(task, Images):
+        kind = str(config_of(place.model, place.trust_remote_code).model_type)
+        words = (place.prompts, place.class_names)
+        task = asked(task, kind, Path(locate(place.model)), source.train, source.name, *words)
+    if not isinstance(task, ZeroShot) and (place.prompts is not None or place.class_names is not None):
+        raise UserError(
+            f"prompts and class_names are read by a CLIP that sees images, which model {place.model} on "
+            f"{source.name} is not; leave them out"
+        )
     return Opened(source, task)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -14,10 +15,11 @@ from transformers import (
 
 from sparsesoup.data import Batch, Data
 from sparsesoup.errors import UserError
-from sparsesoup.hub import images, spans, tasks, text
+from sparsesoup.hub import images, spans, tasks, text, zero_shot
 from sparsesoup.hub.images import Images
 from sparsesoup.hub.spans import Spans
 from sparsesoup.hub.tasks import Judged, Task
+from sparsesoup.hub.zero_shot import ZeroShot
 
 AnyTask = Task | Spans
 
@@ -37,6 +39,8 @@ class Kind:
         length: tokens of a row at most where nothing else is asked.
         told: task -> what is predicted from what, in words.
         images: whether rows hold images, which an image processor reads; else a tokenizer reads texts.
+        ready: task -> where a head comes from that answers before any training; None where it is drawn from the seed.
+        beside: (folder pruning/, model, task) writes what a saved model needs beside its weights.
     """
 
     head: Any
@@ -49,6 +53,8 @@ class Kind:
     length: int
     told: Callable[[Any], str]
     images: bool = False
+    ready: Callable[[Any], str] | None = None
+    beside: Callable[[Path, nn.Module, Any], None] | None = None
 
 
 CLASSES = Kind(
@@ -73,6 +79,14 @@ IMAGES = replace(
     told=lambda task: f"{tasks.told(task)} (images)",
     images=True,
 )
+ZERO_SHOT = replace(
+    IMAGES,
+    head=zero_shot.Tower,
+    predict=zero_shot.predict,
+    told=zero_shot.in_words,
+    ready=zero_shot.origin,
+    beside=zero_shot.save,
+)
 SPANS = Kind(
     head=AutoModelForQuestionAnswering,
     settings=lambda task: _names(("start", "end")),
@@ -90,6 +104,8 @@ def kind_of(task: AnyTask) -> Kind:
     """The kind that a task is of."""
     if isinstance(task, Spans):
         return SPANS
+    if isinstance(task, ZeroShot):
+        return ZERO_SHOT
     return IMAGES if isinstance(task, Images) else CLASSES
 
 

@@ -21,9 +21,11 @@ from sparsesoup.run import complete, directory
 
 LISTS = {"models": ["minilm"], "datasets": ["docstrings"], "sparsities": [0.9], "seeds": [0, 1, 2]}
 KEYS = (*LISTS, "methods", "train", "steps", "epochs", "dataset_config", "text_columns", "image_column", "label_column",
-        "max_length", "doc_stride", "data_root", "trust_remote_code")  # fmt: skip
+        "max_length", "doc_stride", "prompts", "class_names", "data_root", "trust_remote_code")  # fmt: skip
 OWN = ("name", "method", "train", "times", "steps", "epochs", "seeds", "sparsities")  # settings of a row
-PLACED = (*OWN[2:], "dataset_config", "text_columns", "image_column", "label_column", "max_length", "doc_stride")
+PLACED = (*OWN[2:], "dataset_config", "text_columns", "image_column", "label_column", "max_length", "doc_stride",
+          "prompts", "class_names")  # fmt: skip
+ASKED = ("model", "dataset", "dataset_config", "text_columns", "label_column", "prompts", "class_names")
 Table = dict[str, Any]
 
 
@@ -204,7 +206,7 @@ def _check(cells: list[Cell]) -> None:
     names: dict[str, str] = {}
     for i, cell in enumerate(cells):
         place = cell.settings.place
-        known = json.dumps([place.dataset, place.dataset_config, place.text_columns, place.label_column])
+        known = json.dumps([getattr(place, key) for key in ASKED])
         try:
             locate(place.model)
         except UserError as error:

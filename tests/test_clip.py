@@ -1,0 +1,284 @@
+"""CLIP as a classifier: the head is made of words and frozen, the image tower is pruned, and a ticket carries both."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+import transformers
+import yaml
+from datasets import Dataset, Features, Image, Value
+from PIL import Image as Picture
+from safetensors.torch import load_file
+
+from sparsesoup import export, load_compact, load_packed, prune
+from sparsesoup.cli import main
+from sparsesoup.hub import zero_shot
+from sparsesoup.hub.build import Place, build, open_task
+from sparsesoup.hub.families import prunable
+from sparsesoup.hub.models import load_model
+from sparsesoup.hub.prompts import names_of, templates_of
+from sparsesoup.problem import Training
+from sparsesoup.recipe import dump, read
+from sparsesoup.show import read_report
+from tiny_clip import COLOURS, checkpoint, clip, pictures, tokenizer
+from tiny_hub import masks_of, offline, run_of
+
+NAMES = ("brick red", "moss green", "sky")
+ONE = ("a photo of a {}.",)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A tiny CLIP and images of three colours; no test writes to it."""
+    folder = tmp_path_factory.mktemp("clip")
+    return Place(model=str(checkpoint(folder / "clip")), dataset=str(pictures(folder / "colours")))
+
+
+def line_of(place, out, method="magnitude", *more):
+    flags = ["--model", place.model, "--dataset", place.dataset, "--sparsity", "0.5", "--steps", "30",
+             "--train.batch-size", "8", "--train.learning-rate", "1e-3", "--out", str(out)]  # fmt: skip
+    return ["prune", method, *flags, *more]
+
+
+@pytest.fixture(scope="module")
+def run(place, tmp_path_factory):
+    """A finished run; no test writes to it."""
+    out = tmp_path_factory.mktemp("ticket")
+    assert main(line_of(place, out, "isp")) == 0
+    return run_of(out)
+
+
+def tower(place, templates=ONE):
+    return load_model(place.model, replace(open_task(place).task, templates=templates), 0).eval()
+
+
+@torch.no_grad()
+def test_with_one_template_the_logits_are_the_checkpoints_own(place):
+    whole, reader, pixels = (
+        transformers.CLIPModel.from_pretrained(place.model).eval(),
+        tokenizer(),
+        torch.randn(4, 3, 8, 8),
+    )
+    words = reader([ONE[0].format(name) for name in NAMES], padding=True, return_tensors="pt")
+    own = whole(pixel_values=pixels, **words).logits_per_image
+    ours = zero_shot.predict(tower(place), {"pixel_values": pixels})
+    torch.testing.assert_close(ours, own, rtol=1e-5, atol=1e-5)
+    assert own.std() > 0.01
+
+
+@torch.no_grad()
+def test_the_head_is_the_mean_of_directions_not_of_embeddings():
+    model, words, templates = clip(), tokenizer(), ("{}", "the {}!", "no {}, never a {}")
+    head = zero_shot.head_of(model, words, NAMES, templates)
+    for name, row in zip(NAMES, head, strict=True):
+        prompts = [words(template.replace("{}", name), return_tensors="pt") for template in templates]
+        each = [model.get_text_features(**prompt).pooler_output[0] for prompt in prompts]
+        mean = sum(e / e.norm() for e in each) / len(each)
+        torch.testing.assert_close(row, model.logit_scale.exp() * mean / mean.norm(), rtol=1e-4, atol=1e-5)
+
+
+def test_many_prompts_at_a_time_make_the_same_head(monkeypatch):
+    model, words, templates = clip(), tokenizer(), ("{}", "a {}")
+    whole = zero_shot.head_of(model, words, NAMES, templates)
+    monkeypatch.setattr(zero_shot, "AT_A_TIME", 4)
+    torch.testing.assert_close(zero_shot.head_of(model, words, NAMES, templates), whole)
+
+
+def test_the_image_tower_of_vit_b_32_has_the_published_count_of_prunable_weights():
+    with torch.device("meta"):
+        found = prunable(zero_shot.tower_of(transformers.CLIPModel(transformers.CLIPConfig())))
+    assert sum(target.shape[0] * target.shape[1] for target in found.values()) == 84_934_656
+    assert {target.role for target in found.values()} == {
+        "query", "key", "value", "output", "feed-forward in", "feed-forward out"
+    }  # fmt: skip
+
+
+def test_no_text_tower_is_on_the_way_of_the_training(place):
+    problem = build(place, open_task(place), steps=2, training=Training(batch_size=8))
+    assert type(problem.pretrained) is transformers.CLIPVisionModelWithProjection
+    learnt = [name for name, p in problem.pretrained.named_parameters() if p.requires_grad]
+    assert learnt
+    assert all(name.startswith(("vision_model.", "visual_projection.")) for name in learnt)
+    assert all(name.startswith("vision_model.encoder.layers.") for name in problem.targets)
+
+
+def test_a_run_trains_the_projection_and_leaves_the_head_and_the_checkpoint(place, run):
+    base, found = load_file(f"{place.model}/model.safetensors"), load_file(run / "model" / "model.safetensors")
+    assert not torch.equal(base["visual_projection.weight"], found["visual_projection.weight"])
+    assert not any(name.startswith("text_") for name in found)
+    head = load_file(run / "model" / "pruning" / "zero_shot.safetensors")["head"]
+    whole = transformers.CLIPModel.from_pretrained(place.model).eval()
+    torch.testing.assert_close(head, zero_shot.head_of(whole, tokenizer(), NAMES, ONE), rtol=0, atol=0)
+    for name, mask in masks_of(run).items():
+        assert not found[name][~mask].any()
+        assert found[name][mask].any()
+
+
+def test_a_ticket_carries_its_prompts_and_the_report_what_was_right_before_training(place, run):
+    words = json.loads((run / "model" / "pruning" / "zero_shot.json").read_text())
+    assert words == {"format": "1", "names": [*NAMES], "templates": [*ONE]}
+    report, problem = read_report(run), build(place, open_task(place), steps=1)
+    assert report["notes"]["before"] == problem.validate(problem.pretrained)
+    assert "3 classes (brick_red, moss_green, sky)" in report["task"]
+    assert "'a photo of a {}.'" in report["task"]
+    assert "frozen" in report["head"]
+
+
+ALONE = """
+import json, sys
+import torch
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, CLIPVisionModelWithProjection
+from PIL import Image
+
+folder, picture = sys.argv[1:]
+model = CLIPVisionModelWithProjection.from_pretrained(folder).eval()
+head = load_file(folder + "/pruning/zero_shot.safetensors")["head"]
+processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+images = processor(Image.open(picture).convert("RGB"), return_tensors="pt")
+with torch.no_grad():
+    embeds = model(**images).image_embeds
+logits = embeds / embeds.norm(dim=-1, keepdim=True) @ head.T
+assert "sparsesoup" not in sys.modules
+print(json.dumps(logits.tolist()))
+"""
+
+
+@torch.no_grad()
+def logits(model, head, picture):
+    """What the command above says, with a model that is loaded otherwise."""
+    model.register_buffer(zero_shot.HEAD, head, persistent=False)
+    return zero_shot.predict(model.eval(), {"pixel_values": picture})
+
+
+@torch.no_grad()
+def test_the_documented_lines_give_the_logits_of_the_run_without_us(place, run):
+    picture = f"{place.dataset}/test/sky/0.png"
+    answer = subprocess.run([sys.executable, "-c", ALONE, str(run / "model"), picture], capture_output=True, text=True,
+                            env=offline(), check=True)  # fmt: skip
+    model = load_model(str(run), open_task(Place(model=str(run), dataset=place.dataset)).task, 0).eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(place.model, backend="pil")
+    batch = processor(Picture.open(picture).convert("RGB"), return_tensors="pt")
+    found = torch.tensor(json.loads(answer.stdout))
+    torch.testing.assert_close(found, zero_shot.predict(model, batch), rtol=0, atol=1e-6)
+
+
+def test_a_run_is_scored_on_test_and_shown(run, capsys, tmp_path):
+    copy = tmp_path / "seed-0"
+    shutil.copytree(run, copy)
+    assert main(["test", str(copy)]) == 0
+    assert 0 <= read_report(copy)["test"]["accuracy"] <= 1
+    assert main(["show", str(copy)]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Zero-shot, dense and before any training:" in told
+
+
+def test_exports_are_of_the_image_tower_and_carry_the_head(place, tmp_path):
+    stages = {"attention": "heads", "score_rate": 1.0}
+    pruned = prune("hybrid-movement", out=tmp_path / "runs", model=place.model, dataset=place.dataset, sparsity=0.5,
+                   steps=12, train={"batch_size": 8}, method=stages, progress=False)  # fmt: skip
+    stock, pixels = transformers.CLIPVisionModelWithProjection.from_pretrained, torch.randn(2, 3, 8, 8)
+    head = load_file(pruned.path / "model" / "pruning" / "zero_shot.safetensors")["head"]
+    expected = logits(stock(pruned.path / "model"), head, pixels)
+    for to, load in {"dense": stock, "packed": load_packed, "compact": load_compact}.items():
+        made = export(pruned.path, to, tmp_path / to)
+        carried = load_file(made.path / "pruning" / "zero_shot.safetensors")["head"]
+        assert (made.path / "pruning" / "zero_shot.json").is_file()
+        torch.testing.assert_close(logits(load(made.path), carried, pixels), expected, rtol=1e-5, atol=1e-5)
+    assert not any("text" in row["layer"] for row in made.facts["layers"])
+
+
+def test_prompts_and_names_are_settings_of_a_run(place, tmp_path):
+    (tmp_path / "names.txt").write_text("red\ngreen\nblue\n")
+    (tmp_path / "prompts.txt").write_text("a {} thing\nsomething {}, really\n")
+    more = ["--prompts", str(tmp_path / "prompts.txt"), "--class-names", str(tmp_path / "names.txt")]
+    assert main(line_of(place, tmp_path / "runs", "dense", *more)) == 0
+    words = json.loads((run_of(tmp_path / "runs") / "model" / "pruning" / "zero_shot.json").read_text())
+    assert words["names"] == ["red", "green", "blue"]
+    assert words["templates"] == ["a {} thing", "something {}, really"]
+    (tmp_path / "prompts.txt").unlink()
+    assert main(["test", str(run_of(tmp_path / "runs"))]) == 0
+
+
+def test_a_stopped_run_does_not_go_on_with_other_words_in_the_same_file(place, capsys, tmp_path):
+    words = tmp_path / "prompts.txt"
+    words.write_text("a {} thing\n")
+    line = line_of(place, tmp_path / "runs", "magnitude", "--prompts", str(words))
+    assert main(line) == 0
+    (run_of(tmp_path / "runs") / "report.json").unlink()  # as if killed just before its end
+    words.write_text("no {} thing\n")
+    refused(capsys, line, "was begun with another head")
+
+
+@pytest.mark.parametrize("prompt", ["a photo of a {}.", "{}", "photo: {}, of a thing", "[{}]", 'the "{}"'])
+def test_a_prompt_is_taken_as_it_is_written(place, prompt):
+    settings, _ = read(["magnitude", "--model", place.model, "--prompts", prompt])
+    assert settings.place.prompts == prompt
+    assert yaml.safe_load(dump(settings))["prompts"] == prompt
+
+
+def test_the_words_known_for_a_dataset_are_taken_by_its_name():
+    assert templates_of(None, "mnist") == ('a photo of the number: "{}".',)
+    assert len(templates_of(None, "cifar10_jpeg")) > 1
+    assert templates_of(None, "flowers") == ONE
+    assert names_of(None, ["a_b", "c"], False, "x") == ("a b", "c")
+
+
+def refused(capsys, line, *parts):
+    capsys.readouterr()
+    assert main([str(word) for word in line]) == 2
+    out, errors = capsys.readouterr()
+    (said,) = errors.splitlines()
+    assert not out
+    assert all(part in said for part in parts), said
+
+
+def test_bad_words_are_refused_in_one_line(place, capsys, tmp_path):
+    out = tmp_path / "runs"
+    refused(capsys, line_of(place, out, "isp", "--prompts", "a photo"), "'a photo' has no {}", "--prompts")
+    refused(capsys, line_of(place, out, "isp", "--class-names", "red,green"), "gives 2 names", "3 classes")
+    refused(capsys, line_of(place, out, "isp", "--class-names", "red,sky,red"), "'red' is there twice", "--class-names")
+    refused(capsys, line_of(place, out, "isp", "--class-names", "red,,green"), "class 1", "empty name")
+    long = "a photo of something that is " + 20 * "very " + "{}"
+    refused(capsys, line_of(place, out, "isp", "--prompts", long), "tokens, the text tower takes 48", "--prompts")
+    assert not out.exists()
+
+
+def test_numbers_for_want_of_names_are_refused_with_the_remedy(place, capsys, tmp_path):
+    features = Features({"image": Image(), "label": Value("int64")})
+    plain = [Picture.new("RGB", (8, 8), colour) for colour in COLOURS.values()]
+    rows = Dataset.from_dict({"image": plain * 6, "label": [0, 1, 2] * 6}, features=features)
+    (tmp_path / "numbered").mkdir()
+    rows.to_parquet(tmp_path / "numbered" / "train.parquet")
+    numbered = Place(model=place.model, dataset=str(tmp_path / "numbered"))
+    refused(
+        capsys, line_of(numbered, tmp_path / "runs"), "3 classes of numbered are numbers without names", "--class-names"
+    )
+    assert main(line_of(numbered, tmp_path / "runs", "dense", "--class-names", "red,green,blue")) == 0
+
+
+def test_words_for_a_model_that_reads_none_are_refused(place, capsys, tmp_path):
+    vit = transformers.ViTForImageClassification(transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=8, patch_size=4
+    ))  # fmt: skip
+    vit.save_pretrained(tmp_path / "vit")
+    transformers.AutoImageProcessor.from_pretrained(place.model, backend="pil").save_pretrained(tmp_path / "vit")
+    other = Place(model=str(tmp_path / "vit"), dataset=place.dataset)
+    refused(capsys, line_of(other, tmp_path / "runs", "isp", "--prompts", "a {}"), "read by a CLIP", "leave them out")
+
+
+def test_a_tower_without_its_words_and_a_ticket_with_others_are_refused(place, run, capsys, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(run / "model", bare, ignore=shutil.ignore_patterns("pruning"))
+    refused(capsys, line_of(Place(model=str(bare), dataset=place.dataset), tmp_path / "runs"), "whole CLIPModel")
+    ticket = Place(model=str(run), dataset=place.dataset)
+    refused(capsys, line_of(ticket, tmp_path / "runs", "isp", "--prompts", "my {}"), "no text tower", "base model")
+    assert main(line_of(ticket, tmp_path / "runs", "dense")) == 0
+
+
+def test_a_dense_clip_teaches(place, tmp_path):
+    assert main(line_of(place, tmp_path, "gradual", "--train.distill.teacher", "dense")) == 0
