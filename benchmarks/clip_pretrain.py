@@ -103,7 +103,7 @@ class Set:
     Args:
         name, names: the dataset as the recipe has it, and its class names.
         templates, prompts: sentences that these go into, in captions and when the model is asked.
-        train, held_out: rows of its training split.
+        train, held_out: rows of its training split; no `train` where it is only scored.
         judge: (logits, labels) -> scores.
     """
 
@@ -111,7 +111,7 @@ class Set:
     names: tuple[str, ...]
     templates: tuple[str, ...]
     prompts: tuple[str, ...]
-    train: Data
+    train: Data | None
     held_out: Data
     judge: Any
 
@@ -123,7 +123,7 @@ def open_set(name: str, recipe: dict[str, Any], processor: Any, data_root: str |
     if not isinstance(task, Images):
         raise UserError(f"{name} holds no images, which a CLIP is pre-trained on; name another dataset")
     train_rows, held_out = training_splits(source, task, recipe["seed"])
-    rows, _ = encode(train_rows, task, processor)
+    rows = encode(train_rows, task, processor)[0] if name in recipe["datasets"] else None
     others, judge = encode(held_out, task, processor)
     names = names_of(None, task.labels, False, source.name)
     prompts = templates_of(None, source.name)
@@ -131,7 +131,7 @@ def open_set(name: str, recipe: dict[str, Any], processor: Any, data_root: str |
 
 
 def captioned(sets: Sequence[Set], repeats: Sequence[int], tokenizer: Any) -> Data:
-    """The rows of all sets, each with a caption of its class in a template drawn anew at each look.
+    """The training rows of sets, each with a caption of its class in a template drawn anew at each look.
 
     A batch has the images, the different captions of the batch as tokens, `caption`: which of these is whose, and
     `labels`: which class of all sets it is.

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from sparsesoup.hub.prompts import names_of, templates_of
 from sparsesoup.problem import Training
 from sparsesoup.recipe import dump, read
 from sparsesoup.show import read_report
+from sparsesoup.study.plan import read_plan
 from tiny_clip import COLOURS, checkpoint, clip, pictures, tokenizer
 from tiny_hub import masks_of, offline, run_of
 
@@ -42,6 +44,10 @@ def line_of(place, out, method="magnitude", *more):
     flags = ["--model", place.model, "--dataset", place.dataset, "--sparsity", "0.5", "--steps", "30",
              "--train.batch-size", "8", "--train.learning-rate", "1e-3", "--out", str(out)]  # fmt: skip
     return ["prune", method, *flags, *more]
+
+
+def words_of_run(place, run):
+    return open_task(Place(model=str(run), dataset=place.dataset)).task
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +166,7 @@ def test_the_documented_lines_give_the_logits_of_the_run_without_us(place, run):
     picture = f"{place.dataset}/test/sky/0.png"
     answer = subprocess.run([sys.executable, "-c", ALONE, str(run / "model"), picture], capture_output=True, text=True,
                             env=offline(), check=True)  # fmt: skip
-    model = load_model(str(run), open_task(Place(model=str(run), dataset=place.dataset)).task, 0).eval()
+    model = load_model(str(run), words_of_run(place, run), 0).eval()
     processor = transformers.AutoImageProcessor.from_pretrained(place.model, backend="pil")
     batch = processor(Picture.open(picture).convert("RGB"), return_tensors="pt")
     found = torch.tensor(json.loads(answer.stdout))
@@ -190,6 +196,29 @@ def test_exports_are_of_the_image_tower_and_carry_the_head(place, tmp_path):
         assert (made.path / "pruning" / "zero_shot.json").is_file()
         torch.testing.assert_close(logits(load(made.path), carried, pixels), expected, rtol=1e-5, atol=1e-5)
     assert not any("text" in row["layer"] for row in made.facts["layers"])
+
+
+@torch.no_grad()
+def test_a_pruned_tower_goes_back_among_the_words_of_its_base(place, run):
+    """As the tour has it."""
+    whole, found = (
+        transformers.CLIPModel.from_pretrained(place.model),
+        load_model(str(run), words_of_run(place, run), 0),
+    )
+    whole.vision_model, whole.visual_projection = found.vision_model, found.visual_projection
+    batch = tokenizer()([ONE[0].format(name) for name in NAMES], padding=True, return_tensors="pt")
+    pixels = torch.randn(2, 3, 8, 8)
+    own = whole(pixel_values=pixels, **batch).logits_per_image
+    torch.testing.assert_close(own, zero_shot.predict(found, {"pixel_values": pixels}), rtol=1e-5, atol=1e-5)
+
+
+def test_the_masks_alone_prune_the_image_tower_of_a_whole_clip(place, run, tmp_path):
+    assert main(["apply", str(run), "--model", place.model, "--out", str(tmp_path / "whole")]) == 0
+    found, base = load_file(tmp_path / "whole" / "model.safetensors"), load_file(f"{place.model}/model.safetensors")
+    masks = masks_of(run)
+    assert found.keys() == base.keys()
+    assert all(torch.equal(found[n], base[n] * masks[n] if n in masks else base[n]) for n in base)
+    assert transformers.CLIPProcessor.from_pretrained(tmp_path / "whole").image_processor.size["height"] == 8
 
 
 def test_prompts_and_names_are_settings_of_a_run(place, tmp_path):
@@ -282,3 +311,10 @@ def test_a_tower_without_its_words_and_a_ticket_with_others_are_refused(place, r
 
 def test_a_dense_clip_teaches(place, tmp_path):
     assert main(line_of(place, tmp_path, "gradual", "--train.distill.teacher", "dense")) == 0
+
+
+def test_the_study_of_the_benchmarks_reads_as_a_recipe(place):
+    path = Path(__file__).parents[1] / "benchmarks" / "experiments" / "clip.yaml"
+    plan = read_plan(path, {"models": place.model, "datasets": [place.dataset]})
+    assert len(plan.cells) == 14 * 3
+    assert len({cell.path for cell in plan.cells}) == len(plan.cells)

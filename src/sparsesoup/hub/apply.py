@@ -1,11 +1,12 @@
 """A ticket's masks on another copy of its base model."""
 
+import inspect
 from pathlib import Path
 
 from sparsesoup import masks as algebra
 from sparsesoup.errors import UserError
 from sparsesoup.files import whole
-from sparsesoup.hub.models import load_as_saved, load_reader, save_model
+from sparsesoup.hub.models import load_as_saved, load_processor, load_reader, save_model
 from sparsesoup.targets import fingerprint
 from sparsesoup.ticket import find, fit, load_masks, save_masks
 
@@ -42,5 +43,7 @@ def apply(ticket: Path, model: str, out: Path, other_weights: bool = False) -> t
         numbers = {"sparsity": algebra.sparsity(fitted), "kept": kept, "total": total}
         reader = load_reader(model, copy.main_input_name == "pixel_values")
         save_model(copy, copy.state_dict(), temporary, reader, brief | numbers)
+        if "pixel_values" in inspect.signature(copy.forward).parameters and copy.main_input_name != "pixel_values":
+            load_processor(model).save_pretrained(temporary)  # a model of texts and images
         save_masks(temporary / "pruning", fitted, {**facts, "model": model, "origin": origin})
     return kept, total

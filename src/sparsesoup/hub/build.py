@@ -15,7 +15,7 @@ from sparsesoup.hub.images import Images
 from sparsesoup.hub.kinds import AnyTask, Kind, find, kind_of, told
 from sparsesoup.hub.models import config_of, has_head, load_model, load_reader, locate
 from sparsesoup.hub.sources import Source, open_splits, open_test, training_splits
-from sparsesoup.hub.zero_shot import ZeroShot, asked
+from sparsesoup.hub.zero_shot import asked
 from sparsesoup.journal import Journal
 from sparsesoup.meter import Cost, Meter
 from sparsesoup.problem import Observer, Problem, Silent, Training, evaluate
@@ -79,7 +79,7 @@ def open_task(place: Place) -> Opened:
         kind = str(config_of(place.model, place.trust_remote_code).model_type)
         words = (place.prompts, place.class_names)
         task = asked(task, kind, Path(locate(place.model)), source.train, source.name, *words)
-    if not isinstance(task, ZeroShot) and (place.prompts is not None or place.class_names is not None):
+    if kind_of(task).ready is None and (place.prompts is not None or place.class_names is not None):
         raise UserError(
             f"prompts and class_names are read by a CLIP that sees images, which model {place.model} on "
             f"{source.name} is not; leave them out"

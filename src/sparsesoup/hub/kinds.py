@@ -1,6 +1,6 @@
 """The kinds of task: how each is told, which head answers it, how it is learnt and judged."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ class Kind:
         length: tokens of a row at most where nothing else is asked.
         told: task -> what is predicted from what, in words.
         images: whether rows hold images, which an image processor reads; else a tokenizer reads texts.
+        load: (options of from_pretrained, task) -> the model; None where `head` loads it.
         ready: task -> where a head comes from that answers before any training; None where it is drawn from the seed.
         beside: (folder pruning/, model, task) writes what a saved model needs beside its weights.
     """
@@ -53,6 +54,7 @@ class Kind:
     length: int
     told: Callable[[Any], str]
     images: bool = False
+    load: Callable[[Mapping[str, Any], Any], Any] | None = None
     ready: Callable[[Any], str] | None = None
     beside: Callable[[Path, nn.Module, Any], None] | None = None
 
@@ -81,7 +83,7 @@ IMAGES = replace(
 )
 ZERO_SHOT = replace(
     IMAGES,
-    head=zero_shot.Tower,
+    load=zero_shot.load,
     predict=zero_shot.predict,
     told=zero_shot.in_words,
     ready=zero_shot.origin,

@@ -15,7 +15,6 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrain
 from transformers import logging as messages
 
 from sparsesoup.errors import UserError
-from sparsesoup.hub import zero_shot
 from sparsesoup.hub.embedded import embedded_model
 from sparsesoup.hub.families import prunable
 from sparsesoup.hub.kinds import AnyTask, kind_of
@@ -23,7 +22,6 @@ from sparsesoup.hub.online import answers
 from sparsesoup.hub.open_clip import CONFIG as OPEN_CLIP
 from sparsesoup.hub.open_clip import OpenClipForImageClassification
 from sparsesoup.hub.structure import FAMILIES, Widths, narrow_
-from sparsesoup.hub.zero_shot import ZeroShot
 from sparsesoup.rng import fold
 
 EMBEDDED = "minilm"
@@ -68,9 +66,9 @@ def load_model(model: str, task: AnyTask, seed: int, remote_code: bool = False, 
     where the head is not its own or of another shape.
     """
     options, kind = _options(locate(model), remote_code), kind_of(task)
-    if isinstance(task, ZeroShot):
+    if kind.load is not None:
         with _reading(model):
-            return zero_shot.load(options, task)
+            return kind.load(options, task)
     with _reading(model):
         config = AutoConfig.from_pretrained(**options, **kind.settings(task))
         with torch.random.fork_rng():
@@ -207,9 +205,8 @@ def config_of(model: str, remote_code: bool = False) -> Any:
 
 def has_head(model: str, task: AnyTask, remote_code: bool = False) -> bool:
     """Whether transformers knows a class of this model's type with the head that a task needs."""
-    if isinstance(task, ZeroShot):
-        return True  # the head came with the task
-    return remote_code or type(config_of(model)) in kind_of(task).head._model_mapping
+    kind = kind_of(task)
+    return remote_code or kind.load is not None or type(config_of(model)) in kind.head._model_mapping
 
 
 def load_reader(model: str, images: bool, remote_code: bool = False) -> Any:
