@@ -309,6 +309,10 @@ def test_a_tower_without_its_words_and_a_ticket_with_others_are_refused(place, r
     assert main(line_of(ticket, tmp_path / "runs", "dense")) == 0
 
 
+def test_a_clip_teaches_itself_by_the_same_head(place, tmp_path):
+    assert main(line_of(place, tmp_path, "pins", "--train.precision", "bf16")) == 0
+
+
 def test_a_dense_clip_teaches(place, tmp_path):
     assert main(line_of(place, tmp_path, "gradual", "--train.distill.teacher", "dense")) == 0
 

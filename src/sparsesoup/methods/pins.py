@@ -124,7 +124,7 @@ def self_taught(problem: Problem, state: TrainState, temperature: float) -> Call
             loss = problem.loss(student, batch)
         finally:
             handle.remove()
-        given = problem.predict(_Said(said[0]), batch)
+        given = problem.predict(_Said(student, said[0]), batch)
         return loss + (certainty(given.detach()) * divergence(given, wanted, temperature)).mean()
 
     return objective
@@ -147,11 +147,13 @@ def certainty(outputs: Tensor) -> Tensor:
 
 
 class _Said(nn.Module):
-    """A model that answers what was already said."""
+    """A model that answers what it has already said; a frozen head beside its answers stays."""
 
-    def __init__(self, answer: Any) -> None:
+    def __init__(self, model: nn.Module, answer: Any) -> None:
         super().__init__()
         self.answer = answer
+        for name, t in model.named_buffers(recurse=False):
+            self.register_buffer(name, t)
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         return self.answer
