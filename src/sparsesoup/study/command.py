@@ -13,7 +13,9 @@ from sparsesoup.errors import UserError
 from sparsesoup.parser import OneLine
 from sparsesoup.study.cluster import Room, cluster
 from sparsesoup.study.compare import compare, table_of_runs
+from sparsesoup.study.equal import at_equal_cost
 from sparsesoup.study.executors import Executor, InProcess, Processes
+from sparsesoup.study.forecast import forecasts, told
 from sparsesoup.study.plan import read_plan
 from sparsesoup.workers import LIVES
 
@@ -58,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--data-root", help="folder of named datasets; default the variable SPARSESOUP_DATA")
     _executor_flags(made)
     made.add_argument("--retry-failed", action="store_true", help="do cells again that failed before")
-    made.add_argument("--dry-run", action="store_true", help="print the cells, and draw none")
+    made.add_argument("--dry-run", action="store_true", help="print the cells and what they will cost, and draw none")
     return made
 
 
@@ -70,11 +72,10 @@ def main(arguments: list[str]) -> None:
     if options.RUN:
         _show(table_of_runs(options.RUN, options.name or "runs", options.out))
         return
-    plan = read_plan(Path(options.config), _changes(options), options.name)
+    plan = at_equal_cost(read_plan(Path(options.config), _changes(options), options.name, options.out))
     if options.dry_run:
-        for cell in plan.cells:
-            print(f"{cell.path}  {cell.name}")
-        print(f"{len(plan.cells)} cells")
+        for line in told(forecasts(plan, options.out)):
+            print(line)
         return
     with _executor(options) as (executor, threads):
         folder = compare(plan, options.out, console, executor, threads, options.retry_failed, options.workers_per_cell)

@@ -49,7 +49,9 @@ def compare(
     _same(folder, plan, draws)
     with locked(folder / ".lock", patient=False):
         write_text(folder / "study.yaml", yaml.safe_dump(plan.recipe, sort_keys=False))
-        _do([j for j in draws if _waits(j, retry_failed)], executor, console)
+        for later in (False, True):  # tickets are drawn before others begin with them
+            wave = [j for j in draws if bool(j.cell.needs) == later and _waits(j, retry_failed)]
+            _do(wave, executor, console)
         drawn = records(draws)
         tests = [Job("test", j.cell, out, folder, threads) for j in draws if j.cell.key in drawn]
         _do(

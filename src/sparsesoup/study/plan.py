@@ -1,16 +1,13 @@
 """A study's recipe (YAML) and its cells (model, dataset, row, sparsity, seed), all checked before anything runs."""
 
-import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from sparsesoup.errors import UserError
 from sparsesoup.hub.build import open_task
@@ -18,15 +15,17 @@ from sparsesoup.hub.models import locate
 from sparsesoup.methods import METHODS, TABLE
 from sparsesoup.recipe import Settings, from_table
 from sparsesoup.run import complete, directory
+from sparsesoup.study.budget import agree
+from sparsesoup.study.written import Table, Wrong, check_keys, read_written, shipped
 
 LISTS = {"models": ["minilm"], "datasets": ["docstrings"], "sparsities": [0.9], "seeds": [0, 1, 2]}
-KEYS = (*LISTS, "methods", "train", "steps", "epochs", "dataset_config", "text_columns", "image_column", "label_column",
-        "max_length", "doc_stride", "prompts", "class_names", "data_root", "trust_remote_code")  # fmt: skip
-OWN = ("name", "method", "train", "times", "steps", "epochs", "seeds", "sparsities")  # settings of a row
-PLACED = (*OWN[2:], "dataset_config", "text_columns", "image_column", "label_column", "max_length", "doc_stride",
+KEYS = (*LISTS, "methods", "budget", "train", "steps", "epochs", "dataset_config", "text_columns", "image_column",
+        "label_column", "max_length", "doc_stride", "prompts", "class_names", "data_root", "trust_remote_code")  # fmt: skip
+OWN = ("name", "method", "train", "times", "steps", "epochs", "seeds", "sparsities", "from")  # settings of a row
+PLACED = (*OWN[2:-1], "dataset_config", "text_columns", "image_column", "label_column", "max_length", "doc_stride",
           "prompts", "class_names")  # fmt: skip
 ASKED = ("model", "dataset", "dataset_config", "text_columns", "label_column", "prompts", "class_names")
-Table = dict[str, Any]
+OTHER = {"steps": "epochs", "epochs": "steps"}  # two ways to say how long
 
 
 @dataclass(frozen=True)
@@ -38,17 +37,24 @@ class Cell:
         sparsity: what the row is pruned to; None for methods that keep every weight.
         settings: of the run.
         path: of the run, below the folder of all runs.
+        needs: path of the run whose ticket this one trains; None where it begins by itself.
     """
 
     row: str
     sparsity: float | None
     settings: Settings
     path: Path
+    needs: Path | None = None
 
     @property
     def place(self) -> tuple[str, str, float | None]:
         """(model, dataset, sparsity): the column of the table."""
         return self.settings.place.model, self.settings.place.dataset, self.sparsity
+
+    @property
+    def seed(self) -> int:
+        """Of everything random."""
+        return self.settings.place.seed
 
     @property
     def name(self) -> str:
@@ -75,72 +81,113 @@ class Plan:
     command: str = ""
 
 
-def read_plan(path: Path, changes: Mapping[str, Any] | None = None, name: str | None = None) -> Plan:
+def read_plan(
+    path: Path, changes: Mapping[str, Any] | None = None, name: str | None = None, out: Path = Path("runs")
+) -> Plan:
     """The study of a recipe.
 
     Args:
-        path: of the recipe.
-        changes: keys of the recipe that are to be others.
+        path: of the recipe; or the name of one that is shipped: table2, table3, transfer.
+        changes: keys of the recipe that are to be others. They win over what a dataset has of its own, not over what a
+            row has; of datasets that are named otherwise the recipe's own settings stay.
         name: of the study; default the file's.
+        out: the folder of all runs, for rows that begin with the tickets of others.
     Raises: UserError with file and line for whatever could not run: an unknown key, method, setting, model or dataset.
     """
-    recipe, lines = _read(path)
+    path = shipped(path)
+    recipe, lines = read_written(path)
     changed = {key: value for key, value in (changes or {}).items() if value is not None}
-    recipe |= changed
     try:
+        _change_(recipe, changed)
         cells = list(_cells(recipe))
         _check(cells)
-    except _Wrong as wrong:
+        cells += _check(list(_transferred(recipe, cells, out)))
+        agree(recipe, _datasets(recipe))
+    except Wrong as wrong:
         raise UserError(f"{path}, line {lines(wrong.where)}: {wrong.error}") from wrong.error
     flags = [f"--{key.replace('_', '-')} {_words(value)}" for key, value in changed.items()]
     return Plan(name or path.stem, recipe, cells, " ".join(["sparsesoup compare --config", str(path), *flags]))
+
+
+def _change_(recipe: Table, changed: Table) -> None:
+    """Put changes into a recipe as read, and take away what they replace."""
+    gone = {*changed, *(OTHER[key] for key in changed if key in OTHER)}
+    old = recipe.get("datasets")
+    for key in gone - {"datasets"}:
+        recipe.pop(key, None)
+    recipe |= changed
+    if isinstance(old, dict):
+        names = changed.get("datasets", list(old))
+        own = {name: old.get(_published(name, old)) or {} for name in names}
+        kept = {n: {k: v for k, v in t.items() if k not in gone} if isinstance(t, dict) else t for n, t in own.items()}
+        recipe["datasets"] = kept
+
+
+def _published(name: str, datasets: Mapping[str, Any]) -> str:
+    """The dataset of a recipe that a name stands for: itself, or one of which it is a copy by its last part.
+
+    >>> _published("my/glue/mnli_dev_split", {"glue/mnli": None, "glue/wnli": None})
+    'glue/mnli'
+    """
+    leaf = re.split(r"[_.-]", Path(name).name)[0].lower()
+    alike = [known for known in datasets if re.split(r"[_.-]", Path(known).name)[0].lower() == leaf]
+    return name if name in datasets or len(alike) != 1 else alike[0]
 
 
 def _words(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-class _Wrong(Exception):
-    """An error and the place in the recipe that it comes from."""
-
-    def __init__(self, error: Exception | str, *where: str) -> None:
-        super().__init__(str(error))
-        self.error, self.where = error if isinstance(error, Exception) else UserError(error), where
-
-
-def _read(path: Path) -> tuple[Table, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        recipe, tree = yaml.safe_load(text), yaml.compose(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read recipe {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(recipe, dict):
-        raise UserError(f"recipe {path} must be a table with methods, datasets, ...; see `sparsesoup compare --help`")
-    return recipe, lambda where: _line(tree, where)
-
-
-def _line(tree: Any, where: Sequence[str]) -> int:
-    """The line of the last key of a path that is there."""
-    line = 1
-    for key in where:
-        pairs = tree.value if isinstance(tree, yaml.MappingNode) else []
-        found = [(name, value) for name, value in pairs if name.value == str(key)]
-        if not found:
-            break
-        line, tree = found[0][0].start_mark.line + 1, found[0][1]
-    return line
-
-
 def _cells(recipe: Table) -> Iterator[Cell]:
     """All seeds of a row before the next row, so that rows get whole one after the other."""
-    _known(recipe, KEYS)
+    check_keys(recipe, KEYS)
     rows = recipe.get("methods")
     if not rows or not isinstance(rows, (dict, list)):
-        raise _Wrong("a study needs methods: a list of names, or a table of rows with settings", "methods")
+        raise Wrong("a study needs methods: a list of names, or a table of rows with settings", "methods")
     rows = rows if isinstance(rows, dict) else {str(row): None for row in rows}
+    for row, own in rows.items():
+        if own is not None and not isinstance(own, dict):
+            raise Wrong(f"row {row} has settings of its own (name, method, train, ...), got {own!r}", "methods", row)
     datasets = _datasets(recipe)
     for (dataset, placed), model, (row, own) in product(datasets.items(), _list(recipe, "models"), rows.items()):
-        yield from _row(recipe, str(model), dataset, placed, str(row), dict(own or {}))
+        if not (own and own.get("from")):
+            yield from _row(recipe, str(model), dataset, placed, str(row), dict(own or {}))
+
+
+def _transferred(recipe: Table, drawn: list[Cell], out: Path) -> Iterator[Cell]:
+    """Cells that train the tickets of others: `from: ROW` of that row on every dataset, or of one dataset alone."""
+    rows, datasets = recipe["methods"], _datasets(recipe)
+    found = {(cell.row, cell.place, cell.seed): cell for cell in drawn}
+    given = {row: own for row, own in rows.items() if own and own.get("from")} if isinstance(rows, dict) else {}
+    for row, own in given.items():
+        source, origins = _origin(row, own, datasets)
+        plain = {key: value for key, value in own.items() if key != "from"} | {"name": "ticket"}
+        for origin, (dataset, placed), model in product(origins, datasets.items(), _list(recipe, "models")):
+            for cell in _row(recipe, str(model), dataset, placed, f"{row} {origin}", plain):
+                first = found.get((source, (cell.place[0], origin, cell.sparsity), cell.seed))
+                if first is None or TABLE[first.settings.name].grouped:
+                    why = (
+                        "which this study does not draw" if first is None else "whose masks are in groups, never exact"
+                    )
+                    ticket = f"{source} on {origin} at sparsity {cell.sparsity:g}, seed {cell.seed}"
+                    raise Wrong(f"row {row} begins with the ticket of {ticket}, {why}; name another row", "methods",
+                                 row, "from")  # fmt: skip
+                method = replace(cell.settings.method, ticket=str(out / first.path))  # type: ignore[type-var]
+                yield replace(cell, settings=replace(cell.settings, method=method), needs=first.path)
+
+
+def _origin(row: str, own: Table, datasets: Mapping[str, Table]) -> tuple[str, list[str]]:
+    """(the row whose tickets a row begins with, the datasets on which they are drawn)."""
+    if strange := [key for key in ("name", "method") if key in own]:
+        raise Wrong(f"row {row} begins with tickets, so its method is ticket; leave out {strange[0]}", "methods", row,
+                     strange[0])  # fmt: skip
+    given = own["from"] if isinstance(own["from"], dict) else {"row": own["from"]}
+    check_keys(given, ("row", "dataset"), "methods", row, "from")
+    origin = given.get("dataset")
+    if origin is not None and origin not in datasets:
+        raise Wrong(f"row {row} begins with tickets of {origin}; allowed: {', '.join(datasets)}", "methods", row,
+                     "from", "dataset")  # fmt: skip
+    return str(given.get("row")), [origin] if origin is not None else [*datasets]
 
 
 def _datasets(recipe: Table) -> dict[str, Table]:
@@ -148,16 +195,20 @@ def _datasets(recipe: Table) -> dict[str, Table]:
     if not isinstance(found, dict):
         return {str(name): {} for name in _list(recipe, "datasets")}
     for name, placed in found.items():
-        _known(dict(placed or {}), PLACED, "datasets", name)
+        if placed is not None and not isinstance(placed, dict):
+            raise Wrong(
+                f"dataset {name} has settings of its own (sparsities, steps, ...), got {placed!r}", "datasets", name
+            )
+        check_keys(placed or {}, PLACED, "datasets", name)
     return {str(name): dict(placed or {}) for name, placed in found.items()}
 
 
 def _row(recipe: Table, model: str, dataset: str, placed: Table, row: str, own: Table) -> Iterator[Cell]:
-    _known(own, OWN, "methods", row)
+    check_keys(own, OWN, "methods", row)
     name = str(own.get("name", row))
     merged = recipe | placed | {k: v for k, v in own.items() if k in PLACED}
     dense = name in METHODS and TABLE[name].dense
-    table = {key: merged[key] for key in KEYS if key in merged and key not in LISTS and key != "methods"}
+    table = {key: merged[key] for key in KEYS if key in merged and key not in (*LISTS, "methods", "budget")}
     table |= {"model": model, "dataset": dataset, "method": own.get("method")}
     table["train"] = {**(recipe.get("train") or {}), **(placed.get("train") or {}), **(own.get("train") or {})}
     for length in ("steps", "epochs"):
@@ -167,7 +218,7 @@ def _row(recipe: Table, model: str, dataset: str, placed: Table, row: str, own: 
         settings = _settings(row, name, table | {"sparsity": sparsity})
         for seed in _list(merged, "seeds"):
             if not isinstance(seed, int):
-                raise _Wrong(f"a seed is a whole number, got {seed!r}", "seeds")
+                raise Wrong(f"a seed is a whole number, got {seed!r}", "seeds")
             yield Cell(row, sparsity, replace(settings, place=replace(settings.place, seed=seed)), Path())
 
 
@@ -180,29 +231,19 @@ def _settings(row: str, name: str, table: Table) -> Settings:
         said = re.match(r"(?:unknown )?setting (?:--)?([\w.-]+)|(train\.\w+)|(sparsity)", str(error))
         named = (said[1] or said[2] or "sparsities").replace("-", "_").split(".") if said else []
         where = named if named and named[0] != "method" else ["methods", row, *named]
-        raise _Wrong(error, *where) from error
+        raise Wrong(error, *where) from error
 
 
 def _list(table: Table, key: str) -> list[Any]:
     found = table.get(key, LISTS[key])
     listed = found if isinstance(found, list) else [found]
     if not listed or len(set(map(str, listed))) < len(listed):
-        raise _Wrong(f"{key} needs one or several different values, got {found}", key)
+        raise Wrong(f"{key} needs one or several different values, got {found}", key)
     return listed
 
 
-def _known(table: Table, keys: Sequence[str], *where: str) -> None:
-    for key in table:
-        if key not in keys:
-            near = difflib.get_close_matches(str(key), keys, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(keys)}"
-            raise _Wrong(f"unknown setting {key!r}; {hint}", *where, str(key))
-
-
-def _check(cells: list[Cell]) -> None:
+def _check(cells: list[Cell]) -> list[Cell]:
     """Find every model and dataset, and give each cell the path of its run."""
-    if not cells:
-        raise _Wrong("the study has no cell", "methods")
     names: dict[str, str] = {}
     for i, cell in enumerate(cells):
         place = cell.settings.place
@@ -210,9 +251,10 @@ def _check(cells: list[Cell]) -> None:
         try:
             locate(place.model)
         except UserError as error:
-            raise _Wrong(error, "models") from error
+            raise Wrong(error, "models") from error
         try:
             names[known] = names.get(known) or open_task(place).source.name
         except UserError as error:
-            raise _Wrong(error, "datasets", place.dataset) from error
+            raise Wrong(error, "datasets", place.dataset) from error
         cells[i] = replace(cell, path=directory(names[known], cell.settings))
+    return cells

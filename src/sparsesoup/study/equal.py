@@ -1,0 +1,104 @@
+"""Equal total cost: for each row the T at which all that it does takes the FLOPs of a reference."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from sparsesoup.errors import UserError
+from sparsesoup.recipe import Settings
+from sparsesoup.run import directory
+from sparsesoup.schedules import least_steps
+from sparsesoup.study.budget import Budget, read_budget
+from sparsesoup.study.estimate import Estimator
+from sparsesoup.study.plan import Cell, Plan
+from sparsesoup.teacher import DENSE, dense
+from sparsesoup.words import flop
+
+NEAR = 0.998  # share of the budget at which a search for T is content
+EXACT = 8192  # T up to which every seed's batches are counted one by one; beyond it a margin is kept
+MARGIN = 0.995
+
+
+def at_equal_cost(plan: Plan) -> Plan:
+    """The plan with the T of each row set so that no run costs more than its budget, and hardly one less.
+
+    The same T for all seeds of a row. Nothing is timed, so every machine finds the same.
+
+    Raises: UserError if a row does not fit, with the least budget that it needs.
+    """
+    budget = read_budget(plan.recipe.get("budget"))
+    if budget is None:
+        return plan
+    estimator, groups = Estimator(timed=False, exact=EXACT, alike=EXACT), dict[Any, list[Cell]]()
+    for cell in plan.cells:
+        groups.setdefault((cell.place, cell.row), []).append(cell)
+    cells = []
+    for group in groups.values():
+        wanted = {cell.key: _allowed(plan, cell, budget, estimator) for cell in group}
+        steps = 0
+        for cell in group:
+            found = _longest(cell, wanted[cell.key], estimator, steps)
+            steps = min(steps or found, found)
+        cells += [_lasting(cell, steps) for cell in group]
+    order = {cell.key: i for i, cell in enumerate(plan.cells)}
+    places = [order[cell.key] for group in groups.values() for cell in group]
+    return replace(plan, cells=[cell for _, cell in sorted(zip(places, cells, strict=True), key=lambda pair: pair[0])])
+
+
+def _allowed(plan: Plan, cell: Cell, budget: Budget, estimator: Estimator) -> float:
+    """FLOPs that a cell may take."""
+    if budget.flops is not None:
+        return budget.flops
+    return budget.times * estimator.alone(_reference(plan, cell, budget)).total.flops
+
+
+def _reference(plan: Plan, cell: Cell, budget: Budget) -> Settings:
+    model, dataset, sparsity = cell.place
+    beside = [other for other in plan.cells if other.place[:2] == (model, dataset) and other.seed == cell.seed]
+    named = [other for other in beside if other.row == budget.row or (not budget.row and other.settings.name == DENSE)]
+    named = [other for other in named if other.sparsity in (None, sparsity)]
+    if budget.row and not named:
+        raise UserError(f"budget: no row {budget.row} beside {cell.name}; name one that is there for it")
+    return named[0].settings if named else dense(beside[0].settings)
+
+
+def _longest(cell: Cell, allowed: float, estimator: Estimator, guess: int) -> int:
+    """The largest T at which a cell costs no more than allowed."""
+
+    def cost(steps: int) -> float | None:
+        """FLOPs; None where the method refuses so short a T."""
+        try:
+            found = estimator.alone(_lasting(cell, steps).settings).total.flops
+        except UserError:
+            return None
+        return found if steps <= EXACT else found / MARGIN
+
+    low, high, steps, cheapest = 0, None, guess or estimator.problem(cell.settings).steps, None
+    while high is None or high - low > 1:
+        found = cost(steps)
+        if found is not None and found > allowed:
+            high, cheapest = steps, found
+        elif found is not None and found >= NEAR * allowed and steps > EXACT // 8:
+            return steps
+        else:
+            low = steps
+        aim = round(steps * allowed / found) if found else 2 * steps
+        steps = max(low + 1, min(aim, high - 1) if high is not None else aim)
+    if low and cost(low) is not None:
+        return low
+    raise _too_little(cell, allowed, cheapest, cost)
+
+
+def _too_little(cell: Cell, allowed: float, found: float | None, cost: Callable[[int], float | None]) -> UserError:
+    least = least_steps(lambda steps: cost(steps) is not None, 0) or 0
+    needs = cost(least) or found or allowed
+    return UserError(
+        f"the budget is too small for {cell.name}: it needs at least {least} steps, {flop(needs)}, and gets "
+        f"{flop(allowed)}; make the budget {needs / allowed:.2f} times as large"
+    )
+
+
+def _lasting(cell: Cell, steps: int) -> Cell:
+    """The cell at that T."""
+    settings = replace(cell.settings, amount=replace(cell.settings.amount, steps=steps, epochs=None))
+    return replace(cell, settings=settings, path=directory(str(cell.path.parent.parent), settings))

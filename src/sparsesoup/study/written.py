@@ -1,0 +1,65 @@
+"""A study's recipe as it is written: YAML, and on which line each of its keys stands."""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sparsesoup.errors import UserError
+
+SHIPPED = Path(__file__).parent / "recipes"
+Table = dict[str, Any]
+
+
+class Wrong(Exception):
+    """An error and the place in the recipe that it comes from."""
+
+    def __init__(self, error: Exception | str, *where: str) -> None:
+        super().__init__(str(error))
+        self.error, self.where = error if isinstance(error, Exception) else UserError(error), where
+
+
+def shipped(path: Path) -> Path:
+    """The recipe itself, or the one of that name that comes with the package."""
+    own = SHIPPED / f"{path.name}.yaml"
+    return own if not path.exists() and path.parent == Path() and own.is_file() else path
+
+
+def read_written(path: Path) -> tuple[Table, Callable[[Sequence[str]], int]]:
+    """(the recipe, the line of a path of keys in it).
+
+    Raises: UserError if it cannot be read or is no table.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        recipe, tree = yaml.safe_load(text), yaml.compose(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        names = ", ".join(sorted(each.stem for each in SHIPPED.glob("*.yaml")))
+        hint = f"; shipped ones are {names}" if isinstance(error, FileNotFoundError) else ""
+        raise UserError(f"cannot read recipe {path}: {' '.join(str(error).split())}{hint}") from error
+    if not isinstance(recipe, dict):
+        raise UserError(f"recipe {path} must be a table with methods, datasets, ...; see `sparsesoup compare --help`")
+    return recipe, lambda where: _line(tree, where)
+
+
+def _line(tree: Any, where: Sequence[str]) -> int:
+    """The line of the last key of a path that is there."""
+    line = 1
+    for key in where:
+        pairs = tree.value if isinstance(tree, yaml.MappingNode) else []
+        found = [(name, value) for name, value in pairs if name.value == str(key)]
+        if not found:
+            break
+        line, tree = found[0][0].start_mark.line + 1, found[0][1]
+    return line
+
+
+def check_keys(table: Mapping[str, Any], keys: Sequence[str], *where: str) -> None:
+    """Raise Wrong with the nearest key for one that is not among `keys`."""
+    for key in table:
+        if key not in keys:
+            near = difflib.get_close_matches(str(key), keys, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(keys)}"
+            raise Wrong(f"unknown setting {key!r}; {hint}", *where, str(key))
