@@ -1,5 +1,6 @@
 """Equal total cost: for each row the T at which all that it does takes the FLOPs of a reference."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -7,14 +8,14 @@ from typing import Any
 from sparsesoup.errors import UserError
 from sparsesoup.recipe import Settings
 from sparsesoup.run import directory
-from sparsesoup.schedules import least_steps
+from sparsesoup.schedules import MOST_STEPS, least_steps
 from sparsesoup.study.budget import Budget, read_budget
 from sparsesoup.study.estimate import Estimator
 from sparsesoup.study.plan import Cell, Plan
 from sparsesoup.teacher import DENSE, dense
 from sparsesoup.words import flop
 
-NEAR = 0.998  # share of the budget at which a search for T is content
+NEAR, LONG = 0.998, 1024  # share of the budget at which a search for so large a T is content
 EXACT = 8192  # T up to which every seed's batches are counted one by one; beyond it a margin is kept
 MARGIN = 0.995
 
@@ -34,15 +35,13 @@ def at_equal_cost(plan: Plan) -> Plan:
         groups.setdefault((cell.place, cell.row), []).append(cell)
     cells = []
     for group in groups.values():
-        wanted = {cell.key: _allowed(plan, cell, budget, estimator) for cell in group}
+        allowed = [_allowed(plan, cell, budget, estimator) for cell in group]
         steps = 0
-        for cell in group:
-            found = _longest(cell, wanted[cell.key], estimator, steps)
+        for cell, most in zip(group, allowed, strict=True):
+            found = _longest(cell, most, estimator, steps)
             steps = min(steps or found, found)
         cells += [_lasting(cell, steps) for cell in group]
-    order = {cell.key: i for i, cell in enumerate(plan.cells)}
-    places = [order[cell.key] for group in groups.values() for cell in group]
-    return replace(plan, cells=[cell for _, cell in sorted(zip(places, cells, strict=True), key=lambda pair: pair[0])])
+    return replace(plan, cells=cells)
 
 
 def _allowed(plan: Plan, cell: Cell, budget: Budget, estimator: Estimator) -> float:
@@ -73,28 +72,32 @@ def _longest(cell: Cell, allowed: float, estimator: Estimator, guess: int) -> in
             return None
         return found if steps <= EXACT else found / MARGIN
 
-    low, high, steps, cheapest = 0, None, guess or estimator.problem(cell.settings).steps, None
+    low, high, steps = 0, None, guess or estimator.problem(cell.settings).steps
     while high is None or high - low > 1:
         found = cost(steps)
         if found is not None and found > allowed:
-            high, cheapest = steps, found
-        elif found is not None and found >= NEAR * allowed and steps > EXACT // 8:
+            high = steps
+        elif found is not None and found >= NEAR * allowed and steps > LONG:
             return steps
+        elif found is None and steps > MOST_STEPS:
+            break
         else:
             low = steps
         aim = round(steps * allowed / found) if found else 2 * steps
         steps = max(low + 1, min(aim, high - 1) if high is not None else aim)
     if low and cost(low) is not None:
         return low
-    raise _too_little(cell, allowed, cheapest, cost)
+    raise _too_little(cell, allowed, cost)
 
 
-def _too_little(cell: Cell, allowed: float, found: float | None, cost: Callable[[int], float | None]) -> UserError:
-    least = least_steps(lambda steps: cost(steps) is not None, 0) or 0
-    needs = cost(least) or found or allowed
+def _too_little(cell: Cell, allowed: float, cost: Callable[[int], float | None]) -> UserError:
+    least = least_steps(lambda steps: cost(steps) is not None, 0)
+    needs = cost(least) if least else None
+    if needs is None:
+        return UserError(f"no budget is enough for {cell.name}; choose less extreme settings")
     return UserError(
         f"the budget is too small for {cell.name}: it needs at least {least} steps, {flop(needs)}, and gets "
-        f"{flop(allowed)}; make the budget {needs / allowed:.2f} times as large"
+        f"{flop(allowed)}; make the budget {math.ceil(100 * needs / allowed) / 100:g} times as large"
     )
 
 

@@ -23,7 +23,7 @@ from sparsesoup.problem import Problem, Silent, evaluate, timed
 from sparsesoup.recipe import Settings
 from sparsesoup.shelf import Product
 from sparsesoup.study.prices import PricedMeter, Prices
-from sparsesoup.study.twin import twin_of
+from sparsesoup.study.twin import part, twin_of
 from sparsesoup.teacher import DENSE, TEACHER, dense, teach
 from sparsesoup.train import train
 
@@ -134,12 +134,18 @@ class Estimator:
             _stand_in(settings.method).run(twin, float(settings.amount.sparsity or 0.0))
             return twin.meter.costs, twin.watch.held
 
+        def padding(steps: int) -> float:
+            """What a step costs on all rows beside what it costs on the share that a twin has."""
+            size, some = settings.train.batch_size, part(problem.train, steps / total)
+            return prices.mean(problem.train, size) / prices.mean(some, size)
+
         if total <= self.exact:
             costs, held = at(total)
         else:
+            half, far = self.exact // 2, (total - self.exact) / (self.exact - self.exact // 2)
             try:
-                (short, held), (longer, _) = at(self.exact // 2), at(self.exact)
-                costs = _extended(short, longer, (total - self.exact) / (self.exact - self.exact // 2))
+                (short, held), (longer, _) = at(half), at(self.exact)
+                costs = _extended(short, longer, far, padding(self.exact))
             except UserError:  # refused where T is short; at T itself it may not be
                 costs, held = at(total)
         return (self._taught(settings, costs) if settings.train.distill.teacher == DENSE else costs), held
@@ -238,13 +244,18 @@ def _stand_in(method: Method) -> Method:
     return OneShot() if isinstance(method, FromTicket) else method
 
 
-def _extended(short: Costs, longer: Costs, far: float) -> Costs:
-    """Costs on the line through those at two lengths, `far` times their distance beyond the longer one."""
+def _extended(short: Costs, longer: Costs, far: float, padding: float) -> Costs:
+    """Costs on the line through those at two lengths, `far` times their distance beyond the longer one.
+
+    A step costs what one of the longer does, times `padding`: short twins have fewer rows, which are padded otherwise.
+    """
 
     def on_line(label: str) -> Cost:
         before, after = asdict(short.get(label, Cost())), asdict(longer[label])
-        values = {name: max(0.0, value + far * (value - before[name])) for name, value in after.items()}
-        return Cost(**{name: value if name == "seconds" else round(value) for name, value in values.items()})
+        values = {name: round(max(0.0, value + far * (value - before[name]))) for name, value in after.items()}
+        if after["steps"]:
+            values["flops"] = round(values["steps"] * after["flops"] / after["steps"] * padding)
+        return Cost(**values)
 
     return {label: on_line(label) for label in longer}
 

@@ -20,7 +20,8 @@ from sparsesoup.study.written import Table, Wrong, check_keys, read_written, shi
 
 LISTS = {"models": ["minilm"], "datasets": ["docstrings"], "sparsities": [0.9], "seeds": [0, 1, 2]}
 KEYS = (*LISTS, "methods", "budget", "train", "steps", "epochs", "dataset_config", "text_columns", "image_column",
-        "label_column", "max_length", "doc_stride", "prompts", "class_names", "data_root", "trust_remote_code")  # fmt: skip
+        "label_column", "max_length", "doc_stride", "prompts", "class_names", "data_root",
+        "trust_remote_code")  # fmt: skip
 OWN = ("name", "method", "train", "times", "steps", "epochs", "seeds", "sparsities", "from")  # settings of a row
 PLACED = (*OWN[2:-1], "dataset_config", "text_columns", "image_column", "label_column", "max_length", "doc_stride",
           "prompts", "class_names")  # fmt: skip
@@ -163,7 +164,8 @@ def _transferred(recipe: Table, drawn: list[Cell], out: Path) -> Iterator[Cell]:
         source, origins = _origin(row, own, datasets)
         plain = {key: value for key, value in own.items() if key != "from"} | {"name": "ticket"}
         for origin, (dataset, placed), model in product(origins, datasets.items(), _list(recipe, "models")):
-            for cell in _row(recipe, str(model), dataset, placed, f"{row} {origin}", plain):
+            label = f"{row} {origin}" if isinstance(own["from"], str) else row
+            for cell in _row(recipe, str(model), dataset, placed, label, plain):
                 first = found.get((source, (cell.place[0], origin, cell.sparsity), cell.seed))
                 if first is None or TABLE[first.settings.name].grouped:
                     why = (

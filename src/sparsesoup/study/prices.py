@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from sparsesoup.scores.gradient import gradient, hessian_product
 from sparsesoup.targets import parameters
 
 Price = Callable[[int, int], int]  # (rows, width of a batch) -> FLOPs
+MANY = 512  # batches over which a mean is taken at least
 WIDTHS = 3  # attention is quadratic in the width, all else is linear or constant
 
 
@@ -34,6 +36,14 @@ class Prices:
         if what not in self._known:
             self._known[what] = _fitted(self.problem, PASSES[what])
         return self._known[what]
+
+    def mean(self, data: Data, size: int) -> float:
+        """FLOPs of a training step on such rows, on average over an epoch, or several of few rows."""
+        price, each = self.of("train"), max(MANY, len(data) // size)
+        batches = islice(data.batches(size, 0, 0), each)
+        return (
+            sum(price(len(rows), max(data.lengths[i] for i in rows) if data.lengths else 1) for rows in batches) / each
+        )
 
 
 class PricedMeter(Meter):

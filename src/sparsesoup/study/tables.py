@@ -4,6 +4,7 @@ import re
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from scipy import stats
@@ -157,14 +158,32 @@ def markdown(found: Grid) -> str:
 def latex(found: Grid) -> str:
     """The table in LaTeX, for the package booktabs."""
     heads, rows, bold = lines(found)
-    text = [rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", r"\toprule", _tex(heads), r"\midrule"]
+    text = [rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", r"\toprule", *_tex_heads(found, heads), r"\midrule"]
     for i, row in enumerate(rows):
         text.append(_tex(row, {k for k in range(len(row)) if (i, k) in bold}))
+        if row[0] in found.unpruned and i + 1 < len(rows) and rows[i + 1][0] not in found.unpruned:
+            text.append(r"\midrule")
     return "\n".join([*text, r"\bottomrule", r"\end{tabular}", f"% {note(found)}"]) + "\n"
 
 
+def _tex_heads(found: Grid, heads: Sequence[str]) -> list[str]:
+    """One line of heads; or, as published, one of datasets over one of sparsities where a dataset has several."""
+    places = [list(group) for _, group in groupby(found.columns, key=lambda column: column[:2])]
+    if all(len(group) == 1 for group in places):
+        return [_tex(heads)]
+    names = [heading((*group[0][:2], None), found.columns) for group in places]
+    above = [rf"\multicolumn{{{len(g)}}}{{c}}{{{_escaped(name)}}}" for g, name in zip(places, names, strict=True)]
+    below = ["" if column[2] is None else percent(column[2], 0) for column in found.columns]
+    tail = heads[1 + len(found.columns) :]
+    return [" & ".join(["", *above, *([""] * len(tail))]) + r" \\", _tex([heads[0], *below, *tail])]
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([%&_#$])", r"\\\1", text).replace("±", r"$\pm$")
+
+
 def _tex(cells: Sequence[str], bold: Collection[int] = ()) -> str:
-    escaped = [re.sub(r"([%&_#$])", r"\\\1", cell).replace("±", r"$\pm$") for cell in cells]
+    escaped = [_escaped(cell) for cell in cells]
     return " & ".join(rf"\textbf{{{c}}}" if k in bold else c for k, c in enumerate(escaped)) + r" \\"
 
 

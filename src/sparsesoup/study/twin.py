@@ -140,7 +140,7 @@ def twin_of(
     identity = {"rows": len(problem.train), "steps": steps, "share": share, "seed": seed, "teacher": "any"}
     return Twin(
         pretrained=model, targets=targets,
-        train=_lengths(problem.train, share), validation=_lengths(problem.validation),
+        train=_hollow(part(problem.train, share)), validation=_hollow(problem.validation),
         predict=lambda model, batch: model(batch["rows"]), criterion=lambda outputs, batch: outputs.square().mean(),
         metric=lambda outputs, labels: {"nothing": 0.0}, steps=steps, seed=seed, meter=meter, journal=Journal(meter),
         training=replace(problem.training, clip=0.0, precision="no"), observer=watch, watch=watch,
@@ -148,17 +148,22 @@ def twin_of(
     )  # fmt: skip
 
 
-def _lengths(data: Data, share: float = 1.0) -> Data:
-    """Rows of the same lengths with nothing in them."""
+def part(data: Data, share: float) -> Data:
+    """A share of the rows, evenly taken: what their lengths are on average stays."""
     count = max(1, round(share * len(data)))
     picked = [i * len(data) // count for i in range(count)]
     lengths = tuple(data.lengths[i] for i in picked) if data.lengths else ()
+    return replace(data, rows=[data.rows[i] for i in picked], lengths=lengths)
+
+
+def _hollow(data: Data) -> Data:
+    """Rows of the same lengths with nothing in them."""
 
     def collate(rows: Sequence[int]) -> Batch:
         shape = (len(rows), max(rows))
         return {"rows": torch.empty(shape, dtype=torch.int8), "labels": torch.zeros(len(rows))}
 
-    return Data(list(lengths or [1] * count), collate, lengths)
+    return Data(list(data.lengths or [1] * len(data)), collate, data.lengths)
 
 
 def _beside(state: TrainState) -> float:
