@@ -1,0 +1,107 @@
+"""Budgets: at equal total cost no row takes more FLOPs than its reference, on the meter; contradictions are refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sparsesoup.cli import main
+from sparsesoup.errors import UserError
+from sparsesoup.study.equal import at_equal_cost
+from sparsesoup.study.plan import read_plan
+
+TAUGHT = {"name": "gradual", "train": {"distill": {"teacher": "dense"}}}
+RECIPE = {
+    "models": "bert", "datasets": "reviews", "sparsities": 0.5, "seeds": [0, 1], "steps": 120, "budget": "equal",
+    "train": {"batch_size": 4, "learning_rate": 0.003},
+    "methods": {"dense": None, "snip": {"method": {"batches": 3}}, "taught": TAUGHT},
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _inside(place, monkeypatch, tmp_path):
+    for name in ("bert", "reviews"):
+        (tmp_path / name).symlink_to(place / name)
+    monkeypatch.chdir(tmp_path)
+
+
+def write(**changes):
+    recipe = {key: value for key, value in (RECIPE | changes).items() if value is not None}
+    with open("small.yaml", "w", encoding="utf-8") as file:
+        yaml.safe_dump(recipe, file, sort_keys=False)
+    return Path("small.yaml")
+
+
+def steps_of(**changes):
+    """Row -> T, the same for its seeds."""
+    plan = at_equal_cost(read_plan(write(**changes)))
+    found = {}
+    for cell in plan.cells:
+        assert found.setdefault(cell.row, cell.settings.amount.steps) == cell.settings.amount.steps
+    return found
+
+
+def test_at_equal_cost_no_run_takes_more_than_the_dense_one_and_hardly_less():
+    assert main(["compare", "--config", str(write()), "--threads", "1"]) == 0
+    cells = json.loads(Path("runs/studies/small/study.json").read_text())["cells"]
+    flops = {(c["row"], c["seed"]): sum(cost["flops"] for cost in c["cost"].values()) for c in cells}
+    assert {c["steps"] for c in cells if c["row"] == "dense"} == {120}
+    assert all(spent <= flops["dense", seed] for (_, seed), spent in flops.items())
+    for row in ("snip", "taught"):
+        assert max(flops[row, seed] / flops["dense", seed] for seed in (0, 1)) > 0.98
+    assert "| taught | " in Path("runs/studies/small/study.md").read_text()
+
+
+def test_a_budget_is_of_any_row_any_multiple_or_a_number():
+    assert steps_of(methods={"dense": None, "imp": {"method": {"cut": 0.5}}}) == {"dense": 120, "imp": 60}
+    assert steps_of(budget={"times": 2}, methods=["dense"], seeds=0)["dense"] in (239, 240)
+    found = steps_of(budget={"row": "imp"}, seeds=0, methods={"dense": None, "imp": {"method": {"cut": 0.5}}})
+    assert found["imp"] == 120
+    assert found["dense"] in (239, 240)
+    assert steps_of(methods=["random"], seeds=0) == {"random": 120}  # beside a dense run that no row is
+    small = steps_of(budget={"flops": 1e8}, steps=None, methods=["dense"], seeds=0)["dense"]
+    assert steps_of(budget={"flops": 2e8}, steps=None, methods=["dense"], seeds=0)["dense"] > 1.9 * small
+
+
+def test_a_row_that_no_budget_of_this_size_serves_is_refused_with_the_least_one(capsys):
+    write(methods={"dense": None, "isp-paper": None}, seeds=0, steps=20)
+    assert main(["compare", "--config", "small.yaml"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error
+    assert (
+        "the budget is too small for isp-paper on reviews, sparsity 0.5, seed 0 (bert): it needs at least 57" in error
+    )
+    assert not Path("runs").exists()
+    times = float(error.split("make the budget ")[1].split(" times")[0])
+    assert steps_of(methods={"dense": None, "isp-paper": None}, seeds=0, steps=20, budget={"times": times})
+    with pytest.raises(UserError, match="too small"):
+        steps_of(methods={"dense": None, "isp-paper": None}, seeds=0, steps=20, budget={"times": 0.95 * times})
+
+
+@pytest.mark.parametrize(
+    ("changes", "line", "said"),
+    [
+        ({"budget": "fair"}, "budget:", "budget is paper, equal, {times: 3}"),
+        ({"budget": {"flop": 3}}, "budget:", "budget is paper, equal"),
+        ({"budget": {"times": 0}}, "budget:", "budget: times is a number above 0, got 0"),
+        ({"budget": {"flops": "2e15"}}, "budget:", "budget: flops is a number above 0, got '2e15' (YAML wants"),
+        ({"budget": {"flops": 1e9, "row": "dense"}, "steps": None}, "budget:", "flops says it all"),
+        ({"budget": {"flops": 1e9}}, "steps:", "budget.flops says how long every row trains, steps would say it again"),
+        ({"methods": {"dense": {"times": 2}}}, "times:", "row dense has times, but at equal total cost its T follows"),
+        ({"methods": {"dense": None, "snip": {"steps": 4}}}, "steps:", "row snip has steps, but at equal total cost"),
+        ({"methods": {"snip": None, "on": {"from": "snip"}}}, "from:", "what its ticket cost is not in it"),
+    ],
+)
+def test_a_budget_that_contradicts_is_refused_with_its_line(changes, line, said, capsys):
+    write(**changes)
+    assert main(["compare", "--config", "small.yaml"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error
+    assert said in error
+    named = int(error.split("line ")[1].split(":")[0])
+    assert Path("small.yaml").read_text().splitlines()[named - 1].strip().startswith(line)
+
+
+def test_the_budget_of_the_paper_is_t_for_every_row():
+    assert steps_of(budget="paper") == steps_of(budget=None) == {"dense": 120, "snip": 120, "taught": 120}

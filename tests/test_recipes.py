@@ -1,0 +1,137 @@
+"""The recipes that are shipped: laid out as published, and rows that begin with the tickets of others."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sparsesoup.cli import main
+from sparsesoup.study.plan import read_plan
+from sparsesoup.study.tables import Grid, latex
+from sparsesoup.study.written import SHIPPED
+from tiny_hub import masks_of, reviews
+
+PUBLISHED = {
+    "mnli": 0.7,
+    "qqp": 0.9,
+    "stsb": 0.5,
+    "wnli": 0.9,
+    "qnli": 0.7,
+    "mrpc": 0.5,
+    "rte": 0.6,
+    "sst2": 0.6,
+    "cola": 0.5,
+}
+IMAGES = {"stanford_cars": 0.3, "mnist": 0.7, "svhn": 0.7, "gtsrb": 0.5, "cifar10": 0.6, "cifar100": 0.6}
+SMALL = {"models": ["bert"], "datasets": ["reviews"], "sparsities": [0.5]}
+TRANSFER = {
+    "models": "bert", "datasets": ["reviews", "others"], "sparsities": 0.5, "seeds": [0], "steps": 6,
+    "train": {"batch_size": 8}, "methods": {"gradual": None, "moved": {"from": "gradual"}},
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _inside(place, monkeypatch, tmp_path):
+    for name in ("bert", "reviews"):
+        (tmp_path / name).symlink_to(place / name)
+    for name in ("glue/cola", "glue/mnli_dev_split", "others"):
+        reviews(tmp_path / name, 60)
+    monkeypatch.chdir(tmp_path)
+
+
+def published(name):
+    return yaml.safe_load((SHIPPED / f"{name}.yaml").read_text())
+
+
+def test_table_3_has_the_published_sparsity_of_each_task():
+    found = {name.removeprefix("glue/"): own["sparsities"] for name, own in published("table3")["datasets"].items()}
+    assert found == PUBLISHED
+
+
+def test_table_2_has_three_published_sparsities_of_each_set():
+    found = {name.split("/")[1]: own["sparsities"] for name, own in published("table2")["datasets"].items()}
+    assert {name: values[0] for name, values in found.items()} == IMAGES
+    assert all(values == pytest.approx([values[0] + k / 10 for k in range(3)]) for values in found.values())
+
+
+@pytest.mark.parametrize(("name", "rows"), [("table2", 12), ("table3", 9), ("transfer", 6)])
+def test_a_shipped_recipe_is_found_by_its_name_and_all_its_rows_are_sound(name, rows):
+    plan = read_plan(Path(name), SMALL)
+    assert plan.name == name
+    assert len({cell.row for cell in plan.cells}) == rows
+    assert len(plan.cells) == 3 * rows
+
+
+def test_a_copy_of_a_dataset_keeps_the_sparsity_published_for_it_and_a_flag_wins():
+    datasets = ["glue/mnli_dev_split", "glue/cola"]
+    cells = read_plan(Path("table3"), {"models": ["bert"], "datasets": datasets}).cells
+    assert {cell.place[1:] for cell in cells if cell.sparsity} == {(datasets[0], 0.7), (datasets[1], 0.5)}
+    changes = {"models": ["bert"], "datasets": datasets, "sparsities": [0.3], "seeds": [4], "steps": 9}
+    found = [c for c in read_plan(Path("table3"), changes).cells if c.sparsity]
+    assert {(c.sparsity, c.seed, c.settings.amount.steps, c.settings.amount.epochs) for c in found} == {
+        (0.3, 4, 9, None)
+    }
+
+
+def test_a_recipe_that_is_nowhere_is_told_with_those_that_are_shipped(capsys):
+    assert main(["compare", "--config", "table9"]) == 2
+    assert "shipped ones are table2, table3, transfer" in capsys.readouterr().err
+
+
+def test_latex_heads_sparsities_by_their_dataset_and_parts_what_is_not_pruned():
+    columns = [("m", "mnist", 0.7), ("m", "mnist", 0.8), ("m", "cars_96", 0.3)]
+    scores = {(row, column): {0: 0.5, 1: 0.6} for row in ("Full", "ISP") for column in columns}
+    lines = latex(Grid(["Full", "ISP"], columns, scores, seeds=2, unpruned=frozenset({"Full"}))).splitlines()
+    assert lines[2] == r" & \multicolumn{2}{c}{mnist} & \multicolumn{1}{c}{cars\_96} &  &  \\"
+    assert lines[3] == r"method & 70 \% & 80 \% & 30 \% & mean & FLOPs (dense = 1) \\"
+    assert lines[6] == r"\midrule"
+
+
+def test_a_ticket_of_one_task_is_trained_on_every_other_after_it_is_drawn(tmp_path):
+    Path("moves.yaml").write_text(yaml.safe_dump(TRANSFER, sort_keys=False))
+    assert main(["compare", "--config", "moves.yaml", "--workers", "2", "--threads", "1"]) == 0
+    found = json.loads(Path("runs/studies/moves/study.json").read_text())
+    assert not found["failed"]
+    runs = {(cell["row"], cell["dataset"]): Path("runs", cell["run"]) for cell in found["cells"]}
+    assert len(runs) == 2 + 4
+    for origin in ("reviews", "others"):
+        drawn = masks_of(runs["gradual", origin])
+        for target in ("reviews", "others"):
+            there = masks_of(runs[f"moved {origin}", target])
+            assert all(there[name].equal(mask) for name, mask in drawn.items())
+    one, other = (masks_of(runs["gradual", name]) for name in ("reviews", "others"))
+    assert any(not other[name].equal(mask) for name, mask in one.items())
+
+
+@pytest.mark.parametrize(
+    ("own", "line", "said"),
+    [
+        ({"from": "isp"}, "from:", "row moved begins with the ticket of isp on reviews at sparsity 0.5, seed 0, which"),
+        ({"from": {"row": "magnitude", "dataset": "nowhere"}}, "dataset:", "allowed: reviews, others"),
+        ({"from": {"rows": "magnitude"}}, "rows:", "unknown setting 'rows'; did you mean row?"),
+        ({"from": "magnitude", "name": "isp"}, "name:", "its method is ticket; leave out name"),
+        ({"from": "blocks"}, "from:", "whose masks are in groups"),
+        ({"from": "magnitude", "seeds": [3]}, "from:", "seed 3, which this study does not draw"),
+    ],
+)  # fmt: skip
+def test_a_row_without_a_ticket_to_begin_with_is_refused_with_its_line(own, line, said, capsys):
+    pattern = {"name": "block-movement", "method": {"pattern": {"rows": 1, "cols": 0}}}
+    methods = {"magnitude": None, "blocks": pattern, "moved": own}
+    Path("moves.yaml").write_text(yaml.safe_dump(TRANSFER | {"methods": methods}, sort_keys=False))
+    assert main(["compare", "--config", "moves.yaml"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error
+    assert said in error
+    named = int(error.split("line ")[1].split(":")[0])
+    assert Path("moves.yaml").read_text().splitlines()[named - 1].strip().startswith(line)
+
+
+def test_settings_of_a_row_or_a_dataset_that_are_no_table_are_refused_in_one_line(capsys):
+    for changes, said in (
+        ({"methods": {"isp": 3}}, "row isp has settings"),
+        ({"datasets": {"reviews": 3}}, "reviews has"),
+    ):
+        Path("moves.yaml").write_text(yaml.safe_dump(TRANSFER | changes, sort_keys=False))
+        assert main(["compare", "--config", "moves.yaml"]) == 2
+        assert said in capsys.readouterr().err
