@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -64,5 +63,5 @@ def loading(source: Source) -> str:
     if source.narrow:
         return "sparsesoup.load_compact(folder)"
     kind = type(source.model)
-    home = "transformers" if hasattr(transformers, kind.__name__) else kind.__module__
+    home = kind.__module__ if kind.__module__.startswith("sparsesoup.") else "transformers"
     return f"{home}.{kind.__name__}.from_pretrained(folder)"
