@@ -154,6 +154,13 @@ def test_results_name_the_split_that_was_the_test_split():
     assert {*METRICS} <= {*JUDGES}
 
 
+def test_a_dense_run_is_not_called_pruned():
+    full = {"asked": 0.0, "reached": 0.0, "kept": 8, "total": 8}
+    made = ModelCard(card(NEEDED | {"method": "dense", "sparsity": full}, {}, {}, "me/m", "unknown"))
+    assert made.data.tags == ["sparsesoup", "dense"]
+    assert "`owner/bert`, fine-tuned by **dense** on `reviews`." in made.text
+
+
 def test_an_export_that_says_how_it_is_asked_is_quoted():
     form = {
         "to": "onnx",

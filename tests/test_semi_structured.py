@@ -92,6 +92,15 @@ def test_an_export_is_exported_on(run, tmp_path):
     assert (again / "semi_structured.json").read_text() == (two / "semi_structured.json").read_text()
 
 
+def test_it_is_pushed_with_its_table_and_its_loader(run, tmp_path):
+    folder = export(run, "semi-structured", tmp_path / "out").path
+    assert main(["push", str(folder), "me/tiny", "--dry-run", "--out", str(tmp_path / "push")]) == 0
+    assert (tmp_path / "push" / "semi_structured.json").read_text() == (folder / "semi_structured.json").read_text()
+    text = (tmp_path / "push" / "README.md").read_text()
+    assert "model = sparsesoup.load_semi_structured(folder)" in text
+    assert "sparsesoup prune gradual --method.scope 2:4" in text
+
+
 def test_what_is_not_2_4_is_refused_with_the_first_four_and_the_remedy(run, tmp_path, capsys):
     model = AutoModelForSequenceClassification.from_pretrained(run / "model")
     weight = model.get_parameter("bert.encoder.layer.1.intermediate.dense.weight")

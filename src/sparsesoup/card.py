@@ -62,13 +62,14 @@ def metadata(facts: Facts, form: Facts, config: Facts, repo: str, license: str) 
         for split, table in _by_split(test, bool(part)).items()
         for name, value in table.items()
     ]  # fmt: skip
-    tags = ["sparsity", "pruned", "sparsesoup", str(facts.get("method", "")), str(form.get("to", ""))]
+    tags = [*(["sparsity", "pruned"] if _pruned(facts) else []), "sparsesoup", str(facts.get("method", "unknown"))]
+    tags += [str(form["to"])] if form.get("to") else []
     more: dict[str, Any] = {"base_model_relation": "finetune"} if base else {}
     return ModelCardData(
         base_model=base, datasets=[dataset] if dataset else None,
         metrics=sorted({METRICS.get(name, name) for name in validation}) or None, eval_results=results or None,
         model_name=repo.rpartition("/")[2] if results else None, library_name="transformers" if stock else "sparsesoup",
-        license=license, pipeline_tag=task, tags=[tag for tag in tags if tag], **more,
+        license=license, pipeline_tag=task, tags=tags, **more,
     )  # fmt: skip
 
 
@@ -127,10 +128,15 @@ def _values(facts: Facts, form: Facts, config: Facts, repo: str) -> dict[str, An
 def _opening(facts: Facts, form: Facts) -> str:
     name, row = str(facts.get("method", "an unknown method")), TABLE.get(str(facts.get("method")))
     source = f" ({row.summary}; {row.source})" if row and row.source else ""
-    what = f"`{facts.get('model', 'a model')}`, pruned by **{name}**{source}"
-    where = f" while it was fine-tuned on `{facts['dataset']}`" if facts.get("dataset") else ""
+    done, then = ("pruned", " while it was fine-tuned") if _pruned(facts) else ("fine-tuned", "")
+    what = f"`{facts.get('model', 'a model')}`, {done} by **{name}**{source}"
+    where = f"{then} on `{facts['dataset']}`" if facts.get("dataset") else ""
     shape = f" This is its `{form['to']}` export." if form else ""
     return f"{what}{where}.{shape}"
+
+
+def _pruned(facts: Facts) -> bool:
+    return (facts.get("sparsity") or {}).get("reached") != 0
 
 
 def _rows(facts: Facts) -> list[tuple[str, str]]:

@@ -63,5 +63,5 @@ def loading(source: Source) -> str:
     if source.narrow:
         return "sparsesoup.load_compact(folder)"
     kind = type(source.model)
-    home = kind.__module__ if kind.__module__.startswith("sparsesoup.") else "transformers"
+    home = "transformers" if kind.__module__.startswith("transformers.") else kind.__module__
     return f"{home}.{kind.__name__}.from_pretrained(folder)"
