@@ -82,7 +82,11 @@ def test_unknown_method_and_command(place, refused, tmp_path):
     refused(line_of(place, tmp_path / "runs", "magnitud"), "unknown method 'magnitud'", "did you mean magnitude")
     refused(line_of(place, tmp_path / "runs", "zzz"), "unknown method 'zzz'", "see `sparsesoup methods`", "allowed: ")
     refused(["methods", "imp-rewnd"], "unknown method 'imp-rewnd'", "imp-rewind")
-    refused(["prnue", "isp"], "unknown command 'prnue'", "allowed: prune, test, show, methods, apply, export, measure, push, compare")
+    refused(
+        ["prnue", "isp"],
+        "unknown command 'prnue'",
+        "allowed: prune, test, show, methods, apply, export, measure, push, compare",
+    )
     refused(line_of(place, tmp_path / "runs", None), "no method named", "sparsesoup prune METHOD", "isp")
 
 

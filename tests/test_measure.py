@@ -228,6 +228,7 @@ def test_what_is_gained_and_what_gives_nothing_is_said():
         row("torch", "as it is", promise=1.0, faster=1.01, quartiles=[0.98, 1.02], seconds=2.0),
         row("csr", "as it is", promise=9.0, faster=0.6, quartiles=[0.5, 0.7], seconds=3.3, why="a reason"),
         row("onnxruntime", "compact", seconds=0.5),
+        row("torch", "compact", faster=1.4, quartiles=[1.3, 1.5], why="its reason"),
     ]
     first, best, *others = said(table(rows=rows))
     assert first == "On the disk it takes 0.4 MB, the dense model 1.0 MB (0.40 of it); packed 0.2 MB, with zstd 0.1 MB."
@@ -236,6 +237,7 @@ def test_what_is_gained_and_what_gives_nothing_is_said():
     )
     assert best.endswith("(1.90 to 2.10; FLOPs promise 2.00) and 4.00 times as fast as the dense model in torch.")
     assert others == [
+        "On torch, compact it is 1.40 times as fast, FLOPs promise 2.00: its reason.",
         "No speed on torch, as it is, 1.01 times: zeros are multiplied like anything else.",
         "No speed on csr, as it is, 0.60 times: a reason.",
         "A note.",
@@ -276,12 +278,12 @@ def test_what_is_no_run_and_no_export_is_refused(tmp_path, capsys):
 
 def test_a_page_shows_times_and_reasons(tmp_path):
     write_run(tmp_path)
-    found = table(rows=[row(why="of <b>reasons</b>", per_second=4.0, dense_per_second=2.0)]) | {
+    found = table(rows=[row(per_second=4.0, dense_per_second=2.0)]) | {
         "format": 1, "said": ["It is <i>small</i>."], "failed": {"OpenVINO": "openvino is not installed"}, "length": 8,
         "rounds": 3, "threads": 1, "machine": "x86_64",
     }  # fmt: skip
     (tmp_path / "measure.json").write_text(json.dumps(found))
     page = Path(write_report(tmp_path)).read_text()
     assert "It is &lt;i&gt;small&lt;/i&gt;." in page
-    assert "2.00 times where FLOPs promise 2.00, since of &lt;b&gt;reasons&lt;/b&gt;." in page
+    assert "<td>1.90 to 2.10</td>" in page
     assert "OpenVINO was not measured: openvino is not installed." in page

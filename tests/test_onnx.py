@@ -15,7 +15,7 @@ import torch
 from sparsesoup import export
 from sparsesoup.errors import UserError
 from sparsesoup.exports import onnx as graphs
-from sparsesoup.exports.engines import EXACT
+from sparsesoup.exports.engines import EXACT, library
 from sparsesoup.exports.onnx import compare, inputs
 from sparsesoup.exports.openvino import CLOSE_IN_HALF
 from sparsesoup.hub.models import quiet
@@ -25,14 +25,14 @@ from tiny_hub import tokenizer
 from tiny_models import model_of
 
 LARGE = graphs.LARGE
-CASES = [  # family, what is gone, type of its weights, bytes above which they lie beside the file
-    ("bert", SOME, torch.float32, LARGE),
-    ("roberta", SOME, torch.float32, LARGE),
-    ("xlm-roberta", SOME, torch.float32, LARGE),  # with a span head
-    ("electra", EVEN, torch.float32, LARGE),
-    ("distilbert", {}, torch.float32, 1000),
-    ("vit", SOME, torch.float64, LARGE),
-    ("clip-vision", SOME, torch.float32, LARGE),
+CASES = [  # family, what is gone, type of its weights, bytes above which they lie beside the file, settings
+    ("bert", SOME, torch.float32, LARGE, {}),
+    ("roberta", SOME, torch.float32, LARGE, {}),
+    ("xlm-roberta", SOME, torch.float32, LARGE, {}),  # with a span head
+    ("electra", EVEN, torch.float32, LARGE, {"opset": 18}),
+    ("distilbert", {}, torch.float32, 1000, {}),
+    ("vit", SOME, torch.float64, LARGE, {}),
+    ("clip-vision", SOME, torch.float32, LARGE, {}),
 ]
 
 
@@ -44,11 +44,11 @@ def asked(model, names, rows, length):
     return {name: t for name, t in batch.items() if name in names}
 
 
-@pytest.mark.parametrize(("name", "plan", "dtype", "large"), CASES, ids=[case[0] for case in CASES])
-def test_onnx_runtime_answers_as_the_masked_model(name, plan, dtype, large, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "plan", "dtype", "large", "more"), CASES, ids=[case[0] for case in CASES])
+def test_onnx_runtime_answers_as_the_masked_model(name, plan, dtype, large, more, tmp_path, monkeypatch):
     monkeypatch.setattr(graphs, "LARGE", large)
     source = pruned(tmp_path / "source", name, plan, dtype)
-    written = export(source, "onnx", tmp_path / "out")
+    written = export(source, "onnx", tmp_path / "out", **more)
     model, facts, file = stock(source).float(), written.facts, written.path / "model.onnx"
     session = onnxruntime.InferenceSession(file)
     assert [i.name for i in session.get_inputs()] == facts["inputs"]
@@ -65,6 +65,7 @@ def test_onnx_runtime_answers_as_the_masked_model(name, plan, dtype, large, tmp_
     assert bool(beside) == (large < LARGE)
     assert facts["sizes"]["weights"][1] == sum(path.stat().st_size for path in (file, *beside))
     onnx.checker.check_model(file, full_check=True)
+    assert onnx.load(file).opset_import[0].version == more.get("opset", 23)
     config = json.loads((written.path / "config.json").read_text())
     assert "compact_config" not in config
     assert config["architectures"] == [type(model).__name__]
@@ -120,6 +121,22 @@ def test_a_missing_library_is_told_with_the_extra_that_brings_it(to, missing, ex
     said = refused(capsys, tmp_path, source, "--to", to, "--out", tmp_path / "new" / "out")
     assert f"{missing} is not installed" in said
     assert f"pip install 'sparsesoup[{extra}]'" in said
+
+
+def test_an_opset_that_is_not_written_is_refused(tmp_path, capsys):
+    source = pruned(tmp_path / "source", "bert")
+    said = refused(capsys, tmp_path, source, "--to", "onnx", "--opset", "7", "--out", tmp_path / "new" / "out")
+    assert "opset must be 18 to 23, got 7" in said
+
+
+def test_a_library_that_reports_its_use_does_not_when_it_is_imported_here(tmp_path, monkeypatch):
+    (tmp_path / "reporting.py").write_text(
+        "import os\nseen = os.environ.get('CI')\n"
+    )  # as openvino_telemetry looks it up
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("CI", raising=False)
+    assert library("reporting").seen == "true"
+    assert "CI" not in os.environ
 
 
 @pytest.mark.parametrize("wrong", [0.1, float("nan")])

@@ -114,7 +114,8 @@ def _answers(source: Source, place: Place, opened: Opened, ask: Callable[..., An
     kind, outputs, nothing = kind_of(opened.task), [], Data([], lambda rows: {})
 
     def predict(model: Any, batch: Any) -> Tensor:
-        outputs.append(kind.predict(ask, batch))  # type: ignore[arg-type]
+        on_cpu = {name: t.cpu() for name, t in batch.items()}  # where both are, whatever else this machine has
+        outputs.append(kind.predict(ask, on_cpu))  # type: ignore[arg-type]
         return outputs[-1]
 
     problem = Problem(

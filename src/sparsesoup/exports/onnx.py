@@ -20,7 +20,7 @@ from sparsesoup.exports.source import Source, size_of
 from sparsesoup.hub.models import COMPACT, load_tokenizer, quiet
 from sparsesoup.hub.sample import answers, sample
 
-OPSET = 18
+OPSETS = range(18, 24)  # those that torch writes and ONNX Runtime reads
 LARGE = 1_500_000_000  # bytes of weights above which they lie beside the file: protobuf's limit is 2 GiB
 CLOSE = 1e-3  # how far outputs may lie from torch's, as a share of the largest; rounding gives 1e-6
 SHAPES = ((1, 4), (2, 8), (3, 13), (5, 9))  # rows and tokens of the random inputs that are compared
@@ -29,7 +29,17 @@ AXES = {"pixel_values": ("images",)}  # those that are free; of all other inputs
 
 @dataclass(frozen=True, kw_only=True)
 class Onnx:
-    """An ONNX file for any number of texts of any length (images: any number), cut down as `compact` does."""
+    """An ONNX file for any number of texts of any length (images: any number), cut down as `compact` does.
+
+    Args:
+        opset: version of ONNX's operators; 23 has attention as one of them, which is faster; older engines read 18.
+    """
+
+    opset: int = OPSETS[-1]
+
+    def __post_init__(self) -> None:
+        if self.opset not in OPSETS:
+            raise UserError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}, got {self.opset}")
 
     def make(self, source: Source) -> Product:
         """The graph in memory; once written, ONNX Runtime runs it and is compared with torch."""
@@ -37,7 +47,7 @@ class Onnx:
             library(name)
         small = narrowed(source)
         names = inputs(small.model, source.folder)
-        program, size = trace(small.model, names), size_of(small.model.named_parameters(), 0)
+        program, size = trace(small.model, names, self.opset), size_of(small.model.named_parameters(), 0)
 
         def save(folder: Path) -> dict[str, Any]:
             copy_config(small.model, source, folder)
@@ -91,7 +101,7 @@ class Answers(nn.Module):
 
 
 @torch.no_grad()
-def trace(model: Any, names: Sequence[str]) -> Any:
+def trace(model: Any, names: Sequence[str], opset: int = OPSETS[-1]) -> Any:
     """The graph of a model as torch's ONNX program, number and length of texts free.
 
     Raises: UserError if torch cannot trace the model.
@@ -103,7 +113,7 @@ def trace(model: Any, names: Sequence[str]) -> Any:
         try:
             return torch.onnx.export(
                 Answers(model, names, found), tuple(batch.values()), input_names=[*names], output_names=found,
-                opset_version=OPSET, dynamic_shapes=(shapes,), dynamo=True, verbose=False,
+                opset_version=opset, dynamic_shapes=(shapes,), dynamo=True, verbose=False,
             )  # fmt: skip
         except torch.onnx.OnnxExporterError as error:
             raise UserError(
