@@ -316,13 +316,15 @@ def test_an_image_that_cannot_be_read_is_named_with_its_row(place, refused, tmp_
     refused(line_of(place, tmp_path / "runs", dataset=folder), "row 17 of column image", str(broken), "correct or drop")
     rows = table(20).cast_column("image", Image(decode=False))
     cells = rows["image"][:]
-    for number, cell in ((7, {"bytes": b"no image", "path": None}), (7, None)):
+    for cell, why in (({"bytes": b"no image", "path": None}, "its format is not known"), (None, "NoneType")):
         changed = Dataset.from_dict(
-            {"image": [*cells[:number], cell, *cells[number + 1 :]], "label": rows["label"][:]}, table(1).features
+            {"image": [*cells[:7], cell, *cells[8:]], "label": rows["label"][:]}, table(1).features
         )
         (tmp_path / "set").mkdir(exist_ok=True)
         changed.to_parquet(tmp_path / "set" / "train.parquet")
-        refused(line_of(place, tmp_path / "runs", dataset=tmp_path / "set"), "row 7 of column image", "cannot be read")
+        refused(
+            line_of(place, tmp_path / "runs", dataset=tmp_path / "set"), "row 7 of column image", "cannot be read", why
+        )
 
 
 def test_images_and_texts_are_not_given_to_the_other_kind_of_model(place, refused, tmp_path):

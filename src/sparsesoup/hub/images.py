@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 from datasets import Dataset, Features, Image, Value
 from torch import Tensor
@@ -91,7 +92,7 @@ class Pictures:
         black, white = (self._made([np.full((64, 64, 3), level, np.uint8)])[0] for level in (0, 255))
         middle = (slice(None), *(slice(side // 2, side // 2 + 1) for side in black.shape[1:]))
         self._low, self._step = black[middle], (white - black)[middle] / 255
-        self.shape = self._pixels([0]).shape[1:]
+        self.shape = self._made([self._opened(self._cells[0][column], 0)])[0].shape
         self._held = self._all() if len(rows) * self.shape.numel() <= HELD else None
 
     def pixels(self, numbers: Sequence[int]) -> Tensor:
@@ -113,7 +114,7 @@ class Pictures:
         cells = self._cells[list(numbers)][self.column]
         made = self._made([self._opened(cell, number) for cell, number in zip(cells, numbers, strict=True)])
         for number, image in zip(numbers, made, strict=True):
-            if image.shape != getattr(self, "shape", made[0].shape):
+            if image.shape != self.shape:
                 raise UserError(
                     f"row {self._row(number)} of column {self.column} becomes {tuple(image.shape)} by the model's "
                     f"image processor, the first row {tuple(self.shape)}, where one size is needed; let the processor "
@@ -129,9 +130,10 @@ class Pictures:
                 return Image().decode_example(_file(cell)).convert("RGB")
         except Exception as error:  # each format of files has errors of its own
             where = f" ({cell['path']})" if cell and cell["path"] else ""
+            why = "its format is not known" if isinstance(error, PIL.UnidentifiedImageError) else one_line(error)
             raise UserError(
-                f"row {self._row(number)} of column {self.column}{where} cannot be read as an image: "
-                f"{one_line(error)}; correct or drop such rows"
+                f"row {self._row(number)} of column {self.column}{where} cannot be read as an image: {why}; correct or "
+                f"drop such rows"
             ) from error
 
     def _row(self, number: int) -> int:

@@ -25,7 +25,10 @@ from sparsesoup.rng import generator
 
 DATA_ROOT = "SPARSESOUP_DATA"
 EMBEDDED = "docstrings"
-SHORT = {"squad": "rajpurkar/squad", "squad_v2": "rajpurkar/squad_v2"}  # names of old that a cache does not know
+SHORT = {  # names of old that a cache does not know
+    "squad": "rajpurkar/squad", "squad_v2": "rajpurkar/squad_v2", "mnist": "ylecun/mnist",
+    "cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100",
+}  # fmt: skip
 HELD_OUT, HELD_OUT_ROWS = 0.1, 2000
 TEST_SEED = 0
 TRAIN_NAMES = ("train", "training")
