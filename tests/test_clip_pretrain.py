@@ -9,10 +9,11 @@ import pytest
 import torch
 import transformers
 import yaml
+from PIL import Image as Picture
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
 from conftest import same
-from tiny_clip import pictures
+from tiny_clip import COLOURS, pictures
 from tiny_hub import weights_of
 
 ROOT = Path(__file__).parents[1]
@@ -95,8 +96,12 @@ def test_a_caption_names_the_class_of_its_image_in_a_template_of_its_set(script,
     names = [name for s in sets for name in s.names]
     said = tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
     assert len(set(said)) == len(said)
-    for label, caption in zip(batch["labels"].tolist(), batch["caption"].tolist(), strict=True):
-        assert names[label] in said[caption]
+    plain = [Picture.new("RGB", (8, 8), colour) for colour in (COLOURS | OTHERS).values()]
+    wanted = processor(plain, return_tensors="pt")["pixel_values"].mean((2, 3))
+    for k, image in enumerate(batch["pixel_values"]):
+        seen = int((wanted - image.mean((1, 2))).norm(dim=1).argmin())
+        assert names[seen] in said[batch["caption"][k]]
+        assert batch["labels"][k] == seen
 
 
 def test_a_stopped_pre_training_ends_as_an_undisturbed_one(script, recipe, data, tmp_path, monkeypatch, capsys):
