@@ -1,5 +1,6 @@
 """One seed, many named streams: every random choice of a run is a function of the seed and of what it is for."""
 
+import functools
 import hashlib
 
 import torch
@@ -18,3 +19,19 @@ def fold(seed: int, *path: object) -> int:
 def generator(seed: int, *path: object) -> torch.Generator:
     """A CPU generator of its own for one purpose; drawing from it disturbs no other stream."""
     return torch.Generator().manual_seed(fold(seed, *path))
+
+
+def sow(number: int) -> None:
+    """What `torch.manual_seed` does, but nothing for accelerators where there are none.
+
+    It would note for each kind of them from where it was called: three stack traces, half a millisecond a step.
+    """
+    if _accelerated():
+        torch.manual_seed(number)
+    else:
+        torch.default_generator.manual_seed(number)
+
+
+@functools.cache
+def _accelerated() -> bool:
+    return torch.accelerator.is_available()

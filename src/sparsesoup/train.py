@@ -15,7 +15,7 @@ from sparsesoup.errors import UserError
 from sparsesoup.masks import apply_, sparsity
 from sparsesoup.meter import Cost
 from sparsesoup.problem import Problem, charge, timed, to_device
-from sparsesoup.rng import fold
+from sparsesoup.rng import fold, sow
 from sparsesoup.state import TrainState
 
 # Without gradient and moments these leave a zero at zero, decay included: no pass over the weights is needed.
@@ -90,7 +90,7 @@ def train(
     with _settings(state, protocol), _dead_gradients(state, params), torch.random.fork_rng():
         for indices in islice(order, max(until - state.step, 0)):
             with timed(problem.meter, label) as cost:
-                torch.manual_seed(fold(problem.seed, "noise", *stream, state.step))
+                sow(fold(problem.seed, "noise", *stream, state.step))
                 now = rate(state.step)
                 _rate(state, now)
                 seen = data.at(problem.seed, "look", *stream, state.step)

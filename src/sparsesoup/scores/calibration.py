@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sparsesoup.data import Batch
 from sparsesoup.errors import UserError
 from sparsesoup.problem import Problem, charge, timed, to_device
-from sparsesoup.rng import fold
+from sparsesoup.rng import fold, sow
 from sparsesoup.targets import Targets, parameters
 
 Rows = list[list[int]]  # the training rows of each batch
@@ -44,7 +44,7 @@ def measure(problem: Problem, model: nn.Module, rows: Rows, what: str, work: Cal
     with still(model, problem.targets), torch.random.fork_rng():
         for number, indices in enumerate(rows):
             with timed(problem.meter, "score") as cost:
-                torch.manual_seed(fold(problem.seed, "score", number))
+                sow(fold(problem.seed, "score", number))
                 batch = to_device(problem.train.batch(indices), problem.accelerator.device)
                 shape = ("score", what, *(tuple(t.shape) for t in batch.values()))
                 _, flops = problem.meter.counted(shape, functools.partial(work, batch, len(indices) / total))
