@@ -7,17 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from rich.console import Console
 
 from sparsesoup.cli import main
 from sparsesoup.meter import CountFlops
 from sparsesoup.methods import METHODS, TABLE
 from sparsesoup.recipe import from_table
 from sparsesoup.run import complete
+from sparsesoup.study.board import Board
 from sparsesoup.study.estimate import Estimator
 from sparsesoup.study.forecast import forecasts
 from sparsesoup.study.plan import read_plan
 from sparsesoup.study.prices import Prices
 from sparsesoup.study.twin import twin_of
+from sparsesoup.study.work import Job
 from tiny_bert import bert
 
 RECIPE = {
@@ -135,3 +138,20 @@ def test_a_forecast_tells_cells_totals_what_is_shared_and_what_is_refused(capsys
     assert "1 would be refused" in said
     assert "isp-paper with 7 growing stages" in said
     assert not Path("runs").exists()
+
+
+def test_the_time_left_is_told_from_jobs_of_the_same_row(tmp_path, monkeypatch):
+    cells = read_plan(write(methods={"dense": None, "imp": {"method": {"cut": 0.5}}}, sparsities=0.5)).cells
+    jobs, clock = [Job("draw", cell, tmp_path, tmp_path) for cell in cells], [0.0]
+    monkeypatch.setattr("sparsesoup.study.board.time.monotonic", lambda: clock[0])
+    board = Board(Console(quiet=True), jobs, live=False)
+    assert board.left(1) is None
+    for job, seconds in zip(jobs[:1] + jobs[2:3], (10, 30), strict=True):  # one seed of dense, one of imp
+        board.begin(job)
+        clock[0] += seconds
+        board.end(job)
+    assert board.left(1) == 10 + 30
+    board.begin(jobs[3])
+    clock[0] += 5
+    assert board.left(1) == 10 + 25
+    assert board.left(2) == (10 + 25) / 2

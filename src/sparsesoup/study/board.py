@@ -2,7 +2,9 @@
 
 import json
 import os
+import statistics
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -22,15 +24,16 @@ class Board:
 
     Args:
         console: where to.
-        total: jobs in all.
+        jobs: all of them.
         live: draw one table over and over; else a line as each job begins and ends.
     """
 
-    def __init__(self, console: Console, total: int, live: bool) -> None:
-        self.console, self.total = console, total
+    def __init__(self, console: Console, jobs: Sequence[Job], live: bool) -> None:
+        self.console, self.total = console, len(jobs)
+        self._waiting = {job.cell.key: job for job in jobs}
         self.done, self.failed = 0, 0
         self.running: dict[str, tuple[Job, float]] = {}
-        self._took: list[float] = []
+        self._took: list[tuple[Job, float]] = []
         drawn = live and console.is_terminal
         self._live = Live(console=console, auto_refresh=False, redirect_stdout=False) if drawn else None
 
@@ -47,6 +50,7 @@ class Board:
     def begin(self, job: Job) -> None:
         """A job is under way."""
         self.running[job.cell.key] = (job, time.monotonic())
+        self._waiting.pop(job.cell.key, None)
         if self._live is None:
             self._say(f"{len(self.running) + self.done + self.failed} of {self.total}: {_verb(job)} {job.cell.name}")
         self.refresh()
@@ -59,20 +63,32 @@ class Board:
         if failed:
             self._say(f"failed: {job.cell.name}: {json.loads(job.failure.read_text(encoding='utf-8'))['error']}")
         else:
-            self._took.append(time.monotonic() - began)
+            self._took.append((job, time.monotonic() - began))
         self.refresh()
 
     def again(self, job: Job, death: str) -> None:
         """A job's process died and is started again."""
         self.running.pop(job.cell.key)
+        self._waiting[job.cell.key] = job
         self._say(f"the process of {job.cell.name} {death}; it goes on in another one")
 
     def left(self, workers: int) -> float | None:
-        """Seconds until the last job is done, if all take as long as those that are; None before the first."""
+        """Seconds until the last job is done; None before any is."""
         if not self._took:
             return None
-        waiting = self.total - self.done - self.failed
-        return sum(self._took) / len(self._took) * waiting / workers
+        now = time.monotonic()
+        under_way = sum(max(self._expected(job) - (now - began), 0.0) for job, began in self.running.values())
+        return (under_way + sum(map(self._expected, self._waiting.values()))) / workers
+
+    def _expected(self, job: Job) -> float:
+        """Seconds that a job takes: what those of its row and column took, else of its row, else all."""
+        alike: tuple[Callable[[Job], object], ...] = (
+            lambda other: (other.cell.row, other.cell.place),
+            lambda other: other.cell.row,
+            lambda other: None,
+        )
+        groups = ([took for other, took in self._took if same(other) == same(job)] for same in alike)
+        return statistics.fmean(next(group for group in groups if group))
 
     def refresh(self) -> None:
         """Draw the table anew."""
