@@ -70,6 +70,20 @@ def add(study: dict[str, Any], path: Path, cell: dict[str, Any] | None) -> None:
     print(f"{len(found)} of {len(rows)} cells in {path}", flush=True)
 
 
+def do(study: dict[str, Any], result: Path, cell: tuple[str, dict[str, Any], int], out: Path) -> bool:
+    """Draw a cell, score it on the test split and put it into the result; False if it is refused, or another's."""
+    row, own, seed = cell
+    try:
+        run = draw(study, row, own, seed, out)
+        score_on_test(run)
+    except UserError as error:
+        print(f"{row}, seed {seed}: {error}", flush=True)
+        return False
+    report = read_report(run)
+    add(study, result, {"row": row, "seed": seed, **{key: report[key] for key in KEPT}})
+    return True
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path)
@@ -80,16 +94,8 @@ def main() -> None:
     study = yaml.safe_load(options.study.read_text(encoding="utf-8"))
     result = HERE / "results" / f"{options.study.stem}.json"
     for row, own, seed in cells(study):
-        if (row, seed) in finished(study, result):
-            continue
-        try:
-            run = draw(study, row, own, seed, options.out)
-            score_on_test(run)
-        except UserError as error:
-            print(f"{row}, seed {seed}: {error}", flush=True)
-            continue
-        report = read_report(run)
-        add(study, result, {"row": row, "seed": seed, **{key: report[key] for key in KEPT}})
+        if (row, seed) not in finished(study, result):
+            do(study, result, (row, own, seed), options.out)
     add(study, result, None)
 
 
