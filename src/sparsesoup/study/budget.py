@@ -55,6 +55,8 @@ def agree(recipe: Table, datasets: Mapping[str, Table]) -> None:
         raise Wrong(error, "budget") from error
     if budget is None:
         return
+    if budget.row and budget.row not in map(str, recipe["methods"]):
+        raise Wrong(f"budget: no row {budget.row}; allowed: {', '.join(map(str, recipe['methods']))}", "budget", "row")
     rows = recipe["methods"] if isinstance(recipe["methods"], dict) else {}
     for row, own in rows.items():
         for key in {"times", "steps", "epochs", "from"} & (own or {}).keys():

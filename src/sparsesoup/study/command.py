@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import track
 
 from sparsesoup.errors import UserError
 from sparsesoup.parser import OneLine
@@ -34,6 +35,10 @@ A recipe is YAML:
     isp:
     slow-imp: {name: imp, method: {cut: 0.1}}
     dense-2T: {name: dense, times: 2}
+    moved: {from: isp}           # isp's tickets of every dataset, trained on every other
+  budget: paper                  # or equal: all rows get the FLOPs of dense; {times: 3}, {row: imp}, {flops: 2.0e+15}
+
+Recipes that are shipped: table2 (CLIP on images), table3 (BERT on GLUE), transfer.
 
 The same command again goes on where it was, whatever was killed. The test split is opened once a cell, when all
 are drawn. Cells are drawn in this process, in several (--workers 2), or on Ray (--executor ray), here or on the nodes
@@ -48,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )  # fmt: skip
     made.add_argument("RUN", type=Path, nargs="*", help="runs that exist, for a table without a recipe")
-    made.add_argument("--config", help="recipe (YAML)")
+    made.add_argument("--config", help="recipe (YAML), or the name of a shipped one: table2, table3, transfer")
     made.add_argument("--out", type=Path, default=Path("runs"), help="folder of all runs; studies are in it")
     made.add_argument("--name", help="of the study; default the recipe's file name, for given runs `runs`")
     made.add_argument("--models", nargs="+", metavar="MODEL", help="instead of the recipe's")
@@ -74,8 +79,8 @@ def main(arguments: list[str]) -> None:
         return
     plan = at_equal_cost(read_plan(Path(options.config), _changes(options), options.name, options.out))
     if options.dry_run:
-        for line in told(forecasts(plan, options.out)):
-            print(line)
+        found = track(forecasts(plan, options.out), "estimating", len(plan.cells), console=console, transient=True)
+        print("\n".join(told(found)))
         return
     with _executor(options) as (executor, threads):
         folder = compare(plan, options.out, console, executor, threads, options.retry_failed, options.workers_per_cell)

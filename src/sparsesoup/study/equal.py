@@ -55,7 +55,7 @@ def _reference(plan: Plan, cell: Cell, budget: Budget) -> Settings:
     model, dataset, sparsity = cell.place
     beside = [other for other in plan.cells if other.place[:2] == (model, dataset) and other.seed == cell.seed]
     named = [other for other in beside if other.row == budget.row or (not budget.row and other.settings.name == DENSE)]
-    named = [other for other in named if other.sparsity in (None, sparsity)]
+    named = [other for other in named if sparsity is None or other.sparsity in (None, sparsity)]
     if budget.row and not named:
         raise UserError(f"budget: no row {budget.row} beside {cell.name}; name one that is there for it")
     return named[0].settings if named else dense(beside[0].settings)
