@@ -130,6 +130,9 @@ def test_an_export_is_pushed_with_its_loader_its_sizes_and_the_scores_of_its_run
 def test_names_of_the_hub_are_told_from_those_of_this_machine(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert base_model({"model": "minilm"}) == "sentence-transformers/all-MiniLM-L6-v2"
+    assert f"| base model | {base_model({'model': 'minilm'})} |" in card(
+        NEEDED | {"model": "minilm"}, {}, {}, "m", "mit"
+    )
     assert base_model({"model": "bert-base-uncased"}) == "bert-base-uncased"
     assert base_model({"model": "bert", "local": ["bert"]}) is None
     (tmp_path / "owner" / "bert").mkdir(parents=True)

@@ -140,7 +140,8 @@ def _pruned(facts: Facts) -> bool:
 
 
 def _rows(facts: Facts) -> list[tuple[str, str]]:
-    found = [(name, str(facts[key])) for key, name in NAMES.items() if facts.get(key) is not None]
+    told = {**facts, "model": base_model(facts) or facts.get("model")}
+    found = [(name, str(told[key])) for key, name in NAMES.items() if told.get(key) is not None]
     gone = facts.get("sparsity") or {}
     if gone:
         found.append(("sparsity asked for", words.percent(gone["asked"]) if gone["asked"] is not None else "none"))
