@@ -29,7 +29,7 @@ from tiny_hub import checkpoint, reviews
 
 ISP = {"method": {"stages": 2, "weak_masks": 2, "look_ahead": 0.05}}
 RECIPE = {
-    "models": "bert", "datasets": "reviews", "sparsities": [0.5, 0.8], "seeds": [0, 1], "steps": 300,
+    "models": "bert", "datasets": "reviews", "sparsities": [0.5, 0.8], "seeds": [0, 1],
     "train": {"batch_size": 8, "learning_rate": 0.003},
     "methods": {"dense": None, "imp": {"method": {"cut": 0.5}}, "isp": ISP},
 }  # fmt: skip
@@ -38,13 +38,16 @@ FLAGS = {
     "processes": ["--workers", "2", "--retries", "99"],
     "ray": ["--executor", "ray", "--retries", "99"],
 }
-WORKING = ("forkserver", "ray::_perform", "sparsesoup")
+DOING = {"in-process": "sparsesoup.cli", "processes": "forkserver", "ray": "ray::_perform"}  # in their command lines
+AGAIN = "---- again\n"
 
 
 def begun(folder: Path, *flags: str) -> subprocess.Popen[bytes]:
     """The study as a process of its own, in a folder."""
     line = [sys.executable, "-m", "sparsesoup.cli", "compare", "--config", "small.yaml", "--threads", "1", *flags]
     with open(folder / "said.txt", "a", encoding="utf-8") as said:
+        said.write(AGAIN)
+        said.flush()
         return subprocess.Popen(line, cwd=folder, stdout=said, stderr=subprocess.STDOUT)
 
 
@@ -84,16 +87,16 @@ def disturb(folder: Path, executor: str, kills: int, draw: random.Random, longes
         flags = [*FLAGS[executor], *(["--address", cluster.cluster.address] if cluster else [])]
         process = begun(folder, *flags)
         while len(hit) < kills and process.poll() is None:
-            time.sleep(draw.uniform(1.0, longest))
+            wait_until_at_work(folder, executor, process)
+            time.sleep(draw.uniform(0.0, longest))
             if cluster and len(hit) % 5 == 4:
                 cluster.lose()
                 hit.append("node")
                 continue
-            own = workers(os.getpid()) | {process.pid: "first"}
-            victim = draw.choice(sorted(own))
+            victim = draw.choice(sorted({process.pid, *workers(os.getpid())}))
             with contextlib.suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
-                hit.append(own[victim])
+                hit.append("first" if victim == process.pid else "worker")
             if victim == process.pid:
                 process.wait(60)
                 process = begun(folder, *flags)
@@ -102,10 +105,20 @@ def disturb(folder: Path, executor: str, kills: int, draw: random.Random, longes
     return hit
 
 
+def wait_until_at_work(folder: Path, executor: str, process: subprocess.Popen[bytes]) -> None:
+    """Wait until the process draws or tests cells: a kill while it still starts shows little."""
+    while process.poll() is None:
+        said = (folder / "said.txt").read_text(encoding="utf-8").rpartition(AGAIN)[2]
+        lines = workers(os.getpid()).values()
+        if ("drawing" in said or "testing" in said) and any(DOING[executor] in line for line in lines):
+            return
+        time.sleep(0.2)
+
+
 def workers(pid: int) -> dict[int, str]:
     """The processes below one that do jobs, or make those that do."""
     found = {child: _command(child) for child in children(pid)}
-    return {child: "worker" for child, line in found.items() if any(word in line for word in WORKING)}
+    return {child: line for child, line in found.items() if any(word in line for word in DOING.values())}
 
 
 def study(folder: Path) -> dict[str, Any]:
@@ -116,6 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--executor", choices=tuple(FLAGS), default="processes")
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=300, help="T of each cell; more, if the study ends too early")
     parser.add_argument("--longest", type=float, default=4.0, help="seconds between two kills at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scratch", type=Path, default=Path(__file__).parent / "scratch" / "kills")
@@ -127,7 +141,7 @@ def main() -> None:
         folder.mkdir(parents=True)
         checkpoint(folder / "bert")
         reviews(folder / "reviews")
-        (folder / "small.yaml").write_text(yaml.safe_dump(RECIPE), encoding="utf-8")
+        (folder / "small.yaml").write_text(yaml.safe_dump(RECIPE | {"steps": options.steps}), encoding="utf-8")
     if begun(folders[0]).wait() != 0:
         raise SystemExit((folders[0] / "said.txt").read_text(encoding="utf-8"))
     hit = disturb(folders[1], options.executor, options.kills, random.Random(options.seed), options.longest)

@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--smoke", action="store_true", help="a minute's run that writes nothing")
     options = parser.parse_args()
-    steps, cells, rounds = (3, 2, 1) if options.smoke else (options.steps, options.cells, options.rounds)
+    steps, cells, rounds = (10, 2, 1) if options.smoke else (options.steps, options.cells, options.rounds)
     with tempfile.TemporaryDirectory() as name:
         grid = plan(Path(name), steps, cells)
         found: dict[str, Any] = {

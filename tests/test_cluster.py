@@ -16,13 +16,14 @@ import yaml
 
 from sparsesoup.cli import main
 from sparsesoup.study import cluster as module
+from sparsesoup.study.reach import STORE
 from test_study import _command, children, told, weights_equal
 from tiny_hub import offline
 
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
 
-WORKER = {"num_cpus": 1, "object_store_memory": module.STORE}
+WORKER = {"num_cpus": 1, "object_store_memory": STORE}
 NODE = WORKER | {"include_dashboard": False}
 ISP = {"method": {"stages": 2, "weak_masks": 2, "look_ahead": 0.05}}
 RECIPE = {

@@ -142,6 +142,13 @@ def children(pid):
 WORKING = ("sparsesoup", "forkserver", "ray::_perform")  # what is in the command line of a process that does jobs
 
 
+def at_work(process, ray):
+    """Whether it draws or tests cells by now: a kill while it still starts shows little."""
+    said = Path("said.txt").read_text()
+    begun = "drawing" in said or "testing" in said
+    return begun and (not ray or any("ray::_perform" in _command(pid) for pid in children(process.pid)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "most"),
@@ -155,7 +162,9 @@ def test_whatever_is_killed_the_table_is_that_of_an_undisturbed_study(undisturbe
     draw, kills = random.Random(most), 0
     process = begun(*flags)
     while process.poll() is None and kills < most:
-        time.sleep(draw.uniform(2.0, 6.0))
+        while process.poll() is None and not at_work(process, "ray" in flags):
+            time.sleep(0.1)
+        time.sleep(draw.uniform(0.0, 4.0))
         below = [pid for pid in children(process.pid) if any(word in _command(pid) for word in WORKING)]
         victim = draw.choice([process.pid, *below])
         try:

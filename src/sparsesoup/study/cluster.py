@@ -1,12 +1,10 @@
 """Who does the jobs of a study on Ray: tasks on this machine, or on the nodes of a cluster that share its folder."""
 
 import contextlib
-import importlib.util
-import logging
+import importlib
+import math
 import os
-import re
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -18,20 +16,12 @@ from sparsesoup.errors import UserError
 from sparsesoup.files import make_folder
 from sparsesoup.study.board import Board
 from sparsesoup.study.executors import follow
+from sparsesoup.study.reach import brief, connect, imported
 from sparsesoup.study.work import Job, perform
 from sparsesoup.workers import LIVES, REFRESH, Ended
 
-STORE = 80_000_000  # bytes of Ray's object store where we start it: nothing of ours goes through it
-PATIENCE = 5.0  # seconds in which an address must answer
-SLOWEST = 120.0  # seconds in which a node must have started a process that answers
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # RFC 9113, section 3.4
-CARRIED = re.compile(r"(SPARSESOUP|HF|TRANSFORMERS|TOKENIZERS|OMP|MKL|CUBLAS|TORCH|PYTORCH|RAY_ACCEL)_")  # variables
-RAY = {  # what Ray reads when it is imported
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a cell without a GPU sees none
-}
-TRIES = {"RAY_NUM_REDIS_GET_RETRIES": "3"}  # seconds that an address may take to turn out to be no cluster
+LATE = 70.0  # seconds; a network's file system may remember for a minute that there was no such file
+SLOWEST = 180.0  # seconds in which a node must have started a process that answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +67,8 @@ def cluster(
     Raises: UserError if Ray is not installed, does not answer, has no room for a cell, or a node sees another folder.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    ray = _imported({} if address == "local" else TRIES)
-    _connect(ray, address, cell, workers)
+    ray = imported(joins=address != "local")
+    connect(ray, address, math.ceil((workers or 0) * cell.cpus))
     # Ray prints what dies to stdout, a page each time; the board tells it in a line.
     with open(os.devnull, "w", encoding="utf-8") as nothing, contextlib.redirect_stdout(nothing):
         try:
@@ -153,7 +143,7 @@ class Cluster:
         try:
             seen = self.ray.get(reference)
         except self.ray.exceptions.RayError as error:
-            raise UserError(f"node {node} of Ray cannot do jobs of sparsesoup ({_brief(error)})") from error
+            raise UserError(f"node {node} of Ray cannot do jobs of sparsesoup ({brief(error)})") from error
         if not seen:
             raise UserError(
                 f"node {node} of Ray does not see {out.resolve()} and the working directory {os.getcwd()} as this "
@@ -167,9 +157,12 @@ class Cluster:
         errors = self.ray.exceptions
         try:
             self.ray.get(reference)
+            _need_seen("this machine", job.record, job.failure)
             return Ended(job)
+        except UserError as error:
+            return Ended(job, error=error)
         except errors.RayTaskError as error:  # a job that fails is on record; this is none
-            cause = error.cause if isinstance(error.cause, UserError) else UserError(f"on Ray: {_brief(error)}")
+            cause = error.cause if isinstance(error.cause, UserError) else UserError(f"on Ray: {brief(error)}")
             return Ended(job, error=cause)
         except errors.OutOfMemoryError:
             return Ended(job, "was ended by Ray since memory is short")
@@ -183,10 +176,7 @@ def _perform(job: Job, directory: str) -> None:
     """What a task does: models and data may be named by paths from the driver's working directory."""
     with contextlib.suppress(OSError):
         os.chdir(directory)
-    if not (job.folder / "study.yaml").exists():
-        raise UserError(
-            f"node {socket.gethostname()} of Ray, which joined later, does not see {directory} and {job.folder} there"
-        )
+    _need_seen(f"node {socket.gethostname()} of Ray", job.folder / "study.yaml")  # it may have joined late
     perform(job)
 
 
@@ -195,10 +185,20 @@ def _sees(probe: str, directory: str) -> bool:
         os.chdir(directory)
     except OSError:
         return False
-    last = time.monotonic() + 5.0  # a network's file system may be late
-    while not os.path.exists(probe) and time.monotonic() < last:
+    return _seen(5.0, Path(probe))
+
+
+def _seen(patience: float, *paths: Path) -> bool:
+    """Whether one of these is there, now or soon."""
+    last = time.monotonic() + patience
+    while not (found := any(path.exists() for path in paths)) and time.monotonic() < last:
         time.sleep(0.2)
-    return os.path.exists(probe)
+    return found
+
+
+def _need_seen(who: str, *paths: Path) -> None:
+    if not _seen(LATE, *paths):
+        raise UserError(f"{who} does not see {paths[0].resolve()}, which another one wrote; all must share that folder")
 
 
 @contextlib.contextmanager
@@ -214,84 +214,3 @@ def _probe(out: Path) -> Iterator[Path]:
         probe.unlink(missing_ok=True)
         for folder in fresh:
             folder.rmdir()
-
-
-def _imported(more: dict[str, str]) -> Any:
-    for name, value in (RAY | more).items():
-        os.environ.setdefault(name, value)
-    if importlib.util.find_spec("ray") is None:
-        raise UserError("--executor ray needs Ray; say pip install 'sparsesoup[ray]'")
-    return importlib.import_module("ray")
-
-
-def _connect(ray: Any, address: str, cell: Room, workers: int | None) -> None:
-    """Start Ray or join a cluster. ray.init waits long for what is not there, so that is asked first."""
-    settings: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.CRITICAL}
-    if address == "local":
-        cores = max(1, round(workers * cell.cpus)) if workers else None
-        settings |= {"num_cpus": cores, "include_dashboard": False, "object_store_memory": STORE}
-    else:
-        _need_answer(address)
-        carried = {name: value for name, value in os.environ.items() if CARRIED.match(name)}
-        settings |= {"runtime_env": {"env_vars": carried}}
-    try:
-        with _mute():
-            ray.init(**settings)
-    except Exception as error:
-        what = "Ray does not start here" if address == "local" else f"cannot join the Ray cluster at {address}"
-        raise UserError(f"{what}: {_brief(error)}") from error
-
-
-def _need_answer(address: str) -> None:
-    if address == "auto":
-        return  # Ray looks at what runs on this machine, and says at once that there is none
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or "/" in address:
-        raise UserError(
-            f"--address is host:port of a Ray cluster's head, such as 10.0.0.1:6379, or auto; got {address}"
-        )
-    why = _unanswered(host.strip("[]"), int(port))
-    if why:
-        raise UserError(
-            f"no Ray cluster answers at {address} ({why}); start one with `ray start --head`, or leave --address and "
-            f"RAY_ADDRESS out and it is started here"
-        )
-
-
-def _unanswered(host: str, port: int) -> str:
-    """Why no gRPC server is there; empty if one is. Within `PATIENCE`, however long a name server takes."""
-    said = [f"nothing within {PATIENCE:g} seconds"]
-
-    def ask() -> None:
-        try:
-            with socket.create_connection((host, port), timeout=PATIENCE) as line:
-                line.sendall(PREFACE)
-                answer = line.recv(9)
-            settings = len(answer) > 3 and answer[3] == 4  # the frame with which a server must begin
-            said[0] = "" if settings or os.environ.get("RAY_USE_TLS") == "1" else "what answers there is not Ray"
-        except OSError as error:
-            said[0] = error.strerror or str(error)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(PATIENCE)
-    return said[0]
-
-
-@contextlib.contextmanager
-def _mute() -> Iterator[None]:
-    """Nothing is written to stderr in this block, not by C++ either: what goes wrong is raised as well."""
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)
-
-
-def _brief(error: BaseException) -> str:
-    """The last line of an error: where Ray passes a worker's traceback on, its cause."""
-    lines = [line.strip() for line in re.sub(r"\x1b\[\d+m", "", str(error)).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,118 @@
+"""Ray found or started, quietly, and what is not there told at once."""
+
+import contextlib
+import importlib
+import importlib.util
+import logging
+import os
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from sparsesoup.errors import UserError
+
+STORE = 80_000_000  # bytes of Ray's object store where we start it: nothing of ours goes through it
+PATIENCE = 5.0  # seconds in which an address must answer
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # RFC 9113, section 3.4
+CARRIED = re.compile(r"(SPARSESOUP|HF|TRANSFORMERS|TOKENIZERS|OMP|MKL|CUBLAS|TORCH|PYTORCH|RAY_ACCEL)_")  # variables
+RAY = {  # what Ray reads when it is imported
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a cell without a GPU sees none
+}
+TRIES = {"RAY_NUM_REDIS_GET_RETRIES": "3"}  # seconds that an address may take to turn out to be no cluster
+
+
+def imported(joins: bool) -> Any:
+    """The module ray.
+
+    Args:
+        joins: a cluster, rather than start one.
+    Raises: UserError if it is not installed.
+    """
+    for name, value in (RAY | (TRIES if joins else {})).items():
+        os.environ.setdefault(name, value)
+    if importlib.util.find_spec("ray") is None:
+        raise UserError("--executor ray needs Ray; say pip install 'sparsesoup[ray]'")
+    return importlib.import_module("ray")
+
+
+def connect(ray: Any, address: str, cores: int) -> None:
+    """Start Ray here or join a cluster. ray.init waits long for what is not there, so that is asked first.
+
+    Args:
+        ray: the module.
+        address: local, auto, or host:port.
+        cores: of a Ray that is started here; 0 for all there are.
+    Raises: UserError if nothing answers, or Ray refuses.
+    """
+    settings: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.CRITICAL}
+    if address == "local":
+        settings |= {"num_cpus": cores or None, "include_dashboard": False, "object_store_memory": STORE}
+    else:
+        _need_answer(address)
+        carried = {name: value for name, value in os.environ.items() if CARRIED.match(name)}
+        settings |= {"runtime_env": {"env_vars": carried}}
+    try:
+        with _mute():
+            ray.init(**settings)
+    except Exception as error:
+        what = "Ray does not start here" if address == "local" else f"cannot join the Ray cluster at {address}"
+        raise UserError(f"{what}: {brief(error)}") from error
+
+
+def _need_answer(address: str) -> None:
+    if address == "auto":
+        return  # Ray looks at what runs on this machine, and says at once that there is none
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in address:
+        raise UserError(
+            f"--address is host:port of a Ray cluster's head, such as 10.0.0.1:6379, or auto; got {address}"
+        )
+    why = _unanswered(host.strip("[]"), int(port))
+    if why:
+        raise UserError(
+            f"no Ray cluster answers at {address} ({why}); start one with `ray start --head`, or leave --address and "
+            f"RAY_ADDRESS out and it is started here"
+        )
+
+
+def _unanswered(host: str, port: int) -> str:
+    """Why no gRPC server is there; empty if one is. Within `PATIENCE`, however long a name server takes."""
+    said = [f"nothing within {PATIENCE:g} seconds"]
+
+    def ask() -> None:
+        try:
+            with socket.create_connection((host, port), timeout=PATIENCE) as line:
+                line.sendall(PREFACE)
+                answer = line.recv(9)
+            settings = len(answer) > 3 and answer[3] == 4  # the frame with which a server must begin
+            said[0] = "" if settings or os.environ.get("RAY_USE_TLS") == "1" else "what answers there is not Ray"
+        except OSError as error:
+            said[0] = error.strerror or str(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    return said[0]
+
+
+@contextlib.contextmanager
+def _mute() -> Iterator[None]:
+    """Nothing is written to stderr in this block, not by C++ either: what goes wrong is raised as well."""
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
+
+
+def brief(error: BaseException) -> str:
+    """The last line of an error: where Ray passes a worker's traceback on, its cause."""
+    lines = [line.strip() for line in re.sub(r"\x1b\[\d+m", "", str(error)).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
