@@ -85,7 +85,7 @@ def _unanswered(host: str, port: int) -> str:
 
     def ask() -> None:
         try:
-            with socket.create_connection((host, port), timeout=PATIENCE) as line:
+            with socket.create_connection((host, port), timeout=2 * PATIENCE) as line:
                 line.sendall(PREFACE)
                 answer = line.recv(9)
             settings = len(answer) > 3 and answer[3] == 4  # the frame with which a server must begin
