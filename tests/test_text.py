@@ -87,3 +87,21 @@ def test_making_a_batch_costs_next_to_nothing():
         data.batch(range(32))
         times.append(time.perf_counter() - started)
     assert min(times) < 0.0005
+
+
+def test_the_same_texts_are_tokenised_once_and_others_anew():
+    def first_row(task=ONE, length=64, side="right", **changes):
+        return encode(Dataset.from_dict(ROWS | changes), task, words(truncation_side=side), length).rows[0][0]
+
+    assert first_row() is first_row(label=[1, 0, 0])
+    for other in ({"task": PAIR}, {"length": 6}, {"length": 5, "side": "left"}, {"first": ["a b c d", "e ", "f g"]}):
+        assert first_row(**other) is not first_row()
+    assert first_row(length=5, side="left").tolist() != first_row(length=5).tolist()
+
+
+def test_rows_that_are_kept_tokenised_do_not_fill_the_memory(monkeypatch):
+    monkeypatch.setattr("sparsesoup.hub.text.MOST", 6)
+    monkeypatch.setattr("sparsesoup.hub.text._KEPT", kept := {})
+    for count in (3, 2, 3, 9):
+        encode(Dataset.from_dict({"first": ["a"] * count, "label": [0] * count}), ONE, words(), 64)
+    assert [len(arrays[0]) for _, arrays in kept.values()] == [9]

@@ -1,5 +1,6 @@
 """Texts as the model takes them: tokenised once, padded batch by batch."""
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,6 +19,8 @@ Row = tuple[
     Any, ...
 ]  # one array of token numbers per name of the tokenizer's inputs, then what `collate` makes labels of
 MASK = "attention_mask"
+MOST = 250_000  # rows that are kept tokenised: 100 MB of short texts
+_KEPT: dict[bytes, tuple[list[str], list[list[Any]]]] = {}
 
 
 def encode(rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Data:
@@ -32,14 +35,35 @@ def encode(rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max_le
     check_tokenizer(tokenizer, max_length)
     columns = [strings(rows, column) for column in task.texts]
     labels = label_values(rows, task, "the data")
-    # Unset, the tokenizer's threads and a later fork warn and may lock up; one thread tokenises SST-2 in seconds.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    encoded = tokenizer(*columns, truncation=True, max_length=max_length, padding=False, return_attention_mask=False)
-    names = [name for name in tokenizer.model_input_names if name in encoded and name != MASK]
-    arrays = [[np.array(ids, dtype=np.int32) for ids in encoded[name]] for name in names]
-    lengths = tuple(len(ids) for ids in encoded[names[0]])
+    names, arrays = _tokenised(columns, tokenizer, max_length)
+    lengths = tuple(map(len, arrays[0]))
     collate = _collate(names, tokenizer, np.int64 if task.labels else np.float32)
     return Data(list(zip(*arrays, labels, strict=True)), collate, lengths)
+
+
+def _tokenised(columns: Sequence[list[str]], tokenizer: Any, max_length: int) -> tuple[list[str], list[list[Any]]]:
+    """(names of the inputs, for each an array a row), kept for the next run of this process on the same texts."""
+    # Unset, the tokenizer's threads and a later fork warn and may lock up; one thread tokenises SST-2 in seconds.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    key = _key(columns, tokenizer, max_length) if tokenizer.is_fast else os.urandom(8)  # others cannot be told apart
+    if key not in _KEPT:
+        encoded = tokenizer(
+            *columns, truncation=True, max_length=max_length, padding=False, return_attention_mask=False
+        )
+        names = [name for name in tokenizer.model_input_names if name in encoded and name != MASK]
+        _KEPT[key] = names, [[np.array(ids, dtype=np.int32) for ids in encoded[name]] for name in names]
+        while len(_KEPT) > 1 and sum(len(arrays[0]) for _, arrays in _KEPT.values()) > MOST:
+            del _KEPT[next(iter(_KEPT))]
+    return _KEPT[key]
+
+
+def _key(columns: Sequence[list[str]], tokenizer: Any, max_length: int) -> bytes:
+    """A hash of the texts and of all that turns them into numbers."""
+    digest = hashlib.blake2b(repr((max_length, tokenizer.model_input_names, tokenizer.truncation_side)).encode())
+    digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    for column in columns:
+        digest.update(repr([len(text) for text in column]).encode() + "".join(column).encode(errors="surrogatepass"))
+    return digest.digest()
 
 
 def _collate(names: Sequence[str], tokenizer: PreTrainedTokenizerBase, dtype: type) -> Callable[[Sequence[Row]], Batch]:

@@ -23,7 +23,7 @@ from sparsesoup.problem import Problem, Silent, evaluate, timed
 from sparsesoup.recipe import Settings
 from sparsesoup.shelf import Product
 from sparsesoup.study.prices import PricedMeter, Prices
-from sparsesoup.study.twin import part, twin_of
+from sparsesoup.study.twin import hollow, part, twin_of
 from sparsesoup.teacher import DENSE, TEACHER, dense, teach
 from sparsesoup.train import train
 
@@ -136,7 +136,7 @@ class Estimator:
 
         def padding(steps: int) -> float:
             """What a step costs on all rows beside what it costs on the share that a twin has."""
-            size, some = settings.train.batch_size, part(problem.train, steps / total)
+            size, some = settings.train.batch_size, part(hollow(problem.train), steps / total)
             return prices.mean(problem.train, size) / prices.mean(some, size)
 
         if total <= self.exact:

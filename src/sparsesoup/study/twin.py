@@ -140,7 +140,7 @@ def twin_of(
     identity = {"rows": len(problem.train), "steps": steps, "share": share, "seed": seed, "teacher": "any"}
     return Twin(
         pretrained=model, targets=targets,
-        train=_hollow(part(problem.train, share)), validation=_hollow(problem.validation),
+        train=part(hollow(problem.train), share), validation=hollow(problem.validation),
         predict=lambda model, batch: model(batch["rows"]), criterion=lambda outputs, batch: outputs.square().mean(),
         metric=lambda outputs, labels: {"nothing": 0.0}, steps=steps, seed=seed, meter=meter, journal=Journal(meter),
         training=replace(problem.training, clip=0.0, precision="no"), observer=watch, watch=watch,
@@ -156,7 +156,7 @@ def part(data: Data, share: float) -> Data:
     return replace(data, rows=[data.rows[i] for i in picked], lengths=lengths)
 
 
-def _hollow(data: Data) -> Data:
+def hollow(data: Data) -> Data:
     """Rows of the same lengths with nothing in them."""
 
     def collate(rows: Sequence[int]) -> Batch:
