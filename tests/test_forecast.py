@@ -97,10 +97,10 @@ def test_the_price_of_any_batch_is_what_it_would_count(family):
 
 
 def test_a_long_run_is_estimated_from_two_short_ones():
-    for name, method in (("dense", {}), ("imp-rewind", {"cut": 0.5}), ("isp", {}), ("snip", {"batches": 3})):
-        table = {"model": "bert", "dataset": "reviews", "steps": 700, "train": {"batch_size": 8}, "method": method}
+    for name, method in (("imp-rewind", {"cut": 0.5}), ("isp", {})):
+        table = {"model": "bert", "dataset": "reviews", "steps": 500, "train": {"batch_size": 8}, "method": method}
         settings = complete(from_table(name, table | ({} if TABLE[name].dense else {"sparsity": 0.5})))
-        short, exact = Estimator(timed=False, exact=256).alone(settings), Estimator(timed=False).alone(settings)
+        short, exact = Estimator(timed=False, exact=200).alone(settings), Estimator(timed=False).alone(settings)
         assert short.total.steps == pytest.approx(exact.total.steps, rel=0.005)
         assert short.total.flops == pytest.approx(exact.total.flops, rel=0.01)
 

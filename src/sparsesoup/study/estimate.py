@@ -118,7 +118,9 @@ class Estimator:
         seed = settings.place.seed
         if not self._problems or (seed not in self._problems and self._short(settings)):
             assert self._opened is not None
-            self._problems[seed] = build(settings.place, self._opened, steps=1)
+            built = build(settings.place, self._opened, steps=1)
+            first = next(iter(self._problems.values()), built)  # its model stands for those of other seeds
+            self._problems[seed] = replace(built, pretrained=first.pretrained)
         real = self._problems.get(seed) or next(iter(self._problems.values()))
         return replace(real, training=settings.train, steps=_steps(settings, real), journal=Journal(real.meter))
 

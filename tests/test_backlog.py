@@ -1,0 +1,40 @@
+"""The script for a machine that is lent for minutes draws what is unfinished, the cheapest first, and leaves copies."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from tiny_hub import offline
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+STUDY = {"dataset": "reviews", "sparsity": 0.5, "steps": 4, "seeds": [0], "train": {"batch_size": 8}}
+
+
+def test_the_cheapest_unfinished_cells_are_drawn_and_copied(place, tmp_path):
+    home = tmp_path / "benchmarks"
+    (home / "experiments").mkdir(parents=True)
+    for name in ("gpu.sh", "backlog.py", "study.py"):
+        shutil.copy(BENCHMARKS / name, home / name)
+    for name in ("bert", "reviews"):
+        (tmp_path / name).symlink_to(place / name)
+    study = STUDY | {"model": "bert", "rows": {"imp": {"method": {"cut": 0.3}}, "dense": None, "isp-code": None}}
+    (home / "experiments" / "small.yaml").write_text(yaml.safe_dump(study))
+    environment = offline() | {"PYTHON": sys.executable, "WORKERS": "1", "OUT": str(tmp_path / "out")}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    line = ["sh", str(home / "gpu.sh"), "300"]
+    said = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=True)
+    result = home / "results" / "small.json"
+    cells = {cell["row"]: cell for cell in json.loads(result.read_text())["cells"]}
+    assert not cells["imp"].get("missing")
+    assert cells["isp-code"]["missing"]  # refused at so short a T, and told
+    assert "isp-code on reviews: 4 steps are too few" in said.stdout
+    whole = said.stdout.splitlines()
+    assert [text.split()[0] for text in whole if " cells in " in text] == ["1", "2"]
+    assert (tmp_path / "out" / "small.json").read_text() == result.read_text()
+    runs = [path.parts[-3] for path in sorted(home.glob("scratch/*/*/*/report.json"), key=lambda p: p.stat().st_mtime)]
+    assert [name.partition("-")[0] for name in runs] == ["dense", "imp"]
