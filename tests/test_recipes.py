@@ -112,6 +112,7 @@ def test_a_ticket_of_one_task_is_trained_on_every_other_after_it_is_drawn(tmp_pa
         ({"from": {"rows": "magnitude"}}, "rows:", "unknown setting 'rows'; did you mean row?"),
         ({"from": "magnitude", "name": "isp"}, "name:", "its method is ticket; leave out name"),
         ({"from": "blocks"}, "from:", "whose masks are in groups"),
+        ({"from": None}, "from:", "begins with the ticket of None"),
         ({"from": "magnitude", "seeds": [3]}, "from:", "seed 3, which this study does not draw"),
     ],
 )  # fmt: skip
@@ -135,3 +136,19 @@ def test_settings_of_a_row_or_a_dataset_that_are_no_table_are_refused_in_one_lin
         Path("moves.yaml").write_text(yaml.safe_dump(TRANSFER | changes, sort_keys=False))
         assert main(["compare", "--config", "moves.yaml"]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_row_may_begin_with_the_tickets_of_one_dataset_alone():
+    methods = {
+        "gradual": None,
+        "one": {"from": {"row": "gradual", "dataset": "others"}},
+        "all": {"from": {"row": "gradual"}},
+    }
+    Path("moves.yaml").write_text(yaml.safe_dump(TRANSFER | {"methods": methods}, sort_keys=False))
+    plan = read_plan(Path("moves.yaml"), out=Path("there"))
+    assert list(dict.fromkeys(cell.row for cell in plan.cells)) == ["gradual", "one", "all reviews", "all others"]
+    drawn = {cell.place[1]: cell.path for cell in plan.cells if cell.row == "gradual"}
+    for cell in plan.cells[2:]:
+        origin = "others" if cell.row == "one" else cell.row.removeprefix("all ")
+        assert cell.needs == drawn[origin]
+        assert cell.settings.method.ticket == str(Path("there") / drawn[origin])

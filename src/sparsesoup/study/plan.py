@@ -23,8 +23,8 @@ KEYS = (*LISTS, "methods", "budget", "train", "steps", "epochs", "dataset_config
         "label_column", "max_length", "doc_stride", "prompts", "class_names", "data_root",
         "trust_remote_code")  # fmt: skip
 OWN = ("name", "method", "train", "times", "steps", "epochs", "seeds", "sparsities", "from")  # settings of a row
-PLACED = (*OWN[2:-1], "dataset_config", "text_columns", "image_column", "label_column", "max_length", "doc_stride",
-          "prompts", "class_names")  # fmt: skip
+PLACED = ("train", *OWN[4:-1], "dataset_config", "text_columns", "image_column", "label_column", "max_length",
+          "doc_stride", "prompts", "class_names")  # of a dataset  # fmt: skip
 ASKED = ("model", "dataset", "dataset_config", "text_columns", "label_column", "prompts", "class_names")
 OTHER = {"steps": "epochs", "epochs": "steps"}  # two ways to say how long
 
@@ -95,7 +95,7 @@ def read_plan(
         out: the folder of all runs, for rows that begin with the tickets of others.
     Raises: UserError with file and line for whatever could not run: an unknown key, method, setting, model or dataset.
     """
-    path = shipped(path)
+    given, path = path, shipped(path)
     recipe, lines = read_written(path)
     changed = {key: value for key, value in (changes or {}).items() if value is not None}
     try:
@@ -107,7 +107,7 @@ def read_plan(
     except Wrong as wrong:
         raise UserError(f"{path}, line {lines(wrong.where)}: {wrong.error}") from wrong.error
     flags = [f"--{key.replace('_', '-')} {_words(value)}" for key, value in changed.items()]
-    return Plan(name or path.stem, recipe, cells, " ".join(["sparsesoup compare --config", str(path), *flags]))
+    return Plan(name or path.stem, recipe, cells, " ".join(["sparsesoup compare --config", str(given), *flags]))
 
 
 def _change_(recipe: Table, changed: Table) -> None:
@@ -151,7 +151,7 @@ def _cells(recipe: Table) -> Iterator[Cell]:
             raise Wrong(f"row {row} has settings of its own (name, method, train, ...), got {own!r}", "methods", row)
     datasets = _datasets(recipe)
     for (dataset, placed), model, (row, own) in product(datasets.items(), _list(recipe, "models"), rows.items()):
-        if not (own and own.get("from")):
+        if "from" not in (own or {}):
             yield from _row(recipe, str(model), dataset, placed, str(row), dict(own or {}))
 
 
@@ -159,18 +159,16 @@ def _transferred(recipe: Table, drawn: list[Cell], out: Path) -> Iterator[Cell]:
     """Cells that train the tickets of others: `from: ROW` of that row on every dataset, or of one dataset alone."""
     rows, datasets = recipe["methods"], _datasets(recipe)
     found = {(cell.row, cell.place, cell.seed): cell for cell in drawn}
-    given = {row: own for row, own in rows.items() if own and own.get("from")} if isinstance(rows, dict) else {}
+    given = {row: own for row, own in rows.items() if "from" in (own or {})} if isinstance(rows, dict) else {}
     for row, own in given.items():
         source, origins = _origin(row, own, datasets)
         plain = {key: value for key, value in own.items() if key != "from"} | {"name": "ticket"}
         for origin, (dataset, placed), model in product(origins, datasets.items(), _list(recipe, "models")):
-            label = f"{row} {origin}" if isinstance(own["from"], str) else row
+            label = row if isinstance(own["from"], dict) and "dataset" in own["from"] else f"{row} {origin}"
             for cell in _row(recipe, str(model), dataset, placed, label, plain):
                 first = found.get((source, (cell.place[0], origin, cell.sparsity), cell.seed))
                 if first is None or TABLE[first.settings.name].grouped:
-                    why = (
-                        "which this study does not draw" if first is None else "whose masks are in groups, never exact"
-                    )
+                    why = "which this study does not draw" if first is None else "whose masks are in groups"
                     ticket = f"{source} on {origin} at sparsity {cell.sparsity:g}, seed {cell.seed}"
                     raise Wrong(f"row {row} begins with the ticket of {ticket}, {why}; name another row", "methods",
                                  row, "from")  # fmt: skip
