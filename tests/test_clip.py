@@ -103,6 +103,30 @@ def test_the_image_tower_of_vit_b_32_has_the_published_count_of_prunable_weights
     }  # fmt: skip
 
 
+def test_a_folder_as_clip_was_published_is_read_alike(place, tmp_path):
+    """Processor and tokenizer in files of their own, sizes as numbers, 2 for the end of a text whatever its number."""
+    folder, words = Path(shutil.copytree(place.model, tmp_path / "old")), tokenizer()
+    for name in ("processor_config.json", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    processor = {"crop_size": 8, "do_center_crop": True, "do_normalize": True, "do_resize": True, "resample": 3,
+                 "feature_extractor_type": "CLIPFeatureExtractor", "size": 8,
+                 "image_mean": [0.48145466, 0.4578275, 0.40821073],
+                 "image_std": [0.26862954, 0.26130258, 0.27577711]}  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    (folder / "vocab.json").write_text(json.dumps(words.get_vocab()))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "CLIPTokenizer", "do_lower_case": True})
+    )
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"] |= {"eos_token_id": 2, "bos_token_id": 0, "pad_token_id": 1}
+    (folder / "config.json").write_text(json.dumps(config | {"text_config_dict": None, "vision_config_dict": None}))
+    old = replace(place, model=str(folder))
+    one, other = (build(p, open_task(p), steps=1) for p in (place, old))
+    assert torch.equal(one.pretrained.get_buffer(zero_shot.HEAD), other.pretrained.get_buffer(zero_shot.HEAD))
+    assert other.validate(other.pretrained) == one.validate(one.pretrained)
+
+
 def test_no_text_tower_is_on_the_way_of_the_training(place):
     problem = build(place, open_task(place), steps=2, training=Training(batch_size=8))
     assert type(problem.pretrained) is transformers.CLIPVisionModelWithProjection
