@@ -267,6 +267,18 @@ def test_a_stopped_run_does_not_go_on_with_other_words_in_the_same_file(place, c
     refused(capsys, line, "was begun with another head")
 
 
+def test_a_run_from_before_there_were_prompts_is_the_same_run(place, tmp_path):
+    line = line_of(place, tmp_path / "runs")
+    assert main(line) == 0
+    run = run_of(tmp_path / "runs")
+    table = yaml.safe_load((run / "run.yaml").read_text())
+    del table["prompts"], table["class_names"]
+    (run / "run.yaml").write_text(yaml.safe_dump(table))
+    before = (run / "report.json").stat().st_mtime_ns
+    assert main(line) == 0
+    assert (run / "report.json").stat().st_mtime_ns == before
+
+
 @pytest.mark.parametrize("prompt", ["a photo of a {}.", "{}", "photo: {}, of a thing", "[{}]", 'the "{}"'])
 def test_a_prompt_is_taken_as_it_is_written(place, prompt):
     settings, _ = read(["magnitude", "--model", place.model, "--prompts", prompt])
