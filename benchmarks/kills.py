@@ -1,6 +1,6 @@
 """Twenty kills at random moments over a small study: the table is that of a study that nobody disturbed.
 
-    python benchmarks/kills.py --executor processes --out benchmarks/results/kills-processes.json
+    python benchmarks/kills.py --executor processes --out benchmarks/results/study/kills-processes.json
 
 A tiny BERT of random weights, two classes of sentences, three methods. Each kill is a SIGKILL of the first process or
 of any that works for it, drawn anew; on Ray, started here with two nodes of one core, every fifth kill takes a whole

@@ -28,7 +28,7 @@ from sparsesoup.study.compare import compare
 from sparsesoup.study.executors import Executor, InProcess, Processes
 from sparsesoup.study.plan import Cell, Plan, read_plan
 
-RESULT = Path(__file__).parent / "results" / "overhead.json"
+RESULT = Path(__file__).parent / "results" / "study" / "overhead.json"
 BOUNDS = {"overhead": 0.05, "two workers": 1.1}
 
 
@@ -130,6 +130,7 @@ def main() -> None:
         print(f"{what:12} {found[what]['ratio']:.3f}; bound {bound:.2f}")
     found |= {"steps": steps, "cells": cells, "machine": f"{platform.machine()}, torch {torch.__version__}"}
     if not options.smoke:
+        RESULT.parent.mkdir(exist_ok=True)
         RESULT.write_text(json.dumps(found | {"command": "python benchmarks/overhead.py"}, indent=2) + "\n")
 
 
