@@ -78,7 +78,7 @@ def test_a_twin_costs_to_the_flop_what_the_method_does(name):
     method_for(name).run(problem, sparsity)
     mine, real = counted(twin.meter.to_json()), counted(problem.meter.to_json())
     if name in UNSURE:
-        assert mine["search"]["steps"] >= real["search"]["steps"]
+        assert real["search"]["steps"] < mine["search"]["steps"] == steps // 2  # all of the time it may take
         mine["search"] = real["search"]
     assert mine == real
 
