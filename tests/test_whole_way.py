@@ -300,7 +300,7 @@ def test_run_keys_are_pinned():
     protocols = table["method"].pop("protocols")
     assert table == {
         "method": {"name": "isp", "stages": 5, "weak_masks": 4, "look_ahead": 0.005, "finish": 0.5,
-                   "budget": "charged"},
+                   "budget": "charged", "structure": "weights"},
         "model": "minilm", "dataset": "docstrings", "data_root": None, "dataset_config": None, "text_columns": None,
         "label_column": None, "max_length": None, "doc_stride": None, "trust_remote_code": False, "seed": 0,
         "sparsity": None, "steps": None, "epochs": None,

@@ -40,7 +40,8 @@ class Compact:
         layers(source.model)  # which refuses an unknown family before anything is copied
         before = widths_in(source.folder, 0) or widths(source.model)
         plan = {layer.name: left(layer) for layer in layers(source.model)}
-        if not source.narrow:  # a compact model that was trained on is written as it is
+        # A compact model that was trained on is written as it is; an export itself would be copied for nothing.
+        if not source.narrow or (source.folder / "export.json").is_file():
             _check_gain(plan, source)
         if self.stock:
             plan = _evened(plan)
