@@ -32,7 +32,8 @@ RECIPE = {
     },
 }  # fmt: skip
 CALIBRATED = {"snip", "grasp", "wanda", "gradient-flow"}
-TILED = {"block-movement", "hybrid-movement"}  # the tiny model has no tile of 32 x 32; what a twin costs is still told
+# The tiny model has no tile of 32 x 32; what a twin costs is still told.
+TILED = {"block-movement", "hybrid-movement", "hybrid-filled"}
 UNSURE = {"early-bird"}  # its search ends when the mask settles
 
 
