@@ -294,6 +294,7 @@ def test_without_a_token_nothing_is_asked(run, tmp_path, capsys, monkeypatch):
 
 
 def test_a_hub_that_cannot_be_reached_or_refuses_is_said_in_one_line(run, tmp_path, capsys, monkeypatch, token):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE is set" in refused(capsys, tmp_path, run, "me/tiny")
     with hub(monkeypatch, TOKEN) as server:
         pass

@@ -164,7 +164,7 @@ def test_whatever_is_killed_the_table_is_that_of_an_undisturbed_study(undisturbe
     while process.poll() is None and kills < most:
         while process.poll() is None and not at_work(process, "ray" in flags):
             time.sleep(0.1)
-        time.sleep(draw.uniform(0.0, 4.0))
+        time.sleep(draw.uniform(0.0, 2.0))
         below = [pid for pid in children(process.pid) if any(word in _command(pid) for word in WORKING)]
         victim = draw.choice([process.pid, *below])
         try:
