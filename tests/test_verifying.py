@@ -91,6 +91,11 @@ def test_a_model_whose_data_are_not_known_is_refused_before_it_is_exported(tmp_p
     assert "it is not known what data" in said
 
 
+def test_two_of_four_cannot_be_asked_on_the_cpu_and_nothing_is_written(run, tmp_path, capsys):
+    said = refused(capsys, tmp_path, run, "--to", "semi-structured", "--out", tmp_path / "out", "--verify")
+    assert "verify --to dense" in said
+
+
 def test_an_export_that_does_not_load_is_told_in_one_line(run, tmp_path):
     written = export(run, "dense", tmp_path / "out")
     shutil.copy(written.path / "config.json", written.path / "model.safetensors")
