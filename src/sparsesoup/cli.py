@@ -23,7 +23,7 @@ USAGE = """sparsesoup: lottery-ticket-quality sparse subnetworks of pre-trained 
   sparsesoup show RUN     sparsity by matrix, cost by label, agreement, where it came from
   sparsesoup methods [NAME]                      the table; one method with its settings, defaults, source
   sparsesoup apply TICKET --model M --out DIR    the mask alone makes any copy of the base model sparse
-  sparsesoup export RUN --to FORMAT --out DIR    dense, packed (small), compact (small, fast), onnx or openvino
+  sparsesoup export RUN --to FORMAT --out DIR    dense, packed (small), compact (small, fast), onnx, ...
   sparsesoup measure RUN_OR_EXPORT ...           size, FLOPs and speed beside the dense model, engine by engine
   sparsesoup push RUN REPO [--dry-run]           a run or an export on the Hub, with a card
 
