@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import pandas
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
@@ -231,3 +232,14 @@ def test_a_written_label_that_training_never_saw_is_refused():
     source = source_of(train=train, test=test)
     with pytest.raises(UserError, match=r"row 0 has the label 'mixed'.*\(neg, pos\)"):
         open_test(source, find_task(source.train, source.name))
+
+
+def test_quotes_of_a_table_with_tabs_are_text_unless_they_stand_around_fields(tmp_path):
+    rows = [f"said {i}" for i in range(30)]
+    rows[3], rows[20] = '"So it goes" said he', '"unclosed'
+    plain = "".join(f"{text}\t{i % 2}\n" for i, text in enumerate(rows))
+    (tmp_path / "plain.tsv").write_text("text\tlabel\n" + plain)
+    assert open_splits(str(tmp_path / "plain.tsv")).train["text"][:] == rows
+    rows[4] = "two\nlines"
+    pandas.DataFrame({"text": rows, "label": 1}).to_csv(tmp_path / "quoted.tsv", sep="\t", index=False)
+    assert open_splits(str(tmp_path / "quoted.tsv")).train["text"][:] == rows

@@ -1,5 +1,6 @@
 """How files and the Hub's repositories become rows, quietly: no bars, no logs and no tracebacks of the libraries."""
 
+import csv
 import json
 import logging
 import re
@@ -81,7 +82,7 @@ def read_files(name: str, paths: list[Path]) -> Dataset:
         with quiet():
             if suffix == ".json" and all(SQUAD.match(_head(path)) for path in paths):
                 return _squad(paths)
-            return datasets.load_dataset(READERS[suffix], data_files=files, split="train", **_options(suffix))
+            return datasets.load_dataset(READERS[suffix], data_files=files, split="train", **_options(suffix, paths))
     except Exception as error:
         if "corresponds to no data" in str(error):  # what datasets says of a table with a head and no rows
             raise UserError(
@@ -179,8 +180,21 @@ def _is_data(file: Path) -> bool:
     return file.is_file() and file.suffix.lower() in READERS and file.name not in NO_DATA and file.name[0] not in "._"
 
 
-def _options(suffix: str) -> dict[str, Any]:
+def _options(suffix: str, paths: list[Path]) -> dict[str, Any]:
     if READERS[suffix] != "csv":
         return {}
+    if suffix == ".tsv" and not all(map(_quoted, paths)):
+        return {"sep": "\t", "keep_default_na": False, "na_values": [""], "quoting": csv.QUOTE_NONE}
     # pandas would read the texts "None", "null" and "NA" as missing.
     return {"sep": "\t" if suffix == ".tsv" else ",", "keep_default_na": False, "na_values": [""]}
+
+
+def _quoted(path: Path) -> bool:
+    """Whether quotes in a table with tabs stand around fields; in GLUE's own files they are part of the text."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = csv.reader(file, delimiter="\t", strict=True)
+            width = len(next(rows, []))
+            return all(len(row) in (0, width) and not any({"\n", "\t"} <= {*field} for field in row) for row in rows)
+    except (csv.Error, UnicodeDecodeError):
+        return False
