@@ -15,7 +15,7 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as Picture
 from safetensors.torch import load_file
 
-from sparsesoup import export, load_compact, load_packed, prune
+from sparsesoup import export, load_compact, load_packed, prune, push
 from sparsesoup.cli import main
 from sparsesoup.hub import zero_shot
 from sparsesoup.hub.build import Place, build, open_task
@@ -220,6 +220,12 @@ def test_exports_are_of_the_image_tower_and_carry_the_head(place, tmp_path):
         assert (made.path / "pruning" / "zero_shot.json").is_file()
         torch.testing.assert_close(logits(load(made.path), carried, pixels), expected, rtol=1e-5, atol=1e-5)
     assert not any("text" in row["layer"] for row in made.facts["layers"])
+    push(made.path, "me/clip", out=tmp_path / "card")
+    assert (
+        'hf_hub_download("me/clip", "pruning/zero_shot.safetensors")' in (tmp_path / "card" / "README.md").read_text()
+    )
+    asked = export(pruned.path, "packed", tmp_path / "asked", verify=True).facts["verified"]
+    assert asked["same"] == asked["rows"] > 0
 
 
 @torch.no_grad()

@@ -117,7 +117,7 @@ def _values(facts: Facts, form: Facts, config: Facts, repo: str) -> dict[str, An
         "about_test": _about_test(bool(test), bool(form)),
         "costs": show.costs(facts) if labels else [], "times": _times(facts),
         "labels": [(label, show.LABELS[label]) for label in labels if label in show.LABELS],
-        "load": _loading(form, config, repo), "notes": notes,
+        "load": _loading(form, config, repo) + _heading(config, repo), "notes": notes,
         "sizes": [(SIZES[k], *(f"{n:,}" for n in pair)) for k, pair in form.get("sizes", {}).items() if k in SIZES],
         "masks": _masks(facts, form), "command": facts.get("command"),
         "local": " and ".join(f"`{name}`" for name in facts.get("local", [])),
@@ -155,7 +155,8 @@ def _score(value: float | None) -> str:
 
 
 def _about_test(opened: bool, exported: bool) -> str:
-    told = "Test was opened once, after all selection." if opened else "The test split has not been opened."
+    closed = "had not been opened when this was exported" if exported else "has not been opened"
+    told = "Test was opened once, after all selection." if opened else f"The test split {closed}."
     return told + (" The scores are those of the run that this was exported from." if exported else "")
 
 
@@ -175,6 +176,21 @@ def _loading(form: Facts, config: Facts, repo: str) -> str:
     first = "import sparsesoup\n" if line.startswith("sparsesoup.") else ""
     line = f"model = {line}" if first else line
     return f'{first}from huggingface_hub import snapshot_download\n\nfolder = snapshot_download("{repo}")\n{line}'
+
+
+def _heading(config: Facts, repo: str) -> str:
+    """How a CLIP's vision tower becomes the classifier that was scored."""
+    if config.get("architectures") != ["CLIPVisionModelWithProjection"]:
+        return ""
+    return f"""
+
+# Classes are those of pruning/zero_shot.json, in its order; their frozen head lies beside it.
+from huggingface_hub import hf_hub_download
+from safetensors.torch import load_file
+from torch.nn.functional import normalize
+
+head = load_file(hf_hub_download("{repo}", "pruning/zero_shot.safetensors"))["head"]
+logits = normalize(model(pixel_values=pixels).image_embeds, dim=-1) @ head.T"""
 
 
 def _masks(facts: Facts, form: Facts) -> str:

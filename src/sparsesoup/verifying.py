@@ -21,6 +21,7 @@ from sparsesoup.exports.source import Source, open_source
 from sparsesoup.files import write_json
 from sparsesoup.hub.build import Opened, Place, open_task, score_test
 from sparsesoup.hub.kinds import kind_of
+from sparsesoup.hub.zero_shot import Headed, ZeroShot, carried
 from sparsesoup.problem import Problem
 from sparsesoup.recipe import from_table
 
@@ -110,13 +111,15 @@ def _data(source: Source) -> tuple[Place, Opened]:
             f"no test split to verify on; leave --verify out"
         )
     settings = from_table(method.pop("name"), {**table, "method": method})
-    place = replace(settings.place, model=str(source.folder))
+    place = replace(settings.place, model=str(source.folder), prompts=None, class_names=None)
     return place, open_task(place)
 
 
 def _answers(source: Source, place: Place, opened: Opened, ask: Callable[..., Any]) -> tuple[dict[str, Any], Tensor]:
     """(scores, outputs [rows, ...]) of whoever is asked, on the test split."""
     kind, outputs, nothing = kind_of(opened.task), [], Data([], lambda rows: {})
+    if isinstance(opened.task, ZeroShot):
+        ask = Headed(ask, carried(source.folder, opened.task))
 
     def predict(model: Any, batch: Any) -> Tensor:
         on_cpu = {name: t.cpu() for name, t in batch.items()}  # where both are, whatever else this machine has

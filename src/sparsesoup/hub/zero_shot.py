@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,22 @@ def predict(model: nn.Module, batch: Batch) -> Tensor:
     """Logits [rows, classes]: head n(image), in float32 whatever the precision of the tower."""
     images = model(pixel_values=batch["pixel_values"]).image_embeds.float()
     return functional.normalize(images, dim=-1) @ model.get_buffer(HEAD).T
+
+
+@dataclass(frozen=True)
+class Headed:
+    """A vision tower in whatever form, such as an export that runs elsewhere, with the head that its ticket carries."""
+
+    tower: Callable[..., Any]
+    head: Tensor
+
+    def __call__(self, **inputs: Tensor) -> Any:
+        """What the tower answers."""
+        return self.tower(**inputs)
+
+    def get_buffer(self, name: str) -> Tensor:
+        """The head, as a model has it that was loaded for training."""
+        return self.head
 
 
 @torch.no_grad()
