@@ -12,6 +12,9 @@ from typing import IO, Any
 
 from sparsesoup.errors import UserError
 
+UMASK = os.umask(0)  # it can only be read by setting it
+os.umask(UMASK)
+
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
@@ -26,6 +29,7 @@ def whole(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         for file in [temporary] if temporary.is_file() else temporary.rglob("*"):
+            _readable(file)
             _flush(file)
         if path.is_dir():
             shutil.rmtree(path)
@@ -33,6 +37,12 @@ def whole(path: Path) -> Iterator[Path]:
         _flush(path.parent)
     finally:
         remove(temporary)
+
+
+def _readable(file: Path) -> None:
+    """As readable as any file of this user: safetensors keeps what it writes from all others."""
+    if file.is_file():
+        file.chmod(0o666 & ~UMASK)
 
 
 def locked(path: Path, patient: bool) -> IO[str]:
