@@ -78,6 +78,36 @@ def test_the_real_command_line_says_one_line_and_leaves_with_2(place, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_recipe_that_says_a_thing_twice_or_what_is_no_setting(refused, tmp_path):
+    (tmp_path / "twice.yaml").write_text("method: magnitude\nsparsity: 0.5\nsparsity: 0.6\n")
+    refused(["prune", "--config", "twice.yaml"], "twice.yaml", "sparsity stands there twice, line 1 on")
+    (tmp_path / "help.yaml").write_text("method: magnitude\nhelp: true\n")
+    refused(["prune", "--config", "help.yaml"], "unknown setting help in recipe help.yaml")
+
+
+def test_numbers_that_are_no_classes_are_refused_and_not_counted_up_to(place, refused, tmp_path):
+    (tmp_path / "ids").mkdir()
+    rows = "".join(f"text {i},{(i % 2) * 30000000}\n" for i in range(40))
+    (tmp_path / "ids" / "train.csv").write_text("text,label\n" + rows)
+    said = refused(line_of(place, tmp_path / "runs", dataset=tmp_path / "ids"), "--label-column")
+    assert "label has 2 different numbers up to 30000000" in said
+
+
+def test_a_run_is_not_scored_on_data_that_changed(place, tmp_path, capsys):
+    shutil.copytree(place / "reviews", tmp_path / "mine")
+    assert main(line_of(place, tmp_path / "runs", dataset=tmp_path / "mine")) == 0
+    file = tmp_path / "mine" / "train.csv"
+    rows = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([rows[0], *rows[2:], rows[1]]))
+    (run,) = (tmp_path / "runs").rglob("seed-0")
+    before = (run / "report.json").read_text()
+    capsys.readouterr()
+    assert main(["test", str(run)]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "its training rows differ" in said
+    assert (run / "report.json").read_text() == before
+
+
 def test_unknown_method_and_command(place, refused, tmp_path):
     refused(line_of(place, tmp_path / "runs", "magnitud"), "unknown method 'magnitud'", "did you mean magnitude")
     refused(line_of(place, tmp_path / "runs", "zzz"), "unknown method 'zzz'", "see `sparsesoup methods`", "allowed: ")
@@ -96,9 +126,9 @@ def test_unknown_method_and_command(place, refused, tmp_path):
         ("1.0", ["got 1"]),
         ("-0.1", ["got -0.1"]),
         ("90", ["got 90", "for 90 % say 0.9"]),
-        ("nan", ["sparsity", "Expected a float or null. Got value: nan"]),
-        ("lots", ["sparsity", "Expected a float or null. Got value: lots"]),
-        ("90%", ["sparsity", "90%"]),
+        ("nan", ["got nan", "say 0.9"]),
+        ("lots", ["got lots", "say 0.9"]),
+        ("85%", ["got 85%", "say 0.85"]),
     ],
 )
 def test_sparsity_outside_its_range(place, refused, tmp_path, value, parts):

@@ -3,8 +3,9 @@
 import argparse
 import difflib
 import re
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import ArgumentParser
 
 from sparsesoup.errors import UserError
@@ -53,6 +54,10 @@ class Parser(ArgumentParser):
         """What jsonargparse says, in the words of a user."""
         for pattern, plain in PLAINER:
             text = re.sub(pattern, plain, text)
+        if share := re.match(r"setting sparsity: Expected .* Got value: (\S+)$", text):
+            number = share[1].rstrip("%")
+            hint = f"{float(number) / 100:g}" if re.fullmatch(r"[\d.]{1,5}", number) else "0.9"
+            return f"sparsity is the share of weights removed, in [0, 1), got {share[1]}; say {hint}"
         outer, _, inner = text.partition(" - setting ")
         if outer.startswith("setting ") and "Unable to load config" in outer:
             name = outer.split()[1].rstrip(":")
@@ -67,3 +72,24 @@ class Parser(ArgumentParser):
     def format_help(self) -> str:
         """The help with `--data-root` rather than `--data_root`."""
         return re.sub(r"--[a-z][\w.]*", lambda m: m.group().replace("_", "-"), super().format_help())
+
+
+class _Once(yaml.SafeLoader):
+    """Refuses a table that says the same key twice, of which YAML would take the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        said = [key.value for key, _ in node.value]
+        if twice := [key for i, key in enumerate(said) if key in said[:i]]:
+            raise yaml.YAMLError(f"{twice[0]} stands there twice, line {node.start_mark.line + 1} on; leave one")
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(text: str) -> Any:
+    """What a YAML text says.
+
+    Raises: yaml.YAMLError, also where a table has the same key twice.
+
+    >>> read_yaml("sparsity: 0.5")
+    {'sparsity': 0.5}
+    """
+    return yaml.load(text, _Once)  # a SafeLoader

@@ -32,7 +32,10 @@ class Block:
             raise UserError(f"a block tiles matrices only, {name} has shape {tuple(shape)}")
         rows, cols = self.rows or shape[0], self.cols or shape[1]
         if shape[0] % rows or shape[1] % cols:
-            raise UserError(f"a {rows}x{cols} block does not tile {name} of shape {tuple(shape)}")
+            raise UserError(
+                f"a {rows}x{cols} block does not tile {name} of shape {tuple(shape)}; its sides must divide "
+                f"those of the matrix, 0 is a whole side"
+            )
         return rows, cols
 
     def total(self, values: Tensor, name: str = "a weight") -> Tensor:

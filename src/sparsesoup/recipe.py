@@ -18,7 +18,7 @@ from jsonargparse import Namespace
 from sparsesoup.errors import UserError
 from sparsesoup.hub.build import Place
 from sparsesoup.methods import METHODS, TABLE, Method
-from sparsesoup.parser import Parser
+from sparsesoup.parser import Parser, read_yaml
 from sparsesoup.problem import Distill, Training
 from sparsesoup.select import check_scope
 
@@ -222,11 +222,13 @@ def _recipe(arguments: list[str]) -> dict[str, Any]:
     if not paths[-1] or paths[-1].startswith("--"):
         raise UserError("--config needs a recipe, such as the run.yaml of a run")
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        recipe = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read recipe {path}: {' '.join(str(error).split())}") from error
     if not isinstance(recipe, dict):
         raise UserError(f"recipe {path} must be a table of settings, such as a run's run.yaml")
+    if flags := recipe.keys() & {"help", "print_shtab", "print_config"}:
+        raise UserError(f"unknown setting {min(flags)} in recipe {path}; see `sparsesoup prune --help`")
     return recipe
 
 

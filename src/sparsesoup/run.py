@@ -149,6 +149,11 @@ def test(path: Path, console: Console) -> Run:
     # A ticket of a CLIP carries the words that it was told; a file of them may have changed.
     place = replace(settings.place, model=str(path), prompts=None, class_names=None)
     opened = open_task(place)
+    if report.get("dataset_fingerprint") not in (None, opened.source.fingerprint):
+        raise UserError(
+            f"dataset {place.dataset} is not the one that {path} was trained on: its training rows differ, so its test "
+            f"rows may too; put the old data back, or prune again"
+        )
     watch = Watch(None, console)
     try:
         problem = build(place, opened, steps=1, training=settings.train, observer=watch)

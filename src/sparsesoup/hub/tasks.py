@@ -226,7 +226,14 @@ def _class_names(train: Dataset, label: str, name: str) -> tuple[str, ...]:
     if dtype in STRINGS and present:
         return tuple(sorted(present))
     if dtype in WHOLE and present:
-        return tuple(str(i) for i in range(int(max(present)) + 1))
+        count = int(max(present)) + 1
+        if count > 2 * len(present) + 10:  # numbers of something else, and a head of that width would be built
+            raise UserError(
+                f"{name}: the label column {label} has {len(present)} different numbers up to {count - 1}, where "
+                f"classes 0, 1, 2, ... are allowed; number them anew or write them as strings, or name another "
+                f"column with `--label-column`"
+            )
+        return tuple(str(i) for i in range(count))
     raise UserError(
         f"{name}: the label column {label} is of type {dtype}{'' if present else ' without values of its own'}, where "
         f"classes, numbers or strings are allowed; its columns are {columns_of(train.features)}; {FLAGS}"

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from sparsesoup.errors import UserError
+from sparsesoup.parser import read_yaml
 
 SHIPPED = Path(__file__).parent / "recipes"
 Table = dict[str, Any]
@@ -34,7 +35,7 @@ def read_written(path: Path) -> tuple[Table, Callable[[Sequence[str]], int]]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        recipe, tree = yaml.safe_load(text), yaml.compose(text)
+        recipe, tree = read_yaml(text), yaml.compose(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         names = ", ".join(sorted(each.stem for each in SHIPPED.glob("*.yaml")))
         hint = f"; shipped ones are {names}" if isinstance(error, FileNotFoundError) else ""
