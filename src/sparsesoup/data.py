@@ -58,9 +58,12 @@ class Data:
         if part == 1.0:
             return self
         order = torch.randperm(len(self), generator=generator(seed, "share", *path))
-        chosen = sorted(order[: max(1, round(part * len(self)))].tolist())
-        lengths = tuple(self.lengths[i] for i in chosen) if self.lengths else ()
-        return replace(self, rows=[self.rows[i] for i in chosen], lengths=lengths)
+        return self.taken(sorted(order[: max(1, round(part * len(self)))].tolist()))
+
+    def taken(self, indices: Sequence[int]) -> "Data":
+        """These rows alone."""
+        lengths = tuple(self.lengths[i] for i in indices) if self.lengths else ()
+        return replace(self, rows=[self.rows[i] for i in indices], lengths=lengths)
 
     def ordered(self, size: int) -> list[list[int]]:
         """All rows once, sorted by length so that little is padding: for evaluation."""

@@ -102,6 +102,20 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def read_table(path: Path, what: str = "file", remedy: str = "make it again") -> dict[str, Any]:
+    """A table in JSON.
+
+    Raises: UserError if it cannot be read or is no table; `what` it is and the `remedy` are named.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"damaged {what}: {path} cannot be read ({error}); {remedy}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"damaged {what}: {path} holds no table; {remedy}")
+    return found
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole or not at all; NaN is refused, since it is no JSON."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -1,7 +1,6 @@
 """`sparsesoup push`: a model on the Hub with its card and masks, and nothing of this machine in it."""
 
 import argparse
-import json
 import os
 import re
 import shlex
@@ -21,7 +20,7 @@ from sparsesoup.card import card
 from sparsesoup.errors import UserError
 from sparsesoup.exports import WEIGHTS
 from sparsesoup.exports.source import BESIDE
-from sparsesoup.files import whole, write_json, write_text
+from sparsesoup.files import read_table, whole, write_json, write_text
 from sparsesoup.hub.online import answers
 from sparsesoup.parser import OneLine
 from sparsesoup.recipe import from_table
@@ -134,8 +133,8 @@ def open_parcel(run: Path) -> Parcel:
     """
     run = run.parent if run.name == "model" and (run.parent / "run.yaml").is_file() else run
     if (run / FORM).is_file():
-        form, ticket = _json(run / FORM), run / "pruning" / FACTS
-        facts = _json(ticket) if ticket.is_file() else form.get("source", {})
+        form, ticket = read_table(run / FORM), run / "pruning" / FACTS
+        facts = read_table(ticket) if ticket.is_file() else form.get("source", {})
         parcel = Parcel(run, tuple(name for name in form.get("files", []) if (run / name).is_file()), facts, form)
     elif (run / "report.json").is_file():
         parcel = Parcel(run / "model", _files(run / "model"), read_report(run), {})
@@ -166,12 +165,12 @@ def write(parcel: Parcel, folder: Path, repo: str, license: str) -> None:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if name.rpartition("/")[2] in (FACTS, FORM):
-            write_json(target, tidy(_json(parcel.folder / name)))
+            write_json(target, tidy(read_table(parcel.folder / name)))
         elif name.endswith(CONFIG):
-            write_json(target, _anywhere(_json(parcel.folder / name)))
+            write_json(target, _anywhere(read_table(parcel.folder / name)))
         else:
             shutil.copyfile(parcel.folder / name, target)
-    config = _json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    config = read_table(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     asked = {"model": parcel.facts.get("model"), "dataset": parcel.facts.get("settings", {}).get("dataset")}
     facts = {**tidy(parcel.facts), "command": command(parcel.facts)}
     facts["local"] = [str(facts[key]) for key, name in asked.items() if is_local(name)]
@@ -221,16 +220,6 @@ def command(facts: Mapping[str, Any]) -> str | None:
     pairs = zip(["", *words], words, strict=False)
     kept = [(called.get(w) or tidy(w)) if is_local(w) else w for before, w in pairs if "--data-root" not in (before, w)]
     return shlex.join(kept)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"damaged file {path} ({error}); make it again") from error
-    if not isinstance(found, dict):
-        raise UserError(f"damaged file {path}: it holds no table; make it again")
-    return found
 
 
 def _token(variable: str) -> str:

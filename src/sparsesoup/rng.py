@@ -24,7 +24,7 @@ def generator(seed: int, *path: object) -> torch.Generator:
 def sow(number: int) -> None:
     """What `torch.manual_seed` does, but nothing for accelerators where there are none.
 
-    It would note for each kind of them from where it was called: three stack traces, half a millisecond a step.
+    It would note for each kind of them from where it was called: three stack traces at every step.
     """
     if _accelerated():
         torch.manual_seed(number)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparsesoup import masks as algebra
 from sparsesoup.errors import UserError
-from sparsesoup.files import whole, write_json
+from sparsesoup.files import read_table, whole, write_json
 from sparsesoup.masks import Masks, pack, unpack
 
 FORMAT = "1"  # of masks.safetensors and ticket.json
@@ -72,7 +72,7 @@ def load_masks(path: Path) -> tuple[Masks, dict[str, Any]]:
     Raises: UserError if a file is missing, truncated, of another format or not what was written.
     """
     folder = find(Path(path))
-    facts = _facts(folder / FACTS)
+    facts = read_table(folder / FACTS, "ticket", "copy it again")
     try:
         with safe_open(folder / MASKS, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("sparsesoup", "{}"))
@@ -89,16 +89,6 @@ def load_masks(path: Path) -> tuple[Masks, dict[str, Any]]:
             f"{FACTS} says {facts.get('kept')} of {facts.get('total')}; copy both again"
         )
     return masks, facts
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"damaged ticket: {path} cannot be read ({error}); copy it again") from error
-    if not isinstance(facts, dict):
-        raise UserError(f"damaged ticket: {path} holds no table of facts; copy it again")
-    return facts
 
 
 def fit(masks: Masks, shapes: Mapping[str, torch.Size], prefix: str = "") -> Masks:

@@ -123,7 +123,7 @@ def _answers(source: Source, place: Place, opened: Opened, ask: Callable[..., An
 
     def predict(model: Any, batch: Any) -> Tensor:
         on_cpu = {name: t.cpu() for name, t in batch.items()}  # where both are, whatever else this machine has
-        outputs.append(kind.predict(ask, on_cpu))  # type: ignore[arg-type]
+        outputs.append(kind.predict(ask, on_cpu))  # type: ignore[arg-type]  # no module, but it answers like one
         return outputs[-1]
 
     problem = Problem(

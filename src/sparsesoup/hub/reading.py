@@ -183,10 +183,11 @@ def _is_data(file: Path) -> bool:
 def _options(suffix: str, paths: list[Path]) -> dict[str, Any]:
     if READERS[suffix] != "csv":
         return {}
-    if suffix == ".tsv" and not all(map(_quoted, paths)):
-        return {"sep": "\t", "keep_default_na": False, "na_values": [""], "quoting": csv.QUOTE_NONE}
     # pandas would read the texts "None", "null" and "NA" as missing.
-    return {"sep": "\t" if suffix == ".tsv" else ",", "keep_default_na": False, "na_values": [""]}
+    options: dict[str, Any] = {"sep": ",", "keep_default_na": False, "na_values": [""]}
+    if suffix == ".tsv":
+        options |= {"sep": "\t", "quoting": csv.QUOTE_MINIMAL if all(map(_quoted, paths)) else csv.QUOTE_NONE}
+    return options
 
 
 def _quoted(path: Path) -> bool:

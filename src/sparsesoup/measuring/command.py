@@ -129,7 +129,7 @@ def _print(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for i in shown:
         side = "left" if columns[i] in ("", "on", "form") else "right"
-        table.add_column(Text(columns[i]), justify=side, overflow="fold")  # type: ignore[arg-type]
+        table.add_column(Text(columns[i]), justify=side, overflow="fold")  # type: ignore[arg-type]  # a word of rich
     for row in rows:
         table.add_row(*(Text(row[i]) for i in shown))
     console.print(table)

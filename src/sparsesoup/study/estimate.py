@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from sparsesoup.data import Data
 from sparsesoup.errors import UserError
 from sparsesoup.hub.build import Opened, build, open_task
 from sparsesoup.journal import Journal
@@ -199,20 +198,15 @@ def probe(problem: Problem, prices: Prices) -> Probe:
     problem = replace(problem, meter=meter, journal=Journal(meter), observer=Silent())
     _forget_peak(device)
     state = problem.start()
-    longest = _part(problem.train, problem.train.ordered(problem.training.batch_size)[-1])
+    longest = problem.train.taken(problem.train.ordered(problem.training.batch_size)[-1])
     train(state, replace(problem, train=longest), 1, label="first")  # libraries warm up in it
     train(state, problem, TIMED)
     batches = problem.validation.ordered(2 * problem.training.batch_size)
     some = [row for batch in batches[:: -(-len(batches) // TIMED)] for row in batch]
     with timed(meter, "validation") as cost:
-        evaluate(problem, state.model, _part(problem.validation, some), cost)
+        evaluate(problem, state.model, problem.validation.taken(some), cost)
     strong, validation = meter.costs["strong"], meter.costs["validation"]
     return Probe(strong.seconds / max(strong.flops, 1), validation.seconds / max(validation.flops, 1), _peak(device))
-
-
-def _part(data: Data, rows: list[int]) -> Data:
-    lengths = tuple(data.lengths[i] for i in rows) if data.lengths else ()
-    return replace(data, rows=[data.rows[i] for i in rows], lengths=lengths)
 
 
 def _forget_peak(device: torch.device) -> None:

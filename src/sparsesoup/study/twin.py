@@ -151,9 +151,7 @@ def twin_of(
 def part(data: Data, share: float) -> Data:
     """A share of the rows, evenly taken: what their lengths are on average stays."""
     count = max(1, round(share * len(data)))
-    picked = [i * len(data) // count for i in range(count)]
-    lengths = tuple(data.lengths[i] for i in picked) if data.lengths else ()
-    return replace(data, rows=[data.rows[i] for i in picked], lengths=lengths)
+    return data.taken([i * len(data) // count for i in range(count)])
 
 
 def hollow(data: Data) -> Data:
