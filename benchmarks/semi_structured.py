@@ -24,8 +24,9 @@ from torch.sparse import to_sparse_semi_structured
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from sparsesoup.neighbours import KINDS, lacking, sparsify_, timed, unfit  # noqa: E402
+from sparsesoup.neighbours import KINDS, lacking, sparsify_, unfit  # noqa: E402
 from sparsesoup.select import keep  # noqa: E402
+from sparsesoup.timing import in_turns  # noqa: E402
 
 SHAPES = {  # name -> (hidden size, feed-forward units, heads, layers)
     "MiniLM-L6": (384, 1536, 12, 6),
@@ -63,11 +64,12 @@ def compared(calls: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, A
     """Milliseconds of each, median and quartiles, how many times as fast 2:4 is, and how far the answers are apart."""
     try:
         one, other = (call() for call in calls.values())
-        took = timed(calls, rounds)
+        took = in_turns([*calls.values()], rounds)
     except RuntimeError as error:  # a kernel that this GPU or torch lacks is a result too
         return {"error": " ".join(str(error).split())[:300]}
-    parts = {name: statistics.quantiles(times, n=4) for name, times in took.items()}
-    table = {name: dict(zip(("low", "median", "high"), part, strict=True)) for name, part in parts.items()}
+    parts = [statistics.quantiles([1000 * second for second in seconds], n=4) for seconds in took]
+    rows = [dict(zip(("low", "median", "high"), part, strict=True)) for part in parts]
+    table: dict[str, Any] = dict(zip(calls, rows, strict=True))
     apart = float((one - other).abs().max()) / float(one.abs().max())
     return {**table, "gain": table["dense"]["median"] / table["sparse"]["median"], "relative_difference": apart}
 

@@ -17,10 +17,10 @@ from sparsesoup.hub.sample import sample
 from sparsesoup.hub.structure import layers, widths
 from sparsesoup.measuring import How, _check_answers, measure
 from sparsesoup.measuring.sparse import SparseLinear, held, sparse_model, stored
-from sparsesoup.measuring.timing import in_turns, ratios
 from sparsesoup.measuring.words import said, why
 from sparsesoup.measuring.work import flops, profile, sparse_flops
 from sparsesoup.report import write_report
+from sparsesoup.timing import in_turns, ratios
 from test_export import EVEN, FEWER, SOME, pruned, stock
 from test_report import write_run
 from tiny_hub import run_of

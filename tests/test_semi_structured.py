@@ -20,7 +20,7 @@ from sparsesoup.exports import export
 from sparsesoup.exports.source import own_masks
 from sparsesoup.hub.models import quiet
 from sparsesoup.hub.sample import answers, sample
-from sparsesoup.neighbours import check, lacking, offence, sparsify_, timed, unfit
+from sparsesoup.neighbours import check, lacking, offence, sparsify_, unfit
 from sparsesoup.ticket import save_masks
 from tiny_hub import base_model, masks_of, run_of, tokenizer, weights_of
 
@@ -197,14 +197,6 @@ def test_turned_weights_give_themselves_back_and_reach_the_sparse_kernel(run, mo
     monkeypatch.setattr(neighbours, "to_sparse_semi_structured", lambda weight: on_the_cpu(2 * weight))
     with pytest.raises(UserError, match=r"torch does not give \S+query\.weight back from its 2:4 form on cpu"):
         sparsify_(dense, masks_of(run), verify=True)
-
-
-def test_calls_are_timed_in_turn():
-    made = []
-    found = timed({"one": lambda: made.append(1), "two": lambda: made.append(2)}, rounds=3, warm=2)
-    assert made == [1, 2] * 5
-    assert {name: len(rounds) for name, rounds in found.items()} == {"one": 3, "two": 3}
-    assert min(*found["one"], *found["two"]) >= 0
 
 
 @pytest.mark.skipif(not ABLE, reason="needs a CUDA device of compute capability 8.0 or more")

@@ -4,9 +4,8 @@ What torch makes of them (`torch.sparse.to_sparse_semi_structured`) is a prototy
 the pattern and drops what does not fit, so that is checked here.
 """
 
-import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -94,29 +93,3 @@ def sparsify_(model: nn.Module, names: Iterable[str], verify: bool = False) -> N
             if verify and not torch.equal(sparse.to_dense(), weight):
                 raise UserError(f"torch does not give {name} back from its 2:4 form on {weight.device}; use it dense")
             owner.weight = nn.Parameter(sparse, requires_grad=False)
-
-
-@torch.no_grad()
-def timed(calls: Mapping[str, Callable[[], object]], rounds: int = 30, warm: int = 5) -> dict[str, list[float]]:
-    """Milliseconds of each call, taken in turn, so that what disturbs one disturbs all.
-
-    Args:
-        calls: name -> what is timed.
-        rounds: how often each is called.
-        warm: calls before that, which do not count.
-    """
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(warm + rounds):
-        for name, call in calls.items():
-            _wait()
-            start = time.perf_counter()
-            call()
-            _wait()
-            if number >= warm:
-                found[name].append(1000 * (time.perf_counter() - start))
-    return found
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

@@ -16,10 +16,10 @@ from sparsesoup.hub.build import positions
 from sparsesoup.hub.sample import sample
 from sparsesoup.measuring.backends import BACKENDS, Answer, Place
 from sparsesoup.measuring.subject import AS_IT_IS, Subject, open_subject
-from sparsesoup.measuring.timing import Spread, in_turns, ratios, spread
 from sparsesoup.measuring.words import said, why
 from sparsesoup.measuring.work import flops, profile, sparse_flops
 from sparsesoup.summary import machine, versions
+from sparsesoup.timing import Spread, in_turns, ratios, spread
 
 FILE = "measure.json"
 CLOSE = 1e-2  # how far the answers of a backend may lie from torch's, as a share of the largest

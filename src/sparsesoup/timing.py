@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 LEAST = 0.02  # seconds of one measurement: shorter calls are repeated within it
 
 
@@ -61,7 +63,14 @@ def _repeats(work: Callable[[], Any]) -> int:
 
 
 def _seconds(work: Callable[[], Any], count: int) -> float:
+    _wait()
     began = time.perf_counter()
     for _ in range(count):
         work()
+    _wait()
     return (time.perf_counter() - began) / count
+
+
+def _wait() -> None:
+    if torch.cuda.is_initialized():  # a GPU is given its work and not waited for
+        torch.cuda.synchronize()
