@@ -88,7 +88,7 @@ def main() -> None:
     if options.steps:
         study |= {"steps": options.steps, "seeds": study["seeds"][:1]}
         result = options.out / f"{options.study.stem}-trial.json"
-    for row, own, seed in cells(study):
+    for row, own, seed in sorted(cells(study), key=lambda cell: cell[2]):  # all points early, of one seed
         there = finished(study, result).get((row, seed))
         try:
             if options.time and there:
