@@ -18,16 +18,19 @@ from typing import Any
 import torch
 import yaml
 
+from drawing import axes, label
 from sparsesoup import score_on_test
 from sparsesoup.errors import UserError
 from sparsesoup.measuring import How, measure
+from sparsesoup.measuring.backends import BACKENDS
 from sparsesoup.show import read_report
-from sparsesoup.study.tables import paired
+from sparsesoup.study.tables import entry, paired
 from sparsesoup.summary import machine
 from study import KEPT, add, cells, draw, finished
 
 HERE = Path(__file__).parent
 ON = ("torch", "onnxruntime")
+GOAL = 2.0  # times as fast
 
 
 def timed(run: Path, threads: int, rounds: int) -> dict[str, Any]:
@@ -48,29 +51,67 @@ def drawn(study: dict[str, Any], row: str, own: dict[str, Any], seed: int, out: 
     return {"row": row, "seed": seed, **{key: report[key] for key in KEPT}, "run": str(run.relative_to(out))}
 
 
+def is_one(result: dict[str, Any]) -> bool:
+    """Whether a result is a curve: its rows have a sparsity each, not one in common."""
+    return "sparsity" not in result["study"]
+
+
+def seeds_of(result: dict[str, Any], row: str) -> dict[int, dict[str, Any]]:
+    """Seed -> the row's cell, of those that are there."""
+    return {c["seed"]: c for c in result["cells"] if c["row"] == row and not c.get("missing")}
+
+
+def scores(cells: dict[int, dict[str, Any]], split: str) -> dict[int, float]:
+    """Seed -> the score in points."""
+    return {seed: 100 * next(iter(cell[split].values())) for seed, cell in cells.items()}
+
+
+def times(cells: dict[int, dict[str, Any]], on: str) -> float | None:
+    """How many times as fast as dense, the mean over seeds; None if none was timed."""
+    found = [cell["speed"][on]["faster"] for cell in cells.values() if on in cell.get("speed", {})]
+    return statistics.mean(found) if found else None
+
+
 def points(result: dict[str, Any]) -> list[str]:
-    """The curve, a line a row: mean scores in points, distance from dense on test paired by seed, times as fast."""
-    there = [c for c in result["cells"] if not c.get("missing")]
-    test = {(c["row"], c["seed"]): 100 * next(iter(c["test"].values())) for c in there}
-    by_row = {name: {seed: v for (row, seed), v in test.items() if row == name} for name in result["study"]["rows"]}
-    lines = [f"{'row':28} {'pruned':>7} {'validation':>10} {'test':>6} {'against dense':>14}  times as fast"]
-    for name, own in by_row.items():
-        mine = [c for c in there if c["row"] == name]
-        if not mine:
-            lines.append(f"{name:28} missing")
+    """The curve as a Markdown table: mean scores in points, distance from dense on test paired by seed, speed."""
+    labels = [BACKENDS[on].label for on in ON]
+    lines = [
+        f"| row | pruned | validation | test | against dense | {' | '.join(f'times as fast, {x}' for x in labels)} |"
+    ]
+    lines.append("|---" * (5 + len(ON)) + "|")
+    dense, whole = scores(seeds_of(result, "dense"), "test"), len(result["study"]["seeds"])
+    for row in result["study"]["rows"]:
+        cells = seeds_of(result, row)
+        if not cells:
+            lines.append(f"| {row} " + "| missing " * (4 + len(ON)) + "|")
             continue
-        mean, half, pairs = paired(own, by_row.get("dense", {}))
-        apart, score = f"{mean:+.1f} ± {half:.1f}" if pairs > 1 else "-", statistics.mean(own.values())
-        gone = statistics.mean(c["sparsity"]["reached"] for c in mine)
-        validation = statistics.mean(100 * next(iter(c["validation"].values())) for c in mine)
-        lines.append(f"{name:28} {100 * gone:6.1f}% {validation:10.1f} {score:6.1f} {apart:>14}  {times(mine)}")
+        test, validation = scores(cells, "test"), scores(cells, "validation")
+        mean, half, pairs = paired(test, dense)
+        apart = f"{mean:+.1f} ± {half:.1f}" if pairs > 1 and row != "dense" else "-"
+        gone = 100 * statistics.mean(cell["sparsity"]["reached"] for cell in cells.values())
+        fast = [f"{speed:.2f}" if (speed := times(cells, on)) else "not timed" for on in ON]
+        shown = [entry({s: v / 100 for s, v in split.items()}, whole) for split in (validation, test)]
+        lines.append(f"| {row} | {gone:.1f} % | {' | '.join([*shown, apart, *fast])} |")
     return lines
 
 
-def times(mine: list[dict[str, Any]]) -> str:
-    """How many times as fast the cells of a row are, by runtime."""
-    fast = {on: [c["speed"][on]["faster"] for c in mine if on in c.get("speed", {})] for on in ON}
-    return ", ".join(f"{statistics.mean(found):.2f} on {on}" for on, found in fast.items() if found) or "not timed"
+def figure(result: dict[str, Any], path: Path) -> None:
+    """Test score over measured speed, a point a row, on the last runtime that all were timed on."""
+    study, found = result["study"], {row: seeds_of(result, row) for row in result["study"]["rows"]}
+    on = [name for name in ON if all(times(cells, name) for cells in found.values())]
+    if not on:
+        return
+    kinds = [*dict.fromkeys(row.partition("-")[0] for row in found)]  # a colour for each first word of a row
+    place: dict[str, tuple[float, float]] = {}
+    with axes(path, f"{study['dataset']}, T = {study['steps']:,}, {len(study['seeds'])} seeds") as drawn:
+        for row, cells in found.items():
+            test = [*scores(cells, "test").values()]
+            place[row] = (times(cells, on[-1]) or 0.0, statistics.mean(test))
+            error = statistics.stdev(test) if len(test) > 1 else 0.0
+            drawn.errorbar(*place[row], yerr=error, fmt="o", capsize=3, color=f"C{kinds.index(row.partition('-')[0])}")
+        drawn.axvline(GOAL, linestyle=":", color="grey")
+        drawn.set(xlabel=f"times as fast as dense, {BACKENDS[on[-1]].label}", ylabel="test score, points")
+        label(drawn, place)
 
 
 def main() -> None:

@@ -10,7 +10,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from sparsesoup.study.page import spaced
+import curve
+from drawing import axes, label
 from sparsesoup.study.tables import entry, paired
 
 HERE = Path(__file__).parent
@@ -72,36 +73,24 @@ def verdicts(result: dict[str, Any], ours: str) -> str:
 
 def figure(result: dict[str, Any], path: Path) -> None:
     """Test score over cost, a point a row."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams.update({"svg.hashsalt": "sparsesoup", "font.size": 10})
-    from matplotlib import pyplot
     from matplotlib.ticker import LogLocator
 
-    rows = whole_rows(result)
+    rows, study = whole_rows(result), result["study"]
     dense = statistics.mean(rows["dense"]["flops"])
-    shown, axes = pyplot.subplots(figsize=(6.4, 3.8))
     points: dict[str, tuple[float, float]] = {}
-    for name, row in rows.items():
-        x, y = statistics.mean(row["flops"]) / dense, 100 * statistics.mean(row["test"])
-        error = 100 * statistics.stdev(row["test"]) if len(row["test"]) > 1 else 0.0
-        axes.errorbar(x, y, yerr=error, fmt="o", capsize=3, color="C3" if name.startswith("isp") else "C0")
-        points[name] = (x, y)
-    axes.set(xlabel="cost, FLOPs of all training and scoring (dense = 1)", ylabel="test score, points", xscale="log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("")
-    low, high = axes.get_ylim()
-    for name, y in spaced(points, (high - low) / 22).items():
-        axes.annotate(name, (points[name][0], y), xytext=(6, 0), textcoords="offset points", fontsize=8, va="center")
-    study = result["study"]
-    axes.set_title(f"{study['dataset']}, sparsity {study['sparsity']}, {len(study['seeds'])} seeds")
-    axes.spines[["top", "right"]].set_visible(False)
-    shown.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shown.savefig(path, metadata={"Date": None})
-    pyplot.close(shown)
+    with axes(path, f"{study['dataset']}, sparsity {study['sparsity']}, {len(study['seeds'])} seeds") as drawn:
+        for name, row in rows.items():
+            x, y = statistics.mean(row["flops"]) / dense, 100 * statistics.mean(row["test"])
+            error = 100 * statistics.stdev(row["test"]) if len(row["test"]) > 1 else 0.0
+            drawn.errorbar(x, y, yerr=error, fmt="o", capsize=3, color="C3" if name.startswith("isp") else "C0")
+            points[name] = (x, y)
+        drawn.set(
+            xlabel="cost, FLOPs of all training and scoring (dense = 1)", ylabel="test score, points", xscale="log"
+        )
+        drawn.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        drawn.xaxis.set_major_formatter("{x:g}")
+        drawn.xaxis.set_minor_formatter("")
+        label(drawn, points)
 
 
 def costs(found: dict[str, Any]) -> str:
@@ -165,6 +154,9 @@ def pieces() -> dict[str, str]:
         if "study" not in result:
             found[path.stem] = speeds(result) if "backends" in result else costs(result)
             continue
+        if curve.is_one(result):
+            found[path.stem] = "\n".join(curve.points(result))
+            continue
         found[path.stem] = table(result, summary(result))
         found[f"{path.stem}-whole"] = table(result, whole_rows(result))
         for row in result["study"]["rows"]:
@@ -186,8 +178,9 @@ def main() -> None:
         document.write_text(redrawn(document.read_text(encoding="utf-8"), found), encoding="utf-8")
     for path in sorted((HERE / "results").glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
-        if "study" in result and result["study"]["sparsity"] and "dense" in whole_rows(result):
-            figure(result, ROOT / "docs" / "figures" / f"{path.stem}.svg")
+        if "study" in result and "dense" in whole_rows(result):
+            draw = curve.figure if curve.is_one(result) else figure
+            draw(result, ROOT / "docs" / "figures" / f"{path.stem}.svg")
     print(f"redrew the tables of {len(DOCUMENTS)} documents")
 
 

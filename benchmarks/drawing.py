@@ -1,0 +1,34 @@
+"""Figures of the documents, the same bytes for the same data."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sparsesoup.study.page import spaced
+
+
+@contextlib.contextmanager
+def axes(path: Path, title: str) -> Iterator[Any]:
+    """Axes to draw on, saved to an SVG file when they are drawn."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.hashsalt": "sparsesoup", "font.size": 10})
+    from matplotlib import pyplot
+
+    shown, drawn = pyplot.subplots(figsize=(6.4, 3.8))
+    drawn.set_title(title)
+    drawn.spines[["top", "right"]].set_visible(False)
+    yield drawn
+    shown.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shown.savefig(path, metadata={"Date": None})
+    pyplot.close(shown)
+
+
+def label(drawn: Any, points: Mapping[str, tuple[float, float]]) -> None:
+    """The name of each point beside it, none over another."""
+    low, high = drawn.get_ylim()
+    for name, y in spaced(dict(points), (high - low) / 22).items():
+        drawn.annotate(name, (points[name][0], y), xytext=(6, 0), textcoords="offset points", fontsize=8, va="center")
