@@ -364,3 +364,18 @@ def test_tables_of_other_names_are_refused() -> None:
         keep(GOOD, 0.5, within={"v": ALL["w"]})
     with pytest.raises(ValueError, match=r"`then` name different parameters: \['v', 'w'\]"):
         keep(GOOD, 0.5, then={"v": GOOD["w"]})
+
+
+@pytest.mark.parametrize("scope", ["tensor", "row"])
+def test_a_mask_can_be_pruned_by_one_weight_at_a_time(scope: Scope) -> None:
+    """A smaller sum may give a tensor a larger rounded share: that is no reason to refuse what can be done."""
+    shapes = {"a": (6, 6), "b": (2, 6), "c": (6, 2), "d": (2, 2), "e": (2, 2)}
+    scores = {n: values("normal", shape, i) for i, (n, shape) in enumerate(shapes.items())}
+    total, inside = size(scores), None
+    for kept in range(total, 0, -1):
+        masks = keep(scores, 1 - kept / total, scope=scope, within=inside)
+        assert algebra.kept(masks) == kept
+        assert inside is None or all(bool((inside[n] | ~m).all()) for n, m in masks.items())
+        shares = {n: kept * s.numel() / total for n, s in scores.items()}
+        assert all(abs(int(m.sum()) - shares[n]) < 2 for n, m in masks.items())
+        inside = masks

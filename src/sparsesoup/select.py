@@ -1,6 +1,7 @@
 """The one top-k of the library: scores and a sparsity in, masks out."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Literal, get_args
 
 import torch
@@ -124,7 +125,8 @@ def _pools(scores: Scores, sparsity: float, scope: str, alive: Mapping[str, floa
         shares = {name: goal * size / sum(sizes.values()) for name, size in sizes.items()}
     else:
         shares = _erdos_renyi(scores, goal, alive)
-    return [([name], count) for name, count in zip(shares, largest_remainder(list(shares.values()), goal), strict=True)]
+    counts = _fitted(largest_remainder(list(shares.values()), goal), [alive[name] for name in shares])
+    return [([name], count) for name, count in zip(shares, counts, strict=True)]
 
 
 def largest_remainder(shares: Sequence[float], goal: int) -> list[int]:
@@ -138,6 +140,19 @@ def largest_remainder(shares: Sequence[float], goal: int) -> list[int]:
     for i in order[: goal - sum(floor)]:
         floor[i] += 1
     return floor
+
+
+def _fitted(counts: Sequence[int], alive: Sequence[float]) -> list[int]:
+    """The counts, where one is a single weight above what is alive taken down to it and another with room up.
+
+    A share that falls with the sum may still be rounded up where it was rounded down before.
+    """
+    fitted = list(counts)
+    for i, room in enumerate(alive):
+        free = next((j for j, most in enumerate(alive) if fitted[j] < most), None)
+        if fitted[i] == room + 1 and free is not None:
+            fitted[i], fitted[free] = fitted[i] - 1, fitted[free] + 1
+    return fitted
 
 
 def _erdos_renyi(scores: Scores, goal: int, alive: Mapping[str, float]) -> dict[str, float]:
@@ -158,15 +173,15 @@ def _erdos_renyi(scores: Scores, goal: int, alive: Mapping[str, float]) -> dict[
 def _rows(scores: Scores, sparsity: float, then: Scores | None, scope: str, within: Masks | None) -> Masks:
     """Each row, or each few neighbours of a row, keeps its own best."""
     masks: Masks = {}
-    total = sum(s.numel() for s in scores.values())
-    goal, spent, seen = round((1.0 - sparsity) * total), 0, 0
-    for name, s in scores.items():
+    sizes = [s.numel() for s in scores.values()]
+    goal = round((1.0 - sparsity) * sum(sizes))
+    ends = [round(goal * seen / sum(sizes)) for seen in accumulate(sizes)]
+    alive = [int(torch.count_nonzero(within[name])) for name in scores] if within else sizes
+    budgets = _fitted([end - begin for begin, end in pairwise([0, *ends])], alive)
+    for (name, s), budget in zip(scores.items(), budgets, strict=True):
         width = GROUPS[scope][1] if scope in GROUPS else s.shape[-1]
         if s.shape[-1] % width:
             raise UserError(f"scope {scope} needs rows of a multiple of {width} weights, {name} has {tuple(s.shape)}")
-        seen += s.numel()
-        budget = round(goal * seen / total) - spent if seen < total else goal - spent
-        spent += budget
         rows = s.numel() // width
         counts = budget // rows + (torch.arange(rows, device=s.device) < budget % rows)
         masks[name] = _best_of_rows(name, s, width, counts, then, within)
