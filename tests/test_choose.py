@@ -74,6 +74,16 @@ def test_neighbours_feed_one_output_however_the_matrix_is_stored():
         assert algebra.kept(masks) == round((1 - sparsity) * 2000)
 
 
+@pytest.mark.parametrize("name", ["magnitude", "gradual", "lottery-pools"])
+def test_a_row_is_what_feeds_one_output_however_the_matrix_is_stored(name):
+    problem = tiny(steps=20)
+    turned = {n: replace(target, transposed=n == "wide.weight") for n, target in problem.targets.items()}
+    masks = replace(METHODS[name], scope="row").run(replace(problem, targets=turned), 0.5).masks
+    for target, mask in masks.items():
+        kept = mask.sum(0 if turned[target].transposed else 1)
+        assert kept.max() - kept.min() <= 1
+
+
 @pytest.mark.parametrize("name", ["magnitude", "gradual", "imp", "early-bird", "snip", "gradient-flow"])
 def test_another_sparsity_is_refused_before_the_first_step(name):
     method = replace(METHODS[name], scope="2:4", **FEW.get(name, {}))

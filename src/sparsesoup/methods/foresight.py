@@ -10,10 +10,9 @@ from sparsesoup.problem import Problem, need_steps
 from sparsesoup.scores.activation import wanda
 from sparsesoup.scores.calibration import calibration, need_batches
 from sparsesoup.scores.gradient import flow, gradient, hessian_product, sensitivity
-from sparsesoup.select import Scope, keep
+from sparsesoup.select import Scope
 from sparsesoup.state import TrainState
 from sparsesoup.structures import need_groups
-from sparsesoup.targets import upright
 from sparsesoup.ticket import Ticket
 from sparsesoup.train import train
 
@@ -114,12 +113,7 @@ class Wanda:
     def prune(self, problem: Problem, state: TrainState, sparsity: float, pattern: Pattern) -> None:
         """Score and prune the weights as they are."""
         scores = wanda(problem, state.model, calibration(problem, self.batches))
-        if pattern != Element:
-            state.prune_(keep(scores, sparsity, pattern=pattern, scope=self.scope))
-            return
-        # A row is what feeds one output, so a matrix that is stored the other way round is turned.
-        masks = keep(upright(scores, problem.targets), sparsity, scope=self.scope)
-        state.prune_(upright(masks, problem.targets))
+        state.prune_(choose(state, scores, sparsity, pattern=pattern, scope=self.scope))
 
 
 def _once(method: Snip | Grasp | Wanda, problem: Problem, sparsity: float, pattern: Pattern) -> Ticket:

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 
 from sparsesoup import soups
 from sparsesoup.errors import UserError
+from sparsesoup.methods.choose import choose
 from sparsesoup.methods.imp import Iterative
 from sparsesoup.patterns import Structure
 from sparsesoup.problem import Problem
 from sparsesoup.schedules import geometric
 from sparsesoup.scores import magnitude
-from sparsesoup.select import Competition, keep
+from sparsesoup.select import Competition
 from sparsesoup.state import TrainState, weights
 from sparsesoup.structures import need_groups
 from sparsesoup.ticket import Ticket
@@ -93,7 +94,7 @@ class LotteryPools:
     def _become_(self, state: TrainState, mixture: soups.Weights, sparsity: float) -> None:
         soups.pour_(state.model, mixture)
         pattern = need_groups(state.targets, self.structure, sparsity, scope=self.scope)
-        state.prune_(keep(magnitude(state.params()), sparsity, pattern=pattern, scope=self.scope))
+        state.prune_(choose(state, magnitude(state.params()), sparsity, pattern=pattern, scope=self.scope))
 
 
 def nearest(target: int, count: int) -> list[int]:
