@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from conftest import Net, same, tiny
 from sparsesoup.errors import UserError
@@ -42,12 +43,22 @@ def test_the_divergence_is_that_of_the_definition() -> None:
             assert float(found) == pytest.approx(by_hand, rel=1e-4)
 
 
-def test_a_number_is_compared_by_its_square_and_spans_are_added() -> None:
+def test_a_number_is_compared_by_its_square_and_a_span_by_both_of_its_ends() -> None:
     assert divergence(torch.tensor([[3.0], [1.0]]), torch.tensor([[1.0], [1.0]]), 2.0).tolist() == [4.0, 0.0]
     torch.manual_seed(0)
     student, teacher = torch.randn(3, 2, 7), torch.randn(3, 2, 7)
     parts = [divergence(student[:, i], teacher[:, i], 2.0) for i in range(2)]
-    assert divergence(student, teacher, 2.0).allclose(parts[0] + parts[1])
+    assert divergence(student, teacher, 2.0).allclose((parts[0] + parts[1]) / 2)
+
+
+def test_a_teacher_that_is_sure_of_the_labels_weighs_as_much_as_they_do() -> None:
+    """The criterion of a span is a mean over its two ends: a sum here would double the share of the teacher."""
+    torch.manual_seed(0)
+    for shape, wanted in (((3, 7), [1, 5, 2]), ((3, 2, 7), [[1, 2], [5, 5], [0, 3]])):
+        labels, outputs = torch.tensor(wanted), torch.randn(shape)
+        sure = torch.where(functional.one_hot(labels, 7) > 0, 0.0, -1e4)
+        criterion = functional.cross_entropy(outputs.reshape(-1, 7), labels.flatten())
+        assert divergence(outputs, sure).mean().item() == pytest.approx(criterion.item(), rel=1e-5)
 
 
 def test_the_temperature_keeps_the_size_of_the_gradient() -> None:

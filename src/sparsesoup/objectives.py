@@ -16,7 +16,7 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Te
     """How far the student's answers are from the teacher's, for each row: [rows].
 
     KL(teacher || student) of softened answers, times temperature^2 so that gradients keep their size (Hinton et al.
-    2015, sec. 2); summed over what a row answers (start and end of a span). One output is a number: squared distance.
+    2015, sec. 2); the mean over what a row answers (start and end of a span). One output is a number: squared distance.
 
     Args:
         student, teacher: outputs [rows, ..., answers].
@@ -28,7 +28,7 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Te
     if student.shape[-1] == 1:
         return (student - teacher).square().flatten(1).mean(1)
     wanted, given = ((t / temperature).log_softmax(-1) for t in (teacher, student))
-    return (wanted.exp() * (wanted - given)).flatten(1).sum(1) * temperature**2
+    return (wanted.exp() * (wanted - given)).sum(-1).reshape(len(student), -1).mean(1) * temperature**2
 
 
 def distilled(problem: Problem, teacher: nn.Module, settings: Distill) -> Callable[[nn.Module, Batch], Tensor]:
