@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+import tiny_bert
 from conftest import Net, same, tiny
 from sparsesoup.errors import UserError
 from sparsesoup.meter import CountFlops
@@ -81,6 +82,22 @@ def test_hidden_states_are_compared_block_by_block() -> None:
     batch = problem.train.batch(range(16))
     with_hidden, without = (objective(problem, teacher, hardness=0.0, hidden=h)(student, batch) for h in (4.0, 0.0))
     assert (with_hidden - without).item() == pytest.approx(4.0 * 0.5, rel=1e-5)
+
+
+def test_hidden_states_of_padding_are_not_compared() -> None:
+    narrow, wide = tiny_bert.bert(), tiny_bert.bert(extra=7)
+    student, teacher = copy.deepcopy(narrow.pretrained).eval(), copy.deepcopy(narrow.pretrained).eval()
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.mul_(1.1)
+    losses = [
+        objective(p, teacher, hardness=0.0, hidden=1.0)(student, p.train.batch(rows)).item()
+        for p in (narrow, wide)
+        for rows in (range(8), [0], [1])
+    ]
+    assert losses[:3] == pytest.approx(losses[3:], rel=1e-5)
+    pair = objective(narrow, teacher, hardness=0.0, hidden=1.0)(student, narrow.train.batch([0, 1])).item()
+    assert pair == pytest.approx((losses[1] + losses[2]) / 2, rel=1e-5)
 
 
 def test_the_teacher_is_not_trained_and_sees_no_dropout() -> None:

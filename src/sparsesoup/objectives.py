@@ -54,7 +54,7 @@ def distilled(problem: Problem, teacher: nn.Module, settings: Distill) -> Callab
         loss = (1 - share) * problem.criterion(outputs, batch) + share * divergence(
             outputs, answers, settings.temperature
         ).mean()
-        return loss + settings.hidden * _distance(given, wanted) if names else loss
+        return loss + settings.hidden * _distance(given, wanted, batch.get("attention_mask")) if names else loss
 
     return objective
 
@@ -86,10 +86,18 @@ def outputs_of(model: nn.Module, names: list[str]) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
-def _distance(given: list[Tensor], wanted: list[Tensor]) -> Tensor:
+def _distance(given: list[Tensor], wanted: list[Tensor], mask: Tensor | None) -> Tensor:
+    """The mean squared distance over blocks, rows and the tokens of a row; padding is none."""
     if [t.shape for t in given] != [t.shape for t in wanted]:
         raise UserError(
             "train.distill.hidden compares blocks of equal number and width, the teacher's are others; say "
             "--train.distill.hidden 0"
         )
-    return torch.stack([(a - b).float().square().mean() for a, b in zip(given, wanted, strict=True)]).mean()
+    return torch.stack([_apart(a, b, mask) for a, b in zip(given, wanted, strict=True)]).mean()
+
+
+def _apart(one: Tensor, other: Tensor, mask: Tensor | None) -> Tensor:
+    squares = (one - other).float().square().mean(-1)
+    if mask is None or squares.shape != mask.shape:
+        return squares.mean()
+    return (squares.masked_fill(mask == 0, 0.0).sum(-1) / mask.sum(-1)).mean()
