@@ -151,6 +151,26 @@ def test_patterns_and_scopes_reach_the_mask_and_what_they_cannot_do_is_refused_b
         assert not problem.meter.costs
 
 
+class Elsewhere(torch.Tensor):
+    """A mask on a GPU, as far as that it cannot be compared with one on the CPU."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.Tensor.__xor__, torch.Tensor.__or__):
+            assert all(isinstance(one, cls) for one in args), "two masks on two devices"
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def test_a_mask_that_is_drawn_on_a_gpu_is_compared_where_the_others_lie() -> None:
+    state = tiny().start()
+    for share in (0.5, 0.5, 0.7):
+        masks = keep(magnitude(state.params()), share)
+        NEVER._settled(state, {n: m.as_subclass(Elsewhere) for n, m in masks.items()})
+    first, second, third = (check["hamming"] for check in state.notes["early_bird"]["checks"])
+    assert (first, second) == ([], [0.0])
+    assert third == pytest.approx([0.2, 0.2])
+
+
 @pytest.mark.parametrize("change", [{"every": 0.0}, {"masks": 1}, {"threshold": 1.0}, {"search": 0.0}, {"search": 1.1}])
 def test_impossible_settings_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"^early-bird needs every > 0, masks >= 2, threshold in \[0, 1\) and search"):

@@ -89,8 +89,8 @@ class EarlyBird:
         remember(state, masks, self.masks)
         found: dict[str, Any] = state.notes.setdefault("early_bird", {"fired": None, "checks": []})
         held = len(next(iter(state.memory.values())))
-        others = [drawn(state, i) for i in range(held - 1)]
-        apart = {name: [of(masks, other) for other in others] for name, of in MEASURES.items()}
+        *others, newest = [drawn(state, i) for i in range(held)]
+        apart = {name: [of(newest, other) for other in others] for name, of in MEASURES.items()}
         found["checks"].append({"step": state.step, **apart})
         if held == self.masks and max(apart[self.measure]) <= self.threshold:
             found["fired"] = state.step
