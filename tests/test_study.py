@@ -268,6 +268,9 @@ def test_two_processes_on_one_study_are_told_apart(capsys, tmp_path):
         ({"models": "./nothing"}, "models:", "no model at ./nothing"),
         ({"train": {"batch_size": 0}}, "batch_size:", "train.batch_size must be at least 1"),
         ({"train": {"batch_sizes": 4}}, "batch_sizes:", "unknown setting --train.batch-sizes"),
+        ({"train": "bf16"}, "train:", "train has settings of its own"),
+        ({"methods": {"dense": {"train": {"clipp": 1}}}}, "clipp:", "unknown setting --train.clipp"),
+        ({"methods": {"long": {"name": "dense", "times": "two"}}}, "times:", "row long lasts 'two' times steps 20"),
         ({"seedz": [0]}, "seedz:", "unknown setting 'seedz'; did you mean seeds?"),
         ({"methods": None}, "models:", "a study needs methods"),
     ],
@@ -281,6 +284,26 @@ def test_a_recipe_that_cannot_run_is_refused_with_its_line_before_anything_does(
     named = int(error.split("line ")[1].split(":")[0])
     assert Path("small.yaml").read_text().splitlines()[named - 1].strip().startswith(line)
     assert not os.path.exists("runs")
+
+
+def test_two_datasets_whose_runs_would_share_a_folder_are_refused_before_anything_is_drawn(place, capsys):
+    Path("copy").mkdir()
+    (Path("copy") / "reviews").symlink_to(place / "reviews")
+    write(datasets=["reviews", "copy/reviews"])
+    assert main(["compare", "--config", "small.yaml"]) == 2
+    assert "datasets reviews and copy/reviews are both called reviews" in capsys.readouterr().err
+    assert not os.path.exists("runs")
+
+
+def test_a_row_lasts_its_times_also_where_nobody_says_how_long():
+    write(steps=None, methods={"dense": None, "dense-2T": {"name": "dense", "times": 2}})
+    cells = read_plan(Path("small.yaml"), {"seeds": [0]}).cells
+    assert [cell.settings.amount.epochs for cell in cells] == [None, 6.0]  # None means 3
+
+
+def test_a_sparsity_is_a_number_however_yaml_reads_it():
+    write(sparsities="5e-1", methods=["random"])  # a word to YAML, which wants 5.0e-1
+    assert [cell.sparsity for cell in read_plan(Path("small.yaml")).cells] == [0.5, 0.5]
 
 
 def test_the_line_of_an_error_is_that_of_its_key():

@@ -20,6 +20,8 @@ from sparsesoup.journal import Journal
 from sparsesoup.meter import Cost, Meter
 from sparsesoup.problem import Observer, Problem, Silent, Training, evaluate
 
+EPOCHS = 3.0  # where nobody says how long
+
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
@@ -98,7 +100,7 @@ def build(
     journal: Journal | None = None,
     observer: Observer | None = None,
 ) -> Problem:
-    """The problem of pruning a model for a task; T is `steps` or `epochs`, or else 3 epochs."""
+    """The problem of pruning a model for a task; T is `steps` or `epochs`, or else EPOCHS."""
     training, meter, kind = training or Training(), meter or Meter(), kind_of(opened.task)
     train, validation = training_splits(opened.source, opened.task, place.seed)
     _check_head(place, opened)
@@ -120,7 +122,7 @@ def build(
         predict=kind.predict,
         criterion=kind.criterion(opened.task),
         metric=judge,
-        steps=steps if steps is not None else max(1, round((epochs or 3.0) * per_epoch)),
+        steps=steps if steps is not None else max(1, round((epochs or EPOCHS) * per_epoch)),
         training=training,
         seed=place.seed,
         meter=meter,

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from sparsesoup.errors import UserError
-from sparsesoup.hub.build import Opened, build, open_task
+from sparsesoup.hub.build import EPOCHS, Opened, build, open_task
 from sparsesoup.journal import Journal
 from sparsesoup.meter import Cost
 from sparsesoup.methods import Method
@@ -232,7 +232,7 @@ def _steps(settings: Settings, problem: Problem) -> int:
     if settings.amount.steps is not None:
         return settings.amount.steps
     each = replace(problem, training=settings.train).steps_per_epoch
-    return max(1, round((settings.amount.epochs or 3.0) * each))
+    return max(1, round((settings.amount.epochs or EPOCHS) * each))
 
 
 def _stand_in(method: Method) -> Method:

@@ -2,15 +2,16 @@
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from sparsesoup.errors import UserError
-from sparsesoup.hub.build import open_task
+from sparsesoup.hub.build import EPOCHS, open_task
 from sparsesoup.hub.models import locate
 from sparsesoup.methods import METHODS, TABLE
 from sparsesoup.recipe import Settings, from_table
@@ -27,6 +28,7 @@ PLACED = ("train", *OWN[4:-1], "dataset_config", "text_columns", "image_column",
           "doc_stride", "prompts", "class_names")  # of a dataset  # fmt: skip
 ASKED = ("model", "dataset", "dataset_config", "text_columns", "label_column", "prompts", "class_names")
 OTHER = {"steps": "epochs", "epochs": "steps"}  # two ways to say how long
+Levels = list[tuple[tuple[str, ...], Table]]  # where settings of a row stand in the recipe; the later win
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ def _origin(row: str, own: Table, datasets: Mapping[str, Table]) -> tuple[str, l
                      strange[0])  # fmt: skip
     given = own["from"] if isinstance(own["from"], dict) else {"row": own["from"]}
     check_keys(given, ("row", "dataset"), "methods", row, "from")
-    origin = given.get("dataset")
+    origin = None if given.get("dataset") is None else str(given["dataset"])
     if origin is not None and origin not in datasets:
         raise Wrong(f"row {row} begins with tickets of {origin}; allowed: {', '.join(datasets)}", "methods", row,
                      "from", "dataset")  # fmt: skip
@@ -209,29 +211,57 @@ def _row(recipe: Table, model: str, dataset: str, placed: Table, row: str, own: 
     merged = recipe | placed | {k: v for k, v in own.items() if k in PLACED}
     dense = name in METHODS and TABLE[name].dense
     table = {key: merged[key] for key in KEYS if key in merged and key not in (*LISTS, "methods", "budget")}
-    table |= {"model": model, "dataset": dataset, "method": own.get("method")}
-    table["train"] = {**(recipe.get("train") or {}), **(placed.get("train") or {}), **(own.get("train") or {})}
-    for length in ("steps", "epochs"):
-        if table.get(length) is not None and own.get("times") is not None:
-            table[length] *= own["times"]
+    levels: Levels = [((), recipe), (("datasets", dataset), placed), (("methods", row), own)]
+    table |= {"model": model, "dataset": dataset, "method": own.get("method"), "train": _trained(levels)}
+    if own.get("times") is not None:
+        _lengthen_(table, row, own["times"])
     for sparsity in [None] if dense else _list(merged, "sparsities"):
-        settings = _settings(row, name, table | {"sparsity": sparsity})
+        settings = _settings(row, name, table | {"sparsity": sparsity}, levels)
         for seed in _list(merged, "seeds"):
-            if not isinstance(seed, int):
+            if not isinstance(seed, int) or isinstance(seed, bool):
                 raise Wrong(f"a seed is a whole number, got {seed!r}", "seeds")
-            yield Cell(row, sparsity, replace(settings, place=replace(settings.place, seed=seed)), Path())
+            asked = None if dense else settings.amount.sparsity
+            yield Cell(row, asked, replace(settings, place=replace(settings.place, seed=seed)), Path())
 
 
-def _settings(row: str, name: str, table: Table) -> Settings:
-    if isinstance(table.get("steps"), float):
+def _trained(levels: Levels) -> Table:
+    """The settings of the training: a row's win over a dataset's, these over the recipe's."""
+    train: Table = {}
+    for where, level in levels:
+        own = level.get("train")
+        if own is not None and not isinstance(own, dict):
+            raise Wrong(f"train has settings of its own (learning_rate, batch_size, ...), got {own!r}", *where, "train")
+        train |= own or {}
+    return train
+
+
+def _lengthen_(table: Table, row: str, times: Any) -> None:
+    """Let a row last so many times T."""
+    length = "steps" if table.get("steps") is not None else "epochs"
+    given = EPOCHS if table.get(length) is None else table[length]
+    for number in (times, given):
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+            raise Wrong(f"row {row} lasts {times!r} times {length} {given!r}, which are to be numbers", "methods", row,
+                         "times")  # fmt: skip
+    table[length] = times * given
+
+
+def _settings(row: str, name: str, table: Table, levels: Levels) -> Settings:
+    if isinstance(table.get("steps"), float) and math.isfinite(table["steps"]):
         table["steps"] = round(table["steps"])
     try:
         return complete(from_table(name, {key: value for key, value in table.items() if value is not None}))
     except (UserError, TypeError) as error:
         said = re.match(r"(?:unknown )?setting (?:--)?([\w.-]+)|(train\.\w+)|(sparsity)", str(error))
         named = (said[1] or said[2] or "sparsities").replace("-", "_").split(".") if said else []
-        where = named if named and named[0] != "method" else ["methods", row, *named]
+        within = [place for place, level in levels if named and _has(level, named)]
+        where = [*within[-1], *named] if within else ["methods", row, *named]
         raise Wrong(error, *where) from error
+
+
+def _has(table: Any, keys: Sequence[str]) -> bool:
+    """Whether a table has such a key, in whatever depth."""
+    return not keys or (isinstance(table, dict) and keys[0] in table and _has(table[keys[0]], keys[1:]))
 
 
 def _list(table: Table, key: str) -> list[Any]:
@@ -245,6 +275,7 @@ def _list(table: Table, key: str) -> list[Any]:
 def _check(cells: list[Cell]) -> list[Cell]:
     """Find every model and dataset, and give each cell the path of its run."""
     names: dict[str, str] = {}
+    taken: dict[Path, Cell] = {}
     for i, cell in enumerate(cells):
         place = cell.settings.place
         known = json.dumps([getattr(place, key) for key in ASKED])
@@ -257,4 +288,8 @@ def _check(cells: list[Cell]) -> list[Cell]:
         except UserError as error:
             raise Wrong(error, "datasets", place.dataset) from error
         cells[i] = replace(cell, path=directory(names[known], cell.settings))
+        other = taken.setdefault(cells[i].path, cell)
+        if other.settings != cell.settings:
+            raise Wrong(f"datasets {other.place[1]} and {place.dataset} are both called {names[known]}, so their runs "
+                         f"would be in the same folder; rename one of them", "datasets", place.dataset)  # fmt: skip
     return cells
