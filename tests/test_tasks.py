@@ -98,6 +98,33 @@ def test_a_number_that_is_none_or_not_finite_is_refused():
             label_values(rows, Task(("text",), "label", (), ()), "train")
 
 
+def test_numbers_are_the_classes_of_these_names_where_training_wrote_words():
+    train = Dataset.from_dict({"text": ["a", "b", "c"], "label": ["1", "2", "other"]})
+    task = find_task(train, "reviews")
+    test = Dataset.from_dict({"text": ["a", "b"], "label": [1, 2]})  # a csv in which nothing is other
+    assert label_values(test, task, "test") == label_values(train.select([0, 1]), task, "train") == [0, 1]
+    with pytest.raises(UserError, match="row 0 has the label '3'"):
+        label_values(Dataset.from_dict({"text": ["a"], "label": [3]}), task, "test")
+
+
+def test_whole_numbers_with_a_point_are_classes_where_training_has_classes():
+    task = Task(("text",), "label", ("0", "1"), ())
+    assert label_values(Dataset.from_dict({"text": ["a", "b"], "label": [1.0, 0.0]}), task, "test") == [1, 0]
+    with pytest.raises(UserError, match=r"row 1 has the label 0\.5"):
+        label_values(Dataset.from_dict({"text": ["a", "b"], "label": [1.0, 0.5]}), task, "test")
+
+
+@pytest.mark.parametrize(("values", "said"), [(["0.5", "1.5", "NA"], "numbers and 'NA'"), (["a", "a"], "every row"),
+                                              ([0, 0], "every row has the label 0")])  # fmt: skip
+def test_labels_that_are_no_classes_are_refused(values, said):
+    with pytest.raises(UserError, match=f"x: .*{said}"):
+        find_task(Dataset.from_dict({"text": ["t"] * len(values), "label": values}), "x")
+
+
+def test_a_word_that_says_missing_is_a_class_among_words():
+    assert find_task(Dataset.from_dict({"text": ["t"] * 3, "label": ["yes", "no", "na"]}), "x").labels[0] == "na"
+
+
 def test_metrics_agree_with_hand_arithmetic():
     task = Task(("t",), "label", ("a", "b"), ("accuracy", "matthews", "f1", "macro_f1"))
     answers, truth = torch.tensor([0, 1, 1, 1]), torch.tensor([0, 0, 1, 1])

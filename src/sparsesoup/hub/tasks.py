@@ -2,19 +2,17 @@
 
 import math
 import re
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Value
-from scipy import stats
-from sklearn import metrics as judged
 from torch import Tensor, nn
 from torch.nn import functional
 
 from sparsesoup.data import Batch
 from sparsesoup.errors import UserError
+from sparsesoup.hub.metrics import METRICS
 
 LABEL_NAMES = (
     "label", "labels", "target", "targets", "class", "category", "sentiment", "intent", "topic", "score", "rating",
@@ -118,6 +116,8 @@ def label_values(rows: Dataset, task: Task, split: str) -> list[int] | list[floa
     values = rows[task.label][:]
     classes = {name: i for i, name in enumerate(task.labels)}
     written = isinstance(rows.features[task.label], Value) and rows.features[task.label].dtype in STRINGS
+    if not written and _are_names(rows.features[task.label], task.labels):
+        values, written = [None if value is None else str(value) for value in values], True
     for i, value in enumerate(values):
         known = _is_number(value) if not task.labels else _is_class(value, classes, written)
         if not known:
@@ -185,6 +185,7 @@ def columns_of(features: Features) -> str:
 
 STRINGS = ("string", "large_string", "string_view")
 WHOLE = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
+MISSING = ("na", "n/a", "nan", "null", "?")  # how tables say that a number is not there
 REAL = ("float16", "float32", "float64", "double", "float")
 
 
@@ -223,7 +224,13 @@ def _class_names(train: Dataset, label: str, name: str) -> tuple[str, ...]:
     if dtype in REAL:
         return ()
     present = [value for value in train.unique(label) if value is not None] if isinstance(kind, Value) else []
+    if len(present) == 1 and dtype in (*STRINGS, *WHOLE):
+        raise UserError(
+            f"{name}: every row has the label {present[0]!r} in column {label}, where at least two classes are needed; "
+            f"add rows of others, or name another column with `--label-column`"
+        )
     if dtype in STRINGS and present:
+        _check_words(present, label, name)
         return tuple(sorted(present))
     if dtype in WHOLE and present:
         count = int(max(present)) + 1
@@ -240,6 +247,23 @@ def _class_names(train: Dataset, label: str, name: str) -> tuple[str, ...]:
     )
 
 
+def _check_words(present: Sequence[str], label: str, name: str) -> None:
+    """UserError if words are numbers with a few that say "missing": each number would become a class."""
+    missing = [word for word in present if word.strip().lower() in MISSING]
+    if missing and len(missing) < len(present) and all(map(_is_written_number, {*present} - {*missing})):
+        raise UserError(
+            f"{name}: the label column {label} holds numbers and {missing[0]!r}, which would be a class of its own; "
+            f"leave out these rows, or write all labels as words"
+        )
+
+
+def _is_written_number(word: str) -> bool:
+    try:
+        return math.isfinite(float(word))
+    except ValueError:
+        return False
+
+
 def default_metrics(task: Task, glue: str | None) -> tuple[str, ...]:
     """What a task is judged by where nobody says; `glue` is the GLUE task that it is, if any."""
     if not task.labels:
@@ -254,7 +278,14 @@ def _is_number(value: object) -> bool:
 
 
 def _is_class(value: object, classes: dict[str, int], written: bool) -> bool:
-    return value in classes if written else isinstance(value, int) and 0 <= value < len(classes)
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())  # floats beside a missing one
+    return value in classes if written else whole and 0 <= value < len(classes)  # type: ignore[operator]
+
+
+def _are_names(kind: object, labels: Sequence[str]) -> bool:
+    """Whether numbers are names of classes: a file in which no class is a word is read as numbers."""
+    numbered = any(label.isdigit() for label in labels) and [*labels] != [str(i) for i in range(len(labels))]
+    return numbered and isinstance(kind, Value) and kind.dtype in WHOLE
 
 
 def _allowed(task: Task, written: bool) -> str:
@@ -262,42 +293,3 @@ def _allowed(task: Task, written: bool) -> str:
         return "a finite number"
     shown = ", ".join(task.labels[:10]) + (", ..." if len(task.labels) > 10 else "")
     return f"one of the training split's classes ({shown})" if written else f"0 to {len(task.labels) - 1} ({shown})"
-
-
-Judge = Callable[[np.ndarray, np.ndarray], float]
-
-
-def _accuracy(truth: np.ndarray, answers: np.ndarray) -> float:
-    return float((truth == answers).mean())
-
-
-def _matthews(truth: np.ndarray, answers: np.ndarray) -> float:
-    # Undefined where either side is constant; 0.0, "no better than chance", is what GLUE reports then.
-    constant = len(np.unique(truth)) < 2 or len(np.unique(answers)) < 2
-    return 0.0 if constant else float(judged.matthews_corrcoef(truth, answers))
-
-
-def _f1(average: str) -> Judge:
-    return lambda truth, answers: float(judged.f1_score(truth, answers, average=average, zero_division=0.0))
-
-
-def _correlation(of: Callable[..., tuple[float, float]]) -> Judge:
-    def judge(truth: np.ndarray, answers: np.ndarray) -> float:
-        if len(np.unique(truth)) < 2 or len(np.unique(answers)) < 2:
-            return 0.0
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a nearly constant input is a poor model, not news for stderr
-            found = float(of(truth.astype(np.float64), answers.astype(np.float64))[0])
-        return found if math.isfinite(found) else 0.0
-
-    return judge
-
-
-METRICS: dict[str, Judge] = {
-    "accuracy": _accuracy,
-    "matthews": _matthews,
-    "f1": _f1("binary"),
-    "macro_f1": _f1("macro"),
-    "pearson": _correlation(stats.pearsonr),
-    "spearman": _correlation(stats.spearmanr),
-}

@@ -1,0 +1,47 @@
+"""Metrics by name, as scikit-learn and scipy have them; quiet and defined where answers are constant."""
+
+import math
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+from scipy import stats
+from sklearn import metrics as judged
+
+Judge = Callable[[np.ndarray, np.ndarray], float]
+
+
+def _accuracy(truth: np.ndarray, answers: np.ndarray) -> float:
+    return float((truth == answers).mean())
+
+
+def _matthews(truth: np.ndarray, answers: np.ndarray) -> float:
+    # Undefined where either side is constant; 0.0, "no better than chance", is what GLUE reports then.
+    constant = len(np.unique(truth)) < 2 or len(np.unique(answers)) < 2
+    return 0.0 if constant else float(judged.matthews_corrcoef(truth, answers))
+
+
+def _f1(average: str) -> Judge:
+    return lambda truth, answers: float(judged.f1_score(truth, answers, average=average, zero_division=0.0))
+
+
+def _correlation(of: Callable[..., tuple[float, float]]) -> Judge:
+    def judge(truth: np.ndarray, answers: np.ndarray) -> float:
+        if len(np.unique(truth)) < 2 or len(np.unique(answers)) < 2:
+            return 0.0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a nearly constant input is a poor model, not news for stderr
+            found = float(of(truth.astype(np.float64), answers.astype(np.float64))[0])
+        return found if math.isfinite(found) else 0.0
+
+    return judge
+
+
+METRICS: dict[str, Judge] = {
+    "accuracy": _accuracy,
+    "matthews": _matthews,
+    "f1": _f1("binary"),
+    "macro_f1": _f1("macro"),
+    "pearson": _correlation(stats.pearsonr),
+    "spearman": _correlation(stats.spearmanr),
+}
