@@ -93,6 +93,14 @@ def test_numbers_that_are_no_classes_are_refused_and_not_counted_up_to(place, re
     assert "label has 2 different numbers up to 30000000" in said
 
 
+def test_classes_written_with_a_point_are_regression_and_a_note_says_so(place, tmp_path, capsys):
+    rows = [(text, f"{label}.0") for text, label in sentences(40)]
+    write_rows(tmp_path / "pointed" / "train.csv", ("text", "label"), rows)
+    flags = ["--model", str(place / "bert"), "--steps", "1", "--train.batch-size", "4", "--out", str(tmp_path / "out")]
+    assert main(["prune", "random", "--dataset", str(tmp_path / "pointed"), *flags]) == 0
+    assert "note: column label holds whole numbers with a point (0.0, 1.0)" in capsys.readouterr().err
+
+
 def test_a_run_is_not_scored_on_data_that_changed(place, tmp_path, capsys):
     shutil.copytree(place / "reviews", tmp_path / "mine")
     assert main(line_of(place, tmp_path / "runs", dataset=tmp_path / "mine")) == 0

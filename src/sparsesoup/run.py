@@ -18,7 +18,7 @@ from rich.console import Console
 from sparsesoup import masks as algebra
 from sparsesoup.errors import UserError
 from sparsesoup.files import locked, make_folder, remove, whole, write_json, write_text
-from sparsesoup.hub.build import Opened, build, open_task, score_test
+from sparsesoup.hub.build import Opened, build, doubt, open_task, score_test
 from sparsesoup.hub.kinds import kind_of
 from sparsesoup.hub.models import load_reader, save_model
 from sparsesoup.hub.zero_shot import HEAD
@@ -93,6 +93,8 @@ def prune(settings: Settings, out: Path, outside: Outside) -> Run:
     if (out / "run.yaml").exists():
         raise UserError(f"--out {out} is itself a run directory; give the folder that holds runs")
     opened = open_task(settings.place)
+    if (said := doubt(opened)) and not outside.patient:  # a study has many runs, and says it in none
+        outside.console.print(f"note: {said}", highlight=False, markup=False, soft_wrap=True)
     path = out / directory(opened.source.name, settings)
     fresh = not path.exists()
     _check_same(path, settings)

@@ -15,12 +15,14 @@ from sparsesoup.hub.images import Images
 from sparsesoup.hub.kinds import AnyTask, Kind, find, kind_of, told
 from sparsesoup.hub.models import config_of, has_head, load_model, load_reader, locate
 from sparsesoup.hub.sources import Source, open_splits, open_test, training_splits
+from sparsesoup.hub.tasks import Task
 from sparsesoup.hub.zero_shot import asked
 from sparsesoup.journal import Journal
 from sparsesoup.meter import Cost, Meter
 from sparsesoup.problem import Observer, Problem, Silent, Training, evaluate
 
 EPOCHS = 3.0  # where nobody says how long
+MOST_CLASSES = 20  # a label with more different numbers is hardly a class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,21 @@ def open_task(place: Place) -> Opened:
             f"{source.name} is not; leave them out"
         )
     return Opened(source, task)
+
+
+def doubt(opened: Opened) -> str:
+    """What a user may not have meant by the labels of a dataset; nothing where they are clear."""
+    task = opened.task
+    if not isinstance(task, Task) or task.labels:
+        return ""
+    found = opened.source.train.unique(task.label)
+    if len(found) > MOST_CLASSES or not all(value is not None and float(value).is_integer() for value in found):
+        return ""
+    shown = ", ".join(map(str, sorted(found)[:6]))
+    return (
+        f"column {task.label} holds whole numbers with a point ({shown}), so numbers are learnt (regression); for "
+        f"classes write 0, 1, 2, ... or words"
+    )
 
 
 def build(
