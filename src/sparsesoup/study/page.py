@@ -68,12 +68,15 @@ def _chart(title: str, height: float, draw: Any) -> dict[str, Any]:
 
 
 def gaps(found: Grid) -> list[dict[str, Any]]:
-    """The rows against the best pruned one, over all columns: by how much, and whether that is more than noise."""
+    """The rows against the best pruned one, over all columns: by how much, and whether that is more than noise.
+
+    The best is of those that stand in most columns with most seeds: a mean over easy columns alone says little.
+    """
     pooled = {row: pool(found, row, found.columns) for row in found.rows}
     pruned = {row: values for row, values in pooled.items() if values and row not in found.unpruned}
     if len(pruned) < 2:
         return []
-    best = max(pruned, key=lambda row: statistics.fmean(pruned[row].values()))
+    best = max(pruned, key=lambda row: (len(pruned[row]), statistics.fmean(pruned[row].values())))
     told = []
     for row, values in pooled.items():
         if row != best and values:
@@ -101,7 +104,7 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
 def _over_sparsity(figure: Any, found: Grid, columns: Sequence[Column]) -> None:
     axes = figure.subplots()
     for i, row in enumerate(found.rows):
-        have = [c for c in columns if found.scores.get((row, c))]
+        have = sorted((c for c in columns if found.scores.get((row, c))), key=lambda column: column[2] or 0)
         means = [100 * statistics.fmean(found.scores[row, c].values()) for c in have]
         style = STYLES[i // 10 % len(STYLES)]
         axes.plot([100 * float(c[2] or 0) for c in have], means, style, marker=".", color=f"C{i % 10}", label=row)

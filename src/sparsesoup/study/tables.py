@@ -10,11 +10,11 @@ from typing import Any
 from scipy import stats
 
 from sparsesoup.show import chosen
-from sparsesoup.words import percent
 
 Record = Mapping[str, Any]
 Column = tuple[str, str, float | None]  # model, dataset, sparsity asked for; None where nothing is pruned
 CONFIDENCE = 0.95
+TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,16 @@ def paired(one: Mapping[Any, float], other: Mapping[Any, float]) -> tuple[float,
 
 
 def winner(found: Grid, columns: Sequence[Column]) -> str | None:
-    """The pruned row that is better than every other one by more than noise, paired over seeds and columns."""
+    """The pruned row that is better than every other one by more than noise, paired over seeds and columns.
+
+    One that lacks seeds is no winner, but is to be beaten on those that it has.
+    """
     pooled = {row: pool(found, row, columns) for row in found.rows if row not in found.unpruned}
     whole = {row: values for row, values in pooled.items() if len(values) == found.seeds * len(columns)}
     if len(whole) < 2:
         return None
     best = max(whole, key=lambda row: statistics.fmean(whole[row].values()))
-    gaps = [paired(whole[best], values) for row, values in whole.items() if row != best]
+    gaps = [paired(whole[best], values) for row, values in pooled.items() if values and row != best]
     return best if all(mean > half for mean, half, _ in gaps) else None
 
 
@@ -119,7 +122,12 @@ def heading(column: Column, columns: Sequence[Column]) -> str:
     """A column in words; its model where there are several."""
     model, dataset, sparsity = column
     parts = [model] if len({c[0] for c in columns}) > 1 else []
-    return " ".join([*parts, dataset, *([] if sparsity is None else [f"at {percent(sparsity, 0)}"])])
+    return " ".join([*parts, dataset, *([] if sparsity is None else [f"at {_points(sparsity)}"])])
+
+
+def _points(sparsity: float) -> str:
+    """In per cent, with the digits that it has: 0.905 is not 90 %."""
+    return f"{100 * sparsity:g} %"
 
 
 def lines(found: Grid) -> tuple[list[str], list[list[str]], set[tuple[int, int]]]:
@@ -149,6 +157,7 @@ def _shown(found: Grid, row: str, group: Sequence[Column]) -> str:
 def markdown(found: Grid) -> str:
     """The table in Markdown."""
     heads, rows, bold = lines(found)
+    heads, *rows = [[cell.replace("|", r"\|") for cell in row] for row in (heads, *rows)]
     text = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for i, row in enumerate(rows):
         text.append("| " + " | ".join(f"**{c}**" if (i, k) in bold else c for k, c in enumerate(row)) + " |")
@@ -173,13 +182,14 @@ def _tex_heads(found: Grid, heads: Sequence[str]) -> list[str]:
         return [_tex(heads)]
     names = [heading((*group[0][:2], None), found.columns) for group in places]
     above = [rf"\multicolumn{{{len(g)}}}{{c}}{{{_escaped(name)}}}" for g, name in zip(places, names, strict=True)]
-    below = ["" if column[2] is None else percent(column[2], 0) for column in found.columns]
+    below = ["" if column[2] is None else _points(column[2]) for column in found.columns]
     tail = heads[1 + len(found.columns) :]
     return [" & ".join(["", *above, *([""] * len(tail))]) + r" \\", _tex([heads[0], *below, *tail])]
 
 
 def _escaped(text: str) -> str:
-    return re.sub(r"([%&_#$])", r"\\\1", text).replace("±", r"$\pm$")
+    plain = re.sub(r"[\\%&_#${}~^]", lambda sign: TEX.get(sign[0], "\\" + sign[0]), text)
+    return plain.replace("±", r"$\pm$")
 
 
 def _tex(cells: Sequence[str], bold: Collection[int] = ()) -> str:
