@@ -16,6 +16,7 @@ from sparsesoup.study.tables import entry, paired
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
+FLAGS = ("dtype", "zstd", "fp16")  # settings of exports
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -146,13 +147,28 @@ def speeds(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "", " ".join([told, *missing])])
 
 
+def exports(found: dict[str, Any]) -> str:
+    """The Markdown table of benchmarks/exports.py."""
+    lines = ["| export | bytes | of the source | same predictions | largest difference | loads without sparsesoup |"]
+    lines.append("|---" * 6 + "|")
+    for row in found["exports"]:
+        flags = [str(value) if isinstance(value, str) else key for key, value in row.items() if key in FLAGS]
+        lines.append(
+            f"| {', '.join([row['to'], *flags])} | {row['bytes']:,} | {100 * row['share']:.1f} % "
+            f"| {row['same']:,} of {row['rows']:,} | {row['largest_difference']:.2g} "
+            f"| {'yes' if row['without_sparsesoup'] else 'no'} |"
+        )
+    return "\n".join([*lines, "", f"Of `{found['command']}`, on {found['machine']}."])
+
+
 def pieces() -> dict[str, str]:
     """Marker -> what stands behind it, of every committed result."""
     found: dict[str, str] = {}
     for path in sorted((HERE / "results").glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         if "study" not in result:
-            found[path.stem] = speeds(result) if "backends" in result else costs(result)
+            drawn = next(draw for key, draw in KINDS.items() if key in result)
+            found[path.stem] = drawn(result)
             continue
         if curve.is_one(result):
             found[path.stem] = "\n".join(curve.points(result))
@@ -162,6 +178,9 @@ def pieces() -> dict[str, str]:
         for row in result["study"]["rows"]:
             found[f"{path.stem}-{row}-verdicts"] = verdicts(result, row)
     return found
+
+
+KINDS = {"backends": speeds, "exports": exports, "selection": costs}  # by what only such a result holds
 
 
 def redrawn(text: str, found: dict[str, str]) -> str:
@@ -178,7 +197,7 @@ def main() -> None:
         document.write_text(redrawn(document.read_text(encoding="utf-8"), found), encoding="utf-8")
     for path in sorted((HERE / "results").glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
-        if "study" in result and "dense" in whole_rows(result):
+        if "study" in result and "dense" in whole_rows(result) and result["study"].get("sparsity") != 0:
             draw = curve.figure if curve.is_one(result) else figure
             draw(result, ROOT / "docs" / "figures" / f"{path.stem}.svg")
     print(f"redrew the tables of {len(DOCUMENTS)} documents")
