@@ -104,6 +104,29 @@ def test_blocks_of_neighbours_are_refused_before_the_first_step():
         assert not problem.meter.costs
 
 
+UNFIT = {"gradual": {"pattern": Block(4, 3)}, "snip": {"pattern": Block(4, 3)}, "movement": {"pattern": Block(4, 3)}}
+UNFIT |= {name: {"scope": "4:8"} for name in ("imp", "grasp", "wanda", "gradient-flow", "sparse-model-soup")}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_does_not_fill_a_matrix_is_refused_before_the_first_step(name):
+    problem = tiny()
+    what = r"a 4x3 block does not tile|scope 4:8 needs rows of a multiple of 8 weights,"
+    with pytest.raises(UserError, match=rf"^({what}) blocks.0.weight"):
+        replace(METHODS[name], **UNFIT[name]).run(problem, 0.5)
+    assert not problem.meter.costs
+
+
+@pytest.mark.parametrize("name", ["magnitude", "gradual", "early-bird", "snip", "movement"])
+def test_a_tile_lies_along_the_output_however_the_matrix_is_stored(name):
+    problem, tile = tiny(steps=40), Block(5, 1)
+    turned = {n: replace(target, transposed=n == "wide.weight") for n, target in problem.targets.items()}
+    masks = replace(METHODS[name], pattern=tile, **FEW.get(name, {})).run(replace(problem, targets=turned), 0.5).masks
+    for target, mask in masks.items():
+        upright = mask.mT if turned[target].transposed else mask
+        assert set(tile.total(upright.int()).unique().tolist()) == {0, 5}
+
+
 def test_settings_take_the_sparsity_of_the_scope_and_refuse_another():
     for name, scope, sparsity in (("gradual", "2:4", 0.5), ("imp", "1:4", 0.75), ("gradual", "global", 0.9)):
         assert complete(from_table(name, {"method": {"scope": scope}})).amount.sparsity == sparsity

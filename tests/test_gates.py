@@ -14,11 +14,12 @@ from sparsesoup.gates.density import masked_share, set_levels_, sizes
 from sparsesoup.gates.hard_concrete import SHIFT, SHUT, HardConcrete, logistic_noise
 from sparsesoup.gates.straight import Gate
 from sparsesoup.masks import kept
-from sparsesoup.methods.learnt import scores, straight, tiled
+from sparsesoup.methods.learnt import scores, straight
 from sparsesoup.patterns import Block, Column, Element, Row, Tie
 from sparsesoup.problem import Problem
 from sparsesoup.select import keep
 from sparsesoup.state import TrainState
+from sparsesoup.structures import tiled
 from sparsesoup.train import train
 
 EXACT = {"dtype": torch.float64}

@@ -19,12 +19,13 @@ from sparsesoup.gates.lead import Lead
 from sparsesoup.journal import Journal
 from sparsesoup.masks import kept
 from sparsesoup.meter import Meter
-from sparsesoup.methods.learnt import scores, straight, tiled
+from sparsesoup.methods.learnt import scores, straight
 from sparsesoup.methods.soft import HardConcreteL0, SoftMovement
 from sparsesoup.patterns import Element
 from sparsesoup.problem import Problem, Training
 from sparsesoup.schedules import Cubic
 from sparsesoup.state import TrainState
+from sparsesoup.structures import tiled
 
 LED = {"soft-movement": SoftMovement(score_rate=0.5), "l0": HardConcreteL0(score_rate=0.1)}
 

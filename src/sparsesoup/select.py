@@ -102,6 +102,14 @@ def check_scope(scope: str, sparsity: float, pattern: Pattern = Element) -> None
         raise UserError(f"scope {scope} fixes the sparsity at {only}, asked for {sparsity}; ask for that or for none")
 
 
+def check_rows(scope: str, shape: Sequence[int], name: str) -> int:
+    """How many neighbours of a row compete with each other; UserError if rows of [out, in] do not fall into such."""
+    width = GROUPS[scope][1] if scope in GROUPS else shape[-1]
+    if shape[-1] % width:
+        raise UserError(f"scope {scope} needs rows of a multiple of {width} weights, {name} has {tuple(shape)}")
+    return width
+
+
 def _check(scores: Scores, sparsity: float, then: Scores | None, scope: str, within: Masks | None) -> None:
     check_sparsity(sparsity)
     if scope not in get_args(Scope):
@@ -179,9 +187,7 @@ def _rows(scores: Scores, sparsity: float, then: Scores | None, scope: str, with
     alive = [int(torch.count_nonzero(within[name])) for name in scores] if within else sizes
     budgets = _fitted([end - begin for begin, end in pairwise([0, *ends])], alive)
     for (name, s), budget in zip(scores.items(), budgets, strict=True):
-        width = GROUPS[scope][1] if scope in GROUPS else s.shape[-1]
-        if s.shape[-1] % width:
-            raise UserError(f"scope {scope} needs rows of a multiple of {width} weights, {name} has {tuple(s.shape)}")
+        width = check_rows(scope, s.shape, name)
         rows = s.numel() // width
         counts = budget // rows + (torch.arange(rows, device=s.device) < budget % rows)
         masks[name] = _best_of_rows(name, s, width, counts, then, within)

@@ -4,7 +4,7 @@ import math
 
 from sparsesoup.errors import UserError
 from sparsesoup.patterns import Block, Column, Element, Pattern, Row, Structure, Tie
-from sparsesoup.select import check_reach, check_scope, check_sparsity
+from sparsesoup.select import check_reach, check_rows, check_scope, check_sparsity
 from sparsesoup.targets import Targets, heads, units
 
 
@@ -30,9 +30,20 @@ def structured(structure: Structure, targets: Targets) -> tuple[Tie, ...]:
     return (*found, *(Tie(((name, Block(0, 0)),), spared=True) for name in targets if name not in tied))
 
 
+def tiled(targets: Targets, pattern: Block) -> tuple[Tie, ...]:
+    """Every matrix by itself, in tiles of [out, in] however it is stored; UserError if one does not fit."""
+    turned = Block(pattern.cols, pattern.rows)
+    ties = tuple(Tie(((name, turned if target.transposed else pattern),)) for name, target in targets.items())
+    for tie in ties:
+        tie.count({name: target.shape for name, target in targets.items()})
+    return ties
+
+
 def grouping(targets: Targets, structure: Structure, pattern: Block = Element) -> Pattern:
     """What falls together, for `keep`: the structure, or where it is weights the tile of `pattern`."""
-    return pattern if structure == "weights" else structured(structure, targets)
+    if structure != "weights":
+        return structured(structure, targets)
+    return pattern if pattern == Element else tiled(targets, pattern)
 
 
 def need_groups(
@@ -45,12 +56,16 @@ def need_groups(
         sparsity: the highest that is going to be asked of these groups.
         pattern: the tile into which each matrix falls apart by itself.
         scope: who will compete with whom.
-    Raises: UserError if structure and pattern both say something, if the model has no such structure, if the scope
-        chooses single weights or fixes another sparsity, or if what may fall holds less than is to be pruned.
+    Raises: UserError if structure and pattern both say something, if the model has no such structure, if tiles or
+        neighbours do not fill a matrix, if the scope chooses single weights or fixes another sparsity, or if what may
+        fall holds less than is to be pruned.
     """
     if structure == "weights":
         check_scope(scope, sparsity, pattern)
-        return pattern
+        for name, target in targets.items():
+            *others, rows, cols = target.shape
+            check_rows(scope, (*others, cols, rows) if target.transposed else target.shape, name)
+        return grouping(targets, structure, pattern)
     if pattern != Element:
         raise UserError(
             f"structure {structure} says what falls together, and so does a pattern of {pattern.rows}x{pattern.cols}; "

@@ -13,6 +13,7 @@ from sparsesoup.methods.refill import refill_, train_on
 from sparsesoup.methods.soft import check_penalty
 from sparsesoup.patterns import Block, Tie
 from sparsesoup.problem import Problem
+from sparsesoup.structures import tiled
 from sparsesoup.targets import Targets, heads, units
 from sparsesoup.ticket import Ticket
 
@@ -92,7 +93,7 @@ class HybridMovement:
                 "of a known head width, or its heads share keys); say --method.attention tiles"
             )
         tied = {name for tie in (*pooled, *banded) for name, _ in tie.members}
-        banded += [Tie(((name, self.tile),)) for name in targets if name not in tied]
+        banded += tiled({name: target for name, target in targets.items() if name not in tied}, self.tile)
         for tie in (*pooled, *banded):
             tie.count({name: target.shape for name, target in targets.items()})
         biases = dict(problem.pretrained.named_parameters())

@@ -13,12 +13,11 @@ from sparsesoup.errors import UserError
 from sparsesoup.gates.base import Make, attach, detach_, fold_, worth
 from sparsesoup.gates.density import masked_share, set_levels_, sizes
 from sparsesoup.gates.straight import Gate
-from sparsesoup.patterns import Block, Element, Tie
+from sparsesoup.patterns import Element, Tie
 from sparsesoup.problem import Problem, need_fit
 from sparsesoup.schedules import Cubic
 from sparsesoup.select import check_sparsity, keep
 from sparsesoup.state import TrainState
-from sparsesoup.targets import Targets
 from sparsesoup.ticket import Ticket
 from sparsesoup.train import Hook, train
 
@@ -151,14 +150,6 @@ def following(phases: Phases, problem: Problem, sparsity: float, areas: list[int
             state.masked = goal
 
     return follow
-
-
-def tiled(targets: Targets, pattern: Block) -> tuple[Tie, ...]:
-    """Every matrix by itself, in tiles; UserError if one does not fit."""
-    ties = tuple(Tie(((name, pattern),)) for name in targets)
-    for tie in ties:
-        tie.count({name: target.shape for name, target in targets.items()})
-    return ties
 
 
 def scores(problem: Problem, ties: tuple[Tie, ...], start: float = 0.0, own: bool = False) -> list[Parameter | None]:

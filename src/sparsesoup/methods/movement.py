@@ -13,10 +13,10 @@ from sparsesoup.methods.learnt import (
     learn,
     scores,
     straight,
-    tiled,
 )
 from sparsesoup.patterns import Block, Element
 from sparsesoup.problem import Problem
+from sparsesoup.structures import tiled
 from sparsesoup.ticket import Ticket
 from sparsesoup.train import Hook
 

@@ -9,10 +9,11 @@ from sparsesoup.errors import UserError
 from sparsesoup.gates.density import sizes
 from sparsesoup.gates.hard_concrete import SHIFT, SHUT, START, HardConcrete, logistic_noise
 from sparsesoup.gates.lead import Lead
-from sparsesoup.methods.learnt import Gated, Phases, Reach, check_rate, learn, rate_of_scores, scores, straight, tiled
+from sparsesoup.methods.learnt import Gated, Phases, Reach, check_rate, learn, rate_of_scores, scores, straight
 from sparsesoup.patterns import Block, Element, Tie
 from sparsesoup.problem import Problem
 from sparsesoup.rng import generator
+from sparsesoup.structures import tiled
 from sparsesoup.ticket import Ticket
 
 LARGEST = 1e6  # the published weights are 125 and 400
