@@ -352,6 +352,19 @@ def test_a_damaged_packed_file_is_refused_by_the_loader_and_by_export(tmp_path, 
     assert "it ends within bert.enc" in refused(capsys, tmp_path, packed, "--to", "dense", "--out", tmp_path / "out")
 
 
+def test_a_graph_and_a_packed_model_with_a_damaged_ticket_are_refused(tmp_path, capsys):
+    for name in ("model.onnx", "model.xml"):
+        (tmp_path / name).write_text("a graph")
+        said = refused(capsys, tmp_path, tmp_path, "--to", "dense", "--out", tmp_path / "out")
+        assert f"holds a graph ({name}), which no other form is made of; give the run" in said
+        (tmp_path / name).unlink()
+    packed = export(pruned(tmp_path / "source", "bert"), "packed", tmp_path / "packed").path
+    (packed / "pruning" / "ticket.json").write_text('{"method": ')
+    said = refused(capsys, tmp_path, packed, "--to", "dense", "--out", tmp_path / "out")
+    assert "damaged ticket" in said
+    assert "ticket.json cannot be read" in said
+
+
 def test_a_packed_file_whose_config_asks_for_more_is_refused(tmp_path):
     packed = export(pruned(tmp_path / "source", "bert"), "packed", tmp_path / "packed").path
     config = json.loads((packed / "config.json").read_text())

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from sparsesoup.errors import UserError
 from sparsesoup.exports.coding import FILE, read
-from sparsesoup.files import make_folder
+from sparsesoup.exports.engines import ONNX_FILE, OPENVINO_FILE
+from sparsesoup.files import make_folder, read_table
 from sparsesoup.hold import zeros_of
 from sparsesoup.hub import zero_shot
 from sparsesoup.hub.families import prunable
@@ -143,11 +144,13 @@ class Source:
 def open_source(run: Path) -> Source:
     """The pruned model of a run directory, of a model folder with `pruning/`, or of a packed folder.
 
-    Raises: UserError if there is none, or its ticket is damaged.
+    Raises: UserError if there is none, or only a graph of it, or its ticket is damaged.
     """
     if (run / FILE).is_file():
         facts = run / "pruning" / FACTS
-        return Source(run, json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else {}, None)
+        return Source(run, read_table(facts, "ticket", "copy it again") if facts.is_file() else {}, None)
+    if graph := next((name for name in (ONNX_FILE, OPENVINO_FILE) if (run / name).is_file()), ""):
+        raise UserError(f"{run} holds a graph ({graph}), which no other form is made of; give the run it was made from")
     folder = find(run).parent
     if not (folder / "config.json").is_file():
         raise UserError(f"no model beside the masks in {folder}: expected config.json and {WEIGHTS}")
