@@ -20,7 +20,7 @@ from sparsesoup.errors import UserError
 from sparsesoup.exporting import parser, read
 from sparsesoup.exports import FORMATS
 from sparsesoup.exports.source import own_masks
-from sparsesoup.hub.models import quiet
+from sparsesoup.hub.models import load_as_saved, quiet
 from sparsesoup.hub.sample import answers, sample
 from sparsesoup.hub.structure import layers, widths
 from sparsesoup.ticket import load_masks, save_masks
@@ -365,12 +365,34 @@ def test_a_graph_and_a_packed_model_with_a_damaged_ticket_are_refused(tmp_path, 
     assert "ticket.json cannot be read" in said
 
 
-def test_a_packed_file_whose_config_asks_for_more_is_refused(tmp_path):
-    packed = export(pruned(tmp_path / "source", "bert"), "packed", tmp_path / "packed").path
-    config = json.loads((packed / "config.json").read_text())
-    (packed / "config.json").write_text(json.dumps(config | {"num_hidden_layers": LAYERS + 1}))
-    with pytest.raises(UserError, match=r"lack bert\.encoder\.layer\.3\.\S+, which its config\.json asks for"):
-        load_packed(packed)
+WRONG = [
+    ({"num_hidden_layers": LAYERS + 1}, r"lack bert\.encoder\.layer\.3\.\S+, which its config\.json asks for"),
+    ({"num_hidden_layers": LAYERS - 1}, r"have bert\.encoder\.layer\.2\.\S+, which its config\.json does not know"),
+    ({"vocab_size": 65}, r"bert\.embeddings\.word_embeddings\.weight has shape \(64, 16\), asked for is \(65, 16\)"),
+]
+
+
+@pytest.mark.parametrize(
+    ("to", "change", "said"),
+    [
+        (to, *case) for to in TORCH for case in (WRONG[::2] if to == "dense" else WRONG)
+    ],  # a stock model may be shortened
+)
+def test_a_config_that_is_not_of_the_weights_is_refused_with_the_name_of_one(to, change, said, tmp_path):
+    folder = export(pruned(tmp_path / "source", "bert"), to, tmp_path / "made").path
+    config = json.loads((folder / "config.json").read_text())
+    if to == "compact":
+        config["compact_config"]["layers"]["encoder.layer.3"] = {"heads": HEADS, "units": UNITS}
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UserError, match=said):
+        load_as_saved(str(folder)) if to == "dense" else {"packed": load_packed, "compact": load_compact}[to](folder)
+
+
+def test_a_packed_model_whose_config_names_no_class_is_one_without_a_head(tmp_path):
+    folder = export(pruned(tmp_path / "source", "bert-relu"), "packed", tmp_path / "made").path
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": None}))
+    assert type(load_packed(folder)) is transformers.BertModel
 
 
 @pytest.mark.parametrize("damage", [3, {"format": 2, "layers": {}}, {"format": 1, "layers": []}])

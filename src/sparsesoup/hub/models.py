@@ -23,6 +23,7 @@ from sparsesoup.hub.open_clip import CONFIG as OPEN_CLIP
 from sparsesoup.hub.open_clip import OpenClipForImageClassification
 from sparsesoup.hub.structure import FAMILIES, Widths, narrow_
 from sparsesoup.rng import fold
+from sparsesoup.targets import block_of
 
 EMBEDDED = "minilm"
 OWN = {kind.__name__: kind for kind in (OpenClipForImageClassification,)}  # classes that transformers does not have
@@ -124,19 +125,50 @@ def load_as_saved(model: str, state: Mapping[str, Tensor] | None = None) -> PreT
     options = _options(locate(model), False)
     with _reading(model):
         config = AutoConfig.from_pretrained(**options)
-        name = (config.architectures or ["AutoModel"])[0]
-        kind = OWN.get(name) or getattr(transformers, name, transformers.AutoModel)
+        name = (config.architectures or [""])[0]
+        kind = OWN.get(name) or getattr(transformers, name, None) or _plain(config)
         compact = getattr(config, COMPACT, None)
         given: dict[str, Any] = {"dtype": "auto", "use_safetensors": True, "output_loading_info": True}
+        given["ignore_mismatched_sizes"] = True  # which is told below, by name
         if state is not None:
             options = {"pretrained_model_name_or_path": None, "state_dict": dict(state)}
         if compact is not None:
             kind = _narrowed(kind, compact)
         loaded, found = kind.from_pretrained(**options, config=config, **given)
-    if lacking := found["missing_keys"] if state is not None or compact is not None else ():
-        raise UserError(f"the weights of model {model!r} lack {min(lacking)}, which its config.json asks for")
+    _check_fit(model, loaded, found, whole=state is not None or compact is not None)
     _become_stock(loaded)
     return loaded
+
+
+def _plain(config: Any) -> Any:
+    """The class without a head, where config.json names none that is known."""
+    with torch.device("meta"):
+        return type(transformers.AutoModel.from_config(config))
+
+
+def _check_fit(model: str, loaded: PreTrainedModel, found: Mapping[str, Any], whole: bool) -> None:
+    """UserError naming the first weight that is not the one its config.json asks for.
+
+    Args:
+        model: its name.
+        loaded, found: the model, and what transformers tells of the loading.
+        whole: whether they were written for each other, so that no weight may be missing and no layer be too many;
+            else no weight of a repeated block may be missing, which would be drawn at random.
+    """
+    remedy = "take config.json and weights as they were written"
+    if wrong := sorted(found["mismatched_keys"]):
+        name, there, asked = wrong[0]
+        raise UserError(
+            f"the weights of model {model!r} do not fit its config.json: {name} has shape {tuple(there)}, asked for is "
+            f"{tuple(asked)}; {remedy}"
+        )
+    if lacking := [name for name in found["missing_keys"] if whole or block_of(name)]:
+        raise UserError(f"the weights of model {model!r} lack {min(lacking)}, which its config.json asks for; {remedy}")
+    known = {"", *(block_of(name) for name, _ in loaded.named_parameters())}
+    if whole and (left := [name for name in found["unexpected_keys"] if block_of(name) not in known]):
+        raise UserError(
+            f"the weights of model {model!r} have {min(left)}, which its config.json does not know; {remedy}"
+        )
 
 
 def _fitting(head: Any, config: Any) -> Any:
