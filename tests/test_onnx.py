@@ -14,7 +14,7 @@ import torch
 from sparsesoup import export
 from sparsesoup.errors import UserError
 from sparsesoup.exports import onnx as graphs
-from sparsesoup.exports.engines import EXACT, library
+from sparsesoup.exports.engines import EXACT, library, open_onnx
 from sparsesoup.exports.onnx import compare, inputs
 from sparsesoup.exports.openvino import CLOSE_IN_HALF
 from sparsesoup.hub.models import quiet
@@ -123,6 +123,19 @@ def test_a_missing_library_is_told_with_the_extra_that_brings_it(to, missing, ex
     said = refused(capsys, tmp_path, source, "--to", to, "--out", tmp_path / "new" / "out")
     assert f"{missing} is not installed" in said
     assert f"pip install 'sparsesoup[{extra}]'" in said
+
+
+def test_a_graph_that_cannot_be_run_is_told_in_one_line(tmp_path, capfd):
+    shape = onnx.helper.make_tensor("shape", onnx.TensorProto.INT64, (1,), [7])
+    node = onnx.helper.make_node("Reshape", ["x", "shape"], ["y"])
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n"]) for name in "xy")
+    opset = onnx.helper.make_opsetid("", 18)
+    graph = onnx.helper.make_graph([node], "g", [x], [y], [shape])
+    made = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10)
+    onnx.save(made, tmp_path / "model.onnx")
+    with pytest.raises(UserError, match=r"^ONNX Runtime cannot run the graph: .*Reshape.* --opset 22 may do$"):
+        open_onnx(tmp_path / "model.onnx")({"x": np.ones(3, np.float32)})
+    assert capfd.readouterr().err == ""
 
 
 def test_an_opset_that_is_not_written_is_refused(tmp_path, capsys):

@@ -56,7 +56,7 @@ def open_onnx(path: Path, threads: int = 0) -> Asked:
     """
     runtime = library("onnxruntime")
     options = runtime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what it has to say comes as an error, told in one line
     options.intra_op_num_threads = threads
     try:
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -65,7 +65,13 @@ def open_onnx(path: Path, threads: int = 0) -> Asked:
     inputs, outputs = [i.name for i in session.get_inputs()], [o.name for o in session.get_outputs()]
 
     def ask(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return dict(zip(outputs, session.run(outputs, {name: batch[name] for name in inputs}), strict=True))
+        try:
+            found = session.run(outputs, {name: batch[name] for name in inputs})
+        except Exception as error:
+            raise UserError(
+                f"ONNX Runtime cannot run the graph: {brief(error)}; one of --to onnx --opset 22 may do"
+            ) from error
+        return dict(zip(outputs, found, strict=True))
 
     return ask
 
