@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from sparsesoup import export
@@ -66,6 +67,20 @@ def test_a_matrix_that_blocks_do_not_tile_keeps_all_its_values_in_bsr():
     assert stored(torch.zeros(40, 64), "csr") == 0
 
 
+def test_only_a_linear_module_has_a_sparse_form():
+    gpt = transformers.GPT2Model(transformers.GPT2Config(vocab_size=8, n_embd=8, n_layer=1, n_head=2, n_positions=8))
+    shape = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4, "num_local_experts": 2}
+    shape |= {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    experts = transformers.MixtralModel(transformers.MixtralConfig(**shape))
+    with torch.no_grad():
+        for model in (gpt, experts):
+            for name in prunable(model):
+                model.get_parameter(name)[..., 0] = 0
+    with pytest.raises(UserError, match=r"no nn\.Linear has zeros"):
+        held(gpt, "csr")
+    assert {name.rpartition(".")[2] for name in held(experts, "csr")} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+
 def test_flops_without_zeros_are_two_for_each_value_and_token_less(tmp_path):
     model = stock(pruned(tmp_path, "bert", SOME))
     batch = sample(model, 3, 11)
@@ -76,7 +91,7 @@ def test_flops_without_zeros_are_two_for_each_value_and_token_less(tmp_path):
         sum(m.weight.numel() - held(model, "csr")[n] for n, m in model.named_modules() if n in held(model, "csr"))
         == zeros
     )
-    with pytest.raises(UserError, match="no matrix has a 32 x 32 block of zeros"):
+    with pytest.raises(UserError, match=r"no nn\.Linear has a 32 x 32 block of zeros"):
         sparse_model(model, "bsr")
     one, other = (m(**batch).logits for m in (model, sparse_model(model, "csr")))
     assert torch.allclose(one, other, atol=1e-5)
@@ -119,9 +134,9 @@ def test_a_run_pruned_weight_by_weight_gains_nothing_and_is_told_so(place, tmp_p
     facts = json.loads((run / "measure.json").read_text())
     assert [(row["on"], row["form"]) for row in facts["rows"]] == [("torch", "as it is"), ("csr", "as it is")]
     assert [row["promise"] > 1 for row in facts["rows"]] == [False, True]
-    assert facts["failed"] == {"torch BSR": "no matrix has a 32 x 32 block of zeros"}
+    assert facts["failed"] == {"torch BSR": "no nn.Linear has a 32 x 32 block of zeros"}
     assert "Nothing was cut out, since all heads and units have weights left" in shown
-    assert "torch BSR was not measured: no matrix has a 32 x 32 block of zeros." in shown
+    assert "torch BSR was not measured: no nn.Linear has a 32 x 32 block of zeros." in shown
     assert (facts["batch"], facts["length"], facts["rounds"]) == (2, 8, 3)
     sizes = facts["sizes"]["this"]
     assert sizes["raw"] == (run / "model" / "model.safetensors").stat().st_size
@@ -131,7 +146,7 @@ def test_a_run_pruned_weight_by_weight_gains_nothing_and_is_told_so(place, tmp_p
     assert sizes["zstd"] > 0
     page = (run / "report.html").read_text()
     assert "Size and speed" in page
-    assert "no matrix has a 32 x 32 block of zeros" in page
+    assert "no nn.Linear has a 32 x 32 block of zeros" in page
     (run / "measure.json").write_text('{"format": 1, "rows": 3}')
     write_report(run)  # a damaged one is left out
     assert "Size and speed" not in (run / "report.html").read_text()
@@ -237,7 +252,7 @@ def test_what_is_gained_and_what_gives_nothing_is_said():
     )
     assert best.endswith("(1.90 to 2.10; FLOPs promise 2.00) and 4.00 times as fast as the dense model in torch.")
     assert others == [
-        "On torch, compact it is 1.40 times as fast, FLOPs promise 2.00: its reason.",
+        "On torch, compact, it is 1.40 times as fast, FLOPs promise 2.00: its reason.",
         "No speed on torch, as it is, 1.01 times: zeros are multiplied like anything else.",
         "No speed on csr, as it is, 0.60 times: a reason.",
         "A note.",
@@ -252,7 +267,9 @@ def test_what_is_gained_and_what_gives_nothing_is_said():
         (("--rounds", "2"), "--rounds is at least 3, got 2"),
         (("--length", "4000"), "--length 4000 is above the 132 positions"),
         (("--on", "torch,tpu"), "unknown backend 'tpu' in --on; allowed: torch, compile, csr"),
+        (("--on", ","), "unknown backend '' in --on; allowed: torch, compile, csr"),
         (("--threads", "x"), "invalid int value"),
+        (("--on", "bsr"), "could be measured (torch BSR: no nn.Linear has a 32 x 32 block of zeros); name other"),
     ],
 )
 def test_wrong_words_are_refused_in_one_line(words, told, tmp_path, capsys):

@@ -50,7 +50,7 @@ class How:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"--{name} is at least {least}, got {value}")
-        if unknown := [name for name in self.on if name not in BACKENDS]:
+        if unknown := [name for name in self.on or ("",) if name not in BACKENDS]:
             raise UserError(f"unknown backend {unknown[0]!r} in --on; allowed: {', '.join(BACKENDS)}")
 
 
@@ -61,7 +61,8 @@ def measure(paths: Sequence[Path], how: How, note: Callable[[str], object] = lam
         paths: run directories, model folders with `pruning/`, exports.
         how: batch, length, threads, rounds, backends.
         note: told what is measured next.
-    Raises: UserError for bad input. A backend that fails on a model is noted and stops no other.
+    Raises: UserError for bad input, or if no backend could run any of them. One that fails on a model is noted and
+        stops no other.
     """
     subjects = [open_subject(path) for path in paths]
     for subject in subjects:
@@ -73,9 +74,18 @@ def measure(paths: Sequence[Path], how: How, note: Callable[[str], object] = lam
             for name in how.on:
                 note(f"measuring on {BACKENDS[name].label}")
                 _on(name, subjects, batches, tables, how, Path(folder))
+        _check_rows(tables)
         for table in tables:
             table["said"] = said(table)
     return tables
+
+
+def _check_rows(tables: Sequence[Facts]) -> None:
+    """UserError if no backend could run any of them."""
+    if not any(table["rows"] for table in tables):
+        first = tables[0]
+        reasons = "; ".join(f"{label}: {reason}" for label, reason in first["failed"].items())
+        raise UserError(f"nothing of {first['path']} could be measured ({reasons}); name other backends with --on")
 
 
 def _check_length(subject: Subject, how: How) -> None:

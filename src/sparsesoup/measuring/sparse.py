@@ -56,11 +56,14 @@ def held(model: Any, kind: Kind) -> dict[str, int]:
     """
     found = {}
     for target in prunable(model):
-        linear = model.get_submodule(target.removesuffix(".weight"))
-        if isinstance(linear, nn.Linear) and (count := stored(linear.weight.detach(), kind)) < linear.weight.numel():
-            found[target.removesuffix(".weight")] = count
+        path, _, own = target.rpartition(".")
+        linear = model.get_submodule(path)
+        if own != "weight" or not isinstance(linear, nn.Linear):
+            continue  # such as a Conv1D of GPT-2, or a stack of experts
+        if (count := stored(linear.weight.detach(), kind)) < linear.weight.numel():
+            found[path] = count
     if not found:
-        raise UserError(f"no matrix has {'zeros' if kind == 'csr' else f'a {BLOCK} x {BLOCK} block of zeros'}")
+        raise UserError(f"no nn.Linear has {'zeros' if kind == 'csr' else f'a {BLOCK} x {BLOCK} block of zeros'}")
     return found
 
 

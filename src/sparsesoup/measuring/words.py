@@ -78,7 +78,7 @@ def _best(table: Facts) -> list[str]:
 def _otherwise(table: Facts) -> list[str]:
     """A sentence for each gain that is not the promised one."""
     return [
-        f"On {named(row)} it is {row['faster']:.2f} times as fast, FLOPs promise {row['promise']:.2f}: {row['why']}."
+        f"On {named(row)}, it is {row['faster']:.2f} times as fast, FLOPs promise {row['promise']:.2f}: {row['why']}."
         for row in table["rows"]
         if row["why"] and row["quartiles"][0] >= GAIN
     ]
