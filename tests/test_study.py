@@ -18,6 +18,7 @@ from sparsesoup.errors import UserError
 from sparsesoup.files import locked
 from sparsesoup.run import test as score
 from sparsesoup.study import work
+from sparsesoup.study.existing import records_of
 from sparsesoup.study.plan import read_plan
 from tiny_hub import masks_of, offline, weights_of
 
@@ -333,10 +334,34 @@ def test_a_table_of_runs_that_exist(undisturbed, capsys):
     said = capsys.readouterr().out
     assert len(runs) == CELLS
     assert len(study("runs")["cells"]) == CELLS
-    assert "reviews at 50 %" in said
+    rows = [line.split(" | ") for line in said.splitlines()[2:6]]
+    assert said.startswith("| method | reviews at 50 % | reviews at 80 % | mean |")
+    assert [row[0] for row in rows] == ["| dense", "| imp", "| isp", "| magnitude"]  # a row for all sparsities
+    assert "missing" not in said
+    assert main(["compare", runs[0], *runs[1:3], f"{runs[1]}/../seed-0"]) == 2
+    assert "are the same run, " in capsys.readouterr().err
     assert main(["compare", *runs, "--config", "small.yaml"]) == 2
     assert main(["compare", str(undisturbed)]) == 2
     assert "give the directory of a finished run" in capsys.readouterr().err
+
+
+def test_a_ticket_stands_in_the_column_of_the_sparsity_that_it_was_drawn_at(tmp_path, undisturbed):
+    def reported(name, method, asked, seed, **settings):
+        run = next(undisturbed.glob("reviews/magnitude-*/seed-0"))
+        facts = json.loads((run / "report.json").read_text())
+        facts |= {"method": method, "seed": seed, "settings": facts["settings"] | settings}
+        facts["sparsity"] |= {"asked": asked}
+        (tmp_path / name / f"seed-{seed}").mkdir(parents=True)
+        (tmp_path / name / f"seed-{seed}" / "report.json").write_text(json.dumps(facts))
+        return tmp_path / name / f"seed-{seed}"
+
+    total = 4096
+    runs = [reported("magnitude-a", "magnitude", 0.8, 0), reported("magnitude-b", "magnitude", 0.501, 0)]
+    runs += [reported("ticket-a", "ticket", 1 - round(0.499 * total) / total, seed) for seed in (0, 1)]
+    runs += [reported("magnitude-c", "magnitude", 0.8, 0, steps=7)]
+    found = [(record["row"], record["asked"], record["seed"]) for record in records_of(runs)]
+    assert found == [("magnitude-a", 0.501, 0), ("ticket", 0.501, 0), ("ticket", 0.501, 1), ("magnitude-a", 0.8, 0),
+                     ("magnitude-c", 0.8, 0)]  # fmt: skip
 
 
 def test_a_dry_run_tells_the_cells_and_draws_none(capsys):

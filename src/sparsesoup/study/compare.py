@@ -10,13 +10,14 @@ from rich.console import Console
 
 from sparsesoup.errors import UserError
 from sparsesoup.files import locked, remove, whole, write_json, write_text
-from sparsesoup.show import flat, read_report
+from sparsesoup.show import flat
 from sparsesoup.study.board import Board
 from sparsesoup.study.executors import Executor, InProcess
+from sparsesoup.study.existing import records_of
 from sparsesoup.study.page import draw_page
 from sparsesoup.study.plan import Plan
 from sparsesoup.study.tables import Grid, Record, grid, latex, markdown
-from sparsesoup.study.work import KEPT, Job, read_record, records
+from sparsesoup.study.work import Job, read_record, records
 from sparsesoup.summary import machine, versions
 
 STUDIES = "studies"
@@ -73,23 +74,14 @@ def compare(
 def table_of_runs(runs: Sequence[Path], name: str, out: Path) -> Path:
     """The tables and page of runs that exist, a row for each method and its settings.
 
-    Raises: UserError if one is no finished run.
+    Raises: UserError if one is no finished run, or two are of the same row, column and seed.
     """
-    found = [_of_run(run) for run in runs]
+    found = records_of(runs)
     folder = out / STUDIES / name
     if (folder / "study.yaml").exists():
         raise UserError(f"{folder} holds a study with a recipe; give another --name")
     _write(folder, name, found, Path(), {"cells": len(found), "failed": []})
     return folder
-
-
-def _of_run(run: Path) -> dict[str, Any]:
-    report = read_report(run)
-    dense = report["sparsity"]["kept"] == report["sparsity"]["total"]
-    row = run.resolve().parent.name if run.resolve().name.startswith("seed-") else run.resolve().name
-    head = {"row": row, "model": report["model"], "dataset": report["dataset"], "seed": report["seed"]}
-    asked = None if dense else report["sparsity"]["asked"]
-    return {**head, "asked": asked, "run": str(run), **{key: report.get(key) for key in KEPT}}
 
 
 def _same(folder: Path, plan: Plan, jobs: list[Job]) -> None:
