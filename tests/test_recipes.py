@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from sparsesoup.cli import main
+from sparsesoup.recipe import from_table
 from sparsesoup.study.plan import read_plan
 from sparsesoup.study.tables import Grid, latex
 from sparsesoup.study.written import SHIPPED
@@ -152,3 +153,9 @@ def test_a_row_may_begin_with_the_tickets_of_one_dataset_alone():
         origin = "others" if cell.row == "one" else cell.row.removeprefix("all ")
         assert cell.needs == drawn[origin]
         assert cell.settings.method.ticket == str(Path("there") / drawn[origin])
+
+
+def test_settings_from_python_may_be_paths():
+    table = {"model": Path("my/bert"), "train": {"distill": {"teacher": Path("runs/x")}}}
+    found = from_table("ticket", table | {"method": {"ticket": Path("runs/y")}})
+    assert (found.place.model, found.train.distill.teacher, found.method.ticket) == ("my/bert", "runs/x", "runs/y")

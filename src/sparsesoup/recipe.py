@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -272,7 +273,8 @@ def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    path = isinstance(value, (str, os.PathLike))  # from Python settings may be paths
+    return os.fspath(value) if path else json.dumps(value, default=os.fspath)
 
 
 def _quoted(value: Any) -> str:
