@@ -240,6 +240,11 @@ def test_a_model_that_is_not_there(place, refused, tmp_path):
     refused(line_of(place, tmp_path / "runs", model=tmp_path / "cut"), "cannot load model", "cut")
 
 
+def test_a_model_without_a_tokenizer_is_refused_and_not_read_with_an_empty_one(place, refused, tmp_path):
+    shutil.copytree(place / "bert", tmp_path / "mute", ignore=shutil.ignore_patterns("tokenizer*"))
+    refused(line_of(place, tmp_path / "runs", model=tmp_path / "mute"), "mute has no tokenizer", "save_pretrained")
+
+
 def test_a_hub_model_and_a_hub_dataset_offline_are_refused_at_once(place, refused, tmp_path):
     began = time.monotonic()
     refused(line_of(place, tmp_path / "runs", model="nobody/no-such-model"), "cannot load model 'nobody/no-such-model'",

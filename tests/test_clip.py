@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from sparsesoup import export, load_compact, load_packed, prune, push
 from sparsesoup.cli import main
+from sparsesoup.errors import UserError
 from sparsesoup.hub import zero_shot
 from sparsesoup.hub.build import Place, build, open_task
 from sparsesoup.hub.families import prunable
@@ -364,3 +365,9 @@ def test_the_study_of_the_benchmarks_reads_as_a_recipe(place):
     plan = read_plan(path, {"models": place.model, "datasets": [place.dataset]})
     assert len(plan.cells) == 14 * 3
     assert len({cell.path for cell in plan.cells}) == len(plan.cells)
+
+
+def test_a_clip_without_a_tokenizer_is_refused_since_all_its_classes_would_be_the_same(place, tmp_path):
+    shutil.copytree(place.model, tmp_path / "mute", ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(UserError, match="mute has no tokenizer"):
+        load_model(str(tmp_path / "mute"), open_task(place).task, 0)

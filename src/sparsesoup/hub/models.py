@@ -22,6 +22,7 @@ from sparsesoup.hub.online import answers
 from sparsesoup.hub.open_clip import CONFIG as OPEN_CLIP
 from sparsesoup.hub.open_clip import OpenClipForImageClassification
 from sparsesoup.hub.structure import FAMILIES, Widths, narrow_
+from sparsesoup.hub.text import check_words
 from sparsesoup.rng import fold
 from sparsesoup.targets import block_of
 
@@ -259,9 +260,14 @@ def load_processor(model: str, remote_code: bool = False) -> Any:
 
 
 def load_tokenizer(model: str, remote_code: bool = False) -> Any:
-    """The model's tokenizer; one without a padding token pads with its end-of-text token."""
-    with _reading(model):
-        tokenizer = AutoTokenizer.from_pretrained(**_options(locate(model), remote_code))
+    """The model's tokenizer; one without a padding token pads with its end-of-text token.
+
+    Raises: UserError if the model has none.
+    """
+    options = _options(locate(model), remote_code)
+    with _reading(model, "give a folder with tokenizer.json, as save_pretrained of a tokenizer writes"):
+        tokenizer = AutoTokenizer.from_pretrained(**options)
+    check_words(tokenizer, model)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer

@@ -119,6 +119,15 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None
         )
 
 
+def check_words(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
+    """Raise a UserError for a tokenizer without words: transformers makes one of a folder that has none."""
+    if not {*tokenizer.get_vocab()} - {*tokenizer.all_special_tokens, "▁"}:
+        raise UserError(
+            f"model {model} has no tokenizer, or one that knows no words; save that of its base model into the same "
+            f"folder, by AutoTokenizer.from_pretrained(BASE).save_pretrained(FOLDER)"
+        )
+
+
 def strings(rows: Dataset, column: str) -> list[str]:
     """The texts of a column; UserError that names the row where one is no string."""
     values = rows[column][:]

@@ -22,6 +22,7 @@ from sparsesoup.files import whole, write_json
 from sparsesoup.hub.images import Images
 from sparsesoup.hub.prompts import names_of, templates_of
 from sparsesoup.hub.tasks import WHOLE, told
+from sparsesoup.hub.text import check_words
 
 CLIP, TOWER = "clip", "clip_vision_model"  # model_type of config.json
 HEAD = "zero_shot_head"  # a buffer of the model, which save_pretrained leaves out
@@ -111,7 +112,9 @@ def load(options: Mapping[str, Any], task: ZeroShot) -> Tower:
     if AutoConfig.from_pretrained(**options).model_type == CLIP:
         clip, found = CLIPModel.from_pretrained(**given)
         tower = tower_of(clip)
-        head = head_of(clip, AutoTokenizer.from_pretrained(**options), task.names, task.templates)
+        tokenizer = AutoTokenizer.from_pretrained(**options)
+        check_words(tokenizer, str(options["pretrained_model_name_or_path"]))
+        head = head_of(clip, tokenizer, task.names, task.templates)
     else:
         tower, found = Tower.from_pretrained(**given)
         head = carried(Path(options["pretrained_model_name_or_path"]), task)
