@@ -21,7 +21,7 @@ from sparsesoup.scores.calibration import calibration
 from sparsesoup.scores.gradient import gradient, hessian_product
 from sparsesoup.select import keep
 
-RESULT = Path(__file__).parent / "results" / "tuning" / "kept.json"
+RESULT = Path(__file__).parent / "results" / "kept.json"
 SPARSITY, BATCHES, ROWS = 0.5, 8, 256
 
 

@@ -161,6 +161,18 @@ def exports(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"Of `{found['command']}`, on {found['machine']}."])
 
 
+def kept(found: dict[str, Any]) -> str:
+    """The Markdown table of benchmarks/kept.py."""
+    dense = found["dense"]["apart"]
+    lines = [
+        f"| score | squared weights that stay | cosine with the dense model's vectors | apart (dense: {dense:.2f}) |"
+    ]
+    lines.append("|---" * 4 + "|")
+    rows = {name: row for name, row in found.items() if "cosine" in row}
+    lines += [f"| {n} | {r['squared weights']:.2f} | {r['cosine']:.2f} | {r['apart']:.2f} |" for n, r in rows.items()]
+    return "\n".join([*lines, "", f"`{found['command']}`"])
+
+
 def pieces() -> dict[str, str]:
     """Marker -> what stands behind it, of every committed result."""
     found: dict[str, str] = {}
@@ -180,7 +192,7 @@ def pieces() -> dict[str, str]:
     return found
 
 
-KINDS = {"backends": speeds, "exports": exports, "selection": costs}  # by what only such a result holds
+KINDS = {"backends": speeds, "exports": exports, "grasp": kept, "selection": costs}  # by what only such a result holds
 
 
 def redrawn(text: str, found: dict[str, str]) -> str:
