@@ -231,3 +231,14 @@ def test_a_fingerprint_is_of_names_shapes_and_values_however_they_are_stored() -
     changed: list[dict[str, Tensor]] = [{"a": weights["a"]}, {**weights, "a": weights["a"].reshape(3, 2)}]
     changed += [{**weights, "b": torch.tensor([1.0, 1.0001])}, {"c": weights["a"], "b": weights["b"]}]
     assert print_ not in [fingerprint(other) for other in changed]
+
+
+@pytest.mark.parametrize(("scope", "there", "asked"), [("tensor", 0.5, 0.8), ("row", 0.5, 0.8), ("2:4", 0.3, 0.5)])
+def test_masks_of_another_scope_are_refused_before_the_first_step(
+    tmp_path: Path, scope: Any, there: float, asked: float
+) -> None:
+    method = keep_ticket(tmp_path, tiny(), METHODS["magnitude"].run(tiny(), there))
+    problem = tiny()
+    with pytest.raises(UserError, match=r"the masks given are already|`within` has fewer left"):
+        replace(method, further=Gradual(scope=scope)).run(problem, asked)
+    assert not problem.meter.costs

@@ -7,9 +7,11 @@ from sparsesoup import masks as algebra
 from sparsesoup.errors import UserError
 from sparsesoup.masks import Masks
 from sparsesoup.masks import sparsity as sparsity_of
+from sparsesoup.methods.choose import choose
 from sparsesoup.methods.gradual import Gradual, pruning, train_with
 from sparsesoup.problem import Problem, need_steps
 from sparsesoup.schedules import Cubic
+from sparsesoup.scores import magnitude
 from sparsesoup.structures import need_groups
 from sparsesoup.targets import parameters
 from sparsesoup.ticket import Ticket, fit, load_masks
@@ -76,6 +78,8 @@ class FromTicket:
             max(1, round(further.every * problem.steps)),
             initial=sparsity_of(masks),
         )
+        # What masks that were drawn in another scope or pattern cannot hold is refused before the first step.
+        choose(state, magnitude(state.params()), plan.initial, pattern=pattern, scope=further.scope, within=state.masks)
         hook = pruning(plan, sparsity, pattern, further.scope)
         problem.journal.piece("train", state, train_with, state, problem, hook)
         return problem.ticket(state, ticket=self.ticket)
