@@ -38,6 +38,8 @@ def test_certainty_is_one_less_the_entropy_of_the_definition() -> None:
     assert certainty(torch.randn(3, 1)).tolist() == [1.0, 1.0, 1.0]
     spans = torch.randn(3, 2, 7)
     assert certainty(spans).allclose((certainty(spans[:, 0]) + certainty(spans[:, 1])) / 2)
+    barred = torch.nn.functional.pad(spans, (0, 40), value=-1e4)  # positions outside of a short context
+    assert certainty(barred).allclose(certainty(spans))
 
 
 def taught_state(problem: Problem) -> tuple[TrainState, nn.Module]:

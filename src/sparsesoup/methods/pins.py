@@ -134,15 +134,16 @@ def certainty(outputs: Tensor) -> Tensor:
     """1 - entropy / log(answers) of each row, in [0, 1]: [rows]; 1 for a number, which has no entropy.
 
     Args:
-        outputs: [rows, ..., answers]; of several answers a row, the mean.
+        outputs: [rows, ..., answers]; of several answers a row, the mean. What is so low that its probability is 0 (a
+            position outside of a context) is no answer that could be given.
 
     >>> certainty(torch.tensor([[0.0, 0.0], [0.0, -1e9]])).tolist()
     [0.0, 1.0]
     """
-    answers = outputs.shape[-1]
-    if answers == 1:
+    if outputs.shape[-1] == 1:
         return torch.ones(len(outputs), device=outputs.device)
-    entropy = torch.special.entr(outputs.float().softmax(-1)).sum(-1) / math.log(answers)
+    odds = outputs.float().softmax(-1)
+    entropy = torch.special.entr(odds).sum(-1) / (odds > 0).sum(-1).clamp_min(2).log()
     return 1.0 - entropy.flatten(1).mean(1) if entropy.dim() > 1 else 1.0 - entropy
 
 
