@@ -174,6 +174,23 @@ def drops(model: nn.Module, value: float) -> None:
         setattr(owner, name, value)
 
 
+def test_no_dropout_of_an_encoder_and_decoder_is_left_out() -> None:
+    """BART keeps three of its dropouts as plain numbers."""
+    from transformers import BartConfig, BartModel
+
+    sides = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "vocab_size": 50}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "d_model": 16, "max_position_embeddings": 16}
+    model = BartModel(BartConfig(**sides, **heads, dropout=0.3, attention_dropout=0.3, activation_dropout=0.3)).train()
+    words = torch.arange(3, 11)[None]
+
+    def said() -> Tensor:
+        return model(input_ids=words).last_hidden_state.detach()
+
+    assert not said().equal(said())
+    drops(model, 0.0)
+    assert said().equal(said())
+
+
 def test_no_clip_means_no_clip() -> None:
     def first_move(clip: float) -> float:
         problem = tiny(training=replace(BASE, optimizer="sgd", clip=clip, weight_decay=0.0, warmup=0.0))

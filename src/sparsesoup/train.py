@@ -232,7 +232,7 @@ def dropouts(model: nn.Module) -> list[tuple[nn.Module, str, float]]:
     """Every dropout probability of a model: (module, attribute, value); attention keeps some as plain numbers."""
     found: list[tuple[nn.Module, str, float]] = []
     for module in model.modules():
-        for name in ("p", "dropout", "attention_dropout", "dropout_p", "drop_prob"):
+        for name in ("p", "dropout", "attention_dropout", "activation_dropout", "dropout_p", "drop_prob"):
             value = getattr(module, name, None)
             if isinstance(value, float) and (name != "p" or isinstance(module, nn.modules.dropout._DropoutNd)):
                 found.append((module, name, value))
