@@ -22,7 +22,7 @@ ATTENTION = ("eager", "sdpa")
 
 def bound(name: str, attention: str) -> float:
     """1e-10; where the stock code takes the softmax in float32, the masked model itself is no closer than that."""
-    return 1e-5 if attention == "eager" and name.startswith(("vit", "clip")) else 1e-10
+    return 1e-5 if attention == "eager" and name.startswith(("vit", "deit", "clip")) else 1e-10
 
 
 def compacted(masked: Any) -> Any:

@@ -34,6 +34,7 @@ MODELS = {
     ),
     "vit": lambda **m: transformers.ViTForImageClassification(transformers.ViTConfig(**PICTURE, **m)),
     "vit-no-bias": lambda **m: transformers.ViTModel(transformers.ViTConfig(**PICTURE, qkv_bias=False, **m)),
+    "deit": lambda **m: transformers.DeiTForImageClassification(transformers.DeiTConfig(**PICTURE, **m)),
     "clip-vision": lambda **m: transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**PICTURE, **m)),
     "clip-projection": lambda **m: transformers.CLIPVisionModelWithProjection(
         transformers.CLIPVisionConfig(**PICTURE, projection_dim=8, **m)
@@ -42,7 +43,7 @@ MODELS = {
     "clip-classifier": lambda **m: transformers.CLIPForImageClassification(clip(**m)),
 }
 # Those whose stock class takes another number of heads from its config.json.
-FREE_HEADS = ("vit", "vit-no-bias")
+FREE_HEADS = ("vit", "vit-no-bias", "deit")
 
 
 def model_of(name: str, attention: str = "sdpa", dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:

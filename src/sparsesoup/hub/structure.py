@@ -66,7 +66,7 @@ CLIP = Layout(
 )  # fmt: skip
 FAMILIES = {  # `model_type` of config.json -> layout; a family is added here once its test has passed
     "bert": BERT, "roberta": BERT, "xlm-roberta": BERT, "electra": BERT, "distilbert": DISTILBERT, "vit": VIT,
-    "clip_vision_model": CLIP, "clip": CLIP,
+    "deit": VIT, "clip_vision_model": CLIP, "clip": CLIP,
 }  # fmt: skip
 
 
