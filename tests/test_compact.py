@@ -130,6 +130,13 @@ def test_a_compact_model_trains_and_pickles_and_keeps_what_is_frozen(name):
     assert apart(narrow.eval(), pickle.loads(pickle.dumps(narrow))) == 0
 
 
+def test_pictures_that_are_no_squares_are_drawn_as_the_model_takes_them():
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 4}
+    model = transformers.ViTModel(transformers.ViTConfig(image_size=[8, 12], patch_size=4, **shape)).eval()
+    assert sample(model)["pixel_values"].shape == (2, 3, 8, 12)
+    assert answers(model, sample(model))[0].shape == (2, 1 + 2 * 3, 8)
+
+
 def test_the_width_between_layers_is_as_before():
     masked = killed(model_of("bert"), {"heads": [["in", "stays", "out", "stays"]] * LAYERS})
     narrow = compacted(masked)

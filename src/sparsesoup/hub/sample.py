@@ -19,8 +19,8 @@ def sample(model: Any, rows: int = 2, length: int = 8, seed: int = 0) -> dict[st
         rows: how many texts or images.
         length: tokens of a text; the last two of the first row are padding.
         seed: of what is drawn.
-    Returns: `input_ids`, `attention_mask` and `token_type_ids` [rows, length], `pixel_values` [rows, channels, side,
-        side], as it takes.
+    Returns: `input_ids`, `attention_mask` and `token_type_ids` [rows, length], `pixel_values` [rows, channels,
+        height, width], as it takes.
     Raises: UserError if it takes neither.
     """
     draw, found, kind = generator(seed, "sample"), {}, str(model.config.model_type)
@@ -33,9 +33,8 @@ def sample(model: Any, rows: int = 2, length: int = 8, seed: int = 0) -> dict[st
         if (kinds := getattr(text, "type_vocab_size", 0)) > 1 and "token_type_ids" in _taken(model):
             found["token_type_ids"] = torch.randint(0, kinds, (rows, length), generator=draw)
     if image is not None:
-        side = image.image_size if isinstance(image.image_size, int) else image.image_size[0]
-        shape = (rows, image.num_channels, side, side)
-        found["pixel_values"] = torch.randn(shape, generator=draw).to(model.dtype)
+        sides = [image.image_size] * 2 if isinstance(image.image_size, int) else image.image_size
+        found["pixel_values"] = torch.randn((rows, image.num_channels, *sides), generator=draw).to(model.dtype)
     if not found:
         raise UserError(f"{type(model).__name__} (model type {kind}) takes neither texts nor images")
     return {name: t.to(model.device) for name, t in found.items()}
