@@ -124,6 +124,8 @@ def test_uniform_widths_are_stock_where_the_stock_class_can_say_them(name, tmp_p
     assert even.facts["stock"] == (name not in ("clip", "clip-classifier"))  # these have two configs in one
     fewer = export(pruned(tmp_path / "fewer", name, FEWER), "compact", tmp_path / "heads")
     assert fewer.facts["stock"] == (name in FREE_HEADS)
+    said = "stock classes do not know layers of such widths; --stock keeps to what they do"
+    assert (said in fewer.facts["notes"]) != fewer.facts["stock"]
     if even.facts["stock"]:
         assert {row["units"] for row in widths(stock(even.path)).values()} == {3}
 

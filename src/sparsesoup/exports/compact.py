@@ -221,9 +221,7 @@ def widths_in(folder: Path, after: int) -> Widths:
 def _notes(before: Widths, after: Widths, told: Widths) -> tuple[str, ...]:
     sums = {key: [sum(row[key] for row in table.values()) for table in (before, after)] for key in ("heads", "units")}
     parts = [f"{key}: {a:,} of {b:,} left" for key, (b, a) in sums.items()]
-    more = (
-        ["its layers differ in width, which stock classes do not know; --stock keeps to what they do"] if told else []
-    )
+    more = ["stock classes do not know layers of such widths; --stock keeps to what they do"] if told else []
     return (", ".join(parts), *more)
 
 
