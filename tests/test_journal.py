@@ -424,6 +424,16 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     assert [f.name for f in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_link_to_a_folder_stays_and_what_it_points_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "there").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "there")
+    with whole(tmp_path / "link") as temporary:
+        temporary.mkdir()
+        (temporary / "new").write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert [p.name for p in (tmp_path / "disk").rglob("*")] == ["there", "new"]
+
+
 def test_the_meter_goes_into_the_journal_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     always(monkeypatch)
     problem = journaled(tmp_path)
