@@ -291,6 +291,9 @@ def test_what_is_no_run_and_no_export_is_refused(tmp_path, capsys):
     (tmp_path / "export.json").write_text('{"to": "onnx"}')
     assert command(tmp_path) == 2
     assert "model.onnx is missing; export it again" in capsys.readouterr().err
+    (tmp_path / "model.onnx").write_text("a graph")
+    assert command(tmp_path) == 2
+    assert "export.json lacks 'sizes'; export it again" in capsys.readouterr().err
 
 
 def test_a_page_shows_times_and_reasons(tmp_path):

@@ -81,6 +81,11 @@ def _graph(folder: Path, facts: Mapping[str, Any]) -> Subject:
     file = folder / GRAPHS[facts["to"]]
     if not file.is_file():
         raise UserError(f"damaged export: {file} is missing; export it again")
+    try:
+        counts = {key: int(facts["sizes"][key][1]) for key in ("parameters", "nonzero")}
+        notes = tuple(str(note) for note in facts["notes"][:1])
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise UserError(f"damaged export: {folder / 'export.json'} lacks {error}; export it again") from error
     weights = [p for p in folder.iterdir() if p.suffix in (".onnx", ".data", ".bin")]
     dense = unpruned_model(str(folder), widths_in(folder, 0))
     shapes = copy.deepcopy(dense)
@@ -91,12 +96,8 @@ def _graph(folder: Path, facts: Mapping[str, Any]) -> Subject:
         forms={AS_IT_IS: shapes},
         dense=dense,
         graph=file,
-        sizes={
-            "raw": sum(path.stat().st_size for path in weights),
-            "parameters": facts["sizes"]["parameters"][1],
-            "nonzero": facts["sizes"]["nonzero"][1],
-        },
-        notes=(*facts["notes"][:1],),
+        sizes={"raw": sum(path.stat().st_size for path in weights), **counts},
+        notes=notes,
     )
 
 
