@@ -144,6 +144,19 @@ def test_names_of_the_hub_are_told_from_those_of_this_machine(tmp_path, monkeypa
     assert hub_dataset({"dataset": "docstrings", "settings": {"dataset": "docstrings"}}) == (None, None)
 
 
+def test_folders_with_the_looks_of_a_name_are_known_from_any_place(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(place.parent)
+    model, dataset = (f"{place.name}/{name}" for name in ("bert", "reviews"))
+    words = ["prune", "magnitude", "--model", model, "--dataset", dataset, "--steps", "1", "--out", tmp_path / "runs"]
+    assert main([*map(str, words)]) == 0
+    monkeypatch.chdir(tmp_path)
+    source = run_of(tmp_path / "runs")
+    for pushed in (source, export(source, "packed", tmp_path / "small").path):
+        made = ModelCard.load(dry(pushed, tmp_path / f"look-{pushed.name}") / "README.md")
+        assert (made.data.base_model, made.data.datasets) == (None, None)
+        assert f"Of local copies: `{model}` and `reviews`." in made.text
+
+
 def test_results_name_the_split_that_was_the_test_split():
     facts = NEEDED | {"dataset": "glue/mnli", "test": {"matched": {"accuracy": 0.75}, "mismatched": {"accuracy": 0.5}}}
     data = ModelCard(card(facts, {}, {"architectures": ["BertForSequenceClassification"]}, "me/m", "unknown")).data

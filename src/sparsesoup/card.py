@@ -91,7 +91,7 @@ def hub_dataset(facts: Facts) -> tuple[str | None, str | None]:
         return "nyu-mll/glue", name.removeprefix("glue/")
     if asked in SHORT:
         return SHORT[asked], part or None
-    known = re.fullmatch(r"[\w.-]+/[\w.-]+", asked) and not Path(asked).exists()
+    known = re.fullmatch(r"[\w.-]+/[\w.-]+", asked) and not Path(asked).exists() and name not in facts.get("local", [])
     return (asked, part or None) if known else (None, None)
 
 

@@ -173,7 +173,8 @@ def write(parcel: Parcel, folder: Path, repo: str, license: str) -> None:
     config = read_table(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     asked = {"model": parcel.facts.get("model"), "dataset": parcel.facts.get("settings", {}).get("dataset")}
     facts = {**tidy(parcel.facts), "command": command(parcel.facts)}
-    facts["local"] = [str(facts[key]) for key, name in asked.items() if is_local(name)]
+    known = parcel.facts.get("local", [])  # which the run saw: a folder owner/bert has the looks of a name of the Hub
+    facts["local"] = [str(facts[key]) for key, name in asked.items() if key in known or is_local(name)]
     write_text(folder / CARD, card(facts, tidy(parcel.form), config, repo, license))
 
 

@@ -225,7 +225,7 @@ def _save(
 ) -> None:
     reader = load_reader(settings.place.model, kind_of(opened.task).images, settings.place.trust_remote_code)
     model: Any = problem.pretrained
-    keys = ("method", "model", "dataset", "seed", "sparsity", "validation", "cost", "settings", "versions")
+    keys = ("method", "model", "dataset", "seed", "sparsity", "validation", "cost", "settings", "local", "versions")
     facts = {k: report[k] for k in keys}
     brief = {"method": settings.name, "base_model": settings.place.model, "masks": "pruning/masks.safetensors"}
     with whole(path / "model") as temporary:

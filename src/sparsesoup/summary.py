@@ -3,6 +3,7 @@
 import copy
 import platform
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ def summary(settings: Settings, problem: Problem, ticket: Ticket, opened: Opened
         "settings": settings.to_dict(),
         "model": settings.place.model,
         "dataset": opened.source.name,
+        "local": [key for key in ("model", "dataset") if Path(getattr(settings.place, key)).exists()],
         "task": told(opened.task),
         "dataset_fingerprint": opened.source.fingerprint,
         "seed": settings.place.seed,
