@@ -187,6 +187,15 @@ def test_an_export_that_says_how_it_is_asked_is_quoted():
     assert 'os.chdir(snapshot_download("me/m"))\nimport onnxruntime\ngo()\n' in shown
 
 
+def test_a_class_that_transformers_does_not_have_is_imported_from_where_it_is():
+    config = {"architectures": ["OpenClipForImageClassification"]}
+    dense = {"to": "dense", "load": "sparsesoup.hub.open_clip.OpenClipForImageClassification.from_pretrained(folder)"}
+    for form in ({}, dense):
+        made = ModelCard(card(NEEDED, form, config, "me/m", "unknown"))
+        assert "from sparsesoup.hub.open_clip import OpenClipForImageClassification\n" in section(made.text, "Load")
+        assert made.data.library_name == "sparsesoup"
+
+
 def test_of_paths_the_last_part_stays_and_other_texts_are_not_touched():
     kept = {
         "a": "owner/bert",

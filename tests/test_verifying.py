@@ -11,6 +11,7 @@ import torch
 from sparsesoup import export, score_on_test
 from sparsesoup.cli import main
 from sparsesoup.errors import UserError
+from sparsesoup.exports import alone
 from sparsesoup.exports.engines import EXTRAS
 from sparsesoup.exports.source import own_masks
 from sparsesoup.hub.models import quiet
@@ -101,6 +102,19 @@ def test_an_export_that_does_not_load_is_told_in_one_line(run, tmp_path):
     shutil.copy(written.path / "config.json", written.path / "model.safetensors")
     with pytest.raises(UserError, match=r"does not answer in a fresh process: .*[Ee]rror"):
         Alone(written.path, written.facts["load"])
+
+
+def test_a_line_may_name_what_lies_deep_in_a_package(tmp_path, monkeypatch):
+    (tmp_path / "graphs_of_mine" / "deep").mkdir(parents=True)
+    for name, text in (
+        ("__init__", ""),
+        ("deep/__init__", ""),
+        ("deep/inner", "def load(folder): raise OSError(folder)"),
+    ):
+        (tmp_path / "graphs_of_mine" / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(OSError, match=r"^\.$"):
+        alone.load("graphs_of_mine.deep.inner.load(folder)")
 
 
 def test_every_optional_library_is_in_the_extra_that_is_named_and_pinned():

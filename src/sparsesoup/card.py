@@ -12,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, StrictUndefined
 
 from sparsesoup import show, words
-from sparsesoup.hub.models import EMBEDDED
+from sparsesoup.hub.models import EMBEDDED, OWN
 from sparsesoup.hub.sources import SHORT
 from sparsesoup.hub.tasks import GLUE
 from sparsesoup.methods import TABLE
@@ -52,7 +52,7 @@ def metadata(facts: Facts, form: Facts, config: Facts, repo: str, license: str) 
     """What the Hub reads: where the model comes from, and its scores on the test split if that has been opened."""
     task, (dataset, part) = _pipeline(config), hub_dataset(facts)
     validation, test = show.flat(facts.get("validation")), facts.get("test") or {}
-    base, stock = base_model(facts), not form or str(form.get("load")).startswith("transformers.")
+    base, stock = base_model(facts), _home(config) == "transformers" and _by_class(form)
     results = [
         EvalResult(
             task_type=task or "other", dataset_type=dataset or str(facts.get("dataset")), dataset_config=part,
@@ -103,7 +103,7 @@ def _by_split(test: Facts, glue: bool) -> dict[str, Facts]:
 
 
 def _pipeline(config: Facts) -> str | None:
-    name = str((config.get("architectures") or [""])[0])
+    name = _architecture(config)
     return next((task for ending, task in PIPELINES.items() if name.endswith(ending)), None)
 
 
@@ -165,11 +165,26 @@ def _times(facts: Facts) -> str:
     return f" Together it cost {times:.2f} times a dense run." if times else ""
 
 
+def _architecture(config: Facts) -> str:
+    return str((config.get("architectures") or [""])[0])
+
+
+def _home(config: Facts) -> str:
+    """The module that has the model's class."""
+    own = OWN.get(_architecture(config))
+    return own.__module__ if own else "transformers"
+
+
+def _by_class(form: Facts) -> bool:
+    """Whether a run or an export is loaded by its class's from_pretrained."""
+    return not form or ".from_pretrained(" in str(form.get("load"))
+
+
 def _loading(form: Facts, config: Facts, repo: str) -> str:
     line = str(form.get("load", ""))
-    if not form or line.startswith("transformers."):
-        name = (config.get("architectures") or ["AutoModel"])[0]
-        return f'from transformers import {name}\n\nmodel = {name}.from_pretrained("{repo}")'
+    if _by_class(form):
+        name = _architecture(config) or "AutoModel"
+        return f'from {_home(config)} import {name}\n\nmodel = {name}.from_pretrained("{repo}")'
     if form.get("example"):  # of a format that needs neither of us
         fetch = ["import os", "", "from huggingface_hub import snapshot_download", ""]
         return "\n".join([*fetch, f'os.chdir(snapshot_download("{repo}"))', *form["example"]])

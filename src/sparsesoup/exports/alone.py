@@ -4,6 +4,7 @@ A script, run as `python -P alone.py LINE` in the export's folder: arrays come i
 through stdout, each as the length of an npz file and the file. Of sparsesoup it imports only what the line names.
 """
 
+import contextlib
 import importlib
 import io
 import os
@@ -36,7 +37,11 @@ def send(stream: IO[bytes], arrays: Arrays) -> None:
 
 def load(line: str) -> Callable[[Arrays], Arrays]:
     """What answers for a model that was loaded by this line."""
-    name = line.split(".")[0]
+    names = line.partition("(")[0].split(".")
+    name = names[0]
+    for i in range(2, len(names)):  # a class may be of a module deep inside, as our own for open_clip's towers is
+        with contextlib.suppress(ImportError):
+            importlib.import_module(".".join(names[:i]))
     model = eval(line, {name: importlib.import_module(name), "folder": "."})  # our own export.json says it
     return {"onnxruntime": _graph, "openvino": _compiled}.get(name, _torch)(model)
 
