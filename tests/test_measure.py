@@ -257,6 +257,8 @@ def test_what_is_gained_and_what_gives_nothing_is_said():
         "No speed on csr, as it is, 0.60 times: a reason.",
         "A note.",
     ]
+    (unsure,) = said(table(rows=[row(faster=1.58, quartiles=[0.9, 1.9], why="its parts")], notes=[]))[2:]
+    assert unsure.startswith("No sure speed on torch, compact: 1.58 times, but 0.90 to 1.90 between rounds;")
     assert said(table(rows=rows[:2]))[1] == "Nothing that was measured makes it faster than the dense model."
 
 

@@ -86,15 +86,20 @@ def _otherwise(table: Facts) -> list[str]:
 
 def _nothing(table: Facts) -> list[str]:
     """A sentence for each way that gives no speed."""
-    found = []
-    for row in table["rows"]:
-        if row["quartiles"][0] >= GAIN:
-            continue
-        because = row["why"] or "its FLOPs are the dense model's"
-        if row["promise"] < GAIN:
-            because = "zeros are multiplied like anything else"
-        found.append(f"No speed on {named(row)}, {row['faster']:.2f} times: {because}.")
-    return found
+    return [_no_speed(row) for row in table["rows"] if row["quartiles"][0] < GAIN]
+
+
+def _no_speed(row: Facts) -> str:
+    low, high = row["quartiles"]
+    if min(row["promise"], row["faster"]) >= GAIN:
+        return (
+            f"No sure speed on {named(row)}: {row['faster']:.2f} times, but {low:.2f} to {high:.2f} between rounds; "
+            f"measure again, with more --rounds."
+        )
+    because = row["why"] or "its FLOPs are the dense model's"
+    if row["promise"] < GAIN:
+        because = "zeros are multiplied like anything else"
+    return f"No speed on {named(row)}, {row['faster']:.2f} times: {because}."
 
 
 def named(row: Facts) -> str:
