@@ -204,8 +204,11 @@ def test_a_cell_that_fails_says_why_and_stops_no_other(capsys, monkeypatch):
     assert [cell["row"] for cell in found["cells"]] == ["magnitude", "magnitude"]
     assert len(found["failed"]) == 2
     assert "2 cells failed" in Path("runs/studies/small/study.html").read_text()
+    assert "| isp-paper | missing | missing |" in Path("runs/studies/small/study.md").read_text()
     assert main(["compare", "--config", "small.yaml"]) == 0
-    assert "isp-paper" not in capsys.readouterr().err  # not tried again unless asked to
+    err = capsys.readouterr().err
+    assert "isp-paper" not in err  # not tried again unless asked to
+    assert "2 of 4 cells failed; the page says why, and --retry-failed" in err
     assert main(["compare", "--config", "small.yaml", "--retry-failed"]) == 0
     assert capsys.readouterr().err.count("failed: isp-paper") == 2
 

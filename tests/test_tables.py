@@ -68,6 +68,16 @@ def test_a_row_that_lacks_a_seed_is_marked_and_wins_nothing() -> None:
     assert winner(behind, behind.columns) == "magnitude"
 
 
+def test_rows_columns_and_seeds_of_which_nothing_is_done_are_missing() -> None:
+    column, other = ("bert", "d_1", 0.5), ("bert", "d_2", 0.5)
+    planned = [(row, place, seed) for place in (column, other) for row in ("isp", "imp") for seed in (0, 1, 2)]
+    found = grid(rows(isp=[0.90, 0.91]), planned)
+    heads, cells, _ = lines(found)
+    assert heads[1:3] == ["d_1 at 50 %", "d_2 at 50 %"]
+    assert cells == [["isp", "90.5 ± 0.7 (2 of 3)", "missing", "missing", "missing"], ["imp", *["missing"] * 4]]
+    assert {gap["row"] for gap in gaps(found)} == set()
+
+
 def test_costs_are_told_beside_the_dense_row() -> None:
     found = grid(rows(dense=[0.9, 0.9], isp=[0.8, 0.8], magnitude=[0.7, 0.7]))
     assert [row[-1] for row in lines(found)[1]] == ["1.00", "1.50", "1.00"]

@@ -16,7 +16,7 @@ from sparsesoup.study.executors import Executor, InProcess
 from sparsesoup.study.existing import records_of
 from sparsesoup.study.page import draw_page
 from sparsesoup.study.plan import Plan
-from sparsesoup.study.tables import Grid, Record, grid, latex, markdown
+from sparsesoup.study.tables import Column, Grid, Record, grid, latex, markdown
 from sparsesoup.study.work import Job, read_record, records
 from sparsesoup.summary import machine, versions
 
@@ -67,7 +67,11 @@ def compare(
             list(records(draws).values()),
             out,
             {"cells": len(draws), "failed": failed, "command": plan.command},
+            [(cell.row, cell.place, cell.seed) for cell in plan.cells],
         )
+    if failed:  # also by an earlier command, of which this one would say nothing
+        told = f"{len(failed)} of {len(draws)} cells failed; the page says why, and --retry-failed does them again"
+        console.print(told, highlight=False, markup=False, soft_wrap=True)
     return folder
 
 
@@ -105,11 +109,18 @@ def _do(jobs: list[Job], executor: Executor, console: Console) -> None:
             executor.run(jobs, board)
 
 
-def _write(folder: Path, name: str, found: list[dict[str, Any]], out: Path, facts: dict[str, Any]) -> None:
+def _write(
+    folder: Path,
+    name: str,
+    found: list[dict[str, Any]],
+    out: Path,
+    facts: dict[str, Any],
+    planned: Sequence[tuple[str, Column, int]] = (),
+) -> None:
     """Every form of the table; what was there before is replaced."""
     if not found:
         raise UserError(f"no cell of study {name} is done; {len(facts['failed'])} failed, first: {_first(facts)}")
-    scores: Grid = grid(found)
+    scores: Grid = grid(found, planned)
     facts |= versions() | {"machine": machine()}
     write_json(folder / "study.json", {"name": name, "failed": facts["failed"], "cells": found})
     write_text(folder / "study.md", markdown(scores))

@@ -103,7 +103,7 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
 
 def _over_sparsity(figure: Any, found: Grid, columns: Sequence[Column]) -> None:
     axes = figure.subplots()
-    for i, row in enumerate(found.rows):
+    for i, row in enumerate(row for row in found.rows if any(found.scores.get((row, c)) for c in columns)):
         have = sorted((c for c in columns if found.scores.get((row, c))), key=lambda column: column[2] or 0)
         means = [100 * statistics.fmean(found.scores[row, c].values()) for c in have]
         style = STYLES[i // 10 % len(STYLES)]

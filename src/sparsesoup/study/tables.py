@@ -40,12 +40,18 @@ class Grid:
     unpruned: frozenset[str] = frozenset()
 
 
-def grid(records: Sequence[Record]) -> Grid:
-    """The scores of these records; a row that keeps every weight stands in all columns of its model and dataset."""
+def grid(records: Sequence[Record], planned: Sequence[tuple[str, Column, int]] = ()) -> Grid:
+    """The scores of these records; a row that keeps every weight stands in all columns of its model and dataset.
+
+    Args:
+        records: of cells that are done.
+        planned: (row, column, seed) of all cells, so that rows, columns and seeds of which none is done are missing.
+    """
     split = "test" if records and all(record["test"] for record in records) else "validation"
     places = [(r["model"], r["dataset"], r["asked"]) for r in records]
-    pruned = [*dict.fromkeys(place for place in places if place[2] is not None)]
-    bare = [p for p in dict.fromkeys(places) if p[2] is None and not any(q[:2] == p[:2] for q in pruned)]
+    known = dict.fromkeys([*(place for _, place, _ in planned), *places])
+    pruned = [place for place in known if place[2] is not None]
+    bare = [p for p in known if p[2] is None and not any(q[:2] == p[:2] for q in pruned)]
     columns: list[Column] = [*pruned, *bare]
     scores: dict[tuple[str, Column], dict[int, float]] = {}
     flops: dict[tuple[str, Column], list[float]] = {}
@@ -55,9 +61,10 @@ def grid(records: Sequence[Record]) -> Grid:
                 scores.setdefault((record["row"], column), {})[record["seed"]] = score(record, split)
                 total = sum(cost["flops"] for cost in record["cost"].values())
                 flops.setdefault((record["row"], column), []).append(total)
-    rows = [*dict.fromkeys(record["row"] for record in records)]
-    seeds = len({record["seed"] for record in records})
-    unpruned = frozenset(record["row"] for record in records if record["asked"] is None)
+    cells = [*planned, *((r["row"], place, r["seed"]) for r, place in zip(records, places, strict=True))]
+    rows = [*dict.fromkeys(row for row, _, _ in cells)]
+    seeds = len({seed for _, _, seed in cells})
+    unpruned = frozenset(row for row, place, _ in cells if place[2] is None)
     return Grid(rows, columns, scores, _relative(records, flops), seeds, split, unpruned)
 
 
