@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -329,6 +330,11 @@ def test_the_test_split_is_scored_once_and_then_read(place, tmp_path, capsys):
     assert capsys.readouterr().out == answer.stdout
     assert library.score_on_test(run) == scores
     assert listing(run) == before
+    page = (run / "report.html").read_bytes()
+    (run / "report.html").write_bytes(b"as it was before the test")  # killed before it was drawn anew
+    os.utime(run / "report.html", (0, 0))
+    assert library.score_on_test(run) == scores
+    assert (run / "report.html").read_bytes() == page
 
 
 def test_the_score_on_test_is_that_of_the_saved_model_on_the_test_rows(place, tmp_path):

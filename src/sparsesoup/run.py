@@ -131,6 +131,10 @@ def _finished(path: Path) -> bool:
     return (path / "report.json").exists()
 
 
+def _changed(file: Path) -> float:
+    return file.stat().st_mtime if file.exists() else 0.0
+
+
 def _states(path: Path) -> list[Path]:
     return list((path / "stages").glob("*.safetensors"))
 
@@ -146,6 +150,8 @@ def test(path: Path, console: Console) -> Run:
     """Score a run's model on the test split, once: a second call reads what the first one wrote."""
     report = read_report(path)
     if report["test"] is not None:
+        if _changed(path / "report.json") > _changed(path / "report.html"):  # killed before the page was drawn
+            write_report(path)
         return Run(path, report)
     settings, _ = read(["--config", str(path / "run.yaml")])
     # A ticket of a CLIP carries the words that it was told; a file of them may have changed.
