@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import yaml
 
 from sparsesoup.errors import UserError
-from sparsesoup.recipe import from_table
+from sparsesoup.recipe import Settings, from_table
 from sparsesoup.run import complete
 from sparsesoup.study.estimate import Estimator
-from study import HERE, cells, do, finished
+from study import HERE, cells, do, finished, sparsity
 
 SPARE = 1.3  # how much longer than those before it a cell may take
 FIRST = 1e12  # FLOP a second that are hoped for before anything is known
@@ -38,6 +38,8 @@ def backlog(experiments: Path, results: Path) -> list[Entry]:
     estimator, found = Estimator(timed=False), []
     for path in sorted(experiments.glob("*.yaml")):
         study = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if "rows" not in study:
+            continue  # a recipe of `sparsesoup compare`, or no study
         there = finished(study, results / f"{path.stem}.json")
         for row, own, seed in cells(study):
             if (row, seed) not in there and (flops := cost(estimator, study, row, own, seed)):
@@ -45,13 +47,18 @@ def backlog(experiments: Path, results: Path) -> list[Entry]:
     return sorted(found, key=lambda entry: entry.flops)
 
 
-def cost(estimator: Estimator, study: dict[str, Any], row: str, own: dict[str, Any], seed: int) -> float:
-    """FLOPs of a cell; 0 where it would be refused."""
-    table = {key: study[key] for key in ("model", "dataset", "sparsity")} | {"seed": seed}
+def settings(study: dict[str, Any], row: str, own: dict[str, Any], seed: int) -> Settings:
+    """What a cell is drawn with. Raises: UserError where it would be refused."""
+    table = {"model": study["model"], "dataset": study["dataset"], "sparsity": sparsity(study, own), "seed": seed}
     table |= {"steps": round(own.get("times", 1) * study["steps"]), "method": own.get("method") or {}}
     table["train"] = {**(study.get("train") or {}), **(own.get("train") or {})}
+    return from_table(own.get("name", row), table)
+
+
+def cost(estimator: Estimator, study: dict[str, Any], row: str, own: dict[str, Any], seed: int) -> float:
+    """FLOPs of a cell; 0 where it would be refused."""
     try:
-        return estimator.alone(complete(from_table(own.get("name", row), table))).total.flops
+        return estimator.alone(complete(settings(study, row, own, seed))).total.flops
     except UserError as error:
         print(f"{row} on {study['dataset']}: {error}", flush=True)
         return 0.0

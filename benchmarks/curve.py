@@ -19,14 +19,11 @@ import torch
 import yaml
 
 from drawing import axes, label
-from sparsesoup import score_on_test
-from sparsesoup.errors import UserError
 from sparsesoup.measuring import How, measure
 from sparsesoup.measuring.backends import BACKENDS
-from sparsesoup.show import read_report
 from sparsesoup.study.tables import entry, paired
 from sparsesoup.summary import machine
-from study import KEPT, add, cells, draw, finished
+from study import add, cells, do, finished
 
 HERE = Path(__file__).parent
 ON = ("torch", "onnxruntime")
@@ -41,14 +38,6 @@ def timed(run: Path, threads: int, rounds: int) -> dict[str, Any]:
     speed = {name: {key: row[key] for key in ("form", "faster", "quartiles", "promise")} for name, row in best.items()}
     facts = {key: table[key] for key in ("batch", "length", "threads", "rounds", "notes", "failed")}
     return {"timed": {**facts, "on": machine()}, "speed": speed}
-
-
-def drawn(study: dict[str, Any], row: str, own: dict[str, Any], seed: int, out: Path) -> dict[str, Any]:
-    """A cell: the run and its scores."""
-    run = draw({**study, "sparsity": own.get("sparsity", 0.0)}, row, own, seed, out)
-    score_on_test(run)
-    report = read_report(run)
-    return {"row": row, "seed": seed, **{key: report[key] for key in KEPT}, "run": str(run.relative_to(out))}
 
 
 def is_one(result: dict[str, Any]) -> bool:
@@ -131,13 +120,10 @@ def main() -> None:
         result = options.out / f"{options.study.stem}-trial.json"
     for row, own, seed in sorted(cells(study), key=lambda cell: cell[2]):  # all points early, of one seed
         there = finished(study, result).get((row, seed))
-        try:
-            if options.time and there:
-                add(study, result, there | timed(options.out / there["run"], options.threads, options.rounds))
-            elif not options.time and not there:
-                add(study, result, drawn(study, row, own, seed, options.out))
-        except UserError as error:
-            print(f"{row}, seed {seed}: {error}", flush=True)
+        if options.time and there:
+            add(study, result, there | timed(options.out / there["run"], options.threads, options.rounds))
+        elif not options.time and not there:
+            do(study, result, (row, own, seed), options.out)
     add(study, result, None)
     print("\n".join(points(json.loads(result.read_text(encoding="utf-8")))))
 

@@ -5,12 +5,12 @@
 *Overhead*: 1 - (seconds in `train` and `evaluate`) / (seconds of the study), one cell after the other in this process.
 Bound: 0.05. *Two workers*: seconds of `compare --workers 2` over a grid of single-thread cells, beside those of two
 plain processes that each prune and test half of the same grid. Bound: 1.1. No two of these cells share a training.
+What was measured under the same settings stands, so a stopped command goes on.
 """
 
 import argparse
 import json
 import multiprocessing
-import platform
 import statistics
 import tempfile
 import time
@@ -22,11 +22,13 @@ import torch
 import yaml
 from rich.console import Console
 
+from sparsesoup.files import write_json
 from sparsesoup.hub import build
 from sparsesoup.run import Outside, prune, test
 from sparsesoup.study.compare import compare
 from sparsesoup.study.executors import Executor, InProcess, Processes
 from sparsesoup.study.plan import Cell, Plan, read_plan
+from sparsesoup.summary import machine
 
 RESULT = Path(__file__).parent / "results" / "study" / "overhead.json"
 BOUNDS = {"overhead": 0.05, "two workers": 1.1}
@@ -103,35 +105,34 @@ def two_plain(grid: Plan, out: Path) -> float:
     return time.perf_counter() - began
 
 
-def two_workers(grid: Plan, folder: Path, rounds: int) -> dict[str, Any]:
-    """A study in two processes beside two plain processes, alternately; the median ratio."""
-    pairs = []
-    for i in range(rounds):
-        order = [("study", lambda at: studied(grid, at, Processes(2))), ("plain", lambda at: two_plain(grid, at))]
-        pairs.append({name: work(folder / f"{name}-{i}") for name, work in (order if i % 2 else order[::-1])})
-    return {"rounds": pairs, "ratio": statistics.median(pair["study"] / pair["plain"] for pair in pairs)}
+def pair(grid: Plan, folder: Path, number: int) -> dict[str, float]:
+    """Seconds of a study in two processes and of two plain processes, every second time the other one first."""
+    order = [("study", lambda at: studied(grid, at, Processes(2))), ("plain", lambda at: two_plain(grid, at))]
+    return {name: work(folder / f"{name}-{number}") for name, work in (order if number % 2 else order[::-1])}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--cells", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--smoke", action="store_true", help="a minute's run that writes nothing")
+    parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
-    steps, cells, rounds = (10, 2, 1) if options.smoke else (options.steps, options.cells, options.rounds)
+    settings = {"steps": options.steps, "cells": options.cells, "machine": f"{machine()}, torch {torch.__version__}"}
+    found = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
+    if found.get("settings") != settings:
+        found = {"settings": settings, "command": "python benchmarks/overhead.py", "pairs": []}
     with tempfile.TemporaryDirectory() as name:
-        grid = plan(Path(name), steps, cells)
-        found: dict[str, Any] = {
-            "overhead": overhead(grid, Path(name)),
-            "two workers": two_workers(grid, Path(name), rounds),
-        }
-    for what, bound in BOUNDS.items():
-        print(f"{what:12} {found[what]['ratio']:.3f}; bound {bound:.2f}")
-    found |= {"steps": steps, "cells": cells, "machine": f"{platform.machine()}, torch {torch.__version__}"}
-    if not options.smoke:
-        RESULT.parent.mkdir(exist_ok=True)
-        RESULT.write_text(json.dumps(found | {"command": "python benchmarks/overhead.py"}, indent=2) + "\n")
+        grid = plan(Path(name), options.steps, options.cells)
+        if "overhead" not in found:
+            write_json(options.out, found | {"overhead": overhead(grid, Path(name))})
+            found = json.loads(options.out.read_text(encoding="utf-8"))
+        while len(found["pairs"]) < options.rounds:
+            found["pairs"].append(pair(grid, Path(name), len(found["pairs"])))
+            write_json(options.out, found)
+    ratio = statistics.median(p["study"] / p["plain"] for p in found["pairs"])
+    print(f"overhead     {found['overhead']['ratio']:.3f}; bound {BOUNDS['overhead']:.2f}")
+    print(f"two workers  {ratio:.3f}; bound {BOUNDS['two workers']:.2f}")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,11 @@ def cells(study: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], int]]:
         yield row, own or {}, seed
 
 
+def sparsity(study: dict[str, Any], own: dict[str, Any]) -> float:
+    """What a row is drawn at: its own, or that of all rows."""
+    return float(own.get("sparsity", study.get("sparsity", 0.0)))
+
+
 def draw(study: dict[str, Any], row: str, own: dict[str, Any], seed: int, out: Path, quiet: bool = False) -> Path:
     """The finished run of a cell; what rows have in common is trained once and charged to each."""
     name = own.get("name", row)
@@ -43,7 +48,7 @@ def draw(study: dict[str, Any], row: str, own: dict[str, Any], seed: int, out: P
     train = {**(study.get("train") or {}), **(own.get("train") or {})}
     run = prune(
         name, out=out, method=own.get("method"), train=train, model=study["model"], seed=seed,
-        dataset=study["dataset"], sparsity=study["sparsity"], steps=steps, progress=not quiet,
+        dataset=study["dataset"], sparsity=sparsity(study, own), steps=steps, progress=not quiet,
         shelf=out / "shelf",
     )  # fmt: skip
     return run.path
@@ -80,7 +85,8 @@ def do(study: dict[str, Any], result: Path, cell: tuple[str, dict[str, Any], int
         print(f"{row}, seed {seed}: {error}", flush=True)
         return False
     report = read_report(run)
-    add(study, result, {"row": row, "seed": seed, **{key: report[key] for key in KEPT}})
+    facts = {key: report[key] for key in KEPT} | {"run": str(run.relative_to(out))}
+    add(study, result, {"row": row, "seed": seed, **facts})
     return True
 
 

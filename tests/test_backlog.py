@@ -1,5 +1,6 @@
 """The script for a machine that is lent for minutes draws what is unfinished, the cheapest first, and leaves copies."""
 
+import importlib
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tiny_hub import offline
@@ -24,6 +26,7 @@ def test_the_cheapest_unfinished_cells_are_drawn_and_copied(place, tmp_path):
         (tmp_path / name).symlink_to(place / name)
     study = STUDY | {"model": "bert", "rows": {"imp": {"method": {"cut": 0.3}}, "dense": None, "isp-code": None}}
     (home / "experiments" / "small.yaml").write_text(yaml.safe_dump(study))
+    (home / "experiments" / "clip.yaml").write_text("models: bert\nmethods: [dense]\n")  # no experiment of rows
     environment = offline() | {"PYTHON": sys.executable, "WORKERS": "1", "OUT": str(tmp_path / "out")}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     line = ["sh", str(home / "gpu.sh"), "300"]
@@ -38,3 +41,13 @@ def test_the_cheapest_unfinished_cells_are_drawn_and_copied(place, tmp_path):
     assert (tmp_path / "out" / "small.json").read_text() == result.read_text()
     runs = [path.parts[-3] for path in sorted(home.glob("scratch/*/*/*/report.json"), key=lambda p: p.stat().st_mtime)]
     assert [name.partition("-")[0] for name in runs] == ["dense", "imp"]
+
+
+@pytest.mark.parametrize("path", sorted((BENCHMARKS / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_row_of_a_committed_experiment_can_be_drawn(path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    backlog, study = importlib.import_module("backlog"), yaml.safe_load(path.read_text())
+    for row, own in study.get("rows", {}).items():
+        found = backlog.settings(study, row, own or {}, 1)
+        assert (found.name, found.place.seed) == ((own or {}).get("name", row), 1)
+        assert found.amount.sparsity == (own or {}).get("sparsity", study.get("sparsity", 0.0))
