@@ -85,7 +85,7 @@ def points(result: dict[str, Any]) -> list[str]:
 
 
 def figure(result: dict[str, Any], path: Path) -> None:
-    """Test score over measured speed, a point a row, on the last runtime that all were timed on."""
+    """Test score over measured speed, a point a row, on the first runtime that all were timed on."""
     study, found = result["study"], {row: seeds_of(result, row) for row in result["study"]["rows"]}
     on = [name for name in ON if all(times(cells, name) for cells in found.values())]
     if not on:
@@ -95,11 +95,11 @@ def figure(result: dict[str, Any], path: Path) -> None:
     with axes(path, f"{study['dataset']}, T = {study['steps']:,}, {len(study['seeds'])} seeds") as drawn:
         for row, cells in found.items():
             test = [*scores(cells, "test").values()]
-            place[row] = (times(cells, on[-1]) or 0.0, statistics.mean(test))
+            place[row] = (times(cells, on[0]) or 0.0, statistics.mean(test))
             error = statistics.stdev(test) if len(test) > 1 else 0.0
             drawn.errorbar(*place[row], yerr=error, fmt="o", capsize=3, color=f"C{kinds.index(row.partition('-')[0])}")
         drawn.axvline(GOAL, linestyle=":", color="grey")
-        drawn.set(xlabel=f"times as fast as dense, {BACKENDS[on[-1]].label}", ylabel="test score, points")
+        drawn.set(xlabel=f"times as fast as dense, {BACKENDS[on[0]].label}", ylabel="test score, points")
         label(drawn, place)
 
 
@@ -109,6 +109,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "scratch")
     parser.add_argument("--threads", type=int, default=1, help="one is fastest to draw; take all to time")
     parser.add_argument("--rounds", type=int, default=11, help="pairs of answers that a speed is told from")
+    parser.add_argument("--seed", type=int, help="this one alone; by default all of the study")
     parser.add_argument("--time", action="store_true", help="time the cells that are there, and draw none")
     parser.add_argument("--steps", type=int, help="a trial of so many steps and one seed; its result goes to --out")
     options = parser.parse_args()
@@ -120,6 +121,8 @@ def main() -> None:
         result = options.out / f"{options.study.stem}-trial.json"
     for row, own, seed in sorted(cells(study), key=lambda cell: cell[2]):  # all points early, of one seed
         there = finished(study, result).get((row, seed))
+        if options.seed not in (None, seed):
+            continue
         if options.time and there:
             add(study, result, there | timed(options.out / there["run"], options.threads, options.rounds))
         elif not options.time and not there:
