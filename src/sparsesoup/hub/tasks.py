@@ -224,7 +224,7 @@ def _class_names(train: Dataset, label: str, name: str) -> tuple[str, ...]:
     if dtype in REAL:
         return ()
     present = [value for value in train.unique(label) if value is not None] if isinstance(kind, Value) else []
-    if len(present) == 1 and dtype in (*STRINGS, *WHOLE):
+    if len(present) == 1 < len(train) and dtype in (*STRINGS, *WHOLE):
         raise UserError(
             f"{name}: every row has the label {present[0]!r} in column {label}, where at least two classes are needed; "
             f"add rows of others, or name another column with `--label-column`"
