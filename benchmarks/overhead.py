@@ -111,6 +111,11 @@ def pair(grid: Plan, folder: Path, number: int) -> dict[str, float]:
     return {name: work(folder / f"{name}-{number}") for name, work in (order if number % 2 else order[::-1])}
 
 
+def command(options: argparse.Namespace) -> str:
+    """How the same is measured again."""
+    return f"python benchmarks/overhead.py --steps {options.steps} --cells {options.cells} --rounds {options.rounds}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=300)
@@ -121,7 +126,7 @@ def main() -> None:
     settings = {"steps": options.steps, "cells": options.cells, "machine": f"{machine()}, torch {torch.__version__}"}
     found = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
     if found.get("settings") != settings:
-        found = {"settings": settings, "command": "python benchmarks/overhead.py", "pairs": []}
+        found = {"settings": settings, "command": command(options), "pairs": []}
     with tempfile.TemporaryDirectory() as name:
         grid = plan(Path(name), options.steps, options.cells)
         if "overhead" not in found:
