@@ -3,7 +3,8 @@
     python benchmarks/kept.py
 
 Of each score: the share of the squared weights that stays, the cosine between the masked and the dense model's last
-[CLS] vectors, and how far those of 256 training rows lie apart (norm around their mean, over norm).
+[CLS] vectors, how far those of 256 training rows lie apart (norm around their mean, over norm), and the density of
+its thinnest and densest matrix.
 """
 
 import copy
@@ -60,10 +61,12 @@ def left(problem: Problem, tables: dict[str, Tensor], dense: Tensor) -> dict[str
     whole = sum(float(p.detach().square().sum()) for p in params.values())
     apply_(params, masks)
     found = vectors(problem, model)
+    density = [float(mask.float().mean()) for mask in masks.values()]
     return {
         "squared weights": sum(float(p.detach().square().sum()) for p in params.values()) / whole,
         "cosine": float(torch.nn.functional.cosine_similarity(found, dense).mean()),
         "apart": apart(found),
+        "density": [min(density), max(density)],
     }
 
 

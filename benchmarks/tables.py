@@ -164,12 +164,17 @@ def exports(found: dict[str, Any]) -> str:
 def kept(found: dict[str, Any]) -> str:
     """The Markdown table of benchmarks/kept.py."""
     dense = found["dense"]["apart"]
-    lines = [
-        f"| score | squared weights that stay | cosine with the dense model's vectors | apart (dense: {dense:.2f}) |"
+    heads = [
+        "score",
+        "squared weights that stay",
+        "cosine with the dense model's vectors",
+        f"apart (dense: {dense:.2f})",
     ]
-    lines.append("|---" * 4 + "|")
-    rows = {name: row for name, row in found.items() if "cosine" in row}
-    lines += [f"| {n} | {r['squared weights']:.2f} | {r['cosine']:.2f} | {r['apart']:.2f} |" for n, r in rows.items()]
+    lines = [f"| {' | '.join([*heads, 'density, thinnest and densest matrix'])} |", "|---" * 5 + "|"]
+    for name, row in ((name, row) for name, row in found.items() if "cosine" in row):
+        low, high = (100 * share for share in row["density"])
+        shares = [f"{row[key]:.2f}" for key in ("squared weights", "cosine", "apart")]
+        lines.append(f"| {' | '.join([name, *shares, f'{low:.0f} to {high:.0f} %'])} |")
     return "\n".join([*lines, "", f"`{found['command']}`"])
 
 

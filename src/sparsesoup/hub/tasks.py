@@ -278,8 +278,10 @@ def _is_number(value: object) -> bool:
 
 
 def _is_class(value: object, classes: dict[str, int], written: bool) -> bool:
-    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())  # floats beside a missing one
-    return value in classes if written else whole and 0 <= value < len(classes)  # type: ignore[operator]
+    if written:
+        return value in classes
+    # Whole floats stand beside a missing value.
+    return isinstance(value, int | float) and value % 1 == 0 and 0 <= value < len(classes)
 
 
 def _are_names(kind: object, labels: Sequence[str]) -> bool:
