@@ -13,6 +13,7 @@ import pandas
 import pytest
 import yaml
 
+from sparsesoup import run
 from sparsesoup.cli import main
 from sparsesoup.errors import UserError
 from sparsesoup.files import locked
@@ -225,6 +226,24 @@ def test_the_test_split_is_closed_until_every_cell_is_drawn(monkeypatch):
     write(methods=["random", "magnitude"], sparsities=0.5)
     assert main(["compare", "--config", "small.yaml"]) == 0
     assert opened == [4, 4, 4, 4]
+
+
+def test_a_cell_has_its_page_drawn_once_and_a_teacher_has_one_too(monkeypatch, tmp_path):
+    drawn = []
+
+    def draw(path):
+        drawn.append(path)
+        return page(path)
+
+    page = run.write_report
+    monkeypatch.setattr(run, "write_report", draw)
+    taught = {"row": {"name": "magnitude", "train": {"distill": {"teacher": "dense"}}}}
+    write(methods=taught, sparsities=0.5, seeds=[0, 1])
+    assert main(["compare", "--config", "small.yaml"]) == 0
+    runs = [path.parent for path in tmp_path.rglob("report.json")]
+    assert len(runs) == 4  # two cells, and the dense teacher of each
+    assert sorted(drawn) == sorted(Path(os.path.relpath(path, tmp_path)) for path in runs)
+    assert all((path / "report.html").stat().st_size > 10_000 for path in runs)
 
 
 def test_a_study_may_grow_but_not_become_another(capsys):

@@ -60,6 +60,7 @@ class Outside:
         shelf: folder of trainings that runs have in common; None shares none.
         patient: wait for another process that works on the same run, instead of refusing.
         workers: processes over which the weak masks of a run are spread; 1 draws them in this one.
+        page: draw report.html at the end; a study leaves it to the test, which has to draw it anyway.
     """
 
     console: Console
@@ -67,6 +68,7 @@ class Outside:
     shelf: Path | None = None
     patient: bool = False
     workers: int = 1
+    page: bool = True
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -98,11 +100,12 @@ def prune(settings: Settings, out: Path, outside: Outside) -> Run:
     path = out / directory(opened.source.name, settings)
     fresh = not path.exists()
     _check_same(path, settings)
-    if _finished(path) and (path / "report.html").exists() and not _states(path):
+    if _finished(path) and (not outside.page or (path / "report.html").exists()) and not _states(path):
         return Run(path, read_report(path))
     with _alone(path, outside.patient):  # who is refused here must not take back what the other one writes
         if _finished(path):  # meanwhile by the other one, or killed before the very end
-            write_report(path)
+            if outside.page:
+                write_report(path)
             for state in _states(path):
                 remove(state)
             return Run(path, read_report(path))
@@ -204,6 +207,8 @@ def _work(settings: Settings, path: Path, out: Path, opened: Opened, outside: Ou
             ticket = settings.method.run(replace(problem, map=each), float(settings.amount.sparsity or 0.0))
         report = summary(settings, problem, ticket, opened, time.perf_counter() - began)
         _save(path, settings, problem, opened, ticket, report)
+        if outside.page:
+            write_report(path)
     finally:
         watch.close()
     journal.close()
@@ -216,7 +221,7 @@ def problem_of(settings: Settings, out: Path, outside: Outside, opened: Opened |
     given: dict[str, Any] = {"steps": amount.steps, "epochs": amount.epochs, "training": settings.train}
     problem = build(settings.place, opened, **given, **own)
     if settings.train.distill.teacher:
-        patient = replace(outside, patient=True, workers=1)
+        patient = replace(outside, patient=True, workers=1, page=True)
         problem = taught(problem, settings, opened, lambda dense: prune(dense, out, patient))
     return problem
 
@@ -241,7 +246,6 @@ def _save(
         if beside := kind_of(opened.task).beside:
             beside(temporary / "pruning", model, opened.task)
     write_json(path / "report.json", report)
-    write_report(path)
 
 
 def _check_same(path: Path, settings: Settings) -> None:

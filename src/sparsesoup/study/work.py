@@ -67,7 +67,7 @@ def perform(job: Job, console: Console | None = None) -> None:
     try:
         if job.kind == "draw":
             workers = job.workers if masks_of(job.cell.settings) else 1
-            outside = Outside(console, shelf=job.folder / "shelf", patient=True, workers=workers)
+            outside = Outside(console, shelf=job.folder / "shelf", patient=True, workers=workers, page=False)
             prune(job.cell.settings, job.out, outside)
         else:
             test(job.run, console)
