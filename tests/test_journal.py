@@ -299,7 +299,7 @@ def test_a_damaged_product_is_refused_in_one_line(damage: bytes | None, tmp_path
     assert "\n" not in str(caught.value)
 
 
-def test_saves_cost_a_twentieth_of_the_time_at_most(tmp_path: Path) -> None:
+def test_saves_cost_a_fiftieth_of_the_time_at_most(tmp_path: Path) -> None:
     problem = journaled(tmp_path)
     state = problem.start()
     problem.journal.piece("one", state, train, state, problem, 1)

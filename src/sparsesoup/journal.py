@@ -16,7 +16,7 @@ from sparsesoup.files import remove, whole, write_json
 from sparsesoup.meter import Meter
 
 JOURNAL = "journal.json"
-SHARE = 20  # a save may cost at most 1/20 of the time since the last one
+SHARE = 50  # a save may cost at most 1/50 of the time since the last one
 
 
 class Resumable(Protocol):
@@ -37,7 +37,7 @@ class Journal:
     Args:
         meter: saved and restored with the state, so that no step is lost or counted twice.
         folder: where to; None keeps nothing.
-        every: seconds between saves at the least; more if a save takes more than a twentieth of that.
+        every: seconds between saves at the least; more if a save takes more than a fiftieth of that.
         position: what else to remember (the length of the log), and `rewind` to return to it.
     """
 
