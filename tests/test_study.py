@@ -360,11 +360,14 @@ def test_a_table_of_runs_that_exist(undisturbed, capsys):
     assert said.startswith("| method | reviews at 50 % | reviews at 80 % | mean |")
     assert [row[0] for row in rows] == ["| dense", "| imp", "| isp", "| magnitude"]  # a row for all sparsities
     assert "missing" not in said
+    assert "Test scores in points: accuracy. Mean" in said
     assert main(["compare", runs[0], *runs[1:3], f"{runs[1]}/../seed-0"]) == 2
     assert "are the same run, " in capsys.readouterr().err
     assert main(["compare", *runs, "--config", "small.yaml"]) == 2
     assert main(["compare", str(undisturbed)]) == 2
     assert "give the directory of a finished run" in capsys.readouterr().err
+    assert main(["compare", *runs, "--steps", "3"]) == 2
+    assert capsys.readouterr().err.strip() == "sparsesoup: --steps is for a recipe; with runs that exist, leave it out"
 
 
 def test_a_ticket_stands_in_the_column_of_the_sparsity_that_it_was_drawn_at(tmp_path, undisturbed):

@@ -75,6 +75,7 @@ def main(arguments: list[str]) -> None:
     if bool(options.RUN) == bool(options.config):
         raise UserError("compare needs either --config recipe.yaml or runs that exist; see `sparsesoup compare --help`")
     if options.RUN:
+        _need_no_recipe(options)
         _show(table_of_runs(options.RUN, options.name or "runs", options.out))
         return
     plan = at_equal_cost(read_plan(Path(options.config), _changes(options), options.name, options.out))
@@ -136,6 +137,15 @@ def _need_fitting(options: Any, ray: bool) -> None:
             raise UserError(f"--{flag.replace('_', '-')} is for cells on Ray; add --executor ray")
     if options.retries is not None and not ray and (options.workers or 1) == 1:
         raise UserError("--retries is for cells in processes of their own; add --workers 2 or --executor ray")
+
+
+def _need_no_recipe(options: Any) -> None:
+    """Raise a UserError for a flag that would have no effect on runs that exist."""
+    plain = vars(parser().parse_args([]))
+    given = [name for name, value in vars(options).items() if value != plain[name]]
+    for name in given:
+        if name not in ("RUN", "out", "name"):
+            raise UserError(f"--{name.replace('_', '-')} is for a recipe; with runs that exist, leave it out")
 
 
 def _show(folder: Path) -> None:

@@ -29,6 +29,7 @@ class Grid:
         seeds: how many each entry ought to have.
         split: test, or validation as long as a run is untested.
         unpruned: rows that keep every weight.
+        metrics: dataset -> the name of its selecting score.
     """
 
     rows: list[str]
@@ -38,6 +39,7 @@ class Grid:
     seeds: int = 1
     split: str = "test"
     unpruned: frozenset[str] = frozenset()
+    metrics: Mapping[str, str] = field(default_factory=dict)
 
 
 def grid(records: Sequence[Record], planned: Sequence[tuple[str, Column, int]] = ()) -> Grid:
@@ -65,7 +67,8 @@ def grid(records: Sequence[Record], planned: Sequence[tuple[str, Column, int]] =
     rows = [*dict.fromkeys(row for row, _, _ in cells)]
     seeds = len({seed for _, _, seed in cells})
     unpruned = frozenset(row for row, place, _ in cells if place[2] is None)
-    return Grid(rows, columns, scores, _relative(records, flops), seeds, split, unpruned)
+    metrics = {record["dataset"]: " and ".join(chosen(record[split])) for record in records}
+    return Grid(rows, columns, scores, _relative(records, flops), seeds, split, unpruned, metrics)
 
 
 def score(record: Record, split: str) -> float:
@@ -206,8 +209,12 @@ def _tex(cells: Sequence[str], bold: Collection[int] = ()) -> str:
 
 def note(found: Grid) -> str:
     """What the numbers are."""
+    names = {*found.metrics.values()}
+    each = ", ".join(f"{metric} of {dataset}" for dataset, metric in found.metrics.items())
+    what = f": {each if len(names) > 1 else names.pop()}" if names else ""
+    spread = f"Mean ± standard deviation over {found.seeds} seeds." if found.seeds > 1 else "Of one seed."
     return (
-        f"{found.split.capitalize()} scores in points: mean ± standard deviation over {found.seeds} seeds. Bold: "
+        f"{found.split.capitalize()} scores in points{what}. {spread} Bold: "
         f"better than every other pruned row by more than the {100 * CONFIDENCE:.0f} % interval of the difference "
         f"(Student, paired by seed and column). FLOPs: all training, scoring and selection."
     )
