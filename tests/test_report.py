@@ -213,6 +213,11 @@ TAUGHT = {"teacher": "dense", "hardness": 0.9, "temperature": 2.0, "hidden": 0.5
     [
         ({"threshold_sparsity": 0.7561}, {}, "alone gave a sparsity of 75.6 %; the masks were then trimmed to"),
         (
+            {"threshold_sparsity": 0.523, "refill": {"before": 0.602, "after": 0.445, "steps": 24}},
+            {},
+            "alone gave a sparsity of 52.3 %; the masks were then trimmed to 60.2 %.",
+        ),
+        (
             {"early_bird": {"fired": 18, "checks": CHECKS}},
             EARLY,
             "settled at step 18 of the search, at its check number 2",

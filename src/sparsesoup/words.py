@@ -106,8 +106,9 @@ def _budget(kind: Any, facts: Facts) -> str:
 
 
 def _threshold(alone: float, facts: Facts) -> str:
-    reached = percent(facts["sparsity"]["reached"])
-    return f"The thresholds alone gave a sparsity of {percent(alone)}; the masks were then trimmed to {reached}."
+    refilled = facts["notes"].get("refill") or {"before": facts["sparsity"]["reached"]}
+    trimmed = percent(refilled["before"])
+    return f"The thresholds alone gave a sparsity of {percent(alone)}; the masks were then trimmed to {trimmed}."
 
 
 def _early_bird(found: Facts, facts: Facts) -> str:
