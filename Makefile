@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check bench table clean
+.PHONY: demo test check bench tables clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -24,7 +24,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/speed.py
 
 # The tables of the README and docs, redrawn from benchmarks/results/.
-table: $(READY)
+tables: $(READY)
 	$(BIN)/python benchmarks/tables.py
 
 $(READY): pyproject.toml constraints.txt

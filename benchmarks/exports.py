@@ -2,7 +2,7 @@
 
     python benchmarks/exports.py benchmarks/scratch/glue/sst2/hybrid-movement-0123456789/seed-0
 
-Writes benchmarks/results/exports.json, of which `make table` draws the table.
+Writes benchmarks/results/exports.json, of which `make tables` draws the table.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Redraw every table and figure of README and docs from benchmarks/results/: `make table`. Needs no GPU.
+"""Redraw every table and figure of README and docs from benchmarks/results/: `make tables`. Needs no GPU.
 
 A figure in the documents comes from here and nowhere else: what stands between `<!-- NAME -->` and `<!-- end -->` is
 replaced.

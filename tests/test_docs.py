@@ -86,6 +86,13 @@ def test_command_lines_in_the_documents_parse(line):
             recipe.method_named(words[1])
 
 
+def test_every_make_command_that_the_documents_name_is_there():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    named = {name for path in [*DOCUMENTS, ROOT / "benchmarks" / "README.md"]
+             for name in re.findall(r"(?:`|^ {4})make ([\w-]+)", path.read_text(encoding="utf-8"), re.M)}  # fmt: skip
+    assert {"demo", "test", "bench", "tables"} <= named <= targets
+
+
 def test_the_run_directories_in_the_documents_are_those_that_the_commands_write():
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
