@@ -309,6 +309,15 @@ def test_a_recipe_that_cannot_run_is_refused_with_its_line_before_anything_does(
     assert not os.path.exists("runs")
 
 
+@pytest.mark.parametrize("name", ["../elsewhere", "small/cells", "/tmp/elsewhere", ".", ".."])
+def test_a_name_that_leads_into_another_folder_is_refused(name, capsys):
+    write(methods=["magnitude"])
+    assert main(["compare", "--config", "small.yaml", "--name", name]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "a study is called by the name of one folder" in line
+    assert not os.path.exists("runs")
+
+
 def test_two_datasets_whose_runs_would_share_a_folder_are_refused_before_anything_is_drawn(place, capsys):
     Path("copy").mkdir()
     (Path("copy") / "reviews").symlink_to(place / "reviews")

@@ -45,7 +45,7 @@ def compare(
     Returns: the study's folder, with study.html, study.md, study.tex, study.csv, study.parquet and study.json.
     Raises: UserError if another study of that name is there, or another process works on this one.
     """
-    folder, executor = out / STUDIES / plan.name, executor or InProcess()
+    folder, executor = folder_of(out, plan.name), executor or InProcess()
     draws = [Job("draw", cell, out, folder, threads, workers) for cell in plan.cells]
     _same(folder, plan, draws)
     with locked(folder / ".lock", patient=False):
@@ -80,12 +80,21 @@ def table_of_runs(runs: Sequence[Path], name: str, out: Path) -> Path:
 
     Raises: UserError if one is no finished run, or two are of the same row, column and seed.
     """
-    found = records_of(runs)
-    folder = out / STUDIES / name
+    folder, found = folder_of(out, name), records_of(runs)
     if (folder / "study.yaml").exists():
         raise UserError(f"{folder} holds a study with a recipe; give another --name")
     _write(folder, name, found, Path(), {"cells": len(found), "failed": []})
     return folder
+
+
+def folder_of(out: Path, name: str) -> Path:
+    """The study's own folder, which no other study writes to.
+
+    Raises: UserError if the name would lead elsewhere.
+    """
+    if name in ("", "..") or Path(name).name != name:
+        raise UserError(f"a study is called by the name of one folder, got {name!r}; say another --name")
+    return out / STUDIES / name
 
 
 def _same(folder: Path, plan: Plan, jobs: list[Job]) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsesoup.errors import UserError
-from sparsesoup.study.compare import STUDIES
+from sparsesoup.study.compare import folder_of
 from sparsesoup.study.estimate import Estimate, Estimator
 from sparsesoup.study.plan import Cell, Plan
 from sparsesoup.study.work import Job
@@ -37,9 +37,9 @@ class Forecast:
 
 def forecasts(plan: Plan, out: Path) -> Iterator[Forecast]:
     """Each cell's, in the order in which they are drawn."""
-    estimator = Estimator()
+    estimator, folder = Estimator(), folder_of(out, plan.name)
     for cell in plan.cells:
-        done = Job("draw", cell, out, out / STUDIES / plan.name).record.exists()
+        done = Job("draw", cell, out, folder).record.exists()
         try:
             yield Forecast(cell, estimator.of(cell.settings), done=done)
         except UserError as error:
