@@ -22,6 +22,7 @@ from sparsesoup.study import work
 from sparsesoup.study.existing import records_of
 from sparsesoup.study.plan import read_plan
 from tiny_hub import masks_of, offline, weights_of
+from tiny_images import photos
 
 ISP = {"method": {"stages": 2, "weak_masks": 2, "look_ahead": 0.05}}
 RECIPE = {
@@ -289,11 +290,24 @@ def test_two_processes_on_one_study_are_told_apart(capsys, tmp_path):
             "unknown setting 'sparsity'; did you mean sparsities?",
         ),
         ({"models": "./nothing"}, "models:", "no model at ./nothing"),
+        ({"models": "nobody/at-all"}, "models:", "nobody/at-all"),
         ({"train": {"batch_size": 0}}, "batch_size:", "train.batch_size must be at least 1"),
         ({"train": {"batch_sizes": 4}}, "batch_sizes:", "unknown setting --train.batch-sizes"),
         ({"train": "bf16"}, "train:", "train has settings of its own"),
         ({"methods": {"dense": {"train": {"clipp": 1}}}}, "clipp:", "unknown setting --train.clipp"),
         ({"methods": {"long": {"name": "dense", "times": "two"}}}, "times:", "row long lasts 'two' times steps 20"),
+        ({"methods": ["random", "random"]}, "methods:", "methods needs one or several different values"),
+        (
+            {"sparsities": [0.5, "0.50"]},
+            "magnitude:",
+            "magnitude on reviews, sparsity 0.5, seed 0 (bert) is there twice",
+        ),
+        (
+            {"methods": {"magnitude": None, "a": {"from": "magnitude"}, "a reviews": {"name": "random"}}},
+            "a reviews:",
+            "a reviews on reviews, sparsity 0.5, seed 0 (bert) is there twice; leave one out, or call",
+        ),
+        ({"steps": 1.5}, "steps:", "setting steps: Expected a int or null. Got value: 1.5"),
         ({"seedz": [0]}, "seedz:", "unknown setting 'seedz'; did you mean seeds?"),
         ({"methods": None}, "models:", "a study needs methods"),
     ],
@@ -306,6 +320,15 @@ def test_a_recipe_that_cannot_run_is_refused_with_its_line_before_anything_does(
     assert said in error
     named = int(error.split("line ")[1].split(":")[0])
     assert Path("small.yaml").read_text().splitlines()[named - 1].strip().startswith(line)
+    assert not os.path.exists("runs")
+
+
+def test_a_model_of_texts_on_a_dataset_of_images_is_refused_before_anything_is_drawn(tmp_path, capsys):
+    photos(tmp_path / "photos", 12)
+    write(datasets=["reviews", "photos"])
+    assert main(["compare", "--config", "small.yaml"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "model bert cannot answer what dataset photos asks" in line
     assert not os.path.exists("runs")
 
 

@@ -120,7 +120,7 @@ def build(
     """The problem of pruning a model for a task; T is `steps` or `epochs`, or else EPOCHS."""
     training, meter, kind = training or Training(), meter or Meter(), kind_of(opened.task)
     train, validation = training_splits(opened.source, opened.task, place.seed)
-    _check_head(place, opened)
+    check_head(place, opened)
     model = load_model(place.model, opened.task, place.seed, place.trust_remote_code)
     reader = load_reader(place.model, kind.images, place.trust_remote_code)
     if not kind.images and model.config.pad_token_id is None:
@@ -148,8 +148,8 @@ def build(
     )
 
 
-def _check_head(place: Place, opened: Opened) -> None:
-    """UserError if the model reads texts and the dataset holds images, or the other way round."""
+def check_head(place: Place, opened: Opened) -> None:
+    """Raise a UserError if the model reads texts and the dataset holds images, or the other way round."""
     if not has_head(place.model, opened.task, place.trust_remote_code):
         wanted = (
             "a vision model, such as google/vit-base-patch16-224" if kind_of(opened.task).images else "another model"

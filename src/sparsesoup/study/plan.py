@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sparsesoup.errors import UserError
-from sparsesoup.hub.build import EPOCHS, open_task
-from sparsesoup.hub.models import locate
+from sparsesoup.hub.build import EPOCHS, Place, check_head, open_task
+from sparsesoup.hub.models import config_of
 from sparsesoup.methods import METHODS, TABLE
 from sparsesoup.recipe import Settings, from_table
 from sparsesoup.run import complete, directory
@@ -105,6 +105,7 @@ def read_plan(
         cells = list(_cells(recipe))
         _check(cells)
         cells += _check(list(_transferred(recipe, cells, out)))
+        _need_once(cells)
         agree(recipe, _datasets(recipe))
     except Wrong as wrong:
         raise UserError(f"{path}, line {lines(wrong.where)}: {wrong.error}") from wrong.error
@@ -147,7 +148,7 @@ def _cells(recipe: Table) -> Iterator[Cell]:
     rows = recipe.get("methods")
     if not rows or not isinstance(rows, (dict, list)):
         raise Wrong("a study needs methods: a list of names, or a table of rows with settings", "methods")
-    rows = rows if isinstance(rows, dict) else {str(row): None for row in rows}
+    rows = rows if isinstance(rows, dict) else {str(row): None for row in _list(recipe, "methods")}
     for row, own in rows.items():
         if own is not None and not isinstance(own, dict):
             raise Wrong(f"row {row} has settings of its own (name, method, train, ...), got {own!r}", "methods", row)
@@ -243,12 +244,10 @@ def _lengthen_(table: Table, row: str, times: Any) -> None:
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
             raise Wrong(f"row {row} lasts {times!r} times {length} {given!r}, which are to be numbers", "methods", row,
                          "times")  # fmt: skip
-    table[length] = times * given
+    table[length] = round(times * given) if length == "steps" else times * given
 
 
 def _settings(row: str, name: str, table: Table, levels: Levels) -> Settings:
-    if isinstance(table.get("steps"), float) and math.isfinite(table["steps"]):
-        table["steps"] = round(table["steps"])
     try:
         return complete(from_table(name, {key: value for key, value in table.items() if value is not None}))
     except (UserError, TypeError) as error:
@@ -265,11 +264,34 @@ def _has(table: Any, keys: Sequence[str]) -> bool:
 
 
 def _list(table: Table, key: str) -> list[Any]:
-    found = table.get(key, LISTS[key])
+    found = table.get(key, LISTS.get(key))
     listed = found if isinstance(found, list) else [found]
     if not listed or len(set(map(str, listed))) < len(listed):
         raise Wrong(f"{key} needs one or several different values, got {found}", key)
     return listed
+
+
+def _found(place: Place) -> str:
+    """What the dataset is called, once it and the model are found and fit each other."""
+    try:
+        config_of(place.model, place.trust_remote_code)
+    except UserError as error:
+        raise Wrong(error, "models") from error
+    try:
+        opened = open_task(place)
+        check_head(place, opened)
+    except UserError as error:
+        raise Wrong(error, "datasets", place.dataset) from error
+    return opened.source.name
+
+
+def _need_once(cells: list[Cell]) -> None:
+    """Refuse two cells for one place of the table: 0.5 and "0.50", or a row called as one that begins with tickets."""
+    seen = set()
+    for cell in cells:
+        if (place := (cell.row, cell.place, cell.seed)) in seen:
+            raise Wrong(f"{cell.name} is there twice; leave one out, or call its row otherwise", "methods", cell.row)
+        seen.add(place)
 
 
 def _check(cells: list[Cell]) -> list[Cell]:
@@ -279,14 +301,8 @@ def _check(cells: list[Cell]) -> list[Cell]:
     for i, cell in enumerate(cells):
         place = cell.settings.place
         known = json.dumps([getattr(place, key) for key in ASKED])
-        try:
-            locate(place.model)
-        except UserError as error:
-            raise Wrong(error, "models") from error
-        try:
-            names[known] = names.get(known) or open_task(place).source.name
-        except UserError as error:
-            raise Wrong(error, "datasets", place.dataset) from error
+        if known not in names:
+            names[known] = _found(place)
         cells[i] = replace(cell, path=directory(names[known], cell.settings))
         other = taken.setdefault(cells[i].path, cell)
         if other.settings != cell.settings:
