@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from sparsesoup.errors import UserError
 from sparsesoup.files import locked
 from sparsesoup.run import test as score
 from sparsesoup.study import work
+from sparsesoup.study.command import _changes, parser
 from sparsesoup.study.existing import records_of
 from sparsesoup.study.plan import read_plan
 from tiny_hub import masks_of, offline, weights_of
@@ -321,6 +323,33 @@ def test_a_recipe_that_cannot_run_is_refused_with_its_line_before_anything_does(
     named = int(error.split("line ")[1].split(":")[0])
     assert Path("small.yaml").read_text().splitlines()[named - 1].strip().startswith(line)
     assert not os.path.exists("runs")
+
+
+def test_flags_go_by_the_names_that_prune_has_for_them_and_say_how_data_is_read(tmp_path):
+    flags = ["--model", "distilbert", "--dataset", "reviews", "--sparsity", "0.3", "--seed", "4"]
+    data = ["--text-columns", "text", "--label-column", "label"]
+    options = parser().parse_args(["--config", write("my study"), *flags, *data])
+    plan = read_plan(Path(options.config), _changes(options))
+    assert {cell.place for cell in plan.cells} == {("distilbert", "reviews", 0.3), ("distilbert", "reviews", None)}
+    assert {cell.seed for cell in plan.cells} == {4}
+    assert {(cell.settings.place.text_columns, cell.settings.place.label_column) for cell in plan.cells} == {
+        (("text",), "label")
+    }
+    again = parser().parse_args(shlex.split(plan.command)[2:])
+    assert read_plan(Path(again.config), _changes(again)).cells == plan.cells
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--models", "./nothing"], "sparsesoup: --models: no model at ./nothing"),
+        (["--sparsities", "9"], "sparsesoup: --sparsities: sparsity is the share of weights removed"),
+    ],
+)
+def test_what_a_flag_has_wrong_is_not_blamed_on_a_line_of_the_recipe(flags, said, capsys):
+    assert main(["compare", "--config", write(), *flags, "--dry-run"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(said)
 
 
 def test_a_model_of_texts_on_a_dataset_of_images_is_refused_before_anything_is_drawn(tmp_path, capsys):

@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,11 @@ of a cluster that share the working directory and --out: always to the same bits
 """
 
 
+INSTEAD = "instead of the recipe's"
+OF_DATA = ("dataset_config", "text_columns", "image_column", "label_column", "prompts", "class_names")
+CHANGES = ("models", "datasets", "sparsities", "seeds", "steps", "epochs", "data_root", *OF_DATA)
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of `compare`."""
     made = OneLine(
@@ -56,13 +61,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--config", help="recipe (YAML), or the name of a shipped one: table2, table3, transfer")
     made.add_argument("--out", type=Path, default=Path("runs"), help="folder of all runs; studies are in it")
     made.add_argument("--name", help="of the study; default the recipe's file name, for given runs `runs`")
-    made.add_argument("--models", nargs="+", metavar="MODEL", help="instead of the recipe's")
-    made.add_argument("--datasets", nargs="+", metavar="DATASET", help="instead of the recipe's")
-    made.add_argument("--sparsities", nargs="+", type=float, metavar="S", help="instead of the recipe's")
-    made.add_argument("--seeds", nargs="+", type=int, metavar="N", help="instead of the recipe's")
-    made.add_argument("--steps", type=int, help="instead of the recipe's")
-    made.add_argument("--epochs", type=float, help="instead of the recipe's")
-    made.add_argument("--data-root", help="folder of named datasets; default the variable SPARSESOUP_DATA")
+    _recipe_flags(made)
     _executor_flags(made)
     made.add_argument("--retry-failed", action="store_true", help="do cells again that failed before")
     made.add_argument("--dry-run", action="store_true", help="print the cells and what they will cost, and draw none")
@@ -88,9 +87,23 @@ def main(arguments: list[str]) -> None:
     _show(folder)
 
 
+def _recipe_flags(made: argparse.ArgumentParser) -> None:
+    """Flags that stand for keys of the recipe; lists also go by the name that `prune` has for one."""
+    lists: dict[str, tuple[str, Callable[[str], Any]]] = {
+        "models": ("model", str), "datasets": ("dataset", str), "sparsities": ("sparsity", float),
+        "seeds": ("seed", int),
+    }  # fmt: skip
+    for key, (one, kind) in lists.items():
+        made.add_argument(f"--{key}", f"--{one}", nargs="+", type=kind, metavar=one.upper(), help=INSTEAD)
+    made.add_argument("--steps", type=int, help=INSTEAD)
+    made.add_argument("--epochs", type=float, help=INSTEAD)
+    made.add_argument("--data-root", help="folder of named datasets; default the variable SPARSESOUP_DATA")
+    for key in OF_DATA:
+        made.add_argument(f"--{key.replace('_', '-')}", help=INSTEAD)
+
+
 def _changes(options: Any) -> dict[str, Any]:
-    keys = ("models", "datasets", "sparsities", "seeds", "steps", "epochs", "data_root")
-    found = {key: getattr(options, key) for key in keys}
+    found = {key: getattr(options, key) for key in CHANGES}
     if found["steps"] is not None and found["epochs"] is not None:
         raise UserError("--steps and --epochs both say how long; give one of them")
     return found

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -27,7 +28,8 @@ OWN = ("name", "method", "train", "times", "steps", "epochs", "seeds", "sparsiti
 PLACED = ("train", *OWN[4:-1], "dataset_config", "text_columns", "image_column", "label_column", "max_length",
           "doc_stride", "prompts", "class_names")  # of a dataset  # fmt: skip
 ASKED = ("model", "dataset", "dataset_config", "text_columns", "label_column", "prompts", "class_names")
-OTHER = {"steps": "epochs", "epochs": "steps"}  # two ways to say how long
+OTHER = {"steps": "epochs", "epochs": "steps",  # two ways to say the same
+         "text_columns": "image_column", "image_column": "text_columns"}  # fmt: skip
 Levels = list[tuple[tuple[str, ...], Table]]  # where settings of a row stand in the recipe; the later win
 
 
@@ -108,9 +110,12 @@ def read_plan(
         _need_once(cells)
         agree(recipe, _datasets(recipe))
     except Wrong as wrong:
-        raise UserError(f"{path}, line {lines(wrong.where)}: {wrong.error}") from wrong.error
-    flags = [f"--{key.replace('_', '-')} {_words(value)}" for key, value in changed.items()]
-    return Plan(name or path.stem, recipe, cells, " ".join(["sparsesoup compare --config", str(given), *flags]))
+        key, *deeper = wrong.where
+        said = key in changed and len(deeper) < 2  # deeper are a dataset's own settings, which no flag has
+        place = _flag(key) if said else f"{path}, line {lines(wrong.where)}"
+        raise UserError(f"{place}: {wrong.error}") from wrong.error
+    flags = [f"{_flag(key)} {_words(value)}" for key, value in changed.items()]
+    return Plan(name or path.stem, recipe, cells, " ".join(["sparsesoup compare --config", _words(given), *flags]))
 
 
 def _change_(recipe: Table, changed: Table) -> None:
@@ -138,8 +143,12 @@ def _published(name: str, datasets: Mapping[str, Any]) -> str:
     return name if name in datasets or len(alike) != 1 else alike[0]
 
 
+def _flag(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
+
+
 def _words(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return shlex.join(map(str, value if isinstance(value, list) else [value]))
 
 
 def _cells(recipe: Table) -> Iterator[Cell]:
