@@ -1,16 +1,20 @@
 """Tables of a study: means, intervals and winners by another road, and their Markdown and LaTeX."""
 
 import math
+import re
 import statistics
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sparsesoup.study.page import front, gaps, spaced
+from sparsesoup.study.page import agreement, charts, front, gaps, spaced
 from sparsesoup.study.tables import entry, grid, latex, lines, markdown, paired, winner
+from sparsesoup.ticket import save_masks
 
 SCORES = st.lists(st.floats(0, 1), min_size=2, max_size=6)
 
@@ -163,3 +167,19 @@ def test_names_of_neighbouring_points_are_apart_and_never_below_them(points: dic
         for other, z in found.items():
             if one != other and abs(math.log(points[one][0] / points[other][0])) < 0.1:
                 assert abs(y - z) >= 0.1 - 1e-9
+
+
+def test_the_page_draws_what_each_two_tickets_share(tmp_path: Path) -> None:
+    keep = {"imp": {0, 1, 2}, "isp": {1, 2, 3}, "snip": {3, 4, 5}}
+    for row, places in keep.items():
+        save_masks(tmp_path / row, {"w": torch.tensor([k in places for k in range(6)])}, {})
+    records = [record(row, 0, 0.5, run=row) for row in keep]
+    found = grid([*records, record("gone", 0, 0.5, run="gone")])  # its ticket is no longer there
+    pairs = agreement(found, records, tmp_path)
+    told = {(pair["one"], pair["other"]): pair["share"] for pair in pairs}
+    assert told == {("imp", "isp"): 2 / 4, ("imp", "snip"): 0.0, ("isp", "snip"): 1 / 5}
+    assert {pair["chance"] for pair in pairs} == {pytest.approx((1 / 4) / (3 / 4))}  # p q / (p + q - p q), p = q = 1/2
+    (drawn,) = (chart for chart in charts(found, [], pairs) if "share" in chart["title"])
+    assert drawn["title"] == "Weights that two tickets share, %: d_1 at 50 %"
+    words = re.findall(r">([^<>]+)</text>", drawn["svg"])
+    assert sorted(words) == sorted([*keep, *keep, *2 * ["50", "0", "20"]])

@@ -28,11 +28,14 @@ def draw_page(name: str, found: Grid, records: Sequence[Record], out: Path, fact
         facts: what else is told of it: command, cells, versions.
     """
     heads, rows, bold = lines(found)
+    pairs = agreement(found, records, out)
     cells = [[{"text": c, "bold": (i, k) in bold} for k, c in enumerate(row)] for i, row in enumerate(rows)]
     return page("study.html.j2", {
         "name": name, "heads": heads, "rows": cells, "note": note(found), "facts": dict(facts),
-        "failed": facts.get("failed", []), "split": found.split, "gaps": gaps(found), "charts": charts(found, records),
-        "agreement": agreement(found, records, out), "runs": [_told(record) for record in records],
+        "failed": facts.get("failed", []), "split": found.split, "gaps": gaps(found),
+        "charts": charts(found, records, pairs), "pairs": len(pairs),
+        "agreement": sorted(pairs, key=lambda pair: -pair["share"])[:MOST_PAIRS],
+        "runs": [_told(record) for record in records],
     })  # fmt: skip
 
 
@@ -41,8 +44,8 @@ def _told(record: Record) -> dict[str, Any]:
     return {"run": record["run"], "reached": record["sparsity"]["reached"], "seconds": record["seconds"], **scores}
 
 
-def charts(found: Grid, records: Sequence[Record]) -> list[dict[str, Any]]:
-    """The charts that have something to show."""
+def charts(found: Grid, records: Sequence[Record], pairs: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
+    """The charts that have something to show; `pairs` are those of `agreement`."""
     drawn = []
     for place in dict.fromkeys(column[:2] for column in found.columns):
         columns = [c for c in found.columns if c[:2] == place and c[2] is not None]
@@ -55,11 +58,19 @@ def charts(found: Grid, records: Sequence[Record]) -> list[dict[str, Any]]:
             title = f"Quality over cost: {heading(column, found.columns)}"
             height = 3.2 + 0.08 * len(found.rows)
             drawn.append(_chart(title, height, lambda f, c=column: _over_cost(f, found, c)))
-    density = by_layer(found, records)
+    density, shown = by_layer(found, records), _first_pruned(found)
+    where = heading(shown, found.columns) if shown else ""
     if density:
         height = 1.0 + 0.24 * len(density)
-        drawn.append(_chart("Weights kept by layer, %", height, lambda f: _density(f, density)))
+        drawn.append(_chart(f"Weights kept by layer, %: {where}", height, lambda f: _density(f, density)))
+    if len(pairs) > 1:
+        height = 1.6 + 0.24 * len({pair["one"] for pair in pairs})
+        drawn.append(_chart(f"Weights that two tickets share, %: {where}", height, lambda f: _shared(f, pairs)))
     return drawn
+
+
+def _first_pruned(found: Grid) -> Column | None:
+    return next((column for column in found.columns if column[2] is not None), None)
 
 
 def _chart(title: str, height: float, draw: Any) -> dict[str, Any]:
@@ -154,7 +165,7 @@ def spaced(points: Mapping[str, tuple[float, float]], gap: float) -> dict[str, f
 
 def by_layer(found: Grid, records: Sequence[Record]) -> dict[str, dict[str, float]]:
     """Row -> layer -> share of its weights kept, over the runs of the first column that is pruned."""
-    column = next((c for c in found.columns if c[2] is not None), None)
+    column = _first_pruned(found)
     table: dict[str, dict[str, float]] = {}
     for row in found.rows:
         runs = [r for r in records if r["row"] == row and (r["model"], r["dataset"], r["asked"]) == column]
@@ -173,17 +184,33 @@ def _mean_density(runs: Sequence[Record]) -> dict[str, float]:
 
 
 def _density(figure: Any, table: Mapping[str, Mapping[str, float]]) -> None:
-    axes, names = figure.subplots(), list(dict.fromkeys(layer for row in table.values() for layer in row))
-    values = [[100 * row.get(layer, float("nan")) for layer in names] for row in table.values()]
+    names = list(dict.fromkeys(layer for row in table.values() for layer in row))
+    values = [[100 * row.get(layer, math.nan) for layer in names] for row in table.values()]
+    _heat(figure, values, list(table), names).set(xlabel="layer")
+
+
+def _shared(figure: Any, pairs: Sequence[Mapping[str, Any]]) -> None:
+    names = list(dict.fromkeys(name for pair in pairs for name in (pair["one"], pair["other"])))
+    share = {frozenset((pair["one"], pair["other"])): 100 * pair["share"] for pair in pairs}
+    values = [[share.get(frozenset((one, other)), math.nan) for other in names] for one in names]
+    for label in _heat(figure, values, names, names).get_xticklabels():
+        label.set(rotation=40, horizontalalignment="right")
+
+
+def _heat(figure: Any, values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str]) -> Any:
+    """A field of per cents, each in words too; nothing where there is no number."""
+    axes = figure.subplots()
     axes.pcolormesh(values, cmap="YlGnBu", vmin=0, vmax=130)
     for i, row in enumerate(values):
         for j, value in enumerate(row):
             ink = "white" if value > 82 else "#1b2733"
-            axes.text(j + 0.5, i + 0.5, f"{value:.0f}", ha="center", va="center", color=ink, fontsize=8)
-    axes.set(xticks=[j + 0.5 for j in range(len(names))], xticklabels=names, xlabel="layer")
-    axes.set(yticks=[i + 0.5 for i in range(len(table))], yticklabels=list(table))
+            text = "" if math.isnan(value) else f"{value:.0f}"
+            axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", color=ink, fontsize=8)
+    axes.set(xticks=[j + 0.5 for j in range(len(columns))], xticklabels=columns)
+    axes.set(yticks=[i + 0.5 for i in range(len(rows))], yticklabels=rows)
     axes.invert_yaxis()
     axes.grid(False)
+    return axes
 
 
 def agreement(found: Grid, records: Sequence[Record], out: Path) -> list[dict[str, Any]]:
@@ -191,7 +218,7 @@ def agreement(found: Grid, records: Sequence[Record], out: Path) -> list[dict[st
 
     Of the first column that is pruned, and its first seed.
     """
-    column = next((c for c in found.columns if c[2] is not None), None)
+    column = _first_pruned(found)
     runs = {r["row"]: r for r in reversed(records) if (r["model"], r["dataset"], r["asked"]) == column}
     kept = {}
     for row in found.rows:
@@ -203,7 +230,7 @@ def agreement(found: Grid, records: Sequence[Record], out: Path) -> list[dict[st
     for one, other in combinations(kept, 2):
         if kept[one].keys() == kept[other].keys():
             told.append({"one": one, "other": other, **_overlap(kept[one], kept[other])})
-    return sorted(told, key=lambda pair: -pair["share"])[:MOST_PAIRS]
+    return told
 
 
 def _overlap(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, float]:
