@@ -16,6 +16,7 @@ from sparsesoup import from_open_clip
 from sparsesoup.cli import main
 from sparsesoup.errors import UserError
 from sparsesoup.hub.families import prunable
+from sparsesoup.hub.sample import sample
 from sparsesoup.meter import CountFlops
 from sparsesoup.rng import generator
 from tiny_hub import masks_of, run_of, weights_of
@@ -177,6 +178,33 @@ def test_a_pruned_open_clip_tower_is_packed_and_its_ticket_applied(place, tmp_pa
     assert same(sparsesoup.load_packed(tmp_path / "packed").state_dict(), load(run / "model").state_dict())
     assert main(["apply", str(run), "--model", str(place / "model"), "--out", str(tmp_path / "copy")]) == 0
     assert same(masks_of(tmp_path / "copy"), masks_of(run))
+
+
+def test_a_pruned_open_clip_tower_is_measured_and_becomes_a_graph(place, tmp_path):
+    assert main(line_of(place, place / "model", tmp_path / "runs")) == 0
+    run, graph = run_of(tmp_path / "runs"), tmp_path / "graph"
+    words = ("--batch", "2", "--rounds", "3", "--on", "torch")
+    assert main(["measure", str(run), *words]) == 0
+    facts = json.loads((run / "measure.json").read_text())
+    assert facts["sizes"]["dense"]["parameters"] == facts["sizes"]["this"]["parameters"]
+    assert [row["promise"] for row in facts["rows"]] == [1.0]
+    assert main(["export", str(run), "--to", "onnx", "--out", str(graph)]) == 0
+    assert json.loads((graph / "export.json").read_text())["largest_difference"] < 1e-4
+    assert main(["measure", str(graph), *words[:-1], "onnxruntime"]) == 0
+
+
+def test_the_size_of_images_is_read_as_timm_says_it_and_refused_where_nothing_does():
+    class Seer(transformers.PreTrainedModel):
+        config_class, main_input_name = transformers.TimmWrapperConfig, "pixel_values"
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.head = nn.Linear(1, 1)
+
+    config = transformers.TimmWrapperConfig(pretrained_cfg={"input_size": [1, 8, 12]})
+    assert sample(Seer(config))["pixel_values"].shape == (2, 1, 8, 12)
+    with pytest.raises(UserError, match=r"config\.json of a timm_wrapper model does not say how large its images are"):
+        sample(Seer(transformers.TimmWrapperConfig()))
 
 
 def test_what_is_no_checkpoint_of_open_clip_is_refused_and_one_that_is_says_how_to_take_it(place, tmp_path, capsys):

@@ -179,6 +179,14 @@ def test_a_graph_is_measured_on_the_engines_that_read_it(tmp_path):
     assert facts["length"] is None
 
 
+def test_a_model_whose_config_names_no_class_is_measured_as_one_without_a_head(tmp_path):
+    source = pruned(tmp_path / "source", "bert-relu", {})
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"architectures": None}))
+    (facts,) = measure([source], How(batch=1, length=4, rounds=3, on=("torch",)))
+    assert facts["flops"]["dense"] == facts["flops"]["as it is"]
+
+
 def test_without_a_compiler_torch_compile_says_so_and_stops_no_other(tmp_path, monkeypatch):
     source = pruned(tmp_path / "source", "distilbert", {})
     monkeypatch.setenv("CXX", "no-such-compiler")

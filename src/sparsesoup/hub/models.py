@@ -126,8 +126,7 @@ def load_as_saved(model: str, state: Mapping[str, Tensor] | None = None) -> PreT
     options = _options(locate(model), False)
     with _reading(model):
         config = AutoConfig.from_pretrained(**options)
-        name = (config.architectures or [""])[0]
-        kind = OWN.get(name) or getattr(transformers, name, None) or _plain(config)
+        kind = _class_of(config)
         compact = getattr(config, COMPACT, None)
         given: dict[str, Any] = {"dtype": "auto", "use_safetensors": True, "output_loading_info": True}
         given["ignore_mismatched_sizes"] = True  # which is told below, by name
@@ -141,8 +140,11 @@ def load_as_saved(model: str, state: Mapping[str, Tensor] | None = None) -> PreT
     return loaded
 
 
-def _plain(config: Any) -> Any:
-    """The class without a head, where config.json names none that is known."""
+def _class_of(config: Any) -> Any:
+    """The class that config.json names, and the one without a head where it names none that is known."""
+    name = (config.architectures or [""])[0]
+    if known := OWN.get(name) or getattr(transformers, name, None):
+        return known
     with torch.device("meta"):
         return type(transformers.AutoModel.from_config(config))
 
@@ -221,13 +223,12 @@ def unpruned_model(model: str, wanted: Widths) -> PreTrainedModel:
     """
     with _reading(model):
         config = AutoConfig.from_pretrained(model)
-        kind = getattr(transformers, (config.architectures or ["AutoModel"])[0])
         if hasattr(config, COMPACT):
             delattr(config, COMPACT)
         if (layout := FAMILIES.get(str(config.model_type))) and hasattr(config, layout.units) and wanted:
             setattr(config, layout.units, max(row["units"] for row in wanted.values()))
             config.num_attention_heads = max(row["heads"] for row in wanted.values())
-        return kind(config).eval()
+        return _class_of(config)(config).eval()
 
 
 def config_of(model: str, remote_code: bool = False) -> Any:

@@ -21,7 +21,7 @@ def sample(model: Any, rows: int = 2, length: int = 8, seed: int = 0) -> dict[st
         seed: of what is drawn.
     Returns: `input_ids`, `attention_mask` and `token_type_ids` [rows, length], `pixel_values` [rows, channels,
         height, width], as it takes.
-    Raises: UserError if it takes neither.
+    Raises: UserError if it takes neither, or images of a size that its config.json does not say.
     """
     draw, found, kind = generator(seed, "sample"), {}, str(model.config.model_type)
     text, image = _parts(model)
@@ -33,11 +33,23 @@ def sample(model: Any, rows: int = 2, length: int = 8, seed: int = 0) -> dict[st
         if (kinds := getattr(text, "type_vocab_size", 0)) > 1 and "token_type_ids" in _taken(model):
             found["token_type_ids"] = torch.randint(0, kinds, (rows, length), generator=draw)
     if image is not None:
-        sides = [image.image_size] * 2 if isinstance(image.image_size, int) else image.image_size
-        found["pixel_values"] = torch.randn((rows, image.num_channels, *sides), generator=draw).to(model.dtype)
+        found["pixel_values"] = torch.randn((rows, *_shape(image)), generator=draw).to(model.dtype)
     if not found:
         raise UserError(f"{type(model).__name__} (model type {kind}) takes neither texts nor images")
     return {name: t.to(model.device) for name, t in found.items()}
+
+
+def _shape(config: Any) -> tuple[int, ...]:
+    """(channels, height, width) of the images that a model takes; timm and open_clip say it in tables of their own."""
+    if seen := (getattr(config, "pretrained_cfg", None) or {}).get("input_size"):
+        return tuple(seen)
+    size = getattr(config, "image_size", getattr(config, "model_cfg", {}).get("vision_cfg", {}).get("image_size"))
+    if size is None:
+        raise UserError(
+            f"config.json of a {config.model_type} model does not say how large its images are; expected image_size, "
+            f"or input_size in pretrained_cfg; add it"
+        )
+    return (getattr(config, "num_channels", 3), *([size] * 2 if isinstance(size, int) else size))
 
 
 def _taken(model: Any) -> set[str]:
