@@ -9,11 +9,12 @@ import torch
 import transformers
 from torch import nn
 
-from sparsesoup import export
+from sparsesoup import export, load_compact
 from sparsesoup.cli import main
 from sparsesoup.errors import UserError
+from sparsesoup.exports.source import own_masks
 from sparsesoup.hub.families import prunable
-from sparsesoup.hub.models import unpruned_model
+from sparsesoup.hub.models import quiet, unpruned_model
 from sparsesoup.hub.sample import sample
 from sparsesoup.hub.structure import layers, widths
 from sparsesoup.measuring import How, _check_answers, measure
@@ -21,6 +22,7 @@ from sparsesoup.measuring.sparse import SparseLinear, held, sparse_model, stored
 from sparsesoup.measuring.words import said, why
 from sparsesoup.measuring.work import flops, profile, sparse_flops
 from sparsesoup.report import write_report
+from sparsesoup.ticket import save_masks
 from sparsesoup.timing import in_turns, ratios
 from test_export import EVEN, FEWER, SOME, pruned, stock
 from test_report import write_run
@@ -120,6 +122,22 @@ def test_the_dense_model_of_a_compact_one_has_the_widths_before(name, plan, tmp_
     assert all((layer.part("up").weight != 0).all() for layer in layers(dense))
     assert subject["flops"]["dense"] > subject["flops"]["as it is"]
     assert [row["promise"] for row in subject["rows"]] == [subject["flops"]["dense"] / subject["flops"]["as it is"]]
+
+
+def test_what_was_cut_out_of_a_compact_model_again_is_measured_against_the_model_before_both(tmp_path):
+    plan = {"heads": [["stays"] * (HEADS - 1) + ["out"]] * LAYERS}  # three heads do not divide the hidden size
+    source = pruned(tmp_path / "source", "bert", plan)
+    model = load_compact(export(source, "compact", tmp_path / "one").path)
+    with torch.no_grad():
+        layers(model)[0].part("up").weight[:2] = 0
+    with quiet():
+        model.save_pretrained(tmp_path / "again")
+    save_masks(tmp_path / "again" / "pruning", own_masks(model), {})
+    paths = [export(tmp_path / "again", to, tmp_path / to).path for to in ("compact", "onnx")]
+    found = measure(paths, How(batch=1, length=4, rounds=3, on=("torch", "onnxruntime")))
+    whole = sum(p.numel() for p in stock(source).parameters())
+    assert [facts["sizes"]["dense"]["parameters"] for facts in found] == [whole, whole]
+    assert [row["on"] for facts in found for row in facts["rows"]] == ["torch", "onnxruntime", "onnxruntime"]
 
 
 def test_a_run_pruned_weight_by_weight_gains_nothing_and_is_told_so(place, tmp_path, capsys):

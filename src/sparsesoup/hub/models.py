@@ -226,8 +226,9 @@ def unpruned_model(model: str, wanted: Widths) -> PreTrainedModel:
         if hasattr(config, COMPACT):
             delattr(config, COMPACT)
         if (layout := FAMILIES.get(str(config.model_type))) and hasattr(config, layout.units) and wanted:
-            setattr(config, layout.units, max(row["units"] for row in wanted.values()))
-            config.num_attention_heads = max(row["heads"] for row in wanted.values())
+            # Never fewer than config.json says: what is cut out of a compact model again was narrow before.
+            for key, number in (("units", layout.units), ("heads", "num_attention_heads")):
+                setattr(config, number, max(getattr(config, number), *(row[key] for row in wanted.values())))
         return _class_of(config)(config).eval()
 
 
