@@ -283,6 +283,9 @@ def test_what_is_no_finished_run_is_refused(run, tmp_path, capsys):
     shutil.rmtree(copy / "model")
     assert "no model in" in refused(capsys, tmp_path, copy, *flags)
     packed = export(run, "packed", tmp_path / "packed").path
+    (packed / "tokenizer.json").unlink()
+    said = refused(capsys, tmp_path, packed, *flags)
+    assert f"damaged export: {packed / 'tokenizer.json'} is missing, which export.json names; export it again" in said
     (packed / "export.json").write_text("{")
     assert "damaged file" in refused(capsys, tmp_path, packed, *flags)
 

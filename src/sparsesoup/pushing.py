@@ -135,7 +135,9 @@ def open_parcel(run: Path) -> Parcel:
     if (run / FORM).is_file():
         form, ticket = read_table(run / FORM), run / "pruning" / FACTS
         facts = read_table(ticket) if ticket.is_file() else form.get("source", {})
-        parcel = Parcel(run, tuple(name for name in form.get("files", []) if (run / name).is_file()), facts, form)
+        parcel = Parcel(run, tuple(form.get("files", ())), facts, form)
+        if lost := [name for name in parcel.files if not (run / name).is_file()]:
+            raise UserError(f"damaged export: {run / lost[0]} is missing, which {FORM} names; export it again")
     elif (run / "report.json").is_file():
         parcel = Parcel(run / "model", _files(run / "model"), read_report(run), {})
     elif (run / "run.yaml").is_file():
