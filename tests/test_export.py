@@ -465,6 +465,10 @@ def test_the_whole_way_from_a_run_to_its_exports(place, tmp_path, capsys):
     facts = json.loads((tmp_path / "compact" / "export.json").read_text())
     assert facts["source"]["method"] == "hybrid-movement"
     assert facts["sizes"]["parameters"][1] < facts["sizes"]["parameters"][0]
+    report = (run / "report.json").rename(tmp_path / "report.json")
+    said = refused(capsys, tmp_path, run, "--to", "dense", "--out", tmp_path / "new")
+    assert "seed-0 is not finished; give the `sparsesoup prune` command again that began it" in said
+    report.rename(run / "report.json")
     shutil.rmtree(run / "model" / "pruning")
     assert "no ticket at" in refused(capsys, tmp_path, run, "--to", "dense", "--out", tmp_path / "new")
 

@@ -276,7 +276,7 @@ def test_what_is_no_finished_run_is_refused(run, tmp_path, capsys):
     copy = shutil.copytree(run, tmp_path / "seed-0")
     (copy / "report.json").unlink()
     said = refused(capsys, tmp_path, copy, *flags)
-    assert "is not finished; `sparsesoup prune --config" in said
+    assert "is not finished; give the `sparsesoup prune` command again that began it" in said
     shutil.copyfile(run / "report.json", copy / "report.json")
     (copy / "model" / "model.safetensors").unlink()
     assert f"no model in {copy / 'model'}" in refused(capsys, tmp_path, copy, *flags)

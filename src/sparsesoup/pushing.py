@@ -19,7 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 from sparsesoup.card import card
 from sparsesoup.errors import UserError
 from sparsesoup.exports import WEIGHTS
-from sparsesoup.exports.source import BESIDE
+from sparsesoup.exports.source import BESIDE, check_finished
 from sparsesoup.files import read_table, whole, write_json, write_text
 from sparsesoup.hub.online import answers
 from sparsesoup.parser import OneLine
@@ -140,9 +140,8 @@ def open_parcel(run: Path) -> Parcel:
             raise UserError(f"damaged export: {run / lost[0]} is missing, which {FORM} names; export it again")
     elif (run / "report.json").is_file():
         parcel = Parcel(run / "model", _files(run / "model"), read_report(run), {})
-    elif (run / "run.yaml").is_file():
-        raise UserError(f"{run} is not finished; `sparsesoup prune --config {run / 'run.yaml'}` goes on with it")
     else:
+        check_finished(run)
         raise UserError(
             f"no run at {run}: give a finished run's directory (seed-<n>) or what `sparsesoup export` wrote"
         )

@@ -144,8 +144,9 @@ class Source:
 def open_source(run: Path) -> Source:
     """The pruned model of a run directory, of a model folder with `pruning/`, or of a packed folder.
 
-    Raises: UserError if there is none, or only a graph of it, or its ticket is damaged.
+    Raises: UserError if there is none, or only a graph of it, or its run is not finished, or its ticket is damaged.
     """
+    check_finished(run)
     if (run / FILE).is_file():
         facts = run / "pruning" / FACTS
         return Source(run, read_table(facts, "ticket", "copy it again") if facts.is_file() else {}, None)
@@ -156,6 +157,12 @@ def open_source(run: Path) -> Source:
         raise UserError(f"no model beside the masks in {folder}: expected config.json and {WEIGHTS}")
     masks, facts_ = load_masks(folder / "pruning")
     return Source(folder, facts_ | _tested(folder.parent), masks)
+
+
+def check_finished(run: Path) -> None:
+    """UserError if this is the directory of a run that has not come to its end."""
+    if (run / "run.yaml").is_file() and not (run / "report.json").is_file():
+        raise UserError(f"{run} is not finished; give the `sparsesoup prune` command again that began it: it goes on")
 
 
 def _tested(run: Path) -> dict[str, Any]:
