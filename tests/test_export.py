@@ -1,5 +1,6 @@
 """`sparsesoup export` by its command line: what it writes, that it loads without us, and what it refuses."""
 
+import io
 import json
 import os
 import shutil
@@ -11,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from rich.console import Console
 from safetensors.torch import load_file
 
 from conftest import same
 from sparsesoup import export, load_compact, load_packed
 from sparsesoup.cli import main
 from sparsesoup.errors import UserError
-from sparsesoup.exporting import parser, read
+from sparsesoup.exporting import parser, read, show
 from sparsesoup.exports import FORMATS
 from sparsesoup.exports.source import own_masks
 from sparsesoup.hub.models import load_as_saved, quiet
@@ -224,6 +226,13 @@ def test_sizes_and_what_was_removed_are_told(tmp_path, capsys):
     assert f"parameters {count[0]:,} {count[1]:,}" in shown
     assert "encoder.layer.1 0 of 4 3 of 6" in shown
     assert "load sparsesoup.load_compact(folder)" in shown
+
+
+def test_the_line_that_loads_an_export_can_be_copied_from_a_narrow_terminal():
+    console = Console(width=30, file=io.StringIO())
+    load = 'openvino.Core().compile_model("model.xml", "CPU", {})'
+    show({"sizes": {"weights": (2, 1)}, "layers": [], "notes": [], "load": load}, console)
+    assert console.file.getvalue().splitlines()[-1] == f"load    {load}"
 
 
 @pytest.mark.parametrize(("words", "bound"), [((), 0.14), (("--dtype", "bf16"), 0.085)])

@@ -112,7 +112,7 @@ def show(facts: Mapping[str, Any], console: Console) -> None:
         console.print(Text(f"{note}."))
     if "verified" in facts:
         console.print(Text(verdict(facts["verified"])))
-    console.print(Text(f"load    {facts['load']}"))
+    console.print(Text(f"load    {facts['load']}"), soft_wrap=True)  # a line to be copied
 
 
 def verdict(found: Mapping[str, Any]) -> str:
