@@ -1,5 +1,6 @@
 """`sparsesoup measure`: what it counts and times, what it says of it, and that one failure stops nothing else."""
 
+import io
 import json
 import time
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from rich.console import Console
 from torch import nn
 
 from sparsesoup import export, load_compact
@@ -18,6 +20,7 @@ from sparsesoup.hub.models import quiet, unpruned_model
 from sparsesoup.hub.sample import sample
 from sparsesoup.hub.structure import layers, widths
 from sparsesoup.measuring import How, _check_answers, measure
+from sparsesoup.measuring.command import show
 from sparsesoup.measuring.sparse import SparseLinear, held, sparse_model, stored
 from sparsesoup.measuring.words import said, why
 from sparsesoup.measuring.work import flops, profile, sparse_flops
@@ -184,6 +187,19 @@ def test_several_are_measured_side_by_side_and_each_keeps_its_own_file(tmp_path,
     again = export(source, "compact", small)  # a measured export can still be replaced
     assert not (again.path / "measure.json").exists()
     assert "measure.json" not in export(source, "dense", tmp_path / "dense").facts
+
+
+def test_tables_of_several_subjects_fit_a_terminal_whatever_their_paths():
+    rows = [row("compile", "as it is", label="torch.compile", per_second=1234.0, dense_per_second=2.0)]
+    found = table(rows=rows, threads=1, rounds=3, length=8, failed={}, said=[])
+    found["flops"] |= {"compact": 400}
+    found["sizes"]["dense"] |= {"parameters": 8}
+    found["sizes"]["this"] |= {"parameters": 4, "nonzero": 4}
+    paths, console = ("runs/glue/sst2/hybrid-movement-0123456789/seed-0", "b"), Console(width=80, file=io.StringIO())
+    show([found | {"path": path} for path in paths], console)
+    lines = [line.split() for line in console.file.getvalue().splitlines()]
+    assert [words[0] for words in lines if words[-2:] == ["2.00", "(1.90-2.10)"]] == ["1", "2"]
+    assert all([number, path] in lines for number, path in zip("12", paths, strict=True))
 
 
 def test_a_graph_is_measured_on_the_engines_that_read_it(tmp_path):

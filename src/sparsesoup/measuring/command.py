@@ -84,16 +84,20 @@ def show(tables: Sequence[Mapping[str, Any]], console: Console) -> None:
     first = tables[0]
     shape = f"batches of {first['batch']}" + (f", {first['length']} tokens" if first["length"] else "")
     console.print(Text(f"{shape}, {first['threads']} threads, {first['rounds']} rounds by turns\n", style="bold"))
-    names = [table["path"] for table in tables] if len(tables) > 1 else ["this"]
+    # Numbers, since a path would take the room of what was found.
+    names = [str(i) for i in range(1, len(tables) + 1)] if len(tables) > 1 else ["this"]
     _print(console, ("", "parameters", "not zero", "on disk", "packed", "zstd", "FLOP"), size_rows(tables, names))
     console.print()
-    _print(console, ("", "on", "form", "batch", "a second", "dense", "promise", "faster"), time_rows(tables, names))
-    told = "batch, dense: time of a batch, of the dense model's there. promise: by FLOPs. faster: median and quartiles."
+    _print(console, ("", "on", "form", "batch", "per s", "dense", "promise", "faster"), time_rows(tables, names))
+    told = (
+        "batch, dense: time of a batch, of the dense model's there. per s: texts or images. promise: by FLOPs. faster: "
+        "median and quartiles."
+    )
     console.print(Text(told, style="dim"))
-    for table in tables:
+    for name, table in zip(names, tables, strict=True):
         console.print()
         if len(tables) > 1:
-            console.print(Text(table["path"], style="bold"))
+            console.print(Text(f"{name}  {table['path']}", style="bold"), soft_wrap=True)
         for sentence in table["said"]:
             console.print(Text(sentence))
         for label, reason in table["failed"].items():
@@ -119,14 +123,14 @@ def time_rows(tables: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list
     return [
         (name if len(names) > 1 else "", row["label"], row["form"], milliseconds(row["seconds"]),
          f"{row['per_second']:,.0f}", milliseconds(row["dense_seconds"]), f"{row['promise']:.2f}",
-         "{:.2f} ({:.2f} to {:.2f})".format(row["faster"], *row["quartiles"]))
+         "{:.2f} ({:.2f}-{:.2f})".format(row["faster"], *row["quartiles"]))
         for name, table in zip(names, tables, strict=True) for row in table["rows"]
     ]  # fmt: skip
 
 
 def _print(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     shown = [i for i in range(len(columns)) if any(row[i] for row in rows)]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     for i in shown:
         side = "left" if columns[i] in ("", "on", "form") else "right"
         table.add_column(Text(columns[i]), justify=side, overflow="fold")  # type: ignore[arg-type]  # a word of rich
