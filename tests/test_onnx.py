@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+import transformers
 
 from sparsesoup import export
 from sparsesoup.errors import UserError
@@ -75,6 +77,7 @@ def test_onnx_runtime_answers_as_the_masked_model(name, plan, dtype, large, more
     beside = [path for path in (file.with_name("model.onnx.data"),) if path.exists()]
     assert bool(beside) == (large < LARGE)
     assert facts["sizes"]["weights"][1] == sum(path.stat().st_size for path in (file, *beside))
+    assert not [p for p in (transformers, graphs) if str(Path(p.__file__).parent).encode() in file.read_bytes()]
     onnx.checker.check_model(file, full_check=True)
     assert onnx.load(file).opset_import[0].version == more.get("opset", 23)
     config = json.loads((written.path / "config.json").read_text())

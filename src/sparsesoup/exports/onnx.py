@@ -111,7 +111,7 @@ def trace(model: Any, names: Sequence[str], opset: int = OPSETS[-1]) -> Any:
     shapes = tuple(dict(enumerate(AXES.get(name, ("batch", "length")))) for name in names)
     with quiet(), silent():
         try:
-            return torch.onnx.export(
+            program: Any = torch.onnx.export(
                 Answers(model, names, found), tuple(batch.values()), input_names=[*names], output_names=found,
                 opset_version=opset, dynamic_shapes=(shapes,), dynamo=True, verbose=False,
             )  # fmt: skip
@@ -119,6 +119,10 @@ def trace(model: Any, names: Sequence[str], opset: int = OPSETS[-1]) -> Any:
             raise UserError(
                 f"torch cannot make a graph of {type(model).__name__}: {brief(error)}; export it --to compact or packed"
             ) from error
+    for part in (program.model.graph, *program.model.functions.values()):
+        for node in part.all_nodes():
+            node.metadata_props.clear()  # the stack it was traced in: folders of this machine, and lines of source
+    return program
 
 
 @contextlib.contextmanager
