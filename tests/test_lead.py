@@ -58,6 +58,25 @@ def test_the_size_of_the_loss_does_not_matter(name: str) -> None:
     assert loud.notes["threshold_sparsity"] == pytest.approx(plain.notes["threshold_sparsity"], abs=0.03)
 
 
+@pytest.mark.parametrize("used", [(2, 1), (1,)])
+@pytest.mark.parametrize("make", [SoftMovement, HardConcreteL0])
+def test_blocks_that_a_pass_leaves_out_do_not_end_a_run(make: Any, used: tuple[int, ...]) -> None:
+    """Layers may be dropped at random, and a weight may never be asked for: its gate has no share and no gradient."""
+    count = 0
+
+    def dropping(model: Any, batch: Batch) -> Tensor:
+        nonlocal count
+        count += 1
+        x = model.embed(batch["x"]).relu()
+        for block in model.blocks[: used[count % len(used)]]:
+            x = block(x).relu() + x
+        return functional.cross_entropy(model.head(model.wide(x).relu()), batch["labels"])
+
+    ticket = make(score_rate=0.5).run(tiny(objective=dropping, steps=100), 0.5)
+    assert kept(ticket.masks) == 1000
+    assert ticket.notes["threshold_sparsity"] == pytest.approx(0.5, abs=0.1)
+
+
 def led(problem: Problem, **more: Any) -> tuple[TrainState, Lead, list[Parameter]]:
     """A state with random scores, and its lead."""
     ties = tiled(problem.targets, Element)

@@ -86,13 +86,13 @@ class Lead:
         return float(order.values[min(place, len(order.values) - 1)] - level)
 
     def term(self, state: TrainState) -> Tensor:
-        """The penalty, for the loss."""
-        parts = []
+        """The penalty, for the loss: of the gates that the pass went through, since it may leave a block out."""
+        total = torch.zeros(())
         for gate, family in zip(self._first(state), self._families(state), strict=True):
-            assert gate.share is not None
-            parts.append(gate.share * family)
-            gate.share = None  # it holds the graph
-        return _number(state, "weight") * torch.stack(parts).sum()
+            if gate.share is not None:
+                total = total + gate.share * family
+                gate.share = None  # it holds the graph
+        return _number(state, "weight") * total
 
     def observe(self, state: TrainState) -> None:
         """Remember how strongly the task pulls at the scores: the root mean square of its gradient, on a sample."""
@@ -100,11 +100,14 @@ class Lead:
         for gate, family in zip(self._first(state), self._families(state), strict=True):
             score = gate.score
             assert score is not None
-            assert score.grad is not None
+            if score.grad is None:  # its block was left out of this step
+                continue
             stride = max(1, score.numel() // 4096)
             open_ = (score.detach().flatten()[::stride] - self.shift).sigmoid()
             own = weight * family / score.numel() * open_ * (1 - open_)
             parts.append(score.grad.flatten()[::stride] - own)
+        if not parts:
+            return
         now = float(torch.cat(parts).square().mean().sqrt())
         known = "lead/pull" in state.memory
         mean = MEMORY * _number(state, "pull") + (1 - MEMORY) * now if known else now
