@@ -1,21 +1,24 @@
 """Powerpropagation, PLATON and PINS on real architectures: tiny transformers of random weights, in both precisions."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, XLNetConfig, XLNetModel
 
 from sparsesoup.data import Data
 from sparsesoup.gates.power import attach, fold_
+from sparsesoup.hub.build import Place, build, open_task
 from sparsesoup.hub.families import prunable
 from sparsesoup.hub.tasks import predict
 from sparsesoup.masks import kept, total
 from sparsesoup.methods import METHODS
+from sparsesoup.methods.soft import SoftMovement
 from sparsesoup.problem import Problem, Training
 from sparsesoup.rng import generator
-from tiny_hub import CONFIGS, FAMILIES
+from tiny_hub import CONFIGS, FAMILIES, tokenizer
 
 
 def rows(count: int, seed: int) -> Data:
@@ -71,3 +74,15 @@ def test_every_architecture_is_pruned_to_the_asked_sparsity(name: str, family: s
     assert all(t.dtype == problem.pretrained.state_dict()[n].dtype for n, t in ticket.weights.items())
     assert not any(fresh.get_parameter(n)[~m].any() for n, m in ticket.masks.items())
     assert problem.validate(fresh.eval())["accuracy"] == pytest.approx(ticket.metrics["accuracy"], abs=0.1)
+
+
+def test_xlnet_which_knows_no_longest_row_and_keeps_stacks_of_matrices_is_masked_weight_by_weight(
+    place: Path, tmp_path: Path
+) -> None:
+    XLNetModel(XLNetConfig(vocab_size=64, d_model=16, d_inner=32, n_layer=2, n_head=2)).save_pretrained(tmp_path)
+    tokenizer(False).save_pretrained(tmp_path)
+    where = Place(model=str(tmp_path), dataset=str(place / "reviews"))
+    problem = build(where, open_task(where), steps=8, training=Training(batch_size=8))
+    assert {len(target.shape) for target in problem.targets.values()} == {2, 3}
+    ticket = SoftMovement(score_rate=2.0).run(problem, 0.6)
+    assert kept(ticket.masks) == round(0.4 * total(ticket.masks))

@@ -1,5 +1,6 @@
 """Patterns: what falls together (one weight, a block, a row, a column, or bands of several matrices)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -27,7 +28,12 @@ class Block:
             raise UserError(f"a block has sides of 0 (whole) or more, got {self.rows}x{self.cols}")
 
     def tile(self, shape: Sequence[int], name: str = "a weight") -> tuple[int, int]:
-        """(rows, cols) of a tile in a matrix of this shape; ValueError if the tiles do not fill it."""
+        """(rows, cols) of a tile in a matrix of this shape; ValueError if the tiles do not fill it.
+
+        Single weights fill a stack of matrices too.
+        """
+        if self == Element:
+            return 1, 1
         if len(shape) != 2:
             raise UserError(f"a block tiles matrices only, {name} has shape {tuple(shape)}")
         rows, cols = self.rows or shape[0], self.cols or shape[1]
@@ -40,13 +46,17 @@ class Block:
 
     def total(self, values: Tensor, name: str = "a weight") -> Tensor:
         """Sum of the values in each tile, [out / rows, in / cols]."""
+        if self == Element:
+            return values
         rows, cols = self.tile(values.shape, name)
         return values.reshape(values.shape[0] // rows, rows, values.shape[1] // cols, cols).sum(dim=(1, 3))
 
     def spread(self, groups: Tensor, shape: Sequence[int]) -> Tensor:
-        """The value of each tile at all of its weights, [out, in]."""
+        """The value of each tile, given row by row, at all of its weights, [out, in]."""
+        if self == Element:
+            return groups.view(*shape)
         rows, cols = self.tile(shape)
-        return groups.repeat_interleave(rows, 0).repeat_interleave(cols, 1)
+        return groups.view(shape[0] // rows, -1).repeat_interleave(rows, 0).repeat_interleave(cols, 1)
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,7 @@ class Tie:
         counts = {}
         for name, block in self.members:
             rows, cols = block.tile(shapes[name], name)
-            counts[name] = shapes[name][0] // rows * (shapes[name][1] // cols)
+            counts[name] = math.prod(shapes[name]) // (rows * cols)
         return counts
 
     def area(self, shapes: Mapping[str, Sequence[int]]) -> int:
@@ -90,11 +100,7 @@ class Tie:
 
     def spread(self, groups: Tensor, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
         """The value of each group at all of its weights, in every member."""
-        found = {}
-        for name, block in self.members:
-            rows, cols = block.tile(shapes[name], name)
-            found[name] = block.spread(groups.view(shapes[name][0] // rows, shapes[name][1] // cols), shapes[name])
-        return found
+        return {name: block.spread(groups, shapes[name]) for name, block in self.members}
 
 
 Pattern = Block | tuple[Tie, ...]  # one tile for all matrices, or how each of them is tiled and tied

@@ -54,10 +54,7 @@ class Gate(nn.Module):
 
     def spread(self, groups: Tensor, shape: torch.Size) -> Tensor:
         """The value of each group at all of its weights."""
-        if self.block == Element or len(shape) == 1:
-            return groups.view(shape)
-        rows, cols = self.block.tile(shape)
-        return self.block.spread(groups.view(shape[0] // rows, shape[1] // cols), shape)
+        return groups.view(shape) if len(shape) == 1 else self.block.spread(groups, shape)
 
 
 class Through(torch.autograd.Function):

@@ -193,6 +193,8 @@ def _length(place: Place, kind: Kind, config: Any, tokenizer: Any) -> int:
 def positions(config: Any) -> float:
     """Tokens of a row that a model takes, infinite where its config.json knows no limit."""
     most = getattr(config, "max_position_embeddings", None) or math.inf
+    if most < 0:  # XLNet's way of saying that it knows none
+        return math.inf
     if "roberta" in str(config.model_type):
         most -= config.pad_token_id + 1  # its positions begin behind the padding's
     return float(most) if math.isinf(most) else int(most)
