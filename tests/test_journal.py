@@ -39,6 +39,9 @@ LONG: dict[str, Method] = {
     "lottery-pools": replace(METHODS["lottery-pools"], cut=0.6, neighbours=2),
 }
 STEPPED: dict[str, tuple[int, dict[str, Any]]] = {  # steps and settings in which every kind of piece is short
+    "dense": (60, {}),
+    "magnitude": (60, {}),
+    "imp": (40, {"cut": 0.5}),
     "imp-rewind": (40, {"cut": 0.5}),
     "lr-rewind": (40, {"cut": 0.5}),
     "isp": (60, {}),
@@ -61,6 +64,8 @@ STEPPED: dict[str, tuple[int, dict[str, Any]]] = {  # steps and settings in whic
     "movement": (60, {}),
     "soft-movement": (60, {"score_rate": 0.5}),
     "l0": (60, {"score_rate": 1.0}),
+    "magnitude-ste": (60, {}),
+    "block-movement": (60, {"score_rate": 0.5, "pattern": Block(5, 4)}),
     "hybrid-movement": (60, {"score_rate": 0.5, "tile": Block(5, 4)}),
     "hybrid-filled": (60, {"score_rate": 0.5, "tile": Block(5, 4), "refill": 0.5}),
 }
