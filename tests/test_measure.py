@@ -327,6 +327,8 @@ def test_wrong_words_are_refused_in_one_line(words, told, tmp_path, capsys):
 
 
 def test_what_is_no_run_and_no_export_is_refused(tmp_path, capsys):
+    with pytest.raises(UserError, match="nothing to measure; give a run or an export"):
+        measure([], How())
     assert command(tmp_path / "nowhere") == 2
     assert "no ticket at" in capsys.readouterr().err
     (tmp_path / "export.json").write_text("{")

@@ -64,6 +64,8 @@ def measure(paths: Sequence[Path], how: How, note: Callable[[str], object] = lam
     Raises: UserError for bad input, or if no backend could run any of them. One that fails on a model is noted and
         stops no other.
     """
+    if not paths:
+        raise UserError("nothing to measure; give a run or an export, or several")
     subjects = [open_subject(path) for path in paths]
     for subject in subjects:
         _check_length(subject, how)
