@@ -365,6 +365,13 @@ def test_show_prints_the_matrices_and_where_they_came_from(soup, capsys, monkeyp
         assert word in out, word
 
 
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_table_of_methods_cuts_nothing_off(capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert main(["methods"]) == 0
+    assert "…" not in capsys.readouterr().out
+
+
 def test_methods_lists_every_method_and_one_methods_settings_with_defaults(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["methods"]) == 0

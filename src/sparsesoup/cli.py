@@ -204,7 +204,7 @@ def _all_methods(console: Console) -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column(columns[0], no_wrap=True, min_width=max(map(len, TABLE)))
     for column in columns[1:]:
-        table.add_column(column)
+        table.add_column(column, overflow="fold")  # a long formula goes on below; it would be cut
     for name, row in TABLE.items():
         table.add_row(name, row.family, row.score, row.cost, row.source, *([row.summary] if wide else []))
     console.print(table)
