@@ -45,7 +45,7 @@ class Journal:
         self,
         meter: Meter,
         folder: Path | None = None,
-        every: float = 10.0,
+        every: float = 30.0,
         position: Callable[[], int] = lambda: 0,
         rewind: Callable[[int], None] = lambda at: None,
     ) -> None:

@@ -132,7 +132,7 @@ def parser_for(name: str | None) -> Parser:
     parser = Parser(prog=prog, description=_description(name), allow_abbrev=False)
     parser.add_argument("--config", type=str, help="recipe (YAML); flags win over it")
     parser.add_argument("--out", type=str, default="runs", help="folder that run directories are put in")
-    parser.add_argument("--save_every", type=float, default=10.0, help="seconds between saves to resume from, at least")
+    parser.add_argument("--save_every", type=float, default=30.0, help="seconds between saves to resume from, at least")
     shelf = (
         "folder of trainings that runs have in common (the dense run, IMP's rounds); a run takes what is there, adds "
     )

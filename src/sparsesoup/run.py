@@ -64,7 +64,7 @@ class Outside:
     """
 
     console: Console
-    save_every: float = 10.0
+    save_every: float = 30.0
     shelf: Path | None = None
     patient: bool = False
     workers: int = 1
