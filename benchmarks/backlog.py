@@ -12,13 +12,11 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from sparsesoup.errors import UserError
 from sparsesoup.recipe import Settings, from_table
 from sparsesoup.run import complete
 from sparsesoup.study.estimate import Estimator
-from study import HERE, cells, do, finished, sparsity
+from study import HERE, cells, do, finished, read, sparsity
 
 SPARE = 1.3  # how much longer than those before it a cell may take
 FIRST = 1e12  # FLOP a second that are hoped for before anything is known
@@ -37,9 +35,9 @@ def backlog(experiments: Path, results: Path) -> list[Entry]:
     """The unfinished cells of the experiments in a folder, the cheapest first."""
     estimator, found = Estimator(timed=False), []
     for path in sorted(experiments.glob("*.yaml")):
-        study = yaml.safe_load(path.read_text(encoding="utf-8"))
+        study = read(path)
         if "rows" not in study:
-            continue  # a recipe of `sparsesoup compare`, or no study
+            continue  # what the small CLIP is made by
         there = finished(study, results / f"{path.stem}.json")
         for row, own, seed in cells(study):
             if (row, seed) not in there and (flops := cost(estimator, study, row, own, seed)):

@@ -29,6 +29,12 @@ FIXED = ("model", "dataset", "sparsity", "steps", "train")  # what decides a cel
 KEPT = ("method", "validation", "test", "sparsity", "cost", "steps", "notes", "command", "machine", "versions")
 
 
+def read(path: Path) -> dict[str, Any]:
+    """An experiment; one that is `like` another one says only what differs."""
+    study: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return read(path.parent / study.pop("like")) | study if "like" in study else study
+
+
 def cells(study: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], int]]:
     """(row, its settings, seed): all seeds of a row before the next row, so that the rows that are there are whole."""
     for (row, own), seed in itertools.product(study["rows"].items(), study["seeds"]):
@@ -97,7 +103,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="one per process is fastest on small models")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    study = yaml.safe_load(options.study.read_text(encoding="utf-8"))
+    study = read(options.study)
     result = HERE / "results" / f"{options.study.stem}.json"
     for row, own, seed in cells(study):
         if (row, seed) not in finished(study, result):

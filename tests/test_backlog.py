@@ -26,7 +26,8 @@ def test_the_cheapest_unfinished_cells_are_drawn_and_copied(place, tmp_path):
         (tmp_path / name).symlink_to(place / name)
     study = STUDY | {"model": "bert", "rows": {"imp": {"method": {"cut": 0.3}}, "dense": None, "isp-code": None}}
     (home / "experiments" / "small.yaml").write_text(yaml.safe_dump(study))
-    (home / "experiments" / "clip.yaml").write_text("models: bert\nmethods: [dense]\n")  # no experiment of rows
+    (home / "experiments" / "other.yaml").write_text("like: small.yaml\nrows: {magnitude: null}\n")
+    (home / "experiments" / "clip-pretrain.yaml").write_text("seed: 0\n")  # no experiment of rows
     environment = offline() | {"PYTHON": sys.executable, "WORKERS": "1", "OUT": str(tmp_path / "out")}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     line = ["sh", str(home / "gpu.sh"), "300"]
@@ -37,16 +38,19 @@ def test_the_cheapest_unfinished_cells_are_drawn_and_copied(place, tmp_path):
     assert cells["isp-code"]["missing"]  # refused at so short a T, and told
     assert "isp-code on reviews: 4 steps are too few" in said.stdout
     whole = said.stdout.splitlines()
-    assert [text.split()[0] for text in whole if " cells in " in text] == ["1", "2"]
+    assert [text.split()[0] for text in whole if text.endswith("small.json")] == ["1", "2"]
+    other = json.loads((home / "results" / "other.json").read_text())
+    assert [(cell["row"], cell["steps"]) for cell in other["cells"]] == [("magnitude", 4)]  # as small.yaml says
     assert (tmp_path / "out" / "small.json").read_text() == result.read_text()
     runs = [path.parts[-3] for path in sorted(home.glob("scratch/*/*/*/report.json"), key=lambda p: p.stat().st_mtime)]
-    assert [name.partition("-")[0] for name in runs] == ["dense", "imp"]
+    assert [name.partition("-")[0] for name in runs] == ["magnitude", "dense", "imp"]
 
 
 @pytest.mark.parametrize("path", sorted((BENCHMARKS / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_row_of_a_committed_experiment_can_be_drawn(path, monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
-    backlog, study = importlib.import_module("backlog"), yaml.safe_load(path.read_text())
+    backlog = importlib.import_module("backlog")
+    study = backlog.read(path)
     for row, own in study.get("rows", {}).items():
         found = backlog.settings(study, row, own or {}, 1)
         assert (found.name, found.place.seed) == ((own or {}).get("name", row), 1)

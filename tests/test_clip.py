@@ -26,7 +26,6 @@ from sparsesoup.hub.prompts import names_of, templates_of
 from sparsesoup.problem import Training
 from sparsesoup.recipe import dump, read
 from sparsesoup.show import read_report
-from sparsesoup.study.plan import read_plan
 from tiny_clip import COLOURS, checkpoint, clip, pictures, tokenizer
 from tiny_hub import masks_of, offline, run_of
 
@@ -358,13 +357,6 @@ def test_a_clip_teaches_itself_by_the_same_head(place, tmp_path):
 
 def test_a_dense_clip_teaches(place, tmp_path):
     assert main(line_of(place, tmp_path, "gradual", "--train.distill.teacher", "dense")) == 0
-
-
-def test_the_study_of_the_benchmarks_reads_as_a_recipe(place):
-    path = Path(__file__).parents[1] / "benchmarks" / "experiments" / "clip.yaml"
-    plan = read_plan(path, {"models": place.model, "datasets": [place.dataset]})
-    assert len(plan.cells) == 14 * 3
-    assert len({cell.path for cell in plan.cells}) == len(plan.cells)
 
 
 def test_a_clip_without_a_tokenizer_is_refused_since_all_its_classes_would_be_the_same(place, tmp_path):
