@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from drawing import axes, label
 from sparsesoup.measuring import How, measure
 from sparsesoup.measuring.backends import BACKENDS
 from sparsesoup.study.tables import entry, paired
 from sparsesoup.summary import machine
-from study import add, cells, do, finished
+from study import add, cells, do, finished, read
 
 HERE = Path(__file__).parent
 ON = ("torch", "onnxruntime")
@@ -114,7 +113,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="a trial of so many steps and one seed; its result goes to --out")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    study = yaml.safe_load(options.study.read_text(encoding="utf-8"))
+    study = read(options.study)
     result = HERE / "results" / f"{options.study.stem}.json"
     if options.steps:
         study |= {"steps": options.steps, "seeds": study["seeds"][:1]}

@@ -113,7 +113,8 @@ def pair(grid: Plan, folder: Path, number: int) -> dict[str, float]:
 
 def command(options: argparse.Namespace) -> str:
     """How the same is measured again."""
-    return f"python benchmarks/overhead.py --steps {options.steps} --cells {options.cells} --rounds {options.rounds}"
+    words = f"python benchmarks/overhead.py --steps {options.steps} --cells {options.cells} --rounds {options.rounds}"
+    return words if options.out == RESULT else f"{words} --out {options.out}"
 
 
 def main() -> None:

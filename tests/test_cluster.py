@@ -21,7 +21,7 @@ from test_study import _command, children, told, weights_equal
 from tiny_hub import offline
 
 ray = pytest.importorskip("ray")
-from ray.cluster_utils import Cluster  # noqa: E402
+from ray.cluster_utils import Cluster  # noqa: E402 - only where there is a ray
 
 WORKER = {"num_cpus": 1, "object_store_memory": STORE}
 NODE = WORKER | {"include_dashboard": False}

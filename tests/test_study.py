@@ -361,7 +361,7 @@ def test_a_model_of_texts_on_a_dataset_of_images_is_refused_before_anything_is_d
     assert not os.path.exists("runs")
 
 
-@pytest.mark.parametrize("name", ["../elsewhere", "small/cells", "/tmp/elsewhere", ".", ".."])
+@pytest.mark.parametrize("name", ["../elsewhere", "small/cells", "/elsewhere", ".", ".."])
 def test_a_name_that_leads_into_another_folder_is_refused(name, capsys):
     write(methods=["magnitude"])
     assert main(["compare", "--config", "small.yaml", "--name", name]) == 2

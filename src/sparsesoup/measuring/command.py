@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -132,8 +132,8 @@ def _print(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str
     shown = [i for i in range(len(columns)) if any(row[i] for row in rows)]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     for i in shown:
-        side = "left" if columns[i] in ("", "on", "form") else "right"
-        table.add_column(Text(columns[i]), justify=side, overflow="fold")  # type: ignore[arg-type]  # a word of rich
+        side: JustifyMethod = "left" if columns[i] in ("", "on", "form") else "right"
+        table.add_column(Text(columns[i]), justify=side, overflow="fold")
     for row in rows:
         table.add_row(*(Text(row[i]) for i in shown))
     console.print(table)
