@@ -115,7 +115,9 @@ def test_whole_numbers_with_a_point_are_classes_where_training_has_classes():
 
 
 @pytest.mark.parametrize(("values", "said"), [(["0.5", "1.5", "NA"], "numbers and 'NA'"), (["a", "a"], "every row"),
-                                              ([0, 0], "every row has the label 0")])  # fmt: skip
+                                              ([0, 0], "every row has the label 0"),
+                                              ([[0, 1], [1]], "several labels at once"),
+                                              ([["a"], []], "several labels at once")])  # fmt: skip
 def test_labels_that_are_no_classes_are_refused(values, said):
     with pytest.raises(UserError, match=f"x: .*{said}"):
         find_task(Dataset.from_dict({"text": ["t"] * len(values), "label": values}), "x")

@@ -220,6 +220,11 @@ def _class_names(train: Dataset, label: str, name: str) -> tuple[str, ...]:
     kind = train.features[label]
     if isinstance(kind, ClassLabel):
         return tuple(kind.names)
+    if not isinstance(kind, Value) and getattr(kind, "feature", None) is not None:  # a list a row
+        raise UserError(
+            f"{name}: the label column {label} holds a list a row (several labels at once), where one class or number "
+            f"a row is allowed; make a dataset of each label, or name another column with `--label-column`"
+        )
     dtype = kind.dtype if isinstance(kind, Value) else type(kind).__name__
     if dtype in REAL:
         return ()
@@ -233,18 +238,23 @@ def _class_names(train: Dataset, label: str, name: str) -> tuple[str, ...]:
         _check_words(present, label, name)
         return tuple(sorted(present))
     if dtype in WHOLE and present:
-        count = int(max(present)) + 1
-        if count > 2 * len(present) + 10:  # numbers of something else, and a head of that width would be built
-            raise UserError(
-                f"{name}: the label column {label} has {len(present)} different numbers up to {count - 1}, where "
-                f"classes 0, 1, 2, ... are allowed; number them anew or write them as strings, or name another "
-                f"column with `--label-column`"
-            )
-        return tuple(str(i) for i in range(count))
+        return _numbered(present, label, name)
     raise UserError(
         f"{name}: the label column {label} is of type {dtype}{'' if present else ' without values of its own'}, where "
         f"classes, numbers or strings are allowed; its columns are {columns_of(train.features)}; {FLAGS}"
     )
+
+
+def _numbered(present: Sequence[int], label: str, name: str) -> tuple[str, ...]:
+    """Names of classes that are whole numbers; UserError if the numbers are of something else."""
+    count = int(max(present)) + 1
+    if count > 2 * len(present) + 10:  # a head of that width would be built
+        raise UserError(
+            f"{name}: the label column {label} has {len(present)} different numbers up to {count - 1}, where "
+            f"classes 0, 1, 2, ... are allowed; number them anew or write them as strings, or name another "
+            f"column with `--label-column`"
+        )
+    return tuple(str(i) for i in range(count))
 
 
 def _check_words(present: Sequence[str], label: str, name: str) -> None:
