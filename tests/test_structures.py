@@ -336,3 +336,12 @@ def test_the_report_tells_what_came_back_and_the_terminal_that_it_is_less_than_a
     (note,) = [line for line in warned(facts) if "where 80.0 % were asked for" in line and "whole again" in line]
     assert "\n" not in note
     assert not [line for line in warned(facts | {"notes": {}}) if "whole again" in line]
+
+
+def test_the_terminal_says_where_groups_miss_the_sparsity_by_far() -> None:
+    ticket = replace(METHODS["magnitude"], structure="heads").run(bert(), 0.3)  # a head is an eighth of the weights
+    assert ticket.sparsity == 0.375
+    facts = {"notes": ticket.notes, "settings": {"train": {"batch_size": 8}}, "cost": ticket.cost}
+    (note,) = warned(facts | {"sparsity": {"asked": 0.3, "reached": ticket.sparsity}})
+    assert note.startswith("37.5 % of the weights are gone where 30.0 % were asked for")
+    assert not warned(facts | {"sparsity": {"asked": 0.37, "reached": ticket.sparsity}})

@@ -86,6 +86,11 @@ def warned(facts: Facts) -> list[str]:
             f"{percent(reached)} of the weights are gone where {percent(asked)} were asked for, since kept heads and "
             f"units are whole again: ask for more, or say --method.attention heads"
         )
+    elif abs(reached - asked) > FAR:
+        found.append(
+            f"{percent(reached)} of the weights are gone where {percent(asked)} were asked for: they go in whole "
+            f"groups, and one fewer would leave more than may stay; ask for another sparsity, or for smaller groups"
+        )
     if facts["settings"]["train"]["batch_size"] > facts.get("train_rows", math.inf):
         found.append(
             f"the batches had {facts['train_rows']} rows, all there are, not {facts['settings']['train']['batch_size']}"
