@@ -200,7 +200,7 @@ def _command(pid):
 
 def test_a_cell_that_fails_says_why_and_stops_no_other(capsys, monkeypatch):
     write(methods={"magnitude": None, "isp-paper": None}, sparsities=0.5)
-    assert main(["compare", "--config", "small.yaml", "--workers", "2"]) == 0
+    assert main(["compare", "--config", "small.yaml", "--workers", "2"]) == 1
     err = capsys.readouterr().err
     assert err.count("failed: isp-paper on reviews") == 2
     assert "steps are too few" in err
@@ -209,11 +209,11 @@ def test_a_cell_that_fails_says_why_and_stops_no_other(capsys, monkeypatch):
     assert len(found["failed"]) == 2
     assert "2 cells failed" in Path("runs/studies/small/study.html").read_text()
     assert "| isp-paper | missing | missing |" in Path("runs/studies/small/study.md").read_text()
-    assert main(["compare", "--config", "small.yaml"]) == 0
+    assert main(["compare", "--config", "small.yaml"]) == 1
     err = capsys.readouterr().err
     assert "isp-paper" not in err  # not tried again unless asked to
     assert "2 of 4 cells failed; the page says why, and --retry-failed" in err
-    assert main(["compare", "--config", "small.yaml", "--retry-failed"]) == 0
+    assert main(["compare", "--config", "small.yaml", "--retry-failed"]) == 1
     assert capsys.readouterr().err.count("failed: isp-paper") == 2
 
 

@@ -37,7 +37,7 @@ With nothing but a method it prunes the embedded model on the embedded dataset (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code is 0, 2 for bad input, 130 when interrupted."""
+    """Run one command; the exit code is 0, 1 for a study with failed cells, 2 for bad input, 130 when interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             where = getattr(error, "filename", None) or "while writing"
             return _say(f"the disk is full ({where}: {error}); free space and repeat the command")
         if isinstance(error, OSError) and error.errno in NO_WRITING:
-            return _say(f"cannot write {error.filename}: {error.strerror}; give another --out")
+            return _say(f"cannot write {error.filename}: {error.strerror}; name a place that can be written to")
         raise
 
 
@@ -71,7 +71,7 @@ def _is_disk_full(error: Exception) -> bool:
 
 
 def _run(command: str, arguments: list[str]) -> int:
-    commands: dict[str, Callable[[list[str]], None]] = {
+    commands: dict[str, Callable[[list[str]], int | None]] = {
         "prune": _prune,
         "test": _test,
         "show": _show,
@@ -84,8 +84,7 @@ def _run(command: str, arguments: list[str]) -> int:
     }
     if command not in commands:
         raise UserError(f"unknown command {command!r}; allowed: {', '.join(commands)} (see `sparsesoup --help`)")
-    commands[command](arguments)
-    return 0
+    return commands[command](arguments) or 0
 
 
 def _prune(arguments: list[str]) -> None:
@@ -159,10 +158,10 @@ def _push(arguments: list[str]) -> None:
     print(f"model   {written}")
 
 
-def _compare(arguments: list[str]) -> None:
+def _compare(arguments: list[str]) -> int:
     from sparsesoup.study.command import main
 
-    main(arguments)
+    return main(arguments)
 
 
 def _options(command: str, about: str, arguments: list[str], apply: bool = False) -> Any:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import track
 
 from sparsesoup.errors import UserError
+from sparsesoup.files import read_table
 from sparsesoup.parser import OneLine
 from sparsesoup.study.cluster import Room, cluster
 from sparsesoup.study.compare import compare, table_of_runs
@@ -43,6 +44,7 @@ Recipes that are shipped: table2 (CLIP on images), table3 (BERT on GLUE), transf
 The same command again goes on where it was, whatever was killed. The test split is opened once a cell, when all
 are drawn. Cells are drawn in this process, in several (--workers 2), or on Ray (--executor ray), here or on the nodes
 of a cluster that share the working directory and --out: always to the same bits, with the same device and threads.
+The exit code is 1 where cells failed.
 """
 
 
@@ -68,23 +70,24 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def main(arguments: list[str]) -> None:
-    """What `sparsesoup compare` does."""
+def main(arguments: list[str]) -> int:
+    """What `sparsesoup compare` does; 1 if cells of the study have failed, also by an earlier command, else 0."""
     options, console = parser().parse_args(arguments), Console(stderr=True)
     if bool(options.RUN) == bool(options.config):
         raise UserError("compare needs either --config recipe.yaml or runs that exist; see `sparsesoup compare --help`")
     if options.RUN:
         _need_no_recipe(options)
         _show(table_of_runs(options.RUN, options.name or "runs", options.out))
-        return
+        return 0
     plan = at_equal_cost(read_plan(Path(options.config), _changes(options), options.name, options.out))
     if options.dry_run:
         found = track(forecasts(plan, options.out), "estimating", len(plan.cells), console=console, transient=True)
         print("\n".join(told(found)))
-        return
+        return 0
     with _executor(options) as (executor, threads):
         folder = compare(plan, options.out, console, executor, threads, options.retry_failed, options.workers_per_cell)
     _show(folder)
+    return int(bool(read_table(folder / "study.json")["failed"]))
 
 
 def _recipe_flags(made: argparse.ArgumentParser) -> None:
