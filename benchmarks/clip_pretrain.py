@@ -37,10 +37,11 @@ from sparsesoup.hub.sources import open_splits, training_splits
 from sparsesoup.hub.text import padding
 from sparsesoup.journal import Journal
 from sparsesoup.meter import Cost, Meter
-from sparsesoup.problem import Problem, Training, evaluate
+from sparsesoup.problem import Problem, evaluate
 from sparsesoup.rng import fold, generator
 from sparsesoup.summary import machine, versions
 from sparsesoup.train import train
+from sparsesoup.training import Training
 from sparsesoup.watch import Watch
 
 HERE = Path(__file__).parent

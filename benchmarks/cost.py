@@ -26,10 +26,11 @@ from sparsesoup.methods.movement import Movement
 from sparsesoup.methods.soft import HardConcreteL0
 from sparsesoup.methods.weak import cast_vote, look_ahead
 from sparsesoup.patterns import Block
-from sparsesoup.problem import Problem, Training, to_device
+from sparsesoup.problem import Problem, to_device
 from sparsesoup.scores import magnitude
 from sparsesoup.select import keep
 from sparsesoup.train import train
+from sparsesoup.training import Training
 
 RESULT = Path(__file__).parent / "results" / "cost.json"
 

@@ -15,9 +15,10 @@ from sparsesoup.gates.base import gates
 from sparsesoup.hub.build import Place, build, open_task
 from sparsesoup.methods.learnt import begin
 from sparsesoup.methods.movement import Movement
-from sparsesoup.problem import Problem, Training
+from sparsesoup.problem import Problem
 from sparsesoup.state import TrainState
 from sparsesoup.train import train
+from sparsesoup.training import Training
 
 RESULT = Path(__file__).parent / "results" / "tuning" / "ends.json"
 

@@ -15,10 +15,11 @@ from sparsesoup.data import Batch, Data
 from sparsesoup.journal import Journal
 from sparsesoup.masks import Masks
 from sparsesoup.meter import Meter
-from sparsesoup.problem import Problem, Silent, Training
+from sparsesoup.problem import Problem, Silent
 from sparsesoup.rng import generator
 from sparsesoup.state import TrainState
 from sparsesoup.targets import Target
+from sparsesoup.training import Training
 
 torch.set_num_threads(1)
 # The same examples on every machine; to hunt for new ones: --hypothesis-profile=default.

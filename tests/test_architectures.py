@@ -16,8 +16,9 @@ from sparsesoup.hub.tasks import predict
 from sparsesoup.masks import kept, total
 from sparsesoup.methods import METHODS
 from sparsesoup.methods.soft import SoftMovement
-from sparsesoup.problem import Problem, Training
+from sparsesoup.problem import Problem
 from sparsesoup.rng import generator
+from sparsesoup.training import Training
 from tiny_hub import CONFIGS, FAMILIES, tokenizer
 
 

@@ -23,9 +23,9 @@ from sparsesoup.hub.build import Place, build, open_task
 from sparsesoup.hub.families import prunable
 from sparsesoup.hub.models import load_model
 from sparsesoup.hub.prompts import names_of, templates_of
-from sparsesoup.problem import Training
 from sparsesoup.recipe import dump, read
 from sparsesoup.show import read_report
+from sparsesoup.training import Training
 from tiny_clip import COLOURS, checkpoint, clip, pictures, tokenizer
 from tiny_hub import masks_of, offline, run_of
 

@@ -19,11 +19,12 @@ from sparsesoup.errors import UserError
 from sparsesoup.masks import Masks
 from sparsesoup.methods import METHODS, TABLE, FromTicket, Method
 from sparsesoup.patterns import Block, Column, Row
-from sparsesoup.problem import Problem, Training
+from sparsesoup.problem import Problem
 from sparsesoup.scores import magnitude
 from sparsesoup.select import keep
 from sparsesoup.targets import parameters
 from sparsesoup.ticket import Ticket, save_masks
+from sparsesoup.training import Training
 
 SHORT: dict[str, dict[str, Any]] = {  # settings for the rows whose defaults need more than the tiny problem's 60 steps
     "imp": {"cut": 0.5},

@@ -12,12 +12,12 @@ from sparsesoup.masks import Masks, distance, kept_distance
 from sparsesoup.methods import METHODS
 from sparsesoup.methods.early_bird import MEASURES, EarlyBird, drawn, remember
 from sparsesoup.patterns import Block
-from sparsesoup.problem import Training
 from sparsesoup.rng import generator
 from sparsesoup.scores import magnitude, random
 from sparsesoup.select import keep
 from sparsesoup.state import TrainState
 from sparsesoup.train import train
+from sparsesoup.training import Training
 
 NEVER = EarlyBird(threshold=0.0, search=0.5)  # on a model that moves
 

@@ -9,7 +9,7 @@ import sparsesoup
 
 ROOT = Path(sparsesoup.__file__).parent
 FLOORS: list[set[str]] = [
-    {"errors", "files", "rng", "masks", "patterns", "schedules", "meter", "data", "timing"},
+    {"errors", "files", "rng", "masks", "patterns", "schedules", "meter", "data", "timing", "training"},
     {"journal", "neighbours", "select", "shelf", "structures", "targets", "threshold", "ticket"},
     {"forks", "state", "problem"},
     {"train", "common", "hold", "objectives"},

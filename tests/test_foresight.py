@@ -15,7 +15,7 @@ from sparsesoup.methods import METHODS, Method
 from sparsesoup.methods.flow import GradientFlow
 from sparsesoup.methods.foresight import Grasp, Snip, Wanda
 from sparsesoup.patterns import Row
-from sparsesoup.problem import Problem, Training
+from sparsesoup.problem import Problem
 from sparsesoup.schedules import Cubic
 from sparsesoup.scores.activation import wanda
 from sparsesoup.scores.calibration import calibration
@@ -23,6 +23,7 @@ from sparsesoup.scores.gradient import gradient, hessian_product
 from sparsesoup.select import keep
 from sparsesoup.targets import parameters
 from sparsesoup.train import train
+from sparsesoup.training import Training
 from test_gradient import exact
 from tiny_bert import bert
 

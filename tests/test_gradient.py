@@ -14,10 +14,11 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from conftest import Net, same, tiny
 from sparsesoup.errors import UserError
-from sparsesoup.problem import Problem, Training
+from sparsesoup.problem import Problem
 from sparsesoup.scores.calibration import Rows, calibration
 from sparsesoup.scores.gradient import flow, gradient, hessian_product, sensitivity, travelled
 from sparsesoup.targets import Target, parameters
+from sparsesoup.training import Training
 from tiny_bert import bert
 
 

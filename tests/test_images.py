@@ -24,6 +24,7 @@ from sparsesoup.hub.sources import open_splits, open_test, training_splits
 from sparsesoup.meter import CountFlops
 from sparsesoup.rng import generator
 from sparsesoup.train import train
+from sparsesoup.training import Training
 from test_resume import costs, killed
 from tiny_hub import checkpoint as texts_checkpoint
 from tiny_hub import log_of, masks_of, run_of, sparsesoup, weights_of, write_rows
@@ -167,7 +168,7 @@ def test_training_sees_other_crops_each_step_and_validation_the_whole_image():
 
 def problem_of(place, **changed):
     where = Place(model=str(place / "vit"), dataset=str(place / "table"))
-    return build(where, open_task(where), steps=6, training=library.problem.Training(batch_size=8), **changed)
+    return build(where, open_task(where), steps=6, training=Training(batch_size=8), **changed)
 
 
 def test_training_in_two_halves_is_training_at_once_crops_included(place, monkeypatch):

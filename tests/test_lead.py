@@ -22,10 +22,11 @@ from sparsesoup.meter import Meter
 from sparsesoup.methods.learnt import scores, straight
 from sparsesoup.methods.soft import HardConcreteL0, SoftMovement
 from sparsesoup.patterns import Element
-from sparsesoup.problem import Problem, Training
+from sparsesoup.problem import Problem
 from sparsesoup.schedules import Cubic
 from sparsesoup.state import TrainState
 from sparsesoup.structures import tiled
+from sparsesoup.training import Training
 
 LED = {"soft-movement": SoftMovement(score_rate=0.5), "l0": HardConcreteL0(score_rate=0.1)}
 

@@ -23,7 +23,7 @@ from sparsesoup.methods.isp_published import InstantSoupCode, InstantSoupPaper
 from sparsesoup.methods.oneshot import OneShot
 from sparsesoup.methods.weak import consensus, count_votes, look_ahead, serve, vote
 from sparsesoup.patterns import Row
-from sparsesoup.problem import Problem, Training
+from sparsesoup.problem import Problem
 from sparsesoup.schedules import Cubic
 from sparsesoup.scores import magnitude
 from sparsesoup.select import keep
@@ -31,6 +31,7 @@ from sparsesoup.state import TrainState
 from sparsesoup.targets import parameters
 from sparsesoup.ticket import Ticket
 from sparsesoup.train import Protocol, train
+from sparsesoup.training import Training
 
 PAPER = replace(METHODS["isp-paper"], stage=0.05, cut=0.3, weak_masks=3, weak_steps=3)
 CODE = replace(METHODS["isp-code"], stage=0.2, weak=0.3, cut=0.2, weak_masks=4, warmup=5)

@@ -17,9 +17,9 @@ from sparsesoup.methods.learnt import Phases, straight
 from sparsesoup.methods.movement import MagnitudeThrough, Movement
 from sparsesoup.methods.soft import HardConcreteL0, SoftMovement
 from sparsesoup.patterns import Element, Tie
-from sparsesoup.problem import Training
 from sparsesoup.schedules import Cubic
 from sparsesoup.select import levels
+from sparsesoup.training import Training
 
 
 class Swap:

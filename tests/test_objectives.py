@@ -15,8 +15,9 @@ from conftest import Net, same, tiny
 from sparsesoup.errors import UserError
 from sparsesoup.meter import CountFlops
 from sparsesoup.objectives import blocks, distilled, divergence
-from sparsesoup.problem import Distill, Problem
+from sparsesoup.problem import Problem
 from sparsesoup.train import train
+from sparsesoup.training import Distill
 
 
 def objective(problem: Problem, teacher: torch.nn.Module, **settings: Any) -> Callable[..., Tensor]:

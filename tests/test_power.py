@@ -21,12 +21,13 @@ from sparsesoup.meter import Meter
 from sparsesoup.methods import METHODS
 from sparsesoup.methods.gradual import Gradual
 from sparsesoup.methods.power import PowerPropagation
-from sparsesoup.problem import Problem, Training
+from sparsesoup.problem import Problem
 from sparsesoup.scores import magnitude
 from sparsesoup.select import keep
 from sparsesoup.state import TrainState
 from sparsesoup.targets import parameters
 from sparsesoup.train import train
+from sparsesoup.training import Training
 
 ALPHAS = (1.0, 1.375, 1.5, 2.0, 3.0, 4.0)
 V = (-2.0, -0.7, -1e-3, 0.0, 1e-3, 0.3, 1.0, 1.9)

@@ -14,9 +14,10 @@ from sparsesoup.methods import METHODS
 from sparsesoup.methods.imp import Iterative
 from sparsesoup.methods.lottery_pools import LotteryPools
 from sparsesoup.methods.oneshot import Dense
-from sparsesoup.problem import Problem, Training
+from sparsesoup.problem import Problem
 from sparsesoup.shelf import Shelf
 from sparsesoup.ticket import Ticket
+from sparsesoup.training import Training
 from test_resume import arguments, begun, costs, killed
 from tiny_hub import log_of, masks_of, run_of, weights_of
 

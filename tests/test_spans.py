@@ -19,8 +19,9 @@ from sparsesoup.hub.spans import ANSWERABLE, LOW, Spans, answers_of, criterion, 
 from sparsesoup.hub.tasks import Task
 from sparsesoup.meter import Cost
 from sparsesoup.objectives import distilled
-from sparsesoup.problem import Distill, Training, evaluate
+from sparsesoup.problem import evaluate
 from sparsesoup.train import train
+from sparsesoup.training import Distill, Training
 from tiny_hub import CONFIGS, checkpoint, questions, tokenizer, write_rows
 
 TASK = Spans()

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from conftest import same, tiny
 from sparsesoup.masks import Masks
-from sparsesoup.problem import Problem, Training
+from sparsesoup.problem import Problem
 from sparsesoup.scores import magnitude
 from sparsesoup.select import keep
 from sparsesoup.state import TrainState
 from sparsesoup.train import Protocol, train
+from sparsesoup.training import Training
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop")
 

@@ -23,11 +23,12 @@ from sparsesoup.methods.hybrid import HybridMovement
 from sparsesoup.methods.learnt import Phases
 from sparsesoup.methods.refill import filled
 from sparsesoup.patterns import Block, Structure
-from sparsesoup.problem import Problem, Training
+from sparsesoup.problem import Problem
 from sparsesoup.scores import magnitude
 from sparsesoup.select import keep
 from sparsesoup.structures import need_groups
 from sparsesoup.targets import heads, parameters
+from sparsesoup.training import Training
 from sparsesoup.words import noted, warned
 from test_ties import gpt2
 from tiny_bert import bert

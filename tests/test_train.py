@@ -12,11 +12,11 @@ from conftest import Watch, same, tiny
 from sparsesoup.data import Batch
 from sparsesoup.errors import UserError
 from sparsesoup.masks import Masks
-from sparsesoup.problem import Training
 from sparsesoup.scores import magnitude
 from sparsesoup.select import keep
 from sparsesoup.state import TrainState
 from sparsesoup.train import Protocol, dropouts, train
+from sparsesoup.training import Training
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop")
 BASE = Training(learning_rate=1e-2, batch_size=16)

@@ -11,7 +11,8 @@ from transformers import AutoModelForSequenceClassification
 from conftest import tiny
 from sparsesoup.data import Batch, Data
 from sparsesoup.hub.families import prunable
-from sparsesoup.problem import Problem, Training
+from sparsesoup.problem import Problem
+from sparsesoup.training import Training
 from tiny_hub import CONFIGS
 
 

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from sparsesoup.data import Batch
 from sparsesoup.errors import UserError
-from sparsesoup.problem import Distill, Problem
+from sparsesoup.problem import Problem
 from sparsesoup.targets import Targets, block_of
+from sparsesoup.training import Distill
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:

@@ -20,8 +20,8 @@ from sparsesoup.errors import UserError
 from sparsesoup.hub.build import Place
 from sparsesoup.methods import METHODS, TABLE, Method
 from sparsesoup.parser import Parser, read_yaml
-from sparsesoup.problem import Distill, Training
 from sparsesoup.select import check_scope
+from sparsesoup.training import Distill, Training
 
 ELSEWHERE = (
     "data_root",

@@ -15,11 +15,12 @@ from sparsesoup.journal import Journal
 from sparsesoup.meter import Cost, Meter
 from sparsesoup.methods import METHODS
 from sparsesoup.objectives import blocks, distilled
-from sparsesoup.problem import Distill, Problem, Silent
+from sparsesoup.problem import Problem, Silent
 from sparsesoup.recipe import Amount, Settings
 from sparsesoup.shelf import Shelf
 from sparsesoup.state import weights
 from sparsesoup.targets import fingerprint
+from sparsesoup.training import Distill
 
 DENSE, TEACHER = "dense", "teacher"
 

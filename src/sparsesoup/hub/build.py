@@ -19,7 +19,8 @@ from sparsesoup.hub.tasks import Task
 from sparsesoup.hub.zero_shot import asked
 from sparsesoup.journal import Journal
 from sparsesoup.meter import Cost, Meter
-from sparsesoup.problem import Observer, Problem, Silent, Training, evaluate
+from sparsesoup.problem import Observer, Problem, Silent, evaluate
+from sparsesoup.training import Training
 
 EPOCHS = 3.0  # where nobody says how long
 MOST_CLASSES = 20  # a label with more different numbers is hardly a class
