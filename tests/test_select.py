@@ -14,7 +14,8 @@ from reference import slow
 from sparsesoup import masks as algebra
 from sparsesoup.masks import Masks
 from sparsesoup.patterns import Block, Column, Element, Row
-from sparsesoup.select import Scope, keep, largest_remainder
+from sparsesoup.select import Scope, keep
+from sparsesoup.shares import largest_remainder
 from sparsesoup.threshold import best
 
 SPARSITY = st.one_of(st.sampled_from([0.0, 0.25, 0.5, 0.9, 0.95]), st.floats(0.0, 0.999))

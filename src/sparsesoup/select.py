@@ -10,6 +10,7 @@ from torch import Tensor
 from sparsesoup.errors import UserError
 from sparsesoup.masks import Masks
 from sparsesoup.patterns import Block, Element, Pattern, Tie
+from sparsesoup.shares import fitted, largest_remainder, pools
 from sparsesoup.threshold import best, level
 
 Scores = Mapping[str, Tensor]  # parameter name -> [out, in], higher = keep
@@ -56,7 +57,7 @@ def keep(
         return _rows(scores, sparsity, then, scope, within)
     alive = {name: torch.count_nonzero(within[name]).item() if within else s.numel() for name, s in scores.items()}
     masks: Masks = {}
-    for names, budget in _pools(scores, sparsity, scope, alive):
+    for names, budget in pools(scores, sparsity, scope, alive):
         room = sum(alive[name] for name in names)
         if budget > room:
             what = f"{names[0]}: " if len(names) < len(scores) else ""
@@ -124,60 +125,6 @@ def _check(scores: Scores, sparsity: float, then: Scores | None, scope: str, wit
                 raise UserError(f"score of {name} has NaN")
 
 
-def _pools(scores: Scores, sparsity: float, scope: str, alive: Mapping[str, float]) -> Iterable[tuple[list[str], int]]:
-    sizes = {name: s.numel() for name, s in scores.items()}
-    goal = round((1.0 - sparsity) * sum(sizes.values()))
-    if scope == "global":
-        return [(list(scores), goal)]
-    if scope == "tensor":
-        shares = {name: goal * size / sum(sizes.values()) for name, size in sizes.items()}
-    else:
-        shares = _erdos_renyi(scores, goal, alive)
-    counts = _fitted(largest_remainder(list(shares.values()), goal), [alive[name] for name in shares])
-    return [([name], count) for name, count in zip(shares, counts, strict=True)]
-
-
-def largest_remainder(shares: Sequence[float], goal: int) -> list[int]:
-    """Whole numbers next to the shares whose sum is `goal`; the largest fractions are rounded up, earlier ones first.
-
-    >>> largest_remainder([1.5, 1.5, 2.0], 5)
-    [2, 1, 2]
-    """
-    floor = [int(s + 1e-9) for s in shares]
-    order = sorted(range(len(shares)), key=lambda i: floor[i] - shares[i])
-    for i in order[: goal - sum(floor)]:
-        floor[i] += 1
-    return floor
-
-
-def _fitted(counts: Sequence[int], alive: Sequence[float]) -> list[int]:
-    """The counts, where one is a single weight above what is alive taken down to it and another with room up.
-
-    A share that falls with the sum may still be rounded up where it was rounded down before.
-    """
-    fitted = list(counts)
-    for i, room in enumerate(alive):
-        free = next((j for j, most in enumerate(alive) if fitted[j] < most), None)
-        if fitted[i] == room + 1 and free is not None:
-            fitted[i], fitted[free] = fitted[i] - 1, fitted[free] + 1
-    return fitted
-
-
-def _erdos_renyi(scores: Scores, goal: int, alive: Mapping[str, float]) -> dict[str, float]:
-    """Kept weights a tensor, density in proportion to (out + in) / (out * in), none above what is alive."""
-    full: dict[str, float] = {}
-    while True:
-        open_ = {n: float(sum(s.shape)) for n, s in scores.items() if n not in full}
-        rest = goal - sum(full.values())
-        shares = {n: rest * weight / sum(open_.values()) for n, weight in open_.items()}
-        over = {n: float(alive[n]) for n, share in shares.items() if share > alive[n]}
-        if not over:
-            return {n: full[n] if n in full else shares[n] for n in scores}
-        if len(over) == len(open_):
-            raise UserError(f"`within` leaves fewer than the {goal} weights that are to be kept")
-        full |= over
-
-
 def _rows(scores: Scores, sparsity: float, then: Scores | None, scope: str, within: Masks | None) -> Masks:
     """Each row, or each few neighbours of a row, keeps its own best."""
     masks: Masks = {}
@@ -185,7 +132,7 @@ def _rows(scores: Scores, sparsity: float, then: Scores | None, scope: str, with
     goal = round((1.0 - sparsity) * sum(sizes))
     ends = [round(goal * seen / sum(sizes)) for seen in accumulate(sizes)]
     alive = [int(torch.count_nonzero(within[name])) for name in scores] if within else sizes
-    budgets = _fitted([end - begin for begin, end in pairwise([0, *ends])], alive)
+    budgets = fitted([end - begin for begin, end in pairwise([0, *ends])], alive)
     for (name, s), budget in zip(scores.items(), budgets, strict=True):
         width = check_rows(scope, s.shape, name)
         rows = s.numel() // width
@@ -312,7 +259,7 @@ def _tied_pools(
         )
     alive = {tie.members[0][0]: float(s.sum()) for tie, s in zip(ties, size, strict=True)}
     place = {tie.members[0][0]: i for i, tie in enumerate(ties)}
-    return [([place[name] for name in names], count) for names, count in _pools(scores, sparsity, scope, alive)]
+    return [([place[name] for name in names], count) for names, count in pools(scores, sparsity, scope, alive)]
 
 
 def _mean(table: Scores, tie: Tie, weight: Masks, size: Tensor) -> Tensor:
