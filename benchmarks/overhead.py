@@ -25,9 +25,10 @@ from rich.console import Console
 from sparsesoup.files import write_json
 from sparsesoup.hub import build
 from sparsesoup.run import Outside, prune, test
+from sparsesoup.study.cell import Cell
 from sparsesoup.study.compare import compare
 from sparsesoup.study.executors import Executor, InProcess, Processes
-from sparsesoup.study.plan import Cell, Plan, read_plan
+from sparsesoup.study.plan import Plan, read_plan
 from sparsesoup.summary import machine
 
 RESULT = Path(__file__).parent / "results" / "study" / "overhead.json"

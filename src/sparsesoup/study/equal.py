@@ -10,8 +10,9 @@ from sparsesoup.recipe import Settings
 from sparsesoup.run import directory
 from sparsesoup.schedules import MOST_STEPS, least_steps
 from sparsesoup.study.budget import Budget, read_budget
+from sparsesoup.study.cell import Cell
 from sparsesoup.study.estimate import Estimator
-from sparsesoup.study.plan import Cell, Plan
+from sparsesoup.study.plan import Plan
 from sparsesoup.teacher import DENSE, dense
 from sparsesoup.words import flop
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsesoup.errors import UserError
+from sparsesoup.study.cell import Cell
 from sparsesoup.study.compare import folder_of
 from sparsesoup.study.estimate import Estimate, Estimator
-from sparsesoup.study.plan import Cell, Plan
+from sparsesoup.study.plan import Plan
 from sparsesoup.study.work import Job
 from sparsesoup.words import duration, flop
 

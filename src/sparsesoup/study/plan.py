@@ -1,6 +1,5 @@
 """A study's recipe (YAML) and its cells (model, dataset, row, sparsity, seed), all checked before anything runs."""
 
-import hashlib
 import json
 import math
 import re
@@ -13,11 +12,12 @@ from typing import Any
 
 from sparsesoup.errors import UserError
 from sparsesoup.hub.build import EPOCHS, Place, check_head, open_task
-from sparsesoup.hub.models import config_of
+from sparsesoup.hub.checkpoint import config_of
 from sparsesoup.methods import METHODS, TABLE
 from sparsesoup.recipe import Settings, from_table
 from sparsesoup.run import complete, directory
 from sparsesoup.study.budget import agree
+from sparsesoup.study.cell import Cell
 from sparsesoup.study.written import Table, Wrong, check_keys, read_written, shipped
 
 LISTS = {"models": ["minilm"], "datasets": ["docstrings"], "sparsities": [0.9], "seeds": [0, 1, 2]}
@@ -31,49 +31,6 @@ ASKED = ("model", "dataset", "dataset_config", "text_columns", "label_column", "
 OTHER = {"steps": "epochs", "epochs": "steps",  # two ways to say the same
          "text_columns": "image_column", "image_column": "text_columns"}  # fmt: skip
 Levels = list[tuple[tuple[str, ...], Table]]  # where settings of a row stand in the recipe; the later win
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of a study.
-
-    Args:
-        row: its name in the table; the method's own, unless the recipe gives another.
-        sparsity: what the row is pruned to; None for methods that keep every weight.
-        settings: of the run.
-        path: of the run, below the folder of all runs.
-        needs: path of the run whose ticket this one trains; None where it begins by itself.
-    """
-
-    row: str
-    sparsity: float | None
-    settings: Settings
-    path: Path
-    needs: Path | None = None
-
-    @property
-    def place(self) -> tuple[str, str, float | None]:
-        """(model, dataset, sparsity): the column of the table."""
-        return self.settings.place.model, self.settings.place.dataset, self.sparsity
-
-    @property
-    def seed(self) -> int:
-        """Of everything random."""
-        return self.settings.place.seed
-
-    @property
-    def name(self) -> str:
-        """The cell in words."""
-        model, dataset, sparsity = self.place
-        how = "" if sparsity is None else f", sparsity {sparsity:g}"
-        return f"{self.row} on {dataset}{how}, seed {self.settings.place.seed} ({model})"
-
-    @property
-    def key(self) -> str:
-        """Twelve hex digits of row, column and settings: a cell of another study with the same key is the same."""
-        settings = {k: v for k, v in self.settings.to_dict().items() if k != "data_root"}
-        text = json.dumps([self.row, self.sparsity, settings], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from sparsesoup.errors import UserError
 from sparsesoup.files import remove, write_json
 from sparsesoup.run import Outside, masks_of, prune, test
 from sparsesoup.show import read_report
-from sparsesoup.study.plan import Cell
+from sparsesoup.study.cell import Cell
 
 Kind = Literal["draw", "test"]
 KEPT = ("method", "validation", "test", "sparsity", "cost", "steps", "seconds", "notes", "matrices", "command",
