@@ -28,10 +28,10 @@ from sparsesoup.data import Batch, Data
 from sparsesoup.errors import UserError
 from sparsesoup.files import locked, whole, write_json, write_text
 from sparsesoup.hub import zero_shot
+from sparsesoup.hub.checkpoint import quiet
 from sparsesoup.hub.families import prunable
 from sparsesoup.hub.images import Images, encode
 from sparsesoup.hub.kinds import find
-from sparsesoup.hub.models import quiet
 from sparsesoup.hub.prompts import names_of, templates_of
 from sparsesoup.hub.sources import open_splits, training_splits
 from sparsesoup.hub.text import padding

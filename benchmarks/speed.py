@@ -14,7 +14,8 @@ import torch
 
 from sparsesoup.exports.source import own_masks
 from sparsesoup.files import write_json
-from sparsesoup.hub.models import load_as_saved, quiet
+from sparsesoup.hub.checkpoint import quiet
+from sparsesoup.hub.models import load_as_saved
 from sparsesoup.hub.structure import layers
 from sparsesoup.measuring import How, measure
 from sparsesoup.measuring.backends import BACKENDS

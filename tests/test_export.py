@@ -22,7 +22,8 @@ from sparsesoup.errors import UserError
 from sparsesoup.exporting import parser, read, show
 from sparsesoup.exports import FORMATS
 from sparsesoup.exports.source import own_masks
-from sparsesoup.hub.models import load_as_saved, quiet
+from sparsesoup.hub.checkpoint import quiet
+from sparsesoup.hub.models import load_as_saved
 from sparsesoup.hub.sample import answers, sample
 from sparsesoup.hub.structure import layers, widths
 from sparsesoup.ticket import load_masks, save_masks

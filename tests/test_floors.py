@@ -9,7 +9,7 @@ import sparsesoup
 
 ROOT = Path(sparsesoup.__file__).parent
 FLOORS: list[set[str]] = [
-    {"errors", "files", "rng", "masks", "patterns", "schedules", "meter", "data", "timing", "training"},
+    {"errors", "files", "rng", "masks", "patterns", "schedules", "meter", "data", "timing", "training", "shares"},
     {"journal", "neighbours", "select", "shelf", "structures", "targets", "threshold", "ticket"},
     {"forks", "state", "problem"},
     {"train", "common", "hold", "objectives"},
@@ -29,6 +29,7 @@ FLOORS: list[set[str]] = [
         "watch",
         "teacher",
         "run",
+        "standing",
         "report",
         "show",
         "words",

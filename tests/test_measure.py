@@ -15,8 +15,9 @@ from sparsesoup import export, load_compact
 from sparsesoup.cli import main
 from sparsesoup.errors import UserError
 from sparsesoup.exports.source import own_masks
+from sparsesoup.hub.checkpoint import quiet
 from sparsesoup.hub.families import prunable
-from sparsesoup.hub.models import quiet, unpruned_model
+from sparsesoup.hub.models import unpruned_model
 from sparsesoup.hub.sample import sample
 from sparsesoup.hub.structure import layers, widths
 from sparsesoup.measuring import How, _check_answers, measure

@@ -11,9 +11,10 @@ from sparsesoup import export, load_compact, prune, score_on_test
 from sparsesoup.cli import main
 from sparsesoup.exports.source import own_masks
 from sparsesoup.hub.build import Place, build, open_task
+from sparsesoup.hub.checkpoint import quiet
 from sparsesoup.hub.families import prunable
 from sparsesoup.hub.kinds import find
-from sparsesoup.hub.models import load_model, quiet
+from sparsesoup.hub.models import load_model
 from sparsesoup.hub.sample import answers, sample
 from sparsesoup.hub.sources import open_splits
 from sparsesoup.hub.structure import widths

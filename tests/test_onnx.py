@@ -19,7 +19,7 @@ from sparsesoup.exports import onnx as graphs
 from sparsesoup.exports.engines import EXACT, library, open_onnx
 from sparsesoup.exports.onnx import compare, inputs
 from sparsesoup.exports.openvino import CLOSE_IN_HALF
-from sparsesoup.hub.models import quiet
+from sparsesoup.hub.checkpoint import quiet
 from sparsesoup.hub.sample import answers, sample
 from test_export import EVEN, SOME, close, command, pruned, refused, stock
 from tiny_hub import tokenizer

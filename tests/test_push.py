@@ -14,7 +14,7 @@ from sparsesoup import export, load_packed, push
 from sparsesoup.card import METRICS, base_model, card, hub_dataset
 from sparsesoup.cli import main
 from sparsesoup.errors import UserError
-from sparsesoup.hub.models import quiet
+from sparsesoup.hub.checkpoint import quiet
 from sparsesoup.hub.tasks import METRICS as JUDGES
 from sparsesoup.pushing import command, tidy
 from sparsesoup.recipe import read

@@ -166,7 +166,7 @@ def test_a_process_turned_away_at_the_very_start_leaves_the_others_directory_alo
 
     held = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_check_same", begun_by_another)
+        patch.setattr(module, "check_same", begun_by_another)
         assert main(arguments(place, "isp", tmp_path)) == 2
     os.close(held[0])
     assert "another process works on" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from sparsesoup.cli import main
 from sparsesoup.errors import UserError
 from sparsesoup.exports import export
 from sparsesoup.exports.source import own_masks
-from sparsesoup.hub.models import quiet
+from sparsesoup.hub.checkpoint import quiet
 from sparsesoup.hub.sample import answers, sample
 from sparsesoup.neighbours import check, lacking, offence, sparsify_, unfit
 from sparsesoup.ticket import save_masks

@@ -14,7 +14,7 @@ from sparsesoup.errors import UserError
 from sparsesoup.exports import alone
 from sparsesoup.exports.engines import EXTRAS
 from sparsesoup.exports.source import own_masks
-from sparsesoup.hub.models import quiet
+from sparsesoup.hub.checkpoint import quiet
 from sparsesoup.ticket import save_masks
 from sparsesoup.verifying import Alone, _agreement
 from test_export import command, refused

@@ -12,7 +12,8 @@ from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, StrictUndefined
 
 from sparsesoup import show, words
-from sparsesoup.hub.models import EMBEDDED, OWN
+from sparsesoup.hub.checkpoint import EMBEDDED
+from sparsesoup.hub.models import OWN
 from sparsesoup.hub.sources import SHORT
 from sparsesoup.hub.tasks import GLUE
 from sparsesoup.methods import TABLE

@@ -1,9 +1,7 @@
 """One run, from settings to a directory with model, masks and report."""
 
 import contextlib
-import dataclasses
 import io
-import json
 import os
 import shutil
 import time
@@ -12,19 +10,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from sparsesoup import masks as algebra
 from sparsesoup.errors import UserError
 from sparsesoup.files import locked, make_folder, remove, whole, write_json, write_text
 from sparsesoup.hub.build import Opened, build, doubt, open_task, score_test
+from sparsesoup.hub.checkpoint import load_reader
 from sparsesoup.hub.kinds import kind_of
-from sparsesoup.hub.models import load_reader, save_model
-from sparsesoup.hub.zero_shot import HEAD
+from sparsesoup.hub.models import save_model
 from sparsesoup.journal import JOURNAL, Journal
 from sparsesoup.meter import Meter
-from sparsesoup.methods import METHODS, TABLE
+from sparsesoup.methods import TABLE
 from sparsesoup.methods.known import FromTicket
 from sparsesoup.problem import Problem
 from sparsesoup.recipe import Settings, dump, read
@@ -33,8 +30,8 @@ from sparsesoup.select import fixed
 from sparsesoup.shelf import Shelf
 from sparsesoup.show import read_report
 from sparsesoup.spread import spread
-from sparsesoup.summary import machine, summary, versions
-from sparsesoup.targets import fingerprint
+from sparsesoup.standing import base_of, check_base, check_same, surroundings
+from sparsesoup.summary import summary
 from sparsesoup.teacher import taught
 from sparsesoup.ticket import Ticket, load_masks, save_masks
 from sparsesoup.watch import Watch
@@ -99,7 +96,7 @@ def prune(settings: Settings, out: Path, outside: Outside) -> Run:
         outside.console.print(f"note: {said}", highlight=False, markup=False, soft_wrap=True)
     path = out / directory(opened.source.name, settings)
     fresh = not path.exists()
-    _check_same(path, settings)
+    check_same(path, settings)
     if _finished(path) and (not outside.page or (path / "report.html").exists()) and not _states(path):
         return Run(path, read_report(path))
     with _alone(path, outside.patient):  # who is refused here must not take back what the other one writes
@@ -109,7 +106,7 @@ def prune(settings: Settings, out: Path, outside: Outside) -> Run:
             for state in _states(path):
                 remove(state)
             return Run(path, read_report(path))
-        _check_same(path, settings)  # another process may have begun it meanwhile
+        check_same(path, settings)  # another process may have begun it meanwhile
         try:
             if not (path / "run.yaml").exists():
                 write_text(path / "run.yaml", dump(settings))
@@ -195,10 +192,10 @@ def _work(settings: Settings, path: Path, out: Path, opened: Opened, outside: Ou
         journal = Journal(meter, path / "stages", outside.save_every, watch.position, watch.rewind)
         watch.piece = lambda: journal.open or ""
         problem = problem_of(settings, out, outside, opened, meter=meter, journal=journal, observer=watch)
-        base = _base(problem, opened)
-        _check_base(path / "stages" / "base.json", base)
+        base = base_of(problem, opened)
+        check_base(path / "stages" / "base.json", base)
         problem = replace(
-            problem, shelf=Shelf(outside.shelf, base | _surroundings(settings, problem) | problem.shelf.identity)
+            problem, shelf=Shelf(outside.shelf, base | surroundings(settings, problem) | problem.shelf.identity)
         )
         if journal.resumed:
             outside.console.print(f"going on after {journal.resumed}", highlight=False)
@@ -246,59 +243,6 @@ def _save(
         if beside := kind_of(opened.task).beside:
             beside(temporary / "pruning", model, opened.task)
     write_json(path / "report.json", report)
-
-
-def _check_same(path: Path, settings: Settings) -> None:
-    if not path.exists():
-        return
-    if not (path / "run.yaml").is_file():
-        if any(not entry.name.startswith(".") for entry in path.iterdir()):  # a lock, a file half written: of a kill
-            raise UserError(f"{path} holds something that is no run (no run.yaml); give another --out or remove it")
-        return
-    try:
-        there = yaml.safe_load((path / "run.yaml").read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path / 'run.yaml'} is damaged; give another --out or remove {path}") from error
-    ours = settings.to_dict()
-    if isinstance(there, dict):  # what it does not say is a setting that came later, and was at its default
-        plain = Settings(name=settings.name, method=METHODS[settings.name]).to_dict()
-        there = _completed(there, plain)
-    if not isinstance(there, dict) or {k: v for k, v in there.items() if k != "data_root"} != {
-        k: v for k, v in ours.items() if k != "data_root"
-    }:
-        keys = [k for k in ours if not isinstance(there, dict) or there.get(k) != ours[k]]
-        raise UserError(f"{path} holds a different run ({', '.join(keys)} differ); give another --out or remove it")
-
-
-def _completed(table: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
-    """The table with what it lacks, at every depth."""
-    inner = {
-        k: _completed(table[k], v) for k, v in plain.items() if isinstance(v, dict) and isinstance(table.get(k), dict)
-    }
-    return {**plain, **table, **inner}
-
-
-def _base(problem: Problem, opened: Opened) -> dict[str, Any]:
-    base = {"model": problem.origin(), "dataset": opened.source.fingerprint, "steps": problem.steps}
-    frozen = {name: t for name, t in problem.pretrained.named_buffers() if name == HEAD}
-    return base | ({"head": fingerprint(frozen)} if frozen else {})
-
-
-def _surroundings(settings: Settings, problem: Problem) -> dict[str, Any]:
-    """What else decides the bits of a training: how rows are read, libraries, machine."""
-    place = {k: v for k, v in dataclasses.asdict(settings.place).items() if k != "data_root"}
-    return {"place": place, "versions": versions(), "machine": machine(problem.accelerator.device)}
-
-
-def _check_base(path: Path, base: dict[str, Any]) -> None:
-    """A stopped run goes on only from the same weights and rows."""
-    if not path.exists():
-        write_json(path, base)
-        return
-    there = json.loads(path.read_text(encoding="utf-8"))
-    changed = [k for k in base if there.get(k) != base[k]]
-    if changed:
-        raise UserError(f"{path.parent.parent} was begun with another {' and '.join(changed)}; give another --out")
 
 
 @contextlib.contextmanager

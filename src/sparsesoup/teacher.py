@@ -8,9 +8,10 @@ from typing import Any, NoReturn
 
 from sparsesoup.errors import UserError
 from sparsesoup.hub.build import Opened, positions
+from sparsesoup.hub.checkpoint import load_reader
 from sparsesoup.hub.families import prunable
 from sparsesoup.hub.kinds import kind_of
-from sparsesoup.hub.models import load_model, load_reader
+from sparsesoup.hub.models import load_model
 from sparsesoup.journal import Journal
 from sparsesoup.meter import Cost, Meter
 from sparsesoup.methods import METHODS

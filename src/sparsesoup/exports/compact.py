@@ -14,7 +14,8 @@ from torch import Tensor
 from sparsesoup.errors import UserError
 from sparsesoup.exports.product import Product
 from sparsesoup.exports.source import Source, own_masks, size_of
-from sparsesoup.hub.models import COMPACT, COMPACT_FORMAT, load_as_saved, makes, quiet
+from sparsesoup.hub.checkpoint import quiet
+from sparsesoup.hub.models import COMPACT, COMPACT_FORMAT, load_as_saved, makes
 from sparsesoup.hub.sample import answers, sample
 from sparsesoup.hub.structure import Layer, Widths, cut_, layers, widths
 from sparsesoup.ticket import save_masks

@@ -17,7 +17,8 @@ from sparsesoup.exports.engines import ONNX_FILE, Asked, brief, library, open_on
 from sparsesoup.exports.narrow import narrowed
 from sparsesoup.exports.product import Product
 from sparsesoup.exports.source import Source, size_of
-from sparsesoup.hub.models import COMPACT, load_tokenizer, quiet
+from sparsesoup.hub.checkpoint import load_tokenizer, quiet
+from sparsesoup.hub.models import COMPACT
 from sparsesoup.hub.sample import answers, sample
 
 OPSETS = range(18, 24)  # those that torch writes and ONNX Runtime reads

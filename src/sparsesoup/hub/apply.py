@@ -6,7 +6,8 @@ from pathlib import Path
 from sparsesoup import masks as algebra
 from sparsesoup.errors import UserError
 from sparsesoup.files import whole
-from sparsesoup.hub.models import load_as_saved, load_processor, load_reader, save_model
+from sparsesoup.hub.checkpoint import load_processor, load_reader
+from sparsesoup.hub.models import load_as_saved, save_model
 from sparsesoup.targets import fingerprint
 from sparsesoup.ticket import find, fit, load_masks, save_masks
 

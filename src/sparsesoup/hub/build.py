@@ -10,10 +10,11 @@ import torch
 
 from sparsesoup.data import Data
 from sparsesoup.errors import UserError
+from sparsesoup.hub.checkpoint import config_of, load_reader, locate
 from sparsesoup.hub.families import prunable
 from sparsesoup.hub.images import Images
 from sparsesoup.hub.kinds import AnyTask, Kind, find, kind_of, told
-from sparsesoup.hub.models import config_of, has_head, load_model, load_reader, locate
+from sparsesoup.hub.models import has_head, load_model
 from sparsesoup.hub.sources import Source, open_splits, open_test, training_splits
 from sparsesoup.hub.tasks import Task
 from sparsesoup.hub.zero_shot import asked

@@ -1,63 +1,27 @@
-"""Pre-trained models and what reads their rows, from the Hub, a folder or the embedded package; pruned ones written."""
+"""Pre-trained models, from the Hub, a folder or the embedded package; pruned ones written."""
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
-from transformers import logging as messages
+from transformers import AutoConfig, PreTrainedModel
 
 from sparsesoup.errors import UserError
-from sparsesoup.hub.embedded import embedded_model
+from sparsesoup.hub.checkpoint import call, config_of, locate, quiet, reading
 from sparsesoup.hub.families import prunable
 from sparsesoup.hub.kinds import AnyTask, kind_of
-from sparsesoup.hub.online import answers
-from sparsesoup.hub.open_clip import CONFIG as OPEN_CLIP
 from sparsesoup.hub.open_clip import OpenClipForImageClassification
 from sparsesoup.hub.structure import FAMILIES, Widths, narrow_
-from sparsesoup.hub.text import check_words
 from sparsesoup.rng import fold
 from sparsesoup.targets import block_of
 
-EMBEDDED = "minilm"
 OWN = {kind.__name__: kind for kind in (OpenClipForImageClassification,)}  # classes that transformers does not have
 COMPACT, COMPACT_FORMAT = "compact_config", 1  # key of config.json with the widths of each layer
-GIVE = (
-    "give a folder with config.json and model.safetensors, a Hub id that can be reached, or minilm (pip install "
-    "'sparsesoup[demo]')"
-)
-
-
-def locate(model: str) -> str:
-    """The folder or Hub id behind a model's name; a run directory stands for its model folder."""
-    if model == EMBEDDED:
-        return str(embedded_model())
-    for folder in (Path(model) / "model", Path(model)):
-        if (folder / "config.json").is_file():
-            return str(folder)
-    if (Path(model) / OPEN_CLIP).is_file():
-        raise UserError(
-            f"model {model} is an open_clip checkpoint; say `sparsesoup.from_open_clip({model!r}, 'folder')` in Python "
-            f"and give that folder"
-        )
-    if Path(model).exists():
-        raise UserError(f"model {model} is a folder without config.json; give what save_pretrained wrote, or a Hub id")
-    if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise UserError(f"no model at {model}: no such folder")
-    return model
-
-
-def _options(where: str, remote_code: bool) -> dict[str, Any]:
-    # Without an answer transformers would try for half a minute; a cached copy is found at once.
-    local = Path(where).exists() or not answers(huggingface_hub.HfApi().model_info, where)
-    return {"pretrained_model_name_or_path": where, "local_files_only": local, "trust_remote_code": remote_code}
 
 
 def load_model(model: str, task: AnyTask, seed: int, remote_code: bool = False, whole: bool = False) -> PreTrainedModel:
@@ -67,11 +31,11 @@ def load_model(model: str, task: AnyTask, seed: int, remote_code: bool = False, 
     Raises: UserError if there is no such model, or none with such a head; if it is to be `whole`, as a teacher, also
     where the head is not its own or of another shape.
     """
-    options, kind = _options(locate(model), remote_code), kind_of(task)
+    options, kind = call(locate(model), remote_code), kind_of(task)
     if kind.load is not None:
-        with _reading(model):
+        with reading(model):
             return kind.load(options, task)
-    with _reading(model):
+    with reading(model):
         config = AutoConfig.from_pretrained(**options, **kind.settings(task))
         with torch.random.fork_rng():
             torch.manual_seed(fold(seed, "head"))
@@ -103,7 +67,7 @@ def _check_answers(model: str, options: Mapping[str, Any], loaded: PreTrainedMod
         raise UserError(
             f"model {model!r} is not fine-tuned for this task ({min(lacking)} is missing or of another shape)"
         )
-    with _reading(model):
+    with reading(model):
         own = [*AutoConfig.from_pretrained(**options).id2label.values()]
     asked = [*(loaded.config.id2label or {}).values()]
     if own != asked and sorted(own) == sorted(asked):
@@ -123,8 +87,8 @@ def load_as_saved(model: str, state: Mapping[str, Tensor] | None = None) -> PreT
         state: weights under the names of the files, to take instead of the folder's; then none may be missing.
     Raises: UserError if there is no such model, or weights do not fit.
     """
-    options = _options(locate(model), False)
-    with _reading(model):
+    options = call(locate(model), False)
+    with reading(model):
         config = AutoConfig.from_pretrained(**options)
         kind = _class_of(config)
         compact = getattr(config, COMPACT, None)
@@ -221,7 +185,7 @@ def unpruned_model(model: str, wanted: Widths) -> PreTrainedModel:
         wanted: heads and units of its layers; a class makes all layers alike, so the most of them count.
     Raises: UserError if its config.json cannot be read.
     """
-    with _reading(model):
+    with reading(model):
         config = AutoConfig.from_pretrained(model)
         if hasattr(config, COMPACT):
             delattr(config, COMPACT)
@@ -232,47 +196,10 @@ def unpruned_model(model: str, wanted: Widths) -> PreTrainedModel:
         return _class_of(config)(config).eval()
 
 
-def config_of(model: str, remote_code: bool = False) -> Any:
-    """What the model's config.json says."""
-    with _reading(model):
-        return AutoConfig.from_pretrained(**_options(locate(model), remote_code))
-
-
 def has_head(model: str, task: AnyTask, remote_code: bool = False) -> bool:
     """Whether transformers knows a class of this model's type with the head that a task needs."""
     kind = kind_of(task)
     return remote_code or kind.load is not None or type(config_of(model)) in kind.head._model_mapping
-
-
-def load_reader(model: str, images: bool, remote_code: bool = False) -> Any:
-    """What makes a model's inputs of rows: its image processor, or its tokenizer."""
-    return load_processor(model, remote_code) if images else load_tokenizer(model, remote_code)
-
-
-def load_processor(model: str, remote_code: bool = False) -> Any:
-    """The model's image processor, in its form for Pillow: the same whether torchvision is there or not.
-
-    Raises: UserError if the model has none.
-    """
-    options = _options(locate(model), remote_code)
-    with _reading(
-        model, "give a folder with preprocessor_config.json, as save_pretrained of an image processor writes"
-    ):
-        return AutoImageProcessor.from_pretrained(**options, backend="pil")
-
-
-def load_tokenizer(model: str, remote_code: bool = False) -> Any:
-    """The model's tokenizer; one without a padding token pads with its end-of-text token.
-
-    Raises: UserError if the model has none.
-    """
-    options = _options(locate(model), remote_code)
-    with _reading(model, "give a folder with tokenizer.json, as save_pretrained of a tokenizer writes"):
-        tokenizer = AutoTokenizer.from_pretrained(**options)
-    check_words(tokenizer, model)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    return tokenizer
 
 
 def save_model(
@@ -293,30 +220,3 @@ def save_model(
         product.save_pretrained(folder)
         if reader is not None:
             reader.save_pretrained(folder)
-
-
-@contextlib.contextmanager
-def _reading(model: str, remedy: str = GIVE) -> Iterator[None]:
-    """Turns what transformers says of a model that cannot be read into one line."""
-    try:
-        with quiet():
-            yield
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"cannot load model {model!r}: {first[:200]}; {remedy}") from error
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars and no notes of transformers on the terminal inside the block."""
-    level, bars = messages.get_verbosity(), messages.is_progress_bar_enabled()
-    messages.set_verbosity_error()
-    messages.disable_progress_bar()
-    try:
-        yield
-    finally:
-        messages.set_verbosity(level)
-        if bars:
-            messages.enable_progress_bar()

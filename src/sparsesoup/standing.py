@@ -1,0 +1,79 @@
+"""Whether what stands in a directory is the run that is asked for, begun from the same weights and rows."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sparsesoup.errors import UserError
+from sparsesoup.files import write_json
+from sparsesoup.hub.build import Opened
+from sparsesoup.hub.zero_shot import HEAD
+from sparsesoup.methods import METHODS
+from sparsesoup.problem import Problem
+from sparsesoup.recipe import Settings
+from sparsesoup.summary import machine, versions
+from sparsesoup.targets import fingerprint
+
+
+def check_same(path: Path, settings: Settings) -> None:
+    """A directory that is there must be of a run with these settings.
+
+    Raises: UserError if it is another run's, or none.
+    """
+    if not path.exists():
+        return
+    if not (path / "run.yaml").is_file():
+        if any(not entry.name.startswith(".") for entry in path.iterdir()):  # a lock, a file half written: of a kill
+            raise UserError(f"{path} holds something that is no run (no run.yaml); give another --out or remove it")
+        return
+    try:
+        there = yaml.safe_load((path / "run.yaml").read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path / 'run.yaml'} is damaged; give another --out or remove {path}") from error
+    ours = settings.to_dict()
+    if isinstance(there, dict):  # what it does not say is a setting that came later, and was at its default
+        plain = Settings(name=settings.name, method=METHODS[settings.name]).to_dict()
+        there = _completed(there, plain)
+    if not isinstance(there, dict) or {k: v for k, v in there.items() if k != "data_root"} != {
+        k: v for k, v in ours.items() if k != "data_root"
+    }:
+        keys = [k for k in ours if not isinstance(there, dict) or there.get(k) != ours[k]]
+        raise UserError(f"{path} holds a different run ({', '.join(keys)} differ); give another --out or remove it")
+
+
+def _completed(table: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
+    """The table with what it lacks, at every depth."""
+    inner = {
+        k: _completed(table[k], v) for k, v in plain.items() if isinstance(v, dict) and isinstance(table.get(k), dict)
+    }
+    return {**plain, **table, **inner}
+
+
+def base_of(problem: Problem, opened: Opened) -> dict[str, Any]:
+    """What a run begins from: fingerprints of weights and rows, and T."""
+    base = {"model": problem.origin(), "dataset": opened.source.fingerprint, "steps": problem.steps}
+    frozen = {name: t for name, t in problem.pretrained.named_buffers() if name == HEAD}
+    return base | ({"head": fingerprint(frozen)} if frozen else {})
+
+
+def surroundings(settings: Settings, problem: Problem) -> dict[str, Any]:
+    """What else decides the bits of a training: how rows are read, libraries, machine."""
+    place = {k: v for k, v in dataclasses.asdict(settings.place).items() if k != "data_root"}
+    return {"place": place, "versions": versions(), "machine": machine(problem.accelerator.device)}
+
+
+def check_base(path: Path, base: dict[str, Any]) -> None:
+    """A stopped run goes on only from the same weights and rows; `path` says from which it was begun.
+
+    Raises: UserError if it was begun from others.
+    """
+    if not path.exists():
+        write_json(path, base)
+        return
+    there = json.loads(path.read_text(encoding="utf-8"))
+    changed = [k for k in base if there.get(k) != base[k]]
+    if changed:
+        raise UserError(f"{path.parent.parent} was begun with another {' and '.join(changed)}; give another --out")
