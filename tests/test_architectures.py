@@ -12,7 +12,7 @@ from sparsesoup.data import Data
 from sparsesoup.gates.power import attach, fold_
 from sparsesoup.hub.build import Place, build, open_task
 from sparsesoup.hub.families import prunable
-from sparsesoup.hub.tasks import predict
+from sparsesoup.hub.judging import predict
 from sparsesoup.masks import kept, total
 from sparsesoup.methods import METHODS
 from sparsesoup.methods.soft import SoftMovement

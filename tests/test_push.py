@@ -15,7 +15,7 @@ from sparsesoup.card import METRICS, base_model, card, hub_dataset
 from sparsesoup.cli import main
 from sparsesoup.errors import UserError
 from sparsesoup.hub.checkpoint import quiet
-from sparsesoup.hub.tasks import METRICS as JUDGES
+from sparsesoup.hub.metrics import METRICS as JUDGES
 from sparsesoup.pushing import command, tidy
 from sparsesoup.recipe import read
 from tiny_hub import listing, masks_of, run_of, weights_of

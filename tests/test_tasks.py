@@ -5,7 +5,9 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Value
 
 from sparsesoup.errors import UserError
-from sparsesoup.hub.tasks import GLUE, METRICS, Task, find_task, glue_task, label_values, metric
+from sparsesoup.hub.judging import metric
+from sparsesoup.hub.metrics import METRICS
+from sparsesoup.hub.tasks import GLUE, Task, find_task, glue_task, label_values
 
 STRING, FLOAT, INT = Value("string"), Value("float32"), Value("int64")
 

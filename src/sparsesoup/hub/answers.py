@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from sparsesoup.hub.tasks import finite
+from sparsesoup.hub.judging import finite
 
 LONGEST = 30  # tokens of an answer at most, as in BERT's evaluation (Devlin et al. 2019)
 ARTICLES = re.compile(r"\b(?:a|an|the)\b")

@@ -18,8 +18,9 @@ from torch.nn import functional
 
 from sparsesoup.data import Batch, Data
 from sparsesoup.errors import UserError
+from sparsesoup.hub.judging import Judged, metric
 from sparsesoup.hub.reading import one_line
-from sparsesoup.hub.tasks import Judged, Task, columns_of, default_metrics, find_label, label_values, metric
+from sparsesoup.hub.tasks import Task, columns_of, default_metrics, find_label, label_values
 from sparsesoup.rng import generator
 
 HELD = 2**29  # bytes of a split's images that are held in memory; above that they are made anew each time

@@ -15,10 +15,11 @@ from transformers import (
 
 from sparsesoup.data import Batch, Data
 from sparsesoup.errors import UserError
-from sparsesoup.hub import images, spans, tasks, text, zero_shot
+from sparsesoup.hub import images, judging, spans, tasks, text, zero_shot
 from sparsesoup.hub.images import Images
+from sparsesoup.hub.judging import Judged
 from sparsesoup.hub.spans import Spans
-from sparsesoup.hub.tasks import Judged, Task
+from sparsesoup.hub.tasks import Task
 from sparsesoup.hub.zero_shot import ZeroShot
 
 AnyTask = Task | Spans
@@ -67,9 +68,9 @@ CLASSES = Kind(
     },
     check=tasks.label_values,
     labelled=tasks.has_labels,
-    encode=lambda rows, task, tokenizer, length: (text.encode(rows, task, tokenizer, length), tasks.metric(task)),
-    predict=tasks.predict,
-    criterion=tasks.criterion,
+    encode=lambda rows, task, tokenizer, length: (text.encode(rows, task, tokenizer, length), judging.metric(task)),
+    predict=judging.predict,
+    criterion=judging.criterion,
     length=128,
     told=tasks.told,
 )

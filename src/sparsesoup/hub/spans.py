@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from sparsesoup.data import Batch, Data
 from sparsesoup.errors import UserError
 from sparsesoup.hub.answers import Window, judge
-from sparsesoup.hub.tasks import LABEL_NAMES, Judged, columns_of
+from sparsesoup.hub.judging import Judged
+from sparsesoup.hub.tasks import LABEL_NAMES, columns_of
 from sparsesoup.hub.text import Row, check_tokenizer, padding, strings
 
 ANSWERABLE = "answerable"  # [rows, max_length]: the tokens that an answer may begin or end at

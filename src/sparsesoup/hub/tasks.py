@@ -1,24 +1,18 @@
-"""What is asked of a text: which columns are read, what the labels mean, and how answers are judged."""
+"""What is asked of a text: which columns are read, and what the labels mean."""
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 from datasets import ClassLabel, Dataset, Features, Value
-from torch import Tensor, nn
-from torch.nn import functional
 
-from sparsesoup.data import Batch
 from sparsesoup.errors import UserError
-from sparsesoup.hub.metrics import METRICS
 
 LABEL_NAMES = (
     "label", "labels", "target", "targets", "class", "category", "sentiment", "intent", "topic", "score", "rating",
 )  # fmt: skip
 ID_NAMES = ("idx", "id", "guid", "uid", "uuid", "index", "row_id", "pairid", "promptid")
-Judged = Callable[[Tensor, Tensor], dict[str, float]]  # (outputs, labels) -> scores by name
 FLAGS = "name them with `--text-columns` and `--label-column`"
 
 
@@ -133,48 +127,6 @@ def label_values(rows: Dataset, task: Task, split: str) -> list[int] | list[floa
 def has_labels(rows: Dataset, task: Task) -> bool:
     """Whether any row has a label: competitions publish test rows whose labels are all -1 or missing."""
     return task.label in rows.column_names and any(value not in (None, -1) for value in rows.unique(task.label))
-
-
-def predict(model: nn.Module, batch: Batch) -> Tensor:
-    """Logits [rows, classes], or numbers [rows, 1] for regression."""
-    return model(**{name: t for name, t in batch.items() if name != "labels"}).logits
-
-
-def criterion(task: Task) -> Callable[[Tensor, Batch], Tensor]:
-    """The loss of a task: cross-entropy, or mean squared error for regression."""
-
-    def classify(outputs: Tensor, batch: Batch) -> Tensor:
-        return functional.cross_entropy(outputs.float(), batch["labels"])
-
-    def regress(outputs: Tensor, batch: Batch) -> Tensor:
-        return functional.mse_loss(outputs.float().squeeze(-1), batch["labels"])
-
-    return classify if task.labels else regress
-
-
-def metric(task: Task) -> Judged:
-    """The judge of a task: (outputs, labels) -> every metric of `task.metrics` by name.
-
-    Outputs are logits [rows, classes], or numbers [rows] or [rows, 1] for regression; labels are [rows].
-    """
-
-    def judge(outputs: Tensor, labels: Tensor) -> dict[str, float]:
-        scores, truth = finite(outputs), labels.detach().cpu().numpy()
-        answers = scores.argmax(-1) if task.labels else scores.reshape(len(truth))
-        return {name: METRICS[name](truth, answers) for name in task.metrics}
-
-    return judge
-
-
-def finite(outputs: Tensor) -> np.ndarray:
-    """A model's outputs as an array; UserError if one is not finite."""
-    scores = outputs.detach().float().cpu().numpy()
-    if not np.isfinite(scores).all():
-        raise UserError(
-            f"{int((~np.isfinite(scores)).sum())} of {scores.size} outputs of the model are NaN or infinite, where "
-            "numbers are needed: the training diverged; lower the learning rate"
-        )
-    return scores
 
 
 def columns_of(features: Features) -> str:
