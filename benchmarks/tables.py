@@ -17,6 +17,8 @@ from sparsesoup.study.tables import entry, paired
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 FLAGS = ("dtype", "zstd", "fp16")  # settings of exports
+PUBLISHED = ("dense", "random", "magnitude", "snip", "grasp", "gradual", "early-bird", "lottery-pools", "imp",
+             "imp-rewind", "isp-no-soup", "isp")  # rows of the tables of the ISP paper  # fmt: skip
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -191,7 +193,9 @@ def pieces() -> dict[str, str]:
             found[path.stem] = "\n".join(curve.points(result))
             continue
         found[path.stem] = table(result, summary(result))
-        found[f"{path.stem}-whole"] = table(result, whole_rows(result))
+        rows = whole_rows(result)
+        found[f"{path.stem}-whole"] = table(result, rows)
+        found[f"{path.stem}-published"] = table(result, {name: rows[name] for name in PUBLISHED if name in rows})
         for row in result["study"]["rows"]:
             found[f"{path.stem}-{row}-verdicts"] = verdicts(result, row)
     return found
