@@ -180,6 +180,16 @@ def kept(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"`{found['command']}`"])
 
 
+def overlaps(found: dict[str, Any]) -> str:
+    """The Markdown table of benchmarks/overlap.py."""
+    lines = ["| row | share of its kept weights that `magnitude` keeps | that another seed keeps |", "|---|---|---|"]
+    for name, row in found["overlap"].items():
+        found_here = (row["with magnitude"], row["between seeds"])
+        shares = [f"{100 * statistics.mean(values):.1f} %" if values else "missing" for values in found_here]
+        lines.append(f"| {name} | {shares[0]} | {shares[1]} |")
+    return "\n".join([*lines, "", f"`{found['command']}`"])
+
+
 def pieces() -> dict[str, str]:
     """Marker -> what stands behind it, of every committed result."""
     found: dict[str, str] = {}
@@ -201,7 +211,8 @@ def pieces() -> dict[str, str]:
     return found
 
 
-KINDS = {"backends": speeds, "exports": exports, "grasp": kept, "selection": costs}  # by what only such a result holds
+# By what only such a result holds.
+KINDS = {"backends": speeds, "exports": exports, "grasp": kept, "overlap": overlaps, "selection": costs}
 
 
 def redrawn(text: str, found: dict[str, str]) -> str:
