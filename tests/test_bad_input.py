@@ -552,7 +552,7 @@ def test_folders_that_cannot_be_made_are_named_before_anything_is_trained(place,
 
 def test_labels_that_are_lists_are_refused(place, refused, tmp_path):
     data = write_rows(tmp_path / "data" / "train.jsonl", ["text", "label"], [["good film", [0, 1]]] * 9)
-    refused(line_of(place, tmp_path / "runs", dataset=data.parent), "the label column label is of type List")
+    refused(line_of(place, tmp_path / "runs", dataset=data.parent), "the label column label holds a list a row")
 
 
 def test_groups_of_settings_are_told_by_their_fields(place, refused, tmp_path):
