@@ -141,7 +141,8 @@ def _transferred(recipe: Table, drawn: list[Cell], out: Path) -> Iterator[Cell]:
                     ticket = f"{source} on {origin} at sparsity {cell.sparsity:g}, seed {cell.seed}"
                     raise Wrong(f"row {row} begins with the ticket of {ticket}, {why}; name another row", "methods",
                                  row, "from")  # fmt: skip
-                method = replace(cell.settings.method, ticket=str(out / first.path))  # type: ignore[type-var]  # `ticket`, a dataclass
+                # A row with `from` is always the method `ticket`, a dataclass; the protocol Method does not say so.
+                method = replace(cell.settings.method, ticket=str(out / first.path))  # type: ignore[type-var]
                 yield replace(cell, settings=replace(cell.settings, method=method), needs=first.path)
 
 
