@@ -21,7 +21,7 @@ from sparsesoup.methods.platon import Platon, climb
 from sparsesoup.objectives import divergence
 from sparsesoup.problem import Problem
 from sparsesoup.schedules import Cubic
-from sparsesoup.scores.averages import Averages, after_step
+from sparsesoup.scores.averages import Averages, after_step, first_order
 from sparsesoup.state import TrainState
 from sparsesoup.train import train
 
@@ -161,6 +161,21 @@ def test_a_check_changes_no_bit_of_the_run() -> None:
     climb(thrice, problem, plan, 20, 0.7, averages)
     assert len(thrice.notes["teachers"]) == 2
     assert same({n: t for n, t in thrice.tensors().items() if "teacher/" not in n}, once.tensors())
+
+
+def test_a_run_ranks_by_the_sensitivity_after_the_step_and_learns_at_the_temperature_it_was_given() -> None:
+    ticket = Pins(fast=0.3, slow=0.6, every=6, window=3, start=0.2, stop=0.6, checks=1, temperature=8.0).run(
+        tiny(), 0.7
+    )
+    plan, problem, found = Cubic(12, 36, 6), tiny(), []
+    for sensitivity, temperature in [(after_step, 8.0), (after_step, 2.0), (first_order, 8.0)]:
+        averages = Averages(sensitivity=sensitivity, fast=0.3, slow=0.6, window=3, origin=12)
+        state = problem.start()
+        _climb_and_check(state, problem, plan, 12, 0.7, averages)
+        taught = replace(problem, objective=self_taught(problem, state, temperature))
+        climb(state, taught, plan, 36, 0.7, averages)
+        found.append(same(ticket.masks, state.masks))
+    assert found == [True, False, False]
 
 
 def test_the_teacher_is_not_trained_and_moves_the_student() -> None:

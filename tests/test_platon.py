@@ -118,6 +118,19 @@ def test_weights_return_between_prunings_and_not_after_the_last() -> None:
     assert not any(p[~final[n]].any() for n, p in state.params().items())
 
 
+def test_a_run_ranks_by_the_sensitivity_and_the_decays_it_was_given() -> None:
+    ticket = Platon(fast=0.3, slow=0.6, every=6, window=3, start=0.2, stop=0.6).run(tiny(), 0.7)
+    plan, problem = Cubic(12, 36, 6), tiny()
+    masks = []
+    for fast, slow in [(0.3, 0.6), (0.6, 0.3)]:
+        state = problem.start()
+        averages = Averages(sensitivity=first_order, fast=fast, slow=slow, window=3, origin=12)
+        climb(state, problem, plan, 36, 0.7, averages)
+        masks.append(state.masks)
+    assert same(ticket.masks, masks[0])
+    assert not same(ticket.masks, masks[1])
+
+
 def test_the_log_shows_the_ramp_and_then_the_final_masks() -> None:
     watch = Watch()
     Platon(every=5, window=5).run(tiny(observer=watch), 0.7)
