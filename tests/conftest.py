@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sparsesoup.data import Batch, Data
+from sparsesoup.gates.base import gates, hidden
 from sparsesoup.journal import Journal
 from sparsesoup.masks import Masks
 from sparsesoup.meter import Meter
@@ -134,6 +135,16 @@ class Watch(Silent):
 
     def curve(self, name: str, label: str = "strong") -> list[Any]:
         return [r[name] for r in self.records if r["label"] == label]
+
+
+class Searched(Journal):
+    """A journal that remembers what the gates had learnt of each weight or group, just before they are trimmed."""
+
+    def piece(self, name: str, state: Any, work: Callable[..., object], *args: Any, hold: bool = False) -> None:
+        super().piece(name, state, work, *args, hold=hold)
+        if name == "search":
+            found = {n: hidden(state.model, n).abs() if g.score is None else g.score for n, g in gates(state.model)}
+            self.scores = {n: score.detach().clone() for n, score in found.items()}
 
 
 @contextmanager

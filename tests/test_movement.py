@@ -1,6 +1,7 @@
 """Learned masks as runs: what a signed score promises, the schedule, and what is left of the gates at the end."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,15 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter, functional
 
-from conftest import same, tiny, watched
+from conftest import Searched, same, tiny, watched
 from sparsesoup.data import Batch
 from sparsesoup.errors import UserError
 from sparsesoup.gates.base import attach, gates, hidden
 from sparsesoup.masks import kept
+from sparsesoup.meter import Meter
 from sparsesoup.methods.learnt import Phases, straight
 from sparsesoup.methods.movement import MagnitudeThrough, Movement
 from sparsesoup.methods.soft import HardConcreteL0, SoftMovement
-from sparsesoup.patterns import Element, Tie
+from sparsesoup.patterns import Block, Element, Tie
 from sparsesoup.schedules import Cubic
 from sparsesoup.select import levels
 from sparsesoup.training import Training
@@ -159,6 +161,37 @@ def test_by_magnitude_masked_weights_stay_behind_their_masks_and_may_return() ->
     assert sum(back) > 0
     assert kept(ticket.masks) == 1000
     assert all(not ticket.weights[n][~m].any() for n, m in ticket.masks.items())
+
+
+@pytest.mark.parametrize("scope", ["tensor", "global"])
+@pytest.mark.parametrize(
+    "method", [SoftMovement(score_rate=0.5), HardConcreteL0(score_rate=0.5), Movement(), MagnitudeThrough()]
+)
+def test_trimming_keeps_what_the_gates_rank_highest(method: Any, scope: Any) -> None:
+    journal = Searched(Meter())
+    ticket = replace(method, scope=scope).run(tiny(steps=40, meter=journal.meter, journal=journal), 0.6)
+    kept_scores = {n: journal.scores[n][m] for n, m in ticket.masks.items()}
+    cut_scores = {n: journal.scores[n][~m] for n, m in ticket.masks.items()}
+    if scope == "global":
+        kept_scores, cut_scores = ({"": torch.cat(list(table.values()))} for table in (kept_scores, cut_scores))
+    assert all(kept_scores[n].min() >= cut_scores[n].max() for n in kept_scores)
+    assert all(len(scores.unique()) > 100 for scores in journal.scores.values())
+
+
+@pytest.mark.parametrize(
+    "method", [SoftMovement(score_rate=0.5, pattern=Block(5, 4)), Movement(scope="global", pattern=Block(5, 4))]
+)
+def test_blocks_fall_whole_and_in_the_order_of_their_scores(method: Any) -> None:
+    journal, by_fate = Searched(Meter()), {True: [float("inf")], False: [-float("inf")]}
+    ticket = method.run(tiny(steps=40, meter=journal.meter, journal=journal), 0.6)
+    for name, mask in ticket.masks.items():
+        counts = mask.float().unflatten(0, (-1, 5)).unflatten(2, (-1, 4)).sum((1, 3)).flatten()
+        assert set(counts.unique().tolist()) <= {0.0, 20.0}
+        assert len(journal.scores[name]) == mask.numel() / 20
+        for score, count in zip(journal.scores[name].tolist(), counts.tolist(), strict=True):
+            by_fate[count > 0].append(score)
+    assert kept(ticket.masks) == 800
+    assert min(by_fate[True]) >= max(by_fate[False])
 
 
 @pytest.mark.parametrize(
