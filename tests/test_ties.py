@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from conftest import watched
+from conftest import Searched, watched
 from sparsesoup.errors import UserError
 from sparsesoup.hub.families import prunable
+from sparsesoup.meter import Meter
 from sparsesoup.methods.hybrid import HybridMovement
 from sparsesoup.patterns import Block, Column, Element, Row, Tie
 from sparsesoup.select import keep, levels
@@ -279,6 +280,40 @@ def test_whole_heads_and_whole_units_are_cut_and_nothing_of_them_is_left() -> No
     assert 2048 - 512 < reached <= 2048
     assert set(ticket.masks) == set(problem.targets)
     assert ticket.weights.keys() == problem.pretrained.state_dict().keys()
+
+
+def test_a_head_is_worth_what_the_one_of_its_four_matrices_says_that_wants_it_most() -> None:
+    journal = Searched(Meter())
+    problem = bert(steps=40, meter=journal.meter, journal=journal)
+    ticket = HybridMovement(attention="heads", score_rate=0.5).run(problem, 0.5)
+    worth: dict[bool, list[float]] = {True: [], False: []}
+    for name, target in problem.targets.items():
+        scores, mask = journal.scores[name], ticket.masks[name]
+        if target.role == "query":
+            assert scores.shape == (4, 2)
+            assert len(scores[:, 0].unique()) == 4
+            groups = zip(scores.amax(0), mask.view(2, -1).all(1), strict=True)
+        elif target.role == "feed-forward in":
+            groups = zip(scores, mask.all(1), strict=True)
+        else:
+            continue
+        for score, stays in groups:
+            worth[bool(stays)].append(float(score))
+    assert len(worth[True]) + len(worth[False]) == 2 * (2 + 32)
+    assert min(worth[True]) >= max(worth[False])
+
+
+def density_of_units(**more: Any) -> float:
+    """The share of the feed-forward weights that stays, where half of all prunable weights do."""
+    ticket, problem = hybrid(tile=Block(4, 8), **more)
+    inside = [ticket.masks[n].flatten() for n, t in problem.targets.items() if t.role.startswith("feed-forward")]
+    return float(torch.cat(inside).float().mean())
+
+
+def test_a_family_that_weighs_nothing_in_the_penalty_loses_less() -> None:
+    even = density_of_units()
+    assert density_of_units(attention_weight=0.0) < even - 0.1
+    assert density_of_units(feed_forward_weight=0.0) > even + 0.1
 
 
 def test_tiles_of_the_attention_are_cut_whole() -> None:
