@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import same, tiny, watched
+from conftest import Watch, same, tiny, watched
 from sparsesoup import masks as algebra
+from sparsesoup.data import Batch
 from sparsesoup.errors import UserError
 from sparsesoup.exports.compact import left, remove_
 from sparsesoup.hub.families import prunable
@@ -286,6 +287,21 @@ def test_what_returns_is_small_noise_and_what_stayed_is_as_it_was() -> None:
     assert known == {"before": algebra.sparsity(trimmed), "after": ticket.sparsity, "steps": 20}
     assert known["after"] < known["before"]
     assert all(not before[n][~m].any() for n, m in trimmed.items())
+
+
+def test_after_the_refill_the_rate_rises_and_falls_once_more_on_rows_of_another_order() -> None:
+    seen: list[Tensor] = []
+
+    def criterion(outputs: Tensor, batch: Batch) -> Tensor:
+        seen.append(batch["input_ids"])
+        return torch.nn.functional.cross_entropy(outputs, batch["labels"])
+
+    watch = Watch()
+    problem = bert(steps=40, observer=watch, criterion=criterion)
+    HybridMovement(score_rate=0.5, tile=Block(4, 8), refill=0.5).run(problem, 0.8)
+    assert watch.curve("step")[40:] == watch.curve("step")[20:40]
+    assert watch.curve("rate")[40:] == [problem.rate(20)(step) for step in range(20)]
+    assert sum(one.equal(other) for one, other in zip(seen[20:40], seen[40:], strict=True)) < 4
 
 
 def test_refilling_writes_noise_of_the_asked_size_into_what_returns_alone() -> None:
