@@ -19,6 +19,8 @@ ROOT = HERE.parent
 FLAGS = ("dtype", "zstd", "fp16")  # settings of exports
 PUBLISHED = ("dense", "random", "magnitude", "snip", "grasp", "gradual", "early-bird", "lottery-pools", "imp",
              "imp-rewind", "isp-no-soup", "isp")  # rows of the tables of the ISP paper  # fmt: skip
+SAME_COST = 1.02  # at most, over a dense run's: validation and a few batches for a score are within it
+EQUAL = "-equal"  # ends the name of a result whose rows are cut down to one training
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -41,6 +43,15 @@ def whole_rows(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The rows of which every seed is there."""
     seeds = len(result["study"]["seeds"])
     return {name: row for name, row in summary(result).items() if len(row["test"]) == seeds}
+
+
+def at_one_cost(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """One result of the rows that cost at most what a dense run does: those of a study, and those cut down to it."""
+    rows = whole_rows(base)
+    most = SAME_COST * statistics.mean(rows["dense"]["flops"])
+    cheap = {name: None for name, row in rows.items() if statistics.mean(row["flops"]) <= most}
+    cells = [cell for cell in base["cells"] if cell["row"] in cheap.keys() - own["study"]["rows"].keys()]
+    return {"study": {**base["study"], "rows": cheap | own["study"]["rows"]}, "cells": cells + own["cells"]}
 
 
 def table(result: dict[str, Any], rows: dict[str, dict[str, Any]]) -> str:
@@ -199,6 +210,9 @@ def pieces() -> dict[str, str]:
             drawn = next(draw for key, draw in KINDS.items() if key in result)
             found[path.stem] = drawn(result)
             continue
+        if path.stem.endswith(EQUAL):
+            base = path.with_stem(path.stem.removesuffix(EQUAL))
+            result = at_one_cost(json.loads(base.read_text(encoding="utf-8")), result)
         if curve.is_one(result):
             found[path.stem] = "\n".join(curve.points(result))
             continue
