@@ -201,6 +201,18 @@ def overlaps(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"`{found['command']}`"])
 
 
+def zero_shot(found: dict[str, Any]) -> str:
+    """The Markdown table of benchmarks/clip_pretrain.py."""
+    lines = ["| images | for the CLIP | zero-shot accuracy of held-out training rows |", "|---|---|---|"]
+    for name, scores in found["zero_shot"].items():
+        role = "transfer" if name in found["recipe"]["transfer"] else "in-domain"
+        lines.append(f"| {name} | {role} | {100 * scores['accuracy']:.1f} |")
+    cost = found["cost"]["strong"]
+    return "\n".join(
+        [*lines, "", f"After {cost['steps']:,} steps, {cost['seconds'] / 60:.0f} minutes on {found['machine']}."]
+    )
+
+
 def pieces() -> dict[str, str]:
     """Marker -> what stands behind it, of every committed result."""
     found: dict[str, str] = {}
@@ -226,7 +238,14 @@ def pieces() -> dict[str, str]:
 
 
 # By what only such a result holds.
-KINDS = {"backends": speeds, "exports": exports, "grasp": kept, "overlap": overlaps, "selection": costs}
+KINDS = {
+    "backends": speeds,
+    "exports": exports,
+    "grasp": kept,
+    "overlap": overlaps,
+    "selection": costs,
+    "zero_shot": zero_shot,
+}
 
 
 def redrawn(text: str, found: dict[str, str]) -> str:
