@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsesoup import recipe
+from sparsesoup.files import write_json
 from sparsesoup.masks import Masks, kept, total
 from sparsesoup.run import complete, directory
 from sparsesoup.ticket import load_masks
@@ -63,9 +64,8 @@ def main() -> None:
     options = parser.parse_args()
     result = json.loads(options.result.read_text(encoding="utf-8"))
     command = f"python benchmarks/overlap.py {options.result}"
-    found = {"overlap": measured(result, options.out), "sparsity": result["study"]["sparsity"], "command": command}
-    path = HERE / "results" / f"overlap-{options.result.stem}.json"
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    found = {"overlap": measured(result, options.out), "command": command}
+    write_json(HERE / "results" / f"overlap-{options.result.stem}.json", found)
 
 
 if __name__ == "__main__":
