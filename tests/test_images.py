@@ -15,7 +15,7 @@ from conftest import same
 from sparsesoup import load_compact, load_packed
 from sparsesoup.cli import main
 from sparsesoup.errors import UserError
-from sparsesoup.hub import images
+from sparsesoup.hub import images, pictures
 from sparsesoup.hub.build import Place, build, open_task
 from sparsesoup.hub.families import prunable
 from sparsesoup.hub.images import Images, crop, encode, find_images
@@ -118,7 +118,7 @@ def test_the_fingerprint_tells_contents_and_not_where_they_lie(place, tmp_path):
 @pytest.mark.parametrize("held", [2**29, 0])
 @pytest.mark.parametrize("kind", ["squashed", "cropped"])
 def test_the_model_sees_what_its_processor_makes_of_every_image(place, monkeypatch, held, kind):
-    monkeypatch.setattr(images, "HELD", held)
+    monkeypatch.setattr(pictures, "HELD", held)
     made = processor()
     if kind == "cropped":
         made = transformers.CLIPImageProcessorPil(size={"shortest_edge": 14}, crop_size={"height": SIDE, "width": SIDE})

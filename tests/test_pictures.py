@@ -1,0 +1,83 @@
+"""Images are made once in a process, for all runs and seeds, and anew where anything about them differs."""
+
+import PIL.Image
+import pytest
+from datasets import Dataset, Features, Image, concatenate_datasets
+
+from sparsesoup.errors import UserError
+from sparsesoup.hub import pictures
+from sparsesoup.hub.pictures import Pictures
+from sparsesoup.hub.sources import open_splits, training_splits
+from test_images import TASK
+from tiny_images import SIDE, parquet, photos, processor, table
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Numbers of the rows whose images were opened, in order; nothing is kept from other tests."""
+    rows, known = [], Pictures._opened
+    monkeypatch.setattr(pictures, "_KEPT", {})
+    monkeypatch.setattr(Pictures, "_opened", lambda self, cell, row: rows.append(row) or known(self, cell, row))
+    return rows
+
+
+def seen(rows, made=None):
+    """The images of rows as bytes, whatever is kept."""
+    return Pictures(rows, "image", made or processor()).pixels(range(len(rows)))
+
+
+@pytest.mark.parametrize("kind", [parquet, photos])
+def test_all_seeds_and_runs_of_a_process_share_the_images_of_a_split(tmp_path, opened, kind):
+    kind(tmp_path / "some")
+    for seed in (0, 1):
+        source = open_splits(str(tmp_path / "some"))
+        for rows in training_splits(source, TASK, seed):
+            wanted = processor()([row["image"].convert("RGB") for row in rows], return_tensors="pt")["pixel_values"]
+            found = Pictures(rows, "image", processor())
+            assert found.values(found.pixels(range(len(rows)))).allclose(wanted, atol=1e-6)
+    assert set(opened) == set(range(48))
+    # The first of each split is opened before, for its size: two splits, two seeds.
+    assert len(opened) == 48 + 4
+
+
+def test_only_the_rows_of_a_split_are_made(opened):
+    chosen = table(40).select([7, 3, 30])
+    assert seen(chosen).equal(seen(table(40))[[7, 3, 30]])
+    assert opened[:4] == [7, 3, 7, 30]
+
+
+def test_images_are_made_anew_where_they_their_files_or_the_processor_differ(tmp_path, opened):
+    rows = table(4)
+    for other, made in ((table(4, 9), None), (rows, processor(SIDE + 2)), (concatenate_datasets([rows, rows]), None)):
+        known = len(opened)
+        first = seen(rows)
+        assert len(opened) == known + (5 if not known else 1)
+        again, fresh = seen(other, made), len(opened)
+        assert fresh > known + len(other)
+        assert again.shape != first.shape or not again.equal(first)
+    assert seen(rows.select(range(2, 4))).equal(seen(rows)[2:])  # parts of one table in memory
+    assert seen(rows.select(range(2))).equal(seen(rows)[:2])
+    path = tmp_path / "one.png"
+    for level in (0, 200):
+        PIL.Image.new("RGB", (SIDE, SIDE), (level,) * 3).save(path)
+        one = Dataset.from_dict({"image": [str(path)]}, Features({"image": Image()}))
+        assert seen(one).unique().tolist() == [level]
+
+
+def test_a_row_that_cannot_be_read_is_named_as_published_and_spoils_no_later_run(tmp_path, opened):
+    rows = table(6).cast_column("image", Image(decode=False)).to_dict()
+    rows["image"][4]["bytes"] = b"no image"
+    bad = Dataset.from_dict(rows, table(6).features)
+    with pytest.raises(UserError, match=r"row 4 of column image cannot be read as an image"):
+        seen(bad.select([5, 4, 2]))
+    good = [0, 1, 2, 3, 5]
+    assert seen(bad.select(good)).equal(seen(table(6))[good])
+
+
+def test_images_that_are_kept_do_not_fill_the_memory(monkeypatch, opened):
+    monkeypatch.setattr(pictures, "HELD", 6 * 3 * SIDE * SIDE)
+    for count in (3, 2, 3, 6):
+        seen(table(count))
+    assert [len(made.there) for made in pictures._KEPT.values()] == [6]
+    seen(table(7))  # more than may be held: made each time
+    assert [len(made.there) for made in pictures._KEPT.values()] == [6]
