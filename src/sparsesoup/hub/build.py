@@ -10,6 +10,7 @@ import torch
 
 from sparsesoup.data import Data
 from sparsesoup.errors import UserError
+from sparsesoup.hub.attention import attend_fast_
 from sparsesoup.hub.checkpoint import config_of, load_reader, locate
 from sparsesoup.hub.families import prunable
 from sparsesoup.hub.images import Images
@@ -124,6 +125,7 @@ def build(
     train, validation = training_splits(opened.source, opened.task, place.seed)
     check_head(place, opened)
     model = load_model(place.model, opened.task, place.seed, place.trust_remote_code)
+    attend_fast_(model, training.precision)
     reader = load_reader(place.model, kind.images, place.trust_remote_code)
     if not kind.images and model.config.pad_token_id is None:
         model.config.pad_token_id = reader.pad_token_id
