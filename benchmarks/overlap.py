@@ -28,11 +28,15 @@ def drawn(result: dict[str, Any], out: Path) -> dict[str, list[Path]]:
     """row -> its tickets, of the runs that are there."""
     found: dict[str, list[Path]] = {}
     for cell in (cell for cell in result["cells"] if not cell.get("missing")):
-        settings = complete(recipe.read(shlex.split(cell["command"])[2:])[0])
-        path = out / directory(result["study"]["dataset"], settings) / "model"
+        path = out / (cell.get("run") or where(result["study"]["dataset"], cell["command"])) / "model"
         if (path / "pruning").is_dir():
             found.setdefault(cell["row"], []).append(path)
     return found
+
+
+def where(dataset: str, command: str) -> Path:
+    """The run that a command made; the first results do not say it."""
+    return directory(dataset, complete(recipe.read(shlex.split(command)[2:])[0]))
 
 
 def shared(one: Masks, other: Masks) -> float:
