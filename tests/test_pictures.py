@@ -2,7 +2,7 @@
 
 import PIL.Image
 import pytest
-from datasets import Dataset, Features, Image, concatenate_datasets
+from datasets import Dataset, Features, Image, Value, concatenate_datasets
 
 from sparsesoup.errors import UserError
 from sparsesoup.hub import pictures
@@ -62,6 +62,19 @@ def test_images_are_made_anew_where_they_their_files_or_the_processor_differ(tmp
         PIL.Image.new("RGB", (SIDE, SIDE), (level,) * 3).save(path)
         one = Dataset.from_dict({"image": [str(path)]}, Features({"image": Image()}))
         assert seen(one).unique().tolist() == [level]
+
+
+def test_slices_of_one_table_are_told_apart_whatever_form_its_images_have(opened):
+    bare = [cell["bytes"] for cell in table(6).cast_column("image", Image(decode=False))["image"]]
+    wanted = seen(table(6))
+    for kind, cells in (
+        (Value("binary"), bare),
+        (Image(), [{"bytes": one, "path": None} for one in bare]),
+        ({"bytes": Value("binary"), "path": Value("string")}, [{"bytes": one, "path": None} for one in bare]),
+    ):
+        rows = Dataset.from_dict({"image": cells}, Features({"image": kind}))
+        for first in (0, 2, 4):
+            assert seen(rows.select(range(first, first + 2))).equal(wanted[first : first + 2])
 
 
 def test_a_row_that_cannot_be_read_is_named_as_published_and_spoils_no_later_run(tmp_path, opened):

@@ -80,7 +80,8 @@ class Pictures:
         """A hash of the images, or of what tells that their files have changed, and of all that the processor does."""
         digest = hashlib.blake2b(f"{type(self.processor)} {self.processor.to_json_string()}".encode())
         for cells in self._cells.data.column(self.column).chunks:
-            digest.update(f"{cells.offset} {len(cells)}".encode())
+            for part in (cells, cells.field("bytes"), cells.field("path")):  # slices have the buffers of their table
+                digest.update(f"{part.offset} {len(part)} ".encode())
             for buffer in cells.buffers():
                 digest.update(b"-" if buffer is None else buffer)
             digest.update(repr(_stamps(cells)).encode())
