@@ -1,5 +1,8 @@
 """Images are made once in a process, for all runs and seeds, and anew where anything about them differs."""
 
+import io
+
+import numpy as np
 import PIL.Image
 import pytest
 from datasets import Dataset, Features, Image, Value, concatenate_datasets
@@ -75,6 +78,20 @@ def test_slices_of_one_table_are_told_apart_whatever_form_its_images_have(opened
         rows = Dataset.from_dict({"image": cells}, Features({"image": kind}))
         for first in (0, 2, 4):
             assert seen(rows.select(range(first, first + 2))).equal(wanted[first : first + 2])
+
+
+def test_levels_of_sixteen_bits_keep_their_order_and_those_without_a_range_are_refused(opened):
+    def stored(levels, ending):
+        file = io.BytesIO()
+        PIL.Image.fromarray(levels).save(file, ending)
+        return Dataset.from_dict({"image": [{"bytes": file.getvalue(), "path": None}]}, Features({"image": Image()}))
+
+    ramp = np.tile(np.arange(SIDE, dtype=np.uint16) * 20, (SIDE, 1))
+    for ending in ("png", "tiff"):
+        assert seen(stored(ramp << 8, ending)).equal(seen(stored(ramp.astype(np.uint8), ending)))
+    for kind in (np.int32, np.float32):
+        with pytest.raises(UserError, match=r"row 0 of column image cannot be read .* range of its levels"):
+            seen(stored(ramp.astype(kind), "tiff"))
 
 
 def test_a_row_that_cannot_be_read_is_named_as_published_and_spoils_no_later_run(tmp_path, opened):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
+import PIL.Image
 import pyarrow as pa
 import torch
 from datasets import Dataset, Image
@@ -105,7 +105,7 @@ class Pictures:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of large or odd files, which are read all the same
-                return Image().decode_example(_file(cell)).convert("RGB")
+                return _in_rgb(Image().decode_example(_file(cell)))
         except Exception as error:  # each format of files has errors of its own
             where = f" ({cell['path']})" if cell and cell["path"] else ""
             why = "its format is not known" if isinstance(error, PIL.UnidentifiedImageError) else one_line(error)
@@ -125,6 +125,15 @@ def _kept(key: bytes, shape: tuple[int, ...]) -> Made:
     while len(_KEPT) > 1 and sum(kept.pixels.numel() for kept in _KEPT.values()) > HELD:
         del _KEPT[next(iter(_KEPT))]
     return made
+
+
+def _in_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """Pillow cuts off what is above 255, so that deep levels would all become white."""
+    if picture.mode.startswith("I;16"):
+        picture = PIL.Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"nothing tells the range of its levels (Pillow's mode {picture.mode}), 8 bits are needed")
+    return picture.convert("RGB")
 
 
 def _stamps(cells: pa.StructArray) -> list[Any]:
