@@ -5,6 +5,7 @@ import io
 import numpy as np
 import PIL.Image
 import pytest
+import transformers
 from datasets import Dataset, Features, Image, Value, concatenate_datasets
 
 from sparsesoup.errors import UserError
@@ -92,6 +93,20 @@ def test_levels_of_sixteen_bits_keep_their_order_and_those_without_a_range_are_r
     for kind in (np.int32, np.float32):
         with pytest.raises(UserError, match=r"row 0 of column image cannot be read .* range of its levels"):
             seen(stored(ramp.astype(kind), "tiff"))
+
+
+def test_what_a_processor_makes_is_taken_in_any_layout_of_memory_or_refused():
+    side = {"height": SIDE, "width": SIDE}
+    mobile = transformers.MobileViTImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=side)  # blue comes first
+    wanted = mobile([table(2)[1]["image"]], return_tensors="pt")["pixel_values"]
+    made = Pictures(table(2), "image", mobile)
+    assert made.values(made.pixels([1])).allclose(wanted, atol=1e-6)
+    for other in (
+        transformers.Siglip2ImageProcessorPil(),
+        transformers.ImageGPTImageProcessorPil(clusters=[[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]], size=side),
+    ):
+        with pytest.raises(UserError, match=rf"\({type(other).__name__}\) does not make one array of channels"):
+            seen(table(2), other)
 
 
 def test_a_row_that_cannot_be_read_is_named_as_published_and_spoils_no_later_run(tmp_path, opened):

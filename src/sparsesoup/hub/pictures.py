@@ -115,7 +115,13 @@ class Pictures:
 
     def _made(self, pictures: list[Any]) -> list[Tensor]:
         """What the processor makes of pictures: float [channels, height, width] each."""
-        return [torch.as_tensor(image) for image in self.processor(pictures)["pixel_values"]]
+        made = self.processor(pictures).get("pixel_values", [np.empty(0)])
+        if np.ndim(made[0]) != 3:
+            raise UserError(
+                f"the model's image processor ({type(self.processor).__name__}) does not make one array of channels, "
+                f"height and width of an image, which is needed here; take another model"
+            )
+        return [torch.as_tensor(np.ascontiguousarray(image)) for image in made]
 
 
 def _kept(key: bytes, shape: tuple[int, ...]) -> Made:
