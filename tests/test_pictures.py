@@ -126,3 +126,14 @@ def test_images_that_are_kept_do_not_fill_the_memory(monkeypatch, opened):
     assert [len(made.there) for made in pictures._KEPT.values()] == [6]
     seen(table(7))  # more than may be held: made each time
     assert [len(made.there) for made in pictures._KEPT.values()] == [6]
+
+
+def test_of_a_split_that_is_too_large_the_rows_chosen_are_held_if_these_fit(monkeypatch, opened):
+    monkeypatch.setattr(pictures, "HELD", 4 * 3 * SIDE * SIDE)
+    large, whole = table(9), Pictures(table(9), "image", processor())
+    for chosen in ([7, 0, 3], [2, 8]):
+        wanted = whole.pixels([chosen[1], chosen[0]])
+        opened.clear()
+        for made in (Pictures(large.select(chosen), "image", processor()) for _ in range(2)):
+            assert made.pixels([1, 0]).equal(wanted)
+        assert opened == [chosen[0], *sorted(chosen), chosen[0]]

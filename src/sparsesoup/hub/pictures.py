@@ -17,13 +17,18 @@ from torch import Tensor
 from sparsesoup.errors import UserError
 from sparsesoup.hub.reading import one_line
 
-HELD = 2**29  # bytes of images that are held in memory; those of a larger split are made anew each time
+HELD = 2**29  # bytes of images that are held in memory; of a larger split the rows chosen, or they are made each time
 CHUNK = 64  # images that are made at a time
 
 
 @dataclass(frozen=True)
 class Made:
-    """Images of a split as published: uint8 [rows, channels, height, width], and which of them are there already."""
+    """Images of a split as published, or of the rows chosen from it: uint8 [rows, channels, height, width].
+
+    Args:
+        pixels: of all of them.
+        there: which are made already.
+    """
 
     pixels: Tensor
     there: Tensor
@@ -56,24 +61,27 @@ class Pictures:
         self._low, self._step = black[middle], (white - black)[middle] / 255
         first = int(self._rows[0])
         self.shape = self._made([self._opened(self._cells[first][column], first)])[0].shape
-        self._held = self._all() if len(self._cells) * self.shape.numel() <= HELD else None
+        whole = len(self._cells) * self.shape.numel() <= HELD
+        fits = len(self._rows) * self.shape.numel() <= HELD
+        self._at = self._rows if whole else torch.arange(len(self._rows))
+        self._held = self._all(b"" if whole else self._rows.numpy().tobytes()) if fits else None
 
     def pixels(self, numbers: Sequence[int]) -> Tensor:
         """The images of these rows as bytes: uint8 [rows, channels, height, width]."""
-        rows = self._rows[list(numbers)]
-        return self._pixels(rows.tolist()) if self._held is None else self._held[rows]
+        chosen = list(numbers)
+        return self._pixels(self._rows[chosen].tolist()) if self._held is None else self._held[self._at[chosen]]
 
     def values(self, pixels: Tensor) -> Tensor:
         """What the processor makes of them: float of the same shape."""
         return pixels.float().mul_(self._step).add_(self._low)
 
-    def _all(self) -> Tensor:
-        made = _kept(self._key(), (len(self._cells), *self.shape))
-        missing = self._rows[~made.there[self._rows]].sort().values
-        for first in range(0, len(missing), CHUNK):
-            rows = missing[first : first + CHUNK]
-            made.pixels[rows] = self._pixels(rows.tolist())
-            made.there[rows] = True
+    def _all(self, chosen: bytes) -> Tensor:
+        made = _kept(self._key() + chosen, (len(self._rows if chosen else self._cells), *self.shape))
+        order = self._rows.argsort()
+        missing = order[~made.there[self._at[order]]]
+        for some in filter(len, missing.split(CHUNK)):  # nothing is split into one part
+            made.pixels[self._at[some]] = self._pixels(self._rows[some].tolist())
+            made.there[self._at[some]] = True
         return made.pixels
 
     def _key(self) -> bytes:
