@@ -33,6 +33,7 @@ from sparsesoup.hub.families import prunable
 from sparsesoup.hub.images import Images, encode
 from sparsesoup.hub.kinds import find
 from sparsesoup.hub.prompts import names_of, templates_of
+from sparsesoup.hub.reading import one_line
 from sparsesoup.hub.sources import open_splits, training_splits
 from sparsesoup.hub.text import padding
 from sparsesoup.journal import Journal
@@ -45,6 +46,7 @@ from sparsesoup.training import Training
 from sparsesoup.watch import Watch
 
 HERE = Path(__file__).parent
+SHIPPED = HERE / "experiments" / "clip-pretrain.yaml"
 WARMEST = 100.0  # what exp(logit scale) may be at most, Radford et al. 2021, sec. 2.5
 END, BEGIN = "<|endoftext|>", "<|startoftext|>"
 
@@ -234,10 +236,31 @@ def pretrain(
     return found
 
 
+def read_recipe(path: Path, steps: int | None) -> dict[str, Any]:
+    """What to train, and how.
+
+    Args:
+        path: of a YAML file with the keys of the shipped one.
+        steps: instead of the recipe's.
+    Raises: UserError if it cannot be read, or keys are missing or unknown.
+    """
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read {path}: {one_line(error)}; give a recipe such as {SHIPPED}") from error
+    known = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
+    wrong = sorted(map(str, known.keys() ^ (recipe if isinstance(recipe, dict) else {}).keys()))
+    if wrong:
+        raise UserError(f"{path}: key {wrong[0]!r} is missing or unknown; the keys are those of {SHIPPED}")
+    if steps is not None and steps < 1:
+        raise UserError(f"--steps is {steps}, where at least 1 is needed")
+    return {**recipe, "steps": steps or recipe["steps"]}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the script; 2 for bad input."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path, nargs="?", default=HERE / "experiments" / "clip-pretrain.yaml")
+    parser.add_argument("recipe", type=Path, nargs="?", default=SHIPPED)
     parser.add_argument("--out", type=Path, default=HERE / "scratch" / "clip-small", help="folder to write")
     parser.add_argument("--steps", type=int, help="instead of the recipe's")
     parser.add_argument("--data-root", help="folder of named datasets; default the variable SPARSESOUP_DATA")
@@ -246,9 +269,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--result", type=Path, help="also write what it came to here, such as in benchmarks/results")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    recipe = yaml.safe_load(options.recipe.read_text(encoding="utf-8"))
-    recipe |= {"steps": options.steps or recipe["steps"]}
     try:
+        recipe = read_recipe(options.recipe, options.steps)
         with locked(options.out / ".lock", patient=False):
             _check_same(options.out / "recipe.yaml", recipe)
             if not (options.out / "pretraining.json").exists():

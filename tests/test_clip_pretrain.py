@@ -139,3 +139,18 @@ def test_what_cannot_be_is_refused_in_one_line(script, recipe, data, tmp_path, c
     (out / "recipe.yaml").write_text(yaml.safe_dump({**table, "steps": 7}))
     assert script.main(line_of(recipe, data, out)) == 2
     assert "another recipe" in capsys.readouterr().err
+    for text, why in (
+        ("a: [1", "cannot read"),
+        (yaml.safe_dump({**table, "stepz": 3}), "'stepz' is missing or unknown"),
+        (yaml.safe_dump({name: value for name, value in table.items() if name != "side"}), "'side' is missing"),
+    ):
+        (tmp_path / "wrong.yaml").write_text(text)
+        assert script.main(line_of(tmp_path / "wrong.yaml", data, tmp_path / "new")) == 2
+        said = capsys.readouterr().err
+        assert why in said
+        assert said.count("\n") == 1
+    assert script.main(line_of(tmp_path / "nowhere.yaml", data, tmp_path / "new")) == 2
+    assert "cannot read" in capsys.readouterr().err
+    assert script.main(line_of(recipe, data, tmp_path / "new", "--steps", "0")) == 2
+    assert "at least 1" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
