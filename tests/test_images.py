@@ -340,6 +340,19 @@ def test_images_and_texts_are_not_given_to_the_other_kind_of_model(place, refuse
     refused(line_of(place, out, dataset=tmp_path / "named", image_column="picture"), "no column 'picture'", "image")
 
 
+@pytest.mark.parametrize("split", ["train", ""])
+def test_images_deeper_than_the_folder_of_a_class_are_not_left_out_in_silence(place, refused, tmp_path, split):
+    folder = tmp_path / "deep" / split
+    shutil.copytree(place / "photos" / "train", folder)
+    (folder / "red" / "more").mkdir()
+    (folder / "red" / "more" / "notes.txt").write_text("no image")
+    assert len(open_splits(str(tmp_path / "deep")).train) == 48
+    for picture in sorted((folder / "red").glob("*.*")):  # the first, and then all of a class
+        picture.rename(folder / "red" / "more" / picture.name)
+        if picture.name in ("002.png", "047.png"):
+            refused(line_of(place, tmp_path / "runs", dataset=tmp_path / "deep"), "red/more holds images", "move them")
+
+
 def test_images_without_labels_or_with_wrong_ones_are_refused(place, refused, tmp_path):
     out = tmp_path / "runs"
     for folder in ("flat", "flat/train", "flat/test"):

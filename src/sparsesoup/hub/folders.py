@@ -15,11 +15,12 @@ Classes = dict[str, list[Path]]  # class -> its images
 def find_classes(place: Path) -> dict[str, Classes]:
     """Split name -> class -> images, such as train/cat/1.png; without folders of splits all of it is training split.
 
-    Raises: UserError if there are images, and no folders that say which class they are of.
+    Raises: UserError if there are images, and no folders that say which class they are of; or images deeper than these.
     """
     splits: dict[str, Classes] = {}
-    for folder in _below(place):
-        if folder.name.lower() in SPLIT_WORDS and (classes := _classes(folder)):
+    for folder in (each for each in _below(place) if each.name.lower() in SPLIT_WORDS):
+        _check_depth(folder)
+        if classes := _classes(folder):
             splits.setdefault(SPLIT_WORDS[folder.name.lower()], classes)
     whole = _classes(place)
     if splits or not (whole or _images(place)):
@@ -28,6 +29,7 @@ def find_classes(place: Path) -> dict[str, Classes]:
         raise UserError(
             f"{place} holds images without labels, where a folder a class is needed, such as train/cat/1.png; sort them"
         )
+    _check_depth(place)
     return {"train": whole}
 
 
@@ -41,6 +43,16 @@ def read_classes(classes: Mapping[str, Sequence[Path]], names: Sequence[str]) ->
     rows = [(str(path.resolve()), names.index(name)) for name, paths in classes.items() for path in paths]
     features = Features({"image": Image(), "label": ClassLabel(names=list(names))})
     return Dataset.from_dict({"image": [p for p, _ in rows], "label": [y for _, y in rows]}, features=features)
+
+
+def _check_depth(folder: Path) -> None:
+    """UserError if a class has images in folders below its own: they would be left out without a word."""
+    for deeper in (below for each in _below(folder) for below in _below(each)):
+        if _images(deeper):
+            raise UserError(
+                f"{deeper} holds images below the folder of a class, where none are looked for; move them to "
+                f"{deeper.parent}, or away"
+            )
 
 
 def _classes(folder: Path) -> Classes:
