@@ -328,6 +328,21 @@ def test_an_image_that_cannot_be_read_is_named_with_its_row(place, refused, tmp_
         )
 
 
+def test_a_file_that_is_gone_is_named_also_where_it_is_of_a_test_row(place, refused, tmp_path):
+    folder = tmp_path / "named"
+    folder.mkdir()
+    paths = [str(path) for path in sorted((place / "photos" / "train").rglob("*.*"))]
+    features = Features({"image": {"bytes": Value("binary"), "path": Value("string")}, "label": Value("int64")})
+    rows = {"image": [{"bytes": None, "path": path} for path in paths], "label": [i % 2 for i in range(48)]}
+    Dataset.from_dict(rows, features).to_parquet(folder / "train.parquet")
+    source = open_splits(str(folder))
+    (lost, *_) = open_test(source, find(source.train, "named", None, None))["test"]["image"]
+    gone = str(tmp_path / "gone.png")
+    rows["image"][paths.index(lost["path"])]["path"] = gone
+    Dataset.from_dict(rows, features).to_parquet(folder / "train.parquet")
+    refused(line_of(place, tmp_path / "runs", dataset=folder), gone, "cannot be read", "put it back")
+
+
 def test_images_and_texts_are_not_given_to_the_other_kind_of_model(place, refused, tmp_path):
     out = tmp_path / "runs"
     refused(line_of(place, out, model=place / "bert"), str(place / "bert"), "photos", "images", "vision model")

@@ -191,7 +191,13 @@ def _contents(value: object) -> object:
     """An image's bytes, wherever they lie and whatever their file is called; any other value itself."""
     if not isinstance(value, dict) or value.keys() != {"bytes", "path"} or value["path"] is None:
         return value
-    return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+    try:
+        return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{value['path']}, which a row of the training split names, cannot be read: {one_line(error)}; put it back "
+            f"or drop such rows"
+        ) from error
 
 
 def _folders(place: Path) -> str:
