@@ -374,6 +374,8 @@ def test_images_without_labels_or_with_wrong_ones_are_refused(place, refused, tm
         (tmp_path / folder).mkdir(exist_ok=True)
         shutil.copyfile(place / "photos" / "train" / "red" / "008.jpg", tmp_path / folder / "1.jpg")
         refused(line_of(place, out, dataset=tmp_path / "flat"), "flat holds images without labels", "train/cat/1.png")
+    shutil.copytree(place / "photos" / "train" / "red", tmp_path / "single" / "pictures")
+    refused(line_of(place, out, dataset=tmp_path / "single"), "the one class pictures", "at least two classes")
     bare, wrong = tmp_path / "bare", tmp_path / "wrong"
     bare.mkdir()
     table(20).remove_columns("label").to_parquet(bare / "train.parquet")
