@@ -59,7 +59,7 @@ def encode(rows: Dataset, task: Images, processor: Any, length: int = 0) -> tupl
     training each image is cropped first (`crop`). An image counts as one token: what it costs, FLOPs tell.
 
     Args:
-        rows: one split; its images are bytes or paths of files, of any mode; they are read as RGB.
+        rows: one split; its images are bytes or paths of files, their levels of 1, 8 or 16 bits; they are read as RGB.
         processor: an image processor of transformers that makes all images of one size.
         length: has no meaning for images.
     Raises: UserError that names the row where an image cannot be read, or a label is wrong.
