@@ -311,7 +311,8 @@ def refused(capsys, line, *parts):
 def test_bad_words_are_refused_in_one_line(place, capsys, tmp_path):
     out = tmp_path / "runs"
     refused(capsys, line_of(place, out, "isp", "--prompts", "a photo"), "'a photo' has no {}", "--prompts")
-    refused(capsys, line_of(place, out, "isp", "--class-names", "red,green"), "gives 2 names", "3 classes")
+    refused(capsys, line_of(place, out, "isp", "--class-names", "red,green"), "gives 2 names, ", "3 classes")
+    refused(capsys, line_of(place, out, "isp", "--class-names", "names.txt"), "1 names (there is no file names.txt)")
     refused(capsys, line_of(place, out, "isp", "--class-names", "red,sky,red"), "'red' is there twice", "--class-names")
     refused(capsys, line_of(place, out, "isp", "--class-names", "red,,green"), "class 1", "empty name")
     long = "a photo of something that is " + 20 * "very " + "{}"

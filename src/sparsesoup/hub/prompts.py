@@ -60,7 +60,10 @@ def names_of(asked: str | None, labels: Sequence[str], numbered: bool, dataset: 
     found = tuple(labels) if asked is None else _lines(asked) if _is_file(asked) else tuple(asked.split(","))
     found = tuple(" ".join(name.replace("_", " ").split()) for name in found)
     if len(found) != len(labels):
-        raise UserError(f"--class-names gives {len(found)} names, {dataset} has {len(labels)} classes; give one each")
+        lost = f" (there is no file {asked})" if asked and "," not in asked and not _is_file(asked) else ""
+        raise UserError(
+            f"--class-names gives {len(found)} names{lost}, {dataset} has {len(labels)} classes; give one each"
+        )
     if not all(found):
         raise UserError(f"class {found.index('')} of {dataset} has an empty name; say --class-names")
     return _different(found, "class name", "--class-names")
