@@ -9,17 +9,19 @@ from sparsesoup.study.page import spaced
 
 
 @contextlib.contextmanager
-def axes(path: Path, title: str) -> Iterator[Any]:
-    """Axes to draw on, saved to an SVG file when they are drawn."""
+def axes(path: Path, title: str, widths: tuple[int, ...] = (1,), height: float = 3.8) -> Iterator[Any]:
+    """Axes to draw on, or some side by side of these relative widths; saved to an SVG file when they are drawn."""
     import matplotlib
 
     matplotlib.use("svg")
     matplotlib.rcParams.update({"svg.hashsalt": "sparsesoup", "font.size": 10})
     from matplotlib import pyplot
 
-    shown, drawn = pyplot.subplots(figsize=(6.4, 3.8))
-    drawn.set_title(title)
-    drawn.spines[["top", "right"]].set_visible(False)
+    shape = {"width_ratios": widths}
+    shown, drawn = pyplot.subplots(1, len(widths), figsize=(6.4, height), sharey=True, gridspec_kw=shape)
+    shown.suptitle(title)
+    for each in shown.axes:
+        each.spines[["top", "right"]].set_visible(False)
     yield drawn
     shown.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)

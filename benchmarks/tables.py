@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import curve
-from drawing import axes, label
+from drawing import axes
 from sparsesoup.study.tables import entry, paired
 
 HERE = Path(__file__).parent
@@ -86,25 +86,26 @@ def verdicts(result: dict[str, Any], ours: str) -> str:
 
 
 def figure(result: dict[str, Any], path: Path) -> None:
-    """Test score over cost, a point a row."""
-    from matplotlib.ticker import LogLocator
-
+    """The rows by their test score, and beside it what each cost."""
     rows, study = whole_rows(result), result["study"]
     dense = statistics.mean(rows["dense"]["flops"])
-    points: dict[str, tuple[float, float]] = {}
-    with axes(path, f"{study['dataset']}, sparsity {study['sparsity']}, {len(study['seeds'])} seeds") as drawn:
-        for name, row in rows.items():
-            x, y = statistics.mean(row["flops"]) / dense, 100 * statistics.mean(row["test"])
+    order = sorted(rows, key=lambda name: statistics.mean(rows[name]["test"]))
+    title = f"{study['dataset']}, sparsity {study['sparsity']}, {len(study['seeds'])} seeds"
+    with axes(path, title, widths=(3, 2), height=1.4 + 0.19 * len(rows)) as (score, cost):
+        for y, name in enumerate(order):
+            row, colour = rows[name], "C3" if name.startswith("isp") else "C7" if name.startswith("dense") else "C0"
             error = 100 * statistics.stdev(row["test"]) if len(row["test"]) > 1 else 0.0
-            drawn.errorbar(x, y, yerr=error, fmt="o", capsize=3, color="C3" if name.startswith("isp") else "C0")
-            points[name] = (x, y)
-        drawn.set(
-            xlabel="cost, FLOPs of all training and scoring (dense = 1)", ylabel="test score, points", xscale="log"
-        )
-        drawn.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-        drawn.xaxis.set_major_formatter("{x:g}")
-        drawn.xaxis.set_minor_formatter("")
-        label(drawn, points)
+            score.errorbar(100 * statistics.mean(row["test"]), y, xerr=error, fmt="o", capsize=2.5, color=colour)
+            times = statistics.mean(row["flops"]) / dense
+            cost.barh(y, times, height=0.6, color=colour)
+            cost.annotate(
+                f"{times:.2f}", (times, y), xytext=(3, 0), textcoords="offset points", fontsize=7, va="center"
+            )
+        score.set_yticks(range(len(order)), order, fontsize=8)
+        score.grid(axis="y", color="0.92")
+        score.set(xlabel="test score, points", ylim=(-0.7, len(order) - 0.3))
+        cost.set(xlabel="cost, FLOPs of all steps\nand scoring (dense = 1)")
+        cost.margins(x=0.2)
 
 
 def costs(found: dict[str, Any]) -> str:
