@@ -11,27 +11,26 @@ from sparsesoup.hub.attention import attend_fast_
 from sparsesoup.hub.build import Place, build, open_task
 from sparsesoup.hub.checkpoint import quiet
 from sparsesoup.training import Training
-from tiny_hub import checkpoint as texts_checkpoint
-from tiny_hub import reviews
 from tiny_images import CONFIGS, SIDE, checkpoint, parquet
-from tiny_models import MODELS
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A tiny ViT with pictures, and a tiny BERT with texts; no test writes to it."""
+def seeing(tmp_path_factory):
+    """A tiny ViT and pictures; no test writes to it."""
     folder = tmp_path_factory.mktemp("attention")
     checkpoint(folder / "vit")
     parquet(folder / "pictures")
-    texts_checkpoint(folder / "bert")
-    reviews(folder / "texts")
     return folder
 
 
-def fused(place, model, dataset, precision):
+def built(model, dataset, precision):
+    """A problem of two steps."""
+    where = Place(model=str(model), dataset=str(dataset))
+    return build(where, open_task(where), steps=2, training=Training(batch_size=4, precision=precision))
+
+
+def fused(problem):
     """How often a training step calls torch's fused attention, forth and back."""
-    where = Place(model=str(place / model), dataset=str(place / dataset))
-    problem = build(where, open_task(where), steps=2, training=Training(batch_size=4, precision=precision))
     state = problem.start()
     with profile() as calls:
         problem.loss(state.model, problem.train.batch(range(4))).backward()
@@ -40,16 +39,13 @@ def fused(place, model, dataset, precision):
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="the fused attention is fast on this machine")
-def test_images_are_learnt_in_bf16_without_fused_attention_on_a_cpu(place):
-    assert fused(place, "vit", "pictures", "no") > 0
-    assert fused(place, "vit", "pictures", "bf16") == 0
+def test_images_are_learnt_in_bf16_without_fused_attention_on_a_cpu(seeing):
+    assert fused(built(seeing / "vit", seeing / "pictures", "no")) > 0
+    assert fused(built(seeing / "vit", seeing / "pictures", "bf16")) == 0
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_texts_with_dropout_in_the_attention_are_left_as_they_are(place, precision):
-    where = Place(model=str(place / "bert"), dataset=str(place / "texts"))
-    problem = build(where, open_task(where), steps=2, training=Training(batch_size=4, precision=precision))
-    assert problem.pretrained.config.attention_probs_dropout_prob > 0
+def test_models_of_texts_are_left_as_they_are(place):
+    problem = built(place / "bert", place / "reviews", "bf16")
     assert problem.pretrained.config._attn_implementation == "sdpa"
 
 
@@ -69,17 +65,3 @@ def test_the_answers_and_what_is_saved_stay_the_same(tmp_path, family):
         assert model(pixel_values=pixels).logits.allclose(before, atol=1e-5)
     first, second = (json.loads((tmp_path / at / "config.json").read_text()) for at in ("before", "after"))
     assert first == second
-
-
-@pytest.mark.skipif(torch.accelerator.is_available(), reason="nothing is chosen on this machine")
-def test_dropout_in_a_part_of_a_model_counts():
-    for family in ("clip-classifier", "bert"):
-        model = MODELS[family]()
-        attend_fast_(model, "bf16")
-        assert model.config._attn_implementation == ("eager" if family == "clip-classifier" else "sdpa")
-    config = MODELS["clip-classifier"]().config
-    config.vision_config.attention_dropout = 0.1
-    model = transformers.CLIPForImageClassification(config)
-    model.set_attn_implementation("sdpa")
-    attend_fast_(model, "bf16")
-    assert model.config._attn_implementation == "sdpa"

@@ -125,7 +125,6 @@ def build(
     train, validation = training_splits(opened.source, opened.task, place.seed)
     check_head(place, opened)
     model = load_model(place.model, opened.task, place.seed, place.trust_remote_code)
-    attend_fast_(model, training.precision)
     reader = load_reader(place.model, kind.images, place.trust_remote_code)
     if not kind.images and model.config.pad_token_id is None:
         model.config.pad_token_id = reader.pad_token_id
@@ -133,6 +132,7 @@ def build(
     rows, _ = kind.encode(train, opened.task, reader, length)
     held_out, judge = kind.encode(validation, opened.task, reader, length)
     if kind.images:
+        attend_fast_(model, training.precision)
         _check_size(place.model, model, held_out)
     per_epoch = max(1, len(rows) // training.batch_size)
     return Problem(

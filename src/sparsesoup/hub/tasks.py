@@ -170,13 +170,13 @@ def _text_columns(features: Features, label: str, name: str) -> tuple[str, ...]:
 
 def _class_names(train: Dataset, label: str, name: str) -> tuple[str, ...]:
     kind = train.features[label]
-    if isinstance(kind, ClassLabel) and len(kind.names) > 1:
-        return tuple(kind.names)
     if isinstance(kind, ClassLabel):
-        raise UserError(
-            f"{name}: the label column {label} knows the one class {', '.join(kind.names)}, where at least two classes "
-            f"are needed; add rows of others, or name another dataset"
-        )
+        if len(kind.names) < 2:
+            raise UserError(
+                f"{name}: the label column {label} knows the one class {', '.join(kind.names)}, where at least two "
+                f"classes are needed; add rows of others, or name another dataset"
+            )
+        return tuple(kind.names)
     if not isinstance(kind, Value) and getattr(kind, "feature", None) is not None:  # a list a row
         raise UserError(
             f"{name}: the label column {label} holds a list a row (several labels at once), where one class or number "
