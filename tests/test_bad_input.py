@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import shutil
+import statistics
 import time
 
 import pytest
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from sparsesoup import prune
 from sparsesoup.cli import main
 from sparsesoup.errors import UserError
+from sparsesoup.timing import in_turns
 from tiny_hub import (
     base_model,
     checkpoint,
@@ -99,6 +101,16 @@ def test_classes_written_with_a_point_are_regression_and_a_note_says_so(place, t
     flags = ["--model", str(place / "bert"), "--steps", "1", "--train.batch-size", "4", "--out", str(tmp_path / "out")]
     assert main(["prune", "random", "--dataset", str(tmp_path / "pointed"), *flags]) == 0
     assert "note: column label holds whole numbers with a point (0.0, 1.0)" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="bf16 is fast on this machine")
+def test_a_note_warns_of_bf16_where_the_cpu_computes_without_it(place, tmp_path, capsys):
+    whole, half = torch.rand(256, 256), torch.rand(256, 256).bfloat16()
+    plain, short = map(statistics.median, in_turns([lambda: whole @ whole, lambda: half @ half], rounds=9))
+    flags = ["--model", str(place / "bert"), "--dataset", str(place / "reviews"), "--out", str(tmp_path / "out")]
+    training = ["--steps", "1", "--train.batch-size", "4", "--train.precision", "bf16"]
+    assert main(["prune", "random", *flags, *training]) == 0
+    assert ("note: this CPU has no bf16" in capsys.readouterr().err) == (short > 3 * plain)
 
 
 def test_a_run_is_not_scored_on_data_that_changed(place, tmp_path, capsys):

@@ -92,8 +92,9 @@ def prune(settings: Settings, out: Path, outside: Outside) -> Run:
     if (out / "run.yaml").exists():
         raise UserError(f"--out {out} is itself a run directory; give the folder that holds runs")
     opened = open_task(settings.place)
-    if (said := doubt(opened)) and not outside.patient:  # a study has many runs, and says it in none
-        outside.console.print(f"note: {said}", highlight=False, markup=False, soft_wrap=True)
+    if not outside.patient:  # a study has many runs, and says it in none
+        for said in filter(None, (doubt(opened), settings.train.doubt())):
+            outside.console.print(f"note: {said}", highlight=False, markup=False, soft_wrap=True)
     path = out / directory(opened.source.name, settings)
     fresh = not path.exists()
     check_same(path, settings)

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
+
 from sparsesoup.errors import UserError
 
 
@@ -69,3 +71,12 @@ class Training:
                 f"train.batch_size must be at least 1 and train.accumulation from 1 to it, "
                 f"got {self.batch_size} and {self.accumulation}"
             )
+
+    def doubt(self) -> str:
+        """What a user should know who asks this machine for bf16 that it has no arithmetic for; nothing otherwise."""
+        if self.precision == "no" or torch.accelerator.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return ""
+        return (
+            "this CPU has no bf16 arithmetic, so that a step takes many times as long as in float32; leave "
+            "train.precision out"
+        )

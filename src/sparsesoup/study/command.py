@@ -80,6 +80,8 @@ def main(arguments: list[str]) -> int:
         _show(table_of_runs(options.RUN, options.name or "runs", options.out))
         return 0
     plan = at_equal_cost(read_plan(Path(options.config), _changes(options), options.name, options.out))
+    for said in sorted({cell.settings.train.doubt() for cell in plan.cells} - {""}):
+        console.print(f"note: {said}", highlight=False, markup=False, soft_wrap=True)
     if options.dry_run:
         found = track(forecasts(plan, options.out), "estimating", len(plan.cells), console=console, transient=True)
         print("\n".join(told(found)))
