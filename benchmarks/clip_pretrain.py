@@ -13,7 +13,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +252,11 @@ def read_recipe(path: Path, steps: int | None) -> dict[str, Any]:
     wrong = sorted(map(str, known.keys() ^ (recipe if isinstance(recipe, dict) else {}).keys()))
     if wrong:
         raise UserError(f"{path}: key {wrong[0]!r} is missing or unknown; the keys are those of {SHIPPED}")
+    try:
+        Training(**recipe["train"])
+    except TypeError as error:
+        keys = ", ".join(field.name for field in fields(Training))
+        raise UserError(f"{path}: `train` does not fit: {one_line(error)}; its keys are {keys}") from error
     if steps is not None and steps < 1:
         raise UserError(f"--steps is {steps}, where at least 1 is needed")
     return {**recipe, "steps": steps or recipe["steps"]}
