@@ -82,6 +82,32 @@ def test_classes_have_the_same_numbers_in_every_split_and_no_split_folders_mean_
     assert len(open_test(whole, find(whole.train, "some", None, None))["test"]) == 5
 
 
+def test_a_table_that_names_the_images_of_a_split_gives_the_rows_of_folders_of_classes(place, tmp_path):
+    folder = shutil.copytree(place / "photos", tmp_path / "named")
+    for split in ("train", "test"):
+        rows = [(f"{p.parent.name}/{p.name}", p.parent.name, 7) for p in sorted((folder / split).glob("*/*"))]
+        write_rows(folder / split / "metadata.csv", ("file_name", "kind", "size"), rows)
+    named, plain = (open_splits(str(at)) for at in (folder, place / "photos"))
+    task = find(named.train, "named", None, "kind")
+    assert task == Images(("image",), "kind", CLASSES, ("accuracy", "macro_f1"))
+    for split, wanted in plain.splits.items():
+        seen = [picture.tobytes() for picture in named.splits[split]["image"]]
+        assert seen == [picture.tobytes() for picture in wanted["image"]]
+        assert named.splits[split]["kind"] == [CLASSES[number] for number in wanted["label"]]
+
+
+def test_a_table_that_names_images_of_several_splits_is_refused(place, refused, tmp_path):
+    folder = shutil.copytree(place / "photos", tmp_path / "named")
+    rows = [(str(path.relative_to(folder)), path.parent.name) for path in sorted(folder.glob("*/*/*"))]
+    write_rows(folder / "metadata.csv", ("file_name", "label"), rows)
+    line = line_of(place, tmp_path / "runs", dataset=folder)
+    refused(line, "metadata.csv is not all of one split", "each folder of a split")
+    write_rows(folder / "metadata.csv", ("file_name", "label"), [row for row in rows if row[0].startswith("train")])
+    assert len(open_splits(str(folder)).train) == 48
+    write_rows(folder / "data" / "metadata.csv", ("file_name", "label"), rows[:1])
+    refused(line, "metadata.csv is not all of one split")
+
+
 def test_the_column_of_images_is_found_or_named(place):
     rows = table(4)
     assert find_images(rows, "x", None, None) == TASK

@@ -1,4 +1,4 @@
-"""Folders of images: a folder a class, below folders named after splits or not."""
+"""Folders of images: a folder a class, below folders named after splits or not; or a table that names the files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +9,7 @@ from sparsesoup.errors import UserError
 from sparsesoup.hub.reading import SPLIT_WORDS
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+METADATA, FILE_NAME = "metadata", "file_name"  # the table of an image folder, as the Hub calls it, and its column
 Classes = dict[str, list[Path]]  # class -> its images
 
 
@@ -43,6 +44,30 @@ def read_classes(classes: Mapping[str, Sequence[Path]], names: Sequence[str]) ->
     rows = [(str(path.resolve()), names.index(name)) for name, paths in classes.items() for path in paths]
     features = Features({"image": Image(), "label": ClassLabel(names=list(names))})
     return Dataset.from_dict({"image": [p for p, _ in rows], "label": [y for _, y in rows]}, features=features)
+
+
+def with_images(rows: Dataset, tables: Sequence[Path]) -> Dataset:
+    """The rows of an image folder's metadata.csv, the files that it names as images; those of other tables as they are.
+
+    Args:
+        rows: what the tables hold; file names are taken from their folder on.
+        tables: the files of a split.
+    Raises: UserError if a table names images of several splits, which its rows do not say, or a split has several.
+    """
+    if FILE_NAME not in rows.column_names or {table.stem.lower() for table in tables} != {METADATA}:
+        return rows
+    names = [Path(str(name)) for name in rows[FILE_NAME]]
+    if not any(name.suffix.lower() in ENDINGS for name in names):  # of sounds, say
+        return rows
+    splits = {SPLIT_WORDS.get(name.parts[0].lower()) for name in names if name.parts}
+    if len(tables) > 1 or len(splits) > 1:
+        raise UserError(
+            f"{tables[0]} is not all of one split and that alone, where each folder of a split (train, test) holds one "
+            f"table of its own images; write such tables"
+        )
+    images = [str((tables[0].parent / name).resolve()) for name in names]
+    others = rows.remove_columns([name for name in (FILE_NAME, "image") if name in rows.column_names])
+    return others.add_column("image", images).cast_column("image", Image())
 
 
 def _check_depth(folder: Path) -> None:

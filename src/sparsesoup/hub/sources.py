@@ -17,7 +17,7 @@ from datasets import Dataset
 
 from sparsesoup.errors import UserError
 from sparsesoup.hub.embedded import embedded_dataset
-from sparsesoup.hub.folders import find_classes, read_classes
+from sparsesoup.hub.folders import find_classes, read_classes, with_images
 from sparsesoup.hub.kinds import AnyTask, kind_of
 from sparsesoup.hub.reading import find_files, one_line, open_hub, read_files
 from sparsesoup.hub.tasks import glue_task
@@ -178,7 +178,7 @@ def _open_local(place: Path, config: str | None) -> Source:
 
 
 def _opener(name: str, paths: list[Path]) -> Callable[[], Dataset]:
-    return lambda: read_files(name, paths)
+    return lambda: with_images(read_files(name, paths), paths)
 
 
 def _image_openers(place: Path) -> dict[str, Callable[[], Dataset]]:
