@@ -83,18 +83,15 @@ def prune(settings: Settings, out: Path, outside: Outside) -> Run:
 
     Raises: UserError for bad input; what was finished before stays on disk.
     """
-    if TABLE[settings.name].dense and settings.amount.sparsity:
-        unused = f"note: {settings.name} keeps every weight; sparsity {settings.amount.sparsity:g} is not used"
-        outside.console.print(unused)
     if outside.workers > 1 and not masks_of(settings):
         raise UserError(f"--workers are for weak masks, and {settings.name} draws none; leave --workers out")
-    settings = complete(settings)
     if (out / "run.yaml").exists():
         raise UserError(f"--out {out} is itself a run directory; give the folder that holds runs")
     opened = open_task(settings.place)
     if not outside.patient:  # a study has many runs, and says it in none
-        for said in filter(None, (doubt(opened), settings.train.doubt())):
+        for said in filter(None, (_unused(settings), doubt(opened), settings.train.doubt())):
             outside.console.print(f"note: {said}", highlight=False, markup=False, soft_wrap=True)
+    settings = complete(settings)
     path = out / directory(opened.source.name, settings)
     fresh = not path.exists()
     check_same(path, settings)
@@ -116,6 +113,12 @@ def prune(settings: Settings, out: Path, outside: Outside) -> Run:
             if fresh and not (path / "stages" / JOURNAL).exists():
                 _remove_empty(path, out)
             raise
+
+
+def _unused(settings: Settings) -> str:
+    if not TABLE[settings.name].dense or not settings.amount.sparsity:
+        return ""
+    return f"{settings.name} keeps every weight; sparsity {settings.amount.sparsity:g} is not used"
 
 
 def masks_of(settings: Settings) -> int:
