@@ -171,12 +171,7 @@ def _text_columns(features: Features, label: str, name: str) -> tuple[str, ...]:
 def _class_names(train: Dataset, label: str, name: str) -> tuple[str, ...]:
     kind = train.features[label]
     if isinstance(kind, ClassLabel):
-        if len(kind.names) < 2:
-            raise UserError(
-                f"{name}: the label column {label} knows the one class {', '.join(kind.names)}, where at least two "
-                f"classes are needed; add rows of others, or name another dataset"
-            )
-        return tuple(kind.names)
+        return _published(kind, label, name)
     if not isinstance(kind, Value) and getattr(kind, "feature", None) is not None:  # a list a row
         raise UserError(
             f"{name}: the label column {label} holds a list a row (several labels at once), where one class or number "
@@ -191,15 +186,24 @@ def _class_names(train: Dataset, label: str, name: str) -> tuple[str, ...]:
             f"{name}: every row has the label {present[0]!r} in column {label}, where at least two classes are needed; "
             f"add rows of others, or name another column with `--label-column`"
         )
-    if dtype in STRINGS and present:
-        _check_words(present, label, name)
-        return tuple(sorted(present))
-    if dtype in WHOLE and present:
+    if present and dtype in STRINGS:
+        return _words(present, label, name)
+    if present and dtype in WHOLE:
         return _numbered(present, label, name)
     raise UserError(
         f"{name}: the label column {label} is of type {dtype}{'' if present else ' without values of its own'}, where "
         f"classes, numbers or strings are allowed; its columns are {columns_of(train.features)}; {FLAGS}"
     )
+
+
+def _published(kind: ClassLabel, label: str, name: str) -> tuple[str, ...]:
+    """The names that the dataset itself gives its classes."""
+    if len(kind.names) < 2:
+        raise UserError(
+            f"{name}: the label column {label} knows the one class {', '.join(kind.names)}, where at least two "
+            f"classes are needed; add rows of others, or name another dataset"
+        )
+    return tuple(kind.names)
 
 
 def _numbered(present: Sequence[int], label: str, name: str) -> tuple[str, ...]:
@@ -214,14 +218,15 @@ def _numbered(present: Sequence[int], label: str, name: str) -> tuple[str, ...]:
     return tuple(str(i) for i in range(count))
 
 
-def _check_words(present: Sequence[str], label: str, name: str) -> None:
-    """UserError if words are numbers with a few that say "missing": each number would become a class."""
+def _words(present: Sequence[str], label: str, name: str) -> tuple[str, ...]:
+    """Names of classes that are words; UserError if they are numbers with a few that say "missing"."""
     missing = [word for word in present if word.strip().lower() in MISSING]
     if missing and len(missing) < len(present) and all(map(_is_written_number, {*present} - {*missing})):
         raise UserError(
             f"{name}: the label column {label} holds numbers and {missing[0]!r}, which would be a class of its own; "
             f"leave out these rows, or write all labels as words"
         )
+    return tuple(sorted(present))
 
 
 def _is_written_number(word: str) -> bool:
