@@ -302,6 +302,12 @@ def test_what_is_gained_and_what_gives_nothing_is_said():
     ]
     (unsure,) = said(table(rows=[row(faster=1.58, quartiles=[0.9, 1.9], why="its parts")], notes=[]))[2:]
     assert unsure.startswith("No sure speed on torch, compact: 1.58 times, but 0.90 to 1.90 between rounds;")
+    little = row(promise=1.2, faster=1.01, quartiles=[0.98, 1.03])  # within 25 % of the promise, and no gain
+    few = row("csr", "as it is", promise=1.02, faster=0.97, quartiles=[0.96, 0.99])
+    assert said(table(rows=[little, few], notes=[]))[2:] == [
+        "No speed on torch, compact, 1.01 times: FLOPs promise no more than 1.20.",
+        "No speed on csr, as it is, 0.97 times: FLOPs promise no more than 1.02.",
+    ]
     assert said(table(rows=rows[:2]))[1] == "Nothing that was measured makes it faster than the dense model."
 
 

@@ -96,9 +96,9 @@ def _no_speed(row: Facts) -> str:
             f"No sure speed on {named(row)}: {row['faster']:.2f} times, but {low:.2f} to {high:.2f} between rounds; "
             f"measure again, with more --rounds."
         )
-    because = row["why"] or "its FLOPs are the dense model's"
-    if row["promise"] < GAIN:
-        because = "zeros are multiplied like anything else"
+    # What FLOPs promise anything at all was cut, or its zeros are left out: these are not multiplied.
+    few = f"FLOPs promise no more than {row['promise']:.2f}"
+    because = (row["why"] or few) if row["promise"] > 1 else "zeros are multiplied like anything else"
     return f"No speed on {named(row)}, {row['faster']:.2f} times: {because}."
 
 
