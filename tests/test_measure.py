@@ -190,6 +190,23 @@ def test_several_are_measured_side_by_side_and_each_keeps_its_own_file(tmp_path,
     assert "measure.json" not in export(source, "dense", tmp_path / "dense").facts
 
 
+def test_a_model_stored_in_bf16_is_not_half_of_the_dense_one_for_that(tmp_path):
+    source = pruned(tmp_path / "source", "bert", SOME, torch.bfloat16)
+    (facts,) = measure([source], How(batch=1, length=4, rounds=3, on=("torch",)))
+    dense, own = facts["sizes"]["dense"], facts["sizes"]["this"]
+    assert dense["raw"] == 2 * dense["parameters"] == 2 * own["parameters"]
+    assert own["raw"] > dense["raw"]  # nothing but a header more
+
+
+def test_a_packed_export_is_measured_with_values_of_the_type_that_it_holds(tmp_path):
+    source = pruned(tmp_path / "source", "bert", SOME)
+    for dtype in ("same", "bf16"):
+        folder = export(source, "packed", tmp_path / dtype, dtype=dtype).path
+        data = (folder / "packed.safetensors").read_bytes()
+        sizes = open_subject(folder).sizes
+        assert sizes["packed"] == len(data) - 8 - int.from_bytes(data[:8], "little")  # without the file's header
+
+
 def test_tables_of_several_subjects_fit_a_terminal_whatever_their_paths():
     rows = [row("compile", "as it is", label="torch.compile", per_second=1234.0, dense_per_second=2.0)]
     found = table(rows=rows, threads=1, rounds=3, length=8, failed={}, said=[])

@@ -123,6 +123,13 @@ def read(folder: Path) -> Iterator[tuple[str, Tensor]]:
         raise UserError(f"damaged file {path}: {_cut_off(path) or error}; copy it again") from error
 
 
+def stored_kinds(folder: Path) -> dict[str, torch.dtype]:
+    """Tensor -> the type that its values have in a folder's packed file, one that can be read."""
+    path = folder / FILE
+    with safe_open(path, framework="pt") as file:
+        return {name: TYPES[entry["stored"]] for name, entry in _table(path, file.metadata()).items()}
+
+
 def _table(path: Path, metadata: dict[str, str] | None) -> dict[str, Entry]:
     header = json.loads((metadata or {}).get("sparsesoup", "{}"))
     if header.get("format") != FORMAT:

@@ -124,7 +124,7 @@ def _promised(subject: Subject, batch: Mapping[str, Tensor], how: How) -> Facts:
         "rounds": how.rounds,
         "machine": machine(),
         "versions": versions(),
-        "sizes": {"dense": {"raw": 4 * parameters, "parameters": parameters}, "this": subject.sizes},
+        "sizes": {"dense": {"raw": subject.itemsize * parameters, "parameters": parameters}, "this": subject.sizes},
         "flops": {"dense": flops(subject.dense, batch), **counted},
         "profiles": profiles,
         "notes": [*subject.notes],

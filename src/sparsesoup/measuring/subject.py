@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from sparsesoup.errors import UserError
-from sparsesoup.exports.coding import encode
+from sparsesoup.exports.coding import encode, stored_kinds
 from sparsesoup.exports.compact import widths_in
 from sparsesoup.exports.engines import ONNX_FILE, OPENVINO_FILE
 from sparsesoup.exports.narrow import narrowed
-from sparsesoup.exports.source import open_source
+from sparsesoup.exports.source import Source, open_source
 from sparsesoup.hub.models import unpruned_model
 from sparsesoup.hub.structure import narrow_
 
@@ -32,6 +30,7 @@ class Subject:
         graph: the file of a graph, which is timed in place of its model.
         dense: a model of the same class before anything was cut out, none of its weights zero.
         sizes: what it takes on the disk, and how many parameters it has.
+        itemsize: bytes of a weight as it was trained, and so of one of the dense model's.
         notes: what was cut out for the form `compact`, or why nothing was.
     """
 
@@ -41,6 +40,7 @@ class Subject:
     sizes: dict[str, Any]
     notes: tuple[str, ...]
     graph: Path | None = None
+    itemsize: int = 4
 
 
 def open_subject(path: Path) -> Subject:
@@ -55,13 +55,15 @@ def open_subject(path: Path) -> Subject:
     small = narrowed(source)
     # An export that was cut already, or one of which nothing can be: then there is one form.
     gone = sum(p.numel() for p in source.model.parameters()) - sum(p.numel() for p in small.model.parameters())
+    itemsize = source.model.dtype.itemsize
     model = source.model.float().cpu()
     return Subject(
         path=path,
         forms={AS_IT_IS: model} | ({CUT: small.model} if gone else {}),
         dense=unpruned_model(str(source.folder), widths_in(source.folder, 0)),
-        sizes=_sizes(dict(source.tensors()), sum(file.stat().st_size for file in source.files())),
+        sizes=_sizes(source),
         notes=small.notes,
+        itemsize=itemsize,
     )
 
 
@@ -101,14 +103,17 @@ def _graph(folder: Path, facts: Mapping[str, Any]) -> Subject:
     )
 
 
-def _sizes(tensors: Mapping[str, Tensor], raw: int) -> dict[str, int]:
+def _sizes(source: Source) -> dict[str, int]:
     """Bytes on the disk as it is, packed, and packed and compressed; and counts of parameters."""
+    tensors, kinds = dict(source.tensors()), stored_kinds(source.folder) if source.packed else {}
     packed = {
-        zstd: sum(part.nbytes for name, t in tensors.items() for part in encode(name, t, None, zstd)[1].values())
+        zstd: sum(
+            part.nbytes for name, t in tensors.items() for part in encode(name, t, kinds.get(name), zstd)[1].values()
+        )
         for zstd in (False, True)
     }
     return {
-        "raw": raw,
+        "raw": sum(file.stat().st_size for file in source.files()),
         "packed": packed[False],
         "zstd": packed[True],
         "parameters": sum(t.numel() for t in tensors.values()),
