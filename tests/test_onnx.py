@@ -157,6 +157,19 @@ def test_a_library_that_reports_its_use_does_not_when_it_is_imported_here(tmp_pa
     assert "CI" not in os.environ
 
 
+def test_whatever_the_exporter_stumbles_over_is_told_in_one_line(tmp_path, capsys, monkeypatch):
+    """As a feed-forward part in chunks makes it do (`chunk_size_feed_forward`), with an error of onnx_ir."""
+    source = pruned(tmp_path / "source", "bert")
+
+    def stumble(*_, **__):
+        raise RuntimeError("An error occurred at step 0")
+
+    monkeypatch.setattr(torch.onnx, "export", stumble)
+    said = refused(capsys, tmp_path, source, "--to", "onnx", "--out", tmp_path / "new" / "out")
+    assert "torch cannot make a graph of BertForSequenceClassification: An error occurred at step 0" in said
+    assert "export it --to compact or packed" in said
+
+
 @pytest.mark.parametrize("wrong", [0.1, float("nan")])
 def test_an_engine_that_answers_otherwise_is_refused(wrong):
     model = model_of("bert", dtype=torch.float32)
