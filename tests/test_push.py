@@ -6,6 +6,7 @@ import shlex
 import shutil
 
 import pytest
+import torch
 import transformers
 from huggingface_hub import ModelCard, constants
 
@@ -14,10 +15,15 @@ from sparsesoup import export, load_packed, push
 from sparsesoup.card import METRICS, base_model, card, hub_dataset
 from sparsesoup.cli import main
 from sparsesoup.errors import UserError
+from sparsesoup.exports.source import own_masks
 from sparsesoup.hub.checkpoint import quiet
 from sparsesoup.hub.metrics import METRICS as JUDGES
+from sparsesoup.hub.models import load_as_saved
+from sparsesoup.hub.structure import layers
 from sparsesoup.pushing import command, tidy
 from sparsesoup.recipe import read
+from sparsesoup.ticket import save_masks
+from sparsesoup.verifying import verified_export
 from tiny_hub import listing, masks_of, run_of, weights_of
 from tiny_server import hub
 
@@ -125,6 +131,31 @@ def test_an_export_is_pushed_with_its_loader_its_sizes_and_the_scores_of_its_run
     dense = export(run, "dense", tmp_path / "dense").path
     assert same(masks_of(dry(dense, tmp_path / "stock")), masks_of(run))
     assert ModelCard.load(tmp_path / "stock" / "README.md").data.library_name == "transformers"
+
+
+def test_an_export_that_was_verified_has_opened_the_test_split(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    report = json.loads((copy / "report.json").read_text())
+    (copy / "report.json").write_text(json.dumps(report | {"test": None}))
+    closed = dry(export(copy, "packed", tmp_path / "closed").path, tmp_path / "a")
+    assert "The test split had not been opened when this was exported." in (closed / "README.md").read_text()
+    opened = dry(verified_export(copy, "packed", tmp_path / "opened").path, tmp_path / "b")
+    loaded = ModelCard.load(opened / "README.md")
+    assert {r.metric_name: r.metric_value for r in loaded.data.eval_results} == report["test"]
+    assert "had not been opened" not in loaded.text
+
+
+def test_masks_of_a_compact_model_are_not_said_to_be_for_its_base_model(run, tmp_path):
+    source = shutil.copytree(run / "model", tmp_path / "source")
+    model = load_as_saved(str(source))
+    with torch.no_grad():
+        layers(model)[0].part("up").weight[:3] = 0
+    with quiet():
+        model.save_pretrained(source)
+    save_masks(source / "pruning", own_masks(model), json.loads((source / "pruning" / "ticket.json").read_text()))
+    for to, fits in (("dense", True), ("compact", False)):
+        out = dry(export(source, to, tmp_path / to).path, tmp_path / f"look-{to}")
+        assert ("sparsesoup apply" in section((out / "README.md").read_text(), "Masks")) == fits
 
 
 def test_names_of_the_hub_are_told_from_those_of_this_machine(tmp_path, monkeypatch):

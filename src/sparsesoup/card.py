@@ -212,6 +212,11 @@ logits = normalize(model(pixel_values=pixels).image_embeds, dim=-1) @ head.T"""
 def _masks(facts: Facts, form: Facts) -> str:
     if form and not any(str(name).endswith("masks.safetensors") for name in form.get("files", [])):
         return "No masks lie beside the weights: this form says by itself which are gone."
+    if form and "origin" not in facts:
+        return (
+            "`pruning/masks.safetensors` has one bit for each prunable weight of this model, `pruning/ticket.json` "
+            "says where it comes from. They are of what the cut has left, whose shapes no base model has."
+        )
     return (
         "`pruning/masks.safetensors` has one bit a weight, `pruning/ticket.json` says where it comes from. The masks "
         "alone make any copy of the base model sparse:\n\n```sh\nsparsesoup apply FOLDER --model BASE --out DIR\n```"
