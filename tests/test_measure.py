@@ -144,6 +144,18 @@ def test_what_was_cut_out_of_a_compact_model_again_is_measured_against_the_model
         assert {n: p.shape for n, p in open_subject(path).dense.named_parameters()} == shapes
 
 
+@pytest.mark.parametrize(("name", "plan"), [("bert", SOME), ("distilbert", EVEN), ("vit", FEWER)])
+def test_what_was_cut_out_is_still_known_of_a_compact_model_in_other_forms(name, plan, tmp_path):
+    small = export(pruned(tmp_path / "source", name, plan), "compact", tmp_path / "small")
+    packed = export(small.path, "packed", tmp_path / "packed")
+    paths = [small.path, packed.path, *(export(packed.path, to, tmp_path / to).path for to in ("dense", "onnx"))]
+    first, *others = [open_subject(path) for path in paths]
+    shapes = {n: p.shape for n, p in first.dense.named_parameters()}
+    for other in others:
+        assert {n: p.shape for n, p in other.dense.named_parameters()} == shapes
+        assert other.notes == first.notes
+
+
 def test_a_run_pruned_weight_by_weight_gains_nothing_and_is_told_so(place, tmp_path, capsys):
     words = ("--model", place / "bert", "--dataset", place / "reviews", "--steps", 2, "--sparsity", 0.3)
     assert main(["prune", "magnitude", *map(str, words), "--out", str(tmp_path)]) == 0

@@ -214,9 +214,16 @@ def widths_by_layer(before: Widths, after: Widths) -> list[dict[str, Any]]:
 def widths_in(folder: Path, after: int) -> Widths:
     """The widths before (0) or after (1) anything was cut out, as an export.json in the folder tells; else none."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError):
-        rows = json.loads((folder / "export.json").read_text(encoding="utf-8"))["layers"]
+        facts = json.loads((folder / "export.json").read_text(encoding="utf-8"))
+        rows = facts.get("widths") or facts["layers"]
         return {row["layer"]: {key: int(row[key][after]) for key in ("heads", "units")} for row in rows}
     return {}
+
+
+def carried(folder: Path) -> dict[str, Any]:
+    """What an export that cuts nothing itself tells of what was cut out of its source, which is an export too."""
+    before = widths_in(folder, 0)
+    return {"widths": widths_by_layer(before, widths_in(folder, 1))} if before else {}
 
 
 def _notes(before: Widths, after: Widths, told: Widths) -> tuple[str, ...]:

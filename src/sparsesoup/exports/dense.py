@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sparsesoup.exports.compact import carried
 from sparsesoup.exports.product import Product
 from sparsesoup.exports.source import WEIGHTS, Source, in_encoder, own_masks
 from sparsesoup.targets import block_of
@@ -39,6 +40,7 @@ class Dense:
             layers=kept_by_layer(source.tensors()),
             load=loading(source),  # which asks the model, and that is refused where its weights are not its masks'
             notes=("zeros alone make a model neither smaller nor faster: see --to packed and --to compact",),
+            facts=carried(source.folder),
         )
 
 

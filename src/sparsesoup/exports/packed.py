@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from sparsesoup.errors import UserError
 from sparsesoup.exports import coding
+from sparsesoup.exports.compact import carried
 from sparsesoup.exports.dense import kept_by_layer
 from sparsesoup.exports.product import Product
 from sparsesoup.exports.source import Size, Source, in_encoder
@@ -54,7 +55,14 @@ class Packed:
         if kind is not None:
             notes.append("values were rounded to bf16: check predictions against the source")
         size = Size(0, encoder, before.parameters, before.nonzero)
-        return Product(save, size, kept_by_layer(source.tensors()), "sparsesoup.load_packed(folder)", (*notes,))
+        return Product(
+            save=save,
+            size=size,
+            layers=kept_by_layer(source.tensors()),
+            load="sparsesoup.load_packed(folder)",
+            notes=(*notes,),
+            facts=carried(source.folder),
+        )
 
 
 def load_packed(folder: str | Path) -> Any:

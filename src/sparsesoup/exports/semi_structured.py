@@ -53,7 +53,8 @@ class SemiStructured:
             _told(found) if found else f"neither its answers nor its speed were tried on a GPU: {why}",
         ]
         load = "sparsesoup.load_semi_structured(folder)"
-        return replace(dense, save=save, load=load, notes=tuple(notes), facts={"semi_structured": table, "gpu": found})
+        facts = {**dense.facts, "semi_structured": table, "gpu": found}
+        return replace(dense, save=save, load=load, notes=tuple(notes), facts=facts)
 
 
 def _sorted(model: Any) -> tuple[list[str], dict[str, str]]:
