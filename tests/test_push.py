@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from huggingface_hub import ModelCard, constants
+from safetensors.torch import save_file
 
 from conftest import same
 from sparsesoup import export, load_packed, push
@@ -24,6 +25,7 @@ from sparsesoup.pushing import command, tidy
 from sparsesoup.recipe import read
 from sparsesoup.ticket import save_masks
 from sparsesoup.verifying import verified_export
+from test_export import pruned
 from tiny_hub import listing, masks_of, run_of, weights_of
 from tiny_server import hub
 
@@ -216,6 +218,26 @@ def test_an_export_that_says_how_it_is_asked_is_quoted():
     }
     shown = section(card(NEEDED, form, {}, "me/m", "unknown"), "Load")
     assert 'os.chdir(snapshot_download("me/m"))\nimport onnxruntime\ngo()\n' in shown
+
+
+def test_the_head_of_a_vision_tower_is_put_on_what_its_form_answers(tmp_path, monkeypatch):
+    """The lines of the card are run, the Hub's answers taken from a folder."""
+    source = pruned(tmp_path / "source", "clip-projection")
+    head = torch.randn(3, 8)
+    save_file({"head": head}, source / "pruning" / "zero_shot.safetensors")
+    model, batch = load_as_saved(str(source)).eval(), {"pixel_values": torch.ones(1, 3, 8, 8)}
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(model(**batch).image_embeds, dim=-1) @ head.T
+    for to in ("compact", "onnx", "openvino"):
+        folder = export(source, to, tmp_path / to).path
+        lines = section((dry(folder, tmp_path / f"look-{to}") / "README.md").read_text(), "Load")
+        code = re.search(r"```python\n(.*?)```", lines, re.S)[1]
+        monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, folder=folder: str(folder))
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repo, name, folder=folder: str(folder / name))
+        monkeypatch.chdir(tmp_path)
+        names = {"pixels": batch["pixel_values"]}
+        exec(code, names)
+        assert torch.allclose(names["logits"], expected, atol=1e-4), to
 
 
 def test_a_class_that_transformers_does_not_have_is_imported_from_where_it_is():

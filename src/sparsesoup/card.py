@@ -27,6 +27,7 @@ PIPELINES = {
 METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr", "macro_f1": "f1"}
 SIZES = {"weights": "bytes on the disk", "parameters": "parameters", "nonzero": "of these not zero"}
 NAMES = {"model": "base model", "method": "method", "dataset": "dataset", "task": "task", "seed": "seed"}
+SEEN = "model(pixel_values=pixels).image_embeds"  # of a vision tower in torch
 Facts = Mapping[str, Any]
 
 
@@ -118,7 +119,7 @@ def _values(facts: Facts, form: Facts, config: Facts, repo: str) -> dict[str, An
         "about_test": _about_test(bool(test), bool(form)),
         "costs": show.costs(facts) if labels else [], "times": _times(facts),
         "labels": [(label, show.LABELS[label]) for label in labels if label in show.LABELS],
-        "load": _loading(form, config, repo) + _heading(config, repo), "notes": notes,
+        "load": _loading(form, config, repo) + _heading(form, config, repo), "notes": notes,
         "sizes": [(SIZES[k], *(f"{n:,}" for n in pair)) for k, pair in form.get("sizes", {}).items() if k in SIZES],
         "masks": _masks(facts, form), "command": facts.get("command"),
         "local": " and ".join(f"`{name}`" for name in facts.get("local", [])),
@@ -194,19 +195,21 @@ def _loading(form: Facts, config: Facts, repo: str) -> str:
     return f'{first}from huggingface_hub import snapshot_download\n\nfolder = snapshot_download("{repo}")\n{line}'
 
 
-def _heading(config: Facts, repo: str) -> str:
+def _heading(form: Facts, config: Facts, repo: str) -> str:
     """How a CLIP's vision tower becomes the classifier that was scored."""
     if config.get("architectures") != ["CLIPVisionModelWithProjection"]:
         return ""
+    graph = bool(form.get("example"))  # which has answered by then; its first output are the embeddings
+    first, seen = "import torch\n" * graph, "torch.from_numpy(answers[0])" if graph else SEEN
     return f"""
 
 # Classes are those of pruning/zero_shot.json, in its order; their frozen head lies beside it.
-from huggingface_hub import hf_hub_download
+{first}from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 from torch.nn.functional import normalize
 
 head = load_file(hf_hub_download("{repo}", "pruning/zero_shot.safetensors"))["head"]
-logits = normalize(model(pixel_values=pixels).image_embeds, dim=-1) @ head.T"""
+logits = normalize({seen}, dim=-1) @ head.T"""
 
 
 def _masks(facts: Facts, form: Facts) -> str:
