@@ -127,6 +127,14 @@ def test_a_truncated_file_is_refused_with_the_name_of_the_tensor_it_ends_in(tmp_
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("length", [2**50, 2**64 - 1])
+def test_a_header_that_says_to_be_longer_than_any_file_is_refused(folder, length):
+    path = folder / coding.FILE
+    path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])
+    with pytest.raises(UserError, match="its header is cut off or changed"):
+        dict(coding.read(folder))
+
+
 def rewritten(folder: Path, change) -> None:
     """The file with its table and its parts changed, as a well-formed safetensors file."""
     path = folder / coding.FILE

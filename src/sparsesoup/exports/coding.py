@@ -144,8 +144,8 @@ def _cut_off(path: Path) -> str:
         open(path, "rb") as file,
     ):
         (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
         start, end = 8 + length, path.stat().st_size
+        header = json.loads(file.read(min(length, end)))  # a length that was changed may ask for all memory
         rows = {key: row["data_offsets"] for key, row in header.items() if key != "__metadata__"}
         lost = sorted((row[0], key) for key, row in rows.items() if start + row[1] > end)
         if lost:
