@@ -82,6 +82,22 @@ def test_rows_columns_and_seeds_of_which_nothing_is_done_are_missing() -> None:
     assert {gap["row"] for gap in gaps(found)} == set()
 
 
+def test_a_row_or_dataset_with_seeds_of_its_own_lacks_none() -> None:
+    column, other = ("bert", "d_1", 0.5), ("bert", "d_2", 0.5)
+    seeds = {("isp", column): (0, 1, 2), ("imp", column): (0, 1, 2), ("isp", other): (0, 1), ("imp", other): (0, 1)}
+    planned = [(row, place, seed) for (row, place), own in seeds.items() for seed in own]
+    scores = {"isp": 0.9, "imp": 0.5}
+    done = [record(row, s, scores[row] + 0.01 * s**2, dataset=place[1]) for row, place, s in planned]
+    found = grid(done, planned)
+    mean = "90.5 ± 0.7 (2 of 3)"  # of the seeds that both have
+    assert lines(found)[1][0][1:4] == ["91.7 ± 2.1", "90.5 ± 0.7", mean]
+    assert winner(found, [column]) == winner(found, [other]) == winner(found, found.columns) == "isp"
+    assert "over 2 to 3 seeds" in markdown(found)
+    short = grid(done[:-1], planned)
+    assert lines(short)[1][1][2:4] == ["50.0 (1 of 2)", "missing"]
+    assert winner(short, [other]) is None
+
+
 def test_costs_are_told_beside_the_dense_row() -> None:
     found = grid(rows(dense=[0.9, 0.9], isp=[0.8, 0.8], magnitude=[0.7, 0.7]))
     assert [row[-1] for row in lines(found)[1]] == ["1.00", "1.50", "1.00"]

@@ -26,7 +26,8 @@ class Grid:
         columns: each a model, a dataset and a sparsity.
         scores: (row, column) -> seed -> the selecting score on the test split, or on validation while it is closed.
         costs: (row, column) -> FLOPs of a run beside those of the dense rows, where there are any.
-        seeds: how many each entry ought to have.
+        seeds: how many an entry ought to have, at most.
+        own: (row, column) -> how many it ought to have where the recipe gives row or dataset others than the rest.
         split: test, or validation as long as a run is untested.
         unpruned: rows that keep every weight.
         metrics: dataset -> the name of its selecting score.
@@ -40,6 +41,11 @@ class Grid:
     split: str = "test"
     unpruned: frozenset[str] = frozenset()
     metrics: Mapping[str, str] = field(default_factory=dict)
+    own: Mapping[tuple[str, Column], int] = field(default_factory=dict)
+
+    def due(self, row: str, columns: Sequence[Column]) -> int:
+        """How many scores a row ought to have in these columns."""
+        return sum(self.own.get((row, column), self.seeds) for column in columns)
 
 
 def grid(records: Sequence[Record], planned: Sequence[tuple[str, Column, int]] = ()) -> Grid:
@@ -56,19 +62,33 @@ def grid(records: Sequence[Record], planned: Sequence[tuple[str, Column, int]] =
     bare = [p for p in known if p[2] is None and not any(q[:2] == p[:2] for q in pruned)]
     columns: list[Column] = [*pruned, *bare]
     scores: dict[tuple[str, Column], dict[int, float]] = {}
-    flops: dict[tuple[str, Column], list[float]] = {}
+    flops: dict[tuple[str, Column], dict[int, float]] = {}
     for record, place in zip(records, places, strict=True):
-        for column in columns:
-            if column == place or (place[2] is None and column[:2] == place[:2]):
-                scores.setdefault((record["row"], column), {})[record["seed"]] = score(record, split)
-                total = sum(cost["flops"] for cost in record["cost"].values())
-                flops.setdefault((record["row"], column), []).append(total)
+        total = sum(cost["flops"] for cost in record["cost"].values())
+        for column in _standing(place, columns):
+            scores.setdefault((record["row"], column), {})[record["seed"]] = score(record, split)
+            flops.setdefault((record["row"], column), {})[record["seed"]] = total
     cells = [*planned, *((r["row"], place, r["seed"]) for r, place in zip(records, places, strict=True))]
     rows = [*dict.fromkeys(row for row, _, _ in cells)]
-    seeds = len({seed for _, _, seed in cells})
+    own = _own_seeds(planned, columns)
+    seeds = max(own.values(), default=len({seed for _, _, seed in cells}))
     unpruned = frozenset(row for row, place, _ in cells if place[2] is None)
     metrics = {record["dataset"]: " and ".join(chosen(record[split])) for record in records}
-    return Grid(rows, columns, scores, _relative(records, flops), seeds, split, unpruned, metrics)
+    return Grid(rows, columns, scores, _relative(records, flops), seeds, split, unpruned, metrics, own)
+
+
+def _standing(place: Column, columns: Sequence[Column]) -> list[Column]:
+    """The columns that a cell stands in: its own, or where nothing is pruned all of its model and dataset."""
+    return [c for c in columns if c == place or (place[2] is None and c[:2] == place[:2])]
+
+
+def _own_seeds(planned: Sequence[tuple[str, Column, int]], columns: Sequence[Column]) -> dict[tuple[str, Column], int]:
+    """(row, column) -> how many seeds a recipe gives it."""
+    found: dict[tuple[str, Column], set[int]] = {}
+    for row, place, seed in planned:
+        for column in _standing(place, columns):
+            found.setdefault((row, column), set()).add(seed)
+    return {where: len(seeds) for where, seeds in found.items()}
 
 
 def score(record: Record, split: str) -> float:
@@ -76,14 +96,14 @@ def score(record: Record, split: str) -> float:
     return statistics.fmean(chosen(record[split]).values())
 
 
-def _relative(records: Sequence[Record], flops: Mapping[tuple[str, Column], list[float]]) -> dict[Any, float]:
+def _relative(records: Sequence[Record], flops: Mapping[tuple[str, Column], dict[int, float]]) -> dict[Any, float]:
     """FLOPs beside the cheapest row called dense, or the cheapest method dense, of the same column."""
     dense = {record["row"] for record in records if record["method"] == "dense"}
     found = {}
     for (row, column), values in flops.items():
-        plain = [statistics.fmean(flops[other, column]) for other in dense if (other, column) in flops]
+        plain = [statistics.fmean(flops[other, column].values()) for other in dense if (other, column) in flops]
         if plain:
-            found[row, column] = statistics.fmean(values) / min(plain)
+            found[row, column] = statistics.fmean(values.values()) / min(plain)
     return found
 
 
@@ -105,7 +125,7 @@ def winner(found: Grid, columns: Sequence[Column]) -> str | None:
     One that lacks seeds is no winner, but is to be beaten on those that it has.
     """
     pooled = {row: pool(found, row, columns) for row in found.rows if row not in found.unpruned}
-    whole = {row: values for row, values in pooled.items() if len(values) == found.seeds * len(columns)}
+    whole = {row: values for row, values in pooled.items() if len(values) == found.due(row, columns)}
     if len(whole) < 2:
         return None
     best = max(whole, key=lambda row: statistics.fmean(whole[row].values()))
@@ -159,9 +179,11 @@ def lines(found: Grid) -> tuple[list[str], list[list[str]], set[tuple[int, int]]
 def _shown(found: Grid, row: str, group: Sequence[Column]) -> str:
     values = pool(found, row, group)
     if len(group) == 1:
-        return entry(values, found.seeds)
-    means = {s: statistics.fmean(v for (c, seed), v in values.items() if seed == s) for s in {s for _, s in values}}
-    return entry(means, found.seeds) if len(values) == found.seeds * len(group) else "missing"
+        return entry({seed: value for (_, seed), value in values.items()}, found.due(row, group))
+    everywhere = set.intersection(*({seed for c, seed in values if c == column} for column in group))
+    means = {s: statistics.fmean(values[column, s] for column in group) for s in sorted(everywhere)}
+    most = max(found.due(row, [column]) for column in group)
+    return entry(means, most) if len(values) == found.due(row, group) else "missing"
 
 
 def markdown(found: Grid) -> str:
@@ -212,7 +234,9 @@ def note(found: Grid) -> str:
     names = {*found.metrics.values()}
     each = ", ".join(f"{metric} of {dataset}" for dataset, metric in found.metrics.items())
     what = f": {each if len(names) > 1 else names.pop()}" if names else ""
-    spread = f"Mean ± standard deviation over {found.seeds} seeds." if found.seeds > 1 else "Of one seed."
+    least = min(found.own.values(), default=found.seeds)
+    many = f"{found.seeds} seeds" if least == found.seeds else f"{least} to {found.seeds} seeds, as the recipe has them"
+    spread = f"Mean ± standard deviation over {many}." if found.seeds > 1 else "Of one seed."
     return (
         f"{found.split.capitalize()} scores in points{what}. {spread} Bold: "
         f"better than every other pruned row by more than the {100 * CONFIDENCE:.0f} % interval of the difference "
