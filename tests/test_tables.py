@@ -98,6 +98,14 @@ def test_a_row_or_dataset_with_seeds_of_its_own_lacks_none() -> None:
     assert winner(short, [other]) is None
 
 
+def test_costs_are_held_against_the_dense_runs_of_the_same_seeds() -> None:
+    dense = [record("dense", s, 0.9, None, cost={"strong": {"flops": 100 + 10 * s}}) for s in (0, 1, 2)]
+    random = [record("random", 2, 0.1, cost={"strong": {"flops": 120}})]
+    assert [row[-1] for row in lines(grid([*dense, *random]))[1]] == ["1.00", "1.00"]
+    elsewhere = [record("random", 7, 0.1, cost={"strong": {"flops": 120}})]
+    assert [row[-1] for row in lines(grid([*dense, *elsewhere]))[1]] == ["1.00", "1.09"]
+
+
 def test_costs_are_told_beside_the_dense_row() -> None:
     found = grid(rows(dense=[0.9, 0.9], isp=[0.8, 0.8], magnitude=[0.7, 0.7]))
     assert [row[-1] for row in lines(found)[1]] == ["1.00", "1.50", "1.00"]

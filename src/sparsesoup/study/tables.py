@@ -97,14 +97,21 @@ def score(record: Record, split: str) -> float:
 
 
 def _relative(records: Sequence[Record], flops: Mapping[tuple[str, Column], dict[int, float]]) -> dict[Any, float]:
-    """FLOPs beside the cheapest row called dense, or the cheapest method dense, of the same column."""
+    """FLOPs beside those of the cheapest row of the method dense in the same column."""
     dense = {record["row"] for record in records if record["method"] == "dense"}
     found = {}
     for (row, column), values in flops.items():
-        plain = [statistics.fmean(flops[other, column].values()) for other in dense if (other, column) in flops]
-        if plain:
-            found[row, column] = statistics.fmean(values.values()) / min(plain)
+        shares = [_share(values, flops[other, column]) for other in dense if (other, column) in flops]
+        if shares:
+            found[row, column] = max(shares)
     return found
+
+
+def _share(values: Mapping[int, float], beside: Mapping[int, float]) -> float:
+    """Means beside each other, of the seeds that both have: seeds differ in padding, by a tenth where T is short."""
+    seeds = values.keys() & beside.keys()
+    one, other = (statistics.fmean(v for s, v in each.items() if not seeds or s in seeds) for each in (values, beside))
+    return one / other
 
 
 def paired(one: Mapping[Any, float], other: Mapping[Any, float]) -> tuple[float, float, int]:
