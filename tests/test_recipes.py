@@ -105,6 +105,20 @@ def test_a_ticket_of_one_task_is_trained_on_every_other_after_it_is_drawn(tmp_pa
     assert any(not other[name].equal(mask) for name, mask in one.items())
 
 
+def test_transferred_cells_are_the_same_wherever_the_folder_of_runs_is(tmp_path, capsys):
+    Path("moves.yaml").write_text(yaml.safe_dump(TRANSFER, sort_keys=False))
+    here, there = (read_plan(Path("moves.yaml"), out=out).cells for out in (Path("runs"), tmp_path / "moved" / "runs"))
+    assert [cell.key for cell in here] == [cell.key for cell in there]
+    assert [cell.path for cell in here] == [cell.path for cell in there]
+    assert main(["compare", "--config", "moves.yaml"]) == 0
+    before = Path("runs/studies/moves/study.md").read_text()
+    Path("runs").rename("elsewhere")
+    capsys.readouterr()
+    assert main(["compare", "--config", "moves.yaml", "--out", str(Path("elsewhere").resolve())]) == 0
+    assert "drawing" not in capsys.readouterr().err
+    assert Path("elsewhere/studies/moves/study.md").read_text() == before
+
+
 @pytest.mark.parametrize(
     ("own", "line", "said"),
     [

@@ -78,9 +78,14 @@ class Outside:
                 raise UserError(f"the shelf {self.shelf} cannot be written to; give another --shelf")
 
 
-def prune(settings: Settings, out: Path, outside: Outside) -> Run:
+def prune(settings: Settings, out: Path, outside: Outside, within: Path | None = None) -> Run:
     """Run a method on a model and a dataset, or go on with a run that was stopped; a finished one is only read.
 
+    Args:
+        settings: of the run.
+        out: the folder of all runs.
+        outside: what has no part in the result.
+        within: path of the run below `out`; default by its settings.
     Raises: UserError for bad input; what was finished before stays on disk.
     """
     if outside.workers > 1 and not masks_of(settings):
@@ -92,7 +97,7 @@ def prune(settings: Settings, out: Path, outside: Outside) -> Run:
         for said in filter(None, (_unused(settings), doubt(opened), settings.train.doubt())):
             outside.console.print(f"note: {said}", highlight=False, markup=False, soft_wrap=True)
     settings = complete(settings)
-    path = out / directory(opened.source.name, settings)
+    path = out / (within or directory(opened.source.name, settings))
     fresh = not path.exists()
     check_same(path, settings)
     if _finished(path) and (not outside.page or (path / "report.html").exists()) and not _states(path):

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sparsesoup.recipe import Settings
@@ -44,8 +44,17 @@ class Cell:
         return f"{self.row} on {dataset}{how}, seed {self.settings.place.seed} ({model})"
 
     @property
+    def anywhere(self) -> Settings:
+        """The settings, with a ticket told from the folder of all runs: that may be named otherwise, or moved."""
+        if self.needs is None:
+            return self.settings
+        # A cell with needs is always of the method `ticket`, a dataclass; the protocol Method does not say so.
+        method = replace(self.settings.method, ticket=str(self.needs))  # type: ignore[type-var]
+        return replace(self.settings, method=method)
+
+    @property
     def key(self) -> str:
         """Twelve hex digits of row, column and settings: a cell of another study with the same key is the same."""
-        settings = {k: v for k, v in self.settings.to_dict().items() if k != "data_root"}
+        settings = {k: v for k, v in self.anywhere.to_dict().items() if k != "data_root"}
         text = json.dumps([self.row, self.sparsity, settings], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -270,7 +270,7 @@ def _check(cells: list[Cell]) -> list[Cell]:
         known = json.dumps([getattr(place, key) for key in ASKED])
         if known not in names:
             names[known] = _found(place)
-        cells[i] = replace(cell, path=directory(names[known], cell.settings))
+        cells[i] = replace(cell, path=directory(names[known], cell.anywhere))
         other = taken.setdefault(cells[i].path, cell)
         if other.settings != cell.settings:
             raise Wrong(f"datasets {other.place[1]} and {place.dataset} are both called {names[known]}, so their runs "

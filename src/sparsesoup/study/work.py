@@ -68,7 +68,7 @@ def perform(job: Job, console: Console | None = None) -> None:
         if job.kind == "draw":
             workers = job.workers if masks_of(job.cell.settings) else 1
             outside = Outside(console, shelf=job.folder / "shelf", patient=True, workers=workers, page=False)
-            prune(job.cell.settings, job.out, outside)
+            prune(job.cell.settings, job.out, outside, job.cell.path)
         else:
             test(job.run, console)
         write_json(job.record, recorded(job.cell, job.run))
