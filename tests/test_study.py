@@ -450,6 +450,20 @@ def test_a_ticket_stands_in_the_column_of_the_sparsity_that_it_was_drawn_at(tmp_
                      ("magnitude-c", 0.8, 0)]  # fmt: skip
 
 
+def test_tickets_of_the_runs_own_seeds_are_one_row(tmp_path, undisturbed):
+    def reported(name, seed, ticket):
+        facts = json.loads((next(undisturbed.glob("reviews/magnitude-*/seed-0")) / "report.json").read_text())
+        facts |= {"method": "ticket", "seed": seed, "settings": {"method": {"name": "ticket", "ticket": ticket}}}
+        (tmp_path / name / f"seed-{seed}").mkdir(parents=True)
+        (tmp_path / name / f"seed-{seed}" / "report.json").write_text(json.dumps(facts))
+        return tmp_path / name / f"seed-{seed}"
+
+    runs = [reported(f"ticket-{seed}", seed, f"runs/isp-1/seed-{seed}") for seed in (1, 2)]  # as `from: isp` draws them
+    other = reported("ticket-3", 1, "runs/isp-1/seed-12")
+    assert [record["row"] for record in records_of(runs)] == ["ticket", "ticket"]
+    assert [record["row"] for record in records_of([*runs, other])] == ["ticket-1", "ticket-1", "ticket-3"]
+
+
 def test_a_dry_run_tells_the_cells_and_draws_none(capsys):
     assert main(["compare", "--config", write(), "--dry-run"]) == 0
     assert f"{CELLS} cells" in capsys.readouterr().out

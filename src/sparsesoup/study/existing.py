@@ -1,6 +1,7 @@
 """Runs that exist as records of a study: which of them are one row of the table, and which one column."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,11 +40,16 @@ def _of_run(run: Path) -> dict[str, Any]:
     head = {"model": report["model"], "dataset": report["dataset"], "seed": report["seed"]}
     head["asked"] = None if dense else report["sparsity"]["asked"]
     if folder.name.startswith("seed-"):
-        own = {key: value for key, value in report["settings"].items() if key not in PLACED}
-        head |= {"row": folder.parent.name, "settings": json.dumps(own, sort_keys=True)}
+        head |= {"row": folder.parent.name, "settings": _alike(report["settings"], report["seed"])}
     else:
         head |= {"row": folder.name, "settings": None}
     return {**head, "run": str(run), **{key: report.get(key) for key in KEPT}}
+
+
+def _alike(settings: dict[str, Any], seed: int) -> str:
+    """The settings that runs of a row have in common; a ticket or teacher of the run's own seed is one of each seed."""
+    own = json.dumps({key: value for key, value in settings.items() if key not in PLACED}, sort_keys=True)
+    return re.sub(rf'(?<=[/\\])seed-{seed}(?=[/\\"])', "seed", own)
 
 
 def _in_rows(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
