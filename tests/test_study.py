@@ -285,6 +285,10 @@ def test_two_processes_on_one_study_are_told_apart(capsys, tmp_path):
         ({"sparsities": []}, "sparsities:", "sparsities needs one or several different values"),
         ({"seeds": [1, 1]}, "seeds:", "seeds needs one or several different values"),
         ({"seeds": ["one"]}, "seeds:", "a seed is a whole number"),
+        ({"seeds": [10**20]}, "seeds:", "a seed is a whole number of at most 64 bits, got 1000"),  # no column holds it
+        ({"methods": {"magnitude": {"seeds": []}}}, "seeds: []", "seeds needs one or several different values"),
+        ({"datasets": {"reviews": {"sparsities": []}}}, "sparsities: []", "sparsities needs one or several"),
+        ({"datasets": {}}, "datasets:", "datasets needs one or several different values, got []"),
         ({"datasets": ["reviews", "nowhere/at-all"]}, "datasets:", "nowhere/at-all"),
         (
             {"datasets": {"reviews": {"sparsity": 0.5}}},

@@ -30,7 +30,8 @@ PLACED = ("train", *OWN[4:-1], "dataset_config", "text_columns", "image_column",
 ASKED = ("model", "dataset", "dataset_config", "text_columns", "label_column", "prompts", "class_names")
 OTHER = {"steps": "epochs", "epochs": "steps",  # two ways to say the same
          "text_columns": "image_column", "image_column": "text_columns"}  # fmt: skip
-Levels = list[tuple[tuple[str, ...], Table]]  # where settings of a row stand in the recipe; the later win
+MOST_SEED = 2**63  # what a column of a table holds
+Levels = Sequence[tuple[tuple[str, ...], Table]]  # where settings of a row stand in the recipe; the later win
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,8 @@ def _origin(row: str, own: Table, datasets: Mapping[str, Table]) -> tuple[str, l
 
 def _datasets(recipe: Table) -> dict[str, Table]:
     found = recipe.get("datasets", LISTS["datasets"])
-    if not isinstance(found, dict):
-        return {str(name): {} for name in _list(recipe, "datasets")}
+    if not found or not isinstance(found, dict):
+        return {str(name): {} for name in _list({"datasets": found or []}, "datasets")}
     for name, placed in found.items():
         if placed is not None and not isinstance(placed, dict):
             raise Wrong(
@@ -183,11 +184,11 @@ def _row(recipe: Table, model: str, dataset: str, placed: Table, row: str, own: 
     table |= {"model": model, "dataset": dataset, "method": own.get("method"), "train": _trained(levels)}
     if own.get("times") is not None:
         _lengthen_(table, row, own["times"])
-    for sparsity in [None] if dense else _list(merged, "sparsities"):
+    for sparsity in [None] if dense else _list(merged, "sparsities", levels):
         settings = _settings(row, name, table | {"sparsity": sparsity}, levels)
-        for seed in _list(merged, "seeds"):
-            if not isinstance(seed, int) or isinstance(seed, bool):
-                raise Wrong(f"a seed is a whole number, got {seed!r}", "seeds")
+        for seed in _list(merged, "seeds", levels):
+            if not isinstance(seed, int) or isinstance(seed, bool) or not -MOST_SEED <= seed < MOST_SEED:
+                raise Wrong(f"a seed is a whole number of at most 64 bits, got {seed!r}", *_said(levels, ["seeds"]))
             asked = None if dense else settings.amount.sparsity
             yield Cell(row, asked, replace(settings, place=replace(settings.place, seed=seed)), Path())
 
@@ -220,9 +221,13 @@ def _settings(row: str, name: str, table: Table, levels: Levels) -> Settings:
     except (UserError, TypeError) as error:
         said = re.match(r"(?:unknown )?setting (?:--)?([\w.-]+)|(train\.\w+)|(sparsity)", str(error))
         named = (said[1] or said[2] or "sparsities").replace("-", "_").split(".") if said else []
-        within = [place for place, level in levels if named and _has(level, named)]
-        where = [*within[-1], *named] if within else ["methods", row, *named]
-        raise Wrong(error, *where) from error
+        raise Wrong(error, *(_said(levels, named) or ["methods", row, *named])) from error
+
+
+def _said(levels: Levels, named: Sequence[str]) -> list[str]:
+    """Where in the recipe the setting stands that holds; nothing if nowhere."""
+    within = [place for place, level in levels if named and _has(level, named)]
+    return [*within[-1], *named] if within else []
 
 
 def _has(table: Any, keys: Sequence[str]) -> bool:
@@ -230,11 +235,11 @@ def _has(table: Any, keys: Sequence[str]) -> bool:
     return not keys or (isinstance(table, dict) and keys[0] in table and _has(table[keys[0]], keys[1:]))
 
 
-def _list(table: Table, key: str) -> list[Any]:
+def _list(table: Table, key: str, levels: Levels = ()) -> list[Any]:
     found = table.get(key, LISTS.get(key))
     listed = found if isinstance(found, list) else [found]
     if not listed or len(set(map(str, listed))) < len(listed):
-        raise Wrong(f"{key} needs one or several different values, got {found}", key)
+        raise Wrong(f"{key} needs one or several different values, got {found}", *(_said(levels, [key]) or [key]))
     return listed
 
 
