@@ -215,6 +215,11 @@ def test_a_cell_that_fails_says_why_and_stops_no_other(capsys, monkeypatch):
     assert "2 of 4 cells failed; the page says why, and --retry-failed" in err
     assert main(["compare", "--config", "small.yaml", "--retry-failed"]) == 1
     assert capsys.readouterr().err.count("failed: isp-paper") == 2
+    write(methods={"magnitude": None, "isp-no-soup": None}, sparsities=0.5)  # a recipe that was wrong is corrected
+    assert main(["compare", "--config", "small.yaml"]) == 0
+    err = capsys.readouterr().err
+    assert err.count("drawing") == 2
+    assert "failed" not in err
 
 
 def test_the_test_split_is_closed_until_every_cell_is_drawn(monkeypatch):

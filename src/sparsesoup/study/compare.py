@@ -98,9 +98,12 @@ def folder_of(out: Path, name: str) -> Path:
 
 
 def _same(folder: Path, plan: Plan, jobs: list[Job]) -> None:
-    """Refuse a folder with cells that this plan has not: a study may grow, but not become another."""
+    """Refuse a folder with cells that this plan has not: a study may grow, but not become another.
+
+    Cells that failed are none of it: a recipe that was wrong is corrected under its name.
+    """
     known = {job.cell.key for job in jobs}
-    there = [path.name.partition(".")[0] for path in (folder / "cells").glob("*.json")]
+    there = [path.stem for path in (folder / "cells").glob("*.json") if not path.stem.endswith(".failed")]
     if strange := [key for key in there if key not in known]:
         raise UserError(
             f"{folder} holds another study ({len(strange)} of its cells are not in this recipe); give another --name, "
