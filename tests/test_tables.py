@@ -1,5 +1,6 @@
 """Tables of a study: means, intervals and winners by another road, and their Markdown and LaTeX."""
 
+import html
 import math
 import re
 import statistics
@@ -207,3 +208,35 @@ def test_the_page_draws_what_each_two_tickets_share(tmp_path: Path) -> None:
     assert drawn["title"] == "Weights that two tickets share, %: d_1 at 50 %"
     words = re.findall(r">([^<>]+)</text>", drawn["svg"])
     assert sorted(words) == sorted([*keep, *keep, *2 * ["50", "0", "20"]])
+
+
+def drawn_names(svg: str) -> dict[str, tuple[float, float]]:
+    """The words of a chart -> where they begin, as shares of its width and height."""
+    found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+    assert found
+    width, height = map(float, found.groups())
+    words = re.findall(r'<text [^>]*?(?:translate\(| x=")([-\d.]+)(?: |" y=")([-\d.]+)[^>]*>([^<]+)</text>', svg)
+    return {html.unescape(word): (float(x) / width, float(y) / height) for x, y, word in words}
+
+
+@pytest.mark.filterwarnings("error:constrained_layout")
+def test_every_row_of_a_long_study_has_its_name_inside_the_charts() -> None:
+    names = [*(f"row {i}" for i in range(35)), "imp of four rounds, each of which trains for a third of T"]
+    more = {"cost": {"strong": {"flops": 100}}, "matrices": []}
+    records = [
+        record(row, 0, 0.5 + i / 100, asked, **more) for i, row in enumerate(names) for asked in (0.5, 0.9)
+    ] + [record("dense", 0, 0.9, None, **more)]  # fmt: skip
+    quality = [chart for chart in charts(grid(records), []) if chart["title"].startswith("Quality")]
+    assert len(quality) == 3
+    for chart in quality:
+        places = drawn_names(chart["svg"])
+        assert places.keys() >= {*names[:-1], "dense", "imp of four roun…or a third of T"}
+        assert all(0 <= x < 1 and 0 < y <= 1 for x, y in places.values())
+
+
+def test_a_point_of_the_front_is_not_hidden_by_one_of_the_same_cost_and_quality() -> None:
+    records = [record(row, 0, 0.8, asked, cost={"strong": {"flops": 100}}, matrices=[])
+               for row, asked in (("dense", None), ("isp", 0.5), ("imp", 0.5))]  # fmt: skip
+    (chart,) = charts(grid(records), [])
+    red, blue = (chart["svg"].rindex(colour) for colour in ("#d62728", "#1f77b4"))
+    assert red > blue

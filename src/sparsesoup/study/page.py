@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from sparsesoup.charts import page, svg
+from sparsesoup.charts import FAINT, page, svg
 from sparsesoup.errors import UserError
 from sparsesoup.show import first
 from sparsesoup.show import grid as layers
@@ -16,6 +16,8 @@ from sparsesoup.ticket import load_masks
 
 STYLES = ("-", "--", "-.", ":")
 MOST_PAIRS = 40  # rows of a list that is still read
+WIDEST = 32  # letters of a row's name in a chart; the tables have it whole
+LINE = 0.17  # inches that a name in a chart takes
 
 
 def draw_page(name: str, found: Grid, records: Sequence[Record], out: Path, facts: Mapping[str, Any]) -> str:
@@ -51,9 +53,8 @@ def charts(found: Grid, records: Sequence[Record], pairs: Sequence[Mapping[str, 
         columns = [c for c in found.columns if c[:2] == place and c[2] is not None]
         name = heading((*place, None), found.columns)
         if len(columns) > 1:
-            drawn.append(
-                _chart(f"Quality over sparsity: {name}", 3.6, lambda f, c=columns: _over_sparsity(f, found, c))
-            )
+            title, height = f"Quality over sparsity: {name}", max(3.6, 0.5 + LINE * len(found.rows))
+            drawn.append(_chart(title, height, lambda f, c=columns: _over_sparsity(f, found, c)))
         for column in [c for c in columns if any((row, c) in found.costs for row in found.rows)]:
             title = f"Quality over cost: {heading(column, found.columns)}"
             height = 3.2 + 0.08 * len(found.rows)
@@ -118,7 +119,9 @@ def _over_sparsity(figure: Any, found: Grid, columns: Sequence[Column]) -> None:
         have = sorted((c for c in columns if found.scores.get((row, c))), key=lambda column: column[2] or 0)
         means = [100 * statistics.fmean(found.scores[row, c].values()) for c in have]
         style = STYLES[i // 10 % len(STYLES)]
-        axes.plot([100 * float(c[2] or 0) for c in have], means, style, marker=".", color=f"C{i % 10}", label=row)
+        axes.plot(
+            [100 * float(c[2] or 0) for c in have], means, style, marker=".", color=f"C{i % 10}", label=_short(row)
+        )
     axes.set(xlabel="sparsity, %", ylabel=f"{found.split} score, points")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
 
@@ -137,15 +140,36 @@ def _over_cost(figure: Any, found: Grid, column: Column) -> None:
     for row, (x, y) in points.items():
         values = [100 * v for v in found.scores[row, column].values()]
         error = statistics.stdev(values) if len(values) > 1 else 0.0
-        axes.errorbar(x, y, yerr=error, fmt="o", capsize=2, color="C3" if row in best else "C0", markersize=5)
+        color, order = ("C3", 3) if row in best else ("C0", 2)  # a twin must not hide a point of the front
+        axes.errorbar(x, y, yerr=error, fmt="o", capsize=2, color=color, markersize=5, zorder=order)
     axes.set(xlabel="FLOPs (dense = 1); the line joins the rows that none beats at its cost", xscale="log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
     axes.set(ylabel=f"{found.split} score, points")
+    _name(axes, points, LINE / figure.get_figheight())
+
+
+def _name(axes: Any, points: Mapping[str, tuple[float, float]], share: float) -> None:
+    """Write names beside points, `share` of the height apart; one that had to move has a thread to its point."""
     low, high = axes.get_ylim()
-    for row, y in spaced(points, (high - low) / 24).items():
-        axes.annotate(row, (points[row][0], y), xytext=(7, 0), textcoords="offset points", fontsize=8, va="center")
+    gap = (high - low) * share
+    heights = spaced(points, gap)
+    axes.set_ylim(low, max(high, *(y + gap / 2 for y in heights.values())))  # matplotlib leaves out what is above
+    for row, y in heights.items():
+        thread = {"arrowstyle": "-", "color": FAINT, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)}
+        moved = thread if y - points[row][1] > gap / 2 else None
+        place = {"xytext": (9, y), "textcoords": ("offset points", "data"), "arrowprops": moved}
+        axes.annotate(_short(row), points[row], **place, fontsize=8, va="center")
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for the chart: its beginning and its end.
+
+    >>> _short("isp"), _short("imp of four rounds, each of which trains for a third of T")
+    ('isp', 'imp of four roun…or a third of T')
+    """
+    return name if len(name) <= WIDEST else f"{name[: WIDEST // 2]}…{name[1 - WIDEST // 2 :]}"
 
 
 def spaced(points: Mapping[str, tuple[float, float]], gap: float) -> dict[str, float]:
@@ -154,7 +178,7 @@ def spaced(points: Mapping[str, tuple[float, float]], gap: float) -> dict[str, f
     Points count as neighbours where their costs are within a tenth.
 
     >>> spaced({"a": (1.0, 5.0), "b": (1.02, 5.1), "c": (2.0, 5.0)}, 1.0)
-    {'a': 5.0, 'b': 6.0, 'c': 5.0}
+    {'a': 5.0, 'c': 5.0, 'b': 6.0}
     """
     found: dict[str, float] = {}
     for row, (x, y) in sorted(points.items(), key=lambda item: item[1][1]):
@@ -206,8 +230,8 @@ def _heat(figure: Any, values: Sequence[Sequence[float]], rows: Sequence[str], c
             ink = "white" if value > 82 else "#1b2733"
             text = "" if math.isnan(value) else f"{value:.0f}"
             axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", color=ink, fontsize=8)
-    axes.set(xticks=[j + 0.5 for j in range(len(columns))], xticklabels=columns)
-    axes.set(yticks=[i + 0.5 for i in range(len(rows))], yticklabels=rows)
+    axes.set(xticks=[j + 0.5 for j in range(len(columns))], xticklabels=[_short(name) for name in columns])
+    axes.set(yticks=[i + 0.5 for i in range(len(rows))], yticklabels=[_short(name) for name in rows])
     axes.invert_yaxis()
     axes.grid(False)
     return axes
