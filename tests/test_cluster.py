@@ -155,6 +155,17 @@ def test_an_address_without_ray_says_so_in_one_line_within_ten_seconds(folder, c
     assert "--address is host:port" in refused(capsys, "--address", "ray://127.0.0.1:10001")[0]
 
 
+def test_an_address_is_asked_before_the_libraries_are_loaded_and_costs_are_made_equal(folder, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    script = (
+        "import sys; from sparsesoup.cli import main; "
+        "code = main('compare --config none.yaml --executor ray'.split()); print(code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "no Ray cluster answers at 127.0.0.1:1 (Connection refused)" in done.stderr
+    assert done.stdout.split() == ["2", "False"]
+
+
 def test_without_ray_its_extra_is_named(folder, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     assert "pip install 'sparsesoup[ray]'" in refused(capsys)[0]

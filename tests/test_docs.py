@@ -12,7 +12,7 @@ from sparsesoup import exporting, pushing, recipe
 from sparsesoup.cli import _run
 from sparsesoup.measuring import command
 from sparsesoup.run import complete
-from sparsesoup.study.command import parser
+from sparsesoup.study.flags import parser
 from sparsesoup.study.plan import read_plan
 
 ROOT = Path(__file__).parents[1]

@@ -20,8 +20,9 @@ from sparsesoup.errors import UserError
 from sparsesoup.files import locked
 from sparsesoup.run import test as score
 from sparsesoup.study import work
-from sparsesoup.study.command import _changes, parser
+from sparsesoup.study.command import _changes
 from sparsesoup.study.existing import records_of
+from sparsesoup.study.flags import parser
 from sparsesoup.study.plan import read_plan
 from tiny_hub import masks_of, offline, weights_of
 from tiny_images import photos

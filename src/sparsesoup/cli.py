@@ -159,9 +159,12 @@ def _push(arguments: list[str]) -> None:
 
 
 def _compare(arguments: list[str]) -> int:
+    from sparsesoup.study.flags import read
+
+    options = read(arguments)  # before all else is imported, which takes seconds
     from sparsesoup.study.command import main
 
-    return main(arguments)
+    return main(options)
 
 
 def _options(command: str, about: str, arguments: list[str], apply: bool = False) -> Any:

@@ -16,7 +16,7 @@ from sparsesoup.errors import UserError
 from sparsesoup.files import make_folder
 from sparsesoup.study.board import Board
 from sparsesoup.study.executors import follow
-from sparsesoup.study.reach import brief, connect, imported
+from sparsesoup.study.reach import asked, brief, connect, imported
 from sparsesoup.study.work import Job, perform
 from sparsesoup.workers import LIVES, REFRESH, Ended
 
@@ -66,7 +66,7 @@ def cluster(
         lives: a cell whose process dies this often has failed.
     Raises: UserError if Ray is not installed, does not answer, has no room for a cell, or a node sees another folder.
     """
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    address = asked(address)
     ray = imported(joins=address != "local")
     connect(ray, address, math.ceil((workers or 0) * cell.cpus))
     # Ray prints what dies to stdout, a page each time; the board tells it in a line.

@@ -52,7 +52,7 @@ def connect(ray: Any, address: str, cores: int) -> None:
     if address == "local":
         settings |= {"num_cpus": cores or None, "include_dashboard": False, "object_store_memory": STORE}
     else:
-        _need_answer(address)
+        need_answer(address)
         carried = {name: value for name, value in os.environ.items() if CARRIED.match(name)}
         settings |= {"runtime_env": {"env_vars": carried}}
     try:
@@ -63,8 +63,14 @@ def connect(ray: Any, address: str, cores: int) -> None:
         raise UserError(f"{what}: {brief(error)}") from error
 
 
-def _need_answer(address: str) -> None:
-    if address == "auto":
+def asked(address: str | None) -> str:
+    """Where Ray is: as said, or as RAY_ADDRESS says, or `local`: started here."""
+    return address or os.environ.get("RAY_ADDRESS") or "local"
+
+
+def need_answer(address: str) -> None:
+    """Raise a UserError within `PATIENCE` if nothing answers there that could be Ray."""
+    if address in ("auto", "local"):
         return  # Ray looks at what runs on this machine, and says at once that there is none
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "/" in address:
