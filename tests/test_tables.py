@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sparsesoup.study.page import agreement, charts, front, gaps, spaced
+from sparsesoup.study.page import agreement, charts, draw_page, front, gaps, spaced
 from sparsesoup.study.tables import entry, grid, latex, lines, markdown, paired, winner
 from sparsesoup.ticket import save_masks
 
@@ -240,3 +240,12 @@ def test_a_point_of_the_front_is_not_hidden_by_one_of_the_same_cost_and_quality(
     (chart,) = charts(grid(records), [])
     red, blue = (chart["svg"].rindex(colour) for colour in ("#d62728", "#1f77b4"))
     assert red > blue
+
+
+def test_the_page_breaks_long_paths_of_a_failed_cell_and_counts_in_words(tmp_path: Path) -> None:
+    records = [record("dense", 0, 0.5, None, run="dense", sparsity={"reached": 0.0}, seconds=1.0)]
+    failed = {"cell": "imp", "error": f"no such file: /{'x' * 300}"}
+    page = draw_page("small", grid(records), records, tmp_path, {"failed": [failed]})
+    assert "<b>1 cell failed</b> and is missing below" in page
+    assert "small: 1 method, 1 run, scored on test" in page
+    assert "li { overflow-wrap: anywhere; }" in page
