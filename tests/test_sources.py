@@ -14,6 +14,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from sparsesoup.errors import UserError
 from sparsesoup.hub import sources
 from sparsesoup.hub.sources import open_splits, open_test, training_splits
+from sparsesoup.hub.spans import Spans
 from sparsesoup.hub.tasks import Task, find_task
 
 FEATURES = Features({"sentence": Value("string"), "label": ClassLabel(names=["no", "yes"])})
@@ -224,6 +225,24 @@ def test_labels_are_checked_wherever_a_split_is_opened():
         training_splits(source_of(train=rows_of(0), test=rows_of(3)), TASK, 0)
     with pytest.raises(UserError, match="reviews validation has no column 'label'"):
         open_test(source_of(train=rows_of(3), validation=rows_of(3).remove_columns("label")), TASK)
+
+
+def test_texts_are_checked_and_counted_as_the_split_has_them_before_rows_are_held_out():
+    for bad in range(20):  # two of which are held out, which moves what lies behind them
+        gap = [None if i == bad else "a" for i in range(20)]
+        rows = Dataset.from_dict({"sentence": gap, "label": [0, 1] * 10}, FEATURES)
+        with pytest.raises(UserError, match=f"reviews train: row {bad} has None of type NoneType in column sentence"):
+            training_splits(source_of(train=rows, test=rows_of(3)), TASK, 0)
+        with pytest.raises(UserError, match=f"reviews test: row {bad} has None"):
+            open_test(source_of(train=rows_of(3), test=rows), TASK)
+
+
+def test_a_question_that_is_missing_is_counted_as_the_split_has_it():
+    answers = {"text": ["b"], "answer_start": [2]}
+    asked = [{"question": None if i == 17 else "which", "context": "a b", "answers": answers} for i in range(20)]
+    rows = Dataset.from_list(asked)
+    with pytest.raises(UserError, match="reviews train: row 17 has None of type NoneType in column question"):
+        training_splits(source_of(train=rows), Spans(), 0)
 
 
 def test_a_written_label_that_training_never_saw_is_refused():

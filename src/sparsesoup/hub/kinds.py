@@ -32,7 +32,7 @@ class Kind:
     Args:
         head: the class of transformers that loads a model with such a head.
         settings: task -> what the model's config.json says of the head.
-        check: (rows, task, split) raises a UserError where a label is wrong.
+        check: (rows, task, split) raises a UserError where a text or a label is wrong.
         labelled: (rows, task) -> whether any row has a label.
         encode: (rows, task, tokenizer or image processor, max_length) -> what is learnt from, and who judges it.
         predict: (model, batch) -> outputs [rows, ...].
@@ -66,7 +66,7 @@ CLASSES = Kind(
         **_names(task.labels or ("score",)),
         "problem_type": "single_label_classification" if task.labels else "regression",
     },
-    check=tasks.label_values,
+    check=text.check,
     labelled=tasks.has_labels,
     encode=lambda rows, task, tokenizer, length: (text.encode(rows, task, tokenizer, length), judging.metric(task)),
     predict=judging.predict,
@@ -77,6 +77,7 @@ CLASSES = Kind(
 IMAGES = replace(
     CLASSES,
     head=AutoModelForImageClassification,
+    check=tasks.label_values,
     encode=images.encode,
     length=0,
     told=lambda task: f"{tasks.told(task)} (images)",

@@ -66,10 +66,12 @@ def find_spans(
 def answers_of(rows: Dataset, task: Spans, split: str) -> list[list[tuple[str, int]]]:
     """(text, start) of the right answers to each question; none where it has no answer.
 
-    Raises: UserError that names split and row where an answer does not stand in the context at its start.
+    Raises: UserError that names split and row where a text is no string, or an answer does not stand in the context
+        at its start.
     """
     found = []
-    for i, (context, value) in enumerate(zip(strings(rows, task.texts[1]), rows[task.label][:], strict=True)):
+    _, contexts = (strings(rows, column, split) for column in task.texts)
+    for i, (context, value) in enumerate(zip(contexts, rows[task.label][:], strict=True)):
         answers = _pairs(value)
         if answers is None:
             raise UserError(
@@ -102,7 +104,7 @@ def encode(rows: Dataset, task: Spans, tokenizer: PreTrainedTokenizerBase, max_l
     Raises: UserError where a text is no string, an answer is not where it should be, or the tokenizer does not fit.
     """
     frame = _Frame(tokenizer, max_length, task)
-    questions, contexts = (strings(rows, column) for column in task.texts)
+    questions, contexts = (strings(rows, column, "the data") for column in task.texts)
     answers = answers_of(rows, task, "the data")
     asked, known = _tokens(tokenizer, questions), _tokens(tokenizer, contexts)
     made: list[Row] = []

@@ -33,7 +33,7 @@ def encode(rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max_le
     Raises: UserError that names row and column where a text is no string, and where the tokenizer does not fit.
     """
     check_tokenizer(tokenizer, max_length)
-    columns = [strings(rows, column) for column in task.texts]
+    columns = [strings(rows, column, "the data") for column in task.texts]
     labels = label_values(rows, task, "the data")
     names, arrays = _tokenised(columns, tokenizer, max_length)
     lengths = tuple(map(len, arrays[0]))
@@ -128,13 +128,20 @@ def check_words(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
         )
 
 
-def strings(rows: Dataset, column: str) -> list[str]:
+def check(rows: Dataset, task: Task, split: str) -> None:
+    """Raise a UserError that names split and row, as its file counts them, where a text or a label is not allowed."""
+    label_values(rows, task, split)
+    for column in task.texts:
+        strings(rows, column, split)
+
+
+def strings(rows: Dataset, column: str, split: str) -> list[str]:
     """The texts of a column; UserError that names the row where one is no string."""
     values = rows[column][:]
     for i, value in enumerate(values):
         if not isinstance(value, str):
             raise UserError(
-                f"row {i} has {value!r} of type {type(value).__name__} in column {column}, where a string is needed; "
-                "correct or drop such rows, or name other columns with `--text-columns`"
+                f"{split}: row {i} has {value!r} of type {type(value).__name__} in column {column}, where a string is "
+                "needed; correct or drop such rows, or name other columns with `--text-columns`"
             )
     return values
