@@ -68,6 +68,11 @@ def test_debertas_matrix_of_relative_positions_is_not_pruned():
     assert beside not in prunable(model)
 
 
+def test_xlnets_table_of_segments_is_an_embedding_and_not_pruned():
+    model = transformers.XLNetModel(transformers.XLNetConfig(vocab_size=64, d_model=16, d_inner=32, n_layer=2, n_head=2))
+    assert {name.split(".")[-1] for name in prunable(model) if "layer.0.rel_attn" in name} == {*"qkvor"}
+
+
 def test_debertas_own_projections_of_positions_are_linear_weights_of_the_block_too():
     model = AutoModelForSequenceClassification.from_config(CONFIGS["deberta-v2"](share_att_key=False))
     more = {name.split("attention.self.")[1]: t.role for name, t in prunable(model).items() if ".self.pos_" in name}

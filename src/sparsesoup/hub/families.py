@@ -23,7 +23,7 @@ ROLES = {
     "feed-forward gate": r"(gate_proj)",
     "feed-forward out": r"(output\.dense|ffn\.lin2|\bfc2|mlp\.c_proj|down_proj|linear2|\.wo|\bffn_output)",
 }
-NO_MATRIX = r"bias|position|pos_embed"  # tables of Swin, BEiT and their kin: two-dimensional, and no linear maps
+NO_MATRIX = r"bias|position|embed"  # tables of Swin, BEiT, XLNet and their kin: two-dimensional, and no linear maps
 NOT_LINEAR = (nn.Embedding, nn.modules.conv._ConvNd, nn.LayerNorm, nn.RMSNorm)
 
 
