@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from sparsesoup.problem import Observer, Problem, Silent, evaluate
 from sparsesoup.training import Training
 
 EPOCHS = 3.0  # where nobody says how long
+SHIFTED = "roberta|camembert|longformer|xmod|ibert|data2vec-text|luke|esm"  # positions begin behind the padding's
 MOST_CLASSES = 20  # a label with more different numbers is hardly a class
 
 
@@ -199,8 +201,10 @@ def positions(config: Any) -> float:
     most = getattr(config, "max_position_embeddings", None) or math.inf
     if most < 0:  # XLNet's way of saying that it knows none
         return math.inf
-    if "roberta" in str(config.model_type):
-        most -= config.pad_token_id + 1  # its positions begin behind the padding's
+    if re.search(SHIFTED, str(config.model_type)):
+        most -= config.pad_token_id + 1
+    if config.model_type == "mpnet":
+        most -= 2  # its padding is 1, whatever its config.json says
     return float(most) if math.isinf(most) else int(most)
 
 
