@@ -69,7 +69,8 @@ def test_debertas_matrix_of_relative_positions_is_not_pruned():
 
 
 def test_xlnets_table_of_segments_is_an_embedding_and_not_pruned():
-    model = transformers.XLNetModel(transformers.XLNetConfig(vocab_size=64, d_model=16, d_inner=32, n_layer=2, n_head=2))
+    config = transformers.XLNetConfig(vocab_size=64, d_model=16, d_inner=32, n_layer=2, n_head=2)
+    model = transformers.XLNetModel(config)
     assert {name.split(".")[-1] for name in prunable(model) if "layer.0.rel_attn" in name} == {*"qkvor"}
 
 
