@@ -105,3 +105,12 @@ def test_rows_that_are_kept_tokenised_do_not_fill_the_memory(monkeypatch):
     for count in (3, 2, 3, 9):
         encode(Dataset.from_dict({"first": ["a"] * count, "label": [0] * count}), ONE, words(), 64)
     assert [len(arrays[0]) for _, arrays in kept.values()] == [9]
+
+
+def test_a_row_without_any_token_is_refused():
+    bare = words()
+    bare.backend_tokenizer.post_processor = processors.ByteLevel()  # GPT-2 puts nothing around a text
+    rows = Dataset.from_dict({"first": ["a", "", "b"], "label": [0, 1, 0]})
+    assert encode(rows, ONE, words(), 64).lengths == (3, 2, 3)
+    with pytest.raises(UserError, match=r"1 of 3 rows have no tokens in column first.*drop such rows"):
+        encode(rows, ONE, bare, 64)

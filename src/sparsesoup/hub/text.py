@@ -37,6 +37,11 @@ def encode(rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max_le
     labels = label_values(rows, task, "the data")
     names, arrays = _tokenised(columns, tokenizer, max_length)
     lengths = tuple(map(len, arrays[0]))
+    if empty := lengths.count(0):
+        raise UserError(
+            f"{empty} of {len(lengths)} rows have no tokens in column {' and '.join(task.texts)}, where one is needed: "
+            f"the tokenizer of {tokenizer.name_or_path} adds none to an empty text; drop such rows"
+        )
     collate = _collate(names, tokenizer, np.int64 if task.labels else np.float32)
     return Data(list(zip(*arrays, labels, strict=True)), collate, lengths)
 
