@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -173,3 +174,10 @@ def test_settings_from_python_may_be_paths():
     table = {"model": Path("my/bert"), "train": {"distill": {"teacher": Path("runs/x")}}}
     found = from_table("ticket", table | {"method": {"ticket": Path("runs/y")}})
     assert (found.place.model, found.train.distill.teacher, found.method.ticket) == ("my/bert", "runs/x", "runs/y")
+
+
+def test_settings_from_python_may_be_numbers_of_numpy():
+    table = {"sparsity": np.float32(0.75), "steps": np.int64(40), "seed": np.arange(3)[2]}
+    table["method"] = {"every": np.float16(0.5)}
+    plain = {"sparsity": 0.75, "steps": 40, "seed": 2, "method": {"every": 0.5}}
+    assert from_table("gradual", table) == from_table("gradual", plain)

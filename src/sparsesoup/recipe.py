@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import yaml
 from jsonargparse import Namespace
 
@@ -274,7 +275,12 @@ def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _plain(value: Any) -> str:
     path = isinstance(value, (str, os.PathLike))  # from Python settings may be paths
-    return os.fspath(value) if path else json.dumps(value, default=os.fspath)
+    return os.fspath(value) if path else json.dumps(value, default=_bare)
+
+
+def _bare(value: Any) -> Any:
+    """What of Python's own types stands behind a number of numpy, as loops over `np.arange` give them, or a path."""
+    return value.item() if isinstance(value, np.generic) else os.fspath(value)
 
 
 def _quoted(value: Any) -> str:
