@@ -9,6 +9,7 @@ from transformers import AutoModelForSequenceClassification
 
 from sparsesoup.errors import UserError
 from sparsesoup.hub.families import prunable
+from sparsesoup.targets import heads, units
 from tiny_hub import CONFIGS, FAMILIES
 
 SIX = ("query", "key", "value", "output", "feed-forward in", "feed-forward out")
@@ -118,6 +119,24 @@ def test_alberts_shared_layer_is_pruned_once():
     found = prunable(transformers.AlbertForSequenceClassification(config))
     assert sorted(t.role for t in found.values()) == sorted(SIX)
     assert not [name for name in found if "embed" in name or "pooler" in name or "mapping" in name]
+
+
+def test_a_decoders_two_attentions_and_stacked_feed_forwards_have_parts_of_their_own():
+    small = {"vocab_size": 64, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32,
+             "decoder_ffn_dim": 32, "encoder_attention_heads": 2, "decoder_attention_heads": 2}  # fmt: skip
+    bart = prunable(transformers.BartForSequenceClassification(transformers.BartConfig(**small)))
+    members = [[name.split(".layers.0.") for name, _ in tie.members] for tie in heads(bart)]
+    ends = {f"{end}_proj.weight" for end in ("q", "k", "v", "out")}
+    assert [({side for side, _ in m}, {own for _, own in m}) for m in members] == [
+        ({"model.encoder"}, {f"self_attn.{end}" for end in ends}),
+        ({"model.decoder"}, {f"self_attn.{end}" for end in ends}),
+        ({"model.decoder"}, {f"encoder_attn.{end}" for end in ends}),
+    ]
+    config = transformers.MobileBertConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+                                           intermediate_size=32, intra_bottleneck_size=16)  # fmt: skip
+    mobile = prunable(transformers.MobileBertForSequenceClassification(config))
+    starts = [[name.split("layer.0.")[1].removesuffix(".dense.weight") for name, _ in t.members] for t in units(mobile)]
+    assert starts == [["intermediate", "output"], *([f"ffn.{i}.intermediate", f"ffn.{i}.output"] for i in range(3))]
 
 
 def test_an_embedding_inside_a_block_is_not_pruned():

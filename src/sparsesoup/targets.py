@@ -81,14 +81,18 @@ def heads(targets: Targets) -> list[Tie]:
 
 def _tied(targets: Targets, going_in: Mapping[str, int], coming_out: Mapping[str, int]) -> list[Tie]:
     """Bands of the given widths: rows of the roles that go in, columns of those that come out; whole blocks only."""
-    members: dict[str, list[tuple[str, Block]]] = {}
+    blocks: dict[str, list[list[tuple[str, Block]]]] = {}
     for name, target in targets.items():
         width = going_in.get(target.role, 0) or coming_out.get(target.role, 0)
         if width and block_of(name):
+            parts = blocks.setdefault(block_of(name), [[]])
+            roles = {targets[n].role for n, _ in parts[-1]}
+            if target.role in roles and roles & {*going_in} and roles & {*coming_out}:
+                parts.append([])  # the decoder's attention to the encoder, the next of MobileBERT's feed-forwards
             rows = (target.role in going_in) != target.transposed
-            members.setdefault(block_of(name), []).append((name, Block(width, 0) if rows else Block(0, width)))
-    complete = [m for m in members.values() if {targets[n].role for n, _ in m} & {*coming_out}]
-    return [Tie(tuple(m)) for m in complete if {targets[n].role for n, _ in m} & {*going_in}]
+            parts[-1].append((name, Block(width, 0) if rows else Block(0, width)))
+    whole = [m for parts in blocks.values() for m in parts if {targets[n].role for n, _ in m} & {*coming_out}]
+    return [Tie(tuple(m)) for m in whole if {targets[n].role for n, _ in m} & {*going_in}]
 
 
 def upright(table: Mapping[str, Tensor], targets: Mapping[str, Target]) -> dict[str, Tensor]:
