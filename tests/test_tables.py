@@ -79,7 +79,7 @@ def test_rows_columns_and_seeds_of_which_nothing_is_done_are_missing() -> None:
     found = grid(rows(isp=[0.90, 0.91]), planned)
     heads, cells, _ = lines(found)
     assert heads[1:3] == ["d_1 at 50 %", "d_2 at 50 %"]
-    assert cells == [["isp", "90.5 ± 0.7 (2 of 3)", "missing", "missing", "missing"], ["imp", *["missing"] * 4]]
+    assert cells == [["isp", "90.5 ± 0.7 (2 of 3)", "missing", "missing", "1.5e-13"], ["imp", *["missing"] * 4]]
     assert {gap["row"] for gap in gaps(found)} == set()
 
 
@@ -110,8 +110,10 @@ def test_costs_are_held_against_the_dense_runs_of_the_same_seeds() -> None:
 def test_costs_are_told_beside_the_dense_row() -> None:
     found = grid(rows(dense=[0.9, 0.9], isp=[0.8, 0.8], magnitude=[0.7, 0.7]))
     assert [row[-1] for row in lines(found)[1]] == ["1.00", "1.50", "1.00"]
-    alone = grid(rows(isp=[0.8, 0.8]))
-    assert [row[-1] for row in lines(alone)[1]] == ["missing"]
+    heads, (alone,), _ = lines(
+        grid([record("isp", s, 0.8, cost={"strong": {"flops": 2e12 + s * 1e12}}) for s in (0, 1)])
+    )
+    assert (heads[-1], alone[-1]) == ("PFLOP", "0.0025")
 
 
 def test_a_dense_row_stands_in_every_column_and_the_mean_is_over_columns() -> None:
@@ -138,7 +140,7 @@ def test_several_test_sets_count_by_their_mean() -> None:
 def test_latex_is_escaped_and_whole() -> None:
     text = latex(grid(rows(isp=[0.90, 0.91, 0.89], magnitude=[0.80, 0.81, 0.79])))
     assert r"d\_1 at 50 \%" in text
-    assert r"isp & \textbf{90.0 $\pm$ 1.0} & missing \\" in text
+    assert r"isp & \textbf{90.0 $\pm$ 1.0} & 1.5e-13 \\" in text
     assert text.count(r"\\") == 3
     assert text.startswith(r"\begin{tabular}{lrr}")
 

@@ -142,7 +142,7 @@ def _over_cost(figure: Any, found: Grid, column: Column) -> None:
         error = statistics.stdev(values) if len(values) > 1 else 0.0
         color, order = ("C3", 3) if row in best else ("C0", 2)  # a twin must not hide a point of the front
         axes.errorbar(x, y, yerr=error, fmt="o", capsize=2, color=color, markersize=5, zorder=order)
-    axes.set(xlabel="FLOPs (dense = 1); the line joins the rows that none beats at its cost", xscale="log")
+    axes.set(xlabel=f"{found.unit}; the line joins the rows that none beats at its cost", xscale="log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")

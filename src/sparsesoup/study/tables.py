@@ -14,6 +14,7 @@ from sparsesoup.show import chosen
 Record = Mapping[str, Any]
 Column = tuple[str, str, float | None]  # model, dataset, sparsity asked for; None where nothing is pruned
 CONFIDENCE = 0.95
+BESIDE, ALONE = "FLOPs (dense = 1)", "PFLOP"  # units of cost: with a dense row, and without one
 TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
 
@@ -25,12 +26,13 @@ class Grid:
         rows: in the order of the recipe.
         columns: each a model, a dataset and a sparsity.
         scores: (row, column) -> seed -> the selecting score on the test split, or on validation while it is closed.
-        costs: (row, column) -> FLOPs of a run beside those of the dense rows, where there are any.
+        costs: (row, column) -> FLOPs of a run in `unit`.
         seeds: how many an entry ought to have, at most.
         own: (row, column) -> how many it ought to have where the recipe gives row or dataset others than the rest.
         split: test, or validation as long as a run is untested.
         unpruned: rows that keep every weight.
         metrics: dataset -> the name of its selecting score.
+        unit: of costs: those of the dense rows, or where there are none 10^15 FLOPs.
     """
 
     rows: list[str]
@@ -42,6 +44,7 @@ class Grid:
     unpruned: frozenset[str] = frozenset()
     metrics: Mapping[str, str] = field(default_factory=dict)
     own: Mapping[tuple[str, Column], int] = field(default_factory=dict)
+    unit: str = BESIDE
 
     def due(self, row: str, columns: Sequence[Column]) -> int:
         """How many scores a row ought to have in these columns."""
@@ -74,7 +77,10 @@ def grid(records: Sequence[Record], planned: Sequence[tuple[str, Column, int]] =
     seeds = max(own.values(), default=len({seed for _, _, seed in cells}))
     unpruned = frozenset(row for row, place, _ in cells if place[2] is None)
     metrics = {record["dataset"]: " and ".join(chosen(record[split])) for record in records}
-    return Grid(rows, columns, scores, _relative(records, flops), seeds, split, unpruned, metrics, own)
+    unit = BESIDE if any(record["method"] == "dense" for record in records) else ALONE
+    plain = {where: statistics.fmean(each.values()) / 1e15 for where, each in flops.items()}
+    costs = _relative(records, flops) if unit == BESIDE else plain
+    return Grid(rows, columns, scores, costs, seeds, split, unpruned, metrics, own, unit)
 
 
 def _standing(place: Column, columns: Sequence[Column]) -> list[Column]:
@@ -178,9 +184,10 @@ def lines(found: Grid) -> tuple[list[str], list[list[str]], set[tuple[int, int]]
     for i, row in enumerate(found.rows):
         cells = [_shown(found, row, group) for group in groups]
         costs = [found.costs[row, column] for column in found.columns if (row, column) in found.costs]
-        rows.append([row, *cells, f"{statistics.fmean(costs):.2f}" if costs else "missing"])
+        form = ".2f" if found.unit == BESIDE else ".3g"
+        rows.append([row, *cells, format(statistics.fmean(costs), form) if costs else "missing"])
         bold |= {(i, k + 1) for k, name in enumerate(best) if name == row}
-    return ["method", *heads, "FLOPs (dense = 1)"], rows, bold
+    return ["method", *heads, found.unit], rows, bold
 
 
 def _shown(found: Grid, row: str, group: Sequence[Column]) -> str:
