@@ -46,11 +46,7 @@ class Cell:
     @property
     def anywhere(self) -> Settings:
         """The settings, with a ticket told from the folder of all runs: that may be named otherwise, or moved."""
-        if self.needs is None:
-            return self.settings
-        # A cell with needs is always of the method `ticket`, a dataclass; the protocol Method does not say so.
-        method = replace(self.settings.method, ticket=str(self.needs))  # type: ignore[type-var]
-        return replace(self.settings, method=method)
+        return self.settings if self.needs is None else with_ticket(self.settings, self.needs)
 
     @property
     def key(self) -> str:
@@ -58,3 +54,9 @@ class Cell:
         settings = {k: v for k, v in self.anywhere.to_dict().items() if k != "data_root"}
         text = json.dumps([self.row, self.sparsity, settings], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def with_ticket(settings: Settings, ticket: Path) -> Settings:
+    """The settings of a cell that begins with a ticket of another one, with that ticket."""
+    # Such a cell is always of the method `ticket`, a dataclass; the protocol Method does not say so.
+    return replace(settings, method=replace(settings.method, ticket=str(ticket)))  # type: ignore[type-var]

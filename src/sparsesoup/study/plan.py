@@ -17,7 +17,7 @@ from sparsesoup.methods import METHODS, TABLE
 from sparsesoup.recipe import Settings, from_table
 from sparsesoup.run import complete, directory
 from sparsesoup.study.budget import agree
-from sparsesoup.study.cell import Cell
+from sparsesoup.study.cell import Cell, with_ticket
 from sparsesoup.study.written import Table, Wrong, check_keys, read_written, shipped
 
 LISTS = {"models": ["minilm"], "datasets": ["docstrings"], "sparsities": [0.9], "seeds": [0, 1, 2]}
@@ -142,9 +142,7 @@ def _transferred(recipe: Table, drawn: list[Cell], out: Path) -> Iterator[Cell]:
                     ticket = f"{source} on {origin} at sparsity {cell.sparsity:g}, seed {cell.seed}"
                     raise Wrong(f"row {row} begins with the ticket of {ticket}, {why}; name another row", "methods",
                                  row, "from")  # fmt: skip
-                # A row with `from` is always the method `ticket`, a dataclass; the protocol Method does not say so.
-                method = replace(cell.settings.method, ticket=str(out / first.path))  # type: ignore[type-var]
-                yield replace(cell, settings=replace(cell.settings, method=method), needs=first.path)
+                yield replace(cell, settings=with_ticket(cell.settings, out / first.path), needs=first.path)
 
 
 def _origin(row: str, own: Table, datasets: Mapping[str, Table]) -> tuple[str, list[str]]:
