@@ -157,16 +157,13 @@ def test_a_library_that_reports_its_use_does_not_when_it_is_imported_here(tmp_pa
     assert "CI" not in os.environ
 
 
-def test_whatever_the_exporter_stumbles_over_is_told_in_one_line(tmp_path, capsys, monkeypatch):
-    """As a feed-forward part in chunks makes it do (`chunk_size_feed_forward`), with an error of onnx_ir."""
+def test_whatever_the_exporter_stumbles_over_is_told_in_one_line(tmp_path, capsys):
+    """Here a feed-forward part in chunks, for which it ends with an error of onnx_ir."""
     source = pruned(tmp_path / "source", "bert")
-
-    def stumble(*_, **__):
-        raise RuntimeError("An error occurred at step 0")
-
-    monkeypatch.setattr(torch.onnx, "export", stumble)
+    (path,) = source.rglob("config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chunk_size_feed_forward": 4}))
     said = refused(capsys, tmp_path, source, "--to", "onnx", "--out", tmp_path / "new" / "out")
-    assert "torch cannot make a graph of BertForSequenceClassification: An error occurred at step 0" in said
+    assert "torch cannot make a graph of BertForSequenceClassification" in said
     assert "export it --to compact or packed" in said
 
 

@@ -116,7 +116,7 @@ def trace(model: Any, names: Sequence[str], opset: int = OPSETS[-1]) -> Any:
                 Answers(model, names, found), tuple(batch.values()), input_names=[*names], output_names=found,
                 opset_version=opset, dynamic_shapes=(shapes,), dynamo=True, verbose=False,
             )  # fmt: skip
-        except Exception as error:  # the passes over the graph have errors of onnx_ir, no kin of the exporter's own
+        except RuntimeError as error:  # the exporter's own, and those of onnx_ir's passes over the graph
             raise UserError(
                 f"torch cannot make a graph of {type(model).__name__}: {brief(error)}; export it --to compact or packed"
             ) from error
