@@ -322,6 +322,12 @@ def test_two_processes_on_one_study_are_told_apart(capsys, tmp_path):
         ({"steps": 1.5}, "steps:", "setting steps: Expected a int or null. Got value: 1.5"),
         ({"seedz": [0]}, "seedz:", "unknown setting 'seedz'; did you mean seeds?"),
         ({"methods": None}, "models:", "a study needs methods"),
+        ({"methods": ["dense", "isp-paper"]}, "methods:", "isp-paper on reviews, sparsity 0.5, seed"),
+        (
+            {"methods": {"random": None, "eb": {"name": "early-bird", "method": {"every": 9}}}},
+            "eb:",
+            "eb on reviews, sparsity 0.5, seed",
+        ),
     ],
 )
 def test_a_recipe_that_cannot_run_is_refused_with_its_line_before_anything_does(changes, line, said, capsys):

@@ -31,7 +31,8 @@ def main(options: Any) -> int:
     if options.RUN:
         _show(table_of_runs(options.RUN, options.name or "runs", options.out))
         return 0
-    plan = at_equal_cost(read_plan(Path(options.config), _changes(options), options.name, options.out))
+    fit = not options.dry_run  # which tells of every row that does not
+    plan = at_equal_cost(read_plan(Path(options.config), _changes(options), options.name, options.out, fit))
     for said in sorted({cell.settings.train.doubt() for cell in plan.cells} - {""}):
         console.print(f"note: {said}", highlight=False, markup=False, soft_wrap=True)
     if options.dry_run:

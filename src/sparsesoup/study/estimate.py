@@ -132,7 +132,7 @@ class Estimator:
         def at(steps: int) -> tuple[Costs, float]:
             products = self._products if self.timed else {}
             twin = twin_of(problem, prices, steps, products, steps / total, settings.place.seed)
-            _stand_in(settings.method).run(twin, float(settings.amount.sparsity or 0.0))
+            stand_in(settings.method).run(twin, float(settings.amount.sparsity or 0.0))
             return twin.meter.costs, twin.watch.held
 
         def padding(steps: int) -> float:
@@ -235,7 +235,7 @@ def _steps(settings: Settings, problem: Problem) -> int:
     return max(1, round((settings.amount.epochs or EPOCHS) * each))
 
 
-def _stand_in(method: Method) -> Method:
+def stand_in(method: Method) -> Method:
     """The method for a twin: a ticket's masks do not fit it, and any mask costs the same."""
     return OneShot() if isinstance(method, FromTicket) else method
 

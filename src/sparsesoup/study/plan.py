@@ -16,8 +16,9 @@ from sparsesoup.hub.checkpoint import config_of
 from sparsesoup.methods import METHODS, TABLE
 from sparsesoup.recipe import Settings, from_table
 from sparsesoup.run import complete, directory
-from sparsesoup.study.budget import agree
+from sparsesoup.study.budget import agree, read_budget
 from sparsesoup.study.cell import Cell, with_ticket
+from sparsesoup.study.fit import need_fit
 from sparsesoup.study.written import Table, Wrong, check_keys, read_written, shipped
 
 LISTS = {"models": ["minilm"], "datasets": ["docstrings"], "sparsities": [0.9], "seeds": [0, 1, 2]}
@@ -45,8 +46,9 @@ class Plan:
 
 
 def read_plan(
-    path: Path, changes: Mapping[str, Any] | None = None, name: str | None = None, out: Path = Path("runs")
-) -> Plan:
+    path: Path, changes: Mapping[str, Any] | None = None, name: str | None = None, out: Path = Path("runs"),
+    fit: bool = False,
+) -> Plan:  # fmt: skip
     """The study of a recipe.
 
     Args:
@@ -55,6 +57,7 @@ def read_plan(
             row has; of datasets that are named otherwise the recipe's own settings stay.
         name: of the study; default the file's.
         out: the folder of all runs, for rows that begin with the tickets of others.
+        fit: refuse rows whose methods do not fit their T, too; where a budget sets T, that is looked at there.
     Raises: UserError with file and line for whatever could not run: an unknown key, method, setting, model or dataset.
     """
     given, path = path, shipped(path)
@@ -65,6 +68,8 @@ def read_plan(
         cells = list(_cells(recipe))
         _check(cells)
         cells += _check(list(_transferred(recipe, cells, out)))
+        if fit and read_budget(recipe.get("budget")) is None:
+            need_fit(cells)
         _need_once(cells)
         agree(recipe, _datasets(recipe))
     except Wrong as wrong:

@@ -14,11 +14,13 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from sparsesoup.data import Batch, Data
 from sparsesoup.journal import Journal
+from sparsesoup.meter import Meter
 from sparsesoup.problem import Learnt, Problem, Silent
 from sparsesoup.shelf import Product, Shelf
 from sparsesoup.state import Snapshot, TrainState
 from sparsesoup.study.prices import PricedMeter, Prices
 from sparsesoup.targets import Target
+from sparsesoup.training import Training
 
 WIDTH = 32  # the smallest that a tile of block pruning fits
 FORK = 3  # a snapshot midway holds the weights and two moments
@@ -129,6 +131,18 @@ def twin_of(
         share: of the training rows that it has, so that an epoch can be shorter as T is.
         seed: of the real problem.
     """
+    identity = {"rows": len(problem.train), "steps": steps, "share": share, "seed": seed, "teacher": "any"}
+    return bare(
+        part(hollow(problem.train), share), hollow(problem.validation), problem.training, steps, seed,
+        meter=PricedMeter(prices), watch=Watch(), shelf=Drawer(products, identity),
+    )  # fmt: skip
+
+
+def bare(
+    train: Data, validation: Data, training: Training, steps: int, seed: int, *, meter: Meter, watch: Watch,
+    shelf: Shelf | None = None,
+) -> Twin:  # fmt: skip
+    """A twin of whatever has such rows, settings and T."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Block()
@@ -136,15 +150,11 @@ def twin_of(
         f"layer.0.{_plain(role)}.weight": Target(role, shape, head=0 if "feed" in role else WIDTH // 2)
         for role, shape in SHAPES.items()
     }
-    meter, watch = PricedMeter(prices), Watch()
-    identity = {"rows": len(problem.train), "steps": steps, "share": share, "seed": seed, "teacher": "any"}
     return Twin(
-        pretrained=model, targets=targets,
-        train=part(hollow(problem.train), share), validation=hollow(problem.validation),
+        pretrained=model, targets=targets, train=train, validation=validation,
         predict=lambda model, batch: model(batch["rows"]), criterion=lambda outputs, batch: outputs.square().mean(),
         metric=lambda outputs, labels: {"nothing": 0.0}, steps=steps, seed=seed, meter=meter, journal=Journal(meter),
-        training=replace(problem.training, clip=0.0, precision="no"), observer=watch, watch=watch,
-        shelf=Drawer(products, identity),
+        training=replace(training, clip=0.0, precision="no"), observer=watch, watch=watch, shelf=shelf,
     )  # fmt: skip
 
 

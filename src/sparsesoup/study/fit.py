@@ -1,0 +1,67 @@
+"""Whether a method fits the T of its run, asked before anything runs: of a twin that stops where it would train."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from sparsesoup.data import Data
+from sparsesoup.errors import UserError
+from sparsesoup.hub.build import EPOCHS, Opened, Place, open_task
+from sparsesoup.hub.sources import training_splits
+from sparsesoup.hub.spans import Spans
+from sparsesoup.meter import Meter
+from sparsesoup.recipe import Settings
+from sparsesoup.shelf import Shelf
+from sparsesoup.study.cell import Cell
+from sparsesoup.study.estimate import stand_in
+from sparsesoup.study.twin import Watch, bare, hollow
+from sparsesoup.study.written import Wrong
+
+
+class Begun(Exception):
+    """A method has begun to train, so it has refused nothing."""
+
+
+class First(Watch):
+    """Stops a run where its first training begins."""
+
+    def begin(self, label: str, step: int, until: int) -> None:
+        """Go no further."""
+        raise Begun
+
+
+def need_fit(cells: Iterable[Cell]) -> None:
+    """Refuse a row whose method would refuse the T of one of its cells, and a dataset that cannot be learnt from.
+
+    Raises: Wrong, with the place in the recipe.
+    """
+    rows: dict[Place, int | None] = {}
+    for cell in {(c.row, c.place): c for c in cells}.values():  # seeds make no difference
+        place = replace(cell.settings.place, model="", seed=0)
+        try:
+            if place not in rows:
+                rows[place] = _rows(open_task(cell.settings.place))
+        except UserError as error:
+            raise Wrong(error, "datasets", place.dataset) from error
+        try:
+            if count := rows[place]:
+                _fit(cell.settings, count)
+        except UserError as error:
+            raise Wrong(f"{cell.name}: {error}", "methods", cell.row) from error
+
+
+def _rows(opened: Opened) -> int | None:
+    """How many rows a run trains on; None where that is known only once texts have been cut into windows."""
+    train, _ = training_splits(opened.source, opened.task, 0)
+    return None if isinstance(opened.task, Spans) else len(train)
+
+
+def _fit(settings: Settings, rows: int) -> None:
+    """Let the method begin, on so many rows without anything in them."""
+    size = settings.train.batch_size
+    steps = settings.amount.steps or max(1, round((settings.amount.epochs or EPOCHS) * max(1, rows // size)))
+    data = hollow(Data(range(rows), lambda rows: {}))
+    twin = bare(data, data, settings.train, steps, settings.place.seed, meter=Meter(), watch=First(), shelf=Shelf())
+    try:
+        stand_in(settings.method).run(twin, float(settings.amount.sparsity or 0.0))
+    except Begun:
+        return
