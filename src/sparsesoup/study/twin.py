@@ -140,7 +140,7 @@ def twin_of(
 
 def bare(
     train: Data, validation: Data, training: Training, steps: int, seed: int, *, meter: Meter, watch: Watch,
-    shelf: Shelf | None = None,
+    shelf: Shelf,
 ) -> Twin:  # fmt: skip
     """A twin of whatever has such rows, settings and T."""
     with torch.random.fork_rng():
