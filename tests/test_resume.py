@@ -186,6 +186,20 @@ def test_an_interrupted_run_says_so_and_goes_on(place, tmp_path):
     assert (run_of(tmp_path / "runs") / "stages" / "journal.json").exists()
 
 
+def test_an_interrupted_command_that_saves_nothing_on_its_way_promises_no_more(capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        assert main(["measure", *["no-such-run"] * 2_000_000]) == 130  # the signal comes while its flags are read
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert capsys.readouterr().err == "sparsesoup: interrupted; the same command begins anew\n"
+
+
 @pytest.mark.parametrize("file", ["journal.json", "state"])
 def test_a_damaged_save_is_named_with_the_remedy(place, tmp_path, file, capsys):
     line = arguments(place, "isp", tmp_path / "runs")

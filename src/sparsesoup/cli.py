@@ -14,6 +14,7 @@ from rich.table import Table
 from sparsesoup.errors import UserError
 
 NO_WRITING = (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EPERM)
+RESUMED = ("prune", "compare")  # commands whose work is saved on the way
 USAGE = """sparsesoup: lottery-ticket-quality sparse subnetworks of pre-trained transformers
 
   sparsesoup prune METHOD [--model M] [--dataset D] [--sparsity S] [--steps N | --epochs X] [--seed N] [--out DIR]
@@ -48,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(given[0], given[1:])
     except KeyboardInterrupt:
-        return _say("interrupted; the same command goes on from the last save", 130)
+        way = "goes on from the last save" if given[0] in RESUMED else "begins anew"
+        return _say(f"interrupted; the same command {way}", 130)
     except BrokenPipeError:
         # The reader of a pipe (head) has gone; flushing what is left at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
