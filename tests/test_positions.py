@@ -16,6 +16,10 @@ KINDS = {
     "data2vec-text": lambda pad: transformers.Data2VecTextConfig(**(COMMON | {"pad_token_id": pad}), **SHAPE),
     "ibert": lambda pad: transformers.IBertConfig(**(COMMON | {"pad_token_id": pad}), **SHAPE),
     "mpnet": lambda pad: transformers.MPNetConfig(**(COMMON | {"pad_token_id": pad}), **BARE),
+    "luke": lambda pad: transformers.LukeConfig(**(COMMON | {"pad_token_id": pad}), **SHAPE),
+    "esm": lambda pad: transformers.EsmConfig(
+        **(COMMON | {"pad_token_id": pad}), **BARE, position_embedding_type="absolute", mask_token_id=4
+    ),
     "bert": lambda pad: transformers.BertConfig(**(COMMON | {"pad_token_id": pad}), **SHAPE),
 }
 
@@ -24,7 +28,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_of_all_positions_is_answered_and_a_longer_one_is_not(kind: str, pad: int) -> None:
     model = transformers.AutoModel.from_config(KINDS[kind](pad)).eval()
-    most = int(positions(model.config))
+    most = int(positions(model))
     with torch.no_grad():
         assert model(input_ids=torch.full((1, most), 7)).last_hidden_state.shape[1] == most
         with pytest.raises((IndexError, RuntimeError)):

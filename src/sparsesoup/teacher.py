@@ -106,7 +106,7 @@ def _check_rows(problem: Problem, teacher: Any, path: str, model: str) -> None:
     lacking = sorted(name for name in problem.train.batch([0]).keys() & given.keys() if name not in takes)
     if lacking:
         raise UserError(f"{path} takes no {lacking[0]}, which the rows of {model} have; give a teacher of its family")
-    longest, most = max(problem.train.lengths, default=0), positions(teacher.config)
+    longest, most = max(problem.train.lengths, default=0), positions(teacher)
     if longest > most:
         raise UserError(f"{path} has {most} positions, the longest row {longest} tokens; say --max-length {most}")
 

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from sparsesoup.problem import Observer, Problem, Silent, evaluate
 from sparsesoup.training import Training
 
 EPOCHS = 3.0  # where nobody says how long
-SHIFTED = "roberta|camembert|longformer|xmod|ibert|data2vec-text|luke|esm"  # positions begin behind the padding's
 MOST_CLASSES = 20  # a label with more different numbers is hardly a class
 
 
@@ -130,7 +128,7 @@ def build(
     reader = load_reader(place.model, kind.images, place.trust_remote_code)
     if not kind.images and model.config.pad_token_id is None:
         model.config.pad_token_id = reader.pad_token_id
-    length = _length(place, kind, model.config, reader)
+    length = _length(place, kind, model, reader)
     rows, _ = kind.encode(train, opened.task, reader, length)
     held_out, judge = kind.encode(validation, opened.task, reader, length)
     if kind.images:
@@ -179,13 +177,13 @@ def _check_size(name: str, model: Any, data: Data) -> None:
         ) from error
 
 
-def _length(place: Place, kind: Kind, config: Any, tokenizer: Any) -> int:
+def _length(place: Place, kind: Kind, model: Any, tokenizer: Any) -> int:
     """Tokens of a row at most: what is asked, else what is usual, or what the model takes if that is less."""
     if kind.images:
         if place.max_length is not None:
             raise UserError(f"max_length is {place.max_length}, and images have no tokens; leave it out")
         return 0
-    most = positions(config)
+    most = positions(model)
     if place.max_length is None:
         return int(min(kind.length, most, tokenizer.model_max_length))
     if place.max_length > most:
@@ -196,15 +194,15 @@ def _length(place: Place, kind: Kind, config: Any, tokenizer: Any) -> int:
     return place.max_length
 
 
-def positions(config: Any) -> float:
+def positions(model: Any) -> float:
     """Tokens of a row that a model takes, infinite where its config.json knows no limit."""
-    most = getattr(config, "max_position_embeddings", None) or math.inf
+    most = getattr(model.config, "max_position_embeddings", None) or math.inf
     if most < 0:  # XLNet's way of saying that it knows none
         return math.inf
-    if re.search(SHIFTED, str(config.model_type)):
-        most -= config.pad_token_id + 1
-    if config.model_type == "mpnet":
-        most -= 2  # its padding is 1, whatever its config.json says
+    tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
+    for table in tables:  # where padding has a row of its own (RoBERTa and kin), positions begin behind it
+        if getattr(table, "padding_idx", None) is not None:
+            most = min(most, len(table.weight) - table.padding_idx - 1)
     return float(most) if math.isinf(most) else int(most)
 
 
@@ -212,7 +210,7 @@ def score_test(problem: Problem, place: Place, opened: Opened) -> dict[str, Any]
     """Scores of the problem's model on the test split: the only way there; a method cannot call it."""
     parts, kind = open_test(opened.source, opened.task), kind_of(opened.task)
     reader = load_reader(place.model, kind.images, place.trust_remote_code)
-    length = _length(place, kind, problem.pretrained.config, reader)
+    length = _length(place, kind, problem.pretrained, reader)
     prepared = problem.accelerator.prepare_model(copy.deepcopy(problem.pretrained), evaluation_mode=True)
     scores = {}
     for name, rows in parts.items():

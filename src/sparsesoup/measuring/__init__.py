@@ -91,7 +91,7 @@ def _check_rows(tables: Sequence[Facts]) -> None:
 
 
 def _check_length(subject: Subject, how: How) -> None:
-    most = positions(subject.dense.config)
+    most = positions(subject.dense)
     if "input_ids" in sample(subject.dense) and how.length > most:
         raise UserError(f"--length {how.length} is above the {most} positions of {subject.path}; say {most} or less")
 
