@@ -33,6 +33,7 @@ from tiny_models import FREE_HEADS, HEADS, LAYERS, MODELS, UNITS, killed, model_
 SOME = {"heads": [["stays", "out", "in", "mixed"], ["in"] * HEADS], "units": [["in"] * UNITS, ["stays", "out"] * 3]}
 EVEN = {"units": [["stays", "stays", "in", "out", "in", "stays"]] * LAYERS}
 TORCH = ("dense", "packed", "compact")  # the formats that need no other engine
+NONE = {"heads": [["both"] * HEADS] * LAYERS, "units": [["both"] * UNITS] * LAYERS}
 FEWER = {"heads": [["stays", "in", "out", "stays"]] * LAYERS} | EVEN
 
 ALONE = """
@@ -101,6 +102,19 @@ def test_every_format_of_every_family_answers_as_the_source(name, tmp_path, caps
     assert type(load_compact(tmp_path / "compact")) is type(model)
     for to in ("dense", "packed"):
         assert same(loaders[to](tmp_path / to).state_dict(), model.state_dict()), to
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_of_which_no_head_and_no_unit_is_left_is_exported_as_any_other(name, tmp_path):
+    source = pruned(tmp_path / "source", name, NONE)
+    model = stock(source)
+    batch = sample(model)
+    expected = [t.numpy() for t in answers(model, batch)]
+    assert command(source, "--to", "compact", "--out", tmp_path / "compact") == 0
+    assert command(tmp_path / "compact", "--to", "packed", "--out", tmp_path / "packed") == 0
+    assert command(tmp_path / "packed", "--to", "dense", "--out", tmp_path / "again") == 0
+    for folder, load in (("compact", load_compact), ("packed", load_packed), ("again", load_compact)):
+        assert close([t.numpy() for t in answers(load(tmp_path / folder), batch)], expected, 1e-4), folder
 
 
 @pytest.mark.parametrize(

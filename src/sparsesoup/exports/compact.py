@@ -64,9 +64,8 @@ def _save(model: Any, source: Source, folder: Path) -> None:
     source.copy_beside(folder, config=False)
     with quiet():
         model.save_pretrained(folder)
-    if masks := own_masks(model):
-        # Its base model has other shapes now, so where the masks were drawn from is no help any more.
-        save_masks(folder / "pruning", masks, {k: v for k, v in source.facts.items() if k != "origin"})
+    # Its base model has other shapes now, so where the masks were drawn from is no help any more.
+    save_masks(folder / "pruning", own_masks(model), {k: v for k, v in source.facts.items() if k != "origin"})
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from sparsesoup.exports.engines import ONNX_FILE, OPENVINO_FILE
 from sparsesoup.files import make_folder, read_table
 from sparsesoup.hold import zeros_of
 from sparsesoup.hub import zero_shot
-from sparsesoup.hub.families import prunable
+from sparsesoup.hub.families import matrices
 from sparsesoup.hub.models import COMPACT, load_as_saved
 from sparsesoup.masks import Masks
 from sparsesoup.targets import block_of
@@ -191,4 +191,4 @@ def size_of(tensors: Iterable[tuple[str, Tensor]], weights: int) -> Size:
 
 def own_masks(model: Any) -> Masks:
     """The masks that a model's own zeros make; matrices without any weight left have none."""
-    return {name: mask for name, mask in zeros_of(model, prunable(model)).items() if mask.numel()}
+    return {name: mask for name, mask in zeros_of(model, matrices(model)).items() if mask.numel()}

@@ -30,10 +30,21 @@ NOT_LINEAR = (nn.Embedding, nn.modules.conv._ConvNd, nn.LayerNorm, nn.RMSNorm)
 def prunable(model: PreTrainedModel) -> Targets:
     """The prunable parameters of a model, in its own order.
 
+    Raises: UserError if the model has none.
+    """
+    if targets := matrices(model):
+        return targets
+    raise UserError(
+        f"found nothing to prune in {type(model).__name__}: expected linear weights inside a list of repeated blocks; "
+        f"take a transformer encoder such as BERT"
+    )
+
+
+def matrices(model: PreTrainedModel) -> Targets:
+    """The prunable parameters of a model, in its own order; none where all heads and units were cut out.
+
     The rule: every matrix (or stack of matrices) below a list of repeated blocks of the base model. So embeddings,
     norms, biases, position tables beside the blocks (DeBERTa's rel_embeddings), pooler and task head are none.
-
-    Raises: UserError if the model has no repeated blocks.
     """
     base = getattr(model, model.base_model_prefix, model)
     blocks = _blocks(base)
@@ -50,11 +61,6 @@ def prunable(model: PreTrainedModel) -> Targets:
             role, transposed = _role(name), isinstance(owner, Conv1D)
             head = heads[name] if name in heads else _head(model, role, parameter, transposed)
             targets[name] = Target(role, tuple(parameter.shape), transposed, head)
-    if not targets:
-        raise UserError(
-            f"found nothing to prune in {type(model).__name__}: expected linear weights inside a list of repeated "
-            f"blocks; take a transformer encoder such as BERT"
-        )
     return targets
 
 

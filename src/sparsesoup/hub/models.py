@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from sparsesoup.errors import UserError
 from sparsesoup.hub.checkpoint import call, config_of, locate, quiet, reading
-from sparsesoup.hub.families import prunable
+from sparsesoup.hub.families import matrices
 from sparsesoup.hub.kinds import AnyTask, kind_of
 from sparsesoup.hub.open_clip import OpenClipForImageClassification
 from sparsesoup.hub.structure import FAMILIES, Widths, narrow_
@@ -50,7 +50,7 @@ def load_model(model: str, task: AnyTask, seed: int, remote_code: bool = False, 
             )
     _become_stock(loaded)
     # A head may be new; an encoder drawn at random would be a mistake that only a log of transformers tells.
-    lacking = {*found["missing_keys"], *(key[0] for key in found["mismatched_keys"])} & prunable(loaded).keys()
+    lacking = {*found["missing_keys"], *(key[0] for key in found["mismatched_keys"])} & matrices(loaded).keys()
     if whole:
         _check_answers(model, options, loaded, [*found["missing_keys"], *(key[0] for key in found["mismatched_keys"])])
     if lacking:
