@@ -186,7 +186,7 @@ def test_a_compact_model_can_be_saved_loaded_and_exported_again(tmp_path):
     dense = export(packed, "dense", tmp_path / "dense").path
     for found in (model, load_packed(packed), load_compact(dense)):
         assert close([t.numpy() for t in answers(found, batch)], expected, 1e-10)
-    with pytest.raises(UserError, match="nothing to compact"):
+    with pytest.raises(UserError, match="is compact already"):
         export(one, "compact", tmp_path / "twice")
 
 
@@ -361,12 +361,39 @@ def test_out_that_holds_something_else_is_refused_and_an_earlier_export_replaced
     (out / "notes.txt").write_text("mine")
     assert "holds something else (notes.txt)" in refused(capsys, tmp_path, source, "--to", "dense", "--out", out)
     (tmp_path / "file").write_text("a file")
-    assert "holds something else" in refused(capsys, tmp_path, source, "--to", "dense", "--out", tmp_path / "file")
+    assert "file is a file; give a" in refused(capsys, tmp_path, source, "--to", "dense", "--out", tmp_path / "file")
     for place in (source, tmp_path):
         assert "holds the model that is exported" in refused(capsys, tmp_path, source, "--to", "dense", "--out", place)
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     assert "is the folder you are in" in refused(capsys, tmp_path, source, "--to", "dense", "--out", ".")
+
+
+def test_out_may_be_a_link_that_leads_nowhere_yet_or_have_a_long_name_but_no_loop(tmp_path, capsys):
+    source, long = pruned(tmp_path / "source", "bert"), tmp_path / ("a" * 250)
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    for out in (tmp_path / "link", long):
+        assert command(source, "--to", "packed", "--out", out) == 0
+    assert (tmp_path / "link").is_symlink()
+    assert load_packed(tmp_path / "elsewhere") is not None
+    assert "File name too long" in refused(capsys, tmp_path, source, "--to", "packed", "--out", tmp_path / ("a" * 300))
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    said = refused(capsys, tmp_path, source, "--to", "packed", "--out", tmp_path / "loop")
+    assert "is a link that leads to itself" in said
+
+
+def test_what_is_compact_already_and_what_another_loader_reads_is_told_so(tmp_path, capsys):
+    source = pruned(tmp_path / "source", "bert")
+    compact, packed = (export(source, to, tmp_path / to).path for to in ("compact", "packed"))
+    said = refused(capsys, tmp_path, compact, "--to", "compact", "--out", tmp_path / "again")
+    assert "is compact already: all" in said
+    with pytest.raises(UserError, match=r"packed is packed: load it with sparsesoup\.load_packed"):
+        load_compact(packed)
+    (tmp_path / "graph").mkdir()
+    for name in ("config.json", "model.onnx"):
+        (tmp_path / "graph" / name).write_text("{}")
+    with pytest.raises(UserError, match=r"graph holds a graph \(model\.onnx\)"):
+        load_compact(tmp_path / "graph")
 
 
 def test_a_damaged_packed_file_is_refused_by_the_loader_and_by_export(tmp_path, capsys):
@@ -444,6 +471,8 @@ def test_wrong_words_are_refused_in_one_line(tmp_path, capsys):
     assert "no model beside the masks" in refused(capsys, tmp_path, source, "--to", "dense", *out)
     with pytest.raises(UserError, match="format dense has no setting 'zstd'; it has none"):
         export(source, "dense", tmp_path / "out", zstd=True)
+    with pytest.raises(UserError, match="zstd of format packed is True or False, got 'no'"):
+        export(source, "packed", tmp_path / "out", zstd="no")
     with pytest.raises(UserError, match="unknown format 'zip'; allowed: dense, packed, compact"):
         export(source, "zip", tmp_path / "out")
     with pytest.raises(UserError, match="dtype must be same or bf16, got 'fp8'"):

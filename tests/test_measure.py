@@ -11,6 +11,7 @@ import transformers
 from rich.console import Console
 from torch import nn
 
+import sparsesoup
 from sparsesoup import export, load_compact
 from sparsesoup.cli import main
 from sparsesoup.errors import UserError
@@ -181,6 +182,10 @@ def test_a_run_pruned_weight_by_weight_gains_nothing_and_is_told_so(place, tmp_p
     page = (run / "report.html").read_text()
     assert "Size and speed" in page
     assert "no nn.Linear has a 32 x 32 block of zeros" in page
+    (run / "measure.json").unlink()
+    assert command(run / "model", *SMALL, "--on", "torch") == 0  # the same run
+    assert (run / "measure.json").is_file()
+    assert not (run / "model" / "measure.json").exists()
     (run / "measure.json").write_text('{"format": 1, "rows": 3}')
     write_report(run)  # a damaged one is left out
     assert "Size and speed" not in (run / "report.html").read_text()
@@ -345,6 +350,7 @@ def test_what_is_gained_and_what_gives_nothing_is_said():
     [
         (("--batch", "0"), "--batch is at least 1, got 0"),
         (("--rounds", "2"), "--rounds is at least 3, got 2"),
+        (("--threads", "100000"), "--threads is at most"),
         (("--length", "4000"), "--length 4000 is above the 132 positions"),
         (("--on", "torch,tpu"), "unknown backend 'tpu' in --on; allowed: torch, compile, csr"),
         (("--on", ","), "unknown backend '' in --on; allowed: torch, compile, csr"),
@@ -365,11 +371,19 @@ def test_wrong_words_are_refused_in_one_line(words, told, tmp_path, capsys):
 def test_what_is_no_run_and_no_export_is_refused(tmp_path, capsys):
     with pytest.raises(UserError, match="nothing to measure; give a run or an export"):
         measure([], How())
+    with pytest.raises(UserError, match="--batch is a whole number, got '2'"):
+        How(batch="2")
+    with pytest.raises(UserError, match="measure has no setting 'bach'; it has batch, length"):
+        sparsesoup.measure(tmp_path, bach=2)
+    assert How(on="torch,csr").on == ("torch", "csr")
     assert command(tmp_path / "nowhere") == 2
     assert "no ticket at" in capsys.readouterr().err
     (tmp_path / "export.json").write_text("{")
     assert command(tmp_path) == 2
     assert "damaged export" in capsys.readouterr().err
+    (tmp_path / "export.json").write_text("[1]")
+    assert command(tmp_path) == 2
+    assert "export.json holds no table" in capsys.readouterr().err
     (tmp_path / "export.json").write_text('{"to": "onnx"}')
     assert command(tmp_path) == 2
     assert "model.onnx is missing; export it again" in capsys.readouterr().err

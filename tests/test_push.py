@@ -343,6 +343,45 @@ def test_what_is_no_finished_run_is_refused(run, tmp_path, capsys):
     assert "damaged file" in refused(capsys, tmp_path, packed, *flags)
 
 
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("export.json", {"sizes": "x"}), ("export.json", {"notes": 3}), ("export.json", {"example": 3}),
+        ("pruning/ticket.json", {"sparsity": 3}), ("pruning/ticket.json", {"settings": "x"}),
+        ("pruning/ticket.json", {"settings": {"method": "x"}}), ("pruning/ticket.json", {"cost": {"strong": {}}}),
+    ],
+)  # fmt: skip
+def test_what_does_not_say_what_it_is_is_refused(run, file, damage, tmp_path, capsys):
+    packed = export(run, "packed", tmp_path / "packed").path
+    (packed / file).write_text(json.dumps(json.loads((packed / file).read_text()) | damage))
+    said = refused(capsys, tmp_path, packed, "me/tiny", "--dry-run", "--out", tmp_path / "out")
+    assert "damaged report, ticket or export.json: what" in said
+    assert "export it again" in said
+
+
+def test_a_verification_without_readable_settings_is_refused(run, tmp_path):
+    packed = export(run, "packed", tmp_path / "packed").path
+    ticket = packed / "pruning" / "ticket.json"
+    for damage in ("x", {"method": "x"}):
+        ticket.write_text(json.dumps(json.loads(ticket.read_text()) | {"settings": damage}))
+        with pytest.raises(UserError, match="it is not known what data"):
+            verified_export(packed, "dense", tmp_path / "dense")
+
+
+def test_what_measure_found_of_a_model_folder_stays_here(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "seed-0")
+    (copy / "model" / "measure.json").write_text(json.dumps({"path": "/home/me/model"}))
+    assert "measure.json" not in files_of(dry(copy, tmp_path / "out"))
+
+
+@pytest.mark.parametrize("to", ["dense", "packed", "onnx"])
+def test_a_config_names_masks_only_where_they_are(run, to, tmp_path):
+    out = export(run, to, tmp_path / to).path
+    told = json.loads((out / "config.json").read_text())["pruning_config"]
+    assert "method" in told
+    assert ("masks" in told) == (out / "pruning" / "masks.safetensors").is_file() == (to == "dense")
+
+
 def test_a_folder_that_is_there_is_not_written_to(run, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine")

@@ -13,7 +13,8 @@ from rich.table import Table
 
 from sparsesoup.errors import UserError
 
-NO_WRITING = (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EPERM)
+NO_WRITING = (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EPERM, errno.ENAMETOOLONG,
+              errno.ELOOP)  # fmt: skip
 RESUMED = ("prune", "compare")  # commands whose work is saved on the way
 USAGE = """sparsesoup: lottery-ticket-quality sparse subnetworks of pre-trained transformers
 

@@ -23,11 +23,12 @@ def whole(path: Path) -> Iterator[Path]:
     >>> with whole(Path("report.json")) as temporary:  # doctest: +SKIP
     ...     temporary.write_text("{}")
     """
-    if path.is_symlink() and path.is_dir():
-        path = path.resolve()  # what it points to is replaced: on another disk, for instance
+    if path.is_symlink() and not path.is_file():
+        path = path.resolve()  # what it points to is replaced, or made: on another disk, for instance
     make_folder(path.parent)
     # A number of this process would not do: on another machine that shares the folder one may have the same.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+    # Nor would the name of the file: with anything added, a long one is too long.
+    temporary = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         yield temporary
         for file in [temporary] if temporary.is_file() else temporary.rglob("*"):

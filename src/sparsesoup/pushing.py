@@ -19,7 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 from sparsesoup.card import card
 from sparsesoup.errors import UserError
 from sparsesoup.exports import WEIGHTS
-from sparsesoup.exports.source import BESIDE, check_finished
+from sparsesoup.exports.source import BESIDE, INDEX, OURS, check_finished, run_of
 from sparsesoup.files import read_table, whole, write_json, write_text
 from sparsesoup.hub.online import answers
 from sparsesoup.parser import OneLine
@@ -131,7 +131,7 @@ def open_parcel(run: Path) -> Parcel:
 
     Raises: UserError if there is none, or the run is not finished.
     """
-    run = run.parent if run.name == "model" and (run.parent / "run.yaml").is_file() else run
+    run = run_of(run)
     if (run / FORM).is_file():
         form, ticket = read_table(run / FORM), run / "pruning" / FACTS
         facts = read_table(ticket) if ticket.is_file() else form.get("source", {})
@@ -158,7 +158,8 @@ def _files(folder: Path) -> tuple[str, ...]:
     """Weights, configs, tokenizer and masks; no pickles, nor what lies there by chance."""
     if not folder.is_dir():
         return ()
-    beside = [p.name for p in sorted(folder.iterdir()) if p.is_file() and p.suffix in (*BESIDE, ".safetensors")]
+    found = [p.name for p in sorted(folder.iterdir()) if p.is_file() and p.suffix in (*BESIDE, ".safetensors")]
+    beside = [name for name in found if name not in OURS or name in (CONFIG, INDEX)]
     return (*beside, *(f"pruning/{p.name}" for p in sorted((folder / "pruning").glob("*")) if p.is_file()))
 
 
@@ -174,11 +175,23 @@ def write(parcel: Parcel, folder: Path, repo: str, license: str) -> None:
         else:
             shutil.copyfile(parcel.folder / name, target)
     config = read_table(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    try:
+        text = _card(parcel, config, repo, license)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"damaged report, ticket or {FORM}: what {parcel.folder} says of itself cannot be told "
+            f"({' '.join(str(error).split())}); export it again, or prune again"
+        ) from error
+    write_text(folder / CARD, text)
+
+
+def _card(parcel: Parcel, config: Mapping[str, Any], repo: str, license: str) -> str:
+    """The card of a model."""
     asked = {"model": parcel.facts.get("model"), "dataset": parcel.facts.get("settings", {}).get("dataset")}
     facts = {**tidy(parcel.facts), "command": command(parcel.facts)}
     known = parcel.facts.get("local", [])  # which the run saw: a folder owner/bert has the looks of a name of the Hub
     facts["local"] = [str(facts[key]) for key, name in asked.items() if key in known or is_local(name)]
-    write_text(folder / CARD, card(facts, tidy(parcel.form), config, repo, license))
+    return card(facts, tidy(parcel.form), config, repo, license)
 
 
 def is_local(value: Any) -> bool:

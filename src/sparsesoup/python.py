@@ -1,12 +1,14 @@
 """The command line's verbs, from Python."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from sparsesoup import exports, measuring, pushing, run
+from sparsesoup.errors import UserError
 from sparsesoup.measuring.command import keep
 from sparsesoup.recipe import from_table
 from sparsesoup.verifying import verified_export
@@ -89,6 +91,8 @@ def measure(*paths: str | Path, note: Callable[[str], object] = lambda text: Non
     Raises: UserError for bad input.
     """
     folders = [Path(path) for path in paths]
+    if unknown := how.keys() - {field.name for field in fields(measuring.How)}:
+        raise UserError(f"measure has no setting {min(unknown)!r}; it has batch, length, threads, rounds, on")
     tables = measuring.measure(folders, measuring.How(**how), note)
     keep(folders, tables)
     return tables

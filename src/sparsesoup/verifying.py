@@ -103,14 +103,16 @@ def verified_export(run: Path, to: str, out: Path, settings: Mapping[str, Any] |
 
 def _data(source: Source) -> tuple[Place, Opened]:
     """Where the rows are that the source was trained on."""
-    table = dict(source.facts.get("settings") or {})
-    method = dict(table.pop("method", None) or {})
+    table = source.facts.get("settings")
+    table = dict(table) if isinstance(table, Mapping) else {}
+    method = table.pop("method", None)
+    method = dict(method) if isinstance(method, Mapping) else {}
     if "name" not in method:
         raise UserError(
             f"it is not known what data {source.folder} was trained on (no settings in its ticket.json), so there is "
             f"no test split to verify on; leave --verify out"
         )
-    settings = from_table(method.pop("name"), {**table, "method": method})
+    settings = from_table(str(method.pop("name")), {**table, "method": method})
     place = replace(settings.place, model=str(source.folder), prompts=None, class_names=None)
     return place, open_task(place)
 

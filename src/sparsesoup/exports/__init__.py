@@ -70,6 +70,9 @@ def format_named(name: str, settings: Mapping[str, Any]) -> Format:
     for key in settings:
         if key not in known:
             raise UserError(f"format {name} has no setting {key!r}; it has {', '.join(known) or 'none'}")
+    for field in fields(FORMATS[name].format):
+        if isinstance(field.default, bool) and not isinstance(settings.get(field.name, False), bool):
+            raise UserError(f"{field.name} of format {name} is True or False, got {settings[field.name]!r}")
     made: Format = FORMATS[name].format(**settings)
     return made
 
@@ -100,7 +103,10 @@ def export(run: Path, to: str, out: Path, settings: Mapping[str, Any] | None = N
 
 def _check_out(out: Path, source: Path) -> None:
     """UserError unless `out` is free, or holds an earlier export and nothing else."""
-    here, there, work = out.resolve(), source.resolve(), Path.cwd()
+    try:
+        here, there, work = out.resolve(), source.resolve(), Path.cwd()
+    except RuntimeError as error:  # until Python 3.13 a loop of links is one
+        raise UserError(f"--out {out} is a link that leads to itself; give another folder") from error
     if here == work or here in work.parents:
         raise UserError(f"--out {out} is the folder you are in, or one above it; give a folder that does not exist")
     if here == there or here in there.parents:
@@ -112,6 +118,8 @@ def _check_out(out: Path, source: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         listed = set()
     other = [str(p.relative_to(out)) for p in out.rglob("*") if p.is_file() and str(p.relative_to(out)) not in listed]
+    if out.is_file():
+        raise UserError(f"--out {out} is a file; give a folder that does not exist")
     if other or not listed:
         raise UserError(
             f"--out {out} holds something else ({min(other, default=out.name)}); give a folder that does not exist"

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from sparsesoup.errors import UserError
+from sparsesoup.exports.coding import FILE
 from sparsesoup.exports.product import Product
-from sparsesoup.exports.source import Source, own_masks, size_of
+from sparsesoup.exports.source import Source, graph_in, own_masks, size_of
 from sparsesoup.hub.checkpoint import quiet
 from sparsesoup.hub.models import COMPACT, COMPACT_FORMAT, load_as_saved, makes
 from sparsesoup.hub.sample import answers, sample
@@ -158,6 +159,11 @@ def _check_gain(plan: dict[str, Left], source: Source) -> None:
     if not all(stays.all for stays in plan.values()):
         return
     heads, units = (sum(getattr(stays, key).numel() for stays in plan.values()) for key in ("heads", "units"))
+    if source.narrow or widths_in(source.folder, 0):
+        raise UserError(
+            f"{source.folder} is compact already: all {heads} heads and {units} feed-forward units that it has are in "
+            f"use; prune it on with `sparsesoup prune METHOD --model {source.folder}`, or take another format"
+        )
     raise UserError(
         f"nothing to compact in {source.folder}: all {heads} heads and {units} feed-forward units have weights left; "
         f"prune in groups that can be cut out, `sparsesoup prune gradual --method.structure heads-and-units` or "
@@ -212,7 +218,7 @@ def widths_by_layer(before: Widths, after: Widths) -> list[dict[str, Any]]:
 
 def widths_in(folder: Path, after: int) -> Widths:
     """The widths before (0) or after (1) anything was cut out, as an export.json in the folder tells; else none."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
         facts = json.loads((folder / "export.json").read_text(encoding="utf-8"))
         rows = facts.get("widths") or facts["layers"]
         return {row["layer"]: {key: int(row[key][after]) for key in ("heads", "units")} for row in rows}
@@ -246,4 +252,8 @@ def load_compact(folder: str | Path) -> Any:
     """
     if not (Path(folder) / "config.json").is_file():
         raise UserError(f"no model at {folder}: give a folder that `sparsesoup export --to compact` wrote")
+    if (Path(folder) / FILE).is_file():
+        raise UserError(f"{folder} is packed: load it with sparsesoup.load_packed")
+    if graph := graph_in(Path(folder)):
+        raise UserError(f"{folder} holds a graph ({graph}), which its engine loads: export.json says how")
     return load_as_saved(str(folder)).eval()

@@ -16,7 +16,7 @@ from sparsesoup.errors import UserError
 from sparsesoup.exports.engines import ONNX_FILE, Asked, brief, library, open_onnx
 from sparsesoup.exports.narrow import narrowed
 from sparsesoup.exports.product import Product
-from sparsesoup.exports.source import Source, size_of
+from sparsesoup.exports.source import Source, forget_masks, size_of
 from sparsesoup.hub.checkpoint import load_tokenizer, quiet
 from sparsesoup.hub.models import COMPACT
 from sparsesoup.hub.sample import answers, sample
@@ -148,6 +148,7 @@ def copy_config(model: Any, source: Source, folder: Path) -> None:
         delattr(config, COMPACT)
     with quiet():
         config.save_pretrained(folder)
+    forget_masks(folder)
 
 
 def compare(model: Any, names: Sequence[str], ask: Asked, close: float) -> float:

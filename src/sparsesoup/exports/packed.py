@@ -9,7 +9,7 @@ from sparsesoup.exports import coding
 from sparsesoup.exports.compact import carried
 from sparsesoup.exports.dense import kept_by_layer
 from sparsesoup.exports.product import Product
-from sparsesoup.exports.source import Size, Source, in_encoder
+from sparsesoup.exports.source import Size, Source, forget_masks, in_encoder
 from sparsesoup.files import write_json
 from sparsesoup.hub.models import load_as_saved
 from sparsesoup.ticket import FACTS
@@ -47,6 +47,7 @@ class Packed:
 
         def save(folder: Path) -> None:
             source.copy_beside(folder)
+            forget_masks(folder)
             coding.write(folder / coding.FILE, packed)
             (folder / "pruning").mkdir(exist_ok=True)
             write_json(folder / "pruning" / FACTS, source.facts)

@@ -16,7 +16,7 @@ from torch import Tensor
 from sparsesoup.errors import UserError
 from sparsesoup.exports.coding import FILE, read
 from sparsesoup.exports.engines import ONNX_FILE, OPENVINO_FILE
-from sparsesoup.files import make_folder, read_table
+from sparsesoup.files import make_folder, read_table, write_json
 from sparsesoup.hold import zeros_of
 from sparsesoup.hub import zero_shot
 from sparsesoup.hub.families import matrices
@@ -150,13 +150,30 @@ def open_source(run: Path) -> Source:
     if (run / FILE).is_file():
         facts = run / "pruning" / FACTS
         return Source(run, read_table(facts, "ticket", "copy it again") if facts.is_file() else {}, None)
-    if graph := next((name for name in (ONNX_FILE, OPENVINO_FILE) if (run / name).is_file()), ""):
+    if graph := graph_in(run):
         raise UserError(f"{run} holds a graph ({graph}), which no other form is made of; give the run it was made from")
     folder = find(run).parent
     if not (folder / "config.json").is_file():
         raise UserError(f"no model beside the masks in {folder}: expected config.json and {WEIGHTS}")
     masks, facts_ = load_masks(folder / "pruning")
     return Source(folder, facts_ | _tested(folder.parent), masks)
+
+
+def run_of(path: Path) -> Path:
+    """The directory of a run whose model/ is named; any other path as it is."""
+    return path.parent if path.name == "model" and (path.parent / "run.yaml").is_file() else path
+
+
+def graph_in(folder: Path) -> str:
+    """The file of another engine's graph in a folder; empty if there is none."""
+    return next((name for name in (ONNX_FILE, OPENVINO_FILE) if (folder / name).is_file()), "")
+
+
+def forget_masks(folder: Path) -> None:
+    """Let the config.json of a folder name no masks, since it has none."""
+    table = read_table(folder / "config.json")
+    if (table.get("pruning_config") or {}).pop("masks", None) is not None:
+        write_json(folder / "config.json", table)
 
 
 def check_finished(run: Path) -> None:

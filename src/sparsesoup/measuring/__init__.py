@@ -1,12 +1,14 @@
 """What pruning gained: size, FLOPs, and the time of a batch beside the dense model's, on every engine that is there."""
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +24,7 @@ from sparsesoup.summary import machine, versions
 from sparsesoup.timing import Spread, in_turns, ratios, spread
 
 FILE = "measure.json"
+MOST_THREADS = 4 * (os.cpu_count() or 1)  # far above it torch ends in a crash
 CLOSE = 1e-2  # how far the answers of a backend may lie from torch's, as a share of the largest
 Facts = dict[str, Any]
 
@@ -46,10 +49,18 @@ class How:
     on: tuple[str, ...] = tuple(BACKENDS)
 
     def __post_init__(self) -> None:
+        if isinstance(self.on, str):  # from Python, as on the command line
+            object.__setattr__(self, "on", tuple(name for name in self.on.split(",") if name))
         for name, least in (("batch", 1), ("length", 3), ("threads", 1), ("rounds", 3)):
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value is None and name == "threads":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+                raise UserError(f"--{name} is a whole number, got {value!r}")
+            if value < least:
                 raise UserError(f"--{name} is at least {least}, got {value}")
+        if (self.threads or 0) > MOST_THREADS:
+            raise UserError(f"--threads is at most {MOST_THREADS} here, four a core, got {self.threads}")
         if unknown := [name for name in self.on or ("",) if name not in BACKENDS]:
             raise UserError(f"unknown backend {unknown[0]!r} in --on; allowed: {', '.join(BACKENDS)}")
 

@@ -11,6 +11,7 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
+from sparsesoup.exports.source import run_of
 from sparsesoup.files import write_json
 from sparsesoup.measuring import FILE, How, measure
 from sparsesoup.measuring.backends import BACKENDS
@@ -72,11 +73,12 @@ def main(arguments: Sequence[str]) -> None:
 
 def keep(paths: Sequence[Path], tables: Sequence[Mapping[str, Any]]) -> list[Path]:
     """Write each table beside what it is about, and draw a run's page anew; the files written."""
-    for path, table in zip(paths, tables, strict=True):
-        write_json(path / FILE, table)
-        if (path / "report.json").is_file():
-            write_report(path)
-    return [path / FILE for path in paths]
+    places = [run_of(path) for path in paths]
+    for place, table in zip(places, tables, strict=True):
+        write_json(place / FILE, table)
+        if (place / "report.json").is_file():
+            write_report(place)
+    return [place / FILE for place in places]
 
 
 def show(tables: Sequence[Mapping[str, Any]], console: Console) -> None:

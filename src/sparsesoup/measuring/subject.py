@@ -1,7 +1,6 @@
 """What is measured: a run or an export, and the dense model that it is measured against."""
 
 import copy
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from sparsesoup.exports.compact import widths_in
 from sparsesoup.exports.engines import ONNX_FILE, OPENVINO_FILE
 from sparsesoup.exports.narrow import narrowed
 from sparsesoup.exports.source import Source, open_source
+from sparsesoup.files import read_table
 from sparsesoup.hub.models import unpruned_model
 from sparsesoup.hub.structure import narrow_
 
@@ -70,13 +70,7 @@ def open_subject(path: Path) -> Subject:
 def _told(folder: Path) -> dict[str, Any]:
     """What an export.json says; nothing if there is none."""
     path = folder / "export.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        return {}
-    except ValueError as error:
-        raise UserError(f"damaged export: {path} cannot be read ({error}); export it again") from error
-    return found if isinstance(found, dict) else {}
+    return read_table(path, "export", "export it again") if path.is_file() else {}
 
 
 def _graph(folder: Path, facts: Mapping[str, Any]) -> Subject:
