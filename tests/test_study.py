@@ -39,7 +39,7 @@ CELLS = 2 + 3 * 2 * 2
 @pytest.fixture(autouse=True)
 def _inside(place, monkeypatch, tmp_path):
     """Models and data by short names, as a user has them."""
-    for name in ("bert", "distilbert", "reviews"):
+    for name in ("bert", "distilbert", "reviews", "asked"):
         (tmp_path / name).symlink_to(place / name)
     monkeypatch.chdir(tmp_path)
 
@@ -328,6 +328,7 @@ def test_two_processes_on_one_study_are_told_apart(capsys, tmp_path):
             "eb:",
             "eb on reviews, sparsity 0.5, seed",
         ),
+        ({"datasets": "asked", "methods": ["dense", "isp-paper"]}, "methods:", "isp-paper on asked, sparsity 0.5"),
     ],
 )
 def test_a_recipe_that_cannot_run_is_refused_with_its_line_before_anything_does(changes, line, said, capsys):
@@ -339,6 +340,14 @@ def test_a_recipe_that_cannot_run_is_refused_with_its_line_before_anything_does(
     named = int(error.split("line ")[1].split(":")[0])
     assert Path("small.yaml").read_text().splitlines()[named - 1].strip().startswith(line)
     assert not os.path.exists("runs")
+
+
+def test_a_t_in_epochs_of_windows_is_left_to_the_cell_and_one_in_steps_is_not():
+    asked = {"datasets": "asked", "methods": ["isp-paper"]}
+    write(steps=None, epochs=1, **asked)  # nobody knows how many steps that is before contexts are cut
+    assert read_plan(Path("small.yaml"), fit=True).cells
+    with pytest.raises(UserError, match="20 steps are too few"):
+        read_plan(Path(write(**asked)), fit=True)
 
 
 def test_flags_go_by_the_names_that_prune_has_for_them_and_say_how_data_is_read(tmp_path):

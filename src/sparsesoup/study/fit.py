@@ -34,7 +34,7 @@ def need_fit(cells: Iterable[Cell]) -> None:
 
     Raises: Wrong, with the place in the recipe.
     """
-    rows: dict[Place, int | None] = {}
+    rows: dict[Place, tuple[int, bool]] = {}
     for cell in {(c.row, c.place): c for c in cells}.values():  # seeds make no difference
         place = replace(cell.settings.place, model="", seed=0)
         try:
@@ -43,16 +43,18 @@ def need_fit(cells: Iterable[Cell]) -> None:
         except UserError as error:
             raise Wrong(error, "datasets", place.dataset) from error
         try:
-            if count := rows[place]:
+            count, counted = rows[place]
+            if counted or cell.settings.amount.steps is not None:
                 _fit(cell.settings, count)
         except UserError as error:
             raise Wrong(f"{cell.name}: {error}", "methods", cell.row) from error
 
 
-def _rows(opened: Opened) -> int | None:
-    """How many rows a run trains on; None where that is known only once texts have been cut into windows."""
+def _rows(opened: Opened) -> tuple[int, bool]:
+    """(How many rows a run trains on, whether epochs are as long: windows are counted once texts have been cut)."""
     train, _ = training_splits(opened.source, opened.task, 0)
-    return None if isinstance(opened.task, Spans) else len(train)
+    # Of windows there are no fewer, and no method takes a T for longer epochs that it refuses for shorter ones.
+    return len(train), not isinstance(opened.task, Spans)
 
 
 def _fit(settings: Settings, rows: int) -> None:
