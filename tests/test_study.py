@@ -410,6 +410,19 @@ def test_a_row_lasts_its_times_also_where_nobody_says_how_long():
     assert [cell.settings.amount.epochs for cell in cells] == [None, 6.0]  # None means 3
 
 
+def test_rows_and_datasets_may_be_called_by_numbers(place):
+    Path("2024").symlink_to(place / "reviews")
+    moved = {"from": {"row": "magnitude", "dataset": 2024}}
+    write(datasets={2024: {"steps": 5}}, methods={"magnitude": None, 7: {"name": "random"}, 8: moved})
+    for changes in ({}, {"datasets": ["2024"]}):
+        cells = read_plan(Path("small.yaml"), changes | {"sparsities": [0.5]}).cells
+        assert {(cell.row, cell.place[1], cell.settings.amount.steps) for cell in cells} == {
+            ("magnitude", "2024", 5), ("7", "2024", 5), ("8", "2024", 5)
+        }  # fmt: skip
+    write(methods={"dense": None, 8: {"name": "magnitude"}}, budget={"row": 8})
+    assert {cell.row for cell in read_plan(Path("small.yaml")).cells} == {"dense", "8"}
+
+
 def test_a_sparsity_is_a_number_however_yaml_reads_it():
     write(sparsities="5e-1", methods=["random"])  # a word to YAML, which wants 5.0e-1
     assert [cell.sparsity for cell in read_plan(Path("small.yaml")).cells] == [0.5, 0.5]

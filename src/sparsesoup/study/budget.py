@@ -41,7 +41,8 @@ def read_budget(given: Any) -> Budget | None:
     for name in given.keys() & {"times", "flops"}:
         if isinstance(given[name], bool) or not isinstance(given[name], (int, float)) or not 0 < given[name] < 1e30:
             raise UserError(f"budget: {name} is a number above 0, got {given[name]!r} (YAML wants 2.0e+15 for 2e15)")
-    return Budget(**given)
+    row = given.get("row")
+    return Budget(**{**given, "row": "" if row is None else str(row)})
 
 
 def agree(recipe: Table, datasets: Mapping[str, Table]) -> None:

@@ -11,6 +11,7 @@ from sparsesoup.errors import UserError
 from sparsesoup.parser import read_yaml
 
 SHIPPED = Path(__file__).parent / "recipes"
+NAMED = ("methods", "datasets")  # tables whose keys are names, which may look like numbers
 Table = dict[str, Any]
 
 
@@ -29,7 +30,7 @@ def shipped(path: Path) -> Path:
 
 
 def read_written(path: Path) -> tuple[Table, Callable[[Sequence[str]], int]]:
-    """(the recipe, the line of a path of keys in it).
+    """(the recipe, the line of a path of keys in it). Rows and datasets are called by words: 7 is "7".
 
     Raises: UserError if it cannot be read or is no table.
     """
@@ -42,6 +43,9 @@ def read_written(path: Path) -> tuple[Table, Callable[[Sequence[str]], int]]:
         raise UserError(f"cannot read recipe {path}: {' '.join(str(error).split())}{hint}") from error
     if not isinstance(recipe, dict):
         raise UserError(f"recipe {path} must be a table with methods, datasets, ...; see `sparsesoup compare --help`")
+    for key in NAMED:
+        if isinstance(table := recipe.get(key), dict):
+            recipe[key] = {str(name): own for name, own in table.items()}
     return recipe, lambda where: _line(tree, where)
 
 
