@@ -84,6 +84,17 @@ def test_a_row_that_no_budget_of_this_size_serves_is_refused_with_the_least_one(
     ("changes", "line", "said"),
     [
         ({"budget": "fair"}, "budget:", "budget is paper, equal, {times: 3}"),
+        ({"budget": {"times": 0.05}}, "budget:", "the budget is too small for taught on reviews"),
+        (
+            {"methods": {"dense": {"seeds": [0]}, "snip": None}, "budget": {"row": "dense"}},
+            "row:",
+            "budget: no row dense beside snip on reviews, sparsity 0.5, seed 1 (bert); name one",
+        ),
+        (
+            {"methods": {"dense": None, "isp-paper": None}, "budget": {"row": "isp-paper"}, "steps": 9},
+            "budget:",
+            "9 steps are too few",
+        ),
         ({"budget": {"flop": 3}}, "budget:", "budget is paper, equal"),
         ({"budget": {"times": 0}}, "budget:", "budget: times is a number above 0, got 0"),
         ({"budget": {"flops": "2e15"}}, "budget:", "budget: flops is a number above 0, got '2e15' (YAML wants"),

@@ -1,7 +1,7 @@
 """Equal total cost: for each row the T at which all that it does takes the FLOPs of a reference."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from sparsesoup.study.budget import Budget, read_budget
 from sparsesoup.study.cell import Cell
 from sparsesoup.study.estimate import Estimator
 from sparsesoup.study.plan import Plan
+from sparsesoup.study.written import Wrong, placing
 from sparsesoup.teacher import DENSE, dense
 from sparsesoup.words import flop
 
@@ -26,7 +27,7 @@ def at_equal_cost(plan: Plan) -> Plan:
 
     The same T for all seeds of a row. Nothing is timed, so every machine finds the same.
 
-    Raises: UserError if a row does not fit, with the least budget that it needs.
+    Raises: UserError with file and line if a row does not fit, with the least budget that it needs.
     """
     budget = read_budget(plan.recipe.get("budget"))
     if budget is None:
@@ -35,21 +36,34 @@ def at_equal_cost(plan: Plan) -> Plan:
     for cell in plan.cells:
         groups.setdefault((cell.place, cell.row), []).append(cell)
     cells = []
-    for group in groups.values():
+    with placing(plan.place):
+        for group in groups.values():
+            steps = _shared(plan, group, budget, estimator)
+            cells += [_lasting(cell, steps) for cell in group]
+    return replace(plan, cells=cells)
+
+
+def _shared(plan: Plan, group: Sequence[Cell], budget: Budget, estimator: Estimator) -> int:
+    """The largest T at which no seed of a row costs more than allowed."""
+    steps = 0
+    try:
         allowed = [_allowed(plan, cell, budget, estimator) for cell in group]
-        steps = 0
         for cell, most in zip(group, allowed, strict=True):
             found = _longest(cell, most, estimator, steps)
             steps = min(steps or found, found)
-        cells += [_lasting(cell, steps) for cell in group]
-    return replace(plan, cells=cells)
+    except UserError as error:
+        raise Wrong(f"{group[0].name}: {error}", "methods", group[0].row) from error
+    return steps
 
 
 def _allowed(plan: Plan, cell: Cell, budget: Budget, estimator: Estimator) -> float:
     """FLOPs that a cell may take."""
     if budget.flops is not None:
         return budget.flops
-    return budget.times * estimator.alone(_reference(plan, cell, budget)).total.flops
+    try:
+        return budget.times * estimator.alone(_reference(plan, cell, budget)).total.flops
+    except UserError as error:
+        raise Wrong(f"what the budget is beside {cell.name}: {error}", "budget") from error
 
 
 def _reference(plan: Plan, cell: Cell, budget: Budget) -> Settings:
@@ -58,7 +72,7 @@ def _reference(plan: Plan, cell: Cell, budget: Budget) -> Settings:
     named = [other for other in beside if other.row == budget.row or (not budget.row and other.settings.name == DENSE)]
     named = [other for other in named if sparsity is None or other.sparsity in (None, sparsity)]
     if budget.row and not named:
-        raise UserError(f"budget: no row {budget.row} beside {cell.name}; name one that is there for it")
+        raise Wrong(f"budget: no row {budget.row} beside {cell.name}; name one that is there for it", "budget", "row")
     return named[0].settings if named else dense(beside[0].settings)
 
 
@@ -91,14 +105,15 @@ def _longest(cell: Cell, allowed: float, estimator: Estimator, guess: int) -> in
     raise _too_little(cell, allowed, cost)
 
 
-def _too_little(cell: Cell, allowed: float, cost: Callable[[int], float | None]) -> UserError:
+def _too_little(cell: Cell, allowed: float, cost: Callable[[int], float | None]) -> Wrong:
     least = least_steps(lambda steps: cost(steps) is not None, 0)
     needs = cost(least) if least else None
     if needs is None:
-        return UserError(f"no budget is enough for {cell.name}; choose less extreme settings")
-    return UserError(
+        return Wrong(f"no budget is enough for {cell.name}; choose less extreme settings", "methods", cell.row)
+    return Wrong(
         f"the budget is too small for {cell.name}: it needs at least {least} steps, {flop(needs)}, and gets "
-        f"{flop(allowed)}; make the budget {math.ceil(100 * needs / allowed) / 100:g} times as large"
+        f"{flop(allowed)}; make the budget {math.ceil(100 * needs / allowed) / 100:g} times as large",
+        "budget",
     )
 
 

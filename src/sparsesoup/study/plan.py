@@ -4,7 +4,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -19,7 +19,7 @@ from sparsesoup.run import complete, directory
 from sparsesoup.study.budget import agree, read_budget
 from sparsesoup.study.cell import Cell, with_ticket
 from sparsesoup.study.fit import need_fit
-from sparsesoup.study.written import Table, Wrong, check_keys, read_written, shipped
+from sparsesoup.study.written import Table, Wrong, check_keys, placing, read_written, shipped
 
 LISTS = {"models": ["minilm"], "datasets": ["docstrings"], "sparsities": [0.9], "seeds": [0, 1, 2]}
 KEYS = (*LISTS, "methods", "budget", "train", "steps", "epochs", "dataset_config", "text_columns", "image_column",
@@ -37,12 +37,21 @@ Levels = Sequence[tuple[tuple[str, ...], Table]]  # where settings of a row stan
 
 @dataclass(frozen=True)
 class Plan:
-    """A study: its name, its recipe as written, its cells in the order in which they are drawn, and what repeats it."""
+    """A study.
+
+    Args:
+        name: of its folder.
+        recipe: as written, with what flags changed.
+        cells: in the order in which they are drawn.
+        command: what repeats it.
+        place: where in the recipe a path of keys stands, in words.
+    """
 
     name: str
     recipe: Table
     cells: list[Cell]
-    command: str = ""
+    command: str
+    place: Callable[[Sequence[str]], str]
 
 
 def read_plan(
@@ -63,22 +72,24 @@ def read_plan(
     given, path = path, shipped(path)
     recipe, lines = read_written(path)
     changed = {key: value for key, value in (changes or {}).items() if value is not None}
-    try:
+
+    def place(where: Sequence[str]) -> str:
+        key, *deeper = where
+        said = key in changed and len(deeper) < 2  # deeper are a dataset's own settings, which no flag has
+        return _flag(key) if said else f"{path}, line {lines(where)}"
+
+    with placing(place):
         _change_(recipe, changed)
         cells = list(_cells(recipe))
+        agree(recipe, _datasets(recipe))
         _check(cells)
         cells += _check(list(_transferred(recipe, cells, out)))
         if fit and read_budget(recipe.get("budget")) is None:
             need_fit(cells)
         _need_once(cells)
-        agree(recipe, _datasets(recipe))
-    except Wrong as wrong:
-        key, *deeper = wrong.where
-        said = key in changed and len(deeper) < 2  # deeper are a dataset's own settings, which no flag has
-        place = _flag(key) if said else f"{path}, line {lines(wrong.where)}"
-        raise UserError(f"{place}: {wrong.error}") from wrong.error
     flags = [f"{_flag(key)} {_words(value)}" for key, value in changed.items()]
-    return Plan(name or path.stem, recipe, cells, " ".join(["sparsesoup compare --config", _words(given), *flags]))
+    command = " ".join(["sparsesoup compare --config", _words(given), *flags])
+    return Plan(name or path.stem, recipe, cells, command, place)
 
 
 def _change_(recipe: Table, changed: Table) -> None:

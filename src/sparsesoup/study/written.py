@@ -1,7 +1,8 @@
 """A study's recipe as it is written: YAML, and on which line each of its keys stands."""
 
+import contextlib
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,15 @@ class Wrong(Exception):
     def __init__(self, error: Exception | str, *where: str) -> None:
         super().__init__(str(error))
         self.error, self.where = error if isinstance(error, Exception) else UserError(error), where
+
+
+@contextlib.contextmanager
+def placing(place: Callable[[Sequence[str]], str]) -> Iterator[None]:
+    """Turns a Wrong into an error that begins with the place it comes from: a line of the recipe, or a flag."""
+    try:
+        yield
+    except Wrong as wrong:
+        raise UserError(f"{place(wrong.where)}: {wrong.error}") from wrong.error
 
 
 def shipped(path: Path) -> Path:
