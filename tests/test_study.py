@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas
 import pytest
+import torch
 import yaml
 
 from sparsesoup import run
@@ -24,10 +25,12 @@ from sparsesoup.study.command import _changes
 from sparsesoup.study.existing import records_of
 from sparsesoup.study.flags import parser
 from sparsesoup.study.plan import read_plan
+from sparsesoup.ticket import save_masks
 from tiny_hub import masks_of, offline, weights_of
 from tiny_images import photos
 
 ISP = {"method": {"stages": 2, "weak_masks": 2, "look_ahead": 0.05}}
+TAUGHT = {"name": "magnitude", "train": {"distill": {"teacher": "./nothing"}}}
 RECIPE = {
     "models": "bert", "datasets": "reviews", "sparsities": [0.5, 0.8], "seeds": [0, 1], "steps": 20,
     "train": {"batch_size": 8, "learning_rate": 0.003},
@@ -328,6 +331,13 @@ def test_two_processes_on_one_study_are_told_apart(capsys, tmp_path):
             "eb:",
             "eb on reviews, sparsity 0.5, seed",
         ),
+        ({"train": {"distill": {"teacher": "./nothing"}}}, "teacher:", "no model at ./nothing"),
+        ({"methods": {"dense": None, "taught": TAUGHT}}, "teacher:", "no model at ./nothing"),
+        ({"methods": {"random": None, "ticket": {"method": {"ticket": "./nothing"}}}}, "ticket: .", "no ticket at"),
+        ({"methods": {"random": None, "again": {"name": "ticket"}}}, "again:", "method ticket needs --method.tic"),
+        ({"max_length": 2}, "max_length:", "max_length is 2, where the tokenizer of bert allows 5 to 128"),
+        ({"max_length": 5000}, "max_length:", "max_length 5000 is above the 132 positions of model bert"),
+        ({"datasets": {"reviews": {"max_length": 130}}}, "max_length:", "the tokenizer of bert allows 5 to 128"),
         ({"datasets": "asked", "methods": ["dense", "isp-paper"]}, "methods:", "isp-paper on asked, sparsity 0.5"),
     ],
 )
@@ -408,6 +418,13 @@ def test_a_row_lasts_its_times_also_where_nobody_says_how_long():
     write(steps=None, methods={"dense": None, "dense-2T": {"name": "dense", "times": 2}})
     cells = read_plan(Path("small.yaml"), {"seeds": [0]}).cells
     assert [cell.settings.amount.epochs for cell in cells] == [None, 6.0]  # None means 3
+
+
+def test_a_given_ticket_that_is_sparser_than_asked_is_refused_before_anything_runs(tmp_path):
+    save_masks(tmp_path / "drawn", {"w": torch.arange(8).view(2, 4) < 2}, {})
+    write(methods={"random": None, "again": {"name": "ticket", "method": {"ticket": "drawn"}}}, sparsities=[0.8, 0.5])
+    with pytest.raises(UserError, match=r"small.yaml, line \d+: sparsity 0.5 is below the ticket's 0.75"):
+        read_plan(Path("small.yaml"))
 
 
 def test_rows_and_datasets_may_be_called_by_numbers(place):

@@ -61,6 +61,14 @@ def load_model(model: str, task: AnyTask, seed: int, remote_code: bool = False, 
     return loaded
 
 
+def hollow_model(model: str, task: AnyTask, remote_code: bool = False) -> PreTrainedModel:
+    """A model with the head that the task needs and shapes instead of weights, which takes no time to make."""
+    options, kind = call(locate(model), remote_code), kind_of(task)
+    with reading(model), torch.device("meta"):
+        config = AutoConfig.from_pretrained(**options, **kind.settings(task))
+        return kind.head.from_config(config, trust_remote_code=remote_code)
+
+
 def _check_answers(model: str, options: Mapping[str, Any], loaded: PreTrainedModel, lacking: list[str]) -> None:
     """UserError unless a model answers the task by itself, and in the order of the task's own labels."""
     if lacking:

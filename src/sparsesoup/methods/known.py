@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sparsesoup import masks as algebra
 from sparsesoup.errors import UserError
@@ -33,14 +34,21 @@ class FromTicket:
     ticket: str = ""
     further: Gradual = field(default_factory=Gradual)
 
+    def given(self) -> tuple[Masks, dict[str, Any]]:
+        """The ticket's masks as they were saved, and the facts about them.
+
+        Raises: UserError if none is named, or it is not there or damaged.
+        """
+        if not self.ticket:
+            raise UserError("method ticket needs --method.ticket PATH: a run directory or its model folder")
+        return load_masks(Path(self.ticket))
+
     def masks(self, problem: Problem) -> Masks:
         """The ticket's masks under the problem's names.
 
         Raises: UserError if the ticket is damaged, of other shapes or of another base model.
         """
-        if not self.ticket:
-            raise UserError("method ticket needs --method.ticket PATH: a run directory or its model folder")
-        masks, facts = load_masks(Path(self.ticket))
+        masks, facts = self.given()
         params = parameters(problem.pretrained, problem.targets)
         fitted = fit(
             masks, {n: p.shape for n, p in params.items()}, getattr(problem.pretrained, "base_model_prefix", "")
@@ -60,14 +68,10 @@ class FromTicket:
         """The ticket after T steps."""
         need_steps(problem, 4, "training a ticket")
         masks, state = self.masks(problem), problem.start()
-        goal, there = round((1 - sparsity) * algebra.total(masks)), algebra.kept(masks)
-        if goal > there:
-            raise UserError(
-                f"sparsity {sparsity:g} is below the ticket's {sparsity_of(masks):.4f}; ask for that or more"
-            )
+        need_sparse(masks, sparsity)
         device = next(iter(state.params().values())).device
         state.prune_({name: m.to(device) for name, m in masks.items()})
-        if goal == there:
+        if round((1 - sparsity) * algebra.total(masks)) == algebra.kept(masks):
             problem.journal.piece("train", state, train, state, problem, problem.steps)
             return problem.ticket(state, ticket=self.ticket)
         further = self.further
@@ -83,3 +87,9 @@ class FromTicket:
         hook = pruning(plan, sparsity, pattern, further.scope)
         problem.journal.piece("train", state, train_with, state, problem, hook)
         return problem.ticket(state, ticket=self.ticket)
+
+
+def need_sparse(masks: Masks, sparsity: float) -> None:
+    """Raise a UserError if less sparsity is asked for than a ticket has."""
+    if round((1 - sparsity) * algebra.total(masks)) > algebra.kept(masks):
+        raise UserError(f"sparsity {sparsity:g} is below the ticket's {sparsity_of(masks):.4f}; ask for that or more")

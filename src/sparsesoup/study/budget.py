@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsesoup.errors import UserError
-from sparsesoup.study.written import Table, Wrong
+from sparsesoup.study.written import Table, Wrong, blaming
 
 FORMS = "paper, equal, {times: 3}, {row: imp} or {flops: 2.0e+15}"
 
@@ -50,10 +50,8 @@ def agree(recipe: Table, datasets: Mapping[str, Table]) -> None:
 
     Raises: Wrong.
     """
-    try:
+    with blaming("budget"):
         budget = read_budget(recipe.get("budget"))
-    except UserError as error:
-        raise Wrong(error, "budget") from error
     if budget is None:
         return
     if budget.row and budget.row not in map(str, recipe["methods"]):

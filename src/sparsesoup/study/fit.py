@@ -14,7 +14,7 @@ from sparsesoup.shelf import Shelf
 from sparsesoup.study.cell import Cell
 from sparsesoup.study.estimate import stand_in
 from sparsesoup.study.twin import Watch, bare, hollow
-from sparsesoup.study.written import Wrong
+from sparsesoup.study.written import Wrong, blaming
 
 
 class Begun(Exception):
@@ -37,11 +37,9 @@ def need_fit(cells: Iterable[Cell]) -> None:
     rows: dict[Place, tuple[int, bool]] = {}
     for cell in {(c.row, c.place): c for c in cells}.values():  # seeds make no difference
         place = replace(cell.settings.place, model="", seed=0)
-        try:
-            if place not in rows:
+        if place not in rows:
+            with blaming("datasets", place.dataset):
                 rows[place] = _rows(open_task(cell.settings.place))
-        except UserError as error:
-            raise Wrong(error, "datasets", place.dataset) from error
         try:
             count, counted = rows[place]
             if counted or cell.settings.amount.steps is not None:

@@ -1,6 +1,5 @@
 """A study's recipe (YAML) and its cells (model, dataset, row, sparsity, seed), all checked before anything runs."""
 
-import json
 import math
 import re
 import shlex
@@ -11,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from sparsesoup.errors import UserError
-from sparsesoup.hub.build import EPOCHS, Place, check_head, open_task
-from sparsesoup.hub.checkpoint import config_of
+from sparsesoup.hub.build import EPOCHS
 from sparsesoup.methods import METHODS, TABLE
 from sparsesoup.recipe import Settings, from_table
-from sparsesoup.run import complete, directory
+from sparsesoup.run import complete
 from sparsesoup.study.budget import agree, read_budget
 from sparsesoup.study.cell import Cell, with_ticket
 from sparsesoup.study.fit import need_fit
-from sparsesoup.study.written import Table, Wrong, check_keys, placing, read_written, shipped
+from sparsesoup.study.found import find_all
+from sparsesoup.study.written import Levels, Table, Wrong, check_keys, place_of, placing, read_written, shipped
 
 LISTS = {"models": ["minilm"], "datasets": ["docstrings"], "sparsities": [0.9], "seeds": [0, 1, 2]}
 KEYS = (*LISTS, "methods", "budget", "train", "steps", "epochs", "dataset_config", "text_columns", "image_column",
@@ -28,11 +27,9 @@ KEYS = (*LISTS, "methods", "budget", "train", "steps", "epochs", "dataset_config
 OWN = ("name", "method", "train", "times", "steps", "epochs", "seeds", "sparsities", "from")  # settings of a row
 PLACED = ("train", *OWN[4:-1], "dataset_config", "text_columns", "image_column", "label_column", "max_length",
           "doc_stride", "prompts", "class_names")  # of a dataset  # fmt: skip
-ASKED = ("model", "dataset", "dataset_config", "text_columns", "label_column", "prompts", "class_names")
 OTHER = {"steps": "epochs", "epochs": "steps",  # two ways to say the same
          "text_columns": "image_column", "image_column": "text_columns"}  # fmt: skip
 MOST_SEED = 2**63  # what a column of a table holds
-Levels = Sequence[tuple[tuple[str, ...], Table]]  # where settings of a row stand in the recipe; the later win
 
 
 @dataclass(frozen=True)
@@ -82,8 +79,8 @@ def read_plan(
         _change_(recipe, changed)
         cells = list(_cells(recipe))
         agree(recipe, _datasets(recipe))
-        _check(cells)
-        cells += _check(list(_transferred(recipe, cells, out)))
+        cells = find_all(recipe, cells)
+        cells += find_all(recipe, list(_transferred(recipe, cells, out)))
         if fit and read_budget(recipe.get("budget")) is None:
             need_fit(cells)
         _need_once(cells)
@@ -202,7 +199,7 @@ def _row(recipe: Table, model: str, dataset: str, placed: Table, row: str, own: 
         settings = _settings(row, name, table | {"sparsity": sparsity}, levels)
         for seed in _list(merged, "seeds", levels):
             if not isinstance(seed, int) or isinstance(seed, bool) or not -MOST_SEED <= seed < MOST_SEED:
-                raise Wrong(f"a seed is a whole number of at most 64 bits, got {seed!r}", *_said(levels, ["seeds"]))
+                raise Wrong(f"a seed is a whole number of at most 64 bits, got {seed!r}", *place_of(levels, ["seeds"]))
             asked = None if dense else settings.amount.sparsity
             yield Cell(row, asked, replace(settings, place=replace(settings.place, seed=seed)), Path())
 
@@ -235,40 +232,15 @@ def _settings(row: str, name: str, table: Table, levels: Levels) -> Settings:
     except (UserError, TypeError) as error:
         said = re.match(r"(?:unknown )?setting (?:--)?([\w.-]+)|(train\.\w+)|(sparsity)", str(error))
         named = (said[1] or said[2] or "sparsities").replace("-", "_").split(".") if said else []
-        raise Wrong(error, *(_said(levels, named) or ["methods", row, *named])) from error
-
-
-def _said(levels: Levels, named: Sequence[str]) -> list[str]:
-    """Where in the recipe the setting stands that holds; nothing if nowhere."""
-    within = [place for place, level in levels if named and _has(level, named)]
-    return [*within[-1], *named] if within else []
-
-
-def _has(table: Any, keys: Sequence[str]) -> bool:
-    """Whether a table has such a key, in whatever depth."""
-    return not keys or (isinstance(table, dict) and keys[0] in table and _has(table[keys[0]], keys[1:]))
+        raise Wrong(error, *(place_of(levels, named) or ["methods", row, *named])) from error
 
 
 def _list(table: Table, key: str, levels: Levels = ()) -> list[Any]:
     found = table.get(key, LISTS.get(key))
     listed = found if isinstance(found, list) else [found]
     if not listed or len(set(map(str, listed))) < len(listed):
-        raise Wrong(f"{key} needs one or several different values, got {found}", *(_said(levels, [key]) or [key]))
+        raise Wrong(f"{key} needs one or several different values, got {found}", *(place_of(levels, [key]) or [key]))
     return listed
-
-
-def _found(place: Place) -> str:
-    """What the dataset is called, once it and the model are found and fit each other."""
-    try:
-        config_of(place.model, place.trust_remote_code)
-    except UserError as error:
-        raise Wrong(error, "models") from error
-    try:
-        opened = open_task(place)
-        check_head(place, opened)
-    except UserError as error:
-        raise Wrong(error, "datasets", place.dataset) from error
-    return opened.source.name
 
 
 def _need_once(cells: list[Cell]) -> None:
@@ -278,20 +250,3 @@ def _need_once(cells: list[Cell]) -> None:
         if (place := (cell.row, cell.place, cell.seed)) in seen:
             raise Wrong(f"{cell.name} is there twice; leave one out, or call its row otherwise", "methods", cell.row)
         seen.add(place)
-
-
-def _check(cells: list[Cell]) -> list[Cell]:
-    """Find every model and dataset, and give each cell the path of its run."""
-    names: dict[str, str] = {}
-    taken: dict[Path, Cell] = {}
-    for i, cell in enumerate(cells):
-        place = cell.settings.place
-        known = json.dumps([getattr(place, key) for key in ASKED])
-        if known not in names:
-            names[known] = _found(place)
-        cells[i] = replace(cell, path=directory(names[known], cell.anywhere))
-        other = taken.setdefault(cells[i].path, cell)
-        if other.settings != cell.settings:
-            raise Wrong(f"datasets {other.place[1]} and {place.dataset} are both called {names[known]}, so their runs "
-                         f"would be in the same folder; rename one of them", "datasets", place.dataset)  # fmt: skip
-    return cells

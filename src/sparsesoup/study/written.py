@@ -14,6 +14,7 @@ from sparsesoup.parser import read_yaml
 SHIPPED = Path(__file__).parent / "recipes"
 NAMED = ("methods", "datasets")  # tables whose keys are names, which may look like numbers
 Table = dict[str, Any]
+Levels = Sequence[tuple[tuple[str, ...], Any]]  # where settings of a row stand in the recipe; the later win
 
 
 class Wrong(Exception):
@@ -31,6 +32,15 @@ def placing(place: Callable[[Sequence[str]], str]) -> Iterator[None]:
         yield
     except Wrong as wrong:
         raise UserError(f"{place(wrong.where)}: {wrong.error}") from wrong.error
+
+
+@contextlib.contextmanager
+def blaming(*where: str) -> Iterator[None]:
+    """Turns an error inside the block into a Wrong with its place."""
+    try:
+        yield
+    except UserError as error:
+        raise Wrong(error, *where) from error
 
 
 def shipped(path: Path) -> Path:
@@ -78,3 +88,14 @@ def check_keys(table: Mapping[str, Any], keys: Sequence[str], *where: str) -> No
             near = difflib.get_close_matches(str(key), keys, n=1)
             hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(keys)}"
             raise Wrong(f"unknown setting {key!r}; {hint}", *where, str(key))
+
+
+def place_of(levels: Levels, named: Sequence[str]) -> list[str]:
+    """Where in the recipe the setting stands that holds; nothing if nowhere."""
+    within = [place for place, level in levels if named and _has(level, named)]
+    return [*within[-1], *named] if within else []
+
+
+def _has(table: Any, keys: Sequence[str]) -> bool:
+    """Whether a table has such a key, in whatever depth."""
+    return not keys or (isinstance(table, dict) and keys[0] in table and _has(table[keys[0]], keys[1:]))
