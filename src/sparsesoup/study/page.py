@@ -114,16 +114,17 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
 
 
 def _over_sparsity(figure: Any, found: Grid, columns: Sequence[Column]) -> None:
-    axes = figure.subplots()
+    axes, drawn = figure.subplots(), {}
     for i, row in enumerate(row for row in found.rows if any(found.scores.get((row, c)) for c in columns)):
         have = sorted((c for c in columns if found.scores.get((row, c))), key=lambda column: column[2] or 0)
         means = [100 * statistics.fmean(found.scores[row, c].values()) for c in have]
         style = STYLES[i // 10 % len(STYLES)]
-        axes.plot(
-            [100 * float(c[2] or 0) for c in have], means, style, marker=".", color=f"C{i % 10}", label=_short(row)
-        )
+        places = [100 * float(c[2] or 0) for c in have]
+        (drawn[row],) = axes.plot(places, means, style, marker=".", color=f"C{i % 10}")
     axes.set(xlabel="sparsity, %", ylabel=f"{found.split} score, points")
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    legend = axes.legend([*drawn.values()], [" "] * len(drawn), loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    for text, row in zip(legend.get_texts(), drawn, strict=True):  # matplotlib leaves out labels such as _tuned
+        text.set_text(_short(row))
 
 
 def _over_cost(figure: Any, found: Grid, column: Column) -> None:

@@ -15,7 +15,8 @@ Record = Mapping[str, Any]
 Column = tuple[str, str, float | None]  # model, dataset, sparsity asked for; None where nothing is pruned
 CONFIDENCE = 0.95
 BESIDE, ALONE = "FLOPs (dense = 1)", "PFLOP"  # units of cost: with a dense row, and without one
-TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+       "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,7 @@ def _tex_heads(found: Grid, heads: Sequence[str]) -> list[str]:
 
 
 def _escaped(text: str) -> str:
-    plain = re.sub(r"[\\%&_#${}~^]", lambda sign: TEX.get(sign[0], "\\" + sign[0]), text)
+    plain = re.sub(r"[\\%&_#${}~^<>|]", lambda sign: TEX.get(sign[0], "\\" + sign[0]), text)
     return plain.replace("±", r"$\pm$")
 
 
