@@ -165,6 +165,9 @@ def _origin(row: str, own: Table, datasets: Mapping[str, Table]) -> tuple[str, l
                      strange[0])  # fmt: skip
     given = own["from"] if isinstance(own["from"], dict) else {"row": own["from"]}
     check_keys(given, ("row", "dataset"), "methods", row, "from")
+    if given.get("row") is None or isinstance(given["row"], (dict, list)):
+        raise Wrong(f"row {row}: from is the name of a row, or {{row: NAME, dataset: NAME}}, got {own['from']!r}",
+                     "methods", row, "from")  # fmt: skip
     origin = None if given.get("dataset") is None else str(given["dataset"])
     if origin is not None and origin not in datasets:
         raise Wrong(f"row {row} begins with tickets of {origin}; allowed: {', '.join(datasets)}", "methods", row,
