@@ -519,6 +519,16 @@ def test_tickets_of_the_runs_own_seeds_are_one_row(tmp_path, undisturbed):
     assert [record["row"] for record in records_of([*runs, other])] == ["ticket-1", "ticket-1", "ticket-3"]
 
 
+def test_a_study_does_not_take_the_place_of_a_table_of_runs(undisturbed, capsys):
+    run = next(undisturbed.glob("reviews/*/seed-*"))
+    assert main(["compare", str(run), "--name", "small"]) == 0
+    before = Path("runs/studies/small/study.json").read_text()
+    assert main(["compare", "--config", write(methods=["random"], sparsities=0.5, seeds=0)]) == 2
+    assert "runs/studies/small holds a table of given runs" in capsys.readouterr().err
+    assert Path("runs/studies/small/study.json").read_text() == before
+    assert main(["compare", str(run), "--name", "small"]) == 0  # which replaces what it made itself
+
+
 def test_a_dry_run_tells_the_cells_and_draws_none(capsys):
     assert main(["compare", "--config", write(), "--dry-run"]) == 0
     assert f"{CELLS} cells" in capsys.readouterr().out

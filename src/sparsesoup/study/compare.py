@@ -98,10 +98,12 @@ def folder_of(out: Path, name: str) -> Path:
 
 
 def _same(folder: Path, plan: Plan, jobs: list[Job]) -> None:
-    """Refuse a folder with cells that this plan has not: a study may grow, but not become another.
+    """Refuse a folder with a table of runs, or with cells that this plan has not: a study may grow, not become another.
 
     Cells that failed are none of it: a recipe that was wrong is corrected under its name.
     """
+    if (folder / "study.json").exists() and not (folder / "study.yaml").exists() and not (folder / "cells").exists():
+        raise UserError(f"{folder} holds a table of given runs, which this study would replace; give another --name")
     known = {job.cell.key for job in jobs}
     there = [path.stem for path in (folder / "cells").glob("*.json") if not path.stem.endswith(".failed")]
     if strange := [key for key in there if key not in known]:
