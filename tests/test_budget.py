@@ -118,3 +118,13 @@ def test_a_budget_that_contradicts_is_refused_with_its_line(changes, line, said,
 
 def test_the_budget_of_the_paper_is_t_for_every_row():
     assert steps_of(budget="paper") == steps_of(budget=None) == {"dense": 120, "snip": 120, "taught": 120}
+
+
+def test_a_study_with_a_budget_that_grows_by_a_seed_of_another_t_is_refused_with_the_reason(capsys):
+    write(seeds=[0], steps=24, methods={"dense": None, "snip": {"method": {"batches": 3}}})
+    assert main(["compare", "--config", "small.yaml"]) == 0
+    capsys.readouterr()
+    assert main(["compare", "--config", "small.yaml", "--seed", "0", "3"]) == 2  # rows of seed 3 are padded otherwise
+    error = capsys.readouterr().err
+    assert "(1 of its cells are not in this recipe: T of snip on reviews, sparsity 0.5, seed 0 (bert) was 21" in error
+    assert "and is 20, which a budget sets by all seeds of a row, so that another seed can change it); give" in error

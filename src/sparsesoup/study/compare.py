@@ -12,6 +12,7 @@ from sparsesoup.errors import UserError
 from sparsesoup.files import locked, remove, whole, write_json, write_text
 from sparsesoup.show import flat
 from sparsesoup.study.board import Board
+from sparsesoup.study.budget import read_budget
 from sparsesoup.study.executors import Executor, InProcess
 from sparsesoup.study.existing import records_of
 from sparsesoup.study.page import draw_page
@@ -107,10 +108,23 @@ def _same(folder: Path, plan: Plan, jobs: list[Job]) -> None:
     known = {job.cell.key for job in jobs}
     there = [path.stem for path in (folder / "cells").glob("*.json") if not path.stem.endswith(".failed")]
     if strange := [key for key in there if key not in known]:
+        found = (read_record(folder / "cells" / f"{key}.json") for key in strange)
+        why = next(filter(None, (_other_length(record, plan) for record in found if record)), "")
         raise UserError(
-            f"{folder} holds another study ({len(strange)} of its cells are not in this recipe); give another --name, "
-            f"or remove it"
+            f"{folder} holds another study ({len(strange)} of its cells are not in this recipe{why}); give another "
+            f"--name, or remove it"
         )
+
+
+def _other_length(record: Record, plan: Plan) -> str:
+    """That a cell is in a plan with another T, and where that comes from; nothing if it is not."""
+    where = record["row"], (record["model"], record["dataset"], record["asked"]), record["seed"]
+    cell = next((cell for cell in plan.cells if (cell.row, cell.place, cell.seed) == where), None)
+    if cell is None or cell.settings.amount.steps in (None, record["steps"]):
+        return ""
+    budget = read_budget(plan.recipe.get("budget")) is not None
+    because = ", which a budget sets by all seeds of a row, so that another seed can change it" if budget else ""
+    return f": T of {cell.name} was {record['steps']} and is {cell.settings.amount.steps}{because}"
 
 
 def _waits(job: Job, retry_failed: bool, tested: bool = False) -> bool:
