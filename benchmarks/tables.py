@@ -259,13 +259,15 @@ def redrawn(text: str, found: dict[str, str]) -> str:
 
 def main() -> None:
     found = pieces()
+    shown = ""
     for document in DOCUMENTS:
-        document.write_text(redrawn(document.read_text(encoding="utf-8"), found), encoding="utf-8")
+        text = redrawn(document.read_text(encoding="utf-8"), found)
+        document.write_text(text, encoding="utf-8")
+        shown += text
     for path in sorted((HERE / "results").glob("*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        if "study" in result and "dense" in whole_rows(result) and result["study"].get("sparsity") != 0:
-            draw = curve.figure if curve.is_one(result) else figure
-            draw(result, ROOT / "docs" / "figures" / f"{path.stem}.svg")
+        result, name = json.loads(path.read_text(encoding="utf-8")), f"figures/{path.stem}.svg"
+        if name in shown and "study" in result:
+            (curve.figure if curve.is_one(result) else figure)(result, ROOT / "docs" / name)
     print(f"redrew the tables of {len(DOCUMENTS)} documents")
 
 
