@@ -202,23 +202,24 @@ def _command(pid):
         return ""
 
 
-def test_a_cell_that_fails_says_why_and_stops_no_other(capsys, monkeypatch):
-    write(methods={"magnitude": None, "isp-paper": None}, sparsities=0.5)
+def test_a_cell_that_fails_says_why_and_stops_no_other(capsys):
+    untaught = {"name": "magnitude", "train": {"distill": {"teacher": "bert"}}}  # which is there, and has no head
+    write(methods={"magnitude": None, "taught": untaught}, sparsities=0.5)
     assert main(["compare", "--config", "small.yaml", "--workers", "2"]) == 1
     err = capsys.readouterr().err
-    assert err.count("failed: isp-paper on reviews") == 2
-    assert "steps are too few" in err
+    assert err.count("failed: taught on reviews") == 2
+    assert "is not fine-tuned for this task" in err
     found = study()
     assert [cell["row"] for cell in found["cells"]] == ["magnitude", "magnitude"]
     assert len(found["failed"]) == 2
     assert "2 cells failed" in Path("runs/studies/small/study.html").read_text()
-    assert "| isp-paper | missing | missing |" in Path("runs/studies/small/study.md").read_text()
+    assert "| taught | missing | missing |" in Path("runs/studies/small/study.md").read_text()
     assert main(["compare", "--config", "small.yaml"]) == 1
     err = capsys.readouterr().err
-    assert "isp-paper" not in err  # not tried again unless asked to
+    assert "taught" not in err  # not tried again unless asked to
     assert "2 of 4 cells failed; the page says why, and --retry-failed" in err
     assert main(["compare", "--config", "small.yaml", "--retry-failed"]) == 1
-    assert capsys.readouterr().err.count("failed: isp-paper") == 2
+    assert capsys.readouterr().err.count("failed: taught") == 2
     write(methods={"magnitude": None, "isp-no-soup": None}, sparsities=0.5)  # a recipe that was wrong is corrected
     assert main(["compare", "--config", "small.yaml"]) == 0
     err = capsys.readouterr().err
