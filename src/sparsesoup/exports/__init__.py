@@ -111,6 +111,8 @@ def _check_out(out: Path, source: Path) -> None:
         raise UserError(f"--out {out} is the folder you are in, or one above it; give a folder that does not exist")
     if here == there or here in there.parents:
         raise UserError(f"--out {out} holds the model that is exported; give another folder")
+    if out.is_file():
+        raise UserError(f"--out {out} is a file; give a folder that does not exist")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:
@@ -118,8 +120,6 @@ def _check_out(out: Path, source: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         listed = set()
     other = [str(p.relative_to(out)) for p in out.rglob("*") if p.is_file() and str(p.relative_to(out)) not in listed]
-    if out.is_file():
-        raise UserError(f"--out {out} is a file; give a folder that does not exist")
     if other or not listed:
         raise UserError(
             f"--out {out} holds something else ({min(other, default=out.name)}); give a folder that does not exist"

@@ -121,10 +121,10 @@ class Estimator:
             first = next(iter(self._problems.values()), built)  # its model stands for those of other seeds
             self._problems[seed] = replace(built, pretrained=first.pretrained)
         real = self._problems.get(seed) or next(iter(self._problems.values()))
-        return replace(real, training=settings.train, steps=_steps(settings, real), journal=Journal(real.meter))
+        return replace(real, training=settings.train, steps=steps_of(settings, real), journal=Journal(real.meter))
 
     def _short(self, settings: Settings) -> bool:
-        return _steps(settings, next(iter(self._problems.values()))) <= self.alike
+        return steps_of(settings, next(iter(self._problems.values()))) <= self.alike
 
     def _rehearsed(self, settings: Settings, problem: Problem) -> tuple[Costs, float]:
         total, prices = problem.steps, self._prices_of(settings, problem)
@@ -227,7 +227,7 @@ def _peak(device: torch.device) -> float:
     return float(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
-def _steps(settings: Settings, problem: Problem) -> int:
+def steps_of(settings: Settings, problem: Problem) -> int:
     """T of a run."""
     if settings.amount.steps is not None:
         return settings.amount.steps

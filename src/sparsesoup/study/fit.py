@@ -5,14 +5,14 @@ from dataclasses import replace
 
 from sparsesoup.data import Data
 from sparsesoup.errors import UserError
-from sparsesoup.hub.build import EPOCHS, Opened, Place, open_task
+from sparsesoup.hub.build import Opened, Place, open_task
 from sparsesoup.hub.sources import training_splits
 from sparsesoup.hub.spans import Spans
 from sparsesoup.meter import Meter
 from sparsesoup.recipe import Settings
 from sparsesoup.shelf import Shelf
 from sparsesoup.study.cell import Cell
-from sparsesoup.study.estimate import stand_in
+from sparsesoup.study.estimate import stand_in, steps_of
 from sparsesoup.study.twin import Watch, bare, hollow
 from sparsesoup.study.written import Wrong, blaming
 
@@ -57,10 +57,9 @@ def _rows(opened: Opened) -> tuple[int, bool]:
 
 def _fit(settings: Settings, rows: int) -> None:
     """Let the method begin, on so many rows without anything in them."""
-    size = settings.train.batch_size
-    steps = settings.amount.steps or max(1, round((settings.amount.epochs or EPOCHS) * max(1, rows // size)))
     data = hollow(Data(range(rows), lambda rows: {}))
-    twin = bare(data, data, settings.train, steps, settings.place.seed, meter=Meter(), watch=First(), shelf=Shelf())
+    twin = bare(data, data, settings.train, 1, settings.place.seed, meter=Meter(), watch=First(), shelf=Shelf())
+    twin = replace(twin, steps=steps_of(settings, twin))
     try:
         stand_in(settings.method).run(twin, float(settings.amount.sparsity or 0.0))
     except Begun:
