@@ -109,6 +109,33 @@ def test_numbers_are_the_classes_of_these_names_where_training_wrote_words():
         label_values(Dataset.from_dict({"text": ["a"], "label": [3]}), task, "test")
 
 
+@pytest.mark.parametrize(
+    ("train", "names", "truth"),
+    [(["a", "b", "c"], ["a", "c"], [0, 2]), (["a", "b"], ["b", "a"], [1, 0]), (["0", "1", "2"], ["0", "2"], [0, 2]),
+     (["0", "1"], ["no", "yes"], [0, 1])],
+)  # fmt: skip
+def test_classes_are_known_by_name_where_a_split_numbers_them_in_its_own_way(train, names, truth):
+    rows = Dataset.from_dict({"text": ["x", "y"], "label": [0, 1]})
+    test = rows.cast_column("label", ClassLabel(names=names))
+    assert label_values(test, Task(("text",), "label", tuple(train), ()), "test") == truth
+
+
+def test_a_class_that_training_does_not_know_is_named():
+    rows = Dataset.from_dict({"text": ["x", "y", "z"], "label": [0, 1, -1]})
+    test = rows.cast_column("label", ClassLabel(names=["b", "new"]))
+    task = Task(("text",), "label", ("a", "b"), ())
+    with pytest.raises(UserError, match=r"row 1 has the label 'new' .* one of the training split's classes \(a, b\)"):
+        label_values(test, task, "test")
+    with pytest.raises(UserError, match="row 1 has the label -1"):
+        label_values(test.select([0, 2]), task, "test")
+
+
+@pytest.mark.parametrize("values", [[-2, -1, -2], [-1, 1, 1]])
+def test_numbers_below_zero_are_no_classes(values):
+    with pytest.raises(UserError, match=r"2 different numbers from -[12] to -?1, where classes 0, 1, 2"):
+        find_task(Dataset.from_dict({"text": ["a", "b", "c"], "label": values}), "x")
+
+
 def test_whole_numbers_with_a_point_are_classes_where_training_has_classes():
     task = Task(("text",), "label", ("0", "1"), ())
     assert label_values(Dataset.from_dict({"text": ["a", "b"], "label": [1.0, 0.0]}), task, "test") == [1, 0]

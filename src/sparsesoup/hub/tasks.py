@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, Value
 
@@ -107,11 +108,8 @@ def label_values(rows: Dataset, task: Task, split: str) -> list[int] | list[floa
 
     Raises: UserError that names split, first row, value and range where a label is missing or not allowed.
     """
-    values = rows[task.label][:]
+    values, written = _labels(rows, task)
     classes = {name: i for i, name in enumerate(task.labels)}
-    written = isinstance(rows.features[task.label], Value) and rows.features[task.label].dtype in STRINGS
-    if not written and _are_names(rows.features[task.label], task.labels):
-        values, written = [None if value is None else str(value) for value in values], True
     for i, value in enumerate(values):
         known = _is_number(value) if not task.labels else _is_class(value, classes, written)
         if not known:
@@ -209,11 +207,11 @@ def _published(kind: ClassLabel, label: str, name: str) -> tuple[str, ...]:
 def _numbered(present: Sequence[int], label: str, name: str) -> tuple[str, ...]:
     """Names of classes that are whole numbers; UserError if the numbers are of something else."""
     count = int(max(present)) + 1
-    if count > 2 * len(present) + 10:  # a head of that width would be built
+    if count > 2 * len(present) + 10 or min(present) < 0:  # a head of that width would be built
         raise UserError(
-            f"{name}: the label column {label} has {len(present)} different numbers up to {count - 1}, where "
-            f"classes 0, 1, 2, ... are allowed; number them anew or write them as strings, or name another "
-            f"column with `--label-column`"
+            f"{name}: the label column {label} has {len(present)} different numbers from {min(present)} to "
+            f"{count - 1}, where classes 0, 1, 2, ... are allowed; number them anew or write them as strings, drop "
+            f"rows without a label, or name another column with `--label-column`"
         )
     return tuple(str(i) for i in range(count))
 
@@ -256,10 +254,28 @@ def _is_class(value: object, classes: dict[str, int], written: bool) -> bool:
     return isinstance(value, int | float) and value % 1 == 0 and 0 <= value < len(classes)
 
 
-def _are_names(kind: object, labels: Sequence[str]) -> bool:
+def _labels(rows: Dataset, task: Task) -> tuple[list[Any], bool]:
+    """The labels of a split, and whether they are written as names of classes."""
+    kind, values = rows.features[task.label], rows[task.label][:]
+    if isinstance(kind, ClassLabel) and _are_others(kind.names, task.labels):
+        return [kind.names[value] if value in range(len(kind.names)) else value for value in values], True
+    if isinstance(kind, Value) and kind.dtype in WHOLE and _are_names(task.labels):
+        return [None if value is None else str(value) for value in values], True
+    return values, isinstance(kind, Value) and kind.dtype in STRINGS
+
+
+def _are_names(labels: Sequence[str]) -> bool:
     """Whether numbers are names of classes: a file in which no class is a word is read as numbers."""
-    numbered = any(label.isdigit() for label in labels) and [*labels] != [str(i) for i in range(len(labels))]
-    return numbered and isinstance(kind, Value) and kind.dtype in WHOLE
+    return any(label.isdigit() for label in labels) and not _are_numbers(labels)
+
+
+def _are_numbers(labels: Sequence[str]) -> bool:
+    return [*labels] == [str(i) for i in range(len(labels))]
+
+
+def _are_others(names: Sequence[str], labels: Sequence[str]) -> bool:
+    """Whether a split numbers its classes by names of its own: each file of a dataset carries its list."""
+    return bool(labels) and [*names] != [*labels] and ({*names} <= {*labels} or not _are_numbers(labels))
 
 
 def _allowed(task: Task, written: bool) -> str:
