@@ -42,8 +42,10 @@ class Protocol:
     share: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.rate < 0 or not 0 < self.share <= 1:
+        if not 0 <= self.rate < math.inf or not 0 < self.share <= 1:
             raise UserError(f"a protocol has rate >= 0 and share in (0, 1], got {self.rate} and {self.share}")
+        if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:
+            raise UserError(f"weight_decay of a protocol is a number of at least 0, got {self.weight_decay}")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise UserError(f"dropout of a protocol lies in [0, 1), got {self.dropout}")
 
