@@ -2,8 +2,9 @@
 
 import contextlib
 import functools
+import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from sparsesoup.scores import magnitude
 from sparsesoup.select import keep
 from sparsesoup.targets import parameters
 from sparsesoup.ticket import Ticket, save_masks
+from sparsesoup.train import Protocol
 from sparsesoup.training import Training
 
 SHORT: dict[str, dict[str, Any]] = {  # settings for the rows whose defaults need more than the tiny problem's 60 steps
@@ -272,6 +274,7 @@ ODD: list[tuple[str, dict[str, Any]]] = [
     ("instant-model-soup", {"weak_models": 5, "look_ahead": 0.19}),
     ("isp-paper", {"cut": 0.4}),
     ("isp-code", {"cut": 0.5, "near": 0.0}),
+    ("isp-code", {"warmup": 0}),
     ("platon", {"start": 0.0, "stop": 0.99, "every": 3, "window": 1}),
     ("pins", {"start": 0.5, "stop": 0.6, "checks": 9}),
     ("gradient-flow", {"rounds": 3, "finish": 0.05, "batches": 1}),
@@ -332,6 +335,31 @@ def test_groups_are_pruned_step_by_step_to_the_boundary_next_to_the_goal(pattern
     pools = 1 if scope == "global" else len(matrices)
     goal = round(0.3 * algebra.total(ticket.masks))
     assert goal - pools * largest < algebra.kept(ticket.masks) <= goal
+
+
+NUMBERS = [
+    (name, f.name) for name, made in METHODS.items() for f in fields(made) if isinstance(getattr(made, f.name), float)
+]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("name", "setting"), NUMBERS)
+def test_a_setting_that_is_no_finite_number_is_refused(name: str, setting: str, value: float) -> None:
+    with pytest.raises(UserError) as caught:
+        replace(METHODS[name], **{setting: value})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("setting", [{"warmup": -3}, {"near": -0.5}])
+def test_a_published_isp_that_cannot_be_is_refused(setting: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"isp-code needs .* near in \[0, 1\), .* warmup >= 0, got"):
+        replace(METHODS["isp-code"], **setting)
+
+
+@pytest.mark.parametrize("setting", [{"rate": math.nan}, {"weight_decay": -5.0}, {"weight_decay": math.inf}])
+def test_a_protocol_that_cannot_be_is_refused(setting: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=r"of a protocol|a protocol has rate >= 0"):
+        Protocol(**setting)
 
 
 @pytest.mark.parametrize("sparsity", [1.0, -0.1, 1.5])

@@ -1,5 +1,6 @@
 """Early-bird tickets: stop the search as soon as the mask to be drawn no longer changes."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -47,7 +48,7 @@ class EarlyBird:
     scope: Scope = "global"
 
     def __post_init__(self) -> None:
-        if self.every <= 0 or self.masks < 2 or not 0 <= self.threshold < 1 or not 0 < self.search <= 1:
+        if not 0 < self.every < math.inf or self.masks < 2 or not 0 <= self.threshold < 1 or not 0 < self.search <= 1:
             raise UserError(
                 f"early-bird needs every > 0, masks >= 2, threshold in [0, 1) and search in (0, 1], got "
                 f"{self.every:g}, {self.masks}, {self.threshold:g} and {self.search:g}"

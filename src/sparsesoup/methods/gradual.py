@@ -1,5 +1,6 @@
 """Prune a little every few steps while training, never going back."""
 
+import math
 from dataclasses import dataclass
 
 from sparsesoup.errors import UserError
@@ -36,7 +37,7 @@ class Gradual:
     scope: Scope = "global"
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.start < self.stop <= 1.0 or self.every <= 0.0:
+        if not 0.0 <= self.start < self.stop <= 1.0 or not 0.0 < self.every < math.inf:
             raise UserError(f"gradual needs 0 <= start < stop <= 1 and every > 0, got {self}")
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:

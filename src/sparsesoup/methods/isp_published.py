@@ -46,7 +46,7 @@ class InstantSoupPaper:
     protocols: tuple[Protocol, ...] = PAPER_PROTOCOLS
 
     def __post_init__(self) -> None:
-        if not (self.stage > 0 and 0 < self.cut < 1 and 1 <= self.weak_masks <= 255 and self.weak_steps >= 1):
+        if not (0 < self.stage < math.inf and 0 < self.cut < 1 and 1 <= self.weak_masks <= 255) or self.weak_steps < 1:
             raise UserError(
                 f"isp-paper needs stage > 0, cut in (0, 1), weak_masks in 1..255, weak_steps >= 1, got {self}"
             )
@@ -105,8 +105,12 @@ class InstantSoupCode:
     warmup: int = 500
 
     def __post_init__(self) -> None:
-        if not (self.stage > 0 and self.weak > 0 and 0 < self.cut < 1 and 1 <= self.weak_masks <= 255):
-            raise UserError(f"isp-code needs stage > 0, weak > 0, cut in (0, 1), weak_masks in 1..255, got {self}")
+        shares = 0 < self.stage < math.inf and 0 < self.weak < math.inf and 0 < self.cut < 1 and 0 <= self.near < 1
+        if not (shares and 1 <= self.weak_masks <= 255 and self.warmup >= 0):
+            raise UserError(
+                f"isp-code needs stage > 0, weak > 0, cut in (0, 1), near in [0, 1), weak_masks in 1..255, "
+                f"warmup >= 0, got {self}"
+            )
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T main steps and the weak ones on top."""
@@ -144,7 +148,7 @@ class InstantSoupCode:
             steps,
             now + self.cut * (1 - now),
             Protocol(),
-            lambda step: peak * min(1.0, (step - start + 1) / self.warmup),
+            lambda step: peak * min(1.0, (step - start + 1) / max(self.warmup, 1)),
             path,
         )
 

@@ -1,5 +1,6 @@
 """Prune gradually while the weights are trained through a power, which parts the large from the small."""
 
+import math
 from dataclasses import dataclass
 
 from torch import nn
@@ -38,7 +39,7 @@ class PowerPropagation:
     scope: Scope = "global"
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.start < self.stop <= 1.0 or self.every <= 0.0 or not 1.0 <= self.alpha <= 16.0:
+        if not 0.0 <= self.start < self.stop <= 1.0 or not 0.0 < self.every < math.inf or not 1.0 <= self.alpha <= 16.0:
             raise UserError(
                 f"power-propagation needs 0 <= start < stop <= 1, every > 0 and alpha in [1, 16], got {self}"
             )
