@@ -1,5 +1,6 @@
 """Packed weights come back to the bit, and what was changed on the way is refused by its name."""
 
+import contextlib
 import json
 import re
 import struct
@@ -135,6 +136,49 @@ def test_a_header_that_says_to_be_longer_than_any_file_is_refused(folder, length
         dict(coding.read(folder))
 
 
+def header_of(path: Path) -> tuple[dict, bytes]:
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def put(path: Path, header: bytes, rest: bytes) -> None:
+    path.write_bytes(struct.pack("<Q", len(header)) + header + rest)
+
+
+EDITS = {
+    "type of as many bytes": {"dtype": "I32"}, "smaller type": {"dtype": "F16"}, "no type": {"dtype": "Q32"},
+    "shape": {"shape": [7]}, "place": {"data_offsets": [0, 7]}, "no place": {"data_offsets": "here"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("zstd", [False, True])
+@pytest.mark.parametrize("part", ["values", "bits"])
+def test_an_edited_header_is_refused_with_the_name_of_its_tensor(tmp_path, part, zstd, edit):
+    folder = written(tmp_path, {f"layer.{i}.weight": weights((40, 30), 0.8, seed=i) for i in range(3)}, zstd)
+    header, rest = header_of(folder / coding.FILE)
+    row = header[f"layer.1.weight|{part}"]
+    same_bytes = {"dtype": "I8"} if row["dtype"] == "U8" else EDITS["type of as many bytes"]
+    row |= same_bytes if edit == "type of as many bytes" else EDITS[edit]
+    put(folder / coding.FILE, json.dumps(header).encode(), rest)
+    with pytest.raises(UserError, match=r"damaged file .*layer\.1\.weight") as caught:
+        dict(coding.read(folder))
+    assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=200)
+@given(share=st.floats(0, 0.999), byte=st.integers(32, 126), zstd=st.booleans())
+def test_a_header_with_another_letter_gives_the_same_weights_or_is_refused(tmp_path_factory, share, byte, zstd):
+    before = {f"layer.{i}.weight": weights((40, 30), 0.8, seed=i) for i in range(2)}
+    path = written(tmp_path_factory.mktemp("letter"), before, zstd) / coding.FILE
+    data = bytearray(path.read_bytes())
+    data[8 + int(share * struct.unpack("<Q", data[:8])[0])] = byte
+    path.write_bytes(data)
+    with contextlib.suppress(UserError):
+        assert same(dict(coding.read(path.parent)), before)
+
+
 def rewritten(folder: Path, change) -> None:
     """The file with its table and its parts changed, as a well-formed safetensors file."""
     path = folder / coding.FILE
@@ -178,7 +222,7 @@ def bare(header, parts):
 CHANGES = {
     shape: r"the bytes of layer\.1\.weight", swap: r"the bytes of layer\.0\.weight", lose: r"layer\.1\.weight",
     lose_all: r"layer\.1\.weight", stranger: r"layer\.9\.weight", older: "has format 0; this version reads 1",
-    bare: "damaged file",
+    bare: r"damaged file .*layer\.1\.weight is not as it was written",
 }  # fmt: skip
 
 

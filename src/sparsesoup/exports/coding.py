@@ -7,6 +7,7 @@ the header holds for each its shape, its type, the type of the values and a SHA-
 import contextlib
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -26,7 +27,9 @@ TYPES = {str(kind).removeprefix("torch."): kind for kind in (
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
     torch.uint8, torch.bool,
 )}  # fmt: skip
+WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of a weight -> its bits as a number
+FLAWS = (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, pyarrow.ArrowException)
 Entry = dict[str, Any]  # shape, dtype, stored, sha256, and with zstd the size of each part
 Packed = tuple[str, Entry, dict[str, Tensor]]  # name, entry, parts
 
@@ -69,12 +72,11 @@ def decode(name: str, entry: Entry, parts: dict[str, Tensor]) -> Tensor:
 
     Raises: UserError naming the tensor if anything of it has changed.
     """
-    facts = {key: value for key, value in entry.items() if key != "sha256"}
-    if _digest(name, facts, parts) != entry.get("sha256"):
+    if not _intact(name, entry, parts):
         raise UserError(f"damaged file: the bytes of {name} are not those that were written; copy it again")
-    dtype, stored, shape = TYPES[entry["dtype"]], TYPES[entry["stored"]], entry["shape"]
+    dtype, shape = TYPES[entry["dtype"]], entry["shape"]
     if "zstd" in entry:
-        kinds = {"bits": torch.uint8, "values": stored, "whole": stored}
+        kinds = _kinds(entry)
         parts = {part: _swell(t, kinds[part], entry["zstd"][part]) for part, t in parts.items()}
     if not (count := int(np.prod(shape))):
         return torch.empty(shape, dtype=dtype)
@@ -113,13 +115,12 @@ def read(folder: Path) -> Iterator[tuple[str, Tensor]]:
             if foreign := sorted(keys.keys() ^ table.keys()):
                 raise UserError(f"damaged file: {path} and its own table differ in {foreign[0]}; copy it again")
             for name, entry in table.items():
-                parts = {key.rpartition("|")[2]: file.get_tensor(key) for key in keys[name]}
-                yield name, decode(name, entry, parts)
+                yield name, _verified(file, name, entry, keys[name])
     except UserError as error:
         raise UserError(str(error).replace("damaged file:", f"damaged file {path}:", 1)) from error
     except FileNotFoundError as error:
         raise UserError(f"no {path}: give a folder that `sparsesoup export --to packed` wrote") from error
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, pyarrow.ArrowException) as error:
+    except FLAWS as error:
         raise UserError(f"damaged file {path}: {_cut_off(path) or error}; copy it again") from error
 
 
@@ -130,6 +131,29 @@ def stored_kinds(folder: Path) -> dict[str, torch.dtype]:
         return {name: TYPES[entry["stored"]] for name, entry in _table(path, file.metadata()).items()}
 
 
+def _verified(file: Any, name: str, entry: Entry, keys: Iterable[str]) -> Tensor:
+    try:
+        return decode(name, entry, {key.rpartition("|")[2]: file.get_tensor(key) for key in keys})
+    except UserError:  # a ValueError too
+        raise
+    except FLAWS as error:
+        raise UserError(f"damaged file: {name} is not as it was written ({error}); copy it again") from error
+
+
+def _intact(name: str, entry: Entry, parts: dict[str, Tensor]) -> bool:
+    facts = {key: value for key, value in entry.items() if key != "sha256"}
+    if _digest(name, facts, parts) != entry.get("sha256"):
+        return False
+    kinds = _kinds(entry)  # the digest holds the types of the table, not those of the file's own header
+    return all(t.dtype == (torch.uint8 if "zstd" in entry else kinds[part]) for part, t in parts.items())
+
+
+def _kinds(entry: Entry) -> dict[str, torch.dtype]:
+    """Part -> its type before it is compressed."""
+    stored = TYPES[entry["stored"]]
+    return {"bits": torch.uint8, "values": stored, "whole": stored}
+
+
 def _table(path: Path, metadata: dict[str, str] | None) -> dict[str, Entry]:
     header = json.loads((metadata or {}).get("sparsesoup", "{}"))
     if header.get("format") != FORMAT:
@@ -138,7 +162,7 @@ def _table(path: Path, metadata: dict[str, str] | None) -> dict[str, Entry]:
 
 
 def _cut_off(path: Path) -> str:
-    """Which tensor a file ends in the midst of; nothing if its header is no guide."""
+    """Which tensor a file ends in the midst of, or has changed; nothing if its header is no guide."""
     with (
         contextlib.suppress(OSError, ValueError, struct.error, KeyError, TypeError, AttributeError),
         open(path, "rb") as file,
@@ -146,12 +170,29 @@ def _cut_off(path: Path) -> str:
         (length,) = struct.unpack("<Q", file.read(8))
         start, end = 8 + length, path.stat().st_size
         header = json.loads(file.read(min(length, end)))  # a length that was changed may ask for all memory
+        if wrong := _misplaced(header):
+            return f"type, shape or place of {wrong.rpartition('|')[0]} has changed"
         rows = {key: row["data_offsets"] for key, row in header.items() if key != "__metadata__"}
         lost = sorted((row[0], key) for key, row in rows.items() if start + row[1] > end)
         if lost:
             return f"it ends within {lost[0][1].rpartition('|')[0]}"
         return "bytes follow its last tensor" if start + max(row[1] for row in rows.values()) < end else ""
     return "its header is cut off or changed"
+
+
+def _misplaced(header: dict[str, Any]) -> str:
+    """The first part whose type and shape do not fill its place, or whose place does not follow the one before."""
+    end = 0
+    for key, row in header.items():
+        if key == "__metadata__":
+            continue
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            start, stop = row["data_offsets"]
+            if start == end and stop - start == math.prod(row["shape"]) * WIDTHS[row["dtype"]]:
+                end = stop
+                continue
+        return key
+    return ""
 
 
 def _words(tensor: Tensor) -> Any:
