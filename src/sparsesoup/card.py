@@ -53,7 +53,7 @@ def card(facts: Facts, form: Facts, config: Facts, repo: str, license: str) -> s
 def metadata(facts: Facts, form: Facts, config: Facts, repo: str, license: str) -> ModelCardData:
     """What the Hub reads: where the model comes from, and its scores on the test split if that has been opened."""
     task, (dataset, part) = _pipeline(config), hub_dataset(facts)
-    validation, test = show.flat(facts.get("validation")), facts.get("test") or {}
+    validation = show.flat(facts.get("validation"))
     base, stock = base_model(facts), _home(config) == "transformers" and _by_class(form)
     results = [
         EvalResult(
@@ -61,7 +61,7 @@ def metadata(facts: Facts, form: Facts, config: Facts, repo: str, license: str) 
             dataset_name=str(facts.get("dataset")), dataset_split=split, metric_type=METRICS.get(name, name),
             metric_name=name, metric_value=value,
         )
-        for split, table in _by_split(test, bool(part)).items()
+        for split, table in _by_split(facts).items()
         for name, value in table.items()
     ]  # fmt: skip
     tags = [*(["sparsity", "pruned"] if _pruned(facts) else []), "sparsesoup", str(facts.get("method", "unknown"))]
@@ -88,8 +88,10 @@ def base_model(facts: Facts) -> str | None:
 def hub_dataset(facts: Facts) -> tuple[str | None, str | None]:
     """(name on the Hub, configuration) of the dataset; None for one of this machine, as any without an owner may be."""
     name = str(facts.get("dataset", ""))
-    asked, _, part = str(facts.get("settings", {}).get("dataset", "")).partition(":")
-    if name.removeprefix("glue/") in GLUE and name.startswith("glue/"):
+    settings = facts.get("settings", {})
+    asked, _, part = str(settings.get("dataset", "")).partition(":")
+    part = part or str(settings.get("dataset_config") or "")
+    if _is_glue(name):
         return "nyu-mll/glue", name.removeprefix("glue/")
     if asked in SHORT:
         return SHORT[asked], part or None
@@ -97,11 +99,17 @@ def hub_dataset(facts: Facts) -> tuple[str | None, str | None]:
     return (asked, part or None) if known else (None, None)
 
 
-def _by_split(test: Facts, glue: bool) -> dict[str, Facts]:
-    """Split as the dataset calls it -> scores; GLUE's official validation split is the test split here."""
-    if any(isinstance(table, Mapping) for table in test.values()):
-        return {f"validation_{part}": table for part, table in test.items()}
-    return {"validation" if glue else "test": test}
+def _by_split(facts: Facts) -> dict[str, Facts]:
+    """Split as the dataset calls it -> scores of the rows that were the test split here."""
+    test: Facts = facts.get("test") or {}
+    parts = test if any(isinstance(table, Mapping) for table in test.values()) else {"": test}
+    called = facts.get("test_splits") or {}
+    own = "validation" if _is_glue(str(facts.get("dataset", ""))) else "test"  # of a run that does not say
+    return {called.get(part or "test", f"{own}_{part}" if part else own): table for part, table in parts.items()}
+
+
+def _is_glue(name: str) -> bool:
+    return name.startswith("glue/") and name.removeprefix("glue/") in GLUE
 
 
 def _pipeline(config: Facts) -> str | None:

@@ -19,6 +19,7 @@ from sparsesoup.hub.build import Opened, build, doubt, open_task, score_test
 from sparsesoup.hub.checkpoint import load_reader
 from sparsesoup.hub.kinds import kind_of
 from sparsesoup.hub.models import save_model
+from sparsesoup.hub.sources import test_splits
 from sparsesoup.journal import JOURNAL, Journal
 from sparsesoup.meter import Meter
 from sparsesoup.methods import TABLE
@@ -175,6 +176,7 @@ def test(path: Path, console: Console) -> Run:
     try:
         problem = build(place, opened, steps=1, training=settings.train, observer=watch)
         report["test"] = score_test(problem, place, opened)
+        report["test_splits"] = test_splits(opened.source, opened.task)
     finally:
         watch.close()
     write_json(path / "report.json", report)

@@ -21,6 +21,7 @@ from sparsesoup.exports.source import Source, open_source
 from sparsesoup.files import write_json
 from sparsesoup.hub.build import Opened, Place, open_task, score_test
 from sparsesoup.hub.kinds import kind_of
+from sparsesoup.hub.sources import test_splits
 from sparsesoup.hub.zero_shot import Headed, ZeroShot, carried
 from sparsesoup.problem import Problem
 from sparsesoup.recipe import from_table
@@ -95,7 +96,8 @@ def verified_export(run: Path, to: str, out: Path, settings: Mapping[str, Any] |
     written = export(run, to, out, settings)
     with Alone(written.path, written.facts["load"]) as asked:
         found = _agreement(*(_answers(source, place, opened, ask) for ask in (source.model, asked)))
-        facts = {**written.facts, "verified": {**found, "without_sparsesoup": not asked.ours}}
+        found |= {"without_sparsesoup": not asked.ours, "test_splits": test_splits(opened.source, opened.task)}
+        facts = {**written.facts, "verified": found}
     on_disk = json.loads((out / "export.json").read_text(encoding="utf-8"))
     write_json(out / "export.json", {**on_disk, "verified": facts["verified"]})
     return Export(out, facts)

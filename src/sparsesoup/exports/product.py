@@ -38,7 +38,7 @@ class Format(Protocol):
 
 def told(to: str, settings: Mapping[str, Any], source: Source, before: Size, product: Product) -> dict[str, Any]:
     """What export.json says, sizes before and after as pairs."""
-    keys = ("method", "model", "dataset", "local", "seed", "sparsity", "validation", "test")
+    keys = ("method", "model", "dataset", "local", "seed", "sparsity", "validation", "test", "test_splits")
     pairs = {key: [value, asdict(product.size)[key]] for key, value in asdict(before).items()}
     return {
         "format": 1,

@@ -160,8 +160,9 @@ def open_source(run: Path) -> Source:
 
 
 def run_of(path: Path) -> Path:
-    """The directory of a run whose model/ is named; any other path as it is."""
-    return path.parent if path.name == "model" and (path.parent / "run.yaml").is_file() else path
+    """The directory of a run whose model/ is named, or the masks in it; any other path as it is."""
+    model = path.parent if path.name == "pruning" else path
+    return model.parent if model.name == "model" and (model.parent / "run.yaml").is_file() else path
 
 
 def graph_in(folder: Path) -> str:
@@ -185,9 +186,9 @@ def check_finished(run: Path) -> None:
 def _tested(run: Path) -> dict[str, Any]:
     """The scores on the test split, which a run's ticket does not know: it was written before them."""
     report = run / "report.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        scores = json.loads(report.read_text(encoding="utf-8"))["test"]
-        return {"test": scores} if scores else {}
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        facts = json.loads(report.read_text(encoding="utf-8"))
+        return {key: facts[key] for key in ("test", "test_splits") if facts.get(key)}
     return {}
 
 

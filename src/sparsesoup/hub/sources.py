@@ -126,13 +126,17 @@ def open_test(source: Source, task: AnyTask) -> dict[str, Dataset]:
     GLUE's official validation split is the test split; elsewhere a labelled `test`, else `validation`; a dataset with a
     training split alone has a tenth of it carved out, which `training_splits` leaves out.
     """
-    if not _needs_carving(source, task):
-        names = _test_names(source, task)
-        return {key: _labelled(source.splits[name], task, f"{source.name} {name}") for key, name in names.items()}
-    name = _train_name(source)
-    rows = _labelled(source.splits[name], task, f"{source.name} {name}")
-    # Not the run's seed: runs of different seeds have to be compared on the same test rows.
-    return {"test": _carve(rows, TEST_SEED, "test")[1]}
+    names = test_splits(source, task)
+    parts = {key: _labelled(source.splits[name], task, f"{source.name} {name}") for key, name in names.items()}
+    if _needs_carving(source, task):
+        # Not the run's seed: runs of different seeds have to be compared on the same test rows.
+        parts = {key: _carve(rows, TEST_SEED, "test")[1] for key, rows in parts.items()}
+    return parts
+
+
+def test_splits(source: Source, task: AnyTask) -> dict[str, str]:
+    """What `open_test` calls its rows -> the split of the dataset that they are, or are carved out of."""
+    return {"test": _train_name(source)} if _needs_carving(source, task) else _test_names(source, task)
 
 
 def _places(dataset: str, data_root: str | None) -> list[Path]:
