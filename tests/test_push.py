@@ -203,6 +203,27 @@ def test_results_name_the_split_that_was_the_test_split():
     assert {*METRICS} <= {*JUDGES}
 
 
+@pytest.mark.parametrize(
+    ("settings", "splits", "told"),
+    [
+        ({"dataset": "owner/tweets:emotion"}, {"test": "test"}, ("owner/tweets", "emotion", "test")),
+        (
+            {"dataset": "owner/tweets", "dataset_config": "emotion"},
+            {"test": "test"},
+            ("owner/tweets", "emotion", "test"),
+        ),
+        ({"dataset": "owner/answers"}, {"test": "validation"}, ("owner/answers", None, "validation")),
+        ({"dataset": "owner/rows"}, {"test": "train"}, ("owner/rows", None, "train")),
+        ({"dataset": "owner/old"}, None, ("owner/old", None, "test")),
+    ],
+)
+def test_results_name_configuration_and_split_of_any_dataset(settings, splits, told):
+    facts = NEEDED | {"dataset": settings["dataset"].partition(":")[0], "settings": settings, "test_splits": splits}
+    data = ModelCard(card(facts | {"test": {"accuracy": 0.1}}, {}, {}, "m", "unknown")).data
+    (result,) = data.eval_results
+    assert (result.dataset_type, result.dataset_config, result.dataset_split) == told
+
+
 def test_a_dense_run_is_not_called_pruned():
     full = {"asked": 0.0, "reached": 0.0, "kept": 8, "total": 8}
     made = ModelCard(card(NEEDED | {"method": "dense", "sparsity": full}, {}, {}, "me/m", "unknown"))
@@ -372,6 +393,23 @@ def test_what_measure_found_of_a_model_folder_stays_here(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "seed-0")
     (copy / "model" / "measure.json").write_text(json.dumps({"path": "/home/me/model"}))
     assert "measure.json" not in files_of(dry(copy, tmp_path / "out"))
+    assert main(["measure", str(copy / "model" / "pruning"), "--rounds", "3", "--batch", "1", "--on", "torch"]) == 0
+    assert (copy / "measure.json").is_file()  # of the run, whose page tells it
+    (copy / "model" / "pruning" / "measure.json").write_text("{}")
+    assert not [name for name in files_of(dry(copy, tmp_path / "again")) if "measure" in name]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"files": 3}, {"files": None}, {"files": [1]}, {"files": ["model.safetensors", "../secret.json"]},
+     {"files": ["model.safetensors", "/etc/hostname"]}, {"verified": None}, {"verified": [1]}],
+)  # fmt: skip
+def test_a_list_of_files_that_is_none_or_leads_elsewhere_is_refused(run, damage, tmp_path, capsys):
+    dense = export(run, "dense", tmp_path / "dense").path
+    (tmp_path / "secret.json").write_text("{}")
+    (dense / "export.json").write_text(json.dumps(json.loads((dense / "export.json").read_text()) | damage))
+    said = refused(capsys, tmp_path, dense, "me/tiny", "--dry-run", "--out", tmp_path / "out")
+    assert "export.json: no list of the files beside it" in said
 
 
 @pytest.mark.parametrize("to", ["dense", "packed", "onnx"])

@@ -135,9 +135,10 @@ def open_parcel(run: Path) -> Parcel:
     if (run / FORM).is_file():
         form, ticket = read_table(run / FORM), run / "pruning" / FACTS
         facts = read_table(ticket) if ticket.is_file() else form.get("source", {})
+        files, verified = _named(run / FORM, form)
         # To verify an export is to open the test split, if nobody had before.
-        facts = {"test": form.get("verified", {}).get("scores_of_source"), **facts}
-        parcel = Parcel(run, tuple(form.get("files", ())), facts, form)
+        facts = {"test": verified.get("scores_of_source"), "test_splits": verified.get("test_splits"), **facts}
+        parcel = Parcel(run, files, facts, form)
         if lost := [name for name in parcel.files if not (run / name).is_file()]:
             raise UserError(f"damaged export: {run / lost[0]} is missing, which {FORM} names; export it again")
     elif (run / "report.json").is_file():
@@ -154,13 +155,24 @@ def open_parcel(run: Path) -> Parcel:
     return parcel
 
 
+def _named(path: Path, form: Mapping[str, Any]) -> tuple[tuple[str, ...], Mapping[str, Any]]:
+    """(files, what was verified) of an export.json."""
+    files, verified = form.get("files", []), form.get("verified", {})
+    known = isinstance(files, list) and all(isinstance(name, str) for name in files) and isinstance(verified, Mapping)
+    # A name that leads out of the folder would be read, and written, elsewhere.
+    if not known or any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
+        raise UserError(f"damaged {path}: no list of the files beside it, or of what was verified; export it again")
+    return tuple(files), verified
+
+
 def _files(folder: Path) -> tuple[str, ...]:
     """Weights, configs, tokenizer and masks; no pickles, nor what lies there by chance."""
     if not folder.is_dir():
         return ()
     found = [p.name for p in sorted(folder.iterdir()) if p.is_file() and p.suffix in (*BESIDE, ".safetensors")]
     beside = [name for name in found if name not in OURS or name in (CONFIG, INDEX)]
-    return (*beside, *(f"pruning/{p.name}" for p in sorted((folder / "pruning").glob("*")) if p.is_file()))
+    masks = sorted(p for p in (folder / "pruning").glob("*") if p.is_file() and p.name not in OURS)
+    return (*beside, *(f"pruning/{p.name}" for p in masks))
 
 
 def write(parcel: Parcel, folder: Path, repo: str, license: str) -> None:
