@@ -368,6 +368,15 @@ def test_wrong_words_are_refused_in_one_line(words, told, tmp_path, capsys):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_an_export_that_tells_of_other_layers_is_refused(tmp_path, capsys):
+    small = export(pruned(tmp_path / "source", "distilbert", FEWER), "compact", tmp_path / "small").path
+    facts = json.loads((small / "export.json").read_text())
+    facts["layers"][0]["layer"] = "a"
+    (small / "export.json").write_text(json.dumps(facts))
+    assert command(small) == 2
+    assert "damaged export: its export.json and its model differ in layer a" in capsys.readouterr().err
+
+
 def test_what_is_no_run_and_no_export_is_refused(tmp_path, capsys):
     with pytest.raises(UserError, match="nothing to measure; give a run or an export"):
         measure([], How())

@@ -209,7 +209,12 @@ def _tell_config(model: Any) -> Widths:
 
 
 def widths_by_layer(before: Widths, after: Widths) -> list[dict[str, Any]]:
-    """A row a layer: how many heads and units it had and has."""
+    """A row a layer: how many heads and units it had and has.
+
+    Raises: UserError if an export.json told of other layers than the model has.
+    """
+    if foreign := sorted(before.keys() ^ after.keys()):
+        raise UserError(f"damaged export: its export.json and its model differ in layer {foreign[0]}; export it again")
     return [
         {"layer": layer, **{key: [row[key], after[layer][key]] for key in ("heads", "units")}}
         for layer, row in before.items()
