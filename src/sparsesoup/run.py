@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from sparsesoup import masks as algebra
 from sparsesoup.errors import UserError
@@ -96,7 +97,7 @@ def prune(settings: Settings, out: Path, outside: Outside, within: Path | None =
     opened = open_task(settings.place)
     if not outside.patient:  # a study has many runs, and says it in none
         for said in filter(None, (_unused(settings), doubt(opened), settings.train.doubt())):
-            outside.console.print(f"note: {said}", highlight=False, markup=False, soft_wrap=True)
+            outside.console.print(Text(f"note: {said}"), soft_wrap=True)
     settings = complete(settings)
     path = out / (within or directory(opened.source.name, settings))
     fresh = not path.exists()

@@ -96,13 +96,15 @@ class Board:
             self._live.update(self._drawn(), refresh=True)
 
     def _say(self, line: str) -> None:
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        # Text, not str: brackets and colons in a row's or a dataset's name are no markup.
+        self.console.print(Text(line), soft_wrap=True)
 
     def _drawn(self) -> Group:
         table = Table("under way", "for", "step", "loss", box=None, header_style="dim", padding=(0, 2, 0, 0))
         for job, began in self.running.values():
             step, loss = last_step(job.run / "log.jsonl") if job.kind == "draw" else ("", "")
-            table.add_row(f"{_verb(job)} {job.cell.name}", duration(time.monotonic() - began), step, loss)
+            name = Text(f"{_verb(job)} {job.cell.name}")
+            table.add_row(name, duration(time.monotonic() - began), step, loss)
         left = self.left(max(1, len(self.running)))
         waiting = self.total - self.done - self.failed - len(self.running)
         told = f"{self.done} done, {len(self.running)} running, {waiting} waiting, {self.failed} failed"

@@ -1,0 +1,31 @@
+"""The live table of a study: whatever a row, a dataset or a model is called."""
+
+import io
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from sparsesoup.study.board import Board
+from sparsesoup.study.plan import read_plan
+from sparsesoup.study.work import Job
+
+NAMES = ("isp [tuned]", "x [/y]", "[bold]", ":bug:")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_names_are_shown_as_they_are_and_are_no_markup(place, monkeypatch, tmp_path, terminal):
+    for name, known in (("bert [b]", "bert"), ("reviews [r]", "reviews")):
+        (tmp_path / name).symlink_to(place / known)
+    monkeypatch.chdir(tmp_path)
+    recipe = {"models": "bert [b]", "datasets": "reviews [r]", "sparsities": 0.5, "seeds": 0, "steps": 3}
+    rows = {name: {"name": "random"} for name in NAMES}
+    Path("small.yaml").write_text(yaml.safe_dump(recipe | {"methods": rows}), encoding="utf-8")
+    jobs = [Job("draw", cell, Path("runs"), Path("studies")) for cell in read_plan(Path("small.yaml")).cells]
+    console = Console(file=io.StringIO(), width=120, force_terminal=terminal)
+    with Board(console, jobs, live=True) as board:
+        for job in jobs:
+            board.begin(job)
+    shown = console.file.getvalue()
+    assert [f"drawing {name} on reviews [r], sparsity 0.5, seed 0 (bert [b])" in shown for name in NAMES] == [True] * 4
