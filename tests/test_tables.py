@@ -153,6 +153,13 @@ def test_any_name_of_a_row_leaves_the_tables_whole() -> None:
     assert r"| a\|b^2~{c}\d<e> |" in markdown(found)
 
 
+def test_no_line_of_a_latex_table_begins_with_what_the_one_before_takes_for_an_option() -> None:
+    for name in ("[tuned] isp", "*", " [2pt]"):
+        found = latex(grid([*rows(dense=[0.9]), record(name, 0, 0.5), record("isp", 0, 0.6)]))
+        assert f"\n{{}}{name} & " in found
+        assert not re.search(r"^\s*[\[*]", found, re.MULTILINE)
+
+
 def test_sparsities_that_differ_are_told_apart() -> None:
     found = grid([record("isp", 0, 0.5, asked) for asked in (0.9, 0.905, 0.07)])
     assert lines(found)[0][1:4] == ["d_1 at 90 %", "d_1 at 90.5 %", "d_1 at 7 %"]

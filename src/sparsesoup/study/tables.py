@@ -241,6 +241,8 @@ def _escaped(text: str) -> str:
 
 def _tex(cells: Sequence[str], bold: Collection[int] = ()) -> str:
     escaped = [_escaped(cell) for cell in cells]
+    if escaped[0].lstrip().startswith(("[", "*")):
+        escaped[0] = "{}" + escaped[0]  # else the line before would take it for an option
     return " & ".join(rf"\textbf{{{c}}}" if k in bold else c for k, c in enumerate(escaped)) + r" \\"
 
 
