@@ -155,6 +155,25 @@ def test_an_address_without_ray_says_so_in_one_line_within_ten_seconds(folder, c
     assert "--address is host:port" in refused(capsys, "--address", "ray://127.0.0.1:10001")[0]
 
 
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("a..b:6379", "no Ray cluster answers at a..b:6379 (a..b is no name of a host); start one"),
+        (64 * "a" + ":6379", "is no name of a host); start one"),
+        (
+            "localhost:²",
+            "--address is host:port of a Ray cluster's head, such as 10.0.0.1:6379, or auto; got localhost:²",
+        ),
+        ("localhost:70000", "or auto; got localhost:70000"),
+        (f"localhost:{5000 * '9'}", "--address is host:port"),
+    ],
+)
+def test_an_address_that_is_none_says_so_in_one_line(folder, capsys, address, said):
+    line, seconds = refused(capsys, "--address", address)
+    assert said in line
+    assert seconds < 5
+
+
 def test_an_address_is_asked_before_the_libraries_are_loaded_and_costs_are_made_equal(folder, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     script = (

@@ -73,7 +73,7 @@ def need_answer(address: str) -> None:
     if address in ("auto", "local"):
         return  # Ray looks at what runs on this machine, and says at once that there is none
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or "/" in address:
+    if not host or not _is_port(port) or "/" in address:
         raise UserError(
             f"--address is host:port of a Ray cluster's head, such as 10.0.0.1:6379, or auto; got {address}"
         )
@@ -83,6 +83,11 @@ def need_answer(address: str) -> None:
             f"no Ray cluster answers at {address} ({why}); start one with `ray start --head`, or leave --address and "
             f"RAY_ADDRESS out and it is started here"
         )
+
+
+def _is_port(text: str) -> bool:
+    """Whether it is a number that a port can have; isdigit alone also takes signs such as ²."""
+    return text.isascii() and text.isdigit() and len(text) <= 5 and int(text) < 2**16
 
 
 def _unanswered(host: str, port: int) -> str:
@@ -98,6 +103,8 @@ def _unanswered(host: str, port: int) -> str:
             said[0] = "" if settings or os.environ.get("RAY_USE_TLS") == "1" else "what answers there is not Ray"
         except OSError as error:
             said[0] = error.strerror or str(error)
+        except ValueError:  # a part of it is empty or longer than a name server takes
+            said[0] = f"{host} is no name of a host"
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
