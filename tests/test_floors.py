@@ -37,6 +37,7 @@ FLOORS: list[set[str]] = [
         "study",
         "spread",
         "workers",
+        "threads",
         "cli",
     },
     {"__init__", "__main__"},

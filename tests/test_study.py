@@ -25,6 +25,7 @@ from sparsesoup.study.command import _changes
 from sparsesoup.study.existing import records_of
 from sparsesoup.study.flags import parser
 from sparsesoup.study.plan import read_plan
+from sparsesoup.threads import MOST_THREADS
 from sparsesoup.ticket import save_masks
 from tiny_hub import masks_of, offline, weights_of
 from tiny_images import photos
@@ -439,6 +440,14 @@ def test_rows_and_datasets_may_be_called_by_numbers(place):
         }  # fmt: skip
     write(methods={"dense": None, 8: {"name": "magnitude"}}, budget={"row": 8})
     assert {cell.row for cell in read_plan(Path("small.yaml")).cells} == {"dense", "8"}
+
+
+def test_more_threads_than_torch_bears_are_refused_here_and_on_a_node(capsys):
+    assert main(["compare", "--config", write(), "--threads", "100000", "--dry-run"]) == 2
+    assert f"--threads is at most {MOST_THREADS} here, four a core, got 100000" in capsys.readouterr().err
+    job = work.Job("draw", read_plan(Path("small.yaml")).cells[0], Path("runs"), Path("study"), threads=100_000)
+    work.perform(job)
+    assert "--threads is at most" in json.loads(job.failure.read_text())["error"]
 
 
 def test_a_sparsity_is_a_number_however_yaml_reads_it():

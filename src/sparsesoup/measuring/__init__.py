@@ -1,7 +1,6 @@
 """What pruning gained: size, FLOPs, and the time of a batch beside the dense model's, on every engine that is there."""
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,10 +20,10 @@ from sparsesoup.measuring.subject import AS_IT_IS, Subject, open_subject
 from sparsesoup.measuring.words import said, why
 from sparsesoup.measuring.work import flops, profile, sparse_flops
 from sparsesoup.summary import machine, versions
+from sparsesoup.threads import check_threads
 from sparsesoup.timing import Spread, in_turns, ratios, spread
 
 FILE = "measure.json"
-MOST_THREADS = 4 * (os.cpu_count() or 1)  # far above it torch ends in a crash
 CLOSE = 1e-2  # how far the answers of a backend may lie from torch's, as a share of the largest
 Facts = dict[str, Any]
 
@@ -59,8 +58,7 @@ class How:
                 raise UserError(f"--{name} is a whole number, got {value!r}")
             if value < least:
                 raise UserError(f"--{name} is at least {least}, got {value}")
-        if (self.threads or 0) > MOST_THREADS:
-            raise UserError(f"--threads is at most {MOST_THREADS} here, four a core, got {self.threads}")
+        check_threads(self.threads)
         if unknown := [name for name in self.on or ("",) if name not in BACKENDS]:
             raise UserError(f"unknown backend {unknown[0]!r} in --on; allowed: {', '.join(BACKENDS)}")
 

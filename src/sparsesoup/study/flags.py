@@ -8,6 +8,7 @@ from typing import Any
 from sparsesoup.errors import UserError
 from sparsesoup.parser import OneLine
 from sparsesoup.study.reach import asked, need_answer
+from sparsesoup.threads import check_threads
 from sparsesoup.workers import LIVES
 
 ABOUT = """Many runs as one resumable study: models, datasets, methods, sparsities and seeds; then a table and a page.
@@ -109,6 +110,8 @@ def _need_fitting(options: Any, ray: bool) -> None:
     for flag, low in (("workers", 1), ("threads", 1), ("retries", 0), ("workers_per_cell", 1)):
         if (value := getattr(options, flag)) is not None and value < low:
             raise UserError(f"--{flag.replace('_', '-')} is at least {low}, got {value}")
+    if not ray or asked(options.address) == "local":  # the nodes of a cluster have cores of their own
+        check_threads(options.threads)
     for flag in ("address", "cpus_per_cell", "gpus_per_cell"):
         if getattr(options, flag) is not None and not ray:
             raise UserError(f"--{flag.replace('_', '-')} is for cells on Ray; add --executor ray")

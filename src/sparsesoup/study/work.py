@@ -17,6 +17,7 @@ from sparsesoup.files import remove, write_json
 from sparsesoup.run import Outside, masks_of, prune, test
 from sparsesoup.show import read_report
 from sparsesoup.study.cell import Cell
+from sparsesoup.threads import check_threads
 
 Kind = Literal["draw", "test"]
 KEPT = ("method", "validation", "test", "sparsity", "cost", "steps", "seconds", "notes", "matrices", "command",
@@ -61,10 +62,11 @@ class Job:
 
 def perform(job: Job, console: Console | None = None) -> None:
     """Do a job and record it; a job that fails is recorded as failed, and stops nothing but itself."""
-    if job.threads:
-        torch.set_num_threads(job.threads)
     console = console or Console(file=io.StringIO())
     try:
+        if job.threads:
+            check_threads(job.threads)  # once more: a node of a cluster may have fewer cores than its head
+            torch.set_num_threads(job.threads)
         if job.kind == "draw":
             workers = job.workers if masks_of(job.cell.settings) else 1
             outside = Outside(console, shelf=job.folder / "shelf", patient=True, workers=workers, page=False)
