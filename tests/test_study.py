@@ -442,6 +442,24 @@ def test_rows_and_datasets_may_be_called_by_numbers(place):
     assert {cell.row for cell in read_plan(Path("small.yaml")).cells} == {"dense", "8"}
 
 
+@pytest.mark.parametrize("text", ["[1]", "3", "{", "{}", '{"row": "random"}'])
+def test_a_damaged_record_is_told_in_one_line_with_its_remedy(text, capsys):
+    write(methods=["random"], sparsities=0.5, seeds=0)
+    assert main(["compare", "--config", "small.yaml"]) == 0
+    (record,) = Path("runs/studies/small/cells").glob("*.json")
+    kept = record.read_text()
+    for path in (record, record.with_suffix(".failed.json")):
+        path.write_text(text)
+        capsys.readouterr()
+        assert main(["compare", "--config", "small.yaml"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"sparsesoup: damaged record: {path} ")
+        assert line.endswith("; remove it, and the study does that cell again")
+        path.unlink()
+        assert main(["compare", "--config", "small.yaml"]) == 0
+        assert json.loads(record.read_text()).keys() == json.loads(kept).keys()
+
+
 def test_more_threads_than_torch_bears_are_refused_here_and_on_a_node(capsys):
     assert main(["compare", "--config", write(), "--threads", "100000", "--dry-run"]) == 2
     assert f"--threads is at most {MOST_THREADS} here, four a core, got 100000" in capsys.readouterr().err

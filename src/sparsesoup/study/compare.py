@@ -18,7 +18,7 @@ from sparsesoup.study.existing import records_of
 from sparsesoup.study.page import draw_page
 from sparsesoup.study.plan import Plan
 from sparsesoup.study.tables import Column, Grid, Record, grid, latex, markdown
-from sparsesoup.study.work import Job, read_record, records
+from sparsesoup.study.work import FAILED, Job, read_record, records
 from sparsesoup.summary import machine, versions
 
 STUDIES = "studies"
@@ -59,7 +59,7 @@ def compare(
         _do(
             [j for j in tests if drawn[j.cell.key]["test"] is None and _waits(j, retry_failed, True)], executor, console
         )
-        failed = [found for job in draws if (found := read_record(job.failure))]
+        failed = [found for job in draws if (found := read_record(job.failure, FAILED))]
         if not failed:
             remove(folder / "shelf")
         _write(

@@ -1,10 +1,9 @@
 """The work of a study: one cell drawn, or scored on the test split, and what came of it put on record."""
 
 import io
-import json
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +12,7 @@ import torch
 from rich.console import Console
 
 from sparsesoup.errors import UserError
-from sparsesoup.files import remove, write_json
+from sparsesoup.files import read_table, remove, write_json
 from sparsesoup.run import Outside, masks_of, prune, test
 from sparsesoup.show import read_report
 from sparsesoup.study.cell import Cell
@@ -22,6 +21,10 @@ from sparsesoup.threads import check_threads
 Kind = Literal["draw", "test"]
 KEPT = ("method", "validation", "test", "sparsity", "cost", "steps", "seconds", "notes", "matrices", "command",
         "machine", "versions")  # fmt: skip
+NEEDED = ("row", "model", "dataset", "asked", "seed", "run", "method", "validation", "test", "sparsity", "cost",
+          "steps", "seconds", "matrices", "command")  # what tables and page are made of  # fmt: skip
+FAILED = ("cell", "error")  # the same of a failure
+AGAIN = "remove it, and the study does that cell again"
 
 
 @dataclass(frozen=True)
@@ -94,14 +97,17 @@ def fail(job: Job, why: str, trace: str = "") -> None:
     write_json(job.failure, {"cell": job.cell.name, "error": why, "trace": trace, "when": time.time()})
 
 
-def read_record(path: Path) -> dict[str, Any] | None:
-    """A record, or None if there is none."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+def read_record(path: Path, needed: Sequence[str] = NEEDED) -> dict[str, Any] | None:
+    """A record, or None if there is none.
+
+    Raises: UserError if it cannot be read, is no table, or lacks one of the `needed` keys.
+    """
+    if not path.exists():
         return None
-    except ValueError as error:
-        raise UserError(f"damaged record {path} ({error}); remove it, and the study does that cell again") from error
+    record = read_table(path, "record", AGAIN)
+    if lacking := [key for key in needed if key not in record]:
+        raise UserError(f"damaged record: {path} lacks {', '.join(lacking)}; {AGAIN}")
+    return record
 
 
 def records(jobs: Iterable[Job]) -> dict[str, dict[str, Any]]:
