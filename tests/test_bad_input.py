@@ -222,6 +222,13 @@ def test_groups_that_cannot_be_and_settings_that_a_row_fixes(place, refused, tmp
         ("- a\n- list", ["recipe", "recipe.yaml", "must be a table of settings"]),
         ("", ["recipe", "must be a table of settings"]),
         ("method: isp\n1: 2", ["unknown setting", "1"]),
+        ("method: isp\nprompts: 2024-13-45", ["cannot read recipe", "'2024-13-45' is no timestamp, line 2; correct"]),
+        ("method: isp\nprompts: 2024-12-01", ["setting prompts is a number, a text", "write it in quotes"]),
+        ("method: isp\nsteps: !!int x", ["cannot read recipe", "'x' is no int, line 2; correct it"]),
+        ("method: isp\ntrain: {clip: !!bool x}", ["cannot read recipe", "'x' is no bool, line 2; correct it"]),
+        ("method: isp\nprompts: &all [a, *all]", ["what begins in line 2 holds itself by an alias"]),
+        ("method: isp\ntrain: &all {<<: *all}", ["what begins in line 2 holds itself by an alias"]),
+        ("method: isp\nprompts: " + 2000 * "[" + 2000 * "]", ["cannot read recipe", "nested too deep"]),
     ],
 )
 def test_bad_recipes(refused, tmp_path, recipe, parts):

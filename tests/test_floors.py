@@ -18,6 +18,7 @@ FLOORS: list[set[str]] = [
     {"hub", "exports"},
     {
         "parser",
+        "yaml_text",
         "exporting",
         "verifying",
         "measuring",

@@ -442,6 +442,35 @@ def test_rows_and_datasets_may_be_called_by_numbers(place):
     assert {cell.row for cell in read_plan(Path("small.yaml")).cells} == {"dense", "8"}
 
 
+def test_tables_of_a_recipe_may_be_merged_with_others_that_are_merged_themselves():
+    deep = "train: &deep {<<: &base {batch_size: 4, clip: 2.0}, batch_size: 8}"
+    row = f"magnitude: {{{deep}}}\n  random: {{train: {{<<: *deep, batch_size: 2}}}}"
+    Path("merged.yaml").write_text(
+        f"models: bert\ndatasets: reviews\nsteps: 5\nmethods:\n  {row}\ntrain: {{<<: *deep}}\n"
+    )
+    cells = read_plan(Path("merged.yaml"), {"seeds": [0]}).cells
+    assert [(cell.row, cell.settings.train.batch_size, cell.settings.train.clip) for cell in cells] == [
+        ("magnitude", 8, 2.0), ("random", 2, 2.0)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("prompts: 2024-13-45", "'2024-13-45' is no timestamp, line 1"),
+        ("prompts: !!int x", "'x' is no int, line 1"),
+        ("models: &all [bert, *all]", "what begins in line 1 holds itself by an alias (*); leave that out"),
+        ("models: " + 2000 * "[" + 2000 * "]", "lists and tables are nested too deep"),
+    ],
+)
+def test_yaml_that_says_nothing_is_refused_in_one_line(recipe, said, capsys):
+    Path("odd.yaml").write_text(f"{recipe}\nmethods: [random]\n")
+    assert main(["compare", "--config", "odd.yaml"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("sparsesoup: cannot read recipe odd.yaml: ")
+    assert said in line
+
+
 @pytest.mark.parametrize("text", ["[1]", "3", "{", "{}", '{"row": "random"}'])
 def test_a_damaged_record_is_told_in_one_line_with_its_remedy(text, capsys):
     write(methods=["random"], sparsities=0.5, seeds=0)

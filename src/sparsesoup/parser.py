@@ -3,9 +3,8 @@
 import argparse
 import difflib
 import re
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import yaml
 from jsonargparse import ArgumentParser
 
 from sparsesoup.errors import UserError
@@ -72,24 +71,3 @@ class Parser(ArgumentParser):
     def format_help(self) -> str:
         """The help with `--data-root` rather than `--data_root`."""
         return re.sub(r"--[a-z][\w.]*", lambda m: m.group().replace("_", "-"), super().format_help())
-
-
-class _Once(yaml.SafeLoader):
-    """Refuses a table that says the same key twice, of which YAML would take the last without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        said = [key.value for key, _ in node.value]
-        if twice := [key for i, key in enumerate(said) if key in said[:i]]:
-            raise yaml.YAMLError(f"{twice[0]} stands there twice, line {node.start_mark.line + 1} on; leave one")
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(text: str) -> Any:
-    """What a YAML text says.
-
-    Raises: yaml.YAMLError, also where a table has the same key twice.
-
-    >>> read_yaml("sparsity: 0.5")
-    {'sparsity': 0.5}
-    """
-    return yaml.load(text, _Once)  # a SafeLoader

@@ -20,9 +20,10 @@ from jsonargparse import Namespace
 from sparsesoup.errors import UserError
 from sparsesoup.hub.build import Place
 from sparsesoup.methods import METHODS, TABLE, Method
-from sparsesoup.parser import Parser, read_yaml
+from sparsesoup.parser import Parser
 from sparsesoup.select import check_scope
 from sparsesoup.training import Distill, Training
+from sparsesoup.yaml_text import read_yaml
 
 ELSEWHERE = (
     "data_root",
@@ -257,10 +258,20 @@ def _as_flags(recipe: dict[str, Any]) -> list[str]:
         if str(name) in OUTSIDE:
             raise UserError(f"{name} is no setting of a run, which a recipe holds; {OUTSIDE[str(name)]}")
         if isinstance(value, dict) and name in ("train", "method"):
-            flags += [f"--{name}.{key}={_plain(v)}" for key, v in value.items()]
+            flags += [_as_flag(f"{name}.{key}", own) for key, own in value.items()]
         else:
-            flags.append(f"--{name}={_plain(value)}")
+            flags.append(_as_flag(str(name), value))
     return _columns_as_list([_normal(flag) for flag in flags])
+
+
+def _as_flag(name: str, value: Any) -> str:
+    try:
+        return f"--{name}={_plain(value)}"
+    except (TypeError, ValueError) as error:  # a date, a set, bytes, what holds itself
+        raise UserError(
+            f"setting {name} is a number, a text, true, false, null, or a list or table of these, got {value!r}; "
+            f"write it in quotes if it is a text"
+        ) from error
 
 
 def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from sparsesoup.errors import UserError
-from sparsesoup.parser import read_yaml
+from sparsesoup.yaml_text import compose, read_yaml
 
 SHIPPED = Path(__file__).parent / "recipes"
 NAMED = ("methods", "datasets")  # tables whose keys are names, which may look like numbers
@@ -56,7 +56,7 @@ def read_written(path: Path) -> tuple[Table, Callable[[Sequence[str]], int]]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        recipe, tree = read_yaml(text), yaml.compose(text)
+        recipe, tree = read_yaml(text), compose(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         names = ", ".join(sorted(each.stem for each in SHIPPED.glob("*.yaml")))
         hint = f"; shipped ones are {names}" if isinstance(error, FileNotFoundError) else ""

@@ -1,0 +1,92 @@
+"""YAML as recipes have it: every key once in its table, and nothing that holds itself."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+NO_VALUE = (ValueError, LookupError, AttributeError)  # what PyYAML raises for 2024-13-45, !!bool x and !!timestamp x
+TOO_DEEP = "lists and tables are nested too deep; leave some out"
+
+
+class _Plain(yaml.SafeLoader):
+    """A SafeLoader that tells the line of a value that is none of its kind."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except NO_VALUE as error:
+            kind, line = node.tag.rpartition(":")[2], node.start_mark.line + 1
+            raise yaml.YAMLError(
+                f"{node.value!r:.40} is no {kind}, line {line}; correct it, or write it in quotes without a tag"
+            ) from error
+
+
+def read_yaml(text: str) -> Any:
+    """What a YAML text says.
+
+    Raises: yaml.YAMLError, also where a table has the same key twice, or something holds itself.
+
+    >>> read_yaml("sparsity: 0.5")
+    {'sparsity': 0.5}
+    """
+    return construct(compose(text))
+
+
+def compose(text: str) -> yaml.Node | None:
+    """The tree of a YAML text, as it is written: no table is merged into another; None for an empty text.
+
+    Raises: yaml.YAMLError, as `read_yaml`.
+    """
+    try:
+        tree = yaml.compose(text, yaml.SafeLoader)
+        for node in nodes(tree):
+            if isinstance(node, yaml.MappingNode):
+                _need_once(node)
+        return tree
+    except RecursionError as error:
+        raise yaml.YAMLError(TOO_DEEP) from error
+
+
+def construct(tree: yaml.Node | None) -> Any:
+    """What a tree says; its tables take in those that they are merged with.
+
+    Raises: yaml.YAMLError for a value that is none of its kind.
+    """
+    try:
+        return None if tree is None else _Plain("").construct_document(tree)
+    except RecursionError as error:
+        raise yaml.YAMLError(TOO_DEEP) from error
+
+
+def nodes(tree: yaml.Node | None) -> Iterator[yaml.Node]:
+    """Every node of a tree, once.
+
+    Raises: yaml.YAMLError where one holds itself.
+    """
+    return iter(()) if tree is None else _below(tree, (), set())
+
+
+def _below(node: yaml.Node, within: tuple[yaml.Node, ...], known: set[yaml.Node]) -> Iterator[yaml.Node]:
+    if node in within:
+        raise yaml.YAMLError(
+            f"what begins in line {node.start_mark.line + 1} holds itself by an alias (*); leave that out"
+        )
+    if node not in known:
+        known.add(node)
+        yield node
+        for part in _parts(node):
+            yield from _below(part, (*within, node), known)
+
+
+def _parts(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
+def _need_once(table: yaml.MappingNode) -> None:
+    """Refuse a table that says the same key twice, of which YAML would take the last without a word."""
+    said = [key.value for key, _ in table.value]
+    if twice := [key for i, key in enumerate(said) if key in said[:i]]:
+        raise yaml.YAMLError(f"{twice[0]} stands there twice, line {table.start_mark.line + 1} on; leave one")
