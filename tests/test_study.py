@@ -442,6 +442,28 @@ def test_rows_and_datasets_may_be_called_by_numbers(place):
     assert {cell.row for cell in read_plan(Path("small.yaml")).cells} == {"dense", "8"}
 
 
+def test_rows_and_datasets_are_called_as_is_written_also_by_words_that_yaml_knows(place, capsys):
+    Path("off").symlink_to(place / "reviews")
+    head = "models: bert\nsparsities: 0.5\nseeds: &seeds [0]\nsteps: 5\n"
+    rows = "methods:\n  no: {name: magnitude}\n  null: {name: random}\n  0x7: {name: random, seeds: *seeds}\n"
+    Path("words.yaml").write_text(
+        f"{head}datasets:\n  off: {{steps: 7}}\n{rows}  yes: {{from: no}}\nbudget: {{row: no}}\n"
+    )
+    with pytest.raises(UserError, match=r"^words.yaml, line 11: row yes has from, but at equal total cost"):
+        read_plan(Path("words.yaml"))
+    Path("words.yaml").write_text(f"{head}datasets: off\n{rows}  yes off: {{from: {{row: no, dataset: off}}}}\n")
+    cells = read_plan(Path("words.yaml")).cells
+    assert [(cell.row, cell.place[1], cell.seed) for cell in cells] == [
+        ("no", "off", 0), ("null", "off", 0), ("0x7", "off", 0), ("yes off", "off", 0)
+    ]  # fmt: skip
+    Path("words.yaml").write_text(f"{head}datasets: off\nmethods: [random, no]\n")
+    with pytest.raises(UserError, match="unknown method 'no'"):
+        read_plan(Path("words.yaml"))
+    Path("words.yaml").write_text(f"{head}datasets: off\nmethods:\n  null: {{name: gradual, method: {{stopp: 1}}}}\n")
+    with pytest.raises(UserError, match=r"^words.yaml, line 7: unknown setting --method.stopp"):
+        read_plan(Path("words.yaml"))
+
+
 def test_tables_of_a_recipe_may_be_merged_with_others_that_are_merged_themselves():
     deep = "train: &deep {<<: &base {batch_size: 4, clip: 2.0}, batch_size: 8}"
     row = f"magnitude: {{{deep}}}\n  random: {{train: {{<<: *deep, batch_size: 2}}}}"

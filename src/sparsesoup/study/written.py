@@ -9,10 +9,11 @@ from typing import Any
 import yaml
 
 from sparsesoup.errors import UserError
-from sparsesoup.yaml_text import compose, read_yaml
+from sparsesoup.yaml_text import compose, construct, nodes
 
 SHIPPED = Path(__file__).parent / "recipes"
-NAMED = ("methods", "datasets")  # tables whose keys are names, which may look like numbers
+NAMED = ("methods", "datasets", "models", "from", "row", "dataset")  # where names stand, whatever they look like
+NULL, MERGE, TEXT = (f"tag:yaml.org,2002:{kind}" for kind in ("null", "merge", "str"))
 Table = dict[str, Any]
 Levels = Sequence[tuple[tuple[str, ...], Any]]  # where settings of a row stand in the recipe; the later win
 
@@ -50,23 +51,46 @@ def shipped(path: Path) -> Path:
 
 
 def read_written(path: Path) -> tuple[Table, Callable[[Sequence[str]], int]]:
-    """(the recipe, the line of a path of keys in it). Rows and datasets are called by words: 7 is "7".
+    """(the recipe, the line of a path of keys in it). Rows and datasets are called as is written: 7 is "7", no "no".
 
     Raises: UserError if it cannot be read or is no table.
     """
     try:
         text = path.read_text(encoding="utf-8")
-        recipe, tree = read_yaml(text), compose(text)
+        recipe, tree = _said(compose(text)), compose(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         names = ", ".join(sorted(each.stem for each in SHIPPED.glob("*.yaml")))
         hint = f"; shipped ones are {names}" if isinstance(error, FileNotFoundError) else ""
         raise UserError(f"cannot read recipe {path}: {' '.join(str(error).split())}{hint}") from error
     if not isinstance(recipe, dict):
         raise UserError(f"recipe {path} must be a table with methods, datasets, ...; see `sparsesoup compare --help`")
-    for key in NAMED:
-        if isinstance(table := recipe.get(key), dict):
-            recipe[key] = {str(name): own for name, own in table.items()}
     return recipe, lambda where: _line(tree, where)
+
+
+def _said(tree: yaml.Node | None) -> Any:
+    """What a recipe says, with its names as they are written; the tree is changed."""
+    for node in nodes(tree):
+        if isinstance(node, yaml.MappingNode):
+            node.value = [(key, _as_words(value) if _names(key, value) else value) for key, value in node.value]
+    return construct(tree)
+
+
+def _names(key: yaml.Node, value: yaml.Node) -> bool:
+    return key.value in NAMED and value.tag != NULL
+
+
+def _as_words(node: yaml.Node) -> yaml.Node:
+    """A copy of a name, a list of names or a table with names for keys, in which each is a text.
+
+    A copy, since what has an alias may be a number elsewhere.
+    """
+    marks = node.start_mark, node.end_mark
+    if isinstance(node, yaml.MappingNode):
+        pairs = [(k, _as_words(v)) if k.tag == MERGE else (_as_words(k), v) for k, v in node.value]
+        return yaml.MappingNode(node.tag, pairs, *marks)
+    if isinstance(node, yaml.SequenceNode):
+        return yaml.SequenceNode(node.tag, [_as_words(part) for part in node.value], *marks)
+    return yaml.ScalarNode(TEXT, node.value, *marks)
 
 
 def _line(tree: Any, where: Sequence[str]) -> int:
