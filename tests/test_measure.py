@@ -2,6 +2,7 @@
 
 import io
 import json
+import resource
 import time
 from pathlib import Path
 
@@ -351,6 +352,8 @@ def test_what_is_gained_and_what_gives_nothing_is_said():
         (("--batch", "0"), "--batch is at least 1, got 0"),
         (("--rounds", "2"), "--rounds is at least 3, got 2"),
         (("--threads", "100000"), "--threads is at most"),
+        (("--batch", str(10**12)), "--batch 1000000000000 of --length 128 is too large: the"),
+        (("--batch", str(10**19), "--length", "8"), "--batch 10000000000000000000 of --length 8 is too large: the"),
         (("--length", "4000"), "--length 4000 is above the 132 positions"),
         (("--on", "torch,tpu"), "unknown backend 'tpu' in --on; allowed: torch, compile, csr"),
         (("--on", ","), "unknown backend '' in --on; allowed: torch, compile, csr"),
@@ -375,6 +378,21 @@ def test_an_export_that_tells_of_other_layers_is_refused(tmp_path, capsys):
     (small / "export.json").write_text(json.dumps(facts))
     assert command(small) == 2
     assert "damaged export: its export.json and its model differ in layer a" in capsys.readouterr().err
+
+
+def test_a_batch_that_the_model_has_no_memory_for_is_refused_in_one_line(tmp_path, capsys):
+    source = pruned(tmp_path / "source", "distilbert", {})
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    held_now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held_now + 200_000_000, limits[1]))
+    try:
+        assert command(source, "--batch", "40000", "--length", "64", "--rounds", "3", "--on", "torch") == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("sparsesoup: --batch 40000 is too large for the memory here (")
+    assert line.endswith("; say a smaller --batch or --length")
+    assert not (source / "measure.json").exists()
 
 
 def test_what_is_no_run_and_no_export_is_refused(tmp_path, capsys):

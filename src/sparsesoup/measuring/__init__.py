@@ -1,6 +1,7 @@
 """What pruning gained: size, FLOPs, and the time of a batch beside the dense model's, on every engine that is there."""
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ from sparsesoup.threads import check_threads
 from sparsesoup.timing import Spread, in_turns, ratios, spread
 
 FILE = "measure.json"
+MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes of this machine
 CLOSE = 1e-2  # how far the answers of a backend may lie from torch's, as a share of the largest
 Facts = dict[str, Any]
 
@@ -78,9 +80,11 @@ def measure(paths: Sequence[Path], how: How, note: Callable[[str], object] = lam
     subjects = [open_subject(path) for path in paths]
     for subject in subjects:
         _check_length(subject, how)
+        _check_size(subject, how)
     with _threads(how.threads):
-        batches = [sample(subject.dense, how.batch, how.length) for subject in subjects]
-        tables = [_promised(subject, batch, how) for subject, batch in zip(subjects, batches, strict=True)]
+        with _in_memory(how):
+            batches = [sample(subject.dense, how.batch, how.length) for subject in subjects]
+            tables = [_promised(subject, batch, how) for subject, batch in zip(subjects, batches, strict=True)]
         with tempfile.TemporaryDirectory() as folder:
             for name in how.on:
                 note(f"measuring on {BACKENDS[name].label}")
@@ -103,6 +107,31 @@ def _check_length(subject: Subject, how: How) -> None:
     most = positions(subject.dense)
     if "input_ids" in sample(subject.dense) and how.length > most:
         raise UserError(f"--length {how.length} is above the {most} positions of {subject.path}; say {most} or less")
+
+
+def _check_size(subject: Subject, how: How) -> None:
+    """UserError for a batch whose inputs alone are more than all memory: torch says that in a way of its own."""
+    few = sample(subject.dense)
+    row = sum(t[0].nbytes * how.length // t.shape[1] if t.dim() == 2 else t[0].nbytes for t in few.values())
+    if how.batch > (most := MEMORY // row):
+        long = f" of --length {how.length}" if "input_ids" in few else ""
+        raise UserError(
+            f"--batch {how.batch}{long} is too large: the {MEMORY / 1e9:.3g} GB of memory here hold the inputs of at "
+            f"most {most}, and the model needs more than those; say far less, such as {How.batch}"
+        )
+
+
+@contextlib.contextmanager
+def _in_memory(how: How) -> Iterator[None]:
+    """Turns memory that does not suffice for a batch into a UserError."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        raise UserError(
+            f"--batch {how.batch} is too large for the memory here ({brief(error)}); say a smaller --batch or --length"
+        ) from error
 
 
 @contextlib.contextmanager
