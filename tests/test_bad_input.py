@@ -22,6 +22,7 @@ from tiny_hub import (
     checkpoint,
     listing,
     masks_of,
+    reviews,
     run_of,
     sentences,
     sparsesoup,
@@ -113,6 +114,33 @@ def test_a_note_warns_of_bf16_where_the_cpu_computes_without_it(place, tmp_path,
     said = capsys.readouterr().err
     assert ("note: this CPU has no bf16" in said) == (short > 3 * plain)
     assert "note: dense keeps every weight; sparsity 0.5 is not used" in said
+
+
+def test_a_finished_run_does_not_stand_for_one_on_other_data(place, tmp_path, refused, capsys):
+    line = line_of(place, tmp_path / "runs", dataset="mine")
+    for root, rows in (("first", 60), ("second", 64)):
+        reviews(tmp_path / root / "mine", rows)
+    assert main([*line, "--data-root", "first"]) == 0
+    run = run_of(tmp_path / "runs")
+    for left in (None, run / "report.html"):  # also where it was killed before its very end
+        if left:
+            left.unlink()
+        refused([*line, "--data-root", "second"], f"dataset mine is not the one that {run} was trained on",
+                "its training rows differ", "another --out")  # fmt: skip
+    shutil.copytree(tmp_path / "first", tmp_path / "moved")
+    assert main([*line, "--data-root", "moved"]) == 0  # the same rows elsewhere
+    report = json.loads((run / "report.json").read_text())
+    (run / "report.json").write_text(json.dumps({k: v for k, v in report.items() if k != "dataset_fingerprint"}))
+    assert main([*line, "--data-root", "second"]) == 0  # of an older version, which did not say
+
+
+def test_a_finished_run_does_not_stand_for_one_on_a_file_that_changed(place, tmp_path, refused):
+    shutil.copytree(place / "reviews", tmp_path / "mine")
+    line = line_of(place, tmp_path / "runs", dataset="mine")
+    assert main(line) == 0
+    with open(tmp_path / "mine" / "train.csv", "a", encoding="utf-8") as file:
+        file.write("a good film,1\n")
+    refused(line, "dataset mine is not the one that", "its training rows differ")
 
 
 def test_a_run_is_not_scored_on_data_that_changed(place, tmp_path, capsys):

@@ -27,7 +27,7 @@ from sparsesoup.study.flags import parser
 from sparsesoup.study.plan import read_plan
 from sparsesoup.threads import MOST_THREADS
 from sparsesoup.ticket import save_masks
-from tiny_hub import masks_of, offline, weights_of
+from tiny_hub import listing, masks_of, offline, reviews, weights_of
 from tiny_images import photos
 
 ISP = {"method": {"stages": 2, "weak_masks": 2, "look_ahead": 0.05}}
@@ -272,6 +272,37 @@ def test_a_study_may_grow_but_not_become_another(capsys):
     assert "holds another study (4 of its cells are not in this recipe); give another --name" in capsys.readouterr().err
     assert Path("runs/studies/small/study.csv").read_text() != before
     assert main(["compare", "--config", "small.yaml", "--name", "other"]) == 0
+
+
+@pytest.mark.parametrize("of_old", [False, True], ids=["now", "records of old"])
+def test_a_study_does_not_go_on_with_other_data(of_old, tmp_path, capsys):
+    for root, rows in (("first", 60), ("second", 64)):
+        reviews(tmp_path / root / "mine", rows)
+    write(datasets="mine", methods=["magnitude"], sparsities=0.5, seeds=0)
+    assert main(["compare", "--config", "small.yaml", "--data-root", "first"]) == 0
+    (record,) = Path("runs/studies/small/cells").glob("*.json")
+    if of_old:
+        known = json.loads(record.read_text())
+        record.write_text(json.dumps({key: value for key, value in known.items() if key != "dataset_fingerprint"}))
+    before = listing(Path("runs"))
+    for seeds in ("0", "1"), ("0",):
+        capsys.readouterr()
+        assert main(["compare", "--config", "small.yaml", "--data-root", "second", "--seeds", *seeds]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "dataset mine is not the one that runs/mine/magnitude-" in line
+        assert listing(Path("runs")) == before
+    assert main(["compare", "--config", "small.yaml", "--data-root", "first", "--seeds", "0", "1"]) == 0
+    assert capsys.readouterr().err.count("drawing") == 1
+
+
+def test_a_cell_does_not_take_the_run_of_other_data(tmp_path, capsys):
+    for root, rows in (("first", 60), ("second", 64)):
+        reviews(tmp_path / root / "mine", rows)
+    write(datasets="mine", methods=["magnitude"], sparsities=0.5, seeds=0)
+    assert main(["compare", "--config", "small.yaml", "--data-root", "first"]) == 0
+    capsys.readouterr()
+    assert main(["compare", "--config", "small.yaml", "--data-root", "second", "--name", "other"]) == 2
+    assert "dataset mine is not the one that runs/mine/magnitude-" in capsys.readouterr().err
 
 
 def test_two_processes_on_one_study_are_told_apart(capsys, tmp_path):

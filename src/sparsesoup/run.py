@@ -32,7 +32,7 @@ from sparsesoup.select import fixed
 from sparsesoup.shelf import Shelf
 from sparsesoup.show import read_report
 from sparsesoup.spread import spread
-from sparsesoup.standing import base_of, check_base, check_same, surroundings
+from sparsesoup.standing import base_of, check_base, check_data, check_same, surroundings
 from sparsesoup.summary import summary
 from sparsesoup.teacher import taught
 from sparsesoup.ticket import Ticket, load_masks, save_masks
@@ -102,15 +102,18 @@ def prune(settings: Settings, out: Path, outside: Outside, within: Path | None =
     path = out / (within or directory(opened.source.name, settings))
     fresh = not path.exists()
     check_same(path, settings)
-    if _finished(path) and (not outside.page or (path / "report.html").exists()) and not _states(path):
-        return Run(path, read_report(path))
+    if _finished(path):
+        found = _read(path, opened, settings)
+        if (not outside.page or (path / "report.html").exists()) and not _states(path):
+            return found
     with _alone(path, outside.patient):  # who is refused here must not take back what the other one writes
         if _finished(path):  # meanwhile by the other one, or killed before the very end
+            found = _read(path, opened, settings)
             if outside.page:
                 write_report(path)
             for state in _states(path):
                 remove(state)
-            return Run(path, read_report(path))
+            return found
         check_same(path, settings)  # another process may have begun it meanwhile
         try:
             if not (path / "run.yaml").exists():
@@ -142,6 +145,13 @@ def _finished(path: Path) -> bool:
     return (path / "report.json").exists()
 
 
+def _read(path: Path, opened: Opened, settings: Settings) -> Run:
+    """A finished run of these settings, if it was trained on what the dataset holds now."""
+    report = read_report(path)
+    check_data(path, report, settings.place.dataset, opened.source)
+    return Run(path, report)
+
+
 def _changed(file: Path) -> float:
     return file.stat().st_mtime if file.exists() else 0.0
 
@@ -168,11 +178,7 @@ def test(path: Path, console: Console) -> Run:
     # A ticket of a CLIP carries the words that it was told; a file of them may have changed.
     place = replace(settings.place, model=str(path), prompts=None, class_names=None)
     opened = open_task(place)
-    if report.get("dataset_fingerprint") not in (None, opened.source.fingerprint):
-        raise UserError(
-            f"dataset {place.dataset} is not the one that {path} was trained on: its training rows differ, so its test "
-            f"rows may too; put the old data back, or prune again"
-        )
+    check_data(path, report, place.dataset, opened.source)
     watch = Watch(None, console)
     try:
         problem = build(place, opened, steps=1, training=settings.train, observer=watch)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 from sparsesoup.errors import UserError
 from sparsesoup.files import write_json
 from sparsesoup.hub.build import Opened
+from sparsesoup.hub.sources import Source
 from sparsesoup.hub.zero_shot import HEAD
 from sparsesoup.methods import METHODS
 from sparsesoup.problem import Problem
@@ -50,6 +52,23 @@ def _completed(table: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
         k: _completed(table[k], v) for k, v in plain.items() if isinstance(v, dict) and isinstance(table.get(k), dict)
     }
     return {**plain, **table, **inner}
+
+
+def check_data(run: Path, facts: Mapping[str, Any], dataset: str, source: Source) -> None:
+    """A finished run stands for its settings only while the dataset has the rows that it was trained on.
+
+    Args:
+        run: its directory.
+        facts: of its report; one from before there were fingerprints is taken at its word.
+        dataset: as the user calls it.
+        source: what that is now.
+    Raises: UserError if the rows are others.
+    """
+    if facts.get("dataset_fingerprint") not in (None, source.fingerprint):
+        raise UserError(
+            f"dataset {dataset} is not the one that {run} was trained on: its training rows differ, so its test rows "
+            f"may too; put the old data back, or prune again with another --out"
+        )
 
 
 def base_of(problem: Problem, opened: Opened) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from rich.console import Console
 
 from sparsesoup.errors import UserError
 from sparsesoup.files import locked, remove, whole, write_json, write_text
-from sparsesoup.show import flat
+from sparsesoup.hub.sources import Source, open_splits
+from sparsesoup.show import REPORT, flat, read_report
+from sparsesoup.standing import check_data
 from sparsesoup.study.board import Board
 from sparsesoup.study.budget import read_budget
 from sparsesoup.study.executors import Executor, InProcess
@@ -44,11 +46,13 @@ def compare(
         retry_failed: do cells again that failed before.
         workers: processes over which each cell spreads its weak masks.
     Returns: the study's folder, with study.html, study.md, study.tex, study.csv, study.parquet and study.json.
-    Raises: UserError if another study of that name is there, or another process works on this one.
+    Raises: UserError if another study of that name is there, cells of it are of other data, or another process works
+        on this one.
     """
     folder, executor = folder_of(out, plan.name), executor or InProcess()
     draws = [Job("draw", cell, out, folder, threads, workers) for cell in plan.cells]
     _same(folder, plan, draws)
+    _same_data(draws)
     with locked(folder / ".lock", patient=False):
         write_text(folder / "study.yaml", yaml.safe_dump(plan.recipe, sort_keys=False))
         for later in (False, True):  # tickets are drawn before others begin with them
@@ -114,6 +118,21 @@ def _same(folder: Path, plan: Plan, jobs: list[Job]) -> None:
             f"{folder} holds another study ({len(strange)} of its cells are not in this recipe{why}); give another "
             f"--name, or remove it"
         )
+
+
+def _same_data(jobs: Sequence[Job]) -> None:
+    """Refuse a dataset with other rows than the cells that are done had: cells to come would be of other data."""
+    sources: dict[Any, Source] = {}
+    for job in jobs:
+        if (facts := read_record(job.record)) is None:
+            continue
+        if "dataset_fingerprint" not in facts and (job.run / REPORT).is_file():  # a record of old
+            facts = read_report(job.run)
+        place = job.cell.settings.place
+        where = (place.dataset, place.data_root, place.dataset_config)
+        if where not in sources:
+            sources[where] = open_splits(place.dataset, data_root=place.data_root, config=place.dataset_config)
+        check_data(job.run, facts, place.dataset, sources[where])
 
 
 def _other_length(record: Record, plan: Plan) -> str:

@@ -19,8 +19,8 @@ from sparsesoup.study.cell import Cell
 from sparsesoup.threads import check_threads
 
 Kind = Literal["draw", "test"]
-KEPT = ("method", "validation", "test", "sparsity", "cost", "steps", "seconds", "notes", "matrices", "command",
-        "machine", "versions")  # fmt: skip
+KEPT = ("method", "dataset_fingerprint", "validation", "test", "sparsity", "cost", "steps", "seconds", "notes",
+        "matrices", "command", "machine", "versions")  # fmt: skip
 NEEDED = ("row", "model", "dataset", "asked", "seed", "run", "method", "validation", "test", "sparsity", "cost",
           "steps", "seconds", "matrices", "command")  # what tables and page are made of  # fmt: skip
 FAILED = ("cell", "error")  # the same of a failure
