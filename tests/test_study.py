@@ -596,6 +596,24 @@ def test_a_table_of_runs_that_exist(undisturbed, capsys):
     assert capsys.readouterr().err.strip() == "sparsesoup: --steps is for a recipe; with runs that exist, leave it out"
 
 
+def test_runs_on_different_data_of_one_name_are_not_one_column(tmp_path, capsys):
+    runs = []
+    for seed, (root, rows) in enumerate((("first", 60), ("second", 64))):
+        reviews(tmp_path / root / "mine", rows)
+        line = ["--model", "bert", "--dataset", "mine", "--data-root", root, "--steps", "2", "--train.batch-size", "8"]
+        assert main(["prune", "magnitude", *line, "--seed", str(seed), "--out", f"runs of {root}"]) == 0
+        runs += map(str, Path(f"runs of {root}").glob("mine/*/seed-*"))
+    capsys.readouterr()
+    assert main(["compare", *runs]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{runs[0]} and {runs[1]} were trained on different data that are both called mine" in line
+    assert not Path("runs").exists()
+    report = Path(runs[1], "report.json")
+    facts = json.loads(report.read_text())
+    report.write_text(json.dumps({key: value for key, value in facts.items() if key != "dataset_fingerprint"}))
+    assert main(["compare", *runs]) == 0  # of an older version, which did not say
+
+
 def test_a_ticket_stands_in_the_column_of_the_sparsity_that_it_was_drawn_at(tmp_path, undisturbed):
     def reported(name, method, asked, seed, **settings):
         run = next(undisturbed.glob("reviews/magnitude-*/seed-0"))

@@ -20,9 +20,10 @@ def records_of(runs: Sequence[Path]) -> list[dict[str, Any]]:
     A row is a method with its settings. It is called by the method where all runs of it have the same settings, else by
     the folder of the first run; a run that is not in a folder seed-<n> is called by its own folder.
 
-    Raises: UserError if one is no finished run, or two are of the same row, column and seed.
+    Raises: UserError if one is no finished run, two are of the same row, column and seed, or one column has two data.
     """
     found = _in_columns(_in_rows([_of_run(run) for run in runs]))
+    _need_same_data(found)
     taken: dict[Any, str] = {}
     for record in found:
         place = tuple(record[key] for key in ("row", "model", "dataset", "asked", "seed"))
@@ -32,6 +33,20 @@ def records_of(runs: Sequence[Path]) -> list[dict[str, Any]]:
                             f"{record['seed']}, which a table has once; give one of them")  # fmt: skip
         taken[place] = record["run"]
     return found
+
+
+def _need_same_data(found: Sequence[dict[str, Any]]) -> None:
+    """Refuse datasets that are called alike and are not: their scores would be of one column. Old runs do not say."""
+    first: dict[Any, dict[str, Any]] = {}
+    for record in found:
+        if (own := record["dataset_fingerprint"]) is None:
+            continue
+        other = first.setdefault((record["model"], record["dataset"]), record)
+        if other["dataset_fingerprint"] != own:
+            raise UserError(
+                f"{other['run']} and {record['run']} were trained on different data that are both called "
+                f"{record['dataset']}, which is one column of a table; give runs of one of them"
+            )
 
 
 def _of_run(run: Path) -> dict[str, Any]:
