@@ -191,6 +191,10 @@ def test_sparsity_outside_its_range(place, refused, tmp_path, value, parts):
     ("flags", "parts"),
     [
         (["--method.stagse", "3"], ["unknown setting --method.stagse", "did you mean", "--method.stages"]),
+        (
+            ["--train.distill", '{"temprature": 4}'],
+            ["unknown setting --train.distill.temprature", "did you mean --train.distill.temperature"],
+        ),
         (["--sparsty", "0.5"], ["unknown setting --sparsty", "did you mean --sparsity"]),
         (["--train.lr", "0.5"], ["unknown setting --train.lr"]),
         (["--method.stages", "many"], ["method.stages", "many", "int"]),

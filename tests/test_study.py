@@ -343,6 +343,18 @@ def test_two_processes_on_one_study_are_told_apart(capsys, tmp_path):
         ({"train": {"batch_sizes": 4}}, "batch_sizes:", "unknown setting --train.batch-sizes"),
         ({"train": "bf16"}, "train:", "train has settings of its own"),
         ({"methods": {"dense": {"train": {"clipp": 1}}}}, "clipp:", "unknown setting --train.clipp"),
+        (
+            {"train": {"distill": {"teacher": "dense", "temprature": 4.0}}},
+            "temprature:",
+            "unknown setting --train.distill.temprature; did you mean --train.distill.temperature",
+        ),
+        (
+            {"methods": {"block-movement": {"method": {"pattern": {"rws": 2}}}}},
+            "rws:",
+            "unknown setting --method.pattern.rws; did you mean --method.pattern.rows",
+        ),
+        ({"train": {"lerning-rate": 4}}, "lerning-rate:", "unknown setting --train.lerning-rate; did you mean --tr"),
+        ({"train": {"batch-size": "many"}}, "batch-size:", "setting train.batch_size: Expected a int"),
         ({"methods": {"long": {"name": "dense", "times": "two"}}}, "times:", "row long lasts 'two' times steps 20"),
         ({"methods": ["random", "random"]}, "methods:", "methods needs one or several different values"),
         (

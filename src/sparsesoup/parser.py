@@ -38,6 +38,7 @@ class Parser(ArgumentParser):
         if isinstance(cause, UserError):
             raise cause
         text = " ".join(message.split())
+        text = re.sub(r"^Group '(\w+)' does not accept option '(.+)'$", r"unrecognized arguments: --\1.\2", text)
         unknown = re.search(r"unrecognized arguments: (--\S+)", text, re.IGNORECASE)
         if unknown:
             flag = unknown.group(1).split("=")[0].replace("_", "-")

@@ -115,11 +115,17 @@ def check_keys(table: Mapping[str, Any], keys: Sequence[str], *where: str) -> No
 
 
 def place_of(levels: Levels, named: Sequence[str]) -> list[str]:
-    """Where in the recipe the setting stands that holds; nothing if nowhere."""
-    within = [place for place, level in levels if named and _has(level, named)]
-    return [*within[-1], *named] if within else []
+    """Where in the recipe the setting stands that holds, as it is spelled there; nothing if nowhere."""
+    within = [[*place, *found] for place, level in levels if (found := _spelled(level, named))]
+    return within[-1] if within else []
 
 
-def _has(table: Any, keys: Sequence[str]) -> bool:
-    """Whether a table has such a key, in whatever depth."""
-    return not keys or (isinstance(table, dict) and keys[0] in table and _has(table[keys[0]], keys[1:]))
+def _spelled(table: Any, keys: Sequence[str]) -> list[str]:
+    """A path of keys as a table has it, each with dashes or underscores; nothing if it has not all of them."""
+    alike = [key for key in table if keys and _plain(key) == _plain(keys[0])] if isinstance(table, dict) else []
+    found = [[key, *deeper] for key in alike if (deeper := _spelled(table[key], keys[1:])) or not keys[1:]]
+    return found[-1] if found else []
+
+
+def _plain(key: Any) -> str:
+    return str(key).replace("-", "_")
