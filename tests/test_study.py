@@ -27,6 +27,7 @@ from sparsesoup.study.flags import parser
 from sparsesoup.study.plan import read_plan
 from sparsesoup.threads import MOST_THREADS
 from sparsesoup.ticket import save_masks
+from sparsesoup.training import Distill
 from tiny_hub import listing, masks_of, offline, reviews, weights_of
 from tiny_images import photos
 
@@ -586,6 +587,23 @@ def test_datasets_and_rows_have_settings_of_their_own():
     assert (first.settings.train.batch_size, first.settings.train.learning_rate) == (4, 0.001)
     assert first.settings.place.seed == 3
     assert (second.settings.place.seed, second.settings.amount.steps, second.sparsity) == (7, 10, 0.3)
+
+
+def test_settings_of_a_teacher_stay_where_a_row_has_others_and_go_where_it_has_none():
+    none = {"null": None, "empty": {}, "nobody": {"teacher": ""}, "null teacher": {"teacher": None}}
+    own = {"warm": {"temperature": 4.0}, "other": {"teacher": "bert"}, "plain": {}} | none
+    rows = {name: {"name": "magnitude", "train": {"distill": distill}} for name, distill in own.items()}
+    rows["plain"] = {"name": "magnitude", "train": {"learning_rate": 0.001}}
+    distill = {"teacher": "dense", "hardness": 0.7}
+    write(train={"batch_size": 8, "distill": distill}, methods=rows, sparsities=0.5, seeds=0)
+    found = {cell.row: cell.settings.train for cell in read_plan(Path("small.yaml")).cells}
+    assert found["plain"].distill == Distill(teacher="dense", hardness=0.7)
+    assert found["warm"].distill == Distill(teacher="dense", hardness=0.7, temperature=4.0)
+    assert found["other"].distill == Distill(teacher="bert", hardness=0.7)
+    assert all(found[name].distill == Distill() and found[name].batch_size == 8 for name in none)
+    write(datasets={"reviews": {"train": {"distill": {"hidden": 1.0}}}}, train={"distill": distill}, methods=["random"])
+    cells = read_plan(Path("small.yaml")).cells
+    assert {cell.settings.train.distill for cell in cells} == {Distill(teacher="dense", hardness=0.7, hidden=1.0)}
 
 
 def test_a_table_of_runs_that_exist(undisturbed, capsys):

@@ -29,6 +29,7 @@ PLACED = ("train", *OWN[4:-1], "dataset_config", "text_columns", "image_column",
           "doc_stride", "prompts", "class_names")  # of a dataset  # fmt: skip
 OTHER = {"steps": "epochs", "epochs": "steps",  # two ways to say the same
          "text_columns": "image_column", "image_column": "text_columns"}  # fmt: skip
+NO_DISTILL: tuple[Any, ...] = (None, {}, {"teacher": ""}, {"teacher": None})  # of a row or dataset
 MOST_SEED = 2**63  # what a column of a table holds
 
 
@@ -214,8 +215,25 @@ def _trained(levels: Levels) -> Table:
         own = level.get("train")
         if own is not None and not isinstance(own, dict):
             raise Wrong(f"train has settings of its own (learning_rate, batch_size, ...), got {own!r}", *where, "train")
-        train |= own or {}
+        train = _over(train, own or {})
     return train
+
+
+def _over(table: Table, own: Table) -> Table:
+    """A table of settings with another over it, at every depth; no distillation takes all of it away.
+
+    >>> _over({"clip": 1, "distill": {"teacher": "dense", "hidden": 1}}, {"distill": {"hidden": 2}})
+    {'clip': 1, 'distill': {'teacher': 'dense', 'hidden': 2}}
+    >>> _over({"clip": 1, "distill": {"teacher": "dense", "hidden": 1}}, {"distill": None})
+    {'clip': 1}
+    """
+    found = {**table, **own}
+    for key in own.keys() & table.keys():
+        if isinstance(table[key], dict) and own[key] in NO_DISTILL:
+            del found[key]
+        elif isinstance(table[key], dict) and isinstance(own[key], dict):
+            found[key] = _over(table[key], own[key])
+    return found
 
 
 def _lengthen_(table: Table, row: str, times: Any) -> None:
