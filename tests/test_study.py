@@ -332,6 +332,13 @@ def test_two_processes_on_one_study_are_told_apart(capsys, tmp_path):
         ({"methods": {"magnitude": {"seeds": []}}}, "seeds: []", "seeds needs one or several different values"),
         ({"datasets": {"reviews": {"sparsities": []}}}, "sparsities: []", "sparsities needs one or several"),
         ({"datasets": {}}, "datasets:", "datasets needs one or several different values, got []"),
+        (
+            {"models": [None]},
+            "models:",
+            "models needs one or several different values, got [None]; name some, or leave",
+        ),
+        ({"methods": {"random": {"seeds": None}}}, "seeds:", "seeds needs one or several different values, got None"),
+        ({"methods": [None, "random"]}, "methods:", "methods needs one or several different values, got [None, 'ran"),
         ({"datasets": ["reviews", "nowhere/at-all"]}, "datasets:", "nowhere/at-all"),
         (
             {"datasets": {"reviews": {"sparsity": 0.5}}},
@@ -396,6 +403,21 @@ def test_a_recipe_that_cannot_run_is_refused_with_its_line_before_anything_does(
     named = int(error.split("line ")[1].split(":")[0])
     assert Path("small.yaml").read_text().splitlines()[named - 1].strip().startswith(line)
     assert not os.path.exists("runs")
+
+
+@pytest.mark.parametrize("key", ["models", "datasets", "seeds"])
+def test_a_key_of_a_recipe_with_nothing_behind_it_is_refused_by_its_name(key, capsys):
+    with open(write(**{key: None}), "a", encoding="utf-8") as file:
+        file.write(f"{key}:\n")
+    assert main(["compare", "--config", "small.yaml"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    number = len(Path("small.yaml").read_text().splitlines())
+    assert f"line {number}: {key} needs one or several different values, got None; name some, or leave {key}" in line
+
+
+def test_a_row_without_a_word_behind_name_is_of_the_method_that_it_is_called_by():
+    write(methods={"magnitude": {"name": None}})
+    assert {cell.settings.name for cell in read_plan(Path("small.yaml")).cells} == {"magnitude"}
 
 
 def test_a_t_in_epochs_of_windows_is_left_to_the_cell_and_one_in_steps_is_not():

@@ -179,7 +179,7 @@ def _origin(row: str, own: Table, datasets: Mapping[str, Table]) -> tuple[str, l
 def _datasets(recipe: Table) -> dict[str, Table]:
     found = recipe.get("datasets", LISTS["datasets"])
     if not found or not isinstance(found, dict):
-        return {str(name): {} for name in _list({"datasets": found or []}, "datasets")}
+        return {str(name): {} for name in _list({"datasets": [] if found == {} else found}, "datasets")}
     for name, placed in found.items():
         if placed is not None and not isinstance(placed, dict):
             raise Wrong(
@@ -191,7 +191,7 @@ def _datasets(recipe: Table) -> dict[str, Table]:
 
 def _row(recipe: Table, model: str, dataset: str, placed: Table, row: str, own: Table) -> Iterator[Cell]:
     check_keys(own, OWN, "methods", row)
-    name = str(own.get("name", row))
+    name = str(row if own.get("name") is None else own["name"])
     merged = recipe | placed | {k: v for k, v in own.items() if k in PLACED}
     dense = name in METHODS and TABLE[name].dense
     table = {key: merged[key] for key in KEYS if key in merged and key not in (*LISTS, "methods", "budget")}
@@ -259,8 +259,11 @@ def _settings(row: str, name: str, table: Table, levels: Levels) -> Settings:
 def _list(table: Table, key: str, levels: Levels = ()) -> list[Any]:
     found = table.get(key, LISTS.get(key))
     listed = found if isinstance(found, list) else [found]
-    if not listed or len(set(map(str, listed))) < len(listed):
-        raise Wrong(f"{key} needs one or several different values, got {found}", *(place_of(levels, [key]) or [key]))
+    empty = None in listed and key != "sparsities"  # where nothing means what the method or its ticket has
+    if not listed or empty or len(set(map(str, listed))) < len(listed):
+        hint = f"; name some, or leave {key} out" if empty and key in LISTS else ""
+        raise Wrong(f"{key} needs one or several different values, got {found}{hint}",
+                     *(place_of(levels, [key]) or [key]))  # fmt: skip
     return listed
 
 
