@@ -89,7 +89,8 @@ def _as_words(node: yaml.Node) -> yaml.Node:
         pairs = [(k, _as_words(v)) if k.tag == MERGE else (_as_words(k), v) for k, v in node.value]
         return yaml.MappingNode(node.tag, pairs, *marks)
     if isinstance(node, yaml.SequenceNode):
-        return yaml.SequenceNode(node.tag, [_as_words(part) for part in node.value], *marks)
+        named = [part if part.tag == NULL else _as_words(part) for part in node.value]  # an empty item is no name
+        return yaml.SequenceNode(node.tag, named, *marks)
     return yaml.ScalarNode(TEXT, node.value, *marks)
 
 
