@@ -611,6 +611,27 @@ def test_datasets_and_rows_have_settings_of_their_own():
     assert (second.settings.place.seed, second.settings.amount.steps, second.sparsity) == (7, 10, 0.3)
 
 
+def test_a_row_or_a_dataset_says_how_long_in_its_own_way(capsys):
+    rows = {"magnitude": None, "short": {"name": "random", "steps": 5}, "long": {"name": "random", "epochs": 2.5},
+            "twice": {"name": "random", "steps": 6, "times": 2}}  # fmt: skip
+
+    def lengths(**changes):
+        write(methods=rows, sparsities=0.5, seeds=0, **changes)
+        amounts = {cell.row: cell.settings.amount for cell in read_plan(Path("small.yaml")).cells}
+        return {row: (amount.steps, amount.epochs) for row, amount in amounts.items()}
+
+    own = {"short": (5, None), "long": (None, 2.5), "twice": (12, None)}
+    assert lengths() == own | {"magnitude": (20, None)}
+    assert lengths(steps=None, epochs=4) == own | {"magnitude": (None, 4)}
+    assert lengths(datasets={"reviews": {"epochs": 1.5}}) == own | {"magnitude": (None, 1.5)}
+    rows["short"]["epochs"] = None  # which says nothing
+    assert lengths(steps=None, epochs=4)["short"] == (5, None)
+    rows["short"]["epochs"] = 3
+    write(methods=rows)
+    assert main(["compare", "--config", "small.yaml"]) == 2
+    assert "steps (5) and epochs (3) both say how long; give one of them" in capsys.readouterr().err
+
+
 def test_settings_of_a_teacher_stay_where_a_row_has_others_and_go_where_it_has_none():
     none = {"null": None, "empty": {}, "nobody": {"teacher": ""}, "null teacher": {"teacher": None}}
     own = {"warm": {"temperature": 4.0}, "other": {"teacher": "bert"}, "plain": {}} | none

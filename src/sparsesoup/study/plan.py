@@ -192,7 +192,7 @@ def _datasets(recipe: Table) -> dict[str, Table]:
 def _row(recipe: Table, model: str, dataset: str, placed: Table, row: str, own: Table) -> Iterator[Cell]:
     check_keys(own, OWN, "methods", row)
     name = str(row if own.get("name") is None else own["name"])
-    merged = recipe | placed | {k: v for k, v in own.items() if k in PLACED}
+    merged = _instead(_instead(recipe, placed), {k: v for k, v in own.items() if k in PLACED})
     dense = name in METHODS and TABLE[name].dense
     table = {key: merged[key] for key in KEYS if key in merged and key not in (*LISTS, "methods", "budget")}
     levels: Levels = [((), recipe), (("datasets", dataset), placed), (("methods", row), own)]
@@ -206,6 +206,12 @@ def _row(recipe: Table, model: str, dataset: str, placed: Table, row: str, own: 
                 raise Wrong(f"a seed is a whole number of at most 64 bits, got {seed!r}", *place_of(levels, ["seeds"]))
             asked = None if dense else settings.amount.sparsity
             yield Cell(row, asked, replace(settings, place=replace(settings.place, seed=seed)), Path())
+
+
+def _instead(table: Table, own: Table) -> Table:
+    """A table with another over it, without what this says in another way; a table that says both ways keeps both."""
+    gone = {OTHER[key] for key, value in own.items() if key in OTHER and value is not None}
+    return {key: value for key, value in table.items() if key not in gone} | own
 
 
 def _trained(levels: Levels) -> Table:
