@@ -76,6 +76,36 @@ def test_a_copy_of_a_dataset_keeps_the_sparsity_published_for_it_and_a_flag_wins
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("stanford_cars_crop96", "tanganke/stanford_cars"),
+        ("cifar10_jpeg", "uoft-cs/cifar10"),
+        ("cifar100-small", "uoft-cs/cifar100"),
+        ("data/MNIST", "ylecun/mnist"),
+        ("mnist.csv", "ylecun/mnist"),
+        ("stanford_dogs", None),
+        ("stanford", None),
+        ("mnist2", None),
+        ("cifar", None),
+    ],
+)
+def test_a_dataset_has_the_settings_of_one_only_if_it_is_called_by_its_whole_name(name, known, place):
+    Path(name).parent.mkdir(exist_ok=True)
+    Path(name).symlink_to(place / ("reviews/train.csv" if name.endswith("csv") else "reviews"))
+    plan = read_plan(Path("table2"), {"models": ["bert"], "datasets": [name], "seeds": [0]})
+    own = published("table2")["datasets"][known]["sparsities"] if known else [0.9]
+    assert list(dict.fromkeys(cell.sparsity for cell in plan.cells if cell.sparsity)) == own
+
+
+def test_of_two_names_that_a_copy_begins_with_the_longer_one_is_meant(place):
+    Path("mnist_small_jpeg").symlink_to(place / "reviews")
+    recipe = TRANSFER | {"datasets": {"a/mnist": {"sparsities": 0.6}, "b/mnist_small": {"sparsities": 0.7}}}
+    Path("moves.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    cells = read_plan(Path("moves.yaml"), {"datasets": ["mnist_small_jpeg"]}).cells
+    assert {cell.sparsity for cell in cells} == {0.7}
+
+
 def test_a_recipe_that_is_nowhere_is_told_with_those_that_are_shipped(capsys):
     assert main(["compare", "--config", "table9"]) == 2
     assert "shipped ones are table2, table3, transfer" in capsys.readouterr().err

@@ -105,14 +105,23 @@ def _change_(recipe: Table, changed: Table) -> None:
 
 
 def _published(name: str, datasets: Mapping[str, Any]) -> str:
-    """The dataset of a recipe that a name stands for: itself, or one of which it is a copy by its last part.
+    """The dataset of a recipe that a name stands for: itself, or one of which it is a copy: its last part begins so.
 
     >>> _published("my/glue/mnli_dev_split", {"glue/mnli": None, "glue/wnli": None})
     'glue/mnli'
+    >>> _published("stanford_dogs", {"tanganke/stanford_cars": None})
+    'stanford_dogs'
     """
-    leaf = re.split(r"[_.-]", Path(name).name)[0].lower()
-    alike = [known for known in datasets if re.split(r"[_.-]", Path(known).name)[0].lower() == leaf]
-    return name if name in datasets or len(alike) != 1 else alike[0]
+    leaves = {known: Path(known).name.lower() for known in datasets}
+    alike = [known for known, leaf in leaves.items() if _begins(Path(name).name.lower(), leaf)]
+    longest = max((len(leaves[known]) for known in alike), default=0)
+    nearest = [known for known in alike if len(leaves[known]) == longest]
+    return name if name in datasets or len(nearest) != 1 else nearest[0]
+
+
+def _begins(leaf: str, other: str) -> bool:
+    """Whether a name begins with another, whole words of it."""
+    return leaf.startswith(other) and leaf[len(other) : len(other) + 1] in ("", "_", ".", "-")
 
 
 def _flag(key: str) -> str:
