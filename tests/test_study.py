@@ -632,6 +632,11 @@ def test_a_row_or_a_dataset_says_how_long_in_its_own_way(capsys):
     assert "steps (5) and epochs (3) both say how long; give one of them" in capsys.readouterr().err
 
 
+def test_a_dataset_names_columns_of_texts_where_the_recipe_names_one_of_images():
+    write(image_column="pixels", datasets={"reviews": {"text_columns": "text"}}, methods=["random"])
+    assert {cell.settings.place.text_columns for cell in read_plan(Path("small.yaml")).cells} == {("text",)}
+
+
 def test_settings_of_a_teacher_stay_where_a_row_has_others_and_go_where_it_has_none():
     none = {"null": None, "empty": {}, "nobody": {"teacher": ""}, "null teacher": {"teacher": None}}
     own = {"warm": {"temperature": 4.0}, "other": {"teacher": "bert"}, "plain": {}} | none
