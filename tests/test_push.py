@@ -147,6 +147,22 @@ def test_an_export_that_was_verified_has_opened_the_test_split(run, tmp_path):
     assert "had not been opened" not in loaded.text
 
 
+def test_a_run_says_which_split_its_test_rows_are_and_so_do_its_card_and_its_exports(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    report = json.loads((copy / "report.json").read_text())
+    assert report["test_splits"] == {"test": "test"}
+    (copy / "report.json").write_text(json.dumps(report | {"test_splits": {"test": "dev"}}))
+    packed = export(copy, "packed", tmp_path / "packed").path
+    (copy / "report.json").write_text(
+        json.dumps({k: v for k, v in report.items() if k != "test_splits"} | {"test": None})
+    )
+    verified = verified_export(copy, "packed", tmp_path / "verified").path
+    assert json.loads((verified / "export.json").read_text())["verified"]["test_splits"] == {"test": "test"}
+    for source, split in ((packed, "dev"), (verified, "test")):
+        data = ModelCard.load(dry(source, tmp_path / f"card of {source.name}") / "README.md").data
+        assert {r.dataset_split for r in data.eval_results} == {split}
+
+
 def test_masks_of_a_compact_model_are_not_said_to_be_for_its_base_model(run, tmp_path):
     source = shutil.copytree(run / "model", tmp_path / "source")
     model = load_as_saved(str(source))

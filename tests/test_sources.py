@@ -179,6 +179,23 @@ def test_the_test_split_is_glues_validation_and_elsewhere_the_labelled_test():
     assert len(open_test(source_of("reviews", train=rows_of(9), dev=rows_of(6)), TASK)["test"]) == 6
 
 
+@pytest.mark.parametrize(
+    ("name", "others", "told"),
+    [
+        ("glue/mrpc", {"validation": 4, "test": 5}, {"test": "validation"}),
+        ("reviews", {"validation": 4, "test": 5}, {"test": "test"}),
+        ("reviews", {"dev": 6}, {"test": "dev"}),
+        ("reviews", {}, {"test": "train"}),
+        ("glue/mnli", {f"validation_{key}": 4 for key in ("matched", "mismatched")},
+         {"matched": "validation_matched", "mismatched": "validation_mismatched"}),
+    ],
+)  # fmt: skip
+def test_what_the_test_rows_are_called_in_their_dataset(name, others, told):
+    source = source_of(name, train=rows_of(40), **{split: rows_of(count) for split, count in others.items()})
+    assert sources.test_splits(source, TASK) == told
+    assert open_test(source, TASK).keys() == told.keys()
+
+
 def test_mnli_has_two_test_splits():
     splits = {"train": rows_of(9), "validation_matched": rows_of(4), "validation_mismatched": rows_of(5)}
     found = open_test(source_of("glue/mnli", **splits), TASK)

@@ -92,7 +92,7 @@ def read_plan(
 
 def _change_(recipe: Table, changed: Table) -> None:
     """Put changes into a recipe as read, and take away what they replace."""
-    gone = {*changed, *(OTHER[key] for key in changed if key in OTHER)}
+    gone = {*changed, *_displaced(changed)}
     old = recipe.get("datasets")
     for key in gone - {"datasets"}:
         recipe.pop(key, None)
@@ -219,8 +219,12 @@ def _row(recipe: Table, model: str, dataset: str, placed: Table, row: str, own: 
 
 def _instead(table: Table, own: Table) -> Table:
     """A table with another over it, without what this says in another way; a table that says both ways keeps both."""
-    gone = {OTHER[key] for key, value in own.items() if key in OTHER and value is not None}
-    return {key: value for key, value in table.items() if key not in gone} | own
+    return {key: value for key, value in table.items() if key not in _displaced(own)} | own
+
+
+def _displaced(own: Table) -> set[str]:
+    """Settings that a table says in another way; one without a value says nothing."""
+    return {OTHER[key] for key, value in own.items() if key in OTHER and value is not None}
 
 
 def _trained(levels: Levels) -> Table:
