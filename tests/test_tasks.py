@@ -130,9 +130,9 @@ def test_a_class_that_training_does_not_know_is_named():
         label_values(test.select([0, 2]), task, "test")
 
 
-@pytest.mark.parametrize("values", [[-2, -1, -2], [-1, 1, 1]])
+@pytest.mark.parametrize("values", [[-2, -1, -2], [-2, 0, 0]])
 def test_numbers_below_zero_are_no_classes(values):
-    with pytest.raises(UserError, match=r"2 different numbers from -[12] to -?1, where classes 0, 1, 2"):
+    with pytest.raises(UserError, match=r"2 different numbers from -2 to (-1|0), where classes 0, 1, 2"):
         find_task(Dataset.from_dict({"text": ["a", "b", "c"], "label": values}), "x")
 
 

@@ -207,7 +207,8 @@ def _published(kind: ClassLabel, label: str, name: str) -> tuple[str, ...]:
 def _numbered(present: Sequence[int], label: str, name: str) -> tuple[str, ...]:
     """Names of classes that are whole numbers; UserError if the numbers are of something else."""
     count = int(max(present)) + 1
-    if count > 2 * len(present) + 10 or min(present) < 0:  # a head of that width would be built
+    # A head of that width would be built. A -1 beside classes is a missing label, whose row is named later.
+    if count > 2 * len(present) + 10 or count < 1 or min(present) < -1:
         raise UserError(
             f"{name}: the label column {label} has {len(present)} different numbers from {min(present)} to "
             f"{count - 1}, where classes 0, 1, 2, ... are allowed; number them anew or write them as strings, drop "
