@@ -28,7 +28,7 @@ from sparsesoup.study.plan import read_plan
 from sparsesoup.threads import MOST_THREADS
 from sparsesoup.ticket import save_masks
 from sparsesoup.training import Distill
-from tiny_hub import listing, masks_of, offline, reviews, weights_of
+from tiny_hub import checkpoint, classifier, listing, masks_of, offline, reviews, run_of, weights_of
 from tiny_images import photos
 
 ISP = {"method": {"stages": 2, "weak_masks": 2, "look_ahead": 0.05}}
@@ -205,23 +205,23 @@ def _command(pid):
 
 
 def test_a_cell_that_fails_says_why_and_stops_no_other(capsys):
-    untaught = {"name": "magnitude", "train": {"distill": {"teacher": "bert"}}}  # which is there, and has no head
-    write(methods={"magnitude": None, "taught": untaught}, sparsities=0.5)
+    wild = {"name": "magnitude", "train": {"learning_rate": 1e30, "clip": 0.0}}
+    write(methods={"magnitude": None, "wild": wild}, sparsities=0.5)
     assert main(["compare", "--config", "small.yaml", "--workers", "2"]) == 1
     err = capsys.readouterr().err
-    assert err.count("failed: taught on reviews") == 2
-    assert "is not fine-tuned for this task" in err
+    assert err.count("failed: wild on reviews") == 2
+    assert "the loss is nan at step" in err
     found = study()
     assert [cell["row"] for cell in found["cells"]] == ["magnitude", "magnitude"]
     assert len(found["failed"]) == 2
     assert "2 cells failed" in Path("runs/studies/small/study.html").read_text()
-    assert "| taught | missing | missing |" in Path("runs/studies/small/study.md").read_text()
+    assert "| wild | missing | missing |" in Path("runs/studies/small/study.md").read_text()
     assert main(["compare", "--config", "small.yaml"]) == 1
     err = capsys.readouterr().err
-    assert "taught" not in err  # not tried again unless asked to
+    assert "wild" not in err  # not tried again unless asked to
     assert "2 of 4 cells failed; the page says why, and --retry-failed" in err
     assert main(["compare", "--config", "small.yaml", "--retry-failed"]) == 1
-    assert capsys.readouterr().err.count("failed: taught") == 2
+    assert capsys.readouterr().err.count("failed: wild") == 2
     write(methods={"magnitude": None, "isp-no-soup": None}, sparsities=0.5)  # a recipe that was wrong is corrected
     assert main(["compare", "--config", "small.yaml"]) == 0
     err = capsys.readouterr().err
@@ -391,6 +391,13 @@ def test_two_processes_on_one_study_are_told_apart(capsys, tmp_path):
         ({"max_length": 2}, "max_length:", "max_length is 2, where the tokenizer of bert allows 5 to 128"),
         ({"max_length": 5000}, "max_length:", "max_length 5000 is above the 132 positions of model bert"),
         ({"datasets": {"reviews": {"max_length": 130}}}, "max_length:", "the tokenizer of bert allows 5 to 128"),
+        ({"datasets": "asked", "max_length": 5}, "max_length:", "max_length is 5, where a row has 3 tokens beside que"),
+        (
+            {"datasets": {"asked": {"doc_stride": 200}}},
+            "doc_stride:",
+            "doc_stride is 200, where max_length 128 allows 1",
+        ),
+        ({"train": {"distill": {"teacher": "bert"}}}, "teacher:", "'bert' is not fine-tuned for this task"),
         ({"datasets": "asked", "methods": ["dense", "isp-paper"]}, "methods:", "isp-paper on asked, sparsity 0.5"),
     ],
 )
@@ -493,6 +500,31 @@ def test_a_given_ticket_that_is_sparser_than_asked_is_refused_before_anything_ru
     write(methods={"random": None, "again": {"name": "ticket", "method": {"ticket": "drawn"}}}, sparsities=[0.8, 0.5])
     with pytest.raises(UserError, match=r"small.yaml, line \d+: sparsity 0.5 is below the ticket's 0.75"):
         read_plan(Path("small.yaml"))
+
+
+def test_a_teacher_whose_blocks_are_others_is_refused_before_anything_runs_if_they_are_compared(tmp_path):
+    classifier(tmp_path / "wide", num_hidden_layers=3)
+    taught = {"teacher": "wide", "hidden": 1.0}
+    write(methods={"dense": None, "taught": {"name": "gradual", "train": {"distill": taught}}})
+    with pytest.raises(UserError, match=r"small.yaml, line \d+: it has 3 blocks of width 16"):
+        read_plan(Path("small.yaml"))
+    del taught["hidden"]
+    write(methods={"dense": None, "taught": {"name": "gradual", "train": {"distill": taught}}})
+    assert read_plan(Path("small.yaml")).cells
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [("distilbert", "foreign ticket: it prunes "), ("other", "foreign ticket: .* was drawn from bert, whose prunable")],
+)
+def test_a_given_ticket_of_another_model_is_refused_before_anything_runs(tmp_path, model, said):
+    checkpoint(tmp_path / "other", seed=7)
+    assert main(["prune", "random", "--model", "bert", "--dataset", "reviews", "--steps", "4", "--out", "drawn"]) == 0
+    row = {"name": "ticket", "method": {"ticket": str(run_of(tmp_path / "drawn"))}}
+    write(methods={"again": row}, models=["bert", model], sparsities=0.9)
+    with pytest.raises(UserError, match=rf"small.yaml, line \d+: {said}"):
+        read_plan(Path("small.yaml"))
+    assert read_plan(Path("small.yaml"), {"models": ["bert"]}).cells
 
 
 def test_rows_and_datasets_may_be_called_by_numbers(place):
@@ -637,9 +669,10 @@ def test_a_dataset_names_columns_of_texts_where_the_recipe_names_one_of_images()
     assert {cell.settings.place.text_columns for cell in read_plan(Path("small.yaml")).cells} == {("text",)}
 
 
-def test_settings_of_a_teacher_stay_where_a_row_has_others_and_go_where_it_has_none():
+def test_settings_of_a_teacher_stay_where_a_row_has_others_and_go_where_it_has_none(tmp_path):
+    classifier(tmp_path / "taught")
     none = {"null": None, "empty": {}, "nobody": {"teacher": ""}, "null teacher": {"teacher": None}}
-    own = {"warm": {"temperature": 4.0}, "other": {"teacher": "bert"}, "plain": {}} | none
+    own = {"warm": {"temperature": 4.0}, "other": {"teacher": "taught"}, "plain": {}} | none
     rows = {name: {"name": "magnitude", "train": {"distill": distill}} for name, distill in own.items()}
     rows["plain"] = {"name": "magnitude", "train": {"learning_rate": 0.001}}
     distill = {"teacher": "dense", "hardness": 0.7}
@@ -647,7 +680,7 @@ def test_settings_of_a_teacher_stay_where_a_row_has_others_and_go_where_it_has_n
     found = {cell.row: cell.settings.train for cell in read_plan(Path("small.yaml")).cells}
     assert found["plain"].distill == Distill(teacher="dense", hardness=0.7)
     assert found["warm"].distill == Distill(teacher="dense", hardness=0.7, temperature=4.0)
-    assert found["other"].distill == Distill(teacher="bert", hardness=0.7)
+    assert found["other"].distill == Distill(teacher="taught", hardness=0.7)
     assert all(found[name].distill == Distill() and found[name].batch_size == 8 for name in none)
     write(datasets={"reviews": {"train": {"distill": {"hidden": 1.0}}}}, train={"distill": distill}, methods=["random"])
     cells = read_plan(Path("small.yaml")).cells

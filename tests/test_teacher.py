@@ -4,7 +4,6 @@ import json
 import os
 
 import pytest
-import transformers
 import yaml
 
 import sparsesoup as library
@@ -13,8 +12,7 @@ from sparsesoup import recipe
 from sparsesoup.cli import main
 from test_resume import begun, until
 from tiny_hub import (
-    CONFIGS,
-    checkpoint,
+    classifier,
     listing,
     log_of,
     masks_of,
@@ -202,19 +200,6 @@ def refused(place, tmp_path, capsys):
 def test_bad_settings_end_in_one_line(refused, flags, parts):
     said = refused("magnitude", *flags)
     assert all(part in said for part in parts), said
-
-
-def classifier(folder, family="bert", labels=("0", "1"), vocabulary=None, **more):
-    """A fine-tuned model, as far as anyone can tell."""
-    checkpoint(folder, family)
-    config = CONFIGS[family](id2label=dict(enumerate(labels)), label2id={n: i for i, n in enumerate(labels)})
-    config.update(more)
-    transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
-    if vocabulary:
-        tool = json.loads((folder / "tokenizer.json").read_text())
-        tool["model"]["vocab"] = {vocabulary.get(word, word): i for word, i in tool["model"]["vocab"].items()}
-        (folder / "tokenizer.json").write_text(json.dumps(tool))
-    return folder
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,25 @@ def checkpoint(folder: Path, family: str = "bert", seed: int = 0, dtype: torch.d
     return folder
 
 
+def classifier(
+    folder: Path,
+    family: str = "bert",
+    labels: Sequence[str] = ("0", "1"),
+    vocabulary: dict[str, str] | None = None,
+    **more: Any,
+) -> Path:
+    """A fine-tuned model, as far as anyone can tell."""
+    checkpoint(folder, family)
+    config = CONFIGS[family](id2label=dict(enumerate(labels)), label2id={n: i for i, n in enumerate(labels)})
+    config.update(more)
+    transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    if vocabulary:
+        tool = json.loads((folder / "tokenizer.json").read_text())
+        tool["model"]["vocab"] = {vocabulary.get(word, word): i for word, i in tool["model"]["vocab"].items()}
+        (folder / "tokenizer.json").write_text(json.dumps(tool))
+    return folder
+
+
 def sentences(count: int, seed: int = 0) -> list[tuple[str, int]]:
     """Sentences, and 1 where the good words outnumber the bad."""
     draw = random.Random(seed)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from sparsesoup.errors import UserError
-from sparsesoup.hub.build import Opened, positions
+from sparsesoup.hub.build import Opened, Place, positions
 from sparsesoup.hub.checkpoint import load_reader
 from sparsesoup.hub.families import prunable
 from sparsesoup.hub.kinds import kind_of
@@ -43,17 +43,30 @@ def taught(problem: Problem, settings: Settings, opened: Opened, prune: Callable
         path = str(run.path)
         cost = sum((Cost(**c) for label, c in run.report["cost"].items() if label != "validation"), Cost())
     try:
-        found = teach(problem, settings, opened, path)
+        learning = teach(problem, settings, opened, path)
     except UserError as error:
         raise UserError(f"train.distill.teacher: {error}") from error
     if cost.steps and TEACHER not in problem.meter.costs:  # a restarted run has it there already
         problem.meter.add(TEACHER, cost)
-    return found
+    return learning
 
 
 def teach(problem: Problem, settings: Settings, opened: Opened, path: str) -> Problem:
     """The problem with the model at `path` in its loss."""
     place, distill = settings.place, settings.train.distill
+    teacher = find_teacher(place, opened, path)
+    _check_rows(problem, teacher, path, place.model)
+    if distill.hidden:
+        check_blocks(problem.pretrained, teacher)
+    known = Shelf(None, {"teacher": fingerprint(weights(teacher))})  # so that trainings with it can be shared
+    return replace(problem, objective=distilled(problem, teacher, distill), shelf=known)
+
+
+def find_teacher(place: Place, opened: Opened, path: str) -> Any:
+    """The model at `path`, as a teacher of the one at a place.
+
+    Raises: UserError if it is not there, is not fine-tuned for the task, or reads otherwise.
+    """
     teacher = load_model(path, opened.task, place.seed, place.trust_remote_code, whole=True)
     images = kind_of(opened.task).images
     own, other = (load_reader(m, images, place.trust_remote_code) for m in (place.model, path))
@@ -63,11 +76,7 @@ def teach(problem: Problem, settings: Settings, opened: Opened, path: str) -> Pr
         raise UserError(f"{path} reads other tokens than {place.model}; give a teacher with the same tokenizer")
     if not images and teacher.config.pad_token_id is None:
         teacher.config.pad_token_id = other.pad_token_id
-    _check_rows(problem, teacher, path, place.model)
-    if distill.hidden:
-        _check_blocks(problem, teacher)
-    known = Shelf(None, {"teacher": fingerprint(weights(teacher))})  # so that trainings with it can be shared
-    return replace(problem, objective=distilled(problem, teacher, distill), shelf=known)
+    return teacher
 
 
 def dense(settings: Settings) -> Settings:
@@ -111,10 +120,10 @@ def _check_rows(problem: Problem, teacher: Any, path: str, model: str) -> None:
         raise UserError(f"{path} has {most} positions, the longest row {longest} tokens; say --max-length {most}")
 
 
-def _check_blocks(problem: Problem, teacher: Any) -> None:
-    """UserError if the outputs of the blocks cannot be compared."""
-    own, other = blocks(problem.targets), blocks(prunable(teacher))
-    widths = [getattr(model.config, "hidden_size", None) for model in (problem.pretrained, teacher)]
+def check_blocks(pretrained: Any, teacher: Any) -> None:
+    """Raise a UserError if the outputs of a model's blocks cannot be compared with a teacher's."""
+    own, other = blocks(prunable(pretrained)), blocks(prunable(teacher))
+    widths = [getattr(model.config, "hidden_size", None) for model in (pretrained, teacher)]
     if own != other or widths[0] != widths[1]:
         raise UserError(
             f"it has {len(other)} blocks of width {widths[1]} ({other[0]}, ...), the model {len(own)} of width "

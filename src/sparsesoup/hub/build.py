@@ -17,8 +17,8 @@ from sparsesoup.hub.images import Images
 from sparsesoup.hub.kinds import AnyTask, Kind, find, kind_of, told
 from sparsesoup.hub.models import has_head, hollow_model, load_model
 from sparsesoup.hub.sources import Source, open_splits, open_test, training_splits
+from sparsesoup.hub.spans import Spans
 from sparsesoup.hub.tasks import Task
-from sparsesoup.hub.text import check_tokenizer
 from sparsesoup.hub.zero_shot import asked
 from sparsesoup.journal import Journal
 from sparsesoup.meter import Cost, Meter
@@ -166,11 +166,11 @@ def check_head(place: Place, opened: Opened) -> None:
 
 
 def check_length(place: Place, opened: Opened, reader: Any) -> None:
-    """Raise a UserError if model or tokenizer take no rows of max_length, where that is given; no weights are read."""
+    """Raise a UserError if model or tokenizer take no rows of max_length, or no windows; no weights are read."""
     kind = kind_of(opened.task)
-    if place.max_length is not None:
+    if place.max_length is not None or isinstance(opened.task, Spans):
         model = None if kind.images else hollow_model(place.model, opened.task, place.trust_remote_code)
-        check_tokenizer(reader, _length(place, kind, model, reader))
+        kind.fits(reader, _length(place, kind, model, reader), opened.task)
 
 
 def _check_size(name: str, model: Any, data: Data) -> None:

@@ -34,6 +34,7 @@ class Kind:
         settings: task -> what the model's config.json says of the head.
         check: (rows, task, split) raises a UserError where a text or a label is wrong.
         labelled: (rows, task) -> whether any row has a label.
+        fits: (tokenizer, max_length, task) raises a UserError where no rows can be made at that length.
         encode: (rows, task, tokenizer or image processor, max_length) -> what is learnt from, and who judges it.
         predict: (model, batch) -> outputs [rows, ...].
         criterion: task -> (outputs, batch) -> mean loss.
@@ -49,6 +50,7 @@ class Kind:
     settings: Callable[[Any], dict[str, Any]]
     check: Callable[[Dataset, Any, str], object]
     labelled: Callable[[Dataset, Any], bool]
+    fits: Callable[[Any, int, Any], object]
     encode: Callable[[Dataset, Any, Any, int], tuple[Data, Judged]]
     predict: Callable[[nn.Module, Batch], Tensor]
     criterion: Callable[[Any], Callable[[Tensor, Batch], Tensor]]
@@ -68,6 +70,7 @@ CLASSES = Kind(
     },
     check=text.check,
     labelled=tasks.has_labels,
+    fits=lambda tokenizer, length, task: text.check_tokenizer(tokenizer, length),
     encode=lambda rows, task, tokenizer, length: (text.encode(rows, task, tokenizer, length), judging.metric(task)),
     predict=judging.predict,
     criterion=judging.criterion,
@@ -78,6 +81,7 @@ IMAGES = replace(
     CLASSES,
     head=AutoModelForImageClassification,
     check=tasks.label_values,
+    fits=lambda reader, length, task: None,
     encode=images.encode,
     length=0,
     told=lambda task: f"{tasks.told(task)} (images)",
@@ -96,6 +100,7 @@ SPANS = Kind(
     settings=lambda task: _names(("start", "end")),
     check=spans.answers_of,
     labelled=spans.has_answers,
+    fits=spans.Frame,
     encode=spans.encode,
     predict=spans.predict,
     criterion=lambda task: spans.criterion,

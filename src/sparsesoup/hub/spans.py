@@ -20,6 +20,7 @@ from sparsesoup.hub.tasks import LABEL_NAMES, columns_of
 from sparsesoup.hub.text import Row, check_tokenizer, padding, strings
 
 ANSWERABLE = "answerable"  # [rows, max_length]: the tokens that an answer may begin or end at
+FEWEST = 3  # tokens of a row that belong to a question and its window, of which neighbours share one
 LOW = -1e4  # the logit of all others: gone after a softmax, and finite, so that distillation can compare two of them
 Tokens = tuple[np.ndarray, np.ndarray]  # numbers of a text's tokens [tokens], and the characters of each [tokens, 2]
 
@@ -103,7 +104,7 @@ def encode(rows: Dataset, task: Spans, tokenizer: PreTrainedTokenizerBase, max_l
 
     Raises: UserError where a text is no string, an answer is not where it should be, or the tokenizer does not fit.
     """
-    frame = _Frame(tokenizer, max_length, task)
+    frame = Frame(tokenizer, max_length, task)
     questions, contexts = (strings(rows, column, "the data") for column in task.texts)
     answers = answers_of(rows, task, "the data")
     asked, known = _tokens(tokenizer, questions), _tokens(tokenizer, contexts)
@@ -136,8 +137,11 @@ def criterion(outputs: Tensor, batch: Batch) -> Tensor:
     return functional.cross_entropy(outputs.flatten(0, 1), batch["labels"][:, 1:].flatten())
 
 
-class _Frame:
-    """What stands around question and context in a row, and how long windows are."""
+class Frame:
+    """What stands around question and context in a row, and how long windows are.
+
+    Raises: UserError if a row has no room for windows that overlap so far, or the tokenizer does not fit.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, task: Spans) -> None:
         check_tokenizer(tokenizer, max_length)
@@ -159,7 +163,12 @@ class _Frame:
         self.none = marks[0] if marks else 0  # from the end of the row where the tokenizer puts it there
         self.free = max_length - specials
         most = self.free - self.free // 2 - 1
-        if most < 1 or (task.stride is not None and not 1 <= task.stride <= most):
+        if most < 1:
+            raise UserError(
+                f"max_length is {max_length}, where a row has {specials} tokens beside question and context and "
+                f"needs {specials + FEWEST}; raise --max-length to that or more"
+            )
+        if task.stride is not None and not 1 <= task.stride <= most:
             raise UserError(
                 f"doc_stride is {task.stride}, where max_length {max_length} allows 1 to {most}; give less, or raise "
                 "--max-length"

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from sparsesoup import masks as algebra
 from sparsesoup.errors import UserError
 from sparsesoup.masks import Masks
@@ -14,7 +16,7 @@ from sparsesoup.problem import Problem, need_steps
 from sparsesoup.schedules import Cubic
 from sparsesoup.scores import magnitude
 from sparsesoup.structures import need_groups
-from sparsesoup.targets import parameters
+from sparsesoup.targets import Targets, fingerprint, parameters
 from sparsesoup.ticket import Ticket, fit, load_masks
 from sparsesoup.train import train
 
@@ -48,14 +50,16 @@ class FromTicket:
 
         Raises: UserError if the ticket is damaged, of other shapes or of another base model.
         """
+        return self.fitted(problem.pretrained, problem.targets)
+
+    def fitted(self, pretrained: nn.Module, targets: Targets) -> Masks:
+        """The ticket's masks for a model; refuses what `masks` refuses."""
         masks, facts = self.given()
-        params = parameters(problem.pretrained, problem.targets)
-        fitted = fit(
-            masks, {n: p.shape for n, p in params.items()}, getattr(problem.pretrained, "base_model_prefix", "")
-        )
+        params = parameters(pretrained, targets)
+        fitted = fit(masks, {n: p.shape for n, p in params.items()}, getattr(pretrained, "base_model_prefix", ""))
         # The ticket's own weights are no copy of the base model, but are zero where the masks are.
         own = all(not bool(params[n].detach()[~m].any()) for n, m in fitted.items())
-        if not own and facts.get("origin") != problem.origin():
+        if not own and facts.get("origin") != fingerprint(params):
             raise UserError(
                 f"foreign ticket: {self.ticket} was drawn from {facts.get('model', 'another model')}, whose prunable "
                 f"weights differ from this model's; take its base model"

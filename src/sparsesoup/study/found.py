@@ -1,20 +1,21 @@
 """What a recipe names, found before anything runs: models, datasets, teachers and tickets."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from sparsesoup.hub.build import check_head, check_length, open_task
+from sparsesoup.errors import UserError
+from sparsesoup.hub.build import Opened, Place, check_head, check_length, open_task
 from sparsesoup.hub.checkpoint import config_of, load_reader
+from sparsesoup.hub.families import prunable
 from sparsesoup.hub.kinds import kind_of
+from sparsesoup.hub.models import load_model
 from sparsesoup.methods.known import FromTicket, need_sparse
 from sparsesoup.run import directory
 from sparsesoup.study.cell import Cell
 from sparsesoup.study.written import Levels, Table, Wrong, blaming, place_of
-from sparsesoup.teacher import DENSE
-
-ASKED = ("model", "dataset", "dataset_config", "text_columns", "label_column", "max_length", "prompts", "class_names")
+from sparsesoup.teacher import DENSE, check_blocks, find_teacher
 
 
 def find_all(recipe: Table, cells: Sequence[Cell]) -> list[Cell]:
@@ -22,26 +23,30 @@ def find_all(recipe: Table, cells: Sequence[Cell]) -> list[Cell]:
 
     Raises: Wrong if a model, dataset, teacher or ticket is not there, or does not fit the others.
     """
-    names: dict[str, str] = {}
+    tasks: dict[Place, Opened] = {}
     taken: dict[Path, Cell] = {}
     placed = []
     for cell in cells:
         place = cell.settings.place
-        known = json.dumps([getattr(place, key) for key in ASKED])
-        if known not in names:
-            names[known] = _found(recipe, cell)
-        placed.append(replace(cell, path=directory(names[known], cell.anywhere)))
+        if (where := _where(cell)) not in tasks:
+            tasks[where] = _found(recipe, cell)
+        name = tasks[where].source.name
+        placed.append(replace(cell, path=directory(name, cell.anywhere)))
         other = taken.setdefault(placed[-1].path, cell)
         if other.settings != cell.settings:
-            raise Wrong(f"datasets {other.place[1]} and {place.dataset} are both called {names[known]}, so their runs "
+            raise Wrong(f"datasets {other.place[1]} and {place.dataset} are both called {name}, so their runs "
                          f"would be in the same folder; rename one of them", "datasets", place.dataset)  # fmt: skip
-    _need_teachers(recipe, cells)
-    _need_tickets(cells)
+    _need_teachers(recipe, cells, tasks)
+    _need_tickets(cells, tasks)
     return placed
 
 
-def _found(recipe: Table, cell: Cell) -> str:
-    """What the dataset is called, once it and the model are found and fit each other."""
+def _where(cell: Cell) -> Place:
+    return replace(cell.settings.place, seed=0)
+
+
+def _found(recipe: Table, cell: Cell) -> Opened:
+    """The dataset and its task, once it and the model are found and fit each other."""
     place = cell.settings.place
     with blaming("models"):
         config_of(place.model, place.trust_remote_code)
@@ -50,26 +55,39 @@ def _found(recipe: Table, cell: Cell) -> str:
         check_head(place, opened)
     with blaming("models"):
         reader = load_reader(place.model, kind_of(opened.task).images, place.trust_remote_code)
-    with blaming(*(place_of(_levels(recipe, cell), ["max_length"]) or ["models"])):
+    try:
         check_length(place, opened, reader)
-    return opened.source.name
+    except UserError as error:
+        named = str(error).split()[0]  # max_length or doc_stride
+        raise Wrong(error, *(place_of(_levels(recipe, cell), [named]) or ["models"])) from error
+    return opened
 
 
-def _need_teachers(recipe: Table, cells: Sequence[Cell]) -> None:
-    for teacher, cell in {cell.settings.train.distill.teacher: cell for cell in reversed(cells)}.items():
-        if teacher not in ("", DENSE):
+def _need_teachers(recipe: Table, cells: Sequence[Cell], tasks: Mapping[Place, Opened]) -> None:
+    """Refuse a teacher that is not there, or whose model does not fit."""
+    for (where, distill), cell in {(_where(c), c.settings.train.distill): c for c in reversed(cells)}.items():
+        if distill.teacher not in ("", DENSE):
             named = ["train", "distill", "teacher"]
             with blaming(*(place_of(_levels(recipe, cell), named) or named)):
-                config_of(teacher, cell.settings.place.trust_remote_code)
+                teacher = find_teacher(where, tasks[where], distill.teacher)
+                if distill.hidden:
+                    check_blocks(_model(where, tasks), teacher)
 
 
-def _need_tickets(cells: Sequence[Cell]) -> None:
-    """Refuse a ticket that is not there or too sparse; not those that the study itself draws."""
-    rows = {(cell.row, cell.sparsity): cell for cell in cells if not cell.needs}
-    for (row, sparsity), cell in rows.items():
-        if isinstance(method := cell.settings.method, FromTicket):
-            with blaming("methods", row, "method", "ticket"):
-                need_sparse(method.given()[0], float(sparsity or 0.0))
+def _need_tickets(cells: Sequence[Cell], tasks: Mapping[Place, Opened]) -> None:
+    """Refuse a ticket that is not there, too sparse or of another model; not those that the study itself draws."""
+    given = [(c, c.settings.method) for c in cells if not c.needs]
+    tickets = [(cell, method) for cell, method in given if isinstance(method, FromTicket)]
+    for cell, method in {(c.row, c.sparsity): (c, m) for c, m in tickets}.values():
+        with blaming("methods", cell.row, "method", "ticket"):
+            need_sparse(method.given()[0], float(cell.sparsity or 0.0))
+    for (row, where), method in {(c.row, _where(c)): m for c, m in tickets}.items():
+        with blaming("methods", row, "method", "ticket"):
+            method.fitted(model := _model(where, tasks), prunable(model))
+
+
+def _model(where: Place, tasks: Mapping[Place, Opened]) -> Any:
+    return load_model(where.model, tasks[where].task, where.seed, where.trust_remote_code)
 
 
 def _levels(recipe: Table, cell: Cell) -> Levels:
