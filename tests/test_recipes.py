@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from sparsesoup.cli import main
+from sparsesoup.errors import UserError
 from sparsesoup.recipe import from_table
 from sparsesoup.study.plan import read_plan
 from sparsesoup.study.tables import Grid, latex
@@ -213,3 +214,18 @@ def test_settings_from_python_may_be_numbers_of_numpy():
     table["method"] = {"every": np.float16(0.5)}
     plain = {"sparsity": 0.75, "steps": 40, "seed": 2, "method": {"every": 0.5}}
     assert from_table("gradual", table) == from_table("gradual", plain)
+
+
+def test_class_names_may_be_a_list_and_no_other_text_may():
+    assert from_table("random", {"class_names": ["dark", "light red", 3]}).place.class_names == "dark,light red,3"
+    wrong = {"prompts": ["a {}.", "my {}."], "class_names": ["a, b", "c"], "class-names": [True, "c"], "model": ["b"]}
+    for name, value in wrong.items():
+        with pytest.raises(UserError, match=f"^setting {name} is one text, got "):
+            from_table("random", {name: value})
+
+
+def test_a_list_of_prompts_in_a_study_is_refused_with_its_line():
+    recipe = {**SMALL, "methods": ["random"], "datasets": {"reviews": {"prompts": ["a {}.", "my {}."]}}}
+    Path("listed.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(UserError, match=r"^listed.yaml, line 3: setting prompts is one text, got .*one a line"):
+        read_plan(Path("listed.yaml"))

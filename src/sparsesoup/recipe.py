@@ -6,17 +6,15 @@ import difflib
 import hashlib
 import json
 import math
-import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import yaml
 from jsonargparse import Namespace
 
+from sparsesoup.as_flags import as_flags, columns_as_list, flat, normal, quoted
 from sparsesoup.errors import UserError
 from sparsesoup.hub.build import Place
 from sparsesoup.methods import METHODS, TABLE, Method
@@ -31,15 +29,6 @@ ELSEWHERE = (
     "seed",
     "trust_remote_code",
 )  # in the path of a run, or of this machine: not in the key
-
-
-OUTSIDE = {  # flags of `prune` that no recipe holds
-    "config": "a recipe does not name another; from Python give its settings themselves",
-    "out": "say where on the command line",
-    "save_every": "say it on the command line",
-    "shelf": "say it on the command line",
-    "workers": "say it on the command line",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,14 +94,14 @@ class Settings:
     def key(self) -> str:
         """Ten hex digits of the settings that differ from their defaults, apart from dataset and seed."""
         own, plain = self.to_dict(), Settings(name=self.name, method=METHODS[self.name]).to_dict()
-        changed = {k: v for k, v in _flat(own).items() if v != _flat(plain).get(k) and k not in ELSEWHERE}
+        changed = {k: v for k, v in flat(own).items() if v != flat(plain).get(k) and k not in ELSEWHERE}
         return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:10]
 
     def command(self) -> str:
         """The command line that repeats the run."""
-        own, plain = _flat(self.to_dict()), _flat(Settings(name=self.name, method=METHODS[self.name]).to_dict())
+        own, plain = flat(self.to_dict()), flat(Settings(name=self.name, method=METHODS[self.name]).to_dict())
         flags = [
-            f"--{name.replace('_', '-')} {_quoted(value)}"
+            f"--{name.replace('_', '-')} {quoted(value)}"
             for name, value in own.items()
             if value != plain.get(name) and name != "method.name"
         ]
@@ -154,21 +143,21 @@ def parser_for(name: str | None) -> Parser:
 
 def read(arguments: Sequence[str]) -> tuple[Settings, Namespace]:
     """(settings, the other flags) from the arguments of `prune`: a method's name, flags, a recipe under --config."""
-    arguments = [_normal(a) for a in arguments]
-    arguments = _columns_as_list(arguments)
+    arguments = [normal(a) for a in arguments]
+    arguments = columns_as_list(arguments)
     given = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
     recipe = _recipe(arguments)
     for flag, other in (("steps", "epochs"), ("epochs", "steps")):
         if any(a.partition("=")[0] == f"--{flag}" for a in arguments):
             recipe.pop(other, None)  # flags win over it
     name = _method_name(given, recipe)
-    return _parsed(name, [*_as_flags(recipe), *arguments])
+    return _parsed(name, [*as_flags(recipe), *arguments])
 
 
 def from_table(name: str, table: dict[str, Any]) -> Settings:
     """Settings from plain values, as in a recipe; checked like flags."""
     method_named(name)
-    return _parsed(name, _as_flags(table))[0]
+    return _parsed(name, as_flags(table))[0]
 
 
 def _parsed(name: str, flags: list[str]) -> tuple[Settings, Namespace]:
@@ -194,26 +183,6 @@ def _description(name: str | None) -> str:
         fixed = ", ".join(f"{f} {getattr(METHODS[name], f)}" for f in TABLE[name].fixed if f != "protocols")
         return f"{TABLE[name].summary}." + (f" Fixed here: {fixed}." if fixed else "")
     return f"Draw a sparse subnetwork. METHOD is one of: {', '.join(METHODS)}; `prune METHOD --help` has its settings."
-
-
-def _normal(argument: str) -> str:
-    if not argument.startswith("--"):
-        return argument
-    flag, equals, value = argument.partition("=")
-    name = flag[2:].replace("-", "_")
-    return "--" + ("text_columns" if name == "image_column" else name) + equals + value
-
-
-def _columns_as_list(arguments: list[str]) -> list[str]:
-    """`--text-columns a,b` as the list that the parser takes."""
-    done = list(arguments)
-    for i, argument in enumerate(done):
-        flag, equals, value = argument.partition("=")
-        if flag == "--text_columns":
-            at, text = (i, value) if equals else (i + 1, done[i + 1] if i + 1 < len(done) else "")
-            if text not in ("", "null") and not text.startswith("["):
-                done[at] = (f"{flag}=" if equals else "") + json.dumps(text.split(","))
-    return done
 
 
 def _recipe(arguments: list[str]) -> dict[str, Any]:
@@ -249,51 +218,3 @@ def _method_name(given: str | None, recipe: dict[str, Any]) -> str:
         raise UserError(f"no method named; say `sparsesoup prune METHOD`, one of {', '.join(METHODS)}")
     method_named(str(name))
     return str(name)
-
-
-def _as_flags(recipe: dict[str, Any]) -> list[str]:
-    """A recipe as flags, so that both are checked in one place; it may be written with dashes, as flags are."""
-    flags = []
-    for name, value in recipe.items():
-        if str(name) in OUTSIDE:
-            raise UserError(f"{name} is no setting of a run, which a recipe holds; {OUTSIDE[str(name)]}")
-        if isinstance(value, dict) and name in ("train", "method"):
-            flags += [_as_flag(f"{name}.{key}", own) for key, own in value.items()]
-        else:
-            flags.append(_as_flag(str(name), value))
-    return _columns_as_list([_normal(flag) for flag in flags])
-
-
-def _as_flag(name: str, value: Any) -> str:
-    try:
-        return f"--{name}={_plain(value)}"
-    except (TypeError, ValueError) as error:  # a date, a set, bytes, what holds itself
-        raise UserError(
-            f"setting {name} is a number, a text, true, false, null, or a list or table of these, got {value!r}; "
-            f"write it in quotes if it is a text"
-        ) from error
-
-
-def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in table.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
-def _plain(value: Any) -> str:
-    path = isinstance(value, (str, os.PathLike))  # from Python settings may be paths
-    return os.fspath(value) if path else json.dumps(value, default=_bare)
-
-
-def _bare(value: Any) -> Any:
-    """What of Python's own types stands behind a number of numpy, as loops over `np.arange` give them, or a path."""
-    return value.item() if isinstance(value, np.generic) else os.fspath(value)
-
-
-def _quoted(value: Any) -> str:
-    text = _plain(value)
-    return text if re.fullmatch(r"[\w./:@%+-]+", text) else "'" + text.replace("'", "'\\''") + "'"
