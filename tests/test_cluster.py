@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -153,6 +154,39 @@ def test_an_address_without_ray_says_so_in_one_line_within_ten_seconds(folder, c
             assert f"no Ray cluster answers at {address} ({why})" in line
             assert seconds < 10
     assert "--address is host:port" in refused(capsys, "--address", "ray://127.0.0.1:10001")[0]
+
+
+def frame(kind, payload, stream=1):
+    return len(payload).to_bytes(3, "big") + bytes([kind, 4, 0, 0, 0, stream]) + payload
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [bytes([0x8D]), bytes([0x88]) + b"\0\x0bgrpc-status\x0212", b"<html>"],
+    ids=["a proxy's 404", "gRPC without Ray's services", "no HTTP/2"],
+)
+def test_a_server_of_another_kind_is_told_from_ray_at_once(folder, capsys, headers):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        server.settimeout(30)
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        answer = headers if headers[:1] == b"<" else frame(4, b"", 0) + frame(8, bytes(4), 0) + frame(1, headers)
+
+        def serve():
+            line, _ = server.accept()
+            with line:
+                line.recv(9)
+                line.sendall(answer)
+                line.shutdown(socket.SHUT_WR)
+                line.recv(4096)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        said, seconds = refused(capsys, "--address", address)
+        thread.join()
+    assert f"no Ray cluster answers at {address} (what answers there is not Ray); start one with" in said
+    assert seconds < 10
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,19 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 from sparsesoup.errors import UserError
 
 STORE = 80_000_000  # bytes of Ray's object store where we start it: nothing of ours goes through it
 PATIENCE = 5.0  # seconds in which an address must answer
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # RFC 9113, section 3.4
+DATA, HEADERS = 0, 1  # types of frames, section 6
+POST, HTTP, OK = 0x83, 0x86, 0x88  # :method, :scheme and :status as one byte each; RFC 7541, appendix A
+QUESTION = {":path": "/ray.rpc.NodeInfoGcsService/GetClusterId", ":authority": "ray", "te": "trailers",
+            "content-type": "application/grpc"}  # fmt: skip
+REMEDY = "start one with `ray start --head`, or leave --address and RAY_ADDRESS out and it is started here"
+UNKNOWN = b"grpc-status\x0212"  # what a gRPC server says of a service that it does not have
 CARRIED = re.compile(r"(SPARSESOUP|HF|TRANSFORMERS|TOKENIZERS|OMP|MKL|CUBLAS|TORCH|PYTORCH|RAY_ACCEL)_")  # variables
 RAY = {  # what Ray reads when it is imported
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -60,7 +66,8 @@ def connect(ray: Any, address: str, cores: int) -> None:
             ray.init(**settings)
     except Exception as error:
         what = "Ray does not start here" if address == "local" else f"cannot join the Ray cluster at {address}"
-        raise UserError(f"{what}: {brief(error)}") from error
+        remedy = "" if address == "local" else f"; {REMEDY}"
+        raise UserError(f"{what}: {brief(error).rstrip('.')}{remedy}") from error
 
 
 def asked(address: str | None) -> str:
@@ -79,10 +86,7 @@ def need_answer(address: str) -> None:
         )
     why = _unanswered(host.strip("[]"), int(port))
     if why:
-        raise UserError(
-            f"no Ray cluster answers at {address} ({why}); start one with `ray start --head`, or leave --address and "
-            f"RAY_ADDRESS out and it is started here"
-        )
+        raise UserError(f"no Ray cluster answers at {address} ({why}); {REMEDY}")
 
 
 def _is_port(text: str) -> bool:
@@ -91,16 +95,15 @@ def _is_port(text: str) -> bool:
 
 
 def _unanswered(host: str, port: int) -> str:
-    """Why no gRPC server is there; empty if one is. Within `PATIENCE`, however long a name server takes."""
+    """Why Ray is not there; empty if it is. Within `PATIENCE`, however long a name server takes."""
     said = [f"nothing within {PATIENCE:g} seconds"]
 
     def ask() -> None:
         try:
             with socket.create_connection((host, port), timeout=2 * PATIENCE) as line:
-                line.sendall(PREFACE)
-                answer = line.recv(9)
-            settings = len(answer) > 3 and answer[3] == 4  # the frame with which a server must begin
-            said[0] = "" if settings or os.environ.get("RAY_USE_TLS") == "1" else "what answers there is not Ray"
+                line.sendall(PREFACE + _question())
+                known = os.environ.get("RAY_USE_TLS") == "1" or _is_ray(line.makefile("rb"))
+            said[0] = "" if known else "what answers there is not Ray"
         except OSError as error:
             said[0] = error.strerror or str(error)
         except ValueError:  # a part of it is empty or longer than a name server takes
@@ -110,6 +113,27 @@ def _unanswered(host: str, port: int) -> str:
     thread.start()
     thread.join(PATIENCE)
     return said[0]
+
+
+def _question() -> bytes:
+    """A call of a service that every cluster's head has, as two frames; whoever is none answers otherwise."""
+    texts = [text.encode() for pair in QUESTION.items() for text in pair]
+    spelled = [bytes([len(text)]) + text for text in texts]
+    headers = bytes([POST, HTTP]) + b"".join(b"\0" + n + v for n, v in zip(spelled[::2], spelled[1::2], strict=True))
+    return _frame(HEADERS, 4, headers) + _frame(DATA, 1, bytes(5))  # ends of the headers, and of an empty message
+
+
+def _frame(kind: int, flags: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags, 0, 0, 0, 1]) + payload
+
+
+def _is_ray(answer: BinaryIO) -> bool:
+    """Whether the headers that come back are a gRPC server's that knows the service: a proxy says 404 or the like."""
+    while len(head := answer.read(9)) == 9:
+        payload = answer.read(int.from_bytes(head[:3], "big"))
+        if head[3] == HEADERS:
+            return payload[:1] == bytes([OK]) and UNKNOWN not in payload
+    return False
 
 
 @contextlib.contextmanager
