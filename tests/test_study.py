@@ -514,6 +514,29 @@ def test_a_teacher_whose_blocks_are_others_is_refused_before_anything_runs_if_th
 
 
 @pytest.mark.parametrize(
+    ("name", "method", "model"),
+    [
+        ("magnitude", {"pattern": {"rows": 64, "cols": 64}}, "bert"),  # whose matrices are too small
+        ("block-movement", {"pattern": {"rows": 64, "cols": 64}, "score_rate": 1.0}, "bert"),
+        ("gradual", {"structure": "heads"}, "broad"),  # whose heads hold too little
+    ],
+)
+def test_parts_are_looked_for_in_the_model_itself_before_anything_runs(tmp_path, name, method, model, capsys):
+    for folder, units in ("wide", 64), ("broad", 512):
+        classifier(tmp_path / folder, hidden_size=64, intermediate_size=units, num_attention_heads=4)
+    rows = {"dense": None, "parts": {"name": name, "method": method}}
+    write(models=["wide"], methods=rows, sparsities=0.6)
+    assert len(read_plan(Path("small.yaml"), fit=True).cells) == 4
+    assert main(["compare", "--config", "small.yaml", "--dry-run"]) == 0
+    assert "refused" not in capsys.readouterr().out
+    write(models=[model], methods=rows, sparsities=0.6)
+    with pytest.raises(UserError, match=r"^small.yaml, line \d+: parts on reviews, .*(does not tile|hold)"):
+        read_plan(Path("small.yaml"), fit=True)
+    assert main(["compare", "--config", "small.yaml", "--dry-run"]) == 0
+    assert "2 would be refused" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("model", "said"),
     [("distilbert", "foreign ticket: it prunes "), ("other", "foreign ticket: .* was drawn from bert, whose prunable")],
 )

@@ -5,7 +5,7 @@ import math
 import os
 import resource
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -18,14 +18,16 @@ from sparsesoup.methods import Method
 from sparsesoup.methods.known import FromTicket
 from sparsesoup.methods.oneshot import OneShot
 from sparsesoup.objectives import distilled
+from sparsesoup.patterns import Block, Element
 from sparsesoup.problem import Problem, Silent, evaluate, timed
 from sparsesoup.recipe import Settings
 from sparsesoup.shelf import Product
 from sparsesoup.study.prices import PricedMeter, Prices
-from sparsesoup.study.twin import hollow, part, twin_of
-from sparsesoup.teacher import DENSE, TEACHER, dense, teach
+from sparsesoup.study.twin import WIDTH, hollow, part, twin_of
+from sparsesoup.teacher import DENSE, TEACHER, dense, refuse, teach
 from sparsesoup.train import train
 
+PARTS = {"structure": "weights", "pattern": Element, "tile": Element}  # settings of methods: what is pruned whole
 TIMED = 4  # steps, and batches of the validation, that a probe times
 Costs = dict[str, Cost]
 STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -127,6 +129,8 @@ class Estimator:
         return steps_of(settings, next(iter(self._problems.values()))) <= self.alike
 
     def _rehearsed(self, settings: Settings, problem: Problem) -> tuple[Costs, float]:
+        if parted(settings.method):
+            refuse(problem, settings)
         total, prices = problem.steps, self._prices_of(settings, problem)
 
         def at(steps: int) -> tuple[Costs, float]:
@@ -236,8 +240,23 @@ def steps_of(settings: Settings, problem: Problem) -> int:
 
 
 def stand_in(method: Method) -> Method:
-    """The method for a twin: a ticket's masks do not fit it, and any mask costs the same."""
-    return OneShot() if isinstance(method, FromTicket) else method
+    """The method for a twin: any mask costs the same, so one of parts that the twin has, or of weights, will do."""
+    if isinstance(method, FromTicket):
+        return OneShot()
+    given = [f for f in fields(method) if f.name in PARTS]  # type: ignore[arg-type]  # methods are dataclasses
+    fitting = {f.name: getattr(method, f.name) for f in given}
+    fitting = {k: _fitting(v) if isinstance(v, Block) else "weights" for k, v in fitting.items()}
+    return replace(method, **fitting)  # type: ignore[type-var]
+
+
+def _fitting(tile: Block) -> Block:
+    """The largest tile, or the whole side, with which both the given one and the matrices of a twin can be filled."""
+    return Block(*(math.gcd(side, WIDTH) if side else 0 for side in (tile.rows, tile.cols)))
+
+
+def parted(method: Method) -> bool:
+    """Whether a method prunes parts that not every model falls apart into."""
+    return any(getattr(method, name, plain) != plain for name, plain in PARTS.items())
 
 
 def _extended(short: Costs, longer: Costs, far: float, padding: float) -> Costs:

@@ -2,19 +2,25 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 from sparsesoup.data import Data
 from sparsesoup.errors import UserError
 from sparsesoup.hub.build import Opened, Place, open_task
+from sparsesoup.hub.families import prunable
+from sparsesoup.hub.models import load_model
 from sparsesoup.hub.sources import training_splits
 from sparsesoup.hub.spans import Spans
 from sparsesoup.meter import Meter
 from sparsesoup.recipe import Settings
 from sparsesoup.shelf import Shelf
 from sparsesoup.study.cell import Cell
-from sparsesoup.study.estimate import stand_in, steps_of
-from sparsesoup.study.twin import Watch, bare, hollow
+from sparsesoup.study.estimate import parted, stand_in, steps_of
+from sparsesoup.study.twin import Twin, Watch, bare, hollow
 from sparsesoup.study.written import Wrong, blaming
+from sparsesoup.teacher import refuse
+
+LONG = 100_000  # steps: no method finds them too few
 
 
 class Begun(Exception):
@@ -35,6 +41,7 @@ def need_fit(cells: Iterable[Cell]) -> None:
     Raises: Wrong, with the place in the recipe.
     """
     rows: dict[Place, tuple[int, bool]] = {}
+    models: dict[Place, Any] = {}
     for cell in {(c.row, c.place): c for c in cells}.values():  # seeds make no difference
         place = replace(cell.settings.place, model="", seed=0)
         if place not in rows:
@@ -44,6 +51,8 @@ def need_fit(cells: Iterable[Cell]) -> None:
             count, counted = rows[place]
             if counted or cell.settings.amount.steps is not None:
                 _fit(cell.settings, count)
+            if parted(cell.settings.method):
+                _fall_apart(cell.settings, models)
         except UserError as error:
             raise Wrong(f"{cell.name}: {error}", "methods", cell.row) from error
 
@@ -57,10 +66,25 @@ def _rows(opened: Opened) -> tuple[int, bool]:
 
 def _fit(settings: Settings, rows: int) -> None:
     """Let the method begin, on so many rows without anything in them."""
-    data = hollow(Data(range(rows), lambda rows: {}))
-    twin = bare(data, data, settings.train, 1, settings.place.seed, meter=Meter(), watch=First(), shelf=Shelf())
+    twin = _twin(settings, rows)
     twin = replace(twin, steps=steps_of(settings, twin))
     try:
         stand_in(settings.method).run(twin, float(settings.amount.sparsity or 0.0))
     except Begun:
         return
+
+
+def _twin(settings: Settings, rows: int) -> Twin:
+    data = hollow(Data(range(rows), lambda rows: {}))
+    return bare(data, data, settings.train, 1, settings.place.seed, meter=Meter(), watch=First(), shelf=Shelf())
+
+
+def _fall_apart(settings: Settings, models: dict[Place, Any]) -> None:
+    """Let the method begin on the matrices of the real model, which has other parts than a twin."""
+    where = replace(settings.place, seed=0)
+    if where not in models:
+        models.clear()  # one at a time is in memory
+        models[where] = load_model(where.model, open_task(where).task, where.seed, where.trust_remote_code)
+    twin = _twin(settings, 1)
+    real = replace(twin, pretrained=models[where], targets=prunable(models[where]), steps=LONG)
+    refuse(real, settings)
