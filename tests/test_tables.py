@@ -99,6 +99,36 @@ def test_a_row_or_dataset_with_seeds_of_its_own_lacks_none() -> None:
     assert winner(short, [other]) is None
 
 
+def test_a_place_that_nobody_asked_for_is_left_open_and_wins_nothing() -> None:
+    column, other = ("bert", "d_1", 0.5), ("bert", "d_1", 0.7)
+    planned = [(row, c, s) for row, c in (("isp", column), ("isp", other), ("imp", column)) for s in (0, 1)]
+    done = [record(row, s, 0.9 if row == "imp" else 0.5 + 0.001 * s, place[2]) for row, place, s in planned]
+    found = grid(done, planned)
+    assert lines(found)[1][1][1:4] == ["90.0 ± 0.0", "-", "-"]
+    assert winner(found, [column]) == "imp"
+    assert winner(found, found.columns) is None
+
+
+def test_a_dense_run_and_a_seed_count_once_however_many_sparsities_they_stand_beside() -> None:
+    scores = {0: (0.80, 0.70, 0.60), 1: (0.82, 0.71, 0.61), 2: (0.79, 0.75, 0.62)}
+    dense = {0: 0.9, 1: 0.85, 2: 0.91}
+    done = [record("isp", s, v, 0.5 + k / 10) for s, values in scores.items() for k, v in enumerate(values)]
+    done += [record("imp", s, v - 0.1, 0.5 + k / 10) for s, values in scores.items() for k, v in enumerate(values)]
+    done += [record("dense", s, v, None) for s, v in dense.items()]
+    told = {gap["row"]: gap for gap in gaps(grid(done))}
+    assert {gap["pairs"] for gap in told.values()} == {3}
+    differences = [100 * (statistics.fmean(scores[s]) - dense[s]) for s in scores]
+    assert told["dense"]["mean"] == pytest.approx(statistics.fmean(differences))
+    width = stats.t.ppf(0.975, 2) * statistics.stdev(differences) / 3**0.5
+    assert told["dense"]["half"] == pytest.approx(width)
+
+
+def test_a_row_of_given_tickets_says_what_its_cost_leaves_out() -> None:
+    moved = record("moved", 0, 0.5, method="ticket")
+    assert "not in the row that it was given to (moved)" in markdown(grid([moved, *rows(isp=[0.5])]))
+    assert "given" not in markdown(grid(rows(isp=[0.5])))
+
+
 def test_costs_are_held_against_the_dense_runs_of_the_same_seeds() -> None:
     dense = [record("dense", s, 0.9, None, cost={"strong": {"flops": 100 + 10 * s}}) for s in (0, 1, 2)]
     random = [record("random", 2, 0.1, cost={"strong": {"flops": 120}})]

@@ -11,7 +11,7 @@ from sparsesoup.charts import FAINT, page, svg
 from sparsesoup.errors import UserError
 from sparsesoup.show import first
 from sparsesoup.show import grid as layers
-from sparsesoup.study.tables import Column, Grid, Record, heading, lines, note, paired, pool
+from sparsesoup.study.tables import Column, Grid, Record, beside, heading, lines, note, pool
 from sparsesoup.ticket import load_masks
 
 STYLES = ("-", "--", "-.", ":")
@@ -92,7 +92,7 @@ def gaps(found: Grid) -> list[dict[str, Any]]:
     told = []
     for row, values in pooled.items():
         if row != best and values:
-            mean, half, pairs = paired(pruned[best], values)
+            mean, half, pairs = beside(pruned[best], values)
             word = "noise" if abs(mean) <= half else "better" if mean > 0 else "worse"
             told.append(
                 {"best": best, "row": row, "mean": 100 * mean, "half": 100 * half, "pairs": pairs, "word": word}

@@ -13,7 +13,9 @@ from sparsesoup.show import chosen
 
 Record = Mapping[str, Any]
 Column = tuple[str, str, float | None]  # model, dataset, sparsity asked for; None where nothing is pruned
+Gap = tuple[float, float, int]  # mean difference, half of its interval, pairs
 CONFIDENCE = 0.95
+OPEN = "-"
 BESIDE, ALONE = "FLOPs (dense = 1)", "PFLOP"  # units of cost: with a dense row, and without one
 TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
        "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}  # fmt: skip
@@ -29,11 +31,12 @@ class Grid:
         scores: (row, column) -> seed -> the selecting score on the test split, or on validation while it is closed.
         costs: (row, column) -> FLOPs of a run in `unit`.
         seeds: how many an entry ought to have, at most.
-        own: (row, column) -> how many it ought to have where the recipe gives row or dataset others than the rest.
+        own: (row, column) -> how many it ought to have, where a recipe says so; one that is not in it has none to have.
         split: test, or validation as long as a run is untested.
         unpruned: rows that keep every weight.
         metrics: dataset -> the name of its selecting score.
         unit: of costs: those of the dense rows, or where there are none 10^15 FLOPs.
+        given: rows that train tickets which others have drawn.
     """
 
     rows: list[str]
@@ -46,10 +49,11 @@ class Grid:
     metrics: Mapping[str, str] = field(default_factory=dict)
     own: Mapping[tuple[str, Column], int] = field(default_factory=dict)
     unit: str = BESIDE
+    given: frozenset[str] = frozenset()
 
     def due(self, row: str, columns: Sequence[Column]) -> int:
         """How many scores a row ought to have in these columns."""
-        return sum(self.own.get((row, column), self.seeds) for column in columns)
+        return sum(self.own.get((row, column), 0 if self.own else self.seeds) for column in columns)
 
 
 def grid(records: Sequence[Record], planned: Sequence[tuple[str, Column, int]] = ()) -> Grid:
@@ -81,7 +85,8 @@ def grid(records: Sequence[Record], planned: Sequence[tuple[str, Column, int]] =
     unit = BESIDE if any(record["method"] == "dense" for record in records) else ALONE
     plain = {where: statistics.fmean(each.values()) / 1e15 for where, each in flops.items()}
     costs = _relative(records, flops) if unit == BESIDE else plain
-    return Grid(rows, columns, scores, costs, seeds, split, unpruned, metrics, own, unit)
+    given = frozenset(record["row"] for record in records if record["method"] == "ticket")
+    return Grid(rows, columns, scores, costs, seeds, split, unpruned, metrics, own, unit, given)
 
 
 def _standing(place: Column, columns: Sequence[Column]) -> list[Column]:
@@ -121,7 +126,7 @@ def _share(values: Mapping[int, float], beside: Mapping[int, float]) -> float:
     return one / other
 
 
-def paired(one: Mapping[Any, float], other: Mapping[Any, float]) -> tuple[float, float, int]:
+def paired(one: Mapping[Any, float], other: Mapping[Any, float]) -> Gap:
     """(mean difference, half of its 95 % interval by Student, pairs) over the keys that both have.
 
     With fewer than two pairs the interval is infinite: one seed shows nothing.
@@ -134,17 +139,33 @@ def paired(one: Mapping[Any, float], other: Mapping[Any, float]) -> tuple[float,
 
 
 def winner(found: Grid, columns: Sequence[Column]) -> str | None:
-    """The pruned row that is better than every other one by more than noise, paired over seeds and columns.
+    """The pruned row that is better than every other one by more than noise.
 
-    One that lacks seeds is no winner, but is to be beaten on those that it has.
+    One that lacks seeds or stands in some of the columns alone is no winner, but is to be beaten on what it has.
     """
     pooled = {row: pool(found, row, columns) for row in found.rows if row not in found.unpruned}
-    whole = {row: values for row, values in pooled.items() if len(values) == found.due(row, columns)}
+    everywhere = [row for row in pooled if all(found.due(row, [column]) for column in columns)]
+    whole = {row: pooled[row] for row in everywhere if len(pooled[row]) == found.due(row, columns)}
     if len(whole) < 2:
         return None
     best = max(whole, key=lambda row: statistics.fmean(whole[row].values()))
-    gaps = [paired(whole[best], values) for row, values in pooled.items() if values and row != best]
+    gaps = [beside(whole[best], values) for row, values in pooled.items() if values and row != best]
     return best if all(mean > half for mean, half, _ in gaps) else None
+
+
+def beside(one: Mapping[tuple[Column, int], float], other: Mapping[tuple[Column, int], float]) -> Gap:
+    """What `paired` gives, over seeds, models and datasets: a mean over sparsities is one pair.
+
+    The same dense run stands at each sparsity, and tickets of a seed at two of them have much in common.
+    """
+    both = sorted(one.keys() & other.keys(), key=str)
+    means = []
+    for scores in (one, other):
+        parts: dict[tuple[str, str, int], list[float]] = {}
+        for column, seed in both:
+            parts.setdefault((*column[:2], seed), []).append(scores[column, seed])
+        means.append({key: statistics.fmean(values) for key, values in parts.items()})
+    return paired(*means)
 
 
 def pool(found: Grid, row: str, columns: Sequence[Column]) -> dict[tuple[Column, int], float]:
@@ -153,9 +174,9 @@ def pool(found: Grid, row: str, columns: Sequence[Column]) -> dict[tuple[Column,
 
 
 def entry(values: Mapping[Any, float], seeds: int) -> str:
-    """Mean and standard deviation in points; missing seeds are marked."""
+    """Mean and standard deviation in points; missing seeds are marked, a place where none ought to be is left open."""
     if not values:
-        return "missing"
+        return "missing" if seeds else OPEN
     text = f"{100 * statistics.fmean(values.values()):.1f}"
     if len(values) > 1:
         text += f" ± {100 * statistics.stdev(values.values()):.1f}"
@@ -195,6 +216,8 @@ def _shown(found: Grid, row: str, group: Sequence[Column]) -> str:
     values = pool(found, row, group)
     if len(group) == 1:
         return entry({seed: value for (_, seed), value in values.items()}, found.due(row, group))
+    if not all(found.due(row, [column]) for column in group):
+        return OPEN
     everywhere = set.intersection(*({seed for c, seed in values if c == column} for column in group))
     means = {s: statistics.fmean(values[column, s] for column in group) for s in sorted(everywhere)}
     most = max(found.due(row, [column]) for column in group)
@@ -254,8 +277,10 @@ def note(found: Grid) -> str:
     least = min(found.own.values(), default=found.seeds)
     many = f"{found.seeds} seeds" if least == found.seeds else f"{least} to {found.seeds} seeds, as the recipe has them"
     spread = f"Mean ± standard deviation over {many}." if found.seeds > 1 else "Of one seed."
+    lent = f" What drawing a ticket cost is not in the row that it was given to ({', '.join(sorted(found.given))})."
     return (
         f"{found.split.capitalize()} scores in points{what}. {spread} Bold: "
         f"better than every other pruned row by more than the {100 * CONFIDENCE:.0f} % interval of the difference "
-        f"(Student, paired by seed and column). FLOPs: all training, scoring and selection."
+        f"(Student, paired by seed, model and dataset). FLOPs: all training, scoring and selection."
+        f"{lent if found.given else ''}"
     )
