@@ -8,6 +8,7 @@ import yaml
 from rich.console import Console
 
 from sparsesoup.study.board import Board
+from sparsesoup.study.compare import compare
 from sparsesoup.study.plan import read_plan
 from sparsesoup.study.work import Job
 
@@ -24,8 +25,24 @@ def test_names_are_shown_as_they_are_and_are_no_markup(place, monkeypatch, tmp_p
     Path("small.yaml").write_text(yaml.safe_dump(recipe | {"methods": rows}), encoding="utf-8")
     jobs = [Job("draw", cell, Path("runs"), Path("studies")) for cell in read_plan(Path("small.yaml")).cells]
     console = Console(file=io.StringIO(), width=120, force_terminal=terminal)
-    with Board(console, jobs, live=True) as board:
+    with Board(console, jobs) as board:
         for job in jobs:
             board.begin(job)
     shown = console.file.getvalue()
     assert [f"drawing {name} on reviews [r], sparsity 0.5, seed 0 (bert [b])" in shown for name in NAMES] == [True] * 4
+
+
+def test_a_study_in_one_process_has_the_table_on_a_terminal_and_lines_elsewhere(place, monkeypatch, tmp_path):
+    for name in ("bert", "reviews"):
+        (tmp_path / name).symlink_to(place / name)
+    monkeypatch.chdir(tmp_path)
+    recipe = {"models": "bert", "datasets": "reviews", "sparsities": 0.5, "seeds": [0, 1], "methods": ["random"]}
+    Path("small.yaml").write_text(yaml.safe_dump(recipe | {"steps": 3}), encoding="utf-8")
+    for terminal in (True, False):
+        console = Console(file=io.StringIO(), width=120, force_terminal=terminal)
+        compare(read_plan(Path("small.yaml")), Path(f"runs-{terminal}"), console)
+        shown = console.file.getvalue()
+        assert "drawing random on reviews, sparsity 0.5, seed 1 (bert)" in shown
+        assert ("1 done, 0 running, 1 waiting, 0 failed, about " in shown) == terminal
+        assert ("2 done, 0 running, 0 waiting, 0 failed, about " in shown) == terminal
+        assert ("2 of 2: drawing" in shown) == (not terminal)

@@ -143,7 +143,7 @@ def test_the_time_left_is_told_from_jobs_of_the_same_row(tmp_path, monkeypatch):
     cells = read_plan(write(methods={"dense": None, "imp": {"method": {"cut": 0.5}}}, sparsities=0.5)).cells
     jobs, clock = [Job("draw", cell, tmp_path, tmp_path) for cell in cells], [0.0]
     monkeypatch.setattr("sparsesoup.study.board.time.monotonic", lambda: clock[0])
-    board = Board(Console(quiet=True), jobs, live=False)
+    board = Board(Console(quiet=True), jobs)
     assert board.left(1) is None
     for job, seconds in zip(jobs[:1] + jobs[2:3], (10, 30), strict=True):  # one seed of dense, one of imp
         board.begin(job)

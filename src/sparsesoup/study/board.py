@@ -16,6 +16,7 @@ from rich.text import Text
 from sparsesoup.study.work import Job
 from sparsesoup.words import duration
 
+OFTEN = 2  # times a second that the table is drawn
 TAIL = 4096  # bytes of a log that hold its last line
 
 
@@ -25,17 +26,17 @@ class Board:
     Args:
         console: where to.
         jobs: all of them.
-        live: draw one table over and over; else a line as each job begins and ends.
     """
 
-    def __init__(self, console: Console, jobs: Sequence[Job], live: bool) -> None:
+    def __init__(self, console: Console, jobs: Sequence[Job]) -> None:
         self.console, self.total = console, len(jobs)
         self._waiting = {job.cell.key: job for job in jobs}
         self.done, self.failed = 0, 0
         self.running: dict[str, tuple[Job, float]] = {}
         self._took: list[tuple[Job, float]] = []
-        drawn = live and console.is_terminal
-        self._live = Live(console=console, auto_refresh=False, redirect_stdout=False) if drawn else None
+        # Drawn by a thread: where jobs are done in this process, nothing else has time for it.
+        table = Live(get_renderable=self._drawn, console=console, refresh_per_second=OFTEN, redirect_stdout=False)
+        self._live = table if console.is_terminal else None
 
     def __enter__(self) -> "Board":
         if self._live is not None:
@@ -46,6 +47,11 @@ class Board:
         if self._live is not None:
             self.refresh()
             self._live.stop()
+
+    @property
+    def live(self) -> bool:
+        """Whether one table is drawn over and over; else a line as each job begins and ends."""
+        return self._live is not None
 
     def begin(self, job: Job) -> None:
         """A job is under way."""
@@ -77,8 +83,8 @@ class Board:
         if not self._took:
             return None
         now = time.monotonic()
-        under_way = sum(max(self._expected(job) - (now - began), 0.0) for job, began in self.running.values())
-        return (under_way + sum(map(self._expected, self._waiting.values()))) / workers
+        under_way = sum(max(self._expected(job) - (now - began), 0.0) for job, began in [*self.running.values()])
+        return (under_way + sum(map(self._expected, [*self._waiting.values()]))) / workers
 
     def _expected(self, job: Job) -> float:
         """Seconds that a job takes: what those of its row and column took, else of its row, else all."""
@@ -87,13 +93,13 @@ class Board:
             lambda other: other.cell.row,
             lambda other: None,
         )
-        groups = ([took for other, took in self._took if same(other) == same(job)] for same in alike)
+        groups = ([took for other, took in [*self._took] if same(other) == same(job)] for same in alike)
         return statistics.fmean(next(group for group in groups if group))
 
     def refresh(self) -> None:
         """Draw the table anew."""
         if self._live is not None:
-            self._live.update(self._drawn(), refresh=True)
+            self._live.refresh()
 
     def _say(self, line: str) -> None:
         # Text, not str: brackets and colons in a row's or a dataset's name are no markup.
@@ -101,7 +107,7 @@ class Board:
 
     def _drawn(self) -> Group:
         table = Table("under way", "for", "step", "loss", box=None, header_style="dim", padding=(0, 2, 0, 0))
-        for job, began in self.running.values():
+        for job, began in [*self.running.values()]:
             step, loss = last_step(job.run / "log.jsonl") if job.kind == "draw" else ("", "")
             name = Text(f"{_verb(job)} {job.cell.name}")
             table.add_row(name, duration(time.monotonic() - began), step, loss)

@@ -152,7 +152,7 @@ def _waits(job: Job, retry_failed: bool, tested: bool = False) -> bool:
 
 def _do(jobs: list[Job], executor: Executor, console: Console) -> None:
     if jobs:
-        with Board(console, jobs, live=not isinstance(executor, InProcess)) as board:
+        with Board(console, jobs) as board:
             executor.run(jobs, board)
 
 
