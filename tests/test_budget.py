@@ -128,3 +128,14 @@ def test_a_study_with_a_budget_that_grows_by_a_seed_of_another_t_is_refused_with
     error = capsys.readouterr().err
     assert "(1 of its cells are not in this recipe: T of snip on reviews, sparsity 0.5, seed 0 (bert) was 21" in error
     assert "and is 20, which a budget sets by all seeds of a row, so that another seed can change it); give" in error
+
+
+def test_a_row_that_costs_more_at_one_sparsity_is_no_budget_for_a_dense_run_beside_both():
+    imp = {"imp": {"method": {"cut": 0.5}}}
+    both = {"sparsities": [0.5, 0.75], "budget": {"row": "imp"}, "seeds": [0]}
+    with pytest.raises(UserError, match=r"line \d+: budget: row imp costs .* by sparsity, and dense stands beside all"):
+        steps_of(**both, methods={"dense": None, **imp})
+    plan = at_equal_cost(read_plan(write(**both, methods={"magnitude": None, **imp})))
+    lengths = {cell.sparsity: cell.settings.amount.steps for cell in plan.cells if cell.row == "magnitude"}
+    assert 120 < lengths[0.5] < lengths[0.75]
+    assert steps_of(**(both | {"sparsities": 0.5}), methods={"dense": None, **imp})["dense"] > 120

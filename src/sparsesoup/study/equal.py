@@ -61,19 +61,27 @@ def _allowed(plan: Plan, cell: Cell, budget: Budget, estimator: Estimator) -> fl
     if budget.flops is not None:
         return budget.flops
     try:
-        return budget.times * estimator.alone(_reference(plan, cell, budget)).total.flops
+        costs = [estimator.alone(settings).total.flops for settings in _references(plan, cell, budget)]
     except UserError as error:
         raise Wrong(f"what the budget is beside {cell.name}: {error}", "budget") from error
+    if min(costs) < NEAR * max(costs):
+        raise Wrong(
+            f"budget: row {budget.row} costs {flop(min(costs))} to {flop(max(costs))} by sparsity, and "
+            f"{cell.row} stands beside all of them; name another row, one sparsity, or leave {cell.row} out",
+            "budget", "row",
+        )  # fmt: skip
+    return budget.times * costs[0]
 
 
-def _reference(plan: Plan, cell: Cell, budget: Budget) -> Settings:
+def _references(plan: Plan, cell: Cell, budget: Budget) -> list[Settings]:
+    """What a cell may cost as much as; several where it stands at several sparsities."""
     model, dataset, sparsity = cell.place
     beside = [other for other in plan.cells if other.place[:2] == (model, dataset) and other.seed == cell.seed]
     named = [other for other in beside if other.row == budget.row or (not budget.row and other.settings.name == DENSE)]
     named = [other for other in named if sparsity is None or other.sparsity in (None, sparsity)]
     if budget.row and not named:
         raise Wrong(f"budget: no row {budget.row} beside {cell.name}; name one that is there for it", "budget", "row")
-    return named[0].settings if named else dense(beside[0].settings)
+    return [other.settings for other in named] if named else [dense(beside[0].settings)]
 
 
 def _longest(cell: Cell, allowed: float, estimator: Estimator, guess: int) -> int:
