@@ -229,3 +229,12 @@ def test_a_list_of_prompts_in_a_study_is_refused_with_its_line():
     Path("listed.yaml").write_text(yaml.safe_dump(recipe))
     with pytest.raises(UserError, match=r"^listed.yaml, line 3: setting prompts is one text, got .*one a line"):
         read_plan(Path("listed.yaml"))
+
+
+def test_the_configuration_of_a_published_dataset_is_none_of_a_copy():
+    recipe = {**SMALL, "methods": ["random"], "datasets": {"my/others": {"dataset_config": "plain", "steps": 7}}}
+    Path("own.yaml").write_text(yaml.safe_dump(recipe))
+    (cell,) = read_plan(Path("own.yaml"), {"datasets": ["others"], "seeds": [0]}).cells
+    assert (cell.settings.place.dataset_config, cell.settings.amount.steps) == (None, 7)
+    with pytest.raises(UserError, match="has no subfolder 'plain'"):
+        read_plan(Path("own.yaml"), {"datasets": ["others"], "dataset_config": "plain"})

@@ -398,6 +398,10 @@ def test_two_processes_on_one_study_are_told_apart(capsys, tmp_path):
             "doc_stride is 200, where max_length 128 allows 1",
         ),
         ({"train": {"distill": {"teacher": "bert"}}}, "teacher:", "'bert' is not fine-tuned for this task"),
+        ({"label_column": "verdict"}, "label_column:", "verdict"),
+        ({"datasets": {"reviews": {"text_columns": ["text", "titel"]}}}, "text_columns:", "titel"),
+        ({"prompts": "a {}"}, "prompts:", "prompts and class_names are read by a CLIP"),
+        ({"datasets": {"reviews": {"dataset_config": "small"}}}, "dataset_config:", "has no subfolder 'small'"),
         ({"datasets": "asked", "methods": ["dense", "isp-paper"]}, "methods:", "isp-paper on asked, sparsity 0.5"),
     ],
 )

@@ -1,5 +1,6 @@
 """What a recipe names, found before anything runs: models, datasets, teachers and tickets."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from sparsesoup.run import directory
 from sparsesoup.study.cell import Cell
 from sparsesoup.study.written import Levels, Table, Wrong, blaming, place_of
 from sparsesoup.teacher import DENSE, check_blocks, find_teacher
+
+READING = ("label_column", "text_columns", "image_column", "prompts", "class_names", "dataset_config", "data_root")
 
 
 def find_all(recipe: Table, cells: Sequence[Cell]) -> list[Cell]:
@@ -50,17 +53,31 @@ def _found(recipe: Table, cell: Cell) -> Opened:
     place = cell.settings.place
     with blaming("models"):
         config_of(place.model, place.trust_remote_code)
-    with blaming("datasets", place.dataset):
+    levels = _levels(recipe, cell)
+    try:
         opened = open_task(place)
         check_head(place, opened)
+    except UserError as error:
+        raise Wrong(error, *(_named(levels, str(error)) or ["datasets", place.dataset])) from error
     with blaming("models"):
         reader = load_reader(place.model, kind_of(opened.task).images, place.trust_remote_code)
     try:
         check_length(place, opened, reader)
     except UserError as error:
         named = str(error).split()[0]  # max_length or doc_stride
-        raise Wrong(error, *(place_of(_levels(recipe, cell), [named]) or ["models"])) from error
+        raise Wrong(error, *(place_of(levels, [named]) or ["models"])) from error
     return opened
+
+
+def _named(levels: Levels, said: str) -> list[str]:
+    """Where the setting stands of which an error tells value or name; nothing if it tells of none."""
+    places = {key: where for key in READING if (where := place_of(levels, [key]))}
+    for key, where in places.items():
+        value = next(table[where[-1]] for _, table in reversed(levels) if table and where[-1] in table)
+        words = [str(each) for each in (value if isinstance(value, list) else [value]) if each]
+        if any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", said) for word in [*words, key]):
+            return where
+    return []
 
 
 def _need_teachers(recipe: Table, cells: Sequence[Cell], tasks: Mapping[Place, Opened]) -> None:

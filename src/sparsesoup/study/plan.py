@@ -101,6 +101,8 @@ def _change_(recipe: Table, changed: Table) -> None:
         names = changed.get("datasets", list(old))
         own = {name: old.get(_published(name, old)) or {} for name in names}
         kept = {n: {k: v for k, v in t.items() if k not in gone} if isinstance(t, dict) else t for n, t in own.items()}
+        for name in kept.keys() - old.keys():
+            kept[name].pop("dataset_config", None)  # configurations are of the place where a dataset was published
         recipe["datasets"] = kept
 
 
