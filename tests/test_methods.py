@@ -381,6 +381,11 @@ def test_a_soup_that_leaves_no_step_at_any_t_is_refused() -> None:
         InstantSoup(look_ahead=0.2).run(tiny(), 0.5)
 
 
+def test_a_schedule_without_a_soup_speaks_of_none_when_steps_are_few() -> None:
+    with pytest.raises(UserError, match="2 steps are too few: isp with 5 stages, without a soup, needs at least"):
+        METHODS["isp-no-soup"].run(tiny(steps=2), 0.5)
+
+
 def test_the_ticket_says_how_it_did_on_the_validation_rows() -> None:
     problem = tiny()
     ticket: Ticket = METHODS["dense"].run(problem, 0.0)

@@ -63,7 +63,8 @@ class InstantSoup:
         """The ticket after T steps, or T and the weak steps if these are extra."""
         need_groups(problem.targets, self.structure, sparsity)
         weak, main, prunings = self.weak_steps(problem.steps), self._main(problem.steps), self._prunings(problem.steps)
-        need_fit(problem, self._prunings, f"isp with {self.stages} stages of {self.weak_masks} weak masks")
+        masks = f" of {self.weak_masks} weak masks" if self.weak_masks else ", without a soup,"
+        need_fit(problem, self._prunings, f"isp with {self.stages} stages{masks}")
         state, plan, rate = problem.start(), Cubic(0, self.stages), problem.rate(main)
         for i, at in enumerate(prunings):
             target, piece = plan.at(i + 1, sparsity), f"stage-{i + 1}"
