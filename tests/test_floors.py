@@ -19,6 +19,7 @@ FLOORS: list[set[str]] = [
     {
         "parser",
         "yaml_text",
+        "as_flags",
         "exporting",
         "verifying",
         "measuring",
