@@ -139,3 +139,9 @@ def test_a_row_that_costs_more_at_one_sparsity_is_no_budget_for_a_dense_run_besi
     lengths = {cell.sparsity: cell.settings.amount.steps for cell in plan.cells if cell.row == "magnitude"}
     assert 120 < lengths[0.5] < lengths[0.75]
     assert steps_of(**(both | {"sparsities": 0.5}), methods={"dense": None, **imp})["dense"] > 120
+
+
+def test_of_dense_rows_with_several_settings_the_first_is_the_budget():
+    second = {"name": "dense", "train": {"batch_size": 8}}
+    found = steps_of(methods={"dense": None, "wide": second}, seeds=[0])
+    assert found["dense"] == 120 > found["wide"]

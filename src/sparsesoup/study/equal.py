@@ -81,7 +81,11 @@ def _references(plan: Plan, cell: Cell, budget: Budget) -> list[Settings]:
     named = [other for other in named if sparsity is None or other.sparsity in (None, sparsity)]
     if budget.row and not named:
         raise Wrong(f"budget: no row {budget.row} beside {cell.name}; name one that is there for it", "budget", "row")
-    return [other.settings for other in named] if named else [dense(beside[0].settings)]
+    if not named:
+        return [dense(beside[0].settings)]
+    if not budget.row:  # of dense rows with several settings the first
+        named = named[:1]
+    return [other.settings for other in named]
 
 
 def _longest(cell: Cell, allowed: float, estimator: Estimator, guess: int) -> int:

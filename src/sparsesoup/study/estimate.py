@@ -5,7 +5,7 @@ import math
 import os
 import resource
 import sys
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -243,10 +243,9 @@ def stand_in(method: Method) -> Method:
     """The method for a twin: any mask costs the same, so one of parts that the twin has, or of weights, will do."""
     if isinstance(method, FromTicket):
         return OneShot()
-    given = [f for f in fields(method) if f.name in PARTS]  # type: ignore[arg-type]  # methods are dataclasses
-    fitting = {f.name: getattr(method, f.name) for f in given}
-    fitting = {k: _fitting(v) if isinstance(v, Block) else "weights" for k, v in fitting.items()}
-    return replace(method, **fitting)  # type: ignore[type-var]
+    parts = {name: getattr(method, name) for name in PARTS if hasattr(method, name)}
+    parts = {name: _fitting(part) if isinstance(part, Block) else "weights" for name, part in parts.items()}
+    return replace(method, **parts)  # type: ignore[type-var]  # always a dataclass, which the protocol does not say
 
 
 def _fitting(tile: Block) -> Block:
