@@ -58,6 +58,8 @@ class Journal:
         self._stored: dict[str, dict[str, Tensor]] = {}
         self._partial: tuple[str, int] | None = None
         self._saved: str | None = None
+        self._run, self._read_run, self._over = 1, 1, False
+        self._given: dict[str, dict[str, float]] | None = None
         self._last, self._took = time.monotonic(), 0.0
         rewind(self._read(folder / JOURNAL) if folder is not None and (folder / JOURNAL).exists() else 0)
 
@@ -72,6 +74,27 @@ class Journal:
     def midway(self) -> bool:
         """Whether the open piece goes on from its midst, where a former run left it."""
         return self._partial is not None and self._partial[0] == self.open
+
+    def begin_run(self, meter: Meter) -> None:
+        """Begin a run: what earlier runs on the same problem finished is forgotten, and their costs are taken off.
+
+        The first run goes on from what was read, unless that is a later run's. A second call within a run, before
+        its end or an error, changes nothing.
+        """
+        if self._given is None:
+            self._given = meter.to_json()
+        if self._over:
+            self._run, self._over = self._run + 1, False
+        elif self._read_run == self._run:
+            return
+        self._read_run = self._run
+        self.finished, self.held, self._partial = [], [], None
+        self.close()
+        meter.restore(self._given)
+
+    def end_run(self) -> None:
+        """End a run: the next one on the same problem begins afresh."""
+        self._over = True
 
     def piece(self, name: str, state: Resumable, work: Callable[..., object], *args: Any, hold: bool = False) -> None:
         """Do `work(*args)` once in the life of the run.
@@ -88,7 +111,11 @@ class Journal:
                 self._restore(state, self._saved)
             return
         self.open, self._owner = name, state
-        work(*args)
+        try:
+            work(*args)
+        except BaseException:
+            self.end_run()
+            raise
         self.open = self._owner = self._partial = None
         self.finished.append(name)
         if hold:
@@ -147,8 +174,9 @@ class Journal:
             raise UserError(f"damaged product {path} ({error}); remove {path.parent} to start afresh") from error
 
     def close(self) -> None:
-        """Remove the saved states and products: what the run was for is on disk."""
+        """Remove the saved states and products: they are needed no more."""
         self._stored.clear()
+        self._saved = None
         if self.folder is not None:
             for file in self.folder.glob("*.safetensors"):
                 remove(file)
@@ -166,7 +194,8 @@ class Journal:
             save_file(tensors, temporary, metadata={"facts": json.dumps(state.facts())})
         # The journal names the state: a kill between the two writes leaves the old pair whole.
         entry = {"finished": self.finished, "held": self.held, "partial": self._partial, "saved": self._saved}
-        write_json(self.folder / JOURNAL, entry | {"meter": self.meter.to_json(), "position": self.position()})
+        costs = {"meter": self.meter.to_json(), "given": self._given}
+        write_json(self.folder / JOURNAL, entry | costs | {"run": self._run, "position": self.position()})
         if before and before != self._saved and not before.startswith("held-"):
             remove(self.folder / f"{before}.safetensors")
         self._last = time.monotonic()
@@ -179,6 +208,7 @@ class Journal:
             self.finished, self.held, self._saved = entry["finished"], entry["held"], entry["saved"]
             self._partial = (entry["partial"][0], entry["partial"][1]) if entry["partial"] else None
             self.meter.restore(entry["meter"])
+            self._read_run, self._given = entry.get("run", 1), entry.get("given")
             return int(entry["position"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"damaged journal {path} ({error}); remove {path.parent} to start afresh") from error

@@ -112,24 +112,24 @@ class Problem:
         total = self.steps if total is None else total
         return Decay(self.training.learning_rate, round(self.training.warmup * total), total)
 
-    @functools.cached_property
+    @property
     def accelerator(self) -> Accelerator:
         """accelerate's view of this machine: device and precision."""
-        try:
-            accelerator = Accelerator(mixed_precision=self.training.precision)
-        except ValueError:  # another problem of this process has another precision, which accelerate remembers
-            AcceleratorState._reset_state()
-            accelerator = Accelerator(mixed_precision=self.training.precision)
-        if accelerator.num_processes > 1:
-            raise UserError(f"training runs in one process, was launched in {accelerator.num_processes}; use 1")
-        return accelerator
+        known: Accelerator | None = self.__dict__.get("_accelerator")
+        # accelerate has one precision a process: a problem with another one changes that of those before it.
+        if known is None or known.mixed_precision != self.training.precision:
+            known = self.__dict__["_accelerator"] = _accelerator(self.training.precision)
+        return known
 
     def start(self, attach: Callable[[nn.Module], Learnt] | None = None) -> TrainState:
         """A run at its beginning: a copy of the pre-trained model, a fresh optimizer, all weights kept.
 
+        Nothing is left of earlier runs on this problem: neither what they finished nor what they cost.
+
         Args:
             attach: puts gates on the copy and returns their parameters with the factor on their learning rate.
         """
+        self.journal.begin_run(self.meter)
         model = copy.deepcopy(self.pretrained)
         scores, factor = attach(model) if attach else ([], 1.0)
         learnt = {id(score) for score in scores}
@@ -166,12 +166,24 @@ class Problem:
             return evaluate(self, model, self.validation, cost)
 
     def ticket(self, state: TrainState, **notes: Any) -> Ticket:
-        """The product of a run, validated."""
+        """The product of a run, validated; the run ends with it."""
+        self.journal.end_run()
         algebra.apply_(state.params(), state.masks)
         metrics = self.validate(state.model)
         found = {name: t.detach().cpu().clone() for name, t in state.model.state_dict().items()}
         masks = {name: m.cpu() for name, m in state.masks.items()}
         return Ticket(masks, found, metrics, self.meter.to_json(), {**state.notes, **notes})
+
+
+def _accelerator(precision: str) -> Accelerator:
+    try:
+        accelerator = Accelerator(mixed_precision=precision)
+    except ValueError:  # of another precision, which accelerate remembers
+        AcceleratorState._reset_state()
+        accelerator = Accelerator(mixed_precision=precision)
+    if accelerator.num_processes > 1:
+        raise UserError(f"training runs in one process, was launched in {accelerator.num_processes}; use 1")
+    return accelerator
 
 
 def _group(params: list[Parameter], decay: float = 0.0, decays: bool = False, factor: float = 1.0) -> dict[str, Any]:
