@@ -139,6 +139,64 @@ def test_a_decoders_two_attentions_and_stacked_feed_forwards_have_parts_of_their
     assert starts == [["intermediate", "output"], *([f"ffn.{i}.intermediate", f"ffn.{i}.output"] for i in range(3))]
 
 
+GAINS = {  # a family, and what of its blocks has several sides and is no matrix
+    "swinv2": (
+        lambda: transformers.Swinv2ForImageClassification(
+            transformers.Swinv2Config(image_size=16, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[1, 2])
+        ),
+        ("logit_scale",),  # and a linear map to one output, where there is one head
+    ),
+    "convnextv2": (
+        lambda: transformers.ConvNextV2ForImageClassification(
+            transformers.ConvNextV2Config(hidden_sizes=[8, 16, 16, 16], depths=[1, 1, 1, 1], image_size=32)
+        ),
+        ("grn.weight", "dwconv.weight"),
+    ),
+    "cvt": (
+        lambda: transformers.CvtForImageClassification(
+            transformers.CvtConfig(embed_dim=[8, 8, 8], num_heads=[1, 1, 1], depth=[1, 2, 3])
+        ),
+        ("cls_token", "convolution.weight"),
+    ),
+    "jamba": (
+        lambda: transformers.JambaForSequenceClassification(
+            transformers.JambaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+                                     num_attention_heads=2, num_key_value_heads=1, attn_layer_period=2,
+                                     attn_layer_offset=1, num_experts=2, mamba_dt_rank=4)
+        ),
+        ("A_log", "conv1d.weight", "D"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", GAINS)
+def test_gains_temperatures_tables_and_convolutions_are_no_matrices(family):
+    make, others = GAINS[family]
+    model = make()
+    found = prunable(model)
+    several = {name for name, p in model.named_parameters() if p.dim() >= 2 or name.endswith(others)}
+    assert found
+    assert all(any(name.endswith(f".{own}") for name in several) for own in others)
+    assert not [name for name in found if name.endswith(tuple(f".{own}" for own in others))]
+    assert not [name for name, target in found.items() if min(target.shape[-2:]) < 2]
+
+
+def test_the_experts_of_a_layer_are_a_stack_of_matrices():
+    (found,) = {t.shape for n, t in prunable(GAINS["jamba"][0]()).items() if n.endswith("experts.down_proj")}
+    assert found == (2, 16, 32)
+
+
+def test_a_norm_with_a_gain_for_each_head_is_no_matrix():
+    class HeadsNorm(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(2, 8))
+
+    model = transformers.BertModel(CONFIGS["bert"]())
+    model.encoder.layer[0].attention.self.q_norm = HeadsNorm()
+    assert len(prunable(model)) == 12
+
+
 def test_an_embedding_inside_a_block_is_not_pruned():
     config = transformers.T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
     model = transformers.T5EncoderModel(config)

@@ -23,7 +23,8 @@ ROLES = {
     "feed-forward gate": r"(gate_proj)",
     "feed-forward out": r"(output\.dense|ffn\.lin2|\bfc2|mlp\.c_proj|down_proj|linear2|\.wo|\bffn_output)",
 }
-NO_MATRIX = r"bias|position|embed"  # tables of Swin, BEiT, XLNet and their kin: two-dimensional, and no linear maps
+# Two-dimensional, and no linear maps: tables of Swin, BEiT, XLNet and their kin, the state space of Mamba.
+NO_MATRIX = r"bias|position|embed|rel_pos|token|^A_log$|^D$"
 NOT_LINEAR = (nn.Embedding, nn.modules.conv._ConvNd, nn.LayerNorm, nn.RMSNorm)
 
 
@@ -44,7 +45,9 @@ def matrices(model: PreTrainedModel) -> Targets:
     """The prunable parameters of a model, in its own order; none where all heads and units were cut out.
 
     The rule: every matrix (or stack of matrices) below a list of repeated blocks of the base model. So embeddings,
-    norms, biases, position tables beside the blocks (DeBERTa's rel_embeddings), pooler and task head are none.
+    norms, biases, position tables beside the blocks (DeBERTa's rel_embeddings), pooler and task head are none. Nor are
+    gains and temperatures with sides of 1 (Swin v2's logit_scale, ConvNeXt v2's grn), nor convolutions: a pattern
+    speaks of [out, in], and a depthwise kernel has no inputs to choose among.
     """
     base = getattr(model, model.base_model_prefix, model)
     blocks = _blocks(base)
@@ -54,14 +57,18 @@ def matrices(model: PreTrainedModel) -> Targets:
     heads = _heads(model)
     for name, parameter in model.named_parameters():
         inside = any(name.startswith(f"{prefix}{block}.") for block in blocks)
-        path, _, own = name.rpartition(".")
-        owner, table = owners[path], re.search(NO_MATRIX, own)
-        matrix = parameter.dim() >= 2 and parameter.numel() and not table
-        if inside and matrix and not isinstance(owner, NOT_LINEAR):
+        if inside and _is_matrix(name, parameter, owner := owners[name.rpartition(".")[0]]):
             role, transposed = _role(name), isinstance(owner, Conv1D)
             head = heads[name] if name in heads else _head(model, role, parameter, transposed)
             targets[name] = Target(role, tuple(parameter.shape), transposed, head)
     return targets
+
+
+def _is_matrix(name: str, parameter: nn.Parameter, owner: nn.Module) -> bool:
+    """Whether a parameter is the matrix of a linear map, or a stack of such: both sides of it are above 1."""
+    linear = not isinstance(owner, NOT_LINEAR) and "Norm" not in type(owner).__name__
+    table = re.search(NO_MATRIX, name.rpartition(".")[2])
+    return parameter.dim() >= 2 and min(parameter.shape[-2:]) > 1 and linear and not table
 
 
 def _heads(model: PreTrainedModel) -> dict[str, int]:
