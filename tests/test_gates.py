@@ -23,7 +23,6 @@ from sparsesoup.structures import tiled
 from sparsesoup.train import train
 
 EXACT = {"dtype": torch.float64}
-ENTRY = Block(1, 0)  # of a bias: one group an entry
 
 
 class Pair(nn.Module):
@@ -39,13 +38,8 @@ class Pair(nn.Module):
         return self.second(self.first(x).tanh())
 
 
-NAMES = ("first.weight", "first.bias", "second.weight")
-
-
 def group_of(shape: Sequence[int], block: Block) -> Tensor:
-    """The number of the group of each weight, counted out one by one; an entry of a bias is a group."""
-    if len(shape) == 1:
-        return torch.arange(shape[0])
+    """The number of the group of each weight, counted out one by one."""
     rows, cols = block.rows or shape[0], block.cols or shape[1]
     return torch.tensor(
         [[i // rows * (shape[1] // cols) + j // cols for j in range(shape[1])] for i in range(shape[0])]
@@ -101,8 +95,8 @@ def test_both_straight_through_identities_hold(block: Block) -> None:
     check_identities(model, tie, score, 0.0, torch.randn(5, 6, generator=draw, dtype=torch.float64))
 
 
-def test_a_unit_learns_from_its_row_its_bias_and_its_column_together() -> None:
-    tie = Tie((("first.weight", Row), ("second.weight", Column), ("first.bias", ENTRY)))
+def test_a_unit_learns_from_its_row_and_its_column_together() -> None:
+    tie = Tie((("first.weight", Row), ("second.weight", Column)))
     score = Parameter(torch.tensor([0.3, -0.2, 0.1, -0.4], **EXACT))
     check_identities(Pair(), tie, score, 0.0, torch.randn(5, 6, **EXACT))
 

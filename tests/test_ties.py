@@ -17,6 +17,7 @@ from sparsesoup.errors import UserError
 from sparsesoup.hub.families import prunable
 from sparsesoup.meter import Meter
 from sparsesoup.methods.hybrid import HybridMovement
+from sparsesoup.methods.soft import SoftMovement
 from sparsesoup.patterns import Block, Column, Element, Row, Tie
 from sparsesoup.select import keep, levels
 from sparsesoup.targets import Targets, block_of, heads, units
@@ -322,6 +323,25 @@ def test_tiles_of_the_attention_are_cut_whole() -> None:
         if "feed-forward" not in target.role:
             counts = Block(4, 8).total(ticket.masks[name].float())
             assert set(counts.unique().tolist()) <= {0.0, 32.0}
+
+
+@pytest.mark.parametrize(
+    "method",
+    [HybridMovement(tile=Block(4, 8), score_rate=0.5), SoftMovement(pattern=Block(4, 8), score_rate=0.5)],
+)
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_the_bias_of_a_row_that_is_masked_whole_goes_too_and_stays_away(method: Any, family: str) -> None:
+    problem = bert(steps=40, family=gpt2() if family == "gpt2" else family)
+    ticket, gone, left = method.run(problem, 0.7), 0, 0
+    start = dict(problem.pretrained.named_parameters())
+    for name, target in problem.targets.items():
+        bias = ticket.weights[name.replace("weight", "bias")]
+        lines = ticket.masks[name].any(0 if target.transposed else 1)
+        assert not bias[~lines].any()
+        gone += int((~lines).sum())
+        left += int((bias != start[name.replace("weight", "bias")]).sum())
+    assert gone > 30
+    assert left > 50
 
 
 def test_a_tile_that_does_not_fit_is_refused_before_the_first_step() -> None:

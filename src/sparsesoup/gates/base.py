@@ -1,17 +1,20 @@
 """Attach gates to a model before its optimizer is built; fold them before anything is saved."""
 
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.utils import parametrize
 
+from sparsesoup.gates.bias import BiasGate
 from sparsesoup.gates.straight import Gate
 from sparsesoup.patterns import Tie
 from sparsesoup.state import TrainState
-from sparsesoup.targets import parameters
+from sparsesoup.targets import Targets, parameters
 
+Kind = TypeVar("Kind", bound=nn.Module)
 Make = Callable[[int, int, Tie], nn.Module]  # (tie, member, the tie) -> the gate of that member
 
 
@@ -28,10 +31,29 @@ def attach(model: nn.Module, ties: tuple[Tie, ...], make: Make) -> list[Paramete
     return list(learnt.values())
 
 
+def attach_biases(model: nn.Module, targets: Targets) -> None:
+    """Put a gate on the bias of every gated matrix that has one: what is masked whole then says nothing at all."""
+    for name, gate in list(gates(model)):
+        owner, bias = _bias_of(name)
+        if bias and len(targets[name].shape) == 2 and getattr(model.get_submodule(owner), bias, None) is not None:
+            new = BiasGate(gate, targets[name].shape, targets[name].transposed)
+            parametrize.register_parametrization(model.get_submodule(owner), bias, new, unsafe=True)
+
+
+def _bias_of(name: str) -> tuple[str, str]:
+    """(the module of a weight, what its bias is called there); '' where the weight's own name does not tell."""
+    owner, _, own = name.rpartition(".")
+    return owner, f"{own.removesuffix('weight')}bias" if own.endswith("weight") else ""
+
+
 def gates(model: nn.Module) -> Iterator[tuple[str, Gate]]:
     """(name of the gated parameter, its gate), tie by tie."""
+    yield from _attached(model, Gate)
+
+
+def _attached(model: nn.Module, kind: type[Kind]) -> Iterator[tuple[str, Kind]]:
     for name, module in model.named_modules():
-        if isinstance(module, Gate):
+        if isinstance(module, kind):
             owner, _, rest = f".{name}".partition(".parametrizations.")
             yield f"{owner}.{rest.split('.')[-2]}".lstrip("."), module
 
@@ -54,7 +76,7 @@ def worth(state: TrainState) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def fold_(state: TrainState) -> None:
-    """Write what open gates let through into the weights behind them; a gated bias is zero where its group is pruned.
+    """Write what open gates let through into the weights and biases behind them.
 
     The gates themselves stay on until `detach_`.
     """
@@ -62,23 +84,29 @@ def fold_(state: TrainState) -> None:
         weight = hidden(state.model, name)
         # Trimming may keep a weight whose gate is shut: it is no zero, but comes back as small as the model knows it.
         weight.mul_(gate.scale(weight).clamp_min(1e-3))
-        if name not in state.targets:
-            closed = ~_open(state, gate)
-            weight[closed] = 0.0
-            for value in state.optimizer.state.get(weight, {}).values():
-                if isinstance(value, Tensor) and value.shape == weight.shape:
-                    value[closed] = 0.0
+    for name, biased in _attached(state.model, BiasGate):
+        bias = hidden(state.model, name)
+        bias.mul_(biased.open().to(bias).clamp_min(1e-3))
 
 
-def _open(state: TrainState, gate: Gate) -> Tensor:
-    """Which groups of a gate's tie the state's masks keep."""
-    name, other = next((n, g) for n, g in gates(state.model) if g.tie == gate.tie and n in state.targets)
-    return other.block.total(state.masks[name].float()).flatten() > 0
+@torch.no_grad()
+def zero_biases_(state: TrainState) -> None:
+    """Set the biases of rows that the masks prune whole to zero, and what the optimizer remembers of them."""
+    table = dict(state.model.named_parameters())
+    for name, target in state.targets.items():
+        owner, own = _bias_of(name)
+        bias = table.get(f"{owner}.{own}", table.get(f"{owner}.parametrizations.{own}.original"))
+        if bias is None or len(target.shape) != 2:
+            continue
+        closed = ~state.masks[name].any(0 if target.transposed else 1)
+        for value in (bias, *state.optimizer.state.get(bias, {}).values()):
+            if isinstance(value, Tensor) and value.shape == closed.shape:
+                value[closed] = 0.0
 
 
 def detach_(state: TrainState) -> None:
     """Remove the gates and their group of the optimizer; the weights stay as they are behind them."""
-    for name, _ in list(gates(state.model)):
+    for name, _ in [*gates(state.model), *_attached(state.model, BiasGate)]:
         owner, _, own = name.rpartition(".")
         parametrize.remove_parametrizations(state.model.get_submodule(owner), own, leave_parametrized=False)
     living = {id(p) for p in state.model.parameters()}

@@ -13,9 +13,9 @@ SAMPLE = 1 << 14
 
 
 def sizes(ties: tuple[Tie, ...], targets: Targets) -> list[int]:
-    """Prunable weights in one group of each tie; a bias that goes along is not counted."""
+    """Prunable weights in one group of each tie."""
     shapes = {name: target.shape for name, target in targets.items()}
-    return [Tie(tuple(m for m in tie.members if m[0] in targets)).area(shapes) for tie in ties]
+    return [tie.area(shapes) for tie in ties]
 
 
 def firsts(model: nn.Module) -> dict[int, tuple[str, Gate]]:

@@ -1,5 +1,6 @@
 """Lead masks that a penalty closes to the sparsity that is wanted at each step."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,8 +24,9 @@ MEMORY = 0.9  # of the running mean of the task's pull
 class Lead:
     """Sets threshold and penalty after each step; as a hook, as the penalty, and as the observer of gradients.
 
-    The penalty is weight * mean over ties of family weight * mean sigmoid(score - shift) (Sanh et al. 2020, sec. 4);
-    led by the density, the mean over ties is by their number of scores.
+    The penalty is weight * mean over families of family weight * mean over its ties of mean sigmoid(score - shift)
+    (Sanh et al. 2020, sec. 4; Lagunas et al. 2021); led by the density, all ties have one mean, by their number of
+    scores.
     Its weight is the one given, on the curve of the threshold; or else it is in proportion to how far the scores have
     to fall as a whole for the wanted share to lie below the threshold, in units of the task's own pull on them: so
     neither the size of gradients nor T matters, and nothing winds up while scores are still on their way. Where too
@@ -36,6 +38,7 @@ class Lead:
         rate: step -> learning rate of the scores.
         areas: weights in a group of each tie.
         weights: family weight of each tie.
+        families: the family of each tie; empty: all are of one.
         penalty: weight of the penalty at the end of the plan; None: led by the density.
         threshold: of sigmoid(score) at the end of the plan; None: the gates have their own.
         shift: a gate is penalised for sigmoid(score - shift).
@@ -46,6 +49,7 @@ class Lead:
     rate: Callable[[int], float]
     areas: list[int]
     weights: list[float]
+    families: tuple[str, ...] = ()
     penalty: float | None = None
     threshold: float | None = None
     shift: float = 0.0
@@ -118,12 +122,14 @@ class Lead:
         return [found[tie][1] for tie in range(len(self.weights))]
 
     def _families(self, state: TrainState) -> list[float]:
-        """What each tie's mean counts: alike where the weight is given, as published; else by its number of scores.
+        """What each tie's mean counts: as published where the weight is given; else by its number of scores.
 
         With equal means a score of a small tie is pulled harder: a head thirty times as hard as a unit.
         """
         if self.penalty is not None:
-            return [weight / len(self.weights) for weight in self.weights]
+            names = self.families or ("",) * len(self.weights)
+            ties = Counter(names)
+            return [weight / (ties[name] * len(ties)) for name, weight in zip(names, self.weights, strict=True)]
         total = self._scores(state)
         counts = [gate.score.numel() for gate in self._first(state) if gate.score is not None]
         return [weight * count / total for weight, count in zip(self.weights, counts, strict=True)]

@@ -17,7 +17,7 @@ class Gate(nn.Module):
     Args:
         score: what each group is worth, shared by the members of a tie: as the weight [out, in] for single weights,
             else [groups]; [members, groups] where each member has its own and any of them opens the group. None: |w|.
-        block: what falls together in this member; on a bias, one entry each.
+        block: what falls together in this member.
         tie, member: which of the model's ties this is, and which place it has there.
         shift: the penalty on this gate is the mean of sigmoid(score - shift); None: it has none.
     """
@@ -54,7 +54,7 @@ class Gate(nn.Module):
 
     def spread(self, groups: Tensor, shape: torch.Size) -> Tensor:
         """The value of each group at all of its weights."""
-        return groups.view(shape) if len(shape) == 1 else self.block.spread(groups, shape)
+        return self.block.spread(groups, shape)
 
 
 class Through(torch.autograd.Function):
@@ -73,7 +73,7 @@ class Through(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (grad, pull), (weight, score, level), gate = grads, ctx.saved_tensors, ctx.gate
         product = grad * weight
-        if gate.block != Element and weight.dim() == 2:
+        if gate.block != Element:
             product = gate.block.total(product).flatten()
         if product.shape != score.shape:  # its own row of the tie's scores
             whole = product.new_zeros(score.shape)

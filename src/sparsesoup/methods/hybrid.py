@@ -1,7 +1,6 @@
 """Hybrid movement pruning: blocks or heads of the attention, units of the feed-forward part. Lagunas et al. 2021."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,7 +13,7 @@ from sparsesoup.methods.soft import check_penalty
 from sparsesoup.patterns import Block, Tie
 from sparsesoup.problem import Problem
 from sparsesoup.structures import tiled
-from sparsesoup.targets import Targets, heads, units
+from sparsesoup.targets import heads, units
 from sparsesoup.ticket import Ticket
 
 
@@ -22,9 +21,9 @@ from sparsesoup.ticket import Ticket
 class HybridMovement:
     """Soft movement pruning whose masks can be cut out of the model. Lagunas et al. 2021, sec. 3.
 
-    One score a feed-forward unit, shared by its row going in, the bias of that row and its column coming out. In the
-    attention one score a tile of each matrix; or one score a head in each of query, key, value and output, where a
-    head stays while any of the four says so. Matrices of neither kind are masked in tiles.
+    One score a feed-forward unit, shared by its row going in and its column coming out. In the attention one score a
+    tile of each matrix; or one score a head in each of query, key, value and output, where a head stays while any of
+    the four says so. Matrices of neither kind are masked in tiles. The bias of a row that is masked whole goes too.
 
     Args:
         attention: tiles, or heads.
@@ -66,25 +65,30 @@ class HybridMovement:
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps, and `refill` T; its sparsity is the nearest group boundary that keeps no more."""
-        banded, pooled = self._ties(problem)
-        ties = (*banded, *pooled)
-        weights = [self.attention_weight] * len(banded) + [self.feed_forward_weight] * len(pooled)
-        lead = Lead(
-            plan=self.phases.plan(problem.steps), sparsity=sparsity, rate=rate_of_scores(problem, self.score_rate),
-            areas=sizes(ties, problem.targets), weights=weights, penalty=self.penalty, threshold=self.threshold,
-        )  # fmt: skip
-        learnt = [*scores(problem, tuple(banded), own=self.attention == "heads"), *scores(problem, tuple(pooled))]
-        way = -math.log(self.threshold / (1 - self.threshold))
-        gated = Gated(ties, straight(learnt, shift=0.0), self.score_rate, "global", lead.term, lead.observe, way)
-        state = learnt_state(problem, sparsity, self.phases, gated, lead)
+        state = learnt_state(problem, sparsity, self.phases, *self.gated(problem, sparsity))
         if self.refill:
             steps = max(1, round(self.refill * problem.steps))
             problem.journal.piece("refill", state, refill_, state, problem, steps, self.noise)
             problem.journal.piece("train-on", state, train_on, state, problem, steps)
         return problem.ticket(state)
 
+    def gated(self, problem: Problem, sparsity: float) -> tuple[Gated, Lead]:
+        """The gates, and what leads them."""
+        banded, pooled = self._ties(problem)
+        ties = (*banded, *pooled)
+        weights = [self.attention_weight] * len(banded) + [self.feed_forward_weight] * len(pooled)
+        lead = Lead(
+            plan=self.phases.plan(problem.steps), sparsity=sparsity, rate=rate_of_scores(problem, self.score_rate),
+            areas=sizes(ties, problem.targets), weights=weights, families=_families(banded, pooled),
+            penalty=self.penalty, threshold=self.threshold,
+        )  # fmt: skip
+        learnt = [*scores(problem, tuple(banded), own=self.attention == "heads"), *scores(problem, tuple(pooled))]
+        way = -math.log(self.threshold / (1 - self.threshold))
+        make = straight(learnt, shift=0.0)
+        return Gated(ties, make, self.score_rate, "global", lead.term, lead.observe, way, biases=True), lead
+
     def _ties(self, problem: Problem) -> tuple[list[Tie], list[Tie]]:
-        """(ties of the attention and of matrices of neither kind, ties of the units, their biases included)."""
+        """(ties of the attention and of matrices of neither kind, ties of the units)."""
         targets = problem.targets
         pooled, banded = units(targets), heads(targets) if self.attention == "heads" else []
         if self.attention == "heads" and not banded:
@@ -96,12 +100,10 @@ class HybridMovement:
         banded += tiled({name: target for name, target in targets.items() if name not in tied}, self.tile)
         for tie in (*pooled, *banded):
             tie.count({name: target.shape for name, target in targets.items()})
-        biases = dict(problem.pretrained.named_parameters())
-        return banded, [Tie((*tie.members, *_biases(tie, targets, biases.keys()))) for tie in pooled]
+        return banded, pooled
 
 
-def _biases(tie: Tie, targets: Targets, names: Iterable[str]) -> list[tuple[str, Block]]:
-    """The biases of the matrices that go in: entry i belongs to unit i."""
-    going_in = [name for name, _ in tie.members if targets[name].role != "feed-forward out"]
-    wanted = [f"{name.removesuffix('weight')}bias" for name in going_in if name.endswith("weight")]
-    return [(name, Block(1, 0)) for name in wanted if name in set(names)]
+def _families(banded: list[Tie], pooled: list[Tie]) -> tuple[str, ...]:
+    """The family of each tie, as nn_pruning has them: attention and feed-forward, of an encoder and of a decoder."""
+    kinds = [("attention", tie) for tie in banded] + [("feed-forward", tie) for tie in pooled]
+    return tuple(f"decoder {kind}" if "decoder" in tie.members[0][0] else kind for kind, tie in kinds)

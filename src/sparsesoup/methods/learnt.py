@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from sparsesoup.errors import UserError
-from sparsesoup.gates.base import Make, attach, detach_, fold_, worth
+from sparsesoup.gates.base import Make, attach, attach_biases, detach_, fold_, worth, zero_biases_
 from sparsesoup.gates.density import masked_share, set_levels_, sizes
 from sparsesoup.gates.straight import Gate
 from sparsesoup.patterns import Element, Tie
@@ -72,6 +72,7 @@ class Gated:
     penalty: Callable[[TrainState], Tensor] | None = None
     observe: Hook | None = None
     way: float = 0.0  # how far a score has to fall before its gate closes
+    biases: bool = False  # the bias of a row that is masked whole goes with it
 
 
 def learn(problem: Problem, sparsity: float, phases: Phases, gated: Gated, hook: Hook) -> Ticket:
@@ -90,7 +91,7 @@ def learnt_state(problem: Problem, sparsity: float, phases: Phases, gated: Gated
     problem.journal.piece("search", state, search, state, problem, problem.steps - settled, hook, gated)
     problem.journal.piece("trim", state, _trim, state, problem, sparsity, gated)
     detach_(state)  # between pieces: a restart meets the model as the next piece left it
-    problem.journal.piece("settle", state, train, state, problem, settled)
+    problem.journal.piece("settle", state, _settle, state, problem, settled, gated)
     return state
 
 
@@ -114,7 +115,10 @@ def begin(problem: Problem, gated: Gated) -> TrainState:
         raise UserError("scores learn in proportion to the weights; train.learning_rate must be above 0, got 0")
 
     def put_on(model: nn.Module) -> tuple[list[Parameter], float]:
-        return attach(model, gated.ties, gated.make), gated.score_rate / (peak or 1.0)
+        learnt = attach(model, gated.ties, gated.make)
+        if gated.biases:
+            attach_biases(model, problem.targets)
+        return learnt, gated.score_rate / (peak or 1.0)
 
     return problem.start(put_on)
 
@@ -129,11 +133,17 @@ def search(state: TrainState, problem: Problem, steps: int, hook: Hook, gated: G
 def _trim(state: TrainState, problem: Problem, sparsity: float, gated: Gated) -> None:
     """Fix the masks at exactly the sparsity, by the gates' own ranking; note what their thresholds alone gave."""
     state.notes["threshold_sparsity"] = masked_share(state, sizes(gated.ties, state.targets), exact=True)
-    inside = tuple(Tie(tuple(m for m in tie.members if m[0] in state.targets)) for tie in gated.ties)
-    single = all(len(tie.members) == 1 and tie.members[0][1] == Element for tie in inside)
-    ties = Element if single else inside
+    single = all(len(tie.members) == 1 and tie.members[0][1] == Element for tie in gated.ties)
+    ties = Element if single else gated.ties
     state.prune_(keep(worth(state), sparsity, pattern=ties, scope=gated.scope))
     fold_(state)
+    if gated.biases:
+        zero_biases_(state)
+
+
+def _settle(state: TrainState, problem: Problem, steps: int, gated: Gated) -> None:
+    """Train on with the masks fixed; biases of pruned rows have no mask, so they are held at zero after each step."""
+    train(state, problem, steps, hooks=[zero_biases_] if gated.biases else [])
 
 
 def following(phases: Phases, problem: Problem, sparsity: float, areas: list[int], scope: Reach, every: int) -> Hook:
@@ -157,10 +167,9 @@ def scores(problem: Problem, ties: tuple[Tie, ...], start: float = 0.0, own: boo
     shapes = {name: target.shape for name, target in problem.targets.items()}
     found: list[Parameter | None] = []
     for tie in ties:
-        inside = Tie(tuple(m for m in tie.members if m[0] in shapes))
-        single = len(inside.members) == 1 and inside.members[0][1] == Element
-        shape: tuple[int, ...] = shapes[inside.members[0][0]] if single else (inside.count(shapes),)
-        found.append(Parameter(torch.full((len(inside.members), *shape) if own and not single else shape, start)))
+        single = len(tie.members) == 1 and tie.members[0][1] == Element
+        shape: tuple[int, ...] = shapes[tie.members[0][0]] if single else (tie.count(shapes),)
+        found.append(Parameter(torch.full((len(tie.members), *shape) if own and not single else shape, start)))
     return found
 
 

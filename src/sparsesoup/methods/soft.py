@@ -32,7 +32,8 @@ class SoftMovement:
         penalty: weight of the mean sigmoid(score) in the loss at the end of its rise (published: 400); default: led
             by the density.
         scope: who competes with whom when the masks are trimmed.
-        pattern: what is masked together; 1 x 1 is single weights.
+        pattern: what is masked together; 1 x 1 is single weights. With larger tiles the bias of a row that is masked
+            whole goes too.
         phases: when the masks become sparser.
     """
 
@@ -60,7 +61,8 @@ class SoftMovement:
         )  # fmt: skip
         make = straight(scores(problem, ties), shift=0.0)
         way = -math.log(self.threshold / (1 - self.threshold))
-        return Gated(ties, make, self.score_rate, self.scope, lead.term, lead.observe, way), lead
+        biases = self.pattern != Element  # as in the code of the block form, and not in that of single weights
+        return Gated(ties, make, self.score_rate, self.scope, lead.term, lead.observe, way, biases), lead
 
 
 @dataclass(frozen=True, kw_only=True)
