@@ -105,13 +105,24 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def from_json(text: str | bytes) -> Any:
+    """What a JSON text says.
+
+    Raises: ValueError if it is none, or if its lists and tables are nested deeper than they can be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("lists and tables are nested too deep") from error
+
+
 def read_table(path: Path, what: str = "file", remedy: str = "make it again") -> dict[str, Any]:
     """A table in JSON.
 
     Raises: UserError if it cannot be read or is no table; `what` it is and the `remedy` are named.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"damaged {what}: {path} cannot be read ({error}); {remedy}") from error
     if not isinstance(found, dict):

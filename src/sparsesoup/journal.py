@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sparsesoup.errors import UserError
-from sparsesoup.files import remove, whole, write_json
+from sparsesoup.files import from_json, remove, whole, write_json
 from sparsesoup.meter import Meter
 
 JOURNAL = "journal.json"
@@ -204,7 +204,7 @@ class Journal:
     def _read(self, path: Path) -> int:
         """Take up what a former run left; the position to return to."""
         try:
-            entry = json.loads(path.read_text(encoding="utf-8"))
+            entry = from_json(path.read_text(encoding="utf-8"))
             self.finished, self.held, self._saved = entry["finished"], entry["held"], entry["saved"]
             self._partial = (entry["partial"][0], entry["partial"][1]) if entry["partial"] else None
             self.meter.restore(entry["meter"])
@@ -217,7 +217,7 @@ class Journal:
         path = Path(str(self.folder)) / f"{name}.safetensors"
         try:
             with safe_open(path, framework="pt") as file:
-                facts = json.loads((file.metadata() or {})["facts"])
+                facts = from_json((file.metadata() or {})["facts"])
                 names = list(file.keys())
                 tensors = {key: file.get_tensor(key) for key in names}
             state.take_back_(tensors, facts)

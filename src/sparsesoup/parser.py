@@ -3,11 +3,13 @@
 import argparse
 import difflib
 import re
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+import yaml
+from jsonargparse import ArgumentParser, get_loader, set_loader
 
 from sparsesoup.errors import UserError
+from sparsesoup.yaml_text import TooMany, compose
 
 PLAINER = (  # what jsonargparse says -> what is said
     (r"Parser key \"?([\w.]+)\"?:", r"setting \1:"),
@@ -17,6 +19,25 @@ PLAINER = (  # what jsonargparse says -> what is said
     (r"Expected a (?:typing\.)?Literal\[(.+?)\]", r"Expected one of \1"),
     (r", NoneType\b", " or null"),
 )  # fmt: skip
+MODE = "sparsesoup"  # how values of flags are read, and the files that they name
+
+
+def _load(text: str) -> Any:
+    """A value as jsonargparse reads it.
+
+    Raises: UserError if its aliases multiply: an error of another kind would have jsonargparse read it once more.
+    """
+    if "*" in text:
+        try:
+            compose(text)
+        except TooMany as error:
+            raise UserError(f"a value that begins with {text[:20]!r} cannot be read: {error}") from error
+        except yaml.YAMLError:
+            pass  # it may be a text
+    return get_loader("yaml")(text)
+
+
+set_loader(MODE, _load, (yaml.YAMLError,))
 
 
 class OneLine(argparse.ArgumentParser):

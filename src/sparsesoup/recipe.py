@@ -18,10 +18,10 @@ from sparsesoup.as_flags import as_flags, columns_as_list, flat, normal, quoted
 from sparsesoup.errors import UserError
 from sparsesoup.hub.build import Place
 from sparsesoup.methods import METHODS, TABLE, Method
-from sparsesoup.parser import Parser
+from sparsesoup.parser import MODE, Parser
 from sparsesoup.select import check_scope
 from sparsesoup.training import Distill, Training
-from sparsesoup.yaml_text import read_yaml
+from sparsesoup.yaml_text import read_yaml, text_of
 
 ELSEWHERE = (
     "data_root",
@@ -120,7 +120,7 @@ def method_named(name: str) -> Method:
 def parser_for(name: str | None) -> Parser:
     """The parser of `prune`, with the own settings of a method if one is named."""
     prog = f"sparsesoup prune {name or 'METHOD'}"
-    parser = Parser(prog=prog, description=_description(name), allow_abbrev=False)
+    parser = Parser(prog=prog, description=_description(name), allow_abbrev=False, parser_mode=MODE)
     parser.add_argument("--config", type=str, help="recipe (YAML); flags win over it")
     parser.add_argument("--out", type=str, default="runs", help="folder that run directories are put in")
     parser.add_argument("--save_every", type=float, default=30.0, help="seconds between saves to resume from, at least")
@@ -194,8 +194,8 @@ def _recipe(arguments: list[str]) -> dict[str, Any]:
     if not paths[-1] or paths[-1].startswith("--"):
         raise UserError("--config needs a recipe, such as the run.yaml of a run")
     try:
-        recipe = read_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        recipe = read_yaml(text_of(path))
+    except (OSError, yaml.YAMLError) as error:
         raise UserError(f"cannot read recipe {path}: {' '.join(str(error).split())}") from error
     if not isinstance(recipe, dict):
         raise UserError(f"recipe {path} must be a table of settings, such as a run's run.yaml")

@@ -1,6 +1,5 @@
 """The report of a run: one page that needs nothing but itself, drawn from report.json, log.jsonl and measure.json."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -9,7 +8,7 @@ from typing import Any
 
 from sparsesoup import show, words
 from sparsesoup.charts import INK, LINES, MARK, PAPER, page, svg
-from sparsesoup.files import write_text
+from sparsesoup.files import from_json, write_text
 from sparsesoup.schedules import geometric
 
 LOG, PAGE, MEASURED = "log.jsonl", "report.html", "measure.json"
@@ -65,7 +64,7 @@ def _read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
     rows, unread = [], 0
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
-            row = json.loads(line)
+            row = from_json(line)
             rows.append({"label": str(row["label"])} | {k: float(row[k]) for k in ("step", "loss", "sparsity")})
         except (ValueError, KeyError, TypeError):
             unread += 1
@@ -75,7 +74,7 @@ def _read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
 def _measured(path: Path) -> dict[str, Any] | None:
     """What `measure` found of the run, with its times as parts of the longest; None if it was not measured."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = from_json(path.read_text(encoding="utf-8"))
         if found["format"] != 1 or not {*TOLD} <= found.keys():
             return None
         longest = max([row[key] for row in found["rows"] for key in ("seconds", "dense_seconds")], default=1.0)

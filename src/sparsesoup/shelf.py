@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, uint8
 
-from sparsesoup.files import whole
+from sparsesoup.files import from_json, whole
 from sparsesoup.meter import Cost
 
 
@@ -58,7 +58,7 @@ class Shelf:
         """The product under that key; None if there is none, or none that can be read."""
         try:
             with safe_open(self._path(key), framework="pt") as file:
-                facts = json.loads((file.metadata() or {})["product"])
+                facts = from_json((file.metadata() or {})["product"])
                 names = list(file.keys())
                 tensors = {name: file.get_tensor(name) for name in names}
             return Product(tensors, facts["facts"], Cost(**facts["cost"]), facts["records"])

@@ -1,6 +1,5 @@
 """What a run came to: its report.json read, put into words, and printed in the terminal."""
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sparsesoup.errors import UserError
+from sparsesoup.files import from_json
 from sparsesoup.words import duration, flop, noted, percent
 
 REPORT, FORMAT = "report.json", 1
@@ -35,10 +35,10 @@ def read_report(run: Path) -> dict[str, Any]:
     """
     path = Path(run) / REPORT
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = from_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"no {path}: give the directory of a finished run (seed-<n>), or run `prune` again") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"damaged report {path} ({error}); remove it and run `prune` again") from error
     if flaw := _flaw(facts):
         raise UserError(f"damaged report {path} ({flaw}); remove it and run `prune` again")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparsesoup.common import Records
 from sparsesoup.errors import UserError
-from sparsesoup.files import remove, whole
+from sparsesoup.files import from_json, remove, whole
 from sparsesoup.forks import Map, Work, in_turn
 from sparsesoup.meter import Cost
 from sparsesoup.problem import Problem, Silent
@@ -129,7 +129,7 @@ def perform(fork: Fork) -> None:
     problem, state, records = _ready(fork.make, fork.of)
     with safe_open(fork.folder / FORK, framework="pt") as file:
         names = list(file.keys())
-        facts = json.loads((file.metadata() or {})["facts"])
+        facts = from_json((file.metadata() or {})["facts"])
         state.take_back_({name: file.get_tensor(name) for name in names}, facts)
     problem.meter.restore({})
     records.kept.clear()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparsesoup import masks as algebra
 from sparsesoup.errors import UserError
-from sparsesoup.files import read_table, whole, write_json
+from sparsesoup.files import from_json, read_table, whole, write_json
 from sparsesoup.masks import Masks, pack, unpack
 
 FORMAT = "1"  # of masks.safetensors and ticket.json
@@ -75,7 +75,7 @@ def load_masks(path: Path) -> tuple[Masks, dict[str, Any]]:
     facts = read_table(folder / FACTS, "ticket", "copy it again")
     try:
         with safe_open(folder / MASKS, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("sparsesoup", "{}"))
+            header = from_json((file.metadata() or {}).get("sparsesoup", "{}"))
             if header.get("format") != FORMAT:
                 raise UserError(f"{folder / MASKS} has format {header.get('format')}; this version reads {FORMAT}")
             masks = {name: unpack(file.get_tensor(name), shape) for name, shape in header["shapes"].items()}

@@ -1,6 +1,5 @@
 """Does an export answer as the run does? Asked in a fresh process, on the whole test split."""
 
-import json
 import os
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from sparsesoup.data import Data
 from sparsesoup.errors import UserError
 from sparsesoup.exports import Export, alone, export
 from sparsesoup.exports.source import Source, open_source
-from sparsesoup.files import write_json
+from sparsesoup.files import from_json, write_json
 from sparsesoup.hub.build import Opened, Place, open_task, score_test
 from sparsesoup.hub.kinds import kind_of
 from sparsesoup.hub.sources import test_splits
@@ -98,7 +97,7 @@ def verified_export(run: Path, to: str, out: Path, settings: Mapping[str, Any] |
         found = _agreement(*(_answers(source, place, opened, ask) for ask in (source.model, asked)))
         found |= {"without_sparsesoup": not asked.ours, "test_splits": test_splits(opened.source, opened.task)}
         facts = {**written.facts, "verified": found}
-    on_disk = json.loads((out / "export.json").read_text(encoding="utf-8"))
+    on_disk = from_json((out / "export.json").read_text(encoding="utf-8"))
     write_json(out / "export.json", {**on_disk, "verified": facts["verified"]})
     return Export(out, facts)
 

@@ -1,12 +1,19 @@
-"""YAML as recipes have it: every key once in its table, and nothing that holds itself."""
+"""YAML as recipes have it: every key once in its table, nothing that holds itself, and no more than is written."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 NO_VALUE = (ValueError, LookupError, AttributeError)  # what PyYAML raises for 2024-13-45, !!bool x and !!timestamp x
 TOO_DEEP = "lists and tables are nested too deep; leave some out"
+LARGEST = 1_000_000  # bytes of a file: a recipe has a few thousand
+MOST = 100_000  # values of a text with every alias written out: a few hundred bytes may stand for 10^9
+
+
+class TooMany(yaml.YAMLError):
+    """A text that stands for more values than are read."""
 
 
 class _Plain(yaml.SafeLoader):
@@ -22,10 +29,26 @@ class _Plain(yaml.SafeLoader):
             ) from error
 
 
+def text_of(path: Path) -> str:
+    """The text of a YAML file.
+
+    Raises: OSError; yaml.YAMLError if it is too large to be a recipe, or no text.
+    """
+    with open(path, "rb") as file:
+        text = file.read(LARGEST + 1)  # a device may have no end
+    if len(text) > LARGEST:
+        raise yaml.YAMLError(f"it has more than {LARGEST:,} bytes, which no recipe needs")
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise yaml.YAMLError(f"it is no text in UTF-8, by its byte {error.start + 1:,}") from error
+
+
 def read_yaml(text: str) -> Any:
     """What a YAML text says.
 
-    Raises: yaml.YAMLError, also where a table has the same key twice, or something holds itself.
+    Raises: yaml.YAMLError, also where a table has the same key twice, something holds itself, or aliases (*) stand for
+        more than `MOST` values.
 
     >>> read_yaml("sparsity: 0.5")
     {'sparsity': 0.5}
@@ -43,6 +66,7 @@ def compose(text: str) -> yaml.Node | None:
         for node in nodes(tree):
             if isinstance(node, yaml.MappingNode):
                 _need_once(node)
+        _need_few(tree)
         return tree
     except RecursionError as error:
         raise yaml.YAMLError(TOO_DEEP) from error
@@ -83,6 +107,20 @@ def _parts(node: yaml.Node) -> list[yaml.Node]:
     if isinstance(node, yaml.MappingNode):
         return [part for pair in node.value for part in pair]
     return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
+def _need_few(tree: yaml.Node | None) -> None:
+    """Refuse aliases that multiply: whoever goes through all the values would not come to an end."""
+    counts: dict[yaml.Node, int] = {}
+
+    def count(node: yaml.Node) -> int:
+        if node not in counts:
+            counts[node] = 1 + sum(map(count, _parts(node)))
+        return counts[node]
+
+    if tree is not None and count(tree) > MOST:
+        told = f"{counts[tree]:,}" if counts[tree] < 10**15 else "more than 10^15"
+        raise TooMany(f"it stands for {told} values with its aliases (*) written out, allowed are {MOST:,}")
 
 
 def _need_once(table: yaml.MappingNode) -> None:

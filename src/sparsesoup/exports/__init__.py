@@ -1,6 +1,5 @@
 """Exports: the forms in which a pruned model is handed on. A form is a module here and a row in `FORMATS`."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from sparsesoup.exports.packed import Packed, load_packed
 from sparsesoup.exports.product import Format, told
 from sparsesoup.exports.semi_structured import SemiStructured, load_semi_structured
 from sparsesoup.exports.source import open_source
-from sparsesoup.files import whole, write_json
+from sparsesoup.files import from_json, whole, write_json
 
 WEIGHTS = (".safetensors", ".onnx", ".onnx.data", ".bin")  # endings of files that hold weights
 
@@ -116,7 +115,7 @@ def _check_out(out: Path, source: Path) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:
-        listed = {"measure.json", *json.loads((out / "export.json").read_text(encoding="utf-8"))["files"]}
+        listed = {"measure.json", *from_json((out / "export.json").read_text(encoding="utf-8"))["files"]}
     except (OSError, ValueError, KeyError, TypeError):
         listed = set()
     other = [str(p.relative_to(out)) for p in out.rglob("*") if p.is_file() and str(p.relative_to(out)) not in listed]

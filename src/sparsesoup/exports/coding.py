@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sparsesoup.errors import UserError
+from sparsesoup.files import from_json
 
 FILE, FORMAT = "packed.safetensors", 1
 TYPES = {str(kind).removeprefix("torch."): kind for kind in (
@@ -155,7 +156,7 @@ def _kinds(entry: Entry) -> dict[str, torch.dtype]:
 
 
 def _table(path: Path, metadata: dict[str, str] | None) -> dict[str, Entry]:
-    header = json.loads((metadata or {}).get("sparsesoup", "{}"))
+    header = from_json((metadata or {}).get("sparsesoup", "{}"))
     if header.get("format") != FORMAT:
         raise UserError(f"{path} has format {header.get('format')}; this version reads {FORMAT}")
     return dict(header["tensors"])
@@ -169,7 +170,7 @@ def _cut_off(path: Path) -> str:
     ):
         (length,) = struct.unpack("<Q", file.read(8))
         start, end = 8 + length, path.stat().st_size
-        header = json.loads(file.read(min(length, end)))  # a length that was changed may ask for all memory
+        header = from_json(file.read(min(length, end)))  # a length that was changed may ask for all memory
         if wrong := _misplaced(header):
             return f"type, shape or place of {wrong.rpartition('|')[0]} has changed"
         rows = {key: row["data_offsets"] for key, row in header.items() if key != "__metadata__"}

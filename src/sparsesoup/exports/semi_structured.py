@@ -1,7 +1,6 @@
 """2:4 matrices for GPUs that skip half of each: the stock directory, and a table of what is turned on loading."""
 
 import copy
-import json
 import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from sparsesoup.errors import UserError
 from sparsesoup.exports.dense import Dense
 from sparsesoup.exports.product import Product
 from sparsesoup.exports.source import Source
-from sparsesoup.files import write_json
+from sparsesoup.files import from_json, write_json
 from sparsesoup.hub.families import prunable
 from sparsesoup.hub.models import load_as_saved
 from sparsesoup.hub.sample import answers, sample
@@ -134,7 +133,7 @@ def load_semi_structured(
 
 def _table(folder: Path) -> list[str]:
     try:
-        table = json.loads((folder / TABLE).read_text(encoding="utf-8"))
+        table = from_json((folder / TABLE).read_text(encoding="utf-8"))
         if table["format"] != FORMAT:
             raise UserError(f"{folder / TABLE} has format {table['format']}; this version reads {FORMAT}")
         return [str(name) for name in table["matrices"]]

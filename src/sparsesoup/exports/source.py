@@ -1,7 +1,6 @@
 """What is exported: a run's model, or any model folder with its masks."""
 
 import contextlib
-import json
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch import Tensor
 from sparsesoup.errors import UserError
 from sparsesoup.exports.coding import FILE, read
 from sparsesoup.exports.engines import ONNX_FILE, OPENVINO_FILE
-from sparsesoup.files import make_folder, read_table, write_json
+from sparsesoup.files import from_json, make_folder, read_table, write_json
 from sparsesoup.hold import zeros_of
 from sparsesoup.hub import zero_shot
 from sparsesoup.hub.families import matrices
@@ -91,7 +90,7 @@ class Source:
         if one.is_file():
             return [one]
         try:
-            table = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+            table = from_json((self.folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
             several = [self.folder / str(name) for name in sorted(set(table.values()))]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"no weights at {self.folder}: expected {WEIGHTS}, as save_pretrained writes it") from error
@@ -187,7 +186,7 @@ def _tested(run: Path) -> dict[str, Any]:
     """The scores on the test split, which a run's ticket does not know: it was written before them."""
     report = run / "report.json"
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        facts = json.loads(report.read_text(encoding="utf-8"))
+        facts = from_json(report.read_text(encoding="utf-8"))
         return {key: facts[key] for key in ("test", "test_splits") if facts.get(key)}
     return {}
 

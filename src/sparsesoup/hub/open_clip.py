@@ -3,7 +3,6 @@
 Their attention keeps query, key and value in one parameter, `in_proj_weight`, which belongs to no linear module.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from sparsesoup.errors import UserError
-from sparsesoup.files import whole
+from sparsesoup.files import from_json, whole
 from sparsesoup.hub.reading import one_line
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
@@ -80,7 +79,7 @@ def from_open_clip(checkpoint: str | Path, out: str | Path) -> Path:
         folder = Path(checkpoint)
         if not folder.is_dir():
             folder = Path(huggingface_hub.snapshot_download(str(checkpoint), allow_patterns=[CONFIG, WEIGHTS]))
-        table = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        table = from_json((folder / CONFIG).read_text(encoding="utf-8"))
         weights = {name: t for name, t in load_file(folder / WEIGHTS).items() if name.startswith("visual.")}
         model = OpenClipForImageClassification(OpenClipConfig(model_cfg=table["model_cfg"]))
         found = model.load_state_dict(weights, strict=False)

@@ -1,7 +1,6 @@
 """How files and the Hub's repositories become rows, quietly: no bars, no logs and no tracebacks of the libraries."""
 
 import csv
-import json
 import logging
 import re
 import warnings
@@ -16,6 +15,7 @@ from datasets import Dataset, Features, Value
 from huggingface_hub import constants
 
 from sparsesoup.errors import UserError
+from sparsesoup.files import from_json
 from sparsesoup.hub.online import PATIENCE, answers
 
 READERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json"}
@@ -101,7 +101,7 @@ def _head(path: Path) -> str:
 
 def _squad(paths: list[Path]) -> Dataset:
     """Articles with paragraphs with questions, as SQuAD publishes them, as the table that the Hub has."""
-    articles = [article for path in paths for article in json.loads(path.read_text(encoding="utf-8"))["data"]]
+    articles = [article for path in paths for article in from_json(path.read_text(encoding="utf-8"))["data"]]
     rows = [
         (str(asked.get("id", "")), article.get("title"), paragraph["context"], asked["question"], asked["answers"])
         for article in articles

@@ -1,7 +1,6 @@
 """CLIP as a classifier: class names in prompts, read once by the text tower, are a frozen head on the vision tower."""
 
 import copy
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from transformers import CLIPVisionModelWithProjection as Tower
 
 from sparsesoup.data import Batch
 from sparsesoup.errors import UserError
-from sparsesoup.files import whole, write_json
+from sparsesoup.files import from_json, whole, write_json
 from sparsesoup.hub.images import Images
 from sparsesoup.hub.prompts import names_of, templates_of
 from sparsesoup.hub.tasks import WHOLE, told
@@ -144,7 +143,7 @@ def words_of(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = from_json(path.read_text(encoding="utf-8"))
         if found["format"] != FORMAT:
             raise UserError(f"{path} has format {found['format']}; this version reads {FORMAT}")
         return tuple(map(str, found["names"])), tuple(map(str, found["templates"]))

@@ -1,6 +1,5 @@
 """What a study shows while it runs: one live table on a terminal, a line a cell in a pipe."""
 
-import json
 import os
 import statistics
 import time
@@ -13,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from sparsesoup.files import from_json
 from sparsesoup.study.work import Job
 from sparsesoup.words import duration
 
@@ -67,7 +67,7 @@ class Board:
         failed = job.failure.exists()
         self.failed, self.done = self.failed + failed, self.done + (not failed)
         if failed:
-            self._say(f"failed: {job.cell.name}: {json.loads(job.failure.read_text(encoding='utf-8'))['error']}")
+            self._say(f"failed: {job.cell.name}: {from_json(job.failure.read_text(encoding='utf-8'))['error']}")
         else:
             self._took.append((job, time.monotonic() - began))
         self.refresh()
@@ -126,7 +126,7 @@ def last_step(log: Path) -> tuple[str, str]:
     try:
         with open(log, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
-            line = json.loads(file.read().splitlines()[-1])
+            line = from_json(file.read().splitlines()[-1])
         return f"{line['label']} {line['step']}", f"{line['loss']:.3f}"
     except (OSError, ValueError, IndexError, KeyError, TypeError):
         return "", ""

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from sparsesoup.errors import UserError
-from sparsesoup.yaml_text import compose, construct, nodes
+from sparsesoup.yaml_text import compose, construct, nodes, text_of
 
 SHIPPED = Path(__file__).parent / "recipes"
 NAMED = ("methods", "datasets", "models", "from", "row", "dataset")  # where names stand, whatever they look like
@@ -56,9 +56,9 @@ def read_written(path: Path) -> tuple[Table, Callable[[Sequence[str]], int]]:
     Raises: UserError if it cannot be read or is no table.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = text_of(path)
         recipe, tree = _said(compose(text)), compose(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, yaml.YAMLError) as error:
         names = ", ".join(sorted(each.stem for each in SHIPPED.glob("*.yaml")))
         hint = f"; shipped ones are {names}" if isinstance(error, FileNotFoundError) else ""
         raise UserError(f"cannot read recipe {path}: {' '.join(str(error).split())}{hint}") from error
