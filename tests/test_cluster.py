@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,13 +12,14 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from sparsesoup.cli import main
 from sparsesoup.study import cluster as module
-from sparsesoup.study.reach import STORE
+from sparsesoup.study.reach import STORE, carried, connect
 from test_study import _command, children, told, weights_equal
 from tiny_hub import offline
 
@@ -98,6 +100,56 @@ def until(process, happened):
 def at_work(node):
     """Processes of a node that draw a cell."""
     return [pid for raylet in node.all_processes["raylet"] for pid in below(raylet.process.pid, "ray::_perform")]
+
+
+def listening(pid):
+    """Addresses, in hex, at which a process waits for connections."""
+    sockets = set()
+    with contextlib.suppress(OSError):  # it has ended
+        sockets = {os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()}
+    rows = [row.split() for name in ("tcp", "tcp6") for row in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    return {row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets}
+
+
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+
+
+def test_a_ray_that_is_started_here_is_reached_from_this_machine_alone(folder):
+    write(methods=["magnitude"], seeds=[0])
+    process, heard = begun("--executor", "ray", "--workers", "1"), {}
+    while process.poll() is None:
+        for pid in [process.pid, *children(process.pid)]:
+            if addresses := listening(pid):
+                heard.setdefault(os.path.basename(re.split(r"[ \0]", _command(pid))[0]), set()).update(addresses)
+        time.sleep(0.5)
+    assert process.returncode == 0, Path("said.txt").read_text()
+    assert {"gcs_server", "raylet"} <= heard.keys()
+    assert any(name.startswith("ray::") for name in heard)
+    assert set().union(*heard.values()) <= LOOPBACK, heard
+
+
+def test_a_ray_that_others_would_reach_is_ended_again(folder, capsys):
+    """It was imported by these tests, before it could be told."""
+    if ray.util.get_node_ip_address().startswith("127."):
+        pytest.skip("no other machine reaches this one")
+    assert "Ray would listen at" in refused(capsys, "--workers", "1")[0]
+    assert not ray.is_initialized()
+
+
+def test_nodes_get_settings_and_no_secrets(monkeypatch):
+    secret = {
+        "HF_TOKEN": "hf_a", "HUGGING_FACE_HUB_TOKEN": "hf_b", "HF_TOKEN_PATH": "/t", "TORCH_SECRET": "c",
+        "SPARSESOUP_KEY": "d", "AWS_SECRET_ACCESS_KEY": "e", "HF_ENDPOINT": "https://me:f@mirror/hub",
+    }  # fmt: skip
+    plain = {"HF_HOME": "/models", "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1", "SPARSESOUP_DATA": "/data"}
+    assert carried(secret | plain) == plain
+    settings = {}
+    fake = SimpleNamespace(init=settings.update)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("HF_HOME", "/models")
+    connect(fake, "auto", 1)
+    assert settings["runtime_env"]["env_vars"]["HF_HOME"] == "/models"
+    assert "hf_secret" not in str(settings)
 
 
 @pytest.mark.slow

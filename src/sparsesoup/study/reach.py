@@ -3,12 +3,13 @@
 import contextlib
 import importlib
 import importlib.util
+import ipaddress
 import logging
 import os
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 from sparsesoup.errors import UserError
@@ -22,12 +23,20 @@ QUESTION = {":path": "/ray.rpc.NodeInfoGcsService/GetClusterId", ":authority": "
             "content-type": "application/grpc"}  # fmt: skip
 REMEDY = "start one with `ray start --head`, or leave --address and RAY_ADDRESS out and it is started here"
 UNKNOWN = b"grpc-status\x0212"  # what a gRPC server says of a service that it does not have
-CARRIED = re.compile(r"(SPARSESOUP|HF|TRANSFORMERS|TOKENIZERS|OMP|MKL|CUBLAS|TORCH|PYTORCH|RAY_ACCEL)_")  # variables
+CARRIED = (  # variables that nodes get, by name: what a cluster is given stands in its job data, which has readers
+    "SPARSESOUP_DATA", "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE",
+    "HF_DATASETS_OFFLINE", "HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT", "TRANSFORMERS_OFFLINE",
+    "TOKENIZERS_PARALLELISM", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "MKL_CBWR", "CUBLAS_WORKSPACE_CONFIG", "TORCH_HOME",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "NVIDIA_TF32_OVERRIDE", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",
+)  # fmt: skip
 RAY = {  # what Ray reads when it is imported
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a cell without a GPU sees none
 }
+# Ray replaces 127.0.0.1 by an address that others reach, unless it is told that there are no others.
+ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 TRIES = {"RAY_NUM_REDIS_GET_RETRIES": "3"}  # seconds that an address may take to turn out to be no cluster
 
 
@@ -40,6 +49,8 @@ def imported(joins: bool) -> Any:
     """
     for name, value in (RAY | (TRIES if joins else {})).items():
         os.environ.setdefault(name, value)
+    if not joins:
+        os.environ.update(ALONE)
     if importlib.util.find_spec("ray") is None:
         raise UserError("--executor ray needs Ray; say pip install 'sparsesoup[ray]'")
     return importlib.import_module("ray")
@@ -59,8 +70,7 @@ def connect(ray: Any, address: str, cores: int) -> None:
         settings |= {"num_cpus": cores or None, "include_dashboard": False, "object_store_memory": STORE}
     else:
         need_answer(address)
-        carried = {name: value for name, value in os.environ.items() if CARRIED.match(name)}
-        settings |= {"runtime_env": {"env_vars": carried}}
+        settings |= {"runtime_env": {"env_vars": carried(os.environ)}}
     try:
         with _mute():
             ray.init(**settings)
@@ -68,6 +78,29 @@ def connect(ray: Any, address: str, cores: int) -> None:
         what = "Ray does not start here" if address == "local" else f"cannot join the Ray cluster at {address}"
         remedy = "" if address == "local" else f"; {REMEDY}"
         raise UserError(f"{what}: {brief(error).rstrip('.')}{remedy}") from error
+    if address == "local":
+        _need_loopback(ray)
+
+
+def carried(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that go along to the nodes of a cluster: none that holds a token, nor an address with a password.
+
+    >>> carried({"HF_HOME": "/models", "HF_TOKEN": "hf_secret", "HF_ENDPOINT": "https://me:secret@mirror"})
+    {'HF_HOME': '/models'}
+    """
+    found = {name: environment[name] for name in CARRIED if name in environment}
+    return {name: value for name, value in found.items() if not re.search(r"://[^/]*@", value)}
+
+
+def _need_loopback(ray: Any) -> None:
+    """Raise a UserError, and end Ray, if other machines reach what was started here."""
+    reached = [node["NodeManagerAddress"] for node in ray.nodes()]
+    if others := [address for address in reached if not ipaddress.ip_address(address).is_loopback]:
+        ray.shutdown()
+        raise UserError(
+            f"Ray would listen at {others[0]}, where other machines reach it: its module was imported before; begin "
+            f"the study in a process of its own, or start Ray with `ray start --head` and say --address auto"
+        )
 
 
 def asked(address: str | None) -> str:
