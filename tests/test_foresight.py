@@ -36,12 +36,21 @@ def masks_by_hand(name: str, problem: Problem, share: float) -> Masks:
     params = {n: p.detach() for n, p in parameters(model, problem.targets).items()}
     if name == "wanda":
         return keep(wanda(problem, model, rows), share, scope="row")
-    g = gradient(problem, model, rows, 200.0 if name == "grasp" else 1.0)
+    g = gradient(problem, model, rows)
     if name == "snip":
         return keep({n: (g[n] * p).abs() for n, p in params.items()}, share)
-    product = hessian_product(problem, model, rows, g, 200.0)
-    removed = keep({n: -p * product[n] for n, p in params.items()}, 1 - share)  # the largest -w (H g) go
-    return {n: ~m for n, m in removed.items()}
+    product = hessian_product(problem, model, rows, g)
+    return keep({n: (p * product[n]).abs() for n, p in params.items()}, share)
+
+
+def test_the_published_grasp_removes_the_largest_with_its_sign() -> None:
+    problem = tiny()
+    model, rows = problem.pretrained, calibration(problem, 32)
+    product = hessian_product(problem, model, rows, gradient(problem, model, rows, 200.0), 200.0)
+    params = parameters(model, problem.targets)
+    removed = keep({n: -p.detach() * product[n] for n, p in params.items()}, 0.4)
+    ticket = Grasp(measure="increase", temperature=200.0).run(tiny(), 0.6)
+    assert same(ticket.masks, {n: ~m for n, m in removed.items()})
 
 
 @pytest.mark.parametrize("name", ONCE)
@@ -77,7 +86,10 @@ def test_grasp_keeps_what_the_explicit_hessian_says() -> None:
     for name, weight, row in zip(names, given, blocks, strict=True):
         product = sum(torch.tensordot(h, g, dims=2) for h, g in zip(row, slopes, strict=True))
         scores[name] = weight * product
-    assert same(Grasp(batches=4).run(exact(), 0.5).masks, keep(scores, 0.5))
+    published = Grasp(batches=4, measure="increase", temperature=200.0)
+    assert same(published.run(exact(), 0.5).masks, keep(scores, 0.5))
+    preserving = replace(published, measure="preserve")
+    assert same(preserving.run(exact(), 0.5).masks, keep({n: score.abs() for n, score in scores.items()}, 0.5))
 
 
 @pytest.mark.parametrize(("name", "times"), [("snip", 1), ("grasp", 2), ("wanda", 1)])

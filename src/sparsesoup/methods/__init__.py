@@ -87,8 +87,9 @@ TABLE: dict[str, Row] = {
         summary="prune once by the loss's sensitivity, then train", cost="1 + batches / T", source="Lee 2019",
     ),
     "grasp": Row(
-        method=Grasp(), family="one-shot", score="theta_0 (H g)",
-        summary="prune once by the gradient's norm, then train", cost="1 + 4 batches / T", source="Wang 2020",
+        method=Grasp(), family="one-shot", score="|theta_0 (H g)|",
+        summary="prune once by the gradient's norm, then train", cost="1 + 4 batches / T",
+        source="Wang 2020; Lubana & Dick 2021",
     ),
     "wanda": Row(
         method=Wanda(), family="one-shot", score="|theta_0| ||x||",

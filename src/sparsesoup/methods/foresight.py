@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from sparsesoup.errors import UserError
 from sparsesoup.methods.choose import choose
@@ -50,11 +51,14 @@ class Snip:
 
 @dataclass(frozen=True, kw_only=True)
 class Grasp:
-    """Keep the weights without which the gradient would lose most of its norm: w (H g) at theta_0, with its sign.
+    """Keep the weights without which the norm of the gradient would change most: |w (H g)| at theta_0.
 
-    GraSP, Wang et al. 2020.
+    GraSP, Wang et al. 2020, in the form that Lubana & Dick 2021 give it for trained models. The published form, for
+    networks that were never trained, has the sign: `measure="increase", temperature=200`.
 
     Args:
+        measure: preserve (|w (H g)|, keeps the norm of the gradient) or increase (w (H g), also takes out what holds
+            the norm down; on a pre-trained model that takes all that pulls one way, see docs/papers.md).
         batches: over which gradient and Hessian are averaged.
         temperature: divides the answers before the loss, for the scores alone; no effect where the answer is a number.
         structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
@@ -62,8 +66,9 @@ class Grasp:
         scope: who competes with whom.
     """
 
+    measure: Literal["preserve", "increase"] = "preserve"
     batches: int = 32
-    temperature: float = 200.0
+    temperature: float = 1.0
     structure: Structure = "weights"
     pattern: Block = Element
     scope: Scope = "global"
@@ -84,6 +89,8 @@ class Grasp:
         slopes = gradient(problem, state.model, rows, self.temperature)
         products = hessian_product(problem, state.model, rows, slopes, self.temperature)
         scores = flow(state.params(), products)
+        if self.measure == "preserve":
+            scores = {name: score.abs() for name, score in scores.items()}
         state.prune_(choose(state, scores, sparsity, pattern=pattern, scope=self.scope))
 
 
