@@ -163,11 +163,10 @@ def test_the_top_of_magnitude_through_a_gate_is_the_references() -> None:
 
 def test_a_threshold_of_the_sigmoid_opens_what_the_reference_opens() -> None:
     for found in numbers("movement")["threshold"]:
-        if not found["floor"]:
-            score = torch.tensor(found["scores"]).view(found["shape"])
-            gate = Gate(Parameter(score), Element, 0, 0)
-            gate.level.copy_(torch.logit(torch.tensor(found["threshold"])))
-            assert bits(gate.scale(torch.ones(found["shape"]))) == found["mask"]
+        score = torch.tensor(found["scores"]).view(found["shape"])
+        gate, level = Gate(Parameter(score), Element, 0, 0), torch.logit(torch.tensor(found["threshold"]))
+        gate.level.copy_(gate.floored(level, found["floor"]) if found["floor"] else level)
+        assert bits(gate.scale(torch.ones(found["shape"]))) == found["mask"]
 
 
 def test_the_published_threshold_schedules_are_one_cubic_curve() -> None:

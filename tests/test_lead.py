@@ -19,6 +19,7 @@ from sparsesoup.gates.lead import Lead
 from sparsesoup.journal import Journal
 from sparsesoup.masks import kept
 from sparsesoup.meter import Meter
+from sparsesoup.methods.hybrid import HybridMovement
 from sparsesoup.methods.learnt import scores, straight
 from sparsesoup.methods.soft import HardConcreteL0, SoftMovement
 from sparsesoup.patterns import Element
@@ -46,6 +47,27 @@ def test_a_constant_penalty_reaches_what_it_happens_to_reach(make: Any) -> None:
     ]
     assert reached[0] < 0.05
     assert reached[1] > 0.95
+
+
+def test_a_floor_keeps_a_share_of_every_matrix_open_and_when_masks_are_trimmed() -> None:
+    plain = SoftMovement(score_rate=0.5, penalty=1e4)
+    closed, floored = (replace(plain, floor=f).run(tiny(steps=60), 0.85) for f in (0.0, 0.1))
+    assert closed.notes["threshold_sparsity"] == 1.0
+    least = {"blocks.0.weight": 41, "blocks.1.weight": 41, "wide.weight": 121}  # int(0.1 n) + 1, as published
+    assert floored.notes["threshold_sparsity"] == pytest.approx(1 - sum(least.values()) / 2000)
+    assert kept(floored.masks) == kept(closed.masks) == 300
+    assert all(int(floored.masks[name].sum()) >= number for name, number in least.items())
+    assert any(int(closed.masks[name].sum()) < number for name, number in least.items())
+
+
+@pytest.mark.parametrize("make", [SoftMovement, HybridMovement])
+def test_a_floor_that_leaves_no_room_is_refused(make: Any) -> None:
+    with pytest.raises(UserError, match=r"^floor is a share of every matrix in \[0, 1\), got 1$"):
+        make(floor=1.0)
+    problem = tiny()
+    with pytest.raises(UserError, match=r"^a floor of 0\.2 of every matrix leaves no sparsity of 0\.9; it is at most"):
+        SoftMovement(floor=0.2).run(problem, 0.9)
+    assert not problem.meter.costs
 
 
 @pytest.mark.parametrize("name", LED)

@@ -9,7 +9,7 @@ from torch.nn import Parameter
 from torch.nn.utils import parametrize
 
 from sparsesoup.gates.bias import BiasGate
-from sparsesoup.gates.straight import Gate
+from sparsesoup.gates.straight import Gate, best
 from sparsesoup.patterns import Tie
 from sparsesoup.state import TrainState
 from sparsesoup.targets import Targets, parameters
@@ -64,13 +64,20 @@ def hidden(model: nn.Module, name: str) -> Parameter:
     return model.get_parameter(f"{owner}.parametrizations.{own}.original".lstrip("."))
 
 
-def worth(state: TrainState) -> dict[str, Tensor]:
-    """What the gates hold each weight to be worth, at the weights themselves; higher = keep."""
+def worth(state: TrainState, floor: float = 0.0) -> dict[str, Tensor]:
+    """What the gates hold each weight to be worth, at the weights themselves; higher = keep.
+
+    Args:
+        floor: just over this share of each gate's groups, the best ones, is worth infinitely much.
+    """
     found: dict[str, Tensor] = {}
     params = parameters(state.model, state.targets)
     for name, gate in gates(state.model):
         if name in params:
-            found[name] = gate.spread(gate.worth(params[name]), params[name].shape)
+            score = gate.worth(params[name])
+            if least := best(score.numel(), floor):
+                score = score.masked_fill(score >= score.flatten().topk(least).values[-1], torch.inf)
+            found[name] = gate.spread(score, params[name].shape)
     return {name: found[name] for name in state.targets}
 
 

@@ -42,6 +42,7 @@ class Lead:
         penalty: weight of the penalty at the end of the plan; None: led by the density.
         threshold: of sigmoid(score) at the end of the plan; None: the gates have their own.
         shift: a gate is penalised for sigmoid(score - shift).
+        floor: share of the groups of every tie that stay open whatever the threshold; 0: none has to.
     """
 
     plan: Cubic
@@ -53,13 +54,14 @@ class Lead:
     penalty: float | None = None
     threshold: float | None = None
     shift: float = 0.0
+    floor: float = 0.0
 
     def __call__(self, state: TrainState) -> None:
         """After a step: set the threshold, look at the masks, set the weight of the penalty for the next step."""
         if self.threshold is not None:
             bound = torch.logit(torch.tensor(self.plan.at(state.step, self.threshold)))
             for _, gate in gates(state.model):
-                gate.level.copy_(bound)
+                gate.level.copy_(gate.floored(bound, self.floor) if self.floor else bound)
         state.masked = masked_share(state, self.areas)
         if self.penalty is not None:
             weight = self.penalty * self.plan.at(state.step, 0.5) / 0.5
@@ -86,7 +88,7 @@ class Lead:
         order = torch.cat(parts).sort()
         below = torch.cat(shares)[order.indices].cumsum(0)
         place = int((below < goal * below[-1]).sum())
-        level = self._first(state)[0].level
+        level = max(gate.level for gate in self._first(state))  # a floor lowers that of some
         return float(order.values[min(place, len(order.values) - 1)] - level)
 
     def term(self, state: TrainState) -> Tensor:

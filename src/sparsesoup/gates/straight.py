@@ -48,6 +48,13 @@ class Gate(nn.Module):
         own = self.score.detach()
         return own if self.block == Element else own.amax(0) if own.dim() == 2 else own
 
+    def floored(self, level: Tensor, floor: float) -> Tensor:
+        """The level at which just over a share `floor` of the groups is open, where this one opens fewer."""
+        assert self.score is not None
+        worth = self.worth(self.score).flatten()
+        least = best(len(worth), floor)
+        return worth.topk(least).values[-1] if int((worth >= level).sum()) < least else level
+
     def scale(self, weight: Tensor) -> Tensor:
         """What the gate lets through of each weight when nothing is random: 1 where it is open, else 0."""
         return self.spread((self.worth(weight) >= self.level).to(weight.dtype), weight.shape)
@@ -85,6 +92,11 @@ class Through(torch.autograd.Function):
             None,
             None,
         )
+
+
+def best(count: int, floor: float) -> int:
+    """How many of the best groups stay whatever the threshold, as nn_pruning counts them; 0 where there is no floor."""
+    return int(floor * count) + 1 if floor else 0
 
 
 def opened(score: Tensor, level: Tensor, block: Block) -> Tensor:

@@ -9,7 +9,7 @@ from sparsesoup.gates.density import sizes
 from sparsesoup.gates.lead import Lead
 from sparsesoup.methods.learnt import Gated, Phases, learnt_state, rate_of_scores, scores, straight
 from sparsesoup.methods.refill import refill_, train_on
-from sparsesoup.methods.soft import check_penalty
+from sparsesoup.methods.soft import check_floor, check_penalty
 from sparsesoup.patterns import Block, Tie
 from sparsesoup.problem import Problem
 from sparsesoup.structures import tiled
@@ -33,6 +33,7 @@ class HybridMovement:
         score_rate: peak learning rate of the scores.
         threshold: of sigmoid(score), at the end of its rise.
         penalty: weight of the mean sigmoid(score) in the loss at the end of its rise; default: led by the density.
+        floor: share of every matrix, and of the units of a block, that stays whatever the threshold (published: 0.005).
         phases: when the masks become sparser.
         refill: share of T trained on after all weights of the kept heads and units have returned; 0: they do not. The
             sparsity is then that of whole heads and units, below the one asked for.
@@ -46,12 +47,14 @@ class HybridMovement:
     score_rate: float = 5e-2
     threshold: float = 0.1
     penalty: float | None = None
+    floor: float = 0.0
     phases: Phases = field(default_factory=Phases)
     refill: float = 0.0
     noise: float = 0.1
 
     def __post_init__(self) -> None:
         check_penalty(self.score_rate, self.penalty, self.threshold)
+        check_floor(self.floor)
         weights = (self.attention_weight, self.feed_forward_weight)
         if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
             raise UserError(
@@ -80,12 +83,13 @@ class HybridMovement:
         lead = Lead(
             plan=self.phases.plan(problem.steps), sparsity=sparsity, rate=rate_of_scores(problem, self.score_rate),
             areas=sizes(ties, problem.targets), weights=weights, families=_families(banded, pooled),
-            penalty=self.penalty, threshold=self.threshold,
+            penalty=self.penalty, threshold=self.threshold, floor=self.floor,
         )  # fmt: skip
         learnt = [*scores(problem, tuple(banded), own=self.attention == "heads"), *scores(problem, tuple(pooled))]
         way = -math.log(self.threshold / (1 - self.threshold))
         make = straight(learnt, shift=0.0)
-        return Gated(ties, make, self.score_rate, "global", lead.term, lead.observe, way, biases=True), lead
+        gated = Gated(ties, make, self.score_rate, "global", lead.term, lead.observe, way, True, self.floor)
+        return gated, lead
 
     def _ties(self, problem: Problem) -> tuple[list[Tie], list[Tie]]:
         """(ties of the attention and of matrices of neither kind, ties of the units)."""

@@ -73,6 +73,7 @@ class Gated:
     observe: Hook | None = None
     way: float = 0.0  # how far a score has to fall before its gate closes
     biases: bool = False  # the bias of a row that is masked whole goes with it
+    floor: float = 0.0  # share of every tie's groups that stays whatever their scores
 
 
 def learn(problem: Problem, sparsity: float, phases: Phases, gated: Gated, hook: Hook) -> Ticket:
@@ -83,6 +84,11 @@ def learn(problem: Problem, sparsity: float, phases: Phases, gated: Gated, hook:
 def learnt_state(problem: Problem, sparsity: float, phases: Phases, gated: Gated, hook: Hook) -> TrainState:
     """Learn masks with weights, trim them to exactly the sparsity, and train on with them fixed: T steps in all."""
     check_sparsity(sparsity)
+    if gated.floor > 1 - sparsity:
+        raise UserError(
+            f"a floor of {gated.floor:g} of every matrix leaves no sparsity of {sparsity:g}; it is at most "
+            f"{1 - sparsity:.3g} here"
+        )
     why = f"a warm-up of {phases.warmup:g} T and a cool-down of {phases.cooldown:g} T"
     need_fit(problem, phases.fits, why)
     settled = phases.settled(problem.steps)
@@ -135,7 +141,7 @@ def _trim(state: TrainState, problem: Problem, sparsity: float, gated: Gated) ->
     state.notes["threshold_sparsity"] = masked_share(state, sizes(gated.ties, state.targets), exact=True)
     single = all(len(tie.members) == 1 and tie.members[0][1] == Element for tie in gated.ties)
     ties = Element if single else gated.ties
-    state.prune_(keep(worth(state), sparsity, pattern=ties, scope=gated.scope))
+    state.prune_(keep(worth(state, gated.floor), sparsity, pattern=ties, scope=gated.scope))
     fold_(state)
     if gated.biases:
         zero_biases_(state)

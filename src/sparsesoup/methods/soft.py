@@ -31,6 +31,7 @@ class SoftMovement:
         threshold: the threshold at the end of its rise, in (0, 1).
         penalty: weight of the mean sigmoid(score) in the loss at the end of its rise (published: 400); default: led
             by the density.
+        floor: share of every matrix that stays whatever the threshold (published: 0.005).
         scope: who competes with whom when the masks are trimmed.
         pattern: what is masked together; 1 x 1 is single weights. With larger tiles the bias of a row that is masked
             whole goes too.
@@ -40,12 +41,14 @@ class SoftMovement:
     score_rate: float = 5e-2
     threshold: float = 0.1
     penalty: float | None = None
+    floor: float = 0.0
     scope: Reach = "global"
     pattern: Block = Element
     phases: Phases = field(default_factory=Phases)
 
     def __post_init__(self) -> None:
         check_penalty(self.score_rate, self.penalty, self.threshold)
+        check_floor(self.floor)
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps."""
@@ -57,12 +60,12 @@ class SoftMovement:
         lead = Lead(
             plan=self.phases.plan(problem.steps), sparsity=sparsity, rate=rate_of_scores(problem, self.score_rate),
             areas=sizes(ties, problem.targets), weights=[1.0] * len(ties), penalty=self.penalty,
-            threshold=self.threshold,
+            threshold=self.threshold, floor=self.floor,
         )  # fmt: skip
         make = straight(scores(problem, ties), shift=0.0)
         way = -math.log(self.threshold / (1 - self.threshold))
         biases = self.pattern != Element  # as in the code of the block form, and not in that of single weights
-        return Gated(ties, make, self.score_rate, self.scope, lead.term, lead.observe, way, biases), lead
+        return Gated(ties, make, self.score_rate, self.scope, lead.term, lead.observe, way, biases, self.floor), lead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +117,12 @@ class HardConcreteL0:
 
         way = self.start - SHUT
         return Gated(ties, make, self.score_rate, self.scope, lead.term, lead.observe, way), lead
+
+
+def check_floor(floor: float) -> None:
+    """UserError unless a share of every matrix can stay."""
+    if not 0.0 <= floor < 1.0:
+        raise UserError(f"floor is a share of every matrix in [0, 1), got {floor:g}")
 
 
 def check_penalty(score_rate: float, weight: float | None, threshold: float = 0.5) -> None:
