@@ -17,10 +17,12 @@ from sparsesoup import export
 from sparsesoup.errors import UserError
 from sparsesoup.exports import onnx as graphs
 from sparsesoup.exports.engines import EXACT, library, open_onnx
-from sparsesoup.exports.onnx import compare, inputs
+from sparsesoup.exports.onnx import compare, inputs, opset_of
 from sparsesoup.exports.openvino import CLOSE_IN_HALF
+from sparsesoup.exports.source import own_masks
 from sparsesoup.hub.checkpoint import quiet
 from sparsesoup.hub.sample import answers, sample
+from sparsesoup.ticket import save_masks
 from test_export import EVEN, SOME, close, command, pruned, refused, stock
 from tiny_hub import tokenizer
 from tiny_models import model_of
@@ -85,6 +87,51 @@ def test_onnx_runtime_answers_as_the_masked_model(name, plan, dtype, large, more
     assert config["architectures"] == [type(model).__name__]
     if name == "distilbert":
         assert said_alone(written.path) == "1 2\n"  # logits of the two texts of the example
+
+
+SMALL = {"vocab_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16, "d_model": 16,
+         "pad_token_id": 0, "eos_token_id": 3, "decoder_start_token_id": 3}  # fmt: skip
+OTHERS = {  # families of which nothing is cut out
+    "bart": lambda: transformers.BartForSequenceClassification(
+        transformers.BartConfig(**SMALL, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32, decoder_ffn_dim=32)
+    ),
+    "t5": lambda: transformers.T5ForSequenceClassification(
+        transformers.T5Config(**SMALL, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    ),
+    "llama": lambda: transformers.LlamaForSequenceClassification(
+        transformers.LlamaConfig(**SMALL, intermediate_size=32, num_key_value_heads=1)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_sample_row_ends_in_the_end_of_text_that_its_head_reads(name):
+    model = OTHERS[name]().eval()
+    batch = sample(model, 3, 7)
+    ends = batch["attention_mask"].sum(1) - 1
+    assert (batch["input_ids"] == 3).nonzero()[:, 1].tolist() == ends.tolist() == [4, 6, 6]
+    assert (batch["input_ids"] == 0).equal(batch["attention_mask"] == 0)
+    assert answers(model, batch)[0].shape[0] == 3
+
+
+@pytest.mark.parametrize("name", ["bart", "llama"])
+def test_heads_that_read_the_end_and_rotary_positions_become_a_graph(name, tmp_path):
+    torch.manual_seed(0)
+    model = OTHERS[name]().eval()
+    with quiet():
+        model.save_pretrained(tmp_path / "source")
+    save_masks(tmp_path / "source" / "pruning", own_masks(model), {"method": "magnitude", "seed": 0})
+    assert command(tmp_path / "source", "--to", "onnx", "--out", tmp_path / "out") == 0
+    batch = sample(model, 3, 11)
+    found = [*open_onnx(tmp_path / "out" / "model.onnx")({n: t.numpy() for n, t in batch.items()}).values()]
+    assert close(found, [t.numpy() for t in answers(model, batch)], 1e-4)
+
+
+def test_an_opset_whose_rotary_positions_cannot_be_run_is_refused_at_once():
+    assert [opset_of(OTHERS["llama"](), asked) for asked in (0, 18, 22)] == [22, 18, 22]
+    assert [opset_of(model_of("bert"), asked) for asked in (0, 23)] == [23, 23]
+    with pytest.raises(UserError, match=r"LlamaForSequenceClassification has rotary positions.* say --opset 22 or"):
+        graphs.trace(OTHERS["llama"](), ["input_ids", "attention_mask"], 23)
 
 
 @pytest.mark.parametrize(("name", "words"), [("clip-vision", ()), ("vit", ("--fp16",))])

@@ -22,6 +22,7 @@ from sparsesoup.hub.models import COMPACT
 from sparsesoup.hub.sample import answers, sample
 
 OPSETS = range(18, 24)  # those that torch writes and ONNX Runtime reads
+TURNED = 22  # the last one before rotary positions are an operator, which ONNX Runtime refuses as torch writes it
 LARGE = 1_500_000_000  # bytes of weights above which they lie beside the file: protobuf's limit is 2 GiB
 CLOSE = 1e-3  # how far outputs may lie from torch's, as a share of the largest; rounding gives 1e-6
 SHAPES = ((1, 4), (2, 8), (3, 13), (5, 9))  # rows and tokens of the random inputs that are compared
@@ -34,12 +35,13 @@ class Onnx:
 
     Args:
         opset: version of ONNX's operators; 23 has attention as one of them, which is faster; older engines read 18.
+            0: 23, or 22 for a model with rotary positions (Llama, ModernBERT).
     """
 
-    opset: int = OPSETS[-1]
+    opset: int = 0
 
     def __post_init__(self) -> None:
-        if self.opset not in OPSETS:
+        if self.opset and self.opset not in OPSETS:
             raise UserError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}, got {self.opset}")
 
     def make(self, source: Source) -> Product:
@@ -68,6 +70,20 @@ class Onnx:
             notes=small.notes,
             facts={"inputs": names, "example": example(small.model, names, source.folder, lines)},
         )
+
+
+def opset_of(model: nn.Module, asked: int) -> int:
+    """The version of ONNX's operators that a model is written in.
+
+    Raises: UserError if one is asked for whose graph of this model ONNX Runtime does not run.
+    """
+    turned = any("Rotary" in type(module).__name__ for module in model.modules())
+    if turned and asked > TURNED:
+        raise UserError(
+            f"{type(model).__name__} has rotary positions, which ONNX Runtime does not run in opset {asked}; say "
+            f"--opset {TURNED} or leave it out"
+        )
+    return asked or (TURNED if turned else OPSETS[-1])
 
 
 def inputs(model: Any, folder: Path) -> list[str]:
@@ -102,21 +118,23 @@ class Answers(nn.Module):
 
 
 @torch.no_grad()
-def trace(model: Any, names: Sequence[str], opset: int = OPSETS[-1]) -> Any:
+def trace(model: Any, names: Sequence[str], opset: int = 0) -> Any:
     """The graph of a model as torch's ONNX program, number and length of texts free.
 
-    Raises: UserError if torch cannot trace the model.
+    Raises: UserError if torch cannot trace the model, or the engine would not run that opset.
     """
+    version = opset_of(model, opset)
     batch = {name: t for name, t in sample(model).items() if name in names}
-    found = [n for n, v in model(**batch, return_dict=True).items() if isinstance(v, Tensor) and v.is_floating_point()]
     shapes = tuple(dict(enumerate(AXES.get(name, ("batch", "length")))) for name in names)
     with quiet(), silent():
         try:
+            answered = model(**batch, return_dict=True).items()
+            found = [name for name, v in answered if isinstance(v, Tensor) and v.is_floating_point()]
             program: Any = torch.onnx.export(
                 Answers(model, names, found), tuple(batch.values()), input_names=[*names], output_names=found,
-                opset_version=opset, dynamic_shapes=(shapes,), dynamo=True, verbose=False,
+                opset_version=version, dynamic_shapes=(shapes,), dynamo=True, verbose=False,
             )  # fmt: skip
-        except RuntimeError as error:  # the exporter's own, and those of onnx_ir's passes over the graph
+        except Exception as error:  # the exporter's own, those of onnx_ir's passes over the graph, and the model's
             raise UserError(
                 f"torch cannot make a graph of {type(model).__name__}: {brief(error)}; export it --to compact or packed"
             ) from error

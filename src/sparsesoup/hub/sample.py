@@ -17,7 +17,8 @@ def sample(model: Any, rows: int = 2, length: int = 8, seed: int = 0) -> dict[st
     Args:
         model: any model of transformers that takes `input_ids` or `pixel_values`.
         rows: how many texts or images.
-        length: tokens of a text; the last two of the first row are padding.
+        length: tokens of a text; the last two of the first row are padding. Where the model knows an end of text, it
+            stands once in each row, behind all others: the heads of BART and T5 read there.
         seed: of what is drawn.
     Returns: `input_ids`, `attention_mask` and `token_type_ids` [rows, length], `pixel_values` [rows, channels,
         height, width], as it takes.
@@ -26,10 +27,9 @@ def sample(model: Any, rows: int = 2, length: int = 8, seed: int = 0) -> dict[st
     draw, found, kind = generator(seed, "sample"), {}, str(model.config.model_type)
     text, image = _parts(model)
     if text is not None:
-        ids = torch.randint(0, text.vocab_size, (rows, length), generator=draw)
-        mask = torch.ones_like(ids)
+        mask = torch.ones((rows, length), dtype=torch.long)
         mask[0, -2:] = 0
-        found = {"input_ids": ids, "attention_mask": mask}
+        found = {"input_ids": _words(text, mask, draw), "attention_mask": mask}
         if (kinds := getattr(text, "type_vocab_size", 0)) > 1 and "token_type_ids" in _taken(model):
             found["token_type_ids"] = torch.randint(0, kinds, (rows, length), generator=draw)
     if image is not None:
@@ -37,6 +37,18 @@ def sample(model: Any, rows: int = 2, length: int = 8, seed: int = 0) -> dict[st
     if not found:
         raise UserError(f"{type(model).__name__} (model type {kind}) takes neither texts nor images")
     return {name: t.to(model.device) for name, t in found.items()}
+
+
+def _words(config: Any, mask: Tensor, draw: torch.Generator) -> Tensor:
+    """Random token numbers [rows, length], with an end of text and padding where a tokenizer puts them."""
+    end, pad = (getattr(config, name, None) for name in ("eos_token_id", "pad_token_id"))
+    end = end[0] if isinstance(end, list) else end
+    ids, words = torch.randint(0, config.vocab_size, mask.shape, generator=draw), torch.arange(config.vocab_size)
+    others = words[(words != end) & (words != pad)]
+    ids = others[ids % len(others)]
+    if end is not None and 0 <= end < config.vocab_size:
+        ids.scatter_(1, (mask.sum(1, keepdim=True) - 1).clamp(min=0), end)
+    return ids if pad is None or pad < 0 else ids.masked_fill(mask == 0, pad)
 
 
 def _shape(config: Any) -> tuple[int, ...]:
