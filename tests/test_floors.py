@@ -36,6 +36,8 @@ FLOORS: list[set[str]] = [
         "show",
         "words",
         "charts",
+        "escaping",
+        "terminal",
         "study",
         "spread",
         "workers",

@@ -180,7 +180,7 @@ def test_any_name_of_a_row_leaves_the_tables_whole() -> None:
     assert r"a\textbar{}b\textasciicircum{}2\textasciitilde{}\{c\}\textbackslash{}d\textless{}e\textgreater{} &" in (
         latex(found)
     )
-    assert r"| a\|b^2~{c}\d<e> |" in markdown(found)
+    assert r"| a\|b^2\~{c}\\d&lt;e&gt; |" in markdown(found)
 
 
 def test_no_line_of_a_latex_table_begins_with_what_the_one_before_takes_for_an_option() -> None:

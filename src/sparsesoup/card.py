@@ -10,8 +10,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
 from sparsesoup import show, words
+from sparsesoup.escaping import code, command_line, fenced, markdown, printable, prose
 from sparsesoup.hub.checkpoint import EMBEDDED
 from sparsesoup.hub.models import OWN
 from sparsesoup.hub.sources import SHORT
@@ -41,8 +43,8 @@ def card(facts: Facts, form: Facts, config: Facts, repo: str, license: str) -> s
         repo: the model's name on the Hub.
         license: as the Hub calls it.
     """
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
-    environment.filters |= {"flop": words.flop, "duration": words.duration}
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown)
+    environment.filters |= {"flop": words.flop, "duration": words.duration, "code": lambda text: Markup(code(text))}
     template = (resources.files("sparsesoup") / TEMPLATE).read_text(encoding="utf-8")
     body = environment.from_string(template).render(_values(facts, form, config, repo))
     body = re.sub(r"\n{3,}", "\n\n", body).strip()
@@ -50,28 +52,39 @@ def card(facts: Facts, form: Facts, config: Facts, repo: str, license: str) -> s
     return str(ModelCard(f"---\n{head}\n---\n\n{body}\n"))  # which reads the metadata again
 
 
+def _shown(value: Any) -> str:
+    """What the template writes: names as text, and as Markdown only what is marked as such."""
+    return value if isinstance(value, Markup) else markdown(str(value))
+
+
 def metadata(facts: Facts, form: Facts, config: Facts, repo: str, license: str) -> ModelCardData:
     """What the Hub reads: where the model comes from, and its scores on the test split if that has been opened."""
     task, (dataset, part) = _pipeline(config), hub_dataset(facts)
+    called = printable(str(facts.get("dataset")))
     validation = show.flat(facts.get("validation"))
     base, stock = base_model(facts), _home(config) == "transformers" and _by_class(form)
     results = [
         EvalResult(
-            task_type=task or "other", dataset_type=dataset or str(facts.get("dataset")), dataset_config=part,
-            dataset_name=str(facts.get("dataset")), dataset_split=split, metric_type=METRICS.get(name, name),
-            metric_name=name, metric_value=value,
+            task_type=task or "other", dataset_type=dataset or called, dataset_config=part,
+            dataset_name=called, dataset_split=printable(split), metric_type=METRICS.get(name, printable(name)),
+            metric_name=printable(name), metric_value=value,
         )
         for split, table in _by_split(facts).items()
         for name, value in table.items()
     ]  # fmt: skip
-    tags = [*(["sparsity", "pruned"] if _pruned(facts) else []), "sparsesoup", str(facts.get("method", "unknown"))]
-    tags += [str(form["to"])] if form.get("to") else []
+    tags = [
+        *(["sparsity", "pruned"] if _pruned(facts) else []),
+        "sparsesoup",
+        printable(str(facts.get("method", "unknown"))),
+    ]
+    tags += [printable(str(form["to"]))] if form.get("to") else []
     more: dict[str, Any] = {"base_model_relation": "finetune"} if base else {}
     return ModelCardData(
         base_model=base, datasets=[dataset] if dataset else None,
-        metrics=sorted({METRICS.get(name, name) for name in validation}) or None, eval_results=results or None,
+        metrics=sorted({METRICS.get(name, printable(name)) for name in validation}) or None,
+        eval_results=results or None,
         model_name=repo.rpartition("/")[2] if results else None, library_name="transformers" if stock else "sparsesoup",
-        license=license, pipeline_tag=task, tags=tags, **more,
+        license=printable(license), pipeline_tag=task, tags=tags, **more,
     )  # fmt: skip
 
 
@@ -127,22 +140,24 @@ def _values(facts: Facts, form: Facts, config: Facts, repo: str) -> dict[str, An
         "about_test": _about_test(bool(test), bool(form)),
         "costs": show.costs(facts) if labels else [], "times": _times(facts),
         "labels": [(label, show.LABELS[label]) for label in labels if label in show.LABELS],
-        "load": _loading(form, config, repo) + _heading(form, config, repo), "notes": notes,
+        "load": fenced(_loading(form, config, repo) + _heading(form, config, repo), "python"),
+        "notes": [Markup(prose(str(note))) for note in notes],
         "sizes": [(SIZES[k], *(f"{n:,}" for n in pair)) for k, pair in form.get("sizes", {}).items() if k in SIZES],
-        "masks": _masks(facts, form), "command": facts.get("command"),
-        "local": " and ".join(f"`{name}`" for name in facts.get("local", [])),
+        "masks": Markup(_masks(facts, form)),
+        "command": fenced(command_line(facts["command"]), "sh") if facts.get("command") else "",
+        "local": Markup(" and ".join(code(str(name)) for name in facts.get("local", []))),
         "versions": ", ".join(f"{name} {number}" for name, number in facts.get("versions", {}).items()),
     }  # fmt: skip
 
 
-def _opening(facts: Facts, form: Facts) -> str:
+def _opening(facts: Facts, form: Facts) -> Markup:
     name, row = str(facts.get("method", "an unknown method")), TABLE.get(str(facts.get("method")))
     source = f" ({row.summary}; {row.source})" if row and row.source else ""
     done, then = ("pruned", " while it was fine-tuned") if _pruned(facts) else ("fine-tuned", "")
-    what = f"`{facts.get('model', 'a model')}`, {done} by **{name}**{source}"
-    where = f"{then} on `{facts['dataset']}`" if facts.get("dataset") else ""
-    shape = f" This is its `{form['to']}` export." if form else ""
-    return f"{what}{where}.{shape}"
+    what = f"{code(str(facts.get('model', 'a model')))}, {done} by **{markdown(name)}**{markdown(source)}"
+    where = f"{then} on {code(str(facts['dataset']))}" if facts.get("dataset") else ""
+    shape = f" This is its {code(str(form['to']))} export." if form else ""
+    return Markup(f"{what}{where}.{shape}")
 
 
 def _pruned(facts: Facts) -> bool:
@@ -176,7 +191,8 @@ def _times(facts: Facts) -> str:
 
 
 def _architecture(config: Facts) -> str:
-    return str((config.get("architectures") or [""])[0])
+    name = str((config.get("architectures") or [""])[0])
+    return name if name.isidentifier() else ""  # it stands in a line of Python
 
 
 def _home(config: Facts) -> str:

@@ -11,6 +11,7 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from sparsesoup import words
+from sparsesoup.escaping import lines
 
 # Stand-ins that the page replaces by its own colours, light or dark: no chart draws with them otherwise.
 INK, FAINT, PAPER = "#010101", "#010102", "#010106"
@@ -35,7 +36,7 @@ def page(template: str, values: Mapping[str, Any]) -> str:
         loader=DictLoader(texts), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"percent": words.percent, "flop": words.flop, "duration": words.duration, "plain": _plain}
-    return environment.get_template(template).render(values)
+    return lines(environment.get_template(template).render(values))
 
 
 def svg(name: str, height: float, draw: Callable[[Any], None], what: str) -> Markup:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsesoup.errors import UserError
+from sparsesoup.terminal import Terminal, say
 
 NO_WRITING = (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EPERM, errno.ENAMETOOLONG,
               errno.ELOOP)  # fmt: skip
@@ -98,34 +99,34 @@ def _prune(arguments: list[str]) -> None:
     if arguments and arguments[0] in ("-h", "--help"):
         print(parser_for(None).format_help(), end="")
         return
-    run = from_arguments(arguments, Console(stderr=True))
+    run = from_arguments(arguments, Terminal(stderr=True))
     report, scores = run.report, _scores(run.report["validation"])
     reached = report["sparsity"]
     for line in warned(report):
-        print(f"note: {line}", file=sys.stderr)
-    print(f"{report['method']}: {reached['kept']} of {reached['total']} weights kept, validation {scores}")
-    print(f"report  {run.path / 'report.html'}")
-    print(f"model   {run.path / 'model'}")
+        say(f"note: {line}", sys.stderr)
+    say(f"{report['method']}: {reached['kept']} of {reached['total']} weights kept, validation {scores}")
+    say(f"report  {run.path / 'report.html'}")
+    say(f"model   {run.path / 'model'}")
 
 
 def _test(arguments: list[str]) -> None:
     from sparsesoup.run import test
 
     options = _options("test", "Score a run on the test split, once; later calls read what was written.", arguments)
-    run = test(options.RUN, Console(stderr=True))
+    run = test(options.RUN, Terminal(stderr=True))
     scores = run.report["test"]
     if all(isinstance(value, dict) for value in scores.values()):
         for part, table in scores.items():
-            print(f"test {part}: {_scores(table)}")
+            say(f"test {part}: {_scores(table)}")
     else:
-        print(f"test: {_scores(scores)}")
+        say(f"test: {_scores(scores)}")
 
 
 def _show(arguments: list[str]) -> None:
     from sparsesoup.show import show_run
 
     options = _options("show", "Print what a run found: sparsity by matrix, cost, agreement, origin.", arguments)
-    show_run(options.RUN, Console())
+    show_run(options.RUN, Terminal())
 
 
 def _apply(arguments: list[str]) -> None:
@@ -133,7 +134,7 @@ def _apply(arguments: list[str]) -> None:
 
     options = _options("apply", "Make a copy of the base model sparse by a ticket's masks.", arguments, apply=True)
     kept, total = apply(options.RUN, options.model, options.out, options.other_weights)
-    print(f"{kept} of {total} prunable weights kept; model written to {options.out}")
+    say(f"{kept} of {total} prunable weights kept; model written to {options.out}")
 
 
 def _export(arguments: list[str]) -> None:
@@ -143,8 +144,8 @@ def _export(arguments: list[str]) -> None:
 
     run, to, out, settings, verify = read(arguments)
     written = (verified_export if verify else export)(run, to, out, settings)
-    show(written.facts, Console())
-    print(f"{to:7} {written.path}")
+    show(written.facts, Terminal())
+    say(f"{to:7} {written.path}")
 
 
 def _measure(arguments: list[str]) -> None:
@@ -158,7 +159,7 @@ def _push(arguments: list[str]) -> None:
 
     settings = read(arguments)
     written = push(settings.pop("run"), settings.pop("repo"), **settings)
-    print(f"model   {written}")
+    say(f"model   {written}")
 
 
 def _compare(arguments: list[str]) -> int:
@@ -189,7 +190,7 @@ def _options(command: str, about: str, arguments: list[str], apply: bool = False
 def _methods(arguments: list[str]) -> None:
     from sparsesoup.recipe import method_named
 
-    console = Console()
+    console = Terminal()
     if arguments and arguments[0] in ("-h", "--help"):
         print("sparsesoup methods [NAME]: the table of methods; one method with its settings, defaults and source")
     elif arguments:
@@ -259,7 +260,7 @@ def _scores(table: dict[str, float]) -> str:
 
 
 def _say(message: str, code: int = 2) -> int:
-    print(f"sparsesoup: {' '.join(message.split())}", file=sys.stderr)
+    say(f"sparsesoup: {' '.join(message.split())}", sys.stderr)
     return code
 
 

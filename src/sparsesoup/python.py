@@ -5,12 +5,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from sparsesoup import exports, measuring, pushing, run
 from sparsesoup.errors import UserError
 from sparsesoup.measuring.command import keep
 from sparsesoup.recipe import from_table
+from sparsesoup.terminal import Terminal
 from sparsesoup.verifying import verified_export
 
 
@@ -40,7 +39,7 @@ def prune(
     Raises: UserError for bad input.
     """
     table = {**settings, "method": method or {}, "train": train or {}}
-    console = Console(stderr=True, quiet=not progress)
+    console = Terminal(stderr=True, quiet=not progress)
     outside = run.Outside(console, shelf=Path(shelf) if shelf else None, workers=workers)
     return run.prune(from_table(name, table), Path(out), outside)
 
@@ -100,4 +99,4 @@ def measure(*paths: str | Path, note: Callable[[str], object] = lambda text: Non
 
 def score_on_test(path: str | Path) -> dict[str, Any]:
     """Scores of a finished run on the test split, taken once; what `sparsesoup test RUN` does."""
-    return run.test(Path(path), Console(quiet=True)).report["test"]
+    return run.test(Path(path), Terminal(quiet=True)).report["test"]

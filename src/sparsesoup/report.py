@@ -8,6 +8,7 @@ from typing import Any
 
 from sparsesoup import show, words
 from sparsesoup.charts import INK, LINES, MARK, PAPER, page, svg
+from sparsesoup.escaping import command_line
 from sparsesoup.files import from_json, write_text
 from sparsesoup.schedules import geometric
 
@@ -30,6 +31,7 @@ def write_report(run: Path) -> Path:
         "run": facts, "costs": show.costs(facts), "steps": len(log), "unread": unread, "headline": show.headline(facts),
         "total": show.total(facts), "bars": _cost_bars(facts), "settings": _dotted(facts["settings"]),
         "origin": _origin(facts), "noted": sentences, "others": others, "most_rows": BARS,
+        "repeat": command_line(facts["command"]),
         "checks": _checks(facts["notes"]), "measured": _measured(run / MEASURED),
         "meaning": {label: show.LABELS[label] for label, _ in show.costs(facts) if label in show.LABELS},
     })  # fmt: skip

@@ -216,7 +216,7 @@ def _work(settings: Settings, path: Path, out: Path, opened: Opened, outside: Ou
             problem, shelf=Shelf(outside.shelf, base | surroundings(settings, problem) | problem.shelf.identity)
         )
         if journal.resumed:
-            outside.console.print(f"going on after {journal.resumed}", highlight=False)
+            outside.console.print(Text(f"going on after {journal.resumed}"), soft_wrap=True)
         began = time.perf_counter()
         with spread(outside.workers, path / "stages", anew, settings, out) as each:
             ticket = settings.method.run(replace(problem, map=each), float(settings.amount.sparsity or 0.0))

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sparsesoup.errors import UserError
+from sparsesoup.escaping import command_line, printable
 from sparsesoup.files import from_json
 from sparsesoup.words import duration, flop, noted, percent
 
@@ -213,7 +214,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     for i, column in enumerate(columns):
         table.add_column(Text(column), justify="right" if i else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     return table
 
 
@@ -258,10 +259,10 @@ def _provenance(facts: Mapping[str, Any], run: Path) -> Table:
     }
     told = scores | {"model": facts["model"], "data": f"{facts['dataset']}, {rows}", "task": facts.get("task"),
             "seed": facts["seed"], "T": f"{facts['steps']:,} steps", "head": facts.get("head"), "versions": versions,
-            "machine": facts["machine"], "run": run, "repeat": facts["command"]}  # fmt: skip
+            "machine": facts["machine"], "run": run, "repeat": command_line(facts["command"])}  # fmt: skip
     for name, value in told.items():
         if value not in (None, ""):
-            table.add_row(Text(name, style="bold"), Text(str(value), overflow="fold"))
+            table.add_row(Text(name, style="bold"), Text(printable(str(value)), overflow="fold"))
     return table
 
 

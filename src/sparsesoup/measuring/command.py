@@ -18,6 +18,7 @@ from sparsesoup.measuring.backends import BACKENDS
 from sparsesoup.measuring.words import megabytes, milliseconds
 from sparsesoup.parser import OneLine
 from sparsesoup.report import write_report
+from sparsesoup.terminal import Terminal, say
 from sparsesoup.words import flop
 
 ABOUT = "What pruning gained: size, FLOPs, and the time of a batch beside the dense model's, by turns in one process."
@@ -63,12 +64,12 @@ def parser() -> OneLine:
 def main(arguments: Sequence[str]) -> None:
     """Measure, show, and write."""
     paths, how = read(arguments)
-    console = Console()
-    with Console(stderr=True).status("measuring") as status:
+    console = Terminal()
+    with Terminal(stderr=True).status("measuring") as status:
         tables = measure(paths, how, note=status.update)
     show(tables, console)
     for path in keep(paths, tables):
-        print(f"measure {path}")
+        say(f"measure {path}")
 
 
 def keep(paths: Sequence[Path], tables: Sequence[Mapping[str, Any]]) -> list[Path]:

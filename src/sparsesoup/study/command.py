@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import track
 
 from sparsesoup.errors import UserError
@@ -18,6 +17,7 @@ from sparsesoup.study.executors import Executor, InProcess, Processes
 from sparsesoup.study.flags import CHANGES
 from sparsesoup.study.forecast import forecasts, told
 from sparsesoup.study.plan import read_plan
+from sparsesoup.terminal import Terminal, say
 from sparsesoup.workers import LIVES
 
 
@@ -27,7 +27,7 @@ def main(options: Any) -> int:
     Args:
         options: as `flags.read` gives them.
     """
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     if options.RUN:
         _show(table_of_runs(options.RUN, options.name or "runs", options.out))
         return 0
@@ -37,7 +37,8 @@ def main(options: Any) -> int:
         console.print(f"note: {said}", highlight=False, markup=False, soft_wrap=True)
     if options.dry_run:
         found = track(forecasts(plan, options.out), "estimating", len(plan.cells), console=console, transient=True)
-        print("\n".join(told(found)))
+        for line in told(found):
+            say(line)
         return 0
     with _executor(options) as (executor, threads):
         folder = compare(plan, options.out, console, executor, threads, options.retry_failed, options.workers_per_cell)
@@ -71,6 +72,7 @@ def _executor(options: Any) -> Iterator[tuple[Executor, int | None]]:
 
 
 def _show(folder: Path) -> None:
-    print((folder / "study.md").read_text(encoding="utf-8"))
-    print(f"page    {folder / 'study.html'}")
-    print(f"tables  {folder / 'study.md'}, .tex, .csv, .parquet, .json")
+    for line in (folder / "study.md").read_text(encoding="utf-8").split("\n"):
+        say(line)
+    say(f"page    {folder / 'study.html'}")
+    say(f"tables  {folder / 'study.md'}, .tex, .csv, .parquet, .json")

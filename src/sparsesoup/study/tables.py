@@ -9,6 +9,8 @@ from typing import Any
 
 from scipy import stats
 
+from sparsesoup.escaping import markdown as escaped
+from sparsesoup.escaping import printable
 from sparsesoup.show import chosen
 
 Record = Mapping[str, Any]
@@ -227,11 +229,11 @@ def _shown(found: Grid, row: str, group: Sequence[Column]) -> str:
 def markdown(found: Grid) -> str:
     """The table in Markdown."""
     heads, rows, bold = lines(found)
-    heads, *rows = [[cell.replace("|", r"\|") for cell in row] for row in (heads, *rows)]
+    heads, *rows = [[escaped(cell) for cell in row] for row in (heads, *rows)]
     text = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for i, row in enumerate(rows):
         text.append("| " + " | ".join(f"**{c}**" if (i, k) in bold else c for k, c in enumerate(row)) + " |")
-    return "\n".join([*text, "", note(found)]) + "\n"
+    return "\n".join([*text, "", escaped(note(found))]) + "\n"
 
 
 def latex(found: Grid) -> str:
@@ -242,7 +244,7 @@ def latex(found: Grid) -> str:
         text.append(_tex(row, {k for k in range(len(row)) if (i, k) in bold}))
         if row[0] in found.unpruned and i + 1 < len(rows) and rows[i + 1][0] not in found.unpruned:
             text.append(r"\midrule")
-    return "\n".join([*text, r"\bottomrule", r"\end{tabular}", f"% {note(found)}"]) + "\n"
+    return "\n".join([*text, r"\bottomrule", r"\end{tabular}", f"% {printable(note(found))}"]) + "\n"
 
 
 def _tex_heads(found: Grid, heads: Sequence[str]) -> list[str]:
@@ -258,6 +260,7 @@ def _tex_heads(found: Grid, heads: Sequence[str]) -> list[str]:
 
 
 def _escaped(text: str) -> str:
+    text = printable(text)
     plain = re.sub(r"[\\%&_#${}~^<>|]", lambda sign: TEX.get(sign[0], "\\" + sign[0]), text)
     return plain.replace("±", r"$\pm$")
 

@@ -1,0 +1,95 @@
+"""Names as text: what a label, a column or a folder is called is shown, and commands neither a terminal nor a page."""
+
+import html
+import re
+import shlex
+from collections.abc import Iterable
+
+from markupsafe import Markup
+
+# Controls (C0, DEL, C1), line separators, marks that turn the direction of writing, tags without a look, and halves of
+# characters, as which Python keeps the bytes of a path that are no UTF-8.
+CONTROL = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+)
+ACTIVE = re.compile(
+    r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|^#|^[+-](?=\s)"
+)  # in Markdown; an underscore within a word is none
+
+
+def printable(text: str) -> str:
+    r"""A text as one line in which nothing is a command: each control character as Python writes it.
+
+    >>> printable("neg\x1b[31m\n# head")
+    'neg\\x1b[31m\\n# head'
+    """
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def lines(text: str) -> str:
+    """The same for a text of several lines."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def markdown(text: str) -> str:
+    r"""A text as one line of Markdown that shows it, in a table as well: no tag, link, heading or code.
+
+    >>> markdown("<b> | [x](y)\n# z"), markdown("macro_f1")
+    ('&lt;b&gt; \\| \\[x\\](y)\\\\n# z', 'macro_f1')
+    """
+    return ACTIVE.sub(r"\\\g<0>", html.escape(printable(text), quote=False))
+
+
+def code(text: str) -> str:
+    """A text as code within a line of Markdown.
+
+    >>> code("bert"), code("a`b")
+    ('`bert`', '<code>a\\\\`b</code>')
+    """
+    plain = re.fullmatch(r"[^`|<>&\\]+", text) and text == text.strip() and not CONTROL.search(text)
+    return f"`{text}`" if plain else f"<code>{markdown(text)}</code>"
+
+
+def prose(text: str) -> str:
+    """A sentence of ours with code in it, whose other parts may be anything."""
+    parts = re.split(r"`([^`]*)`", text)
+    return "".join(code(part) if i % 2 and part else markdown(part) for i, part in enumerate(parts))
+
+
+def fenced(text: str, language: str) -> Markup:
+    """A block of code in Markdown, which nothing in it ends."""
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`{3,}", text))])
+    return Markup(f"{fence}{language}\n{lines(text)}\n{fence}")
+
+
+def shell(words: Iterable[str]) -> str:
+    r"""A command line as one line of text: bash and zsh read back these words.
+
+    >>> print(shell(["show", "two words", "neg\x1b[31m"]))
+    show 'two words' $'neg\x1b[31m'
+    """
+    return " ".join(_quoted(word) for word in words)
+
+
+def command_line(line: str) -> str:
+    """A command line with what would command a terminal or a page written as escapes; any other as it is."""
+    if not CONTROL.search(line):
+        return line
+    try:
+        return shell(shlex.split(line))
+    except ValueError:  # no command line at all
+        return printable(line)
+
+
+def _quoted(word: str) -> str:
+    if not CONTROL.search(word) and not re.search("[`<]", word):
+        return shlex.quote(word)
+    return "$'" + "".join(_escaped(sign) for sign in word) + "'"
+
+
+def _escaped(sign: str) -> str:
+    if sign in "\\'":
+        return f"\\{sign}"
+    if not CONTROL.match(sign) and sign not in "`<":
+        return sign
+    return "".join(f"\\x{byte:02x}" for byte in sign.encode("utf-8", "surrogateescape"))
