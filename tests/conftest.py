@@ -97,6 +97,7 @@ def tiny(**changes: Any) -> Problem:
         "criterion": lambda outputs, batch: functional.cross_entropy(outputs, batch["labels"]),
         "metric": lambda outputs, labels: {"accuracy": float((outputs.argmax(1) == labels).float().mean())},
         "steps": 60,
+        "head": ("head.weight", "head.bias"),
         "training": Training(learning_rate=1e-2, batch_size=16),
         "seed": seed,
         "meter": meter,

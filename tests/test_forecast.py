@@ -12,6 +12,7 @@ from rich.console import Console
 from sparsesoup.cli import main
 from sparsesoup.meter import CountFlops
 from sparsesoup.methods import METHODS, TABLE
+from sparsesoup.methods.foresight import Snip
 from sparsesoup.patterns import Block
 from sparsesoup.recipe import from_table
 from sparsesoup.run import complete
@@ -80,6 +81,16 @@ def test_a_twin_costs_to_the_flop_what_the_method_does(name):
         assert real["search"]["steps"] < mine["search"]["steps"] == steps // 2  # all of the time it may take
         mine["search"] = real["search"]
     assert mine == real
+
+
+def test_a_twin_costs_to_the_flop_what_a_warm_up_of_the_head_does():
+    problem, method = bert(steps=40, head=("classifier.weight", "classifier.bias")), Snip(batches=3, warmup=0.2)
+    twin = twin_of(problem, Prices(problem), 40, {})
+    method.run(twin, 0.5)
+    method.run(problem, 0.5)
+    mine, real = counted(twin.meter.to_json()), counted(problem.meter.to_json())
+    assert mine == real
+    assert real["search"]["flops"] / 8 < 0.7 * real["strong"]["flops"] / 32
 
 
 @pytest.mark.parametrize("family", ["bert", "deberta-v2"])

@@ -14,7 +14,7 @@ from sparsesoup.masks import Masks
 from sparsesoup.methods import METHODS, Method
 from sparsesoup.methods.flow import GradientFlow
 from sparsesoup.methods.foresight import Grasp, Snip, Wanda
-from sparsesoup.patterns import Row
+from sparsesoup.patterns import Element, Row
 from sparsesoup.problem import Problem
 from sparsesoup.schedules import Cubic
 from sparsesoup.scores.activation import wanda
@@ -22,7 +22,7 @@ from sparsesoup.scores.calibration import calibration
 from sparsesoup.scores.gradient import gradient, hessian_product
 from sparsesoup.select import keep
 from sparsesoup.targets import parameters
-from sparsesoup.train import train
+from sparsesoup.train import train, train_head
 from sparsesoup.training import Training
 from test_gradient import exact
 from tiny_bert import bert
@@ -100,6 +100,53 @@ def test_scoring_is_charged_beside_the_training(name: str, times: int) -> None:
         "strong": (60, 960),
         "validation": (0, 96),
     }
+
+
+HEAD = ("head.weight", "head.bias")  # of the tiny problem
+
+
+@pytest.mark.parametrize("method", [Snip(batches=3, warmup=0.2), Grasp(batches=3, warmup=0.2)])
+def test_a_warm_up_trains_the_head_alone_and_scores_with_it(method: Any) -> None:
+    problem = tiny()
+    state = problem.start()
+    train_head(state, problem, 12)
+    before = problem.pretrained.state_dict()
+    moved = {n for n, t in state.model.state_dict().items() if not t.equal(before[n])}
+    assert moved == {*HEAD}
+    assert all(p.requires_grad for p in state.model.parameters())
+    method.prune(problem, state, 0.6, Element)
+    train(state, problem, 48)
+    algebra.apply_(state.params(), state.masks)
+    ticket = method.run(tiny(), 0.6)
+    assert same(ticket.masks, state.masks)
+    assert same(ticket.weights, state.model.state_dict())
+    assert not same(ticket.masks, replace(method, warmup=0.0).run(tiny(), 0.6).masks)
+    cost = ticket.cost
+    assert (cost["search"]["steps"], cost["strong"]["steps"]) == (12, 48)  # T in all
+    assert 0 < cost["search"]["flops"] / 12 < 0.7 * cost["strong"]["flops"] / 48  # no gradient goes through the rest
+
+
+def test_a_warm_up_without_a_head_or_a_step_for_it_is_refused_before_the_first_step() -> None:
+    for changes, said in (
+        (
+            {"head": ()},
+            r"^--method\.warmup trains the head before .* has none that is trained; leave",
+        ),
+        ({"steps": 4}, r"^4 steps are too few: a warm-up of the head of 0\.1 T needs at least 6"),
+    ):
+        problem = tiny(**changes)
+        with pytest.raises(UserError, match=said):
+            Snip(warmup=0.1).run(problem, 0.5)
+        assert not problem.meter.costs
+
+
+def test_what_is_doubtful_about_a_score_is_said_of_it() -> None:
+    fresh, known = tiny(fresh=HEAD), tiny()
+    for method in (Snip(), Grasp()):
+        assert "the head is drawn at random; --method.warmup 0.1" in method.doubts(fresh, 0.5)[0]
+        assert replace(method, warmup=0.1).doubts(fresh, 0.5) == method.doubts(known, 0.5) == []
+    signed = Grasp(measure="increase")
+    assert "a pre-trained model seldom survives it; --method.measure preserve" in signed.doubts(known, 0.5)[0]
 
 
 def test_the_progress_of_scoring_is_shown_and_is_no_step_of_a_training() -> None:
@@ -183,6 +230,7 @@ def test_every_one_of_them_runs_on_a_bert_that_trains_in_bf16(name: str) -> None
         (lambda: Snip(batches=0), "snip needs batches >= 1, got 0"),
         (lambda: Wanda(batches=-1), "wanda needs batches >= 1, got -1"),
         (lambda: Grasp(batches=0), "grasp needs batches >= 1, got 0"),
+        (lambda: Snip(warmup=1.0), "snip needs a warmup in [0, 1), a share of T, got 1"),
         (lambda: Grasp(temperature=0.0), "grasp needs a temperature above 0, got 0"),
         (lambda: Grasp(temperature=float("nan")), "grasp needs a temperature above 0, got nan"),
         (lambda: GradientFlow(batches=0), "gradient-flow needs batches >= 1, got 0"),

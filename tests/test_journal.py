@@ -54,7 +54,7 @@ STEPPED: dict[str, tuple[int, dict[str, Any]]] = {  # steps and settings in whic
     "model-soup": (30, {}),
     "instant-model-soup": (60, {"look_ahead": 0.1}),
     "sparse-model-soup": (30, {"phases": 2, "retrain": 0.4}),
-    "snip": (60, {"batches": 4}),  # what is not trained is done anew: it must fit between two deaths
+    "snip": (60, {"batches": 4, "warmup": 0.2}),  # what is not trained is done anew: it must fit between two deaths
     "grasp": (60, {"batches": 4}),
     "wanda": (60, {"batches": 4}),
     "gradient-flow": (60, {"measure": "norm", "batches": 4}),

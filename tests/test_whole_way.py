@@ -539,3 +539,12 @@ def test_a_recipe_may_be_written_with_dashes_as_flags_are(place, tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert main(["prune", "--config", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "runs")]) == 0
     assert json.loads((run_of(tmp_path / "runs") / "report.json").read_text())["settings"]["train"]["batch_size"] == 8
+
+
+def test_what_is_doubtful_about_a_method_is_said_before_the_first_step_and_in_the_report(place, tmp_path, capsys):
+    line = ["prune", "grasp", *flags_of(place, tmp_path, steps=6), "--method.batches", "2"]
+    assert main([*line, "--method.measure", "increase"]) == 0
+    said = capsys.readouterr().err
+    assert "note: grasp with measure increase removes first what pulls one way" in said
+    assert main(["show", str(run_of(tmp_path))]) == 0
+    assert "Grasp with measure increase removes first" in " ".join(capsys.readouterr().out.split())

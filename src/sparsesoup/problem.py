@@ -77,6 +77,8 @@ class Problem:
         meter, journal, observer: what it costs, what is done, who watches.
         shelf: trainings that other runs have done.
         map: who does work on forks of a state.
+        head: names of the parameters that answer the task, behind the pre-trained model.
+        fresh: names of the parameters that were drawn at random, which no checkpoint had.
     """
 
     pretrained: nn.Module
@@ -95,6 +97,8 @@ class Problem:
     observer: Observer = field(default_factory=Silent)
     shelf: Shelf = field(default_factory=Shelf)
     map: Map = in_turn
+    head: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """What a training step minimises, for the mean row of a batch."""

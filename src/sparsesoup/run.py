@@ -131,6 +131,12 @@ def _unused(settings: Settings) -> str:
     return f"{settings.name} keeps every weight; sparsity {settings.amount.sparsity:g} is not used"
 
 
+def _doubts(settings: Settings, problem: Problem) -> list[str]:
+    """What a method says of itself on this problem before the first step, a sentence each."""
+    ask = getattr(settings.method, "doubts", None)
+    return list(ask(problem, float(settings.amount.sparsity or 0.0))) if ask else []
+
+
 def masks_of(settings: Settings) -> int:
     """How many weak masks a stage of the method draws."""
     return int(getattr(settings.method, "weak_masks", 0))
@@ -215,12 +221,16 @@ def _work(settings: Settings, path: Path, out: Path, opened: Opened, outside: Ou
         problem = replace(
             problem, shelf=Shelf(outside.shelf, base | surroundings(settings, problem) | problem.shelf.identity)
         )
+        doubts = _doubts(settings, problem)
+        for said in () if outside.patient else doubts:
+            outside.console.print(Text(f"note: {said}"), soft_wrap=True)
         if journal.resumed:
             outside.console.print(Text(f"going on after {journal.resumed}"), soft_wrap=True)
         began = time.perf_counter()
         with spread(outside.workers, path / "stages", anew, settings, out) as each:
             ticket = settings.method.run(replace(problem, map=each), float(settings.amount.sparsity or 0.0))
         report = summary(settings, problem, ticket, opened, time.perf_counter() - began)
+        report["notes"] |= {"doubts": doubts} if doubts else {}
         _save(path, settings, problem, opened, ticket, report)
         if outside.page:
             write_report(path)

@@ -121,6 +121,22 @@ def train(
     return state
 
 
+def train_head(state: TrainState, problem: Problem, steps: int) -> None:
+    """Train what answers the task alone: the head, and whatever else was drawn at random; the rest stands still.
+
+    Charged to the label "search", with the FLOPs of what is computed: no gradient goes through the rest.
+    """
+    wanted = {*problem.head, *problem.fresh}
+    others = [p for name, p in state.model.named_parameters() if p.requires_grad and name not in wanted]
+    try:
+        for parameter in others:
+            parameter.requires_grad_(False)
+        train(state, problem, steps, label="search")
+    finally:
+        for parameter in others:
+            parameter.requires_grad_(True)
+
+
 def train_to(state: TrainState, problem: Problem, step: int, rate: Rate | None = None) -> None:
     """Train up to this step of the run; with none to go it does nothing."""
     train(state, problem, step - state.step, rate=rate)
@@ -146,7 +162,7 @@ def _dead_gradients(state: TrainState, params: Mapping[str, Parameter]) -> Itera
 
         return zero
 
-    handles = [p.register_post_accumulate_grad_hook(hook(name)) for name, p in params.items()]
+    handles = [p.register_post_accumulate_grad_hook(hook(name)) for name, p in params.items() if p.requires_grad]
     try:
         yield
     finally:
@@ -204,8 +220,9 @@ def _backward(
         # What the log shows can be compared between methods; what is not finite is told whatever it came from.
         return float(loss.detach()) if math.isfinite(float(whole.detach())) else float(whole.detach())
 
+    kind = "train" if any(p.requires_grad for p in state.params().values()) else "head"
     loss, flops = problem.meter.counted(
-        ("train", problem.objective, penalty, *(tuple(t.shape) for t in batch.values())), work
+        (kind, problem.objective, penalty, *(tuple(t.shape) for t in batch.values())), work
     )
     charge(cost, data, indices, flops)
     return loss * weight

@@ -105,6 +105,10 @@ def shared(facts: Facts) -> list[str]:
     return [told] if steps else []
 
 
+def _doubts(doubts: list[str], facts: Facts) -> str:
+    return " ".join(f"{said[0].upper()}{said[1:]}." for said in doubts)
+
+
 def _budget(kind: Any, facts: Facts) -> str:
     kinds = {"charged": "weak steps are part of the T steps.", "extra": "weak steps come on top of the T steps."}
     return f"Budget {kind}: {kinds.get(str(kind), 'of a kind unknown here.')}"
@@ -163,6 +167,7 @@ def _before(scores: Facts, facts: Facts) -> str:
 
 
 SENTENCES: dict[str, Callable[[Any, Facts], str]] = {
+    "doubts": _doubts,
     "before": _before,
     "rounds": lambda rounds, facts: f"Rounds of pruning, each after a training of its own: {rounds}.",
     "weak_share": lambda share, facts: f"Weak steps: {percent(share)} of T.",

@@ -7,7 +7,7 @@ from typing import Literal
 from sparsesoup.errors import UserError
 from sparsesoup.methods.choose import choose
 from sparsesoup.patterns import Block, Element, Pattern, Structure
-from sparsesoup.problem import Problem, need_steps
+from sparsesoup.problem import Problem, need_fit, need_steps
 from sparsesoup.scores.activation import wanda
 from sparsesoup.scores.calibration import calibration, need_batches
 from sparsesoup.scores.gradient import flow, gradient, hessian_product, sensitivity
@@ -15,7 +15,7 @@ from sparsesoup.select import Scope
 from sparsesoup.state import TrainState
 from sparsesoup.structures import need_groups
 from sparsesoup.ticket import Ticket
-from sparsesoup.train import train
+from sparsesoup.train import train_head, train_to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,18 +24,25 @@ class Snip:
 
     Args:
         batches: over which the gradient is averaged, before the absolute value.
+        warmup: share of T in which the head alone is trained before the weights are scored.
         structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
         pattern: the tile in which weights fall together; 1 x 1 is single weights.
         scope: who competes with whom.
     """
 
     batches: int = 32
+    warmup: float = 0.0
     structure: Structure = "weights"
     pattern: Block = Element
     scope: Scope = "global"
 
     def __post_init__(self) -> None:
         need_batches("snip", self.batches)
+        _check_warmup("snip", self.warmup)
+
+    def doubts(self, problem: Problem, sparsity: float) -> list[str]:
+        """What a user should know before the first step."""
+        return _unlearnt("snip", problem, self.warmup)
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps of training with the mask."""
@@ -60,6 +67,7 @@ class Grasp:
         measure: preserve (|w (H g)|, keeps the norm of the gradient) or increase (w (H g), also takes out what holds
             the norm down; on a pre-trained model that takes all that pulls one way, see docs/papers.md).
         batches: over which gradient and Hessian are averaged.
+        warmup: share of T in which the head alone is trained before the weights are scored.
         temperature: divides the answers before the loss, for the scores alone; no effect where the answer is a number.
         structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
         pattern: the tile in which weights fall together; 1 x 1 is single weights.
@@ -68,6 +76,7 @@ class Grasp:
 
     measure: Literal["preserve", "increase"] = "preserve"
     batches: int = 32
+    warmup: float = 0.0
     temperature: float = 1.0
     structure: Structure = "weights"
     pattern: Block = Element
@@ -75,8 +84,20 @@ class Grasp:
 
     def __post_init__(self) -> None:
         need_batches("grasp", self.batches)
+        _check_warmup("grasp", self.warmup)
         if not 0.0 < self.temperature < math.inf:
             raise UserError(f"grasp needs a temperature above 0, got {self.temperature:g}")
+
+    def doubts(self, problem: Problem, sparsity: float) -> list[str]:
+        """What a user should know before the first step."""
+        found = _unlearnt("grasp", problem, self.warmup)
+        if self.measure == "increase":
+            found.append(
+                "grasp with measure increase removes first what pulls one way: all of it at sparsity 0.5, which is a "
+                "long step along one direction, and a pre-trained model seldom survives it; --method.measure preserve "
+                "takes the absolute value"
+            )
+        return found
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps of training with the mask."""
@@ -125,7 +146,38 @@ class Wanda:
 
 def _once(method: Snip | Grasp | Wanda, problem: Problem, sparsity: float, pattern: Pattern) -> Ticket:
     need_steps(problem, 1, "a run")
+    first = 0 if isinstance(method, Wanda) else _warming(problem, method.warmup)
     state = problem.start()
+    if first:
+        problem.journal.piece("head", state, train_head, state, problem, first)
     problem.journal.piece("score", state, method.prune, problem, state, sparsity, pattern)
-    problem.journal.piece("train", state, train, state, problem, problem.steps)
+    problem.journal.piece("train", state, train_to, state, problem, problem.steps)
     return problem.ticket(state)
+
+
+def _warming(problem: Problem, warmup: float) -> int:
+    """Steps in which the head alone is trained; UserError if there is no head to train, or no step."""
+    if not warmup:
+        return 0
+    if not problem.head and not problem.fresh:
+        raise UserError(
+            "--method.warmup trains the head before the weights are scored, and this model has none that is trained; "
+            "leave --method.warmup out"
+        )
+    need_fit(problem, lambda total: 1 <= round(warmup * total) < total, f"a warm-up of the head of {warmup:g} T")
+    return round(warmup * problem.steps)
+
+
+def _check_warmup(name: str, warmup: float) -> None:
+    if not 0.0 <= warmup < 1.0:
+        raise UserError(f"{name} needs a warmup in [0, 1), a share of T, got {warmup:g}")
+
+
+def _unlearnt(name: str, problem: Problem, warmup: float) -> list[str]:
+    """A note where weights are scored by the gradient of a head that knows nothing yet."""
+    if warmup or not {*problem.head} & {*problem.fresh}:
+        return []
+    return [
+        f"{name} scores by the gradient of the loss, and the head is drawn at random; --method.warmup 0.1 trains the "
+        f"head alone for a tenth of the steps first"
+    ]

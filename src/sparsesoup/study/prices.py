@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from torch.nn import Parameter
 
 from sparsesoup.data import Data
 from sparsesoup.meter import CountFlops, Meter
@@ -64,7 +65,7 @@ class PricedMeter(Meter):
         width = others[0] if len(others) == 1 else 1  # images are all alike
         kind = str(shape[1] if shape[0] == "score" else shape[0])
         flops = self.prices.of(kind)(rows, width)
-        if kind == "train" and shape[1] is not self.objective:
+        if kind in ("train", "head") and shape[1] is not self.objective:
             flops += self.prices.of("forward")(rows, width)
         return work(), flops
 
@@ -109,10 +110,19 @@ def through(points: Mapping[int, float], at: int) -> float:
 
 
 def _train(problem: Problem, rows: list[int]) -> int:
-    model, batch = problem.pretrained, to_device(problem.train.batch(rows), problem.accelerator.device)
+    return _pass(problem, rows, [p for p in problem.pretrained.parameters() if p.requires_grad])
+
+
+def _head(problem: Problem, rows: list[int]) -> int:
+    wanted = {*problem.head, *problem.fresh}
+    return _pass(problem, rows, [p for name, p in problem.pretrained.named_parameters() if name in wanted])
+
+
+def _pass(problem: Problem, rows: list[int], learnt: list[Parameter]) -> int:
+    """FLOPs of a loss and its gradient at some parameters."""
+    batch = to_device(problem.train.batch(rows), problem.accelerator.device)
     with torch.random.fork_rng(), CountFlops() as count:
-        loss = problem.loss(model, batch)
-        torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
+        torch.autograd.grad(problem.loss(problem.pretrained, batch), learnt, allow_unused=True)
     return count.flops
 
 
@@ -138,6 +148,7 @@ def _hessian(problem: Problem, rows: list[int]) -> int:
 
 PASSES: dict[str, Callable[[Problem, list[int]], int]] = {
     "train": _train,
+    "head": _head,
     "forward": _forward,
     "gradient": _gradient,
     "hessian": _hessian,

@@ -155,6 +155,7 @@ def bare(
         predict=lambda model, batch: model(batch["rows"]), criterion=lambda outputs, batch: outputs.square().mean(),
         metric=lambda outputs, labels: {"nothing": 0.0}, steps=steps, seed=seed, meter=meter, journal=Journal(meter),
         training=replace(training, clip=0.0, precision="no"), observer=watch, watch=watch, shelf=shelf,
+        head=("idle",),
     )  # fmt: skip
 
 
