@@ -1,13 +1,13 @@
 """How files and the Hub's repositories become rows, quietly: no bars, no logs and no tracebacks of the libraries."""
 
-import csv
+import errno
 import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 import datasets
 import huggingface_hub
@@ -16,59 +16,12 @@ from huggingface_hub import constants
 
 from sparsesoup.errors import UserError
 from sparsesoup.files import from_json
+from sparsesoup.hub.layout import READERS
 from sparsesoup.hub.online import PATIENCE, answers
+from sparsesoup.hub.tables import csv_options, rows_of_parquet
 
-READERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json"}
-SPLIT_WORDS = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-}
-NO_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json", "package.json")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SQUAD = re.compile(r'\s*\{.*"data"\s*:\s*\[.*"paragraphs"', re.DOTALL)  # how a file of SQuAD's own format begins
-
-
-def find_files(place: Path) -> dict[str, list[Path]]:
-    """Split name -> its files, told from names such as train.csv, dev.tsv or data/test-00000-of-00001.parquet.
-
-    A single file, and files of which none is named after a split, are the training split.
-    Raises: UserError where a split mixes file formats, or the file's format is unknown.
-    """
-    if place.is_file():
-        if place.suffix.lower() not in READERS:
-            raise UserError(
-                f"cannot read {place}: its ending {place.suffix!r} is none of {', '.join(READERS)}; convert the file"
-            )
-        return {"train": [place]}
-    files = [file for folder in _folders(place) for file in sorted(folder.iterdir()) if _is_data(file)]
-    found: dict[str, list[Path]] = {}
-    for file in files:
-        found.setdefault(split_of(file, place), []).append(file)
-    unnamed = found.pop("", [])
-    found = found or ({"train": unnamed} if unnamed else {})
-    for name, paths in found.items():
-        formats = sorted({path.suffix.lower() for path in paths})
-        if len(formats) > 1:
-            raise UserError(
-                f"{place} holds its {name} split as {' and '.join(formats)}, where one is allowed; remove one"
-            )
-    return found
-
-
-def split_of(file: Path, place: Path) -> str:
-    """The split that a file is part of, from its name, else from its folder below `place`; "" where none is named."""
-    stem = re.sub(r"-\d{5}-of-\d{5}$", "", file.stem).lower()
-    words = re.split(r"[^a-z0-9]+", stem)
-    named = [SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS]
-    if named:
-        kind = next((word for word in words if word in ("matched", "mismatched")), None)
-        return f"{named[0]}_{kind}" if kind else named[0]
-    return SPLIT_WORDS.get(file.parent.name.lower(), "") if file.parent != place else ""
 
 
 def read_files(name: str, paths: list[Path]) -> Dataset:
@@ -77,21 +30,31 @@ def read_files(name: str, paths: list[Path]) -> Dataset:
         if not path.stat().st_size:
             raise UserError(f"{path} is empty, where the rows of the {name} split are needed; check the file")
     suffix = paths[0].suffix.lower()
-    files = {"train": [str(path.resolve()) for path in paths]}
     try:
         with quiet():
             if suffix == ".json" and all(SQUAD.match(_head(path)) for path in paths):
                 return _squad(paths)
-            return datasets.load_dataset(READERS[suffix], data_files=files, split="train", **_options(suffix, paths))
+            if suffix == ".parquet":
+                paths = [path for path in paths if rows_of_parquet(path)] or _none(name, paths)
+            options = csv_options(paths) if READERS[suffix] == "csv" else {}
+            files = {"train": [str(path.resolve()) for path in paths]}
+            return datasets.load_dataset(READERS[suffix], data_files=files, split="train", **options)
+    except UserError:
+        raise
     except Exception as error:
         if "corresponds to no data" in str(error):  # what datasets says of a table with a head and no rows
-            raise UserError(
-                f"{name} is empty: {paths[0]} has no rows, where at least one is needed; check it"
-            ) from error
+            _none(name, paths)
+        cause = _first_cause(error)
+        if isinstance(cause, OSError) and cause.errno in FULL:  # datasets writes what it has read
+            raise OSError(cause.errno, cause.strerror, str(datasets.config.HF_DATASETS_CACHE)) from error
         raise UserError(
             f"cannot read {paths[0]} ({len(paths)} files of the {name} split) as {suffix[1:]}: {one_line(error)}; "
             "check that the file is whole and that all rows have the same columns"
         ) from error
+
+
+def _none(name: str, paths: list[Path]) -> NoReturn:
+    raise UserError(f"{name} is empty: {paths[0]} has no rows, where at least one is needed; check it")
 
 
 def _head(path: Path) -> str:
@@ -130,9 +93,14 @@ def open_hub(repository: str, config: str | None) -> Mapping[str, Dataset]:
 
 def one_line(error: BaseException) -> str:
     """The first cause of an error on one line."""
+    error = _first_cause(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _first_cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None and not isinstance(error, ConnectionError):
         error = error.__cause__
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return error
 
 
 @contextmanager
@@ -165,37 +133,3 @@ def _offline_if(offline: bool) -> Iterator[None]:
         yield
     finally:
         datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
-
-
-def _folders(place: Path) -> list[Path]:
-    """Where data may lie: the folder, its `data`, and folders in these that are named after a split; nothing deeper."""
-    tops = [folder for folder in (place, place / "data") if folder.is_dir()]
-    below = [
-        each for top in tops for each in sorted(top.iterdir()) if each.is_dir() and each.name.lower() in SPLIT_WORDS
-    ]
-    return [*tops, *below]
-
-
-def _is_data(file: Path) -> bool:
-    return file.is_file() and file.suffix.lower() in READERS and file.name not in NO_DATA and file.name[0] not in "._"
-
-
-def _options(suffix: str, paths: list[Path]) -> dict[str, Any]:
-    if READERS[suffix] != "csv":
-        return {}
-    # pandas would read the texts "None", "null" and "NA" as missing.
-    options: dict[str, Any] = {"sep": ",", "keep_default_na": False, "na_values": [""]}
-    if suffix == ".tsv":
-        options |= {"sep": "\t", "quoting": csv.QUOTE_MINIMAL if all(map(_quoted, paths)) else csv.QUOTE_NONE}
-    return options
-
-
-def _quoted(path: Path) -> bool:
-    """Whether quotes in a table with tabs stand around fields; in GLUE's own files they are part of the text."""
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = csv.reader(file, delimiter="\t", strict=True)
-            width = len(next(rows, []))
-            return all(len(row) in (0, width) and not any({"\n", "\t"} <= {*field} for field in row) for row in rows)
-    except (csv.Error, UnicodeDecodeError):
-        return False

@@ -5,11 +5,8 @@ Methods get `training_splits`; the test rows are opened by `open_test` alone.
 """
 
 import functools
-import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,10 +14,12 @@ from datasets import Dataset
 
 from sparsesoup.errors import UserError
 from sparsesoup.hub.embedded import embedded_dataset
-from sparsesoup.hub.folders import find_classes, read_classes, with_images
+from sparsesoup.hub.folders import check_alone, find_classes, read_classes, with_images
 from sparsesoup.hub.kinds import AnyTask, kind_of
-from sparsesoup.hub.reading import find_files, one_line, open_hub, read_files
-from sparsesoup.hub.tasks import glue_task
+from sparsesoup.hub.layout import find_files, relative
+from sparsesoup.hub.reading import one_line, open_hub, read_files
+from sparsesoup.hub.rows import VALIDATION_NAMES, Source, Splits
+from sparsesoup.hub.tasks import glue_task, is_missing
 from sparsesoup.rng import generator
 
 DATA_ROOT = "SPARSESOUP_DATA"
@@ -31,55 +30,6 @@ SHORT = {  # names of old that a cache does not know
 }  # fmt: skip
 HELD_OUT, HELD_OUT_ROWS = 0.1, 2000
 TEST_SEED = 0
-TRAIN_NAMES = ("train", "training")
-VALIDATION_NAMES = ("validation", "valid", "dev", "val")
-
-
-class Splits(Mapping[str, Dataset]):
-    """Named splits, each read when first asked for."""
-
-    def __init__(self, openers: Mapping[str, Callable[[], Dataset]]) -> None:
-        self._openers = dict(openers)
-        self._opened: dict[str, Dataset] = {}
-
-    def __getitem__(self, name: str) -> Dataset:
-        if name not in self._opened:
-            self._opened[name] = self._openers[name]()
-        return self._opened[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._openers)
-
-    def __len__(self) -> int:
-        return len(self._openers)
-
-
-@dataclass(frozen=True)
-class Source:
-    """A dataset that was found.
-
-    Args:
-        name: short, and safe as a folder name: `glue/sst2`, `imdb`.
-        splits: name -> rows, opened when asked for.
-    """
-
-    name: str
-    splits: Mapping[str, Dataset]
-
-    @functools.cached_property
-    def train(self) -> Dataset:
-        """The training split as published: a test slice that `open_test` carves is still in it."""
-        return self.splits[_train_name(self)]
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of the training split's columns and rows; the same for the same rows in any place and file format."""
-        digest = hashlib.sha256(repr((sorted(self.train.column_names), len(self.train))).encode())
-        columns = self.train.select_columns(sorted(self.train.column_names)).with_format("arrow")
-        for table in columns.iter(batch_size=1000):
-            for row in table.to_pylist():
-                digest.update(repr([_contents(value) for value in row.values()]).encode())
-        return digest.hexdigest()
 
 
 def open_splits(dataset: str, *, data_root: str | None = None, config: str | None = None) -> Source:
@@ -109,8 +59,8 @@ def open_splits(dataset: str, *, data_root: str | None = None, config: str | Non
 
 def training_splits(source: Source, task: AnyTask, seed: int) -> tuple[Dataset, Dataset]:
     """(train, validation), both from the training split alone: a seeded 10 %, at most 2,000 rows, is held out."""
-    name = _train_name(source)
-    rows = _labelled(source.splits[name], task, f"{source.name} {name}")
+    name = source.train_name
+    rows = _labelled(source, name, task)
     if _needs_carving(source, task):
         rows = _carve(rows, TEST_SEED, "test")[0]
     if len(rows) < 2:
@@ -127,7 +77,7 @@ def open_test(source: Source, task: AnyTask) -> dict[str, Dataset]:
     training split alone has a tenth of it carved out, which `training_splits` leaves out.
     """
     names = test_splits(source, task)
-    parts = {key: _labelled(source.splits[name], task, f"{source.name} {name}") for key, name in names.items()}
+    parts = {key: _labelled(source, name, task) for key, name in names.items()}
     if _needs_carving(source, task):
         # Not the run's seed: runs of different seeds have to be compared on the same test rows.
         parts = {key: _carve(rows, TEST_SEED, "test")[1] for key, rows in parts.items()}
@@ -136,7 +86,7 @@ def open_test(source: Source, task: AnyTask) -> dict[str, Dataset]:
 
 def test_splits(source: Source, task: AnyTask) -> dict[str, str]:
     """What `open_test` calls its rows -> the split of the dataset that they are, or are carved out of."""
-    return {"test": _train_name(source)} if _needs_carving(source, task) else _test_names(source, task)
+    return {"test": source.train_name} if _needs_carving(source, task) else _test_names(source, task)
 
 
 def _places(dataset: str, data_root: str | None) -> list[Path]:
@@ -169,39 +119,27 @@ def _open_local(place: Path, config: str | None) -> Source:
             )
         place = place / config
     try:
-        files = find_files(place)
+        tables, notes = find_files(place)
+        if tables:
+            check_alone(place, tables)
+            found = {name: functools.partial(_read, name, paths) for name, paths in tables.items()}
+        else:
+            images, notes = find_classes(place)
+            names = sorted({name for classes in images.values() for name in classes})
+            found = {split: functools.partial(read_classes, classes, names) for split, classes in images.items()}
     except OSError as error:
         raise UserError(f"cannot look into {place}: {one_line(error)}; correct its permissions") from error
-    openers = {name: _opener(name, paths) for name, paths in files.items()} or _image_openers(place)
-    if not openers:
+    if not found:
         raise UserError(
             f"no data in {place}: no parquet, csv, tsv, jsonl or json file there or in its data folder, and no folders "
             f"of images (subfolders: {_folders(place)}); name a folder with train.csv or the like"
         )
-    return Source(_local_name(place), Splits(openers))
+    files = {name: tuple(relative(path, place) for path in paths) for name, paths in tables.items()}
+    return Source(_local_name(place), Splits(found), files, tuple(notes))
 
 
-def _opener(name: str, paths: list[Path]) -> Callable[[], Dataset]:
-    return lambda: with_images(read_files(name, paths), paths)
-
-
-def _image_openers(place: Path) -> dict[str, Callable[[], Dataset]]:
-    splits = find_classes(place)
-    names = sorted({name for classes in splits.values() for name in classes})
-    return {split: functools.partial(read_classes, classes, names) for split, classes in splits.items()}
-
-
-def _contents(value: object) -> object:
-    """An image's bytes, wherever they lie and whatever their file is called; any other value itself."""
-    if not isinstance(value, dict) or value.keys() != {"bytes", "path"} or value["path"] is None:
-        return value
-    try:
-        return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"{value['path']}, which a row of the training split names, cannot be read: {one_line(error)}; put it back "
-            f"or drop such rows"
-        ) from error
+def _read(name: str, paths: list[Path]) -> Dataset:
+    return with_images(read_files(name, paths), paths)
 
 
 def _folders(place: Path) -> str:
@@ -243,19 +181,6 @@ def _open_on_hub(dataset: str, config: str | None, looked: list[str]) -> Source:
     return Source("/".join(parts) + (f"-{_safe(config)}" if config else ""), splits)
 
 
-def _train_name(source: Source) -> str:
-    named = [name for name in source.splits if name.lower() in TRAIN_NAMES]
-    others = (*VALIDATION_NAMES, "test")
-    if not named and len(source.splits) == 1 and not next(iter(source.splits)).lower().startswith(others):
-        named = list(source.splits)
-    if not named:
-        raise UserError(
-            f"{source.name} has no training split: its splits are {', '.join(source.splits)}, where one named train is "
-            "needed; rename the file or name another dataset"
-        )
-    return named[0]
-
-
 def _needs_carving(source: Source, task: AnyTask) -> bool:
     """Whether no other split can be the test split; looks into `test` only where it is the sole candidate."""
     if any(name.startswith(VALIDATION_NAMES) for name in source.splits):
@@ -274,17 +199,26 @@ def _test_names(source: Source, task: AnyTask) -> dict[str, str]:
     return {"test": "test" if labelled else plain[0]}
 
 
-def _labelled(rows: Dataset, task: AnyTask, split: str) -> Dataset:
+def _labelled(source: Source, name: str, task: AnyTask) -> Dataset:
+    rows, split = source.splits[name], f"{source.name} {name}"
     missing = [column for column in (*task.texts, task.label) if column not in rows.column_names]
     if missing:
         raise UserError(
             f"{split} has no column {missing[0]!r}; its columns are {', '.join(rows.column_names)}; "
             "name columns that all splits have with `--text-columns` and `--label-column`"
         )
+    if source.drop_unlabelled and (gone := unlabelled(rows, task)):
+        rows = rows.select(sorted({*range(len(rows))} - {*gone}))
+        split += f" (its {len(gone)} rows without a label left out)"
     if not len(rows):
         raise UserError(f"{split} is empty, where at least one row is needed; check the file")
     kind_of(task).check(rows, task, split)
     return rows
+
+
+def unlabelled(rows: Dataset, task: AnyTask) -> list[int]:
+    """Numbers of the rows without a label."""
+    return [i for i, value in enumerate(rows[task.label][:]) if is_missing(value, getattr(task, "labels", ()))]
 
 
 def _carve(rows: Dataset, seed: int, purpose: str) -> tuple[Dataset, Dataset]:

@@ -16,7 +16,7 @@ from sparsesoup.data import Batch, Data
 from sparsesoup.errors import UserError
 from sparsesoup.hub.answers import Window, judge
 from sparsesoup.hub.judging import Judged
-from sparsesoup.hub.tasks import LABEL_NAMES, columns_of
+from sparsesoup.hub.tasks import DROP, LABEL_NAMES, columns_of
 from sparsesoup.hub.text import Row, check_tokenizer, padding, strings
 
 ANSWERABLE = "answerable"  # [rows, max_length]: the tokens that an answer may begin or end at
@@ -54,7 +54,7 @@ def find_spans(
     kind = getattr(features.get(answers), "feature", features.get(answers))  # a table of lists, or a list of tables
     if len(columns) == 2 and {*columns} <= set(features):
         if isinstance(kind, dict) and {"text", "answer_start"} <= set(kind):
-            return Spans((columns[0], columns[1]), answers, not all(map(_pairs, train[answers][:])), stride)
+            return Spans((columns[0], columns[1]), answers, not all(map(_pairs, _given(train, answers))), stride)
         labels = [c for c, k in features.items() if isinstance(k, ClassLabel) or c.lower() in LABEL_NAMES]
         if columns == found.texts and not label and not labels:
             raise UserError(
@@ -75,9 +75,10 @@ def answers_of(rows: Dataset, task: Spans, split: str) -> list[list[tuple[str, i
     for i, (context, value) in enumerate(zip(contexts, rows[task.label][:], strict=True)):
         answers = _pairs(value)
         if answers is None:
+            remedy = f"complete them, or {DROP}" if value is None else "correct or drop such rows"
             raise UserError(
                 f"{split}: row {i} has {str(value)[:80]} in column {task.label}, where a text and an answer_start for "
-                "each answer are needed; correct or drop such rows"
+                f"each answer are needed; {remedy}"
             )
         for text, start in answers:
             there = context[start : start + len(text)] if 0 <= start < len(context) else None
@@ -229,6 +230,11 @@ def _held(places: np.ndarray, text: str, start: int) -> tuple[int, int] | None:
     first = int(np.searchsorted(places[:, 1], start, side="right"))
     last = int(np.searchsorted(places[:, 0], start + len(text), side="left")) - 1
     return (first, last) if first <= last else None
+
+
+def _given(rows: Dataset, column: str) -> list[Any]:
+    """What a column holds, without rows that hold nothing."""
+    return [value for value in rows[column][:] if value is not None]
 
 
 def _pairs(value: Any) -> list[tuple[str, int]] | None:

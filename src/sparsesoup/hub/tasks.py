@@ -1,7 +1,6 @@
 """What is asked of a text: which columns are read, and what the labels mean."""
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,12 +8,16 @@ from typing import Any
 from datasets import ClassLabel, Dataset, Features, Value
 
 from sparsesoup.errors import UserError
+from sparsesoup.hub.glue import GLUE, glue_task
+from sparsesoup.hub.spelled import need_apart, spell_the_label
 
 LABEL_NAMES = (
     "label", "labels", "target", "targets", "class", "category", "sentiment", "intent", "topic", "score", "rating",
 )  # fmt: skip
 ID_NAMES = ("idx", "id", "guid", "uid", "uuid", "index", "row_id", "pairid", "promptid")
 FLAGS = "name them with `--text-columns` and `--label-column`"
+DROP = "drop rows without a label with `--drop-unlabelled true`"
+FEW = 20  # a label with more different numbers is hardly a class
 
 
 @dataclass(frozen=True)
@@ -46,29 +49,6 @@ def told(task: Task) -> str:
     return f"{what} in column {task.label} from {columns}"
 
 
-GLUE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "cola": (("sentence",), ("matthews",)),
-    "sst2": (("sentence",), ("accuracy",)),
-    "mrpc": (("sentence1", "sentence2"), ("accuracy", "f1")),
-    "qqp": (("question1", "question2"), ("accuracy", "f1")),
-    "stsb": (("sentence1", "sentence2"), ("pearson", "spearman")),
-    "mnli": (("premise", "hypothesis"), ("accuracy",)),
-    "qnli": (("question", "sentence"), ("accuracy",)),
-    "rte": (("sentence1", "sentence2"), ("accuracy",)),
-    "wnli": (("sentence1", "sentence2"), ("accuracy",)),
-}
-
-
-def glue_task(name: str) -> str | None:
-    """The GLUE task that a dataset's name ends in, if any.
-
-    >>> glue_task("nyu-mll/glue:rte"), glue_task("glue/qnli_dev_split"), glue_task("data/colander")
-    ('rte', 'qnli', None)
-    """
-    found = re.search(rf"(?:^|[/\\])glue[/\\:]({'|'.join(GLUE)})(?:_[^/\\:]*)?/?$", name)
-    return found.group(1) if found else None
-
-
 def find_task(train: Dataset, name: str, texts: Sequence[str] | None = None, label: str | None = None) -> Task:
     """The task of a dataset, told from its name (GLUE) or from its columns.
 
@@ -84,7 +64,7 @@ def find_task(train: Dataset, name: str, texts: Sequence[str] | None = None, lab
     if glue and {*GLUE[glue][0], "label"} <= set(features):
         texts, label = texts or GLUE[glue][0], label or "label"
     label, labels = find_label(train, name, label)
-    chosen = tuple(_checked(text, features, name) for text in texts) if texts else _text_columns(features, label, name)
+    chosen = tuple(_checked(text, features, name) for text in texts) if texts else _text_columns(train, label, name)
     if len(chosen) > 2 or label in chosen or len(set(chosen)) < len(chosen):
         raise UserError(
             f"{name}: the text columns are {', '.join(chosen)} and the label column is {label}, where one or two text "
@@ -100,7 +80,9 @@ def find_label(train: Dataset, name: str, label: str | None = None) -> tuple[str
     Raises: UserError if there is no such column or several, or its values are no labels.
     """
     column = _checked(label, train.features, name) if label else _label_column(train.features, name)
-    return column, _class_names(train, column, name)
+    labels = _class_names(train, column, name)
+    need_apart(labels, column, name)
+    return column, labels
 
 
 def label_values(rows: Dataset, task: Task, split: str) -> list[int] | list[float]:
@@ -113,9 +95,10 @@ def label_values(rows: Dataset, task: Task, split: str) -> list[int] | list[floa
     for i, value in enumerate(values):
         known = _is_number(value) if not task.labels else _is_class(value, classes, written)
         if not known:
+            remedy = f"complete it, or {DROP}" if is_missing(value, task.labels) else "correct or drop such rows"
             raise UserError(
                 f"{split}: row {i} has the label {value!r} in column {task.label}, where {_allowed(task, written)} is "
-                "allowed; correct or drop such rows, or name another column with `--label-column`"
+                f"allowed; {remedy}, or name another column with `--label-column`"
             )
     if not task.labels:
         return [float(value) for value in values]
@@ -124,7 +107,19 @@ def label_values(rows: Dataset, task: Task, split: str) -> list[int] | list[floa
 
 def has_labels(rows: Dataset, task: Task) -> bool:
     """Whether any row has a label: competitions publish test rows whose labels are all -1 or missing."""
-    return task.label in rows.column_names and any(value not in (None, -1) for value in rows.unique(task.label))
+    if task.label not in rows.column_names:
+        return False
+    return any(value != -1 and not is_missing(value, task.labels) for value in rows.unique(task.label))
+
+
+def is_missing(value: object, labels: Sequence[str]) -> bool:
+    """Whether a row has no label: nothing, NaN, an empty text, or among classes the -1 of the Hub.
+
+    >>> [is_missing(value, ("no", "yes")) for value in (None, float("nan"), " ", -1, 0, "no")]
+    [True, True, True, True, False, False]
+    """
+    empty = value is None or value != value or (isinstance(value, str) and not value.strip())
+    return empty or bool(labels and value == -1)
 
 
 def columns_of(features: Features) -> str:
@@ -149,19 +144,30 @@ def _label_column(features: Features, name: str) -> str:
     named = [column for column, kind in features.items() if isinstance(kind, ClassLabel)]
     named = named or [column for column in features if column.lower() in LABEL_NAMES]
     if len(named) != 1:
-        what = f"{len(named)} columns that may be the label" if named else "no column that looks like a label"
+        what = (
+            f"{len(named)} columns that may be the label ({', '.join(named)})"
+            if named
+            else "no column that looks like a label"
+        )
         raise UserError(f"{name} has {what}; its columns are {columns_of(features)}; {FLAGS}")
     return named[0]
 
 
-def _text_columns(features: Features, label: str, name: str) -> tuple[str, ...]:
+def text_candidates(features: Features, label: str) -> list[str]:
+    """The columns that may be a text: of strings, and by their name neither an identifier nor the label in words."""
     found = [column for column, kind in features.items() if isinstance(kind, Value) and kind.dtype in STRINGS]
     # `label_text` beside `label` holds the answer: reading it as a text would make every task trivial.
-    found = [c for c in found if c != label and c.lower() not in ID_NAMES and not c.lower().startswith("label")]
+    return [c for c in found if c != label and c.lower() not in ID_NAMES and not c.lower().startswith("label")]
+
+
+def _text_columns(train: Dataset, label: str, name: str) -> tuple[str, ...]:
+    candidates = text_candidates(train.features, label)
+    found = [column for column in candidates if not spell_the_label(train, column, label)]
+    found = found or candidates  # sentences of few words, each there many times: nothing else can be read
     if not 1 <= len(found) <= 2:
-        what = f"{len(found)} columns that may be the text" if found else "no column of text"
+        what = f"{len(found)} columns that may be the text ({', '.join(found)})" if found else "no column of text"
         raise UserError(
-            f"{name} has {what}, where one or two are allowed; its columns are {columns_of(features)}; {FLAGS}"
+            f"{name} has {what}, where one or two are allowed; its columns are {columns_of(train.features)}; {FLAGS}"
         )
     return tuple(found)
 
@@ -176,9 +182,13 @@ def _class_names(train: Dataset, label: str, name: str) -> tuple[str, ...]:
             f"a row is allowed; make a dataset of each label, or name another column with `--label-column`"
         )
     dtype = kind.dtype if isinstance(kind, Value) else type(kind).__name__
+    values = train.unique(label) if isinstance(kind, Value) else []
+    present = [value for value in values if not is_missing(value, ())]
     if dtype in REAL:
-        return ()
-    present = [value for value in train.unique(label) if value is not None] if isinstance(kind, Value) else []
+        # pandas makes whole numbers floats where one of them is missing.
+        whole = len(present) < len(values) and all(value >= 0 and float(value).is_integer() for value in present)
+        few = whole and present and max(present) < min(FEW, 2 * len(present) + 10)
+        return _numbered([int(value) for value in present], label, name) if few else ()
     if len(present) == 1 < len(train) and dtype in (*STRINGS, *WHOLE):
         raise UserError(
             f"{name}: every row has the label {present[0]!r} in column {label}, where at least two classes are needed; "
