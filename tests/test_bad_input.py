@@ -63,8 +63,10 @@ def refused(capsys, tmp_path):
         out, errors = capsys.readouterr()
         assert code == 2, errors
         assert out == ""
-        (said,) = errors.splitlines()
+        said = errors.splitlines()[-1]
+        told = errors.splitlines()[:-1]  # what was read, where the first step was reached
         assert said.startswith("sparsesoup: ")
+        assert all(line.startswith(("data: ", "note: ")) for line in told), told
         for part in parts:
             assert part in said, said
         assert (listing(clean) if clean.exists() else None) == before

@@ -93,12 +93,23 @@ def normal(argument: str) -> str:
 
 
 def columns_as_list(arguments: list[str]) -> list[str]:
-    """`--text-columns a,b` as the list that the parser takes."""
-    done = list(arguments)
-    for i, argument in enumerate(done):
-        flag, equals, value = argument.partition("=")
-        if flag == "--text_columns":
-            at, text = (i, value) if equals else (i + 1, done[i + 1] if i + 1 < len(done) else "")
-            if text not in ("", "null") and not text.startswith("["):
-                done[at] = (f"{flag}=" if equals else "") + json.dumps(text.split(","))
+    """`--text-columns a,b`, with or without spaces, or `--text-columns a b` as the list that the parser takes."""
+    done: list[str] = []
+    left = list(arguments)
+    while left:
+        flag, equals, value = left.pop(0).partition("=")
+        if flag != "--text_columns":
+            done.append(flag + equals + value)
+            continue
+        values = [value] if equals else []
+        while left and not left[0].startswith("-"):
+            values.append(left.pop(0))
+        done.append(f"{flag}={_as_list(values)}" if values else flag)
     return done
+
+
+def _as_list(values: list[str]) -> str:
+    """Names of columns as JSON; a name that holds a comma is written as JSON, too."""
+    if len(values) == 1 and (values[0] in ("", "null") or values[0].startswith("[")):
+        return values[0]
+    return json.dumps([name.strip() for value in values for name in value.split(",") if name.strip()])

@@ -16,10 +16,11 @@ from rich.text import Text
 from sparsesoup import masks as algebra
 from sparsesoup.errors import UserError
 from sparsesoup.files import locked, make_folder, remove, whole, write_json, write_text
-from sparsesoup.hub.build import Opened, build, doubt, open_task, score_test
+from sparsesoup.hub.build import Opened, build, open_task, score_test
 from sparsesoup.hub.checkpoint import load_reader
 from sparsesoup.hub.kinds import kind_of
 from sparsesoup.hub.models import save_model
+from sparsesoup.hub.overview import overview
 from sparsesoup.hub.sources import test_splits
 from sparsesoup.journal import JOURNAL, Journal
 from sparsesoup.meter import Meter
@@ -96,7 +97,7 @@ def prune(settings: Settings, out: Path, outside: Outside, within: Path | None =
         raise UserError(f"--out {out} is itself a run directory; give the folder that holds runs")
     opened = open_task(settings.place)
     if not outside.patient:  # a study has many runs, and says it in none
-        for said in filter(None, (_unused(settings), doubt(opened), settings.train.doubt())):
+        for said in filter(None, (_unused(settings), settings.train.doubt())):
             outside.console.print(Text(f"note: {said}"), soft_wrap=True)
     settings = complete(settings)
     path = out / (within or directory(opened.source.name, settings))
@@ -174,7 +175,12 @@ def from_arguments(arguments: list[str], console: Console) -> Run:
 
 
 def test(path: Path, console: Console) -> Run:
-    """Score a run's model on the test split, once: a second call reads what the first one wrote."""
+    """Say what is read, and score a run's model on the test split, once: a later call reads what was written."""
+    return score(path, console, aloud=True)
+
+
+def score(path: Path, console: Console, aloud: bool = False) -> Run:
+    """Do what `test` does; `aloud` says what is read, which a study says once for all its runs."""
     report = read_report(path)
     if report["test"] is not None:
         if _changed(path / "report.json") > _changed(path / "report.html"):  # killed before the page was drawn
@@ -188,6 +194,7 @@ def test(path: Path, console: Console) -> Run:
     watch = Watch(None, console)
     try:
         problem = build(place, opened, steps=1, training=settings.train, observer=watch)
+        watch.first = overview(opened, place.seed).lines() if aloud else []
         report["test"] = score_test(problem, place, opened)
         report["test_splits"] = test_splits(opened.source, opened.task)
     finally:
@@ -215,6 +222,8 @@ def _work(settings: Settings, path: Path, out: Path, opened: Opened, outside: Ou
     try:
         journal = Journal(meter, path / "stages", outside.save_every, watch.position, watch.rewind)
         watch.piece = lambda: journal.open or ""
+        data = overview(opened, settings.place.seed)
+        watch.first = [] if outside.patient else data.lines()
         problem = problem_of(settings, out, outside, opened, meter=meter, journal=journal, observer=watch)
         base = base_of(problem, opened)
         check_base(path / "stages" / "base.json", base)
@@ -231,6 +240,7 @@ def _work(settings: Settings, path: Path, out: Path, opened: Opened, outside: Ou
             ticket = settings.method.run(replace(problem, map=each), float(settings.amount.sparsity or 0.0))
         report = summary(settings, problem, ticket, opened, time.perf_counter() - began)
         report["notes"] |= {"doubts": doubts} if doubts else {}
+        report |= {"data": {"read": data.read, "notes": data.notes}}
         _save(path, settings, problem, opened, ticket, report)
         if outside.page:
             write_report(path)
@@ -247,7 +257,13 @@ def problem_of(settings: Settings, out: Path, outside: Outside, opened: Opened |
     problem = build(settings.place, opened, **given, **own)
     if settings.train.distill.teacher:
         patient = replace(outside, patient=True, workers=1, page=True)
-        problem = taught(problem, settings, opened, lambda dense: prune(dense, out, patient))
+
+        def draw(dense: Settings) -> Run:
+            if isinstance(watch := problem.observer, Watch):
+                watch.announce()
+            return prune(dense, out, patient)
+
+        return taught(problem, settings, opened, draw)
     return problem
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ class Watch:
 
     def __init__(self, log: Path | None, console: Console) -> None:
         self.log, self.console, self.piece = log, console, lambda: ""
+        self.first: Sequence[str] = ()  # lines to say when the first training or validation begins
         self._label, self._at, self._until, self._said = "", 0, 0, time.monotonic()
         columns = (TextColumn("{task.description:<22}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
                    TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
@@ -35,10 +36,17 @@ class Watch:
 
     def begin(self, label: str, step: int, until: int) -> None:
         """A training, or a validation, from `step` to `until` begins."""
+        self.announce()
         self._label, self._at, self._until = f"{self.piece() or ''} {label}".strip(), step, until
         if self._bars is not None and until > step:
             self._bars.start()
             self._task = self._bars.add_task(self._label, total=until, completed=step, note="")
+
+    def announce(self) -> None:
+        """Say the first lines, once."""
+        for line in self.first:
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.first = ()
 
     def step(self, record: Mapping[str, Any]) -> None:
         """One step is done."""

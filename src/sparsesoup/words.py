@@ -47,7 +47,10 @@ def duration(seconds: float) -> str:
 
 def noted(facts: Facts) -> tuple[list[str], dict[str, Any]]:
     """(what a run noted, in sentences; the notes that none of them is about)."""
-    found, others = [*taught(facts), *shared(facts)], {k: v for k, v in facts["notes"].items() if k != "stages"}
+    found, others = (
+        [*data_of(facts), *taught(facts), *shared(facts)],
+        {k: v for k, v in facts["notes"].items() if k != "stages"},
+    )
     for key, say in SENTENCES.items():
         if key in others:
             try:
@@ -56,6 +59,13 @@ def noted(facts: Facts) -> tuple[list[str], dict[str, Any]]:
                 continue  # of another form than ours: shown as it is
             del others[key]
     return found, others
+
+
+def data_of(facts: Facts) -> list[str]:
+    """What was read of the dataset, and what was noted of it."""
+    data = facts.get("data")
+    found = [*data.get("read", ()), *data.get("notes", ())] if isinstance(data, dict) else []
+    return [f"Data: {line}." for line in found]
 
 
 def taught(facts: Facts) -> list[str]:

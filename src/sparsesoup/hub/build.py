@@ -18,7 +18,6 @@ from sparsesoup.hub.kinds import AnyTask, Kind, find, kind_of, told
 from sparsesoup.hub.models import has_head, hollow_model, load_model
 from sparsesoup.hub.sources import Source, open_splits, open_test, training_splits
 from sparsesoup.hub.spans import Spans
-from sparsesoup.hub.tasks import Task
 from sparsesoup.hub.zero_shot import asked
 from sparsesoup.journal import Journal
 from sparsesoup.meter import Cost, Meter
@@ -26,7 +25,6 @@ from sparsesoup.problem import Observer, Problem, Silent, evaluate
 from sparsesoup.training import Training
 
 EPOCHS = 3.0  # where nobody says how long
-MOST_CLASSES = 20  # a label with more different numbers is hardly a class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +37,10 @@ class Place:
             (embedded).
         data_root: folder of named datasets; default the environment variable SPARSESOUP_DATA.
         dataset_config: configuration of a Hub dataset.
-        text_columns: the one or two columns to read (question, context for question answering); the one of images may
-            be named by --image-column; default found.
+        text_columns: the one or two columns to read, as A or as A,B or A B (question, context for question answering);
+            the one of images may be named by --image-column; default found.
         label_column: the column to predict; default found.
+        drop_unlabelled: leave out rows without a label (empty, NaN, or -1 among classes), which are refused else.
         max_length: tokens of a row at most; longer ones are cut, contexts of questions into windows; default 128, for
             question answering 384, or what the model takes.
         doc_stride: tokens that neighbouring windows of a long context share; default a third of max_length.
@@ -59,6 +58,7 @@ class Place:
     dataset_config: str | None = None
     text_columns: tuple[str, ...] | None = None
     label_column: str | None = None
+    drop_unlabelled: bool = False
     max_length: int | None = None
     doc_stride: int | None = None
     prompts: str | None = None
@@ -82,6 +82,7 @@ class Opened:
 def open_task(place: Place) -> Opened:
     """Find the dataset and its columns, and how the model is asked about them."""
     source = open_splits(place.dataset, data_root=place.data_root, config=place.dataset_config)
+    source = replace(source, drop_unlabelled=place.drop_unlabelled)
     task = find(source.train, source.name, place.text_columns, place.label_column, place.doc_stride)
     if isinstance(task, Images):
         kind = str(config_of(place.model, place.trust_remote_code).model_type)
@@ -93,21 +94,6 @@ def open_task(place: Place) -> Opened:
             f"{source.name} is not; leave them out"
         )
     return Opened(source, task)
-
-
-def doubt(opened: Opened) -> str:
-    """What a user may not have meant by the labels of a dataset; nothing where they are clear."""
-    task = opened.task
-    if not isinstance(task, Task) or task.labels:
-        return ""
-    found = opened.source.train.unique(task.label)
-    if len(found) > MOST_CLASSES or not all(value is not None and float(value).is_integer() for value in found):
-        return ""
-    shown = ", ".join(map(str, sorted(found)[:6]))
-    return (
-        f"column {task.label} holds whole numbers with a point ({shown}), so numbers are learnt (regression); for "
-        f"classes write 0, 1, 2, ... or words"
-    )
 
 
 def build(

@@ -1,6 +1,7 @@
 """A study from its recipe to its tables and page; or a table of runs that exist."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from rich.console import Console
 
 from sparsesoup.errors import UserError
 from sparsesoup.files import locked, remove, whole, write_json, write_text
+from sparsesoup.hub.build import open_task
+from sparsesoup.hub.overview import overview
 from sparsesoup.hub.sources import Source, open_splits
 from sparsesoup.show import REPORT, flat, read_report
 from sparsesoup.standing import check_data
@@ -55,8 +58,10 @@ def compare(
     _same_data(draws)
     with locked(folder / ".lock", patient=False):
         write_text(folder / "study.yaml", yaml.safe_dump(plan.recipe, sort_keys=False))
+        said: frozenset[str] = frozenset()
         for later in (False, True):  # tickets are drawn before others begin with them
             wave = [j for j in draws if bool(j.cell.needs) == later and _waits(j, retry_failed)]
+            said = _tell(wave, said, console)
             _do(wave, executor, console)
         drawn = records(draws)
         tests = [Job("test", j.cell, out, folder, threads) for j in draws if j.cell.key in drawn]
@@ -133,6 +138,15 @@ def _same_data(jobs: Sequence[Job]) -> None:
         if where not in sources:
             sources[where] = open_splits(place.dataset, data_root=place.data_root, config=place.dataset_config)
         check_data(job.run, facts, place.dataset, sources[where])
+
+
+def _tell(jobs: Sequence[Job], said: frozenset[str], console: Console) -> frozenset[str]:
+    """Say what is read of each dataset, once; the result is all that was said."""
+    places = {replace(job.cell.settings.place, model="", seed=0): job.cell.settings.place for job in jobs}
+    lines = [line for place in places.values() for line in overview(open_task(place), place.seed).lines()]
+    for line in dict.fromkeys(line for line in lines if line not in said):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return said.union(lines)
 
 
 def _other_length(record: Record, plan: Plan) -> str:

@@ -39,7 +39,8 @@ The exit code is 1 where cells failed.
 
 
 INSTEAD = "instead of the recipe's"
-OF_DATA = ("dataset_config", "text_columns", "image_column", "label_column", "prompts", "class_names")
+OF_DATA = ("dataset_config", "text_columns", "image_column", "label_column", "drop_unlabelled", "prompts",
+           "class_names")  # fmt: skip
 CHANGES = ("models", "datasets", "sparsities", "seeds", "steps", "epochs", "data_root", *OF_DATA)
 
 
@@ -90,7 +91,7 @@ def _recipe_flags(made: argparse.ArgumentParser) -> None:
     made.add_argument("--epochs", type=float, help=INSTEAD)
     made.add_argument("--data-root", help="folder of named datasets; default the variable SPARSESOUP_DATA")
     for key in OF_DATA:
-        made.add_argument(f"--{key.replace('_', '-')}", help=INSTEAD)
+        made.add_argument(f"--{key.replace('_', '-')}", nargs="+" if key == "text_columns" else None, help=INSTEAD)
 
 
 def _executor_flags(made: argparse.ArgumentParser) -> None:

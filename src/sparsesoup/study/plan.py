@@ -22,11 +22,11 @@ from sparsesoup.study.written import Levels, Table, Wrong, check_keys, place_of,
 
 LISTS = {"models": ["minilm"], "datasets": ["docstrings"], "sparsities": [0.9], "seeds": [0, 1, 2]}
 KEYS = (*LISTS, "methods", "budget", "train", "steps", "epochs", "dataset_config", "text_columns", "image_column",
-        "label_column", "max_length", "doc_stride", "prompts", "class_names", "data_root",
+        "label_column", "drop_unlabelled", "max_length", "doc_stride", "prompts", "class_names", "data_root",
         "trust_remote_code")  # fmt: skip
 OWN = ("name", "method", "train", "times", "steps", "epochs", "seeds", "sparsities", "from")  # settings of a row
-PLACED = ("train", *OWN[4:-1], "dataset_config", "text_columns", "image_column", "label_column", "max_length",
-          "doc_stride", "prompts", "class_names")  # of a dataset  # fmt: skip
+PLACED = ("train", *OWN[4:-1], "dataset_config", "text_columns", "image_column", "label_column", "drop_unlabelled",
+          "max_length", "doc_stride", "prompts", "class_names")  # of a dataset  # fmt: skip
 OTHER = {"steps": "epochs", "epochs": "steps",  # two ways to say the same
          "text_columns": "image_column", "image_column": "text_columns"}  # fmt: skip
 NO_DISTILL: tuple[Any, ...] = (None, {}, {"teacher": ""}, {"teacher": None})  # of a row or dataset

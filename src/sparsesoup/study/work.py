@@ -13,7 +13,8 @@ from rich.console import Console
 
 from sparsesoup.errors import UserError
 from sparsesoup.files import read_table, remove, write_json
-from sparsesoup.run import Outside, masks_of, prune, test
+from sparsesoup.run import Outside, masks_of, prune
+from sparsesoup.run import score as test
 from sparsesoup.show import read_report
 from sparsesoup.study.cell import Cell
 from sparsesoup.threads import check_threads
