@@ -58,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except UserError as error:
-        return _say(str(error))
+        from sparsesoup.parser import as_settings
+
+        return _say(as_settings(given[0], str(error)))
     except Exception as error:
         if _is_disk_full(error):
             where = getattr(error, "filename", None) or "while writing"

@@ -43,7 +43,9 @@ def read(arguments: Sequence[str]) -> tuple[Path, str, Path, dict[str, Any], boo
     known = {f.name for f in fields(FORMATS[to].format)}
     if foreign := sorted(given.keys() - known):
         owners = [name for name, row in FORMATS.items() if foreign[0] in {f.name for f in fields(row.format)}]
-        raise UserError(f"--{foreign[0]} is a setting of --to {' and '.join(owners)}, not of {to}; leave it out")
+        raise UserError(
+            f"--{foreign[0].replace('_', '-')} is a setting of --to {' and '.join(owners)}, not of {to}; leave it out"
+        )
     return run, to, out, given, verify
 
 

@@ -40,6 +40,28 @@ def _load(text: str) -> Any:
 set_loader(MODE, _load, (yaml.YAMLError,))
 
 
+DATA = ("text-columns", "image-column", "label-column", "drop-unlabelled", "data-root", "dataset-config", "max-length",
+        "doc-stride", "prompts", "class-names")  # flags of prune that say how data are read  # fmt: skip
+
+
+def as_settings(command: str, message: str) -> str:
+    """A message with flags of prune called as recipes call them, for a command that reads a recipe and lacks the flag.
+
+    >>> as_settings("test", "correct `--data-root`"), as_settings("prune", "correct `--data-root`")
+    ('correct `data_root`', 'correct `--data-root`')
+    """
+    own: set[str] = set()
+    if command == "compare":
+        from sparsesoup.study.flags import parser
+
+        own = {*parser()._option_string_actions}
+    elif command not in ("test", "export"):  # they read the run.yaml of the run
+        return message
+    names = "|".join([*DATA, *([r"(?:train|method)\.[\w.-]*\w"] if own else [])])
+    flags = re.compile(rf"(?<![\w-])--({names})(?![\w-])")
+    return flags.sub(lambda found: found[0] if found[0] in own else found[1].replace("-", "_"), message)
+
+
 class OneLine(argparse.ArgumentParser):
     """argparse's parser for commands whose flags are no settings of a run."""
 
@@ -63,13 +85,21 @@ class Parser(ArgumentParser):
         unknown = re.search(r"unrecognized arguments: (--\S+)", text, re.IGNORECASE)
         if unknown:
             flag = unknown.group(1).split("=")[0].replace("_", "-")
-            flags = [o.replace("_", "-") for a in self._actions for o in a.option_strings if o.startswith("--")]
+            flags = self.flags()
             near = difflib.get_close_matches(flag, flags, n=3, cutoff=0.5)
-            own = [f for f in flags if f.startswith("--method.") and not f.endswith(".help")]
+            own = [f for f in flags if f.startswith("--method.")]
             hint = f"did you mean {' or '.join(near)}?" if near else "see --help"
             listed = f" (the method has {', '.join(own)})" if flag.startswith("--method.") and own else ""
             text = f"unknown setting {flag}; {hint}{listed}"
         raise UserError(self._plainer(text)) from ex
+
+    def flags(self) -> list[str]:
+        """All flags as a user writes them, without those for groups of flags that jsonargparse adds."""
+        shown = [
+            action for action in self._actions if action.help != argparse.SUPPRESS and action.dest != "print_shtab"
+        ]
+        found = [flag.replace("_", "-") for action in shown for flag in action.option_strings if flag.startswith("--")]
+        return [*found, *(["--image-column"] if "--text-columns" in found else [])]
 
     def _plainer(self, text: str) -> str:
         """What jsonargparse says, in the words of a user."""

@@ -1,0 +1,125 @@
+"""Every flag that a message names is one that its command takes."""
+
+import argparse
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import sparsesoup
+from sparsesoup import cli, exporting, pushing
+from sparsesoup.errors import UserError
+from sparsesoup.hub.build import Place
+from sparsesoup.measuring import command as measuring
+from sparsesoup.methods import METHODS
+from sparsesoup.parser import DATA, as_settings
+from sparsesoup.recipe import parser_for, read
+from sparsesoup.study import flags as study
+
+ROOT = Path(sparsesoup.__file__).parent
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9_.-]*(?![\w\0{])")
+OTHERS = {"--force-reinstall", "--head", "--font"}  # of pip and ray; a property of the page's style
+APPLY = {"--model", "--out", "--other-weights"}
+
+
+def flags_of(parser: argparse.ArgumentParser) -> set[str]:
+    return {flag for action in parser._actions for flag in action.option_strings}
+
+
+PRUNE = set().union(*(parser_for(name).flags() for name in METHODS))
+COMMANDS = {
+    "prune": PRUNE,
+    "compare": flags_of(study.parser()),
+    "export": flags_of(exporting.parser()),
+    "measure": flags_of(measuring.parser()),
+    "push": flags_of(pushing.parser()),
+    "apply": APPLY,
+    "test": {"--help"},
+}
+
+
+def texts(node: ast.AST) -> Iterator[str]:
+    """Every string below a node but documentation; what an f-string fills in is a NUL."""
+    if isinstance(node, ast.JoinedStr):
+        yield "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+    for child in ast.iter_child_nodes(node):
+        yield from texts(child)
+
+
+def named(path: Path) -> set[str]:
+    """The flags that the strings of a module name."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
+            node.body = node.body[1:]
+    return {flag.rstrip(".-") for text in texts(tree) for flag in FLAG.findall(text)}
+
+
+def test_every_flag_that_a_message_names_exists():
+    known = {flag.replace("_", "-") for flag in set().union(*COMMANDS.values())} | {"--version", "--method", "--train"}
+    found = {path.relative_to(ROOT).as_posix(): named(path) for path in ROOT.rglob("*.py")}
+    assert "--text-columns" in found["hub/tasks.py"]
+    strange = {
+        name: bad
+        for name, flags in found.items()
+        if (bad := {flag for flag in flags if flag.replace("_", "-") not in known | OTHERS})
+    }
+    assert strange == {}
+
+
+@pytest.mark.parametrize(
+    ("folder", "command"),
+    [("study", "compare"), ("measuring", "measure"), ("exports", "export"), ("pushing.py", "push")],
+)
+def test_a_command_names_its_own_flags(folder, command):
+    """And those of prune where it says so: `sparsesoup prune`."""
+    for path in [ROOT / folder] if folder.endswith(".py") else (ROOT / folder).rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        others = {flag for flag in named(path) if flag not in COMMANDS[command] | OTHERS}
+        prunes = {
+            flag for line in re.findall(r"sparsesoup prune[^`]*`|as --train", text) for flag in FLAG.findall(line)
+        }
+        assert others <= prunes | {"--train", "--data-root"}, path
+
+
+@pytest.mark.parametrize(
+    "wrong", ["--trian", "--train.help", "--methods", "--print", "--methd.scope", "--train.distil"]
+)
+def test_a_flag_that_is_suggested_is_a_flag(wrong):
+    shown = {word for word in re.split(r"[\s\[\]]+", parser_for("isp").format_help()) if word.startswith("--")}
+    with pytest.raises(UserError, match="unknown setting") as error:
+        read(["isp", f"{wrong}=1"])
+    near = re.search(r"did you mean (.*?)\?", str(error.value))
+    assert near
+    assert {*near[1].split(" or ")} <= shown | {"--image-column"}
+
+
+def test_the_column_of_images_is_suggested():
+    with pytest.raises(UserError, match="did you mean --image-column "):
+        read(["isp", "--image-colum=x"])
+
+
+def test_commands_without_a_flag_call_the_setting_as_a_recipe_does():
+    own = {f.name for f in fields(Place)} - {"model", "dataset", "seed", "trust_remote_code"} | {"image_column"}
+    assert {name.replace("-", "_") for name in DATA} == own
+    said = "say --max-length 8, --label-column x, --train.learning-rate 1 or --method.scope 2:4; drop --force-reinstall"
+    assert as_settings("prune", said) == as_settings("apply", said) == said
+    assert as_settings("compare", said) == said.replace("--max-length", "max_length").replace(
+        "--train.learning-rate", "train.learning_rate"
+    ).replace("--method.", "method.")
+    assert as_settings("test", said) == said.replace("--max-length", "max_length").replace("--label-c", "label_c")
+
+
+def test_the_command_line_does_so(tmp_path, capsys):
+    recipe = tmp_path / "study.yaml"
+    recipe.write_text("models: minilm\nmethods: [dense]\nsteps: 1\nmax_length: 4000\n")
+    assert cli.main(["compare", "--config", str(recipe), "--out", str(tmp_path / "runs")]) == 2
+    said = capsys.readouterr().err
+    assert "line 4" in said
+    assert "say max_length" in said
+    assert "--max-length" not in said
