@@ -280,3 +280,13 @@ def test_columns_that_may_be_meant_are_named():
         find_task(rows, "set")
     with pytest.raises(UserError, match=r"2 columns that may be the label \(label, target\)"):
         find_task(rows.add_column("target", [1, 0, 1] * 3), "set")
+
+
+def test_names_of_classes_command_no_terminal_and_break_no_line(place, tmp_path, capsys):
+    rows = list(zip(distinct(40), ["bad\x1b[31m", "good\nnote: all is well"] * 20, strict=True))
+    write_rows(tmp_path / "set" / "train.csv", ("text", "label"), rows)
+    line = ["prune", "magnitude", "--dataset", str(tmp_path / "set"), "--model", str(place / "bert"), "--steps", "1"]
+    assert main([*line, "--out", str(tmp_path / "runs")]) == 0
+    said = capsys.readouterr().err
+    assert "\x1b[31m" not in said
+    assert r"2 classes (bad\x1b[31m, good\nnote: all is well)" in said

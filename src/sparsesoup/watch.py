@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from sparsesoup.escaping import printable
+
 PIPE_EVERY = 15.0  # seconds between lines where no bar can be drawn
 
 
@@ -45,7 +47,7 @@ class Watch:
     def announce(self) -> None:
         """Say the first lines, once."""
         for line in self.first:
-            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self.console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
         self.first = ()
 
     def step(self, record: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ import yaml
 from rich.console import Console
 
 from sparsesoup.errors import UserError
+from sparsesoup.escaping import printable
 from sparsesoup.files import locked, remove, whole, write_json, write_text
 from sparsesoup.hub.build import open_task
 from sparsesoup.hub.overview import overview
@@ -145,7 +146,7 @@ def _tell(jobs: Sequence[Job], said: frozenset[str], console: Console) -> frozen
     places = {replace(job.cell.settings.place, model="", seed=0): job.cell.settings.place for job in jobs}
     lines = [line for place in places.values() for line in overview(open_task(place), place.seed).lines()]
     for line in dict.fromkeys(line for line in lines if line not in said):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
     return said.union(lines)
 
 
