@@ -31,6 +31,7 @@ FLOORS: list[set[str]] = [
         "watch",
         "teacher",
         "run",
+        "outside",
         "standing",
         "report",
         "show",

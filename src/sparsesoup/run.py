@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from rich.text import Text
 
 from sparsesoup import masks as algebra
 from sparsesoup.errors import UserError
-from sparsesoup.files import locked, make_folder, remove, whole, write_json, write_text
+from sparsesoup.files import locked, remove, whole, write_json, write_text
 from sparsesoup.hub.build import Opened, build, open_task, score_test
 from sparsesoup.hub.checkpoint import load_reader
 from sparsesoup.hub.kinds import kind_of
@@ -26,6 +25,7 @@ from sparsesoup.journal import JOURNAL, Journal
 from sparsesoup.meter import Meter
 from sparsesoup.methods import TABLE
 from sparsesoup.methods.known import FromTicket
+from sparsesoup.outside import Outside
 from sparsesoup.problem import Problem
 from sparsesoup.recipe import Settings, dump, read
 from sparsesoup.report import write_report
@@ -48,37 +48,6 @@ class Run:
 
     path: Path
     report: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Outside:
-    """What has no part in a run's result.
-
-    Args:
-        console: where progress is shown.
-        save_every: seconds between saves at the least.
-        shelf: folder of trainings that runs have in common; None shares none.
-        patient: wait for another process that works on the same run, instead of refusing.
-        workers: processes over which the weak masks of a run are spread; 1 draws them in this one.
-        page: draw report.html at the end; a study leaves it to the test, which has to draw it anyway.
-    """
-
-    console: Console
-    save_every: float = 30.0
-    shelf: Path | None = None
-    patient: bool = False
-    workers: int = 1
-    page: bool = True
-
-    def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise UserError(f"--workers is at least 1, got {self.workers}")
-        if not self.save_every >= 0:
-            raise UserError(f"save_every is a number of seconds, 0 or more, got {self.save_every}")
-        if self.shelf is not None:
-            make_folder(self.shelf, "--shelf")
-            if not os.access(self.shelf, os.W_OK):
-                raise UserError(f"the shelf {self.shelf} cannot be written to; give another --shelf")
 
 
 def prune(settings: Settings, out: Path, outside: Outside, within: Path | None = None) -> Run:
