@@ -25,7 +25,7 @@ from sparsesoup.patterns import Block
 from sparsesoup.problem import Problem
 from sparsesoup.state import TrainState
 from sparsesoup.ticket import Ticket
-from sparsesoup.train import train
+from sparsesoup.train import Protocol, train
 
 STEPS = 240
 LONG: dict[str, Method] = {
@@ -45,6 +45,7 @@ STEPPED: dict[str, tuple[int, dict[str, Any]]] = {  # steps and settings in whic
     "imp-rewind": (40, {"cut": 0.5}),
     "lr-rewind": (40, {"cut": 0.5}),
     "isp": (60, {}),
+    "isp afresh": (60, {"moments": "fresh", "merge": "intersection", "protocols": (Protocol(rate=(0.0, 10.0)),)}),
     "isp-paper": (60, {"stage": 0.05, "cut": 0.4, "weak_steps": 2}),
     "isp-code": (60, {"stage": 0.2, "cut": 0.3}),
     "gmp-star": (60, {}),
@@ -132,8 +133,8 @@ def test_a_run_that_dies_at_any_step_resumes_to_the_bit(
 ) -> None:
     """Every eleventh forward kills it, so that the end falls into every kind of piece."""
     always(monkeypatch)
-    steps, short = STEPPED[name]
-    method, sparsity, count = replace(METHODS[name], **short), 0.0 if TABLE[name].dense else 0.6, 0
+    (steps, short), kind = STEPPED[name], name.partition(" ")[0]
+    method, sparsity, count = replace(METHODS[kind], **short), 0.0 if TABLE[kind].dense else 0.6, 0
 
     def predict(model: nn.Module, batch: Batch) -> Tensor:
         nonlocal count

@@ -18,6 +18,7 @@ PLAINER = (  # what jsonargparse says -> what is said
     (r"<class '(\w+)'>", r"\1"),
     (r"Expected a (?:typing\.)?Literal\[(.+?)\]", r"Expected one of \1"),
     (r", NoneType\b", " or null"),
+    (r", tuple\[float, float\]", " or two as [low, high]"),
 )  # fmt: skip
 MODE = "sparsesoup"  # how values of flags are read, and the files that they name
 

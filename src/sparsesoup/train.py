@@ -15,7 +15,7 @@ from sparsesoup.errors import UserError
 from sparsesoup.masks import apply_, sparsity
 from sparsesoup.meter import Cost
 from sparsesoup.problem import Problem, charge, timed, to_device
-from sparsesoup.rng import fold, sow
+from sparsesoup.rng import fold, generator, sow
 from sparsesoup.state import TrainState
 
 # Without gradient and moments these leave a zero at zero, decay included: no pass over the weights is needed.
@@ -30,24 +30,43 @@ class Protocol:
     """How a short run differs from the main one; None leaves a setting as it is.
 
     Args:
-        rate: factor on the main run's learning rate at that moment.
+        rate: factor on the main run's learning rate at that moment; or two, between which each run draws its own.
         weight_decay: decay of matrices.
         dropout: probability of every dropout of the model.
         share: share of the training rows it sees, drawn anew for each run.
     """
 
-    rate: float = 1.0
+    rate: float | tuple[float, float] = 1.0
     weight_decay: float | None = None
     dropout: float | None = None
     share: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rate < math.inf or not 0 < self.share <= 1:
-            raise UserError(f"a protocol has rate >= 0 and share in (0, 1], got {self.rate} and {self.share}")
+        low, high = self._range()
+        if not 0 <= low <= high < math.inf or not 0 < self.share <= 1:
+            raise UserError(
+                f"a protocol has rate >= 0 (or two of them, the lower one first) and share in (0, 1], "
+                f"got {self.rate} and {self.share}"
+            )
         if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:
             raise UserError(f"weight_decay of a protocol is a number of at least 0, got {self.weight_decay}")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise UserError(f"dropout of a protocol lies in [0, 1), got {self.dropout}")
+
+    def factor(self, seed: int, *path: object) -> float:
+        """Return the factor on the learning rate of one run, drawn uniformly if it is given as a range.
+
+        Args:
+            seed, path: of the run; the same ones draw the same factor.
+
+        >>> Protocol(rate=2.0).factor(0, "weak", 1)
+        2.0
+        """
+        low, high = self._range()
+        return low + (high - low) * float(torch.rand((), dtype=torch.float64, generator=generator(seed, "rate", *path)))
+
+    def _range(self) -> tuple[float, float]:
+        return (self.rate, self.rate) if isinstance(self.rate, (int, float)) else self.rate
 
 
 def train(

@@ -69,7 +69,7 @@ class Row:
     fixed: tuple[str, ...] = ()
 
 
-SOUP = ("weak_masks", "look_ahead", "budget", "protocols")
+SOUP = ("weak_masks", "look_ahead", "budget", "protocols", "moments", "merge")
 
 # fmt: off
 TABLE: dict[str, Row] = {

@@ -83,7 +83,7 @@ class InstantModelSoup:
 
     def _look(self, problem: Problem, state: TrainState, steps: int, number: int) -> None:
         protocol = self.protocols[number % len(self.protocols)]
-        rate = scaled(problem.rate(steps), protocol.rate)
+        rate = scaled(problem.rate(steps), protocol.factor(problem.seed, "weak", number))
         train(state, problem, steps, stream=("weak", number), rate=rate, label="weak", protocol=protocol)
 
     def _mix(self, problem: Problem, state: TrainState, number: int) -> None:

@@ -5,8 +5,10 @@ from typing import Literal
 
 from sparsesoup.errors import UserError
 from sparsesoup.forks import Tensors
-from sparsesoup.methods.weak import consensus, look_ahead, serve, vote
-from sparsesoup.patterns import Structure
+from sparsesoup.masks import Masks
+from sparsesoup.masks import sparsity as sparsity_of
+from sparsesoup.methods.weak import Moments, consensus, look_ahead, serve, superpose, vote
+from sparsesoup.patterns import Pattern, Structure
 from sparsesoup.problem import Problem, need_fit
 from sparsesoup.schedules import Cubic, Decay
 from sparsesoup.scores import magnitude
@@ -28,8 +30,8 @@ PROTOCOLS = (
 class InstantSoup:
     """Stages of training, weak masks and their consensus, then a finish at constant sparsity. Jaiswal et al. 2023.
 
-    Every stage ends exactly at its target: kept are the weights with most votes, then with the largest mean look-ahead
-    magnitude. The look-ahead weights are thrown away; the main run goes on, never rewound.
+    By default every stage ends exactly at its target: kept are the weights with most votes, then with the largest mean
+    look-ahead magnitude. The look-ahead weights are thrown away; the main run goes on, never rewound.
 
     Args:
         stages: how often it prunes; the targets rise on a cubic curve.
@@ -37,7 +39,10 @@ class InstantSoup:
         look_ahead: steps of each, as a share of T.
         finish: share of the main steps after the last pruning.
         budget: charged (main and weak steps together are T) or extra (the main run has T, weak steps come on top).
-        protocols: how the weak runs differ; taken in turn.
+        protocols: how the weak runs differ; taken in turn. A rate of two numbers is drawn between them for each run.
+        moments: of the weak runs' optimizer, inherited from the main run or fresh.
+        merge: of the weak masks; votes (exactly at the target), union (what any of them keeps, so a stage removes less)
+            or intersection (what all keep, so it removes more); the last stage goes by votes, exactly to the sparsity.
         structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
     """
 
@@ -47,6 +52,8 @@ class InstantSoup:
     finish: float = 0.5
     budget: Literal["charged", "extra"] = "charged"
     protocols: tuple[Protocol, ...] = PROTOCOLS
+    moments: Moments = "inherited"
+    merge: Literal["votes", "union", "intersection"] = "votes"
     structure: Structure = "weights"
 
     def __post_init__(self) -> None:
@@ -70,7 +77,7 @@ class InstantSoup:
             target, piece = plan.at(i + 1, sparsity), f"stage-{i + 1}"
             problem.journal.piece(f"{piece}-train", state, train_to, state, problem, at, rate)
             vote(problem, state, piece, self._look, [(target, rate, i, j) for j in range(self.weak_masks)])
-            problem.journal.piece(f"{piece}-soup", state, self._soup, state, target)
+            problem.journal.piece(f"{piece}-soup", state, self._soup, state, target, sparsity)
         problem.journal.piece("finish", state, train_to, state, problem, main, rate)
         return problem.ticket(state, budget=self.budget, weak_share=weak / problem.steps)
 
@@ -84,14 +91,21 @@ class InstantSoup:
         return steps if steps[0] >= 1 and steps[-1] < main and len(set(steps)) == self.stages else []
 
     def _look(self, problem: Problem, state: TrainState, target: float, rate: Decay, i: int, j: int) -> Tensors:
-        steps, protocol, now = max(1, round(self.look_ahead * problem.steps)), self._protocol(i, j), rate(state.step)
-        pattern = grouping(state.targets, self.structure)
-        return look_ahead(problem, state, steps, target, protocol, lambda step: protocol.rate * now, (i, j), pattern)
+        steps, protocol = max(1, round(self.look_ahead * problem.steps)), self.protocols[j % len(self.protocols)]
+        now, pattern = protocol.factor(problem.seed, "weak", i, j) * rate(state.step), self._pattern(state)
+        goal = max(target, sparsity_of(state.masks))  # an intersection may have gone beyond it
+        return look_ahead(problem, state, steps, goal, protocol, lambda step: now, (i, j), pattern, self.moments)
 
-    def _protocol(self, stage: int, number: int) -> Protocol:
-        return self.protocols[number % len(self.protocols)]
+    def _soup(self, state: TrainState, target: float, final: float) -> None:
+        serve(state, self.weak_masks, self._merged(state, target, final), self._pattern(state))
 
-    def _soup(self, state: TrainState, target: float) -> None:
-        pattern = grouping(state.targets, self.structure)
-        plain = keep(magnitude(state.params()), target, pattern=pattern, within=state.masks)
-        serve(state, self.weak_masks, consensus(state, target, pattern) if self.weak_masks else plain, pattern)
+    def _merged(self, state: TrainState, target: float, final: float) -> Masks:
+        pattern = self._pattern(state)
+        if not self.weak_masks:
+            return keep(magnitude(state.params()), target, pattern=pattern, within=state.masks)
+        if self.merge == "votes" or target == final:
+            return consensus(state, target, pattern)
+        return superpose(state, self.merge, self.weak_masks, final, pattern)
+
+    def _pattern(self, state: TrainState) -> Pattern:
+        return grouping(state.targets, self.structure)

@@ -72,8 +72,8 @@ class InstantSoupPaper:
     def _look(
         self, problem: Problem, state: TrainState, goal: float, protocol: Protocol, rate: Decay, path: tuple[int, int]
     ) -> Tensors:
-        now = rate(state.step)
-        return look_ahead(problem, state, self.weak_steps, goal, protocol, lambda step: protocol.rate * now, path)
+        now = protocol.factor(problem.seed, "weak", *path) * rate(state.step)
+        return look_ahead(problem, state, self.weak_steps, goal, protocol, lambda step: now, path)
 
     def _soup(self, state: TrainState, goal: float) -> None:
         scores = magnitude(state.params())

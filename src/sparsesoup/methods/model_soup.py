@@ -51,7 +51,7 @@ class ModelSoup:
 
     def _member(self, problem: Problem, state: TrainState, number: int) -> None:
         protocol = self.protocols[number % len(self.protocols)]
-        rate = scaled(problem.rate(), protocol.rate)
+        rate = scaled(problem.rate(), protocol.factor(problem.seed, "member", number))
         train(state, problem, problem.steps, stream=("member", number), rate=rate, protocol=protocol)
         problem.journal.store(f"member-{number}", weights(state.model))
         state.notes.setdefault("soup", {"members": [], "taken": []})["members"].append(soups.score(problem, state))

@@ -77,13 +77,13 @@ class SparseModelSoup:
         state.step = problem.steps - steps
 
     def _retrain(self, problem: Problem, state: TrainState, steps: int, phase: int, number: int) -> None:
-        protocol = self.protocols[number % len(self.protocols)]
-        rate = self._rate(problem, steps, protocol)
-        train(state, problem, steps, stream=("phase", phase, "member", number), rate=rate, protocol=protocol)
+        protocol, stream = self.protocols[number % len(self.protocols)], ("phase", phase, "member", number)
+        rate = self._rate(problem, steps, protocol.factor(problem.seed, *stream))
+        train(state, problem, steps, stream=stream, rate=rate, protocol=protocol)
         problem.journal.store(f"member-{phase}-{number}", weights(state.model))
 
-    def _rate(self, problem: Problem, steps: int, protocol: Protocol) -> Rate:
-        begin, rate = problem.steps - steps, scaled(problem.rate(steps), protocol.rate)
+    def _rate(self, problem: Problem, steps: int, factor: float) -> Rate:
+        begin, rate = problem.steps - steps, scaled(problem.rate(steps), factor)
         return lambda step: rate(step - begin)
 
     def _soup(self, problem: Problem, state: TrainState, phase: int) -> None:

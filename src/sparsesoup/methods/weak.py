@@ -1,7 +1,7 @@
 """Weak masks: short noisy trainings from where the main run is, and the consensus of the masks they give."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -13,6 +13,9 @@ from sparsesoup.scores import magnitude
 from sparsesoup.select import keep
 from sparsesoup.state import TrainState
 from sparsesoup.train import Protocol, Rate, train
+
+Moments = Literal["inherited", "fresh"]
+Sets = Literal["union", "intersection"]
 
 
 def vote(problem: Problem, state: TrainState, piece: str, work: Work, tasks: Sequence[tuple[Any, ...]]) -> None:
@@ -31,11 +34,14 @@ def look_ahead(
     rate: Rate,
     path: tuple[object, ...],
     pattern: Pattern = Element,
+    moments: Moments = "inherited",
 ) -> Tensors:
     """A weak mask, and the |theta| it was drawn from, at the end of a short training that uses up the state.
 
-    Jaiswal et al. 2023, sec. 3. Moments are inherited from the main run.
+    Jaiswal et al. 2023, sec. 3. The optimizer goes on with the moments of the main run, or starts afresh.
     """
+    if moments == "fresh":
+        state.forget_()
     train(state, problem, steps, stream=("weak", *path), rate=rate, label="weak", protocol=protocol)
     look = magnitude(state.params())
     mask = keep(look, target, pattern=pattern, within=state.masks)
@@ -63,6 +69,16 @@ def consensus(state: TrainState, target: float, pattern: Pattern = Element) -> M
     votes = {name: state.memory[f"votes/{name}"] for name in state.targets}
     look = {name: state.memory[f"look/{name}"] for name in state.targets}
     return keep(votes, target, then=look, pattern=pattern, within=state.masks)
+
+
+def superpose(state: TrainState, how: Sets, voters: int, most: float, pattern: Pattern = Element) -> Masks:
+    """What any of the weak masks keeps (union), or what all of them keep (intersection).
+
+    Args:
+        most: the largest sparsity that may result; where the set is sparser, the consensus at that sparsity is given.
+    """
+    found = count_votes(state, 1 if how == "union" else voters)
+    return found if sparsity(found) <= most else consensus(state, most, pattern)
 
 
 def serve(state: TrainState, voters: int, masks: Masks, pattern: Pattern = Element) -> None:
