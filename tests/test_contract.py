@@ -350,9 +350,14 @@ def test_a_setting_that_is_no_finite_number_is_refused(name: str, setting: str, 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("setting", [{"warmup": -3}, {"near": -0.5}])
+@pytest.mark.parametrize(
+    "setting", [{"warmup": -3}, {"near": -0.5}, {"warmup": 1000}, {"schedule": 500}, {"protocols": ()}]
+)
 def test_a_published_isp_that_cannot_be_is_refused(setting: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"isp-code needs .* near in \[0, 1\), .* warmup >= 0, got"):
+    with pytest.raises(
+        UserError,
+        match=r"isp-code needs .* near in \[0, 1\), .* warmup >= 0, schedule > warmup .*, got stage 0.5, weak",
+    ):
         replace(METHODS["isp-code"], **setting)
 
 

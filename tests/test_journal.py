@@ -48,6 +48,8 @@ STEPPED: dict[str, tuple[int, dict[str, Any]]] = {  # steps and settings in whic
     "isp afresh": (60, {"moments": "fresh", "merge": "intersection", "protocols": (Protocol(rate=(0.0, 10.0)),)}),
     "isp-paper": (60, {"stage": 0.05, "cut": 0.4, "weak_steps": 2}),
     "isp-code": (60, {"stage": 0.2, "cut": 0.3}),
+    "isp-code growing": (60, {"stage": 0.1, "cut": 0.3, "growing": True, "warmup": 1}),
+    "isp-code wide": (60, {"stage": 0.2, "warmup": 1, "merge": "intersection", "protocols": (Protocol(rate=(0, 10)),)}),
     "gmp-star": (60, {}),
     "gradual": (60, {}),
     "early-bird": (60, {"threshold": 0.0, "search": 0.4}),

@@ -336,13 +336,6 @@ def test_the_union_of_isps_code_removes_no_more_than_its_members() -> None:
     assert ticket.cost["weak"]["steps"] == len(stages) * 4 * 5
 
 
-def test_the_weak_runs_of_isps_code_differ_in_their_rows_alone_and_begin_a_warm_up_anew() -> None:
-    watch = Watch()
-    CODE.run(tiny(observer=watch), 0.6)
-    rates = watch.curve("rate", "weak")
-    assert rates == pytest.approx([1e-2 * (i + 1) / 5 for i in range(5)] * (len(rates) // 5))
-
-
 def test_patterns_and_scopes_reach_the_masks() -> None:
     rows = OneShot(pattern=Row).run(tiny(), 0.5)
     assert all((m.all(1) | ~m.any(1)).all() for m in rows.masks.values())

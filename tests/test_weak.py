@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from conftest import Watch, same, tiny
+from reference import isp_code as twin
 from sparsesoup import masks as algebra
 from sparsesoup import recipe
 from sparsesoup.errors import UserError
@@ -23,6 +24,7 @@ from sparsesoup.state import TrainState
 from sparsesoup.train import Protocol, train
 from sparsesoup.training import Training
 
+CODE: dict[str, Any] = {"stage": 0.2, "weak": 0.4, "cut": 0.2, "warmup": 4, "schedule": 40}
 WIDE = (Protocol(rate=(5.0, 20.0)),)
 
 
@@ -51,11 +53,7 @@ def test_a_weak_run_with_fresh_moments_begins_with_the_step_of_a_fresh_optimizer
     problem = still()
     state, look = fork(problem, "fresh")
     model = copy.deepcopy(state.model).train()
-    groups = [
-        {"params": [p for p in model.parameters() if (p.dim() > 1) == decays], "weight_decay": 0.1 * decays}
-        for decays in (True, False)
-    ]
-    optimizer = torch.optim.AdamW(groups, 3e-3)
+    optimizer = twin.optimizer_of(model, 3e-3, 0.1)
     rows = next(problem.train.batches(16, 10, problem.seed, "weak", 0))
     batch = problem.train.batch(rows)
     cross_entropy(model(batch["x"]), batch["labels"]).backward()
@@ -97,6 +95,7 @@ def test_a_range_of_rates_is_drawn_from_by_seed_and_run() -> None:
 PAIRS: dict[str, dict[str, Any]] = {
     "isp": {"stages": 2, "weak_masks": 3, "look_ahead": 0.02},
     "isp-paper": {"stage": 0.05, "cut": 0.4, "weak_masks": 3, "weak_steps": 2},
+    "isp-code": CODE | {"weak_masks": 3, "warmup": 0, "near": 0.0},
     "model-soup": {},
     "instant-model-soup": {},
     "sparse-model-soup": {"phases": 2, "retrain": 0.2},
@@ -167,6 +166,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("isp", {"stages": 3, "moments": "fresh"}),
     ("isp", {"stages": 3, "moments": "fresh", "merge": "intersection", "protocols": WIDE}),
     ("isp", {"stages": 3, "merge": "union", "protocols": WIDE}),
+    ("isp-code", CODE | {"merge": "intersection", "protocols": WIDE, "rate_of": "peak"}),
+    ("isp-code", CODE | {"stage": 0.075, "growing": True, "warmup": 1}),
 ]
 
 

@@ -1,17 +1,20 @@
 """Instant Soup Pruning as its paper says it, and as its released code does it: for reference, not recommended."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
+from typing import Literal
 
 from sparsesoup.errors import UserError
 from sparsesoup.forks import Tensors
-from sparsesoup.masks import Masks, union
 from sparsesoup.masks import sparsity as sparsity_of
-from sparsesoup.methods.weak import count_votes, look_ahead, serve, vote
+from sparsesoup.masks import union
+from sparsesoup.methods.weak import Sets, count_votes, look_ahead, serve, superpose, vote
 from sparsesoup.problem import Problem, need_steps
 from sparsesoup.schedules import Decay, geometric
 from sparsesoup.scores import magnitude
-from sparsesoup.select import keep
+from sparsesoup.select import check_sparsity, keep
 from sparsesoup.state import TrainState
 from sparsesoup.ticket import Ticket
 from sparsesoup.train import Protocol, train, train_to
@@ -83,82 +86,112 @@ class InstantSoupPaper:
 
 @dataclass(frozen=True, kw_only=True)
 class InstantSoupCode:
-    """ISP as the released scripts do it: weak runs differ in their rows alone and sit in a warm-up; union as it is.
+    """ISP as the released scripts do it: weak runs with a fresh optimizer that sit in a warm-up; their union as it is.
 
-    The union stands without adjustment, so a stage removes less than its members; within five points of the target one
-    one-shot pruning does the rest. Weak steps come on top of T.
+    The defaults are those of the script whose weak runs differ in their rows alone; the settings give the other ones.
+    The merged masks stand without adjustment. Within five points of the target the stages end: after one more of the
+    main run one one-shot pruning does the rest. Weak steps come on top of T.
 
     Args:
         stage: epochs of the main run a stage.
+        growing: stage i trains (i + 1) times as long, an epoch at most.
         weak: epochs of each weak run.
         cut: share of the remaining weights that a weak mask removes.
         weak_masks: weak masks a stage.
         near: sparsity below the target at which the stages end.
-        warmup: steps of the warm-up that each weak run begins anew.
+        warmup: steps of the warm-up from 0 that each weak run begins anew.
+        schedule: steps after which the rate of a weak run is back at 0; beyond them it stands still.
+        protocols: how the weak runs differ; taken in turn. A rate of two numbers is drawn between them for each run.
+        rate_of: what a protocol's rate is a factor on: the main run's learning rate now, or its peak.
+        merge: union (what any weak mask keeps) or intersection (what all of them keep).
     """
 
     stage: float = 0.5
+    growing: bool = False
     weak: float = 0.1
     cut: float = 0.1
     weak_masks: int = 5
     near: float = 0.05
     warmup: int = 500
+    schedule: int = 1000
+    protocols: tuple[Protocol, ...] = (Protocol(),)
+    rate_of: Literal["now", "peak"] = "now"
+    merge: Sets = "union"
 
     def __post_init__(self) -> None:
         shares = 0 < self.stage < math.inf and 0 < self.weak < math.inf and 0 < self.cut < 1 and 0 <= self.near < 1
-        if not (shares and 1 <= self.weak_masks <= 255 and self.warmup >= 0):
+        if not (shares and 1 <= self.weak_masks <= 255 and 0 <= self.warmup < self.schedule and self.protocols):
+            names = ("stage", "weak", "cut", "near", "weak_masks", "warmup", "schedule")
+            given = ", ".join(f"{name} {getattr(self, name):g}" for name in names)
             raise UserError(
                 f"isp-code needs stage > 0, weak > 0, cut in (0, 1), near in [0, 1), weak_masks in 1..255, "
-                f"warmup >= 0, got {self}"
+                f"warmup >= 0, schedule > warmup and one protocol or more, got {given}, protocols {len(self.protocols)}"
             )
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T main steps and the weak ones on top."""
-        stage = max(1, round(self.stage * problem.steps_per_epoch))
-        weak = max(1, round(self.weak * problem.steps_per_epoch))
-        if not 0.0 <= sparsity < 1.0:
-            raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
+        check_sparsity(sparsity)
         least = 1 + math.ceil(math.log(1 - max(sparsity - self.near, 0.0)) / math.log(1 - self.cut))
-        need_steps(problem, least * stage + 1, f"isp-code with {least} or more stages of {stage} steps")
-        state, most = problem.start(), (problem.steps - 1) // stage
-        for i in range(most):
-            problem.journal.piece(f"stage-{i + 1}-train", state, self._main, problem, state, stage, sparsity)
-            tasks = [(weak, sparsity, (i, j)) for j in range(self.weak_masks)]
+        lengths = [self._length(problem, i) for i in range(least)]
+        kind = "growing stages from" if self.growing else "or more stages of"
+        need_steps(problem, sum(lengths) + 1, f"isp-code with {least} {kind} {lengths[0]} steps")
+        state = problem.start()
+        for i in self._stages(problem):
+            problem.journal.piece(f"stage-{i + 1}-train", state, self._main, problem, state, i, sparsity)
+            tasks = [(sparsity, i, j) for j in range(self.weak_masks)]
             vote(problem, state, f"stage-{i + 1}", self._look, tasks)
             problem.journal.piece(f"stage-{i + 1}-soup", state, self._soup, state, sparsity)
+        problem.journal.piece("last-stage-train", state, self._last, problem, state)
         problem.journal.piece("adjust", state, self._adjust, state, sparsity)
         problem.journal.piece("finish", state, train_to, state, problem, problem.steps)
         weak_total = sum(int(c["steps"]) for label, c in problem.meter.to_json().items() if label == "weak")
         return problem.ticket(state, budget="extra", weak_share=weak_total / problem.steps)
 
+    def _length(self, problem: Problem, stage: int) -> int:
+        epochs = min(self.stage * (stage + 1), max(self.stage, 1.0)) if self.growing else self.stage
+        return max(1, round(epochs * problem.steps_per_epoch))
+
+    def _stages(self, problem: Problem) -> Iterator[int]:
+        """Stages that may draw weak masks: T holds each, and another one of the main run behind it."""
+        end = self._length(problem, 0)
+        for i in count():
+            end += self._length(problem, i + 1)
+            if end >= problem.steps:
+                return
+            yield i
+
     def _near(self, state: TrainState, sparsity: float) -> bool:
         return sparsity - sparsity_of(state.masks) < self.near
 
-    def _main(self, problem: Problem, state: TrainState, steps: int, sparsity: float) -> None:
+    def _main(self, problem: Problem, state: TrainState, stage: int, sparsity: float) -> None:
         if not self._near(state, sparsity):
-            train(state, problem, steps)
+            train(state, problem, self._length(problem, stage))
 
-    def _look(self, problem: Problem, state: TrainState, steps: int, sparsity: float, path: tuple[int, int]) -> Tensors:
+    def _last(self, problem: Problem, state: TrainState) -> None:
+        train(state, problem, self._length(problem, len(state.notes.get("stages", ()))))
+
+    def _look(self, problem: Problem, state: TrainState, sparsity: float, i: int, j: int) -> Tensors:
         if self._near(state, sparsity):
             return {}
-        now, peak, start = sparsity_of(state.masks), problem.training.learning_rate, state.step
-        return look_ahead(
-            problem,
-            state,
-            steps,
-            now + self.cut * (1 - now),
-            Protocol(),
-            lambda step: peak * min(1.0, (step - start + 1) / max(self.warmup, 1)),
-            path,
-        )
+        steps, now = max(1, round(self.weak * problem.steps_per_epoch)), sparsity_of(state.masks)
+        protocol, goal, start = self.protocols[j % len(self.protocols)], now + self.cut * (1 - now), state.step
+        main = problem.rate()(start) if self.rate_of == "now" else problem.training.learning_rate
+        peak = protocol.factor(problem.seed, "weak", i, j) * main
+
+        def rate(step: int) -> float:
+            return peak * self._warming(step - start)
+
+        return look_ahead(problem, state, steps, goal, protocol, rate, (i, j), moments="fresh")
+
+    def _warming(self, step: int) -> float:
+        """The factor on a weak run's rate: from 0 up to 1, then down to 0, each in a straight line."""
+        if step < self.warmup:
+            return step / self.warmup
+        return max(self.schedule - step, 0) / (self.schedule - self.warmup)
 
     def _soup(self, state: TrainState, sparsity: float) -> None:
-        if self._near(state, sparsity):
-            return
-        merged: Masks = count_votes(state, 1)
-        if sparsity_of(merged) > sparsity:  # a last union may overshoot: adjust instead
-            merged = keep(magnitude(state.params()), sparsity, within=state.masks)
-        serve(state, self.weak_masks, merged)
+        if not self._near(state, sparsity):
+            serve(state, self.weak_masks, superpose(state, self.merge, self.weak_masks, sparsity))
 
     def _adjust(self, state: TrainState, sparsity: float) -> None:
         if sparsity_of(state.masks) < sparsity:
