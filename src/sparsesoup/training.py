@@ -43,7 +43,8 @@ class Training:
         weight_decay: decay of matrices; biases and norms have none.
         warmup: share of the steps over which the learning rate rises.
         batch_size: rows of one optimizer step.
-        accumulation: parts into which a batch is cut to save memory.
+        accumulation: parts into which a batch is cut to save memory. A step still has batch_size rows: the number
+            divides them, where gradient accumulation elsewhere multiplies them.
         clip: largest gradient norm; 0 does not clip.
         precision: no (float32) or bf16 (autocast; weights stay float32).
         optimizer: adamw, adam, sgd or rmsprop (the last two with momentum 0.9).
