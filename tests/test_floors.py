@@ -28,6 +28,7 @@ FLOORS: list[set[str]] = [
         "python",
         "card",
         "pushing",
+        "tidying",
         "watch",
         "teacher",
         "run",

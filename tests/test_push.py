@@ -21,9 +21,9 @@ from sparsesoup.hub.checkpoint import quiet
 from sparsesoup.hub.metrics import METRICS as JUDGES
 from sparsesoup.hub.models import load_as_saved
 from sparsesoup.hub.structure import layers
-from sparsesoup.pushing import command, tidy
 from sparsesoup.recipe import read
 from sparsesoup.ticket import save_masks
+from sparsesoup.tidying import command, tidy
 from sparsesoup.verifying import verified_export
 from test_export import pruned
 from tiny_hub import listing, masks_of, run_of, weights_of
@@ -104,6 +104,68 @@ def test_the_card_says_what_it_is_is_worth_and_cost_and_how_it_is_made_again(run
     again = read(shlex.split(line)[2:])[0]
     assert (again.name, again.place.model, again.amount.steps, again.amount.sparsity) == ("magnitude", "bert", 8, 0.7)
     assert again.place.data_root is None
+
+
+STRAY = (".env", "token.json", "notes.txt", "secrets.json", "my.model", "vocab.json.bak", "hf.jinja", "diary.md",
+         "x.safetensors", "pruning/token.json", "pruning/keys.txt", "pruning/old.safetensors")  # fmt: skip
+
+
+def test_what_a_user_leaves_in_a_folder_stays_there(run, tmp_path):
+    """Nor does it take the way over an export, which says of what it copies that it is its own."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    for name in STRAY:
+        (copy / "model" / name).write_text("TOPSECRET")
+    packed = export(copy, "packed", tmp_path / "packed").path
+    (packed / ".env").write_text("TOPSECRET")
+    (packed / "pruning" / "token.json").write_text("TOPSECRET")
+    for folder, out in ((copy, tmp_path / "a"), (copy / "model", tmp_path / "b"), (packed, tmp_path / "c")):
+        found = files_of(dry(folder, out))
+        assert not any(b"TOPSECRET" in content for content in found.values())
+        assert not {*STRAY} & found.keys()
+    assert files_of(tmp_path / "a").keys() == files_of(dry(run, tmp_path / "plain")).keys()
+
+
+def test_links_that_lead_out_of_the_folder_are_refused(run, tmp_path, capsys):
+    (tmp_path / "home" / "pruning").mkdir(parents=True)
+    (tmp_path / "home" / "secret").write_text('{"TOPSECRET": 1}')
+    copy, packed = shutil.copytree(run, tmp_path / "run"), export(run, "packed", tmp_path / "packed").path
+    names = ["tokenizer.json", "config.json", "model.safetensors", "pruning/masks.safetensors", "pruning/ticket.json"]
+    cases = [(copy, f"model/{name}") for name in names] + [(packed, name) for name in ("tokenizer.json", "export.json")]
+    for folder, name in cases:
+        there, kept = folder / name, tmp_path / "kept"
+        there.rename(kept)
+        for target in (tmp_path / "home" / "secret", kept):  # also what was written, moved away
+            there.symlink_to(target)
+            assert main(["push", str(folder), "me/x", "--dry-run", "--out", str(tmp_path / "out")]) == 2
+            (said,) = capsys.readouterr().err.splitlines()
+            assert target != kept or f"{there} leads out of {folder} by a link" in said
+            assert not (tmp_path / "out").exists()
+            there.unlink()
+        kept.rename(there)
+    (copy / "model").rename(tmp_path / "home" / "model")
+    (copy / "model").symlink_to(tmp_path / "home" / "model")
+    assert main(["push", str(copy), "me/x", "--dry-run", "--out", str(tmp_path / "out")]) == 2
+    assert "leads out of" in capsys.readouterr().err
+
+
+def test_a_link_within_the_folder_and_a_folder_named_by_a_link_are_pushed(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "kept").mkdir()
+    (copy / "model" / "model.safetensors").rename(copy / "kept" / "weights")
+    (copy / "model" / "model.safetensors").symlink_to("../kept/weights")
+    (tmp_path / "link").symlink_to(copy)
+    assert files_of(dry(tmp_path / "link", tmp_path / "out")).keys() == files_of(dry(run, tmp_path / "plain")).keys()
+
+
+def test_a_link_that_an_export_lists_is_refused_too(run, tmp_path, capsys):
+    packed = export(run, "packed", tmp_path / "packed").path
+    (tmp_path / "secret").write_text("TOPSECRET")
+    (packed / "link.txt").symlink_to(tmp_path / "secret")
+    form = json.loads((packed / "export.json").read_text())
+    form.pop("digest", None)
+    (packed / "export.json").write_text(json.dumps(form | {"files": [*form["files"], "link.txt"]}))
+    assert main(["push", str(packed), "me/x", "--dry-run", "--out", str(tmp_path / "out")]) == 2
+    assert f"{packed / 'link.txt'} leads out of {packed} by a link" in capsys.readouterr().err
 
 
 def test_without_test_scores_the_card_has_no_results_and_says_so(run, tmp_path):

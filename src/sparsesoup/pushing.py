@@ -3,7 +3,6 @@
 import argparse
 import os
 import re
-import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -19,17 +18,17 @@ from huggingface_hub.utils import validate_repo_id
 from sparsesoup.card import card
 from sparsesoup.errors import UserError
 from sparsesoup.exports import WEIGHTS
-from sparsesoup.exports.source import BESIDE, INDEX, OURS, check_finished, run_of
+from sparsesoup.exports.source import BESIDE, check_finished, run_of
 from sparsesoup.files import read_table, whole, write_json, write_text
+from sparsesoup.hub import zero_shot
 from sparsesoup.hub.online import answers
 from sparsesoup.parser import OneLine
-from sparsesoup.recipe import from_table
 from sparsesoup.show import read_report
-from sparsesoup.ticket import FACTS
+from sparsesoup.ticket import FACTS, MASKS
+from sparsesoup.tidying import anywhere, command, is_local, tidy
 
 CARD, CONFIG, FORM = "README.md", "config.json", "export.json"
-NAMED = ("_name_or_path", "name_or_path", "pruning_config")  # keys of configs that may name a folder
-HERE = ("is_local", "local_files_only")  # and what tokenizers note of how they were found
+PARTS = r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
 ABOUT = (
     "Put a model on the Hub: the weights, its masks in pruning/, and a card that says what it is, is worth and cost."
 )
@@ -142,7 +141,8 @@ def open_parcel(run: Path) -> Parcel:
         if lost := [name for name in parcel.files if not (run / name).is_file()]:
             raise UserError(f"damaged export: {run / lost[0]} is missing, which {FORM} names; export it again")
     elif (run / "report.json").is_file():
-        parcel = Parcel(run / "model", _files(run / "model"), read_report(run), {})
+        facts = read_report(run)
+        parcel = Parcel(run / "model", _files(run / "model", facts), facts, {})
     else:
         check_finished(run)
         raise UserError(
@@ -152,7 +152,16 @@ def open_parcel(run: Path) -> Parcel:
         raise UserError(
             f"no model in {parcel.folder}: expected config.json and model.safetensors; prune or export again"
         )
+    _need_inside(run, parcel)
     return parcel
+
+
+def _need_inside(run: Path, parcel: Parcel) -> None:
+    """Refuse a link that leads out of the folder: what it leads to is no part of the run, and may be a secret."""
+    for name in parcel.files:
+        path, root = parcel.folder / name, run.resolve()
+        if not path.resolve().is_relative_to(root):
+            raise UserError(f"{path} leads out of {run} by a link; put a copy in its place, or take it out")
 
 
 def _named(path: Path, form: Mapping[str, Any]) -> tuple[tuple[str, ...], Mapping[str, Any]]:
@@ -165,14 +174,18 @@ def _named(path: Path, form: Mapping[str, Any]) -> tuple[tuple[str, ...], Mappin
     return tuple(files), verified
 
 
-def _files(folder: Path) -> tuple[str, ...]:
-    """Weights, configs, tokenizer and masks; no pickles, nor what lies there by chance."""
-    if not folder.is_dir():
-        return ()
-    found = [p.name for p in sorted(folder.iterdir()) if p.is_file() and p.suffix in (*BESIDE, ".safetensors")]
-    beside = [name for name in found if name not in OURS or name in (CONFIG, INDEX)]
-    masks = sorted(p for p in (folder / "pruning").glob("*") if p.is_file() and p.name not in OURS)
-    return (*beside, *(f"pruning/{p.name}" for p in masks))
+def _files(folder: Path, facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the run wrote: weights, configs, tokenizer and masks; no pickles, nor what lies there by chance."""
+    written = facts.get("digests")  # of its files; a run of an older version has none
+    if isinstance(written, Mapping):
+        names = [name.removeprefix("model/") for name in written if name.startswith("model/") and ".." not in name]
+        return tuple(sorted(names))
+    found = [p.relative_to(folder).as_posix() for each in ("*", "pruning/*") for p in sorted(folder.glob(each))]
+    return tuple(name for name in found if _is_known(name) and (folder / name).is_file())
+
+
+def _is_known(name: str) -> bool:
+    return bool(re.fullmatch(rf"({BESIDE.pattern})|{PARTS}|pruning/({MASKS}|{FACTS}|{zero_shot.NAME}\.\w+)", name))
 
 
 def write(parcel: Parcel, folder: Path, repo: str, license: str) -> None:
@@ -183,7 +196,7 @@ def write(parcel: Parcel, folder: Path, repo: str, license: str) -> None:
         if name.rpartition("/")[2] in (FACTS, FORM):
             write_json(target, tidy(read_table(parcel.folder / name)))
         elif name.endswith(CONFIG):
-            write_json(target, _anywhere(read_table(parcel.folder / name)))
+            write_json(target, anywhere(read_table(parcel.folder / name)))
         else:
             shutil.copyfile(parcel.folder / name, target)
     config = read_table(folder / CONFIG) if (folder / CONFIG).is_file() else {}
@@ -204,51 +217,6 @@ def _card(parcel: Parcel, config: Mapping[str, Any], repo: str, license: str) ->
     known = parcel.facts.get("local", [])  # which the run saw: a folder owner/bert has the looks of a name of the Hub
     facts["local"] = [str(facts[key]) for key, name in asked.items() if key in known or is_local(name)]
     return card(facts, tidy(parcel.form), config, repo, license)
-
-
-def is_local(value: Any) -> bool:
-    """Whether a text is a path of some machine by its looks, rather than a name.
-
-    >>> is_local("/home/me/bert"), is_local("~/bert"), is_local("owner/bert"), is_local("https://hf.co/owner/bert")
-    (True, True, False, False)
-    """
-    text = value if isinstance(value, str) else ""
-    begins = text.startswith(("/", "~", "./", "../", "\\\\")) or bool(re.match(r"[A-Za-z]:[\\/]", text))
-    deep = text.count("/") > 1 and "://" not in text and not re.search(r"\s", text)
-    return len(text) > 1 and (begins or deep)
-
-
-def tidy(value: Any, key: str = "") -> Any:
-    """Facts without a machine's folders: of a path its last part stays.
-
-    >>> tidy({"model": "/home/me/bert", "data_root": "/data", "files": ["pruning/ticket.json"]})
-    {'model': 'bert', 'files': ['pruning/ticket.json']}
-    """
-    if isinstance(value, Mapping):
-        return {k: tidy(v, k) for k, v in value.items() if k != "data_root"}
-    if isinstance(value, list):
-        return value if key == "files" else [tidy(part, key) for part in value]
-    return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if is_local(value) else value
-
-
-def _anywhere(config: dict[str, Any]) -> dict[str, Any]:
-    """A config without what only this machine knows. Labels and tokens stay, which may look like paths."""
-    return {key: tidy(value) if key in NAMED else value for key, value in config.items() if key not in HERE}
-
-
-def command(facts: Mapping[str, Any]) -> str | None:
-    """The command line that repeats a run, without this machine's folders; None where the facts do not say."""
-    settings = dict(facts.get("settings") or {})
-    method = dict(settings.pop("method", {}))
-    name = method.pop("name", None)
-    try:
-        line = str(facts.get("command") or from_table(str(name), {**settings, "method": method}).command())
-    except (UserError, TypeError):
-        return None
-    words, called = shlex.split(line), {settings.get("dataset"): facts.get("dataset")}  # glue/sst2 for a folder of that
-    pairs = zip(["", *words], words, strict=False)
-    kept = [(called.get(w) or tidy(w)) if is_local(w) else w for before, w in pairs if "--data-root" not in (before, w)]
-    return shlex.join(kept)
 
 
 def _token(variable: str) -> str:

@@ -1,6 +1,7 @@
 """What is exported: a run's model, or any model folder with its masks."""
 
 import contextlib
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -25,7 +26,12 @@ from sparsesoup.targets import block_of
 from sparsesoup.ticket import FACTS, find, fit, load_masks
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-BESIDE = (".json", ".txt", ".model", ".jinja", ".spm", ".md")  # tokenizers, processors, cards: no weights, no pickles
+# Tokenizers, processors, cards: no weights, no pickles, and by name, since users leave files of their own beside them.
+BESIDE = re.compile(
+    r"((generation_|((video_)?pre)?processor_|tokenizer_|open_clip_)?config|tokenizer|special_tokens_map|added_tokens|vocab"
+    r"|entity_vocab|emoji|byte_maps|normalizer|chat_template)\.json|(vocab|merges|dict|README)\.(txt|md)"
+    r"|chat_template\.jinja|(spiece|sentencepiece(\.bpe)?|tokenizer|spm|spm_char)\.model|(source|target)\.spm"
+)
 OURS = ("config.json", "export.json", "measure.json", INDEX)
 
 
@@ -133,7 +139,7 @@ class Source:
         """Copy what is no weights (tokenizer, processor, card), config.json if wanted, and a frozen head."""
         for path in sorted(self.folder.iterdir()):
             wanted = path.name not in OURS or (config and path.name == "config.json")
-            if path.is_file() and path.suffix in BESIDE and wanted:
+            if path.is_file() and BESIDE.fullmatch(path.name) and wanted:
                 shutil.copyfile(path, folder / path.name)
         for path in sorted((self.folder / "pruning").glob(f"{zero_shot.NAME}.*")):
             make_folder(folder / "pruning")
