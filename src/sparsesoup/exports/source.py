@@ -19,13 +19,13 @@ from sparsesoup.exports.engines import ONNX_FILE, OPENVINO_FILE
 from sparsesoup.files import from_json, make_folder, read_table, write_json
 from sparsesoup.hold import zeros_of
 from sparsesoup.hub import zero_shot
+from sparsesoup.hub.checkpoint import INDEX, WEIGHTS, weight_files
 from sparsesoup.hub.families import matrices
 from sparsesoup.hub.models import COMPACT, load_as_saved
 from sparsesoup.masks import Masks
 from sparsesoup.targets import block_of
 from sparsesoup.ticket import FACTS, find, fit, load_masks
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Tokenizers, processors, cards: no weights, no pickles, and by name, since users leave files of their own beside them.
 BESIDE = re.compile(
     r"((generation_|((video_)?pre)?processor_|tokenizer_|open_clip_)?config|tokenizer|special_tokens_map|added_tokens|vocab"
@@ -92,14 +92,9 @@ class Source:
 
         Raises: UserError if there are none.
         """
-        one = self.folder / (FILE if self.packed else WEIGHTS)
-        if one.is_file():
-            return [one]
-        try:
-            table = from_json((self.folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-            several = [self.folder / str(name) for name in sorted(set(table.values()))]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"no weights at {self.folder}: expected {WEIGHTS}, as save_pretrained writes it") from error
+        several = [self.folder / FILE] if self.packed else weight_files(self.folder)
+        if not several:
+            raise UserError(f"no weights at {self.folder}: expected {WEIGHTS}, as save_pretrained writes it")
         if lost := [path for path in several if not path.is_file()]:
             raise UserError(f"damaged model: {lost[0]} is missing, which {INDEX} names; copy it again")
         return several

