@@ -426,7 +426,9 @@ def test_a_processor_that_is_missing_or_makes_images_of_another_size(place, refu
     Dataset.from_dict(whole, features).to_parquet(tmp_path / "set" / "train.parquet")
     refused(line_of(place, tmp_path / "runs", model=model, dataset=tmp_path / "set"), "becomes (3, 1", "one size")
     (model / "preprocessor_config.json").unlink()
-    refused(line_of(place, tmp_path / "runs", model=model), "cannot load model", "preprocessor_config.json")
+    refused(
+        line_of(place, tmp_path / "runs", model=model), "cannot load the image processor", "preprocessor_config.json"
+    )
 
 
 def test_settings_of_texts_are_refused_for_images(place, refused, tmp_path):

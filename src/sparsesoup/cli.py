@@ -133,9 +133,13 @@ def _show(arguments: list[str]) -> None:
 
 def _apply(arguments: list[str]) -> None:
     from sparsesoup.hub.apply import apply
+    from sparsesoup.hub.weights import Account
 
     options = _options("apply", "Make a copy of the base model sparse by a ticket's masks.", arguments, apply=True)
-    kept, total = apply(options.RUN, options.model, options.out, options.other_weights)
+    account = Account()
+    kept, total = apply(options.RUN, options.model, options.out, options.other_weights, account)
+    for note in account.notes:
+        say(f"note: {note}", sys.stderr)
     say(f"{kept} of {total} prunable weights kept; model written to {options.out}")
 
 

@@ -79,6 +79,7 @@ class Problem:
         map: who does work on forks of a state.
         head: names of the parameters that answer the task, behind the pre-trained model.
         fresh: names of the parameters that were drawn at random, which no checkpoint had.
+        notes: what a user should know of the model before the first step, a sentence each.
     """
 
     pretrained: nn.Module
@@ -99,6 +100,7 @@ class Problem:
     map: Map = in_turn
     head: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """What a training step minimises, for the mean row of a batch."""

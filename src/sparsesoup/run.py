@@ -162,7 +162,7 @@ def score(path: Path, console: Console, aloud: bool = False) -> Run:
     check_data(path, report, place.dataset, opened.source)
     watch = Watch(None, console)
     try:
-        problem = build(place, opened, steps=1, training=settings.train, observer=watch)
+        problem = build(place, opened, steps=1, training=settings.train, observer=watch, whole=True)
         watch.first = overview(opened, place.seed).lines() if aloud else []
         report["test"] = score_test(problem, place, opened)
         report["test_splits"] = test_splits(opened.source, opened.task)
@@ -192,8 +192,8 @@ def _work(settings: Settings, path: Path, out: Path, opened: Opened, outside: Ou
         journal = Journal(meter, path / "stages", outside.save_every, watch.position, watch.rewind)
         watch.piece = lambda: journal.open or ""
         data = overview(opened, settings.place.seed)
-        watch.first = [] if outside.patient else data.lines()
         problem = problem_of(settings, out, outside, opened, meter=meter, journal=journal, observer=watch)
+        watch.first = [] if outside.patient else [*data.lines(), *(f"note: {note}" for note in problem.notes)]
         base = base_of(problem, opened)
         check_base(path / "stages" / "base.json", base)
         problem = replace(

@@ -25,7 +25,7 @@ def summary(settings: Settings, problem: Problem, ticket: Ticket, opened: Opened
         seconds: of wall-clock time since this process took it up.
     """
     targets, ready = problem.targets, kind_of(opened.task).ready
-    drawn = f"task head and what the checkpoint lacks: drawn from seed {settings.place.seed}; not pruned"
+    head = "; ".join([ready(opened.task) if ready else "not pruned", *problem.notes])
     kept = {name: int(torch.count_nonzero(m)) for name, m in ticket.masks.items()}
     return {
         "format": 1,
@@ -54,7 +54,7 @@ def summary(settings: Settings, problem: Problem, ticket: Ticket, opened: Opened
         ],
         "notes": {**ticket.notes, **({"before": _before(problem)} if ready else {})},
         **_plain_steps(settings, problem, ticket.cost),
-        "head": ready(opened.task) if ready else drawn,
+        "head": head,
         "train_rows": len(problem.train),
         "validation_rows": len(problem.validation),
         "command": settings.command(),

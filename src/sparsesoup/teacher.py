@@ -12,6 +12,7 @@ from sparsesoup.hub.checkpoint import load_reader
 from sparsesoup.hub.families import prunable
 from sparsesoup.hub.kinds import kind_of
 from sparsesoup.hub.models import load_model
+from sparsesoup.hub.weights import Account, check_vocabulary
 from sparsesoup.journal import Journal
 from sparsesoup.meter import Cost, Meter
 from sparsesoup.methods import METHODS
@@ -54,26 +55,30 @@ def taught(problem: Problem, settings: Settings, opened: Opened, prune: Callable
 def teach(problem: Problem, settings: Settings, opened: Opened, path: str) -> Problem:
     """The problem with the model at `path` in its loss."""
     place, distill = settings.place, settings.train.distill
-    teacher = find_teacher(place, opened, path)
+    account = Account()
+    teacher = find_teacher(place, opened, path, account)
     _check_rows(problem, teacher, path, place.model)
     if distill.hidden:
         check_blocks(problem.pretrained, teacher)
     known = Shelf(None, {"teacher": fingerprint(weights(teacher))})  # so that trainings with it can be shared
-    return replace(problem, objective=distilled(problem, teacher, distill), shelf=known)
+    told = (*problem.notes, *(f"the teacher {path}: {note}" for note in account.notes))
+    return replace(problem, objective=distilled(problem, teacher, distill), shelf=known, notes=told)
 
 
-def find_teacher(place: Place, opened: Opened, path: str) -> Any:
-    """The model at `path`, as a teacher of the one at a place.
+def find_teacher(place: Place, opened: Opened, path: str, account: Account | None = None) -> Any:
+    """The model at `path`, as a teacher of the one at a place; `account` is told what a user should know of it.
 
     Raises: UserError if it is not there, is not fine-tuned for the task, or reads otherwise.
     """
-    teacher = load_model(path, opened.task, place.seed, place.trust_remote_code, whole=True)
+    teacher = load_model(path, opened.task, place.seed, place.trust_remote_code, whole=True, account=account)
     images = kind_of(opened.task).images
     own, other = (load_reader(m, images, place.trust_remote_code) for m in (place.model, path))
     if images and own.to_dict() != other.to_dict():
         raise UserError(f"{path} sees images otherwise than {place.model}; give a teacher with its image processor")
     if not images and own.get_vocab() != other.get_vocab():
         raise UserError(f"{path} reads other tokens than {place.model}; give a teacher with the same tokenizer")
+    if not images:
+        check_vocabulary(path, teacher, other)
     if not images and teacher.config.pad_token_id is None:
         teacher.config.pad_token_id = other.pad_token_id
     return teacher

@@ -8,11 +8,18 @@ from sparsesoup.errors import UserError
 from sparsesoup.files import whole
 from sparsesoup.hub.checkpoint import load_processor, load_reader
 from sparsesoup.hub.models import load_as_saved, save_model
+from sparsesoup.hub.weights import Account
 from sparsesoup.targets import fingerprint
 from sparsesoup.ticket import find, fit, load_masks, save_masks
 
 
-def apply(ticket: Path, model: str, out: Path, other_weights: bool = False) -> tuple[int, int]:
+def apply(
+    ticket: Path,
+    model: str,
+    out: Path,
+    other_weights: bool = False,
+    account: Account | None = None,
+) -> tuple[int, int]:
     """Write a sparse copy of a model, made so by the ticket's masks alone; (weights kept, weights in the masks).
 
     Args:
@@ -20,12 +27,13 @@ def apply(ticket: Path, model: str, out: Path, other_weights: bool = False) -> t
         model: the ticket's base model: Hub id, folder, or minilm.
         out: folder to write, which must not exist.
         other_weights: allow a model whose weights are not those the ticket was drawn from (a fine-tuned one).
+        account: is told what a user should know of the model.
     Raises: UserError if the ticket is damaged, does not fit, or the weights differ.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} is there already; give a folder that does not exist")
     masks, facts = load_masks(ticket)
-    copy = load_as_saved(model)
+    copy = load_as_saved(model, account=account or Account())
     params = dict(copy.named_parameters())
     prefix = str(facts.get("base_model_prefix", ""))
     fitted = fit(masks, {name: p.shape for name, p in params.items()}, prefix)

@@ -11,13 +11,14 @@ import torch
 from sparsesoup.data import Data
 from sparsesoup.errors import UserError
 from sparsesoup.hub.attention import attend_fast_
-from sparsesoup.hub.checkpoint import config_of, load_reader, locate
+from sparsesoup.hub.checkpoint import config_of, load_reader, locate, quiet
 from sparsesoup.hub.families import prunable
 from sparsesoup.hub.images import Images
 from sparsesoup.hub.kinds import AnyTask, Kind, find, kind_of, told
 from sparsesoup.hub.models import has_head, hollow_model, load_model
 from sparsesoup.hub.sources import Source, open_splits, open_test, training_splits
 from sparsesoup.hub.spans import Spans
+from sparsesoup.hub.weights import Account, check_vocabulary, head_of
 from sparsesoup.hub.zero_shot import asked
 from sparsesoup.journal import Journal
 from sparsesoup.meter import Cost, Meter
@@ -106,21 +107,30 @@ def build(
     meter: Meter | None = None,
     journal: Journal | None = None,
     observer: Observer | None = None,
+    whole: bool = False,
 ) -> Problem:
-    """The problem of pruning a model for a task; T is `steps` or `epochs`, or else EPOCHS."""
+    """The problem of pruning a model for a task; T is `steps` or `epochs`, or else EPOCHS.
+
+    A model that is to be `whole` has its head already.
+    """
     training, meter, kind = training or Training(), meter or Meter(), kind_of(opened.task)
     train, validation = training_splits(opened.source, opened.task, place.seed)
     check_head(place, opened)
-    model = load_model(place.model, opened.task, place.seed, place.trust_remote_code)
+    account = Account()
+    model = load_model(place.model, opened.task, place.seed, place.trust_remote_code, whole, account)
     reader = load_reader(place.model, kind.images, place.trust_remote_code)
+    if not kind.images:
+        check_vocabulary(place.model, model, reader)
     if not kind.images and model.config.pad_token_id is None:
         model.config.pad_token_id = reader.pad_token_id
     length = _length(place, kind, model, reader)
     rows, _ = kind.encode(train, opened.task, reader, length)
+    if not kind.images:
+        _check_tokens(rows, train[opened.task.texts[0]][0], reader)
     held_out, judge = kind.encode(validation, opened.task, reader, length)
     if kind.images:
         attend_fast_(model, training.precision)
-        _check_size(place.model, model, held_out)
+    _check_answer(place.model, kind, model, rows)
     per_epoch = max(1, len(rows) // training.batch_size)
     return Problem(
         pretrained=model,
@@ -136,6 +146,9 @@ def build(
         meter=meter,
         journal=journal or Journal(meter),
         observer=observer or Silent(),
+        notes=tuple(account.notes),
+        head=() if kind.load else tuple(head_of(model)),  # a frozen head of words is not trained
+        fresh=account.new,
     )
 
 
@@ -159,17 +172,39 @@ def check_length(place: Place, opened: Opened, reader: Any) -> None:
         kind.fits(reader, _length(place, kind, model, reader), opened.task)
 
 
-def _check_size(name: str, model: Any, data: Data) -> None:
-    """UserError if the model does not take images as its processor makes them."""
-    pixels = data.batch([0])["pixel_values"]
-    try:
-        with torch.no_grad():
-            copy.deepcopy(model).eval()(pixel_values=pixels)
-    except (ValueError, RuntimeError) as error:
+def _check_tokens(data: Data, text: str, tokenizer: Any) -> None:
+    """UserError if a tokenizer makes nothing but special tokens of every text, such as that for unknown words."""
+    special = torch.tensor([*tokenizer.all_special_ids])
+    if all(torch.isin(data.batch([i])["input_ids"], special).all() for i in range(len(data))):
         raise UserError(
-            f"model {name} does not take images of {'x'.join(map(str, pixels.shape[1:]))} (channels, height, width), "
-            f"as its image processor makes them: {' '.join(str(error).split())[:160]}; correct preprocessor_config.json"
+            f"the tokenizer of {tokenizer.name_or_path} makes nothing but special tokens of every text, such as "
+            f"{text[:40]!r}; take the tokenizer that belongs to the model"
+        )
+
+
+def _check_answer(name: str, kind: Kind, model: Any, data: Data) -> None:
+    """UserError unless the model answers the longest row with numbers, in eval mode, before anything is trained."""
+    longest = max(range(len(data)), key=lambda i: data.lengths[i]) if data.lengths else 0
+    batch = data.batch([longest])
+    try:
+        with torch.no_grad(), torch.random.fork_rng(), quiet():
+            answers = kind.predict(copy.deepcopy(model).eval(), batch)
+    except Exception as error:  # whatever the code that comes upon a wrong number of config.json raises
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        if not kind.images:
+            raise UserError(
+                f"model {name} cannot answer a row of {len(batch['input_ids'][0])} tokens ({said}); take config.json, "
+                f"weights and tokenizer as they were written"
+            ) from error
+        raise UserError(
+            f"model {name} does not take images of {'x'.join(map(str, batch['pixel_values'].shape[1:]))} (channels, "
+            f"height, width), as its image processor makes them: {said}; correct preprocessor_config.json"
         ) from error
+    if not torch.isfinite(answers).all():
+        raise UserError(
+            f"model {name} answers with NaN or infinite numbers before any training, though its weights are finite; "
+            f"take config.json as it was written"
+        )
 
 
 def _length(place: Place, kind: Kind, model: Any, tokenizer: Any) -> int:

@@ -2,148 +2,157 @@
 
 import contextlib
 import copy
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from sparsesoup.errors import UserError
-from sparsesoup.hub.checkpoint import call, config_of, locate, quiet, reading
-from sparsesoup.hub.families import matrices
-from sparsesoup.hub.kinds import AnyTask, kind_of
+from sparsesoup.hub.checkpoint import call, config_of, load_reader, locate, quiet, read_config, reading
+from sparsesoup.hub.kinds import AnyTask, Kind, kind_of
+from sparsesoup.hub.labels import match_rows_
 from sparsesoup.hub.open_clip import OpenClipForImageClassification
 from sparsesoup.hub.structure import FAMILIES, Widths, narrow_
+from sparsesoup.hub.tasks import Task
+from sparsesoup.hub.weights import (
+    REMEDY,
+    Account,
+    head_of,
+    left_out,
+    load_weights,
+    may_be_new,
+    need_weights,
+    unread,
+)
 from sparsesoup.rng import fold
-from sparsesoup.targets import block_of
 
 OWN = {kind.__name__: kind for kind in (OpenClipForImageClassification,)}  # classes that transformers does not have
 COMPACT, COMPACT_FORMAT = "compact_config", 1  # key of config.json with the widths of each layer
 
 
-def load_model(model: str, task: AnyTask, seed: int, remote_code: bool = False, whole: bool = False) -> PreTrainedModel:
+def load_model(
+    model: str,
+    task: AnyTask,
+    seed: int,
+    remote_code: bool = False,
+    whole: bool = False,
+    account: Account | None = None,
+) -> PreTrainedModel:
     """A model with the head that the task needs, in float32; a new head is drawn from the seed.
 
     Only safetensors are read; code of the checkpoint runs only if `remote_code` says so.
-    Raises: UserError if there is no such model, or none with such a head; if it is to be `whole`, as a teacher, also
-    where the head is not its own or of another shape.
+
+    Args:
+        whole: no weight may be new, as of a teacher or a run's own model.
+        account: is told what is new, and what a user should know.
+    Raises: UserError if there is no such model, or none with such a head; if it lacks more than a head, a pooler or
+        what the task never reads; if weights are NaN or infinite.
     """
     options, kind = call(locate(model), remote_code), kind_of(task)
     if kind.load is not None:
         with reading(model):
             return kind.load(options, task)
-    with reading(model):
-        config = AutoConfig.from_pretrained(**options, **kind.settings(task))
-        with torch.random.fork_rng():
-            torch.manual_seed(fold(seed, "head"))
-            # A checkpoint may be stored in bf16, which transformers 5 would keep: fine-tuning needs float32.
-            loaded, found = _fitting(kind.head, config).from_pretrained(
-                **options,
-                config=config,
-                dtype=torch.float32,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
+    own, config = read_config(options, model), read_config(options, model, **kind.settings(task))
+    with reading(model), torch.random.fork_rng():
+        torch.manual_seed(fold(seed, "head"))
+        # A checkpoint may be stored in bf16, which transformers 5 would keep: fine-tuning needs float32.
+        head = _fitting(kind.head, config)
+        loaded, lacking, left = load_weights(head, model, options, config=config, dtype=torch.float32)
     _become_stock(loaded)
-    # A head may be new; an encoder drawn at random would be a mistake that only a log of transformers tells.
-    lacking = {*found["missing_keys"], *(key[0] for key in found["mismatched_keys"])} & matrices(loaded).keys()
-    if whole:
-        _check_answers(model, options, loaded, [*found["missing_keys"], *(key[0] for key in found["mismatched_keys"])])
-    if lacking:
+    with reading(model), tempfile.TemporaryDirectory() as folder:
+        loaded.config.save_pretrained(folder)  # what refuses this would do so when all has been trained
+    if whole and lacking:
         raise UserError(
-            f"the weights of model {model!r} do not fit its config.json: {len(lacking)} matrices of the encoder are "
-            f"missing or of another shape, such as {min(lacking)}; give a folder as save_pretrained wrote it"
+            f"model {model!r} is not fine-tuned for this task ({min(lacking)} {lacking[min(lacking)]} in its weights)"
         )
+    if lacking.keys() - may_be_new(loaded):
+        idle: set[str] = set()
+        with contextlib.suppress(Exception):  # a model that cannot answer reads it all
+            idle = unread(loaded, _inputs(model, kind, remote_code))
+        need_weights(model, lacking, may_be_new(loaded) | idle)
+    account = account or Account()
+    account.take(model, seed, lacking, left_out(loaded, left))
+    if isinstance(task, Task) and task.labels and not lacking.keys() & {*head_of(loaded)}:
+        with reading(model):
+            counted = [f"LABEL_{i}" for i in range(len(task.labels))]  # as in config.json where nobody names them
+            names = [*map(str, own.id2label.values())] if own.num_labels == len(counted) else counted
+            if said := match_rows_(model, loaded, names, task.labels, lambda: _inputs(model, kind, remote_code)):
+                account.notes.append(said)
     return loaded
+
+
+def _inputs(model: str, kind: Kind, remote_code: bool) -> dict[str, Tensor]:
+    """A row as the model takes it, of an empty picture or a few words."""
+    reader = load_reader(model, kind.images, remote_code)
+    if kind.images:
+        return dict(reader(images=PIL.Image.new("RGB", (64, 64)), return_tensors="pt"))
+    return dict(reader("what is it", "it is a row", return_tensors="pt"))
 
 
 def hollow_model(model: str, task: AnyTask, remote_code: bool = False) -> PreTrainedModel:
     """A model with the head that the task needs and shapes instead of weights, which takes no time to make."""
-    options, kind = call(locate(model), remote_code), kind_of(task)
+    kind = kind_of(task)
+    config = config_of(model, remote_code, **kind.settings(task))
     with reading(model), torch.device("meta"):
-        config = AutoConfig.from_pretrained(**options, **kind.settings(task))
         return kind.head.from_config(config, trust_remote_code=remote_code)
 
 
-def _check_answers(model: str, options: Mapping[str, Any], loaded: PreTrainedModel, lacking: list[str]) -> None:
-    """UserError unless a model answers the task by itself, and in the order of the task's own labels."""
-    if lacking:
-        raise UserError(
-            f"model {model!r} is not fine-tuned for this task ({min(lacking)} is missing or of another shape)"
-        )
-    with reading(model):
-        own = [*AutoConfig.from_pretrained(**options).id2label.values()]
-    asked = [*(loaded.config.id2label or {}).values()]
-    if own != asked and sorted(own) == sorted(asked):
-        raise UserError(
-            f"model {model!r} answers in the order {', '.join(own)}, the data in that of {', '.join(asked)}; fine-tune "
-            f"it on labels in that order"
-        )
-
-
-def load_as_saved(model: str, state: Mapping[str, Tensor] | None = None) -> PreTrainedModel:
+def load_as_saved(
+    model: str, state: Mapping[str, Tensor] | None = None, account: Account | None = None
+) -> PreTrainedModel:
     """The model in the class and precision that its checkpoint names, no head added.
 
     Where config.json has `compact_config`, its layers get the widths that stand there.
 
     Args:
         model: Hub id or folder.
-        state: weights under the names of the files, to take instead of the folder's; then none may be missing.
+        state: weights under the names of the files, to take instead of the folder's.
+        account: of a model that others published, is told which weights of its head or pooler are new and which are
+            left out. By default config.json and weights were written for each other, so none is.
     Raises: UserError if there is no such model, or weights do not fit.
     """
     options = call(locate(model), False)
-    with reading(model):
-        config = AutoConfig.from_pretrained(**options)
-        kind = _class_of(config)
-        compact = getattr(config, COMPACT, None)
-        given: dict[str, Any] = {"dtype": "auto", "use_safetensors": True, "output_loading_info": True}
-        given["ignore_mismatched_sizes"] = True  # which is told below, by name
-        if state is not None:
-            options = {"pretrained_model_name_or_path": None, "state_dict": dict(state)}
+    config = read_config(options, model)
+    if state is not None:
+        options = {"pretrained_model_name_or_path": None, "state_dict": dict(state)}
+    with reading(model), torch.random.fork_rng():
+        torch.manual_seed(0)
+        kind, compact = _class_of(config, model), getattr(config, COMPACT, None)
         if compact is not None:
             kind = _narrowed(kind, compact)
-        loaded, found = kind.from_pretrained(**options, config=config, **given)
-    _check_fit(model, loaded, found, whole=state is not None or compact is not None)
+        loaded, lacking, left = load_weights(kind, model, options, config=config, dtype="auto")
     _become_stock(loaded)
+    need_weights(model, lacking, () if account is None else may_be_new(loaded))
+    left = left_out(loaded, left)
+    if account is not None:
+        account.take(model, 0, lacking, left)
+    elif left:
+        raise UserError(f"the weights of model {model!r} have {left[0]}, which its config.json does not know; {REMEDY}")
     return loaded
 
 
-def _class_of(config: Any) -> Any:
-    """The class that config.json names, and the one without a head where it names none that is known."""
-    name = (config.architectures or [""])[0]
-    if known := OWN.get(name) or getattr(transformers, name, None):
-        return known
-    with torch.device("meta"):
-        return type(transformers.AutoModel.from_config(config))
+def _class_of(config: Any, model: str) -> Any:
+    """The class that config.json names, and the one without a head where it names none.
 
-
-def _check_fit(model: str, loaded: PreTrainedModel, found: Mapping[str, Any], whole: bool) -> None:
-    """UserError naming the first weight that is not the one its config.json asks for.
-
-    Args:
-        model: its name.
-        loaded, found: the model, and what transformers tells of the loading.
-        whole: whether they were written for each other, so that no weight may be missing and no layer be too many;
-            else no weight of a repeated block may be missing, which would be drawn at random.
+    Raises: UserError if it names what is no class of models.
     """
-    remedy = "take config.json and weights as they were written"
-    if wrong := sorted(found["mismatched_keys"]):
-        name, there, asked = wrong[0]
+    if config.architectures is None or config.architectures == []:
+        with torch.device("meta"):
+            return type(transformers.AutoModel.from_config(config))
+    name = config.architectures[0] if isinstance(config.architectures, list) else config.architectures
+    known = OWN.get(name) or getattr(transformers, name, None) if isinstance(name, str) else None
+    if not (isinstance(known, type) and issubclass(known, PreTrainedModel)):
         raise UserError(
-            f"the weights of model {model!r} do not fit its config.json: {name} has shape {tuple(there)}, asked for is "
-            f"{tuple(asked)}; {remedy}"
+            f"config.json of model {model} has architectures {config.architectures!r}, where a list with the name of a "
+            f"model class of transformers is needed; correct it"
         )
-    if lacking := [name for name in found["missing_keys"] if whole or block_of(name)]:
-        raise UserError(f"the weights of model {model!r} lack {min(lacking)}, which its config.json asks for; {remedy}")
-    known = {"", *(block_of(name) for name, _ in loaded.named_parameters())}
-    if whole and (left := [name for name in found["unexpected_keys"] if block_of(name) not in known]):
-        raise UserError(
-            f"the weights of model {model!r} have {min(left)}, which its config.json does not know; {remedy}"
-        )
+    return known
 
 
 def _fitting(head: Any, config: Any) -> Any:
@@ -193,15 +202,15 @@ def unpruned_model(model: str, wanted: Widths) -> PreTrainedModel:
         wanted: heads and units of its layers; a class makes all layers alike, so the most of them count.
     Raises: UserError if its config.json cannot be read.
     """
+    config = config_of(model)
     with reading(model):
-        config = AutoConfig.from_pretrained(model)
         if hasattr(config, COMPACT):
             delattr(config, COMPACT)
         if (layout := FAMILIES.get(str(config.model_type))) and hasattr(config, layout.units) and wanted:
             # Never fewer than config.json says: what is cut out of a compact model again was narrow before.
             for key, number in (("units", layout.units), ("heads", "num_attention_heads")):
                 setattr(config, number, max(getattr(config, number), *(row[key] for row in wanted.values())))
-        return _class_of(config)(config).eval()
+        return _class_of(config, model)(config).eval()
 
 
 def has_head(model: str, task: AnyTask, remote_code: bool = False) -> bool:

@@ -15,6 +15,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from sparsesoup.errors import UserError
 from sparsesoup.files import from_json, whole
 from sparsesoup.hub.reading import one_line
+from sparsesoup.hub.weights import check_finite
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 NO_TEXT = {"layers": 1, "width": 8, "heads": 1, "vocab_size": 8, "context_length": 4}  # a tower that is thrown away
@@ -85,6 +86,7 @@ def from_open_clip(checkpoint: str | Path, out: str | Path) -> Path:
         found = model.load_state_dict(weights, strict=False)
         if lacking := [n for n in (*found.missing_keys, *found.unexpected_keys) if not n.startswith("classifier.")]:
             raise KeyError(f"{lacking[0]} is missing or too many in {WEIGHTS}")
+        check_finite(str(checkpoint), model)
         processor = _processor(table.get("preprocess_cfg") or {}, table["model_cfg"]["vision_cfg"])
     except UserError:
         raise

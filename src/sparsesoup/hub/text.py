@@ -38,9 +38,11 @@ def encode(rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max_le
     names, arrays = _tokenised(columns, tokenizer, max_length)
     lengths = tuple(map(len, arrays[0]))
     if empty := lengths.count(0):
+        text = " ".join(column[lengths.index(0)] for column in columns)
         raise UserError(
             f"{empty} of {len(lengths)} rows have no tokens in column {' and '.join(task.texts)}, where one is needed: "
-            f"the tokenizer of {tokenizer.name_or_path} adds none to an empty text; drop such rows"
+            f"the tokenizer of {tokenizer.name_or_path} makes none of {text[:40]!r}; drop such rows, or take the "
+            f"tokenizer that belongs to the model"
         )
     collate = _collate(names, tokenizer, np.int64 if task.labels else np.float32)
     return Data(list(zip(*arrays, labels, strict=True)), collate, lengths)

@@ -12,16 +12,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoTokenizer, CLIPModel
+from transformers import CLIPModel
 from transformers import CLIPVisionModelWithProjection as Tower
 
 from sparsesoup.data import Batch
 from sparsesoup.errors import UserError
 from sparsesoup.files import from_json, whole, write_json
+from sparsesoup.hub.checkpoint import load_tokenizer, read_config
 from sparsesoup.hub.images import Images
 from sparsesoup.hub.prompts import names_of, templates_of
 from sparsesoup.hub.tasks import WHOLE, told
-from sparsesoup.hub.text import check_words
+from sparsesoup.hub.weights import check_vocabulary, load_weights, need_weights
 
 CLIP, TOWER = "clip", "clip_vision_model"  # model_type of config.json
 HEAD = "zero_shot_head"  # a buffer of the model, which save_pretrained leaves out
@@ -107,22 +108,16 @@ def load(options: Mapping[str, Any], task: ZeroShot) -> Tower:
         task: says classes and templates.
     Raises: UserError if weights are missing, or the head does not fit the task.
     """
-    given = {**options, "dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
-    if AutoConfig.from_pretrained(**options).model_type == CLIP:
-        clip, found = CLIPModel.from_pretrained(**given)
-        tower = tower_of(clip)
-        tokenizer = AutoTokenizer.from_pretrained(**options)
-        check_words(tokenizer, str(options["pretrained_model_name_or_path"]))
-        head = head_of(clip, tokenizer, task.names, task.templates)
+    name = str(options["pretrained_model_name_or_path"])
+    whole = read_config(options, name).model_type == CLIP
+    loaded, lacking, _ = load_weights(CLIPModel if whole else Tower, name, options, dtype=torch.float32)
+    need_weights(name, lacking)
+    if whole:
+        tower, tokenizer = tower_of(loaded), load_tokenizer(name, bool(options.get("trust_remote_code")))
+        check_vocabulary(name, loaded.text_model, tokenizer)
+        head = head_of(loaded, tokenizer, task.names, task.templates)
     else:
-        tower, found = Tower.from_pretrained(**given)
-        head = carried(Path(options["pretrained_model_name_or_path"]), task)
-    lacking = {*found["missing_keys"], *(key[0] for key in found["mismatched_keys"])}
-    if lacking:
-        raise UserError(
-            f"the weights of {options['pretrained_model_name_or_path']} lack {min(lacking)}, which its config.json "
-            f"asks for; give a folder as save_pretrained wrote it"
-        )
+        tower, head = loaded, carried(Path(name), task)
     tower.register_buffer(HEAD, head, persistent=False)
     return tower
 
