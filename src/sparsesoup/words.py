@@ -108,7 +108,7 @@ def warned(facts: Facts) -> list[str]:
         found.append(
             f"the batches had {facts['train_rows']} rows, all there are, not {facts['settings']['train']['batch_size']}"
         )
-    return found
+    return [*found, *facts["notes"].get("collapse", [])]
 
 
 def shared(facts: Facts) -> list[str]:
@@ -180,6 +180,7 @@ def _before(scores: Facts, facts: Facts) -> str:
 
 
 SENTENCES: dict[str, Callable[[Any, Facts], str]] = {
+    "collapse": _doubts,
     "doubts": _doubts,
     "before": _before,
     "rounds": lambda rounds, facts: f"Rounds of pruning, each after a training of its own: {rounds}.",
