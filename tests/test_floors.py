@@ -9,20 +9,7 @@ import sparsesoup
 
 ROOT = Path(sparsesoup.__file__).parent
 FLOORS: list[set[str]] = [
-    {
-        "answered",
-        "errors",
-        "files",
-        "rng",
-        "masks",
-        "patterns",
-        "schedules",
-        "meter",
-        "data",
-        "timing",
-        "training",
-        "shares",
-    },
+    {"errors", "files", "rng", "masks", "patterns", "schedules", "meter", "data", "timing", "training", "shares"},
     {"journal", "neighbours", "select", "shelf", "structures", "targets", "threshold", "ticket"},
     {"forks", "state", "problem"},
     {"train", "common", "hold", "objectives"},
@@ -40,7 +27,6 @@ FLOORS: list[set[str]] = [
         "summary",
         "python",
         "card",
-        "collapse",
         "pushing",
         "tidying",
         "watch",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from sparsesoup.errors import UserError
-from sparsesoup.hub.build import Opened, Place, positions
+from sparsesoup.hub.build import Opened, Place, positions, settle
 from sparsesoup.hub.checkpoint import load_reader
 from sparsesoup.hub.families import prunable
 from sparsesoup.hub.kinds import kind_of
@@ -70,17 +70,16 @@ def find_teacher(place: Place, opened: Opened, path: str, account: Account | Non
 
     Raises: UserError if it is not there, is not fine-tuned for the task, or reads otherwise.
     """
-    teacher = load_model(path, opened.task, place.seed, place.trust_remote_code, whole=True, account=account)
     images = kind_of(opened.task).images
     own, other = (load_reader(m, images, place.trust_remote_code) for m in (place.model, path))
+    fixed = {} if images else settle(replace(place, model=path), opened.task, own)
+    teacher = load_model(path, opened.task, place.seed, place.trust_remote_code, True, account, fixed)
     if images and own.to_dict() != other.to_dict():
         raise UserError(f"{path} sees images otherwise than {place.model}; give a teacher with its image processor")
     if not images and own.get_vocab() != other.get_vocab():
         raise UserError(f"{path} reads other tokens than {place.model}; give a teacher with the same tokenizer")
     if not images:
         check_vocabulary(path, teacher, other)
-    if not images and teacher.config.pad_token_id is None:
-        teacher.config.pad_token_id = other.pad_token_id
     return teacher
 
 

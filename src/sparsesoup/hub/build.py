@@ -10,12 +10,14 @@ import torch
 
 from sparsesoup.data import Data
 from sparsesoup.errors import UserError
+from sparsesoup.hub import tokens
 from sparsesoup.hub.attention import attend_fast_
-from sparsesoup.hub.checkpoint import config_of, load_reader, locate, quiet
+from sparsesoup.hub.checkpoint import config_of, load_reader, locate
 from sparsesoup.hub.families import prunable
 from sparsesoup.hub.images import Images
 from sparsesoup.hub.kinds import AnyTask, Kind, find, kind_of, told
 from sparsesoup.hub.models import has_head, hollow_model, load_model
+from sparsesoup.hub.probe import check_rows
 from sparsesoup.hub.sources import Source, open_splits, open_test, training_splits
 from sparsesoup.hub.spans import Spans
 from sparsesoup.hub.weights import Account, check_vocabulary, head_of
@@ -117,12 +119,11 @@ def build(
     train, validation = training_splits(opened.source, opened.task, place.seed)
     check_head(place, opened)
     account = Account()
-    model = load_model(place.model, opened.task, place.seed, place.trust_remote_code, whole, account)
     reader = load_reader(place.model, kind.images, place.trust_remote_code)
+    fixed = {} if kind.images else settle(place, opened.task, reader, account)
+    model = load_model(place.model, opened.task, place.seed, place.trust_remote_code, whole, account, fixed)
     if not kind.images:
         check_vocabulary(place.model, model, reader)
-    if not kind.images and model.config.pad_token_id is None:
-        model.config.pad_token_id = reader.pad_token_id
     length = _length(place, kind, model, reader)
     rows, _ = kind.encode(train, opened.task, reader, length)
     if not kind.images:
@@ -130,7 +131,7 @@ def build(
     held_out, judge = kind.encode(validation, opened.task, reader, length)
     if kind.images:
         attend_fast_(model, training.precision)
-    _check_answer(place.model, kind, model, rows)
+    check_rows(place.model, kind, model, rows)
     per_epoch = max(1, len(rows) // training.batch_size)
     return Problem(
         pretrained=model,
@@ -150,6 +151,22 @@ def build(
         head=() if kind.load else tuple(head_of(model)),  # a frozen head of words is not trained
         fresh=account.new,
     )
+
+
+def settle(place: Place, task: AnyTask, tokenizer: Any, account: Account | None = None) -> dict[str, Any]:
+    """What a model's config has to say for its rows to be padded and batched; `account` is told what it said before.
+
+    Raises: UserError if the model cannot do with the tokenizer's padding.
+    """
+    config = config_of(place.model, place.trust_remote_code)
+    fixed, own = tokens.settled(config, tokenizer), tokens.padding_of(config)
+    if fixed["pad_token_id"] != own:
+        hollow = hollow_model(place.model, task, place.trust_remote_code)
+        check_vocabulary(place.model, hollow, tokenizer)
+        tokens.check_padding(place.model, hollow, tokenizer, own)
+    if account is not None:
+        account.notes += tokens.told(config, fixed, place.model)
+    return fixed
 
 
 def check_head(place: Place, opened: Opened) -> None:
@@ -179,31 +196,6 @@ def _check_tokens(data: Data, text: str, tokenizer: Any) -> None:
         raise UserError(
             f"the tokenizer of {tokenizer.name_or_path} makes nothing but special tokens of every text, such as "
             f"{text[:40]!r}; take the tokenizer that belongs to the model"
-        )
-
-
-def _check_answer(name: str, kind: Kind, model: Any, data: Data) -> None:
-    """UserError unless the model answers the longest row with numbers, in eval mode, before anything is trained."""
-    longest = max(range(len(data)), key=lambda i: data.lengths[i]) if data.lengths else 0
-    batch = data.batch([longest])
-    try:
-        with torch.no_grad(), torch.random.fork_rng(), quiet():
-            answers = kind.predict(copy.deepcopy(model).eval(), batch)
-    except Exception as error:  # whatever the code that comes upon a wrong number of config.json raises
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        if not kind.images:
-            raise UserError(
-                f"model {name} cannot answer a row of {len(batch['input_ids'][0])} tokens ({said}); take config.json, "
-                f"weights and tokenizer as they were written"
-            ) from error
-        raise UserError(
-            f"model {name} does not take images of {'x'.join(map(str, batch['pixel_values'].shape[1:]))} (channels, "
-            f"height, width), as its image processor makes them: {said}; correct preprocessor_config.json"
-        ) from error
-    if not torch.isfinite(answers).all():
-        raise UserError(
-            f"model {name} answers with NaN or infinite numbers before any training, though its weights are finite; "
-            f"take config.json as it was written"
         )
 
 

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import numpy as np
-import PIL.Image
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, ImageProcessingMixin, PreTrainedTokenizerBase
 from transformers import logging as messages
 from transformers.utils import find_adapter_config_file
 
 from sparsesoup.errors import UserError
 from sparsesoup.files import from_json
+from sparsesoup.hub import tokens
 from sparsesoup.hub.embedded import embedded_model
 from sparsesoup.hub.online import answers
 from sparsesoup.hub.open_clip import CONFIG as OPEN_CLIP
@@ -149,21 +148,18 @@ def load_processor(model: str, remote_code: bool = False) -> Any:
         processor = AutoImageProcessor.from_pretrained(**options, backend="pil")
         if not isinstance(processor, ImageProcessingMixin):
             raise ValueError(f"it is a {type(processor).__name__}")
-        made = np.asarray(processor(images=PIL.Image.linear_gradient("L").convert("RGB"))["pixel_values"][0])
-        if not np.isfinite(made).all() or made.min() == made.max():
-            raise ValueError(f"of an image from black to white it makes numbers from {made.min()} to {made.max()}")
         return processor
 
 
 def load_tokenizer(model: str, remote_code: bool = False) -> Any:
-    """The model's tokenizer; one without a padding token pads with its end-of-text token.
+    """The model's tokenizer, made to fit the model; one without a padding token pads with its end-of-text token.
 
     Raises: UserError if the model has none.
     """
-    options = call(locate(model), remote_code)
+    options, config = call(locate(model), remote_code), config_of(model, remote_code)
     remedy = "give a folder with tokenizer.json, as save_pretrained of a tokenizer writes"
     with reading(model, remedy, "the tokenizer of model"):
-        tokenizer = AutoTokenizer.from_pretrained(**options)
+        tokenizer = AutoTokenizer.from_pretrained(**options, **tokens.settings(config))
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise ValueError(f"it is a {type(tokenizer).__name__}")
         if "input_ids" not in [*tokenizer.model_input_names]:
@@ -173,6 +169,7 @@ def load_tokenizer(model: str, remote_code: bool = False) -> Any:
         check_words(tokenizer, model)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        tokenizer.model_input_names = tokens.input_names(tokenizer.model_input_names, config)
     return tokenizer
 
 

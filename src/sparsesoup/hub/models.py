@@ -5,6 +5,7 @@ import copy
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import PIL.Image
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparsesoup.errors import UserError
+from sparsesoup.hub import tokens
 from sparsesoup.hub.checkpoint import call, config_of, load_reader, locate, quiet, read_config, reading
 from sparsesoup.hub.kinds import AnyTask, Kind, kind_of
 from sparsesoup.hub.labels import match_rows_
@@ -43,6 +45,7 @@ def load_model(
     remote_code: bool = False,
     whole: bool = False,
     account: Account | None = None,
+    fixed: Mapping[str, Any] = MappingProxyType({}),
 ) -> PreTrainedModel:
     """A model with the head that the task needs, in float32; a new head is drawn from the seed.
 
@@ -51,6 +54,7 @@ def load_model(
     Args:
         whole: no weight may be new, as of a teacher or a run's own model.
         account: is told what is new, and what a user should know.
+        fixed: settings that take the place of those in config.json.
     Raises: UserError if there is no such model, or none with such a head; if it lacks more than a head, a pooler or
         what the task never reads; if weights are NaN or infinite.
     """
@@ -59,6 +63,7 @@ def load_model(
         with reading(model):
             return kind.load(options, task)
     own, config = read_config(options, model), read_config(options, model, **kind.settings(task))
+    tokens.fix_(config, fixed)
     with reading(model), torch.random.fork_rng():
         torch.manual_seed(fold(seed, "head"))
         # A checkpoint may be stored in bf16, which transformers 5 would keep: fine-tuning needs float32.
