@@ -205,8 +205,9 @@ def test_blocks_fall_whole_and_in_the_order_of_their_scores(method: Any) -> None
         lambda: MagnitudeThrough(every=0),
         lambda: Phases(warmup=0.5, cooldown=0.5),
         lambda: Phases(warmup=float("nan")),
-        lambda: Movement(score_rate=0.0),
-        lambda: Movement(score_rate=float("inf")),
+        lambda: Movement(start="magnitude", score_rate=0.0),
+        lambda: Movement(start="magnitude", score_rate=float("inf")),
+        lambda: Movement(score_rate=1e-2),
         lambda: SoftMovement(penalty=-1.0),
         lambda: SoftMovement(penalty=float("inf")),
         lambda: SoftMovement(threshold=0.0),
@@ -249,3 +250,37 @@ def test_nothing_of_the_gates_is_left_and_the_pretrained_model_is_untouched(meth
     assert {id(p) for p in watch.state.optimizer.state} == living
     assert not list(gates(watch.state.model))
     assert type(watch.state.model.wide) is nn.Linear
+
+
+def test_scores_that_begin_at_magnitudes_and_hardly_learn_keep_the_largest_weights() -> None:
+    for pattern in (Element, Block(5, 4)):
+        problem = tiny(steps=40)
+        ticket = Movement(start="magnitude", score_rate=1e-12, pattern=pattern).run(problem, 0.7)
+        for name, mask in ticket.masks.items():
+            size = pattern.total(problem.pretrained.get_parameter(name).detach().abs())
+            kept_groups = pattern.total(mask.float()) > 0
+            assert size[kept_groups].min() >= size[~kept_groups].max(), name
+
+
+def test_scores_that_begin_at_magnitudes_learn_at_the_rate_of_the_weights() -> None:
+    problem = tiny(steps=40)
+    own = problem.training.learning_rate
+    one = Movement(start="magnitude").run(problem, 0.7)
+    assert same(one.masks, Movement(start="magnitude", score_rate=own).run(tiny(steps=40), 0.7).masks)
+    assert not same(one.masks, Movement(start="magnitude", score_rate=3 * own).run(tiny(steps=40), 0.7).masks)
+    assert not same(one.masks, Movement().run(tiny(steps=40), 0.7).masks)
+
+
+@pytest.mark.parametrize("steps", [60, 600])
+@pytest.mark.parametrize("make", [Movement, SoftMovement])
+def test_a_run_whose_weights_cannot_travel_is_doubted_with_the_figure(make: Any, steps: int) -> None:
+    problem = tiny(steps=steps)
+    doubts = make().doubts(problem, 0.7)
+    sizes = torch.cat([problem.pretrained.get_parameter(n).detach().abs().flatten() for n in problem.targets])
+    start = steps // 10
+    travel = sum(1e-2 * (step + 1) / (start + 1) for step in range(start)) / sizes.mean().item()
+    assert travel == pytest.approx(0.25 if steps == 60 else 2.5, rel=0.15)
+    assert bool(doubts) == (steps == 60)
+    assert not doubts or f"can travel {travel:.2g} times the mean |weight| (2.7 in the paper)" in doubts[0]
+    assert not make(pattern=Block(5, 4)).doubts(problem, 0.7)
+    assert not Movement(start="magnitude").doubts(problem, 0.7)

@@ -1,7 +1,11 @@
 """Movement pruning: weights are kept for where the training moves them, not for what they are. Sanh et al. 2020."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
+from torch.nn import Parameter
+
+from sparsesoup.errors import UserError
 from sparsesoup.gates.density import sizes
 from sparsesoup.methods.learnt import (
     Gated,
@@ -12,13 +16,18 @@ from sparsesoup.methods.learnt import (
     following,
     learn,
     scores,
+    short_of_travel,
     straight,
 )
-from sparsesoup.patterns import Block, Element
+from sparsesoup.patterns import Block, Element, Tie
 from sparsesoup.problem import Problem
+from sparsesoup.scores import magnitude
 from sparsesoup.structures import tiled
+from sparsesoup.targets import parameters
 from sparsesoup.ticket import Ticket
 from sparsesoup.train import Hook
+
+PUBLISHED = 1e-2  # learning rate of scores that begin equal; only their order counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,23 +37,40 @@ class Movement:
     A score rises where a weight moves away from zero; its sign counts, since the largest |score| would also keep the
     weights that training shrinks fastest. Masked weights may return until the masks are fixed.
 
+    As published all scores begin equal, and then only their order counts, whatever their learning rate. That takes a
+    training in which weights travel further than their own size. From a start at |theta_0| a short run behaves like
+    magnitude pruning with straight-through gradients, a long one like movement pruning; this is ours.
+
     Args:
-        score_rate: peak learning rate of the scores; it rises and falls with that of the weights.
+        start: scores begin equal, or at |theta_0|.
+        score_rate: peak learning rate of scores that begin at |theta_0|; default: that of the weights.
         scope: who competes with whom: the weights of a tensor, or all.
         pattern: what is masked together; 1 x 1 is single weights.
         phases: when the masks become sparser.
         every: steps from one correction of the thresholds to the next.
     """
 
-    score_rate: float = 1e-2
+    start: Literal["equal", "magnitude"] = "equal"
+    score_rate: float | None = None
     scope: Reach = "tensor"
     pattern: Block = Element
     phases: Phases = field(default_factory=Phases)
     every: int = 10
 
     def __post_init__(self) -> None:
-        check_rate(self.score_rate)
+        if self.score_rate is not None:
+            check_rate(self.score_rate)
+            if self.start == "equal":
+                raise UserError(
+                    f"score_rate {self.score_rate:g} changes nothing where all scores begin equal: only their order "
+                    f"counts; leave it out, or say --method.start magnitude"
+                )
         check_every(self.every)
+
+    def doubts(self, problem: Problem, sparsity: float) -> list[str]:
+        """What a user should know before the first step."""
+        single = self.start == "equal" and self.pattern == Element
+        return short_of_travel(problem, self.phases, "or say --method.start magnitude") if single else []
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps."""
@@ -54,7 +80,22 @@ class Movement:
         """The gates, and the hook that sets their levels."""
         ties = tiled(problem.targets, self.pattern)
         hook = following(self.phases, problem, sparsity, sizes(ties, problem.targets), self.scope, self.every)
-        return Gated(ties, straight(scores(problem, ties)), self.score_rate, self.scope), hook
+        if self.start == "equal":
+            return Gated(ties, straight(scores(problem, ties)), PUBLISHED, self.scope), hook
+        rate = problem.training.learning_rate if self.score_rate is None else self.score_rate
+        return Gated(ties, straight(_magnitudes(problem, ties)), rate, self.scope), hook
+
+
+def _magnitudes(problem: Problem, ties: tuple[Tie, ...]) -> list[Parameter | None]:
+    """A score of each group: the mean |theta_0| of its weights."""
+    table = magnitude(parameters(problem.pretrained, problem.targets))
+    shapes = {name: target.shape for name, target in problem.targets.items()}
+    found: list[Parameter | None] = []
+    for tie in ties:
+        name, block = tie.members[0]
+        mean = table[name].clone() if block == Element else tie.total(table) / tie.area(shapes)
+        found.append(Parameter(mean))
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

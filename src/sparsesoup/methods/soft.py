@@ -9,7 +9,17 @@ from sparsesoup.errors import UserError
 from sparsesoup.gates.density import sizes
 from sparsesoup.gates.hard_concrete import SHIFT, SHUT, START, HardConcrete, logistic_noise
 from sparsesoup.gates.lead import Lead
-from sparsesoup.methods.learnt import Gated, Phases, Reach, check_rate, learn, rate_of_scores, scores, straight
+from sparsesoup.methods.learnt import (
+    Gated,
+    Phases,
+    Reach,
+    check_rate,
+    learn,
+    rate_of_scores,
+    scores,
+    short_of_travel,
+    straight,
+)
 from sparsesoup.patterns import Block, Element, Tie
 from sparsesoup.problem import Problem
 from sparsesoup.rng import generator
@@ -49,6 +59,11 @@ class SoftMovement:
     def __post_init__(self) -> None:
         check_penalty(self.score_rate, self.penalty, self.threshold)
         check_floor(self.floor)
+
+    def doubts(self, problem: Problem, sparsity: float) -> list[str]:
+        """What a user should know before the first step."""
+        single = self.pattern == Element
+        return short_of_travel(problem, self.phases, "or take magnitude-ste") if single else []
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps."""
