@@ -9,7 +9,20 @@ import sparsesoup
 
 ROOT = Path(sparsesoup.__file__).parent
 FLOORS: list[set[str]] = [
-    {"errors", "files", "rng", "masks", "patterns", "schedules", "meter", "data", "timing", "training", "shares"},
+    {
+        "answered",
+        "errors",
+        "files",
+        "rng",
+        "masks",
+        "patterns",
+        "schedules",
+        "meter",
+        "data",
+        "timing",
+        "training",
+        "shares",
+    },
     {"journal", "neighbours", "select", "shelf", "structures", "targets", "threshold", "ticket"},
     {"forks", "state", "problem"},
     {"train", "common", "hold", "objectives"},
@@ -27,6 +40,7 @@ FLOORS: list[set[str]] = [
         "summary",
         "python",
         "card",
+        "collapse",
         "pushing",
         "tidying",
         "watch",

@@ -66,6 +66,14 @@ def test_a_weak_run_longer_than_its_schedule_stands_still() -> None:
     assert watch.curve("rate", "weak")[4:6] == [pytest.approx(tiny().rate()(3)), 0.0]
 
 
+def test_isp_code_says_beforehand_that_its_weak_runs_stand_still() -> None:
+    code = METHODS["isp-code"]
+    long, short = replace(code, weak=2.0, warmup=4, schedule=20), replace(code, weak=0.01)
+    assert "have 32 steps and stand still after 20, where their rate is 0" in long.doubts(tiny(), 0.5)[0]
+    assert "have one step, at a rate of 0, and move nothing" in short.doubts(tiny(), 0.5)[0]
+    assert code.doubts(tiny(), 0.5) == replace(short, warmup=0).doubts(tiny(), 0.5) == []
+
+
 def test_growing_stages_of_isp_code_grow_to_an_epoch() -> None:
     with watched() as watch:
         method = replace(METHODS["isp-code"], **CODE | {"stage": 0.4, "weak": 0.1, "cut": 0.1}, growing=True)

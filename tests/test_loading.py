@@ -380,6 +380,25 @@ def test_a_damaged_file_beside_the_weights_ends_in_one_line(place, refused, tmp_
     refused(line(tmp_path / "model", place / "reviews", tmp_path / "runs"), part, str(tmp_path / "model"))
 
 
+@pytest.mark.parametrize(
+    ("entry", "part"),
+    [
+        ({"image_mean": [0.5]}, "mean must have 3 elements"),
+        ({"image_std": [0, 0, 0]}, "makes numbers from"),
+        ({"rescale_factor": float("nan")}, "makes numbers from nan to nan"),
+        ({"rescale_factor": 0}, "makes numbers from -1.0 to -1.0"),
+        ({"size": {"height": 0, "width": 12}}, "Size must contain"),
+        ({"resample": 99}, "99"),
+    ],
+)
+def test_an_image_processor_that_makes_nothing_of_images_is_named(pictures, refused, tmp_path, entry, part):
+    shutil.copytree(pictures / "vit", tmp_path / "model")
+    path = tmp_path / "model" / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entry))
+    refused(line(tmp_path / "model", pictures / "photos", tmp_path / "runs"),
+            "cannot load the image processor of model", part)  # fmt: skip
+
+
 @pytest.mark.parametrize("processor", [None, "specials"])
 def test_a_tokenizer_that_makes_nothing_of_any_text_is_named(place, refused, tmp_path, processor):
     """One that knows no letter of the texts; without special tokens around them the rows are empty."""

@@ -187,8 +187,28 @@ def test_gmp_star_takes_a_large_first_step_and_rewinds_the_rate_at_each_pruning(
     assert [rates[step] for step in prunings] == [1e-2] * 5
     for step in prunings[1:]:
         assert rates[step - 1] < 0.25 * rates[step]
+    assert rates[:6] == sorted(rates[:6], reverse=True)
+    assert rates[0] == 1e-2
     assert rates[42:] == sorted(rates[42:], reverse=True)
-    assert rates[-1] == pytest.approx(1e-2 / 18)
+    assert rates[-1] == pytest.approx(1e-2 * (0.1 + 0.9 / 18))
+
+
+@pytest.mark.parametrize(("sparsity", "first"), [(0.4, 0.3), (0.5, 0.375), (0.9, 0.675), (0.98, 0.7)])
+def test_gmp_star_leaves_a_quarter_of_the_sparsity_to_the_later_prunings(sparsity: float, first: float) -> None:
+    with watched() as spy:
+        GradualStar().run(tiny(steps=40), sparsity)
+    kept = [algebra.kept(m) for m in spy.pruned]
+    assert kept[0] == round(2000 * (1 - first))
+    assert kept[-1] == round(2000 * (1 - sparsity))
+    assert kept == sorted(set(kept), reverse=True)
+    assert len(kept) == 8
+
+
+def test_gmp_star_refuses_a_first_pruning_that_takes_all() -> None:
+    problem = tiny()
+    with pytest.raises(UserError, match=r"^the first pruning of gmp-star would take all: first is 0.5, the sparsity"):
+        GradualStar(first=0.5).run(problem, 0.5)
+    assert not problem.meter.costs
 
 
 def test_isp_whose_weak_runs_stand_still_is_isp_without_a_soup() -> None:

@@ -142,7 +142,7 @@ def test_a_column_that_a_user_names_is_read_and_noted():
 def test_numbers_with_a_gap_are_noted():
     for present, count, missing in (([1, 2], 3, "0"), ([0, 5], 6, "1, 2, 3, 4")):
         said = noted(rows_of(text=distinct(40), label=present * 20))
-        assert f"{count - 2} of {count} classes without a row to train on: {missing}; " in said
+        assert f"{count - 2} of {count} classes without a training row: {missing}; " in said
     assert noted(rows_of(text=distinct(40), label=[0, 1] * 20)) == ""
 
 

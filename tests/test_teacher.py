@@ -178,7 +178,7 @@ def refused(place, tmp_path, capsys):
         out = tmp_path / "refused" if out is None else out
         before = listing(out) if out.exists() else None
         assert main(line(place, out, method, *more, **settings)) == 2
-        (said,) = [s for s in capsys.readouterr().err.splitlines() if "note:" not in s]
+        (said,) = [s for s in capsys.readouterr().err.splitlines() if not s.startswith(("note: ", "data: "))]
         assert said.startswith("sparsesoup: ")
         assert (listing(out) if out.exists() else None) == before
         return said

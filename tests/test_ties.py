@@ -247,10 +247,10 @@ def test_a_block_is_a_name_up_to_its_first_number(name: str, block: str) -> None
     assert block_of(name) == block
 
 
-def hybrid(**more: Any) -> tuple[Ticket, Any]:
+def hybrid(steps: int = 40, score_rate: float = 0.5, **more: Any) -> tuple[Ticket, Any]:
     with watched() as watch:
-        problem = bert(steps=40, observer=watch)
-        ticket = HybridMovement(score_rate=0.5, **more).run(problem, 0.5)
+        problem = bert(steps=steps, observer=watch)
+        ticket = HybridMovement(score_rate=score_rate, **more).run(problem, 0.5)
     return ticket, problem
 
 
@@ -306,15 +306,15 @@ def test_a_head_is_worth_what_the_one_of_its_four_matrices_says_that_wants_it_mo
 
 def density_of_units(**more: Any) -> float:
     """The share of the feed-forward weights that stays, where half of all prunable weights do."""
-    ticket, problem = hybrid(tile=Block(4, 8), **more)
+    ticket, problem = hybrid(100, 0.1, tile=Block(4, 8), **more)
     inside = [ticket.masks[n].flatten() for n, t in problem.targets.items() if t.role.startswith("feed-forward")]
     return float(torch.cat(inside).float().mean())
 
 
 def test_a_family_that_weighs_nothing_in_the_penalty_loses_less() -> None:
     even = density_of_units()
-    assert density_of_units(attention_weight=0.0) < even - 0.1
-    assert density_of_units(feed_forward_weight=0.0) > even + 0.1
+    assert density_of_units(attention_weight=0.0) < even - 0.3
+    assert density_of_units(feed_forward_weight=0.0) > even + 0.3
 
 
 def test_tiles_of_the_attention_are_cut_whole() -> None:

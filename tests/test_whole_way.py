@@ -548,3 +548,17 @@ def test_what_is_doubtful_about_a_method_is_said_before_the_first_step_and_in_th
     assert "note: grasp with measure increase removes first what pulls one way" in said
     assert main(["show", str(run_of(tmp_path))]) == 0
     assert "Grasp with measure increase removes first" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_fresh_head_is_named_where_scores_ask_it_and_can_be_trained_first(place, tmp_path, capsys):
+    line = ["prune", "snip", *flags_of(place, tmp_path, steps=10), "--method.batches", "2"]
+    assert main(line) == 0
+    assert "note: snip scores by the gradient of the loss, and the head is drawn at random" in capsys.readouterr().err
+    assert main([*line, "--method.warmup", "0.2"]) == 0
+    assert "the head is drawn at random" not in capsys.readouterr().err
+    costs = {path.parent: json.loads(path.read_text())["cost"] for path in tmp_path.glob("**/report.json")}
+    plain, warm = sorted(costs, key=lambda run: "search" in costs[run])
+    assert (costs[warm]["search"]["steps"], costs[warm]["strong"]["steps"]) == (2, 8)
+    known = flags_of(place, tmp_path / "known", family=plain / "model", steps=10)
+    assert main(["prune", "snip", *known, "--method.batches", "2"]) == 0
+    assert "the head is drawn at random" not in capsys.readouterr().err

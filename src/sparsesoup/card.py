@@ -138,6 +138,7 @@ def _values(facts: Facts, form: Facts, config: Facts, repo: str) -> dict[str, An
         "name": repo.rpartition("/")[2], "opening": _opening(facts, form), "rows": _rows(facts),
         "scores": [(name, _score(validation.get(name)), _score(test.get(name))) for name in {**validation, **test}],
         "about_test": _about_test(bool(test), bool(form)),
+        "collapse": (facts.get("notes") or {}).get("collapse", []),
         "costs": show.costs(facts) if labels else [], "times": _times(facts),
         "labels": [(label, show.LABELS[label]) for label in labels if label in show.LABELS],
         "load": fenced(_loading(form, config, repo) + _heading(form, config, repo), "python"),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from sparsesoup import masks as algebra
+from sparsesoup.answered import answered
 from sparsesoup.data import Batch, Data
 from sparsesoup.errors import UserError
 from sparsesoup.forks import Map, in_turn
@@ -175,10 +176,13 @@ class Problem:
         """The product of a run, validated; the run ends with it."""
         self.journal.end_run()
         algebra.apply_(state.params(), state.masks)
-        metrics = self.validate(state.model)
+        with timed(self.meter, "validation") as cost:
+            outputs, labels = ask(self, state.model, self.validation, cost)
+            metrics = self.metric(outputs, labels)
         found = {name: t.detach().cpu().clone() for name, t in state.model.state_dict().items()}
         masks = {name: m.cpu() for name, m in state.masks.items()}
-        return Ticket(masks, found, metrics, self.meter.to_json(), {**state.notes, **notes})
+        told = {**state.notes, **notes}
+        return Ticket(masks, found, metrics, self.meter.to_json(), told, answered(outputs, labels))
 
 
 def _accelerator(precision: str) -> Accelerator:
@@ -231,6 +235,11 @@ def timed(meter: Meter, label: str) -> Iterator[Cost]:
 
 def evaluate(problem: Problem, model: nn.Module, data: Data, cost: Cost) -> dict[str, float]:
     """Scores of a model on any rows, in eval mode, without a gradient; what it took is added to `cost`."""
+    return problem.metric(*ask(problem, model, data, cost))
+
+
+def ask(problem: Problem, model: nn.Module, data: Data, cost: Cost) -> tuple[Tensor, Tensor]:
+    """(outputs, labels) of a model on any rows, as `evaluate` takes them."""
     training = model.training
     model.eval()
     outputs, labels = [], []
@@ -247,7 +256,7 @@ def evaluate(problem: Problem, model: nn.Module, data: Data, cost: Cost) -> dict
             problem.observer.step({})
     problem.observer.end()
     model.train(training)
-    return problem.metric(torch.cat(outputs), torch.cat(labels))
+    return torch.cat(outputs), torch.cat(labels)
 
 
 def charge(cost: Cost, data: Data, indices: list[int], flops: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sparsesoup import show, words
 from sparsesoup.charts import INK, LINES, MARK, PAPER, page, svg
+from sparsesoup.collapse import collapsed
 from sparsesoup.escaping import command_line
 from sparsesoup.files import from_json, write_text
 from sparsesoup.schedules import geometric
@@ -71,6 +72,13 @@ def _read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
         except (ValueError, KeyError, TypeError):
             unread += 1
     return rows, unread
+
+
+def collapse_of(facts: Mapping[str, Any], log: Path) -> dict[str, list[str]]:
+    """The note of a run that has collapsed; nothing of any other."""
+    losses = [row["loss"] for row in _read_log(log)[0] if row["label"] == "strong"]
+    found = collapsed(facts, losses)
+    return {"collapse": found} if found else {}
 
 
 def _measured(path: Path) -> dict[str, Any] | None:

@@ -28,7 +28,7 @@ from sparsesoup.methods.known import FromTicket
 from sparsesoup.outside import Outside
 from sparsesoup.problem import Problem
 from sparsesoup.recipe import Settings, dump, read
-from sparsesoup.report import write_report
+from sparsesoup.report import collapse_of, write_report
 from sparsesoup.select import fixed
 from sparsesoup.shelf import Shelf
 from sparsesoup.show import read_report
@@ -209,6 +209,7 @@ def _work(settings: Settings, path: Path, out: Path, opened: Opened, outside: Ou
             ticket = settings.method.run(replace(problem, map=each), float(settings.amount.sparsity or 0.0))
         report = summary(settings, problem, ticket, opened, time.perf_counter() - began)
         report["notes"] |= {"doubts": doubts} if doubts else {}
+        report["notes"] |= collapse_of(report, path / "log.jsonl")
         report |= {"data": {"read": data.read, "notes": data.notes}}
         _save(path, settings, problem, opened, ticket, report)
         if outside.page:

@@ -77,10 +77,10 @@ class Cycles:
     """Learning rate: re-wound to `peak` at each pruning, falling in a straight line to `low` before the next one.
 
     Args:
-        peak, low: highest and lowest rate of a cycle; the last cycle falls to 0.
-        start: first step of the first cycle; before it the rate rises from 0.
-        stop: last pruning: from here one long cycle falls to 0 at `total`.
-        every: steps of a cycle.
+        peak, low: highest and lowest rate of a cycle.
+        start: first pruning; the cycle before it begins at step 0.
+        stop: last pruning; the cycle after it ends at `total`.
+        every: steps of a cycle between prunings.
         total: steps of the whole run.
     """
 
@@ -93,10 +93,12 @@ class Cycles:
 
     def __call__(self, step: int) -> float:
         if step < self.start:
-            return self.peak * (step + 1) / (self.start + 1)
-        if step >= self.stop:
-            return self.peak * max(self.total - step, 0) / max(self.total - self.stop, 1)
-        return self.peak - (self.peak - self.low) * ((step - self.start) % self.every) / self.every
+            share = step / self.start
+        elif step < self.stop:
+            share = (step - self.start) % self.every / self.every
+        else:
+            share = min((step - self.stop) / max(self.total - self.stop, 1), 1.0)
+        return self.peak - (self.peak - self.low) * share
 
 
 def least_steps(fits: Callable[[int], object], total: int = 1) -> int | None:

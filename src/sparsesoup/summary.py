@@ -45,6 +45,7 @@ def summary(settings: Settings, problem: Problem, ticket: Ticket, opened: Opened
             "total": algebra.total(ticket.masks),
         },
         "validation": ticket.metrics,
+        "answers": _answers(ticket, opened),
         "test": None,
         "cost": ticket.cost,
         "seconds": seconds,
@@ -61,6 +62,12 @@ def summary(settings: Settings, problem: Problem, ticket: Ticket, opened: Opened
         "versions": versions(),
         "machine": machine(problem.accelerator.device),
     }
+
+
+def _answers(ticket: Ticket, opened: Opened) -> dict[str, Any]:
+    """What stands out in the answers to the validation rows, the class named that most of them are."""
+    labels, answer = getattr(opened.task, "labels", ()), ticket.answers.get("answer", -1)
+    return {**ticket.answers, **({"called": labels[int(answer)]} if 0 <= answer < len(labels) else {})}
 
 
 def _before(problem: Problem) -> dict[str, float]:

@@ -30,6 +30,7 @@ class Ticket:
         metrics: scores on the validation rows; the first one selects.
         cost: the meter, by label.
         notes: what the method saw on its way (agreement of weak masks, the step at which it stopped, ...).
+        answers: what stands out in its answers to the validation rows.
     """
 
     masks: Masks
@@ -37,6 +38,7 @@ class Ticket:
     metrics: dict[str, float]
     cost: dict[str, dict[str, float]]
     notes: dict[str, Any] = field(default_factory=dict)
+    answers: dict[str, float] = field(default_factory=dict)
 
     @property
     def sparsity(self) -> float:

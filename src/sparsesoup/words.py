@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-FAR = 0.05  # sparsity by which gates may miss before it is worth a word
+FAR = 0.05  # sparsity by which whole groups may miss before it is worth a word
+NEAR = 0.02  # the same for gates
 Facts = Mapping[str, Any]
 
 
@@ -85,10 +86,12 @@ def warned(facts: Facts) -> list[str]:
     """What a user ought to know at once, since the product may not be what was meant."""
     alone, asked = facts["notes"].get("threshold_sparsity"), facts["sparsity"]["asked"]
     found = []
-    if alone is not None and abs(alone - asked) > FAR:
+    if alone is not None and abs(alone - asked) > NEAR:
+        given = facts["settings"]["method"].get("penalty") is not None
+        remedy = "leave out --method.penalty, to be led to it" if given else "raise --steps or --method.score-rate"
         found.append(
             f"the gates alone closed {percent(alone)} of the weights where {percent(asked)} were asked for, and the "
-            f"rest of the mask was made by trimming: raise --steps, or set --method.score-rate or the penalty otherwise"
+            f"rest of the mask was made by trimming: {remedy}"
         )
     reached = facts["sparsity"]["reached"]
     if "refill" in facts["notes"] and asked - reached > FAR:
@@ -105,7 +108,7 @@ def warned(facts: Facts) -> list[str]:
         found.append(
             f"the batches had {facts['train_rows']} rows, all there are, not {facts['settings']['train']['batch_size']}"
         )
-    return found
+    return [*found, *facts["notes"].get("collapse", [])]
 
 
 def shared(facts: Facts) -> list[str]:
@@ -177,6 +180,7 @@ def _before(scores: Facts, facts: Facts) -> str:
 
 
 SENTENCES: dict[str, Callable[[Any, Facts], str]] = {
+    "collapse": _doubts,
     "doubts": _doubts,
     "before": _before,
     "rounds": lambda rounds, facts: f"Rounds of pruning, each after a training of its own: {rounds}.",

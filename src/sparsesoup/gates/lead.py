@@ -1,5 +1,6 @@
 """Lead masks that a penalty closes to the sparsity that is wanted at each step."""
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,27 +14,33 @@ from sparsesoup.gates.straight import Gate
 from sparsesoup.schedules import Cubic
 from sparsesoup.state import TrainState
 
-# Chosen by trial on simulated scores under Adam; tests/test_lead.py holds what they reach.
-WITHIN = 15.0  # steps in which the distance is to be covered
-STRONGEST = 5.0  # pull, in units of the task's own
+# Chosen by trial under Adam, with gradients that stay, fall and grow; tests/test_lead.py holds what they reach.
+WITHIN = 12.0  # steps in which the distance is to be covered
+STRONGEST = 10.0  # pull, in learning rates a step
+MOMENTUM = 0.9  # of the scores' answer to a pull (Adam's first moment), and of the mean over what they do besides
+FLATTEST = 0.02  # slope of the sigmoid that is still reckoned with
 SAMPLE = 1 << 11  # scores of a tie that are looked at
-MEMORY = 0.9  # of the running mean of the task's pull
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lead:
-    """Sets threshold and penalty after each step; as a hook, as the penalty, and as the observer of gradients.
+    """Sets threshold and penalty after each step; as a hook, and as the penalty.
 
     The penalty is weight * mean over families of family weight * mean over its ties of mean sigmoid(score - shift)
     (Sanh et al. 2020, sec. 4; Lagunas et al. 2021); led by the density, all ties have one mean, by their number of
     scores.
-    Its weight is the one given, on the curve of the threshold; or else it is in proportion to how far the scores have
-    to fall as a whole for the wanted share to lie below the threshold, in units of the task's own pull on them: so
-    neither the size of gradients nor T matters, and nothing winds up while scores are still on their way. Where too
-    much is masked the weight is negative, and scores are pushed up again.
+    Its weight is the one given, on the curve of the threshold; or else it is led by the density: it moves the marginal
+    score, below which the wanted share of the weights lies, to the threshold. The weight is reckoned in units of the
+    gradient that moves a score by its learning rate. That is the optimizer's memory, not the task's present gradient:
+    Adam divides by what it remembers of 1,000 steps, and where the gradient falls as the task is learnt, a pull of its
+    size would move nothing. How far the scores move besides (the task's drift, or a pull that does less than
+    reckoned) is measured at each step and made up for. Where too much is masked the weight is negative. From the end of
+    the plan on the threshold moves to the marginal score, so that what little is missing is closed or opened before
+    the masks are fixed, and the model is trained with it.
 
     Args:
         plan: the sparsity wanted at each step.
+        end: the last step, after which the masks are fixed.
         sparsity: at the end of the plan.
         rate: step -> learning rate of the scores.
         areas: weights in a group of each tie.
@@ -46,6 +53,7 @@ class Lead:
     """
 
     plan: Cubic
+    end: int
     sparsity: float
     rate: Callable[[int], float]
     areas: list[int]
@@ -59,27 +67,46 @@ class Lead:
     def __call__(self, state: TrainState) -> None:
         """After a step: set the threshold, look at the masks, set the weight of the penalty for the next step."""
         if self.threshold is not None:
-            bound = torch.logit(torch.tensor(self.plan.at(state.step, self.threshold)))
+            bound = torch.tensor(self._bound(state, self.threshold))
             for _, gate in gates(state.model):
                 gate.level.copy_(gate.floored(bound, self.floor) if self.floor else bound)
         state.masked = masked_share(state, self.areas)
-        if self.penalty is not None:
-            weight = self.penalty * self.plan.at(state.step, 0.5) / 0.5
-        else:
-            weight = self._pull(state) * _number(state, "pull") * 4.0 * self._scores(state)
-        state.memory["lead/weight"] = torch.tensor(weight, dtype=torch.float64)
+        given = self.penalty
+        _remember(state, weight=self._pull(state) if given is None else given * self.plan.at(state.step, 0.5) / 0.5)
+
+    def _bound(self, state: TrainState, threshold: float) -> float:
+        """The score at which gates open: on the curve of the threshold, at last where the sparsity is."""
+        bound = float(torch.logit(torch.tensor(self.plan.at(state.step, threshold))))
+        if self.penalty is not None or state.step <= self.plan.stop:
+            return bound
+        share = min((state.step - self.plan.stop) / max(self.end - self.plan.stop, 1), 1.0)
+        return bound + share * (self._marginal(state, state.step) - bound)
 
     def _pull(self, state: TrainState) -> float:
-        """How strongly the scores are to be pulled down, in units of the task's pull."""
-        goal = self.plan.at(state.step, self.sparsity)
+        """Weight of the penalty that brings the marginal score to the threshold within `WITHIN` steps."""
         step = self.rate(state.step)
-        if not goal or not step:
+        if not self.plan.at(state.step, self.sparsity) or not step:
             return 0.0
-        pull = self._distance(state, goal) / (WITHIN * step)
-        return min(max(pull, -STRONGEST), STRONGEST)
+        score, before = self._marginal(state, state.step), self._marginal(state, state.step - 1)
+        # In learning rates a step: the fall that pulls so far explain, and what lifts the scores against them.
+        fall = MOMENTUM * _number(state, "fall") + (1 - MOMENTUM) * _number(state, "pull")
+        lift = _number(state, "lift")
+        if "lead/marginal" in state.memory:
+            fell = (_number(state, "marginal") - before) / step
+            lift = _clamp(MOMENTUM * lift + (1 - MOMENTUM) * (fall - fell))
+        coming = (fall - lift) * step * MOMENTUM / (1 - MOMENTUM)  # the momentum's part, whatever is pulled from now on
+        level = max(float(gate.level) for gate in self._first(state))  # a floor lowers that of some
+        pull = _clamp((score - level - coming) / (self._horizon() * step) + lift)
+        _remember(state, marginal=score, fall=fall, lift=lift, pull=pull)
+        open_ = 1 / (1 + math.exp(self.shift - score))
+        return pull * self._unit(state) / max(open_ * (1 - open_), FLATTEST) * self._scores(state)
 
-    def _distance(self, state: TrainState, goal: float) -> float:
-        """How far the scores have to fall for a share `goal` of the weights to lie below the threshold; on a sample."""
+    def _horizon(self) -> float:
+        return min(WITHIN, self.plan.stop / 4)
+
+    def _marginal(self, state: TrainState, step: int) -> float:
+        """The score below which the share of the weights lies that is wanted at a step; on a sample."""
+        goal = self.plan.at(step, self.sparsity)
         parts, shares = [], []
         for tie, score in worths(state).items():
             some = score.flatten()[:: max(1, score.numel() // SAMPLE)]
@@ -88,8 +115,16 @@ class Lead:
         order = torch.cat(parts).sort()
         below = torch.cat(shares)[order.indices].cumsum(0)
         place = int((below < goal * below[-1]).sum())
-        level = max(gate.level for gate in self._first(state))  # a floor lowers that of some
-        return float(order.values[min(place, len(order.values) - 1)] - level)
+        return float(order.values[min(place, len(order.values) - 1)])
+
+    def _unit(self, state: TrainState) -> float:
+        """The gradient that, held, moves a score by its learning rate a step: the median score's, on a sample."""
+        parts = []
+        for gate in self._first(state):
+            score = gate.score
+            assert score is not None
+            parts.append(typical_gradient(state.optimizer, score, max(1, score.numel() // SAMPLE)))
+        return float(torch.cat(parts).median())
 
     def term(self, state: TrainState) -> Tensor:
         """The penalty, for the loss: of the gates that the pass went through, since it may leave a block out."""
@@ -99,25 +134,6 @@ class Lead:
                 total = total + gate.share * family
                 gate.share = None  # it holds the graph
         return _number(state, "weight") * total
-
-    def observe(self, state: TrainState) -> None:
-        """Remember how strongly the task pulls at the scores: the root mean square of its gradient, on a sample."""
-        weight, parts = _number(state, "weight"), []
-        for gate, family in zip(self._first(state), self._families(state), strict=True):
-            score = gate.score
-            assert score is not None
-            if score.grad is None:  # its block was left out of this step
-                continue
-            stride = max(1, score.numel() // 4096)
-            open_ = (score.detach().flatten()[::stride] - self.shift).sigmoid()
-            own = weight * family / score.numel() * open_ * (1 - open_)
-            parts.append(score.grad.flatten()[::stride] - own)
-        if not parts:
-            return
-        now = float(torch.cat(parts).square().mean().sqrt())
-        known = "lead/pull" in state.memory
-        mean = MEMORY * _number(state, "pull") + (1 - MEMORY) * now if known else now
-        state.memory["lead/pull"] = torch.tensor(mean, dtype=torch.float64)
 
     def _first(self, state: TrainState) -> list[Gate]:
         found = firsts(state.model)
@@ -141,6 +157,32 @@ class Lead:
         return float(sum(gate.score.numel() for gate in self._first(state) if gate.score is not None))
 
 
+def _clamp(pull: float) -> float:
+    return min(max(pull, -STRONGEST), STRONGEST)
+
+
+def _remember(state: TrainState, **numbers: float) -> None:
+    for name, number in numbers.items():
+        state.memory[f"lead/{name}"] = torch.tensor(number, dtype=torch.float64)
+
+
 def _number(state: TrainState, name: str) -> float:
     found = state.memory.get(f"lead/{name}")
     return 0.0 if found is None else float(found)
+
+
+def typical_gradient(optimizer: torch.optim.Optimizer, parameter: Tensor, stride: int = 1) -> Tensor:
+    """Return the gradient that, if it were constant, would move each entry by the learning rate a step.
+
+    Adam and RMSprop divide by the root of a mean square that they remember, SGD by nothing; momentum multiplies.
+    """
+    group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
+    own = optimizer.state.get(parameter, {})
+    factor = 1.0 - group.get("momentum", 0.0)
+    if "exp_avg_sq" in own:
+        square = own["exp_avg_sq"].flatten()[::stride] / (1.0 - group["betas"][1] ** float(own["step"]))
+    elif "square_avg" in own:
+        square = own["square_avg"].flatten()[::stride]
+    else:
+        return torch.full_like(parameter.detach().flatten()[::stride], factor if "eps" not in group else 0.0)
+    return factor * (square.sqrt() + group["eps"])

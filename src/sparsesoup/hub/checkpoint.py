@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import numpy as np
+import PIL.Image
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, ImageProcessingMixin, PreTrainedTokenizerBase
 from transformers import logging as messages
 from transformers.utils import find_adapter_config_file
@@ -148,6 +150,9 @@ def load_processor(model: str, remote_code: bool = False) -> Any:
         processor = AutoImageProcessor.from_pretrained(**options, backend="pil")
         if not isinstance(processor, ImageProcessingMixin):
             raise ValueError(f"it is a {type(processor).__name__}")
+        made = np.asarray(processor(images=PIL.Image.linear_gradient("L").convert("RGB"))["pixel_values"][0])
+        if not np.isfinite(made).all() or made.min() == made.max():
+            raise ValueError(f"of an image from black to white it makes numbers from {made.min()} to {made.max()}")
         return processor
 
 

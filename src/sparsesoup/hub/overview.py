@@ -5,7 +5,7 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from datasets import Dataset, Image
+from datasets import Dataset, Features, Image
 
 from sparsesoup.errors import UserError
 from sparsesoup.hub.build import Opened
@@ -14,7 +14,7 @@ from sparsesoup.hub.kinds import kind_of, told
 from sparsesoup.hub.rows import Source, contents
 from sparsesoup.hub.sources import open_test, test_splits, training_splits, unlabelled
 from sparsesoup.hub.spelled import spell_the_label
-from sparsesoup.hub.tasks import FEW, Task, label_values, text_candidates
+from sparsesoup.hub.tasks import FEW, Task, is_missing, label_values, text_candidates
 
 MOST = 1_000_000  # rows of a split that are compared with those of another
 SHOWN = 6  # names in a list
@@ -45,7 +45,7 @@ def overview(opened: Opened, seed: int) -> Overview:
     source, task = opened.source, opened.task
     train, validation = training_splits(source, task, seed)
     notes = [*source.notes, *_dropped(opened)]
-    notes += [*_spelled(opened), *_classes(opened, train), *_numbers(opened)]
+    notes += [*_spelled(opened), *_classes(opened), *_numbers(opened)]
     parts, known = {"validation": validation}, {*_keys(train, task.texts)}
     notes += _repeated(opened, known, parts)
     try:
@@ -102,16 +102,18 @@ def _spelled(opened: Opened) -> Iterator[str]:
             yield f"{does}, so the scores say nothing" if column in task.texts else f"{does}, so it is not read"
 
 
-def _classes(opened: Opened, train: Dataset) -> Iterator[str]:
-    """Classes without a row to learn from, and those that differ by capitals alone."""
-    task = opened.task
+def _classes(opened: Opened) -> Iterator[str]:
+    """Classes without a training row, and those that differ by capitals alone."""
+    task, train = opened.task, opened.source.train
     if not isinstance(task, Task) or not task.labels:
         return
-    present = {*label_values(train, task, "the data")}
+    labels = [value for value in train.unique(task.label) if not is_missing(value, task.labels)]
+    kind = Features({task.label: train.features[task.label]})
+    present = {*label_values(Dataset.from_dict({task.label: labels}, features=kind), task, "the data")}
     empty = [name for i, name in enumerate(task.labels) if i not in present]
     if empty:
         yield (
-            f"{len(empty)} of {len(task.labels)} classes without a row to train on: {_list(empty)}; if that is not "
+            f"{len(empty)} of {len(task.labels)} classes without a training row: {_list(empty)}; if that is not "
             f"meant, number the classes 0, 1, 2, ... without a gap, or write them as words"
         )
     for low, count in Counter(name.casefold() for name in task.labels).items():

@@ -56,18 +56,19 @@ class Gradual:
 class GradualStar:
     """GMP*: a large first step, then cubic, the learning rate re-wound at each pruning. Kurtic & Alistarh 2022.
 
-    Published with distillation: train.distill with a dense teacher, hardness 1 and temperature 2.
+    No warm-up: the rate falls from its peak to `low` of it before the first pruning, between prunings and after the
+    last one. Published with distillation: train.distill with a dense teacher, hardness 1 and temperature 2.
 
     Args:
-        first: sparsity of the first pruning; at most the one asked for.
+        first: sparsity of the first pruning, below the one asked for; default: 0.7, but at most three quarters of it.
         start: share of T before the first pruning.
-        stop: share of T at the last pruning; the learning rate then falls to 0 over the rest.
+        stop: share of T at the last pruning.
         prunings: how many, the first and the last included.
         low: share of the peak learning rate to which each cycle falls.
         structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
     """
 
-    first: float = 0.5
+    first: float | None = None
     start: float = 0.1
     stop: float = 0.7
     prunings: int = 8
@@ -77,7 +78,8 @@ class GradualStar:
     def __post_init__(self) -> None:
         if not 0.0 <= self.low <= 1.0:
             raise UserError(f"low is a share of the peak learning rate in [0, 1], got {self.low:g}")
-        if not 0.0 <= self.start < self.stop < 1.0 or self.prunings < 2 or not 0.0 <= self.first < 1.0:
+        first = 0.0 if self.first is None else self.first
+        if not 0.0 <= self.start < self.stop < 1.0 or self.prunings < 2 or not 0.0 <= first < 1.0:
             raise UserError(f"gmp-star needs 0 <= start < stop < 1, prunings >= 2 and first in [0, 1), got {self}")
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
@@ -87,12 +89,23 @@ class GradualStar:
         pattern = need_groups(problem.targets, self.structure, sparsity)
         begin = round(self.start * total)
         every = max(1, int((self.stop - self.start) * total / gaps + 1e-9))  # rounded down: the last one must fit
-        plan = Cubic(begin, begin + every * gaps, every, initial=self.first)
+        plan = Cubic(begin, begin + every * gaps, every, initial=self._first(sparsity))
         peak = problem.training.learning_rate
         rate = Cycles(peak, self.low * peak, begin, plan.stop, every, total)
         state = problem.start()
         problem.journal.piece("train", state, train_with, state, problem, pruning(plan, sparsity, pattern), rate)
         return problem.ticket(state)
+
+    def _first(self, sparsity: float) -> float:
+        """Sparsity of the first pruning."""
+        if self.first is None:
+            return min(0.7, 0.75 * sparsity)
+        if self.first >= sparsity > 0:
+            raise UserError(
+                f"the first pruning of gmp-star would take all: first is {self.first:g}, the sparsity {sparsity:g}; "
+                f"give a smaller --method.first, or leave it out"
+            )
+        return self.first
 
 
 def pruning(plan: Cubic, sparsity: float, pattern: Pattern = Element, scope: Scope = "global") -> Hook:

@@ -81,14 +81,15 @@ class HybridMovement:
         ties = (*banded, *pooled)
         weights = [self.attention_weight] * len(banded) + [self.feed_forward_weight] * len(pooled)
         lead = Lead(
-            plan=self.phases.plan(problem.steps), sparsity=sparsity, rate=rate_of_scores(problem, self.score_rate),
+            plan=self.phases.plan(problem.steps), end=self.phases.end(problem.steps), sparsity=sparsity,
+            rate=rate_of_scores(problem, self.score_rate),
             areas=sizes(ties, problem.targets), weights=weights, families=_families(banded, pooled),
             penalty=self.penalty, threshold=self.threshold, floor=self.floor,
         )  # fmt: skip
         learnt = [*scores(problem, tuple(banded), own=self.attention == "heads"), *scores(problem, tuple(pooled))]
         way = -math.log(self.threshold / (1 - self.threshold))
         make = straight(learnt, shift=0.0)
-        gated = Gated(ties, make, self.score_rate, "global", lead.term, lead.observe, way, True, self.floor)
+        gated = Gated(ties, make, self.score_rate, "global", lead.term, way, True, self.floor)
         return gated, lead
 
     def _ties(self, problem: Problem) -> tuple[list[Tie], list[Tie]]:

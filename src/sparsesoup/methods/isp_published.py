@@ -128,6 +128,16 @@ class InstantSoupCode:
                 f"warmup >= 0, schedule > warmup and one protocol or more, got {given}, protocols {len(self.protocols)}"
             )
 
+    def doubts(self, problem: Problem, sparsity: float) -> list[str]:
+        """What a user should know before the first step."""
+        steps = self._weak_steps(problem)
+        if steps > self.schedule:
+            why = f"stand still after {self.schedule}, where their rate is 0; raise --method.schedule"
+            return [f"the weak runs of isp-code have {steps} steps and {why}"]
+        if steps == 1 and self.warmup:
+            return ["the weak runs of isp-code have one step, at a rate of 0, and move nothing; raise --method.weak"]
+        return []
+
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T main steps and the weak ones on top."""
         check_sparsity(sparsity)
@@ -151,6 +161,9 @@ class InstantSoupCode:
         epochs = min(self.stage * (stage + 1), max(self.stage, 1.0)) if self.growing else self.stage
         return max(1, round(epochs * problem.steps_per_epoch))
 
+    def _weak_steps(self, problem: Problem) -> int:
+        return max(1, round(self.weak * problem.steps_per_epoch))
+
     def _stages(self, problem: Problem) -> Iterator[int]:
         """Stages that may draw weak masks: T holds each, and another one of the main run behind it."""
         end = self._length(problem, 0)
@@ -173,7 +186,7 @@ class InstantSoupCode:
     def _look(self, problem: Problem, state: TrainState, sparsity: float, i: int, j: int) -> Tensors:
         if self._near(state, sparsity):
             return {}
-        steps, now = max(1, round(self.weak * problem.steps_per_epoch)), sparsity_of(state.masks)
+        steps, now = self._weak_steps(problem), sparsity_of(state.masks)
         protocol, goal, start = self.protocols[j % len(self.protocols)], now + self.cut * (1 - now), state.step
         main = problem.rate()(start) if self.rate_of == "now" else problem.training.learning_rate
         peak = protocol.factor(problem.seed, "weak", i, j) * main

@@ -56,10 +56,14 @@ class Phases:
         """Steps with fixed masks."""
         return max(1, round(self.settle * total))
 
+    def end(self, total: int) -> int:
+        """The step from which the masks are fixed."""
+        return total - self.settled(total)
+
     def fits(self, total: int) -> bool:
         """Whether `total` steps have one for each phase."""
         plan = self.plan(total)
-        return total >= 4 and plan.start < plan.stop <= total - self.settled(total)
+        return total >= 4 and plan.start < plan.stop <= self.end(total)
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,6 @@ class Gated:
     score_rate: float
     scope: Reach = "global"
     penalty: Callable[[TrainState], Tensor] | None = None
-    observe: Hook | None = None
     way: float = 0.0  # how far a score has to fall before its gate closes
     biases: bool = False  # the bias of a row that is masked whole goes with it
     floor: float = 0.0  # share of every tie's groups that stays whatever their scores
@@ -104,7 +107,7 @@ def learnt_state(problem: Problem, sparsity: float, phases: Phases, gated: Gated
 
 def _reachable(problem: Problem, phases: Phases, gated: Gated) -> None:
     """UserError if no score can fall far enough in time: an optimizer moves it by its learning rate a step at most."""
-    start, stop = phases.plan(problem.steps).start, problem.steps - phases.settled(problem.steps)
+    start, stop = phases.plan(problem.steps).start, phases.end(problem.steps)
     rate = rate_of_scores(problem, gated.score_rate)
     longest = sum(rate(step) for step in range(start, stop))
     if gated.way and longest < gated.way:
@@ -134,7 +137,7 @@ def search(state: TrainState, problem: Problem, steps: int, hook: Hook, gated: G
     """Train weights and scores; what is due at step 0 comes before."""
     if state.step == 0:
         hook(state)
-    train(state, problem, steps, hooks=[hook], observe=gated.observe, penalty=gated.penalty)
+    train(state, problem, steps, hooks=[hook], penalty=gated.penalty)
 
 
 def _trim(state: TrainState, problem: Problem, sparsity: float, gated: Gated) -> None:

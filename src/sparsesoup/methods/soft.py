@@ -73,14 +73,15 @@ class SoftMovement:
         """The gates, and what leads them."""
         ties = tiled(problem.targets, self.pattern)
         lead = Lead(
-            plan=self.phases.plan(problem.steps), sparsity=sparsity, rate=rate_of_scores(problem, self.score_rate),
+            plan=self.phases.plan(problem.steps), end=self.phases.end(problem.steps), sparsity=sparsity,
+            rate=rate_of_scores(problem, self.score_rate),
             areas=sizes(ties, problem.targets), weights=[1.0] * len(ties), penalty=self.penalty,
             threshold=self.threshold, floor=self.floor,
         )  # fmt: skip
         make = straight(scores(problem, ties), shift=0.0)
         way = -math.log(self.threshold / (1 - self.threshold))
         biases = self.pattern != Element  # as in the code of the block form, and not in that of single weights
-        return Gated(ties, make, self.score_rate, self.scope, lead.term, lead.observe, way, biases, self.floor), lead
+        return Gated(ties, make, self.score_rate, self.scope, lead.term, way, biases, self.floor), lead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +119,8 @@ class HardConcreteL0:
         """The gates, and what leads them."""
         ties = tiled(problem.targets, Element)
         lead = Lead(
-            plan=self.phases.plan(problem.steps), sparsity=sparsity, rate=rate_of_scores(problem, self.score_rate),
+            plan=self.phases.plan(problem.steps), end=self.phases.end(problem.steps), sparsity=sparsity,
+            rate=rate_of_scores(problem, self.score_rate),
             areas=sizes(ties, problem.targets), weights=[1.0] * len(ties), penalty=self.penalty, shift=SHIFT,
         )  # fmt: skip
         learnt = scores(problem, ties, self.start)
@@ -131,7 +133,7 @@ class HardConcreteL0:
             return HardConcrete(score, noise, number)
 
         way = self.start - SHUT
-        return Gated(ties, make, self.score_rate, self.scope, lead.term, lead.observe, way), lead
+        return Gated(ties, make, self.score_rate, self.scope, lead.term, way), lead
 
 
 def check_floor(floor: float) -> None:

@@ -1,0 +1,62 @@
+"""How a model answers the rows that it is judged by, as far as it tells learning from guessing."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+FEW = 50  # rows whose labels do not tell how often each occurs: they count alike
+NONE = -9999.0  # outputs below it are those of places where no answer may be
+
+Answered = Mapping[str, float]
+
+
+def answered(outputs: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return what stands out in the answers to some rows; nothing for a task of another form.
+
+    Args:
+        outputs: [rows, classes]; numbers [rows] or [rows, 1]; or logits of start and end [rows, 2, tokens].
+        labels: [rows]; or [row, start, end] for each row.
+    Returns: rows; chance, the loss of who knows no more than how often each label occurs; and for classes and spans how
+        many different ones are answered and right, the share that is right, and that of the commonest label; for
+        numbers the spread of the answers beside that of the labels, and the share of their variance that is explained.
+
+    >>> answered(torch.tensor([[2.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1]))["answers"]
+    1
+    """
+    rows, outputs = len(labels), outputs.detach().float().cpu()
+    labels = labels.detach().cpu()
+    if labels.dim() == 1 and labels.is_floating_point() and outputs.numel() == rows:
+        return {"rows": rows, **_numbers(outputs.reshape(rows).double(), labels.double())}
+    if labels.dim() == 1 and not labels.is_floating_point() and outputs.dim() == 2:
+        shares = torch.unique(labels, return_counts=True)[1] / rows
+        if rows < FEW:
+            shares = torch.full_like(shares, 1 / len(shares))
+        return {
+            "rows": rows,
+            "chance": float(-(shares * shares.log()).sum()),
+            **_choices(outputs.argmax(-1, keepdim=True), labels[:, None]),
+        }
+    if labels.dim() == 2 and labels.shape[1] == 3 and outputs.dim() == 3 and outputs.shape[1] == 2:
+        places = (outputs[:, 0] > NONE).sum(-1).clamp(min=1)
+        chance = float(places.double().log().mean())
+        return {"rows": rows, "chance": chance, **_choices(outputs.argmax(-1), labels[:, 1:])}
+    return {}
+
+
+def _choices(answers: Tensor, labels: Tensor) -> dict[str, float]:
+    given, often = torch.unique(answers, dim=0, return_counts=True)
+    true, counts = torch.unique(labels, dim=0, return_counts=True)
+    return {
+        "answers": len(given), "labels": len(true), "answer": int(given[often.argmax()][0]),
+        "right": float((answers == labels).all(-1).double().mean()), "commonest": float(counts.max() / len(labels)),
+    }  # fmt: skip
+
+
+def _numbers(answers: Tensor, labels: Tensor) -> dict[str, float]:
+    variance = float(labels.var(correction=0))
+    if not variance:
+        return {}
+    missed = float((answers - labels).square().mean()) / variance
+    spread = float(answers.var(correction=0) / variance) ** 0.5
+    return {"chance": variance, "spread": spread, "answer": float(answers.mean()), "explained": 1 - missed}
