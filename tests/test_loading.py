@@ -16,7 +16,7 @@ from sparsesoup.hub.build import Place, build, open_task
 from sparsesoup.hub.labels import order_of
 from sparsesoup.hub.models import load_as_saved, load_model
 from sparsesoup.hub.weights import Account
-from tiny_hub import classifier, listing, run_of, tokenizer, weights_of, write_rows
+from tiny_hub import classifier, listing, run_of, sparsesoup, tokenizer, weights_of, write_rows
 
 
 def edited(source, folder, config=None, drop=(), change=None, **files):
@@ -288,6 +288,19 @@ def test_an_adapter_is_refused_with_the_advice_to_merge_it(place, refused, tmp_p
         line(place / "bert", place / "reviews", tmp_path / "runs", "--train.distill.teacher", model),
     ):
         refused(words, str(model), name, "merge_and_unload()", "save_pretrained")
+
+
+def test_an_adapter_on_the_hub_is_refused_too(place, tmp_path, monkeypatch):
+    """In a process of its own: where copies from the Hub are kept is settled when its library is imported."""
+    copy = tmp_path / "cache" / "models--someone--tuned"
+    shutil.copytree(place / "bert", copy / "snapshots" / "a1")
+    (copy / "snapshots" / "a1" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (copy / "refs").mkdir()
+    (copy / "refs" / "main").write_text("a1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    done = sparsesoup(*line("someone/tuned", place / "reviews", tmp_path / "runs"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("sparsesoup: model someone/tuned holds an adapter (adapter_config.json)")
 
 
 def test_a_tokenizer_with_ids_beyond_the_embeddings_is_refused(place, refused, tmp_path):
