@@ -138,6 +138,8 @@ class Problem:
         """
         self.journal.begin_run(self.meter)
         model = copy.deepcopy(self.pretrained)
+        if self.training.freeze_embeddings:
+            _freeze_embeddings(model)
         scores, factor = attach(model) if attach else ([], 1.0)
         learnt = {id(score) for score in scores}
         weights = [p for p in model.parameters() if p.requires_grad and id(p) not in learnt]
@@ -194,6 +196,15 @@ def _accelerator(precision: str) -> Accelerator:
     if accelerator.num_processes > 1:
         raise UserError(f"training runs in one process, was launched in {accelerator.num_processes}; use 1")
     return accelerator
+
+
+def _freeze_embeddings(model: nn.Module) -> None:
+    """Train no module that is an embedding or is called so; UserError if there is none."""
+    found = [m for name, m in model.named_modules() if isinstance(m, nn.Embedding) or name.endswith("embeddings")]
+    if not found:
+        raise UserError("this model has no embeddings to freeze; leave train.freeze_embeddings out")
+    for module in found:
+        module.requires_grad_(False)
 
 
 def _group(params: list[Parameter], decay: float = 0.0, decays: bool = False, factor: float = 1.0) -> dict[str, Any]:

@@ -47,6 +47,8 @@ class Training:
             divides them, where gradient accumulation elsewhere multiplies them.
         clip: largest gradient norm; 0 does not clip.
         precision: no (float32) or bf16 (autocast; weights stay float32).
+        freeze_embeddings: embeddings (words, positions, types, with their norm; patches) are not trained, as in the
+            code of movement pruning.
         optimizer: adamw, adam, sgd or rmsprop (the last two with momentum 0.9).
         distill: a teacher whose answers are learnt beside the labels.
     """
@@ -58,6 +60,7 @@ class Training:
     accumulation: int = 1
     clip: float = 1.0
     precision: Literal["no", "bf16"] = "no"
+    freeze_embeddings: bool = False
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw"
     distill: Distill = field(default_factory=Distill)
 
