@@ -1,17 +1,21 @@
 """Whole rows, columns, heads and units: chosen as by hand, by every method that scores, and cut out of the model."""
 
 import copy
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from conftest import Watch, same, tiny, watched
 from sparsesoup import masks as algebra
+from sparsesoup.cli import main
 from sparsesoup.data import Batch
 from sparsesoup.errors import UserError
 from sparsesoup.exports.compact import left, remove_
@@ -33,7 +37,7 @@ from sparsesoup.training import Training
 from sparsesoup.words import noted, warned
 from test_ties import gpt2
 from tiny_bert import bert
-from tiny_hub import CONFIGS
+from tiny_hub import COMMON, CONFIGS, SHAPE, tokenizer
 from tiny_models import HEADS, LAYERS, MODELS, model_of
 
 LAYER, SIZE, UNITS = "bert.encoder.layer.{}.", 8, 32  # of the tiny BERT: two layers of two heads
@@ -212,6 +216,41 @@ def test_what_cannot_be_had_is_refused_in_one_line_before_the_first_step() -> No
         METHODS["one-shot-structured"].run(tiny(), 0.5)
     with pytest.raises(UserError, match="has no heads to prune"):
         replace(METHODS["gradual"], structure="heads").run(bert(family=gpt2()), 0.2)
+
+
+def llama() -> Any:
+    """Four heads of the query share two of key and value."""
+    return transformers.LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, pad_token_id=0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("family", [gpt2, llama])
+def test_heads_and_units_of_a_model_without_heads_of_its_own_are_not_units_alone(family: Any) -> None:
+    problem = bert(family=family(), steps=40)
+    with pytest.raises(UserError, match=r"has no heads to prune .*; say --method\.structure units$"):
+        replace(METHODS["gradual"], structure="heads-and-units").run(problem, 0.2)
+    assert not problem.meter.to_json()
+    if family is llama:
+        assert need_groups(problem.targets, "units", 0.2)
+
+
+@pytest.mark.parametrize(("kind", "said"), [("mpnet", True), ("bert", False)])
+def test_what_cannot_be_cut_out_later_is_said_before_the_first_step(
+    kind: str, said: bool, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = {key: value for key, value in SHAPE.items() if key != "type_vocab_size"}
+    config = transformers.MPNetConfig(**COMMON, **small) if kind == "mpnet" else CONFIGS["bert"]()
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path / "model")
+    tokenizer(False).save_pretrained(tmp_path / "model")
+    words = ["--method.structure", "units", "--sparsity", "0.3", "--steps", "40", "--out", tmp_path / "runs"]
+    given = ["gradual", "--model", tmp_path / "model", "--dataset", place / "reviews", *words]
+    assert main(["prune", *map(str, given)]) == 0
+    before = capsys.readouterr().err
+    assert ("note: heads and units that are pruned stay in a mpnet model as zeros" in before) == said
+    facts = json.loads(next((tmp_path / "runs").rglob("report.json")).read_text())
+    assert bool([doubt for doubt in facts["notes"].get("doubts", []) if "as zeros" in doubt]) == said
 
 
 def still() -> Any:

@@ -21,9 +21,11 @@ from sparsesoup.hub.kinds import kind_of
 from sparsesoup.hub.models import save_model
 from sparsesoup.hub.overview import overview
 from sparsesoup.hub.sources import test_splits
+from sparsesoup.hub.structure import uncut
 from sparsesoup.journal import JOURNAL, Journal
 from sparsesoup.meter import Meter
 from sparsesoup.methods import TABLE
+from sparsesoup.methods.hybrid import HybridMovement
 from sparsesoup.methods.known import FromTicket
 from sparsesoup.outside import Outside
 from sparsesoup.problem import Problem
@@ -102,9 +104,12 @@ def _unused(settings: Settings) -> str:
 
 
 def _doubts(settings: Settings, problem: Problem) -> list[str]:
-    """What a method says of itself on this problem before the first step, a sentence each."""
-    ask = getattr(settings.method, "doubts", None)
-    return list(ask(problem, float(settings.amount.sparsity or 0.0))) if ask else []
+    """What is to be said of a method on this problem before the first step, a sentence each."""
+    method, ask = settings.method, getattr(settings.method, "doubts", None)
+    found = list(ask(problem, float(settings.amount.sparsity or 0.0))) if ask else []
+    parts = getattr(method, "structure", "") in ("heads", "units", "heads-and-units")
+    stays = uncut(problem.pretrained) if parts or isinstance(method, HybridMovement) else ""
+    return [*found, *([stays] if stays else [])]
 
 
 def masks_of(settings: Settings) -> int:

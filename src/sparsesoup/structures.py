@@ -14,18 +14,20 @@ def structured(structure: Structure, targets: Targets) -> tuple[Tie, ...]:
     Args:
         structure: rows (all that makes one output), columns (all that reads one input), heads, units, or
             heads-and-units, which compete with each other. Single weights are no structure.
-    Raises: UserError if the model has none of them.
+    Raises: UserError if the model lacks one of them.
     """
     if structure in ("rows", "columns"):
         tiles = {turned: Row if (structure == "rows") != turned else Column for turned in (False, True)}
         return tuple(Tie(((name, tiles[target.transposed]),)) for name, target in targets.items())
-    found = [*(heads(targets) if "heads" in structure else []), *(units(targets) if "units" in structure else [])]
-    if not found:
+    parts = {word: find(targets) for word, find in (("heads", heads), ("units", units)) if word in structure}
+    if lacking := [word for word, ties in parts.items() if not ties]:
+        # Not the other part alone: a sparsity would be one of something else than was asked.
         raise UserError(
-            f"this model has no {structure.replace('-and-', ' and no ')} to prune (heads need query, key, value and "
-            f"output as matrices of their own, and keys that are not shared; units need two linear maps that are known "
-            f"by their names); say --method.structure rows"
+            f"this model has no {' and no '.join(lacking)} to prune (heads need query, key, value and output as "
+            f"matrices of their own, and keys that are not shared; units need two linear maps that are known by their "
+            f"names); say --method.structure {next((word for word in parts if word not in lacking), 'rows')}"
         )
+    found = [tie for ties in parts.values() for tie in ties]
     tied = {name for tie in found for name, _ in tie.members}
     return (*found, *(Tie(((name, Block(0, 0)),), spared=True) for name in targets if name not in tied))
 

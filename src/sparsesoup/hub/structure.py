@@ -127,6 +127,18 @@ def layers(model: Any) -> list[Layer]:
     return found
 
 
+def uncut(model: Any) -> str:
+    """Why what is pruned of a model's heads and units stays in it as zeros; nothing where it can be cut out."""
+    try:
+        layers(model)
+    except UserError:
+        return (
+            f"heads and units that are pruned stay in a {model.config.model_type} model as zeros, which make it no "
+            f"smaller or faster: `export --to compact` cuts them out of {', '.join(FAMILIES)}"
+        )
+    return ""
+
+
 def widths(model: Any) -> Widths:
     """How many heads and units each layer of a model has."""
     return {layer.name: {"heads": layer.heads, "units": layer.units} for layer in layers(model)}
