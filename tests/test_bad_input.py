@@ -22,6 +22,7 @@ from tiny_hub import (
     checkpoint,
     listing,
     masks_of,
+    older,
     reviews,
     run_of,
     sentences,
@@ -131,8 +132,7 @@ def test_a_finished_run_does_not_stand_for_one_on_other_data(place, tmp_path, re
                 "its training rows differ", "another --out")  # fmt: skip
     shutil.copytree(tmp_path / "first", tmp_path / "moved")
     assert main([*line, "--data-root", "moved"]) == 0  # the same rows elsewhere
-    report = json.loads((run / "report.json").read_text())
-    (run / "report.json").write_text(json.dumps({k: v for k, v in report.items() if k != "dataset_fingerprint"}))
+    older(run / "report.json", "dataset_fingerprint")
     assert main([*line, "--data-root", "second"]) == 0  # of an older version, which did not say
 
 
@@ -447,7 +447,7 @@ def spoilt(ticket, tmp_path, how):
         masks.write_bytes(bytes(data))
     elif how == "edited facts":
         table = json.loads(facts.read_text())
-        facts.write_text(json.dumps(table | {"kept": table["kept"] - 1}))
+        older(facts, kept=table["kept"] - 1)
     elif how == "facts that are no JSON":
         facts.write_text(facts.read_text()[:-40])
     elif how == "no facts":

@@ -27,7 +27,7 @@ from sparsesoup.hub.models import load_as_saved
 from sparsesoup.hub.sample import answers, sample
 from sparsesoup.hub.structure import layers, widths
 from sparsesoup.ticket import load_masks, save_masks
-from tiny_hub import CONFIGS, base_model, tokenizer
+from tiny_hub import CONFIGS, base_model, older, tokenizer
 from tiny_models import FREE_HEADS, HEADS, LAYERS, MODELS, UNITS, killed, model_of
 
 SOME = {"heads": [["stays", "out", "in", "mixed"], ["in"] * HEADS], "units": [["in"] * UNITS, ["stays", "out"] * 3]}
@@ -437,6 +437,7 @@ def test_a_config_that_is_not_of_the_weights_is_refused_with_the_name_of_one(to,
     if to == "compact":
         config["compact_config"]["layers"]["encoder.layer.3"] = {"heads": HEADS, "units": UNITS}
     (folder / "config.json").write_text(json.dumps(config | change))
+    older(folder / "export.json")
     with pytest.raises(UserError, match=said):
         load_as_saved(str(folder)) if to == "dense" else {"packed": load_packed, "compact": load_compact}[to](folder)
 
@@ -445,6 +446,7 @@ def test_a_packed_model_whose_config_names_no_class_is_one_without_a_head(tmp_pa
     folder = export(pruned(tmp_path / "source", "bert-relu"), "packed", tmp_path / "made").path
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"architectures": None}))
+    older(folder / "export.json")
     assert type(load_packed(folder)) is transformers.BertModel
 
 
@@ -453,6 +455,7 @@ def test_a_compact_config_that_cannot_be_read_is_refused(damage, tmp_path):
     out = export(pruned(tmp_path / "source", "bert"), "compact", tmp_path / "out").path
     config = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps(config | {"compact_config": damage}))
+    older(out / "export.json")
     with pytest.raises(UserError, match=r"compact_config that cannot be read: expected format 1"):
         load_compact(out)
 

@@ -23,7 +23,7 @@ FLOORS: list[set[str]] = [
         "training",
         "shares",
     },
-    {"journal", "neighbours", "select", "shelf", "structures", "targets", "threshold", "ticket"},
+    {"journal", "manifest", "neighbours", "select", "shelf", "structures", "targets", "threshold", "ticket"},
     {"forks", "state", "problem"},
     {"train", "common", "hold", "objectives"},
     {"scores", "gates", "soups"},

@@ -287,7 +287,7 @@ def test_a_product_is_stored_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
     journal = Journal(Meter(), tmp_path)
     journal.store("soup", {"w": torch.ones(3)})
 
-    def die(tensors: dict[str, Tensor], path: Path) -> None:
+    def die(tensors: dict[str, Tensor], path: Path, **more: object) -> None:
         path.write_bytes(b"half")
         raise Killed
 
@@ -386,7 +386,7 @@ def test_a_half_written_file_counts_as_nothing(tmp_path: Path, monkeypatch: pyte
     def die(*args: object, **more: object) -> None:
         raise Killed
 
-    for point in ("sparsesoup.journal.save_file", "sparsesoup.journal.write_json", "sparsesoup.files.os.replace"):
+    for point in ("sparsesoup.journal.save_file", "sparsesoup.journal.write_table", "sparsesoup.files.os.replace"):
         with monkeypatch.context() as patch:
             patch.setattr(point, die)
             with pytest.raises(Killed):

@@ -33,7 +33,7 @@ from sparsesoup.ticket import save_masks
 from sparsesoup.timing import in_turns, ratios
 from test_export import EVEN, FEWER, SOME, pruned, stock
 from test_report import write_run
-from tiny_hub import run_of
+from tiny_hub import older, run_of
 from tiny_models import HEADS, LAYERS, UNITS
 
 SMALL = ("--batch", "2", "--length", "8", "--rounds", "3")
@@ -375,7 +375,7 @@ def test_an_export_that_tells_of_other_layers_is_refused(tmp_path, capsys):
     small = export(pruned(tmp_path / "source", "distilbert", FEWER), "compact", tmp_path / "small").path
     facts = json.loads((small / "export.json").read_text())
     facts["layers"][0]["layer"] = "a"
-    (small / "export.json").write_text(json.dumps(facts))
+    older(small / "export.json", layers=facts["layers"])
     assert command(small) == 2
     assert "damaged export: its export.json and its model differ in layer a" in capsys.readouterr().err
 
@@ -410,7 +410,7 @@ def test_what_is_no_run_and_no_export_is_refused(tmp_path, capsys):
     assert "damaged export" in capsys.readouterr().err
     (tmp_path / "export.json").write_text("[1]")
     assert command(tmp_path) == 2
-    assert "export.json holds no table" in capsys.readouterr().err
+    assert "export.json cannot be read (it holds no table)" in capsys.readouterr().err
     (tmp_path / "export.json").write_text('{"to": "onnx"}')
     assert command(tmp_path) == 2
     assert "model.onnx is missing; export it again" in capsys.readouterr().err

@@ -26,7 +26,7 @@ from sparsesoup.ticket import save_masks
 from sparsesoup.tidying import command, tidy
 from sparsesoup.verifying import verified_export
 from test_export import pruned
-from tiny_hub import listing, masks_of, run_of, weights_of
+from tiny_hub import listing, masks_of, older, run_of, weights_of
 from tiny_server import hub
 
 TOKEN = "hf_secret"
@@ -170,8 +170,7 @@ def test_a_link_that_an_export_lists_is_refused_too(run, tmp_path, capsys):
 
 def test_without_test_scores_the_card_has_no_results_and_says_so(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
-    report = json.loads((copy / "report.json").read_text())
-    (copy / "report.json").write_text(json.dumps(report | {"test": None}))
+    older(copy / "report.json", test=None)
     loaded = ModelCard.load(dry(copy / "model", tmp_path / "out") / "README.md")
     assert loaded.data.eval_results is None
     assert loaded.data.license == "unknown"
@@ -200,7 +199,7 @@ def test_an_export_is_pushed_with_its_loader_its_sizes_and_the_scores_of_its_run
 def test_an_export_that_was_verified_has_opened_the_test_split(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     report = json.loads((copy / "report.json").read_text())
-    (copy / "report.json").write_text(json.dumps(report | {"test": None}))
+    older(copy / "report.json", test=None)
     closed = dry(export(copy, "packed", tmp_path / "closed").path, tmp_path / "a")
     assert "The test split had not been opened when this was exported." in (closed / "README.md").read_text()
     opened = dry(verified_export(copy, "packed", tmp_path / "opened").path, tmp_path / "b")
@@ -213,11 +212,9 @@ def test_a_run_says_which_split_its_test_rows_are_and_so_do_its_card_and_its_exp
     copy = shutil.copytree(run, tmp_path / "run")
     report = json.loads((copy / "report.json").read_text())
     assert report["test_splits"] == {"test": "test"}
-    (copy / "report.json").write_text(json.dumps(report | {"test_splits": {"test": "dev"}}))
+    older(copy / "report.json", test_splits={"test": "dev"})
     packed = export(copy, "packed", tmp_path / "packed").path
-    (copy / "report.json").write_text(
-        json.dumps({k: v for k, v in report.items() if k != "test_splits"} | {"test": None})
-    )
+    older(copy / "report.json", "test_splits", test=None)
     verified = verified_export(copy, "packed", tmp_path / "verified").path
     assert json.loads((verified / "export.json").read_text())["verified"]["test_splits"] == {"test": "test"}
     for source, split in ((packed, "dev"), (verified, "test")):
@@ -431,9 +428,10 @@ def test_what_is_no_finished_run_is_refused(run, tmp_path, capsys):
     assert "is not finished; give the `sparsesoup prune` command again that began it" in said
     shutil.copyfile(run / "report.json", copy / "report.json")
     (copy / "model" / "model.safetensors").unlink()
-    assert f"no model in {copy / 'model'}" in refused(capsys, tmp_path, copy, *flags)
+    said = refused(capsys, tmp_path, copy, *flags)
+    assert f"damaged run: {copy / 'model' / 'model.safetensors'} is missing, which report.json names" in said
     shutil.rmtree(copy / "model")
-    assert "no model in" in refused(capsys, tmp_path, copy, *flags)
+    assert "is missing, which report.json names" in refused(capsys, tmp_path, copy, *flags)
     packed = export(run, "packed", tmp_path / "packed").path
     (packed / "tokenizer.json").unlink()
     said = refused(capsys, tmp_path, packed, *flags)
@@ -452,7 +450,8 @@ def test_what_is_no_finished_run_is_refused(run, tmp_path, capsys):
 )  # fmt: skip
 def test_what_does_not_say_what_it_is_is_refused(run, file, damage, tmp_path, capsys):
     packed = export(run, "packed", tmp_path / "packed").path
-    (packed / file).write_text(json.dumps(json.loads((packed / file).read_text()) | damage))
+    older(packed / "export.json")
+    older(packed / file, **damage)
     said = refused(capsys, tmp_path, packed, "me/tiny", "--dry-run", "--out", tmp_path / "out")
     assert "damaged report, ticket or export.json: what" in said
     assert "export it again" in said
@@ -462,7 +461,8 @@ def test_a_verification_without_readable_settings_is_refused(run, tmp_path):
     packed = export(run, "packed", tmp_path / "packed").path
     ticket = packed / "pruning" / "ticket.json"
     for damage in ("x", {"method": "x"}):
-        ticket.write_text(json.dumps(json.loads(ticket.read_text()) | {"settings": damage}))
+        older(packed / "export.json")
+        older(ticket, settings=damage)
         with pytest.raises(UserError, match="it is not known what data"):
             verified_export(packed, "dense", tmp_path / "dense")
 
@@ -485,7 +485,7 @@ def test_what_measure_found_of_a_model_folder_stays_here(run, tmp_path):
 def test_a_list_of_files_that_is_none_or_leads_elsewhere_is_refused(run, damage, tmp_path, capsys):
     dense = export(run, "dense", tmp_path / "dense").path
     (tmp_path / "secret.json").write_text("{}")
-    (dense / "export.json").write_text(json.dumps(json.loads((dense / "export.json").read_text()) | damage))
+    older(dense / "export.json", **damage)
     said = refused(capsys, tmp_path, dense, "me/tiny", "--dry-run", "--out", tmp_path / "out")
     assert "export.json: no list of the files beside it" in said
 

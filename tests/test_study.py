@@ -20,6 +20,7 @@ from sparsesoup.cli import main
 from sparsesoup.errors import UserError
 from sparsesoup.files import locked
 from sparsesoup.run import test as score
+from sparsesoup.show import read_report
 from sparsesoup.study import work
 from sparsesoup.study.command import _changes
 from sparsesoup.study.existing import records_of
@@ -28,7 +29,7 @@ from sparsesoup.study.plan import read_plan
 from sparsesoup.threads import MOST_THREADS
 from sparsesoup.ticket import save_masks
 from sparsesoup.training import Distill
-from tiny_hub import checkpoint, classifier, listing, masks_of, offline, reviews, run_of, weights_of
+from tiny_hub import checkpoint, classifier, listing, masks_of, offline, older, reviews, run_of, weights_of
 from tiny_images import photos
 
 ISP = {"method": {"stages": 2, "weak_masks": 2, "look_ahead": 0.05}}
@@ -283,8 +284,7 @@ def test_a_study_does_not_go_on_with_other_data(of_old, tmp_path, capsys):
     assert main(["compare", "--config", "small.yaml", "--data-root", "first"]) == 0
     (record,) = Path("runs/studies/small/cells").glob("*.json")
     if of_old:
-        known = json.loads(record.read_text())
-        record.write_text(json.dumps({key: value for key, value in known.items() if key != "dataset_fingerprint"}))
+        older(record, "dataset_fingerprint")
     before = listing(Path("runs"))
     for seeds in ("0", "1"), ("0",):
         capsys.readouterr()
@@ -746,16 +746,14 @@ def test_runs_on_different_data_of_one_name_are_not_one_column(tmp_path, capsys)
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{runs[0]} and {runs[1]} were trained on different data that are both called mine" in line
     assert not Path("runs").exists()
-    report = Path(runs[1], "report.json")
-    facts = json.loads(report.read_text())
-    report.write_text(json.dumps({key: value for key, value in facts.items() if key != "dataset_fingerprint"}))
+    older(Path(runs[1], "report.json"), "dataset_fingerprint")
     assert main(["compare", *runs]) == 0  # of an older version, which did not say
 
 
 def test_a_ticket_stands_in_the_column_of_the_sparsity_that_it_was_drawn_at(tmp_path, undisturbed):
     def reported(name, method, asked, seed, **settings):
         run = next(undisturbed.glob("reviews/magnitude-*/seed-0"))
-        facts = json.loads((run / "report.json").read_text())
+        facts = read_report(run)
         facts |= {"method": method, "seed": seed, "settings": facts["settings"] | settings}
         facts["sparsity"] |= {"asked": asked}
         (tmp_path / name / f"seed-{seed}").mkdir(parents=True)
@@ -773,7 +771,7 @@ def test_a_ticket_stands_in_the_column_of_the_sparsity_that_it_was_drawn_at(tmp_
 
 def test_tickets_of_the_runs_own_seeds_are_one_row(tmp_path, undisturbed):
     def reported(name, seed, ticket):
-        facts = json.loads((next(undisturbed.glob("reviews/magnitude-*/seed-0")) / "report.json").read_text())
+        facts = read_report(next(undisturbed.glob("reviews/magnitude-*/seed-0")))
         facts |= {"method": "ticket", "seed": seed, "settings": {"method": {"name": "ticket", "ticket": ticket}}}
         (tmp_path / name / f"seed-{seed}").mkdir(parents=True)
         (tmp_path / name / f"seed-{seed}" / "report.json").write_text(json.dumps(facts))

@@ -205,6 +205,12 @@ def log_of(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+def older(path: Path, *lacking: str, **changes: Any) -> None:
+    """Make a table what an older version wrote, without digests, or a user who took them out; some of it changed."""
+    table = json.loads(path.read_text(encoding="utf-8")) | changes
+    path.write_text(json.dumps({k: v for k, v in table.items() if k not in ("digest", "digests", *lacking)}))
+
+
 def listing(folder: Path) -> dict[str, tuple[int, int]]:
     """Every file below a folder with its size and time, to see that none was written."""
     stats = {str(p.relative_to(folder)): p.stat() for p in sorted(folder.rglob("*"))}

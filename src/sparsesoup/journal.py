@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sparsesoup.errors import UserError
-from sparsesoup.files import from_json, remove, whole, write_json
+from sparsesoup.files import check_digest, digest_of, from_json, load_table, remove, whole, write_table
 from sparsesoup.meter import Meter
 
 JOURNAL = "journal.json"
@@ -38,7 +38,7 @@ class Journal:
         meter: saved and restored with the state, so that no step is lost or counted twice.
         folder: where to; None keeps nothing.
         every: seconds between saves at the least; more if a save takes more than a fiftieth of that.
-        position: what else to remember (the length of the log), and `rewind` to return to it.
+        position: what else to remember (where the log ends), and `rewind` to return to it; 0 is the beginning.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class Journal:
         meter: Meter,
         folder: Path | None = None,
         every: float = 30.0,
-        position: Callable[[], int] = lambda: 0,
-        rewind: Callable[[int], None] = lambda at: None,
+        position: Callable[[], Any] = lambda: 0,
+        rewind: Callable[[Any], None] = lambda at: None,
     ) -> None:
         self.meter, self.folder, self.every = meter, folder, every
         self.position = position
@@ -58,6 +58,7 @@ class Journal:
         self._stored: dict[str, dict[str, Tensor]] = {}
         self._partial: tuple[str, int] | None = None
         self._saved: str | None = None
+        self._digests: dict[str, str] = {}  # of the files beside the journal; one of an older version has none
         self._run, self._read_run, self._over = 1, 1, False
         self._given: dict[str, dict[str, float]] | None = None
         self._last, self._took = time.monotonic(), 0.0
@@ -157,8 +158,7 @@ class Journal:
         if self.folder is None:
             self._stored[name] = {k: t.detach().clone() for k, t in tensors.items()}
             return
-        with whole(self.folder / f"stored-{name}.safetensors") as temporary:
-            save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, temporary)
+        self._write(f"stored-{name}.safetensors", tensors)
 
     def fetch(self, name: str) -> dict[str, Tensor]:
         """The product of that name, on the CPU where it comes from disk; not to be written to.
@@ -169,13 +169,15 @@ class Journal:
             return self._stored[name]
         path = self.folder / f"stored-{name}.safetensors"
         try:
+            check_digest(path, self._digests.get(path.name))
             return load_file(path)
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, ValueError) as error:
             raise UserError(f"damaged product {path} ({error}); remove {path.parent} to start afresh") from error
 
     def close(self) -> None:
         """Remove the saved states and products: they are needed no more."""
         self._stored.clear()
+        self._digests.clear()
         self._saved = None
         if self.folder is not None:
             for file in self.folder.glob("*.safetensors"):
@@ -189,33 +191,42 @@ class Journal:
             return
         began, before = time.monotonic(), self._saved
         self._saved = name or ("state-b" if before == "state-a" else "state-a")
-        with whole(self.folder / f"{self._saved}.safetensors") as temporary:
-            tensors = {k: t.detach().cpu().contiguous() for k, t in state.tensors().items()}
-            save_file(tensors, temporary, metadata={"facts": json.dumps(state.facts())})
+        self._write(f"{self._saved}.safetensors", state.tensors(), {"facts": json.dumps(state.facts())})
         # The journal names the state: a kill between the two writes leaves the old pair whole.
         entry = {"finished": self.finished, "held": self.held, "partial": self._partial, "saved": self._saved}
         costs = {"meter": self.meter.to_json(), "given": self._given}
-        write_json(self.folder / JOURNAL, entry | costs | {"run": self._run, "position": self.position()})
-        if before and before != self._saved and not before.startswith("held-"):
-            remove(self.folder / f"{before}.safetensors")
+        old = f"{before}.safetensors" if before and before != self._saved and not before.startswith("held-") else ""
+        self._digests.pop(old, None)
+        rest = {"run": self._run, "position": self.position(), "digests": self._digests}
+        write_table(self.folder / JOURNAL, entry | costs | rest)
+        if old:
+            remove(self.folder / old)
         self._last = time.monotonic()
         self._took = self._last - began
 
-    def _read(self, path: Path) -> int:
+    def _write(self, name: str, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+        with whole(Path(str(self.folder)) / name) as temporary:
+            save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, temporary, metadata=metadata)
+            digest = digest_of(temporary)
+        self._digests[name] = digest
+
+    def _read(self, path: Path) -> Any:
         """Take up what a former run left; the position to return to."""
         try:
-            entry = from_json(path.read_text(encoding="utf-8"))
+            entry = load_table(path)
             self.finished, self.held, self._saved = entry["finished"], entry["held"], entry["saved"]
             self._partial = (entry["partial"][0], entry["partial"][1]) if entry["partial"] else None
             self.meter.restore(entry["meter"])
             self._read_run, self._given = entry.get("run", 1), entry.get("given")
-            return int(entry["position"])
-        except (ValueError, KeyError, TypeError) as error:
+            self._digests = dict(entry.get("digests", {}))
+            return entry["position"]
+        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise UserError(f"damaged journal {path} ({error}); remove {path.parent} to start afresh") from error
 
     def _restore(self, state: Resumable, name: str | None) -> None:
         path = Path(str(self.folder)) / f"{name}.safetensors"
         try:
+            check_digest(path, self._digests.get(path.name))
             with safe_open(path, framework="pt") as file:
                 facts = from_json((file.metadata() or {})["facts"])
                 names = list(file.keys())

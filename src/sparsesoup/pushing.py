@@ -18,10 +18,11 @@ from huggingface_hub.utils import validate_repo_id
 from sparsesoup.card import card
 from sparsesoup.errors import UserError
 from sparsesoup.exports import WEIGHTS
-from sparsesoup.exports.source import BESIDE, check_finished, run_of
-from sparsesoup.files import read_table, whole, write_json, write_text
+from sparsesoup.exports.source import BESIDE, check_finished, check_run_or_model, run_of
+from sparsesoup.files import DIGESTS, digests_of, read_table, whole, write_json, write_table, write_text
 from sparsesoup.hub import zero_shot
 from sparsesoup.hub.online import answers
+from sparsesoup.manifest import check_export
 from sparsesoup.parser import OneLine
 from sparsesoup.show import read_report
 from sparsesoup.ticket import FACTS, MASKS
@@ -140,8 +141,9 @@ def open_parcel(run: Path) -> Parcel:
         parcel = Parcel(run, files, facts, form)
         if lost := [name for name in parcel.files if not (run / name).is_file()]:
             raise UserError(f"damaged export: {run / lost[0]} is missing, which {FORM} names; export it again")
+        check_export(run, form)
     elif (run / "report.json").is_file():
-        facts = read_report(run)
+        check_run_or_model(run, facts := read_report(run))
         parcel = Parcel(run / "model", _files(run / "model", facts), facts, {})
     else:
         check_finished(run)
@@ -194,11 +196,14 @@ def write(parcel: Parcel, folder: Path, repo: str, license: str) -> None:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if name.rpartition("/")[2] in (FACTS, FORM):
-            write_json(target, tidy(read_table(parcel.folder / name)))
+            write_table(target, tidy(read_table(parcel.folder / name)))
         elif name.endswith(CONFIG):
             write_json(target, anywhere(read_table(parcel.folder / name)))
         else:
             shutil.copyfile(parcel.folder / name, target)
+    if parcel.form.get(DIGESTS):  # some files are others now, without this machine's folders
+        told = read_table(folder / FORM)
+        write_table(folder / FORM, told | {DIGESTS: digests_of(folder, set(parcel.files) & {*told[DIGESTS]})})
     config = read_table(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     try:
         text = _card(parcel, config, repo, license)

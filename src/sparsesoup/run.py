@@ -4,7 +4,7 @@ import contextlib
 import io
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from rich.text import Text
 
 from sparsesoup import masks as algebra
 from sparsesoup.errors import UserError
-from sparsesoup.files import locked, remove, whole, write_json, write_text
+from sparsesoup.exports.source import check_run_or_model
+from sparsesoup.files import DIGESTS, locked, remove, whole, write_table, write_text
 from sparsesoup.hub.build import Opened, build, open_task, score_test
 from sparsesoup.hub.checkpoint import load_reader
 from sparsesoup.hub.kinds import kind_of
@@ -23,6 +24,7 @@ from sparsesoup.hub.overview import overview
 from sparsesoup.hub.sources import test_splits
 from sparsesoup.hub.structure import uncut
 from sparsesoup.journal import JOURNAL, Journal
+from sparsesoup.manifest import digests_of_run
 from sparsesoup.meter import Meter
 from sparsesoup.methods import TABLE
 from sparsesoup.methods.hybrid import HybridMovement
@@ -35,7 +37,7 @@ from sparsesoup.select import fixed
 from sparsesoup.shelf import Shelf
 from sparsesoup.show import read_report
 from sparsesoup.spread import spread
-from sparsesoup.standing import base_of, check_base, check_data, check_same, surroundings
+from sparsesoup.standing import base_of, check_base, check_data, check_recipe, check_same, surroundings
 from sparsesoup.summary import summary
 from sparsesoup.teacher import taught
 from sparsesoup.ticket import Ticket, load_masks, save_masks
@@ -72,7 +74,7 @@ def prune(settings: Settings, out: Path, outside: Outside, within: Path | None =
             outside.console.print(Text(f"note: {said}"), soft_wrap=True)
     settings = complete(settings)
     path = out / (within or directory(opened.source.name, settings))
-    fresh = not path.exists()
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
     check_same(path, settings)
     if _finished(path):
         found = _read(path, opened, settings)
@@ -92,8 +94,8 @@ def prune(settings: Settings, out: Path, outside: Outside, within: Path | None =
                 write_text(path / "run.yaml", dump(settings))
             return _work(settings, path, out, opened, outside)
         except BaseException:
-            if fresh and not (path / "stages" / JOURNAL).exists():
-                _remove_empty(path, out)
+            if path in made and not (path / "stages" / JOURNAL).exists():
+                _take_back(made)
             raise
 
 
@@ -127,8 +129,9 @@ def _finished(path: Path) -> bool:
 
 
 def _read(path: Path, opened: Opened, settings: Settings) -> Run:
-    """A finished run of these settings, if it was trained on what the dataset holds now."""
+    """A finished run of these settings, if it is as it was written, and was trained on what the dataset holds now."""
     report = read_report(path)
+    check_run_or_model(path, report)
     check_data(path, report, settings.place.dataset, opened.source)
     return Run(path, report)
 
@@ -160,7 +163,9 @@ def score(path: Path, console: Console, aloud: bool = False) -> Run:
         if _changed(path / "report.json") > _changed(path / "report.html"):  # killed before the page was drawn
             write_report(path)
         return Run(path, report)
+    check_run_or_model(path, report)
     settings, _ = read(["--config", str(path / "run.yaml")])
+    check_recipe(path, report, settings)
     # A ticket of a CLIP carries the words that it was told; a file of them may have changed.
     place = replace(settings.place, model=str(path), prompts=None, class_names=None)
     opened = open_task(place)
@@ -173,7 +178,7 @@ def score(path: Path, console: Console, aloud: bool = False) -> Run:
         report["test_splits"] = test_splits(opened.source, opened.task)
     finally:
         watch.close()
-    write_json(path / "report.json", report)
+    write_table(path / "report.json", report)
     write_report(path)
     return Run(path, report)
 
@@ -261,7 +266,8 @@ def _save(
         save_masks(temporary / "pruning", ticket.masks, facts | base)
         if beside := kind_of(opened.task).beside:
             beside(temporary / "pruning", model, opened.task)
-    write_json(path / "report.json", report)
+    report[DIGESTS] = digests_of_run(path)
+    write_table(path / "report.json", report)
 
 
 @contextlib.contextmanager
@@ -274,10 +280,9 @@ def _alone(path: Path, patient: bool) -> Iterator[None]:
         remove(path / ".lock")
 
 
-def _remove_empty(path: Path, out: Path) -> None:
-    """Take back a directory in which nothing was finished, and the empty folders above it."""
-    shutil.rmtree(path, ignore_errors=True)
-    for folder in [*path.parents]:
-        if folder == out.parent or not folder.is_dir() or any(folder.iterdir()):
-            return
-        folder.rmdir()
+def _take_back(made: Sequence[Path]) -> None:
+    """Remove a directory in which nothing was finished, and those above it that were made for it and are empty."""
+    shutil.rmtree(made[0], ignore_errors=True)
+    with contextlib.suppress(OSError):  # another run is in it meanwhile
+        for folder in made[1:]:
+            folder.rmdir()

@@ -61,6 +61,9 @@ class Shelf:
                 facts = from_json((file.metadata() or {})["product"])
                 names = list(file.keys())
                 tensors = {name: file.get_tensor(name) for name in names}
+            digest = facts.pop("digest", None)  # one of an older version has none
+            if digest not in (None, self.key(tensors, key, facts)):
+                return None
             return Product(tensors, facts["facts"], Cost(**facts["cost"]), facts["records"])
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             return None  # it is made again, and put in its place
@@ -68,8 +71,10 @@ class Shelf:
     def put(self, key: str, product: Product) -> None:
         """Keep a product for other runs."""
         facts = {"facts": product.facts, "cost": asdict(product.cost), "records": product.records}
+        facts = json.loads(json.dumps(facts))  # as they come back, for the digest
+        tensors = {name: t.detach().cpu().contiguous() for name, t in product.tensors.items()}
+        facts["digest"] = self.key(tensors, key, facts)
         with whole(self._path(key)) as temporary:
-            tensors = {name: t.detach().cpu().contiguous() for name, t in product.tensors.items()}
             save_file(tensors, temporary, metadata={"product": json.dumps(facts)})
 
     def _path(self, key: str) -> Path:

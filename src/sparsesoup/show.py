@@ -13,10 +13,11 @@ from rich.text import Text
 
 from sparsesoup.errors import UserError
 from sparsesoup.escaping import command_line, printable
-from sparsesoup.files import from_json
+from sparsesoup.files import load_table
+from sparsesoup.manifest import REPORT
 from sparsesoup.words import duration, flop, noted, percent
 
-REPORT, FORMAT = "report.json", 1
+FORMAT = 1  # of report.json
 COSTS = ("steps", "examples", "tokens", "padding", "flops", "seconds")
 LABELS = {
     "strong": "the main training", "weak": "look-ahead runs", "search": "earlier rounds, or a search for the mask",
@@ -36,19 +37,19 @@ def read_report(run: Path) -> dict[str, Any]:
     """
     path = Path(run) / REPORT
     try:
-        facts = from_json(path.read_text(encoding="utf-8"))
+        facts = load_table(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"no {path}: give the directory of a finished run (seed-<n>), or run `prune` again") from error
     except (OSError, ValueError) as error:
         raise UserError(f"damaged report {path} ({error}); remove it and run `prune` again") from error
     if flaw := _flaw(facts):
         raise UserError(f"damaged report {path} ({flaw}); remove it and run `prune` again")
-    return dict(facts)
+    return facts
 
 
-def _flaw(facts: Any) -> str:
+def _flaw(facts: Mapping[str, Any]) -> str:
     """What is wrong with a report, in a few words; nothing if it can be shown."""
-    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+    if facts.get("format") != FORMAT:
         return f"it has no format {FORMAT}, the one that this version reads"
     wrong = [key for key, kind in NEEDED.items() if not isinstance(facts.get(key), kind)]
     if wrong:

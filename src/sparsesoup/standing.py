@@ -1,7 +1,6 @@
 """Whether what stands in a directory is the run that is asked for, begun from the same weights and rows."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import yaml
 
 from sparsesoup.errors import UserError
-from sparsesoup.files import write_json
+from sparsesoup.files import read_table, write_table
 from sparsesoup.hub.build import Opened
 from sparsesoup.hub.sources import Source
 from sparsesoup.hub.zero_shot import HEAD
@@ -18,6 +17,7 @@ from sparsesoup.problem import Problem
 from sparsesoup.recipe import Settings
 from sparsesoup.summary import machine, versions
 from sparsesoup.targets import fingerprint
+from sparsesoup.yaml_text import read_yaml
 
 
 def check_same(path: Path, settings: Settings) -> None:
@@ -32,18 +32,33 @@ def check_same(path: Path, settings: Settings) -> None:
             raise UserError(f"{path} holds something that is no run (no run.yaml); give another --out or remove it")
         return
     try:
-        there = yaml.safe_load((path / "run.yaml").read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        there = read_yaml((path / "run.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path / 'run.yaml'} is damaged; give another --out or remove {path}") from error
-    ours = settings.to_dict()
-    if isinstance(there, dict):  # what it does not say is a setting that came later, and was at its default
-        plain = Settings(name=settings.name, method=METHODS[settings.name]).to_dict()
-        there = _completed(there, plain)
-    if not isinstance(there, dict) or {k: v for k, v in there.items() if k != "data_root"} != {
-        k: v for k, v in ours.items() if k != "data_root"
-    }:
-        keys = [k for k in ours if not isinstance(there, dict) or there.get(k) != ours[k]]
+    if keys := _differing(there, settings):
         raise UserError(f"{path} holds a different run ({', '.join(keys)} differ); give another --out or remove it")
+
+
+def check_recipe(run: Path, report: Mapping[str, Any], settings: Settings) -> None:
+    """A run is tested with the settings that it was drawn with; only the root of its data may be another.
+
+    Raises: UserError if `settings`, which are those of its run.yaml, are not those of its report.
+    """
+    if keys := _differing(report["settings"], settings):
+        raise UserError(
+            f"damaged: {run / 'run.yaml'} is not the recipe that {run} was drawn by ({', '.join(keys)} differ from its "
+            f"report.json); put it back"
+        )
+
+
+def _differing(there: Any, settings: Settings) -> list[str]:
+    """The settings of a recipe that are others, by name; all where it is no table."""
+    ours = settings.to_dict()
+    if not isinstance(there, dict):
+        return [*ours]
+    # What it does not say is a setting that came later, and was at its default.
+    there = _completed(there, Settings(name=settings.name, method=METHODS[settings.name]).to_dict())
+    return [k for k in {**ours, **there} if k != "data_root" and (k not in ours or there.get(k) != ours[k])]
 
 
 def _completed(table: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
@@ -90,9 +105,9 @@ def check_base(path: Path, base: dict[str, Any]) -> None:
     Raises: UserError if it was begun from others.
     """
     if not path.exists():
-        write_json(path, base)
+        write_table(path, base)
         return
-    there = json.loads(path.read_text(encoding="utf-8"))
+    there = read_table(path, "record of what the run began from", f"remove {path.parent} to start afresh")
     changed = [k for k in base if there.get(k) != base[k]]
     if changed:
         raise UserError(f"{path.parent.parent} was begun with another {' and '.join(changed)}; give another --out")

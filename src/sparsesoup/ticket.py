@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparsesoup import masks as algebra
 from sparsesoup.errors import UserError
-from sparsesoup.files import from_json, read_table, whole, write_json
+from sparsesoup.files import DIGESTS, check_digests, digests_of, from_json, read_table, whole, write_table
 from sparsesoup.masks import Masks, pack, unpack
 
 FORMAT = "1"  # of masks.safetensors and ticket.json
@@ -54,7 +54,7 @@ def save_masks(folder: Path, masks: Masks, facts: Mapping[str, Any]) -> None:
     with whole(folder / MASKS) as temporary:
         save_file({name: pack(m) for name, m in masks.items()}, temporary, metadata=header)
     numbers = {"format": FORMAT, "kept": algebra.kept(masks), "total": algebra.total(masks)}
-    write_json(folder / FACTS, {**facts, **numbers})
+    write_table(folder / FACTS, {**facts, **numbers, DIGESTS: digests_of(folder, [MASKS])})
 
 
 def find(path: Path) -> Path:
@@ -75,6 +75,7 @@ def load_masks(path: Path) -> tuple[Masks, dict[str, Any]]:
     """
     folder = find(Path(path))
     facts = read_table(folder / FACTS, "ticket", "copy it again")
+    digests = facts.pop(DIGESTS, {})  # an older version took none
     try:
         with safe_open(folder / MASKS, framework="pt") as file:
             header = from_json((file.metadata() or {}).get("sparsesoup", "{}"))
@@ -90,6 +91,7 @@ def load_masks(path: Path) -> tuple[Masks, dict[str, Any]]:
             f"damaged ticket: {folder / MASKS} keeps {algebra.kept(masks)} of {algebra.total(masks)} weights, "
             f"{FACTS} says {facts.get('kept')} of {facts.get('total')}; copy both again"
         )
+    check_digests(folder, digests, FACTS, "copy both again", "ticket")
     return masks, facts
 
 

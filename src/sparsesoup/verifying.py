@@ -17,7 +17,7 @@ from sparsesoup.data import Data
 from sparsesoup.errors import UserError
 from sparsesoup.exports import Export, alone, export
 from sparsesoup.exports.source import Source, open_source
-from sparsesoup.files import from_json, write_json
+from sparsesoup.files import read_table, write_table
 from sparsesoup.hub.build import Opened, Place, open_task, score_test
 from sparsesoup.hub.kinds import kind_of
 from sparsesoup.hub.sources import test_splits
@@ -97,8 +97,8 @@ def verified_export(run: Path, to: str, out: Path, settings: Mapping[str, Any] |
         found = _agreement(*(_answers(source, place, opened, ask) for ask in (source.model, asked)))
         found |= {"without_sparsesoup": not asked.ours, "test_splits": test_splits(opened.source, opened.task)}
         facts = {**written.facts, "verified": found}
-    on_disk = from_json((out / "export.json").read_text(encoding="utf-8"))
-    write_json(out / "export.json", {**on_disk, "verified": facts["verified"]})
+    on_disk = read_table(out / "export.json")
+    write_table(out / "export.json", {**on_disk, "verified": facts["verified"]})
     return Export(out, facts)
 
 

@@ -1,5 +1,6 @@
 """Who watches a run: a progress bar on a terminal, a line now and then in a pipe, and log.jsonl."""
 
+import hashlib
 import json
 import os
 import time
@@ -9,8 +10,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
+from sparsesoup.errors import UserError
 from sparsesoup.escaping import printable
+from sparsesoup.files import appending
 
 PIPE_EVERY = 15.0  # seconds between lines where no bar can be drawn
 
@@ -26,15 +30,34 @@ class Watch:
                    TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
         self._bars = Progress(*columns, console=console, transient=True) if console.is_terminal else None
         self._task: Any = None
+        self._written, self._digest = 0, hashlib.sha256()  # of what the log holds
 
-    def position(self) -> int:
-        """Length of the log, for a restart to return to."""
-        return self.log.stat().st_size if self.log is not None and self.log.exists() else 0
+    def position(self) -> dict[str, Any]:
+        """Length and digest of the log, for a restart to return to."""
+        return {"bytes": self._written, "digest": self._digest.hexdigest()}
 
-    def rewind(self, at: int) -> None:
-        """Cut the log to what the restarted run goes on from."""
-        if self.log is not None and self.log.exists():
-            os.truncate(self.log, at)
+    def rewind(self, at: Any) -> None:
+        """Cut the log to what the restarted run goes on from; 0 is its beginning.
+
+        Args:
+            at: what `position` gave; of an older version the length alone.
+        Raises: UserError if the log is not what was written up to there.
+        """
+        length, digest = (at["bytes"], at["digest"]) if isinstance(at, Mapping) else (int(at), None)
+        if self.log is None or not self.log.exists():
+            if length:
+                said = "note: log.jsonl is gone; the page of this run will not show the steps up to here"
+                self.console.print(Text(said), soft_wrap=True)
+            return
+        with open(self.log, "rb") as file:
+            found = file.read(length)
+        self._written, self._digest = len(found), hashlib.sha256(found)
+        if self._written < length or digest not in (None, self._digest.hexdigest()):
+            raise UserError(
+                f"damaged log {self.log}: it does not hold the steps that the saved state was made by; put it back, or "
+                f"remove it to go on without them (the page of the run will lack them)"
+            )
+        os.truncate(self.log, length)
 
     def begin(self, label: str, step: int, until: int) -> None:
         """A training, or a validation, from `step` to `until` begins."""
@@ -55,8 +78,11 @@ class Watch:
         self._at += 1
         note = f"loss {record['loss']:.3f}  sparsity {record['sparsity']:.3f}" if record else ""
         if record and self.log is not None:
-            with open(self.log, "a", encoding="utf-8") as file:  # so that a kill loses no line
-                file.write(json.dumps(dict(record)) + "\n")
+            line = json.dumps(dict(record)) + "\n"
+            with appending(self.log) as file:  # anew for each, so that a kill loses no line
+                file.write(line)
+            self._written += len(line)
+            self._digest.update(line.encode())
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=self._at, note=note)
         elif self._bars is None and time.monotonic() - self._said >= PIPE_EVERY:

@@ -14,7 +14,8 @@ from sparsesoup.exports.packed import Packed, load_packed
 from sparsesoup.exports.product import Format, told
 from sparsesoup.exports.semi_structured import SemiStructured, load_semi_structured
 from sparsesoup.exports.source import open_source
-from sparsesoup.files import from_json, whole, write_json
+from sparsesoup.files import DIGESTS, digest_of, digests_of, load_table, whole, write_table
+from sparsesoup.manifest import EXPORT
 
 WEIGHTS = (".safetensors", ".onnx", ".onnx.data", ".bin")  # endings of files that hold weights
 
@@ -96,7 +97,8 @@ def export(run: Path, to: str, out: Path, settings: Mapping[str, Any] | None = N
         weights = sum((temporary / f).stat().st_size for f in files if f.endswith(WEIGHTS) and "/" not in f)
         product = replace(product, size=replace(product.size, weights=weights))
         facts = told(to, vars(format), source, before, product) | more
-        write_json(temporary / "export.json", {**facts, "files": [*files, "export.json"]})
+        facts |= {"files": [*files, EXPORT], DIGESTS: digests_of(temporary, files)}
+        write_table(temporary / EXPORT, facts)
     return Export(out, facts)
 
 
@@ -114,12 +116,19 @@ def _check_out(out: Path, source: Path) -> None:
         raise UserError(f"--out {out} is a file; give a folder that does not exist")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
+    named = [*_written(out), "measure.json"]
+    above = {parent for name in named for parent in Path(name).parents}
+    other = [p for p in (path.relative_to(out) for path in out.rglob("*")) if str(p) not in named and p not in above]
+    if other or len(named) == 1:
+        first = min(map(str, other), default=out.name)
+        raise UserError(f"--out {out} holds something else ({first}); give a folder that does not exist")
+
+
+def _written(out: Path) -> list[str]:
+    """The files of an earlier export in a folder, without those that are not as they were written."""
     try:
-        listed = {"measure.json", *from_json((out / "export.json").read_text(encoding="utf-8"))["files"]}
+        facts = load_table(out / EXPORT)
+        digests, files = dict(facts.get(DIGESTS, {})), [str(name) for name in facts["files"]]
+        return [name for name in files if name not in digests or digest_of(out / name) == digests[name]]
     except (OSError, ValueError, KeyError, TypeError):
-        listed = set()
-    other = [str(p.relative_to(out)) for p in out.rglob("*") if p.is_file() and str(p.relative_to(out)) not in listed]
-    if other or not listed:
-        raise UserError(
-            f"--out {out} holds something else ({min(other, default=out.name)}); give a folder that does not exist"
-        )
+        return []

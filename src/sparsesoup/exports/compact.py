@@ -14,7 +14,7 @@ from sparsesoup.errors import UserError
 from sparsesoup.exports.coding import FILE
 from sparsesoup.exports.product import Product
 from sparsesoup.exports.source import Source, graph_in, own_masks, size_of
-from sparsesoup.files import from_json
+from sparsesoup.files import load_table
 from sparsesoup.hub.checkpoint import quiet
 from sparsesoup.hub.models import COMPACT, COMPACT_FORMAT, load_as_saved, makes
 from sparsesoup.hub.sample import answers, sample
@@ -224,7 +224,7 @@ def widths_by_layer(before: Widths, after: Widths) -> list[dict[str, Any]]:
 def widths_in(folder: Path, after: int) -> Widths:
     """The widths before (0) or after (1) anything was cut out, as an export.json in the folder tells; else none."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
-        facts = from_json((folder / "export.json").read_text(encoding="utf-8"))
+        facts = load_table(folder / "export.json")
         rows = facts.get("widths") or facts["layers"]
         return {row["layer"]: {key: int(row[key][after]) for key in ("heads", "units")} for row in rows}
     return {}

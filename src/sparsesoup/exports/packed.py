@@ -10,7 +10,7 @@ from sparsesoup.exports.compact import carried
 from sparsesoup.exports.dense import kept_by_layer
 from sparsesoup.exports.product import Product
 from sparsesoup.exports.source import Size, Source, forget_masks, in_encoder
-from sparsesoup.files import write_json
+from sparsesoup.files import write_table
 from sparsesoup.hub.models import load_as_saved
 from sparsesoup.ticket import FACTS
 
@@ -50,7 +50,7 @@ class Packed:
             forget_masks(folder)
             coding.write(folder / coding.FILE, packed)
             (folder / "pruning").mkdir(exist_ok=True)
-            write_json(folder / "pruning" / FACTS, source.facts)
+            write_table(folder / "pruning" / FACTS, source.facts)
 
         notes = ["it is unpacked to be used: it travels light and computes as the dense model does"]
         if kind is not None:

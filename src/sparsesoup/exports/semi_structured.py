@@ -12,7 +12,7 @@ from sparsesoup.errors import UserError
 from sparsesoup.exports.dense import Dense
 from sparsesoup.exports.product import Product
 from sparsesoup.exports.source import Source
-from sparsesoup.files import from_json, write_json
+from sparsesoup.files import load_table, write_table
 from sparsesoup.hub.families import prunable
 from sparsesoup.hub.models import load_as_saved
 from sparsesoup.hub.sample import answers, sample
@@ -42,7 +42,7 @@ class SemiStructured:
 
         def save(folder: Path) -> None:
             dense.save(folder)
-            write_json(folder / TABLE, table)
+            write_table(folder / TABLE, table)
 
         why = lacking("cuda")
         found = _measured(source.model, turned) if not why else None
@@ -133,7 +133,7 @@ def load_semi_structured(
 
 def _table(folder: Path) -> list[str]:
     try:
-        table = from_json((folder / TABLE).read_text(encoding="utf-8"))
+        table = load_table(folder / TABLE)
         if table["format"] != FORMAT:
             raise UserError(f"{folder / TABLE} has format {table['format']}; this version reads {FORMAT}")
         return [str(name) for name in table["matrices"]]

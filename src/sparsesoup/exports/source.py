@@ -3,7 +3,7 @@
 import contextlib
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +16,13 @@ from torch import Tensor
 from sparsesoup.errors import UserError
 from sparsesoup.exports.coding import FILE, read
 from sparsesoup.exports.engines import ONNX_FILE, OPENVINO_FILE
-from sparsesoup.files import from_json, make_folder, read_table, write_json
+from sparsesoup.files import load_table, make_folder, read_table, write_json
 from sparsesoup.hold import zeros_of
 from sparsesoup.hub import zero_shot
 from sparsesoup.hub.checkpoint import INDEX, WEIGHTS, weight_files
 from sparsesoup.hub.families import matrices
 from sparsesoup.hub.models import COMPACT, load_as_saved
+from sparsesoup.manifest import REPORT, check_model, check_run
 from sparsesoup.masks import Masks
 from sparsesoup.targets import block_of
 from sparsesoup.ticket import FACTS, find, fit, load_masks
@@ -144,7 +145,8 @@ class Source:
 def open_source(run: Path) -> Source:
     """The pruned model of a run directory, of a model folder with `pruning/`, or of a packed folder.
 
-    Raises: UserError if there is none, or only a graph of it, or its run is not finished, or its ticket is damaged.
+    Raises: UserError if there is none, or only a graph of it, or its run is not finished, or one of its files has
+        changed since it was written.
     """
     check_finished(run)
     if (run / FILE).is_file():
@@ -156,7 +158,17 @@ def open_source(run: Path) -> Source:
     if not (folder / "config.json").is_file():
         raise UserError(f"no model beside the masks in {folder}: expected config.json and {WEIGHTS}")
     masks, facts_ = load_masks(folder / "pruning")
+    check_model(folder)
     return Source(folder, facts_ | _tested(folder.parent), masks)
+
+
+def check_run_or_model(run: Path, report: Mapping[str, Any]) -> None:
+    """See that a finished run is as it was written; one without digests, of an older version, that its model is whole.
+
+    Raises: UserError naming what is missing or has changed.
+    """
+    if not check_run(run, report):
+        _ = open_source(run).model
 
 
 def run_of(path: Path) -> Path:
@@ -179,15 +191,14 @@ def forget_masks(folder: Path) -> None:
 
 def check_finished(run: Path) -> None:
     """UserError if this is the directory of a run that has not come to its end."""
-    if (run / "run.yaml").is_file() and not (run / "report.json").is_file():
+    if (run / "run.yaml").is_file() and not (run / REPORT).is_file():
         raise UserError(f"{run} is not finished; give the `sparsesoup prune` command again that began it: it goes on")
 
 
 def _tested(run: Path) -> dict[str, Any]:
     """The scores on the test split, which a run's ticket does not know: it was written before them."""
-    report = run / "report.json"
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        facts = from_json(report.read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError, ValueError):
+        facts = load_table(run / REPORT)
         return {key: facts[key] for key in ("test", "test_splits") if facts.get(key)}
     return {}
 

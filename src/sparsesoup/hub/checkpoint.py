@@ -22,6 +22,7 @@ from sparsesoup.hub.embedded import embedded_model
 from sparsesoup.hub.online import answers
 from sparsesoup.hub.open_clip import CONFIG as OPEN_CLIP
 from sparsesoup.hub.text import check_words
+from sparsesoup.manifest import check_model
 
 EMBEDDED = "minilm"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -35,7 +36,10 @@ GIVE = (
 
 
 def locate(model: str) -> str:
-    """The folder or Hub id behind a model's name; a run directory stands for its model folder."""
+    """The folder or Hub id behind a model's name; a run directory stands for its model folder.
+
+    Raises: UserError if there is none, or a file that a run or an export wrote has changed.
+    """
     if model == EMBEDDED:
         return str(embedded_model())
     folders = [Path(model) / "model", Path(model)]
@@ -45,6 +49,7 @@ def locate(model: str) -> str:
             if (folder / name).is_file():
                 raise _adapter(model, name)
     if chosen:
+        check_model(chosen[0])
         return str(chosen[0])
     if (Path(model) / OPEN_CLIP).is_file():
         raise UserError(

@@ -17,7 +17,7 @@ from transformers import CLIPVisionModelWithProjection as Tower
 
 from sparsesoup.data import Batch
 from sparsesoup.errors import UserError
-from sparsesoup.files import from_json, whole, write_json
+from sparsesoup.files import load_table, whole, write_table
 from sparsesoup.hub.checkpoint import load_tokenizer, read_config
 from sparsesoup.hub.images import Images
 from sparsesoup.hub.prompts import names_of, templates_of
@@ -126,7 +126,7 @@ def save(folder: Path, model: nn.Module, task: ZeroShot) -> None:
     """Write the head and its prompts into a ticket's folder pruning/, each file whole or not at all."""
     with whole(folder / WEIGHTS) as temporary:
         save_file({"head": model.get_buffer(HEAD).cpu().contiguous()}, temporary)
-    write_json(folder / PROMPTS, {"format": FORMAT, "names": task.names, "templates": task.templates})
+    write_table(folder / PROMPTS, {"format": FORMAT, "names": task.names, "templates": task.templates})
 
 
 def words_of(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
@@ -138,7 +138,7 @@ def words_of(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
     if not path.is_file():
         return None
     try:
-        found = from_json(path.read_text(encoding="utf-8"))
+        found = load_table(path)
         if found["format"] != FORMAT:
             raise UserError(f"{path} has format {found['format']}; this version reads {FORMAT}")
         return tuple(map(str, found["names"])), tuple(map(str, found["templates"]))

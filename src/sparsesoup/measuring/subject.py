@@ -15,6 +15,7 @@ from sparsesoup.exports.source import Source, open_source
 from sparsesoup.files import read_table
 from sparsesoup.hub.models import unpruned_model
 from sparsesoup.hub.structure import narrow_
+from sparsesoup.manifest import check_export
 
 GRAPHS = {"onnx": ONNX_FILE, "openvino": OPENVINO_FILE}  # exports that are no models of torch
 AS_IT_IS, CUT = "as it is", "compact"
@@ -70,7 +71,9 @@ def open_subject(path: Path) -> Subject:
 def _told(folder: Path) -> dict[str, Any]:
     """What an export.json says; nothing if there is none."""
     path = folder / "export.json"
-    return read_table(path, "export", "export it again") if path.is_file() else {}
+    facts = read_table(path, "export", "export it again") if path.is_file() else {}
+    check_export(folder, facts)
+    return facts
 
 
 def _graph(folder: Path, facts: Mapping[str, Any]) -> Subject:

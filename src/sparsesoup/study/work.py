@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from sparsesoup.errors import UserError
-from sparsesoup.files import read_table, remove, write_json
+from sparsesoup.files import read_table, remove, write_table
 from sparsesoup.run import Outside, masks_of, prune
 from sparsesoup.run import score as test
 from sparsesoup.show import read_report
@@ -77,7 +77,7 @@ def perform(job: Job, console: Console | None = None) -> None:
             prune(job.cell.settings, job.out, outside, job.cell.path)
         else:
             test(job.run, console)
-        write_json(job.record, recorded(job.cell, job.run))
+        write_table(job.record, recorded(job.cell, job.run))
         remove(job.failure)
     except UserError as error:
         fail(job, str(error))
@@ -95,7 +95,7 @@ def recorded(cell: Cell, run: Path) -> dict[str, Any]:
 
 def fail(job: Job, why: str, trace: str = "") -> None:
     """Put on record that a job failed."""
-    write_json(job.failure, {"cell": job.cell.name, "error": why, "trace": trace, "when": time.time()})
+    write_table(job.failure, {"cell": job.cell.name, "error": why, "trace": trace, "when": time.time()})
 
 
 def read_record(path: Path, needed: Sequence[str] = NEEDED) -> dict[str, Any] | None:
