@@ -83,6 +83,15 @@ def quoted(value: Any) -> str:
     return text if re.fullmatch(r"[\w./:@%+-]+", text) else "'" + text.replace("'", "'\\''") + "'"
 
 
+def brief(number: int) -> str:
+    """A whole number in words that fit a line.
+
+    >>> brief(300), brief(10**400)
+    ('300', 'a number of 401 digits')
+    """
+    return str(number) if abs(number) < 10**20 else f"a number of {len(f'{abs(number):d}')} digits"
+
+
 def normal(argument: str) -> str:
     """A flag as the parser spells it: with underscores, and columns of images among those of texts."""
     if not argument.startswith("--"):

@@ -5,7 +5,6 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, cast
 import yaml
 from jsonargparse import Namespace
 
-from sparsesoup.as_flags import as_flags, columns_as_list, flat, normal, quoted
+from sparsesoup.as_flags import as_flags, brief, columns_as_list, flat, normal, quoted
 from sparsesoup.errors import UserError
 from sparsesoup.hub.build import Place
 from sparsesoup.methods import METHODS, TABLE, Method
@@ -23,6 +22,7 @@ from sparsesoup.select import check_scope
 from sparsesoup.training import Distill, Training
 from sparsesoup.yaml_text import read_yaml, text_of
 
+MOST_STEPS, MOST_EPOCHS = 10**9, 10**6  # far above any training, far below what loops and floats take
 ELSEWHERE = (
     "data_root",
     "dataset",
@@ -46,13 +46,15 @@ class Amount:
     epochs: float | None = None
 
     def __post_init__(self) -> None:
+        if self.sparsity is not None:
+            object.__setattr__(self, "sparsity", self.sparsity + 0.0)  # -0.0 becomes 0.0
         if self.sparsity is not None and not 0.0 <= self.sparsity < 1.0:
             hint = f"for {self.sparsity:g} % say {self.sparsity / 100:g}" if 1.0 < self.sparsity < 100.0 else "say 0.9"
             raise UserError(f"sparsity is the share of weights removed, in [0, 1), got {self.sparsity:g}; {hint}")
-        if self.steps is not None and self.steps < 1:
-            raise UserError(f"steps must be at least 1, got {self.steps}")
-        if self.epochs is not None and not 0 < self.epochs < math.inf:
-            raise UserError(f"epochs must be above 0, got {self.epochs:g}")
+        if self.steps is not None and not 1 <= self.steps <= MOST_STEPS:
+            raise UserError(f"steps must be at least 1 and at most {MOST_STEPS:,}, got {brief(self.steps)}")
+        if self.epochs is not None and not 0 < self.epochs <= MOST_EPOCHS:
+            raise UserError(f"epochs must be above 0 and at most {MOST_EPOCHS:,}, got {self.epochs:g}")
         if self.steps is not None and self.epochs is not None:
             raise UserError(f"steps ({self.steps}) and epochs ({self.epochs:g}) both say how long; give one of them")
 
@@ -89,7 +91,8 @@ class Settings:
         """Plain values, as in a recipe."""
         flat = dataclasses.asdict(self.place) | dataclasses.asdict(self.amount)
         method = {"name": self.name, **dataclasses.asdict(cast(Any, self.method))}
-        return json.loads(json.dumps({"method": method, **flat, "train": dataclasses.asdict(self.train)}))
+        table = json.dumps({"method": method, **flat, "train": dataclasses.asdict(self.train)})
+        return json.loads(table, parse_float=lambda text: float(text) + 0.0)  # -0.0 and 0.0 are one setting
 
     def key(self) -> str:
         """Ten hex digits of the settings that differ from their defaults, apart from dataset and seed."""
