@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsesoup.errors import UserError
+from sparsesoup.files import disk_full, is_disk_full
 from sparsesoup.terminal import Terminal, say
 
 NO_WRITING = (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EPERM, errno.ENAMETOOLONG,
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sparsesoup {version('sparsesoup')}")
         return 0
     try:
+        _check_text(given)
         return _run(given[0], given[1:])
     except KeyboardInterrupt:
         way = "goes on from the last save" if given[0] in RESUMED else "begins anew"
@@ -62,18 +64,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return _say(as_settings(given[0], str(error)))
     except Exception as error:
-        if _is_disk_full(error):
-            where = getattr(error, "filename", None) or "while writing"
-            return _say(f"the disk is full ({where}: {error}); free space and repeat the command")
+        # Of a copy the second name is what was written.
+        where = getattr(error, "filename2", None) or getattr(error, "filename", None)
+        if is_disk_full(error):
+            return _say(disk_full(where or "while writing", error))
         if isinstance(error, OSError) and error.errno in NO_WRITING:
-            return _say(f"cannot write {error.filename}: {error.strerror}; name a place that can be written to")
+            return _say(f"cannot write {where}: {error.strerror}; name a place that can be written to")
         raise
 
 
-def _is_disk_full(error: Exception) -> bool:
-    # safetensors has an error of its own, which carries the number in its text alone.
-    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return getattr(error, "errno", None) in numbers or any(f"(os error {n})" in str(error) for n in numbers)
+def _check_text(arguments: Sequence[str]) -> None:
+    """Refuse names of files that are no text: they could stand in no recipe and no report."""
+    for word in arguments:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{word!r} holds bytes that are no text (UTF-8); rename the file or folder") from error
 
 
 def _run(command: str, arguments: list[str]) -> int:
