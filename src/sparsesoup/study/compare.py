@@ -1,5 +1,6 @@
 """A study from its recipe to its tables and page; or a table of runs that exist."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from sparsesoup.errors import UserError
 from sparsesoup.escaping import printable
-from sparsesoup.files import locked, remove, whole, write_json, write_text
+from sparsesoup.files import all_whole, locked, remove, write_text
 from sparsesoup.hub.build import open_task
 from sparsesoup.hub.overview import overview
 from sparsesoup.hub.sources import Source, open_splits
@@ -179,20 +180,24 @@ def _write(
     facts: dict[str, Any],
     planned: Sequence[tuple[str, Column, int]] = (),
 ) -> None:
-    """Every form of the table; what was there before is replaced."""
+    """Every form of the table, or none; what was there before is replaced."""
     if not found:
         raise UserError(f"no cell of study {name} is done; {len(facts['failed'])} failed, first: {_first(facts)}")
     scores: Grid = grid(found, planned)
     facts |= versions() | {"machine": machine()}
-    write_json(folder / "study.json", {"name": name, "failed": facts["failed"], "cells": found})
-    write_text(folder / "study.md", markdown(scores))
-    write_text(folder / "study.tex", latex(scores))
     table = pandas.DataFrame([tidy(record) for record in found])
-    with whole(folder / "study.csv") as temporary:
-        table.to_csv(temporary, index=False)
-    with whole(folder / "study.parquet") as temporary:
-        table.to_parquet(temporary, index=False)
-    write_text(folder / "study.html", draw_page(name, scores, found, out, facts))
+    study = {"name": name, "failed": facts["failed"], "cells": found}
+    texts = {
+        "study.json": json.dumps(study, indent=2, allow_nan=False) + "\n",
+        "study.md": markdown(scores),
+        "study.tex": latex(scores),
+        "study.csv": table.to_csv(index=False),
+        "study.html": draw_page(name, scores, found, out, facts),
+    }
+    with all_whole([folder / file for file in (*texts, "study.parquet")]) as (*files, parquet):
+        for file, text in zip(files, texts.values(), strict=True):
+            file.write_text(text, encoding="utf-8")
+        table.to_parquet(parquet, index=False)
 
 
 def _first(facts: dict[str, Any]) -> str:
