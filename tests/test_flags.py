@@ -109,9 +109,7 @@ def test_commands_without_a_flag_call_the_setting_as_a_recipe_does():
     assert {name.replace("-", "_") for name in DATA} == own
     said = "say --max-length 8, --label-column x, --train.learning-rate 1 or --method.scope 2:4; drop --force-reinstall"
     assert as_settings("prune", said) == as_settings("apply", said) == said
-    assert as_settings("compare", said) == said.replace("--max-length", "max_length").replace(
-        "--train.learning-rate", "train.learning_rate"
-    ).replace("--method.", "method.")
+    assert as_settings("compare", said) == said.replace("--max-length", "max_length")
     assert as_settings("test", said) == said.replace("--max-length", "max_length").replace("--label-c", "label_c")
 
 

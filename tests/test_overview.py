@@ -39,7 +39,7 @@ def noted(train, test=None, **more):
 
 
 def distinct(count, first=0):
-    return [f"text {i}" for i in range(first, first + count)]
+    return [f"film {i}" for i in range(first, first + count)]
 
 
 # What is said, and when

@@ -48,6 +48,8 @@ DATA = ("text-columns", "image-column", "label-column", "drop-unlabelled", "data
 def as_settings(command: str, message: str) -> str:
     """A message with flags of prune called as recipes call them, for a command that reads a recipe and lacks the flag.
 
+    Those of a method and of training keep their dots and dashes, as the help of `compare` has them.
+
     >>> as_settings("test", "correct `--data-root`"), as_settings("prune", "correct `--data-root`")
     ('correct `data_root`', 'correct `--data-root`')
     """
@@ -58,8 +60,7 @@ def as_settings(command: str, message: str) -> str:
         own = {*parser()._option_string_actions}
     elif command not in ("test", "export"):  # they read the run.yaml of the run
         return message
-    names = "|".join([*DATA, *([r"(?:train|method)\.[\w.-]*\w"] if own else [])])
-    flags = re.compile(rf"(?<![\w-])--({names})(?![\w-])")
+    flags = re.compile(rf"(?<![\w-])--({'|'.join(DATA)})(?![\w-])")
     return flags.sub(lambda found: found[0] if found[0] in own else found[1].replace("-", "_"), message)
 
 
