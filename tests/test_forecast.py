@@ -60,7 +60,7 @@ def method_for(name):
     method = METHODS[name]
     if name in CALIBRATED:
         method = dataclasses.replace(method, batches=3)
-    if hasattr(method, "score_rate"):
+    if getattr(method, "score_rate", None) is not None:
         method = dataclasses.replace(method, score_rate=1.0)
     for part in {"pattern", "tile"} & {f.name for f in dataclasses.fields(method)}:
         if getattr(method, part) == Block(32, 32):  # which the tiny model does not have

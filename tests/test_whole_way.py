@@ -301,13 +301,14 @@ def test_run_keys_are_pinned():
     protocols = table["method"].pop("protocols")
     assert table == {
         "method": {"name": "isp", "stages": 5, "weak_masks": 4, "look_ahead": 0.005, "finish": 0.5,
-                   "budget": "charged", "structure": "weights"},
+                   "budget": "charged", "moments": "inherited", "merge": "votes", "structure": "weights"},
         "model": "minilm", "dataset": "docstrings", "data_root": None, "dataset_config": None, "text_columns": None,
         "label_column": None, "max_length": None, "doc_stride": None, "prompts": None, "class_names": None,
+        "drop_unlabelled": False,
         "trust_remote_code": False, "seed": 0,
         "sparsity": None, "steps": None, "epochs": None,
         "train": {"learning_rate": 1e-4, "weight_decay": 0.01, "warmup": 0.1, "batch_size": 32, "accumulation": 1,
-                  "clip": 1.0, "precision": "no", "optimizer": "adamw",
+                  "clip": 1.0, "precision": "no", "freeze_embeddings": False, "optimizer": "adamw",
                   "distill": {"teacher": "", "hardness": 0.5, "temperature": 2.0, "hidden": 0.0}},
     }  # fmt: skip
     assert [(p["rate"], p["weight_decay"], p["dropout"], p["share"]) for p in protocols] == [
@@ -524,10 +525,11 @@ def test_a_sparsity_that_leaves_no_weight_is_reached(place, tmp_path):
 
 
 def test_a_run_says_what_it_predicts_and_when_its_gates_missed(place, tmp_path, capsys):
-    line = ["prune", "soft-movement", *flags_of(place, tmp_path, steps=40), "--train.optimizer", "sgd"]
-    assert main([*line, "--method.score-rate", "0.5"]) == 0
+    line = ["prune", "soft-movement", *flags_of(place, tmp_path, steps=40), "--method.score-rate", "0.5"]
+    assert main([*line, "--method.penalty", "0"]) == 0
     said = capsys.readouterr().err
     assert "note: the gates alone closed 0.0 % of the weights where 70.0 % were asked for" in said
+    assert "leave out --method.penalty" in said
     assert main(["show", str(run_of(tmp_path))]) == 0
     assert "2 classes (" in (out := capsys.readouterr().out)
     assert "in column label from column text" in " ".join(out.split())
