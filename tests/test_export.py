@@ -427,9 +427,7 @@ WRONG = [
 
 @pytest.mark.parametrize(
     ("to", "change", "said"),
-    [
-        (to, *case) for to in TORCH for case in (WRONG[::2] if to == "dense" else WRONG)
-    ],  # a stock model may be shortened
+    [(to, *case) for to in TORCH for case in WRONG],
 )
 def test_a_config_that_is_not_of_the_weights_is_refused_with_the_name_of_one(to, change, said, tmp_path):
     folder = export(pruned(tmp_path / "source", "bert"), to, tmp_path / "made").path
