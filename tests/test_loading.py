@@ -313,6 +313,16 @@ def test_a_tokenizer_with_ids_beyond_the_embeddings_is_refused(place, refused, t
                 "has ids up to 69, the model 64 embeddings", "resize_token_embeddings")  # fmt: skip
 
 
+def test_a_mask_token_beyond_the_embeddings_is_no_fault_since_no_text_gives_it(place, tmp_path):
+    shutil.copytree(place / "bert", tmp_path / "model")
+    tool = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    tool.add_tokens([f"new{i}" for i in range(64 - len(tool))])
+    tool.add_special_tokens({"mask_token": "<mask>"})
+    assert tool.mask_token_id == 64  # as that of bart-large-cnn
+    tool.save_pretrained(tmp_path / "model")
+    assert main(line(tmp_path / "model", place / "reviews", tmp_path / "runs")) == 0
+
+
 @pytest.mark.parametrize("outside", ["../bert/model.safetensors", "/etc/hostname", "sub/../../bert/model.safetensors"])
 def test_an_index_of_weights_does_not_lead_out_of_its_folder(place, refused, tmp_path, outside):
     shutil.copytree(place / "bert", tmp_path / "bert")

@@ -82,7 +82,9 @@ def check_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
         rows = len(model.get_input_embeddings().weight)
     except (NotImplementedError, AttributeError):  # a model of bytes or characters, which has no such table
         return
-    highest = max(tokenizer.get_vocab().values())
+    used = {getattr(tokenizer, f"{role}_token_id", None) for role in ("bos", "eos", "unk", "sep", "pad", "cls")}
+    idle = {*tokenizer.all_special_ids} - used  # no text gives a mask; that of BART lies one beyond its embeddings
+    highest = max(number for number in tokenizer.get_vocab().values() if number not in idle)
     if highest >= rows:
         raise UserError(
             f"the tokenizer of model {name!r} has ids up to {highest}, the model {rows} embeddings, for ids up to "
