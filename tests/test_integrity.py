@@ -298,6 +298,26 @@ def test_a_number_of_steps_that_no_training_has_is_refused(steps, place, tmp_pat
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("method", "flag", "value"),
+    [
+        *(("isp", "--method.stages", value) for value in (str(2**64), "1" + 400 * "0", "200000")),
+        ("magnitude", "--seed", str(2**64)),
+        ("magnitude", "--train.batch-size", str(2**64)),
+        ("magnitude", "--max-length", str(2**64)),
+        ("magnitude", "--train.learning-rate", "1" + 400 * "0"),
+        ("magnitude", "--sparsity", "1" + 400 * "0"),
+        ("magnitude", "--save-every", "1" + 400 * "0"),
+        ("imp", "--method.cut", "1e-320"),
+        ("imp", "--method.cut", "1e-9"),
+    ],
+)
+def test_numbers_that_would_fill_time_or_memory_are_refused(method, flag, value, place, tmp_path, refused):
+    said = refused([*line_of(place, tmp_path / "runs", method), "--steps", "20", flag, value], flag[2:].split(".")[-1])
+    assert len(said) < 300
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize("epochs", ["1e300", "1e999", "inf", "nan", "-1", "9" * 400])
 def test_a_number_of_epochs_that_no_training_has_is_refused(epochs, place, tmp_path, refused):
     refused(line_of(place, tmp_path / "runs", "magnitude", "--epochs", epochs), "epochs")

@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, cast
 import yaml
 from jsonargparse import Namespace
 
-from sparsesoup.as_flags import as_flags, brief, columns_as_list, flat, normal, quoted
+from sparsesoup.as_flags import TEXTS, as_flags, brief, columns_as_list, flat, normal, quoted
 from sparsesoup.errors import UserError
 from sparsesoup.hub.build import Place
 from sparsesoup.methods import METHODS, TABLE, Method
@@ -23,6 +24,7 @@ from sparsesoup.training import Distill, Training
 from sparsesoup.yaml_text import read_yaml, text_of
 
 MOST_STEPS, MOST_EPOCHS = 10**9, 10**6  # far above any training, far below what loops and floats take
+MOST = {"seed": 2**63 - 1, "method": 10**5}  # of other whole numbers; of a method they may be lengths of lists
 ELSEWHERE = (
     "data_root",
     "dataset",
@@ -80,6 +82,11 @@ class Settings:
             value, own = getattr(self.method, name), getattr(METHODS[self.name], name)
             if value != own:
                 raise UserError(f"method {self.name} has {name} {own}, got {value}; take the method that has it free")
+        for name, value in flat(self.to_dict()).items():
+            most = MOST.get(name.partition(".")[0], MOST_STEPS)
+            if isinstance(value, int) and abs(value) > most:
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag} is a whole number of at most {most:,}, got {brief(value)}")
         if self.amount.sparsity is not None:
             check_scope(getattr(self.method, "scope", ""), self.amount.sparsity)
         if self.train.distill != Distill() and not self.train.distill.teacher:
@@ -164,6 +171,7 @@ def from_table(name: str, table: dict[str, Any]) -> Settings:
 
 
 def _parsed(name: str, flags: list[str]) -> tuple[Settings, Namespace]:
+    _check_digits(flags)
     parser = parser_for(name)
     chosen = parser.parse_args(flags)
     ready = parser.instantiate(chosen)
@@ -173,6 +181,15 @@ def _parsed(name: str, flags: list[str]) -> tuple[Settings, Namespace]:
 
     settings = Settings(name=name, method=ready.method, amount=part(Amount), place=part(Place), train=ready.train)
     return settings, chosen
+
+
+def _check_digits(flags: Sequence[str]) -> None:
+    """Refuse a number so long that neither a float nor a message takes it; the name of a folder may be as long."""
+    for before, flag in zip(["", *flags], flags, strict=False):
+        name, equals, value = flag.partition("=") if flag.startswith("--") else (before, "=", flag)
+        if name[2:] not in TEXTS and equals and re.fullmatch(r"[-+]?[\d_]{30,}", value):
+            told = name.replace("_", "-")
+            raise UserError(f"{told} is a number of {len(value)} digits, and no setting takes one as long")
 
 
 def dump(settings: Settings) -> str:

@@ -1,9 +1,13 @@
 """Schedules: step -> sparsity, and step -> learning rate."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sparsesoup.errors import UserError
+
 MOST_STEPS = 1 << 40
+MOST_ROUNDS = 10_000  # of a geometric schedule: a list of more would not fit the memory before it ends
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,10 @@ def geometric(cut: float, final: float) -> list[float]:
     """
     if not 0.0 <= final < 1.0:
         raise ValueError(f"sparsity must lie in [0, 1), got {final}")
+    if final and math.log1p(-final) / math.log1p(-cut) > MOST_ROUNDS:
+        raise UserError(
+            f"a cut of {cut:g} a round takes more than {MOST_ROUNDS:,} rounds to sparsity {final:g}; choose a larger"
+        )
     goals, remaining = [], 1.0 - cut
     while 1.0 - remaining < final - 1e-9:
         goals.append(1.0 - remaining)
