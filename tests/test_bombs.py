@@ -87,7 +87,8 @@ def test_json_nested_too_deep_is_damaged_and_no_traceback(place, refused, tmp_pa
         folder = shutil.copytree(whole, tmp_path / f"{len(list(tmp_path.iterdir()))}")
         (folder / name).write_text(DEEP)
         to = [] if command[0] in ("show", "test") else ["--out", tmp_path / "out"]
-        assert "nested too deep" in refused(command[0], folder, *command[1:], *to)
+        said = refused(command[0], folder, *command[1:], *to)
+        assert ("is not the file that was written" if name.startswith("model/c") else "nested too deep") in said
         assert not (tmp_path / "out").exists()
     (run / "measure.json").write_text(DEEP)
     (run / "report.html").unlink()

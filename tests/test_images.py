@@ -298,10 +298,11 @@ def test_a_teacher_that_sees_images_in_the_same_way_teaches(place, tmp_path):
     more = {"train.distill.teacher": "dense", "train.distill.hidden": 0.1}
     assert main(line_of(place, tmp_path / "runs", steps=4, **more)) == 0
     (dense,) = (tmp_path / "runs" / "photos").glob("dense-*/seed-0")
-    processor(SIDE * 2).save_pretrained(dense / "model")
+    teacher = shutil.copytree(dense / "model", tmp_path / "teacher")  # in the run itself it would be damage
+    processor(SIDE * 2).save_pretrained(teacher)
     with pytest.raises(UserError, match=r"sees images otherwise than .*vit"):
         library.prune("magnitude", model=str(place / "vit"), dataset=str(place / "photos"), steps=4,
-                      train={"distill": {"teacher": str(dense)}}, out=tmp_path / "other", progress=False)  # fmt: skip
+                      train={"distill": {"teacher": str(teacher)}}, out=tmp_path / "other", progress=False)  # fmt: skip
 
 
 def test_a_run_on_images_that_is_killed_ends_like_an_undisturbed_one(place, tmp_path):

@@ -138,7 +138,7 @@ def test_questions_teachers_copies_and_runs_arrive_whole_too(place, refused, tmp
     edited(run / "model", tmp_path / "half", drop=["classifier.bias"])
     (run / "model").rename(tmp_path / "aside")
     (tmp_path / "half").rename(run / "model")
-    refused(["test", run], "is not fine-tuned for this task (classifier.bias is missing")
+    refused(["test", run], "is not the file that was written")
 
 
 def test_a_new_head_is_named_before_the_first_step_and_in_the_report(place, tmp_path, capsys):
