@@ -1,6 +1,6 @@
 """Hundreds of damaged files: states, models, masks, tickets, exports. Each is told in one line, or changes nothing.
 
-    python benchmarks/fuzz.py --out benchmarks/results/fuzz.json
+    python benchmarks/fuzz.py --out benchmarks/results/study/fuzz.json
 
 Tiny models, the real commands. A file of a copy loses a bit, its end or a block, grows, is that of another run, is
 gone, or has a value of its JSON or of its safetensors header changed; then the copy is resumed, pruned again, exported,
