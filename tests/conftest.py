@@ -68,6 +68,10 @@ class Net(nn.Module):
         return self.head(self.wide(x).relu())
 
 
+# Settings of isp-code that fit the tiny problem.
+ISP_CODE: dict[str, Any] = {"stage": 0.2, "weak": 0.4, "cut": 0.2, "warmup": 4, "schedule": 40}
+
+
 def collate(rows: Any) -> Batch:
     x, y = zip(*rows, strict=True)
     return {"x": torch.stack(x), "labels": torch.stack(y)}
@@ -104,6 +108,13 @@ def tiny(**changes: Any) -> Problem:
         "journal": Journal(meter),
     }
     return Problem(**(plain | changes))
+
+
+def still() -> Problem:
+    """The tiny problem without dropout, whose noise the twin does not draw."""
+    problem = tiny(training=Training(learning_rate=1e-2, batch_size=16, weight_decay=0.1))
+    problem.pretrained.dropout.p = 0.0
+    return problem
 
 
 @pytest.fixture

@@ -8,25 +8,15 @@ from typing import Any
 
 import pytest
 
-from conftest import Watch, same, tiny, watched
+from conftest import ISP_CODE, Watch, same, still, tiny, watched
 from reference import isp_code as twin
 from sparsesoup import masks as algebra
 from sparsesoup import recipe
 from sparsesoup.methods import METHODS
-from sparsesoup.problem import Problem
 from sparsesoup.train import Protocol
-from sparsesoup.training import Training
 
 PAPERS = Path(__file__).parents[1] / "docs" / "papers.md"
-CODE: dict[str, Any] = {"stage": 0.2, "weak": 0.4, "cut": 0.2, "warmup": 4, "schedule": 40}
 WIDE = (Protocol(rate=(5.0, 20.0)),)
-
-
-def still() -> Problem:
-    """The tiny problem without dropout, whose noise the twin does not draw."""
-    problem = tiny(training=Training(learning_rate=1e-2, batch_size=16, weight_decay=0.1))
-    problem.pretrained.dropout.p = 0.0
-    return problem
 
 
 @pytest.mark.parametrize(
@@ -40,7 +30,7 @@ def still() -> Problem:
     ],
 )
 def test_isp_code_is_what_its_slow_twin_does(settings: dict[str, Any]) -> None:
-    method = replace(METHODS["isp-code"], **(CODE | settings))
+    method = replace(METHODS["isp-code"], **(ISP_CODE | settings))
     expected, model = twin.run(still(), 0.52, method)
     with watched() as watch:
         ticket = method.run(still(), 0.52)
@@ -52,7 +42,7 @@ def test_isp_code_is_what_its_slow_twin_does(settings: dict[str, Any]) -> None:
 def test_a_weak_run_of_isp_code_begins_at_0_with_the_rate_of_the_main_run_at_that_moment() -> None:
     for of, chosen in (("now", lambda at: tiny().rate()(at)), ("peak", lambda at: 1e-2)):
         watch = Watch()
-        ticket = replace(METHODS["isp-code"], **CODE, weak_masks=2, rate_of=of).run(tiny(observer=watch), 0.6)
+        ticket = replace(METHODS["isp-code"], **ISP_CODE, weak_masks=2, rate_of=of).run(tiny(observer=watch), 0.6)
         steps = [stage["step"] for stage in ticket.notes["stages"]]
         weak = [0.0, 0.25, 0.5, 0.75, 1.0, 35 / 36]  # four steps up, 36 down
         assert watch.curve("rate", "weak") == pytest.approx(
@@ -62,7 +52,7 @@ def test_a_weak_run_of_isp_code_begins_at_0_with_the_rate_of_the_main_run_at_tha
 
 def test_a_weak_run_longer_than_its_schedule_stands_still() -> None:
     watch = Watch()
-    replace(METHODS["isp-code"], **CODE | {"schedule": 5}, weak_masks=1).run(tiny(observer=watch), 0.6)
+    replace(METHODS["isp-code"], **ISP_CODE | {"schedule": 5}, weak_masks=1).run(tiny(observer=watch), 0.6)
     assert watch.curve("rate", "weak")[4:6] == [pytest.approx(tiny().rate()(3)), 0.0]
 
 
@@ -76,7 +66,7 @@ def test_isp_code_says_beforehand_that_its_weak_runs_stand_still() -> None:
 
 def test_growing_stages_of_isp_code_grow_to_an_epoch() -> None:
     with watched() as watch:
-        method = replace(METHODS["isp-code"], **CODE | {"stage": 0.4, "weak": 0.1, "cut": 0.1}, growing=True)
+        method = replace(METHODS["isp-code"], **ISP_CODE | {"stage": 0.4, "weak": 0.1, "cut": 0.1}, growing=True)
         ticket = method.run(tiny(steps=100), 0.5)
     steps = [stage["step"] for stage in ticket.notes["stages"]]
     assert steps == [6, 19, 35, 51, 67, 83]  # of 16 steps an epoch: 0.4, 0.8, 1, 1, ...
@@ -85,7 +75,7 @@ def test_growing_stages_of_isp_code_grow_to_an_epoch() -> None:
 
 @pytest.mark.parametrize("merge", ["union", "intersection"])
 def test_isp_code_takes_the_merged_set_and_never_goes_beyond_the_sparsity(merge: Any) -> None:
-    method = replace(METHODS["isp-code"], **CODE | {"stage": 0.1, "warmup": 0}, merge=merge, protocols=WIDE)
+    method = replace(METHODS["isp-code"], **ISP_CODE | {"stage": 0.1, "warmup": 0}, merge=merge, protocols=WIDE)
     with watched() as watch:
         ticket = method.run(tiny(), 0.6)
     before = 0.0

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from conftest import Watch, same, tiny
+from conftest import ISP_CODE, Watch, same, still, tiny
 from reference import isp_code as twin
 from sparsesoup import masks as algebra
 from sparsesoup import recipe
@@ -22,17 +22,8 @@ from sparsesoup.problem import Problem
 from sparsesoup.schedules import Cubic
 from sparsesoup.state import TrainState
 from sparsesoup.train import Protocol, train
-from sparsesoup.training import Training
 
-CODE: dict[str, Any] = {"stage": 0.2, "weak": 0.4, "cut": 0.2, "warmup": 4, "schedule": 40}
 WIDE = (Protocol(rate=(5.0, 20.0)),)
-
-
-def still() -> Problem:
-    """The tiny problem without dropout, whose noise the twin does not draw."""
-    problem = tiny(training=Training(learning_rate=1e-2, batch_size=16, weight_decay=0.1))
-    problem.pretrained.dropout.p = 0.0
-    return problem
 
 
 def fork(problem: Problem, moments: Any, steps: int = 1) -> tuple[TrainState, dict[str, torch.Tensor]]:
@@ -95,7 +86,7 @@ def test_a_range_of_rates_is_drawn_from_by_seed_and_run() -> None:
 PAIRS: dict[str, dict[str, Any]] = {
     "isp": {"stages": 2, "weak_masks": 3, "look_ahead": 0.02},
     "isp-paper": {"stage": 0.05, "cut": 0.4, "weak_masks": 3, "weak_steps": 2},
-    "isp-code": CODE | {"weak_masks": 3, "warmup": 0, "near": 0.0},
+    "isp-code": ISP_CODE | {"weak_masks": 3, "warmup": 0, "near": 0.0},
     "model-soup": {},
     "instant-model-soup": {},
     "sparse-model-soup": {"phases": 2, "retrain": 0.2},
@@ -166,8 +157,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("isp", {"stages": 3, "moments": "fresh"}),
     ("isp", {"stages": 3, "moments": "fresh", "merge": "intersection", "protocols": WIDE}),
     ("isp", {"stages": 3, "merge": "union", "protocols": WIDE}),
-    ("isp-code", CODE | {"merge": "intersection", "protocols": WIDE, "rate_of": "peak"}),
-    ("isp-code", CODE | {"stage": 0.075, "growing": True, "warmup": 1}),
+    ("isp-code", ISP_CODE | {"merge": "intersection", "protocols": WIDE, "rate_of": "peak"}),
+    ("isp-code", ISP_CODE | {"stage": 0.075, "growing": True, "warmup": 1}),
 ]
 
 
