@@ -107,6 +107,7 @@ def train(
     state.settle_()
     state.halt = False
     params, masks, gone = state.params(), state.masks, sparsity(state.masks)
+    kind = "train" if any(p.requires_grad for p in params.values()) else "head"  # what a step computes
     problem.observer.begin(label, state.step, until)
     with _settings(state, protocol), _dead_gradients(state, params), torch.random.fork_rng():
         for indices in islice(order, max(until - state.step, 0)):
@@ -115,7 +116,7 @@ def train(
                 now = rate(state.step)
                 _rate(state, now)
                 seen = data.at(problem.seed, "look", *stream, state.step)
-                loss = _gradients(state, problem, seen, indices, penalty, cost)
+                loss = _gradients(state, problem, seen, indices, penalty, cost, kind)
                 if not math.isfinite(loss):
                     problem.journal.tick(state, until, ending=True)
                 elif observe is not None:
@@ -209,10 +210,11 @@ def _gradients(
     indices: list[int],
     penalty: Callable[[TrainState], Tensor] | None,
     cost: Cost,
+    kind: str,
 ) -> float:
     """Gradients of the mean loss over the rows `indices`, in parts; the loss."""
     parts = list(_parts(indices, problem.training.accumulation))
-    return sum(_backward(state, problem, data, part, len(part) / len(indices), penalty, cost) for part in parts)
+    return sum(_backward(state, problem, data, part, len(part) / len(indices), penalty, cost, kind) for part in parts)
 
 
 def _parts(indices: list[int], count: int) -> Iterator[list[int]]:
@@ -229,6 +231,7 @@ def _backward(
     weight: float,
     penalty: Callable[[TrainState], Tensor] | None,
     cost: Cost,
+    kind: str,
 ) -> float:
     batch = to_device(data.batch(indices), problem.accelerator.device)
 
@@ -239,7 +242,6 @@ def _backward(
         # What the log shows can be compared between methods; what is not finite is told whatever it came from.
         return float(loss.detach()) if math.isfinite(float(whole.detach())) else float(whole.detach())
 
-    kind = "train" if any(p.requires_grad for p in state.params().values()) else "head"
     loss, flops = problem.meter.counted(
         (kind, problem.objective, penalty, *(tuple(t.shape) for t in batch.values())), work
     )
