@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,14 +80,15 @@ class Lead:
         if self.penalty is not None or state.step <= self.plan.stop:
             return bound
         share = min((state.step - self.plan.stop) / max(self.end - self.plan.stop, 1), 1.0)
-        return bound + share * (self._marginal(state, state.step) - bound)
+        return bound + share * (self._marginal(_ranked(state, self.areas), state.step) - bound)
 
     def _pull(self, state: TrainState) -> float:
         """Weight of the penalty that brings the marginal score to the threshold within `WITHIN` steps."""
         step = self.rate(state.step)
         if not self.plan.at(state.step, self.sparsity) or not step:
             return 0.0
-        score, before = self._marginal(state, state.step), self._marginal(state, state.step - 1)
+        ranked = _ranked(state, self.areas)
+        score, before = self._marginal(ranked, state.step), self._marginal(ranked, state.step - 1)
         # In learning rates a step: the fall that pulls so far explain, and what lifts the scores against them.
         fall = MOMENTUM * _number(state, "fall") + (1 - MOMENTUM) * _number(state, "pull")
         lift = _number(state, "lift")
@@ -104,18 +105,11 @@ class Lead:
     def _horizon(self) -> float:
         return min(WITHIN, self.plan.stop / 4)
 
-    def _marginal(self, state: TrainState, step: int) -> float:
-        """The score below which the share of the weights lies that is wanted at a step; on a sample."""
-        goal = self.plan.at(step, self.sparsity)
-        parts, shares = [], []
-        for tie, score in worths(state).items():
-            some = score.flatten()[:: max(1, score.numel() // SAMPLE)]
-            parts.append(some)
-            shares.append(torch.full_like(some, score.numel() / len(some) * self.areas[tie]))
-        order = torch.cat(parts).sort()
-        below = torch.cat(shares)[order.indices].cumsum(0)
-        place = int((below < goal * below[-1]).sum())
-        return float(order.values[min(place, len(order.values) - 1)])
+    def _marginal(self, ranked: tuple[Tensor, Tensor], step: int) -> float:
+        """The score below which the share of the weights lies that is wanted at a step."""
+        scores, below = ranked
+        goal = self.plan.at(step, self.sparsity) * below[-1]
+        return float(scores[min(int((below < goal).sum()), len(scores) - 1)])
 
     def _unit(self, state: TrainState) -> float:
         """The gradient that, held, moves a score by its learning rate a step: the median score's, on a sample."""
@@ -140,7 +134,7 @@ class Lead:
         return [found[tie][1] for tie in range(len(self.weights))]
 
     def _families(self, state: TrainState) -> list[float]:
-        """What each tie's mean counts: as published where the weight is given; else by its number of scores.
+        """Return the weight of each tie's mean: as published where a penalty is given; else by its number of scores.
 
         With equal means a score of a small tie is pulled harder: a head thirty times as hard as a unit.
         """
@@ -155,6 +149,17 @@ class Lead:
     def _scores(self, state: TrainState) -> float:
         """Scores of all ties: a penalty of this times g / sigmoid' pulls a score of mean size with g."""
         return float(sum(gate.score.numel() for gate in self._first(state) if gate.score is not None))
+
+
+def _ranked(state: TrainState, areas: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """(a sample of all scores in ascending order, how many weights lie at or below each)."""
+    parts, shares = [], []
+    for tie, score in worths(state).items():
+        some = score.flatten()[:: max(1, score.numel() // SAMPLE)]
+        parts.append(some)
+        shares.append(torch.full_like(some, score.numel() / len(some) * areas[tie]))
+    order = torch.cat(parts).sort()
+    return order.values, torch.cat(shares)[order.indices].cumsum(0)
 
 
 def _clamp(pull: float) -> float:
