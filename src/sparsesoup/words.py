@@ -48,10 +48,8 @@ def duration(seconds: float) -> str:
 
 def noted(facts: Facts) -> tuple[list[str], dict[str, Any]]:
     """(what a run noted, in sentences; the notes that none of them is about)."""
-    found, others = (
-        [*data_of(facts), *taught(facts), *shared(facts)],
-        {k: v for k, v in facts["notes"].items() if k != "stages"},
-    )
+    found = [*data_of(facts), *taught(facts), *shared(facts)]
+    others = {k: v for k, v in facts["notes"].items() if k != "stages"}
     for key, say in SENTENCES.items():
         if key in others:
             try:
@@ -63,7 +61,7 @@ def noted(facts: Facts) -> tuple[list[str], dict[str, Any]]:
 
 
 def data_of(facts: Facts) -> list[str]:
-    """What was read of the dataset, and what was noted of it."""
+    """Return sentences on the data that was read."""
     data = facts.get("data")
     found = [*data.get("read", ()), *data.get("notes", ())] if isinstance(data, dict) else []
     return [f"Data: {line}." for line in found]

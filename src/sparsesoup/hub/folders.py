@@ -34,9 +34,10 @@ def find_classes(place: Path) -> tuple[dict[str, Classes], list[str]]:
     """
     folders = [each for each in _below(place) if each.name.lower() in SPLIT_WORDS]
     splits: dict[str, Path] = {}
+    classes = {folder: _classes(folder) for folder in folders}
     for folder in folders:
         _check_depth(folder)
-        if _classes(folder):
+        if classes[folder]:
             name = SPLIT_WORDS[folder.name.lower()]
             if name in splits:
                 raise UserError(
@@ -47,7 +48,7 @@ def find_classes(place: Path) -> tuple[dict[str, Classes], list[str]]:
     if splits:
         others = [each for each in _below(place) if each not in folders and (_images(each) or _classes(each))]
         notes = [f"folder {each.name} is not read: it is not named after a split" for each in others]
-        found = {name: _classes(folder) for name, folder in splits.items()}
+        found = {name: classes[folder] for name, folder in splits.items()}
         return found, notes + [said for folder in splits.values() for said in _unread(folder)]
     whole = _classes(place)
     if not (whole or _images(place)):
@@ -128,7 +129,7 @@ def _check_depth(folder: Path) -> None:
 
 
 def _unread(folder: Path, alone: bool = False) -> list[str]:
-    """What lies in a folder of classes and is not read, in sentences.
+    """Return a note on each kind of file in a folder of classes that is not read.
 
     Args:
         folder: of classes.

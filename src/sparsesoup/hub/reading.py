@@ -1,6 +1,5 @@
 """How files and the Hub's repositories become rows, quietly: no bars, no logs and no tracebacks of the libraries."""
 
-import errno
 import logging
 import re
 import warnings
@@ -15,12 +14,11 @@ from datasets import Dataset, Features, Value
 from huggingface_hub import constants
 
 from sparsesoup.errors import UserError
-from sparsesoup.files import from_json
+from sparsesoup.files import from_json, is_disk_full
 from sparsesoup.hub.layout import READERS
 from sparsesoup.hub.online import PATIENCE, answers
 from sparsesoup.hub.tables import csv_options, rows_of_parquet
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SQUAD = re.compile(r'\s*\{.*"data"\s*:\s*\[.*"paragraphs"', re.DOTALL)  # how a file of SQuAD's own format begins
 
 
@@ -45,7 +43,7 @@ def read_files(name: str, paths: list[Path]) -> Dataset:
         if "corresponds to no data" in str(error):  # what datasets says of a table with a head and no rows
             _none(name, paths)
         cause = _first_cause(error)
-        if isinstance(cause, OSError) and cause.errno in FULL:  # datasets writes what it has read
+        if isinstance(cause, OSError) and is_disk_full(cause):  # datasets writes what it has read
             raise OSError(cause.errno, cause.strerror, str(datasets.config.HF_DATASETS_CACHE)) from error
         raise UserError(
             f"cannot read {paths[0]} ({len(paths)} files of the {name} split) as {suffix[1:]}: {one_line(error)}; "

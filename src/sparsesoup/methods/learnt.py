@@ -197,11 +197,9 @@ def short_of_travel(problem: Problem, phases: Phases, otherwise: str) -> list[st
 
     In Sanh et al. 2020 it can travel 2.7 times that far. Scores that begin equal are little but noise before.
     """
-    rate, sizes_of = (
-        problem.rate(),
-        [p.detach().abs() for p in parameters(problem.pretrained, problem.targets).values()],
-    )
-    mean = float(sum(size.sum() for size in sizes_of)) / sum(size.numel() for size in sizes_of)
+    rate, weights = problem.rate(), parameters(problem.pretrained, problem.targets).values()
+    total = sum(float(weight.detach().abs().sum()) for weight in weights)
+    mean = total / sum(weight.numel() for weight in weights)
     travel = sum(rate(step) for step in range(phases.plan(problem.steps).start)) / max(mean, 1e-12)
     if travel >= 1.0:
         return []

@@ -68,7 +68,7 @@ class Movement:
         check_every(self.every)
 
     def doubts(self, problem: Problem, sparsity: float) -> list[str]:
-        """What a user should know before the first step."""
+        """Return notes for the user before the first step."""
         single = self.start == "equal" and self.pattern == Element
         return short_of_travel(problem, self.phases, "or say --method.start magnitude") if single else []
 
@@ -93,7 +93,7 @@ def _magnitudes(problem: Problem, ties: tuple[Tie, ...]) -> list[Parameter | Non
     found: list[Parameter | None] = []
     for tie in ties:
         name, block = tie.members[0]
-        mean = table[name].clone() if block == Element else tie.total(table) / tie.area(shapes)
+        mean = table[name] if block == Element else tie.total(table) / tie.area(shapes)
         found.append(Parameter(mean))
     return found
 

@@ -13,8 +13,7 @@ from rich.console import Console
 
 from sparsesoup.errors import UserError
 from sparsesoup.files import read_table, remove, write_table
-from sparsesoup.run import Outside, masks_of, prune
-from sparsesoup.run import score as test
+from sparsesoup.run import Outside, masks_of, prune, score
 from sparsesoup.show import read_report
 from sparsesoup.study.cell import Cell
 from sparsesoup.threads import check_threads
@@ -76,7 +75,7 @@ def perform(job: Job, console: Console | None = None) -> None:
             outside = Outside(console, shelf=job.folder / "shelf", patient=True, workers=workers, page=False)
             prune(job.cell.settings, job.out, outside, job.cell.path)
         else:
-            test(job.run, console)
+            score(job.run, console)
         write_table(job.record, recorded(job.cell, job.run))
         remove(job.failure)
     except UserError as error:
