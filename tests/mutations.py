@@ -219,13 +219,13 @@ def _ask(line: list[str]) -> None:
 
 
 def _again(place: Path, run: Path) -> Any:
-    """What the command that drew a run makes of it."""
+    """Return the reading of a run by the command that drew it."""
     _ask(line_of(place, run.parents[2], "magnitude", "--steps", "6"))
     return weights_of(run / "model"), load_masks(run)[0], load_table(run / "report.json")
 
 
 def _exported(run: Path) -> Any:
-    """What another command makes of a run: the packed file of its model, and its card."""
+    """Return the reading of a run by another command: the packed file of its model, and its card."""
     _ask(["push", str(run), "me/x", "--dry-run", "--out", str(run / "pushed")])
     _ask(["export", str(run), "--to", "packed", "--out", str(run / "packed")])
     config = load_table(run / "packed" / "config.json")
@@ -233,7 +233,7 @@ def _exported(run: Path) -> Any:
 
 
 def undamaged(subject: Subject, scratch: Path) -> Any:
-    """What a copy of the subject gives as it is."""
+    """Return the reading of a copy of the subject as it is."""
     return subject.read(_copied(subject, scratch))
 
 
@@ -271,7 +271,7 @@ def trial(subject: Subject, whole: Any, scratch: Path, number: int) -> tuple[str
 
 
 def alike(one: Any, other: Any) -> bool:
-    """Whether two readings are the same to the bit."""
+    """Return True for two readings that are the same to the bit."""
     if isinstance(one, torch.Tensor):
         return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, dict) and isinstance(other, dict):

@@ -50,7 +50,7 @@ def numbers(name: str) -> Any:
 
 
 def near(found: Tensor, wanted: list[Any], rel: float = 1e-5) -> bool:
-    """Whether numbers agree, to a share of the largest of them: float32 sums in another order."""
+    """Return True for numbers that agree to a share of the largest: float32 sums in another order."""
     table = torch.tensor(wanted, dtype=torch.float64).view(found.shape)
     return torch.allclose(found.detach().double(), table, rtol=rel, atol=rel * float(table.abs().max()))
 

@@ -1,4 +1,4 @@
-"""How a model answers the rows that it is judged by, as far as it tells learning from guessing."""
+"""Facts on the answers of a model to the validation rows, which tell learning from guessing."""
 
 from collections.abc import Mapping
 

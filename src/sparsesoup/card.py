@@ -53,7 +53,7 @@ def card(facts: Facts, form: Facts, config: Facts, repo: str, license: str) -> s
 
 
 def _shown(value: Any) -> str:
-    """What the template writes: names as text, and as Markdown only what is marked as such."""
+    """Return a value as the template writes it: a name as text, and as Markdown only what is marked as such."""
     return value if isinstance(value, Markup) else markdown(str(value))
 
 

@@ -1,4 +1,4 @@
-"""A run that has learnt nothing, or has nothing left in a part of the model: told, with what may help."""
+"""Notes on a run that has learnt nothing, or has nothing left in a part of the model, with what may help."""
 
 import re
 import statistics

@@ -18,7 +18,7 @@ ACTIVE = re.compile(
 
 
 def printable(text: str) -> str:
-    r"""A text as one line in which nothing is a command: each control character as Python writes it.
+    r"""Return a text as one line in which nothing is a command: each control character as Python writes it.
 
     >>> printable("neg\x1b[31m\n# head")
     'neg\\x1b[31m\\n# head'
@@ -27,12 +27,12 @@ def printable(text: str) -> str:
 
 
 def lines(text: str) -> str:
-    """The same for a text of several lines."""
+    """Return a text of several lines in which nothing is a command."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def markdown(text: str) -> str:
-    r"""A text as one line of Markdown that shows it, in a table as well: no tag, link, heading or code.
+    r"""Return a text as one line of Markdown that shows it, in a table as well: no tag, link, heading or code.
 
     >>> markdown("<b> | [x](y)\n# z"), markdown("macro_f1")
     ('&lt;b&gt; \\| \\[x\\](y)\\\\n# z', 'macro_f1')
@@ -41,7 +41,7 @@ def markdown(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """A text as code within a line of Markdown.
+    """Return a text as code within a line of Markdown.
 
     >>> code("bert"), code("a`b")
     ('`bert`', '<code>a\\\\`b</code>')
@@ -51,19 +51,19 @@ def code(text: str) -> str:
 
 
 def prose(text: str) -> str:
-    """A sentence of ours with code in it, whose other parts may be anything."""
+    """Escape a sentence of ours with code in it, whose other parts may be anything."""
     parts = re.split(r"`([^`]*)`", text)
     return "".join(code(part) if i % 2 and part else markdown(part) for i, part in enumerate(parts))
 
 
 def fenced(text: str, language: str) -> Markup:
-    """A block of code in Markdown, which nothing in it ends."""
+    """Return a block of code in Markdown, which nothing in it ends."""
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`{3,}", text))])
     return Markup(f"{fence}{language}\n{lines(text)}\n{fence}")
 
 
 def shell(words: Iterable[str]) -> str:
-    r"""A command line as one line of text: bash and zsh read back these words.
+    r"""Return a command line as one line of text: bash and zsh read back these words.
 
     >>> print(shell(["show", "two words", "neg\x1b[31m"]))
     show 'two words' $'neg\x1b[31m'
@@ -72,7 +72,7 @@ def shell(words: Iterable[str]) -> str:
 
 
 def command_line(line: str) -> str:
-    """A command line with what would command a terminal or a page written as escapes; any other as it is."""
+    """Return a command line with what would command a terminal or a page written as escapes."""
     if not CONTROL.search(line):
         return line
     try:

@@ -101,7 +101,7 @@ def _replace(temporary: Path, path: Path) -> None:
 
 
 def _told(error: Exception, places: Mapping[Path, Path]) -> str:
-    """What to say of an error: of a full disk, or of a temporary, which goes by the name of its place; else nothing."""
+    """Return a message for a full disk, or for a temporary, which goes by the name of its place; else nothing."""
     text = str(error) if isinstance(error, UserError) else ""
     if is_disk_full(error):
         written = [temporary for temporary in places if temporary.exists()] or [*places]
@@ -114,13 +114,13 @@ def _told(error: Exception, places: Mapping[Path, Path]) -> str:
 
 
 def is_disk_full(error: Exception) -> bool:
-    """Whether an error says that a disk takes no more."""
+    """Return True for an error of a full disk."""
     # safetensors has an error of its own, which carries the number in its text alone.
     return getattr(error, "errno", None) in FULL or any(f"(os error {n})" in str(error) for n in FULL)
 
 
 def disk_full(path: Path | str, error: Exception) -> str:
-    """What is said of a disk without room for a file."""
+    """Return the message for a disk without room for a file."""
     return f"the disk is full ({path}: {getattr(error, 'strerror', None) or error}); free space and repeat the command"
 
 
@@ -191,7 +191,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def from_json(text: str | bytes) -> Any:
-    """What a JSON text says.
+    """Parse a JSON text.
 
     Raises: ValueError if it is none, or if its lists and tables are nested deeper than they can be read.
     """
@@ -202,7 +202,7 @@ def from_json(text: str | bytes) -> Any:
 
 
 def load_table(path: Path) -> dict[str, Any]:
-    """A table in JSON as it was written, without its digest; one of an older version has none.
+    """Read a table in JSON and verify its digest, which is left out; a table of an older version has none.
 
     Raises: OSError or ValueError if it cannot be read, is no table, or has changed since.
     """
@@ -215,7 +215,7 @@ def load_table(path: Path) -> dict[str, Any]:
 
 
 def read_table(path: Path, what: str = "file", remedy: str = "make it again") -> dict[str, Any]:
-    """A table in JSON as it was written.
+    """Read a table in JSON and verify its digest.
 
     Raises: UserError if it cannot be read, is no table, or has changed; `what` it is and the `remedy` are named.
     """
@@ -242,13 +242,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 of a file's bytes: of hashlib's the fastest where the processor has instructions for it."""
+    """Return the SHA-256 of a file's bytes: of hashlib's the fastest where the processor has instructions for it."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digests_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Name -> digest, of files in a folder."""
+    """Return name -> digest, of files in a folder."""
     return {name: digest_of(folder / name) for name in sorted(names)}
 
 
@@ -261,7 +261,7 @@ def check_digest(path: Path, digest: object) -> None:
 def check_digests(
     folder: Path, digests: object, told: str, remedy: str, what: str = "file", optional: Collection[str] = ()
 ) -> None:
-    """See that files are those that were written.
+    """Verify the digests of files.
 
     Args:
         folder: where they lie.

@@ -1,4 +1,4 @@
-"""What a run is given that has no part in its result: where it shows progress, how often it saves, who helps."""
+"""Settings of a run that have no part in its result: where it shows progress, how often it saves, who helps."""
 
 import os
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from sparsesoup.files import make_folder
 
 @dataclass(frozen=True)
 class Outside:
-    """What has no part in a run's result.
+    """Settings that have no part in a run's result.
 
     Args:
         console: where progress is shown.

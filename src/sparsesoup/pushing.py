@@ -177,7 +177,7 @@ def _named(path: Path, form: Mapping[str, Any]) -> tuple[tuple[str, ...], Mappin
 
 
 def _files(folder: Path, facts: Mapping[str, Any]) -> tuple[str, ...]:
-    """What the run wrote: weights, configs, tokenizer and masks; no pickles, nor what lies there by chance."""
+    """Return the files that the run wrote: weights, configs, tokenizer and masks; no pickles, nor other files."""
     written = facts.get("digests")  # of its files; a run of an older version has none
     if isinstance(written, Mapping):
         names = [name.removeprefix("model/") for name in written if name.startswith("model/") and ".." not in name]

@@ -106,7 +106,7 @@ def _unused(settings: Settings) -> str:
 
 
 def _doubts(settings: Settings, problem: Problem) -> list[str]:
-    """What is to be said of a method on this problem before the first step, a sentence each."""
+    """Return notes on a method on this problem before the first step."""
     method, ask = settings.method, getattr(settings.method, "doubts", None)
     found = list(ask(problem, float(settings.amount.sparsity or 0.0))) if ask else []
     parts = getattr(method, "structure", "") in ("heads", "units", "heads-and-units")

@@ -65,7 +65,7 @@ def summary(settings: Settings, problem: Problem, ticket: Ticket, opened: Opened
 
 
 def _answers(ticket: Ticket, opened: Opened) -> dict[str, Any]:
-    """What stands out in the answers to the validation rows, the class named that most of them are."""
+    """Return the facts on the answers to the validation rows, with the name of the commonest answer."""
     labels, answer = getattr(opened.task, "labels", ()), ticket.answers.get("answer", -1)
     return {**ticket.answers, **({"called": labels[int(answer)]} if 0 <= answer < len(labels) else {})}
 

@@ -1,4 +1,4 @@
-"""Text on its way to the terminal: what names and files say is shown there, and commands nothing."""
+"""Text for the terminal, where nothing in names and files is a command."""
 
 import sys
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""What a run says of itself, without what only its machine knows: folders, and how files were found there."""
+"""Facts on a run without folders of its machine."""
 
 import re
 import shlex
@@ -13,7 +13,7 @@ HERE = ("is_local", "local_files_only")  # and what tokenizers note of how they 
 
 
 def is_local(value: Any) -> bool:
-    """Whether a text is a path of some machine by its looks, rather than a name.
+    """Return True for a text that looks like a path of some machine, rather than a name.
 
     >>> is_local("/home/me/bert"), is_local("~/bert"), is_local("owner/bert"), is_local("https://hf.co/owner/bert")
     (True, True, False, False)

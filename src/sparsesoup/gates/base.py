@@ -65,7 +65,7 @@ def hidden(model: nn.Module, name: str) -> Parameter:
 
 
 def worth(state: TrainState, floor: float = 0.0) -> dict[str, Tensor]:
-    """What the gates hold each weight to be worth, at the weights themselves; higher = keep.
+    """Return the score that the gates have for each weight; higher = keep.
 
     Args:
         floor: just over this share of each gate's groups, the best ones, is worth infinitely much.

@@ -28,7 +28,7 @@ class BiasGate(nn.Module):
         return bias * self.open().view(torch.int8)
 
     def open(self) -> Tensor:
-        """Which outputs have an open group."""
+        """Return a bool for each output: True where it has an open group."""
         gate = self._gate[0]
         assert gate.score is not None
         grid = opened(gate.score, gate.level, gate.block).view(self._lines, -1)

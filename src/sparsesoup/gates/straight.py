@@ -95,7 +95,7 @@ class Through(torch.autograd.Function):
 
 
 def best(count: int, floor: float) -> int:
-    """How many of the best groups stay whatever the threshold, as nn_pruning counts them; 0 where there is no floor."""
+    """Return the number of groups that stay whatever the threshold, as nn_pruning counts them; 0 without a floor."""
     return int(floor * count) + 1 if floor else 0
 
 

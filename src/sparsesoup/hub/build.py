@@ -154,7 +154,7 @@ def build(
 
 
 def settle(place: Place, task: AnyTask, tokenizer: Any, account: Account | None = None) -> dict[str, Any]:
-    """What a model's config has to say for its rows to be padded and batched; `account` is told what it said before.
+    """Return the settings of a model's config for its rows to be padded and batched; `account` gets notes on changes.
 
     Raises: UserError if the model cannot do with the tokenizer's padding.
     """

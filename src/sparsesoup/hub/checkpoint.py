@@ -71,7 +71,7 @@ def _adapter(model: str, file: str) -> UserError:
 
 
 def call(where: str, remote_code: bool) -> dict[str, Any]:
-    """What `from_pretrained` of transformers is called with.
+    """Return the arguments of `from_pretrained` of transformers.
 
     Raises: UserError if it would read an adapter, or a file outside the folder.
     """
@@ -109,7 +109,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def config_of(model: str, remote_code: bool = False, **settings: Any) -> Any:
-    """What the model's config.json says; `settings` take the place of what stands there.
+    """Read the config of a model; `settings` take the place of what stands there.
 
     Raises: UserError if it cannot be read, or has a number that no model can be made of.
     """
@@ -117,7 +117,7 @@ def config_of(model: str, remote_code: bool = False, **settings: Any) -> Any:
 
 
 def read_config(options: Mapping[str, Any], model: str, **settings: Any) -> Any:
-    """The same, where it is known already how `from_pretrained` is to be called."""
+    """Read the config of a model by the arguments of `from_pretrained`."""
     with reading(model):
         config = AutoConfig.from_pretrained(**options, **settings)
         _check_numbers(config.to_dict(), model)

@@ -65,7 +65,7 @@ def matrices(model: PreTrainedModel) -> Targets:
 
 
 def _is_matrix(name: str, parameter: nn.Parameter, owner: nn.Module) -> bool:
-    """Whether a parameter is the matrix of a linear map, or a stack of such: both sides of it are above 1."""
+    """Return True for the matrix of a linear map, or a stack of such, with both sides above 1."""
     linear = not isinstance(owner, NOT_LINEAR) and "Norm" not in type(owner).__name__
     table = re.search(NO_MATRIX, name.rpartition(".")[2])
     return parameter.dim() >= 2 and min(parameter.shape[-2:]) > 1 and linear and not table

@@ -1,4 +1,4 @@
-"""Which files of a folder are which split of a dataset, and which are left out."""
+"""The files of a folder by split, and those that are left out."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What is read of a dataset, and what a user may not have meant by it, in lines for the terminal and the report."""
+"""The data that a run reads, and what a user may not have meant, in lines for the terminal and the report."""
 
 from collections import Counter
 from collections.abc import Iterator, Set
@@ -22,7 +22,7 @@ SHOWN = 6  # names in a list
 
 @dataclass(frozen=True)
 class Overview:
-    """What a run reads.
+    """The data that a run reads.
 
     Args:
         read: splits with their rows and files; columns and classes.
@@ -38,7 +38,7 @@ class Overview:
 
 
 def overview(opened: Opened, seed: int) -> Overview:
-    """What is read of a dataset: no labels of test rows, and of their texts or images only whether they are known.
+    """Return the data that a run reads; test rows are checked and counted, and compared with the training rows by hash.
 
     Raises: UserError if the training rows cannot be read; a test split that cannot is a note.
     """
@@ -136,7 +136,7 @@ def _numbers(opened: Opened) -> Iterator[str]:
 
 
 def _repeated(opened: Opened, known: Set[bytes], parts: dict[str, Dataset]) -> list[str]:
-    """How many rows of each part are training rows, too."""
+    """Count the rows of each part that are training rows, too."""
     what, found = "image" if kind_of(opened.task).images else "text", []
     for name, rows in parts.items():
         again = sum(key in known for key in _keys(rows, opened.task.texts))

@@ -54,7 +54,7 @@ class Source:
 
     @functools.cached_property
     def train_name(self) -> str:
-        """What the training split is called."""
+        """The name of the training split."""
         named = [name for name in self.splits if name.lower() in TRAIN_NAMES]
         others = (*VALIDATION_NAMES, "test")
         if not named and len(self.splits) == 1 and not next(iter(self.splits)).lower().startswith(others):

@@ -233,7 +233,7 @@ def _held(places: np.ndarray, text: str, start: int) -> tuple[int, int] | None:
 
 
 def _given(rows: Dataset, column: str) -> list[Any]:
-    """What a column holds, without rows that hold nothing."""
+    """The values of a column, without rows that have none."""
     return [value for value in rows[column][:] if value is not None]
 
 

@@ -14,7 +14,7 @@ REPEATS = 2  # rows to a value at the least, on average: one row a value proves 
 
 
 def spell_the_label(train: Dataset, column: str, label: str) -> bool:
-    """Whether a column of few values says the label: each of its values goes with one label, or they are its names.
+    """Return True for a column of few values that each go with one label, or that are the names of the labels.
 
     Args:
         train: the training split.

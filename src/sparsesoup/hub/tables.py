@@ -13,7 +13,7 @@ from sparsesoup.errors import UserError
 
 
 def csv_options(paths: Sequence[Path]) -> dict[str, Any]:
-    """How pandas has to read these tables.
+    """Return the options with which pandas reads these tables.
 
     Raises: UserError that names file and line where a row has more or fewer fields than the head: pandas takes the
         first field of longer rows for an index, so that every name moves on by one, and fills up shorter rows.
@@ -28,7 +28,7 @@ def csv_options(paths: Sequence[Path]) -> dict[str, Any]:
 
 
 def rows_of_parquet(path: Path) -> int:
-    """How many rows a parquet file has, from its footer.
+    """Return the number of rows of a parquet file, from its footer.
 
     Raises: UserError where two of its columns have one name.
     """
@@ -67,7 +67,7 @@ def _check_head(path: Path, names: Sequence[str]) -> None:
 
 
 def _quoted(path: Path) -> bool:
-    """Whether quotes in a table with tabs stand around fields; in GLUE's own files they are part of the text."""
+    """Return True where quotes in a table with tabs stand around fields; in GLUE's files they are part of the text."""
     width = 0
     try:
         for _, row in _records(path, delimiter="\t", strict=True):

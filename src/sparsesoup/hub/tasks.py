@@ -113,7 +113,7 @@ def has_labels(rows: Dataset, task: Task) -> bool:
 
 
 def is_missing(value: object, labels: Sequence[str]) -> bool:
-    """Whether a row has no label: nothing, NaN, an empty text, or among classes the -1 of the Hub.
+    """Return True for a missing label: nothing, NaN, an empty text, or among classes the -1 of the Hub.
 
     >>> [is_missing(value, ("no", "yes")) for value in (None, float("nan"), " ", -1, 0, "no")]
     [True, True, True, True, False, False]

@@ -12,7 +12,7 @@ MASK, KINDS = "attention_mask", "token_type_ids"
 
 
 def settings(config: Any) -> dict[str, Any]:
-    """What a tokenizer of a model is made with, whatever its own file says; it is saved with the tokenizer.
+    """Return the settings of a model's tokenizer, whatever its own file says; they are saved with it.
 
     A head reads the first token, or the last one that is no padding, and learnt positions count from the left; so rows
     are padded on the right, except for a head that reads the last place (XLNet's). And a text is a text: a special
@@ -36,7 +36,7 @@ def input_names(made: list[str], config: Any) -> list[str]:
 
 
 def settled(config: Any, tokenizer: Any) -> dict[str, Any]:
-    """What a model's config.json has to say for it to be trained on rows of a tokenizer, beside what it says already.
+    """Return the settings that a model's config.json needs to be trained on rows of a tokenizer.
 
     A decoder's head reads the last token that is not `pad_token_id`. BigBird's sparse attention gives way to full
     attention at the first batch that is short, for good, so which one a row meets would depend on the rows before it.
@@ -58,7 +58,7 @@ def fix_(config: Any, fixed: Mapping[str, Any]) -> None:
 
 
 def told(config: Any, fixed: Mapping[str, Any], name: str) -> list[str]:
-    """What a user should know of the settings that a model was given in place of its own."""
+    """Return notes on the settings that a model was given in place of its own."""
     own, pad = padding_of(config), fixed["pad_token_id"]
     notes = []
     if own not in (None, pad):

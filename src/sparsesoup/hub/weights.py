@@ -1,4 +1,4 @@
-"""How the weights of a checkpoint arrive in a model: none drawn at random unless it may be, none that is no number."""
+"""Load the weights of a checkpoint: none drawn at random unless it may be, none NaN or infinite."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ SHOWN = 6  # names in a note
 
 @dataclass
 class Account:
-    """What a user should know of a model that has come in.
+    """Notes on a model that was loaded.
 
     Args:
         new: weights that are drawn at random.
@@ -134,7 +134,7 @@ def answering(model: Any, names: Collection[str]) -> list[tuple[str, Tensor]]:
 
 
 def _is_base(model: Any) -> bool:
-    """Whether a model's class is the one of its type without a head."""
+    """Return True for a model of the class without a head."""
     try:
         found = AutoModel._model_mapping[type(model.config)]
     except KeyError:

@@ -41,7 +41,7 @@ class Snip:
         _check_warmup("snip", self.warmup)
 
     def doubts(self, problem: Problem, sparsity: float) -> list[str]:
-        """What a user should know before the first step."""
+        """Return notes for the user before the first step."""
         return _unlearnt("snip", problem, self.warmup)
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
@@ -89,7 +89,7 @@ class Grasp:
             raise UserError(f"grasp needs a temperature above 0, got {self.temperature:g}")
 
     def doubts(self, problem: Problem, sparsity: float) -> list[str]:
-        """What a user should know before the first step."""
+        """Return notes for the user before the first step."""
         found = _unlearnt("grasp", problem, self.warmup)
         if self.measure == "increase":
             found.append(
@@ -174,7 +174,7 @@ def _check_warmup(name: str, warmup: float) -> None:
 
 
 def _unlearnt(name: str, problem: Problem, warmup: float) -> list[str]:
-    """A note where weights are scored by the gradient of a head that knows nothing yet."""
+    """Return a note where weights are scored by the gradient of a head that knows nothing yet."""
     if warmup or not {*problem.head} & {*problem.fresh}:
         return []
     return [

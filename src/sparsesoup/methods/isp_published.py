@@ -129,7 +129,7 @@ class InstantSoupCode:
             )
 
     def doubts(self, problem: Problem, sparsity: float) -> list[str]:
-        """What a user should know before the first step."""
+        """Return notes for the user before the first step."""
         steps = self._weak_steps(problem)
         if steps > self.schedule:
             why = f"stand still after {self.schedule}, where their rate is 0; raise --method.schedule"

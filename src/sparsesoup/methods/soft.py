@@ -61,7 +61,7 @@ class SoftMovement:
         check_floor(self.floor)
 
     def doubts(self, problem: Problem, sparsity: float) -> list[str]:
-        """What a user should know before the first step."""
+        """Return notes for the user before the first step."""
         single = self.pattern == Element
         return short_of_travel(problem, self.phases, "or take magnitude-ste") if single else []
 

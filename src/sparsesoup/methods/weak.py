@@ -72,7 +72,7 @@ def consensus(state: TrainState, target: float, pattern: Pattern = Element) -> M
 
 
 def superpose(state: TrainState, how: Sets, voters: int, most: float, pattern: Pattern = Element) -> Masks:
-    """What any of the weak masks keeps (union), or what all of them keep (intersection).
+    """Return the union or the intersection of the weak masks.
 
     Args:
         most: the largest sparsity that may result; where the set is sparser, the consensus at that sparsity is given.
