@@ -89,6 +89,8 @@ def disturb(folder: Path, executor: str, kills: int, draw: random.Random, longes
         while len(hit) < kills and process.poll() is None:
             wait_until_at_work(folder, executor, process)
             time.sleep(draw.uniform(0.0, longest))
+            if process.poll() is not None:
+                break  # the study has ended: to kill what is over would count for nothing
             if cluster and len(hit) % 5 == 4:
                 cluster.lose()
                 hit.append("node")

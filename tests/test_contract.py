@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import math
 import re
 from dataclasses import dataclass, fields, replace
@@ -126,6 +127,21 @@ def test_the_ticket_keeps_exactly_the_asked_number_and_the_rest_is_plus_zero(
         assert not gone.any(), f"{target} holds pruned weights"
         assert not gone.signbit().any(), f"{target} holds -0.0"
         assert ticket.weights[target][mask].all(), f"{target} holds a kept weight of exactly 0"
+
+
+@pytest.mark.parametrize(("name", "sparsity"), EVERY)
+def test_what_is_kept_and_what_it_costs_stay_as_they_were(name: str, sparsity: float, folder: Path) -> None:
+    """Numbers of tests/golden/make_fingerprints.py: whoever changes them changes every run, and says so."""
+    expected = json.loads((Path(__file__).parent / "golden" / "fingerprints.json").read_text(encoding="utf-8"))[name]
+    done = run(name, sparsity, folder)
+    if not TABLE[name].grouped:  # which groups go, and so how many weights, may differ between CPUs
+        assert algebra.kept(done.ticket.masks) == expected["kept"]
+    if name != "early-bird":  # its search ends when masks settle, which may differ too
+        cost = {
+            label: {k: v for k, v in each.items() if k != "seconds"}
+            for label, each in done.problem.meter.to_json().items()
+        }
+        assert cost == expected["cost"]
 
 
 @pytest.mark.parametrize("name", SPARSE)
