@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparsesoup.errors import UserError
-from sparsesoup.recipe import Settings, from_table
-from sparsesoup.run import complete
-from sparsesoup.study.estimate import Estimator
+from sparsesoup.core.errors import UserError
+from sparsesoup.runs.config import Settings, from_table
+from sparsesoup.runs.run import complete
+from sparsesoup.study.cost.estimate import Estimator
 from study import HERE, cells, do, finished, read, sparsity
 
 SPARE = 1.3  # how much longer than those before it a cell may take

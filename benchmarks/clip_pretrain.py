@@ -24,26 +24,26 @@ from rich.console import Console
 from tokenizers import pre_tokenizers, trainers
 from torch import Tensor, nn
 
-from sparsesoup.data import Batch, Data
-from sparsesoup.errors import UserError
-from sparsesoup.files import locked, whole, write_json, write_text
-from sparsesoup.hub import zero_shot
-from sparsesoup.hub.checkpoint import quiet
-from sparsesoup.hub.families import prunable
-from sparsesoup.hub.images import Images, encode
-from sparsesoup.hub.kinds import find
-from sparsesoup.hub.prompts import names_of, templates_of
-from sparsesoup.hub.reading import one_line
-from sparsesoup.hub.sources import open_splits, training_splits
-from sparsesoup.hub.text import padding
-from sparsesoup.journal import Journal
-from sparsesoup.meter import Cost, Meter
-from sparsesoup.problem import Problem, evaluate
-from sparsesoup.rng import fold, generator
-from sparsesoup.summary import machine, versions
-from sparsesoup.train import train
-from sparsesoup.training import Training
-from sparsesoup.watch import Watch
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.files import locked, whole, write_json, write_text
+from sparsesoup.core.rng import fold, generator
+from sparsesoup.hub.data.files import one_line
+from sparsesoup.hub.models.checkpoint import quiet
+from sparsesoup.hub.models.prunable import prunable
+from sparsesoup.hub.tasks import zero_shot
+from sparsesoup.hub.tasks.images import Images, encode
+from sparsesoup.hub.tasks.prompts import names_of, templates_of
+from sparsesoup.hub.tasks.registry import find
+from sparsesoup.hub.tasks.splits import open_splits, training_splits
+from sparsesoup.hub.tasks.text import padding
+from sparsesoup.runs.progress import Watch
+from sparsesoup.runs.results import machine, versions
+from sparsesoup.training.batching import Batch, Data
+from sparsesoup.training.checkpoint import Journal
+from sparsesoup.training.config import Training
+from sparsesoup.training.cost import Cost, Meter
+from sparsesoup.training.loop import train
+from sparsesoup.training.problem import Problem, evaluate
 
 HERE = Path(__file__).parent
 SHIPPED = HERE / "experiments" / "clip-pretrain.yaml"

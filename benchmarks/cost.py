@@ -16,21 +16,21 @@ from typing import Any
 
 import torch
 
-from sparsesoup.exports.coding import decode, encode
-from sparsesoup.forks import in_turn
+from sparsesoup.core.granularity import Block
+from sparsesoup.core.masking import keep
+from sparsesoup.core.masks import kept
+from sparsesoup.exports.bitmask_codec import decode, encode
 from sparsesoup.hub.build import Place, build, open_task
-from sparsesoup.masks import kept
 from sparsesoup.methods.isp import PROTOCOLS
-from sparsesoup.methods.learnt import begin
+from sparsesoup.methods.learned_masks import begin
 from sparsesoup.methods.movement import Movement
-from sparsesoup.methods.soft import HardConcreteL0
-from sparsesoup.methods.weak import cast_vote, look_ahead
-from sparsesoup.patterns import Block
-from sparsesoup.problem import Problem, to_device
-from sparsesoup.scores import magnitude
-from sparsesoup.select import keep
-from sparsesoup.train import train
-from sparsesoup.training import Training
+from sparsesoup.methods.scores import magnitude
+from sparsesoup.methods.soft_movement_and_l0 import HardConcreteL0
+from sparsesoup.methods.weak_masks import cast_vote, look_ahead
+from sparsesoup.training.config import Training
+from sparsesoup.training.forks import in_turn
+from sparsesoup.training.loop import train
+from sparsesoup.training.problem import Problem, to_device
 
 RESULT = Path(__file__).parent / "results" / "cost.json"
 

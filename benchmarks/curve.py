@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from drawing import axes, label
-from sparsesoup.measuring import How, measure
-from sparsesoup.measuring.backends import BACKENDS
-from sparsesoup.study.tables import entry, paired
-from sparsesoup.summary import machine
+from sparsesoup.exports.benchmark import How, measure
+from sparsesoup.exports.benchmark.backends import BACKENDS
+from sparsesoup.runs.results import machine
+from sparsesoup.study.results.tables import entry, paired
 from study import add, cells, do, finished, read
 
 HERE = Path(__file__).parent

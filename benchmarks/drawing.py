@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sparsesoup.study.page import spaced
+from sparsesoup.study.results.html import spaced
 
 
 @contextlib.contextmanager

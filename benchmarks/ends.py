@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-from sparsesoup.gates.base import gates
 from sparsesoup.hub.build import Place, build, open_task
-from sparsesoup.methods.learnt import begin
+from sparsesoup.methods.gates.attach import gates
+from sparsesoup.methods.learned_masks import begin
 from sparsesoup.methods.movement import Movement
-from sparsesoup.problem import Problem
-from sparsesoup.state import TrainState
-from sparsesoup.train import train
-from sparsesoup.training import Training
+from sparsesoup.training.config import Training
+from sparsesoup.training.loop import train
+from sparsesoup.training.problem import Problem
+from sparsesoup.training.state import TrainState
 
 RESULT = Path(__file__).parent / "results" / "tuning" / "ends.json"
 

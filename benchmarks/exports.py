@@ -10,10 +10,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from sparsesoup.files import write_json
-from sparsesoup.show import read_report
-from sparsesoup.summary import machine, versions
-from sparsesoup.verifying import verified_export
+from sparsesoup.core.files import write_json
+from sparsesoup.exports.verify import verified_export
+from sparsesoup.report.terminal import read_report
+from sparsesoup.runs.results import machine, versions
 
 RESULT = Path(__file__).parent / "results" / "exports.json"
 FORMS: tuple[tuple[str, dict[str, Any]], ...] = (

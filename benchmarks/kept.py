@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsesoup.core.masking import keep
+from sparsesoup.core.masks import apply_
 from sparsesoup.hub.build import Place, build, open_task
-from sparsesoup.masks import apply_
-from sparsesoup.problem import Problem
-from sparsesoup.scores.calibration import calibration
-from sparsesoup.scores.gradient import gradient, hessian_product
-from sparsesoup.select import keep
+from sparsesoup.methods.scores.calibration import calibration
+from sparsesoup.methods.scores.gradient import gradient, hessian_product
+from sparsesoup.training.problem import Problem
 
 RESULT = Path(__file__).parent / "results" / "kept.json"
 SPARSITY, BATCHES, ROWS = 0.5, 8, 256

@@ -38,13 +38,17 @@ FLAGS = {
     "processes": ["--workers", "2", "--retries", "99"],
     "ray": ["--executor", "ray", "--retries", "99"],
 }
-DOING = {"in-process": "sparsesoup.cli", "processes": "forkserver", "ray": "ray::_perform"}  # in their command lines
+DOING = {
+    "in-process": "-m sparsesoup",
+    "processes": "forkserver",
+    "ray": "ray::_perform",
+}  # in their command lines
 AGAIN = "---- again\n"
 
 
 def begun(folder: Path, *flags: str) -> subprocess.Popen[bytes]:
     """The study as a process of its own, in a folder."""
-    line = [sys.executable, "-m", "sparsesoup.cli", "compare", "--config", "small.yaml", "--threads", "1", *flags]
+    line = [sys.executable, "-m", "sparsesoup", "compare", "--config", "small.yaml", "--threads", "1", *flags]
     with open(folder / "said.txt", "a", encoding="utf-8") as said:
         said.write(AGAIN)
         said.flush()

@@ -22,14 +22,14 @@ import torch
 import yaml
 from rich.console import Console
 
-from sparsesoup.files import write_json
+from sparsesoup.core.files import write_json
 from sparsesoup.hub import build
-from sparsesoup.run import Outside, prune, test
-from sparsesoup.study.cell import Cell
+from sparsesoup.runs.results import machine
+from sparsesoup.runs.run import Outside, prune, test
 from sparsesoup.study.compare import compare
-from sparsesoup.study.executors import Executor, InProcess, Processes
-from sparsesoup.study.plan import Plan, read_plan
-from sparsesoup.summary import machine
+from sparsesoup.study.execute.executors import Executor, InProcess, Processes
+from sparsesoup.study.recipe.plan import Plan, read_plan
+from sparsesoup.study.recipe.trial import Cell
 
 RESULT = Path(__file__).parent / "results" / "study" / "overhead.json"
 BOUNDS = {"overhead": 0.05, "two workers": 1.1}
@@ -94,7 +94,7 @@ def plain(cells: list[Cell], out: Path) -> None:
 def two_plain(grid: Plan, out: Path) -> float:
     """Seconds that two processes take for the cells, every second one each."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sparsesoup.study.work"])
+    context.set_forkserver_preload(["sparsesoup.study.execute.jobs"])
     began = time.perf_counter()
     processes = [context.Process(target=plain, args=(grid.cells[i::2], out)) for i in range(2)]
     for process in processes:

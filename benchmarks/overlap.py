@@ -14,11 +14,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from sparsesoup import recipe
-from sparsesoup.files import write_json
-from sparsesoup.masks import Masks, kept, total
-from sparsesoup.run import complete, directory
-from sparsesoup.ticket import load_masks
+from sparsesoup.core.files import write_json
+from sparsesoup.core.masks import Masks, kept, total
+from sparsesoup.core.ticket import load_masks
+from sparsesoup.runs import config as recipe
+from sparsesoup.runs.run import complete, directory
 
 HERE = Path(__file__).parent
 REFERENCE = "magnitude"

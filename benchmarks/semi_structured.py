@@ -24,9 +24,9 @@ from torch.sparse import to_sparse_semi_structured
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from sparsesoup.neighbours import KINDS, lacking, sparsify_, unfit  # noqa: E402
-from sparsesoup.select import keep  # noqa: E402
-from sparsesoup.timing import in_turns  # noqa: E402
+from sparsesoup.core.masking import keep  # noqa: E402
+from sparsesoup.core.timing import in_turns  # noqa: E402
+from sparsesoup.exports.two_four import KINDS, lacking, sparsify_, unfit  # noqa: E402
 
 SHAPES = {  # name -> (hidden size, feed-forward units, heads, layers)
     "MiniLM-L6": (384, 1536, 12, 6),

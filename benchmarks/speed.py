@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 
+from sparsesoup.core.files import write_json
+from sparsesoup.core.ticket import save_masks
+from sparsesoup.exports.benchmark import How, measure
+from sparsesoup.exports.benchmark.backends import BACKENDS
 from sparsesoup.exports.source import own_masks
-from sparsesoup.files import write_json
-from sparsesoup.hub.checkpoint import quiet
-from sparsesoup.hub.models import load_as_saved
-from sparsesoup.hub.structure import layers
-from sparsesoup.measuring import How, measure
-from sparsesoup.measuring.backends import BACKENDS
-from sparsesoup.summary import machine
-from sparsesoup.ticket import save_masks
+from sparsesoup.hub.models.checkpoint import quiet
+from sparsesoup.hub.models.layer_layouts import layers
+from sparsesoup.hub.models.loading import load_as_saved
+from sparsesoup.runs.results import machine
 
 RESULT = Path(__file__).parent / "results" / "speed.json"
 UNITS, HEADS = 1 / 2, 1 / 3  # the shares that go

@@ -19,10 +19,10 @@ import torch
 import yaml
 
 from sparsesoup import prune, score_on_test
-from sparsesoup.errors import UserError
-from sparsesoup.files import write_text
-from sparsesoup.recipe import method_named
-from sparsesoup.show import read_report
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.files import write_text
+from sparsesoup.report.terminal import read_report
+from sparsesoup.runs.config import method_named
 
 HERE = Path(__file__).parent
 FIXED = ("model", "dataset", "sparsity", "steps", "train")  # what decides a cell beside its row and seed

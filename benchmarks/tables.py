@@ -12,7 +12,7 @@ from typing import Any
 
 import curve
 from drawing import axes
-from sparsesoup.study.tables import entry, paired
+from sparsesoup.study.results.tables import entry, paired
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent

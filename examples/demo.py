@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from sparsesoup import prune, score_on_test
-from sparsesoup.show import comparison, read_report
+from sparsesoup.report.terminal import comparison, read_report
 
 SPARSITY = 0.8  # at which methods differ on this model and these steps
 

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sparsesoup.data import Batch, Data
-from sparsesoup.gates.base import gates, hidden
-from sparsesoup.journal import Journal
-from sparsesoup.masks import Masks
-from sparsesoup.meter import Meter
-from sparsesoup.problem import Problem, Silent
-from sparsesoup.rng import generator
-from sparsesoup.state import TrainState
-from sparsesoup.targets import Target
-from sparsesoup.training import Training
+from sparsesoup.core.masks import Masks
+from sparsesoup.core.rng import generator
+from sparsesoup.core.targets import Target
+from sparsesoup.methods.gates.attach import gates, hidden
+from sparsesoup.training.batching import Batch, Data
+from sparsesoup.training.checkpoint import Journal
+from sparsesoup.training.config import Training
+from sparsesoup.training.cost import Meter
+from sparsesoup.training.problem import Problem, Silent
+from sparsesoup.training.state import TrainState
 
 torch.set_num_threads(1)
 # The same examples on every machine; to hunt for new ones: --hypothesis-profile=default.

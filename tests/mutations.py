@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import save_file
 
 from sparsesoup import load_compact, load_packed
-from sparsesoup.cli import main
-from sparsesoup.errors import UserError
+from sparsesoup.cli.main import main
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.files import load_table
+from sparsesoup.core.ticket import load_masks
 from sparsesoup.exports import export
-from sparsesoup.files import load_table
-from sparsesoup.ticket import load_masks
-from sparsesoup.watch import Watch
+from sparsesoup.runs.progress import Watch
 from test_export import pruned
 from tiny_hub import run_of, weights_of
 

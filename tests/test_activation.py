@@ -9,13 +9,13 @@ import transformers
 from torch import Tensor, nn
 
 from conftest import same, tiny
-from sparsesoup.errors import UserError
-from sparsesoup.hub.families import prunable
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.targets import Target, parameters, upright
+from sparsesoup.hub.models.prunable import prunable
 from sparsesoup.methods import METHODS
-from sparsesoup.scores.activation import input_norms, wanda
-from sparsesoup.scores.calibration import calibration
-from sparsesoup.targets import Target, parameters, upright
-from sparsesoup.training import Training
+from sparsesoup.methods.scores.activation import input_norms, wanda
+from sparsesoup.methods.scores.calibration import calibration
+from sparsesoup.training.config import Training
 from tiny_bert import bert, sentences
 
 GPT2 = transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=64, n_positions=32, pad_token_id=0)

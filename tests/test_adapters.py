@@ -13,13 +13,13 @@ from torch import nn
 
 from conftest import same
 from sparsesoup import from_open_clip
-from sparsesoup.cli import main
-from sparsesoup.errors import UserError
-from sparsesoup.hub.families import prunable
-from sparsesoup.hub.sample import sample
-from sparsesoup.measuring.subject import open_subject
-from sparsesoup.meter import CountFlops
-from sparsesoup.rng import generator
+from sparsesoup.cli.main import main
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.rng import generator
+from sparsesoup.exports.benchmark.candidate import open_subject
+from sparsesoup.hub.models.dummy_inputs import sample
+from sparsesoup.hub.models.prunable import prunable
+from sparsesoup.training.cost import CountFlops
 from tiny_hub import masks_of, run_of, weights_of
 from tiny_images import PATCH, SIDE, WIDTH, photos
 
@@ -173,7 +173,7 @@ def test_a_pruned_open_clip_tower_is_packed_and_its_ticket_applied(place, tmp_pa
     for to in ("dense", "packed"):
         assert main(["export", str(run), "--to", to, "--out", str(tmp_path / to)]) == 0
     told = json.loads((tmp_path / "dense" / "export.json").read_text())["load"]
-    assert told == "sparsesoup.hub.open_clip.OpenClipForImageClassification.from_pretrained(folder)"
+    assert told == "sparsesoup.hub.models.open_clip.OpenClipForImageClassification.from_pretrained(folder)"
     import sparsesoup
 
     assert same(sparsesoup.load_packed(tmp_path / "packed").state_dict(), load(run / "model").state_dict())

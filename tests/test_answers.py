@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sparsesoup.errors import UserError
-from sparsesoup.hub.answers import Window, best_span, exact_match, f1, judge, normal
+from sparsesoup.core.errors import UserError
+from sparsesoup.hub.tasks.squad_metrics import Window, best_span, exact_match, f1, judge, normal
 
 
 @pytest.mark.parametrize(

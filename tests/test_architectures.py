@@ -8,17 +8,17 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, XLNetConfig, XLNetModel
 
-from sparsesoup.data import Data
-from sparsesoup.gates.power import attach, fold_
+from sparsesoup.core.masks import kept, total
+from sparsesoup.core.rng import generator
 from sparsesoup.hub.build import Place, build, open_task
-from sparsesoup.hub.families import prunable
-from sparsesoup.hub.judging import predict
-from sparsesoup.masks import kept, total
+from sparsesoup.hub.models.prunable import prunable
+from sparsesoup.hub.tasks.metrics import predict
 from sparsesoup.methods import METHODS
-from sparsesoup.methods.soft import SoftMovement
-from sparsesoup.problem import Problem
-from sparsesoup.rng import generator
-from sparsesoup.training import Training
+from sparsesoup.methods.gates.powerpropagation import attach, fold_
+from sparsesoup.methods.soft_movement_and_l0 import SoftMovement
+from sparsesoup.training.batching import Data
+from sparsesoup.training.config import Training
+from sparsesoup.training.problem import Problem
 from tiny_hub import CONFIGS, FAMILIES, tokenizer
 
 

@@ -7,10 +7,10 @@ import torch
 import transformers
 from torch.profiler import profile
 
-from sparsesoup.hub.attention import attend_fast_
 from sparsesoup.hub.build import Place, build, open_task
-from sparsesoup.hub.checkpoint import quiet
-from sparsesoup.training import Training
+from sparsesoup.hub.models.attention import attend_fast_
+from sparsesoup.hub.models.checkpoint import quiet
+from sparsesoup.training.config import Training
 from tiny_images import CONFIGS, SIDE, checkpoint, parquet
 
 

@@ -14,9 +14,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from sparsesoup import prune
-from sparsesoup.cli import main
-from sparsesoup.errors import UserError
-from sparsesoup.timing import in_turns
+from sparsesoup.cli.main import main
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.timing import in_turns
 from tiny_hub import (
     base_model,
     checkpoint,
@@ -511,7 +511,7 @@ def test_apply_does_not_write_over_anything(place, ticket, refused, tmp_path):
 LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))
-from sparsesoup.cli import main
+from sparsesoup.cli.main import main
 """
 
 

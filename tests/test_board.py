@@ -7,10 +7,10 @@ import pytest
 import yaml
 from rich.console import Console
 
-from sparsesoup.study.board import Board
 from sparsesoup.study.compare import compare
-from sparsesoup.study.plan import read_plan
-from sparsesoup.study.work import Job
+from sparsesoup.study.execute.jobs import Job
+from sparsesoup.study.execute.progress import Board
+from sparsesoup.study.recipe.plan import read_plan
 
 NAMES = ("isp [tuned]", "x [/y]", "[bold]", ":bug:")
 

@@ -7,10 +7,10 @@ import time
 import pytest
 import yaml
 
-import sparsesoup.study.command  # noqa: F401 - which takes seconds, and is no part of what is timed below
-from sparsesoup.cli import main
-from sparsesoup.files import from_json
-from sparsesoup.yaml_text import LARGEST, MOST, read_yaml
+import sparsesoup.cli.study  # noqa: F401 - which takes seconds, and is no part of what is timed below
+from sparsesoup.cli.main import main
+from sparsesoup.core.files import from_json
+from sparsesoup.runs.config_yaml import LARGEST, MOST, read_yaml
 from tiny_hub import run_of
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sparsesoup.cli import main
-from sparsesoup.errors import UserError
-from sparsesoup.study.equal import at_equal_cost
-from sparsesoup.study.plan import read_plan
+from sparsesoup.cli.main import main
+from sparsesoup.core.errors import UserError
+from sparsesoup.study.equal_budget import at_equal_cost
+from sparsesoup.study.recipe.plan import read_plan
 
 TAUGHT = {"name": "gradual", "train": {"distill": {"teacher": "dense"}}}
 RECIPE = {

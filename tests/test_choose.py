@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from conftest import tiny
-from sparsesoup import masks as algebra
-from sparsesoup.errors import UserError
+from sparsesoup.core import masks as algebra
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.granularity import Block
+from sparsesoup.core.masking import GROUPS
+from sparsesoup.core.targets import Target
 from sparsesoup.methods import METHODS
-from sparsesoup.methods.choose import choose
-from sparsesoup.patterns import Block
-from sparsesoup.recipe import from_table
-from sparsesoup.run import complete
-from sparsesoup.scores import magnitude
-from sparsesoup.select import GROUPS
-from sparsesoup.targets import Target
+from sparsesoup.methods.scores import magnitude
+from sparsesoup.methods.select_masks import choose
+from sparsesoup.runs.config import from_table
+from sparsesoup.runs.run import complete
 
 HINTS = {name: get_type_hints(type(method)).get("scope") for name, method in METHODS.items()}
 SINGLE = [name for name, method in METHODS.items() if getattr(method, "structure", "weights") == "weights"]

@@ -16,16 +16,16 @@ from PIL import Image as Picture
 from safetensors.torch import load_file
 
 from sparsesoup import export, load_compact, load_packed, prune, push
-from sparsesoup.cli import main
-from sparsesoup.errors import UserError
-from sparsesoup.hub import zero_shot
+from sparsesoup.cli.main import main
+from sparsesoup.core.errors import UserError
 from sparsesoup.hub.build import Place, build, open_task
-from sparsesoup.hub.families import prunable
-from sparsesoup.hub.models import load_model
-from sparsesoup.hub.prompts import names_of, templates_of
-from sparsesoup.recipe import dump, read
-from sparsesoup.show import read_report
-from sparsesoup.training import Training
+from sparsesoup.hub.models.loading import load_model
+from sparsesoup.hub.models.prunable import prunable
+from sparsesoup.hub.tasks import zero_shot
+from sparsesoup.hub.tasks.prompts import names_of, templates_of
+from sparsesoup.report.terminal import read_report
+from sparsesoup.runs.config import dump, read
+from sparsesoup.training.config import Training
 from tiny_clip import COLOURS, checkpoint, clip, pictures, tokenizer
 from tiny_hub import masks_of, offline, run_of
 

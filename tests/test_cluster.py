@@ -17,9 +17,9 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from sparsesoup.cli import main
-from sparsesoup.study import cluster as module
-from sparsesoup.study.reach import STORE, carried, connect
+from sparsesoup.cli.main import main
+from sparsesoup.study.execute import ray_executor as module
+from sparsesoup.study.execute.ray_connect import STORE, carried, connect
 from test_study import _command, children, told, weights_equal
 from tiny_hub import offline
 
@@ -64,7 +64,7 @@ def begun(*more):
     """The command line as a process of its own; what it says is in said.txt."""
     plain = {k: v for k, v in offline().items() if k != "PYTHONWARNINGS"}  # Ray's own processes warn
     environment = plain | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    line = [sys.executable, "-m", "sparsesoup.cli", "compare", "--config", "small.yaml", "--threads", "1", *more]
+    line = [sys.executable, "-m", "sparsesoup.cli.main", "compare", "--config", "small.yaml", "--threads", "1", *more]
     with open("said.txt", "a", encoding="utf-8") as said:
         return subprocess.Popen(line, env=environment, stdout=said, stderr=subprocess.STDOUT)
 
@@ -263,7 +263,7 @@ def test_an_address_that_is_none_says_so_in_one_line(folder, capsys, address, sa
 def test_an_address_is_asked_before_the_libraries_are_loaded_and_costs_are_made_equal(folder, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     script = (
-        "import sys; from sparsesoup.cli import main; "
+        "import sys; from sparsesoup.cli.main import main; "
         "code = main('compare --config none.yaml --executor ray'.split()); print(code, 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsesoup.answered import FEW, answered
-from sparsesoup.cli import main
-from sparsesoup.collapse import collapsed
+from sparsesoup.cli.main import main
+from sparsesoup.report.collapse import collapsed
+from sparsesoup.training.answer_stats import FEW, answered
 from tiny_hub import run_of, sentences
 
 RATE = ["--train.learning-rate", "0.003"]

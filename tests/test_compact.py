@@ -10,10 +10,10 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsesoup.errors import UserError
+from sparsesoup.core.errors import UserError
 from sparsesoup.exports.compact import left, remove_
-from sparsesoup.hub.sample import answers, sample
-from sparsesoup.hub.structure import cut_, layers, narrow_, widths
+from sparsesoup.hub.models.dummy_inputs import answers, sample
+from sparsesoup.hub.models.layer_layouts import cut_, layers, narrow_, widths
 from tiny_hub import CONFIGS
 from tiny_models import HEADS, LAYERS, MODELS, UNITS, WAYS, killed, model_of
 

@@ -15,19 +15,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from conftest import Watch, same, tiny, watched
-from sparsesoup import masks as algebra
-from sparsesoup.data import Batch
-from sparsesoup.errors import UserError
-from sparsesoup.masks import Masks
+from sparsesoup.core import masks as algebra
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.granularity import Block, Column, Row
+from sparsesoup.core.masking import keep
+from sparsesoup.core.masks import Masks
+from sparsesoup.core.targets import parameters
+from sparsesoup.core.ticket import Ticket, save_masks
 from sparsesoup.methods import METHODS, TABLE, FromTicket, Method
-from sparsesoup.patterns import Block, Column, Row
-from sparsesoup.problem import Problem
-from sparsesoup.scores import magnitude
-from sparsesoup.select import keep
-from sparsesoup.targets import parameters
-from sparsesoup.ticket import Ticket, save_masks
-from sparsesoup.train import Protocol
-from sparsesoup.training import Training
+from sparsesoup.methods.scores import magnitude
+from sparsesoup.training.batching import Batch
+from sparsesoup.training.config import Training
+from sparsesoup.training.loop import Protocol
+from sparsesoup.training.problem import Problem
 
 SHORT: dict[str, dict[str, Any]] = {  # settings for the rows whose defaults need more than the tiny problem's 60 steps
     "imp": {"cut": 0.5},

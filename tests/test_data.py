@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from sparsesoup.data import Batch, Data
+from sparsesoup.training.batching import Batch, Data
 
 
 def collate(rows: object) -> Batch:

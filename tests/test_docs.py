@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from sparsesoup import exporting, pushing, recipe
-from sparsesoup.cli import _run
-from sparsesoup.measuring import command
-from sparsesoup.run import complete
-from sparsesoup.study.flags import parser
-from sparsesoup.study.plan import read_plan
+from sparsesoup.cli import benchmark as command
+from sparsesoup.cli import export as exporting
+from sparsesoup.cli.main import _run
+from sparsesoup.cli.study_flags import parser
+from sparsesoup.exports import push as pushing
+from sparsesoup.runs import config as recipe
+from sparsesoup.runs.run import complete
+from sparsesoup.study.recipe.plan import read_plan
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])

@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from conftest import Watch, same, tiny, watched
-from sparsesoup.errors import UserError
-from sparsesoup.masks import Masks, distance, kept_distance
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.granularity import Block
+from sparsesoup.core.masking import keep
+from sparsesoup.core.masks import Masks, distance, kept_distance
+from sparsesoup.core.rng import generator
 from sparsesoup.methods import METHODS
 from sparsesoup.methods.early_bird import MEASURES, EarlyBird, drawn, remember
-from sparsesoup.patterns import Block
-from sparsesoup.rng import generator
-from sparsesoup.scores import magnitude, random
-from sparsesoup.select import keep
-from sparsesoup.state import TrainState
-from sparsesoup.train import train
-from sparsesoup.training import Training
+from sparsesoup.methods.scores import magnitude, random
+from sparsesoup.training.config import Training
+from sparsesoup.training.loop import train
+from sparsesoup.training.state import TrainState
 
 NEVER = EarlyBird(threshold=0.0, search=0.5)  # on a model that moves
 

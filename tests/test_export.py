@@ -17,16 +17,16 @@ from safetensors.torch import load_file
 
 from conftest import same
 from sparsesoup import export, load_compact, load_packed
-from sparsesoup.cli import main
-from sparsesoup.errors import UserError
-from sparsesoup.exporting import parser, read, show
+from sparsesoup.cli.export import parser, read, show
+from sparsesoup.cli.main import main
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.ticket import load_masks, save_masks
 from sparsesoup.exports import FORMATS
 from sparsesoup.exports.source import own_masks
-from sparsesoup.hub.checkpoint import quiet
-from sparsesoup.hub.models import load_as_saved
-from sparsesoup.hub.sample import answers, sample
-from sparsesoup.hub.structure import layers, widths
-from sparsesoup.ticket import load_masks, save_masks
+from sparsesoup.hub.models.checkpoint import quiet
+from sparsesoup.hub.models.dummy_inputs import answers, sample
+from sparsesoup.hub.models.layer_layouts import layers, widths
+from sparsesoup.hub.models.loading import load_as_saved
 from tiny_hub import CONFIGS, base_model, older, tokenizer
 from tiny_models import FREE_HEADS, HEADS, LAYERS, MODELS, UNITS, killed, model_of
 

@@ -7,9 +7,9 @@ import torch
 import transformers
 from transformers import AutoModelForSequenceClassification
 
-from sparsesoup.errors import UserError
-from sparsesoup.hub.families import prunable
-from sparsesoup.targets import heads, units
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.targets import heads, units
+from sparsesoup.hub.models.prunable import prunable
 from tiny_hub import CONFIGS, FAMILIES
 
 SIX = ("query", "key", "value", "output", "feed-forward in", "feed-forward out")

@@ -9,20 +9,20 @@ import torch
 import yaml
 from rich.console import Console
 
-from sparsesoup.cli import main
-from sparsesoup.meter import CountFlops
+from sparsesoup.cli.main import main
+from sparsesoup.core.granularity import Block
 from sparsesoup.methods import METHODS, TABLE
-from sparsesoup.methods.foresight import Snip
-from sparsesoup.patterns import Block
-from sparsesoup.recipe import from_table
-from sparsesoup.run import complete
-from sparsesoup.study.board import Board
-from sparsesoup.study.estimate import Estimator
-from sparsesoup.study.forecast import forecasts
-from sparsesoup.study.plan import read_plan
-from sparsesoup.study.prices import Prices
-from sparsesoup.study.twin import twin_of
-from sparsesoup.study.work import Job
+from sparsesoup.methods.pruning_at_init import Snip
+from sparsesoup.runs.config import from_table
+from sparsesoup.runs.run import complete
+from sparsesoup.study.cost.estimate import Estimator
+from sparsesoup.study.cost.flops_model import Prices
+from sparsesoup.study.cost.simulator import twin_of
+from sparsesoup.study.dry_run import forecasts
+from sparsesoup.study.execute.jobs import Job
+from sparsesoup.study.execute.progress import Board
+from sparsesoup.study.recipe.plan import read_plan
+from sparsesoup.training.cost import CountFlops
 from tiny_bert import bert
 
 RECIPE = {
@@ -153,7 +153,7 @@ def test_a_forecast_tells_cells_totals_what_is_shared_and_what_is_refused(capsys
 def test_the_time_left_is_told_from_jobs_of_the_same_row(tmp_path, monkeypatch):
     cells = read_plan(write(methods={"dense": None, "imp": {"method": {"cut": 0.5}}}, sparsities=0.5)).cells
     jobs, clock = [Job("draw", cell, tmp_path, tmp_path) for cell in cells], [0.0]
-    monkeypatch.setattr("sparsesoup.study.board.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("sparsesoup.study.execute.progress.time.monotonic", lambda: clock[0])
     board = Board(Console(quiet=True), jobs)
     assert board.left(1) is None
     for job, seconds in zip(jobs[:1] + jobs[2:3], (10, 30), strict=True):  # one seed of dense, one of imp

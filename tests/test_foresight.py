@@ -8,22 +8,22 @@ import pytest
 import torch
 
 from conftest import Watch, same, tiny, watched
-from sparsesoup import masks as algebra
-from sparsesoup.errors import UserError
-from sparsesoup.masks import Masks
+from sparsesoup.core import masks as algebra
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.granularity import Element, Row
+from sparsesoup.core.masking import keep
+from sparsesoup.core.masks import Masks
+from sparsesoup.core.schedules import Cubic
+from sparsesoup.core.targets import parameters
 from sparsesoup.methods import METHODS, Method
-from sparsesoup.methods.flow import GradientFlow
-from sparsesoup.methods.foresight import Grasp, Snip, Wanda
-from sparsesoup.patterns import Element, Row
-from sparsesoup.problem import Problem
-from sparsesoup.schedules import Cubic
-from sparsesoup.scores.activation import wanda
-from sparsesoup.scores.calibration import calibration
-from sparsesoup.scores.gradient import gradient, hessian_product
-from sparsesoup.select import keep
-from sparsesoup.targets import parameters
-from sparsesoup.train import train, train_head
-from sparsesoup.training import Training
+from sparsesoup.methods.gradient_flow import GradientFlow
+from sparsesoup.methods.pruning_at_init import Grasp, Snip, Wanda
+from sparsesoup.methods.scores.activation import wanda
+from sparsesoup.methods.scores.calibration import calibration
+from sparsesoup.methods.scores.gradient import gradient, hessian_product
+from sparsesoup.training.config import Training
+from sparsesoup.training.loop import train, train_head
+from sparsesoup.training.problem import Problem
 from test_gradient import exact
 from tiny_bert import bert
 

@@ -7,11 +7,11 @@ import torch
 from transformers import GPT2Config
 
 from conftest import tiny
-from sparsesoup.errors import UserError
+from sparsesoup.core.errors import UserError
 from sparsesoup.methods import METHODS
-from sparsesoup.methods.foresight import Snip
-from sparsesoup.methods.oneshot import Dense
-from sparsesoup.training import Training
+from sparsesoup.methods.one_shot import Dense
+from sparsesoup.methods.pruning_at_init import Snip
+from sparsesoup.training.config import Training
 from tiny_bert import bert
 
 FROZEN = Training(learning_rate=1e-2, batch_size=8, freeze_embeddings=True)

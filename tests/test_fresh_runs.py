@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from conftest import same, tiny
-from sparsesoup.data import Batch
-from sparsesoup.journal import Journal
-from sparsesoup.meter import Cost, Meter
+from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods import METHODS
-from sparsesoup.problem import Problem
-from sparsesoup.ticket import Ticket
-from sparsesoup.training import Training
+from sparsesoup.training.batching import Batch
+from sparsesoup.training.checkpoint import Journal
+from sparsesoup.training.config import Training
+from sparsesoup.training.cost import Cost, Meter
+from sparsesoup.training.problem import Problem
 
 ORDER = ("isp", "dense", "imp-rewind", "lottery-pools", "movement", "dense", "pins", "isp", "magnitude")
 
@@ -83,7 +83,7 @@ def test_a_loop_over_methods_with_a_folder_resumes_only_the_run_that_was_under_w
     dies_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both have one piece of the same name: a restart must not take the state of one for that of the other."""
-    monkeypatch.setattr("sparsesoup.journal.SHARE", 0)
+    monkeypatch.setattr("sparsesoup.training.checkpoint.SHARE", 0)
 
     class Died(Exception):
         pass

@@ -9,18 +9,18 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from conftest import tiny
-from sparsesoup.gates.base import attach, detach_, fold_, gates, hidden, worth
-from sparsesoup.gates.density import masked_share, set_levels_, sizes
-from sparsesoup.gates.hard_concrete import SHIFT, SHUT, HardConcrete, logistic_noise
-from sparsesoup.gates.straight import Gate
-from sparsesoup.masks import kept
-from sparsesoup.methods.learnt import scores, straight
-from sparsesoup.patterns import Block, Column, Element, Row, Tie
-from sparsesoup.problem import Problem
-from sparsesoup.select import keep
-from sparsesoup.state import TrainState
-from sparsesoup.structures import tiled
-from sparsesoup.train import train
+from sparsesoup.core.granularity import Block, Column, Element, Row, Tie
+from sparsesoup.core.groups import tiled
+from sparsesoup.core.masking import keep
+from sparsesoup.core.masks import kept
+from sparsesoup.methods.gates.attach import attach, detach_, fold_, gates, hidden, worth
+from sparsesoup.methods.gates.density import masked_share, set_levels_, sizes
+from sparsesoup.methods.gates.hard_concrete import SHIFT, SHUT, HardConcrete, logistic_noise
+from sparsesoup.methods.gates.straight_through import Gate
+from sparsesoup.methods.learned_masks import scores, straight
+from sparsesoup.training.loop import train
+from sparsesoup.training.problem import Problem
+from sparsesoup.training.state import TrainState
 
 EXACT = {"dtype": torch.float64}
 

@@ -12,31 +12,31 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from conftest import tiny
-from sparsesoup.data import Data
-from sparsesoup.gates.base import attach, gates
-from sparsesoup.gates.density import set_levels_
-from sparsesoup.gates.hard_concrete import BETA, SHIFT, HardConcrete
-from sparsesoup.gates.lead import Lead
-from sparsesoup.gates.straight import Gate, mean_open
-from sparsesoup.masks import Masks
+from sparsesoup.core.granularity import Block, Element, Tie
+from sparsesoup.core.masking import keep
+from sparsesoup.core.masks import Masks
+from sparsesoup.core.schedules import Cubic
+from sparsesoup.core.targets import Target, parameters
 from sparsesoup.methods.early_bird import EarlyBird
-from sparsesoup.methods.foresight import Grasp, Snip, Wanda
+from sparsesoup.methods.gates.attach import attach, gates
+from sparsesoup.methods.gates.density import set_levels_
+from sparsesoup.methods.gates.hard_concrete import BETA, SHIFT, HardConcrete
+from sparsesoup.methods.gates.penalty_controller import Lead
+from sparsesoup.methods.gates.straight_through import Gate, mean_open
 from sparsesoup.methods.hybrid import HybridMovement
-from sparsesoup.methods.learnt import Phases, begin, straight
+from sparsesoup.methods.learned_masks import Phases, begin, straight
 from sparsesoup.methods.pins import Pins, certainty
 from sparsesoup.methods.platon import Platon
-from sparsesoup.objectives import distilled
-from sparsesoup.patterns import Block, Element, Tie
-from sparsesoup.problem import Problem
-from sparsesoup.schedules import Cubic
-from sparsesoup.scores.activation import input_norms
-from sparsesoup.scores.averages import Averages, Sensitivity, after_step, first_order
-from sparsesoup.scores.calibration import calibration
-from sparsesoup.scores.gradient import flow, gradient, hessian_product, sensitivity, travelled
-from sparsesoup.select import keep
-from sparsesoup.state import TrainState
-from sparsesoup.targets import Target, parameters
-from sparsesoup.training import Distill, Training
+from sparsesoup.methods.pruning_at_init import Grasp, Snip, Wanda
+from sparsesoup.methods.scores.activation import input_norms
+from sparsesoup.methods.scores.averages import Averages, Sensitivity, after_step, first_order
+from sparsesoup.methods.scores.calibration import calibration
+from sparsesoup.methods.scores.gradient import flow, gradient, hessian_product, sensitivity, travelled
+from sparsesoup.training.batching import Data
+from sparsesoup.training.config import Distill, Training
+from sparsesoup.training.distillation import distilled
+from sparsesoup.training.problem import Problem
+from sparsesoup.training.state import TrainState
 from tiny_bert import bert
 
 PLACE = Path(__file__).parent / "golden"

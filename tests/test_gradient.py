@@ -13,12 +13,12 @@ from torch.nn import functional
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from conftest import Net, same, tiny
-from sparsesoup.errors import UserError
-from sparsesoup.problem import Problem
-from sparsesoup.scores.calibration import Rows, calibration
-from sparsesoup.scores.gradient import flow, gradient, hessian_product, sensitivity, travelled
-from sparsesoup.targets import Target, parameters
-from sparsesoup.training import Training
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.targets import Target, parameters
+from sparsesoup.methods.scores.calibration import Rows, calibration
+from sparsesoup.methods.scores.gradient import flow, gradient, hessian_product, sensitivity, travelled
+from sparsesoup.training.config import Training
+from sparsesoup.training.problem import Problem
 from tiny_bert import bert
 
 

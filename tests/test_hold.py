@@ -10,10 +10,10 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainingAr
 
 from conftest import same
 from sparsesoup import SparsityCallback, hold_zeros
-from sparsesoup.hold import zeros_of
-from sparsesoup.hub.families import prunable
-from sparsesoup.masks import apply_
-from sparsesoup.ticket import load_masks, save_masks
+from sparsesoup.core.masks import apply_
+from sparsesoup.core.ticket import load_masks, save_masks
+from sparsesoup.hub.models.prunable import prunable
+from sparsesoup.training.zero_hooks import zeros_of
 from tiny_hub import CONFIGS, sentences, tokenizer, weights_of
 
 OPTIMIZERS = {

@@ -13,18 +13,19 @@ from torch.utils.flop_counter import FlopCounterMode
 import sparsesoup as library
 from conftest import same
 from sparsesoup import load_compact, load_packed
-from sparsesoup.cli import main
-from sparsesoup.errors import UserError
-from sparsesoup.hub import images, pictures
+from sparsesoup.cli.main import main
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.rng import generator
 from sparsesoup.hub.build import Place, build, open_task
-from sparsesoup.hub.families import prunable
-from sparsesoup.hub.images import Images, crop, encode, find_images
-from sparsesoup.hub.kinds import find, told
-from sparsesoup.hub.sources import open_splits, open_test, training_splits
-from sparsesoup.meter import CountFlops
-from sparsesoup.rng import generator
-from sparsesoup.train import train
-from sparsesoup.training import Training
+from sparsesoup.hub.models.prunable import prunable
+from sparsesoup.hub.tasks import image_cache as pictures
+from sparsesoup.hub.tasks import images
+from sparsesoup.hub.tasks.images import Images, crop, encode, find_images
+from sparsesoup.hub.tasks.registry import find, told
+from sparsesoup.hub.tasks.splits import open_splits, open_test, training_splits
+from sparsesoup.training.config import Training
+from sparsesoup.training.cost import CountFlops
+from sparsesoup.training.loop import train
 from test_resume import costs, killed
 from tiny_hub import checkpoint as texts_checkpoint
 from tiny_hub import log_of, masks_of, run_of, sparsesoup, weights_of, write_rows

@@ -12,15 +12,15 @@ import torch
 from conftest import same
 from mutations import SAME, SILENT, TOLD, TRACE, alike, line_of, subjects, trial, undamaged
 from sparsesoup import load_compact, prune
-from sparsesoup.cli import main
-from sparsesoup.errors import UserError
+from sparsesoup.cli.main import main
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.files import load_table, write_json
 from sparsesoup.exports import export
-from sparsesoup.files import load_table, write_json
-from sparsesoup.hub.models import load_as_saved
-from sparsesoup.meter import Cost
-from sparsesoup.recipe import read
-from sparsesoup.run import complete
-from sparsesoup.shelf import Product, Shelf
+from sparsesoup.hub.models.loading import load_as_saved
+from sparsesoup.runs.config import read
+from sparsesoup.runs.run import complete
+from sparsesoup.training.cost import Cost
+from sparsesoup.training.train_cache import Product, Shelf
 from test_export import pruned
 from tiny_hub import older, sparsesoup
 
@@ -279,7 +279,7 @@ def test_a_folder_is_not_removed_to_make_room_for_a_file(tmp_path):
 LIMITED = """
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-from sparsesoup.cli import main
+from sparsesoup.cli.main import main
 """
 
 
@@ -389,7 +389,7 @@ def test_a_study_on_a_full_disk_writes_all_of_its_tables_or_none(place, tmp_path
 
 WHILE_TABLES = """
 import resource
-from sparsesoup.cli import main
+from sparsesoup.cli.main import main
 from sparsesoup.study import compare
 plain = compare._write
 def write(*given, **more):

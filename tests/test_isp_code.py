@@ -10,10 +10,10 @@ import pytest
 
 from conftest import ISP_CODE, Watch, same, still, tiny, watched
 from reference import isp_code as twin
-from sparsesoup import masks as algebra
-from sparsesoup import recipe
+from sparsesoup.core import masks as algebra
 from sparsesoup.methods import METHODS
-from sparsesoup.train import Protocol
+from sparsesoup.runs import config as recipe
+from sparsesoup.training.loop import Protocol
 
 PAPERS = Path(__file__).parents[1] / "docs" / "papers.md"
 WIDE = (Protocol(rate=(5.0, 20.0)),)

@@ -14,18 +14,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from conftest import same, tiny
-from sparsesoup.data import Batch
-from sparsesoup.errors import UserError
-from sparsesoup.files import whole, write_json, write_text
-from sparsesoup.journal import Journal
-from sparsesoup.masks import kept
-from sparsesoup.meter import Cost, Meter
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.files import whole, write_json, write_text
+from sparsesoup.core.granularity import Block
+from sparsesoup.core.masks import kept
+from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods import METHODS, TABLE, Method
-from sparsesoup.patterns import Block
-from sparsesoup.problem import Problem
-from sparsesoup.state import TrainState
-from sparsesoup.ticket import Ticket
-from sparsesoup.train import Protocol, train
+from sparsesoup.training.batching import Batch
+from sparsesoup.training.checkpoint import Journal
+from sparsesoup.training.cost import Cost, Meter
+from sparsesoup.training.loop import Protocol, train
+from sparsesoup.training.problem import Problem
+from sparsesoup.training.state import TrainState
 
 STEPS = 240
 LONG: dict[str, Method] = {
@@ -94,7 +94,7 @@ def bits(state: TrainState) -> dict[str, Tensor]:
 
 def always(patch: pytest.MonkeyPatch) -> None:
     """Save whenever it may be time, however long the last save took."""
-    patch.setattr("sparsesoup.journal.SHARE", 0)
+    patch.setattr("sparsesoup.training.checkpoint.SHARE", 0)
 
 
 def live(folder: Path, name: str) -> None:
@@ -291,7 +291,7 @@ def test_a_product_is_stored_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
         path.write_bytes(b"half")
         raise Killed
 
-    monkeypatch.setattr("sparsesoup.journal.save_file", die)
+    monkeypatch.setattr("sparsesoup.training.checkpoint.save_file", die)
     with pytest.raises(Killed):
         journal.store("soup", {"w": torch.zeros(3)})
     assert same(journal.fetch("soup"), {"w": torch.ones(3)})
@@ -386,7 +386,11 @@ def test_a_half_written_file_counts_as_nothing(tmp_path: Path, monkeypatch: pyte
     def die(*args: object, **more: object) -> None:
         raise Killed
 
-    for point in ("sparsesoup.journal.save_file", "sparsesoup.journal.write_table", "sparsesoup.files.os.replace"):
+    for point in (
+        "sparsesoup.training.checkpoint.save_file",
+        "sparsesoup.training.checkpoint.write_table",
+        "sparsesoup.core.files.os.replace",
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(point, die)
             with pytest.raises(Killed):

@@ -6,10 +6,10 @@ import PIL.Image
 import pytest
 from datasets import Dataset, Features, Value
 
-from sparsesoup.errors import UserError
-from sparsesoup.hub.folders import endings
-from sparsesoup.hub.layout import find_files
-from sparsesoup.hub.sources import open_splits
+from sparsesoup.core.errors import UserError
+from sparsesoup.hub.data.image_folder import endings
+from sparsesoup.hub.data.layout import find_files
+from sparsesoup.hub.tasks.splits import open_splits
 from tiny_hub import sentences, write_rows
 from tiny_images import photos
 

@@ -10,25 +10,25 @@ from torch import Tensor, nn
 from torch.nn import Parameter, functional
 
 from conftest import same, tiny
-from sparsesoup.data import Batch
-from sparsesoup.errors import UserError
-from sparsesoup.gates.base import attach, gates
-from sparsesoup.gates.density import sizes
-from sparsesoup.gates.hard_concrete import SHIFT
-from sparsesoup.gates.lead import Lead, typical_gradient
-from sparsesoup.journal import Journal
-from sparsesoup.masks import kept
-from sparsesoup.meter import Meter
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.granularity import Element
+from sparsesoup.core.groups import tiled
+from sparsesoup.core.masks import kept
+from sparsesoup.core.schedules import Cubic
+from sparsesoup.methods.gates.attach import attach, gates
+from sparsesoup.methods.gates.density import sizes
+from sparsesoup.methods.gates.hard_concrete import SHIFT
+from sparsesoup.methods.gates.penalty_controller import Lead, typical_gradient
 from sparsesoup.methods.hybrid import HybridMovement
-from sparsesoup.methods.learnt import scores, straight
-from sparsesoup.methods.soft import HardConcreteL0, SoftMovement
-from sparsesoup.patterns import Element
-from sparsesoup.problem import OPTIMIZERS, Problem
-from sparsesoup.schedules import Cubic
-from sparsesoup.state import TrainState
-from sparsesoup.structures import tiled
-from sparsesoup.train import train
-from sparsesoup.training import Training
+from sparsesoup.methods.learned_masks import scores, straight
+from sparsesoup.methods.soft_movement_and_l0 import HardConcreteL0, SoftMovement
+from sparsesoup.training.batching import Batch
+from sparsesoup.training.checkpoint import Journal
+from sparsesoup.training.config import Training
+from sparsesoup.training.cost import Meter
+from sparsesoup.training.loop import train
+from sparsesoup.training.problem import OPTIMIZERS, Problem
+from sparsesoup.training.state import TrainState
 
 LED = {"soft-movement": SoftMovement(score_rate=0.5), "l0": HardConcreteL0(score_rate=0.1)}
 
@@ -203,7 +203,7 @@ def test_the_lead_pulls_down_what_is_too_open_and_pushes_up_what_is_too_shut() -
 def test_a_led_run_that_dies_resumes_to_the_same_bits(
     name: str, dies: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparsesoup.journal.SHARE", 0)
+    monkeypatch.setattr("sparsesoup.training.checkpoint.SHARE", 0)
     plain = replace(LED[name], score_rate=0.5).run(tiny(steps=40), 0.7)
     seen = 0
 

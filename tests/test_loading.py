@@ -10,12 +10,12 @@ from safetensors.torch import save_file
 
 import tiny_clip
 import tiny_images
-from sparsesoup.cli import main
-from sparsesoup.errors import UserError
+from sparsesoup.cli.main import main
+from sparsesoup.core.errors import UserError
 from sparsesoup.hub.build import Place, build, open_task
-from sparsesoup.hub.labels import order_of
-from sparsesoup.hub.models import load_as_saved, load_model
-from sparsesoup.hub.weights import Account
+from sparsesoup.hub.models.head_labels import order_of
+from sparsesoup.hub.models.loading import load_as_saved, load_model
+from sparsesoup.hub.models.weights import Account
 from tiny_hub import classifier, listing, run_of, sparsesoup, tokenizer, weights_of, write_rows
 
 

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from conftest import same, tiny
-from sparsesoup import masks as algebra
-from sparsesoup.errors import UserError
-from sparsesoup.journal import Journal
-from sparsesoup.meter import Meter
+from sparsesoup.core import masks as algebra
+from sparsesoup.core.errors import UserError
 from sparsesoup.methods import METHODS
 from sparsesoup.methods.imp import Iterative
 from sparsesoup.methods.lottery_pools import SHARES, LotteryPools, nearest
-from sparsesoup.problem import Problem
-from sparsesoup.state import TrainState, weights
+from sparsesoup.training.checkpoint import Journal
+from sparsesoup.training.cost import Meter
+from sparsesoup.training.problem import Problem
+from sparsesoup.training.state import TrainState, weights
 
 
 def accuracy(problem: Problem, given: dict[str, Tensor]) -> float:

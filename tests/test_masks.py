@@ -10,7 +10,7 @@ from torch import Tensor
 
 from conftest import same
 from reference import slow
-from sparsesoup.masks import (
+from sparsesoup.core.masks import (
     Masks,
     agreement,
     apply_,

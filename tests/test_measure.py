@@ -14,23 +14,23 @@ from torch import nn
 
 import sparsesoup
 from sparsesoup import export, load_compact
-from sparsesoup.cli import main
-from sparsesoup.errors import UserError
+from sparsesoup.cli.benchmark import show
+from sparsesoup.cli.main import main
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.ticket import save_masks
+from sparsesoup.core.timing import in_turns, ratios
+from sparsesoup.exports.benchmark import How, _check_answers, measure
+from sparsesoup.exports.benchmark.candidate import open_subject
+from sparsesoup.exports.benchmark.explain import said, why
+from sparsesoup.exports.benchmark.flops import flops, profile, sparse_flops
+from sparsesoup.exports.benchmark.sparse_linear import SparseLinear, held, sparse_model, stored
 from sparsesoup.exports.source import own_masks
-from sparsesoup.hub.checkpoint import quiet
-from sparsesoup.hub.families import prunable
-from sparsesoup.hub.models import unpruned_model
-from sparsesoup.hub.sample import sample
-from sparsesoup.hub.structure import layers, widths
-from sparsesoup.measuring import How, _check_answers, measure
-from sparsesoup.measuring.command import show
-from sparsesoup.measuring.sparse import SparseLinear, held, sparse_model, stored
-from sparsesoup.measuring.subject import open_subject
-from sparsesoup.measuring.words import said, why
-from sparsesoup.measuring.work import flops, profile, sparse_flops
-from sparsesoup.report import write_report
-from sparsesoup.ticket import save_masks
-from sparsesoup.timing import in_turns, ratios
+from sparsesoup.hub.models.checkpoint import quiet
+from sparsesoup.hub.models.dummy_inputs import sample
+from sparsesoup.hub.models.layer_layouts import layers, widths
+from sparsesoup.hub.models.loading import unpruned_model
+from sparsesoup.hub.models.prunable import prunable
+from sparsesoup.report.run_page import write_report
 from test_export import EVEN, FEWER, SOME, pruned, stock
 from test_report import write_run
 from tiny_hub import older, run_of

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from sparsesoup.meter import Cost, CountFlops, Meter
+from sparsesoup.training.cost import Cost, CountFlops, Meter
 
 SHAPES = [((2, 3, 5, 8), (2, 3, 5, 8), (2, 3, 5, 8)), ((1, 4, 7, 16), (1, 4, 9, 16), (1, 4, 9, 16))]
 

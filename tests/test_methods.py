@@ -11,27 +11,27 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from conftest import Watch, same, tiny, watched
-from sparsesoup import masks as algebra
-from sparsesoup.data import Batch
-from sparsesoup.errors import UserError
-from sparsesoup.masks import Masks, distance, sparsity
+from sparsesoup.core import masks as algebra
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.granularity import Row
+from sparsesoup.core.masking import keep
+from sparsesoup.core.masks import Masks, distance, sparsity
+from sparsesoup.core.schedules import Cubic
+from sparsesoup.core.targets import parameters
+from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods import METHODS, Method
 from sparsesoup.methods.gradual import Gradual, GradualStar
 from sparsesoup.methods.imp import Iterative
 from sparsesoup.methods.isp import PROTOCOLS, InstantSoup
 from sparsesoup.methods.isp_published import InstantSoupCode, InstantSoupPaper
-from sparsesoup.methods.oneshot import OneShot
-from sparsesoup.methods.weak import consensus, count_votes, look_ahead, serve, vote
-from sparsesoup.patterns import Row
-from sparsesoup.problem import Problem
-from sparsesoup.schedules import Cubic
-from sparsesoup.scores import magnitude
-from sparsesoup.select import keep
-from sparsesoup.state import TrainState
-from sparsesoup.targets import parameters
-from sparsesoup.ticket import Ticket
-from sparsesoup.train import Protocol, train
-from sparsesoup.training import Training
+from sparsesoup.methods.one_shot import OneShot
+from sparsesoup.methods.scores import magnitude
+from sparsesoup.methods.weak_masks import consensus, count_votes, look_ahead, serve, vote
+from sparsesoup.training.batching import Batch
+from sparsesoup.training.config import Training
+from sparsesoup.training.loop import Protocol, train
+from sparsesoup.training.problem import Problem
+from sparsesoup.training.state import TrainState
 
 PAPER = replace(METHODS["isp-paper"], stage=0.05, cut=0.3, weak_masks=3, weak_steps=3)
 CODE = replace(METHODS["isp-code"], stage=0.2, weak=0.3, cut=0.2, weak_masks=4, warmup=5)

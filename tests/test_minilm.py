@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sparsesoup
-from sparsesoup.hub.embedded import embedded_dataset
+from sparsesoup.hub.data.embedded import embedded_dataset
 from tiny_hub import log_of, masks_of, offline, weights_of, write_rows
 
 PRUNABLE = 6 * (4 * 384 * 384 + 2 * 384 * 1536)

@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from torch.nn import Parameter, functional
 
 from conftest import Searched, same, tiny, watched
-from sparsesoup.data import Batch
-from sparsesoup.errors import UserError
-from sparsesoup.gates.base import attach, gates, hidden
-from sparsesoup.masks import kept
-from sparsesoup.meter import Meter
-from sparsesoup.methods.learnt import Phases, straight
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.granularity import Block, Element, Tie
+from sparsesoup.core.masking import levels
+from sparsesoup.core.masks import kept
+from sparsesoup.core.schedules import Cubic
+from sparsesoup.methods.gates.attach import attach, gates, hidden
+from sparsesoup.methods.learned_masks import Phases, straight
 from sparsesoup.methods.movement import MagnitudeThrough, Movement
-from sparsesoup.methods.soft import HardConcreteL0, SoftMovement
-from sparsesoup.patterns import Block, Element, Tie
-from sparsesoup.schedules import Cubic
-from sparsesoup.select import levels
-from sparsesoup.training import Training
+from sparsesoup.methods.soft_movement_and_l0 import HardConcreteL0, SoftMovement
+from sparsesoup.training.batching import Batch
+from sparsesoup.training.config import Training
+from sparsesoup.training.cost import Meter
 
 
 class Swap:

@@ -8,18 +8,18 @@ import torch
 
 from conftest import same
 from sparsesoup import export, load_compact, prune, score_on_test
-from sparsesoup.cli import main
+from sparsesoup.cli.main import main
+from sparsesoup.core.targets import heads, units
+from sparsesoup.core.ticket import load_masks, save_masks
 from sparsesoup.exports.source import own_masks
 from sparsesoup.hub.build import Place, build, open_task
-from sparsesoup.hub.checkpoint import quiet
-from sparsesoup.hub.families import prunable
-from sparsesoup.hub.kinds import find
-from sparsesoup.hub.models import load_model
-from sparsesoup.hub.sample import answers, sample
-from sparsesoup.hub.sources import open_splits
-from sparsesoup.hub.structure import widths
-from sparsesoup.targets import heads, units
-from sparsesoup.ticket import load_masks, save_masks
+from sparsesoup.hub.models.checkpoint import quiet
+from sparsesoup.hub.models.dummy_inputs import answers, sample
+from sparsesoup.hub.models.layer_layouts import widths
+from sparsesoup.hub.models.loading import load_model
+from sparsesoup.hub.models.prunable import prunable
+from sparsesoup.hub.tasks.registry import find
+from sparsesoup.hub.tasks.splits import open_splits
 from tiny_hub import reviews, tokenizer
 from tiny_models import HEADS, UNITS, killed, model_of
 

@@ -12,12 +12,12 @@ from torch.nn import functional
 
 import tiny_bert
 from conftest import Net, same, tiny
-from sparsesoup.errors import UserError
-from sparsesoup.meter import CountFlops
-from sparsesoup.objectives import blocks, distilled, divergence
-from sparsesoup.problem import Problem
-from sparsesoup.train import train
-from sparsesoup.training import Distill
+from sparsesoup.core.errors import UserError
+from sparsesoup.training.config import Distill
+from sparsesoup.training.cost import CountFlops
+from sparsesoup.training.distillation import blocks, distilled, divergence
+from sparsesoup.training.loop import train
+from sparsesoup.training.problem import Problem
 
 
 def objective(problem: Problem, teacher: torch.nn.Module, **settings: Any) -> Callable[..., Tensor]:

@@ -14,15 +14,15 @@ import torch
 import transformers
 
 from sparsesoup import export
-from sparsesoup.errors import UserError
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.ticket import save_masks
 from sparsesoup.exports import onnx as graphs
-from sparsesoup.exports.engines import EXACT, library, open_onnx
 from sparsesoup.exports.onnx import compare, inputs, opset_of
 from sparsesoup.exports.openvino import CLOSE_IN_HALF
+from sparsesoup.exports.runtimes import EXACT, library, open_onnx
 from sparsesoup.exports.source import own_masks
-from sparsesoup.hub.checkpoint import quiet
-from sparsesoup.hub.sample import answers, sample
-from sparsesoup.ticket import save_masks
+from sparsesoup.hub.models.checkpoint import quiet
+from sparsesoup.hub.models.dummy_inputs import answers, sample
 from test_export import EVEN, SOME, close, command, pruned, refused, stock
 from tiny_hub import tokenizer
 from tiny_models import model_of

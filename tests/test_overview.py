@@ -7,13 +7,13 @@ import PIL.Image
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from sparsesoup.cli import main
-from sparsesoup.errors import UserError
+from sparsesoup.cli.main import main
+from sparsesoup.core.errors import UserError
 from sparsesoup.hub.build import Opened, Place, open_task
-from sparsesoup.hub.kinds import find
-from sparsesoup.hub.overview import overview
-from sparsesoup.hub.sources import Source, open_test, training_splits
-from sparsesoup.hub.tasks import find_task
+from sparsesoup.hub.tasks.columns import find_task
+from sparsesoup.hub.tasks.overview import overview
+from sparsesoup.hub.tasks.registry import find
+from sparsesoup.hub.tasks.splits import Source, open_test, training_splits
 from tiny_hub import checkpoint, questions, reviews, run_of, squad, write_rows
 from tiny_images import checkpoint as vision_checkpoint
 from tiny_images import photos
@@ -266,7 +266,7 @@ def test_numbers_that_pandas_made_floats_for_a_missing_one_stay_classes():
 
 @pytest.mark.parametrize("words", [["one,two"], ["one, two"], ["one", "two"], ["one,", "two"], ['["one", "two"]']])
 def test_two_columns_are_named_in_every_usual_way(words):
-    from sparsesoup.recipe import read
+    from sparsesoup.runs.config import read
 
     assert read(["dense", "--text-columns", *words, "--steps", "1"])[0].place.text_columns == ("one", "two")
     assert read(

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from conftest import same
-from sparsesoup.errors import UserError
-from sparsesoup.exports import coding
-from sparsesoup.rng import generator
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.rng import generator
+from sparsesoup.exports import bitmask_codec as coding
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

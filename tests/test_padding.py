@@ -9,13 +9,13 @@ import torch
 import transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from sparsesoup.errors import UserError
+from sparsesoup.core.errors import UserError
 from sparsesoup.hub.build import Place, build, open_task
-from sparsesoup.hub.checkpoint import load_tokenizer, quiet
-from sparsesoup.hub.kinds import CLASSES
-from sparsesoup.hub.models import load_model, save_model
-from sparsesoup.hub.probe import check_rows
-from sparsesoup.problem import Problem
+from sparsesoup.hub.models.checkpoint import load_tokenizer, quiet
+from sparsesoup.hub.models.loading import load_model, save_model
+from sparsesoup.hub.models.padding_probe import check_rows
+from sparsesoup.hub.tasks.registry import CLASSES
+from sparsesoup.training.problem import Problem
 from tiny_hub import COMMON, CONFIGS, base_model, tokenizer, write_rows
 
 WIDE: dict[str, Any] = {**COMMON, "eos_token_id": 3, "bos_token_id": 2, "hidden_size": 16, "num_hidden_layers": 2,

@@ -8,10 +8,10 @@ import pytest
 import transformers
 from datasets import Dataset, Features, Image, Value, concatenate_datasets
 
-from sparsesoup.errors import UserError
-from sparsesoup.hub import pictures
-from sparsesoup.hub.pictures import Pictures
-from sparsesoup.hub.sources import open_splits, training_splits
+from sparsesoup.core.errors import UserError
+from sparsesoup.hub.tasks import image_cache as pictures
+from sparsesoup.hub.tasks.image_cache import Pictures
+from sparsesoup.hub.tasks.splits import open_splits, training_splits
 from test_images import TASK
 from tiny_images import SIDE, parquet, photos, processor, table
 

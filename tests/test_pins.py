@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from conftest import same, tiny, watched
-from sparsesoup import masks as algebra
-from sparsesoup.data import Batch
-from sparsesoup.errors import UserError
-from sparsesoup.meter import CountFlops
+from sparsesoup.core import masks as algebra
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.schedules import Cubic
 from sparsesoup.methods.pins import Pins, _climb_and_check, certainty, check_steps, self_taught
 from sparsesoup.methods.platon import Platon, climb
-from sparsesoup.objectives import divergence
-from sparsesoup.problem import Problem
-from sparsesoup.schedules import Cubic
-from sparsesoup.scores.averages import Averages, after_step, first_order
-from sparsesoup.state import TrainState
-from sparsesoup.train import train
+from sparsesoup.methods.scores.averages import Averages, after_step, first_order
+from sparsesoup.training.batching import Batch
+from sparsesoup.training.cost import CountFlops
+from sparsesoup.training.distillation import divergence
+from sparsesoup.training.loop import train
+from sparsesoup.training.problem import Problem
+from sparsesoup.training.state import TrainState
 
 
 def test_certainty_is_one_less_the_entropy_of_the_definition() -> None:

@@ -7,13 +7,13 @@ import torch
 
 from conftest import Watch, same, tiny, watched
 from reference import averages as twin
-from sparsesoup.errors import UserError
-from sparsesoup.masks import ones, sparsity
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.masks import ones, sparsity
+from sparsesoup.core.schedules import Cubic
 from sparsesoup.methods.platon import Platon, climb, ramp
-from sparsesoup.schedules import Cubic
-from sparsesoup.scores.averages import Averages, after_step, first_order
-from sparsesoup.state import TrainState
-from sparsesoup.train import train
+from sparsesoup.methods.scores.averages import Averages, after_step, first_order
+from sparsesoup.training.loop import train
+from sparsesoup.training.state import TrainState
 
 BY_HAND: dict[str, Callable[[float, float, float], float]] = {
     "platon": lambda w, g, rate: abs(g * w),

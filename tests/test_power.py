@@ -12,22 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from conftest import same, tiny, watched
-from sparsesoup.data import Batch
-from sparsesoup.errors import UserError
-from sparsesoup.gates.power import Power, attach, fold_
-from sparsesoup.journal import Journal
-from sparsesoup.masks import kept
-from sparsesoup.meter import Meter
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.masking import keep
+from sparsesoup.core.masks import kept
+from sparsesoup.core.targets import parameters
 from sparsesoup.methods import METHODS
+from sparsesoup.methods.gates.powerpropagation import Power, attach, fold_
 from sparsesoup.methods.gradual import Gradual
-from sparsesoup.methods.power import PowerPropagation
-from sparsesoup.problem import Problem
-from sparsesoup.scores import magnitude
-from sparsesoup.select import keep
-from sparsesoup.state import TrainState
-from sparsesoup.targets import parameters
-from sparsesoup.train import train
-from sparsesoup.training import Training
+from sparsesoup.methods.powerpropagation import PowerPropagation
+from sparsesoup.methods.scores import magnitude
+from sparsesoup.training.batching import Batch
+from sparsesoup.training.checkpoint import Journal
+from sparsesoup.training.config import Training
+from sparsesoup.training.cost import Meter
+from sparsesoup.training.loop import train
+from sparsesoup.training.problem import Problem
+from sparsesoup.training.state import TrainState
 
 ALPHAS = (1.0, 1.375, 1.5, 2.0, 3.0, 4.0)
 V = (-2.0, -0.7, -1e-3, 0.0, 1e-3, 0.3, 1.0, 1.9)
@@ -168,7 +168,7 @@ def test_large_weights_move_more_than_small_ones() -> None:
 def test_a_run_that_dies_after_its_training_folds_what_it_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparsesoup.journal.SHARE", 0)
+    monkeypatch.setattr("sparsesoup.training.checkpoint.SHARE", 0)
 
     class Died(Exception):
         pass

@@ -13,18 +13,18 @@ from safetensors.torch import save_file
 
 from conftest import same
 from sparsesoup import export, load_packed, push
-from sparsesoup.card import METRICS, base_model, card, hub_dataset
-from sparsesoup.cli import main
-from sparsesoup.errors import UserError
+from sparsesoup.cli.main import main
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.ticket import save_masks
 from sparsesoup.exports.source import own_masks
-from sparsesoup.hub.checkpoint import quiet
-from sparsesoup.hub.metrics import METRICS as JUDGES
-from sparsesoup.hub.models import load_as_saved
-from sparsesoup.hub.structure import layers
-from sparsesoup.recipe import read
-from sparsesoup.ticket import save_masks
-from sparsesoup.tidying import command, tidy
-from sparsesoup.verifying import verified_export
+from sparsesoup.exports.strip_paths import command, tidy
+from sparsesoup.exports.verify import verified_export
+from sparsesoup.hub.models.checkpoint import quiet
+from sparsesoup.hub.models.layer_layouts import layers
+from sparsesoup.hub.models.loading import load_as_saved
+from sparsesoup.hub.tasks.glue_metrics import METRICS as JUDGES
+from sparsesoup.report.model_card import METRICS, base_model, card, hub_dataset
+from sparsesoup.runs.config import read
 from test_export import pruned
 from tiny_hub import listing, masks_of, older, run_of, weights_of
 from tiny_server import hub
@@ -338,10 +338,15 @@ def test_the_head_of_a_vision_tower_is_put_on_what_its_form_answers(tmp_path, mo
 
 def test_a_class_that_transformers_does_not_have_is_imported_from_where_it_is():
     config = {"architectures": ["OpenClipForImageClassification"]}
-    dense = {"to": "dense", "load": "sparsesoup.hub.open_clip.OpenClipForImageClassification.from_pretrained(folder)"}
+    dense = {
+        "to": "dense",
+        "load": "sparsesoup.hub.models.open_clip.OpenClipForImageClassification.from_pretrained(folder)",
+    }
     for form in ({}, dense):
         made = ModelCard(card(NEEDED, form, config, "me/m", "unknown"))
-        assert "from sparsesoup.hub.open_clip import OpenClipForImageClassification\n" in section(made.text, "Load")
+        assert "from sparsesoup.hub.models.open_clip import OpenClipForImageClassification\n" in section(
+            made.text, "Load"
+        )
         assert made.data.library_name == "sparsesoup"
 
 

@@ -9,17 +9,17 @@ import torch
 import transformers
 
 import sparsesoup as library
-from sparsesoup import recipe
-from sparsesoup.cli import main
-from sparsesoup.errors import UserError
-from sparsesoup.hub.answers import exact_match, f1
+from sparsesoup.cli.main import main
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.masks import kept
+from sparsesoup.core.ticket import Ticket
 from sparsesoup.hub.build import Place, build, open_task
-from sparsesoup.hub.kinds import SPANS
-from sparsesoup.hub.models import load_model
-from sparsesoup.hub.sources import open_splits, open_test, training_splits
-from sparsesoup.hub.spans import Spans
-from sparsesoup.masks import kept
-from sparsesoup.ticket import Ticket
+from sparsesoup.hub.models.loading import load_model
+from sparsesoup.hub.tasks.question_answering import Spans
+from sparsesoup.hub.tasks.registry import SPANS
+from sparsesoup.hub.tasks.splits import open_splits, open_test, training_splits
+from sparsesoup.hub.tasks.squad_metrics import exact_match, f1
+from sparsesoup.runs import config as recipe
 from tiny_hub import masks_of, offline, questions, run_of, sparsesoup, tokenizer, write_rows
 
 FAMILIES = ("bert", "distilbert", "roberta")

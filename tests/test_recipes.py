@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import yaml
 
-from sparsesoup.cli import main
-from sparsesoup.errors import UserError
-from sparsesoup.recipe import from_table
-from sparsesoup.study.plan import read_plan
-from sparsesoup.study.tables import Grid, latex
-from sparsesoup.study.written import SHIPPED
+from sparsesoup.cli.main import main
+from sparsesoup.core.errors import UserError
+from sparsesoup.runs.config import from_table
+from sparsesoup.study.recipe.plan import read_plan
+from sparsesoup.study.recipe.yaml_lines import SHIPPED
+from sparsesoup.study.results.tables import Grid, latex
 from tiny_hub import masks_of, reviews
 
 PUBLISHED = {

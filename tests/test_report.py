@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sparsesoup.errors import UserError
-from sparsesoup.report import write_report
-from sparsesoup.show import comparison, first, grid, headline, read_report, show_run
+from sparsesoup.core.errors import UserError
+from sparsesoup.report.run_page import write_report
+from sparsesoup.report.terminal import comparison, first, grid, headline, read_report, show_run
 
 ROLES = {
     "query": "attention.self.query", "key": "attention.self.key", "value": "attention.self.value",
@@ -283,7 +283,7 @@ def test_stages_without_weak_masks_are_no_soup_and_unknown_notes_are_listed(tmp_
 def test_the_same_run_gives_the_same_bytes(tmp_path: Path, method: str) -> None:
     write_run(tmp_path, method)
     one = write_report(tmp_path).read_bytes()
-    code = "import pathlib, sys, sparsesoup.report as r; r.write_report(pathlib.Path(sys.argv[1]))"
+    code = "import pathlib, sys, sparsesoup.report.run_page as r; r.write_report(pathlib.Path(sys.argv[1]))"
     subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], check=True
     )  # another process: other hash seeds, another time
@@ -365,5 +365,5 @@ def test_runs_are_compared_with_the_first_one(tmp_path: Path) -> None:
 
 
 def test_importing_the_report_does_not_import_matplotlib() -> None:
-    code = "import sys, sparsesoup.report; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, sparsesoup.report.run_page; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from conftest import same
-from sparsesoup import run as module
-from sparsesoup.cli import main
-from sparsesoup.watch import Watch
+from sparsesoup.cli.main import main
+from sparsesoup.runs import run as module
+from sparsesoup.runs.progress import Watch
 from tiny_hub import checkpoint, listing, log_of, masks_of, run_of, sparsesoup, weights_of
 
 METHODS = {
@@ -24,7 +24,7 @@ METHODS = {
 }
 LINES = {"isp": 40, "imp-rewind": 3 + 9 * 4}
 FORKS = multiprocessing.get_context("forkserver")  # a real process each, without four seconds of imports
-FORKS.set_forkserver_preload(["sparsesoup.run"])
+FORKS.set_forkserver_preload(["sparsesoup.runs.run"])
 
 
 def slowly(line, errors):

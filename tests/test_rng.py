@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsesoup.rng import fold, generator
+from sparsesoup.core.rng import fold, generator
 
 PATHS = st.lists(st.one_of(st.integers(), st.text(max_size=4)), max_size=4)
 

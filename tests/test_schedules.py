@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sparsesoup.schedules import Cubic, Cycles, Decay, geometric, least_steps
+from sparsesoup.core.schedules import Cubic, Cycles, Decay, geometric, least_steps
 
 PART = st.floats(0.0, 0.99)
 

@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import sparsesoup.threshold
+import sparsesoup.core.topk
 from conftest import same
 from reference import slow
-from sparsesoup import masks as algebra
-from sparsesoup.masks import Masks
-from sparsesoup.patterns import Block, Column, Element, Row
-from sparsesoup.select import Scope, keep
-from sparsesoup.shares import largest_remainder
-from sparsesoup.threshold import best
+from sparsesoup.core import masks as algebra
+from sparsesoup.core.allocation import largest_remainder
+from sparsesoup.core.granularity import Block, Column, Element, Row
+from sparsesoup.core.masking import Scope, keep
+from sparsesoup.core.masks import Masks
+from sparsesoup.core.topk import best
 
 SPARSITY = st.one_of(st.sampled_from([0.0, 0.25, 0.5, 0.9, 0.95]), st.floats(0.0, 0.999))
 KINDS = ("normal", "equal", "two", "few", "up", "down", "infinite", "zeros", "tiny", "skewed")
@@ -71,8 +71,8 @@ def size(scores: dict[str, Tensor]) -> int:
 def small() -> Iterator[None]:
     """Toy tensors are cut and sampled as large ones are."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sparsesoup.threshold, "PIECE", 7)
-        patch.setattr(sparsesoup.threshold, "SAMPLE", 3)
+        patch.setattr(sparsesoup.core.topk, "PIECE", 7)
+        patch.setattr(sparsesoup.core.topk, "SAMPLE", 3)
         yield
 
 
@@ -115,16 +115,16 @@ def test_a_tensor_of_many_pieces_is_selected_exactly(kind: str, dtype: torch.dty
     scores = {"a": values(kind, (40, 50), 1, dtype), "b": values(kind, (30, 21), 2, dtype)}
     for count in (1, 2, 131, 1315, 2629, 2630):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sparsesoup.threshold, "PIECE", 256)
-            patch.setattr(sparsesoup.threshold, "SAMPLE", 16)
+            patch.setattr(sparsesoup.core.topk, "PIECE", 256)
+            patch.setattr(sparsesoup.core.topk, "SAMPLE", 16)
             found = keep(scores, 1 - count / 2630)
         assert same(found, slow.keep(scores, count))
 
 
 def test_a_large_tensor_is_selected_exactly_at_the_real_piece_and_sample() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sparsesoup.threshold, "PIECE", 1 << 20)
-        patch.setattr(sparsesoup.threshold, "SAMPLE", 1 << 16)
+        patch.setattr(sparsesoup.core.topk, "PIECE", 1 << 20)
+        patch.setattr(sparsesoup.core.topk, "SAMPLE", 1 << 16)
         score = torch.randn(3_000_000, generator=torch.Generator().manual_seed(0)).reshape(3000, 1000)
         found = best([score], 300_000)[0]
         votes = best([(score > 0.5).byte()], 2_000_000, then=[score])[0]

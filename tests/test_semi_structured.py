@@ -13,15 +13,16 @@ from transformers import AutoModelForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
 from conftest import same
-from sparsesoup import load_semi_structured, neighbours
-from sparsesoup.cli import main
-from sparsesoup.errors import UserError
+from sparsesoup import load_semi_structured
+from sparsesoup.cli.main import main
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.ticket import save_masks
 from sparsesoup.exports import export
+from sparsesoup.exports import two_four as neighbours
 from sparsesoup.exports.source import own_masks
-from sparsesoup.hub.checkpoint import quiet
-from sparsesoup.hub.sample import answers, sample
-from sparsesoup.neighbours import check, lacking, offence, sparsify_, unfit
-from sparsesoup.ticket import save_masks
+from sparsesoup.exports.two_four import check, lacking, offence, sparsify_, unfit
+from sparsesoup.hub.models.checkpoint import quiet
+from sparsesoup.hub.models.dummy_inputs import answers, sample
 from tiny_hub import base_model, masks_of, run_of, tokenizer, weights_of
 
 ABLE = not lacking("cuda")

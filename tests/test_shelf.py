@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from conftest import same, tiny
-from sparsesoup.cli import main
+from sparsesoup.cli.main import main
+from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods import METHODS
 from sparsesoup.methods.imp import Iterative
 from sparsesoup.methods.lottery_pools import LotteryPools
-from sparsesoup.methods.oneshot import Dense
-from sparsesoup.problem import Problem
-from sparsesoup.shelf import Shelf
-from sparsesoup.ticket import Ticket
-from sparsesoup.training import Training
+from sparsesoup.methods.one_shot import Dense
+from sparsesoup.training.config import Training
+from sparsesoup.training.problem import Problem
+from sparsesoup.training.train_cache import Shelf
 from test_resume import arguments, begun, costs, killed
 from tiny_hub import log_of, masks_of, run_of, weights_of
 

@@ -11,21 +11,21 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from conftest import Watch, same, tiny, watched
-from sparsesoup import masks as algebra
-from sparsesoup.errors import UserError
-from sparsesoup.journal import Journal
-from sparsesoup.meter import Meter
+from sparsesoup.core import masks as algebra
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.masking import keep
+from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods import METHODS
 from sparsesoup.methods.instant_model_soup import InstantModelSoup
 from sparsesoup.methods.model_soup import PROTOCOLS, ModelSoup, scaled
+from sparsesoup.methods.scores import magnitude
 from sparsesoup.methods.sparse_soup import SparseModelSoup
-from sparsesoup.problem import Problem
-from sparsesoup.scores import magnitude
-from sparsesoup.select import keep
-from sparsesoup.soups import average, copied, interpolate, pour_, score
-from sparsesoup.state import TrainState
-from sparsesoup.ticket import Ticket
-from sparsesoup.train import Protocol, train
+from sparsesoup.training.checkpoint import Journal
+from sparsesoup.training.cost import Meter
+from sparsesoup.training.loop import Protocol, train
+from sparsesoup.training.problem import Problem
+from sparsesoup.training.state import TrainState
+from sparsesoup.training.weight_averaging import average, copied, interpolate, pour_, score
 
 numbers = st.lists(st.floats(-1e3, 1e3, width=32), min_size=3, max_size=3)
 

@@ -11,11 +11,11 @@ import pandas
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from sparsesoup.errors import UserError
-from sparsesoup.hub import sources
-from sparsesoup.hub.sources import open_splits, open_test, training_splits
-from sparsesoup.hub.spans import Spans
-from sparsesoup.hub.tasks import Task, find_task
+from sparsesoup.core.errors import UserError
+from sparsesoup.hub.tasks import splits as sources
+from sparsesoup.hub.tasks.columns import Task, find_task
+from sparsesoup.hub.tasks.question_answering import Spans
+from sparsesoup.hub.tasks.splits import open_splits, open_test, training_splits
 
 FEATURES = Features({"sentence": Value("string"), "label": ClassLabel(names=["no", "yes"])})
 TASK = Task(("sentence",), "label", ("no", "yes"), ("accuracy",))
@@ -138,7 +138,7 @@ def test_a_split_in_two_formats_is_refused(tmp_path):
 def test_the_hub_out_of_reach_fails_fast_in_one_line_that_says_what_to_do():
     code = """
 import time
-from sparsesoup.hub.sources import open_splits
+from sparsesoup.hub.tasks.splits import open_splits
 started = time.monotonic()
 try:
     open_splits("glue/rte")

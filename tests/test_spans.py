@@ -12,16 +12,26 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoModelForQuestionAnswering, BertTokenizerLegacy, PreTrainedTokenizerFast
 
-from sparsesoup.errors import UserError
+from sparsesoup.core.errors import UserError
 from sparsesoup.hub.build import Place, build, open_task
-from sparsesoup.hub.kinds import find
-from sparsesoup.hub.spans import ANSWERABLE, LOW, Spans, answers_of, criterion, encode, find_spans, has_answers, predict
-from sparsesoup.hub.tasks import Task
-from sparsesoup.meter import Cost
-from sparsesoup.objectives import distilled
-from sparsesoup.problem import evaluate
-from sparsesoup.train import train
-from sparsesoup.training import Distill, Training
+from sparsesoup.hub.tasks.columns import Task
+from sparsesoup.hub.tasks.question_answering import (
+    ANSWERABLE,
+    LOW,
+    Spans,
+    answers_of,
+    criterion,
+    encode,
+    find_spans,
+    has_answers,
+    predict,
+)
+from sparsesoup.hub.tasks.registry import find
+from sparsesoup.training.config import Distill, Training
+from sparsesoup.training.cost import Cost
+from sparsesoup.training.distillation import distilled
+from sparsesoup.training.loop import train
+from sparsesoup.training.problem import evaluate
 from tiny_hub import CONFIGS, checkpoint, questions, tokenizer, write_rows
 
 TASK = Spans()

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from conftest import same
-from sparsesoup.cli import main
-from sparsesoup.journal import Journal
-from sparsesoup.spread import Spread
+from sparsesoup.cli.main import main
+from sparsesoup.runs.parallel import Spread
+from sparsesoup.training.checkpoint import Journal
 from test_resume import begun, costs, until
 from test_study import _command, children
 from tiny_hub import log_of, masks_of, run_of, weights_of

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from conftest import same, tiny
-from sparsesoup.masks import Masks
-from sparsesoup.problem import Problem
-from sparsesoup.scores import magnitude
-from sparsesoup.select import keep
-from sparsesoup.state import TrainState
-from sparsesoup.train import Protocol, train
-from sparsesoup.training import Training
+from sparsesoup.core.masking import keep
+from sparsesoup.core.masks import Masks
+from sparsesoup.methods.scores import magnitude
+from sparsesoup.training.config import Training
+from sparsesoup.training.loop import Protocol, train
+from sparsesoup.training.problem import Problem
+from sparsesoup.training.state import TrainState
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop")
 

@@ -14,27 +14,27 @@ import transformers
 from torch import Tensor
 
 from conftest import Watch, same, tiny, watched
-from sparsesoup import masks as algebra
-from sparsesoup.cli import main
-from sparsesoup.data import Batch
-from sparsesoup.errors import UserError
+from sparsesoup.cli.main import main
+from sparsesoup.core import masks as algebra
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.granularity import Block, Structure
+from sparsesoup.core.groups import need_groups
+from sparsesoup.core.masking import keep
+from sparsesoup.core.masks import Masks
+from sparsesoup.core.targets import heads, parameters
 from sparsesoup.exports.compact import left, remove_
-from sparsesoup.hub.families import prunable
-from sparsesoup.hub.sample import answers, sample
-from sparsesoup.hub.structure import layers, widths
-from sparsesoup.masks import Masks
+from sparsesoup.hub.models.dummy_inputs import answers, sample
+from sparsesoup.hub.models.layer_layouts import layers, widths
+from sparsesoup.hub.models.prunable import prunable
 from sparsesoup.methods import METHODS, TABLE
 from sparsesoup.methods.hybrid import HybridMovement
-from sparsesoup.methods.learnt import Phases
+from sparsesoup.methods.learned_masks import Phases
 from sparsesoup.methods.refill import filled
-from sparsesoup.patterns import Block, Structure
-from sparsesoup.problem import Problem
-from sparsesoup.scores import magnitude
-from sparsesoup.select import keep
-from sparsesoup.structures import need_groups
-from sparsesoup.targets import heads, parameters
-from sparsesoup.training import Training
-from sparsesoup.words import noted, warned
+from sparsesoup.methods.scores import magnitude
+from sparsesoup.report.format import noted, warned
+from sparsesoup.training.batching import Batch
+from sparsesoup.training.config import Training
+from sparsesoup.training.problem import Problem
 from test_ties import gpt2
 from tiny_bert import bert
 from tiny_hub import COMMON, CONFIGS, SHAPE, tokenizer

@@ -15,20 +15,20 @@ import pytest
 import torch
 import yaml
 
-from sparsesoup import run
-from sparsesoup.cli import main
-from sparsesoup.errors import UserError
-from sparsesoup.files import locked
-from sparsesoup.run import test as score
-from sparsesoup.show import read_report
-from sparsesoup.study import work
-from sparsesoup.study.command import _changes
-from sparsesoup.study.existing import records_of
-from sparsesoup.study.flags import parser
-from sparsesoup.study.plan import read_plan
-from sparsesoup.threads import MOST_THREADS
-from sparsesoup.ticket import save_masks
-from sparsesoup.training import Distill
+from sparsesoup.cli.main import main
+from sparsesoup.cli.study import _changes
+from sparsesoup.cli.study_flags import parser
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.files import locked
+from sparsesoup.core.threads import MOST_THREADS
+from sparsesoup.core.ticket import save_masks
+from sparsesoup.report.terminal import read_report
+from sparsesoup.runs import run
+from sparsesoup.runs.run import test as score
+from sparsesoup.study.execute import jobs as work
+from sparsesoup.study.recipe.plan import read_plan
+from sparsesoup.study.results.from_runs import records_of
+from sparsesoup.training.config import Distill
 from tiny_hub import checkpoint, classifier, listing, masks_of, offline, older, reviews, run_of, weights_of
 from tiny_images import photos
 
@@ -129,7 +129,7 @@ def begun(*more):
     environment = offline() | {"PYTHONPATH": os.pathsep.join(sys.path)}
     if "ray" in more:
         del environment["PYTHONWARNINGS"]  # Ray's own processes warn
-    line = [sys.executable, "-m", "sparsesoup.cli", "compare", "--config", "small.yaml", "--threads", "1", *more]
+    line = [sys.executable, "-m", "sparsesoup.cli.main", "compare", "--config", "small.yaml", "--threads", "1", *more]
     with open("said.txt", "w", encoding="utf-8") as said:
         return subprocess.Popen(line, env=environment, stdout=said, stderr=subprocess.STDOUT)
 

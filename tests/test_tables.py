@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sparsesoup.study.page import agreement, charts, draw_page, front, gaps, spaced
-from sparsesoup.study.tables import entry, grid, latex, lines, markdown, paired, winner
-from sparsesoup.ticket import save_masks
+from sparsesoup.core.ticket import save_masks
+from sparsesoup.study.results.html import agreement, charts, draw_page, front, gaps, spaced
+from sparsesoup.study.results.tables import entry, grid, latex, lines, markdown, paired, winner
 
 SCORES = st.lists(st.floats(0, 1), min_size=2, max_size=6)
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 
-from sparsesoup.errors import UserError
-from sparsesoup.hub.judging import metric
-from sparsesoup.hub.metrics import METRICS
-from sparsesoup.hub.tasks import GLUE, Task, find_task, glue_task, label_values
+from sparsesoup.core.errors import UserError
+from sparsesoup.hub.tasks.columns import GLUE, Task, find_task, glue_task, label_values
+from sparsesoup.hub.tasks.glue_metrics import METRICS
+from sparsesoup.hub.tasks.metrics import metric
 
 STRING, FLOAT, INT = Value("string"), Value("float32"), Value("int64")
 

@@ -8,8 +8,8 @@ import yaml
 
 import sparsesoup as library
 from conftest import same
-from sparsesoup import recipe
-from sparsesoup.cli import main
+from sparsesoup.cli.main import main
+from sparsesoup.runs import config as recipe
 from test_resume import begun, until
 from tiny_hub import (
     classifier,

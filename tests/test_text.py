@@ -8,9 +8,9 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from sparsesoup.errors import UserError
-from sparsesoup.hub.tasks import Task
-from sparsesoup.hub.text import encode
+from sparsesoup.core.errors import UserError
+from sparsesoup.hub.tasks.columns import Task
+from sparsesoup.hub.tasks.text import encode
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *"abcdefgh"]
 PAIR = Task(("first", "second"), "label", ("no", "yes"), ("accuracy",))
@@ -100,8 +100,8 @@ def test_the_same_texts_are_tokenised_once_and_others_anew():
 
 
 def test_rows_that_are_kept_tokenised_do_not_fill_the_memory(monkeypatch):
-    monkeypatch.setattr("sparsesoup.hub.text.MOST", 6)
-    monkeypatch.setattr("sparsesoup.hub.text._KEPT", kept := {})
+    monkeypatch.setattr("sparsesoup.hub.tasks.text.MOST", 6)
+    monkeypatch.setattr("sparsesoup.hub.tasks.text._KEPT", kept := {})
     for count in (3, 2, 3, 9):
         encode(Dataset.from_dict({"first": ["a"] * count, "label": [0] * count}), ONE, words(), 64)
     assert [len(arrays[0]) for _, arrays in kept.values()] == [9]

@@ -11,14 +11,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from conftest import Net, same, tiny, watched
-from sparsesoup import masks as algebra
-from sparsesoup.errors import UserError
-from sparsesoup.masks import Masks
+from sparsesoup.core import masks as algebra
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.masks import Masks
+from sparsesoup.core.targets import Target, fingerprint, parameters
+from sparsesoup.core.ticket import Ticket, find, fit, load_masks, save_masks
 from sparsesoup.methods import METHODS, FromTicket
 from sparsesoup.methods.gradual import Gradual
-from sparsesoup.problem import Problem
-from sparsesoup.targets import Target, fingerprint, parameters
-from sparsesoup.ticket import Ticket, find, fit, load_masks, save_masks
+from sparsesoup.training.problem import Problem
 
 MASKS: Masks = {"b.w": torch.arange(15).reshape(3, 5) % 3 == 0, "a.w": torch.tensor([[True], [False]])}
 

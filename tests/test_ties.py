@@ -13,15 +13,15 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from conftest import Searched, watched
-from sparsesoup.errors import UserError
-from sparsesoup.hub.families import prunable
-from sparsesoup.meter import Meter
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.granularity import Block, Column, Element, Row, Tie
+from sparsesoup.core.masking import keep, levels
+from sparsesoup.core.targets import Targets, block_of, heads, units
+from sparsesoup.core.ticket import Ticket
+from sparsesoup.hub.models.prunable import prunable
 from sparsesoup.methods.hybrid import HybridMovement
-from sparsesoup.methods.soft import SoftMovement
-from sparsesoup.patterns import Block, Column, Element, Row, Tie
-from sparsesoup.select import keep, levels
-from sparsesoup.targets import Targets, block_of, heads, units
-from sparsesoup.ticket import Ticket
+from sparsesoup.methods.soft_movement_and_l0 import SoftMovement
+from sparsesoup.training.cost import Meter
 from tiny_bert import bert
 from tiny_hub import CONFIGS, FAMILIES
 

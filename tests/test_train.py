@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from conftest import Watch, same, tiny
-from sparsesoup.data import Batch
-from sparsesoup.errors import UserError
-from sparsesoup.masks import Masks
-from sparsesoup.scores import magnitude
-from sparsesoup.select import keep
-from sparsesoup.state import TrainState
-from sparsesoup.train import Protocol, dropouts, train
-from sparsesoup.training import Training
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.masking import keep
+from sparsesoup.core.masks import Masks
+from sparsesoup.methods.scores import magnitude
+from sparsesoup.training.batching import Batch
+from sparsesoup.training.config import Training
+from sparsesoup.training.loop import Protocol, dropouts, train
+from sparsesoup.training.state import TrainState
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop")
 BASE = Training(learning_rate=1e-2, batch_size=16)

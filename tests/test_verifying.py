@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from sparsesoup import export, score_on_test
-from sparsesoup.cli import main
-from sparsesoup.errors import UserError
-from sparsesoup.exports import alone
-from sparsesoup.exports.engines import EXTRAS
+from sparsesoup.cli.main import main
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.ticket import save_masks
+from sparsesoup.exports import subprocess_runner as alone
+from sparsesoup.exports.runtimes import EXTRAS
 from sparsesoup.exports.source import own_masks
-from sparsesoup.hub.checkpoint import quiet
-from sparsesoup.ticket import save_masks
-from sparsesoup.verifying import Alone, _agreement
+from sparsesoup.exports.verify import Alone, _agreement
+from sparsesoup.hub.models.checkpoint import quiet
 from test_export import command, refused
 from tiny_hub import run_of
 from tiny_models import model_of

@@ -11,17 +11,17 @@ from torch.nn.functional import cross_entropy
 
 from conftest import ISP_CODE, Watch, same, still, tiny
 from reference import isp_code as twin
-from sparsesoup import masks as algebra
-from sparsesoup import recipe
-from sparsesoup.errors import UserError
-from sparsesoup.masks import Masks
+from sparsesoup.core import masks as algebra
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.masks import Masks
+from sparsesoup.core.schedules import Cubic
 from sparsesoup.methods import METHODS
 from sparsesoup.methods.isp import InstantSoup
-from sparsesoup.methods.weak import consensus, count_votes, look_ahead, superpose, vote
-from sparsesoup.problem import Problem
-from sparsesoup.schedules import Cubic
-from sparsesoup.state import TrainState
-from sparsesoup.train import Protocol, train
+from sparsesoup.methods.weak_masks import consensus, count_votes, look_ahead, superpose, vote
+from sparsesoup.runs import config as recipe
+from sparsesoup.training.loop import Protocol, train
+from sparsesoup.training.problem import Problem
+from sparsesoup.training.state import TrainState
 
 WIDE = (Protocol(rate=(5.0, 20.0)),)
 

@@ -18,15 +18,15 @@ import yaml
 
 import sparsesoup as library
 from conftest import same
-from sparsesoup import recipe
-from sparsesoup.cli import main
-from sparsesoup.errors import UserError
+from sparsesoup.cli.main import main
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.ticket import Ticket
 from sparsesoup.hub.build import open_task
-from sparsesoup.hub.models import load_model
+from sparsesoup.hub.models.loading import load_model
 from sparsesoup.methods import METHODS, TABLE
-from sparsesoup.run import complete
-from sparsesoup.show import dense_flops, times_dense
-from sparsesoup.ticket import Ticket
+from sparsesoup.report.terminal import dense_flops, times_dense
+from sparsesoup.runs import config as recipe
+from sparsesoup.runs.run import complete
 from tiny_hub import (
     FAMILIES,
     base_model,
@@ -182,7 +182,7 @@ def test_the_log_has_every_step_and_the_report_is_drawn_from_all_of_it(soup):
     assert counts == {label: int(cost[label]["steps"]) for label in counts} == {"strong": 16, "weak": 4}
     assert log[-1]["sparsity"] == pytest.approx(0.7, abs=1e-3)
     before = (soup / "report.html").read_text()
-    from sparsesoup.report import write_report
+    from sparsesoup.report.run_page import write_report
 
     copy = soup.parent / "copy"
     shutil.copytree(soup, copy)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sparsesoup.errors import UserError
-from sparsesoup.workers import ProcessPool, work_off
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.process_pool import ProcessPool, work_off
 
 
 def do(task):

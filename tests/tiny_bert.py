@@ -9,10 +9,10 @@ from torch.nn import functional
 from transformers import AutoModelForSequenceClassification
 
 from conftest import tiny
-from sparsesoup.data import Batch, Data
-from sparsesoup.hub.families import prunable
-from sparsesoup.problem import Problem
-from sparsesoup.training import Training
+from sparsesoup.hub.models.prunable import prunable
+from sparsesoup.training.batching import Batch, Data
+from sparsesoup.training.config import Training
+from sparsesoup.training.problem import Problem
 from tiny_hub import CONFIGS
 
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
-from sparsesoup.masks import Masks
-from sparsesoup.ticket import load_masks
+from sparsesoup.core.masks import Masks
+from sparsesoup.core.ticket import load_masks
 
 WORDS = [
     "good",
@@ -174,7 +174,7 @@ def offline() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "error"}
 
 
-def command(*arguments: object, wrap: str = "from sparsesoup.cli import main") -> list[str]:
+def command(*arguments: object, wrap: str = "from sparsesoup.cli.main import main") -> list[str]:
     """The command line in a process of its own; `wrap` may set up that process first."""
     code = f"import sys\n{wrap}\nsys.exit(main())"
     return [sys.executable, "-c", code, *map(str, arguments)]

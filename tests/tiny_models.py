@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import transformers
 
-from sparsesoup.hub.structure import Layer, layers
+from sparsesoup.hub.models.layer_layouts import Layer, layers
 from tiny_hub import COMMON, CONFIGS, SHAPE
 
 LAYERS, HEADS, UNITS = 3, 4, 6

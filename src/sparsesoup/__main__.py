@@ -2,6 +2,6 @@
 
 import sys
 
-from sparsesoup.cli import main
+from sparsesoup.cli.main import main
 
 sys.exit(main())

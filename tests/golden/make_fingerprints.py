@@ -22,9 +22,9 @@ from torch import Tensor
 import tiny_hub
 import tiny_images
 from sparsesoup import prune
-from sparsesoup.masks import kept
+from sparsesoup.core.masks import kept
 from sparsesoup.methods import METHODS, TABLE
-from sparsesoup.recipe import from_table
+from sparsesoup.runs.config import from_table
 from test_contract import run
 from tiny_hub import masks_of, weights_of
 

@@ -5,17 +5,17 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from sparsesoup.errors import UserError
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.files import DIGESTS, digest_of, digests_of, load_table, whole, write_table
+from sparsesoup.core.manifest import EXPORT
+from sparsesoup.exports.base import Format, told
 from sparsesoup.exports.compact import Compact, load_compact
 from sparsesoup.exports.dense import Dense
 from sparsesoup.exports.onnx import Onnx
 from sparsesoup.exports.openvino import OpenVino
 from sparsesoup.exports.packed import Packed, load_packed
-from sparsesoup.exports.product import Format, told
 from sparsesoup.exports.semi_structured import SemiStructured, load_semi_structured
 from sparsesoup.exports.source import open_source
-from sparsesoup.files import DIGESTS, digest_of, digests_of, load_table, whole, write_table
-from sparsesoup.manifest import EXPORT
 
 WEIGHTS = (".safetensors", ".onnx", ".onnx.data", ".bin")  # endings of files that hold weights
 

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsesoup.errors import UserError
-from sparsesoup.exports.coding import FILE
-from sparsesoup.exports.product import Product
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.files import load_table
+from sparsesoup.core.ticket import save_masks
+from sparsesoup.exports.base import Product
+from sparsesoup.exports.bitmask_codec import FILE
 from sparsesoup.exports.source import Source, graph_in, own_masks, size_of
-from sparsesoup.files import load_table
-from sparsesoup.hub.checkpoint import quiet
-from sparsesoup.hub.models import COMPACT, COMPACT_FORMAT, load_as_saved, makes
-from sparsesoup.hub.sample import answers, sample
-from sparsesoup.hub.structure import Layer, Widths, cut_, layers, widths
-from sparsesoup.ticket import save_masks
+from sparsesoup.hub.models.checkpoint import quiet
+from sparsesoup.hub.models.dummy_inputs import answers, sample
+from sparsesoup.hub.models.layer_layouts import Layer, Widths, cut_, layers, widths
+from sparsesoup.hub.models.loading import COMPACT, COMPACT_FORMAT, load_as_saved, makes
 
 # How far outputs may lie from those of the masked model, as a share of the largest. Rounding gives 1e-6 in float32, and
 # in float64 too where the code takes a softmax in float32; a wrong cut gives 1e-1.

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sparsesoup.core.targets import block_of
+from sparsesoup.core.ticket import save_masks
+from sparsesoup.exports.base import Product
 from sparsesoup.exports.compact import carried
-from sparsesoup.exports.product import Product
 from sparsesoup.exports.source import WEIGHTS, Source, in_encoder, own_masks
-from sparsesoup.targets import block_of
-from sparsesoup.ticket import save_masks
 
 
 @dataclass(frozen=True, kw_only=True)

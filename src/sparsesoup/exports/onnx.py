@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsesoup.errors import UserError
-from sparsesoup.exports.engines import ONNX_FILE, Asked, brief, library, open_onnx
-from sparsesoup.exports.narrow import narrowed
-from sparsesoup.exports.product import Product
+from sparsesoup.core.errors import UserError
+from sparsesoup.exports.base import Product
+from sparsesoup.exports.runtimes import ONNX_FILE, Asked, brief, library, open_onnx
+from sparsesoup.exports.shrink import narrowed
 from sparsesoup.exports.source import Source, forget_masks, size_of
-from sparsesoup.hub.checkpoint import load_tokenizer, quiet
-from sparsesoup.hub.models import COMPACT
-from sparsesoup.hub.sample import answers, sample
+from sparsesoup.hub.models.checkpoint import load_tokenizer, quiet
+from sparsesoup.hub.models.dummy_inputs import answers, sample
+from sparsesoup.hub.models.loading import COMPACT
 
 OPSETS = range(18, 24)  # those that torch writes and ONNX Runtime reads
 TURNED = 22  # the last one before rotary positions are an operator, which ONNX Runtime refuses as torch writes it

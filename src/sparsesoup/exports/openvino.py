@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparsesoup.exports.engines import EXACT, ONNX_FILE, OPENVINO_FILE, library, open_openvino
-from sparsesoup.exports.narrow import narrowed
+from sparsesoup.exports.base import Product
 from sparsesoup.exports.onnx import CLOSE, compare, copy_config, example, inputs, trace
-from sparsesoup.exports.product import Product
+from sparsesoup.exports.runtimes import EXACT, ONNX_FILE, OPENVINO_FILE, library, open_openvino
+from sparsesoup.exports.shrink import narrowed
 from sparsesoup.exports.source import Source, size_of
 
 CLOSE_IN_HALF = 1e-2

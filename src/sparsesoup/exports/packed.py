@@ -4,15 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sparsesoup.errors import UserError
-from sparsesoup.exports import coding
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.files import write_table
+from sparsesoup.core.ticket import FACTS
+from sparsesoup.exports import bitmask_codec as coding
+from sparsesoup.exports.base import Product
 from sparsesoup.exports.compact import carried
 from sparsesoup.exports.dense import kept_by_layer
-from sparsesoup.exports.product import Product
 from sparsesoup.exports.source import Size, Source, forget_masks, in_encoder
-from sparsesoup.files import write_table
-from sparsesoup.hub.models import load_as_saved
-from sparsesoup.ticket import FACTS
+from sparsesoup.hub.models.loading import load_as_saved
 
 KINDS = {"same": None, "bf16": "bfloat16"}
 

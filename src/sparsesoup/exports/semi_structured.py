@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from sparsesoup.errors import UserError
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.files import load_table, write_table
+from sparsesoup.core.timing import in_turns
+from sparsesoup.exports.base import Product
 from sparsesoup.exports.dense import Dense
-from sparsesoup.exports.product import Product
 from sparsesoup.exports.source import Source
-from sparsesoup.files import load_table, write_table
-from sparsesoup.hub.families import prunable
-from sparsesoup.hub.models import load_as_saved
-from sparsesoup.hub.sample import answers, sample
-from sparsesoup.neighbours import KINDS, check, lacking, sparsify_, unfit
-from sparsesoup.timing import in_turns
+from sparsesoup.exports.two_four import KINDS, check, lacking, sparsify_, unfit
+from sparsesoup.hub.models.dummy_inputs import answers, sample
+from sparsesoup.hub.models.loading import load_as_saved
+from sparsesoup.hub.models.prunable import prunable
 
 TABLE, FORMAT = "semi_structured.json", 1
 ROWS, LENGTH = 32, 128  # of the batch that is timed

@@ -3,7 +3,7 @@
 import contextlib
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,19 +13,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sparsesoup.errors import UserError
-from sparsesoup.exports.coding import FILE, read
-from sparsesoup.exports.engines import ONNX_FILE, OPENVINO_FILE
-from sparsesoup.files import load_table, make_folder, read_table, write_json
-from sparsesoup.hold import zeros_of
-from sparsesoup.hub import zero_shot
-from sparsesoup.hub.checkpoint import INDEX, WEIGHTS, weight_files
-from sparsesoup.hub.families import matrices
-from sparsesoup.hub.models import COMPACT, load_as_saved
-from sparsesoup.manifest import REPORT, check_model, check_run
-from sparsesoup.masks import Masks
-from sparsesoup.targets import block_of
-from sparsesoup.ticket import FACTS, find, fit, load_masks
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.files import load_table, make_folder, read_table, write_json
+from sparsesoup.core.manifest import REPORT, check_model
+from sparsesoup.core.masks import Masks
+from sparsesoup.core.targets import block_of
+from sparsesoup.core.ticket import FACTS, find, load_masks
+from sparsesoup.exports.bitmask_codec import FILE, read
+from sparsesoup.exports.runtimes import ONNX_FILE, OPENVINO_FILE
+from sparsesoup.hub.models.checkpoint import INDEX, WEIGHTS, weight_files
+from sparsesoup.hub.models.loading import COMPACT, load_pruned
+from sparsesoup.hub.models.prunable import matrices
+from sparsesoup.hub.tasks import zero_shot
+from sparsesoup.training.zero_hooks import zeros_of
 
 # Tokenizers, processors, cards: no weights, no pickles, and by name, since users leave files of their own beside them.
 BESIDE = re.compile(
@@ -116,16 +116,7 @@ class Source:
 
         Raises: UserError if a weight that the masks prune is not zero.
         """
-        model = load_as_saved(str(self.folder), dict(self.tensors()) if self.packed else None).eval()
-        params = dict(model.named_parameters())
-        fitted = fit(self.masks or {}, {n: p.shape for n, p in params.items()}, model.base_model_prefix)
-        for name, mask in fitted.items():
-            if alive := int(torch.count_nonzero(params[name].detach()[~mask])):
-                raise UserError(
-                    f"{alive} weights of {name} in {self.folder} are not zero though its masks prune them: it was "
-                    f"trained on without SparsityCallback or hold_zeros; `sparsesoup apply` makes them zero again"
-                )
-        return model
+        return load_pruned(self.folder, self.masks or {}, dict(self.tensors()) if self.packed else None)
 
     def size(self) -> Size:
         """How large it is."""
@@ -160,15 +151,6 @@ def open_source(run: Path) -> Source:
     masks, facts_ = load_masks(folder / "pruning")
     check_model(folder)
     return Source(folder, facts_ | _tested(folder.parent), masks)
-
-
-def check_run_or_model(run: Path, report: Mapping[str, Any]) -> None:
-    """See that a finished run is as it was written; one without digests, of an older version, that its model is whole.
-
-    Raises: UserError naming what is missing or has changed.
-    """
-    if not check_run(run, report):
-        _ = open_source(run).model
 
 
 def run_of(path: Path) -> Path:

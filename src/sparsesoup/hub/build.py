@@ -8,24 +8,24 @@ from typing import Any
 
 import torch
 
-from sparsesoup.data import Data
-from sparsesoup.errors import UserError
-from sparsesoup.hub import tokens
-from sparsesoup.hub.attention import attend_fast_
-from sparsesoup.hub.checkpoint import config_of, load_reader, locate
-from sparsesoup.hub.families import prunable
-from sparsesoup.hub.images import Images
-from sparsesoup.hub.kinds import AnyTask, Kind, find, kind_of, told
-from sparsesoup.hub.models import has_head, hollow_model, load_model
-from sparsesoup.hub.probe import check_rows
-from sparsesoup.hub.sources import Source, open_splits, open_test, training_splits
-from sparsesoup.hub.spans import Spans
-from sparsesoup.hub.weights import Account, check_vocabulary, head_of
-from sparsesoup.hub.zero_shot import asked
-from sparsesoup.journal import Journal
-from sparsesoup.meter import Cost, Meter
-from sparsesoup.problem import Observer, Problem, Silent, evaluate
-from sparsesoup.training import Training
+from sparsesoup.core.errors import UserError
+from sparsesoup.hub.models import tokenizer as tokens
+from sparsesoup.hub.models.attention import attend_fast_
+from sparsesoup.hub.models.checkpoint import config_of, load_reader, locate
+from sparsesoup.hub.models.loading import has_head, hollow_model, load_model
+from sparsesoup.hub.models.padding_probe import check_rows
+from sparsesoup.hub.models.prunable import prunable
+from sparsesoup.hub.models.weights import Account, check_vocabulary, head_of
+from sparsesoup.hub.tasks.images import Images
+from sparsesoup.hub.tasks.question_answering import Spans
+from sparsesoup.hub.tasks.registry import AnyTask, Kind, find, kind_of, told
+from sparsesoup.hub.tasks.splits import Source, open_splits, open_test, training_splits
+from sparsesoup.hub.tasks.zero_shot import asked
+from sparsesoup.training.batching import Data
+from sparsesoup.training.checkpoint import Journal
+from sparsesoup.training.config import Training
+from sparsesoup.training.cost import Cost, Meter
+from sparsesoup.training.problem import Observer, Problem, Silent, evaluate
 
 EPOCHS = 3.0  # where nobody says how long
 

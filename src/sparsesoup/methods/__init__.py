@@ -7,28 +7,28 @@ A method is a frozen dataclass with one verb, `run(problem, sparsity) -> Ticket`
 from dataclasses import dataclass
 from typing import Protocol
 
+from sparsesoup.core.granularity import Block
+from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods.early_bird import EarlyBird
-from sparsesoup.methods.flow import GradientFlow
-from sparsesoup.methods.foresight import Grasp, Snip, Wanda
+from sparsesoup.methods.from_ticket import FromTicket
+from sparsesoup.methods.gradient_flow import GradientFlow
 from sparsesoup.methods.gradual import Gradual, GradualStar
 from sparsesoup.methods.hybrid import HybridMovement
 from sparsesoup.methods.imp import Iterative
 from sparsesoup.methods.instant_model_soup import InstantModelSoup
 from sparsesoup.methods.isp import InstantSoup
 from sparsesoup.methods.isp_published import InstantSoupCode, InstantSoupPaper
-from sparsesoup.methods.known import FromTicket
 from sparsesoup.methods.lottery_pools import LotteryPools
 from sparsesoup.methods.model_soup import ModelSoup
 from sparsesoup.methods.movement import MagnitudeThrough, Movement
-from sparsesoup.methods.oneshot import Dense, OneShot
+from sparsesoup.methods.one_shot import Dense, OneShot
 from sparsesoup.methods.pins import Pins
 from sparsesoup.methods.platon import Platon
-from sparsesoup.methods.power import PowerPropagation
-from sparsesoup.methods.soft import HardConcreteL0, SoftMovement
+from sparsesoup.methods.powerpropagation import PowerPropagation
+from sparsesoup.methods.pruning_at_init import Grasp, Snip, Wanda
+from sparsesoup.methods.soft_movement_and_l0 import HardConcreteL0, SoftMovement
 from sparsesoup.methods.sparse_soup import SparseModelSoup
-from sparsesoup.patterns import Block
-from sparsesoup.problem import Problem
-from sparsesoup.ticket import Ticket
+from sparsesoup.training.problem import Problem
 
 
 class Method(Protocol):

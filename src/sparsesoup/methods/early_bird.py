@@ -7,17 +7,17 @@ from typing import Any, Literal
 
 import torch
 
-from sparsesoup.errors import UserError
-from sparsesoup.masks import Masks, distance, kept_distance, pack, unpack
-from sparsesoup.methods.choose import choose
-from sparsesoup.patterns import Block, Element, Structure
-from sparsesoup.problem import Problem, need_fit
-from sparsesoup.scores import magnitude
-from sparsesoup.select import Scope
-from sparsesoup.state import TrainState
-from sparsesoup.structures import grouping, need_groups
-from sparsesoup.ticket import Ticket
-from sparsesoup.train import train
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.granularity import Block, Element, Structure
+from sparsesoup.core.groups import grouping, need_groups
+from sparsesoup.core.masking import Scope
+from sparsesoup.core.masks import Masks, distance, kept_distance, pack, unpack
+from sparsesoup.core.ticket import Ticket
+from sparsesoup.methods.scores import magnitude
+from sparsesoup.methods.select_masks import choose
+from sparsesoup.training.loop import train
+from sparsesoup.training.problem import Problem, need_fit
+from sparsesoup.training.state import TrainState
 
 MEASURES: dict[str, Callable[[Masks, Masks], float]] = {"hamming": distance, "kept-sets": kept_distance}
 

@@ -3,17 +3,17 @@
 import math
 from dataclasses import dataclass
 
-from sparsesoup.errors import UserError
-from sparsesoup.methods.choose import choose
-from sparsesoup.patterns import Block, Element, Pattern, Structure
-from sparsesoup.problem import Problem, need_steps
-from sparsesoup.schedules import Cubic, Cycles
-from sparsesoup.scores import magnitude
-from sparsesoup.select import Scope
-from sparsesoup.state import TrainState
-from sparsesoup.structures import need_groups
-from sparsesoup.ticket import Ticket
-from sparsesoup.train import Hook, train
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.granularity import Block, Element, Pattern, Structure
+from sparsesoup.core.groups import need_groups
+from sparsesoup.core.masking import Scope
+from sparsesoup.core.schedules import Cubic, Cycles
+from sparsesoup.core.ticket import Ticket
+from sparsesoup.methods.scores import magnitude
+from sparsesoup.methods.select_masks import choose
+from sparsesoup.training.loop import Hook, train
+from sparsesoup.training.problem import Problem, need_steps
+from sparsesoup.training.state import TrainState
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,17 +4,17 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sparsesoup.errors import UserError
-from sparsesoup.gates.density import sizes
-from sparsesoup.gates.lead import Lead
-from sparsesoup.methods.learnt import Gated, Phases, learnt_state, rate_of_scores, scores, straight
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.granularity import Block, Tie
+from sparsesoup.core.groups import tiled
+from sparsesoup.core.targets import heads, units
+from sparsesoup.core.ticket import Ticket
+from sparsesoup.methods.gates.density import sizes
+from sparsesoup.methods.gates.penalty_controller import Lead
+from sparsesoup.methods.learned_masks import Gated, Phases, learnt_state, rate_of_scores, scores, straight
 from sparsesoup.methods.refill import refill_, train_on
-from sparsesoup.methods.soft import check_floor, check_penalty
-from sparsesoup.patterns import Block, Tie
-from sparsesoup.problem import Problem
-from sparsesoup.structures import tiled
-from sparsesoup.targets import heads, units
-from sparsesoup.ticket import Ticket
+from sparsesoup.methods.soft_movement_and_l0 import check_floor, check_penalty
+from sparsesoup.training.problem import Problem
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,17 +4,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sparsesoup.common import train_once
-from sparsesoup.errors import UserError
-from sparsesoup.methods.choose import choose
-from sparsesoup.patterns import Structure
-from sparsesoup.problem import Problem, need_fit
-from sparsesoup.schedules import geometric
-from sparsesoup.scores import magnitude
-from sparsesoup.select import Scope
-from sparsesoup.state import Snapshot, TrainState
-from sparsesoup.structures import grouping, need_groups
-from sparsesoup.ticket import Ticket
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.granularity import Structure
+from sparsesoup.core.groups import grouping, need_groups
+from sparsesoup.core.masking import Scope
+from sparsesoup.core.schedules import geometric
+from sparsesoup.core.ticket import Ticket
+from sparsesoup.methods.scores import magnitude
+from sparsesoup.methods.select_masks import choose
+from sparsesoup.training.cached_train import train_once
+from sparsesoup.training.problem import Problem, need_fit
+from sparsesoup.training.state import Snapshot, TrainState
 
 Trained = Callable[[TrainState, int], None]
 

@@ -3,17 +3,17 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from sparsesoup import masks as algebra
-from sparsesoup import soups
-from sparsesoup.errors import UserError
+from sparsesoup.core import masks as algebra
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.masking import keep
+from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods.isp import PROTOCOLS
 from sparsesoup.methods.model_soup import scaled
-from sparsesoup.problem import Problem, need_dense, need_fit
-from sparsesoup.scores import magnitude
-from sparsesoup.select import keep
-from sparsesoup.state import TrainState, weights
-from sparsesoup.ticket import Ticket
-from sparsesoup.train import Protocol, train
+from sparsesoup.methods.scores import magnitude
+from sparsesoup.training import weight_averaging as soups
+from sparsesoup.training.loop import Protocol, train
+from sparsesoup.training.problem import Problem, need_dense, need_fit
+from sparsesoup.training.state import TrainState, weights
 
 
 @dataclass(frozen=True, kw_only=True)

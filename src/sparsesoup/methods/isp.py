@@ -3,20 +3,20 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from sparsesoup.errors import UserError
-from sparsesoup.forks import Tensors
-from sparsesoup.masks import Masks
-from sparsesoup.masks import sparsity as sparsity_of
-from sparsesoup.methods.weak import Moments, consensus, look_ahead, serve, superpose, vote
-from sparsesoup.patterns import Pattern, Structure
-from sparsesoup.problem import Problem, need_fit
-from sparsesoup.schedules import Cubic, Decay
-from sparsesoup.scores import magnitude
-from sparsesoup.select import keep
-from sparsesoup.state import TrainState
-from sparsesoup.structures import grouping, need_groups
-from sparsesoup.ticket import Ticket
-from sparsesoup.train import Protocol, train_to
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.granularity import Pattern, Structure
+from sparsesoup.core.groups import grouping, need_groups
+from sparsesoup.core.masking import keep
+from sparsesoup.core.masks import Masks
+from sparsesoup.core.masks import sparsity as sparsity_of
+from sparsesoup.core.schedules import Cubic, Decay
+from sparsesoup.core.ticket import Ticket
+from sparsesoup.methods.scores import magnitude
+from sparsesoup.methods.weak_masks import Moments, consensus, look_ahead, serve, superpose, vote
+from sparsesoup.training.forks import Tensors
+from sparsesoup.training.loop import Protocol, train_to
+from sparsesoup.training.problem import Problem, need_fit
+from sparsesoup.training.state import TrainState
 
 PROTOCOLS = (
     Protocol(rate=1.0, weight_decay=0.0, share=0.5),

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Literal
 
-from sparsesoup.errors import UserError
-from sparsesoup.forks import Tensors
-from sparsesoup.masks import sparsity as sparsity_of
-from sparsesoup.masks import union
-from sparsesoup.methods.weak import Sets, count_votes, look_ahead, serve, superpose, vote
-from sparsesoup.problem import Problem, need_steps
-from sparsesoup.schedules import Decay, geometric
-from sparsesoup.scores import magnitude
-from sparsesoup.select import check_sparsity, keep
-from sparsesoup.state import TrainState
-from sparsesoup.ticket import Ticket
-from sparsesoup.train import Protocol, train, train_to
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.masking import check_sparsity, keep
+from sparsesoup.core.masks import sparsity as sparsity_of
+from sparsesoup.core.masks import union
+from sparsesoup.core.schedules import Decay, geometric
+from sparsesoup.core.ticket import Ticket
+from sparsesoup.methods.scores import magnitude
+from sparsesoup.methods.weak_masks import Sets, count_votes, look_ahead, serve, superpose, vote
+from sparsesoup.training.forks import Tensors
+from sparsesoup.training.loop import Protocol, train, train_to
+from sparsesoup.training.problem import Problem, need_steps
+from sparsesoup.training.state import TrainState
 
 PAPER_PROTOCOLS = (
     Protocol(rate=1.0, weight_decay=0.0, share=0.5),

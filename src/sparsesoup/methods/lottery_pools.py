@@ -2,18 +2,18 @@
 
 from dataclasses import dataclass
 
-from sparsesoup import soups
-from sparsesoup.errors import UserError
-from sparsesoup.methods.choose import choose
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.granularity import Structure
+from sparsesoup.core.groups import need_groups
+from sparsesoup.core.masking import Competition
+from sparsesoup.core.schedules import geometric
+from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods.imp import Iterative
-from sparsesoup.patterns import Structure
-from sparsesoup.problem import Problem
-from sparsesoup.schedules import geometric
-from sparsesoup.scores import magnitude
-from sparsesoup.select import Competition
-from sparsesoup.state import TrainState, weights
-from sparsesoup.structures import need_groups
-from sparsesoup.ticket import Ticket
+from sparsesoup.methods.scores import magnitude
+from sparsesoup.methods.select_masks import choose
+from sparsesoup.training import weight_averaging as soups
+from sparsesoup.training.problem import Problem
+from sparsesoup.training.state import TrainState, weights
 
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from sparsesoup import soups
-from sparsesoup.errors import UserError
-from sparsesoup.problem import Problem, need_dense, need_steps
-from sparsesoup.state import TrainState, weights
-from sparsesoup.ticket import Ticket
-from sparsesoup.train import Protocol, Rate, train
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.ticket import Ticket
+from sparsesoup.training import weight_averaging as soups
+from sparsesoup.training.loop import Protocol, Rate, train
+from sparsesoup.training.problem import Problem, need_dense, need_steps
+from sparsesoup.training.state import TrainState, weights
 
 PROTOCOLS = (
     Protocol(),

@@ -5,9 +5,13 @@ from typing import Literal
 
 from torch.nn import Parameter
 
-from sparsesoup.errors import UserError
-from sparsesoup.gates.density import sizes
-from sparsesoup.methods.learnt import (
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.granularity import Block, Element, Tie
+from sparsesoup.core.groups import tiled
+from sparsesoup.core.targets import parameters
+from sparsesoup.core.ticket import Ticket
+from sparsesoup.methods.gates.density import sizes
+from sparsesoup.methods.learned_masks import (
     Gated,
     Phases,
     Reach,
@@ -19,13 +23,9 @@ from sparsesoup.methods.learnt import (
     short_of_travel,
     straight,
 )
-from sparsesoup.patterns import Block, Element, Tie
-from sparsesoup.problem import Problem
-from sparsesoup.scores import magnitude
-from sparsesoup.structures import tiled
-from sparsesoup.targets import parameters
-from sparsesoup.ticket import Ticket
-from sparsesoup.train import Hook
+from sparsesoup.methods.scores import magnitude
+from sparsesoup.training.loop import Hook
+from sparsesoup.training.problem import Problem
 
 PUBLISHED = 1e-2  # learning rate of scores that begin equal; only their order counts
 

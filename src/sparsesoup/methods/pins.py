@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsesoup.data import Batch
-from sparsesoup.errors import UserError
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.granularity import Element, Pattern, Structure
+from sparsesoup.core.groups import need_groups
+from sparsesoup.core.schedules import Cubic
+from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods.platon import check_ramp, climb, ramp
-from sparsesoup.objectives import divergence
-from sparsesoup.patterns import Element, Pattern, Structure
-from sparsesoup.problem import Problem
-from sparsesoup.schedules import Cubic
-from sparsesoup.scores.averages import Averages, after_step
-from sparsesoup.state import TrainState, weights
-from sparsesoup.structures import need_groups
-from sparsesoup.ticket import Ticket
-from sparsesoup.train import train_to
+from sparsesoup.methods.scores.averages import Averages, after_step
+from sparsesoup.training.batching import Batch
+from sparsesoup.training.distillation import divergence
+from sparsesoup.training.loop import train_to
+from sparsesoup.training.problem import Problem
+from sparsesoup.training.state import TrainState, weights
 
 
 @dataclass(frozen=True, kw_only=True)

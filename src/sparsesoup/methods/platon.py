@@ -2,17 +2,17 @@
 
 from dataclasses import dataclass
 
-from sparsesoup.errors import UserError
-from sparsesoup.masks import apply_
-from sparsesoup.patterns import Element, Pattern, Structure
-from sparsesoup.problem import Problem, need_fit
-from sparsesoup.schedules import Cubic
-from sparsesoup.scores.averages import Averages, first_order
-from sparsesoup.select import keep
-from sparsesoup.state import TrainState
-from sparsesoup.structures import need_groups
-from sparsesoup.ticket import Ticket
-from sparsesoup.train import Hook, train, train_to
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.granularity import Element, Pattern, Structure
+from sparsesoup.core.groups import need_groups
+from sparsesoup.core.masking import keep
+from sparsesoup.core.masks import apply_
+from sparsesoup.core.schedules import Cubic
+from sparsesoup.core.ticket import Ticket
+from sparsesoup.methods.scores.averages import Averages, first_order
+from sparsesoup.training.loop import Hook, train, train_to
+from sparsesoup.training.problem import Problem, need_fit
+from sparsesoup.training.state import TrainState
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from sparsesoup.masks import Masks
-from sparsesoup.masks import sparsity as sparsity_of
-from sparsesoup.patterns import Tie
-from sparsesoup.problem import Problem
-from sparsesoup.rng import generator
-from sparsesoup.state import TrainState
-from sparsesoup.targets import Targets, heads, units, upright
-from sparsesoup.train import train
+from sparsesoup.core.granularity import Tie
+from sparsesoup.core.masks import Masks
+from sparsesoup.core.masks import sparsity as sparsity_of
+from sparsesoup.core.rng import generator
+from sparsesoup.core.targets import Targets, heads, units, upright
+from sparsesoup.training.loop import train
+from sparsesoup.training.problem import Problem
+from sparsesoup.training.state import TrainState
 
 INTO, OUT_OF = ("value", "feed-forward in"), ("output", "feed-forward out")
 

@@ -2,18 +2,18 @@
 
 from dataclasses import dataclass
 
-from sparsesoup import soups
-from sparsesoup.errors import UserError
-from sparsesoup.methods.choose import choose
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.granularity import Structure
+from sparsesoup.core.groups import grouping, need_groups
+from sparsesoup.core.masking import Scope
+from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods.model_soup import PROTOCOLS, scaled
-from sparsesoup.patterns import Structure
-from sparsesoup.problem import Problem, need_steps
-from sparsesoup.scores import magnitude
-from sparsesoup.select import Scope
-from sparsesoup.state import TrainState, weights
-from sparsesoup.structures import grouping, need_groups
-from sparsesoup.ticket import Ticket
-from sparsesoup.train import Protocol, Rate, train
+from sparsesoup.methods.scores import magnitude
+from sparsesoup.methods.select_masks import choose
+from sparsesoup.training import weight_averaging as soups
+from sparsesoup.training.loop import Protocol, Rate, train
+from sparsesoup.training.problem import Problem, need_steps
+from sparsesoup.training.state import TrainState, weights
 
 
 @dataclass(frozen=True, kw_only=True)

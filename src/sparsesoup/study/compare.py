@@ -10,23 +10,23 @@ import pandas
 import yaml
 from rich.console import Console
 
-from sparsesoup.errors import UserError
-from sparsesoup.escaping import printable
-from sparsesoup.files import all_whole, locked, remove, write_text
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.files import all_whole, locked, remove, write_text
 from sparsesoup.hub.build import open_task
-from sparsesoup.hub.overview import overview
-from sparsesoup.hub.sources import Source, open_splits
-from sparsesoup.show import REPORT, flat, read_report
-from sparsesoup.standing import check_data
-from sparsesoup.study.board import Board
-from sparsesoup.study.budget import read_budget
-from sparsesoup.study.executors import Executor, InProcess
-from sparsesoup.study.existing import records_of
-from sparsesoup.study.page import draw_page
-from sparsesoup.study.plan import Plan
-from sparsesoup.study.tables import Column, Grid, Record, grid, latex, markdown
-from sparsesoup.study.work import FAILED, Job, read_record, records
-from sparsesoup.summary import machine, versions
+from sparsesoup.hub.tasks.overview import overview
+from sparsesoup.hub.tasks.splits import Source, open_splits
+from sparsesoup.report.escaping import printable
+from sparsesoup.report.terminal import REPORT, flat, read_report
+from sparsesoup.runs.results import machine, versions
+from sparsesoup.runs.resume_checks import check_data
+from sparsesoup.study.execute.executors import Executor, InProcess
+from sparsesoup.study.execute.jobs import FAILED, Job, read_record, records
+from sparsesoup.study.execute.progress import Board
+from sparsesoup.study.recipe.budget import read_budget
+from sparsesoup.study.recipe.plan import Plan
+from sparsesoup.study.results.from_runs import records_of
+from sparsesoup.study.results.html import draw_page
+from sparsesoup.study.results.tables import Column, Grid, Record, grid, latex, markdown
 
 STUDIES = "studies"
 

@@ -1,0 +1,129 @@
+"""`sparsesoup measure RUN_OR_EXPORT ...`: flags, tables in the terminal, measure.json, and the run's page."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console, JustifyMethod
+from rich.table import Table
+from rich.text import Text
+
+from sparsesoup.exports.benchmark import How, measure, write_tables
+from sparsesoup.exports.benchmark.backends import BACKENDS
+from sparsesoup.exports.benchmark.explain import megabytes, milliseconds
+from sparsesoup.report.console import Terminal, say
+from sparsesoup.report.format import flop
+from sparsesoup.runs.config_parser import OneLine
+
+ABOUT = "What pruning gained: size, FLOPs, and the time of a batch beside the dense model's, by turns in one process."
+EXAMPLES = f"""
+examples:
+  sparsesoup measure runs/glue/mrpc/hybrid-movement-0123456789/seed-0
+  sparsesoup measure small fast graph --batch 1 --length 32 --threads 2 --on torch,onnxruntime
+
+backends: {", ".join(BACKENDS)}. One that is not installed, or fails on a model, says so and stops no other.
+What was found goes into measure.json, beside an export or in the run, and into the run's report.html.
+Python: sparsesoup.measure("fast", batch=1)
+"""
+
+
+def read(arguments: Sequence[str]) -> tuple[list[Path], How]:
+    """(what is measured, how) of a command line.
+
+    Raises: UserError naming the flag that is wrong; SystemExit after help.
+    """
+    given = vars(parser().parse_args(arguments))
+    paths = given.pop("RUN")
+    if "on" in given:
+        given["on"] = tuple(name for name in given["on"].split(",") if name)
+    return paths, How(**given)
+
+
+def parser() -> OneLine:
+    """The parser of `measure`; what was not given is absent."""
+    made = OneLine(prog="sparsesoup measure", description=ABOUT, epilog=EXAMPLES, allow_abbrev=False,
+                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    made.add_argument("RUN", type=Path, nargs="+", help="a run directory, a model folder with pruning/, or an export")
+    default = {f.name: f.default for f in fields(How)}
+    for name, meaning in (
+        ("batch", "texts or images in a batch"), ("length", "tokens of a text"), ("rounds", "measurements of each"),
+        ("threads", "threads of each backend"),
+    ):  # fmt: skip
+        told = default[name] or "as many as torch takes"
+        made.add_argument(f"--{name}", type=int, default=argparse.SUPPRESS, help=f"{meaning} (default {told})")
+    made.add_argument("--on", default=argparse.SUPPRESS, metavar="A,B", help="backends, with commas (default all)")
+    return made
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure, show, and write."""
+    paths, how = read(arguments)
+    console = Terminal()
+    with Terminal(stderr=True).status("measuring") as status:
+        tables = measure(paths, how, note=status.update)
+    show(tables, console)
+    for path in write_tables(paths, tables):
+        say(f"measure {path}")
+
+
+def show(tables: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Print what was found: sizes and FLOPs, times beside the dense model's, and what that means."""
+    first = tables[0]
+    shape = f"batches of {first['batch']}" + (f", {first['length']} tokens" if first["length"] else "")
+    console.print(Text(f"{shape}, {first['threads']} threads, {first['rounds']} rounds by turns\n", style="bold"))
+    # Numbers, since a path would take the room of what was found.
+    names = [str(i) for i in range(1, len(tables) + 1)] if len(tables) > 1 else ["this"]
+    _print(console, ("", "parameters", "not zero", "on disk", "packed", "zstd", "FLOP"), size_rows(tables, names))
+    console.print()
+    _print(console, ("", "on", "form", "batch", "per s", "dense", "promise", "faster"), time_rows(tables, names))
+    told = (
+        "batch, dense: time of a batch, of the dense model's there. per s: texts or images. promise: by FLOPs. faster: "
+        "median and quartiles."
+    )
+    console.print(Text(told, style="dim"))
+    for name, table in zip(names, tables, strict=True):
+        console.print()
+        if len(tables) > 1:
+            console.print(Text(f"{name}  {table['path']}", style="bold"), soft_wrap=True)
+        for sentence in table["said"]:
+            console.print(Text(sentence))
+        for label, reason in table["failed"].items():
+            console.print(Text(f"{label} was not measured: {reason}."))
+
+
+def size_rows(tables: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[tuple[str, ...]]:
+    """A row for the dense model and one for each subject."""
+    found: list[tuple[str, ...]] = []
+    for i, table in enumerate(tables):
+        dense, own = table["sizes"]["dense"], table["sizes"]["this"]
+        if i == 0 or dense != tables[i - 1]["sizes"]["dense"]:
+            parameters, size = f"{dense['parameters']:,}", megabytes(dense["raw"])
+            found.append(("dense", parameters, parameters, size, "", "", flop(table["flops"]["dense"])))
+        count = [value for key, value in table["flops"].items() if key not in ("dense", "csr", "bsr")][-1]
+        disk = [megabytes(own[key]) if key in own else "" for key in ("raw", "packed", "zstd")]
+        found.append((names[i], f"{own['parameters']:,}", f"{own['nonzero']:,}", *disk, flop(count)))
+    return found
+
+
+def time_rows(tables: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[tuple[str, ...]]:
+    """A row for each backend and form of each subject."""
+    return [
+        (name if len(names) > 1 else "", row["label"], row["form"], milliseconds(row["seconds"]),
+         f"{row['per_second']:,.0f}", milliseconds(row["dense_seconds"]), f"{row['promise']:.2f}",
+         "{:.2f} ({:.2f}-{:.2f})".format(row["faster"], *row["quartiles"]))
+        for name, table in zip(names, tables, strict=True) for row in table["rows"]
+    ]  # fmt: skip
+
+
+def _print(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    shown = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
+    for i in shown:
+        side: JustifyMethod = "left" if columns[i] in ("", "on", "form") else "right"
+        table.add_column(Text(columns[i]), justify=side, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(row[i]) for i in shown))
+    console.print(table)

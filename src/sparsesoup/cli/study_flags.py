@@ -1,0 +1,129 @@
+"""Flags of `sparsesoup compare`, told and checked without the libraries that take seconds to load."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.process_pool import LIVES
+from sparsesoup.core.threads import check_threads
+from sparsesoup.runs.config_parser import OneLine
+from sparsesoup.study.execute.ray_connect import asked, need_answer
+
+ABOUT = """Many runs as one resumable study: models, datasets, methods, sparsities and seeds; then a table and a page.
+
+A recipe is YAML:
+
+  models: minilm                 # one or a list; so datasets, sparsities and seeds
+  datasets: [glue/cola, glue/sst2]
+  sparsities: [0.5, 0.9]
+  seeds: [0, 1, 2]
+  steps: 1440                    # T of every run; or epochs
+  train: {precision: bf16}       # as --train.FIELD of prune
+  methods:                       # rows of the table: a list of names, or a table with settings of each
+    dense:
+    isp:
+    slow-imp: {name: imp, method: {cut: 0.1}}
+    dense-2T: {name: dense, times: 2}
+    moved: {from: isp}           # isp's tickets of every dataset, trained on every other
+  budget: paper                  # or equal: all rows get the FLOPs of dense; {times: 3}, {row: imp}, {flops: 2.0e+15}
+
+Recipes that are shipped: table2 (CLIP on images), table3 (BERT on GLUE), transfer.
+
+The same command again goes on where it was, whatever was killed. The test split is opened once a cell, when all
+are drawn. Cells are drawn in this process, in several (--workers 2), or on Ray (--executor ray), here or on the nodes
+of a cluster that share the working directory and --out: always to the same bits, with the same device and threads.
+The exit code is 1 where cells failed.
+"""
+
+
+INSTEAD = "instead of the recipe's"
+OF_DATA = ("dataset_config", "text_columns", "image_column", "label_column", "drop_unlabelled", "prompts",
+           "class_names")  # fmt: skip
+CHANGES = ("models", "datasets", "sparsities", "seeds", "steps", "epochs", "data_root", *OF_DATA)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of `compare`."""
+    made = OneLine(
+        prog="sparsesoup compare", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
+    made.add_argument("RUN", type=Path, nargs="*", help="runs that exist, for a table without a recipe")
+    made.add_argument("--config", help="recipe (YAML), or the name of a shipped one: table2, table3, transfer")
+    made.add_argument("--out", type=Path, default=Path("runs"), help="folder of all runs; studies are in it")
+    made.add_argument("--name", help="of the study; default the recipe's file name, for given runs `runs`")
+    _recipe_flags(made)
+    _executor_flags(made)
+    made.add_argument("--retry-failed", action="store_true", help="do cells again that failed before")
+    made.add_argument("--dry-run", action="store_true", help="print the cells and what they will cost, and draw none")
+    return made
+
+
+def read(arguments: list[str]) -> Any:
+    """What the flags say. A cluster that is to draw the cells must answer, before their cost is counted.
+
+    Raises: UserError if flags do not fit together, or nothing answers.
+    """
+    options = parser().parse_args(arguments)
+    if bool(options.RUN) == bool(options.config):
+        raise UserError("compare needs either --config recipe.yaml or runs that exist; see `sparsesoup compare --help`")
+    if options.RUN:
+        _need_no_recipe(options)
+        return options
+    ray = options.executor == "ray"
+    _need_fitting(options, ray)
+    if ray and not options.dry_run:
+        need_answer(asked(options.address))
+    return options
+
+
+def _recipe_flags(made: argparse.ArgumentParser) -> None:
+    """Flags that stand for keys of the recipe; lists also go by the name that `prune` has for one."""
+    lists: dict[str, tuple[str, Callable[[str], Any]]] = {
+        "models": ("model", str), "datasets": ("dataset", str), "sparsities": ("sparsity", float),
+        "seeds": ("seed", int),
+    }  # fmt: skip
+    for key, (one, kind) in lists.items():
+        made.add_argument(f"--{key}", f"--{one}", nargs="+", type=kind, metavar=one.upper(), help=INSTEAD)
+    made.add_argument("--steps", type=int, help=INSTEAD)
+    made.add_argument("--epochs", type=float, help=INSTEAD)
+    made.add_argument("--data-root", help="folder of named datasets; default the variable SPARSESOUP_DATA")
+    for key in OF_DATA:
+        made.add_argument(f"--{key.replace('_', '-')}", nargs="+" if key == "text_columns" else None, help=INSTEAD)
+
+
+def _executor_flags(made: argparse.ArgumentParser) -> None:
+    add = made.add_argument
+    add("--executor", choices=("local", "ray"), default="local", help="who draws: this machine (default), or Ray tasks")
+    add("--workers", type=int, help="cells at a time; default 1, in this process; on Ray all there is room for")
+    add("--threads", type=int, help="of torch in each cell; default the cores shared among workers, on Ray the cell's")
+    add("--retries", type=int, help=f"how often a cell is begun again whose process died; default {LIVES - 1}")
+    add("--address", help="host:port of a Ray cluster's head, or auto; default RAY_ADDRESS, else Ray is started here")
+    add("--workers-per-cell", type=int, default=1, help="processes that draw the weak masks of a cell; default its own")
+    add("--cpus-per-cell", type=float, help="cores that Ray keeps for a cell; default 1")
+    add("--gpus-per-cell", type=float, help="GPUs that Ray keeps for a cell, 0.25 for four cells on one; default 0")
+
+
+def _need_fitting(options: Any, ray: bool) -> None:
+    """Raise a UserError for a number that cannot be, and for a flag that would have no effect."""
+    for flag, low in (("workers", 1), ("threads", 1), ("retries", 0), ("workers_per_cell", 1)):
+        if (value := getattr(options, flag)) is not None and value < low:
+            raise UserError(f"--{flag.replace('_', '-')} is at least {low}, got {value}")
+    if not ray or asked(options.address) == "local":  # the nodes of a cluster have cores of their own
+        check_threads(options.threads)
+    for flag in ("address", "cpus_per_cell", "gpus_per_cell"):
+        if getattr(options, flag) is not None and not ray:
+            raise UserError(f"--{flag.replace('_', '-')} is for cells on Ray; add --executor ray")
+    if options.retries is not None and not ray and (options.workers or 1) == 1:
+        raise UserError("--retries is for cells in processes of their own; add --workers 2 or --executor ray")
+
+
+def _need_no_recipe(options: Any) -> None:
+    """Raise a UserError for a flag that would have no effect on runs that exist."""
+    plain = vars(parser().parse_args([]))
+    given = [name for name, value in vars(options).items() if value != plain[name]]
+    for name in given:
+        if name not in ("RUN", "out", "name"):
+            raise UserError(f"--{name.replace('_', '-')} is for a recipe; with runs that exist, leave it out")

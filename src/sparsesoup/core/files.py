@@ -1,0 +1,297 @@
+"""Files that are written whole or not at all, and read as they were written."""
+
+import contextlib
+import errno
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from sparsesoup.core.errors import UserError
+
+UMASK = os.umask(0)  # it can only be read by setting it
+os.umask(UMASK)
+DIGEST, DIGESTS = "digest", "digests"  # keys of a table: of all else in it, and of the files that it names
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary file or folder that takes the place of `path` when the block ends well, and is removed if not.
+
+    A folder that is there stays, and what is in it is replaced: it may be a mount point, or the user's own.
+
+    >>> with whole(Path("report.json")) as temporary:  # doctest: +SKIP
+    ...     temporary.write_text("{}")
+    """
+    with all_whole([path]) as (temporary,):
+        yield temporary
+
+
+@contextlib.contextmanager
+def all_whole(paths: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
+    """Temporaries as of `whole` for several paths, none of which is replaced before all are written.
+
+    Raises: UserError if the disk is full; it names what there was no room for.
+    """
+    # What a link points to is replaced, or made: on another disk, for instance.
+    places = [path.resolve() if path.is_symlink() and not path.is_file() else path for path in paths]
+    for path in places:
+        make_folder(path.parent)
+    temporaries = tuple(_beside(path) for path in places)
+    try:
+        yield temporaries
+        for temporary in temporaries:
+            for file in [temporary] if temporary.is_file() else temporary.rglob("*"):
+                _readable(file)
+                _flush(file)
+        for temporary, path in zip(temporaries, places, strict=True):
+            _replace(temporary, path)
+            _flush(path.parent)
+    except Exception as error:
+        if told := _told(error, dict(zip(temporaries, paths, strict=True))):
+            raise UserError(told) from error
+        raise
+    finally:
+        for temporary in temporaries:
+            remove(temporary)
+
+
+@contextlib.contextmanager
+def appending(path: Path) -> Iterator[IO[str]]:
+    """A text file that grows by what is written in the block.
+
+    Raises: UserError naming it if the disk is full.
+    """
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            yield file
+    except OSError as error:
+        if is_disk_full(error):
+            raise UserError(disk_full(path, error)) from error
+        raise
+
+
+def _beside(path: Path) -> Path:
+    # A number of this process would not do: on another machine that shares the folder one may have the same.
+    # Nor would the name of the file: with anything added, a long one is too long.
+    return (path if path.is_dir() else path.parent) / f".{secrets.token_hex(8)}.part"
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    if not path.is_dir():
+        os.replace(temporary, path)
+        return
+    if not temporary.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    before, aside = [entry for entry in path.iterdir() if entry != temporary], _beside(path)
+    aside.mkdir()
+    for entry in before:  # moves take no time, so that a kill hardly ever comes between them
+        os.replace(entry, aside / entry.name)
+    for entry in temporary.iterdir():
+        os.replace(entry, path / entry.name)
+    _flush(path)
+    remove(aside)
+
+
+def _told(error: Exception, places: Mapping[Path, Path]) -> str:
+    """Return a message for a full disk, or for a temporary, which goes by the name of its place; else nothing."""
+    text = str(error) if isinstance(error, UserError) else ""
+    if is_disk_full(error):
+        written = [temporary for temporary in places if temporary.exists()] or [*places]
+        # Of a copy the second name is what was written; the first was only read.
+        named = str(getattr(error, "filename2", None) or getattr(error, "filename", None))
+        text = disk_full(Path(named) if named.startswith(tuple(map(str, places))) else written[-1], error)
+    for temporary, path in places.items():
+        text = text.replace(str(temporary), str(path))
+    return text if text != str(error) else ""
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Return True for an error of a full disk."""
+    # safetensors has an error of its own, which carries the number in its text alone.
+    return getattr(error, "errno", None) in FULL or any(f"(os error {n})" in str(error) for n in FULL)
+
+
+def disk_full(path: Path | str, error: Exception) -> str:
+    """Return the message for a disk without room for a file."""
+    return f"the disk is full ({path}: {getattr(error, 'strerror', None) or error}); free space and repeat the command"
+
+
+def _readable(file: Path) -> None:
+    """As readable as any file of this user: safetensors keeps what it writes from all others."""
+    if file.is_file():
+        file.chmod(0o666 & ~UMASK)
+
+
+def locked(path: Path, patient: bool) -> IO[str]:
+    """A lock file, open and locked; closing it gives it free. The folder is made if need be.
+
+    Args:
+        path: of the lock file; its folder is what is locked.
+        patient: wait for who holds it.
+    Raises: UserError if another process holds it and `patient` is not set.
+    """
+    make_folder(path.parent)
+    file = open(path, "w", encoding="utf-8")  # noqa: SIM115 - it is the caller's to close: that gives the lock free
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if patient else fcntl.LOCK_NB))
+    except OSError as error:
+        file.close()
+        raise UserError(f"another process works on {path.parent}; wait for it or give another --out") from error
+    if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        return file
+    file.close()  # who held it has removed it
+    return locked(path, patient)
+
+
+def make_folder(path: Path, flag: str = "--out") -> None:
+    """Make a folder and those above it; `flag` is what places it.
+
+    Raises: UserError if something is in the way, or the place takes no folders.
+    """
+    try:
+        str(path).encode()  # bytes that are no text could stand in no recipe and no report
+        path.mkdir(parents=True, exist_ok=True)
+    except UnicodeEncodeError as error:
+        raise UserError(f"the folder {str(path)!r} has a name that is no text (UTF-8); give another {flag}") from error
+    except (FileExistsError, NotADirectoryError, FileNotFoundError, PermissionError) as error:
+        raise UserError(
+            f"cannot make the folder {path}: {error.strerror} ({error.filename}); give another {flag}"
+        ) from error
+
+
+def _flush(path: Path) -> None:
+    # Without fsync a power cut can leave the new name on an empty file.
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def from_json(text: str | bytes) -> Any:
+    """Parse a JSON text.
+
+    Raises: ValueError if it is none, or if its lists and tables are nested deeper than they can be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("lists and tables are nested too deep") from error
+
+
+def load_table(path: Path) -> dict[str, Any]:
+    """Read a table in JSON and verify its digest, which is left out; a table of an older version has none.
+
+    Raises: OSError or ValueError if it cannot be read, is no table, or has changed since.
+    """
+    found = from_json(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError("it holds no table")
+    if DIGEST in found and found.pop(DIGEST) != _digest_of_table(found):
+        raise ValueError(f'it is not as it was written; if it was changed on purpose, take its line "{DIGEST}" out')
+    return found
+
+
+def read_table(path: Path, what: str = "file", remedy: str = "make it again") -> dict[str, Any]:
+    """Read a table in JSON and verify its digest.
+
+    Raises: UserError if it cannot be read, is no table, or has changed; `what` it is and the `remedy` are named.
+    """
+    try:
+        return load_table(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"damaged {what}: {path} cannot be read ({error}); {remedy}") from error
+
+
+def write_table(path: Path, table: Mapping[str, Any]) -> None:
+    """Write a table in JSON with a digest of itself, which `load_table` verifies."""
+    plain = {key: value for key, value in table.items() if key != DIGEST}
+    # First, so that its line can be taken out of the file without touching another.
+    write_json(path, {DIGEST: _digest_of_table(json.loads(json.dumps(plain))), **plain})
+
+
+def _digest_of_table(table: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all; NaN is refused, since it is no JSON."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes: of hashlib's the fastest where the processor has instructions for it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digests_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return name -> digest, of files in a folder."""
+    return {name: digest_of(folder / name) for name in sorted(names)}
+
+
+def check_digest(path: Path, digest: object) -> None:
+    """Raise a ValueError if a file is not the one of that digest; None stands for a file whose digest nobody took."""
+    if digest is not None and _seen(path, *_signs(path)) != digest:
+        raise ValueError("it is not the file that was written: its digest is another")
+
+
+def check_digests(
+    folder: Path, digests: object, told: str, remedy: str, what: str = "file", optional: Collection[str] = ()
+) -> None:
+    """Verify the digests of files.
+
+    Args:
+        folder: where they lie.
+        digests: name -> digest, as of `digests_of`.
+        told: the file that names them.
+        remedy: what the user may do.
+        what: kind of the files, in a word.
+        optional: names that may be missing.
+    Raises: UserError naming the first file that is missing or has changed.
+    """
+    if not isinstance(digests, Mapping):
+        raise UserError(f"damaged {what}: {folder / told} has no table of {DIGESTS}; {remedy}")
+    for name, digest in digests.items():
+        path = folder / name
+        if not path.is_file() and name in optional:
+            continue
+        try:
+            check_digest(path, digest)
+        except FileNotFoundError as error:
+            raise UserError(f"damaged {what}: {path} is missing, which {told} names; {remedy}") from error
+        except (OSError, ValueError) as error:
+            raise UserError(f"damaged {what}: {path} cannot be used ({error}); {remedy}") from error
+
+
+def _signs(path: Path) -> tuple[int, ...]:
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+@functools.lru_cache(maxsize=1024)
+def _seen(path: Path, *signs: int) -> str:
+    """The digest of a file, taken once in the life of the process as long as it is not written to."""
+    return digest_of(path)

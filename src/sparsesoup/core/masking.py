@@ -1,0 +1,268 @@
+"""The one top-k of the library: scores and a sparsity in, masks out."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, pairwise
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from sparsesoup.core.allocation import fitted, largest_remainder, pools
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.granularity import Block, Element, Pattern, Tie
+from sparsesoup.core.masks import Masks
+from sparsesoup.core.topk import best, level
+
+Scores = Mapping[str, Tensor]  # parameter name -> [out, in], higher = keep
+Scope = Literal["global", "tensor", "erk", "row", "1:4", "2:4", "4:8"]
+Competition = Literal["global", "tensor", "erk", "row"]  # the scopes that take any sparsity
+GROUPS = {"1:4": (1, 4), "2:4": (2, 4), "4:8": (4, 8)}  # scope -> (kept, of how many in a row)
+
+
+def keep(
+    scores: Scores,
+    sparsity: float,
+    *,
+    then: Scores | None = None,
+    pattern: Pattern = Element,
+    scope: Scope = "global",
+    within: Masks | None = None,
+) -> Masks:
+    """The masks that keep the best-scored weights.
+
+    Args:
+        scores: name -> tensor [out, in]; higher = keep.
+        sparsity: share of all weights in `scores` to prune, in [0, 1).
+        then: what decides between equal scores; default nothing.
+        pattern: what is kept or pruned together: a tile, or ties that name every parameter once; a group's score is the
+            mean over its weights in `within`. What a tie spares stays, and is no part of the choice.
+        scope: who competes with whom: all weights, those of a tensor (or of a tie that reaches over several), of a
+            tensor with Erdos-Renyi densities (Evci et al. 2020), of a row, or each four (eight) neighbours of a row,
+            where the sparsity is fixed.
+        within: keep only among these; default all.
+    Returns: name -> bool [out, in]; round((1 - sparsity) * n) True in total. With groups larger than one weight: the
+        best groups as long as no more than that is kept.
+    Raises: ValueError if a score is NaN, the request is impossible, or `within` is already sparser than asked.
+
+    Ties go to the higher `then`, the earlier name, the lower index: the result is the same on every device.
+
+    >>> keep({"w": torch.tensor([[3.0, 1.0, 2.0, 0.0]])}, 0.5)["w"].tolist()
+    [[True, False, True, False]]
+    """
+    _check(scores, sparsity, then, scope, within)
+    check_scope(scope, sparsity, pattern)
+    if pattern != Element:
+        return _groups(scores, sparsity, then, _ties(scores, pattern), scope, within)
+    if scope == "row" or scope in GROUPS:
+        return _rows(scores, sparsity, then, scope, within)
+    alive = {name: torch.count_nonzero(within[name]).item() if within else s.numel() for name, s in scores.items()}
+    masks: Masks = {}
+    for names, budget in pools(scores, sparsity, scope, alive):
+        room = sum(alive[name] for name in names)
+        if budget > room:
+            what = f"{names[0]}: " if len(names) < len(scores) else ""
+            size = sum(scores[n].numel() for n in names)
+            raise UserError(
+                f"{what}cannot prune to sparsity {1 - budget / size:.4f}: "
+                f"the masks given are already at {1 - room / size:.4f}"
+            )
+        chosen = best(
+            [scores[n] for n in names],
+            budget,
+            then=[then[n] for n in names] if then else None,
+            alive=[within[n] for n in names] if within else None,
+        )
+        masks |= zip(names, chosen, strict=True)
+    return {name: masks[name] for name in scores}
+
+
+def check_sparsity(sparsity: float) -> None:
+    """UserError unless a sparsity is the share of weights removed, in [0, 1)."""
+    if not 0.0 <= sparsity < 1.0:
+        raise UserError(f"sparsity must lie in [0, 1), got {sparsity}")
+
+
+def fixed(scope: str) -> float | None:
+    """The one sparsity that a scope of neighbours has; None where any can be asked for.
+
+    >>> fixed("2:4"), fixed("1:4"), fixed("global")
+    (0.5, 0.75, None)
+    """
+    if scope not in GROUPS:
+        return None
+    count, width = GROUPS[scope]
+    return 1 - count / width
+
+
+def check_scope(scope: str, sparsity: float, pattern: Pattern = Element) -> None:
+    """UserError if a scope of neighbours fixes another sparsity, or is asked for groups."""
+    only = fixed(scope)
+    if pattern != Element and (scope == "row" or only is not None):
+        raise UserError(f"scope {scope} chooses single weights; a pattern of blocks needs scope global, tensor or erk")
+    if only is not None and sparsity != only:
+        raise UserError(f"scope {scope} fixes the sparsity at {only}, asked for {sparsity}; ask for that or for none")
+
+
+def check_rows(scope: str, shape: Sequence[int], name: str) -> int:
+    """How many neighbours of a row compete with each other; UserError if rows of [out, in] do not fall into such."""
+    width = GROUPS[scope][1] if scope in GROUPS else shape[-1]
+    if shape[-1] % width:
+        raise UserError(f"scope {scope} needs rows of a multiple of {width} weights, {name} has {tuple(shape)}")
+    return width
+
+
+def _check(scores: Scores, sparsity: float, then: Scores | None, scope: str, within: Masks | None) -> None:
+    check_sparsity(sparsity)
+    if scope not in get_args(Scope):
+        raise UserError(f"unknown scope {scope!r}; allowed: {', '.join(get_args(Scope))}")
+    for what, other in (("then", then), ("within", within)):
+        if other is not None and other.keys() != scores.keys():
+            raise UserError(f"scores and `{what}` name different parameters: {sorted(scores.keys() ^ other.keys())}")
+    for table in (scores, then or {}):
+        for name, s in table.items():
+            # A sum is quick and NaN wherever a score is; infinities of both signs make it so too.
+            if s.is_floating_point() and bool(s.sum(dtype=torch.float32).isnan()) and bool(s.isnan().any()):
+                raise UserError(f"score of {name} has NaN")
+
+
+def _rows(scores: Scores, sparsity: float, then: Scores | None, scope: str, within: Masks | None) -> Masks:
+    """Each row, or each few neighbours of a row, keeps its own best."""
+    masks: Masks = {}
+    sizes = [s.numel() for s in scores.values()]
+    goal = round((1.0 - sparsity) * sum(sizes))
+    ends = [round(goal * seen / sum(sizes)) for seen in accumulate(sizes)]
+    alive = [int(torch.count_nonzero(within[name])) for name in scores] if within else sizes
+    budgets = fitted([end - begin for begin, end in pairwise([0, *ends])], alive)
+    for (name, s), budget in zip(scores.items(), budgets, strict=True):
+        width = check_rows(scope, s.shape, name)
+        rows = s.numel() // width
+        counts = budget // rows + (torch.arange(rows, device=s.device) < budget % rows)
+        masks[name] = _best_of_rows(name, s, width, counts, then, within)
+    return masks
+
+
+def _best_of_rows(
+    name: str, score: Tensor, width: int, counts: Tensor, then: Scores | None, within: Masks | None
+) -> Tensor:
+    rows, alive = score.reshape(-1, width), None if within is None else within[name].reshape(-1, width)
+    if alive is not None and bool((alive.sum(1) < counts).any()):
+        row = int((alive.sum(1) < counts).nonzero()[0])
+        raise UserError(f"row {row} of {name} cannot keep {int(counts[row])} weights: `within` has fewer left")
+    order = _order(rows, then[name].reshape(-1, width) if then else None, alive)
+    rank = torch.empty_like(order).scatter_(1, order, torch.arange(width, device=score.device).expand_as(order))
+    return (rank < counts[:, None]).reshape(score.shape)
+
+
+def _order(score: Tensor, then: Tensor | None, alive: Tensor | None) -> Tensor:
+    """Indices along the last side, best first; what is not alive comes last."""
+    order = torch.arange(score.shape[-1], device=score.device).expand_as(score)
+    for key in (then, score, alive):  # stable sorts, the least important first
+        if key is not None:
+            key = key.to(torch.uint8) if key.dtype == torch.bool else key
+            order = order.gather(-1, key.gather(-1, order).sort(dim=-1, descending=True, stable=True).indices)
+    return order
+
+
+def levels(scores: Scores, sizes: Mapping[str, int], sparsity: float, scope: Scope = "global") -> dict[str, Tensor]:
+    """The smallest score that is kept, for each tensor: `score >= level` is the mask of `keep`, up to ties.
+
+    At least one group is kept of those that compete. With scope tensor `keep` may round a tensor's share the other way.
+
+    Args:
+        scores: name -> the scores of its groups, of any shape.
+        sizes: name -> weights in each of its groups.
+        sparsity: share of all weights to prune.
+        scope: global, or tensor: each has its own level.
+    """
+    pools = [list(scores)] if scope == "global" else [[name] for name in scores]
+    found: dict[str, Tensor] = {}
+    for names in pools:
+        budget = round((1.0 - sparsity) * sum(scores[n].numel() * sizes[n] for n in names))
+        if len({sizes[n] for n in names}) == 1:
+            count = max(1, budget // sizes[names[0]])
+            value = level([scores[n] for n in names], None, count, sum(scores[n].numel() for n in names))[0]
+        else:
+            flat = torch.cat([scores[n].flatten() for n in names])
+            order = flat.sort(descending=True, stable=True)
+            size = torch.cat([torch.full((scores[n].numel(),), sizes[n]) for n in names]).to(flat.device)
+            fits = size[order.indices].cumsum(0) <= budget
+            value = order.values[max(int(fits.sum()) - 1, 0)]
+        found |= dict.fromkeys(names, value)
+    return found
+
+
+def _ties(scores: Scores, pattern: Pattern) -> tuple[Tie, ...]:
+    if isinstance(pattern, Block):
+        return tuple(Tie(((name, pattern),)) for name in scores)
+    named = [name for tie in pattern for name, _ in tie.members]
+    if sorted(named) != sorted(scores):
+        raise UserError(f"ties name every scored parameter once, not so {min({*named} ^ {*scores}, default=named[0])}")
+    return pattern
+
+
+def _groups(
+    scores: Scores, sparsity: float, then: Scores | None, ties: tuple[Tie, ...], scope: str, within: Masks | None
+) -> Masks:
+    shapes = {n: s.shape for n, s in scores.items()}
+    weight = {n: (within[n] if within else torch.ones_like(s, dtype=torch.bool)) for n, s in scores.items()}
+    masks: Masks = {n: weight[n] for tie in ties if tie.spared for n, _ in tie.members}
+    goal = check_reach(ties, {n: s.numel() for n, s in scores.items()}, sparsity)
+    ties = tuple(tie for tie in ties if not tie.spared)
+    for tie in ties:
+        tie.count(shapes)
+    floats = {n: w.to(torch.float32) for n, w in weight.items()}
+    size = [tie.total(floats) for tie in ties]
+    for chosen, budget in _tied_pools(ties, scores, goal, sparsity, scope, size):
+        flat = torch.cat([size[i] for i in chosen])
+        # What is alive may lie a part of a group below the budget: at the boundary where an earlier selection stopped.
+        if budget - float(flat.sum()) >= max(ties[i].area(shapes) for i in chosen):
+            raise UserError(f"cannot prune to sparsity {sparsity:.4f}: the masks given are already sparser")
+        main = torch.cat([_mean(scores, ties[i], weight, size[i]) for i in chosen])
+        second = torch.cat([_mean(then, ties[i], weight, size[i]) for i in chosen]) if then else None
+        order = _order(main, second, flat > 0)
+        stays = torch.zeros_like(flat, dtype=torch.bool)
+        stays[order] = flat[order].double().cumsum(0) <= budget + 1e-6
+        for i, part in zip(chosen, stays.split([len(size[i]) for i in chosen]), strict=True):
+            masks |= {n: m & weight[n] for n, m in ties[i].spread(part, shapes).items()}
+    return {name: masks[name] for name in scores}
+
+
+def check_reach(ties: tuple[Tie, ...], sizes: Mapping[str, int], sparsity: float) -> int:
+    """How many weights the ties that are not spared keep; UserError if they have too few to prune to this sparsity.
+
+    Args:
+        sizes: weights of every parameter.
+    """
+    total, spared = sum(sizes.values()), sum(sizes[n] for tie in ties if tie.spared for n, _ in tie.members)
+    goal = round((1.0 - sparsity) * total) - spared
+    if goal < 0:
+        raise UserError(
+            f"cannot prune to sparsity {sparsity:.4f}: what may fall holds {1 - spared / total:.4f} of the prunable "
+            f"weights; ask for no more than that, or let more of them fall"
+        )
+    return goal
+
+
+def _tied_pools(
+    ties: tuple[Tie, ...], scores: Scores, goal: int, sparsity: float, scope: str, size: Sequence[Tensor]
+) -> Iterable[tuple[list[int], int]]:
+    """(ties that compete with each other, how many weights they keep together)."""
+    if scope == "global":
+        return [(list(range(len(ties))), goal)]
+    if scope == "tensor":  # the groups of a tie: of one matrix, or of those that it reaches over
+        areas = [sum(scores[n].numel() for n, _ in tie.members) for tie in ties]
+        counts = largest_remainder([goal * area / sum(areas) for area in areas], goal)
+        return [([i], count) for i, count in enumerate(counts)]
+    if len(ties) < len(scores):
+        raise UserError(
+            f"scope {scope} gives every matrix its own share, which ties of several matrices cannot keep to"
+        )
+    alive = {tie.members[0][0]: float(s.sum()) for tie, s in zip(ties, size, strict=True)}
+    place = {tie.members[0][0]: i for i, tie in enumerate(ties)}
+    return [([place[name] for name in names], count) for names, count in pools(scores, sparsity, scope, alive)]
+
+
+def _mean(table: Scores, tie: Tie, weight: Masks, size: Tensor) -> Tensor:
+    # In at least float32, where a sum of half-precision scores does not overflow; -inf * 0 would be NaN.
+    exact = {n: table[n] if table[n].dtype == torch.float64 else table[n].float() for n, _ in tie.members}
+    return tie.total({n: s.masked_fill(~weight[n], 0.0) for n, s in exact.items()}) / size.clamp_min(1)

@@ -1,0 +1,126 @@
+"""Schedules: step -> sparsity, and step -> learning rate."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sparsesoup.core.errors import UserError
+
+MOST_STEPS = 1 << 40
+MOST_ROUNDS = 10_000  # of a geometric schedule: a list of more would not fit the memory before it ends
+
+
+@dataclass(frozen=True)
+class Cubic:
+    """Fast early, slow late: s_t = s_f + (s_i - s_f)(1 - t)^3. Zhu & Gupta 2017, eq. 1.
+
+    Args:
+        start, stop: steps between which the sparsity rises.
+        every: steps from one pruning to the next; the one at `stop` is always made.
+        initial: sparsity at `start`.
+    """
+
+    start: int
+    stop: int
+    every: int = 1
+    initial: float = 0.0
+
+    def due(self, step: int) -> bool:
+        """Whether to prune after this step."""
+        return step == self.stop or (self.start <= step < self.stop and (step - self.start) % self.every == 0)
+
+    def at(self, step: int, final: float) -> float:
+        """The sparsity asked for at this step.
+
+        >>> Cubic(0, 10).at(10, 0.9)
+        0.9
+        """
+        if step >= self.stop:
+            return final
+        t = max((step - self.start) / max(self.stop - self.start, 1), 0.0)
+        return final + (min(self.initial, final) - final) * (1.0 - t) ** 3
+
+
+def geometric(cut: float, final: float) -> list[float]:
+    """Sparsities of the rounds that each remove a share `cut` of what remains; the last is exactly `final`.
+
+    >>> [round(s, 3) for s in geometric(0.2, 0.5)]
+    [0.2, 0.36, 0.488, 0.5]
+    """
+    if not 0.0 <= final < 1.0:
+        raise ValueError(f"sparsity must lie in [0, 1), got {final}")
+    if final and math.log1p(-final) / math.log1p(-cut) > MOST_ROUNDS:
+        raise UserError(
+            f"a cut of {cut:g} a round takes more than {MOST_ROUNDS:,} rounds to sparsity {final:g}; choose a larger"
+        )
+    goals, remaining = [], 1.0 - cut
+    while 1.0 - remaining < final - 1e-9:
+        goals.append(1.0 - remaining)
+        remaining *= 1.0 - cut
+    return [*goals, final]
+
+
+@dataclass(frozen=True)
+class Decay:
+    """Learning rate: up from 0 over `warmup` steps, then down in a straight line to 0 at `total`.
+
+    Args:
+        peak: the highest learning rate.
+        warmup: steps of the way up.
+        total: steps of the whole run.
+    """
+
+    peak: float
+    warmup: int
+    total: int
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup:
+            return self.peak * (step + 1) / (self.warmup + 1)
+        return self.peak * max(self.total - step, 0) / max(self.total - self.warmup, 1)
+
+
+@dataclass(frozen=True)
+class Cycles:
+    """Learning rate: re-wound to `peak` at each pruning, falling in a straight line to `low` before the next one.
+
+    Args:
+        peak, low: highest and lowest rate of a cycle.
+        start: first pruning; the cycle before it begins at step 0.
+        stop: last pruning; the cycle after it ends at `total`.
+        every: steps of a cycle between prunings.
+        total: steps of the whole run.
+    """
+
+    peak: float
+    low: float
+    start: int
+    stop: int
+    every: int
+    total: int
+
+    def __call__(self, step: int) -> float:
+        if step < self.start:
+            share = step / self.start
+        elif step < self.stop:
+            share = (step - self.start) % self.every / self.every
+        else:
+            share = min((step - self.stop) / max(self.total - self.stop, 1), 1.0)
+        return self.peak - (self.peak - self.low) * share
+
+
+def least_steps(fits: Callable[[int], object], total: int = 1) -> int | None:
+    """A T above `total`, from which a schedule does not fit, at which it does and one step less does not; or None.
+
+    >>> least_steps(lambda total: round(0.3 * total) >= 4)
+    12
+    """
+    low, high = total, total + 1
+    while not fits(high):  # by ones at first, where rounding may let a schedule fit T and not T + 1
+        low, high = high, high + max(1, high // 64)
+        if high > MOST_STEPS:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high

@@ -1,0 +1,109 @@
+"""Targets: the parameters that may be pruned, with their role and orientation, resolved once."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from sparsesoup.core.granularity import Block, Tie
+
+
+@dataclass(frozen=True)
+class Target:
+    """One prunable parameter.
+
+    Args:
+        role: what it does in its block: query, key, value, output, feed-forward in, feed-forward out, or other.
+        shape: its shape.
+        transposed: True where it is stored [in, out] (GPT-2's Conv1D), False for [out, in].
+        head: rows of one attention head in query, key and value, columns of one in the attention output; 0: unknown.
+    """
+
+    role: str
+    shape: tuple[int, ...]
+    transposed: bool = False
+    head: int = 0
+
+
+Targets = dict[str, Target]  # parameter name as in named_parameters() -> target
+
+
+def parameters(model: nn.Module, targets: Mapping[str, Target]) -> dict[str, Parameter]:
+    """The target parameters of a model, looked up fresh by name, in the order of `targets`.
+
+    Behind a gate it is the weight itself, not what the gate lets through.
+
+    Raises: ValueError if one is missing or has another shape.
+    """
+    table = dict(model.named_parameters())
+    found = {}
+    for name, target in targets.items():
+        owner, _, own = name.rpartition(".")
+        parameter = table.get(name, table.get(f"{owner}.parametrizations.{own}.original"))
+        if parameter is None:
+            raise ValueError(f"the model has no parameter {name}")
+        if tuple(parameter.shape) != target.shape:
+            raise ValueError(f"{name} has shape {tuple(parameter.shape)}, expected {target.shape}")
+        found[name] = parameter
+    return found
+
+
+def block_of(name: str) -> str:
+    """The repeated block that a parameter lies in: its name up to the first number, '' if there is none.
+
+    >>> block_of("bert.encoder.layer.3.attention.self.query.weight")
+    'bert.encoder.layer.3'
+    """
+    found = re.match(r"(?:.*?\.)?\d+(?=\.)", name)
+    return found.group() if found else ""
+
+
+def units(targets: Targets) -> list[Tie]:
+    """A tie for the feed-forward part of each block: a unit is a row going in and a column coming out."""
+    return _tied(targets, {"feed-forward in": 1, "feed-forward gate": 1}, {"feed-forward out": 1})
+
+
+def heads(targets: Targets) -> list[Tie]:
+    """A tie for the attention of each block: a head is rows of query, key and value and columns of the output."""
+    sizes = {target.role: target.head for target in targets.values() if target.head}
+    ties = _tied(
+        targets,
+        {role: sizes.get(role, 0) for role in ("query", "key", "value")},
+        {role: sizes.get(role, 0) for role in ("output",)},
+    )
+    shapes = {name: target.shape for name, target in targets.items()}
+    # Where heads share keys and values, as in grouped-query attention, these have fewer bands.
+    return [tie for tie in ties if len({*tie.counts(shapes).values()}) == 1]
+
+
+def _tied(targets: Targets, going_in: Mapping[str, int], coming_out: Mapping[str, int]) -> list[Tie]:
+    """Bands of the given widths: rows of the roles that go in, columns of those that come out; whole blocks only."""
+    blocks: dict[str, list[list[tuple[str, Block]]]] = {}
+    for name, target in targets.items():
+        width = going_in.get(target.role, 0) or coming_out.get(target.role, 0)
+        if width and block_of(name):
+            parts = blocks.setdefault(block_of(name), [[]])
+            roles = {targets[n].role for n, _ in parts[-1]}
+            if target.role in roles and roles & {*going_in} and roles & {*coming_out}:
+                parts.append([])  # the decoder's attention to the encoder, the next of MobileBERT's feed-forwards
+            rows = (target.role in going_in) != target.transposed
+            parts[-1].append((name, Block(width, 0) if rows else Block(0, width)))
+    whole = [m for parts in blocks.values() for m in parts if {targets[n].role for n, _ in m} & {*coming_out}]
+    return [Tie(tuple(m)) for m in whole if {targets[n].role for n, _ in m} & {*going_in}]
+
+
+def upright(table: Mapping[str, Tensor], targets: Mapping[str, Target]) -> dict[str, Tensor]:
+    """The tensors as [out, in]: those stored [in, out] are transposed. Doing it twice gives them back."""
+    return {name: t.mT.contiguous() if targets[name].transposed else t for name, t in table.items()}
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, shapes and float32 values: the same for every copy of a checkpoint, however it was stored."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(f"{name}{tuple(weights[name].shape)}".encode())
+        digest.update(weights[name].detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,267 @@
+"""What pruning gained: size, FLOPs, and the time of a batch beside the dense model's, on every engine that is there."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.files import write_json
+from sparsesoup.core.threads import check_threads
+from sparsesoup.core.timing import Spread, in_turns, ratios, spread
+from sparsesoup.exports.benchmark.backends import BACKENDS, Answer, Place
+from sparsesoup.exports.benchmark.candidate import AS_IT_IS, Subject, open_subject
+from sparsesoup.exports.benchmark.explain import said, why
+from sparsesoup.exports.benchmark.flops import flops, profile, sparse_flops
+from sparsesoup.exports.runtimes import brief
+from sparsesoup.exports.source import run_of
+from sparsesoup.hub.build import positions
+from sparsesoup.hub.models.dummy_inputs import sample
+from sparsesoup.report.run_page import write_report
+from sparsesoup.runs.results import machine, versions
+
+FILE = "measure.json"
+MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes of this machine
+CLOSE = 1e-2  # how far the answers of a backend may lie from torch's, as a share of the largest
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How is measured.
+
+    Args:
+        batch: texts or images in a batch.
+        length: tokens of a text; images have their own size.
+        threads: that each backend may use; None: as many as torch does.
+        rounds: measurements of each, by turns.
+        on: the backends.
+    Raises: UserError for a number below what is possible, or an unknown backend.
+    """
+
+    batch: int = 32
+    length: int = 128
+    threads: int | None = None
+    rounds: int = 9
+    on: tuple[str, ...] = tuple(BACKENDS)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.on, str):  # from Python, as on the command line
+            object.__setattr__(self, "on", tuple(name for name in self.on.split(",") if name))
+        for name, least in (("batch", 1), ("length", 3), ("threads", 1), ("rounds", 3)):
+            value = getattr(self, name)
+            if value is None and name == "threads":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+                raise UserError(f"--{name} is a whole number, got {value!r}")
+            if value < least:
+                raise UserError(f"--{name} is at least {least}, got {value}")
+        check_threads(self.threads)
+        if unknown := [name for name in self.on or ("",) if name not in BACKENDS]:
+            raise UserError(f"unknown backend {unknown[0]!r} in --on; allowed: {', '.join(BACKENDS)}")
+
+
+def measure(paths: Sequence[Path], how: How, note: Callable[[str], object] = lambda text: None) -> list[Facts]:
+    """What each run or export gains, measured side by side; a table of facts for each, as in measure.json.
+
+    Args:
+        paths: run directories, model folders with `pruning/`, exports.
+        how: batch, length, threads, rounds, backends.
+        note: told what is measured next.
+    Raises: UserError for bad input, or if no backend could run any of them. One that fails on a model is noted and
+        stops no other.
+    """
+    if not paths:
+        raise UserError("nothing to measure; give a run or an export, or several")
+    subjects = [open_subject(path) for path in paths]
+    for subject in subjects:
+        _check_length(subject, how)
+        _check_size(subject, how)
+    with _threads(how.threads):
+        with _in_memory(how):
+            batches = [sample(subject.dense, how.batch, how.length) for subject in subjects]
+            tables = [_promised(subject, batch, how) for subject, batch in zip(subjects, batches, strict=True)]
+        with tempfile.TemporaryDirectory() as folder:
+            for name in how.on:
+                note(f"measuring on {BACKENDS[name].label}")
+                _on(name, subjects, batches, tables, how, Path(folder))
+        _check_rows(tables)
+        for table in tables:
+            table["said"] = said(table)
+    return tables
+
+
+def _check_rows(tables: Sequence[Facts]) -> None:
+    """UserError if no backend could run any of them."""
+    if not any(table["rows"] for table in tables):
+        first = tables[0]
+        reasons = "; ".join(f"{label}: {reason}" for label, reason in first["failed"].items())
+        raise UserError(f"nothing of {first['path']} could be measured ({reasons}); name other backends with --on")
+
+
+def _check_length(subject: Subject, how: How) -> None:
+    most = positions(subject.dense)
+    if "input_ids" in sample(subject.dense) and how.length > most:
+        raise UserError(f"--length {how.length} is above the {most} positions of {subject.path}; say {most} or less")
+
+
+def _check_size(subject: Subject, how: How) -> None:
+    """UserError for a batch whose inputs alone are more than all memory: torch says that in a way of its own."""
+    few = sample(subject.dense)
+    row = sum(t[0].nbytes * how.length // t.shape[1] if t.dim() == 2 else t[0].nbytes for t in few.values())
+    if how.batch > (most := MEMORY // row):
+        long = f" of --length {how.length}" if "input_ids" in few else ""
+        raise UserError(
+            f"--batch {how.batch}{long} is too large: the {MEMORY / 1e9:.3g} GB of memory here hold the inputs of at "
+            f"most {most}, and the model needs more than those; say far less, such as {How.batch}"
+        )
+
+
+@contextlib.contextmanager
+def _in_memory(how: How) -> Iterator[None]:
+    """Turns memory that does not suffice for a batch into a UserError."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        raise UserError(
+            f"--batch {how.batch} is too large for the memory here ({brief(error)}); say a smaller --batch or --length"
+        ) from error
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _promised(subject: Subject, batch: Mapping[str, Tensor], how: How) -> Facts:
+    """All that is told of a subject before anything is timed."""
+    models = subject.forms
+    parameters = sum(p.numel() for p in subject.dense.parameters())
+    counted = {form: flops(model, batch) for form, model in models.items()}
+    for kind in ("csr", "bsr"):
+        with contextlib.suppress(UserError):
+            counted[kind] = sparse_flops(models[AS_IT_IS], kind, batch)
+    profiles = {form: asdict(profile(model, batch)) for form, model in {"dense": subject.dense, **models}.items()}
+    return {
+        "format": 1,
+        "path": str(subject.path),
+        "batch": how.batch,
+        "length": how.length if "input_ids" in batch else None,
+        "threads": torch.get_num_threads(),
+        "rounds": how.rounds,
+        "machine": machine(),
+        "versions": versions(),
+        "sizes": {"dense": {"raw": subject.itemsize * parameters, "parameters": parameters}, "this": subject.sizes},
+        "flops": {"dense": flops(subject.dense, batch), **counted},
+        "profiles": profiles,
+        "notes": [*subject.notes],
+        "rows": [],
+        "failed": {},
+    }
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """One thing that is timed: the dense model (form "dense") or a form of a subject."""
+
+    number: int
+    form: str
+    answer: Answer
+
+
+def _on(
+    name: str, subjects: Sequence[Subject], batches: Sequence[Mapping[str, Tensor]], tables: Sequence[Facts], how: How,
+    folder: Path,
+) -> None:  # fmt: skip
+    """Time all subjects on a backend, by turns, and put what was found into their tables."""
+    turns: list[_Turn] = []
+    for i, subject in enumerate(subjects):
+        place = Place(batches[i], torch.get_num_threads(), folder)
+        try:
+            turns += _ready(name, i, subject, place)
+        except Exception as error:  # whatever an engine raises: the others go on
+            tables[i]["failed"][BACKENDS[name].label] = brief(error)
+    times = in_turns([turn.answer for turn in turns], how.rounds)
+    dense = {turn.number: t for turn, t in zip(turns, times, strict=True) if turn.form == "dense"}
+    for turn, seconds in zip(turns, times, strict=True):
+        if turn.form != "dense":
+            tables[turn.number]["rows"].append(_row(name, turn.form, dense[turn.number], seconds, tables[turn.number]))
+
+
+def _ready(name: str, number: int, subject: Subject, place: Place) -> list[_Turn]:
+    """The dense model and the forms of a subject that a backend is given, each warmed up and its answers compared."""
+    backend = BACKENDS[name]
+    forms = _forms(subject, name)
+    if not forms:
+        raise UserError(f"a graph for another engine cannot be run on {backend.label}")
+    plain = BACKENDS[backend.dense] if backend.dense else backend
+    turns = [_Turn(number, form, backend.ready(model, place)) for form, model in forms.items()]
+    if subject.graph is None:
+        expected = BACKENDS["torch"].ready(subject.forms[AS_IT_IS], place)()
+        for turn in turns:
+            _check_answers(turn.answer(), expected)
+    turns.append(_Turn(number, "dense", plain.ready(subject.dense, place)))
+    turns[-1].answer()
+    return turns
+
+
+def _forms(subject: Subject, name: str) -> dict[str, Any]:
+    """The forms of a subject that a backend can be given: the smallest one, and with its zeros where that says more."""
+    backend, forms = BACKENDS[name], subject.forms
+    if subject.graph is not None:
+        return {AS_IT_IS: subject.graph} if subject.graph.suffix in backend.reads else {}
+    if backend.dense:
+        return {AS_IT_IS: forms[AS_IT_IS]}
+    return forms if backend.zeros else dict([[*forms.items()][-1]])  # the last one is the smallest
+
+
+def _check_answers(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """UserError if a backend answers otherwise than torch: then its time is of no interest."""
+    for one, other in zip(found, expected, strict=True):
+        difference, largest = float((one - other).abs().max()), float(other.abs().max())
+        if not difference <= CLOSE * max(largest, 1.0):
+            raise UserError(f"it answers otherwise than torch, by {difference:.3g} of {largest:.3g}")
+
+
+def _row(name: str, form: str, dense: Sequence[float], own: Sequence[float], table: Facts) -> Facts:
+    """What was found of a form on a backend; times in seconds a batch, FLOPs a second in the products that are left."""
+    faster, counted = spread(ratios(dense, own)), table["flops"]
+    times: dict[str, Spread] = {"dense": spread(dense), "own": spread(own)}
+    count = max(1, counted.get(name, counted[form]))
+    row = {
+        "on": name,
+        "label": BACKENDS[name].label,
+        "form": form,
+        "promise": counted["dense"] / count,
+        "faster": faster.middle,
+        "quartiles": [faster.low, faster.high],
+        "seconds": times["own"].middle,
+        "dense_seconds": times["dense"].middle,
+        "per_second": table["batch"] / times["own"].middle,
+        "dense_per_second": table["batch"] / times["dense"].middle,
+    }
+    return {**row, "why": why(row, table)}
+
+
+def write_tables(paths: Sequence[Path], tables: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Write each table beside what it is about, and draw a run's page anew; the files written."""
+    places = [run_of(path) for path in paths]
+    for place, table in zip(places, tables, strict=True):
+        write_json(place / FILE, table)
+        if (place / "report.json").is_file():
+            write_report(place)
+    return [place / FILE for place in places]

@@ -1,0 +1,118 @@
+"""What is measured: a run or an export, and the dense model that it is measured against."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.files import read_table
+from sparsesoup.core.manifest import check_export
+from sparsesoup.exports.bitmask_codec import encode, stored_kinds
+from sparsesoup.exports.compact import widths_in
+from sparsesoup.exports.runtimes import ONNX_FILE, OPENVINO_FILE
+from sparsesoup.exports.shrink import narrowed
+from sparsesoup.exports.source import Source, open_source
+from sparsesoup.hub.models.layer_layouts import narrow_
+from sparsesoup.hub.models.loading import unpruned_model
+
+GRAPHS = {"onnx": ONNX_FILE, "openvino": OPENVINO_FILE}  # exports that are no models of torch
+AS_IT_IS, CUT = "as it is", "compact"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A pruned model, in all forms that are measured.
+
+    Args:
+        path: as it was given.
+        forms: form -> model of torch; of a graph one with its shapes.
+        graph: the file of a graph, which is timed in place of its model.
+        dense: a model of the same class before anything was cut out, none of its weights zero.
+        sizes: what it takes on the disk, and how many parameters it has.
+        itemsize: bytes of a weight as it was trained, and so of one of the dense model's.
+        notes: what was cut out for the form `compact`, or why nothing was.
+    """
+
+    path: Path
+    forms: dict[str, Any]
+    dense: Any
+    sizes: dict[str, Any]
+    notes: tuple[str, ...]
+    graph: Path | None = None
+    itemsize: int = 4
+
+
+def open_subject(path: Path) -> Subject:
+    """A run directory, a model folder with `pruning/`, or an export.
+
+    Raises: UserError if there is none, or of a kind that cannot be measured.
+    """
+    facts = _told(path)
+    if facts.get("to") in GRAPHS:
+        return _graph(path, facts)
+    source = open_source(path)
+    small = narrowed(source)
+    # An export that was cut already, or one of which nothing can be: then there is one form.
+    gone = sum(p.numel() for p in source.model.parameters()) - sum(p.numel() for p in small.model.parameters())
+    itemsize = source.model.dtype.itemsize
+    model = source.model.float().cpu()
+    return Subject(
+        path=path,
+        forms={AS_IT_IS: model} | ({CUT: small.model} if gone else {}),
+        dense=unpruned_model(str(source.folder), widths_in(source.folder, 0)),
+        sizes=_sizes(source),
+        notes=small.notes,
+        itemsize=itemsize,
+    )
+
+
+def _told(folder: Path) -> dict[str, Any]:
+    """What an export.json says; nothing if there is none."""
+    path = folder / "export.json"
+    facts = read_table(path, "export", "export it again") if path.is_file() else {}
+    check_export(folder, facts)
+    return facts
+
+
+def _graph(folder: Path, facts: Mapping[str, Any]) -> Subject:
+    file = folder / GRAPHS[facts["to"]]
+    if not file.is_file():
+        raise UserError(f"damaged export: {file} is missing; export it again")
+    try:
+        counts = {key: int(facts["sizes"][key][1]) for key in ("parameters", "nonzero")}
+        notes = tuple(str(note) for note in facts["notes"][:1])
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise UserError(f"damaged export: {folder / 'export.json'} lacks {error}; export it again") from error
+    weights = [p for p in folder.iterdir() if p.suffix in (".onnx", ".data", ".bin")]
+    dense = unpruned_model(str(folder), widths_in(folder, 0))
+    shapes = copy.deepcopy(dense)
+    if kept := widths_in(folder, 1):
+        narrow_(shapes, kept)
+    return Subject(
+        path=folder,
+        forms={AS_IT_IS: shapes},
+        dense=dense,
+        graph=file,
+        sizes={"raw": sum(path.stat().st_size for path in weights), **counts},
+        notes=notes,
+    )
+
+
+def _sizes(source: Source) -> dict[str, int]:
+    """Bytes on the disk as it is, packed, and packed and compressed; and counts of parameters."""
+    tensors, kinds = dict(source.tensors()), stored_kinds(source.folder) if source.packed else {}
+    packed = {
+        zstd: sum(
+            part.nbytes for name, t in tensors.items() for part in encode(name, t, kinds.get(name), zstd)[1].values()
+        )
+        for zstd in (False, True)
+    }
+    return {
+        "raw": sum(file.stat().st_size for file in source.files()),
+        "packed": packed[False],
+        "zstd": packed[True],
+        "parameters": sum(t.numel() for t in tensors.values()),
+        "nonzero": sum(int(t.count_nonzero()) for t in tensors.values()),
+    }

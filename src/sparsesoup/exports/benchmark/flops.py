@@ -1,0 +1,91 @@
+"""What there is to compute: FLOPs that models promise to need, and where the time of a model really goes."""
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sparsesoup.exports.benchmark.sparse_linear import Kind, held
+from sparsesoup.hub.models.dummy_inputs import answers
+from sparsesoup.training.cost import CountFlops, counts
+
+
+@torch.no_grad()
+def flops(model: Any, batch: Mapping[str, Tensor]) -> int:
+    """FLOPs of a forward pass, as the meter counts them: zeros are multiplied like anything else."""
+    with CountFlops() as count:
+        answers(model, batch)
+    return count.flops
+
+
+@torch.no_grad()
+def sparse_flops(model: Any, kind: Kind, batch: Mapping[str, Tensor]) -> int:
+    """FLOPs of a forward pass in which linear maps multiply only what their sparse form holds.
+
+    Raises: UserError if no linear map has such a form.
+    """
+    saved = 0
+
+    def see(linear: nn.Linear, given: tuple[Tensor, ...], count: int) -> None:
+        nonlocal saved
+        rows = given[0].numel() // linear.in_features
+        saved += 2 * rows * (linear.weight.numel() - count)
+
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(lambda m, given, count=count: see(m, given, count))
+        for name, count in held(model, kind).items()
+    ]
+    try:
+        return flops(model, batch) - saved
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where the time of a forward pass in torch goes.
+
+    Args:
+        products: seconds in what FLOPs count: matrix products, attention, convolutions.
+        others: seconds in the rest: norms, activations, look-ups, copies.
+    """
+
+    products: float
+    others: float
+
+
+class Clock(TorchDispatchMode):
+    """Times every operation that runs inside the block, those that FLOPs count apart from the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products = self.others = 0.0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        began = time.perf_counter()
+        out = func(*args, **(kwargs or {}))
+        seconds = time.perf_counter() - began
+        if counts(func.overloadpacket):
+            self.products += seconds
+        else:
+            self.others += seconds
+        return out
+
+
+@torch.no_grad()
+def profile(model: Any, batch: Mapping[str, Tensor], passes: int = 3) -> Profile:
+    """Where the time of a forward pass goes: medians of several."""
+    answers(model, batch)
+    clocks = [Clock() for _ in range(passes)]
+    for clock in clocks:
+        with clock:
+            answers(model, batch)
+    return Profile(*(statistics.median(getattr(c, key) for c in clocks) for key in ("products", "others")))

@@ -1,0 +1,79 @@
+"""Linear maps whose weight is stored without its zeros, as torch's CPU kernels take it."""
+
+import copy
+import warnings
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.hub.models.prunable import prunable
+
+BLOCK = 32  # side of a stored block of BSR
+Kind = Literal["csr", "bsr"]
+
+
+class SparseLinear(nn.Module):
+    """A linear map of a weight [out, in] in CSR or BSR.
+
+    Args:
+        linear: the dense one.
+        kind: csr keeps the values that are not zero, bsr the 32 x 32 blocks that are not all zero.
+    """
+
+    def __init__(self, linear: nn.Linear, kind: Kind) -> None:
+        super().__init__()
+        weight = linear.weight.detach()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that torch calls its sparse kernels beta: they are what is measured
+            self.weight = weight.to_sparse_csr() if kind == "csr" else weight.to_sparse_bsr((BLOCK, BLOCK))
+        self.bias = None if linear.bias is None else linear.bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]."""
+        # The sparse factor stands on the left: torch's own order, with it on the right, is slower.
+        found = (self.weight @ x.reshape(-1, x.shape[-1]).t()).t()
+        found = found if self.bias is None else found + self.bias
+        return found.reshape(*x.shape[:-1], -1)
+
+
+def stored(weight: Tensor, kind: Kind) -> int:
+    """How many values of a weight [out, in] its sparse form holds; all of them where it has no such form."""
+    if kind == "csr":
+        return int(torch.count_nonzero(weight))
+    rows, columns = weight.shape
+    if rows % BLOCK or columns % BLOCK:
+        return weight.numel()
+    blocks = weight.reshape(rows // BLOCK, BLOCK, columns // BLOCK, BLOCK).abs().amax(dim=(1, 3))
+    return int(torch.count_nonzero(blocks)) * BLOCK * BLOCK
+
+
+def held(model: Any, kind: Kind) -> dict[str, int]:
+    """Prunable linear map -> how many values its sparse form holds, of those of which it leaves any out.
+
+    Raises: UserError if there is none.
+    """
+    found = {}
+    for target in prunable(model):
+        path, _, own = target.rpartition(".")
+        linear = model.get_submodule(path)
+        if own != "weight" or not isinstance(linear, nn.Linear):
+            continue  # such as a Conv1D of GPT-2, or a stack of experts
+        if (count := stored(linear.weight.detach(), kind)) < linear.weight.numel():
+            found[path] = count
+    if not found:
+        raise UserError(f"no nn.Linear has {'zeros' if kind == 'csr' else f'a {BLOCK} x {BLOCK} block of zeros'}")
+    return found
+
+
+def sparse_model(model: Any, kind: Kind) -> Any:
+    """A copy whose prunable linear maps are stored without their zeros.
+
+    Raises: UserError if there are none to leave out.
+    """
+    names = held(model, kind)
+    made = copy.deepcopy(model)
+    for name in names:
+        made.set_submodule(name, SparseLinear(made.get_submodule(name), kind))
+    return made

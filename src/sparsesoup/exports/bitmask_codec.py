@@ -1,0 +1,229 @@
+"""Packed weights: one bit a weight says which are not zero, and the values of those follow.
+
+One safetensors file. A tensor `w` that has enough zeros is `w|bits` and `w|values`, another is `w|whole`; the table in
+the header holds for each its shape, its type, the type of the values and a SHA-256 over all of that and the bytes.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.files import from_json
+
+FILE, FORMAT = "packed.safetensors", 1
+TYPES = {str(kind).removeprefix("torch."): kind for kind in (
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
+    torch.uint8, torch.bool,
+)}  # fmt: skip
+WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of a weight -> its bits as a number
+FLAWS = (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, pyarrow.ArrowException)
+Entry = dict[str, Any]  # shape, dtype, stored, sha256, and with zstd the size of each part
+Packed = tuple[str, Entry, dict[str, Tensor]]  # name, entry, parts
+
+
+def encode(
+    name: str, tensor: Tensor, dtype: torch.dtype | None = None, zstd: bool = False
+) -> tuple[Entry, dict[str, Tensor]]:
+    """(entry of the table, parts) of a weight tensor.
+
+    Every bit of what is not zero comes back. A zero comes back as 0.0 whatever its sign: `weight * mask` leaves a -0.0
+    for each negative weight that it prunes, and these would fill the file.
+
+    Args:
+        name: of the tensor.
+        tensor: its weights.
+        dtype: type that its values are rounded to; None keeps all their bits.
+        zstd: compress the parts.
+    Raises: UserError for a type that is not known here.
+    """
+    if str(tensor.dtype).removeprefix("torch.") not in TYPES:
+        raise UserError(f"{name} has type {tensor.dtype}, which is not packed; allowed: {', '.join(TYPES)}")
+    words = _words(tensor)
+    alive = (tensor.detach() != 0).cpu().numpy().reshape(-1)
+    stored = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+    count, width = int(np.count_nonzero(alive)), stored.itemsize
+    if -(-words.size // 8) + count * width < words.size * width:
+        values = torch.from_numpy(words[np.flatnonzero(alive)]).view(tensor.dtype)
+        parts = {"bits": torch.from_numpy(np.packbits(alive)), "values": values.to(stored)}
+    else:
+        parts = {"whole": torch.from_numpy(words).view(tensor.dtype).to(stored)}
+    entry: Entry = {"shape": list(tensor.shape), "dtype": _called(tensor.dtype), "stored": _called(stored)}
+    if zstd:
+        entry["zstd"] = {part: t.nbytes for part, t in parts.items()}
+        parts = {part: _squeeze(t) for part, t in parts.items()}
+    return entry | {"sha256": _digest(name, entry, parts)}, {f"{name}|{part}": t for part, t in parts.items()}
+
+
+def decode(name: str, entry: Entry, parts: dict[str, Tensor]) -> Tensor:
+    """The weights that `encode` made the parts of.
+
+    Raises: UserError naming the tensor if anything of it has changed.
+    """
+    if not _intact(name, entry, parts):
+        raise UserError(f"damaged file: the bytes of {name} are not those that were written; copy it again")
+    dtype, shape = TYPES[entry["dtype"]], entry["shape"]
+    if "zstd" in entry:
+        kinds = _kinds(entry)
+        parts = {part: _swell(t, kinds[part], entry["zstd"][part]) for part, t in parts.items()}
+    if not (count := int(np.prod(shape))):
+        return torch.empty(shape, dtype=dtype)
+    if "whole" in parts:
+        return parts["whole"].to(dtype).reshape(shape)
+    words = np.zeros(count, dtype=_words(torch.zeros(1, dtype=dtype)).dtype)
+    # Their numbers first: half the time of a mask as an index.
+    kept = np.flatnonzero(np.unpackbits(parts["bits"].numpy(), count=count).view(bool))
+    words[kept] = _words(parts["values"].to(dtype))
+    return torch.from_numpy(words).view(dtype).reshape(shape)
+
+
+def write(path: Path, packed: Iterable[Packed]) -> None:
+    """Write a packed file."""
+    table: dict[str, Entry] = {}
+    parts: dict[str, Tensor] = {}
+    for name, entry, some in packed:
+        table[name] = entry
+        parts |= some
+    # One entry, since safetensors writes several in random order: the same weights are to be the same bytes.
+    save_file(parts, path, metadata={"sparsesoup": json.dumps({"format": FORMAT, "tensors": table})})
+
+
+def read(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """(name, weights) of every tensor in a folder's packed file, each verified before it is given.
+
+    Raises: UserError if the file is missing, of another format, truncated or changed; it names the first such tensor.
+    """
+    path = folder / FILE
+    try:
+        with safe_open(path, framework="pt") as file:
+            table = _table(path, file.metadata())
+            keys: dict[str, list[str]] = {}
+            for key in sorted(file.keys()):
+                keys.setdefault(key.rpartition("|")[0], []).append(key)
+            if foreign := sorted(keys.keys() ^ table.keys()):
+                raise UserError(f"damaged file: {path} and its own table differ in {foreign[0]}; copy it again")
+            for name, entry in table.items():
+                yield name, _verified(file, name, entry, keys[name])
+    except UserError as error:
+        raise UserError(str(error).replace("damaged file:", f"damaged file {path}:", 1)) from error
+    except FileNotFoundError as error:
+        raise UserError(f"no {path}: give a folder that `sparsesoup export --to packed` wrote") from error
+    except FLAWS as error:
+        raise UserError(f"damaged file {path}: {_cut_off(path) or error}; copy it again") from error
+
+
+def stored_kinds(folder: Path) -> dict[str, torch.dtype]:
+    """Tensor -> the type that its values have in a folder's packed file, one that can be read."""
+    path = folder / FILE
+    with safe_open(path, framework="pt") as file:
+        return {name: TYPES[entry["stored"]] for name, entry in _table(path, file.metadata()).items()}
+
+
+def _verified(file: Any, name: str, entry: Entry, keys: Iterable[str]) -> Tensor:
+    try:
+        return decode(name, entry, {key.rpartition("|")[2]: file.get_tensor(key) for key in keys})
+    except UserError:  # a ValueError too
+        raise
+    except FLAWS as error:
+        raise UserError(f"damaged file: {name} is not as it was written ({error}); copy it again") from error
+
+
+def _intact(name: str, entry: Entry, parts: dict[str, Tensor]) -> bool:
+    facts = {key: value for key, value in entry.items() if key != "sha256"}
+    if _digest(name, facts, parts) != entry.get("sha256"):
+        return False
+    kinds = _kinds(entry)  # the digest holds the types of the table, not those of the file's own header
+    return all(t.dtype == (torch.uint8 if "zstd" in entry else kinds[part]) for part, t in parts.items())
+
+
+def _kinds(entry: Entry) -> dict[str, torch.dtype]:
+    """Part -> its type before it is compressed."""
+    stored = TYPES[entry["stored"]]
+    return {"bits": torch.uint8, "values": stored, "whole": stored}
+
+
+def _table(path: Path, metadata: dict[str, str] | None) -> dict[str, Entry]:
+    header = from_json((metadata or {}).get("sparsesoup", "{}"))
+    if header.get("format") != FORMAT:
+        raise UserError(f"{path} has format {header.get('format')}; this version reads {FORMAT}")
+    return dict(header["tensors"])
+
+
+def _cut_off(path: Path) -> str:
+    """Which tensor a file ends in the midst of, or has changed; nothing if its header is no guide."""
+    with (
+        contextlib.suppress(OSError, ValueError, struct.error, KeyError, TypeError, AttributeError),
+        open(path, "rb") as file,
+    ):
+        (length,) = struct.unpack("<Q", file.read(8))
+        start, end = 8 + length, path.stat().st_size
+        header = from_json(file.read(min(length, end)))  # a length that was changed may ask for all memory
+        if wrong := _misplaced(header):
+            return f"type, shape or place of {wrong.rpartition('|')[0]} has changed"
+        rows = {key: row["data_offsets"] for key, row in header.items() if key != "__metadata__"}
+        lost = sorted((row[0], key) for key, row in rows.items() if start + row[1] > end)
+        if lost:
+            return f"it ends within {lost[0][1].rpartition('|')[0]}"
+        return "bytes follow its last tensor" if start + max(row[1] for row in rows.values()) < end else ""
+    return "its header is cut off or changed"
+
+
+def _misplaced(header: dict[str, Any]) -> str:
+    """The first part whose type and shape do not fill its place, or whose place does not follow the one before."""
+    end = 0
+    for key, row in header.items():
+        if key == "__metadata__":
+            continue
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            start, stop = row["data_offsets"]
+            if start == end and stop - start == math.prod(row["shape"]) * WIDTHS[row["dtype"]]:
+                end = stop
+                continue
+        return key
+    return ""
+
+
+def _words(tensor: Tensor) -> Any:
+    """The weights' bits as whole numbers, flat."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    if not flat.numel():  # may have a stride of 0, which torch does not view as another type
+        flat = torch.empty(0, dtype=tensor.dtype)
+    return flat.view(WORDS[tensor.dtype.itemsize]).numpy()
+
+
+def _called(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _digest(name: str, entry: Entry, parts: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps([name, entry], sort_keys=True).encode())
+    for part in sorted(parts):
+        digest.update(part.encode())
+        digest.update(_words(parts[part]).data)
+    return digest.hexdigest()
+
+
+def _squeeze(tensor: Tensor) -> Tensor:
+    """Compressed bytes; those of equal rank in a number stand together, since exponents resemble each other."""
+    raw = _words(tensor).view(np.uint8).reshape(-1, tensor.dtype.itemsize).T
+    squeezed = pyarrow.Codec("zstd").compress(np.ascontiguousarray(raw).data, asbytes=True)
+    return torch.frombuffer(bytearray(squeezed), dtype=torch.uint8)
+
+
+def _swell(squeezed: Tensor, dtype: torch.dtype, size: int) -> Tensor:
+    raw = pyarrow.Codec("zstd").decompress(squeezed.numpy().data, decompressed_size=size, asbytes=True)
+    columns = np.frombuffer(raw, np.uint8).reshape(dtype.itemsize, -1).T
+    return torch.from_numpy(np.array(columns, order="C").reshape(-1)).view(dtype)

@@ -1,0 +1,265 @@
+"""`sparsesoup push`: a model on the Hub with its card and masks, and nothing of this machine in it."""
+
+import argparse
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.files import DIGESTS, digests_of, read_table, whole, write_json, write_table, write_text
+from sparsesoup.core.manifest import check_export
+from sparsesoup.core.ticket import FACTS, MASKS
+from sparsesoup.exports import WEIGHTS
+from sparsesoup.exports.source import BESIDE, check_finished, run_of
+from sparsesoup.exports.strip_paths import anywhere, command, is_local, tidy
+from sparsesoup.hub.connectivity import answers
+from sparsesoup.hub.tasks import zero_shot
+from sparsesoup.report.model_card import card
+from sparsesoup.report.terminal import read_report
+from sparsesoup.runs.config_parser import OneLine
+from sparsesoup.runs.resume_checks import check_run_or_model
+
+CARD, CONFIG, FORM = "README.md", "config.json", "export.json"
+PARTS = r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
+ABOUT = (
+    "Put a model on the Hub: the weights, its masks in pruning/, and a card that says what it is, is worth and cost."
+)
+EXAMPLES = """
+examples:
+  sparsesoup push runs/glue/sst2/isp-0123456789/seed-0 me/sparse-sst2 --dry-run --out look
+  sparsesoup push small me/sparse-sst2-packed --private --license apache-2.0
+
+The token is that of HF_TOKEN, or of `hf auth login`. What a run says of this machine (its folders) stays here.
+"""
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """What is pushed.
+
+    Args:
+        folder: where its files lie.
+        files: their names in it.
+        facts: what report.json or ticket.json says of it.
+        form: what export.json says; empty for a run.
+    """
+
+    folder: Path
+    files: tuple[str, ...]
+    facts: dict[str, Any]
+    form: dict[str, Any]
+
+
+def parser() -> OneLine:
+    """The parser of `sparsesoup push`."""
+    made = OneLine(
+        prog="sparsesoup push",
+        description=ABOUT,
+        epilog=EXAMPLES,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("RUN", type=Path, help="a finished run's directory, or an export")
+    made.add_argument("REPO", help="its name on the Hub: owner/name")
+    made.add_argument("--dry-run", action="store_true", help="write the folder and upload nothing")
+    made.add_argument("--out", type=Path, metavar="DIR", help="with --dry-run: the folder to write (default: ./name)")
+    made.add_argument("--private", action="store_true", help="make a new repository private")
+    made.add_argument("--license", default="unknown", help="as the Hub calls it, such as apache-2.0 (default: unknown)")
+    made.add_argument("--token-from-env", default="", metavar="NAME", help="environment variable that holds the token "
+                      "(default: HF_TOKEN, else the one of `hf auth login`)")  # fmt: skip
+    return made
+
+
+def read(arguments: Sequence[str]) -> dict[str, Any]:
+    """What `push` is to be called with, from a command line.
+
+    Raises: UserError for flags that do not go together; SystemExit after help.
+    """
+    given = vars(parser().parse_args(arguments))
+    run, repo, dry = given.pop("RUN"), given.pop("REPO"), given.pop("dry_run")
+    if given["out"] is not None and not dry:
+        raise UserError("--out is where --dry-run writes the folder; add --dry-run, or leave --out out")
+    out = given.pop("out") or Path(repo.rpartition("/")[2] or repo)
+    return {"run": run, "repo": repo, "out": out if dry else None, **given}
+
+
+def push(
+    run: Path, repo: str, *, out: Path | None = None, private: bool = False, license: str = "unknown",
+    token_from_env: str = "",
+) -> str:  # fmt: skip
+    """Put a model on the Hub in one commit, or only write what would be put there.
+
+    Args:
+        run: a finished run's directory, or an export.
+        repo: owner/name; a name alone is the token owner's.
+        out: folder to write instead of uploading; it must not exist.
+        private: whether a new repository is private; one that exists stays as it is.
+        license: as the Hub calls it.
+        token_from_env: environment variable that holds the token; default HF_TOKEN, else the one of `hf auth login`.
+    Returns: the address on the Hub, or the folder.
+    Raises: UserError for bad input, without a token, or if the Hub does not answer within seconds.
+    """
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise UserError(f"{repo!r} is no name of a repository: {' '.join(str(error).split())}") from error
+    parcel = open_parcel(run)
+    if out is not None:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"--out {out} is there already; give a folder that does not exist")
+        with whole(out) as temporary:
+            temporary.mkdir()
+            write(parcel, temporary, repo, license)
+        return str(out)
+    api = _hub(repo, _token(token_from_env))
+    with tempfile.TemporaryDirectory() as temporary_name:
+        write(parcel, Path(temporary_name), repo, license)
+        return _upload(api, Path(temporary_name), repo, private)
+
+
+def open_parcel(run: Path) -> Parcel:
+    """The model of a finished run, or of an export.
+
+    Raises: UserError if there is none, or the run is not finished.
+    """
+    run = run_of(run)
+    if (run / FORM).is_file():
+        form, ticket = read_table(run / FORM), run / "pruning" / FACTS
+        facts = read_table(ticket) if ticket.is_file() else form.get("source", {})
+        files, verified = _named(run / FORM, form)
+        # To verify an export is to open the test split, if nobody had before.
+        facts = {"test": verified.get("scores_of_source"), "test_splits": verified.get("test_splits"), **facts}
+        parcel = Parcel(run, files, facts, form)
+        if lost := [name for name in parcel.files if not (run / name).is_file()]:
+            raise UserError(f"damaged export: {run / lost[0]} is missing, which {FORM} names; export it again")
+        check_export(run, form)
+    elif (run / "report.json").is_file():
+        check_run_or_model(run, facts := read_report(run))
+        parcel = Parcel(run / "model", _files(run / "model", facts), facts, {})
+    else:
+        check_finished(run)
+        raise UserError(
+            f"no run at {run}: give a finished run's directory (seed-<n>) or what `sparsesoup export` wrote"
+        )
+    if not any(name.endswith(WEIGHTS) and "/" not in name for name in parcel.files):
+        raise UserError(
+            f"no model in {parcel.folder}: expected config.json and model.safetensors; prune or export again"
+        )
+    _need_inside(run, parcel)
+    return parcel
+
+
+def _need_inside(run: Path, parcel: Parcel) -> None:
+    """Refuse a link that leads out of the folder: what it leads to is no part of the run, and may be a secret."""
+    for name in parcel.files:
+        path, root = parcel.folder / name, run.resolve()
+        if not path.resolve().is_relative_to(root):
+            raise UserError(f"{path} leads out of {run} by a link; put a copy in its place, or take it out")
+
+
+def _named(path: Path, form: Mapping[str, Any]) -> tuple[tuple[str, ...], Mapping[str, Any]]:
+    """(files, what was verified) of an export.json."""
+    files, verified = form.get("files", []), form.get("verified", {})
+    known = isinstance(files, list) and all(isinstance(name, str) for name in files) and isinstance(verified, Mapping)
+    # A name that leads out of the folder would be read, and written, elsewhere.
+    if not known or any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
+        raise UserError(f"damaged {path}: no list of the files beside it, or of what was verified; export it again")
+    return tuple(files), verified
+
+
+def _files(folder: Path, facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the files that the run wrote: weights, configs, tokenizer and masks; no pickles, nor other files."""
+    written = facts.get("digests")  # of its files; a run of an older version has none
+    if isinstance(written, Mapping):
+        names = [name.removeprefix("model/") for name in written if name.startswith("model/") and ".." not in name]
+        return tuple(sorted(names))
+    found = [p.relative_to(folder).as_posix() for each in ("*", "pruning/*") for p in sorted(folder.glob(each))]
+    return tuple(name for name in found if _is_known(name) and (folder / name).is_file())
+
+
+def _is_known(name: str) -> bool:
+    return bool(re.fullmatch(rf"({BESIDE.pattern})|{PARTS}|pruning/({MASKS}|{FACTS}|{zero_shot.NAME}\.\w+)", name))
+
+
+def write(parcel: Parcel, folder: Path, repo: str, license: str) -> None:
+    """The folder as it is to lie on the Hub."""
+    for name in parcel.files:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if name.rpartition("/")[2] in (FACTS, FORM):
+            write_table(target, tidy(read_table(parcel.folder / name)))
+        elif name.endswith(CONFIG):
+            write_json(target, anywhere(read_table(parcel.folder / name)))
+        else:
+            shutil.copyfile(parcel.folder / name, target)
+    if parcel.form.get(DIGESTS):  # some files are others now, without this machine's folders
+        told = read_table(folder / FORM)
+        write_table(folder / FORM, told | {DIGESTS: digests_of(folder, set(parcel.files) & {*told[DIGESTS]})})
+    config = read_table(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    try:
+        text = _card(parcel, config, repo, license)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"damaged report, ticket or {FORM}: what {parcel.folder} says of itself cannot be told "
+            f"({' '.join(str(error).split())}); export it again, or prune again"
+        ) from error
+    write_text(folder / CARD, text)
+
+
+def _card(parcel: Parcel, config: Mapping[str, Any], repo: str, license: str) -> str:
+    """The card of a model."""
+    asked = {"model": parcel.facts.get("model"), "dataset": parcel.facts.get("settings", {}).get("dataset")}
+    facts = {**tidy(parcel.facts), "command": command(parcel.facts)}
+    known = parcel.facts.get("local", [])  # which the run saw: a folder owner/bert has the looks of a name of the Hub
+    facts["local"] = [str(facts[key]) for key, name in asked.items() if key in known or is_local(name)]
+    return card(facts, tidy(parcel.form), config, repo, license)
+
+
+def _token(variable: str) -> str:
+    token = os.environ.get(variable, "").strip() if variable else huggingface_hub.get_token()
+    if not token:
+        lacking = f"the environment variable {variable} is empty" if variable else "HF_TOKEN is empty, nobody logged in"
+        raise UserError(f"no token for the Hub: {lacking}; set it, or say `hf auth login`; --dry-run needs none")
+    if not re.fullmatch(r"[!-~]+", token):
+        raise UserError(f"what {variable or 'HF_TOKEN'} holds is no token: a token is one word; --dry-run needs none")
+    return token
+
+
+def _hub(repo: str, token: str) -> HfApi:
+    if constants.HF_HUB_OFFLINE:
+        raise UserError("HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it, or say --dry-run")
+    api = HfApi(token=token)
+    if not answers(api.model_info, repo):
+        raise UserError(f"the Hub at {api.endpoint} does not answer; try again later, or say --dry-run")
+    return api
+
+
+def _upload(api: HfApi, folder: Path, repo: str, private: bool) -> str:
+    """The address of the model, all its files in one commit."""
+    try:
+        made = api.create_repo(repo, private=private or None, exist_ok=True)
+        if private and not api.model_info(made.repo_id).private:
+            raise UserError(f"{repo} is there already and public; make it private on the Hub, or leave --private out")
+        api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="Upload a model of sparsesoup")
+    except UserError:
+        raise
+    except Exception as error:  # of the Hub, of the line to it, of the disk: they differ by the HTTP library's version
+        raise UserError(_refusal(error, repo, str(api.token))) from error
+    return str(made)
+
+
+def _refusal(error: Exception, repo: str, token: str) -> str:
+    code = getattr(getattr(error, "response", None), "status_code", None) if isinstance(error, HfHubHTTPError) else None
+    hints = {401: "the token is not valid; take another", 403: "the token may not write there; take one that may"}
+    said = " ".join(str(error).split()).replace(token, "***")[:300].rstrip(".")
+    return f"cannot push to {repo}: {hints.get(code or 0, f'{said}; the same command tries again')}"

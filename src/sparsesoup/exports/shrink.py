@@ -1,0 +1,53 @@
+"""What other engines are given: the model without the heads and units that do nothing, in float32."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.exports.compact import cut, left, widths_by_layer, widths_in
+from sparsesoup.exports.source import Source
+from sparsesoup.hub.models.layer_layouts import Widths, layers, widths
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """A model made ready for another engine.
+
+    Args:
+        model: on the CPU, in float32, in evaluation mode.
+        layers: a row a layer, heads and units of the unpruned model and of this one; empty where they are not known.
+        notes: what was cut, or why nothing was.
+    """
+
+    model: Any
+    layers: list[dict[str, Any]]
+    notes: tuple[str, ...]
+
+
+def narrowed(source: Source) -> Narrow:
+    """The model of a source, as narrow as its zeros allow.
+
+    Raises: UserError if what was cut answers otherwise than the masked model.
+    """
+    kind = source.model.dtype
+    notes = [] if kind == torch.float32 else [f"its weights were {str(kind).removeprefix('torch.')}, here float32"]
+    try:
+        before = widths_in(source.folder, 0) or widths(source.model)
+        plan = {layer.name: left(layer) for layer in layers(source.model)}
+    except UserError:
+        notes.insert(0, "nothing was cut out: heads and units of this family are not known here")
+        return Narrow(copy.deepcopy(source.model).cpu().float().eval(), [], (*notes,))
+    model = copy.deepcopy(source.model) if all(stays.all for stays in plan.values()) else cut(source.model, plan)[0]
+    rows = widths_by_layer(before, widths(model))
+    notes.insert(0, _told(before, widths(model)))
+    return Narrow(model.cpu().float().eval(), rows, (*notes,))
+
+
+def _told(before: Widths, after: Widths) -> str:
+    if before == after:
+        return "nothing was cut out, since all heads and units have weights left: zeros alone make it no faster"
+    sums = [sum(row[key] for row in table.values()) for key in ("heads", "units") for table in (after, before)]
+    return "{:,} of {:,} heads and {:,} of {:,} feed-forward units are in it".format(*sums)

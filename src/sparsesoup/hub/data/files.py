@@ -1,0 +1,133 @@
+"""How files and the Hub's repositories become rows, quietly: no bars, no logs and no tracebacks of the libraries."""
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import datasets
+import huggingface_hub
+from datasets import Dataset, Features, Value
+from huggingface_hub import constants
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.files import from_json, is_disk_full
+from sparsesoup.hub.connectivity import PATIENCE, answers
+from sparsesoup.hub.data.layout import READERS
+from sparsesoup.hub.data.table_checks import csv_options, rows_of_parquet
+
+SQUAD = re.compile(r'\s*\{.*"data"\s*:\s*\[.*"paragraphs"', re.DOTALL)  # how a file of SQuAD's own format begins
+
+
+def read_files(name: str, paths: list[Path]) -> Dataset:
+    """The rows of these files of one format, in the files' order; `name` says in errors which split they are."""
+    for path in paths:
+        if not path.stat().st_size:
+            raise UserError(f"{path} is empty, where the rows of the {name} split are needed; check the file")
+    suffix = paths[0].suffix.lower()
+    try:
+        with quiet():
+            if suffix == ".json" and all(SQUAD.match(_head(path)) for path in paths):
+                return _squad(paths)
+            if suffix == ".parquet":
+                paths = [path for path in paths if rows_of_parquet(path)] or _none(name, paths)
+            options = csv_options(paths) if READERS[suffix] == "csv" else {}
+            files = {"train": [str(path.resolve()) for path in paths]}
+            return datasets.load_dataset(READERS[suffix], data_files=files, split="train", **options)
+    except UserError:
+        raise
+    except Exception as error:
+        if "corresponds to no data" in str(error):  # what datasets says of a table with a head and no rows
+            _none(name, paths)
+        cause = _first_cause(error)
+        if isinstance(cause, OSError) and is_disk_full(cause):  # datasets writes what it has read
+            raise OSError(cause.errno, cause.strerror, str(datasets.config.HF_DATASETS_CACHE)) from error
+        raise UserError(
+            f"cannot read {paths[0]} ({len(paths)} files of the {name} split) as {suffix[1:]}: {one_line(error)}; "
+            "check that the file is whole and that all rows have the same columns"
+        ) from error
+
+
+def _none(name: str, paths: list[Path]) -> NoReturn:
+    raise UserError(f"{name} is empty: {paths[0]} has no rows, where at least one is needed; check it")
+
+
+def _head(path: Path) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read(2000)
+
+
+def _squad(paths: list[Path]) -> Dataset:
+    """Articles with paragraphs with questions, as SQuAD publishes them, as the table that the Hub has."""
+    articles = [article for path in paths for article in from_json(path.read_text(encoding="utf-8"))["data"]]
+    rows = [
+        (str(asked.get("id", "")), article.get("title"), paragraph["context"], asked["question"], asked["answers"])
+        for article in articles
+        for paragraph in article["paragraphs"]
+        for asked in paragraph["qas"]
+    ]
+    answers = [{key: [answer[key] for answer in row[-1]] for key in ("text", "answer_start")} for row in rows]
+    texts = {name: [row[i] for row in rows] for i, name in enumerate(("id", "title", "context", "question"))}
+    kinds = {"text": datasets.List(Value("string")), "answer_start": datasets.List(Value("int32"))}
+    features = Features({**dict.fromkeys(texts, Value("string")), "answers": kinds})
+    return Dataset.from_dict({**texts, "answers": answers}, features=features)
+
+
+def open_hub(repository: str, config: str | None) -> Mapping[str, Dataset]:
+    """All splits of a repository on the Hub, or of its copy in the cache where the Hub is out of reach."""
+    there, offline = answers(huggingface_hub.HfApi().dataset_info, repository), constants.HF_HUB_OFFLINE
+    with quiet(), _offline_if(not there):
+        try:
+            return dict(datasets.load_dataset(repository, config))
+        except Exception as error:
+            if there:
+                raise
+            why = "offline mode is set" if offline else f"no answer within {PATIENCE:g} s"
+            raise ConnectionError(f"{why}, and no copy in the cache") from error
+
+
+def one_line(error: BaseException) -> str:
+    """The first cause of an error on one line."""
+    error = _first_cause(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None and not isinstance(error, ConnectionError):
+        error = error.__cause__
+    return error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep progress bars, warnings and logs of the libraries off the terminal; the caller's settings come back."""
+    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub", "fsspec")]
+    levels = [logger.level for logger in loggers]
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if shown:
+            datasets.enable_progress_bars()
+
+
+@contextmanager
+def _offline_if(offline: bool) -> Iterator[None]:
+    """Both libraries read HF_HUB_OFFLINE once, at import; these are the places where they look it up afterwards."""
+    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    if offline:
+        datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before

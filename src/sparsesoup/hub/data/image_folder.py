@@ -1,0 +1,174 @@
+"""Folders of images: a folder a class, below folders named after splits or not; or a table that names the files."""
+
+import functools
+import mimetypes
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import PIL.Image
+from datasets import ClassLabel, Dataset, Features, Image
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.hub.data.layout import SPLIT_WORDS
+
+METADATA, FILE_NAME = "metadata", "file_name"  # the table of an image folder, as the Hub calls it, and its column
+STUBS = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF", "EPS", "IPTC")  # what Pillow knows by name and cannot decode by itself
+NO_CLASS = ("__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information", "lost+found")
+NO_IMAGE = ("thumbs.db", "ehthumbs.db", "desktop.ini", "picasa.ini", "icon\r")
+Classes = dict[str, list[Path]]  # class -> its images
+
+
+@functools.cache
+def endings() -> frozenset[str]:
+    """The endings of all images that the Pillow installed here opens, such as .png, .jfif and .jp2."""
+    known = PIL.Image.registered_extensions().items()
+    return frozenset(ending for ending, kind in known if kind in PIL.Image.OPEN and kind not in STUBS)
+
+
+def find_classes(place: Path) -> tuple[dict[str, Classes], list[str]]:
+    """(split name -> class -> images, notes), such as train/cat/1.png; without folders of splits all is training split.
+
+    The notes say what lies there and is not read.
+    Raises: UserError if there are images, and no folders that say which class they are of; images deeper than these, or
+        of a format that Pillow does not open; or two folders of one split.
+    """
+    folders = [each for each in _below(place) if each.name.lower() in SPLIT_WORDS]
+    splits: dict[str, Path] = {}
+    classes = {folder: _classes(folder) for folder in folders}
+    for folder in folders:
+        _check_depth(folder)
+        if classes[folder]:
+            name = SPLIT_WORDS[folder.name.lower()]
+            if name in splits:
+                raise UserError(
+                    f"{place} holds its {name} split twice, as {splits[name].name} and {folder.name}, where one is "
+                    f"allowed; rename or remove one"
+                )
+            splits[name] = folder
+    if splits:
+        others = [each for each in _below(place) if each not in folders and (_images(each) or _classes(each))]
+        notes = [f"folder {each.name} is not read: it is not named after a split" for each in others]
+        found = {name: classes[folder] for name, folder in splits.items()}
+        return found, notes + [said for folder in splits.values() for said in _unread(folder)]
+    whole = _classes(place)
+    if not (whole or _images(place)):
+        for folder in (place, *folders):
+            _unread(folder, alone=True)
+        return {}, []
+    if {name.lower() for name in whole} <= {*SPLIT_WORDS}:
+        raise UserError(
+            f"{place} holds images without labels, where a folder a class is needed, such as train/cat/1.png; sort them"
+        )
+    _check_depth(place)
+    return {"train": whole}, _unread(place)
+
+
+def check_alone(place: Path, tables: Mapping[str, Sequence[Path]]) -> None:
+    """Raise a UserError if tables stand beside folders of classes: each could be meant.
+
+    Args:
+        place: the folder of both.
+        tables: split name -> its files.
+    """
+    files = [path for paths in tables.values() for path in paths]
+    folders = [each for each in _below(place) if each.name.lower() in SPLIT_WORDS and _classes(each)]
+    if not folders and list(tables) == ["train"]:
+        folders = [each for each in _below(place) if _images(each)]
+        folders = folders if len(folders) > 1 else []
+    if folders and not all(path.stem.lower() == METADATA for path in files):
+        raise UserError(
+            f"{place} holds a table ({files[0].name}) and folders of images ({folders[0].name}), where one of them is "
+            f"read; name the table itself as the dataset, or move it away to read the folders"
+        )
+
+
+def read_classes(classes: Mapping[str, Sequence[Path]], names: Sequence[str]) -> Dataset:
+    """The images of a split as rows, class after class; they stay files.
+
+    Args:
+        classes: class -> images.
+        names: of all classes, in the order of their numbers; the same for every split.
+    """
+    rows = [(str(path.resolve()), names.index(name)) for name, paths in classes.items() for path in paths]
+    features = Features({"image": Image(), "label": ClassLabel(names=list(names))})
+    return Dataset.from_dict({"image": [p for p, _ in rows], "label": [y for _, y in rows]}, features=features)
+
+
+def with_images(rows: Dataset, tables: Sequence[Path]) -> Dataset:
+    """The rows of an image folder's metadata.csv, the files that it names as images; those of other tables as they are.
+
+    Args:
+        rows: what the tables hold; file names are taken from their folder on.
+        tables: the files of a split.
+    Raises: UserError if a table names images of several splits, which its rows do not say, or a split has several.
+    """
+    if FILE_NAME not in rows.column_names or {table.stem.lower() for table in tables} != {METADATA}:
+        return rows
+    names = [Path(str(name)) for name in rows[FILE_NAME]]
+    if not any(name.suffix.lower() in endings() for name in names):  # of sounds, say
+        return rows
+    splits = {SPLIT_WORDS.get(name.parts[0].lower()) for name in names if name.parts}
+    if len(tables) > 1 or len(splits) > 1:
+        raise UserError(
+            f"{tables[0]} is not all of one split and that alone, where each folder of a split (train, test) holds one "
+            f"table of its own images; write such tables"
+        )
+    images = [str((tables[0].parent / name).resolve()) for name in names]
+    others = rows.remove_columns([name for name in (FILE_NAME, "image") if name in rows.column_names])
+    return others.add_column("image", images).cast_column("image", Image())
+
+
+def _check_depth(folder: Path) -> None:
+    """UserError if a class has images in folders below its own: they would be left out without a word."""
+    for deeper in (below for each in _below(folder) for below in _below(each)):
+        if _images(deeper):
+            raise UserError(
+                f"{deeper} holds images below the folder of a class, where none are looked for; move them to "
+                f"{deeper.parent}, or away"
+            )
+
+
+def _unread(folder: Path, alone: bool = False) -> list[str]:
+    """Return a note on each kind of file in a folder of classes that is not read.
+
+    Args:
+        folder: of classes.
+        alone: whether no image is read, so that nothing is worth a word but images of other formats.
+    Raises: UserError that names the first image of a format that is not read: with it a class may be gone.
+    """
+    notes = []
+    for each in _below(folder):
+        others = [path for path in _files(each) if path.suffix.lower() not in endings()]
+        kinds = {path: mimetypes.guess_type(path.name)[0] for path in others}
+        strange = [path for path, kind in kinds.items() if (kind or ("" if alone else "image")).startswith("image")]
+        if strange:
+            raise UserError(
+                f"{strange[0]} is not read: its ending {strange[0].suffix!r} is of no image that Pillow opens here "
+                f"({len(strange)} such files in {each.name}); convert them to png or jpg, or move them away"
+            )
+        if others and not alone:
+            notes.append(f"{others[0].name} in {each.name} is not read: it is no image ({len(others)} such files)")
+        if not _images(each):
+            notes.append(f"folder {each.name} is no class: it holds no images")
+    if loose := _images(folder):
+        notes.append(f"{loose[0].name} in {folder.name} is not read: it is in no class ({len(loose)} such images)")
+    return notes
+
+
+def _classes(folder: Path) -> Classes:
+    return {each.name: images for each in _below(folder) if (images := _images(each))}
+
+
+def _images(folder: Path) -> list[Path]:
+    return [path for path in _files(folder) if path.suffix.lower() in endings()]
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files but those that systems leave behind."""
+    files = (path for path in folder.iterdir() if path.name[0] != "." and path.name.lower() not in NO_IMAGE)
+    return sorted(path for path in files if path.is_file())
+
+
+def _below(place: Path) -> list[Path]:
+    folders = (each for each in place.iterdir() if each.is_dir()) if place.is_dir() else iter(())
+    return sorted(each for each in folders if each.name[0] != "." and each.name.lower() not in NO_CLASS)

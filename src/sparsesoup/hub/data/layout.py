@@ -1,0 +1,156 @@
+"""The files of a folder by split, and those that are left out."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from sparsesoup.core.errors import UserError
+
+READERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json"}
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+MATCHES = ("matched", "mismatched")  # what MNLI calls its two test splits
+NO_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json", "package.json")
+UNREAD = (".gz", ".bz2", ".xz", ".zst", ".zip", ".arrow", ".feather", ".xlsx", ".xls", ".ods", ".txt", ".ndjson",
+          ".avro", ".orc", ".h5", ".pkl", ".pt", ".npz", ".tar", ".tgz", ".sqlite", ".db")  # fmt: skip
+SHARD = re.compile(r"-\d{5}-of-\d{5}(-[0-9a-f]+)?$")
+
+
+class Layout(NamedTuple):
+    """The files of a dataset.
+
+    Args:
+        splits: split name -> its files.
+        notes: which files are left out and which are joined, a sentence each.
+    """
+
+    splits: dict[str, list[Path]]
+    notes: list[str]
+
+
+def find_files(place: Path) -> Layout:
+    """The splits of a file or folder, from names such as train.csv, dev.tsv or data/test-00000-of-00001.parquet.
+
+    A file that is named exactly like a split is that split. A single file, and files of which none is named after a
+    split, are the training split.
+    Raises: UserError where a split is there twice or mixes file formats, or the file's format is unknown.
+    """
+    if place.is_file():
+        if place.suffix.lower() not in READERS:
+            raise UserError(
+                f"cannot read {place}: its ending {place.suffix!r} is none of {', '.join(READERS)}; convert the file"
+            )
+        return Layout({"train": [place]}, [])
+    everything = [file for folder in _folders(place) for file in sorted(folder.iterdir()) if _is_visible(file)]
+    named: dict[str, list[Path]] = {}
+    for file in filter(_is_data, everything):
+        named.setdefault(split_of(file, place), []).append(file)
+    unnamed = named.pop("", [])
+    if not named:
+        return Layout(*_joined({"train": unnamed} if unnamed else {}, place))
+    chosen = {name: _chosen(name, files, place) for name, files in named.items()}
+    _need_one_format(chosen, place)
+    splits, notes = _joined(chosen, place)
+    for name, files in named.items():
+        notes += _left_out([f for f in files if f not in splits[name]], f"{_names(splits[name], place)} is the {name} "
+                           "split", place)  # fmt: skip
+    notes += _left_out(unnamed, "not named after a split", place)
+    unread = [file for file in everything if file.suffix.lower() in UNREAD and split_of(file.with_suffix(""), place)]
+    return Layout(splits, notes + _left_out(unread, f"the ending is none of {', '.join(READERS)}", place))
+
+
+def split_of(file: Path, place: Path) -> str:
+    """The split that a file is part of, from its name, else from its folder below `place`; "" where none is named."""
+    words = _words(file)
+    named = [SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS]
+    if named:
+        kind = next((word for word in words if word in MATCHES), None)
+        return f"{named[0]}_{kind}" if kind else named[0]
+    return SPLIT_WORDS.get(file.parent.name.lower(), "") if file.parent != place else ""
+
+
+def relative(path: Path, place: Path) -> str:
+    """A path as it is called inside a folder."""
+    return path.relative_to(place).as_posix() if path != place and path.is_relative_to(place) else path.name
+
+
+def _words(file: Path) -> list[str]:
+    return re.split(r"[^a-z0-9]+", SHARD.sub("", file.stem).lower())
+
+
+def _chosen(name: str, files: Sequence[Path], place: Path) -> list[Path]:
+    """The files that are the split: named exactly like it, else in a folder so named, else all that name it."""
+    exact: dict[Path, list[Path]] = {}
+    inside: dict[Path, list[Path]] = {}
+    for file in files:
+        if {*_words(file)} <= {*SPLIT_WORDS, *MATCHES}:
+            exact.setdefault(file.parent / SHARD.sub("", file.stem), []).append(file)
+        elif not {*_words(file)} & {*SPLIT_WORDS}:
+            inside.setdefault(file.parent, []).append(file)
+    taken = {folder for folder in inside if any(path.parent == folder for path in exact)}
+    claims = [*exact.values(), *(paths for folder, paths in inside.items() if folder not in taken)]
+    if len(claims) > 1:
+        raise UserError(
+            f"{place} holds its {name} split twice, as {relative(claims[0][0], place)} and "
+            f"{relative(claims[1][0], place)}, where one is allowed; rename or remove one"
+        )
+    return claims[0] if claims else [*files]
+
+
+def _need_one_format(splits: dict[str, list[Path]], place: Path) -> None:
+    for name, paths in splits.items():
+        formats = sorted({path.suffix.lower() for path in paths})
+        if len(formats) > 1:
+            raise UserError(
+                f"{place} holds its {name} split as {' and '.join(formats)}, where one is allowed; remove one"
+            )
+
+
+def _joined(splits: dict[str, list[Path]], place: Path) -> tuple[dict[str, list[Path]], list[str]]:
+    """The splits, and a note on each that is made of files with different names; shards of one table are none."""
+    _need_one_format(splits, place)
+    several = {
+        name: paths
+        for name, paths in splits.items()
+        if len({SHARD.sub("", path.stem) for path in paths}) > 1 and not all(_in_split(path, place) for path in paths)
+    }
+    return splits, [f"the {name} split is joined from {_names(paths, place)}" for name, paths in several.items()]
+
+
+def _in_split(path: Path, place: Path) -> bool:
+    return path.parent != place and path.parent.name.lower() in SPLIT_WORDS
+
+
+def _left_out(files: Sequence[Path], why: str, place: Path) -> list[str]:
+    return [f"{_names(files, place)} {'is' if len(files) == 1 else 'are'} not read: {why}"] if files else []
+
+
+def _names(files: Sequence[Path], place: Path) -> str:
+    shown = [relative(file, place) for file in files[:3]]
+    return ", ".join(shown) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+
+
+def _folders(place: Path) -> list[Path]:
+    """Where data may lie: the folder, its `data`, and folders in these that are named after a split; nothing deeper."""
+    tops = [folder for folder in (place, place / "data") if folder.is_dir()]
+    below = [
+        each for top in tops for each in sorted(top.iterdir()) if each.is_dir() and each.name.lower() in SPLIT_WORDS
+    ]
+    return [*tops, *below]
+
+
+def _is_visible(file: Path) -> bool:
+    return file.is_file() and file.name[0] not in "._"
+
+
+def _is_data(file: Path) -> bool:
+    return file.suffix.lower() in READERS and file.name not in NO_DATA

@@ -1,0 +1,58 @@
+"""A ticket's masks on another copy of its base model."""
+
+import inspect
+from pathlib import Path
+
+from sparsesoup.core import masks as algebra
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.files import whole
+from sparsesoup.core.targets import fingerprint
+from sparsesoup.core.ticket import find, fit, load_masks, save_masks
+from sparsesoup.hub.models.checkpoint import load_processor, load_reader
+from sparsesoup.hub.models.loading import load_as_saved, save_model
+from sparsesoup.hub.models.weights import Account
+
+
+def apply(
+    ticket: Path,
+    model: str,
+    out: Path,
+    other_weights: bool = False,
+    account: Account | None = None,
+) -> tuple[int, int]:
+    """Write a sparse copy of a model, made so by the ticket's masks alone; (weights kept, weights in the masks).
+
+    Args:
+        ticket: run directory, model folder or pruning folder.
+        model: the ticket's base model: Hub id, folder, or minilm.
+        out: folder to write, which must not exist.
+        other_weights: allow a model whose weights are not those the ticket was drawn from (a fine-tuned one).
+        account: is told what a user should know of the model.
+    Raises: UserError if the ticket is damaged, does not fit, or the weights differ.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out} is there already; give a folder that does not exist")
+    masks, facts = load_masks(ticket)
+    copy = load_as_saved(model, account=account or Account())
+    params = dict(copy.named_parameters())
+    prefix = str(facts.get("base_model_prefix", ""))
+    fitted = fit(masks, {name: p.shape for name, p in params.items()}, prefix)
+    # The fingerprint speaks of the names that the ticket uses.
+    own = dict(zip(masks, fitted, strict=True))
+    if not other_weights and facts.get("origin") != fingerprint({n: params[own[n]] for n in masks}):
+        raise UserError(
+            f"foreign ticket: {find(ticket)} was drawn from {facts.get('model')}, whose weights differ from those of "
+            f"{model}; take its base model, or say --other-weights to prune these all the same"
+        )
+    origin = fingerprint({name: params[name] for name in fitted})  # under the names that the copy's ticket has
+    algebra.apply_({name: params[name] for name in fitted}, fitted)
+    kept, total = algebra.kept(fitted), algebra.total(fitted)
+    brief = {"method": facts.get("method"), "base_model": model, "masks": "pruning/masks.safetensors"}
+    with whole(out) as temporary:
+        numbers = {"sparsity": algebra.sparsity(fitted), "kept": kept, "total": total}
+        reader = load_reader(model, copy.main_input_name == "pixel_values")
+        save_model(copy, copy.state_dict(), temporary, reader, brief | numbers)
+        if "pixel_values" in inspect.signature(copy.forward).parameters and copy.main_input_name != "pixel_values":
+            load_processor(model).save_pretrained(temporary)  # a model of texts and images
+        save_masks(temporary / "pruning", fitted, {**facts, "model": model, "origin": origin})
+    return kept, total

@@ -1,0 +1,85 @@
+"""Inputs that a model takes, drawn at random: to compare two models, or to trace one."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.rng import generator
+
+
+def sample(model: Any, rows: int = 2, length: int = 8, seed: int = 0) -> dict[str, Tensor]:
+    """A batch of random inputs for a model of texts, of images or of both.
+
+    Args:
+        model: any model of transformers that takes `input_ids` or `pixel_values`.
+        rows: how many texts or images.
+        length: tokens of a text; the last two of the first row are padding. Where the model knows an end of text, it
+            stands once in each row, behind all others: the heads of BART and T5 read there.
+        seed: of what is drawn.
+    Returns: `input_ids`, `attention_mask` and `token_type_ids` [rows, length], `pixel_values` [rows, channels,
+        height, width], as it takes.
+    Raises: UserError if it takes neither, or images of a size that its config.json does not say.
+    """
+    draw, found, kind = generator(seed, "sample"), {}, str(model.config.model_type)
+    text, image = _parts(model)
+    if text is not None:
+        mask = torch.ones((rows, length), dtype=torch.long)
+        mask[0, -2:] = 0
+        found = {"input_ids": _words(text, mask, draw), "attention_mask": mask}
+        if (kinds := getattr(text, "type_vocab_size", 0)) > 1 and "token_type_ids" in _taken(model):
+            found["token_type_ids"] = torch.randint(0, kinds, (rows, length), generator=draw)
+    if image is not None:
+        found["pixel_values"] = torch.randn((rows, *_shape(image)), generator=draw).to(model.dtype)
+    if not found:
+        raise UserError(f"{type(model).__name__} (model type {kind}) takes neither texts nor images")
+    return {name: t.to(model.device) for name, t in found.items()}
+
+
+def _words(config: Any, mask: Tensor, draw: torch.Generator) -> Tensor:
+    """Random token numbers [rows, length], with an end of text and padding where a tokenizer puts them."""
+    end, pad = (getattr(config, name, None) for name in ("eos_token_id", "pad_token_id"))
+    end = end[0] if isinstance(end, list) else end
+    ids, words = torch.randint(0, config.vocab_size, mask.shape, generator=draw), torch.arange(config.vocab_size)
+    others = words[(words != end) & (words != pad)]
+    ids = others[ids % len(others)]
+    if end is not None and 0 <= end < config.vocab_size:
+        ids.scatter_(1, (mask.sum(1, keepdim=True) - 1).clamp(min=0), end)
+    return ids if pad is None or pad < 0 else ids.masked_fill(mask == 0, pad)
+
+
+def _shape(config: Any) -> tuple[int, ...]:
+    """(channels, height, width) of the images that a model takes; timm and open_clip say it in tables of their own."""
+    if seen := (getattr(config, "pretrained_cfg", None) or {}).get("input_size"):
+        return tuple(seen)
+    size = getattr(config, "image_size", getattr(config, "model_cfg", {}).get("vision_cfg", {}).get("image_size"))
+    if size is None:
+        raise UserError(
+            f"config.json of a {config.model_type} model does not say how large its images are; expected image_size, "
+            f"or input_size in pretrained_cfg; add it"
+        )
+    return (getattr(config, "num_channels", 3), *([size] * 2 if isinstance(size, int) else size))
+
+
+def _taken(model: Any) -> set[str]:
+    return {*inspect.signature(model.forward).parameters}
+
+
+def _parts(model: Any) -> tuple[Any, Any]:
+    """(config of the part that reads text, of the one that sees images), None where there is none."""
+    config, name = model.config, model.main_input_name
+    text, image = getattr(config, "text_config", None), getattr(config, "vision_config", None)
+    if text is not None and image is not None:
+        # CLIP's image classifier has the config of both towers and only one of them.
+        return (text if hasattr(model, "text_model") else None), image
+    return (config if name == "input_ids" else None), (config if name == "pixel_values" else None)
+
+
+@torch.no_grad()
+def answers(model: Any, batch: Mapping[str, Tensor]) -> list[Tensor]:
+    """The tensors that a model answers with."""
+    outputs = model(**batch, return_dict=True)
+    return [value for value in outputs.values() if isinstance(value, Tensor) and value.is_floating_point()]

@@ -1,0 +1,72 @@
+"""The rows of a fine-tuned head in the order of the data's labels, matched by name."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.hub.models.weights import answering, head_of
+
+
+def order_of(own: Sequence[str], labels: Sequence[str]) -> list[int]:
+    """For each label the row of a head that answers it: the one of its name, and of those left the next.
+
+    Args:
+        own: what the head's rows are called.
+        labels: the data's labels, as many.
+
+    >>> order_of(["neutral", "Positive", "negative "], ["negative", "neutral", "positive"])
+    [2, 0, 1]
+    >>> order_of(["a", "b", "c"], ["x", "a", "y"])
+    [1, 0, 2]
+    """
+    rows, wanted = _keys(own), _keys(labels)
+    table = {key: i for i, key in enumerate(rows)}
+    left = [i for i, key in enumerate(rows) if key not in wanted]
+    return [table[key] if key in table else left.pop(0) for key in wanted]
+
+
+def match_rows_(
+    name: str, model: Any, own: Sequence[str], labels: Sequence[str], inputs: Callable[[], Mapping[str, Tensor]]
+) -> str:
+    """Put the rows of a model's head into the order of the data's labels.
+
+    Args:
+        name: what the model is called in errors.
+        model: a model with a head that has been trained, in eval mode.
+        own: the labels of its head, by row.
+        labels: those of the data, as many.
+        inputs: gives one row, which the model must answer as before but for the order.
+    Returns: what was done, or which rows answer labels of other names; nothing where all names agree.
+    Raises: UserError if the head is of a form that is not known here.
+    """
+    order = order_of(own, labels)
+    unlike = [i for i, key in zip(order, _keys(labels), strict=True) if _keys(own)[i] != key]
+    if order != [*range(len(own))]:
+        _reorder_(name, model, order, inputs())
+        how = "matched by name" if not unlike else "matched by name where a name is the same, the others in turn"
+        return f"the head's rows are {', '.join(own)}; they were put in the order {', '.join(labels)}, {how}"
+    if unlike:
+        return f"the head's rows {', '.join(own)} are taken in this order for the labels {', '.join(labels)}"
+    return ""
+
+
+@torch.no_grad()
+def _reorder_(name: str, model: Any, order: Sequence[int], inputs: Mapping[str, Tensor]) -> None:
+    before = model(**inputs).logits
+    for _, t in answering(model, head_of(model)):
+        t.copy_(t[list(order)])
+    if not torch.allclose(model(**inputs).logits, before[:, list(order)], rtol=1e-4, atol=1e-5):
+        raise UserError(
+            f"model {name!r} answers in another order than the data's labels, and its head is of a form that cannot be "
+            f"reordered here; save it with labels in the order of the data"
+        )
+
+
+def _keys(names: Sequence[str]) -> list[str]:
+    """Names without what does not tell them apart: case, spaces, the LABEL_ that stands before a mere number."""
+    keys = [re.sub(r"^label[ _]?(?=\d+$)", "", " ".join(str(name).split()).casefold()) for name in names]
+    return keys if len({*keys}) == len(keys) else [str(name) for name in names]

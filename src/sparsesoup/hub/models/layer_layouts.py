@@ -1,0 +1,248 @@
+"""Where the blocks of a model keep their heads and feed-forward units, and how these are cut out: family by family."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsesoup.core.errors import UserError
+
+Widths = dict[str, dict[str, int]]  # layer, as named in the base model -> {"heads": how many, "units": how many}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a block keeps its parts, as paths below the block.
+
+    Its attention must cut query, key and value into as many heads as their width holds, and its feed-forward part must
+    be down(activation(up(x))); then heads and units may leave without a change to the code.
+
+    Args:
+        core: what splits into heads.
+        size: attribute of the core that holds the width of a head.
+        query, key, value, output: the linear maps of the attention.
+        up, down: those of the feed-forward part.
+        activation: what stands between them, applied to each unit by itself.
+        units: key of config.json that holds the number of units.
+    """
+
+    core: str
+    size: str
+    query: str
+    key: str
+    value: str
+    output: str
+    up: str
+    down: str
+    activation: str
+    units: str = "intermediate_size"
+
+    def fits(self, block: nn.Module) -> bool:
+        """Whether a block has all these parts."""
+        have = {name for name, _ in block.named_modules()}
+        paths = (self.core, self.query, self.key, self.value, self.output, self.up, self.down, self.activation)
+        return have.issuperset(paths) and hasattr(block.get_submodule(self.core), self.size)
+
+
+BERT = Layout(
+    core="attention.self", size="attention_head_size", query="attention.self.query", key="attention.self.key",
+    value="attention.self.value", output="attention.output.dense", up="intermediate.dense", down="output.dense",
+    activation="intermediate.intermediate_act_fn",
+)  # fmt: skip
+DISTILBERT = Layout(
+    core="attention", size="attention_head_size", query="attention.q_lin", key="attention.k_lin",
+    value="attention.v_lin", output="attention.out_lin", up="ffn.lin1", down="ffn.lin2", activation="ffn.activation",
+    units="hidden_dim",
+)  # fmt: skip
+VIT = Layout(
+    core="attention", size="head_dim", query="attention.q_proj", key="attention.k_proj", value="attention.v_proj",
+    output="attention.o_proj", up="mlp.fc1", down="mlp.fc2", activation="mlp.activation_fn",
+)  # fmt: skip
+CLIP = Layout(
+    core="self_attn", size="head_dim", query="self_attn.q_proj", key="self_attn.k_proj", value="self_attn.v_proj",
+    output="self_attn.out_proj", up="mlp.fc1", down="mlp.fc2", activation="mlp.activation_fn",
+)  # fmt: skip
+FAMILIES = {  # `model_type` of config.json -> layout; a family is added here once its test has passed
+    "bert": BERT, "roberta": BERT, "xlm-roberta": BERT, "electra": BERT, "distilbert": DISTILBERT, "vit": VIT,
+    "deit": VIT, "clip_vision_model": CLIP, "clip": CLIP,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A repeated block of a model, its parts reached by role.
+
+    Args:
+        name: the block's name in the base model, such as encoder.layer.3.
+        block: the module itself.
+        layout: where it keeps its parts.
+    """
+
+    name: str
+    block: nn.Module
+    layout: Layout
+
+    def part(self, role: str) -> Any:
+        """The module that plays a role of the layout."""
+        return self.block.get_submodule(getattr(self.layout, role))
+
+    @property
+    def size(self) -> int:
+        """Width of a head."""
+        return int(getattr(self.part("core"), self.layout.size))
+
+    @property
+    def heads(self) -> int:
+        """How many heads there are."""
+        return int(self.part("query").weight.shape[0]) // self.size
+
+    @property
+    def units(self) -> int:
+        """How many feed-forward units there are."""
+        return int(self.part("up").weight.shape[0])
+
+
+def layers(model: Any) -> list[Layer]:
+    """The blocks of a model, in its order.
+
+    Raises: UserError if its family's heads and units are not known.
+    """
+    kind = str(model.config.model_type)
+    base = getattr(model, model.base_model_prefix, model)
+    layout = FAMILIES.get(kind)
+    lists = [(n, m) for n, m in base.named_modules() if isinstance(m, nn.ModuleList)]
+    found = [
+        Layer(f"{name}.{i}", block, layout)
+        for name, blocks in lists
+        for i, block in enumerate(blocks)
+        if layout and layout.fits(block)
+    ]
+    if not found:
+        raise UserError(
+            f"{type(model).__name__} (model type {kind}) has heads and units of a grouping that is not known here; "
+            f"known are {', '.join(FAMILIES)}; export it --to packed"
+        )
+    return found
+
+
+def uncut(model: Any) -> str:
+    """Why what is pruned of a model's heads and units stays in it as zeros; nothing where it can be cut out."""
+    try:
+        layers(model)
+    except UserError:
+        return (
+            f"heads and units that are pruned stay in a {model.config.model_type} model as zeros, which make it no "
+            f"smaller or faster: `export --to compact` cuts them out of {', '.join(FAMILIES)}"
+        )
+    return ""
+
+
+def widths(model: Any) -> Widths:
+    """How many heads and units each layer of a model has."""
+    return {layer.name: {"heads": layer.heads, "units": layer.units} for layer in layers(model)}
+
+
+def narrow_(model: Any, wanted: Mapping[str, Mapping[str, int]]) -> None:
+    """Give each layer of a fresh model so many heads and units; its weights are to be loaded after that.
+
+    Raises: UserError if layers are missing, or have fewer heads or units than wanted.
+    """
+    for layer in layers(model):
+        row = wanted.get(layer.name)
+        numbers = [row.get(key) for key in ("heads", "units")] if isinstance(row, Mapping) else [None]
+        most = (layer.heads, layer.units)
+        if not all(isinstance(n, int) and 0 <= n <= top for n, top in zip(numbers, most, strict=False)):
+            raise UserError(
+                f"compact_config of config.json says {row} of {layer.name}; expected heads of 0 to {most[0]} and "
+                f"units of 0 to {most[1]}; take the file as it was exported"
+            )
+        heads, units = (torch.arange(int(n or 0)) for n in numbers)
+        cut_(layer, heads, units)
+
+
+def cut_(layer: Layer, heads: Tensor, units: Tensor) -> None:
+    """Leave a layer with these heads and these units alone, in place.
+
+    Args:
+        layer: the layer.
+        heads, units: numbers of those that stay, in rising order.
+    """
+    rows = (heads[:, None] * layer.size + torch.arange(layer.size)).flatten()
+    for role in ("query", "key", "value"):
+        _take(layer, role, rows, dim=0)
+    _take(layer, "output", rows, dim=1)
+    _take(layer, "up", units, dim=0)
+    _take(layer, "down", units, dim=1)
+    core = layer.part("core")
+    for name in ("num_attention_heads", "num_heads", "n_heads"):
+        if hasattr(core, name):
+            setattr(core, name, len(heads))
+    if hasattr(core, "all_head_size"):
+        core.all_head_size = len(rows)
+    if not len(heads) and not isinstance(core, NoHeads):
+        layer.block.set_submodule(layer.layout.core, NoHeads(core, layer.layout))
+
+
+def _take(layer: Layer, role: str, chosen: Tensor, dim: int) -> None:
+    """Keep these rows (dim 0) or columns (dim 1) of a linear map."""
+    linear = layer.part(role)
+    weight, bias = linear.weight.detach(), linear.bias
+    chosen = chosen.to(weight.device)
+    if bias is not None and dim == 0:
+        bias = nn.Parameter(bias.detach().index_select(0, chosen), bias.requires_grad)
+    # Contiguous: safetensors refuses what is a view of more.
+    weight = nn.Parameter(weight.index_select(dim, chosen).contiguous(), linear.weight.requires_grad)
+    if len(chosen):
+        linear.weight, linear.bias = weight, bias
+        linear.out_features, linear.in_features = weight.shape
+    else:
+        layer.block.set_submodule(getattr(layer.layout, role), (Nothing, Constant)[dim](weight, bias))
+
+
+class Nothing(nn.Module):
+    """A linear map [features -> 0] all of whose outputs are gone.
+
+    It keeps its empty weight, so that a stock class refuses the checkpoint instead of drawing new weights.
+    """
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., features] -> [..., 0]."""
+        return x[..., :0]
+
+
+class Constant(Nothing):
+    """A linear map [0 -> features] all of whose inputs are gone: its bias is what is left."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., 0] -> [..., features]."""
+        shape = (*x.shape[:-1], self.weight.shape[0])
+        return x.new_zeros(shape) if self.bias is None else self.bias.expand(shape)
+
+
+class NoHeads(nn.Module):
+    """An attention without heads; not all kernels of fused attention take zero of them.
+
+    Args:
+        core: the attention that it takes the place of, whose parts it keeps under their names.
+        layout: of the block.
+    """
+
+    def __init__(self, core: nn.Module, layout: Layout) -> None:
+        super().__init__()
+        for name, child in core.named_children():
+            self.add_module(name, child)
+        setattr(self, layout.size, getattr(core, layout.size))
+        # In BERT the output map lies beside the core, elsewhere inside it.
+        inside = layout.output.startswith(f"{layout.core}.")
+        self.path = layout.output.removeprefix(f"{layout.core}.") if inside else ""
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+        """[batch, length, hidden] -> what the output map makes of no head, or no features for it."""
+        nothing = hidden_states[..., :0]
+        return (self.get_submodule(self.path)(nothing) if self.path else nothing), None

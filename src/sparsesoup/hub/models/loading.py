@@ -1,0 +1,266 @@
+"""Pre-trained models, from the Hub, a folder or the embedded package; pruned ones written."""
+
+import contextlib
+import copy
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import PIL.Image
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.masks import Masks
+from sparsesoup.core.rng import fold
+from sparsesoup.core.ticket import fit
+from sparsesoup.hub.models import tokenizer as tokens
+from sparsesoup.hub.models.checkpoint import call, config_of, load_reader, locate, quiet, read_config, reading
+from sparsesoup.hub.models.head_labels import match_rows_
+from sparsesoup.hub.models.layer_layouts import FAMILIES, Widths, narrow_
+from sparsesoup.hub.models.open_clip import OpenClipForImageClassification
+from sparsesoup.hub.models.weights import (
+    REMEDY,
+    Account,
+    head_of,
+    left_out,
+    load_weights,
+    may_be_new,
+    need_weights,
+    unread,
+)
+from sparsesoup.hub.tasks.columns import Task
+from sparsesoup.hub.tasks.registry import AnyTask, Kind, kind_of
+
+OWN = {kind.__name__: kind for kind in (OpenClipForImageClassification,)}  # classes that transformers does not have
+COMPACT, COMPACT_FORMAT = "compact_config", 1  # key of config.json with the widths of each layer
+
+
+def load_model(
+    model: str,
+    task: AnyTask,
+    seed: int,
+    remote_code: bool = False,
+    whole: bool = False,
+    account: Account | None = None,
+    fixed: Mapping[str, Any] = MappingProxyType({}),
+) -> PreTrainedModel:
+    """A model with the head that the task needs, in float32; a new head is drawn from the seed.
+
+    Only safetensors are read; code of the checkpoint runs only if `remote_code` says so.
+
+    Args:
+        whole: no weight may be new, as of a teacher or a run's own model.
+        account: is told what is new, and what a user should know.
+        fixed: settings that take the place of those in config.json.
+    Raises: UserError if there is no such model, or none with such a head; if it lacks more than a head, a pooler or
+        what the task never reads; if weights are NaN or infinite.
+    """
+    options, kind = call(locate(model), remote_code), kind_of(task)
+    if kind.load is not None:
+        with reading(model):
+            return kind.load(options, task)
+    own, config = read_config(options, model), read_config(options, model, **kind.settings(task))
+    tokens.fix_(config, fixed)
+    with reading(model), torch.random.fork_rng():
+        torch.manual_seed(fold(seed, "head"))
+        # A checkpoint may be stored in bf16, which transformers 5 would keep: fine-tuning needs float32.
+        head = _fitting(kind.head, config)
+        loaded, lacking, left = load_weights(head, model, options, config=config, dtype=torch.float32)
+    _become_stock(loaded)
+    with reading(model), tempfile.TemporaryDirectory() as folder:
+        loaded.config.save_pretrained(folder)  # what refuses this would do so when all has been trained
+    if whole and lacking:
+        raise UserError(
+            f"model {model!r} is not fine-tuned for this task ({min(lacking)} {lacking[min(lacking)]} in its weights)"
+        )
+    if lacking.keys() - may_be_new(loaded):
+        idle: set[str] = set()
+        with contextlib.suppress(Exception):  # a model that cannot answer reads it all
+            idle = unread(loaded, _inputs(model, kind, remote_code))
+        need_weights(model, lacking, may_be_new(loaded) | idle)
+    account = account or Account()
+    account.take(model, seed, lacking, left_out(loaded, left))
+    if isinstance(task, Task) and task.labels and not lacking.keys() & {*head_of(loaded)}:
+        with reading(model):
+            counted = [f"LABEL_{i}" for i in range(len(task.labels))]  # as in config.json where nobody names them
+            names = [*map(str, own.id2label.values())] if own.num_labels == len(counted) else counted
+            if said := match_rows_(model, loaded, names, task.labels, lambda: _inputs(model, kind, remote_code)):
+                account.notes.append(said)
+    return loaded
+
+
+def _inputs(model: str, kind: Kind, remote_code: bool) -> dict[str, Tensor]:
+    """A row as the model takes it, of an empty picture or a few words."""
+    reader = load_reader(model, kind.images, remote_code)
+    if kind.images:
+        return dict(reader(images=PIL.Image.new("RGB", (64, 64)), return_tensors="pt"))
+    return dict(reader("what is it", "it is a row", return_tensors="pt"))
+
+
+def hollow_model(model: str, task: AnyTask, remote_code: bool = False) -> PreTrainedModel:
+    """A model with the head that the task needs and shapes instead of weights, which takes no time to make."""
+    kind = kind_of(task)
+    config = config_of(model, remote_code, **kind.settings(task))
+    with reading(model), torch.device("meta"):
+        return kind.head.from_config(config, trust_remote_code=remote_code)
+
+
+def load_as_saved(
+    model: str, state: Mapping[str, Tensor] | None = None, account: Account | None = None
+) -> PreTrainedModel:
+    """The model in the class and precision that its checkpoint names, no head added.
+
+    Where config.json has `compact_config`, its layers get the widths that stand there.
+
+    Args:
+        model: Hub id or folder.
+        state: weights under the names of the files, to take instead of the folder's.
+        account: of a model that others published, is told which weights of its head or pooler are new and which are
+            left out. By default config.json and weights were written for each other, so none is.
+    Raises: UserError if there is no such model, or weights do not fit.
+    """
+    options = call(locate(model), False)
+    config = read_config(options, model)
+    if state is not None:
+        options = {"pretrained_model_name_or_path": None, "state_dict": dict(state)}
+    with reading(model), torch.random.fork_rng():
+        torch.manual_seed(0)
+        kind, compact = _class_of(config, model), getattr(config, COMPACT, None)
+        if compact is not None:
+            kind = _narrowed(kind, compact)
+        loaded, lacking, left = load_weights(kind, model, options, config=config, dtype="auto")
+    _become_stock(loaded)
+    need_weights(model, lacking, () if account is None else may_be_new(loaded))
+    left = left_out(loaded, left)
+    if account is not None:
+        account.take(model, 0, lacking, left)
+    elif left:
+        raise UserError(f"the weights of model {model!r} have {left[0]}, which its config.json does not know; {REMEDY}")
+    return loaded
+
+
+def load_pruned(folder: Path, masks: Masks, state: Mapping[str, Tensor] | None = None) -> PreTrainedModel:
+    """Load a model in the class that its config.json names, ready to be asked.
+
+    Args:
+        folder: of the model.
+        masks: which of its weights are kept; {} if none is known.
+        state: weights to take instead of the folder's.
+    Raises: UserError if a weight that the masks prune is not zero.
+    """
+    model = load_as_saved(str(folder), state).eval()
+    params = dict(model.named_parameters())
+    for name, mask in fit(masks, {n: p.shape for n, p in params.items()}, model.base_model_prefix).items():
+        if alive := int(torch.count_nonzero(params[name].detach()[~mask])):
+            raise UserError(
+                f"{alive} weights of {name} in {folder} are not zero though its masks prune them: it was "
+                f"trained on without SparsityCallback or hold_zeros; `sparsesoup apply` makes them zero again"
+            )
+    return model
+
+
+def _class_of(config: Any, model: str) -> Any:
+    """The class that config.json names, and the one without a head where it names none.
+
+    Raises: UserError if it names what is no class of models.
+    """
+    if config.architectures is None or config.architectures == []:
+        with torch.device("meta"):
+            return type(transformers.AutoModel.from_config(config))
+    name = config.architectures[0] if isinstance(config.architectures, list) else config.architectures
+    known = OWN.get(name) or getattr(transformers, name, None) if isinstance(name, str) else None
+    if not (isinstance(known, type) and issubclass(known, PreTrainedModel)):
+        raise UserError(
+            f"config.json of model {model} has architectures {config.architectures!r}, where a list with the name of a "
+            f"model class of transformers is needed; correct it"
+        )
+    return known
+
+
+def _fitting(head: Any, config: Any) -> Any:
+    """An Auto class, or for a compact model the class that it stands for, with the widths of config.json."""
+    compact = getattr(config, COMPACT, None)
+    if compact is None:
+        return head
+    with torch.device("meta"):
+        kind = type(head.from_config(config))
+    return _narrowed(kind, compact)
+
+
+def _become_stock(loaded: Any) -> None:
+    """Leave the class that narrows, of use only while weights come in: the stock one pickles and is saved by name."""
+    if COMPACT in vars(type(loaded)):
+        loaded.__class__ = type(loaded).__bases__[0]
+
+
+def _narrowed(kind: Any, compact: Any) -> Any:
+    """A class whose models have the widths of `compact_config` before their weights come."""
+    table = compact.get("layers") if isinstance(compact, dict) else None
+    if not issubclass(kind, PreTrainedModel) or not isinstance(table, dict) or compact.get("format") != COMPACT_FORMAT:
+        raise UserError(
+            f"config.json has a {COMPACT} that cannot be read: expected format {COMPACT_FORMAT}, a table of layers and "
+            f"a class of transformers under architectures; take the file as it was exported"
+        )
+
+    def __init__(self: Any, config: Any, *inputs: Any, **more: Any) -> None:
+        kind.__init__(self, config, *inputs, **more)
+        narrow_(self, table)
+
+    return type(kind.__name__, (kind,), {"__init__": __init__, "__module__": kind.__module__, COMPACT: table})
+
+
+def makes(kind: Any, config: Any, wanted: Mapping[str, Tensor]) -> bool:
+    """Whether a stock class makes just these parameters from a config."""
+    with torch.device("meta"), quiet(), contextlib.suppress(ValueError):  # heads that do not divide the hidden size
+        return {n: p.shape for n, p in kind(config).named_parameters()} == {n: p.shape for n, p in wanted.items()}
+    return False
+
+
+def unpruned_model(model: str, wanted: Widths) -> PreTrainedModel:
+    """A model of the class and config of a folder before anything was cut out of it; its weights are drawn at random.
+
+    Args:
+        model: the folder.
+        wanted: heads and units of its layers; a class makes all layers alike, so the most of them count.
+    Raises: UserError if its config.json cannot be read.
+    """
+    config = config_of(model)
+    with reading(model):
+        if hasattr(config, COMPACT):
+            delattr(config, COMPACT)
+        if (layout := FAMILIES.get(str(config.model_type))) and hasattr(config, layout.units) and wanted:
+            # Never fewer than config.json says: what is cut out of a compact model again was narrow before.
+            for key, number in (("units", layout.units), ("heads", "num_attention_heads")):
+                setattr(config, number, max(getattr(config, number), *(row[key] for row in wanted.values())))
+        return _class_of(config, model)(config).eval()
+
+
+def has_head(model: str, task: AnyTask, remote_code: bool = False) -> bool:
+    """Whether transformers knows a class of this model's type with the head that a task needs."""
+    kind = kind_of(task)
+    return remote_code or kind.load is not None or type(config_of(model)) in kind.head._model_mapping
+
+
+def save_model(
+    model: PreTrainedModel, weights: Mapping[str, Tensor], folder: Path, reader: Any, facts: Mapping[str, Any]
+) -> None:
+    """Write a stock model folder: `from_pretrained` of transformers alone loads it, its pruned weights exactly zero.
+
+    Args:
+        model: the pre-trained model, which gives class and config; not changed.
+        weights: the state to save.
+        reader: its tokenizer or image processor.
+        facts: what goes into `config.json` as `pruning_config` (a serving engine refuses other known keys).
+    """
+    product = copy.deepcopy(model).cpu()
+    product.load_state_dict(dict(weights))
+    product.config.pruning_config = dict(facts)
+    with quiet():
+        product.save_pretrained(folder)
+        if reader is not None:
+            reader.save_pretrained(folder)

@@ -1,0 +1,95 @@
+"""A look at a model before the first step: a row's answer depends on that row alone."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.rng import sow
+from sparsesoup.hub.models.checkpoint import quiet
+from sparsesoup.hub.tasks.registry import Kind
+from sparsesoup.training.batching import Data
+
+CLOSE = 1e-4  # how far two answers may lie apart, as a share of the largest; rounding gives 1e-6
+REMEMBERED = (bool, int, float, str, type(None))
+
+
+def check_rows(name: str, kind: Kind, model: nn.Module, data: Data) -> None:
+    """Raise a UserError if a row is answered otherwise in a batch than alone, or otherwise after another batch.
+
+    The first would make every score one of how rows happened to be put together. The second is a state that is no
+    tensor and that nobody saves (BigBird goes over to full attention on the first short batch): a run that was stopped
+    would go on as another one.
+
+    Args:
+        name: of the model.
+        kind: of its task.
+        model: as loaded, on the CPU; not changed.
+        data: the training rows, of which the shortest and the longest are asked.
+    """
+    order = sorted(range(len(data)), key=lambda i: data.lengths[i] if data.lengths else 0)
+    short, both = order[:1], [order[0], order[-1]]
+    for training in (False, True):
+        one, other = _twin(model, training), _twin(model, training)
+        asked = ((one, both), (one, short), (one, both), (other, short))
+        first, alone, again, fresh = (_ask(name, kind, twin, data, rows) for twin, rows in asked)
+        if _apart(first, again) or _apart(alone, fresh):
+            changed = sorted(_remembered(one).items() ^ _remembered(_twin(model, training)).items(), key=str)
+            where = f"such as {changed[0][0]}" if changed else "in its code"
+            raise UserError(
+                f"model {name} ({type(model).__name__}) answers a row otherwise after it was asked another: it keeps a "
+                f"state beside its weights, {where}, which no run could go on from; take a model of another family"
+            )
+        if not training and data.lengths and _apart(first[:1], alone):
+            raise UserError(
+                f"model {name} ({type(model).__name__}) answers a row otherwise beside a longer one than alone, by "
+                f"{float((first[0] - alone[0]).abs().max()):.2g}: its code reads the padding, so every score would "
+                f"depend on how rows are batched; take a model of another family"
+            )
+
+
+def _twin(model: nn.Module, training: bool) -> nn.Module:
+    """A copy whose weights are the model's own, and whose buffers and other state are not."""
+    return copy.deepcopy(model, {id(p): p for p in model.parameters()}).train(training)
+
+
+def _ask(name: str, kind: Kind, model: nn.Module, data: Data, rows: list[int]) -> Tensor:
+    """The answers to some rows; UserError unless they are numbers."""
+    batch = data.batch(rows)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(), quiet():
+            sow(0)
+            answers = kind.predict(model, batch).float()
+    except Exception as error:  # whatever the code that comes upon a wrong number of config.json raises
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        if not kind.images:
+            raise UserError(
+                f"model {name} cannot answer a row of {len(batch['input_ids'][0])} tokens ({said}); take config.json, "
+                f"weights and tokenizer as they were written"
+            ) from error
+        raise UserError(
+            f"model {name} does not take images of {'x'.join(map(str, batch['pixel_values'].shape[1:]))} (channels, "
+            f"height, width), as its image processor makes them: {said}; correct preprocessor_config.json"
+        ) from error
+    if not torch.isfinite(answers).all():
+        raise UserError(
+            f"model {name} answers with NaN or infinite numbers before any training, though its weights are finite; "
+            f"take config.json as it was written"
+        )
+    return answers
+
+
+def _apart(one: Tensor, other: Tensor) -> bool:
+    return bool((one - other).abs().max() > CLOSE * one.abs().max().clamp(min=1e-3))
+
+
+def _remembered(model: nn.Module) -> dict[str, Any]:
+    """The plain values that the modules of a model hold, by name."""
+    return {
+        f"{path}.{key}".lstrip("."): value
+        for path, module in model.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, REMEMBERED) and not key.startswith("_")
+    }

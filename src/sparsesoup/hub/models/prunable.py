@@ -1,0 +1,117 @@
+"""Which parameters of a transformer may be pruned: the linear weights inside its repeated blocks, with their roles."""
+
+import contextlib
+import re
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.targets import Target, Targets
+from sparsesoup.hub.models.layer_layouts import layers
+
+# Role -> what the parameter's path inside its block ends in; BERT, RoBERTa, ELECTRA, DeBERTa, DistilBERT, ViT, CLIP,
+# GPT-2, LLaMA and their kin. A linear weight that none of them names is pruned all the same, with the role "other".
+ROLES = {
+    "query": r"(query(_proj)?|q_lin|q_proj|\.q)",
+    "key": r"(key(_proj)?|k_lin|k_proj|\.k)",
+    "value": r"(value(_proj)?|v_lin|v_proj|\.v)",
+    "query-key-value": r"(c_attn|qkv|in_proj|query_key_value)",
+    "output": r"((attention|attn|self_attn)\.(output\.dense|dense|out_proj|out_lin|o_proj|c_proj|proj)|\.out_lin)",
+    "feed-forward in": r"(intermediate\.dense|ffn\.lin1|\bfc1|c_fc|up_proj|linear1|\.wi|\bffn)",
+    "feed-forward gate": r"(gate_proj)",
+    "feed-forward out": r"(output\.dense|ffn\.lin2|\bfc2|mlp\.c_proj|down_proj|linear2|\.wo|\bffn_output)",
+}
+# Two-dimensional, and no linear maps: tables of Swin, BEiT, XLNet and their kin, the state space of Mamba.
+NO_MATRIX = r"bias|position|embed|rel_pos|token|^A_log$|^D$"
+NOT_LINEAR = (nn.Embedding, nn.modules.conv._ConvNd, nn.LayerNorm, nn.RMSNorm)
+
+
+def prunable(model: PreTrainedModel) -> Targets:
+    """The prunable parameters of a model, in its own order.
+
+    Raises: UserError if the model has none.
+    """
+    if targets := matrices(model):
+        return targets
+    raise UserError(
+        f"found nothing to prune in {type(model).__name__}: expected linear weights inside a list of repeated blocks; "
+        f"take a transformer encoder such as BERT"
+    )
+
+
+def matrices(model: PreTrainedModel) -> Targets:
+    """The prunable parameters of a model, in its own order; none where all heads and units were cut out.
+
+    The rule: every matrix (or stack of matrices) below a list of repeated blocks of the base model. So embeddings,
+    norms, biases, position tables beside the blocks (DeBERTa's rel_embeddings), pooler and task head are none. Nor are
+    gains and temperatures with sides of 1 (Swin v2's logit_scale, ConvNeXt v2's grn), nor convolutions: a pattern
+    speaks of [out, in], and a depthwise kernel has no inputs to choose among.
+    """
+    base = getattr(model, model.base_model_prefix, model)
+    blocks = _blocks(base)
+    prefix = f"{model.base_model_prefix}." if base is not model else ""
+    owners = dict(model.named_modules())
+    targets: Targets = {}
+    heads = _heads(model)
+    for name, parameter in model.named_parameters():
+        inside = any(name.startswith(f"{prefix}{block}.") for block in blocks)
+        if inside and _is_matrix(name, parameter, owner := owners[name.rpartition(".")[0]]):
+            role, transposed = _role(name), isinstance(owner, Conv1D)
+            head = heads[name] if name in heads else _head(model, role, parameter, transposed)
+            targets[name] = Target(role, tuple(parameter.shape), transposed, head)
+    return targets
+
+
+def _is_matrix(name: str, parameter: nn.Parameter, owner: nn.Module) -> bool:
+    """Return True for the matrix of a linear map, or a stack of such, with both sides above 1."""
+    linear = not isinstance(owner, NOT_LINEAR) and "Norm" not in type(owner).__name__
+    table = re.search(NO_MATRIX, name.rpartition(".")[2])
+    return parameter.dim() >= 2 and min(parameter.shape[-2:]) > 1 and linear and not table
+
+
+def _heads(model: PreTrainedModel) -> dict[str, int]:
+    """The width of a head at each matrix that is cut into heads, as the model's own attention has it.
+
+    config.json does not say it of a compact model, whose layers have fewer heads than its number, nor of CLIP's towers.
+    """
+    names, found = {id(p): name for name, p in model.named_parameters()}, {}
+    with contextlib.suppress(UserError):  # a family of which less is known
+        for layer in layers(model):
+            for role in ("query", "key", "value", "output"):
+                found[names[id(layer.part(role).weight)]] = layer.size
+    return found
+
+
+def _blocks(base: nn.Module) -> list[str]:
+    """Names of the lists of repeated blocks, the outer ones where they are nested.
+
+    timm and open_clip may keep theirs in an nn.Sequential. Elsewhere that is what one block is made of, so it counts
+    where no list is there, and where all its members are of one class that has parts of its own.
+    """
+    modules = dict(base.named_modules())
+    found = [name for name, m in modules.items() if isinstance(m, nn.ModuleList) and len(m)]
+    found = found or [name for name, m in modules.items() if isinstance(m, nn.Sequential) and _repeats(m)]
+    return [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
+
+
+def _repeats(members: nn.Sequential) -> bool:
+    return len({type(member) for member in members}) == 1 and any(True for _ in members[0].children())
+
+
+def _head(model: PreTrainedModel, role: str, parameter: nn.Parameter, transposed: bool) -> int:
+    """Width of one attention head along the side of the matrix that is cut into heads; 0 where it is none."""
+    count = getattr(model.config, "num_attention_heads", 0) or 0
+    if role not in ("query", "key", "value", "output") or not isinstance(count, int) or count < 1:
+        return 0
+    if role in ("key", "value"):
+        # Grouped-query attention: fewer heads here than in the query, which no tie of equal counts can name.
+        count = getattr(model.config, "num_key_value_heads", None) or count
+    side = parameter.shape[int((role == "output") != transposed)]
+    return 0 if side % count else side // count
+
+
+def _role(name: str) -> str:
+    path = name.removesuffix(".weight").removesuffix("_weight")
+    return next((role for role, ending in ROLES.items() if re.search(f"{ending}$", path)), "other")

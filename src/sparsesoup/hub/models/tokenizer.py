@@ -1,0 +1,91 @@
+"""A tokenizer as its model needs it, so that what is trained, tested and saved reads every row alike."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import AutoModel
+
+from sparsesoup.core.errors import UserError
+
+MASK, KINDS = "attention_mask", "token_type_ids"
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """Return the settings of a model's tokenizer, whatever its own file says; they are saved with it.
+
+    A head reads the first token, or the last one that is no padding, and learnt positions count from the left; so rows
+    are padded on the right, except for a head that reads the last place (XLNet's). And a text is a text: a special
+    token that it names is spelt out, not obeyed.
+    """
+    last = getattr(config, "summary_type", "") == "last"
+    return {"padding_side": "left" if last else "right", "split_special_tokens": True}
+
+
+def input_names(made: list[str], config: Any) -> list[str]:
+    """The inputs that tokenizer and model both know.
+
+    There is a mask wherever the model takes one, and there are token types where it tells two of them apart.
+    """
+    if type(config) not in AutoModel._model_mapping:  # code of the checkpoint's own
+        return made
+    kind = AutoModel._model_mapping[type(config)]
+    taken = inspect.signature((kind[0] if isinstance(kind, tuple) else kind).forward).parameters  # Funnel has two
+    names = [name for name in made if name in taken and name != MASK] + [MASK] * (MASK in taken)
+    return [name for name in names if name != KINDS or getattr(config, "type_vocab_size", 2) > 1]
+
+
+def settled(config: Any, tokenizer: Any) -> dict[str, Any]:
+    """Return the settings that a model's config.json needs to be trained on rows of a tokenizer.
+
+    A decoder's head reads the last token that is not `pad_token_id`. BigBird's sparse attention gives way to full
+    attention at the first batch that is short, for good, so which one a row meets would depend on the rows before it.
+    """
+    sparse = getattr(config, "attention_type", "") == "block_sparse"
+    return {"pad_token_id": tokenizer.pad_token_id} | ({"attention_type": "original_full"} if sparse else {})
+
+
+def padding_of(config: Any) -> int | None:
+    """The padding token that a config.json tells of."""
+    return getattr(config.get_text_config(), "pad_token_id", None)
+
+
+def fix_(config: Any, fixed: Mapping[str, Any]) -> None:
+    """Write settings into a config, and into that of the part which reads texts, where a head looks its padding up."""
+    for each in (config, config.get_text_config()):
+        for key, value in fixed.items():
+            setattr(each, key, value)
+
+
+def told(config: Any, fixed: Mapping[str, Any], name: str) -> list[str]:
+    """Return notes on the settings that a model was given in place of its own."""
+    own, pad = padding_of(config), fixed["pad_token_id"]
+    notes = []
+    if own not in (None, pad):
+        notes.append(
+            f"config.json of {name} pads with token {own} and its tokenizer with {pad}, which both say from now"
+        )
+    if "attention_type" in fixed:
+        notes.append(
+            f"{name} is trained, tested and saved with full attention: its own block_sparse gives way to that at the "
+            f"first short batch"
+        )
+    return notes
+
+
+def check_padding(name: str, model: Any, tokenizer: Any, own: int | None) -> None:
+    """Raise a UserError if a model counts positions from another padding token than its tokenizer's.
+
+    Args:
+        name: of the model.
+        model: one with its shapes, made from its own config.json.
+        tokenizer: pads the rows.
+        own: `pad_token_id` of that config.json.
+    """
+    pad = tokenizer.pad_token_id
+    tables = [module for path, module in model.named_modules() if path.endswith("position_embeddings")]
+    if pad != own and any(getattr(table, "padding_idx", None) == own for table in tables if own is not None):
+        raise UserError(
+            f"config.json of {name} has pad_token_id {own}, from which the model counts positions, and its tokenizer "
+            f"pads with {tokenizer.pad_token} (token {pad}); correct the one that is wrong"
+        )

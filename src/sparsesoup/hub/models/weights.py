@@ -1,0 +1,168 @@
+"""Load the weights of a checkpoint: none drawn at random unless it may be, none NaN or infinite."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.targets import block_of
+
+REMEDY = "take config.json and weights as they were written"
+SHOWN = 6  # names in a note
+
+
+@dataclass
+class Account:
+    """Notes on a model that was loaded.
+
+    Args:
+        new: weights that are drawn at random.
+        notes: a sentence each.
+    """
+
+    new: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
+
+    def take(self, model: str, seed: int, new: Collection[str], left: Collection[str]) -> None:
+        """Note the weights that were drawn from a seed, and those of the checkpoint that were left out."""
+        self.new = (*self.new, *sorted(new))
+        if new:
+            self.notes.append(f"not in the checkpoint of {model}, so drawn from seed {seed}: {in_short(new)}")
+        if left:
+            why = "and left out, since its config.json asks for no such"
+            self.notes.append(f"in the checkpoint of {model} {why}: {in_short(left)}")
+
+
+def load_weights(
+    kind: Any, name: str, options: Mapping[str, Any], **more: Any
+) -> tuple[Any, dict[str, str], list[str]]:
+    """A model with the weights of a checkpoint, those that it lacks drawn at random.
+
+    Args:
+        kind: the class.
+        name: what the model is called in errors.
+        options: what from_pretrained is called with; `more` of it.
+    Returns: the model; name of each weight that is drawn -> what is wrong with the checkpoint's; names of weights that
+        the model has no place for.
+    Raises: UserError if a weight is NaN or infinite, or no floating-point number.
+    """
+    given = {**options, **more, "use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    model, found = kind.from_pretrained(**given)
+    check_finite(name, model)
+    lacking = dict.fromkeys(found["missing_keys"], "is missing")
+    for key, there, wanted in found["mismatched_keys"]:
+        lacking[key] = f"has shape {tuple(there)}, asked for is {tuple(wanted)}"
+    state = model.state_dict()
+    # Whole numbers are no weights: tables of places, counters, which the class computes.
+    drawn = {key: why for key, why in lacking.items() if key not in state or state[key].is_floating_point()}
+    return model, drawn, sorted(found["unexpected_keys"])
+
+
+def check_finite(name: str, model: nn.Module) -> None:
+    """Raise a UserError that names the first weight of a model that is NaN, infinite, or no floating-point number."""
+    weights = dict(model.named_parameters())
+    for key, t in model.state_dict().items():
+        if not t.is_floating_point():
+            if key in weights:
+                raise UserError(f"the weights of model {name!r} have {key} as {t.dtype}, where floats are; {REMEDY}")
+        elif wrong := t.numel() - int(torch.isfinite(t).sum()):
+            raise UserError(
+                f"the weights of model {name!r} have {wrong} of {t.numel()} numbers NaN or infinite in {key}; take "
+                f"another copy of it, or an earlier one of its training"
+            )
+
+
+def check_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
+    """Raise a UserError if a tokenizer makes numbers for which a model has no embedding."""
+    try:
+        rows = len(model.get_input_embeddings().weight)
+    except (NotImplementedError, AttributeError):  # a model of bytes or characters, which has no such table
+        return
+    used = {getattr(tokenizer, f"{role}_token_id", None) for role in ("bos", "eos", "unk", "sep", "pad", "cls")}
+    idle = {*tokenizer.all_special_ids} - used  # no text gives a mask; that of BART lies one beyond its embeddings
+    highest = max(number for number in tokenizer.get_vocab().values() if number not in idle)
+    if highest >= rows:
+        raise UserError(
+            f"the tokenizer of model {name!r} has ids up to {highest}, the model {rows} embeddings, for ids up to "
+            f"{rows - 1}; say model.resize_token_embeddings(len(tokenizer)) and save both again, or take the tokenizer "
+            f"that belongs to the model"
+        )
+
+
+def need_weights(name: str, lacking: Mapping[str, str], allowed: Collection[str] = ()) -> None:
+    """Raise a UserError that names the first weight drawn at random which may not be."""
+    for key in sorted({*lacking} - {*allowed}):
+        raise UserError(f"the weights of model {name!r} do not fit its config.json: {key} {lacking[key]}; {REMEDY}")
+
+
+def may_be_new(model: Any) -> set[str]:
+    """The weights of a model that a checkpoint may lack: those of a head or a pooler, and tables that are computed."""
+    poolers = {key for key in model.state_dict() if "pooler" in key.split(".")}
+    computed = {key for key, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {*head_of(model)} | poolers | computed
+
+
+def head_of(model: Any) -> list[str]:
+    """The weights of a model's head: what its class has beside the base model; nothing where it is one itself.
+
+    Some classes (CLIP's, T5's for questions) have the parts of the base model as their own, and the head behind the
+    last that has blocks.
+    """
+    names, prefix = [*model.state_dict()], model.base_model_prefix
+    if isinstance(getattr(model, prefix, None), nn.Module):
+        outside = [key for key in names if not key.startswith(f"{prefix}.")]
+        return outside or [key for key, _ in answering(model, names)]
+    if _is_base(model):
+        return []
+    parts = [key.partition(".")[0] for key in names]
+    last = max((i for i, key in enumerate(names) if block_of(key)), default=-1)
+    return [key for key, part in zip(names, parts, strict=True) if part not in parts[: last + 1]]
+
+
+def answering(model: Any, names: Collection[str]) -> list[tuple[str, Tensor]]:
+    """The weights among `names` of the layer that gives a number a label: the last with so many rows."""
+    labels, held = model.config.num_labels, model.state_dict()
+    rows = [key for key in names if key.endswith("weight") and held[key].dim() > 1 and len(held[key]) == labels]
+    if not rows:
+        return []
+    path = rows[-1].rpartition(".")[0]
+    return [(key, held[key]) for key in names if key.rpartition(".")[0] == path]
+
+
+def _is_base(model: Any) -> bool:
+    """Return True for a model of the class without a head."""
+    try:
+        found = AutoModel._model_mapping[type(model.config)]
+    except KeyError:
+        return False
+    return type(model) in (found if isinstance(found, tuple | list) else (found,))
+
+
+def unread(model: Any, inputs: Mapping[str, Tensor]) -> set[str]:
+    """The weights that a model does not read to answer such inputs: those that no answer has a gradient by."""
+    weights = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
+    with torch.random.fork_rng():
+        answers = [t for t in model(**inputs).to_tuple() if isinstance(t, Tensor) and t.requires_grad]
+    slopes = torch.autograd.grad([t.sum() for t in answers], [*weights.values()], allow_unused=True)
+    return {key for key, slope in zip(weights, slopes, strict=True) if slope is None}
+
+
+def left_out(model: Any, left: Collection[str]) -> list[str]:
+    """The weights of a checkpoint's blocks that a model has no place for; heads of other tasks are none."""
+    prefix = f"{model.base_model_prefix}."
+    known = {_list_of(key.removeprefix(prefix)) for key in model.state_dict()} - {""}
+    return [key for key in left if _list_of(key.removeprefix(prefix)) in known]
+
+
+def _list_of(name: str) -> str:
+    return block_of(name).rpartition(".")[0]
+
+
+def in_short(names: Collection[str]) -> str:
+    """Names in one line, the first of them where they are many."""
+    first = sorted(names)[:SHOWN]
+    return ", ".join(first) + (f" and {len(names) - len(first)} more" if len(names) > len(first) else "")

@@ -1,0 +1,1 @@
+"""Tasks: columns, batches and metrics of text, questions, images and zero-shot."""

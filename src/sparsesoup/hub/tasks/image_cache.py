@@ -1,0 +1,163 @@
+"""Images as the model takes them: made once by its own processor, and held in memory for the runs of this process."""
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pyarrow as pa
+import torch
+from datasets import Dataset, Image
+from torch import Tensor
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.hub.data.files import one_line
+
+HELD = 2**29  # bytes of images that are held in memory; of a larger split the rows chosen, or they are made each time
+CHUNK = 64  # images that are made at a time
+
+
+@dataclass(frozen=True)
+class Made:
+    """Images of a split as published, or of the rows chosen from it: uint8 [rows, channels, height, width].
+
+    Args:
+        pixels: of all of them.
+        there: which are made already.
+    """
+
+    pixels: Tensor
+    there: Tensor
+
+
+_KEPT: dict[bytes, Made] = {}
+
+
+class Pictures:
+    """The images of a split in the size that the processor makes, uint8 [channels, height, width] each.
+
+    Bytes, not floats: a quarter of the memory. `values` turns them into what the processor would have made.
+    What was made once serves every later run of the process, of whatever seed: seeds choose other rows of one split.
+
+    Args:
+        rows: one split, or rows chosen from it.
+        column: of its images.
+        processor: of the model.
+    Raises: UserError that names the row where an image cannot be read or becomes of another size than the first.
+    """
+
+    def __init__(self, rows: Dataset, column: str, processor: Any) -> None:
+        self.column, self.processor = column, processor
+        chosen = rows.select_columns([column]).cast_column(column, Image(decode=False))
+        self._cells = Dataset(chosen.data, info=chosen.info)  # all rows as published, which errors number
+        at = rows._indices
+        self._rows = torch.arange(len(rows)) if at is None else torch.from_numpy(at.column(0).to_numpy().astype(int))
+        black, white = (self._made([np.full((64, 64, 3), level, np.uint8)])[0] for level in (0, 255))
+        middle = (slice(None), *(slice(side // 2, side // 2 + 1) for side in black.shape[1:]))
+        self._low, self._step = black[middle], (white - black)[middle] / 255
+        first = int(self._rows[0])
+        self.shape = self._made([self._opened(self._cells[first][column], first)])[0].shape
+        whole = len(self._cells) * self.shape.numel() <= HELD
+        fits = len(self._rows) * self.shape.numel() <= HELD
+        self._at = self._rows if whole else torch.arange(len(self._rows))
+        self._held = self._all(b"" if whole else self._rows.numpy().tobytes()) if fits else None
+
+    def pixels(self, numbers: Sequence[int]) -> Tensor:
+        """The images of these rows as bytes: uint8 [rows, channels, height, width]."""
+        chosen = list(numbers)
+        return self._pixels(self._rows[chosen].tolist()) if self._held is None else self._held[self._at[chosen]]
+
+    def values(self, pixels: Tensor) -> Tensor:
+        """What the processor makes of them: float of the same shape."""
+        return pixels.float().mul_(self._step).add_(self._low)
+
+    def _all(self, chosen: bytes) -> Tensor:
+        made = _kept(self._key() + chosen, (len(self._rows if chosen else self._cells), *self.shape))
+        order = self._rows.argsort()
+        missing = order[~made.there[self._at[order]]]
+        for some in filter(len, missing.split(CHUNK)):  # nothing is split into one part
+            made.pixels[self._at[some]] = self._pixels(self._rows[some].tolist())
+            made.there[self._at[some]] = True
+        return made.pixels
+
+    def _key(self) -> bytes:
+        """A hash of the images, or of what tells that their files have changed, and of all that the processor does."""
+        digest = hashlib.blake2b(f"{type(self.processor)} {self.processor.to_json_string()}".encode())
+        for cells in self._cells.data.column(self.column).chunks:
+            for part in (cells, cells.field("bytes"), cells.field("path")):  # slices have the buffers of their table
+                digest.update(f"{part.offset} {len(part)} ".encode())
+            for buffer in cells.buffers():
+                digest.update(b"-" if buffer is None else buffer)
+            digest.update(repr(_stamps(cells)).encode())
+        return digest.digest()
+
+    def _pixels(self, rows: Sequence[int]) -> Tensor:
+        """The processor's resizing gives whole levels, so that nothing is lost by making its floats bytes again."""
+        cells = self._cells[list(rows)][self.column]
+        made = self._made([self._opened(cell, row) for cell, row in zip(cells, rows, strict=True)])
+        for row, image in zip(rows, made, strict=True):
+            if image.shape != self.shape:
+                raise UserError(
+                    f"row {row} of column {self.column} becomes {tuple(image.shape)} by the model's image processor, "
+                    f"the first row {tuple(self.shape)}, where one size is needed; let the processor crop, or resize "
+                    f"to height and width"
+                )
+        return ((torch.stack(made) - self._low) / self._step).round_().clamp_(0, 255).to(torch.uint8)
+
+    def _opened(self, cell: Any, row: int) -> Any:
+        """The picture in a cell, in RGB."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of large or odd files, which are read all the same
+                return _in_rgb(Image().decode_example(_file(cell)))
+        except Exception as error:  # each format of files has errors of its own
+            where = f" ({cell['path']})" if cell and cell["path"] else ""
+            why = "its format is not known" if isinstance(error, PIL.UnidentifiedImageError) else one_line(error)
+            raise UserError(
+                f"row {row} of column {self.column}{where} cannot be read as an image: {why}; correct or drop such rows"
+            ) from error
+
+    def _made(self, pictures: list[Any]) -> list[Tensor]:
+        """What the processor makes of pictures: float [channels, height, width] each."""
+        made = self.processor(pictures).get("pixel_values", [np.empty(0)])
+        if np.ndim(made[0]) != 3:
+            raise UserError(
+                f"the model's image processor ({type(self.processor).__name__}) does not make one array of channels, "
+                f"height and width of an image, which is needed here; take another model"
+            )
+        return [torch.as_tensor(np.ascontiguousarray(image)) for image in made]
+
+
+def _kept(key: bytes, shape: tuple[int, ...]) -> Made:
+    """The images made so far under a key; those longest unused leave if all are more than memory is meant to hold."""
+    made = _KEPT.pop(key, None) or Made(torch.empty(shape, dtype=torch.uint8), torch.zeros(shape[0], dtype=torch.bool))
+    _KEPT[key] = made
+    while len(_KEPT) > 1 and sum(kept.pixels.numel() for kept in _KEPT.values()) > HELD:
+        del _KEPT[next(iter(_KEPT))]
+    return made
+
+
+def _in_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """Pillow cuts off what is above 255, so that deep levels would all become white."""
+    if picture.mode.startswith("I;16"):
+        picture = PIL.Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"nothing tells the range of its levels (Pillow's mode {picture.mode}), 8 bits are needed")
+    return picture.convert("RGB")
+
+
+def _stamps(cells: pa.StructArray) -> list[Any]:
+    """Size and time of the files whose bytes are not in the cells."""
+    paths = [Path(path) for path in cells.field("path").filter(cells.field("bytes").is_null()).to_pylist() if path]
+    return [(stat.st_size, stat.st_mtime_ns) for path in paths if path.exists() for stat in [path.stat()]]
+
+
+def _file(cell: Any) -> Any:
+    """A cell with the bytes of its file: from a path alone, a file that is no image would be left open."""
+    if cell and cell["bytes"] is None and cell["path"] and Path(cell["path"]).exists():
+        return {**cell, "bytes": Path(cell["path"]).read_bytes()}
+    return cell

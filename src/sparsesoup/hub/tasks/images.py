@@ -1,0 +1,114 @@
+"""Images as tasks: found in a dataset, asked of a model in batches, and cropped lightly in training."""
+
+import contextlib
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, Features, Image, Value
+from torch import Tensor
+from torch.nn import functional
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.rng import generator
+from sparsesoup.hub.tasks.columns import Task, columns_of, default_metrics, find_label, label_values
+from sparsesoup.hub.tasks.image_cache import Pictures
+from sparsesoup.hub.tasks.metrics import Judged, metric
+from sparsesoup.training.batching import Batch, Data
+
+AREA = 0.9  # share of an image that a crop keeps at least
+Row = tuple[int, int | float]  # number of the image, label
+
+
+@dataclass(frozen=True)
+class Images(Task):
+    """An image-classification task; `texts` is the one column of images."""
+
+
+def find_images(train: Dataset, name: str, columns: Sequence[str] | None, label: str | None) -> Images | None:
+    """The image task of a dataset, told from its columns; None if it is of another kind.
+
+    Args:
+        train, name: the training split, and the dataset's name as in `Source.name`.
+        columns, label: the image column and that of the label, where the guess is to be overruled.
+    Raises: UserError if there are several columns of images and none is named, or no label.
+    """
+    held = [column for column, kind in train.features.items() if isinstance(kind, Image)]
+    held = held or [column for column in train.features if _holds_files(train, column)]
+    chosen = tuple(columns or held)
+    if not {*chosen} & {*held}:
+        return None
+    if len(chosen) > 1:
+        raise UserError(
+            f"{name}: the columns to read are {', '.join(chosen)}, where one of images is allowed; its columns are "
+            f"{columns_of(Features(train.features))}; name it with `--image-column`"
+        )
+    column, labels = find_label(train, name, label)
+    task = Images(chosen, column, labels, ())
+    return replace(task, metrics=default_metrics(task, None))
+
+
+def encode(rows: Dataset, task: Images, processor: Any, length: int = 0) -> tuple[Data, Judged]:
+    """The images and their labels, ready to be batched, and the judge of the answers.
+
+    A batch is {"pixel_values": float [rows, channels, height, width], "labels": [rows]}, as the processor makes it; in
+    training each image is cropped first (`crop`). An image counts as one token: what it costs, FLOPs tell.
+
+    Args:
+        rows: one split; its images are bytes or paths of files, their levels of 1, 8 or 16 bits; they are read as RGB.
+        processor: an image processor of transformers that makes all images of one size.
+        length: has no meaning for images.
+    Raises: UserError that names the row where an image cannot be read, or a label is wrong.
+    """
+    labels, pictures = label_values(rows, task, "the data"), Pictures(rows, task.texts[0], processor)
+    collate = functools.partial(_batch, pictures, np.int64 if task.labels else np.float32)
+    return Data(list(enumerate(labels)), collate, vary=collate), metric(task)
+
+
+def crop(pixels: Tensor, draw: torch.Generator) -> Tensor:
+    """A random part of an image, 0.9 to 1 of its area, resized to the whole.
+
+    The light crop of CLIP's fine-tuning (random resized crop of scale (0.9, 1), Wortsman et al. 2022), which Instant
+    Soup uses. Share of the area uniform, ratio of the sides log-uniform in what fits into the image.
+
+    Args:
+        pixels: uint8 [channels, height, width].
+        draw: gives the four random numbers of one crop.
+    Returns: uint8 of the same shape.
+    """
+    size = pixels.shape[1:]
+    area, ratio, *places = torch.rand(4, generator=draw).tolist()
+    area = AREA + (1 - AREA) * area
+    ratio = area ** (2 * ratio - 1)
+    sides = [
+        max(1, round(side * math.sqrt(share))) for side, share in zip(size, (area * ratio, area / ratio), strict=True)
+    ]
+    (top, left) = (int(at * (side - own + 1)) for at, side, own in zip(places, size, sides, strict=True))
+    part = pixels[None, :, top : top + sides[0], left : left + sides[1]]
+    return functional.interpolate(part, size, mode="bicubic", antialias=True)[0]
+
+
+def _batch(pictures: Pictures, dtype: type, rows: Sequence[Row], look: int | None = None) -> Batch:
+    """The images of these rows, cropped as at this look of a training at them."""
+    numbers = [number for number, _ in rows]
+    pixels = pictures.pixels(numbers)
+    if look is not None:
+        cropped = [crop(image, generator(look, number)) for image, number in zip(pixels, numbers, strict=True)]
+        pixels = torch.stack(cropped)
+    labels = torch.from_numpy(np.array([label for _, label in rows], dtype=dtype))
+    return {"pixel_values": pictures.values(pixels), "labels": labels}
+
+
+def _holds_files(rows: Dataset, column: str) -> bool:
+    """Whether a column holds the bytes of image files that nobody has called images; its first row tells."""
+    kind = rows.features[column]
+    binary = isinstance(kind, Value) and kind.dtype in ("binary", "large_binary")
+    if not len(rows) or not (binary or (isinstance(kind, dict) and kind.keys() == {"bytes", "path"})):
+        return False
+    with contextlib.suppress(Exception):
+        return Image().decode_example(Image().encode_example(rows[0][column])) is not None
+    return False

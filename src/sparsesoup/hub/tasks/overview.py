@@ -1,0 +1,166 @@
+"""The data that a run reads, and what a user may not have meant, in lines for the terminal and the report."""
+
+from collections import Counter
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from datasets import Dataset, Features, Image
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.hub.build import Opened
+from sparsesoup.hub.data.rows import Source, contents
+from sparsesoup.hub.tasks.columns import FEW, Task, is_missing, label_values, text_candidates
+from sparsesoup.hub.tasks.images import Images
+from sparsesoup.hub.tasks.label_checks import spell_the_label
+from sparsesoup.hub.tasks.registry import kind_of, told
+from sparsesoup.hub.tasks.splits import open_test, test_splits, training_splits, unlabelled
+
+MOST = 1_000_000  # rows of a split that are compared with those of another
+SHOWN = 6  # names in a list
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The data that a run reads.
+
+    Args:
+        read: splits with their rows and files; columns and classes.
+        notes: what the user may not have meant.
+    """
+
+    read: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """All of it, as the terminal shows it before the first step."""
+        return [f"data: {line}" for line in self.read] + [f"note: {line}" for line in self.notes]
+
+
+def overview(opened: Opened, seed: int) -> Overview:
+    """Return the data that a run reads; test rows are checked and counted, and compared with the training rows by hash.
+
+    Raises: UserError if the training rows cannot be read; a test split that cannot is a note.
+    """
+    source, task = opened.source, opened.task
+    train, validation = training_splits(source, task, seed)
+    notes = [*source.notes, *_dropped(opened)]
+    notes += [*_spelled(opened), *_classes(opened), *_numbers(opened)]
+    parts, known = {"validation": validation}, {*_keys(train, task.texts)}
+    notes += _repeated(opened, known, parts)
+    try:
+        tests = open_test(source, task)
+        notes += _repeated(opened, known.union(_keys(validation, task.texts)), tests)
+        parts |= tests
+    except UserError as error:
+        notes.append(f"the test rows cannot be scored as they are: {error}")
+    return Overview((_splits(opened, train, parts), _columns(opened)), tuple(notes))
+
+
+def _splits(opened: Opened, train: Dataset, parts: dict[str, Dataset]) -> str:
+    source, names = opened.source, test_splits(opened.source, opened.task)
+    rows = [f"{len(train):,} rows to train on and {len(parts['validation']):,} to validate on, of split "
+            f"{_split(source, source.train_name)}"]  # fmt: skip
+    rows += [f"{len(parts[key]):,} {key} rows, of split {_split(source, name)}" for key, name in names.items()
+             if key in parts]  # fmt: skip
+    unread = [name for name in source.splits if name not in (source.train_name, *names.values())]
+    return f"{source.name}: {'; '.join(rows)}" + (f"; not read: split {', '.join(unread)}" if unread else "")
+
+
+def _split(source: Source, name: str) -> str:
+    files = source.files.get(name, ())
+    more = f" and {len(files) - 2} more" if len(files) > 2 else ""
+    return name + (f" ({', '.join(files[:2])}{more})" if files else "")
+
+
+def _columns(opened: Opened) -> str:
+    task = opened.task
+    others = [name for name in opened.source.train.column_names if name not in (*task.texts, task.label)]
+    return told(task) + (f"; not read: {_list(others)}" if others else "")
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+def _dropped(opened: Opened) -> Iterator[str]:
+    source, task = opened.source, opened.task
+    if source.drop_unlabelled:
+        for name in dict.fromkeys((source.train_name, *test_splits(source, task).values())):
+            if task.label in source.splits[name].column_names and (gone := len(unlabelled(source.splits[name], task))):
+                yield f"{gone:,} of {len(source.splits[name]):,} rows of split {name} are dropped: they have no label"
+
+
+def _spelled(opened: Opened) -> Iterator[str]:
+    """Columns that say the answer: those that are read, and those that are not read for that reason."""
+    task, train = opened.task, opened.source.train
+    if not isinstance(task, Task) or isinstance(task, Images):
+        return
+    for column in dict.fromkeys([*task.texts, *text_candidates(train.features, task.label)]):
+        if spell_the_label(train, column, task.label):
+            does = f"column {column} says what is in column {task.label}: each of its few values goes with one label"
+            yield f"{does}, so the scores say nothing" if column in task.texts else f"{does}, so it is not read"
+
+
+def _classes(opened: Opened) -> Iterator[str]:
+    """Classes without a training row, and those that differ by capitals alone."""
+    task, train = opened.task, opened.source.train
+    if not isinstance(task, Task) or not task.labels:
+        return
+    labels = [value for value in train.unique(task.label) if not is_missing(value, task.labels)]
+    kind = Features({task.label: train.features[task.label]})
+    present = {*label_values(Dataset.from_dict({task.label: labels}, features=kind), task, "the data")}
+    empty = [name for i, name in enumerate(task.labels) if i not in present]
+    if empty:
+        yield (
+            f"{len(empty)} of {len(task.labels)} classes without a training row: {_list(empty)}; if that is not "
+            f"meant, number the classes 0, 1, 2, ... without a gap, or write them as words"
+        )
+    for low, count in Counter(name.casefold() for name in task.labels).items():
+        if count > 1:
+            yield f"classes {' and '.join(n for n in task.labels if n.casefold() == low)} differ by capitals alone"
+
+
+def _numbers(opened: Opened) -> Iterator[str]:
+    """Numbers with a point that may be classes."""
+    task = opened.task
+    if not isinstance(task, Task) or task.labels:
+        return
+    found = opened.source.train.unique(task.label)
+    if len(found) <= FEW and all(value is not None and float(value).is_integer() for value in found):
+        shown = ", ".join(map(str, sorted(found)[:SHOWN]))
+        yield (
+            f"column {task.label} holds whole numbers with a point ({shown}), so numbers are learnt (regression); for "
+            f"classes write 0, 1, 2, ... or words"
+        )
+
+
+def _repeated(opened: Opened, known: Set[bytes], parts: dict[str, Dataset]) -> list[str]:
+    """Count the rows of each part that are training rows, too."""
+    what, found = "image" if kind_of(opened.task).images else "text", []
+    for name, rows in parts.items():
+        again = sum(key in known for key in _keys(rows, opened.task.texts))
+        if again:
+            found.append(
+                f"{again:,} of {len(rows):,} {name} rows are training rows, too (the same {what}), so {name} scores "
+                f"promise too much"
+            )
+    return found
+
+
+def _keys(rows: Dataset, columns: tuple[str, ...]) -> Iterator[bytes]:
+    """A hash of each row's texts or image, of the first rows of a large split."""
+    chosen = rows.select_columns(list(columns))
+    for column in columns:
+        if isinstance(chosen.features[column], Image):
+            chosen = chosen.cast_column(column, Image(decode=False))
+    for batch in chosen.select(range(min(MOST, len(chosen)))).with_format("arrow").iter(batch_size=1000):
+        for row in batch.to_pylist():
+            values = [_bytes(contents(value)) for value in row.values()]
+            yield blake2b(b"".join(len(v).to_bytes(8) + v for v in values), digest_size=12).digest()
+
+
+def _bytes(value: object) -> bytes:
+    if isinstance(value, dict):  # an image that never was a file
+        value = value.get("bytes")
+    return value if isinstance(value, bytes) else str(value).encode(errors="surrogatepass")

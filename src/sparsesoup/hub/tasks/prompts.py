@@ -1,0 +1,93 @@
+"""Class names in sentences: what a CLIP is told of the classes of a dataset."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from sparsesoup.core.errors import UserError
+
+HOLE = "{}"  # where the class name goes
+PLAIN = ("a photo of a {}.",)
+DIGITS = ('a photo of the number: "{}".',)
+SIGNS = ('a zoomed in photo of a "{}" traffic sign.',)
+OBJECTS = ("a photo of a {}.", "a blurry photo of a {}.", "a small photo of a {}.", "a photo of the {}.")
+CARS = ("a photo of a {}.", "a photo of the {}, a type of car.", "a photo of the parked {}.")
+# Part of a dataset's name -> its templates. Radford et al. 2021, sec. 3.1.4, say what such sentences are good for.
+KNOWN = {"mnist": DIGITS, "svhn": DIGITS, "gtsrb": SIGNS, "cifar": OBJECTS, "cars": CARS}
+
+
+def templates_of(asked: str | None, dataset: str) -> tuple[str, ...]:
+    """The sentences that class names are put into.
+
+    Args:
+        asked: one sentence with {} where the name goes, or a file with one a line; None takes those of the dataset.
+        dataset: its name.
+    Raises: UserError if the file cannot be read, or a sentence has no {}.
+
+    >>> templates_of("a picture of my {}.", "cifar10"), templates_of(None, "mnist")
+    (('a picture of my {}.',), ('a photo of the number: "{}".',))
+    """
+    if asked is None:
+        return next((found for part, found in KNOWN.items() if part in dataset.lower()), PLAIN)
+    found = _lines(asked) if _is_file(asked) else (asked,)
+    for line in found:
+        if HOLE not in line:
+            raise UserError(
+                f"the prompt {line!r} has no {HOLE} where the class name goes, and is no file with one prompt a line; "
+                f"say --prompts 'a photo of a {HOLE}.'"
+            )
+    return _different(found, "prompt", "--prompts")
+
+
+def names_of(asked: str | None, labels: Sequence[str], numbered: bool, dataset: str) -> tuple[str, ...]:
+    """What the classes are called in prompts.
+
+    Args:
+        asked: names in the labels' order, with commas between, or a file with one a line; None takes the labels.
+        labels: of the dataset.
+        numbered: whether these are no names, but numbers for want of names.
+        dataset: its name.
+    Raises: UserError if there are no names, too few or too many, an empty one, or the same one twice.
+
+    >>> names_of(None, ["grand_piano", "tick"], False, "objects")
+    ('grand piano', 'tick')
+    """
+    if asked is None and numbered:
+        raise UserError(
+            f"the {len(labels)} classes of {dataset} are numbers without names, which a CLIP's prompts need; say "
+            f"--class-names with a file of one name a line, or name,name,..."
+        )
+    found = tuple(labels) if asked is None else _lines(asked) if _is_file(asked) else tuple(asked.split(","))
+    found = tuple(" ".join(name.replace("_", " ").split()) for name in found)
+    if len(found) != len(labels):
+        lost = f" (there is no file {asked})" if asked and "," not in asked and not _is_file(asked) else ""
+        raise UserError(
+            f"--class-names gives {len(found)} names{lost}, {dataset} has {len(labels)} classes; give one each"
+        )
+    if not all(found):
+        raise UserError(f"class {found.index('')} of {dataset} has an empty name; say --class-names")
+    return _different(found, "class name", "--class-names")
+
+
+def _is_file(asked: str) -> bool:
+    try:
+        return Path(asked).is_file()
+    except OSError:  # a sentence too long for a file's name
+        return False
+
+
+def _lines(path: str) -> tuple[str, ...]:
+    try:
+        found = tuple(line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}; give a text file") from error
+    if not found:
+        raise UserError(f"{path} is empty, where at least one line is needed; check the file")
+    return found
+
+
+def _different(found: tuple[str, ...], what: str, flag: str) -> tuple[str, ...]:
+    twice = [name for name, count in Counter(found).items() if count > 1]
+    if twice:
+        raise UserError(f"the {what} {twice[0]!r} is there twice, so that nothing tells them apart; correct {flag}")
+    return found

@@ -1,0 +1,252 @@
+"""Question answering: which span of a context answers a question. Long contexts are cut into overlapping windows."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedTokenizerBase
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.hub.tasks.columns import DROP, LABEL_NAMES, columns_of
+from sparsesoup.hub.tasks.metrics import Judged
+from sparsesoup.hub.tasks.squad_metrics import Window, judge
+from sparsesoup.hub.tasks.text import Row, check_tokenizer, padding, strings
+from sparsesoup.training.batching import Batch, Data
+
+ANSWERABLE = "answerable"  # [rows, max_length]: the tokens that an answer may begin or end at
+FEWEST = 3  # tokens of a row that belong to a question and its window, of which neighbours share one
+LOW = -1e4  # the logit of all others: gone after a softmax, and finite, so that distillation can compare two of them
+Tokens = tuple[np.ndarray, np.ndarray]  # numbers of a text's tokens [tokens], and the characters of each [tokens, 2]
+
+
+@dataclass(frozen=True)
+class Spans:
+    """A question-answering task in SQuAD's format.
+
+    Args:
+        texts: the columns of question and context.
+        label: the column of answers: for each its `text`, and its `answer_start` in characters of the context.
+        unanswerable: whether training questions without an answer occur, as in SQuAD 2.0.
+        stride: tokens that neighbouring windows of a long context share; default a third of a window.
+    """
+
+    texts: tuple[str, str] = ("question", "context")
+    label: str = "answers"
+    unanswerable: bool = False
+    stride: int | None = None
+
+
+def find_spans(
+    train: Dataset, name: str, texts: Sequence[str] | None, label: str | None, stride: int | None
+) -> Spans | None:
+    """The question-answering task of a dataset, told from its columns; None if it is of another kind.
+
+    Raises: UserError if question and context are there, and neither answers nor any label.
+    """
+    features, found = train.features, Spans()
+    columns, answers = tuple(texts or found.texts), label or found.label
+    kind = getattr(features.get(answers), "feature", features.get(answers))  # a table of lists, or a list of tables
+    if len(columns) == 2 and {*columns} <= set(features):
+        if isinstance(kind, dict) and {"text", "answer_start"} <= set(kind):
+            return Spans((columns[0], columns[1]), answers, not all(map(_pairs, _given(train, answers))), stride)
+        labels = [c for c, k in features.items() if isinstance(k, ClassLabel) or c.lower() in LABEL_NAMES]
+        if columns == found.texts and not label and not labels:
+            raise UserError(
+                f"{name} has question and context, and no column answers with text and answer_start, where questions "
+                f"need them; its columns are {columns_of(features)}; name another one with `--label-column`"
+            )
+    return None
+
+
+def answers_of(rows: Dataset, task: Spans, split: str) -> list[list[tuple[str, int]]]:
+    """(text, start) of the right answers to each question; none where it has no answer.
+
+    Raises: UserError that names split and row where a text is no string, or an answer does not stand in the context
+        at its start.
+    """
+    found = []
+    _, contexts = (strings(rows, column, split) for column in task.texts)
+    for i, (context, value) in enumerate(zip(contexts, rows[task.label][:], strict=True)):
+        answers = _pairs(value)
+        if answers is None:
+            remedy = f"complete them, or {DROP}" if value is None else "correct or drop such rows"
+            raise UserError(
+                f"{split}: row {i} has {str(value)[:80]} in column {task.label}, where a text and an answer_start for "
+                f"each answer are needed; {remedy}"
+            )
+        for text, start in answers:
+            there = context[start : start + len(text)] if 0 <= start < len(context) else None
+            if there != text:
+                says = f"it has {len(context)} characters" if there is None else f"it reads {there[:80]!r} there"
+                raise UserError(
+                    f"{split}: row {i} has the answer {text[:80]!r} at character {start} of its context, where {says}; "
+                    "correct answer_start or drop such rows"
+                )
+        found.append(answers)
+    return found
+
+
+def has_answers(rows: Dataset, task: Spans) -> bool:
+    """Whether any question has an answer: competitions publish test questions without."""
+    return task.label in rows.column_names and any(_pairs(value) for value in rows[task.label][:])
+
+
+def encode(rows: Dataset, task: Spans, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Data, Judged]:
+    """The windows of all contexts, ready to be batched, and the judge of what a model says of them.
+
+    A row is special tokens, question, context. A question of more than half the row is cut. Each context is tokenised
+    once, however many questions there are to it. Rows are padded on the right. Labels are [window, start, end].
+
+    Raises: UserError where a text is no string, an answer is not where it should be, or the tokenizer does not fit.
+    """
+    frame = Frame(tokenizer, max_length, task)
+    questions, contexts = (strings(rows, column, "the data") for column in task.texts)
+    answers = answers_of(rows, task, "the data")
+    asked, known = _tokens(tokenizer, questions), _tokens(tokenizer, contexts)
+    made: list[Row] = []
+    for number, (question, context) in enumerate(zip(questions, contexts, strict=True)):
+        ids, places = known[context]
+        wanted = _held(places, *answers[number][0]) if answers[number] else None
+        for inputs, first, none, begin, count in frame.cut(asked[question][0], ids):
+            inside = wanted is not None and begin <= wanted[0] and wanted[1] < begin + count
+            start, end = (first + at - begin for at in wanted) if wanted and inside else (none, none)
+            made.append((*inputs, Window(len(made), number, none, first, count, begin, start, end)))
+    truths = [[text for text, _ in each] for each in answers]
+    places_of = [known[context][1] for context in contexts]
+    data = Data(made, _collate(frame.names, tokenizer, max_length), tuple(len(row[0]) for row in made))
+    return data, judge([row[-1] for row in made], contexts, places_of, truths, task.unanswerable)
+
+
+def predict(model: nn.Module, batch: Batch) -> Tensor:
+    """Logits of start and end, [rows, 2, max_length]; -10,000 wherever no answer may begin or end."""
+    allowed = batch[ANSWERABLE]
+    found = model(**{name: t for name, t in batch.items() if name not in ("labels", ANSWERABLE)})
+    outputs = torch.stack([found.start_logits, found.end_logits], 1).float()
+    # To one width, so that the outputs of several batches can be put together.
+    outputs = functional.pad(outputs, (0, allowed.shape[1] - outputs.shape[2]))
+    return outputs.masked_fill(~allowed[:, None], LOW)
+
+
+def criterion(outputs: Tensor, batch: Batch) -> Tensor:
+    """Mean of the cross-entropies of start and end."""
+    return functional.cross_entropy(outputs.flatten(0, 1), batch["labels"][:, 1:].flatten())
+
+
+class Frame:
+    """What stands around question and context in a row, and how long windows are.
+
+    Raises: UserError if a row has no room for windows that overlap so far, or the tokenizer does not fit.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, task: Spans) -> None:
+        check_tokenizer(tokenizer, max_length)
+        if not tokenizer.is_fast:
+            raise UserError(
+                f"the tokenizer of {tokenizer.name_or_path} is a slow one ({type(tokenizer).__name__}), which does not "
+                "say where its tokens stand in the text; take a checkpoint with tokenizer.json"
+            )
+        sample = tokenizer("a", "a")
+        owner = sample.sequence_ids(0)
+        one, two = owner.index(0), owner.index(1)
+        gap = one + owner.count(0), two + owner.count(1)
+        self.names = [n for n in tokenizer.model_input_names if n in sample and n != "attention_mask"]
+        self.around = {n: (sample[n][:one], sample[n][gap[0] : two], sample[n][gap[1] :]) for n in self.names}
+        self.inside = {n: (sample[n][one], sample[n][two]) for n in self.names}
+        specials = sum(map(len, self.around["input_ids"]))
+        marks = [i - len(owner) if i >= two else i for i, t in enumerate(sample["input_ids"])
+                 if owner[i] is None and t == tokenizer.cls_token_id]  # fmt: skip
+        self.none = marks[0] if marks else 0  # from the end of the row where the tokenizer puts it there
+        self.free = max_length - specials
+        most = self.free - self.free // 2 - 1
+        if most < 1:
+            raise UserError(
+                f"max_length is {max_length}, where a row has {specials} tokens beside question and context and "
+                f"needs {specials + FEWEST}; raise --max-length to that or more"
+            )
+        if task.stride is not None and not 1 <= task.stride <= most:
+            raise UserError(
+                f"doc_stride is {task.stride}, where max_length {max_length} allows 1 to {most}; give less, or raise "
+                "--max-length"
+            )
+        self.stride = task.stride if task.stride is not None else min(max_length // 3, most)
+
+    def cut(self, question: np.ndarray, context: np.ndarray) -> Iterator[tuple[list[np.ndarray], int, int, int, int]]:
+        """(inputs, first, none, begin, count) of each window of a context, from left to right."""
+        question = question[: self.free // 2]
+        room = self.free - len(question)
+        for begin in range(0, max(1, len(context) - self.stride), room - self.stride):
+            part = context[begin : begin + room]
+            inputs = [self._row(name, question, part) for name in self.names]
+            before, between, _ = self.around["input_ids"]
+            first = len(before) + len(question) + len(between)
+            yield inputs, first, self.none % len(inputs[0]), begin, len(part)
+
+    def _row(self, name: str, question: np.ndarray, part: np.ndarray) -> np.ndarray:
+        before, between, after = self.around[name]
+        if name == "input_ids":
+            return np.concatenate([before, question, between, part, after], dtype=np.int32, casting="unsafe")
+        one, two = self.inside[name]
+        return np.array([*before, *[one] * len(question), *between, *[two] * len(part), *after], dtype=np.int8)
+
+
+def _collate(names: Sequence[str], tokenizer: Any, max_length: int) -> Callable[[Sequence[Row]], Batch]:
+    pad = padding(names, tokenizer, left=False)
+
+    def collate(rows: Sequence[Row]) -> Batch:
+        batch = pad(rows)
+        allowed = np.zeros((len(rows), max_length), dtype=bool)
+        for i, row in enumerate(rows):
+            allowed[i, row[-1].none] = True
+            allowed[i, row[-1].first : row[-1].first + row[-1].tokens] = True
+        batch[ANSWERABLE] = torch.from_numpy(allowed)
+        batch["labels"] = torch.tensor([(row[-1].number, row[-1].start, row[-1].end) for row in rows])
+        return batch
+
+    return collate
+
+
+def _tokens(tokenizer: Any, texts: Sequence[str]) -> Mapping[str, Tokens]:
+    """The tokens of each text; a thousand texts at a time, since lists take twenty times the memory of arrays."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    plain = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
+    known: dict[str, Tokens] = {}
+    unique = list(dict.fromkeys(texts))
+    for i in range(0, len(unique), 1000):
+        chunk = unique[i : i + 1000]
+        found = tokenizer(chunk, **plain, return_offsets_mapping=True, truncation=False, verbose=False)
+        for text, ids, places in zip(chunk, found["input_ids"], found["offset_mapping"], strict=True):
+            known[text] = np.array(ids, dtype=np.int32), np.array(places, dtype=np.int32).reshape(-1, 2)
+    return known
+
+
+def _held(places: np.ndarray, text: str, start: int) -> tuple[int, int] | None:
+    """(first, last) of the tokens that touch an answer; None if none does, as where the tokenizer drops its signs."""
+    first = int(np.searchsorted(places[:, 1], start, side="right"))
+    last = int(np.searchsorted(places[:, 0], start + len(text), side="left")) - 1
+    return (first, last) if first <= last else None
+
+
+def _given(rows: Dataset, column: str) -> list[Any]:
+    """The values of a column, without rows that have none."""
+    return [value for value in rows[column][:] if value is not None]
+
+
+def _pairs(value: Any) -> list[tuple[str, int]] | None:
+    """(text, start) of each answer with a text; None if it is not told so."""
+    if isinstance(value, dict):
+        texts, starts = value.get("text"), value.get("answer_start")
+    elif isinstance(value, list) and all(isinstance(each, dict) for each in value):
+        texts, starts = [each.get("text") for each in value], [each.get("answer_start") for each in value]
+    else:
+        return None
+    if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+        return None
+    if not all(isinstance(t, str) and isinstance(s, int) for t, s in zip(texts, starts, strict=True)):
+        return None
+    return [(text, start) for text, start in zip(texts, starts, strict=True) if text]

@@ -1,0 +1,150 @@
+"""The kinds of task: how each is told, which head answers it, how it is learnt and judged."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+)
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.hub.tasks import columns as tasks
+from sparsesoup.hub.tasks import images, text, zero_shot
+from sparsesoup.hub.tasks import metrics as judging
+from sparsesoup.hub.tasks import question_answering as spans
+from sparsesoup.hub.tasks.columns import Task
+from sparsesoup.hub.tasks.images import Images
+from sparsesoup.hub.tasks.metrics import Judged
+from sparsesoup.hub.tasks.question_answering import Spans
+from sparsesoup.hub.tasks.zero_shot import ZeroShot
+from sparsesoup.training.batching import Batch, Data
+
+AnyTask = Task | Spans
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A kind of task. A new one is a task of its own (a dataclass with columns `texts` and `label`) and a Kind here.
+
+    Args:
+        head: the class of transformers that loads a model with such a head.
+        settings: task -> what the model's config.json says of the head.
+        check: (rows, task, split) raises a UserError where a text or a label is wrong.
+        labelled: (rows, task) -> whether any row has a label.
+        fits: (tokenizer, max_length, task) raises a UserError where no rows can be made at that length.
+        encode: (rows, task, tokenizer or image processor, max_length) -> what is learnt from, and who judges it.
+        predict: (model, batch) -> outputs [rows, ...].
+        criterion: task -> (outputs, batch) -> mean loss.
+        length: tokens of a row at most where nothing else is asked.
+        told: task -> what is predicted from what, in words.
+        images: whether rows hold images, which an image processor reads; else a tokenizer reads texts.
+        load: (options of from_pretrained, task) -> the model; None where `head` loads it.
+        ready: task -> where a head comes from that answers before any training; None where it is drawn from the seed.
+        beside: (folder pruning/, model, task) writes what a saved model needs beside its weights.
+    """
+
+    head: Any
+    settings: Callable[[Any], dict[str, Any]]
+    check: Callable[[Dataset, Any, str], object]
+    labelled: Callable[[Dataset, Any], bool]
+    fits: Callable[[Any, int, Any], object]
+    encode: Callable[[Dataset, Any, Any, int], tuple[Data, Judged]]
+    predict: Callable[[nn.Module, Batch], Tensor]
+    criterion: Callable[[Any], Callable[[Tensor, Batch], Tensor]]
+    length: int
+    told: Callable[[Any], str]
+    images: bool = False
+    load: Callable[[Mapping[str, Any], Any], Any] | None = None
+    ready: Callable[[Any], str] | None = None
+    beside: Callable[[Path, nn.Module, Any], None] | None = None
+
+
+CLASSES = Kind(
+    head=AutoModelForSequenceClassification,
+    settings=lambda task: {
+        **_names(task.labels or ("score",)),
+        "problem_type": "single_label_classification" if task.labels else "regression",
+    },
+    check=text.check,
+    labelled=tasks.has_labels,
+    fits=lambda tokenizer, length, task: text.check_tokenizer(tokenizer, length),
+    encode=lambda rows, task, tokenizer, length: (text.encode(rows, task, tokenizer, length), judging.metric(task)),
+    predict=judging.predict,
+    criterion=judging.criterion,
+    length=128,
+    told=tasks.told,
+)
+IMAGES = replace(
+    CLASSES,
+    head=AutoModelForImageClassification,
+    check=tasks.label_values,
+    fits=lambda reader, length, task: None,
+    encode=images.encode,
+    length=0,
+    told=lambda task: f"{tasks.told(task)} (images)",
+    images=True,
+)
+ZERO_SHOT = replace(
+    IMAGES,
+    load=zero_shot.load,
+    predict=zero_shot.predict,
+    told=zero_shot.in_words,
+    ready=zero_shot.origin,
+    beside=zero_shot.save,
+)
+SPANS = Kind(
+    head=AutoModelForQuestionAnswering,
+    settings=lambda task: _names(("start", "end")),
+    check=spans.answers_of,
+    labelled=spans.has_answers,
+    fits=spans.Frame,
+    encode=spans.encode,
+    predict=spans.predict,
+    criterion=lambda task: spans.criterion,
+    length=384,
+    told=lambda task: f"spans of column {task.texts[1]} that answer column {task.texts[0]}",
+)
+
+
+def kind_of(task: AnyTask) -> Kind:
+    """The kind that a task is of."""
+    if isinstance(task, Spans):
+        return SPANS
+    if isinstance(task, ZeroShot):
+        return ZERO_SHOT
+    return IMAGES if isinstance(task, Images) else CLASSES
+
+
+def told(task: AnyTask) -> str:
+    """What is predicted from what, in words."""
+    return kind_of(task).told(task)
+
+
+def find(
+    train: Dataset, name: str, texts: Sequence[str] | None, label: str | None, stride: int | None = None
+) -> AnyTask:
+    """The task of a dataset, told from its name and columns.
+
+    Args:
+        train, name: the training split, and the dataset's name as in `Source.name`.
+        texts, label: columns, where the guess is to be overruled.
+        stride: tokens that windows of a long context share.
+    Raises: UserError if the columns leave more than one reading, or none; or if windows are asked for in vain.
+    """
+    found = spans.find_spans(train, name, texts, label, stride)
+    if found is None and stride is not None:
+        raise UserError(
+            f"doc_stride is {stride}, and {name} asks no questions about contexts, which it is for; leave it out"
+        )
+    return found or images.find_images(train, name, texts, label) or tasks.find_task(train, name, texts, label)
+
+
+def _names(outputs: Sequence[str]) -> dict[str, Any]:
+    table = dict(enumerate(outputs))
+    return {"num_labels": len(outputs), "id2label": table, "label2id": {name: i for i, name in table.items()}}

@@ -1,0 +1,127 @@
+"""How answers to questions are judged: as SQuAD's own evaluation does it, over all windows of a context."""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from sparsesoup.hub.tasks.metrics import finite
+
+LONGEST = 30  # tokens of an answer at most, as in BERT's evaluation (Devlin et al. 2019)
+ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+class Window(NamedTuple):
+    """A part of a context beside its question, as one row of tokens.
+
+    Args:
+        number, question: of the window among all windows, and of its question among all questions.
+        none: position in the row that stands for "no answer here".
+        first, tokens: position in the row of the first token of the context, and how many of them there are.
+        begin: that first token's place in the whole context.
+        start, end: positions in the row that are to be learnt, both `none` where the answer lies elsewhere.
+    """
+
+    number: int
+    question: int
+    none: int
+    first: int
+    tokens: int
+    begin: int
+    start: int
+    end: int
+
+
+def normal(text: str) -> str:
+    """A text as SQuAD compares it: no case, punctuation, articles or extra spaces (Rajpurkar et al. 2016, sec. 6.1).
+
+    >>> normal("The  Cat's  pyjamas, and a hat")
+    'cats pyjamas and hat'
+    """
+    return " ".join(ARTICLES.sub(" ", text.lower().translate(NO_PUNCTUATION)).split())
+
+
+def exact_match(answer: str, truth: str) -> float:
+    """1 where both texts are the same but for case, punctuation, articles and spaces.
+
+    >>> exact_match("the cat", "Cat!"), exact_match("cat", "cats")
+    (1.0, 0.0)
+    """
+    return float(normal(answer) == normal(truth))
+
+
+def f1(answer: str, truth: str) -> float:
+    """Harmonic mean of the shares of words that answer and truth have in common; two empty texts agree.
+
+    >>> round(f1("the black cat", "a cat"), 3), f1("", ""), f1("cat", "")
+    (0.667, 1.0, 0.0)
+    """
+    ours, theirs = normal(answer).split(), normal(truth).split()
+    if not ours or not theirs:
+        return float(ours == theirs)
+    return 2 * sum((Counter(ours) & Counter(theirs)).values()) / (len(ours) + len(theirs))
+
+
+def best_span(start: np.ndarray, end: np.ndarray, longest: int = LONGEST) -> tuple[float, int, int]:
+    """(score, first, last) of the span with the largest start + end logit; the earliest of equals.
+
+    Args:
+        start, end: logits of the context's tokens, [tokens] each, at least one.
+        longest: tokens of a span at most.
+
+    >>> best_span(np.array([0.0, 3.0, 1.0]), np.array([5.0, 0.0, 1.0]))
+    (5.0, 0, 0)
+    """
+    padded = np.concatenate([end, np.full(longest - 1, -np.inf, end.dtype)])
+    ends = np.lib.stride_tricks.sliding_window_view(padded, longest)
+    totals = start + ends.max(1)
+    first = int(totals.argmax())
+    return float(totals[first]), first, first + int(ends[first].argmax())
+
+
+def judge(
+    windows: Sequence[Window],
+    contexts: Sequence[str],
+    places: Sequence[np.ndarray],
+    truths: Sequence[Sequence[str]],
+    unanswerable: bool,
+) -> Callable[[Tensor, Tensor], dict[str, float]]:
+    """The judge of these windows: (outputs, labels) -> mean f1 and exact match of the questions that occur.
+
+    A question's answer is the best span of all its windows; its score is that of the right answer it is nearest to.
+
+    Args:
+        windows: what `labels[:, 0]` counts; outputs are logits [rows, start and end, tokens].
+        contexts, places, truths: of each question the context, the characters of each token of it ([tokens, 2], begin
+            and end), and the right answers; none where there is no answer.
+        unanswerable: whether no answer may be given, where that has more weight in every window (SQuAD 2.0).
+    """
+
+    def answers(outputs: Tensor, labels: Tensor) -> dict[int, str]:
+        scores, numbers = finite(outputs), labels[:, 0].tolist()
+        best: dict[int, tuple[float, str]] = {}
+        none: dict[int, float] = {}
+        for row in np.argsort(numbers):  # so that ties do not depend on the order of evaluation
+            window = windows[numbers[row]]
+            question, context = window.question, slice(window.first, window.first + window.tokens)
+            none[question] = min(none.get(question, np.inf), float(scores[row, :, window.none].sum()))
+            found = best_span(*scores[row][:, context]) if window.tokens else (-np.inf, 0, 0)
+            if question not in best or found[0] > best[question][0]:
+                spots = places[question][window.begin : window.begin + window.tokens]
+                text = contexts[question][spots[found[1], 0] : spots[found[2], 1]] if window.tokens else ""
+                best[question] = found[0], text
+        return {q: "" if unanswerable and none[q] > score else text for q, (score, text) in best.items()}
+
+    def judged(outputs: Tensor, labels: Tensor) -> dict[str, float]:
+        given = answers(outputs, labels)
+        return {
+            measure.__name__: float(np.mean([max(measure(a, t) for t in truths[q] or [""]) for q, a in given.items()]))
+            for measure in (f1, exact_match)
+        }
+
+    return judged

@@ -1,0 +1,154 @@
+"""Texts as the model takes them: tokenised once, padded batch by batch."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.hub.tasks.columns import Task, label_values
+from sparsesoup.training.batching import Batch, Data
+
+Row = tuple[
+    Any, ...
+]  # one array of token numbers per name of the tokenizer's inputs, then what `collate` makes labels of
+MASK = "attention_mask"
+MOST = 250_000  # rows that are kept tokenised: 100 MB of short texts
+_KEPT: dict[bytes, tuple[list[str], list[list[Any]]]] = {}
+
+
+def encode(rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Data:
+    """The rows as token ids and labels, ready to be batched.
+
+    Args:
+        rows: one split; its text columns hold strings only.
+        tokenizer: a fast tokenizer with a padding token; its padding side is kept to.
+        max_length: tokens of a row at most, special tokens included; the longer text of a pair is cut first.
+    Raises: UserError that names row and column where a text is no string, and where the tokenizer does not fit.
+    """
+    check_tokenizer(tokenizer, max_length)
+    columns = [strings(rows, column, "the data") for column in task.texts]
+    labels = label_values(rows, task, "the data")
+    names, arrays = _tokenised(columns, tokenizer, max_length)
+    lengths = tuple(map(len, arrays[0]))
+    if empty := lengths.count(0):
+        text = " ".join(column[lengths.index(0)] for column in columns)
+        raise UserError(
+            f"{empty} of {len(lengths)} rows have no tokens in column {' and '.join(task.texts)}, where one is needed: "
+            f"the tokenizer of {tokenizer.name_or_path} makes none of {text[:40]!r}; drop such rows, or take the "
+            f"tokenizer that belongs to the model"
+        )
+    collate = _collate(names, tokenizer, np.int64 if task.labels else np.float32)
+    return Data(list(zip(*arrays, labels, strict=True)), collate, lengths)
+
+
+def _tokenised(columns: Sequence[list[str]], tokenizer: Any, max_length: int) -> tuple[list[str], list[list[Any]]]:
+    """(names of the inputs, for each an array a row), kept for the next run of this process on the same texts."""
+    # Unset, the tokenizer's threads and a later fork warn and may lock up; one thread tokenises SST-2 in seconds.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    key = _key(columns, tokenizer, max_length) if tokenizer.is_fast else os.urandom(8)  # others cannot be told apart
+    if key not in _KEPT:
+        encoded = tokenizer(
+            *columns, truncation=True, max_length=max_length, padding=False, return_attention_mask=False
+        )
+        names = [name for name in tokenizer.model_input_names if name in encoded and name != MASK]
+        _KEPT[key] = names, [[np.array(ids, dtype=np.int32) for ids in encoded[name]] for name in names]
+        while len(_KEPT) > 1 and sum(len(arrays[0]) for _, arrays in _KEPT.values()) > MOST:
+            del _KEPT[next(iter(_KEPT))]
+    return _KEPT[key]
+
+
+def _key(columns: Sequence[list[str]], tokenizer: Any, max_length: int) -> bytes:
+    """A hash of the texts and of all that turns them into numbers."""
+    digest = hashlib.blake2b(repr((max_length, tokenizer.model_input_names, tokenizer.truncation_side)).encode())
+    digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    for column in columns:
+        digest.update(repr([len(text) for text in column]).encode() + "".join(column).encode(errors="surrogatepass"))
+    return digest.digest()
+
+
+def _collate(names: Sequence[str], tokenizer: PreTrainedTokenizerBase, dtype: type) -> Callable[[Sequence[Row]], Batch]:
+    pad = padding(names, tokenizer, tokenizer.padding_side == "left")
+
+    def collate(rows: Sequence[Row]) -> Batch:
+        batch = pad(rows)
+        batch["labels"] = torch.from_numpy(np.array([row[-1] for row in rows], dtype=dtype))
+        return batch
+
+    return collate
+
+
+def padding(names: Sequence[str], tokenizer: Any, left: bool) -> Callable[[Sequence[Row]], Batch]:
+    """Rows -> the model's inputs, padded to the longest row; numpy, as torch is slow at things this small."""
+    known = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+    fills = [(name, known.get(name, 0)) for name in names]
+    masked = MASK in tokenizer.model_input_names
+
+    def pad(rows: Sequence[Row]) -> Batch:
+        lengths = [len(row[0]) for row in rows]
+        width = max(lengths)
+        spans = [slice(width - n, width) if left else slice(n) for n in lengths]
+        columns = list(zip(*rows, strict=True))
+        batch = {name: _padded(columns[k], spans, width, fill) for k, (name, fill) in enumerate(fills)}
+        if masked:
+            batch[MASK] = _padded([1] * len(rows), spans, width, 0)
+        return batch
+
+    return pad
+
+
+def _padded(values: Sequence[Any], spans: Sequence[slice], width: int, fill: int) -> Tensor:
+    padded = np.full((len(spans), width), fill, dtype=np.int64)
+    for i, span in enumerate(spans):
+        padded[i, span] = values[i]
+    return torch.from_numpy(padded)
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    """Raise a UserError if a tokenizer cannot pad, or makes no rows of that length."""
+    name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+    if tokenizer.pad_token_id is None:
+        raise UserError(
+            f"the tokenizer of {name} has no padding token, where batches need one; set `tokenizer.pad_token = "
+            "tokenizer.eos_token` and save the checkpoint again"
+        )
+    fewest, most = tokenizer.num_special_tokens_to_add(pair=True) + 2, tokenizer.model_max_length
+    if not fewest <= max_length <= most:
+        raise UserError(
+            f"max_length is {max_length}, where the tokenizer of {name} allows {fewest} to {most}; "
+            "give a number between"
+        )
+
+
+def check_words(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
+    """Raise a UserError for a tokenizer without words: transformers makes one of a folder that has none."""
+    if not {*tokenizer.get_vocab()} - {*tokenizer.all_special_tokens, "▁"}:
+        raise UserError(
+            f"model {model} has no tokenizer, or one that knows no words; save that of its base model into the same "
+            f"folder, by AutoTokenizer.from_pretrained(BASE).save_pretrained(FOLDER)"
+        )
+
+
+def check(rows: Dataset, task: Task, split: str) -> None:
+    """Raise a UserError that names split and row, as its file counts them, where a text or a label is not allowed."""
+    label_values(rows, task, split)
+    for column in task.texts:
+        strings(rows, column, split)
+
+
+def strings(rows: Dataset, column: str, split: str) -> list[str]:
+    """The texts of a column; UserError that names the row where one is no string."""
+    values = rows[column][:]
+    for i, value in enumerate(values):
+        if not isinstance(value, str):
+            raise UserError(
+                f"{split}: row {i} has {value!r} of type {type(value).__name__} in column {column}, where a string is "
+                "needed; correct or drop such rows, or name other columns with `--text-columns`"
+            )
+    return values

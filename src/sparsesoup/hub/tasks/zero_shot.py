@@ -1,0 +1,199 @@
+"""CLIP as a classifier: class names in prompts, read once by the text tower, are a frozen head on the vision tower."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, Value
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import CLIPModel
+from transformers import CLIPVisionModelWithProjection as Tower
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.files import load_table, whole, write_table
+from sparsesoup.hub.models.checkpoint import load_tokenizer, read_config
+from sparsesoup.hub.models.weights import check_vocabulary, load_weights, need_weights
+from sparsesoup.hub.tasks.columns import WHOLE, told
+from sparsesoup.hub.tasks.images import Images
+from sparsesoup.hub.tasks.prompts import names_of, templates_of
+from sparsesoup.training.batching import Batch
+
+CLIP, TOWER = "clip", "clip_vision_model"  # model_type of config.json
+HEAD = "zero_shot_head"  # a buffer of the model, which save_pretrained leaves out
+NAME, FORMAT = "zero_shot", "1"  # of the files in the folder pruning/
+WEIGHTS, PROMPTS = f"{NAME}.safetensors", f"{NAME}.json"
+AT_A_TIME = 256  # prompts
+
+
+@dataclass(frozen=True)
+class ZeroShot(Images):
+    """Image classification by a CLIP, whose head is made of words.
+
+    Args:
+        names: what the classes are called in prompts, in the order of `labels`.
+        templates: sentences with {} where the name goes.
+    """
+
+    names: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+
+
+def predict(model: nn.Module, batch: Batch) -> Tensor:
+    """Logits [rows, classes]: head n(image), in float32 whatever the precision of the tower."""
+    images = model(pixel_values=batch["pixel_values"]).image_embeds.float()
+    return functional.normalize(images, dim=-1) @ model.get_buffer(HEAD).T
+
+
+@dataclass(frozen=True)
+class Headed:
+    """A vision tower in whatever form, such as an export that runs elsewhere, with the head that its ticket carries."""
+
+    tower: Callable[..., Any]
+    head: Tensor
+
+    def __call__(self, **inputs: Tensor) -> Any:
+        """What the tower answers."""
+        return self.tower(**inputs)
+
+    def get_buffer(self, name: str) -> Tensor:
+        """The head, as a model has it that was loaded for training."""
+        return self.head
+
+
+@torch.no_grad()
+def head_of(clip: Any, tokenizer: Any, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """A head [classes, dimensions] of prompts: exp(s) n(mean_t n(text(t(c)))) for class c.
+
+    n(x) = x / |x|, s is the checkpoint's logit scale, t a template. With one template its logits are the checkpoint's
+    own `logits_per_image`. Radford et al. 2021, sec. 3.1.2 and 3.1.4.
+
+    Raises: UserError if a prompt is too long for the text tower.
+    """
+    prompts = [template.replace("{}", name) for name in names for template in templates]
+    most = clip.config.text_config.max_position_embeddings
+    rows = tokenizer(prompts, padding=True, return_tensors="pt").to(clip.device)
+    lengths = rows["attention_mask"].sum(1)
+    if int(lengths.max()) > most:
+        raise UserError(
+            f"the prompt {prompts[int(lengths.argmax())]!r} has {int(lengths.max())} tokens, the text tower takes "
+            f"{most}; shorten it by --prompts or --class-names"
+        )
+    parts = zip(*(rows[key].split(AT_A_TIME) for key in ("input_ids", "attention_mask")), strict=True)
+    found = [clip.get_text_features(input_ids=i, attention_mask=m).pooler_output.float() for i, m in parts]
+    each = functional.normalize(torch.cat(found), dim=-1).view(len(names), len(templates), -1)
+    return clip.logit_scale.exp() * functional.normalize(each.mean(1), dim=-1)
+
+
+def tower_of(clip: Any) -> Tower:
+    """The vision tower of a CLIP with its projection, in the stock class of these two; it shares the weights."""
+    config = copy.deepcopy(clip.config.vision_config)
+    config.projection_dim = clip.config.projection_dim
+    with torch.device("meta"):
+        tower = Tower(config)
+    tower.vision_model, tower.visual_projection = clip.vision_model, clip.visual_projection
+    return tower
+
+
+def load(options: Mapping[str, Any], task: ZeroShot) -> Tower:
+    """The vision tower with the head that the task asks for: of a CLIP, or as a ticket carries it.
+
+    Args:
+        options: which checkpoint, as from_pretrained takes it.
+        task: says classes and templates.
+    Raises: UserError if weights are missing, or the head does not fit the task.
+    """
+    name = str(options["pretrained_model_name_or_path"])
+    whole = read_config(options, name).model_type == CLIP
+    loaded, lacking, _ = load_weights(CLIPModel if whole else Tower, name, options, dtype=torch.float32)
+    need_weights(name, lacking)
+    if whole:
+        tower, tokenizer = tower_of(loaded), load_tokenizer(name, bool(options.get("trust_remote_code")))
+        check_vocabulary(name, loaded.text_model, tokenizer)
+        head = head_of(loaded, tokenizer, task.names, task.templates)
+    else:
+        tower, head = loaded, carried(Path(name), task)
+    tower.register_buffer(HEAD, head, persistent=False)
+    return tower
+
+
+def save(folder: Path, model: nn.Module, task: ZeroShot) -> None:
+    """Write the head and its prompts into a ticket's folder pruning/, each file whole or not at all."""
+    with whole(folder / WEIGHTS) as temporary:
+        save_file({"head": model.get_buffer(HEAD).cpu().contiguous()}, temporary)
+    write_table(folder / PROMPTS, {"format": FORMAT, "names": task.names, "templates": task.templates})
+
+
+def words_of(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """(class names, templates) that the ticket in a model folder carries; None if it carries none.
+
+    Raises: UserError if the file is damaged.
+    """
+    path = folder / "pruning" / PROMPTS
+    if not path.is_file():
+        return None
+    try:
+        found = load_table(path)
+        if found["format"] != FORMAT:
+            raise UserError(f"{path} has format {found['format']}; this version reads {FORMAT}")
+        return tuple(map(str, found["names"])), tuple(map(str, found["templates"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"damaged ticket: {path} cannot be read ({error}); copy it again") from error
+
+
+def carried(folder: Path, task: ZeroShot) -> Tensor:
+    """The head of the ticket in a model folder.
+
+    Raises: UserError if it is damaged, or made of other words than the task's.
+    """
+    if words_of(folder) != (task.names, task.templates):
+        raise UserError(
+            f"{folder} has a frozen head of other classes or prompts, and no text tower to read these; take its base "
+            f"model, a whole CLIP"
+        )
+    try:
+        return load_file(folder / "pruning" / WEIGHTS)["head"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UserError(f"damaged ticket: {folder / 'pruning' / WEIGHTS} cannot be read ({error})") from error
+
+
+def asked(
+    task: Images, kind: str, folder: Path, train: Dataset, name: str, prompts: str | None, classes: str | None
+) -> Images:
+    """The task as the model is asked it: in words, if it is a CLIP or a ticket of one; any other task stays as it is.
+
+    Args:
+        kind, folder: model_type of the model, and where it lies if on the disk.
+        train, name: of the dataset.
+        prompts, classes: as `templates_of` and `names_of` take them; what is not given comes from the ticket.
+    Raises: UserError if classes or prompts are not fit to be read, or the model has no text tower.
+    """
+    words = words_of(folder)
+    if kind == TOWER and words is None:
+        raise UserError(
+            f"model {folder} is the vision tower of a CLIP alone, and a head is made by the text tower; give the whole "
+            f"CLIPModel"
+        )
+    if kind not in (CLIP, TOWER) or not task.labels:
+        return task
+    feature = train.features[task.label]
+    numbered = isinstance(feature, Value) and feature.dtype in WHOLE
+    names = words[0] if words and classes is None else names_of(classes, task.labels, numbered, name)
+    templates = words[1] if words and prompts is None else templates_of(prompts, name)
+    return ZeroShot(task.texts, task.label, task.labels, task.metrics, names, templates)
+
+
+def in_words(task: Any) -> str:
+    """What is predicted from what, in words."""
+    more = f" and {len(task.templates) - 1} more prompts" if len(task.templates) > 1 else ""
+    return f"{told(task)}, named to CLIP as {task.templates[0]!r}{more}"
+
+
+def origin(task: Any) -> str:
+    """Where the head comes from, in words."""
+    return f"made by CLIP's text tower of {len(task.names)} class names in {len(task.templates)} prompts each; frozen"

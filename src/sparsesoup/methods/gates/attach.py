@@ -1,0 +1,123 @@
+"""Attach gates to a model before its optimizer is built; fold them before anything is saved."""
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.nn.utils import parametrize
+
+from sparsesoup.core.granularity import Tie
+from sparsesoup.core.targets import Targets, parameters
+from sparsesoup.methods.gates.bias import BiasGate
+from sparsesoup.methods.gates.straight_through import Gate, best
+from sparsesoup.training.state import TrainState
+
+Kind = TypeVar("Kind", bound=nn.Module)
+Make = Callable[[int, int, Tie], nn.Module]  # (tie, member, the tie) -> the gate of that member
+
+
+def attach(model: nn.Module, ties: tuple[Tie, ...], make: Make) -> list[Parameter]:
+    """Put a gate on every member of every tie; the parameters that the gates learn, each once."""
+    learnt: dict[int, Parameter] = {}
+    for number, tie in enumerate(ties):
+        for place, (name, _) in enumerate(tie.members):
+            owner, _, own = name.rpartition(".")
+            gate = make(number, place, tie)
+            # Its product has the shape of the weight; the check would run the gate once more, random noise and all.
+            parametrize.register_parametrization(model.get_submodule(owner), own, gate, unsafe=True)
+            learnt |= {id(p): p for p in gate.parameters()}
+    return list(learnt.values())
+
+
+def attach_biases(model: nn.Module, targets: Targets) -> None:
+    """Put a gate on the bias of every gated matrix that has one: what is masked whole then says nothing at all."""
+    for name, gate in list(gates(model)):
+        owner, bias = _bias_of(name)
+        if bias and len(targets[name].shape) == 2 and getattr(model.get_submodule(owner), bias, None) is not None:
+            new = BiasGate(gate, targets[name].shape, targets[name].transposed)
+            parametrize.register_parametrization(model.get_submodule(owner), bias, new, unsafe=True)
+
+
+def _bias_of(name: str) -> tuple[str, str]:
+    """(the module of a weight, what its bias is called there); '' where the weight's own name does not tell."""
+    owner, _, own = name.rpartition(".")
+    return owner, f"{own.removesuffix('weight')}bias" if own.endswith("weight") else ""
+
+
+def gates(model: nn.Module) -> Iterator[tuple[str, Gate]]:
+    """(name of the gated parameter, its gate), tie by tie."""
+    yield from _attached(model, Gate)
+
+
+def _attached(model: nn.Module, kind: type[Kind]) -> Iterator[tuple[str, Kind]]:
+    for name, module in model.named_modules():
+        if isinstance(module, kind):
+            owner, _, rest = f".{name}".partition(".parametrizations.")
+            yield f"{owner}.{rest.split('.')[-2]}".lstrip("."), module
+
+
+def hidden(model: nn.Module, name: str) -> Parameter:
+    """The weight behind a gate."""
+    owner, _, own = name.rpartition(".")
+    return model.get_parameter(f"{owner}.parametrizations.{own}.original".lstrip("."))
+
+
+def worth(state: TrainState, floor: float = 0.0) -> dict[str, Tensor]:
+    """Return the score that the gates have for each weight; higher = keep.
+
+    Args:
+        floor: just over this share of each gate's groups, the best ones, is worth infinitely much.
+    """
+    found: dict[str, Tensor] = {}
+    params = parameters(state.model, state.targets)
+    for name, gate in gates(state.model):
+        if name in params:
+            score = gate.worth(params[name])
+            if least := best(score.numel(), floor):
+                score = score.masked_fill(score >= score.flatten().topk(least).values[-1], torch.inf)
+            found[name] = gate.spread(score, params[name].shape)
+    return {name: found[name] for name in state.targets}
+
+
+@torch.no_grad()
+def fold_(state: TrainState) -> None:
+    """Write what open gates let through into the weights and biases behind them.
+
+    The gates themselves stay on until `detach_`.
+    """
+    for name, gate in gates(state.model):
+        weight = hidden(state.model, name)
+        # Trimming may keep a weight whose gate is shut: it is no zero, but comes back as small as the model knows it.
+        weight.mul_(gate.scale(weight).clamp_min(1e-3))
+    for name, biased in _attached(state.model, BiasGate):
+        bias = hidden(state.model, name)
+        bias.mul_(biased.open().to(bias).clamp_min(1e-3))
+
+
+@torch.no_grad()
+def zero_biases_(state: TrainState) -> None:
+    """Set the biases of rows that the masks prune whole to zero, and what the optimizer remembers of them."""
+    table = dict(state.model.named_parameters())
+    for name, target in state.targets.items():
+        owner, own = _bias_of(name)
+        bias = table.get(f"{owner}.{own}", table.get(f"{owner}.parametrizations.{own}.original"))
+        if bias is None or len(target.shape) != 2:
+            continue
+        closed = ~state.masks[name].any(0 if target.transposed else 1)
+        for value in (bias, *state.optimizer.state.get(bias, {}).values()):
+            if isinstance(value, Tensor) and value.shape == closed.shape:
+                value[closed] = 0.0
+
+
+def detach_(state: TrainState) -> None:
+    """Remove the gates and their group of the optimizer; the weights stay as they are behind them."""
+    for name, _ in [*gates(state.model), *_attached(state.model, BiasGate)]:
+        owner, _, own = name.rpartition(".")
+        parametrize.remove_parametrizations(state.model.get_submodule(owner), own, leave_parametrized=False)
+    living = {id(p) for p in state.model.parameters()}
+    groups = state.optimizer.param_groups
+    groups[:] = [group for group in groups if all(id(p) in living for p in group["params"])]
+    for parameter in [p for p in state.optimizer.state if id(p) not in living]:
+        del state.optimizer.state[parameter]

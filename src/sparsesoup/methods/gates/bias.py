@@ -1,0 +1,35 @@
+"""The bias of a row that is masked whole goes with its row. Lagunas et al. 2021, in its code."""
+
+import torch
+from torch import Tensor, nn
+
+from sparsesoup.methods.gates.straight_through import Gate, opened
+
+
+class BiasGate(nn.Module):
+    """A parametrization that lets through the bias of each output whose row of the weight has an open group.
+
+    No gradient goes through the choice: a bias is no part of what the scores of its row learn from.
+
+    Args:
+        gate: that of the weight.
+        shape: of the weight.
+        transposed: the weight is stored [in, out].
+    """
+
+    def __init__(self, gate: Gate, shape: tuple[int, ...], transposed: bool) -> None:
+        super().__init__()
+        self._gate = (gate,)  # in a tuple: as a child of this module it would appear in the model twice
+        self._tile = gate.block.tile(shape)
+        self._lines, self._across = shape[0] // self._tile[0], 0 if transposed else 1
+
+    def forward(self, bias: Tensor) -> Tensor:
+        """The bias where its row is open, 0 elsewhere."""
+        return bias * self.open().view(torch.int8)
+
+    def open(self) -> Tensor:
+        """Return a bool for each output: True where it has an open group."""
+        gate = self._gate[0]
+        assert gate.score is not None
+        grid = opened(gate.score, gate.level, gate.block).view(self._lines, -1)
+        return grid.any(self._across).repeat_interleave(self._tile[1 - self._across])

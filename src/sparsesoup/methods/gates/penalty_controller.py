@@ -1,0 +1,193 @@
+"""Lead masks that a penalty closes to the sparsity that is wanted at each step."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsesoup.core.schedules import Cubic
+from sparsesoup.methods.gates.attach import gates
+from sparsesoup.methods.gates.density import firsts, masked_share, worths
+from sparsesoup.methods.gates.straight_through import Gate
+from sparsesoup.training.state import TrainState
+
+# Chosen by trial under Adam, with gradients that stay, fall and grow; tests/test_lead.py holds what they reach.
+WITHIN = 12.0  # steps in which the distance is to be covered
+STRONGEST = 10.0  # pull, in learning rates a step
+MOMENTUM = 0.9  # of the scores' answer to a pull (Adam's first moment), and of the mean over what they do besides
+FLATTEST = 0.02  # slope of the sigmoid that is still reckoned with
+SAMPLE = 1 << 11  # scores of a tie that are looked at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lead:
+    """Sets threshold and penalty after each step; as a hook, and as the penalty.
+
+    The penalty is weight * mean over families of family weight * mean over its ties of mean sigmoid(score - shift)
+    (Sanh et al. 2020, sec. 4; Lagunas et al. 2021); led by the density, all ties have one mean, by their number of
+    scores.
+    Its weight is the one given, on the curve of the threshold; or else it is led by the density: it moves the marginal
+    score, below which the wanted share of the weights lies, to the threshold. The weight is reckoned in units of the
+    gradient that moves a score by its learning rate. That is the optimizer's memory, not the task's present gradient:
+    Adam divides by what it remembers of 1,000 steps, and where the gradient falls as the task is learnt, a pull of its
+    size would move nothing. How far the scores move besides (the task's drift, or a pull that does less than
+    reckoned) is measured at each step and made up for. Where too much is masked the weight is negative. From the end of
+    the plan on the threshold moves to the marginal score, so that what little is missing is closed or opened before
+    the masks are fixed, and the model is trained with it.
+
+    Args:
+        plan: the sparsity wanted at each step.
+        end: the last step, after which the masks are fixed.
+        sparsity: at the end of the plan.
+        rate: step -> learning rate of the scores.
+        areas: weights in a group of each tie.
+        weights: family weight of each tie.
+        families: the family of each tie; empty: all are of one.
+        penalty: weight of the penalty at the end of the plan; None: led by the density.
+        threshold: of sigmoid(score) at the end of the plan; None: the gates have their own.
+        shift: a gate is penalised for sigmoid(score - shift).
+        floor: share of the groups of every tie that stay open whatever the threshold; 0: none has to.
+    """
+
+    plan: Cubic
+    end: int
+    sparsity: float
+    rate: Callable[[int], float]
+    areas: list[int]
+    weights: list[float]
+    families: tuple[str, ...] = ()
+    penalty: float | None = None
+    threshold: float | None = None
+    shift: float = 0.0
+    floor: float = 0.0
+
+    def __call__(self, state: TrainState) -> None:
+        """After a step: set the threshold, look at the masks, set the weight of the penalty for the next step."""
+        if self.threshold is not None:
+            bound = torch.tensor(self._bound(state, self.threshold))
+            for _, gate in gates(state.model):
+                gate.level.copy_(gate.floored(bound, self.floor) if self.floor else bound)
+        state.masked = masked_share(state, self.areas)
+        given = self.penalty
+        _remember(state, weight=self._pull(state) if given is None else given * self.plan.at(state.step, 0.5) / 0.5)
+
+    def _bound(self, state: TrainState, threshold: float) -> float:
+        """The score at which gates open: on the curve of the threshold, at last where the sparsity is."""
+        bound = float(torch.logit(torch.tensor(self.plan.at(state.step, threshold))))
+        if self.penalty is not None or state.step <= self.plan.stop:
+            return bound
+        share = min((state.step - self.plan.stop) / max(self.end - self.plan.stop, 1), 1.0)
+        return bound + share * (self._marginal(_ranked(state, self.areas), state.step) - bound)
+
+    def _pull(self, state: TrainState) -> float:
+        """Weight of the penalty that brings the marginal score to the threshold within `WITHIN` steps."""
+        step = self.rate(state.step)
+        if not self.plan.at(state.step, self.sparsity) or not step:
+            return 0.0
+        ranked = _ranked(state, self.areas)
+        score, before = self._marginal(ranked, state.step), self._marginal(ranked, state.step - 1)
+        # In learning rates a step: the fall that pulls so far explain, and what lifts the scores against them.
+        fall = MOMENTUM * _number(state, "fall") + (1 - MOMENTUM) * _number(state, "pull")
+        lift = _number(state, "lift")
+        if "lead/marginal" in state.memory:
+            fell = (_number(state, "marginal") - before) / step
+            lift = _clamp(MOMENTUM * lift + (1 - MOMENTUM) * (fall - fell))
+        coming = (fall - lift) * step * MOMENTUM / (1 - MOMENTUM)  # the momentum's part, whatever is pulled from now on
+        level = max(float(gate.level) for gate in self._first(state))  # a floor lowers that of some
+        pull = _clamp((score - level - coming) / (self._horizon() * step) + lift)
+        _remember(state, marginal=score, fall=fall, lift=lift, pull=pull)
+        open_ = 1 / (1 + math.exp(self.shift - score))
+        return pull * self._unit(state) / max(open_ * (1 - open_), FLATTEST) * self._scores(state)
+
+    def _horizon(self) -> float:
+        return min(WITHIN, self.plan.stop / 4)
+
+    def _marginal(self, ranked: tuple[Tensor, Tensor], step: int) -> float:
+        """The score below which the share of the weights lies that is wanted at a step."""
+        scores, below = ranked
+        goal = self.plan.at(step, self.sparsity) * below[-1]
+        return float(scores[min(int((below < goal).sum()), len(scores) - 1)])
+
+    def _unit(self, state: TrainState) -> float:
+        """The gradient that, held, moves a score by its learning rate a step: the median score's, on a sample."""
+        parts = []
+        for gate in self._first(state):
+            score = gate.score
+            assert score is not None
+            parts.append(typical_gradient(state.optimizer, score, max(1, score.numel() // SAMPLE)))
+        return float(torch.cat(parts).median())
+
+    def term(self, state: TrainState) -> Tensor:
+        """The penalty, for the loss: of the gates that the pass went through, since it may leave a block out."""
+        total = torch.zeros(())
+        for gate, family in zip(self._first(state), self._families(state), strict=True):
+            if gate.share is not None:
+                total = total + gate.share * family
+                gate.share = None  # it holds the graph
+        return _number(state, "weight") * total
+
+    def _first(self, state: TrainState) -> list[Gate]:
+        found = firsts(state.model)
+        return [found[tie][1] for tie in range(len(self.weights))]
+
+    def _families(self, state: TrainState) -> list[float]:
+        """Return the weight of each tie's mean: as published where a penalty is given; else by its number of scores.
+
+        With equal means a score of a small tie is pulled harder: a head thirty times as hard as a unit.
+        """
+        if self.penalty is not None:
+            names = self.families or ("",) * len(self.weights)
+            ties = Counter(names)
+            return [weight / (ties[name] * len(ties)) for name, weight in zip(names, self.weights, strict=True)]
+        total = self._scores(state)
+        counts = [gate.score.numel() for gate in self._first(state) if gate.score is not None]
+        return [weight * count / total for weight, count in zip(self.weights, counts, strict=True)]
+
+    def _scores(self, state: TrainState) -> float:
+        """Scores of all ties: a penalty of this times g / sigmoid' pulls a score of mean size with g."""
+        return float(sum(gate.score.numel() for gate in self._first(state) if gate.score is not None))
+
+
+def _ranked(state: TrainState, areas: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """(a sample of all scores in ascending order, how many weights lie at or below each)."""
+    parts, shares = [], []
+    for tie, score in worths(state).items():
+        some = score.flatten()[:: max(1, score.numel() // SAMPLE)]
+        parts.append(some)
+        shares.append(torch.full_like(some, score.numel() / len(some) * areas[tie]))
+    order = torch.cat(parts).sort()
+    return order.values, torch.cat(shares)[order.indices].cumsum(0)
+
+
+def _clamp(pull: float) -> float:
+    return min(max(pull, -STRONGEST), STRONGEST)
+
+
+def _remember(state: TrainState, **numbers: float) -> None:
+    for name, number in numbers.items():
+        state.memory[f"lead/{name}"] = torch.tensor(number, dtype=torch.float64)
+
+
+def _number(state: TrainState, name: str) -> float:
+    found = state.memory.get(f"lead/{name}")
+    return 0.0 if found is None else float(found)
+
+
+def typical_gradient(optimizer: torch.optim.Optimizer, parameter: Tensor, stride: int = 1) -> Tensor:
+    """Return the gradient that, if it were constant, would move each entry by the learning rate a step.
+
+    Adam and RMSprop divide by the root of a mean square that they remember, SGD by nothing; momentum multiplies.
+    """
+    group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
+    own = optimizer.state.get(parameter, {})
+    factor = 1.0 - group.get("momentum", 0.0)
+    if "exp_avg_sq" in own:
+        square = own["exp_avg_sq"].flatten()[::stride] / (1.0 - group["betas"][1] ** float(own["step"]))
+    elif "square_avg" in own:
+        square = own["square_avg"].flatten()[::stride]
+    else:
+        return torch.full_like(parameter.detach().flatten()[::stride], factor if "eps" not in group else 0.0)
+    return factor * (square.sqrt() + group["eps"])

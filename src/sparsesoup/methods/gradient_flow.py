@@ -1,0 +1,78 @@
+"""Rounds of a little training and a pruning by gradient flow, then a finish at constant sparsity."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.granularity import Pattern, Structure
+from sparsesoup.core.groups import need_groups
+from sparsesoup.core.masking import Scope
+from sparsesoup.core.schedules import Cubic
+from sparsesoup.core.targets import parameters
+from sparsesoup.core.ticket import Ticket
+from sparsesoup.methods.scores.calibration import calibration, need_batches
+from sparsesoup.methods.scores.gradient import flow, gradient, hessian_product, sensitivity, travelled
+from sparsesoup.methods.select_masks import choose
+from sparsesoup.training.loop import train_to
+from sparsesoup.training.problem import Problem, need_fit
+from sparsesoup.training.state import TrainState
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientFlow:
+    """Rounds of training and pruning by what a weight does to loss or gradient norm. Lubana & Dick 2021.
+
+    Args:
+        measure: loss (|w g|, keeps the loss), change (|w - w_0| |w g|, of weights that have moved) or norm (|w (H g)|,
+            keeps the norm of the gradient; it costs four times as much).
+        rounds: how often it prunes; the targets rise on a cubic curve.
+        finish: share of T after the last pruning.
+        batches: over which gradient and Hessian are averaged, drawn anew for each round.
+        structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
+        scope: who competes with whom.
+    """
+
+    measure: Literal["loss", "change", "norm"] = "loss"
+    rounds: int = 5
+    finish: float = 0.5
+    batches: int = 16
+    structure: Structure = "weights"
+    scope: Scope = "global"
+
+    def __post_init__(self) -> None:
+        need_batches("gradient-flow", self.batches)
+        if self.rounds < 1 or not 0.0 < self.finish < 1.0:
+            raise UserError(
+                f"gradient-flow needs rounds >= 1 and finish in (0, 1), got {self.rounds} and {self.finish:g}"
+            )
+
+    def run(self, problem: Problem, sparsity: float) -> Ticket:
+        """The ticket after T steps."""
+        need_fit(problem, self._prunings, f"gradient-flow with {self.rounds} rounds")
+        pattern = need_groups(problem.targets, self.structure, sparsity, scope=self.scope)
+        state, plan = problem.start(), Cubic(0, self.rounds)
+        for number, at in enumerate(self._prunings(problem.steps), start=1):
+            piece, goal = f"round-{number}", plan.at(number, sparsity)
+            problem.journal.piece(f"{piece}-train", state, train_to, state, problem, at)
+            problem.journal.piece(f"{piece}-prune", state, self._prune, problem, state, goal, number, pattern)
+        problem.journal.piece("finish", state, train_to, state, problem, problem.steps)
+        return problem.ticket(state, measure=self.measure)
+
+    def _prunings(self, total: int) -> list[int]:
+        """Steps after which it prunes at T = `total`; none if a round or the finish had no step of its own."""
+        steps = [round((1 - self.finish) * total * i / self.rounds) for i in range(1, self.rounds + 1)]
+        return steps if steps[0] >= 1 and steps[-1] < total and len(set(steps)) == self.rounds else []
+
+    def _prune(self, problem: Problem, state: TrainState, goal: float, number: int, pattern: Pattern) -> None:
+        rows, params = calibration(problem, self.batches, number), state.params()
+        slopes = gradient(problem, state.model, rows)
+        if self.measure == "loss":
+            scores = sensitivity(params, slopes)
+        elif self.measure == "change":
+            scores = travelled(params, parameters(problem.pretrained, problem.targets), slopes)
+        else:
+            # What is pruned no longer flows: its gradient is no part of the norm.
+            alive = {name: g * state.masks[name] for name, g in slopes.items()}
+            products = hessian_product(problem, state.model, rows, alive)
+            scores = {name: s.abs() for name, s in flow(params, products).items()}
+        state.prune_(choose(state, scores, goal, pattern=pattern, scope=self.scope, within=state.masks))

@@ -1,0 +1,183 @@
+"""Score the pre-trained weights by what the data say of them, prune once, train."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.granularity import Block, Element, Pattern, Structure
+from sparsesoup.core.groups import need_groups
+from sparsesoup.core.masking import Scope
+from sparsesoup.core.ticket import Ticket
+from sparsesoup.methods.scores.activation import wanda
+from sparsesoup.methods.scores.calibration import calibration, need_batches
+from sparsesoup.methods.scores.gradient import flow, gradient, hessian_product, sensitivity
+from sparsesoup.methods.select_masks import choose
+from sparsesoup.training.loop import train_head, train_to
+from sparsesoup.training.problem import Problem, need_fit, need_steps
+from sparsesoup.training.state import TrainState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snip:
+    """Keep the weights to which the loss is most sensitive: |g w| at theta_0. SNIP, Lee et al. 2019.
+
+    Args:
+        batches: over which the gradient is averaged, before the absolute value.
+        warmup: share of T in which the head alone is trained before the weights are scored.
+        structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
+        pattern: the tile in which weights fall together; 1 x 1 is single weights.
+        scope: who competes with whom.
+    """
+
+    batches: int = 32
+    warmup: float = 0.0
+    structure: Structure = "weights"
+    pattern: Block = Element
+    scope: Scope = "global"
+
+    def __post_init__(self) -> None:
+        need_batches("snip", self.batches)
+        _check_warmup("snip", self.warmup)
+
+    def doubts(self, problem: Problem, sparsity: float) -> list[str]:
+        """Return notes for the user before the first step."""
+        return _unlearnt("snip", problem, self.warmup)
+
+    def run(self, problem: Problem, sparsity: float) -> Ticket:
+        """The ticket after T steps of training with the mask."""
+        pattern = need_groups(problem.targets, self.structure, sparsity, self.pattern, self.scope)
+        return _once(self, problem, sparsity, pattern)
+
+    def prune(self, problem: Problem, state: TrainState, sparsity: float, pattern: Pattern) -> None:
+        """Score and prune the weights as they are."""
+        slopes = gradient(problem, state.model, calibration(problem, self.batches))
+        scores = sensitivity(state.params(), slopes)
+        state.prune_(choose(state, scores, sparsity, pattern=pattern, scope=self.scope))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grasp:
+    """Keep the weights without which the norm of the gradient would change most: |w (H g)| at theta_0.
+
+    GraSP, Wang et al. 2020, in the form that Lubana & Dick 2021 give it for trained models. The published form, for
+    networks that were never trained, has the sign: `measure="increase", temperature=200`.
+
+    Args:
+        measure: preserve (|w (H g)|, keeps the norm of the gradient) or increase (w (H g), also takes out what holds
+            the norm down; on a pre-trained model that takes all that pulls one way, see docs/papers.md).
+        batches: over which gradient and Hessian are averaged.
+        warmup: share of T in which the head alone is trained before the weights are scored.
+        temperature: divides the answers before the loss, for the scores alone; no effect where the answer is a number.
+        structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
+        pattern: the tile in which weights fall together; 1 x 1 is single weights.
+        scope: who competes with whom.
+    """
+
+    measure: Literal["preserve", "increase"] = "preserve"
+    batches: int = 32
+    warmup: float = 0.0
+    temperature: float = 1.0
+    structure: Structure = "weights"
+    pattern: Block = Element
+    scope: Scope = "global"
+
+    def __post_init__(self) -> None:
+        need_batches("grasp", self.batches)
+        _check_warmup("grasp", self.warmup)
+        if not 0.0 < self.temperature < math.inf:
+            raise UserError(f"grasp needs a temperature above 0, got {self.temperature:g}")
+
+    def doubts(self, problem: Problem, sparsity: float) -> list[str]:
+        """Return notes for the user before the first step."""
+        found = _unlearnt("grasp", problem, self.warmup)
+        if self.measure == "increase":
+            found.append(
+                "grasp with measure increase removes first what pulls one way: all of it at sparsity 0.5, which is a "
+                "long step along one direction, and a pre-trained model seldom survives it; --method.measure preserve "
+                "takes the absolute value"
+            )
+        return found
+
+    def run(self, problem: Problem, sparsity: float) -> Ticket:
+        """The ticket after T steps of training with the mask."""
+        pattern = need_groups(problem.targets, self.structure, sparsity, self.pattern, self.scope)
+        return _once(self, problem, sparsity, pattern)
+
+    def prune(self, problem: Problem, state: TrainState, sparsity: float, pattern: Pattern) -> None:
+        """Score and prune the weights as they are."""
+        rows = calibration(problem, self.batches)
+        slopes = gradient(problem, state.model, rows, self.temperature)
+        products = hessian_product(problem, state.model, rows, slopes, self.temperature)
+        scores = flow(state.params(), products)
+        if self.measure == "preserve":
+            scores = {name: score.abs() for name, score in scores.items()}
+        state.prune_(choose(state, scores, sparsity, pattern=pattern, scope=self.scope))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanda:
+    """Keep in each row of a matrix the weights of largest |w_ij| ||x_j||, x_j the inputs. Wanda, Sun et al. 2024.
+
+    Args:
+        batches: whose tokens, padding left out, are the inputs.
+        structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units;
+            groups compete by --method.scope global or tensor.
+        scope: who competes with whom; row is the weights of one output.
+    """
+
+    batches: int = 32
+    structure: Structure = "weights"
+    scope: Scope = "row"
+
+    def __post_init__(self) -> None:
+        need_batches("wanda", self.batches)
+
+    def run(self, problem: Problem, sparsity: float) -> Ticket:
+        """The ticket after T steps of training with the mask."""
+        pattern = need_groups(problem.targets, self.structure, sparsity, scope=self.scope)
+        return _once(self, problem, sparsity, pattern)
+
+    def prune(self, problem: Problem, state: TrainState, sparsity: float, pattern: Pattern) -> None:
+        """Score and prune the weights as they are."""
+        scores = wanda(problem, state.model, calibration(problem, self.batches))
+        state.prune_(choose(state, scores, sparsity, pattern=pattern, scope=self.scope))
+
+
+def _once(method: Snip | Grasp | Wanda, problem: Problem, sparsity: float, pattern: Pattern) -> Ticket:
+    need_steps(problem, 1, "a run")
+    first = 0 if isinstance(method, Wanda) else _warming(problem, method.warmup)
+    state = problem.start()
+    if first:
+        problem.journal.piece("head", state, train_head, state, problem, first)
+    problem.journal.piece("score", state, method.prune, problem, state, sparsity, pattern)
+    problem.journal.piece("train", state, train_to, state, problem, problem.steps)
+    return problem.ticket(state)
+
+
+def _warming(problem: Problem, warmup: float) -> int:
+    """Steps in which the head alone is trained; UserError if there is no head to train, or no step."""
+    if not warmup:
+        return 0
+    if not problem.head and not problem.fresh:
+        raise UserError(
+            "--method.warmup trains the head before the weights are scored, and this model has none that is trained; "
+            "leave --method.warmup out"
+        )
+    need_fit(problem, lambda total: 1 <= round(warmup * total) < total, f"a warm-up of the head of {warmup:g} T")
+    return round(warmup * problem.steps)
+
+
+def _check_warmup(name: str, warmup: float) -> None:
+    if not 0.0 <= warmup < 1.0:
+        raise UserError(f"{name} needs a warmup in [0, 1), a share of T, got {warmup:g}")
+
+
+def _unlearnt(name: str, problem: Problem, warmup: float) -> list[str]:
+    """Return a note where weights are scored by the gradient of a head that knows nothing yet."""
+    if warmup or not {*problem.head} & {*problem.fresh}:
+        return []
+    return [
+        f"{name} scores by the gradient of the loss, and the head is drawn at random; --method.warmup 0.1 trains the "
+        f"head alone for a tenth of the steps first"
+    ]

@@ -1,0 +1,5 @@
+"""Scorers: parameters in, scores out; higher = keep, always."""
+
+from sparsesoup.methods.scores.weight import magnitude, random
+
+__all__ = ["magnitude", "random"]

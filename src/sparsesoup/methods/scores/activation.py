@@ -1,0 +1,75 @@
+"""Scores that ask what goes into a layer."""
+
+from torch import Tensor, nn, no_grad
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.targets import parameters
+from sparsesoup.methods.scores.calibration import Rows, finite, measure
+from sparsesoup.training.batching import Batch
+from sparsesoup.training.problem import Problem
+
+
+def wanda(problem: Problem, model: nn.Module, rows: Rows) -> dict[str, Tensor]:
+    """|w_ij| ||x_j||_2, in the shape in which each target is stored. Wanda: Sun et al. 2024, sec. 3."""
+    norms = input_norms(problem, model, rows)
+    turned = {name for name, target in problem.targets.items() if target.transposed}
+    return {
+        name: p.detach().abs() * (norms[name][:, None] if name in turned else norms[name])
+        for name, p in parameters(model, problem.targets).items()
+    }
+
+
+def input_norms(problem: Problem, model: nn.Module, rows: Rows) -> dict[str, Tensor]:
+    """||x_j||_2: the norm of each input feature over all tokens of `rows`, for each target: [in].
+
+    Padding tokens do not count: where the batch has an `attention_mask`, only its ones do. Other inputs than tokens (a
+    pooled vector a row, DeBERTa's relative positions) count where a layer sees no tokens. Without a mask all count.
+
+    Raises: UserError if the module that owns a target is not called with rows of its inputs, or a norm is not finite.
+    """
+    ears = {name: _Ear(name, target.shape, target.transposed) for name, target in problem.targets.items()}
+
+    def work(batch: Batch, share: float) -> None:
+        for ear in ears.values():
+            ear.mask = batch.get("attention_mask")
+        with no_grad():
+            problem.predict(model, batch)
+
+    owners = [model.get_submodule(name.rpartition(".")[0]) for name in ears]
+    handles = [owner.register_forward_pre_hook(ear) for owner, ear in zip(owners, ears.values(), strict=True)]
+    try:
+        measure(problem, model, rows, "forward", work)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return finite({name: ear.norms() for name, ear in ears.items()}, "the inputs' norm")
+
+
+class _Ear:
+    """Hears what a module is called with, and adds up the squares: of tokens, and of what are no tokens."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], transposed: bool) -> None:
+        self.name, self.sides, self.width = name, len(shape), shape[0 if transposed else -1]
+        self.mask: Tensor | None = None
+        self.squares: dict[bool, Tensor] = {}
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if self.sides != 2 or not inputs or inputs[0].shape[-1] != self.width:
+            raise self._deaf()
+        before, vectors = inputs[0].shape[:-1], inputs[0].detach().reshape(-1, self.width)
+        tokens = self.mask is None or before in (self.mask.shape, (self.mask.numel(),))
+        if self.mask is not None and tokens:
+            vectors = vectors[self.mask.reshape(-1).bool()]
+        found = vectors.square().sum(0)
+        self.squares[tokens] = self.squares[tokens] + found if tokens in self.squares else found
+
+    def norms(self) -> Tensor:
+        if not self.squares:
+            raise self._deaf()
+        return self.squares[max(self.squares)].sqrt()
+
+    def _deaf(self) -> UserError:
+        return UserError(
+            f"wanda cannot see the inputs of {self.name}: its module is not called with rows of {self.width} features; "
+            f"take magnitude or snip for this model"
+        )

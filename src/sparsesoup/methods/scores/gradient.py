@@ -1,0 +1,94 @@
+"""Scores that ask the gradient of the task's loss, and its curvature along the gradient."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sparsesoup.core.targets import parameters
+from sparsesoup.methods.scores.calibration import Rows, finite, measure
+from sparsesoup.training.batching import Batch
+from sparsesoup.training.problem import Problem
+
+Table = Mapping[str, Tensor]  # parameter name -> tensor of the parameter's shape
+
+
+def gradient(problem: Problem, model: nn.Module, rows: Rows, temperature: float = 1.0) -> dict[str, Tensor]:
+    """g: the gradient of the task's mean loss over `rows` at the targets, in eval mode and without autocast.
+
+    Args:
+        rows: as from `calibration`; one batch is in memory at a time.
+        temperature: divides the answers before the loss; one answer is a number and stays as it is.
+    Raises: UserError if it is not finite.
+    """
+    params = parameters(model, problem.targets)
+    total = {name: torch.zeros_like(p, requires_grad=False) for name, p in params.items()}
+
+    def work(batch: Batch, share: float) -> None:
+        loss = _loss(problem, model, batch, temperature)
+        found = torch.autograd.grad(loss, list(params.values()), materialize_grads=True)
+        _add(total, found, share)
+
+    measure(problem, model, rows, "gradient", work)
+    return finite(total, "the gradient")
+
+
+def hessian_product(
+    problem: Problem, model: nn.Module, rows: Rows, vector: Table, temperature: float = 1.0
+) -> dict[str, Tensor]:
+    """H v: the Hessian of the task's mean loss over `rows` at the targets, times `vector`.
+
+    By two backward passes a batch (Pearlmutter 1994), so exact, and nothing of the size of H is made.
+
+    Args:
+        vector: a tensor of its shape for each target.
+        temperature: as in `gradient`.
+    Raises: UserError if it is not finite.
+    """
+    params = parameters(model, problem.targets)
+    total = {name: torch.zeros_like(p, requires_grad=False) for name, p in params.items()}
+    weights = list(params.values())
+
+    def work(batch: Batch, share: float) -> None:
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+            loss = _loss(problem, model, batch, temperature)
+            slopes = torch.autograd.grad(loss, weights, create_graph=True, materialize_grads=True)
+            along = torch.stack([(s * vector[n]).sum() for n, s in zip(params, slopes, strict=True)]).sum()
+            _add(total, torch.autograd.grad(along, weights, materialize_grads=True), share)
+
+    measure(problem, model, rows, "hessian", work)
+    return finite(total, "the Hessian-gradient product")
+
+
+def sensitivity(params: Table, slopes: Table) -> dict[str, Tensor]:
+    """|g w|: how much the loss changes, to first order, if the weight goes. SNIP: Lee et al. 2019, sec. 4."""
+    return {name: (p.detach() * slopes[name]).abs() for name, p in params.items()}
+
+
+def travelled(params: Table, origin: Table, slopes: Table) -> dict[str, Tensor]:
+    """|w - w_0| |g w|: a change of the loss where the weight has moved. Lubana & Dick 2021, sec. 4.
+
+    It is 0 everywhere at the origin itself.
+    """
+    known = sensitivity(params, slopes)
+    return {name: (p.detach() - origin[name].detach().to(p.device)).abs() * known[name] for name, p in params.items()}
+
+
+def flow(params: Table, products: Table) -> dict[str, Tensor]:
+    """w (H g), with its sign: how much gradient flow is lost if the weight goes. GraSP: Wang et al. 2020, sec. 4.
+
+    The paper's score is the negative, and removes the largest; here as everywhere higher = keep.
+    """
+    return {name: p.detach() * products[name] for name, p in params.items()}
+
+
+def _loss(problem: Problem, model: nn.Module, batch: Batch, temperature: float) -> Tensor:
+    outputs = problem.predict(model, batch)
+    several = outputs.dim() > 1 and outputs.shape[-1] > 1
+    return problem.criterion(outputs / temperature if several and temperature != 1.0 else outputs, batch)
+
+
+def _add(total: dict[str, Tensor], found: tuple[Tensor, ...], share: float) -> None:
+    for value, more in zip(total.values(), found, strict=True):
+        value.add_(more.detach(), alpha=share)

@@ -1,0 +1,151 @@
+"""Masks that a penalty closes: soft movement pruning and L0 regularisation, led to the sparsity asked for."""
+
+import math
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.granularity import Block, Element, Tie
+from sparsesoup.core.groups import tiled
+from sparsesoup.core.rng import generator
+from sparsesoup.core.ticket import Ticket
+from sparsesoup.methods.gates.density import sizes
+from sparsesoup.methods.gates.hard_concrete import SHIFT, SHUT, START, HardConcrete, logistic_noise
+from sparsesoup.methods.gates.penalty_controller import Lead
+from sparsesoup.methods.learned_masks import (
+    Gated,
+    Phases,
+    Reach,
+    check_rate,
+    learn,
+    rate_of_scores,
+    scores,
+    short_of_travel,
+    straight,
+)
+from sparsesoup.training.problem import Problem
+
+LARGEST = 1e6  # the published weights are 125 and 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftMovement:
+    """Soft movement pruning: a weight is kept while sigmoid(score) > threshold. Sanh et al. 2020, sec. 4 ("SMvP").
+
+    A penalty pulls all scores down. With a constant weight, as published, it does not reach a sparsity asked for; led
+    by the density it pulls while too many weights are open and pushes while too few are. What is left is trimmed.
+
+    Args:
+        score_rate: peak learning rate of the scores.
+        threshold: the threshold at the end of its rise, in (0, 1).
+        penalty: weight of the mean sigmoid(score) in the loss at the end of its rise (published: 400); default: led
+            by the density.
+        floor: share of every matrix that stays whatever the threshold (published: 0.005).
+        scope: who competes with whom when the masks are trimmed.
+        pattern: what is masked together; 1 x 1 is single weights. With larger tiles the bias of a row that is masked
+            whole goes too.
+        phases: when the masks become sparser.
+    """
+
+    score_rate: float = 5e-2
+    threshold: float = 0.1
+    penalty: float | None = None
+    floor: float = 0.0
+    scope: Reach = "global"
+    pattern: Block = Element
+    phases: Phases = field(default_factory=Phases)
+
+    def __post_init__(self) -> None:
+        check_penalty(self.score_rate, self.penalty, self.threshold)
+        check_floor(self.floor)
+
+    def doubts(self, problem: Problem, sparsity: float) -> list[str]:
+        """Return notes for the user before the first step."""
+        single = self.pattern == Element
+        return short_of_travel(problem, self.phases, "or take magnitude-ste") if single else []
+
+    def run(self, problem: Problem, sparsity: float) -> Ticket:
+        """The ticket after T steps."""
+        return learn(problem, sparsity, self.phases, *self.gated(problem, sparsity))
+
+    def gated(self, problem: Problem, sparsity: float) -> tuple[Gated, Lead]:
+        """The gates, and what leads them."""
+        ties = tiled(problem.targets, self.pattern)
+        lead = Lead(
+            plan=self.phases.plan(problem.steps), end=self.phases.end(problem.steps), sparsity=sparsity,
+            rate=rate_of_scores(problem, self.score_rate),
+            areas=sizes(ties, problem.targets), weights=[1.0] * len(ties), penalty=self.penalty,
+            threshold=self.threshold, floor=self.floor,
+        )  # fmt: skip
+        make = straight(scores(problem, ties), shift=0.0)
+        way = -math.log(self.threshold / (1 - self.threshold))
+        biases = self.pattern != Element  # as in the code of the block form, and not in that of single weights
+        return Gated(ties, make, self.score_rate, self.scope, lead.term, way, biases, self.floor), lead
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardConcreteL0:
+    """L0 regularisation: random gates whose chance of being open is penalised. Louizos et al. 2018; Sanh et al. 2020.
+
+    The penalty is led by the density as in soft-movement. At the end the gates, which are not binary, are folded into
+    the weights, and what is left is trimmed.
+
+    Args:
+        score_rate: peak learning rate of the gates' logits.
+        penalty: weight of the mean chance of being open in the loss at the end of its rise (published: 125); default:
+            led by the density.
+        start: logit at which all gates begin.
+        scope: who competes with whom when the masks are trimmed.
+        phases: when the masks become sparser.
+    """
+
+    score_rate: float = 1e-1
+    penalty: float | None = None
+    start: float = START
+    scope: Reach = "global"
+    phases: Phases = field(default_factory=Phases)
+
+    def __post_init__(self) -> None:
+        check_penalty(self.score_rate, self.penalty)
+        if not SHUT < self.start < 100:
+            raise UserError(f"start is a logit from {SHUT:.2f}, where all gates are shut, to 100, got {self.start:g}")
+
+    def run(self, problem: Problem, sparsity: float) -> Ticket:
+        """The ticket after T steps."""
+        return learn(problem, sparsity, self.phases, *self.gated(problem, sparsity))
+
+    def gated(self, problem: Problem, sparsity: float) -> tuple[Gated, Lead]:
+        """The gates, and what leads them."""
+        ties = tiled(problem.targets, Element)
+        lead = Lead(
+            plan=self.phases.plan(problem.steps), end=self.phases.end(problem.steps), sparsity=sparsity,
+            rate=rate_of_scores(problem, self.score_rate),
+            areas=sizes(ties, problem.targets), weights=[1.0] * len(ties), penalty=self.penalty, shift=SHIFT,
+        )  # fmt: skip
+        learnt = scores(problem, ties, self.start)
+        longest = max(math.prod(target.shape) for target in problem.targets.values())
+        noise = logistic_noise(longest + (1 << 20), generator(problem.seed, "noise of the gates"))
+
+        def make(number: int, place: int, tie: Tie) -> nn.Module:
+            score = learnt[number]
+            assert score is not None
+            return HardConcrete(score, noise, number)
+
+        way = self.start - SHUT
+        return Gated(ties, make, self.score_rate, self.scope, lead.term, way), lead
+
+
+def check_floor(floor: float) -> None:
+    """UserError unless a share of every matrix can stay."""
+    if not 0.0 <= floor < 1.0:
+        raise UserError(f"floor is a share of every matrix in [0, 1), got {floor:g}")
+
+
+def check_penalty(score_rate: float, weight: float | None, threshold: float = 0.5) -> None:
+    """UserError unless masks can be closed by this penalty."""
+    check_rate(score_rate)
+    if weight is not None and not 0.0 <= weight <= LARGEST:
+        raise UserError(f"penalty lies in [0, {LARGEST:g}], above which no task is left to learn, got {weight:g}")
+    if not 0.0 < threshold < 1.0:
+        raise UserError(f"threshold of sigmoid(score) lies in (0, 1), got {threshold:g}")

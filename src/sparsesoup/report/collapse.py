@@ -1,0 +1,89 @@
+"""Notes on a run that has learnt nothing, or has nothing left in a part of the model, with what may help."""
+
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sparsesoup.report.format import percent
+
+FLAT = 0.02  # spread of answers beside that of the labels, below which they are one number
+SHORT = 10  # steps whose losses say little
+MOST = 6  # layers that are named
+Facts = Mapping[str, Any]
+
+
+def collapsed(facts: Facts, losses: Sequence[float]) -> list[str]:
+    """Return what a user ought to know of a run that has collapsed, a sentence each without its full stop.
+
+    Args:
+        facts: of its report; `answers` are those to the validation rows.
+        losses: of the main training, step by step.
+    """
+    stuck = [*_constant(facts), *_guessing(facts, losses)]
+    told = [f"{', and '.join(stuck)}; what may help: {_what_helps(facts)}"] if stuck else []
+    return [*told, *_emptied(facts)]
+
+
+def _constant(facts: Facts) -> list[str]:
+    """The same answer to all rows, where the rows have several."""
+    seen = facts.get("answers") or {}
+    name, rows = seen.get("called"), seen.get("rows")
+    if "spread" in seen:
+        flat = seen["spread"] < FLAT
+        return [f"the model answers all {rows} validation rows with about {seen['answer']:.3g}"] if flat else []
+    if seen.get("answers") != 1 or seen["labels"] < 2:
+        return []
+    if name is None:
+        return [f"the model answers all {rows} validation rows with the same place, or with none"]
+    commonest = "the commonest class, " if seen["right"] == seen["commonest"] else ""
+    share = percent(seen["right"])
+    return [f"the model answers all {rows} validation rows with {name!r}, {commonest}right for {share} of them"]
+
+
+def _guessing(facts: Facts, losses: Sequence[float]) -> list[str]:
+    """A loss that stayed where it is without any knowledge of the rows."""
+    seen, taught = facts.get("answers") or {}, facts["settings"]["train"]["distill"]["teacher"]
+    chance = seen.get("chance")
+    if not chance or taught or len(losses) < SHORT:
+        return []
+    quarter = len(losses) // 4
+    means = [statistics.fmean(losses[i * quarter : (i + 1) * quarter]) for i in range(4)]
+    late = statistics.fmean(means[2:])
+    stayed = all(0.97 * chance <= mean <= 1.3 * chance for mean in means) and late >= 0.98 * chance
+    knows = seen["explained"] > 0.05 if "explained" in seen else seen["right"] > seen["commonest"] + 0.05
+    return [f"the training loss stayed at {late:.3f}, no better than guessing"] if stayed and not knows else []
+
+
+def _emptied(facts: Facts) -> list[str]:
+    """Matrices without any weight."""
+    layers: dict[str, list[str]] = {}
+    empty = [row for row in facts["matrices"] if row["kept"] == 0]
+    for row in empty:
+        place, role = re.search(r"\.(\d+)\.", str(row["name"])), str(row["role"])
+        layers.setdefault(f"layer {place[1]}" if place else "", []).append(role if role != "other" else row["name"])
+    if not empty:
+        return []
+    headless = [" (no head)" if {"value", "output"} & {*roles} else "" for roles in layers.values()]
+    named = zip(layers.items(), headless, strict=True)
+    told = [f"{layer}{lost}: {', '.join(roles)}" if layer else ", ".join(roles) for (layer, roles), lost in named]
+    more = f"; and {len(told) - MOST} layers more" if len(told) > MOST else ""
+    have = "has" if len(empty) == 1 else "have"
+    told_of = f"{'; '.join(told[:MOST])}{more}"
+    return [
+        f"{len(empty)} of {len(facts['matrices'])} matrices {have} no weight left ({told_of}); what may help: a lower "
+        f"--sparsity{_scope(facts)}"
+    ]
+
+
+def _what_helps(facts: Facts) -> str:
+    rate = facts["settings"]["train"]["learning_rate"]
+    pruned = facts["sparsity"]["kept"] < facts["sparsity"]["total"]
+    less = f", a lower --sparsity{_scope(facts)}" if pruned else ""
+    return f"more --steps{less}, another --train.learning-rate (now {rate:g})"
+
+
+def _scope(facts: Facts) -> str:
+    method = facts["settings"]["method"]
+    free = method.get("scope") == "global" and method.get("structure", "weights") == "weights"
+    return ", --method.scope row or tensor" if free else ""

@@ -1,0 +1,28 @@
+"""Text for the terminal, where nothing in names and files is a command."""
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+
+from sparsesoup.report.escaping import lines, printable
+
+
+def say(text: str, file: Any = None) -> None:
+    """Print one line; to stdout, unless another file is named."""
+    print(printable(text), file=file or sys.stdout)
+
+
+class Terminal(Console):
+    """rich's console, through which no control character comes but its own."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render an object, its texts made printable before they are cut into lines."""
+        if isinstance(renderable, Text) and (plain := lines(renderable.plain)) != renderable.plain:
+            known = renderable
+            renderable = Text(plain, known.style, justify=known.justify, overflow=known.overflow, end=known.end)
+            renderable.no_wrap = known.no_wrap
+        return super().render(renderable, options)

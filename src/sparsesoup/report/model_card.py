@@ -1,0 +1,252 @@
+"""The card of a model on the Hub: what it is, what it is worth, what it cost, how it is loaded and how it was made."""
+
+import re
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from sparsesoup.hub.models.checkpoint import EMBEDDED
+from sparsesoup.hub.models.loading import OWN
+from sparsesoup.hub.tasks.columns import GLUE
+from sparsesoup.hub.tasks.splits import SHORT
+from sparsesoup.methods import TABLE
+from sparsesoup.report import format as words
+from sparsesoup.report import terminal as show
+from sparsesoup.report.escaping import code, command_line, fenced, markdown, printable, prose
+
+TEMPLATE = "card.md.j2"
+BASE = {EMBEDDED: "sentence-transformers/all-MiniLM-L6-v2"}  # what the embedded package holds a copy of
+PIPELINES = {
+    "ForSequenceClassification": "text-classification", "ForQuestionAnswering": "question-answering",
+    "ForImageClassification": "image-classification", "ForMaskedLM": "fill-mask",
+}  # fmt: skip
+METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr", "macro_f1": "f1"}
+SIZES = {"weights": "bytes on the disk", "parameters": "parameters", "nonzero": "of these not zero"}
+NAMES = {"model": "base model", "method": "method", "dataset": "dataset", "task": "task", "seed": "seed"}
+SEEN = "model(pixel_values=pixels).image_embeds"  # of a vision tower in torch
+Facts = Mapping[str, Any]
+
+
+def card(facts: Facts, form: Facts, config: Facts, repo: str, license: str) -> str:
+    """The text of README.md, metadata first.
+
+    Args:
+        facts: of report.json or ticket.json; nothing of this machine in it.
+        form: export.json; empty for a run.
+        config: config.json; empty where there is none.
+        repo: the model's name on the Hub.
+        license: as the Hub calls it.
+    """
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown)
+    environment.filters |= {"flop": words.flop, "duration": words.duration, "code": lambda text: Markup(code(text))}
+    template = (resources.files("sparsesoup.report") / TEMPLATE).read_text(encoding="utf-8")
+    body = environment.from_string(template).render(_values(facts, form, config, repo))
+    body = re.sub(r"\n{3,}", "\n\n", body).strip()
+    head = metadata(facts, form, config, repo, license).to_yaml()
+    return str(ModelCard(f"---\n{head}\n---\n\n{body}\n"))  # which reads the metadata again
+
+
+def _shown(value: Any) -> str:
+    """Return a value as the template writes it: a name as text, and as Markdown only what is marked as such."""
+    return value if isinstance(value, Markup) else markdown(str(value))
+
+
+def metadata(facts: Facts, form: Facts, config: Facts, repo: str, license: str) -> ModelCardData:
+    """What the Hub reads: where the model comes from, and its scores on the test split if that has been opened."""
+    task, (dataset, part) = _pipeline(config), hub_dataset(facts)
+    called = printable(str(facts.get("dataset")))
+    validation = show.flat(facts.get("validation"))
+    base, stock = base_model(facts), _home(config) == "transformers" and _by_class(form)
+    results = [
+        EvalResult(
+            task_type=task or "other", dataset_type=dataset or called, dataset_config=part,
+            dataset_name=called, dataset_split=printable(split), metric_type=METRICS.get(name, printable(name)),
+            metric_name=printable(name), metric_value=value,
+        )
+        for split, table in _by_split(facts).items()
+        for name, value in table.items()
+    ]  # fmt: skip
+    tags = [
+        *(["sparsity", "pruned"] if _pruned(facts) else []),
+        "sparsesoup",
+        printable(str(facts.get("method", "unknown"))),
+    ]
+    tags += [printable(str(form["to"]))] if form.get("to") else []
+    more: dict[str, Any] = {"base_model_relation": "finetune"} if base else {}
+    return ModelCardData(
+        base_model=base, datasets=[dataset] if dataset else None,
+        metrics=sorted({METRICS.get(name, printable(name)) for name in validation}) or None,
+        eval_results=results or None,
+        model_name=repo.rpartition("/")[2] if results else None, library_name="transformers" if stock else "sparsesoup",
+        license=printable(license), pipeline_tag=task, tags=tags, **more,
+    )  # fmt: skip
+
+
+def base_model(facts: Facts) -> str | None:
+    """The base model's name on the Hub; None for one of this machine."""
+    name = str(facts.get("model", ""))
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return BASE.get(name) or (None if Path(name).exists() or name in facts.get("local", []) else name)
+
+
+def hub_dataset(facts: Facts) -> tuple[str | None, str | None]:
+    """(name on the Hub, configuration) of the dataset; None for one of this machine, as any without an owner may be."""
+    name = str(facts.get("dataset", ""))
+    settings = facts.get("settings", {})
+    asked, _, part = str(settings.get("dataset", "")).partition(":")
+    part = part or str(settings.get("dataset_config") or "")
+    if _is_glue(name):
+        return "nyu-mll/glue", name.removeprefix("glue/")
+    if asked in SHORT:
+        return SHORT[asked], part or None
+    known = re.fullmatch(r"[\w.-]+/[\w.-]+", asked) and not Path(asked).exists() and name not in facts.get("local", [])
+    return (asked, part or None) if known else (None, None)
+
+
+def _by_split(facts: Facts) -> dict[str, Facts]:
+    """Split as the dataset calls it -> scores of the rows that were the test split here."""
+    test: Facts = facts.get("test") or {}
+    parts = test if any(isinstance(table, Mapping) for table in test.values()) else {"": test}
+    called = facts.get("test_splits") or {}
+    own = "validation" if _is_glue(str(facts.get("dataset", ""))) else "test"  # of a run that does not say
+    return {called.get(part or "test", f"{own}_{part}" if part else own): table for part, table in parts.items()}
+
+
+def _is_glue(name: str) -> bool:
+    return name.startswith("glue/") and name.removeprefix("glue/") in GLUE
+
+
+def _pipeline(config: Facts) -> str | None:
+    name = _architecture(config)
+    return next((task for ending, task in PIPELINES.items() if name.endswith(ending)), None)
+
+
+def _values(facts: Facts, form: Facts, config: Facts, repo: str) -> dict[str, Any]:
+    validation, test = (show.flat(facts.get(split)) for split in ("validation", "test"))
+    labels = [label for label, _ in show.costs(facts)] if facts.get("cost") else []
+    notes = form.get("notes") or ["zeros alone make a model neither smaller nor faster: `sparsesoup export` does"]
+    return {
+        "name": repo.rpartition("/")[2], "opening": _opening(facts, form), "rows": _rows(facts),
+        "scores": [(name, _score(validation.get(name)), _score(test.get(name))) for name in {**validation, **test}],
+        "about_test": _about_test(bool(test), bool(form)),
+        "collapse": (facts.get("notes") or {}).get("collapse", []),
+        "costs": show.costs(facts) if labels else [], "times": _times(facts),
+        "labels": [(label, show.LABELS[label]) for label in labels if label in show.LABELS],
+        "load": fenced(_loading(form, config, repo) + _heading(form, config, repo), "python"),
+        "notes": [Markup(prose(str(note))) for note in notes],
+        "sizes": [(SIZES[k], *(f"{n:,}" for n in pair)) for k, pair in form.get("sizes", {}).items() if k in SIZES],
+        "masks": Markup(_masks(facts, form)),
+        "command": fenced(command_line(facts["command"]), "sh") if facts.get("command") else "",
+        "local": Markup(" and ".join(code(str(name)) for name in facts.get("local", []))),
+        "versions": ", ".join(f"{name} {number}" for name, number in facts.get("versions", {}).items()),
+    }  # fmt: skip
+
+
+def _opening(facts: Facts, form: Facts) -> Markup:
+    name, row = str(facts.get("method", "an unknown method")), TABLE.get(str(facts.get("method")))
+    source = f" ({row.summary}; {row.source})" if row and row.source else ""
+    done, then = ("pruned", " while it was fine-tuned") if _pruned(facts) else ("fine-tuned", "")
+    what = f"{code(str(facts.get('model', 'a model')))}, {done} by **{markdown(name)}**{markdown(source)}"
+    where = f"{then} on {code(str(facts['dataset']))}" if facts.get("dataset") else ""
+    shape = f" This is its {code(str(form['to']))} export." if form else ""
+    return Markup(f"{what}{where}.{shape}")
+
+
+def _pruned(facts: Facts) -> bool:
+    return (facts.get("sparsity") or {}).get("reached") != 0
+
+
+def _rows(facts: Facts) -> list[tuple[str, str]]:
+    told = {**facts, "model": base_model(facts) or facts.get("model")}
+    found = [(name, str(told[key])) for key, name in NAMES.items() if told.get(key) is not None]
+    gone = facts.get("sparsity") or {}
+    if gone:
+        found.append(("sparsity asked for", words.percent(gone["asked"]) if gone["asked"] is not None else "none"))
+        found.append(("sparsity reached", words.percent(gone["reached"])))
+        found.append(("weights kept", f"{gone['kept']:,} of {gone['total']:,} prunable"))
+    return found
+
+
+def _score(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _about_test(opened: bool, exported: bool) -> str:
+    closed = "had not been opened when this was exported" if exported else "has not been opened"
+    told = "Test was opened once, after all selection." if opened else f"The test split {closed}."
+    return told + (" The scores are those of the run that this was exported from." if exported else "")
+
+
+def _times(facts: Facts) -> str:
+    times = show.times_dense(facts) if facts.get("cost") and "steps" in facts else None
+    return f" Together it cost {times:.2f} times a dense run." if times else ""
+
+
+def _architecture(config: Facts) -> str:
+    name = str((config.get("architectures") or [""])[0])
+    return name if name.isidentifier() else ""  # it stands in a line of Python
+
+
+def _home(config: Facts) -> str:
+    """The module that has the model's class."""
+    own = OWN.get(_architecture(config))
+    return own.__module__ if own else "transformers"
+
+
+def _by_class(form: Facts) -> bool:
+    """Whether a run or an export is loaded by its class's from_pretrained."""
+    return not form or ".from_pretrained(" in str(form.get("load"))
+
+
+def _loading(form: Facts, config: Facts, repo: str) -> str:
+    line = str(form.get("load", ""))
+    if _by_class(form):
+        name = _architecture(config) or "AutoModel"
+        return f'from {_home(config)} import {name}\n\nmodel = {name}.from_pretrained("{repo}")'
+    if form.get("example"):  # of a format that needs neither of us
+        fetch = ["import os", "", "from huggingface_hub import snapshot_download", ""]
+        return "\n".join([*fetch, f'os.chdir(snapshot_download("{repo}"))', *form["example"]])
+    first = "import sparsesoup\n" if line.startswith("sparsesoup.") else ""
+    line = f"model = {line}" if first else line
+    return f'{first}from huggingface_hub import snapshot_download\n\nfolder = snapshot_download("{repo}")\n{line}'
+
+
+def _heading(form: Facts, config: Facts, repo: str) -> str:
+    """How a CLIP's vision tower becomes the classifier that was scored."""
+    if config.get("architectures") != ["CLIPVisionModelWithProjection"]:
+        return ""
+    graph = bool(form.get("example"))  # which has answered by then; its first output are the embeddings
+    first, seen = "import torch\n" * graph, "torch.from_numpy(answers[0])" if graph else SEEN
+    return f"""
+
+# Classes are those of pruning/zero_shot.json, in its order; their frozen head lies beside it.
+{first}from huggingface_hub import hf_hub_download
+from safetensors.torch import load_file
+from torch.nn.functional import normalize
+
+head = load_file(hf_hub_download("{repo}", "pruning/zero_shot.safetensors"))["head"]
+logits = normalize({seen}, dim=-1) @ head.T"""
+
+
+def _masks(facts: Facts, form: Facts) -> str:
+    if form and not any(str(name).endswith("masks.safetensors") for name in form.get("files", [])):
+        return "No masks lie beside the weights: this form says by itself which are gone."
+    if form and "origin" not in facts:
+        return (
+            "`pruning/masks.safetensors` has one bit for each prunable weight of this model, `pruning/ticket.json` "
+            "says where it comes from. They are of what the cut has left, whose shapes no base model has."
+        )
+    return (
+        "`pruning/masks.safetensors` has one bit a weight, `pruning/ticket.json` says where it comes from. The masks "
+        "alone make any copy of the base model sparse:\n\n```sh\nsparsesoup apply FOLDER --model BASE --out DIR\n```"
+    )

@@ -1,0 +1,250 @@
+"""The report of a run: one page that needs nothing but itself, drawn from report.json, log.jsonl and measure.json."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from sparsesoup.core.files import from_json, write_text
+from sparsesoup.core.schedules import geometric
+from sparsesoup.report import format as words
+from sparsesoup.report import terminal as show
+from sparsesoup.report.collapse import collapsed
+from sparsesoup.report.escaping import command_line
+from sparsesoup.report.plots import INK, LINES, MARK, PAPER, page, svg
+
+LOG, PAGE, MEASURED = "log.jsonl", "report.html", "measure.json"
+TOLD = ("said", "rows", "failed", "batch", "length", "rounds", "threads", "machine")  # of measure.json on the page
+BARS = 40  # a longer list of bars is no picture
+POINTS = 400  # of one curve: more than a page shows, few enough for it to stay small
+NAMES = {label: f"{label}: {show.LABELS[label]}" for label in LINES}
+
+
+def write_report(run: Path) -> Path:
+    """Draw report.html of a run directory from report.json, log.jsonl and measure.json there, and return its path.
+
+    The same input gives the same bytes. Raises: UserError if report.json is missing or damaged.
+    """
+    run = Path(run)
+    facts, (log, unread) = show.read_report(run), _read_log(run / LOG)
+    sentences, others = words.noted(facts)
+    text = page("report.html.j2", _scores(facts) | _charts(facts, log) | {
+        "run": facts, "costs": show.costs(facts), "steps": len(log), "unread": unread, "headline": show.headline(facts),
+        "total": show.total(facts), "bars": _cost_bars(facts), "settings": _dotted(facts["settings"]),
+        "origin": _origin(facts), "noted": sentences, "others": others, "most_rows": BARS,
+        "repeat": command_line(facts["command"]),
+        "checks": _checks(facts["notes"]), "measured": _measured(run / MEASURED),
+        "meaning": {label: show.LABELS[label] for label, _ in show.costs(facts) if label in show.LABELS},
+    })  # fmt: skip
+    write_text(run / PAGE, text)
+    return run / PAGE
+
+
+def _scores(facts: Mapping[str, Any]) -> dict[str, Any]:
+    test = facts.get("test")
+    return {
+        "validation": show.flat(facts["validation"]), "test": show.flat(test), "times": show.times_dense(facts),
+        "dense": show.is_dense(facts),
+        "chosen": {"validation": show.chosen(facts["validation"]), "test": show.chosen(test)},
+    }  # fmt: skip
+
+
+def _charts(facts: Mapping[str, Any], log: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the template draws by itself, and the charts that it is given; an empty one has nothing to show."""
+    table, soup = show.grid(facts["matrices"]), show.soup_stages(facts)
+    rows = sorted(show.density(facts), key=lambda row: row[1])
+    curves = svg("curves", 4.0, lambda f: _draw_curves(f, log), "Loss and sparsity over the steps") if log else ""
+    heat = ""
+    if table and not show.is_dense(facts):
+        heat = svg("heat", 0.8 + 0.29 * len(table), lambda f: _draw_heat(f, table), "Weights kept by layer and role")
+    votes = svg("soup", 2.9, lambda f: _draw_soup(f, soup), "Agreement of the weak masks by stage") if soup else ""
+    return {"curves": curves, "heat": heat, "agreement": votes, "soup": soup, "matrices": rows[:BARS],
+            "count": len(rows), "least": rows[0], "most": rows[-1]}  # fmt: skip
+
+
+def _read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """(the lines of a log, how many could not be read): a report must not fail on a torn last line."""
+    rows, unread = [], 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        try:
+            row = from_json(line)
+            rows.append({"label": str(row["label"])} | {k: float(row[k]) for k in ("step", "loss", "sparsity")})
+        except (ValueError, KeyError, TypeError):
+            unread += 1
+    return rows, unread
+
+
+def collapse_of(facts: Mapping[str, Any], log: Path) -> dict[str, list[str]]:
+    """The note of a run that has collapsed; nothing of any other."""
+    losses = [row["loss"] for row in _read_log(log)[0] if row["label"] == "strong"]
+    found = collapsed(facts, losses)
+    return {"collapse": found} if found else {}
+
+
+def _measured(path: Path) -> dict[str, Any] | None:
+    """What `measure` found of the run, with its times as parts of the longest; None if it was not measured."""
+    try:
+        found = from_json(path.read_text(encoding="utf-8"))
+        if found["format"] != 1 or not {*TOLD} <= found.keys():
+            return None
+        longest = max([row[key] for row in found["rows"] for key in ("seconds", "dense_seconds")], default=1.0)
+        rows = [
+            {**row, "widths": [100 * row[key] / longest for key in ("seconds", "dense_seconds")]}
+            for row in found["rows"]
+        ]
+        return {**found, "rows": rows}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted names, as on the command line; tables in a list are numbered from 1."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, list) and value and all(isinstance(part, Mapping) for part in value):
+            value = {str(number): part for number, part in enumerate(value, start=1)}
+        nested = isinstance(value, Mapping) and value
+        found |= _dotted(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return found
+
+
+def _origin(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the run comes from; what a report does not say is left out."""
+    keys = {"model": "model", "head": "head", "dataset": "dataset", "task": "task",
+            "dataset_fingerprint": "data fingerprint",
+            "train_rows": "training rows", "validation_rows": "validation rows", "seed": "seed",
+            "steps": "T, steps of one training", "machine": "machine"}  # fmt: skip
+    told = {name: facts[key] for key, name in keys.items() if facts.get(key) is not None}
+    return told | dict(facts["versions"]) | {"report format": facts["format"]}
+
+
+def _checks(notes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Step and largest distances of each mask of an early-bird search; one with nothing before it has none."""
+    try:
+        return [
+            {"step": c["step"], **{k: max(c[k], default=None) for k in ("hamming", "kept-sets")}}
+            for c in notes["early_bird"]["checks"][-BARS:]
+        ]
+    except (KeyError, TypeError):
+        return []
+
+
+def _cost_bars(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """This run, a dense one and IMP, each as parts of the longest; none where there is nothing to compare."""
+    dense = show.dense_flops(facts)
+    if not dense or show.is_dense(facts):
+        return []
+    rounds = len(geometric(0.2, facts["sparsity"]["asked"])) + 1
+    mine = show.spent(facts)
+    rows: list[tuple[str, dict[str, float]]] = [
+        ("this run", mine), ("dense, estimated", {"strong": dense}),
+        (f"IMP, {rounds} trainings, estimated", {"strong": dense, "search": (rounds - 1) * dense}),
+    ]  # fmt: skip
+    longest = max(sum(parts.values()) for _, parts in rows)
+    return [
+        {"name": name, "flops": sum(parts.values()), "times": sum(parts.values()) / dense,
+         "parts": [(label, 100 * part / longest) for label, part in parts.items()]}
+        for name, parts in rows
+    ]  # fmt: skip
+
+
+def _stretches(log: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[int], list[float]]]:
+    """(label, positions, losses) of each stretch of training that never goes back; the main one outlives forks."""
+    under_way: dict[str, tuple[list[int], list[float]]] = {}
+    last: dict[str, float] = {}
+    for place, row in enumerate(log, start=1):
+        label = row["label"]
+        broken = label != "strong" and under_way.get(label, ([place - 1], []))[0][-1] < place - 1
+        if label in under_way and (broken or row["step"] <= last[label]):
+            yield (label, *under_way.pop(label))
+        last[label] = row["step"]
+        places, losses = under_way.setdefault(label, ([], []))
+        places.append(place)
+        losses.append(row["loss"])
+    for label, (places, losses) in under_way.items():
+        yield label, places, losses
+
+
+def _smooth(values: Sequence[float], span: float) -> list[float]:
+    """Exponential mean over about `span` values, without the pull of a made-up start."""
+    mean, weight, found = 0.0, 0.0, []
+    for value in values:
+        if math.isfinite(value):
+            mean, weight = mean + (value - mean) / span, weight + (1 - weight) / span
+        found.append(mean / weight if weight else math.nan)
+    return found
+
+
+def _draw_curves(figure: Any, log: list[dict[str, Any]]) -> None:
+    gone, x = [100 * row["sparsity"] for row in log], "position in the log (steps of all kinds, as they were made)"
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[5, 2]) if any(gone) else [figure.subplots()] * 2
+    below.set(xlabel=x, xlim=(0, len(log) + 1))
+    if any(gone):
+        _draw_sparsity(below, gone)
+    drawn: set[str] = set()
+    for label, places, losses in sorted(_stretches(log), key=lambda stretch: stretch[0] != "strong"):
+        values, every = _smooth(losses, max(4.0, len(log) / 60)), -(-len(log) // POINTS)
+        points = [(x, y) for i, (x, y) in enumerate(zip(places, values, strict=True)) if i % every == 0]
+        gaps = [(b - 0.5, math.nan) for (a, _), (b, _) in pairwise(points) if b - a > every]
+        name = None if label in drawn else NAMES.get(label, label)
+        look = {"color": LINES.get(label, INK), "linewidth": 1.1 if label == "weak" else 1.7, "label": name}
+        # A stretch of one point has no line: it needs a dot to be seen.
+        above.plot(*zip(*sorted(points + gaps), strict=True), marker="." if len(points) == 1 else "", **look)
+        drawn.add(label)
+    above.set(ylabel="training loss, smoothed")
+    if drawn != {"strong"}:
+        # Above the axes, where no curve can run into it.
+        above.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
+
+
+def _draw_sparsity(axes: Any, gone: list[float]) -> None:
+    turns = [i for i in range(len(gone)) if i in (0, len(gone) - 1) or gone[i - 1] != gone[i]]
+    x, y = [i + 1 for i in turns], [gone[i] for i in turns]
+    axes.fill_between(x, y, step="post", color=LINES["strong"], alpha=0.18, linewidth=0)
+    axes.step(x, y, where="post", color=LINES["strong"], linewidth=1.4)
+    axes.set(ylim=(0, 100), yticks=(0, 50, 100), ylabel="removed, %")
+
+
+def _draw_heat(figure: Any, table: dict[str, dict[str, float]]) -> None:
+    from matplotlib.patches import Rectangle
+
+    axes, roles = figure.subplots(), list(dict.fromkeys(role for row in table.values() for role in row))
+    cells = {(i, roles.index(role)): d for i, row in enumerate(table.values()) for role, d in row.items()}
+    values = [[cells.get((i, j), math.nan) for j in range(len(roles))] for i in range(len(table))]
+    most, least = max(cells.values()), min(cells, key=lambda at: cells[at])
+    # At least half of the scale below the highest: small differences must not look like large ones.
+    low = min(cells[least], most / 2)
+    high = low + 1.3 * (most - low) or 1.0
+    axes.pcolormesh(values, cmap="YlGnBu", vmin=low, vmax=high, edgecolors=PAPER, linewidth=2)
+    for (i, j), d in cells.items():
+        ink = "white" if d - low > 0.63 * (high - low) else "#1b2733"
+        weight = "bold" if (i, j) == least else "normal"
+        axes.text(j + 0.5, i + 0.5, f"{100 * d:.1f}", ha="center", va="center", color=ink, weight=weight)
+    axes.add_patch(Rectangle((least[1], least[0]), 1, 1, fill=False, edgecolor=MARK, linewidth=2.2, zorder=3))
+    axes.set(xticks=[j + 0.5 for j in range(len(roles))], xticklabels=roles, ylabel="layer")
+    axes.set(yticks=[i + 0.5 for i in range(len(table))], yticklabels=list(table))
+    axes.invert_yaxis()
+    axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
+    axes.spines[:].set_visible(False)
+    axes.grid(False)
+
+
+def _draw_soup(figure: Any, stages: Sequence[Mapping[str, Any]]) -> None:
+    left, right = figure.subplots(1, 2, width_ratios=[3, 2])
+    numbers = list(range(1, len(stages) + 1))
+    for key, style, colour in (
+        ("same", "o-", LINES["strong"]),
+        ("unanimous", "s--", LINES["search"]),
+        ("overlap", "^-.", INK),
+    ):
+        shares = [100 * stage.get(key, math.nan) for stage in stages]
+        left.plot(numbers, shares, style, color=colour, label=key, markersize=5)
+    left.legend(loc="best")
+    right.bar(numbers, [100 * stage["decided"] for stage in stages], color=LINES["weak"], width=0.6)
+    ticks = numbers[:: -(-len(numbers) // 8)]
+    left.set(title="agreement of the weak masks, %")
+    right.set(title="decided by the soup, % of all weights")
+    for axes in (left, right):
+        axes.set(xticks=ticks, xlabel="stage, and the sparsity after it", xlim=(0.5, len(stages) + 0.5))
+        axes.set_xticklabels([f"{n}\n{100 * stages[n - 1]['sparsity']:.0f} %" for n in ticks])

@@ -1,0 +1,282 @@
+"""What a run came to: its report.json read, put into words, and printed in the terminal."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.files import load_table
+from sparsesoup.core.manifest import REPORT
+from sparsesoup.report.escaping import command_line, printable
+from sparsesoup.report.format import duration, flop, noted, percent
+
+FORMAT = 1  # of report.json
+COSTS = ("steps", "examples", "tokens", "padding", "flops", "seconds")
+LABELS = {
+    "strong": "the main training", "weak": "look-ahead runs", "search": "earlier rounds, or a search for the mask",
+    "score": "passes over training rows that score weights, no steps", "teacher": "the dense run that teaches, trained "
+    "once and charged to each run that learns from it", "validation": "what selects, and the score at the end",
+}  # fmt: skip
+NEEDED: dict[str, type | tuple[type, ...]] = {
+    "method": str, "model": str, "dataset": str, "seed": int, "steps": int, "settings": dict, "sparsity": dict,
+    "validation": dict, "cost": dict, "matrices": list, "notes": dict, "command": str, "versions": dict, "machine": str,
+}  # fmt: skip
+
+
+def read_report(run: Path) -> dict[str, Any]:
+    """What report.json of a run directory says.
+
+    Raises: UserError if it is missing or damaged.
+    """
+    path = Path(run) / REPORT
+    try:
+        facts = load_table(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"no {path}: give the directory of a finished run (seed-<n>), or run `prune` again") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"damaged report {path} ({error}); remove it and run `prune` again") from error
+    if flaw := _flaw(facts):
+        raise UserError(f"damaged report {path} ({flaw}); remove it and run `prune` again")
+    return facts
+
+
+def _flaw(facts: Mapping[str, Any]) -> str:
+    """What is wrong with a report, in a few words; nothing if it can be shown."""
+    if facts.get("format") != FORMAT:
+        return f"it has no format {FORMAT}, the one that this version reads"
+    wrong = [key for key, kind in NEEDED.items() if not isinstance(facts.get(key), kind)]
+    if wrong:
+        return f"{', '.join(wrong)} missing or of another kind"
+    parts: list[tuple[str, Any, tuple[str, ...]]] = [
+        ("sparsity", facts["sparsity"], ("asked", "reached", "kept", "total"))
+    ]
+    parts += [(f"cost.{label}", row, COSTS) for label, row in facts["cost"].items()]
+    parts += [("matrices", row, ("kept", "total")) for row in facts["matrices"]]
+    parts += [("notes.stages", row, ("step", "sparsity", "weak_masks", "decided")) for row in _stages(facts)]
+    for name, row, keys in parts:
+        if not isinstance(row, dict) or not all(_is_number(row.get(key)) for key in keys):
+            return f"{name} needs the numbers {', '.join(keys)}"
+    if not facts["matrices"] or not all({"name", "role"} <= row.keys() and row["total"] for row in facts["matrices"]):
+        return "matrices need a name, a role and at least one weight each"
+    scores = [*flat(facts["validation"]).values(), *flat(facts.get("test")).values()]
+    return "" if facts["validation"] and all(map(_is_number, scores)) else "validation and test need numbers"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _stages(facts: Mapping[str, Any]) -> list[Any]:
+    return list(facts["notes"].get("stages") or [])
+
+
+def flat(scores: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Scores by name; those of several test sets as `accuracy (matched)`."""
+    found: dict[str, Any] = {}
+    for key, value in (scores or {}).items():
+        found |= {f"{name} ({key})": v for name, v in value.items()} if isinstance(value, Mapping) else {key: value}
+    return found
+
+
+def chosen(scores: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The selecting score alone, or that of each test set."""
+    several = {key: dict([*value.items()][:1]) for key, value in (scores or {}).items() if isinstance(value, Mapping)}
+    return flat(several or dict([*(scores or {}).items()][:1]))
+
+
+def first(scores: Mapping[str, Any] | None) -> str:
+    """The selecting scores in words; nothing if there are none."""
+    return " and ".join(f"{value:.3f} {name}" for name, value in chosen(scores).items())
+
+
+def is_dense(facts: Mapping[str, Any]) -> bool:
+    """Whether every weight is still there."""
+    return bool(facts["sparsity"]["kept"] == facts["sparsity"]["total"])
+
+
+def headline(facts: Mapping[str, Any]) -> str:
+    """The run in one sentence."""
+    model = re.split(r"[/\\]", facts["model"].rstrip("/\\"))[-1] or facts["model"]
+    weights, times = facts["sparsity"], times_dense(facts)
+    what = f"all {weights['total']:,} prunable weights kept"
+    if not is_dense(facts):
+        what = f"{percent(weights['reached'])} of {weights['total']:,} prunable weights gone"
+    test = f"{first(facts['test'])} on test" if facts.get("test") else "test not scored yet"
+    cost = f"; training cost {times:.2f} times a dense run" if times is not None and not is_dense(facts) else ""
+    scored = f"{first(facts['validation'])} on validation, {test}"
+    return f"{model} on {facts['dataset']} by {facts['method']}: {what}; {scored}{cost}."
+
+
+def costs(facts: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:
+    """(label, cost), what the product descends from first and validation last: in the file they are sorted by name."""
+    order = [*LABELS]
+    return sorted(facts["cost"].items(), key=lambda row: order.index(row[0]) if row[0] in order else len(order) - 1.5)
+
+
+def total(facts: Mapping[str, Any], but: str = "") -> dict[str, float]:
+    """The costs of all labels together, without the label `but`."""
+    return {key: sum(row[key] for label, row in facts["cost"].items() if label != but) for key in COSTS}
+
+
+def dense_flops(facts: Mapping[str, Any]) -> float:
+    """FLOPs of T steps of this run's mean strong step, 0 if it made none: an estimate of a dense run.
+
+    Where a step has a teacher's answers in it, they are those of plain steps: measured, or its dense teacher's.
+    """
+    if "dense_flops" in facts:
+        return float(facts["dense_flops"])
+    nothing = {"steps": 0, "flops": 0}
+    one = facts["cost"].get("teacher") or facts["cost"].get("strong", nothing)
+    return float(facts["steps"] * one["flops"] / one["steps"]) if one["steps"] else 0.0
+
+
+def times_dense(facts: Mapping[str, Any]) -> float | None:
+    """FLOPs as a multiple of a dense run; the last validation, which every run has, is left out of both."""
+    dense = dense_flops(facts)
+    return sum(spent(facts).values()) / dense if dense else None
+
+
+def spent(facts: Mapping[str, Any]) -> dict[str, float]:
+    """Label -> FLOPs, without one pass over the validation rows: what is left of these was spent on selecting."""
+    found = {label: float(cost["flops"]) for label, cost in costs(facts)}
+    rows, cost = facts.get("validation_rows"), facts["cost"].get("validation")
+    if cost:
+        passes = cost["examples"] / rows if rows else 1.0
+        found["validation"] *= max(0.0, 1 - 1 / passes) if passes else 0.0
+    return {label: flops for label, flops in found.items() if flops}
+
+
+def soup_stages(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The stages at which weak masks voted."""
+    return [stage for stage in _stages(facts) if stage["weak_masks"] > 0]
+
+
+def density(facts: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """(name, share kept) of every matrix."""
+    return [(str(row["name"]), row["kept"] / row["total"]) for row in facts["matrices"]]
+
+
+def grid(matrices: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """layer -> role -> share kept, matrices of one layer and role together; empty if names or roles do not tell."""
+    counts: dict[tuple[str, str], dict[str, list[int]]] = {}
+    for row in matrices:
+        found = re.match(r"(.*?)\.(\d+)\.", str(row["name"]))
+        if not found or all(r["role"] == "other" for r in matrices):
+            return {}
+        cell = counts.setdefault((found[1], found[2]), {}).setdefault(str(row["role"]), [0, 0])
+        cell[0], cell[1] = cell[0] + row["kept"], cell[1] + row["total"]
+    shared = set.intersection(*(set(stack.split(".")) for stack, _ in counts))
+    return {
+        " ".join([w for w in stack.split(".") if w not in shared] + [layer]): {r: k / n for r, (k, n) in cells.items()}
+        for (stack, layer), cells in counts.items()
+    }
+
+
+def show_run(run: Path, console: Console) -> None:
+    """Print a run in the terminal: what it came to, where the weights went, what it cost, where it came from.
+
+    Raises: UserError if report.json is missing or damaged.
+    """
+    facts = read_report(run)
+    _say(console, headline(facts), "bold")
+    if not is_dense(facts):
+        _tell(console, *_density_table(facts))
+    _tell(console, *_cost_table(facts))
+    _say(console, "FLOPs are counted as if all weights were there: zeros alone make it neither smaller nor faster.")
+    for sentence in noted(facts)[0]:
+        _say(console, sentence)
+    if stages := soup_stages(facts):
+        _tell(console, *_stage_table(stages))
+        _say(console, "overlap: of the weights that either of two weak masks keeps, the share that both keep. decided: "
+             "the share of all prunable weights that plain magnitude pruning would have chosen otherwise.")  # fmt: skip
+    _tell(console, "Where it comes from", _provenance(facts, run))
+
+
+def _say(console: Console, text: str, style: str = "") -> None:
+    # Text, not str: brackets in a model's or a dataset's name are no markup.
+    console.print(Text(text, style=style))
+
+
+def _tell(console: Console, title: str, table: Table) -> None:
+    _say(console, f"\n{title}", "bold")
+    console.print(table)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table whose first column is names and whose others are numbers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(Text(column), justify="right" if i else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    return table
+
+
+def _density_table(facts: Mapping[str, Any]) -> tuple[str, Table]:
+    layers = grid(facts["matrices"])
+    if not layers:
+        rows = [(name, percent(1 - kept)) for name, kept in density(facts)]
+        return "Sparsity by matrix", _table(("matrix", "removed"), rows)
+    roles = list(dict.fromkeys(role for row in layers.values() for role in row))
+    cells = [
+        (layer, *(f"{100 * (1 - row[role]):.1f}" if role in row else "" for role in roles))
+        for layer, row in layers.items()
+    ]
+    return "Sparsity by layer and role, % removed", _table(("layer", *roles), cells)
+
+
+def _cost_table(facts: Mapping[str, Any]) -> tuple[str, Table]:
+    rows = [*costs(facts), ("all", total(facts))]
+    return "Cost", _table(("label", "steps", "examples", "tokens", "padding", "FLOPs", "time"), [
+        (label, f"{c['steps']:,}", f"{c['examples']:,}", flop(c["tokens"], ""),
+         percent(c["padding"] / c["tokens"]) if c["tokens"] else "", flop(c["flops"]), duration(c["seconds"]))
+        for label, c in rows
+    ])  # fmt: skip
+
+
+def _stage_table(stages: Sequence[Mapping[str, Any]]) -> tuple[str, Table]:
+    keys = [key for key in ("same", "unanimous", "overlap") if any(key in stage for stage in stages)]
+    return "Weak masks, stage by stage", _table(("stage", "step", "sparsity", "weak masks", *keys, "decided"), [
+        (str(i), str(s["step"]), percent(s["sparsity"]), str(s["weak_masks"]),
+         *(percent(s[k]) if k in s else "" for k in keys), percent(s["decided"], 2))
+        for i, s in enumerate(stages, start=1)
+    ])  # fmt: skip
+
+
+def _provenance(facts: Mapping[str, Any], run: Path) -> Table:
+    table = Table.grid(padding=(0, 2))
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    rows = f"{facts.get('train_rows', '?')} rows to train, {facts.get('validation_rows', '?')} to validate"
+    scores = {
+        split: ", ".join(f"{name} {value:.4f}" for name, value in flat(facts.get(split)).items())
+        for split in ("validation", "test")
+    }
+    told = scores | {"model": facts["model"], "data": f"{facts['dataset']}, {rows}", "task": facts.get("task"),
+            "seed": facts["seed"], "T": f"{facts['steps']:,} steps", "head": facts.get("head"), "versions": versions,
+            "machine": facts["machine"], "run": run, "repeat": command_line(facts["command"])}  # fmt: skip
+    for name, value in told.items():
+        if value not in (None, ""):
+            table.add_row(Text(name, style="bold"), Text(printable(str(value)), overflow="fold"))
+    return table
+
+
+def comparison(reports: list[dict[str, Any]]) -> Table:
+    """Runs side by side, a row each; FLOPs without the last validation, as a multiple of the first row's."""
+    rows = [(facts, total(facts, but="validation"), sum(spent(facts).values())) for facts in reports]
+    metrics = {next(iter(facts["validation"])) for facts in reports}
+    # One metric for all goes into the head of the column.
+    unit = f" {metrics.pop()}" if len(metrics) == 1 else ""
+    columns = ("method", "sparsity", f"validation{unit}", f"test{unit}", "steps", "FLOPs", "seconds")
+    return _table(columns, [
+        (facts["method"], percent(facts["sparsity"]["reached"]),
+         first(facts["validation"]).replace(unit, ""), first(facts.get("test")).replace(unit, "") or "-",
+         f"{cost['steps']:,}", f"{flops / rows[0][2]:.2f} x" if rows[0][2] else "-", f"{cost['seconds']:.1f}")
+        for facts, cost, flops in rows
+    ])  # fmt: skip

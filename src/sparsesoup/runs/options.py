@@ -1,0 +1,41 @@
+"""Settings of a run that have no part in its result: where it shows progress, how often it saves, who helps."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.files import make_folder
+
+
+@dataclass(frozen=True)
+class Outside:
+    """Settings that have no part in a run's result.
+
+    Args:
+        console: where progress is shown.
+        save_every: seconds between saves at the least.
+        shelf: folder of trainings that runs have in common; None shares none.
+        patient: wait for another process that works on the same run, instead of refusing.
+        workers: processes over which the weak masks of a run are spread; 1 draws them in this one.
+        page: draw report.html at the end; a study leaves it to the test, which has to draw it anyway.
+    """
+
+    console: Console
+    save_every: float = 30.0
+    shelf: Path | None = None
+    patient: bool = False
+    workers: int = 1
+    page: bool = True
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise UserError(f"--workers is at least 1, got {self.workers}")
+        if not self.save_every >= 0:
+            raise UserError(f"save_every is a number of seconds, 0 or more, got {self.save_every}")
+        if self.shelf is not None:
+            make_folder(self.shelf, "--shelf")
+            if not os.access(self.shelf, os.W_OK):
+                raise UserError(f"the shelf {self.shelf} cannot be written to; give another --shelf")

@@ -1,0 +1,101 @@
+"""Who watches a run: a progress bar on a terminal, a line now and then in a pipe, and log.jsonl."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.files import appending
+from sparsesoup.report.escaping import printable
+
+PIPE_EVERY = 15.0  # seconds between lines where no bar can be drawn
+
+
+class Watch:
+    """Shows the training that is under way and writes a line of the log for each step."""
+
+    def __init__(self, log: Path | None, console: Console) -> None:
+        self.log, self.console, self.piece = log, console, lambda: ""
+        self.first: Sequence[str] = ()  # lines to say when the first training or validation begins
+        self._label, self._at, self._until, self._said = "", 0, 0, time.monotonic()
+        columns = (TextColumn("{task.description:<22}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+                   TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
+        self._bars = Progress(*columns, console=console, transient=True) if console.is_terminal else None
+        self._task: Any = None
+        self._written, self._digest = 0, hashlib.sha256()  # of what the log holds
+
+    def position(self) -> dict[str, Any]:
+        """Length and digest of the log, for a restart to return to."""
+        return {"bytes": self._written, "digest": self._digest.hexdigest()}
+
+    def rewind(self, at: Any) -> None:
+        """Cut the log to what the restarted run goes on from; 0 is its beginning.
+
+        Args:
+            at: what `position` gave; of an older version the length alone.
+        Raises: UserError if the log is not what was written up to there.
+        """
+        length, digest = (at["bytes"], at["digest"]) if isinstance(at, Mapping) else (int(at), None)
+        if self.log is None or not self.log.exists():
+            if length:
+                said = "note: log.jsonl is gone; the page of this run will not show the steps up to here"
+                self.console.print(Text(said), soft_wrap=True)
+            return
+        with open(self.log, "rb") as file:
+            found = file.read(length)
+        self._written, self._digest = len(found), hashlib.sha256(found)
+        if self._written < length or digest not in (None, self._digest.hexdigest()):
+            raise UserError(
+                f"damaged log {self.log}: it does not hold the steps that the saved state was made by; put it back, or "
+                f"remove it to go on without them (the page of the run will lack them)"
+            )
+        os.truncate(self.log, length)
+
+    def begin(self, label: str, step: int, until: int) -> None:
+        """A training, or a validation, from `step` to `until` begins."""
+        self.announce()
+        self._label, self._at, self._until = f"{self.piece() or ''} {label}".strip(), step, until
+        if self._bars is not None and until > step:
+            self._bars.start()
+            self._task = self._bars.add_task(self._label, total=until, completed=step, note="")
+
+    def announce(self) -> None:
+        """Say the first lines, once."""
+        for line in self.first:
+            self.console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
+        self.first = ()
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """One step is done."""
+        self._at += 1
+        note = f"loss {record['loss']:.3f}  sparsity {record['sparsity']:.3f}" if record else ""
+        if record and self.log is not None:
+            line = json.dumps(dict(record)) + "\n"
+            with appending(self.log) as file:  # anew for each, so that a kill loses no line
+                file.write(line)
+            self._written += len(line)
+            self._digest.update(line.encode())
+        if self._bars is not None and self._task is not None:
+            self._bars.update(self._task, completed=self._at, note=note)
+        elif self._bars is None and time.monotonic() - self._said >= PIPE_EVERY:
+            self.console.print(f"{self._label}: step {self._at} of {self._until}  {note}", highlight=False)
+            self._said = time.monotonic()
+
+    def end(self) -> None:
+        """The training or validation is over."""
+        if self._bars is not None and self._task is not None:
+            self._bars.remove_task(self._task)
+            self._task = None
+
+    def close(self) -> None:
+        """Leave the terminal in order."""
+        if self._bars is not None:
+            self._bars.stop()

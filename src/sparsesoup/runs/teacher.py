@@ -1,0 +1,135 @@
+"""The teacher of a distillation: found, or trained first, and charged to the run it teaches."""
+
+import contextlib
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NoReturn
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.targets import fingerprint
+from sparsesoup.hub.build import Opened, Place, positions, settle
+from sparsesoup.hub.models.checkpoint import load_reader
+from sparsesoup.hub.models.loading import load_model
+from sparsesoup.hub.models.prunable import prunable
+from sparsesoup.hub.models.weights import Account, check_vocabulary
+from sparsesoup.hub.tasks.registry import kind_of
+from sparsesoup.methods import METHODS
+from sparsesoup.runs.config import Amount, Settings
+from sparsesoup.training.checkpoint import Journal
+from sparsesoup.training.config import Distill
+from sparsesoup.training.cost import Cost, Meter
+from sparsesoup.training.distillation import blocks, distilled
+from sparsesoup.training.problem import Problem, Silent
+from sparsesoup.training.state import weights
+from sparsesoup.training.train_cache import Shelf
+
+DENSE, TEACHER = "dense", "teacher"
+
+
+def taught(problem: Problem, settings: Settings, opened: Opened, prune: Callable[[Settings], Any]) -> Problem:
+    """The problem with a teacher in its loss. A model that is there costs nothing, `dense` what its run did.
+
+    The dense run is an ordinary one beside the others, so it is trained once for all that learn from it.
+
+    Raises: UserError if the teacher is no fine-tuned model of this task, or cannot answer this model's rows.
+    """
+    path, cost = settings.train.distill.teacher, Cost()
+    if path == DENSE:
+        refuse(problem, settings)
+        try:
+            run = prune(dense(settings))
+        except UserError as error:
+            raise UserError(f"the teacher's own run: {error}") from error
+        path = str(run.path)
+        cost = sum((Cost(**c) for label, c in run.report["cost"].items() if label != "validation"), Cost())
+    try:
+        learning = teach(problem, settings, opened, path)
+    except UserError as error:
+        raise UserError(f"train.distill.teacher: {error}") from error
+    if cost.steps and TEACHER not in problem.meter.costs:  # a restarted run has it there already
+        problem.meter.add(TEACHER, cost)
+    return learning
+
+
+def teach(problem: Problem, settings: Settings, opened: Opened, path: str) -> Problem:
+    """The problem with the model at `path` in its loss."""
+    place, distill = settings.place, settings.train.distill
+    account = Account()
+    teacher = find_teacher(place, opened, path, account)
+    _check_rows(problem, teacher, path, place.model)
+    if distill.hidden:
+        check_blocks(problem.pretrained, teacher)
+    known = Shelf(None, {"teacher": fingerprint(weights(teacher))})  # so that trainings with it can be shared
+    told = (*problem.notes, *(f"the teacher {path}: {note}" for note in account.notes))
+    return replace(problem, objective=distilled(problem, teacher, distill), shelf=known, notes=told)
+
+
+def find_teacher(place: Place, opened: Opened, path: str, account: Account | None = None) -> Any:
+    """The model at `path`, as a teacher of the one at a place; `account` is told what a user should know of it.
+
+    Raises: UserError if it is not there, is not fine-tuned for the task, or reads otherwise.
+    """
+    images = kind_of(opened.task).images
+    own, other = (load_reader(m, images, place.trust_remote_code) for m in (place.model, path))
+    fixed = {} if images else settle(replace(place, model=path), opened.task, own)
+    teacher = load_model(path, opened.task, place.seed, place.trust_remote_code, True, account, fixed)
+    if images and own.to_dict() != other.to_dict():
+        raise UserError(f"{path} sees images otherwise than {place.model}; give a teacher with its image processor")
+    if not images and own.get_vocab() != other.get_vocab():
+        raise UserError(f"{path} reads other tokens than {place.model}; give a teacher with the same tokenizer")
+    if not images:
+        check_vocabulary(path, teacher, other)
+    return teacher
+
+
+def dense(settings: Settings) -> Settings:
+    """The settings of the dense run that teaches a run with these."""
+    amount = Amount(steps=settings.amount.steps, epochs=settings.amount.epochs)
+    train = replace(settings.train, distill=Distill())
+    return replace(settings, name=DENSE, method=METHODS[DENSE], amount=amount, train=train)
+
+
+def refuse(problem: Problem, settings: Settings) -> None:
+    """Begin the method and leave before its first pass of a model: what it refuses costs no teacher.
+
+    Raises: UserError if the method refuses the problem.
+    """
+    meter = _Unstarted()
+    idle = replace(problem, meter=meter, journal=Journal(meter), observer=Silent())
+    with contextlib.suppress(_Underway):
+        settings.method.run(idle, float(settings.amount.sparsity or 0.0))
+
+
+class _Underway(Exception):
+    """A method has refused nothing and asks for a first pass."""
+
+
+class _Unstarted(Meter):
+    """Counts nothing: whatever has a cost ends in `_Underway`."""
+
+    def counted(self, shape: tuple[object, ...], work: Callable[[], Any]) -> NoReturn:
+        raise _Underway
+
+
+def _check_rows(problem: Problem, teacher: Any, path: str, model: str) -> None:
+    """UserError if the teacher does not take the rows as the model gets them."""
+    takes = inspect.signature(teacher.forward).parameters
+    given = inspect.signature(problem.pretrained.forward).parameters
+    lacking = sorted(name for name in problem.train.batch([0]).keys() & given.keys() if name not in takes)
+    if lacking:
+        raise UserError(f"{path} takes no {lacking[0]}, which the rows of {model} have; give a teacher of its family")
+    longest, most = max(problem.train.lengths, default=0), positions(teacher)
+    if longest > most:
+        raise UserError(f"{path} has {most} positions, the longest row {longest} tokens; say --max-length {most}")
+
+
+def check_blocks(pretrained: Any, teacher: Any) -> None:
+    """Raise a UserError if the outputs of a model's blocks cannot be compared with a teacher's."""
+    own, other = blocks(prunable(pretrained)), blocks(prunable(teacher))
+    widths = [getattr(model.config, "hidden_size", None) for model in (pretrained, teacher)]
+    if own != other or widths[0] != widths[1]:
+        raise UserError(
+            f"it has {len(other)} blocks of width {widths[1]} ({other[0]}, ...), the model {len(own)} of width "
+            f"{widths[0]} ({own[0]}, ...); hidden compares like with like: say --train.distill.hidden 0"
+        )

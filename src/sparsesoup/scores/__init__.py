@@ -1,5 +1,0 @@
-"""Scorers: parameters in, scores out; higher = keep, always."""
-
-from sparsesoup.scores.weight import magnitude, random
-
-__all__ = ["magnitude", "random"]

@@ -1,0 +1,280 @@
+"""What cells will cost, before anything is spent: steps and FLOPs from twins, seconds and memory from a short probe."""
+
+import copy
+import math
+import os
+import resource
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.granularity import Block, Element
+from sparsesoup.hub.build import EPOCHS, Opened, build, open_task
+from sparsesoup.methods import Method
+from sparsesoup.methods.from_ticket import FromTicket
+from sparsesoup.methods.one_shot import OneShot
+from sparsesoup.runs.config import Settings
+from sparsesoup.runs.teacher import DENSE, TEACHER, dense, refuse, teach
+from sparsesoup.study.cost.flops_model import PricedMeter, Prices
+from sparsesoup.study.cost.simulator import WIDTH, hollow, part, twin_of
+from sparsesoup.training.checkpoint import Journal
+from sparsesoup.training.cost import Cost
+from sparsesoup.training.distillation import distilled
+from sparsesoup.training.loop import train
+from sparsesoup.training.problem import Problem, Silent, evaluate, timed
+from sparsesoup.training.train_cache import Product
+
+PARTS = {"structure": "weights", "pattern": Element, "tile": Element}  # settings of methods: what is pruned whole
+TIMED = 4  # steps, and batches of the validation, that a probe times
+Costs = dict[str, Cost]
+STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a cell will cost.
+
+    Args:
+        steps: T.
+        costs: by label, as on the meter of the run; `shared` is what another cell of the study does for it.
+        seconds: of one process that shares nothing; 0 where nothing was timed.
+        saved: of these, what sharing saves.
+        memory: bytes of a process at its peak; 0 where nothing was timed.
+    """
+
+    steps: int
+    costs: Costs
+    seconds: float = 0.0
+    saved: float = 0.0
+    memory: float = 0.0
+
+    @property
+    def total(self) -> Cost:
+        """All costs together."""
+        return sum(self.costs.values(), Cost())
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A short measurement of a real problem: seconds of a FLOP, and bytes at the peak."""
+
+    train: float
+    forward: float
+    memory: float
+
+
+class Estimator:
+    """Estimates of the cells of a study, one after the other: what earlier ones leave to share, later ones take.
+
+    Nothing depends on values, so a search that may end early is taken at its longest.
+
+    Args:
+        timed: take seconds, memory and what is shared too, for which the real model is trained for a few steps.
+        exact: the largest T that twins take step by step; beyond it costs lie on a line through two shorter ones.
+        alike: T from which on one seed stands for all; what they differ by is which rows are padded together.
+    """
+
+    def __init__(self, timed: bool = True, exact: int = 1024, alike: int = 1024) -> None:
+        self.timed, self.exact, self.alike = timed, exact, alike
+        self._where: object = None
+        self._opened: Opened | None = None
+        self._problems: dict[int, Problem] = {}
+        self._prices: dict[object, Prices] = {}
+        self._probes: dict[object, Probe] = {}
+        self._products: dict[str, Product] = {}
+        self._known: dict[str, Estimate] = {}
+        self._drawn: set[str] = set()
+
+    def of(self, settings: Settings) -> Estimate:
+        """The estimate of a run.
+
+        Raises: UserError where the run would be refused.
+        """
+        found, key = self.alone(settings), _key(settings)
+        if key in self._drawn:  # the same run under another name, or the teacher of an earlier one
+            found = replace(found, costs={k: replace(c, shared=c.steps) for k, c in found.costs.items()})
+        self._drawn.add(key)
+        return self._priced(settings, found) if self.timed else found
+
+    def alone(self, settings: Settings) -> Estimate:
+        """Steps and FLOPs of a run; what it could share is that of the first time that it was asked for."""
+        problem = self.problem(settings)
+        if problem.steps > self.alike:
+            settings = replace(settings, place=replace(settings.place, seed=min(self._problems)))
+        if (key := _key(settings)) not in self._known:
+            costs, held = self._rehearsed(settings, problem)
+            self._known[key] = Estimate(problem.steps, costs, memory=held)
+        return self._known[key]
+
+    def problem(self, settings: Settings) -> Problem:
+        """The real problem of a run."""
+        where = replace(settings.place, seed=0)
+        if where != self._where:
+            for table in (self._problems, self._prices, self._probes, self._products):
+                table.clear()
+            self._where, self._opened = where, open_task(settings.place)
+        seed = settings.place.seed
+        if not self._problems or (seed not in self._problems and self._short(settings)):
+            assert self._opened is not None
+            built = build(settings.place, self._opened, steps=1)
+            first = next(iter(self._problems.values()), built)  # its model stands for those of other seeds
+            self._problems[seed] = replace(built, pretrained=first.pretrained)
+        real = self._problems.get(seed) or next(iter(self._problems.values()))
+        return replace(real, training=settings.train, steps=steps_of(settings, real), journal=Journal(real.meter))
+
+    def _short(self, settings: Settings) -> bool:
+        return steps_of(settings, next(iter(self._problems.values()))) <= self.alike
+
+    def _rehearsed(self, settings: Settings, problem: Problem) -> tuple[Costs, float]:
+        if parted(settings.method):
+            refuse(problem, settings)
+        total, prices = problem.steps, self._prices_of(settings, problem)
+
+        def at(steps: int) -> tuple[Costs, float]:
+            products = self._products if self.timed else {}
+            twin = twin_of(problem, prices, steps, products, steps / total, settings.place.seed)
+            stand_in(settings.method).run(twin, float(settings.amount.sparsity or 0.0))
+            return twin.meter.costs, twin.watch.held
+
+        def padding(steps: int) -> float:
+            """What a step costs on all rows beside what it costs on the share that a twin has."""
+            size, some = settings.train.batch_size, part(hollow(problem.train), steps / total)
+            return prices.mean(problem.train, size) / prices.mean(some, size)
+
+        if total <= self.exact:
+            costs, held = at(total)
+        else:
+            half, far = self.exact // 2, (total - self.exact) / (self.exact - self.exact // 2)
+            try:
+                (short, held), (longer, _) = at(half), at(self.exact)
+                costs = _extended(short, longer, far, padding(self.exact))
+            except UserError:  # refused where T is short; at T itself it may not be
+                costs, held = at(total)
+        return (self._taught(settings, costs) if settings.train.distill.teacher == DENSE else costs), held
+
+    def _taught(self, settings: Settings, costs: Costs) -> Costs:
+        """With the teacher's own run on the meter, as `sparsesoup.runs.teacher` charges it."""
+        plain = dense(settings)
+        own = self.alone(plain).costs
+        cost = sum((c for label, c in own.items() if label != "validation"), Cost())
+        if (key := _key(plain)) in self._drawn:
+            cost = replace(cost, shared=cost.steps)
+        self._drawn.add(key)
+        return {**costs, TEACHER: cost}
+
+    def _prices_of(self, settings: Settings, problem: Problem) -> Prices:
+        key = settings.train.distill
+        if key not in self._prices:
+            self._prices[key] = Prices(self._real(settings, problem))
+        return self._prices[key]
+
+    def _real(self, settings: Settings, problem: Problem) -> Problem:
+        """The problem on its device, with its teacher; one that is still to be trained costs what the model does."""
+        teacher, device = settings.train.distill.teacher, problem.accelerator.device
+        if teacher == DENSE:
+            same = copy.deepcopy(problem.pretrained)
+            problem = replace(problem, objective=distilled(problem, same, settings.train.distill))
+        elif teacher:
+            assert self._opened is not None
+            problem = teach(problem, settings, self._opened, teacher)
+        if device.type != "cpu":
+            problem = replace(problem, pretrained=copy.deepcopy(problem.pretrained).to(device))
+        return problem
+
+    def _priced(self, settings: Settings, found: Estimate) -> Estimate:
+        problem = self.problem(settings)
+        if settings.train not in self._probes:
+            self._probes[settings.train] = probe(self._real(settings, problem), self._prices_of(settings, problem))
+        rates = self._probes[settings.train]
+        times = {k: c.flops * (rates.forward if k == "validation" else rates.train) for k, c in found.costs.items()}
+        saved = sum(times[k] * c.shared / c.steps for k, c in found.costs.items() if c.steps)
+        weights = sum(math.prod(target.shape) for target in problem.targets.values())
+        memory = rates.memory + 4 * weights * found.memory
+        return replace(found, seconds=sum(times.values()), saved=saved, memory=memory)
+
+
+def probe(problem: Problem, prices: Prices) -> Probe:
+    """Train for a few steps, the first of them on the longest rows, and look at a few batches of validation rows."""
+    meter, device = PricedMeter(prices, problem.objective), problem.accelerator.device
+    problem = replace(problem, meter=meter, journal=Journal(meter), observer=Silent())
+    _forget_peak(device)
+    state = problem.start()
+    longest = problem.train.taken(problem.train.ordered(problem.training.batch_size)[-1])
+    train(state, replace(problem, train=longest), 1, label="first")  # libraries warm up in it
+    train(state, problem, TIMED)
+    batches = problem.validation.ordered(2 * problem.training.batch_size)
+    some = [row for batch in batches[:: -(-len(batches) // TIMED)] for row in batch]
+    with timed(meter, "validation") as cost:
+        evaluate(problem, state.model, problem.validation.taken(some), cost)
+    strong, validation = meter.costs["strong"], meter.costs["validation"]
+    return Probe(strong.seconds / max(strong.flops, 1), validation.seconds / max(validation.flops, 1), _peak(device))
+
+
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif os.access(FORGET, os.W_OK):
+        FORGET.write_text("5", encoding="ascii")  # the peak begins anew at what is resident now
+
+
+def _peak(device: torch.device) -> float:
+    """Bytes at the peak: of the accelerator where there is one, else of this process."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    if STATUS.is_file():
+        line = next(line for line in STATUS.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM"))
+        return 1024.0 * int(line.split()[1])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def steps_of(settings: Settings, problem: Problem) -> int:
+    """T of a run."""
+    if settings.amount.steps is not None:
+        return settings.amount.steps
+    each = replace(problem, training=settings.train).steps_per_epoch
+    return max(1, round((settings.amount.epochs or EPOCHS) * each))
+
+
+def stand_in(method: Method) -> Method:
+    """The method for a twin: any mask costs the same, so one of parts that the twin has, or of weights, will do."""
+    if isinstance(method, FromTicket):
+        return OneShot()
+    parts = {name: getattr(method, name) for name in PARTS if hasattr(method, name)}
+    parts = {name: _fitting(part) if isinstance(part, Block) else "weights" for name, part in parts.items()}
+    return replace(method, **parts)  # type: ignore[type-var]  # always a dataclass, which the protocol does not say
+
+
+def _fitting(tile: Block) -> Block:
+    """The largest tile, or the whole side, with which both the given one and the matrices of a twin can be filled."""
+    return Block(*(math.gcd(side, WIDTH) if side else 0 for side in (tile.rows, tile.cols)))
+
+
+def parted(method: Method) -> bool:
+    """Whether a method prunes parts that not every model falls apart into."""
+    return any(getattr(method, name, plain) != plain for name, plain in PARTS.items())
+
+
+def _extended(short: Costs, longer: Costs, far: float, padding: float) -> Costs:
+    """Costs on the line through those at two lengths, `far` times their distance beyond the longer one.
+
+    A step costs what one of the longer does, times `padding`: short twins have fewer rows, which are padded otherwise.
+    """
+
+    def on_line(label: str) -> Cost:
+        before, after = asdict(short.get(label, Cost())), asdict(longer[label])
+        values = {name: round(max(0.0, value + far * (value - before[name]))) for name, value in after.items()}
+        if after["steps"]:
+            values["flops"] = round(values["steps"] * after["flops"] / after["steps"] * padding)
+        return Cost(**values)
+
+    return {label: on_line(label) for label in longer}
+
+
+def _key(settings: Settings) -> str:
+    """What decides a run's directory."""
+    place = settings.place
+    return f"{settings.name} {settings.key()} {place.dataset} {place.dataset_config} {place.seed}"

@@ -1,0 +1,99 @@
+"""What `compare --dry-run` prints: every cell with its estimated cost, totals, and what sharing saves."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.report.format import duration, flop
+from sparsesoup.study.compare import folder_of
+from sparsesoup.study.cost.estimate import Estimate, Estimator
+from sparsesoup.study.execute.jobs import Job
+from sparsesoup.study.recipe.plan import Plan
+from sparsesoup.study.recipe.trial import Cell
+
+HEADS = ("cell", "T", "steps", "FLOPs", "time", "memory", "run")
+NOTE = (
+    "Steps and FLOPs are counted on a model of one small block with the same rows, batches and schedules; a search "
+    "that may end early is taken at its longest. Time and memory are estimates from a few steps of the real model, on "
+    "this machine as it is now; drawing masks and scoring the test split come on top."
+)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A cell and what it will cost.
+
+    Args:
+        estimate: None where the cell would be refused.
+        refusal: why.
+        done: it is drawn already.
+    """
+
+    cell: Cell
+    estimate: Estimate | None = None
+    refusal: str = ""
+    done: bool = False
+
+
+def forecasts(plan: Plan, out: Path) -> Iterator[Forecast]:
+    """Each cell's, in the order in which they are drawn."""
+    estimator, folder = Estimator(), folder_of(out, plan.name)
+    for cell in plan.cells:
+        done = Job("draw", cell, out, folder).record.exists()
+        try:
+            yield Forecast(cell, estimator.of(cell.settings), done=done)
+        except UserError as error:
+            yield Forecast(cell, refusal=str(error), done=done)
+
+
+def told(found: Iterable[Forecast]) -> Iterator[str]:
+    """The forecast as a table, its totals behind it."""
+    all_of = list(found)
+    rows = [HEADS, *(_row(forecast) for forecast in all_of)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADS))]
+    for name, *numbers, run in rows:
+        aligned = [text.rjust(width) for text, width in zip(numbers, widths[1:], strict=False)]
+        yield "  ".join([name.ljust(widths[0]), *aligned, run]).rstrip()
+    yield from _totals(all_of)
+
+
+def _row(forecast: Forecast) -> tuple[str, ...]:
+    name, path = forecast.cell.name + (" (done)" if forecast.done else ""), str(forecast.cell.path)
+    if forecast.estimate is None:
+        return name, "", "", "", "refused", "", f"{path}: {forecast.refusal}"
+    e = forecast.estimate
+    return name, str(e.steps), str(e.total.steps), flop(e.total.flops), duration(e.seconds), _bytes(e.memory), path
+
+
+def _totals(all_of: list[Forecast]) -> Iterator[str]:
+    costed = [(f, f.estimate) for f in all_of if f.estimate is not None]
+    whole = [e for _, e in costed]
+    left = [e for f, e in costed if not f.done]
+    yield ""
+    yield f"{len(all_of)} cells: {_sum(whole)}, if each were drawn alone"
+    steps, flops, seconds = _shared(whole)
+    yield f"sharing saves {steps} steps, {flop(flops)}, {duration(seconds)} (the dense run, teachers, IMP's rounds)"
+    if len(left) < len(whole):
+        yield f"{len(whole) - len(left)} are done"
+    hours, peak = sum(e.seconds - e.saved for e in left), max((e.memory for e in left), default=0.0)
+    yield f"left to do: {duration(hours)} of one process, {_bytes(peak)} at the peak"
+    if refused := len(all_of) - len(whole):
+        yield f"{refused} would be refused"
+    yield NOTE
+
+
+def _sum(found: list[Estimate]) -> str:
+    totals = [e.total for e in found]
+    seconds = sum(e.seconds for e in found)
+    return f"{sum(t.steps for t in totals)} steps, {flop(sum(t.flops for t in totals))}, {duration(seconds)}"
+
+
+def _shared(found: list[Estimate]) -> tuple[int, float, float]:
+    costs = [c for e in found for c in e.costs.values() if c.steps]
+    flops = sum(c.flops * c.shared / c.steps for c in costs)
+    return sum(c.shared for c in costs), flops, sum(e.saved for e in found)
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -1,0 +1,116 @@
+"""The work of a study: one cell drawn, or scored on the test split, and what came of it put on record."""
+
+import io
+import time
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.files import read_table, remove, write_table
+from sparsesoup.core.threads import check_threads
+from sparsesoup.report.terminal import read_report
+from sparsesoup.runs.run import Outside, masks_of, prune, score
+from sparsesoup.study.recipe.trial import Cell
+
+Kind = Literal["draw", "test"]
+KEPT = ("method", "dataset_fingerprint", "validation", "test", "sparsity", "cost", "steps", "seconds", "notes",
+        "matrices", "command", "machine", "versions")  # fmt: skip
+NEEDED = ("row", "model", "dataset", "asked", "seed", "run", "method", "validation", "test", "sparsity", "cost",
+          "steps", "seconds", "matrices", "command")  # what tables and page are made of  # fmt: skip
+FAILED = ("cell", "error")  # the same of a failure
+AGAIN = "remove it, and the study does that cell again"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A piece of work that any process can do.
+
+    Args:
+        kind: draw a ticket, or score a drawn one on the test split.
+        cell: whose.
+        out: the folder of all runs.
+        folder: the study's own.
+        threads: of torch; None leaves them as they are.
+        workers: processes over which weak masks are spread, where the method draws any.
+    """
+
+    kind: Kind
+    cell: Cell
+    out: Path
+    folder: Path
+    threads: int | None = None
+    workers: int = 1
+
+    @property
+    def run(self) -> Path:
+        """The directory of the cell's run."""
+        return self.out / self.cell.path
+
+    @property
+    def record(self) -> Path:
+        """What the study remembers of the cell."""
+        return self.folder / "cells" / f"{self.cell.key}.json"
+
+    @property
+    def failure(self) -> Path:
+        """Why the cell failed; there only if it did."""
+        return self.folder / "cells" / f"{self.cell.key}.failed.json"
+
+
+def perform(job: Job, console: Console | None = None) -> None:
+    """Do a job and record it; a job that fails is recorded as failed, and stops nothing but itself."""
+    console = console or Console(file=io.StringIO())
+    try:
+        if job.threads:
+            check_threads(job.threads)  # once more: a node of a cluster may have fewer cores than its head
+            torch.set_num_threads(job.threads)
+        if job.kind == "draw":
+            workers = job.workers if masks_of(job.cell.settings) else 1
+            outside = Outside(console, shelf=job.folder / "shelf", patient=True, workers=workers, page=False)
+            prune(job.cell.settings, job.out, outside, job.cell.path)
+        else:
+            score(job.run, console)
+        write_table(job.record, recorded(job.cell, job.run))
+        remove(job.failure)
+    except UserError as error:
+        fail(job, str(error))
+    except Exception as error:
+        fail(job, f"{type(error).__name__}: {' '.join(str(error).split())}", traceback.format_exc())
+
+
+def recorded(cell: Cell, run: Path) -> dict[str, Any]:
+    """What a table needs of a run, under the names of its cell."""
+    report = read_report(run)
+    model, dataset, sparsity = cell.place
+    head = {"row": cell.row, "model": model, "dataset": dataset, "asked": sparsity, "seed": cell.settings.place.seed}
+    return {**head, "run": str(cell.path), **{key: report.get(key) for key in KEPT}}
+
+
+def fail(job: Job, why: str, trace: str = "") -> None:
+    """Put on record that a job failed."""
+    write_table(job.failure, {"cell": job.cell.name, "error": why, "trace": trace, "when": time.time()})
+
+
+def read_record(path: Path, needed: Sequence[str] = NEEDED) -> dict[str, Any] | None:
+    """A record, or None if there is none.
+
+    Raises: UserError if it cannot be read, is no table, or lacks one of the `needed` keys.
+    """
+    if not path.exists():
+        return None
+    record = read_table(path, "record", AGAIN)
+    if lacking := [key for key in needed if key not in record]:
+        raise UserError(f"damaged record: {path} lacks {', '.join(lacking)}; {AGAIN}")
+    return record
+
+
+def records(jobs: Iterable[Job]) -> dict[str, dict[str, Any]]:
+    """Cell key -> record, of the jobs that have one."""
+    found = {job.cell.key: read_record(job.record) for job in jobs}
+    return {key: record for key, record in found.items() if record is not None}

@@ -1,0 +1,132 @@
+"""What a study shows while it runs: one live table on a terminal, a line a cell in a pipe."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from sparsesoup.core.files import from_json
+from sparsesoup.report.format import duration
+from sparsesoup.study.execute.jobs import Job
+
+OFTEN = 2  # times a second that the table is drawn
+TAIL = 4096  # bytes of a log that hold its last line
+
+
+class Board:
+    """Counts the jobs of a study and shows those under way.
+
+    Args:
+        console: where to.
+        jobs: all of them.
+    """
+
+    def __init__(self, console: Console, jobs: Sequence[Job]) -> None:
+        self.console, self.total = console, len(jobs)
+        self._waiting = {job.cell.key: job for job in jobs}
+        self.done, self.failed = 0, 0
+        self.running: dict[str, tuple[Job, float]] = {}
+        self._took: list[tuple[Job, float]] = []
+        # Drawn by a thread: where jobs are done in this process, nothing else has time for it.
+        table = Live(get_renderable=self._drawn, console=console, refresh_per_second=OFTEN, redirect_stdout=False)
+        self._live = table if console.is_terminal else None
+
+    def __enter__(self) -> "Board":
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._live is not None:
+            self.refresh()
+            self._live.stop()
+
+    @property
+    def live(self) -> bool:
+        """Whether one table is drawn over and over; else a line as each job begins and ends."""
+        return self._live is not None
+
+    def begin(self, job: Job) -> None:
+        """A job is under way."""
+        self.running[job.cell.key] = (job, time.monotonic())
+        self._waiting.pop(job.cell.key, None)
+        if self._live is None:
+            self._say(f"{len(self.running) + self.done + self.failed} of {self.total}: {_verb(job)} {job.cell.name}")
+        self.refresh()
+
+    def end(self, job: Job) -> None:
+        """A job is over, well or not."""
+        began = self.running.pop(job.cell.key)[1]
+        failed = job.failure.exists()
+        self.failed, self.done = self.failed + failed, self.done + (not failed)
+        if failed:
+            self._say(f"failed: {job.cell.name}: {from_json(job.failure.read_text(encoding='utf-8'))['error']}")
+        else:
+            self._took.append((job, time.monotonic() - began))
+        self.refresh()
+
+    def again(self, job: Job, death: str) -> None:
+        """A job's process died and is started again."""
+        self.running.pop(job.cell.key)
+        self._waiting[job.cell.key] = job
+        self._say(f"the process of {job.cell.name} {death}; it goes on in another one")
+
+    def left(self, workers: int) -> float | None:
+        """Seconds until the last job is done; None before any is."""
+        if not self._took:
+            return None
+        now = time.monotonic()
+        under_way = sum(max(self._expected(job) - (now - began), 0.0) for job, began in [*self.running.values()])
+        return (under_way + sum(map(self._expected, [*self._waiting.values()]))) / workers
+
+    def _expected(self, job: Job) -> float:
+        """Seconds that a job takes: what those of its row and column took, else of its row, else all."""
+        alike: tuple[Callable[[Job], object], ...] = (
+            lambda other: (other.cell.row, other.cell.place),
+            lambda other: other.cell.row,
+            lambda other: None,
+        )
+        groups = ([took for other, took in [*self._took] if same(other) == same(job)] for same in alike)
+        return statistics.fmean(next(group for group in groups if group))
+
+    def refresh(self) -> None:
+        """Draw the table anew."""
+        if self._live is not None:
+            self._live.refresh()
+
+    def _say(self, line: str) -> None:
+        # Text, not str: brackets and colons in a row's or a dataset's name are no markup.
+        self.console.print(Text(line), soft_wrap=True)
+
+    def _drawn(self) -> Group:
+        table = Table("under way", "for", "step", "loss", box=None, header_style="dim", padding=(0, 2, 0, 0))
+        for job, began in [*self.running.values()]:
+            step, loss = last_step(job.run / "log.jsonl") if job.kind == "draw" else ("", "")
+            name = Text(f"{_verb(job)} {job.cell.name}")
+            table.add_row(name, duration(time.monotonic() - began), step, loss)
+        left = self.left(max(1, len(self.running)))
+        waiting = self.total - self.done - self.failed - len(self.running)
+        told = f"{self.done} done, {len(self.running)} running, {waiting} waiting, {self.failed} failed"
+        return Group(Text(told + (f", about {duration(left)} left" if left is not None else "")), table)
+
+
+def _verb(job: Job) -> str:
+    return "drawing" if job.kind == "draw" else "testing"
+
+
+def last_step(log: Path) -> tuple[str, str]:
+    """(step, loss) of the last line of a log, in words; nothing before there is one."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
+            line = from_json(file.read().splitlines()[-1])
+        return f"{line['label']} {line['step']}", f"{line['loss']:.3f}"
+    except (OSError, ValueError, IndexError, KeyError, TypeError):
+        return "", ""

@@ -1,0 +1,132 @@
+"""A study's recipe as it is written: YAML, and on which line each of its keys stands."""
+
+import contextlib
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.runs.config_yaml import compose, construct, nodes, text_of
+
+SHIPPED = Path(__file__).parents[1] / "recipes"
+NAMED = ("methods", "datasets", "models", "from", "row", "dataset")  # where names stand, whatever they look like
+NULL, MERGE, TEXT = (f"tag:yaml.org,2002:{kind}" for kind in ("null", "merge", "str"))
+Table = dict[str, Any]
+Levels = Sequence[tuple[tuple[str, ...], Any]]  # where settings of a row stand in the recipe; the later win
+
+
+class Wrong(Exception):
+    """An error and the place in the recipe that it comes from."""
+
+    def __init__(self, error: Exception | str, *where: str) -> None:
+        super().__init__(str(error))
+        self.error, self.where = error if isinstance(error, Exception) else UserError(error), where
+
+
+@contextlib.contextmanager
+def placing(place: Callable[[Sequence[str]], str]) -> Iterator[None]:
+    """Turns a Wrong into an error that begins with the place it comes from: a line of the recipe, or a flag."""
+    try:
+        yield
+    except Wrong as wrong:
+        raise UserError(f"{place(wrong.where)}: {wrong.error}") from wrong.error
+
+
+@contextlib.contextmanager
+def blaming(*where: str) -> Iterator[None]:
+    """Turns an error inside the block into a Wrong with its place."""
+    try:
+        yield
+    except UserError as error:
+        raise Wrong(error, *where) from error
+
+
+def shipped(path: Path) -> Path:
+    """The recipe itself, or the one of that name that comes with the package."""
+    own = SHIPPED / f"{path.name}.yaml"
+    return own if not path.exists() and path.parent == Path() and own.is_file() else path
+
+
+def read_written(path: Path) -> tuple[Table, Callable[[Sequence[str]], int]]:
+    """(the recipe, the line of a path of keys in it). Rows and datasets are called as is written: 7 is "7", no "no".
+
+    Raises: UserError if it cannot be read or is no table.
+    """
+    try:
+        text = text_of(path)
+        recipe, tree = _said(compose(text)), compose(text)
+    except (OSError, yaml.YAMLError) as error:
+        names = ", ".join(sorted(each.stem for each in SHIPPED.glob("*.yaml")))
+        hint = f"; shipped ones are {names}" if isinstance(error, FileNotFoundError) else ""
+        raise UserError(f"cannot read recipe {path}: {' '.join(str(error).split())}{hint}") from error
+    if not isinstance(recipe, dict):
+        raise UserError(f"recipe {path} must be a table with methods, datasets, ...; see `sparsesoup compare --help`")
+    return recipe, lambda where: _line(tree, where)
+
+
+def _said(tree: yaml.Node | None) -> Any:
+    """What a recipe says, with its names as they are written; the tree is changed."""
+    for node in nodes(tree):
+        if isinstance(node, yaml.MappingNode):
+            node.value = [(key, _as_words(value) if _names(key, value) else value) for key, value in node.value]
+    return construct(tree)
+
+
+def _names(key: yaml.Node, value: yaml.Node) -> bool:
+    return key.value in NAMED and value.tag != NULL
+
+
+def _as_words(node: yaml.Node) -> yaml.Node:
+    """A copy of a name, a list of names or a table with names for keys, in which each is a text.
+
+    A copy, since what has an alias may be a number elsewhere.
+    """
+    marks = node.start_mark, node.end_mark
+    if isinstance(node, yaml.MappingNode):
+        pairs = [(k, _as_words(v)) if k.tag == MERGE else (_as_words(k), v) for k, v in node.value]
+        return yaml.MappingNode(node.tag, pairs, *marks)
+    if isinstance(node, yaml.SequenceNode):
+        named = [part if part.tag == NULL else _as_words(part) for part in node.value]  # an empty item is no name
+        return yaml.SequenceNode(node.tag, named, *marks)
+    return yaml.ScalarNode(TEXT, node.value, *marks)
+
+
+def _line(tree: Any, where: Sequence[str]) -> int:
+    """The line of the last key of a path that is there."""
+    line = 1
+    for key in where:
+        pairs = tree.value if isinstance(tree, yaml.MappingNode) else []
+        found = [(name, value) for name, value in pairs if name.value == str(key)]
+        if not found:
+            break
+        line, tree = found[0][0].start_mark.line + 1, found[0][1]
+    return line
+
+
+def check_keys(table: Mapping[str, Any], keys: Sequence[str], *where: str) -> None:
+    """Raise Wrong with the nearest key for one that is not among `keys`."""
+    for key in table:
+        if key not in keys:
+            near = difflib.get_close_matches(str(key), keys, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(keys)}"
+            raise Wrong(f"unknown setting {key!r}; {hint}", *where, str(key))
+
+
+def place_of(levels: Levels, named: Sequence[str]) -> list[str]:
+    """Where in the recipe the setting stands that holds, as it is spelled there; nothing if nowhere."""
+    within = [[*place, *found] for place, level in levels if (found := _spelled(level, named))]
+    return within[-1] if within else []
+
+
+def _spelled(table: Any, keys: Sequence[str]) -> list[str]:
+    """A path of keys as a table has it, each with dashes or underscores; nothing if it has not all of them."""
+    alike = [key for key in table if keys and _plain(key) == _plain(keys[0])] if isinstance(table, dict) else []
+    found = [[key, *deeper] for key in alike if (deeper := _spelled(table[key], keys[1:])) or not keys[1:]]
+    return found[-1] if found else []
+
+
+def _plain(key: Any) -> str:
+    return str(key).replace("-", "_")

@@ -1,0 +1,97 @@
+"""Runs that exist as records of a study: which of them are one row of the table, and which one column."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.report.terminal import read_report
+from sparsesoup.study.execute.jobs import KEPT
+
+PLACED = ("model", "dataset", "data_root", "sparsity", "seed")  # settings that tell the column, or the seed in it
+
+
+def records_of(runs: Sequence[Path]) -> list[dict[str, Any]]:
+    """What a table needs of each run, column by column.
+
+    A row is a method with its settings. It is called by the method where all runs of it have the same settings, else by
+    the folder of the first run; a run that is not in a folder seed-<n> is called by its own folder.
+
+    Raises: UserError if one is no finished run, two are of the same row, column and seed, or one column has two data.
+    """
+    found = _in_columns(_in_rows([_of_run(run) for run in runs]))
+    _need_same_data(found)
+    taken: dict[Any, str] = {}
+    for record in found:
+        place = tuple(record[key] for key in ("row", "model", "dataset", "asked", "seed"))
+        if other := taken.get(place):
+            same = "the same run" if Path(other).resolve() == Path(record["run"]).resolve() else "runs of the same kind"
+            raise UserError(f"{other} and {record['run']} are {same}, {record['row']} on {record['dataset']} with seed "
+                            f"{record['seed']}, which a table has once; give one of them")  # fmt: skip
+        taken[place] = record["run"]
+    return found
+
+
+def _need_same_data(found: Sequence[dict[str, Any]]) -> None:
+    """Refuse datasets that are called alike and are not: their scores would be of one column. Old runs do not say."""
+    first: dict[Any, dict[str, Any]] = {}
+    for record in found:
+        if (own := record["dataset_fingerprint"]) is None:
+            continue
+        other = first.setdefault((record["model"], record["dataset"]), record)
+        if other["dataset_fingerprint"] != own:
+            raise UserError(
+                f"{other['run']} and {record['run']} were trained on different data that are both called "
+                f"{record['dataset']}, which is one column of a table; give runs of one of them"
+            )
+
+
+def _of_run(run: Path) -> dict[str, Any]:
+    report, folder = read_report(run), run.resolve()
+    dense = report["sparsity"]["kept"] == report["sparsity"]["total"]
+    head = {"model": report["model"], "dataset": report["dataset"], "seed": report["seed"]}
+    head["asked"] = None if dense else report["sparsity"]["asked"]
+    if folder.name.startswith("seed-"):
+        head |= {"row": folder.parent.name, "settings": _alike(report["settings"], report["seed"])}
+    else:
+        head |= {"row": folder.name, "settings": None}
+    return {**head, "run": str(run), **{key: report.get(key) for key in KEPT}}
+
+
+def _alike(settings: dict[str, Any], seed: int) -> str:
+    """The settings that runs of a row have in common; a ticket or teacher of the run's own seed is one of each seed."""
+    own = json.dumps({key: value for key, value in settings.items() if key not in PLACED}, sort_keys=True)
+    return re.sub(rf'(?<=[/\\])seed-{seed}(?=[/\\"])', "seed", own)
+
+
+def _in_rows(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records under the names of their rows."""
+    first: dict[Any, str] = {}
+    for record in found:
+        first.setdefault((record["method"], record["settings"]), record["row"])
+    kinds = Counter(method for method, settings in first if settings is not None)
+    for record in found:
+        method, settings = record["method"], record.pop("settings")
+        if settings is not None:
+            record["row"] = method if kinds[method] == 1 else first[method, settings]
+    return found
+
+
+def _in_columns(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records by column; of sparsities that ask for as many weights, such as a ticket's own, the shortest holds."""
+    places = list(dict.fromkeys((record["model"], record["dataset"]) for record in found))
+    pruned = [record for record in found if record["asked"] is not None]
+    shortest: dict[Any, float] = {}
+    for record in sorted(pruned, key=lambda record: len(repr(record["asked"]))):
+        shortest.setdefault(_asked(record), record["asked"])
+    for record in pruned:
+        record["asked"] = shortest[_asked(record)]
+    return sorted(found, key=lambda r: (places.index((r["model"], r["dataset"])), r["asked"] or 0.0))
+
+
+def _asked(record: dict[str, Any]) -> tuple[str, str, int]:
+    """Model, dataset and how many weights a run was to keep."""
+    return record["model"], record["dataset"], round((1 - record["asked"]) * record["sparsity"]["total"])

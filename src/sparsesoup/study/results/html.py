@@ -1,0 +1,266 @@
+"""The page of a study: its table, what is noise in it, and quality over sparsity, over cost, and by layer."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.ticket import load_masks
+from sparsesoup.report.plots import FAINT, page, svg
+from sparsesoup.report.terminal import first
+from sparsesoup.report.terminal import grid as layers
+from sparsesoup.study.results.tables import Column, Grid, Record, beside, heading, lines, note, pool
+
+STYLES = ("-", "--", "-.", ":")
+MOST_PAIRS = 40  # rows of a list that is still read
+WIDEST = 32  # letters of a row's name in a chart; the tables have it whole
+LINE = 0.17  # inches that a name in a chart takes
+
+
+def draw_page(name: str, found: Grid, records: Sequence[Record], out: Path, facts: Mapping[str, Any]) -> str:
+    """The whole page as HTML.
+
+    Args:
+        name: of the study.
+        found, records: its scores, and what they were taken from.
+        out: the folder of all runs, in which the tickets' masks lie.
+        facts: what else is told of it: command, cells, versions.
+    """
+    heads, rows, bold = lines(found)
+    pairs = agreement(found, records, out)
+    cells = [[{"text": c, "bold": (i, k) in bold} for k, c in enumerate(row)] for i, row in enumerate(rows)]
+    return page("study.html.j2", {
+        "name": name, "heads": heads, "rows": cells, "note": note(found), "facts": dict(facts),
+        "failed": facts.get("failed", []), "split": found.split, "gaps": gaps(found),
+        "charts": charts(found, records, pairs), "pairs": len(pairs),
+        "agreement": sorted(pairs, key=lambda pair: -pair["share"])[:MOST_PAIRS],
+        "runs": [_told(record) for record in records],
+    })  # fmt: skip
+
+
+def _told(record: Record) -> dict[str, Any]:
+    scores = {split: first(record[split]) or "not scored" for split in ("validation", "test")}
+    return {"run": record["run"], "reached": record["sparsity"]["reached"], "seconds": record["seconds"], **scores}
+
+
+def charts(found: Grid, records: Sequence[Record], pairs: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
+    """The charts that have something to show; `pairs` are those of `agreement`."""
+    drawn = []
+    for place in dict.fromkeys(column[:2] for column in found.columns):
+        columns = [c for c in found.columns if c[:2] == place and c[2] is not None]
+        name = heading((*place, None), found.columns)
+        if len(columns) > 1:
+            title, height = f"Quality over sparsity: {name}", max(3.6, 0.5 + LINE * len(found.rows))
+            drawn.append(_chart(title, height, lambda f, c=columns: _over_sparsity(f, found, c)))
+        for column in [c for c in columns if any((row, c) in found.costs for row in found.rows)]:
+            title = f"Quality over cost: {heading(column, found.columns)}"
+            height = 3.2 + 0.08 * len(found.rows)
+            drawn.append(_chart(title, height, lambda f, c=column: _over_cost(f, found, c)))
+    density, shown = by_layer(found, records), _first_pruned(found)
+    where = heading(shown, found.columns) if shown else ""
+    if density:
+        height = 1.0 + 0.24 * len(density)
+        drawn.append(_chart(f"Weights kept by layer, %: {where}", height, lambda f: _density(f, density)))
+    if len(pairs) > 1:
+        height = 1.6 + 0.24 * len({pair["one"] for pair in pairs})
+        drawn.append(_chart(f"Weights that two tickets share, %: {where}", height, lambda f: _shared(f, pairs)))
+    return drawn
+
+
+def _first_pruned(found: Grid) -> Column | None:
+    return next((column for column in found.columns if column[2] is not None), None)
+
+
+def _chart(title: str, height: float, draw: Any) -> dict[str, Any]:
+    name = "".join(letter if letter.isalnum() else "-" for letter in title.lower())
+    return {"title": title, "svg": svg(name, height, draw, title)}
+
+
+def gaps(found: Grid) -> list[dict[str, Any]]:
+    """The rows against the best pruned one, over all columns: by how much, and whether that is more than noise.
+
+    The best is of those that stand in most columns with most seeds: a mean over easy columns alone says little.
+    """
+    pooled = {row: pool(found, row, found.columns) for row in found.rows}
+    pruned = {row: values for row, values in pooled.items() if values and row not in found.unpruned}
+    if len(pruned) < 2:
+        return []
+    best = max(pruned, key=lambda row: (len(pruned[row]), statistics.fmean(pruned[row].values())))
+    told = []
+    for row, values in pooled.items():
+        if row != best and values:
+            mean, half, pairs = beside(pruned[best], values)
+            word = "noise" if abs(mean) <= half else "better" if mean > 0 else "worse"
+            told.append(
+                {"best": best, "row": row, "mean": 100 * mean, "half": 100 * half, "pairs": pairs, "word": word}
+            )
+    return told
+
+
+def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """The rows that none beats at the same cost or less, from the cheapest.
+
+    >>> front({"a": (1.0, 0.5), "b": (2.0, 0.4), "c": (3.0, 0.9)})
+    ['a', 'c']
+    """
+    best, found = float("-inf"), list[str]()
+    for row, (_, quality) in sorted(points.items(), key=lambda item: (item[1][0], -item[1][1])):
+        if quality > best:
+            best, found = quality, [*found, row]
+    return found
+
+
+def _over_sparsity(figure: Any, found: Grid, columns: Sequence[Column]) -> None:
+    axes, drawn = figure.subplots(), {}
+    for i, row in enumerate(row for row in found.rows if any(found.scores.get((row, c)) for c in columns)):
+        have = sorted((c for c in columns if found.scores.get((row, c))), key=lambda column: column[2] or 0)
+        means = [100 * statistics.fmean(found.scores[row, c].values()) for c in have]
+        style = STYLES[i // 10 % len(STYLES)]
+        places = [100 * float(c[2] or 0) for c in have]
+        (drawn[row],) = axes.plot(places, means, style, marker=".", color=f"C{i % 10}")
+    axes.set(xlabel="sparsity, %", ylabel=f"{found.split} score, points")
+    legend = axes.legend([*drawn.values()], [" "] * len(drawn), loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    for text, row in zip(legend.get_texts(), drawn, strict=True):  # matplotlib leaves out labels such as _tuned
+        text.set_text(_short(row))
+
+
+def _over_cost(figure: Any, found: Grid, column: Column) -> None:
+    from matplotlib.ticker import LogLocator
+
+    axes = figure.subplots()
+    points = {
+        row: (found.costs[row, column], 100 * statistics.fmean(found.scores[row, column].values()))
+        for row in found.rows
+        if (row, column) in found.costs
+    }
+    best = front(points)
+    axes.plot(*zip(*(points[row] for row in best), strict=True), "-", color="#9aa5b1", linewidth=1, zorder=1)
+    for row, (x, y) in points.items():
+        values = [100 * v for v in found.scores[row, column].values()]
+        error = statistics.stdev(values) if len(values) > 1 else 0.0
+        color, order = ("C3", 3) if row in best else ("C0", 2)  # a twin must not hide a point of the front
+        axes.errorbar(x, y, yerr=error, fmt="o", capsize=2, color=color, markersize=5, zorder=order)
+    axes.set(xlabel=f"{found.unit}; the line joins the rows that none beats at its cost", xscale="log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
+    axes.set(ylabel=f"{found.split} score, points")
+    _name(axes, points, LINE / figure.get_figheight())
+
+
+def _name(axes: Any, points: Mapping[str, tuple[float, float]], share: float) -> None:
+    """Write names beside points, `share` of the height apart; one that had to move has a thread to its point."""
+    low, high = axes.get_ylim()
+    gap = (high - low) * share
+    heights = spaced(points, gap)
+    axes.set_ylim(low, max(high, *(y + gap / 2 for y in heights.values())))  # matplotlib leaves out what is above
+    for row, y in heights.items():
+        thread = {"arrowstyle": "-", "color": FAINT, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)}
+        moved = thread if y - points[row][1] > gap / 2 else None
+        place = {"xytext": (9, y), "textcoords": ("offset points", "data"), "arrowprops": moved}
+        axes.annotate(_short(row), points[row], **place, fontsize=8, va="center")
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for the chart: its beginning and its end.
+
+    >>> _short("isp"), _short("imp of four rounds, each of which trains for a third of T")
+    ('isp', 'imp of four roun…or a third of T')
+    """
+    return name if len(name) <= WIDEST else f"{name[: WIDEST // 2]}…{name[1 - WIDEST // 2 :]}"
+
+
+def spaced(points: Mapping[str, tuple[float, float]], gap: float) -> dict[str, float]:
+    """Heights for the names of points: each at its point, or as far above its neighbour's as keeps them apart.
+
+    Points count as neighbours where their costs are within a tenth.
+
+    >>> spaced({"a": (1.0, 5.0), "b": (1.02, 5.1), "c": (2.0, 5.0)}, 1.0)
+    {'a': 5.0, 'c': 5.0, 'b': 6.0}
+    """
+    found: dict[str, float] = {}
+    for row, (x, y) in sorted(points.items(), key=lambda item: item[1][1]):
+        beside = [found[other] + gap for other in found if abs(math.log(x / points[other][0])) < 0.1]
+        found[row] = max([y, *beside])
+    return found
+
+
+def by_layer(found: Grid, records: Sequence[Record]) -> dict[str, dict[str, float]]:
+    """Row -> layer -> share of its weights kept, over the runs of the first column that is pruned."""
+    column = _first_pruned(found)
+    table: dict[str, dict[str, float]] = {}
+    for row in found.rows:
+        runs = [r for r in records if r["row"] == row and (r["model"], r["dataset"], r["asked"]) == column]
+        if runs:
+            table[row] = _mean_density(runs)
+    return table if len(table) > 1 else {}
+
+
+def _mean_density(runs: Sequence[Record]) -> dict[str, float]:
+    sums: dict[str, list[float]] = {}
+    for run in runs:
+        matrices = [{**matrix, "role": "all"} for matrix in run["matrices"]]
+        for layer, shares in layers(matrices).items():
+            sums.setdefault(layer, []).append(shares["all"])
+    return {layer: statistics.fmean(values) for layer, values in sums.items()}
+
+
+def _density(figure: Any, table: Mapping[str, Mapping[str, float]]) -> None:
+    names = list(dict.fromkeys(layer for row in table.values() for layer in row))
+    values = [[100 * row.get(layer, math.nan) for layer in names] for row in table.values()]
+    _heat(figure, values, list(table), names).set(xlabel="layer")
+
+
+def _shared(figure: Any, pairs: Sequence[Mapping[str, Any]]) -> None:
+    names = list(dict.fromkeys(name for pair in pairs for name in (pair["one"], pair["other"])))
+    share = {frozenset((pair["one"], pair["other"])): 100 * pair["share"] for pair in pairs}
+    values = [[share.get(frozenset((one, other)), math.nan) for other in names] for one in names]
+    for label in _heat(figure, values, names, names).get_xticklabels():
+        label.set(rotation=40, horizontalalignment="right")
+
+
+def _heat(figure: Any, values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str]) -> Any:
+    """A field of per cents, each in words too; nothing where there is no number."""
+    axes = figure.subplots()
+    axes.pcolormesh(values, cmap="YlGnBu", vmin=0, vmax=130)
+    for i, row in enumerate(values):
+        for j, value in enumerate(row):
+            ink = "white" if value > 82 else "#1b2733"
+            text = "" if math.isnan(value) else f"{value:.0f}"
+            axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", color=ink, fontsize=8)
+    axes.set(xticks=[j + 0.5 for j in range(len(columns))], xticklabels=[_short(name) for name in columns])
+    axes.set(yticks=[i + 0.5 for i in range(len(rows))], yticklabels=[_short(name) for name in rows])
+    axes.invert_yaxis()
+    axes.grid(False)
+    return axes
+
+
+def agreement(found: Grid, records: Sequence[Record], out: Path) -> list[dict[str, Any]]:
+    """Of each two rows the share of the weights that either keeps which both keep, beside what chance gives.
+
+    Of the first column that is pruned, and its first seed.
+    """
+    column = _first_pruned(found)
+    runs = {r["row"]: r for r in reversed(records) if (r["model"], r["dataset"], r["asked"]) == column}
+    kept = {}
+    for row in found.rows:
+        try:
+            kept[row] = load_masks(out / runs[row]["run"])[0]
+        except (KeyError, UserError):
+            continue  # no such run, or its ticket has been moved away
+    told: list[dict[str, Any]] = []
+    for one, other in combinations(kept, 2):
+        if kept[one].keys() == kept[other].keys():
+            told.append({"one": one, "other": other, **_overlap(kept[one], kept[other])})
+    return told
+
+
+def _overlap(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, float]:
+    both = sum(int((m & other[n]).sum()) for n, m in one.items())
+    either = sum(int((m | other[n]).sum()) for n, m in one.items())
+    total = sum(m.numel() for m in one.values())
+    p, q = (sum(int(m.sum()) for m in masks.values()) / total for masks in (one, other))
+    return {"share": both / max(either, 1), "chance": p * q / max(p + q - p * q, 1e-12)}

@@ -1,0 +1,289 @@
+"""The tables of a study: quality and cost by row and column, over seeds; what is noise is told from what is not."""
+
+import re
+import statistics
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+from scipy import stats
+
+from sparsesoup.report.escaping import markdown as escaped
+from sparsesoup.report.escaping import printable
+from sparsesoup.report.terminal import chosen
+
+Record = Mapping[str, Any]
+Column = tuple[str, str, float | None]  # model, dataset, sparsity asked for; None where nothing is pruned
+Gap = tuple[float, float, int]  # mean difference, half of its interval, pairs
+CONFIDENCE = 0.95
+OPEN = "-"
+BESIDE, ALONE = "FLOPs (dense = 1)", "PFLOP"  # units of cost: with a dense row, and without one
+TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+       "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The scores of a study.
+
+    Args:
+        rows: in the order of the recipe.
+        columns: each a model, a dataset and a sparsity.
+        scores: (row, column) -> seed -> the selecting score on the test split, or on validation while it is closed.
+        costs: (row, column) -> FLOPs of a run in `unit`.
+        seeds: how many an entry ought to have, at most.
+        own: (row, column) -> how many it ought to have, where a recipe says so; one that is not in it has none to have.
+        split: test, or validation as long as a run is untested.
+        unpruned: rows that keep every weight.
+        metrics: dataset -> the name of its selecting score.
+        unit: of costs: those of the dense rows, or where there are none 10^15 FLOPs.
+        given: rows that train tickets which others have drawn.
+    """
+
+    rows: list[str]
+    columns: list[Column]
+    scores: dict[tuple[str, Column], dict[int, float]]
+    costs: dict[tuple[str, Column], float] = field(default_factory=dict)
+    seeds: int = 1
+    split: str = "test"
+    unpruned: frozenset[str] = frozenset()
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    own: Mapping[tuple[str, Column], int] = field(default_factory=dict)
+    unit: str = BESIDE
+    given: frozenset[str] = frozenset()
+
+    def due(self, row: str, columns: Sequence[Column]) -> int:
+        """How many scores a row ought to have in these columns."""
+        return sum(self.own.get((row, column), 0 if self.own else self.seeds) for column in columns)
+
+
+def grid(records: Sequence[Record], planned: Sequence[tuple[str, Column, int]] = ()) -> Grid:
+    """The scores of these records; a row that keeps every weight stands in all columns of its model and dataset.
+
+    Args:
+        records: of cells that are done.
+        planned: (row, column, seed) of all cells, so that rows, columns and seeds of which none is done are missing.
+    """
+    split = "test" if records and all(record["test"] for record in records) else "validation"
+    places = [(r["model"], r["dataset"], r["asked"]) for r in records]
+    known = dict.fromkeys([*(place for _, place, _ in planned), *places])
+    pruned = [place for place in known if place[2] is not None]
+    bare = [p for p in known if p[2] is None and not any(q[:2] == p[:2] for q in pruned)]
+    columns: list[Column] = [*pruned, *bare]
+    scores: dict[tuple[str, Column], dict[int, float]] = {}
+    flops: dict[tuple[str, Column], dict[int, float]] = {}
+    for record, place in zip(records, places, strict=True):
+        total = sum(cost["flops"] for cost in record["cost"].values())
+        for column in _standing(place, columns):
+            scores.setdefault((record["row"], column), {})[record["seed"]] = score(record, split)
+            flops.setdefault((record["row"], column), {})[record["seed"]] = total
+    cells = [*planned, *((r["row"], place, r["seed"]) for r, place in zip(records, places, strict=True))]
+    rows = [*dict.fromkeys(row for row, _, _ in cells)]
+    own = _own_seeds(planned, columns)
+    seeds = max(own.values(), default=len({seed for _, _, seed in cells}))
+    unpruned = frozenset(row for row, place, _ in cells if place[2] is None)
+    metrics = {record["dataset"]: " and ".join(chosen(record[split])) for record in records}
+    unit = BESIDE if any(record["method"] == "dense" for record in records) else ALONE
+    plain = {where: statistics.fmean(each.values()) / 1e15 for where, each in flops.items()}
+    costs = _relative(records, flops) if unit == BESIDE else plain
+    given = frozenset(record["row"] for record in records if record["method"] == "ticket")
+    return Grid(rows, columns, scores, costs, seeds, split, unpruned, metrics, own, unit, given)
+
+
+def _standing(place: Column, columns: Sequence[Column]) -> list[Column]:
+    """The columns that a cell stands in: its own, or where nothing is pruned all of its model and dataset."""
+    return [c for c in columns if c == place or (place[2] is None and c[:2] == place[:2])]
+
+
+def _own_seeds(planned: Sequence[tuple[str, Column, int]], columns: Sequence[Column]) -> dict[tuple[str, Column], int]:
+    """(row, column) -> how many seeds a recipe gives it."""
+    found: dict[tuple[str, Column], set[int]] = {}
+    for row, place, seed in planned:
+        for column in _standing(place, columns):
+            found.setdefault((row, column), set()).add(seed)
+    return {where: len(seeds) for where, seeds in found.items()}
+
+
+def score(record: Record, split: str) -> float:
+    """The selecting score of a split; the mean of it over several test sets."""
+    return statistics.fmean(chosen(record[split]).values())
+
+
+def _relative(records: Sequence[Record], flops: Mapping[tuple[str, Column], dict[int, float]]) -> dict[Any, float]:
+    """FLOPs beside those of the cheapest row of the method dense in the same column."""
+    dense = {record["row"] for record in records if record["method"] == "dense"}
+    found = {}
+    for (row, column), values in flops.items():
+        shares = [_share(values, flops[other, column]) for other in dense if (other, column) in flops]
+        if shares:
+            found[row, column] = max(shares)
+    return found
+
+
+def _share(values: Mapping[int, float], beside: Mapping[int, float]) -> float:
+    """Means beside each other, of the seeds that both have: seeds differ in padding, by a tenth where T is short."""
+    seeds = values.keys() & beside.keys()
+    one, other = (statistics.fmean(v for s, v in each.items() if not seeds or s in seeds) for each in (values, beside))
+    return one / other
+
+
+def paired(one: Mapping[Any, float], other: Mapping[Any, float]) -> Gap:
+    """(mean difference, half of its 95 % interval by Student, pairs) over the keys that both have.
+
+    With fewer than two pairs the interval is infinite: one seed shows nothing.
+    """
+    gaps = [one[key] - other[key] for key in one.keys() & other.keys()]
+    if len(gaps) < 2:
+        return (gaps[0] if gaps else 0.0), float("inf"), len(gaps)
+    width = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(gaps) - 1)) * statistics.stdev(gaps) / len(gaps) ** 0.5
+    return statistics.fmean(gaps), width, len(gaps)
+
+
+def winner(found: Grid, columns: Sequence[Column]) -> str | None:
+    """The pruned row that is better than every other one by more than noise.
+
+    One that lacks seeds or stands in some of the columns alone is no winner, but is to be beaten on what it has.
+    """
+    pooled = {row: pool(found, row, columns) for row in found.rows if row not in found.unpruned}
+    everywhere = [row for row in pooled if all(found.due(row, [column]) for column in columns)]
+    whole = {row: pooled[row] for row in everywhere if len(pooled[row]) == found.due(row, columns)}
+    if len(whole) < 2:
+        return None
+    best = max(whole, key=lambda row: statistics.fmean(whole[row].values()))
+    gaps = [beside(whole[best], values) for row, values in pooled.items() if values and row != best]
+    return best if all(mean > half for mean, half, _ in gaps) else None
+
+
+def beside(one: Mapping[tuple[Column, int], float], other: Mapping[tuple[Column, int], float]) -> Gap:
+    """What `paired` gives, over seeds, models and datasets: a mean over sparsities is one pair.
+
+    The same dense run stands at each sparsity, and tickets of a seed at two of them have much in common.
+    """
+    both = sorted(one.keys() & other.keys(), key=str)
+    means = []
+    for scores in (one, other):
+        parts: dict[tuple[str, str, int], list[float]] = {}
+        for column, seed in both:
+            parts.setdefault((*column[:2], seed), []).append(scores[column, seed])
+        means.append({key: statistics.fmean(values) for key, values in parts.items()})
+    return paired(*means)
+
+
+def pool(found: Grid, row: str, columns: Sequence[Column]) -> dict[tuple[Column, int], float]:
+    """(column, seed) -> score of a row."""
+    return {(c, seed): value for c in columns for seed, value in found.scores.get((row, c), {}).items()}
+
+
+def entry(values: Mapping[Any, float], seeds: int) -> str:
+    """Mean and standard deviation in points; missing seeds are marked, a place where none ought to be is left open."""
+    if not values:
+        return "missing" if seeds else OPEN
+    text = f"{100 * statistics.fmean(values.values()):.1f}"
+    if len(values) > 1:
+        text += f" ± {100 * statistics.stdev(values.values()):.1f}"
+    return text if len(values) == seeds else f"{text} ({len(values)} of {seeds})"
+
+
+def heading(column: Column, columns: Sequence[Column]) -> str:
+    """A column in words; its model where there are several."""
+    model, dataset, sparsity = column
+    parts = [model] if len({c[0] for c in columns}) > 1 else []
+    return " ".join([*parts, dataset, *([] if sparsity is None else [f"at {_points(sparsity)}"])])
+
+
+def _points(sparsity: float) -> str:
+    """In per cent, with the digits that it has: 0.905 is not 90 %."""
+    return f"{100 * sparsity:g} %"
+
+
+def lines(found: Grid) -> tuple[list[str], list[list[str]], set[tuple[int, int]]]:
+    """(heads, cells of each row, places of those that are better than the rest by more than noise)."""
+    heads = [heading(column, found.columns) for column in found.columns]
+    groups: list[Sequence[Column]] = [[column] for column in found.columns]
+    if len(found.columns) > 1:
+        heads, groups = [*heads, "mean"], [*groups, found.columns]
+    best = [winner(found, group) for group in groups]
+    rows, bold = [], set()
+    for i, row in enumerate(found.rows):
+        cells = [_shown(found, row, group) for group in groups]
+        costs = [found.costs[row, column] for column in found.columns if (row, column) in found.costs]
+        form = ".2f" if found.unit == BESIDE else ".3g"
+        rows.append([row, *cells, format(statistics.fmean(costs), form) if costs else "missing"])
+        bold |= {(i, k + 1) for k, name in enumerate(best) if name == row}
+    return ["method", *heads, found.unit], rows, bold
+
+
+def _shown(found: Grid, row: str, group: Sequence[Column]) -> str:
+    values = pool(found, row, group)
+    if len(group) == 1:
+        return entry({seed: value for (_, seed), value in values.items()}, found.due(row, group))
+    if not all(found.due(row, [column]) for column in group):
+        return OPEN
+    everywhere = set.intersection(*({seed for c, seed in values if c == column} for column in group))
+    means = {s: statistics.fmean(values[column, s] for column in group) for s in sorted(everywhere)}
+    most = max(found.due(row, [column]) for column in group)
+    return entry(means, most) if len(values) == found.due(row, group) else "missing"
+
+
+def markdown(found: Grid) -> str:
+    """The table in Markdown."""
+    heads, rows, bold = lines(found)
+    heads, *rows = [[escaped(cell) for cell in row] for row in (heads, *rows)]
+    text = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for i, row in enumerate(rows):
+        text.append("| " + " | ".join(f"**{c}**" if (i, k) in bold else c for k, c in enumerate(row)) + " |")
+    return "\n".join([*text, "", escaped(note(found))]) + "\n"
+
+
+def latex(found: Grid) -> str:
+    """The table in LaTeX, for the package booktabs."""
+    heads, rows, bold = lines(found)
+    text = [rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", r"\toprule", *_tex_heads(found, heads), r"\midrule"]
+    for i, row in enumerate(rows):
+        text.append(_tex(row, {k for k in range(len(row)) if (i, k) in bold}))
+        if row[0] in found.unpruned and i + 1 < len(rows) and rows[i + 1][0] not in found.unpruned:
+            text.append(r"\midrule")
+    return "\n".join([*text, r"\bottomrule", r"\end{tabular}", f"% {printable(note(found))}"]) + "\n"
+
+
+def _tex_heads(found: Grid, heads: Sequence[str]) -> list[str]:
+    """One line of heads; or, as published, one of datasets over one of sparsities where a dataset has several."""
+    places = [list(group) for _, group in groupby(found.columns, key=lambda column: column[:2])]
+    if all(len(group) == 1 for group in places):
+        return [_tex(heads)]
+    names = [heading((*group[0][:2], None), found.columns) for group in places]
+    above = [rf"\multicolumn{{{len(g)}}}{{c}}{{{_escaped(name)}}}" for g, name in zip(places, names, strict=True)]
+    below = ["" if column[2] is None else _points(column[2]) for column in found.columns]
+    tail = heads[1 + len(found.columns) :]
+    return [" & ".join(["", *above, *([""] * len(tail))]) + r" \\", _tex([heads[0], *below, *tail])]
+
+
+def _escaped(text: str) -> str:
+    text = printable(text)
+    plain = re.sub(r"[\\%&_#${}~^<>|]", lambda sign: TEX.get(sign[0], "\\" + sign[0]), text)
+    return plain.replace("±", r"$\pm$")
+
+
+def _tex(cells: Sequence[str], bold: Collection[int] = ()) -> str:
+    escaped = [_escaped(cell) for cell in cells]
+    if escaped[0].lstrip().startswith(("[", "*")):
+        escaped[0] = "{}" + escaped[0]  # else the line before would take it for an option
+    return " & ".join(rf"\textbf{{{c}}}" if k in bold else c for k, c in enumerate(escaped)) + r" \\"
+
+
+def note(found: Grid) -> str:
+    """What the numbers are."""
+    names = {*found.metrics.values()}
+    each = ", ".join(f"{metric} of {dataset}" for dataset, metric in found.metrics.items())
+    what = f": {each if len(names) > 1 else names.pop()}" if names else ""
+    least = min(found.own.values(), default=found.seeds)
+    many = f"{found.seeds} seeds" if least == found.seeds else f"{least} to {found.seeds} seeds, as the recipe has them"
+    spread = f"Mean ± standard deviation over {many}." if found.seeds > 1 else "Of one seed."
+    lent = f" What drawing a ticket cost is not in the row that it was given to ({', '.join(sorted(found.given))})."
+    return (
+        f"{found.split.capitalize()} scores in points{what}. {spread} Bold: "
+        f"better than every other pruned row by more than the {100 * CONFIDENCE:.0f} % interval of the difference "
+        f"(Student, paired by seed, model and dataset). FLOPs: all training, scoring and selection."
+        f"{lent if found.given else ''}"
+    )

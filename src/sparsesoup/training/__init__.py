@@ -1,0 +1,1 @@
+"""What trains: batches, the state, the loop, checkpoints and costs."""

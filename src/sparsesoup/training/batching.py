@@ -1,0 +1,92 @@
+"""Examples, and the random, reproducible, length-grouped batches made of them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsesoup.core.rng import fold, generator
+
+Batch = dict[str, Tensor]  # what the model takes, and "labels"
+
+POOL = 64  # batches that are sorted by length together: larger means less padding and less random neighbours
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows, how to make a batch of some, and how many tokens each has.
+
+    Args:
+        rows: the examples, in any form that `collate` takes.
+        collate: rows -> batch; the batch holds `labels`.
+        lengths: tokens of each row; empty where all rows are equally long (images, vectors).
+        vary: (rows, number of a look at them) -> batch whose rows are varied at random, the same for the same number;
+            None where a training sees rows as they are.
+    """
+
+    rows: Sequence[Any]
+    collate: Callable[[Sequence[Any]], Batch]
+    lengths: tuple[int, ...] = ()
+    vary: Callable[[Sequence[Any], int], Batch] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        return self.collate([self.rows[i] for i in indices])
+
+    def at(self, seed: int, *path: object) -> "Data":
+        """The rows as a training sees them at one moment: varied, the same for the same seed and path."""
+        if self.vary is None:
+            return self
+        vary, look = self.vary, fold(seed, *path)
+        return replace(self, collate=lambda rows: vary(rows, look))
+
+    def tokens(self, indices: Sequence[int]) -> tuple[int, int]:
+        """(tokens computed, of which padding) in a batch of these rows; a row without a length counts as one token."""
+        if not self.lengths:
+            return len(indices), 0
+        lengths = [self.lengths[i] for i in indices]
+        computed = len(lengths) * max(lengths)
+        return computed, computed - sum(lengths)
+
+    def share(self, part: float, seed: int, *path: object) -> "Data":
+        """A random share of the rows, at least one; the same rows for the same seed and path."""
+        if part == 1.0:
+            return self
+        order = torch.randperm(len(self), generator=generator(seed, "share", *path))
+        return self.taken(sorted(order[: max(1, round(part * len(self)))].tolist()))
+
+    def taken(self, indices: Sequence[int]) -> "Data":
+        """These rows alone."""
+        lengths = tuple(self.lengths[i] for i in indices) if self.lengths else ()
+        return replace(self, rows=[self.rows[i] for i in indices], lengths=lengths)
+
+    def ordered(self, size: int) -> list[list[int]]:
+        """All rows once, sorted by length so that little is padding: for evaluation."""
+        order = sorted(range(len(self)), key=self.lengths.__getitem__) if self.lengths else list(range(len(self)))
+        return [order[i : i + size] for i in range(0, len(order), size)]
+
+    def batches(self, size: int, start: int, seed: int, *path: object) -> Iterator[list[int]]:
+        """Endless batches of row indices from the `start`-th on, epoch after epoch in a new order.
+
+        The order is a function of seed, path and epoch alone, so any step can be returned to. Rows of like length share
+        a batch: each epoch is shuffled, cut into pools of 64 batches, sorted by length within a pool, and the batches
+        of the epoch are shuffled again. The rows that do not fill the last batch are left out, others each epoch.
+        """
+        size = min(size, len(self))
+        each = len(self) // size
+        for epoch in count(start // each):
+            first = start % each if epoch == start // each else 0
+            yield from self._epoch(size, generator(seed, "order", *path, epoch))[first:]
+
+    def _epoch(self, size: int, draw: torch.Generator) -> list[list[int]]:
+        order = torch.randperm(len(self), generator=draw)[: len(self) // size * size].tolist()
+        if self.lengths:
+            pools = [order[i : i + POOL * size] for i in range(0, len(order), POOL * size)]
+            order = [i for pool in pools for i in sorted(pool, key=self.lengths.__getitem__)]
+        batches = [order[i : i + size] for i in range(0, len(order), size)]
+        return [batches[i] for i in torch.randperm(len(batches), generator=draw).tolist()]

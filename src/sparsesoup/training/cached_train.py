@@ -1,0 +1,67 @@
+"""A training that other runs may have in common with this one."""
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from sparsesoup.training.cost import Cost
+from sparsesoup.training.loop import train
+from sparsesoup.training.problem import Observer, Problem
+from sparsesoup.training.state import TrainState
+from sparsesoup.training.train_cache import Product
+
+
+def train_once(
+    state: TrainState, problem: Problem, steps: int, stream: tuple[object, ...] = (), label: str = "strong"
+) -> None:
+    """`train` at the problem's own rate, or what it left on the shelf when another run did the same, charged in full.
+
+    A training that goes on after a kill is not shared, nor one with a teacher that the shelf's identity does not name.
+    """
+    shelf = problem.shelf
+    unknown = problem.objective is not None and "teacher" not in shelf.identity
+    if shelf.folder is None or unknown or problem.journal.midway:
+        train(state, problem, steps, stream=stream, label=label)
+        return
+    key = shelf.key(state.tensors(), state.step, steps, stream, problem.rate(), problem.training, problem.seed)
+    found = shelf.take(key)
+    if found is not None:
+        _become(state, problem, found, label)
+        return
+    before, records = problem.meter.costs.get(label, Cost()), Records(problem.observer)
+    train(state, replace(problem, observer=records), steps, stream=stream, label=label)
+    cost = _difference(problem.meter.costs[label], before)
+    shelf.put(key, Product(state.tensors(), state.facts() | {"notes": {}}, cost, records.kept))
+
+
+def _become(state: TrainState, problem: Problem, product: Product, label: str) -> None:
+    """The state as the training left it, its steps on the meter and in the log."""
+    start = state.step
+    state.take_back_(product.tensors, product.facts | {"notes": state.notes})
+    problem.meter.add(label, replace(product.cost, shared=product.cost.steps))
+    problem.observer.begin(label, start, state.step)
+    for record in product.records:
+        problem.observer.step({**record, "label": label})
+    problem.observer.end()
+
+
+def _difference(after: Cost, before: Cost) -> Cost:
+    return Cost(**{f.name: getattr(after, f.name) - getattr(before, f.name) for f in fields(Cost)})
+
+
+class Records:
+    """An observer that passes on and keeps what it is told of each step."""
+
+    def __init__(self, observer: Observer) -> None:
+        self.observer = observer
+        self.kept: list[dict[str, Any]] = []
+
+    def begin(self, label: str, step: int, until: int) -> None:
+        self.observer.begin(label, step, until)
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        self.kept.append(dict(record))
+        self.observer.step(record)
+
+    def end(self) -> None:
+        self.observer.end()

@@ -1,0 +1,236 @@
+"""The journal: finished pieces of a run on disk, so that a killed run goes on where it was."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.files import check_digest, digest_of, from_json, load_table, remove, whole, write_table
+from sparsesoup.training.cost import Meter
+
+JOURNAL = "journal.json"
+SHARE = 50  # a save may cost at most 1/50 of the time since the last one
+
+
+class Resumable(Protocol):
+    """A state that can be put on disk and taken back."""
+
+    def tensors(self) -> dict[str, Tensor]: ...
+    def facts(self) -> dict[str, Any]: ...
+    def take_back_(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None: ...
+
+
+class Journal:
+    """What is done, what is under way, and the state to go on from.
+
+    A method runs its work as named pieces. A restarted run skips the finished ones and takes the state of the last;
+    code between pieces must not look at the state, since it is stale while pieces are skipped. A piece that trains
+    does so first and once: `tick` then also saves in its midst.
+
+    Args:
+        meter: saved and restored with the state, so that no step is lost or counted twice.
+        folder: where to; None keeps nothing.
+        every: seconds between saves at the least; more if a save takes more than a fiftieth of that.
+        position: what else to remember (where the log ends), and `rewind` to return to it; 0 is the beginning.
+    """
+
+    def __init__(
+        self,
+        meter: Meter,
+        folder: Path | None = None,
+        every: float = 30.0,
+        position: Callable[[], Any] = lambda: 0,
+        rewind: Callable[[Any], None] = lambda at: None,
+    ) -> None:
+        self.meter, self.folder, self.every = meter, folder, every
+        self.position = position
+        self.finished: list[str] = []
+        self.held: list[str] = []
+        self.open: str | None = None
+        self._owner: Resumable | None = None
+        self._stored: dict[str, dict[str, Tensor]] = {}
+        self._partial: tuple[str, int] | None = None
+        self._saved: str | None = None
+        self._digests: dict[str, str] = {}  # of the files beside the journal; one of an older version has none
+        self._run, self._read_run, self._over = 1, 1, False
+        self._given: dict[str, dict[str, float]] | None = None
+        self._last, self._took = time.monotonic(), 0.0
+        rewind(self._read(folder / JOURNAL) if folder is not None and (folder / JOURNAL).exists() else 0)
+
+    @property
+    def resumed(self) -> str | None:
+        """The piece from which a restarted run goes on, None for a fresh one."""
+        if self._partial:
+            return f"the midst of {self._partial[0]}"
+        return self.finished[-1] if self.finished else None
+
+    @property
+    def midway(self) -> bool:
+        """Whether the open piece goes on from its midst, where a former run left it."""
+        return self._partial is not None and self._partial[0] == self.open
+
+    def begin_run(self, meter: Meter) -> None:
+        """Begin a run: what earlier runs on the same problem finished is forgotten, and their costs are taken off.
+
+        The first run goes on from what was read, unless that is a later run's. A second call within a run, before
+        its end or an error, changes nothing.
+        """
+        if self._given is None:
+            self._given = meter.to_json()
+        if self._over:
+            self._run, self._over = self._run + 1, False
+        elif self._read_run == self._run:
+            return
+        self._read_run = self._run
+        self.finished, self.held, self._partial = [], [], None
+        self.close()
+        meter.restore(self._given)
+
+    def end_run(self) -> None:
+        """End a run: the next one on the same problem begins afresh."""
+        self._over = True
+
+    def piece(self, name: str, state: Resumable, work: Callable[..., object], *args: Any, hold: bool = False) -> None:
+        """Do `work(*args)` once in the life of the run.
+
+        Args:
+            name: of the piece, unique in the run.
+            state: what the work changes; restored instead of working if this piece was the last one finished.
+            hold: keep this piece's state on disk to the end and restore it on every restart (a rewinding point).
+        """
+        if name in self.finished:
+            if name in self.held:
+                self._restore(state, f"held-{name}")
+            elif name == self.finished[-1] and not self._partial:
+                self._restore(state, self._saved)
+            return
+        self.open, self._owner = name, state
+        try:
+            work(*args)
+        except BaseException:
+            self.end_run()
+            raise
+        self.open = self._owner = self._partial = None
+        self.finished.append(name)
+        if hold:
+            self.held.append(name)
+        if hold or self._due():
+            self._save(state, f"held-{name}" if hold else None)
+
+    def begin(self, state: Resumable, until: int) -> int:
+        """The step to train to: `until`, or what was saved with the open piece, whose state is then taken back."""
+        if self._partial and self.midway and self._owner is state:
+            self._restore(state, self._saved)
+            return self._partial[1]
+        return until
+
+    def tick(self, state: Resumable, until: int, ending: bool = False) -> None:
+        """Called after each step of a training to step `until`: saves the state if it is time to.
+
+        Before an error ends the run (`ending`) it is, if any piece is finished that a restart should skip.
+        """
+        if self._owner is state and (self._due() or (ending and self.finished)):
+            self._partial = (str(self.open), until)
+            self._save(state)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Save nothing in this block: the state is a fork, and a restart begins the open piece anew."""
+        owner, self._owner = self._owner, None
+        try:
+            yield
+        finally:
+            self._owner = owner
+
+    def store(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep a finished product (a round's trained ticket) to the end of the run: out of memory if there is a folder.
+
+        Call it in the piece that makes the product. A piece that is done again writes the same once more, so a name
+        stands for one product in the life of the run.
+        """
+        if self.folder is None:
+            self._stored[name] = {k: t.detach().clone() for k, t in tensors.items()}
+            return
+        self._write(f"stored-{name}.safetensors", tensors)
+
+    def fetch(self, name: str) -> dict[str, Tensor]:
+        """The product of that name, on the CPU where it comes from disk; not to be written to.
+
+        Raises: UserError if its file is missing or damaged.
+        """
+        if self.folder is None:
+            return self._stored[name]
+        path = self.folder / f"stored-{name}.safetensors"
+        try:
+            check_digest(path, self._digests.get(path.name))
+            return load_file(path)
+        except (OSError, SafetensorError, ValueError) as error:
+            raise UserError(f"damaged product {path} ({error}); remove {path.parent} to start afresh") from error
+
+    def close(self) -> None:
+        """Remove the saved states and products: they are needed no more."""
+        self._stored.clear()
+        self._digests.clear()
+        self._saved = None
+        if self.folder is not None:
+            for file in self.folder.glob("*.safetensors"):
+                remove(file)
+
+    def _due(self) -> bool:
+        return time.monotonic() - self._last >= max(self.every, SHARE * self._took)
+
+    def _save(self, state: Resumable, name: str | None = None) -> None:
+        if self.folder is None:
+            return
+        began, before = time.monotonic(), self._saved
+        self._saved = name or ("state-b" if before == "state-a" else "state-a")
+        self._write(f"{self._saved}.safetensors", state.tensors(), {"facts": json.dumps(state.facts())})
+        # The journal names the state: a kill between the two writes leaves the old pair whole.
+        entry = {"finished": self.finished, "held": self.held, "partial": self._partial, "saved": self._saved}
+        costs = {"meter": self.meter.to_json(), "given": self._given}
+        old = f"{before}.safetensors" if before and before != self._saved and not before.startswith("held-") else ""
+        self._digests.pop(old, None)
+        rest = {"run": self._run, "position": self.position(), "digests": self._digests}
+        write_table(self.folder / JOURNAL, entry | costs | rest)
+        if old:
+            remove(self.folder / old)
+        self._last = time.monotonic()
+        self._took = self._last - began
+
+    def _write(self, name: str, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+        with whole(Path(str(self.folder)) / name) as temporary:
+            save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, temporary, metadata=metadata)
+            digest = digest_of(temporary)
+        self._digests[name] = digest
+
+    def _read(self, path: Path) -> Any:
+        """Take up what a former run left; the position to return to."""
+        try:
+            entry = load_table(path)
+            self.finished, self.held, self._saved = entry["finished"], entry["held"], entry["saved"]
+            self._partial = (entry["partial"][0], entry["partial"][1]) if entry["partial"] else None
+            self.meter.restore(entry["meter"])
+            self._read_run, self._given = entry.get("run", 1), entry.get("given")
+            self._digests = dict(entry.get("digests", {}))
+            return entry["position"]
+        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise UserError(f"damaged journal {path} ({error}); remove {path.parent} to start afresh") from error
+
+    def _restore(self, state: Resumable, name: str | None) -> None:
+        path = Path(str(self.folder)) / f"{name}.safetensors"
+        try:
+            check_digest(path, self._digests.get(path.name))
+            with safe_open(path, framework="pt") as file:
+                facts = from_json((file.metadata() or {})["facts"])
+                names = list(file.keys())
+                tensors = {key: file.get_tensor(key) for key in names}
+            state.take_back_(tensors, facts)
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            raise UserError(f"damaged state {path} ({error}); remove {path.parent} to start afresh") from error

@@ -1,0 +1,104 @@
+"""What a training minimises beside the criterion of its task: the answers of a teacher."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.targets import Targets, block_of
+from sparsesoup.training.batching import Batch
+from sparsesoup.training.config import Distill
+from sparsesoup.training.problem import Problem
+
+
+def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """How far the student's answers are from the teacher's, for each row: [rows].
+
+    KL(teacher || student) of softened answers, times temperature^2 so that gradients keep their size (Hinton et al.
+    2015, sec. 2); the mean over what a row answers (start and end of a span). One output is a number: squared distance.
+
+    Args:
+        student, teacher: outputs [rows, ..., answers].
+
+    >>> divergence(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 1.0]]), 2.0).item()
+    0.0
+    """
+    student, teacher = student.float(), teacher.float()
+    if student.shape[-1] == 1:
+        return (student - teacher).square().flatten(1).mean(1)
+    wanted, given = ((t / temperature).log_softmax(-1) for t in (teacher, student))
+    return (wanted.exp() * (wanted - given)).sum(-1).reshape(len(student), -1).mean(1) * temperature**2
+
+
+def distilled(problem: Problem, teacher: nn.Module, settings: Distill) -> Callable[[nn.Module, Batch], Tensor]:
+    """The objective (1 - hardness) * criterion + hardness * divergence + hidden * distance of the blocks' outputs.
+
+    Args:
+        teacher: a model that answers as `problem.predict` reads it; it gets no gradient and sees no dropout.
+    Raises: UserError at the first step if its answers or its blocks are of another shape than the student's.
+    """
+    model = problem.accelerator.prepare_model(teacher, evaluation_mode=True).eval().requires_grad_(False)
+    share, names = settings.hardness, blocks(problem.targets) if settings.hidden else []
+
+    def objective(student: nn.Module, batch: Batch) -> Tensor:
+        with torch.no_grad(), outputs_of(model, names) as wanted:
+            answers = problem.predict(model, batch)
+        with outputs_of(student, names) as given:
+            outputs = problem.predict(student, batch)
+        if outputs.shape != answers.shape:
+            raise UserError(
+                f"the teacher answers {tuple(answers.shape[1:])} a row, the model {tuple(outputs.shape[1:])}; "
+                f"give a teacher of the same task"
+            )
+        loss = (1 - share) * problem.criterion(outputs, batch) + share * divergence(
+            outputs, answers, settings.temperature
+        ).mean()
+        return loss + settings.hidden * _distance(given, wanted, batch.get("attention_mask")) if names else loss
+
+    return objective
+
+
+def blocks(targets: Targets) -> list[str]:
+    """Names of the repeated blocks that hold the prunable weights: what stands before the first number in their names.
+
+    Raises: UserError if no target lies in a numbered block.
+    """
+    found = dict.fromkeys(block for name in targets if (block := block_of(name)))
+    if not found:
+        raise UserError("train.distill.hidden needs a model with numbered blocks; say --train.distill.hidden 0")
+    return list(found)
+
+
+@contextmanager
+def outputs_of(model: nn.Module, names: list[str]) -> Iterator[list[Tensor]]:
+    """Fills a list with the outputs of the named modules while the model runs inside the block."""
+    outputs: list[Tensor] = []
+
+    def remember(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        outputs.append(output if isinstance(output, Tensor) else output[0])
+
+    handles = [model.get_submodule(name).register_forward_hook(remember) for name in names]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _distance(given: list[Tensor], wanted: list[Tensor], mask: Tensor | None) -> Tensor:
+    """The mean squared distance over blocks, rows and the tokens of a row; padding is none."""
+    if [t.shape for t in given] != [t.shape for t in wanted]:
+        raise UserError(
+            "train.distill.hidden compares blocks of equal number and width, the teacher's are others; say "
+            "--train.distill.hidden 0"
+        )
+    return torch.stack([_apart(a, b, mask) for a, b in zip(given, wanted, strict=True)]).mean()
+
+
+def _apart(one: Tensor, other: Tensor, mask: Tensor | None) -> Tensor:
+    squares = (one - other).float().square().mean(-1)
+    if mask is None or squares.shape != mask.shape:
+        return squares.mean()
+    return (squares.masked_fill(mask == 0, 0.0).sum(-1) / mask.sum(-1)).mean()

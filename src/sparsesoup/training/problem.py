@@ -1,0 +1,284 @@
+"""What a method may touch: a pre-trained model, training and validation rows, a loss, a metric. No test split."""
+
+import copy
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from sparsesoup.core import masks as algebra
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.schedules import Decay, least_steps
+from sparsesoup.core.targets import Targets, fingerprint, parameters
+from sparsesoup.core.ticket import Ticket
+from sparsesoup.training.answer_stats import answered
+from sparsesoup.training.batching import Batch, Data
+from sparsesoup.training.checkpoint import Journal
+from sparsesoup.training.config import Training
+from sparsesoup.training.cost import Cost, Meter
+from sparsesoup.training.forks import Map, in_turn
+from sparsesoup.training.state import TrainState, weights
+from sparsesoup.training.train_cache import Shelf
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": functools.partial(torch.optim.AdamW, fused=True),
+    "adam": functools.partial(torch.optim.Adam, fused=True),
+    "sgd": functools.partial(torch.optim.SGD, momentum=0.9),
+    "rmsprop": functools.partial(torch.optim.RMSprop, momentum=0.9),
+}
+
+
+Learnt = tuple[Sequence[Parameter], float]  # what gates learn, and the factor on the learning rate they learn it with
+
+
+class Observer(Protocol):
+    """Who watches a run: progress bars, a log. A step with an empty record is progress with nothing to note."""
+
+    def begin(self, label: str, step: int, until: int) -> None: ...
+    def step(self, record: Mapping[str, Any]) -> None: ...
+    def end(self) -> None: ...
+
+
+class Silent:
+    """Watches nothing."""
+
+    def begin(self, label: str, step: int, until: int) -> None:
+        pass
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A pre-trained model and the task it is to be pruned for.
+
+    Args:
+        pretrained: the model, head included; never written to.
+        targets: its prunable parameters.
+        train, validation: rows to learn from, and rows to select by. A method sees no others.
+        predict: (model, batch) -> outputs [rows, ...].
+        criterion: (outputs, batch) -> mean loss of the task.
+        objective: (model, batch) -> what a training minimises, where that is more than the criterion (distillation).
+        metric: (outputs, labels) -> named scores, higher = better; the first one selects.
+        steps: T, the steps of one normal fine-tuning.
+        training: learning rate and the like.
+        seed: of everything random.
+        meter, journal, observer: what it costs, what is done, who watches.
+        shelf: trainings that other runs have done.
+        map: who does work on forks of a state.
+        head: names of the parameters that answer the task, behind the pre-trained model.
+        fresh: names of the parameters that were drawn at random, which no checkpoint had.
+        notes: what a user should know of the model before the first step, a sentence each.
+    """
+
+    pretrained: nn.Module
+    targets: Targets
+    train: Data
+    validation: Data
+    predict: Callable[[nn.Module, Batch], Tensor]
+    criterion: Callable[[Tensor, Batch], Tensor]
+    metric: Callable[[Tensor, Tensor], dict[str, float]]
+    steps: int
+    training: Training = field(default_factory=Training)
+    objective: Callable[[nn.Module, Batch], Tensor] | None = None
+    seed: int = 0
+    meter: Meter = field(default_factory=Meter)
+    journal: Journal = field(default_factory=lambda: Journal(Meter()))
+    observer: Observer = field(default_factory=Silent)
+    shelf: Shelf = field(default_factory=Shelf)
+    map: Map = in_turn
+    head: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What a training step minimises, for the mean row of a batch."""
+        if self.objective is not None:
+            return self.objective(model, batch)
+        return self.criterion(self.predict(model, batch), batch)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which every training row is seen once."""
+        return max(1, len(self.train) // self.training.batch_size)
+
+    def rate(self, total: int | None = None) -> Decay:
+        """Learning rate of a run of `total` steps (default T): warm-up, then down to 0 in a straight line."""
+        total = self.steps if total is None else total
+        return Decay(self.training.learning_rate, round(self.training.warmup * total), total)
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """accelerate's view of this machine: device and precision."""
+        known: Accelerator | None = self.__dict__.get("_accelerator")
+        # accelerate has one precision a process: a problem with another one changes that of those before it.
+        if known is None or known.mixed_precision != self.training.precision:
+            known = self.__dict__["_accelerator"] = _accelerator(self.training.precision)
+        return known
+
+    def start(self, attach: Callable[[nn.Module], Learnt] | None = None) -> TrainState:
+        """A run at its beginning: a copy of the pre-trained model, a fresh optimizer, all weights kept.
+
+        Nothing is left of earlier runs on this problem: neither what they finished nor what they cost.
+
+        Args:
+            attach: puts gates on the copy and returns their parameters with the factor on their learning rate.
+        """
+        self.journal.begin_run(self.meter)
+        model = copy.deepcopy(self.pretrained)
+        if self.training.freeze_embeddings:
+            _freeze_embeddings(model)
+        scores, factor = attach(model) if attach else ([], 1.0)
+        learnt = {id(score) for score in scores}
+        weights = [p for p in model.parameters() if p.requires_grad and id(p) not in learnt]
+        groups = [
+            _group([p for p in weights if p.dim() > 1], self.training.weight_decay, decays=True),
+            _group([p for p in weights if p.dim() <= 1]),
+            _group(list(scores), factor=factor),
+        ]
+        model = self.accelerator.prepare_model(model)
+        optimizer = OPTIMIZERS[self.training.optimizer]([g for g in groups if g["params"]], lr=0.0)
+        masks = algebra.ones(parameters(model, self.targets))
+        return TrainState(model=model, optimizer=optimizer, targets=self.targets, masks=masks)
+
+    @torch.no_grad()
+    def begin_again_(self, state: TrainState) -> None:
+        """The state as at its beginning: theta_0, a fresh optimizer, all weights kept. Memory and notes stay.
+
+        From the pre-trained model itself, so that no snapshot has to be held. Not for a state with gates.
+        """
+        plain = weights(self.pretrained)
+        for name, t in weights(state.model).items():
+            t.copy_(plain[name])
+        state.forget_()
+        state.step, state.masks = 0, algebra.ones(state.params())
+
+    def origin(self) -> str:
+        """Fingerprint of the pre-trained prunable weights: what a ticket of this problem belongs to."""
+        return fingerprint(parameters(self.pretrained, self.targets))
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Scores on the validation rows; on the meter like everything else."""
+        with timed(self.meter, "validation") as cost:
+            return evaluate(self, model, self.validation, cost)
+
+    def ticket(self, state: TrainState, **notes: Any) -> Ticket:
+        """The product of a run, validated; the run ends with it."""
+        self.journal.end_run()
+        algebra.apply_(state.params(), state.masks)
+        with timed(self.meter, "validation") as cost:
+            outputs, labels = ask(self, state.model, self.validation, cost)
+            metrics = self.metric(outputs, labels)
+        found = {name: t.detach().cpu().clone() for name, t in state.model.state_dict().items()}
+        masks = {name: m.cpu() for name, m in state.masks.items()}
+        told = {**state.notes, **notes}
+        return Ticket(masks, found, metrics, self.meter.to_json(), told, answered(outputs, labels))
+
+
+def _accelerator(precision: str) -> Accelerator:
+    try:
+        accelerator = Accelerator(mixed_precision=precision)
+    except ValueError:  # of another precision, which accelerate remembers
+        AcceleratorState._reset_state()
+        accelerator = Accelerator(mixed_precision=precision)
+    if accelerator.num_processes > 1:
+        raise UserError(f"training runs in one process, was launched in {accelerator.num_processes}; use 1")
+    return accelerator
+
+
+def _freeze_embeddings(model: nn.Module) -> None:
+    """Train no module that is an embedding or is called so; UserError if there is none."""
+    found = [m for name, m in model.named_modules() if isinstance(m, nn.Embedding) or name.endswith("embeddings")]
+    if not found:
+        raise UserError("this model has no embeddings to freeze; leave train.freeze_embeddings out")
+    for module in found:
+        module.requires_grad_(False)
+
+
+def _group(params: list[Parameter], decay: float = 0.0, decays: bool = False, factor: float = 1.0) -> dict[str, Any]:
+    """A group of the optimizer: `factor` on the rate of the run; `decays`: a protocol may set its weight decay."""
+    return {"params": params, "weight_decay": decay, "decays": decays, "factor": factor}
+
+
+def need_steps(problem: Problem, least: int, why: str) -> None:
+    """Raise a UserError if T is less than a method's schedule needs."""
+    if problem.steps < least:
+        raise UserError(f"{problem.steps} steps are too few: {why} needs at least {least}; raise --steps or --epochs")
+
+
+def need_fit(problem: Problem, fits: Callable[[int], object], why: str) -> None:
+    """Raise a UserError if a method's schedule does not fit T; it says from where on it does."""
+    if not fits(problem.steps):
+        least = least_steps(fits, problem.steps)
+        if least is None:
+            raise UserError(f"no number of steps is enough for {why}; choose less extreme settings")
+        need_steps(problem, least, why)
+
+
+def need_dense(sparsity: float, name: str) -> None:
+    """Raise a ValueError if a method whose product is dense is asked to prune."""
+    if sparsity:
+        raise ValueError(f"{name} keeps every weight: sparsity must be 0, got {sparsity}")
+
+
+@contextmanager
+def timed(meter: Meter, label: str) -> Iterator[Cost]:
+    """A cost to fill in; its time is taken and it is charged to the label, also when the block fails."""
+    cost, began = Cost(), time.perf_counter()
+    try:
+        yield cost
+    finally:
+        cost.seconds += time.perf_counter() - began
+        meter.add(label, cost)
+
+
+def evaluate(problem: Problem, model: nn.Module, data: Data, cost: Cost) -> dict[str, float]:
+    """Scores of a model on any rows, in eval mode, without a gradient; what it took is added to `cost`."""
+    return problem.metric(*ask(problem, model, data, cost))
+
+
+def ask(problem: Problem, model: nn.Module, data: Data, cost: Cost) -> tuple[Tensor, Tensor]:
+    """(outputs, labels) of a model on any rows, as `evaluate` takes them."""
+    training = model.training
+    model.eval()
+    outputs, labels = [], []
+    batches = data.ordered(2 * problem.training.batch_size)
+    problem.observer.begin("validation", 0, len(batches))
+    with torch.no_grad():
+        for indices in batches:
+            batch = to_device(data.batch(indices), problem.accelerator.device)
+            shape = ("forward", *(tuple(t.shape) for t in batch.values()))
+            out, flops = problem.meter.counted(shape, functools.partial(problem.predict, model, batch))
+            outputs.append(out.float().cpu())
+            labels.append(batch["labels"].cpu())
+            charge(cost, data, indices, flops)
+            problem.observer.step({})
+    problem.observer.end()
+    model.train(training)
+    return torch.cat(outputs), torch.cat(labels)
+
+
+def charge(cost: Cost, data: Data, indices: list[int], flops: int) -> None:
+    """Add a batch to a cost."""
+    tokens, padding = data.tokens(indices)
+    cost.examples += len(indices)
+    cost.tokens += tokens
+    cost.padding += padding
+    cost.flops += flops
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on the device that the model is on."""
+    return {name: t.to(device, non_blocking=True) for name, t in batch.items()}

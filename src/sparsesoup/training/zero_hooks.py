@@ -1,0 +1,75 @@
+"""Keep the zeros of a pruned model while something else trains it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from sparsesoup.core.masks import Masks
+
+
+def zeros_of(model: nn.Module, names: Any) -> Masks:
+    """The masks that a pruned model's own zeros make, for these parameters."""
+    params = dict(model.named_parameters())
+    return {name: params[name].detach() != 0 for name in names}
+
+
+def hold_zeros(model: nn.Module, optimizer: Optimizer, masks: Masks) -> Callable[[], None]:
+    """Fine-tune a pruned model in any loop: its zeros stay, exactly, whatever the optimizer remembers.
+
+    Gradients of pruned weights are zeroed as they are made, before any clipping; after each `optimizer.step()` the
+    weights are zeroed too.
+
+    Args:
+        model: the model that is trained; its parameters carry the names of the masks.
+        optimizer: any torch optimizer.
+        masks: name -> bool, True = kept, as `sparsesoup.core.ticket.load_masks` gives them.
+    Returns: a function that ends it.
+    Raises: ValueError if the model lacks a masked parameter or its shape differs.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> optimizer = torch.optim.AdamW(layer.parameters())
+    >>> stop = hold_zeros(layer, optimizer, {"weight": torch.eye(2) > 0})
+    """
+    params = _matching(model, masks)
+    handles: list[RemovableHandle] = []
+    for name, parameter in params.items():
+        mask = masks[name].to(parameter.device)
+        handles.append(parameter.register_post_accumulate_grad_hook(_zero_gradient(mask)))
+    handles.append(optimizer.register_step_post_hook(lambda *_: zero(params, masks)))
+    zero(params, masks)
+
+    def stop() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return stop
+
+
+@torch.no_grad()
+def zero(params: dict[str, Parameter], masks: Masks) -> None:
+    """Set what the masks prune to exactly zero."""
+    for name, parameter in params.items():
+        parameter.masked_fill_(~masks[name].to(parameter.device), 0.0)
+
+
+def _zero_gradient(mask: torch.Tensor) -> Callable[[Parameter], None]:
+    def hook(parameter: Parameter) -> None:
+        if parameter.grad is not None:
+            parameter.grad.masked_fill_(~mask, 0.0)
+
+    return hook
+
+
+def _matching(model: nn.Module, masks: Masks) -> dict[str, Parameter]:
+    params = dict(model.named_parameters())
+    for name, mask in masks.items():
+        if name not in params:
+            raise ValueError(f"the model has no parameter {name} to hold at zero")
+        if params[name].shape != mask.shape:
+            raise ValueError(f"{name} has shape {tuple(params[name].shape)}, its mask {tuple(mask.shape)}")
+    return {name: params[name] for name in masks}
