@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.runs.config import Settings, from_table
-from sparsesoup.runs.run import complete
-from sparsesoup.study.cost.estimate import Estimator
+from sparsesoup.runs.config import RunConfig, config_from_dict
+from sparsesoup.runs.run import fill_default_sparsity
+from sparsesoup.study.cost.estimate import CostEstimator
 from study import HERE, cells, do, finished, read, sparsity
 
 SPARE = 1.3  # how much longer than those before it a cell may take
@@ -33,7 +33,7 @@ class Entry(NamedTuple):
 
 def backlog(experiments: Path, results: Path) -> list[Entry]:
     """The unfinished cells of the experiments in a folder, the cheapest first."""
-    estimator, found = Estimator(timed=False), []
+    estimator, found = CostEstimator(timed=False), []
     for path in sorted(experiments.glob("*.yaml")):
         study = read(path)
         if "rows" not in study:
@@ -45,18 +45,18 @@ def backlog(experiments: Path, results: Path) -> list[Entry]:
     return sorted(found, key=lambda entry: entry.flops)
 
 
-def settings(study: dict[str, Any], row: str, own: dict[str, Any], seed: int) -> Settings:
+def settings(study: dict[str, Any], row: str, own: dict[str, Any], seed: int) -> RunConfig:
     """What a cell is drawn with. Raises: UserError where it would be refused."""
     table = {"model": study["model"], "dataset": study["dataset"], "sparsity": sparsity(study, own), "seed": seed}
     table |= {"steps": round(own.get("times", 1) * study["steps"]), "method": own.get("method") or {}}
     table["train"] = {**(study.get("train") or {}), **(own.get("train") or {})}
-    return from_table(own.get("name", row), table)
+    return config_from_dict(own.get("name", row), table)
 
 
-def cost(estimator: Estimator, study: dict[str, Any], row: str, own: dict[str, Any], seed: int) -> float:
+def cost(estimator: CostEstimator, study: dict[str, Any], row: str, own: dict[str, Any], seed: int) -> float:
     """FLOPs of a cell; 0 where it would be refused."""
     try:
-        return estimator.alone(complete(settings(study, row, own, seed))).total.flops
+        return estimator.estimate_uncached(fill_default_sparsity(settings(study, row, own, seed))).total_cost.flops
     except UserError as error:
         print(f"{row} on {study['dataset']}: {error}", flush=True)
         return 0.0

@@ -25,25 +25,25 @@ from tokenizers import pre_tokenizers, trainers
 from torch import Tensor, nn
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.files import locked, whole, write_json, write_text
-from sparsesoup.core.rng import fold, generator
+from sparsesoup.core.files import atomic_write, file_lock, write_json, write_text
+from sparsesoup.core.rng import cpu_generator, derive_seed
 from sparsesoup.hub.data.files import one_line
-from sparsesoup.hub.models.checkpoint import quiet
-from sparsesoup.hub.models.prunable import prunable
+from sparsesoup.hub.models.checkpoint import quiet_transformers
+from sparsesoup.hub.models.prunable import find_prunable
 from sparsesoup.hub.tasks import zero_shot
-from sparsesoup.hub.tasks.images import Images, encode
+from sparsesoup.hub.tasks.images import ImageTask, encode_images
 from sparsesoup.hub.tasks.prompts import names_of, templates_of
-from sparsesoup.hub.tasks.registry import find
+from sparsesoup.hub.tasks.registry import infer_task
 from sparsesoup.hub.tasks.splits import open_splits, training_splits
-from sparsesoup.hub.tasks.text import padding
-from sparsesoup.runs.progress import Watch
-from sparsesoup.runs.results import machine, versions
-from sparsesoup.training.batching import Batch, Data
-from sparsesoup.training.checkpoint import Journal
-from sparsesoup.training.config import Training
-from sparsesoup.training.cost import Cost, Meter
+from sparsesoup.hub.tasks.text import padding_function
+from sparsesoup.runs.progress import ProgressLogger
+from sparsesoup.runs.results import library_versions, machine_name
+from sparsesoup.training.batching import Batch, RowBatches
+from sparsesoup.training.checkpoint import Checkpointer
+from sparsesoup.training.config import TrainingConfig
+from sparsesoup.training.cost import Cost, CostTracker
 from sparsesoup.training.loop import train
-from sparsesoup.training.problem import Problem, evaluate
+from sparsesoup.training.problem import Problem, evaluate_model
 
 HERE = Path(__file__).parent
 SHIPPED = HERE / "experiments" / "clip-pretrain.yaml"
@@ -114,26 +114,26 @@ class Set:
     names: tuple[str, ...]
     templates: tuple[str, ...]
     prompts: tuple[str, ...]
-    train: Data | None
-    held_out: Data
+    train: RowBatches | None
+    held_out: RowBatches
     judge: Any
 
 
 def open_set(name: str, recipe: dict[str, Any], processor: Any, data_root: str | None) -> Set:
     """A set of the recipe; its test split stays shut."""
     source = open_splits(name, data_root=data_root)
-    task = find(source.train, source.name, None, None)
-    if not isinstance(task, Images):
+    task = infer_task(source.train_split, source.name, None, None)
+    if not isinstance(task, ImageTask):
         raise UserError(f"{name} holds no images, which a CLIP is pre-trained on; name another dataset")
     train_rows, held_out = training_splits(source, task, recipe["seed"])
-    rows = encode(train_rows, task, processor)[0] if name in recipe["datasets"] else None
-    others, judge = encode(held_out, task, processor)
+    rows = encode_images(train_rows, task, processor)[0] if name in recipe["datasets"] else None
+    others, judge = encode_images(held_out, task, processor)
     names = names_of(None, task.labels, False, source.name)
     prompts = templates_of(None, source.name)
     return Set(name, names, tuple(dict.fromkeys([*recipe["templates"], *prompts])), prompts, rows, others, judge)
 
 
-def captioned(sets: Sequence[Set], repeats: Sequence[int], tokenizer: Any) -> Data:
+def captioned(sets: Sequence[Set], repeats: Sequence[int], tokenizer: Any) -> RowBatches:
     """The training rows of sets, each with a caption of its class in a template drawn anew at each look.
 
     A batch has the images, the different captions of the batch as tokens, `caption`: which of these is whose, and
@@ -146,10 +146,10 @@ def captioned(sets: Sequence[Set], repeats: Sequence[int], tokenizer: Any) -> Da
         for name in s.names
     ]
     rows = [(k, row) for k, s in enumerate(sets) for row in [*s.train.rows] * repeats[k]]
-    pad = padding(["input_ids"], tokenizer, left=False)
+    pad = padding_function(["input_ids"], tokenizer, left=False)
 
     def vary(chosen: Sequence[tuple[int, Any]], look: int) -> Batch:
-        draw = generator(look, "captions")
+        draw = cpu_generator(look, "captions")
         parts = [[row for k, row in chosen if k == number] for number in range(len(sets))]
         seen = [(k, sets[k].train.vary(part, look)) for k, part in enumerate(parts) if part]
         labels = torch.cat([batch["labels"] + first[k] for k, batch in seen])
@@ -163,7 +163,7 @@ def captioned(sets: Sequence[Set], repeats: Sequence[int], tokenizer: Any) -> Da
         text = pad([(tokens[g][t],) for g, t in different])
         return {"pixel_values": pixels, **text, "caption": caption, "labels": labels}
 
-    return Data(rows, lambda chosen: vary(chosen, 0), vary=vary)
+    return RowBatches(rows, lambda chosen: vary(chosen, 0), vary=vary)
 
 
 def model_of(recipe: dict[str, Any], tokenizer: Any) -> transformers.CLIPModel:
@@ -178,7 +178,7 @@ def model_of(recipe: dict[str, Any], tokenizer: Any) -> transformers.CLIPModel:
         projection_dim=size,
     )  # fmt: skip
     with torch.random.fork_rng():
-        torch.manual_seed(fold(recipe["seed"], "model"))
+        torch.manual_seed(derive_seed(recipe["seed"], "model"))
         return transformers.CLIPModel(config)
 
 
@@ -186,11 +186,11 @@ def zero_shot_scores(problem: Problem, model: Any, tokenizer: Any, sets: Sequenc
     """What the model says to rows of the training splits that were held out, by prompts alone."""
     found = {}
     for s in sets:
-        tower = zero_shot.tower_of(model)  # on the device of the model
-        head = zero_shot.head_of(model, tokenizer, s.names, s.prompts)
+        tower = zero_shot.vision_tower(model)  # on the device of the model
+        head = zero_shot.zero_shot_head_of(model, tokenizer, s.names, s.prompts)
         tower.register_buffer(zero_shot.HEAD, head, persistent=False)
-        asked = replace(problem, predict=zero_shot.predict, metric=s.judge)
-        found[s.name] = evaluate(asked, tower, s.held_out, Cost())
+        asked = replace(problem, predict=zero_shot.predict_zero_shot, metric=s.judge)
+        found[s.name] = evaluate_model(asked, tower, s.held_out, Cost())
     return found
 
 
@@ -209,17 +209,19 @@ def pretrain(
     learnt = sets[: len(repeats)]
     captions = [t.replace("{}", name) for s in sets for name in s.names for t in s.templates]
     tokenizer = tokenizer_of(captions, recipe["vocabulary"], recipe["length"])
-    model, watch, meter = model_of(recipe, tokenizer), Watch(out / "log.jsonl", console), Meter()
+    model, watch, meter = model_of(recipe, tokenizer), ProgressLogger(out / "log.jsonl", console), CostTracker()
     data = captioned(learnt, [*repeats.values()], tokenizer)
     problem = Problem(
-        pretrained=model, targets=prunable(model), train=data, validation=learnt[0].held_out, steps=recipe["steps"],
-        predict=zero_shot.predict, criterion=lambda outputs, batch: outputs.mean(), metric=learnt[0].judge,
-        objective=objective, training=Training(**recipe["train"]), seed=recipe["seed"], meter=meter, observer=watch,
-        journal=Journal(meter, out / "stages", every, position=watch.position, rewind=watch.rewind),
+        pretrained=model, targets=find_prunable(model), train=data, validation=learnt[0].held_out,
+        steps=recipe["steps"],
+        predict=zero_shot.predict_zero_shot, criterion=lambda outputs, batch: outputs.mean(), metric=learnt[0].judge,
+        objective=objective, training=TrainingConfig(**recipe["train"]), seed=recipe["seed"], meter=meter,
+        observer=watch,
+        journal=Checkpointer(meter, out / "stages", every, position=watch.log_position, rewind=watch.rewind_log),
     )  # fmt: skip
     try:
-        state = problem.start()
-        problem.journal.piece("pre-train", state, train, state, problem, problem.steps)
+        state = problem.start_run()
+        problem.journal.run_stage("pre-train", state, train, state, problem, problem.steps)
         model.load_state_dict(state.model.state_dict())
         model.to(problem.accelerator.device)
         with torch.no_grad():
@@ -227,8 +229,12 @@ def pretrain(
         found = {"recipe": recipe, "zero_shot": zero_shot_scores(problem, model.eval(), tokenizer, sets)}
     finally:
         watch.close()
-    found |= {"cost": meter.to_json(), "machine": machine(problem.accelerator.device), "versions": versions()}
-    with quiet(), whole(out / "model") as temporary:
+    found |= {
+        "cost": meter.to_json(),
+        "machine": machine_name(problem.accelerator.device),
+        "versions": library_versions(),
+    }
+    with quiet_transformers(), atomic_write(out / "model") as temporary:
         model.save_pretrained(temporary)
         transformers.CLIPProcessor(processor, tokenizer).save_pretrained(temporary)
     write_json(out / "pretraining.json", found)
@@ -253,9 +259,9 @@ def read_recipe(path: Path, steps: int | None) -> dict[str, Any]:
     if wrong:
         raise UserError(f"{path}: key {wrong[0]!r} is missing or unknown; the keys are those of {SHIPPED}")
     try:
-        Training(**recipe["train"])
+        TrainingConfig(**recipe["train"])
     except TypeError as error:
-        keys = ", ".join(field.name for field in fields(Training))
+        keys = ", ".join(field.name for field in fields(TrainingConfig))
         raise UserError(f"{path}: `train` does not fit: {one_line(error)}; its keys are {keys}") from error
     if steps is not None and steps < 1:
         raise UserError(f"--steps is {steps}, where at least 1 is needed")
@@ -276,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     try:
         recipe = read_recipe(options.recipe, options.steps)
-        with locked(options.out / ".lock", patient=False):
+        with file_lock(options.out / ".lock", patient=False):
             _check_same(options.out / "recipe.yaml", recipe)
             if not (options.out / "pretraining.json").exists():
                 pretrain(recipe, options.out, options.data_root, Console(stderr=True), options.save_every)

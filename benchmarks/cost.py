@@ -17,18 +17,18 @@ from typing import Any
 import torch
 
 from sparsesoup.core.granularity import Block
-from sparsesoup.core.masking import keep
-from sparsesoup.core.masks import kept
-from sparsesoup.exports.bitmask_codec import decode, encode
-from sparsesoup.hub.build import Place, build, open_task
+from sparsesoup.core.masking import topk_masks
+from sparsesoup.core.masks import count_kept
+from sparsesoup.exports.bitmask_codec import decode_tensor, encode_tensor
+from sparsesoup.hub.build import ModelAndDataConfig, build_problem, open_task
 from sparsesoup.methods.isp import PROTOCOLS
-from sparsesoup.methods.learned_masks import begin
-from sparsesoup.methods.movement import Movement
+from sparsesoup.methods.learned_masks import start_with_gates
+from sparsesoup.methods.movement import MovementPruning
 from sparsesoup.methods.scores import magnitude
 from sparsesoup.methods.soft_movement_and_l0 import HardConcreteL0
-from sparsesoup.methods.weak_masks import cast_vote, look_ahead
-from sparsesoup.training.config import Training
-from sparsesoup.training.forks import in_turn
+from sparsesoup.methods.weak_masks import add_vote, draw_weak_mask
+from sparsesoup.training.config import TrainingConfig
+from sparsesoup.training.forks import serial_map
 from sparsesoup.training.loop import train
 from sparsesoup.training.problem import Problem, to_device
 
@@ -79,10 +79,10 @@ def paired(one: Callable[[], Any], other: Callable[[], Any], rounds: int) -> dic
 def plain_loop(problem: Problem, model: Any, optimizer: Any, steps: int, start: int = 0) -> None:
     """A bare dense loop without anything of ours: what a masked step is compared with."""
     model.train()
-    batches = problem.train.batches(problem.training.batch_size, start, problem.seed)
+    batches = problem.train.train_batches(problem.training.batch_size, start, problem.seed)
     for _ in range(steps):
         batch = to_device(problem.train.batch(next(batches)), torch.device("cpu"))
-        loss = problem.loss(model, batch)
+        loss = problem.training_loss(model, batch)
         loss.backward()
         float(loss.detach())
         torch.nn.utils.clip_grad_norm_(model.parameters(), problem.training.clip)
@@ -92,10 +92,10 @@ def plain_loop(problem: Problem, model: Any, optimizer: Any, steps: int, start: 
 
 def masked_step(problem: Problem, steps: int, rounds: int) -> dict[str, Any]:
     """A step of `train` at 90 % sparsity against a bare dense loop over the same rows. Bound: 1.05."""
-    sparse, dense = problem.start(), problem.start()
+    sparse, dense = problem.start_run(), problem.start_run()
     for group in dense.optimizer.param_groups:
         group["lr"] = 1e-5
-    sparse.prune_(keep(magnitude(sparse.params()), 0.9))
+    sparse.set_masks_(topk_masks(magnitude(sparse.prunable_parameters()), 0.9))
 
     def ours() -> None:
         sparse.step = 0
@@ -112,25 +112,25 @@ def selection(rounds: int) -> dict[str, Any]:
     scores = {f"w{i}": part.view(3072, -1) for i, part in enumerate(flat.split(flat.numel() // 36))}
     count = round(0.1 * flat.numel())
     with Memory() as memory:
-        found = kept(keep(scores, 0.9))
+        found = count_kept(topk_masks(scores, 0.9))
     if found != count:
         raise SystemExit(f"keep kept {found} of {flat.numel()} scores, asked for {count}")
     added = memory.peak / (flat.numel() * flat.element_size())
-    result = paired(lambda: keep(scores, 0.9), lambda: torch.topk(flat, count), rounds)
+    result = paired(lambda: topk_masks(scores, 0.9), lambda: torch.topk(flat, count), rounds)
     return {"bound": 1 / 3, "memory_bound": 0.5, "memory_over_scores": added, **result}
 
 
 def weak_mask(problem: Problem, rounds: int) -> dict[str, Any]:
     """A weak mask of 30 steps, fork, score, keep and return included, against its 30 training steps. Bound: 1.10."""
-    state = problem.start()
+    state = problem.start_run()
     train(state, problem, 1)
-    state.prune_(keep(magnitude(state.params()), 0.5))
+    state.set_masks_(topk_masks(magnitude(state.prunable_parameters()), 0.5))
     protocol, task = PROTOCOLS[0], (30, 0.6, PROTOCOLS[0], lambda step: 1e-5, (0,))
 
     def vote() -> None:
         state.memory.clear()
         state.step = 1  # the same rows as below
-        cast_vote(state, in_turn(problem, state, look_ahead, [task]), 0)
+        add_vote(state, serial_map(problem, state, draw_weak_mask, [task]), 0)
 
     def steps() -> None:
         state.step = 1
@@ -140,9 +140,9 @@ def weak_mask(problem: Problem, rounds: int) -> dict[str, Any]:
 
 
 GATED: dict[str, tuple[float, Any]] = {  # bound, method
-    "movement_step": (1.35, Movement()),
+    "movement_step": (1.35, MovementPruning()),
     "l0_step": (1.35, HardConcreteL0()),
-    "block_step": (1.10, Movement(pattern=Block(32, 32))),
+    "block_step": (1.10, MovementPruning(pattern=Block(32, 32))),
 }
 
 
@@ -152,8 +152,8 @@ def gated_step(problem: Problem, method: Any, bound: float, steps: int, rounds: 
     Thresholds, feedback and penalty included. The most memory that a step takes beside the dense loop's is told in
     sizes of the prunable weights; the scores, their gradient and their two moments are 4.
     """
-    dense, (gated, hook) = problem.start(), method.gated(problem, 0.9)
-    state, ramp = begin(problem, gated), problem.steps // 3
+    dense, (gated, hook) = problem.start_run(), method.make_gates(problem, 0.9)
+    state, ramp = start_with_gates(problem, gated), problem.steps // 3
     for group in dense.optimizer.param_groups:
         group["lr"] = 1e-5
 
@@ -167,7 +167,7 @@ def gated_step(problem: Problem, method: Any, bound: float, steps: int, rounds: 
     state.step = ramp
     hook(state)
     result = paired(ours, plain, rounds)
-    weights = sum(p.numel() * p.element_size() for p in state.params().values())
+    weights = sum(p.numel() * p.element_size() for p in state.prunable_parameters().values())
     learnt = [p for group in state.optimizer.param_groups[2:] for p in group["params"]]
     kept_tensors = [*learnt, *(t for p in learnt for t in state.optimizer.state[p].values() if t.dim())]
     more = (held(ours) - held(plain) + sum(t.numel() * t.element_size() for t in kept_tensors)) / weights
@@ -184,10 +184,10 @@ def packing(rounds: int) -> dict[str, Any]:
     sparse = {name: w * (torch.rand(w.shape, generator=draw) < 0.1) for name, w in dense.items()}
     size = sum(w.nbytes for w in sparse.values())
     for label, kind in (("same", None), ("bf16", torch.bfloat16)):
-        packed = [(name, *encode(name, w, kind)) for name, w in sparse.items()]
+        packed = [(name, *encode_tensor(name, w, kind)) for name, w in sparse.items()]
         parts = [(n, entry, {k.rpartition("|")[2]: t for k, t in table.items()}) for n, entry, table in packed]
-        pack = min(seconds(lambda k=kind: [encode(n, w, k) for n, w in sparse.items()]) for _ in range(rounds))
-        unpack = min(seconds(lambda p=parts: [decode(*row) for row in p]) for _ in range(rounds))
+        pack = min(seconds(lambda k=kind: [encode_tensor(n, w, k) for n, w in sparse.items()]) for _ in range(rounds))
+        unpack = min(seconds(lambda p=parts: [decode_tensor(*row) for row in p]) for _ in range(rounds))
         share = sum(t.nbytes for _, _, table in packed for t in table.values()) / size
         found[label] = {"pack_mb_s": size / pack / 1e6, "unpack_mb_s": size / unpack / 1e6, "share": share}
     return found
@@ -212,8 +212,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     found: dict[str, Any] = {"selection": selection(max(3, options.rounds // 3))}
-    place = Place()
-    problem = build(place, open_task(place), steps=1000, training=Training())
+    place = ModelAndDataConfig()
+    problem = build_problem(place, open_task(place), steps=1000, training=TrainingConfig())
     found["masked_step"] = masked_step(problem, 16, options.rounds)
     found["weak_mask"] = weak_mask(problem, max(3, options.rounds // 3))
     for name, (bound, method) in GATED.items():

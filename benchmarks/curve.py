@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from drawing import axes, label
-from sparsesoup.exports.benchmark import How, measure
+from sparsesoup.exports.benchmark import BenchmarkConfig, run_benchmark
 from sparsesoup.exports.benchmark.backends import BACKENDS
-from sparsesoup.runs.results import machine
-from sparsesoup.study.results.tables import entry, paired
+from sparsesoup.runs.results import machine_name
+from sparsesoup.study.results.tables import format_entry, paired_interval
 from study import add, cells, do, finished, read
 
 HERE = Path(__file__).parent
@@ -31,12 +31,12 @@ GOAL = 2.0  # times as fast
 
 def timed(run: Path, threads: int, rounds: int) -> dict[str, Any]:
     """What a cell holds of its run's speed: by runtime, how many times as fast as dense it is, cut compact."""
-    how = How(batch=32, length=128, threads=threads, rounds=rounds, on=ON)
-    (table,) = measure([run], how)
+    how = BenchmarkConfig(batch=32, length=128, threads=threads, rounds=rounds, on=ON)
+    (table,) = run_benchmark([run], how)
     best = {row["on"]: row for row in table["rows"]}  # the smallest form of a run is measured last
     speed = {name: {key: row[key] for key in ("form", "faster", "quartiles", "promise")} for name, row in best.items()}
     facts = {key: table[key] for key in ("batch", "length", "threads", "rounds", "notes", "failed")}
-    return {"timed": {**facts, "on": machine()}, "speed": speed}
+    return {"timed": {**facts, "on": machine_name()}, "speed": speed}
 
 
 def is_one(result: dict[str, Any]) -> bool:
@@ -74,11 +74,11 @@ def points(result: dict[str, Any]) -> list[str]:
             lines.append(f"| {row} " + "| missing " * (4 + len(ON)) + "|")
             continue
         test, validation = scores(cells, "test"), scores(cells, "validation")
-        mean, half, pairs = paired(test, dense)
+        mean, half, pairs = paired_interval(test, dense)
         apart = f"{mean:+.1f} ± {half:.1f}" if pairs > 1 and row != "dense" else "-"
         gone = 100 * statistics.mean(cell["sparsity"]["reached"] for cell in cells.values())
         fast = [f"{speed:.2f}" if (speed := times(cells, on)) else "not timed" for on in ON]
-        shown = [entry({s: v / 100 for s, v in split.items()}, whole) for split in (validation, test)]
+        shown = [format_entry({s: v / 100 for s, v in split.items()}, whole) for split in (validation, test)]
         lines.append(f"| {row} | {gone:.1f} % | {' | '.join([*shown, apart, *fast])} |")
     return lines
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sparsesoup.study.results.html import spaced
+from sparsesoup.study.results.html import spread_labels
 
 
 @contextlib.contextmanager
@@ -32,5 +32,5 @@ def axes(path: Path, title: str, widths: tuple[int, ...] = (1,), height: float =
 def label(drawn: Any, points: Mapping[str, tuple[float, float]]) -> None:
     """The name of each point beside it, none over another."""
     low, high = drawn.get_ylim()
-    for name, y in spaced(dict(points), (high - low) / 22).items():
+    for name, y in spread_labels(dict(points), (high - low) / 22).items():
         drawn.annotate(name, (points[name][0], y), xytext=(6, 0), textcoords="offset points", fontsize=8, va="center")

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from sparsesoup.hub.build import Place, build, open_task
-from sparsesoup.methods.gates.attach import gates
-from sparsesoup.methods.learned_masks import begin
-from sparsesoup.methods.movement import Movement
-from sparsesoup.training.config import Training
+from sparsesoup.hub.build import ModelAndDataConfig, build_problem, open_task
+from sparsesoup.methods.gates.attach import gates_of
+from sparsesoup.methods.learned_masks import start_with_gates
+from sparsesoup.methods.movement import MovementPruning
+from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.loop import train
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.state import TrainState
@@ -28,13 +28,13 @@ def loss(problem: Problem, state: TrainState) -> float:
     state.model.eval()
     with torch.no_grad():
         batches = [problem.train.batch(range(i, i + 64)) for i in range(0, 384, 64)]
-        return sum(float(problem.loss(state.model, batch)) for batch in batches) / len(batches)
+        return sum(float(problem.training_loss(state.model, batch)) for batch in batches) / len(batches)
 
 
 def mask_(state: TrainState, by: str, share: float, learnt: dict[str, torch.Tensor]) -> None:
     """Close the gates of this share of every matrix."""
-    params = state.params()
-    for name, gate in gates(state.model):
+    params = state.prunable_parameters()
+    for name, gate in gates_of(state.model):
         ranks = {
             "lowest scores": learnt[name],
             "highest scores": -learnt[name],
@@ -49,11 +49,13 @@ def mask_(state: TrainState, by: str, share: float, learnt: dict[str, torch.Tens
 def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    place = Place(dataset="glue/sst2")
-    problem = build(place, open_task(place), steps=400, training=Training(learning_rate=2e-4, precision="bf16"))
-    state = begin(problem, Movement().gated(problem, 0.7)[0])
+    place = ModelAndDataConfig(dataset="glue/sst2")
+    problem = build_problem(
+        place, open_task(place), steps=400, training=TrainingConfig(learning_rate=2e-4, precision="bf16")
+    )
+    state = start_with_gates(problem, MovementPruning().make_gates(problem, 0.7)[0])
     train(state, problem, 80)
-    learnt = {name: gate.score.detach().clone() for name, gate in gates(state.model) if gate.score is not None}
+    learnt = {name: gate.score.detach().clone() for name, gate in gates_of(state.model) if gate.score is not None}
     found: dict[str, object] = {"command": "python benchmarks/ends.py", "nothing masked": loss(problem, state)}
     for share in (0.02, 0.05, 0.15):
         for by in ("lowest scores", "highest scores", "random", "smallest |w|"):

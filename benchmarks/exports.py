@@ -13,7 +13,7 @@ from typing import Any
 from sparsesoup.core.files import write_json
 from sparsesoup.exports.verify import verified_export
 from sparsesoup.report.terminal import read_report
-from sparsesoup.runs.results import machine, versions
+from sparsesoup.runs.results import library_versions, machine_name
 
 RESULT = Path(__file__).parent / "results" / "exports.json"
 FORMS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -35,7 +35,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     report = read_report(options.run)
-    found: dict[str, Any] = {"command": report["command"], "machine": machine(), "versions": versions(), "exports": []}
+    found: dict[str, Any] = {
+        "command": report["command"],
+        "machine": machine_name(),
+        "versions": library_versions(),
+        "exports": [],
+    }
     for number, (to, settings) in enumerate(FORMS):
         with tempfile.TemporaryDirectory() as folder:
             row = verified(options.run, to, settings, Path(folder) / str(number))

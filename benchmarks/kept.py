@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsesoup.core.masking import keep
-from sparsesoup.core.masks import apply_
-from sparsesoup.hub.build import Place, build, open_task
-from sparsesoup.methods.scores.calibration import calibration
-from sparsesoup.methods.scores.gradient import gradient, hessian_product
+from sparsesoup.core.masking import topk_masks
+from sparsesoup.core.masks import apply_masks_
+from sparsesoup.hub.build import ModelAndDataConfig, build_problem, open_task
+from sparsesoup.methods.scores.calibration import calibration_batches
+from sparsesoup.methods.scores.gradient import hessian_product, task_gradient
 from sparsesoup.training.problem import Problem
 
 RESULT = Path(__file__).parent / "results" / "kept.json"
@@ -28,8 +28,8 @@ SPARSITY, BATCHES, ROWS = 0.5, 8, 256
 
 def scores(problem: Problem) -> dict[str, dict[str, Tensor]]:
     """Score -> its tables, of the pre-trained model."""
-    rows = calibration(problem, BATCHES)
-    slopes = gradient(problem, problem.pretrained, rows)
+    rows = calibration_batches(problem, BATCHES)
+    slopes = task_gradient(problem, problem.pretrained, rows)
     products = hessian_product(problem, problem.pretrained, rows, slopes)
     weights = {n: p.detach() for n, p in problem.pretrained.named_parameters() if n in problem.targets}
     return {
@@ -56,10 +56,10 @@ def apart(found: Tensor) -> float:
 
 def left(problem: Problem, tables: dict[str, Tensor], dense: Tensor) -> dict[str, float]:
     """What is left of the model where these scores choose."""
-    model, masks = copy.deepcopy(problem.pretrained), keep(tables, SPARSITY)
+    model, masks = copy.deepcopy(problem.pretrained), topk_masks(tables, SPARSITY)
     params = {n: p for n, p in model.named_parameters() if n in masks}
     whole = sum(float(p.detach().square().sum()) for p in params.values())
-    apply_(params, masks)
+    apply_masks_(params, masks)
     found = vectors(problem, model)
     density = [float(mask.float().mean()) for mask in masks.values()]
     return {
@@ -73,8 +73,8 @@ def left(problem: Problem, tables: dict[str, Tensor], dense: Tensor) -> dict[str
 def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    place = Place(dataset="glue/cola")
-    problem = build(place, open_task(place), steps=1)
+    place = ModelAndDataConfig(dataset="glue/cola")
+    problem = build_problem(place, open_task(place), steps=1)
     dense = vectors(problem, problem.pretrained)
     found: dict[str, Any] = {"command": "python benchmarks/kept.py", "dense": {"apart": apart(dense)}}
     found |= {name: left(problem, tables, dense) for name, tables in scores(problem).items()}

@@ -41,7 +41,7 @@ FLAGS = {
 DOING = {
     "in-process": "-m sparsesoup",
     "processes": "forkserver",
-    "ray": "ray::_perform",
+    "ray": "ray::_run_ray_task",
 }  # in their command lines
 AGAIN = "---- again\n"
 

@@ -24,18 +24,18 @@ from rich.console import Console
 
 from sparsesoup.core.files import write_json
 from sparsesoup.hub import build
-from sparsesoup.runs.results import machine
-from sparsesoup.runs.run import Outside, prune, test
-from sparsesoup.study.compare import compare
-from sparsesoup.study.execute.executors import Executor, InProcess, Processes
-from sparsesoup.study.recipe.plan import Plan, read_plan
-from sparsesoup.study.recipe.trial import Cell
+from sparsesoup.runs.results import machine_name
+from sparsesoup.runs.run import RuntimeOptions, evaluate_finished_run, run_method
+from sparsesoup.study.compare import run_study
+from sparsesoup.study.execute.executors import InProcess, JobExecutor, ProcessExecutor
+from sparsesoup.study.recipe.plan import StudyPlan, read_plan
+from sparsesoup.study.recipe.trial import Trial
 
 RESULT = Path(__file__).parent / "results" / "study" / "overhead.json"
 BOUNDS = {"overhead": 0.05, "two workers": 1.1}
 
 
-def plan(folder: Path, steps: int, cells: int) -> Plan:
+def plan(folder: Path, steps: int, cells: int) -> StudyPlan:
     """A grid of cells that have nothing in common: every seed has its own head."""
     recipe = {"models": "minilm", "datasets": "docstrings", "sparsities": 0.9, "seeds": list(range(cells))}
     recipe |= {"steps": steps, "methods": ["gradual"]}
@@ -48,14 +48,14 @@ def quiet() -> Console:
     return Console(quiet=True)
 
 
-def studied(grid: Plan, out: Path, executor: Executor) -> float:
+def studied(grid: StudyPlan, out: Path, executor: JobExecutor) -> float:
     """Seconds that a study takes, from its recipe to its page."""
     began = time.perf_counter()
-    compare(grid, out, quiet(), executor, threads=1)
+    run_study(grid, out, quiet(), executor, threads=1)
     return time.perf_counter() - began
 
 
-def overhead(grid: Plan, folder: Path) -> dict[str, float]:
+def overhead(grid: StudyPlan, folder: Path) -> dict[str, float]:
     """The share of a local study that is neither training nor evaluation."""
     spent: list[float] = []
 
@@ -69,12 +69,12 @@ def overhead(grid: Plan, folder: Path) -> dict[str, float]:
 
         return inner
 
-    kept = build.evaluate
-    build.evaluate = timed(kept)  # of the test split, which is on no meter
+    kept = build.evaluate_model
+    build.evaluate_model = timed(kept)  # of the test split, which is on no meter
     try:
         whole = studied(grid, folder / "alone", InProcess())
     finally:
-        build.evaluate = kept
+        build.evaluate_model = kept
     records = [json.loads(path.read_text()) for path in (folder / "alone").glob("studies/*/study.json")]
     metered = sum(cost["seconds"] for record in records for cell in record["cells"] for cost in cell["cost"].values())
     return {
@@ -84,14 +84,14 @@ def overhead(grid: Plan, folder: Path) -> dict[str, float]:
     }
 
 
-def plain(cells: list[Cell], out: Path) -> None:
+def plain(cells: list[Trial], out: Path) -> None:
     """Prune and test these cells as a script would."""
     torch.set_num_threads(1)
     for cell in cells:
-        test(prune(cell.settings, out, Outside(quiet())).path, quiet())
+        evaluate_finished_run(run_method(cell.settings, out, RuntimeOptions(quiet())).path, quiet())
 
 
-def two_plain(grid: Plan, out: Path) -> float:
+def two_plain(grid: StudyPlan, out: Path) -> float:
     """Seconds that two processes take for the cells, every second one each."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["sparsesoup.study.execute.jobs"])
@@ -106,9 +106,9 @@ def two_plain(grid: Plan, out: Path) -> float:
     return time.perf_counter() - began
 
 
-def pair(grid: Plan, folder: Path, number: int) -> dict[str, float]:
+def pair(grid: StudyPlan, folder: Path, number: int) -> dict[str, float]:
     """Seconds of a study in two processes and of two plain processes, every second time the other one first."""
-    order = [("study", lambda at: studied(grid, at, Processes(2))), ("plain", lambda at: two_plain(grid, at))]
+    order = [("study", lambda at: studied(grid, at, ProcessExecutor(2))), ("plain", lambda at: two_plain(grid, at))]
     return {name: work(folder / f"{name}-{number}") for name, work in (order if number % 2 else order[::-1])}
 
 
@@ -125,7 +125,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
-    settings = {"steps": options.steps, "cells": options.cells, "machine": f"{machine()}, torch {torch.__version__}"}
+    settings = {
+        "steps": options.steps,
+        "cells": options.cells,
+        "machine": f"{machine_name()}, torch {torch.__version__}",
+    }
     found = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
     if found.get("settings") != settings:
         found = {"settings": settings, "command": command(options), "pairs": []}

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from sparsesoup.core.files import write_json
-from sparsesoup.core.masks import Masks, kept, total
+from sparsesoup.core.masks import Masks, count_kept, count_total
 from sparsesoup.core.ticket import load_masks
 from sparsesoup.runs import config as recipe
-from sparsesoup.runs.run import complete, directory
+from sparsesoup.runs.run import fill_default_sparsity, run_folder
 
 HERE = Path(__file__).parent
 REFERENCE = "magnitude"
@@ -36,12 +36,12 @@ def drawn(result: dict[str, Any], out: Path) -> dict[str, list[Path]]:
 
 def where(dataset: str, command: str) -> Path:
     """The run that a command made; the first results do not say it."""
-    return directory(dataset, complete(recipe.read(shlex.split(command)[2:])[0]))
+    return run_folder(dataset, fill_default_sparsity(recipe.parse_arguments(shlex.split(command)[2:])[0]))
 
 
 def shared(one: Masks, other: Masks) -> float:
     """Share of what `one` keeps that `other` keeps too."""
-    return sum(int((mask & other[name]).sum()) for name, mask in one.items()) / kept(one)
+    return sum(int((mask & other[name]).sum()) for name, mask in one.items()) / count_kept(one)
 
 
 def measured(result: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def measured(result: dict[str, Any], out: Path) -> dict[str, Any]:
     rows = {}
     for row, tickets in paths.items():
         masks = [load_masks(path)[0] for path in tickets]
-        if kept(masks[0]) == total(masks[0]):
+        if count_kept(masks[0]) == count_total(masks[0]):
             continue  # of a dense product
         rows[row] = {
             "with magnitude": [shared(m, reference) for m in masks],

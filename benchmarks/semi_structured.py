@@ -24,9 +24,9 @@ from torch.sparse import to_sparse_semi_structured
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from sparsesoup.core.masking import keep  # noqa: E402
-from sparsesoup.core.timing import in_turns  # noqa: E402
-from sparsesoup.exports.two_four import KINDS, lacking, sparsify_, unfit  # noqa: E402
+from sparsesoup.core.masking import topk_masks  # noqa: E402
+from sparsesoup.core.timing import time_interleaved  # noqa: E402
+from sparsesoup.exports.two_four import KINDS, missing_device_support, to_semi_structured_, why_unsupported  # noqa: E402
 
 SHAPES = {  # name -> (hidden size, feed-forward units, heads, layers)
     "MiniLM-L6": (384, 1536, 12, 6),
@@ -47,7 +47,7 @@ def encoder(name: str, layers: int | None = None) -> Any:
     sizes = {"hidden_size": hidden, "intermediate_size": units, "num_attention_heads": heads}
     model = BertModel(BertConfig(**sizes, num_hidden_layers=layers or depth), add_pooling_layer=False).eval()
     linear = {where: part for where, part in model.encoder.named_modules() if isinstance(part, Linear)}
-    masks = keep({where: part.weight.detach().abs() for where, part in linear.items()}, 0.5, scope="2:4")
+    masks = topk_masks({where: part.weight.detach().abs() for where, part in linear.items()}, 0.5, scope="2:4")
     with torch.no_grad():
         for where, part in linear.items():
             part.weight.mul_(masks[where])
@@ -57,14 +57,14 @@ def encoder(name: str, layers: int | None = None) -> Any:
 def names_of(model: Any) -> list[str]:
     """The weights that torch has a 2:4 kernel for."""
     inside = ((f"encoder.{where}.weight", part) for where, part in model.encoder.named_modules())
-    return [name for name, part in inside if isinstance(part, Linear) and not unfit(part, part.weight)]
+    return [name for name, part in inside if isinstance(part, Linear) and not why_unsupported(part, part.weight)]
 
 
 def compared(calls: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, Any]:
     """Milliseconds of each, median and quartiles, how many times as fast 2:4 is, and how far the answers are apart."""
     try:
         one, other = (call() for call in calls.values())
-        took = in_turns([*calls.values()], rounds)
+        took = time_interleaved([*calls.values()], rounds)
     except RuntimeError as error:  # a kernel that this GPU or torch lacks is a result too
         return {"error": " ".join(str(error).split())[:300]}
     parts = [statistics.quantiles([1000 * second for second in seconds], n=4) for seconds in took]
@@ -89,7 +89,7 @@ def encoders(rounds: int) -> Iterator[dict[str, Any]]:
             middle = held()
             sparse = copy.deepcopy(dense)
             try:
-                sparsify_(sparse, names_of(sparse), verify=True)
+                to_semi_structured_(sparse, names_of(sparse), verify=True)
             except (RuntimeError, ValueError) as error:
                 yield {"model": name, "dtype": str(kind), "error": " ".join(str(error).split())[:300]}
                 continue
@@ -112,7 +112,7 @@ def matrices(rounds: int) -> Iterator[dict[str, Any]]:
     for out, into in MATRICES:
         for kind in KINDS:
             weight = torch.randn(out, into, device="cuda", dtype=kind)
-            weight *= keep({"": weight.abs()}, 0.5, scope="2:4")[""]
+            weight *= topk_masks({"": weight.abs()}, 0.5, scope="2:4")[""]
             try:
                 half = to_sparse_semi_structured(weight)
             except RuntimeError as error:
@@ -133,7 +133,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "semi_structured.json")
     parser.add_argument("--rounds", type=int, default=30)
     options = parser.parse_args()
-    if why := lacking("cuda"):
+    if why := missing_device_support("cuda"):
         print(f"2:4 matrices cannot be timed here: {why}", file=sys.stderr)
         return 2
     import transformers

@@ -14,13 +14,13 @@ import torch
 
 from sparsesoup.core.files import write_json
 from sparsesoup.core.ticket import save_masks
-from sparsesoup.exports.benchmark import How, measure
+from sparsesoup.exports.benchmark import BenchmarkConfig, run_benchmark
 from sparsesoup.exports.benchmark.backends import BACKENDS
-from sparsesoup.exports.source import own_masks
-from sparsesoup.hub.models.checkpoint import quiet
-from sparsesoup.hub.models.layer_layouts import layers
+from sparsesoup.exports.source import masks_from_zeros
+from sparsesoup.hub.models.checkpoint import quiet_transformers
+from sparsesoup.hub.models.layer_layouts import prunable_layers
 from sparsesoup.hub.models.loading import load_as_saved
-from sparsesoup.runs.results import machine
+from sparsesoup.runs.results import machine_name
 
 RESULT = Path(__file__).parent / "results" / "speed.json"
 UNITS, HEADS = 1 / 2, 1 / 3  # the shares that go
@@ -31,14 +31,14 @@ BOUND = 0.25  # by which the speed may miss what FLOPs promise
 def cut_at_random(folder: Path) -> Path:
     """MiniLM's folder with the rows that lead to random units and heads zero, and its masks."""
     model, draw = load_as_saved("minilm"), torch.Generator().manual_seed(0)
-    for layer in layers(model):
-        units = torch.randperm(layer.units, generator=draw)[: round(UNITS * layer.units)]
-        heads = torch.randperm(layer.heads, generator=draw)[: round(HEADS * layer.heads)]
-        layer.part("up").weight[units] = 0
-        layer.part("value").weight.view(layer.heads, layer.size, -1)[heads] = 0
-    with quiet():
+    for layer in prunable_layers(model):
+        units = torch.randperm(layer.num_units, generator=draw)[: round(UNITS * layer.num_units)]
+        heads = torch.randperm(layer.num_heads, generator=draw)[: round(HEADS * layer.num_heads)]
+        layer.module_of("up").weight[units] = 0
+        layer.module_of("value").weight.view(layer.num_heads, layer.head_size, -1)[heads] = 0
+    with quiet_transformers():
         model.save_pretrained(folder)
-    save_masks(folder / "pruning", own_masks(model), {"method": "random", "model": "minilm", "seed": 0})
+    save_masks(folder / "pruning", masks_from_zeros(model), {"method": "random", "model": "minilm", "seed": 0})
     return folder
 
 
@@ -47,7 +47,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
     command = "make bench" if options.out == RESULT else "python benchmarks/speed.py"
     return {
         "batch": options.batch, "length": options.length, "threads": options.threads, "rounds": options.rounds,
-        "machine": f"{machine()}, torch {torch.__version__}", "command": command,
+        "machine": f"{machine_name()}, torch {torch.__version__}", "command": command,
     }  # fmt: skip
 
 
@@ -70,10 +70,10 @@ def main() -> None:
         for name in options.on.split(","):
             if name in found["backends"]:
                 continue
-            how = How(
+            how = BenchmarkConfig(
                 batch=options.batch, length=options.length, threads=options.threads, rounds=options.rounds, on=(name,)
             )
-            (table,) = measure([source], how)
+            (table,) = run_benchmark([source], how)
             found["backends"][name], found["failed"] = table["rows"], found["failed"] | table["failed"]
             write_json(options.out, found)
     for row in (row for rows in found["backends"].values() for row in rows):

@@ -12,7 +12,7 @@ from typing import Any
 
 import curve
 from drawing import axes
-from sparsesoup.study.results.tables import entry, paired
+from sparsesoup.study.results.tables import format_entry, paired_interval
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -62,7 +62,7 @@ def table(result: dict[str, Any], rows: dict[str, dict[str, Any]]) -> str:
     for name, row in rows.items():
         cost = f"{statistics.mean(row['flops']) / dense:.2f}" if row["flops"] and dense else "missing"
         steps = f"{statistics.mean(row['steps']):.0f}" if row["steps"] else "missing"
-        scores = [entry(dict(enumerate(row[split])), len(study["seeds"])) for split in ("validation", "test")]
+        scores = [format_entry(dict(enumerate(row[split])), len(study["seeds"])) for split in ("validation", "test")]
         lines.append(f"| {name} | {scores[0]} | {scores[1]} | {steps} | {cost} |")
     return "\n".join(lines)
 
@@ -77,7 +77,7 @@ def verdicts(result: dict[str, Any], ours: str) -> str:
     lines = []
     for name in result["study"]["rows"]:
         one, other = ({seed: 100 * v for (row, seed), v in tests.items() if row == r} for r in (ours, name))
-        mean, half, pairs = paired(one, other)
+        mean, half, pairs = paired_interval(one, other)
         if name == ours or pairs < 2:
             continue
         word = "noise" if abs(mean) <= half else ("better" if mean > 0 else "worse")

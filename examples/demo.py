@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from sparsesoup import prune, score_on_test
-from sparsesoup.report.terminal import comparison, read_report
+from sparsesoup.report.terminal import comparison_table, read_report
 
 SPARSITY = 0.8  # at which methods differ on this model and these steps
 
@@ -26,7 +26,7 @@ def main() -> None:
         run = prune(method, sparsity=sparsity, steps=options.steps, train={"learning_rate": 3e-4}, out=options.out)
         score_on_test(run.path)
         reports.append(read_report(run.path))
-    console.print(comparison(reports))
+    console.print(comparison_table(reports))
     console.print(
         "Which library does a docstring sentence come from, 8 classes. FLOPs count all weights as if they were there;\n"
         f"a difference of a point or two is noise at one seed. {time.monotonic() - began:.0f} seconds in all.",

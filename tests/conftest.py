@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sparsesoup.core.masks import Masks
-from sparsesoup.core.rng import generator
+from sparsesoup.core.rng import cpu_generator
 from sparsesoup.core.targets import Target
-from sparsesoup.methods.gates.attach import gates, hidden
-from sparsesoup.training.batching import Batch, Data
-from sparsesoup.training.checkpoint import Journal
-from sparsesoup.training.config import Training
-from sparsesoup.training.cost import Meter
-from sparsesoup.training.problem import Problem, Silent
+from sparsesoup.methods.gates.attach import gates_of, underlying_weight
+from sparsesoup.training.batching import Batch, RowBatches
+from sparsesoup.training.checkpoint import Checkpointer
+from sparsesoup.training.config import TrainingConfig
+from sparsesoup.training.cost import CostTracker
+from sparsesoup.training.problem import NullObserver, Problem
 from sparsesoup.training.state import TrainState
 
 torch.set_num_threads(1)
@@ -77,11 +77,11 @@ def collate(rows: Any) -> Batch:
     return {"x": torch.stack(x), "labels": torch.stack(y)}
 
 
-def rows(count: int, seed: int) -> Data:
-    draw = generator(seed, "rows")
+def rows(count: int, seed: int) -> RowBatches:
+    draw = cpu_generator(seed, "rows")
     x = torch.randn(count, 8, generator=draw)
     y = (x[:, :3] + 0.5 * x[:, 3:6] * x[:, 5:8]).argmax(1)
-    return Data(list(zip(x, y, strict=True)), collate)
+    return RowBatches(list(zip(x, y, strict=True)), collate)
 
 
 def tiny(**changes: Any) -> Problem:
@@ -91,7 +91,7 @@ def tiny(**changes: Any) -> Problem:
     net = Net()
     names = ["blocks.0.weight", "blocks.1.weight", "wide.weight"]
     targets = {n: Target("other", tuple(p.shape)) for n, p in net.named_parameters() if n in names}
-    meter = changes.pop("meter", Meter())
+    meter = changes.pop("meter", CostTracker())
     plain: dict[str, Any] = {
         "pretrained": net,
         "targets": targets,
@@ -102,17 +102,17 @@ def tiny(**changes: Any) -> Problem:
         "metric": lambda outputs, labels: {"accuracy": float((outputs.argmax(1) == labels).float().mean())},
         "steps": 60,
         "head": ("head.weight", "head.bias"),
-        "training": Training(learning_rate=1e-2, batch_size=16),
+        "training": TrainingConfig(learning_rate=1e-2, batch_size=16),
         "seed": seed,
         "meter": meter,
-        "journal": Journal(meter),
+        "journal": Checkpointer(meter),
     }
     return Problem(**(plain | changes))
 
 
 def still() -> Problem:
     """The tiny problem without dropout, whose noise the twin does not draw."""
-    problem = tiny(training=Training(learning_rate=1e-2, batch_size=16, weight_decay=0.1))
+    problem = tiny(training=TrainingConfig(learning_rate=1e-2, batch_size=16, weight_decay=0.1))
     problem.pretrained.dropout.p = 0.0
     return problem
 
@@ -132,7 +132,7 @@ def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     )
 
 
-class Watch(Silent):
+class Watch(NullObserver):
     """An observer that keeps the records of all steps, and the masks that the run took with what they cut."""
 
     def __init__(self) -> None:
@@ -149,27 +149,30 @@ class Watch(Silent):
         return [r[name] for r in self.records if r["label"] == label]
 
 
-class Searched(Journal):
+class Searched(Checkpointer):
     """A journal that remembers what the gates had learnt of each weight or group, just before they are trimmed."""
 
-    def piece(self, name: str, state: Any, work: Callable[..., object], *args: Any, hold: bool = False) -> None:
-        super().piece(name, state, work, *args, hold=hold)
+    def run_stage(self, name: str, state: Any, work: Callable[..., object], *args: Any, hold: bool = False) -> None:
+        super().run_stage(name, state, work, *args, hold=hold)
         if name == "search":
-            found = {n: hidden(state.model, n).abs() if g.score is None else g.score for n, g in gates(state.model)}
+            found = {
+                n: underlying_weight(state.model, n).abs() if g.score is None else g.score
+                for n, g in gates_of(state.model)
+            }
             self.scores = {n: score.detach().clone() for n, score in found.items()}
 
 
 @contextmanager
 def watched() -> Iterator[Watch]:
-    """A Watch that also sees every call of `TrainState.prune_`, which goes on to do its work."""
-    watch, plain = Watch(), TrainState.prune_
+    """A Watch that also sees every call of `TrainState.set_masks_`, which goes on to do its work."""
+    watch, plain = Watch(), TrainState.set_masks_
 
     def prune_(state: TrainState, masks: Masks) -> None:
-        watch.before.append({n: p.detach().clone() for n, p in state.params().items()})
+        watch.before.append({n: p.detach().clone() for n, p in state.prunable_parameters().items()})
         plain(state, masks)
         watch.pruned.append({n: m.clone() for n, m in masks.items()})
         watch.state = state
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainState, "prune_", prune_)
+        patch.setattr(TrainState, "set_masks_", prune_)
         yield watch

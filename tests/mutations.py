@@ -20,8 +20,8 @@ from sparsesoup.cli.main import main
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import load_table
 from sparsesoup.core.ticket import load_masks
-from sparsesoup.exports import export
-from sparsesoup.runs.progress import Watch
+from sparsesoup.exports import write_export
+from sparsesoup.runs.progress import ProgressLogger
 from test_export import pruned
 from tiny_hub import run_of, weights_of
 
@@ -156,7 +156,7 @@ def subjects(place: Path, folder: Path) -> list[Subject]:
     save_file({n: t + 1 if n.endswith("LayerNorm.bias") else t for n, t in weights.items()},
               sources[1] / "model.safetensors", metadata={"format": "pt"})  # fmt: skip
     for to, load in (("packed", load_packed), ("compact", load_compact)):
-        made = [export(source, to, folder / f"{to}-{i}").path for i, source in enumerate(sources)]
+        made = [write_export(source, to, folder / f"{to}-{i}").path for i, source in enumerate(sources)]
         files = sorted(str(path.relative_to(made[0])) for path in made[0].rglob("*") if path.is_file())
         found.append(Subject(to, made[0], tuple(files), made[1], lambda path, load=load: load(path).state_dict()))
     return found
@@ -193,20 +193,20 @@ def _stopped(place: Path, folder: Path, method: str) -> Subject:
 @contextlib.contextmanager
 def _stopping(after: int) -> Iterator[None]:
     """Training steps end the process in the block once so many are in the log."""
-    plain, count = Watch.step, 0
+    plain, count = ProgressLogger.step, 0
 
-    def step(self: Watch, record: Any) -> None:
+    def step(self: ProgressLogger, record: Any) -> None:
         nonlocal count
         plain(self, record)
         count += bool(record)
         if count >= after:
             raise Stopped
 
-    Watch.step = step  # type: ignore[method-assign]
+    ProgressLogger.step = step  # type: ignore[method-assign]
     try:
         yield
     finally:
-        Watch.step = plain  # type: ignore[method-assign]
+        ProgressLogger.step = plain  # type: ignore[method-assign]
 
 
 def _ask(line: list[str]) -> None:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from conftest import same, tiny
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.targets import Target, parameters, upright
-from sparsesoup.hub.models.prunable import prunable
+from sparsesoup.core.targets import Target, target_parameters, to_out_in_layout
+from sparsesoup.hub.models.prunable import find_prunable
 from sparsesoup.methods import METHODS
-from sparsesoup.methods.scores.activation import input_norms, wanda
-from sparsesoup.methods.scores.calibration import calibration
-from sparsesoup.training.config import Training
+from sparsesoup.methods.scores.activation import input_norms, wanda_scores
+from sparsesoup.methods.scores.calibration import calibration_batches
+from sparsesoup.training.config import TrainingConfig
 from tiny_bert import bert, sentences
 
 GPT2 = transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=64, n_positions=32, pad_token_id=0)
@@ -23,9 +23,9 @@ GPT2 = transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=64, n_
 
 def test_the_scores_of_the_tiny_net_are_those_of_a_loop_over_weights_and_rows() -> None:
     problem = tiny()
-    model, rows = copy.deepcopy(problem.pretrained).eval(), calibration(problem, 2)
-    found = wanda(problem, model, rows)
-    state = {n: p.detach() for n, p in parameters(model, problem.targets).items()}
+    model, rows = copy.deepcopy(problem.pretrained).eval(), calibration_batches(problem, 2)
+    found = wanda_scores(problem, model, rows)
+    state = {n: p.detach() for n, p in target_parameters(model, problem.targets).items()}
     with torch.no_grad():
         inputs: dict[str, list[Tensor]] = {name: [] for name in problem.targets}
         for i in [i for part in rows for i in part]:
@@ -44,7 +44,7 @@ def test_the_scores_of_the_tiny_net_are_those_of_a_loop_over_weights_and_rows() 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "deberta-v2", GPT2])
 def test_the_norms_are_those_of_each_sentence_alone_without_padding(family: object) -> None:
     problem = bert(torch.float64, family=family, attention="eager")
-    model, rows = copy.deepcopy(problem.pretrained).eval(), calibration(problem, 3)
+    model, rows = copy.deepcopy(problem.pretrained).eval(), calibration_batches(problem, 3)
     found = input_norms(problem, model, rows)
     owners = {name: model.get_submodule(name.rpartition(".")[0]) for name in problem.targets}
     squares = {name: torch.zeros_like(norm) for name, norm in found.items()}
@@ -69,10 +69,10 @@ def test_the_norms_are_those_of_each_sentence_alone_without_padding(family: obje
 @pytest.mark.parametrize("family", ["bert", "deberta-v2"])
 def test_padding_does_not_change_the_scores(family: str) -> None:
     tight, loose = bert(torch.float64, family=family), bert(torch.float64, family=family, extra=7)
-    rows = calibration(tight, 3)
-    assert rows == calibration(loose, 3)
+    rows = calibration_batches(tight, 3)
+    assert rows == calibration_batches(loose, 3)
     assert loose.train.batch(rows[0])["input_ids"].shape[1] == tight.train.batch(rows[0])["input_ids"].shape[1] + 7
-    one, other = wanda(tight, tight.pretrained, rows), wanda(loose, loose.pretrained, rows)
+    one, other = wanda_scores(tight, tight.pretrained, rows), wanda_scores(loose, loose.pretrained, rows)
     assert all(t.allclose(other[n], rtol=1e-6, atol=1e-12) for n, t in one.items())
     blind = {n: t for n, t in loose.train.batch(rows[0]).items() if n != "attention_mask"}
     assert blind.keys() == {"input_ids", "labels"}
@@ -96,7 +96,7 @@ def test_every_output_keeps_as_many_weights_also_where_the_matrix_is_stored_the_
     for family in ("bert", GPT2):
         problem = bert(family=family, attention="eager")
         ticket = METHODS["wanda"].run(problem, 0.6)
-        counts = {n: m.sum(1) for n, m in upright(ticket.masks, problem.targets).items()}
+        counts = {n: m.sum(1) for n, m in to_out_in_layout(ticket.masks, problem.targets).items()}
         assert all(int(c.max() - c.min()) <= 1 for c in counts.values())
         assert any(t.transposed for t in problem.targets.values()) == (family is GPT2)
         assert ticket.sparsity == pytest.approx(0.6, abs=1e-3)
@@ -106,10 +106,10 @@ def test_every_output_keeps_as_many_weights_also_where_the_matrix_is_stored_the_
 def test_turning_twice_gives_the_same_back() -> None:
     targets = {"a": Target("other", (2, 3)), "b": Target("other", (2, 3), transposed=True)}
     table = {n: torch.arange(6.0).reshape(2, 3) for n in targets}
-    once = upright(table, targets)
+    once = to_out_in_layout(table, targets)
     assert {n: tuple(t.shape) for n, t in once.items()} == {"a": (2, 3), "b": (3, 2)}
     assert once["b"][2].tolist() == [2.0, 5.0]
-    assert same(upright(once, targets), table)
+    assert same(to_out_in_layout(once, targets), table)
 
 
 def test_only_forward_passes_are_charged_and_no_hook_stays() -> None:
@@ -119,9 +119,9 @@ def test_only_forward_passes_are_charged_and_no_hook_stays() -> None:
         graphs.append(torch.is_grad_enabled())
         return net(batch["x"])
 
-    problem = tiny(training=Training(batch_size=16, precision="bf16"), predict=predict)
-    model, rows = problem.start().model, calibration(problem, 3)
-    mixed = wanda(problem, model, rows)
+    problem = tiny(training=TrainingConfig(batch_size=16, precision="bf16"), predict=predict)
+    model, rows = problem.start_run().model, calibration_batches(problem, 3)
+    mixed = wanda_scores(problem, model, rows)
     cost = problem.meter.costs["score"]
     assert (cost.steps, cost.examples) == (0, 48)
     assert cost.flops == 2 * 48 * (8 * 20 + 2 * 20 * 20 + 20 * 60 + 60 * 3)
@@ -129,7 +129,7 @@ def test_only_forward_passes_are_charged_and_no_hook_stays() -> None:
     assert not any(module._forward_pre_hooks for module in model.modules())
     assert model.training
     plain = tiny()
-    assert same(mixed, wanda(plain, copy.deepcopy(plain.pretrained), rows))  # in float32, without dropout
+    assert same(mixed, wanda_scores(plain, copy.deepcopy(plain.pretrained), rows))  # in float32, without dropout
 
 
 class Attention(nn.Module):
@@ -150,24 +150,24 @@ def test_a_matrix_whose_inputs_cannot_be_seen_is_refused_by_name() -> None:
         shape = tuple(net.get_parameter(name).shape)
         problem = tiny(pretrained=net, targets={name: Target("other", shape)})
         if name.endswith("in_proj_weight"):
-            assert wanda(problem, net, [[0, 1]])[name].shape == shape
+            assert wanda_scores(problem, net, [[0, 1]])[name].shape == shape
             continue
         with pytest.raises(UserError, match=rf"^wanda cannot see the inputs of {name}: .* {width} features") as caught:
-            wanda(problem, net, [[0, 1]])
+            wanda_scores(problem, net, [[0, 1]])
         assert "\n" not in str(caught.value)
     stack = tiny(targets={"head.weight": Target("other", (1, 3, 60))})
     stack.pretrained.head.weight = nn.Parameter(stack.pretrained.head.weight[None])
     with pytest.raises(UserError, match=r"^wanda cannot see the inputs of head\.weight"):
-        wanda(stack, stack.pretrained, [[0, 1]])
+        wanda_scores(stack, stack.pretrained, [[0, 1]])
 
 
 def test_an_input_that_is_not_finite_is_refused() -> None:
     problem = tiny()
     problem.pretrained.embed.bias.data[3] = torch.inf
     with pytest.raises(UserError, match=r"^the inputs' norm of blocks\.0\.weight has NaN or infinite values"):
-        wanda(problem, problem.pretrained, [[0, 1]])
+        wanda_scores(problem, problem.pretrained, [[0, 1]])
 
 
 def test_the_targets_of_gpt2_are_stored_the_other_way_round() -> None:
-    found = prunable(transformers.GPT2ForSequenceClassification(GPT2))
+    found = find_prunable(transformers.GPT2ForSequenceClassification(GPT2))
     assert all(t.transposed for t in found.values())

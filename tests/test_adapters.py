@@ -15,10 +15,10 @@ from conftest import same
 from sparsesoup import from_open_clip
 from sparsesoup.cli.main import main
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.rng import generator
+from sparsesoup.core.rng import cpu_generator
 from sparsesoup.exports.benchmark.candidate import open_subject
-from sparsesoup.hub.models.dummy_inputs import sample
-from sparsesoup.hub.models.prunable import prunable
+from sparsesoup.hub.models.dummy_inputs import dummy_inputs
+from sparsesoup.hub.models.prunable import find_prunable
 from sparsesoup.training.cost import CountFlops
 from tiny_hub import masks_of, run_of, weights_of
 from tiny_images import PATCH, SIDE, WIDTH, photos
@@ -130,13 +130,13 @@ def load(folder):
 def test_the_matrix_of_query_key_and_value_is_prunable_though_no_linear_module_owns_it(place):
     model = load(place / "model")
     wanted = {f"visual.transformer.resblocks.{i}.{name}": role for i in range(2) for name, role in MATRICES.items()}
-    assert {name: target.role for name, target in prunable(model).items()} == wanted
+    assert {name: target.role for name, target in find_prunable(model).items()} == wanted
     # No head lies in the folder: a run draws it from its seed.
     assert all(name.startswith("visual.") for name in weights_of(place / "model"))
 
 
 def test_the_adapter_answers_as_open_clip_does_and_is_counted_like_a_pass_with_gradients(place):
-    model, pixels = load(place / "model"), torch.randn(3, 3, SIDE, SIDE, generator=generator(0))
+    model, pixels = load(place / "model"), torch.randn(3, 3, SIDE, SIDE, generator=cpu_generator(0))
     torch.manual_seed(0)
     clip = sys.modules["open_clip"].CLIP(*TABLE.values()).eval()
     with torch.no_grad(), CountFlops() as whole:  # in one piece, as nn.MultiheadAttention does without gradients
@@ -160,7 +160,7 @@ def test_an_open_clip_tower_is_pruned_saved_and_taken_back_by_open_clip(place, t
         assert (after[name] != before[name])[mask].float().mean() > 0.9, name  # out_proj too is no frozen parameter
     assert main(["test", str(run)]) == 0
     assert json.loads((run / "report.json").read_text())["test"]["accuracy"] > 0.5
-    model, pixels = load(run / "model"), torch.randn(2, 3, SIDE, SIDE, generator=generator(1))
+    model, pixels = load(run / "model"), torch.randn(2, 3, SIDE, SIDE, generator=cpu_generator(1))
     clip = sys.modules["open_clip"].CLIP(*TABLE.values()).eval()
     clip.visual.load_state_dict({n.removeprefix("visual."): t for n, t in after.items() if n.startswith("visual.")})
     with torch.no_grad():
@@ -203,9 +203,9 @@ def test_the_size_of_images_is_read_as_timm_says_it_and_refused_where_nothing_do
             self.head = nn.Linear(1, 1)
 
     config = transformers.TimmWrapperConfig(pretrained_cfg={"input_size": [1, 8, 12]})
-    assert sample(Seer(config))["pixel_values"].shape == (2, 1, 8, 12)
+    assert dummy_inputs(Seer(config))["pixel_values"].shape == (2, 1, 8, 12)
     with pytest.raises(UserError, match=r"config\.json of a timm_wrapper model does not say how large its images are"):
-        sample(Seer(transformers.TimmWrapperConfig()))
+        dummy_inputs(Seer(transformers.TimmWrapperConfig()))
 
 
 def test_what_is_no_checkpoint_of_open_clip_is_refused_and_one_that_is_says_how_to_take_it(place, tmp_path, capsys):
@@ -244,7 +244,7 @@ def test_blocks_in_a_sequential_are_found_where_there_is_no_list_of_them():
             self.timm_model.blocks = nn.Sequential(Block(8, 2), Block(8, 2))
             self.timm_model.head = nn.Linear(8, 3)
 
-    found = prunable(Timm(transformers.ViTConfig()))
+    found = find_prunable(Timm(transformers.ViTConfig()))
     assert [*found] == [f"timm_model.blocks.{i}.{name}" for i in range(2) for name in MATRICES]
 
 

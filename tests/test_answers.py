@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.hub.tasks.squad_metrics import Window, best_span, exact_match, f1, judge, normal
+from sparsesoup.hub.tasks.squad_metrics import (
+    ContextWindow,
+    best_span,
+    exact_match,
+    f1_score,
+    normalize_answer,
+    squad_metric,
+)
 
 
 @pytest.mark.parametrize(
@@ -22,7 +29,7 @@ from sparsesoup.hub.tasks.squad_metrics import Window, best_span, exact_match, f
     ],
 )
 def test_case_punctuation_articles_and_spaces_do_not_count(text, expected):
-    assert normal(text) == expected
+    assert normalize_answer(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -40,7 +47,7 @@ def test_case_punctuation_articles_and_spaces_do_not_count(text, expected):
     ],
 )
 def test_f1_and_exact_match_agree_with_hand_arithmetic(answer, truth, shared, exact):
-    assert f1(answer, truth) == pytest.approx(shared)
+    assert f1_score(answer, truth) == pytest.approx(shared)
     assert exact_match(answer, truth) == exact
 
 
@@ -57,9 +64,9 @@ def test_the_best_span_is_that_of_a_search_through_all():
 CONTEXT = "one two three four five six"
 PLACES = np.array([(0, 3), (4, 7), (8, 13), (14, 18), (19, 23), (24, 27)])
 WINDOWS = [
-    Window(0, 0, 0, 2, 4, 0, 0, 0),
-    Window(1, 0, 0, 2, 4, 2, 0, 0),
-    Window(2, 1, 0, 1, 6, 0, 0, 0),
+    ContextWindow(0, 0, 0, 2, 4, 0, 0, 0),
+    ContextWindow(1, 0, 0, 2, 4, 2, 0, 0),
+    ContextWindow(2, 1, 0, 1, 6, 0, 0, 0),
 ]
 
 
@@ -71,7 +78,7 @@ def judged(said, truths=(["five"], ["two three", "one two three"]), unanswerable
         outputs[i, 0, start], outputs[i, 1, end] = logit, logit
         outputs[i, :, 0] = none
     labels = torch.tensor([[i, 0, 0] for i in order])
-    judging = judge(WINDOWS, [CONTEXT] * 2, [PLACES] * 2, truths, unanswerable)
+    judging = squad_metric(WINDOWS, [CONTEXT] * 2, [PLACES] * 2, truths, unanswerable)
     return judging(outputs[list(order)], labels)
 
 
@@ -94,7 +101,7 @@ def test_only_questions_that_occur_are_counted():
     labels = torch.tensor([[2, 0, 0]])
     outputs = torch.zeros(1, 2, 8)
     outputs[0, 0, 2], outputs[0, 1, 3] = 1.0, 1.0
-    judging = judge(WINDOWS, [CONTEXT] * 2, [PLACES] * 2, [["five"], ["two three"]], False)
+    judging = squad_metric(WINDOWS, [CONTEXT] * 2, [PLACES] * 2, [["five"], ["two three"]], False)
     assert judging(outputs, labels) == {"f1": 1.0, "exact_match": 1.0}
 
 
@@ -111,7 +118,7 @@ def test_what_lies_outside_the_context_is_never_an_answer():
     outputs = torch.zeros(1, 2, 8)
     outputs[0, :, 1], outputs[0, :, 7] = 9.0, 9.0
     outputs[0, :, 3] = 1.0
-    judging = judge([Window(0, 0, 0, 2, 4, 0, 0, 0)], [CONTEXT], [PLACES], [["two"]], False)
+    judging = squad_metric([ContextWindow(0, 0, 0, 2, 4, 0, 0, 0)], [CONTEXT], [PLACES], [["two"]], False)
     assert judging(outputs, torch.tensor([[0, 0, 0]]))["exact_match"] == 1.0
 
 

@@ -7,10 +7,10 @@ import torch
 import transformers
 from torch.profiler import profile
 
-from sparsesoup.hub.build import Place, build, open_task
-from sparsesoup.hub.models.attention import attend_fast_
-from sparsesoup.hub.models.checkpoint import quiet
-from sparsesoup.training.config import Training
+from sparsesoup.hub.build import ModelAndDataConfig, build_problem, open_task
+from sparsesoup.hub.models.attention import use_faster_attention_
+from sparsesoup.hub.models.checkpoint import quiet_transformers
+from sparsesoup.training.config import TrainingConfig
 from tiny_images import CONFIGS, SIDE, checkpoint, parquet
 
 
@@ -25,8 +25,8 @@ def seeing(tmp_path_factory):
 
 def built(model, dataset, precision):
     """A problem of two steps."""
-    where = Place(model=str(model), dataset=str(dataset))
-    return build(where, open_task(where), steps=2, training=Training(batch_size=4, precision=precision))
+    where = ModelAndDataConfig(model=str(model), dataset=str(dataset))
+    return build_problem(where, open_task(where), steps=2, training=TrainingConfig(batch_size=4, precision=precision))
 
 
 def fused(problem):
@@ -56,10 +56,10 @@ def test_the_answers_and_what_is_saved_stay_the_same(tmp_path, family):
     config.architectures = []
     model = transformers.AutoModelForImageClassification.from_config(config).eval()
     pixels = torch.randn(2, 3, SIDE, SIDE)
-    with torch.no_grad(), quiet():
+    with torch.no_grad(), quiet_transformers():
         before = model(pixel_values=pixels).logits
         model.save_pretrained(tmp_path / "before")
-        attend_fast_(model, "bf16")
+        use_faster_attention_(model, "bf16")
         assert model.config._attn_implementation == "eager"
         model.save_pretrained(tmp_path / "after")
         assert model(pixel_values=pixels).logits.allclose(before, atol=1e-5)

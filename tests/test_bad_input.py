@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from sparsesoup import prune
 from sparsesoup.cli.main import main
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.timing import in_turns
+from sparsesoup.core.timing import time_interleaved
 from tiny_hub import (
     base_model,
     checkpoint,
@@ -110,7 +110,7 @@ def test_classes_written_with_a_point_are_regression_and_a_note_says_so(place, t
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="bf16 is fast on this machine")
 def test_a_note_warns_of_bf16_where_the_cpu_computes_without_it(place, tmp_path, capsys):
     whole, half = torch.rand(256, 256), torch.rand(256, 256).bfloat16()
-    plain, short = map(statistics.median, in_turns([lambda: whole @ whole, lambda: half @ half], rounds=9))
+    plain, short = map(statistics.median, time_interleaved([lambda: whole @ whole, lambda: half @ half], rounds=9))
     flags = ["--model", str(place / "bert"), "--dataset", str(place / "reviews"), "--out", str(tmp_path / "out")]
     training = ["--steps", "1", "--train.batch-size", "4", "--train.precision", "bf16"]
     assert main(["prune", "dense", *flags, *training, "--sparsity", "0.5"]) == 0

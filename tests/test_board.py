@@ -7,9 +7,9 @@ import pytest
 import yaml
 from rich.console import Console
 
-from sparsesoup.study.compare import compare
-from sparsesoup.study.execute.jobs import Job
-from sparsesoup.study.execute.progress import Board
+from sparsesoup.study.compare import run_study
+from sparsesoup.study.execute.jobs import TrialJob
+from sparsesoup.study.execute.progress import StudyProgress
 from sparsesoup.study.recipe.plan import read_plan
 
 NAMES = ("isp [tuned]", "x [/y]", "[bold]", ":bug:")
@@ -23,9 +23,9 @@ def test_names_are_shown_as_they_are_and_are_no_markup(place, monkeypatch, tmp_p
     recipe = {"models": "bert [b]", "datasets": "reviews [r]", "sparsities": 0.5, "seeds": 0, "steps": 3}
     rows = {name: {"name": "random"} for name in NAMES}
     Path("small.yaml").write_text(yaml.safe_dump(recipe | {"methods": rows}), encoding="utf-8")
-    jobs = [Job("draw", cell, Path("runs"), Path("studies")) for cell in read_plan(Path("small.yaml")).cells]
+    jobs = [TrialJob("draw", cell, Path("runs"), Path("studies")) for cell in read_plan(Path("small.yaml")).cells]
     console = Console(file=io.StringIO(), width=120, force_terminal=terminal)
-    with Board(console, jobs) as board:
+    with StudyProgress(console, jobs) as board:
         for job in jobs:
             board.begin(job)
     shown = console.file.getvalue()
@@ -40,7 +40,7 @@ def test_a_study_in_one_process_has_the_table_on_a_terminal_and_lines_elsewhere(
     Path("small.yaml").write_text(yaml.safe_dump(recipe | {"steps": 3}), encoding="utf-8")
     for terminal in (True, False):
         console = Console(file=io.StringIO(), width=120, force_terminal=terminal)
-        compare(read_plan(Path("small.yaml")), Path(f"runs-{terminal}"), console)
+        run_study(read_plan(Path("small.yaml")), Path(f"runs-{terminal}"), console)
         shown = console.file.getvalue()
         assert "drawing random on reviews, sparsity 0.5, seed 1 (bert)" in shown
         assert ("1 done, 0 running, 1 waiting, 0 failed, about " in shown) == terminal

@@ -8,7 +8,7 @@ import yaml
 
 from sparsesoup.cli.main import main
 from sparsesoup.core.errors import UserError
-from sparsesoup.study.equal_budget import at_equal_cost
+from sparsesoup.study.equal_budget import match_budget
 from sparsesoup.study.recipe.plan import read_plan
 
 TAUGHT = {"name": "gradual", "train": {"distill": {"teacher": "dense"}}}
@@ -35,7 +35,7 @@ def write(**changes):
 
 def steps_of(**changes):
     """Row -> T, the same for its seeds."""
-    plan = at_equal_cost(read_plan(write(**changes)))
+    plan = match_budget(read_plan(write(**changes)))
     found = {}
     for cell in plan.cells:
         assert found.setdefault(cell.row, cell.settings.amount.steps) == cell.settings.amount.steps
@@ -135,7 +135,7 @@ def test_a_row_that_costs_more_at_one_sparsity_is_no_budget_for_a_dense_run_besi
     both = {"sparsities": [0.5, 0.75], "budget": {"row": "imp"}, "seeds": [0]}
     with pytest.raises(UserError, match=r"line \d+: budget: row imp costs .* by sparsity, and dense stands beside all"):
         steps_of(**both, methods={"dense": None, **imp})
-    plan = at_equal_cost(read_plan(write(**both, methods={"magnitude": None, **imp})))
+    plan = match_budget(read_plan(write(**both, methods={"magnitude": None, **imp})))
     lengths = {cell.sparsity: cell.settings.amount.steps for cell in plan.cells if cell.row == "magnitude"}
     assert 120 < lengths[0.5] < lengths[0.75]
     assert steps_of(**(both | {"sparsities": 0.5}), methods={"dense": None, **imp})["dense"] > 120

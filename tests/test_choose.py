@@ -14,9 +14,9 @@ from sparsesoup.core.masking import GROUPS
 from sparsesoup.core.targets import Target
 from sparsesoup.methods import METHODS
 from sparsesoup.methods.scores import magnitude
-from sparsesoup.methods.select_masks import choose
-from sparsesoup.runs.config import from_table
-from sparsesoup.runs.run import complete
+from sparsesoup.methods.select_masks import select_masks
+from sparsesoup.runs.config import config_from_dict
+from sparsesoup.runs.run import fill_default_sparsity
 
 HINTS = {name: get_type_hints(type(method)).get("scope") for name, method in METHODS.items()}
 SINGLE = [name for name, method in METHODS.items() if getattr(method, "structure", "weights") == "weights"]
@@ -25,7 +25,7 @@ FEW = {name: {"batches": 2} for name in ("snip", "grasp", "wanda", "gradient-flo
 
 
 def state():
-    return tiny().start()
+    return tiny().start_run()
 
 
 def counts(mask: torch.Tensor, width: int) -> torch.Tensor:
@@ -49,18 +49,18 @@ def test_every_four_neighbours_of_a_row_keep_two(name):
 def test_on_the_way_the_worst_of_those_that_will_go_are_gone_first(scope):
     kept, width = GROUPS[scope]
     run, inside = state(), None
-    scores, going = magnitude(run.params()), []
+    scores, going = magnitude(run.prunable_parameters()), []
     for name, s in scores.items():  # by another road: the last of each few in Python, then all of them from the worst
         values = [(value, name, index) for index, value in enumerate(s.flatten().tolist())]
         for start in range(0, len(values), width):
             going += sorted(values[start : start + width])[: width - kept]
     for sparsity in (0.0, 0.1, 0.37, 1 - kept / width):
-        masks = choose(run, scores, sparsity, scope=scope, within=inside)
+        masks = select_masks(run, scores, sparsity, scope=scope, within=inside)
         gone = {(name, i) for name, m in masks.items() for i in (~m.flatten()).nonzero().flatten().tolist()}
         assert gone == {(name, index) for _, name, index in sorted(going)[: round(sparsity * 2000)]}
         inside = masks
     with pytest.raises(UserError, match=f"scope {scope} fixes the sparsity"):
-        choose(run, scores, 0.8, scope=scope)
+        select_masks(run, scores, 0.8, scope=scope)
 
 
 def test_neighbours_feed_one_output_however_the_matrix_is_stored():
@@ -68,10 +68,10 @@ def test_neighbours_feed_one_output_however_the_matrix_is_stored():
     names = [*run.targets]
     run.targets = {n: Target("other", t.shape, transposed=n == names[2]) for n, t in run.targets.items()}
     for sparsity in (0.3, 0.5):
-        masks = choose(run, magnitude(run.params()), sparsity, scope="2:4")
+        masks = select_masks(run, magnitude(run.prunable_parameters()), sparsity, scope="2:4")
         upright = [masks[names[0]], masks[names[1]], masks[names[2]].mT]
         assert all((counts(mask, 4) >= 2).all() for mask in upright)
-        assert algebra.kept(masks) == round((1 - sparsity) * 2000)
+        assert algebra.count_kept(masks) == round((1 - sparsity) * 2000)
 
 
 @pytest.mark.parametrize("name", ["magnitude", "gradual", "lottery-pools"])
@@ -124,11 +124,11 @@ def test_a_tile_lies_along_the_output_however_the_matrix_is_stored(name):
     masks = replace(METHODS[name], pattern=tile, **FEW.get(name, {})).run(replace(problem, targets=turned), 0.5).masks
     for target, mask in masks.items():
         upright = mask.mT if turned[target].transposed else mask
-        assert set(tile.total(upright.int()).unique().tolist()) == {0, 5}
+        assert set(tile.sum_over_tiles(upright.int()).unique().tolist()) == {0, 5}
 
 
 def test_settings_take_the_sparsity_of_the_scope_and_refuse_another():
     for name, scope, sparsity in (("gradual", "2:4", 0.5), ("imp", "1:4", 0.75), ("gradual", "global", 0.9)):
-        assert complete(from_table(name, {"method": {"scope": scope}})).amount.sparsity == sparsity
+        assert fill_default_sparsity(config_from_dict(name, {"method": {"scope": scope}})).amount.sparsity == sparsity
     with pytest.raises(UserError, match=r"scope 4:8 fixes the sparsity at 0\.5, asked for 0\.9"):
-        from_table("gradual", {"method": {"scope": "4:8"}, "sparsity": 0.9})
+        config_from_dict("gradual", {"method": {"scope": "4:8"}, "sparsity": 0.9})

@@ -18,14 +18,14 @@ from safetensors.torch import load_file
 from sparsesoup import export, load_compact, load_packed, prune, push
 from sparsesoup.cli.main import main
 from sparsesoup.core.errors import UserError
-from sparsesoup.hub.build import Place, build, open_task
+from sparsesoup.hub.build import ModelAndDataConfig, build_problem, open_task
 from sparsesoup.hub.models.loading import load_model
-from sparsesoup.hub.models.prunable import prunable
+from sparsesoup.hub.models.prunable import find_prunable
 from sparsesoup.hub.tasks import zero_shot
 from sparsesoup.hub.tasks.prompts import names_of, templates_of
 from sparsesoup.report.terminal import read_report
-from sparsesoup.runs.config import dump, read
-from sparsesoup.training.config import Training
+from sparsesoup.runs.config import dump_config, parse_arguments
+from sparsesoup.training.config import TrainingConfig
 from tiny_clip import COLOURS, checkpoint, clip, pictures, tokenizer
 from tiny_hub import masks_of, offline, run_of
 
@@ -37,7 +37,7 @@ ONE = ("a photo of a {}.",)
 def place(tmp_path_factory):
     """A tiny CLIP and images of three colours; no test writes to it."""
     folder = tmp_path_factory.mktemp("clip")
-    return Place(model=str(checkpoint(folder / "clip")), dataset=str(pictures(folder / "colours")))
+    return ModelAndDataConfig(model=str(checkpoint(folder / "clip")), dataset=str(pictures(folder / "colours")))
 
 
 def line_of(place, out, method="magnitude", *more):
@@ -47,7 +47,7 @@ def line_of(place, out, method="magnitude", *more):
 
 
 def words_of_run(place, run):
-    return open_task(Place(model=str(run), dataset=place.dataset)).task
+    return open_task(ModelAndDataConfig(model=str(run), dataset=place.dataset)).task
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_with_one_template_the_logits_are_the_checkpoints_own(place):
     )
     words = reader([ONE[0].format(name) for name in NAMES], padding=True, return_tensors="pt")
     own = whole(pixel_values=pixels, **words).logits_per_image
-    ours = zero_shot.predict(tower(place), {"pixel_values": pixels})
+    ours = zero_shot.predict_zero_shot(tower(place), {"pixel_values": pixels})
     torch.testing.assert_close(ours, own, rtol=1e-5, atol=1e-5)
     assert own.std() > 0.01
 
@@ -79,7 +79,7 @@ def test_with_one_template_the_logits_are_the_checkpoints_own(place):
 @torch.no_grad()
 def test_the_head_is_the_mean_of_directions_not_of_embeddings():
     model, words, templates = clip(), tokenizer(), ("{}", "the {}!", "no {}, never a {}")
-    head = zero_shot.head_of(model, words, NAMES, templates)
+    head = zero_shot.zero_shot_head_of(model, words, NAMES, templates)
     for name, row in zip(NAMES, head, strict=True):
         prompts = [words(template.replace("{}", name), return_tensors="pt") for template in templates]
         each = [model.get_text_features(**prompt).pooler_output[0] for prompt in prompts]
@@ -89,14 +89,14 @@ def test_the_head_is_the_mean_of_directions_not_of_embeddings():
 
 def test_many_prompts_at_a_time_make_the_same_head(monkeypatch):
     model, words, templates = clip(), tokenizer(), ("{}", "a {}")
-    whole = zero_shot.head_of(model, words, NAMES, templates)
+    whole = zero_shot.zero_shot_head_of(model, words, NAMES, templates)
     monkeypatch.setattr(zero_shot, "AT_A_TIME", 4)
-    torch.testing.assert_close(zero_shot.head_of(model, words, NAMES, templates), whole)
+    torch.testing.assert_close(zero_shot.zero_shot_head_of(model, words, NAMES, templates), whole)
 
 
 def test_the_image_tower_of_vit_b_32_has_the_published_count_of_prunable_weights():
     with torch.device("meta"):
-        found = prunable(zero_shot.tower_of(transformers.CLIPModel(transformers.CLIPConfig())))
+        found = find_prunable(zero_shot.vision_tower(transformers.CLIPModel(transformers.CLIPConfig())))
     assert sum(target.shape[0] * target.shape[1] for target in found.values()) == 84_934_656
     assert {target.role for target in found.values()} == {
         "query", "key", "value", "output", "feed-forward in", "feed-forward out"
@@ -122,13 +122,13 @@ def test_a_folder_as_clip_was_published_is_read_alike(place, tmp_path):
     config["text_config"] |= {"eos_token_id": 2, "bos_token_id": 0, "pad_token_id": 1}
     (folder / "config.json").write_text(json.dumps(config | {"text_config_dict": None, "vision_config_dict": None}))
     old = replace(place, model=str(folder))
-    one, other = (build(p, open_task(p), steps=1) for p in (place, old))
+    one, other = (build_problem(p, open_task(p), steps=1) for p in (place, old))
     assert torch.equal(one.pretrained.get_buffer(zero_shot.HEAD), other.pretrained.get_buffer(zero_shot.HEAD))
     assert other.validate(other.pretrained) == one.validate(one.pretrained)
 
 
 def test_no_text_tower_is_on_the_way_of_the_training(place):
-    problem = build(place, open_task(place), steps=2, training=Training(batch_size=8))
+    problem = build_problem(place, open_task(place), steps=2, training=TrainingConfig(batch_size=8))
     assert type(problem.pretrained) is transformers.CLIPVisionModelWithProjection
     learnt = [name for name, p in problem.pretrained.named_parameters() if p.requires_grad]
     assert learnt
@@ -142,7 +142,7 @@ def test_a_run_trains_the_projection_and_leaves_the_head_and_the_checkpoint(plac
     assert not any(name.startswith("text_") for name in found)
     head = load_file(run / "model" / "pruning" / "zero_shot.safetensors")["head"]
     whole = transformers.CLIPModel.from_pretrained(place.model).eval()
-    torch.testing.assert_close(head, zero_shot.head_of(whole, tokenizer(), NAMES, ONE), rtol=0, atol=0)
+    torch.testing.assert_close(head, zero_shot.zero_shot_head_of(whole, tokenizer(), NAMES, ONE), rtol=0, atol=0)
     for name, mask in masks_of(run).items():
         assert not found[name][~mask].any()
         assert found[name][mask].any()
@@ -152,7 +152,7 @@ def test_a_ticket_carries_its_prompts_and_the_report_what_was_right_before_train
     words = json.loads((run / "model" / "pruning" / "zero_shot.json").read_text())
     assert len(words.pop("digest")) == 64
     assert words == {"format": "1", "names": [*NAMES], "templates": [*ONE]}
-    report, problem = read_report(run), build(place, open_task(place), steps=1)
+    report, problem = read_report(run), build_problem(place, open_task(place), steps=1)
     assert report["notes"]["before"] == problem.validate(problem.pretrained)
     assert "3 classes (brick_red, moss_green, sky)" in report["task"]
     assert "'a photo of a {}.'" in report["task"]
@@ -183,7 +183,7 @@ print(json.dumps(logits.tolist()))
 def logits(model, head, picture):
     """What the command above says, with a model that is loaded otherwise."""
     model.register_buffer(zero_shot.HEAD, head, persistent=False)
-    return zero_shot.predict(model.eval(), {"pixel_values": picture})
+    return zero_shot.predict_zero_shot(model.eval(), {"pixel_values": picture})
 
 
 @torch.no_grad()
@@ -195,7 +195,7 @@ def test_the_documented_lines_give_the_logits_of_the_run_without_us(place, run):
     processor = transformers.AutoImageProcessor.from_pretrained(place.model, backend="pil")
     batch = processor(Picture.open(picture).convert("RGB"), return_tensors="pt")
     found = torch.tensor(json.loads(answer.stdout))
-    torch.testing.assert_close(found, zero_shot.predict(model, batch), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found, zero_shot.predict_zero_shot(model, batch), rtol=0, atol=1e-6)
 
 
 def test_a_run_is_scored_on_test_and_shown(run, capsys, tmp_path):
@@ -240,7 +240,7 @@ def test_a_pruned_tower_goes_back_among_the_words_of_its_base(place, run):
     batch = tokenizer()([ONE[0].format(name) for name in NAMES], padding=True, return_tensors="pt")
     pixels = torch.randn(2, 3, 8, 8)
     own = whole(pixel_values=pixels, **batch).logits_per_image
-    torch.testing.assert_close(own, zero_shot.predict(found, {"pixel_values": pixels}), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(own, zero_shot.predict_zero_shot(found, {"pixel_values": pixels}), rtol=1e-5, atol=1e-5)
 
 
 def test_the_masks_alone_prune_the_image_tower_of_a_whole_clip(place, run, tmp_path):
@@ -288,9 +288,9 @@ def test_a_run_from_before_there_were_prompts_is_the_same_run(place, tmp_path):
 
 @pytest.mark.parametrize("prompt", ["a photo of a {}.", "{}", "photo: {}, of a thing", "[{}]", 'the "{}"'])
 def test_a_prompt_is_taken_as_it_is_written(place, prompt):
-    settings, _ = read(["magnitude", "--model", place.model, "--prompts", prompt])
+    settings, _ = parse_arguments(["magnitude", "--model", place.model, "--prompts", prompt])
     assert settings.place.prompts == prompt
-    assert yaml.safe_load(dump(settings))["prompts"] == prompt
+    assert yaml.safe_load(dump_config(settings))["prompts"] == prompt
 
 
 def test_the_words_known_for_a_dataset_are_taken_by_its_name():
@@ -327,7 +327,7 @@ def test_numbers_for_want_of_names_are_refused_with_the_remedy(place, capsys, tm
     rows = Dataset.from_dict({"image": plain * 6, "label": [0, 1, 2] * 6}, features=features)
     (tmp_path / "numbered").mkdir()
     rows.to_parquet(tmp_path / "numbered" / "train.parquet")
-    numbered = Place(model=place.model, dataset=str(tmp_path / "numbered"))
+    numbered = ModelAndDataConfig(model=place.model, dataset=str(tmp_path / "numbered"))
     refused(
         capsys, line_of(numbered, tmp_path / "runs"), "3 classes of numbered are numbers without names", "--class-names"
     )
@@ -340,15 +340,19 @@ def test_words_for_a_model_that_reads_none_are_refused(place, capsys, tmp_path):
     ))  # fmt: skip
     vit.save_pretrained(tmp_path / "vit")
     transformers.AutoImageProcessor.from_pretrained(place.model, backend="pil").save_pretrained(tmp_path / "vit")
-    other = Place(model=str(tmp_path / "vit"), dataset=place.dataset)
+    other = ModelAndDataConfig(model=str(tmp_path / "vit"), dataset=place.dataset)
     refused(capsys, line_of(other, tmp_path / "runs", "isp", "--prompts", "a {}"), "read by a CLIP", "leave them out")
 
 
 def test_a_tower_without_its_words_and_a_ticket_with_others_are_refused(place, run, capsys, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(run / "model", bare, ignore=shutil.ignore_patterns("pruning"))
-    refused(capsys, line_of(Place(model=str(bare), dataset=place.dataset), tmp_path / "runs"), "whole CLIPModel")
-    ticket = Place(model=str(run), dataset=place.dataset)
+    refused(
+        capsys,
+        line_of(ModelAndDataConfig(model=str(bare), dataset=place.dataset), tmp_path / "runs"),
+        "whole CLIPModel",
+    )
+    ticket = ModelAndDataConfig(model=str(run), dataset=place.dataset)
     refused(capsys, line_of(ticket, tmp_path / "runs", "isp", "--prompts", "my {}"), "no text tower", "base model")
     assert main(line_of(ticket, tmp_path / "runs", "dense")) == 0
 

@@ -90,7 +90,7 @@ def test_a_caption_names_the_class_of_its_image_in_a_template_of_its_set(script,
     tokenizer = script.tokenizer_of(["a photo of a moss green."], 700, 40)
     rows = script.captioned(sets, [1, 2], tokenizer)
     assert len(rows) == len(sets[0].train) + 2 * len(sets[1].train)
-    batch, again, other = (rows.at(0, "look", step).batch(range(len(rows))) for step in (3, 3, 4))
+    batch, again, other = (rows.augmented_view(0, "look", step).batch(range(len(rows))) for step in (3, 3, 4))
     assert same(batch, again)
     assert not same(batch, other)
     names = [name for s in sets for name in s.names]
@@ -110,7 +110,7 @@ def test_a_stopped_pre_training_ends_as_an_undisturbed_one(script, recipe, data,
     assert "colours (in-domain)" in told
     assert "far (transfer)" in told
     with monkeypatch.context() as patch:
-        patch.setattr(script.Watch, "step", stop_at(17, script.Watch.step))
+        patch.setattr(script.ProgressLogger, "step", stop_at(17, script.ProgressLogger.step))
         with pytest.raises(KeyboardInterrupt):
             script.main(line_of(recipe, data, tmp_path / "parts", "--save-every", "0"))
     assert script.main(line_of(recipe, data, tmp_path / "parts")) == 0

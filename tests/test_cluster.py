@@ -19,7 +19,7 @@ import yaml
 
 from sparsesoup.cli.main import main
 from sparsesoup.study.execute import ray_executor as module
-from sparsesoup.study.execute.ray_connect import STORE, carried, connect
+from sparsesoup.study.execute.ray_connect import STORE, connect_ray, portable_environment
 from test_study import _command, children, told, weights_equal
 from tiny_hub import offline
 
@@ -99,7 +99,7 @@ def until(process, happened):
 
 def at_work(node):
     """Processes of a node that draw a cell."""
-    return [pid for raylet in node.all_processes["raylet"] for pid in below(raylet.process.pid, "ray::_perform")]
+    return [pid for raylet in node.all_processes["raylet"] for pid in below(raylet.process.pid, "ray::_run_ray_task")]
 
 
 def listening(pid):
@@ -142,12 +142,12 @@ def test_nodes_get_settings_and_no_secrets(monkeypatch):
         "SPARSESOUP_KEY": "d", "AWS_SECRET_ACCESS_KEY": "e", "HF_ENDPOINT": "https://me:f@mirror/hub",
     }  # fmt: skip
     plain = {"HF_HOME": "/models", "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1", "SPARSESOUP_DATA": "/data"}
-    assert carried(secret | plain) == plain
+    assert portable_environment(secret | plain) == plain
     settings = {}
     fake = SimpleNamespace(init=settings.update)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setenv("HF_HOME", "/models")
-    connect(fake, "auto", 1)
+    connect_ray(fake, "auto", 1)
     assert settings["runtime_env"]["env_vars"]["HF_HOME"] == "/models"
     assert "hf_secret" not in str(settings)
 
@@ -287,14 +287,14 @@ def test_cells_that_fit_nowhere_and_folders_that_are_not_shared_are_refused(two_
     def elsewhere(out):
         yield out / "never-written"
 
-    monkeypatch.setattr(module, "_probe", elsewhere)
+    monkeypatch.setattr(module, "_probe_file", elsewhere)
     line, _ = refused(capsys, *joined)
     assert f"does not see {folder / 'runs'} and the working directory {folder} as this machine does" in line
 
 
 def test_a_node_holds_as_many_cells_as_fit():
     def fits(cpus, gpus, **resources):
-        return module.Room(cpus=cpus, gpus=gpus).fits(resources)
+        return module.TrialResources(cpus=cpus, gpus=gpus).trials_per_node(resources)
 
     assert fits(1, 0, CPU=4) == fits(0.1, 0, CPU=0.4) == 4
     assert fits(1, 0.6, CPU=8, GPU=2) == 2  # a share is of one card

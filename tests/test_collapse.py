@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsesoup.cli.main import main
-from sparsesoup.report.collapse import collapsed
-from sparsesoup.training.answer_stats import FEW, answered
+from sparsesoup.report.collapse import collapse_warnings
+from sparsesoup.training.answer_stats import FEW, answer_statistics
 from tiny_hub import run_of, sentences
 
 RATE = ["--train.learning-rate", "0.003"]
@@ -102,22 +102,22 @@ def test_spans_are_told_by_their_loss(pruned):
 
 def test_answers_of_each_kind_are_seen():
     labels = torch.tensor([0, 1, 1, 2])
-    same = answered(torch.tensor([[0.0, 1.0, 0.0]]).expand(4, 3), labels)
+    same = answer_statistics(torch.tensor([[0.0, 1.0, 0.0]]).expand(4, 3), labels)
     assert (same["answers"], same["labels"], same["answer"], same["right"], same["commonest"]) == (1, 3, 1, 0.5, 0.5)
     assert same["chance"] == pytest.approx(math.log(3))  # of four rows nobody knows how often each occurs
-    many = answered(torch.eye(2)[torch.zeros(2 * FEW, dtype=torch.long)], torch.arange(2 * FEW) % 10 // 9)
+    many = answer_statistics(torch.eye(2)[torch.zeros(2 * FEW, dtype=torch.long)], torch.arange(2 * FEW) % 10 // 9)
     assert many["chance"] == pytest.approx(-(0.9 * math.log(0.9) + 0.1 * math.log(0.1)))
-    numbers = answered(torch.full((4, 1), 2.5), torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    numbers = answer_statistics(torch.full((4, 1), 2.5), torch.tensor([1.0, 2.0, 3.0, 4.0]))
     assert (numbers["spread"], numbers["answer"], numbers["explained"], numbers["chance"]) == (0, 2.5, 0, 1.25)
     outputs = torch.full((3, 2, 5), -1e4)
     outputs[:, :, 1:4] = torch.tensor([3.0, 1.0, 2.0])
-    spans = answered(outputs, torch.tensor([[0, 1, 1], [1, 2, 3], [2, 1, 2]]))
+    spans = answer_statistics(outputs, torch.tensor([[0, 1, 1], [1, 2, 3], [2, 1, 2]]))
     assert (spans["answers"], spans["labels"], spans["right"]) == (1, 3, pytest.approx(1 / 3))
     assert spans["chance"] == pytest.approx(math.log(3))
-    told = collapsed(facts(spans), [])
+    told = collapse_warnings(facts(spans), [])
     assert "all 3 validation rows with the same place, or with none" in told[0]
-    assert answered(torch.zeros(4, 7, 3), torch.zeros(4, 7)) == {}  # of a form that is not known here
-    assert collapsed(facts(), [1.0] * 40) == []
+    assert answer_statistics(torch.zeros(4, 7, 3), torch.zeros(4, 7)) == {}  # of a form that is not known here
+    assert collapse_warnings(facts(), [1.0] * 40) == []
 
 
 @given(st.integers(2, 5), st.lists(st.integers(0, 4), min_size=2, max_size=30), st.randoms(use_true_random=False))
@@ -125,22 +125,28 @@ def test_right_answers_are_never_taken_for_a_collapse(classes, drawn, random):
     labels = torch.tensor([label % classes for label in drawn])
     outputs = torch.nn.functional.one_hot(labels, classes).float()
     losses = [random.uniform(0.5, 0.8) for _ in range(40)]  # high, since dropout is
-    assert not [said for said in collapsed(facts(answered(outputs, labels)), losses) if len(labels.unique()) > 1]
+    assert not [
+        said
+        for said in collapse_warnings(facts(answer_statistics(outputs, labels)), losses)
+        if len(labels.unique()) > 1
+    ]
 
 
 def test_what_is_no_collapse_is_none():
     answers = {"rows": 100, "chance": 0.69, "answers": 2, "labels": 2, "right": 0.52, "commonest": 0.5, "called": "a"}
-    assert "no better than guessing" in collapsed(facts(answers), [0.70] * 40)[0]
-    assert collapsed(facts(answers), [0.70] * 5) == []  # too short to tell
-    assert collapsed(facts(answers), [0.70] * 20 + [0.60] * 20) == []
-    assert collapsed(facts(answers, teacher="dense"), [0.70] * 40) == []  # the distance from a teacher is another loss
-    assert collapsed(facts(answers | {"right": 0.8}), [0.70] * 40) == []
-    assert collapsed(facts({**answers, "answers": 1, "labels": 1}), []) == []  # so do the labels
+    assert "no better than guessing" in collapse_warnings(facts(answers), [0.70] * 40)[0]
+    assert collapse_warnings(facts(answers), [0.70] * 5) == []  # too short to tell
+    assert collapse_warnings(facts(answers), [0.70] * 20 + [0.60] * 20) == []
+    assert (
+        collapse_warnings(facts(answers, teacher="dense"), [0.70] * 40) == []
+    )  # the distance from a teacher is another loss
+    assert collapse_warnings(facts(answers | {"right": 0.8}), [0.70] * 40) == []
+    assert collapse_warnings(facts({**answers, "answers": 1, "labels": 1}), []) == []  # so do the labels
     one = facts(matrices={"encoder.layer.3.key": 0, "encoder.layer.3.query": 4, "pooler.other": 0})
-    (told,) = collapsed(one, [])
+    (told,) = collapse_warnings(one, [])
     assert "2 of 3 matrices have no weight left (layer 3: key; pooler.other.weight)" in told
 
 
 def test_a_long_list_of_layers_is_cut():
-    (told,) = collapsed(facts(matrices={f"h.{i}.value": 0 for i in range(9)} | {"h.9.value": 1}), [])
+    (told,) = collapse_warnings(facts(matrices={f"h.{i}.value": 0 for i in range(9)} | {"h.9.value": 1}), [])
     assert "layer 5 (no head): value; and 3 layers more" in told

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.exports.compact import left, remove_
-from sparsesoup.hub.models.dummy_inputs import answers, sample
-from sparsesoup.hub.models.layer_layouts import cut_, layers, narrow_, widths
+from sparsesoup.exports.compact import find_live_units, fold_and_prune_layer_
+from sparsesoup.hub.models.dummy_inputs import dummy_inputs, forward_outputs
+from sparsesoup.hub.models.layer_layouts import layer_widths, prunable_layers, prune_layer_, resize_layers_
 from tiny_hub import CONFIGS
 from tiny_models import HEADS, LAYERS, MODELS, UNITS, WAYS, killed, model_of
 
@@ -27,14 +27,14 @@ def bound(name: str, attention: str) -> float:
 
 def compacted(masked: Any) -> Any:
     narrow = copy.deepcopy(masked)
-    for layer in layers(narrow):
-        remove_(layer, left(layer))
+    for layer in prunable_layers(narrow):
+        fold_and_prune_layer_(layer, find_live_units(layer))
     return narrow
 
 
 def apart(one: Any, other: Any) -> float:
-    batch = sample(one)
-    pairs = list(zip(answers(one, batch), answers(other, batch), strict=True))
+    batch = dummy_inputs(one)
+    pairs = list(zip(forward_outputs(one, batch), forward_outputs(other, batch), strict=True))
     assert pairs
     return max(float((a - b).abs().max()) for a, b in pairs)
 
@@ -55,7 +55,7 @@ def test_logits_are_those_of_the_masked_model_for_any_mask(name, heads, units, s
         {"heads": sum(way == "stays" for way in h), "units": sum(way == "stays" for way in u)}
         for h, u in zip(heads, units, strict=True)
     ]
-    assert list(widths(narrow).values())[:LAYERS] == wanted
+    assert list(layer_widths(narrow).values())[:LAYERS] == wanted
 
 
 PLANS = {
@@ -76,55 +76,57 @@ def test_logits_are_those_of_the_masked_model_for_adversarial_masks(name, plan, 
     masked = killed(model_of(name, attention), PLANS[plan])
     narrow = compacted(masked)
     assert apart(masked, narrow) < bound(name, attention)
-    assert (widths(narrow) == widths(masked)) == (plan == "nothing")
+    assert (layer_widths(narrow) == layer_widths(masked)) == (plan == "nothing")
 
 
 def test_a_head_with_one_live_feature_stays_and_so_does_a_unit_with_one_weight_on_each_side():
     model = model_of("bert")
-    layer = layers(model)[0]
+    layer = prunable_layers(model)[0]
     with torch.no_grad():
-        layer.part("value").weight[: layer.size - 1] = 0  # all features of the first head but the last
-        layer.part("up").weight[2, 1:] = 0
-        layer.part("down").weight[1:, 2] = 0
-    assert left(layer).all
+        layer.module_of("value").weight[: layer.head_size - 1] = 0  # all features of the first head but the last
+        layer.module_of("up").weight[2, 1:] = 0
+        layer.module_of("down").weight[1:, 2] = 0
+    assert find_live_units(layer).keeps_all
     with torch.no_grad():
-        layer.part("output").weight[:, layer.size - 1] = 0  # and that one from the other side
-        layer.part("down").weight[0, 2] = 0
-    assert left(layer).heads.tolist() == [False] + [True] * (HEADS - 1)
-    assert left(layer).units.tolist() == [True, True, False] + [True] * (UNITS - 3)
+        layer.module_of("output").weight[:, layer.head_size - 1] = 0  # and that one from the other side
+        layer.module_of("down").weight[0, 2] = 0
+    assert find_live_units(layer).heads.tolist() == [False] + [True] * (HEADS - 1)
+    assert find_live_units(layer).units.tolist() == [True, True, False] + [True] * (UNITS - 3)
 
 
 def test_what_a_dropped_unit_adds_is_its_bias_through_the_activation():
     model = model_of("bert")
-    layer = layers(model)[1]
+    layer = prunable_layers(model)[1]
     with torch.no_grad():
-        layer.part("up").weight[4] = 0
-    bias, column = layer.part("up").bias[4].detach(), layer.part("down").weight[:, 4].detach().clone()
-    before = layer.part("down").bias.detach().clone()
-    remove_(layer, left(layer))
+        layer.module_of("up").weight[4] = 0
+    bias, column = layer.module_of("up").bias[4].detach(), layer.module_of("down").weight[:, 4].detach().clone()
+    before = layer.module_of("down").bias.detach().clone()
+    fold_and_prune_layer_(layer, find_live_units(layer))
     by_hand = before + column * 0.5 * bias * (1 + torch.erf(bias / 2**0.5))
-    assert torch.allclose(layer.part("down").bias, by_hand, rtol=0, atol=1e-14)
+    assert torch.allclose(layer.module_of("down").bias, by_hand, rtol=0, atol=1e-14)
 
 
 def test_a_value_bias_that_is_left_out_of_the_fold_would_be_seen():
     masked = killed(model_of("roberta"), PLANS["all heads of a layer"])
     wrong = copy.deepcopy(masked)
-    for layer in layers(wrong):
-        cut_(layer, left(layer).heads.nonzero().flatten(), left(layer).units.nonzero().flatten())
+    for layer in prunable_layers(wrong):
+        prune_layer_(
+            layer, find_live_units(layer).heads.nonzero().flatten(), find_live_units(layer).units.nonzero().flatten()
+        )
     assert apart(masked, wrong) > 1e-3
 
 
 @pytest.mark.parametrize("name", ["bert", "distilbert", "vit"])
 def test_a_compact_model_trains_and_pickles_and_keeps_what_is_frozen(name):
     model = model_of(name, dtype=torch.float32)
-    for parameter in layers(model)[1].block.parameters():
+    for parameter in prunable_layers(model)[1].block.parameters():
         parameter.requires_grad_(False)
     narrow = compacted(killed(model, PLANS["a layer"]))
     narrow.train()
-    narrow(**sample(narrow)).logits.square().sum().backward()
-    emptied, frozen, whole = layers(narrow)
-    assert emptied.part("output").bias.grad is not None
-    assert emptied.part("down").bias.grad is not None
+    narrow(**dummy_inputs(narrow)).logits.square().sum().backward()
+    emptied, frozen, whole = prunable_layers(narrow)
+    assert emptied.module_of("output").bias.grad is not None
+    assert emptied.module_of("down").bias.grad is not None
     assert not any(p.requires_grad for p in frozen.block.parameters())
     assert all(p.grad is not None for p in whole.block.parameters())
     assert apart(narrow.eval(), pickle.loads(pickle.dumps(narrow))) == 0
@@ -133,8 +135,8 @@ def test_a_compact_model_trains_and_pickles_and_keeps_what_is_frozen(name):
 def test_pictures_that_are_no_squares_are_drawn_as_the_model_takes_them():
     shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 4}
     model = transformers.ViTModel(transformers.ViTConfig(image_size=[8, 12], patch_size=4, **shape)).eval()
-    assert sample(model)["pixel_values"].shape == (2, 3, 8, 12)
-    assert answers(model, sample(model))[0].shape == (2, 1 + 2 * 3, 8)
+    assert dummy_inputs(model)["pixel_values"].shape == (2, 3, 8, 12)
+    assert forward_outputs(model, dummy_inputs(model))[0].shape == (2, 1 + 2 * 3, 8)
 
 
 def test_the_width_between_layers_is_as_before():
@@ -142,7 +144,7 @@ def test_the_width_between_layers_is_as_before():
     narrow = compacted(masked)
     assert [p.shape[0] for n, p in narrow.named_parameters() if n.endswith("output.dense.weight")] == [16] * 2 * LAYERS
     assert narrow.base_model.encoder.layer[0].attention.self.num_attention_heads == 2
-    assert narrow(**sample(narrow)).logits.shape == masked(**sample(masked)).logits.shape
+    assert narrow(**dummy_inputs(narrow)).logits.shape == masked(**dummy_inputs(masked)).logits.shape
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,7 @@ def test_the_width_between_layers_is_as_before():
 )
 def test_widths_that_do_not_fit_are_refused(wanted, said):
     with pytest.raises(UserError, match=r"compact_config of config\.json") as caught:
-        narrow_(model_of("bert"), wanted)
+        resize_layers_(model_of("bert"), wanted)
     assert said in str(caught.value)
 
 
@@ -166,4 +168,4 @@ def test_a_family_whose_grouping_is_unknown_is_refused():
     with pytest.raises(
         UserError, match=r"DebertaV2ForSequenceClassification \(model type deberta-v2\).*known are bert"
     ):
-        layers(model)
+        prunable_layers(model)

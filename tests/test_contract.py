@@ -18,15 +18,15 @@ from conftest import Watch, same, tiny, watched
 from sparsesoup.core import masks as algebra
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Block, Column, Row
-from sparsesoup.core.masking import keep
+from sparsesoup.core.masking import topk_masks
 from sparsesoup.core.masks import Masks
-from sparsesoup.core.targets import parameters
+from sparsesoup.core.targets import target_parameters
 from sparsesoup.core.ticket import Ticket, save_masks
 from sparsesoup.methods import METHODS, TABLE, FromTicket, Method
 from sparsesoup.methods.scores import magnitude
 from sparsesoup.training.batching import Batch
-from sparsesoup.training.config import Training
-from sparsesoup.training.loop import Protocol
+from sparsesoup.training.config import TrainingConfig
+from sparsesoup.training.loop import TrainingOverrides
 from sparsesoup.training.problem import Problem
 
 SHORT: dict[str, dict[str, Any]] = {  # settings for the rows whose defaults need more than the tiny problem's 60 steps
@@ -78,9 +78,9 @@ def method(name: str, folder: Path) -> Method:
     if name != "ticket":
         return replace(METHODS[name], **SHORT.get(name, {}))
     problem, where = tiny(), folder / "half"
-    masks = keep(magnitude(parameters(problem.pretrained, problem.targets)), 0.2)
+    masks = topk_masks(magnitude(target_parameters(problem.pretrained, problem.targets)), 0.2)
     if not where.exists():
-        save_masks(where, masks, {"origin": problem.origin()})
+        save_masks(where, masks, {"origin": problem.base_fingerprint()})
     return FromTicket(ticket=str(where))
 
 
@@ -100,7 +100,7 @@ def run(name: str, sparsity: float, folder: Path, seed: int = 0, copy: int = 0, 
 
     rate = {"adamw": 1e-2, "adam": 1e-2, "sgd": 5e-2, "rmsprop": 1e-3}[optimizer]
     with watched() as watch:
-        settings = Training(learning_rate=rate, batch_size=16, weight_decay=0.1, optimizer=optimizer)
+        settings = TrainingConfig(learning_rate=rate, batch_size=16, weight_decay=0.1, optimizer=optimizer)
         problem = tiny(training=settings, seed=seed, observer=watch, objective=loss, predict=predict)
         before = {n: t.clone() for n, t in problem.pretrained.state_dict().items()}
         ticket = method(name, folder).run(problem, sparsity)
@@ -120,7 +120,7 @@ def test_the_ticket_keeps_exactly_the_asked_number_and_the_rest_is_plus_zero(
     ticket = run(name, sparsity, folder).ticket
     most = round((1 - sparsity) * 2000)
     # Groups of the tiny net have at most 80 weights: the nearest boundary that keeps no more is within one of them.
-    assert most - (80 if TABLE[name].grouped else 0) <= algebra.kept(ticket.masks) <= most
+    assert most - (80 if TABLE[name].grouped else 0) <= algebra.count_kept(ticket.masks) <= most
     for target, mask in ticket.masks.items():
         assert mask.dtype == torch.bool
         gone = ticket.weights[target][~mask]
@@ -135,7 +135,7 @@ def test_what_is_kept_and_what_it_costs_stay_as_they_were(name: str, sparsity: f
     expected = json.loads((Path(__file__).parent / "golden" / "fingerprints.json").read_text(encoding="utf-8"))[name]
     done = run(name, sparsity, folder)
     if not TABLE[name].grouped:  # which groups go, and so how many weights, may differ between CPUs
-        assert algebra.kept(done.ticket.masks) == expected["kept"]
+        assert algebra.count_kept(done.ticket.masks) == expected["kept"]
     if name != "early-bird":  # its search ends when masks settle, which may differ too
         cost = {
             label: {k: v for k, v in each.items() if k != "seconds"}
@@ -228,8 +228,8 @@ def test_no_optimizer_revives_a_pruned_weight_or_its_moments(name: str, optimize
     done = run(name, 0.5, folder, optimizer=optimizer)
     state, masks = done.watch.state, done.ticket.masks
     assert state is not None
-    assert algebra.kept(masks) == 1000
-    params, moments = state.params(), 0
+    assert algebra.count_kept(masks) == 1000
+    params, moments = state.prunable_parameters(), 0
     for target, mask in masks.items():
         assert not done.ticket.weights[target][~mask].any()
         for value in state.optimizer.state[params[target]].values():
@@ -253,7 +253,7 @@ def test_no_run_asks_for_more_than_it_was_given(name: str, sparsity: float, fold
 @pytest.mark.parametrize("name", DENSE)
 def test_a_dense_product_is_dense(name: str, folder: Path) -> None:
     ticket = run(name, 0.0, folder).ticket
-    assert algebra.kept(ticket.masks) == algebra.total(ticket.masks) == 2000
+    assert algebra.count_kept(ticket.masks) == algebra.count_total(ticket.masks) == 2000
     assert ticket.sparsity == 0.0
     assert all(ticket.weights[n].all() for n in ticket.masks)
     with pytest.raises(ValueError, match=rf"^{name} keeps every weight: sparsity must be 0, got 0\.5$"):
@@ -310,7 +310,7 @@ def test_too_few_steps_are_refused_with_the_least_number_that_runs(name: str, se
     number = least(0)
     assert least(number - 1) == number
     ticket = chosen.run(tiny(steps=number), sparsity)
-    assert algebra.kept(ticket.masks) == round(2000 * (1 - sparsity))
+    assert algebra.count_kept(ticket.masks) == round(2000 * (1 - sparsity))
     assert ticket.cost["strong"]["steps"] >= 1
 
 
@@ -335,7 +335,7 @@ def test_every_number_of_steps_either_runs_to_the_asked_sparsity_or_is_refused(
         with contextlib.suppress(UserError):
             ticket = chosen.run(problem, 0.7)
             ran += 1
-            assert algebra.kept(ticket.masks) == 600, f"at {steps} steps"
+            assert algebra.count_kept(ticket.masks) == 600, f"at {steps} steps"
             assert sum(c["steps"] for c in ticket.cost.values()) == steps
     assert ran > 0
 
@@ -349,8 +349,8 @@ def test_groups_are_pruned_step_by_step_to_the_boundary_next_to_the_goal(pattern
     matrices = {name: target.shape for name, target in problem.targets.items()}
     largest = max((pattern.rows or rows) * (pattern.cols or cols) for rows, cols in matrices.values())
     pools = 1 if scope == "global" else len(matrices)
-    goal = round(0.3 * algebra.total(ticket.masks))
-    assert goal - pools * largest < algebra.kept(ticket.masks) <= goal
+    goal = round(0.3 * algebra.count_total(ticket.masks))
+    assert goal - pools * largest < algebra.count_kept(ticket.masks) <= goal
 
 
 NUMBERS = [
@@ -380,7 +380,7 @@ def test_a_published_isp_that_cannot_be_is_refused(setting: dict[str, Any]) -> N
 @pytest.mark.parametrize("setting", [{"rate": math.nan}, {"weight_decay": -5.0}, {"weight_decay": math.inf}])
 def test_a_protocol_that_cannot_be_is_refused(setting: dict[str, float]) -> None:
     with pytest.raises(UserError, match=r"of a protocol|a protocol has rate >= 0"):
-        Protocol(**setting)
+        TrainingOverrides(**setting)
 
 
 @pytest.mark.parametrize("sparsity", [1.0, -0.1, 1.5])

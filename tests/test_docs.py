@@ -10,11 +10,11 @@ import pytest
 
 from sparsesoup.cli import benchmark as command
 from sparsesoup.cli import export as exporting
-from sparsesoup.cli.main import _run
-from sparsesoup.cli.study_flags import parser
+from sparsesoup.cli.main import _run_command
+from sparsesoup.cli.study_flags import study_parser
 from sparsesoup.exports import push as pushing
 from sparsesoup.runs import config as recipe
-from sparsesoup.runs.run import complete
+from sparsesoup.runs.run import fill_default_sparsity
 from sparsesoup.study.recipe.plan import read_plan
 
 ROOT = Path(__file__).parents[1]
@@ -69,17 +69,17 @@ def test_command_lines_in_the_documents_parse(line):
     words = shlex.split(line, comments=True)[1:]
     if "--help" in words and words[0] in ("prune", "export"):
         with pytest.raises(SystemExit):
-            _run(words[0], words[1:])
+            _run_command(words[0], words[1:])
     elif words[0] == "prune":
-        recipe.read([word for word in words[1:] if word != "METHOD"])
+        recipe.parse_arguments([word for word in words[1:] if word != "METHOD"])
     elif words[0] == "export":
-        exporting.read(words[1:])
+        exporting.read_export_arguments(words[1:])
     elif words[0] == "push":
-        pushing.read(words[1:])
+        pushing.read_push_arguments(words[1:])
     elif words[0] == "measure":
-        command.read(words[1:])
+        command.read_arguments(words[1:])
     elif words[0] == "compare":
-        parser().parse_args(words[1:])
+        study_parser().parse_args(words[1:])
     else:
         assert words[0] in ("test", "show", "methods", "apply"), words
         flags = {word for word in words if word.startswith("--")}
@@ -103,8 +103,8 @@ def test_the_run_directories_in_the_documents_are_those_that_the_commands_write(
         for param in commands():
             words = shlex.split(str(param.values[0]), comments=True)[1:]
             if words[0] == "prune" and "--help" not in words and "METHOD" not in words and "--config" not in words:
-                settings = complete(recipe.read(words[1:])[0])
-                written.add(f"{settings.name}-{settings.key()}")
+                settings = fill_default_sparsity(recipe.parse_arguments(words[1:])[0])
+                written.add(f"{settings.name}-{settings.run_key()}")
         assert keys <= written, path
 
 

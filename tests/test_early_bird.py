@@ -9,13 +9,13 @@ import torch
 from conftest import Watch, same, tiny, watched
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Block
-from sparsesoup.core.masking import keep
-from sparsesoup.core.masks import Masks, distance, kept_distance
-from sparsesoup.core.rng import generator
+from sparsesoup.core.masking import topk_masks
+from sparsesoup.core.masks import Masks, hamming_distance, jaccard_distance
+from sparsesoup.core.rng import cpu_generator
 from sparsesoup.methods import METHODS
-from sparsesoup.methods.early_bird import MEASURES, EarlyBird, drawn, remember
-from sparsesoup.methods.scores import magnitude, random
-from sparsesoup.training.config import Training
+from sparsesoup.methods.early_bird import MEASURES, EarlyBird, load_past_mask, store_past_mask
+from sparsesoup.methods.scores import magnitude, random_scores
+from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.loop import train
 from sparsesoup.training.state import TrainState
 
@@ -25,21 +25,25 @@ NEVER = EarlyBird(threshold=0.0, search=0.5)  # on a model that moves
 def redrawn(measure: Any, sparsity: float, checks: int = 12) -> tuple[EarlyBird, TrainState, list[bool]]:
     """What the rule says of masks that have nothing to do with one another."""
     method, problem = EarlyBird(measure=measure), tiny()
-    state, said = problem.start(), []
+    state, said = problem.start_run(), []
     for number in range(checks):
-        said.append(method._settled(state, keep(random(state.params(), generator(0, number)), sparsity)))
+        said.append(
+            method._mask_has_settled(
+                state, topk_masks(random_scores(state.prunable_parameters(), cpu_generator(0, number)), sparsity)
+            )
+        )
     return method, state, said
 
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_on_a_frozen_model_it_fires_at_its_first_full_check(measure: Any) -> None:
-    problem = tiny(training=Training(learning_rate=0.0, batch_size=16))
+    problem = tiny(training=TrainingConfig(learning_rate=0.0, batch_size=16))
     ticket = EarlyBird(measure=measure, every=0.2, masks=4, threshold=0.0).run(problem, 0.9)
     found = ticket.notes["early_bird"]
     assert found["fired"] == 4 * 3  # a fifth of 16 steps is 3
     assert [check[measure] for check in found["checks"]] == [[0.0] * i for i in range(4)]
     assert {k: c["steps"] for k, c in ticket.cost.items()} == {"search": 12, "strong": 60, "validation": 0}
-    assert same(ticket.masks, keep(magnitude(problem.start().params()), 0.9))
+    assert same(ticket.masks, topk_masks(magnitude(problem.start_run().prunable_parameters()), 0.9))
 
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.9, 0.95])
@@ -63,7 +67,7 @@ def test_by_hamming_distance_masks_redrawn_at_random_pass_for_settled_at_95_perc
 
 def test_the_distances_are_those_of_the_newest_mask_to_each_before_it() -> None:
     problem = tiny()
-    state = problem.start()
+    state = problem.start_run()
     zero: Masks = {n: torch.zeros(t.shape, dtype=torch.bool) for n, t in problem.targets.items()}
     method = EarlyBird(masks=3, threshold=0.01, measure="kept-sets")
     rows = [(0, 10), (0, 8), (2, 10), (2, 10), (2, 10)]  # kept columns of the first matrix, 20 x 20 of 2,000 weights
@@ -71,7 +75,7 @@ def test_the_distances_are_those_of_the_newest_mask_to_each_before_it() -> None:
     for begin, end in rows:
         mask = {n: m.clone() for n, m in zero.items()}
         mask["blocks.0.weight"][:, begin:end] = True
-        said.append(method._settled(state, mask))
+        said.append(method._mask_has_settled(state, mask))
         state.step += 1
     checks = state.notes["early_bird"]["checks"]
     assert [c["step"] for c in checks] == [0, 1, 2, 3, 4]
@@ -97,28 +101,32 @@ def test_the_distances_are_those_of_the_newest_mask_to_each_before_it() -> None:
 @pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.9])
 def test_between_masks_of_one_size_either_distance_follows_from_the_other(sparsity: float) -> None:
     """Hamming h and kept share p make a Jaccard distance of 2 h / (2 p + h)."""
-    one, other = (keep(random(tiny().start().params(), generator(i)), sparsity) for i in (1, 2))
-    h, p = distance(one, other), 1 - sparsity
-    assert kept_distance(one, other) == pytest.approx(2 * h / (2 * p + h))
+    one, other = (
+        topk_masks(random_scores(tiny().start_run().prunable_parameters(), cpu_generator(i)), sparsity) for i in (1, 2)
+    )
+    h, p = hamming_distance(one, other), 1 - sparsity
+    assert jaccard_distance(one, other) == pytest.approx(2 * h / (2 * p + h))
 
 
 def test_memory_holds_the_last_masks_one_bit_a_weight() -> None:
-    state = tiny().start()
-    masks = [keep(random(state.params(), generator(0, number)), 0.7) for number in range(7)]
+    state = tiny().start_run()
+    masks = [
+        topk_masks(random_scores(state.prunable_parameters(), cpu_generator(0, number)), 0.7) for number in range(7)
+    ]
     for mask in masks:
-        remember(state, mask, 5)
+        store_past_mask(state, mask, 5)
     assert sum(t.numel() * t.element_size() for t in state.memory.values()) == 5 * 2000 / 8
     for index in range(5):
-        assert same(drawn(state, index), masks[2 + index])
-    assert same(drawn(state, -1), masks[-1])
+        assert same(load_past_mask(state, index), masks[2 + index])
+    assert same(load_past_mask(state, -1), masks[-1])
 
 
 def test_the_ticket_is_the_newest_mask_trained_from_theta_0_with_a_fresh_optimizer() -> None:
     problem = tiny()
-    searched = train(problem.start(), problem, 10)
-    masks = keep(magnitude(searched.params()), 0.8)
-    state = problem.start()
-    state.prune_(masks)
+    searched = train(problem.start_run(), problem, 10)
+    masks = topk_masks(magnitude(searched.prunable_parameters()), 0.8)
+    state = problem.start_run()
+    state.set_masks_(masks)
     train(state, problem, 60)
     with watched() as watch:
         ticket = EarlyBird(threshold=0.5).run(tiny(), 0.8)
@@ -138,7 +146,7 @@ def test_a_rule_that_never_holds_ends_with_the_budget_and_takes_the_last_mask() 
     assert [c["step"] for c in found["checks"]] == [*range(2, 31, 2)]
     assert all(len(c["hamming"]) == min(i, 4) for i, c in enumerate(found["checks"]))
     assert ticket.cost["search"]["steps"] == len(watch.curve("loss", "search")) == 30
-    assert same(ticket.masks, keep(magnitude(train(problem.start(), problem, 30).params()), 0.8))
+    assert same(ticket.masks, topk_masks(magnitude(train(problem.start_run(), problem, 30).prunable_parameters()), 0.8))
 
 
 def test_patterns_and_scopes_reach_the_mask_and_what_they_cannot_do_is_refused_before_the_first_step() -> None:
@@ -162,10 +170,10 @@ class Elsewhere(torch.Tensor):
 
 
 def test_a_mask_that_is_drawn_on_a_gpu_is_compared_where_the_others_lie() -> None:
-    state = tiny().start()
+    state = tiny().start_run()
     for share in (0.5, 0.5, 0.7):
-        masks = keep(magnitude(state.params()), share)
-        NEVER._settled(state, {n: m.as_subclass(Elsewhere) for n, m in masks.items()})
+        masks = topk_masks(magnitude(state.prunable_parameters()), share)
+        NEVER._mask_has_settled(state, {n: m.as_subclass(Elsewhere) for n, m in masks.items()})
     first, second, third = (check["hamming"] for check in state.notes["early_bird"]["checks"])
     assert (first, second) == ([], [0.0])
     assert third == pytest.approx([0.2, 0.2])

@@ -10,7 +10,7 @@ import pytest
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.hub.data import embedded
-from sparsesoup.hub.data.embedded import LIBRARIES, embedded_dataset, embedded_model, key_of, mask
+from sparsesoup.hub.data.embedded import LIBRARIES, embedded_dataset, embedded_model, key_of, mask_names
 from sparsesoup.hub.tasks.columns import find_task
 from sparsesoup.hub.tasks.splits import open_splits, training_splits
 
@@ -47,8 +47,11 @@ def test_no_sentence_names_a_library_or_holds_code():
 
 def test_library_names_identifiers_and_the_modules_own_words_are_masked():
     sentence = "Returns the `Foo` of a numpy.ndarray or DataFrame for pivoted tables in some SciPy pivot."
-    assert mask(sentence, "core/pivot.py") == "Returns the thing of a thing or thing for pivoted tables in some thing."
-    assert mask("Too short a line.", "x.py") == ""
+    assert (
+        mask_names(sentence, "core/pivot.py")
+        == "Returns the thing of a thing or thing for pivoted tables in some thing."
+    )
+    assert mask_names("Too short a line.", "x.py") == ""
 
 
 def test_another_process_repairs_a_damaged_cache_with_the_same_rows(cache):
@@ -68,14 +71,14 @@ def test_another_process_repairs_a_damaged_cache_with_the_same_rows(cache):
 
 def test_a_cache_folder_that_cannot_be_written_is_no_obstacle(tmp_path):
     (tmp_path / "file").write_text("")
-    embedded._keep([["train", "a", 0]], tmp_path / "file" / "sparsesoup" / "rows.json")
-    embedded._keep([["train", "a", 0]], tmp_path / "rows.json")
+    embedded._write_rows([["train", "a", 0]], tmp_path / "file" / "sparsesoup" / "rows.json")
+    embedded._write_rows([["train", "a", 0]], tmp_path / "rows.json")
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["file", "rows.json"]
 
 
 def test_the_dataset_opens_by_name_as_a_task_of_eight_classes():
     source = open_splits("docstrings")
-    task = find_task(source.train, source.name)
+    task = find_task(source.train_split, source.name)
     assert (source.name, task.texts, task.label, len(task.labels)) == ("docstrings", ("text",), "label", 8)
     assert len(training_splits(source, task, 0)[1]) == 480
 

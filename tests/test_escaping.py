@@ -17,11 +17,20 @@ from rich.table import Table
 from rich.text import Text
 
 from sparsesoup.cli.main import main
-from sparsesoup.report.console import Terminal
-from sparsesoup.report.escaping import CONTROL, code, command_line, fenced, markdown, printable, prose, shell
-from sparsesoup.report.model_card import card
-from sparsesoup.study.results.tables import grid, latex
-from sparsesoup.study.results.tables import markdown as study_table
+from sparsesoup.report.console import SafeConsole
+from sparsesoup.report.escaping import (
+    CONTROL,
+    command_line,
+    escape_markdown,
+    fenced_code,
+    markdown_code,
+    markdown_prose,
+    printable_line,
+    shell_command,
+)
+from sparsesoup.report.model_card import render_model_card
+from sparsesoup.study.results.tables import latex_table, score_table
+from sparsesoup.study.results.tables import markdown_table as study_table
 from tiny_hub import run_of, sentences
 
 ESCAPE = "\x1b[31m"
@@ -51,25 +60,29 @@ def tags(rendered):
 
 @given(names)
 def test_a_cell_of_a_table_shows_its_text_and_nothing_else(text):
-    for cell, inside in ((markdown(text), set()), (code(text), {"code"}), (prose(text), {"code"})):
+    for cell, inside in (
+        (escape_markdown(text), set()),
+        (markdown_code(text), {"code"}),
+        (markdown_prose(text), {"code"}),
+    ):
         assert not CONTROL.search(cell)
         rendered = TABLES.render(f"| x | y |\n|---|---|\n| a{cell}z | b |\n")
         assert tags(rendered) <= CELLS | inside
         found = re.findall(r"<td>(.*?)</td>", rendered, re.S)
         assert len(found) == 2, rendered
         plain = re.sub(r"</?code>", "", found[0])
-        assert shown(plain) == bare(f"a{printable(text)}z")
+        assert shown(plain) == bare(f"a{printable_line(text)}z")
 
 
 @given(names)
 def test_a_line_of_its_own_is_no_heading_list_or_page_of_another(text):
-    rendered = TABLES.render(f"- {markdown(text)}.\n\nx {markdown(text)} y\n")
+    rendered = TABLES.render(f"- {escape_markdown(text)}.\n\nx {escape_markdown(text)} y\n")
     assert tags(rendered) <= {"ul", "li", "p"} | ({"ol", "pre", "code"} if re.match(r"\s|\d+[.)]", text) else set())
 
 
 @given(names)
 def test_nothing_ends_a_block_of_code(text):
-    rendered = TABLES.render(f"{fenced(text, 'sh')}\n\nafter\n")
+    rendered = TABLES.render(f"{fenced_code(text, 'sh')}\n\nafter\n")
     assert rendered.count("<pre>") == 1
     assert rendered.endswith("</pre>\n<p>after</p>\n")
 
@@ -77,7 +90,7 @@ def test_nothing_ends_a_block_of_code(text):
 @pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
 def test_a_command_line_is_one_line_that_a_shell_reads_back():
     words = [*(text for text in HOSTILE if "\0" not in text), "it's", "caf\xe9", os.fsdecode(b"\xff\xfe")]
-    line = shell(words)
+    line = shell_command(words)
     assert not CONTROL.search(line)
     assert not re.search("[`<]", line)
     said = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True).stdout
@@ -117,16 +130,17 @@ def test_a_card_of_hostile_labels_has_its_own_sections_and_tables_alone(hostile,
 def test_a_card_stays_itself_whatever_its_facts_are_called(text):
     facts = {
         "model": text, "method": text, "dataset": text, "task": text, "validation": {text or "x": 0.5}, "local": [text],
-        "test": {text or "x": 0.5}, "versions": {text: text}, "command": shell(["sparsesoup", text]), "settings": {},
+        "test": {text or "x": 0.5}, "versions": {text: text}, "command": shell_command(["sparsesoup", text]),
+        "settings": {},
     }  # fmt: skip
     form = {"to": text, "notes": [text], "sizes": {}, "load": text, "files": []}
-    made = card(facts, form, {"architectures": [text]}, "me/x", text)
+    made = render_model_card(facts, form, {"architectures": [text]}, "me/x", text)
     assert not CONTROL.search(made.replace("\n", ""))
     rendered = TABLES.render(ModelCard(made).text)
     assert re.findall(r"<h[1-6]>(.*)</h", rendered) == ["x", "Scores", "Cost", "Load", "Masks", "Repeat"]
     assert not {"script", "img", "a", "b", "blockquote"} & tags(rendered)
     assert {"license", "tags", "model-index"} <= ModelCard(made).data.to_dict().keys()
-    assert ModelCard(made).data.license == printable(text)
+    assert ModelCard(made).data.license == printable_line(text)
 
 
 def test_no_escape_sequence_reaches_the_terminal(hostile, capsys, tmp_path):
@@ -153,7 +167,7 @@ def test_a_table_on_a_terminal_shows_all_of_a_cell(capsys):
     table = Table(box=None)
     table.add_column("name", overflow="fold")
     table.add_row(Text(f"{ESCAPE}abcdef"))
-    Terminal(width=40).print(table)
+    SafeConsole(width=40).print(table)
     assert "".join(capsys.readouterr().out.split()) == "name\\x1b[31mabcdef"
 
 
@@ -172,10 +186,10 @@ def test_tables_of_a_study_show_rows_and_datasets_as_they_are_called():
          "test": {"accuracy": 0.5}, "validation": {"accuracy": 0.5}}
         for name in HOSTILE
     ]  # fmt: skip
-    found = grid(records)
+    found = score_table(records)
     text = study_table(found)
     assert not CONTROL.search(text.replace("\n", ""))
     rendered = TABLES.render(text)
     assert tags(rendered) <= CELLS | {"p", "strong"}
     assert rendered.count("<tr>") == 1 + len(HOSTILE)
-    assert len(latex(found).splitlines()) == 7 + len(HOSTILE)
+    assert len(latex_table(found).splitlines()) == 7 + len(HOSTILE)

@@ -17,15 +17,15 @@ from safetensors.torch import load_file
 
 from conftest import same
 from sparsesoup import export, load_compact, load_packed
-from sparsesoup.cli.export import parser, read, show
+from sparsesoup.cli.export import export_parser, print_export, read_export_arguments
 from sparsesoup.cli.main import main
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.ticket import load_masks, save_masks
 from sparsesoup.exports import FORMATS
-from sparsesoup.exports.source import own_masks
-from sparsesoup.hub.models.checkpoint import quiet
-from sparsesoup.hub.models.dummy_inputs import answers, sample
-from sparsesoup.hub.models.layer_layouts import layers, widths
+from sparsesoup.exports.source import masks_from_zeros
+from sparsesoup.hub.models.checkpoint import quiet_transformers
+from sparsesoup.hub.models.dummy_inputs import dummy_inputs, forward_outputs
+from sparsesoup.hub.models.layer_layouts import layer_widths, prunable_layers
 from sparsesoup.hub.models.loading import load_as_saved
 from tiny_hub import CONFIGS, base_model, older, tokenizer
 from tiny_models import FREE_HEADS, HEADS, LAYERS, MODELS, UNITS, killed, model_of
@@ -54,12 +54,12 @@ def pruned(folder: Path, name: str, plan=SOME, dtype=torch.float32) -> Path:
     """A pruned model's folder with its masks, as a run leaves it."""
     model = killed(model_of(name, dtype=dtype), plan)
     with torch.no_grad():  # zeros strewn over what stays
-        for layer in layers(model):
-            layer.part("query").weight[1::2, ::3] = 0
-    with quiet():
+        for layer in prunable_layers(model):
+            layer.module_of("query").weight[1::2, ::3] = 0
+    with quiet_transformers():
         model.save_pretrained(folder)
     facts = {"method": "magnitude", "model": name, "seed": 0, "origin": "a hash of the base model's weights"}
-    save_masks(folder / "pruning", own_masks(model), facts)
+    save_masks(folder / "pruning", masks_from_zeros(model), facts)
     return folder
 
 
@@ -69,7 +69,7 @@ def command(*words: object) -> int:
 
 def stock(folder: Path) -> object:
     name = json.loads((folder / "config.json").read_text())["architectures"][0]
-    with quiet():
+    with quiet_transformers():
         return getattr(transformers, name).from_pretrained(folder).eval()
 
 
@@ -92,12 +92,12 @@ def close(one, other, tolerance: float) -> bool:
 def test_every_format_of_every_family_answers_as_the_source(name, tmp_path, capsys):
     source = pruned(tmp_path / "source", name)
     model = stock(source)
-    batch = sample(model)
-    expected = [t.numpy() for t in answers(model, batch)]
+    batch = dummy_inputs(model)
+    expected = [t.numpy() for t in forward_outputs(model, batch)]
     loaders = {"dense": stock, "packed": load_packed, "compact": load_compact}
     for to, load in loaders.items():
         assert command(source, "--to", to, "--out", tmp_path / to) == 0
-        found = [t.numpy() for t in answers(load(tmp_path / to), batch)]
+        found = [t.numpy() for t in forward_outputs(load(tmp_path / to), batch)]
         assert close(found, expected, 0 if to != "compact" else 1e-4), to
     assert type(load_compact(tmp_path / "compact")) is type(model)
     for to in ("dense", "packed"):
@@ -108,13 +108,13 @@ def test_every_format_of_every_family_answers_as_the_source(name, tmp_path, caps
 def test_a_model_of_which_no_head_and_no_unit_is_left_is_exported_as_any_other(name, tmp_path):
     source = pruned(tmp_path / "source", name, NONE)
     model = stock(source)
-    batch = sample(model)
-    expected = [t.numpy() for t in answers(model, batch)]
+    batch = dummy_inputs(model)
+    expected = [t.numpy() for t in forward_outputs(model, batch)]
     assert command(source, "--to", "compact", "--out", tmp_path / "compact") == 0
     assert command(tmp_path / "compact", "--to", "packed", "--out", tmp_path / "packed") == 0
     assert command(tmp_path / "packed", "--to", "dense", "--out", tmp_path / "again") == 0
     for folder, load in (("compact", load_compact), ("packed", load_packed), ("again", load_compact)):
-        assert close([t.numpy() for t in answers(load(tmp_path / folder), batch)], expected, 1e-4), folder
+        assert close([t.numpy() for t in forward_outputs(load(tmp_path / folder), batch)], expected, 1e-4), folder
 
 
 @pytest.mark.parametrize(
@@ -124,10 +124,10 @@ def test_a_model_of_which_no_head_and_no_unit_is_left_is_exported_as_any_other(n
 def test_a_fresh_process_without_sparsesoup_loads_it_and_answers_the_same(name, plan, to, tmp_path):
     source = pruned(tmp_path / "source", name, plan)
     model = stock(source)
-    batch = sample(model)
+    batch = dummy_inputs(model)
     written = export(source, to, tmp_path / "out")
     found = in_a_fresh_process(written.path, batch, tmp_path / "answers")
-    assert close(found, [t.numpy() for t in answers(model, batch)], 1e-4)
+    assert close(found, [t.numpy() for t in forward_outputs(model, batch)], 1e-4)
     config = json.loads((written.path / "config.json").read_text())
     assert not {"compact_config", "quantization_config", "sparsity_config"} & config.keys()
     if to == "compact":
@@ -144,7 +144,7 @@ def test_uniform_widths_are_stock_where_the_stock_class_can_say_them(name, tmp_p
     said = "stock classes do not know layers of such widths; --stock keeps to what they do"
     assert (said in fewer.facts["notes"]) != fewer.facts["stock"]
     if even.facts["stock"]:
-        assert {row["units"] for row in widths(stock(even.path)).values()} == {3}
+        assert {row["units"] for row in layer_widths(stock(even.path)).values()} == {3}
 
 
 def test_stock_keeps_heads_and_evens_units_out(tmp_path, capsys):
@@ -153,8 +153,8 @@ def test_stock_keeps_heads_and_evens_units_out(tmp_path, capsys):
     written = export(source, "compact", tmp_path / "out", stock=True)
     assert written.facts["stock"]
     model = stock(written.path)
-    assert [*widths(model).values()] == [{"heads": HEADS, "units": 3}] * LAYERS
-    one, other = (answers(m, sample(model)) for m in (model, stock(source)))
+    assert [*layer_widths(model).values()] == [{"heads": HEADS, "units": 3}] * LAYERS
+    one, other = (forward_outputs(m, dummy_inputs(model)) for m in (model, stock(source)))
     assert close([t.numpy() for t in one], [t.numpy() for t in other], 1e-4)
     towers = pruned(tmp_path / "towers", "clip", {"units": 2 * EVEN["units"]})
     said = refused(capsys, tmp_path, towers, "--to", "compact", "--stock", "--out", tmp_path / "new")
@@ -177,15 +177,15 @@ def test_a_compact_model_can_be_saved_loaded_and_exported_again(tmp_path):
     one = export(source, "compact", tmp_path / "one").path
     model = load_compact(one)
     assert model.dtype == torch.float64
-    with quiet():
+    with quiet_transformers():
         model.save_pretrained(tmp_path / "saved")
     assert same(load_compact(tmp_path / "saved").state_dict(), model.state_dict())
-    batch = sample(model)
-    expected = [t.numpy() for t in answers(stock(source), batch)]
+    batch = dummy_inputs(model)
+    expected = [t.numpy() for t in forward_outputs(stock(source), batch)]
     packed = export(one, "packed", tmp_path / "packed").path
     dense = export(packed, "dense", tmp_path / "dense").path
     for found in (model, load_packed(packed), load_compact(dense)):
-        assert close([t.numpy() for t in answers(found, batch)], expected, 1e-10)
+        assert close([t.numpy() for t in forward_outputs(found, batch)], expected, 1e-10)
     with pytest.raises(UserError, match="is compact already"):
         export(one, "compact", tmp_path / "twice")
 
@@ -194,15 +194,15 @@ def test_a_compact_model_that_becomes_uniform_is_stock_and_forgets_its_widths(tm
     one = export(pruned(tmp_path / "source", "bert", {"units": EVEN["units"][:1]}), "compact", tmp_path / "one").path
     model = load_compact(one)
     with torch.no_grad():
-        for layer in layers(model)[1:]:
-            layer.part("up").weight[:3] = 0
-    with quiet():
+        for layer in prunable_layers(model)[1:]:
+            layer.module_of("up").weight[:3] = 0
+    with quiet_transformers():
         model.save_pretrained(tmp_path / "saved")
-    save_masks(tmp_path / "saved" / "pruning", own_masks(model), {})
+    save_masks(tmp_path / "saved" / "pruning", masks_from_zeros(model), {})
     two = export(tmp_path / "saved", "compact", tmp_path / "two")
     assert two.facts["stock"]
     assert "compact_config" not in json.loads((two.path / "config.json").read_text())
-    one, other = (answers(m, sample(model)) for m in (model, stock(two.path)))
+    one, other = (forward_outputs(m, dummy_inputs(model)) for m in (model, stock(two.path)))
     assert close([t.numpy() for t in one], [t.numpy() for t in other], 1e-4)
 
 
@@ -246,7 +246,7 @@ def test_sizes_and_what_was_removed_are_told(tmp_path, capsys):
 def test_the_line_that_loads_an_export_can_be_copied_from_a_narrow_terminal():
     console = Console(width=30, file=io.StringIO())
     load = 'openvino.Core().compile_model("model.xml", "CPU", {})'
-    show({"sizes": {"weights": (2, 1)}, "layers": [], "notes": [], "load": load}, console)
+    print_export({"sizes": {"weights": (2, 1)}, "layers": [], "notes": [], "load": load}, console)
     assert console.file.getvalue().splitlines()[-1] == f"load    {load}"
 
 
@@ -260,13 +260,13 @@ def test_packed_encoders_take_the_promised_share_at_ninety_percent(words, bound,
             parameter
         ) in model.parameters():  # biases and norms too, which are 0 and 1 in a fresh model, whatever the type
             parameter.normal_()
-        for layer in layers(model):
+        for layer in prunable_layers(model):
             for role in ("query", "key", "value", "output", "up", "down"):
-                weight = layer.part(role).weight
+                weight = layer.module_of(role).weight
                 weight.view(-1)[torch.randperm(weight.numel())[: round(0.9 * weight.numel())]] = 0
-    with quiet():
+    with quiet_transformers():
         model.save_pretrained(tmp_path / "source")
-    save_masks(tmp_path / "source" / "pruning", own_masks(model), {})
+    save_masks(tmp_path / "source" / "pruning", masks_from_zeros(model), {})
     assert command(tmp_path / "source", "--to", "packed", "--out", tmp_path / "out", *words) == 0
     before, after = json.loads((tmp_path / "out" / "export.json").read_text())["sizes"]["encoder"]
     assert before == 4 * sum(m.numel() for m in load_masks(tmp_path / "source")[0].values())
@@ -292,7 +292,7 @@ def test_tokenizers_come_along_and_pickles_do_not(tmp_path):
 def test_weights_in_several_files_are_exported_whole(tmp_path):
     source = pruned(tmp_path / "source", "bert")
     model = stock(source)
-    with quiet():
+    with quiet_transformers():
         (source / "model.safetensors").unlink()
         model.save_pretrained(source, max_shard_size="10KB")
     assert len([*source.glob("model-*.safetensors")]) > 1
@@ -328,9 +328,9 @@ def test_nothing_to_compact_says_what_would_help(tmp_path, capsys):
 
 def test_an_unknown_family_is_refused_before_anything_is_written(tmp_path, capsys):
     model = transformers.DebertaV2Model(CONFIGS["deberta-v2"]())
-    with quiet():
+    with quiet_transformers():
         model.save_pretrained(tmp_path / "source")
-    save_masks(tmp_path / "source" / "pruning", own_masks(model), {})
+    save_masks(tmp_path / "source" / "pruning", masks_from_zeros(model), {})
     said = refused(capsys, tmp_path, tmp_path / "source", "--to", "compact", "--out", tmp_path / "new" / "out")
     assert "model type deberta-v2" in said
     assert "--to packed" in said
@@ -340,8 +340,8 @@ def test_weights_that_the_masks_prune_and_that_are_not_zero_are_refused(tmp_path
     source = pruned(tmp_path / "source", "bert")
     model = stock(source)
     with torch.no_grad():
-        layers(model)[1].part("value").weight[0, :3] = 1.0
-    with quiet():
+        prunable_layers(model)[1].module_of("value").weight[0, :3] = 1.0
+    with quiet_transformers():
         model.save_pretrained(source)
     for to in FORMATS:
         said = refused(capsys, tmp_path, source, "--to", to, "--out", tmp_path / "out")
@@ -498,8 +498,14 @@ def test_help_names_every_format_and_every_setting_with_its_meaning(capsys):
         assert f"{name} {row.summary}: {row.gain}" in said
     for words in ("--dtype {same,bf16}", "--zstd", "--stock", "hybrid-movement", "load_packed"):
         assert words in said
-    assert read(["run", "--to", "packed", "--out", "x"]) == (Path("run"), "packed", Path("x"), {}, False)
-    assert parser().prog == "sparsesoup export"
+    assert read_export_arguments(["run", "--to", "packed", "--out", "x"]) == (
+        Path("run"),
+        "packed",
+        Path("x"),
+        {},
+        False,
+    )
+    assert export_parser().prog == "sparsesoup export"
 
 
 def test_the_whole_way_from_a_run_to_its_exports(place, tmp_path, capsys):
@@ -510,12 +516,12 @@ def test_the_whole_way_from_a_run_to_its_exports(place, tmp_path, capsys):
     )
     (run,) = tmp_path.glob("*/*/seed-0")
     model = stock(run / "model")
-    batch = sample(model)
-    expected = [t.numpy() for t in answers(model, batch)]
+    batch = dummy_inputs(model)
+    expected = [t.numpy() for t in forward_outputs(model, batch)]
     for to in TORCH:
         assert command(run, "--to", to, "--out", tmp_path / to) == 0
-    assert close([t.numpy() for t in answers(load_packed(tmp_path / "packed"), batch)], expected, 0)
-    assert close([t.numpy() for t in answers(load_compact(tmp_path / "compact"), batch)], expected, 1e-5)
+    assert close([t.numpy() for t in forward_outputs(load_packed(tmp_path / "packed"), batch)], expected, 0)
+    assert close([t.numpy() for t in forward_outputs(load_compact(tmp_path / "compact"), batch)], expected, 1e-5)
     facts = json.loads((tmp_path / "compact" / "export.json").read_text())
     assert facts["source"]["method"] == "hybrid-movement"
     assert facts["sizes"]["parameters"][1] < facts["sizes"]["parameters"][0]
@@ -530,11 +536,13 @@ def test_the_whole_way_from_a_run_to_its_exports(place, tmp_path, capsys):
 def test_a_base_model_is_exported_as_well(tmp_path):
     model = base_model("electra")
     with torch.no_grad():
-        layers(model)[0].part("up").weight[:3] = 0
-    with quiet():
+        prunable_layers(model)[0].module_of("up").weight[:3] = 0
+    with quiet_transformers():
         model.save_pretrained(tmp_path / "source")
-    save_masks(tmp_path / "source" / "pruning", own_masks(model), {})
+    save_masks(tmp_path / "source" / "pruning", masks_from_zeros(model), {})
     assert (
-        widths(load_compact(export(tmp_path / "source", "compact", tmp_path / "out").path))["encoder.layer.0"]["units"]
+        layer_widths(load_compact(export(tmp_path / "source", "compact", tmp_path / "out").path))["encoder.layer.0"][
+            "units"
+        ]
         == 29
     )

@@ -17,9 +17,9 @@ from sparsesoup.cli import study_flags as study
 from sparsesoup.cli.messages import DATA, as_settings
 from sparsesoup.core.errors import UserError
 from sparsesoup.exports import push as pushing
-from sparsesoup.hub.build import Place
+from sparsesoup.hub.build import ModelAndDataConfig
 from sparsesoup.methods import METHODS
-from sparsesoup.runs.config import parser_for, read
+from sparsesoup.runs.config import parse_arguments, parser_for
 
 ROOT = Path(sparsesoup.__file__).parent
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9_.-]*(?![\w\0{])")
@@ -31,13 +31,13 @@ def flags_of(parser: argparse.ArgumentParser) -> set[str]:
     return {flag for action in parser._actions for flag in action.option_strings}
 
 
-PRUNE = set().union(*(parser_for(name).flags() for name in METHODS))
+PRUNE = set().union(*(parser_for(name).list_flags() for name in METHODS))
 COMMANDS = {
     "prune": PRUNE,
-    "compare": flags_of(study.parser()),
-    "export": flags_of(exporting.parser()),
-    "measure": flags_of(measuring.parser()),
-    "push": flags_of(pushing.parser()),
+    "compare": flags_of(study.study_parser()),
+    "export": flags_of(exporting.export_parser()),
+    "measure": flags_of(measuring.benchmark_parser()),
+    "push": flags_of(pushing.push_parser()),
     "apply": APPLY,
     "test": {"--help"},
 }
@@ -103,7 +103,7 @@ def test_a_command_names_its_own_flags(folder, command):
 def test_a_flag_that_is_suggested_is_a_flag(wrong):
     shown = {word for word in re.split(r"[\s\[\]]+", parser_for("isp").format_help()) if word.startswith("--")}
     with pytest.raises(UserError, match="unknown setting") as error:
-        read(["isp", f"{wrong}=1"])
+        parse_arguments(["isp", f"{wrong}=1"])
     near = re.search(r"did you mean (.*?)\?", str(error.value))
     assert near
     assert {*near[1].split(" or ")} <= shown | {"--image-column"}
@@ -111,11 +111,13 @@ def test_a_flag_that_is_suggested_is_a_flag(wrong):
 
 def test_the_column_of_images_is_suggested():
     with pytest.raises(UserError, match="did you mean --image-column "):
-        read(["isp", "--image-colum=x"])
+        parse_arguments(["isp", "--image-colum=x"])
 
 
 def test_commands_without_a_flag_call_the_setting_as_a_recipe_does():
-    own = {f.name for f in fields(Place)} - {"model", "dataset", "seed", "trust_remote_code"} | {"image_column"}
+    own = {f.name for f in fields(ModelAndDataConfig)} - {"model", "dataset", "seed", "trust_remote_code"} | {
+        "image_column"
+    }
     assert {name.replace("-", "_") for name in DATA} == own
     said = "say --max-length 8, --label-column x, --train.learning-rate 1 or --method.scope 2:4; drop --force-reinstall"
     assert as_settings("prune", said) == as_settings("apply", said) == said

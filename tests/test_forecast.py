@@ -13,14 +13,14 @@ from sparsesoup.cli.main import main
 from sparsesoup.core.granularity import Block
 from sparsesoup.methods import METHODS, TABLE
 from sparsesoup.methods.pruning_at_init import Snip
-from sparsesoup.runs.config import from_table
-from sparsesoup.runs.run import complete
-from sparsesoup.study.cost.estimate import Estimator
-from sparsesoup.study.cost.flops_model import Prices
+from sparsesoup.runs.config import config_from_dict
+from sparsesoup.runs.run import fill_default_sparsity
+from sparsesoup.study.cost.estimate import CostEstimator
+from sparsesoup.study.cost.flops_model import FlopsModel
 from sparsesoup.study.cost.simulator import twin_of
-from sparsesoup.study.dry_run import forecasts
-from sparsesoup.study.execute.jobs import Job
-from sparsesoup.study.execute.progress import Board
+from sparsesoup.study.dry_run import forecast_trials
+from sparsesoup.study.execute.jobs import TrialJob
+from sparsesoup.study.execute.progress import StudyProgress
 from sparsesoup.study.recipe.plan import read_plan
 from sparsesoup.training.cost import CountFlops
 from tiny_bert import bert
@@ -73,7 +73,7 @@ def test_a_twin_costs_to_the_flop_what_the_method_does(name):
     steps = 90 if name == "isp-paper" else 30 if TABLE[name].family == "iterative" else 40
     problem = bert(steps=steps)
     sparsity = 0.0 if TABLE[name].dense else 0.5
-    twin = twin_of(problem, Prices(problem), steps, {})
+    twin = twin_of(problem, FlopsModel(problem), steps, {})
     method_for(name).run(twin, sparsity)
     method_for(name).run(problem, sparsity)
     mine, real = counted(twin.meter.to_json()), counted(problem.meter.to_json())
@@ -85,7 +85,7 @@ def test_a_twin_costs_to_the_flop_what_the_method_does(name):
 
 def test_a_twin_costs_to_the_flop_what_a_warm_up_of_the_head_does():
     problem, method = bert(steps=40, head=("classifier.weight", "classifier.bias")), Snip(batches=3, warmup=0.2)
-    twin = twin_of(problem, Prices(problem), 40, {})
+    twin = twin_of(problem, FlopsModel(problem), 40, {})
     method.run(twin, 0.5)
     method.run(problem, 0.5)
     mine, real = counted(twin.meter.to_json()), counted(problem.meter.to_json())
@@ -96,12 +96,12 @@ def test_a_twin_costs_to_the_flop_what_a_warm_up_of_the_head_does():
 @pytest.mark.parametrize("family", ["bert", "deberta-v2"])
 def test_the_price_of_any_batch_is_what_it_would_count(family):
     problem = bert(family=family)
-    price = Prices(problem).of("train")
+    price = FlopsModel(problem).price_of("train")
     for rows, width in ((5, 7), (3, 4)):
         draw = torch.randint(5, 64, (rows, width))
         batch = {"input_ids": draw, "attention_mask": torch.ones_like(draw), "labels": torch.zeros(rows).long()}
         with CountFlops() as count:
-            problem.loss(problem.pretrained, batch).backward()
+            problem.training_loss(problem.pretrained, batch).backward()
         problem.pretrained.zero_grad()
         assert price(rows, width) == count.flops
 
@@ -109,27 +109,32 @@ def test_the_price_of_any_batch_is_what_it_would_count(family):
 def test_a_long_run_is_estimated_from_two_short_ones():
     for name, method in (("imp-rewind", {"cut": 0.5}), ("isp", {})):
         table = {"model": "bert", "dataset": "reviews", "steps": 500, "train": {"batch_size": 8}, "method": method}
-        settings = complete(from_table(name, table | ({} if TABLE[name].dense else {"sparsity": 0.5})))
-        short, exact = Estimator(timed=False, exact=200).alone(settings), Estimator(timed=False).alone(settings)
-        assert short.total.steps == pytest.approx(exact.total.steps, rel=0.005)
-        assert short.total.flops == pytest.approx(exact.total.flops, rel=0.01)
+        settings = fill_default_sparsity(
+            config_from_dict(name, table | ({} if TABLE[name].dense else {"sparsity": 0.5}))
+        )
+        short, exact = (
+            CostEstimator(timed=False, exact=200).estimate_uncached(settings),
+            CostEstimator(timed=False).estimate_uncached(settings),
+        )
+        assert short.total_cost.steps == pytest.approx(exact.total_cost.steps, rel=0.005)
+        assert short.total_cost.flops == pytest.approx(exact.total_cost.flops, rel=0.01)
 
 
 def test_a_forecast_is_what_the_finished_study_has_on_its_meters(capsys):
     plan = read_plan(write())
-    found = {forecast.cell.key: forecast.estimate for forecast in forecasts(plan, Path("runs"))}
+    found = {forecast.cell.trial_key: forecast.estimate for forecast in forecast_trials(plan, Path("runs"))}
     assert not Path("runs").exists()
     assert main(["compare", "--config", "small.yaml", "--threads", "1"]) == 0
     shared = 0
     for cell in plan.cells:
-        record = json.loads(Path(f"runs/studies/small/cells/{cell.key}.json").read_text())
-        real, mine = record["cost"], {k: dataclasses.asdict(c) for k, c in found[cell.key].costs.items()}
+        record = json.loads(Path(f"runs/studies/small/cells/{cell.trial_key}.json").read_text())
+        real, mine = record["cost"], {k: dataclasses.asdict(c) for k, c in found[cell.trial_key].costs.items()}
         for table in (real, mine):
             shared += (1 if table is mine else -1) * sum(c.pop("shared") for k, c in table.items() if k != "teacher")
             table.get("teacher", {}).pop("shared", None)
         assert counted(mine) == counted(real)
-        assert found[cell.key].seconds > 0
-        assert found[cell.key].memory > 100 * 2**20
+        assert found[cell.trial_key].seconds > 0
+        assert found[cell.trial_key].memory > 100 * 2**20
     assert shared == 0
     capsys.readouterr()
     assert main(["compare", "--config", "small.yaml", "--dry-run"]) == 0
@@ -152,16 +157,16 @@ def test_a_forecast_tells_cells_totals_what_is_shared_and_what_is_refused(capsys
 
 def test_the_time_left_is_told_from_jobs_of_the_same_row(tmp_path, monkeypatch):
     cells = read_plan(write(methods={"dense": None, "imp": {"method": {"cut": 0.5}}}, sparsities=0.5)).cells
-    jobs, clock = [Job("draw", cell, tmp_path, tmp_path) for cell in cells], [0.0]
+    jobs, clock = [TrialJob("draw", cell, tmp_path, tmp_path) for cell in cells], [0.0]
     monkeypatch.setattr("sparsesoup.study.execute.progress.time.monotonic", lambda: clock[0])
-    board = Board(Console(quiet=True), jobs)
-    assert board.left(1) is None
+    board = StudyProgress(Console(quiet=True), jobs)
+    assert board.seconds_left(1) is None
     for job, seconds in zip(jobs[:1] + jobs[2:3], (10, 30), strict=True):  # one seed of dense, one of imp
         board.begin(job)
         clock[0] += seconds
         board.end(job)
-    assert board.left(1) == 10 + 30
+    assert board.seconds_left(1) == 10 + 30
     board.begin(jobs[3])
     clock[0] += 5
-    assert board.left(1) == 10 + 25
-    assert board.left(2) == (10 + 25) / 2
+    assert board.seconds_left(1) == 10 + 25
+    assert board.seconds_left(2) == (10 + 25) / 2

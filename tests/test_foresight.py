@@ -11,17 +11,17 @@ from conftest import Watch, same, tiny, watched
 from sparsesoup.core import masks as algebra
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Element, Row
-from sparsesoup.core.masking import keep
+from sparsesoup.core.masking import topk_masks
 from sparsesoup.core.masks import Masks
-from sparsesoup.core.schedules import Cubic
-from sparsesoup.core.targets import parameters
+from sparsesoup.core.schedules import CubicSchedule
+from sparsesoup.core.targets import target_parameters
 from sparsesoup.methods import METHODS, Method
 from sparsesoup.methods.gradient_flow import GradientFlow
 from sparsesoup.methods.pruning_at_init import Grasp, Snip, Wanda
-from sparsesoup.methods.scores.activation import wanda
-from sparsesoup.methods.scores.calibration import calibration
-from sparsesoup.methods.scores.gradient import gradient, hessian_product
-from sparsesoup.training.config import Training
+from sparsesoup.methods.scores.activation import wanda_scores
+from sparsesoup.methods.scores.calibration import calibration_batches
+from sparsesoup.methods.scores.gradient import hessian_product, task_gradient
+from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.loop import train, train_head
 from sparsesoup.training.problem import Problem
 from test_gradient import exact
@@ -32,23 +32,23 @@ ONCE = ("snip", "grasp", "wanda")
 
 def masks_by_hand(name: str, problem: Problem, share: float) -> Masks:
     """The masks of theta_0 by the published formula, with the weights of the problem itself."""
-    model, rows = problem.pretrained, calibration(problem, 32)
-    params = {n: p.detach() for n, p in parameters(model, problem.targets).items()}
+    model, rows = problem.pretrained, calibration_batches(problem, 32)
+    params = {n: p.detach() for n, p in target_parameters(model, problem.targets).items()}
     if name == "wanda":
-        return keep(wanda(problem, model, rows), share, scope="row")
-    g = gradient(problem, model, rows)
+        return topk_masks(wanda_scores(problem, model, rows), share, scope="row")
+    g = task_gradient(problem, model, rows)
     if name == "snip":
-        return keep({n: (g[n] * p).abs() for n, p in params.items()}, share)
+        return topk_masks({n: (g[n] * p).abs() for n, p in params.items()}, share)
     product = hessian_product(problem, model, rows, g)
-    return keep({n: (p * product[n]).abs() for n, p in params.items()}, share)
+    return topk_masks({n: (p * product[n]).abs() for n, p in params.items()}, share)
 
 
 def test_the_published_grasp_removes_the_largest_with_its_sign() -> None:
     problem = tiny()
-    model, rows = problem.pretrained, calibration(problem, 32)
-    product = hessian_product(problem, model, rows, gradient(problem, model, rows, 200.0), 200.0)
-    params = parameters(model, problem.targets)
-    removed = keep({n: -p.detach() * product[n] for n, p in params.items()}, 0.4)
+    model, rows = problem.pretrained, calibration_batches(problem, 32)
+    product = hessian_product(problem, model, rows, task_gradient(problem, model, rows, 200.0), 200.0)
+    params = target_parameters(model, problem.targets)
+    removed = topk_masks({n: -p.detach() * product[n] for n, p in params.items()}, 0.4)
     ticket = Grasp(measure="increase", temperature=200.0).run(tiny(), 0.6)
     assert same(ticket.masks, {n: ~m for n, m in removed.items()})
 
@@ -59,20 +59,20 @@ def test_a_one_shot_ticket_is_theta_0_pruned_by_its_score_and_trained(name: str)
     masks = masks_by_hand(name, problem, 0.6)
     ticket = METHODS[name].run(tiny(), 0.6)
     assert same(ticket.masks, masks)
-    state = problem.start()  # nothing of theta_0 is drawn anew
-    state.prune_(masks)
+    state = problem.start_run()  # nothing of theta_0 is drawn anew
+    state.set_masks_(masks)
     train(state, problem, problem.steps)
-    algebra.apply_(state.params(), masks)
+    algebra.apply_masks_(state.prunable_parameters(), masks)
     assert same(ticket.weights, state.model.state_dict())
     plain = METHODS["magnitude"].run(tiny(), 0.6).masks
-    assert algebra.distance(plain, ticket.masks) > 0.05
+    assert algebra.hamming_distance(plain, ticket.masks) > 0.05
 
 
 def test_grasp_keeps_what_the_explicit_hessian_says() -> None:
     problem = exact()
-    model, rows = problem.pretrained.eval(), calibration(problem, 4)
+    model, rows = problem.pretrained.eval(), calibration_batches(problem, 4)
     batch = problem.train.batch([i for part in rows for i in part])
-    names, params = zip(*parameters(model, problem.targets).items(), strict=True)
+    names, params = zip(*target_parameters(model, problem.targets).items(), strict=True)
 
     def loss(*weights: torch.Tensor) -> torch.Tensor:
         table = dict(zip(names, weights, strict=True))
@@ -87,9 +87,9 @@ def test_grasp_keeps_what_the_explicit_hessian_says() -> None:
         product = sum(torch.tensordot(h, g, dims=2) for h, g in zip(row, slopes, strict=True))
         scores[name] = weight * product
     published = Grasp(batches=4, measure="increase", temperature=200.0)
-    assert same(published.run(exact(), 0.5).masks, keep(scores, 0.5))
+    assert same(published.run(exact(), 0.5).masks, topk_masks(scores, 0.5))
     preserving = replace(published, measure="preserve")
-    assert same(preserving.run(exact(), 0.5).masks, keep({n: score.abs() for n, score in scores.items()}, 0.5))
+    assert same(preserving.run(exact(), 0.5).masks, topk_masks({n: score.abs() for n, score in scores.items()}, 0.5))
 
 
 @pytest.mark.parametrize(("name", "times"), [("snip", 1), ("grasp", 2), ("wanda", 1)])
@@ -108,15 +108,15 @@ HEAD = ("head.weight", "head.bias")  # of the tiny problem
 @pytest.mark.parametrize("method", [Snip(batches=3, warmup=0.2), Grasp(batches=3, warmup=0.2)])
 def test_a_warm_up_trains_the_head_alone_and_scores_with_it(method: Any) -> None:
     problem = tiny()
-    state = problem.start()
+    state = problem.start_run()
     train_head(state, problem, 12)
     before = problem.pretrained.state_dict()
     moved = {n for n, t in state.model.state_dict().items() if not t.equal(before[n])}
     assert moved == {*HEAD}
     assert all(p.requires_grad for p in state.model.parameters())
-    method.prune(problem, state, 0.6, Element)
+    method.score_and_prune(problem, state, 0.6, Element)
     train(state, problem, 48)
-    algebra.apply_(state.params(), state.masks)
+    algebra.apply_masks_(state.prunable_parameters(), state.masks)
     ticket = method.run(tiny(), 0.6)
     assert same(ticket.masks, state.masks)
     assert same(ticket.weights, state.model.state_dict())
@@ -178,12 +178,12 @@ def test_patterns_and_scopes_reach_the_masks() -> None:
 
 
 def score_by_hand(measure: str, problem: Problem, state: Any, number: int) -> dict[str, torch.Tensor]:
-    rows, model = calibration(problem, 3, number), state.model
-    g, params = gradient(problem, model, rows), {n: p.detach() for n, p in state.params().items()}
+    rows, model = calibration_batches(problem, 3, number), state.model
+    g, params = task_gradient(problem, model, rows), {n: p.detach() for n, p in state.prunable_parameters().items()}
     if measure == "loss":
         return {n: (p * g[n]).abs() for n, p in params.items()}
     if measure == "change":
-        first = parameters(problem.pretrained, problem.targets)
+        first = target_parameters(problem.pretrained, problem.targets)
         return {n: (p - first[n].detach()).abs() * (p * g[n]).abs() for n, p in params.items()}
     product = hessian_product(problem, model, rows, {n: t.where(state.masks[n], 0.0) for n, t in g.items()})
     return {n: (p * product[n]).abs() for n, p in params.items()}
@@ -193,16 +193,16 @@ def score_by_hand(measure: str, problem: Problem, state: Any, number: int) -> di
 def test_gradient_flow_prunes_by_its_measure_after_each_stretch_of_training(measure: Any) -> None:
     with watched() as watch:
         ticket = GradientFlow(measure=measure, rounds=3, finish=0.4, batches=3).run(tiny(), 0.8)
-    problem, plan = tiny(), Cubic(0, 3)
-    state, at = problem.start(), (12, 24, 36)
+    problem, plan = tiny(), CubicSchedule(0, 3)
+    state, at = problem.start_run(), (12, 24, 36)
     for number, (step, found) in enumerate(zip(at, watch.pruned, strict=True), start=1):
         train(state, problem, step - state.step)
-        goal = plan.at(number, 0.8)
-        assert algebra.kept(found) == round(2000 * (1 - goal))
-        state.prune_(keep(score_by_hand(measure, problem, state, number), goal, within=state.masks))
+        goal = plan.sparsity_at(number, 0.8)
+        assert algebra.count_kept(found) == round(2000 * (1 - goal))
+        state.set_masks_(topk_masks(score_by_hand(measure, problem, state, number), goal, within=state.masks))
         assert same(found, state.masks)
     train(state, problem, 60 - state.step)
-    algebra.apply_(state.params(), state.masks)
+    algebra.apply_masks_(state.prunable_parameters(), state.masks)
     assert same(ticket.weights, state.model.state_dict())
     assert ticket.notes == {"measure": measure}
     assert ticket.cost["score"]["examples"] == 3 * 3 * 16 * (2 if measure == "norm" else 1)
@@ -211,12 +211,12 @@ def test_gradient_flow_prunes_by_its_measure_after_each_stretch_of_training(meas
 def test_the_measures_of_gradient_flow_and_magnitude_find_different_masks() -> None:
     found = [GradientFlow(measure=m, batches=4).run(tiny(), 0.7).masks for m in ("loss", "change", "norm")]
     found.append(METHODS["gradual"].run(tiny(), 0.7).masks)
-    assert all(algebra.distance(a, b) > 0.02 for i, a in enumerate(found) for b in found[:i])
+    assert all(algebra.hamming_distance(a, b) > 0.02 for i, a in enumerate(found) for b in found[:i])
 
 
 @pytest.mark.parametrize("name", [*ONCE, "gradient-flow"])
 def test_every_one_of_them_runs_on_a_bert_that_trains_in_bf16(name: str) -> None:
-    problem = bert(training=Training(learning_rate=1e-3, batch_size=8, precision="bf16"), steps=12)
+    problem = bert(training=TrainingConfig(learning_rate=1e-3, batch_size=8, precision="bf16"), steps=12)
     method = replace(METHODS[name], batches=2, **({"measure": "norm"} if name == "gradient-flow" else {}))
     ticket = method.run(problem, 0.7)
     assert ticket.sparsity == pytest.approx(0.7, abs=1e-3)

@@ -9,15 +9,15 @@ from transformers import GPT2Config
 from conftest import tiny
 from sparsesoup.core.errors import UserError
 from sparsesoup.methods import METHODS
-from sparsesoup.methods.one_shot import Dense
+from sparsesoup.methods.one_shot import DenseFinetuning
 from sparsesoup.methods.pruning_at_init import Snip
-from sparsesoup.training.config import Training
+from sparsesoup.training.config import TrainingConfig
 from tiny_bert import bert
 
-FROZEN = Training(learning_rate=1e-2, batch_size=8, freeze_embeddings=True)
+FROZEN = TrainingConfig(learning_rate=1e-2, batch_size=8, freeze_embeddings=True)
 GPT2 = GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=2, n_head=2, pad_token_id=0)
 INSIDE = {"bert": ("bert.embeddings.", 5), "gpt2": ("transformer.w", 2)}
-RUNS = {"dense": Dense(), "movement": METHODS["movement"], "imp": METHODS["imp"], "snip": Snip(warmup=0.3)}
+RUNS = {"dense": DenseFinetuning(), "movement": METHODS["movement"], "imp": METHODS["imp"], "snip": Snip(warmup=0.3)}
 
 
 @pytest.mark.parametrize("family", INSIDE)
@@ -37,4 +37,4 @@ def test_frozen_embeddings_stay_and_all_else_learns(name: str, family: str) -> N
 
 def test_a_model_without_embeddings_is_refused() -> None:
     with pytest.raises(UserError, match="no embeddings to freeze"):
-        Dense().run(tiny(training=FROZEN), 0.0)
+        DenseFinetuning().run(tiny(training=FROZEN), 0.0)

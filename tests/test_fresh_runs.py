@@ -11,9 +11,9 @@ from conftest import same, tiny
 from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods import METHODS
 from sparsesoup.training.batching import Batch
-from sparsesoup.training.checkpoint import Journal
-from sparsesoup.training.config import Training
-from sparsesoup.training.cost import Cost, Meter
+from sparsesoup.training.checkpoint import Checkpointer
+from sparsesoup.training.config import TrainingConfig
+from sparsesoup.training.cost import Cost, CostTracker
 from sparsesoup.training.problem import Problem
 
 ORDER = ("isp", "dense", "imp-rewind", "lottery-pools", "movement", "dense", "pins", "isp", "magnitude")
@@ -49,7 +49,7 @@ def test_a_run_after_one_that_failed_is_fresh() -> None:
 
     def objective(model: nn.Module, batch: Batch) -> Tensor:
         loss = functional.cross_entropy(model(batch["x"]), batch["labels"])
-        if fails and shared.meter.total().steps >= 25:
+        if fails and shared.meter.total_cost().steps >= 25:
             raise KeyboardInterrupt
         return loss
 
@@ -64,13 +64,13 @@ def test_a_run_after_one_that_failed_is_fresh() -> None:
 
 def test_what_was_charged_before_the_first_run_is_charged_to_each() -> None:
     shared = tiny(steps=20)
-    shared.meter.add("teacher", Cost(steps=7))
+    shared.meter.add_cost("teacher", Cost(steps=7))
     for name in ("gradual", "dense"):
         assert steps(run(name, shared)) == {"teacher": 7, "strong": 20, "validation": 0}
 
 
 def test_a_problem_keeps_its_precision_when_another_one_has_another() -> None:
-    half = Training(learning_rate=1e-2, batch_size=16, precision="bf16")
+    half = TrainingConfig(learning_rate=1e-2, batch_size=16, precision="bf16")
     one, other = tiny(steps=10, training=half), tiny(steps=10)
     first, plain = run("dense", one), run("dense", other)
     assert not same(first.weights, plain.weights)
@@ -98,8 +98,8 @@ def test_a_loop_over_methods_with_a_folder_resumes_only_the_run_that_was_under_w
                 raise Died
             return functional.cross_entropy(model(batch["x"]), batch["labels"])
 
-        meter = Meter()
-        shared = tiny(meter=meter, journal=Journal(meter, tmp_path, every=0.0), objective=objective, steps=20)
+        meter = CostTracker()
+        shared = tiny(meter=meter, journal=Checkpointer(meter, tmp_path, every=0.0), objective=objective, steps=20)
         found = {name: run(name, shared) for name in ("gradual", "dense")}
         counted.append(seen)
         return found

@@ -9,15 +9,22 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from conftest import tiny
-from sparsesoup.core.granularity import Block, Column, Element, Row, Tie
-from sparsesoup.core.groups import tiled
-from sparsesoup.core.masking import keep
-from sparsesoup.core.masks import kept
-from sparsesoup.methods.gates.attach import attach, detach_, fold_, gates, hidden, worth
-from sparsesoup.methods.gates.density import masked_share, set_levels_, sizes
-from sparsesoup.methods.gates.hard_concrete import SHIFT, SHUT, HardConcrete, logistic_noise
-from sparsesoup.methods.gates.straight_through import Gate
-from sparsesoup.methods.learned_masks import scores, straight
+from sparsesoup.core.granularity import Block, Column, CoupledGroups, Element, Row
+from sparsesoup.core.groups import block_groups
+from sparsesoup.core.masking import topk_masks
+from sparsesoup.core.masks import count_kept
+from sparsesoup.methods.gates.attach import (
+    attach_gates,
+    detach_gates_,
+    fold_gates_,
+    gates_of,
+    underlying_weight,
+    weight_scores,
+)
+from sparsesoup.methods.gates.density import group_sizes, masked_share, set_thresholds_
+from sparsesoup.methods.gates.hard_concrete import CLOSED_LOGIT, SHIFT, HardConcrete, logistic_noise
+from sparsesoup.methods.gates.straight_through import StraightThroughGate
+from sparsesoup.methods.learned_masks import initial_scores, straight_through_gates
 from sparsesoup.training.loop import train
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.state import TrainState
@@ -58,7 +65,7 @@ def gradients_of_gates(model: Pair, x: Tensor) -> None:
     model(x).square().sum().backward()
 
 
-def check_identities(model: Pair, tie: Tie, score: Parameter, level: float, x: Tensor) -> None:
+def check_identities(model: Pair, tie: CoupledGroups, score: Parameter, level: float, x: Tensor) -> None:
     """dL/dS = the sum of dL/dW' * W over a group, masked or not; dL/dW = dL/dW' * M."""
     own = score.dim() == 2 and len(tie.members) > 1
     open_ = (score.detach() >= level).any(0) if own else (score.detach() >= level).flatten()
@@ -68,14 +75,14 @@ def check_identities(model: Pair, tie: Tie, score: Parameter, level: float, x: T
     place = {n: group_of(weights[n].shape, block) for n, block in tie.members}
     masks = {n: open_[numbers] for n, numbers in place.items()}
     leaf = gradients_by_hand(model, masks, x)
-    attach(model, (tie,), straight([score]))
-    for _, gate in gates(model):
+    attach_gates(model, (tie,), straight_through_gates([score]))
+    for _, gate in gates_of(model):
         gate.level.fill_(level)
     gradients_of_gates(model, x)
     parts = {n: torch.zeros(len(open_), **EXACT) for n in place}
     for n, numbers in place.items():
         parts[n].index_add_(0, numbers.flatten(), (leaf[n] * weights[n]).flatten())
-        found = hidden(model, n).grad
+        found = underlying_weight(model, n).grad
         assert found is not None
         assert found.allclose(leaf[n] * masks[n], rtol=1e-12)
     wanted = torch.stack(list(parts.values())) if own else torch.stack(list(parts.values())).sum(0)
@@ -87,8 +94,8 @@ def check_identities(model: Pair, tie: Tie, score: Parameter, level: float, x: T
 
 @pytest.mark.parametrize("block", [Element, Block(2, 3), Block(4, 2), Row, Column])
 def test_both_straight_through_identities_hold(block: Block) -> None:
-    model, tie = Pair(), Tie((("first.weight", block),))
-    shape = (4, 6) if block == Element else (tie.count({"first.weight": (4, 6)}),)
+    model, tie = Pair(), CoupledGroups((("first.weight", block),))
+    shape = (4, 6) if block == Element else (tie.num_groups({"first.weight": (4, 6)}),)
     draw = torch.Generator().manual_seed(1)
     ranks = torch.randperm(math.prod(shape), generator=draw).double() - math.prod(shape) // 2
     score = Parameter(ranks.view(shape))
@@ -96,13 +103,13 @@ def test_both_straight_through_identities_hold(block: Block) -> None:
 
 
 def test_a_unit_learns_from_its_row_and_its_column_together() -> None:
-    tie = Tie((("first.weight", Row), ("second.weight", Column)))
+    tie = CoupledGroups((("first.weight", Row), ("second.weight", Column)))
     score = Parameter(torch.tensor([0.3, -0.2, 0.1, -0.4], **EXACT))
     check_identities(Pair(), tie, score, 0.0, torch.randn(5, 6, **EXACT))
 
 
 def test_with_scores_of_their_own_members_learn_apart_and_any_of_them_opens_the_group() -> None:
-    tie = Tie((("first.weight", Block(2, 0)), ("second.weight", Block(0, 2))))
+    tie = CoupledGroups((("first.weight", Block(2, 0)), ("second.weight", Block(0, 2))))
     score = Parameter(torch.tensor([[0.3, -0.2], [-0.1, -0.4]], **EXACT))
     model = Pair()
     check_identities(model, tie, score, 0.0, torch.randn(5, 6, **EXACT))
@@ -110,8 +117,8 @@ def test_with_scores_of_their_own_members_learn_apart_and_any_of_them_opens_the_
     assert model.second.weight[:, :2].all()  # its own score says no
     assert not model.first.weight[2:].any()
     assert not model.second.weight[:, 2:].any()
-    for n, gate in gates(model):  # trimming ranks a group by the member that wants it most
-        assert gate.worth(hidden(model, n)).tolist() == [0.3, -0.2]
+    for n, gate in gates_of(model):  # trimming ranks a group by the member that wants it most
+        assert gate.group_scores(underlying_weight(model, n)).tolist() == [0.3, -0.2]
 
 
 def test_by_magnitude_a_masked_weight_gets_no_gradient_and_stays_behind_its_mask() -> None:
@@ -120,11 +127,11 @@ def test_by_magnitude_a_masked_weight_gets_no_gradient_and_stays_behind_its_mask
     open_ = plain.abs() >= 0.2
     assert 5 < int(open_.sum()) < 19
     leaf = gradients_by_hand(model, {"first.weight": open_}, x)
-    assert attach(model, (Tie((("first.weight", Element),)),), straight([None])) == []
-    for _, gate in gates(model):
+    assert attach_gates(model, (CoupledGroups((("first.weight", Element),)),), straight_through_gates([None])) == []
+    for _, gate in gates_of(model):
         gate.level.fill_(0.2)
     gradients_of_gates(model, x)
-    weight = hidden(model, "first.weight")
+    weight = underlying_weight(model, "first.weight")
     assert weight.equal(plain)
     assert model.first.weight.detach().equal(plain * open_)
     assert weight.grad is not None
@@ -172,27 +179,29 @@ def test_evaluated_a_hard_concrete_gate_is_its_scale_and_nothing_random() -> Non
     wanted = (score.detach().sigmoid() * 1.2 - 0.1).clamp(0, 1)
     assert gate(weight).equal(gate(weight))
     assert gate(weight).detach().allclose(weight * wanted)
-    assert ((gate.scale(weight) > 0) == (score > SHUT)).all()
-    assert 0 < int((gate.scale(weight) == 0).sum()) < 600
+    assert ((gate.mean_gate(weight) > 0) == (score > CLOSED_LOGIT)).all()
+    assert 0 < int((gate.mean_gate(weight) == 0).sum()) < 600
     assert "noise" not in gate.state_dict()
 
 
 def gated(problem: Problem, hard: bool = False) -> TrainState:
     """A run at its beginning, a gate with random scores on every weight."""
-    ties = tiled(problem.targets, Element)
-    learnt = scores(problem, ties)
+    ties = block_groups(problem.targets, Element)
+    learnt = initial_scores(problem, ties)
     for number, score in enumerate(learnt):
         assert score is not None
         with torch.no_grad():
             score.copy_(logits(number, *score.shape))
     noise = logistic_noise(5000, torch.Generator().manual_seed(0))
 
-    def concrete(number: int, place: int, tie: Tie) -> nn.Module:
+    def concrete(number: int, place: int, tie: CoupledGroups) -> nn.Module:
         score = learnt[number]
         assert score is not None
         return HardConcrete(score, noise, number)
 
-    return problem.start(lambda model: (attach(model, ties, concrete if hard else straight(learnt)), 50.0))
+    return problem.start_run(
+        lambda model: (attach_gates(model, ties, concrete if hard else straight_through_gates(learnt)), 50.0)
+    )
 
 
 @pytest.mark.parametrize("hard", [True, False])
@@ -200,19 +209,19 @@ def test_folded_the_model_answers_as_its_gates_did_in_evaluation(hard: bool) -> 
     problem = tiny()
     state = gated(problem, hard)
     if not hard:
-        set_levels_(state, [1, 1, 1], 0.4, "global")
+        set_thresholds_(state, [1, 1, 1], 0.4, "global")
     x = problem.validation.batch(range(96))["x"]
     with torch.no_grad():
         before = state.model.eval()(x)
-        shut = {n: gate.scale(hidden(state.model, n)) == 0 for n, gate in gates(state.model)}
-        fold_(state)
-        detach_(state)
+        shut = {n: gate.mean_gate(underlying_weight(state.model, n)) == 0 for n, gate in gates_of(state.model)}
+        fold_gates_(state)
+        detach_gates_(state)
         for n, mask in shut.items():
             assert mask.any()
-            assert state.params()[n].all()  # none is exactly 0, whatever trimming keeps
+            assert state.prunable_parameters()[n].all()  # none is exactly 0, whatever trimming keeps
         small = state.model(x)
         for n, mask in shut.items():
-            state.params()[n][mask] = 0.0
+            state.prunable_parameters()[n][mask] = 0.0
         assert state.model(x).allclose(before, atol=1e-6)
         assert small.allclose(before, atol=0.02)  # a shut gate leaves a thousandth
         assert not problem.pretrained.eval()(x).allclose(before, atol=0.1)
@@ -222,7 +231,7 @@ def test_scores_have_their_own_rate_and_no_decay_and_leave_with_the_gates() -> N
     problem = tiny()
     state = gated(problem)
     group = state.optimizer.param_groups[-1]
-    learnt = {id(gate.score) for _, gate in gates(state.model)}
+    learnt = {id(gate.score) for _, gate in gates_of(state.model)}
     assert {id(p) for p in group["params"]} == learnt
     assert len(learnt) == 3
     assert (group["weight_decay"], group["decays"], group["factor"]) == (0.0, False, 50.0)
@@ -232,12 +241,12 @@ def test_scores_have_their_own_rate_and_no_decay_and_leave_with_the_gates() -> N
     train(state, problem, 3, hooks=[lambda s: rates.append([g["lr"] for g in s.optimizer.param_groups])])
     assert all(r[-1] == pytest.approx(50 * r[0]) and r[0] == r[1] > 0 for r in rates)
     assert learnt < {id(p) for p in state.optimizer.state}
-    detach_(state)
+    detach_gates_(state)
     living = {id(p) for p in state.model.parameters()}
     assert [id(p) for g in state.optimizer.param_groups for p in g["params"] if id(p) not in living] == []
     assert {id(p) for p in state.optimizer.state} <= living
     assert len(state.optimizer.param_groups) == 2
-    assert [n for n, m in state.model.named_modules() if isinstance(m, Gate)] == []
+    assert [n for n, m in state.model.named_modules() if isinstance(m, StraightThroughGate)] == []
     assert state.model.state_dict().keys() == problem.pretrained.state_dict().keys()
 
 
@@ -246,15 +255,15 @@ def test_scores_have_their_own_rate_and_no_decay_and_leave_with_the_gates() -> N
 def test_levels_mask_the_share_that_is_asked_for_and_those_that_keep_masks(scope: str, sparsity: float) -> None:
     problem = tiny()
     state = gated(problem)
-    areas = sizes(tiled(problem.targets, Element), problem.targets)
+    areas = group_sizes(block_groups(problem.targets, Element), problem.targets)
     assert areas == [1, 1, 1]
-    set_levels_(state, areas, sparsity, scope)
-    masks = keep(worth(state), sparsity, scope=scope)
+    set_thresholds_(state, areas, sparsity, scope)
+    masks = topk_masks(weight_scores(state), sparsity, scope=scope)
     for n in problem.targets:
         through = state.model.get_submodule(n.removesuffix(".weight")).weight
         assert isinstance(through, Tensor)
         assert (through != 0).equal(masks[n])
-    assert masked_share(state, areas, exact=True) == pytest.approx(1 - kept(masks) / 2000)
+    assert masked_share(state, areas, exact=True) == pytest.approx(1 - count_kept(masks) / 2000)
 
 
 @pytest.mark.parametrize(("shape", "block"), [((7, 5), Element), ((4,), Row)])
@@ -262,7 +271,7 @@ def test_a_penalty_has_the_gradient_of_its_formula_beside_that_of_the_task(
     shape: tuple[int, ...], block: Block
 ) -> None:
     weight, score = logits(0, *(shape if block == Element else (4, 8))), Parameter(logits(1, *shape))
-    gate, leaf = Gate(score, block, 0, 0, SHIFT).train(), score.detach().clone().requires_grad_()
+    gate, leaf = StraightThroughGate(score, block, 0, 0, SHIFT).train(), score.detach().clone().requires_grad_()
     gate.level.fill_(0.0)
     product = gate(weight)
     assert gate.share is not None
@@ -279,9 +288,9 @@ def test_a_penalty_has_the_gradient_of_its_formula_beside_that_of_the_task(
 def test_a_penalty_is_told_once_a_tie_and_in_training_alone() -> None:
     weight, score = logits(0, 4, 8), Parameter(logits(1, 4))
     for place, shift, training, told in [(0, 0.0, True, True), (1, 0.0, True, False), (0, None, True, False)]:
-        gate = Gate(score, Row, 0, place, shift).train(training)
+        gate = StraightThroughGate(score, Row, 0, place, shift).train(training)
         gate(weight)
         assert (gate.share is not None) == told
-    evaluated = Gate(score, Row, 0, 0, 0.0).eval()
+    evaluated = StraightThroughGate(score, Row, 0, 0, 0.0).eval()
     evaluated(weight)
     assert evaluated.share is None

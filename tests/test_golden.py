@@ -12,29 +12,35 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from conftest import tiny
-from sparsesoup.core.granularity import Block, Element, Tie
-from sparsesoup.core.masking import keep
+from sparsesoup.core.granularity import Block, CoupledGroups, Element
+from sparsesoup.core.masking import topk_masks
 from sparsesoup.core.masks import Masks
-from sparsesoup.core.schedules import Cubic
-from sparsesoup.core.targets import Target, parameters
+from sparsesoup.core.schedules import CubicSchedule
+from sparsesoup.core.targets import Target, target_parameters
 from sparsesoup.methods.early_bird import EarlyBird
-from sparsesoup.methods.gates.attach import attach, gates
-from sparsesoup.methods.gates.density import set_levels_
+from sparsesoup.methods.gates.attach import attach_gates, gates_of
+from sparsesoup.methods.gates.density import set_thresholds_
 from sparsesoup.methods.gates.hard_concrete import BETA, SHIFT, HardConcrete
-from sparsesoup.methods.gates.penalty_controller import Lead
-from sparsesoup.methods.gates.straight_through import Gate, mean_open
+from sparsesoup.methods.gates.penalty_controller import SparsityController
+from sparsesoup.methods.gates.straight_through import StraightThroughGate, mean_gate_probability
 from sparsesoup.methods.hybrid import HybridMovement
-from sparsesoup.methods.learned_masks import Phases, begin, straight
-from sparsesoup.methods.pins import Pins, certainty
+from sparsesoup.methods.learned_masks import PhaseShares, start_with_gates, straight_through_gates
+from sparsesoup.methods.pins import Pins, answer_certainty
 from sparsesoup.methods.platon import Platon
 from sparsesoup.methods.pruning_at_init import Grasp, Snip, Wanda
 from sparsesoup.methods.scores.activation import input_norms
-from sparsesoup.methods.scores.averages import Averages, Sensitivity, after_step, first_order
-from sparsesoup.methods.scores.calibration import calibration
-from sparsesoup.methods.scores.gradient import flow, gradient, hessian_product, sensitivity, travelled
-from sparsesoup.training.batching import Data
-from sparsesoup.training.config import Distill, Training
-from sparsesoup.training.distillation import distilled
+from sparsesoup.methods.scores.averages import ImportanceAverages, Sensitivity, after_step, first_order_sensitivity
+from sparsesoup.methods.scores.calibration import calibration_batches
+from sparsesoup.methods.scores.gradient import (
+    gradient_flow_score,
+    hessian_product,
+    movement_sensitivity,
+    snip_sensitivity,
+    task_gradient,
+)
+from sparsesoup.training.batching import RowBatches
+from sparsesoup.training.config import DistillConfig, TrainingConfig
+from sparsesoup.training.distillation import distillation_objective
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.state import TrainState
 from tiny_bert import bert
@@ -64,15 +70,15 @@ def sparsity_of(masks: str) -> float:
     return 1 - masks.count("1") / len(masks)
 
 
-def hybrid(**more: Any) -> tuple[TrainState, Lead]:
+def hybrid(**more: Any) -> tuple[TrainState, SparsityController]:
     """A state with the scores of the file, and its lead, after a pass in training."""
     settings: dict[str, Any] = {"tile": Block(4, 4), "penalty": 40.0, **more}
-    phases = Phases(warmup=0.1, cooldown=0.2, settle=0.1)
+    phases = PhaseShares(warmup=0.1, cooldown=0.2, settle=0.1)
     problem = bert(steps=100)
-    gated, lead = HybridMovement(phases=phases, **settings).gated(problem, 0.5)
-    state, table = begin(problem, gated), numbers("hybrid")["scores"]
+    gated, lead = HybridMovement(phases=phases, **settings).make_gates(problem, 0.5)
+    state, table = start_with_gates(problem, gated), numbers("hybrid")["scores"]
     with torch.no_grad():
-        for name, gate in gates(state.model):
+        for name, gate in gates_of(state.model):
             if gate.score is not None and name.removesuffix(".weight") in table:
                 gate.score.copy_(torch.tensor(table[name.removesuffix(".weight")]))
         for name, parameter in state.model.named_parameters():
@@ -81,12 +87,12 @@ def hybrid(**more: Any) -> tuple[TrainState, Lead]:
     return state, lead
 
 
-def penalty(state: TrainState, lead: Lead, step: int) -> Tensor:
+def penalty(state: TrainState, lead: SparsityController, step: int) -> Tensor:
     state.step = step
     lead(state)
     batch = {"input_ids": torch.ones(1, 4, dtype=torch.long)}
     state.model.train()(**batch)
-    return lead.term(state)
+    return lead.penalty_term(state)
 
 
 def test_hybrid_as_published_has_the_thresholds_the_penalty_and_its_gradient_of_nn_pruning() -> None:
@@ -94,11 +100,11 @@ def test_hybrid_as_published_has_the_thresholds_the_penalty_and_its_gradient_of_
     found, (state, lead) = numbers("hybrid"), hybrid()
     for row in found["schedule"]:
         term = penalty(state, lead, row["step"])
-        levels = [float(gate.level.sigmoid()) for _, gate in gates(state.model)]
+        levels = [float(gate.level.sigmoid()) for _, gate in gates_of(state.model)]
         assert levels == pytest.approx([row["threshold"]] * len(levels), abs=1e-7)
         assert term.item() == pytest.approx(row["penalty"], rel=1e-5)
     term.backward()
-    for name, gate in gates(state.model):
+    for name, gate in gates_of(state.model):
         wanted = found["gradients"].get(name.removesuffix(".weight"))
         if wanted is not None:
             assert gate.score is not None
@@ -125,11 +131,11 @@ def matrix(weight: Tensor) -> Problem:
     return tiny(pretrained=nn.Sequential(layer), targets={"0.weight": Target("other", tuple(weight.shape))})
 
 
-def gated(problem: Problem, score: Parameter | None) -> tuple[TrainState, Gate]:
+def gated(problem: Problem, score: Parameter | None) -> tuple[TrainState, StraightThroughGate]:
     """A run at its beginning, with a gate on its one matrix."""
-    ties = (Tie((("0.weight", Element),)),)
-    state = problem.start(lambda model: (attach(model, ties, straight([score])), 1.0))
-    return state, next(gate for _, gate in gates(state.model))
+    ties = (CoupledGroups((("0.weight", Element),)),)
+    state = problem.start_run(lambda model: (attach_gates(model, ties, straight_through_gates([score])), 1.0))
+    return state, next(gate for _, gate in gates_of(state.model))
 
 
 @pytest.mark.parametrize("number", range(12))
@@ -140,10 +146,10 @@ def test_the_top_of_movements_scores_is_the_references(number: int) -> None:
     score = Parameter(torch.tensor(found["scores"]).view(shape))
     weight = torch.tensor(found.get("weight", found["scores"])).view(shape)
     state, gate = gated(matrix(weight), score)
-    set_levels_(state, [1], sparsity_of(found["mask"]), "tensor")
+    set_thresholds_(state, [1], sparsity_of(found["mask"]), "tensor")
     assert found["mask"].count("1") == int(found["keep"] * len(found["mask"]))
-    assert bits(gate.scale(weight)) == found["mask"]
-    assert bits(keep({"w": score.detach()}, sparsity_of(found["mask"]), scope="tensor")["w"]) == found["mask"]
+    assert bits(gate.mean_gate(weight)) == found["mask"]
+    assert bits(topk_masks({"w": score.detach()}, sparsity_of(found["mask"]), scope="tensor")["w"]) == found["mask"]
     if "upstream" in found:
         leaf = weight.clone().requires_grad_()
         (gate(leaf) * torch.tensor(found["upstream"]).view(shape)).sum().backward()
@@ -157,37 +163,40 @@ def test_the_top_of_magnitude_through_a_gate_is_the_references() -> None:
     for found in numbers("movement")["magnitude"]:
         weight = torch.tensor(found["weight"]).view(found["shape"])
         state, gate = gated(matrix(weight), None)
-        set_levels_(state, [1], sparsity_of(found["mask"]), "tensor")
-        assert bits(gate.scale(weight)) == found["mask"]
+        set_thresholds_(state, [1], sparsity_of(found["mask"]), "tensor")
+        assert bits(gate.mean_gate(weight)) == found["mask"]
 
 
 def test_a_threshold_of_the_sigmoid_opens_what_the_reference_opens() -> None:
     for found in numbers("movement")["threshold"]:
         score = torch.tensor(found["scores"]).view(found["shape"])
-        gate, level = Gate(Parameter(score), Element, 0, 0), torch.logit(torch.tensor(found["threshold"]))
-        gate.level.copy_(gate.floored(level, found["floor"]) if found["floor"] else level)
-        assert bits(gate.scale(torch.ones(found["shape"]))) == found["mask"]
+        gate, level = (
+            StraightThroughGate(Parameter(score), Element, 0, 0),
+            torch.logit(torch.tensor(found["threshold"])),
+        )
+        gate.level.copy_(gate.floored_threshold(level, found["floor"]) if found["floor"] else level)
+        assert bits(gate.mean_gate(torch.ones(found["shape"]))) == found["mask"]
 
 
 def test_the_published_threshold_schedules_are_one_cubic_curve() -> None:
     """Movement's share and threshold with the penalty's weight, PLATON's and PINS' share, oBERT's prunings: to 1e-9."""
     for found in numbers("movement")["schedule"]:
-        plan = Cubic(found["start"], found["stop"])
+        plan = CubicSchedule(found["start"], found["stop"])
         for step, threshold, penalty in found["values"]:
-            change = plan.at(step, abs(found["final"] - found["initial"]))
+            change = plan.sparsity_at(step, abs(found["final"] - found["initial"]))
             assert abs(threshold - found["initial"]) == pytest.approx(change, abs=1e-9)
             if found["penalty"]:
-                assert penalty == pytest.approx(found["penalty"] * plan.at(step, 0.5) / 0.5, abs=1e-6)
+                assert penalty == pytest.approx(found["penalty"] * plan.sparsity_at(step, 0.5) / 0.5, abs=1e-6)
     for name in ("platon", "pins"):
-        plan = Cubic(20, 160, 10)
+        plan = CubicSchedule(20, 160, 10)
         for step, share, prunes in numbers("platon")[name]["schedule"]:
-            assert 1 - plan.at(step, 0.6) == pytest.approx(share, abs=1e-9)
+            assert 1 - plan.sparsity_at(step, 0.6) == pytest.approx(share, abs=1e-9)
             if 20 < step <= 160:
-                assert plan.due(step) == prunes
+                assert plan.is_pruning_step(step) == prunes
     for found in numbers("schedules")["cubic"]:
-        plan = Cubic(found["start"], found["stop"], found["every"], initial=found["first"])
-        assert all(plan.due(epoch) for epoch, _ in found["values"])
-        assert [plan.at(epoch, found["final"]) for epoch, _ in found["values"]] == pytest.approx(
+        plan = CubicSchedule(found["start"], found["stop"], found["every"], initial=found["first"])
+        assert all(plan.is_pruning_step(epoch) for epoch, _ in found["values"])
+        assert [plan.sparsity_at(epoch, found["final"]) for epoch, _ in found["values"]] == pytest.approx(
             [share for _, share in found["values"]], abs=1e-9
         )
 
@@ -196,7 +205,7 @@ def test_the_penalties_of_soft_movement_and_l0_are_the_references() -> None:
     found = numbers("movement")["penalty"]
     scores = [torch.tensor(score) for score in found["scores"]]
     for name, shift in (("l1", 0.0), ("l0", SHIFT)):
-        mean = sum(float(mean_open(score, shift)) for score in scores) / len(scores)
+        mean = sum(float(mean_gate_probability(score, shift)) for score in scores) / len(scores)
         assert mean == pytest.approx(found[name], rel=1e-6)
 
 
@@ -214,7 +223,7 @@ def test_l0_with_given_noise_is_the_references() -> None:
     assert score.grad is not None
     assert near(weight.grad, found["weight_grad"])
     assert near(score.grad, found["score_grad"])
-    assert near(gate.scale(weight), found["evaluation"])
+    assert near(gate.mean_gate(weight), found["evaluation"])
 
 
 class Deep(nn.Module):
@@ -249,8 +258,9 @@ def deep(found: Mapping[str, Any], weights: Mapping[str, Any] | None = None, but
         return {"x": torch.stack(x), "labels": torch.stack(labels)}
 
     targets = {n: Target("other", tuple(p.shape)) for n, p in model.named_parameters() if p.dim() == 2 and n != but}
-    training = Training(learning_rate=1e-3, batch_size=len(rows))
-    return tiny(pretrained=model, targets=targets, train=Data(rows, collate), validation=Data(rows, collate),
+    training = TrainingConfig(learning_rate=1e-3, batch_size=len(rows))
+    return tiny(pretrained=model, targets=targets, train=RowBatches(rows, collate), validation=RowBatches(rows,
+    collate),
                 training=training, steps=1)  # fmt: skip
 
 
@@ -262,8 +272,8 @@ def test_snip_keeps_what_the_reference_keeps() -> None:
     """Masks exactly, scores to 1e-5."""
     found = numbers("snip")
     problem = deep(found)
-    params = parameters(problem.pretrained, problem.targets)
-    scores = sensitivity(params, gradient(problem, problem.pretrained, calibration(problem, 1)))
+    params = target_parameters(problem.pretrained, problem.targets)
+    scores = snip_sensitivity(params, task_gradient(problem, problem.pretrained, calibration_batches(problem, 1)))
     flat = torch.cat([score.flatten() for score in scores.values()])
     assert near(flat / flat.sum(), found["scores"])
     for row in found["masks"]:
@@ -275,9 +285,9 @@ def test_grasp_as_published_keeps_what_the_reference_keeps() -> None:
     found = numbers("snip")
     for row in numbers("grasp")["results"]:
         problem, temperature = deep(found), row["temperature"]
-        rows, params = calibration(problem, 1), parameters(problem.pretrained, problem.targets)
-        slopes = gradient(problem, problem.pretrained, rows, temperature)
-        scores = flow(params, hessian_product(problem, problem.pretrained, rows, slopes, temperature))
+        rows, params = calibration_batches(problem, 1), target_parameters(problem.pretrained, problem.targets)
+        slopes = task_gradient(problem, problem.pretrained, rows, temperature)
+        scores = gradient_flow_score(params, hessian_product(problem, problem.pretrained, rows, slopes, temperature))
         flat = torch.cat([score.flatten() for score in scores.values()])
         assert near(-flat / flat.sum().abs(), row["scores"], 1e-4)
         method = Grasp(batches=1, measure="increase", temperature=temperature)
@@ -288,10 +298,10 @@ def test_the_measures_of_gradient_flow_are_the_references() -> None:
     """To 1e-5, summed over rows as there."""
     found = numbers("flow")
     problem, start = deep(found, but="head.weight"), found["start"]
-    params = parameters(problem.pretrained, problem.targets)
-    slopes = gradient(problem, problem.pretrained, calibration(problem, 1))
+    params = target_parameters(problem.pretrained, problem.targets)
+    slopes = task_gradient(problem, problem.pretrained, calibration_batches(problem, 1))
     origin = {name: torch.tensor(values) for name, values in start.items()}
-    loss, change = sensitivity(params, slopes), travelled(params, origin, slopes)
+    loss, change = snip_sensitivity(params, slopes), movement_sensitivity(params, origin, slopes)
     for name, rows, moved, alone in zip(
         params, found["rows"], found["rows_change"], found["weights_loss"], strict=True
     ):
@@ -323,15 +333,18 @@ def test_wanda_keeps_what_the_reference_keeps_by_row_and_two_of_four() -> None:
     for row in found["masks"]:
         model = Pair(found["weights"])
         targets = {n: Target("other", tuple(p.shape)) for n, p in model.named_parameters()}
-        data = Data(rows, collate)
+        data = RowBatches(rows, collate)
         problem = tiny(pretrained=model, targets=targets, train=data, validation=data, steps=1,
-                       training=Training(batch_size=len(rows)))  # fmt: skip
-        assert near(input_norms(problem, model, calibration(problem, 1))["q.weight"], found["norms"])
+                       training=TrainingConfig(batch_size=len(rows)))  # fmt: skip
+        assert near(input_norms(problem, model, calibration_batches(problem, 1))["q.weight"], found["norms"])
         masks = Wanda(batches=1, scope=row["scope"]).run(problem, row["sparsity"]).masks
         assert {name: bits(mask) for name, mask in masks.items()} == row["masks"]
 
 
-REMEMBERING: dict[str, tuple[Any, Sensitivity]] = {"platon": (Platon(), first_order), "pins": (Pins(), after_step)}
+REMEMBERING: dict[str, tuple[Any, Sensitivity]] = {
+    "platon": (Platon(), first_order_sensitivity),
+    "pins": (Pins(), after_step),
+}
 
 
 @pytest.mark.parametrize("name", REMEMBERING)
@@ -341,19 +354,21 @@ def test_after_120_steps_the_averages_and_their_masks_are_the_references(name: s
     found = table[name]
     weight, slope = (torch.tensor(table[key], dtype=torch.float64) for key in ("weight", "gradient"))
     place = torch.arange(len(weight), dtype=torch.float64)
-    state = matrix(weight.float().view(4, 6)).start()
+    state = matrix(weight.float().view(4, 6)).start_run()
     assert method.slow == found["slow"]
-    averages = Averages(sensitivity=measure, fast=method.fast, slow=method.slow, window=method.window, origin=0)
-    parameter = state.params()["0.weight"]
+    averages = ImportanceAverages(
+        sensitivity=measure, fast=method.fast, slow=method.slow, window=method.window, origin=0
+    )
+    parameter = state.prunable_parameters()["0.weight"]
     for step in range(120):
         state.step, state.optimizer.param_groups[0]["lr"] = step, 1e-2 * (1 - step / 200)
         parameter.data = (weight * (1 + 0.3 * torch.sin(0.05 * step + place))).float().view(4, 6)
         parameter.grad = (slope * torch.cos(0.31 * step + 0.7 * place) / (1 + 0.01 * step)).float().view(4, 6)
-        averages.observe(state)
+        averages.observe_gradients(state)
     assert near(state.memory["importance/0.weight"].flatten(), found["importance"], 1e-4)
     assert near(state.memory["uncertainty/0.weight"].flatten(), found["uncertainty"], 1e-4)
     for row in found["masks"]:
-        assert bits(keep(averages.scores(state), sparsity_of(row["mask"]))["0.weight"]) == row["mask"]
+        assert bits(topk_masks(averages.current_scores(state), sparsity_of(row["mask"]))["0.weight"]) == row["mask"]
 
 
 def test_the_early_bird_fires_when_the_references_does() -> None:
@@ -361,12 +376,12 @@ def test_the_early_bird_fires_when_the_references_does() -> None:
     found = numbers("early_bird")
     epochs = torch.tensor(found["epochs"])
     for row in found["results"]:
-        method, state = EarlyBird(masks=row["masks"]), matrix(epochs[0].view(5, 8)).start()
+        method, state = EarlyBird(masks=row["masks"]), matrix(epochs[0].view(5, 8)).start_run()
         sparsity = sparsity_of(row["mask"])
         for state.step, weights in enumerate(epochs):
-            state.params()["0.weight"].data = weights.view(5, 8).clone()
-            masks = method._draw(state, sparsity)
-            if method._settled(state, masks):
+            state.prunable_parameters()["0.weight"].data = weights.view(5, 8).clone()
+            masks = method._draw_mask(state, sparsity)
+            if method._mask_has_settled(state, masks):
                 break
         notes = state.notes["early_bird"]
         assert notes["fired"] == row["fired"]
@@ -391,8 +406,8 @@ def test_distillation_at_a_temperature_is_the_references() -> None:
     for row in numbers("distillation")["results"]:
         student = Answers(row["student"])
         problem = tiny(predict=lambda model, batch: model(), criterion=lambda outputs, batch: torch.tensor(0.75))
-        settings = Distill(hardness=row["hardness"], temperature=row["temperature"])
-        loss = distilled(problem, Answers(row["teacher"]), settings)(student, {})
+        settings = DistillConfig(hardness=row["hardness"], temperature=row["temperature"])
+        loss = distillation_objective(problem, Answers(row["teacher"]), settings)(student, {})
         loss.backward()
         assert row["criterion"] == 0.75
         assert loss.item() == pytest.approx(row["loss"], rel=1e-5)
@@ -404,4 +419,4 @@ def test_distillation_at_a_temperature_is_the_references() -> None:
 def test_the_certainty_of_pins_is_one_minus_the_references_entropy() -> None:
     found = numbers("distillation")["entropy"]
     wanted = [1 - entropy / math.log(4) for entropy in found["entropy"]]
-    assert near(certainty(torch.tensor(found["outputs"])), wanted)
+    assert near(answer_certainty(torch.tensor(found["outputs"])), wanted)

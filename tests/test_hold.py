@@ -10,9 +10,9 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainingAr
 
 from conftest import same
 from sparsesoup import SparsityCallback, hold_zeros
-from sparsesoup.core.masks import apply_
+from sparsesoup.core.masks import apply_masks_
 from sparsesoup.core.ticket import load_masks, save_masks
-from sparsesoup.hub.models.prunable import prunable
+from sparsesoup.hub.models.prunable import find_prunable
 from sparsesoup.training.zero_hooks import zeros_of
 from tiny_hub import CONFIGS, sentences, tokenizer, weights_of
 
@@ -71,7 +71,7 @@ def test_zeros_stay_in_a_bare_loop_though_the_optimizer_remembers_the_dense_mode
 def test_gradients_of_pruned_weights_do_not_count_in_the_norm():
     model = net()
     masks = half(model)
-    apply_(dict(model.named_parameters()), masks)
+    apply_masks_(dict(model.named_parameters()), masks)
     held, free = copy.deepcopy(model), copy.deepcopy(model)
     optimizer = torch.optim.SGD(held.parameters(), lr=0.1)
     hold_zeros(held, optimizer, masks)
@@ -117,12 +117,12 @@ def pruned_bert():
     """A tiny BERT at exactly 70 % sparsity, and its masks."""
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(CONFIGS["bert"]())
-    targets = prunable(model)
+    targets = find_prunable(model)
     masks = {}
     for name, target in targets.items():
         order = torch.randperm(target.shape[0] * target.shape[1]).reshape(target.shape)
         masks[name] = order >= round(0.7 * order.numel())
-    apply_(dict(model.named_parameters()), masks)
+    apply_masks_(dict(model.named_parameters()), masks)
     return model, masks
 
 

@@ -15,15 +15,15 @@ from conftest import same
 from sparsesoup import load_compact, load_packed
 from sparsesoup.cli.main import main
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.rng import generator
-from sparsesoup.hub.build import Place, build, open_task
-from sparsesoup.hub.models.prunable import prunable
+from sparsesoup.core.rng import cpu_generator
+from sparsesoup.hub.build import ModelAndDataConfig, build_problem, open_task
+from sparsesoup.hub.models.prunable import find_prunable
 from sparsesoup.hub.tasks import image_cache as pictures
 from sparsesoup.hub.tasks import images
-from sparsesoup.hub.tasks.images import Images, crop, encode, find_images
-from sparsesoup.hub.tasks.registry import find, told
+from sparsesoup.hub.tasks.images import ImageTask, encode_images, find_images, random_crop
+from sparsesoup.hub.tasks.registry import describe_task, infer_task
 from sparsesoup.hub.tasks.splits import open_splits, open_test, training_splits
-from sparsesoup.training.config import Training
+from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.cost import CountFlops
 from sparsesoup.training.loop import train
 from test_resume import costs, killed
@@ -31,7 +31,7 @@ from tiny_hub import checkpoint as texts_checkpoint
 from tiny_hub import log_of, masks_of, run_of, sparsesoup, weights_of, write_rows
 from tiny_images import CLASSES, CONFIGS, LAYERS, PATCH, SIDE, WIDTH, checkpoint, parquet, photos, processor, table
 
-TASK = Images(("image",), "label", CLASSES, ("accuracy", "macro_f1"))
+TASK = ImageTask(("image",), "label", CLASSES, ("accuracy", "macro_f1"))
 TOTAL = LAYERS * (4 * WIDTH * WIDTH + 2 * WIDTH * 32)
 METHODS = {
     "magnitude": [],
@@ -64,9 +64,9 @@ def line_of(place, out, method="magnitude", **changed):
 
 def test_a_folder_a_class_is_a_task_of_images_with_the_splits_of_its_folders(place):
     source = open_splits(str(place / "photos"))
-    task = find(source.train, source.name, None, None)
+    task = infer_task(source.train_split, source.name, None, None)
     assert task == TASK
-    assert told(task) == "3 classes (dark, light, red) in column label from column image (images)"
+    assert describe_task(task) == "3 classes (dark, light, red) in column label from column image (images)"
     assert {name: len(rows) for name, rows in source.splits.items()} == {"test": 12, "train": 48}
     train, validation = training_splits(source, task, 0)
     assert (len(train), len(validation), len(open_test(source, task)["test"])) == (43, 5, 12)
@@ -80,7 +80,7 @@ def test_classes_have_the_same_numbers_in_every_split_and_no_split_folders_mean_
     assert all(row["image"].filename.split("/")[-2] == CLASSES[row["label"]] for row in test)
     whole = open_splits(str(tmp_path / "some" / "train"))
     assert list(whole.splits) == ["train"]
-    assert len(open_test(whole, find(whole.train, "some", None, None))["test"]) == 5
+    assert len(open_test(whole, infer_task(whole.train_split, "some", None, None))["test"]) == 5
 
 
 def test_a_table_that_names_the_images_of_a_split_gives_the_rows_of_folders_of_classes(place, tmp_path):
@@ -89,8 +89,8 @@ def test_a_table_that_names_the_images_of_a_split_gives_the_rows_of_folders_of_c
         rows = [(f"{p.parent.name}/{p.name}", p.parent.name, 7) for p in sorted((folder / split).glob("*/*"))]
         write_rows(folder / split / "metadata.csv", ("file_name", "kind", "size"), rows)
     named, plain = (open_splits(str(at)) for at in (folder, place / "photos"))
-    task = find(named.train, "named", None, "kind")
-    assert task == Images(("image",), "kind", CLASSES, ("accuracy", "macro_f1"))
+    task = infer_task(named.train_split, "named", None, "kind")
+    assert task == ImageTask(("image",), "kind", CLASSES, ("accuracy", "macro_f1"))
     for split, wanted in plain.splits.items():
         seen = [picture.tobytes() for picture in named.splits[split]["image"]]
         assert seen == [picture.tobytes() for picture in wanted["image"]]
@@ -104,7 +104,7 @@ def test_a_table_that_names_images_of_several_splits_is_refused(place, refused, 
     line = line_of(place, tmp_path / "runs", dataset=folder)
     refused(line, "metadata.csv is not all of one split", "each folder of a split")
     write_rows(folder / "metadata.csv", ("file_name", "label"), [row for row in rows if row[0].startswith("train")])
-    assert len(open_splits(str(folder)).train) == 48
+    assert len(open_splits(str(folder)).train_split) == 48
     write_rows(folder / "data" / "metadata.csv", ("file_name", "label"), rows[:1])
     refused(line, "metadata.csv is not all of one split")
 
@@ -116,14 +116,14 @@ def test_the_column_of_images_is_found_or_named(place):
     bare = Dataset.from_dict({"png": contents, "label": rows["label"][:]})
     assert find_images(bare, "x", None, None).texts == ("png",)
     other = Dataset.from_dict({"key": [b"no image"] * 4, "text": ["a"] * 4, "label": [0, 1] * 2})
-    assert find(other, "x", None, None).texts == ("text",)
-    seen, _ = encode(bare, find_images(bare, "x", None, None), processor())
-    wanted, _ = encode(rows, TASK, processor())
+    assert infer_task(other, "x", None, None).texts == ("text",)
+    seen, _ = encode_images(bare, find_images(bare, "x", None, None), processor())
+    wanted, _ = encode_images(rows, TASK, processor())
     assert seen.batch(range(4))["pixel_values"].equal(wanted.batch(range(4))["pixel_values"])
     both = rows.add_column("caption", ["a", "b", "c", "d"])
     assert find_images(both, "x", None, None).texts == ("image",)
     assert find_images(both, "x", ["caption"], None) is None
-    assert find(both, "x", ["caption"], None).texts == ("caption",)
+    assert infer_task(both, "x", ["caption"], None).texts == ("caption",)
     two = Dataset.from_dict({**rows[:], "depth": rows["image"][:]}, Features({**rows.features, "depth": Image()}))
     with pytest.raises(UserError, match=r"the columns to read are image, depth, where one .* `--image-column`"):
         find_images(two, "x", None, None)
@@ -133,10 +133,10 @@ def test_the_column_of_images_is_found_or_named(place):
 def test_the_fingerprint_tells_contents_and_not_where_they_lie(place, tmp_path):
     shutil.copytree(place / "photos", tmp_path / "elsewhere")
     first, other = (open_splits(str(folder)) for folder in (place / "photos", tmp_path / "elsewhere"))
-    assert first.fingerprint == other.fingerprint
+    assert first.train_fingerprint == other.train_fingerprint
     PIL.Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "elsewhere" / "train" / "red" / "002.png")
-    assert open_splits(str(tmp_path / "elsewhere")).fingerprint != first.fingerprint
-    assert open_splits(str(place / "table")).fingerprint == open_splits(str(place / "table")).fingerprint
+    assert open_splits(str(tmp_path / "elsewhere")).train_fingerprint != first.train_fingerprint
+    assert open_splits(str(place / "table")).train_fingerprint == open_splits(str(place / "table")).train_fingerprint
 
 
 # What the model sees
@@ -151,62 +151,62 @@ def test_the_model_sees_what_its_processor_makes_of_every_image(place, monkeypat
         made = transformers.CLIPImageProcessorPil(size={"shortest_edge": 14}, crop_size={"height": SIDE, "width": SIDE})
     for rows in (open_splits(str(place / "photos")).splits["test"], table(5, height=30, width=21)):
         wanted = made([row["image"].convert("RGB") for row in rows], return_tensors="pt")["pixel_values"]
-        data, _ = encode(rows, TASK, made)
+        data, _ = encode_images(rows, TASK, made)
         batch = data.batch(range(len(rows)))
         assert batch.keys() == {"pixel_values", "labels"}
         assert batch["pixel_values"].dtype == torch.float32
         assert batch["pixel_values"].allclose(wanted, atol=1e-6)
         assert batch["labels"].tolist() == rows["label"][:]
-        assert data.tokens(range(4)) == (4, 0)
+        assert data.count_tokens(range(4)) == (4, 0)
 
 
 def test_a_crop_keeps_nine_tenths_of_the_area_and_is_a_function_of_what_draws_it():
     ramp = torch.arange(100, dtype=torch.float32).expand(3, 100, 100).to(torch.uint8)
     edges = []
     for number in range(200):
-        once, again = (crop(ramp, generator(0, number)) for _ in range(2))
+        once, again = (random_crop(ramp, cpu_generator(0, number)) for _ in range(2))
         assert once.equal(again)
         assert once.shape == ramp.shape
         edges.append((float(once[0, :, 2].float().mean()) - 2, 97 - float(once[0, :, 97].float().mean())))
     widths = torch.tensor([100 - left - right for left, right in edges])
     assert 89 <= widths.min() < 92
     assert 98 < widths.max() <= 101
-    upright = crop(ramp.mT.contiguous(), generator(0, 1))
-    assert not upright.mT.equal(crop(ramp, generator(0, 1)))  # the sides are drawn by themselves
+    upright = random_crop(ramp.mT.contiguous(), cpu_generator(0, 1))
+    assert not upright.mT.equal(random_crop(ramp, cpu_generator(0, 1)))  # the sides are drawn by themselves
     flat = torch.full((3, 7, 9), 77, dtype=torch.uint8)
-    assert all(crop(flat, generator(1, i)).equal(flat) for i in range(20))
+    assert all(random_crop(flat, cpu_generator(1, i)).equal(flat) for i in range(20))
 
 
 def test_training_sees_other_crops_each_step_and_validation_the_whole_image():
-    data, _ = encode(table(6), TASK, processor())
+    data, _ = encode_images(table(6), TASK, processor())
     plain = data.batch(range(6))["pixel_values"]
-    first, again, later = (data.at(0, "look", step).batch(range(6))["pixel_values"] for step in (3, 3, 4))
+    first, again, later = (data.augmented_view(0, "look", step).batch(range(6))["pixel_values"] for step in (3, 3, 4))
     assert first.equal(again)
     assert not first.equal(later)
     assert not first.equal(plain)
     assert (first - plain).abs().mean() < 0.3  # the same picture still
     # A row is cropped alike whoever stands beside it: batches may be cut into parts.
-    assert data.at(0, "look", 3).batch([4, 1])["pixel_values"].equal(first[[4, 1]])
-    some = data.share(0.5, 0, "weak")
+    assert data.augmented_view(0, "look", 3).batch([4, 1])["pixel_values"].equal(first[[4, 1]])
+    some = data.random_subset(0.5, 0, "weak")
     rows = [number for number, _ in some.rows]
-    assert some.at(0, "look", 3).batch(range(3))["pixel_values"].equal(first[rows])
+    assert some.augmented_view(0, "look", 3).batch(range(3))["pixel_values"].equal(first[rows])
     assert some.batch(range(3))["pixel_values"].equal(plain[rows])
 
 
 def problem_of(place, **changed):
-    where = Place(model=str(place / "vit"), dataset=str(place / "table"))
-    return build(where, open_task(where), steps=6, training=Training(batch_size=8), **changed)
+    where = ModelAndDataConfig(model=str(place / "vit"), dataset=str(place / "table"))
+    return build_problem(where, open_task(where), steps=6, training=TrainingConfig(batch_size=8), **changed)
 
 
 def test_training_in_two_halves_is_training_at_once_crops_included(place, monkeypatch):
     problem = problem_of(place)
-    once = train(problem.start(), problem, 6)
-    halves = problem.start()
+    once = train(problem.start_run(), problem, 6)
+    halves = problem.start_run()
     for steps in (2, 4):
         train(halves, problem, steps)
     assert same(once.model.state_dict(), halves.model.state_dict())
-    monkeypatch.setattr(images, "crop", lambda image, draw: image)
-    whole = train(problem.start(), problem, 6)
+    monkeypatch.setattr(images, "random_crop", lambda image, draw: image)
+    whole = train(problem.start_run(), problem, 6)
     assert not same(once.model.state_dict(), whole.model.state_dict())
 
 
@@ -240,7 +240,7 @@ def test_the_matrices_of_the_blocks_of_every_family_are_prunable(family):
     config = CONFIGS[family]()
     config.architectures = []  # of DeiT there are two classes
     model = transformers.AutoModelForImageClassification.from_config(config)
-    found = prunable(model)
+    found = find_prunable(model)
     blocks = [n for n, p in model.named_parameters() if p.dim() == 2 and ".0." in n and "relative" not in n]
     assert set(blocks) <= {*found}
     assert not [n for n in found if any(part in n for part in ("patch", "classifier", "position", "cls_token"))]
@@ -282,7 +282,7 @@ def test_a_pruned_vit_goes_through_every_export_and_onto_another_copy(place, tmp
     assert main(line_of(place, tmp_path / "runs", "hybrid-movement")) == 0
     run = run_of(tmp_path / "runs")
     stock = transformers.AutoModelForImageClassification.from_pretrained(run / "model").eval()
-    pixels = torch.randn(2, 3, SIDE, SIDE, generator=generator(0))
+    pixels = torch.randn(2, 3, SIDE, SIDE, generator=cpu_generator(0))
     wanted = stock(pixels).logits
     for to, load in (("dense", stock.from_pretrained), ("packed", load_packed), ("compact", load_compact)):
         assert main(["export", str(run), "--to", to, "--out", str(tmp_path / to)]) == 0
@@ -364,7 +364,7 @@ def test_a_file_that_is_gone_is_named_also_where_it_is_of_a_test_row(place, refu
     rows = {"image": [{"bytes": None, "path": path} for path in paths], "label": [i % 2 for i in range(48)]}
     Dataset.from_dict(rows, features).to_parquet(folder / "train.parquet")
     source = open_splits(str(folder))
-    (lost, *_) = open_test(source, find(source.train, "named", None, None))["test"]["image"]
+    (lost, *_) = open_test(source, infer_task(source.train_split, "named", None, None))["test"]["image"]
     gone = str(tmp_path / "gone.png")
     rows["image"][paths.index(lost["path"])]["path"] = gone
     Dataset.from_dict(rows, features).to_parquet(folder / "train.parquet")
@@ -389,7 +389,7 @@ def test_images_deeper_than_the_folder_of_a_class_are_not_left_out_in_silence(pl
     shutil.copytree(place / "photos" / "train", folder)
     (folder / "red" / "more").mkdir()
     (folder / "red" / "more" / "notes.txt").write_text("no image")
-    assert len(open_splits(str(tmp_path / "deep")).train) == 48
+    assert len(open_splits(str(tmp_path / "deep")).train_split) == 48
     for picture in sorted((folder / "red").glob("*.*")):  # the first, and then all of a class
         picture.rename(folder / "red" / "more" / picture.name)
         if picture.name in ("002.png", "047.png"):

@@ -15,12 +15,12 @@ from sparsesoup import load_compact, prune
 from sparsesoup.cli.main import main
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import load_table, write_json
-from sparsesoup.exports import export
+from sparsesoup.exports import write_export
 from sparsesoup.hub.models.loading import load_as_saved
-from sparsesoup.runs.config import read
-from sparsesoup.runs.run import complete
+from sparsesoup.runs.config import parse_arguments
+from sparsesoup.runs.run import fill_default_sparsity
 from sparsesoup.training.cost import Cost
-from sparsesoup.training.train_cache import Product, Shelf
+from sparsesoup.training.train_cache import CachedTraining, TrainingCache
 from test_export import pruned
 from tiny_hub import older, sparsesoup
 
@@ -188,11 +188,11 @@ def test_a_finished_run_whose_log_was_changed_is_told_and_may_do_without_one(kin
 
 @pytest.mark.parametrize("damage", ["a bit", "a fact", "another name"])
 def test_a_damaged_product_on_the_shelf_is_not_taken(damage, tmp_path):
-    shelf = Shelf(tmp_path)
-    product = Product({"w": torch.arange(64.0)}, {"step": 3}, Cost(steps=3, seconds=0.1), [{"loss": 1.5}])
-    shelf.put("a" * 32, product)
+    shelf = TrainingCache(tmp_path)
+    product = CachedTraining({"w": torch.arange(64.0)}, {"step": 3}, Cost(steps=3, seconds=0.1), [{"loss": 1.5}])
+    shelf.put_training("a" * 32, product)
     (file,) = tmp_path.iterdir()
-    assert same(shelf.take("a" * 32).tensors, product.tensors)
+    assert same(shelf.get_training("a" * 32).tensors, product.tensors)
     if damage == "another name":
         file.rename(tmp_path / f"{'b' * 32}.safetensors")
     else:
@@ -200,8 +200,8 @@ def test_a_damaged_product_on_the_shelf_is_not_taken(damage, tmp_path):
         at = len(data) - 9 if damage == "a bit" else data.index(b"1.5")
         data[at] ^= 1
         file.write_bytes(data)
-    assert shelf.take("a" * 32) is None
-    assert shelf.take("b" * 32) is None
+    assert shelf.get_training("a" * 32) is None
+    assert shelf.get_training("b" * 32) is None
 
 
 def test_a_folder_that_was_there_stays_when_a_run_fails_before_its_first_save(place, tmp_path, refused):
@@ -256,7 +256,7 @@ def test_an_export_replaces_only_what_it_wrote_itself(tmp_path, refused):
 
 
 def test_a_compact_export_whose_weights_were_trained_on_there_says_what_to_do(tmp_path, refused):
-    out = export(pruned(tmp_path / "source", "bert"), "compact", tmp_path / "out").path
+    out = write_export(pruned(tmp_path / "source", "bert"), "compact", tmp_path / "out").path
     model = load_compact(out)
     with torch.no_grad():
         next(model.parameters()).add_(1.0)
@@ -349,8 +349,8 @@ def test_a_folder_whose_name_is_no_text_is_refused_from_python(place, tmp_path):
 )
 def test_equal_numbers_are_one_run_however_they_are_written(one, other, place, tmp_path):
     """`-0` and `-0.0` were two directories."""
-    settings = [complete(read(["magnitude", *words])[0]) for words in (one, other)]
-    assert settings[0].key() == settings[1].key()
+    settings = [fill_default_sparsity(parse_arguments(["magnitude", *words])[0]) for words in (one, other)]
+    assert settings[0].run_key() == settings[1].run_key()
     assert json.dumps(settings[0].to_dict()) == json.dumps(settings[1].to_dict())
     assert repr(settings[0].amount.sparsity) == repr(settings[1].amount.sparsity)
 
@@ -391,9 +391,9 @@ WHILE_TABLES = """
 import resource
 from sparsesoup.cli.main import main
 from sparsesoup.study import compare
-plain = compare._write
+plain = compare._write_tables
 def write(*given, **more):
     resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))
     return plain(*given, **more)
-compare._write = write
+compare._write_tables = write
 """

@@ -13,10 +13,10 @@ from reference import isp_code as twin
 from sparsesoup.core import masks as algebra
 from sparsesoup.methods import METHODS
 from sparsesoup.runs import config as recipe
-from sparsesoup.training.loop import Protocol
+from sparsesoup.training.loop import TrainingOverrides
 
 PAPERS = Path(__file__).parents[1] / "docs" / "papers.md"
-WIDE = (Protocol(rate=(5.0, 20.0)),)
+WIDE = (TrainingOverrides(rate=(5.0, 20.0)),)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_isp_code_is_what_its_slow_twin_does(settings: dict[str, Any]) -> None:
 
 
 def test_a_weak_run_of_isp_code_begins_at_0_with_the_rate_of_the_main_run_at_that_moment() -> None:
-    for of, chosen in (("now", lambda at: tiny().rate()(at)), ("peak", lambda at: 1e-2)):
+    for of, chosen in (("now", lambda at: tiny().rate_schedule()(at)), ("peak", lambda at: 1e-2)):
         watch = Watch()
         ticket = replace(METHODS["isp-code"], **ISP_CODE, weak_masks=2, rate_of=of).run(tiny(observer=watch), 0.6)
         steps = [stage["step"] for stage in ticket.notes["stages"]]
@@ -53,7 +53,7 @@ def test_a_weak_run_of_isp_code_begins_at_0_with_the_rate_of_the_main_run_at_tha
 def test_a_weak_run_longer_than_its_schedule_stands_still() -> None:
     watch = Watch()
     replace(METHODS["isp-code"], **ISP_CODE | {"schedule": 5}, weak_masks=1).run(tiny(observer=watch), 0.6)
-    assert watch.curve("rate", "weak")[4:6] == [pytest.approx(tiny().rate()(3)), 0.0]
+    assert watch.curve("rate", "weak")[4:6] == [pytest.approx(tiny().rate_schedule()(3)), 0.0]
 
 
 def test_isp_code_says_beforehand_that_its_weak_runs_stand_still() -> None:
@@ -84,20 +84,23 @@ def test_isp_code_takes_the_merged_set_and_never_goes_beyond_the_sparsity(merge:
         assert beyond == (merge == "intersection") or stage["sparsity"] == pytest.approx(0.6)
         before = stage["sparsity"]
     assert (len(ticket.notes["stages"]) == 1) == (merge == "intersection")  # at 5 to 20 times the rate
-    assert algebra.kept(ticket.masks) == 800
-    assert all(algebra.kept(masks) >= 800 for masks in watch.pruned)
+    assert algebra.count_kept(ticket.masks) == 800
+    assert all(algebra.count_kept(masks) >= 800 for masks in watch.pruned)
 
 
 def test_the_settings_of_the_released_scripts_in_the_papers_page_parse() -> None:
     lines = re.findall(r"^ +(sparsesoup prune (?:isp|isp-code) .*)$", PAPERS.read_text(encoding="utf-8"), re.M)
-    found = [recipe.read(shlex.split(line)[2:])[0].method for line in lines]
+    found = [recipe.parse_arguments(shlex.split(line)[2:])[0].method for line in lines]
     code = METHODS["isp-code"]
     wanted = [
-        replace(code, protocols=(Protocol(rate=(0.0, 10.0)),), rate_of="peak", merge="intersection"),
-        replace(code, protocols=(Protocol(rate=(0.0, 1000.0)),), rate_of="peak"),
+        replace(code, protocols=(TrainingOverrides(rate=(0.0, 10.0)),), rate_of="peak", merge="intersection"),
+        replace(code, protocols=(TrainingOverrides(rate=(0.0, 1000.0)),), rate_of="peak"),
         replace(code, stage=0.075, growing=True),
         replace(
-            METHODS["isp"], protocols=(Protocol(rate=(5.0, 20.0), share=0.5),), moments="fresh", merge="intersection"
+            METHODS["isp"],
+            protocols=(TrainingOverrides(rate=(5.0, 20.0), share=0.5),),
+            moments="fresh",
+            merge="intersection",
         ),
     ]
     assert all(method in found for method in wanted)

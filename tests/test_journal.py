@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 from conftest import same, tiny
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.files import whole, write_json, write_text
+from sparsesoup.core.files import atomic_write, write_json, write_text
 from sparsesoup.core.granularity import Block
-from sparsesoup.core.masks import kept
+from sparsesoup.core.masks import count_kept
 from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods import METHODS, TABLE, Method
 from sparsesoup.training.batching import Batch
-from sparsesoup.training.checkpoint import Journal
-from sparsesoup.training.cost import Cost, Meter
-from sparsesoup.training.loop import Protocol, train
+from sparsesoup.training.checkpoint import Checkpointer
+from sparsesoup.training.cost import Cost, CostTracker
+from sparsesoup.training.loop import TrainingOverrides, train
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.state import TrainState
 
@@ -45,11 +45,17 @@ STEPPED: dict[str, tuple[int, dict[str, Any]]] = {  # steps and settings in whic
     "imp-rewind": (40, {"cut": 0.5}),
     "lr-rewind": (40, {"cut": 0.5}),
     "isp": (60, {}),
-    "isp afresh": (60, {"moments": "fresh", "merge": "intersection", "protocols": (Protocol(rate=(0.0, 10.0)),)}),
+    "isp afresh": (
+        60,
+        {"moments": "fresh", "merge": "intersection", "protocols": (TrainingOverrides(rate=(0.0, 10.0)),)},
+    ),
     "isp-paper": (60, {"stage": 0.05, "cut": 0.4, "weak_steps": 2}),
     "isp-code": (60, {"stage": 0.2, "cut": 0.3}),
     "isp-code growing": (60, {"stage": 0.1, "cut": 0.3, "growing": True, "warmup": 1}),
-    "isp-code wide": (60, {"stage": 0.2, "warmup": 1, "merge": "intersection", "protocols": (Protocol(rate=(0, 10)),)}),
+    "isp-code wide": (
+        60,
+        {"stage": 0.2, "warmup": 1, "merge": "intersection", "protocols": (TrainingOverrides(rate=(0, 10)),)},
+    ),
     "gmp-star": (60, {}),
     "gradual": (60, {}),
     "early-bird": (60, {"threshold": 0.0, "search": 0.4}),
@@ -79,8 +85,8 @@ class Killed(BaseException):
 
 
 def journaled(folder: Path, **changes: Any) -> Problem:
-    meter = Meter()
-    return tiny(meter=meter, journal=Journal(meter, folder, every=0.0), **changes)
+    meter = CostTracker()
+    return tiny(meter=meter, journal=Checkpointer(meter, folder, every=0.0), **changes)
 
 
 def costs(ticket: Ticket) -> dict[str, dict[str, float]]:
@@ -148,7 +154,7 @@ def test_a_run_that_dies_at_any_step_resumes_to_the_bit(
     resumed = []
     while True:
         problem = journaled(tmp_path, predict=predict, steps=steps)
-        resumed.append(problem.journal.resumed)
+        resumed.append(problem.journal.resumed_stage)
         try:
             ticket = method.run(problem, sparsity)
             break
@@ -169,21 +175,21 @@ def test_finished_pieces_are_skipped_and_the_last_state_is_taken(
 ) -> None:
     always(monkeypatch)
     first = journaled(tmp_path)
-    state = first.start()
-    first.journal.piece("one", state, train, state, first, 3)
-    first.journal.piece("two", state, train, state, first, 4)
+    state = first.start_run()
+    first.journal.run_stage("one", state, train, state, first, 3)
+    first.journal.run_stage("two", state, train, state, first, 4)
     assert first.journal.finished == ["one", "two"]
 
     second = journaled(tmp_path)
-    other, done = second.start(), []
-    assert second.journal.resumed == "two"
+    other, done = second.start_run(), []
+    assert second.journal.resumed_stage == "two"
     assert second.meter.costs == first.meter.costs
     for name in ("one", "two"):
-        second.journal.piece(name, other, done.append, name)
+        second.journal.run_stage(name, other, done.append, name)
     assert done == []
     assert same(bits(other), bits(state))
-    second.journal.piece("three", other, train, other, second, 5)
-    first.journal.piece("three", state, train, state, first, 5)
+    second.journal.run_stage("three", other, train, other, second, 5)
+    first.journal.run_stage("three", state, train, state, first, 5)
     assert same(bits(other), bits(state))
     assert second.meter.costs["strong"].steps == 12
 
@@ -191,18 +197,18 @@ def test_finished_pieces_are_skipped_and_the_last_state_is_taken(
 def test_a_held_piece_is_restored_on_every_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     always(monkeypatch)
     first = journaled(tmp_path)
-    state = first.start()
-    first.journal.piece("origin", state, train, state, first, 3, hold=True)
+    state = first.start_run()
+    first.journal.run_stage("origin", state, train, state, first, 3, hold=True)
     origin = bits(state)
     for i in range(3):
-        first.journal.piece(f"round-{i}", state, train, state, first, 2)
+        first.journal.run_stage(f"round-{i}", state, train, state, first, 2)
     for _ in range(2):
         again = journaled(tmp_path)
-        other = again.start()
-        again.journal.piece("origin", other, train, other, again, 3, hold=True)
+        other = again.start_run()
+        again.journal.run_stage("origin", other, train, other, again, 3, hold=True)
         assert same(bits(other), origin)
         for i in range(3):
-            again.journal.piece(f"round-{i}", other, train, other, again, 2)
+            again.journal.run_stage(f"round-{i}", other, train, other, again, 2)
         assert same(bits(other), bits(state))
     files = {f.name for f in tmp_path.iterdir()}
     assert files == {"held-origin.safetensors", "journal.json", "state-a.safetensors"}
@@ -211,11 +217,11 @@ def test_a_held_piece_is_restored_on_every_restart(tmp_path: Path, monkeypatch: 
 def test_a_run_whose_loss_breaks_keeps_its_finished_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     always(monkeypatch)
     broken = journaled(tmp_path, objective=lambda model, batch: model(batch["x"]).sum() * (torch.nan if flaw else 1e-3))
-    state, flaw = broken.start(), False
-    broken.journal.piece("good", state, train, state, broken, 3)
+    state, flaw = broken.start_run(), False
+    broken.journal.run_stage("good", state, train, state, broken, 3)
     flaw = True
     with pytest.raises(UserError, match=r"at step 4 \(strong\); what was finished is kept"):
-        broken.journal.piece("bad", state, train, state, broken, 3)
+        broken.journal.run_stage("bad", state, train, state, broken, 3)
     after = journaled(tmp_path)
     assert after.journal.finished == ["good"]
     assert after.meter.costs["strong"].steps == 3
@@ -224,16 +230,16 @@ def test_a_run_whose_loss_breaks_keeps_its_finished_pieces(tmp_path: Path, monke
 def test_a_fork_is_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     always(monkeypatch)
     problem = journaled(tmp_path)
-    state = problem.start()
+    state = problem.start_run()
 
     def look() -> None:
-        here = state.snapshot()
-        with problem.journal.paused():
+        here = state.take_snapshot()
+        with problem.journal.without_saving():
             train(state, problem, 4, label="weak")
             assert not list(tmp_path.glob("*"))
-        state.restore_(here)
+        state.restore_snapshot_(here)
 
-    problem.journal.piece("weak", state, look)
+    problem.journal.run_stage("weak", state, look)
     assert load_file(tmp_path / "state-a.safetensors").keys() == state.tensors().keys()
 
 
@@ -268,15 +274,15 @@ def test_a_run_that_dies_while_it_validates_resumes_to_the_bit(
 
 @pytest.mark.parametrize("folder", [True, False])
 def test_a_product_comes_back_as_it_was_when_it_was_stored(folder: bool, tmp_path: Path) -> None:
-    journal = Journal(Meter(), tmp_path if folder else None)
+    journal = Checkpointer(CostTracker(), tmp_path if folder else None)
     weights = {"w": torch.arange(6.0).view(2, 3).t(), "count": torch.tensor(3)}
     before = {n: t.clone() for n, t in weights.items()}
-    journal.store("round-1", weights)
+    journal.put_artifact("round-1", weights)
     weights["w"].zero_()
-    again = Journal(Meter(), tmp_path) if folder else journal
-    assert same(again.fetch("round-1"), before)
-    again.store("round-1", weights)
-    assert same(again.fetch("round-1"), weights)
+    again = Checkpointer(CostTracker(), tmp_path) if folder else journal
+    assert same(again.get_artifact("round-1"), before)
+    again.put_artifact("round-1", weights)
+    assert same(again.get_artifact("round-1"), weights)
     assert [f.name for f in tmp_path.iterdir()] == (["stored-round-1.safetensors"] if folder else [])
     again.close()
     assert not list(tmp_path.iterdir())
@@ -284,8 +290,8 @@ def test_a_product_comes_back_as_it_was_when_it_was_stored(folder: bool, tmp_pat
 
 
 def test_a_product_is_stored_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    journal = Journal(Meter(), tmp_path)
-    journal.store("soup", {"w": torch.ones(3)})
+    journal = Checkpointer(CostTracker(), tmp_path)
+    journal.put_artifact("soup", {"w": torch.ones(3)})
 
     def die(tensors: dict[str, Tensor], path: Path, **more: object) -> None:
         path.write_bytes(b"half")
@@ -293,8 +299,8 @@ def test_a_product_is_stored_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr("sparsesoup.training.checkpoint.save_file", die)
     with pytest.raises(Killed):
-        journal.store("soup", {"w": torch.zeros(3)})
-    assert same(journal.fetch("soup"), {"w": torch.ones(3)})
+        journal.put_artifact("soup", {"w": torch.zeros(3)})
+    assert same(journal.get_artifact("soup"), {"w": torch.ones(3)})
     assert [f.name for f in tmp_path.iterdir()] == ["stored-soup.safetensors"]
 
 
@@ -303,17 +309,17 @@ def test_a_damaged_product_is_refused_in_one_line(damage: bytes | None, tmp_path
     if damage is not None:
         (tmp_path / "stored-soup.safetensors").write_bytes(damage)
     with pytest.raises(UserError, match=r"^damaged product .*\.safetensors \(.*remove .* to start afresh$") as caught:
-        Journal(Meter(), tmp_path).fetch("soup")
+        Checkpointer(CostTracker(), tmp_path).get_artifact("soup")
     assert "\n" not in str(caught.value)
 
 
 def test_saves_cost_a_fiftieth_of_the_time_at_most(tmp_path: Path) -> None:
     problem = journaled(tmp_path)
-    state = problem.start()
-    problem.journal.piece("one", state, train, state, problem, 1)
+    state = problem.start_run()
+    problem.journal.run_stage("one", state, train, state, problem, 1)
     saved = (tmp_path / "journal.json").stat().st_mtime_ns
     problem.journal._took = 1e6
-    problem.journal.piece("two", state, train, state, problem, 5)
+    problem.journal.run_stage("two", state, train, state, problem, 5)
     assert (tmp_path / "journal.json").stat().st_mtime_ns == saved
 
 
@@ -322,7 +328,7 @@ def test_without_a_folder_nothing_is_kept_and_all_is_done(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     problem, done = tiny(), []
     problem.journal.every = 0.0
-    problem.journal.piece("one", problem.start(), done.append, 1, hold=True)
+    problem.journal.run_stage("one", problem.start_run(), done.append, 1, hold=True)
     assert done == [1]
     assert not list(tmp_path.iterdir())
 
@@ -330,8 +336,8 @@ def test_without_a_folder_nothing_is_kept_and_all_is_done(tmp_path: Path, monkey
 def test_closing_removes_the_states_and_leaves_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     always(monkeypatch)
     problem = journaled(tmp_path)
-    state = problem.start()
-    problem.journal.piece("one", state, train, state, problem, 2, hold=True)
+    state = problem.start_run()
+    problem.journal.run_stage("one", state, train, state, problem, 2, hold=True)
     problem.journal.close()
     assert [f.name for f in tmp_path.iterdir()] == ["journal.json"]
 
@@ -339,12 +345,12 @@ def test_closing_removes_the_states_and_leaves_the_record(tmp_path: Path, monkey
 def test_the_position_is_saved_and_returned_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     always(monkeypatch)
     returned: list[int] = []
-    meter = Meter()
-    journal = Journal(meter, tmp_path, 0.0, position=lambda: 41, rewind=returned.append)
+    meter = CostTracker()
+    journal = Checkpointer(meter, tmp_path, 0.0, position=lambda: 41, rewind=returned.append)
     problem = tiny(meter=meter, journal=journal)
-    state = problem.start()
-    journal.piece("one", state, train, state, problem, 1)
-    Journal(Meter(), tmp_path, rewind=returned.append)
+    state = problem.start_run()
+    journal.run_stage("one", state, train, state, problem, 1)
+    Checkpointer(CostTracker(), tmp_path, rewind=returned.append)
     assert returned == [0, 41]
 
 
@@ -352,7 +358,7 @@ def test_the_position_is_saved_and_returned_to(tmp_path: Path, monkeypatch: pyte
 def test_a_damaged_journal_is_refused_in_one_line(damage: str, tmp_path: Path) -> None:
     (tmp_path / "journal.json").write_text(damage)
     with pytest.raises(UserError, match=r"^damaged journal .*journal\.json \(.*remove .* to start afresh$") as caught:
-        Journal(Meter(), tmp_path)
+        Checkpointer(CostTracker(), tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -360,8 +366,8 @@ def test_a_damaged_journal_is_refused_in_one_line(damage: str, tmp_path: Path) -
 def test_a_damaged_state_is_refused_in_one_line(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     always(monkeypatch)
     problem = journaled(tmp_path)
-    state = problem.start()
-    problem.journal.piece("one", state, train, state, problem, 1)
+    state = problem.start_run()
+    problem.journal.run_stage("one", state, train, state, problem, 1)
     (file,) = tmp_path.glob("*.safetensors")
     data = file.read_bytes()
     if damage == "missing":
@@ -372,15 +378,15 @@ def test_a_damaged_state_is_refused_in_one_line(damage: str, tmp_path: Path, mon
         file.write_bytes(data[: len(data) // 2] if damage == "truncated" else b"")
     again = journaled(tmp_path)
     with pytest.raises(UserError, match=r"^damaged state .*\.safetensors \(.*remove .* to start afresh$") as caught:
-        again.journal.piece("one", again.start(), train)
+        again.journal.run_stage("one", again.start_run(), train)
     assert "\n" not in str(caught.value)
 
 
 def test_a_half_written_file_counts_as_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     always(monkeypatch)
     problem = journaled(tmp_path)
-    state = problem.start()
-    problem.journal.piece("one", state, train, state, problem, 2)
+    state = problem.start_run()
+    problem.journal.run_stage("one", state, train, state, problem, 2)
     before, good = bits(state), (tmp_path / "journal.json").read_text()
 
     def die(*args: object, **more: object) -> None:
@@ -394,13 +400,13 @@ def test_a_half_written_file_counts_as_nothing(tmp_path: Path, monkeypatch: pyte
         with monkeypatch.context() as patch:
             patch.setattr(point, die)
             with pytest.raises(Killed):
-                problem.journal._save(train(state, problem, 1))
+                problem.journal._save_state(train(state, problem, 1))
         assert (tmp_path / "journal.json").read_text() == good
         (tmp_path / ".journal.json.1.part").write_text("{")
         (tmp_path / ".state-b.safetensors.1.part").write_bytes(b"half")
         problem = journaled(tmp_path)
-        state = problem.start()
-        problem.journal.piece("one", state, train)
+        state = problem.start_run()
+        problem.journal.run_stage("one", state, train)
         assert same(bits(state), before)
         assert problem.meter.costs["strong"].steps == 2
 
@@ -410,7 +416,7 @@ def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     write_text(target, "old")
 
     def die() -> None:
-        with whole(target) as temporary:
+        with atomic_write(target) as temporary:
             temporary.write_text("ne")
             assert target.read_text() == "old"
             raise Killed
@@ -429,7 +435,7 @@ def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     target = tmp_path / "model"
     for words in ("one", "two"):
-        with whole(target) as temporary:
+        with atomic_write(target) as temporary:
             temporary.mkdir()
             (temporary / words).write_text(words)
         assert [f.name for f in target.iterdir()] == [words]
@@ -439,7 +445,7 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
 def test_a_link_to_a_folder_stays_and_what_it_points_to_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "disk" / "there").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "disk" / "there")
-    with whole(tmp_path / "link") as temporary:
+    with atomic_write(tmp_path / "link") as temporary:
         temporary.mkdir()
         (temporary / "new").write_text("new")
     assert (tmp_path / "link").is_symlink()
@@ -449,11 +455,11 @@ def test_a_link_to_a_folder_stays_and_what_it_points_to_is_replaced(tmp_path: Pa
 def test_the_meter_goes_into_the_journal_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     always(monkeypatch)
     problem = journaled(tmp_path)
-    problem.meter.add("search", Cost(steps=3, tokens=7, flops=11, seconds=0.5))
-    state = problem.start()
-    problem.journal.piece("one", state, train, state, problem, 2)
-    again = Meter()
-    again.add("weak", Cost(steps=99))  # of the life that is taken back
-    Journal(again, tmp_path)
+    problem.meter.add_cost("search", Cost(steps=3, tokens=7, flops=11, seconds=0.5))
+    state = problem.start_run()
+    problem.journal.run_stage("one", state, train, state, problem, 2)
+    again = CostTracker()
+    again.add_cost("weak", Cost(steps=99))  # of the life that is taken back
+    Checkpointer(again, tmp_path)
     assert again.costs == problem.meter.costs
-    assert kept(state.masks) == 2000
+    assert count_kept(state.masks) == 2000

@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset, Features, Value
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.hub.data.image_folder import endings
+from sparsesoup.hub.data.image_folder import image_endings
 from sparsesoup.hub.data.layout import find_files
 from sparsesoup.hub.tasks.splits import open_splits
 from tiny_hub import sentences, write_rows
@@ -76,17 +76,17 @@ def picture(path, kind=None):
 
 
 def classes(place):
-    return open_splits(str(place)).train.features["label"].names
+    return open_splits(str(place)).train_split.features["label"].names
 
 
 @pytest.mark.parametrize("ending", [".jfif", ".jpe", ".jp2", ".tga", ".apng", ".avif", ".bmp", ".JPG"])
 def test_every_image_that_pillow_opens_is_read(tmp_path, ending):
-    if ending.lower() not in endings():
+    if ending.lower() not in image_endings():
         pytest.skip(f"this Pillow does not open {ending}")
     picture(tmp_path / "set" / "cat" / "1.png")
     picture(tmp_path / "set" / "dog" / f"1{ending}", "PNG" if ending == ".apng" else None)
     assert classes(tmp_path / "set") == ["cat", "dog"]
-    assert [image.size for image in open_splits(str(tmp_path / "set")).train["image"]] == [(8, 8)] * 2
+    assert [image.size for image in open_splits(str(tmp_path / "set")).train_split["image"]] == [(8, 8)] * 2
 
 
 @pytest.mark.parametrize("ending", [".heic", ".svg", ".raw", ""])
@@ -101,13 +101,13 @@ def test_a_format_that_is_not_read_is_named_by_its_first_file(tmp_path, ending, 
 
 def test_what_systems_leave_behind_is_no_class_and_no_image(tmp_path):
     photos(tmp_path / "plain", rows=12)
-    before = open_splits(str(tmp_path / "plain")).fingerprint
+    before = open_splits(str(tmp_path / "plain")).train_fingerprint
     for name in ("__MACOSX/train", "__MACOSX", ".thumbs", "train/__MACOSX", "train/.cache", "train/@eaDir"):
         picture(tmp_path / "plain" / name / "1.png")
     for name in ("Thumbs.db", ".DS_Store", "desktop.ini", "._1.png"):
         (tmp_path / "plain" / "train" / "dark" / name).write_bytes(b"-")
     found = open_splits(str(tmp_path / "plain"))
-    assert (found.fingerprint, found.notes) == (before, ())
+    assert (found.train_fingerprint, found.notes) == (before, ())
 
 
 def test_what_else_lies_beside_images_is_said(tmp_path):
@@ -139,12 +139,12 @@ def test_a_table_beside_folders_of_classes_is_refused(tmp_path, split):
     write_rows(place / "labels.csv", ("id", "class"), [("001", "dark")])
     with pytest.raises(UserError, match=r"a table \(labels.csv\) and folders of images .*name the table itself"):
         open_splits(str(place))
-    assert len(open_splits(str(place / "labels.csv")).train) == 1
+    assert len(open_splits(str(place / "labels.csv")).train_split) == 1
 
 
 def test_one_folder_of_pictures_beside_a_table_is_no_class(tmp_path):
     picture(folder_of(tmp_path, "reviews.csv") / "plots" / "1.png")
-    assert open_splits(str(tmp_path)).train.column_names == ["text", "label"]
+    assert open_splits(str(tmp_path)).train_split.column_names == ["text", "label"]
 
 
 # Tables
@@ -168,7 +168,7 @@ def test_one_folder_of_pictures_beside_a_table_is_no_class(tmp_path):
 def test_rows_of_another_width_and_a_column_twice_are_refused_by_file_and_line(tmp_path, text, said):
     (tmp_path / "set.csv").write_text(text)
     with pytest.raises(UserError, match=rf"set\.csv(, | ).*{said}"):
-        len(open_splits(str(tmp_path / "set.csv")).train)
+        len(open_splits(str(tmp_path / "set.csv")).train_split)
 
 
 @pytest.mark.parametrize("form", ["{0}\t{1}\n", '"{0}"\t{1}\n'])
@@ -176,13 +176,13 @@ def test_rows_of_another_width_are_refused_in_tables_with_tabs(tmp_path, form):
     rows = [*(form.format(f"text {i}", i % 2) for i in range(4)), form.format("text", "1\t")]
     (tmp_path / "set.tsv").write_text("text\tlabel\n" + "".join(rows))
     with pytest.raises(UserError, match="line 6 has 3 fields"):
-        len(open_splits(str(tmp_path / "set.tsv")).train)
+        len(open_splits(str(tmp_path / "set.tsv")).train_split)
 
 
 def test_long_texts_blank_lines_and_a_byte_order_mark_are_no_fault(tmp_path):
     long = "word " * 50_000
     (tmp_path / "set.csv").write_text(f'\ufefftext,label\n\n"{long}",0\n  \n"a, ""b""\nc",1\n', encoding="utf-8")
-    assert open_splits(str(tmp_path / "set.csv")).train["text"][:] == [long, 'a, "b"\nc']
+    assert open_splits(str(tmp_path / "set.csv")).train_split["text"][:] == [long, 'a, "b"\nc']
 
 
 def test_parquet_without_rows_is_empty_and_one_without_among_others_is_passed_over(tmp_path):
@@ -192,6 +192,6 @@ def test_parquet_without_rows_is_empty_and_one_without_among_others_is_passed_ov
     for split, number, rows in (("train", 0, some), ("train", 1, none), ("test", 0, none)):
         rows.to_parquet(tmp_path / f"{split}-0000{number}-of-00002.parquet")
     found = open_splits(str(tmp_path))
-    assert len(found.train) == 2
+    assert len(found.train_split) == 2
     with pytest.raises(UserError, match=r"test is empty: .*has no rows"):
         len(found.splits["test"])

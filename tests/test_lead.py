@@ -12,20 +12,20 @@ from torch.nn import Parameter, functional
 from conftest import same, tiny
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Element
-from sparsesoup.core.groups import tiled
-from sparsesoup.core.masks import kept
-from sparsesoup.core.schedules import Cubic
-from sparsesoup.methods.gates.attach import attach, gates
-from sparsesoup.methods.gates.density import sizes
+from sparsesoup.core.groups import block_groups
+from sparsesoup.core.masks import count_kept
+from sparsesoup.core.schedules import CubicSchedule
+from sparsesoup.methods.gates.attach import attach_gates, gates_of
+from sparsesoup.methods.gates.density import group_sizes
 from sparsesoup.methods.gates.hard_concrete import SHIFT
-from sparsesoup.methods.gates.penalty_controller import Lead, typical_gradient
+from sparsesoup.methods.gates.penalty_controller import SparsityController, typical_gradient
 from sparsesoup.methods.hybrid import HybridMovement
-from sparsesoup.methods.learned_masks import scores, straight
+from sparsesoup.methods.learned_masks import initial_scores, straight_through_gates
 from sparsesoup.methods.soft_movement_and_l0 import HardConcreteL0, SoftMovement
 from sparsesoup.training.batching import Batch
-from sparsesoup.training.checkpoint import Journal
-from sparsesoup.training.config import Training
-from sparsesoup.training.cost import Meter
+from sparsesoup.training.checkpoint import Checkpointer
+from sparsesoup.training.config import TrainingConfig
+from sparsesoup.training.cost import CostTracker
 from sparsesoup.training.loop import train
 from sparsesoup.training.problem import OPTIMIZERS, Problem
 from sparsesoup.training.state import TrainState
@@ -38,7 +38,7 @@ LED = {"soft-movement": SoftMovement(score_rate=0.5), "l0": HardConcreteL0(score
 def test_led_by_the_density_the_threshold_alone_comes_near_the_sparsity(name: str, sparsity: float) -> None:
     ticket = LED[name].run(tiny(steps=300), sparsity)
     assert ticket.notes["threshold_sparsity"] == pytest.approx(sparsity, abs=0.02)
-    assert kept(ticket.masks) == round((1 - sparsity) * 2000)
+    assert count_kept(ticket.masks) == round((1 - sparsity) * 2000)
 
 
 @pytest.mark.parametrize("factor", [0.02, 0.001, 3.0])
@@ -74,7 +74,7 @@ def test_a_floor_keeps_a_share_of_every_matrix_open_and_when_masks_are_trimmed()
     assert closed.notes["threshold_sparsity"] == 1.0
     least = {"blocks.0.weight": 41, "blocks.1.weight": 41, "wide.weight": 121}  # int(0.1 n) + 1, as published
     assert floored.notes["threshold_sparsity"] == pytest.approx(1 - sum(least.values()) / 2000)
-    assert kept(floored.masks) == kept(closed.masks) == 300
+    assert count_kept(floored.masks) == count_kept(closed.masks) == 300
     assert all(int(floored.masks[name].sum()) >= number for name, number in least.items())
     assert any(int(closed.masks[name].sum()) < number for name, number in least.items())
 
@@ -94,7 +94,7 @@ def test_the_size_of_the_loss_does_not_matter(name: str) -> None:
     def louder(model: nn.Module, batch: Batch) -> Tensor:
         return 1000 * functional.cross_entropy(model(batch["x"]), batch["labels"])
 
-    training = Training(learning_rate=1e-2, batch_size=16, clip=0.0)
+    training = TrainingConfig(learning_rate=1e-2, batch_size=16, clip=0.0)
     plain = LED[name].run(tiny(steps=120, training=training), 0.7)
     loud = LED[name].run(tiny(steps=120, training=training, objective=louder), 0.7)
     assert loud.notes["threshold_sparsity"] == pytest.approx(plain.notes["threshold_sparsity"], abs=0.03)
@@ -115,29 +115,31 @@ def test_blocks_that_a_pass_leaves_out_do_not_end_a_run(make: Any, used: tuple[i
         return functional.cross_entropy(model.head(model.wide(x).relu()), batch["labels"])
 
     ticket = make(score_rate=0.5).run(tiny(objective=dropping, steps=100), 0.5)
-    assert kept(ticket.masks) == 1000
+    assert count_kept(ticket.masks) == 1000
     assert ticket.notes["threshold_sparsity"] == pytest.approx(0.5, abs=0.1)
 
 
-def led(problem: Problem, **more: Any) -> tuple[TrainState, Lead, list[Parameter]]:
+def led(problem: Problem, **more: Any) -> tuple[TrainState, SparsityController, list[Parameter]]:
     """A state with random scores, and its lead."""
-    ties = tiled(problem.targets, Element)
-    learnt = [score for score in scores(problem, ties) if score is not None]
+    ties = block_groups(problem.targets, Element)
+    learnt = [score for score in initial_scores(problem, ties) if score is not None]
     draw = torch.Generator().manual_seed(3)
     for score in learnt:
         score.data.normal_(generator=draw)
     plain: dict[str, Any] = {
-        "plan": Cubic(2, 10), "end": 14, "sparsity": 0.6, "rate": lambda step: 0.1,
-        "areas": sizes(ties, problem.targets), "weights": [1.0, 0.5, 2.0], "threshold": 0.1, "shift": SHIFT,
+        "plan": CubicSchedule(2, 10), "end": 14, "sparsity": 0.6, "rate": lambda step: 0.1,
+        "areas": group_sizes(ties, problem.targets), "weights": [1.0, 0.5, 2.0], "threshold": 0.1, "shift": SHIFT,
     }  # fmt: skip
-    state = problem.start(lambda model: (attach(model, ties, straight(list(learnt), SHIFT)), 10.0))
-    return state, Lead(**(plain | more)), learnt
+    state = problem.start_run(
+        lambda model: (attach_gates(model, ties, straight_through_gates(list(learnt), SHIFT)), 10.0)
+    )
+    return state, SparsityController(**(plain | more)), learnt
 
 
-def term(state: TrainState, lead: Lead) -> Tensor:
+def term(state: TrainState, lead: SparsityController) -> Tensor:
     """The penalty, as it stands after a forward pass in training."""
     state.model.train()(torch.randn(4, 8))
-    return lead.term(state)
+    return lead.penalty_term(state)
 
 
 def formula(learnt: list[Parameter], weight: float) -> Tensor:
@@ -152,7 +154,7 @@ def test_the_penalty_is_that_of_the_formula_and_on_the_curve_of_the_threshold() 
         state.step = step
         lead(state)
         share = 1 - (1 - min(max(step - 2, 0) / 8, 1)) ** 3
-        for _, gate in gates(state.model):
+        for _, gate in gates_of(state.model):
             assert torch.sigmoid(gate.level).item() == pytest.approx(0.1 * share, abs=1e-6)
         own = torch.autograd.grad(term(state, lead), learnt)
         plain = torch.autograd.grad(formula(learnt, 40.0 * share), learnt)
@@ -218,8 +220,8 @@ def test_a_led_run_that_dies_resumes_to_the_same_bits(
         return functional.cross_entropy(model(batch["x"]), batch["labels"])
 
     def life() -> Problem:
-        meter = Meter()
-        return tiny(meter=meter, journal=Journal(meter, tmp_path, every=0.0), objective=objective, steps=40)
+        meter = CostTracker()
+        return tiny(meter=meter, journal=Checkpointer(meter, tmp_path, every=0.0), objective=objective, steps=40)
 
     with pytest.raises(Died):
         replace(LED[name], score_rate=0.5).run(life(), 0.7)

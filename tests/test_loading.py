@@ -12,10 +12,10 @@ import tiny_clip
 import tiny_images
 from sparsesoup.cli.main import main
 from sparsesoup.core.errors import UserError
-from sparsesoup.hub.build import Place, build, open_task
+from sparsesoup.hub.build import ModelAndDataConfig, build_problem, open_task
 from sparsesoup.hub.models.head_labels import order_of
 from sparsesoup.hub.models.loading import load_as_saved, load_model
-from sparsesoup.hub.models.weights import Account
+from sparsesoup.hub.models.weights import LoadingNotes
 from tiny_hub import classifier, listing, run_of, sparsesoup, tokenizer, weights_of, write_rows
 
 
@@ -159,18 +159,18 @@ def test_a_new_head_is_named_before_the_first_step_and_in_the_report(place, tmp_
     ],
 )
 def test_a_head_for_other_labels_is_new_and_one_that_fits_stays(place, tmp_path, family, labels, changes, new):
-    account = Account()
+    account = LoadingNotes()
     model = classifier(tmp_path / "model", family, labels=tuple(labels))
-    load_model(str(model), open_task(Place(dataset=str(place / "reviews"))).task, 0, account=account)
+    load_model(str(model), open_task(ModelAndDataConfig(dataset=str(place / "reviews"))).task, 0, account=account)
     assert account.notes == (
         [f"not in the checkpoint of {model}, so drawn from seed 0: {', '.join(new)}"] if new else []
     )
 
 
 def test_blocks_that_config_json_does_not_ask_for_are_named(place, tmp_path):
-    account = Account()
+    account = LoadingNotes()
     model = edited(place / "bert", tmp_path / "model", config={"num_hidden_layers": 1})
-    load_model(str(model), open_task(Place(dataset=str(place / "reviews"))).task, 0, account=account)
+    load_model(str(model), open_task(ModelAndDataConfig(dataset=str(place / "reviews"))).task, 0, account=account)
     assert "left out, since its config.json asks for no such: encoder.layer.1." in account.notes[-1].replace(
         "bert.", ""
     )
@@ -181,8 +181,8 @@ def test_blocks_that_config_json_does_not_ask_for_are_named(place, tmp_path):
 def test_what_the_task_never_reads_may_be_new(pictures, tmp_path):
     """DINOv2 masks patches in pre-training alone."""
     model = tiny_images.checkpoint(tmp_path / "dinov2", "dinov2")
-    task = open_task(Place(model=str(model), dataset=str(pictures / "photos"))).task
-    account = Account()
+    task = open_task(ModelAndDataConfig(model=str(model), dataset=str(pictures / "photos"))).task
+    account = LoadingNotes()
     load_model(str(edited(model, tmp_path / "unmasked", drop=["mask_token"])), task, 0, account=account)
     assert "dinov2.embeddings.mask_token" in account.notes[0]
     with pytest.raises(UserError, match=r"cls_token is missing"):
@@ -197,8 +197,8 @@ def test_a_head_of_clips_own_classifier_may_be_new_and_its_tower_not(pictures, t
     )
     transformers.SiglipModel(config).save_pretrained(tmp_path / "siglip")
     tiny_images.processor().save_pretrained(tmp_path / "siglip")
-    task = open_task(Place(model=str(tmp_path / "siglip"), dataset=str(pictures / "photos"))).task
-    account = Account()
+    task = open_task(ModelAndDataConfig(model=str(tmp_path / "siglip"), dataset=str(pictures / "photos"))).task
+    account = LoadingNotes()
     load_model(str(tmp_path / "siglip"), task, 0, account=account)
     assert account.notes[0].endswith("drawn from seed 0: classifier.bias, classifier.weight")
     lacking = edited(tmp_path / "siglip", tmp_path / "lacking", drop=["vision_model.post_layernorm.weight"])
@@ -234,9 +234,9 @@ def answers(model, inputs):
 def test_a_classifier_with_its_labels_in_another_order_answers_as_before(place, tmp_path, family):
     rows = [("a good film", "good"), ("a poor film", "poor"), ("a fine film", "fine")] * 6
     write_rows(tmp_path / "data" / "train.csv", ("text", "label"), rows)
-    model, account = classifier(tmp_path / "model", family, labels=("POOR", "good", "Fine ")), Account()
+    model, account = classifier(tmp_path / "model", family, labels=("POOR", "good", "Fine ")), LoadingNotes()
     own = transformers.AutoModelForSequenceClassification.from_pretrained(model).eval()
-    task = open_task(Place(dataset=str(tmp_path / "data"))).task
+    task = open_task(ModelAndDataConfig(dataset=str(tmp_path / "data"))).task
     found = load_model(str(model), task, 0, account=account)
     inputs = tokenizer(family in ("bert", "deberta-v2", "electra"))("a warm plot", return_tensors="pt")
     assert tuple(task.labels) == ("fine", "good", "poor")
@@ -253,7 +253,7 @@ def test_a_classifier_of_images_and_a_teacher_are_matched_too(place, pictures, t
     own = transformers.ViTForImageClassification(config).eval()
     shutil.copytree(pictures / "vit", tmp_path / "vit")
     own.save_pretrained(tmp_path / "vit")
-    task = open_task(Place(model=str(tmp_path / "vit"), dataset=str(pictures / "photos"))).task
+    task = open_task(ModelAndDataConfig(model=str(tmp_path / "vit"), dataset=str(pictures / "photos"))).task
     inputs = {"pixel_values": torch.randn(2, 3, 12, 12)}
     found = load_model(str(tmp_path / "vit"), task, 0)
     assert torch.equal(answers(found, inputs), answers(own, inputs)[:, [1, 2, 0]])
@@ -265,9 +265,9 @@ def test_a_classifier_of_images_and_a_teacher_are_matched_too(place, pictures, t
 
 
 def test_a_head_whose_rows_have_other_names_says_for_what_they_are_taken(place, tmp_path):
-    account = Account()
+    account = LoadingNotes()
     model = classifier(tmp_path / "model", labels=("cold", "warm"))
-    load_model(str(model), open_task(Place(dataset=str(place / "reviews"))).task, 0, account=account)
+    load_model(str(model), open_task(ModelAndDataConfig(dataset=str(place / "reviews"))).task, 0, account=account)
     assert account.notes == ["the head's rows cold, warm are taken in this order for the labels 0, 1"]
 
 
@@ -444,10 +444,10 @@ def test_a_tokenizer_that_makes_nothing_of_any_text_is_named(place, refused, tmp
 def test_a_problem_names_its_head_and_what_is_fresh_in_it(place, pictures, tmp_path):
     """A warm-up of the head trains these alone."""
     for model, fresh in ((place / "bert", True), (classifier(tmp_path / "model"), False)):
-        where = Place(model=str(model), dataset=str(place / "reviews"))
-        problem = build(where, open_task(where), steps=1)
+        where = ModelAndDataConfig(model=str(model), dataset=str(place / "reviews"))
+        problem = build_problem(where, open_task(where), steps=1)
         assert problem.head == ("classifier.weight", "classifier.bias")
         assert problem.fresh == (("classifier.bias", "classifier.weight") if fresh else ())
-    where = Place(model=str(pictures / "clip"), dataset=str(pictures / "colours"))
-    problem = build(where, open_task(where), steps=1)
+    where = ModelAndDataConfig(model=str(pictures / "clip"), dataset=str(pictures / "colours"))
+    problem = build_problem(where, open_task(where), steps=1)
     assert problem.head == problem.fresh == ()

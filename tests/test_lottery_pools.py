@@ -12,17 +12,17 @@ from conftest import same, tiny
 from sparsesoup.core import masks as algebra
 from sparsesoup.core.errors import UserError
 from sparsesoup.methods import METHODS
-from sparsesoup.methods.imp import Iterative
-from sparsesoup.methods.lottery_pools import SHARES, LotteryPools, nearest
-from sparsesoup.training.checkpoint import Journal
-from sparsesoup.training.cost import Meter
+from sparsesoup.methods.imp import IterativeMagnitudePruning
+from sparsesoup.methods.lottery_pools import SHARES, LotteryPools, nearest_first
+from sparsesoup.training.checkpoint import Checkpointer
+from sparsesoup.training.cost import CostTracker
 from sparsesoup.training.problem import Problem
-from sparsesoup.training.state import TrainState, weights
+from sparsesoup.training.state import TrainState, named_weights
 
 
 def accuracy(problem: Problem, given: dict[str, Tensor]) -> float:
     """By hand, over all validation rows at once."""
-    model = problem.start().model.eval()
+    model = problem.start_run().model.eval()
     model.load_state_dict(given)
     batch = problem.validation.batch(range(96))
     with torch.no_grad():
@@ -35,9 +35,9 @@ def tickets(problem: Problem, cut: float, goals: list[float]) -> list[dict[str, 
 
     def trained(state: TrainState, number: int) -> None:
         assert number == len(found)
-        found.append({n: t.detach().clone() for n, t in weights(state.model).items()})
+        found.append({n: t.detach().clone() for n, t in named_weights(state.model).items()})
 
-    Iterative(cut=cut, rewind=0.05).rounds(problem, goals, trained=trained)
+    IterativeMagnitudePruning(cut=cut, rewind=0.05).run_rounds(problem, goals, trained=trained)
     return found
 
 
@@ -85,7 +85,7 @@ def test_a_pool_is_never_below_its_own_ticket_on_validation(seed: int) -> None:
     pool = LotteryPools(cut=0.5, beyond=2).run(tiny(seed=seed), 0.8)
     assert pool.notes["pool"]["own"] == own.metrics["accuracy"]
     assert pool.metrics["accuracy"] == pool.notes["pool"]["score"] >= own.metrics["accuracy"]
-    assert algebra.kept(pool.masks) == 400
+    assert algebra.count_kept(pool.masks) == 400
     scores = [v["score"] for v in pool.notes["pool"]["visited"] if v["accepted"]]
     assert scores == sorted(set(scores))  # each better than the last
 
@@ -116,8 +116,8 @@ def test_every_round_and_every_validation_is_on_the_meter() -> None:
 
 
 def test_the_tickets_wait_on_disk_where_there_is_a_folder(tmp_path: Path) -> None:
-    meter = Meter()
-    journal = Journal(meter, tmp_path)
+    meter = CostTracker()
+    journal = Checkpointer(meter, tmp_path)
     LotteryPools(cut=0.5).run(tiny(meter=meter, journal=journal), 0.8)
     assert not journal._stored
     assert {f.name for f in tmp_path.glob("stored-*")} == {f"stored-ticket-{i}.safetensors" for i in range(5)}
@@ -139,13 +139,13 @@ def test_buffers_that_count_are_left_as_they_are() -> None:
     ticket = LotteryPools(cut=0.5).run(problem, 0.7)
     assert ticket.weights["seen"].dtype == torch.int64
     assert ticket.weights["seen"] == 60
-    assert algebra.kept(ticket.masks) == 600
+    assert algebra.count_kept(ticket.masks) == 600
 
 
 def test_the_others_are_visited_from_the_nearest_on_the_denser_first() -> None:
-    assert nearest(0, 3) == [1, 2]
-    assert nearest(3, 6) == [2, 4, 1, 5, 0]
-    assert nearest(4, 5) == [3, 2, 1, 0]
+    assert nearest_first(0, 3) == [1, 2]
+    assert nearest_first(3, 6) == [2, 4, 1, 5, 0]
+    assert nearest_first(4, 5) == [3, 2, 1, 0]
 
 
 @pytest.mark.parametrize(

@@ -14,22 +14,22 @@ from torch import nn
 
 import sparsesoup
 from sparsesoup import export, load_compact
-from sparsesoup.cli.benchmark import show
+from sparsesoup.cli.benchmark import print_benchmark
 from sparsesoup.cli.main import main
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.ticket import save_masks
-from sparsesoup.core.timing import in_turns, ratios
-from sparsesoup.exports.benchmark import How, _check_answers, measure
+from sparsesoup.core.timing import speedup_ratios, time_interleaved
+from sparsesoup.exports.benchmark import BenchmarkConfig, _check_answers, run_benchmark
 from sparsesoup.exports.benchmark.candidate import open_subject
-from sparsesoup.exports.benchmark.explain import said, why
-from sparsesoup.exports.benchmark.flops import flops, profile, sparse_flops
-from sparsesoup.exports.benchmark.sparse_linear import SparseLinear, held, sparse_model, stored
-from sparsesoup.exports.source import own_masks
-from sparsesoup.hub.models.checkpoint import quiet
-from sparsesoup.hub.models.dummy_inputs import sample
-from sparsesoup.hub.models.layer_layouts import layers, widths
+from sparsesoup.exports.benchmark.explain import explain_speed, summary_sentences
+from sparsesoup.exports.benchmark.flops import forward_flops, profile_model, sparse_flops
+from sparsesoup.exports.benchmark.sparse_linear import SparseLinear, nonzeros_by_layer, sparse_model, stored_values
+from sparsesoup.exports.source import masks_from_zeros
+from sparsesoup.hub.models.checkpoint import quiet_transformers
+from sparsesoup.hub.models.dummy_inputs import dummy_inputs
+from sparsesoup.hub.models.layer_layouts import layer_widths, prunable_layers
 from sparsesoup.hub.models.loading import unpruned_model
-from sparsesoup.hub.models.prunable import prunable
+from sparsesoup.hub.models.prunable import find_prunable
 from sparsesoup.report.run_page import write_report
 from test_export import EVEN, FEWER, SOME, pruned, stock
 from test_report import write_run
@@ -50,11 +50,11 @@ def test_works_take_turns_and_the_order_turns_around():
         seen.append(name)
         time.sleep(0.021)
 
-    times = in_turns([lambda: work("a"), lambda: work("b")], 3)
+    times = time_interleaved([lambda: work("a"), lambda: work("b")], 3)
     assert "".join(seen[6:]) == "ab" + "ba" + "ab"  # after two calls to warm up, and one to see how long it takes
     assert [len(row) for row in times] == [3, 3]
     assert min(min(row) for row in times) >= 0.02
-    assert ratios([4.0, 9.0], [2.0, 3.0]) == [2.0, 3.0]
+    assert speedup_ratios([4.0, 9.0], [2.0, 3.0]) == [2.0, 3.0]
 
 
 @pytest.mark.parametrize("kind", ["csr", "bsr"])
@@ -68,12 +68,12 @@ def test_a_sparse_map_answers_as_the_dense_one(kind, bias):
     x = torch.randn(2, 5, 64)
     assert torch.allclose(SparseLinear(linear, kind)(x), linear(x), atol=1e-5)
     # One block of 1024 is left out by both, the lone zero only by csr.
-    assert stored(linear.weight.detach(), kind) == 64 * 96 - 1024 - (kind == "csr")
+    assert stored_values(linear.weight.detach(), kind) == 64 * 96 - 1024 - (kind == "csr")
 
 
 def test_a_matrix_that_blocks_do_not_tile_keeps_all_its_values_in_bsr():
-    assert stored(torch.zeros(40, 64), "bsr") == 40 * 64
-    assert stored(torch.zeros(40, 64), "csr") == 0
+    assert stored_values(torch.zeros(40, 64), "bsr") == 40 * 64
+    assert stored_values(torch.zeros(40, 64), "csr") == 0
 
 
 def test_only_a_linear_module_has_a_sparse_form():
@@ -83,21 +83,30 @@ def test_only_a_linear_module_has_a_sparse_form():
     experts = transformers.MixtralModel(transformers.MixtralConfig(**shape))
     with torch.no_grad():
         for model in (gpt, experts):
-            for name in prunable(model):
+            for name in find_prunable(model):
                 model.get_parameter(name)[..., 0] = 0
     with pytest.raises(UserError, match=r"no nn\.Linear has zeros"):
-        held(gpt, "csr")
-    assert {name.rpartition(".")[2] for name in held(experts, "csr")} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+        nonzeros_by_layer(gpt, "csr")
+    assert {name.rpartition(".")[2] for name in nonzeros_by_layer(experts, "csr")} == {
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+    }
 
 
 def test_flops_without_zeros_are_two_for_each_value_and_token_less(tmp_path):
     model = stock(pruned(tmp_path, "bert", SOME))
-    batch = sample(model, 3, 11)
+    batch = dummy_inputs(model, 3, 11)
     params = dict(model.named_parameters())
-    zeros = sum(int((params[name] == 0).sum()) for name in prunable(model))
-    assert flops(model, batch) - sparse_flops(model, "csr", batch) == 2 * 3 * 11 * zeros > 0
+    zeros = sum(int((params[name] == 0).sum()) for name in find_prunable(model))
+    assert forward_flops(model, batch) - sparse_flops(model, "csr", batch) == 2 * 3 * 11 * zeros > 0
     assert (
-        sum(m.weight.numel() - held(model, "csr")[n] for n, m in model.named_modules() if n in held(model, "csr"))
+        sum(
+            m.weight.numel() - nonzeros_by_layer(model, "csr")[n]
+            for n, m in model.named_modules()
+            if n in nonzeros_by_layer(model, "csr")
+        )
         == zeros
     )
     with pytest.raises(UserError, match=r"no nn\.Linear has a 32 x 32 block of zeros"):
@@ -111,7 +120,7 @@ def test_the_time_of_what_flops_count_is_told_apart():
         def forward(self, x, return_dict):
             return {"products": x @ x, "others": x.exp()}
 
-    found = profile(Two(), {"x": torch.ones(600, 600)})
+    found = profile_model(Two(), {"x": torch.ones(600, 600)})
     assert found.products > 0.0005  # 432 MFLOP
     assert 0 < found.others < found.products
 
@@ -120,13 +129,13 @@ def test_the_time_of_what_flops_count_is_told_apart():
 def test_the_dense_model_of_a_compact_one_has_the_widths_before(name, plan, tmp_path):
     source = pruned(tmp_path / "source", name, plan)
     small = export(source, "compact", tmp_path / "small")
-    (subject,) = measure([small.path], How(batch=1, length=4, rounds=3, on=("torch",)))
+    (subject,) = run_benchmark([small.path], BenchmarkConfig(batch=1, length=4, rounds=3, on=("torch",)))
     assert subject["sizes"]["dense"]["parameters"] == sum(p.numel() for p in stock(source).parameters())
     assert subject["sizes"]["this"]["parameters"] == small.facts["sizes"]["parameters"][1]
     before = {row["layer"]: {key: row[key][0] for key in ("heads", "units")} for row in small.facts["layers"]}
     dense = unpruned_model(str(small.path), before)
-    assert [*widths(dense).values()] == [{"heads": HEADS, "units": UNITS}] * LAYERS
-    assert all((layer.part("up").weight != 0).all() for layer in layers(dense))
+    assert [*layer_widths(dense).values()] == [{"heads": HEADS, "units": UNITS}] * LAYERS
+    assert all((layer.module_of("up").weight != 0).all() for layer in prunable_layers(dense))
     assert subject["flops"]["dense"] > subject["flops"]["as it is"]
     assert [row["promise"] for row in subject["rows"]] == [subject["flops"]["dense"] / subject["flops"]["as it is"]]
 
@@ -136,10 +145,10 @@ def test_what_was_cut_out_of_a_compact_model_again_is_measured_against_the_model
     source = pruned(tmp_path / "source", "bert", plan)
     model = load_compact(export(source, "compact", tmp_path / "one").path)
     with torch.no_grad():
-        layers(model)[0].part("up").weight[:2] = 0
-    with quiet():
+        prunable_layers(model)[0].module_of("up").weight[:2] = 0
+    with quiet_transformers():
         model.save_pretrained(tmp_path / "again")
-    save_masks(tmp_path / "again" / "pruning", own_masks(model), {})
+    save_masks(tmp_path / "again" / "pruning", masks_from_zeros(model), {})
     paths = [export(tmp_path / "again", to, tmp_path / to).path for to in ("compact", "onnx")]
     shapes = {n: p.shape for n, p in stock(source).named_parameters()}
     for path in paths:
@@ -210,7 +219,7 @@ def test_several_are_measured_side_by_side_and_each_keeps_its_own_file(tmp_path,
 
 def test_a_model_stored_in_bf16_is_not_half_of_the_dense_one_for_that(tmp_path):
     source = pruned(tmp_path / "source", "bert", SOME, torch.bfloat16)
-    (facts,) = measure([source], How(batch=1, length=4, rounds=3, on=("torch",)))
+    (facts,) = run_benchmark([source], BenchmarkConfig(batch=1, length=4, rounds=3, on=("torch",)))
     dense, own = facts["sizes"]["dense"], facts["sizes"]["this"]
     assert dense["raw"] == 2 * dense["parameters"] == 2 * own["parameters"]
     assert own["raw"] > dense["raw"]  # nothing but a header more
@@ -232,7 +241,7 @@ def test_tables_of_several_subjects_fit_a_terminal_whatever_their_paths():
     found["sizes"]["dense"] |= {"parameters": 8}
     found["sizes"]["this"] |= {"parameters": 4, "nonzero": 4}
     paths, console = ("runs/glue/sst2/hybrid-movement-0123456789/seed-0", "b"), Console(width=80, file=io.StringIO())
-    show([found | {"path": path} for path in paths], console)
+    print_benchmark([found | {"path": path} for path in paths], console)
     lines = [line.split() for line in console.file.getvalue().splitlines()]
     assert [words[0] for words in lines if words[-2:] == ["2.00", "(1.90-2.10)"]] == ["1", "2"]
     assert all([number, path] in lines for number, path in zip("12", paths, strict=True))
@@ -241,7 +250,7 @@ def test_tables_of_several_subjects_fit_a_terminal_whatever_their_paths():
 def test_a_graph_is_measured_on_the_engines_that_read_it(tmp_path):
     graph = export(pruned(tmp_path / "source", "vit", FEWER), "onnx", tmp_path / "graph")
     on = ("torch", "onnxruntime", "openvino")
-    (facts,) = measure([graph.path], How(batch=2, rounds=3, on=on))
+    (facts,) = run_benchmark([graph.path], BenchmarkConfig(batch=2, rounds=3, on=on))
     assert [(row["on"], row["form"]) for row in facts["rows"]] == [(name, "as it is") for name in on[1:]]
     assert facts["failed"] == {"torch": "a graph for another engine cannot be run on torch"}
     assert facts["sizes"]["this"]["parameters"] == graph.facts["sizes"]["parameters"][1]
@@ -253,14 +262,14 @@ def test_a_model_whose_config_names_no_class_is_measured_as_one_without_a_head(t
     source = pruned(tmp_path / "source", "bert-relu", {})
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"architectures": None}))
-    (facts,) = measure([source], How(batch=1, length=4, rounds=3, on=("torch",)))
+    (facts,) = run_benchmark([source], BenchmarkConfig(batch=1, length=4, rounds=3, on=("torch",)))
     assert facts["flops"]["dense"] == facts["flops"]["as it is"]
 
 
 def test_without_a_compiler_torch_compile_says_so_and_stops_no_other(tmp_path, monkeypatch):
     source = pruned(tmp_path / "source", "distilbert", {})
     monkeypatch.setenv("CXX", "no-such-compiler")
-    (facts,) = measure([source], How(batch=1, length=4, rounds=3, on=("compile", "torch")))
+    (facts,) = run_benchmark([source], BenchmarkConfig(batch=1, length=4, rounds=3, on=("compile", "torch")))
     reason = "there is no C++ compiler (no-such-compiler), which torch.compile needs on a CPU"
     assert facts["failed"] == {"torch.compile": reason}
     assert [row["on"] for row in facts["rows"]] == ["torch"]
@@ -313,7 +322,7 @@ def table(dense=(8.0, 2.0), own=(4.0, 1.0), **more):
     ],
 )
 def test_a_speed_far_from_the_promise_is_explained(found, parts, words):
-    assert (words in why(found, table(**parts))) if words else why(found, table(**parts)) == ""
+    assert (words in explain_speed(found, table(**parts))) if words else explain_speed(found, table(**parts)) == ""
 
 
 def test_what_is_gained_and_what_gives_nothing_is_said():
@@ -323,7 +332,7 @@ def test_what_is_gained_and_what_gives_nothing_is_said():
         row("onnxruntime", "compact", seconds=0.5),
         row("torch", "compact", faster=1.4, quartiles=[1.3, 1.5], why="its reason"),
     ]
-    first, best, *others = said(table(rows=rows))
+    first, best, *others = summary_sentences(table(rows=rows))
     assert first == "On the disk it takes 0.4 MB, the dense model 1.0 MB (0.40 of it); packed 0.2 MB, with zstd 0.1 MB."
     assert best.startswith(
         "Fastest is onnxruntime, compact: 500 ms a batch of 4, 2.00 times as fast as the dense model"
@@ -335,15 +344,17 @@ def test_what_is_gained_and_what_gives_nothing_is_said():
         "No speed on csr, as it is, 0.60 times: a reason.",
         "A note.",
     ]
-    (unsure,) = said(table(rows=[row(faster=1.58, quartiles=[0.9, 1.9], why="its parts")], notes=[]))[2:]
+    (unsure,) = summary_sentences(table(rows=[row(faster=1.58, quartiles=[0.9, 1.9], why="its parts")], notes=[]))[2:]
     assert unsure.startswith("No sure speed on torch, compact: 1.58 times, but 0.90 to 1.90 between rounds;")
     little = row(promise=1.2, faster=1.01, quartiles=[0.98, 1.03])  # within 25 % of the promise, and no gain
     few = row("csr", "as it is", promise=1.02, faster=0.97, quartiles=[0.96, 0.99])
-    assert said(table(rows=[little, few], notes=[]))[2:] == [
+    assert summary_sentences(table(rows=[little, few], notes=[]))[2:] == [
         "No speed on torch, compact, 1.01 times: FLOPs promise no more than 1.20.",
         "No speed on csr, as it is, 0.97 times: FLOPs promise no more than 1.02.",
     ]
-    assert said(table(rows=rows[:2]))[1] == "Nothing that was measured makes it faster than the dense model."
+    assert (
+        summary_sentences(table(rows=rows[:2]))[1] == "Nothing that was measured makes it faster than the dense model."
+    )
 
 
 @pytest.mark.parametrize(
@@ -397,12 +408,12 @@ def test_a_batch_that_the_model_has_no_memory_for_is_refused_in_one_line(tmp_pat
 
 def test_what_is_no_run_and_no_export_is_refused(tmp_path, capsys):
     with pytest.raises(UserError, match="nothing to measure; give a run or an export"):
-        measure([], How())
+        run_benchmark([], BenchmarkConfig())
     with pytest.raises(UserError, match="--batch is a whole number, got '2'"):
-        How(batch="2")
+        BenchmarkConfig(batch="2")
     with pytest.raises(UserError, match="measure has no setting 'bach'; it has batch, length"):
         sparsesoup.measure(tmp_path, bach=2)
-    assert How(on="torch,csr").on == ("torch", "csr")
+    assert BenchmarkConfig(on="torch,csr").on == ("torch", "csr")
     assert command(tmp_path / "nowhere") == 2
     assert "no ticket at" in capsys.readouterr().err
     (tmp_path / "export.json").write_text("{")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from sparsesoup.training.cost import Cost, CountFlops, Meter
+from sparsesoup.training.cost import Cost, CostTracker, CountFlops
 
 SHAPES = [((2, 3, 5, 8), (2, 3, 5, 8), (2, 3, 5, 8)), ((1, 4, 7, 16), (1, 4, 9, 16), (1, 4, 9, 16))]
 
@@ -71,29 +71,29 @@ def test_linear_and_batched_products_are_counted_by_hand() -> None:
 
 
 def test_a_shape_is_counted_once_and_its_work_done_each_time() -> None:
-    meter, done = Meter(), []
+    meter, done = CostTracker(), []
 
     def work() -> str:
         done.append(torch.is_grad_enabled())
         torch.ones(2, 3) @ torch.ones(3, len(done))
         return "result"
 
-    assert meter.counted(("train", 2), work) == ("result", 12)
-    assert meter.counted(("train", 2), work) == ("result", 12)  # though the product was larger
-    assert meter.counted(("train", 3), work) == ("result", 36)
+    assert meter.run_and_count_flops(("train", 2), work) == ("result", 12)
+    assert meter.run_and_count_flops(("train", 2), work) == ("result", 12)  # though the product was larger
+    assert meter.run_and_count_flops(("train", 3), work) == ("result", 36)
     assert len(done) == 3
 
 
 def test_costs_add_up_by_label_and_go_through_json() -> None:
-    meter = Meter()
-    meter.add("weak", Cost(steps=2, examples=8, tokens=40, padding=4, flops=100, seconds=0.5))
-    meter.add("strong", Cost(steps=1, flops=7))
-    meter.add("weak", Cost(steps=3, examples=1, tokens=2, padding=1, flops=5, seconds=0.25))
+    meter = CostTracker()
+    meter.add_cost("weak", Cost(steps=2, examples=8, tokens=40, padding=4, flops=100, seconds=0.5))
+    meter.add_cost("strong", Cost(steps=1, flops=7))
+    meter.add_cost("weak", Cost(steps=3, examples=1, tokens=2, padding=1, flops=5, seconds=0.25))
     assert meter.costs["weak"] == Cost(5, 9, 42, 5, 105, 0.75)
-    assert meter.total() == Cost(6, 9, 42, 5, 112, 0.75)
-    other = Meter()
-    other.add("search", Cost(steps=9))
+    assert meter.total_cost() == Cost(6, 9, 42, 5, 112, 0.75)
+    other = CostTracker()
+    other.add_cost("search", Cost(steps=9))
     other.restore(meter.to_json())
     assert other.costs == meter.costs
-    other.add("weak", Cost(steps=1))
+    other.add_cost("weak", Cost(steps=1))
     assert meter.costs["weak"].steps == 5

@@ -14,22 +14,22 @@ from conftest import Watch, same, tiny, watched
 from sparsesoup.core import masks as algebra
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Row
-from sparsesoup.core.masking import keep
-from sparsesoup.core.masks import Masks, distance, sparsity
-from sparsesoup.core.schedules import Cubic
-from sparsesoup.core.targets import parameters
+from sparsesoup.core.masking import topk_masks
+from sparsesoup.core.masks import Masks, hamming_distance, sparsity
+from sparsesoup.core.schedules import CubicSchedule
+from sparsesoup.core.targets import target_parameters
 from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods import METHODS, Method
-from sparsesoup.methods.gradual import Gradual, GradualStar
-from sparsesoup.methods.imp import Iterative
+from sparsesoup.methods.gradual import GradualPruning, GradualStar
+from sparsesoup.methods.imp import IterativeMagnitudePruning
 from sparsesoup.methods.isp import PROTOCOLS, InstantSoup
 from sparsesoup.methods.isp_published import InstantSoupCode, InstantSoupPaper
 from sparsesoup.methods.one_shot import OneShot
 from sparsesoup.methods.scores import magnitude
-from sparsesoup.methods.weak_masks import consensus, count_votes, look_ahead, serve, vote
+from sparsesoup.methods.weak_masks import consensus_masks, count_votes, draw_weak_mask, draw_weak_masks, prune_to_soup
 from sparsesoup.training.batching import Batch
-from sparsesoup.training.config import Training
-from sparsesoup.training.loop import Protocol, train
+from sparsesoup.training.config import TrainingConfig
+from sparsesoup.training.loop import TrainingOverrides, train
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.state import TrainState
 
@@ -38,12 +38,12 @@ CODE = replace(METHODS["isp-code"], stage=0.2, weak=0.3, cut=0.2, weak_masks=4, 
 
 
 def oneshot(problem: Problem, weights: dict[str, Tensor], share: float) -> Masks:
-    return keep(magnitude({n: weights[n] for n in problem.targets}), share)
+    return topk_masks(magnitude({n: weights[n] for n in problem.targets}), share)
 
 
 def retrained(problem: Problem, masks: Masks) -> TrainState:
-    state = problem.start()
-    state.prune_(masks)
+    state = problem.start_run()
+    state.set_masks_(masks)
     return train(state, problem, problem.steps)
 
 
@@ -66,7 +66,7 @@ def test_magnitude_is_the_one_shot_mask_of_the_pretrained_weights_trained() -> N
     ticket = METHODS["magnitude"].run(tiny(), 0.6)
     assert same(ticket.masks, masks)
     state = retrained(problem, masks)
-    algebra.apply_(state.params(), masks)
+    algebra.apply_masks_(state.prunable_parameters(), masks)
     assert same(ticket.weights, state.model.state_dict())
 
 
@@ -74,7 +74,7 @@ def test_random_differs_between_seeds_and_from_magnitude() -> None:
     one, other = (METHODS["random"].run(tiny(seed=seed), 0.6).masks for seed in (0, 1))
     plain = METHODS["magnitude"].run(tiny(), 0.6).masks
     for a, b in combinations((one, other, plain), 2):
-        assert distance(a, b) == pytest.approx(2 * 0.6 * 0.4, abs=0.05)  # as independent draws do
+        assert hamming_distance(a, b) == pytest.approx(2 * 0.6 * 0.4, abs=0.05)  # as independent draws do
     density = [float(m.float().mean()) for m in one.values()]
     assert density == [pytest.approx(0.4, abs=0.09)] * 3
 
@@ -83,26 +83,26 @@ def test_imp_of_one_round_is_the_mask_of_the_dense_run_retrained_from_theta_0() 
     dense = METHODS["dense"].run(tiny(), 0.0)
     problem = tiny()
     masks = oneshot(problem, dense.weights, 0.6)
-    ticket = Iterative(cut=0.9).run(tiny(), 0.6)
+    ticket = IterativeMagnitudePruning(cut=0.9).run(tiny(), 0.6)
     assert ticket.notes == {"rounds": 1}
     assert same(ticket.masks, masks)
     state = retrained(problem, masks)
-    algebra.apply_(state.params(), masks)
+    algebra.apply_masks_(state.prunable_parameters(), masks)
     assert same(ticket.weights, state.model.state_dict())
     assert {k: c["steps"] for k, c in ticket.cost.items()} == {"search": 60, "strong": 60, "validation": 0}
 
 
 def test_imp_removes_its_cut_of_what_remains_each_round() -> None:
     with watched() as watch:
-        Iterative(cut=0.3).run(tiny(steps=5), 0.6)
-    assert [algebra.kept(m) for m in watch.pruned] == [1400, 980, 800]
+        IterativeMagnitudePruning(cut=0.3).run(tiny(steps=5), 0.6)
+    assert [algebra.count_kept(m) for m in watch.pruned] == [1400, 980, 800]
 
 
 @pytest.mark.parametrize("rewind", [0.0, 0.2])
 def test_every_round_of_imp_starts_from_the_same_weights_and_sees_the_same_rows(rewind: float) -> None:
     loss, rows, weights = recorder()
     with watched() as watch:
-        Iterative(cut=0.5, rewind=rewind).run(tiny(steps=20, objective=loss), 0.75)
+        IterativeMagnitudePruning(cut=0.5, rewind=rewind).run(tiny(steps=20, objective=loss), 0.75)
     first, length = round(rewind * 20), 20 - round(rewind * 20)
     assert len(rows) == first + 3 * length
     starts = [first + i * length for i in range(3)]
@@ -115,68 +115,71 @@ def test_every_round_of_imp_starts_from_the_same_weights_and_sees_the_same_rows(
 
 def test_rewinding_forgets_the_moments_of_the_round() -> None:
     with watched() as watch:
-        plain = Iterative(cut=0.5, rewind=0.2).run(tiny(steps=20), 0.5)
+        plain = IterativeMagnitudePruning(cut=0.5, rewind=0.2).run(tiny(steps=20), 0.5)
     problem = tiny(steps=20)
-    state = train(problem.start(), problem, 4)
-    state.prune_(watch.pruned[-1])
+    state = train(problem.start_run(), problem, 4)
+    state.set_masks_(watch.pruned[-1])
     train(state, problem, 16)
-    assert same({n: plain.weights[n] for n in problem.targets}, {n: p.data + 0.0 for n, p in state.params().items()})
+    assert same(
+        {n: plain.weights[n] for n in problem.targets},
+        {n: p.data + 0.0 for n, p in state.prunable_parameters().items()},
+    )
 
 
 def test_rate_rewinding_keeps_the_weights_and_takes_the_rate_and_other_rows() -> None:
     loss, rows, weights = recorder()
     with watched() as watch:
         problem = tiny(steps=20, objective=loss, observer=watch)
-        Iterative(cut=0.5, rewind=0.2, back="rate").run(problem, 0.75)
+        IterativeMagnitudePruning(cut=0.5, rewind=0.2, back="rate").run(problem, 0.75)
     for number, at in enumerate((20, 36)):
         for n, p in watch.before[number].items():
             assert weights[at][n].equal(p * watch.pruned[number][n])
             assert not weights[at][n].equal(weights[4][n])
         assert rows[at : at + 16] != rows[4:20]
     rates = [r["rate"] for r in watch.records]
-    assert rates[20:36] == rates[36:52] == rates[4:20] == [problem.rate()(step) for step in range(4, 20)]
+    assert rates[20:36] == rates[36:52] == rates[4:20] == [problem.rate_schedule()(step) for step in range(4, 20)]
 
 
 def test_rate_rewinding_starts_each_round_with_an_optimizer_of_its_own() -> None:
-    ticket = Iterative(cut=0.5, rewind=0.2, back="rate").run(tiny(steps=20), 0.5)
+    ticket = IterativeMagnitudePruning(cut=0.5, rewind=0.2, back="rate").run(tiny(steps=20), 0.5)
     problem = tiny(steps=20)
-    state = train(problem.start(), problem, 20)  # the first round is the dense run
-    fresh = problem.start()
+    state = train(problem.start_run(), problem, 20)  # the first round is the dense run
+    fresh = problem.start_run()
     fresh.model.load_state_dict(state.model.state_dict())
     fresh.step = 4
-    fresh.prune_(keep(magnitude(state.params()), 0.5))
+    fresh.set_masks_(topk_masks(magnitude(state.prunable_parameters()), 0.5))
     train(fresh, problem, 16, stream=("round", 1))
     assert same(ticket.weights, {n: t + 0.0 for n, t in fresh.model.state_dict().items()})
 
 
 def test_a_ticket_is_masked_whatever_its_run_left() -> None:
     problem = tiny()
-    state = problem.start()
+    state = problem.start_run()
     state.masks = oneshot(problem, problem.pretrained.state_dict(), 0.5)
-    ticket = problem.ticket(state, why="a test")
+    ticket = problem.finish_run(state, why="a test")
     assert all((ticket.weights[n] != 0).equal(m) for n, m in ticket.masks.items())
     assert ticket.notes == {"why": "a test"}
 
 
 def test_gradual_follows_the_cubic_curve_at_every_step() -> None:
     watch = Watch()
-    Gradual(start=0.1, stop=0.7, every=0.01).run(tiny(observer=watch), 0.8)
-    plan = Cubic(6, 42)
+    GradualPruning(start=0.1, stop=0.7, every=0.01).run(tiny(observer=watch), 0.8)
+    plan = CubicSchedule(6, 42)
     for step, found in enumerate(watch.curve("sparsity"), start=1):
-        assert found == pytest.approx(1 - round(2000 * (1 - plan.at(step, 0.8))) / 2000), step
+        assert found == pytest.approx(1 - round(2000 * (1 - plan.sparsity_at(step, 0.8))) / 2000), step
     assert watch.curve("sparsity")[41:] == [pytest.approx(0.8)] * 19
 
 
 def test_gradual_from_step_0_prunes_before_the_first_step() -> None:
     with watched() as watch:
-        Gradual(start=0.0, stop=0.5, every=0.25).run(tiny(steps=20, observer=watch), 0.8)
-    assert [algebra.kept(m) for m in watch.pruned] == [2000, 600, 400]  # 0.8 (1 - (1 - t)^3) at t = 0, 1/2, 1
+        GradualPruning(start=0.0, stop=0.5, every=0.25).run(tiny(steps=20, observer=watch), 0.8)
+    assert [algebra.count_kept(m) for m in watch.pruned] == [2000, 600, 400]  # 0.8 (1 - (1 - t)^3) at t = 0, 1/2, 1
 
 
 def test_gmp_star_takes_a_large_first_step_and_rewinds_the_rate_at_each_pruning() -> None:
     watch = Watch()
     with watched() as spy:
-        problem = tiny(observer=watch, training=Training(learning_rate=1e-2, batch_size=16, warmup=0.0))
+        problem = tiny(observer=watch, training=TrainingConfig(learning_rate=1e-2, batch_size=16, warmup=0.0))
         GradualStar(first=0.5, start=0.1, stop=0.7, prunings=5, low=0.1).run(problem, 0.9)
     assert len(spy.pruned) == 5
     curve, rates = [0.0, *watch.curve("sparsity")], watch.curve("rate")
@@ -197,7 +200,7 @@ def test_gmp_star_takes_a_large_first_step_and_rewinds_the_rate_at_each_pruning(
 def test_gmp_star_leaves_a_quarter_of_the_sparsity_to_the_later_prunings(sparsity: float, first: float) -> None:
     with watched() as spy:
         GradualStar().run(tiny(steps=40), sparsity)
-    kept = [algebra.kept(m) for m in spy.pruned]
+    kept = [algebra.count_kept(m) for m in spy.pruned]
     assert kept[0] == round(2000 * (1 - first))
     assert kept[-1] == round(2000 * (1 - sparsity))
     assert kept == sorted(set(kept), reverse=True)
@@ -213,7 +216,9 @@ def test_gmp_star_refuses_a_first_pruning_that_takes_all() -> None:
 
 def test_isp_whose_weak_runs_stand_still_is_isp_without_a_soup() -> None:
     """Then every weak mask is plain magnitude of the main run, and so is their consensus."""
-    still = InstantSoup(stages=3, weak_masks=2, look_ahead=0.01, protocols=(Protocol(rate=0.0),), budget="extra")
+    still = InstantSoup(
+        stages=3, weak_masks=2, look_ahead=0.01, protocols=(TrainingOverrides(rate=0.0),), budget="extra"
+    )
     plain = replace(METHODS["isp-no-soup"], stages=3)
     one, other = still.run(tiny(), 0.7), plain.run(tiny(), 0.7)
     assert same(one.masks, other.masks)
@@ -229,8 +234,10 @@ def test_isp_whose_weak_runs_stand_still_is_isp_without_a_soup() -> None:
 def test_each_stage_of_isp_ends_exactly_at_its_target() -> None:
     with watched() as watch:
         ticket = InstantSoup(stages=4, weak_masks=2, look_ahead=0.01, finish=0.4).run(tiny(), 0.8)
-    plan = Cubic(0, 4)
-    assert [algebra.kept(m) for m in watch.pruned] == [round(2000 * (1 - plan.at(i, 0.8))) for i in (1, 2, 3, 4)]
+    plan = CubicSchedule(0, 4)
+    assert [algebra.count_kept(m) for m in watch.pruned] == [
+        round(2000 * (1 - plan.sparsity_at(i, 0.8))) for i in (1, 2, 3, 4)
+    ]
     main = 60 - 8
     assert [s["step"] for s in ticket.notes["stages"]] == [round(0.6 * main * i / 4) for i in (1, 2, 3, 4)]
 
@@ -243,14 +250,14 @@ def test_the_budget_says_whether_weak_steps_come_out_of_t(budget: Any, strong: i
     assert {k: c["steps"] for k, c in ticket.cost.items()} == {"strong": strong, "weak": weak, "validation": 0}
     assert ticket.notes["budget"] == budget
     assert ticket.notes["weak_share"] == weak / 60
-    assert watch.curve("rate") == [tiny().rate(strong)(step) for step in range(strong)]
+    assert watch.curve("rate") == [tiny().rate_schedule(strong)(step) for step in range(strong)]
 
 
 def soup(problem: Problem, count: int = 4, steps: int = 5) -> tuple[TrainState, list[Masks]]:
     """A state with the votes of a few weak masks, and those masks."""
-    state, masks, before = train(problem.start(), problem, 10), [], {}
+    state, masks, before = train(problem.start_run(), problem, 10), [], {}
     for j in range(count):
-        vote(problem, state, str(j), look_ahead, [(steps, 0.5, PROTOCOLS[j], lambda step: 1e-2, (0, j))])
+        draw_weak_masks(problem, state, str(j), draw_weak_mask, [(steps, 0.5, PROTOCOLS[j], lambda step: 1e-2, (0, j))])
         now = {n: state.memory[f"votes/{n}"] for n in state.targets}
         masks.append({n: now[n] > before.get(n, torch.zeros_like(now[n])) for n in now})
         before = now
@@ -258,8 +265,8 @@ def soup(problem: Problem, count: int = 4, steps: int = 5) -> tuple[TrainState, 
 
 
 def test_a_look_ahead_leaves_the_main_run_to_the_bit() -> None:
-    problem = tiny(training=Training(learning_rate=1e-2, batch_size=16, weight_decay=0.1))
-    plain = train(problem.start(), problem, 10)
+    problem = tiny(training=TrainingConfig(learning_rate=1e-2, batch_size=16, weight_decay=0.1))
+    plain = train(problem.start_run(), problem, 10)
     state, _ = soup(problem)
     assert same({n: t for n, t in state.tensors().items() if not n.startswith("memory/")}, plain.tensors())
     assert problem.meter.costs["weak"].steps == 20
@@ -269,21 +276,21 @@ def test_a_look_ahead_leaves_the_main_run_to_the_bit() -> None:
 
 def test_the_consensus_of_one_weak_mask_is_that_mask() -> None:
     state, (mask,) = soup(tiny(), count=1)
-    assert algebra.kept(mask) == 1000
-    assert same(consensus(state, 0.5), mask)
+    assert algebra.count_kept(mask) == 1000
+    assert same(consensus_masks(state, 0.5), mask)
     assert same(count_votes(state, 1), mask)
 
 
 def test_the_consensus_lies_between_what_all_and_what_any_keep() -> None:
     state, masks = soup(tiny())
-    found, every, some = consensus(state, 0.5), algebra.intersection(masks), algebra.union(masks)
-    assert algebra.kept(found) == 1000
+    found, every, some = consensus_masks(state, 0.5), algebra.intersection(masks), algebra.union(masks)
+    assert algebra.count_kept(found) == 1000
     assert same(some, count_votes(state, 1))
     assert same(every, count_votes(state, 4))
     for n, m in found.items():
         assert not (every[n] & ~m).any()
         assert not (m & ~some[n]).any()
-    votes, look = algebra.votes(masks), {n: state.memory[f"look/{n}"] for n in found}
+    votes, look = algebra.count_votes(masks), {n: state.memory[f"look/{n}"] for n in found}
     level = min(int(votes[n][m].min()) for n, m in found.items())
     chosen = torch.cat([look[n][(votes[n] == level) & m] for n, m in found.items()])
     passed = torch.cat([look[n][(votes[n] == level) & ~m] for n, m in found.items()])
@@ -294,22 +301,29 @@ def test_the_consensus_lies_between_what_all_and_what_any_keep() -> None:
 
 def test_the_protocols_give_weak_masks_that_differ() -> None:
     _, masks = soup(tiny())
-    assert all(distance(a, b) > 0.01 for a, b in combinations(masks, 2))
+    assert all(hamming_distance(a, b) > 0.01 for a, b in combinations(masks, 2))
 
 
 def test_each_protocol_is_in_force_in_its_weak_run() -> None:
     """The same rows and noise, another protocol: another look-ahead."""
     looks = []
-    for protocol in (Protocol(), Protocol(rate=2.0), Protocol(weight_decay=0.5), Protocol(dropout=0.4)):
+    for protocol in (
+        TrainingOverrides(),
+        TrainingOverrides(rate=2.0),
+        TrainingOverrides(weight_decay=0.5),
+        TrainingOverrides(dropout=0.4),
+    ):
         problem = tiny()
-        state = train(problem.start(), problem, 5)
-        vote(problem, state, "", look_ahead, [(5, 0.5, protocol, lambda step, p=protocol: p.rate * 1e-2, (0,))])
+        state = train(problem.start_run(), problem, 5)
+        draw_weak_masks(
+            problem, state, "", draw_weak_mask, [(5, 0.5, protocol, lambda step, p=protocol: p.rate * 1e-2, (0,))]
+        )
         looks.append({n: t for n, t in state.memory.items() if n.startswith("look/")})
     assert all(not same(a, b) for a, b in combinations(looks, 2))
     watch = Watch()
     problem = tiny(observer=watch)
     InstantSoup(stages=3, weak_masks=4, look_ahead=0.01, finish=0.4, protocols=PROTOCOLS).run(problem, 0.7)
-    peak, rates = problem.rate(60 - 12), watch.curve("rate", "weak")
+    peak, rates = problem.rate_schedule(60 - 12), watch.curve("rate", "weak")
     assert rates == [p.rate * peak(at) for at in (10, 19, 29) for p in PROTOCOLS]  # thirds of 60 % of 48 main steps
 
 
@@ -317,13 +331,13 @@ def test_serving_notes_what_the_soup_decided_and_clears_the_votes() -> None:
     problem = tiny()
     state, masks = soup(problem)
     state.memory["other"] = torch.ones(1)
-    plain, merged = keep(magnitude(state.params()), 0.5), consensus(state, 0.5)
-    agreed = algebra.agreement(algebra.votes(masks), 4)
-    serve(state, 4, merged)
+    plain, merged = topk_masks(magnitude(state.prunable_parameters()), 0.5), consensus_masks(state, 0.5)
+    agreed = algebra.vote_agreement(algebra.count_votes(masks), 4)
+    prune_to_soup(state, 4, merged)
     assert set(state.memory) == {"other"}
     assert same(state.masks, merged)
     assert state.notes["stages"] == [
-        {"step": 10, "sparsity": 0.5, "weak_masks": 4, "decided": distance(merged, plain), **agreed}
+        {"step": 10, "sparsity": 0.5, "weak_masks": 4, "decided": hamming_distance(merged, plain), **agreed}
     ]
     assert 0 < agreed["same"] < 1
 
@@ -350,7 +364,7 @@ def test_the_union_of_isps_code_removes_no_more_than_its_members() -> None:
         assert now < stage["sparsity"] < now + 0.1 * (1 - now)  # less than a member, since its members differ
         now = stage["sparsity"]
     assert 0.55 < now < 0.6  # then one shot does the rest
-    assert algebra.kept(watch.pruned[-1]) == 800
+    assert algebra.count_kept(watch.pruned[-1]) == 800
     assert len(watch.pruned) == len(stages) + 1
     assert ticket.cost["strong"]["steps"] == 60
     assert ticket.cost["weak"]["steps"] == len(stages) * 4 * 5
@@ -359,8 +373,8 @@ def test_the_union_of_isps_code_removes_no_more_than_its_members() -> None:
 def test_patterns_and_scopes_reach_the_masks() -> None:
     rows = OneShot(pattern=Row).run(tiny(), 0.5)
     assert all((m.all(1) | ~m.any(1)).all() for m in rows.masks.values())
-    assert algebra.kept(rows.masks) == 1000
-    each = Gradual(scope="tensor").run(tiny(), 0.5)
+    assert algebra.count_kept(rows.masks) == 1000
+    each = GradualPruning(scope="tensor").run(tiny(), 0.5)
     assert [int(m.sum()) for m in each.masks.values()] == [200, 200, 600]
     two = OneShot(scope="2:4").run(tiny(), 0.5)
     assert all((m.reshape(-1, 4).sum(1) == 2).all() for m in two.masks.values())
@@ -369,12 +383,12 @@ def test_patterns_and_scopes_reach_the_masks() -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: Gradual(start=0.7, stop=0.5),
-        lambda: Gradual(every=0.0),
+        lambda: GradualPruning(start=0.7, stop=0.5),
+        lambda: GradualPruning(every=0.0),
         lambda: GradualStar(prunings=1),
         lambda: GradualStar(first=1.0),
-        lambda: Iterative(cut=0.0),
-        lambda: Iterative(rewind=1.0),
+        lambda: IterativeMagnitudePruning(cut=0.0),
+        lambda: IterativeMagnitudePruning(rewind=1.0),
         lambda: InstantSoup(stages=0),
         lambda: InstantSoup(weak_masks=256),
         lambda: InstantSoup(look_ahead=0.0),
@@ -402,10 +416,10 @@ def test_a_schedule_without_a_soup_speaks_of_none_when_steps_are_few() -> None:
 def test_the_ticket_says_how_it_did_on_the_validation_rows() -> None:
     problem = tiny()
     ticket: Ticket = METHODS["dense"].run(problem, 0.0)
-    state = problem.start()
+    state = problem.start_run()
     state.model.load_state_dict(ticket.weights)
     state.model.eval()
     batch = problem.validation.batch(range(96))
     right = (problem.predict(state.model, batch).argmax(1) == batch["labels"]).float().mean()
     assert ticket.metrics == {"accuracy": pytest.approx(float(right))}
-    assert parameters(problem.pretrained, problem.targets).keys() == ticket.masks.keys()
+    assert target_parameters(problem.pretrained, problem.targets).keys() == ticket.masks.keys()

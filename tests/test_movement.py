@@ -11,17 +11,17 @@ from torch.nn import Parameter, functional
 
 from conftest import Searched, same, tiny, watched
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.granularity import Block, Element, Tie
-from sparsesoup.core.masking import levels
-from sparsesoup.core.masks import kept
-from sparsesoup.core.schedules import Cubic
-from sparsesoup.methods.gates.attach import attach, gates, hidden
-from sparsesoup.methods.learned_masks import Phases, straight
-from sparsesoup.methods.movement import MagnitudeThrough, Movement
+from sparsesoup.core.granularity import Block, CoupledGroups, Element
+from sparsesoup.core.masking import score_thresholds
+from sparsesoup.core.masks import count_kept
+from sparsesoup.core.schedules import CubicSchedule
+from sparsesoup.methods.gates.attach import attach_gates, gates_of, underlying_weight
+from sparsesoup.methods.learned_masks import PhaseShares, straight_through_gates
+from sparsesoup.methods.movement import MagnitudeStraightThrough, MovementPruning
 from sparsesoup.methods.soft_movement_and_l0 import HardConcreteL0, SoftMovement
 from sparsesoup.training.batching import Batch
-from sparsesoup.training.config import Training
-from sparsesoup.training.cost import Meter
+from sparsesoup.training.config import TrainingConfig
+from sparsesoup.training.cost import CostTracker
 
 
 class Swap:
@@ -55,11 +55,11 @@ class Swap:
             score.view(-1)[out], score.view(-1)[into] = 1e-12, 0.0
         layer = nn.Linear(5, 4, bias=False, dtype=torch.float64)
         layer.weight.data.copy_(self.weight)
-        attach(layer, (Tie((("weight", Element),)),), straight([score]))
-        ((_, gate),) = gates(layer)
+        attach_gates(layer, (CoupledGroups((("weight", Element),)),), straight_through_gates([score]))
+        ((_, gate),) = gates_of(layer)
 
         def look() -> Tensor:
-            gate.level = levels({"": score.detach()}, {"": 1}, 0.5)[""]
+            gate.level = score_thresholds({"": score.detach()}, {"": 1}, 0.5)[""]
             return layer.weight != 0
 
         before = look()
@@ -111,12 +111,12 @@ class Spy:
         self.behind: list[dict[str, Tensor]] = []
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        names = [name for name, _ in gates(model)]
+        names = [name for name, _ in gates_of(model)]
         if names:
             seen = {n: model.get_submodule(n.removesuffix(".weight")).weight for n in names}
             self.masked.append({n: t.detach() == 0 for n, t in seen.items() if isinstance(t, Tensor)})
-            self.level.append([float(gate.level) for _, gate in gates(model)])
-            self.behind.append({n: hidden(model, n).detach().clone() for n in names})
+            self.level.append([float(gate.level) for _, gate in gates_of(model)])
+            self.behind.append({n: underlying_weight(model, n).detach().clone() for n in names})
         return functional.cross_entropy(model(batch["x"]), batch["labels"])
 
     def shares(self) -> list[float]:
@@ -124,19 +124,19 @@ class Spy:
 
 
 @pytest.mark.parametrize("scope", ["tensor", "global"])
-@pytest.mark.parametrize("method", [Movement, MagnitudeThrough])
+@pytest.mark.parametrize("method", [MovementPruning, MagnitudeStraightThrough])
 def test_the_masked_share_is_on_the_cubic_curve_whenever_thresholds_are_set(method: Any, scope: str) -> None:
     spy = Spy()
     with watched() as watch:
         problem = tiny(objective=spy, observer=watch, steps=80)
         method(scope=scope, every=5).run(problem, 0.6)
-    curve, shares = Cubic(8, 56), spy.shares()
+    curve, shares = CubicSchedule(8, 56), spy.shares()
     assert len(shares) == 72
     for step, (share, levels_now) in enumerate(zip(shares, spy.level, strict=True)):
         if step <= 8:
             assert share == 0.0
         elif step % 5 == 0 or step == 56:
-            assert share == pytest.approx(curve.at(step, 0.6), abs=2e-3), step
+            assert share == pytest.approx(curve.sparsity_at(step, 0.6), abs=2e-3), step
         elif step != 9:
             assert levels_now == spy.level[step - 1], step
     told = watch.curve("sparsity")
@@ -151,24 +151,25 @@ def test_the_masked_share_is_on_the_cubic_curve_whenever_thresholds_are_set(meth
 def test_by_magnitude_masked_weights_stay_behind_their_masks_and_may_return() -> None:
     spy = Spy()
     with watched() as watch:
-        training = Training(learning_rate=0.1, batch_size=16, optimizer="sgd", weight_decay=0.0)
-        ticket = MagnitudeThrough(every=5).run(tiny(objective=spy, steps=80, training=training), 0.5)
+        training = TrainingConfig(learning_rate=0.1, batch_size=16, optimizer="sgd", weight_decay=0.0)
+        ticket = MagnitudeStraightThrough(every=5).run(tiny(objective=spy, steps=80, training=training), 0.5)
     before = watch.before[0]  # just before the masks are fixed
     closed = {n: spy.masked[-1][n] for n in before}
     assert sum(int(m.sum()) for m in closed.values()) > 900
     assert all(before[n].all() for n in before)
     back = [int((was[n] & ~now[n]).sum()) for was, now in zip(spy.masked, spy.masked[1:], strict=False) for n in was]
     assert sum(back) > 0
-    assert kept(ticket.masks) == 1000
+    assert count_kept(ticket.masks) == 1000
     assert all(not ticket.weights[n][~m].any() for n, m in ticket.masks.items())
 
 
 @pytest.mark.parametrize("scope", ["tensor", "global"])
 @pytest.mark.parametrize(
-    "method", [SoftMovement(score_rate=0.5), HardConcreteL0(score_rate=0.5), Movement(), MagnitudeThrough()]
+    "method",
+    [SoftMovement(score_rate=0.5), HardConcreteL0(score_rate=0.5), MovementPruning(), MagnitudeStraightThrough()],
 )
 def test_trimming_keeps_what_the_gates_rank_highest(method: Any, scope: Any) -> None:
-    journal = Searched(Meter())
+    journal = Searched(CostTracker())
     ticket = replace(method, scope=scope).run(tiny(steps=40, meter=journal.meter, journal=journal), 0.6)
     kept_scores = {n: journal.scores[n][m] for n, m in ticket.masks.items()}
     cut_scores = {n: journal.scores[n][~m] for n, m in ticket.masks.items()}
@@ -179,10 +180,10 @@ def test_trimming_keeps_what_the_gates_rank_highest(method: Any, scope: Any) -> 
 
 
 @pytest.mark.parametrize(
-    "method", [SoftMovement(score_rate=0.5, pattern=Block(5, 4)), Movement(scope="global", pattern=Block(5, 4))]
+    "method", [SoftMovement(score_rate=0.5, pattern=Block(5, 4)), MovementPruning(scope="global", pattern=Block(5, 4))]
 )
 def test_blocks_fall_whole_and_in_the_order_of_their_scores(method: Any) -> None:
-    journal, by_fate = Searched(Meter()), {True: [float("inf")], False: [-float("inf")]}
+    journal, by_fate = Searched(CostTracker()), {True: [float("inf")], False: [-float("inf")]}
     ticket = method.run(tiny(steps=40, meter=journal.meter, journal=journal), 0.6)
     for name, mask in ticket.masks.items():
         counts = mask.float().unflatten(0, (-1, 5)).unflatten(2, (-1, 4)).sum((1, 3)).flatten()
@@ -190,24 +191,24 @@ def test_blocks_fall_whole_and_in_the_order_of_their_scores(method: Any) -> None
         assert len(journal.scores[name]) == mask.numel() / 20
         for score, count in zip(journal.scores[name].tolist(), counts.tolist(), strict=True):
             by_fate[count > 0].append(score)
-    assert kept(ticket.masks) == 800
+    assert count_kept(ticket.masks) == 800
     assert min(by_fate[True]) >= max(by_fate[False])
 
 
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: Phases(warmup=-0.1),
-        lambda: Phases(warmup=1.0),
-        lambda: Phases(settle=0.0),
-        lambda: Phases(settle=0.4, cooldown=0.3),
-        lambda: Movement(every=0),
-        lambda: MagnitudeThrough(every=0),
-        lambda: Phases(warmup=0.5, cooldown=0.5),
-        lambda: Phases(warmup=float("nan")),
-        lambda: Movement(start="magnitude", score_rate=0.0),
-        lambda: Movement(start="magnitude", score_rate=float("inf")),
-        lambda: Movement(score_rate=1e-2),
+        lambda: PhaseShares(warmup=-0.1),
+        lambda: PhaseShares(warmup=1.0),
+        lambda: PhaseShares(settle=0.0),
+        lambda: PhaseShares(settle=0.4, cooldown=0.3),
+        lambda: MovementPruning(every=0),
+        lambda: MagnitudeStraightThrough(every=0),
+        lambda: PhaseShares(warmup=0.5, cooldown=0.5),
+        lambda: PhaseShares(warmup=float("nan")),
+        lambda: MovementPruning(start="magnitude", score_rate=0.0),
+        lambda: MovementPruning(start="magnitude", score_rate=float("inf")),
+        lambda: MovementPruning(score_rate=1e-2),
         lambda: SoftMovement(penalty=-1.0),
         lambda: SoftMovement(penalty=float("inf")),
         lambda: SoftMovement(threshold=0.0),
@@ -222,20 +223,23 @@ def test_impossible_settings_are_refused_in_one_line(make: Callable[[], object])
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("phases", [Phases(), Phases(warmup=0.6), Phases(warmup=0.0), Phases(settle=0.3)])
-def test_too_few_steps_are_refused_with_the_least_that_do(phases: Phases) -> None:
+@pytest.mark.parametrize(
+    "phases", [PhaseShares(), PhaseShares(warmup=0.6), PhaseShares(warmup=0.0), PhaseShares(settle=0.3)]
+)
+def test_too_few_steps_are_refused_with_the_least_that_do(phases: PhaseShares) -> None:
     problem, least = tiny(steps=1), 0
     with pytest.raises(UserError, match=r"needs at least \d+; raise --steps or --epochs") as caught:
-        Movement(phases=phases).run(problem, 0.5)
+        MovementPruning(phases=phases).run(problem, 0.5)
     assert not problem.meter.to_json()
     least = int(str(caught.value).split("at least ")[1].split(";")[0])
     with pytest.raises(UserError, match=f"needs at least {least};"):
-        Movement(phases=phases).run(tiny(steps=least - 1), 0.5)
-    assert kept(Movement(phases=phases).run(tiny(steps=least), 0.5).masks) == 1000
+        MovementPruning(phases=phases).run(tiny(steps=least - 1), 0.5)
+    assert count_kept(MovementPruning(phases=phases).run(tiny(steps=least), 0.5).masks) == 1000
 
 
 @pytest.mark.parametrize(
-    "method", [SoftMovement(score_rate=0.5), HardConcreteL0(score_rate=0.5), Movement(), MagnitudeThrough()]
+    "method",
+    [SoftMovement(score_rate=0.5), HardConcreteL0(score_rate=0.5), MovementPruning(), MagnitudeStraightThrough()],
 )
 def test_nothing_of_the_gates_is_left_and_the_pretrained_model_is_untouched(method: Any) -> None:
     problem = tiny(steps=40)
@@ -248,31 +252,31 @@ def test_nothing_of_the_gates_is_left_and_the_pretrained_model_is_untouched(meth
     living = {id(p) for p in watch.state.model.parameters()}
     assert {id(p) for group in watch.state.optimizer.param_groups for p in group["params"]} == living
     assert {id(p) for p in watch.state.optimizer.state} == living
-    assert not list(gates(watch.state.model))
+    assert not list(gates_of(watch.state.model))
     assert type(watch.state.model.wide) is nn.Linear
 
 
 def test_scores_that_begin_at_magnitudes_and_hardly_learn_keep_the_largest_weights() -> None:
     for pattern in (Element, Block(5, 4)):
         problem = tiny(steps=40)
-        ticket = Movement(start="magnitude", score_rate=1e-12, pattern=pattern).run(problem, 0.7)
+        ticket = MovementPruning(start="magnitude", score_rate=1e-12, pattern=pattern).run(problem, 0.7)
         for name, mask in ticket.masks.items():
-            size = pattern.total(problem.pretrained.get_parameter(name).detach().abs())
-            kept_groups = pattern.total(mask.float()) > 0
+            size = pattern.sum_over_tiles(problem.pretrained.get_parameter(name).detach().abs())
+            kept_groups = pattern.sum_over_tiles(mask.float()) > 0
             assert size[kept_groups].min() >= size[~kept_groups].max(), name
 
 
 def test_scores_that_begin_at_magnitudes_learn_at_the_rate_of_the_weights() -> None:
     problem = tiny(steps=40)
     own = problem.training.learning_rate
-    one = Movement(start="magnitude").run(problem, 0.7)
-    assert same(one.masks, Movement(start="magnitude", score_rate=own).run(tiny(steps=40), 0.7).masks)
-    assert not same(one.masks, Movement(start="magnitude", score_rate=3 * own).run(tiny(steps=40), 0.7).masks)
-    assert not same(one.masks, Movement().run(tiny(steps=40), 0.7).masks)
+    one = MovementPruning(start="magnitude").run(problem, 0.7)
+    assert same(one.masks, MovementPruning(start="magnitude", score_rate=own).run(tiny(steps=40), 0.7).masks)
+    assert not same(one.masks, MovementPruning(start="magnitude", score_rate=3 * own).run(tiny(steps=40), 0.7).masks)
+    assert not same(one.masks, MovementPruning().run(tiny(steps=40), 0.7).masks)
 
 
 @pytest.mark.parametrize("steps", [60, 600])
-@pytest.mark.parametrize("make", [Movement, SoftMovement])
+@pytest.mark.parametrize("make", [MovementPruning, SoftMovement])
 def test_a_run_whose_weights_cannot_travel_is_doubted_with_the_figure(make: Any, steps: int) -> None:
     problem = tiny(steps=steps)
     doubts = make().doubts(problem, 0.7)
@@ -283,4 +287,4 @@ def test_a_run_whose_weights_cannot_travel_is_doubted_with_the_figure(make: Any,
     assert bool(doubts) == (steps == 60)
     assert not doubts or f"can travel {travel:.2g} times the mean |weight| (2.7 in the paper)" in doubts[0]
     assert not make(pattern=Block(5, 4)).doubts(problem, 0.7)
-    assert not Movement(start="magnitude").doubts(problem, 0.7)
+    assert not MovementPruning(start="magnitude").doubts(problem, 0.7)

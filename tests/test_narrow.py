@@ -9,16 +9,16 @@ import torch
 from conftest import same
 from sparsesoup import export, load_compact, prune, score_on_test
 from sparsesoup.cli.main import main
-from sparsesoup.core.targets import heads, units
+from sparsesoup.core.targets import attention_head_groups, feed_forward_groups
 from sparsesoup.core.ticket import load_masks, save_masks
-from sparsesoup.exports.source import own_masks
-from sparsesoup.hub.build import Place, build, open_task
-from sparsesoup.hub.models.checkpoint import quiet
-from sparsesoup.hub.models.dummy_inputs import answers, sample
-from sparsesoup.hub.models.layer_layouts import widths
+from sparsesoup.exports.source import masks_from_zeros
+from sparsesoup.hub.build import ModelAndDataConfig, build_problem, open_task
+from sparsesoup.hub.models.checkpoint import quiet_transformers
+from sparsesoup.hub.models.dummy_inputs import dummy_inputs, forward_outputs
+from sparsesoup.hub.models.layer_layouts import layer_widths
 from sparsesoup.hub.models.loading import load_model
-from sparsesoup.hub.models.prunable import prunable
-from sparsesoup.hub.tasks.registry import find
+from sparsesoup.hub.models.prunable import find_prunable
+from sparsesoup.hub.tasks.registry import infer_task
 from sparsesoup.hub.tasks.splits import open_splits
 from tiny_hub import reviews, tokenizer
 from tiny_models import HEADS, UNITS, killed, model_of
@@ -31,10 +31,10 @@ def exported(folder: Path, family: str) -> Path:
     """A compact classifier on the disk, with its tokenizer, one layer without heads and one without units."""
     model = killed(model_of(family, dtype=torch.float32), PLAN)
     model.config.problem_type = "single_label_classification"
-    with quiet():
+    with quiet_transformers():
         model.save_pretrained(folder / "pruned")
     tokenizer(family in ("bert", "electra")).save_pretrained(folder / "pruned")
-    save_masks(folder / "pruned" / "pruning", own_masks(model), {"method": "magnitude"})
+    save_masks(folder / "pruned" / "pruning", masks_from_zeros(model), {"method": "magnitude"})
     return export(folder / "pruned", "compact", folder / "compact").path
 
 
@@ -42,19 +42,21 @@ def exported(folder: Path, family: str) -> Path:
 def test_a_compact_model_is_loaded_to_be_trained_with_its_widths_and_its_head(family: str, tmp_path: Path) -> None:
     folder = exported(tmp_path, family)
     source = open_splits(str(reviews(tmp_path / "reviews")))
-    task = find(source.train, source.name, None, None)
+    task = infer_task(source.train_split, source.name, None, None)
     one, other = (load_model(str(folder), task, seed) for seed in (0, 1))
-    assert [*widths(one).values()] == WIDTHS
+    assert [*layer_widths(one).values()] == WIDTHS
     assert same(one.state_dict(), other.state_dict())  # no head was drawn from the seed
     plain = load_compact(folder)
     assert same(one.state_dict(), plain.state_dict())
     assert type(one) is type(plain)
-    batch = sample(one)
-    assert all(a.equal(b) for a, b in zip(answers(one.eval(), batch), answers(plain, batch), strict=True))
-    targets = prunable(one)
+    batch = dummy_inputs(one)
+    assert all(
+        a.equal(b) for a, b in zip(forward_outputs(one.eval(), batch), forward_outputs(plain, batch), strict=True)
+    )
+    targets = find_prunable(one)
     shapes = {name: target.shape for name, target in targets.items()}
-    assert [tie.count(shapes) for tie in heads(targets)] == [2, HEADS]
-    assert [tie.count(shapes) for tie in units(targets)] == [3, UNITS]
+    assert [tie.num_groups(shapes) for tie in attention_head_groups(targets)] == [2, HEADS]
+    assert [tie.num_groups(shapes) for tie in feed_forward_groups(targets)] == [3, UNITS]
 
 
 def test_the_whole_way_from_a_run_to_a_compact_model_and_on_to_a_smaller_one(place: Path, tmp_path: Path) -> None:
@@ -68,7 +70,9 @@ def test_the_whole_way_from_a_run_to_a_compact_model_and_on_to_a_smaller_one(pla
     second = ["--model", str(small), "--steps", "40", "--sparsity", "0.3", "--out", str(tmp_path / "second")]
     assert main(["prune", "gradual", *data, *second, *structure, "--train.distill.teacher", str(run)]) == 0
     (run,) = (tmp_path / "second").glob("*/gradual-*/seed-3")
-    problem = build(place_ := Place(model=str(run), dataset=str(place / "reviews"), seed=3), open_task(place_), steps=1)
+    problem = build_problem(
+        place_ := ModelAndDataConfig(model=str(run), dataset=str(place / "reviews"), seed=3), open_task(place_), steps=1
+    )
     assert problem.validate(problem.pretrained) == json.loads((run / "report.json").read_text())["validation"]
     _, facts = load_masks(run)
     assert facts["sparsity"]["reached"] >= 0.3
@@ -77,8 +81,11 @@ def test_the_whole_way_from_a_run_to_a_compact_model_and_on_to_a_smaller_one(pla
     before, after = (sum(p.numel() for p in load_compact(folder).parameters()) for folder in (small, smaller))
     assert after < before
     one, other = load_compact(smaller), load_model(str(run), open_task(place_).task, 3).eval()
-    batch = sample(one)
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(answers(one, batch), answers(other, batch), strict=True))
+    batch = dummy_inputs(one)
+    assert all(
+        torch.allclose(a, b, atol=1e-5)
+        for a, b in zip(forward_outputs(one, batch), forward_outputs(other, batch), strict=True)
+    )
 
 
 def test_a_layer_without_heads_and_one_without_units_are_trained_like_the_others(tmp_path: Path) -> None:
@@ -95,4 +102,4 @@ def test_a_layer_without_heads_and_one_without_units_are_trained_like_the_others
 
 
 def prunable_names(folder: Path) -> set[str]:
-    return {*prunable(load_compact(folder))}
+    return {*find_prunable(load_compact(folder))}

@@ -13,15 +13,15 @@ from torch.nn import functional
 import tiny_bert
 from conftest import Net, same, tiny
 from sparsesoup.core.errors import UserError
-from sparsesoup.training.config import Distill
+from sparsesoup.training.config import DistillConfig
 from sparsesoup.training.cost import CountFlops
-from sparsesoup.training.distillation import blocks, distilled, divergence
+from sparsesoup.training.distillation import block_names, distillation_divergence, distillation_objective
 from sparsesoup.training.loop import train
 from sparsesoup.training.problem import Problem
 
 
 def objective(problem: Problem, teacher: torch.nn.Module, **settings: Any) -> Callable[..., Tensor]:
-    return distilled(problem, teacher, Distill(teacher="some", **settings))
+    return distillation_objective(problem, teacher, DistillConfig(teacher="some", **settings))
 
 
 @pytest.mark.parametrize("hardness", [0.0, 0.3, 1.0])
@@ -31,14 +31,14 @@ def test_distilling_a_model_into_itself_is_its_share_of_the_loss(hardness: float
     model, batch = copy.deepcopy(problem.pretrained).eval(), problem.train.batch(range(16))
     problem = replace(problem, targets={n: t for n, t in problem.targets.items() if n.startswith("blocks")})
     loss = objective(problem, copy.deepcopy(model), hardness=hardness, temperature=3.0, hidden=hidden)(model, batch)
-    assert loss.item() == pytest.approx((1 - hardness) * problem.loss(model, batch).item(), abs=1e-6)
+    assert loss.item() == pytest.approx((1 - hardness) * problem.training_loss(model, batch).item(), abs=1e-6)
 
 
 def test_the_divergence_is_that_of_the_definition() -> None:
     torch.manual_seed(0)
     student, teacher = torch.randn(4, 5, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
     for temperature in (1.0, 2.0, 7.0):
-        for s, t, found in zip(student, teacher, divergence(student, teacher, temperature), strict=True):
+        for s, t, found in zip(student, teacher, distillation_divergence(student, teacher, temperature), strict=True):
             p = [float(v) for v in (t / temperature).exp() / (t / temperature).exp().sum()]
             q = [float(v) for v in (s / temperature).exp() / (s / temperature).exp().sum()]
             by_hand = sum(a * torch.tensor(a / b).log().item() for a, b in zip(p, q, strict=True)) * temperature**2
@@ -46,11 +46,14 @@ def test_the_divergence_is_that_of_the_definition() -> None:
 
 
 def test_a_number_is_compared_by_its_square_and_a_span_by_both_of_its_ends() -> None:
-    assert divergence(torch.tensor([[3.0], [1.0]]), torch.tensor([[1.0], [1.0]]), 2.0).tolist() == [4.0, 0.0]
+    assert distillation_divergence(torch.tensor([[3.0], [1.0]]), torch.tensor([[1.0], [1.0]]), 2.0).tolist() == [
+        4.0,
+        0.0,
+    ]
     torch.manual_seed(0)
     student, teacher = torch.randn(3, 2, 7), torch.randn(3, 2, 7)
-    parts = [divergence(student[:, i], teacher[:, i], 2.0) for i in range(2)]
-    assert divergence(student, teacher, 2.0).allclose((parts[0] + parts[1]) / 2)
+    parts = [distillation_divergence(student[:, i], teacher[:, i], 2.0) for i in range(2)]
+    assert distillation_divergence(student, teacher, 2.0).allclose((parts[0] + parts[1]) / 2)
 
 
 def test_a_teacher_that_is_sure_of_the_labels_weighs_as_much_as_they_do() -> None:
@@ -60,14 +63,14 @@ def test_a_teacher_that_is_sure_of_the_labels_weighs_as_much_as_they_do() -> Non
         labels, outputs = torch.tensor(wanted), torch.randn(shape)
         sure = torch.where(functional.one_hot(labels, 7) > 0, 0.0, -1e4)
         criterion = functional.cross_entropy(outputs.reshape(-1, 7), labels.flatten())
-        assert divergence(outputs, sure).mean().item() == pytest.approx(criterion.item(), rel=1e-5)
+        assert distillation_divergence(outputs, sure).mean().item() == pytest.approx(criterion.item(), rel=1e-5)
 
 
 def test_the_temperature_keeps_the_size_of_the_gradient() -> None:
     """At a high temperature the gradient on the logits is (student - teacher) / classes (Hinton, eq. 4)."""
     student = torch.tensor([[1.0, -2.0, 1.0]], requires_grad=True)
     teacher = torch.tensor([[-1.0, 0.5, 0.5]])
-    divergence(student, teacher, 1e3).sum().backward()
+    distillation_divergence(student, teacher, 1e3).sum().backward()
     assert student.grad is not None
     assert student.grad.allclose((student.detach() - teacher) / 3, atol=5e-3)
 
@@ -75,8 +78,8 @@ def test_the_temperature_keeps_the_size_of_the_gradient() -> None:
 def test_hidden_states_are_compared_block_by_block() -> None:
     problem = tiny()
     problem = replace(problem, targets={n: t for n, t in problem.targets.items() if n.startswith("blocks")})
-    assert blocks(problem.targets) == ["blocks.0", "blocks.1"]
-    assert blocks(dict.fromkeys(["a.layer.10.b.3.weight"])) == ["a.layer.10"]
+    assert block_names(problem.targets) == ["blocks.0", "blocks.1"]
+    assert block_names(dict.fromkeys(["a.layer.10.b.3.weight"])) == ["a.layer.10"]
     student, teacher = copy.deepcopy(problem.pretrained).eval(), copy.deepcopy(problem.pretrained).eval()
     with torch.no_grad():
         teacher.blocks[1].bias += 1.0  # its output differs by exactly 1 everywhere, the first block's by nothing
@@ -106,7 +109,7 @@ def test_the_teacher_is_not_trained_and_sees_no_dropout() -> None:
     teacher = copy.deepcopy(problem.pretrained)
     before = {n: t.clone() for n, t in teacher.state_dict().items()}
     taught = replace(problem, objective=objective(problem, teacher))
-    state = train(taught.start(), taught, 5)
+    state = train(taught.start_run(), taught, 5)
     assert same(teacher.state_dict(), before)
     assert not teacher.training
     assert not any(p.requires_grad for p in teacher.parameters())
@@ -121,29 +124,29 @@ def test_the_teachers_forward_pass_is_on_the_meter() -> None:
     plain, problem = tiny(), tiny()
     taught = replace(problem, objective=objective(problem, copy.deepcopy(problem.pretrained)))
     for each in (plain, taught):
-        train(each.start(), each, 2)
+        train(each.start_run(), each, 2)
     with CountFlops() as forward:
         problem.predict(problem.pretrained, problem.train.batch(range(16)))
     assert forward.flops > 0
-    assert taught.meter.total().flops - plain.meter.total().flops == 2 * forward.flops
+    assert taught.meter.total_cost().flops - plain.meter.total_cost().flops == 2 * forward.flops
 
 
 def test_a_taught_student_moves_towards_its_teacher() -> None:
     problem = tiny()
-    teacher = train(tiny(seed=5).start(), tiny(seed=5), 60).model
+    teacher = train(tiny(seed=5).start_run(), tiny(seed=5), 60).model
     with torch.no_grad():  # its answers are the labels' neighbours
         teacher.head.weight.copy_(teacher.head.weight.roll(1, 0))
         teacher.head.bias.copy_(teacher.head.bias.roll(1, 0))
-    settings = Distill(teacher="some", hardness=1.0)
-    taught = replace(problem, objective=distilled(problem, copy.deepcopy(teacher), settings))
+    settings = DistillConfig(teacher="some", hardness=1.0)
+    taught = replace(problem, objective=distillation_objective(problem, copy.deepcopy(teacher), settings))
     batch = problem.validation.batch(range(96))
 
     def far(model: torch.nn.Module) -> float:
         with torch.no_grad():
-            return float(divergence(model.eval()(batch["x"]), teacher.eval()(batch["x"])).mean())
+            return float(distillation_divergence(model.eval()(batch["x"]), teacher.eval()(batch["x"])).mean())
 
-    taught_by_labels = far(train(problem.start(), problem, 60).model)
-    assert far(train(taught.start(), taught, 60).model) < 0.1 * taught_by_labels
+    taught_by_labels = far(train(problem.start_run(), problem, 60).model)
+    assert far(train(taught.start_run(), taught, 60).model) < 0.1 * taught_by_labels
 
 
 def test_a_teacher_of_another_task_is_refused() -> None:
@@ -158,10 +161,10 @@ def test_a_teacher_of_another_task_is_refused() -> None:
     with pytest.raises(UserError, match="blocks of equal number and width"):
         objective(narrow, thin, hidden=1.0)(problem.pretrained, batch)
     with pytest.raises(UserError, match="numbered blocks"):
-        blocks({"wide.weight": problem.targets["wide.weight"]})
+        block_names({"wide.weight": problem.targets["wide.weight"]})
 
 
 @pytest.mark.parametrize("change", [{"hardness": 1.5}, {"hardness": -0.1}, {"temperature": 0.0}, {"hidden": -1.0}])
 def test_impossible_settings_are_refused(change: dict[str, float]) -> None:
     with pytest.raises(UserError, match=r"train\.distill has hardness in \[0, 1\]"):
-        Distill(**change)
+        DistillConfig(**change)

@@ -17,17 +17,17 @@ from sparsesoup import export
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.ticket import save_masks
 from sparsesoup.exports import onnx as graphs
-from sparsesoup.exports.onnx import compare, inputs, opset_of
+from sparsesoup.exports.onnx import compare_outputs, graph_inputs, opset_of
 from sparsesoup.exports.openvino import CLOSE_IN_HALF
-from sparsesoup.exports.runtimes import EXACT, library, open_onnx
-from sparsesoup.exports.source import own_masks
-from sparsesoup.hub.models.checkpoint import quiet
-from sparsesoup.hub.models.dummy_inputs import answers, sample
+from sparsesoup.exports.runtimes import EXACT, open_onnx, require_library
+from sparsesoup.exports.source import masks_from_zeros
+from sparsesoup.hub.models.checkpoint import quiet_transformers
+from sparsesoup.hub.models.dummy_inputs import dummy_inputs, forward_outputs
 from test_export import EVEN, SOME, close, command, pruned, refused, stock
 from tiny_hub import tokenizer
 from tiny_models import model_of
 
-openvino = library("openvino")  # which reports to its makers where it is imported otherwise
+openvino = require_library("openvino")  # which reports to its makers where it is imported otherwise
 LARGE = graphs.LARGE
 CASES = [  # family, what is gone, type of its weights, bytes above which they lie beside the file, settings
     ("bert", SOME, torch.float32, LARGE, {}),
@@ -42,7 +42,7 @@ CASES = [  # family, what is gone, type of its weights, bytes above which they l
 
 def asked(model, names, rows, length):
     """Random inputs, of which some rows are padded on the left."""
-    batch = sample(model, rows, length, seed=length)
+    batch = dummy_inputs(model, rows, length, seed=length)
     if "attention_mask" in batch:
         batch["attention_mask"][-1, 0] = int(rows == 1)  # one token has to be there
     return {name: t for name, t in batch.items() if name in names}
@@ -70,7 +70,7 @@ def test_onnx_runtime_answers_as_the_masked_model(name, plan, dtype, large, more
     for rows, length in ((1, 3), (7, 5), (3, 16)):
         batch = asked(model, facts["inputs"], rows, length)
         found = session.run(None, {n: t.numpy() for n, t in batch.items()})
-        assert close(found, [t.numpy() for t in answers(model, batch)], 1e-4), (rows, length)
+        assert close(found, [t.numpy() for t in forward_outputs(model, batch)], 1e-4), (rows, length)
     assert facts["largest_difference"] < 1e-4
     assert (facts["sizes"]["parameters"][1] < facts["sizes"]["parameters"][0]) == bool(plan)
     assert ("nothing was cut out" in facts["notes"][0]) == (not plan)
@@ -107,31 +107,31 @@ OTHERS = {  # families of which nothing is cut out
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_sample_row_ends_in_the_end_of_text_that_its_head_reads(name):
     model = OTHERS[name]().eval()
-    batch = sample(model, 3, 7)
+    batch = dummy_inputs(model, 3, 7)
     ends = batch["attention_mask"].sum(1) - 1
     assert (batch["input_ids"] == 3).nonzero()[:, 1].tolist() == ends.tolist() == [4, 6, 6]
     assert (batch["input_ids"] == 0).equal(batch["attention_mask"] == 0)
-    assert answers(model, batch)[0].shape[0] == 3
+    assert forward_outputs(model, batch)[0].shape[0] == 3
 
 
 @pytest.mark.parametrize("name", ["bart", "llama"])
 def test_heads_that_read_the_end_and_rotary_positions_become_a_graph(name, tmp_path):
     torch.manual_seed(0)
     model = OTHERS[name]().eval()
-    with quiet():
+    with quiet_transformers():
         model.save_pretrained(tmp_path / "source")
-    save_masks(tmp_path / "source" / "pruning", own_masks(model), {"method": "magnitude", "seed": 0})
+    save_masks(tmp_path / "source" / "pruning", masks_from_zeros(model), {"method": "magnitude", "seed": 0})
     assert command(tmp_path / "source", "--to", "onnx", "--out", tmp_path / "out") == 0
-    batch = sample(model, 3, 11)
+    batch = dummy_inputs(model, 3, 11)
     found = [*open_onnx(tmp_path / "out" / "model.onnx")({n: t.numpy() for n, t in batch.items()}).values()]
-    assert close(found, [t.numpy() for t in answers(model, batch)], 1e-4)
+    assert close(found, [t.numpy() for t in forward_outputs(model, batch)], 1e-4)
 
 
 def test_an_opset_whose_rotary_positions_cannot_be_run_is_refused_at_once():
     assert [opset_of(OTHERS["llama"](), asked) for asked in (0, 18, 22)] == [22, 18, 22]
     assert [opset_of(model_of("bert"), asked) for asked in (0, 23)] == [23, 23]
     with pytest.raises(UserError, match=r"LlamaForSequenceClassification has rotary positions.* say --opset 22 or"):
-        graphs.trace(OTHERS["llama"](), ["input_ids", "attention_mask"], 23)
+        graphs.trace_model(OTHERS["llama"](), ["input_ids", "attention_mask"], 23)
 
 
 @pytest.mark.parametrize(("name", "words"), [("clip-vision", ()), ("vit", ("--fp16",))])
@@ -145,7 +145,7 @@ def test_openvino_answers_as_the_masked_model(name, words, tmp_path):
     for rows, length in ((1, 3), (7, 5), (3, 16)):
         batch = asked(model, facts["inputs"], rows, length)
         found = engine({n: t.numpy() for n, t in batch.items()})
-        assert close([*found.values()], [t.numpy() for t in answers(model, batch)], tolerance), (rows, length)
+        assert close([*found.values()], [t.numpy() for t in forward_outputs(model, batch)], tolerance), (rows, length)
     bytes_each = (tmp_path / "out" / "model.bin").stat().st_size / facts["sizes"]["parameters"][1]
     assert bytes_each < (3 if words else 5)
     assert any("rounded to float16" in note for note in facts["notes"]) == bool(words)
@@ -155,12 +155,12 @@ def test_openvino_answers_as_the_masked_model(name, words, tmp_path):
 
 def test_a_graph_asks_for_no_token_types_that_its_tokenizer_does_not_make(tmp_path):
     model = model_of("bert")
-    assert inputs(model, tmp_path) == ["input_ids", "attention_mask", "token_type_ids"]
+    assert graph_inputs(model, tmp_path) == ["input_ids", "attention_mask", "token_type_ids"]
     for pairs in (False, True):
-        with quiet():
+        with quiet_transformers():
             model.save_pretrained(tmp_path)
         tokenizer(pairs).save_pretrained(tmp_path)
-        assert ("token_type_ids" in inputs(model, tmp_path)) == pairs
+        assert ("token_type_ids" in graph_inputs(model, tmp_path)) == pairs
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_a_library_that_reports_its_use_does_not_when_it_is_imported_here(tmp_pa
     )  # as openvino_telemetry looks it up
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delenv("CI", raising=False)
-    assert library("reporting").seen == "true"
+    assert require_library("reporting").seen == "true"
     assert "CI" not in os.environ
 
 
@@ -220,7 +220,10 @@ def test_an_engine_that_answers_otherwise_is_refused(wrong):
 
     def ask(batch):
         inputs = {name: torch.from_numpy(array) for name, array in batch.items()}
-        return {"logits": answers(model, inputs)[0].numpy() + np.float32(wrong if len(batch["input_ids"]) == 5 else 0)}
+        return {
+            "logits": forward_outputs(model, inputs)[0].numpy()
+            + np.float32(wrong if len(batch["input_ids"]) == 5 else 0)
+        }
 
     with pytest.raises(UserError, match="the graph of BertForSequenceClassification answers otherwise than torch, by"):
-        compare(model, [*sample(model)], ask, 1e-3)
+        compare_outputs(model, [*dummy_inputs(model)], ask, 1e-3)

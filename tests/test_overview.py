@@ -9,11 +9,11 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from sparsesoup.cli.main import main
 from sparsesoup.core.errors import UserError
-from sparsesoup.hub.build import Opened, Place, open_task
+from sparsesoup.hub.build import ModelAndDataConfig, OpenedTask, open_task
 from sparsesoup.hub.tasks.columns import find_task
-from sparsesoup.hub.tasks.overview import overview
-from sparsesoup.hub.tasks.registry import find
-from sparsesoup.hub.tasks.splits import Source, open_test, training_splits
+from sparsesoup.hub.tasks.overview import data_overview
+from sparsesoup.hub.tasks.registry import infer_task
+from sparsesoup.hub.tasks.splits import LoadedDataset, open_test, training_splits
 from tiny_hub import checkpoint, questions, reviews, run_of, squad, write_rows
 from tiny_images import checkpoint as vision_checkpoint
 from tiny_images import photos
@@ -34,8 +34,8 @@ def rows_of(kinds=None, **columns):
 
 def noted(train, test=None, **more):
     """The notes on these rows."""
-    source = Source("set", {"train": train} | ({"test": test} if test else {}), **more)
-    return " | ".join(overview(Opened(source, find(source.train, "set", None, None)), 0).notes)
+    source = LoadedDataset("set", {"train": train} | ({"test": test} if test else {}), **more)
+    return " | ".join(data_overview(OpenedTask(source, infer_task(source.train_split, "set", None, None)), 0).notes)
 
 
 def distinct(count, first=0):
@@ -90,8 +90,10 @@ def test_a_dense_teacher_is_not_drawn_before_it_is_said(place, tmp_path, capsys)
 
 def test_splits_and_columns_that_are_not_read_are_named():
     rows = rows_of(text=distinct(20), label=[0, 1] * 10, number=range(20))
-    source = Source("set", {"train": rows, "validation": rows.select([0]), "test": rows.select([1]), "more": rows})
-    read = overview(Opened(source, find(rows, "set", None, None)), 0).read
+    source = LoadedDataset(
+        "set", {"train": rows, "validation": rows.select([0]), "test": rows.select([1]), "more": rows}
+    )
+    read = data_overview(OpenedTask(source, infer_task(rows, "set", None, None)), 0).read
     assert read[0].endswith("1 test rows, of split test; not read: split validation, more")
     assert read[1] == "2 classes (0, 1) in column label from column text; not read: number"
 
@@ -131,7 +133,7 @@ def test_other_columns_are_texts(other):
 def test_a_column_that_a_user_names_is_read_and_noted():
     train = rows_of(text=distinct(20), label=[1, 0] * 10, mood=["up", "down"] * 10)
     task = find_task(train, "set", texts=["mood"])
-    notes = overview(Opened(Source("set", {"train": train}), task), 0).notes
+    notes = data_overview(OpenedTask(LoadedDataset("set", {"train": train}), task), 0).notes
     assert "column mood says what is in column label" in notes[0]
     assert "so the scores say nothing" in notes[0]
 
@@ -186,14 +188,16 @@ def test_questions_and_images_are_counted_too(tmp_path):
     asked = [{**row, "question": f"{row['question']} {i}"} for i, row in enumerate(questions(40, 1))]
     for split, rows in (("train", asked), ("validation", asked[:6])):
         write_rows(folder / f"{split}.jsonl", tuple(rows[0]), [tuple(row.values()) for row in rows])
-    opened = open_task(Place(model=str(tmp_path / "bert"), dataset=str(folder)))
-    assert "6 of 6 test rows are training rows, too (the same text)" in " ".join(overview(opened, 0).notes)
+    opened = open_task(ModelAndDataConfig(model=str(tmp_path / "bert"), dataset=str(folder)))
+    assert "6 of 6 test rows are training rows, too (the same text)" in " ".join(data_overview(opened, 0).notes)
     photos(tmp_path / "photos", rows=12, test=6)
-    place = Place(model=str(tmp_path / "vit"), dataset=str(tmp_path / "photos"))
-    assert overview(open_task(place), 0).notes == ()
+    place = ModelAndDataConfig(model=str(tmp_path / "vit"), dataset=str(tmp_path / "photos"))
+    assert data_overview(open_task(place), 0).notes == ()
     for split, name in (("train", "again.png"), ("test", "seen.png")):
         PIL.Image.new("RGB", (12, 12)).save(tmp_path / "photos" / split / "dark" / name)
-    assert "1 of 7 test rows are training rows, too (the same image)" in " ".join(overview(open_task(place), 0).notes)
+    assert "1 of 7 test rows are training rows, too (the same image)" in " ".join(
+        data_overview(open_task(place), 0).notes
+    )
 
 
 # Rows without a label
@@ -232,14 +236,14 @@ def test_rows_without_a_label_are_refused_with_the_setting_that_drops_them(place
 
 def test_rows_are_numbered_as_they_are_where_others_were_dropped():
     rows = rows_of(text=["a", "b", None, "d"], label=[0, None, 1, 1])
-    source = Source("set", {"train": rows}, drop_unlabelled=True)
+    source = LoadedDataset("set", {"train": rows}, drop_unlabelled=True)
     with pytest.raises(UserError, match=r"set train \(its 1 rows without a label left out\): row 1 has None"):
         training_splits(source, find_task(rows, "set"), 0)
 
 
 def test_numbers_to_learn_and_questions_without_a_label_are_dropped_too():
     scores = rows_of(text=distinct(30), label=[0.5, None, float("nan")] * 10)
-    source = Source("set", {"train": scores, "test": scores}, drop_unlabelled=True)
+    source = LoadedDataset("set", {"train": scores, "test": scores}, drop_unlabelled=True)
     task = find_task(scores, "set")
     assert task.labels == ()
     assert len(open_test(source, task)["test"]) == 10
@@ -247,11 +251,11 @@ def test_numbers_to_learn_and_questions_without_a_label_are_dropped_too():
     none = rows_of(
         **{key: [row[key] if i or key != "answers" else None for i, row in enumerate(asked)] for key in asked[0]}
     )
-    task = find(none, "set", None, None)
+    task = infer_task(none, "set", None, None)
     assert not task.unanswerable
     with pytest.raises(UserError, match=r"row 0 has None in column answers.*--drop-unlabelled true"):
-        training_splits(Source("set", {"train": none}), task, 0)
-    assert sum(map(len, training_splits(Source("set", {"train": none}, drop_unlabelled=True), task, 0))) == 17
+        training_splits(LoadedDataset("set", {"train": none}), task, 0)
+    assert sum(map(len, training_splits(LoadedDataset("set", {"train": none}, drop_unlabelled=True), task, 0))) == 17
 
 
 def test_numbers_that_pandas_made_floats_for_a_missing_one_stay_classes():
@@ -266,10 +270,10 @@ def test_numbers_that_pandas_made_floats_for_a_missing_one_stay_classes():
 
 @pytest.mark.parametrize("words", [["one,two"], ["one, two"], ["one", "two"], ["one,", "two"], ['["one", "two"]']])
 def test_two_columns_are_named_in_every_usual_way(words):
-    from sparsesoup.runs.config import read
+    from sparsesoup.runs.config import parse_arguments
 
-    assert read(["dense", "--text-columns", *words, "--steps", "1"])[0].place.text_columns == ("one", "two")
-    assert read(
+    assert parse_arguments(["dense", "--text-columns", *words, "--steps", "1"])[0].place.text_columns == ("one", "two")
+    assert parse_arguments(
         ["dense", "--text-columns=" + ",".join(words)] if len(words) == 1 else ["dense", "--text-columns", *words]
     )
 

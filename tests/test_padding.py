@@ -10,10 +10,10 @@ import transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.hub.build import Place, build, open_task
-from sparsesoup.hub.models.checkpoint import load_tokenizer, quiet
+from sparsesoup.hub.build import ModelAndDataConfig, build_problem, open_task
+from sparsesoup.hub.models.checkpoint import load_tokenizer, quiet_transformers
 from sparsesoup.hub.models.loading import load_model, save_model
-from sparsesoup.hub.models.padding_probe import check_rows
+from sparsesoup.hub.models.padding_probe import probe_padding
 from sparsesoup.hub.tasks.registry import CLASSES
 from sparsesoup.training.problem import Problem
 from tiny_hub import COMMON, CONFIGS, base_model, tokenizer, write_rows
@@ -51,7 +51,7 @@ PADDINGS = [("left", "[PAD]", None), ("right", None, 4), ("left", None, -1), ("r
 
 def published(folder: Path, config: Any, side: str = "right", token: str | None = "[PAD]", pairs: bool = False) -> Path:
     """A base model of random weights, with a tokenizer that pads on a side with a token, or knows none."""
-    with torch.random.fork_rng(), quiet():
+    with torch.random.fork_rng(), quiet_transformers():
         torch.manual_seed(0)
         model = transformers.AutoModel.from_config(config)
         with torch.no_grad():
@@ -68,8 +68,8 @@ def published(folder: Path, config: Any, side: str = "right", token: str | None 
 
 def built(model: Path, data: Path, rows: Any = ROWS, columns: tuple[str, ...] = ("text", "label")) -> Problem:
     write_rows(data / "train.csv", columns, rows)
-    where = Place(model=str(model), dataset=str(data))
-    return build(where, open_task(where), steps=1)
+    where = ModelAndDataConfig(model=str(model), dataset=str(data))
+    return build_problem(where, open_task(where), steps=1)
 
 
 def answers(problem: Problem, rows: list[int]) -> torch.Tensor:
@@ -97,7 +97,7 @@ def test_a_row_is_answered_alone_as_in_any_batch_by_what_is_trained_and_by_what_
     reader = load_tokenizer(str(model))
     assert problem.pretrained.config.pad_token_id == reader.pad_token_id
     save_model(problem.pretrained, problem.pretrained.state_dict(), tmp_path / "saved", reader, {})
-    with quiet():
+    with quiet_transformers():
         saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
         words = AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert saved.config.pad_token_id == words.pad_token_id == reader.pad_token_id
@@ -189,9 +189,9 @@ def test_a_model_that_remembers_what_it_was_asked_is_refused_with_the_name_of_it
     rows = [(f"{text} {'very ' * 40 if i % 2 else ''}", i % 2) for i, text in enumerate(TEXTS)]
     model = published(tmp_path / "model", transformers.BigBirdConfig(**BIG))
     problem = built(model, tmp_path / "data", rows)
-    task = open_task(Place(model=str(model), dataset=str(tmp_path / "data"))).task
+    task = open_task(ModelAndDataConfig(model=str(model), dataset=str(tmp_path / "data"))).task
     with pytest.raises(UserError, match=r"after it was asked another.*such as bert\.attention_type"):
-        check_rows("x", CLASSES, load_model(str(model), task, 0, fixed={"pad_token_id": 0}), problem.train)
+        probe_padding("x", CLASSES, load_model(str(model), task, 0, fixed={"pad_token_id": 0}), problem.train)
 
     class Counting(torch.nn.Module):
         def __init__(self) -> None:
@@ -205,4 +205,4 @@ def test_a_model_that_remembers_what_it_was_asked_is_refused_with_the_name_of_it
             )
 
     with pytest.raises(UserError, match=r"after it was asked another.*such as asked"):
-        check_rows("x", CLASSES, Counting(), problem.train)
+        probe_padding("x", CLASSES, Counting(), problem.train)

@@ -10,7 +10,7 @@ from datasets import Dataset, Features, Image, Value, concatenate_datasets
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.hub.tasks import image_cache as pictures
-from sparsesoup.hub.tasks.image_cache import Pictures
+from sparsesoup.hub.tasks.image_cache import ImageCache
 from sparsesoup.hub.tasks.splits import open_splits, training_splits
 from test_images import TASK
 from tiny_images import SIDE, parquet, photos, processor, table
@@ -19,15 +19,15 @@ from tiny_images import SIDE, parquet, photos, processor, table
 @pytest.fixture
 def opened(monkeypatch):
     """Numbers of the rows whose images were opened, in order; nothing is kept from other tests."""
-    rows, known = [], Pictures._opened
+    rows, known = [], ImageCache._open_image
     monkeypatch.setattr(pictures, "_KEPT", {})
-    monkeypatch.setattr(Pictures, "_opened", lambda self, cell, row: rows.append(row) or known(self, cell, row))
+    monkeypatch.setattr(ImageCache, "_open_image", lambda self, cell, row: rows.append(row) or known(self, cell, row))
     return rows
 
 
 def seen(rows, made=None):
     """The images of rows as bytes, whatever is kept."""
-    return Pictures(rows, "image", made or processor()).pixels(range(len(rows)))
+    return ImageCache(rows, "image", made or processor()).pixels_of(range(len(rows)))
 
 
 @pytest.mark.parametrize("kind", [parquet, photos])
@@ -37,8 +37,8 @@ def test_all_seeds_and_runs_of_a_process_share_the_images_of_a_split(tmp_path, o
         source = open_splits(str(tmp_path / "some"))
         for rows in training_splits(source, TASK, seed):
             wanted = processor()([row["image"].convert("RGB") for row in rows], return_tensors="pt")["pixel_values"]
-            found = Pictures(rows, "image", processor())
-            assert found.values(found.pixels(range(len(rows)))).allclose(wanted, atol=1e-6)
+            found = ImageCache(rows, "image", processor())
+            assert found.model_inputs(found.pixels_of(range(len(rows)))).allclose(wanted, atol=1e-6)
     assert set(opened) == set(range(48))
     # The first of each split is opened before, for its size: two splits, two seeds.
     assert len(opened) == 48 + 4
@@ -99,8 +99,8 @@ def test_what_a_processor_makes_is_taken_in_any_layout_of_memory_or_refused():
     side = {"height": SIDE, "width": SIDE}
     mobile = transformers.MobileViTImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=side)  # blue comes first
     wanted = mobile([table(2)[1]["image"]], return_tensors="pt")["pixel_values"]
-    made = Pictures(table(2), "image", mobile)
-    assert made.values(made.pixels([1])).allclose(wanted, atol=1e-6)
+    made = ImageCache(table(2), "image", mobile)
+    assert made.model_inputs(made.pixels_of([1])).allclose(wanted, atol=1e-6)
     for other in (
         transformers.Siglip2ImageProcessorPil(),
         transformers.ImageGPTImageProcessorPil(clusters=[[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]], size=side),
@@ -130,10 +130,10 @@ def test_images_that_are_kept_do_not_fill_the_memory(monkeypatch, opened):
 
 def test_of_a_split_that_is_too_large_the_rows_chosen_are_held_if_these_fit(monkeypatch, opened):
     monkeypatch.setattr(pictures, "HELD", 4 * 3 * SIDE * SIDE)
-    large, whole = table(9), Pictures(table(9), "image", processor())
+    large, whole = table(9), ImageCache(table(9), "image", processor())
     for chosen in ([7, 0, 3], [2, 8]):
-        wanted = whole.pixels([chosen[1], chosen[0]])
+        wanted = whole.pixels_of([chosen[1], chosen[0]])
         opened.clear()
-        for made in (Pictures(large.select(chosen), "image", processor()) for _ in range(2)):
-            assert made.pixels([1, 0]).equal(wanted)
+        for made in (ImageCache(large.select(chosen), "image", processor()) for _ in range(2)):
+            assert made.pixels_of([1, 0]).equal(wanted)
         assert opened == [chosen[0], *sorted(chosen), chosen[0]]

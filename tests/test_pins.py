@@ -14,13 +14,13 @@ from torch.nn import functional
 from conftest import same, tiny, watched
 from sparsesoup.core import masks as algebra
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.schedules import Cubic
-from sparsesoup.methods.pins import Pins, _climb_and_check, certainty, check_steps, self_taught
-from sparsesoup.methods.platon import Platon, climb
-from sparsesoup.methods.scores.averages import Averages, after_step, first_order
+from sparsesoup.core.schedules import CubicSchedule
+from sparsesoup.methods.pins import Pins, _climb_and_check, answer_certainty, check_steps, self_taught
+from sparsesoup.methods.platon import Platon, train_ramp
+from sparsesoup.methods.scores.averages import ImportanceAverages, after_step, first_order_sensitivity
 from sparsesoup.training.batching import Batch
 from sparsesoup.training.cost import CountFlops
-from sparsesoup.training.distillation import divergence
+from sparsesoup.training.distillation import distillation_divergence
 from sparsesoup.training.loop import train
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.state import TrainState
@@ -29,22 +29,22 @@ from sparsesoup.training.state import TrainState
 def test_certainty_is_one_less_the_entropy_of_the_definition() -> None:
     torch.manual_seed(0)
     outputs = torch.randn(6, 5) * 3
-    for row, found in zip(outputs, certainty(outputs), strict=True):
+    for row, found in zip(outputs, answer_certainty(outputs), strict=True):
         p = [math.exp(v) for v in row.tolist()]
         p = [v / sum(p) for v in p]
         assert float(found) == pytest.approx(1 + sum(v * math.log(v) for v in p) / math.log(5), abs=1e-5)
-    assert certainty(torch.zeros(2, 4)).tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
-    assert certainty(torch.tensor([[0.0, -math.inf]])).tolist() == [1.0]  # an answer that cannot be
-    assert certainty(torch.randn(3, 1)).tolist() == [1.0, 1.0, 1.0]
+    assert answer_certainty(torch.zeros(2, 4)).tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
+    assert answer_certainty(torch.tensor([[0.0, -math.inf]])).tolist() == [1.0]  # an answer that cannot be
+    assert answer_certainty(torch.randn(3, 1)).tolist() == [1.0, 1.0, 1.0]
     spans = torch.randn(3, 2, 7)
-    assert certainty(spans).allclose((certainty(spans[:, 0]) + certainty(spans[:, 1])) / 2)
+    assert answer_certainty(spans).allclose((answer_certainty(spans[:, 0]) + answer_certainty(spans[:, 1])) / 2)
     barred = torch.nn.functional.pad(spans, (0, 40), value=-1e4)  # positions outside of a short context
-    assert certainty(barred).allclose(certainty(spans))
+    assert answer_certainty(barred).allclose(answer_certainty(spans))
 
 
 def taught_state(problem: Problem) -> tuple[TrainState, nn.Module]:
     """A trained state whose memory holds another model as the teacher, and that model."""
-    state = train(tiny().start(), tiny(), 30)
+    state = train(tiny().start_run(), tiny(), 30)
     teacher = copy.deepcopy(state.model).eval()
     torch.manual_seed(0)
     with torch.no_grad():
@@ -61,9 +61,10 @@ def test_the_loss_adds_the_distance_from_the_teacher_weighted_by_certainty() -> 
     batch = problem.train.batch(range(16))
     given, wanted = state.model(batch["x"]).detach(), teacher(batch["x"]).detach()
     rows = [
-        float(certainty(g[None])) * float(divergence(g[None], w[None], 3.0)) for g, w in zip(given, wanted, strict=True)
+        float(answer_certainty(g[None])) * float(distillation_divergence(g[None], w[None], 3.0))
+        for g, w in zip(given, wanted, strict=True)
     ]
-    plain = problem.loss(state.model, batch).item()
+    plain = problem.training_loss(state.model, batch).item()
     assert self_taught(problem, state, 3.0)(state.model, batch).item() == pytest.approx(
         plain + sum(rows) / 16, rel=1e-5
     )
@@ -81,8 +82,11 @@ def test_the_weight_is_no_part_of_the_gradient() -> None:
     found = {n: p.grad.clone() for n, p in state.model.named_parameters()}
     state.model.zero_grad()
     outputs = state.model(batch["x"])
-    weights = torch.tensor(certainty(outputs).tolist())
-    loss = problem.criterion(outputs, batch) + (weights * divergence(outputs, teacher(batch["x"]).detach(), 2.0)).mean()
+    weights = torch.tensor(answer_certainty(outputs).tolist())
+    loss = (
+        problem.criterion(outputs, batch)
+        + (weights * distillation_divergence(outputs, teacher(batch["x"]).detach(), 2.0)).mean()
+    )
     loss.backward()
     assert all(found[n].allclose(p.grad, rtol=1e-4, atol=1e-7) for n, p in state.model.named_parameters())
 
@@ -109,7 +113,7 @@ def test_another_objective_is_added_to_and_the_student_runs_once() -> None:
     found = self_taught(problem, state, 2.0)(state.model, batch)
     assert calls == 1
     given, wanted = predict(state.model, batch), predict(teacher, batch)
-    by_hand = other(state.model, batch) + (certainty(given) * divergence(given, wanted, 2.0)).mean()
+    by_hand = other(state.model, batch) + (answer_certainty(given) * distillation_divergence(given, wanted, 2.0)).mean()
     assert float(found.detach()) == pytest.approx(float(by_hand.detach()), rel=1e-5)
 
 
@@ -132,11 +136,11 @@ def test_the_teacher_is_the_latest_of_the_best_on_validation(monkeypatch: pytest
     checks = ticket.notes["teachers"]
     assert [c["teaches"] for c in checks] == [True, False, True, False]
     assert [c["made up"] for c in checks] == values[:4]
-    assert [c["step"] for c in checks] == check_steps(Cubic(6, 41, 5), 4) == [6, 11, 21, 31]
+    assert [c["step"] for c in checks] == check_steps(CubicSchedule(6, 41, 5), 4) == [6, 11, 21, 31]
     assert watch.state is not None
     assert same({n.removeprefix("teacher/"): t for n, t in watch.state.memory.items()}, seen[2])
     seen.append(ticket.weights)  # the ticket's own look at the validation rows is no check
-    zeroed = [1 - algebra.kept({n: w[n] != 0 for n in ticket.masks}) / 2000 for w in seen]
+    zeroed = [1 - algebra.count_kept({n: w[n] != 0 for n in ticket.masks}) / 2000 for w in seen]
     assert zeroed == [pytest.approx(v, abs=2e-3) for v in [*(c["sparsity"] for c in checks), 0.7]]
 
 
@@ -152,14 +156,14 @@ def test_the_teacher_costs_a_forward_pass_from_the_first_check_on() -> None:
 
 
 def test_a_check_changes_no_bit_of_the_run() -> None:
-    plan = Cubic(5, 25, 5)
-    averages = Averages(sensitivity=after_step, fast=0.85, slow=0.99, window=5, origin=5)
+    plan = CubicSchedule(5, 25, 5)
+    averages = ImportanceAverages(sensitivity=after_step, fast=0.85, slow=0.99, window=5, origin=5)
     problem = tiny()
-    once, thrice = problem.start(), problem.start()
-    climb(once, problem, plan, 20, 0.7, averages)
+    once, thrice = problem.start_run(), problem.start_run()
+    train_ramp(once, problem, plan, 20, 0.7, averages)
     for until in (5, 15):
         _climb_and_check(thrice, problem, plan, until, 0.7, averages)
-    climb(thrice, problem, plan, 20, 0.7, averages)
+    train_ramp(thrice, problem, plan, 20, 0.7, averages)
     assert len(thrice.notes["teachers"]) == 2
     assert same({n: t for n, t in thrice.tensors().items() if "teacher/" not in n}, once.tensors())
 
@@ -168,13 +172,13 @@ def test_a_run_ranks_by_the_sensitivity_after_the_step_and_learns_at_the_tempera
     ticket = Pins(fast=0.3, slow=0.6, every=6, window=3, start=0.2, stop=0.6, checks=1, temperature=8.0).run(
         tiny(), 0.7
     )
-    plan, problem, found = Cubic(12, 36, 6), tiny(), []
-    for sensitivity, temperature in [(after_step, 8.0), (after_step, 2.0), (first_order, 8.0)]:
-        averages = Averages(sensitivity=sensitivity, fast=0.3, slow=0.6, window=3, origin=12)
-        state = problem.start()
+    plan, problem, found = CubicSchedule(12, 36, 6), tiny(), []
+    for sensitivity, temperature in [(after_step, 8.0), (after_step, 2.0), (first_order_sensitivity, 8.0)]:
+        averages = ImportanceAverages(sensitivity=sensitivity, fast=0.3, slow=0.6, window=3, origin=12)
+        state = problem.start_run()
         _climb_and_check(state, problem, plan, 12, 0.7, averages)
         taught = replace(problem, objective=self_taught(problem, state, temperature))
-        climb(state, taught, plan, 36, 0.7, averages)
+        train_ramp(state, taught, plan, 36, 0.7, averages)
         found.append(same(ticket.masks, state.masks))
     assert found == [True, False, False]
 
@@ -184,7 +188,7 @@ def test_the_teacher_is_not_trained_and_moves_the_student() -> None:
         taught = Pins(every=5, window=5, checks=1).run(tiny(), 0.7)
     assert watch.state is not None
     problem = tiny()
-    dense = train(problem.start(), problem, 6)
+    dense = train(problem.start_run(), problem, 6)
     teacher = {n.removeprefix("teacher/"): t for n, t in watch.state.memory.items()}
     assert same(teacher, {n: p.detach() for n, p in dense.model.named_parameters()})
     hot = replace(Pins(every=5, window=5, checks=1), temperature=5.0).run(tiny(), 0.7)
@@ -194,11 +198,11 @@ def test_the_teacher_is_not_trained_and_moves_the_student() -> None:
 @pytest.mark.parametrize("checks", [1, 2, 3, 4, 50])
 def test_the_first_check_is_before_any_pruning_and_none_is_the_last(checks: int) -> None:
     for gaps in (1, 2, 7, 12):
-        plan = Cubic(20, 20 + 10 * gaps, 10)
+        plan = CubicSchedule(20, 20 + 10 * gaps, 10)
         steps = check_steps(plan, checks)
         assert steps[0] == 20
         assert len(steps) == len(set(steps)) == min(checks, gaps)
-        assert all(plan.due(step) and step < plan.stop for step in steps)
+        assert all(plan.is_pruning_step(step) and step < plan.stop for step in steps)
 
 
 @pytest.mark.parametrize(

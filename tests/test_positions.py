@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from sparsesoup.hub.build import positions
+from sparsesoup.hub.build import max_positions
 from tiny_hub import COMMON, SHAPE
 
 BARE: dict[str, Any] = {name: value for name, value in SHAPE.items() if name != "type_vocab_size"}
@@ -28,7 +28,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_of_all_positions_is_answered_and_a_longer_one_is_not(kind: str, pad: int) -> None:
     model = transformers.AutoModel.from_config(KINDS[kind](pad)).eval()
-    most = int(positions(model))
+    most = int(max_positions(model))
     with torch.no_grad():
         assert model(input_ids=torch.full((1, most), 7)).last_hidden_state.shape[1] == most
         with pytest.raises((IndexError, RuntimeError)):

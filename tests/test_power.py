@@ -13,18 +13,18 @@ from torch import Tensor, nn
 
 from conftest import same, tiny, watched
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.masking import keep
-from sparsesoup.core.masks import kept
-from sparsesoup.core.targets import parameters
+from sparsesoup.core.masking import topk_masks
+from sparsesoup.core.masks import count_kept
+from sparsesoup.core.targets import target_parameters
 from sparsesoup.methods import METHODS
-from sparsesoup.methods.gates.powerpropagation import Power, attach, fold_
-from sparsesoup.methods.gradual import Gradual
+from sparsesoup.methods.gates.powerpropagation import PowerParametrization, attach_power, fold_power_
+from sparsesoup.methods.gradual import GradualPruning
 from sparsesoup.methods.powerpropagation import PowerPropagation
 from sparsesoup.methods.scores import magnitude
 from sparsesoup.training.batching import Batch
-from sparsesoup.training.checkpoint import Journal
-from sparsesoup.training.config import Training
-from sparsesoup.training.cost import Meter
+from sparsesoup.training.checkpoint import Checkpointer
+from sparsesoup.training.config import TrainingConfig
+from sparsesoup.training.cost import CostTracker
 from sparsesoup.training.loop import train
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.state import TrainState
@@ -36,7 +36,7 @@ V = (-2.0, -0.7, -1e-3, 0.0, 1e-3, 0.3, 1.0, 1.9)
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_the_derivative_is_that_of_finite_differences(alpha: float) -> None:
     v = torch.tensor(V, dtype=torch.float64)
-    gate, h = Power(alpha), 1e-6
+    gate, h = PowerParametrization(alpha), 1e-6
     differences = (gate(v + h) - gate(v - h)) / (2 * h)  # at 0: h^(alpha - 1), which goes to 0
     with torch.no_grad():
         assert gate(v).tolist() == pytest.approx([math.copysign(abs(x) ** alpha, x) for x in V])
@@ -63,7 +63,7 @@ def test_the_model_begins_with_the_weights_it_had(alpha: float) -> None:
     torch.manual_seed(0)
     weight = torch.randn(50, 40) * 0.05
     weight[0, :5] = 0.0
-    gate = Power(alpha)
+    gate = PowerParametrization(alpha)
     v = gate.right_inverse(weight)
     assert gate(v).allclose(weight, rtol=1e-5, atol=0)
     assert v.sign().equal(weight.sign())
@@ -71,8 +71,8 @@ def test_the_model_begins_with_the_weights_it_had(alpha: float) -> None:
         assert same({"": v}, {"": weight})
         assert same({"": gate(v)}, {"": weight})
     masks = (
-        keep(magnitude({"w": weight.double()}), 0.5),
-        keep(magnitude({"w": gate.right_inverse(weight.double())}), 0.5),
+        topk_masks(magnitude({"w": weight.double()}), 0.5),
+        topk_masks(magnitude({"w": gate.right_inverse(weight.double())}), 0.5),
     )
     assert same(*masks)
 
@@ -83,28 +83,30 @@ def test_folding_changes_no_answer_and_leaves_plain_names(alpha: float) -> None:
     model, names = copy.deepcopy(problem.pretrained).eval(), list(problem.targets)
     batch = problem.validation.batch(range(96))
     before = model(batch["x"])
-    attach(model, names, alpha)
+    attach_power(model, names, alpha)
     gated = model(batch["x"])
     assert gated.allclose(before, atol=1e-5)
     assert "wide.parametrizations.weight.original" in dict(model.named_parameters())
-    behind = parameters(model, problem.targets)
+    behind = target_parameters(model, problem.targets)
     seen = {n: model.get_parameter(f"{n.removesuffix('.weight')}.parametrizations.weight.original") for n in names}
     assert all(behind[n] is p for n, p in seen.items())
-    fold_(model, names)
+    fold_power_(model, names)
     assert model(batch["x"]).equal(gated)
     assert model.state_dict().keys() == problem.pretrained.state_dict().keys()
     assert type(model.wide) is nn.Linear
-    assert all(parameters(model, problem.targets)[n] is p for n, p in seen.items())  # the optimizer still knows them
+    assert all(
+        target_parameters(model, problem.targets)[n] is p for n, p in seen.items()
+    )  # the optimizer still knows them
 
 
 def test_the_gradient_of_v_is_that_of_w_times_the_slope() -> None:
     problem = tiny()
     plain, gated = copy.deepcopy(problem.pretrained).eval(), copy.deepcopy(problem.pretrained).eval()
-    attach(gated, problem.targets, 2.0)
+    attach_power(gated, problem.targets, 2.0)
     batch = problem.train.batch(range(32))
     for model in (plain, gated):
-        problem.loss(model, batch).backward()
-    of_w, of_v = parameters(plain, problem.targets), parameters(gated, problem.targets)
+        problem.training_loss(model, batch).backward()
+    of_w, of_v = target_parameters(plain, problem.targets), target_parameters(gated, problem.targets)
     for n in problem.targets:
         slope = 2 * of_w[n].detach().abs().sqrt()
         assert of_v[n].grad.allclose(slope * of_w[n].grad, rtol=1e-3, atol=1e-6)
@@ -114,9 +116,9 @@ def test_the_gradient_of_v_is_that_of_w_times_the_slope() -> None:
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_at_alpha_one_it_is_gradual(optimizer: Any, clip: float) -> None:
     """To the bit but for the clipping norm, which sums the parameters in another order."""
-    training = Training(learning_rate=1e-2, batch_size=16, clip=clip, optimizer=optimizer)
+    training = TrainingConfig(learning_rate=1e-2, batch_size=16, clip=clip, optimizer=optimizer)
     one = PowerPropagation(alpha=1.0).run(tiny(training=training), 0.7)
-    other = Gradual().run(tiny(training=training), 0.7)
+    other = GradualPruning().run(tiny(training=training), 0.7)
     if not clip:
         assert same(one.masks, other.masks)
         assert same(one.weights, other.weights)
@@ -129,23 +131,23 @@ def test_a_zero_stays_a_zero_on_both_sides(alpha: float) -> None:
     problem = tiny()
 
     def gates(model: nn.Module) -> tuple[list[nn.Parameter], float]:
-        attach(model, problem.targets, alpha)
+        attach_power(model, problem.targets, alpha)
         return [], 1.0
 
-    state = problem.start(gates)
-    masks = keep(magnitude(state.params()), 0.6)
-    state.prune_(masks)
+    state = problem.start_run(gates)
+    masks = topk_masks(magnitude(state.prunable_parameters()), 0.6)
+    state.set_masks_(masks)
 
     def look(state: TrainState) -> None:
         for n, m in masks.items():
-            assert not state.params()[n][~m].any()
+            assert not state.prunable_parameters()[n][~m].any()
             weight = state.model.get_submodule(n.removesuffix(".weight")).weight
             assert weight[m].all()
             assert not weight[~m].any()
             assert not weight[~m].signbit().any()
 
     train(state, problem, 10, hooks=[look])
-    assert kept(state.masks) == 800
+    assert count_kept(state.masks) == 800
     assert all(p.isfinite().all() for p in state.model.parameters())
 
 
@@ -154,7 +156,7 @@ def test_large_weights_move_more_than_small_ones() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(40, 40, bias=False, dtype=torch.float64)
     plain = layer.weight.detach().clone()
-    attach(layer, ["weight"], 2.0)
+    attach_power(layer, ["weight"], 2.0)
     direction = torch.randn(40, 40, dtype=torch.float64)
     (layer.weight * direction).sum().backward()
     v = layer.parametrizations.weight.original
@@ -183,13 +185,13 @@ def test_a_run_that_dies_after_its_training_folds_what_it_finds(
         return model(batch["x"])
 
     def life() -> Problem:
-        meter = Meter()
-        return tiny(meter=meter, journal=Journal(meter, tmp_path, every=0.0), predict=predict)
+        meter = CostTracker()
+        return tiny(meter=meter, journal=Checkpointer(meter, tmp_path, every=0.0), predict=predict)
 
     with pytest.raises(Died):
         PowerPropagation().run(life(), 0.6)
     problem = life()
-    assert problem.journal.resumed == "train"
+    assert problem.journal.resumed_stage == "train"
     ticket = PowerPropagation().run(problem, 0.6)
     plain = PowerPropagation().run(tiny(), 0.6)
     assert same(ticket.weights, plain.weights)

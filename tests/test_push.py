@@ -16,15 +16,15 @@ from sparsesoup import export, load_packed, push
 from sparsesoup.cli.main import main
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.ticket import save_masks
-from sparsesoup.exports.source import own_masks
-from sparsesoup.exports.strip_paths import command, tidy
+from sparsesoup.exports.source import masks_from_zeros
+from sparsesoup.exports.strip_paths import portable_command, strip_local_paths
 from sparsesoup.exports.verify import verified_export
-from sparsesoup.hub.models.checkpoint import quiet
-from sparsesoup.hub.models.layer_layouts import layers
+from sparsesoup.hub.models.checkpoint import quiet_transformers
+from sparsesoup.hub.models.layer_layouts import prunable_layers
 from sparsesoup.hub.models.loading import load_as_saved
 from sparsesoup.hub.tasks.glue_metrics import METRICS as JUDGES
-from sparsesoup.report.model_card import METRICS, base_model, card, hub_dataset
-from sparsesoup.runs.config import read
+from sparsesoup.report.model_card import METRICS, base_model, hub_dataset, render_model_card
+from sparsesoup.runs.config import parse_arguments
 from test_export import pruned
 from tiny_hub import listing, masks_of, older, run_of, weights_of
 from tiny_server import hub
@@ -77,7 +77,7 @@ def test_a_dry_run_writes_a_stock_model_with_its_masks_and_nothing_of_this_machi
     assert config["pruning_config"]["base_model"] == "bert"
     assert not {"quantization_config", "sparsity_config", "compression_config"} & config.keys()
     assert not {"is_local", "local_files_only"} & json.loads((out / "tokenizer_config.json").read_text()).keys()
-    with quiet():
+    with quiet_transformers():
         assert same(
             dict(transformers.AutoModelForSequenceClassification.from_pretrained(out).state_dict()), weights_of(out)
         )
@@ -101,7 +101,7 @@ def test_the_card_says_what_it_is_is_worth_and_cost_and_how_it_is_made_again(run
     assert all(f"| {label} | {row['steps']} | {row['examples']} |" in cost for label, row in facts["cost"].items())
     assert 'BertForSequenceClassification.from_pretrained("me/tiny")' in section(text, "Load")
     (line,) = re.findall(r"^sparsesoup prune .*$", section(text, "Repeat"), re.M)
-    again = read(shlex.split(line)[2:])[0]
+    again = parse_arguments(shlex.split(line)[2:])[0]
     assert (again.name, again.place.model, again.amount.steps, again.amount.sparsity) == ("magnitude", "bert", 8, 0.7)
     assert again.place.data_root is None
 
@@ -226,10 +226,12 @@ def test_masks_of_a_compact_model_are_not_said_to_be_for_its_base_model(run, tmp
     source = shutil.copytree(run / "model", tmp_path / "source")
     model = load_as_saved(str(source))
     with torch.no_grad():
-        layers(model)[0].part("up").weight[:3] = 0
-    with quiet():
+        prunable_layers(model)[0].module_of("up").weight[:3] = 0
+    with quiet_transformers():
         model.save_pretrained(source)
-    save_masks(source / "pruning", own_masks(model), json.loads((source / "pruning" / "ticket.json").read_text()))
+    save_masks(
+        source / "pruning", masks_from_zeros(model), json.loads((source / "pruning" / "ticket.json").read_text())
+    )
     for to, fits in (("dense", True), ("compact", False)):
         out = dry(export(source, to, tmp_path / to).path, tmp_path / f"look-{to}")
         assert ("sparsesoup apply" in section((out / "README.md").read_text(), "Masks")) == fits
@@ -238,7 +240,7 @@ def test_masks_of_a_compact_model_are_not_said_to_be_for_its_base_model(run, tmp
 def test_names_of_the_hub_are_told_from_those_of_this_machine(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert base_model({"model": "minilm"}) == "sentence-transformers/all-MiniLM-L6-v2"
-    assert f"| base model | {base_model({'model': 'minilm'})} |" in card(
+    assert f"| base model | {base_model({'model': 'minilm'})} |" in render_model_card(
         NEEDED | {"model": "minilm"}, {}, {}, "m", "mit"
     )
     assert base_model({"model": "bert-base-uncased"}) == "bert-base-uncased"
@@ -267,13 +269,15 @@ def test_folders_with_the_looks_of_a_name_are_known_from_any_place(place, tmp_pa
 
 def test_results_name_the_split_that_was_the_test_split():
     facts = NEEDED | {"dataset": "glue/mnli", "test": {"matched": {"accuracy": 0.75}, "mismatched": {"accuracy": 0.5}}}
-    data = ModelCard(card(facts, {}, {"architectures": ["BertForSequenceClassification"]}, "me/m", "unknown")).data
+    data = ModelCard(
+        render_model_card(facts, {}, {"architectures": ["BertForSequenceClassification"]}, "me/m", "unknown")
+    ).data
     assert (data.base_model, data.base_model_relation, data.datasets) == ("owner/bert", "finetune", ["nyu-mll/glue"])
     assert {(r.dataset_type, r.dataset_config, r.dataset_split, r.metric_value) for r in data.eval_results} == {
         ("nyu-mll/glue", "mnli", "validation_matched", 0.75), ("nyu-mll/glue", "mnli", "validation_mismatched", 0.5),
     }  # fmt: skip
     facts = NEEDED | {"dataset": "glue/cola", "validation": {"matthews": 0.2}, "test": {"matthews": 0.1}}
-    (result,) = ModelCard(card(facts, {}, {}, "m", "unknown")).data.eval_results
+    (result,) = ModelCard(render_model_card(facts, {}, {}, "m", "unknown")).data.eval_results
     assert (result.metric_type, result.dataset_split) == ("matthews_correlation", "validation")
     assert {*METRICS} <= {*JUDGES}
 
@@ -294,14 +298,14 @@ def test_results_name_the_split_that_was_the_test_split():
 )
 def test_results_name_configuration_and_split_of_any_dataset(settings, splits, told):
     facts = NEEDED | {"dataset": settings["dataset"].partition(":")[0], "settings": settings, "test_splits": splits}
-    data = ModelCard(card(facts | {"test": {"accuracy": 0.1}}, {}, {}, "m", "unknown")).data
+    data = ModelCard(render_model_card(facts | {"test": {"accuracy": 0.1}}, {}, {}, "m", "unknown")).data
     (result,) = data.eval_results
     assert (result.dataset_type, result.dataset_config, result.dataset_split) == told
 
 
 def test_a_dense_run_is_not_called_pruned():
     full = {"asked": 0.0, "reached": 0.0, "kept": 8, "total": 8}
-    made = ModelCard(card(NEEDED | {"method": "dense", "sparsity": full}, {}, {}, "me/m", "unknown"))
+    made = ModelCard(render_model_card(NEEDED | {"method": "dense", "sparsity": full}, {}, {}, "me/m", "unknown"))
     assert made.data.tags == ["sparsesoup", "dense"]
     assert "`owner/bert`, fine-tuned by **dense** on `reviews`." in made.text
 
@@ -312,7 +316,7 @@ def test_an_export_that_says_how_it_is_asked_is_quoted():
         "load": 'onnxruntime.InferenceSession("model.onnx")',
         "example": ["import onnxruntime", "go()"],
     }
-    shown = section(card(NEEDED, form, {}, "me/m", "unknown"), "Load")
+    shown = section(render_model_card(NEEDED, form, {}, "me/m", "unknown"), "Load")
     assert 'os.chdir(snapshot_download("me/m"))\nimport onnxruntime\ngo()\n' in shown
 
 
@@ -343,7 +347,7 @@ def test_a_class_that_transformers_does_not_have_is_imported_from_where_it_is():
         "load": "sparsesoup.hub.models.open_clip.OpenClipForImageClassification.from_pretrained(folder)",
     }
     for form in ({}, dense):
-        made = ModelCard(card(NEEDED, form, config, "me/m", "unknown"))
+        made = ModelCard(render_model_card(NEEDED, form, config, "me/m", "unknown"))
         assert "from sparsesoup.hub.models.open_clip import OpenClipForImageClassification\n" in section(
             made.text, "Load"
         )
@@ -358,9 +362,9 @@ def test_of_paths_the_last_part_stays_and_other_texts_are_not_touched():
         "files": ["a/b/c"],
         "d": 3,
     }
-    assert tidy(kept) == kept
+    assert strip_local_paths(kept) == kept
     for path in ("/home/me/bert", "/home/me/my models/bert/", "~/bert", "../bert", "C:\\models\\bert", "runs/a/b/bert"):
-        assert tidy([{"x": path}]) == [{"x": "bert"}]
+        assert strip_local_paths([{"x": path}]) == [{"x": "bert"}]
 
 
 def test_a_command_names_what_anybody_can_fetch(tmp_path):
@@ -368,9 +372,9 @@ def test_a_command_names_what_anybody_can_fetch(tmp_path):
     facts = {"command": line + "--data-root /data --steps 8", "dataset": "glue/sst2"}
     facts["settings"] = {"dataset": "/data/glue/sst2", "method": {"name": "ticket"}}
     expected = "sparsesoup prune ticket --method.ticket seed-0 --model minilm --dataset glue/sst2 --steps 8"
-    assert command(facts) == expected
-    assert command({"dataset": "glue/sst2"}) is None
-    assert command({"settings": {"method": {"name": "isp", "stages": 3}, "dataset": "squad", "steps": 9}}) == (
+    assert portable_command(facts) == expected
+    assert portable_command({"dataset": "glue/sst2"}) is None
+    assert portable_command({"settings": {"method": {"name": "isp", "stages": 3}, "dataset": "squad", "steps": 9}}) == (
         "sparsesoup prune isp --method.stages 3 --dataset squad --steps 9"
     )
 

@@ -11,14 +11,14 @@ import transformers
 import sparsesoup as library
 from sparsesoup.cli.main import main
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.masks import kept
+from sparsesoup.core.masks import count_kept
 from sparsesoup.core.ticket import Ticket
-from sparsesoup.hub.build import Place, build, open_task
+from sparsesoup.hub.build import ModelAndDataConfig, build_problem, open_task
 from sparsesoup.hub.models.loading import load_model
-from sparsesoup.hub.tasks.question_answering import Spans
+from sparsesoup.hub.tasks.question_answering import QuestionAnswering
 from sparsesoup.hub.tasks.registry import SPANS
 from sparsesoup.hub.tasks.splits import open_splits, open_test, training_splits
-from sparsesoup.hub.tasks.squad_metrics import exact_match, f1
+from sparsesoup.hub.tasks.squad_metrics import exact_match, f1_score
 from sparsesoup.runs import config as recipe
 from tiny_hub import masks_of, offline, questions, run_of, sparsesoup, tokenizer, write_rows
 
@@ -63,7 +63,7 @@ def test_three_families_are_pruned_saved_and_reloaded_by_transformers_alone(plac
     assert answer.returncode == 0, answer.stderr
     reloaded = json.loads(answer.stdout)
     for family, (run, ticket) in runs.items():
-        model = load_model(str(place / family), Spans(), seed=0)
+        model = load_model(str(place / family), QuestionAnswering(), seed=0)
         model.load_state_dict(ticket.weights)
         with torch.no_grad():
             tool = tokenizer(family == "bert")
@@ -74,7 +74,7 @@ def test_three_families_are_pruned_saved_and_reloaded_by_transformers_alone(plac
         assert kind.endswith("ForQuestionAnswering")
         weights = dict(model.named_parameters())
         masks = masks_of(run.path)
-        assert kept(masks) == round(0.3 * TOTAL) == run.report["sparsity"]["kept"]
+        assert count_kept(masks) == round(0.3 * TOTAL) == run.report["sparsity"]["kept"]
         assert all(torch.equal(weights[n] != 0, m) for n, m in masks.items()), family
         assert list(run.report["validation"]) == ["f1", "exact_match"]
         assert all(0 <= score <= 1 for score in run.report["validation"].values())
@@ -97,7 +97,7 @@ def slow_scores(folder, rows):
         spans = [(i, j) for i in inside for j in inside if i <= j < i + 30]
         i, j = max(spans, key=lambda ij: float(start[ij[0]] + end[ij[1]]))
         text, truths = row["context"][spots[i][0] : spots[j][1]], row["answers"]["text"]
-        found.append([max(measure(text, truth) for truth in truths) for measure in (f1, exact_match)])
+        found.append([max(measure(text, truth) for truth in truths) for measure in (f1_score, exact_match)])
     return [sum(column) / len(column) for column in zip(*found, strict=True)]
 
 
@@ -130,22 +130,22 @@ def test_the_command_line_prunes_scores_and_shows_questions(place, tmp_path, cap
     assert "exact_match 0." in out
     page = (run / "report.html").read_text()
     assert "exact_match" in page
-    settings = recipe.read(["--config", str(run / "run.yaml")])[0]
+    settings = recipe.parse_arguments(["--config", str(run / "run.yaml")])[0]
     assert (settings.place.max_length, settings.place.doc_stride) == (30, 5)
-    assert "--doc-stride 5" in settings.command()
+    assert "--doc-stride 5" in settings.repeat_command()
 
 
 def test_a_classifier_of_other_classes_becomes_a_model_for_questions(place, tmp_path):
     config = transformers.AutoConfig.from_pretrained(place / "bert", num_labels=7)
     transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "seven")
-    model = load_model(str(tmp_path / "seven"), Spans(), seed=0)
+    model = load_model(str(tmp_path / "seven"), QuestionAnswering(), seed=0)
     assert model.qa_outputs.out_features == 2
 
 
 def test_rows_are_as_long_as_questions_need_or_the_model_takes(place, tmp_path):
     def width(**more):
-        given = Place(model=str(tmp_path / "long"), dataset=str(place / "asked"), **more)
-        return build(given, open_task(given), steps=1).validation.batch([0])["answerable"].shape[1]
+        given = ModelAndDataConfig(model=str(tmp_path / "long"), dataset=str(place / "asked"), **more)
+        return build_problem(given, open_task(given), steps=1).validation.batch([0])["answerable"].shape[1]
 
     for positions, most in ((200, 200), (500, SPANS.length)):
         config = transformers.BertConfig.from_pretrained(place / "bert", max_position_embeddings=positions)
@@ -176,19 +176,19 @@ def test_squads_own_files_are_the_same_rows(place, tmp_path, indent):
     (tmp_path / "raw" / "dev-v2.0.json").write_text(json.dumps(nested(questions(12, 2)), indent=indent))
     source = open_splits(str(tmp_path / "raw"))
     assert set(source.splits) == {"train", "validation"}
-    assert source.train.remove_columns("title").to_list() == rows
-    task = open_task(Place(dataset=str(tmp_path / "raw"))).task
-    assert task == Spans(unanswerable=True)
+    assert source.train_split.remove_columns("title").to_list() == rows
+    task = open_task(ModelAndDataConfig(dataset=str(tmp_path / "raw"))).task
+    assert task == QuestionAnswering(unanswerable=True)
     assert [len(part) for part in training_splits(source, task, 0)] == [36, 4]
     assert {name: len(part) for name, part in open_test(source, task).items()} == {"test": 12}
 
 
 def test_a_file_of_json_that_is_no_squad_is_read_as_before(tmp_path):
     (tmp_path / "train.json").write_text(json.dumps([{"text": '{"data": [{"paragraphs"', "label": 1}] * 3))
-    assert open_splits(str(tmp_path)).train.column_names == ["text", "label"]
+    assert open_splits(str(tmp_path)).train_split.column_names == ["text", "label"]
     (tmp_path / "train.json").write_text('{"data": [{"paragraphs": [{"context": "a"}]}]}')
     with pytest.raises(UserError, match=r"cannot read .*train\.json"):
-        len(open_splits(str(tmp_path)).train)
+        len(open_splits(str(tmp_path)).train_split)
 
 
 def test_published_questions_without_answers_are_no_test_split(tmp_path):
@@ -197,7 +197,7 @@ def test_published_questions_without_answers_are_no_test_split(tmp_path):
     write_rows(tmp_path / "train.jsonl", columns, [tuple(row.values()) for row in rows])
     write_rows(tmp_path / "test.jsonl", columns, [tuple({**row, "answers": empty}.values()) for row in rows])
     source = open_splits(str(tmp_path))
-    assert len(open_test(source, Spans())["test"]) == 2  # carved out of the training split
+    assert len(open_test(source, QuestionAnswering())["test"]) == 2  # carved out of the training split
 
 
 def test_an_empty_split_and_a_split_without_answers_are_named(place, tmp_path):
@@ -207,10 +207,10 @@ def test_an_empty_split_and_a_split_without_answers_are_named(place, tmp_path):
     write_rows(tmp_path / "test.jsonl", columns[:3], [tuple(row.values())[:3] for row in rows])
     (tmp_path / "validation.jsonl").write_text("")
     with pytest.raises(UserError, match=r"validation\.jsonl is empty"):
-        open_test(open_splits(str(tmp_path)), Spans())
+        open_test(open_splits(str(tmp_path)), QuestionAnswering())
     write_rows(tmp_path / "validation.jsonl", columns[:3], [tuple(row.values())[:3] for row in rows])
     with pytest.raises(UserError, match="validation has no column 'answers'"):
-        open_test(open_splits(str(tmp_path)), Spans())
+        open_test(open_splits(str(tmp_path)), QuestionAnswering())
 
 
 @pytest.mark.parametrize("name", ["squad", "squad_v2", "rajpurkar/squad"])

@@ -9,10 +9,10 @@ import yaml
 
 from sparsesoup.cli.main import main
 from sparsesoup.core.errors import UserError
-from sparsesoup.runs.config import from_table
+from sparsesoup.runs.config import config_from_dict
 from sparsesoup.study.recipe.plan import read_plan
 from sparsesoup.study.recipe.yaml_lines import SHIPPED
-from sparsesoup.study.results.tables import Grid, latex
+from sparsesoup.study.results.tables import ScoreTable, latex_table
 from tiny_hub import masks_of, reviews
 
 PUBLISHED = {
@@ -69,7 +69,7 @@ def test_a_shipped_recipe_is_found_by_its_name_and_all_its_rows_are_sound(name, 
 def test_a_copy_of_a_dataset_keeps_the_sparsity_published_for_it_and_a_flag_wins():
     datasets = ["glue/mnli_dev_split", "glue/cola"]
     cells = read_plan(Path("table3"), {"models": ["bert"], "datasets": datasets}).cells
-    assert {cell.place[1:] for cell in cells if cell.sparsity} == {(datasets[0], 0.7), (datasets[1], 0.5)}
+    assert {cell.column_of[1:] for cell in cells if cell.sparsity} == {(datasets[0], 0.7), (datasets[1], 0.5)}
     changes = {"models": ["bert"], "datasets": datasets, "sparsities": [0.3], "seeds": [4], "steps": 9}
     found = [c for c in read_plan(Path("table3"), changes).cells if c.sparsity]
     assert {(c.sparsity, c.seed, c.settings.amount.steps, c.settings.amount.epochs) for c in found} == {
@@ -115,7 +115,9 @@ def test_a_recipe_that_is_nowhere_is_told_with_those_that_are_shipped(capsys):
 def test_latex_heads_sparsities_by_their_dataset_and_parts_what_is_not_pruned():
     columns = [("m", "mnist", 0.7), ("m", "mnist", 0.8), ("m", "cars_96", 0.3)]
     scores = {(row, column): {0: 0.5, 1: 0.6} for row in ("Full", "ISP") for column in columns}
-    lines = latex(Grid(["Full", "ISP"], columns, scores, seeds=2, unpruned=frozenset({"Full"}))).splitlines()
+    lines = latex_table(
+        ScoreTable(["Full", "ISP"], columns, scores, seeds=2, unpruned=frozenset({"Full"}))
+    ).splitlines()
     assert lines[2] == r" & \multicolumn{2}{c}{mnist} & \multicolumn{1}{c}{cars\_96} &  &  \\"
     assert lines[3] == r"method & 70 \% & 80 \% & 30 \% & mean & FLOPs (dense = 1) \\"
     assert lines[6] == r"\midrule"
@@ -140,7 +142,7 @@ def test_a_ticket_of_one_task_is_trained_on_every_other_after_it_is_drawn(tmp_pa
 def test_transferred_cells_are_the_same_wherever_the_folder_of_runs_is(tmp_path, capsys):
     Path("moves.yaml").write_text(yaml.safe_dump(TRANSFER, sort_keys=False))
     here, there = (read_plan(Path("moves.yaml"), out=out).cells for out in (Path("runs"), tmp_path / "moved" / "runs"))
-    assert [cell.key for cell in here] == [cell.key for cell in there]
+    assert [cell.trial_key for cell in here] == [cell.trial_key for cell in there]
     assert [cell.path for cell in here] == [cell.path for cell in there]
     assert main(["compare", "--config", "moves.yaml"]) == 0
     before = Path("runs/studies/moves/study.md").read_text()
@@ -196,7 +198,7 @@ def test_a_row_may_begin_with_the_tickets_of_one_dataset_alone():
     Path("moves.yaml").write_text(yaml.safe_dump(TRANSFER | {"methods": methods}, sort_keys=False))
     plan = read_plan(Path("moves.yaml"), out=Path("there"))
     assert list(dict.fromkeys(cell.row for cell in plan.cells)) == ["gradual", "one", "all reviews", "all others"]
-    drawn = {cell.place[1]: cell.path for cell in plan.cells if cell.row == "gradual"}
+    drawn = {cell.column_of[1]: cell.path for cell in plan.cells if cell.row == "gradual"}
     for cell in plan.cells[2:]:
         origin = "others" if cell.row == "one" else cell.row.removeprefix("all ")
         assert cell.needs == drawn[origin]
@@ -205,7 +207,7 @@ def test_a_row_may_begin_with_the_tickets_of_one_dataset_alone():
 
 def test_settings_from_python_may_be_paths():
     table = {"model": Path("my/bert"), "train": {"distill": {"teacher": Path("runs/x")}}}
-    found = from_table("ticket", table | {"method": {"ticket": Path("runs/y")}})
+    found = config_from_dict("ticket", table | {"method": {"ticket": Path("runs/y")}})
     assert (found.place.model, found.train.distill.teacher, found.method.ticket) == ("my/bert", "runs/x", "runs/y")
 
 
@@ -213,15 +215,15 @@ def test_settings_from_python_may_be_numbers_of_numpy():
     table = {"sparsity": np.float32(0.75), "steps": np.int64(40), "seed": np.arange(3)[2]}
     table["method"] = {"every": np.float16(0.5)}
     plain = {"sparsity": 0.75, "steps": 40, "seed": 2, "method": {"every": 0.5}}
-    assert from_table("gradual", table) == from_table("gradual", plain)
+    assert config_from_dict("gradual", table) == config_from_dict("gradual", plain)
 
 
 def test_class_names_may_be_a_list_and_no_other_text_may():
-    assert from_table("random", {"class_names": ["dark", "light red", 3]}).place.class_names == "dark,light red,3"
+    assert config_from_dict("random", {"class_names": ["dark", "light red", 3]}).place.class_names == "dark,light red,3"
     wrong = {"prompts": ["a {}.", "my {}."], "class_names": ["a, b", "c"], "class-names": [True, "c"], "model": ["b"]}
     for name, value in wrong.items():
         with pytest.raises(UserError, match=f"^setting {name} is one text, got "):
-            from_table("random", {name: value})
+            config_from_dict("random", {name: value})
 
 
 def test_a_list_of_prompts_in_a_study_is_refused_with_its_line():

@@ -16,7 +16,14 @@ from rich.console import Console
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.report.run_page import write_report
-from sparsesoup.report.terminal import comparison, first, grid, headline, read_report, show_run
+from sparsesoup.report.terminal import (
+    comparison_table,
+    density_grid,
+    format_main_score,
+    read_report,
+    run_headline,
+    show_run,
+)
 
 ROLES = {
     "query": "attention.self.query", "key": "attention.self.key", "value": "attention.self.value",
@@ -160,7 +167,7 @@ def test_matrices_without_layer_or_role_become_bars(tmp_path: Path) -> None:
     parts = [{"name": f"block{i}.weight", "role": "other", "kept": i, "total": 100} for i in range(1, 61)]
     write_run(tmp_path, matrices=parts)
     text = page(tmp_path)
-    assert grid(parts) == {}
+    assert density_grid(parts) == {}
     assert "7.0 %</span>" in text
     assert "40 of 60 are shown" in text
     assert 'aria-label="Weights kept by layer and role"' not in text
@@ -170,7 +177,7 @@ def test_matrices_without_layer_or_role_become_bars(tmp_path: Path) -> None:
 
 def test_towers_are_kept_apart_and_experts_together() -> None:
     rows = {"text.layers.0.q": 1, "vision.layers.0.q": 2, "vision.layers.1.e.0.q": 3, "vision.layers.1.e.1.q": 5}
-    table = grid([{"name": name, "role": "query", "kept": kept, "total": 10} for name, kept in rows.items()])
+    table = density_grid([{"name": name, "role": "query", "kept": kept, "total": 10} for name, kept in rows.items()])
     assert table == {"text 0": {"query": 0.1}, "vision 0": {"query": 0.2}, "vision 1": {"query": 0.4}}
 
 
@@ -185,8 +192,8 @@ def test_names_are_text_not_markup(tmp_path: Path) -> None:
     assert "alert(1)" in text
     assert Tags(text).open == []
     facts, out = read_report(tmp_path), Console(file=io.StringIO(), width=400)
-    assert "".join(headline(facts).split()) in "".join(shown(tmp_path).split())
-    out.print(comparison([facts]))
+    assert "".join(run_headline(facts).split()) in "".join(shown(tmp_path).split())
+    out.print(comparison_table([facts]))
     assert out.file.getvalue().count(evil) == 3  # method, and the metric over two columns
 
 
@@ -267,7 +274,7 @@ def test_every_label_of_the_cost_has_a_name_and_a_colour_of_its_own(tmp_path: Pa
 def test_a_dense_teacher_is_the_measure_of_a_dense_run(tmp_path: Path) -> None:
     """A student's step has the teacher's forward pass in it, which no dense run has."""
     write_run(tmp_path, cost={"strong": cost(120) | {"flops": 120 * 9e9}, "teacher": cost(120)})
-    assert "training cost 2.29 times a dense run" in headline(read_report(tmp_path))
+    assert "training cost 2.29 times a dense run" in run_headline(read_report(tmp_path))
 
 
 def test_stages_without_weak_masks_are_no_soup_and_unknown_notes_are_listed(tmp_path: Path) -> None:
@@ -301,9 +308,9 @@ def test_a_torn_or_missing_log_is_said_not_fatal(tmp_path: Path) -> None:
 def test_several_test_sets_are_all_shown(tmp_path: Path) -> None:
     scores = {"matched": {"accuracy": 0.7123}, "mismatched": {"accuracy": 0.7051}}
     facts = write_run(tmp_path, validation={"accuracy": 0.72}, test=scores)
-    assert first(scores) == "0.712 accuracy (matched) and 0.705 accuracy (mismatched)"
-    assert first({"accuracy": 0.8, "f1": 0.9}) == "0.800 accuracy"
-    assert first(scores) in headline(facts)
+    assert format_main_score(scores) == "0.712 accuracy (matched) and 0.705 accuracy (mismatched)"
+    assert format_main_score({"accuracy": 0.8, "f1": 0.9}) == "0.800 accuracy"
+    assert format_main_score(scores) in run_headline(facts)
     assert "0.7051" in page(tmp_path)
 
 
@@ -355,7 +362,7 @@ def test_the_terminal_fits_80_columns_and_a_pipe_has_no_colours(tmp_path: Path, 
 def test_runs_are_compared_with_the_first_one(tmp_path: Path) -> None:
     dense = write_run(tmp_path / "dense", "dense")
     isp = write_run(tmp_path / "isp", test={"matthews": 0.3914})
-    (console := Console(file=io.StringIO(), width=80)).print(comparison([dense, isp]))
+    (console := Console(file=io.StringIO(), width=80)).print(comparison_table([dense, isp]))
     rows = [line.split() for line in console.file.getvalue().splitlines()]
     one, other = (next(row for row in rows if row[0] == name) for name in ("dense", "isp"))
     assert one == ["dense", "0.0", "%", "0.413", "-", "120", "1.00", "x", "37.2"]

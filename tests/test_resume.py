@@ -15,7 +15,7 @@ import torch
 from conftest import same
 from sparsesoup.cli.main import main
 from sparsesoup.runs import run as module
-from sparsesoup.runs.progress import Watch
+from sparsesoup.runs.progress import ProgressLogger
 from tiny_hub import checkpoint, listing, log_of, masks_of, run_of, sparsesoup, weights_of
 
 METHODS = {
@@ -29,14 +29,14 @@ FORKS.set_forkserver_preload(["sparsesoup.runs.run"])
 
 def slowly(line, errors):
     """The command line in a process of its own, slowed down so that a kill hits the moment that was meant."""
-    plain = Watch.step
+    plain = ProgressLogger.step
 
     def step(self, record):
         plain(self, record)
         if record:
             time.sleep(0.03)
 
-    Watch.step = step
+    ProgressLogger.step = step
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
     torch.set_num_threads(1)
     with open(errors, "w", encoding="utf-8") as file:

@@ -6,15 +6,21 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sparsesoup.core.schedules import Cubic, Cycles, Decay, geometric, least_steps
+from sparsesoup.core.schedules import (
+    CubicSchedule,
+    CyclicLinearDecay,
+    LinearWarmupDecay,
+    geometric_sparsities,
+    min_feasible_steps,
+)
 
 PART = st.floats(0.0, 0.99)
 
 
 @given(st.integers(0, 50), st.integers(0, 200), st.integers(1, 30), PART, PART)
 def test_cubic_rises_from_start_to_end(start: int, length: int, every: int, initial: float, final: float) -> None:
-    plan = Cubic(start, start + length, every, initial)
-    curve = [plan.at(step, final) for step in range(start + length + 10)]
+    plan = CubicSchedule(start, start + length, every, initial)
+    curve = [plan.sparsity_at(step, final) for step in range(start + length + 10)]
     assert all(a <= b + 1e-12 for a, b in pairwise(curve))
     assert all(value == final for value in curve[start + length :])
     if length:
@@ -24,8 +30,8 @@ def test_cubic_rises_from_start_to_end(start: int, length: int, every: int, init
 
 @given(st.integers(0, 50), st.integers(0, 200), st.integers(1, 30))
 def test_cubic_prunes_at_both_ends_and_nowhere_outside(start: int, length: int, every: int) -> None:
-    plan = Cubic(start, start + length, every)
-    due = [step for step in range(start + length + 50) if plan.due(step)]
+    plan = CubicSchedule(start, start + length, every)
+    due = [step for step in range(start + length + 50) if plan.is_pruning_step(step)]
     assert due[0] == start
     assert due[-1] == start + length
     assert all(b - a == every for a, b in pairwise(due[:-1]))
@@ -33,13 +39,13 @@ def test_cubic_prunes_at_both_ends_and_nowhere_outside(start: int, length: int, 
 
 
 def test_cubic_is_the_papers_formula() -> None:
-    plan = Cubic(10, 30, initial=0.1)
-    assert plan.at(15, 0.9) == pytest.approx(0.9 + (0.1 - 0.9) * (1 - 5 / 20) ** 3)
+    plan = CubicSchedule(10, 30, initial=0.1)
+    assert plan.sparsity_at(15, 0.9) == pytest.approx(0.9 + (0.1 - 0.9) * (1 - 5 / 20) ** 3)
 
 
 @given(st.floats(0.01, 0.99), PART)
 def test_geometric_rounds_remove_their_cut_until_the_goal(cut: float, final: float) -> None:
-    goals = geometric(cut, final)
+    goals = geometric_sparsities(cut, final)
     assert goals[-1] == final
     assert all(a < b for a, b in pairwise(goals))
     remaining = [1.0, *[1 - g for g in goals]]
@@ -51,14 +57,14 @@ def test_geometric_rounds_remove_their_cut_until_the_goal(cut: float, final: flo
 @pytest.mark.parametrize("final", [1.0, 1.5, -0.1, float("nan")])
 def test_geometric_refuses_a_goal_that_no_round_reaches(final: float) -> None:
     with pytest.raises(ValueError, match=r"sparsity must lie in \[0, 1\)"):
-        geometric(0.2, final)
+        geometric_sparsities(0.2, final)
 
 
 @given(st.integers(1, 300), st.floats(0.0, 0.9))
 def test_decay_rises_to_its_peak_and_falls_to_zero(total: int, share: float) -> None:
     warmup = round(share * total)
     assume(warmup < total)
-    rate = Decay(0.5, warmup, total)
+    rate = LinearWarmupDecay(0.5, warmup, total)
     curve = [rate(step) for step in range(total + 3)]
     assert max(curve) == curve[warmup] == 0.5
     assert curve[0] > 0
@@ -70,7 +76,7 @@ def test_decay_rises_to_its_peak_and_falls_to_zero(total: int, share: float) -> 
 @given(st.integers(0, 20), st.integers(1, 9), st.integers(1, 15), st.integers(1, 40))
 def test_cycles_return_to_the_peak_at_each_pruning(start: int, cycles: int, every: int, rest: int) -> None:
     stop = start + cycles * every
-    rate = Cycles(1.0, 0.1, start, stop, every, stop + rest)
+    rate = CyclicLinearDecay(1.0, 0.1, start, stop, every, stop + rest)
     curve = [rate(step) for step in range(stop + rest + 2)]
     prunings = range(start, stop + 1, every)
     assert [curve[step] for step in prunings] == [1.0] * (cycles + 1)
@@ -88,11 +94,11 @@ def test_the_least_steps_fit_and_one_less_does_not(share: float, wanted: int, to
         return round(share * steps) >= wanted
 
     assume(not fits(total))
-    least = least_steps(fits, total)
+    least = min_feasible_steps(fits, total)
     assert least is not None
     assert fits(least)
     assert not fits(least - 1)
 
 
 def test_where_no_number_of_steps_fits_there_is_none() -> None:
-    assert least_steps(lambda steps: False) is None
+    assert min_feasible_steps(lambda steps: False) is None

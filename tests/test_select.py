@@ -14,9 +14,9 @@ from reference import slow
 from sparsesoup.core import masks as algebra
 from sparsesoup.core.allocation import largest_remainder
 from sparsesoup.core.granularity import Block, Column, Element, Row
-from sparsesoup.core.masking import Scope, keep
+from sparsesoup.core.masking import Scope, topk_masks
 from sparsesoup.core.masks import Masks
-from sparsesoup.core.topk import best
+from sparsesoup.core.topk import topk_exact
 
 SPARSITY = st.one_of(st.sampled_from([0.0, 0.25, 0.5, 0.9, 0.95]), st.floats(0.0, 0.999))
 KINDS = ("normal", "equal", "two", "few", "up", "down", "infinite", "zeros", "tiny", "skewed")
@@ -80,9 +80,9 @@ def small() -> Iterator[None]:
 @given(tables(), SPARSITY)
 def test_keep_equals_pythons_sort(scores: dict[str, Tensor], sparsity: float) -> None:
     count = round((1 - sparsity) * size(scores))
-    found = keep(scores, sparsity)
+    found = topk_masks(scores, sparsity)
     assert same(found, slow.keep(scores, count))
-    assert algebra.kept(found) == count
+    assert algebra.count_kept(found) == count
 
 
 @MANY
@@ -92,10 +92,10 @@ def test_keep_within_and_with_a_second_key_equals_pythons_sort(
 ) -> None:
     within = some(scores, seed) if bound else None
     then = {n: values(kind, tuple(s.shape), seed + i) for i, (n, s) in enumerate(scores.items())}
-    count = int(part * (algebra.kept(within) if within else size(scores)))
+    count = int(part * (algebra.count_kept(within) if within else size(scores)))
     if count == 0:
         return
-    found = keep(scores, 1 - count / size(scores), then=then, within=within)
+    found = topk_masks(scores, 1 - count / size(scores), then=then, within=within)
     assert same(found, slow.keep(scores, count, then, within))
     assert within is None or all(not (found[n] & ~within[n]).any() for n in found)
 
@@ -103,7 +103,7 @@ def test_keep_within_and_with_a_second_key_equals_pythons_sort(
 @MANY
 @given(tables(), SPARSITY)
 def test_the_least_kept_score_is_no_less_than_the_largest_cut_one(scores: dict[str, Tensor], sparsity: float) -> None:
-    found = keep(scores, sparsity)
+    found = topk_masks(scores, sparsity)
     kept = [v for n, s in scores.items() for v in s[found[n]].double().tolist()]
     cut = [v for n, s in scores.items() for v in s[~found[n]].double().tolist()]
     assert not kept or not cut or min(kept) >= max(cut)
@@ -117,7 +117,7 @@ def test_a_tensor_of_many_pieces_is_selected_exactly(kind: str, dtype: torch.dty
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sparsesoup.core.topk, "PIECE", 256)
             patch.setattr(sparsesoup.core.topk, "SAMPLE", 16)
-            found = keep(scores, 1 - count / 2630)
+            found = topk_masks(scores, 1 - count / 2630)
         assert same(found, slow.keep(scores, count))
 
 
@@ -126,8 +126,8 @@ def test_a_large_tensor_is_selected_exactly_at_the_real_piece_and_sample() -> No
         patch.setattr(sparsesoup.core.topk, "PIECE", 1 << 20)
         patch.setattr(sparsesoup.core.topk, "SAMPLE", 1 << 16)
         score = torch.randn(3_000_000, generator=torch.Generator().manual_seed(0)).reshape(3000, 1000)
-        found = best([score], 300_000)[0]
-        votes = best([(score > 0.5).byte()], 2_000_000, then=[score])[0]
+        found = topk_exact([score], 300_000)[0]
+        votes = topk_exact([(score > 0.5).byte()], 2_000_000, then=[score])[0]
     order = score.flatten().sort(descending=True).values
     assert found.equal(score >= order[299_999])
     assert votes.equal(score >= order[1_999_999])
@@ -135,10 +135,10 @@ def test_a_large_tensor_is_selected_exactly_at_the_real_piece_and_sample() -> No
 
 def test_ties_go_to_the_second_key_then_the_earlier_name_then_the_lower_index() -> None:
     level = {"b": torch.ones(1, 3), "a": torch.ones(1, 3)}  # the earlier name is the one that comes first
-    assert keep(level, 0.5)["b"].tolist() == [[True, True, True]]
-    assert keep(level, 2 / 3)["b"].tolist() == [[True, True, False]]
+    assert topk_masks(level, 0.5)["b"].tolist() == [[True, True, True]]
+    assert topk_masks(level, 2 / 3)["b"].tolist() == [[True, True, False]]
     then = {"b": torch.tensor([[0.0, 1.0, 1.0]]), "a": torch.tensor([[1.0, 2.0, 0.0]])}
-    found = keep(level, 0.5, then=then)
+    found = topk_masks(level, 0.5, then=then)
     assert found["b"].tolist() == [[False, True, True]]
     assert found["a"].tolist() == [[False, True, False]]
 
@@ -151,7 +151,7 @@ def test_the_order_of_names_decides_ties_alone(scores: dict[str, Tensor], sparsi
         draw = torch.Generator().manual_seed(i)
         distinct[n] = (torch.randperm(s.numel(), generator=draw).double() + i / 8).reshape(s.shape)
     turned = dict(reversed(distinct.items()))
-    one, other = keep(distinct, sparsity), keep(turned, sparsity)
+    one, other = topk_masks(distinct, sparsity), topk_masks(turned, sparsity)
     assert list(one) == list(distinct)
     assert list(other) == list(turned)
     assert same(one, {n: other[n] for n in one})
@@ -163,9 +163,9 @@ def test_dtype_and_layout_change_nothing(seed: int, sparsity: float, dtype: torc
     whole = {"a": values("few", (6, 8), seed), "b": values("few", (5, 9), seed + 1)}
     other = {n: s.to(dtype).t().contiguous().t() for n, s in whole.items()}
     apart = {n: torch.stack([s, s], -1)[..., 0] for n, s in whole.items()}
-    plain = keep(whole, sparsity, scope=scope)
-    assert same(plain, keep(other, sparsity, scope=scope))
-    assert same(plain, keep(apart, sparsity, scope=scope))
+    plain = topk_masks(whole, sparsity, scope=scope)
+    assert same(plain, topk_masks(other, sparsity, scope=scope))
+    assert same(plain, topk_masks(apart, sparsity, scope=scope))
 
 
 def test_scores_of_two_dtypes_are_compared_without_rounding() -> None:
@@ -175,19 +175,19 @@ def test_scores_of_two_dtypes_are_compared_without_rounding() -> None:
     for half in (torch.float16, torch.bfloat16, torch.float32):
         low = third.to(half)
         scores = {"a": third, "b": low}
-        assert keep(scores, 0.5)["b"].item() == (low.double() > third).item(), half
+        assert topk_masks(scores, 0.5)["b"].item() == (low.double() > third).item(), half
         level = {"b": torch.zeros(1, 1), "a": torch.zeros(1, 2)}
         both = {"b": low, "a": torch.cat([third, third], 1)}
-        assert keep(both, 2 / 3, then=level)["b"].item() == (low.double() > third).item(), half
-        assert same(keep(level, 2 / 3, then=both), slow.keep(level, 1, both)), half
-        assert same(keep(both, 2 / 3, then=level), slow.keep(both, 1, level)), half
+        assert topk_masks(both, 2 / 3, then=level)["b"].item() == (low.double() > third).item(), half
+        assert same(topk_masks(level, 2 / 3, then=both), slow.keep(level, 1, both)), half
+        assert same(topk_masks(both, 2 / 3, then=level), slow.keep(both, 1, level)), half
 
 
 @MANY
 @given(tables(), SPARSITY)
 def test_tensor_scope_gives_each_its_largest_remainder(scores: dict[str, Tensor], sparsity: float) -> None:
     goal = round((1 - sparsity) * size(scores))
-    found = keep(scores, sparsity, scope="tensor")
+    found = topk_masks(scores, sparsity, scope="tensor")
     counts = slow.shares({n: s.numel() for n, s in scores.items()}, goal)
     assert {n: int(m.sum()) for n, m in found.items()} == counts
     for n, s in scores.items():
@@ -206,13 +206,13 @@ def test_largest_remainder_reaches_the_goal_and_strays_less_than_one(sizes: list
 @MANY
 @given(tables(), SPARSITY)
 def test_erk_keeps_the_total_and_none_above_its_size(scores: dict[str, Tensor], sparsity: float) -> None:
-    found = keep(scores, sparsity, scope="erk")
-    assert algebra.kept(found) == round((1 - sparsity) * size(scores))
+    found = topk_masks(scores, sparsity, scope="erk")
+    assert algebra.count_kept(found) == round((1 - sparsity) * size(scores))
 
 
 def test_erk_densities_follow_the_sum_of_sides_over_their_product() -> None:
     scores = {n: values("normal", shape, 1) for n, shape in (("a", (40, 40)), ("b", (160, 40)), ("c", (2, 2)))}
-    found = keep(scores, 0.9, scope="erk")
+    found = topk_masks(scores, 0.9, scope="erk")
     density = {n: float(m.float().mean()) for n, m in found.items()}
     assert density["c"] == 1.0  # its share would be above 1: the others take the rest
     assert density["a"] / density["b"] == pytest.approx((80 / 1600) / (200 / 6400), rel=0.02)
@@ -221,8 +221,8 @@ def test_erk_densities_follow_the_sum_of_sides_over_their_product() -> None:
     within = {n: torch.ones_like(s, dtype=torch.bool) for n, s in scores.items()}
     within["a"][:] = False
     within["a"][:2] = True
-    bound = keep(scores, 0.9, scope="erk", within=within)
-    assert algebra.kept(bound) == algebra.kept(found)
+    bound = topk_masks(scores, 0.9, scope="erk", within=within)
+    assert algebra.count_kept(bound) == algebra.count_kept(found)
     assert int(bound["a"].sum()) == 80
 
 
@@ -231,8 +231,8 @@ def test_erk_densities_follow_the_sum_of_sides_over_their_product() -> None:
 def test_row_scope_spreads_the_count_over_rows_that_differ_by_one_at_most(
     scores: dict[str, Tensor], sparsity: float
 ) -> None:
-    found = keep(scores, sparsity, scope="row")
-    assert algebra.kept(found) == round((1 - sparsity) * size(scores))
+    found = topk_masks(scores, sparsity, scope="row")
+    assert algebra.count_kept(found) == round((1 - sparsity) * size(scores))
     for n, s in scores.items():
         counts = found[n].sum(1).tolist()
         assert max(counts) - min(counts) <= 1
@@ -246,7 +246,7 @@ def test_each_few_neighbours_keep_their_own_best(seed: int, kind: str, scope: tu
     name, count, width = scope
     scores = {"a": values(kind, (3, 16), seed), "b": values(kind, (5, 8), seed + 1)}
     then = {n: values("normal", tuple(s.shape), 5) for n, s in scores.items()}
-    found = keep(scores, 1 - count / width, scope=name, then=then)
+    found = topk_masks(scores, 1 - count / width, scope=name, then=then)
     for n, s in scores.items():
         groups = zip(s.reshape(-1, width), then[n].reshape(-1, width), found[n].reshape(-1, width), strict=True)
         for score, second, mask in groups:
@@ -270,38 +270,38 @@ def test_blocks_are_kept_best_mean_first_as_long_as_they_fit(
     within = some(scores, seed, 0.8) if bound else None
     budget = round((1 - sparsity) * 108)
     largest = max((pattern.rows or len(s)) * (pattern.cols or s.shape[1]) for s in scores.values())
-    if within and budget - algebra.kept(within) >= largest:
+    if within and budget - algebra.count_kept(within) >= largest:
         with pytest.raises(ValueError, match="cannot prune to sparsity"):
-            keep(scores, sparsity, pattern=pattern, within=within)
+            topk_masks(scores, sparsity, pattern=pattern, within=within)
         return
-    found = keep(scores, sparsity, pattern=pattern, within=within)
+    found = topk_masks(scores, sparsity, pattern=pattern, within=within)
     assert same(found, slow.blocks(scores, budget, pattern.rows, pattern.cols, within))
-    assert algebra.kept(found) <= budget
+    assert algebra.count_kept(found) <= budget
 
 
 def test_a_block_of_large_half_precision_scores_does_not_overflow() -> None:
     score = torch.tensor([[300.0] * 256, [400.0] * 256, [200.0] * 256]).half()
-    assert keep({"w": score}, 2 / 3, pattern=Row)["w"].all(1).tolist() == [False, True, False]
+    assert topk_masks({"w": score}, 2 / 3, pattern=Row)["w"].all(1).tolist() == [False, True, False]
     close = torch.tensor([[1.0] * 8, [1.0] * 7 + [1.0078125]]).bfloat16()
-    assert keep({"w": close}, 0.5, pattern=Row)["w"].all(1).tolist() == [False, True]
+    assert topk_masks({"w": close}, 0.5, pattern=Row)["w"].all(1).tolist() == [False, True]
 
 
 def test_a_pruned_weight_that_scores_minus_infinity_does_not_spoil_its_block() -> None:
     score = {"w": torch.tensor([[-torch.inf, 1.0, 2.0, 3.0]])}
     within = {"w": torch.tensor([[False, True, True, True]])}
-    assert keep(score, 0.5, pattern=Block(1, 2), within=within)["w"].tolist() == [[False, False, True, True]]
+    assert topk_masks(score, 0.5, pattern=Block(1, 2), within=within)["w"].tolist() == [[False, False, True, True]]
 
 
 def test_blocks_of_equal_mean_go_to_the_second_key_then_the_first_block() -> None:
     votes = {"w": torch.tensor([[1, 1, 2, 0, 0, 2]], dtype=torch.uint8)}
-    assert keep(votes, 2 / 3, pattern=Block(1, 2))["w"].tolist() == [[True, True, False, False, False, False]]
+    assert topk_masks(votes, 2 / 3, pattern=Block(1, 2))["w"].tolist() == [[True, True, False, False, False, False]]
     then = {"w": torch.tensor([[0.0, 0.0, 0.0, 0.0, 0.0, 1.0]])}
-    assert keep(votes, 2 / 3, pattern=Block(1, 2), then=then)["w"].tolist() == [[False] * 4 + [True] * 2]
+    assert topk_masks(votes, 2 / 3, pattern=Block(1, 2), then=then)["w"].tolist() == [[False] * 4 + [True] * 2]
 
 
 def test_tensor_scope_of_blocks_keeps_within_each_tensors_share() -> None:
     scores = {"a": torch.full((4, 4), 9.0), "b": values("normal", (4, 8), 1)}
-    found = keep(scores, 0.5, pattern=Row, scope="tensor")
+    found = topk_masks(scores, 0.5, pattern=Row, scope="tensor")
     assert [int(m.sum()) for m in found.values()] == [8, 16]
 
 
@@ -313,7 +313,7 @@ FEW: Masks = {"w": torch.arange(16).reshape(4, 4) < 4}
 @pytest.mark.parametrize("sparsity", [1.0, -0.1, 2.0, float("nan")])
 def test_a_sparsity_outside_its_range_is_refused(sparsity: float) -> None:
     with pytest.raises(ValueError, match=r"^sparsity must lie in \[0, 1\), got "):
-        keep(GOOD, sparsity)
+        topk_masks(GOOD, sparsity)
 
 
 @pytest.mark.parametrize("pattern", [Element, Row])
@@ -321,50 +321,50 @@ def test_a_nan_is_refused_with_the_name_of_its_parameter(pattern: Block) -> None
     bad = GOOD["w"].clone()
     bad[2, 3] = torch.nan
     with pytest.raises(ValueError, match="score of v has NaN"):
-        keep(GOOD | {"v": bad}, 0.5, pattern=pattern)
+        topk_masks(GOOD | {"v": bad}, 0.5, pattern=pattern)
     with pytest.raises(ValueError, match="score of w has NaN"):
-        keep(GOOD, 0.5, then={"w": bad}, pattern=pattern)
+        topk_masks(GOOD, 0.5, then={"w": bad}, pattern=pattern)
 
 
 def test_masks_that_are_sparser_than_asked_are_refused_with_both_figures() -> None:
     with pytest.raises(ValueError, match=r"^cannot prune to sparsity 0\.5000: the masks given are already at 0\.7500$"):
-        keep(GOOD, 0.5, within=FEW)
+        topk_masks(GOOD, 0.5, within=FEW)
     with pytest.raises(ValueError, match=r"^v: cannot prune to sparsity 0\.5000: .* already at 0\.7500$"):
-        keep(GOOD | {"v": GOOD["w"]}, 0.5, within=ALL | {"v": FEW["w"]}, scope="tensor")
+        topk_masks(GOOD | {"v": GOOD["w"]}, 0.5, within=ALL | {"v": FEW["w"]}, scope="tensor")
     with pytest.raises(ValueError, match="already sparser"):
-        keep(GOOD, 0.5, within=FEW, pattern=Row)
+        topk_masks(GOOD, 0.5, within=FEW, pattern=Row)
     with pytest.raises(ValueError, match="`within` leaves fewer than the 8 weights"):
-        keep(GOOD, 0.5, within=FEW, scope="erk")
+        topk_masks(GOOD, 0.5, within=FEW, scope="erk")
     with pytest.raises(ValueError, match="row 1 of w cannot keep 2 weights: `within` has fewer left"):
-        keep(GOOD, 0.5, within=FEW, scope="2:4")
+        topk_masks(GOOD, 0.5, within=FEW, scope="2:4")
 
 
 def test_a_block_that_does_not_tile_is_refused_with_the_name() -> None:
     with pytest.raises(ValueError, match=r"a 3x3 block does not tile w of shape \(4, 4\)"):
-        keep(GOOD, 0.5, pattern=Block(3, 3))
+        topk_masks(GOOD, 0.5, pattern=Block(3, 3))
     with pytest.raises(ValueError, match="a block tiles matrices only, w has shape"):
-        keep({"w": torch.ones(2, 2, 2)}, 0.5, pattern=Row)
+        topk_masks({"w": torch.ones(2, 2, 2)}, 0.5, pattern=Row)
     with pytest.raises(ValueError, match="got -1x2"):
         Block(-1, 2)
 
 
 def test_an_impossible_scope_is_refused() -> None:
     with pytest.raises(ValueError, match=r"scope 2:4 fixes the sparsity at 0\.5, asked for 0\.6"):
-        keep(GOOD, 0.6, scope="2:4")
+        topk_masks(GOOD, 0.6, scope="2:4")
     with pytest.raises(ValueError, match="scope 4:8 needs rows of a multiple of 8 weights, w has"):
-        keep(GOOD, 0.5, scope="4:8")
+        topk_masks(GOOD, 0.5, scope="4:8")
     with pytest.raises(ValueError, match="scope row chooses single weights"):
-        keep(GOOD, 0.5, scope="row", pattern=Row)
+        topk_masks(GOOD, 0.5, scope="row", pattern=Row)
     for odd in ("globl", ""):
         with pytest.raises(ValueError, match="unknown scope"):
-            keep(GOOD, 0.5, scope=odd)
+            topk_masks(GOOD, 0.5, scope=odd)
 
 
 def test_tables_of_other_names_are_refused() -> None:
     with pytest.raises(ValueError, match=r"`within` name different parameters: \['v', 'w'\]"):
-        keep(GOOD, 0.5, within={"v": ALL["w"]})
+        topk_masks(GOOD, 0.5, within={"v": ALL["w"]})
     with pytest.raises(ValueError, match=r"`then` name different parameters: \['v', 'w'\]"):
-        keep(GOOD, 0.5, then={"v": GOOD["w"]})
+        topk_masks(GOOD, 0.5, then={"v": GOOD["w"]})
 
 
 @pytest.mark.parametrize("scope", ["tensor", "row"])
@@ -374,8 +374,8 @@ def test_a_mask_can_be_pruned_by_one_weight_at_a_time(scope: Scope) -> None:
     scores = {n: values("normal", shape, i) for i, (n, shape) in enumerate(shapes.items())}
     total, inside = size(scores), None
     for kept in range(total, 0, -1):
-        masks = keep(scores, 1 - kept / total, scope=scope, within=inside)
-        assert algebra.kept(masks) == kept
+        masks = topk_masks(scores, 1 - kept / total, scope=scope, within=inside)
+        assert algebra.count_kept(masks) == kept
         assert inside is None or all(bool((inside[n] | ~m).all()) for n, m in masks.items())
         shares = {n: kept * s.numel() / total for n, s in scores.items()}
         assert all(abs(int(m.sum()) - shares[n]) < 2 for n, m in masks.items())

@@ -17,15 +17,21 @@ from sparsesoup import load_semi_structured
 from sparsesoup.cli.main import main
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.ticket import save_masks
-from sparsesoup.exports import export
 from sparsesoup.exports import two_four as neighbours
-from sparsesoup.exports.source import own_masks
-from sparsesoup.exports.two_four import check, lacking, offence, sparsify_, unfit
-from sparsesoup.hub.models.checkpoint import quiet
-from sparsesoup.hub.models.dummy_inputs import answers, sample
+from sparsesoup.exports import write_export
+from sparsesoup.exports.source import masks_from_zeros
+from sparsesoup.exports.two_four import (
+    first_violation,
+    missing_device_support,
+    require_two_four,
+    to_semi_structured_,
+    why_unsupported,
+)
+from sparsesoup.hub.models.checkpoint import quiet_transformers
+from sparsesoup.hub.models.dummy_inputs import dummy_inputs, forward_outputs
 from tiny_hub import base_model, masks_of, run_of, tokenizer, weights_of
 
-ABLE = not lacking("cuda")
+ABLE = not missing_device_support("cuda")
 WIDE = {"hidden_size": 64, "intermediate_size": 128}
 
 
@@ -41,9 +47,9 @@ def run(place, tmp_path_factory):
 
 
 def saved(folder, model):
-    with quiet():
+    with quiet_transformers():
         model.save_pretrained(folder)
-    save_masks(folder / "pruning", own_masks(model), {"method": "magnitude"})
+    save_masks(folder / "pruning", masks_from_zeros(model), {"method": "magnitude"})
     return folder
 
 
@@ -87,15 +93,15 @@ def test_torch_gives_every_matrix_back_from_its_own_layout(run, dtype):
 
 
 def test_an_export_is_exported_on(run, tmp_path):
-    two = export(run, "semi-structured", tmp_path / "two").path
-    packed = export(two, "packed", tmp_path / "packed").path
-    again = export(packed, "semi-structured", tmp_path / "again").path
+    two = write_export(run, "semi-structured", tmp_path / "two").path
+    packed = write_export(two, "packed", tmp_path / "packed").path
+    again = write_export(packed, "semi-structured", tmp_path / "again").path
     assert same(weights_of(again), weights_of(run / "model"))
     assert (again / "semi_structured.json").read_text() == (two / "semi_structured.json").read_text()
 
 
 def test_it_is_pushed_with_its_table_and_its_loader(run, tmp_path):
-    folder = export(run, "semi-structured", tmp_path / "out").path
+    folder = write_export(run, "semi-structured", tmp_path / "out").path
     assert main(["push", str(folder), "me/tiny", "--dry-run", "--out", str(tmp_path / "push")]) == 0
     assert (tmp_path / "push" / "semi_structured.json").read_text() == (folder / "semi_structured.json").read_text()
     text = (tmp_path / "push" / "README.md").read_text()
@@ -123,7 +129,7 @@ def test_matrices_that_torch_has_no_kernel_for_stay_dense_and_are_named(tmp_path
         for name, parameter in model.named_parameters():
             if "encoder" in name and parameter.dim() == 2:
                 parameter.view(-1, 2)[:, 0] = 0
-    done = export(saved(tmp_path / "some", model), "semi-structured", tmp_path / "out")
+    done = write_export(saved(tmp_path / "some", model), "semi-structured", tmp_path / "out")
     table = json.loads((done.path / "semi_structured.json").read_text())
     assert table["dense"] == {
         f"encoder.layer.{i}.output.dense.weight": "shape (64, 96) is no multiple of 32 x 64" for i in (0, 1)
@@ -137,11 +143,11 @@ def test_matrices_that_torch_has_no_kernel_for_stay_dense_and_are_named(tmp_path
 
 def test_only_weights_of_linear_layers_are_turned():
     turned = Conv1D(64, 64)
-    assert unfit(turned, turned.weight) == "it is no weight of an nn.Linear but of a Conv1D"
+    assert why_unsupported(turned, turned.weight) == "it is no weight of an nn.Linear but of a Conv1D"
     plain = nn.Linear(64, 32)
-    assert unfit(plain, plain.weight) == ""
+    assert why_unsupported(plain, plain.weight) == ""
     small = nn.Linear(64, 16)
-    assert unfit(small, small.weight) == "shape (16, 64) is no multiple of 32 x 64"
+    assert why_unsupported(small, small.weight) == "shape (16, 64) is no multiple of 32 x 64"
 
 
 @given(st.lists(st.lists(st.sampled_from([0.0, -0.0, 1.5, -2.0]), min_size=8, max_size=8), min_size=1, max_size=4))
@@ -149,11 +155,11 @@ def test_the_first_offence_is_the_one_that_a_reader_finds(rows):
     found = [
         (i, j, row[j : j + 4]) for i, row in enumerate(rows) for j in (0, 4) if sum(v != 0 for v in row[j : j + 4]) > 2
     ]
-    assert offence(torch.tensor(rows)) == (found[0] if found else None)
+    assert first_violation(torch.tensor(rows)) == (found[0] if found else None)
 
 
 def test_the_loader_refuses_other_devices_in_one_line(run, tmp_path):
-    folder = export(run, "semi-structured", tmp_path / "out").path
+    folder = write_export(run, "semi-structured", tmp_path / "out").path
     for device, why in {"cpu": "cpu is no CUDA device", "nowhere": "nowhere is no device"}.items():
         with pytest.raises(
             UserError, match=rf"need a CUDA device of compute capability 8\.0 or more: {why}; here from_pre"
@@ -172,9 +178,9 @@ def test_the_loader_refuses_other_devices_in_one_line(run, tmp_path):
 def test_a_model_that_was_trained_on_is_refused_before_torch_drops_weights():
     model = nn.Sequential(nn.Linear(64, 32))
     with pytest.raises(UserError, match=r"0\.weight is not 2:4: row 0 holds"):
-        sparsify_(model, ["0.weight"])
+        to_semi_structured_(model, ["0.weight"])
     with pytest.raises(UserError, match=r"the model has no 1\.weight"):
-        sparsify_(model, ["1.weight"])
+        to_semi_structured_(model, ["1.weight"])
     assert type(model[0].weight) is nn.Parameter
 
 
@@ -189,30 +195,30 @@ def test_turned_weights_give_themselves_back_and_reach_the_sparse_kernel(run, mo
     monkeypatch.setattr(neighbours, "to_sparse_semi_structured", on_the_cpu)
     dense = AutoModelForSequenceClassification.from_pretrained(run / "model", dtype=torch.float16)
     sparse = copy.deepcopy(dense)
-    sparsify_(sparse, masks_of(run), verify=True)
+    to_semi_structured_(sparse, masks_of(run), verify=True)
     for name in masks_of(run):
         weight = sparse.get_parameter(name)
         assert isinstance(weight, torch.sparse.SparseSemiStructuredTensor)
         assert torch.equal(weight.to_dense(), dense.get_parameter(name))
     with pytest.raises(NotImplementedError, match="sparse_semi_structured"):
-        answers(sparse, sample(dense))
+        forward_outputs(sparse, dummy_inputs(dense))
     monkeypatch.setattr(neighbours, "to_sparse_semi_structured", lambda weight: on_the_cpu(2 * weight))
     with pytest.raises(UserError, match=r"torch does not give \S+query\.weight back from its 2:4 form on cpu"):
-        sparsify_(dense, masks_of(run), verify=True)
+        to_semi_structured_(dense, masks_of(run), verify=True)
 
 
 @pytest.mark.skipif(not ABLE, reason="needs a CUDA device of compute capability 8.0 or more")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_on_a_gpu_the_answers_are_those_of_the_dense_model(run, dtype, tmp_path):
-    done = export(run, "semi-structured", tmp_path / "out")
+    done = write_export(run, "semi-structured", tmp_path / "out")
     assert done.facts["gpu"]["dense_ms"] > 0
     sparse = load_semi_structured(done.path, dtype=dtype)
     dense = AutoModelForSequenceClassification.from_pretrained(done.path, dtype=dtype).to("cuda").eval()
-    batch = sample(dense, 8, 32)
-    for one, other in zip(answers(dense, batch), answers(sparse, batch), strict=True):
+    batch = dummy_inputs(dense, 8, 32)
+    for one, other in zip(forward_outputs(dense, batch), forward_outputs(sparse, batch), strict=True):
         torch.testing.assert_close(one, other, rtol=0.05, atol=0.05)
     for name in masks_of(run):
         weight = sparse.get_parameter(name)
         assert isinstance(weight, torch.sparse.SparseSemiStructuredTensor)
-        check(name, dense.get_parameter(name))
+        require_two_four(name, dense.get_parameter(name))
         assert torch.equal(weight.to_dense(), dense.get_parameter(name))

@@ -12,12 +12,12 @@ from conftest import same, tiny
 from sparsesoup.cli.main import main
 from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods import METHODS
-from sparsesoup.methods.imp import Iterative
+from sparsesoup.methods.imp import IterativeMagnitudePruning
 from sparsesoup.methods.lottery_pools import LotteryPools
-from sparsesoup.methods.one_shot import Dense
-from sparsesoup.training.config import Training
+from sparsesoup.methods.one_shot import DenseFinetuning
+from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.problem import Problem
-from sparsesoup.training.train_cache import Shelf
+from sparsesoup.training.train_cache import TrainingCache
 from test_resume import arguments, begun, costs, killed
 from tiny_hub import log_of, masks_of, run_of, weights_of
 
@@ -36,7 +36,7 @@ class Counted:
             self.trained += torch.is_grad_enabled()
             return plain(outputs, batch)
 
-        self.problem: Problem = replace(problem, criterion=criterion, shelf=Shelf(folder, {"where": identity}))
+        self.problem: Problem = replace(problem, criterion=criterion, shelf=TrainingCache(folder, {"where": identity}))
 
 
 def counts(ticket: Ticket) -> dict[str, dict[str, float]]:
@@ -58,13 +58,25 @@ def alike(one: Ticket, other: Ticket) -> bool:
     ("first", "second", "own"),
     [
         # (a run, one that follows, the steps that the second has to train itself)
-        (("dense", 0.0), (Iterative(cut=0.5), 0.75), 2 * STEPS),
-        (("dense", 0.0), (Iterative(cut=0.5, back="rate"), 0.5), STEPS),
-        ((Iterative(cut=0.5, rewind=0.1), 0.75), (Iterative(cut=0.5, rewind=0.1), 0.9), 2 * 18),
-        ((Iterative(cut=0.5, rewind=0.1), 0.75), (LotteryPools(cut=0.5, rewind=0.1, beyond=1), 0.75), 18),
-        ((Iterative(cut=0.5), 0.75), (Dense(), 0.0), 0),
-        ((Iterative(cut=0.5), 0.75), (Iterative(cut=0.4), 0.75), 3 * STEPS),
-        ((Iterative(cut=0.5, rewind=0.1), 0.5), (Iterative(cut=0.5, rewind=0.2), 0.5), 4 + 2 * 16),
+        (("dense", 0.0), (IterativeMagnitudePruning(cut=0.5), 0.75), 2 * STEPS),
+        (("dense", 0.0), (IterativeMagnitudePruning(cut=0.5, back="rate"), 0.5), STEPS),
+        (
+            (IterativeMagnitudePruning(cut=0.5, rewind=0.1), 0.75),
+            (IterativeMagnitudePruning(cut=0.5, rewind=0.1), 0.9),
+            2 * 18,
+        ),
+        (
+            (IterativeMagnitudePruning(cut=0.5, rewind=0.1), 0.75),
+            (LotteryPools(cut=0.5, rewind=0.1, beyond=1), 0.75),
+            18,
+        ),
+        ((IterativeMagnitudePruning(cut=0.5), 0.75), (DenseFinetuning(), 0.0), 0),
+        ((IterativeMagnitudePruning(cut=0.5), 0.75), (IterativeMagnitudePruning(cut=0.4), 0.75), 3 * STEPS),
+        (
+            (IterativeMagnitudePruning(cut=0.5, rewind=0.1), 0.5),
+            (IterativeMagnitudePruning(cut=0.5, rewind=0.2), 0.5),
+            4 + 2 * 16,
+        ),
     ],
 )
 def test_what_two_runs_share_is_trained_once_and_charged_to_both(
@@ -84,14 +96,14 @@ def test_what_two_runs_share_is_trained_once_and_charged_to_both(
     "changes",
     [
         {"seed": 1},
-        {"training": Training(learning_rate=0.02, batch_size=8)},
+        {"training": TrainingConfig(learning_rate=0.02, batch_size=8)},
         {"identity": "elsewhere"},
     ],
 )
 def test_nothing_is_shared_with_a_run_that_differs(changes: dict[str, Any], tmp_path: Path) -> None:
-    Dense().run(Counted(tmp_path).problem, 0.0)
+    DenseFinetuning().run(Counted(tmp_path).problem, 0.0)
     other = Counted(tmp_path, **changes)
-    Dense().run(other.problem, 0.0)
+    DenseFinetuning().run(other.problem, 0.0)
     assert other.trained == STEPS
 
 
@@ -103,18 +115,18 @@ def test_a_training_with_a_teacher_is_not_shared(tmp_path: Path) -> None:
         def objective(model: Any, batch: Any, problem: Problem = problem) -> torch.Tensor:
             return problem.criterion(problem.predict(model, batch), batch)
 
-        Dense().run(replace(problem, objective=objective), 0.0)
+        DenseFinetuning().run(replace(problem, objective=objective), 0.0)
         assert counted.trained == STEPS
     assert not list(tmp_path.iterdir())
 
 
 def test_a_damaged_product_is_made_again(tmp_path: Path) -> None:
-    plain = Dense().run(Counted(tmp_path).problem, 0.0)
+    plain = DenseFinetuning().run(Counted(tmp_path).problem, 0.0)
     (file,) = tmp_path.iterdir()
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     again = Counted(tmp_path)
-    assert alike(Dense().run(again.problem, 0.0), plain)
+    assert alike(DenseFinetuning().run(again.problem, 0.0), plain)
     assert again.trained == STEPS
     assert len(file.read_bytes()) == len(whole)
 

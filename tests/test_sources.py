@@ -13,12 +13,12 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.hub.tasks import splits as sources
-from sparsesoup.hub.tasks.columns import Task, find_task
-from sparsesoup.hub.tasks.question_answering import Spans
+from sparsesoup.hub.tasks.columns import TextTask, find_task
+from sparsesoup.hub.tasks.question_answering import QuestionAnswering
 from sparsesoup.hub.tasks.splits import open_splits, open_test, training_splits
 
 FEATURES = Features({"sentence": Value("string"), "label": ClassLabel(names=["no", "yes"])})
-TASK = Task(("sentence",), "label", ("no", "yes"), ("accuracy",))
+TASK = TextTask(("sentence",), "label", ("no", "yes"), ("accuracy",))
 
 
 def rows_of(count, first=0):
@@ -34,7 +34,7 @@ def write(folder, **splits):
 
 
 def source_of(name="reviews", **splits):
-    return sources.Source(name, splits)
+    return sources.LoadedDataset(name, splits)
 
 
 def texts(rows):
@@ -57,7 +57,7 @@ def test_a_folder_is_opened_by_path_by_data_root_and_by_environment(tmp_path, mo
     for source in (by_path, by_root, by_environment):
         assert source.name == "glue/cola"
         assert {name: len(rows) for name, rows in source.splits.items()} == {"train": 20, "validation": 5}
-    assert find_task(by_path.train, by_path.name).metrics == ("matthews",)
+    assert find_task(by_path.train_split, by_path.name).metrics == ("matthews",)
     assert open_splits(str(tmp_path / "root" / "glue"), config="cola").name == "glue/cola"
 
 
@@ -75,17 +75,17 @@ def test_every_text_format_and_usual_file_name_is_read(tmp_path):
         "validation": ["three, four"],
         "test": ["five"],
     }
-    assert open_splits(str(folder / "dev.tsv")).train["label"][:] == ["pos"]
+    assert open_splits(str(folder / "dev.tsv")).train_split["label"][:] == ["pos"]
 
 
 def test_no_library_writes_to_the_terminal_or_the_log(tmp_path, capfd, caplog):
     logging.getLogger("datasets").addHandler(caplog.handler)
     folder = write(tmp_path / "set", train=rows_of(3))
     capfd.readouterr()  # bars of to_parquet itself
-    assert len(open_splits(str(folder)).train) == 3
+    assert len(open_splits(str(folder)).train_split) == 3
     (tmp_path / "bad.parquet").write_text("not parquet")
     with pytest.raises(UserError):
-        len(open_splits(str(tmp_path / "bad.parquet")).train)
+        len(open_splits(str(tmp_path / "bad.parquet")).train_split)
     logging.getLogger("datasets").removeHandler(caplog.handler)
     assert capfd.readouterr() == ("", "")
     assert caplog.records == []
@@ -93,10 +93,10 @@ def test_no_library_writes_to_the_terminal_or_the_log(tmp_path, capfd, caplog):
 
 def test_the_fingerprint_is_of_the_rows_and_not_of_place_or_format(tmp_path):
     rows = rows_of(30)
-    first = open_splits(str(write(tmp_path / "a", train=rows))).fingerprint
+    first = open_splits(str(write(tmp_path / "a", train=rows))).train_fingerprint
     rows.to_csv(tmp_path / "b.csv")
-    assert open_splits(str(tmp_path / "b.csv")).fingerprint == first
-    assert open_splits(str(write(tmp_path / "c", train=rows.select([*range(28), 29, 28])))).fingerprint != first
+    assert open_splits(str(tmp_path / "b.csv")).train_fingerprint == first
+    assert open_splits(str(write(tmp_path / "c", train=rows.select([*range(28), 29, 28])))).train_fingerprint != first
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_files_that_hold_no_rows_end_in_one_line_that_names_them(tmp_path, name,
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / name).write_text(content)
     with pytest.raises(UserError, match=message) as error:
-        len(open_splits(str(tmp_path / "set")).train)
+        len(open_splits(str(tmp_path / "set")).train_split)
     assert "\n" not in str(error.value)
 
 
@@ -157,7 +157,7 @@ def test_validation_is_a_seeded_tenth_of_the_training_split():
     source = source_of(train=rows_of(50), validation=rows_of(10, 100), test=rows_of(10, 200))
     train, validation = training_splits(source, TASK, seed=0)
     assert (len(train), len(validation)) == (45, 5)
-    assert texts(train) | texts(validation) == texts(source.train)
+    assert texts(train) | texts(validation) == texts(source.train_split)
     assert texts(training_splits(source, TASK, seed=0)[1]) == texts(validation)
     assert texts(training_splits(source, TASK, seed=1)[1]) != texts(validation)
 
@@ -259,7 +259,7 @@ def test_a_question_that_is_missing_is_counted_as_the_split_has_it():
     asked = [{"question": None if i == 17 else "which", "context": "a b", "answers": answers} for i in range(20)]
     rows = Dataset.from_list(asked)
     with pytest.raises(UserError, match="reviews train: row 17 has None of type NoneType in column question"):
-        training_splits(source_of(train=rows), Spans(), 0)
+        training_splits(source_of(train=rows), QuestionAnswering(), 0)
 
 
 def test_a_written_label_that_training_never_saw_is_refused():
@@ -267,7 +267,7 @@ def test_a_written_label_that_training_never_saw_is_refused():
     test = Dataset.from_dict({"text": ["c"], "label": ["mixed"]})
     source = source_of(train=train, test=test)
     with pytest.raises(UserError, match=r"row 0 has the label 'mixed'.*\(neg, pos\)"):
-        open_test(source, find_task(source.train, source.name))
+        open_test(source, find_task(source.train_split, source.name))
 
 
 def test_quotes_of_a_table_with_tabs_are_text_unless_they_stand_around_fields(tmp_path):
@@ -275,7 +275,7 @@ def test_quotes_of_a_table_with_tabs_are_text_unless_they_stand_around_fields(tm
     rows[3], rows[20] = '"So it goes" said he', '"unclosed'
     plain = "".join(f"{text}\t{i % 2}\n" for i, text in enumerate(rows))
     (tmp_path / "plain.tsv").write_text("text\tlabel\n" + plain)
-    assert open_splits(str(tmp_path / "plain.tsv")).train["text"][:] == rows
+    assert open_splits(str(tmp_path / "plain.tsv")).train_split["text"][:] == rows
     rows[4] = "two\nlines"
     pandas.DataFrame({"text": rows, "label": 1}).to_csv(tmp_path / "quoted.tsv", sep="\t", index=False)
-    assert open_splits(str(tmp_path / "quoted.tsv")).train["text"][:] == rows
+    assert open_splits(str(tmp_path / "quoted.tsv")).train_split["text"][:] == rows

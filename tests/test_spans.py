@@ -13,28 +13,28 @@ from torch.nn import functional
 from transformers import AutoModelForQuestionAnswering, BertTokenizerLegacy, PreTrainedTokenizerFast
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.hub.build import Place, build, open_task
-from sparsesoup.hub.tasks.columns import Task
+from sparsesoup.hub.build import ModelAndDataConfig, build_problem, open_task
+from sparsesoup.hub.tasks.columns import TextTask
 from sparsesoup.hub.tasks.question_answering import (
     ANSWERABLE,
     LOW,
-    Spans,
+    QuestionAnswering,
     answers_of,
-    criterion,
-    encode,
+    encode_questions,
     find_spans,
     has_answers,
-    predict,
+    predict_spans,
+    span_loss,
 )
-from sparsesoup.hub.tasks.registry import find
-from sparsesoup.training.config import Distill, Training
+from sparsesoup.hub.tasks.registry import infer_task
+from sparsesoup.training.config import DistillConfig, TrainingConfig
 from sparsesoup.training.cost import Cost
-from sparsesoup.training.distillation import distilled
+from sparsesoup.training.distillation import distillation_objective
 from sparsesoup.training.loop import train
-from sparsesoup.training.problem import evaluate
+from sparsesoup.training.problem import evaluate_model
 from tiny_hub import CONFIGS, checkpoint, questions, tokenizer, write_rows
 
-TASK = Spans()
+TASK = QuestionAnswering()
 
 
 def of_bytes():
@@ -83,7 +83,7 @@ def rows_of(*rows):
 def test_rows_are_the_windows_that_the_tokenizer_itself_cuts(tool, max_length, stride):
     rows = asked(8)
     used = TOOLS[tool]()
-    data, _ = encode(rows_of(*rows), replace(TASK, stride=stride), used, max_length)
+    data, _ = encode_questions(rows_of(*rows), replace(TASK, stride=stride), used, max_length)
     used.padding_side = "right"
     expected = used(
         [row["question"] for row in rows],
@@ -124,7 +124,7 @@ def test_rows_are_the_windows_that_the_tokenizer_itself_cuts(tool, max_length, s
 @pytest.mark.parametrize(("max_length", "stride"), [(16, 1), (16, 5), (24, 8), (60, None)])
 def test_windows_cover_the_context_and_overlap_by_the_stride(max_length, stride):
     rows = asked(6)
-    data, _ = encode(rows_of(*rows), replace(TASK, stride=stride), of_bytes(), max_length)
+    data, _ = encode_questions(rows_of(*rows), replace(TASK, stride=stride), of_bytes(), max_length)
     for number, row in enumerate(rows):
         windows = [r[-1] for r in data.rows if r[-1].question == number]
         assert windows[0].begin == 0
@@ -137,7 +137,7 @@ def test_windows_cover_the_context_and_overlap_by_the_stride(max_length, stride)
 def test_an_answer_of_signs_of_several_bytes_is_found_and_read_back():
     context, text = "a naïve café 🙂🙂 in Zürich", "café 🙂"
     row = {"context": context, "question": "é?", "answers": {"text": [text], "answer_start": [context.index(text)]}}
-    data, judged = encode(rows_of(row), TASK, of_bytes(), 100)
+    data, judged = encode_questions(rows_of(row), TASK, of_bytes(), 100)
     (window,) = [r[-1] for r in data.rows]
     assert window.end - window.start + 1 == len(text.encode())
     outputs = torch.zeros(1, 2, 100)
@@ -148,14 +148,14 @@ def test_an_answer_of_signs_of_several_bytes_is_found_and_read_back():
 def test_spaces_around_an_answer_are_not_part_of_it():
     row = {"context": "the film was good", "question": "film", "answers": {"text": [" good"], "answer_start": [12]}}
     plain = {**row, "answers": {"text": ["good"], "answer_start": [13]}}
-    data, _ = encode(rows_of(row, plain), TASK, tokenizer(True), 40)
+    data, _ = encode_questions(rows_of(row, plain), TASK, tokenizer(True), 40)
     assert data.batch([0])["labels"][0, 1:].tolist() == data.batch([1])["labels"][0, 1:].tolist()
     assert data.rows[0][-1].start == data.rows[0][-1].end != 0
 
 
 def test_a_long_question_leaves_half_of_the_row_to_the_context():
     row = {**questions(1)[0], "question": "very " * 100}
-    data, _ = encode(rows_of(row), TASK, tokenizer(True), 23)
+    data, _ = encode_questions(rows_of(row), TASK, tokenizer(True), 23)
     assert {r[-1].first for r in data.rows} == {1 + 10 + 1}
     assert max(data.lengths) == 23
 
@@ -163,7 +163,9 @@ def test_a_long_question_leaves_half_of_the_row_to_the_context():
 def test_questions_without_an_answer_and_empty_contexts_point_at_the_first_token():
     empty = {"text": [], "answer_start": []}
     rows = [{**questions(1)[0], "answers": empty}, {"id": "", "context": "", "question": "film", "answers": empty}]
-    data, judged = encode(rows_of(*rows, questions(1)[0]), replace(TASK, unanswerable=True), tokenizer(True), 60)
+    data, judged = encode_questions(
+        rows_of(*rows, questions(1)[0]), replace(TASK, unanswerable=True), tokenizer(True), 60
+    )
     labels = data.batch([0, 1, 2])["labels"]
     assert labels[:2].tolist() == [[0, 0, 0], [1, 0, 0]]
     assert labels[2, 1] > 0
@@ -185,10 +187,10 @@ class Fixed(nn.Module):
 
 
 def test_predict_masks_question_and_padding_and_has_one_width():
-    data, _ = encode(rows_of(*questions(3, clauses=1), questions(1, clauses=4)[0]), TASK, tokenizer(True), 40)
+    data, _ = encode_questions(rows_of(*questions(3, clauses=1), questions(1, clauses=4)[0]), TASK, tokenizer(True), 40)
     batch = data.batch(range(4))
     said = torch.randn(4, 2, 40)
-    outputs = predict(Fixed(said), batch)
+    outputs = predict_spans(Fixed(said), batch)
     assert outputs.shape == (4, 2, 40)
     for i, row in enumerate(data.rows):
         for k in range(40):
@@ -198,12 +200,12 @@ def test_predict_masks_question_and_padding_and_has_one_width():
 
 
 def test_the_loss_is_the_mean_of_that_of_start_and_end():
-    data, _ = encode(rows_of(*questions(3)), TASK, tokenizer(True), 40)
+    data, _ = encode_questions(rows_of(*questions(3)), TASK, tokenizer(True), 40)
     batch = data.batch(range(3))
-    outputs = predict(Fixed(torch.randn(3, 2, 40)), batch)
+    outputs = predict_spans(Fixed(torch.randn(3, 2, 40)), batch)
     start = functional.cross_entropy(outputs[:, 0], batch["labels"][:, 1])
     end = functional.cross_entropy(outputs[:, 1], batch["labels"][:, 2])
-    assert criterion(outputs, batch).item() == pytest.approx((start + end).item() / 2, rel=1e-5)
+    assert span_loss(outputs, batch).item() == pytest.approx((start + end).item() / 2, rel=1e-5)
 
 
 # What is a question-answering task, and what is wrong with one.
@@ -213,20 +215,22 @@ def test_squads_columns_are_known_in_both_forms_and_under_other_names():
     row = questions(1)[0]
     flat = {**row, "answers": [{"text": t, "answer_start": s} for t, s in zip(*row["answers"].values(), strict=True)]}
     for each in (row, flat):
-        assert find(rows_of(each), "x", None, None) == Spans()
+        assert infer_task(rows_of(each), "x", None, None) == QuestionAnswering()
         assert answers_of(rows_of(each), TASK, "x") == [list(zip(*row["answers"].values(), strict=True))]
     renamed = rows_of({"passage": row["context"], "asked": row["question"], "spans": row["answers"]})
-    task = find(renamed, "x", ["asked", "passage"], "spans", 9)
-    assert task == Spans(("asked", "passage"), "spans", False, 9)
-    assert encode(renamed, replace(task, stride=None), tokenizer(True), 40)[0].lengths
+    task = infer_task(renamed, "x", ["asked", "passage"], "spans", 9)
+    assert task == QuestionAnswering(("asked", "passage"), "spans", False, 9)
+    assert encode_questions(renamed, replace(task, stride=None), tokenizer(True), 40)[0].lengths
     labelled = rows_of({**row, "label": 1}, {**row, "label": 0})
-    assert isinstance(find(labelled, "x", None, "label"), Task)
+    assert isinstance(infer_task(labelled, "x", None, "label"), TextTask)
 
 
 def test_a_question_without_an_answer_makes_it_squad_2():
     row = questions(1)[0]
     for empty in ({"text": [], "answer_start": []}, {"text": [""], "answer_start": [-1]}):
-        assert find(rows_of(row, {**row, "answers": empty}), "x", None, None) == Spans(unanswerable=True)
+        assert infer_task(rows_of(row, {**row, "answers": empty}), "x", None, None) == QuestionAnswering(
+            unanswerable=True
+        )
         assert has_answers(rows_of(row, {**row, "answers": empty}), TASK)
         assert not has_answers(rows_of({**row, "answers": empty}), TASK)
 
@@ -241,7 +245,7 @@ def test_a_table_of_questions_without_answers_is_refused_and_other_tables_are_le
     boolean = rows_of({"context": row["context"], "question": row["question"], "label": 1})
     assert find_spans(boolean, "reviews", None, None, None) is None
     with pytest.raises(UserError, match="doc_stride is 4, and reviews asks no questions"):
-        find(boolean, "reviews", None, None, 4)
+        infer_task(boolean, "reviews", None, None, 4)
 
 
 @pytest.mark.parametrize(
@@ -266,15 +270,15 @@ def test_a_stride_that_leaves_no_room_is_refused_with_what_is_allowed():
     rows = rows_of(*questions(2))
     for stride in (0, 19, 40):
         with pytest.raises(UserError, match=f"doc_stride is {stride}, where max_length 40 allows 1 to 18"):
-            encode(rows, replace(TASK, stride=stride), tokenizer(True), 40)
-    assert len(encode(rows, replace(TASK, stride=18), tokenizer(True), 40)[0]) == 2
+            encode_questions(rows, replace(TASK, stride=stride), tokenizer(True), 40)
+    assert len(encode_questions(rows, replace(TASK, stride=18), tokenizer(True), 40)[0]) == 2
 
 
 def test_a_tokenizer_that_knows_no_characters_is_refused(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "film"]))
     slow = BertTokenizerLegacy(str(tmp_path / "vocab.txt"), model_max_length=64)
     with pytest.raises(UserError, match=r"tokenizer of .* is a slow one .*tokenizer.json"):
-        encode(rows_of(*questions(2)), TASK, slow, 40)
+        encode_questions(rows_of(*questions(2)), TASK, slow, 40)
 
 
 # What a model learns.
@@ -285,12 +289,14 @@ def test_a_tiny_model_learns_ten_questions_by_heart(tmp_path, monkeypatch):
     rows = asked(11, 3)
     write_rows(tmp_path / "set" / "train.jsonl", tuple(rows[0]), [tuple(row.values()) for row in rows])
     write_rows(tmp_path / "set" / "test.jsonl", tuple(rows[0]), [tuple(row.values()) for row in rows[:1]])
-    place = Place(model=str(checkpoint(tmp_path / "bert")), dataset=str(tmp_path / "set"), max_length=40)
-    problem = build(place, open_task(place), steps=300, training=Training(learning_rate=1e-2, batch_size=10))
+    place = ModelAndDataConfig(model=str(checkpoint(tmp_path / "bert")), dataset=str(tmp_path / "set"), max_length=40)
+    problem = build_problem(
+        place, open_task(place), steps=300, training=TrainingConfig(learning_rate=1e-2, batch_size=10)
+    )
     assert len(problem.train) > 10  # the long context is cut
-    judged = encode(open_task(place).source.train, TASK, tokenizer(True), 40)
-    state = train(problem.start(), problem, 300)
-    found = evaluate(replace(problem, metric=judged[1]), state.model, judged[0], Cost())
+    judged = encode_questions(open_task(place).source.train_split, TASK, tokenizer(True), 40)
+    state = train(problem.start_run(), problem, 300)
+    found = evaluate_model(replace(problem, metric=judged[1]), state.model, judged[0], Cost())
     assert found["f1"] > 0.9
     assert found["exact_match"] > 0.8
 
@@ -299,14 +305,16 @@ def test_distillation_of_spans_is_finite_and_moves_the_student_towards_the_teach
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     rows = questions(12, clauses=2)
     write_rows(tmp_path / "set" / "train.jsonl", tuple(rows[0]), [tuple(row.values()) for row in rows])
-    place = Place(model=str(checkpoint(tmp_path / "bert")), dataset=str(tmp_path / "set"), max_length=60)
-    problem = build(place, open_task(place), steps=60, training=Training(learning_rate=1e-2, batch_size=5))
+    place = ModelAndDataConfig(model=str(checkpoint(tmp_path / "bert")), dataset=str(tmp_path / "set"), max_length=60)
+    problem = build_problem(
+        place, open_task(place), steps=60, training=TrainingConfig(learning_rate=1e-2, batch_size=5)
+    )
     torch.manual_seed(3)
     teacher = AutoModelForQuestionAnswering.from_config(CONFIGS["bert"]())
-    objective = distilled(problem, teacher, Distill(hardness=1.0, temperature=1.0))
+    objective = distillation_objective(problem, teacher, DistillConfig(hardness=1.0, temperature=1.0))
     batch = problem.train.batch(range(len(problem.train)))
     before = objective(problem.pretrained.eval(), batch)
-    state = train(problem.start(), replace(problem, objective=objective), 60)
+    state = train(problem.start_run(), replace(problem, objective=objective), 60)
     after = objective(state.model.eval(), batch)
     assert torch.isfinite(before)
     assert after < 0.5 * before

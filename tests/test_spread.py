@@ -10,8 +10,8 @@ import pytest
 
 from conftest import same
 from sparsesoup.cli.main import main
-from sparsesoup.runs.parallel import Spread
-from sparsesoup.training.checkpoint import Journal
+from sparsesoup.runs.parallel import ProcessMap
+from sparsesoup.training.checkpoint import Checkpointer
 from test_resume import begun, costs, until
 from test_study import _command, children
 from tiny_hub import log_of, masks_of, run_of, weights_of
@@ -88,7 +88,7 @@ def test_a_dead_worker_is_replaced_and_a_dead_run_goes_on(place, tmp_path):
 def test_a_mask_that_is_there_is_not_drawn_again(place, tmp_path, monkeypatch):
     """A restart in the midst of the weak masks takes those on the disk, whichever the journal had counted."""
     assert main(line(place, tmp_path / "one")) == 0
-    plain = Journal.piece
+    plain = Checkpointer.run_stage
 
     def stop(journal, name, *work, **more):
         if name == "stage-2-weak-2":
@@ -96,14 +96,14 @@ def test_a_mask_that_is_there_is_not_drawn_again(place, tmp_path, monkeypatch):
         plain(journal, name, *work, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "piece", stop)
-        patch.setattr(Journal, "_due", lambda journal: True)  # or it may go back by a stage
+        patch.setattr(Checkpointer, "run_stage", stop)
+        patch.setattr(Checkpointer, "_save_is_due", lambda journal: True)  # or it may go back by a stage
         assert main(line(place, tmp_path / "two", "isp", "--workers", "2")) == 130
     run = run_of(tmp_path / "two")
     there = {file.name: file.stat().st_mtime_ns for file in run.glob(f"stages/{HASH}.safetensors")}
     assert len(there) == 3
     with monkeypatch.context() as patch:
-        patch.setattr(Spread, "_draw", lambda *_: pytest.fail("a mask is drawn again"))
+        patch.setattr(ProcessMap, "_run_missing_tasks", lambda *_: pytest.fail("a mask is drawn again"))
         assert main(line(place, tmp_path / "two", "isp", "--workers", "2")) == 0
     assert_equal(run_of(tmp_path / "one"), run)
 

@@ -7,19 +7,19 @@ import torch
 from torch import Tensor
 
 from conftest import same, tiny
-from sparsesoup.core.masking import keep
+from sparsesoup.core.masking import topk_masks
 from sparsesoup.core.masks import Masks
 from sparsesoup.methods.scores import magnitude
-from sparsesoup.training.config import Training
-from sparsesoup.training.loop import Protocol, train
+from sparsesoup.training.config import TrainingConfig
+from sparsesoup.training.loop import TrainingOverrides, train
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.state import TrainState
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop")
 
 
-def settings(optimizer: str) -> Training:
-    return Training(learning_rate=2e-3, batch_size=16, weight_decay=0.1, optimizer=optimizer)
+def settings(optimizer: str) -> TrainingConfig:
+    return TrainingConfig(learning_rate=2e-3, batch_size=16, weight_decay=0.1, optimizer=optimizer)
 
 
 def bits(state: TrainState) -> dict[str, Tensor]:
@@ -27,12 +27,12 @@ def bits(state: TrainState) -> dict[str, Tensor]:
 
 
 def halve(state: TrainState, sparsity: float = 0.5) -> Masks:
-    return keep(magnitude(state.params()), sparsity, within=state.masks)
+    return topk_masks(magnitude(state.prunable_parameters()), sparsity, within=state.masks)
 
 
 def trained(problem: Problem, steps: int = 5) -> TrainState:
-    state = train(problem.start(), problem, steps)
-    state.prune_(halve(state))
+    state = train(problem.start_run(), problem, steps)
+    state.set_masks_(halve(state))
     state.memory["look"] = torch.arange(3.0)
     state.notes["stages"] = [{"step": 5}]
     return state
@@ -42,17 +42,17 @@ def trained(problem: Problem, steps: int = 5) -> TrainState:
 def test_restoring_returns_to_the_bit(optimizer: str) -> None:
     problem = tiny(training=settings(optimizer))
     state = trained(problem)
-    before, point = bits(state), state.snapshot()
+    before, point = bits(state), state.take_snapshot()
     for _ in range(2):  # it can be returned to again
         train(state, problem, 4, stream=("fork",))
-        state.prune_(halve(state, 0.8))
+        state.set_masks_(halve(state, 0.8))
         state.memory["look"] += 1
         state.memory["more"] = torch.ones(1)
         state.notes["stages"].append({"step": 9})
         state.notes["why"] = "a fork"
         state.halt = True
         assert not same(bits(state), before)
-        state.restore_(point)
+        state.restore_snapshot_(point)
         assert same(bits(state), before)
         assert (state.step, state.halt) == (5, False)
         assert state.notes == {"stages": [{"step": 5}]}
@@ -67,42 +67,49 @@ def test_a_run_that_was_forked_ends_as_one_that_never_was(optimizer: str) -> Non
     state = trained(problem)
     for _ in range(2):
         train(state, problem, 5)
-        here = state.snapshot()
-        train(state, problem, 3, stream=("fork",), label="weak", protocol=Protocol(rate=2.0, dropout=0.5, share=0.5))
-        state.prune_(halve(state, 0.9))
-        state.restore_(here)
+        here = state.take_snapshot()
+        train(
+            state,
+            problem,
+            3,
+            stream=("fork",),
+            label="weak",
+            protocol=TrainingOverrides(rate=2.0, dropout=0.5, share=0.5),
+        )
+        state.set_masks_(halve(state, 0.9))
+        state.restore_snapshot_(here)
     assert same(bits(state), bits(plain))
 
 
 def test_a_snapshot_before_the_first_step_has_no_moments_and_brings_none_back() -> None:
     problem = tiny()
-    state = problem.start()
-    origin = state.snapshot()
+    state = problem.start_run()
+    origin = state.take_snapshot()
     train(state, problem, 3)
     assert state.optimizer.state
-    state.restore_(origin)
+    state.restore_snapshot_(origin)
     assert not state.optimizer.state
-    assert same(bits(train(state, problem, 3)), bits(train(problem.start(), problem, 3)))
+    assert same(bits(train(state, problem, 3)), bits(train(problem.start_run(), problem, 3)))
 
 
 def test_a_snapshot_is_a_copy() -> None:
     problem = tiny()
     state = trained(problem)
-    point = state.snapshot()
+    point = state.take_snapshot()
     frozen = {n: t.clone() for n, t in point.tensors.items()}
-    state.restore_(point)
+    state.restore_snapshot_(point)
     train(state, problem, 3)
     state.memory["look"].zero_()
-    state.prune_(halve(state, 0.9))
+    state.set_masks_(halve(state, 0.9))
     assert same(point.tensors, frozen)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_pruning_clears_weights_and_moments_of_what_it_prunes_and_nothing_else(optimizer: str) -> None:
     problem = tiny(training=settings(optimizer))
-    state = train(problem.start(), problem, 5)
-    before, params = bits(state), state.params()
-    state.prune_(halve(state))
+    state = train(problem.start_run(), problem, 5)
+    before, params = bits(state), state.prunable_parameters()
+    state.set_masks_(halve(state))
     moments = 0
     for name, mask in state.masks.items():
         assert not params[name][~mask].any()
@@ -124,11 +131,11 @@ def test_pruning_clears_weights_and_moments_of_what_it_prunes_and_nothing_else(o
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_forgetting_starts_the_optimizer_afresh(optimizer: str) -> None:
     problem = tiny(training=settings(optimizer))
-    state = train(problem.start(), problem, 5)
+    state = train(problem.start_run(), problem, 5)
     weights = {n: p.detach().clone() for n, p in state.model.named_parameters()}
-    state.forget_()
+    state.reset_optimizer_()
     assert same(dict(state.model.named_parameters()), weights)
-    fresh = problem.start()
+    fresh = problem.start_run()
     with torch.no_grad():
         for name, p in fresh.model.named_parameters():
             p.copy_(weights[name])
@@ -140,8 +147,8 @@ def test_a_state_goes_to_disk_and_into_a_fresh_run_without_loss() -> None:
     problem = tiny(training=settings("rmsprop"))
     state = trained(problem)
     tensors, facts = bits(state), copy.deepcopy(state.facts())
-    other = problem.start()
-    other.take_back_(tensors, facts)
+    other = problem.start_run()
+    other.load_state_(tensors, facts)
     assert same(bits(other), bits(state))
     assert other.facts() == state.facts()
     assert same(bits(train(other, problem, 4)), bits(train(state, problem, 4)))

@@ -18,22 +18,22 @@ from sparsesoup.cli.main import main
 from sparsesoup.core import masks as algebra
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Block, Structure
-from sparsesoup.core.groups import need_groups
-from sparsesoup.core.masking import keep
+from sparsesoup.core.groups import validate_groups
+from sparsesoup.core.masking import topk_masks
 from sparsesoup.core.masks import Masks
-from sparsesoup.core.targets import heads, parameters
-from sparsesoup.exports.compact import left, remove_
-from sparsesoup.hub.models.dummy_inputs import answers, sample
-from sparsesoup.hub.models.layer_layouts import layers, widths
-from sparsesoup.hub.models.prunable import prunable
+from sparsesoup.core.targets import attention_head_groups, target_parameters
+from sparsesoup.exports.compact import find_live_units, fold_and_prune_layer_
+from sparsesoup.hub.models.dummy_inputs import dummy_inputs, forward_outputs
+from sparsesoup.hub.models.layer_layouts import layer_widths, prunable_layers
+from sparsesoup.hub.models.prunable import find_prunable
 from sparsesoup.methods import METHODS, TABLE
 from sparsesoup.methods.hybrid import HybridMovement
-from sparsesoup.methods.learned_masks import Phases
-from sparsesoup.methods.refill import filled
+from sparsesoup.methods.learned_masks import PhaseShares
+from sparsesoup.methods.refill import refill_masks
 from sparsesoup.methods.scores import magnitude
-from sparsesoup.report.format import noted, warned
+from sparsesoup.report.format import describe_notes, run_warnings
 from sparsesoup.training.batching import Batch
-from sparsesoup.training.config import Training
+from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.problem import Problem
 from test_ties import gpt2
 from tiny_bert import bert
@@ -89,7 +89,7 @@ def by_hand(kind: str, scores: dict[str, Tensor], sparsity: float) -> tuple[Mask
 
     for group in sorted(groups, key=lambda g: -mean(g)):
         size = sum(int(part.sum()) for part in group.values())
-        if algebra.kept(masks) + size > round((1 - sparsity) * algebra.total(masks)):
+        if algebra.count_kept(masks) + size > round((1 - sparsity) * algebra.count_total(masks)):
             return masks, size
         for name, part in group.items():
             masks[name] |= part
@@ -100,47 +100,47 @@ def by_hand(kind: str, scores: dict[str, Tensor], sparsity: float) -> tuple[Mask
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_groups_kept_are_those_chosen_by_hand(kind: Structure, sparsity: float) -> None:
     problem = bert()
-    scores = magnitude(parameters(problem.pretrained, problem.targets))
-    found = keep(scores, sparsity, pattern=need_groups(problem.targets, kind, sparsity))
+    scores = magnitude(target_parameters(problem.pretrained, problem.targets))
+    found = topk_masks(scores, sparsity, pattern=validate_groups(problem.targets, kind, sparsity))
     wanted, next_one = by_hand(kind, scores, sparsity)
     assert same(found, wanted)
-    goal = round((1 - sparsity) * algebra.total(found))
-    assert goal - next_one < algebra.kept(found) <= goal  # the boundary that keeps no more, next to the goal
+    goal = round((1 - sparsity) * algebra.count_total(found))
+    assert goal - next_one < algebra.count_kept(found) <= goal  # the boundary that keeps no more, next to the goal
 
 
 def test_a_row_makes_one_output_and_a_column_reads_one_input_however_they_are_stored() -> None:
     problem = bert(family=gpt2())
-    scores = magnitude(parameters(problem.pretrained, problem.targets))
+    scores = magnitude(target_parameters(problem.pretrained, problem.targets))
     for kind, side in (("rows", 0), ("columns", 1)):  # GPT-2 stores [in, out]
-        for name, mask in keep(scores, 0.5, pattern=need_groups(problem.targets, kind, 0.5)).items():
+        for name, mask in topk_masks(scores, 0.5, pattern=validate_groups(problem.targets, kind, 0.5)).items():
             assert bool((mask.all(side) | ~mask.any(side)).all()), name
             assert not bool((mask.all(1 - side) | ~mask.any(1 - side)).all()) or not mask.any() or mask.all(), name
 
 
 def test_by_scope_tensor_every_layer_loses_the_same_share() -> None:
     problem = bert()
-    scores = magnitude(parameters(problem.pretrained, problem.targets))
-    masks = keep(scores, 0.5, pattern=need_groups(problem.targets, "heads-and-units", 0.5), scope="tensor")
+    scores = magnitude(target_parameters(problem.pretrained, problem.targets))
+    masks = topk_masks(scores, 0.5, pattern=validate_groups(problem.targets, "heads-and-units", 0.5), scope="tensor")
     model = masked(problem, masks)
-    assert widths(compacted(model)) == {f"encoder.layer.{i}": {"heads": 1, "units": 16} for i in range(2)}
+    assert layer_widths(compacted(model)) == {f"encoder.layer.{i}": {"heads": 1, "units": 16} for i in range(2)}
 
 
 def masked(problem: Problem, masks: Masks) -> Any:
     model = copy.deepcopy(problem.pretrained)
-    algebra.apply_(dict(model.named_parameters()), masks)
+    algebra.apply_masks_(dict(model.named_parameters()), masks)
     return model.eval()
 
 
 def compacted(model: Any) -> Any:
     narrow = copy.deepcopy(model).eval()
-    for layer in layers(narrow):
-        remove_(layer, left(layer))
+    for layer in prunable_layers(narrow):
+        fold_and_prune_layer_(layer, find_live_units(layer))
     return narrow
 
 
 def apart(one: Any, other: Any) -> float:
-    batch = sample(one)
-    pairs = zip(answers(one, batch), answers(other, batch), strict=True)
+    batch = dummy_inputs(one)
+    pairs = zip(forward_outputs(one, batch), forward_outputs(other, batch), strict=True)
     return max(float((a - b).abs().max()) for a, b in pairs)
 
 
@@ -164,7 +164,7 @@ def test_all_methods_that_score_and_keep_can_be_asked_for_structure() -> None:
 @lru_cache
 def drawn(name: str, kind: Structure) -> tuple[Any, Any]:
     method = replace(METHODS[name], structure=kind, **QUICK.get(name, {}))
-    problem = bert(torch.float64, steps=40, training=Training(learning_rate=3e-3, batch_size=8))
+    problem = bert(torch.float64, steps=40, training=TrainingConfig(learning_rate=3e-3, batch_size=8))
     return method.run(problem, 0.45), problem
 
 
@@ -172,7 +172,7 @@ def drawn(name: str, kind: Structure) -> tuple[Any, Any]:
 def test_every_method_cuts_whole_groups_and_the_compact_model_answers_alike(name: str) -> None:
     ticket, problem = drawn(name, "heads-and-units")
     goal = round(0.55 * 4096)
-    assert goal - 512 < algebra.kept(ticket.masks) <= goal  # the largest group is a head of 512 weights
+    assert goal - 512 < algebra.count_kept(ticket.masks) <= goal  # the largest group is a head of 512 weights
     shapes = {n: tuple(m.shape) for n, m in ticket.masks.items()}
     for group in places("heads-and-units", shapes):
         assert len({bool(v) for n, part in group.items() for v in ticket.masks[n][part]}) == 1
@@ -180,8 +180,8 @@ def test_every_method_cuts_whole_groups_and_the_compact_model_answers_alike(name
     model.load_state_dict(ticket.weights)
     narrow = compacted(model.eval())
     assert apart(model, narrow) < 1e-10
-    removed = 4096 - sum(512 * row["heads"] + 32 * row["units"] for row in widths(narrow).values())
-    assert removed == algebra.total(ticket.masks) - algebra.kept(ticket.masks)
+    removed = 4096 - sum(512 * row["heads"] + 32 * row["units"] for row in layer_widths(narrow).values())
+    assert removed == algebra.count_total(ticket.masks) - algebra.count_kept(ticket.masks)
 
 
 @pytest.mark.parametrize("kind", ["rows", "columns", "heads", "units"])
@@ -193,8 +193,8 @@ def test_the_compact_model_answers_alike_for_each_structure(kind: Structure) -> 
     assert apart(model, narrow) < 1e-10
     if kind in ("heads", "units"):
         other = {"heads": "units", "units": "heads"}[kind]
-        assert {row[other] for row in widths(narrow).values()} == {{"heads": 2, "units": 32}[other]}
-        assert sum(row[kind] for row in widths(narrow).values()) < {"heads": 4, "units": 64}[kind]
+        assert {row[other] for row in layer_widths(narrow).values()} == {{"heads": 2, "units": 32}[other]}
+        assert sum(row[kind] for row in layer_widths(narrow).values()) < {"heads": 4, "units": 64}[kind]
 
 
 def test_what_cannot_be_had_is_refused_in_one_line_before_the_first_step() -> None:
@@ -233,7 +233,7 @@ def test_heads_and_units_of_a_model_without_heads_of_its_own_are_not_units_alone
         replace(METHODS["gradual"], structure="heads-and-units").run(problem, 0.2)
     assert not problem.meter.to_json()
     if family is llama:
-        assert need_groups(problem.targets, "units", 0.2)
+        assert validate_groups(problem.targets, "units", 0.2)
 
 
 @pytest.mark.parametrize(("kind", "said"), [("mpnet", True), ("bert", False)])
@@ -262,11 +262,11 @@ def test_one_shot_structured_is_the_cut_model_trained() -> None:
     """By another road: mask theta_0, cut it, and train what is left as a dense model."""
     problem = bert(torch.float64, family=still(), steps=12)
     ticket = replace(METHODS["one-shot-structured"], scope="global").run(problem, 0.45)
-    scores = magnitude(parameters(problem.pretrained, problem.targets))
+    scores = magnitude(target_parameters(problem.pretrained, problem.targets))
     assert same(ticket.masks, by_hand("heads-and-units", scores, 0.45)[0])
     narrow = compacted(masked(problem, ticket.masks))
     fresh = bert()
-    cut = replace(fresh, pretrained=narrow, targets=prunable(narrow), steps=12)
+    cut = replace(fresh, pretrained=narrow, targets=find_prunable(narrow), steps=12)
     other = copy.deepcopy(narrow)
     other.load_state_dict(METHODS["dense"].run(cut, 0.0).weights)
     model = copy.deepcopy(problem.pretrained)
@@ -274,12 +274,14 @@ def test_one_shot_structured_is_the_cut_model_trained() -> None:
     assert apart(model.eval(), other.eval()) < 1e-8
     assert apart(model, narrow) > 1e-3  # it did learn
     # The width between the blocks is protected.
-    assert {layer.part(role).weight.shape[0] for layer in layers(other) for role in ("output", "down")} == {16}
+    assert {
+        layer.module_of(role).weight.shape[0] for layer in prunable_layers(other) for role in ("output", "down")
+    } == {16}
 
 
 @lru_cache
 def hybrid(**more: Any) -> tuple[Any, Any, list[Masks], list[dict[str, Tensor]]]:
-    settings: dict[str, Any] = {"tile": Block(4, 8), "refill": 0.5, "phases": Phases(warmup=0.05), **more}
+    settings: dict[str, Any] = {"tile": Block(4, 8), "refill": 0.5, "phases": PhaseShares(warmup=0.05), **more}
     with watched() as watch:
         problem = bert(steps=40, observer=watch)
         ticket = HybridMovement(score_rate=0.5, **settings).run(problem, 0.8)
@@ -297,21 +299,24 @@ def test_refilled_masks_are_whole_heads_and_units_and_those_that_were_left() -> 
             for name, part in group.items():
                 union[name] |= part
     assert same(refilled, union)
-    assert widths(compacted(masked(problem, trimmed))) == widths(compacted(masked(problem, refilled)))
-    assert algebra.kept(trimmed) < algebra.kept(refilled) < algebra.total(refilled)
+    assert layer_widths(compacted(masked(problem, trimmed))) == layer_widths(compacted(masked(problem, refilled)))
+    assert algebra.count_kept(trimmed) < algebra.count_kept(refilled) < algebra.count_total(refilled)
 
 
 def test_a_head_whose_weights_do_not_meet_is_not_refilled() -> None:
     problem = bert()
     name = LAYER.format(0) + "attention.{}.weight"
-    none = {n: torch.zeros_like(m) for n, m in algebra.ones(parameters(problem.pretrained, problem.targets)).items()}
+    none = {
+        n: torch.zeros_like(m)
+        for n, m in algebra.dense_masks(target_parameters(problem.pretrained, problem.targets)).items()
+    }
     apart_, met = ({n: m.clone() for n, m in none.items()} for _ in range(2))
     apart_[name.format("self.query")][:] = True
     for masks, feature in ((apart_, 3), (met, 2)):
         masks[name.format("self.value")][2, 0] = True  # both features are of the first head
         masks[name.format("output.dense")][5, feature] = True
-    assert same(filled(apart_, problem.targets), none)
-    assert algebra.kept(filled(met, problem.targets)) == 512
+    assert same(refill_masks(apart_, problem.targets), none)
+    assert algebra.count_kept(refill_masks(met, problem.targets)) == 512
 
 
 def test_what_returns_is_small_noise_and_what_stayed_is_as_it_was() -> None:
@@ -339,7 +344,7 @@ def test_after_the_refill_the_rate_rises_and_falls_once_more_on_rows_of_another_
     problem = bert(steps=40, observer=watch, criterion=criterion)
     HybridMovement(score_rate=0.5, tile=Block(4, 8), refill=0.5).run(problem, 0.8)
     assert watch.curve("step")[40:] == watch.curve("step")[20:40]
-    assert watch.curve("rate")[40:] == [problem.rate(20)(step) for step in range(20)]
+    assert watch.curve("rate")[40:] == [problem.rate_schedule(20)(step) for step in range(20)]
     assert sum(one.equal(other) for one, other in zip(seen[20:40], seen[40:], strict=True)) < 4
 
 
@@ -347,14 +352,14 @@ def test_refilling_writes_noise_of_the_asked_size_into_what_returns_alone() -> N
     from sparsesoup.methods.refill import refill_
 
     problem = bert(steps=40)
-    state = problem.start()
-    trimmed = keep(magnitude(state.params()), 0.5, pattern=Block(4, 8))
-    state.prune_(trimmed)
-    before = {n: p.detach().clone() for n, p in state.params().items()}
+    state = problem.start_run()
+    trimmed = topk_masks(magnitude(state.prunable_parameters()), 0.5, pattern=Block(4, 8))
+    state.set_masks_(trimmed)
+    before = {n: p.detach().clone() for n, p in state.prunable_parameters().items()}
     refill_(state, problem, 10, 0.1)
     returned = {n: m & ~trimmed[n] for n, m in state.masks.items()}
     assert any(bool(m.any()) for m in returned.values())
-    for name, weight in state.params().items():
+    for name, weight in state.prunable_parameters().items():
         stayed = trimmed[name] & state.masks[name]
         assert weight[stayed].equal(before[name][stayed])
         if int(returned[name].sum()) > 60:
@@ -367,18 +372,20 @@ def test_refilling_writes_noise_of_the_asked_size_into_what_returns_alone() -> N
 def test_heads_are_known_in_every_family_that_can_be_compacted_whole_or_cut(name: str) -> None:
     model = model_of(name, dtype=torch.float32)
     towers = 2 if name == "clip" else 1
-    whole = heads(prunable(model))
-    assert [tie.count({n: t.shape for n, t in prunable(model).items()}) for tie in whole] == [HEADS] * LAYERS * towers
-    last = layers(model)[-1]
+    whole = attention_head_groups(find_prunable(model))
+    assert [tie.num_groups({n: t.shape for n, t in find_prunable(model).items()}) for tie in whole] == [
+        HEADS
+    ] * LAYERS * towers
+    last = prunable_layers(model)[-1]
     with torch.no_grad():
-        last.part("value").weight[: 3 * last.size] = 0  # three of the last layer's four heads
+        last.module_of("value").weight[: 3 * last.head_size] = 0  # three of the last layer's four heads
         for part in ("value", "up"):
-            layers(model)[1].part(part).weight.zero_()
-    cut = prunable(compacted(model))
-    ties = heads(cut)
-    counts = [tie.count({n: t.shape for n, t in cut.items()}) for tie in ties]
+            prunable_layers(model)[1].module_of(part).weight.zero_()
+    cut = find_prunable(compacted(model))
+    ties = attention_head_groups(cut)
+    counts = [tie.num_groups({n: t.shape for n, t in cut.items()}) for tie in ties]
     assert counts == [HEADS] * (LAYERS * towers - 2) + [1]
-    assert len(cut) == len(prunable(model)) - 6  # nothing of the emptied layer is a target
+    assert len(cut) == len(find_prunable(model)) - 6  # nothing of the emptied layer is a target
 
 
 def test_the_report_tells_what_came_back_and_the_terminal_that_it_is_less_than_asked() -> None:
@@ -386,18 +393,18 @@ def test_the_report_tells_what_came_back_and_the_terminal_that_it_is_less_than_a
     settings = {"train": {"batch_size": 8}}
     sparsity = {"asked": 0.8, "reached": ticket.sparsity}
     facts = {"notes": ticket.notes, "sparsity": sparsity, "settings": settings, "cost": ticket.cost}
-    (told,) = [line for line in noted(facts)[0] if "came back" in line]
+    (told,) = [line for line in describe_notes(facts)[0] if "came back" in line]
     assert "20 steps were trained on" in told
     assert f"{100 * ticket.sparsity:.1f} % are gone" in told
-    (note,) = [line for line in warned(facts) if "where 80.0 % were asked for" in line and "whole again" in line]
+    (note,) = [line for line in run_warnings(facts) if "where 80.0 % were asked for" in line and "whole again" in line]
     assert "\n" not in note
-    assert not [line for line in warned(facts | {"notes": {}}) if "whole again" in line]
+    assert not [line for line in run_warnings(facts | {"notes": {}}) if "whole again" in line]
 
 
 def test_the_terminal_says_where_groups_miss_the_sparsity_by_far() -> None:
     ticket = replace(METHODS["magnitude"], structure="heads").run(bert(), 0.3)  # a head is an eighth of the weights
     assert ticket.sparsity == 0.375
     facts = {"notes": ticket.notes, "settings": {"train": {"batch_size": 8}}, "cost": ticket.cost}
-    (note,) = warned(facts | {"sparsity": {"asked": 0.3, "reached": ticket.sparsity}})
+    (note,) = run_warnings(facts | {"sparsity": {"asked": 0.3, "reached": ticket.sparsity}})
     assert note.startswith("37.5 % of the weights are gone where 30.0 % were asked for")
-    assert not warned(facts | {"sparsity": {"asked": 0.37, "reached": ticket.sparsity}})
+    assert not run_warnings(facts | {"sparsity": {"asked": 0.37, "reached": ticket.sparsity}})

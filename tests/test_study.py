@@ -16,19 +16,19 @@ import torch
 import yaml
 
 from sparsesoup.cli.main import main
-from sparsesoup.cli.study import _changes
-from sparsesoup.cli.study_flags import parser
+from sparsesoup.cli.study import _recipe_changes
+from sparsesoup.cli.study_flags import study_parser
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.files import locked
+from sparsesoup.core.files import file_lock
 from sparsesoup.core.threads import MOST_THREADS
 from sparsesoup.core.ticket import save_masks
 from sparsesoup.report.terminal import read_report
 from sparsesoup.runs import run
-from sparsesoup.runs.run import test as score
+from sparsesoup.runs.run import evaluate_finished_run as score
 from sparsesoup.study.execute import jobs as work
 from sparsesoup.study.recipe.plan import read_plan
 from sparsesoup.study.results.from_runs import records_of
-from sparsesoup.training.config import Distill
+from sparsesoup.training.config import DistillConfig
 from tiny_hub import checkpoint, classifier, listing, masks_of, offline, older, reviews, run_of, weights_of
 from tiny_images import photos
 
@@ -151,14 +151,14 @@ def children(pid):
     return found
 
 
-WORKING = ("sparsesoup", "forkserver", "ray::_perform")  # what is in the command line of a process that does jobs
+WORKING = ("sparsesoup", "forkserver", "ray::_run_ray_task")  # what is in the command line of a process that does jobs
 
 
 def at_work(process, ray):
     """Whether it draws or tests cells by now: a kill while it still starts shows little."""
     said = Path("said.txt").read_text()
     begun = "drawing" in said or "testing" in said
-    return begun and (not ray or any("ray::_perform" in _command(pid) for pid in children(process.pid)))
+    return begun and (not ray or any("ray::_run_ray_task" in _command(pid) for pid in children(process.pid)))
 
 
 @pytest.mark.slow
@@ -238,7 +238,7 @@ def test_the_test_split_is_closed_until_every_cell_is_drawn(monkeypatch):
         opened.append(len(records))
         return score(path, console)
 
-    monkeypatch.setattr(work, "test", look)
+    monkeypatch.setattr(work, "score_finished_run", look)
     write(methods=["random", "magnitude"], sparsities=0.5)
     assert main(["compare", "--config", "small.yaml"]) == 0
     assert opened == [4, 4, 4, 4]
@@ -308,7 +308,7 @@ def test_a_cell_does_not_take_the_run_of_other_data(tmp_path, capsys):
 
 def test_two_processes_on_one_study_are_told_apart(capsys, tmp_path):
     write(methods=["magnitude"], seeds=0, sparsities=0.5)
-    with locked(tmp_path / "runs" / "studies" / "small" / ".lock", patient=False):
+    with file_lock(tmp_path / "runs" / "studies" / "small" / ".lock", patient=False):
         assert main(["compare", "--config", "small.yaml"]) == 2
     assert "another process works on" in capsys.readouterr().err
 
@@ -442,15 +442,15 @@ def test_a_t_in_epochs_of_windows_is_left_to_the_cell_and_one_in_steps_is_not():
 def test_flags_go_by_the_names_that_prune_has_for_them_and_say_how_data_is_read(tmp_path):
     flags = ["--model", "distilbert", "--dataset", "reviews", "--sparsity", "0.3", "--seed", "4"]
     data = ["--text-columns", "text", "--label-column", "label"]
-    options = parser().parse_args(["--config", write("my study"), *flags, *data])
-    plan = read_plan(Path(options.config), _changes(options))
-    assert {cell.place for cell in plan.cells} == {("distilbert", "reviews", 0.3), ("distilbert", "reviews", None)}
+    options = study_parser().parse_args(["--config", write("my study"), *flags, *data])
+    plan = read_plan(Path(options.config), _recipe_changes(options))
+    assert {cell.column_of for cell in plan.cells} == {("distilbert", "reviews", 0.3), ("distilbert", "reviews", None)}
     assert {cell.seed for cell in plan.cells} == {4}
     assert {(cell.settings.place.text_columns, cell.settings.place.label_column) for cell in plan.cells} == {
         (("text",), "label")
     }
-    again = parser().parse_args(shlex.split(plan.command)[2:])
-    assert read_plan(Path(again.config), _changes(again)).cells == plan.cells
+    again = study_parser().parse_args(shlex.split(plan.command)[2:])
+    assert read_plan(Path(again.config), _recipe_changes(again)).cells == plan.cells
 
 
 @pytest.mark.parametrize(
@@ -560,7 +560,7 @@ def test_rows_and_datasets_may_be_called_by_numbers(place):
     write(datasets={2024: {"steps": 5}}, methods={"magnitude": None, 7: {"name": "random"}, 8: moved})
     for changes in ({}, {"datasets": ["2024"]}):
         cells = read_plan(Path("small.yaml"), changes | {"sparsities": [0.5]}).cells
-        assert {(cell.row, cell.place[1], cell.settings.amount.steps) for cell in cells} == {
+        assert {(cell.row, cell.column_of[1], cell.settings.amount.steps) for cell in cells} == {
             ("magnitude", "2024", 5), ("7", "2024", 5), ("8", "2024", 5)
         }  # fmt: skip
     write(methods={"dense": None, 8: {"name": "magnitude"}}, budget={"row": 8})
@@ -578,7 +578,7 @@ def test_rows_and_datasets_are_called_as_is_written_also_by_words_that_yaml_know
         read_plan(Path("words.yaml"))
     Path("words.yaml").write_text(f"{head}datasets: off\n{rows}  yes off: {{from: {{row: no, dataset: off}}}}\n")
     cells = read_plan(Path("words.yaml")).cells
-    assert [(cell.row, cell.place[1], cell.seed) for cell in cells] == [
+    assert [(cell.row, cell.column_of[1], cell.seed) for cell in cells] == [
         ("no", "off", 0), ("null", "off", 0), ("0x7", "off", 0), ("yes off", "off", 0)
     ]  # fmt: skip
     Path("words.yaml").write_text(f"{head}datasets: off\nmethods: [random, no]\n")
@@ -639,9 +639,9 @@ def test_a_damaged_record_is_told_in_one_line_with_its_remedy(text, capsys):
 def test_more_threads_than_torch_bears_are_refused_here_and_on_a_node(capsys):
     assert main(["compare", "--config", write(), "--threads", "100000", "--dry-run"]) == 2
     assert f"--threads is at most {MOST_THREADS} here, four a core, got 100000" in capsys.readouterr().err
-    job = work.Job("draw", read_plan(Path("small.yaml")).cells[0], Path("runs"), Path("study"), threads=100_000)
-    work.perform(job)
-    assert "--threads is at most" in json.loads(job.failure.read_text())["error"]
+    job = work.TrialJob("draw", read_plan(Path("small.yaml")).cells[0], Path("runs"), Path("study"), threads=100_000)
+    work.run_job(job)
+    assert "--threads is at most" in json.loads(job.failure_path.read_text())["error"]
 
 
 def test_a_sparsity_is_a_number_however_yaml_reads_it():
@@ -705,13 +705,13 @@ def test_settings_of_a_teacher_stay_where_a_row_has_others_and_go_where_it_has_n
     distill = {"teacher": "dense", "hardness": 0.7}
     write(train={"batch_size": 8, "distill": distill}, methods=rows, sparsities=0.5, seeds=0)
     found = {cell.row: cell.settings.train for cell in read_plan(Path("small.yaml")).cells}
-    assert found["plain"].distill == Distill(teacher="dense", hardness=0.7)
-    assert found["warm"].distill == Distill(teacher="dense", hardness=0.7, temperature=4.0)
-    assert found["other"].distill == Distill(teacher="taught", hardness=0.7)
-    assert all(found[name].distill == Distill() and found[name].batch_size == 8 for name in none)
+    assert found["plain"].distill == DistillConfig(teacher="dense", hardness=0.7)
+    assert found["warm"].distill == DistillConfig(teacher="dense", hardness=0.7, temperature=4.0)
+    assert found["other"].distill == DistillConfig(teacher="taught", hardness=0.7)
+    assert all(found[name].distill == DistillConfig() and found[name].batch_size == 8 for name in none)
     write(datasets={"reviews": {"train": {"distill": {"hidden": 1.0}}}}, train={"distill": distill}, methods=["random"])
     cells = read_plan(Path("small.yaml")).cells
-    assert {cell.settings.train.distill for cell in cells} == {Distill(teacher="dense", hardness=0.7, hidden=1.0)}
+    assert {cell.settings.train.distill for cell in cells} == {DistillConfig(teacher="dense", hardness=0.7, hidden=1.0)}
 
 
 def test_a_table_of_runs_that_exist(undisturbed, capsys):

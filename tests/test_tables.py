@@ -14,8 +14,23 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sparsesoup.core.ticket import save_masks
-from sparsesoup.study.results.html import agreement, charts, draw_page, front, gaps, spaced
-from sparsesoup.study.results.tables import entry, grid, latex, lines, markdown, paired, winner
+from sparsesoup.study.results.html import (
+    compare_to_best,
+    draw_page,
+    pareto_front,
+    spread_labels,
+    study_charts,
+    ticket_agreement,
+)
+from sparsesoup.study.results.tables import (
+    format_entry,
+    latex_table,
+    markdown_table,
+    paired_interval,
+    score_table,
+    significantly_best,
+    table_lines,
+)
 
 SCORES = st.lists(st.floats(0, 1), min_size=2, max_size=6)
 
@@ -42,7 +57,7 @@ def rows(**scores: list[float]) -> list[dict[str, Any]]:
 def test_the_interval_is_that_of_a_paired_t_test(one: list[float], other: list[float]) -> None:
     pairs = list(zip(one, other, strict=False))
     a, b = ({i: pair[k] for i, pair in enumerate(pairs)} for k in (0, 1))
-    mean, half, count = paired(a, b)
+    mean, half, count = paired_interval(a, b)
     assert count == len(pairs)
     spread = statistics.stdev(x - y for x, y in pairs)
     if spread > 1e-6:
@@ -51,36 +66,38 @@ def test_the_interval_is_that_of_a_paired_t_test(one: list[float], other: list[f
 
 
 def test_one_seed_shows_nothing() -> None:
-    assert paired({0: 0.9}, {0: 0.1}) == (pytest.approx(0.8), math.inf, 1)
-    assert winner(grid(rows(isp=[0.9], magnitude=[0.1])), grid(rows(isp=[0.9])).columns) is None
+    assert paired_interval({0: 0.9}, {0: 0.1}) == (pytest.approx(0.8), math.inf, 1)
+    assert (
+        significantly_best(score_table(rows(isp=[0.9], magnitude=[0.1])), score_table(rows(isp=[0.9])).columns) is None
+    )
 
 
 def test_the_best_is_marked_only_where_it_is_more_than_noise() -> None:
-    clear = grid(rows(dense=[0.95, 0.96, 0.94], isp=[0.90, 0.91, 0.89], magnitude=[0.80, 0.81, 0.79]))
-    assert winner(clear, clear.columns) == "isp"
-    assert "| isp | **90.0 ± 1.0** |" in markdown(clear)
-    assert "| dense | 95.0 ± 1.0 |" in markdown(clear)  # no winner: it prunes nothing
-    noisy = grid(rows(isp=[0.9, 0.5, 0.7], magnitude=[0.6, 0.7, 0.5]))
-    assert winner(noisy, noisy.columns) is None
-    assert "**" not in markdown(noisy)
+    clear = score_table(rows(dense=[0.95, 0.96, 0.94], isp=[0.90, 0.91, 0.89], magnitude=[0.80, 0.81, 0.79]))
+    assert significantly_best(clear, clear.columns) == "isp"
+    assert "| isp | **90.0 ± 1.0** |" in markdown_table(clear)
+    assert "| dense | 95.0 ± 1.0 |" in markdown_table(clear)  # no winner: it prunes nothing
+    noisy = score_table(rows(isp=[0.9, 0.5, 0.7], magnitude=[0.6, 0.7, 0.5]))
+    assert significantly_best(noisy, noisy.columns) is None
+    assert "**" not in markdown_table(noisy)
 
 
 def test_a_row_that_lacks_a_seed_is_marked_and_wins_nothing() -> None:
-    found = grid(rows(isp=[0.90, 0.91], magnitude=[0.80, 0.81, 0.79], random=[0.1, 0.1, 0.1]))
-    assert "| isp | 90.5 ± 0.7 (2 of 3) |" in markdown(found)
-    assert winner(found, found.columns) is None  # nor does magnitude, which it beats on two seeds
-    behind = grid(rows(isp=[0.80, 0.805], magnitude=[0.90, 0.91, 0.89], random=[0.1, 0.1, 0.1]))
-    assert winner(behind, behind.columns) == "magnitude"
+    found = score_table(rows(isp=[0.90, 0.91], magnitude=[0.80, 0.81, 0.79], random=[0.1, 0.1, 0.1]))
+    assert "| isp | 90.5 ± 0.7 (2 of 3) |" in markdown_table(found)
+    assert significantly_best(found, found.columns) is None  # nor does magnitude, which it beats on two seeds
+    behind = score_table(rows(isp=[0.80, 0.805], magnitude=[0.90, 0.91, 0.89], random=[0.1, 0.1, 0.1]))
+    assert significantly_best(behind, behind.columns) == "magnitude"
 
 
 def test_rows_columns_and_seeds_of_which_nothing_is_done_are_missing() -> None:
     column, other = ("bert", "d_1", 0.5), ("bert", "d_2", 0.5)
     planned = [(row, place, seed) for place in (column, other) for row in ("isp", "imp") for seed in (0, 1, 2)]
-    found = grid(rows(isp=[0.90, 0.91]), planned)
-    heads, cells, _ = lines(found)
+    found = score_table(rows(isp=[0.90, 0.91]), planned)
+    heads, cells, _ = table_lines(found)
     assert heads[1:3] == ["d_1 at 50 %", "d_2 at 50 %"]
     assert cells == [["isp", "90.5 ± 0.7 (2 of 3)", "missing", "missing", "1.5e-13"], ["imp", *["missing"] * 4]]
-    assert {gap["row"] for gap in gaps(found)} == set()
+    assert {gap["row"] for gap in compare_to_best(found)} == set()
 
 
 def test_a_row_or_dataset_with_seeds_of_its_own_lacks_none() -> None:
@@ -89,24 +106,29 @@ def test_a_row_or_dataset_with_seeds_of_its_own_lacks_none() -> None:
     planned = [(row, place, seed) for (row, place), own in seeds.items() for seed in own]
     scores = {"isp": 0.9, "imp": 0.5}
     done = [record(row, s, scores[row] + 0.01 * s**2, dataset=place[1]) for row, place, s in planned]
-    found = grid(done, planned)
+    found = score_table(done, planned)
     mean = "90.5 ± 0.7 (2 of 3)"  # of the seeds that both have
-    assert lines(found)[1][0][1:4] == ["91.7 ± 2.1", "90.5 ± 0.7", mean]
-    assert winner(found, [column]) == winner(found, [other]) == winner(found, found.columns) == "isp"
-    assert "over 2 to 3 seeds" in markdown(found)
-    short = grid(done[:-1], planned)
-    assert lines(short)[1][1][2:4] == ["50.0 (1 of 2)", "missing"]
-    assert winner(short, [other]) is None
+    assert table_lines(found)[1][0][1:4] == ["91.7 ± 2.1", "90.5 ± 0.7", mean]
+    assert (
+        significantly_best(found, [column])
+        == significantly_best(found, [other])
+        == significantly_best(found, found.columns)
+        == "isp"
+    )
+    assert "over 2 to 3 seeds" in markdown_table(found)
+    short = score_table(done[:-1], planned)
+    assert table_lines(short)[1][1][2:4] == ["50.0 (1 of 2)", "missing"]
+    assert significantly_best(short, [other]) is None
 
 
 def test_a_place_that_nobody_asked_for_is_left_open_and_wins_nothing() -> None:
     column, other = ("bert", "d_1", 0.5), ("bert", "d_1", 0.7)
     planned = [(row, c, s) for row, c in (("isp", column), ("isp", other), ("imp", column)) for s in (0, 1)]
     done = [record(row, s, 0.9 if row == "imp" else 0.5 + 0.001 * s, place[2]) for row, place, s in planned]
-    found = grid(done, planned)
-    assert lines(found)[1][1][1:4] == ["90.0 ± 0.0", "-", "-"]
-    assert winner(found, [column]) == "imp"
-    assert winner(found, found.columns) is None
+    found = score_table(done, planned)
+    assert table_lines(found)[1][1][1:4] == ["90.0 ± 0.0", "-", "-"]
+    assert significantly_best(found, [column]) == "imp"
+    assert significantly_best(found, found.columns) is None
 
 
 def test_a_dense_run_and_a_seed_count_once_however_many_sparsities_they_stand_beside() -> None:
@@ -115,7 +137,7 @@ def test_a_dense_run_and_a_seed_count_once_however_many_sparsities_they_stand_be
     done = [record("isp", s, v, 0.5 + k / 10) for s, values in scores.items() for k, v in enumerate(values)]
     done += [record("imp", s, v - 0.1, 0.5 + k / 10) for s, values in scores.items() for k, v in enumerate(values)]
     done += [record("dense", s, v, None) for s, v in dense.items()]
-    told = {gap["row"]: gap for gap in gaps(grid(done))}
+    told = {gap["row"]: gap for gap in compare_to_best(score_table(done))}
     assert {gap["pairs"] for gap in told.values()} == {3}
     differences = [100 * (statistics.fmean(scores[s]) - dense[s]) for s in scores]
     assert told["dense"]["mean"] == pytest.approx(statistics.fmean(differences))
@@ -125,50 +147,50 @@ def test_a_dense_run_and_a_seed_count_once_however_many_sparsities_they_stand_be
 
 def test_a_row_of_given_tickets_says_what_its_cost_leaves_out() -> None:
     moved = record("moved", 0, 0.5, method="ticket")
-    assert "not in the row that it was given to (moved)" in markdown(grid([moved, *rows(isp=[0.5])]))
-    assert "given" not in markdown(grid(rows(isp=[0.5])))
+    assert "not in the row that it was given to (moved)" in markdown_table(score_table([moved, *rows(isp=[0.5])]))
+    assert "given" not in markdown_table(score_table(rows(isp=[0.5])))
 
 
 def test_costs_are_held_against_the_dense_runs_of_the_same_seeds() -> None:
     dense = [record("dense", s, 0.9, None, cost={"strong": {"flops": 100 + 10 * s}}) for s in (0, 1, 2)]
     random = [record("random", 2, 0.1, cost={"strong": {"flops": 120}})]
-    assert [row[-1] for row in lines(grid([*dense, *random]))[1]] == ["1.00", "1.00"]
+    assert [row[-1] for row in table_lines(score_table([*dense, *random]))[1]] == ["1.00", "1.00"]
     elsewhere = [record("random", 7, 0.1, cost={"strong": {"flops": 120}})]
-    assert [row[-1] for row in lines(grid([*dense, *elsewhere]))[1]] == ["1.00", "1.09"]
+    assert [row[-1] for row in table_lines(score_table([*dense, *elsewhere]))[1]] == ["1.00", "1.09"]
 
 
 def test_costs_are_told_beside_the_dense_row() -> None:
-    found = grid(rows(dense=[0.9, 0.9], isp=[0.8, 0.8], magnitude=[0.7, 0.7]))
-    assert [row[-1] for row in lines(found)[1]] == ["1.00", "1.50", "1.00"]
-    heads, (alone,), _ = lines(
-        grid([record("isp", s, 0.8, cost={"strong": {"flops": 2e12 + s * 1e12}}) for s in (0, 1)])
+    found = score_table(rows(dense=[0.9, 0.9], isp=[0.8, 0.8], magnitude=[0.7, 0.7]))
+    assert [row[-1] for row in table_lines(found)[1]] == ["1.00", "1.50", "1.00"]
+    heads, (alone,), _ = table_lines(
+        score_table([record("isp", s, 0.8, cost={"strong": {"flops": 2e12 + s * 1e12}}) for s in (0, 1)])
     )
     assert (heads[-1], alone[-1]) == ("PFLOP", "0.0025")
 
 
 def test_a_dense_row_stands_in_every_column_and_the_mean_is_over_columns() -> None:
     more = [record("isp", seed, 0.6 + 0.1 * seed, 0.9) for seed in (0, 1)]
-    found = grid([*rows(dense=[0.9, 0.8], isp=[0.8, 0.9]), *more])
-    heads, cells, _ = lines(found)
+    found = score_table([*rows(dense=[0.9, 0.8], isp=[0.8, 0.9]), *more])
+    heads, cells, _ = table_lines(found)
     assert heads == ["method", "d_1 at 50 %", "d_1 at 90 %", "mean", "FLOPs (dense = 1)"]
     assert cells[0][1:4] == ["85.0 ± 7.1"] * 3
     assert cells[1][1:4] == ["85.0 ± 7.1", "65.0 ± 7.1", "75.0 ± 7.1"]
 
 
 def test_as_long_as_a_run_is_untested_the_table_is_of_validation() -> None:
-    found = grid([record("isp", 0, 0.9), record("isp", 1, None)])
+    found = score_table([record("isp", 0, 0.9), record("isp", 1, None)])
     assert found.split == "validation"
     assert found.scores["isp", found.columns[0]] == {0: 0.5, 1: 0.5}
 
 
 def test_several_test_sets_count_by_their_mean() -> None:
     parts = {"matched": {"accuracy": 0.8, "f1": 0.1}, "mismatched": {"accuracy": 0.6, "f1": 0.1}}
-    found = grid([record("isp", 0, 0.0) | {"test": parts}])
+    found = score_table([record("isp", 0, 0.0) | {"test": parts}])
     assert found.scores["isp", found.columns[0]] == {0: pytest.approx(0.7)}
 
 
 def test_latex_is_escaped_and_whole() -> None:
-    text = latex(grid(rows(isp=[0.90, 0.91, 0.89], magnitude=[0.80, 0.81, 0.79])))
+    text = latex_table(score_table(rows(isp=[0.90, 0.91, 0.89], magnitude=[0.80, 0.81, 0.79])))
     assert r"d\_1 at 50 \%" in text
     assert r"isp & \textbf{90.0 $\pm$ 1.0} & 1.5e-13 \\" in text
     assert text.count(r"\\") == 3
@@ -176,48 +198,48 @@ def test_latex_is_escaped_and_whole() -> None:
 
 
 def test_any_name_of_a_row_leaves_the_tables_whole() -> None:
-    found = grid([record(r"a|b^2~{c}\d<e>", seed, 0.5 + 0.1 * seed) for seed in (0, 1)])
+    found = score_table([record(r"a|b^2~{c}\d<e>", seed, 0.5 + 0.1 * seed) for seed in (0, 1)])
     assert r"a\textbar{}b\textasciicircum{}2\textasciitilde{}\{c\}\textbackslash{}d\textless{}e\textgreater{} &" in (
-        latex(found)
+        latex_table(found)
     )
-    assert r"| a\|b^2\~{c}\\d&lt;e&gt; |" in markdown(found)
+    assert r"| a\|b^2\~{c}\\d&lt;e&gt; |" in markdown_table(found)
 
 
 def test_no_line_of_a_latex_table_begins_with_what_the_one_before_takes_for_an_option() -> None:
     for name in ("[tuned] isp", "*", " [2pt]"):
-        found = latex(grid([*rows(dense=[0.9]), record(name, 0, 0.5), record("isp", 0, 0.6)]))
+        found = latex_table(score_table([*rows(dense=[0.9]), record(name, 0, 0.5), record("isp", 0, 0.6)]))
         assert f"\n{{}}{name} & " in found
         assert not re.search(r"^\s*[\[*]", found, re.MULTILINE)
 
 
 def test_sparsities_that_differ_are_told_apart() -> None:
-    found = grid([record("isp", 0, 0.5, asked) for asked in (0.9, 0.905, 0.07)])
-    assert lines(found)[0][1:4] == ["d_1 at 90 %", "d_1 at 90.5 %", "d_1 at 7 %"]
-    assert "90 \\% & 90.5 \\% & 7 \\%" in latex(found)
+    found = score_table([record("isp", 0, 0.5, asked) for asked in (0.9, 0.905, 0.07)])
+    assert table_lines(found)[0][1:4] == ["d_1 at 90 %", "d_1 at 90.5 %", "d_1 at 7 %"]
+    assert "90 \\% & 90.5 \\% & 7 \\%" in latex_table(found)
 
 
 def test_the_row_that_others_are_held_against_stands_in_most_columns() -> None:
     easy = [record("easy", seed, 0.95 + 0.01 * seed) for seed in (0, 1)]  # at 0.5 alone, where all are good
     both = [record("isp", s, x - 0.01 * s, asked) for s in (0, 1) for asked, x in ((0.5, 0.9), (0.9, 0.4))]
-    assert {gap["best"] for gap in gaps(grid([*easy, *both]))} == {"isp"}
+    assert {gap["best"] for gap in compare_to_best(score_table([*easy, *both]))} == {"isp"}
 
 
 def test_entries_are_in_points() -> None:
-    assert entry({}, 3) == "missing"
-    assert entry({0: 0.5}, 1) == "50.0"
-    assert entry({0: 0.5}, 3) == "50.0 (1 of 3)"
+    assert format_entry({}, 3) == "missing"
+    assert format_entry({0: 0.5}, 1) == "50.0"
+    assert format_entry({0: 0.5}, 3) == "50.0 (1 of 3)"
 
 
 def test_the_verdicts_of_the_page_have_the_sign_of_the_difference() -> None:
-    found = grid(rows(dense=[0.95, 0.96, 0.94], isp=[0.90, 0.91, 0.89], magnitude=[0.80, 0.81, 0.79]))
-    told = {gap["row"]: gap for gap in gaps(found)}
+    found = score_table(rows(dense=[0.95, 0.96, 0.94], isp=[0.90, 0.91, 0.89], magnitude=[0.80, 0.81, 0.79]))
+    told = {gap["row"]: gap for gap in compare_to_best(found)}
     assert {row: gap["word"] for row, gap in told.items()} == {"dense": "worse", "magnitude": "better"}
     assert told["magnitude"]["mean"] == pytest.approx(10.0)
 
 
 @given(st.dictionaries(st.text("abc", max_size=3), st.tuples(st.floats(0.1, 9), st.floats(0, 1)), min_size=1))
 def test_nothing_beats_the_front_and_all_else_is_beaten(points: dict[str, tuple[float, float]]) -> None:
-    best = front(points)
+    best = pareto_front(points)
     for row, (cost, quality) in points.items():
         beaten = any((c <= cost and q > quality) or (c < cost and q >= quality) for c, q in points.values())
         twin = any(points[other] == (cost, quality) for other in best if other != row)
@@ -226,7 +248,7 @@ def test_nothing_beats_the_front_and_all_else_is_beaten(points: dict[str, tuple[
 
 @given(st.dictionaries(st.text("abcd", max_size=3), st.tuples(st.floats(0.5, 4), st.floats(0, 1)), min_size=1))
 def test_names_of_neighbouring_points_are_apart_and_never_below_them(points: dict[str, tuple[float, float]]) -> None:
-    found = spaced(points, 0.1)
+    found = spread_labels(points, 0.1)
     assert found.keys() == points.keys()
     for one, y in found.items():
         assert y >= points[one][1]
@@ -240,12 +262,12 @@ def test_the_page_draws_what_each_two_tickets_share(tmp_path: Path) -> None:
     for row, places in keep.items():
         save_masks(tmp_path / row, {"w": torch.tensor([k in places for k in range(6)])}, {})
     records = [record(row, 0, 0.5, run=row) for row in keep]
-    found = grid([*records, record("gone", 0, 0.5, run="gone")])  # its ticket is no longer there
-    pairs = agreement(found, records, tmp_path)
+    found = score_table([*records, record("gone", 0, 0.5, run="gone")])  # its ticket is no longer there
+    pairs = ticket_agreement(found, records, tmp_path)
     told = {(pair["one"], pair["other"]): pair["share"] for pair in pairs}
     assert told == {("imp", "isp"): 2 / 4, ("imp", "snip"): 0.0, ("isp", "snip"): 1 / 5}
     assert [pair["chance"] for pair in pairs] == pytest.approx([(1 / 4) / (3 / 4)] * 3)  # p q / (p + q - p q) of halves
-    (drawn,) = (chart for chart in charts(found, [], pairs) if "share" in chart["title"])
+    (drawn,) = (chart for chart in study_charts(found, [], pairs) if "share" in chart["title"])
     assert drawn["title"] == "Weights that two tickets share, %: d_1 at 50 %"
     words = re.findall(r">([^<>]+)</text>", drawn["svg"])
     assert sorted(words) == sorted([*keep, *keep, *2 * ["50", "0", "20"]])
@@ -267,7 +289,7 @@ def test_every_row_of_a_long_study_has_its_name_inside_the_charts() -> None:
     records = [
         record(row, 0, 0.5 + i / 100, asked, **more) for i, row in enumerate(names) for asked in (0.5, 0.9)
     ] + [record("dense", 0, 0.9, None, **more)]  # fmt: skip
-    quality = [chart for chart in charts(grid(records), []) if chart["title"].startswith("Quality")]
+    quality = [chart for chart in study_charts(score_table(records), []) if chart["title"].startswith("Quality")]
     assert len(quality) == 3
     for chart in quality:
         places = drawn_names(chart["svg"])
@@ -278,7 +300,7 @@ def test_every_row_of_a_long_study_has_its_name_inside_the_charts() -> None:
 def test_a_point_of_the_front_is_not_hidden_by_one_of_the_same_cost_and_quality() -> None:
     records = [record(row, 0, 0.8, asked, cost={"strong": {"flops": 100}}, matrices=[])
                for row, asked in (("dense", None), ("isp", 0.5), ("imp", 0.5))]  # fmt: skip
-    (chart,) = charts(grid(records), [])
+    (chart,) = study_charts(score_table(records), [])
     red, blue = (chart["svg"].rindex(colour) for colour in ("#d62728", "#1f77b4"))
     assert red > blue
 
@@ -286,7 +308,7 @@ def test_a_point_of_the_front_is_not_hidden_by_one_of_the_same_cost_and_quality(
 def test_the_page_breaks_long_paths_of_a_failed_cell_and_counts_in_words(tmp_path: Path) -> None:
     records = [record("dense", 0, 0.5, None, run="dense", sparsity={"reached": 0.0}, seconds=1.0)]
     failed = {"cell": "imp", "error": f"no such file: /{'x' * 300}"}
-    page = draw_page("small", grid(records), records, tmp_path, {"failed": [failed]})
+    page = draw_page("small", score_table(records), records, tmp_path, {"failed": [failed]})
     assert "<b>1 cell failed</b> and is missing below" in page
     assert "small: 1 method, 1 run, scored on test" in page
     assert "li { overflow-wrap: anywhere; }" in page

@@ -5,9 +5,9 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Value
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.hub.tasks.columns import GLUE, Task, find_task, glue_task, label_values
+from sparsesoup.hub.tasks.columns import GLUE, TextTask, find_task, glue_task, label_values
 from sparsesoup.hub.tasks.glue_metrics import METRICS
-from sparsesoup.hub.tasks.metrics import metric
+from sparsesoup.hub.tasks.metrics import task_metric
 
 STRING, FLOAT, INT = Value("string"), Value("float32"), Value("int64")
 
@@ -24,7 +24,7 @@ def test_every_glue_task_is_known_with_its_columns_and_metrics(name):
     texts = dict.fromkeys(GLUE[name][0], STRING)
     label = FLOAT if name == "stsb" else ClassLabel(names=["a", "b"])
     task = find_task(rows_of(idx=INT, extra=STRING, **texts, label=label), f"glue/{name}")
-    assert task == Task(GLUE[name][0], "label", () if name == "stsb" else ("a", "b"), GLUE[name][1])
+    assert task == TextTask(GLUE[name][0], "label", () if name == "stsb" else ("a", "b"), GLUE[name][1])
     assert set(task.metrics) <= set(METRICS)
 
 
@@ -47,7 +47,7 @@ def test_columns_are_told_from_their_types_and_names():
     named = ClassLabel(names=["no", "yes"])
     assert find_task(rows_of(text=STRING, label=named), "x").texts == ("text",)
     pair = find_task(rows_of(guid=STRING, second=STRING, first=STRING, sentiment=INT), "x")
-    assert pair == Task(("second", "first"), "sentiment", ("0", "1", "2"), ("accuracy", "macro_f1"))
+    assert pair == TextTask(("second", "first"), "sentiment", ("0", "1", "2"), ("accuracy", "macro_f1"))
     assert find_task(rows_of(text=STRING, score=FLOAT), "x").metrics == ("pearson", "spearman")
     assert find_task(rows_of(text=STRING, category=STRING), "x").labels == ("a", "b")
 
@@ -90,14 +90,14 @@ def test_columns_named_by_the_user_overrule_the_guess_and_have_to_exist():
 def test_a_class_out_of_range_is_named_with_split_row_and_range(value):
     rows = Dataset.from_dict({"text": ["a", "b"], "label": [0, value]})
     with pytest.raises(UserError, match=rf"reviews test: row 1 has the label {value} .*0 to 1"):
-        label_values(rows, Task(("text",), "label", ("no", "yes"), ()), "reviews test")
+        label_values(rows, TextTask(("text",), "label", ("no", "yes"), ()), "reviews test")
 
 
 def test_a_number_that_is_none_or_not_finite_is_refused():
     for value in (None, float("nan"), float("inf")):
         rows = Dataset.from_dict({"text": ["a", "b"], "label": [0.5, value]})
         with pytest.raises(UserError, match=r"row 1 .* a finite number"):
-            label_values(rows, Task(("text",), "label", (), ()), "train")
+            label_values(rows, TextTask(("text",), "label", (), ()), "train")
 
 
 def test_numbers_are_the_classes_of_these_names_where_training_wrote_words():
@@ -117,13 +117,13 @@ def test_numbers_are_the_classes_of_these_names_where_training_wrote_words():
 def test_classes_are_known_by_name_where_a_split_numbers_them_in_its_own_way(train, names, truth):
     rows = Dataset.from_dict({"text": ["x", "y"], "label": [0, 1]})
     test = rows.cast_column("label", ClassLabel(names=names))
-    assert label_values(test, Task(("text",), "label", tuple(train), ()), "test") == truth
+    assert label_values(test, TextTask(("text",), "label", tuple(train), ()), "test") == truth
 
 
 def test_a_class_that_training_does_not_know_is_named():
     rows = Dataset.from_dict({"text": ["x", "y", "z"], "label": [0, 1, -1]})
     test = rows.cast_column("label", ClassLabel(names=["b", "new"]))
-    task = Task(("text",), "label", ("a", "b"), ())
+    task = TextTask(("text",), "label", ("a", "b"), ())
     with pytest.raises(UserError, match=r"row 1 has the label 'new' .* one of the training split's classes \(a, b\)"):
         label_values(test, task, "test")
     with pytest.raises(UserError, match="row 1 has the label -1"):
@@ -137,7 +137,7 @@ def test_numbers_below_zero_are_no_classes(values):
 
 
 def test_whole_numbers_with_a_point_are_classes_where_training_has_classes():
-    task = Task(("text",), "label", ("0", "1"), ())
+    task = TextTask(("text",), "label", ("0", "1"), ())
     assert label_values(Dataset.from_dict({"text": ["a", "b"], "label": [1.0, 0.0]}), task, "test") == [1, 0]
     with pytest.raises(UserError, match=r"row 1 has the label 0\.5"):
         label_values(Dataset.from_dict({"text": ["a", "b"], "label": [1.0, 0.5]}), task, "test")
@@ -157,23 +157,23 @@ def test_a_word_that_says_missing_is_a_class_among_words():
 
 
 def test_metrics_agree_with_hand_arithmetic():
-    task = Task(("t",), "label", ("a", "b"), ("accuracy", "matthews", "f1", "macro_f1"))
+    task = TextTask(("t",), "label", ("a", "b"), ("accuracy", "matthews", "f1", "macro_f1"))
     answers, truth = torch.tensor([0, 1, 1, 1]), torch.tensor([0, 0, 1, 1])
-    found = metric(task)(torch.nn.functional.one_hot(answers, 2).float(), truth)
+    found = task_metric(task)(torch.nn.functional.one_hot(answers, 2).float(), truth)
     # True positives 2, false positives 1, true negatives 1, false negatives 0.
     assert found == pytest.approx(
         {"accuracy": 3 / 4, "matthews": 2 / 12**0.5, "f1": 4 / 5, "macro_f1": (4 / 5 + 2 / 3) / 2}
     )
-    numbers = metric(Task(("t",), "label", (), ("pearson", "spearman")))
+    numbers = task_metric(TextTask(("t",), "label", (), ("pearson", "spearman")))
     found = numbers(torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([0.0, 1.0, 2.0]))
     assert found == pytest.approx({"pearson": 3 / (2 * 14 / 3) ** 0.5, "spearman": 1.0})
 
 
 def test_constant_answers_are_worth_nothing_and_warn_of_nothing():
-    judge = metric(Task(("t",), "label", ("a", "b"), ("accuracy", "matthews", "f1", "macro_f1")))
+    judge = task_metric(TextTask(("t",), "label", ("a", "b"), ("accuracy", "matthews", "f1", "macro_f1")))
     assert judge(torch.tensor([[1.0, 0.0]] * 4), torch.tensor([0, 1, 1, 1]))["matthews"] == 0.0
     assert judge(torch.tensor([[1.0, 0.0]] * 4), torch.zeros(4, dtype=torch.int64))["accuracy"] == 1.0
-    numbers = metric(Task(("t",), "label", (), ("pearson", "spearman")))
+    numbers = task_metric(TextTask(("t",), "label", (), ("pearson", "spearman")))
     for outputs in (torch.ones(3), torch.tensor([1.0, 1.0, 1.0 + 1e-6])):
         assert abs(numbers(outputs, torch.tensor([0.0, 1.0, 2.0]))["pearson"]) <= 1
     assert numbers(torch.ones(3), torch.tensor([0.0, 1.0, 2.0])) == {"pearson": 0.0, "spearman": 0.0}
@@ -182,4 +182,6 @@ def test_constant_answers_are_worth_nothing_and_warn_of_nothing():
 
 def test_outputs_that_are_not_finite_end_in_one_line():
     with pytest.raises(UserError, match="1 of 4 outputs"):
-        metric(Task(("t",), "label", ("a", "b"), ("accuracy",)))(torch.tensor([[0, 1], [0, torch.nan]]), torch.zeros(2))
+        task_metric(TextTask(("t",), "label", ("a", "b"), ("accuracy",)))(
+            torch.tensor([[0, 1], [0, torch.nan]]), torch.zeros(2)
+        )

@@ -129,18 +129,21 @@ def test_questions_are_distilled_too(place, tmp_path):
 
 def test_a_recipe_names_the_teacher_and_run_yaml_repeats_it(place, tmp_path):
     (tmp_path / "recipe.yaml").write_text("method: magnitude\ntrain: {distill: {teacher: dense, hardness: 1}}\n")
-    settings = recipe.read(["--config", "recipe.yaml", "--train.distill.temperature", "4"])[0]
+    settings = recipe.parse_arguments(["--config", "recipe.yaml", "--train.distill.temperature", "4"])[0]
     distill = settings.train.distill
     assert (distill.teacher, distill.hardness, distill.temperature, distill.hidden) == ("dense", 1.0, 4.0, 0.0)
-    assert settings.command() == (
+    assert settings.repeat_command() == (
         "sparsesoup prune magnitude --train.distill.teacher dense --train.distill.hardness 1.0 "
         "--train.distill.temperature 4.0"
     )
-    assert recipe.read(settings.command().split()[2:])[0] == settings
-    (tmp_path / "run.yaml").write_text(recipe.dump(settings))
-    assert recipe.read(["--config", "run.yaml"])[0] == settings
+    assert recipe.parse_arguments(settings.repeat_command().split()[2:])[0] == settings
+    (tmp_path / "run.yaml").write_text(recipe.dump_config(settings))
+    assert recipe.parse_arguments(["--config", "run.yaml"])[0] == settings
     assert yaml.safe_load((tmp_path / "run.yaml").read_text())["train"]["distill"]["teacher"] == "dense"
-    assert recipe.read(["--config", "run.yaml", "--train.distill.hardness", "0.9"])[0].train.distill.hardness == 0.9
+    assert (
+        recipe.parse_arguments(["--config", "run.yaml", "--train.distill.hardness", "0.9"])[0].train.distill.hardness
+        == 0.9
+    )
     by_python = library.prune(
         "magnitude", model=str(place / "bert"), dataset=str(place / "reviews"), steps=4, out=tmp_path / "runs",
         train={"batch_size": 8, "distill": {"teacher": "dense"}}, progress=False,

@@ -14,10 +14,10 @@ from conftest import Net, same, tiny, watched
 from sparsesoup.core import masks as algebra
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.masks import Masks
-from sparsesoup.core.targets import Target, fingerprint, parameters
-from sparsesoup.core.ticket import Ticket, find, fit, load_masks, save_masks
+from sparsesoup.core.targets import Target, target_parameters, weights_fingerprint
+from sparsesoup.core.ticket import Ticket, find_mask_folder, load_masks, match_parameter_names, save_masks
 from sparsesoup.methods import METHODS, FromTicket
-from sparsesoup.methods.gradual import Gradual
+from sparsesoup.methods.gradual import GradualPruning
 from sparsesoup.training.problem import Problem
 
 MASKS: Masks = {"b.w": torch.arange(15).reshape(3, 5) % 3 == 0, "a.w": torch.tensor([[True], [False]])}
@@ -52,7 +52,7 @@ def test_masks_and_facts_come_back_as_they_were(tmp_path: Path) -> None:
 @pytest.mark.parametrize("where", ["", "pruning", "model/pruning"])
 def test_a_ticket_is_found_in_a_run_directory_a_model_or_its_own_folder(where: str, tmp_path: Path) -> None:
     saved(tmp_path / where)
-    assert find(tmp_path) == tmp_path / where
+    assert find_mask_folder(tmp_path) == tmp_path / where
     assert same(load_masks(tmp_path)[0], MASKS)
 
 
@@ -119,21 +119,21 @@ SHAPES = {"b.w": torch.Size((3, 5)), "a.w": torch.Size((2, 1))}
 def test_masks_fit_a_model_with_and_without_its_prefix(inside: bool, outside: bool) -> None:
     masks = {f"bert.{n}" if inside else n: m for n, m in MASKS.items()}
     shapes = {f"bert.{n}" if outside else n: s for n, s in SHAPES.items()}
-    found = fit(masks, shapes, "bert")
+    found = match_parameter_names(masks, shapes, "bert")
     assert same(found, {f"bert.{n}" if outside else n: m for n, m in MASKS.items()})
 
 
 def test_foreign_masks_are_refused_by_name_and_shape() -> None:
     with pytest.raises(UserError, match=r"^foreign ticket: it prunes a\.w, which the model does not have"):
-        fit(MASKS, {"b.w": SHAPES["b.w"]})
+        match_parameter_names(MASKS, {"b.w": SHAPES["b.w"]})
     with pytest.raises(UserError, match=r"its mask of b\.w has shape \(3, 5\), the model's weight \(5, 3\)"):
-        fit(MASKS, SHAPES | {"b.w": torch.Size((5, 3))})
+        match_parameter_names(MASKS, SHAPES | {"b.w": torch.Size((5, 3))})
     with pytest.raises(UserError, match=r"it prunes b\.w"):
-        fit(MASKS, {f"bert.{n}": s for n, s in SHAPES.items()})  # no prefix was named
+        match_parameter_names(MASKS, {f"bert.{n}": s for n, s in SHAPES.items()})  # no prefix was named
 
 
 def keep_ticket(folder: Path, problem: Problem, ticket: Ticket) -> FromTicket:
-    save_masks(folder / "pruning", ticket.masks, {"origin": problem.origin(), "model": "tiny"})
+    save_masks(folder / "pruning", ticket.masks, {"origin": problem.base_fingerprint(), "model": "tiny"})
     return FromTicket(ticket=str(folder))
 
 
@@ -153,9 +153,9 @@ def test_a_ticket_pruned_on_stays_within_itself(tmp_path: Path) -> None:
     problem = tiny()
     first = METHODS["gradual"].run(problem, 0.5)
     with watched() as watch:
-        further = replace(keep_ticket(tmp_path, problem, first), further=Gradual(start=0.2, stop=0.5))
+        further = replace(keep_ticket(tmp_path, problem, first), further=GradualPruning(start=0.2, stop=0.5))
         ticket = further.run(tiny(observer=watch), 0.9)
-    assert algebra.kept(ticket.masks) == 200
+    assert algebra.count_kept(ticket.masks) == 200
     assert all(not (m & ~first.masks[n]).any() for n, m in ticket.masks.items())
     curve = watch.curve("sparsity")
     assert curve[:12] == [pytest.approx(0.5)] * 12
@@ -190,7 +190,7 @@ def test_a_ticket_that_says_nothing_of_a_weight_is_refused(tmp_path: Path) -> No
     problem = tiny()
     masks = METHODS["magnitude"].run(problem, 0.7).masks
     del masks["blocks.1.weight"]
-    save_masks(tmp_path, masks, {"origin": problem.origin()})
+    save_masks(tmp_path, masks, {"origin": problem.base_fingerprint()})
     with pytest.raises(UserError, match=r"^foreign ticket: it says nothing of blocks\.1\.weight$"):
         FromTicket(ticket=str(tmp_path)).run(tiny(), 0.7)
 
@@ -214,23 +214,23 @@ def test_targets_are_looked_up_fresh_by_name_in_their_order() -> None:
     net = Net()
     targets = {n: Target("other", tuple(net.get_parameter(n).shape)) for n in ("embed.weight", "wide.weight")}
     turned = dict(reversed(targets.items()))
-    assert list(parameters(net, turned)) == ["wide.weight", "embed.weight"]
+    assert list(target_parameters(net, turned)) == ["wide.weight", "embed.weight"]
     net.wide.weight = torch.nn.Parameter(torch.zeros(60, 20))
-    assert parameters(net, targets)["wide.weight"] is net.wide.weight
+    assert target_parameters(net, targets)["wide.weight"] is net.wide.weight
     with pytest.raises(ValueError, match=r"the model has no parameter gone\.weight"):
-        parameters(net, {"gone.weight": Target("other", (1, 1))})
+        target_parameters(net, {"gone.weight": Target("other", (1, 1))})
     with pytest.raises(ValueError, match=r"wide\.weight has shape \(60, 20\), expected \(20, 60\)"):
-        parameters(net, {"wide.weight": Target("other", (20, 60))})
+        target_parameters(net, {"wide.weight": Target("other", (20, 60))})
 
 
 def test_a_fingerprint_is_of_names_shapes_and_values_however_they_are_stored() -> None:
     weights: dict[str, Tensor] = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2)}
-    print_ = fingerprint(weights)
-    assert fingerprint(dict(reversed(weights.items()))) == print_
-    assert fingerprint({"a": weights["a"].t().contiguous().t(), "b": weights["b"].bfloat16()}) == print_
+    print_ = weights_fingerprint(weights)
+    assert weights_fingerprint(dict(reversed(weights.items()))) == print_
+    assert weights_fingerprint({"a": weights["a"].t().contiguous().t(), "b": weights["b"].bfloat16()}) == print_
     changed: list[dict[str, Tensor]] = [{"a": weights["a"]}, {**weights, "a": weights["a"].reshape(3, 2)}]
     changed += [{**weights, "b": torch.tensor([1.0, 1.0001])}, {"c": weights["a"], "b": weights["b"]}]
-    assert print_ not in [fingerprint(other) for other in changed]
+    assert print_ not in [weights_fingerprint(other) for other in changed]
 
 
 @pytest.mark.parametrize(("scope", "there", "asked"), [("tensor", 0.5, 0.8), ("row", 0.5, 0.8), ("2:4", 0.3, 0.5)])
@@ -240,5 +240,5 @@ def test_masks_of_another_scope_are_refused_before_the_first_step(
     method = keep_ticket(tmp_path, tiny(), METHODS["magnitude"].run(tiny(), there))
     problem = tiny()
     with pytest.raises(UserError, match=r"the masks given are already|`within` has fewer left"):
-        replace(method, further=Gradual(scope=scope)).run(problem, asked)
+        replace(method, further=GradualPruning(scope=scope)).run(problem, asked)
     assert not problem.meter.costs

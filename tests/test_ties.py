@@ -14,14 +14,14 @@ from transformers import AutoModelForSequenceClassification
 
 from conftest import Searched, watched
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.granularity import Block, Column, Element, Row, Tie
-from sparsesoup.core.masking import keep, levels
-from sparsesoup.core.targets import Targets, block_of, heads, units
+from sparsesoup.core.granularity import Block, Column, CoupledGroups, Element, Row
+from sparsesoup.core.masking import score_thresholds, topk_masks
+from sparsesoup.core.targets import Targets, attention_head_groups, block_of, feed_forward_groups
 from sparsesoup.core.ticket import Ticket
-from sparsesoup.hub.models.prunable import prunable
+from sparsesoup.hub.models.prunable import find_prunable
 from sparsesoup.methods.hybrid import HybridMovement
 from sparsesoup.methods.soft_movement_and_l0 import SoftMovement
-from sparsesoup.training.cost import Meter
+from sparsesoup.training.cost import CostTracker
 from tiny_bert import bert
 from tiny_hub import CONFIGS, FAMILIES
 
@@ -47,9 +47,11 @@ def lowest_kept(table: Groups, sparsity: float) -> float:
 def test_a_level_is_the_lowest_score_that_fits(table: Groups, sparsity: float) -> None:
     named = {str(i): torch.tensor(scores) for i, (_, scores) in enumerate(table)}
     sizes = {str(i): size for i, (size, _) in enumerate(table)}
-    apart = levels(named, sizes, sparsity, "tensor")
+    apart = score_thresholds(named, sizes, sparsity, "tensor")
     assert [float(apart[str(i)]) for i in range(len(table))] == [lowest_kept([entry], sparsity) for entry in table]
-    assert {float(level) for level in levels(named, sizes, sparsity).values()} == {lowest_kept(table, sparsity)}
+    assert {float(level) for level in score_thresholds(named, sizes, sparsity).values()} == {
+        lowest_kept(table, sparsity)
+    }
 
 
 @hypothesis.settings(max_examples=60)
@@ -59,15 +61,15 @@ def test_what_is_at_least_its_level_is_what_keep_keeps(shape: list[int], seed: i
     draw = torch.Generator().manual_seed(seed)
     tiles = [Block(1, 0), Block(2, 2), Element][: len(shape)]
     tables = {f"w{i}": (2 * n, 4) for i, n in enumerate(shape)}
-    ties = tuple(Tie(((name, tile),)) for name, tile in zip(tables, tiles, strict=True))
-    counts = [tie.count(tables) for tie in ties]
+    ties = tuple(CoupledGroups(((name, tile),)) for name, tile in zip(tables, tiles, strict=True))
+    counts = [tie.num_groups(tables) for tie in ties]
     ranks = torch.randperm(sum(counts), generator=draw).float().split(counts)
     spread: dict[str, Tensor] = {}
     for tie, rank in zip(ties, ranks, strict=True):
-        spread |= tie.spread(rank, tables)
+        spread |= tie.expand_to_weights(rank, tables)
     sizes = {name: rows * 4 // count for (name, (rows, _)), count in zip(tables.items(), counts, strict=True)}
-    masks = keep(spread, sparsity, pattern=ties)
-    found = levels(dict(zip(tables, ranks, strict=True)), sizes, sparsity)
+    masks = topk_masks(spread, sparsity, pattern=ties)
+    found = score_thresholds(dict(zip(tables, ranks, strict=True)), sizes, sparsity)
     if any(m.any() for m in masks.values()):  # a level always keeps one group
         for name, rank in spread.items():
             assert (rank >= found[name]).equal(masks[name])
@@ -100,14 +102,14 @@ def test_keep_with_ties_takes_the_best_groups_as_long_as_they_fit(
     steps = 3 if coarse else 1000  # few values: groups tie, and the earlier one is kept
     table = {n: torch.randint(-steps, steps + 1, s, generator=draw).double() for n, s in shapes.items()}
     alive = {n: torch.rand(s, generator=draw) < (0.7 if some else 2.0) for n, s in shapes.items()}
-    ties = (Tie((("in", Row), ("out", Column))), Tie((("square", Block(2, 2)),)))
+    ties = (CoupledGroups((("in", Row), ("out", Column))), CoupledGroups((("square", Block(2, 2)),)))
     left = sum(int(m.sum()) for m in alive.values())
     budget = round((1 - sparsity) * 34)
     if budget - left >= 6:  # a whole unit
         with pytest.raises(UserError, match="already sparser"):
-            keep(table, sparsity, pattern=ties, within=alive)
+            topk_masks(table, sparsity, pattern=ties, within=alive)
         return
-    masks = keep(table, sparsity, pattern=ties, within=alive if some else None)
+    masks = topk_masks(table, sparsity, pattern=ties, within=alive if some else None)
     cells: list[dict[str, Any]] = [{}, {}]
     for unit in range(3):
         cells[0][str(unit)] = [("in", unit, j) for j in range(4)] + [("out", i, unit) for i in range(2)]
@@ -136,23 +138,23 @@ SHAPES = {"a": torch.zeros(6, 4), "b": torch.zeros(4, 6), "c": torch.zeros(5, 4)
 )
 def test_ties_that_do_not_fit_are_refused_in_one_line(ties: Any, complaint: str) -> None:
     with pytest.raises(UserError, match=re.escape(complaint)) as caught:
-        keep(SHAPES, 0.5, pattern=tuple(Tie(tuple(members)) for members in ties))
+        topk_masks(SHAPES, 0.5, pattern=tuple(CoupledGroups(tuple(members)) for members in ties))
     assert "\n" not in str(caught.value)
 
 
 def test_what_a_tie_spares_stays_and_the_others_make_up_for_it() -> None:
     draw = torch.Generator().manual_seed(0)
     table = {n: torch.rand(s.shape, generator=draw) - 9.0 * (n == "c") for n, s in SHAPES.items()}
-    ties = (Tie((("a", Row), ("b", Column))), Tie((("c", Block(0, 0)),), spared=True))
-    masks = keep(table, 0.25, pattern=ties)  # 17 of 68 weights go, in units of 8
+    ties = (CoupledGroups((("a", Row), ("b", Column))), CoupledGroups((("c", Block(0, 0)),), spared=True))
+    masks = topk_masks(table, 0.25, pattern=ties)  # 17 of 68 weights go, in units of 8
     assert masks["c"].all()
-    alone = keep({n: table[n] for n in "ab"}, 17 / 48, pattern=ties[:1])
+    alone = topk_masks({n: table[n] for n in "ab"}, 17 / 48, pattern=ties[:1])
     assert all(masks[n].equal(m) for n, m in alone.items())
     within = {n: torch.ones_like(t, dtype=torch.bool) for n, t in table.items()} | {"c": table["c"] < -8.5}
-    assert keep(table, 0.5, pattern=ties, within=within)["c"].equal(within["c"])
-    assert not keep(table, 48 / 68, pattern=ties)["a"].any()
+    assert topk_masks(table, 0.5, pattern=ties, within=within)["c"].equal(within["c"])
+    assert not topk_masks(table, 48 / 68, pattern=ties)["a"].any()
     with pytest.raises(UserError, match=r"to sparsity 0\.8000: what may fall holds 0\.7059 of the prunable"):
-        keep(table, 0.8, pattern=ties)
+        topk_masks(table, 0.8, pattern=ties)
 
 
 @hypothesis.settings(max_examples=30)
@@ -160,8 +162,8 @@ def test_what_a_tie_spares_stays_and_the_others_make_up_for_it() -> None:
 def test_by_scope_tensor_each_tie_keeps_its_own_share(seed: int, sparsity: float) -> None:
     draw = torch.Generator().manual_seed(seed)
     table = {n: torch.rand(s.shape, generator=draw) for n, s in SHAPES.items()}
-    ties = (Tie((("a", Row), ("b", Column))), Tie((("c", Row),)))
-    masks = keep(table, sparsity, pattern=ties, scope="tensor")
+    ties = (CoupledGroups((("a", Row), ("b", Column))), CoupledGroups((("c", Row),)))
+    masks = topk_masks(table, sparsity, pattern=ties, scope="tensor")
     goal, sizes, area = round((1 - sparsity) * 68), (48, 20), (8, 4)
     kept = [int(masks["a"].sum() + masks["b"].sum()), int(masks["c"].sum())]
     for count, size, group in zip(kept, sizes, area, strict=True):
@@ -183,18 +185,18 @@ def targets_of(family: str) -> tuple[Targets, int]:
         config = CONFIGS[family](n_layers=3, n_heads=4, hidden_dim=24)
     else:
         config = CONFIGS[family](num_hidden_layers=3, num_attention_heads=4, intermediate_size=24)
-    return prunable(AutoModelForSequenceClassification.from_config(config)), 24
+    return find_prunable(AutoModelForSequenceClassification.from_config(config)), 24
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "gpt2"])
 def test_every_layer_has_a_tie_of_units_and_each_unit_a_row_and_a_column(family: str) -> None:
     targets, count = targets_of(family)
     shapes = {name: target.shape for name, target in targets.items()}
-    found = units(targets)
+    found = feed_forward_groups(targets)
     assert len(found) == 3
     assert len({block_of(name) for tie in found for name, _ in tie.members}) == 3
     for tie in found:
-        assert tie.count(shapes) == count
+        assert tie.num_groups(shapes) == count
         assert len({block_of(name) for name, _ in tie.members}) == 1
         sides = {targets[name].role: block for name, block in tie.members}
         upright = {"feed-forward in": Row, "feed-forward out": Column}
@@ -206,17 +208,17 @@ def test_every_layer_has_a_tie_of_units_and_each_unit_a_row_and_a_column(family:
 def test_every_layer_has_a_tie_of_heads_as_many_as_its_config_says(family: str) -> None:
     targets, _ = targets_of(family)
     shapes = {name: target.shape for name, target in targets.items()}
-    found = heads(targets)
+    found = attention_head_groups(targets)
     assert len(found) == 3
     for tie in found:
-        assert tie.count(shapes) == 4
+        assert tie.num_groups(shapes) == 4
         sides = {targets[name].role: block for name, block in tie.members}
         going_in = dict.fromkeys(("query", "key", "value"), Block(4, 0))
         assert sides == {**going_in, "output": Block(0, 4)}
 
 
 def test_gpt2s_fused_attention_has_no_heads_to_tie() -> None:
-    assert heads(targets_of("gpt2")[0]) == []
+    assert attention_head_groups(targets_of("gpt2")[0]) == []
 
 
 @pytest.mark.parametrize("keys", [4, 2, 1])
@@ -226,7 +228,7 @@ def test_heads_are_tied_where_each_has_keys_of_its_own(keys: int) -> None:
         intermediate_size=32, max_position_embeddings=32, pad_token_id=0,
     )  # fmt: skip
     problem = bert(family=config)
-    assert len(heads(problem.targets)) == (2 if keys == 4 else 0)
+    assert len(attention_head_groups(problem.targets)) == (2 if keys == 4 else 0)
     if keys < 4:
         with pytest.raises(UserError, match=r"its heads share keys\); say --method.attention tiles"):
             HybridMovement(attention="heads", score_rate=0.5).run(problem, 0.5)
@@ -284,7 +286,7 @@ def test_whole_heads_and_whole_units_are_cut_and_nothing_of_them_is_left() -> No
 
 
 def test_a_head_is_worth_what_the_one_of_its_four_matrices_says_that_wants_it_most() -> None:
-    journal = Searched(Meter())
+    journal = Searched(CostTracker())
     problem = bert(steps=40, meter=journal.meter, journal=journal)
     ticket = HybridMovement(attention="heads", score_rate=0.5).run(problem, 0.5)
     worth: dict[bool, list[float]] = {True: [], False: []}
@@ -321,7 +323,7 @@ def test_tiles_of_the_attention_are_cut_whole() -> None:
     ticket, problem = hybrid(attention="tiles", tile=Block(4, 8))
     for name, target in problem.targets.items():
         if "feed-forward" not in target.role:
-            counts = Block(4, 8).total(ticket.masks[name].float())
+            counts = Block(4, 8).sum_over_tiles(ticket.masks[name].float())
             assert set(counts.unique().tolist()) <= {0.0, 32.0}
 
 

@@ -10,16 +10,16 @@ from torch.nn import functional
 
 from conftest import Watch, same, tiny
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.masking import keep
+from sparsesoup.core.masking import topk_masks
 from sparsesoup.core.masks import Masks
 from sparsesoup.methods.scores import magnitude
 from sparsesoup.training.batching import Batch
-from sparsesoup.training.config import Training
-from sparsesoup.training.loop import Protocol, dropouts, train
+from sparsesoup.training.config import TrainingConfig
+from sparsesoup.training.loop import TrainingOverrides, find_dropouts, train
 from sparsesoup.training.state import TrainState
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop")
-BASE = Training(learning_rate=1e-2, batch_size=16)
+BASE = TrainingConfig(learning_rate=1e-2, batch_size=16)
 
 
 def weights(state: TrainState) -> dict[str, Tensor]:
@@ -27,15 +27,17 @@ def weights(state: TrainState) -> dict[str, Tensor]:
 
 
 def half(state: TrainState, sparsity: float = 0.5) -> Masks:
-    return keep(magnitude(state.params()), sparsity, within=state.masks)
+    return topk_masks(magnitude(state.prunable_parameters()), sparsity, within=state.masks)
 
 
-@pytest.mark.parametrize("protocol", [None, Protocol(share=0.5, dropout=0.3)])
+@pytest.mark.parametrize("protocol", [None, TrainingOverrides(share=0.5, dropout=0.3)])
 @pytest.mark.parametrize("stream", [(), ("weak", 1, 2)])
-def test_training_in_two_halves_is_training_at_once(stream: tuple[object, ...], protocol: Protocol | None) -> None:
+def test_training_in_two_halves_is_training_at_once(
+    stream: tuple[object, ...], protocol: TrainingOverrides | None
+) -> None:
     once, twice = tiny(), tiny()
-    one = train(once.start(), once, 30, stream=stream, protocol=protocol)
-    other = twice.start()
+    one = train(once.start_run(), once, 30, stream=stream, protocol=protocol)
+    other = twice.start_run()
     for steps in (17, 0, 13):
         train(other, twice, steps, stream=stream, protocol=protocol)
     assert same({**one.tensors()}, {**other.tensors()})
@@ -44,7 +46,7 @@ def test_training_in_two_halves_is_training_at_once(stream: tuple[object, ...], 
 
 def test_streams_differ_in_rows_and_noise() -> None:
     problem = tiny()
-    found = [weights(train(problem.start(), problem, 3, stream=s)) for s in ((), ("weak", 0), ("weak", 1))]
+    found = [weights(train(problem.start_run(), problem, 3, stream=s)) for s in ((), ("weak", 0), ("weak", 1))]
     assert not same(found[0], found[1])
     assert not same(found[1], found[2])
 
@@ -55,51 +57,51 @@ def test_masks_hold_at_every_forward_while_a_hook_changes_them(optimizer: str) -
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         if model.training:
-            params = state.params()
+            params = state.prunable_parameters()
             assert all(not params[n][~m].any() for n, m in state.masks.items())
             seen.append(sum(int(m.sum()) for m in state.masks.values()))
         return functional.cross_entropy(model(batch["x"]), batch["labels"])
 
     settings = replace(BASE, learning_rate=2e-3, weight_decay=0.1, optimizer=optimizer)
     problem = tiny(training=settings, objective=loss)
-    state = problem.start()
+    state = problem.start_run()
 
     def hook(state: TrainState) -> None:
         if state.step in (6, 12):
-            state.prune_(half(state, state.step / 15))
+            state.set_masks_(half(state, state.step / 15))
 
     train(state, problem, 20, hooks=[hook])
     assert seen == [2000] * 6 + [1200] * 6 + [400] * 8
-    assert all(not p[~state.masks[n]].any() for n, p in state.params().items())
+    assert all(not p[~state.masks[n]].any() for n, p in state.prunable_parameters().items())
 
 
 def test_masks_hold_even_where_a_hook_writes_into_dead_weights_or_sets_the_masks_itself() -> None:
     problem = tiny()
-    state = problem.start()
+    state = problem.start_run()
 
     def average(state: TrainState) -> None:
         if state.step == 2:
             state.masks = half(state)
         with torch.no_grad():
-            for p in state.params().values():
+            for p in state.prunable_parameters().values():
                 p += 0.01
 
     train(state, problem, 4, hooks=[average])
-    assert sum(int((p == 0).sum()) for p in state.params().values()) == 1000
-    assert all(not p[~state.masks[n]].any() for n, p in state.params().items())
+    assert sum(int((p == 0).sum()) for p in state.prunable_parameters().values()) == 1000
+    assert all(not p[~state.masks[n]].any() for n, p in state.prunable_parameters().items())
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_masks_that_a_hook_sets_itself_clear_the_moments_too(optimizer: str) -> None:
     problem = tiny(training=replace(BASE, learning_rate=2e-3, optimizer=optimizer))
-    state = problem.start()
+    state = problem.start_run()
 
     def cut(state: TrainState) -> None:
         if state.step == 3:
             state.masks = half(state)
 
     train(state, problem, 3, hooks=[cut])
-    for name, p in state.params().items():
+    for name, p in state.prunable_parameters().items():
         dead = ~state.masks[name]
         moments = [t for t in state.optimizer.state[p].values() if t.shape == p.shape]
         assert moments
@@ -108,11 +110,11 @@ def test_masks_that_a_hook_sets_itself_clear_the_moments_too(optimizer: str) -> 
 
 def test_after_a_run_the_gradients_are_the_users_own_again() -> None:
     problem = tiny()
-    state = problem.start()
-    state.prune_(half(state))
+    state = problem.start_run()
+    state.set_masks_(half(state))
     train(state, problem, 2)
-    problem.loss(state.model, problem.train.batch(range(16))).backward()
-    for name, p in state.params().items():
+    problem.training_loss(state.model, problem.train.batch(range(16))).backward()
+    for name, p in state.prunable_parameters().items():
         assert p.grad is not None
         assert p.grad[~state.masks[name]].any()
 
@@ -122,7 +124,7 @@ def test_masks_hold_from_the_first_forward_on() -> None:
     problem = tiny(
         objective=lambda model, batch: seen.append(int((model.wide.weight == 0).sum())) or model(batch["x"]).sum()
     )
-    state = problem.start()
+    state = problem.start_run()
     state.masks = half(state)
     train(state, problem, 1)
     assert seen == [int((~state.masks["wide.weight"]).sum())]
@@ -130,7 +132,7 @@ def test_masks_hold_from_the_first_forward_on() -> None:
 
 def test_dead_gradients_do_not_spend_the_clip_norm() -> None:
     """Against steps written out by hand, with a loss that pulls dead weights a million times as hard."""
-    mask = half(tiny().start())
+    mask = half(tiny().start_run())
     dead = {n: ~m for n, m in mask.items()}
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -139,20 +141,20 @@ def test_dead_gradients_do_not_spend_the_clip_norm() -> None:
 
     settings = replace(BASE, optimizer="sgd", clip=0.05, weight_decay=0.0)
     problem = tiny(training=settings, objective=loss)
-    state = problem.start()
-    state.prune_(mask)
+    state = problem.start_run()
+    state.set_masks_(mask)
     drops(state.model, 0.0)
     train(state, problem, 3)
 
-    hand = problem.start()
-    hand.prune_(mask)
+    hand = problem.start_run()
+    hand.set_masks_(mask)
     drops(hand.model, 0.0)
     optimizer = torch.optim.SGD(hand.model.parameters(), momentum=0.9)
-    order = problem.train.batches(16, 0, 0)
+    order = problem.train.train_batches(16, 0, 0)
     for step in range(3):
         batch = problem.train.batch(next(order))
         functional.cross_entropy(hand.model(batch["x"]), batch["labels"]).backward()
-        for n, p in hand.params().items():
+        for n, p in hand.prunable_parameters().items():
             assert p.grad is not None
             p.grad[dead[n]] = 0.0
         norm = torch.cat([p.grad.flatten() for p in hand.model.parameters() if p.grad is not None]).norm()
@@ -160,7 +162,7 @@ def test_dead_gradients_do_not_spend_the_clip_norm() -> None:
         for p in hand.model.parameters():
             assert p.grad is not None
             p.grad *= 0.05 / norm
-        optimizer.param_groups[0]["lr"] = problem.rate()(step)
+        optimizer.param_groups[0]["lr"] = problem.rate_schedule()(step)
         optimizer.step()
         optimizer.zero_grad()
     start = dict(problem.pretrained.named_parameters())
@@ -170,7 +172,7 @@ def test_dead_gradients_do_not_spend_the_clip_norm() -> None:
 
 
 def drops(model: nn.Module, value: float) -> None:
-    for owner, name, _ in dropouts(model):
+    for owner, name, _ in find_dropouts(model):
         setattr(owner, name, value)
 
 
@@ -194,7 +196,7 @@ def test_no_dropout_of_an_encoder_and_decoder_is_left_out() -> None:
 def test_no_clip_means_no_clip() -> None:
     def first_move(clip: float) -> float:
         problem = tiny(training=replace(BASE, optimizer="sgd", clip=clip, weight_decay=0.0, warmup=0.0))
-        state = train(problem.start(), problem, 1)
+        state = train(problem.start_run(), problem, 1)
         start = dict(problem.pretrained.named_parameters())
         return float(torch.cat([(p - start[n].detach()).flatten() for n, p in weights(state).items()]).norm())
 
@@ -207,7 +209,7 @@ def test_no_clip_means_no_clip() -> None:
 def test_accumulated_parts_are_the_whole_batch(parts: int) -> None:
     def run(accumulation: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         problem = tiny(training=replace(BASE, optimizer="sgd", accumulation=accumulation))
-        state = problem.start()
+        state = problem.start_run()
         drops(state.model, 0.0)
         train(state, problem, 5)
         return weights(state), problem.meter.to_json()["strong"]
@@ -221,7 +223,7 @@ def test_accumulated_parts_are_the_whole_batch(parts: int) -> None:
 def test_bf16_trains_float32_weights() -> None:
     low = tiny(training=replace(BASE, precision="bf16"))
     inner = []
-    state = low.start()
+    state = low.start_run()
     handle = state.model.wide.register_forward_hook(lambda module, args, out: inner.append(out.dtype))
     train(state, low, 10)
     handle.remove()
@@ -229,7 +231,7 @@ def test_bf16_trains_float32_weights() -> None:
     assert {p.dtype for p in state.model.parameters()} == {torch.float32}
     assert {t.dtype for s in state.optimizer.state.values() for t in s.values()} == {torch.float32}
     full = tiny()
-    assert not same(weights(state), weights(train(full.start(), full, 10)))
+    assert not same(weights(state), weights(train(full.start_run(), full, 10)))
     assert low.validate(state.model)["accuracy"] > 0.4
 
 
@@ -243,7 +245,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_and_the_state_befo
         return model(batch["x"]).sum() * (bad if count == 8 else 1e-3)
 
     problem = tiny(objective=loss)
-    state = train(problem.start(), problem, 7)
+    state = train(problem.start_run(), problem, 7)
     before = {n: t.detach().clone() for n, t in state.tensors().items()}
     with pytest.raises(UserError, match=rf"^the loss is -?{bad} at step 8 \(strong\); .* \(now 0\.01\)") as caught:
         train(state, problem, 7)
@@ -257,10 +259,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_and_the_state_befo
 def test_the_learning_rate_is_a_function_of_the_step() -> None:
     watch = Watch()
     problem = tiny(observer=watch)
-    state = problem.start()
+    state = problem.start_run()
     train(state, problem, 25)
     train(state, problem, 35)
-    assert watch.curve("rate") == [problem.rate()(step) for step in range(60)]
+    assert watch.curve("rate") == [problem.rate_schedule()(step) for step in range(60)]
     assert watch.curve("step") == list(range(1, 61))
     train(state, problem, 2, rate=lambda step: step / 100)
     assert watch.curve("rate")[-2:] == [0.6, 0.61]
@@ -268,7 +270,7 @@ def test_the_learning_rate_is_a_function_of_the_step() -> None:
 
 def test_the_rate_moves_the_weights_and_zero_moves_none() -> None:
     problem = tiny(training=replace(BASE, weight_decay=0.1))
-    state = problem.start()
+    state = problem.start_run()
     before = weights(state)
     train(state, problem, 3, rate=lambda step: 0.0)
     assert same(weights(state), before)
@@ -276,16 +278,18 @@ def test_the_rate_moves_the_weights_and_zero_moves_none() -> None:
 
 def test_a_protocols_settings_hold_during_its_run_and_are_put_back() -> None:
     problem = tiny(training=replace(BASE, weight_decay=0.03))
-    state = problem.start()
+    state = problem.start_run()
     seen = []
 
     def look(state: TrainState) -> None:
-        seen.append(([g["weight_decay"] for g in state.optimizer.param_groups], [v for *_, v in dropouts(state.model)]))
+        seen.append(
+            ([g["weight_decay"] for g in state.optimizer.param_groups], [v for *_, v in find_dropouts(state.model)])
+        )
 
-    protocol = Protocol(weight_decay=0.4, dropout=0.25)
+    protocol = TrainingOverrides(weight_decay=0.4, dropout=0.25)
     train(state, problem, 1, hooks=[look])
     train(state, problem, 2, hooks=[look], protocol=protocol)
-    train(state, problem, 1, hooks=[look], protocol=Protocol())
+    train(state, problem, 1, hooks=[look], protocol=TrainingOverrides())
     assert seen == [([0.03, 0.0], [0.1]), *[([0.4, 0.0], [0.25])] * 2, ([0.03, 0.0], [0.1])]
 
     def fail(state: TrainState) -> None:
@@ -300,13 +304,13 @@ def test_a_protocols_settings_hold_during_its_run_and_are_put_back() -> None:
 def test_each_setting_of_a_protocol_changes_what_is_learnt() -> None:
     problem = tiny()
 
-    def run(protocol: Protocol | None) -> dict[str, Tensor]:
-        return weights(train(problem.start(), problem, 3, protocol=protocol))
+    def run(protocol: TrainingOverrides | None) -> dict[str, Tensor]:
+        return weights(train(problem.start_run(), problem, 3, protocol=protocol))
 
     plain = run(None)
-    assert same(plain, run(Protocol()))
+    assert same(plain, run(TrainingOverrides()))
     for change in ({"weight_decay": 0.3}, {"dropout": 0.0}, {"dropout": 0.4}, {"share": 0.5}):
-        assert not same(plain, run(Protocol(**change))), change
+        assert not same(plain, run(TrainingOverrides(**change))), change
 
 
 def test_a_share_of_the_rows_is_all_that_a_run_sees() -> None:
@@ -317,19 +321,19 @@ def test_a_share_of_the_rows_is_all_that_a_run_sees() -> None:
         return model(batch["x"]).sum()
 
     problem = tiny(objective=loss)
-    train(problem.start(), problem, 60, protocol=Protocol(share=0.25))
+    train(problem.start_run(), problem, 60, protocol=TrainingOverrides(share=0.25))
     assert len(seen) == 64
 
 
 def test_impossible_protocols_are_refused() -> None:
     for change in ({"rate": -1.0}, {"share": 0.0}, {"share": 1.5}, {"dropout": 1.0}, {"dropout": -0.1}):
         with pytest.raises(UserError, match="protocol"):
-            Protocol(**change)
+            TrainingOverrides(**change)
 
 
 def test_the_users_random_numbers_are_left_alone() -> None:
     problem = tiny()
-    state = problem.start()
+    state = problem.start_run()
     torch.manual_seed(11)
     expected = torch.rand(4)
     torch.manual_seed(11)
@@ -339,21 +343,21 @@ def test_the_users_random_numbers_are_left_alone() -> None:
 
 def test_hooks_come_in_order_after_the_step_and_before_the_masks() -> None:
     problem, calls = tiny(), []
-    state = problem.start()
-    state.prune_(half(state))
+    state = problem.start_run()
+    state.set_masks_(half(state))
 
     def first(state: TrainState) -> None:
         calls.append(("first", state.step))
         with torch.no_grad():
-            state.params()["wide.weight"].fill_(1.0)
+            state.prunable_parameters()["wide.weight"].fill_(1.0)
 
     def second(state: TrainState) -> None:
         calls.append(("second", state.step))
-        assert state.params()["wide.weight"].all()
+        assert state.prunable_parameters()["wide.weight"].all()
 
     train(state, problem, 2, hooks=iter([first, second]))
     assert calls == [("first", 1), ("second", 1), ("first", 2), ("second", 2)]
-    assert (state.params()["wide.weight"] != 0).equal(state.masks["wide.weight"])
+    assert (state.prunable_parameters()["wide.weight"] != 0).equal(state.masks["wide.weight"])
 
 
 def test_a_hook_may_halt() -> None:
@@ -363,7 +367,7 @@ def test_a_hook_may_halt() -> None:
     def stop(state: TrainState) -> None:
         state.halt = state.step == 4
 
-    state = train(problem.start(), problem, 20, hooks=[stop])
+    state = train(problem.start_run(), problem, 20, hooks=[stop])
     assert (state.step, len(watch.records)) == (4, 4)
     assert problem.meter.to_json()["strong"]["steps"] == 4
 
@@ -371,22 +375,32 @@ def test_a_hook_may_halt() -> None:
 def test_a_penalty_is_learnt_from_and_the_log_tells_the_loss_without_it() -> None:
     watch = Watch()
     problem = tiny(observer=watch)
-    plain = train(problem.start(), problem, 1)
-    pulled = train(problem.start(), problem, 1, penalty=lambda state: 1e3 + state.params()["wide.weight"].pow(2).sum())
+    plain = train(problem.start_run(), problem, 1)
+    pulled = train(
+        problem.start_run(),
+        problem,
+        1,
+        penalty=lambda state: 1e3 + state.prunable_parameters()["wide.weight"].pow(2).sum(),
+    )
     assert watch.records[1]["loss"] == watch.records[0]["loss"]
     assert not same(weights(plain), weights(pulled))
     with pytest.raises(UserError, match=r"^the loss is nan at step 1 \(strong\)"):
-        train(problem.start(), problem, 1, penalty=lambda state: state.params()["wide.weight"].sum() * torch.nan)
+        train(
+            problem.start_run(),
+            problem,
+            1,
+            penalty=lambda state: state.prunable_parameters()["wide.weight"].sum() * torch.nan,
+        )
 
 
 def test_gradients_are_observed_before_they_are_clipped_and_after_the_dead_are_zeroed() -> None:
     seen = []
     problem = tiny(training=replace(BASE, clip=1e-3))
-    state = problem.start()
-    state.prune_(half(state))
+    state = problem.start_run()
+    state.set_masks_(half(state))
 
     def observe(state: TrainState) -> None:
-        for name, parameter in state.params().items():
+        for name, parameter in state.prunable_parameters().items():
             assert parameter.grad is not None
             assert not parameter.grad[~state.masks[name]].any()
         seen.append(sum(float(p.grad.square().sum()) for p in state.model.parameters() if p.grad is not None) ** 0.5)
@@ -397,7 +411,7 @@ def test_gradients_are_observed_before_they_are_clipped_and_after_the_dead_are_z
 
 
 def test_decay_is_for_matrices_alone() -> None:
-    groups = tiny(training=replace(BASE, weight_decay=0.3)).start().optimizer.param_groups
+    groups = tiny(training=replace(BASE, weight_decay=0.3)).start_run().optimizer.param_groups
     assert [(g["weight_decay"], {p.dim() for p in g["params"]}) for g in groups] == [(0.3, {2}), (0.0, {1})]
 
 
@@ -416,4 +430,4 @@ def test_decay_is_for_matrices_alone() -> None:
 )
 def test_impossible_settings_are_refused_by_name(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"train.{next(iter(change))}"):
-        Training(**change)
+        TrainingConfig(**change)

@@ -14,9 +14,9 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.ticket import save_masks
 from sparsesoup.exports import subprocess_runner as alone
 from sparsesoup.exports.runtimes import EXTRAS
-from sparsesoup.exports.source import own_masks
-from sparsesoup.exports.verify import Alone, _agreement
-from sparsesoup.hub.models.checkpoint import quiet
+from sparsesoup.exports.source import masks_from_zeros
+from sparsesoup.exports.verify import SubprocessModel, _compare_predictions
+from sparsesoup.hub.models.checkpoint import quiet_transformers
 from test_export import command, refused
 from tiny_hub import run_of
 from tiny_models import model_of
@@ -77,7 +77,7 @@ def test_spans_are_compared_too(place, tmp_path):
     ],
 )
 def test_predictions_that_differ_are_counted(one, other, same):
-    found = _agreement(({"f1": 0.5}, torch.tensor(one)), ({"f1": 0.6}, torch.tensor(other)))
+    found = _compare_predictions(({"f1": 0.5}, torch.tensor(one)), ({"f1": 0.6}, torch.tensor(other)))
     assert (found["rows"], found["same"]) == (len(one), same)
     assert found["largest_difference"] == float((torch.tensor(one) - torch.tensor(other)).abs().max())
     assert (found["scores_of_source"], found["scores"]) == ({"f1": 0.5}, {"f1": 0.6})
@@ -85,9 +85,9 @@ def test_predictions_that_differ_are_counted(one, other, same):
 
 def test_a_model_whose_data_are_not_known_is_refused_before_it_is_exported(tmp_path, capsys):
     model = model_of("bert", dtype=torch.float32)
-    with quiet():
+    with quiet_transformers():
         model.save_pretrained(tmp_path / "source")
-    save_masks(tmp_path / "source" / "pruning", own_masks(model), {})
+    save_masks(tmp_path / "source" / "pruning", masks_from_zeros(model), {})
     said = refused(capsys, tmp_path, tmp_path / "source", "--to", "dense", "--out", tmp_path / "new", "--verify")
     assert "it is not known what data" in said
 
@@ -101,7 +101,7 @@ def test_an_export_that_does_not_load_is_told_in_one_line(run, tmp_path):
     written = export(run, "dense", tmp_path / "out")
     shutil.copy(written.path / "config.json", written.path / "model.safetensors")
     with pytest.raises(UserError, match=r"does not answer in a fresh process: .*[Ee]rror"):
-        Alone(written.path, written.facts["load"])
+        SubprocessModel(written.path, written.facts["load"])
 
 
 def test_a_line_may_name_what_lies_deep_in_a_package(tmp_path, monkeypatch):
@@ -114,7 +114,7 @@ def test_a_line_may_name_what_lies_deep_in_a_package(tmp_path, monkeypatch):
         (tmp_path / "graphs_of_mine" / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(OSError, match=r"^\.$"):
-        alone.load("graphs_of_mine.deep.inner.load(folder)")
+        alone.load_from_line("graphs_of_mine.deep.inner.load(folder)")
 
 
 def test_every_optional_library_is_in_the_extra_that_is_named_and_pinned():

@@ -14,30 +14,30 @@ from reference import isp_code as twin
 from sparsesoup.core import masks as algebra
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.masks import Masks
-from sparsesoup.core.schedules import Cubic
+from sparsesoup.core.schedules import CubicSchedule
 from sparsesoup.methods import METHODS
 from sparsesoup.methods.isp import InstantSoup
-from sparsesoup.methods.weak_masks import consensus, count_votes, look_ahead, superpose, vote
+from sparsesoup.methods.weak_masks import consensus_masks, count_votes, draw_weak_mask, draw_weak_masks, superpose_masks
 from sparsesoup.runs import config as recipe
-from sparsesoup.training.loop import Protocol, train
+from sparsesoup.training.loop import TrainingOverrides, train
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.state import TrainState
 
-WIDE = (Protocol(rate=(5.0, 20.0)),)
+WIDE = (TrainingOverrides(rate=(5.0, 20.0)),)
 
 
 def fork(problem: Problem, moments: Any, steps: int = 1) -> tuple[TrainState, dict[str, torch.Tensor]]:
     """A main run of ten steps, and the |theta| of a weak run from there."""
-    state = train(problem.start(), problem, 10)
+    state = train(problem.start_run(), problem, 10)
     here = copy.deepcopy(state.model)
-    task = (steps, 0.5, Protocol(), lambda step: 3e-3, (0,))
-    vote(problem, state, "", _look, [(*task, moments)])
+    task = (steps, 0.5, TrainingOverrides(), lambda step: 3e-3, (0,))
+    draw_weak_masks(problem, state, "", _look, [(*task, moments)])
     state.model.load_state_dict(here.state_dict())
     return state, {n: state.memory[f"look/{n}"] for n in state.targets}
 
 
 def _look(problem: Problem, state: TrainState, *task: Any) -> dict[str, torch.Tensor]:
-    return look_ahead(problem, state, *task[:-1], moments=task[-1])
+    return draw_weak_mask(problem, state, *task[:-1], moments=task[-1])
 
 
 def test_a_weak_run_with_fresh_moments_begins_with_the_step_of_a_fresh_optimizer() -> None:
@@ -45,7 +45,7 @@ def test_a_weak_run_with_fresh_moments_begins_with_the_step_of_a_fresh_optimizer
     state, look = fork(problem, "fresh")
     model = copy.deepcopy(state.model).train()
     optimizer = twin.optimizer_of(model, 3e-3, 0.1)
-    rows = next(problem.train.batches(16, 10, problem.seed, "weak", 0))
+    rows = next(problem.train.train_batches(16, 10, problem.seed, "weak", 0))
     batch = problem.train.batch(rows)
     cross_entropy(model(batch["x"]), batch["labels"]).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -58,7 +58,7 @@ def test_a_weak_run_with_fresh_moments_begins_with_the_step_of_a_fresh_optimizer
 
 def test_fresh_moments_leave_those_of_the_main_run_alone() -> None:
     problem, plain = still(), still()
-    state, before = fork(problem, "fresh", steps=5)[0], train(plain.start(), plain, 10)
+    state, before = fork(problem, "fresh", steps=5)[0], train(plain.start_run(), plain, 10)
     state.memory.clear()
     assert same(state.tensors(), before.tensors())
 
@@ -71,16 +71,16 @@ def test_isp_can_start_its_weak_runs_afresh() -> None:
 
 
 def test_a_range_of_rates_is_drawn_from_by_seed_and_run() -> None:
-    protocol = Protocol(rate=(5.0, 20.0))
-    drawn = [protocol.factor(0, "weak", i, j) for i in range(20) for j in range(20)]
-    assert drawn == [protocol.factor(0, "weak", i, j) for i in range(20) for j in range(20)]
-    assert drawn != [protocol.factor(1, "weak", i, j) for i in range(20) for j in range(20)]
+    protocol = TrainingOverrides(rate=(5.0, 20.0))
+    drawn = [protocol.rate_factor(0, "weak", i, j) for i in range(20) for j in range(20)]
+    assert drawn == [protocol.rate_factor(0, "weak", i, j) for i in range(20) for j in range(20)]
+    assert drawn != [protocol.rate_factor(1, "weak", i, j) for i in range(20) for j in range(20)]
     assert len(set(drawn)) == len(drawn)
     assert 5.0 <= min(drawn) < 5.5
     assert 19.5 < max(drawn) <= 20.0
     assert sum(drawn) / len(drawn) == pytest.approx(12.5, abs=0.5)
-    assert Protocol(rate=0.3).factor(0, "weak", 1) == 0.3
-    assert Protocol(rate=(2.0, 2.0)).factor(7) == 2.0
+    assert TrainingOverrides(rate=0.3).rate_factor(0, "weak", 1) == 0.3
+    assert TrainingOverrides(rate=(2.0, 2.0)).rate_factor(7) == 2.0
 
 
 PAIRS: dict[str, dict[str, Any]] = {
@@ -97,7 +97,7 @@ PAIRS: dict[str, dict[str, Any]] = {
 def test_every_method_with_protocols_draws_each_runs_rate_from_the_range(name: str) -> None:
     def rates(factor: Any, seed: int = 0) -> list[float]:
         watch = Watch()
-        method = replace(METHODS[name], **PAIRS[name], protocols=(Protocol(rate=factor),))
+        method = replace(METHODS[name], **PAIRS[name], protocols=(TrainingOverrides(rate=factor),))
         dense = name in ("model-soup", "instant-model-soup")
         method.run(tiny(observer=watch, seed=seed), 0.0 if dense else 0.6)
         return [r["rate"] for r in watch.records]
@@ -114,15 +114,17 @@ def test_every_method_with_protocols_draws_each_runs_rate_from_the_range(name: s
 @pytest.mark.parametrize("rate", [(3.0, 2.0), (-1.0, 2.0), (0.0, float("inf")), (float("nan"), 1.0)])
 def test_a_range_of_rates_that_cannot_be_is_refused(rate: tuple[float, float]) -> None:
     with pytest.raises(UserError, match=r"^a protocol has rate >= 0 \(or two of them, the lower one first\)"):
-        Protocol(rate=rate)
+        TrainingOverrides(rate=rate)
 
 
 def soup(problem: Problem, count: int) -> tuple[TrainState, list[Masks]]:
     """A state with the votes of a few weak masks, and those masks."""
-    state, masks, before = train(problem.start(), problem, 10), [], {}
+    state, masks, before = train(problem.start_run(), problem, 10), [], {}
     for j in range(count):
-        factor = WIDE[0].factor(0, j)
-        vote(problem, state, str(j), look_ahead, [(5, 0.5, WIDE[0], lambda step, f=factor: f * 1e-2, (0, j))])
+        factor = WIDE[0].rate_factor(0, j)
+        draw_weak_masks(
+            problem, state, str(j), draw_weak_mask, [(5, 0.5, WIDE[0], lambda step, f=factor: f * 1e-2, (0, j))]
+        )
         now = {n: state.memory[f"votes/{n}"] for n in state.targets}
         masks.append({n: now[n] > before.get(n, torch.zeros_like(now[n])) for n in now})
         before = now
@@ -131,15 +133,15 @@ def soup(problem: Problem, count: int) -> tuple[TrainState, list[Masks]]:
 
 def test_the_intersection_is_the_vote_of_all_and_the_union_that_of_any() -> None:
     state, masks = soup(tiny(), 4)
-    every, some = superpose(state, "intersection", 4, 1.0), superpose(state, "union", 4, 1.0)
-    assert same(every, algebra.vote(masks, 4))
-    assert same(some, algebra.vote(masks, 1))
-    assert 0 < algebra.kept(every) < 1000 < algebra.kept(some)
-    held = superpose(state, "intersection", 4, 0.5)  # no sparser than asked
-    assert algebra.kept(held) == 1000
-    assert same(held, consensus(state, 0.5))
+    every, some = superpose_masks(state, "intersection", 4, 1.0), superpose_masks(state, "union", 4, 1.0)
+    assert same(every, algebra.keep_if_voted(masks, 4))
+    assert same(some, algebra.keep_if_voted(masks, 1))
+    assert 0 < algebra.count_kept(every) < 1000 < algebra.count_kept(some)
+    held = superpose_masks(state, "intersection", 4, 0.5)  # no sparser than asked
+    assert algebra.count_kept(held) == 1000
+    assert same(held, consensus_masks(state, 0.5))
     assert all((held[n] | ~every[n]).all() for n in held)
-    assert same(superpose(state, "union", 4, 0.5), count_votes(state, 1))
+    assert same(superpose_masks(state, "union", 4, 0.5), count_votes(state, 1))
 
 
 @pytest.mark.parametrize("merge", ["union", "intersection"])
@@ -147,10 +149,10 @@ def test_isp_takes_the_merged_set_of_each_stage_and_ends_exactly_at_the_sparsity
     method = InstantSoup(stages=4, weak_masks=3, look_ahead=0.03, merge=merge, protocols=WIDE)
     ticket = method.run(tiny(), 0.6)
     *early, last = [stage["sparsity"] for stage in ticket.notes["stages"]]
-    targets = [Cubic(0, 4).at(i, 0.6) for i in (1, 2, 3)]
+    targets = [CubicSchedule(0, 4).sparsity_at(i, 0.6) for i in (1, 2, 3)]
     assert [reached < target for reached, target in zip(early, targets, strict=True)] == [merge == "union"] * 3
     assert max(early) <= last == pytest.approx(0.6)
-    assert algebra.kept(ticket.masks) == 800
+    assert algebra.count_kept(ticket.masks) == 800
 
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
@@ -169,7 +171,7 @@ def test_every_variant_keeps_exactly_the_asked_number_and_is_a_function_of_the_s
 ) -> None:
     method = replace(METHODS[name], **settings)
     one, two = method.run(tiny(steps=120), sparsity), method.run(tiny(steps=120), sparsity)
-    assert algebra.kept(one.masks) == round(2000 * (1 - sparsity))
+    assert algebra.count_kept(one.masks) == round(2000 * (1 - sparsity))
     assert same(one.weights, two.weights)
     assert same(one.masks, two.masks)
 
@@ -184,7 +186,7 @@ def test_isp_with_groups_merges_whole_groups() -> None:
 def test_a_schedule_without_a_soup_has_no_moments_and_no_merging() -> None:
     for flag in (["--method.moments", "fresh"], ["--method.merge", "union"]):
         with pytest.raises(UserError, match=r"^method isp-no-soup has (moments|merge) "):
-            recipe.read(["isp-no-soup", *flag])
+            recipe.parse_arguments(["isp-no-soup", *flag])
 
 
 @pytest.mark.parametrize(
@@ -193,5 +195,5 @@ def test_a_schedule_without_a_soup_has_no_moments_and_no_merging() -> None:
 )
 def test_a_range_that_cannot_be_read_is_refused_in_one_line(given: str, said: str) -> None:
     with pytest.raises(UserError, match=re.escape(said)) as caught:
-        recipe.read(["isp", "--method.protocols", f"[{{rate: {given}}}]"])
+        recipe.parse_arguments(["isp", "--method.protocols", f"[{{rate: {given}}}]"])
     assert "\n" not in str(caught.value)

@@ -26,7 +26,7 @@ from sparsesoup.hub.models.loading import load_model
 from sparsesoup.methods import METHODS, TABLE
 from sparsesoup.report.terminal import dense_flops, times_dense
 from sparsesoup.runs import config as recipe
-from sparsesoup.runs.run import complete
+from sparsesoup.runs.run import fill_default_sparsity
 from tiny_hub import (
     FAMILIES,
     base_model,
@@ -144,7 +144,7 @@ def test_every_family_goes_from_checkpoint_to_a_folder_that_transformers_alone_r
 
 
 def settings_of(run, *more):
-    return recipe.read(["--config", str(run / "run.yaml"), *more])[0]
+    return recipe.parse_arguments(["--config", str(run / "run.yaml"), *more])[0]
 
 
 def test_the_run_directory_holds_what_it_should_and_no_pickle(soup):
@@ -271,33 +271,37 @@ def test_a_flag_wins_over_the_recipe(soup):
 
 def test_a_recipe_may_write_numbers_as_people_do(tmp_path):
     (tmp_path / "recipe.yaml").write_text("method: isp\nsparsity: 9e-1\ntrain:\n  learning_rate: 5e-5\n")
-    settings, _ = recipe.read(["--config", str(tmp_path / "recipe.yaml")])
+    settings, _ = recipe.parse_arguments(["--config", str(tmp_path / "recipe.yaml")])
     assert (settings.amount.sparsity, settings.train.learning_rate) == (0.9, 5e-5)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_recipe_and_the_command_of_every_method_repeat_it(name, tmp_path):
-    settings = recipe.Settings(
+    settings = recipe.RunConfig(
         name=name,
         method=METHODS[name],
-        amount=recipe.Amount(sparsity=0.25, steps=7),
-        place=recipe.Place(model="it's here/a b", dataset="x", text_columns=("a", "b c"), seed=3, data_root="~/é"),
-        train=recipe.Training(learning_rate=3e-5, optimizer="sgd"),
+        amount=recipe.BudgetConfig(sparsity=0.25, steps=7),
+        place=recipe.ModelAndDataConfig(
+            model="it's here/a b", dataset="x", text_columns=("a", "b c"), seed=3, data_root="~/é"
+        ),
+        train=recipe.TrainingConfig(learning_rate=3e-5, optimizer="sgd"),
     )
-    (tmp_path / "run.yaml").write_text(recipe.dump(settings), encoding="utf-8")
-    assert recipe.read(["--config", str(tmp_path / "run.yaml")])[0] == settings
-    assert recipe.read(shlex.split(settings.command())[2:])[0] == settings
+    (tmp_path / "run.yaml").write_text(recipe.dump_config(settings), encoding="utf-8")
+    assert recipe.parse_arguments(["--config", str(tmp_path / "run.yaml")])[0] == settings
+    assert recipe.parse_arguments(shlex.split(settings.repeat_command())[2:])[0] == settings
 
 
 def test_run_keys_are_pinned():
     """A key names a run directory: were it made in another way, or did a default change under the same key, a run
     begun by an older version would be taken for another one, or start anew beside the old. A change here is a change
     for the user: say so in the changelog."""
-    plain = recipe.read(["isp"])[0]
-    asked = recipe.read(["isp", "--sparsity", "0.8", "--steps", "200", "--dataset", "glue/cola", "--seed", "4"])[0]
-    said = recipe.read(["isp", "--sparsity", "0.9"])[0]  # what holds where nothing is said of it
-    assert complete(plain).key() == complete(said).key() == "eae7c5ba1d"
-    assert complete(asked).key() == "6701258aad"
+    plain = recipe.parse_arguments(["isp"])[0]
+    asked = recipe.parse_arguments(
+        ["isp", "--sparsity", "0.8", "--steps", "200", "--dataset", "glue/cola", "--seed", "4"]
+    )[0]
+    said = recipe.parse_arguments(["isp", "--sparsity", "0.9"])[0]  # what holds where nothing is said of it
+    assert fill_default_sparsity(plain).run_key() == fill_default_sparsity(said).run_key() == "eae7c5ba1d"
+    assert fill_default_sparsity(asked).run_key() == "6701258aad"
     table = plain.to_dict()
     protocols = table["method"].pop("protocols")
     assert table == {

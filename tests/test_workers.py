@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.process_pool import ProcessPool, work_off
+from sparsesoup.core.process_pool import ProcessPool, run_with_retries
 
 
 def do(task):
@@ -23,7 +23,7 @@ def do(task):
 
 
 def happened(pool, tasks, lives=3):
-    return [(e.kind, e.task[0].name) for e in work_off(pool, tasks, lives) if e is not None]
+    return [(e.kind, e.task[0].name) for e in run_with_retries(pool, tasks, lives) if e is not None]
 
 
 def test_a_task_is_begun_again_until_it_is_done_or_has_died_too_often(tmp_path: Path) -> None:

@@ -9,14 +9,14 @@ from torch.nn import functional
 from transformers import AutoModelForSequenceClassification
 
 from conftest import tiny
-from sparsesoup.hub.models.prunable import prunable
-from sparsesoup.training.batching import Batch, Data
-from sparsesoup.training.config import Training
+from sparsesoup.hub.models.prunable import find_prunable
+from sparsesoup.training.batching import Batch, RowBatches
+from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.problem import Problem
 from tiny_hub import CONFIGS
 
 
-def sentences(count: int, seed: int, extra: int = 0) -> Data:
+def sentences(count: int, seed: int, extra: int = 0) -> RowBatches:
     """Rows of 3 to 9 word numbers; `extra` padding tokens are put behind the longest of each batch."""
     draw = torch.Generator().manual_seed(seed)
     lengths = torch.randint(3, 10, (count,), generator=draw).tolist()
@@ -28,7 +28,7 @@ def sentences(count: int, seed: int, extra: int = 0) -> Data:
         ids = torch.stack([functional.pad(ids, (0, width - len(ids))) for ids, _ in chosen])
         return {"input_ids": ids, "attention_mask": (ids > 0).long(), "labels": torch.tensor([y for _, y in chosen])}
 
-    return Data(list(zip(rows, labels, strict=True)), collate, tuple(lengths))
+    return RowBatches(list(zip(rows, labels, strict=True)), collate, tuple(lengths))
 
 
 def bert(
@@ -46,11 +46,11 @@ def bert(
                     parameter.normal_(0.0, 0.2)
     plain: dict[str, Any] = {
         "pretrained": model.to(dtype),
-        "targets": prunable(model),
+        "targets": find_prunable(model),
         "train": sentences(24, 1, extra),
         "validation": sentences(12, 2),
         "predict": lambda model, batch: model(**{n: t for n, t in batch.items() if n != "labels"}).logits,
         "steps": 8,
-        "training": Training(learning_rate=1e-3, batch_size=8),
+        "training": TrainingConfig(learning_rate=1e-3, batch_size=8),
     }
     return tiny(**(plain | changes))

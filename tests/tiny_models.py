@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import transformers
 
-from sparsesoup.hub.models.layer_layouts import Layer, layers
+from sparsesoup.hub.models.layer_layouts import PrunableLayer, prunable_layers
 from tiny_hub import COMMON, CONFIGS, SHAPE
 
 LAYERS, HEADS, UNITS = 3, 4, 6
@@ -58,22 +58,22 @@ def model_of(name: str, attention: str = "sdpa", dtype: torch.dtype = torch.floa
 
 
 @torch.no_grad()
-def kill(layer: Layer, group: str, number: int, way: str) -> None:
+def kill(layer: PrunableLayer, group: str, number: int, way: str) -> None:
     """Zero a head or a unit: what comes out of it, what goes into it, both, or half its features by each (heads)."""
     into, out_of = ("value", "output") if group == "heads" else ("up", "down")
-    size = layer.size if group == "heads" else 1
+    size = layer.head_size if group == "heads" else 1
     rows = torch.arange(number * size, (number + 1) * size)
     first, second = {"stays": (rows[:0], rows[:0]), "out": (rows[:0], rows), "in": (rows, rows[:0]),
                      "both": (rows, rows), "mixed": (rows[: size // 2], rows[size // 2 :])}[way]  # fmt: skip
-    layer.part(into).weight[first] = 0
-    layer.part(out_of).weight[:, second] = 0
+    layer.module_of(into).weight[first] = 0
+    layer.module_of(out_of).weight[:, second] = 0
 
 
 def killed(model: Any, plan: dict[str, list[list[str]]]) -> Any:
     """A copy whose groups are killed as planned: group -> layer by layer, one way a head or unit."""
     masked = copy.deepcopy(model)
     for group, rows in plan.items():
-        for layer, row in zip(layers(masked), rows, strict=False):
+        for layer, row in zip(prunable_layers(masked), rows, strict=False):
             for number, way in enumerate(row):
                 kill(layer, group, number, way)
     return masked

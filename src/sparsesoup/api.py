@@ -11,9 +11,9 @@ from sparsesoup.exports import benchmark as measuring
 from sparsesoup.exports import push as pushing
 from sparsesoup.exports.benchmark import write_tables
 from sparsesoup.exports.verify import verified_export
-from sparsesoup.report.console import Terminal
+from sparsesoup.report.console import SafeConsole
 from sparsesoup.runs import run
-from sparsesoup.runs.config import from_table
+from sparsesoup.runs.config import config_from_dict
 
 
 def prune(
@@ -42,12 +42,14 @@ def prune(
     Raises: UserError for bad input.
     """
     table = {**settings, "method": method or {}, "train": train or {}}
-    console = Terminal(stderr=True, quiet=not progress)
-    outside = run.Outside(console, shelf=Path(shelf) if shelf else None, workers=workers)
-    return run.prune(from_table(name, table), Path(out), outside)
+    console = SafeConsole(stderr=True, quiet=not progress)
+    outside = run.RuntimeOptions(console, shelf=Path(shelf) if shelf else None, workers=workers)
+    return run.run_method(config_from_dict(name, table), Path(out), outside)
 
 
-def export(path: str | Path, to: str, out: str | Path, *, verify: bool = False, **settings: Any) -> exports.Export:
+def export(
+    path: str | Path, to: str, out: str | Path, *, verify: bool = False, **settings: Any
+) -> exports.WrittenExport:
     """Write a pruned model in another form; what `sparsesoup export RUN --to FORMAT --out DIR` does.
 
     Args:
@@ -59,7 +61,7 @@ def export(path: str | Path, to: str, out: str | Path, *, verify: bool = False, 
     Returns: the export: `path` of its folder and `facts`, what its export.json says.
     Raises: UserError for bad input; then nothing is written.
     """
-    return (verified_export if verify else exports.export)(Path(path), to, Path(out), settings)
+    return (verified_export if verify else exports.write_export)(Path(path), to, Path(out), settings)
 
 
 def push(
@@ -79,10 +81,14 @@ def push(
     Raises: UserError for bad input, without a token, or if the Hub does not answer.
     """
     to = Path(out) if out is not None else None
-    return pushing.push(Path(path), repo, out=to, private=private, license=license, token_from_env=token_from_env)
+    return pushing.push_to_hub(
+        Path(path), repo, out=to, private=private, license=license, token_from_env=token_from_env
+    )
 
 
-def measure(*paths: str | Path, note: Callable[[str], object] = lambda text: None, **how: Any) -> list[dict[str, Any]]:
+def benchmark(
+    *paths: str | Path, note: Callable[[str], object] = lambda text: None, **how: Any
+) -> list[dict[str, Any]]:
     """What pruning gained, side by side; what `sparsesoup measure RUN_OR_EXPORT ...` does.
 
     Args:
@@ -93,13 +99,13 @@ def measure(*paths: str | Path, note: Callable[[str], object] = lambda text: Non
     Raises: UserError for bad input.
     """
     folders = [Path(path) for path in paths]
-    if unknown := how.keys() - {field.name for field in fields(measuring.How)}:
+    if unknown := how.keys() - {field.name for field in fields(measuring.BenchmarkConfig)}:
         raise UserError(f"measure has no setting {min(unknown)!r}; it has batch, length, threads, rounds, on")
-    tables = measuring.measure(folders, measuring.How(**how), note)
+    tables = measuring.run_benchmark(folders, measuring.BenchmarkConfig(**how), note)
     write_tables(folders, tables)
     return tables
 
 
 def score_on_test(path: str | Path) -> dict[str, Any]:
     """Scores of a finished run on the test split, taken once; what `sparsesoup test RUN` does."""
-    return run.test(Path(path), Terminal(quiet=True)).report["test"]
+    return run.evaluate_finished_run(Path(path), SafeConsole(quiet=True)).report["test"]

@@ -22,9 +22,9 @@ from torch import Tensor
 import tiny_hub
 import tiny_images
 from sparsesoup import prune
-from sparsesoup.core.masks import kept
+from sparsesoup.core.masks import count_kept
 from sparsesoup.methods import METHODS, TABLE
-from sparsesoup.runs.config import from_table
+from sparsesoup.runs.config import config_from_dict
 from test_contract import run
 from tiny_hub import masks_of, weights_of
 
@@ -59,7 +59,7 @@ def counts(name: str, sparsity: float, folder: Path) -> dict[str, Any]:
         label: {key: value for key, value in each.items() if key != "seconds"}
         for label, each in done.problem.meter.to_json().items()
     }
-    return {"kept": kept(done.ticket.masks), "cost": cost}
+    return {"kept": count_kept(done.ticket.masks), "cost": cost}
 
 
 def digests(name: str, sparsity: float, folder: Path) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def of_tiny(folder: Path, what: Any) -> dict[str, Any]:
 def of_keys() -> dict[str, str]:
     """Return the key of a run of every method."""
     table = {"model": "bert", "dataset": "reviews", "sparsity": 0.7, "steps": 300, "train": {"batch_size": 8}}
-    return {name: from_table(name, table).key() for name in METHODS if name != "ticket"}
+    return {name: config_from_dict(name, table).run_key() for name in METHODS if name != "ticket"}
 
 
 def of_hub(folder: Path) -> dict[str, Any]:

@@ -11,12 +11,12 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from sparsesoup.exports.benchmark import How, measure, write_tables
+from sparsesoup.exports.benchmark import BenchmarkConfig, run_benchmark, write_tables
 from sparsesoup.exports.benchmark.backends import BACKENDS
-from sparsesoup.exports.benchmark.explain import megabytes, milliseconds
-from sparsesoup.report.console import Terminal, say
-from sparsesoup.report.format import flop
-from sparsesoup.runs.config_parser import OneLine
+from sparsesoup.exports.benchmark.explain import format_megabytes, format_milliseconds
+from sparsesoup.report.console import SafeConsole, print_line
+from sparsesoup.report.format import format_count
+from sparsesoup.runs.config_parser import CommandParser
 
 ABOUT = "What pruning gained: size, FLOPs, and the time of a batch beside the dense model's, by turns in one process."
 EXAMPLES = f"""
@@ -30,24 +30,24 @@ Python: sparsesoup.measure("fast", batch=1)
 """
 
 
-def read(arguments: Sequence[str]) -> tuple[list[Path], How]:
+def read_arguments(arguments: Sequence[str]) -> tuple[list[Path], BenchmarkConfig]:
     """(what is measured, how) of a command line.
 
     Raises: UserError naming the flag that is wrong; SystemExit after help.
     """
-    given = vars(parser().parse_args(arguments))
+    given = vars(benchmark_parser().parse_args(arguments))
     paths = given.pop("RUN")
     if "on" in given:
         given["on"] = tuple(name for name in given["on"].split(",") if name)
-    return paths, How(**given)
+    return paths, BenchmarkConfig(**given)
 
 
-def parser() -> OneLine:
+def benchmark_parser() -> CommandParser:
     """The parser of `measure`; what was not given is absent."""
-    made = OneLine(prog="sparsesoup measure", description=ABOUT, epilog=EXAMPLES, allow_abbrev=False,
+    made = CommandParser(prog="sparsesoup measure", description=ABOUT, epilog=EXAMPLES, allow_abbrev=False,
                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     made.add_argument("RUN", type=Path, nargs="+", help="a run directory, a model folder with pruning/, or an export")
-    default = {f.name: f.default for f in fields(How)}
+    default = {f.name: f.default for f in fields(BenchmarkConfig)}
     for name, meaning in (
         ("batch", "texts or images in a batch"), ("length", "tokens of a text"), ("rounds", "measurements of each"),
         ("threads", "threads of each backend"),
@@ -58,27 +58,27 @@ def parser() -> OneLine:
     return made
 
 
-def main(arguments: Sequence[str]) -> None:
+def run_benchmark_command(arguments: Sequence[str]) -> None:
     """Measure, show, and write."""
-    paths, how = read(arguments)
-    console = Terminal()
-    with Terminal(stderr=True).status("measuring") as status:
-        tables = measure(paths, how, note=status.update)
-    show(tables, console)
+    paths, how = read_arguments(arguments)
+    console = SafeConsole()
+    with SafeConsole(stderr=True).status("measuring") as status:
+        tables = run_benchmark(paths, how, note=status.update)
+    print_benchmark(tables, console)
     for path in write_tables(paths, tables):
-        say(f"measure {path}")
+        print_line(f"measure {path}")
 
 
-def show(tables: Sequence[Mapping[str, Any]], console: Console) -> None:
+def print_benchmark(tables: Sequence[Mapping[str, Any]], console: Console) -> None:
     """Print what was found: sizes and FLOPs, times beside the dense model's, and what that means."""
     first = tables[0]
     shape = f"batches of {first['batch']}" + (f", {first['length']} tokens" if first["length"] else "")
     console.print(Text(f"{shape}, {first['threads']} threads, {first['rounds']} rounds by turns\n", style="bold"))
     # Numbers, since a path would take the room of what was found.
     names = [str(i) for i in range(1, len(tables) + 1)] if len(tables) > 1 else ["this"]
-    _print(console, ("", "parameters", "not zero", "on disk", "packed", "zstd", "FLOP"), size_rows(tables, names))
+    _print_table(console, ("", "parameters", "not zero", "on disk", "packed", "zstd", "FLOP"), size_rows(tables, names))
     console.print()
-    _print(console, ("", "on", "form", "batch", "per s", "dense", "promise", "faster"), time_rows(tables, names))
+    _print_table(console, ("", "on", "form", "batch", "per s", "dense", "promise", "faster"), time_rows(tables, names))
     told = (
         "batch, dense: time of a batch, of the dense model's there. per s: texts or images. promise: by FLOPs. faster: "
         "median and quartiles."
@@ -100,25 +100,25 @@ def size_rows(tables: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list
     for i, table in enumerate(tables):
         dense, own = table["sizes"]["dense"], table["sizes"]["this"]
         if i == 0 or dense != tables[i - 1]["sizes"]["dense"]:
-            parameters, size = f"{dense['parameters']:,}", megabytes(dense["raw"])
-            found.append(("dense", parameters, parameters, size, "", "", flop(table["flops"]["dense"])))
+            parameters, size = f"{dense['parameters']:,}", format_megabytes(dense["raw"])
+            found.append(("dense", parameters, parameters, size, "", "", format_count(table["flops"]["dense"])))
         count = [value for key, value in table["flops"].items() if key not in ("dense", "csr", "bsr")][-1]
-        disk = [megabytes(own[key]) if key in own else "" for key in ("raw", "packed", "zstd")]
-        found.append((names[i], f"{own['parameters']:,}", f"{own['nonzero']:,}", *disk, flop(count)))
+        disk = [format_megabytes(own[key]) if key in own else "" for key in ("raw", "packed", "zstd")]
+        found.append((names[i], f"{own['parameters']:,}", f"{own['nonzero']:,}", *disk, format_count(count)))
     return found
 
 
 def time_rows(tables: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[tuple[str, ...]]:
     """A row for each backend and form of each subject."""
     return [
-        (name if len(names) > 1 else "", row["label"], row["form"], milliseconds(row["seconds"]),
-         f"{row['per_second']:,.0f}", milliseconds(row["dense_seconds"]), f"{row['promise']:.2f}",
+        (name if len(names) > 1 else "", row["label"], row["form"], format_milliseconds(row["seconds"]),
+         f"{row['per_second']:,.0f}", format_milliseconds(row["dense_seconds"]), f"{row['promise']:.2f}",
          "{:.2f} ({:.2f}-{:.2f})".format(row["faster"], *row["quartiles"]))
         for name, table in zip(names, tables, strict=True) for row in table["rows"]
     ]  # fmt: skip
 
 
-def _print(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     shown = [i for i in range(len(columns)) if any(row[i] for row in rows)]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     for i in shown:

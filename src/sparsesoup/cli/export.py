@@ -14,9 +14,9 @@ from rich.text import Text
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.exports import FORMATS
-from sparsesoup.report.format import percent
-from sparsesoup.report.terminal import flat
-from sparsesoup.runs.config_parser import OneLine
+from sparsesoup.report.format import format_percent
+from sparsesoup.report.terminal import flatten_scores
+from sparsesoup.runs.config_parser import CommandParser
 
 ABOUT = "Write a pruned model in another form; sizes before and after, and what was removed, stand in export.json."
 EXAMPLES = """
@@ -33,12 +33,12 @@ Python: sparsesoup.export(run, "packed", "small"), sparsesoup.load_packed("small
 """
 
 
-def read(arguments: Sequence[str]) -> tuple[Path, str, Path, dict[str, Any], bool]:
+def read_export_arguments(arguments: Sequence[str]) -> tuple[Path, str, Path, dict[str, Any], bool]:
     """(run, format, folder to write, the format's settings that were given, whether to verify) of a command line.
 
     Raises: UserError naming the flag that is wrong; SystemExit after help.
     """
-    given = vars(parser().parse_args(arguments))
+    given = vars(export_parser().parse_args(arguments))
     run, to, out, verify = given.pop("RUN"), given.pop("to"), given.pop("out"), given.pop("verify")
     known = {f.name for f in fields(FORMATS[to].format)}
     if foreign := sorted(given.keys() - known):
@@ -49,10 +49,10 @@ def read(arguments: Sequence[str]) -> tuple[Path, str, Path, dict[str, Any], boo
     return run, to, out, given, verify
 
 
-def parser() -> OneLine:
+def export_parser() -> CommandParser:
     """The parser of all formats' flags together; what was not given is absent."""
     forms = "\n".join(f"  {name:15} {row.summary}: {row.gain}" for name, row in FORMATS.items())
-    made = OneLine(
+    made = CommandParser(
         prog="sparsesoup export", description=ABOUT, allow_abbrev=False,
         epilog=f"formats:\n{forms}\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -63,45 +63,45 @@ def parser() -> OneLine:
                       "is replaced, anything else refused")  # fmt: skip
     made.add_argument("--verify", action="store_true", help="load the export in a fresh process, ask it for the whole "
                       "test split and compare with the run's own answers")  # fmt: skip
-    for name, options in _settings().items():
+    for name, options in _format_settings().items():
         made.add_argument(f"--{name.replace('_', '-')}", dest=name, **options)
     return made
 
 
-def _settings() -> dict[str, dict[str, Any]]:
+def _format_settings() -> dict[str, dict[str, Any]]:
     """Setting -> how argparse reads it; one that several formats have is told once."""
     found: dict[str, dict[str, Any]] = {}
     for name, row in FORMATS.items():
         meaning = {p.arg_name: p.description or "" for p in parse(row.format.__doc__ or "").params}
         hints = get_type_hints(row.format)
         for f in fields(row.format):
-            told = f"{name}: {' '.join(meaning.get(f.name, '').split()).rstrip('.')}{_default(f)}"
+            told = f"{name}: {' '.join(meaning.get(f.name, '').split()).rstrip('.')}{_describe_default(f)}"
             if f.name in found:
                 found[f.name]["help"] += f". {told}"
             else:
-                found[f.name] = {"help": told, "default": argparse.SUPPRESS, **_kind(hints[f.name])}
+                found[f.name] = {"help": told, "default": argparse.SUPPRESS, **_argparse_type(hints[f.name])}
     return found
 
 
-def _default(f: "Field[Any]") -> str:
+def _describe_default(f: "Field[Any]") -> str:
     return "" if f.default is MISSING or isinstance(f.default, bool) else f" (default {f.default})"
 
 
-def _kind(hint: Any) -> dict[str, Any]:
+def _argparse_type(hint: Any) -> dict[str, Any]:
     if hint is bool:
         return {"action": "store_true"}
     return {"choices": get_args(hint)} if get_origin(hint) is Literal else {"type": hint}
 
 
-def show(facts: Mapping[str, Any], console: Console) -> None:
+def print_export(facts: Mapping[str, Any], console: Console) -> None:
     """Print what an export came to: sizes before and after, what was removed by layer, how it is loaded."""
     names = {"weights": "weights on disk, bytes", "encoder": "  of its blocks, bytes", "parameters": "parameters",
              "nonzero": "  not zero"}  # fmt: skip
     rows = [
-        (names[key], f"{before:,}", f"{after:,}", percent(after / before) if before else "")
+        (names[key], f"{before:,}", f"{after:,}", format_percent(after / before) if before else "")
         for key, (before, after) in facts["sizes"].items()
     ]
-    _print(console, ("", "before", "after", "left"), rows)
+    _print_table(console, ("", "before", "after", "left"), rows)
     columns = [key for key in (facts["layers"] or [{}])[0] if key != "layer"]
     layers = [
         (row["layer"], *(f"{row[key][1]:,} of {row[key][0]:,}" if key in row else "" for key in columns))
@@ -109,18 +109,18 @@ def show(facts: Mapping[str, Any], console: Console) -> None:
     ]
     if layers:
         console.print()
-        _print(console, ("layer", *columns), layers)
+        _print_table(console, ("layer", *columns), layers)
     for note in facts["notes"]:
         console.print(Text(f"{note}."))
     if "verified" in facts:
-        console.print(Text(verdict(facts["verified"])))
+        console.print(Text(verification_sentence(facts["verified"])))
     console.print(Text(f"load    {facts['load']}"), soft_wrap=True)  # a line to be copied
 
 
-def verdict(found: Mapping[str, Any]) -> str:
+def verification_sentence(found: Mapping[str, Any]) -> str:
     """What a verification found, in a sentence."""
     one, other = (
-        ", ".join(f"{name} {value:.4f}" for name, value in flat(found[key]).items())
+        ", ".join(f"{name} {value:.4f}" for name, value in flatten_scores(found[key]).items())
         for key in ("scores", "scores_of_source")
     )
     where = "in a fresh process" + (" without sparsesoup" if found["without_sparsesoup"] else "")
@@ -130,7 +130,7 @@ def verdict(found: Mapping[str, Any]) -> str:
     )
 
 
-def _print(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for i, column in enumerate(columns):
         table.add_column(Text(column), justify="right" if i else "left", overflow="fold")

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import disk_full, is_disk_full
-from sparsesoup.report.console import Terminal, say
+from sparsesoup.report.console import SafeConsole, print_line
 
 NO_WRITING = (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EPERM, errno.ENAMETOOLONG,
               errno.ELOOP)  # fmt: skip
@@ -51,10 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         _check_text(given)
-        return _run(given[0], given[1:])
+        return _run_command(given[0], given[1:])
     except KeyboardInterrupt:
         way = "goes on from the last save" if given[0] in RESUMED else "begins anew"
-        return _say(f"interrupted; the same command {way}", 130)
+        return _print_error(f"interrupted; the same command {way}", 130)
     except BrokenPipeError:
         # The reader of a pipe (head) has gone; flushing what is left at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -62,14 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         from sparsesoup.cli.messages import as_settings
 
-        return _say(as_settings(given[0], str(error)))
+        return _print_error(as_settings(given[0], str(error)))
     except Exception as error:
         # Of a copy the second name is what was written.
         where = getattr(error, "filename2", None) or getattr(error, "filename", None)
         if is_disk_full(error):
-            return _say(disk_full(where or "while writing", error))
+            return _print_error(disk_full(where or "while writing", error))
         if isinstance(error, OSError) and error.errno in NO_WRITING:
-            return _say(f"cannot write {where}: {error.strerror}; name a place that can be written to")
+            return _print_error(f"cannot write {where}: {error.strerror}; name a place that can be written to")
         raise
 
 
@@ -82,113 +82,117 @@ def _check_text(arguments: Sequence[str]) -> None:
             raise UserError(f"{word!r} holds bytes that are no text (UTF-8); rename the file or folder") from error
 
 
-def _run(command: str, arguments: list[str]) -> int:
+def _run_command(command: str, arguments: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int | None]] = {
-        "prune": _prune,
-        "test": _test,
-        "show": _show,
-        "methods": _methods,
-        "apply": _apply,
-        "export": _export,
-        "measure": _measure,
-        "push": _push,
-        "compare": _compare,
+        "prune": _prune_command,
+        "test": _test_command,
+        "show": _show_command,
+        "methods": _methods_command,
+        "apply": _apply_command,
+        "export": _export_command,
+        "measure": _benchmark_command,
+        "push": _push_command,
+        "compare": _compare_command,
     }
     if command not in commands:
         raise UserError(f"unknown command {command!r}; allowed: {', '.join(commands)} (see `sparsesoup --help`)")
     return commands[command](arguments) or 0
 
 
-def _prune(arguments: list[str]) -> None:
-    from sparsesoup.report.format import warned
+def _prune_command(arguments: list[str]) -> None:
+    from sparsesoup.report.format import run_warnings
     from sparsesoup.runs.config import parser_for
     from sparsesoup.runs.run import from_arguments
 
     if arguments and arguments[0] in ("-h", "--help"):
         print(parser_for(None).format_help(), end="")
         return
-    run = from_arguments(arguments, Terminal(stderr=True))
-    report, scores = run.report, _scores(run.report["validation"])
+    run = from_arguments(arguments, SafeConsole(stderr=True))
+    report, scores = run.report, _format_scores(run.report["validation"])
     reached = report["sparsity"]
-    for line in warned(report):
-        say(f"note: {line}", sys.stderr)
-    say(f"{report['method']}: {reached['kept']} of {reached['total']} weights kept, validation {scores}")
-    say(f"report  {run.path / 'report.html'}")
-    say(f"model   {run.path / 'model'}")
+    for line in run_warnings(report):
+        print_line(f"note: {line}", sys.stderr)
+    print_line(f"{report['method']}: {reached['kept']} of {reached['total']} weights kept, validation {scores}")
+    print_line(f"report  {run.path / 'report.html'}")
+    print_line(f"model   {run.path / 'model'}")
 
 
-def _test(arguments: list[str]) -> None:
-    from sparsesoup.runs.run import test
+def _test_command(arguments: list[str]) -> None:
+    from sparsesoup.runs.run import evaluate_finished_run
 
-    options = _options("test", "Score a run on the test split, once; later calls read what was written.", arguments)
-    run = test(options.RUN, Terminal(stderr=True))
+    options = _parse_options(
+        "test", "Score a run on the test split, once; later calls read what was written.", arguments
+    )
+    run = evaluate_finished_run(options.RUN, SafeConsole(stderr=True))
     scores = run.report["test"]
     if all(isinstance(value, dict) for value in scores.values()):
         for part, table in scores.items():
-            say(f"test {part}: {_scores(table)}")
+            print_line(f"test {part}: {_format_scores(table)}")
     else:
-        say(f"test: {_scores(scores)}")
+        print_line(f"test: {_format_scores(scores)}")
 
 
-def _show(arguments: list[str]) -> None:
+def _show_command(arguments: list[str]) -> None:
     from sparsesoup.report.terminal import show_run
 
-    options = _options("show", "Print what a run found: sparsity by matrix, cost, agreement, origin.", arguments)
-    show_run(options.RUN, Terminal())
+    options = _parse_options("show", "Print what a run found: sparsity by matrix, cost, agreement, origin.", arguments)
+    show_run(options.RUN, SafeConsole())
 
 
-def _apply(arguments: list[str]) -> None:
-    from sparsesoup.hub.models.apply_ticket import apply
-    from sparsesoup.hub.models.weights import Account
+def _apply_command(arguments: list[str]) -> None:
+    from sparsesoup.hub.models.apply_ticket import apply_ticket
+    from sparsesoup.hub.models.weights import LoadingNotes
 
-    options = _options("apply", "Make a copy of the base model sparse by a ticket's masks.", arguments, apply=True)
-    account = Account()
-    kept, total = apply(options.RUN, options.model, options.out, options.other_weights, account)
+    options = _parse_options(
+        "apply", "Make a copy of the base model sparse by a ticket's masks.", arguments, apply=True
+    )
+    account = LoadingNotes()
+    kept, total = apply_ticket(options.RUN, options.model, options.out, options.other_weights, account)
     for note in account.notes:
-        say(f"note: {note}", sys.stderr)
-    say(f"{kept} of {total} prunable weights kept; model written to {options.out}")
+        print_line(f"note: {note}", sys.stderr)
+    print_line(f"{kept} of {total} prunable weights kept; model written to {options.out}")
 
 
-def _export(arguments: list[str]) -> None:
-    from sparsesoup.cli.export import read, show
-    from sparsesoup.exports import export
+def _export_command(arguments: list[str]) -> None:
+    from sparsesoup.cli.export import print_export, read_export_arguments
+    from sparsesoup.exports import write_export
     from sparsesoup.exports.verify import verified_export
 
-    run, to, out, settings, verify = read(arguments)
-    written = (verified_export if verify else export)(run, to, out, settings)
-    show(written.facts, Terminal())
-    say(f"{to:7} {written.path}")
+    run, to, out, settings, verify = read_export_arguments(arguments)
+    written = (verified_export if verify else write_export)(run, to, out, settings)
+    print_export(written.facts, SafeConsole())
+    print_line(f"{to:7} {written.path}")
 
 
-def _measure(arguments: list[str]) -> None:
-    from sparsesoup.cli.benchmark import main
+def _benchmark_command(arguments: list[str]) -> None:
+    from sparsesoup.cli.benchmark import run_benchmark_command
 
-    main(arguments)
-
-
-def _push(arguments: list[str]) -> None:
-    from sparsesoup.exports.push import push, read
-
-    settings = read(arguments)
-    written = push(settings.pop("run"), settings.pop("repo"), **settings)
-    say(f"model   {written}")
+    run_benchmark_command(arguments)
 
 
-def _compare(arguments: list[str]) -> int:
-    from sparsesoup.cli.study_flags import read
+def _push_command(arguments: list[str]) -> None:
+    from sparsesoup.exports.push import push_to_hub, read_push_arguments
 
-    options = read(arguments)  # before all else is imported, which takes seconds
-    from sparsesoup.cli.study import main
+    settings = read_push_arguments(arguments)
+    written = push_to_hub(settings.pop("run"), settings.pop("repo"), **settings)
+    print_line(f"model   {written}")
 
-    return main(options)
+
+def _compare_command(arguments: list[str]) -> int:
+    from sparsesoup.cli.study_flags import read_study_arguments
+
+    options = read_study_arguments(arguments)  # before all else is imported, which takes seconds
+    from sparsesoup.cli.study import run_study_command
+
+    return run_study_command(options)
 
 
-def _options(command: str, about: str, arguments: list[str], apply: bool = False) -> Any:
+def _parse_options(command: str, about: str, arguments: list[str], apply: bool = False) -> Any:
     from pathlib import Path
 
-    from sparsesoup.runs.config_parser import OneLine
+    from sparsesoup.runs.config_parser import CommandParser
 
-    parser = OneLine(prog=f"sparsesoup {command}", description=about)
+    parser = CommandParser(prog=f"sparsesoup {command}", description=about)
     parser.add_argument("RUN", type=Path, metavar="TICKET" if apply else "RUN", help="a run directory")
     if apply:
         parser.add_argument("--model", required=True, help="the base model: Hub id, folder, or minilm")
@@ -199,10 +203,10 @@ def _options(command: str, about: str, arguments: list[str], apply: bool = False
     return parser.parse_args(arguments)
 
 
-def _methods(arguments: list[str]) -> None:
+def _methods_command(arguments: list[str]) -> None:
     from sparsesoup.runs.config import method_named
 
-    console = Terminal()
+    console = SafeConsole()
     if arguments and arguments[0] in ("-h", "--help"):
         print("sparsesoup methods [NAME]: the table of methods; one method with its settings, defaults and source")
     elif arguments:
@@ -253,26 +257,26 @@ def _one_method(name: str, console: Console) -> None:
     for f in settings:
         value, flag = getattr(method, f.name), f"--method.{f.name.replace('_', '-')}"
         inner = fields(value) if hasattr(value, "__dataclass_fields__") else ()
-        table.add_row(flag if not inner else f"{flag}.*", "" if inner else _plain(value), meaning.get(f.name, ""))
+        table.add_row(flag if not inner else f"{flag}.*", "" if inner else _plain_value(value), meaning.get(f.name, ""))
         for part in inner:
-            table.add_row(f"  {flag}.{part.name.replace('_', '-')}", _plain(getattr(value, part.name)), "")
+            table.add_row(f"  {flag}.{part.name.replace('_', '-')}", _plain_value(getattr(value, part.name)), "")
     console.print(table if settings else "no settings of its own")
 
 
-def _plain(value: Any) -> str:
+def _plain_value(value: Any) -> str:
     if isinstance(value, tuple):
-        return "\n".join(_plain(v) for v in value)
+        return "\n".join(_plain_value(v) for v in value)
     if hasattr(value, "__dataclass_fields__"):
         return ", ".join(f"{f.name} {getattr(value, f.name)}" for f in fields(value))
     return str(value)
 
 
-def _scores(table: dict[str, float]) -> str:
+def _format_scores(table: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in table.items())
 
 
-def _say(message: str, code: int = 2) -> int:
-    say(f"sparsesoup: {' '.join(message.split())}", sys.stderr)
+def _print_error(message: str, code: int = 2) -> int:
+    print_line(f"sparsesoup: {' '.join(message.split())}", sys.stderr)
     return code
 
 

@@ -16,9 +16,9 @@ def as_settings(command: str, message: str) -> str:
     """
     own: set[str] = set()
     if command == "compare":
-        from sparsesoup.cli.study_flags import parser
+        from sparsesoup.cli.study_flags import study_parser
 
-        own = {*parser()._option_string_actions}
+        own = {*study_parser()._option_string_actions}
     elif command not in ("test", "export"):  # they read the run.yaml of the run
         return message
     flags = re.compile(rf"(?<![\w-])--({'|'.join(DATA)})(?![\w-])")

@@ -8,8 +8,8 @@ from typing import Any
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.process_pool import LIVES
 from sparsesoup.core.threads import check_threads
-from sparsesoup.runs.config_parser import OneLine
-from sparsesoup.study.execute.ray_connect import asked, need_answer
+from sparsesoup.runs.config_parser import CommandParser
+from sparsesoup.study.execute.ray_connect import check_ray_reachable, ray_address
 
 ABOUT = """Many runs as one resumable study: models, datasets, methods, sparsities and seeds; then a table and a page.
 
@@ -44,9 +44,9 @@ OF_DATA = ("dataset_config", "text_columns", "image_column", "label_column", "dr
 CHANGES = ("models", "datasets", "sparsities", "seeds", "steps", "epochs", "data_root", *OF_DATA)
 
 
-def parser() -> argparse.ArgumentParser:
+def study_parser() -> argparse.ArgumentParser:
     """The parser of `compare`."""
-    made = OneLine(
+    made = CommandParser(
         prog="sparsesoup compare", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )  # fmt: skip
@@ -61,12 +61,12 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def read(arguments: list[str]) -> Any:
+def read_study_arguments(arguments: list[str]) -> Any:
     """What the flags say. A cluster that is to draw the cells must answer, before their cost is counted.
 
     Raises: UserError if flags do not fit together, or nothing answers.
     """
-    options = parser().parse_args(arguments)
+    options = study_parser().parse_args(arguments)
     if bool(options.RUN) == bool(options.config):
         raise UserError("compare needs either --config recipe.yaml or runs that exist; see `sparsesoup compare --help`")
     if options.RUN:
@@ -75,7 +75,7 @@ def read(arguments: list[str]) -> Any:
     ray = options.executor == "ray"
     _need_fitting(options, ray)
     if ray and not options.dry_run:
-        need_answer(asked(options.address))
+        check_ray_reachable(ray_address(options.address))
     return options
 
 
@@ -111,7 +111,7 @@ def _need_fitting(options: Any, ray: bool) -> None:
     for flag, low in (("workers", 1), ("threads", 1), ("retries", 0), ("workers_per_cell", 1)):
         if (value := getattr(options, flag)) is not None and value < low:
             raise UserError(f"--{flag.replace('_', '-')} is at least {low}, got {value}")
-    if not ray or asked(options.address) == "local":  # the nodes of a cluster have cores of their own
+    if not ray or ray_address(options.address) == "local":  # the nodes of a cluster have cores of their own
         check_threads(options.threads)
     for flag in ("address", "cpus_per_cell", "gpus_per_cell"):
         if getattr(options, flag) is not None and not ray:
@@ -122,7 +122,7 @@ def _need_fitting(options: Any, ray: bool) -> None:
 
 def _need_no_recipe(options: Any) -> None:
     """Raise a UserError for a flag that would have no effect on runs that exist."""
-    plain = vars(parser().parse_args([]))
+    plain = vars(study_parser().parse_args([]))
     given = [name for name, value in vars(options).items() if value != plain[name]]
     for name in given:
         if name not in ("RUN", "out", "name"):

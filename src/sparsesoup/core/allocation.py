@@ -7,7 +7,7 @@ from torch import Tensor
 from sparsesoup.core.errors import UserError
 
 
-def pools(
+def budget_per_scope(
     scores: Mapping[str, Tensor], sparsity: float, scope: str, alive: Mapping[str, float]
 ) -> Iterable[tuple[list[str], int]]:
     """(names of those that compete with each other, how many weights they keep together), for all that compete.
@@ -24,7 +24,7 @@ def pools(
         shares = {name: goal * size / sum(sizes.values()) for name, size in sizes.items()}
     else:
         shares = _erdos_renyi(scores, goal, alive)
-    counts = fitted(largest_remainder(list(shares.values()), goal), [alive[name] for name in shares])
+    counts = clip_to_available(largest_remainder(list(shares.values()), goal), [alive[name] for name in shares])
     return [([name], count) for name, count in zip(shares, counts, strict=True)]
 
 
@@ -41,7 +41,7 @@ def largest_remainder(shares: Sequence[float], goal: int) -> list[int]:
     return floor
 
 
-def fitted(counts: Sequence[int], alive: Sequence[float]) -> list[int]:
+def clip_to_available(counts: Sequence[int], alive: Sequence[float]) -> list[int]:
     """The counts, where one is a single weight above what is alive taken down to it and another with room up.
 
     A share that falls with the sum may still be rounded up where it was rounded down before.

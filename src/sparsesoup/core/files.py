@@ -22,12 +22,12 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary file or folder that takes the place of `path` when the block ends well, and is removed if not.
 
     A folder that is there stays, and what is in it is replaced: it may be a mount point, or the user's own.
 
-    >>> with whole(Path("report.json")) as temporary:  # doctest: +SKIP
+    >>> with atomic_write(Path("report.json")) as temporary:  # doctest: +SKIP
     ...     temporary.write_text("{}")
     """
     with all_whole([path]) as (temporary,):
@@ -36,7 +36,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def all_whole(paths: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
-    """Temporaries as of `whole` for several paths, none of which is replaced before all are written.
+    """Temporaries as of `atomic_write` for several paths, none of which is replaced before all are written.
 
     Raises: UserError if the disk is full; it names what there was no room for.
     """
@@ -44,27 +44,27 @@ def all_whole(paths: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
     places = [path.resolve() if path.is_symlink() and not path.is_file() else path for path in paths]
     for path in places:
         make_folder(path.parent)
-    temporaries = tuple(_beside(path) for path in places)
+    temporaries = tuple(_temporary_beside(path) for path in places)
     try:
         yield temporaries
         for temporary in temporaries:
             for file in [temporary] if temporary.is_file() else temporary.rglob("*"):
-                _readable(file)
-                _flush(file)
+                _make_readable(file)
+                _flush_folder(file)
         for temporary, path in zip(temporaries, places, strict=True):
-            _replace(temporary, path)
-            _flush(path.parent)
+            _replace_whole(temporary, path)
+            _flush_folder(path.parent)
     except Exception as error:
-        if told := _told(error, dict(zip(temporaries, paths, strict=True))):
+        if told := _message_of(error, dict(zip(temporaries, paths, strict=True))):
             raise UserError(told) from error
         raise
     finally:
         for temporary in temporaries:
-            remove(temporary)
+            remove_path(temporary)
 
 
 @contextlib.contextmanager
-def appending(path: Path) -> Iterator[IO[str]]:
+def append_text(path: Path) -> Iterator[IO[str]]:
     """A text file that grows by what is written in the block.
 
     Raises: UserError naming it if the disk is full.
@@ -78,29 +78,29 @@ def appending(path: Path) -> Iterator[IO[str]]:
         raise
 
 
-def _beside(path: Path) -> Path:
+def _temporary_beside(path: Path) -> Path:
     # A number of this process would not do: on another machine that shares the folder one may have the same.
     # Nor would the name of the file: with anything added, a long one is too long.
     return (path if path.is_dir() else path.parent) / f".{secrets.token_hex(8)}.part"
 
 
-def _replace(temporary: Path, path: Path) -> None:
+def _replace_whole(temporary: Path, path: Path) -> None:
     if not path.is_dir():
         os.replace(temporary, path)
         return
     if not temporary.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    before, aside = [entry for entry in path.iterdir() if entry != temporary], _beside(path)
+    before, aside = [entry for entry in path.iterdir() if entry != temporary], _temporary_beside(path)
     aside.mkdir()
     for entry in before:  # moves take no time, so that a kill hardly ever comes between them
         os.replace(entry, aside / entry.name)
     for entry in temporary.iterdir():
         os.replace(entry, path / entry.name)
-    _flush(path)
-    remove(aside)
+    _flush_folder(path)
+    remove_path(aside)
 
 
-def _told(error: Exception, places: Mapping[Path, Path]) -> str:
+def _message_of(error: Exception, places: Mapping[Path, Path]) -> str:
     """Return a message for a full disk, or for a temporary, which goes by the name of its place; else nothing."""
     text = str(error) if isinstance(error, UserError) else ""
     if is_disk_full(error):
@@ -124,13 +124,13 @@ def disk_full(path: Path | str, error: Exception) -> str:
     return f"the disk is full ({path}: {getattr(error, 'strerror', None) or error}); free space and repeat the command"
 
 
-def _readable(file: Path) -> None:
+def _make_readable(file: Path) -> None:
     """As readable as any file of this user: safetensors keeps what it writes from all others."""
     if file.is_file():
         file.chmod(0o666 & ~UMASK)
 
 
-def locked(path: Path, patient: bool) -> IO[str]:
+def file_lock(path: Path, patient: bool) -> IO[str]:
     """A lock file, open and locked; closing it gives it free. The folder is made if need be.
 
     Args:
@@ -148,7 +148,7 @@ def locked(path: Path, patient: bool) -> IO[str]:
     if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
         return file
     file.close()  # who held it has removed it
-    return locked(path, patient)
+    return file_lock(path, patient)
 
 
 def make_folder(path: Path, flag: str = "--out") -> None:
@@ -167,7 +167,7 @@ def make_folder(path: Path, flag: str = "--out") -> None:
         ) from error
 
 
-def _flush(path: Path) -> None:
+def _flush_folder(path: Path) -> None:
     # Without fsync a power cut can leave the new name on an empty file.
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -176,7 +176,7 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def remove(path: Path) -> None:
+def remove_path(path: Path) -> None:
     """Remove a file or folder if it is there."""
     if path.is_dir():
         shutil.rmtree(path)
@@ -186,7 +186,7 @@ def remove(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -254,7 +254,7 @@ def digests_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 def check_digest(path: Path, digest: object) -> None:
     """Raise a ValueError if a file is not the one of that digest; None stands for a file whose digest nobody took."""
-    if digest is not None and _seen(path, *_signs(path)) != digest:
+    if digest is not None and _cached_digest(path, *_stat_signature(path)) != digest:
         raise ValueError("it is not the file that was written: its digest is another")
 
 
@@ -286,12 +286,12 @@ def check_digests(
             raise UserError(f"damaged {what}: {path} cannot be used ({error}); {remedy}") from error
 
 
-def _signs(path: Path) -> tuple[int, ...]:
+def _stat_signature(path: Path) -> tuple[int, ...]:
     stat = path.stat()
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 @functools.lru_cache(maxsize=1024)
-def _seen(path: Path, *signs: int) -> str:
+def _cached_digest(path: Path, *signs: int) -> str:
     """The digest of a file, taken once in the life of the process as long as it is not written to."""
     return digest_of(path)

@@ -27,7 +27,7 @@ class Block:
         if self.rows < 0 or self.cols < 0:
             raise UserError(f"a block has sides of 0 (whole) or more, got {self.rows}x{self.cols}")
 
-    def tile(self, shape: Sequence[int], name: str = "a weight") -> tuple[int, int]:
+    def tile_shape(self, shape: Sequence[int], name: str = "a weight") -> tuple[int, int]:
         """(rows, cols) of a tile in a matrix of this shape; ValueError if the tiles do not fill it.
 
         Single weights fill a stack of matrices too.
@@ -44,23 +44,23 @@ class Block:
             )
         return rows, cols
 
-    def total(self, values: Tensor, name: str = "a weight") -> Tensor:
+    def sum_over_tiles(self, values: Tensor, name: str = "a weight") -> Tensor:
         """Sum of the values in each tile, [out / rows, in / cols]."""
         if self == Element:
             return values
-        rows, cols = self.tile(values.shape, name)
+        rows, cols = self.tile_shape(values.shape, name)
         return values.reshape(values.shape[0] // rows, rows, values.shape[1] // cols, cols).sum(dim=(1, 3))
 
-    def spread(self, groups: Tensor, shape: Sequence[int]) -> Tensor:
+    def expand_to_weights(self, groups: Tensor, shape: Sequence[int]) -> Tensor:
         """The value of each tile, given row by row, at all of its weights, [out, in]."""
         if self == Element:
             return groups.view(*shape)
-        rows, cols = self.tile(shape)
+        rows, cols = self.tile_shape(shape)
         return groups.view(shape[0] // rows, -1).repeat_interleave(rows, 0).repeat_interleave(cols, 1)
 
 
 @dataclass(frozen=True)
-class Tie:
+class CoupledGroups:
     """Groups that reach over several matrices: group i is the i-th tile of every member, row by row.
 
     A feed-forward unit is a row of one matrix and a column of the next; a head is a band of each of four.
@@ -73,38 +73,38 @@ class Tie:
     members: tuple[tuple[str, Block], ...]
     spared: bool = False
 
-    def count(self, shapes: Mapping[str, Sequence[int]]) -> int:
+    def num_groups(self, shapes: Mapping[str, Sequence[int]]) -> int:
         """How many groups there are; UserError if a tile does not fit or the members differ."""
-        counts = self.counts(shapes)
+        counts = self.tiles_per_member(shapes)
         if len(set(counts.values())) > 1:
             raise UserError(f"tied matrices have different numbers of tiles: {counts}")
         return next(iter(counts.values()))
 
-    def counts(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    def tiles_per_member(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
         """How many tiles each member has; UserError if one does not fit."""
         counts = {}
         for name, block in self.members:
-            rows, cols = block.tile(shapes[name], name)
+            rows, cols = block.tile_shape(shapes[name], name)
             counts[name] = math.prod(shapes[name]) // (rows * cols)
         return counts
 
-    def area(self, shapes: Mapping[str, Sequence[int]]) -> int:
+    def group_size(self, shapes: Mapping[str, Sequence[int]]) -> int:
         """Weights in one group."""
-        tiles = [block.tile(shapes[name], name) for name, block in self.members]
+        tiles = [block.tile_shape(shapes[name], name) for name, block in self.members]
         return sum(rows * cols for rows, cols in tiles)
 
-    def total(self, table: Mapping[str, Tensor]) -> Tensor:
+    def sum_over_groups(self, table: Mapping[str, Tensor]) -> Tensor:
         """Sum of the values in each group, [groups]."""
-        parts = [block.total(table[name], name).flatten() for name, block in self.members]
+        parts = [block.sum_over_tiles(table[name], name).flatten() for name, block in self.members]
         return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
-    def spread(self, groups: Tensor, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    def expand_to_weights(self, groups: Tensor, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
         """The value of each group at all of its weights, in every member."""
-        return {name: block.spread(groups, shapes[name]) for name, block in self.members}
+        return {name: block.expand_to_weights(groups, shapes[name]) for name, block in self.members}
 
 
-Pattern = Block | tuple[Tie, ...]  # one tile for all matrices, or how each of them is tiled and tied
-# What of a model may fall together; `structured` of targets.py makes a pattern of it.
+Pattern = Block | tuple[CoupledGroups, ...]  # one tile for all matrices, or how each of them is tiled and tied
+# What of a model may fall together; `structured_groups` of targets.py makes a pattern of it.
 Structure = Literal["weights", "rows", "columns", "heads", "units", "heads-and-units"]
 
 Element, Row, Column = Block(1, 1), Block(1, 0), Block(0, 1)

@@ -3,13 +3,13 @@
 import math
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.granularity import Block, Column, Element, Pattern, Row, Structure, Tie
-from sparsesoup.core.masking import check_reach, check_rows, check_scope, check_sparsity
-from sparsesoup.core.targets import Targets, heads, units
+from sparsesoup.core.granularity import Block, Column, CoupledGroups, Element, Pattern, Row, Structure
+from sparsesoup.core.masking import check_enough_prunable, check_rows, check_scope, check_sparsity
+from sparsesoup.core.targets import Targets, attention_head_groups, feed_forward_groups
 
 
-def structured(structure: Structure, targets: Targets) -> tuple[Tie, ...]:
-    """What falls together, for `keep`; matrices that have no such part are spared.
+def structured_groups(structure: Structure, targets: Targets) -> tuple[CoupledGroups, ...]:
+    """What falls together, for `topk_masks`; matrices that have no such part are spared.
 
     Args:
         structure: rows (all that makes one output), columns (all that reads one input), heads, units, or
@@ -18,8 +18,12 @@ def structured(structure: Structure, targets: Targets) -> tuple[Tie, ...]:
     """
     if structure in ("rows", "columns"):
         tiles = {turned: Row if (structure == "rows") != turned else Column for turned in (False, True)}
-        return tuple(Tie(((name, tiles[target.transposed]),)) for name, target in targets.items())
-    parts = {word: find(targets) for word, find in (("heads", heads), ("units", units)) if word in structure}
+        return tuple(CoupledGroups(((name, tiles[target.transposed]),)) for name, target in targets.items())
+    parts = {
+        word: find(targets)
+        for word, find in (("heads", attention_head_groups), ("units", feed_forward_groups))
+        if word in structure
+    }
     if lacking := [word for word, ties in parts.items() if not ties]:
         # Not the other part alone: a sparsity would be one of something else than was asked.
         raise UserError(
@@ -29,26 +33,26 @@ def structured(structure: Structure, targets: Targets) -> tuple[Tie, ...]:
         )
     found = [tie for ties in parts.values() for tie in ties]
     tied = {name for tie in found for name, _ in tie.members}
-    return (*found, *(Tie(((name, Block(0, 0)),), spared=True) for name in targets if name not in tied))
+    return (*found, *(CoupledGroups(((name, Block(0, 0)),), spared=True) for name in targets if name not in tied))
 
 
-def tiled(targets: Targets, pattern: Block) -> tuple[Tie, ...]:
+def block_groups(targets: Targets, pattern: Block) -> tuple[CoupledGroups, ...]:
     """Every matrix by itself, in tiles of [out, in] however it is stored; UserError if one does not fit."""
     turned = Block(pattern.cols, pattern.rows)
-    ties = tuple(Tie(((name, turned if target.transposed else pattern),)) for name, target in targets.items())
+    ties = tuple(CoupledGroups(((name, turned if target.transposed else pattern),)) for name, target in targets.items())
     for tie in ties:
-        tie.count({name: target.shape for name, target in targets.items()})
+        tie.num_groups({name: target.shape for name, target in targets.items()})
     return ties
 
 
-def grouping(targets: Targets, structure: Structure, pattern: Block = Element) -> Pattern:
-    """What falls together, for `keep`: the structure, or where it is weights the tile of `pattern`."""
+def resolve_groups(targets: Targets, structure: Structure, pattern: Block = Element) -> Pattern:
+    """What falls together, for `topk_masks`: the structure, or where it is weights the tile of `pattern`."""
     if structure != "weights":
-        return structured(structure, targets)
-    return pattern if pattern == Element else tiled(targets, pattern)
+        return structured_groups(structure, targets)
+    return pattern if pattern == Element else block_groups(targets, pattern)
 
 
-def need_groups(
+def validate_groups(
     targets: Targets, structure: Structure, sparsity: float, pattern: Block = Element, scope: str = "global"
 ) -> Pattern:
     """The grouping of a method; what cannot be had is refused before its first step.
@@ -67,7 +71,7 @@ def need_groups(
         for name, target in targets.items():
             *others, rows, cols = target.shape
             check_rows(scope, (*others, cols, rows) if target.transposed else target.shape, name)
-        return grouping(targets, structure, pattern)
+        return resolve_groups(targets, structure, pattern)
     if pattern != Element:
         raise UserError(
             f"structure {structure} says what falls together, and so does a pattern of {pattern.rows}x{pattern.cols}; "
@@ -79,6 +83,6 @@ def need_groups(
             f"tensor"
         )
     check_sparsity(sparsity)
-    ties = structured(structure, targets)
-    check_reach(ties, {name: math.prod(target.shape) for name, target in targets.items()}, sparsity)
+    ties = structured_groups(structure, targets)
+    check_enough_prunable(ties, {name: math.prod(target.shape) for name, target in targets.items()}, sparsity)
     return ties

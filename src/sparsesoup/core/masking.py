@@ -7,11 +7,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from sparsesoup.core.allocation import fitted, largest_remainder, pools
+from sparsesoup.core.allocation import budget_per_scope, clip_to_available, largest_remainder
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.granularity import Block, Element, Pattern, Tie
+from sparsesoup.core.granularity import Block, CoupledGroups, Element, Pattern
 from sparsesoup.core.masks import Masks
-from sparsesoup.core.topk import best, level
+from sparsesoup.core.topk import kth_largest, topk_exact
 
 Scores = Mapping[str, Tensor]  # parameter name -> [out, in], higher = keep
 Scope = Literal["global", "tensor", "erk", "row", "1:4", "2:4", "4:8"]
@@ -19,7 +19,7 @@ Competition = Literal["global", "tensor", "erk", "row"]  # the scopes that take 
 GROUPS = {"1:4": (1, 4), "2:4": (2, 4), "4:8": (4, 8)}  # scope -> (kept, of how many in a row)
 
 
-def keep(
+def topk_masks(
     scores: Scores,
     sparsity: float,
     *,
@@ -46,18 +46,18 @@ def keep(
 
     Ties go to the higher `then`, the earlier name, the lower index: the result is the same on every device.
 
-    >>> keep({"w": torch.tensor([[3.0, 1.0, 2.0, 0.0]])}, 0.5)["w"].tolist()
+    >>> topk_masks({"w": torch.tensor([[3.0, 1.0, 2.0, 0.0]])}, 0.5)["w"].tolist()
     [[True, False, True, False]]
     """
-    _check(scores, sparsity, then, scope, within)
+    _check_scores(scores, sparsity, then, scope, within)
     check_scope(scope, sparsity, pattern)
     if pattern != Element:
-        return _groups(scores, sparsity, then, _ties(scores, pattern), scope, within)
+        return _topk_of_groups(scores, sparsity, then, _coupled_groups(scores, pattern), scope, within)
     if scope == "row" or scope in GROUPS:
-        return _rows(scores, sparsity, then, scope, within)
+        return _topk_per_row(scores, sparsity, then, scope, within)
     alive = {name: torch.count_nonzero(within[name]).item() if within else s.numel() for name, s in scores.items()}
     masks: Masks = {}
-    for names, budget in pools(scores, sparsity, scope, alive):
+    for names, budget in budget_per_scope(scores, sparsity, scope, alive):
         room = sum(alive[name] for name in names)
         if budget > room:
             what = f"{names[0]}: " if len(names) < len(scores) else ""
@@ -66,7 +66,7 @@ def keep(
                 f"{what}cannot prune to sparsity {1 - budget / size:.4f}: "
                 f"the masks given are already at {1 - room / size:.4f}"
             )
-        chosen = best(
+        chosen = topk_exact(
             [scores[n] for n in names],
             budget,
             then=[then[n] for n in names] if then else None,
@@ -82,10 +82,10 @@ def check_sparsity(sparsity: float) -> None:
         raise UserError(f"sparsity must lie in [0, 1), got {sparsity}")
 
 
-def fixed(scope: str) -> float | None:
+def fixed_sparsity(scope: str) -> float | None:
     """The one sparsity that a scope of neighbours has; None where any can be asked for.
 
-    >>> fixed("2:4"), fixed("1:4"), fixed("global")
+    >>> fixed_sparsity("2:4"), fixed_sparsity("1:4"), fixed_sparsity("global")
     (0.5, 0.75, None)
     """
     if scope not in GROUPS:
@@ -96,7 +96,7 @@ def fixed(scope: str) -> float | None:
 
 def check_scope(scope: str, sparsity: float, pattern: Pattern = Element) -> None:
     """UserError if a scope of neighbours fixes another sparsity, or is asked for groups."""
-    only = fixed(scope)
+    only = fixed_sparsity(scope)
     if pattern != Element and (scope == "row" or only is not None):
         raise UserError(f"scope {scope} chooses single weights; a pattern of blocks needs scope global, tensor or erk")
     if only is not None and sparsity != only:
@@ -111,7 +111,7 @@ def check_rows(scope: str, shape: Sequence[int], name: str) -> int:
     return width
 
 
-def _check(scores: Scores, sparsity: float, then: Scores | None, scope: str, within: Masks | None) -> None:
+def _check_scores(scores: Scores, sparsity: float, then: Scores | None, scope: str, within: Masks | None) -> None:
     check_sparsity(sparsity)
     if scope not in get_args(Scope):
         raise UserError(f"unknown scope {scope!r}; allowed: {', '.join(get_args(Scope))}")
@@ -125,14 +125,14 @@ def _check(scores: Scores, sparsity: float, then: Scores | None, scope: str, wit
                 raise UserError(f"score of {name} has NaN")
 
 
-def _rows(scores: Scores, sparsity: float, then: Scores | None, scope: str, within: Masks | None) -> Masks:
+def _topk_per_row(scores: Scores, sparsity: float, then: Scores | None, scope: str, within: Masks | None) -> Masks:
     """Each row, or each few neighbours of a row, keeps its own best."""
     masks: Masks = {}
     sizes = [s.numel() for s in scores.values()]
     goal = round((1.0 - sparsity) * sum(sizes))
     ends = [round(goal * seen / sum(sizes)) for seen in accumulate(sizes)]
     alive = [int(torch.count_nonzero(within[name])) for name in scores] if within else sizes
-    budgets = fitted([end - begin for begin, end in pairwise([0, *ends])], alive)
+    budgets = clip_to_available([end - begin for begin, end in pairwise([0, *ends])], alive)
     for (name, s), budget in zip(scores.items(), budgets, strict=True):
         width = check_rows(scope, s.shape, name)
         rows = s.numel() // width
@@ -148,12 +148,12 @@ def _best_of_rows(
     if alive is not None and bool((alive.sum(1) < counts).any()):
         row = int((alive.sum(1) < counts).nonzero()[0])
         raise UserError(f"row {row} of {name} cannot keep {int(counts[row])} weights: `within` has fewer left")
-    order = _order(rows, then[name].reshape(-1, width) if then else None, alive)
+    order = _rank_order(rows, then[name].reshape(-1, width) if then else None, alive)
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(width, device=score.device).expand_as(order))
     return (rank < counts[:, None]).reshape(score.shape)
 
 
-def _order(score: Tensor, then: Tensor | None, alive: Tensor | None) -> Tensor:
+def _rank_order(score: Tensor, then: Tensor | None, alive: Tensor | None) -> Tensor:
     """Indices along the last side, best first; what is not alive comes last."""
     order = torch.arange(score.shape[-1], device=score.device).expand_as(score)
     for key in (then, score, alive):  # stable sorts, the least important first
@@ -163,10 +163,12 @@ def _order(score: Tensor, then: Tensor | None, alive: Tensor | None) -> Tensor:
     return order
 
 
-def levels(scores: Scores, sizes: Mapping[str, int], sparsity: float, scope: Scope = "global") -> dict[str, Tensor]:
-    """The smallest score that is kept, for each tensor: `score >= level` is the mask of `keep`, up to ties.
+def score_thresholds(
+    scores: Scores, sizes: Mapping[str, int], sparsity: float, scope: Scope = "global"
+) -> dict[str, Tensor]:
+    """The smallest score that is kept, for each tensor: `score >= level` is the mask of `topk_masks`, up to ties.
 
-    At least one group is kept of those that compete. With scope tensor `keep` may round a tensor's share the other way.
+    At least one group is kept of those that compete. With scope tensor it may round a tensor's share the other way.
 
     Args:
         scores: name -> the scores of its groups, of any shape.
@@ -180,7 +182,7 @@ def levels(scores: Scores, sizes: Mapping[str, int], sparsity: float, scope: Sco
         budget = round((1.0 - sparsity) * sum(scores[n].numel() * sizes[n] for n in names))
         if len({sizes[n] for n in names}) == 1:
             count = max(1, budget // sizes[names[0]])
-            value = level([scores[n] for n in names], None, count, sum(scores[n].numel() for n in names))[0]
+            value = kth_largest([scores[n] for n in names], None, count, sum(scores[n].numel() for n in names))[0]
         else:
             flat = torch.cat([scores[n].flatten() for n in names])
             order = flat.sort(descending=True, stable=True)
@@ -191,43 +193,48 @@ def levels(scores: Scores, sizes: Mapping[str, int], sparsity: float, scope: Sco
     return found
 
 
-def _ties(scores: Scores, pattern: Pattern) -> tuple[Tie, ...]:
+def _coupled_groups(scores: Scores, pattern: Pattern) -> tuple[CoupledGroups, ...]:
     if isinstance(pattern, Block):
-        return tuple(Tie(((name, pattern),)) for name in scores)
+        return tuple(CoupledGroups(((name, pattern),)) for name in scores)
     named = [name for tie in pattern for name, _ in tie.members]
     if sorted(named) != sorted(scores):
         raise UserError(f"ties name every scored parameter once, not so {min({*named} ^ {*scores}, default=named[0])}")
     return pattern
 
 
-def _groups(
-    scores: Scores, sparsity: float, then: Scores | None, ties: tuple[Tie, ...], scope: str, within: Masks | None
+def _topk_of_groups(
+    scores: Scores,
+    sparsity: float,
+    then: Scores | None,
+    ties: tuple[CoupledGroups, ...],
+    scope: str,
+    within: Masks | None,
 ) -> Masks:
     shapes = {n: s.shape for n, s in scores.items()}
     weight = {n: (within[n] if within else torch.ones_like(s, dtype=torch.bool)) for n, s in scores.items()}
     masks: Masks = {n: weight[n] for tie in ties if tie.spared for n, _ in tie.members}
-    goal = check_reach(ties, {n: s.numel() for n, s in scores.items()}, sparsity)
+    goal = check_enough_prunable(ties, {n: s.numel() for n, s in scores.items()}, sparsity)
     ties = tuple(tie for tie in ties if not tie.spared)
     for tie in ties:
-        tie.count(shapes)
+        tie.num_groups(shapes)
     floats = {n: w.to(torch.float32) for n, w in weight.items()}
-    size = [tie.total(floats) for tie in ties]
+    size = [tie.sum_over_groups(floats) for tie in ties]
     for chosen, budget in _tied_pools(ties, scores, goal, sparsity, scope, size):
         flat = torch.cat([size[i] for i in chosen])
         # What is alive may lie a part of a group below the budget: at the boundary where an earlier selection stopped.
-        if budget - float(flat.sum()) >= max(ties[i].area(shapes) for i in chosen):
+        if budget - float(flat.sum()) >= max(ties[i].group_size(shapes) for i in chosen):
             raise UserError(f"cannot prune to sparsity {sparsity:.4f}: the masks given are already sparser")
-        main = torch.cat([_mean(scores, ties[i], weight, size[i]) for i in chosen])
-        second = torch.cat([_mean(then, ties[i], weight, size[i]) for i in chosen]) if then else None
-        order = _order(main, second, flat > 0)
+        main = torch.cat([_mean_over_groups(scores, ties[i], weight, size[i]) for i in chosen])
+        second = torch.cat([_mean_over_groups(then, ties[i], weight, size[i]) for i in chosen]) if then else None
+        order = _rank_order(main, second, flat > 0)
         stays = torch.zeros_like(flat, dtype=torch.bool)
         stays[order] = flat[order].double().cumsum(0) <= budget + 1e-6
         for i, part in zip(chosen, stays.split([len(size[i]) for i in chosen]), strict=True):
-            masks |= {n: m & weight[n] for n, m in ties[i].spread(part, shapes).items()}
+            masks |= {n: m & weight[n] for n, m in ties[i].expand_to_weights(part, shapes).items()}
     return {name: masks[name] for name in scores}
 
 
-def check_reach(ties: tuple[Tie, ...], sizes: Mapping[str, int], sparsity: float) -> int:
+def check_enough_prunable(ties: tuple[CoupledGroups, ...], sizes: Mapping[str, int], sparsity: float) -> int:
     """How many weights the ties that are not spared keep; UserError if they have too few to prune to this sparsity.
 
     Args:
@@ -244,7 +251,7 @@ def check_reach(ties: tuple[Tie, ...], sizes: Mapping[str, int], sparsity: float
 
 
 def _tied_pools(
-    ties: tuple[Tie, ...], scores: Scores, goal: int, sparsity: float, scope: str, size: Sequence[Tensor]
+    ties: tuple[CoupledGroups, ...], scores: Scores, goal: int, sparsity: float, scope: str, size: Sequence[Tensor]
 ) -> Iterable[tuple[list[int], int]]:
     """(ties that compete with each other, how many weights they keep together)."""
     if scope == "global":
@@ -259,10 +266,12 @@ def _tied_pools(
         )
     alive = {tie.members[0][0]: float(s.sum()) for tie, s in zip(ties, size, strict=True)}
     place = {tie.members[0][0]: i for i, tie in enumerate(ties)}
-    return [([place[name] for name in names], count) for names, count in pools(scores, sparsity, scope, alive)]
+    return [
+        ([place[name] for name in names], count) for names, count in budget_per_scope(scores, sparsity, scope, alive)
+    ]
 
 
-def _mean(table: Scores, tie: Tie, weight: Masks, size: Tensor) -> Tensor:
+def _mean_over_groups(table: Scores, tie: CoupledGroups, weight: Masks, size: Tensor) -> Tensor:
     # In at least float32, where a sum of half-precision scores does not overflow; -inf * 0 would be NaN.
     exact = {n: table[n] if table[n].dtype == torch.float64 else table[n].float() for n, _ in tie.members}
-    return tie.total({n: s.masked_fill(~weight[n], 0.0) for n, s in exact.items()}) / size.clamp_min(1)
+    return tie.sum_over_groups({n: s.masked_fill(~weight[n], 0.0) for n, s in exact.items()}) / size.clamp_min(1)

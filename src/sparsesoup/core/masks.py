@@ -10,17 +10,17 @@ from torch import Tensor
 Masks = dict[str, Tensor]  # parameter name -> bool tensor of the parameter's shape, True = kept
 
 
-def ones(params: Mapping[str, Tensor]) -> Masks:
+def dense_masks(params: Mapping[str, Tensor]) -> Masks:
     """Masks that keep every weight."""
     return {name: torch.ones_like(p, dtype=torch.bool) for name, p in params.items()}
 
 
-def total(masks: Masks) -> int:
+def count_total(masks: Masks) -> int:
     """Number of weights that the masks speak of."""
     return sum(m.numel() for m in masks.values())
 
 
-def kept(masks: Masks) -> int:
+def count_kept(masks: Masks) -> int:
     """Number of weights that the masks keep."""
     return sum(int(torch.count_nonzero(m)) for m in masks.values())
 
@@ -31,10 +31,10 @@ def sparsity(masks: Masks) -> float:
     >>> sparsity({"w": torch.tensor([[True, False], [False, False]])})
     0.75
     """
-    return 1.0 - kept(masks) / total(masks)
+    return 1.0 - count_kept(masks) / count_total(masks)
 
 
-def votes(masks: Sequence[Masks]) -> dict[str, Tensor]:
+def count_votes(masks: Sequence[Masks]) -> dict[str, Tensor]:
     """How many of the masks keep each weight, uint8.
 
     Raises: ValueError if there is no mask, more than 255, or if they name different parameters.
@@ -50,41 +50,41 @@ def votes(masks: Sequence[Masks]) -> dict[str, Tensor]:
     return count
 
 
-def vote(masks: Sequence[Masks], quorum: int) -> Masks:
+def keep_if_voted(masks: Sequence[Masks], quorum: int) -> Masks:
     """Keep a weight that at least `quorum` of the masks keep; 1 is the union, all is the intersection."""
-    return {name: count >= quorum for name, count in votes(masks).items()}
+    return {name: count >= quorum for name, count in count_votes(masks).items()}
 
 
 def union(masks: Sequence[Masks]) -> Masks:
     """Keep what any of the masks keeps: the superposition of weak masks in Jaiswal et al. 2023, sec. 3."""
-    return vote(masks, 1)
+    return keep_if_voted(masks, 1)
 
 
 def intersection(masks: Sequence[Masks]) -> Masks:
     """Keep what all of the masks keep."""
-    return vote(masks, len(masks))
+    return keep_if_voted(masks, len(masks))
 
 
-def distance(one: Masks, other: Masks) -> float:
+def hamming_distance(one: Masks, other: Masks) -> float:
     """Share of positions on which two masks differ (normalised Hamming distance), in [0, 1]."""
     _same_names(one, other)
-    return sum(int(torch.count_nonzero(one[n] ^ other[n])) for n in one) / total(one)
+    return sum(int(torch.count_nonzero(one[n] ^ other[n])) for n in one) / count_total(one)
 
 
-def kept_distance(one: Masks, other: Masks) -> float:
+def jaccard_distance(one: Masks, other: Masks) -> float:
     """Share of the weights kept by either mask that only one of them keeps (Jaccard distance of kept sets), in [0, 1].
 
-    It stays telling at high sparsity: two random masks at 95 % differ by 0.97, where `distance` says 0.095.
+    It stays telling at high sparsity: two random masks at 95 % differ by 0.97, where `hamming_distance` says 0.095.
 
-    >>> kept_distance({"w": torch.tensor([True, True, False])}, {"w": torch.tensor([True, False, True])})
-    0.6666666666666667
+    >>> jaccard_distance({"w": torch.tensor([True, True, False])}, {"w": torch.tensor([True, False, True])})
+    0.6666666666666666
     """
     _same_names(one, other)
     either = sum(int(torch.count_nonzero(one[n] | other[n])) for n in one)
     return sum(int(torch.count_nonzero(one[n] ^ other[n])) for n in one) / either if either else 0.0
 
 
-def agreement(count: Mapping[str, Tensor], voters: int) -> dict[str, float]:
+def vote_agreement(count: Mapping[str, Tensor], voters: int) -> dict[str, float]:
     """How far masks agree, from their votes alone.
 
     Args:
@@ -108,20 +108,20 @@ def agreement(count: Mapping[str, Tensor], voters: int) -> dict[str, float]:
     }
 
 
-def apply_(params: Mapping[str, Tensor], masks: Masks) -> None:
+def apply_masks_(params: Mapping[str, Tensor], masks: Masks) -> None:
     """Set the pruned weights to zero, in place."""
     with torch.no_grad():
         for name, m in masks.items():
             params[name].masked_fill_(~m, 0.0)
 
 
-def pack(mask: Tensor) -> Tensor:
+def pack_bits(mask: Tensor) -> Tensor:
     """A mask as uint8 [ceil(n / 8)], one bit a weight, first weight in the highest bit."""
     return torch.from_numpy(np.packbits(mask.detach().cpu().numpy().reshape(-1)))
 
 
-def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
-    """The bool mask of that shape that `pack` made the bits of.
+def unpack_bits(bits: Tensor, shape: Sequence[int]) -> Tensor:
+    """The bool mask of that shape that `pack_bits` made the bits of.
 
     Raises: ValueError if the bits are too few or too many for the shape.
     """

@@ -19,7 +19,7 @@ Task = TypeVar("Task")
 
 
 @dataclass(frozen=True)
-class Ended(Generic[Task]):
+class EndedTask(Generic[Task]):
     """A task that is no longer under way.
 
     Args:
@@ -34,7 +34,7 @@ class Ended(Generic[Task]):
 
 
 @dataclass(frozen=True)
-class Event(Generic[Task]):
+class TaskEvent(Generic[Task]):
     """What happens to a task: begun, died (it is begun again later), lost (it died too often) or done."""
 
     kind: Literal["begun", "died", "lost", "done"]
@@ -42,10 +42,10 @@ class Event(Generic[Task]):
     why: str = ""
 
 
-class Pool(Protocol[Task]):
+class TaskPool(Protocol[Task]):
     """Processes that do tasks, on this machine or elsewhere."""
 
-    def room(self) -> int:
+    def free_slots(self) -> int:
         """How many more tasks can be begun now."""
         ...
 
@@ -53,7 +53,7 @@ class Pool(Protocol[Task]):
         """Have a task done."""
         ...
 
-    def ended(self) -> Sequence[Ended[Task]]:
+    def wait_for_ended(self) -> Sequence[EndedTask[Task]]:
         """What has ended since the last call; waits for something, but no longer than `REFRESH`."""
         ...
 
@@ -62,7 +62,9 @@ class Pool(Protocol[Task]):
         ...
 
 
-def work_off(pool: Pool[Task], tasks: Sequence[Task], lives: int = LIVES) -> Iterator[Event[Task] | None]:
+def run_with_retries(
+    pool: TaskPool[Task], tasks: Sequence[Task], lives: int = LIVES
+) -> Iterator[TaskEvent[Task] | None]:
     """Have all tasks done; yields what happens, and None at least once in `REFRESH` seconds.
 
     Each ends as done or as lost, once, whatever dies on the way: so tasks must bear to be done again from the midst.
@@ -71,23 +73,23 @@ def work_off(pool: Pool[Task], tasks: Sequence[Task], lives: int = LIVES) -> Ite
     """
     waiting, deaths, busy = deque(tasks), Counter[int](), 0
     while waiting or busy:
-        while waiting and pool.room() > 0:
+        while waiting and pool.free_slots() > 0:
             task = waiting.popleft()
             pool.begin(task)
             busy += 1
-            yield Event("begun", task)
-        for found in pool.ended():
+            yield TaskEvent("begun", task)
+        for found in pool.wait_for_ended():
             busy -= 1
             if found.error is not None:
                 raise found.error
             deaths[id(found.task)] += bool(found.death)
             if not found.death:
-                yield Event("done", found.task)
+                yield TaskEvent("done", found.task)
             elif deaths[id(found.task)] < lives:
                 waiting.appendleft(found.task)
-                yield Event("died", found.task, found.death)
+                yield TaskEvent("died", found.task, found.death)
             else:
-                yield Event("lost", found.task, found.death)
+                yield TaskEvent("lost", found.task, found.death)
         yield None
 
 
@@ -102,25 +104,25 @@ class ProcessPool(Generic[Task]):
 
     def __init__(self, count: int, do: Callable[[Task], None], needs: Sequence[str] = ()) -> None:
         self.count, self.do, self.needs = count, do, [do.__module__, *needs]
-        self._busy: list[_Worker[Task]] = []
-        self._idle: list[_Worker[Task]] = []
+        self._busy: list[_WorkerProcess[Task]] = []
+        self._idle: list[_WorkerProcess[Task]] = []
 
-    def room(self) -> int:
+    def free_slots(self) -> int:
         """How many more tasks can be begun now."""
         return self.count - len(self._busy)
 
     def begin(self, task: Task) -> None:
         """Have a task done by an idle process, or by a new one."""
         self._idle = [worker for worker in self._idle if worker.process.is_alive()]
-        worker = self._idle.pop() if self._idle else _Worker(self.do, self.needs)
-        worker.give(task)
+        worker = self._idle.pop() if self._idle else _WorkerProcess(self.do, self.needs)
+        worker.send_task(task)
         self._busy.append(worker)
 
-    def ended(self) -> list[Ended[Task]]:
+    def wait_for_ended(self) -> list[EndedTask[Task]]:
         """What has ended since the last call; waits for something, but no longer than `REFRESH`."""
         spoken = wait([worker.connection for worker in self._busy], timeout=REFRESH)
         ready = [worker for worker in self._busy if worker.connection in spoken]
-        found = [worker.ended() for worker in ready]
+        found = [worker.receive_result() for worker in ready]
         self._busy = [worker for worker in self._busy if worker not in ready]
         self._idle += [worker for worker, end in zip(ready, found, strict=True) if not end.death]
         return found
@@ -135,7 +137,7 @@ class ProcessPool(Generic[Task]):
         self._busy, self._idle = [], []
 
 
-class _Worker(Generic[Task]):
+class _WorkerProcess(Generic[Task]):
     """A process that does one task after the other."""
 
     task: Task
@@ -144,38 +146,38 @@ class _Worker(Generic[Task]):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(needs)
         self.connection, theirs = context.Pipe()
-        self.process: ForkServerProcess = context.Process(target=_work, args=(theirs, do))
+        self.process: ForkServerProcess = context.Process(target=_worker_loop, args=(theirs, do))
         self.process.start()
         theirs.close()  # or its end would be no end of the pipe
 
-    def give(self, task: Task) -> None:
+    def send_task(self, task: Task) -> None:
         self.task = task
-        with contextlib.suppress(OSError):  # killed meanwhile; `ended` tells
+        with contextlib.suppress(OSError):  # killed meanwhile; `wait_for_ended` tells
             self.connection.send(task)
 
     def dismiss(self) -> None:
         self.connection.close()
         self.process.join()
 
-    def ended(self) -> Ended[Task]:
+    def receive_result(self) -> EndedTask[Task]:
         try:
-            return Ended(self.task, error=self.connection.recv())
+            return EndedTask(self.task, error=self.connection.recv())
         except (EOFError, OSError):
             self.process.join()
             code = self.process.exitcode
             hint = "memory may be short" if code == -signal.SIGKILL else "a library may have crashed"
-            return Ended(self.task, f"ended with {code}; {hint}")
+            return EndedTask(self.task, f"ended with {code}; {hint}")
 
 
-def _work(connection: Connection, do: Callable[[Task], None]) -> None:
+def _worker_loop(connection: Connection, do: Callable[[Task], None]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the first process ends the others
     threading.Thread(target=_die_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError):  # dismissed
         while True:
-            connection.send(_error(do, connection.recv()))
+            connection.send(_run_task(do, connection.recv()))
 
 
-def _error(do: Callable[[Task], None], task: Task) -> Exception | None:
+def _run_task(do: Callable[[Task], None], task: Task) -> Exception | None:
     try:
         do(task)
     except Exception as error:

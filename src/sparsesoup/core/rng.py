@@ -6,32 +6,32 @@ import hashlib
 import torch
 
 
-def fold(seed: int, *path: object) -> int:
+def derive_seed(seed: int, *path: object) -> int:
     """A 63-bit number that is a function of seed and path (SHA-256 of both).
 
-    >>> fold(0, "order", 3) == fold(0, "order", 3) != fold(0, "order", 4)
+    >>> derive_seed(0, "order", 3) == derive_seed(0, "order", 3) != derive_seed(0, "order", 4)
     True
     """
     digest = hashlib.sha256(repr((seed, *path)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def generator(seed: int, *path: object) -> torch.Generator:
+def cpu_generator(seed: int, *path: object) -> torch.Generator:
     """A CPU generator of its own for one purpose; drawing from it disturbs no other stream."""
-    return torch.Generator().manual_seed(fold(seed, *path))
+    return torch.Generator().manual_seed(derive_seed(seed, *path))
 
 
-def sow(number: int) -> None:
+def seed_everything(number: int) -> None:
     """What `torch.manual_seed` does, but nothing for accelerators where there are none.
 
     It would note for each kind of them from where it was called: three stack traces at every step.
     """
-    if _accelerated():
+    if _has_accelerator():
         torch.manual_seed(number)
     else:
         torch.default_generator.manual_seed(number)
 
 
 @functools.cache
-def _accelerated() -> bool:
+def _has_accelerator() -> bool:
     return torch.accelerator.is_available()

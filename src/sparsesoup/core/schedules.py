@@ -11,7 +11,7 @@ MOST_ROUNDS = 10_000  # of a geometric schedule: a list of more would not fit th
 
 
 @dataclass(frozen=True)
-class Cubic:
+class CubicSchedule:
     """Fast early, slow late: s_t = s_f + (s_i - s_f)(1 - t)^3. Zhu & Gupta 2017, eq. 1.
 
     Args:
@@ -25,14 +25,14 @@ class Cubic:
     every: int = 1
     initial: float = 0.0
 
-    def due(self, step: int) -> bool:
+    def is_pruning_step(self, step: int) -> bool:
         """Whether to prune after this step."""
         return step == self.stop or (self.start <= step < self.stop and (step - self.start) % self.every == 0)
 
-    def at(self, step: int, final: float) -> float:
+    def sparsity_at(self, step: int, final: float) -> float:
         """The sparsity asked for at this step.
 
-        >>> Cubic(0, 10).at(10, 0.9)
+        >>> CubicSchedule(0, 10).sparsity_at(10, 0.9)
         0.9
         """
         if step >= self.stop:
@@ -41,10 +41,10 @@ class Cubic:
         return final + (min(self.initial, final) - final) * (1.0 - t) ** 3
 
 
-def geometric(cut: float, final: float) -> list[float]:
+def geometric_sparsities(cut: float, final: float) -> list[float]:
     """Sparsities of the rounds that each remove a share `cut` of what remains; the last is exactly `final`.
 
-    >>> [round(s, 3) for s in geometric(0.2, 0.5)]
+    >>> [round(s, 3) for s in geometric_sparsities(0.2, 0.5)]
     [0.2, 0.36, 0.488, 0.5]
     """
     if not 0.0 <= final < 1.0:
@@ -61,7 +61,7 @@ def geometric(cut: float, final: float) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Decay:
+class LinearWarmupDecay:
     """Learning rate: up from 0 over `warmup` steps, then down in a straight line to 0 at `total`.
 
     Args:
@@ -81,7 +81,7 @@ class Decay:
 
 
 @dataclass(frozen=True)
-class Cycles:
+class CyclicLinearDecay:
     """Learning rate: re-wound to `peak` at each pruning, falling in a straight line to `low` before the next one.
 
     Args:
@@ -109,10 +109,10 @@ class Cycles:
         return self.peak - (self.peak - self.low) * share
 
 
-def least_steps(fits: Callable[[int], object], total: int = 1) -> int | None:
+def min_feasible_steps(fits: Callable[[int], object], total: int = 1) -> int | None:
     """A T above `total`, from which a schedule does not fit, at which it does and one step less does not; or None.
 
-    >>> least_steps(lambda total: round(0.3 * total) >= 4)
+    >>> min_feasible_steps(lambda total: round(0.3 * total) >= 4)
     12
     """
     low, high = total, total + 1

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from sparsesoup.core.granularity import Block, Tie
+from sparsesoup.core.granularity import Block, CoupledGroups
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Target:
 Targets = dict[str, Target]  # parameter name as in named_parameters() -> target
 
 
-def parameters(model: nn.Module, targets: Mapping[str, Target]) -> dict[str, Parameter]:
+def target_parameters(model: nn.Module, targets: Mapping[str, Target]) -> dict[str, Parameter]:
     """The target parameters of a model, looked up fresh by name, in the order of `targets`.
 
     Behind a gate it is the weight itself, not what the gate lets through.
@@ -61,25 +61,25 @@ def block_of(name: str) -> str:
     return found.group() if found else ""
 
 
-def units(targets: Targets) -> list[Tie]:
+def feed_forward_groups(targets: Targets) -> list[CoupledGroups]:
     """A tie for the feed-forward part of each block: a unit is a row going in and a column coming out."""
-    return _tied(targets, {"feed-forward in": 1, "feed-forward gate": 1}, {"feed-forward out": 1})
+    return _couple_bands(targets, {"feed-forward in": 1, "feed-forward gate": 1}, {"feed-forward out": 1})
 
 
-def heads(targets: Targets) -> list[Tie]:
+def attention_head_groups(targets: Targets) -> list[CoupledGroups]:
     """A tie for the attention of each block: a head is rows of query, key and value and columns of the output."""
     sizes = {target.role: target.head for target in targets.values() if target.head}
-    ties = _tied(
+    ties = _couple_bands(
         targets,
         {role: sizes.get(role, 0) for role in ("query", "key", "value")},
         {role: sizes.get(role, 0) for role in ("output",)},
     )
     shapes = {name: target.shape for name, target in targets.items()}
     # Where heads share keys and values, as in grouped-query attention, these have fewer bands.
-    return [tie for tie in ties if len({*tie.counts(shapes).values()}) == 1]
+    return [tie for tie in ties if len({*tie.tiles_per_member(shapes).values()}) == 1]
 
 
-def _tied(targets: Targets, going_in: Mapping[str, int], coming_out: Mapping[str, int]) -> list[Tie]:
+def _couple_bands(targets: Targets, going_in: Mapping[str, int], coming_out: Mapping[str, int]) -> list[CoupledGroups]:
     """Bands of the given widths: rows of the roles that go in, columns of those that come out; whole blocks only."""
     blocks: dict[str, list[list[tuple[str, Block]]]] = {}
     for name, target in targets.items():
@@ -92,15 +92,15 @@ def _tied(targets: Targets, going_in: Mapping[str, int], coming_out: Mapping[str
             rows = (target.role in going_in) != target.transposed
             parts[-1].append((name, Block(width, 0) if rows else Block(0, width)))
     whole = [m for parts in blocks.values() for m in parts if {targets[n].role for n, _ in m} & {*coming_out}]
-    return [Tie(tuple(m)) for m in whole if {targets[n].role for n, _ in m} & {*going_in}]
+    return [CoupledGroups(tuple(m)) for m in whole if {targets[n].role for n, _ in m} & {*going_in}]
 
 
-def upright(table: Mapping[str, Tensor], targets: Mapping[str, Target]) -> dict[str, Tensor]:
+def to_out_in_layout(table: Mapping[str, Tensor], targets: Mapping[str, Target]) -> dict[str, Tensor]:
     """The tensors as [out, in]: those stored [in, out] are transposed. Doing it twice gives them back."""
     return {name: t.mT.contiguous() if targets[name].transposed else t for name, t in table.items()}
 
 
-def fingerprint(weights: Mapping[str, Tensor]) -> str:
+def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
     """SHA-256 of names, shapes and float32 values: the same for every copy of a checkpoint, however it was stored."""
     digest = hashlib.sha256()
     for name in sorted(weights):

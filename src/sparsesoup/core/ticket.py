@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sparsesoup.core import masks as algebra
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.files import DIGESTS, check_digests, digests_of, from_json, read_table, whole, write_table
-from sparsesoup.core.masks import Masks, pack, unpack
+from sparsesoup.core.files import DIGESTS, atomic_write, check_digests, digests_of, from_json, read_table, write_table
+from sparsesoup.core.masks import Masks, pack_bits, unpack_bits
 
 FORMAT = "1"  # of masks.safetensors and ticket.json
 MASKS, FACTS = "masks.safetensors", "ticket.json"
@@ -51,13 +51,13 @@ def save_masks(folder: Path, masks: Masks, facts: Mapping[str, Any]) -> None:
     shapes = {name: list(m.shape) for name, m in masks.items()}
     # One entry, since safetensors writes several in random order: the same masks are to be the same bytes.
     header = {"sparsesoup": json.dumps({"format": FORMAT, "key_space": "named_parameters", "shapes": shapes})}
-    with whole(folder / MASKS) as temporary:
-        save_file({name: pack(m) for name, m in masks.items()}, temporary, metadata=header)
-    numbers = {"format": FORMAT, "kept": algebra.kept(masks), "total": algebra.total(masks)}
+    with atomic_write(folder / MASKS) as temporary:
+        save_file({name: pack_bits(m) for name, m in masks.items()}, temporary, metadata=header)
+    numbers = {"format": FORMAT, "kept": algebra.count_kept(masks), "total": algebra.count_total(masks)}
     write_table(folder / FACTS, {**facts, **numbers, DIGESTS: digests_of(folder, [MASKS])})
 
 
-def find(path: Path) -> Path:
+def find_mask_folder(path: Path) -> Path:
     """The folder that holds the masks: the path itself, a model folder, or a run directory.
 
     Raises: UserError if there is none.
@@ -73,7 +73,7 @@ def load_masks(path: Path) -> tuple[Masks, dict[str, Any]]:
 
     Raises: UserError if a file is missing, truncated, of another format or not what was written.
     """
-    folder = find(Path(path))
+    folder = find_mask_folder(Path(path))
     facts = read_table(folder / FACTS, "ticket", "copy it again")
     digests = facts.pop(DIGESTS, {})  # an older version took none
     try:
@@ -81,21 +81,22 @@ def load_masks(path: Path) -> tuple[Masks, dict[str, Any]]:
             header = from_json((file.metadata() or {}).get("sparsesoup", "{}"))
             if header.get("format") != FORMAT:
                 raise UserError(f"{folder / MASKS} has format {header.get('format')}; this version reads {FORMAT}")
-            masks = {name: unpack(file.get_tensor(name), shape) for name, shape in header["shapes"].items()}
+            masks = {name: unpack_bits(file.get_tensor(name), shape) for name, shape in header["shapes"].items()}
     except UserError:
         raise
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"damaged ticket: {folder / MASKS} cannot be read ({error}); copy it again") from error
-    if (algebra.kept(masks), algebra.total(masks)) != (facts.get("kept"), facts.get("total")):
+    if (algebra.count_kept(masks), algebra.count_total(masks)) != (facts.get("kept"), facts.get("total")):
         raise UserError(
-            f"damaged ticket: {folder / MASKS} keeps {algebra.kept(masks)} of {algebra.total(masks)} weights, "
+            f"damaged ticket: {folder / MASKS} keeps {algebra.count_kept(masks)} of {algebra.count_total(masks)} "
+            f"weights, "
             f"{FACTS} says {facts.get('kept')} of {facts.get('total')}; copy both again"
         )
     check_digests(folder, digests, FACTS, "copy both again", "ticket")
     return masks, facts
 
 
-def fit(masks: Masks, shapes: Mapping[str, torch.Size], prefix: str = "") -> Masks:
+def match_parameter_names(masks: Masks, shapes: Mapping[str, torch.Size], prefix: str = "") -> Masks:
     """The masks under the names of another copy of the model, which may or may not wrap it in a task model.
 
     Args:

@@ -13,7 +13,7 @@ PIECE = 1 << 18  # weights looked at together: they and their temporaries stay i
 SAMPLE = 1 << 16
 
 
-def best(
+def topk_exact(
     scores: Sequence[Tensor],
     count: int,
     *,
@@ -28,14 +28,14 @@ def best(
     room = sum(int(torch.count_nonzero(a)) for a in alive) if alive else sum(s.numel() for s in scores)
     if count <= 0 or room == 0:
         return masks
-    bound, above = level(scores, alive, count, room)
+    bound, above = kth_largest(scores, alive, count, room)
     spare = count - above
-    if then is not None and _at(scores, alive, bound) > spare:
+    if then is not None and _count_equal(scores, alive, bound) > spare:
         tied = [s.to(bound.dtype) == bound for s in scores]
         tied = tied if alive is None else [t & a for t, a in zip(tied, alive, strict=True)]
-        masks = best(then, spare, alive=tied)
+        masks = topk_exact(then, spare, alive=tied)
         spare = 0
-    for mask, (score, live) in zip(_pieces(masks), _paired(scores, alive), strict=True):
+    for mask, (score, live) in zip(_flat_pieces(masks), _pair_with_alive(scores, alive), strict=True):
         larger = score > bound
         mask |= larger if live is None else larger & live
         if spare > 0:
@@ -46,14 +46,16 @@ def best(
     return masks
 
 
-def level(scores: Sequence[Tensor], alive: Sequence[Tensor] | None, count: int, room: int) -> tuple[Tensor, int]:
+def kth_largest(scores: Sequence[Tensor], alive: Sequence[Tensor] | None, count: int, room: int) -> tuple[Tensor, int]:
     """(the count-th largest score, how many are larger)."""
-    low, high = (torch.tensor(v, dtype=_precision(scores), device=scores[0].device) for v in (-torch.inf, torch.inf))
+    low, high = (
+        torch.tensor(v, dtype=_common_precision(scores), device=scores[0].device) for v in (-torch.inf, torch.inf)
+    )
     above, inside = 0, room  # above: larger than high; inside: from low to high, where the wanted one is
     narrow = True
     while bool(low < high):
-        a, b = _bracket(_sample(scores, alive, low, high, inside), (count - above) / inside, narrow)
-        over, among, gathered = _count(scores, alive, high, a, b, room)
+        a, b = _bracket_threshold(_sample_scores(scores, alive, low, high, inside), (count - above) / inside, narrow)
+        over, among, gathered = _count_between(scores, alive, high, a, b, room)
         if count <= above + over:
             low, inside = torch.nextafter(b, high), over
         elif count > above + over + among:
@@ -68,7 +70,7 @@ def level(scores: Sequence[Tensor], alive: Sequence[Tensor] | None, count: int, 
     return low, above
 
 
-def _bracket(sample: Tensor, share: float, narrow: bool) -> tuple[Tensor, Tensor]:
+def _bracket_threshold(sample: Tensor, share: float, narrow: bool) -> tuple[Tensor, Tensor]:
     """Two values of the sample between which the wanted one lies, all but surely; one and the same if not narrow."""
     ordered = sample.sort(descending=True).values
     slack = 2 * int(len(ordered) ** 0.5) if narrow else 0
@@ -76,10 +78,12 @@ def _bracket(sample: Tensor, share: float, narrow: bool) -> tuple[Tensor, Tensor
     return ordered[min(place + slack, len(ordered) - 1)], ordered[max(place - slack, 0)]
 
 
-def _sample(scores: Sequence[Tensor], alive: Sequence[Tensor] | None, low: Tensor, high: Tensor, inside: int) -> Tensor:
+def _sample_scores(
+    scores: Sequence[Tensor], alive: Sequence[Tensor] | None, low: Tensor, high: Tensor, inside: int
+) -> Tensor:
     stride = max(1, inside // SAMPLE)
     parts = []
-    for score, live in _paired(scores, alive):
+    for score, live in _pair_with_alive(scores, alive):
         if live is None and bool(low == -torch.inf) and bool(high == torch.inf):
             parts.append(score[::stride].to(low.dtype))
             continue
@@ -88,13 +92,13 @@ def _sample(scores: Sequence[Tensor], alive: Sequence[Tensor] | None, low: Tenso
     return torch.cat(parts)
 
 
-def _count(
+def _count_between(
     scores: Sequence[Tensor], alive: Sequence[Tensor] | None, high: Tensor, a: Tensor, b: Tensor, room: int
 ) -> tuple[int, int, Tensor | None]:
     """(how many lie above b up to high, how many from a to b, those from a to b unless they are too many)."""
     over, among, bounded = 0, 0, bool(high < torch.inf)
     parts: list[Tensor] = []
-    for score, live in _paired(scores, alive):
+    for score, live in _pair_with_alive(scores, alive):
         larger, within = score > b, score >= a
         within ^= larger
         if bounded:
@@ -110,25 +114,27 @@ def _count(
     return over, among, torch.cat(parts) if few and parts else None
 
 
-def _at(scores: Sequence[Tensor], alive: Sequence[Tensor] | None, level: Tensor) -> int:
+def _count_equal(scores: Sequence[Tensor], alive: Sequence[Tensor] | None, level: Tensor) -> int:
     return sum(
         int(torch.count_nonzero((score == level) if live is None else (score == level) & live))
-        for score, live in _paired(scores, alive)
+        for score, live in _pair_with_alive(scores, alive)
     )
 
 
-def _pieces(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
+def _flat_pieces(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
     for t in tensors:
         yield from t.reshape(-1).split(PIECE)
 
 
-def _paired(scores: Sequence[Tensor], alive: Sequence[Tensor] | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _pair_with_alive(
+    scores: Sequence[Tensor], alive: Sequence[Tensor] | None
+) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Flat pieces of the scores, all in one precision so that comparing rounds nothing, with who competes."""
-    masks = _pieces(alive) if alive else None
-    precision = _precision(scores)
-    for score in _pieces(scores):
+    masks = _flat_pieces(alive) if alive else None
+    precision = _common_precision(scores)
+    for score in _flat_pieces(scores):
         yield score.to(precision), next(masks) if masks else None
 
 
-def _precision(scores: Sequence[Tensor]) -> torch.dtype:
+def _common_precision(scores: Sequence[Tensor]) -> torch.dtype:
     return torch.float64 if any(s.dtype == torch.float64 for s in scores) else torch.float32

@@ -6,24 +6,32 @@ from pathlib import Path
 from typing import Any
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.files import DIGESTS, digest_of, digests_of, load_table, whole, write_table
+from sparsesoup.core.files import DIGESTS, atomic_write, digest_of, digests_of, load_table, write_table
 from sparsesoup.core.manifest import EXPORT
-from sparsesoup.exports.base import Format, told
-from sparsesoup.exports.compact import Compact, load_compact
-from sparsesoup.exports.dense import Dense
-from sparsesoup.exports.onnx import Onnx
-from sparsesoup.exports.openvino import OpenVino
-from sparsesoup.exports.packed import Packed, load_packed
-from sparsesoup.exports.semi_structured import SemiStructured, load_semi_structured
+from sparsesoup.exports.base import ExportFormat, export_facts
+from sparsesoup.exports.compact import CompactFormat, load_compact
+from sparsesoup.exports.dense import DenseFormat
+from sparsesoup.exports.onnx import OnnxFormat
+from sparsesoup.exports.openvino import OpenVinoFormat
+from sparsesoup.exports.packed import PackedFormat, load_packed
+from sparsesoup.exports.semi_structured import SemiStructuredFormat, load_semi_structured
 from sparsesoup.exports.source import open_source
 
 WEIGHTS = (".safetensors", ".onnx", ".onnx.data", ".bin")  # endings of files that hold weights
 
-__all__ = ["FORMATS", "Export", "Row", "export", "load_compact", "load_packed", "load_semi_structured"]
+__all__ = [
+    "FORMATS",
+    "FormatInfo",
+    "WrittenExport",
+    "load_compact",
+    "load_packed",
+    "load_semi_structured",
+    "write_export",
+]
 
 
 @dataclass(frozen=True)
-class Row:
+class FormatInfo:
     """A row of the table of formats.
 
     Args:
@@ -38,13 +46,19 @@ class Row:
 
 
 FORMATS = {
-    "dense": Row(Dense, "the stock folder, pruned weights zero", "loads everywhere; neither smaller nor faster"),
-    "packed": Row(Packed, "one bit a weight and the values left", "small on the disk; unpacked to be used"),
-    "compact": Row(Compact, "heads and feed-forward units without weights cut out", "smaller and faster everywhere"),
-    "onnx": Row(Onnx, "the compact model as a graph", "ONNX Runtime and others run it, without torch"),
-    "openvino": Row(OpenVino, "the compact model as OpenVINO's graph", "OpenVINO runs it, without torch"),
-    "semi-structured": Row(
-        SemiStructured,
+    "dense": FormatInfo(
+        DenseFormat, "the stock folder, pruned weights zero", "loads everywhere; neither smaller nor faster"
+    ),
+    "packed": FormatInfo(
+        PackedFormat, "one bit a weight and the values left", "small on the disk; unpacked to be used"
+    ),
+    "compact": FormatInfo(
+        CompactFormat, "heads and feed-forward units without weights cut out", "smaller and faster everywhere"
+    ),
+    "onnx": FormatInfo(OnnxFormat, "the compact model as a graph", "ONNX Runtime and others run it, without torch"),
+    "openvino": FormatInfo(OpenVinoFormat, "the compact model as OpenVINO's graph", "OpenVINO runs it, without torch"),
+    "semi-structured": FormatInfo(
+        SemiStructuredFormat,
         "the stock folder with 2:4 matrices",
         "faster on GPUs that skip their zeros (from compute capability 8.0 on)",
     ),
@@ -52,14 +66,14 @@ FORMATS = {
 
 
 @dataclass(frozen=True)
-class Export:
+class WrittenExport:
     """An export's folder and what its export.json says."""
 
     path: Path
     facts: dict[str, Any]
 
 
-def format_named(name: str, settings: Mapping[str, Any]) -> Format:
+def format_named(name: str, settings: Mapping[str, Any]) -> ExportFormat:
     """The format of a name with these settings.
 
     Raises: UserError for an unknown name or a setting that it does not have.
@@ -73,11 +87,11 @@ def format_named(name: str, settings: Mapping[str, Any]) -> Format:
     for field in fields(FORMATS[name].format):
         if isinstance(field.default, bool) and not isinstance(settings.get(field.name, False), bool):
             raise UserError(f"{field.name} of format {name} is True or False, got {settings[field.name]!r}")
-    made: Format = FORMATS[name].format(**settings)
+    made: ExportFormat = FORMATS[name].format(**settings)
     return made
 
 
-def export(run: Path, to: str, out: Path, settings: Mapping[str, Any] | None = None) -> Export:
+def write_export(run: Path, to: str, out: Path, settings: Mapping[str, Any] | None = None) -> WrittenExport:
     """Write a pruned model in another form.
 
     Args:
@@ -89,17 +103,17 @@ def export(run: Path, to: str, out: Path, settings: Mapping[str, Any] | None = N
     """
     format, source = format_named(to, settings or {}), open_source(run)
     _check_out(out, source.folder)
-    before, product = source.size(), format.make(source)
-    with whole(out) as temporary:
+    before, product = source.model_size(), format.make(source)
+    with atomic_write(out) as temporary:
         temporary.mkdir()
         more = product.save(temporary) or {}
         files = sorted(str(p.relative_to(temporary)) for p in temporary.rglob("*") if p.is_file())
         weights = sum((temporary / f).stat().st_size for f in files if f.endswith(WEIGHTS) and "/" not in f)
         product = replace(product, size=replace(product.size, weights=weights))
-        facts = told(to, vars(format), source, before, product) | more
+        facts = export_facts(to, vars(format), source, before, product) | more
         facts |= {"files": [*files, EXPORT], DIGESTS: digests_of(temporary, files)}
         write_table(temporary / EXPORT, facts)
-    return Export(out, facts)
+    return WrittenExport(out, facts)
 
 
 def _check_out(out: Path, source: Path) -> None:
@@ -116,7 +130,7 @@ def _check_out(out: Path, source: Path) -> None:
         raise UserError(f"--out {out} is a file; give a folder that does not exist")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    named = [*_written(out), "measure.json"]
+    named = [*_earlier_files(out), "measure.json"]
     above = {parent for name in named for parent in Path(name).parents}
     other = [p for p in (path.relative_to(out) for path in out.rglob("*")) if str(p) not in named and p not in above]
     if other or len(named) == 1:
@@ -124,7 +138,7 @@ def _check_out(out: Path, source: Path) -> None:
         raise UserError(f"--out {out} holds something else ({first}); give a folder that does not exist")
 
 
-def _written(out: Path) -> list[str]:
+def _earlier_files(out: Path) -> list[str]:
     """The files of an earlier export in a folder, without those that are not as they were written."""
     try:
         facts = load_table(out / EXPORT)

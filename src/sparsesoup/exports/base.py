@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from sparsesoup.exports.source import Size, Source
+from sparsesoup.exports.source import ModelSize, PrunedSource
 
 
 @dataclass(frozen=True)
-class Product:
+class PreparedExport:
     """An export that is ready to be written.
 
     Args:
@@ -22,21 +22,23 @@ class Product:
     """
 
     save: Callable[[Path], dict[str, Any] | None]
-    size: Size
+    size: ModelSize
     layers: list[dict[str, Any]]
     load: str
     notes: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-class Format(Protocol):
+class ExportFormat(Protocol):
     """A way to export: a frozen dataclass, whose fields are its settings."""
 
-    def make(self, source: Source) -> Product:
+    def make(self, source: PrunedSource) -> PreparedExport:
         """The product in memory; whatever is wrong is said here, before anything is written."""
 
 
-def told(to: str, settings: Mapping[str, Any], source: Source, before: Size, product: Product) -> dict[str, Any]:
+def export_facts(
+    to: str, settings: Mapping[str, Any], source: PrunedSource, before: ModelSize, product: PreparedExport
+) -> dict[str, Any]:
     """What export.json says, sizes before and after as pairs."""
     keys = ("method", "model", "dataset", "local", "seed", "sparsity", "validation", "test", "test_splits")
     pairs = {key: [value, asdict(product.size)[key]] for key, value in asdict(before).items()}

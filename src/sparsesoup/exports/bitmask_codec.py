@@ -35,7 +35,7 @@ Entry = dict[str, Any]  # shape, dtype, stored, sha256, and with zstd the size o
 Packed = tuple[str, Entry, dict[str, Tensor]]  # name, entry, parts
 
 
-def encode(
+def encode_tensor(
     name: str, tensor: Tensor, dtype: torch.dtype | None = None, zstd: bool = False
 ) -> tuple[Entry, dict[str, Tensor]]:
     """(entry of the table, parts) of a weight tensor.
@@ -52,7 +52,7 @@ def encode(
     """
     if str(tensor.dtype).removeprefix("torch.") not in TYPES:
         raise UserError(f"{name} has type {tensor.dtype}, which is not packed; allowed: {', '.join(TYPES)}")
-    words = _words(tensor)
+    words = _as_integer_bits(tensor)
     alive = (tensor.detach() != 0).cpu().numpy().reshape(-1)
     stored = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
     count, width = int(np.count_nonzero(alive)), stored.itemsize
@@ -61,36 +61,36 @@ def encode(
         parts = {"bits": torch.from_numpy(np.packbits(alive)), "values": values.to(stored)}
     else:
         parts = {"whole": torch.from_numpy(words).view(tensor.dtype).to(stored)}
-    entry: Entry = {"shape": list(tensor.shape), "dtype": _called(tensor.dtype), "stored": _called(stored)}
+    entry: Entry = {"shape": list(tensor.shape), "dtype": _dtype_name(tensor.dtype), "stored": _dtype_name(stored)}
     if zstd:
         entry["zstd"] = {part: t.nbytes for part, t in parts.items()}
-        parts = {part: _squeeze(t) for part, t in parts.items()}
-    return entry | {"sha256": _digest(name, entry, parts)}, {f"{name}|{part}": t for part, t in parts.items()}
+        parts = {part: _compress_bytes(t) for part, t in parts.items()}
+    return entry | {"sha256": _entry_digest(name, entry, parts)}, {f"{name}|{part}": t for part, t in parts.items()}
 
 
-def decode(name: str, entry: Entry, parts: dict[str, Tensor]) -> Tensor:
-    """The weights that `encode` made the parts of.
+def decode_tensor(name: str, entry: Entry, parts: dict[str, Tensor]) -> Tensor:
+    """The weights that `encode_tensor` made the parts of.
 
     Raises: UserError naming the tensor if anything of it has changed.
     """
-    if not _intact(name, entry, parts):
+    if not _parts_intact(name, entry, parts):
         raise UserError(f"damaged file: the bytes of {name} are not those that were written; copy it again")
     dtype, shape = TYPES[entry["dtype"]], entry["shape"]
     if "zstd" in entry:
-        kinds = _kinds(entry)
-        parts = {part: _swell(t, kinds[part], entry["zstd"][part]) for part, t in parts.items()}
+        kinds = _part_dtypes(entry)
+        parts = {part: _decompress_bytes(t, kinds[part], entry["zstd"][part]) for part, t in parts.items()}
     if not (count := int(np.prod(shape))):
         return torch.empty(shape, dtype=dtype)
     if "whole" in parts:
         return parts["whole"].to(dtype).reshape(shape)
-    words = np.zeros(count, dtype=_words(torch.zeros(1, dtype=dtype)).dtype)
+    words = np.zeros(count, dtype=_as_integer_bits(torch.zeros(1, dtype=dtype)).dtype)
     # Their numbers first: half the time of a mask as an index.
     kept = np.flatnonzero(np.unpackbits(parts["bits"].numpy(), count=count).view(bool))
-    words[kept] = _words(parts["values"].to(dtype))
+    words[kept] = _as_integer_bits(parts["values"].to(dtype))
     return torch.from_numpy(words).view(dtype).reshape(shape)
 
 
-def write(path: Path, packed: Iterable[Packed]) -> None:
+def write_packed(path: Path, packed: Iterable[Packed]) -> None:
     """Write a packed file."""
     table: dict[str, Entry] = {}
     parts: dict[str, Tensor] = {}
@@ -101,7 +101,7 @@ def write(path: Path, packed: Iterable[Packed]) -> None:
     save_file(parts, path, metadata={"sparsesoup": json.dumps({"format": FORMAT, "tensors": table})})
 
 
-def read(folder: Path) -> Iterator[tuple[str, Tensor]]:
+def read_packed(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """(name, weights) of every tensor in a folder's packed file, each verified before it is given.
 
     Raises: UserError if the file is missing, of another format, truncated or changed; it names the first such tensor.
@@ -109,14 +109,14 @@ def read(folder: Path) -> Iterator[tuple[str, Tensor]]:
     path = folder / FILE
     try:
         with safe_open(path, framework="pt") as file:
-            table = _table(path, file.metadata())
+            table = _read_header(path, file.metadata())
             keys: dict[str, list[str]] = {}
             for key in sorted(file.keys()):
                 keys.setdefault(key.rpartition("|")[0], []).append(key)
             if foreign := sorted(keys.keys() ^ table.keys()):
                 raise UserError(f"damaged file: {path} and its own table differ in {foreign[0]}; copy it again")
             for name, entry in table.items():
-                yield name, _verified(file, name, entry, keys[name])
+                yield name, _verified_tensor(file, name, entry, keys[name])
     except UserError as error:
         raise UserError(str(error).replace("damaged file:", f"damaged file {path}:", 1)) from error
     except FileNotFoundError as error:
@@ -129,33 +129,33 @@ def stored_kinds(folder: Path) -> dict[str, torch.dtype]:
     """Tensor -> the type that its values have in a folder's packed file, one that can be read."""
     path = folder / FILE
     with safe_open(path, framework="pt") as file:
-        return {name: TYPES[entry["stored"]] for name, entry in _table(path, file.metadata()).items()}
+        return {name: TYPES[entry["stored"]] for name, entry in _read_header(path, file.metadata()).items()}
 
 
-def _verified(file: Any, name: str, entry: Entry, keys: Iterable[str]) -> Tensor:
+def _verified_tensor(file: Any, name: str, entry: Entry, keys: Iterable[str]) -> Tensor:
     try:
-        return decode(name, entry, {key.rpartition("|")[2]: file.get_tensor(key) for key in keys})
+        return decode_tensor(name, entry, {key.rpartition("|")[2]: file.get_tensor(key) for key in keys})
     except UserError:  # a ValueError too
         raise
     except FLAWS as error:
         raise UserError(f"damaged file: {name} is not as it was written ({error}); copy it again") from error
 
 
-def _intact(name: str, entry: Entry, parts: dict[str, Tensor]) -> bool:
+def _parts_intact(name: str, entry: Entry, parts: dict[str, Tensor]) -> bool:
     facts = {key: value for key, value in entry.items() if key != "sha256"}
-    if _digest(name, facts, parts) != entry.get("sha256"):
+    if _entry_digest(name, facts, parts) != entry.get("sha256"):
         return False
-    kinds = _kinds(entry)  # the digest holds the types of the table, not those of the file's own header
+    kinds = _part_dtypes(entry)  # the digest holds the types of the table, not those of the file's own header
     return all(t.dtype == (torch.uint8 if "zstd" in entry else kinds[part]) for part, t in parts.items())
 
 
-def _kinds(entry: Entry) -> dict[str, torch.dtype]:
+def _part_dtypes(entry: Entry) -> dict[str, torch.dtype]:
     """Part -> its type before it is compressed."""
     stored = TYPES[entry["stored"]]
     return {"bits": torch.uint8, "values": stored, "whole": stored}
 
 
-def _table(path: Path, metadata: dict[str, str] | None) -> dict[str, Entry]:
+def _read_header(path: Path, metadata: dict[str, str] | None) -> dict[str, Entry]:
     header = from_json((metadata or {}).get("sparsesoup", "{}"))
     if header.get("format") != FORMAT:
         raise UserError(f"{path} has format {header.get('format')}; this version reads {FORMAT}")
@@ -171,7 +171,7 @@ def _cut_off(path: Path) -> str:
         (length,) = struct.unpack("<Q", file.read(8))
         start, end = 8 + length, path.stat().st_size
         header = from_json(file.read(min(length, end)))  # a length that was changed may ask for all memory
-        if wrong := _misplaced(header):
+        if wrong := _misplaced_part(header):
             return f"type, shape or place of {wrong.rpartition('|')[0]} has changed"
         rows = {key: row["data_offsets"] for key, row in header.items() if key != "__metadata__"}
         lost = sorted((row[0], key) for key, row in rows.items() if start + row[1] > end)
@@ -181,7 +181,7 @@ def _cut_off(path: Path) -> str:
     return "its header is cut off or changed"
 
 
-def _misplaced(header: dict[str, Any]) -> str:
+def _misplaced_part(header: dict[str, Any]) -> str:
     """The first part whose type and shape do not fill its place, or whose place does not follow the one before."""
     end = 0
     for key, row in header.items():
@@ -196,7 +196,7 @@ def _misplaced(header: dict[str, Any]) -> str:
     return ""
 
 
-def _words(tensor: Tensor) -> Any:
+def _as_integer_bits(tensor: Tensor) -> Any:
     """The weights' bits as whole numbers, flat."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     if not flat.numel():  # may have a stride of 0, which torch does not view as another type
@@ -204,26 +204,26 @@ def _words(tensor: Tensor) -> Any:
     return flat.view(WORDS[tensor.dtype.itemsize]).numpy()
 
 
-def _called(dtype: torch.dtype) -> str:
+def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _digest(name: str, entry: Entry, parts: dict[str, Tensor]) -> str:
+def _entry_digest(name: str, entry: Entry, parts: dict[str, Tensor]) -> str:
     digest = hashlib.sha256(json.dumps([name, entry], sort_keys=True).encode())
     for part in sorted(parts):
         digest.update(part.encode())
-        digest.update(_words(parts[part]).data)
+        digest.update(_as_integer_bits(parts[part]).data)
     return digest.hexdigest()
 
 
-def _squeeze(tensor: Tensor) -> Tensor:
+def _compress_bytes(tensor: Tensor) -> Tensor:
     """Compressed bytes; those of equal rank in a number stand together, since exponents resemble each other."""
-    raw = _words(tensor).view(np.uint8).reshape(-1, tensor.dtype.itemsize).T
+    raw = _as_integer_bits(tensor).view(np.uint8).reshape(-1, tensor.dtype.itemsize).T
     squeezed = pyarrow.Codec("zstd").compress(np.ascontiguousarray(raw).data, asbytes=True)
     return torch.frombuffer(bytearray(squeezed), dtype=torch.uint8)
 
 
-def _swell(squeezed: Tensor, dtype: torch.dtype, size: int) -> Tensor:
+def _decompress_bytes(squeezed: Tensor, dtype: torch.dtype, size: int) -> Tensor:
     raw = pyarrow.Codec("zstd").decompress(squeezed.numpy().data, decompressed_size=size, asbytes=True)
     columns = np.frombuffer(raw, np.uint8).reshape(dtype.itemsize, -1).T
     return torch.from_numpy(np.array(columns, order="C").reshape(-1)).view(dtype)

@@ -13,13 +13,13 @@ from torch import Tensor
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import load_table
 from sparsesoup.core.ticket import save_masks
-from sparsesoup.exports.base import Product
+from sparsesoup.exports.base import PreparedExport
 from sparsesoup.exports.bitmask_codec import FILE
-from sparsesoup.exports.source import Source, graph_in, own_masks, size_of
-from sparsesoup.hub.models.checkpoint import quiet
-from sparsesoup.hub.models.dummy_inputs import answers, sample
-from sparsesoup.hub.models.layer_layouts import Layer, Widths, cut_, layers, widths
-from sparsesoup.hub.models.loading import COMPACT, COMPACT_FORMAT, load_as_saved, makes
+from sparsesoup.exports.source import PrunedSource, graph_in, masks_from_zeros, size_of
+from sparsesoup.hub.models.checkpoint import quiet_transformers
+from sparsesoup.hub.models.dummy_inputs import dummy_inputs, forward_outputs
+from sparsesoup.hub.models.layer_layouts import PrunableLayer, Widths, layer_widths, prunable_layers, prune_layer_
+from sparsesoup.hub.models.loading import COMPACT, COMPACT_FORMAT, class_can_build, load_as_saved
 
 # How far outputs may lie from those of the masked model, as a share of the largest. Rounding gives 1e-6 in float32, and
 # in float64 too where the code takes a softmax in float32; a wrong cut gives 1e-1.
@@ -27,7 +27,7 @@ CLOSE, CLOSE_IN_HALF = 1e-3, 1e-1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compact:
+class CompactFormat:
     """Attention heads and feed-forward units without weights are removed; what they still add goes into a bias.
 
     Args:
@@ -37,40 +37,40 @@ class Compact:
 
     stock: bool = False
 
-    def make(self, source: Source) -> Product:
+    def make(self, source: PrunedSource) -> PreparedExport:
         """The narrow model, compared with the masked one on random inputs."""
-        layers(source.model)  # which refuses an unknown family before anything is copied
-        before = widths_in(source.folder, 0) or widths(source.model)
-        plan = {layer.name: left(layer) for layer in layers(source.model)}
+        prunable_layers(source.model)  # which refuses an unknown family before anything is copied
+        before = widths_in(source.folder, 0) or layer_widths(source.model)
+        plan = {layer.name: find_live_units(layer) for layer in prunable_layers(source.model)}
         # A compact model that was trained on is written as it is; an export itself would be copied for nothing.
-        if not source.narrow or (source.folder / "export.json").is_file():
+        if not source.has_stock_widths or (source.folder / "export.json").is_file():
             _check_gain(plan, source)
         if self.stock:
-            plan = _evened(plan)
-        model, difference = cut(source.model, plan)
+            plan = _uniform_plan(plan)
+        model, difference = shrink_model(source.model, plan)
         told, kind = _tell_config(model), type(model).__name__
         if told and self.stock:
             raise UserError(f"{kind} knows no other widths than it has, whatever config.json says; leave --stock out")
-        return Product(
-            save=lambda folder: _save(model, source, folder),
+        return PreparedExport(
+            save=lambda folder: _save_compact(model, source, folder),
             size=size_of(model.named_parameters(), 0),
-            layers=widths_by_layer(before, widths(model)),
+            layers=widths_by_layer(before, layer_widths(model)),
             load="sparsesoup.load_compact(folder)" if told else f"transformers.{kind}.from_pretrained(folder)",
-            notes=_notes(before, widths(model), told),
+            notes=_compact_notes(before, layer_widths(model), told),
             facts={"largest_difference": difference, "stock": not told},
         )
 
 
-def _save(model: Any, source: Source, folder: Path) -> None:
+def _save_compact(model: Any, source: PrunedSource, folder: Path) -> None:
     source.copy_beside(folder, config=False)
-    with quiet():
+    with quiet_transformers():
         model.save_pretrained(folder)
     # Its base model has other shapes now, so where the masks were drawn from is no help any more.
-    save_masks(folder / "pruning", own_masks(model), {k: v for k, v in source.facts.items() if k != "origin"})
+    save_masks(folder / "pruning", masks_from_zeros(model), {k: v for k, v in source.facts.items() if k != "origin"})
 
 
 @dataclass(frozen=True)
-class Left:
+class KeptUnits:
     """What of a layer stays.
 
     Args:
@@ -82,51 +82,51 @@ class Left:
     units: Tensor
 
     @property
-    def all(self) -> bool:
+    def keeps_all(self) -> bool:
         """Whether nothing goes."""
         return bool(self.heads.all() and self.units.all())
 
 
-def cut(masked: Any, plan: Mapping[str, Left]) -> tuple[Any, float]:
+def shrink_model(masked: Any, plan: Mapping[str, KeptUnits]) -> tuple[Any, float]:
     """(a copy of a model cut down to what stays of each layer, the largest difference of its answers).
 
     Raises: UserError if the difference is more than rounding.
     """
     model = copy.deepcopy(masked)
-    for layer in layers(model):
-        remove_(layer, plan[layer.name])
-    return model, _compared(masked, model, sample(masked))
+    for layer in prunable_layers(model):
+        fold_and_prune_layer_(layer, plan[layer.name])
+    return model, _output_difference(masked, model, dummy_inputs(masked))
 
 
-def left(layer: Layer) -> Left:
+def find_live_units(layer: PrunableLayer) -> KeptUnits:
     """The heads and units that do something which no bias could do in their place.
 
     A feature of a head is dead when its row of V is zero (then it is its bias, whatever the attention looks at, since
     that sums to one) or its column of the output map is; a head is gone when all its features are dead. A unit is gone
     when its row of the map up is zero (then it is the activation of its bias) or its column of the map down is.
     """
-    features = _alive(layer, "value", "output")
-    return Left(features.view(layer.heads, layer.size).any(dim=1), _alive(layer, "up", "down"))
+    features = _live_features(layer, "value", "output")
+    return KeptUnits(features.view(layer.num_heads, layer.head_size).any(dim=1), _live_features(layer, "up", "down"))
 
 
-def _alive(layer: Layer, into: str, out_of: str) -> Tensor:
+def _live_features(layer: PrunableLayer, into: str, out_of: str) -> Tensor:
     """Which features between two linear maps have a weight on both sides."""
-    first, second = layer.part(into).weight.detach(), layer.part(out_of).weight.detach()
+    first, second = layer.module_of(into).weight.detach(), layer.module_of(out_of).weight.detach()
     return ((first != 0).any(dim=1) & (second != 0).any(dim=0)).cpu()
 
 
-def remove_(layer: Layer, stays: Left) -> None:
+def fold_and_prune_layer_(layer: PrunableLayer, stays: KeptUnits) -> None:
     """Cut a layer down to what stays; what the rest still adds moves into the biases behind it."""
-    features = stays.heads.repeat_interleave(layer.size)
-    _fold(layer, "value", "output", features, lambda bias: bias)
-    _fold(layer, "up", "down", stays.units, layer.part("activation"))
-    cut_(layer, stays.heads.nonzero().flatten(), stays.units.nonzero().flatten())
+    features = stays.heads.repeat_interleave(layer.head_size)
+    _fold_into_bias(layer, "value", "output", features, lambda bias: bias)
+    _fold_into_bias(layer, "up", "down", stays.units, layer.module_of("activation"))
+    prune_layer_(layer, stays.heads.nonzero().flatten(), stays.units.nonzero().flatten())
 
 
 @torch.no_grad()
-def _fold(layer: Layer, into: str, out_of: str, stays: Tensor, through: Any) -> None:
+def _fold_into_bias(layer: PrunableLayer, into: str, out_of: str, stays: Tensor, through: Any) -> None:
     """Add to the bias of a map what the features that go have as constants, in float64."""
-    first, second = layer.part(into), layer.part(out_of)
+    first, second = layer.module_of(into), layer.module_of(out_of)
     gone = ~stays.to(second.weight.device)
     if not gone.any():
         return
@@ -137,7 +137,7 @@ def _fold(layer: Layer, into: str, out_of: str, stays: Tensor, through: Any) -> 
     second.bias.copy_((second.bias.double() + constant).to(second.bias.dtype))
 
 
-def _evened(plan: dict[str, Left]) -> dict[str, Left]:
+def _uniform_plan(plan: dict[str, KeptUnits]) -> dict[str, KeptUnits]:
     """All heads, and in each layer as many units as the fullest one needs: dead ones fill up the others."""
     most = max(1, *(int(stays.units.sum()) for stays in plan.values()))
     found = {}
@@ -145,8 +145,8 @@ def _evened(plan: dict[str, Left]) -> dict[str, Left]:
         # A stable sort by need: needed units first, the first of the others next.
         order = (~stays.units).int().argsort(stable=True)[:most]
         units = torch.zeros_like(stays.units).index_fill(0, order, True)
-        found[name] = Left(torch.ones_like(stays.heads), units)
-    if all(stays.all for stays in found.values()):
+        found[name] = KeptUnits(torch.ones_like(stays.heads), units)
+    if all(stays.keeps_all for stays in found.values()):
         raise UserError(
             f"nothing to compact under --stock: all heads stay there, and a layer needs all of its {most} feed-forward "
             f"units, so that no layer may have fewer; leave --stock out"
@@ -154,12 +154,12 @@ def _evened(plan: dict[str, Left]) -> dict[str, Left]:
     return found
 
 
-def _check_gain(plan: dict[str, Left], source: Source) -> None:
+def _check_gain(plan: dict[str, KeptUnits], source: PrunedSource) -> None:
     """UserError where nothing would be cut."""
-    if not all(stays.all for stays in plan.values()):
+    if not all(stays.keeps_all for stays in plan.values()):
         return
     heads, units = (sum(getattr(stays, key).numel() for stays in plan.values()) for key in ("heads", "units"))
-    if source.narrow or widths_in(source.folder, 0):
+    if source.has_stock_widths or widths_in(source.folder, 0):
         raise UserError(
             f"{source.folder} is compact already: all {heads} heads and {units} feed-forward units that it has are in "
             f"use; prune it on with `sparsesoup prune METHOD --model {source.folder}`, or take another format"
@@ -172,9 +172,9 @@ def _check_gain(plan: dict[str, Left], source: Source) -> None:
 
 
 @torch.no_grad()
-def _compared(masked: Any, narrow: Any, batch: dict[str, Tensor]) -> float:
+def _output_difference(masked: Any, narrow: Any, batch: dict[str, Tensor]) -> float:
     """The largest difference of outputs on random inputs; UserError if it is more than rounding."""
-    one, other = answers(masked, batch), answers(narrow, batch)
+    one, other = forward_outputs(masked, batch), forward_outputs(narrow, batch)
     pairs = [(a.double(), b.double()) for a, b in zip(one, other, strict=True)]
     difference = max(float((a - b).abs().max()) for a, b in pairs)
     largest = max(float(a.abs().max()) for a, _ in pairs)
@@ -192,16 +192,16 @@ def _tell_config(model: Any) -> Widths:
 
     Returns: the widths that stand there under our key, none for a stock model.
     """
-    wanted, layout = widths(model), layers(model)[0].layout
+    wanted, layout = layer_widths(model), prunable_layers(model)[0].layout
     if hasattr(model.config, COMPACT):
         delattr(model.config, COMPACT)
     stock, first = copy.deepcopy(model.config), next(iter(wanted.values()))
     if all(row == first for row in wanted.values()) and first["heads"] and first["units"]:
         setattr(stock, layout.units, first["units"])
         if first["heads"] != getattr(stock, "num_attention_heads", None):
-            stock.num_attention_heads, stock.head_dim = first["heads"], layers(model)[0].size
+            stock.num_attention_heads, stock.head_dim = first["heads"], prunable_layers(model)[0].head_size
         # All shapes, not the numbers alone: a class that divides the hidden size makes two heads of 8 from two of 4.
-        if makes(type(model), stock, dict(model.named_parameters())):
+        if class_can_build(type(model), stock, dict(model.named_parameters())):
             model.config = stock
             return {}
     setattr(model.config, COMPACT, {"format": COMPACT_FORMAT, "layers": wanted})
@@ -230,13 +230,13 @@ def widths_in(folder: Path, after: int) -> Widths:
     return {}
 
 
-def carried(folder: Path) -> dict[str, Any]:
+def inherited_facts(folder: Path) -> dict[str, Any]:
     """What an export that cuts nothing itself tells of what was cut out of its source, which is an export too."""
     before = widths_in(folder, 0)
     return {"widths": widths_by_layer(before, widths_in(folder, 1))} if before else {}
 
 
-def _notes(before: Widths, after: Widths, told: Widths) -> tuple[str, ...]:
+def _compact_notes(before: Widths, after: Widths, told: Widths) -> tuple[str, ...]:
     sums = {key: [sum(row[key] for row in table.values()) for table in (before, after)] for key in ("heads", "units")}
     parts = [f"{key}: {a:,} of {b:,} left" for key, (b, a) in sums.items()]
     more = ["stock classes do not know layers of such widths; --stock keeps to what they do"] if told else []

@@ -12,35 +12,35 @@ from torch import Tensor
 
 from sparsesoup.core.targets import block_of
 from sparsesoup.core.ticket import save_masks
-from sparsesoup.exports.base import Product
-from sparsesoup.exports.compact import carried
-from sparsesoup.exports.source import WEIGHTS, Source, in_encoder, own_masks
+from sparsesoup.exports.base import PreparedExport
+from sparsesoup.exports.compact import inherited_facts
+from sparsesoup.exports.source import WEIGHTS, PrunedSource, in_encoder, masks_from_zeros
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dense:
+class DenseFormat:
     """The folder that `from_pretrained` of transformers loads, pruned weights exactly zero, its masks beside it."""
 
-    def make(self, source: Source) -> Product:
+    def make(self, source: PrunedSource) -> PreparedExport:
         """Checked: what the masks prune is zero."""
-        masks = source.masks or own_masks(source.model)
+        masks = source.masks or masks_from_zeros(source.model)
         facts = {k: v for k, v in source.facts.items() if k not in ("kept", "total", "format")}
 
         def save(folder: Path) -> None:
             source.copy_beside(folder)
-            if source.packed:
-                save_file(dict(source.tensors()), folder / WEIGHTS, metadata={"format": "pt"})
-            for path in [] if source.packed else source.files_and_index():
+            if source.is_packed:
+                save_file(dict(source.iterate_tensors()), folder / WEIGHTS, metadata={"format": "pt"})
+            for path in [] if source.is_packed else source.files_and_index():
                 shutil.copyfile(path, folder / path.name)
             save_masks(folder / "pruning", masks, facts)
 
-        return Product(
+        return PreparedExport(
             save=save,
-            size=replace(source.size(), weights=0),
-            layers=kept_by_layer(source.tensors()),
-            load=loading(source),  # which asks the model, and that is refused where its weights are not its masks'
+            size=replace(source.model_size(), weights=0),
+            layers=kept_by_layer(source.iterate_tensors()),
+            load=loading_code(source),  # which asks the model, and that is refused where its weights are not its masks'
             notes=("zeros alone make a model neither smaller nor faster: see --to packed and --to compact",),
-            facts=carried(source.folder),
+            facts=inherited_facts(source.folder),
         )
 
 
@@ -60,9 +60,9 @@ def _by_number(layer: str) -> tuple[str, int]:
     return stack, int(number)
 
 
-def loading(source: Source) -> str:
+def loading_code(source: PrunedSource) -> str:
     """The line of Python that loads a folder whose layers are those of the source."""
-    if source.narrow:
+    if source.has_stock_widths:
         return "sparsesoup.load_compact(folder)"
     kind = type(source.model)
     home = "transformers" if kind.__module__.startswith("transformers.") else kind.__module__

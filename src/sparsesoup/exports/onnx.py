@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.exports.base import Product
-from sparsesoup.exports.runtimes import ONNX_FILE, Asked, brief, library, open_onnx
-from sparsesoup.exports.shrink import narrowed
-from sparsesoup.exports.source import Source, forget_masks, size_of
-from sparsesoup.hub.models.checkpoint import load_tokenizer, quiet
-from sparsesoup.hub.models.dummy_inputs import answers, sample
+from sparsesoup.exports.base import PreparedExport
+from sparsesoup.exports.runtimes import ONNX_FILE, Asked, first_error_line, open_onnx, require_library
+from sparsesoup.exports.shrink import shrink_if_possible
+from sparsesoup.exports.source import PrunedSource, forget_masks, size_of
+from sparsesoup.hub.models.checkpoint import load_tokenizer, quiet_transformers
+from sparsesoup.hub.models.dummy_inputs import dummy_inputs, forward_outputs
 from sparsesoup.hub.models.loading import COMPACT
 
 OPSETS = range(18, 24)  # those that torch writes and ONNX Runtime reads
@@ -30,7 +30,7 @@ AXES = {"pixel_values": ("images",)}  # those that are free; of all other inputs
 
 
 @dataclass(frozen=True, kw_only=True)
-class Onnx:
+class OnnxFormat:
     """An ONNX file for any number of texts of any length (images: any number), cut down as `compact` does.
 
     Args:
@@ -44,31 +44,31 @@ class Onnx:
         if self.opset and self.opset not in OPSETS:
             raise UserError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}, got {self.opset}")
 
-    def make(self, source: Source) -> Product:
+    def make(self, source: PrunedSource) -> PreparedExport:
         """The graph in memory; once written, ONNX Runtime runs it and is compared with torch."""
         for name in ("onnx", "onnxscript", "onnxruntime"):
-            library(name)
-        small = narrowed(source)
-        names = inputs(small.model, source.folder)
-        program, size = trace(small.model, names, self.opset), size_of(small.model.named_parameters(), 0)
+            require_library(name)
+        small = shrink_if_possible(source)
+        names = graph_inputs(small.model, source.folder)
+        program, size = trace_model(small.model, names, self.opset), size_of(small.model.named_parameters(), 0)
 
         def save(folder: Path) -> dict[str, Any]:
             copy_config(small.model, source, folder)
             program.save(folder / ONNX_FILE, external_data=4 * size.parameters > LARGE)
-            return {"largest_difference": compare(small.model, names, open_onnx(folder / ONNX_FILE), CLOSE)}
+            return {"largest_difference": compare_outputs(small.model, names, open_onnx(folder / ONNX_FILE), CLOSE)}
 
         lines = (
             "from onnxruntime import InferenceSession",
             f'session = InferenceSession("{ONNX_FILE}")',
             "answers = session.run(None, {i.name: batch[i.name] for i in session.get_inputs()})",
         )
-        return Product(
+        return PreparedExport(
             save=save,
             size=size,
             layers=small.layers,
             load=f'onnxruntime.InferenceSession("{ONNX_FILE}")',
             notes=small.notes,
-            facts={"inputs": names, "example": example(small.model, names, source.folder, lines)},
+            facts={"inputs": names, "example": example_code(small.model, names, source.folder, lines)},
         )
 
 
@@ -86,9 +86,9 @@ def opset_of(model: nn.Module, asked: int) -> int:
     return asked or (TURNED if turned else OPSETS[-1])
 
 
-def inputs(model: Any, folder: Path) -> list[str]:
+def graph_inputs(model: Any, folder: Path) -> list[str]:
     """The inputs that a model is to have in another engine: those it takes, of which its tokenizer makes all."""
-    names = [*sample(model)]
+    names = [*dummy_inputs(model)]
     if has_tokenizer(folder) and "token_type_ids" not in load_tokenizer(str(folder)).model_input_names:
         names = [name for name in names if name != "token_type_ids"]
     return names
@@ -99,7 +99,7 @@ def has_tokenizer(folder: Path) -> bool:
     return (folder / "tokenizer_config.json").is_file()
 
 
-class Answers(nn.Module):
+class TupleOutputs(nn.Module):
     """A model that takes tensors by place and answers with a plain tuple of tensors, as graphs do.
 
     Args:
@@ -118,25 +118,26 @@ class Answers(nn.Module):
 
 
 @torch.no_grad()
-def trace(model: Any, names: Sequence[str], opset: int = 0) -> Any:
+def trace_model(model: Any, names: Sequence[str], opset: int = 0) -> Any:
     """The graph of a model as torch's ONNX program, number and length of texts free.
 
     Raises: UserError if torch cannot trace the model, or the engine would not run that opset.
     """
     version = opset_of(model, opset)
-    batch = {name: t for name, t in sample(model).items() if name in names}
+    batch = {name: t for name, t in dummy_inputs(model).items() if name in names}
     shapes = tuple(dict(enumerate(AXES.get(name, ("batch", "length")))) for name in names)
-    with quiet(), silent():
+    with quiet_transformers(), silence_tracer():
         try:
             answered = model(**batch, return_dict=True).items()
             found = [name for name, v in answered if isinstance(v, Tensor) and v.is_floating_point()]
             program: Any = torch.onnx.export(
-                Answers(model, names, found), tuple(batch.values()), input_names=[*names], output_names=found,
+                TupleOutputs(model, names, found), tuple(batch.values()), input_names=[*names], output_names=found,
                 opset_version=version, dynamic_shapes=(shapes,), dynamo=True, verbose=False,
             )  # fmt: skip
         except Exception as error:  # the exporter's own, those of onnx_ir's passes over the graph, and the model's
             raise UserError(
-                f"torch cannot make a graph of {type(model).__name__}: {brief(error)}; export it --to compact or packed"
+                f"torch cannot make a graph of {type(model).__name__}: {first_error_line(error)}; export it --to "
+                f"compact or packed"
             ) from error
     for part in (program.model.graph, *program.model.functions.values()):
         for node in part.all_nodes():
@@ -145,7 +146,7 @@ def trace(model: Any, names: Sequence[str], opset: int = 0) -> Any:
 
 
 @contextlib.contextmanager
-def silent() -> Iterator[None]:
+def silence_tracer() -> Iterator[None]:
     """No warnings and no log of the tracer inside the block: they are about code of other libraries."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -158,18 +159,18 @@ def silent() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def copy_config(model: Any, source: Source, folder: Path) -> None:
+def copy_config(model: Any, source: PrunedSource, folder: Path) -> None:
     """Tokenizer and the like, and a config.json that says what the outputs mean."""
     source.copy_beside(folder, config=False)
     config = copy.deepcopy(model.config)
     if hasattr(config, COMPACT):
         delattr(config, COMPACT)
-    with quiet():
+    with quiet_transformers():
         config.save_pretrained(folder)
     forget_masks(folder)
 
 
-def compare(model: Any, names: Sequence[str], ask: Asked, close: float) -> float:
+def compare_outputs(model: Any, names: Sequence[str], ask: Asked, close: float) -> float:
     """The largest difference between an engine's answers and the model's, on random inputs of several shapes.
 
     Args:
@@ -181,13 +182,13 @@ def compare(model: Any, names: Sequence[str], ask: Asked, close: float) -> float
     """
     worst = 0.0
     for rows, length in SHAPES:
-        batch = {name: t for name, t in sample(model, rows, length, seed=rows).items() if name in names}
+        batch = {name: t for name, t in dummy_inputs(model, rows, length, seed=rows).items() if name in names}
         found = [torch.from_numpy(array) for array in ask({name: t.numpy() for name, t in batch.items()}).values()]
-        worst = max(worst, apart(answers(model, batch), found, close, type(model).__name__))
+        worst = max(worst, max_difference(forward_outputs(model, batch), found, close, type(model).__name__))
     return worst
 
 
-def apart(one: Sequence[Tensor], other: Sequence[Tensor], close: float, name: str) -> float:
+def max_difference(one: Sequence[Tensor], other: Sequence[Tensor], close: float, name: str) -> float:
     """The largest difference of two lists of answers; UserError if it is more than a share of the largest answer."""
     pairs = list(zip(one, other, strict=True))
     difference = max(float((a - b).abs().max()) for a, b in pairs)
@@ -200,7 +201,7 @@ def apart(one: Sequence[Tensor], other: Sequence[Tensor], close: float, name: st
     return difference
 
 
-def example(model: Any, names: Sequence[str], folder: Path, lines: Sequence[str]) -> list[str]:
+def example_code(model: Any, names: Sequence[str], folder: Path, lines: Sequence[str]) -> list[str]:
     """Lines of Python, to be run in the export's folder, that ask it without sparsesoup."""
     if has_tokenizer(folder) and "pixel_values" not in names:
         first = [
@@ -208,7 +209,7 @@ def example(model: Any, names: Sequence[str], folder: Path, lines: Sequence[str]
             'batch = AutoTokenizer.from_pretrained(".")(["a text", "another one"], padding=True, return_tensors="np")',
         ]
     else:
-        drawn = [(name, t.numpy()) for name, t in sample(model, rows=1).items() if name in names]
+        drawn = [(name, t.numpy()) for name, t in dummy_inputs(model, rows=1).items() if name in names]
         arrays = [f'"{name}": numpy.ones({a.shape}, "{a.dtype}")' for name, a in drawn]
         first = ["import numpy", f"batch = {{{', '.join(arrays)}}}"]
     return [*first, *lines]

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparsesoup.exports.base import Product
-from sparsesoup.exports.onnx import CLOSE, compare, copy_config, example, inputs, trace
-from sparsesoup.exports.runtimes import EXACT, ONNX_FILE, OPENVINO_FILE, library, open_openvino
-from sparsesoup.exports.shrink import narrowed
-from sparsesoup.exports.source import Source, size_of
+from sparsesoup.exports.base import PreparedExport
+from sparsesoup.exports.onnx import CLOSE, compare_outputs, copy_config, example_code, graph_inputs, trace_model
+from sparsesoup.exports.runtimes import EXACT, ONNX_FILE, OPENVINO_FILE, open_openvino, require_library
+from sparsesoup.exports.shrink import shrink_if_possible
+from sparsesoup.exports.source import PrunedSource, size_of
 
 CLOSE_IN_HALF = 1e-2
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenVino:
+class OpenVinoFormat:
     """OpenVINO's .xml and .bin for any number of texts of any length, cut down as `compact` does.
 
     Args:
@@ -24,14 +24,14 @@ class OpenVino:
 
     fp16: bool = False
 
-    def make(self, source: Source) -> Product:
+    def make(self, source: PrunedSource) -> PreparedExport:
         """The graph in memory; once written, OpenVINO runs it and is compared with torch."""
-        engine = library("openvino")
+        engine = require_library("openvino")
         for name in ("onnx", "onnxscript"):
-            library(name)
-        small = narrowed(source)
-        names = inputs(small.model, source.folder)
-        program = trace(small.model, names)
+            require_library(name)
+        small = shrink_if_possible(source)
+        names = graph_inputs(small.model, source.folder)
+        program = trace_model(small.model, names)
 
         def save(folder: Path) -> dict[str, Any]:
             copy_config(small.model, source, folder)
@@ -40,7 +40,9 @@ class OpenVino:
                 graph = engine.Core().read_model(Path(place) / ONNX_FILE)
                 engine.save_model(graph, folder / OPENVINO_FILE, compress_to_fp16=self.fp16)
             close = CLOSE_IN_HALF if self.fp16 else CLOSE
-            return {"largest_difference": compare(small.model, names, open_openvino(folder / OPENVINO_FILE), close)}
+            return {
+                "largest_difference": compare_outputs(small.model, names, open_openvino(folder / OPENVINO_FILE), close)
+            }
 
         load = f'openvino.Core().compile_model("{OPENVINO_FILE}", "CPU", {EXACT})'
         lines = (
@@ -51,11 +53,11 @@ class OpenVino:
         notes = [*small.notes, "a CPU with bf16 computes in that unless float32 is asked for, as `load` does"]
         if self.fp16:
             notes.append("its weights are rounded to float16: check predictions against the source")
-        return Product(
+        return PreparedExport(
             save=save,
             size=size_of(small.model.named_parameters(), 0),
             layers=small.layers,
             load=load,
             notes=(*notes,),
-            facts={"inputs": names, "example": example(small.model, names, source.folder, lines)},
+            facts={"inputs": names, "example": example_code(small.model, names, source.folder, lines)},
         )

@@ -8,17 +8,17 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import write_table
 from sparsesoup.core.ticket import FACTS
 from sparsesoup.exports import bitmask_codec as coding
-from sparsesoup.exports.base import Product
-from sparsesoup.exports.compact import carried
+from sparsesoup.exports.base import PreparedExport
+from sparsesoup.exports.compact import inherited_facts
 from sparsesoup.exports.dense import kept_by_layer
-from sparsesoup.exports.source import Size, Source, forget_masks, in_encoder
+from sparsesoup.exports.source import ModelSize, PrunedSource, forget_masks, in_encoder
 from sparsesoup.hub.models.loading import load_as_saved
 
 KINDS = {"same": None, "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Packed:
+class PackedFormat:
     """A bit mask and the surviving values, with a checksum a tensor; `sparsesoup.load_packed` rebuilds the stock model.
 
     Args:
@@ -33,36 +33,37 @@ class Packed:
         if self.dtype not in KINDS:
             raise UserError(f"dtype must be {' or '.join(KINDS)}, got {self.dtype!r}")
 
-    def make(self, source: Source) -> Product:
+    def make(self, source: PrunedSource) -> PreparedExport:
         """Packed in memory; what the masks prune is zero."""
         kind = coding.TYPES.get(KINDS[self.dtype] or "")
         _ = source.model  # which is refused where its weights are not those of its masks
         packed = [
-            (name, *coding.encode(name, t, kind if t.dim() > 1 else None, self.zstd)) for name, t in source.tensors()
+            (name, *coding.encode_tensor(name, t, kind if t.dim() > 1 else None, self.zstd))
+            for name, t in source.iterate_tensors()
         ]
         encoder = sum(
             part.nbytes for name, entry, parts in packed if in_encoder(name, entry["shape"]) for part in parts.values()
         )
-        before = source.size()
+        before = source.model_size()
 
         def save(folder: Path) -> None:
             source.copy_beside(folder)
             forget_masks(folder)
-            coding.write(folder / coding.FILE, packed)
+            coding.write_packed(folder / coding.FILE, packed)
             (folder / "pruning").mkdir(exist_ok=True)
             write_table(folder / "pruning" / FACTS, source.facts)
 
         notes = ["it is unpacked to be used: it travels light and computes as the dense model does"]
         if kind is not None:
             notes.append("values were rounded to bf16: check predictions against the source")
-        size = Size(0, encoder, before.parameters, before.nonzero)
-        return Product(
+        size = ModelSize(0, encoder, before.parameters, before.nonzero)
+        return PreparedExport(
             save=save,
             size=size,
-            layers=kept_by_layer(source.tensors()),
+            layers=kept_by_layer(source.iterate_tensors()),
             load="sparsesoup.load_packed(folder)",
             notes=(*notes,),
-            facts=carried(source.folder),
+            facts=inherited_facts(source.folder),
         )
 
 
@@ -78,4 +79,4 @@ def load_packed(folder: str | Path) -> Any:
 
     >>> model = load_packed("packed-model")  # doctest: +SKIP
     """
-    return load_as_saved(str(folder), dict(coding.read(Path(folder)))).eval()
+    return load_as_saved(str(folder), dict(coding.read_packed(Path(folder)))).eval()

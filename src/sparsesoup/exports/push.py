@@ -16,17 +16,17 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.files import DIGESTS, digests_of, read_table, whole, write_json, write_table, write_text
+from sparsesoup.core.files import DIGESTS, atomic_write, digests_of, read_table, write_json, write_table, write_text
 from sparsesoup.core.manifest import check_export
 from sparsesoup.core.ticket import FACTS, MASKS
 from sparsesoup.exports import WEIGHTS
-from sparsesoup.exports.source import BESIDE, check_finished, run_of
-from sparsesoup.exports.strip_paths import anywhere, command, is_local, tidy
-from sparsesoup.hub.connectivity import answers
+from sparsesoup.exports.source import BESIDE, check_finished, run_folder_of
+from sparsesoup.exports.strip_paths import is_local, portable_command, strip_local_config, strip_local_paths
+from sparsesoup.hub.connectivity import hub_is_reachable
 from sparsesoup.hub.tasks import zero_shot
-from sparsesoup.report.model_card import card
+from sparsesoup.report.model_card import render_model_card
 from sparsesoup.report.terminal import read_report
-from sparsesoup.runs.config_parser import OneLine
+from sparsesoup.runs.config_parser import CommandParser
 from sparsesoup.runs.resume_checks import check_run_or_model
 
 CARD, CONFIG, FORM = "README.md", "config.json", "export.json"
@@ -44,7 +44,7 @@ The token is that of HF_TOKEN, or of `hf auth login`. What a run says of this ma
 
 
 @dataclass(frozen=True)
-class Parcel:
+class HubUpload:
     """What is pushed.
 
     Args:
@@ -60,9 +60,9 @@ class Parcel:
     form: dict[str, Any]
 
 
-def parser() -> OneLine:
+def push_parser() -> CommandParser:
     """The parser of `sparsesoup push`."""
-    made = OneLine(
+    made = CommandParser(
         prog="sparsesoup push",
         description=ABOUT,
         epilog=EXAMPLES,
@@ -80,12 +80,12 @@ def parser() -> OneLine:
     return made
 
 
-def read(arguments: Sequence[str]) -> dict[str, Any]:
-    """What `push` is to be called with, from a command line.
+def read_push_arguments(arguments: Sequence[str]) -> dict[str, Any]:
+    """What `push_to_hub` is to be called with, from a command line.
 
     Raises: UserError for flags that do not go together; SystemExit after help.
     """
-    given = vars(parser().parse_args(arguments))
+    given = vars(push_parser().parse_args(arguments))
     run, repo, dry = given.pop("RUN"), given.pop("REPO"), given.pop("dry_run")
     if given["out"] is not None and not dry:
         raise UserError("--out is where --dry-run writes the folder; add --dry-run, or leave --out out")
@@ -93,7 +93,7 @@ def read(arguments: Sequence[str]) -> dict[str, Any]:
     return {"run": run, "repo": repo, "out": out if dry else None, **given}
 
 
-def push(
+def push_to_hub(
     run: Path, repo: str, *, out: Path | None = None, private: bool = False, license: str = "unknown",
     token_from_env: str = "",
 ) -> str:  # fmt: skip
@@ -113,39 +113,39 @@ def push(
         validate_repo_id(repo)
     except HFValidationError as error:
         raise UserError(f"{repo!r} is no name of a repository: {' '.join(str(error).split())}") from error
-    parcel = open_parcel(run)
+    parcel = open_upload(run)
     if out is not None:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"--out {out} is there already; give a folder that does not exist")
-        with whole(out) as temporary:
+        with atomic_write(out) as temporary:
             temporary.mkdir()
-            write(parcel, temporary, repo, license)
+            write_upload(parcel, temporary, repo, license)
         return str(out)
-    api = _hub(repo, _token(token_from_env))
+    api = _open_hub(repo, _read_token(token_from_env))
     with tempfile.TemporaryDirectory() as temporary_name:
-        write(parcel, Path(temporary_name), repo, license)
-        return _upload(api, Path(temporary_name), repo, private)
+        write_upload(parcel, Path(temporary_name), repo, license)
+        return _upload_files(api, Path(temporary_name), repo, private)
 
 
-def open_parcel(run: Path) -> Parcel:
+def open_upload(run: Path) -> HubUpload:
     """The model of a finished run, or of an export.
 
     Raises: UserError if there is none, or the run is not finished.
     """
-    run = run_of(run)
+    run = run_folder_of(run)
     if (run / FORM).is_file():
         form, ticket = read_table(run / FORM), run / "pruning" / FACTS
         facts = read_table(ticket) if ticket.is_file() else form.get("source", {})
-        files, verified = _named(run / FORM, form)
+        files, verified = _files_of_export(run / FORM, form)
         # To verify an export is to open the test split, if nobody had before.
         facts = {"test": verified.get("scores_of_source"), "test_splits": verified.get("test_splits"), **facts}
-        parcel = Parcel(run, files, facts, form)
+        parcel = HubUpload(run, files, facts, form)
         if lost := [name for name in parcel.files if not (run / name).is_file()]:
             raise UserError(f"damaged export: {run / lost[0]} is missing, which {FORM} names; export it again")
         check_export(run, form)
     elif (run / "report.json").is_file():
         check_run_or_model(run, facts := read_report(run))
-        parcel = Parcel(run / "model", _files(run / "model", facts), facts, {})
+        parcel = HubUpload(run / "model", _files_of_run(run / "model", facts), facts, {})
     else:
         check_finished(run)
         raise UserError(
@@ -159,7 +159,7 @@ def open_parcel(run: Path) -> Parcel:
     return parcel
 
 
-def _need_inside(run: Path, parcel: Parcel) -> None:
+def _need_inside(run: Path, parcel: HubUpload) -> None:
     """Refuse a link that leads out of the folder: what it leads to is no part of the run, and may be a secret."""
     for name in parcel.files:
         path, root = parcel.folder / name, run.resolve()
@@ -167,7 +167,7 @@ def _need_inside(run: Path, parcel: Parcel) -> None:
             raise UserError(f"{path} leads out of {run} by a link; put a copy in its place, or take it out")
 
 
-def _named(path: Path, form: Mapping[str, Any]) -> tuple[tuple[str, ...], Mapping[str, Any]]:
+def _files_of_export(path: Path, form: Mapping[str, Any]) -> tuple[tuple[str, ...], Mapping[str, Any]]:
     """(files, what was verified) of an export.json."""
     files, verified = form.get("files", []), form.get("verified", {})
     known = isinstance(files, list) and all(isinstance(name, str) for name in files) and isinstance(verified, Mapping)
@@ -177,7 +177,7 @@ def _named(path: Path, form: Mapping[str, Any]) -> tuple[tuple[str, ...], Mappin
     return tuple(files), verified
 
 
-def _files(folder: Path, facts: Mapping[str, Any]) -> tuple[str, ...]:
+def _files_of_run(folder: Path, facts: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the files that the run wrote: weights, configs, tokenizer and masks; no pickles, nor other files."""
     written = facts.get("digests")  # of its files; a run of an older version has none
     if isinstance(written, Mapping):
@@ -191,15 +191,15 @@ def _is_known(name: str) -> bool:
     return bool(re.fullmatch(rf"({BESIDE.pattern})|{PARTS}|pruning/({MASKS}|{FACTS}|{zero_shot.NAME}\.\w+)", name))
 
 
-def write(parcel: Parcel, folder: Path, repo: str, license: str) -> None:
+def write_upload(parcel: HubUpload, folder: Path, repo: str, license: str) -> None:
     """The folder as it is to lie on the Hub."""
     for name in parcel.files:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if name.rpartition("/")[2] in (FACTS, FORM):
-            write_table(target, tidy(read_table(parcel.folder / name)))
+            write_table(target, strip_local_paths(read_table(parcel.folder / name)))
         elif name.endswith(CONFIG):
-            write_json(target, anywhere(read_table(parcel.folder / name)))
+            write_json(target, strip_local_config(read_table(parcel.folder / name)))
         else:
             shutil.copyfile(parcel.folder / name, target)
     if parcel.form.get(DIGESTS):  # some files are others now, without this machine's folders
@@ -207,7 +207,7 @@ def write(parcel: Parcel, folder: Path, repo: str, license: str) -> None:
         write_table(folder / FORM, told | {DIGESTS: digests_of(folder, set(parcel.files) & {*told[DIGESTS]})})
     config = read_table(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     try:
-        text = _card(parcel, config, repo, license)
+        text = _render_card(parcel, config, repo, license)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"damaged report, ticket or {FORM}: what {parcel.folder} says of itself cannot be told "
@@ -216,16 +216,16 @@ def write(parcel: Parcel, folder: Path, repo: str, license: str) -> None:
     write_text(folder / CARD, text)
 
 
-def _card(parcel: Parcel, config: Mapping[str, Any], repo: str, license: str) -> str:
+def _render_card(parcel: HubUpload, config: Mapping[str, Any], repo: str, license: str) -> str:
     """The card of a model."""
     asked = {"model": parcel.facts.get("model"), "dataset": parcel.facts.get("settings", {}).get("dataset")}
-    facts = {**tidy(parcel.facts), "command": command(parcel.facts)}
+    facts = {**strip_local_paths(parcel.facts), "command": portable_command(parcel.facts)}
     known = parcel.facts.get("local", [])  # which the run saw: a folder owner/bert has the looks of a name of the Hub
     facts["local"] = [str(facts[key]) for key, name in asked.items() if key in known or is_local(name)]
-    return card(facts, tidy(parcel.form), config, repo, license)
+    return render_model_card(facts, strip_local_paths(parcel.form), config, repo, license)
 
 
-def _token(variable: str) -> str:
+def _read_token(variable: str) -> str:
     token = os.environ.get(variable, "").strip() if variable else huggingface_hub.get_token()
     if not token:
         lacking = f"the environment variable {variable} is empty" if variable else "HF_TOKEN is empty, nobody logged in"
@@ -235,16 +235,16 @@ def _token(variable: str) -> str:
     return token
 
 
-def _hub(repo: str, token: str) -> HfApi:
+def _open_hub(repo: str, token: str) -> HfApi:
     if constants.HF_HUB_OFFLINE:
         raise UserError("HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it, or say --dry-run")
     api = HfApi(token=token)
-    if not answers(api.model_info, repo):
+    if not hub_is_reachable(api.model_info, repo):
         raise UserError(f"the Hub at {api.endpoint} does not answer; try again later, or say --dry-run")
     return api
 
 
-def _upload(api: HfApi, folder: Path, repo: str, private: bool) -> str:
+def _upload_files(api: HfApi, folder: Path, repo: str, private: bool) -> str:
     """The address of the model, all its files in one commit."""
     try:
         made = api.create_repo(repo, private=private or None, exist_ok=True)
@@ -254,11 +254,11 @@ def _upload(api: HfApi, folder: Path, repo: str, private: bool) -> str:
     except UserError:
         raise
     except Exception as error:  # of the Hub, of the line to it, of the disk: they differ by the HTTP library's version
-        raise UserError(_refusal(error, repo, str(api.token))) from error
+        raise UserError(_refusal_message(error, repo, str(api.token))) from error
     return str(made)
 
 
-def _refusal(error: Exception, repo: str, token: str) -> str:
+def _refusal_message(error: Exception, repo: str, token: str) -> str:
     code = getattr(getattr(error, "response", None), "status_code", None) if isinstance(error, HfHubHTTPError) else None
     hints = {401: "the token is not valid; take another", 403: "the token may not write there; take one that may"}
     said = " ".join(str(error).split()).replace(token, "***")[:300].rstrip(".")

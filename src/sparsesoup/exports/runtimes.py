@@ -19,7 +19,7 @@ EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 Asked = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]  # inputs by name -> outputs by name
 
 
-def library(name: str) -> Any:
+def require_library(name: str) -> Any:
     """An optional library.
 
     Raises: UserError naming the extra to install if it is missing.
@@ -54,14 +54,14 @@ def open_onnx(path: Path, threads: int = 0) -> Asked:
         threads: how many it may use; 0 leaves that to the engine.
     Raises: UserError if ONNX Runtime is missing, or cannot read the file.
     """
-    runtime = library("onnxruntime")
+    runtime = require_library("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 4  # what it has to say comes as an error, told in one line
     options.intra_op_num_threads = threads
     try:
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common class below Exception
-        raise UserError(f"ONNX Runtime cannot read {path}: {brief(error)}") from error
+        raise UserError(f"ONNX Runtime cannot read {path}: {first_error_line(error)}") from error
     inputs, outputs = [i.name for i in session.get_inputs()], [o.name for o in session.get_outputs()]
 
     def ask(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -69,7 +69,7 @@ def open_onnx(path: Path, threads: int = 0) -> Asked:
             found = session.run(outputs, {name: batch[name] for name in inputs})
         except Exception as error:
             raise UserError(
-                f"ONNX Runtime cannot run the graph: {brief(error)}; one of --to onnx --opset 22 may do"
+                f"ONNX Runtime cannot run the graph: {first_error_line(error)}; one of --to onnx --opset 22 may do"
             ) from error
         return dict(zip(outputs, found, strict=True))
 
@@ -84,14 +84,14 @@ def open_openvino(path: Path, threads: int = 0) -> Asked:
         threads: how many it may use; 0 leaves that to the engine.
     Raises: UserError if OpenVINO is missing, or cannot read the file.
     """
-    core = library("openvino").Core()
+    core = require_library("openvino").Core()
     options: dict[str, Any] = {**EXACT, "PERFORMANCE_HINT": "LATENCY"}
     if threads:
         options["INFERENCE_NUM_THREADS"] = threads
     try:
         model = core.compile_model(str(path), "CPU", options)
     except RuntimeError as error:
-        raise UserError(f"OpenVINO cannot read {path}: {brief(error)}") from error
+        raise UserError(f"OpenVINO cannot read {path}: {first_error_line(error)}") from error
     inputs, outputs = [i.any_name for i in model.inputs], [o.any_name for o in model.outputs]
 
     def ask(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -101,7 +101,7 @@ def open_openvino(path: Path, threads: int = 0) -> Asked:
     return ask
 
 
-def brief(error: BaseException) -> str:
+def first_error_line(error: BaseException) -> str:
     """The first telling line of an error, cut to what a terminal shows."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return re.sub(r"\s+", " ", (lines or [type(error).__name__])[0])[:200]

@@ -10,14 +10,20 @@ import torch
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import load_table, write_table
-from sparsesoup.core.timing import in_turns
-from sparsesoup.exports.base import Product
-from sparsesoup.exports.dense import Dense
-from sparsesoup.exports.source import Source
-from sparsesoup.exports.two_four import KINDS, check, lacking, sparsify_, unfit
-from sparsesoup.hub.models.dummy_inputs import answers, sample
+from sparsesoup.core.timing import time_interleaved
+from sparsesoup.exports.base import PreparedExport
+from sparsesoup.exports.dense import DenseFormat
+from sparsesoup.exports.source import PrunedSource
+from sparsesoup.exports.two_four import (
+    KINDS,
+    missing_device_support,
+    require_two_four,
+    to_semi_structured_,
+    why_unsupported,
+)
+from sparsesoup.hub.models.dummy_inputs import dummy_inputs, forward_outputs
 from sparsesoup.hub.models.loading import load_as_saved
-from sparsesoup.hub.models.prunable import prunable
+from sparsesoup.hub.models.prunable import find_prunable
 
 TABLE, FORMAT = "semi_structured.json", 1
 ROWS, LENGTH = 32, 128  # of the batch that is timed
@@ -26,41 +32,41 @@ FAR = 0.05  # difference of answers, as a share of the largest, that rounding to
 
 
 @dataclass(frozen=True, kw_only=True)
-class SemiStructured:
+class SemiStructuredFormat:
     """The stock folder, whose matrices are 2:4; `sparsesoup.load_semi_structured` has a GPU skip their zeros.
 
     The weights on the disk are those of the masked model to the bit. Where a GPU of compute capability 8.0 or more is
     at hand, its answers are checked and timed.
     """
 
-    def make(self, source: Source) -> Product:
+    def make(self, source: PrunedSource) -> PreparedExport:
         """Checked: every matrix that can be is 2:4 along its inputs."""
-        turned, left = _sorted(source.model)
+        turned, left = _sort_matrices(source.model)
         for name in turned:
-            check(name, source.model.get_parameter(name))
-        dense, table = Dense().make(source), {"format": FORMAT, "matrices": turned, "dense": left}
+            require_two_four(name, source.model.get_parameter(name))
+        dense, table = DenseFormat().make(source), {"format": FORMAT, "matrices": turned, "dense": left}
 
         def save(folder: Path) -> None:
             dense.save(folder)
             write_table(folder / TABLE, table)
 
-        why = lacking("cuda")
-        found = _measured(source.model, turned) if not why else None
+        why = missing_device_support("cuda")
+        found = _measure_on_gpu(source.model, turned) if not why else None
         notes = [
             "on the disk it is the dense model; on a GPU its 2:4 matrices take 9/16 of their memory in 16 bits",
             *(f"{name} stays dense: {reason}" for name, reason in left.items()),
-            _told(found) if found else f"neither its answers nor its speed were tried on a GPU: {why}",
+            _describe_measurement(found) if found else f"neither its answers nor its speed were tried on a GPU: {why}",
         ]
         load = "sparsesoup.load_semi_structured(folder)"
         facts = {**dense.facts, "semi_structured": table, "gpu": found}
         return replace(dense, save=save, load=load, notes=tuple(notes), facts=facts)
 
 
-def _sorted(model: Any) -> tuple[list[str], dict[str, str]]:
+def _sort_matrices(model: Any) -> tuple[list[str], dict[str, str]]:
     """(names of the matrices that can be 2:4, why each other prunable one cannot)."""
     turned, left = [], {}
-    for name in prunable(model):
-        reason = unfit(model.get_submodule(name.rpartition(".")[0]), model.get_parameter(name))
+    for name in find_prunable(model):
+        reason = why_unsupported(model.get_submodule(name.rpartition(".")[0]), model.get_parameter(name))
         if reason:
             left[name] = reason
         else:
@@ -74,19 +80,19 @@ def _sorted(model: Any) -> tuple[list[str], dict[str, str]]:
     return turned, left
 
 
-def _measured(model: Any, names: list[str]) -> dict[str, Any]:
+def _measure_on_gpu(model: Any, names: list[str]) -> dict[str, Any]:
     """What the GPU at hand makes of it: the largest difference of answers, and milliseconds of a batch."""
     dense = copy.deepcopy(model).to("cuda", KINDS[0]).eval()
     sparse = copy.deepcopy(dense)
-    sparsify_(sparse, names, verify=True)
+    to_semi_structured_(sparse, names, verify=True)
     longest = getattr(model.config, "max_position_embeddings", LENGTH + 4)
-    batch = sample(dense, ROWS, min(LENGTH, longest - 4))
-    one, other = answers(dense, batch), answers(sparse, batch)
+    batch = dummy_inputs(dense, ROWS, min(LENGTH, longest - 4))
+    one, other = forward_outputs(dense, batch), forward_outputs(sparse, batch)
     apart = max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True))
     if not apart <= FAR * max(float(a.abs().max()) for a in one):
         raise UserError(f"with 2:4 matrices this GPU's answers are off by {apart:.3g}; use the model dense on it")
     with torch.no_grad():
-        took = in_turns([lambda: dense(**batch), lambda: sparse(**batch)], ROUNDS)
+        took = time_interleaved([lambda: dense(**batch), lambda: sparse(**batch)], ROUNDS)
     medians = {
         f"{name}_ms": 1000 * statistics.median(seconds)
         for name, seconds in zip(("dense", "semi_structured"), took, strict=True)
@@ -95,7 +101,7 @@ def _measured(model: Any, names: list[str]) -> dict[str, Any]:
     return {"device": torch.cuda.get_device_name(), **shape, "largest_difference": apart, **medians}
 
 
-def _told(found: dict[str, Any]) -> str:
+def _describe_measurement(found: dict[str, Any]) -> str:
     gain = found["dense_ms"] / found["semi_structured_ms"]
     taken = f"{found['semi_structured_ms']:.2f} ms, dense {found['dense_ms']:.2f} ms ({gain:.2f} times as fast)"
     return (
@@ -117,21 +123,21 @@ def load_semi_structured(
 
     >>> model = load_semi_structured("fast")  # doctest: +SKIP
     """
-    names = _table(Path(folder))
+    names = _matrices_of(Path(folder))
     if dtype not in KINDS:
         raise UserError(f"2:4 matrices are of type {' or '.join(map(str, KINDS))}, got {dtype}")
-    if why := lacking(device):
+    if why := missing_device_support(device):
         raise UserError(
             f"2:4 matrices need a CUDA device of compute capability 8.0 or more: {why}; here from_pretrained of "
             f"transformers loads {folder} with the same weights, dense"
         )
     model: Any = load_as_saved(str(folder))
     model.to(device, dtype).eval()
-    sparsify_(model, names)
+    to_semi_structured_(model, names)
     return model
 
 
-def _table(folder: Path) -> list[str]:
+def _matrices_of(folder: Path) -> list[str]:
     try:
         table = load_table(folder / TABLE)
         if table["format"] != FORMAT:

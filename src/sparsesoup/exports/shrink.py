@@ -7,13 +7,13 @@ from typing import Any
 import torch
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.exports.compact import cut, left, widths_by_layer, widths_in
-from sparsesoup.exports.source import Source
-from sparsesoup.hub.models.layer_layouts import Widths, layers, widths
+from sparsesoup.exports.compact import find_live_units, shrink_model, widths_by_layer, widths_in
+from sparsesoup.exports.source import PrunedSource
+from sparsesoup.hub.models.layer_layouts import Widths, layer_widths, prunable_layers
 
 
 @dataclass(frozen=True)
-class Narrow:
+class ShrunkModel:
     """A model made ready for another engine.
 
     Args:
@@ -27,7 +27,7 @@ class Narrow:
     notes: tuple[str, ...]
 
 
-def narrowed(source: Source) -> Narrow:
+def shrink_if_possible(source: PrunedSource) -> ShrunkModel:
     """The model of a source, as narrow as its zeros allow.
 
     Raises: UserError if what was cut answers otherwise than the masked model.
@@ -35,18 +35,22 @@ def narrowed(source: Source) -> Narrow:
     kind = source.model.dtype
     notes = [] if kind == torch.float32 else [f"its weights were {str(kind).removeprefix('torch.')}, here float32"]
     try:
-        before = widths_in(source.folder, 0) or widths(source.model)
-        plan = {layer.name: left(layer) for layer in layers(source.model)}
+        before = widths_in(source.folder, 0) or layer_widths(source.model)
+        plan = {layer.name: find_live_units(layer) for layer in prunable_layers(source.model)}
     except UserError:
         notes.insert(0, "nothing was cut out: heads and units of this family are not known here")
-        return Narrow(copy.deepcopy(source.model).cpu().float().eval(), [], (*notes,))
-    model = copy.deepcopy(source.model) if all(stays.all for stays in plan.values()) else cut(source.model, plan)[0]
-    rows = widths_by_layer(before, widths(model))
-    notes.insert(0, _told(before, widths(model)))
-    return Narrow(model.cpu().float().eval(), rows, (*notes,))
+        return ShrunkModel(copy.deepcopy(source.model).cpu().float().eval(), [], (*notes,))
+    model = (
+        copy.deepcopy(source.model)
+        if all(stays.keeps_all for stays in plan.values())
+        else shrink_model(source.model, plan)[0]
+    )
+    rows = widths_by_layer(before, layer_widths(model))
+    notes.insert(0, _shrink_note(before, layer_widths(model)))
+    return ShrunkModel(model.cpu().float().eval(), rows, (*notes,))
 
 
-def _told(before: Widths, after: Widths) -> str:
+def _shrink_note(before: Widths, after: Widths) -> str:
     if before == after:
         return "nothing was cut out, since all heads and units have weights left: zeros alone make it no faster"
     sums = [sum(row[key] for row in table.values()) for key in ("heads", "units") for table in (after, before)]

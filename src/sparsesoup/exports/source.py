@@ -18,12 +18,12 @@ from sparsesoup.core.files import load_table, make_folder, read_table, write_jso
 from sparsesoup.core.manifest import REPORT, check_model
 from sparsesoup.core.masks import Masks
 from sparsesoup.core.targets import block_of
-from sparsesoup.core.ticket import FACTS, find, load_masks
-from sparsesoup.exports.bitmask_codec import FILE, read
+from sparsesoup.core.ticket import FACTS, find_mask_folder, load_masks
+from sparsesoup.exports.bitmask_codec import FILE, read_packed
 from sparsesoup.exports.runtimes import ONNX_FILE, OPENVINO_FILE
 from sparsesoup.hub.models.checkpoint import INDEX, WEIGHTS, weight_files
 from sparsesoup.hub.models.loading import COMPACT, load_pruned
-from sparsesoup.hub.models.prunable import matrices
+from sparsesoup.hub.models.prunable import prunable_matrices
 from sparsesoup.hub.tasks import zero_shot
 from sparsesoup.training.zero_hooks import zeros_of
 
@@ -37,7 +37,7 @@ OURS = ("config.json", "export.json", "measure.json", INDEX)
 
 
 @dataclass(frozen=True)
-class Size:
+class ModelSize:
     """How large a model is.
 
     Args:
@@ -54,7 +54,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Source:
+class PrunedSource:
     """A pruned model on the disk.
 
     Args:
@@ -68,19 +68,19 @@ class Source:
     masks: Masks | None
 
     @property
-    def packed(self) -> bool:
+    def is_packed(self) -> bool:
         """Whether its weights are packed."""
         return (self.folder / FILE).is_file()
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def iterate_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """(name, weights) under the names that stand in the files, one at a time.
 
         Raises: UserError if a file is missing or damaged.
         """
-        if self.packed:
-            yield from read(self.folder)
+        if self.is_packed:
+            yield from read_packed(self.folder)
             return
-        for path in self.files():
+        for path in self.weight_files():
             try:
                 with safe_open(path, framework="pt") as file:
                     for name in sorted(file.keys()):
@@ -88,12 +88,12 @@ class Source:
             except (SafetensorError, OSError) as error:
                 raise UserError(f"damaged model: {path} cannot be read ({error}); copy it again") from error
 
-    def files(self) -> list[Path]:
+    def weight_files(self) -> list[Path]:
         """The files that hold the weights.
 
         Raises: UserError if there are none.
         """
-        several = [self.folder / FILE] if self.packed else weight_files(self.folder)
+        several = [self.folder / FILE] if self.is_packed else weight_files(self.folder)
         if not several:
             raise UserError(f"no weights at {self.folder}: expected {WEIGHTS}, as save_pretrained writes it")
         if lost := [path for path in several if not path.is_file()]:
@@ -103,10 +103,10 @@ class Source:
     def files_and_index(self) -> list[Path]:
         """The files that hold the weights, and the one that says which is where if there are several."""
         index = self.folder / INDEX
-        return [*self.files(), *([index] if index.is_file() and not (self.folder / WEIGHTS).is_file() else [])]
+        return [*self.weight_files(), *([index] if index.is_file() and not (self.folder / WEIGHTS).is_file() else [])]
 
     @property
-    def narrow(self) -> bool:
+    def has_stock_widths(self) -> bool:
         """Whether its layers have widths that a stock class does not make."""
         return getattr(self.model.config, COMPACT, None) is not None
 
@@ -116,11 +116,11 @@ class Source:
 
         Raises: UserError if a weight that the masks prune is not zero.
         """
-        return load_pruned(self.folder, self.masks or {}, dict(self.tensors()) if self.packed else None)
+        return load_pruned(self.folder, self.masks or {}, dict(self.iterate_tensors()) if self.is_packed else None)
 
-    def size(self) -> Size:
+    def model_size(self) -> ModelSize:
         """How large it is."""
-        return size_of(self.tensors(), sum(path.stat().st_size for path in self.files()))
+        return size_of(self.iterate_tensors(), sum(path.stat().st_size for path in self.weight_files()))
 
     def copy_beside(self, folder: Path, config: bool = True) -> None:
         """Copy what is no weights (tokenizer, processor, card), config.json if wanted, and a frozen head."""
@@ -133,7 +133,7 @@ class Source:
             shutil.copyfile(path, folder / "pruning" / path.name)
 
 
-def open_source(run: Path) -> Source:
+def open_source(run: Path) -> PrunedSource:
     """The pruned model of a run directory, of a model folder with `pruning/`, or of a packed folder.
 
     Raises: UserError if there is none, or only a graph of it, or its run is not finished, or one of its files has
@@ -142,18 +142,18 @@ def open_source(run: Path) -> Source:
     check_finished(run)
     if (run / FILE).is_file():
         facts = run / "pruning" / FACTS
-        return Source(run, read_table(facts, "ticket", "copy it again") if facts.is_file() else {}, None)
+        return PrunedSource(run, read_table(facts, "ticket", "copy it again") if facts.is_file() else {}, None)
     if graph := graph_in(run):
         raise UserError(f"{run} holds a graph ({graph}), which no other form is made of; give the run it was made from")
-    folder = find(run).parent
+    folder = find_mask_folder(run).parent
     if not (folder / "config.json").is_file():
         raise UserError(f"no model beside the masks in {folder}: expected config.json and {WEIGHTS}")
     masks, facts_ = load_masks(folder / "pruning")
     check_model(folder)
-    return Source(folder, facts_ | _tested(folder.parent), masks)
+    return PrunedSource(folder, facts_ | _test_scores(folder.parent), masks)
 
 
-def run_of(path: Path) -> Path:
+def run_folder_of(path: Path) -> Path:
     """The directory of a run whose model/ is named, or the masks in it; any other path as it is."""
     model = path.parent if path.name == "pruning" else path
     return model.parent if model.name == "model" and (model.parent / "run.yaml").is_file() else path
@@ -177,7 +177,7 @@ def check_finished(run: Path) -> None:
         raise UserError(f"{run} is not finished; give the `sparsesoup prune` command again that began it: it goes on")
 
 
-def _tested(run: Path) -> dict[str, Any]:
+def _test_scores(run: Path) -> dict[str, Any]:
     """The scores on the test split, which a run's ticket does not know: it was written before them."""
     with contextlib.suppress(OSError, ValueError):
         facts = load_table(run / REPORT)
@@ -190,16 +190,16 @@ def in_encoder(name: str, shape: Iterable[int]) -> bool:
     return bool(block_of(name)) and len([*shape]) >= 2
 
 
-def size_of(tensors: Iterable[tuple[str, Tensor]], weights: int) -> Size:
+def size_of(tensors: Iterable[tuple[str, Tensor]], weights: int) -> ModelSize:
     """How large a model of these weights is, which take so many bytes on the disk."""
     encoder = parameters = nonzero = 0
     for name, tensor in tensors:
         encoder += tensor.nbytes if in_encoder(name, tensor.shape) else 0
         parameters += tensor.numel()
         nonzero += int(torch.count_nonzero(tensor))
-    return Size(weights, encoder, parameters, nonzero)
+    return ModelSize(weights, encoder, parameters, nonzero)
 
 
-def own_masks(model: Any) -> Masks:
+def masks_from_zeros(model: Any) -> Masks:
     """The masks that a model's own zeros make; matrices without any weight left have none."""
-    return {name: mask for name, mask in zeros_of(model, matrices(model)).items() if mask.numel()}
+    return {name: mask for name, mask in zeros_of(model, prunable_matrices(model)).items() if mask.numel()}

@@ -18,7 +18,7 @@ import numpy as np
 Arrays = dict[str, np.ndarray]
 
 
-def receive(stream: IO[bytes]) -> Arrays | None:
+def read_arrays(stream: IO[bytes]) -> Arrays | None:
     """The arrays that stand next in a stream; None at its end."""
     head = stream.read(8)
     if len(head) < 8:
@@ -27,7 +27,7 @@ def receive(stream: IO[bytes]) -> Arrays | None:
         return dict(file)
 
 
-def send(stream: IO[bytes], arrays: Arrays) -> None:
+def write_arrays(stream: IO[bytes], arrays: Arrays) -> None:
     """Put arrays into a stream."""
     file = io.BytesIO()
     np.savez(file, allow_pickle=False, **arrays)
@@ -35,7 +35,7 @@ def send(stream: IO[bytes], arrays: Arrays) -> None:
     stream.flush()
 
 
-def load(line: str) -> Callable[[Arrays], Arrays]:
+def load_from_line(line: str) -> Callable[[Arrays], Arrays]:
     """What answers for a model that was loaded by this line."""
     names = line.partition("(")[0].split(".")
     name = names[0]
@@ -43,10 +43,10 @@ def load(line: str) -> Callable[[Arrays], Arrays]:
         with contextlib.suppress(ImportError):
             importlib.import_module(".".join(names[:i]))
     model = eval(line, {name: importlib.import_module(name), "folder": "."})  # our own export.json says it
-    return {"onnxruntime": _graph, "openvino": _compiled}.get(name, _torch)(model)
+    return {"onnxruntime": _graph_runner, "openvino": _openvino_runner}.get(name, _torch_runner)(model)
 
 
-def _torch(model: Any) -> Callable[[Arrays], Arrays]:
+def _torch_runner(model: Any) -> Callable[[Arrays], Arrays]:
     import torch
 
     def ask(batch: Arrays) -> Arrays:
@@ -57,12 +57,12 @@ def _torch(model: Any) -> Callable[[Arrays], Arrays]:
     return ask
 
 
-def _graph(session: Any) -> Callable[[Arrays], Arrays]:
+def _graph_runner(session: Any) -> Callable[[Arrays], Arrays]:
     names, given = [o.name for o in session.get_outputs()], [i.name for i in session.get_inputs()]
     return lambda batch: dict(zip(names, session.run(None, {name: batch[name] for name in given}), strict=True))
 
 
-def _compiled(model: Any) -> Callable[[Arrays], Arrays]:
+def _openvino_runner(model: Any) -> Callable[[Arrays], Arrays]:
     names, given = [o.any_name for o in model.outputs], [i.any_name for i in model.inputs]
 
     def ask(batch: Arrays) -> Arrays:
@@ -72,15 +72,15 @@ def _compiled(model: Any) -> Callable[[Arrays], Arrays]:
     return ask
 
 
-def main() -> None:
+def serve_answers() -> None:
     """Load, then answer until the stream ends."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no answer
-    ask = load(sys.argv[1])
-    send(answers, {"sparsesoup": np.array("sparsesoup" in sys.modules)})
-    while (batch := receive(sys.stdin.buffer)) is not None:
-        send(answers, ask(batch))
+    ask = load_from_line(sys.argv[1])
+    write_arrays(answers, {"sparsesoup": np.array("sparsesoup" in sys.modules)})
+    while (batch := read_arrays(sys.stdin.buffer)) is not None:
+        write_arrays(answers, ask(batch))
 
 
 if __name__ == "__main__":
-    main()
+    serve_answers()

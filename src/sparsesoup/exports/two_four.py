@@ -19,13 +19,13 @@ KINDS = (torch.float16, torch.bfloat16)
 LEAST = (8, 0)  # compute capability
 
 
-def offence(weight: Tensor) -> tuple[int, int, list[float]] | None:
+def first_violation(weight: Tensor) -> tuple[int, int, list[float]] | None:
     """(row, first column, weights) of the first four neighbours with more than two that are not zero; None if all fit.
 
     Args:
         weight: [out, in], `in` a multiple of four.
 
-    >>> offence(torch.tensor([[0.0, 1.0, 2.0, 0.0, 3.0, 4.0, 0.0, 5.0]]))
+    >>> first_violation(torch.tensor([[0.0, 1.0, 2.0, 0.0, 3.0, 4.0, 0.0, 5.0]]))
     (0, 4, [3.0, 4.0, 0.0, 5.0])
     """
     fours = weight.detach().reshape(weight.shape[0], -1, 4)
@@ -36,9 +36,9 @@ def offence(weight: Tensor) -> tuple[int, int, list[float]] | None:
     return row, 4 * place, fours[row, place].tolist()
 
 
-def check(name: str, weight: Tensor) -> None:
+def require_two_four(name: str, weight: Tensor) -> None:
     """UserError naming the first four of a matrix that are not 2:4, and what would make them so."""
-    found = offence(weight)
+    found = first_violation(weight)
     if found is not None:
         row, column, four = found
         held = ", ".join(f"{value:.4g}" for value in four)
@@ -48,7 +48,7 @@ def check(name: str, weight: Tensor) -> None:
         )
 
 
-def unfit(owner: nn.Module, weight: Tensor) -> str:
+def why_unsupported(owner: nn.Module, weight: Tensor) -> str:
     """Why torch has no 2:4 kernel for a weight, in a few words; nothing if it has one."""
     if not isinstance(owner, nn.Linear) or weight is not owner.weight:
         return f"it is no weight of an nn.Linear but of a {type(owner).__name__}"
@@ -57,7 +57,7 @@ def unfit(owner: nn.Module, weight: Tensor) -> str:
     return ""
 
 
-def lacking(device: str | torch.device) -> str:
+def missing_device_support(device: str | torch.device) -> str:
     """What a device lacks to compute with 2:4 matrices, in a few words; nothing if it can."""
     try:
         place = torch.device(device)
@@ -71,11 +71,11 @@ def lacking(device: str | torch.device) -> str:
     return "" if able >= LEAST else f"{place} has compute capability {able[0]}.{able[1]}"
 
 
-def sparsify_(model: nn.Module, names: Iterable[str], verify: bool = False) -> None:
+def to_semi_structured_(model: nn.Module, names: Iterable[str], verify: bool = False) -> None:
     """Turn weights of linear layers into torch's 2:4 form, in place; the model can be asked then, no more trained.
 
     Args:
-        model: in float16 or bfloat16, on a device that `lacking` finds nothing wrong with.
+        model: in float16 or bfloat16, on a device that `missing_device_support` finds nothing wrong with.
         names: of the weights, as in `named_parameters()`.
         verify: whether each is turned back and compared.
     Raises: UserError if one is not 2:4, is not there, or does not come back as it was.
@@ -88,7 +88,7 @@ def sparsify_(model: nn.Module, names: Iterable[str], verify: bool = False) -> N
                 weight = owner.get_parameter("weight").detach().contiguous()
             except AttributeError as error:
                 raise UserError(f"the model has no {name}, which is to be 2:4; export it again") from error
-            check(name, weight)
+            require_two_four(name, weight)
             sparse = to_sparse_semi_structured(weight)
             if verify and not torch.equal(sparse.to_dense(), weight):
                 raise UserError(f"torch does not give {name} back from its 2:4 form on {weight.device}; use it dense")

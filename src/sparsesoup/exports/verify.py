@@ -15,21 +15,21 @@ from torch import Tensor
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import read_table, write_table
-from sparsesoup.exports import Export, export
+from sparsesoup.exports import WrittenExport, write_export
 from sparsesoup.exports import subprocess_runner as alone
-from sparsesoup.exports.source import Source, open_source
-from sparsesoup.hub.build import Opened, Place, open_task, score_test
-from sparsesoup.hub.tasks.registry import kind_of
+from sparsesoup.exports.source import PrunedSource, open_source
+from sparsesoup.hub.build import ModelAndDataConfig, OpenedTask, open_task, score_test
+from sparsesoup.hub.tasks.registry import task_type_of
 from sparsesoup.hub.tasks.splits import test_splits
-from sparsesoup.hub.tasks.zero_shot import Headed, ZeroShot, carried
-from sparsesoup.runs.config import from_table
-from sparsesoup.training.batching import Data
+from sparsesoup.hub.tasks.zero_shot import TowerWithHead, ZeroShot, load_saved_head
+from sparsesoup.runs.config import config_from_dict
+from sparsesoup.training.batching import RowBatches
 from sparsesoup.training.problem import Problem
 
 NEAR = 1e-3  # numbers (regression) that differ by no more are the same prediction
 
 
-class Alone:
+class SubprocessModel:
     """An export that is loaded in a fresh process, by the line that its export.json tells, and answers from there.
 
     Args:
@@ -45,9 +45,9 @@ class Alone:
             [sys.executable, "-P", alone.__file__, line], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=self._said, env={**os.environ, "CI": "true"},  # OpenVINO then reports nothing to its makers
         )  # fmt: skip
-        self.ours = bool(self._answer()["sparsesoup"])
+        self.ours = bool(self._receive_answer()["sparsesoup"])
 
-    def __enter__(self) -> "Alone":
+    def __enter__(self) -> "SubprocessModel":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -62,12 +62,12 @@ class Alone:
     def __call__(self, **inputs: Tensor) -> SimpleNamespace:
         """The outputs for these inputs, by name."""
         assert self._process.stdin is not None
-        alone.send(self._process.stdin, {name: t.numpy() for name, t in inputs.items()})
-        return SimpleNamespace(**{name: torch.from_numpy(array) for name, array in self._answer().items()})
+        alone.write_arrays(self._process.stdin, {name: t.numpy() for name, t in inputs.items()})
+        return SimpleNamespace(**{name: torch.from_numpy(array) for name, array in self._receive_answer().items()})
 
-    def _answer(self) -> alone.Arrays:
+    def _receive_answer(self) -> alone.Arrays:
         assert self._process.stdout is not None
-        if (found := alone.receive(self._process.stdout)) is not None:
+        if (found := alone.read_arrays(self._process.stdout)) is not None:
             return found
         self._process.wait()
         self._said.seek(0)
@@ -76,7 +76,7 @@ class Alone:
         raise UserError(f"the export at {self.folder} does not answer in a fresh process: {lines[-1][:200]}")
 
 
-def verified_export(run: Path, to: str, out: Path, settings: Mapping[str, Any] | None = None) -> Export:
+def verified_export(run: Path, to: str, out: Path, settings: Mapping[str, Any] | None = None) -> WrittenExport:
     """Export, then ask the export in a fresh process for the whole test split and compare with the source's answers.
 
     What was found stands under `verified` in export.json: rows, how many predictions are the same, the scores of both.
@@ -92,18 +92,18 @@ def verified_export(run: Path, to: str, out: Path, settings: Mapping[str, Any] |
             "answers are compared anyway), or verify --to dense, which has the same weights"
         )
     source = open_source(run)
-    place, opened = _data(source)
-    written = export(run, to, out, settings)
-    with Alone(written.path, written.facts["load"]) as asked:
-        found = _agreement(*(_answers(source, place, opened, ask) for ask in (source.model, asked)))
+    place, opened = _data_of(source)
+    written = write_export(run, to, out, settings)
+    with SubprocessModel(written.path, written.facts["load"]) as asked:
+        found = _compare_predictions(*(_score_answers(source, place, opened, ask) for ask in (source.model, asked)))
         found |= {"without_sparsesoup": not asked.ours, "test_splits": test_splits(opened.source, opened.task)}
         facts = {**written.facts, "verified": found}
     on_disk = read_table(out / "export.json")
     write_table(out / "export.json", {**on_disk, "verified": facts["verified"]})
-    return Export(out, facts)
+    return WrittenExport(out, facts)
 
 
-def _data(source: Source) -> tuple[Place, Opened]:
+def _data_of(source: PrunedSource) -> tuple[ModelAndDataConfig, OpenedTask]:
     """Where the rows are that the source was trained on."""
     table = source.facts.get("settings")
     table = dict(table) if isinstance(table, Mapping) else {}
@@ -114,16 +114,18 @@ def _data(source: Source) -> tuple[Place, Opened]:
             f"it is not known what data {source.folder} was trained on (no settings in its ticket.json), so there is "
             f"no test split to verify on; leave --verify out"
         )
-    settings = from_table(str(method.pop("name")), {**table, "method": method})
+    settings = config_from_dict(str(method.pop("name")), {**table, "method": method})
     place = replace(settings.place, model=str(source.folder), prompts=None, class_names=None)
     return place, open_task(place)
 
 
-def _answers(source: Source, place: Place, opened: Opened, ask: Callable[..., Any]) -> tuple[dict[str, Any], Tensor]:
+def _score_answers(
+    source: PrunedSource, place: ModelAndDataConfig, opened: OpenedTask, ask: Callable[..., Any]
+) -> tuple[dict[str, Any], Tensor]:
     """(scores, outputs [rows, ...]) of whoever is asked, on the test split."""
-    kind, outputs, nothing = kind_of(opened.task), [], Data([], lambda rows: {})
+    kind, outputs, nothing = task_type_of(opened.task), [], RowBatches([], lambda rows: {})
     if isinstance(opened.task, ZeroShot):
-        ask = Headed(ask, carried(source.folder, opened.task))
+        ask = TowerWithHead(ask, load_saved_head(source.folder, opened.task))
 
     def predict(model: Any, batch: Any) -> Tensor:
         on_cpu = {name: t.cpu() for name, t in batch.items()}  # where both are, whatever else this machine has
@@ -137,7 +139,7 @@ def _answers(source: Source, place: Place, opened: Opened, ask: Callable[..., An
     return score_test(problem, place, opened), torch.cat([t.double() for t in outputs])
 
 
-def _agreement(one: tuple[dict[str, Any], Tensor], other: tuple[dict[str, Any], Tensor]) -> dict[str, Any]:
+def _compare_predictions(one: tuple[dict[str, Any], Tensor], other: tuple[dict[str, Any], Tensor]) -> dict[str, Any]:
     """How far the answers of an export are those of its source.
 
     The same prediction: the same class, for questions the same likeliest start and end in a window, a number as near.

@@ -10,28 +10,28 @@ import torch
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.hub.models import tokenizer as tokens
-from sparsesoup.hub.models.attention import attend_fast_
-from sparsesoup.hub.models.checkpoint import config_of, load_reader, locate
-from sparsesoup.hub.models.loading import has_head, hollow_model, load_model
-from sparsesoup.hub.models.padding_probe import check_rows
-from sparsesoup.hub.models.prunable import prunable
-from sparsesoup.hub.models.weights import Account, check_vocabulary, head_of
-from sparsesoup.hub.tasks.images import Images
-from sparsesoup.hub.tasks.question_answering import Spans
-from sparsesoup.hub.tasks.registry import AnyTask, Kind, find, kind_of, told
-from sparsesoup.hub.tasks.splits import Source, open_splits, open_test, training_splits
-from sparsesoup.hub.tasks.zero_shot import asked
-from sparsesoup.training.batching import Data
-from sparsesoup.training.checkpoint import Journal
-from sparsesoup.training.config import Training
-from sparsesoup.training.cost import Cost, Meter
-from sparsesoup.training.problem import Observer, Problem, Silent, evaluate
+from sparsesoup.hub.models.attention import use_faster_attention_
+from sparsesoup.hub.models.checkpoint import config_of, load_reader, resolve_model_path
+from sparsesoup.hub.models.loading import has_head, load_model, meta_model
+from sparsesoup.hub.models.padding_probe import probe_padding
+from sparsesoup.hub.models.prunable import find_prunable
+from sparsesoup.hub.models.weights import LoadingNotes, check_vocabulary, randomly_drawn_head
+from sparsesoup.hub.tasks.images import ImageTask
+from sparsesoup.hub.tasks.question_answering import QuestionAnswering
+from sparsesoup.hub.tasks.registry import AnyTask, TaskType, describe_task, infer_task, task_type_of
+from sparsesoup.hub.tasks.splits import LoadedDataset, open_splits, open_test, training_splits
+from sparsesoup.hub.tasks.zero_shot import as_zero_shot_task
+from sparsesoup.training.batching import RowBatches
+from sparsesoup.training.checkpoint import Checkpointer
+from sparsesoup.training.config import TrainingConfig
+from sparsesoup.training.cost import Cost, CostTracker
+from sparsesoup.training.problem import NullObserver, Observer, Problem, evaluate_model
 
 EPOCHS = 3.0  # where nobody says how long
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class ModelAndDataConfig:
     """Which model and which data.
 
     Args:
@@ -75,39 +75,41 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedTask:
     """A dataset whose task is known."""
 
-    source: Source
+    source: LoadedDataset
     task: AnyTask
 
 
-def open_task(place: Place) -> Opened:
+def open_task(place: ModelAndDataConfig) -> OpenedTask:
     """Find the dataset and its columns, and how the model is asked about them."""
     source = open_splits(place.dataset, data_root=place.data_root, config=place.dataset_config)
     source = replace(source, drop_unlabelled=place.drop_unlabelled)
-    task = find(source.train, source.name, place.text_columns, place.label_column, place.doc_stride)
-    if isinstance(task, Images):
+    task = infer_task(source.train_split, source.name, place.text_columns, place.label_column, place.doc_stride)
+    if isinstance(task, ImageTask):
         kind = str(config_of(place.model, place.trust_remote_code).model_type)
         words = (place.prompts, place.class_names)
-        task = asked(task, kind, Path(locate(place.model)), source.train, source.name, *words)
-    if kind_of(task).ready is None and (place.prompts is not None or place.class_names is not None):
+        task = as_zero_shot_task(
+            task, kind, Path(resolve_model_path(place.model)), source.train_split, source.name, *words
+        )
+    if task_type_of(task).ready is None and (place.prompts is not None or place.class_names is not None):
         raise UserError(
             f"prompts and class_names are read by a CLIP that sees images, which model {place.model} on "
             f"{source.name} is not; leave them out"
         )
-    return Opened(source, task)
+    return OpenedTask(source, task)
 
 
-def build(
-    place: Place,
-    opened: Opened,
+def build_problem(
+    place: ModelAndDataConfig,
+    opened: OpenedTask,
     *,
     steps: int | None = None,
     epochs: float | None = None,
-    training: Training | None = None,
-    meter: Meter | None = None,
-    journal: Journal | None = None,
+    training: TrainingConfig | None = None,
+    meter: CostTracker | None = None,
+    journal: Checkpointer | None = None,
     observer: Observer | None = None,
     whole: bool = False,
 ) -> Problem:
@@ -115,27 +117,27 @@ def build(
 
     A model that is to be `whole` has its head already.
     """
-    training, meter, kind = training or Training(), meter or Meter(), kind_of(opened.task)
+    training, meter, kind = training or TrainingConfig(), meter or CostTracker(), task_type_of(opened.task)
     train, validation = training_splits(opened.source, opened.task, place.seed)
     check_head(place, opened)
-    account = Account()
+    account = LoadingNotes()
     reader = load_reader(place.model, kind.images, place.trust_remote_code)
-    fixed = {} if kind.images else settle(place, opened.task, reader, account)
+    fixed = {} if kind.images else fit_config_to_rows(place, opened.task, reader, account)
     model = load_model(place.model, opened.task, place.seed, place.trust_remote_code, whole, account, fixed)
     if not kind.images:
         check_vocabulary(place.model, model, reader)
-    length = _length(place, kind, model, reader)
+    length = _row_length(place, kind, model, reader)
     rows, _ = kind.encode(train, opened.task, reader, length)
     if not kind.images:
         _check_tokens(rows, train[opened.task.texts[0]][0], reader)
     held_out, judge = kind.encode(validation, opened.task, reader, length)
     if kind.images:
-        attend_fast_(model, training.precision)
-    check_rows(place.model, kind, model, rows)
+        use_faster_attention_(model, training.precision)
+    probe_padding(place.model, kind, model, rows)
     per_epoch = max(1, len(rows) // training.batch_size)
     return Problem(
         pretrained=model,
-        targets=prunable(model),
+        targets=find_prunable(model),
         train=rows,
         validation=held_out,
         predict=kind.predict,
@@ -145,51 +147,56 @@ def build(
         training=training,
         seed=place.seed,
         meter=meter,
-        journal=journal or Journal(meter),
-        observer=observer or Silent(),
+        journal=journal or Checkpointer(meter),
+        observer=observer or NullObserver(),
         notes=tuple(account.notes),
-        head=() if kind.load else tuple(head_of(model)),  # a frozen head of words is not trained
+        head=() if kind.load else tuple(randomly_drawn_head(model)),  # a frozen head of words is not trained
         fresh=account.new,
     )
 
 
-def settle(place: Place, task: AnyTask, tokenizer: Any, account: Account | None = None) -> dict[str, Any]:
+def fit_config_to_rows(
+    place: ModelAndDataConfig, task: AnyTask, tokenizer: Any, account: LoadingNotes | None = None
+) -> dict[str, Any]:
     """Return the settings of a model's config for its rows to be padded and batched; `account` gets notes on changes.
 
     Raises: UserError if the model cannot do with the tokenizer's padding.
     """
     config = config_of(place.model, place.trust_remote_code)
-    fixed, own = tokens.settled(config, tokenizer), tokens.padding_of(config)
+    fixed, own = tokens.config_settings(config, tokenizer), tokens.padding_of(config)
     if fixed["pad_token_id"] != own:
-        hollow = hollow_model(place.model, task, place.trust_remote_code)
+        hollow = meta_model(place.model, task, place.trust_remote_code)
         check_vocabulary(place.model, hollow, tokenizer)
         tokens.check_padding(place.model, hollow, tokenizer, own)
     if account is not None:
-        account.notes += tokens.told(config, fixed, place.model)
+        account.notes += tokens.config_notes(config, fixed, place.model)
     return fixed
 
 
-def check_head(place: Place, opened: Opened) -> None:
+def check_head(place: ModelAndDataConfig, opened: OpenedTask) -> None:
     """Raise a UserError if the model reads texts and the dataset holds images, or the other way round."""
     if not has_head(place.model, opened.task, place.trust_remote_code):
         wanted = (
-            "a vision model, such as google/vit-base-patch16-224" if kind_of(opened.task).images else "another model"
+            "a vision model, such as google/vit-base-patch16-224"
+            if task_type_of(opened.task).images
+            else "another model"
         )
         raise UserError(
-            f"model {place.model} cannot answer what dataset {opened.source.name} asks, {told(opened.task)}: its type "
+            f"model {place.model} cannot answer what dataset {opened.source.name} asks, "
+            f"{describe_task(opened.task)}: its type "
             f"has no such head; give {wanted}, or name other columns"
         )
 
 
-def check_length(place: Place, opened: Opened, reader: Any) -> None:
+def check_length(place: ModelAndDataConfig, opened: OpenedTask, reader: Any) -> None:
     """Raise a UserError if model or tokenizer take no rows of max_length, or no windows; no weights are read."""
-    kind = kind_of(opened.task)
-    if place.max_length is not None or isinstance(opened.task, Spans):
-        model = None if kind.images else hollow_model(place.model, opened.task, place.trust_remote_code)
-        kind.fits(reader, _length(place, kind, model, reader), opened.task)
+    kind = task_type_of(opened.task)
+    if place.max_length is not None or isinstance(opened.task, QuestionAnswering):
+        model = None if kind.images else meta_model(place.model, opened.task, place.trust_remote_code)
+        kind.fits(reader, _row_length(place, kind, model, reader), opened.task)
 
 
-def _check_tokens(data: Data, text: str, tokenizer: Any) -> None:
+def _check_tokens(data: RowBatches, text: str, tokenizer: Any) -> None:
     """UserError if a tokenizer makes nothing but special tokens of every text, such as that for unknown words."""
     special = torch.tensor([*tokenizer.all_special_ids])
     if all(torch.isin(data.batch([i])["input_ids"], special).all() for i in range(len(data))):
@@ -199,13 +206,13 @@ def _check_tokens(data: Data, text: str, tokenizer: Any) -> None:
         )
 
 
-def _length(place: Place, kind: Kind, model: Any, tokenizer: Any) -> int:
+def _row_length(place: ModelAndDataConfig, kind: TaskType, model: Any, tokenizer: Any) -> int:
     """Tokens of a row at most: what is asked, else what is usual, or what the model takes if that is less."""
     if kind.images:
         if place.max_length is not None:
             raise UserError(f"max_length is {place.max_length}, and images have no tokens; leave it out")
         return 0
-    most = positions(model)
+    most = max_positions(model)
     if place.max_length is None:
         return int(min(kind.length, most, tokenizer.model_max_length))
     if place.max_length > most:
@@ -216,7 +223,7 @@ def _length(place: Place, kind: Kind, model: Any, tokenizer: Any) -> int:
     return place.max_length
 
 
-def positions(model: Any) -> float:
+def max_positions(model: Any) -> float:
     """Tokens of a row that a model takes, infinite where its config.json knows no limit."""
     most = getattr(model.config, "max_position_embeddings", None) or math.inf
     if most < 0:  # XLNet's way of saying that it knows none
@@ -228,14 +235,14 @@ def positions(model: Any) -> float:
     return float(most) if math.isinf(most) else int(most)
 
 
-def score_test(problem: Problem, place: Place, opened: Opened) -> dict[str, Any]:
+def score_test(problem: Problem, place: ModelAndDataConfig, opened: OpenedTask) -> dict[str, Any]:
     """Scores of the problem's model on the test split: the only way there; a method cannot call it."""
-    parts, kind = open_test(opened.source, opened.task), kind_of(opened.task)
+    parts, kind = open_test(opened.source, opened.task), task_type_of(opened.task)
     reader = load_reader(place.model, kind.images, place.trust_remote_code)
-    length = _length(place, kind, problem.pretrained, reader)
+    length = _row_length(place, kind, problem.pretrained, reader)
     prepared = problem.accelerator.prepare_model(copy.deepcopy(problem.pretrained), evaluation_mode=True)
     scores = {}
     for name, rows in parts.items():
         data, judge = kind.encode(rows, opened.task, reader, length)
-        scores[name] = evaluate(replace(problem, metric=judge), prepared, data, Cost())
+        scores[name] = evaluate_model(replace(problem, metric=judge), prepared, data, Cost())
     return next(iter(scores.values())) if len(scores) == 1 else scores

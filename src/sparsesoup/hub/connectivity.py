@@ -7,7 +7,7 @@ from huggingface_hub.errors import HfHubHTTPError
 PATIENCE = 5.0  # seconds for the Hub's first answer; its own clients try for half a minute
 
 
-def answers(ask: Callable[..., object], name: str) -> bool:
+def hub_is_reachable(ask: Callable[..., object], name: str) -> bool:
     """Whether the Hub says anything about this name within seconds; a refusal is an answer too.
 
     Args:

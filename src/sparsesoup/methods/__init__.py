@@ -12,16 +12,16 @@ from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods.early_bird import EarlyBird
 from sparsesoup.methods.from_ticket import FromTicket
 from sparsesoup.methods.gradient_flow import GradientFlow
-from sparsesoup.methods.gradual import Gradual, GradualStar
+from sparsesoup.methods.gradual import GradualPruning, GradualStar
 from sparsesoup.methods.hybrid import HybridMovement
-from sparsesoup.methods.imp import Iterative
+from sparsesoup.methods.imp import IterativeMagnitudePruning
 from sparsesoup.methods.instant_model_soup import InstantModelSoup
 from sparsesoup.methods.isp import InstantSoup
 from sparsesoup.methods.isp_published import InstantSoupCode, InstantSoupPaper
 from sparsesoup.methods.lottery_pools import LotteryPools
 from sparsesoup.methods.model_soup import ModelSoup
-from sparsesoup.methods.movement import MagnitudeThrough, Movement
-from sparsesoup.methods.one_shot import Dense, OneShot
+from sparsesoup.methods.movement import MagnitudeStraightThrough, MovementPruning
+from sparsesoup.methods.one_shot import DenseFinetuning, OneShot
 from sparsesoup.methods.pins import Pins
 from sparsesoup.methods.platon import Platon
 from sparsesoup.methods.powerpropagation import PowerPropagation
@@ -39,7 +39,7 @@ class Method(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class MethodInfo:
     """A line of the table of methods.
 
     Args:
@@ -72,142 +72,144 @@ class Row:
 SOUP = ("weak_masks", "look_ahead", "budget", "protocols", "moments", "merge")
 
 # fmt: off
-TABLE: dict[str, Row] = {
-    "dense": Row(method=Dense(), family="baseline", score="none", summary="no pruning", dense=True),
-    "random": Row(
+TABLE: dict[str, MethodInfo] = {
+    "dense": MethodInfo(method=DenseFinetuning(), family="baseline", score="none", summary="no pruning", dense=True),
+    "random": MethodInfo(
         method=OneShot(score="random"), family="baseline", score="uniform",
         summary="a random mask, then training: the control", source="Jaiswal 2023, table 3", fixed=("score",),
     ),
-    "magnitude": Row(
+    "magnitude": MethodInfo(
         method=OneShot(), family="one-shot", score="|theta_0|", summary="prune once, then train",
         source="Han 2015; Chen 2020", fixed=("score",),
     ),
-    "snip": Row(
+    "snip": MethodInfo(
         method=Snip(), family="one-shot", score="|theta_0 g|",
         summary="prune once by the loss's sensitivity, then train", cost="1 + batches / T", source="Lee 2019",
     ),
-    "grasp": Row(
+    "grasp": MethodInfo(
         method=Grasp(), family="one-shot", score="|theta_0 (H g)|",
         summary="prune once by the gradient's norm, then train", cost="1 + 4 batches / T",
         source="Wang 2020; Lubana & Dick 2021",
     ),
-    "wanda": Row(
+    "wanda": MethodInfo(
         method=Wanda(), family="one-shot", score="|theta_0| ||x||",
         summary="prune each row once by weight times input, then train", cost="1 + batches / 3 T", source="Sun 2024",
     ),
-    "one-shot-structured": Row(
+    "one-shot-structured": MethodInfo(
         method=OneShot(structure="heads-and-units", scope="tensor"), family="one-shot",
         score="mean |theta_0| of a group", summary="whole heads and units cut once, then training",
         source="Caccia 2023", grouped=True, fixed=("score",),
     ),
-    "gradual": Row(
-        method=Gradual(), family="gradual", score="|w|", summary="on a cubic schedule while training",
+    "gradual": MethodInfo(
+        method=GradualPruning(), family="gradual", score="|w|", summary="on a cubic schedule while training",
         source="Zhu & Gupta 2017",
     ),
-    "gmp-star": Row(
+    "gmp-star": MethodInfo(
         method=GradualStar(), family="gradual", score="|w|", summary="big first step, rate re-wound at each pruning",
         source="Kurtic 2022",
     ),
-    "power-propagation": Row(
+    "power-propagation": MethodInfo(
         method=PowerPropagation(), family="gradual", score="|v|, w = sign(v)|v|^alpha",
         summary="gradual, trained through a power", source="Schwarz 2021",
     ),
-    "platon": Row(
+    "platon": MethodInfo(
         method=Platon(), family="gradual", score="averages I U of |g w|", summary="by importance and its uncertainty",
         source="Zhang 2022", returns=True,
     ),
-    "pins": Row(
+    "pins": MethodInfo(
         method=Pins(), family="gradual", score="averages I U of |g (w - rate g)|",
         summary="platon, taught by its best model so far", cost="1, and a teacher's forward", source="Ren & Zhu 2023",
         returns=True, taught=True,
     ),
-    "gradient-flow": Row(
+    "gradient-flow": MethodInfo(
         method=GradientFlow(), family="gradual", score="|w g|; by measure",
         summary="rounds of training and pruning by gradient flow", cost="1 + rounds batches / T",
         source="Lubana & Dick 2021",
     ),
-    "early-bird": Row(
+    "early-bird": MethodInfo(
         method=EarlyBird(), family="early", score="|w| when the mask settles",
         summary="train till the mask settles, go back, train it", cost="1 + search, at most 1.5",
         source="You 2019; Jaiswal 2023",
     ),
-    "imp": Row(
-        method=Iterative(), family="iterative", score="|theta_T|", summary="rounds of train, prune, back to theta_0",
+    "imp": MethodInfo(
+        method=IterativeMagnitudePruning(), family="iterative", score="|theta_T|",
+        summary="rounds of train, prune, back to theta_0",
         cost="rounds + 1", source="Frankle & Carbin 2019", fixed=("rewind", "back"),
     ),
-    "imp-rewind": Row(
-        method=Iterative(rewind=0.05), family="iterative", score="|theta_T|", summary="imp, back to step 5 % of T",
+    "imp-rewind": MethodInfo(
+        method=IterativeMagnitudePruning(rewind=0.05), family="iterative", score="|theta_T|",
+        summary="imp, back to step 5 % of T",
         cost="rounds + 1", source="Frankle 2020", fixed=("back",),
     ),
-    "lr-rewind": Row(
-        method=Iterative(rewind=0.05, back="rate"), family="iterative", score="|theta_T|",
+    "lr-rewind": MethodInfo(
+        method=IterativeMagnitudePruning(rewind=0.05, back="rate"), family="iterative", score="|theta_T|",
         summary="imp, only the rate goes back", cost="rounds + 1", source="Renda 2020", fixed=("back",),
     ),
-    "lottery-pools": Row(
+    "lottery-pools": MethodInfo(
         method=LotteryPools(), family="iterative", score="|mixture of tickets|",
         summary="tickets of imp-rewind's rounds, interpolated", cost="rounds + 1 + beyond, and validations",
         source="Yin 2022", returns=True,
     ),
-    "ticket": Row(
+    "ticket": MethodInfo(
         method=FromTicket(), family="given", score="the ticket's",
         summary="train a given ticket's masks, here or elsewhere", source="Chen 2020",
     ),
-    "isp": Row(
+    "isp": MethodInfo(
         method=InstantSoup(), family="soup", score="votes, then |theta_C|",
         summary="consensus of weak masks, stage by stage", cost="1 (weak steps charged)", source="Jaiswal 2023",
     ),
-    "isp-no-soup": Row(
+    "isp-no-soup": MethodInfo(
         method=InstantSoup(weak_masks=0), family="soup", score="|w|", summary="isp's schedule, plain magnitude",
         source="Jaiswal 2023, ablation", fixed=SOUP,
     ),
-    "isp-paper": Row(
+    "isp-paper": MethodInfo(
         method=InstantSoupPaper(), family="soup", score="|w|", summary="isp as the paper says it",
         cost="1 + stages N C / T", source="Jaiswal 2023",
     ),
-    "isp-code": Row(
+    "isp-code": MethodInfo(
         method=InstantSoupCode(), family="soup", score="|w|", summary="isp as its code does it",
         cost="1 + stages N C / T", source="its released code",
     ),
-    "movement": Row(
-        method=Movement(), family="movement", score="learned", summary="top of learned scores at every step",
+    "movement": MethodInfo(
+        method=MovementPruning(), family="movement", score="learned", summary="top of learned scores at every step",
         source="Sanh 2020 (MvP)", returns=True,
     ),
-    "soft-movement": Row(
+    "soft-movement": MethodInfo(
         method=SoftMovement(), family="movement", score="learned",
         summary="learned scores above a threshold, penalised", source="Sanh 2020 (SMvP)", returns=True,
     ),
-    "l0": Row(
+    "l0": MethodInfo(
         method=HardConcreteL0(), family="movement", score="log alpha",
         summary="hard concrete gates, penalised, then folded", source="Louizos 2018", returns=True,
     ),
-    "magnitude-ste": Row(
-        method=MagnitudeThrough(), family="movement", score="|w|",
+    "magnitude-ste": MethodInfo(
+        method=MagnitudeStraightThrough(), family="movement", score="|w|",
         summary="top |w| at every step, masked ones kept behind", source="Sanh 2020 (MaP)", returns=True,
     ),
-    "block-movement": Row(
+    "block-movement": MethodInfo(
         method=SoftMovement(pattern=Block(32, 32)), family="movement", score="learned, a block",
         summary="soft movement of 32 x 32 blocks", source="Lagunas 2021 (block)", returns=True, grouped=True,
     ),
-    "hybrid-movement": Row(
+    "hybrid-movement": MethodInfo(
         method=HybridMovement(), family="movement", score="learned, a group",
         summary="blocks or heads, and feed-forward units", source="Lagunas 2021 (hybrid)", returns=True, grouped=True,
     ),
-    "hybrid-filled": Row(
+    "hybrid-filled": MethodInfo(
         method=HybridMovement(refill=1.0), family="movement", score="learned, a group",
         summary="hybrid, what is kept refilled, trained on", cost="1 + refill = 2",
         source="Lagunas 2021 (hybrid, filled)", returns=True, grouped=True,
     ),
-    "sparse-model-soup": Row(
+    "sparse-model-soup": MethodInfo(
         method=SparseModelSoup(), family="soup", score="|w| of an average",
         summary="retrainings of one mask averaged, phase by phase", cost="1 + phases m retrain = 2.8",
         source="Zimmer 2024",
     ),
-    "instant-model-soup": Row(
+    "instant-model-soup": MethodInfo(
         method=InstantModelSoup(), family="soup", score="none",
         summary="pruned forks stirred into theta_0, then training", cost="1 (weak steps charged)",
         source="Jaiswal 2023", dense=True,
     ),
-    "model-soup": Row(
+    "model-soup": MethodInfo(
         method=ModelSoup(), family="soup", score="none", summary="several fine-tunings averaged", cost="m = 3",
         source="Wortsman 2022", dense=True,
     ),

@@ -9,17 +9,17 @@ import torch
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Block, Element, Structure
-from sparsesoup.core.groups import grouping, need_groups
+from sparsesoup.core.groups import resolve_groups, validate_groups
 from sparsesoup.core.masking import Scope
-from sparsesoup.core.masks import Masks, distance, kept_distance, pack, unpack
+from sparsesoup.core.masks import Masks, hamming_distance, jaccard_distance, pack_bits, unpack_bits
 from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods.scores import magnitude
-from sparsesoup.methods.select_masks import choose
+from sparsesoup.methods.select_masks import select_masks
 from sparsesoup.training.loop import train
-from sparsesoup.training.problem import Problem, need_fit
+from sparsesoup.training.problem import Problem, require_schedule_fits
 from sparsesoup.training.state import TrainState
 
-MEASURES: dict[str, Callable[[Masks, Masks], float]] = {"hamming": distance, "kept-sets": kept_distance}
+MEASURES: dict[str, Callable[[Masks, Masks], float]] = {"hamming": hamming_distance, "kept-sets": jaccard_distance}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,36 +61,38 @@ class EarlyBird:
         def fits(total: int) -> bool:
             return round(self.search * total) >= every * self.masks
 
-        need_fit(problem, fits, f"early-bird with {self.masks} masks {every} steps apart in {self.search:g} T")
-        need_groups(problem.targets, self.structure, sparsity, self.pattern, self.scope)
-        state = problem.start()
-        self._draw(state, sparsity)  # what cannot be drawn is refused before the first step
-        problem.journal.piece("search", state, self._search, problem, state, every, sparsity)
-        problem.journal.piece("train", state, train, state, problem, problem.steps)
-        return problem.ticket(state)
+        require_schedule_fits(
+            problem, fits, f"early-bird with {self.masks} masks {every} steps apart in {self.search:g} T"
+        )
+        validate_groups(problem.targets, self.structure, sparsity, self.pattern, self.scope)
+        state = problem.start_run()
+        self._draw_mask(state, sparsity)  # what cannot be drawn is refused before the first step
+        problem.journal.run_stage("search", state, self._search_mask, problem, state, every, sparsity)
+        problem.journal.run_stage("train", state, train, state, problem, problem.steps)
+        return problem.finish_run(state)
 
-    def _search(self, problem: Problem, state: TrainState, every: int, sparsity: float) -> None:
+    def _search_mask(self, problem: Problem, state: TrainState, every: int, sparsity: float) -> None:
         def look(state: TrainState) -> None:
             if state.step % every == 0:
-                state.halt = self._settled(state, self._draw(state, sparsity))
+                state.halt = self._mask_has_settled(state, self._draw_mask(state, sparsity))
 
         train(state, problem, round(self.search * problem.steps), hooks=[look], label="search")
         device = problem.accelerator.device
-        newest = {n: m.to(device) for n, m in drawn(state, -1).items()}
+        newest = {n: m.to(device) for n, m in load_past_mask(state, -1).items()}
         state.memory.clear()
-        problem.begin_again_(state)
-        state.prune_(newest)
+        problem.reset_to_pretrained_(state)
+        state.set_masks_(newest)
 
-    def _draw(self, state: TrainState, sparsity: float) -> Masks:
-        pattern = grouping(state.targets, self.structure, self.pattern)
-        return choose(state, magnitude(state.params()), sparsity, pattern=pattern, scope=self.scope)
+    def _draw_mask(self, state: TrainState, sparsity: float) -> Masks:
+        pattern = resolve_groups(state.targets, self.structure, self.pattern)
+        return select_masks(state, magnitude(state.prunable_parameters()), sparsity, pattern=pattern, scope=self.scope)
 
-    def _settled(self, state: TrainState, masks: Masks) -> bool:
+    def _mask_has_settled(self, state: TrainState, masks: Masks) -> bool:
         """Remember a mask; whether it differs little enough from each of those before it, all of which are there."""
-        remember(state, masks, self.masks)
+        store_past_mask(state, masks, self.masks)
         found: dict[str, Any] = state.notes.setdefault("early_bird", {"fired": None, "checks": []})
         held = len(next(iter(state.memory.values())))
-        *others, newest = [drawn(state, i) for i in range(held)]
+        *others, newest = [load_past_mask(state, i) for i in range(held)]
         apart = {name: [of(newest, other) for other in others] for name, of in MEASURES.items()}
         found["checks"].append({"step": state.step, **apart})
         if held == self.masks and max(apart[self.measure]) <= self.threshold:
@@ -99,13 +101,13 @@ class EarlyBird:
         return False
 
 
-def remember(state: TrainState, masks: Masks, most: int) -> None:
+def store_past_mask(state: TrainState, masks: Masks, most: int) -> None:
     """Put a mask at the end of the state's memory, one bit a weight; of more than `most` the oldest goes."""
     for name, mask in masks.items():
-        before, new = state.memory.get(f"drawn/{name}"), pack(mask)[None]
+        before, new = state.memory.get(f"drawn/{name}"), pack_bits(mask)[None]
         state.memory[f"drawn/{name}"] = new if before is None else torch.cat([before.cpu(), new])[-most:]
 
 
-def drawn(state: TrainState, index: int) -> Masks:
+def load_past_mask(state: TrainState, index: int) -> Masks:
     """A mask in the state's memory, 0 the oldest, -1 the newest."""
-    return {n: unpack(state.memory[f"drawn/{n}"][index].cpu(), t.shape) for n, t in state.targets.items()}
+    return {n: unpack_bits(state.memory[f"drawn/{n}"][index].cpu(), t.shape) for n, t in state.targets.items()}

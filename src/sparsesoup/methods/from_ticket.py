@@ -8,17 +8,17 @@ from torch import nn
 
 from sparsesoup.core import masks as algebra
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.groups import need_groups
+from sparsesoup.core.groups import validate_groups
 from sparsesoup.core.masks import Masks
 from sparsesoup.core.masks import sparsity as sparsity_of
-from sparsesoup.core.schedules import Cubic
-from sparsesoup.core.targets import Targets, fingerprint, parameters
-from sparsesoup.core.ticket import Ticket, fit, load_masks
-from sparsesoup.methods.gradual import Gradual, pruning, train_with
+from sparsesoup.core.schedules import CubicSchedule
+from sparsesoup.core.targets import Targets, target_parameters, weights_fingerprint
+from sparsesoup.core.ticket import Ticket, load_masks, match_parameter_names
+from sparsesoup.methods.gradual import GradualPruning, pruning_hook, train_with
 from sparsesoup.methods.scores import magnitude
-from sparsesoup.methods.select_masks import choose
+from sparsesoup.methods.select_masks import select_masks
 from sparsesoup.training.loop import train
-from sparsesoup.training.problem import Problem, need_steps
+from sparsesoup.training.problem import Problem, require_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,9 @@ class FromTicket:
     """
 
     ticket: str = ""
-    further: Gradual = field(default_factory=Gradual)
+    further: GradualPruning = field(default_factory=GradualPruning)
 
-    def given(self) -> tuple[Masks, dict[str, Any]]:
+    def load_given(self) -> tuple[Masks, dict[str, Any]]:
         """The ticket's masks as they were saved, and the facts about them.
 
         Raises: UserError if none is named, or it is not there or damaged.
@@ -45,21 +45,23 @@ class FromTicket:
             raise UserError("method ticket needs --method.ticket PATH: a run directory or its model folder")
         return load_masks(Path(self.ticket))
 
-    def masks(self, problem: Problem) -> Masks:
+    def masks_for_problem(self, problem: Problem) -> Masks:
         """The ticket's masks under the problem's names.
 
         Raises: UserError if the ticket is damaged, of other shapes or of another base model.
         """
-        return self.fitted(problem.pretrained, problem.targets)
+        return self.masks_for_model(problem.pretrained, problem.targets)
 
-    def fitted(self, pretrained: nn.Module, targets: Targets) -> Masks:
-        """The ticket's masks for a model; refuses what `masks` refuses."""
-        masks, facts = self.given()
-        params = parameters(pretrained, targets)
-        fitted = fit(masks, {n: p.shape for n, p in params.items()}, getattr(pretrained, "base_model_prefix", ""))
+    def masks_for_model(self, pretrained: nn.Module, targets: Targets) -> Masks:
+        """The ticket's masks for a model; refuses what `masks_for_problem` refuses."""
+        masks, facts = self.load_given()
+        params = target_parameters(pretrained, targets)
+        fitted = match_parameter_names(
+            masks, {n: p.shape for n, p in params.items()}, getattr(pretrained, "base_model_prefix", "")
+        )
         # The ticket's own weights are no copy of the base model, but are zero where the masks are.
         own = all(not bool(params[n].detach()[~m].any()) for n, m in fitted.items())
-        if not own and facts.get("origin") != fingerprint(params):
+        if not own and facts.get("origin") != weights_fingerprint(params):
             raise UserError(
                 f"foreign ticket: {self.ticket} was drawn from {facts.get('model', 'another model')}, whose prunable "
                 f"weights differ from this model's; take its base model"
@@ -70,30 +72,37 @@ class FromTicket:
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps."""
-        need_steps(problem, 4, "training a ticket")
-        masks, state = self.masks(problem), problem.start()
-        need_sparse(masks, sparsity)
-        device = next(iter(state.params().values())).device
-        state.prune_({name: m.to(device) for name, m in masks.items()})
-        if round((1 - sparsity) * algebra.total(masks)) == algebra.kept(masks):
-            problem.journal.piece("train", state, train, state, problem, problem.steps)
-            return problem.ticket(state, ticket=self.ticket)
+        require_steps(problem, 4, "training a ticket")
+        masks, state = self.masks_for_problem(problem), problem.start_run()
+        require_sparser(masks, sparsity)
+        device = next(iter(state.prunable_parameters().values())).device
+        state.set_masks_({name: m.to(device) for name, m in masks.items()})
+        if round((1 - sparsity) * algebra.count_total(masks)) == algebra.count_kept(masks):
+            problem.journal.run_stage("train", state, train, state, problem, problem.steps)
+            return problem.finish_run(state, ticket=self.ticket)
         further = self.further
-        pattern = need_groups(problem.targets, further.structure, sparsity, further.pattern, further.scope)
-        plan = Cubic(
+        pattern = validate_groups(problem.targets, further.structure, sparsity, further.pattern, further.scope)
+        plan = CubicSchedule(
             round(further.start * problem.steps),
             round(further.stop * problem.steps),
             max(1, round(further.every * problem.steps)),
             initial=sparsity_of(masks),
         )
         # What masks that were drawn in another scope or pattern cannot hold is refused before the first step.
-        choose(state, magnitude(state.params()), plan.initial, pattern=pattern, scope=further.scope, within=state.masks)
-        hook = pruning(plan, sparsity, pattern, further.scope)
-        problem.journal.piece("train", state, train_with, state, problem, hook)
-        return problem.ticket(state, ticket=self.ticket)
+        select_masks(
+            state,
+            magnitude(state.prunable_parameters()),
+            plan.initial,
+            pattern=pattern,
+            scope=further.scope,
+            within=state.masks,
+        )
+        hook = pruning_hook(plan, sparsity, pattern, further.scope)
+        problem.journal.run_stage("train", state, train_with, state, problem, hook)
+        return problem.finish_run(state, ticket=self.ticket)
 
 
-def need_sparse(masks: Masks, sparsity: float) -> None:
+def require_sparser(masks: Masks, sparsity: float) -> None:
     """Raise a UserError if less sparsity is asked for than a ticket has."""
-    if round((1 - sparsity) * algebra.total(masks)) > algebra.kept(masks):
+    if round((1 - sparsity) * algebra.count_total(masks)) > algebra.count_kept(masks):
         raise UserError(f"sparsity {sparsity:g} is below the ticket's {sparsity_of(masks):.4f}; ask for that or more")

@@ -5,16 +5,22 @@ from typing import Literal
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Pattern, Structure
-from sparsesoup.core.groups import need_groups
+from sparsesoup.core.groups import validate_groups
 from sparsesoup.core.masking import Scope
-from sparsesoup.core.schedules import Cubic
-from sparsesoup.core.targets import parameters
+from sparsesoup.core.schedules import CubicSchedule
+from sparsesoup.core.targets import target_parameters
 from sparsesoup.core.ticket import Ticket
-from sparsesoup.methods.scores.calibration import calibration, need_batches
-from sparsesoup.methods.scores.gradient import flow, gradient, hessian_product, sensitivity, travelled
-from sparsesoup.methods.select_masks import choose
+from sparsesoup.methods.scores.calibration import calibration_batches, need_batches
+from sparsesoup.methods.scores.gradient import (
+    gradient_flow_score,
+    hessian_product,
+    movement_sensitivity,
+    snip_sensitivity,
+    task_gradient,
+)
+from sparsesoup.methods.select_masks import select_masks
 from sparsesoup.training.loop import train_to
-from sparsesoup.training.problem import Problem, need_fit
+from sparsesoup.training.problem import Problem, require_schedule_fits
 from sparsesoup.training.state import TrainState
 
 
@@ -48,31 +54,31 @@ class GradientFlow:
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps."""
-        need_fit(problem, self._prunings, f"gradient-flow with {self.rounds} rounds")
-        pattern = need_groups(problem.targets, self.structure, sparsity, scope=self.scope)
-        state, plan = problem.start(), Cubic(0, self.rounds)
-        for number, at in enumerate(self._prunings(problem.steps), start=1):
-            piece, goal = f"round-{number}", plan.at(number, sparsity)
-            problem.journal.piece(f"{piece}-train", state, train_to, state, problem, at)
-            problem.journal.piece(f"{piece}-prune", state, self._prune, problem, state, goal, number, pattern)
-        problem.journal.piece("finish", state, train_to, state, problem, problem.steps)
-        return problem.ticket(state, measure=self.measure)
+        require_schedule_fits(problem, self._pruning_steps, f"gradient-flow with {self.rounds} rounds")
+        pattern = validate_groups(problem.targets, self.structure, sparsity, scope=self.scope)
+        state, plan = problem.start_run(), CubicSchedule(0, self.rounds)
+        for number, at in enumerate(self._pruning_steps(problem.steps), start=1):
+            piece, goal = f"round-{number}", plan.sparsity_at(number, sparsity)
+            problem.journal.run_stage(f"{piece}-train", state, train_to, state, problem, at)
+            problem.journal.run_stage(f"{piece}-prune", state, self._prune_once, problem, state, goal, number, pattern)
+        problem.journal.run_stage("finish", state, train_to, state, problem, problem.steps)
+        return problem.finish_run(state, measure=self.measure)
 
-    def _prunings(self, total: int) -> list[int]:
+    def _pruning_steps(self, total: int) -> list[int]:
         """Steps after which it prunes at T = `total`; none if a round or the finish had no step of its own."""
         steps = [round((1 - self.finish) * total * i / self.rounds) for i in range(1, self.rounds + 1)]
         return steps if steps[0] >= 1 and steps[-1] < total and len(set(steps)) == self.rounds else []
 
-    def _prune(self, problem: Problem, state: TrainState, goal: float, number: int, pattern: Pattern) -> None:
-        rows, params = calibration(problem, self.batches, number), state.params()
-        slopes = gradient(problem, state.model, rows)
+    def _prune_once(self, problem: Problem, state: TrainState, goal: float, number: int, pattern: Pattern) -> None:
+        rows, params = calibration_batches(problem, self.batches, number), state.prunable_parameters()
+        slopes = task_gradient(problem, state.model, rows)
         if self.measure == "loss":
-            scores = sensitivity(params, slopes)
+            scores = snip_sensitivity(params, slopes)
         elif self.measure == "change":
-            scores = travelled(params, parameters(problem.pretrained, problem.targets), slopes)
+            scores = movement_sensitivity(params, target_parameters(problem.pretrained, problem.targets), slopes)
         else:
             # What is pruned no longer flows: its gradient is no part of the norm.
             alive = {name: g * state.masks[name] for name, g in slopes.items()}
             products = hessian_product(problem, state.model, rows, alive)
-            scores = {name: s.abs() for name, s in flow(params, products).items()}
-        state.prune_(choose(state, scores, goal, pattern=pattern, scope=self.scope, within=state.masks))
+            scores = {name: s.abs() for name, s in gradient_flow_score(params, products).items()}
+        state.set_masks_(select_masks(state, scores, goal, pattern=pattern, scope=self.scope, within=state.masks))

@@ -5,19 +5,19 @@ from dataclasses import dataclass
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Block, Element, Pattern, Structure
-from sparsesoup.core.groups import need_groups
+from sparsesoup.core.groups import validate_groups
 from sparsesoup.core.masking import Scope
-from sparsesoup.core.schedules import Cubic, Cycles
+from sparsesoup.core.schedules import CubicSchedule, CyclicLinearDecay
 from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods.scores import magnitude
-from sparsesoup.methods.select_masks import choose
+from sparsesoup.methods.select_masks import select_masks
 from sparsesoup.training.loop import Hook, train
-from sparsesoup.training.problem import Problem, need_steps
+from sparsesoup.training.problem import Problem, require_steps
 from sparsesoup.training.state import TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gradual:
+class GradualPruning:
     """Magnitude pruning on a cubic schedule, then a cool-down at constant sparsity. Zhu & Gupta 2017.
 
     Args:
@@ -42,14 +42,14 @@ class Gradual:
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps."""
-        need_steps(problem, 4, "a gradual schedule")
-        pattern = need_groups(problem.targets, self.structure, sparsity, self.pattern, self.scope)
+        require_steps(problem, 4, "a gradual schedule")
+        pattern = validate_groups(problem.targets, self.structure, sparsity, self.pattern, self.scope)
         total = problem.steps
-        plan = Cubic(round(self.start * total), round(self.stop * total), max(1, round(self.every * total)))
-        state = problem.start()
-        hook = pruning(plan, sparsity, pattern, self.scope)
-        problem.journal.piece("train", state, train_with, state, problem, hook)
-        return problem.ticket(state)
+        plan = CubicSchedule(round(self.start * total), round(self.stop * total), max(1, round(self.every * total)))
+        state = problem.start_run()
+        hook = pruning_hook(plan, sparsity, pattern, self.scope)
+        problem.journal.run_stage("train", state, train_with, state, problem, hook)
+        return problem.finish_run(state)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,18 +85,20 @@ class GradualStar:
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps."""
         total, gaps = problem.steps, self.prunings - 1
-        need_steps(problem, round(gaps / (self.stop - self.start)) + 2, f"gmp-star with {self.prunings} prunings")
-        pattern = need_groups(problem.targets, self.structure, sparsity)
+        require_steps(problem, round(gaps / (self.stop - self.start)) + 2, f"gmp-star with {self.prunings} prunings")
+        pattern = validate_groups(problem.targets, self.structure, sparsity)
         begin = round(self.start * total)
         every = max(1, int((self.stop - self.start) * total / gaps + 1e-9))  # rounded down: the last one must fit
-        plan = Cubic(begin, begin + every * gaps, every, initial=self._first(sparsity))
+        plan = CubicSchedule(begin, begin + every * gaps, every, initial=self._first_sparsity(sparsity))
         peak = problem.training.learning_rate
-        rate = Cycles(peak, self.low * peak, begin, plan.stop, every, total)
-        state = problem.start()
-        problem.journal.piece("train", state, train_with, state, problem, pruning(plan, sparsity, pattern), rate)
-        return problem.ticket(state)
+        rate = CyclicLinearDecay(peak, self.low * peak, begin, plan.stop, every, total)
+        state = problem.start_run()
+        problem.journal.run_stage(
+            "train", state, train_with, state, problem, pruning_hook(plan, sparsity, pattern), rate
+        )
+        return problem.finish_run(state)
 
-    def _first(self, sparsity: float) -> float:
+    def _first_sparsity(self, sparsity: float) -> float:
         """Sparsity of the first pruning."""
         if self.first is None:
             return min(0.7, 0.75 * sparsity)
@@ -108,19 +110,19 @@ class GradualStar:
         return self.first
 
 
-def pruning(plan: Cubic, sparsity: float, pattern: Pattern = Element, scope: Scope = "global") -> Hook:
+def pruning_hook(plan: CubicSchedule, sparsity: float, pattern: Pattern = Element, scope: Scope = "global") -> Hook:
     """The hook that prunes by magnitude when the plan says so."""
 
     def prune(state: TrainState) -> None:
-        if plan.due(state.step):
-            goal = plan.at(state.step, sparsity)
-            scores = magnitude(state.params())
-            state.prune_(choose(state, scores, goal, pattern=pattern, scope=scope, within=state.masks))
+        if plan.is_pruning_step(state.step):
+            goal = plan.sparsity_at(state.step, sparsity)
+            scores = magnitude(state.prunable_parameters())
+            state.set_masks_(select_masks(state, scores, goal, pattern=pattern, scope=scope, within=state.masks))
 
     return prune
 
 
-def train_with(state: TrainState, problem: Problem, hook: Hook, rate: Cycles | None = None) -> None:
+def train_with(state: TrainState, problem: Problem, hook: Hook, rate: CyclicLinearDecay | None = None) -> None:
     """Train for T steps; a first pruning due at step 0 comes before them."""
     if state.step == 0:
         hook(state)

@@ -5,13 +5,20 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.granularity import Block, Tie
-from sparsesoup.core.groups import tiled
-from sparsesoup.core.targets import heads, units
+from sparsesoup.core.granularity import Block, CoupledGroups
+from sparsesoup.core.groups import block_groups
+from sparsesoup.core.targets import attention_head_groups, feed_forward_groups
 from sparsesoup.core.ticket import Ticket
-from sparsesoup.methods.gates.density import sizes
-from sparsesoup.methods.gates.penalty_controller import Lead
-from sparsesoup.methods.learned_masks import Gated, Phases, learnt_state, rate_of_scores, scores, straight
+from sparsesoup.methods.gates.density import group_sizes
+from sparsesoup.methods.gates.penalty_controller import SparsityController
+from sparsesoup.methods.learned_masks import (
+    GateSetup,
+    PhaseShares,
+    initial_scores,
+    rate_of_scores,
+    straight_through_gates,
+    train_gates_state,
+)
 from sparsesoup.methods.refill import refill_, train_on
 from sparsesoup.methods.soft_movement_and_l0 import check_floor, check_penalty
 from sparsesoup.training.problem import Problem
@@ -48,7 +55,7 @@ class HybridMovement:
     threshold: float = 0.1
     penalty: float | None = None
     floor: float = 0.0
-    phases: Phases = field(default_factory=Phases)
+    phases: PhaseShares = field(default_factory=PhaseShares)
     refill: float = 0.0
     noise: float = 0.1
 
@@ -68,47 +75,54 @@ class HybridMovement:
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps, and `refill` T; its sparsity is the nearest group boundary that keeps no more."""
-        state = learnt_state(problem, sparsity, self.phases, *self.gated(problem, sparsity))
+        state = train_gates_state(problem, sparsity, self.phases, *self.make_gates(problem, sparsity))
         if self.refill:
             steps = max(1, round(self.refill * problem.steps))
-            problem.journal.piece("refill", state, refill_, state, problem, steps, self.noise)
-            problem.journal.piece("train-on", state, train_on, state, problem, steps)
-        return problem.ticket(state)
+            problem.journal.run_stage("refill", state, refill_, state, problem, steps, self.noise)
+            problem.journal.run_stage("train-on", state, train_on, state, problem, steps)
+        return problem.finish_run(state)
 
-    def gated(self, problem: Problem, sparsity: float) -> tuple[Gated, Lead]:
+    def make_gates(self, problem: Problem, sparsity: float) -> tuple[GateSetup, SparsityController]:
         """The gates, and what leads them."""
-        banded, pooled = self._ties(problem)
+        banded, pooled = self._coupled_groups(problem)
         ties = (*banded, *pooled)
         weights = [self.attention_weight] * len(banded) + [self.feed_forward_weight] * len(pooled)
-        lead = Lead(
-            plan=self.phases.plan(problem.steps), end=self.phases.end(problem.steps), sparsity=sparsity,
+        lead = SparsityController(
+            plan=self.phases.pruning_schedule(problem.steps), end=self.phases.pruning_end(problem.steps),
+            sparsity=sparsity,
             rate=rate_of_scores(problem, self.score_rate),
-            areas=sizes(ties, problem.targets), weights=weights, families=_families(banded, pooled),
+            areas=group_sizes(ties, problem.targets), weights=weights, families=_group_families(banded, pooled),
             penalty=self.penalty, threshold=self.threshold, floor=self.floor,
         )  # fmt: skip
-        learnt = [*scores(problem, tuple(banded), own=self.attention == "heads"), *scores(problem, tuple(pooled))]
+        learnt = [
+            *initial_scores(problem, tuple(banded), own=self.attention == "heads"),
+            *initial_scores(problem, tuple(pooled)),
+        ]
         way = -math.log(self.threshold / (1 - self.threshold))
-        make = straight(learnt, shift=0.0)
-        gated = Gated(ties, make, self.score_rate, "global", lead.term, way, True, self.floor)
+        make = straight_through_gates(learnt, shift=0.0)
+        gated = GateSetup(ties, make, self.score_rate, "global", lead.penalty_term, way, True, self.floor)
         return gated, lead
 
-    def _ties(self, problem: Problem) -> tuple[list[Tie], list[Tie]]:
+    def _coupled_groups(self, problem: Problem) -> tuple[list[CoupledGroups], list[CoupledGroups]]:
         """(ties of the attention and of matrices of neither kind, ties of the units)."""
         targets = problem.targets
-        pooled, banded = units(targets), heads(targets) if self.attention == "heads" else []
+        pooled, banded = (
+            feed_forward_groups(targets),
+            attention_head_groups(targets) if self.attention == "heads" else [],
+        )
         if self.attention == "heads" and not banded:
             raise UserError(
                 "this model's attention has no heads to prune (it lacks separate query, key, value and output matrices "
                 "of a known head width, or its heads share keys); say --method.attention tiles"
             )
         tied = {name for tie in (*pooled, *banded) for name, _ in tie.members}
-        banded += tiled({name: target for name, target in targets.items() if name not in tied}, self.tile)
+        banded += block_groups({name: target for name, target in targets.items() if name not in tied}, self.tile)
         for tie in (*pooled, *banded):
-            tie.count({name: target.shape for name, target in targets.items()})
+            tie.num_groups({name: target.shape for name, target in targets.items()})
         return banded, pooled
 
 
-def _families(banded: list[Tie], pooled: list[Tie]) -> tuple[str, ...]:
+def _group_families(banded: list[CoupledGroups], pooled: list[CoupledGroups]) -> tuple[str, ...]:
     """The family of each tie, as nn_pruning has them: attention and feed-forward, of an encoder and of a decoder."""
     kinds = [("attention", tie) for tie in banded] + [("feed-forward", tie) for tie in pooled]
     return tuple(f"decoder {kind}" if "decoder" in tie.members[0][0] else kind for kind, tie in kinds)

@@ -6,21 +6,21 @@ from typing import Literal
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Structure
-from sparsesoup.core.groups import grouping, need_groups
+from sparsesoup.core.groups import resolve_groups, validate_groups
 from sparsesoup.core.masking import Scope
-from sparsesoup.core.schedules import geometric
+from sparsesoup.core.schedules import geometric_sparsities
 from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods.scores import magnitude
-from sparsesoup.methods.select_masks import choose
-from sparsesoup.training.cached_train import train_once
-from sparsesoup.training.problem import Problem, need_fit
+from sparsesoup.methods.select_masks import select_masks
+from sparsesoup.training.cached_train import train_cached
+from sparsesoup.training.problem import Problem, require_schedule_fits
 from sparsesoup.training.state import Snapshot, TrainState
 
 Trained = Callable[[TrainState, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Iterative:
+class IterativeMagnitudePruning:
     """Rounds of training T steps and pruning by |w|, each going back to where it began.
 
     Frankle & Carbin 2019; on BERT, Chen et al. 2020; rewinding, Frankle et al. 2020; learning-rate rewinding, Renda
@@ -46,10 +46,10 @@ class Iterative:
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket of the last round, trained: (rounds + 1) T steps in all."""
-        goals = geometric(self.cut, sparsity)
-        return problem.ticket(self.rounds(problem, goals), rounds=len(goals))
+        goals = geometric_sparsities(self.cut, sparsity)
+        return problem.finish_run(self.run_rounds(problem, goals), rounds=len(goals))
 
-    def rounds(
+    def run_rounds(
         self, problem: Problem, goals: Sequence[float], product: int = -1, trained: Trained | None = None
     ) -> TrainState:
         """A round for each sparsity, and the training of the last mask.
@@ -61,32 +61,38 @@ class Iterative:
         Returns: the state at the end of the last training.
         """
         first = round(self.rewind * problem.steps)
-        need_groups(problem.targets, self.structure, max(goals, default=0.0), scope=self.scope)
-        need_fit(problem, lambda total: round(self.rewind * total) < total, "imp with this rewinding point")
-        state, rest = problem.start(), problem.steps - first
+        validate_groups(problem.targets, self.structure, max(goals, default=0.0), scope=self.scope)
+        require_schedule_fits(
+            problem, lambda total: round(self.rewind * total) < total, "imp with this rewinding point"
+        )
+        state, rest = problem.start_run(), problem.steps - first
         if first:
-            problem.journal.piece("origin", state, train_once, state, problem, first, hold=True)
-        origin, own = state.snapshot(), product % (len(goals) + 1)
+            problem.journal.run_stage("origin", state, train_cached, state, problem, first, hold=True)
+        origin, own = state.take_snapshot(), product % (len(goals) + 1)
 
         def fit(number: int) -> None:
             # Weights that stay must not see the same rows in the same order in every round.
             stream = ("round", number) if self.back == "rate" and number else ()
-            train_once(state, problem, rest, stream, "strong" if number == own else "search")
+            train_cached(state, problem, rest, stream, "strong" if number == own else "search")
             if trained is not None:
                 trained(state, number)
 
         for number, goal in enumerate(goals):
-            problem.journal.piece(f"round-{number}", state, self._round, state, origin, fit, number, goal)
-        problem.journal.piece("train", state, fit, len(goals))
+            problem.journal.run_stage(f"round-{number}", state, self._run_round, state, origin, fit, number, goal)
+        problem.journal.run_stage("train", state, fit, len(goals))
         return state
 
-    def _round(self, state: TrainState, origin: Snapshot, fit: Callable[[int], None], number: int, goal: float) -> None:
+    def _run_round(
+        self, state: TrainState, origin: Snapshot, fit: Callable[[int], None], number: int, goal: float
+    ) -> None:
         fit(number)
-        pattern = grouping(state.targets, self.structure)
-        masks = choose(state, magnitude(state.params()), goal, pattern=pattern, scope=self.scope, within=state.masks)
+        pattern = resolve_groups(state.targets, self.structure)
+        masks = select_masks(
+            state, magnitude(state.prunable_parameters()), goal, pattern=pattern, scope=self.scope, within=state.masks
+        )
         if self.back == "weights":
-            state.restore_(origin)
+            state.restore_snapshot_(origin)
         else:
-            state.forget_()
+            state.reset_optimizer_()
             state.step = int(origin.facts["step"])
-        state.prune_(masks)
+        state.set_masks_(masks)

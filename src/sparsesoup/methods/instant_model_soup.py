@@ -5,15 +5,15 @@ from typing import Literal
 
 from sparsesoup.core import masks as algebra
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.masking import keep
+from sparsesoup.core.masking import topk_masks
 from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods.isp import PROTOCOLS
-from sparsesoup.methods.model_soup import scaled
+from sparsesoup.methods.model_soup import scaled_rate
 from sparsesoup.methods.scores import magnitude
 from sparsesoup.training import weight_averaging as soups
-from sparsesoup.training.loop import Protocol, train
-from sparsesoup.training.problem import Problem, need_dense, need_fit
-from sparsesoup.training.state import TrainState, weights
+from sparsesoup.training.loop import TrainingOverrides, train
+from sparsesoup.training.problem import Problem, need_dense, require_schedule_fits
+from sparsesoup.training.state import TrainState, named_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class InstantModelSoup:
     sparsities: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4)
     shares: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
     budget: Literal["charged", "extra"] = "charged"
-    protocols: tuple[Protocol, ...] = PROTOCOLS
+    protocols: tuple[TrainingOverrides, ...] = PROTOCOLS
 
     def __post_init__(self) -> None:
         if self.weak_models < 1 or not 0 < self.look_ahead * self.weak_models < 1 or not self.protocols:
@@ -52,56 +52,58 @@ class InstantModelSoup:
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The fine-tuned soup with all of its weights; the sparsity must be 0."""
         need_dense(sparsity, "instant-model-soup")
-        need_fit(
-            problem, lambda total: self._main(total) >= 1, f"instant-model-soup with {self.weak_models} weak models"
+        require_schedule_fits(
+            problem,
+            lambda total: self._main_steps(total) >= 1,
+            f"instant-model-soup with {self.weak_models} weak models",
         )
-        state, steps, main = problem.start(), self._weak(problem.steps), self._main(problem.steps)
-        problem.journal.piece("origin", state, self._origin, problem, state)
+        state, steps, main = problem.start_run(), self._weak_steps(problem.steps), self._main_steps(problem.steps)
+        problem.journal.run_stage("origin", state, self._store_origin, problem, state)
         for number in range(self.weak_models):
-            problem.journal.piece(f"fork-{number}", state, self._fork, problem, state, number)
-            problem.journal.piece(f"weak-{number}", state, self._look, problem, state, steps, number)
-            problem.journal.piece(f"soup-{number}", state, self._mix, problem, state, number)
-        problem.journal.piece("begin", state, self._begin, problem, state)
-        problem.journal.piece("finish", state, self._finish, problem, state, main)
+            problem.journal.run_stage(f"fork-{number}", state, self._train_fork, problem, state, number)
+            problem.journal.run_stage(f"weak-{number}", state, self._look_ahead, problem, state, steps, number)
+            problem.journal.run_stage(f"soup-{number}", state, self._mix_fork, problem, state, number)
+        problem.journal.run_stage("begin", state, self._begin_soup, problem, state)
+        problem.journal.run_stage("finish", state, self._finish_training, problem, state, main)
         share = self.weak_models * steps / problem.steps
-        return problem.ticket(state, budget=self.budget, weak_share=share)
+        return problem.finish_run(state, budget=self.budget, weak_share=share)
 
-    def _weak(self, total: int) -> int:
+    def _weak_steps(self, total: int) -> int:
         return max(1, round(self.look_ahead * total))
 
-    def _main(self, total: int) -> int:
-        return total - (self.weak_models * self._weak(total) if self.budget == "charged" else 0)
+    def _main_steps(self, total: int) -> int:
+        return total - (self.weak_models * self._weak_steps(total) if self.budget == "charged" else 0)
 
-    def _origin(self, problem: Problem, state: TrainState) -> None:
-        state.notes["soup"] = {"score": soups.score(problem, state), "forks": []}
-        problem.journal.store("soup-0", weights(state.model))
+    def _store_origin(self, problem: Problem, state: TrainState) -> None:
+        state.notes["soup"] = {"score": soups.validation_score(problem, state), "forks": []}
+        problem.journal.put_artifact("soup-0", named_weights(state.model))
 
-    def _fork(self, problem: Problem, state: TrainState, number: int) -> None:
-        problem.begin_again_(state)
+    def _train_fork(self, problem: Problem, state: TrainState, number: int) -> None:
+        problem.reset_to_pretrained_(state)
         sparsity = self.sparsities[number % len(self.sparsities)]
-        state.prune_(keep(magnitude(state.params()), sparsity))
+        state.set_masks_(topk_masks(magnitude(state.prunable_parameters()), sparsity))
 
-    def _look(self, problem: Problem, state: TrainState, steps: int, number: int) -> None:
+    def _look_ahead(self, problem: Problem, state: TrainState, steps: int, number: int) -> None:
         protocol = self.protocols[number % len(self.protocols)]
-        rate = scaled(problem.rate(steps), protocol.factor(problem.seed, "weak", number))
+        rate = scaled_rate(problem.rate_schedule(steps), protocol.rate_factor(problem.seed, "weak", number))
         train(state, problem, steps, stream=("weak", number), rate=rate, label="weak", protocol=protocol)
 
-    def _mix(self, problem: Problem, state: TrainState, number: int) -> None:
+    def _mix_fork(self, problem: Problem, state: TrainState, number: int) -> None:
         """Stir the fork into the soup with its best share."""
-        fork, soup = soups.copied(state.model), problem.journal.fetch(f"soup-{number}")
+        fork, soup = soups.clone_weights(state.model), problem.journal.get_artifact(f"soup-{number}")
         found, sparsity = {0.0: float(state.notes["soup"]["score"])}, algebra.sparsity(state.masks)
         for share in self.shares:
-            soups.pour_(state.model, soups.interpolate(soup, fork, share))
-            found[share] = soups.score(problem, state)
+            soups.load_weights_(state.model, soups.interpolate_weights(soup, fork, share))
+            found[share] = soups.validation_score(problem, state)
         best = max(found, key=lambda share: found[share])  # the first of equals
-        problem.journal.store(f"soup-{number + 1}", soups.interpolate(soup, fork, best))
+        problem.journal.put_artifact(f"soup-{number + 1}", soups.interpolate_weights(soup, fork, best))
         state.notes["soup"]["score"] = found[best]
         state.notes["soup"]["forks"].append({"sparsity": sparsity, "share": best, "score": found[best]})
 
-    def _begin(self, problem: Problem, state: TrainState) -> None:
+    def _begin_soup(self, problem: Problem, state: TrainState) -> None:
         """The soup at step 0, with a fresh optimizer."""
-        problem.begin_again_(state)
-        soups.pour_(state.model, problem.journal.fetch(f"soup-{self.weak_models}"))
+        problem.reset_to_pretrained_(state)
+        soups.load_weights_(state.model, problem.journal.get_artifact(f"soup-{self.weak_models}"))
 
-    def _finish(self, problem: Problem, state: TrainState, main: int) -> None:
-        train(state, problem, main, rate=problem.rate(main))
+    def _finish_training(self, problem: Problem, state: TrainState, main: int) -> None:
+        train(state, problem, main, rate=problem.rate_schedule(main))

@@ -5,24 +5,31 @@ from typing import Literal
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Pattern, Structure
-from sparsesoup.core.groups import grouping, need_groups
-from sparsesoup.core.masking import keep
+from sparsesoup.core.groups import resolve_groups, validate_groups
+from sparsesoup.core.masking import topk_masks
 from sparsesoup.core.masks import Masks
 from sparsesoup.core.masks import sparsity as sparsity_of
-from sparsesoup.core.schedules import Cubic, Decay
+from sparsesoup.core.schedules import CubicSchedule, LinearWarmupDecay
 from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods.scores import magnitude
-from sparsesoup.methods.weak_masks import Moments, consensus, look_ahead, serve, superpose, vote
+from sparsesoup.methods.weak_masks import (
+    Moments,
+    consensus_masks,
+    draw_weak_mask,
+    draw_weak_masks,
+    prune_to_soup,
+    superpose_masks,
+)
 from sparsesoup.training.forks import Tensors
-from sparsesoup.training.loop import Protocol, train_to
-from sparsesoup.training.problem import Problem, need_fit
+from sparsesoup.training.loop import TrainingOverrides, train_to
+from sparsesoup.training.problem import Problem, require_schedule_fits
 from sparsesoup.training.state import TrainState
 
 PROTOCOLS = (
-    Protocol(rate=1.0, weight_decay=0.0, share=0.5),
-    Protocol(rate=2.0, weight_decay=0.1, dropout=0.0, share=0.5),
-    Protocol(rate=0.5, weight_decay=0.0, dropout=0.2, share=0.5),
-    Protocol(rate=1.5, weight_decay=0.01, dropout=0.1, share=0.25),
+    TrainingOverrides(rate=1.0, weight_decay=0.0, share=0.5),
+    TrainingOverrides(rate=2.0, weight_decay=0.1, dropout=0.0, share=0.5),
+    TrainingOverrides(rate=0.5, weight_decay=0.0, dropout=0.2, share=0.5),
+    TrainingOverrides(rate=1.5, weight_decay=0.01, dropout=0.1, share=0.25),
 )
 
 
@@ -51,7 +58,7 @@ class InstantSoup:
     look_ahead: float = 0.005
     finish: float = 0.5
     budget: Literal["charged", "extra"] = "charged"
-    protocols: tuple[Protocol, ...] = PROTOCOLS
+    protocols: tuple[TrainingOverrides, ...] = PROTOCOLS
     moments: Moments = "inherited"
     merge: Literal["votes", "union", "intersection"] = "votes"
     structure: Structure = "weights"
@@ -68,44 +75,52 @@ class InstantSoup:
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps, or T and the weak steps if these are extra."""
-        need_groups(problem.targets, self.structure, sparsity)
-        weak, main, prunings = self.weak_steps(problem.steps), self._main(problem.steps), self._prunings(problem.steps)
+        validate_groups(problem.targets, self.structure, sparsity)
+        weak, main, prunings = (
+            self.weak_steps(problem.steps),
+            self._main_steps(problem.steps),
+            self._pruning_steps(problem.steps),
+        )
         masks = f" of {self.weak_masks} weak masks" if self.weak_masks else ", without a soup,"
-        need_fit(problem, self._prunings, f"isp with {self.stages} stages{masks}")
-        state, plan, rate = problem.start(), Cubic(0, self.stages), problem.rate(main)
+        require_schedule_fits(problem, self._pruning_steps, f"isp with {self.stages} stages{masks}")
+        state, plan, rate = problem.start_run(), CubicSchedule(0, self.stages), problem.rate_schedule(main)
         for i, at in enumerate(prunings):
-            target, piece = plan.at(i + 1, sparsity), f"stage-{i + 1}"
-            problem.journal.piece(f"{piece}-train", state, train_to, state, problem, at, rate)
-            vote(problem, state, piece, self._look, [(target, rate, i, j) for j in range(self.weak_masks)])
-            problem.journal.piece(f"{piece}-soup", state, self._soup, state, target, sparsity)
-        problem.journal.piece("finish", state, train_to, state, problem, main, rate)
-        return problem.ticket(state, budget=self.budget, weak_share=weak / problem.steps)
+            target, piece = plan.sparsity_at(i + 1, sparsity), f"stage-{i + 1}"
+            problem.journal.run_stage(f"{piece}-train", state, train_to, state, problem, at, rate)
+            draw_weak_masks(
+                problem, state, piece, self._look_ahead, [(target, rate, i, j) for j in range(self.weak_masks)]
+            )
+            problem.journal.run_stage(f"{piece}-soup", state, self._superpose_and_prune, state, target, sparsity)
+        problem.journal.run_stage("finish", state, train_to, state, problem, main, rate)
+        return problem.finish_run(state, budget=self.budget, weak_share=weak / problem.steps)
 
-    def _main(self, total: int) -> int:
+    def _main_steps(self, total: int) -> int:
         return total - (self.weak_steps(total) if self.budget == "charged" else 0)
 
-    def _prunings(self, total: int) -> list[int]:
+    def _pruning_steps(self, total: int) -> list[int]:
         """Main steps after which it prunes at T = `total`; none if a stage or the finish had no step of its own."""
-        main = self._main(total)
+        main = self._main_steps(total)
         steps = [round((1 - self.finish) * main * (i + 1) / self.stages) for i in range(self.stages)]
         return steps if steps[0] >= 1 and steps[-1] < main and len(set(steps)) == self.stages else []
 
-    def _look(self, problem: Problem, state: TrainState, target: float, rate: Decay, i: int, j: int) -> Tensors:
+    def _look_ahead(
+        self, problem: Problem, state: TrainState, target: float, rate: LinearWarmupDecay, i: int, j: int
+    ) -> Tensors:
         steps, protocol = max(1, round(self.look_ahead * problem.steps)), self.protocols[j % len(self.protocols)]
-        now, pattern = protocol.factor(problem.seed, "weak", i, j) * rate(state.step), self._pattern(state)
+        now, pattern = protocol.rate_factor(problem.seed, "weak", i, j) * rate(state.step), self._groups_of(state)
         goal = max(target, sparsity_of(state.masks))  # an intersection may have gone beyond it
-        return look_ahead(problem, state, steps, goal, protocol, lambda step: now, (i, j), pattern, self.moments)
+        return draw_weak_mask(problem, state, steps, goal, protocol, lambda step: now, (i, j), pattern, self.moments)
 
-    def _soup(self, state: TrainState, target: float, final: float) -> None:
-        serve(state, self.weak_masks, self._merged(state, target, final), self._pattern(state))
+    def _superpose_and_prune(self, state: TrainState, target: float, final: float) -> None:
+        prune_to_soup(state, self.weak_masks, self._merged_masks(state, target, final), self._groups_of(state))
 
-    def _merged(self, state: TrainState, target: float, final: float) -> Masks:
-        pattern = self._pattern(state)
+    def _merged_masks(self, state: TrainState, target: float, final: float) -> Masks:
+        pattern = self._groups_of(state)
         if not self.weak_masks:
-            return keep(magnitude(state.params()), target, pattern=pattern, within=state.masks)
+            return topk_masks(magnitude(state.prunable_parameters()), target, pattern=pattern, within=state.masks)
         if self.merge == "votes" or target == final:
-            return consensus(state, target, pattern)
-        return superpose(state, self.merge, self.weak_masks, final, pattern)
+            return consensus_masks(state, target, pattern)
+        return superpose_masks(state, self.merge, self.weak_masks, final, pattern)
 
-    def _pattern(self, state: TrainState) -> Pattern:
-        return grouping(state.targets, self.structure)
+    def _groups_of(self, state: TrainState) -> Pattern:
+        return resolve_groups(state.targets, self.structure)

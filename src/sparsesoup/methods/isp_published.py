@@ -7,23 +7,30 @@ from itertools import count
 from typing import Literal
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.masking import check_sparsity, keep
+from sparsesoup.core.masking import check_sparsity, topk_masks
 from sparsesoup.core.masks import sparsity as sparsity_of
 from sparsesoup.core.masks import union
-from sparsesoup.core.schedules import Decay, geometric
+from sparsesoup.core.schedules import LinearWarmupDecay, geometric_sparsities
 from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods.scores import magnitude
-from sparsesoup.methods.weak_masks import Sets, count_votes, look_ahead, serve, superpose, vote
+from sparsesoup.methods.weak_masks import (
+    Sets,
+    draw_weak_mask,
+    draw_weak_masks,
+    masks_with_quorum,
+    prune_to_soup,
+    superpose_masks,
+)
 from sparsesoup.training.forks import Tensors
-from sparsesoup.training.loop import Protocol, train, train_to
-from sparsesoup.training.problem import Problem, need_steps
+from sparsesoup.training.loop import TrainingOverrides, train, train_to
+from sparsesoup.training.problem import Problem, require_steps
 from sparsesoup.training.state import TrainState
 
 PAPER_PROTOCOLS = (
-    Protocol(rate=1.0, weight_decay=0.0, share=0.5),
-    Protocol(rate=2.0, weight_decay=0.0, share=0.5),
-    Protocol(rate=0.5, weight_decay=0.0, share=0.5),
-    Protocol(rate=1.0, weight_decay=0.1, share=0.5),
+    TrainingOverrides(rate=1.0, weight_decay=0.0, share=0.5),
+    TrainingOverrides(rate=2.0, weight_decay=0.0, share=0.5),
+    TrainingOverrides(rate=0.5, weight_decay=0.0, share=0.5),
+    TrainingOverrides(rate=1.0, weight_decay=0.1, share=0.5),
 )
 
 
@@ -46,7 +53,7 @@ class InstantSoupPaper:
     cut: float = 0.1
     weak_masks: int = 4
     weak_steps: int = 30
-    protocols: tuple[Protocol, ...] = PAPER_PROTOCOLS
+    protocols: tuple[TrainingOverrides, ...] = PAPER_PROTOCOLS
 
     def __post_init__(self) -> None:
         if not (0 < self.stage < math.inf and 0 < self.cut < 1 and 1 <= self.weak_masks <= 255) or self.weak_steps < 1:
@@ -57,31 +64,37 @@ class InstantSoupPaper:
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T main steps and the weak ones on top."""
         t = max(1, round(self.stage * problem.steps_per_epoch))
-        goals = geometric(self.cut, sparsity)
+        goals = geometric_sparsities(self.cut, sparsity)
         last = t * len(goals) * (len(goals) + 1) // 2
-        need_steps(problem, last + 1, f"isp-paper with {len(goals)} growing stages of {t} steps and more")
-        state, rate = problem.start(), problem.rate()
+        require_steps(problem, last + 1, f"isp-paper with {len(goals)} growing stages of {t} steps and more")
+        state, rate = problem.start_run(), problem.rate_schedule()
         for i, goal in enumerate(goals):
-            problem.journal.piece(f"stage-{i + 1}-train", state, train, state, problem, t * (i + 1))
+            problem.journal.run_stage(f"stage-{i + 1}-train", state, train, state, problem, t * (i + 1))
             tasks = [(goal, self.protocols[j % len(self.protocols)], rate, (i, j)) for j in range(self.weak_masks)]
-            vote(problem, state, f"stage-{i + 1}", self._look, tasks)
-            problem.journal.piece(f"stage-{i + 1}-soup", state, self._soup, state, goal)
-        problem.journal.piece("finish", state, train, state, problem, problem.steps - last)
-        return problem.ticket(state, budget="extra", weak_share=self._weak(len(goals)) / problem.steps)
+            draw_weak_masks(problem, state, f"stage-{i + 1}", self._look_ahead, tasks)
+            problem.journal.run_stage(f"stage-{i + 1}-soup", state, self._unite_and_prune, state, goal)
+        problem.journal.run_stage("finish", state, train, state, problem, problem.steps - last)
+        return problem.finish_run(state, budget="extra", weak_share=self._weak_steps(len(goals)) / problem.steps)
 
-    def _weak(self, stages: int) -> int:
+    def _weak_steps(self, stages: int) -> int:
         return stages * self.weak_masks * self.weak_steps
 
-    def _look(
-        self, problem: Problem, state: TrainState, goal: float, protocol: Protocol, rate: Decay, path: tuple[int, int]
+    def _look_ahead(
+        self,
+        problem: Problem,
+        state: TrainState,
+        goal: float,
+        protocol: TrainingOverrides,
+        rate: LinearWarmupDecay,
+        path: tuple[int, int],
     ) -> Tensors:
-        now = protocol.factor(problem.seed, "weak", *path) * rate(state.step)
-        return look_ahead(problem, state, self.weak_steps, goal, protocol, lambda step: now, path)
+        now = protocol.rate_factor(problem.seed, "weak", *path) * rate(state.step)
+        return draw_weak_mask(problem, state, self.weak_steps, goal, protocol, lambda step: now, path)
 
-    def _soup(self, state: TrainState, goal: float) -> None:
-        scores = magnitude(state.params())
-        superposed = union([count_votes(state, 1), keep(scores, goal, within=state.masks)])
-        serve(state, self.weak_masks, keep(scores, goal, within=superposed))
+    def _unite_and_prune(self, state: TrainState, goal: float) -> None:
+        scores = magnitude(state.prunable_parameters())
+        superposed = union([masks_with_quorum(state, 1), topk_masks(scores, goal, within=state.masks)])
+        prune_to_soup(state, self.weak_masks, topk_masks(scores, goal, within=superposed))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +127,7 @@ class InstantSoupCode:
     near: float = 0.05
     warmup: int = 500
     schedule: int = 1000
-    protocols: tuple[Protocol, ...] = (Protocol(),)
+    protocols: tuple[TrainingOverrides, ...] = (TrainingOverrides(),)
     rate_of: Literal["now", "peak"] = "now"
     merge: Sets = "union"
 
@@ -142,70 +155,70 @@ class InstantSoupCode:
         """The ticket after T main steps and the weak ones on top."""
         check_sparsity(sparsity)
         least = 1 + math.ceil(math.log(1 - max(sparsity - self.near, 0.0)) / math.log(1 - self.cut))
-        lengths = [self._length(problem, i) for i in range(least)]
+        lengths = [self._stage_steps(problem, i) for i in range(least)]
         kind = "growing stages from" if self.growing else "or more stages of"
-        need_steps(problem, sum(lengths) + 1, f"isp-code with {least} {kind} {lengths[0]} steps")
-        state = problem.start()
-        for i in self._stages(problem):
-            problem.journal.piece(f"stage-{i + 1}-train", state, self._main, problem, state, i, sparsity)
+        require_steps(problem, sum(lengths) + 1, f"isp-code with {least} {kind} {lengths[0]} steps")
+        state = problem.start_run()
+        for i in self._count_stages(problem):
+            problem.journal.run_stage(f"stage-{i + 1}-train", state, self._main_stage, problem, state, i, sparsity)
             tasks = [(sparsity, i, j) for j in range(self.weak_masks)]
-            vote(problem, state, f"stage-{i + 1}", self._look, tasks)
-            problem.journal.piece(f"stage-{i + 1}-soup", state, self._soup, state, sparsity)
-        problem.journal.piece("last-stage-train", state, self._last, problem, state)
-        problem.journal.piece("adjust", state, self._adjust, state, sparsity)
-        problem.journal.piece("finish", state, train_to, state, problem, problem.steps)
+            draw_weak_masks(problem, state, f"stage-{i + 1}", self._look_ahead, tasks)
+            problem.journal.run_stage(f"stage-{i + 1}-soup", state, self._superpose_and_prune, state, sparsity)
+        problem.journal.run_stage("last-stage-train", state, self._last_stage, problem, state)
+        problem.journal.run_stage("adjust", state, self._adjust_masks, state, sparsity)
+        problem.journal.run_stage("finish", state, train_to, state, problem, problem.steps)
         weak_total = sum(int(c["steps"]) for label, c in problem.meter.to_json().items() if label == "weak")
-        return problem.ticket(state, budget="extra", weak_share=weak_total / problem.steps)
+        return problem.finish_run(state, budget="extra", weak_share=weak_total / problem.steps)
 
-    def _length(self, problem: Problem, stage: int) -> int:
+    def _stage_steps(self, problem: Problem, stage: int) -> int:
         epochs = min(self.stage * (stage + 1), max(self.stage, 1.0)) if self.growing else self.stage
         return max(1, round(epochs * problem.steps_per_epoch))
 
     def _weak_steps(self, problem: Problem) -> int:
         return max(1, round(self.weak * problem.steps_per_epoch))
 
-    def _stages(self, problem: Problem) -> Iterator[int]:
+    def _count_stages(self, problem: Problem) -> Iterator[int]:
         """Stages that may draw weak masks: T holds each, and another one of the main run behind it."""
-        end = self._length(problem, 0)
+        end = self._stage_steps(problem, 0)
         for i in count():
-            end += self._length(problem, i + 1)
+            end += self._stage_steps(problem, i + 1)
             if end >= problem.steps:
                 return
             yield i
 
-    def _near(self, state: TrainState, sparsity: float) -> bool:
+    def _is_near_target(self, state: TrainState, sparsity: float) -> bool:
         return sparsity - sparsity_of(state.masks) < self.near
 
-    def _main(self, problem: Problem, state: TrainState, stage: int, sparsity: float) -> None:
-        if not self._near(state, sparsity):
-            train(state, problem, self._length(problem, stage))
+    def _main_stage(self, problem: Problem, state: TrainState, stage: int, sparsity: float) -> None:
+        if not self._is_near_target(state, sparsity):
+            train(state, problem, self._stage_steps(problem, stage))
 
-    def _last(self, problem: Problem, state: TrainState) -> None:
-        train(state, problem, self._length(problem, len(state.notes.get("stages", ()))))
+    def _last_stage(self, problem: Problem, state: TrainState) -> None:
+        train(state, problem, self._stage_steps(problem, len(state.notes.get("stages", ()))))
 
-    def _look(self, problem: Problem, state: TrainState, sparsity: float, i: int, j: int) -> Tensors:
-        if self._near(state, sparsity):
+    def _look_ahead(self, problem: Problem, state: TrainState, sparsity: float, i: int, j: int) -> Tensors:
+        if self._is_near_target(state, sparsity):
             return {}
         steps, now = self._weak_steps(problem), sparsity_of(state.masks)
         protocol, goal, start = self.protocols[j % len(self.protocols)], now + self.cut * (1 - now), state.step
-        main = problem.rate()(start) if self.rate_of == "now" else problem.training.learning_rate
-        peak = protocol.factor(problem.seed, "weak", i, j) * main
+        main = problem.rate_schedule()(start) if self.rate_of == "now" else problem.training.learning_rate
+        peak = protocol.rate_factor(problem.seed, "weak", i, j) * main
 
         def rate(step: int) -> float:
-            return peak * self._warming(step - start)
+            return peak * self._warmup_factor(step - start)
 
-        return look_ahead(problem, state, steps, goal, protocol, rate, (i, j), moments="fresh")
+        return draw_weak_mask(problem, state, steps, goal, protocol, rate, (i, j), moments="fresh")
 
-    def _warming(self, step: int) -> float:
+    def _warmup_factor(self, step: int) -> float:
         """The factor on a weak run's rate: from 0 up to 1, then down to 0, each in a straight line."""
         if step < self.warmup:
             return step / self.warmup
         return max(self.schedule - step, 0) / (self.schedule - self.warmup)
 
-    def _soup(self, state: TrainState, sparsity: float) -> None:
-        if not self._near(state, sparsity):
-            serve(state, self.weak_masks, superpose(state, self.merge, self.weak_masks, sparsity))
+    def _superpose_and_prune(self, state: TrainState, sparsity: float) -> None:
+        if not self._is_near_target(state, sparsity):
+            prune_to_soup(state, self.weak_masks, superpose_masks(state, self.merge, self.weak_masks, sparsity))
 
-    def _adjust(self, state: TrainState, sparsity: float) -> None:
+    def _adjust_masks(self, state: TrainState, sparsity: float) -> None:
         if sparsity_of(state.masks) < sparsity:
-            state.prune_(keep(magnitude(state.params()), sparsity, within=state.masks))
+            state.set_masks_(topk_masks(magnitude(state.prunable_parameters()), sparsity, within=state.masks))

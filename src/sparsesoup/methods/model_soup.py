@@ -6,15 +6,15 @@ from typing import Literal
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.ticket import Ticket
 from sparsesoup.training import weight_averaging as soups
-from sparsesoup.training.loop import Protocol, Rate, train
-from sparsesoup.training.problem import Problem, need_dense, need_steps
-from sparsesoup.training.state import TrainState, weights
+from sparsesoup.training.loop import Rate, TrainingOverrides, train
+from sparsesoup.training.problem import Problem, need_dense, require_steps
+from sparsesoup.training.state import TrainState, named_weights
 
 PROTOCOLS = (
-    Protocol(),
-    Protocol(rate=0.5, weight_decay=0.1),
-    Protocol(rate=2.0, weight_decay=0.0),
-    Protocol(rate=1.0, dropout=0.2),
+    TrainingOverrides(),
+    TrainingOverrides(rate=0.5, weight_decay=0.1),
+    TrainingOverrides(rate=2.0, weight_decay=0.0),
+    TrainingOverrides(rate=1.0, dropout=0.2),
 )
 
 
@@ -32,7 +32,7 @@ class ModelSoup:
 
     members: int = 3
     combine: Literal["greedy", "uniform"] = "greedy"
-    protocols: tuple[Protocol, ...] = PROTOCOLS
+    protocols: tuple[TrainingOverrides, ...] = PROTOCOLS
 
     def __post_init__(self) -> None:
         if self.members < 1 or not self.protocols:
@@ -41,43 +41,47 @@ class ModelSoup:
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The soup with all of its weights after members * T steps; the sparsity must be 0."""
         need_dense(sparsity, "model-soup")
-        need_steps(problem, 1, "a run")
-        state = problem.start()
+        require_steps(problem, 1, "a run")
+        state = problem.start_run()
         for number in range(self.members):
-            problem.journal.piece(f"begin-{number}", state, problem.begin_again_, state)
-            problem.journal.piece(f"member-{number}", state, self._member, problem, state, number)
-        problem.journal.piece("soup", state, self._soup, problem, state)
-        return problem.ticket(state)
+            problem.journal.run_stage(f"begin-{number}", state, problem.reset_to_pretrained_, state)
+            problem.journal.run_stage(f"member-{number}", state, self._train_member, problem, state, number)
+        problem.journal.run_stage("soup", state, self._average_members, problem, state)
+        return problem.finish_run(state)
 
-    def _member(self, problem: Problem, state: TrainState, number: int) -> None:
+    def _train_member(self, problem: Problem, state: TrainState, number: int) -> None:
         protocol = self.protocols[number % len(self.protocols)]
-        rate = scaled(problem.rate(), protocol.factor(problem.seed, "member", number))
+        rate = scaled_rate(problem.rate_schedule(), protocol.rate_factor(problem.seed, "member", number))
         train(state, problem, problem.steps, stream=("member", number), rate=rate, protocol=protocol)
-        problem.journal.store(f"member-{number}", weights(state.model))
-        state.notes.setdefault("soup", {"members": [], "taken": []})["members"].append(soups.score(problem, state))
+        problem.journal.put_artifact(f"member-{number}", named_weights(state.model))
+        state.notes.setdefault("soup", {"members": [], "taken": []})["members"].append(
+            soups.validation_score(problem, state)
+        )
 
-    def _soup(self, problem: Problem, state: TrainState) -> None:
+    def _average_members(self, problem: Problem, state: TrainState) -> None:
         found = state.notes["soup"]
         if self.combine == "uniform":
             found["taken"] = [*range(self.members)]
-            members = (problem.journal.fetch(f"member-{number}") for number in found["taken"])
-            soups.pour_(state.model, soups.average(members))
+            members = (problem.journal.get_artifact(f"member-{number}") for number in found["taken"])
+            soups.load_weights_(state.model, soups.average_weights(members))
         else:
-            self._greedy(problem, state, found["members"], found["taken"])
+            self._greedy_soup(problem, state, found["members"], found["taken"])
 
-    def _greedy(self, problem: Problem, state: TrainState, scores: list[float], taken: list[int]) -> None:
+    def _greedy_soup(self, problem: Problem, state: TrainState, scores: list[float], taken: list[int]) -> None:
         best, *others = sorted(range(self.members), key=lambda number: -scores[number])
-        soup, now = problem.journal.fetch(f"member-{best}"), scores[best]
+        soup, now = problem.journal.get_artifact(f"member-{best}"), scores[best]
         taken.append(best)
         for number in others:
             share = 1 / (len(taken) + 1)
-            soups.pour_(state.model, soups.interpolate(soup, problem.journal.fetch(f"member-{number}"), share))
-            if (found := soups.score(problem, state)) >= now:
-                soup, now = soups.copied(state.model), found
+            soups.load_weights_(
+                state.model, soups.interpolate_weights(soup, problem.journal.get_artifact(f"member-{number}"), share)
+            )
+            if (found := soups.validation_score(problem, state)) >= now:
+                soup, now = soups.clone_weights(state.model), found
                 taken.append(number)
-        soups.pour_(state.model, soup)
+        soups.load_weights_(state.model, soup)
 
 
-def scaled(rate: Rate, factor: float) -> Rate:
+def scaled_rate(rate: Rate, factor: float) -> Rate:
     """The learning rate times a factor."""
     return lambda step: factor * rate(step)

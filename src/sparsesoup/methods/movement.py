@@ -6,22 +6,22 @@ from typing import Literal
 from torch.nn import Parameter
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.granularity import Block, Element, Tie
-from sparsesoup.core.groups import tiled
-from sparsesoup.core.targets import parameters
+from sparsesoup.core.granularity import Block, CoupledGroups, Element
+from sparsesoup.core.groups import block_groups
+from sparsesoup.core.targets import target_parameters
 from sparsesoup.core.ticket import Ticket
-from sparsesoup.methods.gates.density import sizes
+from sparsesoup.methods.gates.density import group_sizes
 from sparsesoup.methods.learned_masks import (
-    Gated,
-    Phases,
-    Reach,
+    GateSetup,
+    LearnedScope,
+    PhaseShares,
     check_every,
     check_rate,
-    following,
-    learn,
-    scores,
+    initial_scores,
     short_of_travel,
-    straight,
+    straight_through_gates,
+    threshold_hook,
+    train_gates,
 )
 from sparsesoup.methods.scores import magnitude
 from sparsesoup.training.loop import Hook
@@ -31,7 +31,7 @@ PUBLISHED = 1e-2  # learning rate of scores that begin equal; only their order c
 
 
 @dataclass(frozen=True, kw_only=True)
-class Movement:
+class MovementPruning:
     """Hard movement pruning: the mask is the top of learned scores at every step. Sanh et al. 2020, eq. 3 to 6.
 
     A score rises where a weight moves away from zero; its sign counts, since the largest |score| would also keep the
@@ -52,9 +52,9 @@ class Movement:
 
     start: Literal["equal", "magnitude"] = "equal"
     score_rate: float | None = None
-    scope: Reach = "tensor"
+    scope: LearnedScope = "tensor"
     pattern: Block = Element
-    phases: Phases = field(default_factory=Phases)
+    phases: PhaseShares = field(default_factory=PhaseShares)
     every: int = 10
 
     def __post_init__(self) -> None:
@@ -74,32 +74,34 @@ class Movement:
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps."""
-        return learn(problem, sparsity, self.phases, *self.gated(problem, sparsity))
+        return train_gates(problem, sparsity, self.phases, *self.make_gates(problem, sparsity))
 
-    def gated(self, problem: Problem, sparsity: float) -> tuple[Gated, Hook]:
+    def make_gates(self, problem: Problem, sparsity: float) -> tuple[GateSetup, Hook]:
         """The gates, and the hook that sets their levels."""
-        ties = tiled(problem.targets, self.pattern)
-        hook = following(self.phases, problem, sparsity, sizes(ties, problem.targets), self.scope, self.every)
+        ties = block_groups(problem.targets, self.pattern)
+        hook = threshold_hook(
+            self.phases, problem, sparsity, group_sizes(ties, problem.targets), self.scope, self.every
+        )
         if self.start == "equal":
-            return Gated(ties, straight(scores(problem, ties)), PUBLISHED, self.scope), hook
+            return GateSetup(ties, straight_through_gates(initial_scores(problem, ties)), PUBLISHED, self.scope), hook
         rate = problem.training.learning_rate if self.score_rate is None else self.score_rate
-        return Gated(ties, straight(_magnitudes(problem, ties)), rate, self.scope), hook
+        return GateSetup(ties, straight_through_gates(_magnitude_scores(problem, ties)), rate, self.scope), hook
 
 
-def _magnitudes(problem: Problem, ties: tuple[Tie, ...]) -> list[Parameter | None]:
+def _magnitude_scores(problem: Problem, ties: tuple[CoupledGroups, ...]) -> list[Parameter | None]:
     """A score of each group: the mean |theta_0| of its weights."""
-    table = magnitude(parameters(problem.pretrained, problem.targets))
+    table = magnitude(target_parameters(problem.pretrained, problem.targets))
     shapes = {name: target.shape for name, target in problem.targets.items()}
     found: list[Parameter | None] = []
     for tie in ties:
         name, block = tie.members[0]
-        mean = table[name] if block == Element else tie.total(table) / tie.area(shapes)
+        mean = table[name] if block == Element else tie.sum_over_groups(table) / tie.group_size(shapes)
         found.append(Parameter(mean))
     return found
 
 
 @dataclass(frozen=True, kw_only=True)
-class MagnitudeThrough:
+class MagnitudeStraightThrough:
     """The top of |w| at every step, masked weights kept behind the mask: magnitude pruning in movement pruning's frame.
 
     Sanh et al. 2020, sec. 4 ("MaP"). A masked weight gets no gradient, but may return when others shrink below it.
@@ -110,8 +112,8 @@ class MagnitudeThrough:
         every: steps from one correction of the thresholds to the next.
     """
 
-    scope: Reach = "tensor"
-    phases: Phases = field(default_factory=Phases)
+    scope: LearnedScope = "tensor"
+    phases: PhaseShares = field(default_factory=PhaseShares)
     every: int = 10
 
     def __post_init__(self) -> None:
@@ -119,7 +121,9 @@ class MagnitudeThrough:
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps."""
-        ties = tiled(problem.targets, Element)
-        hook = following(self.phases, problem, sparsity, sizes(ties, problem.targets), self.scope, self.every)
-        gated = Gated(ties, straight([None] * len(ties)), 0.0, self.scope)
-        return learn(problem, sparsity, self.phases, gated, hook)
+        ties = block_groups(problem.targets, Element)
+        hook = threshold_hook(
+            self.phases, problem, sparsity, group_sizes(ties, problem.targets), self.scope, self.every
+        )
+        gated = GateSetup(ties, straight_through_gates([None] * len(ties)), 0.0, self.scope)
+        return train_gates(problem, sparsity, self.phases, gated, hook)

@@ -4,28 +4,28 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sparsesoup.core.granularity import Block, Element, Structure
-from sparsesoup.core.groups import need_groups
+from sparsesoup.core.groups import validate_groups
 from sparsesoup.core.masking import Scope
-from sparsesoup.core.rng import generator
+from sparsesoup.core.rng import cpu_generator
 from sparsesoup.core.ticket import Ticket
-from sparsesoup.methods.scores import magnitude, random
-from sparsesoup.methods.select_masks import choose
-from sparsesoup.training.cached_train import train_once
+from sparsesoup.methods.scores import magnitude, random_scores
+from sparsesoup.methods.select_masks import select_masks
+from sparsesoup.training.cached_train import train_cached
 from sparsesoup.training.loop import train
-from sparsesoup.training.problem import Problem, need_dense, need_steps
+from sparsesoup.training.problem import Problem, need_dense, require_steps
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dense:
+class DenseFinetuning:
     """No pruning: T steps of plain fine-tuning, the row that every table needs."""
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The fine-tuned model with all of its weights; the sparsity must be 0."""
         need_dense(sparsity, "dense")
-        need_steps(problem, 1, "a run")
-        state = problem.start()
-        problem.journal.piece("train", state, train_once, state, problem, problem.steps)
-        return problem.ticket(state)
+        require_steps(problem, 1, "a run")
+        state = problem.start_run()
+        problem.journal.run_stage("train", state, train_cached, state, problem, problem.steps)
+        return problem.finish_run(state)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +46,15 @@ class OneShot:
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps of training with the mask."""
-        need_steps(problem, 1, "a run")
-        pattern = need_groups(problem.targets, self.structure, sparsity, self.pattern, self.scope)
-        state = problem.start()
-        params = state.params()
-        scores = magnitude(params) if self.score == "magnitude" else random(params, generator(problem.seed, "score"))
-        state.prune_(choose(state, scores, sparsity, pattern=pattern, scope=self.scope))
-        problem.journal.piece("train", state, train, state, problem, problem.steps)
-        return problem.ticket(state)
+        require_steps(problem, 1, "a run")
+        pattern = validate_groups(problem.targets, self.structure, sparsity, self.pattern, self.scope)
+        state = problem.start_run()
+        params = state.prunable_parameters()
+        scores = (
+            magnitude(params)
+            if self.score == "magnitude"
+            else random_scores(params, cpu_generator(problem.seed, "score"))
+        )
+        state.set_masks_(select_masks(state, scores, sparsity, pattern=pattern, scope=self.scope))
+        problem.journal.run_stage("train", state, train, state, problem, problem.steps)
+        return problem.finish_run(state)

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Element, Pattern, Structure
-from sparsesoup.core.groups import need_groups
-from sparsesoup.core.schedules import Cubic
+from sparsesoup.core.groups import validate_groups
+from sparsesoup.core.schedules import CubicSchedule
 from sparsesoup.core.ticket import Ticket
-from sparsesoup.methods.platon import check_ramp, climb, ramp
-from sparsesoup.methods.scores.averages import Averages, after_step
+from sparsesoup.methods.platon import check_ramp, pruning_ramp, train_ramp
+from sparsesoup.methods.scores.averages import ImportanceAverages, after_step
 from sparsesoup.training.batching import Batch
-from sparsesoup.training.distillation import divergence
+from sparsesoup.training.distillation import distillation_divergence
 from sparsesoup.training.loop import train_to
 from sparsesoup.training.problem import Problem
-from sparsesoup.training.state import TrainState, weights
+from sparsesoup.training.state import TrainState, named_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,26 +60,28 @@ class Pins:
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps."""
-        pattern = need_groups(problem.targets, self.structure, sparsity)
-        plan = ramp(problem, self.start, self.stop, self.every)
-        averages = Averages(
+        pattern = validate_groups(problem.targets, self.structure, sparsity)
+        plan = pruning_ramp(problem, self.start, self.stop, self.every)
+        averages = ImportanceAverages(
             sensitivity=after_step, fast=self.fast, slow=self.slow, window=self.window, origin=plan.start
         )
-        state = problem.start()
+        state = problem.start_run()
         taught = replace(problem, objective=self_taught(problem, state, self.temperature))
         for number, at in enumerate(check_steps(plan, self.checks)):
             teaching = taught if number else problem  # before the first check there is no teacher, nor its cost
             piece = (state, teaching, plan, at, sparsity, averages, pattern)
-            problem.journal.piece(f"ramp-{number + 1}", state, _climb_and_check, *piece)
-        problem.journal.piece("ramp-end", state, climb, state, taught, plan, plan.stop, sparsity, averages, pattern)
-        problem.journal.piece("finish", state, train_to, state, taught, problem.steps)
-        return problem.ticket(state)
+            problem.journal.run_stage(f"ramp-{number + 1}", state, _climb_and_check, *piece)
+        problem.journal.run_stage(
+            "ramp-end", state, train_ramp, state, taught, plan, plan.stop, sparsity, averages, pattern
+        )
+        problem.journal.run_stage("finish", state, train_to, state, taught, problem.steps)
+        return problem.finish_run(state)
 
 
-def check_steps(plan: Cubic, checks: int) -> list[int]:
+def check_steps(plan: CubicSchedule, checks: int) -> list[int]:
     """The prunings after which the model is scored: the first, and others evenly, none of them the last.
 
-    >>> check_steps(Cubic(20, 140, 10), 4)
+    >>> check_steps(CubicSchedule(20, 140, 10), 4)
     [20, 50, 80, 110]
     """
     gaps = (plan.stop - plan.start) // plan.every
@@ -89,20 +91,22 @@ def check_steps(plan: Cubic, checks: int) -> list[int]:
 def _climb_and_check(
     state: TrainState,
     problem: Problem,
-    plan: Cubic,
+    plan: CubicSchedule,
     until: int,
     sparsity: float,
-    averages: Averages,
+    averages: ImportanceAverages,
     pattern: Pattern = Element,
 ) -> None:
-    climb(state, problem, plan, until, sparsity, averages, pattern)
+    train_ramp(state, problem, plan, until, sparsity, averages, pattern)
     metric, value = next(iter(problem.validate(state.model).items()))
     done: list[dict[str, Any]] = state.notes.setdefault("teachers", [])
     best = max((check[metric] for check in done), default=-math.inf)
     better = not done or value >= best
-    done.append({"step": state.step, "sparsity": plan.at(state.step, sparsity), metric: value, "teaches": better})
+    done.append(
+        {"step": state.step, "sparsity": plan.sparsity_at(state.step, sparsity), metric: value, "teaches": better}
+    )
     if better:
-        state.memory |= {f"teacher/{name}": t.detach().clone() for name, t in weights(state.model).items()}
+        state.memory |= {f"teacher/{name}": t.detach().clone() for name, t in named_weights(state.model).items()}
 
 
 def self_taught(problem: Problem, state: TrainState, temperature: float) -> Callable[[nn.Module, Batch], Tensor]:
@@ -114,30 +118,30 @@ def self_taught(problem: Problem, state: TrainState, temperature: float) -> Call
     model.eval().requires_grad_(False)
 
     def objective(student: nn.Module, batch: Batch) -> Tensor:
-        for name, t in weights(model).items():  # no copy; the memory's tensors are others after a restart
+        for name, t in named_weights(model).items():  # no copy; the memory's tensors are others after a restart
             t.data = state.memory[f"teacher/{name}"]
         with torch.no_grad():
             wanted = problem.predict(model, batch)
         said: list[Any] = []
         handle = student.register_forward_hook(lambda module, inputs, output: said.append(output))
         try:
-            loss = problem.loss(student, batch)
+            loss = problem.training_loss(student, batch)
         finally:
             handle.remove()
-        given = problem.predict(_Said(student, said[0]), batch)
-        return loss + (certainty(given.detach()) * divergence(given, wanted, temperature)).mean()
+        given = problem.predict(_CachedAnswers(student, said[0]), batch)
+        return loss + (answer_certainty(given.detach()) * distillation_divergence(given, wanted, temperature)).mean()
 
     return objective
 
 
-def certainty(outputs: Tensor) -> Tensor:
+def answer_certainty(outputs: Tensor) -> Tensor:
     """1 - entropy / log(answers) of each row, in [0, 1]: [rows]; 1 for a number, which has no entropy.
 
     Args:
         outputs: [rows, ..., answers]; of several answers a row, the mean. What is so low that its probability is 0 (a
             position outside of a context) is no answer that could be given.
 
-    >>> certainty(torch.tensor([[0.0, 0.0], [0.0, -1e9]])).tolist()
+    >>> answer_certainty(torch.tensor([[0.0, 0.0], [0.0, -1e9]])).tolist()
     [0.0, 1.0]
     """
     if outputs.shape[-1] == 1:
@@ -147,7 +151,7 @@ def certainty(outputs: Tensor) -> Tensor:
     return 1.0 - entropy.flatten(1).mean(1) if entropy.dim() > 1 else 1.0 - entropy
 
 
-class _Said(nn.Module):
+class _CachedAnswers(nn.Module):
     """A model that answers what it has already said; a frozen head beside its answers stays."""
 
     def __init__(self, model: nn.Module, answer: Any) -> None:

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Element, Pattern, Structure
-from sparsesoup.core.groups import need_groups
-from sparsesoup.core.masking import keep
-from sparsesoup.core.masks import apply_
-from sparsesoup.core.schedules import Cubic
+from sparsesoup.core.groups import validate_groups
+from sparsesoup.core.masking import topk_masks
+from sparsesoup.core.masks import apply_masks_
+from sparsesoup.core.schedules import CubicSchedule
 from sparsesoup.core.ticket import Ticket
-from sparsesoup.methods.scores.averages import Averages, first_order
+from sparsesoup.methods.scores.averages import ImportanceAverages, first_order_sensitivity
 from sparsesoup.training.loop import Hook, train, train_to
-from sparsesoup.training.problem import Problem, need_fit
+from sparsesoup.training.problem import Problem, require_schedule_fits
 from sparsesoup.training.state import TrainState
 
 
@@ -45,15 +45,17 @@ class Platon:
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps."""
-        pattern = need_groups(problem.targets, self.structure, sparsity)
-        plan = ramp(problem, self.start, self.stop, self.every)
-        averages = Averages(
-            sensitivity=first_order, fast=self.fast, slow=self.slow, window=self.window, origin=plan.start
+        pattern = validate_groups(problem.targets, self.structure, sparsity)
+        plan = pruning_ramp(problem, self.start, self.stop, self.every)
+        averages = ImportanceAverages(
+            sensitivity=first_order_sensitivity, fast=self.fast, slow=self.slow, window=self.window, origin=plan.start
         )
-        state = problem.start()
-        problem.journal.piece("ramp", state, climb, state, problem, plan, plan.stop, sparsity, averages, pattern)
-        problem.journal.piece("finish", state, train_to, state, problem, problem.steps)
-        return problem.ticket(state)
+        state = problem.start_run()
+        problem.journal.run_stage(
+            "ramp", state, train_ramp, state, problem, plan, plan.stop, sparsity, averages, pattern
+        )
+        problem.journal.run_stage("finish", state, train_to, state, problem, problem.steps)
+        return problem.finish_run(state)
 
 
 def check_ramp(name: str, start: float, stop: float, every: int, window: int, fast: float, slow: float) -> None:
@@ -66,7 +68,7 @@ def check_ramp(name: str, start: float, stop: float, every: int, window: int, fa
         raise UserError(f"{name} needs window >= 1 and every a multiple of it, got {window} and {every}")
 
 
-def ramp(problem: Problem, start: float, stop: float, every: int, least: int = 1) -> Cubic:
+def pruning_ramp(problem: Problem, start: float, stop: float, every: int, least: int = 1) -> CubicSchedule:
     """The prunings between two shares of T, a whole number of intervals and at least `least` of them.
 
     Raises: UserError if T is too small for that.
@@ -76,42 +78,44 @@ def ramp(problem: Problem, start: float, stop: float, every: int, least: int = 1
         return int((stop - start) * total / every + 1e-9)  # rounded down: the last one must fit
 
     why = f"a ramp of {least + 1} prunings, {every} steps apart, over {stop - start:.0%} of T"
-    need_fit(problem, lambda total: gaps(total) >= least, why)
+    require_schedule_fits(problem, lambda total: gaps(total) >= least, why)
     begin = round(start * problem.steps)
-    return Cubic(begin, begin + every * gaps(problem.steps), every)
+    return CubicSchedule(begin, begin + every * gaps(problem.steps), every)
 
 
-def climb(
+def train_ramp(
     state: TrainState,
     problem: Problem,
-    plan: Cubic,
+    plan: CubicSchedule,
     until: int,
     sparsity: float,
-    averages: Averages,
+    averages: ImportanceAverages,
     pattern: Pattern = Element,
 ) -> None:
     """Train to step `until` and prune on the way where the plan says so."""
-    hook = soft_pruning(plan, sparsity, averages, pattern)
-    train(state, problem, until - state.step, hooks=[hook], observe=averages.observe)
+    hook = reversible_pruning_hook(plan, sparsity, averages, pattern)
+    train(state, problem, until - state.step, hooks=[hook], observe=averages.observe_gradients)
 
 
-def soft_pruning(plan: Cubic, sparsity: float, averages: Averages, pattern: Pattern = Element) -> Hook:
+def reversible_pruning_hook(
+    plan: CubicSchedule, sparsity: float, averages: ImportanceAverages, pattern: Pattern = Element
+) -> Hook:
     """The hook that zeroes the weights below the threshold, all of them competing again; the last time for good.
 
     Until then neither their gradients nor their moments are touched: that is how a weight returns.
     """
 
     def prune(state: TrainState) -> None:
-        if not plan.due(state.step):
+        if not plan.is_pruning_step(state.step):
             return
-        goal = plan.at(state.step, sparsity)
-        masks = keep(averages.scores(state), goal, pattern=pattern)
+        goal = plan.sparsity_at(state.step, sparsity)
+        masks = topk_masks(averages.current_scores(state), goal, pattern=pattern)
         if state.step < plan.stop:
-            apply_(state.params(), masks)
+            apply_masks_(state.prunable_parameters(), masks)
             state.masked = goal
         else:
-            averages.forget_(state)
-            state.prune_(masks)
+            averages.clear_averages_(state)
+            state.set_masks_(masks)
             state.masked = 0.0
 
     return prune

@@ -7,13 +7,13 @@ from torch import nn
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Structure
-from sparsesoup.core.groups import need_groups
+from sparsesoup.core.groups import validate_groups
 from sparsesoup.core.masking import Scope
-from sparsesoup.core.schedules import Cubic
+from sparsesoup.core.schedules import CubicSchedule
 from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods.gates import powerpropagation as power
-from sparsesoup.methods.gradual import pruning, train_with
-from sparsesoup.training.problem import Learnt, Problem, need_steps
+from sparsesoup.methods.gradual import pruning_hook, train_with
+from sparsesoup.training.problem import GateParameters, Problem, require_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,17 +46,19 @@ class PowerPropagation:
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps, its weights folded back to w."""
-        need_steps(problem, 4, "a gradual schedule")
-        pattern = need_groups(problem.targets, self.structure, sparsity, scope=self.scope)
+        require_steps(problem, 4, "a gradual schedule")
+        pattern = validate_groups(problem.targets, self.structure, sparsity, scope=self.scope)
         total, names = problem.steps, list(problem.targets)
-        plan = Cubic(round(self.start * total), round(self.stop * total), max(1, round(self.every * total)))
+        plan = CubicSchedule(round(self.start * total), round(self.stop * total), max(1, round(self.every * total)))
 
-        def attach(model: nn.Module) -> Learnt:
-            power.attach(model, names, self.alpha)
+        def attach(model: nn.Module) -> GateParameters:
+            power.attach_power(model, names, self.alpha)
             return [], 1.0
 
-        state = problem.start(attach)
-        problem.journal.piece("train", state, train_with, state, problem, pruning(plan, sparsity, pattern, self.scope))
+        state = problem.start_run(attach)
+        problem.journal.run_stage(
+            "train", state, train_with, state, problem, pruning_hook(plan, sparsity, pattern, self.scope)
+        )
         # Not a piece: a restart meets the saved v in a model that has its gates again, and folds it then.
-        power.fold_(state.model, names)
-        return problem.ticket(state)
+        power.fold_power_(state.model, names)
+        return problem.finish_run(state)

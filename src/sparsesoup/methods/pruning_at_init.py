@@ -6,15 +6,15 @@ from typing import Literal
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Block, Element, Pattern, Structure
-from sparsesoup.core.groups import need_groups
+from sparsesoup.core.groups import validate_groups
 from sparsesoup.core.masking import Scope
 from sparsesoup.core.ticket import Ticket
-from sparsesoup.methods.scores.activation import wanda
-from sparsesoup.methods.scores.calibration import calibration, need_batches
-from sparsesoup.methods.scores.gradient import flow, gradient, hessian_product, sensitivity
-from sparsesoup.methods.select_masks import choose
+from sparsesoup.methods.scores.activation import wanda_scores
+from sparsesoup.methods.scores.calibration import calibration_batches, need_batches
+from sparsesoup.methods.scores.gradient import gradient_flow_score, hessian_product, snip_sensitivity, task_gradient
+from sparsesoup.methods.select_masks import select_masks
 from sparsesoup.training.loop import train_head, train_to
-from sparsesoup.training.problem import Problem, need_fit, need_steps
+from sparsesoup.training.problem import Problem, require_schedule_fits, require_steps
 from sparsesoup.training.state import TrainState
 
 
@@ -42,18 +42,18 @@ class Snip:
 
     def doubts(self, problem: Problem, sparsity: float) -> list[str]:
         """Return notes for the user before the first step."""
-        return _unlearnt("snip", problem, self.warmup)
+        return _untrained_head_note("snip", problem, self.warmup)
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps of training with the mask."""
-        pattern = need_groups(problem.targets, self.structure, sparsity, self.pattern, self.scope)
-        return _once(self, problem, sparsity, pattern)
+        pattern = validate_groups(problem.targets, self.structure, sparsity, self.pattern, self.scope)
+        return _prune_then_train(self, problem, sparsity, pattern)
 
-    def prune(self, problem: Problem, state: TrainState, sparsity: float, pattern: Pattern) -> None:
+    def score_and_prune(self, problem: Problem, state: TrainState, sparsity: float, pattern: Pattern) -> None:
         """Score and prune the weights as they are."""
-        slopes = gradient(problem, state.model, calibration(problem, self.batches))
-        scores = sensitivity(state.params(), slopes)
-        state.prune_(choose(state, scores, sparsity, pattern=pattern, scope=self.scope))
+        slopes = task_gradient(problem, state.model, calibration_batches(problem, self.batches))
+        scores = snip_sensitivity(state.prunable_parameters(), slopes)
+        state.set_masks_(select_masks(state, scores, sparsity, pattern=pattern, scope=self.scope))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class Grasp:
 
     def doubts(self, problem: Problem, sparsity: float) -> list[str]:
         """Return notes for the user before the first step."""
-        found = _unlearnt("grasp", problem, self.warmup)
+        found = _untrained_head_note("grasp", problem, self.warmup)
         if self.measure == "increase":
             found.append(
                 "grasp with measure increase removes first what pulls one way: all of it at sparsity 0.5, which is a "
@@ -101,18 +101,18 @@ class Grasp:
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps of training with the mask."""
-        pattern = need_groups(problem.targets, self.structure, sparsity, self.pattern, self.scope)
-        return _once(self, problem, sparsity, pattern)
+        pattern = validate_groups(problem.targets, self.structure, sparsity, self.pattern, self.scope)
+        return _prune_then_train(self, problem, sparsity, pattern)
 
-    def prune(self, problem: Problem, state: TrainState, sparsity: float, pattern: Pattern) -> None:
+    def score_and_prune(self, problem: Problem, state: TrainState, sparsity: float, pattern: Pattern) -> None:
         """Score and prune the weights as they are."""
-        rows = calibration(problem, self.batches)
-        slopes = gradient(problem, state.model, rows, self.temperature)
+        rows = calibration_batches(problem, self.batches)
+        slopes = task_gradient(problem, state.model, rows, self.temperature)
         products = hessian_product(problem, state.model, rows, slopes, self.temperature)
-        scores = flow(state.params(), products)
+        scores = gradient_flow_score(state.prunable_parameters(), products)
         if self.measure == "preserve":
             scores = {name: score.abs() for name, score in scores.items()}
-        state.prune_(choose(state, scores, sparsity, pattern=pattern, scope=self.scope))
+        state.set_masks_(select_masks(state, scores, sparsity, pattern=pattern, scope=self.scope))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,27 +135,27 @@ class Wanda:
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps of training with the mask."""
-        pattern = need_groups(problem.targets, self.structure, sparsity, scope=self.scope)
-        return _once(self, problem, sparsity, pattern)
+        pattern = validate_groups(problem.targets, self.structure, sparsity, scope=self.scope)
+        return _prune_then_train(self, problem, sparsity, pattern)
 
-    def prune(self, problem: Problem, state: TrainState, sparsity: float, pattern: Pattern) -> None:
+    def score_and_prune(self, problem: Problem, state: TrainState, sparsity: float, pattern: Pattern) -> None:
         """Score and prune the weights as they are."""
-        scores = wanda(problem, state.model, calibration(problem, self.batches))
-        state.prune_(choose(state, scores, sparsity, pattern=pattern, scope=self.scope))
+        scores = wanda_scores(problem, state.model, calibration_batches(problem, self.batches))
+        state.set_masks_(select_masks(state, scores, sparsity, pattern=pattern, scope=self.scope))
 
 
-def _once(method: Snip | Grasp | Wanda, problem: Problem, sparsity: float, pattern: Pattern) -> Ticket:
-    need_steps(problem, 1, "a run")
-    first = 0 if isinstance(method, Wanda) else _warming(problem, method.warmup)
-    state = problem.start()
+def _prune_then_train(method: Snip | Grasp | Wanda, problem: Problem, sparsity: float, pattern: Pattern) -> Ticket:
+    require_steps(problem, 1, "a run")
+    first = 0 if isinstance(method, Wanda) else _warmup_steps(problem, method.warmup)
+    state = problem.start_run()
     if first:
-        problem.journal.piece("head", state, train_head, state, problem, first)
-    problem.journal.piece("score", state, method.prune, problem, state, sparsity, pattern)
-    problem.journal.piece("train", state, train_to, state, problem, problem.steps)
-    return problem.ticket(state)
+        problem.journal.run_stage("head", state, train_head, state, problem, first)
+    problem.journal.run_stage("score", state, method.score_and_prune, problem, state, sparsity, pattern)
+    problem.journal.run_stage("train", state, train_to, state, problem, problem.steps)
+    return problem.finish_run(state)
 
 
-def _warming(problem: Problem, warmup: float) -> int:
+def _warmup_steps(problem: Problem, warmup: float) -> int:
     """Steps in which the head alone is trained; UserError if there is no head to train, or no step."""
     if not warmup:
         return 0
@@ -164,7 +164,9 @@ def _warming(problem: Problem, warmup: float) -> int:
             "--method.warmup trains the head before the weights are scored, and this model has none that is trained; "
             "leave --method.warmup out"
         )
-    need_fit(problem, lambda total: 1 <= round(warmup * total) < total, f"a warm-up of the head of {warmup:g} T")
+    require_schedule_fits(
+        problem, lambda total: 1 <= round(warmup * total) < total, f"a warm-up of the head of {warmup:g} T"
+    )
     return round(warmup * problem.steps)
 
 
@@ -173,7 +175,7 @@ def _check_warmup(name: str, warmup: float) -> None:
         raise UserError(f"{name} needs a warmup in [0, 1), a share of T, got {warmup:g}")
 
 
-def _unlearnt(name: str, problem: Problem, warmup: float) -> list[str]:
+def _untrained_head_note(name: str, problem: Problem, warmup: float) -> list[str]:
     """Return a note where weights are scored by the gradient of a head that knows nothing yet."""
     if warmup or not {*problem.head} & {*problem.fresh}:
         return []

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from sparsesoup.core.granularity import Element, Pattern
-from sparsesoup.core.masking import Scope, fixed, keep
+from sparsesoup.core.masking import Scope, fixed_sparsity, topk_masks
 from sparsesoup.core.masks import Masks
-from sparsesoup.core.targets import upright
+from sparsesoup.core.targets import to_out_in_layout
 from sparsesoup.training.state import TrainState
 
 
-def choose(
+def select_masks(
     state: TrainState,
     scores: Mapping[str, Tensor],
     sparsity: float,
@@ -21,7 +21,7 @@ def choose(
     scope: Scope = "global",
     within: Masks | None = None,
 ) -> Masks:
-    """What `keep` keeps; with a scope of neighbours also on the way to the sparsity that it fixes.
+    """What `topk_masks` keeps; with a scope of neighbours also on the way to the sparsity that it fixes.
 
     A row is one of [out, in], however the matrix is stored, and neighbours are those of a row: the weights that feed
     one output, which is what kernels for 2:4 skip. At a lower sparsity than the scope's each few lose only what the
@@ -29,15 +29,20 @@ def choose(
 
     Args:
         state: whose weights are scored; it knows how they are stored.
-        scores, sparsity, pattern, scope, within: as `keep` takes them.
-    Raises: UserError as `keep` does.
+        scores, sparsity, pattern, scope, within: as `topk_masks` takes them.
+    Raises: UserError as `topk_masks` does.
     """
-    only = fixed(scope)
+    only = fixed_sparsity(scope)
     if only is None and scope != "row":
-        return keep(scores, sparsity, pattern=pattern, scope=scope, within=within)
-    turned, inside = upright(scores, state.targets), upright(within, state.targets) if within else None
-    masks = keep(turned, sparsity if only is None else max(only, sparsity), pattern=pattern, scope=scope, within=inside)
+        return topk_masks(scores, sparsity, pattern=pattern, scope=scope, within=within)
+    turned, inside = (
+        to_out_in_layout(scores, state.targets),
+        to_out_in_layout(within, state.targets) if within else None,
+    )
+    masks = topk_masks(
+        turned, sparsity if only is None else max(only, sparsity), pattern=pattern, scope=scope, within=inside
+    )
     if only is not None and sparsity < only:
         last = {name: mask.to(torch.uint8) for name, mask in masks.items()}
-        masks = keep(last, sparsity, then=turned, within=inside)
-    return upright(masks, state.targets)
+        masks = topk_masks(last, sparsity, then=turned, within=inside)
+    return to_out_in_layout(masks, state.targets)

@@ -6,23 +6,23 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.granularity import Block, Element, Tie
-from sparsesoup.core.groups import tiled
-from sparsesoup.core.rng import generator
+from sparsesoup.core.granularity import Block, CoupledGroups, Element
+from sparsesoup.core.groups import block_groups
+from sparsesoup.core.rng import cpu_generator
 from sparsesoup.core.ticket import Ticket
-from sparsesoup.methods.gates.density import sizes
-from sparsesoup.methods.gates.hard_concrete import SHIFT, SHUT, START, HardConcrete, logistic_noise
-from sparsesoup.methods.gates.penalty_controller import Lead
+from sparsesoup.methods.gates.density import group_sizes
+from sparsesoup.methods.gates.hard_concrete import CLOSED_LOGIT, SHIFT, START, HardConcrete, logistic_noise
+from sparsesoup.methods.gates.penalty_controller import SparsityController
 from sparsesoup.methods.learned_masks import (
-    Gated,
-    Phases,
-    Reach,
+    GateSetup,
+    LearnedScope,
+    PhaseShares,
     check_rate,
-    learn,
+    initial_scores,
     rate_of_scores,
-    scores,
     short_of_travel,
-    straight,
+    straight_through_gates,
+    train_gates,
 )
 from sparsesoup.training.problem import Problem
 
@@ -52,9 +52,9 @@ class SoftMovement:
     threshold: float = 0.1
     penalty: float | None = None
     floor: float = 0.0
-    scope: Reach = "global"
+    scope: LearnedScope = "global"
     pattern: Block = Element
-    phases: Phases = field(default_factory=Phases)
+    phases: PhaseShares = field(default_factory=PhaseShares)
 
     def __post_init__(self) -> None:
         check_penalty(self.score_rate, self.penalty, self.threshold)
@@ -67,21 +67,22 @@ class SoftMovement:
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps."""
-        return learn(problem, sparsity, self.phases, *self.gated(problem, sparsity))
+        return train_gates(problem, sparsity, self.phases, *self.make_gates(problem, sparsity))
 
-    def gated(self, problem: Problem, sparsity: float) -> tuple[Gated, Lead]:
+    def make_gates(self, problem: Problem, sparsity: float) -> tuple[GateSetup, SparsityController]:
         """The gates, and what leads them."""
-        ties = tiled(problem.targets, self.pattern)
-        lead = Lead(
-            plan=self.phases.plan(problem.steps), end=self.phases.end(problem.steps), sparsity=sparsity,
+        ties = block_groups(problem.targets, self.pattern)
+        lead = SparsityController(
+            plan=self.phases.pruning_schedule(problem.steps), end=self.phases.pruning_end(problem.steps),
+            sparsity=sparsity,
             rate=rate_of_scores(problem, self.score_rate),
-            areas=sizes(ties, problem.targets), weights=[1.0] * len(ties), penalty=self.penalty,
+            areas=group_sizes(ties, problem.targets), weights=[1.0] * len(ties), penalty=self.penalty,
             threshold=self.threshold, floor=self.floor,
         )  # fmt: skip
-        make = straight(scores(problem, ties), shift=0.0)
+        make = straight_through_gates(initial_scores(problem, ties), shift=0.0)
         way = -math.log(self.threshold / (1 - self.threshold))
         biases = self.pattern != Element  # as in the code of the block form, and not in that of single weights
-        return Gated(ties, make, self.score_rate, self.scope, lead.term, way, biases, self.floor), lead
+        return GateSetup(ties, make, self.score_rate, self.scope, lead.penalty_term, way, biases, self.floor), lead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,37 +104,40 @@ class HardConcreteL0:
     score_rate: float = 1e-1
     penalty: float | None = None
     start: float = START
-    scope: Reach = "global"
-    phases: Phases = field(default_factory=Phases)
+    scope: LearnedScope = "global"
+    phases: PhaseShares = field(default_factory=PhaseShares)
 
     def __post_init__(self) -> None:
         check_penalty(self.score_rate, self.penalty)
-        if not SHUT < self.start < 100:
-            raise UserError(f"start is a logit from {SHUT:.2f}, where all gates are shut, to 100, got {self.start:g}")
+        if not CLOSED_LOGIT < self.start < 100:
+            raise UserError(
+                f"start is a logit from {CLOSED_LOGIT:.2f}, where all gates are shut, to 100, got {self.start:g}"
+            )
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The ticket after T steps."""
-        return learn(problem, sparsity, self.phases, *self.gated(problem, sparsity))
+        return train_gates(problem, sparsity, self.phases, *self.make_gates(problem, sparsity))
 
-    def gated(self, problem: Problem, sparsity: float) -> tuple[Gated, Lead]:
+    def make_gates(self, problem: Problem, sparsity: float) -> tuple[GateSetup, SparsityController]:
         """The gates, and what leads them."""
-        ties = tiled(problem.targets, Element)
-        lead = Lead(
-            plan=self.phases.plan(problem.steps), end=self.phases.end(problem.steps), sparsity=sparsity,
+        ties = block_groups(problem.targets, Element)
+        lead = SparsityController(
+            plan=self.phases.pruning_schedule(problem.steps), end=self.phases.pruning_end(problem.steps),
+            sparsity=sparsity,
             rate=rate_of_scores(problem, self.score_rate),
-            areas=sizes(ties, problem.targets), weights=[1.0] * len(ties), penalty=self.penalty, shift=SHIFT,
+            areas=group_sizes(ties, problem.targets), weights=[1.0] * len(ties), penalty=self.penalty, shift=SHIFT,
         )  # fmt: skip
-        learnt = scores(problem, ties, self.start)
+        learnt = initial_scores(problem, ties, self.start)
         longest = max(math.prod(target.shape) for target in problem.targets.values())
-        noise = logistic_noise(longest + (1 << 20), generator(problem.seed, "noise of the gates"))
+        noise = logistic_noise(longest + (1 << 20), cpu_generator(problem.seed, "noise of the gates"))
 
-        def make(number: int, place: int, tie: Tie) -> nn.Module:
+        def make(number: int, place: int, tie: CoupledGroups) -> nn.Module:
             score = learnt[number]
             assert score is not None
             return HardConcrete(score, noise, number)
 
-        way = self.start - SHUT
-        return Gated(ties, make, self.score_rate, self.scope, lead.term, way), lead
+        way = self.start - CLOSED_LOGIT
+        return GateSetup(ties, make, self.score_rate, self.scope, lead.penalty_term, way), lead
 
 
 def check_floor(floor: float) -> None:

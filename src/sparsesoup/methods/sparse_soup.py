@@ -4,16 +4,16 @@ from dataclasses import dataclass
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Structure
-from sparsesoup.core.groups import grouping, need_groups
+from sparsesoup.core.groups import resolve_groups, validate_groups
 from sparsesoup.core.masking import Scope
 from sparsesoup.core.ticket import Ticket
-from sparsesoup.methods.model_soup import PROTOCOLS, scaled
+from sparsesoup.methods.model_soup import PROTOCOLS, scaled_rate
 from sparsesoup.methods.scores import magnitude
-from sparsesoup.methods.select_masks import choose
+from sparsesoup.methods.select_masks import select_masks
 from sparsesoup.training import weight_averaging as soups
-from sparsesoup.training.loop import Protocol, Rate, train
-from sparsesoup.training.problem import Problem, need_steps
-from sparsesoup.training.state import TrainState, weights
+from sparsesoup.training.loop import Rate, TrainingOverrides, train
+from sparsesoup.training.problem import Problem, require_steps
+from sparsesoup.training.state import TrainState, named_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class SparseModelSoup:
     phases: int = 3
     members: int = 3
     retrain: float = 0.2
-    protocols: tuple[Protocol, ...] = PROTOCOLS
+    protocols: tuple[TrainingOverrides, ...] = PROTOCOLS
     structure: Structure = "weights"
     scope: Scope = "global"
 
@@ -48,44 +48,48 @@ class SparseModelSoup:
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
         """The soup of the last phase, after (1 + phases * members * retrain) T steps."""
-        need_steps(problem, 1, "a run")
+        require_steps(problem, 1, "a run")
         if not 0.0 <= sparsity < 1.0:
             raise UserError(f"sparsity must lie in [0, 1), got {sparsity}")
-        need_groups(problem.targets, self.structure, sparsity, scope=self.scope)
-        state, steps = problem.start(), max(1, round(self.retrain * problem.steps))
+        validate_groups(problem.targets, self.structure, sparsity, scope=self.scope)
+        state, steps = problem.start_run(), max(1, round(self.retrain * problem.steps))
         goals = [1 - (1 - sparsity) ** (phase / self.phases) for phase in range(1, self.phases)] + [sparsity]
-        problem.journal.piece("train", state, train, state, problem, problem.steps)
+        problem.journal.run_stage("train", state, train, state, problem, problem.steps)
         for phase, goal in enumerate(goals):
-            problem.journal.piece(f"phase-{phase}-prune", state, self._prune, problem, state, goal, phase)
+            problem.journal.run_stage(f"phase-{phase}-prune", state, self._prune_phase, problem, state, goal, phase)
             for number in range(self.members):
                 piece = f"phase-{phase}-{number}"
-                problem.journal.piece(f"{piece}-begin", state, self._begin, problem, state, steps, phase)
-                problem.journal.piece(f"{piece}-train", state, self._retrain, problem, state, steps, phase, number)
-            problem.journal.piece(f"phase-{phase}-soup", state, self._soup, problem, state, phase)
-        return problem.ticket(state, phases=goals)
+                problem.journal.run_stage(f"{piece}-begin", state, self._begin_phase, problem, state, steps, phase)
+                problem.journal.run_stage(
+                    f"{piece}-train", state, self._retrain_member, problem, state, steps, phase, number
+                )
+            problem.journal.run_stage(f"phase-{phase}-soup", state, self._average_members, problem, state, phase)
+        return problem.finish_run(state, phases=goals)
 
-    def _prune(self, problem: Problem, state: TrainState, goal: float, phase: int) -> None:
-        pattern = grouping(state.targets, self.structure)
-        masks = choose(state, magnitude(state.params()), goal, pattern=pattern, scope=self.scope, within=state.masks)
-        state.prune_(masks)
-        problem.journal.store(f"pruned-{phase}", weights(state.model))
+    def _prune_phase(self, problem: Problem, state: TrainState, goal: float, phase: int) -> None:
+        pattern = resolve_groups(state.targets, self.structure)
+        masks = select_masks(
+            state, magnitude(state.prunable_parameters()), goal, pattern=pattern, scope=self.scope, within=state.masks
+        )
+        state.set_masks_(masks)
+        problem.journal.put_artifact(f"pruned-{phase}", named_weights(state.model))
 
-    def _begin(self, problem: Problem, state: TrainState, steps: int, phase: int) -> None:
+    def _begin_phase(self, problem: Problem, state: TrainState, steps: int, phase: int) -> None:
         """The pruned weights of this phase, a fresh optimizer, the last `steps` steps ahead again."""
-        soups.pour_(state.model, problem.journal.fetch(f"pruned-{phase}"))
-        state.forget_()
+        soups.load_weights_(state.model, problem.journal.get_artifact(f"pruned-{phase}"))
+        state.reset_optimizer_()
         state.step = problem.steps - steps
 
-    def _retrain(self, problem: Problem, state: TrainState, steps: int, phase: int, number: int) -> None:
+    def _retrain_member(self, problem: Problem, state: TrainState, steps: int, phase: int, number: int) -> None:
         protocol, stream = self.protocols[number % len(self.protocols)], ("phase", phase, "member", number)
-        rate = self._rate(problem, steps, protocol.factor(problem.seed, *stream))
+        rate = self._phase_rate(problem, steps, protocol.rate_factor(problem.seed, *stream))
         train(state, problem, steps, stream=stream, rate=rate, protocol=protocol)
-        problem.journal.store(f"member-{phase}-{number}", weights(state.model))
+        problem.journal.put_artifact(f"member-{phase}-{number}", named_weights(state.model))
 
-    def _rate(self, problem: Problem, steps: int, factor: float) -> Rate:
-        begin, rate = problem.steps - steps, scaled(problem.rate(steps), factor)
+    def _phase_rate(self, problem: Problem, steps: int, factor: float) -> Rate:
+        begin, rate = problem.steps - steps, scaled_rate(problem.rate_schedule(steps), factor)
         return lambda step: rate(step - begin)
 
-    def _soup(self, problem: Problem, state: TrainState, phase: int) -> None:
-        members = (problem.journal.fetch(f"member-{phase}-{number}") for number in range(self.members))
-        soups.pour_(state.model, soups.average(members))
+    def _average_members(self, problem: Problem, state: TrainState, phase: int) -> None:
+        members = (problem.journal.get_artifact(f"member-{phase}-{number}") for number in range(self.members))
+        soups.load_weights_(state.model, soups.average_weights(members))

@@ -6,11 +6,11 @@ from typing import Any, Literal
 import torch
 
 from sparsesoup.core.granularity import Element, Pattern
-from sparsesoup.core.masking import keep
-from sparsesoup.core.masks import Masks, agreement, distance, kept, sparsity
+from sparsesoup.core.masking import topk_masks
+from sparsesoup.core.masks import Masks, count_kept, hamming_distance, sparsity, vote_agreement
 from sparsesoup.methods.scores import magnitude
-from sparsesoup.training.forks import Tensors, Work
-from sparsesoup.training.loop import Protocol, Rate, train
+from sparsesoup.training.forks import ForkFunction, Tensors
+from sparsesoup.training.loop import Rate, TrainingOverrides, train
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.state import TrainState
 
@@ -18,19 +18,21 @@ Moments = Literal["inherited", "fresh"]
 Sets = Literal["union", "intersection"]
 
 
-def vote(problem: Problem, state: TrainState, piece: str, work: Work, tasks: Sequence[tuple[Any, ...]]) -> None:
+def draw_weak_masks(
+    problem: Problem, state: TrainState, piece: str, work: ForkFunction, tasks: Sequence[tuple[Any, ...]]
+) -> None:
     """Have `work` draw a weak mask for each task, and add them to the state's memory: a piece each."""
     looks = problem.map(problem, state, work, tasks)
     for number in range(len(tasks)):
-        problem.journal.piece(f"{piece}-weak-{number + 1}", state, cast_vote, state, looks, number)
+        problem.journal.run_stage(f"{piece}-weak-{number + 1}", state, add_vote, state, looks, number)
 
 
-def look_ahead(
+def draw_weak_mask(
     problem: Problem,
     state: TrainState,
     steps: int,
     target: float,
-    protocol: Protocol,
+    protocol: TrainingOverrides,
     rate: Rate,
     path: tuple[object, ...],
     pattern: Pattern = Element,
@@ -41,58 +43,63 @@ def look_ahead(
     Jaiswal et al. 2023, sec. 3. The optimizer goes on with the moments of the main run, or starts afresh.
     """
     if moments == "fresh":
-        state.forget_()
+        state.reset_optimizer_()
     train(state, problem, steps, stream=("weak", *path), rate=rate, label="weak", protocol=protocol)
-    look = magnitude(state.params())
-    mask = keep(look, target, pattern=pattern, within=state.masks)
+    look = magnitude(state.prunable_parameters())
+    mask = topk_masks(look, target, pattern=pattern, within=state.masks)
     return {f"votes/{n}": m.byte() for n, m in mask.items()} | {f"look/{n}": t for n, t in look.items()}
 
 
-def cast_vote(state: TrainState, looks: Callable[[int], Tensors], number: int) -> None:
+def add_vote(state: TrainState, looks: Callable[[int], Tensors], number: int) -> None:
     """Add a weak mask, and what it was drawn from, to the state's memory."""
     for name, t in looks(number).items():
         sum_before = state.memory.get(name)
-        state.memory[name] = t.to(_device(state)) if sum_before is None else sum_before + t.to(sum_before.device)
+        state.memory[name] = t.to(_device_of(state)) if sum_before is None else sum_before + t.to(sum_before.device)
 
 
-def _device(state: TrainState) -> torch.device:
+def _device_of(state: TrainState) -> torch.device:
     return next(iter(state.masks.values())).device
 
 
-def count_votes(state: TrainState, quorum: int) -> Masks:
+def masks_with_quorum(state: TrainState, quorum: int) -> Masks:
     """The weights that at least `quorum` weak masks keep; 1 is the union."""
     return {name: state.memory[f"votes/{name}"] >= quorum for name in state.targets}
 
 
-def consensus(state: TrainState, target: float, pattern: Pattern = Element) -> Masks:
+def consensus_masks(state: TrainState, target: float, pattern: Pattern = Element) -> Masks:
     """Exactly the asked number of weights: most votes first, then largest mean look-ahead magnitude."""
     votes = {name: state.memory[f"votes/{name}"] for name in state.targets}
     look = {name: state.memory[f"look/{name}"] for name in state.targets}
-    return keep(votes, target, then=look, pattern=pattern, within=state.masks)
+    return topk_masks(votes, target, then=look, pattern=pattern, within=state.masks)
 
 
-def superpose(state: TrainState, how: Sets, voters: int, most: float, pattern: Pattern = Element) -> Masks:
+def superpose_masks(state: TrainState, how: Sets, voters: int, most: float, pattern: Pattern = Element) -> Masks:
     """Return the union or the intersection of the weak masks.
 
     Args:
         most: the largest sparsity that may result; where the set is sparser, the consensus at that sparsity is given.
     """
-    found = count_votes(state, 1 if how == "union" else voters)
-    return found if sparsity(found) <= most else consensus(state, most, pattern)
+    found = masks_with_quorum(state, 1 if how == "union" else voters)
+    return found if sparsity(found) <= most else consensus_masks(state, most, pattern)
 
 
-def serve(state: TrainState, voters: int, masks: Masks, pattern: Pattern = Element) -> None:
+def prune_to_soup(state: TrainState, voters: int, masks: Masks, pattern: Pattern = Element) -> None:
     """Prune the main run to the merged masks, note what the soup did, and clear the votes.
 
     Noted: how far the weak masks agreed, and the share of all weights on which the merged mask differs from plain
     magnitude of the main run at this moment and sparsity: what the soup decided.
     """
-    scores, share = magnitude(state.params()), sparsity(masks)
-    plain = keep(scores, share, pattern=pattern, within=state.masks) if kept(masks) else masks
+    scores, share = magnitude(state.prunable_parameters()), sparsity(masks)
+    plain = topk_masks(scores, share, pattern=pattern, within=state.masks) if count_kept(masks) else masks
     votes = {name: state.memory[f"votes/{name}"] for name in state.targets} if voters else {}
-    entry = {"step": state.step, "sparsity": sparsity(masks), "weak_masks": voters, "decided": distance(masks, plain)}
+    entry = {
+        "step": state.step,
+        "sparsity": sparsity(masks),
+        "weak_masks": voters,
+        "decided": hamming_distance(masks, plain),
+    }
     if voters > 1:
-        entry |= agreement(votes, voters)
+        entry |= vote_agreement(votes, voters)
     state.notes.setdefault("stages", []).append(entry)
     state.memory = {k: t for k, t in state.memory.items() if not k.startswith(("votes/", "look/"))}
-    state.prune_(masks)
+    state.set_masks_(masks)

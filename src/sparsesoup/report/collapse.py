@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sparsesoup.report.format import percent
+from sparsesoup.report.format import format_percent
 
 FLAT = 0.02  # spread of answers beside that of the labels, below which they are one number
 SHORT = 10  # steps whose losses say little
@@ -13,19 +13,19 @@ MOST = 6  # layers that are named
 Facts = Mapping[str, Any]
 
 
-def collapsed(facts: Facts, losses: Sequence[float]) -> list[str]:
+def collapse_warnings(facts: Facts, losses: Sequence[float]) -> list[str]:
     """Return what a user ought to know of a run that has collapsed, a sentence each without its full stop.
 
     Args:
         facts: of its report; `answers` are those to the validation rows.
         losses: of the main training, step by step.
     """
-    stuck = [*_constant(facts), *_guessing(facts, losses)]
+    stuck = [*_constant_answer(facts), *_loss_stayed_at_guessing(facts, losses)]
     told = [f"{', and '.join(stuck)}; what may help: {_what_helps(facts)}"] if stuck else []
-    return [*told, *_emptied(facts)]
+    return [*told, *_empty_matrices(facts)]
 
 
-def _constant(facts: Facts) -> list[str]:
+def _constant_answer(facts: Facts) -> list[str]:
     """The same answer to all rows, where the rows have several."""
     seen = facts.get("answers") or {}
     name, rows = seen.get("called"), seen.get("rows")
@@ -37,11 +37,11 @@ def _constant(facts: Facts) -> list[str]:
     if name is None:
         return [f"the model answers all {rows} validation rows with the same place, or with none"]
     commonest = "the commonest class, " if seen["right"] == seen["commonest"] else ""
-    share = percent(seen["right"])
+    share = format_percent(seen["right"])
     return [f"the model answers all {rows} validation rows with {name!r}, {commonest}right for {share} of them"]
 
 
-def _guessing(facts: Facts, losses: Sequence[float]) -> list[str]:
+def _loss_stayed_at_guessing(facts: Facts, losses: Sequence[float]) -> list[str]:
     """A loss that stayed where it is without any knowledge of the rows."""
     seen, taught = facts.get("answers") or {}, facts["settings"]["train"]["distill"]["teacher"]
     chance = seen.get("chance")
@@ -55,7 +55,7 @@ def _guessing(facts: Facts, losses: Sequence[float]) -> list[str]:
     return [f"the training loss stayed at {late:.3f}, no better than guessing"] if stayed and not knows else []
 
 
-def _emptied(facts: Facts) -> list[str]:
+def _empty_matrices(facts: Facts) -> list[str]:
     """Matrices without any weight."""
     layers: dict[str, list[str]] = {}
     empty = [row for row in facts["matrices"] if row["kept"] == 0]
@@ -72,18 +72,18 @@ def _emptied(facts: Facts) -> list[str]:
     told_of = f"{'; '.join(told[:MOST])}{more}"
     return [
         f"{len(empty)} of {len(facts['matrices'])} matrices {have} no weight left ({told_of}); what may help: a lower "
-        f"--sparsity{_scope(facts)}"
+        f"--sparsity{_scope_hint(facts)}"
     ]
 
 
 def _what_helps(facts: Facts) -> str:
     rate = facts["settings"]["train"]["learning_rate"]
     pruned = facts["sparsity"]["kept"] < facts["sparsity"]["total"]
-    less = f", a lower --sparsity{_scope(facts)}" if pruned else ""
+    less = f", a lower --sparsity{_scope_hint(facts)}" if pruned else ""
     return f"more --steps{less}, another --train.learning-rate (now {rate:g})"
 
 
-def _scope(facts: Facts) -> str:
+def _scope_hint(facts: Facts) -> str:
     method = facts["settings"]["method"]
     free = method.get("scope") == "global" and method.get("structure", "weights") == "weights"
     return ", --method.scope row or tensor" if free else ""

@@ -8,20 +8,20 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from sparsesoup.report.escaping import lines, printable
+from sparsesoup.report.escaping import printable_line, printable_lines
 
 
-def say(text: str, file: Any = None) -> None:
+def print_line(text: str, file: Any = None) -> None:
     """Print one line; to stdout, unless another file is named."""
-    print(printable(text), file=file or sys.stdout)
+    print(printable_line(text), file=file or sys.stdout)
 
 
-class Terminal(Console):
+class SafeConsole(Console):
     """rich's console, through which no control character comes but its own."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Render an object, its texts made printable before they are cut into lines."""
-        if isinstance(renderable, Text) and (plain := lines(renderable.plain)) != renderable.plain:
+        if isinstance(renderable, Text) and (plain := printable_lines(renderable.plain)) != renderable.plain:
             known = renderable
             renderable = Text(plain, known.style, justify=known.justify, overflow=known.overflow, end=known.end)
             renderable.no_wrap = known.no_wrap

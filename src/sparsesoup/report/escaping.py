@@ -17,58 +17,58 @@ ACTIVE = re.compile(
 )  # in Markdown; an underscore within a word is none
 
 
-def printable(text: str) -> str:
+def printable_line(text: str) -> str:
     r"""Return a text as one line in which nothing is a command: each control character as Python writes it.
 
-    >>> printable("neg\x1b[31m\n# head")
+    >>> printable_line("neg\x1b[31m\n# head")
     'neg\\x1b[31m\\n# head'
     """
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def lines(text: str) -> str:
+def printable_lines(text: str) -> str:
     """Return a text of several lines in which nothing is a command."""
-    return "\n".join(map(printable, text.split("\n")))
+    return "\n".join(map(printable_line, text.split("\n")))
 
 
-def markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
     r"""Return a text as one line of Markdown that shows it, in a table as well: no tag, link, heading or code.
 
-    >>> markdown("<b> | [x](y)\n# z"), markdown("macro_f1")
+    >>> escape_markdown("<b> | [x](y)\n# z"), escape_markdown("macro_f1")
     ('&lt;b&gt; \\| \\[x\\](y)\\\\n# z', 'macro_f1')
     """
-    return ACTIVE.sub(r"\\\g<0>", html.escape(printable(text), quote=False))
+    return ACTIVE.sub(r"\\\g<0>", html.escape(printable_line(text), quote=False))
 
 
-def code(text: str) -> str:
+def markdown_code(text: str) -> str:
     """Return a text as code within a line of Markdown.
 
-    >>> code("bert"), code("a`b")
+    >>> markdown_code("bert"), markdown_code("a`b")
     ('`bert`', '<code>a\\\\`b</code>')
     """
     plain = re.fullmatch(r"[^`|<>&\\]+", text) and text == text.strip() and not CONTROL.search(text)
-    return f"`{text}`" if plain else f"<code>{markdown(text)}</code>"
+    return f"`{text}`" if plain else f"<code>{escape_markdown(text)}</code>"
 
 
-def prose(text: str) -> str:
+def markdown_prose(text: str) -> str:
     """Escape a sentence of ours with code in it, whose other parts may be anything."""
     parts = re.split(r"`([^`]*)`", text)
-    return "".join(code(part) if i % 2 and part else markdown(part) for i, part in enumerate(parts))
+    return "".join(markdown_code(part) if i % 2 and part else escape_markdown(part) for i, part in enumerate(parts))
 
 
-def fenced(text: str, language: str) -> Markup:
+def fenced_code(text: str, language: str) -> Markup:
     """Return a block of code in Markdown, which nothing in it ends."""
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`{3,}", text))])
-    return Markup(f"{fence}{language}\n{lines(text)}\n{fence}")
+    return Markup(f"{fence}{language}\n{printable_lines(text)}\n{fence}")
 
 
-def shell(words: Iterable[str]) -> str:
+def shell_command(words: Iterable[str]) -> str:
     r"""Return a command line as one line of text: bash and zsh read back these words.
 
-    >>> print(shell(["show", "two words", "neg\x1b[31m"]))
+    >>> print(shell_command(["show", "two words", "neg\x1b[31m"]))
     show 'two words' $'neg\x1b[31m'
     """
-    return " ".join(_quoted(word) for word in words)
+    return " ".join(_shell_quoted(word) for word in words)
 
 
 def command_line(line: str) -> str:
@@ -76,18 +76,18 @@ def command_line(line: str) -> str:
     if not CONTROL.search(line):
         return line
     try:
-        return shell(shlex.split(line))
+        return shell_command(shlex.split(line))
     except ValueError:  # no command line at all
-        return printable(line)
+        return printable_line(line)
 
 
-def _quoted(word: str) -> str:
+def _shell_quoted(word: str) -> str:
     if not CONTROL.search(word) and not re.search("[`<]", word):
         return shlex.quote(word)
-    return "$'" + "".join(_escaped(sign) for sign in word) + "'"
+    return "$'" + "".join(_escape_character(sign) for sign in word) + "'"
 
 
-def _escaped(sign: str) -> str:
+def _escape_character(sign: str) -> str:
     if sign in "\\'":
         return f"\\{sign}"
     if not CONTROL.match(sign) and sign not in "`<":

@@ -9,10 +9,10 @@ NEAR = 0.02  # the same for gates
 Facts = Mapping[str, Any]
 
 
-def percent(share: float, digits: int = 1) -> str:
+def format_percent(share: float, digits: int = 1) -> str:
     """A share in percent, with as many digits as keep it from looking like all or nothing.
 
-    >>> percent(0.9), percent(0.99996), percent(1)
+    >>> format_percent(0.9), format_percent(0.99996), format_percent(1)
     ('90.0 %', '99.996 %', '100.0 %')
     """
     while share not in (0, 1) and digits < 6 and round(100 * share, digits) in (0.0, 100.0):
@@ -20,10 +20,10 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def flop(count: float, unit: str = "FLOP") -> str:
+def format_count(count: float, unit: str = "FLOP") -> str:
     """A large count with an SI prefix and three digits.
 
-    >>> flop(12_345_678_901_234), flop(999_999), flop(12)
+    >>> format_count(12_345_678_901_234), format_count(999_999), format_count(12)
     ('12.3 TFLOP', '1.00 MFLOP', '12 FLOP')
     """
     prefixes = iter(["k", "M", "G", "T", "P", "E", "Z", "Y"])
@@ -34,10 +34,10 @@ def flop(count: float, unit: str = "FLOP") -> str:
     return f"{value:.{digits}f} {prefix}{unit}".rstrip()
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds in words.
 
-    >>> duration(12.34), duration(192), duration(7323)
+    >>> format_duration(12.34), format_duration(192), format_duration(7323)
     ('12.3 s', '3 min 12 s', '2 h 2 min')
     """
     if seconds < 60:
@@ -46,9 +46,9 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if seconds >= 3600 else f"{minutes} min {int(seconds) % 60} s"
 
 
-def noted(facts: Facts) -> tuple[list[str], dict[str, Any]]:
+def describe_notes(facts: Facts) -> tuple[list[str], dict[str, Any]]:
     """(what a run noted, in sentences; the notes that none of them is about)."""
-    found = [*data_of(facts), *taught(facts), *shared(facts)]
+    found = [*data_of(facts), *describe_teacher(facts), *describe_cache_hits(facts)]
     others = {k: v for k, v in facts["notes"].items() if k != "stages"}
     for key, say in SENTENCES.items():
         if key in others:
@@ -67,7 +67,7 @@ def data_of(facts: Facts) -> list[str]:
     return [f"Data: {line}." for line in found]
 
 
-def taught(facts: Facts) -> list[str]:
+def describe_teacher(facts: Facts) -> list[str]:
     """Who taught the run, if anybody did."""
     distill = facts["settings"].get("train", {}).get("distill", {})
     if not distill.get("teacher"):
@@ -75,12 +75,13 @@ def taught(facts: Facts) -> list[str]:
     who = "a dense run with the same settings" if distill["teacher"] == "dense" else distill["teacher"]
     hidden = f", and {distill['hidden']:g} times the distance of the blocks' outputs" if distill["hidden"] else ""
     return [
-        f"Taught by {who}: {percent(distill['hardness'])} of the loss is the distance from its answers at temperature "
+        f"Taught by {who}: {format_percent(distill['hardness'])} of the loss is the distance from its answers at "
+        f"temperature "
         f"{distill['temperature']:g}, the rest is the labels'{hidden}. Its forward pass is part of every step's FLOPs."
     ]
 
 
-def warned(facts: Facts) -> list[str]:
+def run_warnings(facts: Facts) -> list[str]:
     """What a user ought to know at once, since the product may not be what was meant."""
     alone, asked = facts["notes"].get("threshold_sparsity"), facts["sparsity"]["asked"]
     found = []
@@ -88,18 +89,21 @@ def warned(facts: Facts) -> list[str]:
         given = facts["settings"]["method"].get("penalty") is not None
         remedy = "leave out --method.penalty, to be led to it" if given else "raise --steps or --method.score-rate"
         found.append(
-            f"the gates alone closed {percent(alone)} of the weights where {percent(asked)} were asked for, and the "
+            f"the gates alone closed {format_percent(alone)} of the weights where {format_percent(asked)} were "
+            f"asked for, and the "
             f"rest of the mask was made by trimming: {remedy}"
         )
     reached = facts["sparsity"]["reached"]
     if "refill" in facts["notes"] and asked - reached > FAR:
         found.append(
-            f"{percent(reached)} of the weights are gone where {percent(asked)} were asked for, since kept heads and "
+            f"{format_percent(reached)} of the weights are gone where {format_percent(asked)} were asked for, "
+            f"since kept heads and "
             f"units are whole again: ask for more, or say --method.attention heads"
         )
     elif abs(reached - asked) > FAR:
         found.append(
-            f"{percent(reached)} of the weights are gone where {percent(asked)} were asked for: they go in whole "
+            f"{format_percent(reached)} of the weights are gone where {format_percent(asked)} were asked for: "
+            f"they go in whole "
             f"groups, and one fewer would leave more than may stay; ask for another sparsity, or for smaller groups"
         )
     if facts["settings"]["train"]["batch_size"] > facts.get("train_rows", math.inf):
@@ -109,26 +113,26 @@ def warned(facts: Facts) -> list[str]:
     return [*found, *facts["notes"].get("collapse", [])]
 
 
-def shared(facts: Facts) -> list[str]:
+def describe_cache_hits(facts: Facts) -> list[str]:
     """How much of the run other runs had done."""
     steps = sum(int(cost.get("shared", 0)) for cost in facts["cost"].values())
     told = f"{steps} steps were taken from the shelf, where another run had done the same; they are charged in full."
     return [told] if steps else []
 
 
-def _doubts(doubts: list[str], facts: Facts) -> str:
+def _describe_doubts(doubts: list[str], facts: Facts) -> str:
     return " ".join(f"{said[0].upper()}{said[1:]}." for said in doubts)
 
 
-def _budget(kind: Any, facts: Facts) -> str:
+def _describe_budget(kind: Any, facts: Facts) -> str:
     kinds = {"charged": "weak steps are part of the T steps.", "extra": "weak steps come on top of the T steps."}
     return f"Budget {kind}: {kinds.get(str(kind), 'of a kind unknown here.')}"
 
 
-def _threshold(alone: float, facts: Facts) -> str:
+def _describe_threshold(alone: float, facts: Facts) -> str:
     refilled = facts["notes"].get("refill") or {"before": facts["sparsity"]["reached"]}
-    trimmed = percent(refilled["before"])
-    return f"The thresholds alone gave a sparsity of {percent(alone)}; the masks were then trimmed to {trimmed}."
+    trimmed = format_percent(refilled["before"])
+    return f"The thresholds alone gave a sparsity of {format_percent(alone)}; the masks were then trimmed to {trimmed}."
 
 
 def _early_bird(found: Facts, facts: Facts) -> str:
@@ -141,55 +145,59 @@ def _early_bird(found: Facts, facts: Facts) -> str:
     return f"The mask settled at step {fired} of the search, at its check number {len(checks)}: {apart}."
 
 
-def _pool(pool: Facts, facts: Facts) -> str:
+def _describe_pool(pool: Facts, facts: Facts) -> str:
     visited = pool["visited"]
-    taken = [f"{v['share']:g} of the one at {percent(v['sparsity'])}" for v in visited if v["accepted"]]
+    taken = [f"{v['share']:g} of the one at {format_percent(v['sparsity'])}" for v in visited if v["accepted"]]
     told = f"{len(taken)} accepted ({', '.join(taken)})" if taken else "none accepted"
     scores = f"on validation {pool['own']:.4f} alone, {pool['score']:.4f} pooled"
     return f"Of {len(visited)} neighbouring tickets {told}; {scores}."
 
 
-def _soup(soup: Facts, facts: Facts) -> str:
+def _describe_soup(soup: Facts, facts: Facts) -> str:
     if "forks" in soup:
-        shares = ", ".join(f"{fork['share']:g} ({percent(fork['sparsity'], 0)} pruned)" for fork in soup["forks"])
+        shares = ", ".join(
+            f"{fork['share']:g} ({format_percent(fork['sparsity'], 0)} pruned)" for fork in soup["forks"]
+        )
         return f"Shares with which the forks entered: {shares}; on validation {soup['score']:.4f} before fine-tuning."
     scores = ", ".join(f"{score:.4f}" for score in soup["members"])
     return f"Members on validation: {scores}; averaged: number {', '.join(str(i + 1) for i in sorted(soup['taken']))}."
 
 
-def _refill(found: Facts, facts: Facts) -> str:
+def _describe_refill(found: Facts, facts: Facts) -> str:
     return (
-        f"After a sparsity of {percent(found['before'])} every weight of the kept heads and units came back: "
-        f"{percent(found['after'])} are gone, and {found['steps']} steps were trained on."
+        f"After a sparsity of {format_percent(found['before'])} every weight of the kept heads and units came back: "
+        f"{format_percent(found['after'])} are gone, and {found['steps']} steps were trained on."
     )
 
 
-def _teachers(checks: list[Facts], facts: Facts) -> str:
+def _describe_teacher_changes(checks: list[Facts], facts: Facts) -> str:
     metric = next(key for key in checks[0] if key not in ("step", "sparsity", "teaches"))
     told = [
-        f"step {c['step']} ({percent(c['sparsity'])} pruned, {metric} {c[metric]:.4f})" for c in checks if c["teaches"]
+        f"step {c['step']} ({format_percent(c['sparsity'])} pruned, {metric} {c[metric]:.4f})"
+        for c in checks
+        if c["teaches"]
     ]
     return f"Of {len(checks)} checks on validation these gave a new teacher: {', '.join(told)}."
 
 
-def _before(scores: Facts, facts: Facts) -> str:
+def _describe_scores_before(scores: Facts, facts: Facts) -> str:
     told = ", ".join(f"{value:.4f} {name}" for name, value in scores.items())
     return f"Zero-shot, dense and before any training: {told} on validation."
 
 
 SENTENCES: dict[str, Callable[[Any, Facts], str]] = {
-    "collapse": _doubts,
-    "doubts": _doubts,
-    "before": _before,
+    "collapse": _describe_doubts,
+    "doubts": _describe_doubts,
+    "before": _describe_scores_before,
     "rounds": lambda rounds, facts: f"Rounds of pruning, each after a training of its own: {rounds}.",
-    "weak_share": lambda share, facts: f"Weak steps: {percent(share)} of T.",
-    "budget": _budget,
-    "threshold_sparsity": _threshold,
+    "weak_share": lambda share, facts: f"Weak steps: {format_percent(share)} of T.",
+    "budget": _describe_budget,
+    "threshold_sparsity": _describe_threshold,
     "early_bird": _early_bird,
-    "pool": _pool,
-    "soup": _soup,
-    "phases": lambda goals, facts: f"Sparsity of the phases: {', '.join(percent(goal) for goal in goals)}.",
-    "teachers": _teachers,
-    "refill": _refill,
+    "pool": _describe_pool,
+    "soup": _describe_soup,
+    "phases": lambda goals, facts: f"Sparsity of the phases: {', '.join(format_percent(goal) for goal in goals)}.",
+    "teachers": _describe_teacher_changes,
+    "refill": _describe_refill,
     "ticket": lambda path, facts: f"Masks of the ticket {path}.",
 }

@@ -19,7 +19,14 @@ from sparsesoup.hub.tasks.splits import SHORT
 from sparsesoup.methods import TABLE
 from sparsesoup.report import format as words
 from sparsesoup.report import terminal as show
-from sparsesoup.report.escaping import code, command_line, fenced, markdown, printable, prose
+from sparsesoup.report.escaping import (
+    command_line,
+    escape_markdown,
+    fenced_code,
+    markdown_code,
+    markdown_prose,
+    printable_line,
+)
 
 TEMPLATE = "card.md.j2"
 BASE = {EMBEDDED: "sentence-transformers/all-MiniLM-L6-v2"}  # what the embedded package holds a copy of
@@ -34,7 +41,7 @@ SEEN = "model(pixel_values=pixels).image_embeds"  # of a vision tower in torch
 Facts = Mapping[str, Any]
 
 
-def card(facts: Facts, form: Facts, config: Facts, repo: str, license: str) -> str:
+def render_model_card(facts: Facts, form: Facts, config: Facts, repo: str, license: str) -> str:
     """The text of README.md, metadata first.
 
     Args:
@@ -44,48 +51,53 @@ def card(facts: Facts, form: Facts, config: Facts, repo: str, license: str) -> s
         repo: the model's name on the Hub.
         license: as the Hub calls it.
     """
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown)
-    environment.filters |= {"flop": words.flop, "duration": words.duration, "code": lambda text: Markup(code(text))}
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_template_value)
+    environment.filters |= {
+        "flop": words.format_count,
+        "duration": words.format_duration,
+        "code": lambda text: Markup(markdown_code(text)),
+    }
     template = (resources.files("sparsesoup.report") / TEMPLATE).read_text(encoding="utf-8")
-    body = environment.from_string(template).render(_values(facts, form, config, repo))
+    body = environment.from_string(template).render(_template_values(facts, form, config, repo))
     body = re.sub(r"\n{3,}", "\n\n", body).strip()
-    head = metadata(facts, form, config, repo, license).to_yaml()
+    head = card_metadata(facts, form, config, repo, license).to_yaml()
     return str(ModelCard(f"---\n{head}\n---\n\n{body}\n"))  # which reads the metadata again
 
 
-def _shown(value: Any) -> str:
+def _template_value(value: Any) -> str:
     """Return a value as the template writes it: a name as text, and as Markdown only what is marked as such."""
-    return value if isinstance(value, Markup) else markdown(str(value))
+    return value if isinstance(value, Markup) else escape_markdown(str(value))
 
 
-def metadata(facts: Facts, form: Facts, config: Facts, repo: str, license: str) -> ModelCardData:
+def card_metadata(facts: Facts, form: Facts, config: Facts, repo: str, license: str) -> ModelCardData:
     """What the Hub reads: where the model comes from, and its scores on the test split if that has been opened."""
-    task, (dataset, part) = _pipeline(config), hub_dataset(facts)
-    called = printable(str(facts.get("dataset")))
-    validation = show.flat(facts.get("validation"))
-    base, stock = base_model(facts), _home(config) == "transformers" and _by_class(form)
+    task, (dataset, part) = _pipeline_tag(config), hub_dataset(facts)
+    called = printable_line(str(facts.get("dataset")))
+    validation = show.flatten_scores(facts.get("validation"))
+    base, stock = base_model(facts), _class_module(config) == "transformers" and _by_class(form)
     results = [
         EvalResult(
             task_type=task or "other", dataset_type=dataset or called, dataset_config=part,
-            dataset_name=called, dataset_split=printable(split), metric_type=METRICS.get(name, printable(name)),
-            metric_name=printable(name), metric_value=value,
+            dataset_name=called, dataset_split=printable_line(split), metric_type=METRICS.get(name,
+            printable_line(name)),
+            metric_name=printable_line(name), metric_value=value,
         )
         for split, table in _by_split(facts).items()
         for name, value in table.items()
     ]  # fmt: skip
     tags = [
-        *(["sparsity", "pruned"] if _pruned(facts) else []),
+        *(["sparsity", "pruned"] if _is_pruned(facts) else []),
         "sparsesoup",
-        printable(str(facts.get("method", "unknown"))),
+        printable_line(str(facts.get("method", "unknown"))),
     ]
-    tags += [printable(str(form["to"]))] if form.get("to") else []
+    tags += [printable_line(str(form["to"]))] if form.get("to") else []
     more: dict[str, Any] = {"base_model_relation": "finetune"} if base else {}
     return ModelCardData(
         base_model=base, datasets=[dataset] if dataset else None,
-        metrics=sorted({METRICS.get(name, printable(name)) for name in validation}) or None,
+        metrics=sorted({METRICS.get(name, printable_line(name)) for name in validation}) or None,
         eval_results=results or None,
         model_name=repo.rpartition("/")[2] if results else None, library_name="transformers" if stock else "sparsesoup",
-        license=printable(license), pipeline_tag=task, tags=tags, **more,
+        license=printable_line(license), pipeline_tag=task, tags=tags, **more,
     )  # fmt: skip
 
 
@@ -126,58 +138,64 @@ def _is_glue(name: str) -> bool:
     return name.startswith("glue/") and name.removeprefix("glue/") in GLUE
 
 
-def _pipeline(config: Facts) -> str | None:
-    name = _architecture(config)
+def _pipeline_tag(config: Facts) -> str | None:
+    name = _architecture_name(config)
     return next((task for ending, task in PIPELINES.items() if name.endswith(ending)), None)
 
 
-def _values(facts: Facts, form: Facts, config: Facts, repo: str) -> dict[str, Any]:
-    validation, test = (show.flat(facts.get(split)) for split in ("validation", "test"))
-    labels = [label for label, _ in show.costs(facts)] if facts.get("cost") else []
+def _template_values(facts: Facts, form: Facts, config: Facts, repo: str) -> dict[str, Any]:
+    validation, test = (show.flatten_scores(facts.get(split)) for split in ("validation", "test"))
+    labels = [label for label, _ in show.ordered_costs(facts)] if facts.get("cost") else []
     notes = form.get("notes") or ["zeros alone make a model neither smaller nor faster: `sparsesoup export` does"]
     return {
-        "name": repo.rpartition("/")[2], "opening": _opening(facts, form), "rows": _rows(facts),
-        "scores": [(name, _score(validation.get(name)), _score(test.get(name))) for name in {**validation, **test}],
+        "name": repo.rpartition("/")[2], "opening": _opening_sentence(facts, form), "rows": _fact_rows(facts),
+        "scores": [(name, _format_score(validation.get(name)),
+        _format_score(test.get(name))) for name in {**validation, **test}],
         "about_test": _about_test(bool(test), bool(form)),
         "collapse": (facts.get("notes") or {}).get("collapse", []),
-        "costs": show.costs(facts) if labels else [], "times": _times(facts),
+        "costs": show.ordered_costs(facts) if labels else [], "times": _describe_times(facts),
         "labels": [(label, show.LABELS[label]) for label in labels if label in show.LABELS],
-        "load": fenced(_loading(form, config, repo) + _heading(form, config, repo), "python"),
-        "notes": [Markup(prose(str(note))) for note in notes],
+        "load": fenced_code(_loading_code(form, config, repo) + _head_code(form, config, repo), "python"),
+        "notes": [Markup(markdown_prose(str(note))) for note in notes],
         "sizes": [(SIZES[k], *(f"{n:,}" for n in pair)) for k, pair in form.get("sizes", {}).items() if k in SIZES],
-        "masks": Markup(_masks(facts, form)),
-        "command": fenced(command_line(facts["command"]), "sh") if facts.get("command") else "",
-        "local": Markup(" and ".join(code(str(name)) for name in facts.get("local", []))),
+        "masks": Markup(_masks_code(facts, form)),
+        "command": fenced_code(command_line(facts["command"]), "sh") if facts.get("command") else "",
+        "local": Markup(" and ".join(markdown_code(str(name)) for name in facts.get("local", []))),
         "versions": ", ".join(f"{name} {number}" for name, number in facts.get("versions", {}).items()),
     }  # fmt: skip
 
 
-def _opening(facts: Facts, form: Facts) -> Markup:
+def _opening_sentence(facts: Facts, form: Facts) -> Markup:
     name, row = str(facts.get("method", "an unknown method")), TABLE.get(str(facts.get("method")))
     source = f" ({row.summary}; {row.source})" if row and row.source else ""
-    done, then = ("pruned", " while it was fine-tuned") if _pruned(facts) else ("fine-tuned", "")
-    what = f"{code(str(facts.get('model', 'a model')))}, {done} by **{markdown(name)}**{markdown(source)}"
-    where = f"{then} on {code(str(facts['dataset']))}" if facts.get("dataset") else ""
-    shape = f" This is its {code(str(form['to']))} export." if form else ""
+    done, then = ("pruned", " while it was fine-tuned") if _is_pruned(facts) else ("fine-tuned", "")
+    what = (
+        f"{markdown_code(str(facts.get('model', 'a model')))}, {done} by "
+        f"**{escape_markdown(name)}**{escape_markdown(source)}"
+    )
+    where = f"{then} on {markdown_code(str(facts['dataset']))}" if facts.get("dataset") else ""
+    shape = f" This is its {markdown_code(str(form['to']))} export." if form else ""
     return Markup(f"{what}{where}.{shape}")
 
 
-def _pruned(facts: Facts) -> bool:
+def _is_pruned(facts: Facts) -> bool:
     return (facts.get("sparsity") or {}).get("reached") != 0
 
 
-def _rows(facts: Facts) -> list[tuple[str, str]]:
+def _fact_rows(facts: Facts) -> list[tuple[str, str]]:
     told = {**facts, "model": base_model(facts) or facts.get("model")}
     found = [(name, str(told[key])) for key, name in NAMES.items() if told.get(key) is not None]
     gone = facts.get("sparsity") or {}
     if gone:
-        found.append(("sparsity asked for", words.percent(gone["asked"]) if gone["asked"] is not None else "none"))
-        found.append(("sparsity reached", words.percent(gone["reached"])))
+        found.append(
+            ("sparsity asked for", words.format_percent(gone["asked"]) if gone["asked"] is not None else "none")
+        )
+        found.append(("sparsity reached", words.format_percent(gone["reached"])))
         found.append(("weights kept", f"{gone['kept']:,} of {gone['total']:,} prunable"))
     return found
 
 
-def _score(value: float | None) -> str:
+def _format_score(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
@@ -187,19 +205,19 @@ def _about_test(opened: bool, exported: bool) -> str:
     return told + (" The scores are those of the run that this was exported from." if exported else "")
 
 
-def _times(facts: Facts) -> str:
+def _describe_times(facts: Facts) -> str:
     times = show.times_dense(facts) if facts.get("cost") and "steps" in facts else None
     return f" Together it cost {times:.2f} times a dense run." if times else ""
 
 
-def _architecture(config: Facts) -> str:
+def _architecture_name(config: Facts) -> str:
     name = str((config.get("architectures") or [""])[0])
     return name if name.isidentifier() else ""  # it stands in a line of Python
 
 
-def _home(config: Facts) -> str:
+def _class_module(config: Facts) -> str:
     """The module that has the model's class."""
-    own = OWN.get(_architecture(config))
+    own = OWN.get(_architecture_name(config))
     return own.__module__ if own else "transformers"
 
 
@@ -208,11 +226,11 @@ def _by_class(form: Facts) -> bool:
     return not form or ".from_pretrained(" in str(form.get("load"))
 
 
-def _loading(form: Facts, config: Facts, repo: str) -> str:
+def _loading_code(form: Facts, config: Facts, repo: str) -> str:
     line = str(form.get("load", ""))
     if _by_class(form):
-        name = _architecture(config) or "AutoModel"
-        return f'from {_home(config)} import {name}\n\nmodel = {name}.from_pretrained("{repo}")'
+        name = _architecture_name(config) or "AutoModel"
+        return f'from {_class_module(config)} import {name}\n\nmodel = {name}.from_pretrained("{repo}")'
     if form.get("example"):  # of a format that needs neither of us
         fetch = ["import os", "", "from huggingface_hub import snapshot_download", ""]
         return "\n".join([*fetch, f'os.chdir(snapshot_download("{repo}"))', *form["example"]])
@@ -221,7 +239,7 @@ def _loading(form: Facts, config: Facts, repo: str) -> str:
     return f'{first}from huggingface_hub import snapshot_download\n\nfolder = snapshot_download("{repo}")\n{line}'
 
 
-def _heading(form: Facts, config: Facts, repo: str) -> str:
+def _head_code(form: Facts, config: Facts, repo: str) -> str:
     """How a CLIP's vision tower becomes the classifier that was scored."""
     if config.get("architectures") != ["CLIPVisionModelWithProjection"]:
         return ""
@@ -238,7 +256,7 @@ head = load_file(hf_hub_download("{repo}", "pruning/zero_shot.safetensors"))["he
 logits = normalize({seen}, dim=-1) @ head.T"""
 
 
-def _masks(facts: Facts, form: Facts) -> str:
+def _masks_code(facts: Facts, form: Facts) -> str:
     if form and not any(str(name).endswith("masks.safetensors") for name in form.get("files", [])):
         return "No masks lie beside the weights: this form says by itself which are gone."
     if form and "origin" not in facts:

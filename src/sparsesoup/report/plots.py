@@ -11,7 +11,7 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from sparsesoup.report import format as words
-from sparsesoup.report.escaping import lines
+from sparsesoup.report.escaping import printable_lines
 
 # Stand-ins that the page replaces by its own colours, light or dark: no chart draws with them otherwise.
 INK, FAINT, PAPER = "#010101", "#010102", "#010106"
@@ -27,18 +27,23 @@ STYLE = {
 }  # fmt: skip
 
 
-def page(template: str, values: Mapping[str, Any]) -> str:
+def render_page(template: str, values: Mapping[str, Any]) -> str:
     """A page from a template of this package, in the style that all pages share."""
     folder = resources.files("sparsesoup.report")
     texts = {name: (folder / name).read_text(encoding="utf-8") for name in (template, "page.css")}
     environment = Environment(
         loader=DictLoader(texts), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"percent": words.percent, "flop": words.flop, "duration": words.duration, "plain": _plain}
-    return lines(environment.get_template(template).render(values))
+    environment.filters |= {
+        "percent": words.format_percent,
+        "flop": words.format_count,
+        "duration": words.format_duration,
+        "plain": _format_plain,
+    }
+    return printable_lines(environment.get_template(template).render(values))
 
 
-def svg(name: str, height: float, draw: Callable[[Any], None], what: str) -> Markup:
+def render_svg(name: str, height: float, draw: Callable[[Any], None], what: str) -> Markup:
     """A chart as inline SVG in the page's own colours and font, the same for the same data."""
     import matplotlib.style  # here, not above: it takes longer to import than all the rest
     from matplotlib.figure import Figure
@@ -57,7 +62,7 @@ def svg(name: str, height: float, draw: Callable[[Any], None], what: str) -> Mar
     return Markup(text.replace("<svg ", f'<svg role="img" aria-label="{escape(what)}" ', 1))
 
 
-def _plain(value: Any) -> str:
+def _format_plain(value: Any) -> str:
     words = {None: "not set", True: "yes", False: "no"}
     if value is None or isinstance(value, bool):
         return words[value]

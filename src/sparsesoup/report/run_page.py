@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from sparsesoup.core.files import from_json, write_text
-from sparsesoup.core.schedules import geometric
+from sparsesoup.core.schedules import geometric_sparsities
 from sparsesoup.report import format as words
 from sparsesoup.report import terminal as show
-from sparsesoup.report.collapse import collapsed
+from sparsesoup.report.collapse import collapse_warnings
 from sparsesoup.report.escaping import command_line
-from sparsesoup.report.plots import INK, LINES, MARK, PAPER, page, svg
+from sparsesoup.report.plots import INK, LINES, MARK, PAPER, render_page, render_svg
 
 LOG, PAGE, MEASURED = "log.jsonl", "report.html", "measure.json"
 TOLD = ("said", "rows", "failed", "batch", "length", "rounds", "threads", "machine")  # of measure.json on the page
@@ -28,37 +28,45 @@ def write_report(run: Path) -> Path:
     """
     run = Path(run)
     facts, (log, unread) = show.read_report(run), _read_log(run / LOG)
-    sentences, others = words.noted(facts)
-    text = page("report.html.j2", _scores(facts) | _charts(facts, log) | {
-        "run": facts, "costs": show.costs(facts), "steps": len(log), "unread": unread, "headline": show.headline(facts),
-        "total": show.total(facts), "bars": _cost_bars(facts), "settings": _dotted(facts["settings"]),
-        "origin": _origin(facts), "noted": sentences, "others": others, "most_rows": BARS,
+    sentences, others = words.describe_notes(facts)
+    text = render_page("report.html.j2", _score_values(facts) | _chart_values(facts, log) | {
+        "run": facts, "costs": show.ordered_costs(facts), "steps": len(log), "unread": unread,
+        "headline": show.run_headline(facts),
+        "total": show.total_cost(facts), "bars": _cost_bars(facts), "settings": _dotted_settings(facts["settings"]),
+        "origin": _provenance_values(facts), "noted": sentences, "others": others, "most_rows": BARS,
         "repeat": command_line(facts["command"]),
-        "checks": _checks(facts["notes"]), "measured": _measured(run / MEASURED),
-        "meaning": {label: show.LABELS[label] for label, _ in show.costs(facts) if label in show.LABELS},
+        "checks": _early_bird_checks(facts["notes"]), "measured": _benchmark_values(run / MEASURED),
+        "meaning": {label: show.LABELS[label] for label, _ in show.ordered_costs(facts) if label in show.LABELS},
     })  # fmt: skip
     write_text(run / PAGE, text)
     return run / PAGE
 
 
-def _scores(facts: Mapping[str, Any]) -> dict[str, Any]:
+def _score_values(facts: Mapping[str, Any]) -> dict[str, Any]:
     test = facts.get("test")
     return {
-        "validation": show.flat(facts["validation"]), "test": show.flat(test), "times": show.times_dense(facts),
+        "validation": show.flatten_scores(facts["validation"]), "test": show.flatten_scores(test),
+        "times": show.times_dense(facts),
         "dense": show.is_dense(facts),
-        "chosen": {"validation": show.chosen(facts["validation"]), "test": show.chosen(test)},
+        "chosen": {"validation": show.main_scores(facts["validation"]), "test": show.main_scores(test)},
     }  # fmt: skip
 
 
-def _charts(facts: Mapping[str, Any], log: list[dict[str, Any]]) -> dict[str, Any]:
+def _chart_values(facts: Mapping[str, Any], log: list[dict[str, Any]]) -> dict[str, Any]:
     """What the template draws by itself, and the charts that it is given; an empty one has nothing to show."""
-    table, soup = show.grid(facts["matrices"]), show.soup_stages(facts)
-    rows = sorted(show.density(facts), key=lambda row: row[1])
-    curves = svg("curves", 4.0, lambda f: _draw_curves(f, log), "Loss and sparsity over the steps") if log else ""
+    table, soup = show.density_grid(facts["matrices"]), show.soup_stages(facts)
+    rows = sorted(show.matrix_densities(facts), key=lambda row: row[1])
+    curves = (
+        render_svg("curves", 4.0, lambda f: _draw_curves(f, log), "Loss and sparsity over the steps") if log else ""
+    )
     heat = ""
     if table and not show.is_dense(facts):
-        heat = svg("heat", 0.8 + 0.29 * len(table), lambda f: _draw_heat(f, table), "Weights kept by layer and role")
-    votes = svg("soup", 2.9, lambda f: _draw_soup(f, soup), "Agreement of the weak masks by stage") if soup else ""
+        heat = render_svg(
+            "heat", 0.8 + 0.29 * len(table), lambda f: _draw_heat(f, table), "Weights kept by layer and role"
+        )
+    votes = (
+        render_svg("soup", 2.9, lambda f: _draw_soup(f, soup), "Agreement of the weak masks by stage") if soup else ""
+    )
     return {"curves": curves, "heat": heat, "agreement": votes, "soup": soup, "matrices": rows[:BARS],
             "count": len(rows), "least": rows[0], "most": rows[-1]}  # fmt: skip
 
@@ -78,11 +86,11 @@ def _read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
 def collapse_of(facts: Mapping[str, Any], log: Path) -> dict[str, list[str]]:
     """The note of a run that has collapsed; nothing of any other."""
     losses = [row["loss"] for row in _read_log(log)[0] if row["label"] == "strong"]
-    found = collapsed(facts, losses)
+    found = collapse_warnings(facts, losses)
     return {"collapse": found} if found else {}
 
 
-def _measured(path: Path) -> dict[str, Any] | None:
+def _benchmark_values(path: Path) -> dict[str, Any] | None:
     """What `measure` found of the run, with its times as parts of the longest; None if it was not measured."""
     try:
         found = from_json(path.read_text(encoding="utf-8"))
@@ -98,18 +106,18 @@ def _measured(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _dotted_settings(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by dotted names, as on the command line; tables in a list are numbered from 1."""
     found: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, list) and value and all(isinstance(part, Mapping) for part in value):
             value = {str(number): part for number, part in enumerate(value, start=1)}
         nested = isinstance(value, Mapping) and value
-        found |= _dotted(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+        found |= _dotted_settings(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return found
 
 
-def _origin(facts: Mapping[str, Any]) -> dict[str, Any]:
+def _provenance_values(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Where the run comes from; what a report does not say is left out."""
     keys = {"model": "model", "head": "head", "dataset": "dataset", "task": "task",
             "dataset_fingerprint": "data fingerprint",
@@ -119,7 +127,7 @@ def _origin(facts: Mapping[str, Any]) -> dict[str, Any]:
     return told | dict(facts["versions"]) | {"report format": facts["format"]}
 
 
-def _checks(notes: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _early_bird_checks(notes: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Step and largest distances of each mask of an early-bird search; one with nothing before it has none."""
     try:
         return [
@@ -135,8 +143,8 @@ def _cost_bars(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     dense = show.dense_flops(facts)
     if not dense or show.is_dense(facts):
         return []
-    rounds = len(geometric(0.2, facts["sparsity"]["asked"])) + 1
-    mine = show.spent(facts)
+    rounds = len(geometric_sparsities(0.2, facts["sparsity"]["asked"])) + 1
+    mine = show.flops_by_label(facts)
     rows: list[tuple[str, dict[str, float]]] = [
         ("this run", mine), ("dense, estimated", {"strong": dense}),
         (f"IMP, {rounds} trainings, estimated", {"strong": dense, "search": (rounds - 1) * dense}),
@@ -149,7 +157,7 @@ def _cost_bars(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _stretches(log: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[int], list[float]]]:
+def _loss_stretches(log: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[int], list[float]]]:
     """(label, positions, losses) of each stretch of training that never goes back; the main one outlives forks."""
     under_way: dict[str, tuple[list[int], list[float]]] = {}
     last: dict[str, float] = {}
@@ -166,7 +174,7 @@ def _stretches(log: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[int
         yield label, places, losses
 
 
-def _smooth(values: Sequence[float], span: float) -> list[float]:
+def _smooth_losses(values: Sequence[float], span: float) -> list[float]:
     """Exponential mean over about `span` values, without the pull of a made-up start."""
     mean, weight, found = 0.0, 0.0, []
     for value in values:
@@ -183,8 +191,8 @@ def _draw_curves(figure: Any, log: list[dict[str, Any]]) -> None:
     if any(gone):
         _draw_sparsity(below, gone)
     drawn: set[str] = set()
-    for label, places, losses in sorted(_stretches(log), key=lambda stretch: stretch[0] != "strong"):
-        values, every = _smooth(losses, max(4.0, len(log) / 60)), -(-len(log) // POINTS)
+    for label, places, losses in sorted(_loss_stretches(log), key=lambda stretch: stretch[0] != "strong"):
+        values, every = _smooth_losses(losses, max(4.0, len(log) / 60)), -(-len(log) // POINTS)
         points = [(x, y) for i, (x, y) in enumerate(zip(places, values, strict=True)) if i % every == 0]
         gaps = [(b - 0.5, math.nan) for (a, _), (b, _) in pairwise(points) if b - a > every]
         name = None if label in drawn else NAMES.get(label, label)

@@ -14,8 +14,8 @@ from rich.text import Text
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import load_table
 from sparsesoup.core.manifest import REPORT
-from sparsesoup.report.escaping import command_line, printable
-from sparsesoup.report.format import duration, flop, noted, percent
+from sparsesoup.report.escaping import command_line, printable_line
+from sparsesoup.report.format import describe_notes, format_count, format_duration, format_percent
 
 FORMAT = 1  # of report.json
 COSTS = ("steps", "examples", "tokens", "padding", "flops", "seconds")
@@ -42,12 +42,12 @@ def read_report(run: Path) -> dict[str, Any]:
         raise UserError(f"no {path}: give the directory of a finished run (seed-<n>), or run `prune` again") from error
     except (OSError, ValueError) as error:
         raise UserError(f"damaged report {path} ({error}); remove it and run `prune` again") from error
-    if flaw := _flaw(facts):
+    if flaw := _report_flaw(facts):
         raise UserError(f"damaged report {path} ({flaw}); remove it and run `prune` again")
     return facts
 
 
-def _flaw(facts: Mapping[str, Any]) -> str:
+def _report_flaw(facts: Mapping[str, Any]) -> str:
     """What is wrong with a report, in a few words; nothing if it can be shown."""
     if facts.get("format") != FORMAT:
         return f"it has no format {FORMAT}, the one that this version reads"
@@ -59,13 +59,13 @@ def _flaw(facts: Mapping[str, Any]) -> str:
     ]
     parts += [(f"cost.{label}", row, COSTS) for label, row in facts["cost"].items()]
     parts += [("matrices", row, ("kept", "total")) for row in facts["matrices"]]
-    parts += [("notes.stages", row, ("step", "sparsity", "weak_masks", "decided")) for row in _stages(facts)]
+    parts += [("notes.stages", row, ("step", "sparsity", "weak_masks", "decided")) for row in _stages_of(facts)]
     for name, row, keys in parts:
         if not isinstance(row, dict) or not all(_is_number(row.get(key)) for key in keys):
             return f"{name} needs the numbers {', '.join(keys)}"
     if not facts["matrices"] or not all({"name", "role"} <= row.keys() and row["total"] for row in facts["matrices"]):
         return "matrices need a name, a role and at least one weight each"
-    scores = [*flat(facts["validation"]).values(), *flat(facts.get("test")).values()]
+    scores = [*flatten_scores(facts["validation"]).values(), *flatten_scores(facts.get("test")).values()]
     return "" if facts["validation"] and all(map(_is_number, scores)) else "validation and test need numbers"
 
 
@@ -73,11 +73,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _stages(facts: Mapping[str, Any]) -> list[Any]:
+def _stages_of(facts: Mapping[str, Any]) -> list[Any]:
     return list(facts["notes"].get("stages") or [])
 
 
-def flat(scores: Mapping[str, Any] | None) -> dict[str, Any]:
+def flatten_scores(scores: Mapping[str, Any] | None) -> dict[str, Any]:
     """Scores by name; those of several test sets as `accuracy (matched)`."""
     found: dict[str, Any] = {}
     for key, value in (scores or {}).items():
@@ -85,15 +85,15 @@ def flat(scores: Mapping[str, Any] | None) -> dict[str, Any]:
     return found
 
 
-def chosen(scores: Mapping[str, Any] | None) -> dict[str, Any]:
+def main_scores(scores: Mapping[str, Any] | None) -> dict[str, Any]:
     """The selecting score alone, or that of each test set."""
     several = {key: dict([*value.items()][:1]) for key, value in (scores or {}).items() if isinstance(value, Mapping)}
-    return flat(several or dict([*(scores or {}).items()][:1]))
+    return flatten_scores(several or dict([*(scores or {}).items()][:1]))
 
 
-def first(scores: Mapping[str, Any] | None) -> str:
+def format_main_score(scores: Mapping[str, Any] | None) -> str:
     """The selecting scores in words; nothing if there are none."""
-    return " and ".join(f"{value:.3f} {name}" for name, value in chosen(scores).items())
+    return " and ".join(f"{value:.3f} {name}" for name, value in main_scores(scores).items())
 
 
 def is_dense(facts: Mapping[str, Any]) -> bool:
@@ -101,26 +101,26 @@ def is_dense(facts: Mapping[str, Any]) -> bool:
     return bool(facts["sparsity"]["kept"] == facts["sparsity"]["total"])
 
 
-def headline(facts: Mapping[str, Any]) -> str:
+def run_headline(facts: Mapping[str, Any]) -> str:
     """The run in one sentence."""
     model = re.split(r"[/\\]", facts["model"].rstrip("/\\"))[-1] or facts["model"]
     weights, times = facts["sparsity"], times_dense(facts)
     what = f"all {weights['total']:,} prunable weights kept"
     if not is_dense(facts):
-        what = f"{percent(weights['reached'])} of {weights['total']:,} prunable weights gone"
-    test = f"{first(facts['test'])} on test" if facts.get("test") else "test not scored yet"
+        what = f"{format_percent(weights['reached'])} of {weights['total']:,} prunable weights gone"
+    test = f"{format_main_score(facts['test'])} on test" if facts.get("test") else "test not scored yet"
     cost = f"; training cost {times:.2f} times a dense run" if times is not None and not is_dense(facts) else ""
-    scored = f"{first(facts['validation'])} on validation, {test}"
+    scored = f"{format_main_score(facts['validation'])} on validation, {test}"
     return f"{model} on {facts['dataset']} by {facts['method']}: {what}; {scored}{cost}."
 
 
-def costs(facts: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:
+def ordered_costs(facts: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:
     """(label, cost), what the product descends from first and validation last: in the file they are sorted by name."""
     order = [*LABELS]
     return sorted(facts["cost"].items(), key=lambda row: order.index(row[0]) if row[0] in order else len(order) - 1.5)
 
 
-def total(facts: Mapping[str, Any], but: str = "") -> dict[str, float]:
+def total_cost(facts: Mapping[str, Any], but: str = "") -> dict[str, float]:
     """The costs of all labels together, without the label `but`."""
     return {key: sum(row[key] for label, row in facts["cost"].items() if label != but) for key in COSTS}
 
@@ -140,12 +140,12 @@ def dense_flops(facts: Mapping[str, Any]) -> float:
 def times_dense(facts: Mapping[str, Any]) -> float | None:
     """FLOPs as a multiple of a dense run; the last validation, which every run has, is left out of both."""
     dense = dense_flops(facts)
-    return sum(spent(facts).values()) / dense if dense else None
+    return sum(flops_by_label(facts).values()) / dense if dense else None
 
 
-def spent(facts: Mapping[str, Any]) -> dict[str, float]:
+def flops_by_label(facts: Mapping[str, Any]) -> dict[str, float]:
     """Label -> FLOPs, without one pass over the validation rows: what is left of these was spent on selecting."""
-    found = {label: float(cost["flops"]) for label, cost in costs(facts)}
+    found = {label: float(cost["flops"]) for label, cost in ordered_costs(facts)}
     rows, cost = facts.get("validation_rows"), facts["cost"].get("validation")
     if cost:
         passes = cost["examples"] / rows if rows else 1.0
@@ -155,15 +155,15 @@ def spent(facts: Mapping[str, Any]) -> dict[str, float]:
 
 def soup_stages(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The stages at which weak masks voted."""
-    return [stage for stage in _stages(facts) if stage["weak_masks"] > 0]
+    return [stage for stage in _stages_of(facts) if stage["weak_masks"] > 0]
 
 
-def density(facts: Mapping[str, Any]) -> list[tuple[str, float]]:
+def matrix_densities(facts: Mapping[str, Any]) -> list[tuple[str, float]]:
     """(name, share kept) of every matrix."""
     return [(str(row["name"]), row["kept"] / row["total"]) for row in facts["matrices"]]
 
 
-def grid(matrices: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+def density_grid(matrices: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """layer -> role -> share kept, matrices of one layer and role together; empty if names or roles do not tell."""
     counts: dict[tuple[str, str], dict[str, list[int]]] = {}
     for row in matrices:
@@ -185,77 +185,81 @@ def show_run(run: Path, console: Console) -> None:
     Raises: UserError if report.json is missing or damaged.
     """
     facts = read_report(run)
-    _say(console, headline(facts), "bold")
+    _print_text(console, run_headline(facts), "bold")
     if not is_dense(facts):
-        _tell(console, *_density_table(facts))
-    _tell(console, *_cost_table(facts))
-    _say(console, "FLOPs are counted as if all weights were there: zeros alone make it neither smaller nor faster.")
-    for sentence in noted(facts)[0]:
-        _say(console, sentence)
+        _print_table(console, *_density_table(facts))
+    _print_table(console, *_cost_table(facts))
+    _print_text(
+        console, "FLOPs are counted as if all weights were there: zeros alone make it neither smaller nor faster."
+    )
+    for sentence in describe_notes(facts)[0]:
+        _print_text(console, sentence)
     if stages := soup_stages(facts):
-        _tell(console, *_stage_table(stages))
-        _say(console, "overlap: of the weights that either of two weak masks keeps, the share that both keep. decided: "
+        _print_table(console, *_stage_table(stages))
+        _print_text(console,
+        "overlap: of the weights that either of two weak masks keeps, the share that both keep. decided: "
              "the share of all prunable weights that plain magnitude pruning would have chosen otherwise.")  # fmt: skip
-    _tell(console, "Where it comes from", _provenance(facts, run))
+    _print_table(console, "Where it comes from", _provenance_table(facts, run))
 
 
-def _say(console: Console, text: str, style: str = "") -> None:
+def _print_text(console: Console, text: str, style: str = "") -> None:
     # Text, not str: brackets in a model's or a dataset's name are no markup.
     console.print(Text(text, style=style))
 
 
-def _tell(console: Console, title: str, table: Table) -> None:
-    _say(console, f"\n{title}", "bold")
+def _print_table(console: Console, title: str, table: Table) -> None:
+    _print_text(console, f"\n{title}", "bold")
     console.print(table)
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def _make_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table whose first column is names and whose others are numbers."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for i, column in enumerate(columns):
         table.add_column(Text(column), justify="right" if i else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
+        table.add_row(*(Text(printable_line(cell)) for cell in row))
     return table
 
 
 def _density_table(facts: Mapping[str, Any]) -> tuple[str, Table]:
-    layers = grid(facts["matrices"])
+    layers = density_grid(facts["matrices"])
     if not layers:
-        rows = [(name, percent(1 - kept)) for name, kept in density(facts)]
-        return "Sparsity by matrix", _table(("matrix", "removed"), rows)
+        rows = [(name, format_percent(1 - kept)) for name, kept in matrix_densities(facts)]
+        return "Sparsity by matrix", _make_table(("matrix", "removed"), rows)
     roles = list(dict.fromkeys(role for row in layers.values() for role in row))
     cells = [
         (layer, *(f"{100 * (1 - row[role]):.1f}" if role in row else "" for role in roles))
         for layer, row in layers.items()
     ]
-    return "Sparsity by layer and role, % removed", _table(("layer", *roles), cells)
+    return "Sparsity by layer and role, % removed", _make_table(("layer", *roles), cells)
 
 
 def _cost_table(facts: Mapping[str, Any]) -> tuple[str, Table]:
-    rows = [*costs(facts), ("all", total(facts))]
-    return "Cost", _table(("label", "steps", "examples", "tokens", "padding", "FLOPs", "time"), [
-        (label, f"{c['steps']:,}", f"{c['examples']:,}", flop(c["tokens"], ""),
-         percent(c["padding"] / c["tokens"]) if c["tokens"] else "", flop(c["flops"]), duration(c["seconds"]))
+    rows = [*ordered_costs(facts), ("all", total_cost(facts))]
+    return "Cost", _make_table(("label", "steps", "examples", "tokens", "padding", "FLOPs", "time"), [
+        (label, f"{c['steps']:,}", f"{c['examples']:,}", format_count(c["tokens"], ""),
+         format_percent(c["padding"] / c["tokens"]) if c["tokens"] else "", format_count(c["flops"]),
+         format_duration(c["seconds"]))
         for label, c in rows
     ])  # fmt: skip
 
 
 def _stage_table(stages: Sequence[Mapping[str, Any]]) -> tuple[str, Table]:
     keys = [key for key in ("same", "unanimous", "overlap") if any(key in stage for stage in stages)]
-    return "Weak masks, stage by stage", _table(("stage", "step", "sparsity", "weak masks", *keys, "decided"), [
-        (str(i), str(s["step"]), percent(s["sparsity"]), str(s["weak_masks"]),
-         *(percent(s[k]) if k in s else "" for k in keys), percent(s["decided"], 2))
+    return "Weak masks, stage by stage", _make_table(("stage", "step", "sparsity", "weak masks", *keys, "decided"), [
+        (str(i), str(s["step"]), format_percent(s["sparsity"]), str(s["weak_masks"]),
+         *(format_percent(s[k]) if k in s else "" for k in keys), format_percent(s["decided"], 2))
         for i, s in enumerate(stages, start=1)
     ])  # fmt: skip
 
 
-def _provenance(facts: Mapping[str, Any], run: Path) -> Table:
+def _provenance_table(facts: Mapping[str, Any], run: Path) -> Table:
     table = Table.grid(padding=(0, 2))
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     rows = f"{facts.get('train_rows', '?')} rows to train, {facts.get('validation_rows', '?')} to validate"
     scores = {
-        split: ", ".join(f"{name} {value:.4f}" for name, value in flat(facts.get(split)).items())
+        split: ", ".join(f"{name} {value:.4f}" for name, value in flatten_scores(facts.get(split)).items())
         for split in ("validation", "test")
     }
     told = scores | {"model": facts["model"], "data": f"{facts['dataset']}, {rows}", "task": facts.get("task"),
@@ -263,20 +267,21 @@ def _provenance(facts: Mapping[str, Any], run: Path) -> Table:
             "machine": facts["machine"], "run": run, "repeat": command_line(facts["command"])}  # fmt: skip
     for name, value in told.items():
         if value not in (None, ""):
-            table.add_row(Text(name, style="bold"), Text(printable(str(value)), overflow="fold"))
+            table.add_row(Text(name, style="bold"), Text(printable_line(str(value)), overflow="fold"))
     return table
 
 
-def comparison(reports: list[dict[str, Any]]) -> Table:
+def comparison_table(reports: list[dict[str, Any]]) -> Table:
     """Runs side by side, a row each; FLOPs without the last validation, as a multiple of the first row's."""
-    rows = [(facts, total(facts, but="validation"), sum(spent(facts).values())) for facts in reports]
+    rows = [(facts, total_cost(facts, but="validation"), sum(flops_by_label(facts).values())) for facts in reports]
     metrics = {next(iter(facts["validation"])) for facts in reports}
     # One metric for all goes into the head of the column.
     unit = f" {metrics.pop()}" if len(metrics) == 1 else ""
     columns = ("method", "sparsity", f"validation{unit}", f"test{unit}", "steps", "FLOPs", "seconds")
-    return _table(columns, [
-        (facts["method"], percent(facts["sparsity"]["reached"]),
-         first(facts["validation"]).replace(unit, ""), first(facts.get("test")).replace(unit, "") or "-",
+    return _make_table(columns, [
+        (facts["method"], format_percent(facts["sparsity"]["reached"]),
+         format_main_score(facts["validation"]).replace(unit, ""),
+         format_main_score(facts.get("test")).replace(unit, "") or "-",
          f"{cost['steps']:,}", f"{flops / rows[0][2]:.2f} x" if rows[0][2] else "-", f"{cost['seconds']:.1f}")
         for facts, cost, flops in rows
     ])  # fmt: skip

@@ -16,12 +16,20 @@ from jsonargparse import Namespace
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.masking import check_scope
-from sparsesoup.hub.build import Place
+from sparsesoup.hub.build import ModelAndDataConfig
 from sparsesoup.methods import METHODS, TABLE, Method
-from sparsesoup.runs.config_flags import TEXTS, as_flags, brief, columns_as_list, flat, normal, quoted
-from sparsesoup.runs.config_parser import MODE, Parser
+from sparsesoup.runs.config_flags import (
+    TEXTS,
+    as_flags,
+    brief_number,
+    columns_as_list,
+    flatten_table,
+    normalize_flag,
+    shell_value,
+)
+from sparsesoup.runs.config_parser import MODE, ConfigParser
 from sparsesoup.runs.config_yaml import read_yaml, text_of
-from sparsesoup.training.config import Distill, Training
+from sparsesoup.training.config import DistillConfig, TrainingConfig
 
 MOST_STEPS, MOST_EPOCHS = 10**9, 10**6  # far above any training, far below what loops and floats take
 MOST = {"seed": 2**63 - 1, "method": 10**5}  # of other whole numbers; of a method they may be lengths of lists
@@ -34,7 +42,7 @@ ELSEWHERE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Amount:
+class BudgetConfig:
     """How much to prune, and how long to train.
 
     Args:
@@ -54,7 +62,7 @@ class Amount:
             hint = f"for {self.sparsity:g} % say {self.sparsity / 100:g}" if 1.0 < self.sparsity < 100.0 else "say 0.9"
             raise UserError(f"sparsity is the share of weights removed, in [0, 1), got {self.sparsity:g}; {hint}")
         if self.steps is not None and not 1 <= self.steps <= MOST_STEPS:
-            raise UserError(f"steps must be at least 1 and at most {MOST_STEPS:,}, got {brief(self.steps)}")
+            raise UserError(f"steps must be at least 1 and at most {MOST_STEPS:,}, got {brief_number(self.steps)}")
         if self.epochs is not None and not 0 < self.epochs <= MOST_EPOCHS:
             raise UserError(f"epochs must be above 0 and at most {MOST_EPOCHS:,}, got {self.epochs:g}")
         if self.steps is not None and self.epochs is not None:
@@ -62,7 +70,7 @@ class Amount:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class RunConfig:
     """All that decides a run.
 
     Args:
@@ -73,23 +81,23 @@ class Settings:
 
     name: str
     method: Method
-    amount: Amount = field(default_factory=Amount)
-    place: Place = field(default_factory=Place)
-    train: Training = field(default_factory=Training)
+    amount: BudgetConfig = field(default_factory=BudgetConfig)
+    place: ModelAndDataConfig = field(default_factory=ModelAndDataConfig)
+    train: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
         for name in TABLE[self.name].fixed:
             value, own = getattr(self.method, name), getattr(METHODS[self.name], name)
             if value != own:
                 raise UserError(f"method {self.name} has {name} {own}, got {value}; take the method that has it free")
-        for name, value in flat(self.to_dict()).items():
+        for name, value in flatten_table(self.to_dict()).items():
             most = MOST.get(name.partition(".")[0], MOST_STEPS)
             if isinstance(value, int) and abs(value) > most:
                 flag = name.replace("_", "-")
-                raise UserError(f"--{flag} is a whole number of at most {most:,}, got {brief(value)}")
+                raise UserError(f"--{flag} is a whole number of at most {most:,}, got {brief_number(value)}")
         if self.amount.sparsity is not None:
             check_scope(getattr(self.method, "scope", ""), self.amount.sparsity)
-        if self.train.distill != Distill() and not self.train.distill.teacher:
+        if self.train.distill != DistillConfig() and not self.train.distill.teacher:
             raise UserError(
                 "train.distill has settings but no teacher; add --train.distill.teacher dense, or a run or model"
             )
@@ -101,17 +109,22 @@ class Settings:
         table = json.dumps({"method": method, **flat, "train": dataclasses.asdict(self.train)})
         return json.loads(table, parse_float=lambda text: float(text) + 0.0)  # -0.0 and 0.0 are one setting
 
-    def key(self) -> str:
+    def run_key(self) -> str:
         """Ten hex digits of the settings that differ from their defaults, apart from dataset and seed."""
-        own, plain = self.to_dict(), Settings(name=self.name, method=METHODS[self.name]).to_dict()
-        changed = {k: v for k, v in flat(own).items() if v != flat(plain).get(k) and k not in ELSEWHERE}
+        own, plain = self.to_dict(), RunConfig(name=self.name, method=METHODS[self.name]).to_dict()
+        changed = {
+            k: v for k, v in flatten_table(own).items() if v != flatten_table(plain).get(k) and k not in ELSEWHERE
+        }
         return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:10]
 
-    def command(self) -> str:
+    def repeat_command(self) -> str:
         """The command line that repeats the run."""
-        own, plain = flat(self.to_dict()), flat(Settings(name=self.name, method=METHODS[self.name]).to_dict())
+        own, plain = (
+            flatten_table(self.to_dict()),
+            flatten_table(RunConfig(name=self.name, method=METHODS[self.name]).to_dict()),
+        )
         flags = [
-            f"--{name.replace('_', '-')} {quoted(value)}"
+            f"--{name.replace('_', '-')} {shell_value(value)}"
             for name, value in own.items()
             if value != plain.get(name) and name != "method.name"
         ]
@@ -127,10 +140,10 @@ def method_named(name: str) -> Method:
     return METHODS[name]
 
 
-def parser_for(name: str | None) -> Parser:
+def parser_for(name: str | None) -> ConfigParser:
     """The parser of `prune`, with the own settings of a method if one is named."""
     prog = f"sparsesoup prune {name or 'METHOD'}"
-    parser = Parser(prog=prog, description=_description(name), allow_abbrev=False, parser_mode=MODE)
+    parser = ConfigParser(prog=prog, description=_method_description(name), allow_abbrev=False, parser_mode=MODE)
     parser.add_argument("--config", type=str, help="recipe (YAML); flags win over it")
     parser.add_argument("--out", type=str, default="runs", help="folder that run directories are put in")
     parser.add_argument("--save_every", type=float, default=30.0, help="seconds between saves to resume from, at least")
@@ -140,9 +153,9 @@ def parser_for(name: str | None) -> Parser:
     parser.add_argument("--shelf", type=str, help=shelf + "what it makes and charges both in full; default: none")
     workers = "processes over which weak masks are spread, with as many threads as this one: set OMP_NUM_THREADS"
     parser.add_argument("--workers", type=int, default=1, help=workers)
-    parser.add_class_arguments(Amount)
-    parser.add_class_arguments(Place)
-    parser.add_argument("--train", type=Training, default=Training())
+    parser.add_class_arguments(BudgetConfig)
+    parser.add_class_arguments(ModelAndDataConfig)
+    parser.add_argument("--train", type=TrainingConfig, default=TrainingConfig())
     if name:
         parser.add_argument("--method", type=type(method_named(name)), default=method_named(name))
     for action in parser._actions:
@@ -151,26 +164,26 @@ def parser_for(name: str | None) -> Parser:
     return parser
 
 
-def read(arguments: Sequence[str]) -> tuple[Settings, Namespace]:
+def parse_arguments(arguments: Sequence[str]) -> tuple[RunConfig, Namespace]:
     """(settings, the other flags) from the arguments of `prune`: a method's name, flags, a recipe under --config."""
-    arguments = [normal(a) for a in arguments]
+    arguments = [normalize_flag(a) for a in arguments]
     arguments = columns_as_list(arguments)
     given = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
-    recipe = _recipe(arguments)
+    recipe = _recipe_of(arguments)
     for flag, other in (("steps", "epochs"), ("epochs", "steps")):
         if any(a.partition("=")[0] == f"--{flag}" for a in arguments):
             recipe.pop(other, None)  # flags win over it
     name = _method_name(given, recipe)
-    return _parsed(name, [*as_flags(recipe), *arguments])
+    return _parse_flags(name, [*as_flags(recipe), *arguments])
 
 
-def from_table(name: str, table: dict[str, Any]) -> Settings:
+def config_from_dict(name: str, table: dict[str, Any]) -> RunConfig:
     """Settings from plain values, as in a recipe; checked like flags."""
     method_named(name)
-    return _parsed(name, as_flags(table))[0]
+    return _parse_flags(name, as_flags(table))[0]
 
 
-def _parsed(name: str, flags: list[str]) -> tuple[Settings, Namespace]:
+def _parse_flags(name: str, flags: list[str]) -> tuple[RunConfig, Namespace]:
     _check_digits(flags)
     parser = parser_for(name)
     chosen = parser.parse_args(flags)
@@ -179,7 +192,9 @@ def _parsed(name: str, flags: list[str]) -> tuple[Settings, Namespace]:
     def part(kind: type) -> Any:
         return kind(**{f.name: ready[f.name] for f in dataclasses.fields(kind)})
 
-    settings = Settings(name=name, method=ready.method, amount=part(Amount), place=part(Place), train=ready.train)
+    settings = RunConfig(
+        name=name, method=ready.method, amount=part(BudgetConfig), place=part(ModelAndDataConfig), train=ready.train
+    )
     return settings, chosen
 
 
@@ -192,20 +207,20 @@ def _check_digits(flags: Sequence[str]) -> None:
             raise UserError(f"{told} is a number of {len(value)} digits, and no setting takes one as long")
 
 
-def dump(settings: Settings) -> str:
+def dump_config(settings: RunConfig) -> str:
     """The recipe that repeats a run, every setting in it."""
     head = "# every setting of this run; `sparsesoup prune --config run.yaml` repeats it\n"
     return head + yaml.safe_dump(settings.to_dict(), sort_keys=False)
 
 
-def _description(name: str | None) -> str:
+def _method_description(name: str | None) -> str:
     if name:
         fixed = ", ".join(f"{f} {getattr(METHODS[name], f)}" for f in TABLE[name].fixed if f != "protocols")
         return f"{TABLE[name].summary}." + (f" Fixed here: {fixed}." if fixed else "")
     return f"Draw a sparse subnetwork. METHOD is one of: {', '.join(METHODS)}; `prune METHOD --help` has its settings."
 
 
-def _recipe(arguments: list[str]) -> dict[str, Any]:
+def _recipe_of(arguments: list[str]) -> dict[str, Any]:
     paths = [a.partition("=")[2] or (arguments[i + 1] if i + 1 < len(arguments) else "") for i, a in
              enumerate(arguments) if a.partition("=")[0] == "--config"]  # fmt: skip
     if not paths:

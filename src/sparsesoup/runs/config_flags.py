@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.hub.build import Place
+from sparsesoup.hub.build import ModelAndDataConfig
 
 OUTSIDE = {  # flags of `prune` that no recipe holds
     "config": "a recipe does not name another; from Python give its settings themselves",
@@ -18,7 +18,7 @@ OUTSIDE = {  # flags of `prune` that no recipe holds
     "shelf": "say it on the command line",
     "workers": "say it on the command line",
 }
-TEXTS = {field.name for field in dataclasses.fields(Place) if field.type in (str, str | None)}
+TEXTS = {field.name for field in dataclasses.fields(ModelAndDataConfig) if field.type in (str, str | None)}
 
 
 def as_flags(recipe: dict[str, Any]) -> list[str]:
@@ -31,14 +31,14 @@ def as_flags(recipe: dict[str, Any]) -> list[str]:
             flags += [_as_flag(f"{name}.{key}", own) for key, own in value.items()]
         else:
             flags.append(_as_flag(str(name), value))
-    return columns_as_list([normal(flag) for flag in flags])
+    return columns_as_list([normalize_flag(flag) for flag in flags])
 
 
 def _as_flag(name: str, value: Any) -> str:
     if isinstance(value, (list, tuple, dict)) and name.replace("-", "_") in TEXTS:
         value = _as_text(name, value)
     try:
-        return f"--{name}={_plain(value)}"
+        return f"--{name}={_plain_text(value)}"
     except (TypeError, ValueError) as error:  # a date, a set, bytes, what holds itself
         raise UserError(
             f"setting {name} is a number, a text, true, false, null, or a list or table of these, got {value!r}; "
@@ -56,43 +56,43 @@ def _as_text(name: str, value: Any) -> str:
     raise UserError(f"setting {name} is one text, got {value!r}{hint}")
 
 
-def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_table(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """A table of tables as one, its keys joined by points."""
     found: dict[str, Any] = {}
     for name, value in table.items():
         if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{name}.")
+            found |= flatten_table(value, f"{prefix}{name}.")
         else:
             found[f"{prefix}{name}"] = value
     return found
 
 
-def _plain(value: Any) -> str:
+def _plain_text(value: Any) -> str:
     path = isinstance(value, (str, os.PathLike))  # from Python settings may be paths
-    return os.fspath(value) if path else json.dumps(value, default=_bare)
+    return os.fspath(value) if path else json.dumps(value, default=_to_builtin)
 
 
-def _bare(value: Any) -> Any:
+def _to_builtin(value: Any) -> Any:
     """What of Python's own types stands behind a number of numpy, as loops over `np.arange` give them, or a path."""
     return value.item() if isinstance(value, np.generic) else os.fspath(value)
 
 
-def quoted(value: Any) -> str:
+def shell_value(value: Any) -> str:
     """A value as a shell takes it."""
-    text = _plain(value)
+    text = _plain_text(value)
     return text if re.fullmatch(r"[\w./:@%+-]+", text) else "'" + text.replace("'", "'\\''") + "'"
 
 
-def brief(number: int) -> str:
+def brief_number(number: int) -> str:
     """A whole number in words that fit a line.
 
-    >>> brief(300), brief(10**400)
+    >>> brief_number(300), brief_number(10**400)
     ('300', 'a number of 401 digits')
     """
     return str(number) if abs(number) < 10**20 else f"a number of {len(f'{abs(number):d}')} digits"
 
 
-def normal(argument: str) -> str:
+def normalize_flag(argument: str) -> str:
     """A flag as the parser spells it: with underscores, and columns of images among those of texts."""
     if not argument.startswith("--"):
         return argument

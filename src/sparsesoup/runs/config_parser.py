@@ -9,7 +9,7 @@ import yaml
 from jsonargparse import ArgumentParser, get_loader, set_loader
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.runs.config_yaml import TooMany, compose
+from sparsesoup.runs.config_yaml import TooMany, compose_yaml
 
 PLAINER = (  # what jsonargparse says -> what is said
     (r"Parser key \"?([\w.]+)\"?:", r"setting \1:"),
@@ -23,14 +23,14 @@ PLAINER = (  # what jsonargparse says -> what is said
 MODE = "sparsesoup"  # how values of flags are read, and the files that they name
 
 
-def _load(text: str) -> Any:
+def _load_value(text: str) -> Any:
     """A value as jsonargparse reads it.
 
     Raises: UserError if its aliases multiply: an error of another kind would have jsonargparse read it once more.
     """
     if "*" in text:
         try:
-            compose(text)
+            compose_yaml(text)
         except TooMany as error:
             raise UserError(f"a value that begins with {text[:20]!r} cannot be read: {error}") from error
         except yaml.YAMLError:
@@ -38,10 +38,10 @@ def _load(text: str) -> Any:
     return get_loader("yaml")(text)
 
 
-set_loader(MODE, _load, (yaml.YAMLError,))
+set_loader(MODE, _load_value, (yaml.YAMLError,))
 
 
-class OneLine(argparse.ArgumentParser):
+class CommandParser(argparse.ArgumentParser):
     """argparse's parser for commands whose flags are no settings of a run."""
 
     def error(self, message: str) -> NoReturn:
@@ -49,7 +49,7 @@ class OneLine(argparse.ArgumentParser):
         raise UserError(f"{message}; see `{self.prog} --help`")
 
 
-class Parser(ArgumentParser):
+class ConfigParser(ArgumentParser):
     """jsonargparse's parser with flags in dashes and errors in one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -64,15 +64,15 @@ class Parser(ArgumentParser):
         unknown = re.search(r"unrecognized arguments: (--\S+)", text, re.IGNORECASE)
         if unknown:
             flag = unknown.group(1).split("=")[0].replace("_", "-")
-            flags = self.flags()
+            flags = self.list_flags()
             near = difflib.get_close_matches(flag, flags, n=3, cutoff=0.5)
             own = [f for f in flags if f.startswith("--method.")]
             hint = f"did you mean {' or '.join(near)}?" if near else "see --help"
             listed = f" (the method has {', '.join(own)})" if flag.startswith("--method.") and own else ""
             text = f"unknown setting {flag}; {hint}{listed}"
-        raise UserError(self._plainer(text)) from ex
+        raise UserError(self._plain_message(text)) from ex
 
-    def flags(self) -> list[str]:
+    def list_flags(self) -> list[str]:
         """All flags as a user writes them, without those for groups of flags that jsonargparse adds."""
         shown = [
             action for action in self._actions if action.help != argparse.SUPPRESS and action.dest != "print_shtab"
@@ -80,7 +80,7 @@ class Parser(ArgumentParser):
         found = [flag.replace("_", "-") for action in shown for flag in action.option_strings if flag.startswith("--")]
         return [*found, *(["--image-column"] if "--text-columns" in found else [])]
 
-    def _plainer(self, text: str) -> str:
+    def _plain_message(self, text: str) -> str:
         """What jsonargparse says, in the words of a user."""
         for pattern, plain in PLAINER:
             text = re.sub(pattern, plain, text)

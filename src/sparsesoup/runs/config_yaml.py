@@ -16,7 +16,7 @@ class TooMany(yaml.YAMLError):
     """A text that stands for more values than are read."""
 
 
-class _Plain(yaml.SafeLoader):
+class _PlainLoader(yaml.SafeLoader):
     """A SafeLoader that tells the line of a value that is none of its kind."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
@@ -53,17 +53,17 @@ def read_yaml(text: str) -> Any:
     >>> read_yaml("sparsity: 0.5")
     {'sparsity': 0.5}
     """
-    return construct(compose(text))
+    return construct_yaml(compose_yaml(text))
 
 
-def compose(text: str) -> yaml.Node | None:
+def compose_yaml(text: str) -> yaml.Node | None:
     """The tree of a YAML text, as it is written: no table is merged into another; None for an empty text.
 
     Raises: yaml.YAMLError, as `read_yaml`.
     """
     try:
         tree = yaml.compose(text, yaml.SafeLoader)
-        for node in nodes(tree):
+        for node in walk_nodes(tree):
             if isinstance(node, yaml.MappingNode):
                 _need_once(node)
         _need_few(tree)
@@ -72,26 +72,26 @@ def compose(text: str) -> yaml.Node | None:
         raise yaml.YAMLError(TOO_DEEP) from error
 
 
-def construct(tree: yaml.Node | None) -> Any:
+def construct_yaml(tree: yaml.Node | None) -> Any:
     """What a tree says; its tables take in those that they are merged with.
 
     Raises: yaml.YAMLError for a value that is none of its kind.
     """
     try:
-        return None if tree is None else _Plain("").construct_document(tree)
+        return None if tree is None else _PlainLoader("").construct_document(tree)
     except RecursionError as error:
         raise yaml.YAMLError(TOO_DEEP) from error
 
 
-def nodes(tree: yaml.Node | None) -> Iterator[yaml.Node]:
+def walk_nodes(tree: yaml.Node | None) -> Iterator[yaml.Node]:
     """Every node of a tree, once.
 
     Raises: yaml.YAMLError where one holds itself.
     """
-    return iter(()) if tree is None else _below(tree, (), set())
+    return iter(()) if tree is None else _walk_below(tree, (), set())
 
 
-def _below(node: yaml.Node, within: tuple[yaml.Node, ...], known: set[yaml.Node]) -> Iterator[yaml.Node]:
+def _walk_below(node: yaml.Node, within: tuple[yaml.Node, ...], known: set[yaml.Node]) -> Iterator[yaml.Node]:
     if node in within:
         raise yaml.YAMLError(
             f"what begins in line {node.start_mark.line + 1} holds itself by an alias (*); leave that out"
@@ -99,11 +99,11 @@ def _below(node: yaml.Node, within: tuple[yaml.Node, ...], known: set[yaml.Node]
     if node not in known:
         known.add(node)
         yield node
-        for part in _parts(node):
-            yield from _below(part, (*within, node), known)
+        for part in _child_nodes(node):
+            yield from _walk_below(part, (*within, node), known)
 
 
-def _parts(node: yaml.Node) -> list[yaml.Node]:
+def _child_nodes(node: yaml.Node) -> list[yaml.Node]:
     if isinstance(node, yaml.MappingNode):
         return [part for pair in node.value for part in pair]
     return list(node.value) if isinstance(node, yaml.SequenceNode) else []
@@ -115,7 +115,7 @@ def _need_few(tree: yaml.Node | None) -> None:
 
     def count(node: yaml.Node) -> int:
         if node not in counts:
-            counts[node] = 1 + sum(map(count, _parts(node)))
+            counts[node] = 1 + sum(map(count, _child_nodes(node)))
         return counts[node]
 
     if tree is not None and count(tree) > MOST:

@@ -11,7 +11,7 @@ from sparsesoup.core.files import make_folder
 
 
 @dataclass(frozen=True)
-class Outside:
+class RuntimeOptions:
     """Settings that have no part in a run's result.
 
     Args:

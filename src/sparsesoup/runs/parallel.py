@@ -15,14 +15,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.files import from_json, remove, whole
-from sparsesoup.core.process_pool import LIVES, ProcessPool, work_off
-from sparsesoup.training.cached_train import Records
+from sparsesoup.core.files import atomic_write, from_json, remove_path
+from sparsesoup.core.process_pool import LIVES, ProcessPool, run_with_retries
+from sparsesoup.training.cached_train import RecordingObserver
 from sparsesoup.training.cost import Cost
-from sparsesoup.training.forks import Map, Work, in_turn
-from sparsesoup.training.problem import Problem, Silent
+from sparsesoup.training.forks import ForkFunction, ParallelMap, serial_map
+from sparsesoup.training.problem import NullObserver, Problem
 from sparsesoup.training.state import TrainState
-from sparsesoup.training.train_cache import Product, Shelf
+from sparsesoup.training.train_cache import CachedTraining, TrainingCache
 
 FORK = "fork.safetensors"
 
@@ -30,7 +30,7 @@ Make = Callable[..., Problem]
 
 
 @dataclass(frozen=True)
-class Fork:
+class ForkTask:
     """A piece of work on a fork, that any process of this machine can do.
 
     Args:
@@ -45,13 +45,13 @@ class Fork:
     of: tuple[Any, ...]
     folder: Path
     key: str
-    work: Work
+    work: ForkFunction
     task: tuple[Any, ...]
     threads: int
 
 
 @contextmanager
-def spread(workers: int, folder: Path, make: Make, *of: Any) -> Iterator[Map]:
+def spread_forks(workers: int, folder: Path, make: Make, *of: Any) -> Iterator[ParallelMap]:
     """`Problem.map` over so many processes, for the time of the block; what they give is to the bit that of one.
 
     State and products lie in `folder` as safetensors, each under a hash of the state and of the work: one that dies is
@@ -63,56 +63,58 @@ def spread(workers: int, folder: Path, make: Make, *of: Any) -> Iterator[Map]:
         make, of: a function, and the plain values of which it makes the problem anew; both hashable.
     """
     if workers == 1:
-        yield in_turn
+        yield serial_map
         return
-    with closing(ProcessPool(workers, perform, [make.__module__])) as pool:
-        yield Spread(pool, folder, make, of)
+    with closing(ProcessPool(workers, run_fork_task, [make.__module__])) as pool:
+        yield ProcessMap(pool, folder, make, of)
 
 
-class Spread:
+class ProcessMap:
     """`Problem.map` over a pool of processes."""
 
-    def __init__(self, pool: ProcessPool[Fork], folder: Path, make: Make, of: tuple[Any, ...]) -> None:
+    def __init__(self, pool: ProcessPool[ForkTask], folder: Path, make: Make, of: tuple[Any, ...]) -> None:
         self.pool, self.folder, self.make, self.of = pool, folder, make, of
 
     def __call__(
-        self, problem: Problem, state: TrainState, work: Work, tasks: Sequence[tuple[Any, ...]]
+        self, problem: Problem, state: TrainState, work: ForkFunction, tasks: Sequence[tuple[Any, ...]]
     ) -> Callable[[int], dict[str, Tensor]]:
         """Number of a task -> what its work gives. The first one asked for has those after it done as well."""
-        shelf, forks = Shelf(self.folder), dict[int, Fork]()
+        shelf, forks = TrainingCache(self.folder), dict[int, ForkTask]()
 
         def give(number: int) -> dict[str, Tensor]:
             if not forks:
-                forks.update(self._forks(shelf, state, work, tasks, number))
-            product = shelf.take(forks[number].key)
+                forks.update(self._fork_tasks(shelf, state, work, tasks, number))
+            product = shelf.get_training(forks[number].key)
             if product is None:
-                self._draw(problem, state, [fork for fork in forks.values() if shelf.take(fork.key) is None])
-                product = shelf.take(forks[number].key)
+                self._run_missing_tasks(
+                    problem, state, [fork for fork in forks.values() if shelf.get_training(fork.key) is None]
+                )
+                product = shelf.get_training(forks[number].key)
             if product is None:
                 raise UserError(f"what {forks[number].key} in {self.folder} holds cannot be read; repeat the command")
-            _charge(problem, state, product)
+            _charge_fork(problem, state, product)
             return product.tensors
 
         return give
 
-    def _forks(
-        self, shelf: Shelf, state: TrainState, work: Work, tasks: Sequence[tuple[Any, ...]], first: int
-    ) -> dict[int, Fork]:
+    def _fork_tasks(
+        self, shelf: TrainingCache, state: TrainState, work: ForkFunction, tasks: Sequence[tuple[Any, ...]], first: int
+    ) -> dict[int, ForkTask]:
         """Number -> fork, of the first that is asked for and those after it; products of other states are removed."""
-        base = shelf.key(_start(state), state.step, work.__qualname__, getattr(work, "__self__", None))
-        keys = {i: shelf.key({}, base, tasks[i]) for i in range(first, len(tasks))}
+        base = shelf.content_key(_start_tensors(state), state.step, work.__qualname__, getattr(work, "__self__", None))
+        keys = {i: shelf.content_key({}, base, tasks[i]) for i in range(first, len(tasks))}
         for file in self.folder.glob("*.safetensors"):
             if re.fullmatch("[0-9a-f]{32}", file.stem) and file.stem not in keys.values():
-                remove(file)
+                remove_path(file)
         rest = (torch.get_num_threads(),)
-        return {i: Fork(self.make, self.of, self.folder, keys[i], work, tasks[i], *rest) for i in keys}
+        return {i: ForkTask(self.make, self.of, self.folder, keys[i], work, tasks[i], *rest) for i in keys}
 
-    def _draw(self, problem: Problem, state: TrainState, forks: Sequence[Fork]) -> None:
-        with whole(self.folder / FORK) as temporary:
-            tensors = {name: t.detach().cpu().contiguous() for name, t in _start(state).items()}
+    def _run_missing_tasks(self, problem: Problem, state: TrainState, forks: Sequence[ForkTask]) -> None:
+        with atomic_write(self.folder / FORK) as temporary:
+            tensors = {name: t.detach().cpu().contiguous() for name, t in _start_tensors(state).items()}
             save_file(tensors, temporary, metadata={"facts": json.dumps(state.facts())})
         problem.observer.begin("masks of workers", 0, len(forks))
-        for event in work_off(self.pool, forks):
+        for event in run_with_retries(self.pool, forks):
             if event is not None and event.kind == "lost":
                 raise UserError(
                     f"the process of a weak mask died {LIVES} times, last it {event.why}; lower --workers, and the "
@@ -123,38 +125,40 @@ class Spread:
         problem.observer.end()
 
 
-def perform(fork: Fork) -> None:
+def run_fork_task(fork: ForkTask) -> None:
     """Do a piece of work and put what it gives, with cost and records, where the run looks for it."""
     torch.set_num_threads(fork.threads)
-    problem, state, records = _ready(fork.make, fork.of)
+    problem, state, records = _cached_problem(fork.make, fork.of)
     with safe_open(fork.folder / FORK, framework="pt") as file:
         names = list(file.keys())
         facts = from_json((file.metadata() or {})["facts"])
-        state.take_back_({name: file.get_tensor(name) for name in names}, facts)
+        state.load_state_({name: file.get_tensor(name) for name in names}, facts)
     problem.meter.restore({})
     records.kept.clear()
     found = fork.work(problem, state, *fork.task)
     costs = {"costs": problem.meter.to_json()}
-    Shelf(fork.folder).put(fork.key, Product(found, costs, problem.meter.total(), records.kept))
+    TrainingCache(fork.folder).put_training(
+        fork.key, CachedTraining(found, costs, problem.meter.total_cost(), records.kept)
+    )
 
 
 @functools.lru_cache(maxsize=1)
-def _ready(make: Make, of: tuple[Any, ...]) -> tuple[Problem, TrainState, Records]:
+def _cached_problem(make: Make, of: tuple[Any, ...]) -> tuple[Problem, TrainState, RecordingObserver]:
     """A problem, made once in the life of a process, a state to fill, and who sees the steps."""
-    records = Records(Silent())
+    records = RecordingObserver(NullObserver())
     problem = replace(make(*of), observer=records)
-    return problem, problem.start(), records
+    return problem, problem.start_run(), records
 
 
-def _start(state: TrainState) -> dict[str, Tensor]:
+def _start_tensors(state: TrainState) -> dict[str, Tensor]:
     """All tensors that a training goes on from: what a method remembers (the votes so far) is none."""
     return {name: t for name, t in state.tensors().items() if not name.startswith("memory/")}
 
 
-def _charge(problem: Problem, state: TrainState, product: Product) -> None:
+def _charge_fork(problem: Problem, state: TrainState, product: CachedTraining) -> None:
     """Put the work on the meter and in the log, as if it had been done here."""
     for label, cost in product.facts["costs"].items():
-        problem.meter.add(label, Cost(**cost))
+        problem.meter.add_cost(label, Cost(**cost))
         problem.observer.begin(label, state.step, state.step + int(cost["steps"]))
     for record in product.records:
         problem.observer.step(record)

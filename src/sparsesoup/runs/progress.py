@@ -13,13 +13,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.text import Text
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.files import appending
-from sparsesoup.report.escaping import printable
+from sparsesoup.core.files import append_text
+from sparsesoup.report.escaping import printable_line
 
 PIPE_EVERY = 15.0  # seconds between lines where no bar can be drawn
 
 
-class Watch:
+class ProgressLogger:
     """Shows the training that is under way and writes a line of the log for each step."""
 
     def __init__(self, log: Path | None, console: Console) -> None:
@@ -32,15 +32,15 @@ class Watch:
         self._task: Any = None
         self._written, self._digest = 0, hashlib.sha256()  # of what the log holds
 
-    def position(self) -> dict[str, Any]:
+    def log_position(self) -> dict[str, Any]:
         """Length and digest of the log, for a restart to return to."""
         return {"bytes": self._written, "digest": self._digest.hexdigest()}
 
-    def rewind(self, at: Any) -> None:
+    def rewind_log(self, at: Any) -> None:
         """Cut the log to what the restarted run goes on from; 0 is its beginning.
 
         Args:
-            at: what `position` gave; of an older version the length alone.
+            at: what `log_position` gave; of an older version the length alone.
         Raises: UserError if the log is not what was written up to there.
         """
         length, digest = (at["bytes"], at["digest"]) if isinstance(at, Mapping) else (int(at), None)
@@ -61,16 +61,16 @@ class Watch:
 
     def begin(self, label: str, step: int, until: int) -> None:
         """A training, or a validation, from `step` to `until` begins."""
-        self.announce()
+        self.print_overview()
         self._label, self._at, self._until = f"{self.piece() or ''} {label}".strip(), step, until
         if self._bars is not None and until > step:
             self._bars.start()
             self._task = self._bars.add_task(self._label, total=until, completed=step, note="")
 
-    def announce(self) -> None:
+    def print_overview(self) -> None:
         """Say the first lines, once."""
         for line in self.first:
-            self.console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
+            self.console.print(printable_line(line), highlight=False, markup=False, soft_wrap=True)
         self.first = ()
 
     def step(self, record: Mapping[str, Any]) -> None:
@@ -79,7 +79,7 @@ class Watch:
         note = f"loss {record['loss']:.3f}  sparsity {record['sparsity']:.3f}" if record else ""
         if record and self.log is not None:
             line = json.dumps(dict(record)) + "\n"
-            with appending(self.log) as file:  # anew for each, so that a kill loses no line
+            with append_text(self.log) as file:  # anew for each, so that a kill loses no line
                 file.write(line)
             self._written += len(line)
             self._digest.update(line.encode())

@@ -10,21 +10,23 @@ import torch
 
 from sparsesoup.core import masks as algebra
 from sparsesoup.core.ticket import Ticket
-from sparsesoup.hub.build import Opened
-from sparsesoup.hub.tasks.registry import kind_of, told
+from sparsesoup.hub.build import OpenedTask
+from sparsesoup.hub.tasks.registry import describe_task, task_type_of
 from sparsesoup.methods import TABLE
-from sparsesoup.runs.config import Settings
+from sparsesoup.runs.config import RunConfig
 from sparsesoup.training.cost import Cost, CountFlops
-from sparsesoup.training.problem import Problem, evaluate
+from sparsesoup.training.problem import Problem, evaluate_model
 
 
-def summary(settings: Settings, problem: Problem, ticket: Ticket, opened: Opened, seconds: float) -> dict[str, Any]:
+def make_report(
+    settings: RunConfig, problem: Problem, ticket: Ticket, opened: OpenedTask, seconds: float
+) -> dict[str, Any]:
     """The facts of a finished run.
 
     Args:
         seconds: of wall-clock time since this process took it up.
     """
-    targets, ready = problem.targets, kind_of(opened.task).ready
+    targets, ready = problem.targets, task_type_of(opened.task).ready
     head = "; ".join([ready(opened.task) if ready else "not pruned", *problem.notes])
     kept = {name: int(torch.count_nonzero(m)) for name, m in ticket.masks.items()}
     return {
@@ -34,18 +36,18 @@ def summary(settings: Settings, problem: Problem, ticket: Ticket, opened: Opened
         "model": settings.place.model,
         "dataset": opened.source.name,
         "local": [key for key in ("model", "dataset") if Path(getattr(settings.place, key)).exists()],
-        "task": told(opened.task),
-        "dataset_fingerprint": opened.source.fingerprint,
+        "task": describe_task(opened.task),
+        "dataset_fingerprint": opened.source.train_fingerprint,
         "seed": settings.place.seed,
         "steps": problem.steps,
         "sparsity": {
             "asked": settings.amount.sparsity,
             "reached": ticket.sparsity,
-            "kept": algebra.kept(ticket.masks),
-            "total": algebra.total(ticket.masks),
+            "kept": algebra.count_kept(ticket.masks),
+            "total": algebra.count_total(ticket.masks),
         },
         "validation": ticket.metrics,
-        "answers": _answers(ticket, opened),
+        "answers": _answer_facts(ticket, opened),
         "test": None,
         "cost": ticket.cost,
         "seconds": seconds,
@@ -53,30 +55,30 @@ def summary(settings: Settings, problem: Problem, ticket: Ticket, opened: Opened
             {"name": n, "role": t.role, "shape": list(t.shape), "kept": kept[n], "total": ticket.masks[n].numel()}
             for n, t in targets.items()
         ],
-        "notes": {**ticket.notes, **({"before": _before(problem)} if ready else {})},
+        "notes": {**ticket.notes, **({"before": _scores_before(problem)} if ready else {})},
         **_plain_steps(settings, problem, ticket.cost),
         "head": head,
         "train_rows": len(problem.train),
         "validation_rows": len(problem.validation),
-        "command": settings.command(),
-        "versions": versions(),
-        "machine": machine(problem.accelerator.device),
+        "command": settings.repeat_command(),
+        "versions": library_versions(),
+        "machine": machine_name(problem.accelerator.device),
     }
 
 
-def _answers(ticket: Ticket, opened: Opened) -> dict[str, Any]:
+def _answer_facts(ticket: Ticket, opened: OpenedTask) -> dict[str, Any]:
     """Return the facts on the answers to the validation rows, with the name of the commonest answer."""
     labels, answer = getattr(opened.task, "labels", ()), ticket.answers.get("answer", -1)
     return {**ticket.answers, **({"called": labels[int(answer)]} if 0 <= answer < len(labels) else {})}
 
 
-def _before(problem: Problem) -> dict[str, float]:
+def _scores_before(problem: Problem) -> dict[str, float]:
     """Scores of the pre-trained model on the validation rows; no method needs them, so they are on no meter."""
     model = problem.accelerator.prepare_model(copy.deepcopy(problem.pretrained), evaluation_mode=True)
-    return evaluate(problem, model, problem.validation, Cost())
+    return evaluate_model(problem, model, problem.validation, Cost())
 
 
-def _plain_steps(settings: Settings, problem: Problem, cost: dict[str, dict[str, float]]) -> dict[str, float]:
+def _plain_steps(settings: RunConfig, problem: Problem, cost: dict[str, dict[str, float]]) -> dict[str, float]:
     """`dense_flops`, where steps with a teacher in them do not tell what T plain ones take: from one plain step."""
     strong = cost.get("strong")
     if not strong or "teacher" in cost or (problem.objective is None and not TABLE[settings.name].taught):
@@ -86,15 +88,15 @@ def _plain_steps(settings: Settings, problem: Problem, cost: dict[str, dict[str,
     with torch.random.fork_rng(), CountFlops() as count:
         loss = problem.criterion(problem.predict(model, batch), batch)
         torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
-    per_token = count.flops / problem.train.tokens(indices)[0]
+    per_token = count.flops / problem.train.count_tokens(indices)[0]
     return {"dense_flops": per_token * strong["tokens"] / strong["steps"] * problem.steps}
 
 
-def versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     """The libraries that decide a run's numbers."""
     return {name: version(name) for name in ("sparsesoup", "torch", "transformers", "datasets")}
 
 
-def machine(device: object = "cpu") -> str:
+def machine_name(device: object = "cpu") -> str:
     """What a run ran on, as reports say it."""
     return f"{platform.machine()}, {torch.get_num_threads()} threads, {device}"

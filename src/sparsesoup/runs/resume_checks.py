@@ -10,16 +10,16 @@ import yaml
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import read_table, write_table
 from sparsesoup.core.manifest import check_run
-from sparsesoup.core.targets import fingerprint
+from sparsesoup.core.targets import weights_fingerprint
 from sparsesoup.core.ticket import load_masks
-from sparsesoup.hub.build import Opened
+from sparsesoup.hub.build import OpenedTask
 from sparsesoup.hub.models.loading import load_pruned
-from sparsesoup.hub.tasks.splits import Source
+from sparsesoup.hub.tasks.splits import LoadedDataset
 from sparsesoup.hub.tasks.zero_shot import HEAD
 from sparsesoup.methods import METHODS
-from sparsesoup.runs.config import Settings
+from sparsesoup.runs.config import RunConfig
 from sparsesoup.runs.config_yaml import read_yaml
-from sparsesoup.runs.results import machine, versions
+from sparsesoup.runs.results import library_versions, machine_name
 from sparsesoup.training.problem import Problem
 
 
@@ -32,7 +32,7 @@ def check_run_or_model(run: Path, report: Mapping[str, Any]) -> None:
         load_pruned(run / "model", load_masks(run)[0])
 
 
-def check_same(path: Path, settings: Settings) -> None:
+def check_same(path: Path, settings: RunConfig) -> None:
     """A directory that is there must be of a run with these settings.
 
     Raises: UserError if it is another run's, or none.
@@ -47,41 +47,43 @@ def check_same(path: Path, settings: Settings) -> None:
         there = read_yaml((path / "run.yaml").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path / 'run.yaml'} is damaged; give another --out or remove {path}") from error
-    if keys := _differing(there, settings):
+    if keys := _changed_settings(there, settings):
         raise UserError(f"{path} holds a different run ({', '.join(keys)} differ); give another --out or remove it")
 
 
-def check_recipe(run: Path, report: Mapping[str, Any], settings: Settings) -> None:
+def check_recipe(run: Path, report: Mapping[str, Any], settings: RunConfig) -> None:
     """A run is tested with the settings that it was drawn with; only the root of its data may be another.
 
     Raises: UserError if `settings`, which are those of its run.yaml, are not those of its report.
     """
-    if keys := _differing(report["settings"], settings):
+    if keys := _changed_settings(report["settings"], settings):
         raise UserError(
             f"damaged: {run / 'run.yaml'} is not the recipe that {run} was drawn by ({', '.join(keys)} differ from its "
             f"report.json); put it back"
         )
 
 
-def _differing(there: Any, settings: Settings) -> list[str]:
+def _changed_settings(there: Any, settings: RunConfig) -> list[str]:
     """The settings of a recipe that are others, by name; all where it is no table."""
     ours = settings.to_dict()
     if not isinstance(there, dict):
         return [*ours]
     # What it does not say is a setting that came later, and was at its default.
-    there = _completed(there, Settings(name=settings.name, method=METHODS[settings.name]).to_dict())
+    there = _fill_defaults(there, RunConfig(name=settings.name, method=METHODS[settings.name]).to_dict())
     return [k for k in {**ours, **there} if k != "data_root" and (k not in ours or there.get(k) != ours[k])]
 
 
-def _completed(table: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
+def _fill_defaults(table: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
     """The table with what it lacks, at every depth."""
     inner = {
-        k: _completed(table[k], v) for k, v in plain.items() if isinstance(v, dict) and isinstance(table.get(k), dict)
+        k: _fill_defaults(table[k], v)
+        for k, v in plain.items()
+        if isinstance(v, dict) and isinstance(table.get(k), dict)
     }
     return {**plain, **table, **inner}
 
 
-def check_data(run: Path, facts: Mapping[str, Any], dataset: str, source: Source) -> None:
+def check_data(run: Path, facts: Mapping[str, Any], dataset: str, source: LoadedDataset) -> None:
     """A finished run stands for its settings only while the dataset has the rows that it was trained on.
 
     Args:
@@ -91,24 +93,24 @@ def check_data(run: Path, facts: Mapping[str, Any], dataset: str, source: Source
         source: what that is now.
     Raises: UserError if the rows are others.
     """
-    if facts.get("dataset_fingerprint") not in (None, source.fingerprint):
+    if facts.get("dataset_fingerprint") not in (None, source.train_fingerprint):
         raise UserError(
             f"dataset {dataset} is not the one that {run} was trained on: its training rows differ, so its test rows "
             f"may too; put the old data back, or prune again with another --out"
         )
 
 
-def base_of(problem: Problem, opened: Opened) -> dict[str, Any]:
+def base_fingerprints(problem: Problem, opened: OpenedTask) -> dict[str, Any]:
     """What a run begins from: fingerprints of weights and rows, and T."""
-    base = {"model": problem.origin(), "dataset": opened.source.fingerprint, "steps": problem.steps}
+    base = {"model": problem.base_fingerprint(), "dataset": opened.source.train_fingerprint, "steps": problem.steps}
     frozen = {name: t for name, t in problem.pretrained.named_buffers() if name == HEAD}
-    return base | ({"head": fingerprint(frozen)} if frozen else {})
+    return base | ({"head": weights_fingerprint(frozen)} if frozen else {})
 
 
-def surroundings(settings: Settings, problem: Problem) -> dict[str, Any]:
+def training_environment(settings: RunConfig, problem: Problem) -> dict[str, Any]:
     """What else decides the bits of a training: how rows are read, libraries, machine."""
     place = {k: v for k, v in dataclasses.asdict(settings.place).items() if k != "data_root"}
-    return {"place": place, "versions": versions(), "machine": machine(problem.accelerator.device)}
+    return {"place": place, "versions": library_versions(), "machine": machine_name(problem.accelerator.device)}
 
 
 def check_base(path: Path, base: dict[str, Any]) -> None:

@@ -14,41 +14,41 @@ from rich.text import Text
 
 from sparsesoup.core import masks as algebra
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.files import DIGESTS, locked, remove, whole, write_table, write_text
+from sparsesoup.core.files import DIGESTS, atomic_write, file_lock, remove_path, write_table, write_text
 from sparsesoup.core.manifest import digests_of_run
-from sparsesoup.core.masking import fixed
+from sparsesoup.core.masking import fixed_sparsity
 from sparsesoup.core.ticket import Ticket, load_masks, save_masks
-from sparsesoup.hub.build import Opened, build, open_task, score_test
+from sparsesoup.hub.build import OpenedTask, build_problem, open_task, score_test
 from sparsesoup.hub.models.checkpoint import load_reader
-from sparsesoup.hub.models.layer_layouts import uncut
+from sparsesoup.hub.models.layer_layouts import why_not_shrinkable
 from sparsesoup.hub.models.loading import save_model
-from sparsesoup.hub.tasks.overview import overview
-from sparsesoup.hub.tasks.registry import kind_of
+from sparsesoup.hub.tasks.overview import data_overview
+from sparsesoup.hub.tasks.registry import task_type_of
 from sparsesoup.hub.tasks.splits import test_splits
 from sparsesoup.methods import TABLE
 from sparsesoup.methods.from_ticket import FromTicket
 from sparsesoup.methods.hybrid import HybridMovement
 from sparsesoup.report.run_page import collapse_of, write_report
 from sparsesoup.report.terminal import read_report
-from sparsesoup.runs.config import Settings, dump, read
-from sparsesoup.runs.options import Outside
-from sparsesoup.runs.parallel import spread
-from sparsesoup.runs.progress import Watch
-from sparsesoup.runs.results import summary
+from sparsesoup.runs.config import RunConfig, dump_config, parse_arguments
+from sparsesoup.runs.options import RuntimeOptions
+from sparsesoup.runs.parallel import spread_forks
+from sparsesoup.runs.progress import ProgressLogger
+from sparsesoup.runs.results import make_report
 from sparsesoup.runs.resume_checks import (
-    base_of,
+    base_fingerprints,
     check_base,
     check_data,
     check_recipe,
     check_run_or_model,
     check_same,
-    surroundings,
+    training_environment,
 )
-from sparsesoup.runs.teacher import taught
-from sparsesoup.training.checkpoint import JOURNAL, Journal
-from sparsesoup.training.cost import Meter
+from sparsesoup.runs.teacher import with_teacher
+from sparsesoup.training.checkpoint import JOURNAL, Checkpointer
+from sparsesoup.training.cost import CostTracker
 from sparsesoup.training.problem import Problem
-from sparsesoup.training.train_cache import Shelf
+from sparsesoup.training.train_cache import TrainingCache
 
 SPARSITY = 0.9  # where nothing else is said: methods differ there
 
@@ -61,7 +61,7 @@ class Run:
     report: dict[str, Any]
 
 
-def prune(settings: Settings, out: Path, outside: Outside, within: Path | None = None) -> Run:
+def run_method(settings: RunConfig, out: Path, outside: RuntimeOptions, within: Path | None = None) -> Run:
     """Run a method on a model and a dataset, or go on with a run that was stopped; a finished one is only read.
 
     Args:
@@ -77,65 +77,65 @@ def prune(settings: Settings, out: Path, outside: Outside, within: Path | None =
         raise UserError(f"--out {out} is itself a run directory; give the folder that holds runs")
     opened = open_task(settings.place)
     if not outside.patient:  # a study has many runs, and says it in none
-        for said in filter(None, (_unused(settings), settings.train.doubt())):
+        for said in filter(None, (_unused_sparsity_warning(settings), settings.train.precision_warning())):
             outside.console.print(Text(f"note: {said}"), soft_wrap=True)
-    settings = complete(settings)
-    path = out / (within or directory(opened.source.name, settings))
+    settings = fill_default_sparsity(settings)
+    path = out / (within or run_folder(opened.source.name, settings))
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     check_same(path, settings)
-    if _finished(path):
-        found = _read(path, opened, settings)
-        if (not outside.page or (path / "report.html").exists()) and not _states(path):
+    if _is_finished(path):
+        found = _read_finished(path, opened, settings)
+        if (not outside.page or (path / "report.html").exists()) and not _state_files(path):
             return found
-    with _alone(path, outside.patient):  # who is refused here must not take back what the other one writes
-        if _finished(path):  # meanwhile by the other one, or killed before the very end
-            found = _read(path, opened, settings)
+    with _exclusive_folder(path, outside.patient):  # who is refused here must not take back what the other one writes
+        if _is_finished(path):  # meanwhile by the other one, or killed before the very end
+            found = _read_finished(path, opened, settings)
             if outside.page:
                 write_report(path)
-            for state in _states(path):
-                remove(state)
+            for state in _state_files(path):
+                remove_path(state)
             return found
         check_same(path, settings)  # another process may have begun it meanwhile
         try:
             if not (path / "run.yaml").exists():
-                write_text(path / "run.yaml", dump(settings))
-            return _work(settings, path, out, opened, outside)
+                write_text(path / "run.yaml", dump_config(settings))
+            return _run_in_folder(settings, path, out, opened, outside)
         except BaseException:
             if path in made and not (path / "stages" / JOURNAL).exists():
                 _take_back(made)
             raise
 
 
-def _unused(settings: Settings) -> str:
+def _unused_sparsity_warning(settings: RunConfig) -> str:
     if not TABLE[settings.name].dense or not settings.amount.sparsity:
         return ""
     return f"{settings.name} keeps every weight; sparsity {settings.amount.sparsity:g} is not used"
 
 
-def _doubts(settings: Settings, problem: Problem) -> list[str]:
+def _method_doubts(settings: RunConfig, problem: Problem) -> list[str]:
     """Return notes on a method on this problem before the first step."""
     method, ask = settings.method, getattr(settings.method, "doubts", None)
     found = list(ask(problem, float(settings.amount.sparsity or 0.0))) if ask else []
     parts = getattr(method, "structure", "") in ("heads", "units", "heads-and-units")
-    stays = uncut(problem.pretrained) if parts or isinstance(method, HybridMovement) else ""
+    stays = why_not_shrinkable(problem.pretrained) if parts or isinstance(method, HybridMovement) else ""
     return [*found, *([stays] if stays else [])]
 
 
-def masks_of(settings: Settings) -> int:
+def masks_of(settings: RunConfig) -> int:
     """How many weak masks a stage of the method draws."""
     return int(getattr(settings.method, "weak_masks", 0))
 
 
-def directory(dataset: str, settings: Settings) -> Path:
+def run_folder(dataset: str, settings: RunConfig) -> Path:
     """Where a run goes below the folder of all runs: dataset, method and key, seed."""
-    return Path(dataset) / f"{settings.name}-{settings.key()}" / f"seed-{settings.place.seed}"
+    return Path(dataset) / f"{settings.name}-{settings.run_key()}" / f"seed-{settings.place.seed}"
 
 
-def _finished(path: Path) -> bool:
+def _is_finished(path: Path) -> bool:
     return (path / "report.json").exists()
 
 
-def _read(path: Path, opened: Opened, settings: Settings) -> Run:
+def _read_finished(path: Path, opened: OpenedTask, settings: RunConfig) -> Run:
     """A finished run of these settings, if it is as it was written, and was trained on what the dataset holds now."""
     report = read_report(path)
     check_run_or_model(path, report)
@@ -143,44 +143,46 @@ def _read(path: Path, opened: Opened, settings: Settings) -> Run:
     return Run(path, report)
 
 
-def _changed(file: Path) -> float:
+def _modified_at(file: Path) -> float:
     return file.stat().st_mtime if file.exists() else 0.0
 
 
-def _states(path: Path) -> list[Path]:
+def _state_files(path: Path) -> list[Path]:
     return list((path / "stages").glob("*.safetensors"))
 
 
 def from_arguments(arguments: list[str], console: Console) -> Run:
     """What `sparsesoup prune` does with its arguments."""
-    settings, others = read(arguments)
+    settings, others = parse_arguments(arguments)
     shelf = Path(others.shelf) if others.shelf else None
-    return prune(settings, Path(others.out), Outside(console, others.save_every, shelf, workers=others.workers))
+    return run_method(
+        settings, Path(others.out), RuntimeOptions(console, others.save_every, shelf, workers=others.workers)
+    )
 
 
-def test(path: Path, console: Console) -> Run:
+def evaluate_finished_run(path: Path, console: Console) -> Run:
     """Say what is read, and score a run's model on the test split, once: a later call reads what was written."""
-    return score(path, console, aloud=True)
+    return score_finished_run(path, console, aloud=True)
 
 
-def score(path: Path, console: Console, aloud: bool = False) -> Run:
-    """Do what `test` does; `aloud` says what is read, which a study says once for all its runs."""
+def score_finished_run(path: Path, console: Console, aloud: bool = False) -> Run:
+    """Do what `evaluate_finished_run` does; `aloud` says what is read, which a study says once for all its runs."""
     report = read_report(path)
     if report["test"] is not None:
-        if _changed(path / "report.json") > _changed(path / "report.html"):  # killed before the page was drawn
+        if _modified_at(path / "report.json") > _modified_at(path / "report.html"):  # killed before the page was drawn
             write_report(path)
         return Run(path, report)
     check_run_or_model(path, report)
-    settings, _ = read(["--config", str(path / "run.yaml")])
+    settings, _ = parse_arguments(["--config", str(path / "run.yaml")])
     check_recipe(path, report, settings)
     # A ticket of a CLIP carries the words that it was told; a file of them may have changed.
     place = replace(settings.place, model=str(path), prompts=None, class_names=None)
     opened = open_task(place)
     check_data(path, report, place.dataset, opened.source)
-    watch = Watch(None, console)
+    watch = ProgressLogger(None, console)
     try:
-        problem = build(place, opened, steps=1, training=settings.train, observer=watch, whole=True)
-        watch.first = overview(opened, place.seed).lines() if aloud else []
+        problem = build_problem(place, opened, steps=1, training=settings.train, observer=watch, whole=True)
+        watch.first = data_overview(opened, place.seed).lines() if aloud else []
         report["test"] = score_test(problem, place, opened)
         report["test_splits"] = test_splits(opened.source, opened.task)
     finally:
@@ -190,7 +192,7 @@ def score(path: Path, console: Console, aloud: bool = False) -> Run:
     return Run(path, report)
 
 
-def complete(settings: Settings) -> Settings:
+def fill_default_sparsity(settings: RunConfig) -> RunConfig:
     """The settings with the sparsity that holds where none was given."""
     sparsity = settings.amount.sparsity
     if TABLE[settings.name].dense:
@@ -198,37 +200,38 @@ def complete(settings: Settings) -> Settings:
     elif sparsity is None and isinstance(settings.method, FromTicket) and settings.method.ticket:
         sparsity = algebra.sparsity(load_masks(Path(settings.method.ticket))[0])
     elif sparsity is None:
-        only = fixed(getattr(settings.method, "scope", ""))
+        only = fixed_sparsity(getattr(settings.method, "scope", ""))
         sparsity = SPARSITY if only is None else only
     return replace(settings, amount=replace(settings.amount, sparsity=sparsity))
 
 
-def _work(settings: Settings, path: Path, out: Path, opened: Opened, outside: Outside) -> Run:
-    watch, meter = Watch(path / "log.jsonl", outside.console), Meter()
+def _run_in_folder(settings: RunConfig, path: Path, out: Path, opened: OpenedTask, outside: RuntimeOptions) -> Run:
+    watch, meter = ProgressLogger(path / "log.jsonl", outside.console), CostTracker()
     try:
-        journal = Journal(meter, path / "stages", outside.save_every, watch.position, watch.rewind)
+        journal = Checkpointer(meter, path / "stages", outside.save_every, watch.log_position, watch.rewind_log)
         watch.piece = lambda: journal.open or ""
-        data = overview(opened, settings.place.seed)
+        data = data_overview(opened, settings.place.seed)
         problem = problem_of(settings, out, outside, opened, meter=meter, journal=journal, observer=watch)
         watch.first = [] if outside.patient else [*data.lines(), *(f"note: {note}" for note in problem.notes)]
-        base = base_of(problem, opened)
+        base = base_fingerprints(problem, opened)
         check_base(path / "stages" / "base.json", base)
         problem = replace(
-            problem, shelf=Shelf(outside.shelf, base | surroundings(settings, problem) | problem.shelf.identity)
+            problem,
+            shelf=TrainingCache(outside.shelf, base | training_environment(settings, problem) | problem.shelf.identity),
         )
-        doubts = _doubts(settings, problem)
+        doubts = _method_doubts(settings, problem)
         for said in () if outside.patient else doubts:
             outside.console.print(Text(f"note: {said}"), soft_wrap=True)
-        if journal.resumed:
-            outside.console.print(Text(f"going on after {journal.resumed}"), soft_wrap=True)
+        if journal.resumed_stage:
+            outside.console.print(Text(f"going on after {journal.resumed_stage}"), soft_wrap=True)
         began = time.perf_counter()
-        with spread(outside.workers, path / "stages", anew, settings, out) as each:
+        with spread_forks(outside.workers, path / "stages", rebuild_problem, settings, out) as each:
             ticket = settings.method.run(replace(problem, map=each), float(settings.amount.sparsity or 0.0))
-        report = summary(settings, problem, ticket, opened, time.perf_counter() - began)
+        report = make_report(settings, problem, ticket, opened, time.perf_counter() - began)
         report["notes"] |= {"doubts": doubts} if doubts else {}
         report["notes"] |= collapse_of(report, path / "log.jsonl")
         report |= {"data": {"read": data.read, "notes": data.notes}}
-        _save(path, settings, problem, opened, ticket, report)
+        _save_run(path, settings, problem, opened, ticket, report)
         if outside.page:
             write_report(path)
     finally:
@@ -237,54 +240,56 @@ def _work(settings: Settings, path: Path, out: Path, opened: Opened, outside: Ou
     return Run(path, report)
 
 
-def problem_of(settings: Settings, out: Path, outside: Outside, opened: Opened | None = None, **own: Any) -> Problem:
+def problem_of(
+    settings: RunConfig, out: Path, outside: RuntimeOptions, opened: OpenedTask | None = None, **own: Any
+) -> Problem:
     """The problem of a run, its teacher found or drawn first; `own` is what `build` takes beside the settings."""
     opened, amount = opened or open_task(settings.place), settings.amount
     given: dict[str, Any] = {"steps": amount.steps, "epochs": amount.epochs, "training": settings.train}
-    problem = build(settings.place, opened, **given, **own)
+    problem = build_problem(settings.place, opened, **given, **own)
     if settings.train.distill.teacher:
         patient = replace(outside, patient=True, workers=1, page=True)
 
-        def draw(dense: Settings) -> Run:
-            if isinstance(watch := problem.observer, Watch):
-                watch.announce()
-            return prune(dense, out, patient)
+        def draw(dense: RunConfig) -> Run:
+            if isinstance(watch := problem.observer, ProgressLogger):
+                watch.print_overview()
+            return run_method(dense, out, patient)
 
-        return taught(problem, settings, opened, draw)
+        return with_teacher(problem, settings, opened, draw)
     return problem
 
 
-def anew(settings: Settings, out: Path) -> Problem:
+def rebuild_problem(settings: RunConfig, out: Path) -> Problem:
     """The problem of a run that is under way elsewhere, for a process that works for it."""
-    return problem_of(settings, out, Outside(Console(file=io.StringIO())))
+    return problem_of(settings, out, RuntimeOptions(Console(file=io.StringIO())))
 
 
-def _save(
-    path: Path, settings: Settings, problem: Problem, opened: Opened, ticket: Ticket, report: dict[str, Any]
+def _save_run(
+    path: Path, settings: RunConfig, problem: Problem, opened: OpenedTask, ticket: Ticket, report: dict[str, Any]
 ) -> None:
-    reader = load_reader(settings.place.model, kind_of(opened.task).images, settings.place.trust_remote_code)
+    reader = load_reader(settings.place.model, task_type_of(opened.task).images, settings.place.trust_remote_code)
     model: Any = problem.pretrained
     keys = ("method", "model", "dataset", "seed", "sparsity", "validation", "cost", "settings", "local", "versions")
     facts = {k: report[k] for k in keys}
     brief = {"method": settings.name, "base_model": settings.place.model, "masks": "pruning/masks.safetensors"}
-    with whole(path / "model") as temporary:
+    with atomic_write(path / "model") as temporary:
         save_model(model, ticket.weights, temporary, reader, brief | report["sparsity"])
-        base = {"origin": problem.origin(), "base_model_prefix": model.base_model_prefix}
+        base = {"origin": problem.base_fingerprint(), "base_model_prefix": model.base_model_prefix}
         save_masks(temporary / "pruning", ticket.masks, facts | base)
-        if beside := kind_of(opened.task).beside:
+        if beside := task_type_of(opened.task).beside:
             beside(temporary / "pruning", model, opened.task)
     report[DIGESTS] = digests_of_run(path)
     write_table(path / "report.json", report)
 
 
 @contextlib.contextmanager
-def _alone(path: Path, patient: bool) -> Iterator[None]:
+def _exclusive_folder(path: Path, patient: bool) -> Iterator[None]:
     """Two processes must not write one run: the second one waits if it is patient, else it is refused."""
-    with locked(path / ".lock", patient):
+    with file_lock(path / ".lock", patient):
         for left in list(path.rglob(".*.part")):  # of a process that was killed while it wrote
-            remove(left)
+            remove_path(left)
         yield
-        remove(path / ".lock")
+        remove_path(path / ".lock")
 
 
 def _take_back(made: Sequence[Path]) -> None:

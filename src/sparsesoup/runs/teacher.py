@@ -7,27 +7,29 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.targets import fingerprint
-from sparsesoup.hub.build import Opened, Place, positions, settle
+from sparsesoup.core.targets import weights_fingerprint
+from sparsesoup.hub.build import ModelAndDataConfig, OpenedTask, fit_config_to_rows, max_positions
 from sparsesoup.hub.models.checkpoint import load_reader
 from sparsesoup.hub.models.loading import load_model
-from sparsesoup.hub.models.prunable import prunable
-from sparsesoup.hub.models.weights import Account, check_vocabulary
-from sparsesoup.hub.tasks.registry import kind_of
+from sparsesoup.hub.models.prunable import find_prunable
+from sparsesoup.hub.models.weights import LoadingNotes, check_vocabulary
+from sparsesoup.hub.tasks.registry import task_type_of
 from sparsesoup.methods import METHODS
-from sparsesoup.runs.config import Amount, Settings
-from sparsesoup.training.checkpoint import Journal
-from sparsesoup.training.config import Distill
-from sparsesoup.training.cost import Cost, Meter
-from sparsesoup.training.distillation import blocks, distilled
-from sparsesoup.training.problem import Problem, Silent
-from sparsesoup.training.state import weights
-from sparsesoup.training.train_cache import Shelf
+from sparsesoup.runs.config import BudgetConfig, RunConfig
+from sparsesoup.training.checkpoint import Checkpointer
+from sparsesoup.training.config import DistillConfig
+from sparsesoup.training.cost import Cost, CostTracker
+from sparsesoup.training.distillation import block_names, distillation_objective
+from sparsesoup.training.problem import NullObserver, Problem
+from sparsesoup.training.state import named_weights
+from sparsesoup.training.train_cache import TrainingCache
 
 DENSE, TEACHER = "dense", "teacher"
 
 
-def taught(problem: Problem, settings: Settings, opened: Opened, prune: Callable[[Settings], Any]) -> Problem:
+def with_teacher(
+    problem: Problem, settings: RunConfig, opened: OpenedTask, prune: Callable[[RunConfig], Any]
+) -> Problem:
     """The problem with a teacher in its loss. A model that is there costs nothing, `dense` what its run did.
 
     The dense run is an ordinary one beside the others, so it is trained once for all that learn from it.
@@ -36,43 +38,45 @@ def taught(problem: Problem, settings: Settings, opened: Opened, prune: Callable
     """
     path, cost = settings.train.distill.teacher, Cost()
     if path == DENSE:
-        refuse(problem, settings)
+        dry_run_checks(problem, settings)
         try:
-            run = prune(dense(settings))
+            run = prune(dense_config(settings))
         except UserError as error:
             raise UserError(f"the teacher's own run: {error}") from error
         path = str(run.path)
         cost = sum((Cost(**c) for label, c in run.report["cost"].items() if label != "validation"), Cost())
     try:
-        learning = teach(problem, settings, opened, path)
+        learning = attach_teacher(problem, settings, opened, path)
     except UserError as error:
         raise UserError(f"train.distill.teacher: {error}") from error
     if cost.steps and TEACHER not in problem.meter.costs:  # a restarted run has it there already
-        problem.meter.add(TEACHER, cost)
+        problem.meter.add_cost(TEACHER, cost)
     return learning
 
 
-def teach(problem: Problem, settings: Settings, opened: Opened, path: str) -> Problem:
+def attach_teacher(problem: Problem, settings: RunConfig, opened: OpenedTask, path: str) -> Problem:
     """The problem with the model at `path` in its loss."""
     place, distill = settings.place, settings.train.distill
-    account = Account()
+    account = LoadingNotes()
     teacher = find_teacher(place, opened, path, account)
     _check_rows(problem, teacher, path, place.model)
     if distill.hidden:
         check_blocks(problem.pretrained, teacher)
-    known = Shelf(None, {"teacher": fingerprint(weights(teacher))})  # so that trainings with it can be shared
+    known = TrainingCache(
+        None, {"teacher": weights_fingerprint(named_weights(teacher))}
+    )  # so that trainings with it can be shared
     told = (*problem.notes, *(f"the teacher {path}: {note}" for note in account.notes))
-    return replace(problem, objective=distilled(problem, teacher, distill), shelf=known, notes=told)
+    return replace(problem, objective=distillation_objective(problem, teacher, distill), shelf=known, notes=told)
 
 
-def find_teacher(place: Place, opened: Opened, path: str, account: Account | None = None) -> Any:
+def find_teacher(place: ModelAndDataConfig, opened: OpenedTask, path: str, account: LoadingNotes | None = None) -> Any:
     """The model at `path`, as a teacher of the one at a place; `account` is told what a user should know of it.
 
     Raises: UserError if it is not there, is not fine-tuned for the task, or reads otherwise.
     """
-    images = kind_of(opened.task).images
+    images = task_type_of(opened.task).images
     own, other = (load_reader(m, images, place.trust_remote_code) for m in (place.model, path))
-    fixed = {} if images else settle(replace(place, model=path), opened.task, own)
+    fixed = {} if images else fit_config_to_rows(replace(place, model=path), opened.task, own)
     teacher = load_model(path, opened.task, place.seed, place.trust_remote_code, True, account, fixed)
     if images and own.to_dict() != other.to_dict():
         raise UserError(f"{path} sees images otherwise than {place.model}; give a teacher with its image processor")
@@ -83,33 +87,33 @@ def find_teacher(place: Place, opened: Opened, path: str, account: Account | Non
     return teacher
 
 
-def dense(settings: Settings) -> Settings:
+def dense_config(settings: RunConfig) -> RunConfig:
     """The settings of the dense run that teaches a run with these."""
-    amount = Amount(steps=settings.amount.steps, epochs=settings.amount.epochs)
-    train = replace(settings.train, distill=Distill())
+    amount = BudgetConfig(steps=settings.amount.steps, epochs=settings.amount.epochs)
+    train = replace(settings.train, distill=DistillConfig())
     return replace(settings, name=DENSE, method=METHODS[DENSE], amount=amount, train=train)
 
 
-def refuse(problem: Problem, settings: Settings) -> None:
+def dry_run_checks(problem: Problem, settings: RunConfig) -> None:
     """Begin the method and leave before its first pass of a model: what it refuses costs no teacher.
 
     Raises: UserError if the method refuses the problem.
     """
-    meter = _Unstarted()
-    idle = replace(problem, meter=meter, journal=Journal(meter), observer=Silent())
-    with contextlib.suppress(_Underway):
+    meter = _NoPassTracker()
+    idle = replace(problem, meter=meter, journal=Checkpointer(meter), observer=NullObserver())
+    with contextlib.suppress(_FirstPassReached):
         settings.method.run(idle, float(settings.amount.sparsity or 0.0))
 
 
-class _Underway(Exception):
+class _FirstPassReached(Exception):
     """A method has refused nothing and asks for a first pass."""
 
 
-class _Unstarted(Meter):
-    """Counts nothing: whatever has a cost ends in `_Underway`."""
+class _NoPassTracker(CostTracker):
+    """Counts nothing: whatever has a cost ends in `_FirstPassReached`."""
 
     def counted(self, shape: tuple[object, ...], work: Callable[[], Any]) -> NoReturn:
-        raise _Underway
+        raise _FirstPassReached
 
 
 def _check_rows(problem: Problem, teacher: Any, path: str, model: str) -> None:
@@ -119,14 +123,14 @@ def _check_rows(problem: Problem, teacher: Any, path: str, model: str) -> None:
     lacking = sorted(name for name in problem.train.batch([0]).keys() & given.keys() if name not in takes)
     if lacking:
         raise UserError(f"{path} takes no {lacking[0]}, which the rows of {model} have; give a teacher of its family")
-    longest, most = max(problem.train.lengths, default=0), positions(teacher)
+    longest, most = max(problem.train.lengths, default=0), max_positions(teacher)
     if longest > most:
         raise UserError(f"{path} has {most} positions, the longest row {longest} tokens; say --max-length {most}")
 
 
 def check_blocks(pretrained: Any, teacher: Any) -> None:
     """Raise a UserError if the outputs of a model's blocks cannot be compared with a teacher's."""
-    own, other = blocks(prunable(pretrained)), blocks(prunable(teacher))
+    own, other = block_names(find_prunable(pretrained)), block_names(find_prunable(teacher))
     widths = [getattr(model.config, "hidden_size", None) for model in (pretrained, teacher)]
     if own != other or widths[0] != widths[1]:
         raise UserError(

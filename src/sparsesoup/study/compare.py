@@ -11,31 +11,31 @@ import yaml
 from rich.console import Console
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.files import all_whole, locked, remove, write_text
+from sparsesoup.core.files import all_whole, file_lock, remove_path, write_text
 from sparsesoup.hub.build import open_task
-from sparsesoup.hub.tasks.overview import overview
-from sparsesoup.hub.tasks.splits import Source, open_splits
-from sparsesoup.report.escaping import printable
-from sparsesoup.report.terminal import REPORT, flat, read_report
-from sparsesoup.runs.results import machine, versions
+from sparsesoup.hub.tasks.overview import data_overview
+from sparsesoup.hub.tasks.splits import LoadedDataset, open_splits
+from sparsesoup.report.escaping import printable_line
+from sparsesoup.report.terminal import REPORT, flatten_scores, read_report
+from sparsesoup.runs.results import library_versions, machine_name
 from sparsesoup.runs.resume_checks import check_data
-from sparsesoup.study.execute.executors import Executor, InProcess
-from sparsesoup.study.execute.jobs import FAILED, Job, read_record, records
-from sparsesoup.study.execute.progress import Board
+from sparsesoup.study.execute.executors import InProcess, JobExecutor
+from sparsesoup.study.execute.jobs import FAILED, TrialJob, read_record, read_records
+from sparsesoup.study.execute.progress import StudyProgress
 from sparsesoup.study.recipe.budget import read_budget
-from sparsesoup.study.recipe.plan import Plan
+from sparsesoup.study.recipe.plan import StudyPlan
 from sparsesoup.study.results.from_runs import records_of
 from sparsesoup.study.results.html import draw_page
-from sparsesoup.study.results.tables import Column, Grid, Record, grid, latex, markdown
+from sparsesoup.study.results.tables import Column, Record, ScoreTable, latex_table, markdown_table, score_table
 
 STUDIES = "studies"
 
 
-def compare(
-    plan: Plan,
+def run_study(
+    plan: StudyPlan,
     out: Path,
     console: Console,
-    executor: Executor | None = None,
+    executor: JobExecutor | None = None,
     threads: int | None = None,
     retry_failed: bool = False,
     workers: int = 1,
@@ -55,31 +55,33 @@ def compare(
         on this one.
     """
     folder, executor = folder_of(out, plan.name), executor or InProcess()
-    draws = [Job("draw", cell, out, folder, threads, workers) for cell in plan.cells]
-    _same(folder, plan, draws)
+    draws = [TrialJob("draw", cell, out, folder, threads, workers) for cell in plan.cells]
+    _check_same_study(folder, plan, draws)
     _same_data(draws)
-    with locked(folder / ".lock", patient=False):
+    with file_lock(folder / ".lock", patient=False):
         write_text(folder / "study.yaml", yaml.safe_dump(plan.recipe, sort_keys=False))
         said: frozenset[str] = frozenset()
         for later in (False, True):  # tickets are drawn before others begin with them
-            wave = [j for j in draws if bool(j.cell.needs) == later and _waits(j, retry_failed)]
-            said = _tell(wave, said, console)
-            _do(wave, executor, console)
-        drawn = records(draws)
-        tests = [Job("test", j.cell, out, folder, threads) for j in draws if j.cell.key in drawn]
-        _do(
-            [j for j in tests if drawn[j.cell.key]["test"] is None and _waits(j, retry_failed, True)], executor, console
+            wave = [j for j in draws if bool(j.cell.needs) == later and _is_pending(j, retry_failed)]
+            said = _print_overviews(wave, said, console)
+            _execute_jobs(wave, executor, console)
+        drawn = read_records(draws)
+        tests = [TrialJob("test", j.cell, out, folder, threads) for j in draws if j.cell.trial_key in drawn]
+        _execute_jobs(
+            [j for j in tests if drawn[j.cell.trial_key]["test"] is None and _is_pending(j, retry_failed, True)],
+            executor,
+            console,
         )
-        failed = [found for job in draws if (found := read_record(job.failure, FAILED))]
+        failed = [found for job in draws if (found := read_record(job.failure_path, FAILED))]
         if not failed:
-            remove(folder / "shelf")
-        _write(
+            remove_path(folder / "shelf")
+        _write_tables(
             folder,
             plan.name,
-            list(records(draws).values()),
+            list(read_records(draws).values()),
             out,
             {"cells": len(draws), "failed": failed, "command": plan.command},
-            [(cell.row, cell.place, cell.seed) for cell in plan.cells],
+            [(cell.row, cell.column_of, cell.seed) for cell in plan.cells],
         )
     if failed:  # also by an earlier command, of which this one would say nothing
         told = f"{len(failed)} of {len(draws)} cells failed; the page says why, and --retry-failed does them again"
@@ -95,7 +97,7 @@ def table_of_runs(runs: Sequence[Path], name: str, out: Path) -> Path:
     folder, found = folder_of(out, name), records_of(runs)
     if (folder / "study.yaml").exists():
         raise UserError(f"{folder} holds a study with a recipe; give another --name")
-    _write(folder, name, found, Path(), {"cells": len(found), "failed": []})
+    _write_tables(folder, name, found, Path(), {"cells": len(found), "failed": []})
     return folder
 
 
@@ -109,14 +111,14 @@ def folder_of(out: Path, name: str) -> Path:
     return out / STUDIES / name
 
 
-def _same(folder: Path, plan: Plan, jobs: list[Job]) -> None:
+def _check_same_study(folder: Path, plan: StudyPlan, jobs: list[TrialJob]) -> None:
     """Refuse a folder with a table of runs, or with cells that this plan has not: a study may grow, not become another.
 
     Cells that failed are none of it: a recipe that was wrong is corrected under its name.
     """
     if (folder / "study.json").exists() and not (folder / "study.yaml").exists() and not (folder / "cells").exists():
         raise UserError(f"{folder} holds a table of given runs, which this study would replace; give another --name")
-    known = {job.cell.key for job in jobs}
+    known = {job.cell.trial_key for job in jobs}
     there = [path.stem for path in (folder / "cells").glob("*.json") if not path.stem.endswith(".failed")]
     if strange := [key for key in there if key not in known]:
         found = (read_record(folder / "cells" / f"{key}.json") for key in strange)
@@ -127,11 +129,11 @@ def _same(folder: Path, plan: Plan, jobs: list[Job]) -> None:
         )
 
 
-def _same_data(jobs: Sequence[Job]) -> None:
+def _same_data(jobs: Sequence[TrialJob]) -> None:
     """Refuse a dataset with other rows than the cells that are done had: cells to come would be of other data."""
-    sources: dict[Any, Source] = {}
+    sources: dict[Any, LoadedDataset] = {}
     for job in jobs:
-        if (facts := read_record(job.record)) is None:
+        if (facts := read_record(job.record_path)) is None:
             continue
         if "dataset_fingerprint" not in facts and (job.run / REPORT).is_file():  # a record of old
             facts = read_report(job.run)
@@ -142,37 +144,37 @@ def _same_data(jobs: Sequence[Job]) -> None:
         check_data(job.run, facts, place.dataset, sources[where])
 
 
-def _tell(jobs: Sequence[Job], said: frozenset[str], console: Console) -> frozenset[str]:
+def _print_overviews(jobs: Sequence[TrialJob], said: frozenset[str], console: Console) -> frozenset[str]:
     """Say what is read of each dataset, once; the result is all that was said."""
     places = {replace(job.cell.settings.place, model="", seed=0): job.cell.settings.place for job in jobs}
-    lines = [line for place in places.values() for line in overview(open_task(place), place.seed).lines()]
+    lines = [line for place in places.values() for line in data_overview(open_task(place), place.seed).lines()]
     for line in dict.fromkeys(line for line in lines if line not in said):
-        console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
+        console.print(printable_line(line), highlight=False, markup=False, soft_wrap=True)
     return said.union(lines)
 
 
-def _other_length(record: Record, plan: Plan) -> str:
+def _other_length(record: Record, plan: StudyPlan) -> str:
     """That a cell is in a plan with another T, and where that comes from; nothing if it is not."""
     where = record["row"], (record["model"], record["dataset"], record["asked"]), record["seed"]
-    cell = next((cell for cell in plan.cells if (cell.row, cell.place, cell.seed) == where), None)
+    cell = next((cell for cell in plan.cells if (cell.row, cell.column_of, cell.seed) == where), None)
     if cell is None or cell.settings.amount.steps in (None, record["steps"]):
         return ""
     budget = read_budget(plan.recipe.get("budget")) is not None
     because = ", which a budget sets by all seeds of a row, so that another seed can change it" if budget else ""
-    return f": T of {cell.name} was {record['steps']} and is {cell.settings.amount.steps}{because}"
+    return f": T of {cell.describe_trial} was {record['steps']} and is {cell.settings.amount.steps}{because}"
 
 
-def _waits(job: Job, retry_failed: bool, tested: bool = False) -> bool:
-    return (tested or not job.record.exists()) and (retry_failed or not job.failure.exists())
+def _is_pending(job: TrialJob, retry_failed: bool, tested: bool = False) -> bool:
+    return (tested or not job.record_path.exists()) and (retry_failed or not job.failure_path.exists())
 
 
-def _do(jobs: list[Job], executor: Executor, console: Console) -> None:
+def _execute_jobs(jobs: list[TrialJob], executor: JobExecutor, console: Console) -> None:
     if jobs:
-        with Board(console, jobs) as board:
+        with StudyProgress(console, jobs) as board:
             executor.run(jobs, board)
 
 
-def _write(
+def _write_tables(
     folder: Path,
     name: str,
     found: list[dict[str, Any]],
@@ -182,15 +184,15 @@ def _write(
 ) -> None:
     """Every form of the table, or none; what was there before is replaced."""
     if not found:
-        raise UserError(f"no cell of study {name} is done; {len(facts['failed'])} failed, first: {_first(facts)}")
-    scores: Grid = grid(found, planned)
-    facts |= versions() | {"machine": machine()}
-    table = pandas.DataFrame([tidy(record) for record in found])
+        raise UserError(f"no cell of study {name} is done; {len(facts['failed'])} failed, first: {_first_line(facts)}")
+    scores: ScoreTable = score_table(found, planned)
+    facts |= library_versions() | {"machine": machine_name()}
+    table = pandas.DataFrame([flatten_record(record) for record in found])
     study = {"name": name, "failed": facts["failed"], "cells": found}
     texts = {
         "study.json": json.dumps(study, indent=2, allow_nan=False) + "\n",
-        "study.md": markdown(scores),
-        "study.tex": latex(scores),
+        "study.md": markdown_table(scores),
+        "study.tex": latex_table(scores),
         "study.csv": table.to_csv(index=False),
         "study.html": draw_page(name, scores, found, out, facts),
     }
@@ -200,16 +202,16 @@ def _write(
         table.to_parquet(parquet, index=False)
 
 
-def _first(facts: dict[str, Any]) -> str:
+def _first_line(facts: dict[str, Any]) -> str:
     return f"{facts['failed'][0]['cell']}: {facts['failed'][0]['error']}" if facts["failed"] else "none"
 
 
-def tidy(record: Record) -> dict[str, Any]:
+def flatten_record(record: Record) -> dict[str, Any]:
     """A record as one line of a table: no nesting, every column a number or a word."""
     line: dict[str, Any] = {key: record[key] for key in ("row", "method", "model", "dataset", "asked", "seed", "steps")}
     line |= {"sparsity": record["sparsity"]["reached"], "kept": record["sparsity"]["kept"]}
     for split in ("validation", "test"):
-        line |= {f"{split} {name}": value for name, value in flat(record[split]).items()}
+        line |= {f"{split} {name}": value for name, value in flatten_scores(record[split]).items()}
     for unit in ("steps", "flops", "seconds"):
         line |= {f"{label} {unit}": cost[unit] for label, cost in record["cost"].items()}
     return line | {"run": record["run"], "command": record["command"]}

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.report.format import duration, flop
+from sparsesoup.report.format import format_count, format_duration
 from sparsesoup.study.compare import folder_of
-from sparsesoup.study.cost.estimate import Estimate, Estimator
-from sparsesoup.study.execute.jobs import Job
-from sparsesoup.study.recipe.plan import Plan
-from sparsesoup.study.recipe.trial import Cell
+from sparsesoup.study.cost.estimate import CostEstimate, CostEstimator
+from sparsesoup.study.execute.jobs import TrialJob
+from sparsesoup.study.recipe.plan import StudyPlan
+from sparsesoup.study.recipe.trial import Trial
 
 HEADS = ("cell", "T", "steps", "FLOPs", "time", "memory", "run")
 NOTE = (
@@ -21,7 +21,7 @@ NOTE = (
 
 
 @dataclass(frozen=True)
-class Forecast:
+class TrialForecast:
     """A cell and what it will cost.
 
     Args:
@@ -30,70 +30,84 @@ class Forecast:
         done: it is drawn already.
     """
 
-    cell: Cell
-    estimate: Estimate | None = None
+    cell: Trial
+    estimate: CostEstimate | None = None
     refusal: str = ""
     done: bool = False
 
 
-def forecasts(plan: Plan, out: Path) -> Iterator[Forecast]:
+def forecast_trials(plan: StudyPlan, out: Path) -> Iterator[TrialForecast]:
     """Each cell's, in the order in which they are drawn."""
-    estimator, folder = Estimator(), folder_of(out, plan.name)
+    estimator, folder = CostEstimator(), folder_of(out, plan.name)
     for cell in plan.cells:
-        done = Job("draw", cell, out, folder).record.exists()
+        done = TrialJob("draw", cell, out, folder).record_path.exists()
         try:
-            yield Forecast(cell, estimator.of(cell.settings), done=done)
+            yield TrialForecast(cell, estimator.estimate_run(cell.settings), done=done)
         except UserError as error:
-            yield Forecast(cell, refusal=str(error), done=done)
+            yield TrialForecast(cell, refusal=str(error), done=done)
 
 
-def told(found: Iterable[Forecast]) -> Iterator[str]:
+def format_forecast(found: Iterable[TrialForecast]) -> Iterator[str]:
     """The forecast as a table, its totals behind it."""
     all_of = list(found)
-    rows = [HEADS, *(_row(forecast) for forecast in all_of)]
+    rows = [HEADS, *(_forecast_row(forecast) for forecast in all_of)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADS))]
     for name, *numbers, run in rows:
         aligned = [text.rjust(width) for text, width in zip(numbers, widths[1:], strict=False)]
         yield "  ".join([name.ljust(widths[0]), *aligned, run]).rstrip()
-    yield from _totals(all_of)
+    yield from _total_lines(all_of)
 
 
-def _row(forecast: Forecast) -> tuple[str, ...]:
-    name, path = forecast.cell.name + (" (done)" if forecast.done else ""), str(forecast.cell.path)
+def _forecast_row(forecast: TrialForecast) -> tuple[str, ...]:
+    name, path = forecast.cell.describe_trial + (" (done)" if forecast.done else ""), str(forecast.cell.path)
     if forecast.estimate is None:
         return name, "", "", "", "refused", "", f"{path}: {forecast.refusal}"
     e = forecast.estimate
-    return name, str(e.steps), str(e.total.steps), flop(e.total.flops), duration(e.seconds), _bytes(e.memory), path
+    return (
+        name,
+        str(e.steps),
+        str(e.total_cost.steps),
+        format_count(e.total_cost.flops),
+        format_duration(e.seconds),
+        _format_bytes(e.memory),
+        path,
+    )
 
 
-def _totals(all_of: list[Forecast]) -> Iterator[str]:
+def _total_lines(all_of: list[TrialForecast]) -> Iterator[str]:
     costed = [(f, f.estimate) for f in all_of if f.estimate is not None]
     whole = [e for _, e in costed]
     left = [e for f, e in costed if not f.done]
     yield ""
-    yield f"{len(all_of)} cells: {_sum(whole)}, if each were drawn alone"
-    steps, flops, seconds = _shared(whole)
-    yield f"sharing saves {steps} steps, {flop(flops)}, {duration(seconds)} (the dense run, teachers, IMP's rounds)"
+    yield f"{len(all_of)} cells: {_sum_line(whole)}, if each were drawn alone"
+    steps, flops, seconds = _shared_costs(whole)
+    yield (
+        f"sharing saves {steps} steps, {format_count(flops)}, {format_duration(seconds)} (the dense run, "
+        f"teachers, IMP's rounds)"
+    )
     if len(left) < len(whole):
         yield f"{len(whole) - len(left)} are done"
     hours, peak = sum(e.seconds - e.saved for e in left), max((e.memory for e in left), default=0.0)
-    yield f"left to do: {duration(hours)} of one process, {_bytes(peak)} at the peak"
+    yield f"left to do: {format_duration(hours)} of one process, {_format_bytes(peak)} at the peak"
     if refused := len(all_of) - len(whole):
         yield f"{refused} would be refused"
     yield NOTE
 
 
-def _sum(found: list[Estimate]) -> str:
-    totals = [e.total for e in found]
+def _sum_line(found: list[CostEstimate]) -> str:
+    totals = [e.total_cost for e in found]
     seconds = sum(e.seconds for e in found)
-    return f"{sum(t.steps for t in totals)} steps, {flop(sum(t.flops for t in totals))}, {duration(seconds)}"
+    return (
+        f"{sum(t.steps for t in totals)} steps, {format_count(sum(t.flops for t in totals))}, "
+        f"{format_duration(seconds)}"
+    )
 
 
-def _shared(found: list[Estimate]) -> tuple[int, float, float]:
+def _shared_costs(found: list[CostEstimate]) -> tuple[int, float, float]:
     costs = [c for e in found for c in e.costs.values() if c.steps]
     flops = sum(c.flops * c.shared / c.steps for c in costs)
     return sum(c.shared for c in costs), flops, sum(e.saved for e in found)
 
 
-def _bytes(count: float) -> str:
+def _format_bytes(count: float) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -6,23 +6,23 @@ from dataclasses import replace
 from typing import Any
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.schedules import MOST_STEPS, least_steps
-from sparsesoup.report.format import flop
-from sparsesoup.runs.config import Settings
-from sparsesoup.runs.run import directory
-from sparsesoup.runs.teacher import DENSE, dense
-from sparsesoup.study.cost.estimate import Estimator
-from sparsesoup.study.recipe.budget import Budget, read_budget
-from sparsesoup.study.recipe.plan import Plan
-from sparsesoup.study.recipe.trial import Cell
-from sparsesoup.study.recipe.yaml_lines import Wrong, placing
+from sparsesoup.core.schedules import MOST_STEPS, min_feasible_steps
+from sparsesoup.report.format import format_count
+from sparsesoup.runs.config import RunConfig
+from sparsesoup.runs.run import run_folder
+from sparsesoup.runs.teacher import DENSE, dense_config
+from sparsesoup.study.cost.estimate import CostEstimator
+from sparsesoup.study.recipe.budget import FlopsBudget, read_budget
+from sparsesoup.study.recipe.plan import StudyPlan
+from sparsesoup.study.recipe.trial import Trial
+from sparsesoup.study.recipe.yaml_lines import RecipeError, add_location
 
 NEAR, LONG = 0.998, 1024  # share of the budget at which a search for so large a T is content
 EXACT = 8192  # T up to which every seed's batches are counted one by one; beyond it a margin is kept
 MARGIN = 0.995
 
 
-def at_equal_cost(plan: Plan) -> Plan:
+def match_budget(plan: StudyPlan) -> StudyPlan:
     """The plan with the T of each row set so that no run costs more than its budget, and hardly one less.
 
     The same T for all seeds of a row. Nothing is timed, so every machine finds the same.
@@ -32,74 +32,78 @@ def at_equal_cost(plan: Plan) -> Plan:
     budget = read_budget(plan.recipe.get("budget"))
     if budget is None:
         return plan
-    estimator, groups = Estimator(timed=False, exact=EXACT, alike=EXACT), dict[Any, list[Cell]]()
+    estimator, groups = CostEstimator(timed=False, exact=EXACT, alike=EXACT), dict[Any, list[Trial]]()
     for cell in plan.cells:
-        groups.setdefault((cell.place, cell.row), []).append(cell)
+        groups.setdefault((cell.column_of, cell.row), []).append(cell)
     cells = []
-    with placing(plan.place):
+    with add_location(plan.place):
         for group in groups.values():
-            steps = _shared(plan, group, budget, estimator)
-            cells += [_lasting(cell, steps) for cell in group]
+            steps = _common_steps(plan, group, budget, estimator)
+            cells += [_with_steps(cell, steps) for cell in group]
     return replace(plan, cells=cells)
 
 
-def _shared(plan: Plan, group: Sequence[Cell], budget: Budget, estimator: Estimator) -> int:
+def _common_steps(plan: StudyPlan, group: Sequence[Trial], budget: FlopsBudget, estimator: CostEstimator) -> int:
     """The largest T at which no seed of a row costs more than allowed."""
     steps = 0
     try:
-        allowed = [_allowed(plan, cell, budget, estimator) for cell in group]
+        allowed = [_allowed_flops(plan, cell, budget, estimator) for cell in group]
         for cell, most in zip(group, allowed, strict=True):
-            found = _longest(cell, most, estimator, steps)
+            found = _longest_steps(cell, most, estimator, steps)
             steps = min(steps or found, found)
     except UserError as error:
-        raise Wrong(f"{group[0].name}: {error}", "methods", group[0].row) from error
+        raise RecipeError(f"{group[0].describe_trial}: {error}", "methods", group[0].row) from error
     return steps
 
 
-def _allowed(plan: Plan, cell: Cell, budget: Budget, estimator: Estimator) -> float:
+def _allowed_flops(plan: StudyPlan, cell: Trial, budget: FlopsBudget, estimator: CostEstimator) -> float:
     """FLOPs that a cell may take."""
     if budget.flops is not None:
         return budget.flops
     try:
-        costs = [estimator.alone(settings).total.flops for settings in _references(plan, cell, budget)]
+        costs = [
+            estimator.estimate_uncached(settings).total_cost.flops for settings in _reference_trials(plan, cell, budget)
+        ]
     except UserError as error:
-        raise Wrong(f"what the budget is beside {cell.name}: {error}", "budget") from error
+        raise RecipeError(f"what the budget is beside {cell.describe_trial}: {error}", "budget") from error
     if min(costs) < NEAR * max(costs):
-        raise Wrong(
-            f"budget: row {budget.row} costs {flop(min(costs))} to {flop(max(costs))} by sparsity, and "
+        raise RecipeError(
+            f"budget: row {budget.row} costs {format_count(min(costs))} to {format_count(max(costs))} by sparsity, and "
             f"{cell.row} stands beside all of them; name another row, one sparsity, or leave {cell.row} out",
             "budget", "row",
         )  # fmt: skip
     return budget.times * costs[0]
 
 
-def _references(plan: Plan, cell: Cell, budget: Budget) -> list[Settings]:
+def _reference_trials(plan: StudyPlan, cell: Trial, budget: FlopsBudget) -> list[RunConfig]:
     """What a cell may cost as much as; several where it stands at several sparsities."""
-    model, dataset, sparsity = cell.place
-    beside = [other for other in plan.cells if other.place[:2] == (model, dataset) and other.seed == cell.seed]
+    model, dataset, sparsity = cell.column_of
+    beside = [other for other in plan.cells if other.column_of[:2] == (model, dataset) and other.seed == cell.seed]
     named = [other for other in beside if other.row == budget.row or (not budget.row and other.settings.name == DENSE)]
     named = [other for other in named if sparsity is None or other.sparsity in (None, sparsity)]
     if budget.row and not named:
-        raise Wrong(f"budget: no row {budget.row} beside {cell.name}; name one that is there for it", "budget", "row")
+        raise RecipeError(
+            f"budget: no row {budget.row} beside {cell.describe_trial}; name one that is there for it", "budget", "row"
+        )
     if not named:
-        return [dense(beside[0].settings)]
+        return [dense_config(beside[0].settings)]
     if not budget.row:  # of dense rows with several settings the first
         named = named[:1]
     return [other.settings for other in named]
 
 
-def _longest(cell: Cell, allowed: float, estimator: Estimator, guess: int) -> int:
+def _longest_steps(cell: Trial, allowed: float, estimator: CostEstimator, guess: int) -> int:
     """The largest T at which a cell costs no more than allowed."""
 
     def cost(steps: int) -> float | None:
         """FLOPs; None where the method refuses so short a T."""
         try:
-            found = estimator.alone(_lasting(cell, steps).settings).total.flops
+            found = estimator.estimate_uncached(_with_steps(cell, steps).settings).total_cost.flops
         except UserError:
             return None
         return found if steps <= EXACT else found / MARGIN
 
-    low, high, steps = 0, None, guess or estimator.problem(cell.settings).steps
+    low, high, steps = 0, None, guess or estimator.real_problem(cell.settings).steps
     while high is None or high - low > 1:
         found = cost(steps)
         if found is not None and found > allowed:
@@ -117,19 +121,22 @@ def _longest(cell: Cell, allowed: float, estimator: Estimator, guess: int) -> in
     raise _too_little(cell, allowed, cost)
 
 
-def _too_little(cell: Cell, allowed: float, cost: Callable[[int], float | None]) -> Wrong:
-    least = least_steps(lambda steps: cost(steps) is not None, 0)
+def _too_little(cell: Trial, allowed: float, cost: Callable[[int], float | None]) -> RecipeError:
+    least = min_feasible_steps(lambda steps: cost(steps) is not None, 0)
     needs = cost(least) if least else None
     if needs is None:
-        return Wrong(f"no budget is enough for {cell.name}; choose less extreme settings", "methods", cell.row)
-    return Wrong(
-        f"the budget is too small for {cell.name}: it needs at least {least} steps, {flop(needs)}, and gets "
-        f"{flop(allowed)}; make the budget {math.ceil(100 * needs / allowed) / 100:g} times as large",
+        return RecipeError(
+            f"no budget is enough for {cell.describe_trial}; choose less extreme settings", "methods", cell.row
+        )
+    return RecipeError(
+        f"the budget is too small for {cell.describe_trial}: it needs at least {least} steps, "
+        f"{format_count(needs)}, and gets "
+        f"{format_count(allowed)}; make the budget {math.ceil(100 * needs / allowed) / 100:g} times as large",
         "budget",
     )
 
 
-def _lasting(cell: Cell, steps: int) -> Cell:
+def _with_steps(cell: Trial, steps: int) -> Trial:
     """The cell at that T."""
     settings = replace(cell.settings, amount=replace(cell.settings.amount, steps=steps, epochs=None))
-    return replace(cell, settings=settings, path=directory(str(cell.path.parent.parent), settings))
+    return replace(cell, settings=settings, path=run_folder(str(cell.path.parent.parent), settings))

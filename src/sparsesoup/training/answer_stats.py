@@ -11,7 +11,7 @@ NONE = -9999.0  # outputs below it are those of places where no answer may be
 Answered = Mapping[str, float]
 
 
-def answered(outputs: Tensor, labels: Tensor) -> dict[str, float]:
+def answer_statistics(outputs: Tensor, labels: Tensor) -> dict[str, float]:
     """Return what stands out in the answers to some rows; nothing for a task of another form.
 
     Args:
@@ -21,13 +21,13 @@ def answered(outputs: Tensor, labels: Tensor) -> dict[str, float]:
         many different ones are answered and right, the share that is right, and that of the commonest label; for
         numbers the spread of the answers beside that of the labels, and the share of their variance that is explained.
 
-    >>> answered(torch.tensor([[2.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1]))["answers"]
+    >>> answer_statistics(torch.tensor([[2.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1]))["answers"]
     1
     """
     rows, outputs = len(labels), outputs.detach().float().cpu()
     labels = labels.detach().cpu()
     if labels.dim() == 1 and labels.is_floating_point() and outputs.numel() == rows:
-        return {"rows": rows, **_numbers(outputs.reshape(rows).double(), labels.double())}
+        return {"rows": rows, **_regression_statistics(outputs.reshape(rows).double(), labels.double())}
     if labels.dim() == 1 and not labels.is_floating_point() and outputs.dim() == 2:
         shares = torch.unique(labels, return_counts=True)[1] / rows
         if rows < FEW:
@@ -35,16 +35,16 @@ def answered(outputs: Tensor, labels: Tensor) -> dict[str, float]:
         return {
             "rows": rows,
             "chance": float(-(shares * shares.log()).sum()),
-            **_choices(outputs.argmax(-1, keepdim=True), labels[:, None]),
+            **_class_statistics(outputs.argmax(-1, keepdim=True), labels[:, None]),
         }
     if labels.dim() == 2 and labels.shape[1] == 3 and outputs.dim() == 3 and outputs.shape[1] == 2:
         places = (outputs[:, 0] > NONE).sum(-1).clamp(min=1)
         chance = float(places.double().log().mean())
-        return {"rows": rows, "chance": chance, **_choices(outputs.argmax(-1), labels[:, 1:])}
+        return {"rows": rows, "chance": chance, **_class_statistics(outputs.argmax(-1), labels[:, 1:])}
     return {}
 
 
-def _choices(answers: Tensor, labels: Tensor) -> dict[str, float]:
+def _class_statistics(answers: Tensor, labels: Tensor) -> dict[str, float]:
     given, often = torch.unique(answers, dim=0, return_counts=True)
     true, counts = torch.unique(labels, dim=0, return_counts=True)
     return {
@@ -53,7 +53,7 @@ def _choices(answers: Tensor, labels: Tensor) -> dict[str, float]:
     }  # fmt: skip
 
 
-def _numbers(answers: Tensor, labels: Tensor) -> dict[str, float]:
+def _regression_statistics(answers: Tensor, labels: Tensor) -> dict[str, float]:
     variance = float(labels.var(correction=0))
     if not variance:
         return {}

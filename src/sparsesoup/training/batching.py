@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsesoup.core.rng import fold, generator
+from sparsesoup.core.rng import cpu_generator, derive_seed
 
 Batch = dict[str, Tensor]  # what the model takes, and "labels"
 
@@ -16,7 +16,7 @@ POOL = 64  # batches that are sorted by length together: larger means less paddi
 
 
 @dataclass(frozen=True)
-class Data:
+class RowBatches:
     """Rows, how to make a batch of some, and how many tokens each has.
 
     Args:
@@ -38,14 +38,14 @@ class Data:
     def batch(self, indices: Sequence[int]) -> Batch:
         return self.collate([self.rows[i] for i in indices])
 
-    def at(self, seed: int, *path: object) -> "Data":
+    def augmented_view(self, seed: int, *path: object) -> "RowBatches":
         """The rows as a training sees them at one moment: varied, the same for the same seed and path."""
         if self.vary is None:
             return self
-        vary, look = self.vary, fold(seed, *path)
+        vary, look = self.vary, derive_seed(seed, *path)
         return replace(self, collate=lambda rows: vary(rows, look))
 
-    def tokens(self, indices: Sequence[int]) -> tuple[int, int]:
+    def count_tokens(self, indices: Sequence[int]) -> tuple[int, int]:
         """(tokens computed, of which padding) in a batch of these rows; a row without a length counts as one token."""
         if not self.lengths:
             return len(indices), 0
@@ -53,24 +53,24 @@ class Data:
         computed = len(lengths) * max(lengths)
         return computed, computed - sum(lengths)
 
-    def share(self, part: float, seed: int, *path: object) -> "Data":
+    def random_subset(self, part: float, seed: int, *path: object) -> "RowBatches":
         """A random share of the rows, at least one; the same rows for the same seed and path."""
         if part == 1.0:
             return self
-        order = torch.randperm(len(self), generator=generator(seed, "share", *path))
-        return self.taken(sorted(order[: max(1, round(part * len(self)))].tolist()))
+        order = torch.randperm(len(self), generator=cpu_generator(seed, "share", *path))
+        return self.select_rows(sorted(order[: max(1, round(part * len(self)))].tolist()))
 
-    def taken(self, indices: Sequence[int]) -> "Data":
+    def select_rows(self, indices: Sequence[int]) -> "RowBatches":
         """These rows alone."""
         lengths = tuple(self.lengths[i] for i in indices) if self.lengths else ()
         return replace(self, rows=[self.rows[i] for i in indices], lengths=lengths)
 
-    def ordered(self, size: int) -> list[list[int]]:
+    def eval_batches(self, size: int) -> list[list[int]]:
         """All rows once, sorted by length so that little is padding: for evaluation."""
         order = sorted(range(len(self)), key=self.lengths.__getitem__) if self.lengths else list(range(len(self)))
         return [order[i : i + size] for i in range(0, len(order), size)]
 
-    def batches(self, size: int, start: int, seed: int, *path: object) -> Iterator[list[int]]:
+    def train_batches(self, size: int, start: int, seed: int, *path: object) -> Iterator[list[int]]:
         """Endless batches of row indices from the `start`-th on, epoch after epoch in a new order.
 
         The order is a function of seed, path and epoch alone, so any step can be returned to. Rows of like length share
@@ -81,9 +81,9 @@ class Data:
         each = len(self) // size
         for epoch in count(start // each):
             first = start % each if epoch == start // each else 0
-            yield from self._epoch(size, generator(seed, "order", *path, epoch))[first:]
+            yield from self._epoch_batches(size, cpu_generator(seed, "order", *path, epoch))[first:]
 
-    def _epoch(self, size: int, draw: torch.Generator) -> list[list[int]]:
+    def _epoch_batches(self, size: int, draw: torch.Generator) -> list[list[int]]:
         order = torch.randperm(len(self), generator=draw)[: len(self) // size * size].tolist()
         if self.lengths:
             pools = [order[i : i + POOL * size] for i in range(0, len(order), POOL * size)]

@@ -8,10 +8,10 @@ from sparsesoup.training.cost import Cost
 from sparsesoup.training.loop import train
 from sparsesoup.training.problem import Observer, Problem
 from sparsesoup.training.state import TrainState
-from sparsesoup.training.train_cache import Product
+from sparsesoup.training.train_cache import CachedTraining
 
 
-def train_once(
+def train_cached(
     state: TrainState, problem: Problem, steps: int, stream: tuple[object, ...] = (), label: str = "strong"
 ) -> None:
     """`train` at the problem's own rate, or what it left on the shelf when another run did the same, charged in full.
@@ -20,36 +20,38 @@ def train_once(
     """
     shelf = problem.shelf
     unknown = problem.objective is not None and "teacher" not in shelf.identity
-    if shelf.folder is None or unknown or problem.journal.midway:
+    if shelf.folder is None or unknown or problem.journal.is_mid_stage:
         train(state, problem, steps, stream=stream, label=label)
         return
-    key = shelf.key(state.tensors(), state.step, steps, stream, problem.rate(), problem.training, problem.seed)
-    found = shelf.take(key)
+    key = shelf.content_key(
+        state.tensors(), state.step, steps, stream, problem.rate_schedule(), problem.training, problem.seed
+    )
+    found = shelf.get_training(key)
     if found is not None:
-        _become(state, problem, found, label)
+        _restore_from_cache(state, problem, found, label)
         return
-    before, records = problem.meter.costs.get(label, Cost()), Records(problem.observer)
+    before, records = problem.meter.costs.get(label, Cost()), RecordingObserver(problem.observer)
     train(state, replace(problem, observer=records), steps, stream=stream, label=label)
-    cost = _difference(problem.meter.costs[label], before)
-    shelf.put(key, Product(state.tensors(), state.facts() | {"notes": {}}, cost, records.kept))
+    cost = _cost_difference(problem.meter.costs[label], before)
+    shelf.put_training(key, CachedTraining(state.tensors(), state.facts() | {"notes": {}}, cost, records.kept))
 
 
-def _become(state: TrainState, problem: Problem, product: Product, label: str) -> None:
+def _restore_from_cache(state: TrainState, problem: Problem, product: CachedTraining, label: str) -> None:
     """The state as the training left it, its steps on the meter and in the log."""
     start = state.step
-    state.take_back_(product.tensors, product.facts | {"notes": state.notes})
-    problem.meter.add(label, replace(product.cost, shared=product.cost.steps))
+    state.load_state_(product.tensors, product.facts | {"notes": state.notes})
+    problem.meter.add_cost(label, replace(product.cost, shared=product.cost.steps))
     problem.observer.begin(label, start, state.step)
     for record in product.records:
         problem.observer.step({**record, "label": label})
     problem.observer.end()
 
 
-def _difference(after: Cost, before: Cost) -> Cost:
+def _cost_difference(after: Cost, before: Cost) -> Cost:
     return Cost(**{f.name: getattr(after, f.name) - getattr(before, f.name) for f in fields(Cost)})
 
 
-class Records:
+class RecordingObserver:
     """An observer that passes on and keeps what it is told of each step."""
 
     def __init__(self, observer: Observer) -> None:

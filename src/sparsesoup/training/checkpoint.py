@@ -12,27 +12,27 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.files import check_digest, digest_of, from_json, load_table, remove, whole, write_table
-from sparsesoup.training.cost import Meter
+from sparsesoup.core.files import atomic_write, check_digest, digest_of, from_json, load_table, remove_path, write_table
+from sparsesoup.training.cost import CostTracker
 
 JOURNAL = "journal.json"
 SHARE = 50  # a save may cost at most 1/50 of the time since the last one
 
 
-class Resumable(Protocol):
+class Checkpointable(Protocol):
     """A state that can be put on disk and taken back."""
 
     def tensors(self) -> dict[str, Tensor]: ...
     def facts(self) -> dict[str, Any]: ...
-    def take_back_(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None: ...
+    def load_state_(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None: ...
 
 
-class Journal:
+class Checkpointer:
     """What is done, what is under way, and the state to go on from.
 
     A method runs its work as named pieces. A restarted run skips the finished ones and takes the state of the last;
     code between pieces must not look at the state, since it is stale while pieces are skipped. A piece that trains
-    does so first and once: `tick` then also saves in its midst.
+    does so first and once: `save_if_due` then also saves in its midst.
 
     Args:
         meter: saved and restored with the state, so that no step is lost or counted twice.
@@ -43,7 +43,7 @@ class Journal:
 
     def __init__(
         self,
-        meter: Meter,
+        meter: CostTracker,
         folder: Path | None = None,
         every: float = 30.0,
         position: Callable[[], Any] = lambda: 0,
@@ -54,7 +54,7 @@ class Journal:
         self.finished: list[str] = []
         self.held: list[str] = []
         self.open: str | None = None
-        self._owner: Resumable | None = None
+        self._owner: Checkpointable | None = None
         self._stored: dict[str, dict[str, Tensor]] = {}
         self._partial: tuple[str, int] | None = None
         self._saved: str | None = None
@@ -62,21 +62,21 @@ class Journal:
         self._run, self._read_run, self._over = 1, 1, False
         self._given: dict[str, dict[str, float]] | None = None
         self._last, self._took = time.monotonic(), 0.0
-        rewind(self._read(folder / JOURNAL) if folder is not None and (folder / JOURNAL).exists() else 0)
+        rewind(self._read_position(folder / JOURNAL) if folder is not None and (folder / JOURNAL).exists() else 0)
 
     @property
-    def resumed(self) -> str | None:
+    def resumed_stage(self) -> str | None:
         """The piece from which a restarted run goes on, None for a fresh one."""
         if self._partial:
             return f"the midst of {self._partial[0]}"
         return self.finished[-1] if self.finished else None
 
     @property
-    def midway(self) -> bool:
+    def is_mid_stage(self) -> bool:
         """Whether the open piece goes on from its midst, where a former run left it."""
         return self._partial is not None and self._partial[0] == self.open
 
-    def begin_run(self, meter: Meter) -> None:
+    def begin_run(self, meter: CostTracker) -> None:
         """Begin a run: what earlier runs on the same problem finished is forgotten, and their costs are taken off.
 
         The first run goes on from what was read, unless that is a later run's. A second call within a run, before
@@ -97,7 +97,9 @@ class Journal:
         """End a run: the next one on the same problem begins afresh."""
         self._over = True
 
-    def piece(self, name: str, state: Resumable, work: Callable[..., object], *args: Any, hold: bool = False) -> None:
+    def run_stage(
+        self, name: str, state: Checkpointable, work: Callable[..., object], *args: Any, hold: bool = False
+    ) -> None:
         """Do `work(*args)` once in the life of the run.
 
         Args:
@@ -107,9 +109,9 @@ class Journal:
         """
         if name in self.finished:
             if name in self.held:
-                self._restore(state, f"held-{name}")
+                self._restore_state(state, f"held-{name}")
             elif name == self.finished[-1] and not self._partial:
-                self._restore(state, self._saved)
+                self._restore_state(state, self._saved)
             return
         self.open, self._owner = name, state
         try:
@@ -121,27 +123,27 @@ class Journal:
         self.finished.append(name)
         if hold:
             self.held.append(name)
-        if hold or self._due():
-            self._save(state, f"held-{name}" if hold else None)
+        if hold or self._save_is_due():
+            self._save_state(state, f"held-{name}" if hold else None)
 
-    def begin(self, state: Resumable, until: int) -> int:
+    def resume_step(self, state: Checkpointable, until: int) -> int:
         """The step to train to: `until`, or what was saved with the open piece, whose state is then taken back."""
-        if self._partial and self.midway and self._owner is state:
-            self._restore(state, self._saved)
+        if self._partial and self.is_mid_stage and self._owner is state:
+            self._restore_state(state, self._saved)
             return self._partial[1]
         return until
 
-    def tick(self, state: Resumable, until: int, ending: bool = False) -> None:
+    def save_if_due(self, state: Checkpointable, until: int, ending: bool = False) -> None:
         """Called after each step of a training to step `until`: saves the state if it is time to.
 
         Before an error ends the run (`ending`) it is, if any piece is finished that a restart should skip.
         """
-        if self._owner is state and (self._due() or (ending and self.finished)):
+        if self._owner is state and (self._save_is_due() or (ending and self.finished)):
             self._partial = (str(self.open), until)
-            self._save(state)
+            self._save_state(state)
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
+    def without_saving(self) -> Iterator[None]:
         """Save nothing in this block: the state is a fork, and a restart begins the open piece anew."""
         owner, self._owner = self._owner, None
         try:
@@ -149,7 +151,7 @@ class Journal:
         finally:
             self._owner = owner
 
-    def store(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+    def put_artifact(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Keep a finished product (a round's trained ticket) to the end of the run: out of memory if there is a folder.
 
         Call it in the piece that makes the product. A piece that is done again writes the same once more, so a name
@@ -158,9 +160,9 @@ class Journal:
         if self.folder is None:
             self._stored[name] = {k: t.detach().clone() for k, t in tensors.items()}
             return
-        self._write(f"stored-{name}.safetensors", tensors)
+        self._write_tensors(f"stored-{name}.safetensors", tensors)
 
-    def fetch(self, name: str) -> dict[str, Tensor]:
+    def get_artifact(self, name: str) -> dict[str, Tensor]:
         """The product of that name, on the CPU where it comes from disk; not to be written to.
 
         Raises: UserError if its file is missing or damaged.
@@ -181,17 +183,17 @@ class Journal:
         self._saved = None
         if self.folder is not None:
             for file in self.folder.glob("*.safetensors"):
-                remove(file)
+                remove_path(file)
 
-    def _due(self) -> bool:
+    def _save_is_due(self) -> bool:
         return time.monotonic() - self._last >= max(self.every, SHARE * self._took)
 
-    def _save(self, state: Resumable, name: str | None = None) -> None:
+    def _save_state(self, state: Checkpointable, name: str | None = None) -> None:
         if self.folder is None:
             return
         began, before = time.monotonic(), self._saved
         self._saved = name or ("state-b" if before == "state-a" else "state-a")
-        self._write(f"{self._saved}.safetensors", state.tensors(), {"facts": json.dumps(state.facts())})
+        self._write_tensors(f"{self._saved}.safetensors", state.tensors(), {"facts": json.dumps(state.facts())})
         # The journal names the state: a kill between the two writes leaves the old pair whole.
         entry = {"finished": self.finished, "held": self.held, "partial": self._partial, "saved": self._saved}
         costs = {"meter": self.meter.to_json(), "given": self._given}
@@ -200,17 +202,17 @@ class Journal:
         rest = {"run": self._run, "position": self.position(), "digests": self._digests}
         write_table(self.folder / JOURNAL, entry | costs | rest)
         if old:
-            remove(self.folder / old)
+            remove_path(self.folder / old)
         self._last = time.monotonic()
         self._took = self._last - began
 
-    def _write(self, name: str, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-        with whole(Path(str(self.folder)) / name) as temporary:
+    def _write_tensors(self, name: str, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+        with atomic_write(Path(str(self.folder)) / name) as temporary:
             save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, temporary, metadata=metadata)
             digest = digest_of(temporary)
         self._digests[name] = digest
 
-    def _read(self, path: Path) -> Any:
+    def _read_position(self, path: Path) -> Any:
         """Take up what a former run left; the position to return to."""
         try:
             entry = load_table(path)
@@ -223,7 +225,7 @@ class Journal:
         except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise UserError(f"damaged journal {path} ({error}); remove {path.parent} to start afresh") from error
 
-    def _restore(self, state: Resumable, name: str | None) -> None:
+    def _restore_state(self, state: Checkpointable, name: str | None) -> None:
         path = Path(str(self.folder)) / f"{name}.safetensors"
         try:
             check_digest(path, self._digests.get(path.name))
@@ -231,6 +233,6 @@ class Journal:
                 facts = from_json((file.metadata() or {})["facts"])
                 names = list(file.keys())
                 tensors = {key: file.get_tensor(key) for key in names}
-            state.take_back_(tensors, facts)
+            state.load_state_(tensors, facts)
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             raise UserError(f"damaged state {path} ({error}); remove {path.parent} to start afresh") from error

@@ -10,7 +10,7 @@ from sparsesoup.core.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distill:
+class DistillConfig:
     """Learn a teacher's answers beside the labels. Hinton et al. 2015; on pruning, Sanh et al. 2020, sec. 5.
 
     Args:
@@ -35,7 +35,7 @@ class Distill:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class TrainingConfig:
     """How a model is trained, whatever the method.
 
     Args:
@@ -62,7 +62,7 @@ class Training:
     precision: Literal["no", "bf16"] = "no"
     freeze_embeddings: bool = False
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw"
-    distill: Distill = field(default_factory=Distill)
+    distill: DistillConfig = field(default_factory=DistillConfig)
 
     def __post_init__(self) -> None:
         for name, low in (("learning_rate", 0.0), ("weight_decay", 0.0), ("clip", 0.0)):
@@ -76,7 +76,7 @@ class Training:
                 f"got {self.batch_size} and {self.accumulation}"
             )
 
-    def doubt(self) -> str:
+    def precision_warning(self) -> str:
         """What a user should know who asks this machine for bf16 that it has no arithmetic for; nothing otherwise."""
         if self.precision == "no" or torch.accelerator.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported():
             return ""

@@ -35,22 +35,22 @@ class Cost:
         return Cost(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
 
-class Meter:
+class CostTracker:
     """Costs by label: strong (training that the product descends from), weak, search, score, teacher, validation."""
 
     def __init__(self) -> None:
         self.costs: dict[str, Cost] = {}
         self._flops: dict[tuple[object, ...], int] = {}
 
-    def add(self, label: str, cost: Cost) -> None:
+    def add_cost(self, label: str, cost: Cost) -> None:
         """Charge a cost to a label."""
         self.costs[label] = self.costs.get(label, Cost()) + cost
 
-    def total(self) -> Cost:
+    def total_cost(self) -> Cost:
         """All costs together."""
         return sum(self.costs.values(), Cost())
 
-    def counted(self, shape: tuple[object, ...], work: Callable[[], Any]) -> tuple[Any, int]:
+    def run_and_count_flops(self, shape: tuple[object, ...], work: Callable[[], Any]) -> tuple[Any, int]:
         """(what `work` returns, its FLOPs); counted once for each shape, since they depend on nothing else."""
         if shape in self._flops:
             return work(), self._flops[shape]
@@ -91,9 +91,9 @@ class CountFlops(TorchDispatchMode):
         packet = func.overloadpacket
         name = packet.__name__
         if name.startswith("_scaled_dot_product_") and name.endswith("_backward"):
-            self.flops += 2 * _attention(*args[1:4])
+            self.flops += 2 * _attention_flops(*args[1:4])
         elif name.startswith("_scaled_dot_product_"):
-            self.flops += _attention(*args[:3])
+            self.flops += _attention_flops(*args[:3])
         elif name == "_native_multi_head_attention":
             self.flops += _whole_attention(args[0])
         elif packet in flop_registry:
@@ -101,7 +101,7 @@ class CountFlops(TorchDispatchMode):
         return out
 
 
-def counts(packet: Any) -> bool:
+def is_counted_op(packet: Any) -> bool:
     """Whether an operation is one of those whose FLOPs are counted: matrix products, convolutions, attention."""
     name = packet.__name__
     return packet in flop_registry or name.startswith("_scaled_dot_product_") or name == "_native_multi_head_attention"
@@ -110,10 +110,10 @@ def counts(packet: Any) -> bool:
 def _whole_attention(rows: torch.Tensor) -> int:
     """nn.MultiheadAttention where no gradient is asked for, in one piece, [rows, length, width]: its matrices too."""
     # However many heads there are, together they are as wide as the rows.
-    return 8 * rows.numel() * rows.shape[-1] + _attention(rows, rows, rows)
+    return 8 * rows.numel() * rows.shape[-1] + _attention_flops(rows, rows, rows)
 
 
-def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
+def _attention_flops(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
     """Q K^T and P V, [..., length, width] each: 2 multiply-adds for every query, key and width."""
     *batch, queries, width = query.shape
     keys, out = key.shape[-2], value.shape[-1]

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.targets import Targets, block_of
 from sparsesoup.training.batching import Batch
-from sparsesoup.training.config import Distill
+from sparsesoup.training.config import DistillConfig
 from sparsesoup.training.problem import Problem
 
 
-def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+def distillation_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """How far the student's answers are from the teacher's, for each row: [rows].
 
     KL(teacher || student) of softened answers, times temperature^2 so that gradients keep their size (Hinton et al.
@@ -22,7 +22,7 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Te
     Args:
         student, teacher: outputs [rows, ..., answers].
 
-    >>> divergence(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 1.0]]), 2.0).item()
+    >>> distillation_divergence(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 1.0]]), 2.0).item()
     0.0
     """
     student, teacher = student.float(), teacher.float()
@@ -32,7 +32,9 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Te
     return (wanted.exp() * (wanted - given)).sum(-1).reshape(len(student), -1).mean(1) * temperature**2
 
 
-def distilled(problem: Problem, teacher: nn.Module, settings: Distill) -> Callable[[nn.Module, Batch], Tensor]:
+def distillation_objective(
+    problem: Problem, teacher: nn.Module, settings: DistillConfig
+) -> Callable[[nn.Module, Batch], Tensor]:
     """The objective (1 - hardness) * criterion + hardness * divergence + hidden * distance of the blocks' outputs.
 
     Args:
@@ -40,7 +42,7 @@ def distilled(problem: Problem, teacher: nn.Module, settings: Distill) -> Callab
     Raises: UserError at the first step if its answers or its blocks are of another shape than the student's.
     """
     model = problem.accelerator.prepare_model(teacher, evaluation_mode=True).eval().requires_grad_(False)
-    share, names = settings.hardness, blocks(problem.targets) if settings.hidden else []
+    share, names = settings.hardness, block_names(problem.targets) if settings.hidden else []
 
     def objective(student: nn.Module, batch: Batch) -> Tensor:
         with torch.no_grad(), outputs_of(model, names) as wanted:
@@ -52,15 +54,15 @@ def distilled(problem: Problem, teacher: nn.Module, settings: Distill) -> Callab
                 f"the teacher answers {tuple(answers.shape[1:])} a row, the model {tuple(outputs.shape[1:])}; "
                 f"give a teacher of the same task"
             )
-        loss = (1 - share) * problem.criterion(outputs, batch) + share * divergence(
+        loss = (1 - share) * problem.criterion(outputs, batch) + share * distillation_divergence(
             outputs, answers, settings.temperature
         ).mean()
-        return loss + settings.hidden * _distance(given, wanted, batch.get("attention_mask")) if names else loss
+        return loss + settings.hidden * _hidden_distance(given, wanted, batch.get("attention_mask")) if names else loss
 
     return objective
 
 
-def blocks(targets: Targets) -> list[str]:
+def block_names(targets: Targets) -> list[str]:
     """Names of the repeated blocks that hold the prunable weights: what stands before the first number in their names.
 
     Raises: UserError if no target lies in a numbered block.
@@ -87,17 +89,17 @@ def outputs_of(model: nn.Module, names: list[str]) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
-def _distance(given: list[Tensor], wanted: list[Tensor], mask: Tensor | None) -> Tensor:
+def _hidden_distance(given: list[Tensor], wanted: list[Tensor], mask: Tensor | None) -> Tensor:
     """The mean squared distance over blocks, rows and the tokens of a row; padding is none."""
     if [t.shape for t in given] != [t.shape for t in wanted]:
         raise UserError(
             "train.distill.hidden compares blocks of equal number and width, the teacher's are others; say "
             "--train.distill.hidden 0"
         )
-    return torch.stack([_apart(a, b, mask) for a, b in zip(given, wanted, strict=True)]).mean()
+    return torch.stack([_masked_mse(a, b, mask) for a, b in zip(given, wanted, strict=True)]).mean()
 
 
-def _apart(one: Tensor, other: Tensor, mask: Tensor | None) -> Tensor:
+def _masked_mse(one: Tensor, other: Tensor, mask: Tensor | None) -> Tensor:
     squares = (one - other).float().square().mean(-1)
     if mask is None or squares.shape != mask.shape:
         return squares.mean()

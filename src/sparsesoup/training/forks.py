@@ -8,10 +8,10 @@ from torch import Tensor
 from sparsesoup.training.state import TrainState
 
 Tensors = dict[str, Tensor]
-Work = Callable[..., Tensors]  # (problem, a state to use up, *task) -> what is wanted of it
+ForkFunction = Callable[..., Tensors]  # (problem, a state to use up, *task) -> what is wanted of it
 
 
-class Map(Protocol):
+class ParallelMap(Protocol):
     """Has work done on forks of a state: number of a task -> what its work gives; the state stays as it is.
 
     Nothing is done before it is asked for, so that a restarted run asks for nothing it has. `work` is a function, or a
@@ -19,18 +19,20 @@ class Map(Protocol):
     """
 
     def __call__(
-        self, problem: Any, state: TrainState, work: Work, tasks: Sequence[tuple[Any, ...]]
+        self, problem: Any, state: TrainState, work: ForkFunction, tasks: Sequence[tuple[Any, ...]]
     ) -> Callable[[int], Tensors]: ...
 
 
-def in_turn(problem: Any, state: TrainState, work: Work, tasks: Sequence[tuple[Any, ...]]) -> Callable[[int], Tensors]:
+def serial_map(
+    problem: Any, state: TrainState, work: ForkFunction, tasks: Sequence[tuple[Any, ...]]
+) -> Callable[[int], Tensors]:
     """Each task in this process."""
 
     def give(number: int) -> Tensors:
-        here = state.snapshot()
-        with problem.journal.paused():
+        here = state.take_snapshot()
+        with problem.journal.without_saving():
             found = work(problem, state, *tasks[number])
-        state.restore_(here)
+        state.restore_snapshot_(here)
         return found
 
     return give

@@ -11,22 +11,22 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.masks import apply_, sparsity
-from sparsesoup.core.rng import fold, generator, sow
-from sparsesoup.training.batching import Data
+from sparsesoup.core.masks import apply_masks_, sparsity
+from sparsesoup.core.rng import cpu_generator, derive_seed, seed_everything
+from sparsesoup.training.batching import RowBatches
 from sparsesoup.training.cost import Cost
-from sparsesoup.training.problem import Problem, charge, timed, to_device
+from sparsesoup.training.problem import Problem, add_batch_cost, charge_time, to_device
 from sparsesoup.training.state import TrainState
 
 # Without gradient and moments these leave a zero at zero, decay included: no pass over the weights is needed.
-STILL = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD, torch.optim.RMSprop)
+OPTIMIZERS_THAT_KEEP_ZEROS = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD, torch.optim.RMSprop)
 
 Hook = Callable[[TrainState], None]
 Rate = Callable[[int], float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
+class TrainingOverrides:
     """How a short run differs from the main one; None leaves a setting as it is.
 
     Args:
@@ -42,7 +42,7 @@ class Protocol:
     share: float = 1.0
 
     def __post_init__(self) -> None:
-        low, high = self._range()
+        low, high = self._rate_range()
         if not 0 <= low <= high < math.inf or not 0 < self.share <= 1:
             raise UserError(
                 f"a protocol has rate >= 0 (or two of them, the lower one first) and share in (0, 1], "
@@ -53,19 +53,21 @@ class Protocol:
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise UserError(f"dropout of a protocol lies in [0, 1), got {self.dropout}")
 
-    def factor(self, seed: int, *path: object) -> float:
+    def rate_factor(self, seed: int, *path: object) -> float:
         """Return the factor on the learning rate of one run, drawn uniformly if it is given as a range.
 
         Args:
             seed, path: of the run; the same ones draw the same factor.
 
-        >>> Protocol(rate=2.0).factor(0, "weak", 1)
+        >>> TrainingOverrides(rate=2.0).rate_factor(0, "weak", 1)
         2.0
         """
-        low, high = self._range()
-        return low + (high - low) * float(torch.rand((), dtype=torch.float64, generator=generator(seed, "rate", *path)))
+        low, high = self._rate_range()
+        return low + (high - low) * float(
+            torch.rand((), dtype=torch.float64, generator=cpu_generator(seed, "rate", *path))
+        )
 
-    def _range(self) -> tuple[float, float]:
+    def _rate_range(self) -> tuple[float, float]:
         return (self.rate, self.rate) if isinstance(self.rate, (int, float)) else self.rate
 
 
@@ -80,7 +82,7 @@ def train(
     observe: Hook | None = None,
     penalty: Callable[[TrainState], Tensor] | None = None,
     label: str = "strong",
-    protocol: Protocol | None = None,
+    protocol: TrainingOverrides | None = None,
 ) -> TrainState:
     """Train `state` in place for `steps` steps; the masks hold after every one.
 
@@ -98,45 +100,45 @@ def train(
         protocol: settings that differ from the problem's.
     Raises: UserError at the first step whose loss is not finite, with the state as it was before that step.
     """
-    rate = problem.rate() if rate is None else rate
+    rate = problem.rate_schedule() if rate is None else rate
     hooks = tuple(hooks)
-    until = problem.journal.begin(state, state.step + steps)
-    data = problem.train if protocol is None else problem.train.share(protocol.share, problem.seed, *stream)
-    order = data.batches(problem.training.batch_size, state.step, problem.seed, *stream)
+    until = problem.journal.resume_step(state, state.step + steps)
+    data = problem.train if protocol is None else problem.train.random_subset(protocol.share, problem.seed, *stream)
+    order = data.train_batches(problem.training.batch_size, state.step, problem.seed, *stream)
     state.model.train()
-    state.settle_()
+    state.enforce_masks_()
     state.halt = False
-    params, masks, gone = state.params(), state.masks, sparsity(state.masks)
+    params, masks, gone = state.prunable_parameters(), state.masks, sparsity(state.masks)
     kind = "train" if any(p.requires_grad for p in params.values()) else "head"  # what a step computes
     problem.observer.begin(label, state.step, until)
-    with _settings(state, protocol), _dead_gradients(state, params), torch.random.fork_rng():
+    with _apply_overrides(state, protocol), _zero_pruned_gradients(state, params), torch.random.fork_rng():
         for indices in islice(order, max(until - state.step, 0)):
-            with timed(problem.meter, label) as cost:
-                sow(fold(problem.seed, "noise", *stream, state.step))
+            with charge_time(problem.meter, label) as cost:
+                seed_everything(derive_seed(problem.seed, "noise", *stream, state.step))
                 now = rate(state.step)
-                _rate(state, now)
-                seen = data.at(problem.seed, "look", *stream, state.step)
-                loss = _gradients(state, problem, seen, indices, penalty, cost, kind)
+                _set_learning_rate(state, now)
+                seen = data.augmented_view(problem.seed, "look", *stream, state.step)
+                loss = _accumulate_gradients(state, problem, seen, indices, penalty, cost, kind)
                 if not math.isfinite(loss):
-                    problem.journal.tick(state, until, ending=True)
+                    problem.journal.save_if_due(state, until, ending=True)
                 elif observe is not None:
                     observe(state)
-                _update(state, problem, loss, label)
+                _update_weights(state, problem, loss, label)
                 cost.steps += 1
                 state.step += 1
                 for hook in hooks:
                     hook(state)
                 if state.masks is not masks:
-                    state.settle_()
+                    state.enforce_masks_()
                     masks, gone = state.masks, sparsity(state.masks)
-                elif gone and (hooks or not isinstance(state.optimizer, STILL)):
-                    apply_(params, masks)
+                elif gone and (hooks or not isinstance(state.optimizer, OPTIMIZERS_THAT_KEEP_ZEROS)):
+                    apply_masks_(params, masks)
             problem.observer.step(
                 {"step": state.step, "label": label, "loss": loss, "rate": now, "sparsity": gone or state.masked}
             )
             if state.halt:
                 break
-            problem.journal.tick(state, until)
+            problem.journal.save_if_due(state, until)
     problem.observer.end()
     return state
 
@@ -162,13 +164,13 @@ def train_to(state: TrainState, problem: Problem, step: int, rate: Rate | None =
     train(state, problem, step - state.step, rate=rate)
 
 
-def _rate(state: TrainState, rate: float) -> None:
+def _set_learning_rate(state: TrainState, rate: float) -> None:
     for group in state.optimizer.param_groups:
         group["lr"] = rate * group["factor"]
 
 
 @contextmanager
-def _dead_gradients(state: TrainState, params: Mapping[str, Parameter]) -> Iterator[None]:
+def _zero_pruned_gradients(state: TrainState, params: Mapping[str, Parameter]) -> Iterator[None]:
     """Zeroes the gradients of dead weights in this block, before clipping: they must not spend the norm of the living.
 
     Each at the moment it is made, while it is in the cache, and by a product with bytes: 2 ms for MiniLM on one thread,
@@ -190,7 +192,7 @@ def _dead_gradients(state: TrainState, params: Mapping[str, Parameter]) -> Itera
             handle.remove()
 
 
-def _update(state: TrainState, problem: Problem, loss: float, label: str) -> None:
+def _update_weights(state: TrainState, problem: Problem, loss: float, label: str) -> None:
     if not math.isfinite(loss):
         state.optimizer.zero_grad(set_to_none=True)
         raise UserError(
@@ -203,30 +205,32 @@ def _update(state: TrainState, problem: Problem, loss: float, label: str) -> Non
     state.optimizer.zero_grad(set_to_none=True)
 
 
-def _gradients(
+def _accumulate_gradients(
     state: TrainState,
     problem: Problem,
-    data: Data,
+    data: RowBatches,
     indices: list[int],
     penalty: Callable[[TrainState], Tensor] | None,
     cost: Cost,
     kind: str,
 ) -> float:
     """Gradients of the mean loss over the rows `indices`, in parts; the loss."""
-    parts = list(_parts(indices, problem.training.accumulation))
-    return sum(_backward(state, problem, data, part, len(part) / len(indices), penalty, cost, kind) for part in parts)
+    parts = list(_micro_batches(indices, problem.training.accumulation))
+    return sum(
+        _backward_pass(state, problem, data, part, len(part) / len(indices), penalty, cost, kind) for part in parts
+    )
 
 
-def _parts(indices: list[int], count: int) -> Iterator[list[int]]:
+def _micro_batches(indices: list[int], count: int) -> Iterator[list[int]]:
     size = -(-len(indices) // count)
     for i in range(0, len(indices), size):
         yield indices[i : i + size]
 
 
-def _backward(
+def _backward_pass(
     state: TrainState,
     problem: Problem,
-    data: Data,
+    data: RowBatches,
     indices: list[int],
     weight: float,
     penalty: Callable[[TrainState], Tensor] | None,
@@ -236,24 +240,24 @@ def _backward(
     batch = to_device(data.batch(indices), problem.accelerator.device)
 
     def work() -> float:
-        loss = problem.loss(state.model, batch)
+        loss = problem.training_loss(state.model, batch)
         whole = loss if penalty is None else loss + penalty(state)
         problem.accelerator.backward(whole * weight)
         # What the log shows can be compared between methods; what is not finite is told whatever it came from.
         return float(loss.detach()) if math.isfinite(float(whole.detach())) else float(whole.detach())
 
-    loss, flops = problem.meter.counted(
+    loss, flops = problem.meter.run_and_count_flops(
         (kind, problem.objective, penalty, *(tuple(t.shape) for t in batch.values())), work
     )
-    charge(cost, data, indices, flops)
+    add_batch_cost(cost, data, indices, flops)
     return loss * weight
 
 
 @contextmanager
-def _settings(state: TrainState, protocol: Protocol | None) -> Iterator[None]:
+def _apply_overrides(state: TrainState, protocol: TrainingOverrides | None) -> Iterator[None]:
     """The protocol's weight decay and dropout, for the time of a run."""
     decays = [group["weight_decay"] for group in state.optimizer.param_groups]
-    drops = dropouts(state.model) if protocol and protocol.dropout is not None else []
+    drops = find_dropouts(state.model) if protocol and protocol.dropout is not None else []
     try:
         for group in state.optimizer.param_groups:
             if protocol and protocol.weight_decay is not None and group["decays"]:
@@ -268,7 +272,7 @@ def _settings(state: TrainState, protocol: Protocol | None) -> Iterator[None]:
             setattr(owner, name, value)
 
 
-def dropouts(model: nn.Module) -> list[tuple[nn.Module, str, float]]:
+def find_dropouts(model: nn.Module) -> list[tuple[nn.Module, str, float]]:
     """Every dropout probability of a model: (module, attribute, value); attention keeps some as plain numbers."""
     found: list[tuple[nn.Module, str, float]] = []
     for module in model.modules():

@@ -16,17 +16,17 @@ from torch.nn import Parameter
 
 from sparsesoup.core import masks as algebra
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.schedules import Decay, least_steps
-from sparsesoup.core.targets import Targets, fingerprint, parameters
+from sparsesoup.core.schedules import LinearWarmupDecay, min_feasible_steps
+from sparsesoup.core.targets import Targets, target_parameters, weights_fingerprint
 from sparsesoup.core.ticket import Ticket
-from sparsesoup.training.answer_stats import answered
-from sparsesoup.training.batching import Batch, Data
-from sparsesoup.training.checkpoint import Journal
-from sparsesoup.training.config import Training
-from sparsesoup.training.cost import Cost, Meter
-from sparsesoup.training.forks import Map, in_turn
-from sparsesoup.training.state import TrainState, weights
-from sparsesoup.training.train_cache import Shelf
+from sparsesoup.training.answer_stats import answer_statistics
+from sparsesoup.training.batching import Batch, RowBatches
+from sparsesoup.training.checkpoint import Checkpointer
+from sparsesoup.training.config import TrainingConfig
+from sparsesoup.training.cost import Cost, CostTracker
+from sparsesoup.training.forks import ParallelMap, serial_map
+from sparsesoup.training.state import TrainState, named_weights
+from sparsesoup.training.train_cache import TrainingCache
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": functools.partial(torch.optim.AdamW, fused=True),
@@ -36,7 +36,9 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-Learnt = tuple[Sequence[Parameter], float]  # what gates learn, and the factor on the learning rate they learn it with
+GateParameters = tuple[
+    Sequence[Parameter], float
+]  # what gates learn, and the factor on the learning rate they learn it with
 
 
 class Observer(Protocol):
@@ -47,7 +49,7 @@ class Observer(Protocol):
     def end(self) -> None: ...
 
 
-class Silent:
+class NullObserver:
     """Watches nothing."""
 
     def begin(self, label: str, step: int, until: int) -> None:
@@ -85,25 +87,25 @@ class Problem:
 
     pretrained: nn.Module
     targets: Targets
-    train: Data
-    validation: Data
+    train: RowBatches
+    validation: RowBatches
     predict: Callable[[nn.Module, Batch], Tensor]
     criterion: Callable[[Tensor, Batch], Tensor]
     metric: Callable[[Tensor, Tensor], dict[str, float]]
     steps: int
-    training: Training = field(default_factory=Training)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
     objective: Callable[[nn.Module, Batch], Tensor] | None = None
     seed: int = 0
-    meter: Meter = field(default_factory=Meter)
-    journal: Journal = field(default_factory=lambda: Journal(Meter()))
-    observer: Observer = field(default_factory=Silent)
-    shelf: Shelf = field(default_factory=Shelf)
-    map: Map = in_turn
+    meter: CostTracker = field(default_factory=CostTracker)
+    journal: Checkpointer = field(default_factory=lambda: Checkpointer(CostTracker()))
+    observer: Observer = field(default_factory=NullObserver)
+    shelf: TrainingCache = field(default_factory=TrainingCache)
+    map: ParallelMap = serial_map
     head: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def training_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """What a training step minimises, for the mean row of a batch."""
         if self.objective is not None:
             return self.objective(model, batch)
@@ -114,10 +116,10 @@ class Problem:
         """Steps in which every training row is seen once."""
         return max(1, len(self.train) // self.training.batch_size)
 
-    def rate(self, total: int | None = None) -> Decay:
+    def rate_schedule(self, total: int | None = None) -> LinearWarmupDecay:
         """Learning rate of a run of `total` steps (default T): warm-up, then down to 0 in a straight line."""
         total = self.steps if total is None else total
-        return Decay(self.training.learning_rate, round(self.training.warmup * total), total)
+        return LinearWarmupDecay(self.training.learning_rate, round(self.training.warmup * total), total)
 
     @property
     def accelerator(self) -> Accelerator:
@@ -125,10 +127,10 @@ class Problem:
         known: Accelerator | None = self.__dict__.get("_accelerator")
         # accelerate has one precision a process: a problem with another one changes that of those before it.
         if known is None or known.mixed_precision != self.training.precision:
-            known = self.__dict__["_accelerator"] = _accelerator(self.training.precision)
+            known = self.__dict__["_accelerator"] = _make_accelerator(self.training.precision)
         return known
 
-    def start(self, attach: Callable[[nn.Module], Learnt] | None = None) -> TrainState:
+    def start_run(self, attach: Callable[[nn.Module], GateParameters] | None = None) -> TrainState:
         """A run at its beginning: a copy of the pre-trained model, a fresh optimizer, all weights kept.
 
         Nothing is left of earlier runs on this problem: neither what they finished nor what they cost.
@@ -144,50 +146,50 @@ class Problem:
         learnt = {id(score) for score in scores}
         weights = [p for p in model.parameters() if p.requires_grad and id(p) not in learnt]
         groups = [
-            _group([p for p in weights if p.dim() > 1], self.training.weight_decay, decays=True),
-            _group([p for p in weights if p.dim() <= 1]),
-            _group(list(scores), factor=factor),
+            _parameter_group([p for p in weights if p.dim() > 1], self.training.weight_decay, decays=True),
+            _parameter_group([p for p in weights if p.dim() <= 1]),
+            _parameter_group(list(scores), factor=factor),
         ]
         model = self.accelerator.prepare_model(model)
         optimizer = OPTIMIZERS[self.training.optimizer]([g for g in groups if g["params"]], lr=0.0)
-        masks = algebra.ones(parameters(model, self.targets))
+        masks = algebra.dense_masks(target_parameters(model, self.targets))
         return TrainState(model=model, optimizer=optimizer, targets=self.targets, masks=masks)
 
     @torch.no_grad()
-    def begin_again_(self, state: TrainState) -> None:
+    def reset_to_pretrained_(self, state: TrainState) -> None:
         """The state as at its beginning: theta_0, a fresh optimizer, all weights kept. Memory and notes stay.
 
         From the pre-trained model itself, so that no snapshot has to be held. Not for a state with gates.
         """
-        plain = weights(self.pretrained)
-        for name, t in weights(state.model).items():
+        plain = named_weights(self.pretrained)
+        for name, t in named_weights(state.model).items():
             t.copy_(plain[name])
-        state.forget_()
-        state.step, state.masks = 0, algebra.ones(state.params())
+        state.reset_optimizer_()
+        state.step, state.masks = 0, algebra.dense_masks(state.prunable_parameters())
 
-    def origin(self) -> str:
+    def base_fingerprint(self) -> str:
         """Fingerprint of the pre-trained prunable weights: what a ticket of this problem belongs to."""
-        return fingerprint(parameters(self.pretrained, self.targets))
+        return weights_fingerprint(target_parameters(self.pretrained, self.targets))
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Scores on the validation rows; on the meter like everything else."""
-        with timed(self.meter, "validation") as cost:
-            return evaluate(self, model, self.validation, cost)
+        with charge_time(self.meter, "validation") as cost:
+            return evaluate_model(self, model, self.validation, cost)
 
-    def ticket(self, state: TrainState, **notes: Any) -> Ticket:
+    def finish_run(self, state: TrainState, **notes: Any) -> Ticket:
         """The product of a run, validated; the run ends with it."""
         self.journal.end_run()
-        algebra.apply_(state.params(), state.masks)
-        with timed(self.meter, "validation") as cost:
-            outputs, labels = ask(self, state.model, self.validation, cost)
+        algebra.apply_masks_(state.prunable_parameters(), state.masks)
+        with charge_time(self.meter, "validation") as cost:
+            outputs, labels = collect_outputs(self, state.model, self.validation, cost)
             metrics = self.metric(outputs, labels)
         found = {name: t.detach().cpu().clone() for name, t in state.model.state_dict().items()}
         masks = {name: m.cpu() for name, m in state.masks.items()}
         told = {**state.notes, **notes}
-        return Ticket(masks, found, metrics, self.meter.to_json(), told, answered(outputs, labels))
+        return Ticket(masks, found, metrics, self.meter.to_json(), told, answer_statistics(outputs, labels))
 
 
-def _accelerator(precision: str) -> Accelerator:
+def _make_accelerator(precision: str) -> Accelerator:
     try:
         accelerator = Accelerator(mixed_precision=precision)
     except ValueError:  # of another precision, which accelerate remembers
@@ -207,24 +209,26 @@ def _freeze_embeddings(model: nn.Module) -> None:
         module.requires_grad_(False)
 
 
-def _group(params: list[Parameter], decay: float = 0.0, decays: bool = False, factor: float = 1.0) -> dict[str, Any]:
-    """A group of the optimizer: `factor` on the rate of the run; `decays`: a protocol may set its weight decay."""
+def _parameter_group(
+    params: list[Parameter], decay: float = 0.0, decays: bool = False, factor: float = 1.0
+) -> dict[str, Any]:
+    """A group of the optimizer: `rate_factor` on the rate of the run; `decays`: a protocol may set its weight decay."""
     return {"params": params, "weight_decay": decay, "decays": decays, "factor": factor}
 
 
-def need_steps(problem: Problem, least: int, why: str) -> None:
+def require_steps(problem: Problem, least: int, why: str) -> None:
     """Raise a UserError if T is less than a method's schedule needs."""
     if problem.steps < least:
         raise UserError(f"{problem.steps} steps are too few: {why} needs at least {least}; raise --steps or --epochs")
 
 
-def need_fit(problem: Problem, fits: Callable[[int], object], why: str) -> None:
+def require_schedule_fits(problem: Problem, fits: Callable[[int], object], why: str) -> None:
     """Raise a UserError if a method's schedule does not fit T; it says from where on it does."""
     if not fits(problem.steps):
-        least = least_steps(fits, problem.steps)
+        least = min_feasible_steps(fits, problem.steps)
         if least is None:
             raise UserError(f"no number of steps is enough for {why}; choose less extreme settings")
-        need_steps(problem, least, why)
+        require_steps(problem, least, why)
 
 
 def need_dense(sparsity: float, name: str) -> None:
@@ -234,45 +238,45 @@ def need_dense(sparsity: float, name: str) -> None:
 
 
 @contextmanager
-def timed(meter: Meter, label: str) -> Iterator[Cost]:
+def charge_time(meter: CostTracker, label: str) -> Iterator[Cost]:
     """A cost to fill in; its time is taken and it is charged to the label, also when the block fails."""
     cost, began = Cost(), time.perf_counter()
     try:
         yield cost
     finally:
         cost.seconds += time.perf_counter() - began
-        meter.add(label, cost)
+        meter.add_cost(label, cost)
 
 
-def evaluate(problem: Problem, model: nn.Module, data: Data, cost: Cost) -> dict[str, float]:
+def evaluate_model(problem: Problem, model: nn.Module, data: RowBatches, cost: Cost) -> dict[str, float]:
     """Scores of a model on any rows, in eval mode, without a gradient; what it took is added to `cost`."""
-    return problem.metric(*ask(problem, model, data, cost))
+    return problem.metric(*collect_outputs(problem, model, data, cost))
 
 
-def ask(problem: Problem, model: nn.Module, data: Data, cost: Cost) -> tuple[Tensor, Tensor]:
-    """(outputs, labels) of a model on any rows, as `evaluate` takes them."""
+def collect_outputs(problem: Problem, model: nn.Module, data: RowBatches, cost: Cost) -> tuple[Tensor, Tensor]:
+    """(outputs, labels) of a model on any rows, as `evaluate_model` takes them."""
     training = model.training
     model.eval()
     outputs, labels = [], []
-    batches = data.ordered(2 * problem.training.batch_size)
+    batches = data.eval_batches(2 * problem.training.batch_size)
     problem.observer.begin("validation", 0, len(batches))
     with torch.no_grad():
         for indices in batches:
             batch = to_device(data.batch(indices), problem.accelerator.device)
             shape = ("forward", *(tuple(t.shape) for t in batch.values()))
-            out, flops = problem.meter.counted(shape, functools.partial(problem.predict, model, batch))
+            out, flops = problem.meter.run_and_count_flops(shape, functools.partial(problem.predict, model, batch))
             outputs.append(out.float().cpu())
             labels.append(batch["labels"].cpu())
-            charge(cost, data, indices, flops)
+            add_batch_cost(cost, data, indices, flops)
             problem.observer.step({})
     problem.observer.end()
     model.train(training)
     return torch.cat(outputs), torch.cat(labels)
 
 
-def charge(cost: Cost, data: Data, indices: list[int], flops: int) -> None:
+def add_batch_cost(cost: Cost, data: RowBatches, indices: list[int], flops: int) -> None:
     """Add a batch to a cost."""
-    tokens, padding = data.tokens(indices)
+    tokens, padding = data.count_tokens(indices)
     cost.examples += len(indices)
     cost.tokens += tokens
     cost.padding += padding

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from sparsesoup.core.masks import Masks, apply_
-from sparsesoup.core.targets import Targets, parameters
+from sparsesoup.core.masks import Masks, apply_masks_
+from sparsesoup.core.targets import Targets, target_parameters
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class TrainState:
     Args:
         model, optimizer: prepared once; forks restore their contents in place.
         targets: the prunable parameters.
-        masks: which of them stay. Change them by `prune_`.
+        masks: which of them stay. Change them by `set_masks_`.
         step: optimizer steps done since theta_0.
         memory: tensors that a hook or a method remembers (votes, moving averages); saved with the state.
         notes: plain facts for the report; saved with the state.
@@ -46,42 +46,42 @@ class TrainState:
     masked: float = 0.0
     halt: bool = False
 
-    def params(self) -> dict[str, Parameter]:
+    def prunable_parameters(self) -> dict[str, Parameter]:
         """The prunable parameters, looked up by name."""
-        return parameters(self.model, self.targets)
+        return target_parameters(self.model, self.targets)
 
-    def prune_(self, masks: Masks) -> None:
+    def set_masks_(self, masks: Masks) -> None:
         """Take these masks and make them hold."""
         self.masks = masks
-        self.settle_()
+        self.enforce_masks_()
 
-    def settle_(self) -> None:
+    def enforce_masks_(self) -> None:
         """Zero the pruned weights and what the optimizer remembers of them.
 
         A moment left over would move a pruned weight at the next step, and the gradient norm with it.
         """
-        params = self.params()
-        apply_(params, self.masks)
+        params = self.prunable_parameters()
+        apply_masks_(params, self.masks)
         for name, mask in self.masks.items():
             for value in self.optimizer.state.get(params[name], {}).values():
                 if isinstance(value, Tensor) and value.shape == mask.shape:
                     value.mul_(mask.view(torch.int8))
 
-    def forget_(self) -> None:
+    def reset_optimizer_(self) -> None:
         """Start the optimizer afresh: moments and step counts as before the first step."""
         self.optimizer.state.clear()
 
-    def snapshot(self) -> Snapshot:
-        """A copy to return to with `restore_`: weights, buffers, moments, masks, step, memory, notes."""
+    def take_snapshot(self) -> Snapshot:
+        """A copy to return to with `restore_snapshot_`: weights, buffers, moments, masks, step, memory, notes."""
         return Snapshot({name: t.detach().clone() for name, t in self.tensors().items()}, self.facts())
 
-    def restore_(self, snapshot: Snapshot) -> None:
+    def restore_snapshot_(self, snapshot: Snapshot) -> None:
         """Return to a snapshot, in place; it can be returned to again."""
-        self.take_back_(snapshot.tensors, snapshot.facts)
+        self.load_state_(snapshot.tensors, snapshot.facts)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the state under a name; they are not copies."""
-        found: dict[str, Tensor] = {f"model/{n}": t for n, t in self._weights().items()}
+        found: dict[str, Tensor] = {f"model/{n}": t for n, t in self._named_weights().items()}
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
@@ -94,9 +94,9 @@ class TrainState:
         return {"step": self.step, "notes": copy.deepcopy(self.notes), "masked": self.masked}
 
     @torch.no_grad()
-    def take_back_(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    def load_state_(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Become the state that `tensors` and `facts` described; the given tensors stay untouched."""
-        own = self._weights()
+        own = self._named_weights()
         for name, t in own.items():
             t.copy_(tensors[f"model/{name}"])
         device = next(iter(own.values())).device
@@ -123,10 +123,10 @@ class TrainState:
             else:  # a step count stays on the CPU, unless the optimizer is fused
                 slot[key] = value.clone() if value.dim() == 0 and not fused else value.to(device, copy=True)
 
-    def _weights(self) -> dict[str, Tensor]:
-        return weights(self.model)
+    def _named_weights(self) -> dict[str, Tensor]:
+        return named_weights(self.model)
 
 
-def weights(model: nn.Module) -> dict[str, Tensor]:
+def named_weights(model: nn.Module) -> dict[str, Tensor]:
     """The parameters and buffers of a model by name, each once; they are not copies."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}

@@ -11,12 +11,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, uint8
 
-from sparsesoup.core.files import from_json, whole
+from sparsesoup.core.files import atomic_write, from_json
 from sparsesoup.training.cost import Cost
 
 
 @dataclass(frozen=True)
-class Product:
+class CachedTraining:
     """What a training leaves.
 
     Args:
@@ -31,7 +31,7 @@ class Product:
     records: list[dict[str, Any]]
 
 
-class Shelf:
+class TrainingCache:
     """Finished trainings in a folder, each under a hash of the state it began with and of what was done to it.
 
     A hash of contents knows by itself what runs share: IMP's rounds up to the highest sparsity that two runs have in
@@ -45,7 +45,7 @@ class Shelf:
     def __init__(self, folder: Path | None = None, identity: Mapping[str, Any] | None = None) -> None:
         self.folder, self.identity = folder, dict(identity or {})
 
-    def key(self, tensors: Mapping[str, Tensor], *what: object) -> str:
+    def content_key(self, tensors: Mapping[str, Tensor], *what: object) -> str:
         """Hash of a state's tensors, of what is done to it, and of the identity."""
         digest = hashlib.blake2b(digest_size=16)
         digest.update(json.dumps(self.identity, sort_keys=True).encode() + repr(what).encode())
@@ -54,28 +54,28 @@ class Shelf:
             digest.update(t.detach().cpu().contiguous().flatten().view(uint8).numpy().data)
         return digest.hexdigest()
 
-    def take(self, key: str) -> Product | None:
+    def get_training(self, key: str) -> CachedTraining | None:
         """The product under that key; None if there is none, or none that can be read."""
         try:
-            with safe_open(self._path(key), framework="pt") as file:
+            with safe_open(self._path_of(key), framework="pt") as file:
                 facts = from_json((file.metadata() or {})["product"])
                 names = list(file.keys())
                 tensors = {name: file.get_tensor(name) for name in names}
             digest = facts.pop("digest", None)  # one of an older version has none
-            if digest not in (None, self.key(tensors, key, facts)):
+            if digest not in (None, self.content_key(tensors, key, facts)):
                 return None
-            return Product(tensors, facts["facts"], Cost(**facts["cost"]), facts["records"])
+            return CachedTraining(tensors, facts["facts"], Cost(**facts["cost"]), facts["records"])
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             return None  # it is made again, and put in its place
 
-    def put(self, key: str, product: Product) -> None:
+    def put_training(self, key: str, product: CachedTraining) -> None:
         """Keep a product for other runs."""
         facts = {"facts": product.facts, "cost": asdict(product.cost), "records": product.records}
         facts = json.loads(json.dumps(facts))  # as they come back, for the digest
         tensors = {name: t.detach().cpu().contiguous() for name, t in product.tensors.items()}
-        facts["digest"] = self.key(tensors, key, facts)
-        with whole(self._path(key)) as temporary:
+        facts["digest"] = self.content_key(tensors, key, facts)
+        with atomic_write(self._path_of(key)) as temporary:
             save_file(tensors, temporary, metadata={"product": json.dumps(facts)})
 
-    def _path(self, key: str) -> Path:
+    def _path_of(self, key: str) -> Path:
         return Path(str(self.folder)) / f"{key}.safetensors"

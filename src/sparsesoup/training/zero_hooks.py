@@ -35,13 +35,13 @@ def hold_zeros(model: nn.Module, optimizer: Optimizer, masks: Masks) -> Callable
     >>> optimizer = torch.optim.AdamW(layer.parameters())
     >>> stop = hold_zeros(layer, optimizer, {"weight": torch.eye(2) > 0})
     """
-    params = _matching(model, masks)
+    params = _matching_parameters(model, masks)
     handles: list[RemovableHandle] = []
     for name, parameter in params.items():
         mask = masks[name].to(parameter.device)
         handles.append(parameter.register_post_accumulate_grad_hook(_zero_gradient(mask)))
-    handles.append(optimizer.register_step_post_hook(lambda *_: zero(params, masks)))
-    zero(params, masks)
+    handles.append(optimizer.register_step_post_hook(lambda *_: zero_pruned_(params, masks)))
+    zero_pruned_(params, masks)
 
     def stop() -> None:
         for handle in handles:
@@ -51,7 +51,7 @@ def hold_zeros(model: nn.Module, optimizer: Optimizer, masks: Masks) -> Callable
 
 
 @torch.no_grad()
-def zero(params: dict[str, Parameter], masks: Masks) -> None:
+def zero_pruned_(params: dict[str, Parameter], masks: Masks) -> None:
     """Set what the masks prune to exactly zero."""
     for name, parameter in params.items():
         parameter.masked_fill_(~masks[name].to(parameter.device), 0.0)
@@ -65,7 +65,7 @@ def _zero_gradient(mask: torch.Tensor) -> Callable[[Parameter], None]:
     return hook
 
 
-def _matching(model: nn.Module, masks: Masks) -> dict[str, Parameter]:
+def _matching_parameters(model: nn.Module, masks: Masks) -> dict[str, Parameter]:
     params = dict(model.named_parameters())
     for name, mask in masks.items():
         if name not in params:

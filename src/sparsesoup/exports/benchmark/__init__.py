@@ -15,17 +15,17 @@ from torch import Tensor
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import write_json
 from sparsesoup.core.threads import check_threads
-from sparsesoup.core.timing import Spread, in_turns, ratios, spread
-from sparsesoup.exports.benchmark.backends import BACKENDS, Answer, Place
-from sparsesoup.exports.benchmark.candidate import AS_IT_IS, Subject, open_subject
-from sparsesoup.exports.benchmark.explain import said, why
-from sparsesoup.exports.benchmark.flops import flops, profile, sparse_flops
-from sparsesoup.exports.runtimes import brief
-from sparsesoup.exports.source import run_of
-from sparsesoup.hub.build import positions
-from sparsesoup.hub.models.dummy_inputs import sample
+from sparsesoup.core.timing import MedianAndQuartiles, median_and_quartiles, speedup_ratios, time_interleaved
+from sparsesoup.exports.benchmark.backends import BACKENDS, BenchmarkInputs, BoundModel
+from sparsesoup.exports.benchmark.candidate import AS_IT_IS, BenchmarkCandidate, open_subject
+from sparsesoup.exports.benchmark.explain import explain_speed, summary_sentences
+from sparsesoup.exports.benchmark.flops import forward_flops, profile_model, sparse_flops
+from sparsesoup.exports.runtimes import first_error_line
+from sparsesoup.exports.source import run_folder_of
+from sparsesoup.hub.build import max_positions
+from sparsesoup.hub.models.dummy_inputs import dummy_inputs
 from sparsesoup.report.run_page import write_report
-from sparsesoup.runs.results import machine, versions
+from sparsesoup.runs.results import library_versions, machine_name
 
 FILE = "measure.json"
 MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes of this machine
@@ -34,7 +34,7 @@ Facts = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class How:
+class BenchmarkConfig:
     """How is measured.
 
     Args:
@@ -68,7 +68,9 @@ class How:
             raise UserError(f"unknown backend {unknown[0]!r} in --on; allowed: {', '.join(BACKENDS)}")
 
 
-def measure(paths: Sequence[Path], how: How, note: Callable[[str], object] = lambda text: None) -> list[Facts]:
+def run_benchmark(
+    paths: Sequence[Path], how: BenchmarkConfig, note: Callable[[str], object] = lambda text: None
+) -> list[Facts]:
     """What each run or export gains, measured side by side; a table of facts for each, as in measure.json.
 
     Args:
@@ -84,17 +86,17 @@ def measure(paths: Sequence[Path], how: How, note: Callable[[str], object] = lam
     for subject in subjects:
         _check_length(subject, how)
         _check_size(subject, how)
-    with _threads(how.threads):
+    with _limit_threads(how.threads):
         with _in_memory(how):
-            batches = [sample(subject.dense, how.batch, how.length) for subject in subjects]
-            tables = [_promised(subject, batch, how) for subject, batch in zip(subjects, batches, strict=True)]
+            batches = [dummy_inputs(subject.dense, how.batch, how.length) for subject in subjects]
+            tables = [_static_facts(subject, batch, how) for subject, batch in zip(subjects, batches, strict=True)]
         with tempfile.TemporaryDirectory() as folder:
             for name in how.on:
                 note(f"measuring on {BACKENDS[name].label}")
-                _on(name, subjects, batches, tables, how, Path(folder))
+                _time_backend(name, subjects, batches, tables, how, Path(folder))
         _check_rows(tables)
         for table in tables:
-            table["said"] = said(table)
+            table["said"] = summary_sentences(table)
     return tables
 
 
@@ -106,26 +108,26 @@ def _check_rows(tables: Sequence[Facts]) -> None:
         raise UserError(f"nothing of {first['path']} could be measured ({reasons}); name other backends with --on")
 
 
-def _check_length(subject: Subject, how: How) -> None:
-    most = positions(subject.dense)
-    if "input_ids" in sample(subject.dense) and how.length > most:
+def _check_length(subject: BenchmarkCandidate, how: BenchmarkConfig) -> None:
+    most = max_positions(subject.dense)
+    if "input_ids" in dummy_inputs(subject.dense) and how.length > most:
         raise UserError(f"--length {how.length} is above the {most} positions of {subject.path}; say {most} or less")
 
 
-def _check_size(subject: Subject, how: How) -> None:
+def _check_size(subject: BenchmarkCandidate, how: BenchmarkConfig) -> None:
     """UserError for a batch whose inputs alone are more than all memory: torch says that in a way of its own."""
-    few = sample(subject.dense)
+    few = dummy_inputs(subject.dense)
     row = sum(t[0].nbytes * how.length // t.shape[1] if t.dim() == 2 else t[0].nbytes for t in few.values())
     if how.batch > (most := MEMORY // row):
         long = f" of --length {how.length}" if "input_ids" in few else ""
         raise UserError(
             f"--batch {how.batch}{long} is too large: the {MEMORY / 1e9:.3g} GB of memory here hold the inputs of at "
-            f"most {most}, and the model needs more than those; say far less, such as {How.batch}"
+            f"most {most}, and the model needs more than those; say far less, such as {BenchmarkConfig.batch}"
         )
 
 
 @contextlib.contextmanager
-def _in_memory(how: How) -> Iterator[None]:
+def _in_memory(how: BenchmarkConfig) -> Iterator[None]:
     """Turns memory that does not suffice for a batch into a UserError."""
     try:
         yield
@@ -133,12 +135,13 @@ def _in_memory(how: How) -> Iterator[None]:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
         raise UserError(
-            f"--batch {how.batch} is too large for the memory here ({brief(error)}); say a smaller --batch or --length"
+            f"--batch {how.batch} is too large for the memory here ({first_error_line(error)}); say a smaller "
+            f"--batch or --length"
         ) from error
 
 
 @contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def _limit_threads(count: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -147,15 +150,15 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _promised(subject: Subject, batch: Mapping[str, Tensor], how: How) -> Facts:
+def _static_facts(subject: BenchmarkCandidate, batch: Mapping[str, Tensor], how: BenchmarkConfig) -> Facts:
     """All that is told of a subject before anything is timed."""
     models = subject.forms
     parameters = sum(p.numel() for p in subject.dense.parameters())
-    counted = {form: flops(model, batch) for form, model in models.items()}
+    counted = {form: forward_flops(model, batch) for form, model in models.items()}
     for kind in ("csr", "bsr"):
         with contextlib.suppress(UserError):
             counted[kind] = sparse_flops(models[AS_IT_IS], kind, batch)
-    profiles = {form: asdict(profile(model, batch)) for form, model in {"dense": subject.dense, **models}.items()}
+    profiles = {form: asdict(profile_model(model, batch)) for form, model in {"dense": subject.dense, **models}.items()}
     return {
         "format": 1,
         "path": str(subject.path),
@@ -163,10 +166,10 @@ def _promised(subject: Subject, batch: Mapping[str, Tensor], how: How) -> Facts:
         "length": how.length if "input_ids" in batch else None,
         "threads": torch.get_num_threads(),
         "rounds": how.rounds,
-        "machine": machine(),
-        "versions": versions(),
+        "machine": machine_name(),
+        "versions": library_versions(),
         "sizes": {"dense": {"raw": subject.itemsize * parameters, "parameters": parameters}, "this": subject.sizes},
-        "flops": {"dense": flops(subject.dense, batch), **counted},
+        "flops": {"dense": forward_flops(subject.dense, batch), **counted},
         "profiles": profiles,
         "notes": [*subject.notes],
         "rows": [],
@@ -175,51 +178,54 @@ def _promised(subject: Subject, batch: Mapping[str, Tensor], how: How) -> Facts:
 
 
 @dataclass(frozen=True)
-class _Turn:
+class _TimedForm:
     """One thing that is timed: the dense model (form "dense") or a form of a subject."""
 
     number: int
     form: str
-    answer: Answer
+    answer: BoundModel
 
 
-def _on(
-    name: str, subjects: Sequence[Subject], batches: Sequence[Mapping[str, Tensor]], tables: Sequence[Facts], how: How,
+def _time_backend(
+    name: str, subjects: Sequence[BenchmarkCandidate], batches: Sequence[Mapping[str, Tensor]],
+    tables: Sequence[Facts], how: BenchmarkConfig,
     folder: Path,
 ) -> None:  # fmt: skip
     """Time all subjects on a backend, by turns, and put what was found into their tables."""
-    turns: list[_Turn] = []
+    turns: list[_TimedForm] = []
     for i, subject in enumerate(subjects):
-        place = Place(batches[i], torch.get_num_threads(), folder)
+        place = BenchmarkInputs(batches[i], torch.get_num_threads(), folder)
         try:
-            turns += _ready(name, i, subject, place)
+            turns += _warm_forms(name, i, subject, place)
         except Exception as error:  # whatever an engine raises: the others go on
-            tables[i]["failed"][BACKENDS[name].label] = brief(error)
-    times = in_turns([turn.answer for turn in turns], how.rounds)
+            tables[i]["failed"][BACKENDS[name].label] = first_error_line(error)
+    times = time_interleaved([turn.answer for turn in turns], how.rounds)
     dense = {turn.number: t for turn, t in zip(turns, times, strict=True) if turn.form == "dense"}
     for turn, seconds in zip(turns, times, strict=True):
         if turn.form != "dense":
-            tables[turn.number]["rows"].append(_row(name, turn.form, dense[turn.number], seconds, tables[turn.number]))
+            tables[turn.number]["rows"].append(
+                _result_row(name, turn.form, dense[turn.number], seconds, tables[turn.number])
+            )
 
 
-def _ready(name: str, number: int, subject: Subject, place: Place) -> list[_Turn]:
+def _warm_forms(name: str, number: int, subject: BenchmarkCandidate, place: BenchmarkInputs) -> list[_TimedForm]:
     """The dense model and the forms of a subject that a backend is given, each warmed up and its answers compared."""
     backend = BACKENDS[name]
-    forms = _forms(subject, name)
+    forms = _forms_for(subject, name)
     if not forms:
         raise UserError(f"a graph for another engine cannot be run on {backend.label}")
     plain = BACKENDS[backend.dense] if backend.dense else backend
-    turns = [_Turn(number, form, backend.ready(model, place)) for form, model in forms.items()]
+    turns = [_TimedForm(number, form, backend.ready(model, place)) for form, model in forms.items()]
     if subject.graph is None:
         expected = BACKENDS["torch"].ready(subject.forms[AS_IT_IS], place)()
         for turn in turns:
             _check_answers(turn.answer(), expected)
-    turns.append(_Turn(number, "dense", plain.ready(subject.dense, place)))
+    turns.append(_TimedForm(number, "dense", plain.ready(subject.dense, place)))
     turns[-1].answer()
     return turns
 
 
-def _forms(subject: Subject, name: str) -> dict[str, Any]:
+def _forms_for(subject: BenchmarkCandidate, name: str) -> dict[str, Any]:
     """The forms of a subject that a backend can be given: the smallest one, and with its zeros where that says more."""
     backend, forms = BACKENDS[name], subject.forms
     if subject.graph is not None:
@@ -237,10 +243,10 @@ def _check_answers(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
             raise UserError(f"it answers otherwise than torch, by {difference:.3g} of {largest:.3g}")
 
 
-def _row(name: str, form: str, dense: Sequence[float], own: Sequence[float], table: Facts) -> Facts:
+def _result_row(name: str, form: str, dense: Sequence[float], own: Sequence[float], table: Facts) -> Facts:
     """What was found of a form on a backend; times in seconds a batch, FLOPs a second in the products that are left."""
-    faster, counted = spread(ratios(dense, own)), table["flops"]
-    times: dict[str, Spread] = {"dense": spread(dense), "own": spread(own)}
+    faster, counted = median_and_quartiles(speedup_ratios(dense, own)), table["flops"]
+    times: dict[str, MedianAndQuartiles] = {"dense": median_and_quartiles(dense), "own": median_and_quartiles(own)}
     count = max(1, counted.get(name, counted[form]))
     row = {
         "on": name,
@@ -254,12 +260,12 @@ def _row(name: str, form: str, dense: Sequence[float], own: Sequence[float], tab
         "per_second": table["batch"] / times["own"].middle,
         "dense_per_second": table["batch"] / times["dense"].middle,
     }
-    return {**row, "why": why(row, table)}
+    return {**row, "why": explain_speed(row, table)}
 
 
 def write_tables(paths: Sequence[Path], tables: Sequence[Mapping[str, Any]]) -> list[Path]:
     """Write each table beside what it is about, and draw a run's page anew; the files written."""
-    places = [run_of(path) for path in paths]
+    places = [run_folder_of(path) for path in paths]
     for place, table in zip(places, tables, strict=True):
         write_json(place / FILE, table)
         if (place / "report.json").is_file():

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.exports.benchmark.sparse_linear import Kind, sparse_model
-from sparsesoup.exports.onnx import trace
-from sparsesoup.exports.runtimes import Asked, library, open_onnx, open_openvino
-from sparsesoup.hub.models.dummy_inputs import answers
+from sparsesoup.exports.onnx import trace_model
+from sparsesoup.exports.runtimes import Asked, open_onnx, open_openvino, require_library
+from sparsesoup.hub.models.dummy_inputs import forward_outputs
 
-Answer = Callable[[], list[Tensor]]  # answers the one batch that it was made for
+BoundModel = Callable[[], list[Tensor]]  # answers the one batch that it was made for
 
 
 @dataclass(frozen=True)
-class Place:
+class BenchmarkInputs:
     """What a model is made ready for.
 
     Args:
@@ -36,7 +36,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Backend:
+class SpeedBackend:
     """A way to run a model.
 
     Args:
@@ -48,17 +48,17 @@ class Backend:
     """
 
     label: str
-    ready: Callable[[Any, Place], Answer]
+    ready: Callable[[Any, BenchmarkInputs], BoundModel]
     zeros: bool = False
     reads: tuple[str, ...] = ()
     dense: str = ""
 
 
-def _eager(model: Any, place: Place) -> Answer:
-    return lambda: answers(model, place.batch)
+def _torch_eager(model: Any, place: BenchmarkInputs) -> BoundModel:
+    return lambda: forward_outputs(model, place.batch)
 
 
-def _compiled(model: Any, place: Place) -> Answer:
+def _torch_compiled(model: Any, place: BenchmarkInputs) -> BoundModel:
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise UserError(f"there is no C++ compiler ({compiler}), which torch.compile needs on a CPU")
@@ -67,21 +67,21 @@ def _compiled(model: Any, place: Place) -> Answer:
         made = torch.compile(model, dynamic=False)
         # All models have the same code, of which torch would leave the ninth uncompiled without a word.
         with torch._dynamo.config.patch(recompile_limit=64):
-            answers(made, place.batch)
-    return lambda: answers(made, place.batch)
+            forward_outputs(made, place.batch)
+    return lambda: forward_outputs(made, place.batch)
 
 
-def _sparse(kind: Kind) -> Callable[[Any, Place], Answer]:
-    return lambda model, place: _eager(sparse_model(model, kind), place)
+def _torch_sparse(kind: Kind) -> Callable[[Any, BenchmarkInputs], BoundModel]:
+    return lambda model, place: _torch_eager(sparse_model(model, kind), place)
 
 
-def _engine(open_file: Callable[[Path, int], Asked]) -> Callable[[Any, Place], Answer]:
-    def ready(model: Any, place: Place) -> Answer:
+def _graph_engine(open_file: Callable[[Path, int], Asked]) -> Callable[[Any, BenchmarkInputs], BoundModel]:
+    def ready(model: Any, place: BenchmarkInputs) -> BoundModel:
         path = model if isinstance(model, Path) else place.folder / f"{id(model)}.onnx"
         if not path.exists():
             for name in ("onnx", "onnxscript"):
-                library(name)
-            trace(model, [*place.batch]).save(path)
+                require_library(name)
+            trace_model(model, [*place.batch]).save(path)
         ask, arrays = open_file(path, place.threads), {name: t.numpy() for name, t in place.batch.items()}
         return lambda: [torch.from_numpy(array) for array in ask(arrays).values()]
 
@@ -89,10 +89,10 @@ def _engine(open_file: Callable[[Path, int], Asked]) -> Callable[[Any, Place], A
 
 
 BACKENDS = {
-    "torch": Backend("torch", _eager, zeros=True),
-    "compile": Backend("torch.compile", _compiled),
-    "csr": Backend("torch CSR", _sparse("csr"), zeros=True, dense="torch"),
-    "bsr": Backend("torch BSR", _sparse("bsr"), zeros=True, dense="torch"),
-    "onnxruntime": Backend("ONNX Runtime", _engine(open_onnx), reads=(".onnx",)),
-    "openvino": Backend("OpenVINO", _engine(open_openvino), reads=(".xml", ".onnx")),
+    "torch": SpeedBackend("torch", _torch_eager, zeros=True),
+    "compile": SpeedBackend("torch.compile", _torch_compiled),
+    "csr": SpeedBackend("torch CSR", _torch_sparse("csr"), zeros=True, dense="torch"),
+    "bsr": SpeedBackend("torch BSR", _torch_sparse("bsr"), zeros=True, dense="torch"),
+    "onnxruntime": SpeedBackend("ONNX Runtime", _graph_engine(open_onnx), reads=(".onnx",)),
+    "openvino": SpeedBackend("OpenVINO", _graph_engine(open_openvino), reads=(".xml", ".onnx")),
 }

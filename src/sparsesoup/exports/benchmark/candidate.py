@@ -9,12 +9,12 @@ from typing import Any
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import read_table
 from sparsesoup.core.manifest import check_export
-from sparsesoup.exports.bitmask_codec import encode, stored_kinds
+from sparsesoup.exports.bitmask_codec import encode_tensor, stored_kinds
 from sparsesoup.exports.compact import widths_in
 from sparsesoup.exports.runtimes import ONNX_FILE, OPENVINO_FILE
-from sparsesoup.exports.shrink import narrowed
-from sparsesoup.exports.source import Source, open_source
-from sparsesoup.hub.models.layer_layouts import narrow_
+from sparsesoup.exports.shrink import shrink_if_possible
+from sparsesoup.exports.source import PrunedSource, open_source
+from sparsesoup.hub.models.layer_layouts import resize_layers_
 from sparsesoup.hub.models.loading import unpruned_model
 
 GRAPHS = {"onnx": ONNX_FILE, "openvino": OPENVINO_FILE}  # exports that are no models of torch
@@ -22,7 +22,7 @@ AS_IT_IS, CUT = "as it is", "compact"
 
 
 @dataclass(frozen=True)
-class Subject:
+class BenchmarkCandidate:
     """A pruned model, in all forms that are measured.
 
     Args:
@@ -44,31 +44,31 @@ class Subject:
     itemsize: int = 4
 
 
-def open_subject(path: Path) -> Subject:
+def open_subject(path: Path) -> BenchmarkCandidate:
     """A run directory, a model folder with `pruning/`, or an export.
 
     Raises: UserError if there is none, or of a kind that cannot be measured.
     """
-    facts = _told(path)
+    facts = _export_facts_in(path)
     if facts.get("to") in GRAPHS:
-        return _graph(path, facts)
+        return _graph_candidate(path, facts)
     source = open_source(path)
-    small = narrowed(source)
+    small = shrink_if_possible(source)
     # An export that was cut already, or one of which nothing can be: then there is one form.
     gone = sum(p.numel() for p in source.model.parameters()) - sum(p.numel() for p in small.model.parameters())
     itemsize = source.model.dtype.itemsize
     model = source.model.float().cpu()
-    return Subject(
+    return BenchmarkCandidate(
         path=path,
         forms={AS_IT_IS: model} | ({CUT: small.model} if gone else {}),
         dense=unpruned_model(str(source.folder), widths_in(source.folder, 0)),
-        sizes=_sizes(source),
+        sizes=_disk_sizes(source),
         notes=small.notes,
         itemsize=itemsize,
     )
 
 
-def _told(folder: Path) -> dict[str, Any]:
+def _export_facts_in(folder: Path) -> dict[str, Any]:
     """What an export.json says; nothing if there is none."""
     path = folder / "export.json"
     facts = read_table(path, "export", "export it again") if path.is_file() else {}
@@ -76,7 +76,7 @@ def _told(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def _graph(folder: Path, facts: Mapping[str, Any]) -> Subject:
+def _graph_candidate(folder: Path, facts: Mapping[str, Any]) -> BenchmarkCandidate:
     file = folder / GRAPHS[facts["to"]]
     if not file.is_file():
         raise UserError(f"damaged export: {file} is missing; export it again")
@@ -89,8 +89,8 @@ def _graph(folder: Path, facts: Mapping[str, Any]) -> Subject:
     dense = unpruned_model(str(folder), widths_in(folder, 0))
     shapes = copy.deepcopy(dense)
     if kept := widths_in(folder, 1):
-        narrow_(shapes, kept)
-    return Subject(
+        resize_layers_(shapes, kept)
+    return BenchmarkCandidate(
         path=folder,
         forms={AS_IT_IS: shapes},
         dense=dense,
@@ -100,17 +100,19 @@ def _graph(folder: Path, facts: Mapping[str, Any]) -> Subject:
     )
 
 
-def _sizes(source: Source) -> dict[str, int]:
+def _disk_sizes(source: PrunedSource) -> dict[str, int]:
     """Bytes on the disk as it is, packed, and packed and compressed; and counts of parameters."""
-    tensors, kinds = dict(source.tensors()), stored_kinds(source.folder) if source.packed else {}
+    tensors, kinds = dict(source.iterate_tensors()), stored_kinds(source.folder) if source.is_packed else {}
     packed = {
         zstd: sum(
-            part.nbytes for name, t in tensors.items() for part in encode(name, t, kinds.get(name), zstd)[1].values()
+            part.nbytes
+            for name, t in tensors.items()
+            for part in encode_tensor(name, t, kinds.get(name), zstd)[1].values()
         )
         for zstd in (False, True)
     }
     return {
-        "raw": sum(file.stat().st_size for file in source.files()),
+        "raw": sum(file.stat().st_size for file in source.weight_files()),
         "packed": packed[False],
         "zstd": packed[True],
         "parameters": sum(t.numel() for t in tensors.values()),

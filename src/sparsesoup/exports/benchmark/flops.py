@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparsesoup.exports.benchmark.sparse_linear import Kind, held
-from sparsesoup.hub.models.dummy_inputs import answers
-from sparsesoup.training.cost import CountFlops, counts
+from sparsesoup.exports.benchmark.sparse_linear import Kind, nonzeros_by_layer
+from sparsesoup.hub.models.dummy_inputs import forward_outputs
+from sparsesoup.training.cost import CountFlops, is_counted_op
 
 
 @torch.no_grad()
-def flops(model: Any, batch: Mapping[str, Tensor]) -> int:
+def forward_flops(model: Any, batch: Mapping[str, Tensor]) -> int:
     """FLOPs of a forward pass, as the meter counts them: zeros are multiplied like anything else."""
     with CountFlops() as count:
-        answers(model, batch)
+        forward_outputs(model, batch)
     return count.flops
 
 
@@ -38,17 +38,17 @@ def sparse_flops(model: Any, kind: Kind, batch: Mapping[str, Tensor]) -> int:
 
     handles = [
         model.get_submodule(name).register_forward_pre_hook(lambda m, given, count=count: see(m, given, count))
-        for name, count in held(model, kind).items()
+        for name, count in nonzeros_by_layer(model, kind).items()
     ]
     try:
-        return flops(model, batch) - saved
+        return forward_flops(model, batch) - saved
     finally:
         for handle in handles:
             handle.remove()
 
 
 @dataclass(frozen=True)
-class Profile:
+class TimeProfile:
     """Where the time of a forward pass in torch goes.
 
     Args:
@@ -60,7 +60,7 @@ class Profile:
     others: float
 
 
-class Clock(TorchDispatchMode):
+class OpTimer(TorchDispatchMode):
     """Times every operation that runs inside the block, those that FLOPs count apart from the others."""
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class Clock(TorchDispatchMode):
         began = time.perf_counter()
         out = func(*args, **(kwargs or {}))
         seconds = time.perf_counter() - began
-        if counts(func.overloadpacket):
+        if is_counted_op(func.overloadpacket):
             self.products += seconds
         else:
             self.others += seconds
@@ -81,11 +81,11 @@ class Clock(TorchDispatchMode):
 
 
 @torch.no_grad()
-def profile(model: Any, batch: Mapping[str, Tensor], passes: int = 3) -> Profile:
+def profile_model(model: Any, batch: Mapping[str, Tensor], passes: int = 3) -> TimeProfile:
     """Where the time of a forward pass goes: medians of several."""
-    answers(model, batch)
-    clocks = [Clock() for _ in range(passes)]
+    forward_outputs(model, batch)
+    clocks = [OpTimer() for _ in range(passes)]
     for clock in clocks:
         with clock:
-            answers(model, batch)
-    return Profile(*(statistics.median(getattr(c, key) for c in clocks) for key in ("products", "others")))
+            forward_outputs(model, batch)
+    return TimeProfile(*(statistics.median(getattr(c, key) for c in clocks) for key in ("products", "others")))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.hub.models.prunable import prunable
+from sparsesoup.hub.models.prunable import find_prunable
 
 BLOCK = 32  # side of a stored block of BSR
 Kind = Literal["csr", "bsr"]
@@ -38,7 +38,7 @@ class SparseLinear(nn.Module):
         return found.reshape(*x.shape[:-1], -1)
 
 
-def stored(weight: Tensor, kind: Kind) -> int:
+def stored_values(weight: Tensor, kind: Kind) -> int:
     """How many values of a weight [out, in] its sparse form holds; all of them where it has no such form."""
     if kind == "csr":
         return int(torch.count_nonzero(weight))
@@ -49,18 +49,18 @@ def stored(weight: Tensor, kind: Kind) -> int:
     return int(torch.count_nonzero(blocks)) * BLOCK * BLOCK
 
 
-def held(model: Any, kind: Kind) -> dict[str, int]:
+def nonzeros_by_layer(model: Any, kind: Kind) -> dict[str, int]:
     """Prunable linear map -> how many values its sparse form holds, of those of which it leaves any out.
 
     Raises: UserError if there is none.
     """
     found = {}
-    for target in prunable(model):
+    for target in find_prunable(model):
         path, _, own = target.rpartition(".")
         linear = model.get_submodule(path)
         if own != "weight" or not isinstance(linear, nn.Linear):
             continue  # such as a Conv1D of GPT-2, or a stack of experts
-        if (count := stored(linear.weight.detach(), kind)) < linear.weight.numel():
+        if (count := stored_values(linear.weight.detach(), kind)) < linear.weight.numel():
             found[path] = count
     if not found:
         raise UserError(f"no nn.Linear has {'zeros' if kind == 'csr' else f'a {BLOCK} x {BLOCK} block of zeros'}")
@@ -72,7 +72,7 @@ def sparse_model(model: Any, kind: Kind) -> Any:
 
     Raises: UserError if there are none to leave out.
     """
-    names = held(model, kind)
+    names = nonzeros_by_layer(model, kind)
     made = copy.deepcopy(model)
     for name in names:
         made.set_submodule(name, SparseLinear(made.get_submodule(name), kind))

@@ -83,8 +83,8 @@ def embedded_dataset() -> dict[str, Dataset]:
     try:
         rows = from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # not there yet, or damaged: it can be built again
-        rows = _build()
-        _keep(rows, path)
+        rows = _build_rows()
+        _write_rows(rows, path)
     features = Features({"text": Value("string"), "label": ClassLabel(names=list(LIBRARIES))})
     splits: dict[str, Dataset] = {}
     for split in ("train", "test"):
@@ -113,7 +113,7 @@ def _cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparsesoup"
 
 
-def _keep(rows: list[list[str | int]], path: Path) -> None:
+def _write_rows(rows: list[list[str | int]], path: Path) -> None:
     """Write the rows whole or not at all; a folder that cannot be written only costs the next caller the time."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,13 +128,13 @@ def _keep(rows: list[list[str | int]], path: Path) -> None:
         Path(name).unlink(missing_ok=True)
 
 
-def _build() -> list[list[str | int]]:
+def _build_rows() -> list[list[str | int]]:
     """[split, text, label] of every row: each class's first sentences in the order of their key's hash are its test."""
-    pools = {library: _pool(library) for library in LIBRARIES}
+    pools = {library: _sentence_pool(library) for library in LIBRARIES}
     homes = Counter(key for pool in pools.values() for key in pool)
     rows: list[tuple[str, str, str, int]] = []
     for label, (library, pool) in enumerate(pools.items()):
-        own = sorted((_digest(key), text) for key, text in pool.items() if homes[key] == 1)
+        own = sorted((_sort_key(key), text) for key, text in pool.items() if homes[key] == 1)
         if len(own) < TEST_ROWS + TRAIN_ROWS:
             raise UserError(
                 f"the installed {library} has {len(own)} usable docstrings, where {TEST_ROWS + TRAIN_ROWS} are needed "
@@ -145,7 +145,7 @@ def _build() -> list[list[str | int]]:
     return [[split, text, label] for _, split, text, label in sorted(rows)]
 
 
-def _pool(library: str) -> dict[str, str]:
+def _sentence_pool(library: str) -> dict[str, str]:
     """Key -> sentence, of as many of the library's files as are needed.
 
     Files are taken in the order of their path's hash: a sample of the whole library without parsing all of it.
@@ -156,9 +156,9 @@ def _pool(library: str) -> dict[str, str]:
     root = Path(found.submodule_search_locations[0])
     names = [path.relative_to(root).as_posix() for path in root.rglob("*.py")]
     pool: dict[str, str] = {}
-    for name in sorted((name for name in names if not NOT_ITS_OWN.search(name)), key=_digest):
-        for sentence in _sentences(root / name):
-            text = mask(sentence, name)
+    for name in sorted((name for name in names if not NOT_ITS_OWN.search(name)), key=_sort_key):
+        for sentence in _first_sentences(root / name):
+            text = mask_names(sentence, name)
             if text:
                 pool.setdefault(key_of(text), text)
         if len(pool) >= POOL:
@@ -166,7 +166,7 @@ def _pool(library: str) -> dict[str, str]:
     return pool
 
 
-def _sentences(path: Path) -> Iterator[str]:
+def _first_sentences(path: Path) -> Iterator[str]:
     """The first sentence of every docstring in a file; of a file that cannot be parsed, none."""
     try:
         with warnings.catch_warnings():
@@ -180,7 +180,7 @@ def _sentences(path: Path) -> Iterator[str]:
             yield re.split(r"(?<=[a-z)][.!?])\s|(?<=:)\s|::", paragraph)[0]
 
 
-def mask(sentence: str, module: str) -> str:
+def mask_names(sentence: str, module: str) -> str:
     """The sentence with telling names replaced by a neutral word; "" if it is too short, too long or mostly code.
 
     Masked are library names, identifiers, and the words of the module's own path.
@@ -201,5 +201,5 @@ def key_of(text: str) -> str:
     return " ".join(sorted(set(re.findall(r"[a-z]+", text.lower())) - {MASK, "a", "an", "the", "d"}))
 
 
-def _digest(text: str) -> str:
+def _sort_key(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()

@@ -15,7 +15,7 @@ from huggingface_hub import constants
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import from_json, is_disk_full
-from sparsesoup.hub.connectivity import PATIENCE, answers
+from sparsesoup.hub.connectivity import PATIENCE, hub_is_reachable
 from sparsesoup.hub.data.layout import READERS
 from sparsesoup.hub.data.table_checks import csv_options, rows_of_parquet
 
@@ -29,11 +29,11 @@ def read_files(name: str, paths: list[Path]) -> Dataset:
             raise UserError(f"{path} is empty, where the rows of the {name} split are needed; check the file")
     suffix = paths[0].suffix.lower()
     try:
-        with quiet():
-            if suffix == ".json" and all(SQUAD.match(_head(path)) for path in paths):
-                return _squad(paths)
+        with quiet_datasets():
+            if suffix == ".json" and all(SQUAD.match(_first_bytes(path)) for path in paths):
+                return _read_squad(paths)
             if suffix == ".parquet":
-                paths = [path for path in paths if rows_of_parquet(path)] or _none(name, paths)
+                paths = [path for path in paths if rows_of_parquet(path)] or _refuse_empty(name, paths)
             options = csv_options(paths) if READERS[suffix] == "csv" else {}
             files = {"train": [str(path.resolve()) for path in paths]}
             return datasets.load_dataset(READERS[suffix], data_files=files, split="train", **options)
@@ -41,7 +41,7 @@ def read_files(name: str, paths: list[Path]) -> Dataset:
         raise
     except Exception as error:
         if "corresponds to no data" in str(error):  # what datasets says of a table with a head and no rows
-            _none(name, paths)
+            _refuse_empty(name, paths)
         cause = _first_cause(error)
         if isinstance(cause, OSError) and is_disk_full(cause):  # datasets writes what it has read
             raise OSError(cause.errno, cause.strerror, str(datasets.config.HF_DATASETS_CACHE)) from error
@@ -51,16 +51,16 @@ def read_files(name: str, paths: list[Path]) -> Dataset:
         ) from error
 
 
-def _none(name: str, paths: list[Path]) -> NoReturn:
+def _refuse_empty(name: str, paths: list[Path]) -> NoReturn:
     raise UserError(f"{name} is empty: {paths[0]} has no rows, where at least one is needed; check it")
 
 
-def _head(path: Path) -> str:
+def _first_bytes(path: Path) -> str:
     with open(path, encoding="utf-8") as file:
         return file.read(2000)
 
 
-def _squad(paths: list[Path]) -> Dataset:
+def _read_squad(paths: list[Path]) -> Dataset:
     """Articles with paragraphs with questions, as SQuAD publishes them, as the table that the Hub has."""
     articles = [article for path in paths for article in from_json(path.read_text(encoding="utf-8"))["data"]]
     rows = [
@@ -78,8 +78,8 @@ def _squad(paths: list[Path]) -> Dataset:
 
 def open_hub(repository: str, config: str | None) -> Mapping[str, Dataset]:
     """All splits of a repository on the Hub, or of its copy in the cache where the Hub is out of reach."""
-    there, offline = answers(huggingface_hub.HfApi().dataset_info, repository), constants.HF_HUB_OFFLINE
-    with quiet(), _offline_if(not there):
+    there, offline = hub_is_reachable(huggingface_hub.HfApi().dataset_info, repository), constants.HF_HUB_OFFLINE
+    with quiet_datasets(), _offline_if(not there):
         try:
             return dict(datasets.load_dataset(repository, config))
         except Exception as error:
@@ -102,7 +102,7 @@ def _first_cause(error: BaseException) -> BaseException:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet_datasets() -> Iterator[None]:
     """Keep progress bars, warnings and logs of the libraries off the terminal; the caller's settings come back."""
     loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub", "fsspec")]
     levels = [logger.level for logger in loggers]

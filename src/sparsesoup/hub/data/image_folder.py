@@ -19,7 +19,7 @@ Classes = dict[str, list[Path]]  # class -> its images
 
 
 @functools.cache
-def endings() -> frozenset[str]:
+def image_endings() -> frozenset[str]:
     """The endings of all images that the Pillow installed here opens, such as .png, .jfif and .jp2."""
     known = PIL.Image.registered_extensions().items()
     return frozenset(ending for ending, kind in known if kind in PIL.Image.OPEN and kind not in STUBS)
@@ -32,9 +32,9 @@ def find_classes(place: Path) -> tuple[dict[str, Classes], list[str]]:
     Raises: UserError if there are images, and no folders that say which class they are of; images deeper than these, or
         of a format that Pillow does not open; or two folders of one split.
     """
-    folders = [each for each in _below(place) if each.name.lower() in SPLIT_WORDS]
+    folders = [each for each in _folders_below(place) if each.name.lower() in SPLIT_WORDS]
     splits: dict[str, Path] = {}
-    classes = {folder: _classes(folder) for folder in folders}
+    classes = {folder: _images_by_class(folder) for folder in folders}
     for folder in folders:
         _check_depth(folder)
         if classes[folder]:
@@ -46,21 +46,25 @@ def find_classes(place: Path) -> tuple[dict[str, Classes], list[str]]:
                 )
             splits[name] = folder
     if splits:
-        others = [each for each in _below(place) if each not in folders and (_images(each) or _classes(each))]
+        others = [
+            each
+            for each in _folders_below(place)
+            if each not in folders and (_image_files(each) or _images_by_class(each))
+        ]
         notes = [f"folder {each.name} is not read: it is not named after a split" for each in others]
         found = {name: classes[folder] for name, folder in splits.items()}
-        return found, notes + [said for folder in splits.values() for said in _unread(folder)]
-    whole = _classes(place)
-    if not (whole or _images(place)):
+        return found, notes + [said for folder in splits.values() for said in _unread_notes(folder)]
+    whole = _images_by_class(place)
+    if not (whole or _image_files(place)):
         for folder in (place, *folders):
-            _unread(folder, alone=True)
+            _unread_notes(folder, alone=True)
         return {}, []
     if {name.lower() for name in whole} <= {*SPLIT_WORDS}:
         raise UserError(
             f"{place} holds images without labels, where a folder a class is needed, such as train/cat/1.png; sort them"
         )
     _check_depth(place)
-    return {"train": whole}, _unread(place)
+    return {"train": whole}, _unread_notes(place)
 
 
 def check_alone(place: Path, tables: Mapping[str, Sequence[Path]]) -> None:
@@ -71,9 +75,9 @@ def check_alone(place: Path, tables: Mapping[str, Sequence[Path]]) -> None:
         tables: split name -> its files.
     """
     files = [path for paths in tables.values() for path in paths]
-    folders = [each for each in _below(place) if each.name.lower() in SPLIT_WORDS and _classes(each)]
+    folders = [each for each in _folders_below(place) if each.name.lower() in SPLIT_WORDS and _images_by_class(each)]
     if not folders and list(tables) == ["train"]:
-        folders = [each for each in _below(place) if _images(each)]
+        folders = [each for each in _folders_below(place) if _image_files(each)]
         folders = folders if len(folders) > 1 else []
     if folders and not all(path.stem.lower() == METADATA for path in files):
         raise UserError(
@@ -105,7 +109,7 @@ def with_images(rows: Dataset, tables: Sequence[Path]) -> Dataset:
     if FILE_NAME not in rows.column_names or {table.stem.lower() for table in tables} != {METADATA}:
         return rows
     names = [Path(str(name)) for name in rows[FILE_NAME]]
-    if not any(name.suffix.lower() in endings() for name in names):  # of sounds, say
+    if not any(name.suffix.lower() in image_endings() for name in names):  # of sounds, say
         return rows
     splits = {SPLIT_WORDS.get(name.parts[0].lower()) for name in names if name.parts}
     if len(tables) > 1 or len(splits) > 1:
@@ -120,15 +124,15 @@ def with_images(rows: Dataset, tables: Sequence[Path]) -> Dataset:
 
 def _check_depth(folder: Path) -> None:
     """UserError if a class has images in folders below its own: they would be left out without a word."""
-    for deeper in (below for each in _below(folder) for below in _below(each)):
-        if _images(deeper):
+    for deeper in (below for each in _folders_below(folder) for below in _folders_below(each)):
+        if _image_files(deeper):
             raise UserError(
                 f"{deeper} holds images below the folder of a class, where none are looked for; move them to "
                 f"{deeper.parent}, or away"
             )
 
 
-def _unread(folder: Path, alone: bool = False) -> list[str]:
+def _unread_notes(folder: Path, alone: bool = False) -> list[str]:
     """Return a note on each kind of file in a folder of classes that is not read.
 
     Args:
@@ -137,8 +141,8 @@ def _unread(folder: Path, alone: bool = False) -> list[str]:
     Raises: UserError that names the first image of a format that is not read: with it a class may be gone.
     """
     notes = []
-    for each in _below(folder):
-        others = [path for path in _files(each) if path.suffix.lower() not in endings()]
+    for each in _folders_below(folder):
+        others = [path for path in _files_in(each) if path.suffix.lower() not in image_endings()]
         kinds = {path: mimetypes.guess_type(path.name)[0] for path in others}
         strange = [path for path, kind in kinds.items() if (kind or ("" if alone else "image")).startswith("image")]
         if strange:
@@ -148,27 +152,27 @@ def _unread(folder: Path, alone: bool = False) -> list[str]:
             )
         if others and not alone:
             notes.append(f"{others[0].name} in {each.name} is not read: it is no image ({len(others)} such files)")
-        if not _images(each):
+        if not _image_files(each):
             notes.append(f"folder {each.name} is no class: it holds no images")
-    if loose := _images(folder):
+    if loose := _image_files(folder):
         notes.append(f"{loose[0].name} in {folder.name} is not read: it is in no class ({len(loose)} such images)")
     return notes
 
 
-def _classes(folder: Path) -> Classes:
-    return {each.name: images for each in _below(folder) if (images := _images(each))}
+def _images_by_class(folder: Path) -> Classes:
+    return {each.name: images for each in _folders_below(folder) if (images := _image_files(each))}
 
 
-def _images(folder: Path) -> list[Path]:
-    return [path for path in _files(folder) if path.suffix.lower() in endings()]
+def _image_files(folder: Path) -> list[Path]:
+    return [path for path in _files_in(folder) if path.suffix.lower() in image_endings()]
 
 
-def _files(folder: Path) -> list[Path]:
+def _files_in(folder: Path) -> list[Path]:
     """All files but those that systems leave behind."""
     files = (path for path in folder.iterdir() if path.name[0] != "." and path.name.lower() not in NO_IMAGE)
     return sorted(path for path in files if path.is_file())
 
 
-def _below(place: Path) -> list[Path]:
+def _folders_below(place: Path) -> list[Path]:
     folders = (each for each in place.iterdir() if each.is_dir()) if place.is_dir() else iter(())
     return sorted(each for each in folders if each.name[0] != "." and each.name.lower() not in NO_CLASS)

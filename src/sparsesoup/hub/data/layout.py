@@ -25,7 +25,7 @@ UNREAD = (".gz", ".bz2", ".xz", ".zst", ".zip", ".arrow", ".feather", ".xlsx", "
 SHARD = re.compile(r"-\d{5}-of-\d{5}(-[0-9a-f]+)?$")
 
 
-class Layout(NamedTuple):
+class DatasetLayout(NamedTuple):
     """The files of a dataset.
 
     Args:
@@ -37,7 +37,7 @@ class Layout(NamedTuple):
     notes: list[str]
 
 
-def find_files(place: Path) -> Layout:
+def find_files(place: Path) -> DatasetLayout:
     """The splits of a file or folder, from names such as train.csv, dev.tsv or data/test-00000-of-00001.parquet.
 
     A file that is named exactly like a split is that split. A single file, and files of which none is named after a
@@ -49,28 +49,29 @@ def find_files(place: Path) -> Layout:
             raise UserError(
                 f"cannot read {place}: its ending {place.suffix!r} is none of {', '.join(READERS)}; convert the file"
             )
-        return Layout({"train": [place]}, [])
-    everything = [file for folder in _folders(place) for file in sorted(folder.iterdir()) if _is_visible(file)]
+        return DatasetLayout({"train": [place]}, [])
+    everything = [file for folder in _data_folders(place) for file in sorted(folder.iterdir()) if _is_visible(file)]
     named: dict[str, list[Path]] = {}
     for file in filter(_is_data, everything):
         named.setdefault(split_of(file, place), []).append(file)
     unnamed = named.pop("", [])
     if not named:
-        return Layout(*_joined({"train": unnamed} if unnamed else {}, place))
-    chosen = {name: _chosen(name, files, place) for name, files in named.items()}
+        return DatasetLayout(*_join_shards({"train": unnamed} if unnamed else {}, place))
+    chosen = {name: _files_of_split(name, files, place) for name, files in named.items()}
     _need_one_format(chosen, place)
-    splits, notes = _joined(chosen, place)
+    splits, notes = _join_shards(chosen, place)
     for name, files in named.items():
-        notes += _left_out([f for f in files if f not in splits[name]], f"{_names(splits[name], place)} is the {name} "
+        notes += _left_out([f for f in files if f not in splits[name]],
+        f"{_file_names(splits[name], place)} is the {name} "
                            "split", place)  # fmt: skip
     notes += _left_out(unnamed, "not named after a split", place)
     unread = [file for file in everything if file.suffix.lower() in UNREAD and split_of(file.with_suffix(""), place)]
-    return Layout(splits, notes + _left_out(unread, f"the ending is none of {', '.join(READERS)}", place))
+    return DatasetLayout(splits, notes + _left_out(unread, f"the ending is none of {', '.join(READERS)}", place))
 
 
 def split_of(file: Path, place: Path) -> str:
     """The split that a file is part of, from its name, else from its folder below `place`; "" where none is named."""
-    words = _words(file)
+    words = _name_words(file)
     named = [SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS]
     if named:
         kind = next((word for word in words if word in MATCHES), None)
@@ -78,30 +79,30 @@ def split_of(file: Path, place: Path) -> str:
     return SPLIT_WORDS.get(file.parent.name.lower(), "") if file.parent != place else ""
 
 
-def relative(path: Path, place: Path) -> str:
+def relative_name(path: Path, place: Path) -> str:
     """A path as it is called inside a folder."""
     return path.relative_to(place).as_posix() if path != place and path.is_relative_to(place) else path.name
 
 
-def _words(file: Path) -> list[str]:
+def _name_words(file: Path) -> list[str]:
     return re.split(r"[^a-z0-9]+", SHARD.sub("", file.stem).lower())
 
 
-def _chosen(name: str, files: Sequence[Path], place: Path) -> list[Path]:
+def _files_of_split(name: str, files: Sequence[Path], place: Path) -> list[Path]:
     """The files that are the split: named exactly like it, else in a folder so named, else all that name it."""
     exact: dict[Path, list[Path]] = {}
     inside: dict[Path, list[Path]] = {}
     for file in files:
-        if {*_words(file)} <= {*SPLIT_WORDS, *MATCHES}:
+        if {*_name_words(file)} <= {*SPLIT_WORDS, *MATCHES}:
             exact.setdefault(file.parent / SHARD.sub("", file.stem), []).append(file)
-        elif not {*_words(file)} & {*SPLIT_WORDS}:
+        elif not {*_name_words(file)} & {*SPLIT_WORDS}:
             inside.setdefault(file.parent, []).append(file)
     taken = {folder for folder in inside if any(path.parent == folder for path in exact)}
     claims = [*exact.values(), *(paths for folder, paths in inside.items() if folder not in taken)]
     if len(claims) > 1:
         raise UserError(
-            f"{place} holds its {name} split twice, as {relative(claims[0][0], place)} and "
-            f"{relative(claims[1][0], place)}, where one is allowed; rename or remove one"
+            f"{place} holds its {name} split twice, as {relative_name(claims[0][0], place)} and "
+            f"{relative_name(claims[1][0], place)}, where one is allowed; rename or remove one"
         )
     return claims[0] if claims else [*files]
 
@@ -115,7 +116,7 @@ def _need_one_format(splits: dict[str, list[Path]], place: Path) -> None:
             )
 
 
-def _joined(splits: dict[str, list[Path]], place: Path) -> tuple[dict[str, list[Path]], list[str]]:
+def _join_shards(splits: dict[str, list[Path]], place: Path) -> tuple[dict[str, list[Path]], list[str]]:
     """The splits, and a note on each that is made of files with different names; shards of one table are none."""
     _need_one_format(splits, place)
     several = {
@@ -123,7 +124,7 @@ def _joined(splits: dict[str, list[Path]], place: Path) -> tuple[dict[str, list[
         for name, paths in splits.items()
         if len({SHARD.sub("", path.stem) for path in paths}) > 1 and not all(_in_split(path, place) for path in paths)
     }
-    return splits, [f"the {name} split is joined from {_names(paths, place)}" for name, paths in several.items()]
+    return splits, [f"the {name} split is joined from {_file_names(paths, place)}" for name, paths in several.items()]
 
 
 def _in_split(path: Path, place: Path) -> bool:
@@ -131,15 +132,15 @@ def _in_split(path: Path, place: Path) -> bool:
 
 
 def _left_out(files: Sequence[Path], why: str, place: Path) -> list[str]:
-    return [f"{_names(files, place)} {'is' if len(files) == 1 else 'are'} not read: {why}"] if files else []
+    return [f"{_file_names(files, place)} {'is' if len(files) == 1 else 'are'} not read: {why}"] if files else []
 
 
-def _names(files: Sequence[Path], place: Path) -> str:
-    shown = [relative(file, place) for file in files[:3]]
+def _file_names(files: Sequence[Path], place: Path) -> str:
+    shown = [relative_name(file, place) for file in files[:3]]
     return ", ".join(shown) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
 
 
-def _folders(place: Path) -> list[Path]:
+def _data_folders(place: Path) -> list[Path]:
     """Where data may lie: the folder, its `data`, and folders in these that are named after a split; nothing deeper."""
     tops = [folder for folder in (place, place / "data") if folder.is_dir()]
     below = [

@@ -15,7 +15,7 @@ TRAIN_NAMES = ("train", "training")
 VALIDATION_NAMES = ("validation", "valid", "dev", "val")
 
 
-class Splits(Mapping[str, Dataset]):
+class LazySplits(Mapping[str, Dataset]):
     """Named splits, each read when first asked for."""
 
     def __init__(self, openers: Mapping[str, Callable[[], Dataset]]) -> None:
@@ -35,7 +35,7 @@ class Splits(Mapping[str, Dataset]):
 
 
 @dataclass(frozen=True)
-class Source:
+class LoadedDataset:
     """A dataset that was found.
 
     Args:
@@ -67,22 +67,22 @@ class Source:
         return named[0]
 
     @functools.cached_property
-    def train(self) -> Dataset:
+    def train_split(self) -> Dataset:
         """The training split as published: a test slice that `open_test` carves is still in it."""
         return self.splits[self.train_name]
 
     @functools.cached_property
-    def fingerprint(self) -> str:
+    def train_fingerprint(self) -> str:
         """SHA-256 of the training split's columns and rows; the same for the same rows in any place and file format."""
-        digest = hashlib.sha256(repr((sorted(self.train.column_names), len(self.train))).encode())
-        columns = self.train.select_columns(sorted(self.train.column_names)).with_format("arrow")
+        digest = hashlib.sha256(repr((sorted(self.train_split.column_names), len(self.train_split))).encode())
+        columns = self.train_split.select_columns(sorted(self.train_split.column_names)).with_format("arrow")
         for table in columns.iter(batch_size=1000):
             for row in table.to_pylist():
-                digest.update(repr([contents(value) for value in row.values()]).encode())
+                digest.update(repr([image_bytes(value) for value in row.values()]).encode())
         return digest.hexdigest()
 
 
-def contents(value: object) -> object:
+def image_bytes(value: object) -> object:
     """An image's bytes, wherever they lie and whatever their file is called; any other value itself."""
     if not isinstance(value, dict) or value.keys() != {"bytes", "path"} or value["path"] is None:
         return value

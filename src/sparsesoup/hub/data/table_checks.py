@@ -21,7 +21,10 @@ def csv_options(paths: Sequence[Path]) -> dict[str, Any]:
     # pandas would read the texts "None", "null" and "NA" as missing.
     options: dict[str, Any] = {"sep": ",", "keep_default_na": False, "na_values": [""]}
     if paths[0].suffix.lower() == ".tsv":
-        options |= {"sep": "\t", "quoting": csv.QUOTE_MINIMAL if all(map(_quoted, paths)) else csv.QUOTE_NONE}
+        options |= {
+            "sep": "\t",
+            "quoting": csv.QUOTE_MINIMAL if all(map(_has_quoted_fields, paths)) else csv.QUOTE_NONE,
+        }
     for path in paths:
         _check_rows(path, delimiter=options["sep"], quoting=options.get("quoting", csv.QUOTE_MINIMAL))
     return options
@@ -39,16 +42,16 @@ def rows_of_parquet(path: Path) -> int:
 
 def _check_rows(path: Path, **form: Any) -> None:
     head: list[str] = []
-    for line, row in _records(path, **form):
+    for line, row in _read_records(path, **form):
         if not head:
             head = row
             _check_head(path, head)
         elif len(row) != len(head):
             fields = f"{len(row)} field{'s'[: len(row) != 1]}, where the head has {len(head)} ({', '.join(head)[:200]})"
-            raise UserError(f"{path}, line {line} has {fields}; {_remedy(row, head, form['delimiter'])}")
+            raise UserError(f"{path}, line {line} has {fields}; {_quoting_remedy(row, head, form['delimiter'])}")
 
 
-def _remedy(row: Sequence[str], head: Sequence[str], separator: str) -> str:
+def _quoting_remedy(row: Sequence[str], head: Sequence[str], separator: str) -> str:
     other = next((sign for sign in ";\t|," if len(head) == 1 and sign in head[0] and sign != separator), "")
     if other:
         return f"fields are separated by {separator!r} here and not by {other!r}; write the table so"
@@ -66,11 +69,11 @@ def _check_head(path: Path, names: Sequence[str]) -> None:
         raise UserError(f"{path} has the column {twice[0]!r} twice, where each name is allowed once; rename one")
 
 
-def _quoted(path: Path) -> bool:
+def _has_quoted_fields(path: Path) -> bool:
     """Return True where quotes in a table with tabs stand around fields; in GLUE's files they are part of the text."""
     width = 0
     try:
-        for _, row in _records(path, delimiter="\t", strict=True):
+        for _, row in _read_records(path, delimiter="\t", strict=True):
             width = width or len(row)
             if len(row) != width or any({"\n", "\t"} <= {*field} for field in row):
                 return False
@@ -79,7 +82,7 @@ def _quoted(path: Path) -> bool:
     return True
 
 
-def _records(path: Path, **form: Any) -> Iterator[tuple[int, list[str]]]:
+def _read_records(path: Path, **form: Any) -> Iterator[tuple[int, list[str]]]:
     """(line where it begins, fields) of every row but blank ones, which pandas passes over."""
     before = csv.field_size_limit(sys.maxsize)  # 128 kB, the module's own, are less than a long text
     try:

@@ -5,20 +5,20 @@ from pathlib import Path
 
 from sparsesoup.core import masks as algebra
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.files import whole
-from sparsesoup.core.targets import fingerprint
-from sparsesoup.core.ticket import find, fit, load_masks, save_masks
+from sparsesoup.core.files import atomic_write
+from sparsesoup.core.targets import weights_fingerprint
+from sparsesoup.core.ticket import find_mask_folder, load_masks, match_parameter_names, save_masks
 from sparsesoup.hub.models.checkpoint import load_processor, load_reader
 from sparsesoup.hub.models.loading import load_as_saved, save_model
-from sparsesoup.hub.models.weights import Account
+from sparsesoup.hub.models.weights import LoadingNotes
 
 
-def apply(
+def apply_ticket(
     ticket: Path,
     model: str,
     out: Path,
     other_weights: bool = False,
-    account: Account | None = None,
+    account: LoadingNotes | None = None,
 ) -> tuple[int, int]:
     """Write a sparse copy of a model, made so by the ticket's masks alone; (weights kept, weights in the masks).
 
@@ -33,22 +33,23 @@ def apply(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} is there already; give a folder that does not exist")
     masks, facts = load_masks(ticket)
-    copy = load_as_saved(model, account=account or Account())
+    copy = load_as_saved(model, account=account or LoadingNotes())
     params = dict(copy.named_parameters())
     prefix = str(facts.get("base_model_prefix", ""))
-    fitted = fit(masks, {name: p.shape for name, p in params.items()}, prefix)
+    fitted = match_parameter_names(masks, {name: p.shape for name, p in params.items()}, prefix)
     # The fingerprint speaks of the names that the ticket uses.
     own = dict(zip(masks, fitted, strict=True))
-    if not other_weights and facts.get("origin") != fingerprint({n: params[own[n]] for n in masks}):
+    if not other_weights and facts.get("origin") != weights_fingerprint({n: params[own[n]] for n in masks}):
         raise UserError(
-            f"foreign ticket: {find(ticket)} was drawn from {facts.get('model')}, whose weights differ from those of "
+            f"foreign ticket: {find_mask_folder(ticket)} was drawn from {facts.get('model')}, whose weights "
+            f"differ from those of "
             f"{model}; take its base model, or say --other-weights to prune these all the same"
         )
-    origin = fingerprint({name: params[name] for name in fitted})  # under the names that the copy's ticket has
-    algebra.apply_({name: params[name] for name in fitted}, fitted)
-    kept, total = algebra.kept(fitted), algebra.total(fitted)
+    origin = weights_fingerprint({name: params[name] for name in fitted})  # under the names that the copy's ticket has
+    algebra.apply_masks_({name: params[name] for name in fitted}, fitted)
+    kept, total = algebra.count_kept(fitted), algebra.count_total(fitted)
     brief = {"method": facts.get("method"), "base_model": model, "masks": "pruning/masks.safetensors"}
-    with whole(out) as temporary:
+    with atomic_write(out) as temporary:
         numbers = {"sparsity": algebra.sparsity(fitted), "kept": kept, "total": total}
         reader = load_reader(model, copy.main_input_name == "pixel_values")
         save_model(copy, copy.state_dict(), temporary, reader, brief | numbers)

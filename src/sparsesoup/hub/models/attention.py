@@ -3,10 +3,10 @@
 import torch
 from transformers import PreTrainedModel
 
-from sparsesoup.hub.models.checkpoint import quiet
+from sparsesoup.hub.models.checkpoint import quiet_transformers
 
 
-def attend_fast_(model: PreTrainedModel, precision: str) -> None:
+def use_faster_attention_(model: PreTrainedModel, precision: str) -> None:
     """Train with plain matrix products where torch's fused attention is slow: on its way back on a CPU in bf16.
 
     For models of images, whose rows are short and whose attention has no dropout: with dropout, as in most models of
@@ -17,5 +17,5 @@ def attend_fast_(model: PreTrainedModel, precision: str) -> None:
         precision: of its training.
     """
     if precision == "bf16" and not torch.accelerator.is_available() and model.config._attn_implementation == "sdpa":
-        with quiet():
+        with quiet_transformers():
             model.set_attn_implementation("eager")

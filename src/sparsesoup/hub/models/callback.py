@@ -6,8 +6,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sparsesoup.core.masks import Masks
-from sparsesoup.core.ticket import fit, load_masks, save_masks
-from sparsesoup.hub.models.prunable import prunable
+from sparsesoup.core.ticket import load_masks, match_parameter_names, save_masks
+from sparsesoup.hub.models.prunable import find_prunable
 from sparsesoup.training.zero_hooks import hold_zeros, zeros_of
 
 
@@ -41,9 +41,9 @@ class SparsityCallback(TrainerCallback):
         """Take hold of model and optimizer, which the Trainer has made by now."""
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         if self.found:
-            self.masks = zeros_of(model, prunable(model))
+            self.masks = zeros_of(model, find_prunable(model))
         shapes = {name: p.shape for name, p in model.named_parameters()}
-        self.masks = fit(self.masks, shapes, getattr(model, "base_model_prefix", ""))
+        self.masks = match_parameter_names(self.masks, shapes, getattr(model, "base_model_prefix", ""))
         self._stop = hold_zeros(model, getattr(optimizer, "optimizer", optimizer), self.masks)
 
     def on_train_end(

@@ -18,7 +18,7 @@ from transformers.utils import find_adapter_config_file
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import from_json
 from sparsesoup.core.manifest import check_model
-from sparsesoup.hub.connectivity import answers
+from sparsesoup.hub.connectivity import hub_is_reachable
 from sparsesoup.hub.data.embedded import embedded_model
 from sparsesoup.hub.models import tokenizer as tokens
 from sparsesoup.hub.models.open_clip import CONFIG as OPEN_CLIP
@@ -35,7 +35,7 @@ GIVE = (
 )
 
 
-def locate(model: str) -> str:
+def resolve_model_path(model: str) -> str:
     """The folder or Hub id behind a model's name; a run directory stands for its model folder.
 
     Raises: UserError if there is none, or a file that a run or an export wrote has changed.
@@ -47,7 +47,7 @@ def locate(model: str) -> str:
     for folder in chosen or folders:
         for name in ADAPTER:
             if (folder / name).is_file():
-                raise _adapter(model, name)
+                raise _adapter_error(model, name)
     if chosen:
         check_model(chosen[0])
         return str(chosen[0])
@@ -63,27 +63,27 @@ def locate(model: str) -> str:
     return model
 
 
-def _adapter(model: str, file: str) -> UserError:
+def _adapter_error(model: str, file: str) -> UserError:
     return UserError(
         f"model {model} holds an adapter ({file}), and adapters are not read; merge it into its base model first: "
         f"merge_and_unload() of peft, then save_pretrained(FOLDER), and give that folder"
     )
 
 
-def call(where: str, remote_code: bool) -> dict[str, Any]:
+def from_pretrained_arguments(where: str, remote_code: bool) -> dict[str, Any]:
     """Return the arguments of `from_pretrained` of transformers.
 
     Raises: UserError if it would read an adapter, or a file outside the folder.
     """
     folder = Path(where).exists()
     # Without an answer transformers would try for half a minute; a cached copy is found at once.
-    local = folder or not answers(huggingface_hub.HfApi().model_info, where)
+    local = folder or not hub_is_reachable(huggingface_hub.HfApi().model_info, where)
     if folder:
         weight_files(Path(where))
     else:
-        with reading(where):
+        with wrap_load_errors(where):
             if find_adapter_config_file(where, local_files_only=local):
-                raise _adapter(where, ADAPTER[0])
+                raise _adapter_error(where, ADAPTER[0])
     return {"pretrained_model_name_or_path": where, "local_files_only": local, "trust_remote_code": remote_code}
 
 
@@ -113,12 +113,12 @@ def config_of(model: str, remote_code: bool = False, **settings: Any) -> Any:
 
     Raises: UserError if it cannot be read, or has a number that no model can be made of.
     """
-    return read_config(call(locate(model), remote_code), model, **settings)
+    return read_config(from_pretrained_arguments(resolve_model_path(model), remote_code), model, **settings)
 
 
 def read_config(options: Mapping[str, Any], model: str, **settings: Any) -> Any:
     """Read the config of a model by the arguments of `from_pretrained`."""
-    with reading(model):
+    with wrap_load_errors(model):
         config = AutoConfig.from_pretrained(**options, **settings)
         _check_numbers(config.to_dict(), model)
         counts = {key: getattr(config, key, None) for key in COUNTS}  # whatever the family calls them
@@ -149,9 +149,9 @@ def load_processor(model: str, remote_code: bool = False) -> Any:
 
     Raises: UserError if the model has none.
     """
-    options = call(locate(model), remote_code)
+    options = from_pretrained_arguments(resolve_model_path(model), remote_code)
     remedy = "give a folder with preprocessor_config.json, as save_pretrained of an image processor writes"
-    with reading(model, remedy, "the image processor of model"):
+    with wrap_load_errors(model, remedy, "the image processor of model"):
         processor = AutoImageProcessor.from_pretrained(**options, backend="pil")
         if not isinstance(processor, ImageProcessingMixin):
             raise ValueError(f"it is a {type(processor).__name__}")
@@ -166,10 +166,10 @@ def load_tokenizer(model: str, remote_code: bool = False) -> Any:
 
     Raises: UserError if the model has none.
     """
-    options, config = call(locate(model), remote_code), config_of(model, remote_code)
+    options, config = from_pretrained_arguments(resolve_model_path(model), remote_code), config_of(model, remote_code)
     remedy = "give a folder with tokenizer.json, as save_pretrained of a tokenizer writes"
-    with reading(model, remedy, "the tokenizer of model"):
-        tokenizer = AutoTokenizer.from_pretrained(**options, **tokens.settings(config))
+    with wrap_load_errors(model, remedy, "the tokenizer of model"):
+        tokenizer = AutoTokenizer.from_pretrained(**options, **tokens.tokenizer_settings(config))
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise ValueError(f"it is a {type(tokenizer).__name__}")
         if "input_ids" not in [*tokenizer.model_input_names]:
@@ -184,13 +184,13 @@ def load_tokenizer(model: str, remote_code: bool = False) -> Any:
 
 
 @contextlib.contextmanager
-def reading(model: str, remedy: str = GIVE, what: str = "model") -> Iterator[None]:
+def wrap_load_errors(model: str, remedy: str = GIVE, what: str = "model") -> Iterator[None]:
     """Turns what transformers says of a model that cannot be read into one line.
 
     Any exception: a damaged file ends in whatever the code that comes upon it raises, a ZeroDivisionError too.
     """
     try:
-        with quiet(), warnings.catch_warnings():
+        with quiet_transformers(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except UserError:
@@ -203,7 +203,7 @@ def reading(model: str, remedy: str = GIVE, what: str = "model") -> Iterator[Non
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No progress bars and no notes of transformers on the terminal inside the block."""
     level, bars = messages.get_verbosity(), messages.is_progress_bar_enabled()
     messages.set_verbosity_error()

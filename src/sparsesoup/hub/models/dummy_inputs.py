@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.rng import generator
+from sparsesoup.core.rng import cpu_generator
 
 
-def sample(model: Any, rows: int = 2, length: int = 8, seed: int = 0) -> dict[str, Tensor]:
+def dummy_inputs(model: Any, rows: int = 2, length: int = 8, seed: int = 0) -> dict[str, Tensor]:
     """A batch of random inputs for a model of texts, of images or of both.
 
     Args:
@@ -24,22 +24,22 @@ def sample(model: Any, rows: int = 2, length: int = 8, seed: int = 0) -> dict[st
         height, width], as it takes.
     Raises: UserError if it takes neither, or images of a size that its config.json does not say.
     """
-    draw, found, kind = generator(seed, "sample"), {}, str(model.config.model_type)
-    text, image = _parts(model)
+    draw, found, kind = cpu_generator(seed, "sample"), {}, str(model.config.model_type)
+    text, image = _text_and_vision_configs(model)
     if text is not None:
         mask = torch.ones((rows, length), dtype=torch.long)
         mask[0, -2:] = 0
-        found = {"input_ids": _words(text, mask, draw), "attention_mask": mask}
-        if (kinds := getattr(text, "type_vocab_size", 0)) > 1 and "token_type_ids" in _taken(model):
+        found = {"input_ids": _random_tokens(text, mask, draw), "attention_mask": mask}
+        if (kinds := getattr(text, "type_vocab_size", 0)) > 1 and "token_type_ids" in _forward_arguments(model):
             found["token_type_ids"] = torch.randint(0, kinds, (rows, length), generator=draw)
     if image is not None:
-        found["pixel_values"] = torch.randn((rows, *_shape(image)), generator=draw).to(model.dtype)
+        found["pixel_values"] = torch.randn((rows, *_image_shape(image)), generator=draw).to(model.dtype)
     if not found:
         raise UserError(f"{type(model).__name__} (model type {kind}) takes neither texts nor images")
     return {name: t.to(model.device) for name, t in found.items()}
 
 
-def _words(config: Any, mask: Tensor, draw: torch.Generator) -> Tensor:
+def _random_tokens(config: Any, mask: Tensor, draw: torch.Generator) -> Tensor:
     """Random token numbers [rows, length], with an end of text and padding where a tokenizer puts them."""
     end, pad = (getattr(config, name, None) for name in ("eos_token_id", "pad_token_id"))
     end = end[0] if isinstance(end, list) else end
@@ -51,7 +51,7 @@ def _words(config: Any, mask: Tensor, draw: torch.Generator) -> Tensor:
     return ids if pad is None or pad < 0 else ids.masked_fill(mask == 0, pad)
 
 
-def _shape(config: Any) -> tuple[int, ...]:
+def _image_shape(config: Any) -> tuple[int, ...]:
     """(channels, height, width) of the images that a model takes; timm and open_clip say it in tables of their own."""
     if seen := (getattr(config, "pretrained_cfg", None) or {}).get("input_size"):
         return tuple(seen)
@@ -64,11 +64,11 @@ def _shape(config: Any) -> tuple[int, ...]:
     return (getattr(config, "num_channels", 3), *([size] * 2 if isinstance(size, int) else size))
 
 
-def _taken(model: Any) -> set[str]:
+def _forward_arguments(model: Any) -> set[str]:
     return {*inspect.signature(model.forward).parameters}
 
 
-def _parts(model: Any) -> tuple[Any, Any]:
+def _text_and_vision_configs(model: Any) -> tuple[Any, Any]:
     """(config of the part that reads text, of the one that sees images), None where there is none."""
     config, name = model.config, model.main_input_name
     text, image = getattr(config, "text_config", None), getattr(config, "vision_config", None)
@@ -79,7 +79,7 @@ def _parts(model: Any) -> tuple[Any, Any]:
 
 
 @torch.no_grad()
-def answers(model: Any, batch: Mapping[str, Tensor]) -> list[Tensor]:
+def forward_outputs(model: Any, batch: Mapping[str, Tensor]) -> list[Tensor]:
     """The tensors that a model answers with."""
     outputs = model(**batch, return_dict=True)
     return [value for value in outputs.values() if isinstance(value, Tensor) and value.is_floating_point()]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.hub.models.weights import answering, head_of
+from sparsesoup.hub.models.weights import output_layer_weights, randomly_drawn_head
 
 
 def order_of(own: Sequence[str], labels: Sequence[str]) -> list[int]:
@@ -23,7 +23,7 @@ def order_of(own: Sequence[str], labels: Sequence[str]) -> list[int]:
     >>> order_of(["a", "b", "c"], ["x", "a", "y"])
     [1, 0, 2]
     """
-    rows, wanted = _keys(own), _keys(labels)
+    rows, wanted = _comparable_names(own), _comparable_names(labels)
     table = {key: i for i, key in enumerate(rows)}
     left = [i for i, key in enumerate(rows) if key not in wanted]
     return [table[key] if key in table else left.pop(0) for key in wanted]
@@ -44,9 +44,9 @@ def match_rows_(
     Raises: UserError if the head is of a form that is not known here.
     """
     order = order_of(own, labels)
-    unlike = [i for i, key in zip(order, _keys(labels), strict=True) if _keys(own)[i] != key]
+    unlike = [i for i, key in zip(order, _comparable_names(labels), strict=True) if _comparable_names(own)[i] != key]
     if order != [*range(len(own))]:
-        _reorder_(name, model, order, inputs())
+        _reorder_rows_(name, model, order, inputs())
         how = "matched by name" if not unlike else "matched by name where a name is the same, the others in turn"
         return f"the head's rows are {', '.join(own)}; they were put in the order {', '.join(labels)}, {how}"
     if unlike:
@@ -55,9 +55,9 @@ def match_rows_(
 
 
 @torch.no_grad()
-def _reorder_(name: str, model: Any, order: Sequence[int], inputs: Mapping[str, Tensor]) -> None:
+def _reorder_rows_(name: str, model: Any, order: Sequence[int], inputs: Mapping[str, Tensor]) -> None:
     before = model(**inputs).logits
-    for _, t in answering(model, head_of(model)):
+    for _, t in output_layer_weights(model, randomly_drawn_head(model)):
         t.copy_(t[list(order)])
     if not torch.allclose(model(**inputs).logits, before[:, list(order)], rtol=1e-4, atol=1e-5):
         raise UserError(
@@ -66,7 +66,7 @@ def _reorder_(name: str, model: Any, order: Sequence[int], inputs: Mapping[str, 
         )
 
 
-def _keys(names: Sequence[str]) -> list[str]:
+def _comparable_names(names: Sequence[str]) -> list[str]:
     """Names without what does not tell them apart: case, spaces, the LABEL_ that stands before a mere number."""
     keys = [re.sub(r"^label[ _]?(?=\d+$)", "", " ".join(str(name).split()).casefold()) for name in names]
     return keys if len({*keys}) == len(keys) else [str(name) for name in names]

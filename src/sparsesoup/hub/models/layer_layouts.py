@@ -13,7 +13,7 @@ Widths = dict[str, dict[str, int]]  # layer, as named in the base model -> {"hea
 
 
 @dataclass(frozen=True)
-class Layout:
+class LayerLayout:
     """Where a block keeps its parts, as paths below the block.
 
     Its attention must cut query, key and value into as many heads as their width holds, and its feed-forward part must
@@ -39,28 +39,28 @@ class Layout:
     activation: str
     units: str = "intermediate_size"
 
-    def fits(self, block: nn.Module) -> bool:
+    def fits_block(self, block: nn.Module) -> bool:
         """Whether a block has all these parts."""
         have = {name for name, _ in block.named_modules()}
         paths = (self.core, self.query, self.key, self.value, self.output, self.up, self.down, self.activation)
         return have.issuperset(paths) and hasattr(block.get_submodule(self.core), self.size)
 
 
-BERT = Layout(
+BERT = LayerLayout(
     core="attention.self", size="attention_head_size", query="attention.self.query", key="attention.self.key",
     value="attention.self.value", output="attention.output.dense", up="intermediate.dense", down="output.dense",
     activation="intermediate.intermediate_act_fn",
 )  # fmt: skip
-DISTILBERT = Layout(
+DISTILBERT = LayerLayout(
     core="attention", size="attention_head_size", query="attention.q_lin", key="attention.k_lin",
     value="attention.v_lin", output="attention.out_lin", up="ffn.lin1", down="ffn.lin2", activation="ffn.activation",
     units="hidden_dim",
 )  # fmt: skip
-VIT = Layout(
+VIT = LayerLayout(
     core="attention", size="head_dim", query="attention.q_proj", key="attention.k_proj", value="attention.v_proj",
     output="attention.o_proj", up="mlp.fc1", down="mlp.fc2", activation="mlp.activation_fn",
 )  # fmt: skip
-CLIP = Layout(
+CLIP = LayerLayout(
     core="self_attn", size="head_dim", query="self_attn.q_proj", key="self_attn.k_proj", value="self_attn.v_proj",
     output="self_attn.out_proj", up="mlp.fc1", down="mlp.fc2", activation="mlp.activation_fn",
 )  # fmt: skip
@@ -71,7 +71,7 @@ FAMILIES = {  # `model_type` of config.json -> layout; a family is added here on
 
 
 @dataclass(frozen=True)
-class Layer:
+class PrunableLayer:
     """A repeated block of a model, its parts reached by role.
 
     Args:
@@ -82,29 +82,29 @@ class Layer:
 
     name: str
     block: nn.Module
-    layout: Layout
+    layout: LayerLayout
 
-    def part(self, role: str) -> Any:
+    def module_of(self, role: str) -> Any:
         """The module that plays a role of the layout."""
         return self.block.get_submodule(getattr(self.layout, role))
 
     @property
-    def size(self) -> int:
+    def head_size(self) -> int:
         """Width of a head."""
-        return int(getattr(self.part("core"), self.layout.size))
+        return int(getattr(self.module_of("core"), self.layout.size))
 
     @property
-    def heads(self) -> int:
+    def num_heads(self) -> int:
         """How many heads there are."""
-        return int(self.part("query").weight.shape[0]) // self.size
+        return int(self.module_of("query").weight.shape[0]) // self.head_size
 
     @property
-    def units(self) -> int:
+    def num_units(self) -> int:
         """How many feed-forward units there are."""
-        return int(self.part("up").weight.shape[0])
+        return int(self.module_of("up").weight.shape[0])
 
 
-def layers(model: Any) -> list[Layer]:
+def prunable_layers(model: Any) -> list[PrunableLayer]:
     """The blocks of a model, in its order.
 
     Raises: UserError if its family's heads and units are not known.
@@ -114,10 +114,10 @@ def layers(model: Any) -> list[Layer]:
     layout = FAMILIES.get(kind)
     lists = [(n, m) for n, m in base.named_modules() if isinstance(m, nn.ModuleList)]
     found = [
-        Layer(f"{name}.{i}", block, layout)
+        PrunableLayer(f"{name}.{i}", block, layout)
         for name, blocks in lists
         for i, block in enumerate(blocks)
-        if layout and layout.fits(block)
+        if layout and layout.fits_block(block)
     ]
     if not found:
         raise UserError(
@@ -127,10 +127,10 @@ def layers(model: Any) -> list[Layer]:
     return found
 
 
-def uncut(model: Any) -> str:
+def why_not_shrinkable(model: Any) -> str:
     """Why what is pruned of a model's heads and units stays in it as zeros; nothing where it can be cut out."""
     try:
-        layers(model)
+        prunable_layers(model)
     except UserError:
         return (
             f"heads and units that are pruned stay in a {model.config.model_type} model as zeros, which make it no "
@@ -139,43 +139,43 @@ def uncut(model: Any) -> str:
     return ""
 
 
-def widths(model: Any) -> Widths:
+def layer_widths(model: Any) -> Widths:
     """How many heads and units each layer of a model has."""
-    return {layer.name: {"heads": layer.heads, "units": layer.units} for layer in layers(model)}
+    return {layer.name: {"heads": layer.num_heads, "units": layer.num_units} for layer in prunable_layers(model)}
 
 
-def narrow_(model: Any, wanted: Mapping[str, Mapping[str, int]]) -> None:
+def resize_layers_(model: Any, wanted: Mapping[str, Mapping[str, int]]) -> None:
     """Give each layer of a fresh model so many heads and units; its weights are to be loaded after that.
 
     Raises: UserError if layers are missing, or have fewer heads or units than wanted.
     """
-    for layer in layers(model):
+    for layer in prunable_layers(model):
         row = wanted.get(layer.name)
         numbers = [row.get(key) for key in ("heads", "units")] if isinstance(row, Mapping) else [None]
-        most = (layer.heads, layer.units)
+        most = (layer.num_heads, layer.num_units)
         if not all(isinstance(n, int) and 0 <= n <= top for n, top in zip(numbers, most, strict=False)):
             raise UserError(
                 f"compact_config of config.json says {row} of {layer.name}; expected heads of 0 to {most[0]} and "
                 f"units of 0 to {most[1]}; take the file as it was exported"
             )
         heads, units = (torch.arange(int(n or 0)) for n in numbers)
-        cut_(layer, heads, units)
+        prune_layer_(layer, heads, units)
 
 
-def cut_(layer: Layer, heads: Tensor, units: Tensor) -> None:
+def prune_layer_(layer: PrunableLayer, heads: Tensor, units: Tensor) -> None:
     """Leave a layer with these heads and these units alone, in place.
 
     Args:
         layer: the layer.
         heads, units: numbers of those that stay, in rising order.
     """
-    rows = (heads[:, None] * layer.size + torch.arange(layer.size)).flatten()
+    rows = (heads[:, None] * layer.head_size + torch.arange(layer.head_size)).flatten()
     for role in ("query", "key", "value"):
-        _take(layer, role, rows, dim=0)
-    _take(layer, "output", rows, dim=1)
-    _take(layer, "up", units, dim=0)
-    _take(layer, "down", units, dim=1)
-    core = layer.part("core")
+        _select_features(layer, role, rows, dim=0)
+    _select_features(layer, "output", rows, dim=1)
+    _select_features(layer, "up", units, dim=0)
+    _select_features(layer, "down", units, dim=1)
+    core = layer.module_of("core")
     for name in ("num_attention_heads", "num_heads", "n_heads"):
         if hasattr(core, name):
             setattr(core, name, len(heads))
@@ -185,9 +185,9 @@ def cut_(layer: Layer, heads: Tensor, units: Tensor) -> None:
         layer.block.set_submodule(layer.layout.core, NoHeads(core, layer.layout))
 
 
-def _take(layer: Layer, role: str, chosen: Tensor, dim: int) -> None:
+def _select_features(layer: PrunableLayer, role: str, chosen: Tensor, dim: int) -> None:
     """Keep these rows (dim 0) or columns (dim 1) of a linear map."""
-    linear = layer.part(role)
+    linear = layer.module_of(role)
     weight, bias = linear.weight.detach(), linear.bias
     chosen = chosen.to(weight.device)
     if bias is not None and dim == 0:
@@ -198,10 +198,10 @@ def _take(layer: Layer, role: str, chosen: Tensor, dim: int) -> None:
         linear.weight, linear.bias = weight, bias
         linear.out_features, linear.in_features = weight.shape
     else:
-        layer.block.set_submodule(getattr(layer.layout, role), (Nothing, Constant)[dim](weight, bias))
+        layer.block.set_submodule(getattr(layer.layout, role), (EmptyOutputLinear, BiasOnly)[dim](weight, bias))
 
 
-class Nothing(nn.Module):
+class EmptyOutputLinear(nn.Module):
     """A linear map [features -> 0] all of whose outputs are gone.
 
     It keeps its empty weight, so that a stock class refuses the checkpoint instead of drawing new weights.
@@ -216,7 +216,7 @@ class Nothing(nn.Module):
         return x[..., :0]
 
 
-class Constant(Nothing):
+class BiasOnly(EmptyOutputLinear):
     """A linear map [0 -> features] all of whose inputs are gone: its bias is what is left."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -233,7 +233,7 @@ class NoHeads(nn.Module):
         layout: of the block.
     """
 
-    def __init__(self, core: nn.Module, layout: Layout) -> None:
+    def __init__(self, core: nn.Module, layout: LayerLayout) -> None:
         super().__init__()
         for name, child in core.named_children():
             self.add_module(name, child)

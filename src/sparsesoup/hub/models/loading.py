@@ -16,25 +16,33 @@ from transformers import PreTrainedModel
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.masks import Masks
-from sparsesoup.core.rng import fold
-from sparsesoup.core.ticket import fit
+from sparsesoup.core.rng import derive_seed
+from sparsesoup.core.ticket import match_parameter_names
 from sparsesoup.hub.models import tokenizer as tokens
-from sparsesoup.hub.models.checkpoint import call, config_of, load_reader, locate, quiet, read_config, reading
+from sparsesoup.hub.models.checkpoint import (
+    config_of,
+    from_pretrained_arguments,
+    load_reader,
+    quiet_transformers,
+    read_config,
+    resolve_model_path,
+    wrap_load_errors,
+)
 from sparsesoup.hub.models.head_labels import match_rows_
-from sparsesoup.hub.models.layer_layouts import FAMILIES, Widths, narrow_
+from sparsesoup.hub.models.layer_layouts import FAMILIES, Widths, resize_layers_
 from sparsesoup.hub.models.open_clip import OpenClipForImageClassification
 from sparsesoup.hub.models.weights import (
     REMEDY,
-    Account,
-    head_of,
+    LoadingNotes,
     left_out,
     load_weights,
     may_be_new,
     need_weights,
-    unread,
+    randomly_drawn_head,
+    unused_weights,
 )
-from sparsesoup.hub.tasks.columns import Task
-from sparsesoup.hub.tasks.registry import AnyTask, Kind, kind_of
+from sparsesoup.hub.tasks.columns import TextTask
+from sparsesoup.hub.tasks.registry import AnyTask, TaskType, task_type_of
 
 OWN = {kind.__name__: kind for kind in (OpenClipForImageClassification,)}  # classes that transformers does not have
 COMPACT, COMPACT_FORMAT = "compact_config", 1  # key of config.json with the widths of each layer
@@ -46,7 +54,7 @@ def load_model(
     seed: int,
     remote_code: bool = False,
     whole: bool = False,
-    account: Account | None = None,
+    account: LoadingNotes | None = None,
     fixed: Mapping[str, Any] = MappingProxyType({}),
 ) -> PreTrainedModel:
     """A model with the head that the task needs, in float32; a new head is drawn from the seed.
@@ -60,19 +68,19 @@ def load_model(
     Raises: UserError if there is no such model, or none with such a head; if it lacks more than a head, a pooler or
         what the task never reads; if weights are NaN or infinite.
     """
-    options, kind = call(locate(model), remote_code), kind_of(task)
+    options, kind = from_pretrained_arguments(resolve_model_path(model), remote_code), task_type_of(task)
     if kind.load is not None:
-        with reading(model):
+        with wrap_load_errors(model):
             return kind.load(options, task)
     own, config = read_config(options, model), read_config(options, model, **kind.settings(task))
-    tokens.fix_(config, fixed)
-    with reading(model), torch.random.fork_rng():
-        torch.manual_seed(fold(seed, "head"))
+    tokens.update_config_(config, fixed)
+    with wrap_load_errors(model), torch.random.fork_rng():
+        torch.manual_seed(derive_seed(seed, "head"))
         # A checkpoint may be stored in bf16, which transformers 5 would keep: fine-tuning needs float32.
-        head = _fitting(kind.head, config)
+        head = _matching_class(kind.head, config)
         loaded, lacking, left = load_weights(head, model, options, config=config, dtype=torch.float32)
     _become_stock(loaded)
-    with reading(model), tempfile.TemporaryDirectory() as folder:
+    with wrap_load_errors(model), tempfile.TemporaryDirectory() as folder:
         loaded.config.save_pretrained(folder)  # what refuses this would do so when all has been trained
     if whole and lacking:
         raise UserError(
@@ -81,20 +89,20 @@ def load_model(
     if lacking.keys() - may_be_new(loaded):
         idle: set[str] = set()
         with contextlib.suppress(Exception):  # a model that cannot answer reads it all
-            idle = unread(loaded, _inputs(model, kind, remote_code))
+            idle = unused_weights(loaded, _probe_inputs(model, kind, remote_code))
         need_weights(model, lacking, may_be_new(loaded) | idle)
-    account = account or Account()
-    account.take(model, seed, lacking, left_out(loaded, left))
-    if isinstance(task, Task) and task.labels and not lacking.keys() & {*head_of(loaded)}:
-        with reading(model):
+    account = account or LoadingNotes()
+    account.note_weights(model, seed, lacking, left_out(loaded, left))
+    if isinstance(task, TextTask) and task.labels and not lacking.keys() & {*randomly_drawn_head(loaded)}:
+        with wrap_load_errors(model):
             counted = [f"LABEL_{i}" for i in range(len(task.labels))]  # as in config.json where nobody names them
             names = [*map(str, own.id2label.values())] if own.num_labels == len(counted) else counted
-            if said := match_rows_(model, loaded, names, task.labels, lambda: _inputs(model, kind, remote_code)):
+            if said := match_rows_(model, loaded, names, task.labels, lambda: _probe_inputs(model, kind, remote_code)):
                 account.notes.append(said)
     return loaded
 
 
-def _inputs(model: str, kind: Kind, remote_code: bool) -> dict[str, Tensor]:
+def _probe_inputs(model: str, kind: TaskType, remote_code: bool) -> dict[str, Tensor]:
     """A row as the model takes it, of an empty picture or a few words."""
     reader = load_reader(model, kind.images, remote_code)
     if kind.images:
@@ -102,16 +110,16 @@ def _inputs(model: str, kind: Kind, remote_code: bool) -> dict[str, Tensor]:
     return dict(reader("what is it", "it is a row", return_tensors="pt"))
 
 
-def hollow_model(model: str, task: AnyTask, remote_code: bool = False) -> PreTrainedModel:
+def meta_model(model: str, task: AnyTask, remote_code: bool = False) -> PreTrainedModel:
     """A model with the head that the task needs and shapes instead of weights, which takes no time to make."""
-    kind = kind_of(task)
+    kind = task_type_of(task)
     config = config_of(model, remote_code, **kind.settings(task))
-    with reading(model), torch.device("meta"):
+    with wrap_load_errors(model), torch.device("meta"):
         return kind.head.from_config(config, trust_remote_code=remote_code)
 
 
 def load_as_saved(
-    model: str, state: Mapping[str, Tensor] | None = None, account: Account | None = None
+    model: str, state: Mapping[str, Tensor] | None = None, account: LoadingNotes | None = None
 ) -> PreTrainedModel:
     """The model in the class and precision that its checkpoint names, no head added.
 
@@ -124,21 +132,21 @@ def load_as_saved(
             left out. By default config.json and weights were written for each other, so none is.
     Raises: UserError if there is no such model, or weights do not fit.
     """
-    options = call(locate(model), False)
+    options = from_pretrained_arguments(resolve_model_path(model), False)
     config = read_config(options, model)
     if state is not None:
         options = {"pretrained_model_name_or_path": None, "state_dict": dict(state)}
-    with reading(model), torch.random.fork_rng():
+    with wrap_load_errors(model), torch.random.fork_rng():
         torch.manual_seed(0)
         kind, compact = _class_of(config, model), getattr(config, COMPACT, None)
         if compact is not None:
-            kind = _narrowed(kind, compact)
+            kind = _class_with_widths(kind, compact)
         loaded, lacking, left = load_weights(kind, model, options, config=config, dtype="auto")
     _become_stock(loaded)
     need_weights(model, lacking, () if account is None else may_be_new(loaded))
     left = left_out(loaded, left)
     if account is not None:
-        account.take(model, 0, lacking, left)
+        account.note_weights(model, 0, lacking, left)
     elif left:
         raise UserError(f"the weights of model {model!r} have {left[0]}, which its config.json does not know; {REMEDY}")
     return loaded
@@ -155,7 +163,9 @@ def load_pruned(folder: Path, masks: Masks, state: Mapping[str, Tensor] | None =
     """
     model = load_as_saved(str(folder), state).eval()
     params = dict(model.named_parameters())
-    for name, mask in fit(masks, {n: p.shape for n, p in params.items()}, model.base_model_prefix).items():
+    for name, mask in match_parameter_names(
+        masks, {n: p.shape for n, p in params.items()}, model.base_model_prefix
+    ).items():
         if alive := int(torch.count_nonzero(params[name].detach()[~mask])):
             raise UserError(
                 f"{alive} weights of {name} in {folder} are not zero though its masks prune them: it was "
@@ -182,14 +192,14 @@ def _class_of(config: Any, model: str) -> Any:
     return known
 
 
-def _fitting(head: Any, config: Any) -> Any:
+def _matching_class(head: Any, config: Any) -> Any:
     """An Auto class, or for a compact model the class that it stands for, with the widths of config.json."""
     compact = getattr(config, COMPACT, None)
     if compact is None:
         return head
     with torch.device("meta"):
         kind = type(head.from_config(config))
-    return _narrowed(kind, compact)
+    return _class_with_widths(kind, compact)
 
 
 def _become_stock(loaded: Any) -> None:
@@ -198,7 +208,7 @@ def _become_stock(loaded: Any) -> None:
         loaded.__class__ = type(loaded).__bases__[0]
 
 
-def _narrowed(kind: Any, compact: Any) -> Any:
+def _class_with_widths(kind: Any, compact: Any) -> Any:
     """A class whose models have the widths of `compact_config` before their weights come."""
     table = compact.get("layers") if isinstance(compact, dict) else None
     if not issubclass(kind, PreTrainedModel) or not isinstance(table, dict) or compact.get("format") != COMPACT_FORMAT:
@@ -209,14 +219,18 @@ def _narrowed(kind: Any, compact: Any) -> Any:
 
     def __init__(self: Any, config: Any, *inputs: Any, **more: Any) -> None:
         kind.__init__(self, config, *inputs, **more)
-        narrow_(self, table)
+        resize_layers_(self, table)
 
     return type(kind.__name__, (kind,), {"__init__": __init__, "__module__": kind.__module__, COMPACT: table})
 
 
-def makes(kind: Any, config: Any, wanted: Mapping[str, Tensor]) -> bool:
+def class_can_build(kind: Any, config: Any, wanted: Mapping[str, Tensor]) -> bool:
     """Whether a stock class makes just these parameters from a config."""
-    with torch.device("meta"), quiet(), contextlib.suppress(ValueError):  # heads that do not divide the hidden size
+    with (
+        torch.device("meta"),
+        quiet_transformers(),
+        contextlib.suppress(ValueError),
+    ):  # heads that do not divide the hidden size
         return {n: p.shape for n, p in kind(config).named_parameters()} == {n: p.shape for n, p in wanted.items()}
     return False
 
@@ -230,7 +244,7 @@ def unpruned_model(model: str, wanted: Widths) -> PreTrainedModel:
     Raises: UserError if its config.json cannot be read.
     """
     config = config_of(model)
-    with reading(model):
+    with wrap_load_errors(model):
         if hasattr(config, COMPACT):
             delattr(config, COMPACT)
         if (layout := FAMILIES.get(str(config.model_type))) and hasattr(config, layout.units) and wanted:
@@ -242,7 +256,7 @@ def unpruned_model(model: str, wanted: Widths) -> PreTrainedModel:
 
 def has_head(model: str, task: AnyTask, remote_code: bool = False) -> bool:
     """Whether transformers knows a class of this model's type with the head that a task needs."""
-    kind = kind_of(task)
+    kind = task_type_of(task)
     return remote_code or kind.load is not None or type(config_of(model)) in kind.head._model_mapping
 
 
@@ -260,7 +274,7 @@ def save_model(
     product = copy.deepcopy(model).cpu()
     product.load_state_dict(dict(weights))
     product.config.pruning_config = dict(facts)
-    with quiet():
+    with quiet_transformers():
         product.save_pretrained(folder)
         if reader is not None:
             reader.save_pretrained(folder)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.files import from_json, whole
+from sparsesoup.core.files import atomic_write, from_json
 from sparsesoup.hub.data.files import one_line
 from sparsesoup.hub.models.weights import check_finite
 
@@ -87,7 +87,7 @@ def from_open_clip(checkpoint: str | Path, out: str | Path) -> Path:
         if lacking := [n for n in (*found.missing_keys, *found.unexpected_keys) if not n.startswith("classifier.")]:
             raise KeyError(f"{lacking[0]} is missing or too many in {WEIGHTS}")
         check_finite(str(checkpoint), model)
-        processor = _processor(table.get("preprocess_cfg") or {}, table["model_cfg"]["vision_cfg"])
+        processor = _image_processor(table.get("preprocess_cfg") or {}, table["model_cfg"]["vision_cfg"])
     except UserError:
         raise
     except Exception as error:
@@ -95,13 +95,13 @@ def from_open_clip(checkpoint: str | Path, out: str | Path) -> Path:
             f"{checkpoint} is no open_clip checkpoint that can be read ({one_line(error)}); give a folder with "
             f"{CONFIG} and {WEIGHTS}"
         ) from error
-    with whole(out) as temporary:
+    with atomic_write(out) as temporary:
         model.save_pretrained(temporary, state_dict=weights)  # without the head, which is random
         processor.save_pretrained(temporary)
     return out
 
 
-def _processor(table: dict[str, Any], vision: dict[str, Any]) -> Any:
+def _image_processor(table: dict[str, Any], vision: dict[str, Any]) -> Any:
     """open_clip's transform for evaluation as an image processor."""
     size = table.get("size", vision.get("image_size", 224))
     height, width = (size, size) if isinstance(size, int) else size

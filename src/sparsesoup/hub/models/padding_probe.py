@@ -7,16 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.rng import sow
-from sparsesoup.hub.models.checkpoint import quiet
-from sparsesoup.hub.tasks.registry import Kind
-from sparsesoup.training.batching import Data
+from sparsesoup.core.rng import seed_everything
+from sparsesoup.hub.models.checkpoint import quiet_transformers
+from sparsesoup.hub.tasks.registry import TaskType
+from sparsesoup.training.batching import RowBatches
 
 CLOSE = 1e-4  # how far two answers may lie apart, as a share of the largest; rounding gives 1e-6
 REMEMBERED = (bool, int, float, str, type(None))
 
 
-def check_rows(name: str, kind: Kind, model: nn.Module, data: Data) -> None:
+def probe_padding(name: str, kind: TaskType, model: nn.Module, data: RowBatches) -> None:
     """Raise a UserError if a row is answered otherwise in a batch than alone, or otherwise after another batch.
 
     The first would make every score one of how rows happened to be put together. The second is a state that is no
@@ -32,17 +32,19 @@ def check_rows(name: str, kind: Kind, model: nn.Module, data: Data) -> None:
     order = sorted(range(len(data)), key=lambda i: data.lengths[i] if data.lengths else 0)
     short, both = order[:1], [order[0], order[-1]]
     for training in (False, True):
-        one, other = _twin(model, training), _twin(model, training)
+        one, other = _shallow_copy(model, training), _shallow_copy(model, training)
         asked = ((one, both), (one, short), (one, both), (other, short))
-        first, alone, again, fresh = (_ask(name, kind, twin, data, rows) for twin, rows in asked)
-        if _apart(first, again) or _apart(alone, fresh):
-            changed = sorted(_remembered(one).items() ^ _remembered(_twin(model, training)).items(), key=str)
+        first, alone, again, fresh = (_outputs_for(name, kind, twin, data, rows) for twin, rows in asked)
+        if _differ(first, again) or _differ(alone, fresh):
+            changed = sorted(
+                _module_state(one).items() ^ _module_state(_shallow_copy(model, training)).items(), key=str
+            )
             where = f"such as {changed[0][0]}" if changed else "in its code"
             raise UserError(
                 f"model {name} ({type(model).__name__}) answers a row otherwise after it was asked another: it keeps a "
                 f"state beside its weights, {where}, which no run could go on from; take a model of another family"
             )
-        if not training and data.lengths and _apart(first[:1], alone):
+        if not training and data.lengths and _differ(first[:1], alone):
             raise UserError(
                 f"model {name} ({type(model).__name__}) answers a row otherwise beside a longer one than alone, by "
                 f"{float((first[0] - alone[0]).abs().max()):.2g}: its code reads the padding, so every score would "
@@ -50,17 +52,17 @@ def check_rows(name: str, kind: Kind, model: nn.Module, data: Data) -> None:
             )
 
 
-def _twin(model: nn.Module, training: bool) -> nn.Module:
+def _shallow_copy(model: nn.Module, training: bool) -> nn.Module:
     """A copy whose weights are the model's own, and whose buffers and other state are not."""
     return copy.deepcopy(model, {id(p): p for p in model.parameters()}).train(training)
 
 
-def _ask(name: str, kind: Kind, model: nn.Module, data: Data, rows: list[int]) -> Tensor:
+def _outputs_for(name: str, kind: TaskType, model: nn.Module, data: RowBatches, rows: list[int]) -> Tensor:
     """The answers to some rows; UserError unless they are numbers."""
     batch = data.batch(rows)
     try:
-        with torch.no_grad(), torch.random.fork_rng(), quiet():
-            sow(0)
+        with torch.no_grad(), torch.random.fork_rng(), quiet_transformers():
+            seed_everything(0)
             answers = kind.predict(model, batch).float()
     except Exception as error:  # whatever the code that comes upon a wrong number of config.json raises
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
@@ -81,11 +83,11 @@ def _ask(name: str, kind: Kind, model: nn.Module, data: Data, rows: list[int]) -
     return answers
 
 
-def _apart(one: Tensor, other: Tensor) -> bool:
+def _differ(one: Tensor, other: Tensor) -> bool:
     return bool((one - other).abs().max() > CLOSE * one.abs().max().clamp(min=1e-3))
 
 
-def _remembered(model: nn.Module) -> dict[str, Any]:
+def _module_state(model: nn.Module) -> dict[str, Any]:
     """The plain values that the modules of a model hold, by name."""
     return {
         f"{path}.{key}".lstrip("."): value

@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.targets import Target, Targets
-from sparsesoup.hub.models.layer_layouts import layers
+from sparsesoup.hub.models.layer_layouts import prunable_layers
 
 # Role -> what the parameter's path inside its block ends in; BERT, RoBERTa, ELECTRA, DeBERTa, DistilBERT, ViT, CLIP,
 # GPT-2, LLaMA and their kin. A linear weight that none of them names is pruned all the same, with the role "other".
@@ -28,12 +28,12 @@ NO_MATRIX = r"bias|position|embed|rel_pos|token|^A_log$|^D$"
 NOT_LINEAR = (nn.Embedding, nn.modules.conv._ConvNd, nn.LayerNorm, nn.RMSNorm)
 
 
-def prunable(model: PreTrainedModel) -> Targets:
+def find_prunable(model: PreTrainedModel) -> Targets:
     """The prunable parameters of a model, in its own order.
 
     Raises: UserError if the model has none.
     """
-    if targets := matrices(model):
+    if targets := prunable_matrices(model):
         return targets
     raise UserError(
         f"found nothing to prune in {type(model).__name__}: expected linear weights inside a list of repeated blocks; "
@@ -41,7 +41,7 @@ def prunable(model: PreTrainedModel) -> Targets:
     )
 
 
-def matrices(model: PreTrainedModel) -> Targets:
+def prunable_matrices(model: PreTrainedModel) -> Targets:
     """The prunable parameters of a model, in its own order; none where all heads and units were cut out.
 
     The rule: every matrix (or stack of matrices) below a list of repeated blocks of the base model. So embeddings,
@@ -50,16 +50,16 @@ def matrices(model: PreTrainedModel) -> Targets:
     speaks of [out, in], and a depthwise kernel has no inputs to choose among.
     """
     base = getattr(model, model.base_model_prefix, model)
-    blocks = _blocks(base)
+    blocks = _block_lists(base)
     prefix = f"{model.base_model_prefix}." if base is not model else ""
     owners = dict(model.named_modules())
     targets: Targets = {}
-    heads = _heads(model)
+    heads = _head_widths(model)
     for name, parameter in model.named_parameters():
         inside = any(name.startswith(f"{prefix}{block}.") for block in blocks)
         if inside and _is_matrix(name, parameter, owner := owners[name.rpartition(".")[0]]):
-            role, transposed = _role(name), isinstance(owner, Conv1D)
-            head = heads[name] if name in heads else _head(model, role, parameter, transposed)
+            role, transposed = _role_of(name), isinstance(owner, Conv1D)
+            head = heads[name] if name in heads else _head_width(model, role, parameter, transposed)
             targets[name] = Target(role, tuple(parameter.shape), transposed, head)
     return targets
 
@@ -71,20 +71,20 @@ def _is_matrix(name: str, parameter: nn.Parameter, owner: nn.Module) -> bool:
     return parameter.dim() >= 2 and min(parameter.shape[-2:]) > 1 and linear and not table
 
 
-def _heads(model: PreTrainedModel) -> dict[str, int]:
+def _head_widths(model: PreTrainedModel) -> dict[str, int]:
     """The width of a head at each matrix that is cut into heads, as the model's own attention has it.
 
     config.json does not say it of a compact model, whose layers have fewer heads than its number, nor of CLIP's towers.
     """
     names, found = {id(p): name for name, p in model.named_parameters()}, {}
     with contextlib.suppress(UserError):  # a family of which less is known
-        for layer in layers(model):
+        for layer in prunable_layers(model):
             for role in ("query", "key", "value", "output"):
-                found[names[id(layer.part(role).weight)]] = layer.size
+                found[names[id(layer.module_of(role).weight)]] = layer.head_size
     return found
 
 
-def _blocks(base: nn.Module) -> list[str]:
+def _block_lists(base: nn.Module) -> list[str]:
     """Names of the lists of repeated blocks, the outer ones where they are nested.
 
     timm and open_clip may keep theirs in an nn.Sequential. Elsewhere that is what one block is made of, so it counts
@@ -92,15 +92,15 @@ def _blocks(base: nn.Module) -> list[str]:
     """
     modules = dict(base.named_modules())
     found = [name for name, m in modules.items() if isinstance(m, nn.ModuleList) and len(m)]
-    found = found or [name for name, m in modules.items() if isinstance(m, nn.Sequential) and _repeats(m)]
+    found = found or [name for name, m in modules.items() if isinstance(m, nn.Sequential) and _is_repeated(m)]
     return [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
 
 
-def _repeats(members: nn.Sequential) -> bool:
+def _is_repeated(members: nn.Sequential) -> bool:
     return len({type(member) for member in members}) == 1 and any(True for _ in members[0].children())
 
 
-def _head(model: PreTrainedModel, role: str, parameter: nn.Parameter, transposed: bool) -> int:
+def _head_width(model: PreTrainedModel, role: str, parameter: nn.Parameter, transposed: bool) -> int:
     """Width of one attention head along the side of the matrix that is cut into heads; 0 where it is none."""
     count = getattr(model.config, "num_attention_heads", 0) or 0
     if role not in ("query", "key", "value", "output") or not isinstance(count, int) or count < 1:
@@ -112,6 +112,6 @@ def _head(model: PreTrainedModel, role: str, parameter: nn.Parameter, transposed
     return 0 if side % count else side // count
 
 
-def _role(name: str) -> str:
+def _role_of(name: str) -> str:
     path = name.removesuffix(".weight").removesuffix("_weight")
     return next((role for role, ending in ROLES.items() if re.search(f"{ending}$", path)), "other")

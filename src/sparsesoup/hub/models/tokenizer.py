@@ -11,7 +11,7 @@ from sparsesoup.core.errors import UserError
 MASK, KINDS = "attention_mask", "token_type_ids"
 
 
-def settings(config: Any) -> dict[str, Any]:
+def tokenizer_settings(config: Any) -> dict[str, Any]:
     """Return the settings of a model's tokenizer, whatever its own file says; they are saved with it.
 
     A head reads the first token, or the last one that is no padding, and learnt positions count from the left; so rows
@@ -35,7 +35,7 @@ def input_names(made: list[str], config: Any) -> list[str]:
     return [name for name in names if name != KINDS or getattr(config, "type_vocab_size", 2) > 1]
 
 
-def settled(config: Any, tokenizer: Any) -> dict[str, Any]:
+def config_settings(config: Any, tokenizer: Any) -> dict[str, Any]:
     """Return the settings that a model's config.json needs to be trained on rows of a tokenizer.
 
     A decoder's head reads the last token that is not `pad_token_id`. BigBird's sparse attention gives way to full
@@ -50,14 +50,14 @@ def padding_of(config: Any) -> int | None:
     return getattr(config.get_text_config(), "pad_token_id", None)
 
 
-def fix_(config: Any, fixed: Mapping[str, Any]) -> None:
+def update_config_(config: Any, fixed: Mapping[str, Any]) -> None:
     """Write settings into a config, and into that of the part which reads texts, where a head looks its padding up."""
     for each in (config, config.get_text_config()):
         for key, value in fixed.items():
             setattr(each, key, value)
 
 
-def told(config: Any, fixed: Mapping[str, Any], name: str) -> list[str]:
+def config_notes(config: Any, fixed: Mapping[str, Any], name: str) -> list[str]:
     """Return notes on the settings that a model was given in place of its own."""
     own, pad = padding_of(config), fixed["pad_token_id"]
     notes = []

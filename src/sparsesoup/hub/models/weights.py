@@ -16,7 +16,7 @@ SHOWN = 6  # names in a note
 
 
 @dataclass
-class Account:
+class LoadingNotes:
     """Notes on a model that was loaded.
 
     Args:
@@ -27,7 +27,7 @@ class Account:
     new: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
 
-    def take(self, model: str, seed: int, new: Collection[str], left: Collection[str]) -> None:
+    def note_weights(self, model: str, seed: int, new: Collection[str], left: Collection[str]) -> None:
         """Note the weights that were drawn from a seed, and those of the checkpoint that were left out."""
         self.new = (*self.new, *sorted(new))
         if new:
@@ -103,10 +103,10 @@ def may_be_new(model: Any) -> set[str]:
     """The weights of a model that a checkpoint may lack: those of a head or a pooler, and tables that are computed."""
     poolers = {key for key in model.state_dict() if "pooler" in key.split(".")}
     computed = {key for key, parameter in model.named_parameters() if not parameter.requires_grad}
-    return {*head_of(model)} | poolers | computed
+    return {*randomly_drawn_head(model)} | poolers | computed
 
 
-def head_of(model: Any) -> list[str]:
+def randomly_drawn_head(model: Any) -> list[str]:
     """The weights of a model's head: what its class has beside the base model; nothing where it is one itself.
 
     Some classes (CLIP's, T5's for questions) have the parts of the base model as their own, and the head behind the
@@ -115,7 +115,7 @@ def head_of(model: Any) -> list[str]:
     names, prefix = [*model.state_dict()], model.base_model_prefix
     if isinstance(getattr(model, prefix, None), nn.Module):
         outside = [key for key in names if not key.startswith(f"{prefix}.")]
-        return outside or [key for key, _ in answering(model, names)]
+        return outside or [key for key, _ in output_layer_weights(model, names)]
     if _is_base(model):
         return []
     parts = [key.partition(".")[0] for key in names]
@@ -123,7 +123,7 @@ def head_of(model: Any) -> list[str]:
     return [key for key, part in zip(names, parts, strict=True) if part not in parts[: last + 1]]
 
 
-def answering(model: Any, names: Collection[str]) -> list[tuple[str, Tensor]]:
+def output_layer_weights(model: Any, names: Collection[str]) -> list[tuple[str, Tensor]]:
     """The weights among `names` of the layer that gives a number a label: the last with so many rows."""
     labels, held = model.config.num_labels, model.state_dict()
     rows = [key for key in names if key.endswith("weight") and held[key].dim() > 1 and len(held[key]) == labels]
@@ -142,7 +142,7 @@ def _is_base(model: Any) -> bool:
     return type(model) in (found if isinstance(found, tuple | list) else (found,))
 
 
-def unread(model: Any, inputs: Mapping[str, Tensor]) -> set[str]:
+def unused_weights(model: Any, inputs: Mapping[str, Tensor]) -> set[str]:
     """The weights that a model does not read to answer such inputs: those that no answer has a gradient by."""
     weights = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
     with torch.random.fork_rng():

@@ -21,7 +21,7 @@ FEW = 20  # a label with more different numbers is hardly a class
 
 
 @dataclass(frozen=True)
-class Task:
+class TextTask:
     """A text-classification or regression task.
 
     Args:
@@ -37,10 +37,10 @@ class Task:
     metrics: tuple[str, ...]
 
 
-def told(task: Task) -> str:
+def describe_text_task(task: TextTask) -> str:
     """What is predicted from what, in words.
 
-    >>> told(Task(("text",), "label", ("bad", "good"), ("accuracy",)))
+    >>> describe_text_task(TextTask(("text",), "label", ("bad", "good"), ("accuracy",)))
     '2 classes (bad, good) in column label from column text'
     """
     shown = ", ".join(task.labels[:6]) + (", ..." if len(task.labels) > 6 else "")
@@ -49,12 +49,12 @@ def told(task: Task) -> str:
     return f"{what} in column {task.label} from {columns}"
 
 
-def find_task(train: Dataset, name: str, texts: Sequence[str] | None = None, label: str | None = None) -> Task:
+def find_task(train: Dataset, name: str, texts: Sequence[str] | None = None, label: str | None = None) -> TextTask:
     """The task of a dataset, told from its name (GLUE) or from its columns.
 
     Args:
         train: the training split; where labels carry no names, its values say which classes there are.
-        name: the dataset's name, as in `Source.name`.
+        name: the dataset's name, as in `LoadedDataset.name`.
         texts: the text columns, where the guess is to be overruled.
         label: the label column, likewise.
     Raises: UserError if the columns leave more than one reading, or none.
@@ -64,13 +64,15 @@ def find_task(train: Dataset, name: str, texts: Sequence[str] | None = None, lab
     if glue and {*GLUE[glue][0], "label"} <= set(features):
         texts, label = texts or GLUE[glue][0], label or "label"
     label, labels = find_label(train, name, label)
-    chosen = tuple(_checked(text, features, name) for text in texts) if texts else _text_columns(train, label, name)
+    chosen = (
+        tuple(_require_column(text, features, name) for text in texts) if texts else _text_columns(train, label, name)
+    )
     if len(chosen) > 2 or label in chosen or len(set(chosen)) < len(chosen):
         raise UserError(
             f"{name}: the text columns are {', '.join(chosen)} and the label column is {label}, where one or two text "
             f"columns and another one for the label are allowed; {FLAGS}"
         )
-    task = Task(chosen, label, labels, ())
+    task = TextTask(chosen, label, labels, ())
     return replace(task, metrics=default_metrics(task, glue))
 
 
@@ -79,25 +81,26 @@ def find_label(train: Dataset, name: str, label: str | None = None) -> tuple[str
 
     Raises: UserError if there is no such column or several, or its values are no labels.
     """
-    column = _checked(label, train.features, name) if label else _label_column(train.features, name)
+    column = _require_column(label, train.features, name) if label else _label_column(train.features, name)
     labels = _class_names(train, column, name)
     need_apart(labels, column, name)
     return column, labels
 
 
-def label_values(rows: Dataset, task: Task, split: str) -> list[int] | list[float]:
+def label_values(rows: Dataset, task: TextTask, split: str) -> list[int] | list[float]:
     """The labels of a split as the model takes them: class indices, or numbers for regression.
 
     Raises: UserError that names split, first row, value and range where a label is missing or not allowed.
     """
-    values, written = _labels(rows, task)
+    values, written = _labels_of(rows, task)
     classes = {name: i for i, name in enumerate(task.labels)}
     for i, value in enumerate(values):
         known = _is_number(value) if not task.labels else _is_class(value, classes, written)
         if not known:
             remedy = f"complete it, or {DROP}" if is_missing(value, task.labels) else "correct or drop such rows"
             raise UserError(
-                f"{split}: row {i} has the label {value!r} in column {task.label}, where {_allowed(task, written)} is "
+                f"{split}: row {i} has the label {value!r} in column {task.label}, where "
+                f"{_allowed_labels(task, written)} is "
                 f"allowed; {remedy}, or name another column with `--label-column`"
             )
     if not task.labels:
@@ -105,7 +108,7 @@ def label_values(rows: Dataset, task: Task, split: str) -> list[int] | list[floa
     return [classes[value] if written else int(value) for value in values]
 
 
-def has_labels(rows: Dataset, task: Task) -> bool:
+def has_labels(rows: Dataset, task: TextTask) -> bool:
     """Whether any row has a label: competitions publish test rows whose labels are all -1 or missing."""
     if task.label not in rows.column_names:
         return False
@@ -134,7 +137,7 @@ MISSING = ("na", "n/a", "nan", "null", "?")  # how tables say that a number is n
 REAL = ("float16", "float32", "float64", "double", "float")
 
 
-def _checked(column: str, features: Features, name: str) -> str:
+def _require_column(column: str, features: Features, name: str) -> str:
     if column not in features:
         raise UserError(f"{name} has no column {column!r}; its columns are {columns_of(features)}; {FLAGS}")
     return column
@@ -175,7 +178,7 @@ def _text_columns(train: Dataset, label: str, name: str) -> tuple[str, ...]:
 def _class_names(train: Dataset, label: str, name: str) -> tuple[str, ...]:
     kind = train.features[label]
     if isinstance(kind, ClassLabel):
-        return _published(kind, label, name)
+        return _published_class_names(kind, label, name)
     if not isinstance(kind, Value) and getattr(kind, "feature", None) is not None:  # a list a row
         raise UserError(
             f"{name}: the label column {label} holds a list a row (several labels at once), where one class or number "
@@ -188,23 +191,23 @@ def _class_names(train: Dataset, label: str, name: str) -> tuple[str, ...]:
         # pandas makes whole numbers floats where one of them is missing.
         whole = len(present) < len(values) and all(value >= 0 and float(value).is_integer() for value in present)
         few = whole and present and max(present) < min(FEW, 2 * len(present) + 10)
-        return _numbered([int(value) for value in present], label, name) if few else ()
+        return _numbered_class_names([int(value) for value in present], label, name) if few else ()
     if len(present) == 1 < len(train) and dtype in (*STRINGS, *WHOLE):
         raise UserError(
             f"{name}: every row has the label {present[0]!r} in column {label}, where at least two classes are needed; "
             f"add rows of others, or name another column with `--label-column`"
         )
     if present and dtype in STRINGS:
-        return _words(present, label, name)
+        return _worded_class_names(present, label, name)
     if present and dtype in WHOLE:
-        return _numbered(present, label, name)
+        return _numbered_class_names(present, label, name)
     raise UserError(
         f"{name}: the label column {label} is of type {dtype}{'' if present else ' without values of its own'}, where "
         f"classes, numbers or strings are allowed; its columns are {columns_of(train.features)}; {FLAGS}"
     )
 
 
-def _published(kind: ClassLabel, label: str, name: str) -> tuple[str, ...]:
+def _published_class_names(kind: ClassLabel, label: str, name: str) -> tuple[str, ...]:
     """The names that the dataset itself gives its classes."""
     if len(kind.names) < 2:
         raise UserError(
@@ -214,7 +217,7 @@ def _published(kind: ClassLabel, label: str, name: str) -> tuple[str, ...]:
     return tuple(kind.names)
 
 
-def _numbered(present: Sequence[int], label: str, name: str) -> tuple[str, ...]:
+def _numbered_class_names(present: Sequence[int], label: str, name: str) -> tuple[str, ...]:
     """Names of classes that are whole numbers; UserError if the numbers are of something else."""
     count = int(max(present)) + 1
     # A head of that width would be built. A -1 beside classes is a missing label, whose row is named later.
@@ -227,7 +230,7 @@ def _numbered(present: Sequence[int], label: str, name: str) -> tuple[str, ...]:
     return tuple(str(i) for i in range(count))
 
 
-def _words(present: Sequence[str], label: str, name: str) -> tuple[str, ...]:
+def _worded_class_names(present: Sequence[str], label: str, name: str) -> tuple[str, ...]:
     """Names of classes that are words; UserError if they are numbers with a few that say "missing"."""
     missing = [word for word in present if word.strip().lower() in MISSING]
     if missing and len(missing) < len(present) and all(map(_is_written_number, {*present} - {*missing})):
@@ -245,7 +248,7 @@ def _is_written_number(word: str) -> bool:
         return False
 
 
-def default_metrics(task: Task, glue: str | None) -> tuple[str, ...]:
+def default_metrics(task: TextTask, glue: str | None) -> tuple[str, ...]:
     """What a task is judged by where nobody says; `glue` is the GLUE task that it is, if any."""
     if not task.labels:
         return ("pearson", "spearman")
@@ -265,7 +268,7 @@ def _is_class(value: object, classes: dict[str, int], written: bool) -> bool:
     return isinstance(value, int | float) and value % 1 == 0 and 0 <= value < len(classes)
 
 
-def _labels(rows: Dataset, task: Task) -> tuple[list[Any], bool]:
+def _labels_of(rows: Dataset, task: TextTask) -> tuple[list[Any], bool]:
     """The labels of a split, and whether they are written as names of classes."""
     kind, values = rows.features[task.label], rows[task.label][:]
     if isinstance(kind, ClassLabel) and _are_others(kind.names, task.labels):
@@ -289,7 +292,7 @@ def _are_others(names: Sequence[str], labels: Sequence[str]) -> bool:
     return bool(labels) and [*names] != [*labels] and ({*names} <= {*labels} or not _are_numbers(labels))
 
 
-def _allowed(task: Task, written: bool) -> str:
+def _allowed_labels(task: TextTask, written: bool) -> str:
     if not task.labels:
         return "a finite number"
     shown = ", ".join(task.labels[:10]) + (", ..." if len(task.labels) > 10 else "")

@@ -25,7 +25,7 @@ def _f1(average: str) -> Judge:
     return lambda truth, answers: float(judged.f1_score(truth, answers, average=average, zero_division=0.0))
 
 
-def _correlation(of: Callable[..., tuple[float, float]]) -> Judge:
+def _correlation_judge(of: Callable[..., tuple[float, float]]) -> Judge:
     def judge(truth: np.ndarray, answers: np.ndarray) -> float:
         if len(np.unique(truth)) < 2 or len(np.unique(answers)) < 2:
             return 0.0
@@ -42,6 +42,6 @@ METRICS: dict[str, Judge] = {
     "matthews": _matthews,
     "f1": _f1("binary"),
     "macro_f1": _f1("macro"),
-    "pearson": _correlation(stats.pearsonr),
-    "spearman": _correlation(stats.spearmanr),
+    "pearson": _correlation_judge(stats.pearsonr),
+    "spearman": _correlation_judge(stats.spearmanr),
 }

@@ -22,7 +22,7 @@ CHUNK = 64  # images that are made at a time
 
 
 @dataclass(frozen=True)
-class Made:
+class CachedPixels:
     """Images of a split as published, or of the rows chosen from it: uint8 [rows, channels, height, width].
 
     Args:
@@ -34,13 +34,13 @@ class Made:
     there: Tensor
 
 
-_KEPT: dict[bytes, Made] = {}
+_KEPT: dict[bytes, CachedPixels] = {}
 
 
-class Pictures:
+class ImageCache:
     """The images of a split in the size that the processor makes, uint8 [channels, height, width] each.
 
-    Bytes, not floats: a quarter of the memory. `values` turns them into what the processor would have made.
+    Bytes, not floats: a quarter of the memory. `model_inputs` turns them into what the processor would have made.
     What was made once serves every later run of the process, of whatever seed: seeds choose other rows of one split.
 
     Args:
@@ -56,35 +56,35 @@ class Pictures:
         self._cells = Dataset(chosen.data, info=chosen.info)  # all rows as published, which errors number
         at = rows._indices
         self._rows = torch.arange(len(rows)) if at is None else torch.from_numpy(at.column(0).to_numpy().astype(int))
-        black, white = (self._made([np.full((64, 64, 3), level, np.uint8)])[0] for level in (0, 255))
+        black, white = (self._process_images([np.full((64, 64, 3), level, np.uint8)])[0] for level in (0, 255))
         middle = (slice(None), *(slice(side // 2, side // 2 + 1) for side in black.shape[1:]))
         self._low, self._step = black[middle], (white - black)[middle] / 255
         first = int(self._rows[0])
-        self.shape = self._made([self._opened(self._cells[first][column], first)])[0].shape
+        self.shape = self._process_images([self._open_image(self._cells[first][column], first)])[0].shape
         whole = len(self._cells) * self.shape.numel() <= HELD
         fits = len(self._rows) * self.shape.numel() <= HELD
         self._at = self._rows if whole else torch.arange(len(self._rows))
-        self._held = self._all(b"" if whole else self._rows.numpy().tobytes()) if fits else None
+        self._held = self._all_pixels(b"" if whole else self._rows.numpy().tobytes()) if fits else None
 
-    def pixels(self, numbers: Sequence[int]) -> Tensor:
+    def pixels_of(self, numbers: Sequence[int]) -> Tensor:
         """The images of these rows as bytes: uint8 [rows, channels, height, width]."""
         chosen = list(numbers)
-        return self._pixels(self._rows[chosen].tolist()) if self._held is None else self._held[self._at[chosen]]
+        return self._resized_pixels(self._rows[chosen].tolist()) if self._held is None else self._held[self._at[chosen]]
 
-    def values(self, pixels: Tensor) -> Tensor:
+    def model_inputs(self, pixels: Tensor) -> Tensor:
         """What the processor makes of them: float of the same shape."""
         return pixels.float().mul_(self._step).add_(self._low)
 
-    def _all(self, chosen: bytes) -> Tensor:
-        made = _kept(self._key() + chosen, (len(self._rows if chosen else self._cells), *self.shape))
+    def _all_pixels(self, chosen: bytes) -> Tensor:
+        made = _cached_pixels(self._cache_key() + chosen, (len(self._rows if chosen else self._cells), *self.shape))
         order = self._rows.argsort()
         missing = order[~made.there[self._at[order]]]
         for some in filter(len, missing.split(CHUNK)):  # nothing is split into one part
-            made.pixels[self._at[some]] = self._pixels(self._rows[some].tolist())
+            made.pixels[self._at[some]] = self._resized_pixels(self._rows[some].tolist())
             made.there[self._at[some]] = True
         return made.pixels
 
-    def _key(self) -> bytes:
+    def _cache_key(self) -> bytes:
         """A hash of the images, or of what tells that their files have changed, and of all that the processor does."""
         digest = hashlib.blake2b(f"{type(self.processor)} {self.processor.to_json_string()}".encode())
         for cells in self._cells.data.column(self.column).chunks:
@@ -92,13 +92,13 @@ class Pictures:
                 digest.update(f"{part.offset} {len(part)} ".encode())
             for buffer in cells.buffers():
                 digest.update(b"-" if buffer is None else buffer)
-            digest.update(repr(_stamps(cells)).encode())
+            digest.update(repr(_file_stamps(cells)).encode())
         return digest.digest()
 
-    def _pixels(self, rows: Sequence[int]) -> Tensor:
+    def _resized_pixels(self, rows: Sequence[int]) -> Tensor:
         """The processor's resizing gives whole levels, so that nothing is lost by making its floats bytes again."""
         cells = self._cells[list(rows)][self.column]
-        made = self._made([self._opened(cell, row) for cell, row in zip(cells, rows, strict=True)])
+        made = self._process_images([self._open_image(cell, row) for cell, row in zip(cells, rows, strict=True)])
         for row, image in zip(rows, made, strict=True):
             if image.shape != self.shape:
                 raise UserError(
@@ -108,12 +108,12 @@ class Pictures:
                 )
         return ((torch.stack(made) - self._low) / self._step).round_().clamp_(0, 255).to(torch.uint8)
 
-    def _opened(self, cell: Any, row: int) -> Any:
+    def _open_image(self, cell: Any, row: int) -> Any:
         """The picture in a cell, in RGB."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of large or odd files, which are read all the same
-                return _in_rgb(Image().decode_example(_file(cell)))
+                return _in_rgb(Image().decode_example(_with_file_bytes(cell)))
         except Exception as error:  # each format of files has errors of its own
             where = f" ({cell['path']})" if cell and cell["path"] else ""
             why = "its format is not known" if isinstance(error, PIL.UnidentifiedImageError) else one_line(error)
@@ -121,7 +121,7 @@ class Pictures:
                 f"row {row} of column {self.column}{where} cannot be read as an image: {why}; correct or drop such rows"
             ) from error
 
-    def _made(self, pictures: list[Any]) -> list[Tensor]:
+    def _process_images(self, pictures: list[Any]) -> list[Tensor]:
         """What the processor makes of pictures: float [channels, height, width] each."""
         made = self.processor(pictures).get("pixel_values", [np.empty(0)])
         if np.ndim(made[0]) != 3:
@@ -132,9 +132,11 @@ class Pictures:
         return [torch.as_tensor(np.ascontiguousarray(image)) for image in made]
 
 
-def _kept(key: bytes, shape: tuple[int, ...]) -> Made:
+def _cached_pixels(key: bytes, shape: tuple[int, ...]) -> CachedPixels:
     """The images made so far under a key; those longest unused leave if all are more than memory is meant to hold."""
-    made = _KEPT.pop(key, None) or Made(torch.empty(shape, dtype=torch.uint8), torch.zeros(shape[0], dtype=torch.bool))
+    made = _KEPT.pop(key, None) or CachedPixels(
+        torch.empty(shape, dtype=torch.uint8), torch.zeros(shape[0], dtype=torch.bool)
+    )
     _KEPT[key] = made
     while len(_KEPT) > 1 and sum(kept.pixels.numel() for kept in _KEPT.values()) > HELD:
         del _KEPT[next(iter(_KEPT))]
@@ -150,13 +152,13 @@ def _in_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
     return picture.convert("RGB")
 
 
-def _stamps(cells: pa.StructArray) -> list[Any]:
+def _file_stamps(cells: pa.StructArray) -> list[Any]:
     """Size and time of the files whose bytes are not in the cells."""
     paths = [Path(path) for path in cells.field("path").filter(cells.field("bytes").is_null()).to_pylist() if path]
     return [(stat.st_size, stat.st_mtime_ns) for path in paths if path.exists() for stat in [path.stat()]]
 
 
-def _file(cell: Any) -> Any:
+def _with_file_bytes(cell: Any) -> Any:
     """A cell with the bytes of its file: from a path alone, a file that is no image would be left open."""
     if cell and cell["bytes"] is None and cell["path"] and Path(cell["path"]).exists():
         return {**cell, "bytes": Path(cell["path"]).read_bytes()}

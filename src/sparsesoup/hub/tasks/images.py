@@ -14,26 +14,26 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.rng import generator
-from sparsesoup.hub.tasks.columns import Task, columns_of, default_metrics, find_label, label_values
-from sparsesoup.hub.tasks.image_cache import Pictures
-from sparsesoup.hub.tasks.metrics import Judged, metric
-from sparsesoup.training.batching import Batch, Data
+from sparsesoup.core.rng import cpu_generator
+from sparsesoup.hub.tasks.columns import TextTask, columns_of, default_metrics, find_label, label_values
+from sparsesoup.hub.tasks.image_cache import ImageCache
+from sparsesoup.hub.tasks.metrics import Judged, task_metric
+from sparsesoup.training.batching import Batch, RowBatches
 
 AREA = 0.9  # share of an image that a crop keeps at least
 Row = tuple[int, int | float]  # number of the image, label
 
 
 @dataclass(frozen=True)
-class Images(Task):
+class ImageTask(TextTask):
     """An image-classification task; `texts` is the one column of images."""
 
 
-def find_images(train: Dataset, name: str, columns: Sequence[str] | None, label: str | None) -> Images | None:
+def find_images(train: Dataset, name: str, columns: Sequence[str] | None, label: str | None) -> ImageTask | None:
     """The image task of a dataset, told from its columns; None if it is of another kind.
 
     Args:
-        train, name: the training split, and the dataset's name as in `Source.name`.
+        train, name: the training split, and the dataset's name as in `LoadedDataset.name`.
         columns, label: the image column and that of the label, where the guess is to be overruled.
     Raises: UserError if there are several columns of images and none is named, or no label.
     """
@@ -48,15 +48,15 @@ def find_images(train: Dataset, name: str, columns: Sequence[str] | None, label:
             f"{columns_of(Features(train.features))}; name it with `--image-column`"
         )
     column, labels = find_label(train, name, label)
-    task = Images(chosen, column, labels, ())
+    task = ImageTask(chosen, column, labels, ())
     return replace(task, metrics=default_metrics(task, None))
 
 
-def encode(rows: Dataset, task: Images, processor: Any, length: int = 0) -> tuple[Data, Judged]:
+def encode_images(rows: Dataset, task: ImageTask, processor: Any, length: int = 0) -> tuple[RowBatches, Judged]:
     """The images and their labels, ready to be batched, and the judge of the answers.
 
     A batch is {"pixel_values": float [rows, channels, height, width], "labels": [rows]}, as the processor makes it; in
-    training each image is cropped first (`crop`). An image counts as one token: what it costs, FLOPs tell.
+    training each image is cropped first (`random_crop`). An image counts as one token: what it costs, FLOPs tell.
 
     Args:
         rows: one split; its images are bytes or paths of files, their levels of 1, 8 or 16 bits; they are read as RGB.
@@ -64,12 +64,12 @@ def encode(rows: Dataset, task: Images, processor: Any, length: int = 0) -> tupl
         length: has no meaning for images.
     Raises: UserError that names the row where an image cannot be read, or a label is wrong.
     """
-    labels, pictures = label_values(rows, task, "the data"), Pictures(rows, task.texts[0], processor)
-    collate = functools.partial(_batch, pictures, np.int64 if task.labels else np.float32)
-    return Data(list(enumerate(labels)), collate, vary=collate), metric(task)
+    labels, pictures = label_values(rows, task, "the data"), ImageCache(rows, task.texts[0], processor)
+    collate = functools.partial(_image_batch, pictures, np.int64 if task.labels else np.float32)
+    return RowBatches(list(enumerate(labels)), collate, vary=collate), task_metric(task)
 
 
-def crop(pixels: Tensor, draw: torch.Generator) -> Tensor:
+def random_crop(pixels: Tensor, draw: torch.Generator) -> Tensor:
     """A random part of an image, 0.9 to 1 of its area, resized to the whole.
 
     The light crop of CLIP's fine-tuning (random resized crop of scale (0.9, 1), Wortsman et al. 2022), which Instant
@@ -92,15 +92,17 @@ def crop(pixels: Tensor, draw: torch.Generator) -> Tensor:
     return functional.interpolate(part, size, mode="bicubic", antialias=True)[0]
 
 
-def _batch(pictures: Pictures, dtype: type, rows: Sequence[Row], look: int | None = None) -> Batch:
+def _image_batch(pictures: ImageCache, dtype: type, rows: Sequence[Row], look: int | None = None) -> Batch:
     """The images of these rows, cropped as at this look of a training at them."""
     numbers = [number for number, _ in rows]
-    pixels = pictures.pixels(numbers)
+    pixels = pictures.pixels_of(numbers)
     if look is not None:
-        cropped = [crop(image, generator(look, number)) for image, number in zip(pixels, numbers, strict=True)]
+        cropped = [
+            random_crop(image, cpu_generator(look, number)) for image, number in zip(pixels, numbers, strict=True)
+        ]
         pixels = torch.stack(cropped)
     labels = torch.from_numpy(np.array([label for _, label in rows], dtype=dtype))
-    return {"pixel_values": pictures.values(pixels), "labels": labels}
+    return {"pixel_values": pictures.model_inputs(pixels), "labels": labels}
 
 
 def _holds_files(rows: Dataset, column: str) -> bool:

@@ -23,7 +23,7 @@ def spell_the_label(train: Dataset, column: str, label: str) -> bool:
     """
     table: pa.Table = train.select_columns([column, label]).with_format("arrow")[:]
     values = compute.unique(table[column].drop_null())
-    names = _names(train, table, label)
+    names = _class_names(train, table, label)
     if not 1 < len(values) <= max(FEWEST, 2 * len(names)) or len(values) * REPEATS > len(table):
         return False
     if {value.strip().lower() for value in values.to_pylist()} <= names:
@@ -44,7 +44,7 @@ def need_apart(labels: Sequence[str], column: str, name: str) -> None:
             )
 
 
-def _names(train: Dataset, table: pa.Table, label: str) -> set[str]:
+def _class_names(train: Dataset, table: pa.Table, label: str) -> set[str]:
     kind = train.features[label]
     if isinstance(kind, ClassLabel):
         return {name.strip().lower() for name in kind.names}

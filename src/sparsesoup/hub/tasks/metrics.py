@@ -7,19 +7,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.hub.tasks.columns import Task
+from sparsesoup.hub.tasks.columns import TextTask
 from sparsesoup.hub.tasks.glue_metrics import METRICS
 from sparsesoup.training.batching import Batch
 
 Judged = Callable[[Tensor, Tensor], dict[str, float]]  # (outputs, labels) -> scores by name
 
 
-def predict(model: nn.Module, batch: Batch) -> Tensor:
+def predict_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Logits [rows, classes], or numbers [rows, 1] for regression."""
     return model(**{name: t for name, t in batch.items() if name != "labels"}).logits
 
 
-def criterion(task: Task) -> Callable[[Tensor, Batch], Tensor]:
+def task_criterion(task: TextTask) -> Callable[[Tensor, Batch], Tensor]:
     """The loss of a task: cross-entropy, or mean squared error for regression."""
 
     def classify(outputs: Tensor, batch: Batch) -> Tensor:
@@ -31,21 +31,21 @@ def criterion(task: Task) -> Callable[[Tensor, Batch], Tensor]:
     return classify if task.labels else regress
 
 
-def metric(task: Task) -> Judged:
+def task_metric(task: TextTask) -> Judged:
     """The judge of a task: (outputs, labels) -> every metric of `task.metrics` by name.
 
     Outputs are logits [rows, classes], or numbers [rows] or [rows, 1] for regression; labels are [rows].
     """
 
     def judge(outputs: Tensor, labels: Tensor) -> dict[str, float]:
-        scores, truth = finite(outputs), labels.detach().cpu().numpy()
+        scores, truth = as_finite_array(outputs), labels.detach().cpu().numpy()
         answers = scores.argmax(-1) if task.labels else scores.reshape(len(truth))
         return {name: METRICS[name](truth, answers) for name in task.metrics}
 
     return judge
 
 
-def finite(outputs: Tensor) -> np.ndarray:
+def as_finite_array(outputs: Tensor) -> np.ndarray:
     """A model's outputs as an array; UserError if one is not finite."""
     scores = outputs.detach().float().cpu().numpy()
     if not np.isfinite(scores).all():

@@ -8,20 +8,20 @@ from hashlib import blake2b
 from datasets import Dataset, Features, Image
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.hub.build import Opened
-from sparsesoup.hub.data.rows import Source, contents
-from sparsesoup.hub.tasks.columns import FEW, Task, is_missing, label_values, text_candidates
-from sparsesoup.hub.tasks.images import Images
+from sparsesoup.hub.build import OpenedTask
+from sparsesoup.hub.data.rows import LoadedDataset, image_bytes
+from sparsesoup.hub.tasks.columns import FEW, TextTask, is_missing, label_values, text_candidates
+from sparsesoup.hub.tasks.images import ImageTask
 from sparsesoup.hub.tasks.label_checks import spell_the_label
-from sparsesoup.hub.tasks.registry import kind_of, told
-from sparsesoup.hub.tasks.splits import open_test, test_splits, training_splits, unlabelled
+from sparsesoup.hub.tasks.registry import describe_task, task_type_of
+from sparsesoup.hub.tasks.splits import open_test, test_splits, training_splits, unlabelled_rows
 
 MOST = 1_000_000  # rows of a split that are compared with those of another
 SHOWN = 6  # names in a list
 
 
 @dataclass(frozen=True)
-class Overview:
+class DataOverview:
     """The data that a run reads.
 
     Args:
@@ -37,64 +37,66 @@ class Overview:
         return [f"data: {line}" for line in self.read] + [f"note: {line}" for line in self.notes]
 
 
-def overview(opened: Opened, seed: int) -> Overview:
+def data_overview(opened: OpenedTask, seed: int) -> DataOverview:
     """Return the data that a run reads; test rows are checked and counted, and compared with the training rows by hash.
 
     Raises: UserError if the training rows cannot be read; a test split that cannot is a note.
     """
     source, task = opened.source, opened.task
     train, validation = training_splits(source, task, seed)
-    notes = [*source.notes, *_dropped(opened)]
-    notes += [*_spelled(opened), *_classes(opened), *_numbers(opened)]
-    parts, known = {"validation": validation}, {*_keys(train, task.texts)}
-    notes += _repeated(opened, known, parts)
+    notes = [*source.notes, *_dropped_notes(opened)]
+    notes += [*_revealing_columns(opened), *_class_notes(opened), *_number_notes(opened)]
+    parts, known = {"validation": validation}, {*_row_hashes(train, task.texts)}
+    notes += _overlap_notes(opened, known, parts)
     try:
         tests = open_test(source, task)
-        notes += _repeated(opened, known.union(_keys(validation, task.texts)), tests)
+        notes += _overlap_notes(opened, known.union(_row_hashes(validation, task.texts)), tests)
         parts |= tests
     except UserError as error:
         notes.append(f"the test rows cannot be scored as they are: {error}")
-    return Overview((_splits(opened, train, parts), _columns(opened)), tuple(notes))
+    return DataOverview((_describe_splits(opened, train, parts), _describe_columns(opened)), tuple(notes))
 
 
-def _splits(opened: Opened, train: Dataset, parts: dict[str, Dataset]) -> str:
+def _describe_splits(opened: OpenedTask, train: Dataset, parts: dict[str, Dataset]) -> str:
     source, names = opened.source, test_splits(opened.source, opened.task)
     rows = [f"{len(train):,} rows to train on and {len(parts['validation']):,} to validate on, of split "
-            f"{_split(source, source.train_name)}"]  # fmt: skip
-    rows += [f"{len(parts[key]):,} {key} rows, of split {_split(source, name)}" for key, name in names.items()
+            f"{_describe_split(source, source.train_name)}"]  # fmt: skip
+    rows += [f"{len(parts[key]):,} {key} rows, of split {_describe_split(source, name)}" for key, name in names.items()
              if key in parts]  # fmt: skip
     unread = [name for name in source.splits if name not in (source.train_name, *names.values())]
     return f"{source.name}: {'; '.join(rows)}" + (f"; not read: split {', '.join(unread)}" if unread else "")
 
 
-def _split(source: Source, name: str) -> str:
+def _describe_split(source: LoadedDataset, name: str) -> str:
     files = source.files.get(name, ())
     more = f" and {len(files) - 2} more" if len(files) > 2 else ""
     return name + (f" ({', '.join(files[:2])}{more})" if files else "")
 
 
-def _columns(opened: Opened) -> str:
+def _describe_columns(opened: OpenedTask) -> str:
     task = opened.task
-    others = [name for name in opened.source.train.column_names if name not in (*task.texts, task.label)]
-    return told(task) + (f"; not read: {_list(others)}" if others else "")
+    others = [name for name in opened.source.train_split.column_names if name not in (*task.texts, task.label)]
+    return describe_task(task) + (f"; not read: {_join_names(others)}" if others else "")
 
 
-def _list(names: list[str]) -> str:
+def _join_names(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
-def _dropped(opened: Opened) -> Iterator[str]:
+def _dropped_notes(opened: OpenedTask) -> Iterator[str]:
     source, task = opened.source, opened.task
     if source.drop_unlabelled:
         for name in dict.fromkeys((source.train_name, *test_splits(source, task).values())):
-            if task.label in source.splits[name].column_names and (gone := len(unlabelled(source.splits[name], task))):
+            if task.label in source.splits[name].column_names and (
+                gone := len(unlabelled_rows(source.splits[name], task))
+            ):
                 yield f"{gone:,} of {len(source.splits[name]):,} rows of split {name} are dropped: they have no label"
 
 
-def _spelled(opened: Opened) -> Iterator[str]:
+def _revealing_columns(opened: OpenedTask) -> Iterator[str]:
     """Columns that say the answer: those that are read, and those that are not read for that reason."""
-    task, train = opened.task, opened.source.train
-    if not isinstance(task, Task) or isinstance(task, Images):
+    task, train = opened.task, opened.source.train_split
+    if not isinstance(task, TextTask) or isinstance(task, ImageTask):
         return
     for column in dict.fromkeys([*task.texts, *text_candidates(train.features, task.label)]):
         if spell_the_label(train, column, task.label):
@@ -102,10 +104,10 @@ def _spelled(opened: Opened) -> Iterator[str]:
             yield f"{does}, so the scores say nothing" if column in task.texts else f"{does}, so it is not read"
 
 
-def _classes(opened: Opened) -> Iterator[str]:
+def _class_notes(opened: OpenedTask) -> Iterator[str]:
     """Classes without a training row, and those that differ by capitals alone."""
-    task, train = opened.task, opened.source.train
-    if not isinstance(task, Task) or not task.labels:
+    task, train = opened.task, opened.source.train_split
+    if not isinstance(task, TextTask) or not task.labels:
         return
     labels = [value for value in train.unique(task.label) if not is_missing(value, task.labels)]
     kind = Features({task.label: train.features[task.label]})
@@ -113,7 +115,7 @@ def _classes(opened: Opened) -> Iterator[str]:
     empty = [name for i, name in enumerate(task.labels) if i not in present]
     if empty:
         yield (
-            f"{len(empty)} of {len(task.labels)} classes without a training row: {_list(empty)}; if that is not "
+            f"{len(empty)} of {len(task.labels)} classes without a training row: {_join_names(empty)}; if that is not "
             f"meant, number the classes 0, 1, 2, ... without a gap, or write them as words"
         )
     for low, count in Counter(name.casefold() for name in task.labels).items():
@@ -121,12 +123,12 @@ def _classes(opened: Opened) -> Iterator[str]:
             yield f"classes {' and '.join(n for n in task.labels if n.casefold() == low)} differ by capitals alone"
 
 
-def _numbers(opened: Opened) -> Iterator[str]:
+def _number_notes(opened: OpenedTask) -> Iterator[str]:
     """Numbers with a point that may be classes."""
     task = opened.task
-    if not isinstance(task, Task) or task.labels:
+    if not isinstance(task, TextTask) or task.labels:
         return
-    found = opened.source.train.unique(task.label)
+    found = opened.source.train_split.unique(task.label)
     if len(found) <= FEW and all(value is not None and float(value).is_integer() for value in found):
         shown = ", ".join(map(str, sorted(found)[:SHOWN]))
         yield (
@@ -135,11 +137,11 @@ def _numbers(opened: Opened) -> Iterator[str]:
         )
 
 
-def _repeated(opened: Opened, known: Set[bytes], parts: dict[str, Dataset]) -> list[str]:
+def _overlap_notes(opened: OpenedTask, known: Set[bytes], parts: dict[str, Dataset]) -> list[str]:
     """Count the rows of each part that are training rows, too."""
-    what, found = "image" if kind_of(opened.task).images else "text", []
+    what, found = "image" if task_type_of(opened.task).images else "text", []
     for name, rows in parts.items():
-        again = sum(key in known for key in _keys(rows, opened.task.texts))
+        again = sum(key in known for key in _row_hashes(rows, opened.task.texts))
         if again:
             found.append(
                 f"{again:,} of {len(rows):,} {name} rows are training rows, too (the same {what}), so {name} scores "
@@ -148,7 +150,7 @@ def _repeated(opened: Opened, known: Set[bytes], parts: dict[str, Dataset]) -> l
     return found
 
 
-def _keys(rows: Dataset, columns: tuple[str, ...]) -> Iterator[bytes]:
+def _row_hashes(rows: Dataset, columns: tuple[str, ...]) -> Iterator[bytes]:
     """A hash of each row's texts or image, of the first rows of a large split."""
     chosen = rows.select_columns(list(columns))
     for column in columns:
@@ -156,11 +158,11 @@ def _keys(rows: Dataset, columns: tuple[str, ...]) -> Iterator[bytes]:
             chosen = chosen.cast_column(column, Image(decode=False))
     for batch in chosen.select(range(min(MOST, len(chosen)))).with_format("arrow").iter(batch_size=1000):
         for row in batch.to_pylist():
-            values = [_bytes(contents(value)) for value in row.values()]
+            values = [_as_bytes(image_bytes(value)) for value in row.values()]
             yield blake2b(b"".join(len(v).to_bytes(8) + v for v in values), digest_size=12).digest()
 
 
-def _bytes(value: object) -> bytes:
+def _as_bytes(value: object) -> bytes:
     if isinstance(value, dict):  # an image that never was a file
         value = value.get("bytes")
     return value if isinstance(value, bytes) else str(value).encode(errors="surrogatepass")

@@ -29,14 +29,14 @@ def templates_of(asked: str | None, dataset: str) -> tuple[str, ...]:
     """
     if asked is None:
         return next((found for part, found in KNOWN.items() if part in dataset.lower()), PLAIN)
-    found = _lines(asked) if _is_file(asked) else (asked,)
+    found = _read_lines(asked) if _is_file(asked) else (asked,)
     for line in found:
         if HOLE not in line:
             raise UserError(
                 f"the prompt {line!r} has no {HOLE} where the class name goes, and is no file with one prompt a line; "
                 f"say --prompts 'a photo of a {HOLE}.'"
             )
-    return _different(found, "prompt", "--prompts")
+    return _require_different(found, "prompt", "--prompts")
 
 
 def names_of(asked: str | None, labels: Sequence[str], numbered: bool, dataset: str) -> tuple[str, ...]:
@@ -57,7 +57,7 @@ def names_of(asked: str | None, labels: Sequence[str], numbered: bool, dataset: 
             f"the {len(labels)} classes of {dataset} are numbers without names, which a CLIP's prompts need; say "
             f"--class-names with a file of one name a line, or name,name,..."
         )
-    found = tuple(labels) if asked is None else _lines(asked) if _is_file(asked) else tuple(asked.split(","))
+    found = tuple(labels) if asked is None else _read_lines(asked) if _is_file(asked) else tuple(asked.split(","))
     found = tuple(" ".join(name.replace("_", " ").split()) for name in found)
     if len(found) != len(labels):
         lost = f" (there is no file {asked})" if asked and "," not in asked and not _is_file(asked) else ""
@@ -66,7 +66,7 @@ def names_of(asked: str | None, labels: Sequence[str], numbered: bool, dataset: 
         )
     if not all(found):
         raise UserError(f"class {found.index('')} of {dataset} has an empty name; say --class-names")
-    return _different(found, "class name", "--class-names")
+    return _require_different(found, "class name", "--class-names")
 
 
 def _is_file(asked: str) -> bool:
@@ -76,7 +76,7 @@ def _is_file(asked: str) -> bool:
         return False
 
 
-def _lines(path: str) -> tuple[str, ...]:
+def _read_lines(path: str) -> tuple[str, ...]:
     try:
         found = tuple(line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
@@ -86,7 +86,7 @@ def _lines(path: str) -> tuple[str, ...]:
     return found
 
 
-def _different(found: tuple[str, ...], what: str, flag: str) -> tuple[str, ...]:
+def _require_different(found: tuple[str, ...], what: str, flag: str) -> tuple[str, ...]:
     twice = [name for name, count in Counter(found).items() if count > 1]
     if twice:
         raise UserError(f"the {what} {twice[0]!r} is there twice, so that nothing tells them apart; correct {flag}")

@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerBase
 from sparsesoup.core.errors import UserError
 from sparsesoup.hub.tasks.columns import DROP, LABEL_NAMES, columns_of
 from sparsesoup.hub.tasks.metrics import Judged
-from sparsesoup.hub.tasks.squad_metrics import Window, judge
-from sparsesoup.hub.tasks.text import Row, check_tokenizer, padding, strings
-from sparsesoup.training.batching import Batch, Data
+from sparsesoup.hub.tasks.squad_metrics import ContextWindow, squad_metric
+from sparsesoup.hub.tasks.text import Row, check_tokenizer, padding_function, text_column
+from sparsesoup.training.batching import Batch, RowBatches
 
 ANSWERABLE = "answerable"  # [rows, max_length]: the tokens that an answer may begin or end at
 FEWEST = 3  # tokens of a row that belong to a question and its window, of which neighbours share one
@@ -26,7 +26,7 @@ Tokens = tuple[np.ndarray, np.ndarray]  # numbers of a text's tokens [tokens], a
 
 
 @dataclass(frozen=True)
-class Spans:
+class QuestionAnswering:
     """A question-answering task in SQuAD's format.
 
     Args:
@@ -44,17 +44,19 @@ class Spans:
 
 def find_spans(
     train: Dataset, name: str, texts: Sequence[str] | None, label: str | None, stride: int | None
-) -> Spans | None:
+) -> QuestionAnswering | None:
     """The question-answering task of a dataset, told from its columns; None if it is of another kind.
 
     Raises: UserError if question and context are there, and neither answers nor any label.
     """
-    features, found = train.features, Spans()
+    features, found = train.features, QuestionAnswering()
     columns, answers = tuple(texts or found.texts), label or found.label
     kind = getattr(features.get(answers), "feature", features.get(answers))  # a table of lists, or a list of tables
     if len(columns) == 2 and {*columns} <= set(features):
         if isinstance(kind, dict) and {"text", "answer_start"} <= set(kind):
-            return Spans((columns[0], columns[1]), answers, not all(map(_pairs, _given(train, answers))), stride)
+            return QuestionAnswering(
+                (columns[0], columns[1]), answers, not all(map(_parse_answers, _values_given(train, answers))), stride
+            )
         labels = [c for c, k in features.items() if isinstance(k, ClassLabel) or c.lower() in LABEL_NAMES]
         if columns == found.texts and not label and not labels:
             raise UserError(
@@ -64,16 +66,16 @@ def find_spans(
     return None
 
 
-def answers_of(rows: Dataset, task: Spans, split: str) -> list[list[tuple[str, int]]]:
+def answers_of(rows: Dataset, task: QuestionAnswering, split: str) -> list[list[tuple[str, int]]]:
     """(text, start) of the right answers to each question; none where it has no answer.
 
     Raises: UserError that names split and row where a text is no string, or an answer does not stand in the context
         at its start.
     """
     found = []
-    _, contexts = (strings(rows, column, split) for column in task.texts)
+    _, contexts = (text_column(rows, column, split) for column in task.texts)
     for i, (context, value) in enumerate(zip(contexts, rows[task.label][:], strict=True)):
-        answers = _pairs(value)
+        answers = _parse_answers(value)
         if answers is None:
             remedy = f"complete them, or {DROP}" if value is None else "correct or drop such rows"
             raise UserError(
@@ -92,12 +94,14 @@ def answers_of(rows: Dataset, task: Spans, split: str) -> list[list[tuple[str, i
     return found
 
 
-def has_answers(rows: Dataset, task: Spans) -> bool:
+def has_answers(rows: Dataset, task: QuestionAnswering) -> bool:
     """Whether any question has an answer: competitions publish test questions without."""
-    return task.label in rows.column_names and any(_pairs(value) for value in rows[task.label][:])
+    return task.label in rows.column_names and any(_parse_answers(value) for value in rows[task.label][:])
 
 
-def encode(rows: Dataset, task: Spans, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Data, Judged]:
+def encode_questions(
+    rows: Dataset, task: QuestionAnswering, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[RowBatches, Judged]:
     """The windows of all contexts, ready to be batched, and the judge of what a model says of them.
 
     A row is special tokens, question, context. A question of more than half the row is cut. Each context is tokenised
@@ -105,25 +109,25 @@ def encode(rows: Dataset, task: Spans, tokenizer: PreTrainedTokenizerBase, max_l
 
     Raises: UserError where a text is no string, an answer is not where it should be, or the tokenizer does not fit.
     """
-    frame = Frame(tokenizer, max_length, task)
-    questions, contexts = (strings(rows, column, "the data") for column in task.texts)
+    frame = WindowBuilder(tokenizer, max_length, task)
+    questions, contexts = (text_column(rows, column, "the data") for column in task.texts)
     answers = answers_of(rows, task, "the data")
-    asked, known = _tokens(tokenizer, questions), _tokens(tokenizer, contexts)
+    asked, known = _tokenize_texts(tokenizer, questions), _tokenize_texts(tokenizer, contexts)
     made: list[Row] = []
     for number, (question, context) in enumerate(zip(questions, contexts, strict=True)):
         ids, places = known[context]
-        wanted = _held(places, *answers[number][0]) if answers[number] else None
-        for inputs, first, none, begin, count in frame.cut(asked[question][0], ids):
+        wanted = _answer_token_span(places, *answers[number][0]) if answers[number] else None
+        for inputs, first, none, begin, count in frame.cut_windows(asked[question][0], ids):
             inside = wanted is not None and begin <= wanted[0] and wanted[1] < begin + count
             start, end = (first + at - begin for at in wanted) if wanted and inside else (none, none)
-            made.append((*inputs, Window(len(made), number, none, first, count, begin, start, end)))
+            made.append((*inputs, ContextWindow(len(made), number, none, first, count, begin, start, end)))
     truths = [[text for text, _ in each] for each in answers]
     places_of = [known[context][1] for context in contexts]
-    data = Data(made, _collate(frame.names, tokenizer, max_length), tuple(len(row[0]) for row in made))
-    return data, judge([row[-1] for row in made], contexts, places_of, truths, task.unanswerable)
+    data = RowBatches(made, _make_collate(frame.names, tokenizer, max_length), tuple(len(row[0]) for row in made))
+    return data, squad_metric([row[-1] for row in made], contexts, places_of, truths, task.unanswerable)
 
 
-def predict(model: nn.Module, batch: Batch) -> Tensor:
+def predict_spans(model: nn.Module, batch: Batch) -> Tensor:
     """Logits of start and end, [rows, 2, max_length]; -10,000 wherever no answer may begin or end."""
     allowed = batch[ANSWERABLE]
     found = model(**{name: t for name, t in batch.items() if name not in ("labels", ANSWERABLE)})
@@ -133,18 +137,18 @@ def predict(model: nn.Module, batch: Batch) -> Tensor:
     return outputs.masked_fill(~allowed[:, None], LOW)
 
 
-def criterion(outputs: Tensor, batch: Batch) -> Tensor:
+def span_loss(outputs: Tensor, batch: Batch) -> Tensor:
     """Mean of the cross-entropies of start and end."""
     return functional.cross_entropy(outputs.flatten(0, 1), batch["labels"][:, 1:].flatten())
 
 
-class Frame:
+class WindowBuilder:
     """What stands around question and context in a row, and how long windows are.
 
     Raises: UserError if a row has no room for windows that overlap so far, or the tokenizer does not fit.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, task: Spans) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, task: QuestionAnswering) -> None:
         check_tokenizer(tokenizer, max_length)
         if not tokenizer.is_fast:
             raise UserError(
@@ -176,18 +180,20 @@ class Frame:
             )
         self.stride = task.stride if task.stride is not None else min(max_length // 3, most)
 
-    def cut(self, question: np.ndarray, context: np.ndarray) -> Iterator[tuple[list[np.ndarray], int, int, int, int]]:
+    def cut_windows(
+        self, question: np.ndarray, context: np.ndarray
+    ) -> Iterator[tuple[list[np.ndarray], int, int, int, int]]:
         """(inputs, first, none, begin, count) of each window of a context, from left to right."""
         question = question[: self.free // 2]
         room = self.free - len(question)
         for begin in range(0, max(1, len(context) - self.stride), room - self.stride):
             part = context[begin : begin + room]
-            inputs = [self._row(name, question, part) for name in self.names]
+            inputs = [self._window_row(name, question, part) for name in self.names]
             before, between, _ = self.around["input_ids"]
             first = len(before) + len(question) + len(between)
             yield inputs, first, self.none % len(inputs[0]), begin, len(part)
 
-    def _row(self, name: str, question: np.ndarray, part: np.ndarray) -> np.ndarray:
+    def _window_row(self, name: str, question: np.ndarray, part: np.ndarray) -> np.ndarray:
         before, between, after = self.around[name]
         if name == "input_ids":
             return np.concatenate([before, question, between, part, after], dtype=np.int32, casting="unsafe")
@@ -195,8 +201,8 @@ class Frame:
         return np.array([*before, *[one] * len(question), *between, *[two] * len(part), *after], dtype=np.int8)
 
 
-def _collate(names: Sequence[str], tokenizer: Any, max_length: int) -> Callable[[Sequence[Row]], Batch]:
-    pad = padding(names, tokenizer, left=False)
+def _make_collate(names: Sequence[str], tokenizer: Any, max_length: int) -> Callable[[Sequence[Row]], Batch]:
+    pad = padding_function(names, tokenizer, left=False)
 
     def collate(rows: Sequence[Row]) -> Batch:
         batch = pad(rows)
@@ -211,7 +217,7 @@ def _collate(names: Sequence[str], tokenizer: Any, max_length: int) -> Callable[
     return collate
 
 
-def _tokens(tokenizer: Any, texts: Sequence[str]) -> Mapping[str, Tokens]:
+def _tokenize_texts(tokenizer: Any, texts: Sequence[str]) -> Mapping[str, Tokens]:
     """The tokens of each text; a thousand texts at a time, since lists take twenty times the memory of arrays."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     plain = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
@@ -225,19 +231,19 @@ def _tokens(tokenizer: Any, texts: Sequence[str]) -> Mapping[str, Tokens]:
     return known
 
 
-def _held(places: np.ndarray, text: str, start: int) -> tuple[int, int] | None:
+def _answer_token_span(places: np.ndarray, text: str, start: int) -> tuple[int, int] | None:
     """(first, last) of the tokens that touch an answer; None if none does, as where the tokenizer drops its signs."""
     first = int(np.searchsorted(places[:, 1], start, side="right"))
     last = int(np.searchsorted(places[:, 0], start + len(text), side="left")) - 1
     return (first, last) if first <= last else None
 
 
-def _given(rows: Dataset, column: str) -> list[Any]:
+def _values_given(rows: Dataset, column: str) -> list[Any]:
     """The values of a column, without rows that have none."""
     return [value for value in rows[column][:] if value is not None]
 
 
-def _pairs(value: Any) -> list[tuple[str, int]] | None:
+def _parse_answers(value: Any) -> list[tuple[str, int]] | None:
     """(text, start) of each answer with a text; None if it is not told so."""
     if isinstance(value, dict):
         texts, starts = value.get("text"), value.get("answer_start")

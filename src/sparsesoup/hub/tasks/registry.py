@@ -18,18 +18,18 @@ from sparsesoup.hub.tasks import columns as tasks
 from sparsesoup.hub.tasks import images, text, zero_shot
 from sparsesoup.hub.tasks import metrics as judging
 from sparsesoup.hub.tasks import question_answering as spans
-from sparsesoup.hub.tasks.columns import Task
-from sparsesoup.hub.tasks.images import Images
+from sparsesoup.hub.tasks.columns import TextTask
+from sparsesoup.hub.tasks.images import ImageTask
 from sparsesoup.hub.tasks.metrics import Judged
-from sparsesoup.hub.tasks.question_answering import Spans
+from sparsesoup.hub.tasks.question_answering import QuestionAnswering
 from sparsesoup.hub.tasks.zero_shot import ZeroShot
-from sparsesoup.training.batching import Batch, Data
+from sparsesoup.training.batching import Batch, RowBatches
 
-AnyTask = Task | Spans
+AnyTask = TextTask | QuestionAnswering
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class TaskType:
     """A kind of task. A new one is a task of its own (a dataclass with columns `texts` and `label`) and a Kind here.
 
     Args:
@@ -54,7 +54,7 @@ class Kind:
     check: Callable[[Dataset, Any, str], object]
     labelled: Callable[[Dataset, Any], bool]
     fits: Callable[[Any, int, Any], object]
-    encode: Callable[[Dataset, Any, Any, int], tuple[Data, Judged]]
+    encode: Callable[[Dataset, Any, Any, int], tuple[RowBatches, Judged]]
     predict: Callable[[nn.Module, Batch], Tensor]
     criterion: Callable[[Any], Callable[[Tensor, Batch], Tensor]]
     length: int
@@ -65,74 +65,77 @@ class Kind:
     beside: Callable[[Path, nn.Module, Any], None] | None = None
 
 
-CLASSES = Kind(
+CLASSES = TaskType(
     head=AutoModelForSequenceClassification,
     settings=lambda task: {
-        **_names(task.labels or ("score",)),
+        **_class_names_of(task.labels or ("score",)),
         "problem_type": "single_label_classification" if task.labels else "regression",
     },
-    check=text.check,
+    check=text.check_text_rows,
     labelled=tasks.has_labels,
     fits=lambda tokenizer, length, task: text.check_tokenizer(tokenizer, length),
-    encode=lambda rows, task, tokenizer, length: (text.encode(rows, task, tokenizer, length), judging.metric(task)),
-    predict=judging.predict,
-    criterion=judging.criterion,
+    encode=lambda rows, task, tokenizer, length: (
+        text.encode_texts(rows, task, tokenizer, length),
+        judging.task_metric(task),
+    ),
+    predict=judging.predict_logits,
+    criterion=judging.task_criterion,
     length=128,
-    told=tasks.told,
+    told=tasks.describe_text_task,
 )
 IMAGES = replace(
     CLASSES,
     head=AutoModelForImageClassification,
     check=tasks.label_values,
     fits=lambda reader, length, task: None,
-    encode=images.encode,
+    encode=images.encode_images,
     length=0,
-    told=lambda task: f"{tasks.told(task)} (images)",
+    told=lambda task: f"{tasks.describe_text_task(task)} (images)",
     images=True,
 )
 ZERO_SHOT = replace(
     IMAGES,
-    load=zero_shot.load,
-    predict=zero_shot.predict,
+    load=zero_shot.load_zero_shot,
+    predict=zero_shot.predict_zero_shot,
     told=zero_shot.in_words,
-    ready=zero_shot.origin,
-    beside=zero_shot.save,
+    ready=zero_shot.describe_head,
+    beside=zero_shot.save_zero_shot_head,
 )
-SPANS = Kind(
+SPANS = TaskType(
     head=AutoModelForQuestionAnswering,
-    settings=lambda task: _names(("start", "end")),
+    settings=lambda task: _class_names_of(("start", "end")),
     check=spans.answers_of,
     labelled=spans.has_answers,
-    fits=spans.Frame,
-    encode=spans.encode,
-    predict=spans.predict,
-    criterion=lambda task: spans.criterion,
+    fits=spans.WindowBuilder,
+    encode=spans.encode_questions,
+    predict=spans.predict_spans,
+    criterion=lambda task: spans.span_loss,
     length=384,
     told=lambda task: f"spans of column {task.texts[1]} that answer column {task.texts[0]}",
 )
 
 
-def kind_of(task: AnyTask) -> Kind:
+def task_type_of(task: AnyTask) -> TaskType:
     """The kind that a task is of."""
-    if isinstance(task, Spans):
+    if isinstance(task, QuestionAnswering):
         return SPANS
     if isinstance(task, ZeroShot):
         return ZERO_SHOT
-    return IMAGES if isinstance(task, Images) else CLASSES
+    return IMAGES if isinstance(task, ImageTask) else CLASSES
 
 
-def told(task: AnyTask) -> str:
+def describe_task(task: AnyTask) -> str:
     """What is predicted from what, in words."""
-    return kind_of(task).told(task)
+    return task_type_of(task).told(task)
 
 
-def find(
+def infer_task(
     train: Dataset, name: str, texts: Sequence[str] | None, label: str | None, stride: int | None = None
 ) -> AnyTask:
     """The task of a dataset, told from its name and columns.
 
     Args:
-        train, name: the training split, and the dataset's name as in `Source.name`.
+        train, name: the training split, and the dataset's name as in `LoadedDataset.name`.
         texts, label: columns, where the guess is to be overruled.
         stride: tokens that windows of a long context share.
     Raises: UserError if the columns leave more than one reading, or none; or if windows are asked for in vain.
@@ -145,6 +148,6 @@ def find(
     return found or images.find_images(train, name, texts, label) or tasks.find_task(train, name, texts, label)
 
 
-def _names(outputs: Sequence[str]) -> dict[str, Any]:
+def _class_names_of(outputs: Sequence[str]) -> dict[str, Any]:
     table = dict(enumerate(outputs))
     return {"num_labels": len(outputs), "id2label": table, "label2id": {name: i for i, name in table.items()}}

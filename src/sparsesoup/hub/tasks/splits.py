@@ -13,14 +13,14 @@ import torch
 from datasets import Dataset
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.rng import generator
+from sparsesoup.core.rng import cpu_generator
 from sparsesoup.hub.data.embedded import embedded_dataset
 from sparsesoup.hub.data.files import one_line, open_hub, read_files
 from sparsesoup.hub.data.image_folder import check_alone, find_classes, read_classes, with_images
-from sparsesoup.hub.data.layout import find_files, relative
-from sparsesoup.hub.data.rows import VALIDATION_NAMES, Source, Splits
+from sparsesoup.hub.data.layout import find_files, relative_name
+from sparsesoup.hub.data.rows import VALIDATION_NAMES, LazySplits, LoadedDataset
 from sparsesoup.hub.tasks.columns import glue_task, is_missing
-from sparsesoup.hub.tasks.registry import AnyTask, kind_of
+from sparsesoup.hub.tasks.registry import AnyTask, task_type_of
 
 DATA_ROOT = "SPARSESOUP_DATA"
 EMBEDDED = "docstrings"
@@ -32,7 +32,7 @@ HELD_OUT, HELD_OUT_ROWS = 0.1, 2000
 TEST_SEED = 0
 
 
-def open_splits(dataset: str, *, data_root: str | None = None, config: str | None = None) -> Source:
+def open_splits(dataset: str, *, data_root: str | None = None, config: str | None = None) -> LoadedDataset:
     """The dataset of that name: a path, a folder below the data root, the embedded set, or one of the Hub's.
 
     Args:
@@ -44,12 +44,12 @@ def open_splits(dataset: str, *, data_root: str | None = None, config: str | Non
     if not dataset.strip():
         raise UserError("the dataset's name is empty, where a path or a name is needed; give one, such as glue/sst2")
     looked = []
-    for place in _places(dataset, data_root):
-        if _exists(place):
+    for place in _candidate_places(dataset, data_root):
+        if _place_exists(place):
             return _open_local(place, config)
         looked.append(str(place))
     if dataset == EMBEDDED:
-        return Source(EMBEDDED, embedded_dataset())
+        return LoadedDataset(EMBEDDED, embedded_dataset())
     if dataset.startswith((".", "/", "~")) or Path(dataset).suffix in (".csv", ".tsv", ".jsonl", ".json", ".parquet"):
         raise UserError(
             f"no dataset {dataset!r}: there is no such file or folder (looked at {', '.join(looked)}); correct the path"
@@ -57,39 +57,39 @@ def open_splits(dataset: str, *, data_root: str | None = None, config: str | Non
     return _open_on_hub(dataset, config, looked)
 
 
-def training_splits(source: Source, task: AnyTask, seed: int) -> tuple[Dataset, Dataset]:
+def training_splits(source: LoadedDataset, task: AnyTask, seed: int) -> tuple[Dataset, Dataset]:
     """(train, validation), both from the training split alone: a seeded 10 %, at most 2,000 rows, is held out."""
     name = source.train_name
-    rows = _labelled(source, name, task)
+    rows = _labelled_rows(source, name, task)
     if _needs_carving(source, task):
-        rows = _carve(rows, TEST_SEED, "test")[0]
+        rows = _split_off(rows, TEST_SEED, "test")[0]
     if len(rows) < 2:
         raise UserError(
             f"{source.name} has too few rows to train on ({len(rows)}); at least 2 are needed, one for validation"
         )
-    return _carve(rows, seed, "validation")
+    return _split_off(rows, seed, "validation")
 
 
-def open_test(source: Source, task: AnyTask) -> dict[str, Dataset]:
+def open_test(source: LoadedDataset, task: AnyTask) -> dict[str, Dataset]:
     """The test rows by name (`test`; MNLI's are `matched` and `mismatched`); no method may call this.
 
     GLUE's official validation split is the test split; elsewhere a labelled `test`, else `validation`; a dataset with a
     training split alone has a tenth of it carved out, which `training_splits` leaves out.
     """
     names = test_splits(source, task)
-    parts = {key: _labelled(source, name, task) for key, name in names.items()}
+    parts = {key: _labelled_rows(source, name, task) for key, name in names.items()}
     if _needs_carving(source, task):
         # Not the run's seed: runs of different seeds have to be compared on the same test rows.
-        parts = {key: _carve(rows, TEST_SEED, "test")[1] for key, rows in parts.items()}
+        parts = {key: _split_off(rows, TEST_SEED, "test")[1] for key, rows in parts.items()}
     return parts
 
 
-def test_splits(source: Source, task: AnyTask) -> dict[str, str]:
+def test_splits(source: LoadedDataset, task: AnyTask) -> dict[str, str]:
     """What `open_test` calls its rows -> the split of the dataset that they are, or are carved out of."""
     return {"test": source.train_name} if _needs_carving(source, task) else _test_names(source, task)
 
 
-def _places(dataset: str, data_root: str | None) -> list[Path]:
+def _candidate_places(dataset: str, data_root: str | None) -> list[Path]:
     root = data_root if data_root is not None else os.environ.get(DATA_ROOT)
     places = [Path(dataset).expanduser()]
     if root:
@@ -103,18 +103,18 @@ def _places(dataset: str, data_root: str | None) -> list[Path]:
     return places
 
 
-def _exists(place: Path) -> bool:
+def _place_exists(place: Path) -> bool:
     try:
         return place.exists()
     except OSError:  # a name too long for a file, a folder that may not be entered
         return False
 
 
-def _open_local(place: Path, config: str | None) -> Source:
+def _open_local(place: Path, config: str | None) -> LoadedDataset:
     if config is not None:
         if not (place / config).is_dir():
             raise UserError(
-                f"{place} has no subfolder {config!r}; it has {_folders(place)}; "
+                f"{place} has no subfolder {config!r}; it has {_describe_folders(place)}; "
                 "name one of them or leave the configuration out"
             )
         place = place / config
@@ -122,7 +122,7 @@ def _open_local(place: Path, config: str | None) -> Source:
         tables, notes = find_files(place)
         if tables:
             check_alone(place, tables)
-            found = {name: functools.partial(_read, name, paths) for name, paths in tables.items()}
+            found = {name: functools.partial(_read_split, name, paths) for name, paths in tables.items()}
         else:
             images, notes = find_classes(place)
             names = sorted({name for classes in images.values() for name in classes})
@@ -132,32 +132,32 @@ def _open_local(place: Path, config: str | None) -> Source:
     if not found:
         raise UserError(
             f"no data in {place}: no parquet, csv, tsv, jsonl or json file there or in its data folder, and no folders "
-            f"of images (subfolders: {_folders(place)}); name a folder with train.csv or the like"
+            f"of images (subfolders: {_describe_folders(place)}); name a folder with train.csv or the like"
         )
-    files = {name: tuple(relative(path, place) for path in paths) for name, paths in tables.items()}
-    return Source(_local_name(place), Splits(found), files, tuple(notes))
+    files = {name: tuple(relative_name(path, place) for path in paths) for name, paths in tables.items()}
+    return LoadedDataset(_local_name(place), LazySplits(found), files, tuple(notes))
 
 
-def _read(name: str, paths: list[Path]) -> Dataset:
+def _read_split(name: str, paths: list[Path]) -> Dataset:
     return with_images(read_files(name, paths), paths)
 
 
-def _folders(place: Path) -> str:
+def _describe_folders(place: Path) -> str:
     names = sorted(each.name for each in place.iterdir() if each.is_dir()) if place.is_dir() else []
     return ", ".join(names[:12]) or "none"
 
 
 def _local_name(place: Path) -> str:
     whole = place.resolve()
-    own = _safe(whole.stem if whole.is_file() else whole.name)
+    own = _safe_name(whole.stem if whole.is_file() else whole.name)
     return f"glue/{own}" if whole.parent.name == "glue" else own
 
 
-def _safe(name: str) -> str:
+def _safe_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "dataset"
 
 
-def _open_on_hub(dataset: str, config: str | None, looked: list[str]) -> Source:
+def _open_on_hub(dataset: str, config: str | None, looked: list[str]) -> LoadedDataset:
     repository, _, suffix = dataset.partition(":")
     config = config or suffix or None
     repository = SHORT.get(repository, repository)
@@ -176,30 +176,30 @@ def _open_on_hub(dataset: str, config: str | None, looked: list[str]) -> Source:
             f"{config or 'default'}) says {one_line(error)}; correct the name, set {DATA_ROOT}, or use `{EMBEDDED}`"
         ) from error
     if repository == "nyu-mll/glue" and config:
-        return Source(f"glue/{_safe(config)}", splits)
-    parts = [_safe(part) for part in dataset.partition(":")[0].split("/")]
-    return Source("/".join(parts) + (f"-{_safe(config)}" if config else ""), splits)
+        return LoadedDataset(f"glue/{_safe_name(config)}", splits)
+    parts = [_safe_name(part) for part in dataset.partition(":")[0].split("/")]
+    return LoadedDataset("/".join(parts) + (f"-{_safe_name(config)}" if config else ""), splits)
 
 
-def _needs_carving(source: Source, task: AnyTask) -> bool:
+def _needs_carving(source: LoadedDataset, task: AnyTask) -> bool:
     """Whether no other split can be the test split; looks into `test` only where it is the sole candidate."""
     if any(name.startswith(VALIDATION_NAMES) for name in source.splits):
         return False
-    return "test" not in source.splits or not kind_of(task).labelled(source.splits["test"], task)
+    return "test" not in source.splits or not task_type_of(task).labelled(source.splits["test"], task)
 
 
-def _test_names(source: Source, task: AnyTask) -> dict[str, str]:
+def _test_names(source: LoadedDataset, task: AnyTask) -> dict[str, str]:
     """What `open_test` calls each test split -> the split's own name."""
     candidates = [name for name in source.splits if name.startswith(VALIDATION_NAMES)]
     plain = [name for name in VALIDATION_NAMES if name in candidates] or candidates[:1]
     if glue_task(source.name) and candidates:
         both = {key: f"validation_{key}" for key in ("matched", "mismatched")}
         return {key: name for key, name in both.items() if name in candidates} or {"test": plain[0]}
-    labelled = "test" in source.splits and kind_of(task).labelled(source.splits["test"], task)
+    labelled = "test" in source.splits and task_type_of(task).labelled(source.splits["test"], task)
     return {"test": "test" if labelled else plain[0]}
 
 
-def _labelled(source: Source, name: str, task: AnyTask) -> Dataset:
+def _labelled_rows(source: LoadedDataset, name: str, task: AnyTask) -> Dataset:
     rows, split = source.splits[name], f"{source.name} {name}"
     missing = [column for column in (*task.texts, task.label) if column not in rows.column_names]
     if missing:
@@ -207,22 +207,22 @@ def _labelled(source: Source, name: str, task: AnyTask) -> Dataset:
             f"{split} has no column {missing[0]!r}; its columns are {', '.join(rows.column_names)}; "
             "name columns that all splits have with `--text-columns` and `--label-column`"
         )
-    if source.drop_unlabelled and (gone := unlabelled(rows, task)):
+    if source.drop_unlabelled and (gone := unlabelled_rows(rows, task)):
         rows = rows.select(sorted({*range(len(rows))} - {*gone}))
         split += f" (its {len(gone)} rows without a label left out)"
     if not len(rows):
         raise UserError(f"{split} is empty, where at least one row is needed; check the file")
-    kind_of(task).check(rows, task, split)
+    task_type_of(task).check(rows, task, split)
     return rows
 
 
-def unlabelled(rows: Dataset, task: AnyTask) -> list[int]:
+def unlabelled_rows(rows: Dataset, task: AnyTask) -> list[int]:
     """Numbers of the rows without a label."""
     return [i for i, value in enumerate(rows[task.label][:]) if is_missing(value, getattr(task, "labels", ()))]
 
 
-def _carve(rows: Dataset, seed: int, purpose: str) -> tuple[Dataset, Dataset]:
+def _split_off(rows: Dataset, seed: int, purpose: str) -> tuple[Dataset, Dataset]:
     """(what stays, what is carved out): 10 %, at most 2,000 rows, at least one; both in the dataset's order."""
     size = min(max(1, round(HELD_OUT * len(rows))), HELD_OUT_ROWS)
-    order = torch.randperm(len(rows), generator=generator(seed, purpose)).tolist()
+    order = torch.randperm(len(rows), generator=cpu_generator(seed, purpose)).tolist()
     return rows.select(sorted(order[size:])), rows.select(sorted(order[:size]))

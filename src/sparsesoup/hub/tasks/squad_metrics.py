@@ -9,14 +9,14 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from sparsesoup.hub.tasks.metrics import finite
+from sparsesoup.hub.tasks.metrics import as_finite_array
 
 LONGEST = 30  # tokens of an answer at most, as in BERT's evaluation (Devlin et al. 2019)
 ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-class Window(NamedTuple):
+class ContextWindow(NamedTuple):
     """A part of a context beside its question, as one row of tokens.
 
     Args:
@@ -37,10 +37,10 @@ class Window(NamedTuple):
     end: int
 
 
-def normal(text: str) -> str:
+def normalize_answer(text: str) -> str:
     """A text as SQuAD compares it: no case, punctuation, articles or extra spaces (Rajpurkar et al. 2016, sec. 6.1).
 
-    >>> normal("The  Cat's  pyjamas, and a hat")
+    >>> normalize_answer("The  Cat's  pyjamas, and a hat")
     'cats pyjamas and hat'
     """
     return " ".join(ARTICLES.sub(" ", text.lower().translate(NO_PUNCTUATION)).split())
@@ -52,7 +52,7 @@ def exact_match(answer: str, truth: str) -> float:
     >>> exact_match("the cat", "Cat!"), exact_match("cat", "cats")
     (1.0, 0.0)
     """
-    return float(normal(answer) == normal(truth))
+    return float(normalize_answer(answer) == normalize_answer(truth))
 
 
 def f1(answer: str, truth: str) -> float:
@@ -61,7 +61,7 @@ def f1(answer: str, truth: str) -> float:
     >>> round(f1("the black cat", "a cat"), 3), f1("", ""), f1("cat", "")
     (0.667, 1.0, 0.0)
     """
-    ours, theirs = normal(answer).split(), normal(truth).split()
+    ours, theirs = normalize_answer(answer).split(), normalize_answer(truth).split()
     if not ours or not theirs:
         return float(ours == theirs)
     return 2 * sum((Counter(ours) & Counter(theirs)).values()) / (len(ours) + len(theirs))
@@ -84,8 +84,8 @@ def best_span(start: np.ndarray, end: np.ndarray, longest: int = LONGEST) -> tup
     return float(totals[first]), first, first + int(ends[first].argmax())
 
 
-def judge(
-    windows: Sequence[Window],
+def squad_metric(
+    windows: Sequence[ContextWindow],
     contexts: Sequence[str],
     places: Sequence[np.ndarray],
     truths: Sequence[Sequence[str]],
@@ -103,7 +103,7 @@ def judge(
     """
 
     def answers(outputs: Tensor, labels: Tensor) -> dict[int, str]:
-        scores, numbers = finite(outputs), labels[:, 0].tolist()
+        scores, numbers = as_finite_array(outputs), labels[:, 0].tolist()
         best: dict[int, tuple[float, str]] = {}
         none: dict[int, float] = {}
         for row in np.argsort(numbers):  # so that ties do not depend on the order of evaluation

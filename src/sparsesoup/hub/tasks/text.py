@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.hub.tasks.columns import Task, label_values
-from sparsesoup.training.batching import Batch, Data
+from sparsesoup.hub.tasks.columns import TextTask, label_values
+from sparsesoup.training.batching import Batch, RowBatches
 
 Row = tuple[
     Any, ...
@@ -23,7 +23,7 @@ MOST = 250_000  # rows that are kept tokenised: 100 MB of short texts
 _KEPT: dict[bytes, tuple[list[str], list[list[Any]]]] = {}
 
 
-def encode(rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Data:
+def encode_texts(rows: Dataset, task: TextTask, tokenizer: PreTrainedTokenizerBase, max_length: int) -> RowBatches:
     """The rows as token ids and labels, ready to be batched.
 
     Args:
@@ -33,9 +33,9 @@ def encode(rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max_le
     Raises: UserError that names row and column where a text is no string, and where the tokenizer does not fit.
     """
     check_tokenizer(tokenizer, max_length)
-    columns = [strings(rows, column, "the data") for column in task.texts]
+    columns = [text_column(rows, column, "the data") for column in task.texts]
     labels = label_values(rows, task, "the data")
-    names, arrays = _tokenised(columns, tokenizer, max_length)
+    names, arrays = _tokenize_columns(columns, tokenizer, max_length)
     lengths = tuple(map(len, arrays[0]))
     if empty := lengths.count(0):
         text = " ".join(column[lengths.index(0)] for column in columns)
@@ -44,15 +44,19 @@ def encode(rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max_le
             f"the tokenizer of {tokenizer.name_or_path} makes none of {text[:40]!r}; drop such rows, or take the "
             f"tokenizer that belongs to the model"
         )
-    collate = _collate(names, tokenizer, np.int64 if task.labels else np.float32)
-    return Data(list(zip(*arrays, labels, strict=True)), collate, lengths)
+    collate = _make_collate(names, tokenizer, np.int64 if task.labels else np.float32)
+    return RowBatches(list(zip(*arrays, labels, strict=True)), collate, lengths)
 
 
-def _tokenised(columns: Sequence[list[str]], tokenizer: Any, max_length: int) -> tuple[list[str], list[list[Any]]]:
+def _tokenize_columns(
+    columns: Sequence[list[str]], tokenizer: Any, max_length: int
+) -> tuple[list[str], list[list[Any]]]:
     """(names of the inputs, for each an array a row), kept for the next run of this process on the same texts."""
     # Unset, the tokenizer's threads and a later fork warn and may lock up; one thread tokenises SST-2 in seconds.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    key = _key(columns, tokenizer, max_length) if tokenizer.is_fast else os.urandom(8)  # others cannot be told apart
+    key = (
+        _cache_key(columns, tokenizer, max_length) if tokenizer.is_fast else os.urandom(8)
+    )  # others cannot be told apart
     if key not in _KEPT:
         encoded = tokenizer(
             *columns, truncation=True, max_length=max_length, padding=False, return_attention_mask=False
@@ -64,7 +68,7 @@ def _tokenised(columns: Sequence[list[str]], tokenizer: Any, max_length: int) ->
     return _KEPT[key]
 
 
-def _key(columns: Sequence[list[str]], tokenizer: Any, max_length: int) -> bytes:
+def _cache_key(columns: Sequence[list[str]], tokenizer: Any, max_length: int) -> bytes:
     """A hash of the texts and of all that turns them into numbers."""
     digest = hashlib.blake2b(repr((max_length, tokenizer.model_input_names, tokenizer.truncation_side)).encode())
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
@@ -73,8 +77,10 @@ def _key(columns: Sequence[list[str]], tokenizer: Any, max_length: int) -> bytes
     return digest.digest()
 
 
-def _collate(names: Sequence[str], tokenizer: PreTrainedTokenizerBase, dtype: type) -> Callable[[Sequence[Row]], Batch]:
-    pad = padding(names, tokenizer, tokenizer.padding_side == "left")
+def _make_collate(
+    names: Sequence[str], tokenizer: PreTrainedTokenizerBase, dtype: type
+) -> Callable[[Sequence[Row]], Batch]:
+    pad = padding_function(names, tokenizer, tokenizer.padding_side == "left")
 
     def collate(rows: Sequence[Row]) -> Batch:
         batch = pad(rows)
@@ -84,7 +90,7 @@ def _collate(names: Sequence[str], tokenizer: PreTrainedTokenizerBase, dtype: ty
     return collate
 
 
-def padding(names: Sequence[str], tokenizer: Any, left: bool) -> Callable[[Sequence[Row]], Batch]:
+def padding_function(names: Sequence[str], tokenizer: Any, left: bool) -> Callable[[Sequence[Row]], Batch]:
     """Rows -> the model's inputs, padded to the longest row; numpy, as torch is slow at things this small."""
     known = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     fills = [(name, known.get(name, 0)) for name in names]
@@ -95,15 +101,15 @@ def padding(names: Sequence[str], tokenizer: Any, left: bool) -> Callable[[Seque
         width = max(lengths)
         spans = [slice(width - n, width) if left else slice(n) for n in lengths]
         columns = list(zip(*rows, strict=True))
-        batch = {name: _padded(columns[k], spans, width, fill) for k, (name, fill) in enumerate(fills)}
+        batch = {name: _pad_values(columns[k], spans, width, fill) for k, (name, fill) in enumerate(fills)}
         if masked:
-            batch[MASK] = _padded([1] * len(rows), spans, width, 0)
+            batch[MASK] = _pad_values([1] * len(rows), spans, width, 0)
         return batch
 
     return pad
 
 
-def _padded(values: Sequence[Any], spans: Sequence[slice], width: int, fill: int) -> Tensor:
+def _pad_values(values: Sequence[Any], spans: Sequence[slice], width: int, fill: int) -> Tensor:
     padded = np.full((len(spans), width), fill, dtype=np.int64)
     for i, span in enumerate(spans):
         padded[i, span] = values[i]
@@ -135,14 +141,14 @@ def check_words(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
         )
 
 
-def check(rows: Dataset, task: Task, split: str) -> None:
+def check_text_rows(rows: Dataset, task: TextTask, split: str) -> None:
     """Raise a UserError that names split and row, as its file counts them, where a text or a label is not allowed."""
     label_values(rows, task, split)
     for column in task.texts:
-        strings(rows, column, split)
+        text_column(rows, column, split)
 
 
-def strings(rows: Dataset, column: str, split: str) -> list[str]:
+def text_column(rows: Dataset, column: str, split: str) -> list[str]:
     """The texts of a column; UserError that names the row where one is no string."""
     values = rows[column][:]
     for i, value in enumerate(values):

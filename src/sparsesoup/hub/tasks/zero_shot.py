@@ -16,11 +16,11 @@ from transformers import CLIPModel
 from transformers import CLIPVisionModelWithProjection as Tower
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.files import load_table, whole, write_table
+from sparsesoup.core.files import atomic_write, load_table, write_table
 from sparsesoup.hub.models.checkpoint import load_tokenizer, read_config
 from sparsesoup.hub.models.weights import check_vocabulary, load_weights, need_weights
-from sparsesoup.hub.tasks.columns import WHOLE, told
-from sparsesoup.hub.tasks.images import Images
+from sparsesoup.hub.tasks.columns import WHOLE, describe_text_task
+from sparsesoup.hub.tasks.images import ImageTask
 from sparsesoup.hub.tasks.prompts import names_of, templates_of
 from sparsesoup.training.batching import Batch
 
@@ -32,7 +32,7 @@ AT_A_TIME = 256  # prompts
 
 
 @dataclass(frozen=True)
-class ZeroShot(Images):
+class ZeroShot(ImageTask):
     """Image classification by a CLIP, whose head is made of words.
 
     Args:
@@ -44,14 +44,14 @@ class ZeroShot(Images):
     templates: tuple[str, ...] = ()
 
 
-def predict(model: nn.Module, batch: Batch) -> Tensor:
+def predict_zero_shot(model: nn.Module, batch: Batch) -> Tensor:
     """Logits [rows, classes]: head n(image), in float32 whatever the precision of the tower."""
     images = model(pixel_values=batch["pixel_values"]).image_embeds.float()
     return functional.normalize(images, dim=-1) @ model.get_buffer(HEAD).T
 
 
 @dataclass(frozen=True)
-class Headed:
+class TowerWithHead:
     """A vision tower in whatever form, such as an export that runs elsewhere, with the head that its ticket carries."""
 
     tower: Callable[..., Any]
@@ -67,7 +67,7 @@ class Headed:
 
 
 @torch.no_grad()
-def head_of(clip: Any, tokenizer: Any, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+def zero_shot_head_of(clip: Any, tokenizer: Any, names: Sequence[str], templates: Sequence[str]) -> Tensor:
     """A head [classes, dimensions] of prompts: exp(s) n(mean_t n(text(t(c)))) for class c.
 
     n(x) = x / |x|, s is the checkpoint's logit scale, t a template. With one template its logits are the checkpoint's
@@ -90,7 +90,7 @@ def head_of(clip: Any, tokenizer: Any, names: Sequence[str], templates: Sequence
     return clip.logit_scale.exp() * functional.normalize(each.mean(1), dim=-1)
 
 
-def tower_of(clip: Any) -> Tower:
+def vision_tower(clip: Any) -> Tower:
     """The vision tower of a CLIP with its projection, in the stock class of these two; it shares the weights."""
     config = copy.deepcopy(clip.config.vision_config)
     config.projection_dim = clip.config.projection_dim
@@ -100,7 +100,7 @@ def tower_of(clip: Any) -> Tower:
     return tower
 
 
-def load(options: Mapping[str, Any], task: ZeroShot) -> Tower:
+def load_zero_shot(options: Mapping[str, Any], task: ZeroShot) -> Tower:
     """The vision tower with the head that the task asks for: of a CLIP, or as a ticket carries it.
 
     Args:
@@ -113,23 +113,23 @@ def load(options: Mapping[str, Any], task: ZeroShot) -> Tower:
     loaded, lacking, _ = load_weights(CLIPModel if whole else Tower, name, options, dtype=torch.float32)
     need_weights(name, lacking)
     if whole:
-        tower, tokenizer = tower_of(loaded), load_tokenizer(name, bool(options.get("trust_remote_code")))
+        tower, tokenizer = vision_tower(loaded), load_tokenizer(name, bool(options.get("trust_remote_code")))
         check_vocabulary(name, loaded.text_model, tokenizer)
-        head = head_of(loaded, tokenizer, task.names, task.templates)
+        head = zero_shot_head_of(loaded, tokenizer, task.names, task.templates)
     else:
-        tower, head = loaded, carried(Path(name), task)
+        tower, head = loaded, load_saved_head(Path(name), task)
     tower.register_buffer(HEAD, head, persistent=False)
     return tower
 
 
-def save(folder: Path, model: nn.Module, task: ZeroShot) -> None:
+def save_zero_shot_head(folder: Path, model: nn.Module, task: ZeroShot) -> None:
     """Write the head and its prompts into a ticket's folder pruning/, each file whole or not at all."""
-    with whole(folder / WEIGHTS) as temporary:
+    with atomic_write(folder / WEIGHTS) as temporary:
         save_file({"head": model.get_buffer(HEAD).cpu().contiguous()}, temporary)
     write_table(folder / PROMPTS, {"format": FORMAT, "names": task.names, "templates": task.templates})
 
 
-def words_of(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+def load_saved_prompts(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
     """(class names, templates) that the ticket in a model folder carries; None if it carries none.
 
     Raises: UserError if the file is damaged.
@@ -146,12 +146,12 @@ def words_of(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
         raise UserError(f"damaged ticket: {path} cannot be read ({error}); copy it again") from error
 
 
-def carried(folder: Path, task: ZeroShot) -> Tensor:
+def load_saved_head(folder: Path, task: ZeroShot) -> Tensor:
     """The head of the ticket in a model folder.
 
     Raises: UserError if it is damaged, or made of other words than the task's.
     """
-    if words_of(folder) != (task.names, task.templates):
+    if load_saved_prompts(folder) != (task.names, task.templates):
         raise UserError(
             f"{folder} has a frozen head of other classes or prompts, and no text tower to read these; take its base "
             f"model, a whole CLIP"
@@ -162,9 +162,9 @@ def carried(folder: Path, task: ZeroShot) -> Tensor:
         raise UserError(f"damaged ticket: {folder / 'pruning' / WEIGHTS} cannot be read ({error})") from error
 
 
-def asked(
-    task: Images, kind: str, folder: Path, train: Dataset, name: str, prompts: str | None, classes: str | None
-) -> Images:
+def as_zero_shot_task(
+    task: ImageTask, kind: str, folder: Path, train: Dataset, name: str, prompts: str | None, classes: str | None
+) -> ImageTask:
     """The task as the model is asked it: in words, if it is a CLIP or a ticket of one; any other task stays as it is.
 
     Args:
@@ -173,7 +173,7 @@ def asked(
         prompts, classes: as `templates_of` and `names_of` take them; what is not given comes from the ticket.
     Raises: UserError if classes or prompts are not fit to be read, or the model has no text tower.
     """
-    words = words_of(folder)
+    words = load_saved_prompts(folder)
     if kind == TOWER and words is None:
         raise UserError(
             f"model {folder} is the vision tower of a CLIP alone, and a head is made by the text tower; give the whole "
@@ -191,9 +191,9 @@ def asked(
 def in_words(task: Any) -> str:
     """What is predicted from what, in words."""
     more = f" and {len(task.templates) - 1} more prompts" if len(task.templates) > 1 else ""
-    return f"{told(task)}, named to CLIP as {task.templates[0]!r}{more}"
+    return f"{describe_text_task(task)}, named to CLIP as {task.templates[0]!r}{more}"
 
 
-def origin(task: Any) -> str:
+def describe_head(task: Any) -> str:
     """Where the head comes from, in words."""
     return f"made by CLIP's text tower of {len(task.names)} class names in {len(task.templates)} prompts each; frozen"

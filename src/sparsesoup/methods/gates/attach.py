@@ -8,17 +8,17 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.utils import parametrize
 
-from sparsesoup.core.granularity import Tie
-from sparsesoup.core.targets import Targets, parameters
+from sparsesoup.core.granularity import CoupledGroups
+from sparsesoup.core.targets import Targets, target_parameters
 from sparsesoup.methods.gates.bias import BiasGate
-from sparsesoup.methods.gates.straight_through import Gate, best
+from sparsesoup.methods.gates.straight_through import StraightThroughGate, floor_count
 from sparsesoup.training.state import TrainState
 
 Kind = TypeVar("Kind", bound=nn.Module)
-Make = Callable[[int, int, Tie], nn.Module]  # (tie, member, the tie) -> the gate of that member
+Make = Callable[[int, int, CoupledGroups], nn.Module]  # (tie, member, the tie) -> the gate of that member
 
 
-def attach(model: nn.Module, ties: tuple[Tie, ...], make: Make) -> list[Parameter]:
+def attach_gates(model: nn.Module, ties: tuple[CoupledGroups, ...], make: Make) -> list[Parameter]:
     """Put a gate on every member of every tie; the parameters that the gates learn, each once."""
     learnt: dict[int, Parameter] = {}
     for number, tie in enumerate(ties):
@@ -33,7 +33,7 @@ def attach(model: nn.Module, ties: tuple[Tie, ...], make: Make) -> list[Paramete
 
 def attach_biases(model: nn.Module, targets: Targets) -> None:
     """Put a gate on the bias of every gated matrix that has one: what is masked whole then says nothing at all."""
-    for name, gate in list(gates(model)):
+    for name, gate in list(gates_of(model)):
         owner, bias = _bias_of(name)
         if bias and len(targets[name].shape) == 2 and getattr(model.get_submodule(owner), bias, None) is not None:
             new = BiasGate(gate, targets[name].shape, targets[name].transposed)
@@ -46,54 +46,54 @@ def _bias_of(name: str) -> tuple[str, str]:
     return owner, f"{own.removesuffix('weight')}bias" if own.endswith("weight") else ""
 
 
-def gates(model: nn.Module) -> Iterator[tuple[str, Gate]]:
+def gates_of(model: nn.Module) -> Iterator[tuple[str, StraightThroughGate]]:
     """(name of the gated parameter, its gate), tie by tie."""
-    yield from _attached(model, Gate)
+    yield from _attached_of_kind(model, StraightThroughGate)
 
 
-def _attached(model: nn.Module, kind: type[Kind]) -> Iterator[tuple[str, Kind]]:
+def _attached_of_kind(model: nn.Module, kind: type[Kind]) -> Iterator[tuple[str, Kind]]:
     for name, module in model.named_modules():
         if isinstance(module, kind):
             owner, _, rest = f".{name}".partition(".parametrizations.")
             yield f"{owner}.{rest.split('.')[-2]}".lstrip("."), module
 
 
-def hidden(model: nn.Module, name: str) -> Parameter:
+def underlying_weight(model: nn.Module, name: str) -> Parameter:
     """The weight behind a gate."""
     owner, _, own = name.rpartition(".")
     return model.get_parameter(f"{owner}.parametrizations.{own}.original".lstrip("."))
 
 
-def worth(state: TrainState, floor: float = 0.0) -> dict[str, Tensor]:
+def weight_scores(state: TrainState, floor: float = 0.0) -> dict[str, Tensor]:
     """Return the score that the gates have for each weight; higher = keep.
 
     Args:
         floor: just over this share of each gate's groups, the best ones, is worth infinitely much.
     """
     found: dict[str, Tensor] = {}
-    params = parameters(state.model, state.targets)
-    for name, gate in gates(state.model):
+    params = target_parameters(state.model, state.targets)
+    for name, gate in gates_of(state.model):
         if name in params:
-            score = gate.worth(params[name])
-            if least := best(score.numel(), floor):
+            score = gate.group_scores(params[name])
+            if least := floor_count(score.numel(), floor):
                 score = score.masked_fill(score >= score.flatten().topk(least).values[-1], torch.inf)
-            found[name] = gate.spread(score, params[name].shape)
+            found[name] = gate.expand_to_weights(score, params[name].shape)
     return {name: found[name] for name in state.targets}
 
 
 @torch.no_grad()
-def fold_(state: TrainState) -> None:
+def fold_gates_(state: TrainState) -> None:
     """Write what open gates let through into the weights and biases behind them.
 
-    The gates themselves stay on until `detach_`.
+    The gates themselves stay on until `detach_gates_`.
     """
-    for name, gate in gates(state.model):
-        weight = hidden(state.model, name)
+    for name, gate in gates_of(state.model):
+        weight = underlying_weight(state.model, name)
         # Trimming may keep a weight whose gate is shut: it is no zero, but comes back as small as the model knows it.
-        weight.mul_(gate.scale(weight).clamp_min(1e-3))
-    for name, biased in _attached(state.model, BiasGate):
-        bias = hidden(state.model, name)
-        bias.mul_(biased.open().to(bias).clamp_min(1e-3))
+        weight.mul_(gate.mean_gate(weight).clamp_min(1e-3))
+    for name, biased in _attached_of_kind(state.model, BiasGate):
+        bias = underlying_weight(state.model, name)
+        bias.mul_(biased.open_outputs().to(bias).clamp_min(1e-3))
 
 
 @torch.no_grad()
@@ -111,9 +111,9 @@ def zero_biases_(state: TrainState) -> None:
                 value[closed] = 0.0
 
 
-def detach_(state: TrainState) -> None:
+def detach_gates_(state: TrainState) -> None:
     """Remove the gates and their group of the optimizer; the weights stay as they are behind them."""
-    for name, _ in [*gates(state.model), *_attached(state.model, BiasGate)]:
+    for name, _ in [*gates_of(state.model), *_attached_of_kind(state.model, BiasGate)]:
         owner, _, own = name.rpartition(".")
         parametrize.remove_parametrizations(state.model.get_submodule(owner), own, leave_parametrized=False)
     living = {id(p) for p in state.model.parameters()}

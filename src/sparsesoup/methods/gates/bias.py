@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from sparsesoup.methods.gates.straight_through import Gate, opened
+from sparsesoup.methods.gates.straight_through import StraightThroughGate, open_groups
 
 
 class BiasGate(nn.Module):
@@ -17,19 +17,19 @@ class BiasGate(nn.Module):
         transposed: the weight is stored [in, out].
     """
 
-    def __init__(self, gate: Gate, shape: tuple[int, ...], transposed: bool) -> None:
+    def __init__(self, gate: StraightThroughGate, shape: tuple[int, ...], transposed: bool) -> None:
         super().__init__()
         self._gate = (gate,)  # in a tuple: as a child of this module it would appear in the model twice
-        self._tile = gate.block.tile(shape)
+        self._tile = gate.block.tile_shape(shape)
         self._lines, self._across = shape[0] // self._tile[0], 0 if transposed else 1
 
     def forward(self, bias: Tensor) -> Tensor:
         """The bias where its row is open, 0 elsewhere."""
-        return bias * self.open().view(torch.int8)
+        return bias * self.open_outputs().view(torch.int8)
 
-    def open(self) -> Tensor:
+    def open_outputs(self) -> Tensor:
         """Return a bool for each output: True where it has an open group."""
         gate = self._gate[0]
         assert gate.score is not None
-        grid = opened(gate.score, gate.level, gate.block).view(self._lines, -1)
+        grid = open_groups(gate.score, gate.level, gate.block).view(self._lines, -1)
         return grid.any(self._across).repeat_interleave(self._tile[1 - self._across])

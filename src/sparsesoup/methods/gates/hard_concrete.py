@@ -8,16 +8,16 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sparsesoup.core.granularity import Element
-from sparsesoup.methods.gates.straight_through import Gate, add_pull_, mean_open
+from sparsesoup.methods.gates.straight_through import StraightThroughGate, add_penalty_gradient_, mean_gate_probability
 
 LOW, HIGH = -0.1, 1.1  # the interval to which the concrete distribution is stretched
 BETA = 2 / 3
 START = 2.197  # logit of 0.9
-SHUT = math.log(-LOW / HIGH)  # below this score the gate of evaluation is 0
+CLOSED_LOGIT = math.log(-LOW / HIGH)  # below this score the gate of evaluation is 0
 SHIFT = BETA * math.log(-LOW / HIGH)  # a gate is open with probability sigmoid(score - SHIFT)
 
 
-class HardConcrete(Gate):
+class HardConcrete(StraightThroughGate):
     """z = clamp(sigmoid((log u - log(1 - u) + score) / beta) (1.2) - 0.1, 0, 1). Louizos et al. 2018, eq. 10 to 12.
 
     Args:
@@ -29,34 +29,34 @@ class HardConcrete(Gate):
 
     def __init__(self, score: Parameter, noise: Tensor, tie: int) -> None:
         super().__init__(score, Element, tie, 0, SHIFT)
-        self.level.fill_(SHUT)
+        self.level.fill_(CLOSED_LOGIT)
         self.noise = noise  # no buffer: it is a function of the seed, and shared
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight times its gate: a random one in training, else the one at the median of the noise."""
         if not self.training:
-            return weight * self.scale(weight)
+            return weight * self.mean_gate(weight)
         if self.noise.device != weight.device:
             self.noise = self.noise.to(weight.device)
         start = int(torch.randint(len(self.noise) - weight.numel() + 1, ()))
         noise = self.noise[start : start + weight.numel()].view(weight.shape)
-        product, self.share = Stretched.apply(weight, self.score, noise)
+        product, self.share = HardConcreteFunction.apply(weight, self.score, noise)
         return product
 
-    def scale(self, weight: Tensor) -> Tensor:
+    def mean_gate(self, weight: Tensor) -> Tensor:
         """clamp(1.2 sigmoid(score) - 0.1, 0, 1). Louizos et al. 2018, eq. 13; it is not binary."""
         assert self.score is not None
         return (self.score.detach().sigmoid() * (HIGH - LOW) + LOW).clamp_(0, 1)
 
 
-class Stretched(torch.autograd.Function):
+class HardConcreteFunction(torch.autograd.Function):
     """W' = W z; back: dL/dW = dL/dW' z; dL/dS = dL/dW' W dz/dS, which is 0 where z is clamped."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, score: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         gate = torch.add(noise, score.detach(), alpha=1 / BETA).sigmoid_().mul_(HIGH - LOW).add_(LOW).clamp_(0, 1)
         ctx.save_for_backward(weight, gate, score)
-        return weight * gate, mean_open(score, SHIFT)
+        return weight * gate, mean_gate_probability(score, SHIFT)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -64,7 +64,7 @@ class Stretched(torch.autograd.Function):
         # With s = (z - LOW) / 1.2: dz/dS = 1.2 s (1 - s) / beta = (z (1 - z) + 0.11) / (1.2 beta) inside, 0 at 0 and 1.
         slope = torch.addcmul(gate, gate, gate, value=-1)
         slope.add_(slope.sign(), alpha=-LOW * HIGH).mul_(weight).mul_(grad / ((HIGH - LOW) * BETA))
-        return gate.mul_(grad), add_pull_(slope, score, SHIFT, pull), None
+        return gate.mul_(grad), add_penalty_gradient_(slope, score, SHIFT, pull), None
 
 
 def logistic_noise(length: int, draw: torch.Generator) -> Tensor:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsesoup.core.schedules import Cubic
-from sparsesoup.methods.gates.attach import gates
-from sparsesoup.methods.gates.density import firsts, masked_share, worths
-from sparsesoup.methods.gates.straight_through import Gate
+from sparsesoup.core.schedules import CubicSchedule
+from sparsesoup.methods.gates.attach import gates_of
+from sparsesoup.methods.gates.density import first_gate_per_group, group_scores, masked_share
+from sparsesoup.methods.gates.straight_through import StraightThroughGate
 from sparsesoup.training.state import TrainState
 
 # Chosen by trial under Adam, with gradients that stay, fall and grow; tests/test_lead.py holds what they reach.
@@ -23,7 +23,7 @@ SAMPLE = 1 << 11  # scores of a tie that are looked at
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lead:
+class SparsityController:
     """Sets threshold and penalty after each step; as a hook, and as the penalty.
 
     The penalty is weight * mean over families of family weight * mean over its ties of mean sigmoid(score - shift)
@@ -52,7 +52,7 @@ class Lead:
         floor: share of the groups of every tie that stay open whatever the threshold; 0: none has to.
     """
 
-    plan: Cubic
+    plan: CubicSchedule
     end: int
     sparsity: float
     rate: Callable[[int], float]
@@ -67,73 +67,78 @@ class Lead:
     def __call__(self, state: TrainState) -> None:
         """After a step: set the threshold, look at the masks, set the weight of the penalty for the next step."""
         if self.threshold is not None:
-            bound = torch.tensor(self._bound(state, self.threshold))
-            for _, gate in gates(state.model):
-                gate.level.copy_(gate.floored(bound, self.floor) if self.floor else bound)
+            bound = torch.tensor(self._threshold_logit(state, self.threshold))
+            for _, gate in gates_of(state.model):
+                gate.level.copy_(gate.floored_threshold(bound, self.floor) if self.floor else bound)
         state.masked = masked_share(state, self.areas)
         given = self.penalty
-        _remember(state, weight=self._pull(state) if given is None else given * self.plan.at(state.step, 0.5) / 0.5)
+        _store_numbers(
+            state,
+            weight=self._penalty_strength(state)
+            if given is None
+            else given * self.plan.sparsity_at(state.step, 0.5) / 0.5,
+        )
 
-    def _bound(self, state: TrainState, threshold: float) -> float:
+    def _threshold_logit(self, state: TrainState, threshold: float) -> float:
         """The score at which gates open: on the curve of the threshold, at last where the sparsity is."""
-        bound = float(torch.logit(torch.tensor(self.plan.at(state.step, threshold))))
+        bound = float(torch.logit(torch.tensor(self.plan.sparsity_at(state.step, threshold))))
         if self.penalty is not None or state.step <= self.plan.stop:
             return bound
         share = min((state.step - self.plan.stop) / max(self.end - self.plan.stop, 1), 1.0)
-        return bound + share * (self._marginal(_ranked(state, self.areas), state.step) - bound)
+        return bound + share * (self._marginal_score(_rank_scores(state, self.areas), state.step) - bound)
 
-    def _pull(self, state: TrainState) -> float:
+    def _penalty_strength(self, state: TrainState) -> float:
         """Weight of the penalty that brings the marginal score to the threshold within `WITHIN` steps."""
         step = self.rate(state.step)
-        if not self.plan.at(state.step, self.sparsity) or not step:
+        if not self.plan.sparsity_at(state.step, self.sparsity) or not step:
             return 0.0
-        ranked = _ranked(state, self.areas)
-        score, before = self._marginal(ranked, state.step), self._marginal(ranked, state.step - 1)
+        ranked = _rank_scores(state, self.areas)
+        score, before = self._marginal_score(ranked, state.step), self._marginal_score(ranked, state.step - 1)
         # In learning rates a step: the fall that pulls so far explain, and what lifts the scores against them.
-        fall = MOMENTUM * _number(state, "fall") + (1 - MOMENTUM) * _number(state, "pull")
-        lift = _number(state, "lift")
+        fall = MOMENTUM * _load_number(state, "fall") + (1 - MOMENTUM) * _load_number(state, "pull")
+        lift = _load_number(state, "lift")
         if "lead/marginal" in state.memory:
-            fell = (_number(state, "marginal") - before) / step
-            lift = _clamp(MOMENTUM * lift + (1 - MOMENTUM) * (fall - fell))
+            fell = (_load_number(state, "marginal") - before) / step
+            lift = _clamp_strength(MOMENTUM * lift + (1 - MOMENTUM) * (fall - fell))
         coming = (fall - lift) * step * MOMENTUM / (1 - MOMENTUM)  # the momentum's part, whatever is pulled from now on
-        level = max(float(gate.level) for gate in self._first(state))  # a floor lowers that of some
-        pull = _clamp((score - level - coming) / (self._horizon() * step) + lift)
-        _remember(state, marginal=score, fall=fall, lift=lift, pull=pull)
+        level = max(float(gate.level) for gate in self._first_gates(state))  # a floor lowers that of some
+        pull = _clamp_strength((score - level - coming) / (self._control_horizon() * step) + lift)
+        _store_numbers(state, marginal=score, fall=fall, lift=lift, pull=pull)
         open_ = 1 / (1 + math.exp(self.shift - score))
-        return pull * self._unit(state) / max(open_ * (1 - open_), FLATTEST) * self._scores(state)
+        return pull * self._typical_gradient(state) / max(open_ * (1 - open_), FLATTEST) * self._count_scores(state)
 
-    def _horizon(self) -> float:
+    def _control_horizon(self) -> float:
         return min(WITHIN, self.plan.stop / 4)
 
-    def _marginal(self, ranked: tuple[Tensor, Tensor], step: int) -> float:
+    def _marginal_score(self, ranked: tuple[Tensor, Tensor], step: int) -> float:
         """The score below which the share of the weights lies that is wanted at a step."""
         scores, below = ranked
-        goal = self.plan.at(step, self.sparsity) * below[-1]
+        goal = self.plan.sparsity_at(step, self.sparsity) * below[-1]
         return float(scores[min(int((below < goal).sum()), len(scores) - 1)])
 
-    def _unit(self, state: TrainState) -> float:
+    def _typical_gradient(self, state: TrainState) -> float:
         """The gradient that, held, moves a score by its learning rate a step: the median score's, on a sample."""
         parts = []
-        for gate in self._first(state):
+        for gate in self._first_gates(state):
             score = gate.score
             assert score is not None
             parts.append(typical_gradient(state.optimizer, score, max(1, score.numel() // SAMPLE)))
         return float(torch.cat(parts).median())
 
-    def term(self, state: TrainState) -> Tensor:
+    def penalty_term(self, state: TrainState) -> Tensor:
         """The penalty, for the loss: of the gates that the pass went through, since it may leave a block out."""
         total = torch.zeros(())
-        for gate, family in zip(self._first(state), self._families(state), strict=True):
+        for gate, family in zip(self._first_gates(state), self._penalty_weights(state), strict=True):
             if gate.share is not None:
                 total = total + gate.share * family
                 gate.share = None  # it holds the graph
-        return _number(state, "weight") * total
+        return _load_number(state, "weight") * total
 
-    def _first(self, state: TrainState) -> list[Gate]:
-        found = firsts(state.model)
+    def _first_gates(self, state: TrainState) -> list[StraightThroughGate]:
+        found = first_gate_per_group(state.model)
         return [found[tie][1] for tie in range(len(self.weights))]
 
-    def _families(self, state: TrainState) -> list[float]:
+    def _penalty_weights(self, state: TrainState) -> list[float]:
         """Return the weight of each tie's mean: as published where a penalty is given; else by its number of scores.
 
         With equal means a score of a small tie is pulled harder: a head thirty times as hard as a unit.
@@ -142,19 +147,19 @@ class Lead:
             names = self.families or ("",) * len(self.weights)
             ties = Counter(names)
             return [weight / (ties[name] * len(ties)) for name, weight in zip(names, self.weights, strict=True)]
-        total = self._scores(state)
-        counts = [gate.score.numel() for gate in self._first(state) if gate.score is not None]
+        total = self._count_scores(state)
+        counts = [gate.score.numel() for gate in self._first_gates(state) if gate.score is not None]
         return [weight * count / total for weight, count in zip(self.weights, counts, strict=True)]
 
-    def _scores(self, state: TrainState) -> float:
+    def _count_scores(self, state: TrainState) -> float:
         """Scores of all ties: a penalty of this times g / sigmoid' pulls a score of mean size with g."""
-        return float(sum(gate.score.numel() for gate in self._first(state) if gate.score is not None))
+        return float(sum(gate.score.numel() for gate in self._first_gates(state) if gate.score is not None))
 
 
-def _ranked(state: TrainState, areas: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _rank_scores(state: TrainState, areas: Sequence[int]) -> tuple[Tensor, Tensor]:
     """(a sample of all scores in ascending order, how many weights lie at or below each)."""
     parts, shares = [], []
-    for tie, score in worths(state).items():
+    for tie, score in group_scores(state).items():
         some = score.flatten()[:: max(1, score.numel() // SAMPLE)]
         parts.append(some)
         shares.append(torch.full_like(some, score.numel() / len(some) * areas[tie]))
@@ -162,16 +167,16 @@ def _ranked(state: TrainState, areas: Sequence[int]) -> tuple[Tensor, Tensor]:
     return order.values, torch.cat(shares)[order.indices].cumsum(0)
 
 
-def _clamp(pull: float) -> float:
+def _clamp_strength(pull: float) -> float:
     return min(max(pull, -STRONGEST), STRONGEST)
 
 
-def _remember(state: TrainState, **numbers: float) -> None:
+def _store_numbers(state: TrainState, **numbers: float) -> None:
     for name, number in numbers.items():
         state.memory[f"lead/{name}"] = torch.tensor(number, dtype=torch.float64)
 
 
-def _number(state: TrainState, name: str) -> float:
+def _load_number(state: TrainState, name: str) -> float:
     found = state.memory.get(f"lead/{name}")
     return 0.0 if found is None else float(found)
 

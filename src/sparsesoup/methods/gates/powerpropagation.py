@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrize
 
 
-class _Power(torch.autograd.Function):
+class _PowerFunction(torch.autograd.Function):
     """v |v|^(alpha - 1), whose derivative alpha |v|^(alpha - 1) is finite at 0.
 
     Left to autograd, the derivative of the second factor is infinite there for alpha < 2, and times v NaN.
@@ -19,21 +19,21 @@ class _Power(torch.autograd.Function):
     def forward(ctx: Any, v: Tensor, alpha: float) -> Tensor:
         ctx.save_for_backward(v)
         ctx.alpha = alpha
-        return _slope(v, alpha).mul_(v)
+        return _power_factor(v, alpha).mul_(v)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]  # torch has no type for it in some versions
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (v,) = ctx.saved_tensors
-        return _slope(v, ctx.alpha).mul_(gradient).mul_(ctx.alpha), None
+        return _power_factor(v, ctx.alpha).mul_(gradient).mul_(ctx.alpha), None
 
 
-def _slope(v: Tensor, alpha: float) -> Tensor:
+def _power_factor(v: Tensor, alpha: float) -> Tensor:
     """|v|^(alpha - 1), in a tensor of its own."""
     return v.abs() if alpha == 2.0 else v.abs().pow_(alpha - 1.0)
 
 
-class Power(nn.Module):
+class PowerParametrization(nn.Module):
     """w = sign(v) |v|^alpha in the place of a weight. Schwarz et al. 2021.
 
     Zero is zero on both sides and the order of magnitudes is the same, so masks of v are masks of w.
@@ -41,7 +41,7 @@ class Power(nn.Module):
     Args:
         alpha: at least 1, which changes nothing.
 
-    >>> Power(2.0)(torch.tensor([-3.0, 0.0, 0.5])).tolist()
+    >>> PowerParametrization(2.0)(torch.tensor([-3.0, 0.0, 0.5])).tolist()
     [-9.0, 0.0, 0.25]
     """
 
@@ -51,7 +51,7 @@ class Power(nn.Module):
 
     def forward(self, v: Tensor) -> Tensor:
         """The weight that the model works with."""
-        weight: Tensor = _Power.apply(v, self.alpha)
+        weight: Tensor = _PowerFunction.apply(v, self.alpha)
         return weight
 
     def right_inverse(self, weight: Tensor) -> Tensor:
@@ -59,14 +59,14 @@ class Power(nn.Module):
         return weight.abs().pow(1.0 / self.alpha).copysign(weight)
 
 
-def attach(model: nn.Module, names: Iterable[str], alpha: float) -> None:
+def attach_power(model: nn.Module, names: Iterable[str], alpha: float) -> None:
     """Put the power before these weights: from now on `v` is what is trained, under `parametrizations.*.original`."""
     for name in names:
         owner, _, own = name.rpartition(".")
-        parametrize.register_parametrization(model.get_submodule(owner), own, Power(alpha))
+        parametrize.register_parametrization(model.get_submodule(owner), own, PowerParametrization(alpha))
 
 
-def fold_(model: nn.Module, names: Iterable[str]) -> None:
+def fold_power_(model: nn.Module, names: Iterable[str]) -> None:
     """Write the weights in the place of v and take the power away: plain names, the same answers."""
     for name in names:
         owner, _, own = name.rpartition(".")

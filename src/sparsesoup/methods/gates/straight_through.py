@@ -11,7 +11,7 @@ from sparsesoup.core.granularity import Block, Element
 SAMPLE = 1 << 14  # scores from which the value of a penalty is told; its gradient is exact
 
 
-class Gate(nn.Module):
+class StraightThroughGate(nn.Module):
     """A parametrization that lets through the groups whose score is at least a level. Sanh et al. 2020, eq. 4.
 
     Args:
@@ -36,76 +36,80 @@ class Gate(nn.Module):
         """The weight where its group is open, 0 elsewhere; in training, the penalty is then to be had as `share`."""
         if self.score is None:
             return weight * (weight.detach().abs() >= self.level).view(torch.int8)
-        product, share = Through.apply(weight, self.score, self.level, self)
+        product, share = MaskStraightThrough.apply(weight, self.score, self.level, self)
         if self.training and self.shift is not None:
             self.share = share
         return product
 
-    def worth(self, weight: Tensor) -> Tensor:
+    def group_scores(self, weight: Tensor) -> Tensor:
         """What each group is worth, higher = keep."""
         if self.score is None:
             return weight.detach().abs()
         own = self.score.detach()
         return own if self.block == Element else own.amax(0) if own.dim() == 2 else own
 
-    def floored(self, level: Tensor, floor: float) -> Tensor:
+    def floored_threshold(self, level: Tensor, floor: float) -> Tensor:
         """The level at which just over a share `floor` of the groups is open, where this one opens fewer."""
         assert self.score is not None
-        worth = self.worth(self.score).flatten()
-        least = best(len(worth), floor)
+        worth = self.group_scores(self.score).flatten()
+        least = floor_count(len(worth), floor)
         return worth.topk(least).values[-1] if int((worth >= level).sum()) < least else level
 
-    def scale(self, weight: Tensor) -> Tensor:
+    def mean_gate(self, weight: Tensor) -> Tensor:
         """What the gate lets through of each weight when nothing is random: 1 where it is open, else 0."""
-        return self.spread((self.worth(weight) >= self.level).to(weight.dtype), weight.shape)
+        return self.expand_to_weights((self.group_scores(weight) >= self.level).to(weight.dtype), weight.shape)
 
-    def spread(self, groups: Tensor, shape: torch.Size) -> Tensor:
+    def expand_to_weights(self, groups: Tensor, shape: torch.Size) -> Tensor:
         """The value of each group at all of its weights."""
-        return self.block.spread(groups, shape)
+        return self.block.expand_to_weights(groups, shape)
 
 
-class Through(torch.autograd.Function):
+class MaskStraightThrough(torch.autograd.Function):
     """W' = W * M; back: dL/dS = the sum of dL/dW' * W over a group, everywhere; dL/dW = dL/dW' * M.
 
     Masks are multiplied as bytes: half the time of a product with booleans, and no copy of them as floats.
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, score: Tensor, level: Tensor, gate: Gate) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, weight: Tensor, score: Tensor, level: Tensor, gate: StraightThroughGate
+    ) -> tuple[Tensor, Tensor]:
         ctx.gate = gate
         ctx.save_for_backward(weight, score, level)  # the mask is made anew on the way back: it would be held till then
-        return masked(weight, opened(score, level, gate.block), gate.block), mean_open(score, gate.shift)
+        return mask_weight(weight, open_groups(score, level, gate.block), gate.block), mean_gate_probability(
+            score, gate.shift
+        )
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (grad, pull), (weight, score, level), gate = grads, ctx.saved_tensors, ctx.gate
         product = grad * weight
         if gate.block != Element:
-            product = gate.block.total(product).flatten()
+            product = gate.block.sum_over_tiles(product).flatten()
         if product.shape != score.shape:  # its own row of the tie's scores
             whole = product.new_zeros(score.shape)
             whole[gate.member] = product
             product = whole
         return (
-            masked(grad, opened(score, level, gate.block), gate.block),
-            add_pull_(product, score, gate.shift, pull),
+            mask_weight(grad, open_groups(score, level, gate.block), gate.block),
+            add_penalty_gradient_(product, score, gate.shift, pull),
             None,
             None,
         )
 
 
-def best(count: int, floor: float) -> int:
+def floor_count(count: int, floor: float) -> int:
     """Return the number of groups that stay whatever the threshold, as nn_pruning counts them; 0 without a floor."""
     return int(floor * count) + 1 if floor else 0
 
 
-def opened(score: Tensor, level: Tensor, block: Block) -> Tensor:
+def open_groups(score: Tensor, level: Tensor, block: Block) -> Tensor:
     """Which groups are open; where each member has its own scores, those that any of them opens."""
     mask = score.detach() >= level
     return mask.any(0) if block != Element and score.dim() == 2 else mask
 
 
-def mean_open(score: Tensor, shift: float | None) -> Tensor:
+def mean_gate_probability(score: Tensor, shift: float | None) -> Tensor:
     """Mean sigmoid(score - shift), on a sample of many scores: it is told, not needed."""
     if shift is None:
         return score.new_zeros(())
@@ -113,7 +117,7 @@ def mean_open(score: Tensor, shift: float | None) -> Tensor:
     return (some - shift).sigmoid_().mean()
 
 
-def add_pull_(slope: Tensor, score: Tensor, shift: float | None, pull: Tensor) -> Tensor:
+def add_penalty_gradient_(slope: Tensor, score: Tensor, shift: float | None, pull: Tensor) -> Tensor:
     """Add the gradient of pull * mean sigmoid(score - shift) to that of the task.
 
     Here, where the task's is made and in the cache: as a term of its own it would take another size of the scores.
@@ -124,11 +128,11 @@ def add_pull_(slope: Tensor, score: Tensor, shift: float | None, pull: Tensor) -
     return slope
 
 
-def masked(weight: Tensor, mask: Tensor, block: Block) -> Tensor:
+def mask_weight(weight: Tensor, mask: Tensor, block: Block) -> Tensor:
     """The weight where the mask of its group is True, 0 elsewhere."""
     if mask.shape == weight.shape:
         return weight * mask.view(torch.int8)
-    rows, cols = block.tile(weight.shape)
+    rows, cols = block.tile_shape(weight.shape)
     # Whole rows at a time: a product over tiles runs in strides as short as a tile is wide, four times as long.
     lines = mask.to(weight.dtype).view(weight.shape[0] // rows, -1).repeat_interleave(cols, 1)
     return (weight.view(len(lines), rows, -1) * lines[:, None]).view(weight.shape)

@@ -1,5 +1,5 @@
 """Scorers: parameters in, scores out; higher = keep, always."""
 
-from sparsesoup.methods.scores.weight import magnitude, random
+from sparsesoup.methods.scores.weight import magnitude, random_scores
 
-__all__ = ["magnitude", "random"]
+__all__ = ["magnitude", "random_scores"]

@@ -3,19 +3,19 @@
 from torch import Tensor, nn, no_grad
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.targets import parameters
-from sparsesoup.methods.scores.calibration import Rows, finite, measure
+from sparsesoup.core.targets import target_parameters
+from sparsesoup.methods.scores.calibration import Rows, for_each_batch, require_finite
 from sparsesoup.training.batching import Batch
 from sparsesoup.training.problem import Problem
 
 
-def wanda(problem: Problem, model: nn.Module, rows: Rows) -> dict[str, Tensor]:
+def wanda_scores(problem: Problem, model: nn.Module, rows: Rows) -> dict[str, Tensor]:
     """|w_ij| ||x_j||_2, in the shape in which each target is stored. Wanda: Sun et al. 2024, sec. 3."""
     norms = input_norms(problem, model, rows)
     turned = {name for name, target in problem.targets.items() if target.transposed}
     return {
         name: p.detach().abs() * (norms[name][:, None] if name in turned else norms[name])
-        for name, p in parameters(model, problem.targets).items()
+        for name, p in target_parameters(model, problem.targets).items()
     }
 
 
@@ -27,7 +27,7 @@ def input_norms(problem: Problem, model: nn.Module, rows: Rows) -> dict[str, Ten
 
     Raises: UserError if the module that owns a target is not called with rows of its inputs, or a norm is not finite.
     """
-    ears = {name: _Ear(name, target.shape, target.transposed) for name, target in problem.targets.items()}
+    ears = {name: _InputNormHook(name, target.shape, target.transposed) for name, target in problem.targets.items()}
 
     def work(batch: Batch, share: float) -> None:
         for ear in ears.values():
@@ -38,14 +38,14 @@ def input_norms(problem: Problem, model: nn.Module, rows: Rows) -> dict[str, Ten
     owners = [model.get_submodule(name.rpartition(".")[0]) for name in ears]
     handles = [owner.register_forward_pre_hook(ear) for owner, ear in zip(owners, ears.values(), strict=True)]
     try:
-        measure(problem, model, rows, "forward", work)
+        for_each_batch(problem, model, rows, "forward", work)
     finally:
         for handle in handles:
             handle.remove()
-    return finite({name: ear.norms() for name, ear in ears.items()}, "the inputs' norm")
+    return require_finite({name: ear.input_norms() for name, ear in ears.items()}, "the inputs' norm")
 
 
-class _Ear:
+class _InputNormHook:
     """Hears what a module is called with, and adds up the squares: of tokens, and of what are no tokens."""
 
     def __init__(self, name: str, shape: tuple[int, ...], transposed: bool) -> None:
@@ -55,7 +55,7 @@ class _Ear:
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if self.sides != 2 or not inputs or inputs[0].shape[-1] != self.width:
-            raise self._deaf()
+            raise self._never_called_error()
         before, vectors = inputs[0].shape[:-1], inputs[0].detach().reshape(-1, self.width)
         tokens = self.mask is None or before in (self.mask.shape, (self.mask.numel(),))
         if self.mask is not None and tokens:
@@ -63,12 +63,12 @@ class _Ear:
         found = vectors.square().sum(0)
         self.squares[tokens] = self.squares[tokens] + found if tokens in self.squares else found
 
-    def norms(self) -> Tensor:
+    def input_norms(self) -> Tensor:
         if not self.squares:
-            raise self._deaf()
+            raise self._never_called_error()
         return self.squares[max(self.squares)].sqrt()
 
-    def _deaf(self) -> UserError:
+    def _never_called_error(self) -> UserError:
         return UserError(
             f"wanda cannot see the inputs of {self.name}: its module is not called with rows of {self.width} features; "
             f"take magnitude or snip for this model"

@@ -11,10 +11,10 @@ from sparsesoup.training.state import TrainState
 Sensitivity = Callable[[Tensor, Tensor, float], Tensor]  # (weight, its gradient, learning rate) -> what losing it costs
 
 
-def first_order(weight: Tensor, gradient: Tensor, rate: float) -> Tensor:
+def first_order_sensitivity(weight: Tensor, gradient: Tensor, rate: float) -> Tensor:
     """|g w|: the change of the loss where the weight is set to zero, to first order. Zhang et al. 2022.
 
-    >>> first_order(torch.tensor([2.0, -1.0]), torch.tensor([-0.5, 0.0]), 0.1).tolist()
+    >>> first_order_sensitivity(torch.tensor([2.0, -1.0]), torch.tensor([-0.5, 0.0]), 0.1).tolist()
     [1.0, 0.0]
     """
     return (weight * gradient).abs_()
@@ -30,7 +30,7 @@ def after_step(weight: Tensor, gradient: Tensor, rate: float) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Averages:
+class ImportanceAverages:
     """I and U of every weight, over the steps that it observes; their product is the score. Zhang et al. 2022.
 
     At the end of each window, with s the mean sensitivity of its steps: I = fast I + (1 - fast) s, then
@@ -52,32 +52,32 @@ class Averages:
     origin: int
 
     @torch.no_grad()
-    def observe(self, state: TrainState) -> None:
+    def observe_gradients(self, state: TrainState) -> None:
         """Look at the gradients of a step: a hook of `train`."""
         ends, rate = (state.step + 1 - self.origin) % self.window == 0, float(state.optimizer.param_groups[0]["lr"])
-        for name, weight in state.params().items():
+        for name, weight in state.prunable_parameters().items():
             gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
             now = self.sensitivity(weight, gradient, rate)
             earlier = state.memory.get(f"open/{name}")
             if earlier is not None:
                 now = earlier.add_(now)
             if ends:
-                self._close(state, name, now.div_(min(self.window, state.step + 1)))
+                self._close_window(state, name, now.div_(min(self.window, state.step + 1)))
             else:
                 state.memory[f"open/{name}"] = now
 
-    def _close(self, state: TrainState, name: str, mean: Tensor) -> None:
+    def _close_window(self, state: TrainState, name: str, mean: Tensor) -> None:
         state.memory.pop(f"open/{name}", None)
         for what in ("importance", "uncertainty"):
             state.memory.setdefault(f"{what}/{name}", torch.zeros_like(mean))
         importance = state.memory[f"importance/{name}"].lerp_(mean, 1 - self.fast)
         state.memory[f"uncertainty/{name}"].lerp_(mean.sub_(importance).abs_(), 1 - self.slow)
 
-    def scores(self, state: TrainState) -> dict[str, Tensor]:
+    def current_scores(self, state: TrainState) -> dict[str, Tensor]:
         """I U of every weight, as of the last window that ended."""
         return {n: state.memory[f"importance/{n}"] * state.memory[f"uncertainty/{n}"] for n in state.targets}
 
-    def forget_(self, state: TrainState) -> None:
+    def clear_averages_(self, state: TrainState) -> None:
         """Clear the averages from the memory."""
         for key in [k for k in state.memory if k.startswith(("open/", "importance/", "uncertainty/"))]:
             del state.memory[key]

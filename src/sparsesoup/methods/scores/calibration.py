@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.rng import fold, sow
-from sparsesoup.core.targets import Targets, parameters
+from sparsesoup.core.rng import derive_seed, seed_everything
+from sparsesoup.core.targets import Targets, target_parameters
 from sparsesoup.training.batching import Batch
-from sparsesoup.training.problem import Problem, charge, timed, to_device
+from sparsesoup.training.problem import Problem, add_batch_cost, charge_time, to_device
 
 Rows = list[list[int]]  # the training rows of each batch
 
@@ -23,17 +23,19 @@ def need_batches(method: str, batches: int) -> None:
         raise UserError(f"{method} needs batches >= 1, got {batches}")
 
 
-def calibration(problem: Problem, batches: int, *path: object) -> Rows:
+def calibration_batches(problem: Problem, batches: int, *path: object) -> Rows:
     """Training rows to score by: that many batches, each in the parts that `train.accumulation` cuts it into.
 
     The same for the same seed and path. Beyond one epoch rows come again, in another order.
     """
-    order = problem.train.batches(problem.training.batch_size, 0, problem.seed, "score", *path)
+    order = problem.train.train_batches(problem.training.batch_size, 0, problem.seed, "score", *path)
     size = -(-min(problem.training.batch_size, len(problem.train)) // problem.training.accumulation)
     return [batch[i : i + size] for batch in islice(order, batches) for i in range(0, len(batch), size)]
 
 
-def measure(problem: Problem, model: nn.Module, rows: Rows, what: str, work: Callable[[Batch, float], object]) -> None:
+def for_each_batch(
+    problem: Problem, model: nn.Module, rows: Rows, what: str, work: Callable[[Batch, float], object]
+) -> None:
     """Do `work(batch, share of all rows)` for each batch with the model held still; charged to "score".
 
     Args:
@@ -41,20 +43,22 @@ def measure(problem: Problem, model: nn.Module, rows: Rows, what: str, work: Cal
     """
     total = sum(map(len, rows))
     problem.observer.begin("score", 0, len(rows))
-    with still(model, problem.targets), torch.random.fork_rng():
+    with frozen_eval(model, problem.targets), torch.random.fork_rng():
         for number, indices in enumerate(rows):
-            with timed(problem.meter, "score") as cost:
-                sow(fold(problem.seed, "score", number))
+            with charge_time(problem.meter, "score") as cost:
+                seed_everything(derive_seed(problem.seed, "score", number))
                 batch = to_device(problem.train.batch(indices), problem.accelerator.device)
                 shape = ("score", what, *(tuple(t.shape) for t in batch.values()))
-                _, flops = problem.meter.counted(shape, functools.partial(work, batch, len(indices) / total))
-                charge(cost, problem.train, indices, flops)
+                _, flops = problem.meter.run_and_count_flops(
+                    shape, functools.partial(work, batch, len(indices) / total)
+                )
+                add_batch_cost(cost, problem.train, indices, flops)
             problem.observer.step({})
     problem.observer.end()
 
 
 @contextmanager
-def still(model: nn.Module, targets: Targets) -> Iterator[None]:
+def frozen_eval(model: nn.Module, targets: Targets) -> Iterator[None]:
     """In this block the model is in eval mode, computes in its own precision and takes gradients at all targets."""
     modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -62,7 +66,7 @@ def still(model: nn.Module, targets: Targets) -> Iterator[None]:
     mixed, plain = own.get("forward"), own.get("_original_forward")  # accelerate's autocast, and what it wraps
     try:
         model.eval()
-        for parameter in parameters(model, targets).values():
+        for parameter in target_parameters(model, targets).values():
             parameter.requires_grad_(True)
         if plain is not None:
             own["forward"] = plain
@@ -76,7 +80,7 @@ def still(model: nn.Module, targets: Targets) -> Iterator[None]:
             module.training = flag
 
 
-def finite(table: dict[str, Tensor], what: str) -> dict[str, Tensor]:
+def require_finite(table: dict[str, Tensor], what: str) -> dict[str, Tensor]:
     """The table itself; UserError that names the first tensor with a NaN or an infinity."""
     for name, values in table.items():
         if not bool(values.isfinite().all()):

@@ -6,32 +6,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sparsesoup.core.targets import parameters
-from sparsesoup.methods.scores.calibration import Rows, finite, measure
+from sparsesoup.core.targets import target_parameters
+from sparsesoup.methods.scores.calibration import Rows, for_each_batch, require_finite
 from sparsesoup.training.batching import Batch
 from sparsesoup.training.problem import Problem
 
 Table = Mapping[str, Tensor]  # parameter name -> tensor of the parameter's shape
 
 
-def gradient(problem: Problem, model: nn.Module, rows: Rows, temperature: float = 1.0) -> dict[str, Tensor]:
+def task_gradient(problem: Problem, model: nn.Module, rows: Rows, temperature: float = 1.0) -> dict[str, Tensor]:
     """g: the gradient of the task's mean loss over `rows` at the targets, in eval mode and without autocast.
 
     Args:
-        rows: as from `calibration`; one batch is in memory at a time.
+        rows: as from `calibration_batches`; one batch is in memory at a time.
         temperature: divides the answers before the loss; one answer is a number and stays as it is.
     Raises: UserError if it is not finite.
     """
-    params = parameters(model, problem.targets)
+    params = target_parameters(model, problem.targets)
     total = {name: torch.zeros_like(p, requires_grad=False) for name, p in params.items()}
 
     def work(batch: Batch, share: float) -> None:
-        loss = _loss(problem, model, batch, temperature)
+        loss = _scaled_loss(problem, model, batch, temperature)
         found = torch.autograd.grad(loss, list(params.values()), materialize_grads=True)
-        _add(total, found, share)
+        _add_gradients(total, found, share)
 
-    measure(problem, model, rows, "gradient", work)
-    return finite(total, "the gradient")
+    for_each_batch(problem, model, rows, "gradient", work)
+    return require_finite(total, "the gradient")
 
 
 def hessian_product(
@@ -43,39 +43,39 @@ def hessian_product(
 
     Args:
         vector: a tensor of its shape for each target.
-        temperature: as in `gradient`.
+        temperature: as in `task_gradient`.
     Raises: UserError if it is not finite.
     """
-    params = parameters(model, problem.targets)
+    params = target_parameters(model, problem.targets)
     total = {name: torch.zeros_like(p, requires_grad=False) for name, p in params.items()}
     weights = list(params.values())
 
     def work(batch: Batch, share: float) -> None:
         with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
-            loss = _loss(problem, model, batch, temperature)
+            loss = _scaled_loss(problem, model, batch, temperature)
             slopes = torch.autograd.grad(loss, weights, create_graph=True, materialize_grads=True)
             along = torch.stack([(s * vector[n]).sum() for n, s in zip(params, slopes, strict=True)]).sum()
-            _add(total, torch.autograd.grad(along, weights, materialize_grads=True), share)
+            _add_gradients(total, torch.autograd.grad(along, weights, materialize_grads=True), share)
 
-    measure(problem, model, rows, "hessian", work)
-    return finite(total, "the Hessian-gradient product")
+    for_each_batch(problem, model, rows, "hessian", work)
+    return require_finite(total, "the Hessian-gradient product")
 
 
-def sensitivity(params: Table, slopes: Table) -> dict[str, Tensor]:
+def snip_sensitivity(params: Table, slopes: Table) -> dict[str, Tensor]:
     """|g w|: how much the loss changes, to first order, if the weight goes. SNIP: Lee et al. 2019, sec. 4."""
     return {name: (p.detach() * slopes[name]).abs() for name, p in params.items()}
 
 
-def travelled(params: Table, origin: Table, slopes: Table) -> dict[str, Tensor]:
+def movement_sensitivity(params: Table, origin: Table, slopes: Table) -> dict[str, Tensor]:
     """|w - w_0| |g w|: a change of the loss where the weight has moved. Lubana & Dick 2021, sec. 4.
 
     It is 0 everywhere at the origin itself.
     """
-    known = sensitivity(params, slopes)
+    known = snip_sensitivity(params, slopes)
     return {name: (p.detach() - origin[name].detach().to(p.device)).abs() * known[name] for name, p in params.items()}
 
 
-def flow(params: Table, products: Table) -> dict[str, Tensor]:
+def gradient_flow_score(params: Table, products: Table) -> dict[str, Tensor]:
     """w (H g), with its sign: how much gradient flow is lost if the weight goes. GraSP: Wang et al. 2020, sec. 4.
 
     The paper's score is the negative, and removes the largest; here as everywhere higher = keep.
@@ -83,12 +83,12 @@ def flow(params: Table, products: Table) -> dict[str, Tensor]:
     return {name: p.detach() * products[name] for name, p in params.items()}
 
 
-def _loss(problem: Problem, model: nn.Module, batch: Batch, temperature: float) -> Tensor:
+def _scaled_loss(problem: Problem, model: nn.Module, batch: Batch, temperature: float) -> Tensor:
     outputs = problem.predict(model, batch)
     several = outputs.dim() > 1 and outputs.shape[-1] > 1
     return problem.criterion(outputs / temperature if several and temperature != 1.0 else outputs, batch)
 
 
-def _add(total: dict[str, Tensor], found: tuple[Tensor, ...], share: float) -> None:
+def _add_gradients(total: dict[str, Tensor], found: tuple[Tensor, ...], share: float) -> None:
     for value, more in zip(total.values(), found, strict=True):
         value.add_(more.detach(), alpha=share)

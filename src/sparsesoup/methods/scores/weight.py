@@ -11,6 +11,6 @@ def magnitude(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: p.detach().abs() for name, p in params.items()}
 
 
-def random(params: Mapping[str, Tensor], draw: torch.Generator) -> dict[str, Tensor]:
+def random_scores(params: Mapping[str, Tensor], draw: torch.Generator) -> dict[str, Tensor]:
     """Uniform in [0, 1), drawn on the CPU so that every device gets the same."""
     return {name: torch.rand(p.shape, generator=draw).to(p.device) for name, p in params.items()}

@@ -12,20 +12,20 @@ import torch
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Block, Element
-from sparsesoup.hub.build import EPOCHS, Opened, build, open_task
+from sparsesoup.hub.build import EPOCHS, OpenedTask, build_problem, open_task
 from sparsesoup.methods import Method
 from sparsesoup.methods.from_ticket import FromTicket
 from sparsesoup.methods.one_shot import OneShot
-from sparsesoup.runs.config import Settings
-from sparsesoup.runs.teacher import DENSE, TEACHER, dense, refuse, teach
-from sparsesoup.study.cost.flops_model import PricedMeter, Prices
-from sparsesoup.study.cost.simulator import WIDTH, hollow, part, twin_of
-from sparsesoup.training.checkpoint import Journal
+from sparsesoup.runs.config import RunConfig
+from sparsesoup.runs.teacher import DENSE, TEACHER, attach_teacher, dense_config, dry_run_checks
+from sparsesoup.study.cost.flops_model import FlopsModel, SimulatedCostTracker
+from sparsesoup.study.cost.simulator import WIDTH, empty_rows, even_subset, twin_of
+from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.cost import Cost
-from sparsesoup.training.distillation import distilled
+from sparsesoup.training.distillation import distillation_objective
 from sparsesoup.training.loop import train
-from sparsesoup.training.problem import Problem, Silent, evaluate, timed
-from sparsesoup.training.train_cache import Product
+from sparsesoup.training.problem import NullObserver, Problem, charge_time, evaluate_model
+from sparsesoup.training.train_cache import CachedTraining
 
 PARTS = {"structure": "weights", "pattern": Element, "tile": Element}  # settings of methods: what is pruned whole
 TIMED = 4  # steps, and batches of the validation, that a probe times
@@ -34,7 +34,7 @@ STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CostEstimate:
     """What a cell will cost.
 
     Args:
@@ -52,13 +52,13 @@ class Estimate:
     memory: float = 0.0
 
     @property
-    def total(self) -> Cost:
+    def total_cost(self) -> Cost:
         """All costs together."""
         return sum(self.costs.values(), Cost())
 
 
 @dataclass(frozen=True)
-class Probe:
+class SpeedProbe:
     """A short measurement of a real problem: seconds of a FLOP, and bytes at the peak."""
 
     train: float
@@ -66,7 +66,7 @@ class Probe:
     memory: float
 
 
-class Estimator:
+class CostEstimator:
     """Estimates of the cells of a study, one after the other: what earlier ones leave to share, later ones take.
 
     Nothing depends on values, so a search that may end early is taken at its longest.
@@ -80,36 +80,36 @@ class Estimator:
     def __init__(self, timed: bool = True, exact: int = 1024, alike: int = 1024) -> None:
         self.timed, self.exact, self.alike = timed, exact, alike
         self._where: object = None
-        self._opened: Opened | None = None
+        self._opened: OpenedTask | None = None
         self._problems: dict[int, Problem] = {}
-        self._prices: dict[object, Prices] = {}
-        self._probes: dict[object, Probe] = {}
-        self._products: dict[str, Product] = {}
-        self._known: dict[str, Estimate] = {}
+        self._prices: dict[object, FlopsModel] = {}
+        self._probes: dict[object, SpeedProbe] = {}
+        self._products: dict[str, CachedTraining] = {}
+        self._known: dict[str, CostEstimate] = {}
         self._drawn: set[str] = set()
 
-    def of(self, settings: Settings) -> Estimate:
+    def estimate_run(self, settings: RunConfig) -> CostEstimate:
         """The estimate of a run.
 
         Raises: UserError where the run would be refused.
         """
-        found, key = self.alone(settings), _key(settings)
+        found, key = self.estimate_uncached(settings), _run_key_of(settings)
         if key in self._drawn:  # the same run under another name, or the teacher of an earlier one
             found = replace(found, costs={k: replace(c, shared=c.steps) for k, c in found.costs.items()})
         self._drawn.add(key)
-        return self._priced(settings, found) if self.timed else found
+        return self._price_run(settings, found) if self.timed else found
 
-    def alone(self, settings: Settings) -> Estimate:
+    def estimate_uncached(self, settings: RunConfig) -> CostEstimate:
         """Steps and FLOPs of a run; what it could share is that of the first time that it was asked for."""
-        problem = self.problem(settings)
+        problem = self.real_problem(settings)
         if problem.steps > self.alike:
             settings = replace(settings, place=replace(settings.place, seed=min(self._problems)))
-        if (key := _key(settings)) not in self._known:
-            costs, held = self._rehearsed(settings, problem)
-            self._known[key] = Estimate(problem.steps, costs, memory=held)
+        if (key := _run_key_of(settings)) not in self._known:
+            costs, held = self._simulate_run(settings, problem)
+            self._known[key] = CostEstimate(problem.steps, costs, memory=held)
         return self._known[key]
 
-    def problem(self, settings: Settings) -> Problem:
+    def real_problem(self, settings: RunConfig) -> Problem:
         """The real problem of a run."""
         where = replace(settings.place, seed=0)
         if where != self._where:
@@ -117,32 +117,32 @@ class Estimator:
                 table.clear()
             self._where, self._opened = where, open_task(settings.place)
         seed = settings.place.seed
-        if not self._problems or (seed not in self._problems and self._short(settings)):
+        if not self._problems or (seed not in self._problems and self._is_short(settings)):
             assert self._opened is not None
-            built = build(settings.place, self._opened, steps=1)
+            built = build_problem(settings.place, self._opened, steps=1)
             first = next(iter(self._problems.values()), built)  # its model stands for those of other seeds
             self._problems[seed] = replace(built, pretrained=first.pretrained)
         real = self._problems.get(seed) or next(iter(self._problems.values()))
-        return replace(real, training=settings.train, steps=steps_of(settings, real), journal=Journal(real.meter))
+        return replace(real, training=settings.train, steps=steps_of(settings, real), journal=Checkpointer(real.meter))
 
-    def _short(self, settings: Settings) -> bool:
+    def _is_short(self, settings: RunConfig) -> bool:
         return steps_of(settings, next(iter(self._problems.values()))) <= self.alike
 
-    def _rehearsed(self, settings: Settings, problem: Problem) -> tuple[Costs, float]:
-        if parted(settings.method):
-            refuse(problem, settings)
+    def _simulate_run(self, settings: RunConfig, problem: Problem) -> tuple[Costs, float]:
+        if needs_structure(settings.method):
+            dry_run_checks(problem, settings)
         total, prices = problem.steps, self._prices_of(settings, problem)
 
         def at(steps: int) -> tuple[Costs, float]:
             products = self._products if self.timed else {}
             twin = twin_of(problem, prices, steps, products, steps / total, settings.place.seed)
-            stand_in(settings.method).run(twin, float(settings.amount.sparsity or 0.0))
+            cheap_equivalent(settings.method).run(twin, float(settings.amount.sparsity or 0.0))
             return twin.meter.costs, twin.watch.held
 
         def padding(steps: int) -> float:
             """What a step costs on all rows beside what it costs on the share that a twin has."""
-            size, some = settings.train.batch_size, part(hollow(problem.train), steps / total)
-            return prices.mean(problem.train, size) / prices.mean(some, size)
+            size, some = settings.train.batch_size, even_subset(empty_rows(problem.train), steps / total)
+            return prices.mean_step_flops(problem.train, size) / prices.mean_step_flops(some, size)
 
         if total <= self.exact:
             costs, held = at(total)
@@ -150,44 +150,46 @@ class Estimator:
             half, far = self.exact // 2, (total - self.exact) / (self.exact - self.exact // 2)
             try:
                 (short, held), (longer, _) = at(half), at(self.exact)
-                costs = _extended(short, longer, far, padding(self.exact))
+                costs = _extrapolate_costs(short, longer, far, padding(self.exact))
             except UserError:  # refused where T is short; at T itself it may not be
                 costs, held = at(total)
-        return (self._taught(settings, costs) if settings.train.distill.teacher == DENSE else costs), held
+        return (self._add_teacher_cost(settings, costs) if settings.train.distill.teacher == DENSE else costs), held
 
-    def _taught(self, settings: Settings, costs: Costs) -> Costs:
+    def _add_teacher_cost(self, settings: RunConfig, costs: Costs) -> Costs:
         """With the teacher's own run on the meter, as `sparsesoup.runs.teacher` charges it."""
-        plain = dense(settings)
-        own = self.alone(plain).costs
+        plain = dense_config(settings)
+        own = self.estimate_uncached(plain).costs
         cost = sum((c for label, c in own.items() if label != "validation"), Cost())
-        if (key := _key(plain)) in self._drawn:
+        if (key := _run_key_of(plain)) in self._drawn:
             cost = replace(cost, shared=cost.steps)
         self._drawn.add(key)
         return {**costs, TEACHER: cost}
 
-    def _prices_of(self, settings: Settings, problem: Problem) -> Prices:
+    def _prices_of(self, settings: RunConfig, problem: Problem) -> FlopsModel:
         key = settings.train.distill
         if key not in self._prices:
-            self._prices[key] = Prices(self._real(settings, problem))
+            self._prices[key] = FlopsModel(self._problem_on_device(settings, problem))
         return self._prices[key]
 
-    def _real(self, settings: Settings, problem: Problem) -> Problem:
+    def _problem_on_device(self, settings: RunConfig, problem: Problem) -> Problem:
         """The problem on its device, with its teacher; one that is still to be trained costs what the model does."""
         teacher, device = settings.train.distill.teacher, problem.accelerator.device
         if teacher == DENSE:
             same = copy.deepcopy(problem.pretrained)
-            problem = replace(problem, objective=distilled(problem, same, settings.train.distill))
+            problem = replace(problem, objective=distillation_objective(problem, same, settings.train.distill))
         elif teacher:
             assert self._opened is not None
-            problem = teach(problem, settings, self._opened, teacher)
+            problem = attach_teacher(problem, settings, self._opened, teacher)
         if device.type != "cpu":
             problem = replace(problem, pretrained=copy.deepcopy(problem.pretrained).to(device))
         return problem
 
-    def _priced(self, settings: Settings, found: Estimate) -> Estimate:
-        problem = self.problem(settings)
+    def _price_run(self, settings: RunConfig, found: CostEstimate) -> CostEstimate:
+        problem = self.real_problem(settings)
         if settings.train not in self._probes:
-            self._probes[settings.train] = probe(self._real(settings, problem), self._prices_of(settings, problem))
+            self._probes[settings.train] = probe_speed(
+                self._problem_on_device(settings, problem), self._prices_of(settings, problem)
+            )
         rates = self._probes[settings.train]
         times = {k: c.flops * (rates.forward if k == "validation" else rates.train) for k, c in found.costs.items()}
         saved = sum(times[k] * c.shared / c.steps for k, c in found.costs.items() if c.steps)
@@ -196,21 +198,23 @@ class Estimator:
         return replace(found, seconds=sum(times.values()), saved=saved, memory=memory)
 
 
-def probe(problem: Problem, prices: Prices) -> Probe:
+def probe_speed(problem: Problem, prices: FlopsModel) -> SpeedProbe:
     """Train for a few steps, the first of them on the longest rows, and look at a few batches of validation rows."""
-    meter, device = PricedMeter(prices, problem.objective), problem.accelerator.device
-    problem = replace(problem, meter=meter, journal=Journal(meter), observer=Silent())
+    meter, device = SimulatedCostTracker(prices, problem.objective), problem.accelerator.device
+    problem = replace(problem, meter=meter, journal=Checkpointer(meter), observer=NullObserver())
     _forget_peak(device)
-    state = problem.start()
-    longest = problem.train.taken(problem.train.ordered(problem.training.batch_size)[-1])
+    state = problem.start_run()
+    longest = problem.train.select_rows(problem.train.eval_batches(problem.training.batch_size)[-1])
     train(state, replace(problem, train=longest), 1, label="first")  # libraries warm up in it
     train(state, problem, TIMED)
-    batches = problem.validation.ordered(2 * problem.training.batch_size)
+    batches = problem.validation.eval_batches(2 * problem.training.batch_size)
     some = [row for batch in batches[:: -(-len(batches) // TIMED)] for row in batch]
-    with timed(meter, "validation") as cost:
-        evaluate(problem, state.model, problem.validation.taken(some), cost)
+    with charge_time(meter, "validation") as cost:
+        evaluate_model(problem, state.model, problem.validation.select_rows(some), cost)
     strong, validation = meter.costs["strong"], meter.costs["validation"]
-    return Probe(strong.seconds / max(strong.flops, 1), validation.seconds / max(validation.flops, 1), _peak(device))
+    return SpeedProbe(
+        strong.seconds / max(strong.flops, 1), validation.seconds / max(validation.flops, 1), _peak_bytes(device)
+    )
 
 
 def _forget_peak(device: torch.device) -> None:
@@ -220,7 +224,7 @@ def _forget_peak(device: torch.device) -> None:
         FORGET.write_text("5", encoding="ascii")  # the peak begins anew at what is resident now
 
 
-def _peak(device: torch.device) -> float:
+def _peak_bytes(device: torch.device) -> float:
     """Bytes at the peak: of the accelerator where there is one, else of this process."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
@@ -231,7 +235,7 @@ def _peak(device: torch.device) -> float:
     return float(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
-def steps_of(settings: Settings, problem: Problem) -> int:
+def steps_of(settings: RunConfig, problem: Problem) -> int:
     """T of a run."""
     if settings.amount.steps is not None:
         return settings.amount.steps
@@ -239,26 +243,26 @@ def steps_of(settings: Settings, problem: Problem) -> int:
     return max(1, round((settings.amount.epochs or EPOCHS) * each))
 
 
-def stand_in(method: Method) -> Method:
+def cheap_equivalent(method: Method) -> Method:
     """The method for a twin: any mask costs the same, so one of parts that the twin has, or of weights, will do."""
     if isinstance(method, FromTicket):
         return OneShot()
     parts = {name: getattr(method, name) for name in PARTS if hasattr(method, name)}
-    parts = {name: _fitting(part) if isinstance(part, Block) else "weights" for name, part in parts.items()}
+    parts = {name: _fitting_tile(part) if isinstance(part, Block) else "weights" for name, part in parts.items()}
     return replace(method, **parts)  # type: ignore[type-var]  # always a dataclass, which the protocol does not say
 
 
-def _fitting(tile: Block) -> Block:
+def _fitting_tile(tile: Block) -> Block:
     """The largest tile, or the whole side, with which both the given one and the matrices of a twin can be filled."""
     return Block(*(math.gcd(side, WIDTH) if side else 0 for side in (tile.rows, tile.cols)))
 
 
-def parted(method: Method) -> bool:
+def needs_structure(method: Method) -> bool:
     """Whether a method prunes parts that not every model falls apart into."""
     return any(getattr(method, name, plain) != plain for name, plain in PARTS.items())
 
 
-def _extended(short: Costs, longer: Costs, far: float, padding: float) -> Costs:
+def _extrapolate_costs(short: Costs, longer: Costs, far: float, padding: float) -> Costs:
     """Costs on the line through those at two lengths, `far` times their distance beyond the longer one.
 
     A step costs what one of the longer does, times `padding`: short twins have fewer rows, which are padded otherwise.
@@ -274,7 +278,7 @@ def _extended(short: Costs, longer: Costs, far: float, padding: float) -> Costs:
     return {label: on_line(label) for label in longer}
 
 
-def _key(settings: Settings) -> str:
+def _run_key_of(settings: RunConfig) -> str:
     """What decides a run's directory."""
     place = settings.place
-    return f"{settings.name} {settings.key()} {place.dataset} {place.dataset_config} {place.seed}"
+    return f"{settings.name} {settings.run_key()} {place.dataset} {place.dataset_config} {place.seed}"

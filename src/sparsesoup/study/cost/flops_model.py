@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch.nn import Parameter
 
-from sparsesoup.core.targets import parameters
-from sparsesoup.methods.scores.gradient import gradient, hessian_product
-from sparsesoup.training.batching import Data
-from sparsesoup.training.cost import CountFlops, Meter
+from sparsesoup.core.targets import target_parameters
+from sparsesoup.methods.scores.gradient import hessian_product, task_gradient
+from sparsesoup.training.batching import RowBatches
+from sparsesoup.training.cost import CostTracker, CountFlops
 from sparsesoup.training.problem import Problem, to_device
 
 Price = Callable[[int, int], int]  # (rows, width of a batch) -> FLOPs
@@ -19,7 +19,7 @@ MANY = 512  # batches over which a mean is taken at least
 WIDTHS = 3  # attention is quadratic in the width, all else is linear or constant
 
 
-class Prices:
+class FlopsModel:
     """FLOPs of a problem's passes, each kind counted when it is first asked for.
 
     Exact for whatever is linear in rows and at most quadratic in width, as stock transformers are.
@@ -32,22 +32,22 @@ class Prices:
         self.problem = problem
         self._known: dict[str, Price] = {}
 
-    def of(self, what: str) -> Price:
+    def price_of(self, what: str) -> Price:
         """The price of a pass: train, forward, gradient or hessian."""
         if what not in self._known:
-            self._known[what] = _fitted(self.problem, PASSES[what])
+            self._known[what] = _fit_prices(self.problem, PASSES[what])
         return self._known[what]
 
-    def mean(self, data: Data, size: int) -> float:
+    def mean_step_flops(self, data: RowBatches, size: int) -> float:
         """FLOPs of a training step on such rows, on average over an epoch, or several of few rows."""
-        price, each = self.of("train"), max(MANY, len(data) // size)
-        batches = islice(data.batches(size, 0, 0), each)
+        price, each = self.price_of("train"), max(MANY, len(data) // size)
+        batches = islice(data.train_batches(size, 0, 0), each)
         return (
             sum(price(len(rows), max(data.lengths[i] for i in rows) if data.lengths else 1) for rows in batches) / each
         )
 
 
-class PricedMeter(Meter):
+class SimulatedCostTracker(CostTracker):
     """A meter that looks up what a pass costs, instead of counting it.
 
     Args:
@@ -55,7 +55,7 @@ class PricedMeter(Meter):
         objective: the twin's own; a training with another one has a teacher of its own, whose forward is added.
     """
 
-    def __init__(self, prices: Prices, objective: object = None) -> None:
+    def __init__(self, prices: FlopsModel, objective: object = None) -> None:
         super().__init__()
         self.prices, self.objective = prices, objective
 
@@ -64,27 +64,27 @@ class PricedMeter(Meter):
         rows, *others = next(side for side in shape if isinstance(side, tuple))
         width = others[0] if len(others) == 1 else 1  # images are all alike
         kind = str(shape[1] if shape[0] == "score" else shape[0])
-        flops = self.prices.of(kind)(rows, width)
+        flops = self.prices.price_of(kind)(rows, width)
         if kind in ("train", "head") and shape[1] is not self.objective:
-            flops += self.prices.of("forward")(rows, width)
+            flops += self.prices.price_of("forward")(rows, width)
         return work(), flops
 
 
-def _fitted(problem: Problem, count: Callable[[Problem, list[int]], int]) -> Price:
-    samples = {width: (count(problem, [row]), count(problem, [row, row])) for width, row in _samples(problem.train)}
+def _fit_prices(problem: Problem, count: Callable[[Problem, list[int]], int]) -> Price:
+    samples = {width: (count(problem, [row]), count(problem, [row, row])) for width, row in _sample_rows(problem.train)}
     each = {width: two - one for width, (one, two) in samples.items()}
     fixed = {width: one - each[width] for width, (one, _) in samples.items()}
     known: dict[tuple[int, int], int] = {}
 
     def price(rows: int, width: int) -> int:
         if (rows, width) not in known:
-            known[rows, width] = round(through(fixed, width) + rows * through(each, width))
+            known[rows, width] = round(lagrange_interpolate(fixed, width) + rows * lagrange_interpolate(each, width))
         return known[rows, width]
 
     return price
 
 
-def _samples(data: Data) -> list[tuple[int, int]]:
+def _sample_rows(data: RowBatches) -> list[tuple[int, int]]:
     """(width, a row of it): the shortest, the longest and one between; one of width 1 where all are alike."""
     if not data.lengths:
         return [(1, 0)]
@@ -93,10 +93,10 @@ def _samples(data: Data) -> list[tuple[int, int]]:
     return [(width, data.lengths.index(width)) for width in sorted(chosen)]
 
 
-def through(points: Mapping[int, float], at: int) -> float:
+def lagrange_interpolate(points: Mapping[int, float], at: int) -> float:
     """The value at `at` of the polynomial through some points. Lagrange.
 
-    >>> through({1: 1, 2: 4, 3: 9}, 5)
+    >>> lagrange_interpolate({1: 1, 2: 4, 3: 9}, 5)
     25.0
     """
     total = 0.0
@@ -109,47 +109,47 @@ def through(points: Mapping[int, float], at: int) -> float:
     return total
 
 
-def _train(problem: Problem, rows: list[int]) -> int:
-    return _pass(problem, rows, [p for p in problem.pretrained.parameters() if p.requires_grad])
+def _train_flops(problem: Problem, rows: list[int]) -> int:
+    return _pass_flops(problem, rows, [p for p in problem.pretrained.parameters() if p.requires_grad])
 
 
-def _head(problem: Problem, rows: list[int]) -> int:
+def _head_flops(problem: Problem, rows: list[int]) -> int:
     wanted = {*problem.head, *problem.fresh}
-    return _pass(problem, rows, [p for name, p in problem.pretrained.named_parameters() if name in wanted])
+    return _pass_flops(problem, rows, [p for name, p in problem.pretrained.named_parameters() if name in wanted])
 
 
-def _pass(problem: Problem, rows: list[int], learnt: list[Parameter]) -> int:
+def _pass_flops(problem: Problem, rows: list[int], learnt: list[Parameter]) -> int:
     """FLOPs of a loss and its gradient at some parameters."""
     batch = to_device(problem.train.batch(rows), problem.accelerator.device)
     with torch.random.fork_rng(), CountFlops() as count:
-        torch.autograd.grad(problem.loss(problem.pretrained, batch), learnt, allow_unused=True)
+        torch.autograd.grad(problem.training_loss(problem.pretrained, batch), learnt, allow_unused=True)
     return count.flops
 
 
-def _forward(problem: Problem, rows: list[int]) -> int:
+def _forward_flops(problem: Problem, rows: list[int]) -> int:
     batch = to_device(problem.train.batch(rows), problem.accelerator.device)
     with torch.random.fork_rng(), torch.no_grad(), CountFlops() as count:
         problem.predict(problem.pretrained, batch)
     return count.flops
 
 
-def _gradient(problem: Problem, rows: list[int]) -> int:
-    counting = replace(problem, meter=Meter())
-    gradient(counting, problem.pretrained, [rows])
+def _gradient_flops(problem: Problem, rows: list[int]) -> int:
+    counting = replace(problem, meter=CostTracker())
+    task_gradient(counting, problem.pretrained, [rows])
     return counting.meter.costs["score"].flops
 
 
-def _hessian(problem: Problem, rows: list[int]) -> int:
-    counting = replace(problem, meter=Meter())
-    weights = parameters(problem.pretrained, problem.targets)
+def _hessian_flops(problem: Problem, rows: list[int]) -> int:
+    counting = replace(problem, meter=CostTracker())
+    weights = target_parameters(problem.pretrained, problem.targets)
     hessian_product(counting, problem.pretrained, [rows], {name: torch.ones_like(w) for name, w in weights.items()})
     return counting.meter.costs["score"].flops
 
 
 PASSES: dict[str, Callable[[Problem, list[int]], int]] = {
-    "train": _train,
-    "head": _head,
-    "forward": _forward,
-    "gradient": _gradient,
-    "hessian": _hessian,
+    "train": _train_flops,
+    "head": _head_flops,
+    "forward": _forward_flops,
+    "gradient": _gradient_flops,
+    "hessian": _hessian_flops,
 }

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from sparsesoup.core.targets import Target
-from sparsesoup.study.cost.flops_model import PricedMeter, Prices
-from sparsesoup.training.batching import Batch, Data
-from sparsesoup.training.checkpoint import Journal
-from sparsesoup.training.config import Training
-from sparsesoup.training.cost import Meter
-from sparsesoup.training.problem import Learnt, Problem, Silent
+from sparsesoup.study.cost.flops_model import FlopsModel, SimulatedCostTracker
+from sparsesoup.training.batching import Batch, RowBatches
+from sparsesoup.training.checkpoint import Checkpointer
+from sparsesoup.training.config import TrainingConfig
+from sparsesoup.training.cost import CostTracker
+from sparsesoup.training.problem import GateParameters, NullObserver, Problem
 from sparsesoup.training.state import Snapshot, TrainState
-from sparsesoup.training.train_cache import Product, Shelf
+from sparsesoup.training.train_cache import CachedTraining, TrainingCache
 
 WIDTH = 32  # the smallest that a tile of block pruning fits
 FORK = 3  # a snapshot midway holds the weights and two moments
@@ -31,12 +31,14 @@ SHAPES = {
 }  # fmt: skip
 
 
-class Block(nn.Module):
+class SimulatedBlock(nn.Module):
     """A matrix for each role of a transformer's block. What it answers means nothing."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer = nn.ModuleDict({"0": nn.ModuleDict({_plain(r): nn.Linear(i, o) for r, (o, i) in SHAPES.items()})})
+        self.layer = nn.ModuleDict(
+            {"0": nn.ModuleDict({_plain_role(r): nn.Linear(i, o) for r, (o, i) in SHAPES.items()})}
+        )
         self.idle = nn.Parameter(torch.zeros(()))
 
     def forward(self, batch: Tensor) -> Tensor:
@@ -57,27 +59,27 @@ class WatchedState(TrainState):
     def snapshot(self) -> Snapshot:
         """A copy to return to."""
         self.copies = max(self.copies, FORK if self.step else 1.0)
-        return super().snapshot()
+        return super().take_snapshot()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Twin(Problem):
+class SimulatedProblem(Problem):
     """A problem whose states are watched.
 
     Args:
         watch: sees the state of each run that begins.
     """
 
-    watch: "Watch"
+    watch: "StateWatcher"
 
-    def start(self, attach: Callable[[nn.Module], Learnt] | None = None) -> TrainState:
+    def start(self, attach: Callable[[nn.Module], GateParameters] | None = None) -> TrainState:
         """A run at its beginning."""
-        state = super().start(attach)
+        state = super().start_run(attach)
         self.watch.state = WatchedState(**{f.name: getattr(state, f.name) for f in fields(state)})
         return self.watch.state
 
 
-class Watch(Silent):
+class StateWatcher(NullObserver):
     """Lets no training end before its time, since nobody knows when masks settle; notes what states hold.
 
     Args:
@@ -91,7 +93,7 @@ class Watch(Silent):
     def begin(self, label: str, step: int, until: int) -> None:
         """Look at what the run holds."""
         if self.state is not None:
-            self.held = max(self.held, self.state.copies + _beside(self.state))
+            self.held = max(self.held, self.state.copies + _copies_beside(self.state))
 
     def step(self, record: Mapping[str, Any]) -> None:
         """Go on, and look now and then."""
@@ -101,27 +103,32 @@ class Watch(Silent):
                 self.begin("", 0, 0)
 
 
-class Drawer(Shelf):
+class InMemoryCache(TrainingCache):
     """A shelf in memory, for twins."""
 
-    def __init__(self, products: dict[str, Product], identity: Mapping[str, Any]) -> None:
+    def __init__(self, products: dict[str, CachedTraining], identity: Mapping[str, Any]) -> None:
         super().__init__(None, identity)
         self.folder = "memory"  # type: ignore[assignment]  # what trainings ask is whether there is one
         self.products = products
 
-    def take(self, key: str) -> Product | None:
+    def take(self, key: str) -> CachedTraining | None:
         """The product under that key."""
         return self.products.get(key)
 
-    def put(self, key: str, product: Product) -> None:
+    def put(self, key: str, product: CachedTraining) -> None:
         """Keep a copy of a product, but not its log."""
         tensors = {name: t.detach().clone() for name, t in product.tensors.items()}
         self.products[key] = replace(product, tensors=tensors, records=[])
 
 
 def twin_of(
-    problem: Problem, prices: Prices, steps: int, products: dict[str, Product], share: float = 1.0, seed: int = 0
-) -> Twin:
+    problem: Problem,
+    prices: FlopsModel,
+    steps: int,
+    products: dict[str, CachedTraining],
+    share: float = 1.0,
+    seed: int = 0,
+) -> SimulatedProblem:
     """The twin of a problem.
 
     Args:
@@ -132,57 +139,59 @@ def twin_of(
         seed: of the real problem.
     """
     identity = {"rows": len(problem.train), "steps": steps, "share": share, "seed": seed, "teacher": "any"}
-    return bare(
-        part(hollow(problem.train), share), hollow(problem.validation), problem.training, steps, seed,
-        meter=PricedMeter(prices), watch=Watch(), shelf=Drawer(products, identity),
+    return make_simulated_problem(
+        even_subset(empty_rows(problem.train), share), empty_rows(problem.validation), problem.training, steps, seed,
+        meter=SimulatedCostTracker(prices), watch=StateWatcher(), shelf=InMemoryCache(products, identity),
     )  # fmt: skip
 
 
-def bare(
-    train: Data, validation: Data, training: Training, steps: int, seed: int, *, meter: Meter, watch: Watch,
-    shelf: Shelf,
-) -> Twin:  # fmt: skip
+def make_simulated_problem(
+    train: RowBatches, validation: RowBatches, training: TrainingConfig, steps: int, seed: int, *,
+    meter: CostTracker, watch: StateWatcher,
+    shelf: TrainingCache,
+) -> SimulatedProblem:  # fmt: skip
     """A twin of whatever has such rows, settings and T."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = Block()
+        model = SimulatedBlock()
     targets = {
-        f"layer.0.{_plain(role)}.weight": Target(role, shape, head=0 if "feed" in role else WIDTH // 2)
+        f"layer.0.{_plain_role(role)}.weight": Target(role, shape, head=0 if "feed" in role else WIDTH // 2)
         for role, shape in SHAPES.items()
     }
-    return Twin(
+    return SimulatedProblem(
         pretrained=model, targets=targets, train=train, validation=validation,
         predict=lambda model, batch: model(batch["rows"]), criterion=lambda outputs, batch: outputs.square().mean(),
-        metric=lambda outputs, labels: {"nothing": 0.0}, steps=steps, seed=seed, meter=meter, journal=Journal(meter),
+        metric=lambda outputs, labels: {"nothing": 0.0}, steps=steps, seed=seed, meter=meter,
+        journal=Checkpointer(meter),
         training=replace(training, clip=0.0, precision="no"), observer=watch, watch=watch, shelf=shelf,
         head=("idle",),
     )  # fmt: skip
 
 
-def part(data: Data, share: float) -> Data:
+def even_subset(data: RowBatches, share: float) -> RowBatches:
     """A share of the rows, evenly taken: what their lengths are on average stays."""
     count = max(1, round(share * len(data)))
-    return data.taken([i * len(data) // count for i in range(count)])
+    return data.select_rows([i * len(data) // count for i in range(count)])
 
 
-def hollow(data: Data) -> Data:
+def empty_rows(data: RowBatches) -> RowBatches:
     """Rows of the same lengths with nothing in them."""
 
     def collate(rows: Sequence[int]) -> Batch:
         shape = (len(rows), max(rows))
         return {"rows": torch.empty(shape, dtype=torch.int8), "labels": torch.zeros(len(rows))}
 
-    return Data(list(data.lengths or [1] * len(data)), collate, data.lengths)
+    return RowBatches(list(data.lengths or [1] * len(data)), collate, data.lengths)
 
 
-def _beside(state: TrainState) -> float:
+def _copies_beside(state: TrainState) -> float:
     """Copies of the prunable weights that gates, with gradients and moments, and memory take."""
-    weights = {id(p) for p in state.params().values()}
-    total = sum(p.numel() for p in state.params().values())
+    weights = {id(p) for p in state.prunable_parameters().values()}
+    total = sum(p.numel() for p in state.prunable_parameters().values())
     gates = sum(p.numel() for n, p in state.model.named_parameters() if id(p) not in weights and "parametri" in n)
     memory = sum(t.numel() * t.element_size() / 4 for t in state.memory.values())
     return (4 * gates + memory) / total
 
 
-def _plain(role: str) -> str:
+def _plain_role(role: str) -> str:
     return role.replace(" ", "-")

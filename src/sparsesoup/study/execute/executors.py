@@ -5,31 +5,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from sparsesoup.core.process_pool import LIVES, Pool, ProcessPool, work_off
-from sparsesoup.study.execute.jobs import Job, fail, perform
-from sparsesoup.study.execute.progress import Board
+from sparsesoup.core.process_pool import LIVES, ProcessPool, TaskPool, run_with_retries
+from sparsesoup.study.execute.jobs import TrialJob, record_failure, run_job
+from sparsesoup.study.execute.progress import StudyProgress
 
 
-class Executor(Protocol):
+class JobExecutor(Protocol):
     """Does jobs; each is done once, whatever dies on the way."""
 
-    def run(self, jobs: Sequence[Job], board: Board) -> None: ...
+    def run(self, jobs: Sequence[TrialJob], board: StudyProgress) -> None: ...
 
 
 @dataclass(frozen=True)
 class InProcess:
     """One job after the other, here."""
 
-    def run(self, jobs: Sequence[Job], board: Board) -> None:
+    def run(self, jobs: Sequence[TrialJob], board: StudyProgress) -> None:
         """Do all jobs."""
         for job in jobs:
             board.begin(job)
-            perform(job, None if board.live else board.console)  # a table has its bars in it
+            run_job(job, None if board.is_live else board.console)  # a table has its bars in it
             board.end(job)
 
 
 @dataclass(frozen=True)
-class Processes:
+class ProcessExecutor:
     """Several processes on this machine; one that dies is replaced, and its job goes on in another.
 
     Args:
@@ -40,22 +40,24 @@ class Processes:
     workers: int
     lives: int = LIVES
 
-    def run(self, jobs: Sequence[Job], board: Board) -> None:
+    def run(self, jobs: Sequence[TrialJob], board: StudyProgress) -> None:
         """Do all jobs."""
-        with contextlib.closing(ProcessPool(self.workers, perform)) as pool:
-            follow(pool, jobs, board, self.lives)
+        with contextlib.closing(ProcessPool(self.workers, run_job)) as pool:
+            run_and_report(pool, jobs, board, self.lives)
 
 
-def follow(pool: Pool[Job], jobs: Sequence[Job], board: Board, lives: int) -> None:
+def run_and_report(pool: TaskPool[TrialJob], jobs: Sequence[TrialJob], board: StudyProgress, lives: int) -> None:
     """Have the jobs done, and tell the board how they fare."""
-    for event in work_off(pool, jobs, lives):
+    for event in run_with_retries(pool, jobs, lives):
         if event is None:
-            board.refresh()
+            board.redraw_table()
         elif event.kind == "begun":
             board.begin(event.task)
         elif event.kind == "died":
-            board.again(event.task, event.why)
+            board.restart_job(event.task, event.why)
         else:
             if event.kind == "lost":
-                fail(event.task, f"its process died {lives} times, last it {event.why}; then say --retry-failed")
+                record_failure(
+                    event.task, f"its process died {lives} times, last it {event.why}; then say --retry-failed"
+                )
             board.end(event.task)

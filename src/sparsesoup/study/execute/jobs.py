@@ -12,11 +12,11 @@ import torch
 from rich.console import Console
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.files import read_table, remove, write_table
+from sparsesoup.core.files import read_table, remove_path, write_table
 from sparsesoup.core.threads import check_threads
 from sparsesoup.report.terminal import read_report
-from sparsesoup.runs.run import Outside, masks_of, prune, score
-from sparsesoup.study.recipe.trial import Cell
+from sparsesoup.runs.run import RuntimeOptions, masks_of, run_method, score_finished_run
+from sparsesoup.study.recipe.trial import Trial
 
 Kind = Literal["draw", "test"]
 KEPT = ("method", "dataset_fingerprint", "validation", "test", "sparsity", "cost", "steps", "seconds", "notes",
@@ -28,7 +28,7 @@ AGAIN = "remove it, and the study does that cell again"
 
 
 @dataclass(frozen=True)
-class Job:
+class TrialJob:
     """A piece of work that any process can do.
 
     Args:
@@ -41,7 +41,7 @@ class Job:
     """
 
     kind: Kind
-    cell: Cell
+    cell: Trial
     out: Path
     folder: Path
     threads: int | None = None
@@ -53,17 +53,17 @@ class Job:
         return self.out / self.cell.path
 
     @property
-    def record(self) -> Path:
+    def record_path(self) -> Path:
         """What the study remembers of the cell."""
-        return self.folder / "cells" / f"{self.cell.key}.json"
+        return self.folder / "cells" / f"{self.cell.trial_key}.json"
 
     @property
-    def failure(self) -> Path:
+    def failure_path(self) -> Path:
         """Why the cell failed; there only if it did."""
-        return self.folder / "cells" / f"{self.cell.key}.failed.json"
+        return self.folder / "cells" / f"{self.cell.trial_key}.failed.json"
 
 
-def perform(job: Job, console: Console | None = None) -> None:
+def run_job(job: TrialJob, console: Console | None = None) -> None:
     """Do a job and record it; a job that fails is recorded as failed, and stops nothing but itself."""
     console = console or Console(file=io.StringIO())
     try:
@@ -72,29 +72,29 @@ def perform(job: Job, console: Console | None = None) -> None:
             torch.set_num_threads(job.threads)
         if job.kind == "draw":
             workers = job.workers if masks_of(job.cell.settings) else 1
-            outside = Outside(console, shelf=job.folder / "shelf", patient=True, workers=workers, page=False)
-            prune(job.cell.settings, job.out, outside, job.cell.path)
+            outside = RuntimeOptions(console, shelf=job.folder / "shelf", patient=True, workers=workers, page=False)
+            run_method(job.cell.settings, job.out, outside, job.cell.path)
         else:
-            score(job.run, console)
-        write_table(job.record, recorded(job.cell, job.run))
-        remove(job.failure)
+            score_finished_run(job.run, console)
+        write_table(job.record_path, trial_record(job.cell, job.run))
+        remove_path(job.failure_path)
     except UserError as error:
-        fail(job, str(error))
+        record_failure(job, str(error))
     except Exception as error:
-        fail(job, f"{type(error).__name__}: {' '.join(str(error).split())}", traceback.format_exc())
+        record_failure(job, f"{type(error).__name__}: {' '.join(str(error).split())}", traceback.format_exc())
 
 
-def recorded(cell: Cell, run: Path) -> dict[str, Any]:
+def trial_record(cell: Trial, run: Path) -> dict[str, Any]:
     """What a table needs of a run, under the names of its cell."""
     report = read_report(run)
-    model, dataset, sparsity = cell.place
+    model, dataset, sparsity = cell.column_of
     head = {"row": cell.row, "model": model, "dataset": dataset, "asked": sparsity, "seed": cell.settings.place.seed}
     return {**head, "run": str(cell.path), **{key: report.get(key) for key in KEPT}}
 
 
-def fail(job: Job, why: str, trace: str = "") -> None:
+def record_failure(job: TrialJob, why: str, trace: str = "") -> None:
     """Put on record that a job failed."""
-    write_table(job.failure, {"cell": job.cell.name, "error": why, "trace": trace, "when": time.time()})
+    write_table(job.failure_path, {"cell": job.cell.describe_trial, "error": why, "trace": trace, "when": time.time()})
 
 
 def read_record(path: Path, needed: Sequence[str] = NEEDED) -> dict[str, Any] | None:
@@ -110,7 +110,7 @@ def read_record(path: Path, needed: Sequence[str] = NEEDED) -> dict[str, Any] | 
     return record
 
 
-def records(jobs: Iterable[Job]) -> dict[str, dict[str, Any]]:
+def read_records(jobs: Iterable[TrialJob]) -> dict[str, dict[str, Any]]:
     """Cell key -> record, of the jobs that have one."""
-    found = {job.cell.key: read_record(job.record) for job in jobs}
+    found = {job.cell.trial_key: read_record(job.record_path) for job in jobs}
     return {key: record for key, record in found.items() if record is not None}

@@ -13,14 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from sparsesoup.core.files import from_json
-from sparsesoup.report.format import duration
-from sparsesoup.study.execute.jobs import Job
+from sparsesoup.report.format import format_duration
+from sparsesoup.study.execute.jobs import TrialJob
 
 OFTEN = 2  # times a second that the table is drawn
 TAIL = 4096  # bytes of a log that hold its last line
 
 
-class Board:
+class StudyProgress:
     """Counts the jobs of a study and shows those under way.
 
     Args:
@@ -28,96 +28,105 @@ class Board:
         jobs: all of them.
     """
 
-    def __init__(self, console: Console, jobs: Sequence[Job]) -> None:
+    def __init__(self, console: Console, jobs: Sequence[TrialJob]) -> None:
         self.console, self.total = console, len(jobs)
-        self._waiting = {job.cell.key: job for job in jobs}
+        self._waiting = {job.cell.trial_key: job for job in jobs}
         self.done, self.failed = 0, 0
-        self.running: dict[str, tuple[Job, float]] = {}
-        self._took: list[tuple[Job, float]] = []
+        self.running: dict[str, tuple[TrialJob, float]] = {}
+        self._took: list[tuple[TrialJob, float]] = []
         # Drawn by a thread: where jobs are done in this process, nothing else has time for it.
-        table = Live(get_renderable=self._drawn, console=console, refresh_per_second=OFTEN, redirect_stdout=False)
+        table = Live(
+            get_renderable=self._render_table, console=console, refresh_per_second=OFTEN, redirect_stdout=False
+        )
         self._live = table if console.is_terminal else None
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "StudyProgress":
         if self._live is not None:
             self._live.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._live is not None:
-            self.refresh()
+            self.redraw_table()
             self._live.stop()
 
     @property
-    def live(self) -> bool:
+    def is_live(self) -> bool:
         """Whether one table is drawn over and over; else a line as each job begins and ends."""
         return self._live is not None
 
-    def begin(self, job: Job) -> None:
+    def begin(self, job: TrialJob) -> None:
         """A job is under way."""
-        self.running[job.cell.key] = (job, time.monotonic())
-        self._waiting.pop(job.cell.key, None)
+        self.running[job.cell.trial_key] = (job, time.monotonic())
+        self._waiting.pop(job.cell.trial_key, None)
         if self._live is None:
-            self._say(f"{len(self.running) + self.done + self.failed} of {self.total}: {_verb(job)} {job.cell.name}")
-        self.refresh()
+            self._print_line(
+                f"{len(self.running) + self.done + self.failed} of {self.total}: {_job_verb(job)} "
+                f"{job.cell.describe_trial}"
+            )
+        self.redraw_table()
 
-    def end(self, job: Job) -> None:
+    def end(self, job: TrialJob) -> None:
         """A job is over, well or not."""
-        began = self.running.pop(job.cell.key)[1]
-        failed = job.failure.exists()
+        began = self.running.pop(job.cell.trial_key)[1]
+        failed = job.failure_path.exists()
         self.failed, self.done = self.failed + failed, self.done + (not failed)
         if failed:
-            self._say(f"failed: {job.cell.name}: {from_json(job.failure.read_text(encoding='utf-8'))['error']}")
+            self._print_line(
+                f"failed: {job.cell.describe_trial}: {from_json(job.failure_path.read_text(encoding='utf-8'))['error']}"
+            )
         else:
             self._took.append((job, time.monotonic() - began))
-        self.refresh()
+        self.redraw_table()
 
-    def again(self, job: Job, death: str) -> None:
+    def restart_job(self, job: TrialJob, death: str) -> None:
         """A job's process died and is started again."""
-        self.running.pop(job.cell.key)
-        self._waiting[job.cell.key] = job
-        self._say(f"the process of {job.cell.name} {death}; it goes on in another one")
+        self.running.pop(job.cell.trial_key)
+        self._waiting[job.cell.trial_key] = job
+        self._print_line(f"the process of {job.cell.describe_trial} {death}; it goes on in another one")
 
-    def left(self, workers: int) -> float | None:
+    def seconds_left(self, workers: int) -> float | None:
         """Seconds until the last job is done; None before any is."""
         if not self._took:
             return None
         now = time.monotonic()
-        under_way = sum(max(self._expected(job) - (now - began), 0.0) for job, began in [*self.running.values()])
-        return (under_way + sum(map(self._expected, [*self._waiting.values()]))) / workers
+        under_way = sum(
+            max(self._expected_seconds(job) - (now - began), 0.0) for job, began in [*self.running.values()]
+        )
+        return (under_way + sum(map(self._expected_seconds, [*self._waiting.values()]))) / workers
 
-    def _expected(self, job: Job) -> float:
+    def _expected_seconds(self, job: TrialJob) -> float:
         """Seconds that a job takes: what those of its row and column took, else of its row, else all."""
-        alike: tuple[Callable[[Job], object], ...] = (
-            lambda other: (other.cell.row, other.cell.place),
+        alike: tuple[Callable[[TrialJob], object], ...] = (
+            lambda other: (other.cell.row, other.cell.column_of),
             lambda other: other.cell.row,
             lambda other: None,
         )
         groups = ([took for other, took in [*self._took] if same(other) == same(job)] for same in alike)
         return statistics.fmean(next(group for group in groups if group))
 
-    def refresh(self) -> None:
+    def redraw_table(self) -> None:
         """Draw the table anew."""
         if self._live is not None:
             self._live.refresh()
 
-    def _say(self, line: str) -> None:
+    def _print_line(self, line: str) -> None:
         # Text, not str: brackets and colons in a row's or a dataset's name are no markup.
         self.console.print(Text(line), soft_wrap=True)
 
-    def _drawn(self) -> Group:
+    def _render_table(self) -> Group:
         table = Table("under way", "for", "step", "loss", box=None, header_style="dim", padding=(0, 2, 0, 0))
         for job, began in [*self.running.values()]:
             step, loss = last_step(job.run / "log.jsonl") if job.kind == "draw" else ("", "")
-            name = Text(f"{_verb(job)} {job.cell.name}")
-            table.add_row(name, duration(time.monotonic() - began), step, loss)
-        left = self.left(max(1, len(self.running)))
+            name = Text(f"{_job_verb(job)} {job.cell.describe_trial}")
+            table.add_row(name, format_duration(time.monotonic() - began), step, loss)
+        left = self.seconds_left(max(1, len(self.running)))
         waiting = self.total - self.done - self.failed - len(self.running)
         told = f"{self.done} done, {len(self.running)} running, {waiting} waiting, {self.failed} failed"
-        return Group(Text(told + (f", about {duration(left)} left" if left is not None else "")), table)
+        return Group(Text(told + (f", about {format_duration(left)} left" if left is not None else "")), table)
 
 
-def _verb(job: Job) -> str:
+def _job_verb(job: TrialJob) -> str:
     return "drawing" if job.kind == "draw" else "testing"
 
 

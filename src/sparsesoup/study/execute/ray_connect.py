@@ -40,7 +40,7 @@ ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 TRIES = {"RAY_NUM_REDIS_GET_RETRIES": "3"}  # seconds that an address may take to turn out to be no cluster
 
 
-def imported(joins: bool) -> Any:
+def import_ray(joins: bool) -> Any:
     """The module ray.
 
     Args:
@@ -56,7 +56,7 @@ def imported(joins: bool) -> Any:
     return importlib.import_module("ray")
 
 
-def connect(ray: Any, address: str, cores: int) -> None:
+def connect_ray(ray: Any, address: str, cores: int) -> None:
     """Start Ray here or join a cluster. ray.init waits long for what is not there, so that is asked first.
 
     Args:
@@ -69,23 +69,23 @@ def connect(ray: Any, address: str, cores: int) -> None:
     if address == "local":
         settings |= {"num_cpus": cores or None, "include_dashboard": False, "object_store_memory": STORE}
     else:
-        need_answer(address)
-        settings |= {"runtime_env": {"env_vars": carried(os.environ)}}
+        check_ray_reachable(address)
+        settings |= {"runtime_env": {"env_vars": portable_environment(os.environ)}}
     try:
-        with _mute():
+        with _silence_stderr():
             ray.init(**settings)
     except Exception as error:
         what = "Ray does not start here" if address == "local" else f"cannot join the Ray cluster at {address}"
         remedy = "" if address == "local" else f"; {REMEDY}"
-        raise UserError(f"{what}: {brief(error).rstrip('.')}{remedy}") from error
+        raise UserError(f"{what}: {last_error_line(error).rstrip('.')}{remedy}") from error
     if address == "local":
         _need_loopback(ray)
 
 
-def carried(environment: Mapping[str, str]) -> dict[str, str]:
+def portable_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that go along to the nodes of a cluster: none that holds a token, nor an address with a password.
 
-    >>> carried({"HF_HOME": "/models", "HF_TOKEN": "hf_secret", "HF_ENDPOINT": "https://me:secret@mirror"})
+    >>> portable_environment({"HF_HOME": "/models", "HF_TOKEN": "hf_secret", "HF_ENDPOINT": "https://me:secret@mirror"})
     {'HF_HOME': '/models'}
     """
     found = {name: environment[name] for name in CARRIED if name in environment}
@@ -103,12 +103,12 @@ def _need_loopback(ray: Any) -> None:
         )
 
 
-def asked(address: str | None) -> str:
+def ray_address(address: str | None) -> str:
     """Where Ray is: as said, or as RAY_ADDRESS says, or `local`: started here."""
     return address or os.environ.get("RAY_ADDRESS") or "local"
 
 
-def need_answer(address: str) -> None:
+def check_ray_reachable(address: str) -> None:
     """Raise a UserError within `PATIENCE` if nothing answers there that could be Ray."""
     if address in ("auto", "local"):
         return  # Ray looks at what runs on this machine, and says at once that there is none
@@ -117,7 +117,7 @@ def need_answer(address: str) -> None:
         raise UserError(
             f"--address is host:port of a Ray cluster's head, such as 10.0.0.1:6379, or auto; got {address}"
         )
-    why = _unanswered(host.strip("[]"), int(port))
+    why = _why_unreachable(host.strip("[]"), int(port))
     if why:
         raise UserError(f"no Ray cluster answers at {address} ({why}); {REMEDY}")
 
@@ -127,14 +127,14 @@ def _is_port(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 5 and int(text) < 2**16
 
 
-def _unanswered(host: str, port: int) -> str:
+def _why_unreachable(host: str, port: int) -> str:
     """Why Ray is not there; empty if it is. Within `PATIENCE`, however long a name server takes."""
     said = [f"nothing within {PATIENCE:g} seconds"]
 
     def ask() -> None:
         try:
             with socket.create_connection((host, port), timeout=2 * PATIENCE) as line:
-                line.sendall(PREFACE + _question())
+                line.sendall(PREFACE + _http2_question())
                 known = os.environ.get("RAY_USE_TLS") == "1" or _is_ray(line.makefile("rb"))
             said[0] = "" if known else "what answers there is not Ray"
         except OSError as error:
@@ -148,15 +148,17 @@ def _unanswered(host: str, port: int) -> str:
     return said[0]
 
 
-def _question() -> bytes:
+def _http2_question() -> bytes:
     """A call of a service that every cluster's head has, as two frames; whoever is none answers otherwise."""
     texts = [text.encode() for pair in QUESTION.items() for text in pair]
     spelled = [bytes([len(text)]) + text for text in texts]
     headers = bytes([POST, HTTP]) + b"".join(b"\0" + n + v for n, v in zip(spelled[::2], spelled[1::2], strict=True))
-    return _frame(HEADERS, 4, headers) + _frame(DATA, 1, bytes(5))  # ends of the headers, and of an empty message
+    return _http2_frame(HEADERS, 4, headers) + _http2_frame(
+        DATA, 1, bytes(5)
+    )  # ends of the headers, and of an empty message
 
 
-def _frame(kind: int, flags: int, payload: bytes) -> bytes:
+def _http2_frame(kind: int, flags: int, payload: bytes) -> bytes:
     return len(payload).to_bytes(3, "big") + bytes([kind, flags, 0, 0, 0, 1]) + payload
 
 
@@ -170,7 +172,7 @@ def _is_ray(answer: BinaryIO) -> bool:
 
 
 @contextlib.contextmanager
-def _mute() -> Iterator[None]:
+def _silence_stderr() -> Iterator[None]:
     """Nothing is written to stderr in this block, not by C++ either: what goes wrong is raised as well."""
     kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 2)
@@ -182,7 +184,7 @@ def _mute() -> Iterator[None]:
         os.close(nothing)
 
 
-def brief(error: BaseException) -> str:
+def last_error_line(error: BaseException) -> str:
     """The last line of an error: where Ray passes a worker's traceback on, its cause."""
     lines = [line.strip() for line in re.sub(r"\x1b\[\d+m", "", str(error)).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

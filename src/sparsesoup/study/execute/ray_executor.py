@@ -14,18 +14,18 @@ from typing import Any
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import make_folder
-from sparsesoup.core.process_pool import LIVES, REFRESH, Ended
-from sparsesoup.study.execute.executors import follow
-from sparsesoup.study.execute.jobs import Job, perform
-from sparsesoup.study.execute.progress import Board
-from sparsesoup.study.execute.ray_connect import asked, brief, connect, imported
+from sparsesoup.core.process_pool import LIVES, REFRESH, EndedTask
+from sparsesoup.study.execute.executors import run_and_report
+from sparsesoup.study.execute.jobs import TrialJob, run_job
+from sparsesoup.study.execute.progress import StudyProgress
+from sparsesoup.study.execute.ray_connect import connect_ray, import_ray, last_error_line, ray_address
 
 LATE = 70.0  # seconds; a network's file system may remember for a minute that there was no such file
 SLOWEST = 180.0  # seconds in which a node must have started a process that answers
 
 
 @dataclass(frozen=True, kw_only=True)
-class Room:
+class TrialResources:
     """What Ray keeps free for each cell.
 
     Args:
@@ -43,7 +43,7 @@ class Room:
                 f"{self.gpus:g}"
             )
 
-    def fits(self, resources: dict[str, float]) -> int:
+    def trials_per_node(self, resources: dict[str, float]) -> int:
         """How many cells a node with these resources holds at a time."""
         by_cpu = int(resources.get("CPU", 0) / self.cpus + 1e-9)
         whole = int(resources.get("GPU", 0))
@@ -52,9 +52,9 @@ class Room:
 
 
 @contextlib.contextmanager
-def cluster(
-    address: str | None, out: Path, cell: Room, workers: int | None = None, lives: int = LIVES
-) -> Iterator["Cluster"]:
+def ray_executor(
+    address: str | None, out: Path, cell: TrialResources, workers: int | None = None, lives: int = LIVES
+) -> Iterator["RayExecutor"]:
     """The executor on Ray, for the time of the block.
 
     Args:
@@ -66,50 +66,50 @@ def cluster(
         lives: a cell whose process dies this often has failed.
     Raises: UserError if Ray is not installed, does not answer, has no room for a cell, or a node sees another folder.
     """
-    address = asked(address)
-    ray = imported(joins=address != "local")
-    connect(ray, address, math.ceil((workers or 0) * cell.cpus))
+    address = ray_address(address)
+    ray = import_ray(joins=address != "local")
+    connect_ray(ray, address, math.ceil((workers or 0) * cell.cpus))
     # Ray prints what dies to stdout, a page each time; the board tells it in a line.
     with open(os.devnull, "w", encoding="utf-8") as nothing, contextlib.redirect_stdout(nothing):
         try:
-            made = Cluster(ray, cell, workers, lives)
-            made.check(out)
+            made = RayExecutor(ray, cell, workers, lives)
+            made.check_nodes(out)
             yield made
         finally:
             ray.shutdown()
 
 
-class Cluster:
-    """Ray tasks, one a job; one whose process or node dies is begun again elsewhere. Made by `cluster`."""
+class RayExecutor:
+    """Ray tasks, one a job; one whose process or node dies is begun again elsewhere. Made by `ray_executor`."""
 
-    def __init__(self, ray: Any, cell: Room, workers: int | None, lives: int) -> None:
+    def __init__(self, ray: Any, cell: TrialResources, workers: int | None, lives: int) -> None:
         self.ray, self.cell, self.workers, self.lives = ray, cell, workers, lives
         # Ray would try again by itself, but tell nobody; we count.
         settings = {"num_cpus": cell.cpus, "num_gpus": cell.gpus, "max_retries": 0}
-        self._task = ray.remote(**settings)(_perform)
-        self._busy: dict[Any, Job] = {}
+        self._task = ray.remote(**settings)(_run_ray_task)
+        self._busy: dict[Any, TrialJob] = {}
 
-    def run(self, jobs: Sequence[Job], board: Board) -> None:
+    def run(self, jobs: Sequence[TrialJob], board: StudyProgress) -> None:
         """Do all jobs."""
         with contextlib.closing(self):
-            follow(self, jobs, board, self.lives)
+            run_and_report(self, jobs, board, self.lives)
 
-    def room(self) -> int:
+    def free_slots(self) -> int:
         """How many more jobs can be begun now."""
-        most = self.workers or sum(self.cell.fits(node["Resources"]) for node in self._nodes())
+        most = self.workers or sum(self.cell.trials_per_node(node["Resources"]) for node in self._list_nodes())
         return most - len(self._busy)
 
-    def begin(self, job: Job) -> None:
+    def begin(self, job: TrialJob) -> None:
         """Have a job done on any node with room."""
         self._busy[self._task.remote(job, os.getcwd())] = job
 
-    def ended(self) -> list[Ended[Job]]:
+    def wait_for_ended(self) -> list[EndedTask[TrialJob]]:
         """What has ended since the last call; waits for something, but no longer than `REFRESH`."""
         if not self._busy:  # no node is left; one may come
             time.sleep(REFRESH)
             return []
         ready, _ = self.ray.wait(list(self._busy), timeout=REFRESH)
-        return [self._ended(self._busy.pop(reference), reference) for reference in ready]
+        return [self._collect_result(self._busy.pop(reference), reference) for reference in ready]
 
     def close(self) -> None:
         """End what is under way; what it has done is on disk."""
@@ -117,78 +117,80 @@ class Cluster:
             self.ray.cancel(reference, force=True)
         self._busy.clear()
 
-    def check(self, out: Path) -> None:
+    def check_nodes(self, out: Path) -> None:
         """Raise a UserError unless there is room for a cell, and every node sees the folder of runs as we do."""
-        nodes = self._nodes()
-        if not any(self.cell.fits(node["Resources"]) for node in nodes):
+        nodes = self._list_nodes()
+        if not any(self.cell.trials_per_node(node["Resources"]) for node in nodes):
             raise UserError(
                 f"no node of Ray has room for a cell with {self.cell.cpus:g} cores and {self.cell.gpus:g} GPUs; lower "
                 f"--cpus-per-cell or --gpus-per-cell, or add a node"
             )
-        with _probe(out) as probe:
-            asked = {self._ask(node["NodeID"], probe): node["NodeManagerAddress"] for node in nodes}
+        with _probe_file(out) as probe:
+            asked = {self._probe_node(node["NodeID"], probe): node["NodeManagerAddress"] for node in nodes}
             ready, late = self.ray.wait(list(asked), num_returns=len(asked), timeout=SLOWEST)
             for reference in ready:
                 self._check_answer(reference, asked[reference], out)
         if late:
             raise UserError(f"node {asked[late[0]]} of Ray gave no answer within {SLOWEST:g} seconds")
 
-    def _ask(self, node: str, probe: Path) -> Any:
+    def _probe_node(self, node: str, probe: Path) -> Any:
         strategies = importlib.import_module("ray.util.scheduling_strategies")
         there = strategies.NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-        asked = self.ray.remote(num_cpus=0, max_retries=0)(_sees).options(scheduling_strategy=there)
+        asked = self.ray.remote(num_cpus=0, max_retries=0)(_can_see).options(scheduling_strategy=there)
         return asked.remote(str(probe), os.getcwd())
 
     def _check_answer(self, reference: Any, node: str, out: Path) -> None:
         try:
             seen = self.ray.get(reference)
         except self.ray.exceptions.RayError as error:
-            raise UserError(f"node {node} of Ray cannot do jobs of sparsesoup ({brief(error)})") from error
+            raise UserError(f"node {node} of Ray cannot do jobs of sparsesoup ({last_error_line(error)})") from error
         if not seen:
             raise UserError(
                 f"node {node} of Ray does not see {out.resolve()} and the working directory {os.getcwd()} as this "
                 f"machine does; nodes must share both: mount them there, or work where they are shared"
             )
 
-    def _nodes(self) -> list[dict[str, Any]]:
+    def _list_nodes(self) -> list[dict[str, Any]]:
         return [node for node in self.ray.nodes() if node["Alive"]]
 
-    def _ended(self, job: Job, reference: Any) -> Ended[Job]:
+    def _collect_result(self, job: TrialJob, reference: Any) -> EndedTask[TrialJob]:
         errors = self.ray.exceptions
         try:
             self.ray.get(reference)
-            _need_seen("this machine", job.record, job.failure)
-            return Ended(job)
+            _need_seen("this machine", job.record_path, job.failure_path)
+            return EndedTask(job)
         except UserError as error:
-            return Ended(job, error=error)
+            return EndedTask(job, error=error)
         except errors.RayTaskError as error:  # a job that fails is on record; this is none
-            cause = error.cause if isinstance(error.cause, UserError) else UserError(f"on Ray: {brief(error)}")
-            return Ended(job, error=cause)
+            cause = (
+                error.cause if isinstance(error.cause, UserError) else UserError(f"on Ray: {last_error_line(error)}")
+            )
+            return EndedTask(job, error=cause)
         except errors.OutOfMemoryError:
-            return Ended(job, "was ended by Ray since memory is short")
+            return EndedTask(job, "was ended by Ray since memory is short")
         except errors.NodeDiedError:
-            return Ended(job, "died with its node")
+            return EndedTask(job, "died with its node")
         except errors.RayError as error:
-            return Ended(job, f"died ({type(error).__name__})")
+            return EndedTask(job, f"died ({type(error).__name__})")
 
 
-def _perform(job: Job, directory: str) -> None:
+def _run_ray_task(job: TrialJob, directory: str) -> None:
     """What a task does: models and data may be named by paths from the driver's working directory."""
     with contextlib.suppress(OSError):
         os.chdir(directory)
     _need_seen(f"node {socket.gethostname()} of Ray", job.folder / "study.yaml")  # it may have joined late
-    perform(job)
+    run_job(job)
 
 
-def _sees(probe: str, directory: str) -> bool:
+def _can_see(probe: str, directory: str) -> bool:
     try:
         os.chdir(directory)
     except OSError:
         return False
-    return _seen(5.0, Path(probe))
+    return _wait_until_seen(5.0, Path(probe))
 
 
-def _seen(patience: float, *paths: Path) -> bool:
+def _wait_until_seen(patience: float, *paths: Path) -> bool:
     """Whether one of these is there, now or soon."""
     last = time.monotonic() + patience
     while not (found := any(path.exists() for path in paths)) and time.monotonic() < last:
@@ -197,12 +199,12 @@ def _seen(patience: float, *paths: Path) -> bool:
 
 
 def _need_seen(who: str, *paths: Path) -> None:
-    if not _seen(LATE, *paths):
+    if not _wait_until_seen(LATE, *paths):
         raise UserError(f"{who} does not see {paths[0].resolve()}, which another one wrote; all must share that folder")
 
 
 @contextlib.contextmanager
-def _probe(out: Path) -> Iterator[Path]:
+def _probe_file(out: Path) -> Iterator[Path]:
     """A file in the folder of runs that nobody else has."""
     fresh = [folder for folder in (out, *out.parents) if not folder.exists()]
     make_folder(out)

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.study.recipe.yaml_lines import Table, Wrong, blaming
+from sparsesoup.study.recipe.yaml_lines import RecipeError, Table, at_location
 
 FORMS = "paper, equal, {times: 3}, {row: imp} or {flops: 2.0e+15}"
 
 
 @dataclass(frozen=True)
-class Budget:
+class FlopsBudget:
     """FLOPs that every run gets, search, teacher, scoring and selection included.
 
     Args:
@@ -25,7 +25,7 @@ class Budget:
     flops: float | None = None
 
 
-def read_budget(given: Any) -> Budget | None:
+def read_budget(given: Any) -> FlopsBudget | None:
     """The budget of a recipe; None for the paper's: T steps for every row, and what it needs on top.
 
     Raises: UserError if it is of no known form.
@@ -33,7 +33,7 @@ def read_budget(given: Any) -> Budget | None:
     if given in (None, "paper"):
         return None
     if given == "equal":
-        return Budget()
+        return FlopsBudget()
     if not isinstance(given, Mapping) or not given or given.keys() - {"times", "row", "flops"}:
         raise UserError(f"budget is {FORMS}, got {given!r}")
     if "flops" in given and len(given) > 1:
@@ -42,28 +42,31 @@ def read_budget(given: Any) -> Budget | None:
         if isinstance(given[name], bool) or not isinstance(given[name], (int, float)) or not 0 < given[name] < 1e30:
             raise UserError(f"budget: {name} is a number above 0, got {given[name]!r} (YAML wants 2.0e+15 for 2e15)")
     row = given.get("row")
-    return Budget(**{**given, "row": "" if row is None else str(row)})
+    return FlopsBudget(**{**given, "row": "" if row is None else str(row)})
 
 
-def agree(recipe: Table, datasets: Mapping[str, Table]) -> None:
+def check_budget(recipe: Table, datasets: Mapping[str, Table]) -> None:
     """Refuse a budget of no known form, and what contradicts one.
 
     Raises: Wrong.
     """
-    with blaming("budget"):
+    with at_location("budget"):
         budget = read_budget(recipe.get("budget"))
     if budget is None:
         return
     if budget.row and budget.row not in map(str, recipe["methods"]):
-        raise Wrong(f"budget: no row {budget.row}; allowed: {', '.join(map(str, recipe['methods']))}", "budget", "row")
+        raise RecipeError(
+            f"budget: no row {budget.row}; allowed: {', '.join(map(str, recipe['methods']))}", "budget", "row"
+        )
     rows = recipe["methods"] if isinstance(recipe["methods"], dict) else {}
     for row, own in rows.items():
         for key in {"times", "steps", "epochs", "from"} & (own or {}).keys():
             said = "what its ticket cost is not in it" if key == "from" else "its T follows from the budget"
-            raise Wrong(f"row {row} has {key}, but at equal total cost {said}; leave out {key} or the budget",
+            raise RecipeError(f"row {row} has {key}, but at equal total cost {said}; leave out {key} or the budget",
                          "methods", row, key)  # fmt: skip
     for place, table in [((), recipe), *((("datasets", name), t) for name, t in datasets.items())]:
         for key in {"steps", "epochs"} & table.keys():
             if budget.flops is not None:
-                raise Wrong(f"budget.flops says how long every row trains, {key} would say it again; leave one out",
+                raise RecipeError(f"budget.flops says how long every row trains, {key} would say it again; leave "
+                    f"one out",
                              *place, key)  # fmt: skip

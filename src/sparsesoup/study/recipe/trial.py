@@ -5,11 +5,11 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sparsesoup.runs.config import Settings
+from sparsesoup.runs.config import RunConfig
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One run of a study.
 
     Args:
@@ -22,12 +22,12 @@ class Cell:
 
     row: str
     sparsity: float | None
-    settings: Settings
+    settings: RunConfig
     path: Path
     needs: Path | None = None
 
     @property
-    def place(self) -> tuple[str, str, float | None]:
+    def column_of(self) -> tuple[str, str, float | None]:
         """(model, dataset, sparsity): the column of the table."""
         return self.settings.place.model, self.settings.place.dataset, self.sparsity
 
@@ -37,26 +37,26 @@ class Cell:
         return self.settings.place.seed
 
     @property
-    def name(self) -> str:
+    def describe_trial(self) -> str:
         """The cell in words."""
-        model, dataset, sparsity = self.place
+        model, dataset, sparsity = self.column_of
         how = "" if sparsity is None else f", sparsity {sparsity:g}"
         return f"{self.row} on {dataset}{how}, seed {self.settings.place.seed} ({model})"
 
     @property
-    def anywhere(self) -> Settings:
+    def portable_settings(self) -> RunConfig:
         """The settings, with a ticket told from the folder of all runs: that may be named otherwise, or moved."""
         return self.settings if self.needs is None else with_ticket(self.settings, self.needs)
 
     @property
-    def key(self) -> str:
+    def trial_key(self) -> str:
         """Twelve hex digits of row, column and settings: a cell of another study with the same key is the same."""
-        settings = {k: v for k, v in self.anywhere.to_dict().items() if k != "data_root"}
+        settings = {k: v for k, v in self.portable_settings.to_dict().items() if k != "data_root"}
         text = json.dumps([self.row, self.sparsity, settings], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def with_ticket(settings: Settings, ticket: Path) -> Settings:
+def with_ticket(settings: RunConfig, ticket: Path) -> RunConfig:
     """The settings of a cell that begins with a ticket of another one, with that ticket."""
     # Such a cell is always of the method `ticket`, a dataclass; the protocol Method does not say so.
     return replace(settings, method=replace(settings.method, ticket=str(ticket)))  # type: ignore[type-var]

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.runs.config_yaml import compose, construct, nodes, text_of
+from sparsesoup.runs.config_yaml import compose_yaml, construct_yaml, text_of, walk_nodes
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
 NAMED = ("methods", "datasets", "models", "from", "row", "dataset")  # where names stand, whatever they look like
@@ -18,7 +18,7 @@ Table = dict[str, Any]
 Levels = Sequence[tuple[tuple[str, ...], Any]]  # where settings of a row stand in the recipe; the later win
 
 
-class Wrong(Exception):
+class RecipeError(Exception):
     """An error and the place in the recipe that it comes from."""
 
     def __init__(self, error: Exception | str, *where: str) -> None:
@@ -27,24 +27,24 @@ class Wrong(Exception):
 
 
 @contextlib.contextmanager
-def placing(place: Callable[[Sequence[str]], str]) -> Iterator[None]:
+def add_location(place: Callable[[Sequence[str]], str]) -> Iterator[None]:
     """Turns a Wrong into an error that begins with the place it comes from: a line of the recipe, or a flag."""
     try:
         yield
-    except Wrong as wrong:
+    except RecipeError as wrong:
         raise UserError(f"{place(wrong.where)}: {wrong.error}") from wrong.error
 
 
 @contextlib.contextmanager
-def blaming(*where: str) -> Iterator[None]:
+def at_location(*where: str) -> Iterator[None]:
     """Turns an error inside the block into a Wrong with its place."""
     try:
         yield
     except UserError as error:
-        raise Wrong(error, *where) from error
+        raise RecipeError(error, *where) from error
 
 
-def shipped(path: Path) -> Path:
+def builtin_recipe(path: Path) -> Path:
     """The recipe itself, or the one of that name that comes with the package."""
     own = SHIPPED / f"{path.name}.yaml"
     return own if not path.exists() and path.parent == Path() and own.is_file() else path
@@ -57,25 +57,25 @@ def read_written(path: Path) -> tuple[Table, Callable[[Sequence[str]], int]]:
     """
     try:
         text = text_of(path)
-        recipe, tree = _said(compose(text)), compose(text)
+        recipe, tree = _with_names_as_written(compose_yaml(text)), compose_yaml(text)
     except (OSError, yaml.YAMLError) as error:
         names = ", ".join(sorted(each.stem for each in SHIPPED.glob("*.yaml")))
         hint = f"; shipped ones are {names}" if isinstance(error, FileNotFoundError) else ""
         raise UserError(f"cannot read recipe {path}: {' '.join(str(error).split())}{hint}") from error
     if not isinstance(recipe, dict):
         raise UserError(f"recipe {path} must be a table with methods, datasets, ...; see `sparsesoup compare --help`")
-    return recipe, lambda where: _line(tree, where)
+    return recipe, lambda where: _line_of(tree, where)
 
 
-def _said(tree: yaml.Node | None) -> Any:
+def _with_names_as_written(tree: yaml.Node | None) -> Any:
     """What a recipe says, with its names as they are written; the tree is changed."""
-    for node in nodes(tree):
+    for node in walk_nodes(tree):
         if isinstance(node, yaml.MappingNode):
-            node.value = [(key, _as_words(value) if _names(key, value) else value) for key, value in node.value]
-    return construct(tree)
+            node.value = [(key, _as_words(value) if _is_name(key, value) else value) for key, value in node.value]
+    return construct_yaml(tree)
 
 
-def _names(key: yaml.Node, value: yaml.Node) -> bool:
+def _is_name(key: yaml.Node, value: yaml.Node) -> bool:
     return key.value in NAMED and value.tag != NULL
 
 
@@ -94,7 +94,7 @@ def _as_words(node: yaml.Node) -> yaml.Node:
     return yaml.ScalarNode(TEXT, node.value, *marks)
 
 
-def _line(tree: Any, where: Sequence[str]) -> int:
+def _line_of(tree: Any, where: Sequence[str]) -> int:
     """The line of the last key of a path that is there."""
     line = 1
     for key in where:
@@ -112,21 +112,21 @@ def check_keys(table: Mapping[str, Any], keys: Sequence[str], *where: str) -> No
         if key not in keys:
             near = difflib.get_close_matches(str(key), keys, n=1)
             hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(keys)}"
-            raise Wrong(f"unknown setting {key!r}; {hint}", *where, str(key))
+            raise RecipeError(f"unknown setting {key!r}; {hint}", *where, str(key))
 
 
 def place_of(levels: Levels, named: Sequence[str]) -> list[str]:
     """Where in the recipe the setting stands that holds, as it is spelled there; nothing if nowhere."""
-    within = [[*place, *found] for place, level in levels if (found := _spelled(level, named))]
+    within = [[*place, *found] for place, level in levels if (found := _spelled_path(level, named))]
     return within[-1] if within else []
 
 
-def _spelled(table: Any, keys: Sequence[str]) -> list[str]:
+def _spelled_path(table: Any, keys: Sequence[str]) -> list[str]:
     """A path of keys as a table has it, each with dashes or underscores; nothing if it has not all of them."""
-    alike = [key for key in table if keys and _plain(key) == _plain(keys[0])] if isinstance(table, dict) else []
-    found = [[key, *deeper] for key in alike if (deeper := _spelled(table[key], keys[1:])) or not keys[1:]]
+    alike = [key for key in table if keys and _plain_key(key) == _plain_key(keys[0])] if isinstance(table, dict) else []
+    found = [[key, *deeper] for key in alike if (deeper := _spelled_path(table[key], keys[1:])) or not keys[1:]]
     return found[-1] if found else []
 
 
-def _plain(key: Any) -> str:
+def _plain_key(key: Any) -> str:
     return str(key).replace("-", "_")

@@ -55,13 +55,13 @@ def _of_run(run: Path) -> dict[str, Any]:
     head = {"model": report["model"], "dataset": report["dataset"], "seed": report["seed"]}
     head["asked"] = None if dense else report["sparsity"]["asked"]
     if folder.name.startswith("seed-"):
-        head |= {"row": folder.parent.name, "settings": _alike(report["settings"], report["seed"])}
+        head |= {"row": folder.parent.name, "settings": _common_settings(report["settings"], report["seed"])}
     else:
         head |= {"row": folder.name, "settings": None}
     return {**head, "run": str(run), **{key: report.get(key) for key in KEPT}}
 
 
-def _alike(settings: dict[str, Any], seed: int) -> str:
+def _common_settings(settings: dict[str, Any], seed: int) -> str:
     """The settings that runs of a row have in common; a ticket or teacher of the run's own seed is one of each seed."""
     own = json.dumps({key: value for key, value in settings.items() if key not in PLACED}, sort_keys=True)
     return re.sub(rf'(?<=[/\\])seed-{seed}(?=[/\\"])', "seed", own)
@@ -86,12 +86,12 @@ def _in_columns(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     pruned = [record for record in found if record["asked"] is not None]
     shortest: dict[Any, float] = {}
     for record in sorted(pruned, key=lambda record: len(repr(record["asked"]))):
-        shortest.setdefault(_asked(record), record["asked"])
+        shortest.setdefault(_column_key(record), record["asked"])
     for record in pruned:
-        record["asked"] = shortest[_asked(record)]
+        record["asked"] = shortest[_column_key(record)]
     return sorted(found, key=lambda r: (places.index((r["model"], r["dataset"])), r["asked"] or 0.0))
 
 
-def _asked(record: dict[str, Any]) -> tuple[str, str, int]:
+def _column_key(record: dict[str, Any]) -> tuple[str, str, int]:
     """Model, dataset and how many weights a run was to keep."""
     return record["model"], record["dataset"], round((1 - record["asked"]) * record["sparsity"]["total"])

@@ -9,10 +9,19 @@ from typing import Any
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.ticket import load_masks
-from sparsesoup.report.plots import FAINT, page, svg
-from sparsesoup.report.terminal import first
-from sparsesoup.report.terminal import grid as layers
-from sparsesoup.study.results.tables import Column, Grid, Record, beside, heading, lines, note, pool
+from sparsesoup.report.plots import FAINT, render_page, render_svg
+from sparsesoup.report.terminal import density_grid as layers
+from sparsesoup.report.terminal import format_main_score
+from sparsesoup.study.results.tables import (
+    Column,
+    Record,
+    ScoreTable,
+    column_heading,
+    paired_by_task,
+    scores_of_row,
+    table_caption,
+    table_lines,
+)
 
 STYLES = ("-", "--", "-.", ":")
 MOST_PAIRS = 40  # rows of a list that is still read
@@ -20,7 +29,7 @@ WIDEST = 32  # letters of a row's name in a chart; the tables have it whole
 LINE = 0.17  # inches that a name in a chart takes
 
 
-def draw_page(name: str, found: Grid, records: Sequence[Record], out: Path, facts: Mapping[str, Any]) -> str:
+def draw_page(name: str, found: ScoreTable, records: Sequence[Record], out: Path, facts: Mapping[str, Any]) -> str:
     """The whole page as HTML.
 
     Args:
@@ -29,62 +38,66 @@ def draw_page(name: str, found: Grid, records: Sequence[Record], out: Path, fact
         out: the folder of all runs, in which the tickets' masks lie.
         facts: what else is told of it: command, cells, versions.
     """
-    heads, rows, bold = lines(found)
-    pairs = agreement(found, records, out)
+    heads, rows, bold = table_lines(found)
+    pairs = ticket_agreement(found, records, out)
     cells = [[{"text": c, "bold": (i, k) in bold} for k, c in enumerate(row)] for i, row in enumerate(rows)]
-    return page("study.html.j2", {
-        "name": name, "heads": heads, "rows": cells, "note": note(found), "facts": dict(facts),
-        "failed": facts.get("failed", []), "split": found.split, "gaps": gaps(found),
-        "charts": charts(found, records, pairs), "pairs": len(pairs),
+    return render_page("study.html.j2", {
+        "name": name, "heads": heads, "rows": cells, "note": table_caption(found), "facts": dict(facts),
+        "failed": facts.get("failed", []), "split": found.split, "gaps": compare_to_best(found),
+        "charts": study_charts(found, records, pairs), "pairs": len(pairs),
         "agreement": sorted(pairs, key=lambda pair: -pair["share"])[:MOST_PAIRS],
-        "runs": [_told(record) for record in records],
+        "runs": [_run_row(record) for record in records],
     })  # fmt: skip
 
 
-def _told(record: Record) -> dict[str, Any]:
-    scores = {split: first(record[split]) or "not scored" for split in ("validation", "test")}
+def _run_row(record: Record) -> dict[str, Any]:
+    scores = {split: format_main_score(record[split]) or "not scored" for split in ("validation", "test")}
     return {"run": record["run"], "reached": record["sparsity"]["reached"], "seconds": record["seconds"], **scores}
 
 
-def charts(found: Grid, records: Sequence[Record], pairs: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
-    """The charts that have something to show; `pairs` are those of `agreement`."""
+def study_charts(
+    found: ScoreTable, records: Sequence[Record], pairs: Sequence[Mapping[str, Any]] = ()
+) -> list[dict[str, Any]]:
+    """The charts that have something to show; `pairs` are those of `ticket_agreement`."""
     drawn = []
     for place in dict.fromkeys(column[:2] for column in found.columns):
         columns = [c for c in found.columns if c[:2] == place and c[2] is not None]
-        name = heading((*place, None), found.columns)
+        name = column_heading((*place, None), found.columns)
         if len(columns) > 1:
             title, height = f"Quality over sparsity: {name}", max(3.6, 0.5 + LINE * len(found.rows))
-            drawn.append(_chart(title, height, lambda f, c=columns: _over_sparsity(f, found, c)))
+            drawn.append(_make_chart(title, height, lambda f, c=columns: _over_sparsity(f, found, c)))
         for column in [c for c in columns if any((row, c) in found.costs for row in found.rows)]:
-            title = f"Quality over cost: {heading(column, found.columns)}"
+            title = f"Quality over cost: {column_heading(column, found.columns)}"
             height = 3.2 + 0.08 * len(found.rows)
-            drawn.append(_chart(title, height, lambda f, c=column: _over_cost(f, found, c)))
+            drawn.append(_make_chart(title, height, lambda f, c=column: _over_cost(f, found, c)))
     density, shown = by_layer(found, records), _first_pruned(found)
-    where = heading(shown, found.columns) if shown else ""
+    where = column_heading(shown, found.columns) if shown else ""
     if density:
         height = 1.0 + 0.24 * len(density)
-        drawn.append(_chart(f"Weights kept by layer, %: {where}", height, lambda f: _density(f, density)))
+        drawn.append(_make_chart(f"Weights kept by layer, %: {where}", height, lambda f: _density_chart(f, density)))
     if len(pairs) > 1:
         height = 1.6 + 0.24 * len({pair["one"] for pair in pairs})
-        drawn.append(_chart(f"Weights that two tickets share, %: {where}", height, lambda f: _shared(f, pairs)))
+        drawn.append(
+            _make_chart(f"Weights that two tickets share, %: {where}", height, lambda f: _agreement_chart(f, pairs))
+        )
     return drawn
 
 
-def _first_pruned(found: Grid) -> Column | None:
+def _first_pruned(found: ScoreTable) -> Column | None:
     return next((column for column in found.columns if column[2] is not None), None)
 
 
-def _chart(title: str, height: float, draw: Any) -> dict[str, Any]:
+def _make_chart(title: str, height: float, draw: Any) -> dict[str, Any]:
     name = "".join(letter if letter.isalnum() else "-" for letter in title.lower())
-    return {"title": title, "svg": svg(name, height, draw, title)}
+    return {"title": title, "svg": render_svg(name, height, draw, title)}
 
 
-def gaps(found: Grid) -> list[dict[str, Any]]:
+def compare_to_best(found: ScoreTable) -> list[dict[str, Any]]:
     """The rows against the best pruned one, over all columns: by how much, and whether that is more than noise.
 
     The best is of those that stand in most columns with most seeds: a mean over easy columns alone says little.
     """
-    pooled = {row: pool(found, row, found.columns) for row in found.rows}
+    pooled = {row: scores_of_row(found, row, found.columns) for row in found.rows}
     pruned = {row: values for row, values in pooled.items() if values and row not in found.unpruned}
     if len(pruned) < 2:
         return []
@@ -92,7 +105,7 @@ def gaps(found: Grid) -> list[dict[str, Any]]:
     told = []
     for row, values in pooled.items():
         if row != best and values:
-            mean, half, pairs = beside(pruned[best], values)
+            mean, half, pairs = paired_by_task(pruned[best], values)
             word = "noise" if abs(mean) <= half else "better" if mean > 0 else "worse"
             told.append(
                 {"best": best, "row": row, "mean": 100 * mean, "half": 100 * half, "pairs": pairs, "word": word}
@@ -100,10 +113,10 @@ def gaps(found: Grid) -> list[dict[str, Any]]:
     return told
 
 
-def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
+def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
     """The rows that none beats at the same cost or less, from the cheapest.
 
-    >>> front({"a": (1.0, 0.5), "b": (2.0, 0.4), "c": (3.0, 0.9)})
+    >>> pareto_front({"a": (1.0, 0.5), "b": (2.0, 0.4), "c": (3.0, 0.9)})
     ['a', 'c']
     """
     best, found = float("-inf"), list[str]()
@@ -113,7 +126,7 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
     return found
 
 
-def _over_sparsity(figure: Any, found: Grid, columns: Sequence[Column]) -> None:
+def _over_sparsity(figure: Any, found: ScoreTable, columns: Sequence[Column]) -> None:
     axes, drawn = figure.subplots(), {}
     for i, row in enumerate(row for row in found.rows if any(found.scores.get((row, c)) for c in columns)):
         have = sorted((c for c in columns if found.scores.get((row, c))), key=lambda column: column[2] or 0)
@@ -124,10 +137,10 @@ def _over_sparsity(figure: Any, found: Grid, columns: Sequence[Column]) -> None:
     axes.set(xlabel="sparsity, %", ylabel=f"{found.split} score, points")
     legend = axes.legend([*drawn.values()], [" "] * len(drawn), loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     for text, row in zip(legend.get_texts(), drawn, strict=True):  # matplotlib leaves out labels such as _tuned
-        text.set_text(_short(row))
+        text.set_text(_short_name(row))
 
 
-def _over_cost(figure: Any, found: Grid, column: Column) -> None:
+def _over_cost(figure: Any, found: ScoreTable, column: Column) -> None:
     from matplotlib.ticker import LogLocator
 
     axes = figure.subplots()
@@ -136,7 +149,7 @@ def _over_cost(figure: Any, found: Grid, column: Column) -> None:
         for row in found.rows
         if (row, column) in found.costs
     }
-    best = front(points)
+    best = pareto_front(points)
     axes.plot(*zip(*(points[row] for row in best), strict=True), "-", color="#9aa5b1", linewidth=1, zorder=1)
     for row, (x, y) in points.items():
         values = [100 * v for v in found.scores[row, column].values()]
@@ -148,37 +161,37 @@ def _over_cost(figure: Any, found: Grid, column: Column) -> None:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
     axes.set(ylabel=f"{found.split} score, points")
-    _name(axes, points, LINE / figure.get_figheight())
+    _label_points(axes, points, LINE / figure.get_figheight())
 
 
-def _name(axes: Any, points: Mapping[str, tuple[float, float]], share: float) -> None:
+def _label_points(axes: Any, points: Mapping[str, tuple[float, float]], share: float) -> None:
     """Write names beside points, `share` of the height apart; one that had to move has a thread to its point."""
     low, high = axes.get_ylim()
     gap = (high - low) * share
-    heights = spaced(points, gap)
+    heights = spread_labels(points, gap)
     axes.set_ylim(low, max(high, *(y + gap / 2 for y in heights.values())))  # matplotlib leaves out what is above
     for row, y in heights.items():
         thread = {"arrowstyle": "-", "color": FAINT, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)}
         moved = thread if y - points[row][1] > gap / 2 else None
         place = {"xytext": (9, y), "textcoords": ("offset points", "data"), "arrowprops": moved}
-        axes.annotate(_short(row), points[row], **place, fontsize=8, va="center")
+        axes.annotate(_short_name(row), points[row], **place, fontsize=8, va="center")
 
 
-def _short(name: str) -> str:
+def _short_name(name: str) -> str:
     """A name that leaves room for the chart: its beginning and its end.
 
-    >>> _short("isp"), _short("imp of four rounds, each of which trains for a third of T")
+    >>> _short_name("isp"), _short_name("imp of four rounds, each of which trains for a third of T")
     ('isp', 'imp of four roun…or a third of T')
     """
     return name if len(name) <= WIDEST else f"{name[: WIDEST // 2]}…{name[1 - WIDEST // 2 :]}"
 
 
-def spaced(points: Mapping[str, tuple[float, float]], gap: float) -> dict[str, float]:
+def spread_labels(points: Mapping[str, tuple[float, float]], gap: float) -> dict[str, float]:
     """Heights for the names of points: each at its point, or as far above its neighbour's as keeps them apart.
 
     Points count as neighbours where their costs are within a tenth.
 
-    >>> spaced({"a": (1.0, 5.0), "b": (1.02, 5.1), "c": (2.0, 5.0)}, 1.0)
+    >>> spread_labels({"a": (1.0, 5.0), "b": (1.02, 5.1), "c": (2.0, 5.0)}, 1.0)
     {'a': 5.0, 'c': 5.0, 'b': 6.0}
     """
     found: dict[str, float] = {}
@@ -188,7 +201,7 @@ def spaced(points: Mapping[str, tuple[float, float]], gap: float) -> dict[str, f
     return found
 
 
-def by_layer(found: Grid, records: Sequence[Record]) -> dict[str, dict[str, float]]:
+def by_layer(found: ScoreTable, records: Sequence[Record]) -> dict[str, dict[str, float]]:
     """Row -> layer -> share of its weights kept, over the runs of the first column that is pruned."""
     column = _first_pruned(found)
     table: dict[str, dict[str, float]] = {}
@@ -208,21 +221,21 @@ def _mean_density(runs: Sequence[Record]) -> dict[str, float]:
     return {layer: statistics.fmean(values) for layer, values in sums.items()}
 
 
-def _density(figure: Any, table: Mapping[str, Mapping[str, float]]) -> None:
+def _density_chart(figure: Any, table: Mapping[str, Mapping[str, float]]) -> None:
     names = list(dict.fromkeys(layer for row in table.values() for layer in row))
     values = [[100 * row.get(layer, math.nan) for layer in names] for row in table.values()]
-    _heat(figure, values, list(table), names).set(xlabel="layer")
+    _heatmap(figure, values, list(table), names).set(xlabel="layer")
 
 
-def _shared(figure: Any, pairs: Sequence[Mapping[str, Any]]) -> None:
+def _agreement_chart(figure: Any, pairs: Sequence[Mapping[str, Any]]) -> None:
     names = list(dict.fromkeys(name for pair in pairs for name in (pair["one"], pair["other"])))
     share = {frozenset((pair["one"], pair["other"])): 100 * pair["share"] for pair in pairs}
     values = [[share.get(frozenset((one, other)), math.nan) for other in names] for one in names]
-    for label in _heat(figure, values, names, names).get_xticklabels():
+    for label in _heatmap(figure, values, names, names).get_xticklabels():
         label.set(rotation=40, horizontalalignment="right")
 
 
-def _heat(figure: Any, values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str]) -> Any:
+def _heatmap(figure: Any, values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str]) -> Any:
     """A field of per cents, each in words too; nothing where there is no number."""
     axes = figure.subplots()
     axes.pcolormesh(values, cmap="YlGnBu", vmin=0, vmax=130)
@@ -231,14 +244,14 @@ def _heat(figure: Any, values: Sequence[Sequence[float]], rows: Sequence[str], c
             ink = "white" if value > 82 else "#1b2733"
             text = "" if math.isnan(value) else f"{value:.0f}"
             axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", color=ink, fontsize=8)
-    axes.set(xticks=[j + 0.5 for j in range(len(columns))], xticklabels=[_short(name) for name in columns])
-    axes.set(yticks=[i + 0.5 for i in range(len(rows))], yticklabels=[_short(name) for name in rows])
+    axes.set(xticks=[j + 0.5 for j in range(len(columns))], xticklabels=[_short_name(name) for name in columns])
+    axes.set(yticks=[i + 0.5 for i in range(len(rows))], yticklabels=[_short_name(name) for name in rows])
     axes.invert_yaxis()
     axes.grid(False)
     return axes
 
 
-def agreement(found: Grid, records: Sequence[Record], out: Path) -> list[dict[str, Any]]:
+def ticket_agreement(found: ScoreTable, records: Sequence[Record], out: Path) -> list[dict[str, Any]]:
     """Of each two rows the share of the weights that either keeps which both keep, beside what chance gives.
 
     Of the first column that is pruned, and its first seed.
@@ -254,11 +267,11 @@ def agreement(found: Grid, records: Sequence[Record], out: Path) -> list[dict[st
     told: list[dict[str, Any]] = []
     for one, other in combinations(kept, 2):
         if kept[one].keys() == kept[other].keys():
-            told.append({"one": one, "other": other, **_overlap(kept[one], kept[other])})
+            told.append({"one": one, "other": other, **_mask_overlap(kept[one], kept[other])})
     return told
 
 
-def _overlap(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, float]:
+def _mask_overlap(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, float]:
     both = sum(int((m & other[n]).sum()) for n, m in one.items())
     either = sum(int((m | other[n]).sum()) for n, m in one.items())
     total = sum(m.numel() for m in one.values())

@@ -9,9 +9,9 @@ from typing import Any
 
 from scipy import stats
 
-from sparsesoup.report.escaping import markdown as escaped
-from sparsesoup.report.escaping import printable
-from sparsesoup.report.terminal import chosen
+from sparsesoup.report.escaping import escape_markdown as escaped
+from sparsesoup.report.escaping import printable_line
+from sparsesoup.report.terminal import main_scores
 
 Record = Mapping[str, Any]
 Column = tuple[str, str, float | None]  # model, dataset, sparsity asked for; None where nothing is pruned
@@ -24,7 +24,7 @@ TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciici
 
 
 @dataclass(frozen=True)
-class Grid:
+class ScoreTable:
     """The scores of a study.
 
     Args:
@@ -53,12 +53,12 @@ class Grid:
     unit: str = BESIDE
     given: frozenset[str] = frozenset()
 
-    def due(self, row: str, columns: Sequence[Column]) -> int:
+    def expected_scores(self, row: str, columns: Sequence[Column]) -> int:
         """How many scores a row ought to have in these columns."""
         return sum(self.own.get((row, column), 0 if self.own else self.seeds) for column in columns)
 
 
-def grid(records: Sequence[Record], planned: Sequence[tuple[str, Column, int]] = ()) -> Grid:
+def score_table(records: Sequence[Record], planned: Sequence[tuple[str, Column, int]] = ()) -> ScoreTable:
     """The scores of these records; a row that keeps every weight stands in all columns of its model and dataset.
 
     Args:
@@ -75,23 +75,23 @@ def grid(records: Sequence[Record], planned: Sequence[tuple[str, Column, int]] =
     flops: dict[tuple[str, Column], dict[int, float]] = {}
     for record, place in zip(records, places, strict=True):
         total = sum(cost["flops"] for cost in record["cost"].values())
-        for column in _standing(place, columns):
-            scores.setdefault((record["row"], column), {})[record["seed"]] = score(record, split)
+        for column in _standing_columns(place, columns):
+            scores.setdefault((record["row"], column), {})[record["seed"]] = selecting_score(record, split)
             flops.setdefault((record["row"], column), {})[record["seed"]] = total
     cells = [*planned, *((r["row"], place, r["seed"]) for r, place in zip(records, places, strict=True))]
     rows = [*dict.fromkeys(row for row, _, _ in cells)]
     own = _own_seeds(planned, columns)
     seeds = max(own.values(), default=len({seed for _, _, seed in cells}))
     unpruned = frozenset(row for row, place, _ in cells if place[2] is None)
-    metrics = {record["dataset"]: " and ".join(chosen(record[split])) for record in records}
+    metrics = {record["dataset"]: " and ".join(main_scores(record[split])) for record in records}
     unit = BESIDE if any(record["method"] == "dense" for record in records) else ALONE
     plain = {where: statistics.fmean(each.values()) / 1e15 for where, each in flops.items()}
-    costs = _relative(records, flops) if unit == BESIDE else plain
+    costs = _relative_flops(records, flops) if unit == BESIDE else plain
     given = frozenset(record["row"] for record in records if record["method"] == "ticket")
-    return Grid(rows, columns, scores, costs, seeds, split, unpruned, metrics, own, unit, given)
+    return ScoreTable(rows, columns, scores, costs, seeds, split, unpruned, metrics, own, unit, given)
 
 
-def _standing(place: Column, columns: Sequence[Column]) -> list[Column]:
+def _standing_columns(place: Column, columns: Sequence[Column]) -> list[Column]:
     """The columns that a cell stands in: its own, or where nothing is pruned all of its model and dataset."""
     return [c for c in columns if c == place or (place[2] is None and c[:2] == place[:2])]
 
@@ -100,35 +100,37 @@ def _own_seeds(planned: Sequence[tuple[str, Column, int]], columns: Sequence[Col
     """(row, column) -> how many seeds a recipe gives it."""
     found: dict[tuple[str, Column], set[int]] = {}
     for row, place, seed in planned:
-        for column in _standing(place, columns):
+        for column in _standing_columns(place, columns):
             found.setdefault((row, column), set()).add(seed)
     return {where: len(seeds) for where, seeds in found.items()}
 
 
-def score(record: Record, split: str) -> float:
+def selecting_score(record: Record, split: str) -> float:
     """The selecting score of a split; the mean of it over several test sets."""
-    return statistics.fmean(chosen(record[split]).values())
+    return statistics.fmean(main_scores(record[split]).values())
 
 
-def _relative(records: Sequence[Record], flops: Mapping[tuple[str, Column], dict[int, float]]) -> dict[Any, float]:
+def _relative_flops(
+    records: Sequence[Record], flops: Mapping[tuple[str, Column], dict[int, float]]
+) -> dict[Any, float]:
     """FLOPs beside those of the cheapest row of the method dense in the same column."""
     dense = {record["row"] for record in records if record["method"] == "dense"}
     found = {}
     for (row, column), values in flops.items():
-        shares = [_share(values, flops[other, column]) for other in dense if (other, column) in flops]
+        shares = [_paired_share(values, flops[other, column]) for other in dense if (other, column) in flops]
         if shares:
             found[row, column] = max(shares)
     return found
 
 
-def _share(values: Mapping[int, float], beside: Mapping[int, float]) -> float:
+def _paired_share(values: Mapping[int, float], beside: Mapping[int, float]) -> float:
     """Means beside each other, of the seeds that both have: seeds differ in padding, by a tenth where T is short."""
     seeds = values.keys() & beside.keys()
     one, other = (statistics.fmean(v for s, v in each.items() if not seeds or s in seeds) for each in (values, beside))
     return one / other
 
 
-def paired(one: Mapping[Any, float], other: Mapping[Any, float]) -> Gap:
+def paired_interval(one: Mapping[Any, float], other: Mapping[Any, float]) -> Gap:
     """(mean difference, half of its 95 % interval by Student, pairs) over the keys that both have.
 
     With fewer than two pairs the interval is infinite: one seed shows nothing.
@@ -140,23 +142,23 @@ def paired(one: Mapping[Any, float], other: Mapping[Any, float]) -> Gap:
     return statistics.fmean(gaps), width, len(gaps)
 
 
-def winner(found: Grid, columns: Sequence[Column]) -> str | None:
+def significantly_best(found: ScoreTable, columns: Sequence[Column]) -> str | None:
     """The pruned row that is better than every other one by more than noise.
 
     One that lacks seeds or stands in some of the columns alone is no winner, but is to be beaten on what it has.
     """
-    pooled = {row: pool(found, row, columns) for row in found.rows if row not in found.unpruned}
-    everywhere = [row for row in pooled if all(found.due(row, [column]) for column in columns)]
-    whole = {row: pooled[row] for row in everywhere if len(pooled[row]) == found.due(row, columns)}
+    pooled = {row: scores_of_row(found, row, columns) for row in found.rows if row not in found.unpruned}
+    everywhere = [row for row in pooled if all(found.expected_scores(row, [column]) for column in columns)]
+    whole = {row: pooled[row] for row in everywhere if len(pooled[row]) == found.expected_scores(row, columns)}
     if len(whole) < 2:
         return None
     best = max(whole, key=lambda row: statistics.fmean(whole[row].values()))
-    gaps = [beside(whole[best], values) for row, values in pooled.items() if values and row != best]
+    gaps = [paired_by_task(whole[best], values) for row, values in pooled.items() if values and row != best]
     return best if all(mean > half for mean, half, _ in gaps) else None
 
 
-def beside(one: Mapping[tuple[Column, int], float], other: Mapping[tuple[Column, int], float]) -> Gap:
-    """What `paired` gives, over seeds, models and datasets: a mean over sparsities is one pair.
+def paired_by_task(one: Mapping[tuple[Column, int], float], other: Mapping[tuple[Column, int], float]) -> Gap:
+    """What `paired_interval` gives, over seeds, models and datasets: a mean over sparsities is one pair.
 
     The same dense run stands at each sparsity, and tickets of a seed at two of them have much in common.
     """
@@ -167,15 +169,15 @@ def beside(one: Mapping[tuple[Column, int], float], other: Mapping[tuple[Column,
         for column, seed in both:
             parts.setdefault((*column[:2], seed), []).append(scores[column, seed])
         means.append({key: statistics.fmean(values) for key, values in parts.items()})
-    return paired(*means)
+    return paired_interval(*means)
 
 
-def pool(found: Grid, row: str, columns: Sequence[Column]) -> dict[tuple[Column, int], float]:
+def scores_of_row(found: ScoreTable, row: str, columns: Sequence[Column]) -> dict[tuple[Column, int], float]:
     """(column, seed) -> score of a row."""
     return {(c, seed): value for c in columns for seed, value in found.scores.get((row, c), {}).items()}
 
 
-def entry(values: Mapping[Any, float], seeds: int) -> str:
+def format_entry(values: Mapping[Any, float], seeds: int) -> str:
     """Mean and standard deviation in points; missing seeds are marked, a place where none ought to be is left open."""
     if not values:
         return "missing" if seeds else OPEN
@@ -185,28 +187,28 @@ def entry(values: Mapping[Any, float], seeds: int) -> str:
     return text if len(values) == seeds else f"{text} ({len(values)} of {seeds})"
 
 
-def heading(column: Column, columns: Sequence[Column]) -> str:
+def column_heading(column: Column, columns: Sequence[Column]) -> str:
     """A column in words; its model where there are several."""
     model, dataset, sparsity = column
     parts = [model] if len({c[0] for c in columns}) > 1 else []
-    return " ".join([*parts, dataset, *([] if sparsity is None else [f"at {_points(sparsity)}"])])
+    return " ".join([*parts, dataset, *([] if sparsity is None else [f"at {_format_sparsity(sparsity)}"])])
 
 
-def _points(sparsity: float) -> str:
+def _format_sparsity(sparsity: float) -> str:
     """In per cent, with the digits that it has: 0.905 is not 90 %."""
     return f"{100 * sparsity:g} %"
 
 
-def lines(found: Grid) -> tuple[list[str], list[list[str]], set[tuple[int, int]]]:
+def table_lines(found: ScoreTable) -> tuple[list[str], list[list[str]], set[tuple[int, int]]]:
     """(heads, cells of each row, places of those that are better than the rest by more than noise)."""
-    heads = [heading(column, found.columns) for column in found.columns]
+    heads = [column_heading(column, found.columns) for column in found.columns]
     groups: list[Sequence[Column]] = [[column] for column in found.columns]
     if len(found.columns) > 1:
         heads, groups = [*heads, "mean"], [*groups, found.columns]
-    best = [winner(found, group) for group in groups]
+    best = [significantly_best(found, group) for group in groups]
     rows, bold = [], set()
     for i, row in enumerate(found.rows):
-        cells = [_shown(found, row, group) for group in groups]
+        cells = [_format_scores_of(found, row, group) for group in groups]
         costs = [found.costs[row, column] for column in found.columns if (row, column) in found.costs]
         form = ".2f" if found.unit == BESIDE else ".3g"
         rows.append([row, *cells, format(statistics.fmean(costs), form) if costs else "missing"])
@@ -214,65 +216,65 @@ def lines(found: Grid) -> tuple[list[str], list[list[str]], set[tuple[int, int]]
     return ["method", *heads, found.unit], rows, bold
 
 
-def _shown(found: Grid, row: str, group: Sequence[Column]) -> str:
-    values = pool(found, row, group)
+def _format_scores_of(found: ScoreTable, row: str, group: Sequence[Column]) -> str:
+    values = scores_of_row(found, row, group)
     if len(group) == 1:
-        return entry({seed: value for (_, seed), value in values.items()}, found.due(row, group))
-    if not all(found.due(row, [column]) for column in group):
+        return format_entry({seed: value for (_, seed), value in values.items()}, found.expected_scores(row, group))
+    if not all(found.expected_scores(row, [column]) for column in group):
         return OPEN
     everywhere = set.intersection(*({seed for c, seed in values if c == column} for column in group))
     means = {s: statistics.fmean(values[column, s] for column in group) for s in sorted(everywhere)}
-    most = max(found.due(row, [column]) for column in group)
-    return entry(means, most) if len(values) == found.due(row, group) else "missing"
+    most = max(found.expected_scores(row, [column]) for column in group)
+    return format_entry(means, most) if len(values) == found.expected_scores(row, group) else "missing"
 
 
-def markdown(found: Grid) -> str:
+def markdown_table(found: ScoreTable) -> str:
     """The table in Markdown."""
-    heads, rows, bold = lines(found)
+    heads, rows, bold = table_lines(found)
     heads, *rows = [[escaped(cell) for cell in row] for row in (heads, *rows)]
     text = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for i, row in enumerate(rows):
         text.append("| " + " | ".join(f"**{c}**" if (i, k) in bold else c for k, c in enumerate(row)) + " |")
-    return "\n".join([*text, "", escaped(note(found))]) + "\n"
+    return "\n".join([*text, "", escaped(table_caption(found))]) + "\n"
 
 
-def latex(found: Grid) -> str:
+def latex_table(found: ScoreTable) -> str:
     """The table in LaTeX, for the package booktabs."""
-    heads, rows, bold = lines(found)
+    heads, rows, bold = table_lines(found)
     text = [rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", r"\toprule", *_tex_heads(found, heads), r"\midrule"]
     for i, row in enumerate(rows):
-        text.append(_tex(row, {k for k in range(len(row)) if (i, k) in bold}))
+        text.append(_latex_row(row, {k for k in range(len(row)) if (i, k) in bold}))
         if row[0] in found.unpruned and i + 1 < len(rows) and rows[i + 1][0] not in found.unpruned:
             text.append(r"\midrule")
-    return "\n".join([*text, r"\bottomrule", r"\end{tabular}", f"% {printable(note(found))}"]) + "\n"
+    return "\n".join([*text, r"\bottomrule", r"\end{tabular}", f"% {printable_line(table_caption(found))}"]) + "\n"
 
 
-def _tex_heads(found: Grid, heads: Sequence[str]) -> list[str]:
+def _tex_heads(found: ScoreTable, heads: Sequence[str]) -> list[str]:
     """One line of heads; or, as published, one of datasets over one of sparsities where a dataset has several."""
     places = [list(group) for _, group in groupby(found.columns, key=lambda column: column[:2])]
     if all(len(group) == 1 for group in places):
-        return [_tex(heads)]
-    names = [heading((*group[0][:2], None), found.columns) for group in places]
-    above = [rf"\multicolumn{{{len(g)}}}{{c}}{{{_escaped(name)}}}" for g, name in zip(places, names, strict=True)]
-    below = ["" if column[2] is None else _points(column[2]) for column in found.columns]
+        return [_latex_row(heads)]
+    names = [column_heading((*group[0][:2], None), found.columns) for group in places]
+    above = [rf"\multicolumn{{{len(g)}}}{{c}}{{{_latex_escaped(name)}}}" for g, name in zip(places, names, strict=True)]
+    below = ["" if column[2] is None else _format_sparsity(column[2]) for column in found.columns]
     tail = heads[1 + len(found.columns) :]
-    return [" & ".join(["", *above, *([""] * len(tail))]) + r" \\", _tex([heads[0], *below, *tail])]
+    return [" & ".join(["", *above, *([""] * len(tail))]) + r" \\", _latex_row([heads[0], *below, *tail])]
 
 
-def _escaped(text: str) -> str:
-    text = printable(text)
+def _latex_escaped(text: str) -> str:
+    text = printable_line(text)
     plain = re.sub(r"[\\%&_#${}~^<>|]", lambda sign: TEX.get(sign[0], "\\" + sign[0]), text)
     return plain.replace("±", r"$\pm$")
 
 
-def _tex(cells: Sequence[str], bold: Collection[int] = ()) -> str:
-    escaped = [_escaped(cell) for cell in cells]
+def _latex_row(cells: Sequence[str], bold: Collection[int] = ()) -> str:
+    escaped = [_latex_escaped(cell) for cell in cells]
     if escaped[0].lstrip().startswith(("[", "*")):
         escaped[0] = "{}" + escaped[0]  # else the line before would take it for an option
     return " & ".join(rf"\textbf{{{c}}}" if k in bold else c for k, c in enumerate(escaped)) + r" \\"
 
 
-def note(found: Grid) -> str:
+def table_caption(found: ScoreTable) -> str:
     """What the numbers are."""
     names = {*found.metrics.values()}
     each = ", ".join(f"{metric} of {dataset}" for dataset, metric in found.metrics.items())
