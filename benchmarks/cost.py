@@ -85,7 +85,7 @@ def plain_loop(problem: Problem, model: Any, optimizer: Any, steps: int, start: 
         loss = problem.training_loss(model, batch)
         loss.backward()
         float(loss.detach())
-        torch.nn.utils.clip_grad_norm_(model.parameters(), problem.training.clip)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), problem.training.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

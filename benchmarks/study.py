@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import yaml
 
-from sparsesoup import prune, score_on_test
+from sparsesoup import evaluate_on_test, prune
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import write_text
 from sparsesoup.report.terminal import read_report
@@ -55,7 +55,7 @@ def draw(study: dict[str, Any], row: str, own: dict[str, Any], seed: int, out: P
     run = prune(
         name, out=out, method=own.get("method"), train=train, model=study["model"], seed=seed,
         dataset=study["dataset"], sparsity=sparsity(study, own), steps=steps, progress=not quiet,
-        shelf=out / "shelf",
+        cache=out / "cache",
     )  # fmt: skip
     return run.path
 
@@ -86,7 +86,7 @@ def do(study: dict[str, Any], result: Path, cell: tuple[str, dict[str, Any], int
     row, own, seed = cell
     try:
         run = draw(study, row, own, seed, out)
-        score_on_test(run)
+        evaluate_on_test(run)
     except UserError as error:
         print(f"{row}, seed {seed}: {error}", flush=True)
         return False

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sparsesoup import prune, score_on_test
+from sparsesoup import evaluate_on_test, prune
 from sparsesoup.report.terminal import comparison_table, read_report
 
 SPARSITY = 0.8  # at which methods differ on this model and these steps
@@ -24,7 +24,7 @@ def main() -> None:
     for method in ("dense", "magnitude", "isp"):
         sparsity = 0.0 if method == "dense" else SPARSITY
         run = prune(method, sparsity=sparsity, steps=options.steps, train={"learning_rate": 3e-4}, out=options.out)
-        score_on_test(run.path)
+        evaluate_on_test(run.path)
         reports.append(read_report(run.path))
     console.print(comparison_table(reports))
     console.print(

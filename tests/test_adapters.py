@@ -184,9 +184,9 @@ def test_a_pruned_open_clip_tower_is_packed_and_its_ticket_applied(place, tmp_pa
 def test_a_pruned_open_clip_tower_is_measured_and_becomes_a_graph(place, tmp_path):
     assert main(line_of(place, place / "model", tmp_path / "runs")) == 0
     run, graph = run_of(tmp_path / "runs"), tmp_path / "graph"
-    words = ("--batch", "2", "--rounds", "3", "--on", "torch")
-    assert main(["measure", str(run), *words]) == 0
-    facts = json.loads((run / "measure.json").read_text())
+    words = ("--batch", "2", "--rounds", "3", "--backends", "torch")
+    assert main(["benchmark", str(run), *words]) == 0
+    facts = json.loads((run / "benchmark.json").read_text())
     assert facts["sizes"]["dense"]["parameters"] == facts["sizes"]["this"]["parameters"]
     assert [row["promise"] for row in facts["rows"]] == [1.0]
     assert main(["export", str(run), "--to", "onnx", "--out", str(graph)]) == 0

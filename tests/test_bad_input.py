@@ -208,9 +208,9 @@ def test_sparsity_outside_its_range(place, refused, tmp_path, value, parts):
         (["--train.optimizer", "lion"], ["train.optimizer", "lion", "adamw", "sgd"]),
         (["--train.learning-rate", "-1"], ["train.learning_rate", "at least 0", "-1"]),
         (["--train.learning-rate", "fast"], ["train.learning_rate", "fast", "float"]),
-        (["--train.warmup", "1"], ["train.warmup", "[0, 1)", "got 1"]),
+        (["--train.warmup-ratio", "1"], ["train.warmup_ratio", "[0, 1)", "got 1"]),
         (["--train.batch-size", "0"], ["train.batch_size", "at least 1", "got 0"]),
-        (["--train.accumulation", "99"], ["train.accumulation", "99"]),
+        (["--train.gradient-accumulation-steps", "0"], ["train.gradient_accumulation_steps", "at least 1"]),
         (["--steps", "0"], ["steps must be at least 1", "got 0"]),
         (["--steps", "1.5"], ["steps", "1.5", "int"]),
         (["--epochs", "0"], ["epochs"]),
@@ -259,7 +259,7 @@ def test_groups_that_cannot_be_and_settings_that_a_row_fixes(place, refused, tmp
         ("method: isp\nprompts: 2024-13-45", ["cannot read recipe", "'2024-13-45' is no timestamp, line 2; correct"]),
         ("method: isp\nprompts: 2024-12-01", ["setting prompts is a number, a text", "write it in quotes"]),
         ("method: isp\nsteps: !!int x", ["cannot read recipe", "'x' is no int, line 2; correct it"]),
-        ("method: isp\ntrain: {clip: !!bool x}", ["cannot read recipe", "'x' is no bool, line 2; correct it"]),
+        ("method: isp\ntrain: {max_grad_norm: !!bool x}", ["cannot read recipe", "'x' is no bool, line 2; correct it"]),
         ("method: isp\nprompts: &all [a, *all]", ["what begins in line 2 holds itself by an alias"]),
         ("method: isp\ntrain: &all {<<: *all}", ["what begins in line 2 holds itself by an alias"]),
         ("method: isp\nprompts: " + 2000 * "[" + 2000 * "]", ["cannot read recipe", "nested too deep"]),
@@ -362,7 +362,16 @@ def test_a_run_that_is_not_there_or_not_finished(refused, tmp_path, command):
 
 def test_a_loss_that_is_no_number_says_at_which_step(place, refused, tmp_path):
     line = line_of(place, tmp_path / "runs", "isp", steps=30)
-    line += ["--method.stages", "2", "--method.weak-masks", "1", "--train.clip", "0", "--train.learning-rate", "1e30"]
+    line += [
+        "--method.stages",
+        "2",
+        "--method.weak-masks",
+        "1",
+        "--train.max-grad-norm",
+        "0",
+        "--train.learning-rate",
+        "1e30",
+    ]
     said = refused(line, "what was finished is kept", "--train.learning", "1e+30")
     assert re.search(r"the loss is (nan|inf) at step \d+ \((strong|weak)\)", said)
 
@@ -390,7 +399,7 @@ def test_a_run_from_before_there_was_a_setting_is_the_run_with_its_default(place
     del table["method"]["structure"], table["train"]["distill"]["hidden"], table["doc_stride"]
     (run / "run.yaml").write_text(yaml.safe_dump(table))
     assert main(line_of(place, out)) == 0
-    table["train"]["distill"] = {"hardness": 0.1}
+    table["train"]["distill"] = {"alpha": 0.1}
     (run / "run.yaml").write_text(yaml.safe_dump(table))
     refused(line_of(place, out), f"{run} holds a different run (train differ)")
 
@@ -401,7 +410,7 @@ def test_an_output_directory_that_holds_something_else(place, refused, tmp_path)
     run = run_of(out)
     refused(line_of(place, run), f"--out {run} is itself a run directory")
     table = yaml.safe_load((run / "run.yaml").read_text())
-    table["train"]["clip"] = 2.0
+    table["train"]["max_grad_norm"] = 2.0
     table["max_length"] = 77
     (run / "run.yaml").write_text(yaml.safe_dump(table))
     refused(line_of(place, out), f"{run} holds a different run", "max_length, train differ", "another --out")
@@ -599,8 +608,8 @@ def test_folders_that_cannot_be_made_are_named_before_anything_is_trained(place,
     file = tmp_path / "file"
     file.write_text("mine")
     line = line_of(place, tmp_path / "runs", "imp")
-    for shelf in (file, file / "below", "/proc/nothing"):
-        refused([*line, "--shelf", shelf], "cannot make the folder", str(shelf))
+    for cache in (file, file / "below", "/proc/nothing"):
+        refused([*line, "--cache-dir", cache], "cannot make the folder", str(cache))
     refused(line_of(place, "/proc/nothing"), "cannot make the folder /proc/nothing")
     assert file.read_text() == "mine"
 

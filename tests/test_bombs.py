@@ -90,7 +90,7 @@ def test_json_nested_too_deep_is_damaged_and_no_traceback(place, refused, tmp_pa
         said = refused(command[0], folder, *command[1:], *to)
         assert ("is not the file that was written" if name.startswith("model/c") else "nested too deep") in said
         assert not (tmp_path / "out").exists()
-    (run / "measure.json").write_text(DEEP)
+    (run / "benchmark.json").write_text(DEEP)
     (run / "report.html").unlink()
     assert main(["test", str(run)]) == 0  # a page without what was measured, rather than none
 

@@ -76,7 +76,7 @@ def test_command_lines_in_the_documents_parse(line):
         exporting.read_export_arguments(words[1:])
     elif words[0] == "push":
         pushing.read_push_arguments(words[1:])
-    elif words[0] == "measure":
+    elif words[0] == "benchmark":
         command.read_arguments(words[1:])
     elif words[0] == "compare":
         study_parser().parse_args(words[1:])

@@ -147,7 +147,8 @@ def test_no_escape_sequence_reaches_the_terminal(hostile, capsys, tmp_path):
     for line in (["show", hostile], ["test", hostile], ["show", f"no{ESCAPE}\n\udcff"], [f"bad{ESCAPE}"],
                  ["prune", f"x{ESCAPE}"], ["prune", "magnitude", f"--x{ESCAPE}=1"], ["methods", f"y{ESCAPE}"],
                  ["push", hostile, f"me/{ESCAPE}"], ["compare", "--config", f"{ESCAPE}.yaml"], ["export", "x", ESCAPE],
-                 ["prune", "magnitude", "--model", tmp_path / ESCAPE], ["measure", "--on", ESCAPE, "x"]):  # fmt: skip
+                 ["prune", "magnitude", "--model", tmp_path / ESCAPE],
+                 ["benchmark", "--backends", ESCAPE, "x"]):  # fmt: skip
         main([str(word) for word in line])
         said = capsys.readouterr()
         assert not CONTROL.search((said.out + said.err).replace("\n", "")), line

@@ -36,7 +36,7 @@ COMMANDS = {
     "prune": PRUNE,
     "compare": flags_of(study.study_parser()),
     "export": flags_of(exporting.export_parser()),
-    "measure": flags_of(measuring.benchmark_parser()),
+    "benchmark": flags_of(measuring.benchmark_parser()),
     "push": flags_of(pushing.push_parser()),
     "apply": APPLY,
     "test": {"--help"},
@@ -76,7 +76,7 @@ def test_every_flag_that_a_message_names_exists():
 
 @pytest.mark.parametrize(
     ("folder", "command"),
-    [("study", "compare"), ("exports/benchmark", "measure"), ("exports", "export"), ("exports/push.py", "push")],
+    [("study", "compare"), ("exports/benchmark", "benchmark"), ("exports", "export"), ("exports/push.py", "push")],
 )
 def test_a_command_names_its_own_flags(folder, command):
     """And those of prune where it says so: `sparsesoup prune`."""

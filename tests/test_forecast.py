@@ -30,7 +30,10 @@ RECIPE = {
     "train": {"batch_size": 8, "learning_rate": 0.003},
     "methods": {
         "dense": None, "imp": {"method": {"cut": 0.5}}, "snip": {"method": {"batches": 3}, "sparsities": 0.5},
-        "taught": {"name": "gradual", "sparsities": 0.5, "train": {"distill": {"teacher": "dense"}, "accumulation": 3}},
+        "taught": {
+            "name": "gradual", "sparsities": 0.5,
+            "train": {"distill": {"teacher": "dense"}, "batch_size": 4, "gradient_accumulation_steps": 2},
+        },
     },
 }  # fmt: skip
 CALIBRATED = {"snip", "grasp", "wanda", "gradient-flow"}

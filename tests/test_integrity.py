@@ -188,11 +188,11 @@ def test_a_finished_run_whose_log_was_changed_is_told_and_may_do_without_one(kin
 
 @pytest.mark.parametrize("damage", ["a bit", "a fact", "another name"])
 def test_a_damaged_product_on_the_shelf_is_not_taken(damage, tmp_path):
-    shelf = TrainingCache(tmp_path)
+    cache = TrainingCache(tmp_path)
     product = CachedTraining({"w": torch.arange(64.0)}, {"step": 3}, Cost(steps=3, seconds=0.1), [{"loss": 1.5}])
-    shelf.put_training("a" * 32, product)
+    cache.put_training("a" * 32, product)
     (file,) = tmp_path.iterdir()
-    assert same(shelf.get_training("a" * 32).tensors, product.tensors)
+    assert same(cache.get_training("a" * 32).tensors, product.tensors)
     if damage == "another name":
         file.rename(tmp_path / f"{'b' * 32}.safetensors")
     else:
@@ -200,8 +200,8 @@ def test_a_damaged_product_on_the_shelf_is_not_taken(damage, tmp_path):
         at = len(data) - 9 if damage == "a bit" else data.index(b"1.5")
         data[at] ^= 1
         file.write_bytes(data)
-    assert shelf.get_training("a" * 32) is None
-    assert shelf.get_training("b" * 32) is None
+    assert cache.get_training("a" * 32) is None
+    assert cache.get_training("b" * 32) is None
 
 
 def test_a_folder_that_was_there_stays_when_a_run_fails_before_its_first_save(place, tmp_path, refused):
@@ -323,7 +323,7 @@ def test_a_number_of_epochs_that_no_training_has_is_refused(epochs, place, tmp_p
     refused(line_of(place, tmp_path / "runs", "magnitude", "--epochs", epochs), "epochs")
 
 
-@pytest.mark.parametrize("command", ["prune", "export", "apply", "show", "push", "measure"])
+@pytest.mark.parametrize("command", ["prune", "export", "apply", "show", "push", "benchmark"])
 def test_names_that_are_no_text_are_refused(command, place, tmp_path, refused):
     name = os.fsdecode(b"caf\xe9")
     words = line_of(place, tmp_path / name, "magnitude")[1:] if command == "prune" else [tmp_path / name]

@@ -94,7 +94,7 @@ def test_the_size_of_the_loss_does_not_matter(name: str) -> None:
     def louder(model: nn.Module, batch: Batch) -> Tensor:
         return 1000 * functional.cross_entropy(model(batch["x"]), batch["labels"])
 
-    training = TrainingConfig(learning_rate=1e-2, batch_size=16, clip=0.0)
+    training = TrainingConfig(learning_rate=1e-2, batch_size=16, max_grad_norm=0.0)
     plain = LED[name].run(tiny(steps=120, training=training), 0.7)
     loud = LED[name].run(tiny(steps=120, training=training, objective=louder), 0.7)
     assert loud.notes["threshold_sparsity"] == pytest.approx(plain.notes["threshold_sparsity"], abs=0.03)

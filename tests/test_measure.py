@@ -1,4 +1,4 @@
-"""`sparsesoup measure`: what it counts and times, what it says of it, and that one failure stops nothing else."""
+"""`sparsesoup benchmark`: what it counts and times, what it says of it, and that one failure stops nothing else."""
 
 import io
 import json
@@ -40,7 +40,7 @@ SMALL = ("--batch", "2", "--length", "8", "--rounds", "3")
 
 
 def command(*words: object) -> int:
-    return main(["measure", *map(str, words)])
+    return main(["benchmark", *map(str, words)])
 
 
 def test_works_take_turns_and_the_order_turns_around():
@@ -129,7 +129,7 @@ def test_the_time_of_what_flops_count_is_told_apart():
 def test_the_dense_model_of_a_compact_one_has_the_widths_before(name, plan, tmp_path):
     source = pruned(tmp_path / "source", name, plan)
     small = export(source, "compact", tmp_path / "small")
-    (subject,) = run_benchmark([small.path], BenchmarkConfig(batch=1, length=4, rounds=3, on=("torch",)))
+    (subject,) = run_benchmark([small.path], BenchmarkConfig(batch=1, length=4, rounds=3, backends=("torch",)))
     assert subject["sizes"]["dense"]["parameters"] == sum(p.numel() for p in stock(source).parameters())
     assert subject["sizes"]["this"]["parameters"] == small.facts["sizes"]["parameters"][1]
     before = {row["layer"]: {key: row[key][0] for key in ("heads", "units")} for row in small.facts["layers"]}
@@ -174,9 +174,9 @@ def test_a_run_pruned_weight_by_weight_gains_nothing_and_is_told_so(place, tmp_p
     page = (run / "report.html").read_text()
     assert "Size and speed" not in page
     capsys.readouterr()
-    assert command(run, *SMALL, "--on", "torch,csr,bsr") == 0
+    assert command(run, *SMALL, "--backends", "torch,csr,bsr") == 0
     shown = " ".join(capsys.readouterr().out.split())
-    facts = json.loads((run / "measure.json").read_text())
+    facts = json.loads((run / "benchmark.json").read_text())
     assert [(row["on"], row["form"]) for row in facts["rows"]] == [("torch", "as it is"), ("csr", "as it is")]
     assert [row["promise"] > 1 for row in facts["rows"]] == [False, True]
     assert facts["failed"] == {"torch BSR": "no nn.Linear has a 32 x 32 block of zeros"}
@@ -192,11 +192,11 @@ def test_a_run_pruned_weight_by_weight_gains_nothing_and_is_told_so(place, tmp_p
     page = (run / "report.html").read_text()
     assert "Size and speed" in page
     assert "no nn.Linear has a 32 x 32 block of zeros" in page
-    (run / "measure.json").unlink()
-    assert command(run / "model", *SMALL, "--on", "torch") == 0  # the same run
-    assert (run / "measure.json").is_file()
-    assert not (run / "model" / "measure.json").exists()
-    (run / "measure.json").write_text('{"format": 1, "rows": 3}')
+    (run / "benchmark.json").unlink()
+    assert command(run / "model", *SMALL, "--backends", "torch") == 0  # the same run
+    assert (run / "benchmark.json").is_file()
+    assert not (run / "model" / "benchmark.json").exists()
+    (run / "benchmark.json").write_text('{"format": 1, "rows": 3}')
     write_report(run)  # a damaged one is left out
     assert "Size and speed" not in (run / "report.html").read_text()
 
@@ -205,21 +205,21 @@ def test_several_are_measured_side_by_side_and_each_keeps_its_own_file(tmp_path,
     source = pruned(tmp_path / "source", "bert", SOME)
     small = export(source, "compact", tmp_path / "small").path
     packed = export(source, "packed", tmp_path / "packed").path
-    assert command(source, small, packed, *SMALL, "--on", "torch") == 0
-    facts = [json.loads((folder / "measure.json").read_text()) for folder in (source, small, packed)]
+    assert command(source, small, packed, *SMALL, "--backends", "torch") == 0
+    facts = [json.loads((folder / "benchmark.json").read_text()) for folder in (source, small, packed)]
     forms = [[row["form"] for row in table["rows"]] for table in facts]
     assert forms == [["as it is", "compact"], ["as it is"], ["as it is", "compact"]]
     assert len({table["flops"]["dense"] for table in facts}) == 1
     assert facts[0]["flops"]["compact"] == facts[1]["flops"]["as it is"] == facts[2]["flops"]["compact"]
     assert "4 of 12 heads" not in capsys.readouterr().err
     again = export(source, "compact", small)  # a measured export can still be replaced
-    assert not (again.path / "measure.json").exists()
-    assert "measure.json" not in export(source, "dense", tmp_path / "dense").facts
+    assert not (again.path / "benchmark.json").exists()
+    assert "benchmark.json" not in export(source, "dense", tmp_path / "dense").facts
 
 
 def test_a_model_stored_in_bf16_is_not_half_of_the_dense_one_for_that(tmp_path):
     source = pruned(tmp_path / "source", "bert", SOME, torch.bfloat16)
-    (facts,) = run_benchmark([source], BenchmarkConfig(batch=1, length=4, rounds=3, on=("torch",)))
+    (facts,) = run_benchmark([source], BenchmarkConfig(batch=1, length=4, rounds=3, backends=("torch",)))
     dense, own = facts["sizes"]["dense"], facts["sizes"]["this"]
     assert dense["raw"] == 2 * dense["parameters"] == 2 * own["parameters"]
     assert own["raw"] > dense["raw"]  # nothing but a header more
@@ -250,7 +250,7 @@ def test_tables_of_several_subjects_fit_a_terminal_whatever_their_paths():
 def test_a_graph_is_measured_on_the_engines_that_read_it(tmp_path):
     graph = export(pruned(tmp_path / "source", "vit", FEWER), "onnx", tmp_path / "graph")
     on = ("torch", "onnxruntime", "openvino")
-    (facts,) = run_benchmark([graph.path], BenchmarkConfig(batch=2, rounds=3, on=on))
+    (facts,) = run_benchmark([graph.path], BenchmarkConfig(batch=2, rounds=3, backends=on))
     assert [(row["on"], row["form"]) for row in facts["rows"]] == [(name, "as it is") for name in on[1:]]
     assert facts["failed"] == {"torch": "a graph for another engine cannot be run on torch"}
     assert facts["sizes"]["this"]["parameters"] == graph.facts["sizes"]["parameters"][1]
@@ -262,14 +262,14 @@ def test_a_model_whose_config_names_no_class_is_measured_as_one_without_a_head(t
     source = pruned(tmp_path / "source", "bert-relu", {})
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"architectures": None}))
-    (facts,) = run_benchmark([source], BenchmarkConfig(batch=1, length=4, rounds=3, on=("torch",)))
+    (facts,) = run_benchmark([source], BenchmarkConfig(batch=1, length=4, rounds=3, backends=("torch",)))
     assert facts["flops"]["dense"] == facts["flops"]["as it is"]
 
 
 def test_without_a_compiler_torch_compile_says_so_and_stops_no_other(tmp_path, monkeypatch):
     source = pruned(tmp_path / "source", "distilbert", {})
     monkeypatch.setenv("CXX", "no-such-compiler")
-    (facts,) = run_benchmark([source], BenchmarkConfig(batch=1, length=4, rounds=3, on=("compile", "torch")))
+    (facts,) = run_benchmark([source], BenchmarkConfig(batch=1, length=4, rounds=3, backends=("compile", "torch")))
     reason = "there is no C++ compiler (no-such-compiler), which torch.compile needs on a CPU"
     assert facts["failed"] == {"torch.compile": reason}
     assert [row["on"] for row in facts["rows"]] == ["torch"]
@@ -366,10 +366,10 @@ def test_what_is_gained_and_what_gives_nothing_is_said():
         (("--batch", str(10**12)), "--batch 1000000000000 of --length 128 is too large: the"),
         (("--batch", str(10**19), "--length", "8"), "--batch 10000000000000000000 of --length 8 is too large: the"),
         (("--length", "4000"), "--length 4000 is above the 132 positions"),
-        (("--on", "torch,tpu"), "unknown backend 'tpu' in --on; allowed: torch, compile, csr"),
-        (("--on", ","), "unknown backend '' in --on; allowed: torch, compile, csr"),
+        (("--backends", "torch,tpu"), "unknown backend 'tpu' in --on; allowed: torch, compile, csr"),
+        (("--backends", ","), "unknown backend '' in --on; allowed: torch, compile, csr"),
         (("--threads", "x"), "invalid int value"),
-        (("--on", "bsr"), "could be measured (torch BSR: no nn.Linear has a 32 x 32 block of zeros); name other"),
+        (("--backends", "bsr"), "could be measured (torch BSR: no nn.Linear has a 32 x 32 block of zeros); name other"),
     ],
 )
 def test_wrong_words_are_refused_in_one_line(words, told, tmp_path, capsys):
@@ -397,13 +397,13 @@ def test_a_batch_that_the_model_has_no_memory_for_is_refused_in_one_line(tmp_pat
     held_now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (held_now + 200_000_000, limits[1]))
     try:
-        assert command(source, "--batch", "40000", "--length", "64", "--rounds", "3", "--on", "torch") == 2
+        assert command(source, "--batch", "40000", "--length", "64", "--rounds", "3", "--backends", "torch") == 2
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("sparsesoup: --batch 40000 is too large for the memory here (")
     assert line.endswith("; say a smaller --batch or --length")
-    assert not (source / "measure.json").exists()
+    assert not (source / "benchmark.json").exists()
 
 
 def test_what_is_no_run_and_no_export_is_refused(tmp_path, capsys):
@@ -412,7 +412,7 @@ def test_what_is_no_run_and_no_export_is_refused(tmp_path, capsys):
     with pytest.raises(UserError, match="--batch is a whole number, got '2'"):
         BenchmarkConfig(batch="2")
     with pytest.raises(UserError, match="measure has no setting 'bach'; it has batch, length"):
-        sparsesoup.measure(tmp_path, bach=2)
+        sparsesoup.benchmark(tmp_path, bach=2)
     assert BenchmarkConfig(on="torch,csr").on == ("torch", "csr")
     assert command(tmp_path / "nowhere") == 2
     assert "no ticket at" in capsys.readouterr().err
@@ -436,7 +436,7 @@ def test_a_page_shows_times_and_reasons(tmp_path):
         "format": 1, "said": ["It is <i>small</i>."], "failed": {"OpenVINO": "openvino is not installed"}, "length": 8,
         "rounds": 3, "threads": 1, "machine": "x86_64",
     }  # fmt: skip
-    (tmp_path / "measure.json").write_text(json.dumps(found))
+    (tmp_path / "benchmark.json").write_text(json.dumps(found))
     page = Path(write_report(tmp_path)).read_text()
     assert "It is &lt;i&gt;small&lt;/i&gt;." in page
     assert "<td>1.90 to 2.10</td>" in page

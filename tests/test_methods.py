@@ -179,7 +179,7 @@ def test_gradual_from_step_0_prunes_before_the_first_step() -> None:
 def test_gmp_star_takes_a_large_first_step_and_rewinds_the_rate_at_each_pruning() -> None:
     watch = Watch()
     with watched() as spy:
-        problem = tiny(observer=watch, training=TrainingConfig(learning_rate=1e-2, batch_size=16, warmup=0.0))
+        problem = tiny(observer=watch, training=TrainingConfig(learning_rate=1e-2, batch_size=16, warmup_ratio=0.0))
         GradualStar(first=0.5, start=0.1, stop=0.7, prunings=5, low=0.1).run(problem, 0.9)
     assert len(spy.pruned) == 5
     curve, rates = [0.0, *watch.curve("sparsity")], watch.curve("rate")

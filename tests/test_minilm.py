@@ -53,7 +53,7 @@ def test_minilm_is_pruned_by_a_soup_to_exactly_nine_tenths_and_reloads(tmp_path)
     page = (run.path / "report.html").read_text()
     assert "minilm" in page
     assert "<svg" in page or "data:image" in page
-    assert set(sparsesoup.score_on_test(run.path)) == {"accuracy", "macro_f1"}
+    assert set(sparsesoup.evaluate_on_test(run.path)) == {"accuracy", "macro_f1"}
 
     line = [sys.executable, "-c", RELOAD, str(run.path / "model")]
     answer = subprocess.run(line, capture_output=True, text=True, check=False,

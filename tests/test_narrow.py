@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conftest import same
-from sparsesoup import export, load_compact, prune, score_on_test
+from sparsesoup import evaluate_on_test, export, load_compact, prune
 from sparsesoup.cli.main import main
 from sparsesoup.core.targets import attention_head_groups, feed_forward_groups
 from sparsesoup.core.ticket import load_masks, save_masks
@@ -76,7 +76,7 @@ def test_the_whole_way_from_a_run_to_a_compact_model_and_on_to_a_smaller_one(pla
     assert problem.validate(problem.pretrained) == json.loads((run / "report.json").read_text())["validation"]
     _, facts = load_masks(run)
     assert facts["sparsity"]["reached"] >= 0.3
-    assert score_on_test(run) is not None
+    assert evaluate_on_test(run) is not None
     smaller = export(run, "compact", tmp_path / "smaller").path
     before, after = (sum(p.numel() for p in load_compact(folder).parameters()) for folder in (small, smaller))
     assert after < before

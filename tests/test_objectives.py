@@ -24,14 +24,14 @@ def objective(problem: Problem, teacher: torch.nn.Module, **settings: Any) -> Ca
     return distillation_objective(problem, teacher, DistillConfig(teacher="some", **settings))
 
 
-@pytest.mark.parametrize("hardness", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("hidden", [0.0, 2.0])
-def test_distilling_a_model_into_itself_is_its_share_of_the_loss(hardness: float, hidden: float) -> None:
+def test_distilling_a_model_into_itself_is_its_share_of_the_loss(alpha: float, hidden: float) -> None:
     problem = tiny()
     model, batch = copy.deepcopy(problem.pretrained).eval(), problem.train.batch(range(16))
     problem = replace(problem, targets={n: t for n, t in problem.targets.items() if n.startswith("blocks")})
-    loss = objective(problem, copy.deepcopy(model), hardness=hardness, temperature=3.0, hidden=hidden)(model, batch)
-    assert loss.item() == pytest.approx((1 - hardness) * problem.training_loss(model, batch).item(), abs=1e-6)
+    loss = objective(problem, copy.deepcopy(model), alpha=alpha, temperature=3.0, hidden=hidden)(model, batch)
+    assert loss.item() == pytest.approx((1 - alpha) * problem.training_loss(model, batch).item(), abs=1e-6)
 
 
 def test_the_divergence_is_that_of_the_definition() -> None:
@@ -84,7 +84,7 @@ def test_hidden_states_are_compared_block_by_block() -> None:
     with torch.no_grad():
         teacher.blocks[1].bias += 1.0  # its output differs by exactly 1 everywhere, the first block's by nothing
     batch = problem.train.batch(range(16))
-    with_hidden, without = (objective(problem, teacher, hardness=0.0, hidden=h)(student, batch) for h in (4.0, 0.0))
+    with_hidden, without = (objective(problem, teacher, alpha=0.0, hidden=h)(student, batch) for h in (4.0, 0.0))
     assert (with_hidden - without).item() == pytest.approx(4.0 * 0.5, rel=1e-5)
 
 
@@ -95,12 +95,12 @@ def test_hidden_states_of_padding_are_not_compared() -> None:
         for parameter in teacher.parameters():
             parameter.mul_(1.1)
     losses = [
-        objective(p, teacher, hardness=0.0, hidden=1.0)(student, p.train.batch(rows)).item()
+        objective(p, teacher, alpha=0.0, hidden=1.0)(student, p.train.batch(rows)).item()
         for p in (narrow, wide)
         for rows in (range(8), [0], [1])
     ]
     assert losses[:3] == pytest.approx(losses[3:], rel=1e-5)
-    pair = objective(narrow, teacher, hardness=0.0, hidden=1.0)(student, narrow.train.batch([0, 1])).item()
+    pair = objective(narrow, teacher, alpha=0.0, hidden=1.0)(student, narrow.train.batch([0, 1])).item()
     assert pair == pytest.approx((losses[1] + losses[2]) / 2, rel=1e-5)
 
 
@@ -116,7 +116,7 @@ def test_the_teacher_is_not_trained_and_sees_no_dropout() -> None:
     assert all(p.requires_grad for p in state.model.parameters())
     torch.manual_seed(3)
     batch = problem.train.batch(range(8))
-    one, two = (objective(problem, teacher, hardness=1.0)(teacher, batch) for _ in range(2))
+    one, two = (objective(problem, teacher, alpha=1.0)(teacher, batch) for _ in range(2))
     assert one.item() == two.item() == 0.0
 
 
@@ -137,7 +137,7 @@ def test_a_taught_student_moves_towards_its_teacher() -> None:
     with torch.no_grad():  # its answers are the labels' neighbours
         teacher.head.weight.copy_(teacher.head.weight.roll(1, 0))
         teacher.head.bias.copy_(teacher.head.bias.roll(1, 0))
-    settings = DistillConfig(teacher="some", hardness=1.0)
+    settings = DistillConfig(teacher="some", alpha=1.0)
     taught = replace(problem, objective=distillation_objective(problem, copy.deepcopy(teacher), settings))
     batch = problem.validation.batch(range(96))
 
@@ -164,7 +164,7 @@ def test_a_teacher_of_another_task_is_refused() -> None:
         block_names({"wide.weight": problem.targets["wide.weight"]})
 
 
-@pytest.mark.parametrize("change", [{"hardness": 1.5}, {"hardness": -0.1}, {"temperature": 0.0}, {"hidden": -1.0}])
+@pytest.mark.parametrize("change", [{"alpha": 1.5}, {"alpha": -0.1}, {"temperature": 0.0}, {"hidden": -1.0}])
 def test_impossible_settings_are_refused(change: dict[str, float]) -> None:
-    with pytest.raises(UserError, match=r"train\.distill has hardness in \[0, 1\]"):
+    with pytest.raises(UserError, match=r"train\.distill has alpha in \[0, 1\]"):
         DistillConfig(**change)

@@ -116,7 +116,7 @@ def test_the_gradient_of_v_is_that_of_w_times_the_slope() -> None:
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_at_alpha_one_it_is_gradual(optimizer: Any, clip: float) -> None:
     """To the bit but for the clipping norm, which sums the parameters in another order."""
-    training = TrainingConfig(learning_rate=1e-2, batch_size=16, clip=clip, optimizer=optimizer)
+    training = TrainingConfig(learning_rate=1e-2, batch_size=16, max_grad_norm=clip, optimizer=optimizer)
     one = PowerPropagation(alpha=1.0).run(tiny(training=training), 0.7)
     other = GradualPruning().run(tiny(training=training), 0.7)
     if not clip:

@@ -478,11 +478,14 @@ def test_a_verification_without_readable_settings_is_refused(run, tmp_path):
 
 def test_what_measure_found_of_a_model_folder_stays_here(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "seed-0")
-    (copy / "model" / "measure.json").write_text(json.dumps({"path": "/home/me/model"}))
-    assert "measure.json" not in files_of(dry(copy, tmp_path / "out"))
-    assert main(["measure", str(copy / "model" / "pruning"), "--rounds", "3", "--batch", "1", "--on", "torch"]) == 0
-    assert (copy / "measure.json").is_file()  # of the run, whose page tells it
-    (copy / "model" / "pruning" / "measure.json").write_text("{}")
+    (copy / "model" / "benchmark.json").write_text(json.dumps({"path": "/home/me/model"}))
+    assert "benchmark.json" not in files_of(dry(copy, tmp_path / "out"))
+    assert (
+        main(["benchmark", str(copy / "model" / "pruning"), "--rounds", "3", "--batch", "1", "--backends", "torch"])
+        == 0
+    )
+    assert (copy / "benchmark.json").is_file()  # of the run, whose page tells it
+    (copy / "model" / "pruning" / "benchmark.json").write_text("{}")
     assert not [name for name in files_of(dry(copy, tmp_path / "again")) if "measure" in name]
 
 

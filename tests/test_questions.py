@@ -101,11 +101,11 @@ def slow_scores(folder, rows):
     return [sum(column) / len(column) for column in zip(*found, strict=True)]
 
 
-def test_the_score_on_test_is_that_of_the_saved_model_with_short_and_long_windows(place, tmp_path):
+def test_the_evaluate_on_test_is_that_of_the_saved_model_with_short_and_long_windows(place, tmp_path):
     expected = None
     for length in (None, 15):
         run = drawn(place, tmp_path / str(length), steps=60, max_length=length)
-        scores = library.score_on_test(run.path)
+        scores = library.evaluate_on_test(run.path)
         if length is None:
             expected = slow_scores(run.path / "model", questions(12, 2))
             assert list(scores.values()) == pytest.approx(expected)

@@ -212,7 +212,7 @@ EARLY = {"method": {"measure": "hamming", "threshold": 0.1}}
 CHECKS = [{"step": 9, "hamming": [], "kept-sets": []}, {"step": 18, "hamming": [0.012, 0.034], "kept-sets": [0.2, 0.3]}]
 POOL = [{"sparsity": 0.488, "share": 0.3, "score": 0.8, "accepted": True},
         {"sparsity": 0.92, "share": 0.1, "score": 0.7, "accepted": False}]  # fmt: skip
-TAUGHT = {"teacher": "dense", "hardness": 0.9, "temperature": 2.0, "hidden": 0.5}
+TAUGHT = {"teacher": "dense", "alpha": 0.9, "temperature": 2.0, "hidden": 0.5}
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ STEPS = 20
 
 
 class Counted:
-    """A problem on a shelf that counts the steps that were really trained."""
+    """A problem on a cache that counts the steps that were really trained."""
 
     def __init__(self, folder: Path | None, identity: str = "here", **changes: Any) -> None:
         self.trained = 0
@@ -36,7 +36,7 @@ class Counted:
             self.trained += torch.is_grad_enabled()
             return plain(outputs, batch)
 
-        self.problem: Problem = replace(problem, criterion=criterion, shelf=TrainingCache(folder, {"where": identity}))
+        self.problem: Problem = replace(problem, criterion=criterion, cache=TrainingCache(folder, {"where": identity}))
 
 
 def counts(ticket: Ticket) -> dict[str, dict[str, float]]:
@@ -140,13 +140,13 @@ def report_at(run: Path) -> Any:
 
 
 def test_killed_at_any_moment_a_run_with_a_shelf_ends_like_one_without(place: Path, tmp_path: Path) -> None:
-    shelf = ["--shelf", str(tmp_path / "shelf")]
+    cache = ["--cache-dir", str(tmp_path / "cache")]
     plain, other, last = (tmp_path / name / "runs" for name in ("plain", "other", "last"))
     assert main(arguments(place, "imp-rewind", plain)) == 0
-    line = [*arguments(place, "imp-rewind", other), *shelf]
+    line = [*arguments(place, "imp-rewind", other), *cache]
     assert [killed(line, other, after) for after in (1, 7, 20)] == [-9, -9, -9]
     assert main(line) == 0
-    assert main([*arguments(place, "imp-rewind", last), *shelf]) == 0
+    assert main([*arguments(place, "imp-rewind", last), *cache]) == 0
     assert sum(cost["shared"] for cost in report_of(last)["cost"].values()) > 0
     for out in (other, last):
         assert same(masks_of(run_of(out)), masks_of(run_of(plain)))
@@ -154,15 +154,15 @@ def test_killed_at_any_moment_a_run_with_a_shelf_ends_like_one_without(place: Pa
         assert costs(report_of(out)) == costs(report_of(plain))
         lines = [[(x["label"], x["step"], x["loss"]) for x in log_of(run_of(o))] for o in (out, plain)]
         assert lines[0] == lines[1]
-    assert "steps were taken from the shelf" in (run_of(last) / "report.html").read_text()
+    assert "steps were taken from the cache" in (run_of(last) / "report.html").read_text()
 
 
 def test_trainings_with_the_same_teacher_are_shared(place: Path, tmp_path: Path) -> None:
-    shelf, taught = ["--shelf", str(tmp_path / "shelf")], ["--train.distill.teacher", "dense"]
+    cache, taught = ["--cache-dir", str(tmp_path / "cache")], ["--train.distill.teacher", "dense"]
     first, second, plain = (tmp_path / name for name in ("first", "second", "plain"))
-    assert main([*arguments(place, "imp-rewind", first), *taught, *shelf]) == 0
-    harder = [*taught, "--train.distill.hardness", "0.9"]
-    for out, more in ((second, [*taught, *shelf]), (plain, taught), (tmp_path / "harder", [*harder, *shelf])):
+    assert main([*arguments(place, "imp-rewind", first), *taught, *cache]) == 0
+    harder = [*taught, "--train.distill.alpha", "0.9"]
+    for out, more in ((second, [*taught, *cache]), (plain, taught), (tmp_path / "harder", [*harder, *cache])):
         assert main([*arguments(place, "imp-rewind", out), "--sparsity", "0.9", *more]) == 0
     reports = {out: at(out, "imp-rewind") for out in (second, plain, tmp_path / "harder")}
     done = {out: sum(cost["shared"] for cost in report["cost"].values()) for out, report in reports.items()}

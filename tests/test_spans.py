@@ -311,7 +311,7 @@ def test_distillation_of_spans_is_finite_and_moves_the_student_towards_the_teach
     )
     torch.manual_seed(3)
     teacher = AutoModelForQuestionAnswering.from_config(CONFIGS["bert"]())
-    objective = distillation_objective(problem, teacher, DistillConfig(hardness=1.0, temperature=1.0))
+    objective = distillation_objective(problem, teacher, DistillConfig(alpha=1.0, temperature=1.0))
     batch = problem.train.batch(range(len(problem.train)))
     before = objective(problem.pretrained.eval(), batch)
     state = train(problem.start_run(), replace(problem, objective=objective), 60)

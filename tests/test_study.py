@@ -100,7 +100,7 @@ def test_every_cell_is_drawn_and_tested_once_and_the_table_has_them_all(undistur
         assert report["test"] == cell["test"]
     page = (folder / "study.html").read_text()
     assert "http" not in page.replace("http://www.w3.org", "")
-    assert not (folder / "shelf").exists()
+    assert not (folder / "cache").exists()
     assert sum(sum(c["shared"] for c in cell["cost"].values()) for cell in found["cells"]) > 0
 
 
@@ -206,7 +206,7 @@ def _command(pid):
 
 
 def test_a_cell_that_fails_says_why_and_stops_no_other(capsys):
-    wild = {"name": "magnitude", "train": {"learning_rate": 1e30, "clip": 0.0}}
+    wild = {"name": "magnitude", "train": {"learning_rate": 1e30, "max_grad_norm": 0.0}}
     write(methods={"magnitude": None, "wild": wild}, sparsities=0.5)
     assert main(["compare", "--config", "small.yaml", "--workers", "2"]) == 1
     err = capsys.readouterr().err
@@ -350,7 +350,7 @@ def test_two_processes_on_one_study_are_told_apart(capsys, tmp_path):
         ({"train": {"batch_size": 0}}, "batch_size:", "train.batch_size must be at least 1"),
         ({"train": {"batch_sizes": 4}}, "batch_sizes:", "unknown setting --train.batch-sizes"),
         ({"train": "bf16"}, "train:", "train has settings of its own"),
-        ({"methods": {"dense": {"train": {"clipp": 1}}}}, "clipp:", "unknown setting --train.clipp"),
+        ({"methods": {"dense": {"train": {"clipp": 1}}}}, "clipp:", "unknown setting --train.max-grad-normm"),
         (
             {"train": {"distill": {"teacher": "dense", "temprature": 4.0}}},
             "temprature:",
@@ -590,13 +590,13 @@ def test_rows_and_datasets_are_called_as_is_written_also_by_words_that_yaml_know
 
 
 def test_tables_of_a_recipe_may_be_merged_with_others_that_are_merged_themselves():
-    deep = "train: &deep {<<: &base {batch_size: 4, clip: 2.0}, batch_size: 8}"
+    deep = "train: &deep {<<: &base {batch_size: 4, max_grad_norm: 2.0}, batch_size: 8}"
     row = f"magnitude: {{{deep}}}\n  random: {{train: {{<<: *deep, batch_size: 2}}}}"
     Path("merged.yaml").write_text(
         f"models: bert\ndatasets: reviews\nsteps: 5\nmethods:\n  {row}\ntrain: {{<<: *deep}}\n"
     )
     cells = read_plan(Path("merged.yaml"), {"seeds": [0]}).cells
-    assert [(cell.row, cell.settings.train.batch_size, cell.settings.train.clip) for cell in cells] == [
+    assert [(cell.row, cell.settings.train.batch_size, cell.settings.train.max_grad_norm) for cell in cells] == [
         ("magnitude", 8, 2.0), ("random", 2, 2.0)
     ]  # fmt: skip
 
@@ -702,16 +702,16 @@ def test_settings_of_a_teacher_stay_where_a_row_has_others_and_go_where_it_has_n
     own = {"warm": {"temperature": 4.0}, "other": {"teacher": "taught"}, "plain": {}} | none
     rows = {name: {"name": "magnitude", "train": {"distill": distill}} for name, distill in own.items()}
     rows["plain"] = {"name": "magnitude", "train": {"learning_rate": 0.001}}
-    distill = {"teacher": "dense", "hardness": 0.7}
+    distill = {"teacher": "dense", "alpha": 0.7}
     write(train={"batch_size": 8, "distill": distill}, methods=rows, sparsities=0.5, seeds=0)
     found = {cell.row: cell.settings.train for cell in read_plan(Path("small.yaml")).cells}
-    assert found["plain"].distill == DistillConfig(teacher="dense", hardness=0.7)
-    assert found["warm"].distill == DistillConfig(teacher="dense", hardness=0.7, temperature=4.0)
-    assert found["other"].distill == DistillConfig(teacher="taught", hardness=0.7)
+    assert found["plain"].distill == DistillConfig(teacher="dense", alpha=0.7)
+    assert found["warm"].distill == DistillConfig(teacher="dense", alpha=0.7, temperature=4.0)
+    assert found["other"].distill == DistillConfig(teacher="taught", alpha=0.7)
     assert all(found[name].distill == DistillConfig() and found[name].batch_size == 8 for name in none)
     write(datasets={"reviews": {"train": {"distill": {"hidden": 1.0}}}}, train={"distill": distill}, methods=["random"])
     cells = read_plan(Path("small.yaml")).cells
-    assert {cell.settings.train.distill for cell in cells} == {DistillConfig(teacher="dense", hardness=0.7, hidden=1.0)}
+    assert {cell.settings.train.distill for cell in cells} == {DistillConfig(teacher="dense", alpha=0.7, hidden=1.0)}
 
 
 def test_a_table_of_runs_that_exist(undisturbed, capsys):

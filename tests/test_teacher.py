@@ -67,7 +67,7 @@ def test_one_dense_run_teaches_every_method_and_is_charged_to_each(place, tmp_pa
     out = tmp_path / "runs"
     reports, before = {}, None
     for method in OWN:
-        harder = ["--train.distill.hardness", "1"] if method == "imp" else []  # no matter to the teacher
+        harder = ["--train.distill.alpha", "1"] if method == "imp" else []  # no matter to the teacher
         reports[method] = drawn(place, out, method, *DENSE, *harder)
         path, dense = dense_of(out)
         before = before or listing(path)
@@ -128,12 +128,12 @@ def test_questions_are_distilled_too(place, tmp_path):
 
 
 def test_a_recipe_names_the_teacher_and_run_yaml_repeats_it(place, tmp_path):
-    (tmp_path / "recipe.yaml").write_text("method: magnitude\ntrain: {distill: {teacher: dense, hardness: 1}}\n")
+    (tmp_path / "recipe.yaml").write_text("method: magnitude\ntrain: {distill: {teacher: dense, alpha: 1}}\n")
     settings = recipe.parse_arguments(["--config", "recipe.yaml", "--train.distill.temperature", "4"])[0]
     distill = settings.train.distill
-    assert (distill.teacher, distill.hardness, distill.temperature, distill.hidden) == ("dense", 1.0, 4.0, 0.0)
+    assert (distill.teacher, distill.alpha, distill.temperature, distill.hidden) == ("dense", 1.0, 4.0, 0.0)
     assert settings.repeat_command() == (
-        "sparsesoup prune magnitude --train.distill.teacher dense --train.distill.hardness 1.0 "
+        "sparsesoup prune magnitude --train.distill.teacher dense --train.distill.alpha 1.0 "
         "--train.distill.temperature 4.0"
     )
     assert recipe.parse_arguments(settings.repeat_command().split()[2:])[0] == settings
@@ -141,8 +141,7 @@ def test_a_recipe_names_the_teacher_and_run_yaml_repeats_it(place, tmp_path):
     assert recipe.parse_arguments(["--config", "run.yaml"])[0] == settings
     assert yaml.safe_load((tmp_path / "run.yaml").read_text())["train"]["distill"]["teacher"] == "dense"
     assert (
-        recipe.parse_arguments(["--config", "run.yaml", "--train.distill.hardness", "0.9"])[0].train.distill.hardness
-        == 0.9
+        recipe.parse_arguments(["--config", "run.yaml", "--train.distill.alpha", "0.9"])[0].train.distill.alpha == 0.9
     )
     by_python = library.prune(
         "magnitude", model=str(place / "bert"), dataset=str(place / "reviews"), steps=4, out=tmp_path / "runs",
@@ -194,10 +193,10 @@ def refused(place, tmp_path, capsys):
     [
         (["--train.distill.teacher", "./nowhere"], ["train.distill.teacher: no model at ./nowhere"]),
         (["--train.distill.teacher", "dence"], ["train.distill.teacher: cannot load model 'dence'"]),
-        ([*DENSE, "--train.distill.hardness", "1.5"], ["hardness in [0, 1]", "1.5"]),
-        ([*DENSE, "--train.distill.hardnes", "1"], ["--train.distill.hardnes", "--train.distill.hardness"]),
+        ([*DENSE, "--train.distill.alpha", "1.5"], ["alpha in [0, 1]", "1.5"]),
+        ([*DENSE, "--train.distill.hardnes", "1"], ["--train.distill.hardnes", "--train.distill.alpha"]),
         ([*DENSE, "--train.distill.temperature", "0"], ["temperature above 0"]),
-        (["--train.distill.hardness", "1"], ["no teacher", "--train.distill.teacher dense"]),
+        (["--train.distill.alpha", "1"], ["no teacher", "--train.distill.teacher dense"]),
     ],
 )
 def test_bad_settings_end_in_one_line(refused, flags, parts):
@@ -240,7 +239,7 @@ def test_a_schedule_that_cannot_work_is_refused_before_the_teacher_is_trained(re
 
 
 def test_a_teacher_whose_own_run_fails_is_named(place, tmp_path, refused):
-    said = refused("magnitude", *DENSE, "--train.learning-rate", "1e30", "--train.clip", "0")
+    said = refused("magnitude", *DENSE, "--train.learning-rate", "1e30", "--train.max-grad-norm", "0")
     assert "the teacher's own run: the loss is nan at step" in said
 
 

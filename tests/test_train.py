@@ -205,10 +205,12 @@ def test_no_clip_means_no_clip() -> None:
     assert first_move(0.0) > 2 * first_move(0.01)
 
 
-@pytest.mark.parametrize("parts", [2, 3, 16])
-def test_accumulated_parts_are_the_whole_batch(parts: int) -> None:
-    def run(accumulation: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        problem = tiny(training=replace(BASE, optimizer="sgd", accumulation=accumulation))
+@pytest.mark.parametrize("parts", [2, 4, 16])
+def test_accumulated_gradients_are_those_of_one_batch_of_all_their_rows(parts: int) -> None:
+    def run(steps: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        size = BASE.batch_size // steps
+        problem = tiny(training=replace(BASE, optimizer="sgd", batch_size=size, gradient_accumulation_steps=steps))
+        assert problem.training.rows_per_step == BASE.batch_size
         state = problem.start_run()
         drops(state.model, 0.0)
         train(state, problem, 5)
@@ -421,11 +423,10 @@ def test_decay_is_for_matrices_alone() -> None:
         {"learning_rate": -1.0},
         {"learning_rate": float("nan")},
         {"weight_decay": float("inf")},
-        {"clip": -0.5},
-        {"warmup": 1.0},
+        {"max_grad_norm": -0.5},
+        {"warmup_ratio": 1.0},
         {"batch_size": 0},
-        {"accumulation": 0},
-        {"batch_size": 4, "accumulation": 5},
+        {"gradient_accumulation_steps": 0},
     ],
 )
 def test_impossible_settings_are_refused_by_name(change: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparsesoup import export, score_on_test
+from sparsesoup import evaluate_on_test, export
 from sparsesoup.cli.main import main
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.ticket import save_masks
@@ -51,7 +51,7 @@ def test_every_export_predicts_the_whole_test_split_as_the_run_does(run, words, 
     assert (found["rows"], found["same"]) == (24, 24)  # all rows of test.csv
     assert found["largest_difference"] <= tolerance
     assert (found["largest_difference"] > 0) == bool(tolerance)
-    assert found["scores"] == found["scores_of_source"] == score_on_test(run)
+    assert found["scores"] == found["scores_of_source"] == evaluate_on_test(run)
     assert found["without_sparsesoup"] == alone
     assert ("sparsesoup." in facts["load"]) != alone
     said = " ".join(capsys.readouterr().out.split())
@@ -65,7 +65,7 @@ def test_spans_are_compared_too(place, tmp_path):
     found = export(source, "dense", tmp_path / "out", verify=True).facts["verified"]
     assert found["rows"] == found["same"] > 0
     assert found["largest_difference"] == 0
-    assert found["scores"] == score_on_test(source)
+    assert found["scores"] == evaluate_on_test(source)
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,7 @@ def test_float_labels_are_a_regression(place, tmp_path):
     assert config["problem_type"] == "regression"
     model = transformers.AutoModelForSequenceClassification.from_pretrained(run.path / "model")
     assert model.classifier.out_features == 1
-    assert library.score_on_test(run.path).keys() == {"pearson", "spearman"}
+    assert library.evaluate_on_test(run.path).keys() == {"pearson", "spearman"}
 
 
 def test_pairs_of_texts_in_jsonl_and_parquet_are_read_with_both_texts(place, tmp_path):
@@ -262,10 +262,10 @@ def test_another_seed_draws_another_ticket_from_another_head(place, soup, tmp_pa
 
 
 def test_a_flag_wins_over_the_recipe(soup):
-    settings = settings_of(soup, "--sparsity", "0.5", "--method.stages", "1", "--train.clip", "0")
+    settings = settings_of(soup, "--sparsity", "0.5", "--method.stages", "1", "--train.max-grad-norm", "0")
     plain = settings_of(soup)
-    assert (plain.amount.sparsity, plain.method.stages, plain.train.clip) == (0.7, 2, 1.0)
-    assert (settings.amount.sparsity, settings.method.stages, settings.train.clip) == (0.5, 1, 0.0)
+    assert (plain.amount.sparsity, plain.method.stages, plain.train.max_grad_norm) == (0.7, 2, 1.0)
+    assert (settings.amount.sparsity, settings.method.stages, settings.train.max_grad_norm) == (0.5, 1, 0.0)
     assert dataclasses.replace(settings, amount=plain.amount, method=plain.method, train=plain.train) == plain
 
 
@@ -312,9 +312,10 @@ def test_run_keys_are_pinned():
         "drop_unlabelled": False,
         "trust_remote_code": False, "seed": 0,
         "sparsity": None, "steps": None, "epochs": None,
-        "train": {"learning_rate": 1e-4, "weight_decay": 0.01, "warmup": 0.1, "batch_size": 32, "accumulation": 1,
-                  "clip": 1.0, "precision": "no", "freeze_embeddings": False, "optimizer": "adamw",
-                  "distill": {"teacher": "", "hardness": 0.5, "temperature": 2.0, "hidden": 0.0}},
+        "train": {"learning_rate": 1e-4, "weight_decay": 0.01, "warmup_ratio": 0.1, "batch_size": 32,
+                  "gradient_accumulation_steps": 1,
+                  "max_grad_norm": 1.0, "precision": "no", "freeze_embeddings": False, "optimizer": "adamw",
+                  "distill": {"teacher": "", "alpha": 0.5, "temperature": 2.0, "hidden": 0.0}},
     }  # fmt: skip
     assert [(p["rate"], p["weight_decay"], p["dropout"], p["share"]) for p in protocols] == [
         (1.0, 0.0, None, 0.5), (2.0, 0.1, 0.0, 0.5), (0.5, 0.0, 0.2, 0.5), (1.5, 0.01, 0.1, 0.25)
@@ -334,18 +335,18 @@ def test_the_test_split_is_scored_once_and_then_read(place, tmp_path, capsys):
     before = listing(run)
     assert main(["test", str(run)]) == 0
     assert capsys.readouterr().out == answer.stdout
-    assert library.score_on_test(run) == scores
+    assert library.evaluate_on_test(run) == scores
     assert listing(run) == before
     page = (run / "report.html").read_bytes()
     (run / "report.html").write_bytes(b"as it was before the test")  # killed before it was drawn anew
     os.utime(run / "report.html", (0, 0))
-    assert library.score_on_test(run) == scores
+    assert library.evaluate_on_test(run) == scores
     assert (run / "report.html").read_bytes() == page
 
 
-def test_the_score_on_test_is_that_of_the_saved_model_on_the_test_rows(place, tmp_path):
+def test_the_evaluate_on_test_is_that_of_the_saved_model_on_the_test_rows(place, tmp_path):
     run = drawn(place, tmp_path, steps=30).path
-    scores = library.score_on_test(run)
+    scores = library.evaluate_on_test(run)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(run / "model").eval()
     tool = transformers.AutoTokenizer.from_pretrained(run / "model")
     with torch.no_grad():
@@ -360,7 +361,7 @@ def test_no_row_of_the_test_split_is_read_while_pruning(place, tmp_path):
     (tmp_path / "half" / "validation.csv").write_text("this,is\nno,table,of,texts\n")
     run = drawn(place, tmp_path / "runs", "magnitude", dataset=str(tmp_path / "half"), steps=4)
     with pytest.raises(UserError, match=r"half validation has no column 'text'|validation\.csv"):
-        library.score_on_test(run.path)
+        library.evaluate_on_test(run.path)
 
 
 def test_show_prints_the_matrices_and_where_they_came_from(soup, capsys, monkeypatch):

@@ -1,4 +1,4 @@
-"""`sparsesoup measure RUN_OR_EXPORT ...`: flags, tables in the terminal, measure.json, and the run's page."""
+"""`sparsesoup benchmark RUN_OR_EXPORT ...`: flags, tables in the terminal, benchmark.json, and the run's page."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -21,12 +21,12 @@ from sparsesoup.runs.config_parser import CommandParser
 ABOUT = "What pruning gained: size, FLOPs, and the time of a batch beside the dense model's, by turns in one process."
 EXAMPLES = f"""
 examples:
-  sparsesoup measure runs/glue/mrpc/hybrid-movement-0123456789/seed-0
-  sparsesoup measure small fast graph --batch 1 --length 32 --threads 2 --on torch,onnxruntime
+  sparsesoup benchmark runs/glue/mrpc/hybrid-movement-0123456789/seed-0
+  sparsesoup benchmark small fast graph --batch 1 --length 32 --threads 2 --backends torch,onnxruntime
 
 backends: {", ".join(BACKENDS)}. One that is not installed, or fails on a model, says so and stops no other.
-What was found goes into measure.json, beside an export or in the run, and into the run's report.html.
-Python: sparsesoup.measure("fast", batch=1)
+What was found goes into benchmark.json, beside an export or in the run, and into the run's report.html.
+Python: sparsesoup.benchmark("fast", batch=1)
 """
 
 
@@ -37,14 +37,14 @@ def read_arguments(arguments: Sequence[str]) -> tuple[list[Path], BenchmarkConfi
     """
     given = vars(benchmark_parser().parse_args(arguments))
     paths = given.pop("RUN")
-    if "on" in given:
-        given["on"] = tuple(name for name in given["on"].split(",") if name)
+    if "backends" in given:
+        given["backends"] = tuple(name for name in given["backends"].split(",") if name)
     return paths, BenchmarkConfig(**given)
 
 
 def benchmark_parser() -> CommandParser:
-    """The parser of `measure`; what was not given is absent."""
-    made = CommandParser(prog="sparsesoup measure", description=ABOUT, epilog=EXAMPLES, allow_abbrev=False,
+    """The parser of `benchmark`; what was not given is absent."""
+    made = CommandParser(prog="sparsesoup benchmark", description=ABOUT, epilog=EXAMPLES, allow_abbrev=False,
                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     made.add_argument("RUN", type=Path, nargs="+", help="a run directory, a model folder with pruning/, or an export")
     default = {f.name: f.default for f in fields(BenchmarkConfig)}
@@ -54,7 +54,9 @@ def benchmark_parser() -> CommandParser:
     ):  # fmt: skip
         told = default[name] or "as many as torch takes"
         made.add_argument(f"--{name}", type=int, default=argparse.SUPPRESS, help=f"{meaning} (default {told})")
-    made.add_argument("--on", default=argparse.SUPPRESS, metavar="A,B", help="backends, with commas (default all)")
+    made.add_argument(
+        "--backends", default=argparse.SUPPRESS, metavar="A,B", help="backends, with commas (default all)"
+    )
     return made
 
 
@@ -66,7 +68,7 @@ def run_benchmark_command(arguments: Sequence[str]) -> None:
         tables = run_benchmark(paths, how, note=status.update)
     print_benchmark(tables, console)
     for path in write_tables(paths, tables):
-        print_line(f"measure {path}")
+        print_line(f"tables  {path}")
 
 
 def print_benchmark(tables: Sequence[Mapping[str, Any]], console: Console) -> None:

@@ -1,4 +1,4 @@
-"""The command line: prune, test, show, methods, apply, export, measure, push, compare."""
+"""The command line: prune, test, show, methods, apply, export, benchmark, push, compare."""
 
 import errno
 import os
@@ -28,7 +28,7 @@ USAGE = """sparsesoup: lottery-ticket-quality sparse subnetworks of pre-trained 
   sparsesoup methods [NAME]                      the table; one method with its settings, defaults, source
   sparsesoup apply TICKET --model M --out DIR    the mask alone makes any copy of the base model sparse
   sparsesoup export RUN --to FORMAT --out DIR    dense, packed (small), compact (small, fast), onnx, ...
-  sparsesoup measure RUN_OR_EXPORT ...           size, FLOPs and speed beside the dense model, engine by engine
+  sparsesoup benchmark RUN_OR_EXPORT ...           size, FLOPs and speed beside the dense model, engine by engine
   sparsesoup push RUN REPO [--dry-run]           a run or an export on the Hub, with a card
 
   sparsesoup compare --config study.yaml [--workers N] | RUN RUN ...
@@ -90,7 +90,7 @@ def _run_command(command: str, arguments: list[str]) -> int:
         "methods": _methods_command,
         "apply": _apply_command,
         "export": _export_command,
-        "measure": _benchmark_command,
+        "benchmark": _benchmark_command,
         "push": _push_command,
         "compare": _compare_command,
     }

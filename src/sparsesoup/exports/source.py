@@ -33,7 +33,7 @@ BESIDE = re.compile(
     r"|entity_vocab|emoji|byte_maps|normalizer|chat_template)\.json|(vocab|merges|dict|README)\.(txt|md)"
     r"|chat_template\.jinja|(spiece|sentencepiece(\.bpe)?|tokenizer|spm|spm_char)\.model|(source|target)\.spm"
 )
-OURS = ("config.json", "export.json", "measure.json", INDEX)
+OURS = ("config.json", "export.json", "benchmark.json", INDEX)
 
 
 @dataclass(frozen=True)

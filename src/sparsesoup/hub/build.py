@@ -134,7 +134,7 @@ def build_problem(
     if kind.images:
         use_faster_attention_(model, training.precision)
     probe_padding(place.model, kind, model, rows)
-    per_epoch = max(1, len(rows) // training.batch_size)
+    per_epoch = max(1, len(rows) // training.rows_per_step)
     return Problem(
         pretrained=model,
         targets=find_prunable(model),

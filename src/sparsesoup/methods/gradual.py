@@ -57,7 +57,7 @@ class GradualStar:
     """GMP*: a large first step, then cubic, the learning rate re-wound at each pruning. Kurtic & Alistarh 2022.
 
     No warm-up: the rate falls from its peak to `low` of it before the first pruning, between prunings and after the
-    last one. Published with distillation: train.distill with a dense teacher, hardness 1 and temperature 2.
+    last one. Published with distillation: train.distill with a dense teacher, alpha 1 and temperature 2.
 
     Args:
         first: sparsity of the first pruning, below the one asked for; default: 0.7, but at most three quarters of it.

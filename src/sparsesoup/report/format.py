@@ -75,7 +75,7 @@ def describe_teacher(facts: Facts) -> list[str]:
     who = "a dense run with the same settings" if distill["teacher"] == "dense" else distill["teacher"]
     hidden = f", and {distill['hidden']:g} times the distance of the blocks' outputs" if distill["hidden"] else ""
     return [
-        f"Taught by {who}: {format_percent(distill['hardness'])} of the loss is the distance from its answers at "
+        f"Taught by {who}: {format_percent(distill['alpha'])} of the loss is the distance from its answers at "
         f"temperature "
         f"{distill['temperature']:g}, the rest is the labels'{hidden}. Its forward pass is part of every step's FLOPs."
     ]
@@ -106,17 +106,17 @@ def run_warnings(facts: Facts) -> list[str]:
             f"they go in whole "
             f"groups, and one fewer would leave more than may stay; ask for another sparsity, or for smaller groups"
         )
-    if facts["settings"]["train"]["batch_size"] > facts.get("train_rows", math.inf):
-        found.append(
-            f"the batches had {facts['train_rows']} rows, all there are, not {facts['settings']['train']['batch_size']}"
-        )
+    train = facts["settings"]["train"]
+    wanted = train["batch_size"] * train["gradient_accumulation_steps"]
+    if wanted > facts.get("train_rows", math.inf):
+        found.append(f"a step had {facts['train_rows']} rows, all there are, not {wanted}")
     return [*found, *facts["notes"].get("collapse", [])]
 
 
 def describe_cache_hits(facts: Facts) -> list[str]:
     """How much of the run other runs had done."""
     steps = sum(int(cost.get("shared", 0)) for cost in facts["cost"].values())
-    told = f"{steps} steps were taken from the shelf, where another run had done the same; they are charged in full."
+    told = f"{steps} steps were taken from the cache, where another run had done the same; they are charged in full."
     return [told] if steps else []
 
 

@@ -1,4 +1,4 @@
-"""The report of a run: one page that needs nothing but itself, drawn from report.json, log.jsonl and measure.json."""
+"""The report of a run: one page that needs nothing but itself, drawn from report.json, log.jsonl and benchmark.json."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,15 +14,15 @@ from sparsesoup.report.collapse import collapse_warnings
 from sparsesoup.report.escaping import command_line
 from sparsesoup.report.plots import INK, LINES, MARK, PAPER, render_page, render_svg
 
-LOG, PAGE, MEASURED = "log.jsonl", "report.html", "measure.json"
-TOLD = ("said", "rows", "failed", "batch", "length", "rounds", "threads", "machine")  # of measure.json on the page
+LOG, PAGE, MEASURED = "log.jsonl", "report.html", "benchmark.json"
+TOLD = ("said", "rows", "failed", "batch", "length", "rounds", "threads", "machine")  # of benchmark.json on the page
 BARS = 40  # a longer list of bars is no picture
 POINTS = 400  # of one curve: more than a page shows, few enough for it to stay small
 NAMES = {label: f"{label}: {show.LABELS[label]}" for label in LINES}
 
 
 def write_report(run: Path) -> Path:
-    """Draw report.html of a run directory from report.json, log.jsonl and measure.json there, and return its path.
+    """Draw report.html of a run directory from report.json, log.jsonl and benchmark.json there, and return its path.
 
     The same input gives the same bytes. Raises: UserError if report.json is missing or damaged.
     """
@@ -91,7 +91,7 @@ def collapse_of(facts: Mapping[str, Any], log: Path) -> dict[str, list[str]]:
 
 
 def _benchmark_values(path: Path) -> dict[str, Any] | None:
-    """What `measure` found of the run, with its times as parts of the longest; None if it was not measured."""
+    """What `benchmark` found of the run, with its times as parts of the longest; None if it was not measured."""
     try:
         found = from_json(path.read_text(encoding="utf-8"))
         if found["format"] != 1 or not {*TOLD} <= found.keys():

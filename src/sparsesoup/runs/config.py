@@ -147,10 +147,10 @@ def parser_for(name: str | None) -> ConfigParser:
     parser.add_argument("--config", type=str, help="recipe (YAML); flags win over it")
     parser.add_argument("--out", type=str, default="runs", help="folder that run directories are put in")
     parser.add_argument("--save_every", type=float, default=30.0, help="seconds between saves to resume from, at least")
-    shelf = (
+    cache = (
         "folder of trainings that runs have in common (the dense run, IMP's rounds); a run takes what is there, adds "
     )
-    parser.add_argument("--shelf", type=str, help=shelf + "what it makes and charges both in full; default: none")
+    parser.add_argument("--cache_dir", type=str, help=cache + "what it makes and charges both in full; default: none")
     workers = "processes over which weak masks are spread, with as many threads as this one: set OMP_NUM_THREADS"
     parser.add_argument("--workers", type=int, default=1, help=workers)
     parser.add_class_arguments(BudgetConfig)

@@ -15,7 +15,7 @@ OUTSIDE = {  # flags of `prune` that no recipe holds
     "config": "a recipe does not name another; from Python give its settings themselves",
     "out": "say where on the command line",
     "save_every": "say it on the command line",
-    "shelf": "say it on the command line",
+    "cache_dir": "say it on the command line",
     "workers": "say it on the command line",
 }
 TEXTS = {field.name for field in dataclasses.fields(ModelAndDataConfig) if field.type in (str, str | None)}

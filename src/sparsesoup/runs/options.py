@@ -17,7 +17,7 @@ class RuntimeOptions:
     Args:
         console: where progress is shown.
         save_every: seconds between saves at the least.
-        shelf: folder of trainings that runs have in common; None shares none.
+        cache: folder of trainings that runs have in common; None shares none.
         patient: wait for another process that works on the same run, instead of refusing.
         workers: processes over which the weak masks of a run are spread; 1 draws them in this one.
         page: draw report.html at the end; a study leaves it to the test, which has to draw it anyway.
@@ -25,7 +25,7 @@ class RuntimeOptions:
 
     console: Console
     save_every: float = 30.0
-    shelf: Path | None = None
+    cache: Path | None = None
     patient: bool = False
     workers: int = 1
     page: bool = True
@@ -35,7 +35,7 @@ class RuntimeOptions:
             raise UserError(f"--workers is at least 1, got {self.workers}")
         if not self.save_every >= 0:
             raise UserError(f"save_every is a number of seconds, 0 or more, got {self.save_every}")
-        if self.shelf is not None:
-            make_folder(self.shelf, "--shelf")
-            if not os.access(self.shelf, os.W_OK):
-                raise UserError(f"the shelf {self.shelf} cannot be written to; give another --shelf")
+        if self.cache is not None:
+            make_folder(self.cache, "--cache-dir")
+            if not os.access(self.cache, os.W_OK):
+                raise UserError(f"the cache {self.cache} cannot be written to; give another --cache-dir")

@@ -79,17 +79,17 @@ class ProcessMap:
         self, problem: Problem, state: TrainState, work: ForkFunction, tasks: Sequence[tuple[Any, ...]]
     ) -> Callable[[int], dict[str, Tensor]]:
         """Number of a task -> what its work gives. The first one asked for has those after it done as well."""
-        shelf, forks = TrainingCache(self.folder), dict[int, ForkTask]()
+        cache, forks = TrainingCache(self.folder), dict[int, ForkTask]()
 
         def give(number: int) -> dict[str, Tensor]:
             if not forks:
-                forks.update(self._fork_tasks(shelf, state, work, tasks, number))
-            product = shelf.get_training(forks[number].key)
+                forks.update(self._fork_tasks(cache, state, work, tasks, number))
+            product = cache.get_training(forks[number].key)
             if product is None:
                 self._run_missing_tasks(
-                    problem, state, [fork for fork in forks.values() if shelf.get_training(fork.key) is None]
+                    problem, state, [fork for fork in forks.values() if cache.get_training(fork.key) is None]
                 )
-                product = shelf.get_training(forks[number].key)
+                product = cache.get_training(forks[number].key)
             if product is None:
                 raise UserError(f"what {forks[number].key} in {self.folder} holds cannot be read; repeat the command")
             _charge_fork(problem, state, product)
@@ -98,11 +98,11 @@ class ProcessMap:
         return give
 
     def _fork_tasks(
-        self, shelf: TrainingCache, state: TrainState, work: ForkFunction, tasks: Sequence[tuple[Any, ...]], first: int
+        self, cache: TrainingCache, state: TrainState, work: ForkFunction, tasks: Sequence[tuple[Any, ...]], first: int
     ) -> dict[int, ForkTask]:
         """Number -> fork, of the first that is asked for and those after it; products of other states are removed."""
-        base = shelf.content_key(_start_tensors(state), state.step, work.__qualname__, getattr(work, "__self__", None))
-        keys = {i: shelf.content_key({}, base, tasks[i]) for i in range(first, len(tasks))}
+        base = cache.content_key(_start_tensors(state), state.step, work.__qualname__, getattr(work, "__self__", None))
+        keys = {i: cache.content_key({}, base, tasks[i]) for i in range(first, len(tasks))}
         for file in self.folder.glob("*.safetensors"):
             if re.fullmatch("[0-9a-f]{32}", file.stem) and file.stem not in keys.values():
                 remove_path(file)

@@ -83,7 +83,7 @@ def _plain_steps(settings: RunConfig, problem: Problem, cost: dict[str, dict[str
     strong = cost.get("strong")
     if not strong or "teacher" in cost or (problem.objective is None and not TABLE[settings.name].taught):
         return {}
-    indices = list(range(min(problem.training.batch_size, len(problem.train))))
+    indices = list(range(min(problem.training.rows_per_step, len(problem.train))))
     batch, model = problem.train.batch(indices), problem.pretrained
     with torch.random.fork_rng(), CountFlops() as count:
         loss = problem.criterion(problem.predict(model, batch), batch)

@@ -154,9 +154,9 @@ def _state_files(path: Path) -> list[Path]:
 def from_arguments(arguments: list[str], console: Console) -> Run:
     """What `sparsesoup prune` does with its arguments."""
     settings, others = parse_arguments(arguments)
-    shelf = Path(others.shelf) if others.shelf else None
+    cache = Path(others.cache_dir) if others.cache_dir else None
     return run_method(
-        settings, Path(others.out), RuntimeOptions(console, others.save_every, shelf, workers=others.workers)
+        settings, Path(others.out), RuntimeOptions(console, others.save_every, cache, workers=others.workers)
     )
 
 
@@ -217,7 +217,7 @@ def _run_in_folder(settings: RunConfig, path: Path, out: Path, opened: OpenedTas
         check_base(path / "stages" / "base.json", base)
         problem = replace(
             problem,
-            shelf=TrainingCache(outside.shelf, base | training_environment(settings, problem) | problem.shelf.identity),
+            cache=TrainingCache(outside.cache, base | training_environment(settings, problem) | problem.cache.identity),
         )
         doubts = _method_doubts(settings, problem)
         for said in () if outside.patient else doubts:

@@ -66,7 +66,7 @@ def attach_teacher(problem: Problem, settings: RunConfig, opened: OpenedTask, pa
         None, {"teacher": weights_fingerprint(named_weights(teacher))}
     )  # so that trainings with it can be shared
     told = (*problem.notes, *(f"the teacher {path}: {note}" for note in account.notes))
-    return replace(problem, objective=distillation_objective(problem, teacher, distill), shelf=known, notes=told)
+    return replace(problem, objective=distillation_objective(problem, teacher, distill), cache=known, notes=told)
 
 
 def find_teacher(place: ModelAndDataConfig, opened: OpenedTask, path: str, account: LoadingNotes | None = None) -> Any:

@@ -14,26 +14,26 @@ from sparsesoup.training.train_cache import CachedTraining
 def train_cached(
     state: TrainState, problem: Problem, steps: int, stream: tuple[object, ...] = (), label: str = "strong"
 ) -> None:
-    """`train` at the problem's own rate, or what it left on the shelf when another run did the same, charged in full.
+    """`train` at the problem's own rate, or what it left on the cache when another run did the same, charged in full.
 
-    A training that goes on after a kill is not shared, nor one with a teacher that the shelf's identity does not name.
+    A training that goes on after a kill is not shared, nor one with a teacher that the cache's identity does not name.
     """
-    shelf = problem.shelf
-    unknown = problem.objective is not None and "teacher" not in shelf.identity
-    if shelf.folder is None or unknown or problem.journal.is_mid_stage:
+    cache = problem.cache
+    unknown = problem.objective is not None and "teacher" not in cache.identity
+    if cache.folder is None or unknown or problem.journal.is_mid_stage:
         train(state, problem, steps, stream=stream, label=label)
         return
-    key = shelf.content_key(
+    key = cache.content_key(
         state.tensors(), state.step, steps, stream, problem.rate_schedule(), problem.training, problem.seed
     )
-    found = shelf.get_training(key)
+    found = cache.get_training(key)
     if found is not None:
         _restore_from_cache(state, problem, found, label)
         return
     before, records = problem.meter.costs.get(label, Cost()), RecordingObserver(problem.observer)
     train(state, replace(problem, observer=records), steps, stream=stream, label=label)
     cost = _cost_difference(problem.meter.costs[label], before)
-    shelf.put_training(key, CachedTraining(state.tensors(), state.facts() | {"notes": {}}, cost, records.kept))
+    cache.put_training(key, CachedTraining(state.tensors(), state.facts() | {"notes": {}}, cost, records.kept))
 
 
 def _restore_from_cache(state: TrainState, problem: Problem, product: CachedTraining, label: str) -> None:

@@ -35,14 +35,14 @@ def distillation_divergence(student: Tensor, teacher: Tensor, temperature: float
 def distillation_objective(
     problem: Problem, teacher: nn.Module, settings: DistillConfig
 ) -> Callable[[nn.Module, Batch], Tensor]:
-    """The objective (1 - hardness) * criterion + hardness * divergence + hidden * distance of the blocks' outputs.
+    """The objective (1 - alpha) * criterion + alpha * divergence + hidden * distance of the blocks' outputs.
 
     Args:
         teacher: a model that answers as `problem.predict` reads it; it gets no gradient and sees no dropout.
     Raises: UserError at the first step if its answers or its blocks are of another shape than the student's.
     """
     model = problem.accelerator.prepare_model(teacher, evaluation_mode=True).eval().requires_grad_(False)
-    share, names = settings.hardness, block_names(problem.targets) if settings.hidden else []
+    share, names = settings.alpha, block_names(problem.targets) if settings.hidden else []
 
     def objective(student: nn.Module, batch: Batch) -> Tensor:
         with torch.no_grad(), outputs_of(model, names) as wanted:

@@ -104,7 +104,7 @@ def train(
     hooks = tuple(hooks)
     until = problem.journal.resume_step(state, state.step + steps)
     data = problem.train if protocol is None else problem.train.random_subset(protocol.share, problem.seed, *stream)
-    order = data.train_batches(problem.training.batch_size, state.step, problem.seed, *stream)
+    order = data.train_batches(problem.training.rows_per_step, state.step, problem.seed, *stream)
     state.model.train()
     state.enforce_masks_()
     state.halt = False
@@ -199,8 +199,8 @@ def _update_weights(state: TrainState, problem: Problem, loss: float, label: str
             f"the loss is {loss} at step {state.step + 1} ({label}); what was finished is kept. "
             f"Lower --train.learning-rate (now {problem.training.learning_rate:g}) or check the data"
         )
-    if problem.training.clip:
-        problem.accelerator.clip_grad_norm_(state.model.parameters(), problem.training.clip)
+    if problem.training.max_grad_norm:
+        problem.accelerator.clip_grad_norm_(state.model.parameters(), problem.training.max_grad_norm)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
 
@@ -215,14 +215,13 @@ def _accumulate_gradients(
     kind: str,
 ) -> float:
     """Gradients of the mean loss over the rows `indices`, in parts; the loss."""
-    parts = list(_micro_batches(indices, problem.training.accumulation))
+    parts = list(_micro_batches(indices, problem.training.batch_size))
     return sum(
         _backward_pass(state, problem, data, part, len(part) / len(indices), penalty, cost, kind) for part in parts
     )
 
 
-def _micro_batches(indices: list[int], count: int) -> Iterator[list[int]]:
-    size = -(-len(indices) // count)
+def _micro_batches(indices: list[int], size: int) -> Iterator[list[int]]:
     for i in range(0, len(indices), size):
         yield indices[i : i + size]
 

@@ -78,7 +78,7 @@ class Problem:
         training: learning rate and the like.
         seed: of everything random.
         meter, journal, observer: what it costs, what is done, who watches.
-        shelf: trainings that other runs have done.
+        cache: trainings that other runs have done.
         map: who does work on forks of a state.
         head: names of the parameters that answer the task, behind the pre-trained model.
         fresh: names of the parameters that were drawn at random, which no checkpoint had.
@@ -99,7 +99,7 @@ class Problem:
     meter: CostTracker = field(default_factory=CostTracker)
     journal: Checkpointer = field(default_factory=lambda: Checkpointer(CostTracker()))
     observer: Observer = field(default_factory=NullObserver)
-    shelf: TrainingCache = field(default_factory=TrainingCache)
+    cache: TrainingCache = field(default_factory=TrainingCache)
     map: ParallelMap = serial_map
     head: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
@@ -114,12 +114,12 @@ class Problem:
     @property
     def steps_per_epoch(self) -> int:
         """Steps in which every training row is seen once."""
-        return max(1, len(self.train) // self.training.batch_size)
+        return max(1, len(self.train) // self.training.rows_per_step)
 
     def rate_schedule(self, total: int | None = None) -> LinearWarmupDecay:
         """Learning rate of a run of `total` steps (default T): warm-up, then down to 0 in a straight line."""
         total = self.steps if total is None else total
-        return LinearWarmupDecay(self.training.learning_rate, round(self.training.warmup * total), total)
+        return LinearWarmupDecay(self.training.learning_rate, round(self.training.warmup_ratio * total), total)
 
     @property
     def accelerator(self) -> Accelerator:

@@ -1,4 +1,4 @@
-"""The shelf: trainings that several runs have in common, done once and charged to each."""
+"""The cache: trainings that several runs have in common, done once and charged to each."""
 
 import hashlib
 import json

@@ -27,7 +27,7 @@ from sparsesoup.hub.models.dummy_inputs import dummy_inputs
 from sparsesoup.report.run_page import write_report
 from sparsesoup.runs.results import library_versions, machine_name
 
-FILE = "measure.json"
+FILE = "benchmark.json"
 MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes of this machine
 CLOSE = 1e-2  # how far the answers of a backend may lie from torch's, as a share of the largest
 Facts = dict[str, Any]
@@ -50,11 +50,11 @@ class BenchmarkConfig:
     length: int = 128
     threads: int | None = None
     rounds: int = 9
-    on: tuple[str, ...] = tuple(BACKENDS)
+    backends: tuple[str, ...] = tuple(BACKENDS)
 
     def __post_init__(self) -> None:
-        if isinstance(self.on, str):  # from Python, as on the command line
-            object.__setattr__(self, "on", tuple(name for name in self.on.split(",") if name))
+        if isinstance(self.backends, str):  # from Python, as on the command line
+            object.__setattr__(self, "backends", tuple(name for name in self.backends.split(",") if name))
         for name, least in (("batch", 1), ("length", 3), ("threads", 1), ("rounds", 3)):
             value = getattr(self, name)
             if value is None and name == "threads":
@@ -64,14 +64,14 @@ class BenchmarkConfig:
             if value < least:
                 raise UserError(f"--{name} is at least {least}, got {value}")
         check_threads(self.threads)
-        if unknown := [name for name in self.on or ("",) if name not in BACKENDS]:
+        if unknown := [name for name in self.backends or ("",) if name not in BACKENDS]:
             raise UserError(f"unknown backend {unknown[0]!r} in --on; allowed: {', '.join(BACKENDS)}")
 
 
 def run_benchmark(
     paths: Sequence[Path], how: BenchmarkConfig, note: Callable[[str], object] = lambda text: None
 ) -> list[Facts]:
-    """What each run or export gains, measured side by side; a table of facts for each, as in measure.json.
+    """What each run or export gains, measured side by side; a table of facts for each, as in benchmark.json.
 
     Args:
         paths: run directories, model folders with `pruning/`, exports.
@@ -91,7 +91,7 @@ def run_benchmark(
             batches = [dummy_inputs(subject.dense, how.batch, how.length) for subject in subjects]
             tables = [_static_facts(subject, batch, how) for subject, batch in zip(subjects, batches, strict=True)]
         with tempfile.TemporaryDirectory() as folder:
-            for name in how.on:
+            for name in how.backends:
                 note(f"measuring on {BACKENDS[name].label}")
                 _time_backend(name, subjects, batches, tables, how, Path(folder))
         _check_rows(tables)
@@ -105,7 +105,9 @@ def _check_rows(tables: Sequence[Facts]) -> None:
     if not any(table["rows"] for table in tables):
         first = tables[0]
         reasons = "; ".join(f"{label}: {reason}" for label, reason in first["failed"].items())
-        raise UserError(f"nothing of {first['path']} could be measured ({reasons}); name other backends with --on")
+        raise UserError(
+            f"nothing of {first['path']} could be measured ({reasons}); name other backends with --backends"
+        )
 
 
 def _check_length(subject: BenchmarkCandidate, how: BenchmarkConfig) -> None:

@@ -24,13 +24,13 @@ def need_batches(method: str, batches: int) -> None:
 
 
 def calibration_batches(problem: Problem, batches: int, *path: object) -> Rows:
-    """Training rows to score by: that many batches, each in the parts that `train.accumulation` cuts it into.
+    """Training rows to score by: that many batches of `train.batch_size` rows.
 
     The same for the same seed and path. Beyond one epoch rows come again, in another order.
     """
-    order = problem.train.train_batches(problem.training.batch_size, 0, problem.seed, "score", *path)
-    size = -(-min(problem.training.batch_size, len(problem.train)) // problem.training.accumulation)
-    return [batch[i : i + size] for batch in islice(order, batches) for i in range(0, len(batch), size)]
+    return list(
+        islice(problem.train.train_batches(problem.training.batch_size, 0, problem.seed, "score", *path), batches)
+    )
 
 
 def for_each_batch(

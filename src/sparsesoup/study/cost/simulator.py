@@ -104,7 +104,7 @@ class StateWatcher(NullObserver):
 
 
 class InMemoryCache(TrainingCache):
-    """A shelf in memory, for twins."""
+    """A cache in memory, for twins."""
 
     def __init__(self, products: dict[str, CachedTraining], identity: Mapping[str, Any]) -> None:
         super().__init__(None, identity)
@@ -141,14 +141,14 @@ def twin_of(
     identity = {"rows": len(problem.train), "steps": steps, "share": share, "seed": seed, "teacher": "any"}
     return make_simulated_problem(
         even_subset(empty_rows(problem.train), share), empty_rows(problem.validation), problem.training, steps, seed,
-        meter=SimulatedCostTracker(prices), watch=StateWatcher(), shelf=InMemoryCache(products, identity),
+        meter=SimulatedCostTracker(prices), watch=StateWatcher(), cache=InMemoryCache(products, identity),
     )  # fmt: skip
 
 
 def make_simulated_problem(
     train: RowBatches, validation: RowBatches, training: TrainingConfig, steps: int, seed: int, *,
     meter: CostTracker, watch: StateWatcher,
-    shelf: TrainingCache,
+    cache: TrainingCache,
 ) -> SimulatedProblem:  # fmt: skip
     """A twin of whatever has such rows, settings and T."""
     with torch.random.fork_rng():
@@ -163,7 +163,7 @@ def make_simulated_problem(
         predict=lambda model, batch: model(batch["rows"]), criterion=lambda outputs, batch: outputs.square().mean(),
         metric=lambda outputs, labels: {"nothing": 0.0}, steps=steps, seed=seed, meter=meter,
         journal=Checkpointer(meter),
-        training=replace(training, clip=0.0, precision="no"), observer=watch, watch=watch, shelf=shelf,
+        training=replace(training, max_grad_norm=0.0, precision="no"), observer=watch, watch=watch, cache=cache,
         head=("idle",),
     )  # fmt: skip
 

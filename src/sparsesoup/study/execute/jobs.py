@@ -72,7 +72,7 @@ def run_job(job: TrialJob, console: Console | None = None) -> None:
             torch.set_num_threads(job.threads)
         if job.kind == "draw":
             workers = job.workers if masks_of(job.cell.settings) else 1
-            outside = RuntimeOptions(console, shelf=job.folder / "shelf", patient=True, workers=workers, page=False)
+            outside = RuntimeOptions(console, cache=job.folder / "cache", patient=True, workers=workers, page=False)
             run_method(job.cell.settings, job.out, outside, job.cell.path)
         else:
             score_finished_run(job.run, console)

@@ -84,7 +84,7 @@ def _simulated_problem(settings: RunConfig, rows: int) -> SimulatedProblem:
         settings.place.seed,
         meter=CostTracker(),
         watch=StopAtTraining(),
-        shelf=TrainingCache(),
+        cache=TrainingCache(),
     )
 
 
