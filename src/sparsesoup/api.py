@@ -1,50 +1,107 @@
-"""The command line's verbs, from Python."""
+"""The verbs of the command line, from Python: names and paths go in, and so do objects of the settings' classes."""
 
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from sparsesoup import exports
 from sparsesoup.core.errors import UserError
-from sparsesoup.exports import benchmark as measuring
+from sparsesoup.exports import benchmark as benchmarks
 from sparsesoup.exports import push as pushing
-from sparsesoup.exports.benchmark import write_tables
 from sparsesoup.exports.verify import verified_export
+from sparsesoup.hub.models import apply_ticket as tickets
+from sparsesoup.methods import Method, row_of
 from sparsesoup.report.console import SafeConsole
 from sparsesoup.runs import run
 from sparsesoup.runs.config import config_from_dict
+from sparsesoup.study.compare import StudyResult, compare_recipe
+from sparsesoup.training.config import TrainingConfig
 
 
 def prune(
-    name: str,
+    name: str | Method,
     *,
+    model: str | None = None,
+    dataset: str | None = None,
+    sparsity: float | None = None,
+    steps: int | None = None,
+    epochs: float | None = None,
+    seed: int | None = None,
+    method: Mapping[str, Any] | None = None,
+    train: Mapping[str, Any] | TrainingConfig | None = None,
     out: str | Path = "runs",
-    method: dict[str, Any] | None = None,
-    train: dict[str, Any] | None = None,
-    shelf: str | Path | None = None,
+    cache_dir: str | Path | None = None,
     workers: int = 1,
     progress: bool = True,
     **settings: Any,
 ) -> run.Run:
-    """Draw a ticket; what `sparsesoup prune NAME` does.
+    """Prune a model on a task; what `sparsesoup prune NAME` does.
 
     Args:
-        name: of the method, as in `sparsesoup methods`.
+        name: of the method, as in `sparsesoup methods`; or a method, such as `InstantSoup(stages=3)`.
+        model: Hub id, folder, or minilm; default minilm.
+        dataset: Hub id, folder, file, or docstrings; default docstrings.
+        sparsity: share of the prunable weights to remove, in [0, 1); default 0.9.
+        steps: T, the steps of one fine-tuning; or `epochs`, default 3.
+        epochs: T in passes over the training rows.
+        seed: of everything random; default 0.
+        method: settings of a named method that differ from their defaults.
+        train: settings of the training: a TrainingConfig, or those that differ from its defaults.
         out: folder that run directories are put in.
-        method: the method's own settings that differ from their defaults.
-        train: settings of the training that differ from their defaults.
-        shelf: folder of trainings that runs have in common; each is charged in full.
+        cache_dir: folder of trainings that runs have in common; each run is charged for them in full.
         workers: processes over which the weak masks of a run are spread.
         progress: whether to show it on stderr.
-        settings: model, dataset, sparsity, steps, epochs, seed, max_length, ... as on the command line.
+        settings: max_length, text_columns, ... as on the command line.
     Returns: the run: `path` of its directory, whose `model` folder transformers loads, and its `report`.
     Raises: UserError for bad input.
     """
-    table = {**settings, "method": method or {}, "train": train or {}}
+    named = {"model": model, "dataset": dataset, "sparsity": sparsity, "steps": steps, "epochs": epochs, "seed": seed}
+    table = {**settings, **{key: value for key, value in named.items() if value is not None}}
+    if not isinstance(name, str) and method:
+        raise UserError("method has settings for a name, got a method as well; put the settings into the method")
+    row = name if isinstance(name, str) else row_of(name)
+    own = train if isinstance(train, TrainingConfig) else None
+    plain: Mapping[str, Any] = {} if train is None or own is not None else train  # type: ignore[assignment]
+    config = config_from_dict(row, {**table, "method": dict(method or {}), "train": dict(plain)})
+    if not isinstance(name, str):
+        config = replace(config, method=name)
+    if own is not None:
+        config = replace(config, train=own)
     console = SafeConsole(stderr=True, quiet=not progress)
-    outside = run.RuntimeOptions(console, shelf=Path(shelf) if shelf else None, workers=workers)
-    return run.run_method(config_from_dict(name, table), Path(out), outside)
+    outside = run.RuntimeOptions(console, cache=Path(cache_dir) if cache_dir else None, workers=workers)
+    return run.run_method(config, Path(out), outside)
+
+
+def evaluate_on_test(path: str | Path) -> dict[str, Any]:
+    """Return the scores of a finished run on the test split, taken once; what `sparsesoup test RUN` does."""
+    scores: dict[str, Any] = run.evaluate_finished_run(Path(path), SafeConsole(quiet=True)).report["test"]
+    return scores
+
+
+def compare(
+    recipe: str | Path | Mapping[str, Any],
+    *,
+    out: str | Path = "runs",
+    name: str | None = None,
+    workers: int = 1,
+    retry_failed: bool = False,
+    progress: bool = True,
+) -> StudyResult:
+    """Run a study: methods, models, datasets, sparsities and seeds; what `sparsesoup compare --config FILE` does.
+
+    Args:
+        recipe: a YAML file, the name of a recipe that is shipped, or a table with the keys of one.
+        out: the folder of all runs; the study's own is studies/NAME in it.
+        name: of the study; default that of the file, for a table `study`.
+        workers: processes that runs are spread over.
+        retry_failed: do runs again that failed before.
+        progress: whether to show it on stderr.
+    Returns: the study: `path` of its folder, with tables and page, and its `facts`.
+    Raises: UserError for bad input.
+    """
+    console = SafeConsole(stderr=True, quiet=not progress)
+    return compare_recipe(recipe, Path(out), name, console, workers, retry_failed)
 
 
 def export(
@@ -62,6 +119,20 @@ def export(
     Raises: UserError for bad input; then nothing is written.
     """
     return (verified_export if verify else exports.write_export)(Path(path), to, Path(out), settings)
+
+
+def apply(ticket: str | Path, model: str, out: str | Path, *, other_weights: bool = False) -> tuple[int, int]:
+    """Write a sparse copy of a base model, by a ticket's masks alone; what `sparsesoup apply RUN` does.
+
+    Args:
+        ticket: run directory, model folder or pruning folder.
+        model: the ticket's base model: Hub id, folder, or minilm.
+        out: folder to write, which must not exist.
+        other_weights: allow a model whose weights are not those the ticket was drawn from.
+    Returns: (weights kept, prunable weights).
+    Raises: UserError if the ticket is damaged, does not fit, or the weights differ.
+    """
+    return tickets.apply_ticket(Path(ticket), model, Path(out), other_weights)
 
 
 def push(
@@ -89,23 +160,19 @@ def push(
 def benchmark(
     *paths: str | Path, note: Callable[[str], object] = lambda text: None, **how: Any
 ) -> list[dict[str, Any]]:
-    """What pruning gained, side by side; what `sparsesoup measure RUN_OR_EXPORT ...` does.
+    """Measure size, FLOPs and speed beside the dense model; what `sparsesoup benchmark RUN_OR_EXPORT ...` does.
 
     Args:
         paths: run directories, model folders with `pruning/`, exports.
         note: told what is measured next.
-        how: batch, length, threads, rounds, on (names of backends), as on the command line.
-    Returns: for each what its measure.json says.
+        how: batch, length, threads, rounds, backends, as on the command line.
+    Returns: for each what its benchmark.json says.
     Raises: UserError for bad input.
     """
     folders = [Path(path) for path in paths]
-    if unknown := how.keys() - {field.name for field in fields(measuring.BenchmarkConfig)}:
-        raise UserError(f"measure has no setting {min(unknown)!r}; it has batch, length, threads, rounds, on")
-    tables = measuring.run_benchmark(folders, measuring.BenchmarkConfig(**how), note)
-    write_tables(folders, tables)
+    known = [field.name for field in fields(benchmarks.BenchmarkConfig)]
+    if unknown := how.keys() - set(known):
+        raise UserError(f"benchmark has no setting {min(unknown)!r}; it has {', '.join(known)}")
+    tables = benchmarks.run_benchmark(folders, benchmarks.BenchmarkConfig(**how), note)
+    benchmarks.write_tables(folders, tables)
     return tables
-
-
-def score_on_test(path: str | Path) -> dict[str, Any]:
-    """Scores of a finished run on the test split, taken once; what `sparsesoup test RUN` does."""
-    return run.evaluate_finished_run(Path(path), SafeConsole(quiet=True)).report["test"]

@@ -8,6 +8,7 @@ from typing import Any
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import DIGESTS, atomic_write, digest_of, digests_of, load_table, write_table
 from sparsesoup.core.manifest import EXPORT
+from sparsesoup.core.plugins import load_plugins
 from sparsesoup.exports.base import ExportFormat, export_facts
 from sparsesoup.exports.compact import CompactFormat, load_compact
 from sparsesoup.exports.dense import DenseFormat
@@ -63,6 +64,8 @@ FORMATS = {
         "faster on GPUs that skip their zeros (from compute capability 8.0 on)",
     ),
 }
+
+FORMATS |= load_plugins("sparsesoup.exports", FormatInfo, FORMATS)
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ def _check_out(out: Path, source: Path) -> None:
         raise UserError(f"--out {out} is a file; give a folder that does not exist")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    named = [*_earlier_files(out), "measure.json"]
+    named = [*_earlier_files(out), "benchmark.json"]
     above = {parent for name in named for parent in Path(name).parents}
     other = [p for p in (path.relative_to(out) for path in out.rglob("*")) if str(p) not in named and p not in above]
     if other or len(named) == 1:

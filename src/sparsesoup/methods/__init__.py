@@ -1,13 +1,16 @@
 """The methods, by name: the table of contents, written by hand.
 
 A method is a frozen dataclass with one verb, `run(problem, sparsity) -> Ticket`. `METHODS["isp"]` is a complete value;
-`dataclasses.replace(METHODS["isp"], stages=3)` is another.
+`dataclasses.replace(METHODS["isp"], stages=3)` is another. Other packages add rows by entry points of the group
+`sparsesoup.methods`, each a MethodInfo.
 """
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, cast
 
+from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Block
+from sparsesoup.core.plugins import load_plugins
 from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods.early_bird import EarlyBird
 from sparsesoup.methods.from_ticket import FromTicket
@@ -216,4 +219,33 @@ TABLE: dict[str, MethodInfo] = {
 }
 # fmt: on
 
+TABLE |= load_plugins("sparsesoup.methods", MethodInfo, TABLE)
 METHODS: dict[str, Method] = {name: row.method for name, row in TABLE.items()}
+
+
+def row_of(method: Method) -> str:
+    """Return the name of the row that a method belongs to: of its class, with the row's fixed settings.
+
+    Where several rows fit, it is the one whose defaults differ from the method in the fewest settings.
+
+    >>> row_of(InstantSoup(stages=3)), row_of(InstantSoup(weak_masks=0))
+    ('isp', 'isp-no-soup')
+
+    Raises: UserError if no row has that class.
+    """
+
+    def differing(own: Method) -> int:
+        return sum(getattr(own, f.name) != getattr(method, f.name) for f in fields(cast(Any, own)))
+
+    rows = {
+        name: differing(row.method)
+        for name, row in TABLE.items()
+        if type(row.method) is type(method)
+        and all(getattr(method, name) == getattr(row.method, name) for name in row.fixed)
+    }
+    if not rows:
+        raise UserError(
+            f"{type(method).__name__} is no class of a method here; register it as an entry point of "
+            f"sparsesoup.methods, or give a name of METHODS"
+        )
+    return min(rows, key=lambda name: rows[name])

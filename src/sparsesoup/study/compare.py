@@ -1,8 +1,10 @@
 """A study from its recipe to its tables and page; or a table of runs that exist."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import yaml
 from rich.console import Console
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.files import all_whole, file_lock, remove_path, write_text
+from sparsesoup.core.files import all_whole, file_lock, read_table, remove_path, write_text
+from sparsesoup.core.process_pool import LIVES
 from sparsesoup.hub.build import open_task
 from sparsesoup.hub.tasks.overview import data_overview
 from sparsesoup.hub.tasks.splits import LoadedDataset, open_splits
@@ -19,16 +22,55 @@ from sparsesoup.report.escaping import printable_line
 from sparsesoup.report.terminal import REPORT, flatten_scores, read_report
 from sparsesoup.runs.results import library_versions, machine_name
 from sparsesoup.runs.resume_checks import check_data
-from sparsesoup.study.execute.executors import InProcess, JobExecutor
+from sparsesoup.study.equal_budget import match_budget
+from sparsesoup.study.execute.executors import InProcess, JobExecutor, ProcessExecutor
 from sparsesoup.study.execute.jobs import FAILED, TrialJob, read_record, read_records
 from sparsesoup.study.execute.progress import StudyProgress
 from sparsesoup.study.recipe.budget import read_budget
-from sparsesoup.study.recipe.plan import StudyPlan
+from sparsesoup.study.recipe.plan import StudyPlan, read_plan
 from sparsesoup.study.results.from_runs import records_of
 from sparsesoup.study.results.html import draw_page
 from sparsesoup.study.results.tables import Column, Record, ScoreTable, latex_table, markdown_table, score_table
 
 STUDIES = "studies"
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """A study's folder, with its tables and page, and what its study.json says."""
+
+    path: Path
+    facts: dict[str, Any]
+
+
+def compare_recipe(
+    recipe: str | Path | Mapping[str, Any],
+    out: Path,
+    name: str | None,
+    console: Console,
+    workers: int = 1,
+    retry_failed: bool = False,
+) -> StudyResult:
+    """Run the study of a recipe on this machine.
+
+    Args:
+        recipe: a YAML file, the name of a recipe that is shipped, or a table with the keys of one.
+        out: the folder of all runs.
+        name: of the study; default that of the file, for a table `study`.
+        console: where progress is shown.
+        workers: processes that runs are spread over.
+        retry_failed: do runs again that failed before.
+    Raises: UserError for bad input.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "study.yaml" if isinstance(recipe, Mapping) else Path(recipe)
+        if isinstance(recipe, Mapping):
+            path.write_text(yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
+        plan = match_budget(read_plan(path, None, name, out, True))
+    share = max(1, (os.cpu_count() or 1) // workers)
+    executor = ProcessExecutor(workers, LIVES) if workers > 1 else InProcess()
+    made = run_study(plan, out, console, executor, share if workers > 1 else None, retry_failed)
+    return StudyResult(made, read_table(made / "study.json"))
 
 
 def run_study(
@@ -74,7 +116,7 @@ def run_study(
         )
         failed = [found for job in draws if (found := read_record(job.failure_path, FAILED))]
         if not failed:
-            remove_path(folder / "shelf")
+            remove_path(folder / "cache")
         _write_tables(
             folder,
             plan.name,

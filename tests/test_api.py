@@ -1,0 +1,162 @@
+"""The front door: the names of `import sparsesoup`, methods as objects, and what other packages add."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sparsesoup
+from sparsesoup import METHODS, InstantSoup, TrainingConfig, UserError, compare, prune
+from sparsesoup.methods import TABLE, row_of
+from tiny_hub import offline
+
+HOME = Path(sparsesoup.__file__)
+SHORT = {"model": "bert", "dataset": "reviews", "sparsity": 0.5, "steps": 40, "progress": False}
+TRAIN = TrainingConfig(batch_size=8, learning_rate=3e-3)
+
+
+def test_every_public_name_is_there_typed_and_offered_for_completion() -> None:
+    typed = {
+        alias.name
+        for node in ast.walk(ast.parse(HOME.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("sparsesoup.")
+        for alias in node.names
+        if alias.name == alias.asname
+    }
+    assert typed == {*sparsesoup.__all__} - {"__version__"}
+    assert {*sparsesoup.__all__} <= {*dir(sparsesoup)}
+    assert not {"Any", "import_module"} & {*dir(sparsesoup)}
+    assert all(getattr(sparsesoup, name) is not None for name in sparsesoup.__all__)
+    assert sparsesoup.__version__
+    with pytest.raises(AttributeError, match="no attribute 'prun'"):
+        sparsesoup.prun  # noqa: B018
+    for method in METHODS.values():
+        assert type(method).__name__ in sparsesoup.__all__
+
+
+def test_a_type_checker_knows_the_public_names(tmp_path: Path) -> None:
+    script = tmp_path / "use.py"
+    script.write_text(
+        "import sparsesoup\n"
+        "run = sparsesoup.prune(sparsesoup.InstantSoup(stages=3), model='minilm', sparsity=0.5)\n"
+        "reveal_type(run.path)\nreveal_type(sparsesoup.prune)\nsparsesoup.prune('isp', sparsity='much')\n",
+        encoding="utf-8",
+    )
+    line = [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path / "cache"), "--config-file", "", str(script)]
+    said = subprocess.run(line, capture_output=True, text=True, check=False, env=offline()).stdout
+    assert 'Revealed type is "pathlib' in said
+    assert "def (name: " in said
+    assert said.count("error:") == 1
+    assert 'Argument "sparsity"' in said
+
+
+def test_a_method_as_an_object_is_the_run_of_its_name_and_settings(place: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(place)
+    own = {"stages": 2, "weak_masks": 2, "look_ahead": 0.05}
+    one = prune(InstantSoup(**own), train=TRAIN, out=tmp_path, **SHORT)
+    other = prune("isp", method=own, train={"batch_size": 8, "learning_rate": 3e-3}, out=tmp_path, **SHORT)
+    assert one.path == other.path
+    with pytest.raises(UserError, match="put the settings into the method"):
+        prune(InstantSoup(), method=own, out=tmp_path, **SHORT)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_default_of_a_row_is_found_under_its_name(name: str) -> None:
+    assert row_of(METHODS[name]) == name
+
+
+def test_a_study_is_run_from_a_table(place: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(place)
+    recipe = {
+        "models": "bert", "datasets": "reviews", "sparsities": 0.5, "seeds": 0, "steps": 20,
+        "train": {"batch_size": 8}, "methods": ["dense", "magnitude"],
+    }  # fmt: skip
+    found = compare(recipe, out=tmp_path, progress=False)
+    assert [cell["row"] for cell in found.facts["cells"]] == ["dense", "magnitude"]
+    assert (found.path / "study.html").is_file()
+    with pytest.raises(UserError, match="unknown method 'magnitud'"):
+        compare(recipe | {"methods": ["magnitud"]}, out=tmp_path, progress=False)
+
+
+PLUGIN = '''
+from dataclasses import dataclass
+from sparsesoup import MethodInfo
+from sparsesoup.core.masking import topk_masks
+from sparsesoup.methods.scores import magnitude
+from sparsesoup.training.loop import train
+
+@dataclass(frozen=True, kw_only=True)
+class Halves:
+    """Prune half of it, train, prune the rest.
+
+    Args:
+        first: share pruned at once.
+    """
+
+    first: float = 0.5
+
+    def run(self, problem, sparsity):
+        state = problem.start_run()
+        for number, goal in enumerate((self.first * sparsity, sparsity)):
+            problem.journal.run_stage(f"prune-{number}", state, self._prune, state, goal)
+            problem.journal.run_stage(f"train-{number}", state, train, state, problem, problem.steps // 2)
+        return problem.finish_run(state)
+
+    def _prune(self, state, goal):
+        state.set_masks_(topk_masks(magnitude(state.prunable_parameters()), goal, within=state.masks))
+
+ROW = MethodInfo(method=Halves(), family="own", score="|w|", summary="in two halves")
+'''
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Path:
+    """A folder with an installed package that adds a method."""
+    folder = tmp_path / "site"
+    facts = folder / "halves-1.0.dist-info"
+    facts.mkdir(parents=True)
+    (folder / "halves.py").write_text(PLUGIN, encoding="utf-8")
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: halves\nVersion: 1.0\n", encoding="utf-8")
+    (facts / "entry_points.txt").write_text("[sparsesoup.methods]\nhalves = halves:ROW\n", encoding="utf-8")
+    return folder
+
+
+def run_with(folder: Path, *words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = offline()
+    environment["PYTHONPATH"] = f"{folder}:{environment.get('PYTHONPATH', '')}"
+    line = [sys.executable, "-m", "sparsesoup", *map(str, words)]
+    return subprocess.run(line, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+
+
+def test_a_method_of_another_package_works_like_one_of_ours(plugin: Path, place: Path, tmp_path: Path) -> None:
+    assert "\nhalves " in run_with(plugin, "methods", cwd=place).stdout
+    words = ["--model", "bert", "--dataset", "reviews", "--steps", "20", "--sparsity", "0.5", "--train.batch-size", "8"]
+    done = run_with(plugin, "prune", "halves", *words, "--method.first", "0.25", "--out", tmp_path / "runs", cwd=place)
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "runs").glob("*/halves-*/seed-0")
+    assert (run / "report.html").is_file()
+    wrong = run_with(plugin, "prune", "halves", "--method.frist", "1", cwd=place)
+    assert (wrong.returncode, "--method.first" in wrong.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ("halves = halves:NONE", "cannot be imported"),
+        ("halves = halves:Halves", "is a type, where a MethodInfo is needed"),
+        ("isp = halves:ROW", "a name in use"),
+    ],
+)
+def test_a_plugin_that_is_none_is_told_in_one_line(plugin: Path, place: Path, entry: str, said: str) -> None:
+    points = plugin / "halves-1.0.dist-info" / "entry_points.txt"
+    points.write_text(f"[sparsesoup.methods]\n{entry}\n", encoding="utf-8")
+    done = run_with(plugin, "methods", cwd=place)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_no_method_has_a_name_of_two_rows() -> None:
+    assert len({id(row.method) for row in TABLE.values()}) == len(TABLE)
