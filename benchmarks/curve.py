@@ -31,7 +31,7 @@ GOAL = 2.0  # times as fast
 
 def timed(run: Path, threads: int, rounds: int) -> dict[str, Any]:
     """What a cell holds of its run's speed: by runtime, how many times as fast as dense it is, cut compact."""
-    how = BenchmarkConfig(batch=32, length=128, threads=threads, rounds=rounds, on=ON)
+    how = BenchmarkConfig(batch=32, length=128, threads=threads, rounds=rounds, backends=ON)
     (table,) = run_benchmark([run], how)
     best = {row["on"]: row for row in table["rows"]}  # the smallest form of a run is measured last
     speed = {name: {key: row[key] for key in ("form", "faster", "quartiles", "promise")} for name, row in best.items()}

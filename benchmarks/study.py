@@ -55,7 +55,7 @@ def draw(study: dict[str, Any], row: str, own: dict[str, Any], seed: int, out: P
     run = prune(
         name, out=out, method=own.get("method"), train=train, model=study["model"], seed=seed,
         dataset=study["dataset"], sparsity=sparsity(study, own), steps=steps, progress=not quiet,
-        cache=out / "cache",
+        cache_dir=out / "cache",
     )  # fmt: skip
     return run.path
 

@@ -11,7 +11,7 @@ from sparsesoup.hub.tasks.squad_metrics import (
     ContextWindow,
     best_span,
     exact_match,
-    f1_score,
+    f1,
     normalize_answer,
     squad_metric,
 )
@@ -47,7 +47,7 @@ def test_case_punctuation_articles_and_spaces_do_not_count(text, expected):
     ],
 )
 def test_f1_and_exact_match_agree_with_hand_arithmetic(answer, truth, shared, exact):
-    assert f1_score(answer, truth) == pytest.approx(shared)
+    assert f1(answer, truth) == pytest.approx(shared)
     assert exact_match(answer, truth) == exact
 
 

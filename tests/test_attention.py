@@ -31,9 +31,9 @@ def built(model, dataset, precision):
 
 def fused(problem):
     """How often a training step calls torch's fused attention, forth and back."""
-    state = problem.start()
+    state = problem.start_run()
     with profile() as calls:
-        problem.loss(state.model, problem.train.batch(range(4))).backward()
+        problem.training_loss(state.model, problem.train.batch(range(4))).backward()
     assert any("backward" in event.key.lower() for event in calls.key_averages())
     return sum(event.count for event in calls.key_averages() if "flash_attention" in event.key)
 

@@ -413,7 +413,7 @@ def test_what_is_no_run_and_no_export_is_refused(tmp_path, capsys):
         BenchmarkConfig(batch="2")
     with pytest.raises(UserError, match="measure has no setting 'bach'; it has batch, length"):
         sparsesoup.benchmark(tmp_path, bach=2)
-    assert BenchmarkConfig(on="torch,csr").on == ("torch", "csr")
+    assert BenchmarkConfig(backends="torch,csr").backends == ("torch", "csr")
     assert command(tmp_path / "nowhere") == 2
     assert "no ticket at" in capsys.readouterr().err
     (tmp_path / "export.json").write_text("{")

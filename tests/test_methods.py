@@ -26,7 +26,13 @@ from sparsesoup.methods.isp import PROTOCOLS, InstantSoup
 from sparsesoup.methods.isp_published import InstantSoupCode, InstantSoupPaper
 from sparsesoup.methods.one_shot import OneShot
 from sparsesoup.methods.scores import magnitude
-from sparsesoup.methods.weak_masks import consensus_masks, count_votes, draw_weak_mask, draw_weak_masks, prune_to_soup
+from sparsesoup.methods.weak_masks import (
+    consensus_masks,
+    draw_weak_mask,
+    draw_weak_masks,
+    masks_with_quorum,
+    prune_to_soup,
+)
 from sparsesoup.training.batching import Batch
 from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.loop import TrainingOverrides, train
@@ -278,15 +284,15 @@ def test_the_consensus_of_one_weak_mask_is_that_mask() -> None:
     state, (mask,) = soup(tiny(), count=1)
     assert algebra.count_kept(mask) == 1000
     assert same(consensus_masks(state, 0.5), mask)
-    assert same(count_votes(state, 1), mask)
+    assert same(masks_with_quorum(state, 1), mask)
 
 
 def test_the_consensus_lies_between_what_all_and_what_any_keep() -> None:
     state, masks = soup(tiny())
     found, every, some = consensus_masks(state, 0.5), algebra.intersection(masks), algebra.union(masks)
     assert algebra.count_kept(found) == 1000
-    assert same(some, count_votes(state, 1))
-    assert same(every, count_votes(state, 4))
+    assert same(some, masks_with_quorum(state, 1))
+    assert same(every, masks_with_quorum(state, 4))
     for n, m in found.items():
         assert not (every[n] & ~m).any()
         assert not (m & ~some[n]).any()

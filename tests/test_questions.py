@@ -18,7 +18,7 @@ from sparsesoup.hub.models.loading import load_model
 from sparsesoup.hub.tasks.question_answering import QuestionAnswering
 from sparsesoup.hub.tasks.registry import SPANS
 from sparsesoup.hub.tasks.splits import open_splits, open_test, training_splits
-from sparsesoup.hub.tasks.squad_metrics import exact_match, f1_score
+from sparsesoup.hub.tasks.squad_metrics import exact_match, f1
 from sparsesoup.runs import config as recipe
 from tiny_hub import masks_of, offline, questions, run_of, sparsesoup, tokenizer, write_rows
 
@@ -97,7 +97,7 @@ def slow_scores(folder, rows):
         spans = [(i, j) for i in inside for j in inside if i <= j < i + 30]
         i, j = max(spans, key=lambda ij: float(start[ij[0]] + end[ij[1]]))
         text, truths = row["context"][spots[i][0] : spots[j][1]], row["answers"]["text"]
-        found.append([max(measure(text, truth) for truth in truths) for measure in (f1_score, exact_match)])
+        found.append([max(measure(text, truth) for truth in truths) for measure in (f1, exact_match)])
     return [sum(column) / len(column) for column in zip(*found, strict=True)]
 
 

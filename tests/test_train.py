@@ -139,7 +139,7 @@ def test_dead_gradients_do_not_spend_the_clip_norm() -> None:
         pull = sum((p * dead[n]).sum() for n, p in model.named_parameters() if n in dead)
         return functional.cross_entropy(model(batch["x"]), batch["labels"]) + 1e6 * pull
 
-    settings = replace(BASE, optimizer="sgd", clip=0.05, weight_decay=0.0)
+    settings = replace(BASE, optimizer="sgd", max_grad_norm=0.05, weight_decay=0.0)
     problem = tiny(training=settings, objective=loss)
     state = problem.start_run()
     state.set_masks_(mask)
@@ -195,7 +195,7 @@ def test_no_dropout_of_an_encoder_and_decoder_is_left_out() -> None:
 
 def test_no_clip_means_no_clip() -> None:
     def first_move(clip: float) -> float:
-        problem = tiny(training=replace(BASE, optimizer="sgd", clip=clip, weight_decay=0.0, warmup=0.0))
+        problem = tiny(training=replace(BASE, optimizer="sgd", max_grad_norm=clip, weight_decay=0.0, warmup_ratio=0.0))
         state = train(problem.start_run(), problem, 1)
         start = dict(problem.pretrained.named_parameters())
         return float(torch.cat([(p - start[n].detach()).flatten() for n, p in weights(state).items()]).norm())
@@ -397,7 +397,7 @@ def test_a_penalty_is_learnt_from_and_the_log_tells_the_loss_without_it() -> Non
 
 def test_gradients_are_observed_before_they_are_clipped_and_after_the_dead_are_zeroed() -> None:
     seen = []
-    problem = tiny(training=replace(BASE, clip=1e-3))
+    problem = tiny(training=replace(BASE, max_grad_norm=1e-3))
     state = problem.start_run()
     state.set_masks_(half(state))
 

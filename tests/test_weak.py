@@ -17,7 +17,13 @@ from sparsesoup.core.masks import Masks
 from sparsesoup.core.schedules import CubicSchedule
 from sparsesoup.methods import METHODS
 from sparsesoup.methods.isp import InstantSoup
-from sparsesoup.methods.weak_masks import consensus_masks, count_votes, draw_weak_mask, draw_weak_masks, superpose_masks
+from sparsesoup.methods.weak_masks import (
+    consensus_masks,
+    draw_weak_mask,
+    draw_weak_masks,
+    masks_with_quorum,
+    superpose_masks,
+)
 from sparsesoup.runs import config as recipe
 from sparsesoup.training.loop import TrainingOverrides, train
 from sparsesoup.training.problem import Problem
@@ -141,7 +147,7 @@ def test_the_intersection_is_the_vote_of_all_and_the_union_that_of_any() -> None
     assert algebra.count_kept(held) == 1000
     assert same(held, consensus_masks(state, 0.5))
     assert all((held[n] | ~every[n]).all() for n in held)
-    assert same(superpose_masks(state, "union", 4, 0.5), count_votes(state, 1))
+    assert same(superpose_masks(state, "union", 4, 0.5), masks_with_quorum(state, 1))
 
 
 @pytest.mark.parametrize("merge", ["union", "intersection"])

@@ -54,7 +54,7 @@ def step(model: nn.Module, batch: dict[str, Tensor], optimizer: Any, masks: dict
 
 def batches(problem: Any, start: int, count: int, *stream: object) -> Iterator[dict[str, Tensor]]:
     """The rows in the library's own order: which rows a run sees is not what this twin is for."""
-    order = problem.train.batches(problem.training.batch_size, start, problem.seed, *stream)
+    order = problem.train.train_batches(problem.training.batch_size, start, problem.seed, *stream)
     return (problem.train.batch(indices) for indices in islice(order, count))
 
 
@@ -62,7 +62,7 @@ def run(problem: Any, sparsity: float, method: Any) -> tuple[list[dict[str, Tens
     """(the masks after each pruning, the model at the end). The problem's model has no dropout."""
     training, epoch, done = problem.training, problem.steps_per_epoch, 0
     model = copy.deepcopy(problem.pretrained).train()
-    main, rate = optimizer_of(model, 0.0, training.weight_decay), problem.rate()
+    main, rate = optimizer_of(model, 0.0, training.weight_decay), problem.rate_schedule()
     masks = {name: torch.ones(target.shape, dtype=torch.bool) for name, target in problem.targets.items()}
     taken: list[dict[str, Tensor]] = []
 
@@ -71,7 +71,7 @@ def run(problem: Any, sparsity: float, method: Any) -> tuple[list[dict[str, Tens
         for batch in batches(problem, done, count):
             for group in main.param_groups:
                 group["lr"] = rate(done)
-            step(model, batch, main, masks, training.clip)
+            step(model, batch, main, masks, training.max_grad_norm)
             done += 1
 
     def prune(new: dict[str, Tensor]) -> None:
@@ -94,7 +94,7 @@ def run(problem: Any, sparsity: float, method: Any) -> tuple[list[dict[str, Tens
             fresh = optimizer_of(fork, rate(done), training.weight_decay)
             schedule = get_linear_schedule_with_warmup(fresh, method.warmup, method.schedule)
             for batch in batches(problem, done, round(method.weak * epoch), "weak", stage, number):
-                step(fork, batch, fresh, masks, training.clip)
+                step(fork, batch, fresh, masks, training.max_grad_norm)
                 schedule.step()
             weak.append(best(fork, masks, gone(masks) + method.cut * (1 - gone(masks))))
             looks.append(scores(fork, masks))
