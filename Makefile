@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check bench tables clean
+.PHONY: demo test fast check bench tables clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -12,6 +12,10 @@ demo: $(READY)
 # A process a core, but no more than memory has room for.
 test: check
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+# The inner loop: without tests that start processes, trace graphs or run whole studies.
+fast: $(READY)
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses auto --maxprocesses 4 --dist worksteal
 
 check: $(READY)
 	$(BIN)/ruff check src tests benchmarks examples

@@ -158,5 +158,14 @@ def test_a_plugin_that_is_none_is_told_in_one_line(plugin: Path, place: Path, en
     assert "Traceback" not in done.stderr
 
 
+def test_the_first_help_needs_no_module_that_unix_alone_has(tmp_path: Path) -> None:
+    hidden = "import sys; sys.modules.update(fcntl=None, resource=None)"
+    for words in (["--help"], ["compare", "--help"]):
+        code = f"{hidden}; import sparsesoup; from sparsesoup.cli.main import main; sys.exit(main({words}))"
+        line = [sys.executable, "-c", code]
+        done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=offline(), check=False)
+        assert done.returncode == 0, done.stderr
+
+
 def test_no_method_has_a_name_of_two_rows() -> None:
     assert len({id(row.method) for row in TABLE.values()}) == len(TABLE)

@@ -76,3 +76,15 @@ def test_the_hub_alone_imports_transformers_and_datasets() -> None:
         if name.split(".")[0] in {"transformers", "datasets"}
     }
     assert found == {"hub"}
+
+
+def test_no_import_of_a_module_needs_what_unix_alone_has() -> None:
+    """Of the libraries, transformers needs fcntl on Linux, so their imports cannot be tried with it hidden."""
+    found = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in PACKAGE
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        for name in [getattr(node, "module", None), *(alias.name for alias in getattr(node, "names", ()))]
+        if isinstance(node, (ast.Import, ast.ImportFrom)) and name in {"fcntl", "resource", "pwd", "grp", "termios"}
+    ]
+    assert not found

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import functools
 import hashlib
 import json
@@ -138,6 +137,8 @@ def file_lock(path: Path, patient: bool) -> IO[str]:
         patient: wait for who holds it.
     Raises: UserError if another process holds it and `patient` is not set.
     """
+    import fcntl  # Unix alone has it
+
     make_folder(path.parent)
     file = open(path, "w", encoding="utf-8")  # noqa: SIM115 - it is the caller's to close: that gives the lock free
     try:

@@ -1,7 +1,6 @@
 """What pruning gained: size, FLOPs, and the time of a batch beside the dense model's, on every engine that is there."""
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
@@ -28,7 +28,7 @@ from sparsesoup.report.run_page import write_report
 from sparsesoup.runs.results import library_versions, machine_name
 
 FILE = "benchmark.json"
-MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes of this machine
+MEMORY = psutil.virtual_memory().total  # bytes of this machine
 CLOSE = 1e-2  # how far the answers of a backend may lie from torch's, as a share of the largest
 Facts = dict[str, Any]
 

@@ -3,7 +3,6 @@
 import copy
 import math
 import os
-import resource
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -231,6 +230,8 @@ def _peak_bytes(device: torch.device) -> float:
     if STATUS.is_file():
         line = next(line for line in STATUS.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM"))
         return 1024.0 * int(line.split()[1])
+    import resource  # Unix alone has it
+
     unit = 1 if sys.platform == "darwin" else 1024
     return float(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
