@@ -112,7 +112,7 @@ class _FirstPassReached(Exception):
 class _NoPassTracker(CostTracker):
     """Counts nothing: whatever has a cost ends in `_FirstPassReached`."""
 
-    def counted(self, shape: tuple[object, ...], work: Callable[[], Any]) -> NoReturn:
+    def run_and_count_flops(self, shape: tuple[object, ...], work: Callable[[], Any]) -> NoReturn:
         raise _FirstPassReached
 
 

@@ -59,7 +59,7 @@ class SimulatedCostTracker(CostTracker):
         super().__init__()
         self.prices, self.objective = prices, objective
 
-    def counted(self, shape: tuple[object, ...], work: Callable[[], Any]) -> tuple[Any, int]:
+    def run_and_count_flops(self, shape: tuple[object, ...], work: Callable[[], Any]) -> tuple[Any, int]:
         """(what `work` returns, the FLOPs of the real pass for a batch of these shapes, inputs first)."""
         rows, *others = next(side for side in shape if isinstance(side, tuple))
         width = others[0] if len(others) == 1 else 1  # images are all alike

@@ -56,7 +56,7 @@ class WatchedState(TrainState):
 
     copies: float = 0.0
 
-    def snapshot(self) -> Snapshot:
+    def take_snapshot(self) -> Snapshot:
         """A copy to return to."""
         self.copies = max(self.copies, FORK if self.step else 1.0)
         return super().take_snapshot()
@@ -72,7 +72,7 @@ class SimulatedProblem(Problem):
 
     watch: "StateWatcher"
 
-    def start(self, attach: Callable[[nn.Module], GateParameters] | None = None) -> TrainState:
+    def start_run(self, attach: Callable[[nn.Module], GateParameters] | None = None) -> TrainState:
         """A run at its beginning."""
         state = super().start_run(attach)
         self.watch.state = WatchedState(**{f.name: getattr(state, f.name) for f in fields(state)})
@@ -111,11 +111,11 @@ class InMemoryCache(TrainingCache):
         self.folder = "memory"  # type: ignore[assignment]  # what trainings ask is whether there is one
         self.products = products
 
-    def take(self, key: str) -> CachedTraining | None:
+    def get_training(self, key: str) -> CachedTraining | None:
         """The product under that key."""
         return self.products.get(key)
 
-    def put(self, key: str, product: CachedTraining) -> None:
+    def put_training(self, key: str, product: CachedTraining) -> None:
         """Keep a copy of a product, but not its log."""
         tensors = {name: t.detach().clone() for name, t in product.tensors.items()}
         self.products[key] = replace(product, tensors=tensors, records=[])
