@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test fast check bench tables clean
+.PHONY: demo test fast check bench tables docs clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -18,8 +18,8 @@ fast: $(READY)
 	$(BIN)/python -m pytest -m 'not slow' --numprocesses auto --maxprocesses 4 --dist worksteal
 
 check: $(READY)
-	$(BIN)/ruff check src tests benchmarks examples
-	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/ruff check src tests benchmarks examples docs/*.py
+	$(BIN)/ruff format --check src tests benchmarks examples docs/*.py
 	$(BIN)/mypy
 
 # What a step, a mask and a selection cost, and what cutting out gains, each against its plain counterpart in one process.
@@ -31,10 +31,15 @@ bench: $(READY)
 tables: $(READY)
 	$(BIN)/python benchmarks/tables.py
 
+# The documentation as a site in site/. A warning, such as a link that leads nowhere, is an error.
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
+
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) runs build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) runs build site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -231,7 +231,7 @@ def test_exports_are_of_the_image_tower_and_carry_the_head(place, tmp_path):
 
 @torch.no_grad()
 def test_a_pruned_tower_goes_back_among_the_words_of_its_base(place, run):
-    """As the tour has it."""
+    """As docs/guides/images.md has it."""
     whole, found = (
         transformers.CLIPModel.from_pretrained(place.model),
         load_model(str(run), words_of_run(place, run), 0),

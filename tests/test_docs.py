@@ -121,9 +121,11 @@ def test_every_table_is_what_the_committed_results_give(path, monkeypatch):
     assert all(shown.strip() for shown in marked.values())
 
 
-def test_the_recipe_in_the_tour_is_one(tmp_path, monkeypatch, place):
+def test_the_recipe_in_the_guide_to_studies_is_one(tmp_path, monkeypatch, place):
     """Its data and model are replaced by ones that are here; all else is read as it stands."""
-    code = next(c for n, c in blocks((ROOT / "docs" / "tour.md").read_text(encoding="utf-8")) if n == "yaml")
+    code = next(
+        c for n, c in blocks((ROOT / "docs" / "guides" / "studies.md").read_text(encoding="utf-8")) if n == "yaml"
+    )
     (tmp_path / "study.yaml").write_text(code)
     changes = {"models": str(place / "bert"), "datasets": [str(place / "reviews")]}
     plan = read_plan(tmp_path / "study.yaml", changes)
