@@ -34,8 +34,13 @@ def write(path: str, *parts: str) -> None:
 
 
 def in_table(text: object) -> str:
-    """A text as it may stand in a cell of a table, its code marks and bars kept."""
-    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
+    """A text as it may stand in a cell of a table: no bar, and no tag."""
+    return " ".join(str(text).split()).replace("<", "&lt;").replace("|", "&#124;")
+
+
+def code(text: str) -> str:
+    """A text as code in a cell of a table; between backticks an escaped bar would be shown with its escape."""
+    return f"<code>{in_table(text)}</code>"
 
 
 def plain_value(value: Any) -> str:
@@ -58,9 +63,9 @@ def method_page(name: str, row: MethodInfo) -> None:
     method: Any = row.method
     text = parse(type(method).__doc__ or "")
     meaning = {p.arg_name: p.description or "" for p in text.params}
-    facts = {"family": row.family, "score": f"`{row.score}`", "cost, in T": row.cost,
-             "source": row.source or "plain fine-tuning"}  # fmt: skip
-    table = ["| | |", "|---|---|", *(f"| {key} | {in_table(value)} |" for key, value in facts.items())]
+    facts = {"family": in_table(row.family), "score": code(row.score), "cost, in T": in_table(row.cost),
+             "source": in_table(row.source or "plain fine-tuning")}  # fmt: skip
+    table = ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in facts.items())]
     settings = ["| setting | default | meaning |", "|---|---|---|"]
     for f in fields(method):
         value, flag = getattr(method, f.name), f"--method.{f.name.replace('_', '-')}"
@@ -84,8 +89,8 @@ def method_page(name: str, row: MethodInfo) -> None:
 def method_index() -> None:
     lines = ["| method | family | score | cost in T | source |", "|---|---|---|---|---|"]
     for name, row in TABLE.items():
-        cells = (f"[{name}]({name}.md)", row.family, f"`{row.score}`", row.cost, row.source)
-        lines.append("| " + " | ".join(map(in_table, cells)) + " |")
+        cells = (f"[{name}]({name}.md)", row.family, code(row.score), in_table(row.cost), in_table(row.source))
+        lines.append("| " + " | ".join(cells) + " |")
     write("methods/index.md", "# Methods", "T is the number of steps of one normal fine-tuning.", "\n".join(lines))
     write("methods/SUMMARY.md", "\n".join(["* [Table](index.md)", *(f"* [{name}]({name}.md)" for name in TABLE)]))
 
