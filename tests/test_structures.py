@@ -199,8 +199,8 @@ def test_the_compact_model_answers_alike_for_each_structure(kind: Structure) -> 
 
 def test_what_cannot_be_had_is_refused_in_one_line_before_the_first_step() -> None:
     wrong: list[tuple[Any, Any, float, str]] = [
-        ("gradual", {"structure": "heads"}, 0.9, "what may fall holds 0.5000 of the prunable weights"),
-        ("imp", {"structure": "units"}, 0.501, "ask for no more than that, or let more of them fall"),
+        ("gradual", {"structure": "heads"}, 0.9, "the prunable groups hold 0.5000 of the prunable weights"),
+        ("imp", {"structure": "units"}, 0.501, "ask for no more than that, or spare fewer groups"),
         ("gradual", {"structure": "heads", "pattern": Block(4, 4)}, 0.3, "so does a pattern of 4x4; leave one of them"),
         ("magnitude", {"structure": "rows", "scope": "2:4"}, 0.5, "say --method.scope global or tensor"),
         ("wanda", {"structure": "units"}, 0.3, "scope row does not; say --method.scope global or tensor"),

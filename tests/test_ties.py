@@ -130,10 +130,19 @@ SHAPES = {"a": torch.zeros(6, 4), "b": torch.zeros(4, 6), "c": torch.zeros(5, 4)
     ("ties", "complaint"),
     [
         ([[("a", Block(4, 4))], [("b", Row)], [("c", Row)]], r"a 4x4 block does not tile a of shape (6, 4)"),
-        ([[("a", Row), ("b", Column)]], "ties name every scored parameter once, not so c"),
-        ([[("a", Row), ("b", Column)], [("c", Row)], [("a", Row)]], "ties name every scored parameter once, not so a"),
-        ([[("a", Row), ("b", Column)], [("c", Row)], [("d", Row)]], "ties name every scored parameter once, not so d"),
-        ([[("a", Row), ("c", Row)], [("b", Row)]], "tied matrices have different numbers of tiles: {'a': 6, 'c': 5}"),
+        ([[("a", Row), ("b", Column)]], "coupled groups name every scored parameter once, not so c"),
+        (
+            [[("a", Row), ("b", Column)], [("c", Row)], [("a", Row)]],
+            "coupled groups name every scored parameter once, not so a",
+        ),
+        (
+            [[("a", Row), ("b", Column)], [("c", Row)], [("d", Row)]],
+            "coupled groups name every scored parameter once, not so d",
+        ),
+        (
+            [[("a", Row), ("c", Row)], [("b", Row)]],
+            "coupled matrices have different numbers of tiles: {'a': 6, 'c': 5}",
+        ),
     ],
 )
 def test_ties_that_do_not_fit_are_refused_in_one_line(ties: Any, complaint: str) -> None:
@@ -153,7 +162,7 @@ def test_what_a_tie_spares_stays_and_the_others_make_up_for_it() -> None:
     within = {n: torch.ones_like(t, dtype=torch.bool) for n, t in table.items()} | {"c": table["c"] < -8.5}
     assert topk_masks(table, 0.5, pattern=ties, within=within)["c"].equal(within["c"])
     assert not topk_masks(table, 48 / 68, pattern=ties)["a"].any()
-    with pytest.raises(UserError, match=r"to sparsity 0\.8000: what may fall holds 0\.7059 of the prunable"):
+    with pytest.raises(UserError, match=r"to sparsity 0\.8000: the prunable groups hold 0\.7059 of the prunable"):
         topk_masks(table, 0.8, pattern=ties)
 
 

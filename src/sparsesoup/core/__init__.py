@@ -1,1 +1,1 @@
-"""What is sparse: masks, exact top-k, groups, schedules, tickets, and the files they live in."""
+"""Sparsity: masks, exact top-k, groups, schedules, tickets, and the files that hold them."""

@@ -1,4 +1,4 @@
-"""How many weights each of those that compete may keep: whole numbers that add up to the goal."""
+"""Allocation: integer numbers of weights to keep per scope, adding up to the total."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -10,11 +10,11 @@ from sparsesoup.core.errors import UserError
 def budget_per_scope(
     scores: Mapping[str, Tensor], sparsity: float, scope: str, alive: Mapping[str, float]
 ) -> Iterable[tuple[list[str], int]]:
-    """(names of those that compete with each other, how many weights they keep together), for all that compete.
+    """Return (names ranked together, number of weights they keep together) for every ranking scope.
 
     Args:
         scope: global, tensor or erk.
-        alive: weights of each that may be kept.
+        alive: weights of each tensor that may be kept.
     """
     sizes = {name: s.numel() for name, s in scores.items()}
     goal = round((1.0 - sparsity) * sum(sizes.values()))
@@ -29,7 +29,7 @@ def budget_per_scope(
 
 
 def largest_remainder(shares: Sequence[float], goal: int) -> list[int]:
-    """Whole numbers next to the shares whose sum is `goal`; the largest fractions are rounded up, earlier ones first.
+    """Round the shares to integers that sum to `goal`; the largest fractions are rounded up, earlier ones first.
 
     >>> largest_remainder([1.5, 1.5, 2.0], 5)
     [2, 1, 2]
@@ -42,9 +42,9 @@ def largest_remainder(shares: Sequence[float], goal: int) -> list[int]:
 
 
 def clip_to_available(counts: Sequence[int], alive: Sequence[float]) -> list[int]:
-    """The counts, where one is a single weight above what is alive taken down to it and another with room up.
+    """Move one weight from every count that exceeds its available weights by one to a count with room left.
 
-    A share that falls with the sum may still be rounded up where it was rounded down before.
+    A share that shrinks with the total may still be rounded up where it was rounded down before.
     """
     found = list(counts)
     for i, room in enumerate(alive):
@@ -55,7 +55,7 @@ def clip_to_available(counts: Sequence[int], alive: Sequence[float]) -> list[int
 
 
 def _erdos_renyi(scores: Mapping[str, Tensor], goal: int, alive: Mapping[str, float]) -> dict[str, float]:
-    """Kept weights a tensor, density in proportion to (out + in) / (out * in), none above what is alive."""
+    """Return the kept weights per tensor: density proportional to (out + in) / (out * in), capped at `alive`."""
     full: dict[str, float] = {}
     while True:
         open_ = {n: float(sum(s.shape)) for n, s in scores.items() if n not in full}

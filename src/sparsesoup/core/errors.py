@@ -1,5 +1,5 @@
-"""The one error that a user may cause: a single line that names the thing, the value, the allowed and the remedy."""
+"""The user-facing error: one line with the thing, the value, the allowed values and the remedy."""
 
 
 class UserError(ValueError):
-    """Bad input, said in one line; the command line prints it and ends with exit code 2."""
+    """Bad input, reported in one line; the command line prints it and exits with code 2."""

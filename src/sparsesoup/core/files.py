@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and read as they were written."""
+"""Atomic writes and verified reads of files."""
 
 import contextlib
 import errno
@@ -14,17 +14,17 @@ from typing import IO, Any
 
 from sparsesoup.core.errors import UserError
 
-UMASK = os.umask(0)  # it can only be read by setting it
+UMASK = os.umask(0)  # reading it requires setting it
 os.umask(UMASK)
-DIGEST, DIGESTS = "digest", "digests"  # keys of a table: of all else in it, and of the files that it names
+DIGEST, DIGESTS = "digest", "digests"  # JSON keys: the digest of the table itself, and of the files it lists
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary file or folder that takes the place of `path` when the block ends well, and is removed if not.
+    """Yield a temporary file or folder that replaces `path` if the block succeeds and is removed if it fails.
 
-    A folder that is there stays, and what is in it is replaced: it may be a mount point, or the user's own.
+    An existing folder stays and its contents are replaced: it may be a mount point, or belong to the user.
 
     >>> with atomic_write(Path("report.json")) as temporary:  # doctest: +SKIP
     ...     temporary.write_text("{}")
@@ -35,11 +35,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def all_whole(paths: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
-    """Temporaries as of `atomic_write` for several paths, none of which is replaced before all are written.
+    """Yield temporaries as `atomic_write` does for several paths; none is replaced before all are written.
 
-    Raises: UserError if the disk is full; it names what there was no room for.
+    Raises: UserError if the disk is full; it names the file that did not fit.
     """
-    # What a link points to is replaced, or made: on another disk, for instance.
+    # Replace or create the target of a symbolic link; it may be on another disk.
     places = [path.resolve() if path.is_symlink() and not path.is_file() else path for path in paths]
     for path in places:
         make_folder(path.parent)
@@ -64,9 +64,9 @@ def all_whole(paths: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
 
 @contextlib.contextmanager
 def append_text(path: Path) -> Iterator[IO[str]]:
-    """A text file that grows by what is written in the block.
+    """Open a text file to append to.
 
-    Raises: UserError naming it if the disk is full.
+    Raises: UserError naming the file if the disk is full.
     """
     try:
         with open(path, "a", encoding="utf-8") as file:
@@ -78,8 +78,8 @@ def append_text(path: Path) -> Iterator[IO[str]]:
 
 
 def _temporary_beside(path: Path) -> Path:
-    # A number of this process would not do: on another machine that shares the folder one may have the same.
-    # Nor would the name of the file: with anything added, a long one is too long.
+    # The process id would not do: a process on another machine that shares the folder may have the same.
+    # Nor would the file's name with a suffix: a long name would become too long.
     return (path if path.is_dir() else path.parent) / f".{secrets.token_hex(8)}.part"
 
 
@@ -91,7 +91,7 @@ def _replace_whole(temporary: Path, path: Path) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     before, aside = [entry for entry in path.iterdir() if entry != temporary], _temporary_beside(path)
     aside.mkdir()
-    for entry in before:  # moves take no time, so that a kill hardly ever comes between them
+    for entry in before:  # moves are instant, so a kill rarely comes between them
         os.replace(entry, aside / entry.name)
     for entry in temporary.iterdir():
         os.replace(entry, path / entry.name)
@@ -100,11 +100,11 @@ def _replace_whole(temporary: Path, path: Path) -> None:
 
 
 def _message_of(error: Exception, places: Mapping[Path, Path]) -> str:
-    """Return a message for a full disk, or for a temporary, which goes by the name of its place; else nothing."""
+    """Return the message for a full disk, or for a temporary under the name of its target; else an empty string."""
     text = str(error) if isinstance(error, UserError) else ""
     if is_disk_full(error):
         written = [temporary for temporary in places if temporary.exists()] or [*places]
-        # Of a copy the second name is what was written; the first was only read.
+        # In a copy the second name is the file written; the first was only read.
         named = str(getattr(error, "filename2", None) or getattr(error, "filename", None))
         text = disk_full(Path(named) if named.startswith(tuple(map(str, places))) else written[-1], error)
     for temporary, path in places.items():
@@ -114,7 +114,7 @@ def _message_of(error: Exception, places: Mapping[Path, Path]) -> str:
 
 def is_disk_full(error: Exception) -> bool:
     """Return True for an error of a full disk."""
-    # safetensors has an error of its own, which carries the number in its text alone.
+    # safetensors raises its own error, with the error number only in its text.
     return getattr(error, "errno", None) in FULL or any(f"(os error {n})" in str(error) for n in FULL)
 
 
@@ -124,23 +124,23 @@ def disk_full(path: Path | str, error: Exception) -> str:
 
 
 def _make_readable(file: Path) -> None:
-    """As readable as any file of this user: safetensors keeps what it writes from all others."""
+    """Make a file as readable as the user's other files: safetensors restricts its files to the owner."""
     if file.is_file():
         file.chmod(0o666 & ~UMASK)
 
 
 def file_lock(path: Path, patient: bool) -> IO[str]:
-    """A lock file, open and locked; closing it gives it free. The folder is made if need be.
+    """Open and lock a lock file; closing it releases the lock. The folder is created if needed.
 
     Args:
-        path: of the lock file; its folder is what is locked.
-        patient: wait for who holds it.
+        path: the lock file; the lock is on its folder.
+        patient: wait for the current holder.
     Raises: UserError if another process holds it and `patient` is not set.
     """
     import fcntl  # Unix alone has it
 
     make_folder(path.parent)
-    file = open(path, "w", encoding="utf-8")  # noqa: SIM115 - it is the caller's to close: that gives the lock free
+    file = open(path, "w", encoding="utf-8")  # noqa: SIM115 - the caller closes it, which releases the lock
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if patient else fcntl.LOCK_NB))
     except OSError as error:
@@ -148,17 +148,17 @@ def file_lock(path: Path, patient: bool) -> IO[str]:
         raise UserError(f"another process works on {path.parent}; wait for it or give another --out") from error
     if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
         return file
-    file.close()  # who held it has removed it
+    file.close()  # the previous holder has removed it
     return file_lock(path, patient)
 
 
 def make_folder(path: Path, flag: str = "--out") -> None:
-    """Make a folder and those above it; `flag` is what places it.
+    """Create a folder and its parents; `flag` is the option that sets its path.
 
-    Raises: UserError if something is in the way, or the place takes no folders.
+    Raises: UserError if a file is in the way, or the folder cannot be created.
     """
     try:
-        str(path).encode()  # bytes that are no text could stand in no recipe and no report
+        str(path).encode()  # a name that is not UTF-8 cannot be written to a config or a report
         path.mkdir(parents=True, exist_ok=True)
     except UnicodeEncodeError as error:
         raise UserError(f"the folder {str(path)!r} has a name that is no text (UTF-8); give another {flag}") from error
@@ -186,15 +186,15 @@ def remove_path(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def from_json(text: str | bytes) -> Any:
-    """Parse a JSON text.
+    """Parse JSON.
 
-    Raises: ValueError if it is none, or if its lists and tables are nested deeper than they can be read.
+    Raises: ValueError if it is invalid, or nested too deeply to be read.
     """
     try:
         return json.loads(text)
@@ -203,9 +203,9 @@ def from_json(text: str | bytes) -> Any:
 
 
 def load_table(path: Path) -> dict[str, Any]:
-    """Read a table in JSON and verify its digest, which is left out; a table of an older version has none.
+    """Read a JSON table and verify its digest, which is removed; a table of an older version has none.
 
-    Raises: OSError or ValueError if it cannot be read, is no table, or has changed since.
+    Raises: OSError or ValueError if it cannot be read, is not a table, or has changed.
     """
     found = from_json(path.read_text(encoding="utf-8"))
     if not isinstance(found, dict):
@@ -216,9 +216,9 @@ def load_table(path: Path) -> dict[str, Any]:
 
 
 def read_table(path: Path, what: str = "file", remedy: str = "make it again") -> dict[str, Any]:
-    """Read a table in JSON and verify its digest.
+    """Read a JSON table and verify its digest.
 
-    Raises: UserError if it cannot be read, is no table, or has changed; `what` it is and the `remedy` are named.
+    Raises: UserError if it cannot be read, is not a table, or has changed; the message names `what` and the `remedy`.
     """
     try:
         return load_table(path)
@@ -227,9 +227,9 @@ def read_table(path: Path, what: str = "file", remedy: str = "make it again") ->
 
 
 def write_table(path: Path, table: Mapping[str, Any]) -> None:
-    """Write a table in JSON with a digest of itself, which `load_table` verifies."""
+    """Write a JSON table with its own digest, which `load_table` verifies."""
     plain = {key: value for key, value in table.items() if key != DIGEST}
-    # First, so that its line can be taken out of the file without touching another.
+    # First, so that its line can be deleted without touching another.
     write_json(path, {DIGEST: _digest_of_table(json.loads(json.dumps(plain))), **plain})
 
 
@@ -238,23 +238,23 @@ def _digest_of_table(table: Mapping[str, Any]) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all; NaN is refused, since it is no JSON."""
+    """Write JSON atomically; NaN is refused, since it is not valid JSON."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes: of hashlib's the fastest where the processor has instructions for it."""
+    """Return the SHA-256 of a file's bytes: the fastest hash of hashlib on processors with SHA instructions."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digests_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Return name -> digest, of files in a folder."""
+    """Return name -> digest for files in a folder."""
     return {name: digest_of(folder / name) for name in sorted(names)}
 
 
 def check_digest(path: Path, digest: object) -> None:
-    """Raise a ValueError if a file is not the one of that digest; None stands for a file whose digest nobody took."""
+    """Raise a ValueError if a file does not match its digest; None means that no digest was recorded."""
     if digest is not None and _cached_digest(path, *_stat_signature(path)) != digest:
         raise ValueError("it is not the file that was written: its digest is another")
 
@@ -265,11 +265,11 @@ def check_digests(
     """Verify the digests of files.
 
     Args:
-        folder: where they lie.
+        folder: the folder of the files.
         digests: name -> digest, as of `digests_of`.
-        told: the file that names them.
-        remedy: what the user may do.
-        what: kind of the files, in a word.
+        told: the file that lists the digests.
+        remedy: advice to the user.
+        what: kind of the files, in one word.
         optional: names that may be missing.
     Raises: UserError naming the first file that is missing or has changed.
     """
@@ -294,5 +294,5 @@ def _stat_signature(path: Path) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=1024)
 def _cached_digest(path: Path, *signs: int) -> str:
-    """The digest of a file, taken once in the life of the process as long as it is not written to."""
+    """Return the digest of a file, computed once per process until the file changes."""
     return digest_of(path)

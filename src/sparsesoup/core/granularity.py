@@ -1,4 +1,4 @@
-"""Patterns: what falls together (one weight, a block, a row, a column, or bands of several matrices)."""
+"""Patterns: the weights pruned as one group (one weight, a block, a row, a column, or bands of several matrices)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -28,9 +28,9 @@ class Block:
             raise UserError(f"a block has sides of 0 (whole) or more, got {self.rows}x{self.cols}")
 
     def tile_shape(self, shape: Sequence[int], name: str = "a weight") -> tuple[int, int]:
-        """(rows, cols) of a tile in a matrix of this shape; ValueError if the tiles do not fill it.
+        """Return (rows, cols) of a tile in a matrix of this shape; raise a ValueError if the tiles do not fill it.
 
-        Single weights fill a stack of matrices too.
+        Single weights also fill a stack of matrices.
         """
         if self == Element:
             return 1, 1
@@ -45,14 +45,14 @@ class Block:
         return rows, cols
 
     def sum_over_tiles(self, values: Tensor, name: str = "a weight") -> Tensor:
-        """Sum of the values in each tile, [out / rows, in / cols]."""
+        """Return the sum of the values in each tile, [out / rows, in / cols]."""
         if self == Element:
             return values
         rows, cols = self.tile_shape(values.shape, name)
         return values.reshape(values.shape[0] // rows, rows, values.shape[1] // cols, cols).sum(dim=(1, 3))
 
     def expand_to_weights(self, groups: Tensor, shape: Sequence[int]) -> Tensor:
-        """The value of each tile, given row by row, at all of its weights, [out, in]."""
+        """Return the value of each tile, given row by row, at all of its weights, [out, in]."""
         if self == Element:
             return groups.view(*shape)
         rows, cols = self.tile_shape(shape)
@@ -61,27 +61,27 @@ class Block:
 
 @dataclass(frozen=True)
 class CoupledGroups:
-    """Groups that reach over several matrices: group i is the i-th tile of every member, row by row.
+    """Groups that span several matrices: group i is the i-th tile of every member, row by row.
 
-    A feed-forward unit is a row of one matrix and a column of the next; a head is a band of each of four.
+    A feed-forward unit is a row of one matrix and a column of the next; a head is a band of each of four matrices.
 
     Args:
-        members: (parameter name, its tile); all have equally many tiles.
-        spared: it is no choice: its groups stay whatever their scores.
+        members: (parameter name, its tile); all have the same number of tiles.
+        spared: True if its groups are always kept, whatever their scores.
     """
 
     members: tuple[tuple[str, Block], ...]
     spared: bool = False
 
     def num_groups(self, shapes: Mapping[str, Sequence[int]]) -> int:
-        """How many groups there are; UserError if a tile does not fit or the members differ."""
+        """Return the number of groups; raise a UserError if a tile does not fit or the members differ."""
         counts = self.tiles_per_member(shapes)
         if len(set(counts.values())) > 1:
-            raise UserError(f"tied matrices have different numbers of tiles: {counts}")
+            raise UserError(f"coupled matrices have different numbers of tiles: {counts}")
         return next(iter(counts.values()))
 
     def tiles_per_member(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
-        """How many tiles each member has; UserError if one does not fit."""
+        """Return the number of tiles per member; raise a UserError if one does not fit."""
         counts = {}
         for name, block in self.members:
             rows, cols = block.tile_shape(shapes[name], name)
@@ -89,22 +89,22 @@ class CoupledGroups:
         return counts
 
     def group_size(self, shapes: Mapping[str, Sequence[int]]) -> int:
-        """Weights in one group."""
+        """Return the number of weights in one group."""
         tiles = [block.tile_shape(shapes[name], name) for name, block in self.members]
         return sum(rows * cols for rows, cols in tiles)
 
     def sum_over_groups(self, table: Mapping[str, Tensor]) -> Tensor:
-        """Sum of the values in each group, [groups]."""
+        """Return the sum of the values in each group, [groups]."""
         parts = [block.sum_over_tiles(table[name], name).flatten() for name, block in self.members]
         return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
     def expand_to_weights(self, groups: Tensor, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-        """The value of each group at all of its weights, in every member."""
+        """Return the value of each group at all of its weights, in every member."""
         return {name: block.expand_to_weights(groups, shapes[name]) for name, block in self.members}
 
 
-Pattern = Block | tuple[CoupledGroups, ...]  # one tile for all matrices, or how each of them is tiled and tied
-# What of a model may fall together; `structured_groups` of targets.py makes a pattern of it.
+Pattern = Block | tuple[CoupledGroups, ...]  # one tile for all matrices, or the coupled groups of every matrix
+# Structures of a model that can be pruned as groups; `structured_groups` of groups.py turns one into a pattern.
 Structure = Literal["weights", "rows", "columns", "heads", "units", "heads-and-units"]
 
 Element, Row, Column = Block(1, 1), Block(1, 0), Block(0, 1)

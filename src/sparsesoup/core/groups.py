@@ -1,4 +1,4 @@
-"""Structures: what of a model falls together where whole parts of it do, so that they can be cut out of it."""
+"""Structured groups: whole rows, columns, heads or units that can be cut out of a model."""
 
 import math
 
@@ -9,12 +9,12 @@ from sparsesoup.core.targets import Targets, attention_head_groups, feed_forward
 
 
 def structured_groups(structure: Structure, targets: Targets) -> tuple[CoupledGroups, ...]:
-    """What falls together, for `topk_masks`; matrices that have no such part are spared.
+    """Return the groups of a structure, for `topk_masks`; matrices without that structure are spared.
 
     Args:
-        structure: rows (all that makes one output), columns (all that reads one input), heads, units, or
-            heads-and-units, which compete with each other. Single weights are no structure.
-    Raises: UserError if the model lacks one of them.
+        structure: rows (all weights of one output), columns (all weights of one input), heads, units, or
+            heads-and-units, which are ranked together. Single weights are not a structure.
+    Raises: UserError if the model lacks the structure.
     """
     if structure in ("rows", "columns"):
         tiles = {turned: Row if (structure == "rows") != turned else Column for turned in (False, True)}
@@ -25,7 +25,7 @@ def structured_groups(structure: Structure, targets: Targets) -> tuple[CoupledGr
         if word in structure
     }
     if lacking := [word for word, ties in parts.items() if not ties]:
-        # Not the other part alone: a sparsity would be one of something else than was asked.
+        # Pruning only the other part would give the sparsity another meaning than requested.
         raise UserError(
             f"this model has no {' and no '.join(lacking)} to prune (heads need query, key, value and output as "
             f"matrices of their own, and keys that are not shared; units need two linear maps that are known by their "
@@ -37,7 +37,10 @@ def structured_groups(structure: Structure, targets: Targets) -> tuple[CoupledGr
 
 
 def block_groups(targets: Targets, pattern: Block) -> tuple[CoupledGroups, ...]:
-    """Every matrix by itself, in tiles of [out, in] however it is stored; UserError if one does not fit."""
+    """Return a group for every matrix by itself, in tiles of [out, in] whatever its layout.
+
+    Raises: UserError if a tile does not fit.
+    """
     turned = Block(pattern.cols, pattern.rows)
     ties = tuple(CoupledGroups(((name, turned if target.transposed else pattern),)) for name, target in targets.items())
     for tie in ties:
@@ -46,7 +49,7 @@ def block_groups(targets: Targets, pattern: Block) -> tuple[CoupledGroups, ...]:
 
 
 def resolve_groups(targets: Targets, structure: Structure, pattern: Block = Element) -> Pattern:
-    """What falls together, for `topk_masks`: the structure, or where it is weights the tile of `pattern`."""
+    """Return the groups for `topk_masks`: those of the structure, or tiles of `pattern` if the structure is weights."""
     if structure != "weights":
         return structured_groups(structure, targets)
     return pattern if pattern == Element else block_groups(targets, pattern)
@@ -55,16 +58,16 @@ def resolve_groups(targets: Targets, structure: Structure, pattern: Block = Elem
 def validate_groups(
     targets: Targets, structure: Structure, sparsity: float, pattern: Block = Element, scope: str = "global"
 ) -> Pattern:
-    """The grouping of a method; what cannot be had is refused before its first step.
+    """Return the groups of a method, and refuse impossible settings before its first step.
 
     Args:
-        structure: what of the model; weights leaves it to `pattern`.
-        sparsity: the highest that is going to be asked of these groups.
-        pattern: the tile into which each matrix falls apart by itself.
-        scope: who will compete with whom.
-    Raises: UserError if structure and pattern both say something, if the model has no such structure, if tiles or
-        neighbours do not fill a matrix, if the scope chooses single weights or fixes another sparsity, or if what may
-        fall holds less than is to be pruned.
+        structure: the structure to prune; weights leaves it to `pattern`.
+        sparsity: the highest sparsity that these groups have to reach.
+        pattern: the tile to split each matrix into.
+        scope: the ranking scope.
+    Raises: UserError if both structure and pattern are set, if the model lacks the structure, if tiles or N:M groups
+        do not fill a matrix, if the scope ranks single weights or fixes another sparsity, or if the prunable groups
+        hold fewer weights than are to be pruned.
     """
     if structure == "weights":
         check_scope(scope, sparsity, pattern)
@@ -74,13 +77,12 @@ def validate_groups(
         return resolve_groups(targets, structure, pattern)
     if pattern != Element:
         raise UserError(
-            f"structure {structure} says what falls together, and so does a pattern of {pattern.rows}x{pattern.cols}; "
-            f"leave one of them out"
+            f"--method.structure and --method.pattern are mutually exclusive (got {structure} and "
+            f"{pattern.rows}x{pattern.cols}); leave one of them out"
         )
     if scope not in ("global", "tensor"):
         raise UserError(
-            f"structure {structure} takes or leaves whole groups, scope {scope} does not; say --method.scope global or "
-            f"tensor"
+            f"structure {structure} prunes whole groups, scope {scope} does not; say --method.scope global or tensor"
         )
     check_sparsity(sparsity)
     ties = structured_groups(structure, targets)

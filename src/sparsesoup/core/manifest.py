@@ -1,4 +1,4 @@
-"""Digests of the files of a run and of an export, which report.json and export.json hold."""
+"""Digests of the files of a run and of an export, stored in report.json and export.json."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,14 +11,14 @@ CHANGED = "if it was changed on purpose, keep it in a folder of its own"
 
 
 def digests_of_run(run: Path) -> dict[str, str]:
-    """Return name -> digest, of the files of a finished run beside report.json: its log, and all of model/."""
+    """Return name -> digest for the files of a finished run beside report.json: its log and all of model/."""
     files = [path for path in (run / "model").rglob("*") if path.is_file()]
     names = [str(path.relative_to(run)) for path in files]
     return digests_of(run, [*names, *([LOG] if (run / LOG).is_file() else [])])
 
 
 def check_run(run: Path, report: Mapping[str, Any]) -> bool:
-    """Verify the files of a finished run; return False for a run of an older version, which took no digests.
+    """Verify the files of a finished run; return False for a run of an older version without digests.
 
     Raises: UserError naming the first file that is missing or has changed. The log alone may be missing.
     """
@@ -30,7 +30,7 @@ def check_run(run: Path, report: Mapping[str, Any]) -> bool:
 
 
 def check_export(folder: Path, facts: Mapping[str, Any]) -> bool:
-    """Verify the files of an export, as `check_run` does those of a run; its card may be edited."""
+    """Verify the files of an export as `check_run` does for a run; its model card may be edited."""
     if DIGESTS not in facts:
         return False
     table = facts[DIGESTS]
@@ -42,7 +42,7 @@ def check_export(folder: Path, facts: Mapping[str, Any]) -> bool:
 
 
 def check_model(folder: Path) -> None:
-    """Verify the files of a model folder that a run or an export wrote; any other is taken as it is.
+    """Verify the files of a model folder written by a run or an export; other folders are not checked.
 
     Raises: UserError naming the first file that is missing or has changed.
     """

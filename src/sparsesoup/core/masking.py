@@ -1,4 +1,4 @@
-"""The one top-k of the library: scores and a sparsity in, masks out."""
+"""The only top-k of the library: scores and a sparsity in, masks out."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, pairwise
@@ -16,7 +16,7 @@ from sparsesoup.core.topk import kth_largest, topk_exact
 Scores = Mapping[str, Tensor]  # parameter name -> [out, in], higher = keep
 Scope = Literal["global", "tensor", "erk", "row", "1:4", "2:4", "4:8"]
 Competition = Literal["global", "tensor", "erk", "row"]  # the scopes that take any sparsity
-GROUPS = {"1:4": (1, 4), "2:4": (2, 4), "4:8": (4, 8)}  # scope -> (kept, of how many in a row)
+GROUPS = {"1:4": (1, 4), "2:4": (2, 4), "4:8": (4, 8)}  # scope -> (kept, group size along a row)
 
 
 def topk_masks(
@@ -28,23 +28,23 @@ def topk_masks(
     scope: Scope = "global",
     within: Masks | None = None,
 ) -> Masks:
-    """The masks that keep the best-scored weights.
+    """Return the masks that keep the best-scored weights.
 
     Args:
         scores: name -> tensor [out, in]; higher = keep.
         sparsity: share of all weights in `scores` to prune, in [0, 1).
-        then: what decides between equal scores; default nothing.
-        pattern: what is kept or pruned together: a tile, or ties that name every parameter once; a group's score is the
-            mean over its weights in `within`. What a tie spares stays, and is no part of the choice.
-        scope: who competes with whom: all weights, those of a tensor (or of a tie that reaches over several), of a
-            tensor with Erdos-Renyi densities (Evci et al. 2020), of a row, or each four (eight) neighbours of a row,
-            where the sparsity is fixed.
+        then: secondary scores that break ties; default none.
+        pattern: the weights kept or pruned as one group: a tile, or coupled groups that name every parameter once; a
+            group's score is the mean over its weights in `within`. Spared groups are always kept and not ranked.
+        scope: the ranking scope: all weights; each tensor (or coupled group); each tensor at Erdos-Renyi densities
+            (Evci et al. 2020); each row; or N:M, each four (eight) consecutive weights of a row, at a fixed
+            sparsity.
         within: keep only among these; default all.
     Returns: name -> bool [out, in]; round((1 - sparsity) * n) True in total. With groups larger than one weight: the
-        best groups as long as no more than that is kept.
-    Raises: ValueError if a score is NaN, the request is impossible, or `within` is already sparser than asked.
+        best groups that fit into that number.
+    Raises: ValueError if a score is NaN, the request is impossible, or `within` is already sparser than requested.
 
-    Ties go to the higher `then`, the earlier name, the lower index: the result is the same on every device.
+    Ties go to the higher `then`, the earlier name, the lower index, so the result is the same on every device.
 
     >>> topk_masks({"w": torch.tensor([[3.0, 1.0, 2.0, 0.0]])}, 0.5)["w"].tolist()
     [[True, False, True, False]]
@@ -77,13 +77,13 @@ def topk_masks(
 
 
 def check_sparsity(sparsity: float) -> None:
-    """UserError unless a sparsity is the share of weights removed, in [0, 1)."""
+    """Raise a UserError unless a sparsity is the share of weights removed, in [0, 1)."""
     if not 0.0 <= sparsity < 1.0:
         raise UserError(f"sparsity must lie in [0, 1), got {sparsity}")
 
 
 def fixed_sparsity(scope: str) -> float | None:
-    """The one sparsity that a scope of neighbours has; None where any can be asked for.
+    """Return the only sparsity of an N:M scope; None for scopes that take any sparsity.
 
     >>> fixed_sparsity("2:4"), fixed_sparsity("1:4"), fixed_sparsity("global")
     (0.5, 0.75, None)
@@ -95,7 +95,7 @@ def fixed_sparsity(scope: str) -> float | None:
 
 
 def check_scope(scope: str, sparsity: float, pattern: Pattern = Element) -> None:
-    """UserError if a scope of neighbours fixes another sparsity, or is asked for groups."""
+    """Raise a UserError if an N:M scope is combined with another sparsity or with groups."""
     only = fixed_sparsity(scope)
     if pattern != Element and (scope == "row" or only is not None):
         raise UserError(f"scope {scope} chooses single weights; a pattern of blocks needs scope global, tensor or erk")
@@ -104,7 +104,7 @@ def check_scope(scope: str, sparsity: float, pattern: Pattern = Element) -> None
 
 
 def check_rows(scope: str, shape: Sequence[int], name: str) -> int:
-    """How many neighbours of a row compete with each other; UserError if rows of [out, in] do not fall into such."""
+    """Return the number of consecutive weights ranked together; raise a UserError if they do not fill a row."""
     width = GROUPS[scope][1] if scope in GROUPS else shape[-1]
     if shape[-1] % width:
         raise UserError(f"scope {scope} needs rows of a multiple of {width} weights, {name} has {tuple(shape)}")
@@ -120,13 +120,13 @@ def _check_scores(scores: Scores, sparsity: float, then: Scores | None, scope: s
             raise UserError(f"scores and `{what}` name different parameters: {sorted(scores.keys() ^ other.keys())}")
     for table in (scores, then or {}):
         for name, s in table.items():
-            # A sum is quick and NaN wherever a score is; infinities of both signs make it so too.
+            # A sum is fast and NaN wherever a score is; infinities of both signs give NaN too.
             if s.is_floating_point() and bool(s.sum(dtype=torch.float32).isnan()) and bool(s.isnan().any()):
                 raise UserError(f"score of {name} has NaN")
 
 
 def _topk_per_row(scores: Scores, sparsity: float, then: Scores | None, scope: str, within: Masks | None) -> Masks:
-    """Each row, or each few neighbours of a row, keeps its own best."""
+    """Keep the best weights of each row, or of each few consecutive weights of a row."""
     masks: Masks = {}
     sizes = [s.numel() for s in scores.values()]
     goal = round((1.0 - sparsity) * sum(sizes))
@@ -154,9 +154,9 @@ def _best_of_rows(
 
 
 def _rank_order(score: Tensor, then: Tensor | None, alive: Tensor | None) -> Tensor:
-    """Indices along the last side, best first; what is not alive comes last."""
+    """Return the indices along the last axis, best first and pruned weights last."""
     order = torch.arange(score.shape[-1], device=score.device).expand_as(score)
-    for key in (then, score, alive):  # stable sorts, the least important first
+    for key in (then, score, alive):  # stable sorts, the least important key first
         if key is not None:
             key = key.to(torch.uint8) if key.dtype == torch.bool else key
             order = order.gather(-1, key.gather(-1, order).sort(dim=-1, descending=True, stable=True).indices)
@@ -166,15 +166,15 @@ def _rank_order(score: Tensor, then: Tensor | None, alive: Tensor | None) -> Ten
 def score_thresholds(
     scores: Scores, sizes: Mapping[str, int], sparsity: float, scope: Scope = "global"
 ) -> dict[str, Tensor]:
-    """The smallest score that is kept, for each tensor: `score >= level` is the mask of `topk_masks`, up to ties.
+    """Return the smallest kept score per tensor: `score >= threshold` is the mask of `topk_masks`, up to ties.
 
-    At least one group is kept of those that compete. With scope tensor it may round a tensor's share the other way.
+    At least one group per ranking scope is kept. Scope tensor may round a tensor's share the other way.
 
     Args:
         scores: name -> the scores of its groups, of any shape.
         sizes: name -> weights in each of its groups.
         sparsity: share of all weights to prune.
-        scope: global, or tensor: each has its own level.
+        scope: global, or tensor: one threshold per tensor.
     """
     pools = [list(scores)] if scope == "global" else [[name] for name in scores]
     found: dict[str, Tensor] = {}
@@ -198,7 +198,9 @@ def _coupled_groups(scores: Scores, pattern: Pattern) -> tuple[CoupledGroups, ..
         return tuple(CoupledGroups(((name, pattern),)) for name in scores)
     named = [name for tie in pattern for name, _ in tie.members]
     if sorted(named) != sorted(scores):
-        raise UserError(f"ties name every scored parameter once, not so {min({*named} ^ {*scores}, default=named[0])}")
+        raise UserError(
+            f"coupled groups name every scored parameter once, not so {min({*named} ^ {*scores}, default=named[0])}"
+        )
     return pattern
 
 
@@ -221,7 +223,7 @@ def _topk_of_groups(
     size = [tie.sum_over_groups(floats) for tie in ties]
     for chosen, budget in _tied_pools(ties, scores, goal, sparsity, scope, size):
         flat = torch.cat([size[i] for i in chosen])
-        # What is alive may lie a part of a group below the budget: at the boundary where an earlier selection stopped.
+        # The kept weights may exceed the budget by part of a group: at the boundary of an earlier selection.
         if budget - float(flat.sum()) >= max(ties[i].group_size(shapes) for i in chosen):
             raise UserError(f"cannot prune to sparsity {sparsity:.4f}: the masks given are already sparser")
         main = torch.cat([_mean_over_groups(scores, ties[i], weight, size[i]) for i in chosen])
@@ -235,7 +237,7 @@ def _topk_of_groups(
 
 
 def check_enough_prunable(ties: tuple[CoupledGroups, ...], sizes: Mapping[str, int], sparsity: float) -> int:
-    """How many weights the ties that are not spared keep; UserError if they have too few to prune to this sparsity.
+    """Return the number of weights to keep in groups that are not spared; raise a UserError if they hold too few.
 
     Args:
         sizes: weights of every parameter.
@@ -244,8 +246,8 @@ def check_enough_prunable(ties: tuple[CoupledGroups, ...], sizes: Mapping[str, i
     goal = round((1.0 - sparsity) * total) - spared
     if goal < 0:
         raise UserError(
-            f"cannot prune to sparsity {sparsity:.4f}: what may fall holds {1 - spared / total:.4f} of the prunable "
-            f"weights; ask for no more than that, or let more of them fall"
+            f"cannot prune to sparsity {sparsity:.4f}: the prunable groups hold {1 - spared / total:.4f} of the "
+            f"prunable weights; ask for no more than that, or spare fewer groups"
         )
     return goal
 
@@ -253,16 +255,16 @@ def check_enough_prunable(ties: tuple[CoupledGroups, ...], sizes: Mapping[str, i
 def _tied_pools(
     ties: tuple[CoupledGroups, ...], scores: Scores, goal: int, sparsity: float, scope: str, size: Sequence[Tensor]
 ) -> Iterable[tuple[list[int], int]]:
-    """(ties that compete with each other, how many weights they keep together)."""
+    """Return (coupled groups ranked together, number of weights they keep together)."""
     if scope == "global":
         return [(list(range(len(ties))), goal)]
-    if scope == "tensor":  # the groups of a tie: of one matrix, or of those that it reaches over
+    if scope == "tensor":  # the groups of one matrix, or of the matrices that are coupled
         areas = [sum(scores[n].numel() for n, _ in tie.members) for tie in ties]
         counts = largest_remainder([goal * area / sum(areas) for area in areas], goal)
         return [([i], count) for i, count in enumerate(counts)]
     if len(ties) < len(scores):
         raise UserError(
-            f"scope {scope} gives every matrix its own share, which ties of several matrices cannot keep to"
+            f"scope {scope} gives every matrix its own share, which groups that span several matrices cannot keep to"
         )
     alive = {tie.members[0][0]: float(s.sum()) for tie, s in zip(ties, size, strict=True)}
     place = {tie.members[0][0]: i for i, tie in enumerate(ties)}
@@ -272,6 +274,6 @@ def _tied_pools(
 
 
 def _mean_over_groups(table: Scores, tie: CoupledGroups, weight: Masks, size: Tensor) -> Tensor:
-    # In at least float32, where a sum of half-precision scores does not overflow; -inf * 0 would be NaN.
+    # At least float32, where a sum of half-precision scores does not overflow; -inf * 0 would be NaN.
     exact = {n: table[n] if table[n].dtype == torch.float64 else table[n].float() for n, _ in tie.members}
     return tie.sum_over_groups({n: s.masked_fill(~weight[n], 0.0) for n, s in exact.items()}) / size.clamp_min(1)

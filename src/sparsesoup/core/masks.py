@@ -1,4 +1,4 @@
-"""Masks: which weights stay. A plain dict of boolean tensors, and the algebra on it."""
+"""Masks: plain dicts of boolean tensors, and the operations on them."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -11,22 +11,22 @@ Masks = dict[str, Tensor]  # parameter name -> bool tensor of the parameter's sh
 
 
 def dense_masks(params: Mapping[str, Tensor]) -> Masks:
-    """Masks that keep every weight."""
+    """Return masks that keep every weight."""
     return {name: torch.ones_like(p, dtype=torch.bool) for name, p in params.items()}
 
 
 def count_total(masks: Masks) -> int:
-    """Number of weights that the masks speak of."""
+    """Return the number of weights covered by the masks."""
     return sum(m.numel() for m in masks.values())
 
 
 def count_kept(masks: Masks) -> int:
-    """Number of weights that the masks keep."""
+    """Return the number of weights kept by the masks."""
     return sum(int(torch.count_nonzero(m)) for m in masks.values())
 
 
 def sparsity(masks: Masks) -> float:
-    """Share of weights removed, in [0, 1].
+    """Return the share of weights removed, in [0, 1].
 
     >>> sparsity({"w": torch.tensor([[True, False], [False, False]])})
     0.75
@@ -35,9 +35,9 @@ def sparsity(masks: Masks) -> float:
 
 
 def count_votes(masks: Sequence[Masks]) -> dict[str, Tensor]:
-    """How many of the masks keep each weight, uint8.
+    """Return the number of masks that keep each weight, as uint8.
 
-    Raises: ValueError if there is no mask, more than 255, or if they name different parameters.
+    Raises: ValueError if there are no masks, more than 255, or if they name different parameters.
     """
     if not 1 <= len(masks) <= 255:
         raise ValueError(f"votes are counted over 1 to 255 masks, got {len(masks)}")
@@ -51,30 +51,30 @@ def count_votes(masks: Sequence[Masks]) -> dict[str, Tensor]:
 
 
 def keep_if_voted(masks: Sequence[Masks], quorum: int) -> Masks:
-    """Keep a weight that at least `quorum` of the masks keep; 1 is the union, all is the intersection."""
+    """Keep weights that at least `quorum` of the masks keep; 1 is the union, all is the intersection."""
     return {name: count >= quorum for name, count in count_votes(masks).items()}
 
 
 def union(masks: Sequence[Masks]) -> Masks:
-    """Keep what any of the masks keeps: the superposition of weak masks in Jaiswal et al. 2023, sec. 3."""
+    """Keep weights that any mask keeps: the superposition of weak masks in Jaiswal et al. 2023, sec. 3."""
     return keep_if_voted(masks, 1)
 
 
 def intersection(masks: Sequence[Masks]) -> Masks:
-    """Keep what all of the masks keep."""
+    """Keep weights that all masks keep."""
     return keep_if_voted(masks, len(masks))
 
 
 def hamming_distance(one: Masks, other: Masks) -> float:
-    """Share of positions on which two masks differ (normalised Hamming distance), in [0, 1]."""
+    """Return the share of positions on which two masks differ (normalised Hamming distance), in [0, 1]."""
     _same_names(one, other)
     return sum(int(torch.count_nonzero(one[n] ^ other[n])) for n in one) / count_total(one)
 
 
 def jaccard_distance(one: Masks, other: Masks) -> float:
-    """Share of the weights kept by either mask that only one of them keeps (Jaccard distance of kept sets), in [0, 1].
+    """Return 1 - intersection over union of the kept weights of two masks (Jaccard distance), in [0, 1].
 
-    It stays telling at high sparsity: two random masks at 95 % differ by 0.97, where `hamming_distance` says 0.095.
+    It stays informative at high sparsity: two random masks at 95 % differ by 0.97, where `hamming_distance` is 0.095.
 
     >>> jaccard_distance({"w": torch.tensor([True, True, False])}, {"w": torch.tensor([True, False, True])})
     0.6666666666666666
@@ -85,14 +85,14 @@ def jaccard_distance(one: Masks, other: Masks) -> float:
 
 
 def vote_agreement(count: Mapping[str, Tensor], voters: int) -> dict[str, float]:
-    """How far masks agree, from their votes alone.
+    """Return measures of agreement between masks, computed from their vote counts.
 
     Args:
-        count: votes of each weight, 0 to `voters`.
+        count: votes per weight, 0 to `voters`.
         voters: number of masks, at least 2.
-    Returns: `same`, the share of positions on which two of the masks agree, averaged over pairs; `unanimous`, the share
-        on which all do; `overlap`, intersection over union of two kept sets (Jaccard), the one that stays telling at
-        high sparsity, where two random masks at 95 % agree on 90 % of the positions.
+    Returns: `same`, the share of positions on which two masks agree, averaged over pairs; `unanimous`, the share on
+        which all agree; `overlap`, intersection over union of two kept sets (Jaccard), which stays informative at high
+        sparsity, where two random masks at 95 % agree on 90 % of the positions.
     """
     if voters < 2:
         raise ValueError(f"agreement needs at least two masks, got {voters}")
@@ -116,14 +116,14 @@ def apply_masks_(params: Mapping[str, Tensor], masks: Masks) -> None:
 
 
 def pack_bits(mask: Tensor) -> Tensor:
-    """A mask as uint8 [ceil(n / 8)], one bit a weight, first weight in the highest bit."""
+    """Pack a mask into uint8 [ceil(n / 8)], one bit per weight, the first weight in the highest bit."""
     return torch.from_numpy(np.packbits(mask.detach().cpu().numpy().reshape(-1)))
 
 
 def unpack_bits(bits: Tensor, shape: Sequence[int]) -> Tensor:
-    """The bool mask of that shape that `pack_bits` made the bits of.
+    """Unpack the bits of `pack_bits` into a bool mask of the given shape.
 
-    Raises: ValueError if the bits are too few or too many for the shape.
+    Raises: ValueError if the number of bits does not match the shape.
     """
     count = int(np.prod(shape))
     if bits.dtype != torch.uint8 or bits.numel() != -(-count // 8):

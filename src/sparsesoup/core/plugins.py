@@ -1,4 +1,4 @@
-"""What other packages add to the tables of methods, tasks and export formats, by entry points."""
+"""Plugins: methods, tasks and export formats that other packages add through entry points."""
 
 from importlib.metadata import entry_points
 from typing import Any
@@ -7,13 +7,13 @@ from sparsesoup.core.errors import UserError
 
 
 def load_plugins(group: str, kind: type[Any], taken: object) -> dict[str, Any]:
-    """Return name -> object of every installed entry point of a group.
+    """Return name -> object for every installed entry point of a group.
 
     Args:
-        group: of entry points, such as `sparsesoup.methods`.
-        kind: the class that each must be an instance of.
-        taken: a container of the names that are in use.
-    Raises: UserError naming the entry point that cannot be imported, is of another class, or has a name in use.
+        group: entry-point group, such as `sparsesoup.methods`.
+        kind: the required class of each object.
+        taken: a container of the names already in use.
+    Raises: UserError naming the entry point that cannot be imported, is of another class, or reuses a name.
     """
     found: dict[str, Any] = {}
     for entry in entry_points(group=group):

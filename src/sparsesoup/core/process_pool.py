@@ -1,4 +1,4 @@
-"""Tasks done by other processes: begun again where a process dies, given up where it dies too often."""
+"""Run tasks in worker processes: retried if a process dies, given up if it dies too often."""
 
 import contextlib
 import multiprocessing
@@ -12,20 +12,20 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from typing import Generic, Literal, Protocol, TypeVar
 
-LIVES = 3  # a task whose process dies this often is lost
-REFRESH = 1.0  # seconds between two looks at what is under way
+LIVES = 3  # a task is given up when its process has died this often
+REFRESH = 1.0  # seconds between two polls
 
 Task = TypeVar("Task")
 
 
 @dataclass(frozen=True)
 class EndedTask(Generic[Task]):
-    """A task that is no longer under way.
+    """A task that is no longer running.
 
     Args:
-        task: which.
-        death: how its process died; empty if it did not.
-        error: what it raised, if it did.
+        task: the task.
+        death: the reason its process died; empty if it did not.
+        error: the exception it raised, if any.
     """
 
     task: Task
@@ -35,7 +35,7 @@ class EndedTask(Generic[Task]):
 
 @dataclass(frozen=True)
 class TaskEvent(Generic[Task]):
-    """What happens to a task: begun, died (it is begun again later), lost (it died too often) or done."""
+    """A change of a task's status: begun, died (it will be retried), lost (it died too often) or done."""
 
     kind: Literal["begun", "died", "lost", "done"]
     task: Task
@@ -43,33 +43,33 @@ class TaskEvent(Generic[Task]):
 
 
 class TaskPool(Protocol[Task]):
-    """Processes that do tasks, on this machine or elsewhere."""
+    """Processes that run tasks, on this machine or elsewhere."""
 
     def free_slots(self) -> int:
-        """How many more tasks can be begun now."""
+        """Return the number of tasks that can be started now."""
         ...
 
     def begin(self, task: Task) -> None:
-        """Have a task done."""
+        """Start a task."""
         ...
 
     def wait_for_ended(self) -> Sequence[EndedTask[Task]]:
-        """What has ended since the last call; waits for something, but no longer than `REFRESH`."""
+        """Return the tasks that ended since the last call; wait for one, but at most `REFRESH` seconds."""
         ...
 
     def close(self) -> None:
-        """End the processes, and what they do."""
+        """Kill the processes and their tasks."""
         ...
 
 
 def run_with_retries(
     pool: TaskPool[Task], tasks: Sequence[Task], lives: int = LIVES
 ) -> Iterator[TaskEvent[Task] | None]:
-    """Have all tasks done; yields what happens, and None at least once in `REFRESH` seconds.
+    """Run all tasks; yield each event, and None at least once every `REFRESH` seconds.
 
-    Each ends as done or as lost, once, whatever dies on the way: so tasks must bear to be done again from the midst.
+    Each task ends exactly once, as done or as lost, so it must be safe to rerun after a partial run.
 
-    Raises: what a task raised, at once.
+    Raises: the exception of a task, immediately.
     """
     waiting, deaths, busy = deque(tasks), Counter[int](), 0
     while waiting or busy:
@@ -94,12 +94,12 @@ def run_with_retries(
 
 
 class ProcessPool(Generic[Task]):
-    """Several processes on this machine, forked from a server that has imported what they need.
+    """Several processes on this machine, forked from a server that has imported the modules they need.
 
     Args:
-        count: how many at a time.
-        do: does a task; any process can import it.
-        needs: modules that it needs, imported once for all processes.
+        count: maximum number of processes.
+        do: function that runs a task; importable by any process.
+        needs: modules imported once for all processes.
     """
 
     def __init__(self, count: int, do: Callable[[Task], None], needs: Sequence[str] = ()) -> None:
@@ -108,18 +108,18 @@ class ProcessPool(Generic[Task]):
         self._idle: list[_WorkerProcess[Task]] = []
 
     def free_slots(self) -> int:
-        """How many more tasks can be begun now."""
+        """Return the number of tasks that can be started now."""
         return self.count - len(self._busy)
 
     def begin(self, task: Task) -> None:
-        """Have a task done by an idle process, or by a new one."""
+        """Start a task in an idle process, or in a new one."""
         self._idle = [worker for worker in self._idle if worker.process.is_alive()]
         worker = self._idle.pop() if self._idle else _WorkerProcess(self.do, self.needs)
         worker.send_task(task)
         self._busy.append(worker)
 
     def wait_for_ended(self) -> list[EndedTask[Task]]:
-        """What has ended since the last call; waits for something, but no longer than `REFRESH`."""
+        """Return the tasks that ended since the last call; wait for one, but at most `REFRESH` seconds."""
         spoken = wait([worker.connection for worker in self._busy], timeout=REFRESH)
         ready = [worker for worker in self._busy if worker.connection in spoken]
         found = [worker.receive_result() for worker in ready]
@@ -128,9 +128,9 @@ class ProcessPool(Generic[Task]):
         return found
 
     def close(self) -> None:
-        """End the processes, and what they do."""
+        """Kill the processes and their tasks."""
         for worker in self._busy:
-            worker.process.kill()  # what it has done is on disk
+            worker.process.kill()  # its results are on disk
             worker.process.join()
         for worker in self._idle:
             worker.dismiss()
@@ -138,7 +138,7 @@ class ProcessPool(Generic[Task]):
 
 
 class _WorkerProcess(Generic[Task]):
-    """A process that does one task after the other."""
+    """A process that runs one task after another."""
 
     task: Task
 
@@ -148,11 +148,11 @@ class _WorkerProcess(Generic[Task]):
         self.connection, theirs = context.Pipe()
         self.process: ForkServerProcess = context.Process(target=_worker_loop, args=(theirs, do))
         self.process.start()
-        theirs.close()  # or its end would be no end of the pipe
+        theirs.close()  # otherwise the pipe would not close when the process ends
 
     def send_task(self, task: Task) -> None:
         self.task = task
-        with contextlib.suppress(OSError):  # killed meanwhile; `wait_for_ended` tells
+        with contextlib.suppress(OSError):  # killed meanwhile; `wait_for_ended` reports it
             self.connection.send(task)
 
     def dismiss(self) -> None:
@@ -170,9 +170,9 @@ class _WorkerProcess(Generic[Task]):
 
 
 def _worker_loop(connection: Connection, do: Callable[[Task], None]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the first process ends the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal signals all; the main process ends the others
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    with contextlib.suppress(EOFError):  # dismissed
+    with contextlib.suppress(EOFError):  # the pool closed the pipe
         while True:
             connection.send(_run_task(do, connection.recv()))
 

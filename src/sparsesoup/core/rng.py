@@ -1,4 +1,4 @@
-"""One seed, many named streams: every random choice of a run is a function of the seed and of what it is for."""
+"""Named random streams: every random choice of a run is a function of the seed and its purpose."""
 
 import functools
 import hashlib
@@ -7,7 +7,7 @@ import torch
 
 
 def derive_seed(seed: int, *path: object) -> int:
-    """A 63-bit number that is a function of seed and path (SHA-256 of both).
+    """Return a 63-bit number derived from seed and path (SHA-256 of both).
 
     >>> derive_seed(0, "order", 3) == derive_seed(0, "order", 3) != derive_seed(0, "order", 4)
     True
@@ -17,14 +17,14 @@ def derive_seed(seed: int, *path: object) -> int:
 
 
 def cpu_generator(seed: int, *path: object) -> torch.Generator:
-    """A CPU generator of its own for one purpose; drawing from it disturbs no other stream."""
+    """Return a separate CPU generator for one purpose; drawing from it affects no other stream."""
     return torch.Generator().manual_seed(derive_seed(seed, *path))
 
 
 def seed_everything(number: int) -> None:
-    """What `torch.manual_seed` does, but nothing for accelerators where there are none.
+    """Seed torch as `torch.manual_seed` does, but skip accelerators that are not there.
 
-    It would note for each kind of them from where it was called: three stack traces at every step.
+    torch.manual_seed would record a stack trace for each kind of accelerator: three at every step.
     """
     if _has_accelerator():
         torch.manual_seed(number)

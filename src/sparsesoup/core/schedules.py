@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from sparsesoup.core.errors import UserError
 
 MOST_STEPS = 1 << 40
-MOST_ROUNDS = 10_000  # of a geometric schedule: a list of more would not fit the memory before it ends
+MOST_ROUNDS = 10_000  # limit for a geometric schedule: a longer list could exhaust memory
 
 
 @dataclass(frozen=True)
 class CubicSchedule:
-    """Fast early, slow late: s_t = s_f + (s_i - s_f)(1 - t)^3. Zhu & Gupta 2017, eq. 1.
+    """Cubic sparsity schedule, fast early and slow late: s_t = s_f + (s_i - s_f)(1 - t)^3. Zhu & Gupta 2017, eq. 1.
 
     Args:
         start, stop: steps between which the sparsity rises.
-        every: steps from one pruning to the next; the one at `stop` is always made.
+        every: steps from one pruning to the next; there is always one at `stop`.
         initial: sparsity at `start`.
     """
 
@@ -26,11 +26,11 @@ class CubicSchedule:
     initial: float = 0.0
 
     def is_pruning_step(self, step: int) -> bool:
-        """Whether to prune after this step."""
+        """Return True if this step is followed by pruning."""
         return step == self.stop or (self.start <= step < self.stop and (step - self.start) % self.every == 0)
 
     def sparsity_at(self, step: int, final: float) -> float:
-        """The sparsity asked for at this step.
+        """Return the target sparsity at this step.
 
         >>> CubicSchedule(0, 10).sparsity_at(10, 0.9)
         0.9
@@ -42,7 +42,7 @@ class CubicSchedule:
 
 
 def geometric_sparsities(cut: float, final: float) -> list[float]:
-    """Sparsities of the rounds that each remove a share `cut` of what remains; the last is exactly `final`.
+    """Return the sparsities of rounds that each remove a share `cut` of the remaining weights, ending at `final`.
 
     >>> [round(s, 3) for s in geometric_sparsities(0.2, 0.5)]
     [0.2, 0.36, 0.488, 0.5]
@@ -62,11 +62,11 @@ def geometric_sparsities(cut: float, final: float) -> list[float]:
 
 @dataclass(frozen=True)
 class LinearWarmupDecay:
-    """Learning rate: up from 0 over `warmup` steps, then down in a straight line to 0 at `total`.
+    """Learning rate with linear warm-up from 0 over `warmup` steps, then linear decay to 0 at `total`.
 
     Args:
         peak: the highest learning rate.
-        warmup: steps of the way up.
+        warmup: warm-up steps.
         total: steps of the whole run.
     """
 
@@ -82,7 +82,7 @@ class LinearWarmupDecay:
 
 @dataclass(frozen=True)
 class CyclicLinearDecay:
-    """Learning rate: re-wound to `peak` at each pruning, falling in a straight line to `low` before the next one.
+    """Learning rate reset to `peak` at each pruning, with linear decay to `low` before the next.
 
     Args:
         peak, low: highest and lowest rate of a cycle.
@@ -110,13 +110,13 @@ class CyclicLinearDecay:
 
 
 def min_feasible_steps(fits: Callable[[int], object], total: int = 1) -> int | None:
-    """A T above `total`, from which a schedule does not fit, at which it does and one step less does not; or None.
+    """Return a T above `total` at which a schedule fits although it does not at T - 1; None if there is none.
 
     >>> min_feasible_steps(lambda total: round(0.3 * total) >= 4)
     12
     """
     low, high = total, total + 1
-    while not fits(high):  # by ones at first, where rounding may let a schedule fit T and not T + 1
+    while not fits(high):  # in steps of 1 at first, since rounding may let a schedule fit T and not T + 1
         low, high = high, high + max(1, high // 64)
         if high > MOST_STEPS:
             return None

@@ -1,4 +1,4 @@
-"""Targets: the parameters that may be pruned, with their role and orientation, resolved once."""
+"""Targets: the prunable parameters with their role and layout, resolved once."""
 
 import hashlib
 import re
@@ -16,9 +16,9 @@ class Target:
     """One prunable parameter.
 
     Args:
-        role: what it does in its block: query, key, value, output, feed-forward in, feed-forward out, or other.
+        role: its function in the block: query, key, value, output, feed-forward in, feed-forward out, or other.
         shape: its shape.
-        transposed: True where it is stored [in, out] (GPT-2's Conv1D), False for [out, in].
+        transposed: True if stored [in, out] (GPT-2's Conv1D), False for [out, in].
         head: rows of one attention head in query, key and value, columns of one in the attention output; 0: unknown.
     """
 
@@ -32,9 +32,9 @@ Targets = dict[str, Target]  # parameter name as in named_parameters() -> target
 
 
 def target_parameters(model: nn.Module, targets: Mapping[str, Target]) -> dict[str, Parameter]:
-    """The target parameters of a model, looked up fresh by name, in the order of `targets`.
+    """Return the target parameters of a model, looked up by name on each call, in the order of `targets`.
 
-    Behind a gate it is the weight itself, not what the gate lets through.
+    For a gated parameter, return the underlying weight, not the gate's output.
 
     Raises: ValueError if one is missing or has another shape.
     """
@@ -52,7 +52,7 @@ def target_parameters(model: nn.Module, targets: Mapping[str, Target]) -> dict[s
 
 
 def block_of(name: str) -> str:
-    """The repeated block that a parameter lies in: its name up to the first number, '' if there is none.
+    """Return the repeated block of a parameter: its name up to the first number, '' if there is none.
 
     >>> block_of("bert.encoder.layer.3.attention.self.query.weight")
     'bert.encoder.layer.3'
@@ -62,12 +62,12 @@ def block_of(name: str) -> str:
 
 
 def feed_forward_groups(targets: Targets) -> list[CoupledGroups]:
-    """A tie for the feed-forward part of each block: a unit is a row going in and a column coming out."""
+    """Return the coupled groups of the feed-forward part of each block: a unit is a row in and a column out."""
     return _couple_bands(targets, {"feed-forward in": 1, "feed-forward gate": 1}, {"feed-forward out": 1})
 
 
 def attention_head_groups(targets: Targets) -> list[CoupledGroups]:
-    """A tie for the attention of each block: a head is rows of query, key and value and columns of the output."""
+    """Return the coupled groups of each block's attention: rows of query, key and value, columns of the output."""
     sizes = {target.role: target.head for target in targets.values() if target.head}
     ties = _couple_bands(
         targets,
@@ -75,12 +75,12 @@ def attention_head_groups(targets: Targets) -> list[CoupledGroups]:
         {role: sizes.get(role, 0) for role in ("output",)},
     )
     shapes = {name: target.shape for name, target in targets.items()}
-    # Where heads share keys and values, as in grouped-query attention, these have fewer bands.
+    # With shared keys and values, as in grouped-query attention, these have fewer bands.
     return [tie for tie in ties if len({*tie.tiles_per_member(shapes).values()}) == 1]
 
 
 def _couple_bands(targets: Targets, going_in: Mapping[str, int], coming_out: Mapping[str, int]) -> list[CoupledGroups]:
-    """Bands of the given widths: rows of the roles that go in, columns of those that come out; whole blocks only."""
+    """Couple bands of the given widths: rows of the `going_in` roles, columns of `coming_out`; complete blocks only."""
     blocks: dict[str, list[list[tuple[str, Block]]]] = {}
     for name, target in targets.items():
         width = going_in.get(target.role, 0) or coming_out.get(target.role, 0)
@@ -88,7 +88,7 @@ def _couple_bands(targets: Targets, going_in: Mapping[str, int], coming_out: Map
             parts = blocks.setdefault(block_of(name), [[]])
             roles = {targets[n].role for n, _ in parts[-1]}
             if target.role in roles and roles & {*going_in} and roles & {*coming_out}:
-                parts.append([])  # the decoder's attention to the encoder, the next of MobileBERT's feed-forwards
+                parts.append([])  # the decoder's cross-attention, or the next of MobileBERT's feed-forwards
             rows = (target.role in going_in) != target.transposed
             parts[-1].append((name, Block(width, 0) if rows else Block(0, width)))
     whole = [m for parts in blocks.values() for m in parts if {targets[n].role for n, _ in m} & {*coming_out}]
@@ -96,12 +96,12 @@ def _couple_bands(targets: Targets, going_in: Mapping[str, int], coming_out: Map
 
 
 def to_out_in_layout(table: Mapping[str, Tensor], targets: Mapping[str, Target]) -> dict[str, Tensor]:
-    """The tensors as [out, in]: those stored [in, out] are transposed. Doing it twice gives them back."""
+    """Return the tensors as [out, in]: those stored [in, out] are transposed. Applying it twice is the identity."""
     return {name: t.mT.contiguous() if targets[name].transposed else t for name, t in table.items()}
 
 
 def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, shapes and float32 values: the same for every copy of a checkpoint, however it was stored."""
+    """Return the SHA-256 of names, shapes and float32 values: the same for every copy of a checkpoint."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(f"{name}{tuple(weights[name].shape)}".encode())

@@ -1,4 +1,4 @@
-"""A ticket: a sparse subnetwork, what it is worth, what it cost and where it came from."""
+"""Ticket: a sparse subnetwork with its metrics, cost and provenance."""
 
 import json
 from collections.abc import Mapping
@@ -22,15 +22,15 @@ MASKS, FACTS = "masks.safetensors", "ticket.json"
 
 @dataclass(frozen=True)
 class Ticket:
-    """What a method returns.
+    """The result of a pruning method.
 
     Args:
-        masks: name -> bool [out, in], True = kept; all hard.
-        weights: the whole model's state, pruned weights exactly zero.
-        metrics: scores on the validation rows; the first one selects.
-        cost: the meter, by label.
-        notes: what the method saw on its way (agreement of weak masks, the step at which it stopped, ...).
-        answers: what stands out in its answers to the validation rows.
+        masks: name -> bool [out, in], True = kept.
+        weights: state of the whole model, pruned weights exactly zero.
+        metrics: scores on the validation rows; the first one is used for selection.
+        cost: costs by label.
+        notes: facts recorded by the method (agreement of weak masks, the step at which it stopped, ...).
+        answers: statistics of its predictions on the validation rows.
     """
 
     masks: Masks
@@ -42,14 +42,14 @@ class Ticket:
 
     @property
     def sparsity(self) -> float:
-        """The share of prunable weights that is gone."""
+        """The share of prunable weights removed."""
         return algebra.sparsity(self.masks)
 
 
 def save_masks(folder: Path, masks: Masks, facts: Mapping[str, Any]) -> None:
-    """Write masks (1 bit a weight) and the facts about them into a folder, each file whole or not at all."""
+    """Write masks (1 bit per weight) and their metadata into a folder, each file atomically."""
     shapes = {name: list(m.shape) for name, m in masks.items()}
-    # One entry, since safetensors writes several in random order: the same masks are to be the same bytes.
+    # One header entry, since safetensors writes several in random order: equal masks must give equal bytes.
     header = {"sparsesoup": json.dumps({"format": FORMAT, "key_space": "named_parameters", "shapes": shapes})}
     with atomic_write(folder / MASKS) as temporary:
         save_file({name: pack_bits(m) for name, m in masks.items()}, temporary, metadata=header)
@@ -58,7 +58,7 @@ def save_masks(folder: Path, masks: Masks, facts: Mapping[str, Any]) -> None:
 
 
 def find_mask_folder(path: Path) -> Path:
-    """The folder that holds the masks: the path itself, a model folder, or a run directory.
+    """Return the folder that holds the masks: the path itself, a model folder, or a run directory.
 
     Raises: UserError if there is none.
     """
@@ -69,13 +69,13 @@ def find_mask_folder(path: Path) -> Path:
 
 
 def load_masks(path: Path) -> tuple[Masks, dict[str, Any]]:
-    """(masks, facts) of a saved ticket.
+    """Return (masks, metadata) of a saved ticket.
 
-    Raises: UserError if a file is missing, truncated, of another format or not what was written.
+    Raises: UserError if a file is missing, truncated, changed or of another format.
     """
     folder = find_mask_folder(Path(path))
     facts = read_table(folder / FACTS, "ticket", "copy it again")
-    digests = facts.pop(DIGESTS, {})  # an older version took none
+    digests = facts.pop(DIGESTS, {})  # older versions recorded none
     try:
         with safe_open(folder / MASKS, framework="pt") as file:
             header = from_json((file.metadata() or {}).get("sparsesoup", "{}"))
@@ -97,11 +97,11 @@ def load_masks(path: Path) -> tuple[Masks, dict[str, Any]]:
 
 
 def match_parameter_names(masks: Masks, shapes: Mapping[str, torch.Size], prefix: str = "") -> Masks:
-    """The masks under the names of another copy of the model, which may or may not wrap it in a task model.
+    """Return the masks under the names of another copy of the model, which may be wrapped in a task model.
 
     Args:
         masks: a ticket's masks.
-        shapes: parameter name -> shape of the model they are to fit.
+        shapes: parameter name -> shape in the other model.
         prefix: name of the wrapped base model inside a task model (`bert`), as transformers' `base_model_prefix`.
     Raises: UserError naming the first parameter that is missing or has another shape.
     """

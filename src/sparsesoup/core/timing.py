@@ -1,4 +1,4 @@
-"""How long things take beside each other: warmed up, in one process, by turns: what disturbs one disturbs all."""
+"""Benchmark timing: warmed up, in one process, interleaved, so that disturbances affect all candidates."""
 
 import statistics
 import time
@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-LEAST = 0.02  # seconds of one measurement: shorter calls are repeated within it
+LEAST = 0.02  # seconds per measurement; shorter calls are repeated
 
 
 @dataclass(frozen=True)
 class MedianAndQuartiles:
-    """The middle of several measurements, and their quartiles."""
+    """Median and quartiles of several measurements."""
 
     middle: float
     low: float
@@ -21,7 +21,7 @@ class MedianAndQuartiles:
 
 
 def median_and_quartiles(values: Sequence[float]) -> MedianAndQuartiles:
-    """Median and quartiles of at least two values.
+    """Return the median and quartiles of at least two values.
 
     >>> median_and_quartiles([1.0, 2.0, 3.0])
     MedianAndQuartiles(middle=2.0, low=1.0, high=3.0)
@@ -31,15 +31,15 @@ def median_and_quartiles(values: Sequence[float]) -> MedianAndQuartiles:
 
 
 def time_interleaved(works: Sequence[Callable[[], Any]], rounds: int) -> list[list[float]]:
-    """Seconds of a call of each work, round by round.
+    """Time calls of several functions in alternating order.
 
-    In every round each has its turn, the order is turned around from one round to the next (A B, B A, ...): what
-    changes slowly, such as the clock of a warm processor, is the same for all.
+    Every round calls each of them, in reversed order every second round (A B, B A, ...), so that slow drifts, such as
+    the clock of a warm processor, affect all of them alike.
 
     Args:
-        works: what is measured.
-        rounds: how often.
-    Returns: work by work the seconds of every round.
+        works: functions to time.
+        rounds: number of rounds.
+    Returns: for each function the seconds per call of every round.
     """
     counts = [_calls_per_sample(work) for work in works]
     found: list[list[float]] = [[] for _ in works]
@@ -51,12 +51,12 @@ def time_interleaved(works: Sequence[Callable[[], Any]], rounds: int) -> list[li
 
 
 def speedup_ratios(base: Sequence[float], other: Sequence[float]) -> list[float]:
-    """How many times as fast the other is, round by round."""
+    """Return the speed-up of `other` over `base` in each round."""
     return [one / two for one, two in zip(base, other, strict=True)]
 
 
 def _calls_per_sample(work: Callable[[], Any]) -> int:
-    """Calls of which one measurement is made; the first two warm up and are not looked at."""
+    """Return the number of calls per measurement; the first two calls are a warm-up and not timed."""
     work()
     work()
     return max(1, round(LEAST / max(_time_calls(work, 1), 1e-9)))
@@ -72,5 +72,5 @@ def _time_calls(work: Callable[[], Any], count: int) -> float:
 
 
 def _synchronise() -> None:
-    if torch.cuda.is_initialized():  # a GPU is given its work and not waited for
+    if torch.cuda.is_initialized():  # GPU kernels run asynchronously
         torch.cuda.synchronize()

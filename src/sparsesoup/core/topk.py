@@ -1,7 +1,7 @@
-"""The best of many scores without sorting or joining them: sampled pivots, then one pass over the scores.
+"""Exact top-k of many scores without sorting or joining them: sampled pivots, then one pass over the scores.
 
-After Floyd & Rivest 1975, "Expected time bounds for selection": a sorted sample brackets the wanted value, one pass
-counts what lies above and gathers what lies within the bracket, and only that is sorted. Exact whatever the sample.
+After Floyd & Rivest 1975, "Expected time bounds for selection": a sorted sample brackets the k-th largest value, one
+pass counts the scores above the bracket and gathers those inside, and only these are sorted. Exact for any sample.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-PIECE = 1 << 18  # weights looked at together: they and their temporaries stay in the cache
+PIECE = 1 << 18  # weights per chunk: they and their temporaries fit into the cache
 SAMPLE = 1 << 16
 
 
@@ -20,9 +20,9 @@ def topk_exact(
     then: Sequence[Tensor] | None = None,
     alive: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
-    """Masks that keep exactly the `count` best scores of all the tensors together.
+    """Return masks that keep exactly the `count` best scores of all tensors together.
 
-    Ties go to the higher `then`, then the earlier tensor, then the lower index. `alive` bounds the choice.
+    Ties go to the higher `then`, then the earlier tensor, then the lower index. `alive` restricts the choice.
     """
     masks = [torch.zeros_like(s, dtype=torch.bool, memory_format=torch.contiguous_format) for s in scores]
     room = sum(int(torch.count_nonzero(a)) for a in alive) if alive else sum(s.numel() for s in scores)
@@ -47,11 +47,11 @@ def topk_exact(
 
 
 def kth_largest(scores: Sequence[Tensor], alive: Sequence[Tensor] | None, count: int, room: int) -> tuple[Tensor, int]:
-    """(the count-th largest score, how many are larger)."""
+    """Return (the count-th largest score, the number of larger scores)."""
     low, high = (
         torch.tensor(v, dtype=_common_precision(scores), device=scores[0].device) for v in (-torch.inf, torch.inf)
     )
-    above, inside = 0, room  # above: larger than high; inside: from low to high, where the wanted one is
+    above, inside = 0, room  # above: larger than high; inside: from low to high, the bracket of the k-th largest
     narrow = True
     while bool(low < high):
         a, b = _bracket_threshold(_sample_scores(scores, alive, low, high, inside), (count - above) / inside, narrow)
@@ -64,14 +64,14 @@ def kth_largest(scores: Sequence[Tensor], alive: Sequence[Tensor] | None, count:
             value = gathered.sort(descending=True).values[count - above - over - 1]
             return value, above + over + int(torch.count_nonzero(gathered > value))
         else:
-            # A bracket that did not shrink is full of ties: take one value as both ends next time.
+            # A bracket that did not shrink is full of ties: use one value for both ends next time.
             narrow = among < inside
             low, high, above, inside = a, b, above + over, among
     return low, above
 
 
 def _bracket_threshold(sample: Tensor, share: float, narrow: bool) -> tuple[Tensor, Tensor]:
-    """Two values of the sample between which the wanted one lies, all but surely; one and the same if not narrow."""
+    """Return two sample values that almost surely bracket the k-th largest; the same value twice if not `narrow`."""
     ordered = sample.sort(descending=True).values
     slack = 2 * int(len(ordered) ** 0.5) if narrow else 0
     place = min(int(share * len(ordered)), len(ordered) - 1)
@@ -95,7 +95,7 @@ def _sample_scores(
 def _count_between(
     scores: Sequence[Tensor], alive: Sequence[Tensor] | None, high: Tensor, a: Tensor, b: Tensor, room: int
 ) -> tuple[int, int, Tensor | None]:
-    """(how many lie above b up to high, how many from a to b, those from a to b unless they are too many)."""
+    """Return (count above b up to high, count from a to b, the scores from a to b unless there are too many)."""
     over, among, bounded = 0, 0, bool(high < torch.inf)
     parts: list[Tensor] = []
     for score, live in _pair_with_alive(scores, alive):
@@ -129,7 +129,7 @@ def _flat_pieces(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
 def _pair_with_alive(
     scores: Sequence[Tensor], alive: Sequence[Tensor] | None
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Flat pieces of the scores, all in one precision so that comparing rounds nothing, with who competes."""
+    """Yield flat chunks of the scores, in one precision so that comparing rounds nothing, with their `alive` masks."""
     masks = _flat_pieces(alive) if alive else None
     precision = _common_precision(scores)
     for score in _flat_pieces(scores):
