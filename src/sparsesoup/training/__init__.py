@@ -1,1 +1,1 @@
-"""What trains: batches, the state, the loop, checkpoints and costs."""
+"""Training: batches, state, loop, checkpoints and costs."""

@@ -1,25 +1,25 @@
-"""Facts on the answers of a model to the validation rows, which tell learning from guessing."""
+"""Statistics of a model's predictions on the validation rows, to tell learning from guessing."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-FEW = 50  # rows whose labels do not tell how often each occurs: they count alike
-NONE = -9999.0  # outputs below it are those of places where no answer may be
+FEW = 50  # rows; below this label frequencies are unreliable, so all labels count alike
+NONE = -9999.0  # logits below this mark positions that cannot be an answer
 
 Answered = Mapping[str, float]
 
 
 def answer_statistics(outputs: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return what stands out in the answers to some rows; nothing for a task of another form.
+    """Return statistics of the predictions on some rows; an empty dict for unknown output shapes.
 
     Args:
         outputs: [rows, classes]; numbers [rows] or [rows, 1]; or logits of start and end [rows, 2, tokens].
         labels: [rows]; or [row, start, end] for each row.
-    Returns: rows; chance, the loss of who knows no more than how often each label occurs; and for classes and spans how
-        many different ones are answered and right, the share that is right, and that of the commonest label; for
-        numbers the spread of the answers beside that of the labels, and the share of their variance that is explained.
+    Returns: rows; chance, the loss of always predicting the label frequencies; for classes and spans the number of
+        distinct predictions and labels, the accuracy, and the share of the commonest label; for numbers the spread of
+        the predictions and of the labels, and the explained share of the labels' variance.
 
     >>> answer_statistics(torch.tensor([[2.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1]))["answers"]
     1

@@ -1,4 +1,4 @@
-"""Examples, and the random, reproducible, length-grouped batches made of them."""
+"""Dataset rows, and random, reproducible, length-grouped batches of them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,21 +10,20 @@ from torch import Tensor
 
 from sparsesoup.core.rng import cpu_generator, derive_seed
 
-Batch = dict[str, Tensor]  # what the model takes, and "labels"
+Batch = dict[str, Tensor]  # the model's inputs, and "labels"
 
-POOL = 64  # batches that are sorted by length together: larger means less padding and less random neighbours
+POOL = 64  # batches sorted by length together: more means less padding and less random batches
 
 
 @dataclass(frozen=True)
 class RowBatches:
-    """Rows, how to make a batch of some, and how many tokens each has.
+    """Rows, a collate function, and the number of tokens in each row.
 
     Args:
         rows: the examples, in any form that `collate` takes.
         collate: rows -> batch; the batch holds `labels`.
-        lengths: tokens of each row; empty where all rows are equally long (images, vectors).
-        vary: (rows, number of a look at them) -> batch whose rows are varied at random, the same for the same number;
-            None where a training sees rows as they are.
+        lengths: tokens per row; empty if all rows are equally long (images, vectors).
+        vary: (rows, seed) -> batch of randomly augmented rows, the same for the same seed; None for no augmentation.
     """
 
     rows: Sequence[Any]
@@ -39,14 +38,14 @@ class RowBatches:
         return self.collate([self.rows[i] for i in indices])
 
     def augmented_view(self, seed: int, *path: object) -> "RowBatches":
-        """The rows as a training sees them at one moment: varied, the same for the same seed and path."""
+        """Return the rows augmented at random, the same for the same seed and path."""
         if self.vary is None:
             return self
         vary, look = self.vary, derive_seed(seed, *path)
         return replace(self, collate=lambda rows: vary(rows, look))
 
     def count_tokens(self, indices: Sequence[int]) -> tuple[int, int]:
-        """(tokens computed, of which padding) in a batch of these rows; a row without a length counts as one token."""
+        """Return (tokens computed, of which padding) in a batch of these rows; a row without a length is one token."""
         if not self.lengths:
             return len(indices), 0
         lengths = [self.lengths[i] for i in indices]
@@ -54,28 +53,28 @@ class RowBatches:
         return computed, computed - sum(lengths)
 
     def random_subset(self, part: float, seed: int, *path: object) -> "RowBatches":
-        """A random share of the rows, at least one; the same rows for the same seed and path."""
+        """Return a random share of the rows, at least one; the same rows for the same seed and path."""
         if part == 1.0:
             return self
         order = torch.randperm(len(self), generator=cpu_generator(seed, "share", *path))
         return self.select_rows(sorted(order[: max(1, round(part * len(self)))].tolist()))
 
     def select_rows(self, indices: Sequence[int]) -> "RowBatches":
-        """These rows alone."""
+        """Return only these rows."""
         lengths = tuple(self.lengths[i] for i in indices) if self.lengths else ()
         return replace(self, rows=[self.rows[i] for i in indices], lengths=lengths)
 
     def eval_batches(self, size: int) -> list[list[int]]:
-        """All rows once, sorted by length so that little is padding: for evaluation."""
+        """Return batches of all rows once, sorted by length to minimise padding: for evaluation."""
         order = sorted(range(len(self)), key=self.lengths.__getitem__) if self.lengths else list(range(len(self)))
         return [order[i : i + size] for i in range(0, len(order), size)]
 
     def train_batches(self, size: int, start: int, seed: int, *path: object) -> Iterator[list[int]]:
-        """Endless batches of row indices from the `start`-th on, epoch after epoch in a new order.
+        """Yield endless batches of row indices from the `start`-th on, in a new order every epoch.
 
-        The order is a function of seed, path and epoch alone, so any step can be returned to. Rows of like length share
-        a batch: each epoch is shuffled, cut into pools of 64 batches, sorted by length within a pool, and the batches
-        of the epoch are shuffled again. The rows that do not fill the last batch are left out, others each epoch.
+        The order is a function of seed, path and epoch only, so training can resume at any step. Batches are grouped by
+        length: each epoch is shuffled, cut into pools of 64 batches, sorted by length within a pool, and its batches
+        are shuffled again. Rows that do not fill the last batch are dropped, different ones each epoch.
         """
         size = min(size, len(self))
         each = len(self) // size

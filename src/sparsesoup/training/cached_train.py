@@ -1,4 +1,4 @@
-"""A training that other runs may have in common with this one."""
+"""Training that is reused from the training cache if another run has done the same."""
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -14,9 +14,9 @@ from sparsesoup.training.train_cache import CachedTraining
 def train_cached(
     state: TrainState, problem: Problem, steps: int, stream: tuple[object, ...] = (), label: str = "strong"
 ) -> None:
-    """`train` at the problem's own rate, or what it left on the cache when another run did the same, charged in full.
+    """`train` at the problem's own rate, or restore its result from the cache; the full cost is charged either way.
 
-    A training that goes on after a kill is not shared, nor one with a teacher that the cache's identity does not name.
+    A training resumed after a kill is not shared, nor one with a teacher that the cache's identity does not include.
     """
     cache = problem.cache
     unknown = problem.objective is not None and "teacher" not in cache.identity
@@ -37,7 +37,7 @@ def train_cached(
 
 
 def _restore_from_cache(state: TrainState, problem: Problem, product: CachedTraining, label: str) -> None:
-    """The state as the training left it, its steps on the meter and in the log."""
+    """Restore the state at the end of the training, and replay its steps in the costs and the log."""
     start = state.step
     state.load_state_(product.tensors, product.facts | {"notes": state.notes})
     problem.meter.add_cost(label, replace(product.cost, shared=product.cost.steps))
@@ -52,7 +52,7 @@ def _cost_difference(after: Cost, before: Cost) -> Cost:
 
 
 class RecordingObserver:
-    """An observer that passes on and keeps what it is told of each step."""
+    """An observer that forwards the record of each step and keeps it."""
 
     def __init__(self, observer: Observer) -> None:
         self.observer = observer

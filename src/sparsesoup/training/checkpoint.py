@@ -1,4 +1,4 @@
-"""The journal: finished pieces of a run on disk, so that a killed run goes on where it was."""
+"""Checkpoints: finished stages of a run on disk, so that a killed run resumes where it stopped."""
 
 import json
 import time
@@ -20,7 +20,7 @@ SHARE = 50  # a save may cost at most 1/50 of the time since the last one
 
 
 class Checkpointable(Protocol):
-    """A state that can be put on disk and taken back."""
+    """A state that can be saved and loaded."""
 
     def tensors(self) -> dict[str, Tensor]: ...
     def facts(self) -> dict[str, Any]: ...
@@ -28,17 +28,17 @@ class Checkpointable(Protocol):
 
 
 class Checkpointer:
-    """What is done, what is under way, and the state to go on from.
+    """The finished stages, the current stage, and the state to resume from.
 
-    A method runs its work as named pieces. A restarted run skips the finished ones and takes the state of the last;
-    code between pieces must not look at the state, since it is stale while pieces are skipped. A piece that trains
-    does so first and once: `save_if_due` then also saves in its midst.
+    A method runs its work as named stages. A restarted run skips the finished ones and loads the state after the last;
+    code between stages must not read the state, since it is stale while stages are skipped. A stage that trains must
+    do so first and only once, so that `save_if_due` can also save in the middle of it.
 
     Args:
-        meter: saved and restored with the state, so that no step is lost or counted twice.
-        folder: where to; None keeps nothing.
-        every: seconds between saves at the least; more if a save takes more than a fiftieth of that.
-        position: what else to remember (where the log ends), and `rewind` to return to it; 0 is the beginning.
+        meter: costs, saved and restored with the state, so that no step is lost or counted twice.
+        folder: checkpoint folder; None disables checkpoints.
+        every: minimum seconds between saves; longer if a save takes more than a fiftieth of that.
+        position: further state to save (the end of the log), with `rewind` to return to it; 0 is the beginning.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Checkpointer:
         self._stored: dict[str, dict[str, Tensor]] = {}
         self._partial: tuple[str, int] | None = None
         self._saved: str | None = None
-        self._digests: dict[str, str] = {}  # of the files beside the journal; one of an older version has none
+        self._digests: dict[str, str] = {}  # of the files in the checkpoint folder; older versions recorded none
         self._run, self._read_run, self._over = 1, 1, False
         self._given: dict[str, dict[str, float]] | None = None
         self._last, self._took = time.monotonic(), 0.0
@@ -66,21 +66,21 @@ class Checkpointer:
 
     @property
     def resumed_stage(self) -> str | None:
-        """The piece from which a restarted run goes on, None for a fresh one."""
+        """The stage from which a restarted run resumes; None for a fresh run."""
         if self._partial:
             return f"the midst of {self._partial[0]}"
         return self.finished[-1] if self.finished else None
 
     @property
     def is_mid_stage(self) -> bool:
-        """Whether the open piece goes on from its midst, where a former run left it."""
+        """Return True if the current stage resumes from a checkpoint in its middle."""
         return self._partial is not None and self._partial[0] == self.open
 
     def begin_run(self, meter: CostTracker) -> None:
-        """Begin a run: what earlier runs on the same problem finished is forgotten, and their costs are taken off.
+        """Begin a run: stages finished by earlier runs on the same problem are dropped, and so are their costs.
 
-        The first run goes on from what was read, unless that is a later run's. A second call within a run, before
-        its end or an error, changes nothing.
+        The first run resumes from the loaded checkpoint, unless that belongs to a later run. A second call within a
+        run, before its end or an error, has no effect.
         """
         if self._given is None:
             self._given = meter.to_json()
@@ -94,18 +94,18 @@ class Checkpointer:
         meter.restore(self._given)
 
     def end_run(self) -> None:
-        """End a run: the next one on the same problem begins afresh."""
+        """End a run: the next one on the same problem starts over."""
         self._over = True
 
     def run_stage(
         self, name: str, state: Checkpointable, work: Callable[..., object], *args: Any, hold: bool = False
     ) -> None:
-        """Do `work(*args)` once in the life of the run.
+        """Call `work(*args)` once in the lifetime of the run.
 
         Args:
-            name: of the piece, unique in the run.
-            state: what the work changes; restored instead of working if this piece was the last one finished.
-            hold: keep this piece's state on disk to the end and restore it on every restart (a rewinding point).
+            name: name of the stage, unique in the run.
+            state: the state changed by the work; restored instead of working if this was the last finished stage.
+            hold: keep this stage's state on disk to the end and restore it on every restart (a rewinding point).
         """
         if name in self.finished:
             if name in self.held:
@@ -127,16 +127,16 @@ class Checkpointer:
             self._save_state(state, f"held-{name}" if hold else None)
 
     def resume_step(self, state: Checkpointable, until: int) -> int:
-        """The step to train to: `until`, or what was saved with the open piece, whose state is then taken back."""
+        """Return the step to train to: `until`, or the step saved within the stage, whose state is then loaded."""
         if self._partial and self.is_mid_stage and self._owner is state:
             self._restore_state(state, self._saved)
             return self._partial[1]
         return until
 
     def save_if_due(self, state: Checkpointable, until: int, ending: bool = False) -> None:
-        """Called after each step of a training to step `until`: saves the state if it is time to.
+        """Save the state if a save is due; called after each step of a training to step `until`.
 
-        Before an error ends the run (`ending`) it is, if any piece is finished that a restart should skip.
+        Before an error ends the run (`ending`), save if a restart could skip a finished stage.
         """
         if self._owner is state and (self._save_is_due() or (ending and self.finished)):
             self._partial = (str(self.open), until)
@@ -144,7 +144,7 @@ class Checkpointer:
 
     @contextmanager
     def without_saving(self) -> Iterator[None]:
-        """Save nothing in this block: the state is a fork, and a restart begins the open piece anew."""
+        """Disable saving in this block: the state is a copy, and a restart starts the current stage over."""
         owner, self._owner = self._owner, None
         try:
             yield
@@ -152,10 +152,10 @@ class Checkpointer:
             self._owner = owner
 
     def put_artifact(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep a finished product (a round's trained ticket) to the end of the run: out of memory if there is a folder.
+        """Keep an artifact (a round's trained ticket) until the end of the run: on disk if there is a folder.
 
-        Call it in the piece that makes the product. A piece that is done again writes the same once more, so a name
-        stands for one product in the life of the run.
+        Call it in the stage that makes the artifact. A rerun stage writes the same artifact again, so a name stands for
+        one artifact in the lifetime of the run.
         """
         if self.folder is None:
             self._stored[name] = {k: t.detach().clone() for k, t in tensors.items()}
@@ -163,7 +163,7 @@ class Checkpointer:
         self._write_tensors(f"stored-{name}.safetensors", tensors)
 
     def get_artifact(self, name: str) -> dict[str, Tensor]:
-        """The product of that name, on the CPU where it comes from disk; not to be written to.
+        """Return the artifact of that name, on the CPU if loaded from disk; do not modify it.
 
         Raises: UserError if its file is missing or damaged.
         """
@@ -177,7 +177,7 @@ class Checkpointer:
             raise UserError(f"damaged product {path} ({error}); remove {path.parent} to start afresh") from error
 
     def close(self) -> None:
-        """Remove the saved states and products: they are needed no more."""
+        """Remove the saved states and artifacts, which are no longer needed."""
         self._stored.clear()
         self._digests.clear()
         self._saved = None
@@ -194,7 +194,7 @@ class Checkpointer:
         began, before = time.monotonic(), self._saved
         self._saved = name or ("state-b" if before == "state-a" else "state-a")
         self._write_tensors(f"{self._saved}.safetensors", state.tensors(), {"facts": json.dumps(state.facts())})
-        # The journal names the state: a kill between the two writes leaves the old pair whole.
+        # The checkpoint file names the state: a kill between the two writes leaves the old pair intact.
         entry = {"finished": self.finished, "held": self.held, "partial": self._partial, "saved": self._saved}
         costs = {"meter": self.meter.to_json(), "given": self._given}
         old = f"{before}.safetensors" if before and before != self._saved and not before.startswith("held-") else ""
@@ -213,7 +213,7 @@ class Checkpointer:
         self._digests[name] = digest
 
     def _read_position(self, path: Path) -> Any:
-        """Take up what a former run left; the position to return to."""
+        """Load the checkpoint of an earlier run; return the saved position."""
         try:
             entry = load_table(path)
             self.finished, self.held, self._saved = entry["finished"], entry["held"], entry["saved"]

@@ -1,4 +1,4 @@
-"""How a model is trained, whatever the method: settings of the optimizer, and of a teacher."""
+"""Training settings shared by all methods: optimizer and distillation."""
 
 import math
 from dataclasses import dataclass, field
@@ -11,14 +11,14 @@ from sparsesoup.core.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """Learn a teacher's answers beside the labels. Hinton et al. 2015; on pruning, Sanh et al. 2020, sec. 5.
+    """Distillation from a teacher, on top of the labels. Hinton et al. 2015; for pruning, Sanh et al. 2020, sec. 5.
 
     Args:
-        teacher: run directory, Hub id or folder of a fine-tuned model; or dense, which trains it first (its cost is
-            charged to the run). Empty: no distillation.
-        alpha: share of the teacher in the loss, the rest is the labels'.
-        temperature: of both answers before they are compared.
-        hidden: weight of the mean squared distance between the outputs of the blocks, on top.
+        teacher: run directory, Hub id or folder of a fine-tuned model; or dense, which trains it first (the run is
+            charged for it). Empty: no distillation.
+        alpha: weight of the teacher in the loss; the labels have the rest.
+        temperature: softmax temperature for the outputs of teacher and student.
+        hidden: weight of the mean squared error between block outputs, added to the loss.
     """
 
     teacher: str = ""
@@ -36,20 +36,20 @@ class DistillConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How a model is trained, whatever the method.
+    """Training settings shared by all methods.
 
     Args:
-        learning_rate: highest learning rate; it rises over the warm-up and falls in a straight line to 0.
-        weight_decay: decay of matrices; biases and norms have none.
-        warmup_ratio: share of the steps over which the learning rate rises.
-        batch_size: rows of a forward pass; those of an optimizer step are `rows_per_step`.
-        gradient_accumulation_steps: forward passes whose gradients make one optimizer step, as in transformers.
-        max_grad_norm: largest gradient norm; 0 does not clip.
+        learning_rate: peak learning rate, with linear warm-up and linear decay to 0.
+        weight_decay: weight decay of matrices; biases and norms have none.
+        warmup_ratio: share of the steps used for warm-up.
+        batch_size: rows of a forward pass; an optimizer step has `rows_per_step`.
+        gradient_accumulation_steps: forward passes per optimizer step, as in transformers.
+        max_grad_norm: maximum gradient norm; 0 disables clipping.
         precision: no (float32) or bf16 (autocast; weights stay float32).
-        freeze_embeddings: embeddings (words, positions, types, with their norm; patches) are not trained, as in the
-            code of movement pruning.
+        freeze_embeddings: do not train embeddings (words, positions, types, with their norm; patches), as in the code
+            of movement pruning.
         optimizer: adamw, adam, sgd or rmsprop (the last two with momentum 0.9).
-        distill: a teacher whose answers are learnt beside the labels.
+        distill: distillation from a teacher, in addition to the labels.
     """
 
     learning_rate: float = 1e-4
@@ -77,11 +77,11 @@ class TrainingConfig:
 
     @property
     def rows_per_step(self) -> int:
-        """Rows of an optimizer step: `batch_size` times `gradient_accumulation_steps`."""
+        """The rows per optimizer step: `batch_size` times `gradient_accumulation_steps`."""
         return self.batch_size * self.gradient_accumulation_steps
 
     def precision_warning(self) -> str:
-        """What a user should know who asks this machine for bf16 that it has no arithmetic for; nothing otherwise."""
+        """Return a warning if bf16 is set on a machine without bf16 arithmetic; else an empty string."""
         if self.precision == "no" or torch.accelerator.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported():
             return ""
         return (

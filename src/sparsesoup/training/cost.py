@@ -1,4 +1,4 @@
-"""The meter: what a run cost in steps, examples, tokens, FLOPs and seconds, by label."""
+"""Cost tracking: steps, examples, tokens, FLOPs and seconds of a run, by label."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -11,16 +11,16 @@ from torch.utils.flop_counter import flop_registry
 
 @dataclass
 class Cost:
-    """What something cost.
+    """Cost of a training or an evaluation.
 
     Args:
         steps: optimizer steps.
-        examples: rows that went through the model.
+        examples: rows passed through the model.
         tokens: tokens computed, padding included.
-        padding: of these, the ones that were padding.
-        flops: floating-point operations counted as if all weights were there (2 for a multiply-add).
+        padding: padding tokens among them.
+        flops: floating-point operations of the dense model (2 for a multiply-add).
         seconds: wall-clock time.
-        shared: of the steps, those that another run had done.
+        shared: steps reused from another run.
     """
 
     steps: int = 0
@@ -36,7 +36,7 @@ class Cost:
 
 
 class CostTracker:
-    """Costs by label: strong (training that the product descends from), weak, search, score, teacher, validation."""
+    """Costs by label: strong (training that leads to the final model), weak, search, score, teacher, validation."""
 
     def __init__(self) -> None:
         self.costs: dict[str, Cost] = {}
@@ -47,11 +47,11 @@ class CostTracker:
         self.costs[label] = self.costs.get(label, Cost()) + cost
 
     def total_cost(self) -> Cost:
-        """All costs together."""
+        """Return the sum of all costs."""
         return sum(self.costs.values(), Cost())
 
     def run_and_count_flops(self, shape: tuple[object, ...], work: Callable[[], Any]) -> tuple[Any, int]:
-        """(what `work` returns, its FLOPs); counted once for each shape, since they depend on nothing else."""
+        """Return (result of `work`, its FLOPs); counted once per shape, since FLOPs depend on nothing else."""
         if shape in self._flops:
             return work(), self._flops[shape]
         with CountFlops() as count:
@@ -60,19 +60,19 @@ class CostTracker:
         return result, count.flops
 
     def to_json(self) -> dict[str, dict[str, float]]:
-        """Plain numbers, by label."""
+        """Return the costs as plain numbers, by label."""
         return {label: asdict(cost) for label, cost in self.costs.items()}
 
     def restore(self, saved: Mapping[str, Mapping[str, Any]]) -> None:
-        """Take the costs that `to_json` gave, in place of the present ones."""
+        """Replace the costs by those of `to_json`."""
         self.costs = {label: Cost(**cost) for label, cost in saved.items()}
 
 
 class CountFlops(TorchDispatchMode):
-    """Counts the FLOPs of every matrix product, convolution and attention that runs inside the block.
+    """Count the FLOPs of every matrix product, convolution and attention in the block.
 
-    torch's own formulas, but one for all kinds of fused attention: on CPU torch 2.13 counts none for it, and the fused
-    backward pass is counted with its recomputation. Ours equals what the unfused products cost.
+    Uses torch's formulas, except for fused attention: on CPU torch 2.13 counts none for it, and the fused backward pass
+    is counted with its recomputation. Ours equals the cost of the unfused products.
 
     >>> with CountFlops() as count:
     ...     _ = torch.ones(2, 3) @ torch.ones(3, 5)
@@ -102,19 +102,19 @@ class CountFlops(TorchDispatchMode):
 
 
 def is_counted_op(packet: Any) -> bool:
-    """Whether an operation is one of those whose FLOPs are counted: matrix products, convolutions, attention."""
+    """Return True for operations with counted FLOPs: matrix products, convolutions, attention."""
     name = packet.__name__
     return packet in flop_registry or name.startswith("_scaled_dot_product_") or name == "_native_multi_head_attention"
 
 
 def _whole_attention(rows: torch.Tensor) -> int:
-    """nn.MultiheadAttention where no gradient is asked for, in one piece, [rows, length, width]: its matrices too."""
-    # However many heads there are, together they are as wide as the rows.
+    """FLOPs of nn.MultiheadAttention fused for inference, [rows, length, width], with its projections."""
+    # The heads together are as wide as the rows, whatever their number.
     return 8 * rows.numel() * rows.shape[-1] + _attention_flops(rows, rows, rows)
 
 
 def _attention_flops(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
-    """Q K^T and P V, [..., length, width] each: 2 multiply-adds for every query, key and width."""
+    """FLOPs of Q K^T and P V, [..., length, width] each: 2 multiply-adds for every query, key and width."""
     *batch, queries, width = query.shape
     keys, out = key.shape[-2], value.shape[-1]
     count = 1

@@ -1,4 +1,4 @@
-"""What a training minimises beside the criterion of its task: the answers of a teacher."""
+"""Distillation: a training loss with a teacher's outputs in addition to the task's criterion."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,10 +14,10 @@ from sparsesoup.training.problem import Problem
 
 
 def distillation_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """How far the student's answers are from the teacher's, for each row: [rows].
+    """Return the distillation loss for each row: [rows].
 
-    KL(teacher || student) of softened answers, times temperature^2 so that gradients keep their size (Hinton et al.
-    2015, sec. 2); the mean over what a row answers (start and end of a span). One output is a number: squared distance.
+    KL(teacher || student) of softened outputs, times temperature^2 to keep the gradient scale (Hinton et al. 2015, sec.
+    2), averaged over the outputs of a row (start and end of a span). A single output is a number: squared error.
 
     Args:
         student, teacher: outputs [rows, ..., answers].
@@ -35,11 +35,11 @@ def distillation_divergence(student: Tensor, teacher: Tensor, temperature: float
 def distillation_objective(
     problem: Problem, teacher: nn.Module, settings: DistillConfig
 ) -> Callable[[nn.Module, Batch], Tensor]:
-    """The objective (1 - alpha) * criterion + alpha * divergence + hidden * distance of the blocks' outputs.
+    """Return the objective (1 - alpha) * criterion + alpha * divergence + hidden * distance of the block outputs.
 
     Args:
-        teacher: a model that answers as `problem.predict` reads it; it gets no gradient and sees no dropout.
-    Raises: UserError at the first step if its answers or its blocks are of another shape than the student's.
+        teacher: a model with outputs as `problem.predict` reads them; run without gradient or dropout.
+    Raises: UserError at the first step if its outputs or blocks differ in shape from the student's.
     """
     model = problem.accelerator.prepare_model(teacher, evaluation_mode=True).eval().requires_grad_(False)
     share, names = settings.alpha, block_names(problem.targets) if settings.hidden else []
@@ -63,7 +63,7 @@ def distillation_objective(
 
 
 def block_names(targets: Targets) -> list[str]:
-    """Names of the repeated blocks that hold the prunable weights: what stands before the first number in their names.
+    """Return the names of the repeated blocks that hold prunable weights: the part up to the first number.
 
     Raises: UserError if no target lies in a numbered block.
     """
@@ -75,7 +75,7 @@ def block_names(targets: Targets) -> list[str]:
 
 @contextmanager
 def outputs_of(model: nn.Module, names: list[str]) -> Iterator[list[Tensor]]:
-    """Fills a list with the outputs of the named modules while the model runs inside the block."""
+    """Collect the outputs of the named modules in a list while the model runs inside the block."""
     outputs: list[Tensor] = []
 
     def remember(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
@@ -90,7 +90,7 @@ def outputs_of(model: nn.Module, names: list[str]) -> Iterator[list[Tensor]]:
 
 
 def _hidden_distance(given: list[Tensor], wanted: list[Tensor], mask: Tensor | None) -> Tensor:
-    """The mean squared distance over blocks, rows and the tokens of a row; padding is none."""
+    """Mean squared error over blocks, rows and tokens; padding is excluded."""
     if [t.shape for t in given] != [t.shape for t in wanted]:
         raise UserError(
             "train.distill.hidden compares blocks of equal number and width, the teacher's are others; say "

@@ -1,4 +1,4 @@
-"""Work on forks of a run's state: the small `map` that a problem is given."""
+"""Functions run on copies of a training state: the `map` of a problem."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -8,14 +8,14 @@ from torch import Tensor
 from sparsesoup.training.state import TrainState
 
 Tensors = dict[str, Tensor]
-ForkFunction = Callable[..., Tensors]  # (problem, a state to use up, *task) -> what is wanted of it
+ForkFunction = Callable[..., Tensors]  # (problem, a copy of the state that it may change, *task) -> result
 
 
 class ParallelMap(Protocol):
-    """Has work done on forks of a state: number of a task -> what its work gives; the state stays as it is.
+    """Run a function on copies of a training state and return a getter for each result. The state is unchanged.
 
-    Nothing is done before it is asked for, so that a restarted run asks for nothing it has. `work` is a function, or a
-    method of a plain value, that any process can import; a task is plain values.
+    Nothing runs before its result is requested, so a restarted run recomputes nothing it has. `work` is a function, or
+    a method of a plain value, that any process can import; a task consists of plain values.
     """
 
     def __call__(
@@ -26,7 +26,7 @@ class ParallelMap(Protocol):
 def serial_map(
     problem: Any, state: TrainState, work: ForkFunction, tasks: Sequence[tuple[Any, ...]]
 ) -> Callable[[int], Tensors]:
-    """Each task in this process."""
+    """Run each task in this process."""
 
     def give(number: int) -> Tensors:
         here = state.take_snapshot()

@@ -1,4 +1,4 @@
-"""The training loop. There is one."""
+"""The only training loop."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,7 +18,7 @@ from sparsesoup.training.cost import Cost
 from sparsesoup.training.problem import Problem, add_batch_cost, charge_time, to_device
 from sparsesoup.training.state import TrainState
 
-# Without gradient and moments these leave a zero at zero, decay included: no pass over the weights is needed.
+# Without gradient and moments these keep zeros at zero, weight decay included: no pass over the weights is needed.
 OPTIMIZERS_THAT_KEEP_ZEROS = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD, torch.optim.RMSprop)
 
 Hook = Callable[[TrainState], None]
@@ -27,12 +27,12 @@ Rate = Callable[[int], float]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOverrides:
-    """How a short run differs from the main one; None leaves a setting as it is.
+    """Settings of a short run that differ from the main one; None keeps a setting.
 
     Args:
-        rate: factor on the main run's learning rate at that moment; or two, between which each run draws its own.
-        weight_decay: decay of matrices.
-        dropout: probability of every dropout of the model.
+        rate: factor on the main run's learning rate at that step; or two, the range from which each run draws its own.
+        weight_decay: weight decay of matrices.
+        dropout: probability of every dropout in the model.
         share: share of the training rows it sees, drawn anew for each run.
     """
 
@@ -54,10 +54,10 @@ class TrainingOverrides:
             raise UserError(f"dropout of a protocol lies in [0, 1), got {self.dropout}")
 
     def rate_factor(self, seed: int, *path: object) -> float:
-        """Return the factor on the learning rate of one run, drawn uniformly if it is given as a range.
+        """Return the factor on the learning rate of one run, drawn uniformly if given as a range.
 
         Args:
-            seed, path: of the run; the same ones draw the same factor.
+            seed, path: random stream of the run; the same stream gives the same factor.
 
         >>> TrainingOverrides(rate=2.0).rate_factor(0, "weak", 1)
         2.0
@@ -86,17 +86,17 @@ def train(
 ) -> TrainState:
     """Train `state` in place for `steps` steps; the masks hold after every one.
 
-    A step: forward, penalty, backward, zero the gradients of dead weights, observe, clip, optimizer step, hooks, masks
-    applied.
+    A step: forward, penalty, backward, zero the gradients of pruned weights, observe, clip, optimizer step, hooks,
+    apply the masks.
 
     Args:
-        stream: names the order of rows and the noise. Every stream goes on at `state.step`, so that a rewound run sees
-            the same rows again and training in two halves is training at once.
-        rate: step -> learning rate; default the problem's own decay over T.
-        hooks: called after each step; may prune, remember, halt, not train.
-        observe: called with the gradients of each step, before clipping; may remember, no more.
+        stream: name of the random stream for row order and noise. It continues at `state.step`, so that a rewound run
+            sees the same rows again, and training in two halves equals training at once.
+        rate: step -> learning rate; default: the problem's schedule over T.
+        hooks: called after each step; may prune, store tensors or halt, but not train.
+        observe: called with the gradients of each step, before clipping; may only store tensors.
         penalty: added to the loss.
-        label: what the steps are charged to.
+        label: cost label of the steps.
         protocol: settings that differ from the problem's.
     Raises: UserError at the first step whose loss is not finite, with the state as it was before that step.
     """
@@ -109,7 +109,7 @@ def train(
     state.enforce_masks_()
     state.halt = False
     params, masks, gone = state.prunable_parameters(), state.masks, sparsity(state.masks)
-    kind = "train" if any(p.requires_grad for p in params.values()) else "head"  # what a step computes
+    kind = "train" if any(p.requires_grad for p in params.values()) else "head"  # FLOPs differ between the two
     problem.observer.begin(label, state.step, until)
     with _apply_overrides(state, protocol), _zero_pruned_gradients(state, params), torch.random.fork_rng():
         for indices in islice(order, max(until - state.step, 0)):
@@ -144,9 +144,9 @@ def train(
 
 
 def train_head(state: TrainState, problem: Problem, steps: int) -> None:
-    """Train what answers the task alone: the head, and whatever else was drawn at random; the rest stands still.
+    """Train only the head and other randomly initialised parameters; the rest is frozen.
 
-    Charged to the label "search", with the FLOPs of what is computed: no gradient goes through the rest.
+    Charged to the label "search", with the FLOPs computed: no gradient is computed for the frozen part.
     """
     wanted = {*problem.head, *problem.fresh}
     others = [p for name, p in state.model.named_parameters() if p.requires_grad and name not in wanted]
@@ -160,7 +160,7 @@ def train_head(state: TrainState, problem: Problem, steps: int) -> None:
 
 
 def train_to(state: TrainState, problem: Problem, step: int, rate: Rate | None = None) -> None:
-    """Train up to this step of the run; with none to go it does nothing."""
+    """Train up to this step of the run; does nothing if the step is reached."""
     train(state, problem, step - state.step, rate=rate)
 
 
@@ -171,10 +171,10 @@ def _set_learning_rate(state: TrainState, rate: float) -> None:
 
 @contextmanager
 def _zero_pruned_gradients(state: TrainState, params: Mapping[str, Parameter]) -> Iterator[None]:
-    """Zeroes the gradients of dead weights in this block, before clipping: they must not spend the norm of the living.
+    """Zero the gradients of pruned weights before clipping, so they do not count towards the gradient norm.
 
-    Each at the moment it is made, while it is in the cache, and by a product with bytes: 2 ms for MiniLM on one thread,
-    where a pass of masked_fill_ over all of them takes 16.
+    Each gradient is zeroed when it is made, while it is in the cache, by a product with bytes: 2 ms for MiniLM on one
+    thread, where a pass of masked_fill_ over all gradients takes 16.
     """
 
     def hook(name: str) -> Callable[[Tensor], None]:
@@ -214,7 +214,7 @@ def _accumulate_gradients(
     cost: Cost,
     kind: str,
 ) -> float:
-    """Gradients of the mean loss over the rows `indices`, in parts; the loss."""
+    """Accumulate the gradients of the mean loss over the rows `indices`, in parts; return the loss."""
     parts = list(_micro_batches(indices, problem.training.batch_size))
     return sum(
         _backward_pass(state, problem, data, part, len(part) / len(indices), penalty, cost, kind) for part in parts
@@ -242,7 +242,7 @@ def _backward_pass(
         loss = problem.training_loss(state.model, batch)
         whole = loss if penalty is None else loss + penalty(state)
         problem.accelerator.backward(whole * weight)
-        # What the log shows can be compared between methods; what is not finite is told whatever it came from.
+        # The log shows the criterion, comparable between methods; a non-finite loss is reported whatever its source.
         return float(loss.detach()) if math.isfinite(float(whole.detach())) else float(whole.detach())
 
     loss, flops = problem.meter.run_and_count_flops(
@@ -254,7 +254,7 @@ def _backward_pass(
 
 @contextmanager
 def _apply_overrides(state: TrainState, protocol: TrainingOverrides | None) -> Iterator[None]:
-    """The protocol's weight decay and dropout, for the time of a run."""
+    """Apply the overrides of weight decay and dropout for the duration of a run."""
     decays = [group["weight_decay"] for group in state.optimizer.param_groups]
     drops = find_dropouts(state.model) if protocol and protocol.dropout is not None else []
     try:
@@ -272,7 +272,7 @@ def _apply_overrides(state: TrainState, protocol: TrainingOverrides | None) -> I
 
 
 def find_dropouts(model: nn.Module) -> list[tuple[nn.Module, str, float]]:
-    """Every dropout probability of a model: (module, attribute, value); attention keeps some as plain numbers."""
+    """Return all dropout probabilities of a model: (module, attribute, value); attention has some as plain numbers."""
     found: list[tuple[nn.Module, str, float]] = []
     for module in model.modules():
         for name in ("p", "dropout", "attention_dropout", "activation_dropout", "dropout_p", "drop_prob"):

@@ -1,4 +1,4 @@
-"""What a method may touch: a pre-trained model, training and validation rows, a loss, a metric. No test split."""
+"""Problem: pre-trained model, training and validation rows, loss and metric. It has no test split."""
 
 import copy
 import functools
@@ -36,13 +36,11 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-GateParameters = tuple[
-    Sequence[Parameter], float
-]  # what gates learn, and the factor on the learning rate they learn it with
+GateParameters = tuple[Sequence[Parameter], float]  # trainable gate parameters, and the factor on their learning rate
 
 
 class Observer(Protocol):
-    """Who watches a run: progress bars, a log. A step with an empty record is progress with nothing to note."""
+    """Receives the progress of a run (progress bars, a log). A step with an empty record has nothing to log."""
 
     def begin(self, label: str, step: int, until: int) -> None: ...
     def step(self, record: Mapping[str, Any]) -> None: ...
@@ -50,7 +48,7 @@ class Observer(Protocol):
 
 
 class NullObserver:
-    """Watches nothing."""
+    """An observer that does nothing."""
 
     def begin(self, label: str, step: int, until: int) -> None:
         pass
@@ -64,25 +62,25 @@ class NullObserver:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """A pre-trained model and the task it is to be pruned for.
+    """A pre-trained model and the task to prune it for.
 
     Args:
-        pretrained: the model, head included; never written to.
+        pretrained: the model, head included; never modified.
         targets: its prunable parameters.
-        train, validation: rows to learn from, and rows to select by. A method sees no others.
+        train, validation: rows for training and for selection. A method sees no others.
         predict: (model, batch) -> outputs [rows, ...].
         criterion: (outputs, batch) -> mean loss of the task.
-        objective: (model, batch) -> what a training minimises, where that is more than the criterion (distillation).
-        metric: (outputs, labels) -> named scores, higher = better; the first one selects.
+        objective: (model, batch) -> training loss, if it differs from the criterion (distillation).
+        metric: (outputs, labels) -> named scores, higher = better; the first one is used for selection.
         steps: T, the steps of one normal fine-tuning.
-        training: learning rate and the like.
-        seed: of everything random.
-        meter, journal, observer: what it costs, what is done, who watches.
-        cache: trainings that other runs have done.
-        map: who does work on forks of a state.
-        head: names of the parameters that answer the task, behind the pre-trained model.
-        fresh: names of the parameters that were drawn at random, which no checkpoint had.
-        notes: what a user should know of the model before the first step, a sentence each.
+        training: training settings.
+        seed: seed of all random choices.
+        meter, journal, observer: costs, checkpoints, progress.
+        cache: trainings shared with other runs.
+        map: runs a function on copies of the state (serially or in processes).
+        head: names of the task head's parameters, on top of the pre-trained model.
+        fresh: names of the randomly initialised parameters, which are in no checkpoint.
+        notes: remarks on the model for the user, one sentence each.
     """
 
     pretrained: nn.Module
@@ -106,18 +104,18 @@ class Problem:
     notes: tuple[str, ...] = ()
 
     def training_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """What a training step minimises, for the mean row of a batch."""
+        """Return the mean training loss of a batch."""
         if self.objective is not None:
             return self.objective(model, batch)
         return self.criterion(self.predict(model, batch), batch)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in which every training row is seen once."""
+        """The number of steps in an epoch."""
         return max(1, len(self.train) // self.training.rows_per_step)
 
     def rate_schedule(self, total: int | None = None) -> LinearWarmupDecay:
-        """Learning rate of a run of `total` steps (default T): warm-up, then down to 0 in a straight line."""
+        """Return the learning rate schedule for `total` steps (default T): warm-up, then linear decay to 0."""
         total = self.steps if total is None else total
         return LinearWarmupDecay(self.training.learning_rate, round(self.training.warmup_ratio * total), total)
 
@@ -125,18 +123,18 @@ class Problem:
     def accelerator(self) -> Accelerator:
         """accelerate's view of this machine: device and precision."""
         known: Accelerator | None = self.__dict__.get("_accelerator")
-        # accelerate has one precision a process: a problem with another one changes that of those before it.
+        # accelerate has one precision per process: setting another changes that of earlier problems.
         if known is None or known.mixed_precision != self.training.precision:
             known = self.__dict__["_accelerator"] = _make_accelerator(self.training.precision)
         return known
 
     def start_run(self, attach: Callable[[nn.Module], GateParameters] | None = None) -> TrainState:
-        """A run at its beginning: a copy of the pre-trained model, a fresh optimizer, all weights kept.
+        """Start a run: a copy of the pre-trained model, a fresh optimizer, all weights kept.
 
-        Nothing is left of earlier runs on this problem: neither what they finished nor what they cost.
+        Stages and costs of earlier runs on this problem are dropped.
 
         Args:
-            attach: puts gates on the copy and returns their parameters with the factor on their learning rate.
+            attach: puts gates on the copy and returns their parameters with their learning rate factor.
         """
         self.journal.begin_run(self.meter)
         model = copy.deepcopy(self.pretrained)
@@ -157,9 +155,9 @@ class Problem:
 
     @torch.no_grad()
     def reset_to_pretrained_(self, state: TrainState) -> None:
-        """The state as at its beginning: theta_0, a fresh optimizer, all weights kept. Memory and notes stay.
+        """Reset a state to its beginning: theta_0, a fresh optimizer, all weights kept. Memory and notes stay.
 
-        From the pre-trained model itself, so that no snapshot has to be held. Not for a state with gates.
+        Copies from the pre-trained model, so no snapshot is needed. Not for a state with gates.
         """
         plain = named_weights(self.pretrained)
         for name, t in named_weights(state.model).items():
@@ -168,16 +166,16 @@ class Problem:
         state.step, state.masks = 0, algebra.dense_masks(state.prunable_parameters())
 
     def base_fingerprint(self) -> str:
-        """Fingerprint of the pre-trained prunable weights: what a ticket of this problem belongs to."""
+        """Return the fingerprint of the pre-trained prunable weights, which identifies the base model of a ticket."""
         return weights_fingerprint(target_parameters(self.pretrained, self.targets))
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Scores on the validation rows; on the meter like everything else."""
+        """Return the scores on the validation rows; the cost is recorded."""
         with charge_time(self.meter, "validation") as cost:
             return evaluate_model(self, model, self.validation, cost)
 
     def finish_run(self, state: TrainState, **notes: Any) -> Ticket:
-        """The product of a run, validated; the run ends with it."""
+        """Validate the final model, end the run and return its ticket."""
         self.journal.end_run()
         algebra.apply_masks_(state.prunable_parameters(), state.masks)
         with charge_time(self.meter, "validation") as cost:
@@ -192,7 +190,7 @@ class Problem:
 def _make_accelerator(precision: str) -> Accelerator:
     try:
         accelerator = Accelerator(mixed_precision=precision)
-    except ValueError:  # of another precision, which accelerate remembers
+    except ValueError:  # accelerate was set up with another precision
         AcceleratorState._reset_state()
         accelerator = Accelerator(mixed_precision=precision)
     if accelerator.num_processes > 1:
@@ -201,7 +199,7 @@ def _make_accelerator(precision: str) -> Accelerator:
 
 
 def _freeze_embeddings(model: nn.Module) -> None:
-    """Train no module that is an embedding or is called so; UserError if there is none."""
+    """Freeze every module that is an embedding or is named so; raise a UserError if there is none."""
     found = [m for name, m in model.named_modules() if isinstance(m, nn.Embedding) or name.endswith("embeddings")]
     if not found:
         raise UserError("this model has no embeddings to freeze; leave train.freeze_embeddings out")
@@ -212,7 +210,7 @@ def _freeze_embeddings(model: nn.Module) -> None:
 def _parameter_group(
     params: list[Parameter], decay: float = 0.0, decays: bool = False, factor: float = 1.0
 ) -> dict[str, Any]:
-    """A group of the optimizer: `rate_factor` on the rate of the run; `decays`: a protocol may set its weight decay."""
+    """Return an optimizer group: `rate_factor` on the rate of the run; `decays`: overrides may set its weight decay."""
     return {"params": params, "weight_decay": decay, "decays": decays, "factor": factor}
 
 
@@ -223,7 +221,7 @@ def require_steps(problem: Problem, least: int, why: str) -> None:
 
 
 def require_schedule_fits(problem: Problem, fits: Callable[[int], object], why: str) -> None:
-    """Raise a UserError if a method's schedule does not fit T; it says from where on it does."""
+    """Raise a UserError if a method's schedule does not fit T; the message says from which T on it does."""
     if not fits(problem.steps):
         least = min_feasible_steps(fits, problem.steps)
         if least is None:
@@ -232,14 +230,14 @@ def require_schedule_fits(problem: Problem, fits: Callable[[int], object], why: 
 
 
 def need_dense(sparsity: float, name: str) -> None:
-    """Raise a ValueError if a method whose product is dense is asked to prune."""
+    """Raise a ValueError if a method with a dense result is asked to prune."""
     if sparsity:
         raise ValueError(f"{name} keeps every weight: sparsity must be 0, got {sparsity}")
 
 
 @contextmanager
 def charge_time(meter: CostTracker, label: str) -> Iterator[Cost]:
-    """A cost to fill in; its time is taken and it is charged to the label, also when the block fails."""
+    """Yield a cost to fill in; its time is measured and it is charged to the label, even if the block fails."""
     cost, began = Cost(), time.perf_counter()
     try:
         yield cost
@@ -249,12 +247,12 @@ def charge_time(meter: CostTracker, label: str) -> Iterator[Cost]:
 
 
 def evaluate_model(problem: Problem, model: nn.Module, data: RowBatches, cost: Cost) -> dict[str, float]:
-    """Scores of a model on any rows, in eval mode, without a gradient; what it took is added to `cost`."""
+    """Return the scores of a model on any rows, in eval mode, without gradients; the cost is added to `cost`."""
     return problem.metric(*collect_outputs(problem, model, data, cost))
 
 
 def collect_outputs(problem: Problem, model: nn.Module, data: RowBatches, cost: Cost) -> tuple[Tensor, Tensor]:
-    """(outputs, labels) of a model on any rows, as `evaluate_model` takes them."""
+    """Return (outputs, labels) of a model on any rows, as `evaluate_model` computes them."""
     training = model.training
     model.eval()
     outputs, labels = [], []
@@ -284,5 +282,5 @@ def add_batch_cost(cost: Cost, data: RowBatches, indices: list[int], flops: int)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on the device that the model is on."""
+    """Return the batch on the model's device."""
     return {name: t.to(device, non_blocking=True) for name, t in batch.items()}

@@ -1,4 +1,4 @@
-"""A run in progress: model, optimizer, masks and step. It can be pruned, forked and rewound, and put on disk."""
+"""Training state: model, optimizer, masks and step. It can be pruned, copied, rewound and saved."""
 
 import copy
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from sparsesoup.core.targets import Targets, target_parameters
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A copy of a state at one moment, restored in place."""
+    """A copy of a state, restored in place."""
 
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
@@ -22,17 +22,17 @@ class Snapshot:
 
 @dataclass(kw_only=True)
 class TrainState:
-    """All that a training run changes.
+    """Everything that a training run changes.
 
     Args:
-        model, optimizer: prepared once; forks restore their contents in place.
+        model, optimizer: prepared once; snapshots are restored into them in place.
         targets: the prunable parameters.
-        masks: which of them stay. Change them by `set_masks_`.
+        masks: the kept weights. Change them with `set_masks_`.
         step: optimizer steps done since theta_0.
-        memory: tensors that a hook or a method remembers (votes, moving averages); saved with the state.
+        memory: tensors stored by a hook or a method (votes, moving averages); saved with the state.
         notes: plain facts for the report; saved with the state.
-        masked: share of the weights that gates mask, or that the last pruning zeroed for a time; for the log, as long
-            as no mask holds.
+        masked: share of the weights masked by gates, or zeroed for a time by the last pruning; logged while no masks
+            are set.
         halt: set by a hook to end the training.
     """
 
@@ -47,18 +47,18 @@ class TrainState:
     halt: bool = False
 
     def prunable_parameters(self) -> dict[str, Parameter]:
-        """The prunable parameters, looked up by name."""
+        """Return the prunable parameters by name."""
         return target_parameters(self.model, self.targets)
 
     def set_masks_(self, masks: Masks) -> None:
-        """Take these masks and make them hold."""
+        """Set the masks and enforce them."""
         self.masks = masks
         self.enforce_masks_()
 
     def enforce_masks_(self) -> None:
-        """Zero the pruned weights and what the optimizer remembers of them.
+        """Zero the pruned weights and their optimizer moments.
 
-        A moment left over would move a pruned weight at the next step, and the gradient norm with it.
+        A leftover moment would move a pruned weight at the next step, and the gradient norm with it.
         """
         params = self.prunable_parameters()
         apply_masks_(params, self.masks)
@@ -68,19 +68,19 @@ class TrainState:
                     value.mul_(mask.view(torch.int8))
 
     def reset_optimizer_(self) -> None:
-        """Start the optimizer afresh: moments and step counts as before the first step."""
+        """Reset the optimizer: moments and step counts as before the first step."""
         self.optimizer.state.clear()
 
     def take_snapshot(self) -> Snapshot:
-        """A copy to return to with `restore_snapshot_`: weights, buffers, moments, masks, step, memory, notes."""
+        """Return a copy for `restore_snapshot_`: weights, buffers, moments, masks, step, memory, notes."""
         return Snapshot({name: t.detach().clone() for name, t in self.tensors().items()}, self.facts())
 
     def restore_snapshot_(self, snapshot: Snapshot) -> None:
-        """Return to a snapshot, in place; it can be returned to again."""
+        """Restore a snapshot in place; it can be restored again."""
         self.load_state_(snapshot.tensors, snapshot.facts)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the state under a name; they are not copies."""
+        """Return every tensor of the state by name; they are not copies."""
         found: dict[str, Tensor] = {f"model/{n}": t for n, t in self._named_weights().items()}
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
@@ -90,12 +90,12 @@ class TrainState:
         return found | {f"memory/{n}": t for n, t in self.memory.items()}
 
     def facts(self) -> dict[str, Any]:
-        """What is not a tensor: step, notes."""
+        """Return the non-tensor part of the state: step, notes."""
         return {"step": self.step, "notes": copy.deepcopy(self.notes), "masked": self.masked}
 
     @torch.no_grad()
     def load_state_(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Become the state that `tensors` and `facts` described; the given tensors stay untouched."""
+        """Load the state described by `tensors` and `facts`; the given tensors are not modified."""
         own = self._named_weights()
         for name, t in own.items():
             t.copy_(tensors[f"model/{name}"])
@@ -120,7 +120,7 @@ class TrainState:
             slot, value = self.optimizer.state[table[name]], tensors[entry]
             if key in slot and slot[key].shape == value.shape:
                 slot[key].copy_(value)
-            else:  # a step count stays on the CPU, unless the optimizer is fused
+            else:  # step counts stay on the CPU, unless the optimizer is fused
                 slot[key] = value.clone() if value.dim() == 0 and not fused else value.to(device, copy=True)
 
     def _named_weights(self) -> dict[str, Tensor]:
@@ -128,5 +128,5 @@ class TrainState:
 
 
 def named_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters and buffers of a model by name, each once; they are not copies."""
+    """Return the parameters and buffers of a model by name, each once; they are not copies."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}

@@ -1,4 +1,4 @@
-"""The cache: trainings that several runs have in common, done once and charged to each."""
+"""Training cache: trainings shared by several runs, done once and charged to each."""
 
 import hashlib
 import json
@@ -17,12 +17,12 @@ from sparsesoup.training.cost import Cost
 
 @dataclass(frozen=True)
 class CachedTraining:
-    """What a training leaves.
+    """The result of a training.
 
     Args:
         tensors, facts: the state at its end.
-        cost: what it took where it was done, seconds included.
-        records: what was logged of each step.
+        cost: its cost when it was done, seconds included.
+        records: log record of each step.
     """
 
     tensors: dict[str, Tensor]
@@ -32,21 +32,21 @@ class CachedTraining:
 
 
 class TrainingCache:
-    """Finished trainings in a folder, each under a hash of the state it began with and of what was done to it.
+    """Finished trainings in a folder, keyed by a hash of the initial state and the training settings.
 
-    A hash of contents knows by itself what runs share: IMP's rounds up to the highest sparsity that two runs have in
-    common, its first round and the dense run. Nothing has to be named, and nothing stale is ever taken.
+    Equal trainings are found automatically: IMP's rounds up to the highest sparsity that two runs share, its first
+    round and the dense run. They need no names, and a stale training is never used.
 
     Args:
-        folder: where to; None shares nothing.
-        identity: all that decides a training beside the state and its settings: rows, machine, versions.
+        folder: cache folder; None disables the cache.
+        identity: everything else that determines a training: rows, machine, versions.
     """
 
     def __init__(self, folder: Path | None = None, identity: Mapping[str, Any] | None = None) -> None:
         self.folder, self.identity = folder, dict(identity or {})
 
     def content_key(self, tensors: Mapping[str, Tensor], *what: object) -> str:
-        """Hash of a state's tensors, of what is done to it, and of the identity."""
+        """Return the hash of a state's tensors, of the training settings, and of the identity."""
         digest = hashlib.blake2b(digest_size=16)
         digest.update(json.dumps(self.identity, sort_keys=True).encode() + repr(what).encode())
         for name, t in sorted(tensors.items()):
@@ -55,23 +55,23 @@ class TrainingCache:
         return digest.hexdigest()
 
     def get_training(self, key: str) -> CachedTraining | None:
-        """The product under that key; None if there is none, or none that can be read."""
+        """Return the training of that key; None if there is none, or it cannot be read."""
         try:
             with safe_open(self._path_of(key), framework="pt") as file:
                 facts = from_json((file.metadata() or {})["product"])
                 names = list(file.keys())
                 tensors = {name: file.get_tensor(name) for name in names}
-            digest = facts.pop("digest", None)  # one of an older version has none
+            digest = facts.pop("digest", None)  # older versions recorded none
             if digest not in (None, self.content_key(tensors, key, facts)):
                 return None
             return CachedTraining(tensors, facts["facts"], Cost(**facts["cost"]), facts["records"])
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
-            return None  # it is made again, and put in its place
+            return None  # it is trained again and replaced
 
     def put_training(self, key: str, product: CachedTraining) -> None:
-        """Keep a product for other runs."""
+        """Store a training for other runs."""
         facts = {"facts": product.facts, "cost": asdict(product.cost), "records": product.records}
-        facts = json.loads(json.dumps(facts))  # as they come back, for the digest
+        facts = json.loads(json.dumps(facts))  # as they will be read back, for the digest
         tensors = {name: t.detach().cpu().contiguous() for name, t in product.tensors.items()}
         facts["digest"] = self.content_key(tensors, key, facts)
         with atomic_write(self._path_of(key)) as temporary:

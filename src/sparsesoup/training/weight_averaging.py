@@ -1,4 +1,4 @@
-"""Soups: averages of weights that descend from one model."""
+"""Soups: averages of the weights of models fine-tuned from the same one."""
 
 from collections.abc import Iterable, Mapping
 
@@ -12,15 +12,15 @@ Weights = dict[str, Tensor]  # parameters and buffers of a model, each once
 
 
 def clone_weights(model: nn.Module) -> Weights:
-    """A copy of the parameters and buffers of a model."""
+    """Return a copy of the parameters and buffers of a model."""
     return {name: t.detach().clone() for name, t in named_weights(model).items()}
 
 
 @torch.no_grad()
 def load_weights_(model: nn.Module, given: Mapping[str, Tensor]) -> None:
-    """Give a model these weights, in place.
+    """Load these weights into a model, in place.
 
-    Raises: ValueError if they are not those of such a model.
+    Raises: ValueError if the names do not match the model's.
     """
     own = named_weights(model)
     if own.keys() != given.keys():
@@ -31,9 +31,9 @@ def load_weights_(model: nn.Module, given: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def interpolate_weights(one: Mapping[str, Tensor], other: Mapping[str, Tensor], share: float) -> Weights:
-    """(1 - share) * one + share * other. Share 0 is the one to the bit, share 1 the other.
+    """Return (1 - share) * one + share * other. Share 0 is exactly `one`, share 1 exactly `other`.
 
-    What holds no real numbers (counters, positions) is taken from the one.
+    Tensors that are not floating-point (counters, positions) are taken from `one`.
 
     >>> interpolate_weights({"w": torch.tensor([0.0, 8.0])}, {"w": torch.tensor([4.0, 0.0])}, 0.25)["w"].tolist()
     [1.0, 6.0]
@@ -47,10 +47,10 @@ def interpolate_weights(one: Mapping[str, Tensor], other: Mapping[str, Tensor], 
 
 
 def average_weights(members: Iterable[Mapping[str, Tensor]]) -> Weights:
-    """The mean of the members' weights. Wortsman et al. 2022, sec. 2.
+    """Return the mean of the members' weights. Wortsman et al. 2022, sec. 2.
 
-    Two sets are held at a time, however many there are. Where all members are zero so is the mean: members that share a
-    mask make a soup that has it.
+    Holds two sets at a time, whatever their number. The mean is zero where all members are zero: members that share a
+    mask make a soup with the same mask.
 
     Raises: ValueError if there is no member.
 
@@ -66,5 +66,5 @@ def average_weights(members: Iterable[Mapping[str, Tensor]]) -> Weights:
 
 
 def validation_score(problem: Problem, state: TrainState) -> float:
-    """What selects between soups: the first score on the validation rows. On the meter."""
+    """Return the score that selects between soups: the first one on the validation rows. The cost is recorded."""
     return next(iter(problem.validate(state.model).values()))

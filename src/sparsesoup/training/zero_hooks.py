@@ -1,4 +1,4 @@
-"""Keep the zeros of a pruned model while something else trains it."""
+"""Keep pruned weights at zero while another training loop trains the model."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,22 +13,22 @@ from sparsesoup.core.masks import Masks
 
 
 def zeros_of(model: nn.Module, names: Any) -> Masks:
-    """The masks that a pruned model's own zeros make, for these parameters."""
+    """Return the masks given by the zeros of a pruned model, for these parameters."""
     params = dict(model.named_parameters())
     return {name: params[name].detach() != 0 for name in names}
 
 
 def hold_zeros(model: nn.Module, optimizer: Optimizer, masks: Masks) -> Callable[[], None]:
-    """Fine-tune a pruned model in any loop: its zeros stay, exactly, whatever the optimizer remembers.
+    """Keep pruned weights at exactly zero in any training loop, with any optimizer.
 
-    Gradients of pruned weights are zeroed as they are made, before any clipping; after each `optimizer.step()` the
+    Gradients of pruned weights are zeroed as they are computed, before any clipping; after each `optimizer.step()` the
     weights are zeroed too.
 
     Args:
-        model: the model that is trained; its parameters carry the names of the masks.
+        model: the model to train; its parameters have the names of the masks.
         optimizer: any torch optimizer.
-        masks: name -> bool, True = kept, as `sparsesoup.core.ticket.load_masks` gives them.
-    Returns: a function that ends it.
+        masks: name -> bool, True = kept, as returned by `sparsesoup.core.ticket.load_masks`.
+    Returns: a function that removes the hooks.
     Raises: ValueError if the model lacks a masked parameter or its shape differs.
 
     >>> layer = nn.Linear(2, 2)
@@ -52,7 +52,7 @@ def hold_zeros(model: nn.Module, optimizer: Optimizer, masks: Masks) -> Callable
 
 @torch.no_grad()
 def zero_pruned_(params: dict[str, Parameter], masks: Masks) -> None:
-    """Set what the masks prune to exactly zero."""
+    """Set pruned weights to exactly zero."""
     for name, parameter in params.items():
         parameter.masked_fill_(~masks[name].to(parameter.device), 0.0)
 
