@@ -1,8 +1,8 @@
-"""The methods, by name: the table of contents, written by hand.
+"""Pruning methods by name, in the table METHODS.
 
-A method is a frozen dataclass with one verb, `run(problem, sparsity) -> Ticket`. `METHODS["isp"]` is a complete value;
-`dataclasses.replace(METHODS["isp"], stages=3)` is another. Other packages add rows by entry points of the group
-`sparsesoup.methods`, each a MethodInfo.
+A method is a frozen dataclass with a method `run(problem, sparsity) -> Ticket`. `METHODS["isp"]` is a complete value;
+`dataclasses.replace(METHODS["isp"], stages=3)` is another. Other packages add methods through entry points of the
+group `sparsesoup.methods`, each a MethodInfo.
 """
 
 from dataclasses import dataclass, fields
@@ -35,28 +35,28 @@ from sparsesoup.training.problem import Problem
 
 
 class Method(Protocol):
-    """A way to find a ticket."""
+    """A pruning method."""
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """Find it: never writes to the pre-trained model, and puts every step on the meter."""
+        """Prune the model of the problem: never modifies the pre-trained model, and records the cost of every step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodInfo:
-    """A line of the table of methods.
+    """A row of the table of methods.
 
     Args:
         method: the method with its default settings.
-        family: what kind of method it is.
-        score: what a weight is kept for.
-        summary: what it does, in one line.
+        family: family of the method.
+        score: importance score of a weight.
+        summary: one-line description.
         cost: steps in units of T, the steps of one normal fine-tuning.
-        source: where it was published.
-        dense: its product keeps all weights.
-        returns: a weight that is zero at one moment may come back later, until the masks are final.
-        taught: its steps run a teacher too, and it chooses the teacher on the validation rows.
-        grouped: weights fall in groups larger than one, so the nearest group boundary is reached.
-        fixed: settings that make the row what its name says; they cannot be changed.
+        source: publication.
+        dense: the result keeps all weights.
+        returns: pruned weights may return until the masks are final.
+        taught: the method runs a teacher chosen on the validation rows.
+        grouped: weights are pruned in groups larger than one, so the sparsity is that of the nearest group boundary.
+        fixed: settings that define this row; they cannot be changed.
     """
 
     method: Method
@@ -224,9 +224,9 @@ METHODS: dict[str, Method] = {name: row.method for name, row in TABLE.items()}
 
 
 def row_of(method: Method) -> str:
-    """Return the name of the row that a method belongs to: of its class, with the row's fixed settings.
+    """Return the name of the row of a method: of its class, with the row's fixed settings.
 
-    Where several rows fit, it is the one whose defaults differ from the method in the fewest settings.
+    If several rows match, return the one whose defaults differ from the method in the fewest settings.
 
     >>> row_of(InstantSoup(stages=3)), row_of(InstantSoup(weak_masks=0))
     ('isp', 'isp-no-soup')

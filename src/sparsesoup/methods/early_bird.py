@@ -1,4 +1,4 @@
-"""Early-bird tickets: stop the search as soon as the mask to be drawn no longer changes."""
+"""Early-bird tickets: stop the search as soon as the pruning mask no longer changes."""
 
 import math
 from collections.abc import Callable
@@ -24,18 +24,18 @@ MEASURES: dict[str, Callable[[Masks, Masks], float]] = {"hamming": hamming_dista
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyBird:
-    """Train, draw a mask now and then, stop when it no longer changes, go back and train it. You et al. 2019, alg. 1.
+    """Train, compute a mask at intervals, stop when it no longer changes, rewind and train it. You et al. 2019, alg. 1.
 
     Args:
         every: share of an epoch between two masks, at least one step.
-        masks: how many are compared: the newest with each of those before it, once all are there.
-        measure: hamming (share of all weights on which two masks differ, as published) or kept-sets (share of the
-            weights that either keeps which only one keeps; stays telling at high sparsity).
-        threshold: largest distance at which two masks count as the same.
-        search: share of T after which the last mask is taken though the rule never held.
-        structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
-        pattern: the tile in which weights fall together; 1 x 1 is single weights.
-        scope: who competes with whom.
+        masks: number of masks compared: the newest with each of those before it, once all have been computed.
+        measure: hamming (share of all weights on which two masks differ, as published) or kept-sets (one minus
+            intersection over union of the kept weights; stays informative at high sparsity).
+        threshold: largest distance at which two masks count as equal.
+        search: share of T after which the last mask is taken even if the masks still change.
+        structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units.
+        pattern: tile of weights pruned as one group; 1 x 1 is single weights.
+        scope: ranking scope.
     """
 
     every: float = 0.1
@@ -55,7 +55,7 @@ class EarlyBird:
             )
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """The ticket after the search and T steps."""
+        """Return the ticket after the search and T steps."""
         every = max(1, round(self.every * problem.steps_per_epoch))
 
         def fits(total: int) -> bool:
@@ -66,7 +66,7 @@ class EarlyBird:
         )
         validate_groups(problem.targets, self.structure, sparsity, self.pattern, self.scope)
         state = problem.start_run()
-        self._draw_mask(state, sparsity)  # what cannot be drawn is refused before the first step
+        self._draw_mask(state, sparsity)  # refuse an impossible mask before the first step
         problem.journal.run_stage("search", state, self._search_mask, problem, state, every, sparsity)
         problem.journal.run_stage("train", state, train, state, problem, problem.steps)
         return problem.finish_run(state)
@@ -88,7 +88,7 @@ class EarlyBird:
         return select_masks(state, magnitude(state.prunable_parameters()), sparsity, pattern=pattern, scope=self.scope)
 
     def _mask_has_settled(self, state: TrainState, masks: Masks) -> bool:
-        """Remember a mask; whether it differs little enough from each of those before it, all of which are there."""
+        """Store a mask; return True once enough masks are stored and it is close to each of the earlier ones."""
         store_past_mask(state, masks, self.masks)
         found: dict[str, Any] = state.notes.setdefault("early_bird", {"fired": None, "checks": []})
         held = len(next(iter(state.memory.values())))
@@ -102,12 +102,12 @@ class EarlyBird:
 
 
 def store_past_mask(state: TrainState, masks: Masks, most: int) -> None:
-    """Put a mask at the end of the state's memory, one bit a weight; of more than `most` the oldest goes."""
+    """Append a mask to the state's memory, one bit per weight; drop the oldest if there are more than `most`."""
     for name, mask in masks.items():
         before, new = state.memory.get(f"drawn/{name}"), pack_bits(mask)[None]
         state.memory[f"drawn/{name}"] = new if before is None else torch.cat([before.cpu(), new])[-most:]
 
 
 def load_past_mask(state: TrainState, index: int) -> Masks:
-    """A mask in the state's memory, 0 the oldest, -1 the newest."""
+    """Return a mask from the state's memory; 0 is the oldest, -1 the newest."""
     return {n: unpack_bits(state.memory[f"drawn/{n}"][index].cpu(), t.shape) for n, t in state.targets.items()}

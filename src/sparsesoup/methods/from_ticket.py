@@ -23,43 +23,43 @@ from sparsesoup.training.problem import Problem, require_steps
 
 @dataclass(frozen=True, kw_only=True)
 class FromTicket:
-    """Put a ticket's masks on the pre-trained weights and train; if more sparsity is asked, prune on gradually.
+    """Apply a ticket's masks to the pre-trained weights and train; prune further if a higher sparsity is requested.
 
     With --model RUN/model the weights are the ticket's own instead of the checkpoint's. Chen et al. 2020, sec. 4
     (transfer of subnetworks).
 
     Args:
         ticket: run directory, model folder or pruning folder that holds the masks.
-        further: the schedule by which it is pruned on, where the sparsity asked for is above the ticket's.
+        further: gradual pruning schedule if the requested sparsity exceeds the ticket's.
     """
 
     ticket: str = ""
     further: GradualPruning = field(default_factory=GradualPruning)
 
     def load_given(self) -> tuple[Masks, dict[str, Any]]:
-        """The ticket's masks as they were saved, and the facts about them.
+        """Return the ticket's masks as saved, and their metadata.
 
-        Raises: UserError if none is named, or it is not there or damaged.
+        Raises: UserError if no ticket is set, or it is missing or damaged.
         """
         if not self.ticket:
             raise UserError("method ticket needs --method.ticket PATH: a run directory or its model folder")
         return load_masks(Path(self.ticket))
 
     def masks_for_problem(self, problem: Problem) -> Masks:
-        """The ticket's masks under the problem's names.
+        """Return the ticket's masks under the problem's parameter names.
 
         Raises: UserError if the ticket is damaged, of other shapes or of another base model.
         """
         return self.masks_for_model(problem.pretrained, problem.targets)
 
     def masks_for_model(self, pretrained: nn.Module, targets: Targets) -> Masks:
-        """The ticket's masks for a model; refuses what `masks_for_problem` refuses."""
+        """Return the ticket's masks for a model; raise as `masks_for_problem` does."""
         masks, facts = self.load_given()
         params = target_parameters(pretrained, targets)
         fitted = match_parameter_names(
             masks, {n: p.shape for n, p in params.items()}, getattr(pretrained, "base_model_prefix", "")
         )
-        # The ticket's own weights are no copy of the base model, but are zero where the masks are.
+        # The ticket's own weights differ from the base model's, but are zero where the masks are.
         own = all(not bool(params[n].detach()[~m].any()) for n, m in fitted.items())
         if not own and facts.get("origin") != weights_fingerprint(params):
             raise UserError(
@@ -71,7 +71,7 @@ class FromTicket:
         return {name: fitted[name] for name in params}
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """The ticket after T steps."""
+        """Return the ticket after T steps."""
         require_steps(problem, 4, "training a ticket")
         masks, state = self.masks_for_problem(problem), problem.start_run()
         require_sparser(masks, sparsity)
@@ -88,7 +88,7 @@ class FromTicket:
             max(1, round(further.every * problem.steps)),
             initial=sparsity_of(masks),
         )
-        # What masks that were drawn in another scope or pattern cannot hold is refused before the first step.
+        # Refuse masks that another scope or pattern cannot contain before the first step.
         select_masks(
             state,
             magnitude(state.prunable_parameters()),
@@ -103,6 +103,6 @@ class FromTicket:
 
 
 def require_sparser(masks: Masks, sparsity: float) -> None:
-    """Raise a UserError if less sparsity is asked for than a ticket has."""
+    """Raise a UserError if the requested sparsity is below the ticket's."""
     if round((1 - sparsity) * algebra.count_total(masks)) > algebra.count_kept(masks):
         raise UserError(f"sparsity {sparsity:g} is below the ticket's {sparsity_of(masks):.4f}; ask for that or more")

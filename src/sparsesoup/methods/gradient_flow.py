@@ -1,4 +1,4 @@
-"""Rounds of a little training and a pruning by gradient flow, then a finish at constant sparsity."""
+"""Rounds of short training and pruning by gradient flow, then training at constant sparsity."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -26,16 +26,16 @@ from sparsesoup.training.state import TrainState
 
 @dataclass(frozen=True, kw_only=True)
 class GradientFlow:
-    """Rounds of training and pruning by what a weight does to loss or gradient norm. Lubana & Dick 2021.
+    """Rounds of training and pruning by the effect of a weight on loss or gradient norm. Lubana & Dick 2021.
 
     Args:
-        measure: loss (|w g|, keeps the loss), change (|w - w_0| |w g|, of weights that have moved) or norm (|w (H g)|,
-            keeps the norm of the gradient; it costs four times as much).
-        rounds: how often it prunes; the targets rise on a cubic curve.
+        measure: loss (|w g|, preserves the loss), change (|w - w_0| |w g|, for weights that have moved) or norm
+            (|w (H g)|, preserves the gradient norm; four times the cost).
+        rounds: number of prunings; the targets rise on a cubic curve.
         finish: share of T after the last pruning.
-        batches: over which gradient and Hessian are averaged, drawn anew for each round.
-        structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
-        scope: who competes with whom.
+        batches: batches for gradient and Hessian, drawn anew for each round.
+        structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units.
+        scope: ranking scope.
     """
 
     measure: Literal["loss", "change", "norm"] = "loss"
@@ -53,7 +53,7 @@ class GradientFlow:
             )
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """The ticket after T steps."""
+        """Return the ticket after T steps."""
         require_schedule_fits(problem, self._pruning_steps, f"gradient-flow with {self.rounds} rounds")
         pattern = validate_groups(problem.targets, self.structure, sparsity, scope=self.scope)
         state, plan = problem.start_run(), CubicSchedule(0, self.rounds)
@@ -65,7 +65,7 @@ class GradientFlow:
         return problem.finish_run(state, measure=self.measure)
 
     def _pruning_steps(self, total: int) -> list[int]:
-        """Steps after which it prunes at T = `total`; none if a round or the finish had no step of its own."""
+        """Return the pruning steps at T = `total`; none if a round or the finish would have no step of its own."""
         steps = [round((1 - self.finish) * total * i / self.rounds) for i in range(1, self.rounds + 1)]
         return steps if steps[0] >= 1 and steps[-1] < total and len(set(steps)) == self.rounds else []
 
@@ -77,7 +77,7 @@ class GradientFlow:
         elif self.measure == "change":
             scores = movement_sensitivity(params, target_parameters(problem.pretrained, problem.targets), slopes)
         else:
-            # What is pruned no longer flows: its gradient is no part of the norm.
+            # Pruned weights do not count in the gradient norm.
             alive = {name: g * state.masks[name] for name, g in slopes.items()}
             products = hessian_product(problem, state.model, rows, alive)
             scores = {name: s.abs() for name, s in gradient_flow_score(params, products).items()}

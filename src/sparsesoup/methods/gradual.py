@@ -1,4 +1,4 @@
-"""Prune a little every few steps while training, never going back."""
+"""Gradual magnitude pruning during training."""
 
 import math
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ class GradualPruning:
         start: share of T before the first pruning.
         stop: share of T at the last pruning; the rest is the cool-down.
         every: share of T between prunings.
-        structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
-        pattern: the tile in which weights fall together; 1 x 1 is single weights.
-        scope: who competes with whom.
+        structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units.
+        pattern: tile of weights pruned as one group; 1 x 1 is single weights.
+        scope: ranking scope.
     """
 
     start: float = 0.1
@@ -41,7 +41,7 @@ class GradualPruning:
             raise UserError(f"gradual needs 0 <= start < stop <= 1 and every > 0, got {self}")
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """The ticket after T steps."""
+        """Return the ticket after T steps."""
         require_steps(problem, 4, "a gradual schedule")
         pattern = validate_groups(problem.targets, self.structure, sparsity, self.pattern, self.scope)
         total = problem.steps
@@ -54,18 +54,18 @@ class GradualPruning:
 
 @dataclass(frozen=True, kw_only=True)
 class GradualStar:
-    """GMP*: a large first step, then cubic, the learning rate re-wound at each pruning. Kurtic & Alistarh 2022.
+    """GMP*: a large first step, then cubic, with the learning rate reset at each pruning. Kurtic & Alistarh 2022.
 
-    No warm-up: the rate falls from its peak to `low` of it before the first pruning, between prunings and after the
+    No warm-up: the rate decays from its peak to `low` of it before the first pruning, between prunings and after the
     last one. Published with distillation: train.distill with a dense teacher, alpha 1 and temperature 2.
 
     Args:
-        first: sparsity of the first pruning, below the one asked for; default: 0.7, but at most three quarters of it.
+        first: sparsity of the first pruning, below the target; default: 0.7, but at most three quarters of the target.
         start: share of T before the first pruning.
         stop: share of T at the last pruning.
-        prunings: how many, the first and the last included.
-        low: share of the peak learning rate to which each cycle falls.
-        structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
+        prunings: number of prunings, including the first and the last.
+        low: share of the peak learning rate at the end of each cycle.
+        structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units.
     """
 
     first: float | None = None
@@ -83,7 +83,7 @@ class GradualStar:
             raise UserError(f"gmp-star needs 0 <= start < stop < 1, prunings >= 2 and first in [0, 1), got {self}")
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """The ticket after T steps."""
+        """Return the ticket after T steps."""
         total, gaps = problem.steps, self.prunings - 1
         require_steps(problem, round(gaps / (self.stop - self.start)) + 2, f"gmp-star with {self.prunings} prunings")
         pattern = validate_groups(problem.targets, self.structure, sparsity)
@@ -99,7 +99,7 @@ class GradualStar:
         return problem.finish_run(state)
 
     def _first_sparsity(self, sparsity: float) -> float:
-        """Sparsity of the first pruning."""
+        """Return the sparsity of the first pruning."""
         if self.first is None:
             return min(0.7, 0.75 * sparsity)
         if self.first >= sparsity > 0:
@@ -111,7 +111,7 @@ class GradualStar:
 
 
 def pruning_hook(plan: CubicSchedule, sparsity: float, pattern: Pattern = Element, scope: Scope = "global") -> Hook:
-    """The hook that prunes by magnitude when the plan says so."""
+    """Return a hook that prunes by magnitude on the schedule."""
 
     def prune(state: TrainState) -> None:
         if plan.is_pruning_step(state.step):
@@ -123,7 +123,7 @@ def pruning_hook(plan: CubicSchedule, sparsity: float, pattern: Pattern = Elemen
 
 
 def train_with(state: TrainState, problem: Problem, hook: Hook, rate: CyclicLinearDecay | None = None) -> None:
-    """Train for T steps; a first pruning due at step 0 comes before them."""
+    """Train for T steps; a pruning due at step 0 is done first."""
     if state.step == 0:
         hook(state)
     train(state, problem, problem.steps, hooks=[hook], rate=rate)

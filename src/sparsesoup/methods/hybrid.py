@@ -1,4 +1,4 @@
-"""Hybrid movement pruning: blocks or heads of the attention, units of the feed-forward part. Lagunas et al. 2021."""
+"""Hybrid movement pruning: blocks or heads of attention, units of feed-forward layers. Lagunas et al. 2021."""
 
 import math
 from dataclasses import dataclass, field
@@ -26,25 +26,25 @@ from sparsesoup.training.problem import Problem
 
 @dataclass(frozen=True, kw_only=True)
 class HybridMovement:
-    """Soft movement pruning whose masks can be cut out of the model. Lagunas et al. 2021, sec. 3.
+    """Soft movement pruning with masks that can be cut out of the model. Lagunas et al. 2021, sec. 3.
 
-    One score a feed-forward unit, shared by its row going in and its column coming out. In the attention one score a
-    tile of each matrix; or one score a head in each of query, key, value and output, where a head stays while any of
-    the four says so. Matrices of neither kind are masked in tiles. The bias of a row that is masked whole goes too.
+    One score per feed-forward unit, shared by its row in and its column out. In attention one score per tile of each
+    matrix; or one score per head in each of query, key, value and output, where any of the four keeps the head. Other
+    matrices are masked in tiles. The bias of a fully masked row is masked too.
 
     Args:
         attention: tiles, or heads.
-        tile: what is masked together in the attention's matrices, if tiles.
-        attention_weight: weight of the attention's part of the penalty.
-        feed_forward_weight: weight of the units' part.
+        tile: tile masked as one group in attention matrices, if tiles.
+        attention_weight: weight of attention in the penalty.
+        feed_forward_weight: weight of the units in the penalty.
         score_rate: peak learning rate of the scores.
-        threshold: of sigmoid(score), at the end of its rise.
-        penalty: weight of the mean sigmoid(score) in the loss at the end of its rise; default: led by the density.
-        floor: share of every matrix, and of the units of a block, that stays whatever the threshold (published: 0.005).
-        phases: when the masks become sparser.
-        refill: share of T trained on after all weights of the kept heads and units have returned; 0: they do not. The
-            sparsity is then that of whole heads and units, below the one asked for.
-        noise: standard deviation of the weights that return, as a share of the root mean square of the kept ones.
+        threshold: final threshold of sigmoid(score).
+        penalty: final weight of the mean sigmoid(score) in the loss; default: controlled to reach the sparsity.
+        floor: share of every matrix, and of the units of a block, kept whatever the threshold (published: 0.005).
+        phases: sparsity schedule.
+        refill: share of T for training after all weights of the kept heads and units are restored; 0: they are not. The
+            sparsity is then that of whole heads and units, below the target.
+        noise: standard deviation of the restored weights, as a share of the root mean square of the kept ones.
     """
 
     attention: Literal["tiles", "heads"] = "tiles"
@@ -74,7 +74,7 @@ class HybridMovement:
             )
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """The ticket after T steps, and `refill` T; its sparsity is the nearest group boundary that keeps no more."""
+        """Return the ticket after T + `refill` T steps, at the nearest group boundary at or above the sparsity."""
         state = train_gates_state(problem, sparsity, self.phases, *self.make_gates(problem, sparsity))
         if self.refill:
             steps = max(1, round(self.refill * problem.steps))
@@ -83,7 +83,7 @@ class HybridMovement:
         return problem.finish_run(state)
 
     def make_gates(self, problem: Problem, sparsity: float) -> tuple[GateSetup, SparsityController]:
-        """The gates, and what leads them."""
+        """Return the gates, and their controller."""
         banded, pooled = self._coupled_groups(problem)
         ties = (*banded, *pooled)
         weights = [self.attention_weight] * len(banded) + [self.feed_forward_weight] * len(pooled)
@@ -104,7 +104,7 @@ class HybridMovement:
         return gated, lead
 
     def _coupled_groups(self, problem: Problem) -> tuple[list[CoupledGroups], list[CoupledGroups]]:
-        """(ties of the attention and of matrices of neither kind, ties of the units)."""
+        """Return (coupled groups of attention and of other matrices, coupled groups of the units)."""
         targets = problem.targets
         pooled, banded = (
             feed_forward_groups(targets),
@@ -123,6 +123,6 @@ class HybridMovement:
 
 
 def _group_families(banded: list[CoupledGroups], pooled: list[CoupledGroups]) -> tuple[str, ...]:
-    """The family of each tie, as nn_pruning has them: attention and feed-forward, of an encoder and of a decoder."""
+    """Return the family of each, as in nn_pruning: attention and feed-forward, of an encoder and of a decoder."""
     kinds = [("attention", tie) for tie in banded] + [("feed-forward", tie) for tie in pooled]
     return tuple(f"decoder {kind}" if "decoder" in tie.members[0][0] else kind for kind, tie in kinds)

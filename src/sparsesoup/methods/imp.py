@@ -1,4 +1,4 @@
-"""Iterative magnitude pruning: train, prune, go back, again."""
+"""Iterative magnitude pruning: rounds of training, pruning and rewinding."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,17 +21,17 @@ Trained = Callable[[TrainState, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class IterativeMagnitudePruning:
-    """Rounds of training T steps and pruning by |w|, each going back to where it began.
+    """Rounds of T training steps and pruning by |w|, each rewound to its start.
 
     Frankle & Carbin 2019; on BERT, Chen et al. 2020; rewinding, Frankle et al. 2020; learning-rate rewinding, Renda
-    et al. 2020. All parameters go back, the head included, with optimizer, schedule and order of rows.
+    et al. 2020. All parameters are rewound, the head included, with optimizer, schedule and order of rows.
 
     Args:
-        cut: share of the remaining weights that a round removes; the last round goes to the sparsity asked for.
-        rewind: share of T after the pre-trained checkpoint to which a round goes back; 0 is the checkpoint itself.
-        back: what goes back: the weights, or only the learning rate (the weights stay as trained).
-        structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
-        scope: who competes with whom.
+        cut: share of the remaining weights removed per round; the last round prunes to the target sparsity.
+        rewind: rewinding point as a share of T after the pre-trained checkpoint; 0 is the checkpoint itself.
+        back: what to rewind: the weights, or only the learning rate (the weights stay as trained).
+        structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units.
+        scope: ranking scope.
     """
 
     cut: float = 0.2
@@ -45,19 +45,19 @@ class IterativeMagnitudePruning:
             raise UserError(f"imp needs cut in (0, 1) and rewind in [0, 1), got {self.cut} and {self.rewind}")
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """The ticket of the last round, trained: (rounds + 1) T steps in all."""
+        """Return the trained ticket of the last round: (rounds + 1) T steps in total."""
         goals = geometric_sparsities(self.cut, sparsity)
         return problem.finish_run(self.run_rounds(problem, goals), rounds=len(goals))
 
     def run_rounds(
         self, problem: Problem, goals: Sequence[float], product: int = -1, trained: Trained | None = None
     ) -> TrainState:
-        """A round for each sparsity, and the training of the last mask.
+        """Run a round for each sparsity, and the training of the last mask.
 
         Args:
-            goals: sparsities to prune to; training 0 is dense, training i is that of goals[i - 1].
-            product: the training that the product descends from; the others are charged as search.
-            trained: given the state and the number of each training at its end, inside the journal's piece.
+            goals: sparsities to prune to; training 0 is dense, training i has the sparsity goals[i - 1].
+            product: index of the training that leads to the final model; the others are charged as search.
+            trained: called with the state and the index of each training at its end, inside the checkpointed stage.
         Returns: the state at the end of the last training.
         """
         first = round(self.rewind * problem.steps)
@@ -71,7 +71,7 @@ class IterativeMagnitudePruning:
         origin, own = state.take_snapshot(), product % (len(goals) + 1)
 
         def fit(number: int) -> None:
-            # Weights that stay must not see the same rows in the same order in every round.
+            # Kept weights must not see the same rows in the same order in every round.
             stream = ("round", number) if self.back == "rate" and number else ()
             train_cached(state, problem, rest, stream, "strong" if number == own else "search")
             if trained is not None:

@@ -1,4 +1,4 @@
-"""Instant Model Soup: the dense relative of Instant Soup Pruning."""
+"""Instant Model Soup: the dense variant of Instant Soup Pruning."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -18,17 +18,17 @@ from sparsesoup.training.state import TrainState, named_weights
 
 @dataclass(frozen=True, kw_only=True)
 class InstantModelSoup:
-    """Short trainings of pruned forks of theta_0, interpolated into it; then a normal fine-tuning. Jaiswal et al. 2023.
+    """Interpolate short trainings of pruned copies of theta_0 into it, then fine-tune. Jaiswal et al. 2023.
 
-    The model is dense. Every fork enters with the share that is best on validation; a share of 0 leaves it out.
+    The model is dense. Every copy is mixed in with the share that is best on validation; a share of 0 leaves it out.
 
     Args:
-        weak_models: how many forks.
-        look_ahead: steps of each, as a share of T.
-        sparsities: one-shot magnitude sparsities of the forks; taken in turn.
-        shares: of a fork in the mixture, tried beside 0.
-        budget: charged (main and weak steps together are T) or extra (the main run has T, weak steps come on top).
-        protocols: how the forks' trainings differ; taken in turn.
+        weak_models: number of copies.
+        look_ahead: training steps of each, as a share of T.
+        sparsities: one-shot magnitude sparsities of the copies; used in turn.
+        shares: shares of a copy in the mixture to try, besides 0.
+        budget: charged (main and weak steps together are T) or extra (the main run has T, weak steps are additional).
+        protocols: training settings of the copies; used in turn.
     """
 
     weak_models: int = 4
@@ -50,7 +50,7 @@ class InstantModelSoup:
             raise UserError(f"instant-model-soup needs shares in (0, 1), at least one, got {self.shares}")
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """The fine-tuned soup with all of its weights; the sparsity must be 0."""
+        """Return the fine-tuned soup with all of its weights; the sparsity must be 0."""
         need_dense(sparsity, "instant-model-soup")
         require_schedule_fits(
             problem,
@@ -89,7 +89,7 @@ class InstantModelSoup:
         train(state, problem, steps, stream=("weak", number), rate=rate, label="weak", protocol=protocol)
 
     def _mix_fork(self, problem: Problem, state: TrainState, number: int) -> None:
-        """Stir the fork into the soup with its best share."""
+        """Mix a copy into the soup with its best share."""
         fork, soup = soups.clone_weights(state.model), problem.journal.get_artifact(f"soup-{number}")
         found, sparsity = {0.0: float(state.notes["soup"]["score"])}, algebra.sparsity(state.masks)
         for share in self.shares:
@@ -101,7 +101,7 @@ class InstantModelSoup:
         state.notes["soup"]["forks"].append({"sparsity": sparsity, "share": best, "score": found[best]})
 
     def _begin_soup(self, problem: Problem, state: TrainState) -> None:
-        """The soup at step 0, with a fresh optimizer."""
+        """Load the soup at step 0, with a fresh optimizer."""
         problem.reset_to_pretrained_(state)
         soups.load_weights_(state.model, problem.journal.get_artifact(f"soup-{self.weak_models}"))
 

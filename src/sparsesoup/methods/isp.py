@@ -1,4 +1,4 @@
-"""Instant Soup Pruning: a handful of short, noisy trainings in place of each full round of IMP."""
+"""Instant Soup Pruning: a few short, noisy trainings in place of each full IMP round."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -35,22 +35,22 @@ PROTOCOLS = (
 
 @dataclass(frozen=True, kw_only=True)
 class InstantSoup:
-    """Stages of training, weak masks and their consensus, then a finish at constant sparsity. Jaiswal et al. 2023.
+    """Stages of training and consensus of weak masks, then training at constant sparsity. Jaiswal et al. 2023.
 
-    By default every stage ends exactly at its target: kept are the weights with most votes, then with the largest mean
-    look-ahead magnitude. The look-ahead weights are thrown away; the main run goes on, never rewound.
+    By default every stage ends exactly at its target: it keeps the weights with most votes, then with the largest mean
+    look-ahead magnitude. The look-ahead weights are discarded; the main run continues and is never rewound.
 
     Args:
-        stages: how often it prunes; the targets rise on a cubic curve.
-        weak_masks: trainings a stage whose masks vote; 0 is the same schedule without a soup.
+        stages: number of prunings; the targets rise on a cubic curve.
+        weak_masks: trainings per stage whose masks vote; 0 is the same schedule without a soup.
         look_ahead: steps of each, as a share of T.
         finish: share of the main steps after the last pruning.
-        budget: charged (main and weak steps together are T) or extra (the main run has T, weak steps come on top).
-        protocols: how the weak runs differ; taken in turn. A rate of two numbers is drawn between them for each run.
-        moments: of the weak runs' optimizer, inherited from the main run or fresh.
-        merge: of the weak masks; votes (exactly at the target), union (what any of them keeps, so a stage removes less)
-            or intersection (what all keep, so it removes more); the last stage goes by votes, exactly to the sparsity.
-        structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
+        budget: charged (main and weak steps together are T) or extra (the main run has T, weak steps are additional).
+        protocols: training settings of the weak runs; used in turn. A rate of two numbers is a range to draw from.
+        moments: optimizer moments of the weak runs, inherited from the main run or fresh.
+        merge: merge of the weak masks; votes (exactly at the target), union (kept by any, so a stage removes less) or
+            intersection (kept by all, so it removes more); the last stage uses votes, exactly at the target sparsity.
+        structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units.
     """
 
     stages: int = 5
@@ -70,11 +70,11 @@ class InstantSoup:
             raise UserError("isp needs look_ahead and finish in (0, 1) and at least one protocol")
 
     def weak_steps(self, total: int) -> int:
-        """Weak steps of the whole run at T = `total`."""
+        """Return the weak steps of the whole run at T = `total`."""
         return self.stages * self.weak_masks * max(1, round(self.look_ahead * total))
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """The ticket after T steps, or T and the weak steps if these are extra."""
+        """Return the ticket after T steps, plus the weak steps if these are extra."""
         validate_groups(problem.targets, self.structure, sparsity)
         weak, main, prunings = (
             self.weak_steps(problem.steps),
@@ -98,7 +98,7 @@ class InstantSoup:
         return total - (self.weak_steps(total) if self.budget == "charged" else 0)
 
     def _pruning_steps(self, total: int) -> list[int]:
-        """Main steps after which it prunes at T = `total`; none if a stage or the finish had no step of its own."""
+        """Return the pruning steps at T = `total`; none if a stage or the finish would have no step of its own."""
         main = self._main_steps(total)
         steps = [round((1 - self.finish) * main * (i + 1) / self.stages) for i in range(self.stages)]
         return steps if steps[0] >= 1 and steps[-1] < main and len(set(steps)) == self.stages else []
@@ -108,7 +108,7 @@ class InstantSoup:
     ) -> Tensors:
         steps, protocol = max(1, round(self.look_ahead * problem.steps)), self.protocols[j % len(self.protocols)]
         now, pattern = protocol.rate_factor(problem.seed, "weak", i, j) * rate(state.step), self._groups_of(state)
-        goal = max(target, sparsity_of(state.masks))  # an intersection may have gone beyond it
+        goal = max(target, sparsity_of(state.masks))  # an intersection may have exceeded it
         return draw_weak_mask(problem, state, steps, goal, protocol, lambda step: now, (i, j), pattern, self.moments)
 
     def _superpose_and_prune(self, state: TrainState, target: float, final: float) -> None:

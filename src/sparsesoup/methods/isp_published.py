@@ -1,4 +1,4 @@
-"""Instant Soup Pruning as its paper says it, and as its released code does it: for reference, not recommended."""
+"""Instant Soup Pruning as in its paper, and as in its released code: for reference, not recommended."""
 
 import math
 from collections.abc import Iterator
@@ -38,15 +38,15 @@ PAPER_PROTOCOLS = (
 class InstantSoupPaper:
     """ISP as published: stage i trains (i + 1) t steps, then N weak masks, their union, one-shot adjustment.
 
-    Read literally the soup decides nothing: the union holds the main run's own one-shot mask, and adjusting it by
-    |theta| to the stage's level gives that mask back. The report's `decided` shows it. Weak steps come on top of T.
+    Read literally, the soup has no effect: the union contains the main run's own one-shot mask, and adjusting it by
+    |theta| to the stage's sparsity gives that mask. The report's `decided` shows it. Weak steps are on top of T.
 
     Args:
         stage: t, as a share of an epoch.
-        cut: share of the remaining weights that a stage removes.
-        weak_masks: N, weak masks a stage.
+        cut: share of the remaining weights removed per stage.
+        weak_masks: N, weak masks per stage.
         weak_steps: C, steps of each.
-        protocols: how the weak runs differ (the paper names learning rate and weight decay, no values).
+        protocols: training settings of the weak runs (the paper names learning rate and weight decay, without values).
     """
 
     stage: float = 0.1
@@ -62,7 +62,7 @@ class InstantSoupPaper:
             )
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """The ticket after T main steps and the weak ones on top."""
+        """Return the ticket after T main steps and the weak steps on top."""
         t = max(1, round(self.stage * problem.steps_per_epoch))
         goals = geometric_sparsities(self.cut, sparsity)
         last = t * len(goals) * (len(goals) + 1) // 2
@@ -99,24 +99,24 @@ class InstantSoupPaper:
 
 @dataclass(frozen=True, kw_only=True)
 class InstantSoupCode:
-    """ISP as the released scripts do it: weak runs with a fresh optimizer that sit in a warm-up; their union as it is.
+    """ISP as in the released scripts: weak runs with a fresh optimizer that stay in warm-up; their union unchanged.
 
-    The defaults are those of the script whose weak runs differ in their rows alone; the settings give the other ones.
-    The merged masks stand without adjustment. Within five points of the target the stages end: after one more of the
-    main run one one-shot pruning does the rest. Weak steps come on top of T.
+    The defaults are those of the script whose weak runs differ only in their rows; the settings give the other ones.
+    The merged masks are used without adjustment. The stages end within five points of the target; after one more
+    training of the main run a one-shot pruning reaches it. Weak steps are on top of T.
 
     Args:
-        stage: epochs of the main run a stage.
-        growing: stage i trains (i + 1) times as long, an epoch at most.
+        stage: epochs of the main run per stage.
+        growing: stage i trains (i + 1) times as long, at most an epoch.
         weak: epochs of each weak run.
-        cut: share of the remaining weights that a weak mask removes.
-        weak_masks: weak masks a stage.
-        near: sparsity below the target at which the stages end.
-        warmup: steps of the warm-up from 0 that each weak run begins anew.
-        schedule: steps after which the rate of a weak run is back at 0; beyond them it stands still.
-        protocols: how the weak runs differ; taken in turn. A rate of two numbers is drawn between them for each run.
-        rate_of: what a protocol's rate is a factor on: the main run's learning rate now, or its peak.
-        merge: union (what any weak mask keeps) or intersection (what all of them keep).
+        cut: share of the remaining weights removed by a weak mask.
+        weak_masks: weak masks per stage.
+        near: distance below the target sparsity at which the stages end.
+        warmup: warm-up steps from 0 in each weak run.
+        schedule: steps after which the rate of a weak run is back at 0; it stays 0 afterwards.
+        protocols: training settings of the weak runs; used in turn. A rate of two numbers is a range to draw from.
+        rate_of: base of a protocol's rate factor: the main run's current learning rate, or its peak.
+        merge: union (kept by any weak mask) or intersection (kept by all).
     """
 
     stage: float = 0.5
@@ -152,7 +152,7 @@ class InstantSoupCode:
         return []
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """The ticket after T main steps and the weak ones on top."""
+        """Return the ticket after T main steps and the weak steps on top."""
         check_sparsity(sparsity)
         least = 1 + math.ceil(math.log(1 - max(sparsity - self.near, 0.0)) / math.log(1 - self.cut))
         lengths = [self._stage_steps(problem, i) for i in range(least)]
@@ -178,7 +178,7 @@ class InstantSoupCode:
         return max(1, round(self.weak * problem.steps_per_epoch))
 
     def _count_stages(self, problem: Problem) -> Iterator[int]:
-        """Stages that may draw weak masks: T holds each, and another one of the main run behind it."""
+        """Yield the stages with weak masks: T has room for each, and for another stage of the main run after it."""
         end = self._stage_steps(problem, 0)
         for i in count():
             end += self._stage_steps(problem, i + 1)
@@ -210,7 +210,7 @@ class InstantSoupCode:
         return draw_weak_mask(problem, state, steps, goal, protocol, rate, (i, j), moments="fresh")
 
     def _warmup_factor(self, step: int) -> float:
-        """The factor on a weak run's rate: from 0 up to 1, then down to 0, each in a straight line."""
+        """Return the factor on a weak run's rate: linear from 0 up to 1, then linear down to 0."""
         if step < self.warmup:
             return step / self.warmup
         return max(self.schedule - step, 0) / (self.schedule - self.warmup)

@@ -1,4 +1,4 @@
-"""Learned masks: gates on the weights, trained with them, trimmed to the sparsity asked for, and fixed."""
+"""Learned masks: trainable gates on the weights, trimmed to the target sparsity and then fixed."""
 
 import math
 from collections.abc import Callable
@@ -35,12 +35,12 @@ LearnedScope = Literal["tensor", "global"]
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseShares:
-    """When learned masks become sparser: not yet, on a cubic curve, no more, and at last fixed.
+    """Schedule of learned masks: dense warm-up, cubic rise of the sparsity, cool-down, and fixed masks at the end.
 
     Args:
-        warmup: share of T before the first weight is masked; scores are learnt all the while.
+        warmup: share of T before the first weight is masked; scores are trained from the start.
         cooldown: share of T at the end in which the sparsity is constant.
-        settle: share of T, the end of the cool-down, in which the masks are trimmed to exactly the sparsity and fixed.
+        settle: last share of T, within the cool-down, with masks trimmed to exactly the sparsity and fixed.
     """
 
     warmup: float = 0.1
@@ -57,46 +57,46 @@ class PhaseShares:
             )
 
     def pruning_schedule(self, total: int) -> CubicSchedule:
-        """The sparsity at each of `total` steps."""
+        """Return the sparsity schedule for `total` steps."""
         return CubicSchedule(round(self.warmup * total), round((1 - self.cooldown) * total))
 
     def check_settled(self, total: int) -> int:
-        """Steps with fixed masks."""
+        """Return the number of steps with fixed masks."""
         return max(1, round(self.settle * total))
 
     def pruning_end(self, total: int) -> int:
-        """The step from which the masks are fixed."""
+        """Return the step from which the masks are fixed."""
         return total - self.check_settled(total)
 
     def fits_steps(self, total: int) -> bool:
-        """Whether `total` steps have one for each phase."""
+        """Return True if `total` steps have one for each phase."""
         plan = self.pruning_schedule(total)
         return total >= 4 and plan.start < plan.stop <= self.pruning_end(total)
 
 
 @dataclass(frozen=True)
 class GateSetup:
-    """What is masked together, by which gates, and how they learn."""
+    """Gates with their coupled groups and training settings."""
 
     ties: tuple[CoupledGroups, ...]
     make: Make
     score_rate: float
     scope: LearnedScope = "global"
     penalty: Callable[[TrainState], Tensor] | None = None
-    way: float = 0.0  # how far a score has to fall before its gate closes
-    biases: bool = False  # the bias of a row that is masked whole goes with it
-    floor: float = 0.0  # share of every tie's groups that stays whatever their scores
+    way: float = 0.0  # distance a score has to fall before its gate closes
+    biases: bool = False  # mask the bias of fully masked rows too
+    floor: float = 0.0  # share of the groups of every matrix kept whatever their scores
 
 
 def train_gates(problem: Problem, sparsity: float, phases: PhaseShares, gated: GateSetup, hook: Hook) -> Ticket:
-    """The ticket of learned masks, after T steps."""
+    """Return the ticket of learned masks, after T steps."""
     return problem.finish_run(train_gates_state(problem, sparsity, phases, gated, hook))
 
 
 def train_gates_state(
     problem: Problem, sparsity: float, phases: PhaseShares, gated: GateSetup, hook: Hook
 ) -> TrainState:
-    """Learn masks with weights, trim them to exactly the sparsity, and train on with them fixed: T steps in all."""
+    """Train masks with weights, trim them to exactly the sparsity, and train on with fixed masks: T steps in total."""
     check_sparsity(sparsity)
     if gated.floor > 1 - sparsity:
         raise UserError(
@@ -110,13 +110,13 @@ def train_gates_state(
     state = start_with_gates(problem, gated)
     problem.journal.run_stage("search", state, train_scores, state, problem, problem.steps - settled, hook, gated)
     problem.journal.run_stage("trim", state, _trim_to_sparsity, state, problem, sparsity, gated)
-    detach_gates_(state)  # between pieces: a restart meets the model as the next piece left it
+    detach_gates_(state)  # between stages: a restart needs the model as the next stage found it
     problem.journal.run_stage("settle", state, _train_with_fixed_masks, state, problem, settled, gated)
     return state
 
 
 def _check_scores_can_close(problem: Problem, phases: PhaseShares, gated: GateSetup) -> None:
-    """UserError if no score can fall far enough in time: an optimizer moves it by its learning rate a step at most."""
+    """Raise a UserError if no score can fall far enough: a step moves it by at most its learning rate."""
     start, stop = phases.pruning_schedule(problem.steps).start, phases.pruning_end(problem.steps)
     rate = rate_of_scores(problem, gated.score_rate)
     longest = sum(rate(step) for step in range(start, stop))
@@ -129,7 +129,7 @@ def _check_scores_can_close(problem: Problem, phases: PhaseShares, gated: GateSe
 
 
 def start_with_gates(problem: Problem, gated: GateSetup) -> TrainState:
-    """A run at its beginning, its gates on."""
+    """Start a run with gates."""
     peak = problem.training.learning_rate
     if gated.score_rate and not peak:
         raise UserError("scores learn in proportion to the weights; train.learning_rate must be above 0, got 0")
@@ -144,14 +144,14 @@ def start_with_gates(problem: Problem, gated: GateSetup) -> TrainState:
 
 
 def train_scores(state: TrainState, problem: Problem, steps: int, hook: Hook, gated: GateSetup) -> None:
-    """Train weights and scores; what is due at step 0 comes before."""
+    """Train weights and scores; a hook due at step 0 runs first."""
     if state.step == 0:
         hook(state)
     train(state, problem, steps, hooks=[hook], penalty=gated.penalty)
 
 
 def _trim_to_sparsity(state: TrainState, problem: Problem, sparsity: float, gated: GateSetup) -> None:
-    """Fix the masks at exactly the sparsity, by the gates' own ranking; note what their thresholds alone gave."""
+    """Fix the masks at exactly the sparsity, ranked by the gates; note the sparsity that their thresholds gave."""
     state.notes["threshold_sparsity"] = masked_share(state, group_sizes(gated.ties, state.targets), exact=True)
     single = all(len(tie.members) == 1 and tie.members[0][1] == Element for tie in gated.ties)
     ties = Element if single else gated.ties
@@ -162,16 +162,16 @@ def _trim_to_sparsity(state: TrainState, problem: Problem, sparsity: float, gate
 
 
 def _train_with_fixed_masks(state: TrainState, problem: Problem, steps: int, gated: GateSetup) -> None:
-    """Train on with the masks fixed; biases of pruned rows have no mask, so they are held at zero after each step."""
+    """Train on with fixed masks; biases of pruned rows have no mask, so they are zeroed after each step."""
     train(state, problem, steps, hooks=[zero_biases_] if gated.biases else [])
 
 
 def threshold_hook(
     phases: PhaseShares, problem: Problem, sparsity: float, areas: list[int], scope: LearnedScope, every: int
 ) -> Hook:
-    """The hook that keeps the share of masked weights on the curve.
+    """Return a hook that keeps the masked share on the schedule.
 
-    Thresholds are exact when set and carried over for `every` steps: a fresh top-k at each would cost as much as it.
+    Thresholds are exact when set and kept for `every` steps: a top-k at each step would cost as much as the step.
     """
     plan = phases.pruning_schedule(problem.steps)
 
@@ -187,7 +187,7 @@ def threshold_hook(
 def initial_scores(
     problem: Problem, ties: tuple[CoupledGroups, ...], start: float = 0.0, own: bool = False
 ) -> list[Parameter | None]:
-    """A score of each group of each tie, equal at first; `own`: one for each member."""
+    """Return equal scores for all groups; `own`: separate scores for each member."""
     shapes = {name: target.shape for name, target in problem.targets.items()}
     found: list[Parameter | None] = []
     for tie in ties:
@@ -198,7 +198,7 @@ def initial_scores(
 
 
 def straight_through_gates(learnt: list[Parameter | None], shift: float | None = None) -> Make:
-    """Makes straight-through gates on these scores; with a shift, penalised ones."""
+    """Return a factory of straight-through gates with these scores; with a shift, penalised ones."""
 
     def make(number: int, place: int, tie: CoupledGroups) -> nn.Module:
         return StraightThroughGate(learnt[number], tie.members[place][1], number, place, shift)
@@ -207,9 +207,9 @@ def straight_through_gates(learnt: list[Parameter | None], shift: float | None =
 
 
 def short_of_travel(problem: Problem, phases: PhaseShares, otherwise: str) -> list[str]:
-    """A word of warning where no weight can travel as far as it is large before the first one is masked.
+    """Return a warning if weights cannot move as far as their mean magnitude before the first one is masked.
 
-    In Sanh et al. 2020 it can travel 2.7 times that far. Scores that begin equal are little but noise before.
+    In Sanh et al. 2020 they can move 2.7 times that far. Scores that start equal are mostly noise before that.
     """
     rate, weights = problem.rate_schedule(), target_parameters(problem.pretrained, problem.targets).values()
     total = sum(float(weight.detach().abs().sum()) for weight in weights)
@@ -225,18 +225,18 @@ def short_of_travel(problem: Problem, phases: PhaseShares, otherwise: str) -> li
 
 
 def rate_of_scores(problem: Problem, score_rate: float) -> Callable[[int], float]:
-    """Step -> learning rate of the scores: that of the weights, with a peak of its own."""
+    """Return step -> learning rate of the scores: the schedule of the weights with its own peak."""
     rate, peak = problem.rate_schedule(), problem.training.learning_rate or 1.0
     return lambda step: rate(step) * score_rate / peak
 
 
 def check_rate(score_rate: float) -> None:
-    """UserError unless scores can learn at this rate."""
+    """Raise a UserError unless the learning rate of the scores is positive."""
     if not 0.0 < score_rate < math.inf:
         raise UserError(f"score_rate is a learning rate above 0, got {score_rate:g}")
 
 
 def check_every(every: int) -> None:
-    """UserError unless thresholds are corrected."""
+    """Raise a UserError unless the interval is at least one step."""
     if every < 1:
         raise UserError(f"every is a number of steps, at least 1, got {every}")

@@ -1,4 +1,4 @@
-"""Lottery Pools: the tickets of all rounds of IMP, interpolated into the one that is wanted."""
+"""Lottery Pools: interpolation of the tickets of all IMP rounds into the target one."""
 
 from dataclasses import dataclass
 
@@ -20,19 +20,19 @@ SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 @dataclass(frozen=True, kw_only=True)
 class LotteryPools:
-    """Tickets of neighbouring rounds of imp-rewind, mixed and pruned back; no retraining. Yin et al. 2022, alg. 1.
+    """Average tickets of neighbouring imp-rewind rounds and prune back; no retraining. Yin et al. 2022, alg. 1.
 
-    The others are visited from the nearest to the farthest, the denser before the sparser. Of each the best share is
-    taken, by validation, where the mixture beats the pool so far: so it is never below its own ticket there.
+    The other tickets are tried from the nearest to the farthest, the denser before the sparser. Each is mixed in with
+    its best share if that improves the pool on validation, so the pool is never worse there than its own ticket.
 
     Args:
-        cut: share of the remaining weights that a round of IMP removes.
-        rewind: share of T to which a round goes back.
-        beyond: rounds past the sparsity asked for, whose sparser tickets are visited too; each costs T steps.
-        neighbours: how many tickets are visited; null is all of them.
-        shares: of the visited ticket in the mixture, tried on each.
-        structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
-        scope: who competes with whom.
+        cut: share of the remaining weights removed per IMP round.
+        rewind: rewinding point as a share of T.
+        beyond: rounds past the target sparsity, whose sparser tickets are tried too; each costs T steps.
+        neighbours: number of tickets to try; null is all of them.
+        shares: shares of a ticket in the mixture to try.
+        structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units.
+        scope: ranking scope.
     """
 
     cut: float = 0.2
@@ -53,7 +53,7 @@ class LotteryPools:
         self._imp_method()
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """The pool of the sparsity asked for, after (rounds + beyond + 1) T steps and its validations."""
+        """Return the pool at the target sparsity, after (rounds + beyond + 1) T steps and its validations."""
         goals = geometric_sparsities(self.cut, sparsity)
         target = len(goals)
         for _ in range(self.beyond):
@@ -78,7 +78,7 @@ class LotteryPools:
         state.notes["pool"] = {"own": own, "score": own, "visited": []}
 
     def _try_ticket(self, problem: Problem, state: TrainState, other: int, there: float, sparsity: float) -> None:
-        """Mix the ticket in with its best share if that beats the pool, which the state is before and after."""
+        """Mix a ticket into the pool with its best share if that improves it; the state holds the pool."""
         pool, neighbour = soups.clone_weights(state.model), problem.journal.get_artifact(f"ticket-{other}")
         found: dict[float, float] = {}
         for share in self.shares:
@@ -100,7 +100,7 @@ class LotteryPools:
 
 
 def nearest_first(target: int, count: int) -> list[int]:
-    """The other numbers below `count` from the nearest to the farthest, the lower before the higher.
+    """Return the other numbers below `count` from the nearest to the farthest, the lower before the higher.
 
     >>> nearest_first(2, 5)
     [1, 3, 0, 4]

@@ -1,4 +1,4 @@
-"""Model soups: several fine-tunings of one model, their weights averaged."""
+"""Model soups: averaged weights of several fine-tunings of one model."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -20,14 +20,14 @@ PROTOCOLS = (
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSoup:
-    """Fine-tunings that differ in protocol and order of rows, averaged. Wortsman et al. 2022, sec. 2.
+    """Average fine-tunings that differ in training settings and order of rows. Wortsman et al. 2022, sec. 2.
 
-    Their product is dense.
+    The result is dense.
 
     Args:
-        members: fine-tunings, of T steps each.
-        combine: greedy (the best on validation, then each next that does not lower it) or uniform (all of them).
-        protocols: how the members differ; taken in turn.
+        members: number of fine-tunings, of T steps each.
+        combine: greedy (the best on validation, then each next one that does not lower it) or uniform (all).
+        protocols: training settings of the members; used in turn.
     """
 
     members: int = 3
@@ -39,7 +39,7 @@ class ModelSoup:
             raise UserError(f"model-soup needs members >= 1 and at least one protocol, got {self.members}")
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """The soup with all of its weights after members * T steps; the sparsity must be 0."""
+        """Return the soup with all of its weights after members * T steps; the sparsity must be 0."""
         need_dense(sparsity, "model-soup")
         require_steps(problem, 1, "a run")
         state = problem.start_run()
@@ -83,5 +83,5 @@ class ModelSoup:
 
 
 def scaled_rate(rate: Rate, factor: float) -> Rate:
-    """The learning rate times a factor."""
+    """Return the learning rate schedule times a factor."""
     return lambda step: factor * rate(step)

@@ -1,4 +1,4 @@
-"""Movement pruning: weights are kept for where the training moves them, not for what they are. Sanh et al. 2020."""
+"""Movement pruning: keep weights that move away from zero in training. Sanh et al. 2020."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -27,27 +27,27 @@ from sparsesoup.methods.scores import magnitude
 from sparsesoup.training.loop import Hook
 from sparsesoup.training.problem import Problem
 
-PUBLISHED = 1e-2  # learning rate of scores that begin equal; only their order counts
+PUBLISHED = 1e-2  # learning rate of scores that start equal; only their order matters
 
 
 @dataclass(frozen=True, kw_only=True)
 class MovementPruning:
-    """Hard movement pruning: the mask is the top of learned scores at every step. Sanh et al. 2020, eq. 3 to 6.
+    """Hard movement pruning: the mask is the top-k of learned scores at every step. Sanh et al. 2020, eq. 3 to 6.
 
-    A score rises where a weight moves away from zero; its sign counts, since the largest |score| would also keep the
+    A score rises if a weight moves away from zero; its sign matters, since the largest |score| would also keep the
     weights that training shrinks fastest. Masked weights may return until the masks are fixed.
 
-    As published all scores begin equal, and then only their order counts, whatever their learning rate. That takes a
-    training in which weights travel further than their own size. From a start at |theta_0| a short run behaves like
-    magnitude pruning with straight-through gradients, a long one like movement pruning; this is ours.
+    As published all scores start equal, and then only their order matters, whatever their learning rate. That needs
+    a training in which weights move further than their own size. Started at |theta_0|, a short run behaves like
+    magnitude pruning with straight-through gradients, a long one like movement pruning; this start is ours.
 
     Args:
-        start: scores begin equal, or at |theta_0|.
-        score_rate: peak learning rate of scores that begin at |theta_0|; default: that of the weights.
-        scope: who competes with whom: the weights of a tensor, or all.
-        pattern: what is masked together; 1 x 1 is single weights.
-        phases: when the masks become sparser.
-        every: steps from one correction of the thresholds to the next.
+        start: scores start equal, or at |theta_0|.
+        score_rate: peak learning rate of scores that start at |theta_0|; default: that of the weights.
+        scope: ranking scope: per tensor, or global.
+        pattern: tile of weights masked as one group; 1 x 1 is single weights.
+        phases: sparsity schedule.
+        every: steps between corrections of the thresholds.
     """
 
     start: Literal["equal", "magnitude"] = "equal"
@@ -73,11 +73,11 @@ class MovementPruning:
         return short_of_travel(problem, self.phases, "or say --method.start magnitude") if single else []
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """The ticket after T steps."""
+        """Return the ticket after T steps."""
         return train_gates(problem, sparsity, self.phases, *self.make_gates(problem, sparsity))
 
     def make_gates(self, problem: Problem, sparsity: float) -> tuple[GateSetup, Hook]:
-        """The gates, and the hook that sets their levels."""
+        """Return the gates, and the hook that sets their thresholds."""
         ties = block_groups(problem.targets, self.pattern)
         hook = threshold_hook(
             self.phases, problem, sparsity, group_sizes(ties, problem.targets), self.scope, self.every
@@ -89,7 +89,7 @@ class MovementPruning:
 
 
 def _magnitude_scores(problem: Problem, ties: tuple[CoupledGroups, ...]) -> list[Parameter | None]:
-    """A score of each group: the mean |theta_0| of its weights."""
+    """Return a score per group: the mean |theta_0| of its weights."""
     table = magnitude(target_parameters(problem.pretrained, problem.targets))
     shapes = {name: target.shape for name, target in problem.targets.items()}
     found: list[Parameter | None] = []
@@ -102,14 +102,14 @@ def _magnitude_scores(problem: Problem, ties: tuple[CoupledGroups, ...]) -> list
 
 @dataclass(frozen=True, kw_only=True)
 class MagnitudeStraightThrough:
-    """The top of |w| at every step, masked weights kept behind the mask: magnitude pruning in movement pruning's frame.
+    """Top-k of |w| at every step with masked weights kept behind the mask: magnitude pruning as in movement pruning.
 
     Sanh et al. 2020, sec. 4 ("MaP"). A masked weight gets no gradient, but may return when others shrink below it.
 
     Args:
-        scope: who competes with whom: the weights of a tensor, or all.
-        phases: when the masks become sparser.
-        every: steps from one correction of the thresholds to the next.
+        scope: ranking scope: per tensor, or global.
+        phases: sparsity schedule.
+        every: steps between corrections of the thresholds.
     """
 
     scope: LearnedScope = "tensor"
@@ -120,7 +120,7 @@ class MagnitudeStraightThrough:
         check_every(self.every)
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """The ticket after T steps."""
+        """Return the ticket after T steps."""
         ties = block_groups(problem.targets, Element)
         hook = threshold_hook(
             self.phases, problem, sparsity, group_sizes(ties, problem.targets), self.scope, self.every

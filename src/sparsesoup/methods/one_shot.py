@@ -1,4 +1,4 @@
-"""Score once, prune once, train."""
+"""One-shot pruning before training."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,10 +17,10 @@ from sparsesoup.training.problem import Problem, need_dense, require_steps
 
 @dataclass(frozen=True, kw_only=True)
 class DenseFinetuning:
-    """No pruning: T steps of plain fine-tuning, the row that every table needs."""
+    """No pruning: T steps of plain fine-tuning, the dense baseline."""
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """The fine-tuned model with all of its weights; the sparsity must be 0."""
+        """Return the fine-tuned model with all of its weights; the sparsity must be 0."""
         need_dense(sparsity, "dense")
         require_steps(problem, 1, "a run")
         state = problem.start_run()
@@ -30,13 +30,13 @@ class DenseFinetuning:
 
 @dataclass(frozen=True, kw_only=True)
 class OneShot:
-    """Prune the pre-trained weights once, before training, by the best scores.
+    """Prune the pre-trained weights once, before training.
 
     Args:
         score: magnitude (|theta_0|) or random (uniform, the control).
-        structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
-        pattern: the tile in which weights fall together; 1 x 1 is single weights.
-        scope: who competes with whom.
+        structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units.
+        pattern: tile of weights pruned as one group; 1 x 1 is single weights.
+        scope: ranking scope.
     """
 
     score: Literal["magnitude", "random"] = "magnitude"
@@ -45,7 +45,7 @@ class OneShot:
     scope: Scope = "global"
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """The ticket after T steps of training with the mask."""
+        """Return the ticket after T steps of training with the mask."""
         require_steps(problem, 1, "a run")
         pattern = validate_groups(problem.targets, self.structure, sparsity, self.pattern, self.scope)
         state = problem.start_run()

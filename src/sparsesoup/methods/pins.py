@@ -1,4 +1,4 @@
-"""Prune by the importance after the next step, taught by the best model that the run has had so far."""
+"""PINS: prune by the importance after the next step, with the best model so far as a teacher."""
 
 import copy
 import math
@@ -25,22 +25,22 @@ from sparsesoup.training.state import TrainState, named_weights
 
 @dataclass(frozen=True, kw_only=True)
 class Pins:
-    """PLATON's averages of |g (w - rate g)|, and the run's own best model as a teacher. Ren & Zhu 2023.
+    """PLATON's averages of |g (w - rate g)|, with the run's own best model as a teacher. Ren & Zhu 2023.
 
     At `checks` prunings, the first of them before anything is pruned, the model is scored on the validation rows. The
-    latest that was at least as good as all before it teaches from then on: to the loss of each row is added
-    (1 - entropy of the model's answer / the largest possible) * divergence from the teacher's answer.
+    latest model that was at least as good as all before it is the teacher from then on: the loss of each row gains
+    (1 - entropy of the model's output / the largest possible) * divergence from the teacher's output.
 
     Args:
         fast: decay of the moving average of the importance.
         slow: decay of the moving average of the uncertainty.
-        every: steps from one pruning to the next.
+        every: steps between prunings.
         window: steps whose mean sensitivity is one observation; every must be a multiple of it.
         start: share of T before the cubic ramp of the sparsity.
         stop: share of T at the last pruning, or up to every steps earlier.
-        checks: how often the teacher may change, evenly over the ramp; at most once a pruning.
-        temperature: of both answers before they are compared.
-        structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
+        checks: number of possible teacher changes, evenly over the ramp; at most one per pruning.
+        temperature: softmax temperature for the outputs of teacher and student.
+        structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units.
     """
 
     fast: float = 0.85
@@ -59,7 +59,7 @@ class Pins:
             raise UserError(f"pins needs checks >= 1 and temperature > 0, got {self.checks} and {self.temperature}")
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """The ticket after T steps."""
+        """Return the ticket after T steps."""
         pattern = validate_groups(problem.targets, self.structure, sparsity)
         plan = pruning_ramp(problem, self.start, self.stop, self.every)
         averages = ImportanceAverages(
@@ -68,7 +68,7 @@ class Pins:
         state = problem.start_run()
         taught = replace(problem, objective=self_taught(problem, state, self.temperature))
         for number, at in enumerate(check_steps(plan, self.checks)):
-            teaching = taught if number else problem  # before the first check there is no teacher, nor its cost
+            teaching = taught if number else problem  # before the first check there is no teacher and no cost of one
             piece = (state, teaching, plan, at, sparsity, averages, pattern)
             problem.journal.run_stage(f"ramp-{number + 1}", state, _climb_and_check, *piece)
         problem.journal.run_stage(
@@ -79,7 +79,7 @@ class Pins:
 
 
 def check_steps(plan: CubicSchedule, checks: int) -> list[int]:
-    """The prunings after which the model is scored: the first, and others evenly, none of them the last.
+    """Return the prunings after which the model is scored: the first, and others evenly, none of them the last.
 
     >>> check_steps(CubicSchedule(20, 140, 10), 4)
     [20, 50, 80, 110]
@@ -110,15 +110,15 @@ def _climb_and_check(
 
 
 def self_taught(problem: Problem, state: TrainState, temperature: float) -> Callable[[nn.Module, Batch], Tensor]:
-    """The objective problem.loss + (1 - normalised entropy) * divergence from the teacher in the state's memory.
+    """Return the objective problem.loss + (1 - normalised entropy) * divergence from the teacher in the state's memory.
 
-    It runs the student once, whatever the loss it adds to: what the model answered there is read a second time.
+    The student runs only once, whatever the base loss: its outputs are reused.
     """
     model = problem.accelerator.prepare_model(copy.deepcopy(problem.pretrained), evaluation_mode=True)
     model.eval().requires_grad_(False)
 
     def objective(student: nn.Module, batch: Batch) -> Tensor:
-        for name, t in named_weights(model).items():  # no copy; the memory's tensors are others after a restart
+        for name, t in named_weights(model).items():  # no copy; a restart replaces the memory's tensors
             t.data = state.memory[f"teacher/{name}"]
         with torch.no_grad():
             wanted = problem.predict(model, batch)
@@ -135,11 +135,11 @@ def self_taught(problem: Problem, state: TrainState, temperature: float) -> Call
 
 
 def answer_certainty(outputs: Tensor) -> Tensor:
-    """1 - entropy / log(answers) of each row, in [0, 1]: [rows]; 1 for a number, which has no entropy.
+    """Return 1 - entropy / log(answers) of each row, in [0, 1]: [rows]; 1 for a number, which has no entropy.
 
     Args:
-        outputs: [rows, ..., answers]; of several answers a row, the mean. What is so low that its probability is 0 (a
-            position outside of a context) is no answer that could be given.
+        outputs: [rows, ..., answers]; averaged over several outputs per row. Answers with a logit so low that their
+            probability is 0 (a position outside of the context) are not counted.
 
     >>> answer_certainty(torch.tensor([[0.0, 0.0], [0.0, -1e9]])).tolist()
     [0.0, 1.0]
@@ -152,7 +152,7 @@ def answer_certainty(outputs: Tensor) -> Tensor:
 
 
 class _CachedAnswers(nn.Module):
-    """A model that answers what it has already said; a frozen head beside its answers stays."""
+    """A model that returns cached outputs; it keeps the parameters of a frozen head."""
 
     def __init__(self, model: nn.Module, answer: Any) -> None:
         super().__init__()

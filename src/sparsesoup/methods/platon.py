@@ -1,4 +1,4 @@
-"""Prune what is surely unimportant: the score is the upper confidence bound of a moving average."""
+"""PLATON: prune by an upper confidence bound on the moving average of importance."""
 
 from dataclasses import dataclass
 
@@ -19,17 +19,17 @@ from sparsesoup.training.state import TrainState
 class Platon:
     """Global pruning by importance times uncertainty, both moving averages of |g w|. Zhang et al. 2022.
 
-    A weight that a pruning zeroes goes on being trained, with its moments, and may be kept by the next one. The last
-    pruning makes the masks final; the rest of T is a cool-down with them.
+    A weight zeroed by a pruning is still trained, with its moments, and may be kept by the next one. The last pruning
+    makes the masks final; the rest of T is a cool-down with them.
 
     Args:
         fast: decay of the moving average of the importance.
         slow: decay of the moving average of the uncertainty.
-        every: steps from one pruning to the next.
+        every: steps between prunings.
         window: steps whose mean sensitivity is one observation; every must be a multiple of it.
         start: share of T before the cubic ramp of the sparsity.
         stop: share of T at the last pruning, or up to every steps earlier.
-        structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
+        structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units.
     """
 
     fast: float = 0.85
@@ -44,7 +44,7 @@ class Platon:
         check_ramp("platon", self.start, self.stop, self.every, self.window, self.fast, self.slow)
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """The ticket after T steps."""
+        """Return the ticket after T steps."""
         pattern = validate_groups(problem.targets, self.structure, sparsity)
         plan = pruning_ramp(problem, self.start, self.stop, self.every)
         averages = ImportanceAverages(
@@ -59,7 +59,7 @@ class Platon:
 
 
 def check_ramp(name: str, start: float, stop: float, every: int, window: int, fast: float, slow: float) -> None:
-    """Raise a UserError if the settings of a ramp make no sense."""
+    """Raise a UserError if the settings of a ramp are invalid."""
     if not 0.0 <= start < stop < 1.0 or not (0.0 <= fast < 1.0 and 0.0 <= slow < 1.0):
         raise UserError(
             f"{name} needs 0 <= start < stop < 1 and fast and slow in [0, 1), got {start}, {stop}, {fast} and {slow}"
@@ -69,7 +69,7 @@ def check_ramp(name: str, start: float, stop: float, every: int, window: int, fa
 
 
 def pruning_ramp(problem: Problem, start: float, stop: float, every: int, least: int = 1) -> CubicSchedule:
-    """The prunings between two shares of T, a whole number of intervals and at least `least` of them.
+    """Return the schedule between two shares of T: a whole number of intervals, at least `least` of them.
 
     Raises: UserError if T is too small for that.
     """
@@ -92,7 +92,7 @@ def train_ramp(
     averages: ImportanceAverages,
     pattern: Pattern = Element,
 ) -> None:
-    """Train to step `until` and prune on the way where the plan says so."""
+    """Train to step `until` and prune on the schedule."""
     hook = reversible_pruning_hook(plan, sparsity, averages, pattern)
     train(state, problem, until - state.step, hooks=[hook], observe=averages.observe_gradients)
 
@@ -100,9 +100,9 @@ def train_ramp(
 def reversible_pruning_hook(
     plan: CubicSchedule, sparsity: float, averages: ImportanceAverages, pattern: Pattern = Element
 ) -> Hook:
-    """The hook that zeroes the weights below the threshold, all of them competing again; the last time for good.
+    """Return a hook that zeroes the weights below the threshold, ranking all of them again; the last time for good.
 
-    Until then neither their gradients nor their moments are touched: that is how a weight returns.
+    Until then their gradients and moments are kept, so that weights can return.
     """
 
     def prune(state: TrainState) -> None:

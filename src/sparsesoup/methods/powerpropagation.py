@@ -1,4 +1,4 @@
-"""Prune gradually while the weights are trained through a power, which parts the large from the small."""
+"""Gradual pruning of weights reparametrized by a power, which separates large from small ones."""
 
 import math
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ class PowerPropagation:
     The gradient of v is alpha |v|^(alpha - 1) times that of w: large weights learn faster, small ones hardly move.
 
     Args:
-        alpha: of the power, at least 1; at 1 this is gradual.
+        alpha: exponent, at least 1; 1 is plain gradual pruning.
         start: share of T before the first pruning.
         stop: share of T at the last pruning; the rest is the cool-down.
         every: share of T between prunings.
-        structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
-        scope: who competes with whom.
+        structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units.
+        scope: ranking scope.
     """
 
     alpha: float = 2.0
@@ -45,7 +45,7 @@ class PowerPropagation:
             )
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """The ticket after T steps, its weights folded back to w."""
+        """Return the ticket after T steps, its weights folded back to w."""
         require_steps(problem, 4, "a gradual schedule")
         pattern = validate_groups(problem.targets, self.structure, sparsity, scope=self.scope)
         total, names = problem.steps, list(problem.targets)
@@ -59,6 +59,6 @@ class PowerPropagation:
         problem.journal.run_stage(
             "train", state, train_with, state, problem, pruning_hook(plan, sparsity, pattern, self.scope)
         )
-        # Not a piece: a restart meets the saved v in a model that has its gates again, and folds it then.
+        # Not a stage: a restart loads the saved v into a model that has its parametrization again, and folds it then.
         power.fold_power_(state.model, names)
         return problem.finish_run(state)

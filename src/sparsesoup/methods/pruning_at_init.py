@@ -1,4 +1,4 @@
-"""Score the pre-trained weights by what the data say of them, prune once, train."""
+"""One-shot pruning of the pre-trained weights by data-dependent scores: SNIP, GraSP, Wanda."""
 
 import math
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ class Snip:
     """Keep the weights to which the loss is most sensitive: |g w| at theta_0. SNIP, Lee et al. 2019.
 
     Args:
-        batches: over which the gradient is averaged, before the absolute value.
-        warmup: share of T in which the head alone is trained before the weights are scored.
-        structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
-        pattern: the tile in which weights fall together; 1 x 1 is single weights.
-        scope: who competes with whom.
+        batches: batches for the average gradient, before the absolute value.
+        warmup: share of T for training only the head before the weights are scored.
+        structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units.
+        pattern: tile of weights pruned as one group; 1 x 1 is single weights.
+        scope: ranking scope.
     """
 
     batches: int = 32
@@ -45,12 +45,12 @@ class Snip:
         return _untrained_head_note("snip", problem, self.warmup)
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """The ticket after T steps of training with the mask."""
+        """Return the ticket after T steps of training with the mask."""
         pattern = validate_groups(problem.targets, self.structure, sparsity, self.pattern, self.scope)
         return _prune_then_train(self, problem, sparsity, pattern)
 
     def score_and_prune(self, problem: Problem, state: TrainState, sparsity: float, pattern: Pattern) -> None:
-        """Score and prune the weights as they are."""
+        """Score and prune the current weights."""
         slopes = task_gradient(problem, state.model, calibration_batches(problem, self.batches))
         scores = snip_sensitivity(state.prunable_parameters(), slopes)
         state.set_masks_(select_masks(state, scores, sparsity, pattern=pattern, scope=self.scope))
@@ -58,20 +58,20 @@ class Snip:
 
 @dataclass(frozen=True, kw_only=True)
 class Grasp:
-    """Keep the weights without which the norm of the gradient would change most: |w (H g)| at theta_0.
+    """Keep the weights whose removal would change the gradient norm most: |w (H g)| at theta_0.
 
-    GraSP, Wang et al. 2020, in the form that Lubana & Dick 2021 give it for trained models. The published form, for
-    networks that were never trained, has the sign: `measure="increase", temperature=200`.
+    GraSP, Wang et al. 2020, in the form of Lubana & Dick 2021 for trained models. The published form, for untrained
+    networks, keeps the sign: `measure="increase", temperature=200`.
 
     Args:
-        measure: preserve (|w (H g)|, keeps the norm of the gradient) or increase (w (H g), also takes out what holds
-            the norm down; on a pre-trained model that takes all that pulls one way, see docs/papers.md).
-        batches: over which gradient and Hessian are averaged.
-        warmup: share of T in which the head alone is trained before the weights are scored.
-        temperature: divides the answers before the loss, for the scores alone; no effect where the answer is a number.
-        structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
-        pattern: the tile in which weights fall together; 1 x 1 is single weights.
-        scope: who competes with whom.
+        measure: preserve (|w (H g)|, preserves the gradient norm) or increase (w (H g), also removes weights that
+            lower the norm; on a pre-trained model these are all weights that pull one way, see docs/papers.md).
+        batches: batches for the average gradient and Hessian.
+        warmup: share of T for training only the head before the weights are scored.
+        temperature: divides the logits before the loss, only for the scores; no effect on regression.
+        structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units.
+        pattern: tile of weights pruned as one group; 1 x 1 is single weights.
+        scope: ranking scope.
     """
 
     measure: Literal["preserve", "increase"] = "preserve"
@@ -100,12 +100,12 @@ class Grasp:
         return found
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """The ticket after T steps of training with the mask."""
+        """Return the ticket after T steps of training with the mask."""
         pattern = validate_groups(problem.targets, self.structure, sparsity, self.pattern, self.scope)
         return _prune_then_train(self, problem, sparsity, pattern)
 
     def score_and_prune(self, problem: Problem, state: TrainState, sparsity: float, pattern: Pattern) -> None:
-        """Score and prune the weights as they are."""
+        """Score and prune the current weights."""
         rows = calibration_batches(problem, self.batches)
         slopes = task_gradient(problem, state.model, rows, self.temperature)
         products = hessian_product(problem, state.model, rows, slopes, self.temperature)
@@ -117,13 +117,13 @@ class Grasp:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanda:
-    """Keep in each row of a matrix the weights of largest |w_ij| ||x_j||, x_j the inputs. Wanda, Sun et al. 2024.
+    """Keep the weights of each row with the largest |w_ij| ||x_j||, x_j the inputs. Wanda, Sun et al. 2024.
 
     Args:
-        batches: whose tokens, padding left out, are the inputs.
-        structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units;
-            groups compete by --method.scope global or tensor.
-        scope: who competes with whom; row is the weights of one output.
+        batches: batches whose tokens, without padding, are the inputs.
+        structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units; groups need
+            --method.scope global or tensor.
+        scope: ranking scope; row is the weights of one output.
     """
 
     batches: int = 32
@@ -134,12 +134,12 @@ class Wanda:
         need_batches("wanda", self.batches)
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """The ticket after T steps of training with the mask."""
+        """Return the ticket after T steps of training with the mask."""
         pattern = validate_groups(problem.targets, self.structure, sparsity, scope=self.scope)
         return _prune_then_train(self, problem, sparsity, pattern)
 
     def score_and_prune(self, problem: Problem, state: TrainState, sparsity: float, pattern: Pattern) -> None:
-        """Score and prune the weights as they are."""
+        """Score and prune the current weights."""
         scores = wanda_scores(problem, state.model, calibration_batches(problem, self.batches))
         state.set_masks_(select_masks(state, scores, sparsity, pattern=pattern, scope=self.scope))
 
@@ -156,7 +156,7 @@ def _prune_then_train(method: Snip | Grasp | Wanda, problem: Problem, sparsity: 
 
 
 def _warmup_steps(problem: Problem, warmup: float) -> int:
-    """Steps in which the head alone is trained; UserError if there is no head to train, or no step."""
+    """Return the steps of head-only training; raise a UserError if there is no head to train, or no step."""
     if not warmup:
         return 0
     if not problem.head and not problem.fresh:
@@ -176,7 +176,7 @@ def _check_warmup(name: str, warmup: float) -> None:
 
 
 def _untrained_head_note(name: str, problem: Problem, warmup: float) -> list[str]:
-    """Return a note where weights are scored by the gradient of a head that knows nothing yet."""
+    """Return a note if weights are scored by the gradient of an untrained head."""
     if warmup or not {*problem.head} & {*problem.fresh}:
         return []
     return [

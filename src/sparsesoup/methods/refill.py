@@ -1,4 +1,4 @@
-"""Heads and units that are left, whole again: the "filled" finish of hybrid pruning. Lagunas et al. 2021, sec. 4."""
+"""Restore all weights of kept heads and units: "filled" hybrid pruning. Lagunas et al. 2021, sec. 4."""
 
 import torch
 from torch import Tensor
@@ -16,11 +16,11 @@ INTO, OUT_OF = ("value", "feed-forward in"), ("output", "feed-forward out")
 
 
 def refill_masks(masks: Masks, targets: Targets) -> Masks:
-    """The masks with every weight of the heads and units that still do something, and none of the others.
+    """Return masks with every weight of the heads and units that are still in use, and none of the others.
 
-    A head does something while one of its features has a weight in the value's matrix and in the output's; a unit while
-    it has one in the matrix going in and in the one coming out: the others are what compaction cuts. Matrices without
-    heads or units stay as they are.
+    A head is in use while one of its features has a weight in both the value and the output matrix; a unit while it
+    has one in both the matrix in and the matrix out: compaction cuts the others. Matrices without heads or units stay
+    as they are.
     """
     shapes = {name: target.shape for name, target in targets.items()}
     lines, found = to_out_in_layout(masks, targets), dict(masks)
@@ -32,17 +32,17 @@ def refill_masks(masks: Masks, targets: Targets) -> Masks:
 
 
 def _kept_features(tie: CoupledGroups, lines: Masks, targets: Targets) -> Tensor:
-    """Which features of a tie have a weight on either side, [features]."""
+    """Return a bool per feature that has a weight on both sides, [features]."""
     sides = [lines[n].any(1) for n, _ in tie.members if targets[n].role in INTO]
     sides += [lines[n].any(0) for n, _ in tie.members if targets[n].role in OUT_OF]
     return torch.stack(sides).all(0)
 
 
 def refill_(state: TrainState, problem: Problem, steps: int, noise: float) -> None:
-    """Let the weights of the kept heads and units return as noise, and go back to `steps` steps before the end.
+    """Restore the weights of the kept heads and units as noise, and go back to `steps` steps before the end.
 
     Args:
-        noise: standard deviation of what returns, as a share of the root mean square of the matrix's kept weights.
+        noise: standard deviation of restored weights, as a share of the root mean square of the matrix's kept weights.
     """
     before, masks, draw = state.masks, refill_masks(state.masks, state.targets), cpu_generator(problem.seed, "refill")
     state.notes["refill"] = {"before": sparsity_of(before), "after": sparsity_of(masks), "steps": steps}
@@ -57,6 +57,6 @@ def refill_(state: TrainState, problem: Problem, steps: int, noise: float) -> No
 
 
 def train_on(state: TrainState, problem: Problem, steps: int) -> None:
-    """The last `steps` steps again, with a learning rate that rises and falls once more, on rows of its own order."""
+    """Repeat the last `steps` steps, with another warm-up and decay, on rows in another order."""
     first, rate = problem.steps - steps, problem.rate_schedule(steps)
     train(state, problem, steps, stream=("refill",), rate=lambda step: rate(step - first))

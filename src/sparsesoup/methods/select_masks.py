@@ -1,4 +1,4 @@
-"""From scores to masks for methods whose scope may be a few neighbours of a row."""
+"""Masks from scores for methods that also support N:M scopes."""
 
 from collections.abc import Mapping
 
@@ -21,15 +21,15 @@ def select_masks(
     scope: Scope = "global",
     within: Masks | None = None,
 ) -> Masks:
-    """What `topk_masks` keeps; with a scope of neighbours also on the way to the sparsity that it fixes.
+    """Return the masks of `topk_masks`; with an N:M scope also below the sparsity of N:M.
 
-    A row is one of [out, in], however the matrix is stored, and neighbours are those of a row: the weights that feed
-    one output, which is what kernels for 2:4 skip. At a lower sparsity than the scope's each few lose only what the
-    scope would take from them, the worst of all matrices first; so a method that prunes in steps ends at exactly N:M.
+    Rows are those of [out, in], however the matrix is stored, and N:M groups are consecutive weights of a row: the
+    weights of one output, as 2:4 kernels need. Below the sparsity of the scope, each group loses only weights that the
+    scope would prune, the worst of all matrices first; so a method that prunes in steps ends at exactly N:M.
 
     Args:
-        state: whose weights are scored; it knows how they are stored.
-        scores, sparsity, pattern, scope, within: as `topk_masks` takes them.
+        state: holds the scored weights and their layout.
+        scores, sparsity, pattern, scope, within: as in `topk_masks`.
     Raises: UserError as `topk_masks` does.
     """
     only = fixed_sparsity(scope)

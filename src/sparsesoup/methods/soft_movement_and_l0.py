@@ -1,4 +1,4 @@
-"""Masks that a penalty closes: soft movement pruning and L0 regularisation, led to the sparsity asked for."""
+"""Masks closed by a penalty: soft movement pruning and L0 regularisation, controlled to the target sparsity."""
 
 import math
 from dataclasses import dataclass, field
@@ -31,21 +31,21 @@ LARGEST = 1e6  # the published weights are 125 and 400
 
 @dataclass(frozen=True, kw_only=True)
 class SoftMovement:
-    """Soft movement pruning: a weight is kept while sigmoid(score) > threshold. Sanh et al. 2020, sec. 4 ("SMvP").
+    """Soft movement pruning: keep a weight while sigmoid(score) > threshold. Sanh et al. 2020, sec. 4 ("SMvP").
 
-    A penalty pulls all scores down. With a constant weight, as published, it does not reach a sparsity asked for; led
-    by the density it pulls while too many weights are open and pushes while too few are. What is left is trimmed.
+    A penalty pulls all scores down. With a constant weight, as published, it does not reach a given sparsity; when
+    controlled, it pulls while too many weights are open and pushes while too few are. The rest is trimmed.
 
     Args:
         score_rate: peak learning rate of the scores.
-        threshold: the threshold at the end of its rise, in (0, 1).
-        penalty: weight of the mean sigmoid(score) in the loss at the end of its rise (published: 400); default: led
-            by the density.
-        floor: share of every matrix that stays whatever the threshold (published: 0.005).
-        scope: who competes with whom when the masks are trimmed.
-        pattern: what is masked together; 1 x 1 is single weights. With larger tiles the bias of a row that is masked
-            whole goes too.
-        phases: when the masks become sparser.
+        threshold: final threshold of sigmoid(score), in (0, 1).
+        penalty: final weight of the mean sigmoid(score) in the loss (published: 400); default: controlled to reach the
+            sparsity.
+        floor: share of every matrix kept whatever the threshold (published: 0.005).
+        scope: ranking scope when the masks are trimmed.
+        pattern: tile of weights masked as one group; 1 x 1 is single weights. With larger tiles the bias of a fully
+            masked row is masked too.
+        phases: sparsity schedule.
     """
 
     score_rate: float = 5e-2
@@ -66,11 +66,11 @@ class SoftMovement:
         return short_of_travel(problem, self.phases, "or take magnitude-ste") if single else []
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """The ticket after T steps."""
+        """Return the ticket after T steps."""
         return train_gates(problem, sparsity, self.phases, *self.make_gates(problem, sparsity))
 
     def make_gates(self, problem: Problem, sparsity: float) -> tuple[GateSetup, SparsityController]:
-        """The gates, and what leads them."""
+        """Return the gates, and their controller."""
         ties = block_groups(problem.targets, self.pattern)
         lead = SparsityController(
             plan=self.phases.pruning_schedule(problem.steps), end=self.phases.pruning_end(problem.steps),
@@ -81,24 +81,24 @@ class SoftMovement:
         )  # fmt: skip
         make = straight_through_gates(initial_scores(problem, ties), shift=0.0)
         way = -math.log(self.threshold / (1 - self.threshold))
-        biases = self.pattern != Element  # as in the code of the block form, and not in that of single weights
+        biases = self.pattern != Element  # as in the code of the block variant, but not of single weights
         return GateSetup(ties, make, self.score_rate, self.scope, lead.penalty_term, way, biases, self.floor), lead
 
 
 @dataclass(frozen=True, kw_only=True)
 class HardConcreteL0:
-    """L0 regularisation: random gates whose chance of being open is penalised. Louizos et al. 2018; Sanh et al. 2020.
+    """L0 regularisation: random gates with a penalty on their opening probability. Louizos 2018; Sanh et al. 2020.
 
-    The penalty is led by the density as in soft-movement. At the end the gates, which are not binary, are folded into
-    the weights, and what is left is trimmed.
+    The penalty is controlled as in soft-movement. At the end the gates, which are not binary, are folded into the
+    weights, and the rest is trimmed.
 
     Args:
         score_rate: peak learning rate of the gates' logits.
-        penalty: weight of the mean chance of being open in the loss at the end of its rise (published: 125); default:
-            led by the density.
-        start: logit at which all gates begin.
-        scope: who competes with whom when the masks are trimmed.
-        phases: when the masks become sparser.
+        penalty: final weight of the mean opening probability in the loss (published: 125); default: controlled to reach
+            the sparsity.
+        start: initial logit of all gates.
+        scope: ranking scope when the masks are trimmed.
+        phases: sparsity schedule.
     """
 
     score_rate: float = 1e-1
@@ -115,11 +115,11 @@ class HardConcreteL0:
             )
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """The ticket after T steps."""
+        """Return the ticket after T steps."""
         return train_gates(problem, sparsity, self.phases, *self.make_gates(problem, sparsity))
 
     def make_gates(self, problem: Problem, sparsity: float) -> tuple[GateSetup, SparsityController]:
-        """The gates, and what leads them."""
+        """Return the gates, and their controller."""
         ties = block_groups(problem.targets, Element)
         lead = SparsityController(
             plan=self.phases.pruning_schedule(problem.steps), end=self.phases.pruning_end(problem.steps),
@@ -141,13 +141,13 @@ class HardConcreteL0:
 
 
 def check_floor(floor: float) -> None:
-    """UserError unless a share of every matrix can stay."""
+    """Raise a UserError unless the floor is a share in [0, 1)."""
     if not 0.0 <= floor < 1.0:
         raise UserError(f"floor is a share of every matrix in [0, 1), got {floor:g}")
 
 
 def check_penalty(score_rate: float, weight: float | None, threshold: float = 0.5) -> None:
-    """UserError unless masks can be closed by this penalty."""
+    """Raise a UserError unless this penalty can close masks."""
     check_rate(score_rate)
     if weight is not None and not 0.0 <= weight <= LARGEST:
         raise UserError(f"penalty lies in [0, {LARGEST:g}], above which no task is left to learn, got {weight:g}")

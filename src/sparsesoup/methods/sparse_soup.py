@@ -1,4 +1,4 @@
-"""Sparse model soups: one mask, several retrainings of it, their weights averaged; again at the next sparsity."""
+"""Sparse model soups: average several retrainings of one mask, then prune to the next sparsity."""
 
 from dataclasses import dataclass
 
@@ -18,18 +18,18 @@ from sparsesoup.training.state import TrainState, named_weights
 
 @dataclass(frozen=True, kw_only=True)
 class SparseModelSoup:
-    """IMP without rewinding; each phase averages several retrainings of its one mask. Zimmer et al. 2024, fig. 2.
+    """IMP without rewinding; each phase averages several retrainings of its mask. Zimmer et al. 2024, fig. 2.
 
-    Begins with a dense training of T steps. Each phase removes the same share of what remains; its retrainings start
-    from the same pruned weights with a fresh optimizer and a learning rate that rises and falls once.
+    Starts with a dense training of T steps. Each phase removes the same share of the remaining weights; its retrainings
+    start from the same pruned weights with a fresh optimizer, warm-up and decay.
 
     Args:
-        phases: how often it prunes.
-        members: retrainings a phase.
+        phases: number of prunings.
+        members: retrainings per phase.
         retrain: steps of each, as a share of T.
-        protocols: how the retrainings of a phase differ; taken in turn.
-        structure: what of the model falls together: weights, or whole rows, columns, heads, units, heads-and-units.
-        scope: who competes with whom.
+        protocols: training settings of the retrainings in a phase; used in turn.
+        structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units.
+        scope: ranking scope.
     """
 
     phases: int = 3
@@ -47,7 +47,7 @@ class SparseModelSoup:
             )
 
     def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """The soup of the last phase, after (1 + phases * members * retrain) T steps."""
+        """Return the soup of the last phase, after (1 + phases * members * retrain) T steps."""
         require_steps(problem, 1, "a run")
         if not 0.0 <= sparsity < 1.0:
             raise UserError(f"sparsity must lie in [0, 1), got {sparsity}")
@@ -75,7 +75,7 @@ class SparseModelSoup:
         problem.journal.put_artifact(f"pruned-{phase}", named_weights(state.model))
 
     def _begin_phase(self, problem: Problem, state: TrainState, steps: int, phase: int) -> None:
-        """The pruned weights of this phase, a fresh optimizer, the last `steps` steps ahead again."""
+        """Load the pruned weights of this phase, with a fresh optimizer and the last `steps` steps ahead."""
         soups.load_weights_(state.model, problem.journal.get_artifact(f"pruned-{phase}"))
         state.reset_optimizer_()
         state.step = problem.steps - steps

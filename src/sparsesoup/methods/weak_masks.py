@@ -1,4 +1,4 @@
-"""Weak masks: short noisy trainings from where the main run is, and the consensus of the masks they give."""
+"""Weak masks: masks of short noisy trainings from the main run's current state, and their consensus."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -21,7 +21,7 @@ Sets = Literal["union", "intersection"]
 def draw_weak_masks(
     problem: Problem, state: TrainState, piece: str, work: ForkFunction, tasks: Sequence[tuple[Any, ...]]
 ) -> None:
-    """Have `work` draw a weak mask for each task, and add them to the state's memory: a piece each."""
+    """Compute a weak mask per task with `work`, and add them to the state's memory, one stage each."""
     looks = problem.map(problem, state, work, tasks)
     for number in range(len(tasks)):
         problem.journal.run_stage(f"{piece}-weak-{number + 1}", state, add_vote, state, looks, number)
@@ -38,9 +38,9 @@ def draw_weak_mask(
     pattern: Pattern = Element,
     moments: Moments = "inherited",
 ) -> Tensors:
-    """A weak mask, and the |theta| it was drawn from, at the end of a short training that uses up the state.
+    """Return a weak mask, and its |theta|, at the end of a short training that changes the state.
 
-    Jaiswal et al. 2023, sec. 3. The optimizer goes on with the moments of the main run, or starts afresh.
+    Jaiswal et al. 2023, sec. 3. The optimizer keeps the moments of the main run, or is reset.
     """
     if moments == "fresh":
         state.reset_optimizer_()
@@ -51,7 +51,7 @@ def draw_weak_mask(
 
 
 def add_vote(state: TrainState, looks: Callable[[int], Tensors], number: int) -> None:
-    """Add a weak mask, and what it was drawn from, to the state's memory."""
+    """Add a weak mask, and its magnitudes, to the state's memory."""
     for name, t in looks(number).items():
         sum_before = state.memory.get(name)
         state.memory[name] = t.to(_device_of(state)) if sum_before is None else sum_before + t.to(sum_before.device)
@@ -62,12 +62,12 @@ def _device_of(state: TrainState) -> torch.device:
 
 
 def masks_with_quorum(state: TrainState, quorum: int) -> Masks:
-    """The weights that at least `quorum` weak masks keep; 1 is the union."""
+    """Return the weights that at least `quorum` weak masks keep; 1 is the union."""
     return {name: state.memory[f"votes/{name}"] >= quorum for name in state.targets}
 
 
 def consensus_masks(state: TrainState, target: float, pattern: Pattern = Element) -> Masks:
-    """Exactly the asked number of weights: most votes first, then largest mean look-ahead magnitude."""
+    """Keep exactly the target number of weights: most votes first, then largest mean look-ahead magnitude."""
     votes = {name: state.memory[f"votes/{name}"] for name in state.targets}
     look = {name: state.memory[f"look/{name}"] for name in state.targets}
     return topk_masks(votes, target, then=look, pattern=pattern, within=state.masks)
@@ -77,17 +77,17 @@ def superpose_masks(state: TrainState, how: Sets, voters: int, most: float, patt
     """Return the union or the intersection of the weak masks.
 
     Args:
-        most: the largest sparsity that may result; where the set is sparser, the consensus at that sparsity is given.
+        most: the largest sparsity allowed; if the set is sparser, return the consensus at that sparsity.
     """
     found = masks_with_quorum(state, 1 if how == "union" else voters)
     return found if sparsity(found) <= most else consensus_masks(state, most, pattern)
 
 
 def prune_to_soup(state: TrainState, voters: int, masks: Masks, pattern: Pattern = Element) -> None:
-    """Prune the main run to the merged masks, note what the soup did, and clear the votes.
+    """Prune the main run to the merged masks, note the effect of the soup, and clear the votes.
 
-    Noted: how far the weak masks agreed, and the share of all weights on which the merged mask differs from plain
-    magnitude of the main run at this moment and sparsity: what the soup decided.
+    Notes: the agreement of the weak masks, and the share of all weights on which the merged mask differs from plain
+    magnitude pruning of the main run at this step and sparsity.
     """
     scores, share = magnitude(state.prunable_parameters()), sparsity(masks)
     plain = topk_masks(scores, share, pattern=pattern, within=state.masks) if count_kept(masks) else masks

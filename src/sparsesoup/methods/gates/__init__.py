@@ -1,1 +1,1 @@
-"""Gates: weights seen through something that is learnt with them; attach before training, fold before a ticket."""
+"""Gates: trainable masks implemented as parametrizations; attach before training, fold before making a ticket."""

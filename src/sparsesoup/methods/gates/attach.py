@@ -15,24 +15,24 @@ from sparsesoup.methods.gates.straight_through import StraightThroughGate, floor
 from sparsesoup.training.state import TrainState
 
 Kind = TypeVar("Kind", bound=nn.Module)
-Make = Callable[[int, int, CoupledGroups], nn.Module]  # (tie, member, the tie) -> the gate of that member
+Make = Callable[[int, int, CoupledGroups], nn.Module]  # (group index, member index, groups) -> gate of that member
 
 
 def attach_gates(model: nn.Module, ties: tuple[CoupledGroups, ...], make: Make) -> list[Parameter]:
-    """Put a gate on every member of every tie; the parameters that the gates learn, each once."""
+    """Put a gate on every member of the coupled groups; return the parameters that the gates train, each once."""
     learnt: dict[int, Parameter] = {}
     for number, tie in enumerate(ties):
         for place, (name, _) in enumerate(tie.members):
             owner, _, own = name.rpartition(".")
             gate = make(number, place, tie)
-            # Its product has the shape of the weight; the check would run the gate once more, random noise and all.
+            # The result has the shape of the weight; torch's check would run the gate, and its random noise, once more.
             parametrize.register_parametrization(model.get_submodule(owner), own, gate, unsafe=True)
             learnt |= {id(p): p for p in gate.parameters()}
     return list(learnt.values())
 
 
 def attach_biases(model: nn.Module, targets: Targets) -> None:
-    """Put a gate on the bias of every gated matrix that has one: what is masked whole then says nothing at all."""
+    """Gate the bias of every gated matrix, so that a fully masked row outputs zero."""
     for name, gate in list(gates_of(model)):
         owner, bias = _bias_of(name)
         if bias and len(targets[name].shape) == 2 and getattr(model.get_submodule(owner), bias, None) is not None:
@@ -41,13 +41,13 @@ def attach_biases(model: nn.Module, targets: Targets) -> None:
 
 
 def _bias_of(name: str) -> tuple[str, str]:
-    """(the module of a weight, what its bias is called there); '' where the weight's own name does not tell."""
+    """Return (the module of a weight, the name of its bias); '' if the weight's name does not determine it."""
     owner, _, own = name.rpartition(".")
     return owner, f"{own.removesuffix('weight')}bias" if own.endswith("weight") else ""
 
 
 def gates_of(model: nn.Module) -> Iterator[tuple[str, StraightThroughGate]]:
-    """(name of the gated parameter, its gate), tie by tie."""
+    """Yield (name of the gated parameter, its gate), grouped by coupled groups."""
     yield from _attached_of_kind(model, StraightThroughGate)
 
 
@@ -59,16 +59,16 @@ def _attached_of_kind(model: nn.Module, kind: type[Kind]) -> Iterator[tuple[str,
 
 
 def underlying_weight(model: nn.Module, name: str) -> Parameter:
-    """The weight behind a gate."""
+    """Return the weight behind a gate."""
     owner, _, own = name.rpartition(".")
     return model.get_parameter(f"{owner}.parametrizations.{own}.original".lstrip("."))
 
 
 def weight_scores(state: TrainState, floor: float = 0.0) -> dict[str, Tensor]:
-    """Return the score that the gates have for each weight; higher = keep.
+    """Return the gates' score for each weight; higher = keep.
 
     Args:
-        floor: just over this share of each gate's groups, the best ones, is worth infinitely much.
+        floor: give infinite scores to just over this share of each gate's groups, the best ones.
     """
     found: dict[str, Tensor] = {}
     params = target_parameters(state.model, state.targets)
@@ -83,13 +83,13 @@ def weight_scores(state: TrainState, floor: float = 0.0) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def fold_gates_(state: TrainState) -> None:
-    """Write what open gates let through into the weights and biases behind them.
+    """Write the gates' outputs into the underlying weights and biases.
 
-    The gates themselves stay on until `detach_gates_`.
+    The gates stay attached until `detach_gates_`.
     """
     for name, gate in gates_of(state.model):
         weight = underlying_weight(state.model, name)
-        # Trimming may keep a weight whose gate is shut: it is no zero, but comes back as small as the model knows it.
+        # Trimming may keep a weight although its gate is closed: it is not zeroed but restored at a small scale.
         weight.mul_(gate.mean_gate(weight).clamp_min(1e-3))
     for name, biased in _attached_of_kind(state.model, BiasGate):
         bias = underlying_weight(state.model, name)
@@ -98,7 +98,7 @@ def fold_gates_(state: TrainState) -> None:
 
 @torch.no_grad()
 def zero_biases_(state: TrainState) -> None:
-    """Set the biases of rows that the masks prune whole to zero, and what the optimizer remembers of them."""
+    """Zero the biases of fully pruned rows, and their optimizer moments."""
     table = dict(state.model.named_parameters())
     for name, target in state.targets.items():
         owner, own = _bias_of(name)
@@ -112,7 +112,7 @@ def zero_biases_(state: TrainState) -> None:
 
 
 def detach_gates_(state: TrainState) -> None:
-    """Remove the gates and their group of the optimizer; the weights stay as they are behind them."""
+    """Remove the gates and their optimizer group; the underlying weights stay."""
     for name, _ in [*gates_of(state.model), *_attached_of_kind(state.model, BiasGate)]:
         owner, _, own = name.rpartition(".")
         parametrize.remove_parametrizations(state.model.get_submodule(owner), own, leave_parametrized=False)

@@ -1,4 +1,4 @@
-"""The bias of a row that is masked whole goes with its row. Lagunas et al. 2021, in its code."""
+"""Gate on the biases of fully masked rows. Lagunas et al. 2021, in its code."""
 
 import torch
 from torch import Tensor, nn
@@ -7,28 +7,28 @@ from sparsesoup.methods.gates.straight_through import StraightThroughGate, open_
 
 
 class BiasGate(nn.Module):
-    """A parametrization that lets through the bias of each output whose row of the weight has an open group.
+    """A parametrization that keeps the bias of each output whose weight row has an open group.
 
-    No gradient goes through the choice: a bias is no part of what the scores of its row learn from.
+    No gradient flows through the mask: the scores of a row do not learn from its bias.
 
     Args:
-        gate: that of the weight.
-        shape: of the weight.
+        gate: gate of the weight.
+        shape: shape of the weight.
         transposed: the weight is stored [in, out].
     """
 
     def __init__(self, gate: StraightThroughGate, shape: tuple[int, ...], transposed: bool) -> None:
         super().__init__()
-        self._gate = (gate,)  # in a tuple: as a child of this module it would appear in the model twice
+        self._gate = (gate,)  # in a tuple: as a child of this module it would be registered twice
         self._tile = gate.block.tile_shape(shape)
         self._lines, self._across = shape[0] // self._tile[0], 0 if transposed else 1
 
     def forward(self, bias: Tensor) -> Tensor:
-        """The bias where its row is open, 0 elsewhere."""
+        """Return the bias where its row is open, 0 elsewhere."""
         return bias * self.open_outputs().view(torch.int8)
 
     def open_outputs(self) -> Tensor:
-        """Return a bool for each output: True where it has an open group."""
+        """Return a bool per output: True if its row has an open group."""
         gate = self._gate[0]
         assert gate.score is not None
         grid = open_groups(gate.score, gate.level, gate.block).view(self._lines, -1)

@@ -1,4 +1,4 @@
-"""How much gates let through: measured, set, and penalised."""
+"""Density of gates: measure and set the masked share."""
 
 from torch import Tensor, nn
 
@@ -13,13 +13,13 @@ SAMPLE = 1 << 14
 
 
 def group_sizes(ties: tuple[CoupledGroups, ...], targets: Targets) -> list[int]:
-    """Prunable weights in one group of each tie."""
+    """Return the prunable weights in one group, for each of the coupled groups."""
     shapes = {name: target.shape for name, target in targets.items()}
     return [tie.group_size(shapes) for tie in ties]
 
 
 def first_gate_per_group(model: nn.Module) -> dict[int, tuple[str, StraightThroughGate]]:
-    """One gate of each tie, with the name of its parameter: it knows the scores of all."""
+    """Return one gate per coupled groups, with its parameter name; it holds the scores of all members."""
     found: dict[int, tuple[str, StraightThroughGate]] = {}
     for name, gate in gates_of(model):
         found.setdefault(gate.tie, (name, gate))
@@ -27,13 +27,13 @@ def first_gate_per_group(model: nn.Module) -> dict[int, tuple[str, StraightThrou
 
 
 def group_scores(state: TrainState) -> dict[int, Tensor]:
-    """What each group is worth, by tie."""
+    """Return the score of each group."""
     params = target_parameters(state.model, state.targets)
     return {tie: gate.group_scores(params[name]) for tie, (name, gate) in first_gate_per_group(state.model).items()}
 
 
 def set_thresholds_(state: TrainState, areas: list[int], sparsity: float, scope: Scope) -> None:
-    """Close the gates of the groups worth least, so that this share of all weights is masked, up to ties."""
+    """Set thresholds that close the lowest-scored groups, so that this share of all weights is masked, up to ties."""
     named = {str(tie): score for tie, score in group_scores(state).items()}
     found = score_thresholds(named, {name: areas[int(name)] for name in named}, sparsity, scope)
     for _, gate in gates_of(state.model):
@@ -41,7 +41,7 @@ def set_thresholds_(state: TrainState, areas: list[int], sparsity: float, scope:
 
 
 def masked_share(state: TrainState, areas: list[int], exact: bool = False) -> float:
-    """The share of the prunable weights that closed gates mask; of many scores a tie, a sample is looked at."""
+    """Return the share of prunable weights masked by closed gates; estimated on a sample unless `exact`."""
     first, opened, total = first_gate_per_group(state.model), 0.0, 0
     for tie, score in group_scores(state).items():
         some = score.flatten()[:: 1 if exact else max(1, score.numel() // SAMPLE)]

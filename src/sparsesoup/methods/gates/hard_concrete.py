@@ -1,4 +1,4 @@
-"""The hard concrete gate of L0 regularisation: a random gate in training, folded to what it is on average open."""
+"""Hard concrete gate (Louizos et al. 2018): stochastic during training, replaced by its mean at the end."""
 
 import math
 from typing import Any
@@ -10,10 +10,10 @@ from torch.nn import Parameter
 from sparsesoup.core.granularity import Element
 from sparsesoup.methods.gates.straight_through import StraightThroughGate, add_penalty_gradient_, mean_gate_probability
 
-LOW, HIGH = -0.1, 1.1  # the interval to which the concrete distribution is stretched
+LOW, HIGH = -0.1, 1.1  # the stretched interval of the concrete distribution
 BETA = 2 / 3
 START = 2.197  # logit of 0.9
-CLOSED_LOGIT = math.log(-LOW / HIGH)  # below this score the gate of evaluation is 0
+CLOSED_LOGIT = math.log(-LOW / HIGH)  # below this score the deterministic gate is 0
 SHIFT = BETA * math.log(-LOW / HIGH)  # a gate is open with probability sigmoid(score - SHIFT)
 
 
@@ -22,18 +22,18 @@ class HardConcrete(StraightThroughGate):
 
     Args:
         score: log alpha of each weight, [out, in].
-        noise: logistic noise over beta, at least as long as the weight; each forward pass takes a random stretch of
-            it. Drawing ten million logits at every step would cost a third of the step.
-        tie: which of the model's ties this is.
+        noise: logistic noise over beta, at least as long as the weight; each forward pass uses a random section of it,
+            since sampling ten million logits at every step would cost a third of the step.
+        tie: index of the coupled groups in the model.
     """
 
     def __init__(self, score: Parameter, noise: Tensor, tie: int) -> None:
         super().__init__(score, Element, tie, 0, SHIFT)
         self.level.fill_(CLOSED_LOGIT)
-        self.noise = noise  # no buffer: it is a function of the seed, and shared
+        self.noise = noise  # not a buffer: it is derived from the seed, and shared
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The weight times its gate: a random one in training, else the one at the median of the noise."""
+        """Return the weight times its gate: random in training, else at the median of the noise."""
         if not self.training:
             return weight * self.mean_gate(weight)
         if self.noise.device != weight.device:
@@ -50,7 +50,7 @@ class HardConcrete(StraightThroughGate):
 
 
 class HardConcreteFunction(torch.autograd.Function):
-    """W' = W z; back: dL/dW = dL/dW' z; dL/dS = dL/dW' W dz/dS, which is 0 where z is clamped."""
+    """W' = W z; backward: dL/dW = dL/dW' z; dL/dS = dL/dW' W dz/dS, which is 0 where z is clamped."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, score: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,6 +68,6 @@ class HardConcreteFunction(torch.autograd.Function):
 
 
 def logistic_noise(length: int, draw: torch.Generator) -> Tensor:
-    """(log u - log(1 - u)) / beta for uniform u."""
+    """Return (log u - log(1 - u)) / beta for uniform u."""
     uniform = torch.rand(length, generator=draw).clamp_(1e-6, 1 - 1e-6)
     return uniform.logit_().div_(BETA)

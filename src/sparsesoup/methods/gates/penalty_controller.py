@@ -1,4 +1,4 @@
-"""Lead masks that a penalty closes to the sparsity that is wanted at each step."""
+"""Penalty controller: adapt the penalty on learned masks to follow a sparsity schedule."""
 
 import math
 from collections import Counter
@@ -14,42 +14,42 @@ from sparsesoup.methods.gates.density import first_gate_per_group, group_scores,
 from sparsesoup.methods.gates.straight_through import StraightThroughGate
 from sparsesoup.training.state import TrainState
 
-# Chosen by trial under Adam, with gradients that stay, fall and grow; tests/test_lead.py holds what they reach.
-WITHIN = 12.0  # steps in which the distance is to be covered
-STRONGEST = 10.0  # pull, in learning rates a step
-MOMENTUM = 0.9  # of the scores' answer to a pull (Adam's first moment), and of the mean over what they do besides
-FLATTEST = 0.02  # slope of the sigmoid that is still reckoned with
-SAMPLE = 1 << 11  # scores of a tie that are looked at
+# Tuned under Adam, with constant, falling and growing gradients; tests/test_lead.py checks the results.
+WITHIN = 12.0  # steps in which to close the distance
+STRONGEST = 10.0  # largest pull, in learning rates per step
+MOMENTUM = 0.9  # of the scores' response to the penalty (Adam's first moment), and of the mean drift
+FLATTEST = 0.02  # smallest slope of the sigmoid to divide by
+SAMPLE = 1 << 11  # scores sampled per coupled groups
 
 
 @dataclass(frozen=True, kw_only=True)
 class SparsityController:
-    """Sets threshold and penalty after each step; as a hook, and as the penalty.
+    """Set threshold and penalty after each step; both a hook and the penalty.
 
-    The penalty is weight * mean over families of family weight * mean over its ties of mean sigmoid(score - shift)
-    (Sanh et al. 2020, sec. 4; Lagunas et al. 2021); led by the density, all ties have one mean, by their number of
-    scores.
-    Its weight is the one given, on the curve of the threshold; or else it is led by the density: it moves the marginal
-    score, below which the wanted share of the weights lies, to the threshold. The weight is reckoned in units of the
-    gradient that moves a score by its learning rate. That is the optimizer's memory, not the task's present gradient:
-    Adam divides by what it remembers of 1,000 steps, and where the gradient falls as the task is learnt, a pull of its
-    size would move nothing. How far the scores move besides (the task's drift, or a pull that does less than
-    reckoned) is measured at each step and made up for. Where too much is masked the weight is negative. From the end of
-    the plan on the threshold moves to the marginal score, so that what little is missing is closed or opened before
-    the masks are fixed, and the model is trained with it.
+    The penalty is weight * mean over families of family weight * mean over the family's coupled groups of mean
+    sigmoid(score - shift) (Sanh et al. 2020, sec. 4; Lagunas et al. 2021); when the weight is controlled, all scores
+    have one mean.
+    The weight is either fixed, on the curve of the threshold, or controlled: it moves the marginal score, below which
+    the target share of the weights lies, to the threshold. It is expressed in units of the gradient that moves a score
+    by its learning rate. That unit comes from the optimizer's memory, not from the task's present gradient: Adam
+    divides by a mean over 1,000 steps, and where the gradient shrinks as the task is learned, a penalty of its size
+    would move nothing. Any other movement of the scores (the task's drift, or a penalty that moves less than
+    predicted) is measured at each step and compensated. If too much is masked the weight is negative. After the end of
+    the schedule the threshold moves to the marginal score, so that the remaining groups are closed or opened before
+    the masks are fixed, and the model is trained with them.
 
     Args:
-        plan: the sparsity wanted at each step.
+        plan: sparsity schedule.
         end: the last step, after which the masks are fixed.
-        sparsity: at the end of the plan.
+        sparsity: sparsity at the end of the schedule.
         rate: step -> learning rate of the scores.
-        areas: weights in a group of each tie.
-        weights: family weight of each tie.
-        families: the family of each tie; empty: all are of one.
-        penalty: weight of the penalty at the end of the plan; None: led by the density.
-        threshold: of sigmoid(score) at the end of the plan; None: the gates have their own.
-        shift: a gate is penalised for sigmoid(score - shift).
-        floor: share of the groups of every tie that stay open whatever the threshold; 0: none has to.
+        areas: weights per group, for each of the coupled groups.
+        weights: family weight of each.
+        families: family of each; empty: all are of one family.
+        penalty: weight of the penalty at the end of the schedule; None: controlled.
+        threshold: of sigmoid(score) at the end of the schedule; None: the gates have their own.
+        shift: the penalty acts on sigmoid(score - shift).
+        floor: share of the groups of every matrix that stays open whatever the threshold; 0: none.
     """
 
     plan: CubicSchedule
@@ -65,7 +65,7 @@ class SparsityController:
     floor: float = 0.0
 
     def __call__(self, state: TrainState) -> None:
-        """After a step: set the threshold, look at the masks, set the weight of the penalty for the next step."""
+        """After a step: set the threshold, measure the masks, set the penalty weight for the next step."""
         if self.threshold is not None:
             bound = torch.tensor(self._threshold_logit(state, self.threshold))
             for _, gate in gates_of(state.model):
@@ -80,7 +80,7 @@ class SparsityController:
         )
 
     def _threshold_logit(self, state: TrainState, threshold: float) -> float:
-        """The score at which gates open: on the curve of the threshold, at last where the sparsity is."""
+        """Return the score at which gates open: on the threshold curve, and at the target sparsity in the end."""
         bound = float(torch.logit(torch.tensor(self.plan.sparsity_at(state.step, threshold))))
         if self.penalty is not None or state.step <= self.plan.stop:
             return bound
@@ -88,20 +88,20 @@ class SparsityController:
         return bound + share * (self._marginal_score(_rank_scores(state, self.areas), state.step) - bound)
 
     def _penalty_strength(self, state: TrainState) -> float:
-        """Weight of the penalty that brings the marginal score to the threshold within `WITHIN` steps."""
+        """Return the penalty weight that brings the marginal score to the threshold within `WITHIN` steps."""
         step = self.rate(state.step)
         if not self.plan.sparsity_at(state.step, self.sparsity) or not step:
             return 0.0
         ranked = _rank_scores(state, self.areas)
         score, before = self._marginal_score(ranked, state.step), self._marginal_score(ranked, state.step - 1)
-        # In learning rates a step: the fall that pulls so far explain, and what lifts the scores against them.
+        # In learning rates per step: the fall explained by past penalties, and the drift against it.
         fall = MOMENTUM * _load_number(state, "fall") + (1 - MOMENTUM) * _load_number(state, "pull")
         lift = _load_number(state, "lift")
         if "lead/marginal" in state.memory:
             fell = (_load_number(state, "marginal") - before) / step
             lift = _clamp_strength(MOMENTUM * lift + (1 - MOMENTUM) * (fall - fell))
-        coming = (fall - lift) * step * MOMENTUM / (1 - MOMENTUM)  # the momentum's part, whatever is pulled from now on
-        level = max(float(gate.level) for gate in self._first_gates(state))  # a floor lowers that of some
+        coming = (fall - lift) * step * MOMENTUM / (1 - MOMENTUM)  # the fall still to come from momentum
+        level = max(float(gate.level) for gate in self._first_gates(state))  # a floor lowers some of them
         pull = _clamp_strength((score - level - coming) / (self._control_horizon() * step) + lift)
         _store_numbers(state, marginal=score, fall=fall, lift=lift, pull=pull)
         open_ = 1 / (1 + math.exp(self.shift - score))
@@ -111,13 +111,13 @@ class SparsityController:
         return min(WITHIN, self.plan.stop / 4)
 
     def _marginal_score(self, ranked: tuple[Tensor, Tensor], step: int) -> float:
-        """The score below which the share of the weights lies that is wanted at a step."""
+        """Return the score below which the target share of the weights at a step lies."""
         scores, below = ranked
         goal = self.plan.sparsity_at(step, self.sparsity) * below[-1]
         return float(scores[min(int((below < goal).sum()), len(scores) - 1)])
 
     def _typical_gradient(self, state: TrainState) -> float:
-        """The gradient that, held, moves a score by its learning rate a step: the median score's, on a sample."""
+        """Return the constant gradient that moves a score by its learning rate per step: the median on a sample."""
         parts = []
         for gate in self._first_gates(state):
             score = gate.score
@@ -126,7 +126,7 @@ class SparsityController:
         return float(torch.cat(parts).median())
 
     def penalty_term(self, state: TrainState) -> Tensor:
-        """The penalty, for the loss: of the gates that the pass went through, since it may leave a block out."""
+        """Return the penalty term of the loss, for the gates used in this pass, since a pass may skip a block."""
         total = torch.zeros(())
         for gate, family in zip(self._first_gates(state), self._penalty_weights(state), strict=True):
             if gate.share is not None:
@@ -139,9 +139,9 @@ class SparsityController:
         return [found[tie][1] for tie in range(len(self.weights))]
 
     def _penalty_weights(self, state: TrainState) -> list[float]:
-        """Return the weight of each tie's mean: as published where a penalty is given; else by its number of scores.
+        """Return the weight of each mean: as published with a fixed penalty, else by the number of scores.
 
-        With equal means a score of a small tie is pulled harder: a head thirty times as hard as a unit.
+        With equal weights a score in a small matrix is pulled harder: a head thirty times as hard as a unit.
         """
         if self.penalty is not None:
             names = self.families or ("",) * len(self.weights)
@@ -152,12 +152,12 @@ class SparsityController:
         return [weight * count / total for weight, count in zip(self.weights, counts, strict=True)]
 
     def _count_scores(self, state: TrainState) -> float:
-        """Scores of all ties: a penalty of this times g / sigmoid' pulls a score of mean size with g."""
+        """Return the number of scores: a penalty of this times g / sigmoid' pulls an average score with gradient g."""
         return float(sum(gate.score.numel() for gate in self._first_gates(state) if gate.score is not None))
 
 
 def _rank_scores(state: TrainState, areas: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """(a sample of all scores in ascending order, how many weights lie at or below each)."""
+    """Return (a sample of all scores in ascending order, the number of weights at or below each)."""
     parts, shares = [], []
     for tie, score in group_scores(state).items():
         some = score.flatten()[:: max(1, score.numel() // SAMPLE)]
@@ -182,9 +182,9 @@ def _load_number(state: TrainState, name: str) -> float:
 
 
 def typical_gradient(optimizer: torch.optim.Optimizer, parameter: Tensor, stride: int = 1) -> Tensor:
-    """Return the gradient that, if it were constant, would move each entry by the learning rate a step.
+    """Return the constant gradient that would move each entry by the learning rate per step.
 
-    Adam and RMSprop divide by the root of a mean square that they remember, SGD by nothing; momentum multiplies.
+    Adam and RMSprop divide by the root of a running mean square, SGD by nothing; momentum multiplies.
     """
     group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
     own = optimizer.state.get(parameter, {})

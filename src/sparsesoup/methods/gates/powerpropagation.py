@@ -1,4 +1,4 @@
-"""Powerpropagation: weights seen through a power, so that large ones learn fast and small ones stay small."""
+"""Powerpropagation: weights reparametrized by a power, so that large ones learn fast and small ones stay small."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 class _PowerFunction(torch.autograd.Function):
     """v |v|^(alpha - 1), whose derivative alpha |v|^(alpha - 1) is finite at 0.
 
-    Left to autograd, the derivative of the second factor is infinite there for alpha < 2, and times v NaN.
+    Under autograd, the derivative of the second factor is infinite there for alpha < 2, and times v NaN.
     """
 
     @staticmethod
@@ -29,17 +29,17 @@ class _PowerFunction(torch.autograd.Function):
 
 
 def _power_factor(v: Tensor, alpha: float) -> Tensor:
-    """|v|^(alpha - 1), in a tensor of its own."""
+    """Return |v|^(alpha - 1) in a new tensor."""
     return v.abs() if alpha == 2.0 else v.abs().pow_(alpha - 1.0)
 
 
 class PowerParametrization(nn.Module):
-    """w = sign(v) |v|^alpha in the place of a weight. Schwarz et al. 2021.
+    """Reparametrize a weight as w = sign(v) |v|^alpha. Schwarz et al. 2021.
 
-    Zero is zero on both sides and the order of magnitudes is the same, so masks of v are masks of w.
+    Zeros and the order of magnitudes are the same for v and w, so masks of v are masks of w.
 
     Args:
-        alpha: at least 1, which changes nothing.
+        alpha: at least 1; 1 is the identity.
 
     >>> PowerParametrization(2.0)(torch.tensor([-3.0, 0.0, 0.5])).tolist()
     [-9.0, 0.0, 0.25]
@@ -50,24 +50,24 @@ class PowerParametrization(nn.Module):
         self.alpha = alpha
 
     def forward(self, v: Tensor) -> Tensor:
-        """The weight that the model works with."""
+        """Return the weight w used by the model."""
         weight: Tensor = _PowerFunction.apply(v, self.alpha)
         return weight
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """v_0 = sign(w) |w|^(1 / alpha): the model begins with the weights it had."""
+        """Return v_0 = sign(w) |w|^(1 / alpha), so that the model starts with its own weights."""
         return weight.abs().pow(1.0 / self.alpha).copysign(weight)
 
 
 def attach_power(model: nn.Module, names: Iterable[str], alpha: float) -> None:
-    """Put the power before these weights: from now on `v` is what is trained, under `parametrizations.*.original`."""
+    """Reparametrize these weights; training then updates `v`, under `parametrizations.*.original`."""
     for name in names:
         owner, _, own = name.rpartition(".")
         parametrize.register_parametrization(model.get_submodule(owner), own, PowerParametrization(alpha))
 
 
 def fold_power_(model: nn.Module, names: Iterable[str]) -> None:
-    """Write the weights in the place of v and take the power away: plain names, the same answers."""
+    """Replace v by the weights w and remove the parametrization: original names, the same outputs."""
     for name in names:
         owner, _, own = name.rpartition(".")
         parametrize.remove_parametrizations(model.get_submodule(owner), own, leave_parametrized=True)

@@ -1,4 +1,4 @@
-"""The straight-through gate: a hard mask in the forward pass, a gradient as if it were soft."""
+"""Straight-through gate: a hard mask in the forward pass, a soft gradient in the backward pass."""
 
 from typing import Any
 
@@ -8,18 +8,18 @@ from torch.nn import Parameter
 
 from sparsesoup.core.granularity import Block, Element
 
-SAMPLE = 1 << 14  # scores from which the value of a penalty is told; its gradient is exact
+SAMPLE = 1 << 14  # scores sampled for the value of a penalty; its gradient is exact
 
 
 class StraightThroughGate(nn.Module):
-    """A parametrization that lets through the groups whose score is at least a level. Sanh et al. 2020, eq. 4.
+    """A parametrization that keeps groups with a score of at least a threshold. Sanh et al. 2020, eq. 4.
 
     Args:
-        score: what each group is worth, shared by the members of a tie: as the weight [out, in] for single weights,
-            else [groups]; [members, groups] where each member has its own and any of them opens the group. None: |w|.
-        block: what falls together in this member.
-        tie, member: which of the model's ties this is, and which place it has there.
-        shift: the penalty on this gate is the mean of sigmoid(score - shift); None: it has none.
+        score: score of each group, shared by the coupled members: as the weight [out, in] for single weights, else
+            [groups]; [members, groups] if each member has its own and any of them opens the group. None: |w|.
+        block: tile of weights masked together in this member.
+        tie, member: index of the coupled groups in the model, and of this member in them.
+        shift: the penalty on this gate is the mean of sigmoid(score - shift); None: no penalty.
     """
 
     def __init__(
@@ -27,13 +27,13 @@ class StraightThroughGate(nn.Module):
     ) -> None:
         super().__init__()
         self.score, self.block, self.tie, self.member = score, block, tie, member
-        self.shift = shift if member == 0 else None  # once a tie
+        self.shift = shift if member == 0 else None  # once per coupled groups
         self.share: Tensor | None = None
         self.level: Tensor
         self.register_buffer("level", torch.tensor(-torch.inf))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The weight where its group is open, 0 elsewhere; in training, the penalty is then to be had as `share`."""
+        """Return the weight where its group is open, 0 elsewhere; in training, store the penalty in `share`."""
         if self.score is None:
             return weight * (weight.detach().abs() >= self.level).view(torch.int8)
         product, share = MaskStraightThrough.apply(weight, self.score, self.level, self)
@@ -42,32 +42,32 @@ class StraightThroughGate(nn.Module):
         return product
 
     def group_scores(self, weight: Tensor) -> Tensor:
-        """What each group is worth, higher = keep."""
+        """Return the score of each group, higher = keep."""
         if self.score is None:
             return weight.detach().abs()
         own = self.score.detach()
         return own if self.block == Element else own.amax(0) if own.dim() == 2 else own
 
     def floored_threshold(self, level: Tensor, floor: float) -> Tensor:
-        """The level at which just over a share `floor` of the groups is open, where this one opens fewer."""
+        """Return the threshold, lowered if needed so that just over a share `floor` of the groups is open."""
         assert self.score is not None
         worth = self.group_scores(self.score).flatten()
         least = floor_count(len(worth), floor)
         return worth.topk(least).values[-1] if int((worth >= level).sum()) < least else level
 
     def mean_gate(self, weight: Tensor) -> Tensor:
-        """What the gate lets through of each weight when nothing is random: 1 where it is open, else 0."""
+        """Return the deterministic gate of each weight: 1 where it is open, else 0."""
         return self.expand_to_weights((self.group_scores(weight) >= self.level).to(weight.dtype), weight.shape)
 
     def expand_to_weights(self, groups: Tensor, shape: torch.Size) -> Tensor:
-        """The value of each group at all of its weights."""
+        """Return the value of each group at all of its weights."""
         return self.block.expand_to_weights(groups, shape)
 
 
 class MaskStraightThrough(torch.autograd.Function):
-    """W' = W * M; back: dL/dS = the sum of dL/dW' * W over a group, everywhere; dL/dW = dL/dW' * M.
+    """W' = W * M; backward: dL/dS = the sum of dL/dW' * W over a group, everywhere; dL/dW = dL/dW' * M.
 
-    Masks are multiplied as bytes: half the time of a product with booleans, and no copy of them as floats.
+    Masks are multiplied as bytes: half the time of a product with booleans, and no float copy of them.
     """
 
     @staticmethod
@@ -75,7 +75,7 @@ class MaskStraightThrough(torch.autograd.Function):
         ctx: Any, weight: Tensor, score: Tensor, level: Tensor, gate: StraightThroughGate
     ) -> tuple[Tensor, Tensor]:
         ctx.gate = gate
-        ctx.save_for_backward(weight, score, level)  # the mask is made anew on the way back: it would be held till then
+        ctx.save_for_backward(weight, score, level)  # the mask is recomputed in the backward pass to save memory
         return mask_weight(weight, open_groups(score, level, gate.block), gate.block), mean_gate_probability(
             score, gate.shift
         )
@@ -86,7 +86,7 @@ class MaskStraightThrough(torch.autograd.Function):
         product = grad * weight
         if gate.block != Element:
             product = gate.block.sum_over_tiles(product).flatten()
-        if product.shape != score.shape:  # its own row of the tie's scores
+        if product.shape != score.shape:  # its own row of the shared scores
             whole = product.new_zeros(score.shape)
             whole[gate.member] = product
             product = whole
@@ -99,18 +99,18 @@ class MaskStraightThrough(torch.autograd.Function):
 
 
 def floor_count(count: int, floor: float) -> int:
-    """Return the number of groups that stay whatever the threshold, as nn_pruning counts them; 0 without a floor."""
+    """Return the number of groups that stay whatever the threshold, counted as in nn_pruning; 0 without a floor."""
     return int(floor * count) + 1 if floor else 0
 
 
 def open_groups(score: Tensor, level: Tensor, block: Block) -> Tensor:
-    """Which groups are open; where each member has its own scores, those that any of them opens."""
+    """Return a bool per group; if members have their own scores, a group is open if any member opens it."""
     mask = score.detach() >= level
     return mask.any(0) if block != Element and score.dim() == 2 else mask
 
 
 def mean_gate_probability(score: Tensor, shift: float | None) -> Tensor:
-    """Mean sigmoid(score - shift), on a sample of many scores: it is told, not needed."""
+    """Return the mean sigmoid(score - shift), on a sample of many scores; only the log uses its value."""
     if shift is None:
         return score.new_zeros(())
     some = score.detach().flatten()[:: max(1, score.numel() // SAMPLE)]
@@ -118,9 +118,9 @@ def mean_gate_probability(score: Tensor, shift: float | None) -> Tensor:
 
 
 def add_penalty_gradient_(slope: Tensor, score: Tensor, shift: float | None, pull: Tensor) -> Tensor:
-    """Add the gradient of pull * mean sigmoid(score - shift) to that of the task.
+    """Add the gradient of pull * mean sigmoid(score - shift) to the task's gradient.
 
-    Here, where the task's is made and in the cache: as a term of its own it would take another size of the scores.
+    Done while the task's gradient is in the cache: a separate loss term would need another tensor of the scores' size.
     """
     if shift is not None:
         open_ = (score - shift).sigmoid_()
@@ -129,10 +129,10 @@ def add_penalty_gradient_(slope: Tensor, score: Tensor, shift: float | None, pul
 
 
 def mask_weight(weight: Tensor, mask: Tensor, block: Block) -> Tensor:
-    """The weight where the mask of its group is True, 0 elsewhere."""
+    """Return the weight where the mask of its group is True, 0 elsewhere."""
     if mask.shape == weight.shape:
         return weight * mask.view(torch.int8)
     rows, cols = block.tile_shape(weight.shape)
-    # Whole rows at a time: a product over tiles runs in strides as short as a tile is wide, four times as long.
+    # Whole rows at a time: a product over tiles has strides as short as a tile is wide and takes four times as long.
     lines = mask.to(weight.dtype).view(weight.shape[0] // rows, -1).repeat_interleave(cols, 1)
     return (weight.view(len(lines), rows, -1) * lines[:, None]).view(weight.shape)

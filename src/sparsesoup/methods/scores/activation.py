@@ -1,4 +1,4 @@
-"""Scores that ask what goes into a layer."""
+"""Scores from the inputs of a layer."""
 
 from torch import Tensor, nn, no_grad
 
@@ -10,7 +10,7 @@ from sparsesoup.training.problem import Problem
 
 
 def wanda_scores(problem: Problem, model: nn.Module, rows: Rows) -> dict[str, Tensor]:
-    """|w_ij| ||x_j||_2, in the shape in which each target is stored. Wanda: Sun et al. 2024, sec. 3."""
+    """Return |w_ij| ||x_j||_2 in the layout of each target. Wanda: Sun et al. 2024, sec. 3."""
     norms = input_norms(problem, model, rows)
     turned = {name for name, target in problem.targets.items() if target.transposed}
     return {
@@ -20,12 +20,12 @@ def wanda_scores(problem: Problem, model: nn.Module, rows: Rows) -> dict[str, Te
 
 
 def input_norms(problem: Problem, model: nn.Module, rows: Rows) -> dict[str, Tensor]:
-    """||x_j||_2: the norm of each input feature over all tokens of `rows`, for each target: [in].
+    """Return ||x_j||_2, the norm of each input feature over all tokens of `rows`, for each target: [in].
 
-    Padding tokens do not count: where the batch has an `attention_mask`, only its ones do. Other inputs than tokens (a
-    pooled vector a row, DeBERTa's relative positions) count where a layer sees no tokens. Without a mask all count.
+    Padding is excluded by the batch's `attention_mask`. Inputs that are not tokens (a pooled vector per row, DeBERTa's
+    relative positions) count if a layer receives no tokens. Without a mask everything counts.
 
-    Raises: UserError if the module that owns a target is not called with rows of its inputs, or a norm is not finite.
+    Raises: UserError if the module of a target is not called with rows of its inputs, or a norm is not finite.
     """
     ears = {name: _InputNormHook(name, target.shape, target.transposed) for name, target in problem.targets.items()}
 
@@ -46,7 +46,7 @@ def input_norms(problem: Problem, model: nn.Module, rows: Rows) -> dict[str, Ten
 
 
 class _InputNormHook:
-    """Hears what a module is called with, and adds up the squares: of tokens, and of what are no tokens."""
+    """Record the inputs of a module and sum their squares, separately for tokens and other inputs."""
 
     def __init__(self, name: str, shape: tuple[int, ...], transposed: bool) -> None:
         self.name, self.sides, self.width = name, len(shape), shape[0 if transposed else -1]

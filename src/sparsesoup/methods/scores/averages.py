@@ -1,4 +1,4 @@
-"""Scores that remember: moving averages of a sensitivity, and of how uncertain it is."""
+"""Moving averages of a sensitivity and of its uncertainty."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from torch import Tensor
 
 from sparsesoup.training.state import TrainState
 
-Sensitivity = Callable[[Tensor, Tensor, float], Tensor]  # (weight, its gradient, learning rate) -> what losing it costs
+Sensitivity = Callable[[Tensor, Tensor, float], Tensor]  # (weight, gradient, learning rate) -> cost of removing it
 
 
 def first_order_sensitivity(weight: Tensor, gradient: Tensor, rate: float) -> Tensor:
-    """|g w|: the change of the loss where the weight is set to zero, to first order. Zhang et al. 2022.
+    """Return |g w|: the first-order change of the loss if the weight is set to zero. Zhang et al. 2022.
 
     >>> first_order_sensitivity(torch.tensor([2.0, -1.0]), torch.tensor([-0.5, 0.0]), 0.1).tolist()
     [1.0, 0.0]
@@ -21,7 +21,7 @@ def first_order_sensitivity(weight: Tensor, gradient: Tensor, rate: float) -> Te
 
 
 def after_step(weight: Tensor, gradient: Tensor, rate: float) -> Tensor:
-    """|g (w - rate g)|: the same for the weight that a plain gradient step would leave. Ren & Zhu 2023, in its code.
+    """Return |g (w - rate g)|: the same for the weight after a plain gradient step. Ren & Zhu 2023, in its code.
 
     >>> after_step(torch.tensor([2.0]), torch.tensor([-0.5]), 2.0).tolist()
     [1.5]
@@ -31,18 +31,18 @@ def after_step(weight: Tensor, gradient: Tensor, rate: float) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportanceAverages:
-    """I and U of every weight, over the steps that it observes; their product is the score. Zhang et al. 2022.
+    """Averages I and U of every weight over the observed steps; their product is the score. Zhang et al. 2022.
 
     At the end of each window, with s the mean sensitivity of its steps: I = fast I + (1 - fast) s, then
-    U = slow U + (1 - slow) |s - I|. Both begin at 0: for all weights alike, so that the order is that of unbiased
-    averages. They live in the state's memory, two tensors a weight, and a third while a window is open.
+    U = slow U + (1 - slow) |s - I|. Both start at 0 for all weights, so the ranking equals that of unbiased averages.
+    They are stored in the state's memory: two tensors per weight, and a third while a window is open.
 
     Args:
-        sensitivity: of a weight in one step.
+        sensitivity: sensitivity of a weight in one step.
         fast: decay of I.
         slow: decay of U.
-        window: steps whose mean is one observation.
-        origin: a step at which a window ends, and so do others every `window` steps; the first may be shorter.
+        window: steps averaged into one observation.
+        origin: a step at which a window ends; others end every `window` steps before and after it.
     """
 
     sensitivity: Sensitivity
@@ -53,7 +53,7 @@ class ImportanceAverages:
 
     @torch.no_grad()
     def observe_gradients(self, state: TrainState) -> None:
-        """Look at the gradients of a step: a hook of `train`."""
+        """Observe the gradients of a step: a hook of `train`."""
         ends, rate = (state.step + 1 - self.origin) % self.window == 0, float(state.optimizer.param_groups[0]["lr"])
         for name, weight in state.prunable_parameters().items():
             gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
@@ -74,10 +74,10 @@ class ImportanceAverages:
         state.memory[f"uncertainty/{name}"].lerp_(mean.sub_(importance).abs_(), 1 - self.slow)
 
     def current_scores(self, state: TrainState) -> dict[str, Tensor]:
-        """I U of every weight, as of the last window that ended."""
+        """Return I U of every weight, as of the last complete window."""
         return {n: state.memory[f"importance/{n}"] * state.memory[f"uncertainty/{n}"] for n in state.targets}
 
     def clear_averages_(self, state: TrainState) -> None:
-        """Clear the averages from the memory."""
+        """Remove the averages from the memory."""
         for key in [k for k in state.memory if k.startswith(("open/", "importance/", "uncertainty/"))]:
             del state.memory[key]

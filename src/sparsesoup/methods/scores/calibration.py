@@ -1,4 +1,4 @@
-"""What scores by data have in common: rows to score by, and a model that is held still while they go through it."""
+"""Calibration: batches for data-dependent scores, and a frozen model to run them through."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -18,15 +18,15 @@ Rows = list[list[int]]  # the training rows of each batch
 
 
 def need_batches(method: str, batches: int) -> None:
-    """Raise a UserError if there is no batch to score by."""
+    """Raise a UserError if there is no batch to score with."""
     if batches < 1:
         raise UserError(f"{method} needs batches >= 1, got {batches}")
 
 
 def calibration_batches(problem: Problem, batches: int, *path: object) -> Rows:
-    """Training rows to score by: that many batches of `train.batch_size` rows.
+    """Return training rows to score with: `batches` batches of `train.batch_size` rows.
 
-    The same for the same seed and path. Beyond one epoch rows come again, in another order.
+    The same for the same seed and path. After an epoch rows repeat in another order.
     """
     return list(
         islice(problem.train.train_batches(problem.training.batch_size, 0, problem.seed, "score", *path), batches)
@@ -36,10 +36,10 @@ def calibration_batches(problem: Problem, batches: int, *path: object) -> Rows:
 def for_each_batch(
     problem: Problem, model: nn.Module, rows: Rows, what: str, work: Callable[[Batch, float], object]
 ) -> None:
-    """Do `work(batch, share of all rows)` for each batch with the model held still; charged to "score".
+    """Call `work(batch, share of all rows)` for each batch with the model frozen; charged to "score".
 
     Args:
-        what: names the work: the same work on the same shapes costs the same FLOPs.
+        what: name of the work for FLOP counts: the same work on the same shapes costs the same FLOPs.
     """
     total = sum(map(len, rows))
     problem.observer.begin("score", 0, len(rows))
@@ -59,11 +59,11 @@ def for_each_batch(
 
 @contextmanager
 def frozen_eval(model: nn.Module, targets: Targets) -> Iterator[None]:
-    """In this block the model is in eval mode, computes in its own precision and takes gradients at all targets."""
+    """Put the model in eval mode, in its own precision, with gradients for all targets, within this block."""
     modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     own = vars(model)
-    mixed, plain = own.get("forward"), own.get("_original_forward")  # accelerate's autocast, and what it wraps
+    mixed, plain = own.get("forward"), own.get("_original_forward")  # accelerate's autocast, and the function it wraps
     try:
         model.eval()
         for parameter in target_parameters(model, targets).values():
@@ -81,7 +81,7 @@ def frozen_eval(model: nn.Module, targets: Targets) -> Iterator[None]:
 
 
 def require_finite(table: dict[str, Tensor], what: str) -> dict[str, Tensor]:
-    """The table itself; UserError that names the first tensor with a NaN or an infinity."""
+    """Return the table; raise a UserError that names the first tensor with a NaN or an infinity."""
     for name, values in table.items():
         if not bool(values.isfinite().all()):
             raise UserError(

@@ -1,4 +1,4 @@
-"""Scores that ask the gradient of the task's loss, and its curvature along the gradient."""
+"""Scores from the gradient of the task's loss, and from its curvature along the gradient."""
 
 from collections.abc import Mapping
 
@@ -15,11 +15,11 @@ Table = Mapping[str, Tensor]  # parameter name -> tensor of the parameter's shap
 
 
 def task_gradient(problem: Problem, model: nn.Module, rows: Rows, temperature: float = 1.0) -> dict[str, Tensor]:
-    """g: the gradient of the task's mean loss over `rows` at the targets, in eval mode and without autocast.
+    """Return g: the gradient of the task's mean loss over `rows` at the targets, in eval mode and without autocast.
 
     Args:
         rows: as from `calibration_batches`; one batch is in memory at a time.
-        temperature: divides the answers before the loss; one answer is a number and stays as it is.
+        temperature: divides the logits before the loss; no effect on regression.
     Raises: UserError if it is not finite.
     """
     params = target_parameters(model, problem.targets)
@@ -37,9 +37,9 @@ def task_gradient(problem: Problem, model: nn.Module, rows: Rows, temperature: f
 def hessian_product(
     problem: Problem, model: nn.Module, rows: Rows, vector: Table, temperature: float = 1.0
 ) -> dict[str, Tensor]:
-    """H v: the Hessian of the task's mean loss over `rows` at the targets, times `vector`.
+    """Return H v: the Hessian of the task's mean loss over `rows` at the targets, times `vector`.
 
-    By two backward passes a batch (Pearlmutter 1994), so exact, and nothing of the size of H is made.
+    Uses two backward passes per batch (Pearlmutter 1994), so it is exact and never builds H.
 
     Args:
         vector: a tensor of its shape for each target.
@@ -62,12 +62,12 @@ def hessian_product(
 
 
 def snip_sensitivity(params: Table, slopes: Table) -> dict[str, Tensor]:
-    """|g w|: how much the loss changes, to first order, if the weight goes. SNIP: Lee et al. 2019, sec. 4."""
+    """Return |g w|: the first-order change of the loss if the weight is removed. SNIP: Lee et al. 2019, sec. 4."""
     return {name: (p.detach() * slopes[name]).abs() for name, p in params.items()}
 
 
 def movement_sensitivity(params: Table, origin: Table, slopes: Table) -> dict[str, Tensor]:
-    """|w - w_0| |g w|: a change of the loss where the weight has moved. Lubana & Dick 2021, sec. 4.
+    """Return |w - w_0| |g w|: a change of the loss for weights that have moved. Lubana & Dick 2021, sec. 4.
 
     It is 0 everywhere at the origin itself.
     """
@@ -76,9 +76,9 @@ def movement_sensitivity(params: Table, origin: Table, slopes: Table) -> dict[st
 
 
 def gradient_flow_score(params: Table, products: Table) -> dict[str, Tensor]:
-    """w (H g), with its sign: how much gradient flow is lost if the weight goes. GraSP: Wang et al. 2020, sec. 4.
+    """Return w (H g), with its sign: the gradient flow lost if the weight is removed. GraSP: Wang et al. 2020, sec. 4.
 
-    The paper's score is the negative, and removes the largest; here as everywhere higher = keep.
+    The paper's score is its negative, and removes the largest; here higher = keep as everywhere.
     """
     return {name: p.detach() * products[name] for name, p in params.items()}
 

@@ -1,4 +1,4 @@
-"""Scores that ask the weight alone."""
+"""Scores from the weights alone."""
 
 from collections.abc import Mapping
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def magnitude(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """|w|. Han et al. 2015, sec. 3."""
+    """Return |w|. Han et al. 2015, sec. 3."""
     return {name: p.detach().abs() for name, p in params.items()}
 
 
 def random_scores(params: Mapping[str, Tensor], draw: torch.Generator) -> dict[str, Tensor]:
-    """Uniform in [0, 1), drawn on the CPU so that every device gets the same."""
+    """Return uniform scores in [0, 1), drawn on the CPU so that every device gets the same."""
     return {name: torch.rand(p.shape, generator=draw).to(p.device) for name, p in params.items()}
