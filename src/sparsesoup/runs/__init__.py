@@ -1,1 +1,1 @@
-"""One run: its settings, its directory, its result."""
+"""Runs: their settings, directories and results."""

@@ -1,4 +1,4 @@
-"""Settings of a run: declared once, in dataclasses; flags, recipes (YAML) and run.yaml follow from them."""
+"""Run settings: declared once, in dataclasses; flags, YAML recipes and run.yaml are derived from them."""
 
 import argparse
 import dataclasses
@@ -31,24 +31,24 @@ from sparsesoup.runs.config_parser import MODE, ConfigParser
 from sparsesoup.runs.config_yaml import read_yaml, text_of
 from sparsesoup.training.config import DistillConfig, TrainingConfig
 
-MOST_STEPS, MOST_EPOCHS = 10**9, 10**6  # far above any training, far below what loops and floats take
-MOST = {"seed": 2**63 - 1, "method": 10**5}  # of other whole numbers; of a method they may be lengths of lists
+MOST_STEPS, MOST_EPOCHS = 10**9, 10**6  # far above any training, far below the limits of loops and floats
+MOST = {"seed": 2**63 - 1, "method": 10**5}  # limits of other integers; those of a method may be lengths of lists
 ELSEWHERE = (
     "data_root",
     "dataset",
     "seed",
     "trust_remote_code",
-)  # in the path of a run, or of this machine: not in the key
+)  # part of a run's path, or specific to this machine: not in the key
 
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetConfig:
-    """How much to prune, and how long to train.
+    """Target sparsity and training length.
 
     Args:
         sparsity: share of the encoder's weights to remove, in [0, 1); default 0.9, for `ticket` the ticket's own.
         steps: T, the steps of one fine-tuning; default from epochs.
-        epochs: T in passes over the training rows, instead of steps; default 3.
+        epochs: T in epochs, instead of steps; default 3.
     """
 
     sparsity: float | None = None
@@ -71,12 +71,12 @@ class BudgetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """All that decides a run.
+    """All settings that determine a run.
 
     Args:
-        name: of the method.
+        name: name of the method.
         method: the method with its own settings.
-        amount, place, train: how much, which model and data, how it is trained.
+        amount, place, train: budget, model and data, training.
     """
 
     name: str
@@ -103,14 +103,14 @@ class RunConfig:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as in a recipe."""
+        """Return the settings as plain values, as in a recipe."""
         flat = dataclasses.asdict(self.place) | dataclasses.asdict(self.amount)
         method = {"name": self.name, **dataclasses.asdict(cast(Any, self.method))}
         table = json.dumps({"method": method, **flat, "train": dataclasses.asdict(self.train)})
-        return json.loads(table, parse_float=lambda text: float(text) + 0.0)  # -0.0 and 0.0 are one setting
+        return json.loads(table, parse_float=lambda text: float(text) + 0.0)  # -0.0 and 0.0 are the same setting
 
     def run_key(self) -> str:
-        """Ten hex digits of the settings that differ from their defaults, apart from dataset and seed."""
+        """Return ten hex digits of the settings that differ from their defaults, except dataset and seed."""
         own, plain = self.to_dict(), RunConfig(name=self.name, method=METHODS[self.name]).to_dict()
         changed = {
             k: v for k, v in flatten_table(own).items() if v != flatten_table(plain).get(k) and k not in ELSEWHERE
@@ -118,7 +118,7 @@ class RunConfig:
         return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:10]
 
     def repeat_command(self) -> str:
-        """The command line that repeats the run."""
+        """Return the command line that repeats the run."""
         own, plain = (
             flatten_table(self.to_dict()),
             flatten_table(RunConfig(name=self.name, method=METHODS[self.name]).to_dict()),
@@ -132,7 +132,7 @@ class RunConfig:
 
 
 def method_named(name: str) -> Method:
-    """The method of that name; UserError with the nearest names if there is none."""
+    """Return the method of that name; raise a UserError with the nearest names if there is none."""
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else "see `sparsesoup methods`"
@@ -141,7 +141,7 @@ def method_named(name: str) -> Method:
 
 
 def parser_for(name: str | None) -> ConfigParser:
-    """The parser of `prune`, with the own settings of a method if one is named."""
+    """Return the parser of `prune`, with the settings of a method if one is named."""
     prog = f"sparsesoup prune {name or 'METHOD'}"
     parser = ConfigParser(prog=prog, description=_method_description(name), allow_abbrev=False, parser_mode=MODE)
     parser.add_argument("--config", type=str, help="recipe (YAML); flags win over it")
@@ -160,25 +160,25 @@ def parser_for(name: str | None) -> ConfigParser:
         parser.add_argument("--method", type=type(method_named(name)), default=method_named(name))
     for action in parser._actions:
         if type(action).__name__ == "_ActionConfigLoad":
-            action.help = argparse.SUPPRESS  # a file for a group of flags: recipes are for that
+            action.help = argparse.SUPPRESS  # jsonargparse's config file for a group of flags: use recipes instead
     return parser
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[RunConfig, Namespace]:
-    """(settings, the other flags) from the arguments of `prune`: a method's name, flags, a recipe under --config."""
+    """Return (settings, other flags) from the arguments of `prune`: a method, flags, a recipe under --config."""
     arguments = [normalize_flag(a) for a in arguments]
     arguments = columns_as_list(arguments)
     given = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
     recipe = _recipe_of(arguments)
     for flag, other in (("steps", "epochs"), ("epochs", "steps")):
         if any(a.partition("=")[0] == f"--{flag}" for a in arguments):
-            recipe.pop(other, None)  # flags win over it
+            recipe.pop(other, None)  # flags override the recipe
     name = _method_name(given, recipe)
     return _parse_flags(name, [*as_flags(recipe), *arguments])
 
 
 def config_from_dict(name: str, table: dict[str, Any]) -> RunConfig:
-    """Settings from plain values, as in a recipe; checked like flags."""
+    """Return settings from plain values, as in a recipe; checked like flags."""
     method_named(name)
     return _parse_flags(name, as_flags(table))[0]
 
@@ -199,7 +199,7 @@ def _parse_flags(name: str, flags: list[str]) -> tuple[RunConfig, Namespace]:
 
 
 def _check_digits(flags: Sequence[str]) -> None:
-    """Refuse a number so long that neither a float nor a message takes it; the name of a folder may be as long."""
+    """Raise a UserError for a number too long for a float or a message; the name of a folder may be as long."""
     for before, flag in zip(["", *flags], flags, strict=False):
         name, equals, value = flag.partition("=") if flag.startswith("--") else (before, "=", flag)
         if name[2:] not in TEXTS and equals and re.fullmatch(r"[-+]?[\d_]{30,}", value):
@@ -208,7 +208,7 @@ def _check_digits(flags: Sequence[str]) -> None:
 
 
 def dump_config(settings: RunConfig) -> str:
-    """The recipe that repeats a run, every setting in it."""
+    """Return the recipe that repeats a run, with all settings."""
     head = "# every setting of this run; `sparsesoup prune --config run.yaml` repeats it\n"
     return head + yaml.safe_dump(settings.to_dict(), sort_keys=False)
 

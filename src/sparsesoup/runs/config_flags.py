@@ -1,4 +1,4 @@
-"""A table of settings as the flags of `prune`, so that recipes, keywords and flags are checked in one place."""
+"""A table of settings as flags of `prune`, so that recipes, keywords and flags are checked in one place."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ import numpy as np
 from sparsesoup.core.errors import UserError
 from sparsesoup.hub.build import ModelAndDataConfig
 
-OUTSIDE = {  # flags of `prune` that no recipe holds
+OUTSIDE = {  # flags of `prune` that are not allowed in a recipe
     "config": "a recipe does not name another; from Python give its settings themselves",
     "out": "say where on the command line",
     "save_every": "say it on the command line",
@@ -22,7 +22,7 @@ TEXTS = {field.name for field in dataclasses.fields(ModelAndDataConfig) if field
 
 
 def as_flags(recipe: dict[str, Any]) -> list[str]:
-    """A recipe as flags, so that both are checked in one place; it may be written with dashes, as flags are."""
+    """Return a recipe as flags, so that both are checked in one place; keys may have dashes, as flags do."""
     flags = []
     for name, value in recipe.items():
         if str(name) in OUTSIDE:
@@ -39,7 +39,7 @@ def _as_flag(name: str, value: Any) -> str:
         value = _as_text(name, value)
     try:
         return f"--{name}={_plain_text(value)}"
-    except (TypeError, ValueError) as error:  # a date, a set, bytes, what holds itself
+    except (TypeError, ValueError) as error:  # a date, a set, bytes, a value that contains itself
         raise UserError(
             f"setting {name} is a number, a text, true, false, null, or a list or table of these, got {value!r}; "
             f"write it in quotes if it is a text"
@@ -47,7 +47,7 @@ def _as_flag(name: str, value: Any) -> str:
 
 
 def _as_text(name: str, value: Any) -> str:
-    """Class names in a list as the flag has them; other lists are refused, since as JSON they would be one text."""
+    """Return a list of class names as the flag takes it; refuse other lists, which JSON would make one text."""
     named, listed = name.replace("-", "_"), [value] if isinstance(value, dict) else list(value)
     plain = listed and all((isinstance(each, str) and "," not in each) or type(each) is int for each in listed)
     if named == "class_names" and plain:
@@ -57,7 +57,7 @@ def _as_text(name: str, value: Any) -> str:
 
 
 def flatten_table(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A table of tables as one, its keys joined by points."""
+    """Flatten nested tables; keys are joined by dots."""
     found: dict[str, Any] = {}
     for name, value in table.items():
         if isinstance(value, dict):
@@ -68,23 +68,23 @@ def flatten_table(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _plain_text(value: Any) -> str:
-    path = isinstance(value, (str, os.PathLike))  # from Python settings may be paths
+    path = isinstance(value, (str, os.PathLike))  # settings given in Python may be paths
     return os.fspath(value) if path else json.dumps(value, default=_to_builtin)
 
 
 def _to_builtin(value: Any) -> Any:
-    """What of Python's own types stands behind a number of numpy, as loops over `np.arange` give them, or a path."""
+    """Convert a numpy number, as from loops over `np.arange`, or a path to the Python type."""
     return value.item() if isinstance(value, np.generic) else os.fspath(value)
 
 
 def shell_value(value: Any) -> str:
-    """A value as a shell takes it."""
+    """Return a value quoted for a shell."""
     text = _plain_text(value)
     return text if re.fullmatch(r"[\w./:@%+-]+", text) else "'" + text.replace("'", "'\\''") + "'"
 
 
 def brief_number(number: int) -> str:
-    """A whole number in words that fit a line.
+    """Format an integer to fit a line.
 
     >>> brief_number(300), brief_number(10**400)
     ('300', 'a number of 401 digits')
@@ -93,7 +93,7 @@ def brief_number(number: int) -> str:
 
 
 def normalize_flag(argument: str) -> str:
-    """A flag as the parser spells it: with underscores, and columns of images among those of texts."""
+    """Return a flag as the parser spells it: with underscores, and image columns under the names of text columns."""
     if not argument.startswith("--"):
         return argument
     flag, equals, value = argument.partition("=")
@@ -102,7 +102,7 @@ def normalize_flag(argument: str) -> str:
 
 
 def columns_as_list(arguments: list[str]) -> list[str]:
-    """`--text-columns a,b`, with or without spaces, or `--text-columns a b` as the list that the parser takes."""
+    """Convert `--text-columns a,b`, with or without spaces, or `--text-columns a b` to the parser's list syntax."""
     done: list[str] = []
     left = list(arguments)
     while left:
@@ -118,7 +118,7 @@ def columns_as_list(arguments: list[str]) -> list[str]:
 
 
 def _as_list(values: list[str]) -> str:
-    """Names of columns as JSON; a name that holds a comma is written as JSON, too."""
+    """Return column names as JSON; a single name that contains a comma is also written as JSON."""
     if len(values) == 1 and (values[0] in ("", "null") or values[0].startswith("[")):
         return values[0]
     return json.dumps([name.strip() for value in values for name in value.split(",") if name.strip()])

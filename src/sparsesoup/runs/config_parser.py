@@ -1,4 +1,4 @@
-"""jsonargparse's parser with flags in dashes, and errors in one line of plain words."""
+"""jsonargparse's parser with dashes in flags and errors in one plain line."""
 
 import argparse
 import difflib
@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, get_loader, set_loader
 from sparsesoup.core.errors import UserError
 from sparsesoup.runs.config_yaml import TooMany, compose_yaml
 
-PLAINER = (  # what jsonargparse says -> what is said
+PLAINER = (  # jsonargparse's words -> our words
     (r"Parser key \"?([\w.]+)\"?:", r"setting \1:"),
     (r"Does not validate against any of the Union subtypes Subtypes: \[(.+?)\] Errors: .*Given value: ",
      r"Expected a \1. Got value: "),
@@ -20,13 +20,13 @@ PLAINER = (  # what jsonargparse says -> what is said
     (r", NoneType\b", " or null"),
     (r", tuple\[float, float\]", " or two as [low, high]"),
 )  # fmt: skip
-MODE = "sparsesoup"  # how values of flags are read, and the files that they name
+MODE = "sparsesoup"  # jsonargparse's mode for parsing flag values and the files they name
 
 
 def _load_value(text: str) -> Any:
-    """A value as jsonargparse reads it.
+    """Parse a flag value for jsonargparse.
 
-    Raises: UserError if its aliases multiply: an error of another kind would have jsonargparse read it once more.
+    Raises: UserError if its aliases multiply: after an error of another kind jsonargparse would parse it again.
     """
     if "*" in text:
         try:
@@ -34,7 +34,7 @@ def _load_value(text: str) -> Any:
         except TooMany as error:
             raise UserError(f"a value that begins with {text[:20]!r} cannot be read: {error}") from error
         except yaml.YAMLError:
-            pass  # it may be a text
+            pass  # it may be plain text
     return get_loader("yaml")(text)
 
 
@@ -42,7 +42,7 @@ set_loader(MODE, _load_value, (yaml.YAMLError,))
 
 
 class CommandParser(argparse.ArgumentParser):
-    """argparse's parser for commands whose flags are no settings of a run."""
+    """argparse's parser for commands whose flags are not run settings."""
 
     def error(self, message: str) -> NoReturn:
         """Raises: UserError."""
@@ -50,10 +50,10 @@ class CommandParser(argparse.ArgumentParser):
 
 
 class ConfigParser(ArgumentParser):
-    """jsonargparse's parser with flags in dashes and errors in one line."""
+    """jsonargparse's parser with dashes in flags and one-line errors."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise the message as a UserError, with the nearest flags for an unknown one."""
+        """Raise a UserError with the message; for an unknown flag, add the nearest ones."""
         cause: BaseException | None = ex
         while cause is not None and not isinstance(cause, UserError):
             cause = cause.__cause__ or cause.__context__
@@ -73,7 +73,7 @@ class ConfigParser(ArgumentParser):
         raise UserError(self._plain_message(text)) from ex
 
     def list_flags(self) -> list[str]:
-        """All flags as a user writes them, without those for groups of flags that jsonargparse adds."""
+        """Return all flags as users write them, without jsonargparse's flags for groups."""
         shown = [
             action for action in self._actions if action.help != argparse.SUPPRESS and action.dest != "print_shtab"
         ]
@@ -81,7 +81,7 @@ class ConfigParser(ArgumentParser):
         return [*found, *(["--image-column"] if "--text-columns" in found else [])]
 
     def _plain_message(self, text: str) -> str:
-        """What jsonargparse says, in the words of a user."""
+        """Return a message of jsonargparse in plain words."""
         for pattern, plain in PLAINER:
             text = re.sub(pattern, plain, text)
         if share := re.match(r"setting sparsity: Expected .* Got value: (\S+)$", text):
@@ -100,5 +100,5 @@ class ConfigParser(ArgumentParser):
         return text
 
     def format_help(self) -> str:
-        """The help with `--data-root` rather than `--data_root`."""
+        """Return the help with dashes in flags, such as `--data-root`."""
         return re.sub(r"--[a-z][\w.]*", lambda m: m.group().replace("_", "-"), super().format_help())

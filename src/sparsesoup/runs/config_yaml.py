@@ -1,4 +1,4 @@
-"""YAML as recipes have it: every key once in its table, nothing that holds itself, and no more than is written."""
+"""Strict YAML for recipes: unique keys, no cycles, and a size limit."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,18 +6,18 @@ from typing import Any
 
 import yaml
 
-NO_VALUE = (ValueError, LookupError, AttributeError)  # what PyYAML raises for 2024-13-45, !!bool x and !!timestamp x
+NO_VALUE = (ValueError, LookupError, AttributeError)  # raised by PyYAML for 2024-13-45, !!bool x and !!timestamp x
 TOO_DEEP = "lists and tables are nested too deep; leave some out"
 LARGEST = 1_000_000  # bytes of a file: a recipe has a few thousand
-MOST = 100_000  # values of a text with every alias written out: a few hundred bytes may stand for 10^9
+MOST = 100_000  # values of a text with every alias expanded: a few hundred bytes may stand for 10^9
 
 
 class TooMany(yaml.YAMLError):
-    """A text that stands for more values than are read."""
+    """A text that expands to too many values."""
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """A SafeLoader that tells the line of a value that is none of its kind."""
+    """A SafeLoader that reports the line of a value that does not match its tag."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
@@ -30,12 +30,12 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def text_of(path: Path) -> str:
-    """The text of a YAML file.
+    """Read the text of a YAML file.
 
-    Raises: OSError; yaml.YAMLError if it is too large to be a recipe, or no text.
+    Raises: OSError; yaml.YAMLError if it is too large for a recipe, or not text.
     """
     with open(path, "rb") as file:
-        text = file.read(LARGEST + 1)  # a device may have no end
+        text = file.read(LARGEST + 1)  # a device file may be endless
     if len(text) > LARGEST:
         raise yaml.YAMLError(f"it has more than {LARGEST:,} bytes, which no recipe needs")
     try:
@@ -45,10 +45,10 @@ def text_of(path: Path) -> str:
 
 
 def read_yaml(text: str) -> Any:
-    """What a YAML text says.
+    """Parse YAML.
 
-    Raises: yaml.YAMLError, also where a table has the same key twice, something holds itself, or aliases (*) stand for
-        more than `MOST` values.
+    Raises: yaml.YAMLError, also if a table repeats a key, a value contains itself, or aliases (*) expand to more than
+        `MOST` values.
 
     >>> read_yaml("sparsity: 0.5")
     {'sparsity': 0.5}
@@ -57,9 +57,9 @@ def read_yaml(text: str) -> Any:
 
 
 def compose_yaml(text: str) -> yaml.Node | None:
-    """The tree of a YAML text, as it is written: no table is merged into another; None for an empty text.
+    """Return the node tree of a YAML text without merging tables; None for an empty text.
 
-    Raises: yaml.YAMLError, as `read_yaml`.
+    Raises: yaml.YAMLError as `read_yaml`.
     """
     try:
         tree = yaml.compose(text, yaml.SafeLoader)
@@ -73,9 +73,9 @@ def compose_yaml(text: str) -> yaml.Node | None:
 
 
 def construct_yaml(tree: yaml.Node | None) -> Any:
-    """What a tree says; its tables take in those that they are merged with.
+    """Return the value of a node tree, with merge keys applied.
 
-    Raises: yaml.YAMLError for a value that is none of its kind.
+    Raises: yaml.YAMLError for a value that does not match its tag.
     """
     try:
         return None if tree is None else _PlainLoader("").construct_document(tree)
@@ -84,9 +84,9 @@ def construct_yaml(tree: yaml.Node | None) -> Any:
 
 
 def walk_nodes(tree: yaml.Node | None) -> Iterator[yaml.Node]:
-    """Every node of a tree, once.
+    """Yield every node of a tree once.
 
-    Raises: yaml.YAMLError where one holds itself.
+    Raises: yaml.YAMLError if a node contains itself.
     """
     return iter(()) if tree is None else _walk_below(tree, (), set())
 
@@ -110,7 +110,7 @@ def _child_nodes(node: yaml.Node) -> list[yaml.Node]:
 
 
 def _need_few(tree: yaml.Node | None) -> None:
-    """Refuse aliases that multiply: whoever goes through all the values would not come to an end."""
+    """Raise a TooMany error for multiplying aliases, whose values could not all be visited."""
     counts: dict[yaml.Node, int] = {}
 
     def count(node: yaml.Node) -> int:
@@ -124,7 +124,7 @@ def _need_few(tree: yaml.Node | None) -> None:
 
 
 def _need_once(table: yaml.MappingNode) -> None:
-    """Refuse a table that says the same key twice, of which YAML would take the last without a word."""
+    """Raise a YAMLError for a repeated key, of which PyYAML would silently take the last."""
     said = [key.value for key, _ in table.value]
     if twice := [key for i, key in enumerate(said) if key in said[:i]]:
         raise yaml.YAMLError(f"{twice[0]} stands there twice, line {table.start_mark.line + 1} on; leave one")

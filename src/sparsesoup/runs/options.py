@@ -1,4 +1,4 @@
-"""Settings of a run that have no part in its result: where it shows progress, how often it saves, who helps."""
+"""Runtime options that do not affect a run's result: console, autosave, cache, workers."""
 
 import os
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from sparsesoup.core.files import make_folder
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """Settings that have no part in a run's result.
+    """Runtime options that do not affect a run's result.
 
     Args:
-        console: where progress is shown.
-        save_every: seconds between saves at the least.
-        cache: folder of trainings that runs have in common; None shares none.
+        console: console for progress output.
+        save_every: minimum seconds between saves.
+        cache: training cache folder, shared by several runs; None disables it.
         patient: wait for another process that works on the same run, instead of refusing.
-        workers: processes over which the weak masks of a run are spread; 1 draws them in this one.
-        page: draw report.html at the end; a study leaves it to the test, which has to draw it anyway.
+        workers: processes for the weak masks of a run; 1 computes them in this process.
+        page: write report.html at the end; a study leaves it to `test`, which has to write it anyway.
     """
 
     console: Console

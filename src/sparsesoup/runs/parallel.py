@@ -1,4 +1,4 @@
-"""Work on forks of a run's state, spread over processes of this machine: `Problem.map` with several at a time."""
+"""Parallel branches of a run: `Problem.map` over several processes of this machine."""
 
 import functools
 import json
@@ -31,14 +31,14 @@ Make = Callable[..., Problem]
 
 @dataclass(frozen=True)
 class ForkTask:
-    """A piece of work on a fork, that any process of this machine can do.
+    """A function call on a copy of the training state, which any process of this machine can run.
 
     Args:
-        make, of: a function, and the plain values of which it makes the problem anew.
-        folder: where the state lies, and where to put what the work gives.
-        key: its name there.
-        work, task: what to do.
-        threads: of torch, as many as the run itself has.
+        make, of: a function and its plain arguments, which rebuild the problem.
+        folder: folder of the state and of the result.
+        key: file name of the result.
+        work, task: the function to call and its arguments.
+        threads: torch threads, as many as the run itself has.
     """
 
     make: Make
@@ -52,15 +52,15 @@ class ForkTask:
 
 @contextmanager
 def spread_forks(workers: int, folder: Path, make: Make, *of: Any) -> Iterator[ParallelMap]:
-    """`Problem.map` over so many processes, for the time of the block; what they give is to the bit that of one.
+    """Provide `Problem.map` over `workers` processes within the block; results are bit-identical to one process.
 
-    State and products lie in `folder` as safetensors, each under a hash of the state and of the work: one that dies is
-    begun again, and a restarted run takes what is there.
+    States and results are saved in `folder` as safetensors, each under a hash of the state and of the work: a task
+    whose process dies is retried, and a restarted run reuses finished results.
 
     Args:
-        workers: how many processes; with 1 it is this one.
-        folder: the run's own for what a restart needs.
-        make, of: a function, and the plain values of which it makes the problem anew; both hashable.
+        workers: number of processes; 1 uses this process.
+        folder: the run's folder for restarts.
+        make, of: a function and its plain arguments, which rebuild the problem; all hashable.
     """
     if workers == 1:
         yield serial_map
@@ -78,7 +78,7 @@ class ProcessMap:
     def __call__(
         self, problem: Problem, state: TrainState, work: ForkFunction, tasks: Sequence[tuple[Any, ...]]
     ) -> Callable[[int], dict[str, Tensor]]:
-        """Number of a task -> what its work gives. The first one asked for has those after it done as well."""
+        """Return a getter for each result. The first one requested also runs those after it."""
         cache, forks = TrainingCache(self.folder), dict[int, ForkTask]()
 
         def give(number: int) -> dict[str, Tensor]:
@@ -100,7 +100,7 @@ class ProcessMap:
     def _fork_tasks(
         self, cache: TrainingCache, state: TrainState, work: ForkFunction, tasks: Sequence[tuple[Any, ...]], first: int
     ) -> dict[int, ForkTask]:
-        """Number -> fork, of the first that is asked for and those after it; products of other states are removed."""
+        """Return index -> task, for the first one requested and those after it; remove results of other states."""
         base = cache.content_key(_start_tensors(state), state.step, work.__qualname__, getattr(work, "__self__", None))
         keys = {i: cache.content_key({}, base, tasks[i]) for i in range(first, len(tasks))}
         for file in self.folder.glob("*.safetensors"):
@@ -126,7 +126,7 @@ class ProcessMap:
 
 
 def run_fork_task(fork: ForkTask) -> None:
-    """Do a piece of work and put what it gives, with cost and records, where the run looks for it."""
+    """Run a task and save its result, with cost and log records, for the run."""
     torch.set_num_threads(fork.threads)
     problem, state, records = _cached_problem(fork.make, fork.of)
     with safe_open(fork.folder / FORK, framework="pt") as file:
@@ -144,19 +144,19 @@ def run_fork_task(fork: ForkTask) -> None:
 
 @functools.lru_cache(maxsize=1)
 def _cached_problem(make: Make, of: tuple[Any, ...]) -> tuple[Problem, TrainState, RecordingObserver]:
-    """A problem, made once in the life of a process, a state to fill, and who sees the steps."""
+    """Return a problem, built once per process, a state to fill, and an observer of the steps."""
     records = RecordingObserver(NullObserver())
     problem = replace(make(*of), observer=records)
     return problem, problem.start_run(), records
 
 
 def _start_tensors(state: TrainState) -> dict[str, Tensor]:
-    """All tensors that a training goes on from: what a method remembers (the votes so far) is none."""
+    """Return all tensors that a training depends on; a method's memory (the votes so far) is not among them."""
     return {name: t for name, t in state.tensors().items() if not name.startswith("memory/")}
 
 
 def _charge_fork(problem: Problem, state: TrainState, product: CachedTraining) -> None:
-    """Put the work on the meter and in the log, as if it had been done here."""
+    """Add the cost and the log of a task as if it had run here."""
     for label, cost in product.facts["costs"].items():
         problem.meter.add_cost(label, Cost(**cost))
         problem.observer.begin(label, state.step, state.step + int(cost["steps"]))

@@ -1,4 +1,4 @@
-"""Who watches a run: a progress bar on a terminal, a line now and then in a pipe, and log.jsonl."""
+"""Progress of a run: a bar on a terminal, a line at intervals in a pipe, and log.jsonl."""
 
 import hashlib
 import json
@@ -16,32 +16,32 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import append_text
 from sparsesoup.report.escaping import printable_line
 
-PIPE_EVERY = 15.0  # seconds between lines where no bar can be drawn
+PIPE_EVERY = 15.0  # seconds between lines where no bar can be shown
 
 
 class ProgressLogger:
-    """Shows the training that is under way and writes a line of the log for each step."""
+    """Show the progress of the current training and log each step."""
 
     def __init__(self, log: Path | None, console: Console) -> None:
         self.log, self.console, self.piece = log, console, lambda: ""
-        self.first: Sequence[str] = ()  # lines to say when the first training or validation begins
+        self.first: Sequence[str] = ()  # lines to print when the first training or validation begins
         self._label, self._at, self._until, self._said = "", 0, 0, time.monotonic()
         columns = (TextColumn("{task.description:<22}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
                    TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
         self._bars = Progress(*columns, console=console, transient=True) if console.is_terminal else None
         self._task: Any = None
-        self._written, self._digest = 0, hashlib.sha256()  # of what the log holds
+        self._written, self._digest = 0, hashlib.sha256()  # of the log so far
 
     def log_position(self) -> dict[str, Any]:
-        """Length and digest of the log, for a restart to return to."""
+        """Return length and digest of the log, for a restart to rewind to."""
         return {"bytes": self._written, "digest": self._digest.hexdigest()}
 
     def rewind_log(self, at: Any) -> None:
-        """Cut the log to what the restarted run goes on from; 0 is its beginning.
+        """Truncate the log to the point from which a restarted run resumes; 0 is its beginning.
 
         Args:
-            at: what `log_position` gave; of an older version the length alone.
-        Raises: UserError if the log is not what was written up to there.
+            at: a value of `log_position`; older versions saved only the length.
+        Raises: UserError if the log up to there has changed.
         """
         length, digest = (at["bytes"], at["digest"]) if isinstance(at, Mapping) else (int(at), None)
         if self.log is None or not self.log.exists():
@@ -60,7 +60,7 @@ class ProgressLogger:
         os.truncate(self.log, length)
 
     def begin(self, label: str, step: int, until: int) -> None:
-        """A training, or a validation, from `step` to `until` begins."""
+        """Start a training, or a validation, from `step` to `until`."""
         self.print_overview()
         self._label, self._at, self._until = f"{self.piece() or ''} {label}".strip(), step, until
         if self._bars is not None and until > step:
@@ -68,18 +68,18 @@ class ProgressLogger:
             self._task = self._bars.add_task(self._label, total=until, completed=step, note="")
 
     def print_overview(self) -> None:
-        """Say the first lines, once."""
+        """Print the first lines, once."""
         for line in self.first:
             self.console.print(printable_line(line), highlight=False, markup=False, soft_wrap=True)
         self.first = ()
 
     def step(self, record: Mapping[str, Any]) -> None:
-        """One step is done."""
+        """Log a finished step."""
         self._at += 1
         note = f"loss {record['loss']:.3f}  sparsity {record['sparsity']:.3f}" if record else ""
         if record and self.log is not None:
             line = json.dumps(dict(record)) + "\n"
-            with append_text(self.log) as file:  # anew for each, so that a kill loses no line
+            with append_text(self.log) as file:  # reopened for each step, so that a kill loses no line
                 file.write(line)
             self._written += len(line)
             self._digest.update(line.encode())
@@ -90,12 +90,12 @@ class ProgressLogger:
             self._said = time.monotonic()
 
     def end(self) -> None:
-        """The training or validation is over."""
+        """End the training or validation."""
         if self._bars is not None and self._task is not None:
             self._bars.remove_task(self._task)
             self._task = None
 
     def close(self) -> None:
-        """Leave the terminal in order."""
+        """Restore the terminal."""
         if self._bars is not None:
             self._bars.stop()

@@ -1,4 +1,4 @@
-"""What report.json says of a run, from its problem and its ticket."""
+"""Content of report.json, from the problem and the ticket of a run."""
 
 import copy
 import platform
@@ -21,10 +21,10 @@ from sparsesoup.training.problem import Problem, evaluate_model
 def make_report(
     settings: RunConfig, problem: Problem, ticket: Ticket, opened: OpenedTask, seconds: float
 ) -> dict[str, Any]:
-    """The facts of a finished run.
+    """Return the report of a finished run.
 
     Args:
-        seconds: of wall-clock time since this process took it up.
+        seconds: wall-clock time since this process started or resumed the run.
     """
     targets, ready = problem.targets, task_type_of(opened.task).ready
     head = "; ".join([ready(opened.task) if ready else "not pruned", *problem.notes])
@@ -67,19 +67,19 @@ def make_report(
 
 
 def _answer_facts(ticket: Ticket, opened: OpenedTask) -> dict[str, Any]:
-    """Return the facts on the answers to the validation rows, with the name of the commonest answer."""
+    """Return the statistics of the predictions on the validation rows, with the name of the commonest one."""
     labels, answer = getattr(opened.task, "labels", ()), ticket.answers.get("answer", -1)
     return {**ticket.answers, **({"called": labels[int(answer)]} if 0 <= answer < len(labels) else {})}
 
 
 def _scores_before(problem: Problem) -> dict[str, float]:
-    """Scores of the pre-trained model on the validation rows; no method needs them, so they are on no meter."""
+    """Return the pre-trained model's validation scores; no method needs them, so their cost is not recorded."""
     model = problem.accelerator.prepare_model(copy.deepcopy(problem.pretrained), evaluation_mode=True)
     return evaluate_model(problem, model, problem.validation, Cost())
 
 
 def _plain_steps(settings: RunConfig, problem: Problem, cost: dict[str, dict[str, float]]) -> dict[str, float]:
-    """`dense_flops`, where steps with a teacher in them do not tell what T plain ones take: from one plain step."""
+    """Return `dense_flops` measured on one plain step, if the run's steps include a teacher; else an empty dict."""
     strong = cost.get("strong")
     if not strong or "teacher" in cost or (problem.objective is None and not TABLE[settings.name].taught):
         return {}
@@ -93,10 +93,10 @@ def _plain_steps(settings: RunConfig, problem: Problem, cost: dict[str, dict[str
 
 
 def library_versions() -> dict[str, str]:
-    """The libraries that decide a run's numbers."""
+    """Return the versions of the libraries that affect a run's numbers."""
     return {name: version(name) for name in ("sparsesoup", "torch", "transformers", "datasets")}
 
 
 def machine_name(device: object = "cpu") -> str:
-    """What a run ran on, as reports say it."""
+    """Return the description of the machine for reports."""
     return f"{platform.machine()}, {torch.get_num_threads()} threads, {device}"

@@ -1,4 +1,4 @@
-"""Whether what stands in a directory is the run that is asked for, begun from the same weights and rows."""
+"""Check that an existing run directory matches the requested config, model weights and dataset."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -24,23 +24,23 @@ from sparsesoup.training.problem import Problem
 
 
 def check_run_or_model(run: Path, report: Mapping[str, Any]) -> None:
-    """Verify that a finished run is as it was written; without digests (an older version), that its model loads.
+    """Verify the files of a finished run; without digests (an older version), check that its model loads.
 
-    Raises: UserError naming what is missing or has changed.
+    Raises: UserError naming the file that is missing or has changed.
     """
     if not check_run(run, report):
         load_pruned(run / "model", load_masks(run)[0])
 
 
 def check_same(path: Path, settings: RunConfig) -> None:
-    """A directory that is there must be of a run with these settings.
+    """Check that an existing directory holds a run with these settings.
 
-    Raises: UserError if it is another run's, or none.
+    Raises: UserError if it holds another run, or something else.
     """
     if not path.exists():
         return
     if not (path / "run.yaml").is_file():
-        if any(not entry.name.startswith(".") for entry in path.iterdir()):  # a lock, a file half written: of a kill
+        if any(not entry.name.startswith(".") for entry in path.iterdir()):  # locks and partial files of a killed run
             raise UserError(f"{path} holds something that is no run (no run.yaml); give another --out or remove it")
         return
     try:
@@ -52,9 +52,9 @@ def check_same(path: Path, settings: RunConfig) -> None:
 
 
 def check_recipe(run: Path, report: Mapping[str, Any], settings: RunConfig) -> None:
-    """A run is tested with the settings that it was drawn with; only the root of its data may be another.
+    """Check that a run is tested with the settings of its training; only the root of its data may differ.
 
-    Raises: UserError if `settings`, which are those of its run.yaml, are not those of its report.
+    Raises: UserError if `settings`, read from its run.yaml, differ from its report.
     """
     if keys := _changed_settings(report["settings"], settings):
         raise UserError(
@@ -64,17 +64,17 @@ def check_recipe(run: Path, report: Mapping[str, Any], settings: RunConfig) -> N
 
 
 def _changed_settings(there: Any, settings: RunConfig) -> list[str]:
-    """The settings of a recipe that are others, by name; all where it is no table."""
+    """Return the names of the settings that differ from a recipe; all if the recipe is not a table."""
     ours = settings.to_dict()
     if not isinstance(there, dict):
         return [*ours]
-    # What it does not say is a setting that came later, and was at its default.
+    # Settings missing from the recipe were added later and had their default.
     there = _fill_defaults(there, RunConfig(name=settings.name, method=METHODS[settings.name]).to_dict())
     return [k for k in {**ours, **there} if k != "data_root" and (k not in ours or there.get(k) != ours[k])]
 
 
 def _fill_defaults(table: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
-    """The table with what it lacks, at every depth."""
+    """Add missing settings to a table, at every depth."""
     inner = {
         k: _fill_defaults(table[k], v)
         for k, v in plain.items()
@@ -84,14 +84,14 @@ def _fill_defaults(table: dict[str, Any], plain: dict[str, Any]) -> dict[str, An
 
 
 def check_data(run: Path, facts: Mapping[str, Any], dataset: str, source: LoadedDataset) -> None:
-    """A finished run stands for its settings only while the dataset has the rows that it was trained on.
+    """Check that the dataset still has the rows that a finished run was trained on.
 
     Args:
-        run: its directory.
-        facts: of its report; one from before there were fingerprints is taken at its word.
-        dataset: as the user calls it.
-        source: what that is now.
-    Raises: UserError if the rows are others.
+        run: directory of the run.
+        facts: its report; one without fingerprints (an older version) is trusted.
+        dataset: the user's name of the dataset.
+        source: the dataset as it is now.
+    Raises: UserError if the rows differ.
     """
     if facts.get("dataset_fingerprint") not in (None, source.train_fingerprint):
         raise UserError(
@@ -101,22 +101,22 @@ def check_data(run: Path, facts: Mapping[str, Any], dataset: str, source: Loaded
 
 
 def base_fingerprints(problem: Problem, opened: OpenedTask) -> dict[str, Any]:
-    """What a run begins from: fingerprints of weights and rows, and T."""
+    """Return the fingerprints of weights and rows at the start of a run, and T."""
     base = {"model": problem.base_fingerprint(), "dataset": opened.source.train_fingerprint, "steps": problem.steps}
     frozen = {name: t for name, t in problem.pretrained.named_buffers() if name == HEAD}
     return base | ({"head": weights_fingerprint(frozen)} if frozen else {})
 
 
 def training_environment(settings: RunConfig, problem: Problem) -> dict[str, Any]:
-    """What else decides the bits of a training: how rows are read, libraries, machine."""
+    """Return what else determines a training bit by bit: data reading, libraries, machine."""
     place = {k: v for k, v in dataclasses.asdict(settings.place).items() if k != "data_root"}
     return {"place": place, "versions": library_versions(), "machine": machine_name(problem.accelerator.device)}
 
 
 def check_base(path: Path, base: dict[str, Any]) -> None:
-    """A stopped run goes on only from the same weights and rows; `path` says from which it was begun.
+    """Check that a stopped run resumes from the same weights and rows as those recorded in `path`.
 
-    Raises: UserError if it was begun from others.
+    Raises: UserError if they differ.
     """
     if not path.exists():
         write_table(path, base)

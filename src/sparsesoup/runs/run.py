@@ -1,4 +1,4 @@
-"""One run, from settings to a directory with model, masks and report."""
+"""A run, from settings to a directory with model, masks and report."""
 
 import contextlib
 import io
@@ -50,33 +50,33 @@ from sparsesoup.training.cost import CostTracker
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.train_cache import TrainingCache
 
-SPARSITY = 0.9  # where nothing else is said: methods differ there
+SPARSITY = 0.9  # the default, unless the method has another
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's directory and what its report says."""
+    """The directory of a run and its report."""
 
     path: Path
     report: dict[str, Any]
 
 
 def run_method(settings: RunConfig, out: Path, outside: RuntimeOptions, within: Path | None = None) -> Run:
-    """Run a method on a model and a dataset, or go on with a run that was stopped; a finished one is only read.
+    """Run a method on a model and a dataset, or resume a stopped run; a finished one is only read.
 
     Args:
-        settings: of the run.
-        out: the folder of all runs.
-        outside: what has no part in the result.
-        within: path of the run below `out`; default by its settings.
-    Raises: UserError for bad input; what was finished before stays on disk.
+        settings: settings of the run.
+        out: folder of all runs.
+        outside: runtime options that do not affect the result.
+        within: path of the run below `out`; derived from its settings by default.
+    Raises: UserError for bad input; finished stages stay on disk.
     """
     if outside.workers > 1 and not masks_of(settings):
         raise UserError(f"--workers are for weak masks, and {settings.name} draws none; leave --workers out")
     if (out / "run.yaml").exists():
         raise UserError(f"--out {out} is itself a run directory; give the folder that holds runs")
     opened = open_task(settings.place)
-    if not outside.patient:  # a study has many runs, and says it in none
+    if not outside.patient:  # a study prints it once, not per run
         for said in filter(None, (_unused_sparsity_warning(settings), settings.train.precision_warning())):
             outside.console.print(Text(f"note: {said}"), soft_wrap=True)
     settings = fill_default_sparsity(settings)
@@ -87,15 +87,15 @@ def run_method(settings: RunConfig, out: Path, outside: RuntimeOptions, within: 
         found = _read_finished(path, opened, settings)
         if (not outside.page or (path / "report.html").exists()) and not _state_files(path):
             return found
-    with _exclusive_folder(path, outside.patient):  # who is refused here must not take back what the other one writes
-        if _is_finished(path):  # meanwhile by the other one, or killed before the very end
+    with _exclusive_folder(path, outside.patient):  # a refused process must not remove the files of the other one
+        if _is_finished(path):  # finished by another process meanwhile, or killed just before the end
             found = _read_finished(path, opened, settings)
             if outside.page:
                 write_report(path)
             for state in _state_files(path):
                 remove_path(state)
             return found
-        check_same(path, settings)  # another process may have begun it meanwhile
+        check_same(path, settings)  # another process may have started it meanwhile
         try:
             if not (path / "run.yaml").exists():
                 write_text(path / "run.yaml", dump_config(settings))
@@ -113,7 +113,7 @@ def _unused_sparsity_warning(settings: RunConfig) -> str:
 
 
 def _method_doubts(settings: RunConfig, problem: Problem) -> list[str]:
-    """Return notes on a method on this problem before the first step."""
+    """Return the method's notes on this problem before the first step."""
     method, ask = settings.method, getattr(settings.method, "doubts", None)
     found = list(ask(problem, float(settings.amount.sparsity or 0.0))) if ask else []
     parts = getattr(method, "structure", "") in ("heads", "units", "heads-and-units")
@@ -122,12 +122,12 @@ def _method_doubts(settings: RunConfig, problem: Problem) -> list[str]:
 
 
 def masks_of(settings: RunConfig) -> int:
-    """How many weak masks a stage of the method draws."""
+    """Return the number of weak masks per stage of the method."""
     return int(getattr(settings.method, "weak_masks", 0))
 
 
 def run_folder(dataset: str, settings: RunConfig) -> Path:
-    """Where a run goes below the folder of all runs: dataset, method and key, seed."""
+    """Return the path of a run below the folder of all runs: dataset, method and key, seed."""
     return Path(dataset) / f"{settings.name}-{settings.run_key()}" / f"seed-{settings.place.seed}"
 
 
@@ -136,7 +136,7 @@ def _is_finished(path: Path) -> bool:
 
 
 def _read_finished(path: Path, opened: OpenedTask, settings: RunConfig) -> Run:
-    """A finished run of these settings, if it is as it was written, and was trained on what the dataset holds now."""
+    """Return a finished run of these settings, after verifying its files and that the dataset has not changed."""
     report = read_report(path)
     check_run_or_model(path, report)
     check_data(path, report, settings.place.dataset, opened.source)
@@ -152,7 +152,7 @@ def _state_files(path: Path) -> list[Path]:
 
 
 def from_arguments(arguments: list[str], console: Console) -> Run:
-    """What `sparsesoup prune` does with its arguments."""
+    """Run `sparsesoup prune` with these arguments."""
     settings, others = parse_arguments(arguments)
     cache = Path(others.cache_dir) if others.cache_dir else None
     return run_method(
@@ -161,21 +161,21 @@ def from_arguments(arguments: list[str], console: Console) -> Run:
 
 
 def evaluate_finished_run(path: Path, console: Console) -> Run:
-    """Say what is read, and score a run's model on the test split, once: a later call reads what was written."""
+    """Print the run's overview and score its model on the test split, once; later calls read the saved scores."""
     return score_finished_run(path, console, aloud=True)
 
 
 def score_finished_run(path: Path, console: Console, aloud: bool = False) -> Run:
-    """Do what `evaluate_finished_run` does; `aloud` says what is read, which a study says once for all its runs."""
+    """Score as `evaluate_finished_run`; `aloud` prints the overview, which a study prints once for all its runs."""
     report = read_report(path)
     if report["test"] is not None:
-        if _modified_at(path / "report.json") > _modified_at(path / "report.html"):  # killed before the page was drawn
+        if _modified_at(path / "report.json") > _modified_at(path / "report.html"):  # killed before writing the page
             write_report(path)
         return Run(path, report)
     check_run_or_model(path, report)
     settings, _ = parse_arguments(["--config", str(path / "run.yaml")])
     check_recipe(path, report, settings)
-    # A ticket of a CLIP carries the words that it was told; a file of them may have changed.
+    # A CLIP ticket contains its prompts; a prompts file may have changed since.
     place = replace(settings.place, model=str(path), prompts=None, class_names=None)
     opened = open_task(place)
     check_data(path, report, place.dataset, opened.source)
@@ -193,7 +193,7 @@ def score_finished_run(path: Path, console: Console, aloud: bool = False) -> Run
 
 
 def fill_default_sparsity(settings: RunConfig) -> RunConfig:
-    """The settings with the sparsity that holds where none was given."""
+    """Return the settings with the default sparsity if none is set."""
     sparsity = settings.amount.sparsity
     if TABLE[settings.name].dense:
         sparsity = 0.0
@@ -243,7 +243,7 @@ def _run_in_folder(settings: RunConfig, path: Path, out: Path, opened: OpenedTas
 def problem_of(
     settings: RunConfig, out: Path, outside: RuntimeOptions, opened: OpenedTask | None = None, **own: Any
 ) -> Problem:
-    """The problem of a run, its teacher found or drawn first; `own` is what `build` takes beside the settings."""
+    """Return the problem of a run, with its teacher found or trained; `own` are the other arguments of `build`."""
     opened, amount = opened or open_task(settings.place), settings.amount
     given: dict[str, Any] = {"steps": amount.steps, "epochs": amount.epochs, "training": settings.train}
     problem = build_problem(settings.place, opened, **given, **own)
@@ -260,7 +260,7 @@ def problem_of(
 
 
 def rebuild_problem(settings: RunConfig, out: Path) -> Problem:
-    """The problem of a run that is under way elsewhere, for a process that works for it."""
+    """Rebuild the problem of a run for one of its worker processes."""
     return problem_of(settings, out, RuntimeOptions(Console(file=io.StringIO())))
 
 
@@ -284,17 +284,17 @@ def _save_run(
 
 @contextlib.contextmanager
 def _exclusive_folder(path: Path, patient: bool) -> Iterator[None]:
-    """Two processes must not write one run: the second one waits if it is patient, else it is refused."""
+    """Lock a run against other processes: a patient one waits, any other is refused."""
     with file_lock(path / ".lock", patient):
-        for left in list(path.rglob(".*.part")):  # of a process that was killed while it wrote
+        for left in list(path.rglob(".*.part")):  # left by a process killed while writing
             remove_path(left)
         yield
         remove_path(path / ".lock")
 
 
 def _take_back(made: Sequence[Path]) -> None:
-    """Remove a directory in which nothing was finished, and those above it that were made for it and are empty."""
+    """Remove a directory without any finished stage, and the parents created for it if they are empty."""
     shutil.rmtree(made[0], ignore_errors=True)
-    with contextlib.suppress(OSError):  # another run is in it meanwhile
+    with contextlib.suppress(OSError):  # it now holds another run
         for folder in made[1:]:
             folder.rmdir()

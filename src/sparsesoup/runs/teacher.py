@@ -1,4 +1,4 @@
-"""The teacher of a distillation: found, or trained first, and charged to the run it teaches."""
+"""The teacher of a distillation: found, or trained first and charged to the run."""
 
 import contextlib
 import inspect
@@ -30,11 +30,11 @@ DENSE, TEACHER = "dense", "teacher"
 def with_teacher(
     problem: Problem, settings: RunConfig, opened: OpenedTask, prune: Callable[[RunConfig], Any]
 ) -> Problem:
-    """The problem with a teacher in its loss. A model that is there costs nothing, `dense` what its run did.
+    """Return the problem with a teacher in its loss. An existing model costs nothing, `dense` the cost of its run.
 
-    The dense run is an ordinary one beside the others, so it is trained once for all that learn from it.
+    The dense run is an ordinary run beside the others, so it is trained once for all runs that use it.
 
-    Raises: UserError if the teacher is no fine-tuned model of this task, or cannot answer this model's rows.
+    Raises: UserError if the teacher is not a fine-tuned model of this task, or cannot process this model's rows.
     """
     path, cost = settings.train.distill.teacher, Cost()
     if path == DENSE:
@@ -49,13 +49,13 @@ def with_teacher(
         learning = attach_teacher(problem, settings, opened, path)
     except UserError as error:
         raise UserError(f"train.distill.teacher: {error}") from error
-    if cost.steps and TEACHER not in problem.meter.costs:  # a restarted run has it there already
+    if cost.steps and TEACHER not in problem.meter.costs:  # a restarted run has charged it already
         problem.meter.add_cost(TEACHER, cost)
     return learning
 
 
 def attach_teacher(problem: Problem, settings: RunConfig, opened: OpenedTask, path: str) -> Problem:
-    """The problem with the model at `path` in its loss."""
+    """Return the problem with the model at `path` in its loss."""
     place, distill = settings.place, settings.train.distill
     account = LoadingNotes()
     teacher = find_teacher(place, opened, path, account)
@@ -64,15 +64,15 @@ def attach_teacher(problem: Problem, settings: RunConfig, opened: OpenedTask, pa
         check_blocks(problem.pretrained, teacher)
     known = TrainingCache(
         None, {"teacher": weights_fingerprint(named_weights(teacher))}
-    )  # so that trainings with it can be shared
+    )  # so that trainings with it can be cached
     told = (*problem.notes, *(f"the teacher {path}: {note}" for note in account.notes))
     return replace(problem, objective=distillation_objective(problem, teacher, distill), cache=known, notes=told)
 
 
 def find_teacher(place: ModelAndDataConfig, opened: OpenedTask, path: str, account: LoadingNotes | None = None) -> Any:
-    """The model at `path`, as a teacher of the one at a place; `account` is told what a user should know of it.
+    """Load the model at `path` as a teacher for the model at a place; `account` collects notes for the user.
 
-    Raises: UserError if it is not there, is not fine-tuned for the task, or reads otherwise.
+    Raises: UserError if it is missing, not fine-tuned for the task, or preprocesses its inputs differently.
     """
     images = task_type_of(opened.task).images
     own, other = (load_reader(m, images, place.trust_remote_code) for m in (place.model, path))
@@ -88,14 +88,14 @@ def find_teacher(place: ModelAndDataConfig, opened: OpenedTask, path: str, accou
 
 
 def dense_config(settings: RunConfig) -> RunConfig:
-    """The settings of the dense run that teaches a run with these."""
+    """Return the settings of the dense run that is the teacher of a run with these settings."""
     amount = BudgetConfig(steps=settings.amount.steps, epochs=settings.amount.epochs)
     train = replace(settings.train, distill=DistillConfig())
     return replace(settings, name=DENSE, method=METHODS[DENSE], amount=amount, train=train)
 
 
 def dry_run_checks(problem: Problem, settings: RunConfig) -> None:
-    """Begin the method and leave before its first pass of a model: what it refuses costs no teacher.
+    """Run the method up to its first model pass, so that settings it refuses do not cost a teacher.
 
     Raises: UserError if the method refuses the problem.
     """
@@ -106,18 +106,18 @@ def dry_run_checks(problem: Problem, settings: RunConfig) -> None:
 
 
 class _FirstPassReached(Exception):
-    """A method has refused nothing and asks for a first pass."""
+    """Raised at the first model pass: the method has accepted its settings."""
 
 
 class _NoPassTracker(CostTracker):
-    """Counts nothing: whatever has a cost ends in `_FirstPassReached`."""
+    """A tracker that raises `_FirstPassReached` at the first cost."""
 
     def run_and_count_flops(self, shape: tuple[object, ...], work: Callable[[], Any]) -> NoReturn:
         raise _FirstPassReached
 
 
 def _check_rows(problem: Problem, teacher: Any, path: str, model: str) -> None:
-    """UserError if the teacher does not take the rows as the model gets them."""
+    """Raise a UserError if the teacher cannot process the model's rows."""
     takes = inspect.signature(teacher.forward).parameters
     given = inspect.signature(problem.pretrained.forward).parameters
     lacking = sorted(name for name in problem.train.batch([0]).keys() & given.keys() if name not in takes)
