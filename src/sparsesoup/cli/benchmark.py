@@ -18,22 +18,22 @@ from sparsesoup.report.console import SafeConsole, print_line
 from sparsesoup.report.format import format_count
 from sparsesoup.runs.config_parser import CommandParser
 
-ABOUT = "What pruning gained: size, FLOPs, and the time of a batch beside the dense model's, by turns in one process."
+ABOUT = "Benchmark pruned models: size, FLOPs, and the time of a batch relative to the dense model, interleaved."
 EXAMPLES = f"""
 examples:
   sparsesoup benchmark runs/glue/mrpc/hybrid-movement-0123456789/seed-0
   sparsesoup benchmark small fast graph --batch 1 --length 32 --threads 2 --backends torch,onnxruntime
 
 backends: {", ".join(BACKENDS)}. One that is not installed, or fails on a model, says so and stops no other.
-What was found goes into benchmark.json, beside an export or in the run, and into the run's report.html.
+Results go into benchmark.json, beside an export or in the run, and into the run's report.html.
 Python: sparsesoup.benchmark("fast", batch=1)
 """
 
 
 def read_arguments(arguments: Sequence[str]) -> tuple[list[Path], BenchmarkConfig]:
-    """(what is measured, how) of a command line.
+    """Return (paths to measure, settings) from a command line.
 
-    Raises: UserError naming the flag that is wrong; SystemExit after help.
+    Raises: UserError naming the invalid flag; SystemExit after help.
     """
     given = vars(benchmark_parser().parse_args(arguments))
     paths = given.pop("RUN")
@@ -43,7 +43,7 @@ def read_arguments(arguments: Sequence[str]) -> tuple[list[Path], BenchmarkConfi
 
 
 def benchmark_parser() -> CommandParser:
-    """The parser of `benchmark`; what was not given is absent."""
+    """Return the parser of `benchmark`; flags that are not set are absent."""
     made = CommandParser(prog="sparsesoup benchmark", description=ABOUT, epilog=EXAMPLES, allow_abbrev=False,
                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     made.add_argument("RUN", type=Path, nargs="+", help="a run directory, a model folder with pruning/, or an export")
@@ -61,7 +61,7 @@ def benchmark_parser() -> CommandParser:
 
 
 def run_benchmark_command(arguments: Sequence[str]) -> None:
-    """Measure, show, and write."""
+    """Measure, print and save."""
     paths, how = read_arguments(arguments)
     console = SafeConsole()
     with SafeConsole(stderr=True).status("measuring") as status:
@@ -72,11 +72,11 @@ def run_benchmark_command(arguments: Sequence[str]) -> None:
 
 
 def print_benchmark(tables: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """Print what was found: sizes and FLOPs, times beside the dense model's, and what that means."""
+    """Print the results: sizes and FLOPs, times relative to the dense model, and a summary."""
     first = tables[0]
     shape = f"batches of {first['batch']}" + (f", {first['length']} tokens" if first["length"] else "")
     console.print(Text(f"{shape}, {first['threads']} threads, {first['rounds']} rounds by turns\n", style="bold"))
-    # Numbers, since a path would take the room of what was found.
+    # Numbers instead of paths, which would take too much space.
     names = [str(i) for i in range(1, len(tables) + 1)] if len(tables) > 1 else ["this"]
     _print_table(console, ("", "parameters", "not zero", "on disk", "packed", "zstd", "FLOP"), size_rows(tables, names))
     console.print()
@@ -97,7 +97,7 @@ def print_benchmark(tables: Sequence[Mapping[str, Any]], console: Console) -> No
 
 
 def size_rows(tables: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[tuple[str, ...]]:
-    """A row for the dense model and one for each subject."""
+    """Return a row for the dense model and one for each candidate."""
     found: list[tuple[str, ...]] = []
     for i, table in enumerate(tables):
         dense, own = table["sizes"]["dense"], table["sizes"]["this"]
@@ -111,7 +111,7 @@ def size_rows(tables: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list
 
 
 def time_rows(tables: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[tuple[str, ...]]:
-    """A row for each backend and form of each subject."""
+    """Return a row for each backend and variant of each candidate."""
     return [
         (name if len(names) > 1 else "", row["label"], row["form"], format_milliseconds(row["seconds"]),
          f"{row['per_second']:,.0f}", format_milliseconds(row["dense_seconds"]), f"{row['promise']:.2f}",

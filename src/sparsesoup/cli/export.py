@@ -1,4 +1,4 @@
-"""The command line of exports: flags read off the table of formats, and what is shown of one in the terminal."""
+"""The command line of exports: flags from the table of formats, and the terminal summary."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -34,9 +34,9 @@ Python: sparsesoup.export(run, "packed", "small"), sparsesoup.load_packed("small
 
 
 def read_export_arguments(arguments: Sequence[str]) -> tuple[Path, str, Path, dict[str, Any], bool]:
-    """(run, format, folder to write, the format's settings that were given, whether to verify) of a command line.
+    """Return (run, format, output folder, the format's settings, verify) from a command line.
 
-    Raises: UserError naming the flag that is wrong; SystemExit after help.
+    Raises: UserError naming the invalid flag; SystemExit after help.
     """
     given = vars(export_parser().parse_args(arguments))
     run, to, out, verify = given.pop("RUN"), given.pop("to"), given.pop("out"), given.pop("verify")
@@ -50,7 +50,7 @@ def read_export_arguments(arguments: Sequence[str]) -> tuple[Path, str, Path, di
 
 
 def export_parser() -> CommandParser:
-    """The parser of all formats' flags together; what was not given is absent."""
+    """Return the parser of all formats' flags together; flags that are not set are absent."""
     forms = "\n".join(f"  {name:15} {row.summary}: {row.gain}" for name, row in FORMATS.items())
     made = CommandParser(
         prog="sparsesoup export", description=ABOUT, allow_abbrev=False,
@@ -69,7 +69,7 @@ def export_parser() -> CommandParser:
 
 
 def _format_settings() -> dict[str, dict[str, Any]]:
-    """Setting -> how argparse reads it; one that several formats have is told once."""
+    """Return setting -> argparse options; a setting shared by several formats appears once."""
     found: dict[str, dict[str, Any]] = {}
     for name, row in FORMATS.items():
         meaning = {p.arg_name: p.description or "" for p in parse(row.format.__doc__ or "").params}
@@ -94,7 +94,7 @@ def _argparse_type(hint: Any) -> dict[str, Any]:
 
 
 def print_export(facts: Mapping[str, Any], console: Console) -> None:
-    """Print what an export came to: sizes before and after, what was removed by layer, how it is loaded."""
+    """Print a summary of an export: sizes before and after, weights removed by layer, how to load it."""
     names = {"weights": "weights on disk, bytes", "encoder": "  of its blocks, bytes", "parameters": "parameters",
              "nonzero": "  not zero"}  # fmt: skip
     rows = [
@@ -114,11 +114,11 @@ def print_export(facts: Mapping[str, Any], console: Console) -> None:
         console.print(Text(f"{note}."))
     if "verified" in facts:
         console.print(Text(verification_sentence(facts["verified"])))
-    console.print(Text(f"load    {facts['load']}"), soft_wrap=True)  # a line to be copied
+    console.print(Text(f"load    {facts['load']}"), soft_wrap=True)  # one line, for copying
 
 
 def verification_sentence(found: Mapping[str, Any]) -> str:
-    """What a verification found, in a sentence."""
+    """Return the result of a verification in one sentence."""
     one, other = (
         ", ".join(f"{name} {value:.4f}" for name, value in flatten_scores(found[key]).items())
         for key in ("scores", "scores_of_source")

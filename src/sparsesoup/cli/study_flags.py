@@ -1,4 +1,4 @@
-"""Flags of `sparsesoup compare`, told and checked without the libraries that take seconds to load."""
+"""Flags of `sparsesoup compare`, parsed and checked without slow imports."""
 
 import argparse
 from collections.abc import Callable
@@ -45,7 +45,7 @@ CHANGES = ("models", "datasets", "sparsities", "seeds", "steps", "epochs", "data
 
 
 def study_parser() -> argparse.ArgumentParser:
-    """The parser of `compare`."""
+    """Return the parser of `compare`."""
     made = CommandParser(
         prog="sparsesoup compare", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -62,9 +62,9 @@ def study_parser() -> argparse.ArgumentParser:
 
 
 def read_study_arguments(arguments: list[str]) -> Any:
-    """What the flags say. A cluster that is to draw the cells must answer, before their cost is counted.
+    """Parse the flags. A cluster that is to run the trials must respond before their cost is estimated.
 
-    Raises: UserError if flags do not fit together, or nothing answers.
+    Raises: UserError if flags conflict, or the cluster does not respond.
     """
     options = study_parser().parse_args(arguments)
     if bool(options.RUN) == bool(options.config):
@@ -80,7 +80,7 @@ def read_study_arguments(arguments: list[str]) -> Any:
 
 
 def _recipe_flags(made: argparse.ArgumentParser) -> None:
-    """Flags that stand for keys of the recipe; lists also go by the name that `prune` has for one."""
+    """Add the flags that override recipe keys; lists are also accepted under `prune`'s name for one value."""
     lists: dict[str, tuple[str, Callable[[str], Any]]] = {
         "models": ("model", str), "datasets": ("dataset", str), "sparsities": ("sparsity", float),
         "seeds": ("seed", int),
@@ -107,11 +107,11 @@ def _executor_flags(made: argparse.ArgumentParser) -> None:
 
 
 def _need_fitting(options: Any, ray: bool) -> None:
-    """Raise a UserError for a number that cannot be, and for a flag that would have no effect."""
+    """Raise a UserError for an invalid number, or a flag without effect."""
     for flag, low in (("workers", 1), ("threads", 1), ("retries", 0), ("workers_per_cell", 1)):
         if (value := getattr(options, flag)) is not None and value < low:
             raise UserError(f"--{flag.replace('_', '-')} is at least {low}, got {value}")
-    if not ray or ray_address(options.address) == "local":  # the nodes of a cluster have cores of their own
+    if not ray or ray_address(options.address) == "local":  # the nodes of a cluster have other numbers of cores
         check_threads(options.threads)
     for flag in ("address", "cpus_per_cell", "gpus_per_cell"):
         if getattr(options, flag) is not None and not ray:
@@ -121,7 +121,7 @@ def _need_fitting(options: Any, ray: bool) -> None:
 
 
 def _need_no_recipe(options: Any) -> None:
-    """Raise a UserError for a flag that would have no effect on runs that exist."""
+    """Raise a UserError for a flag without effect on existing runs."""
     plain = vars(study_parser().parse_args([]))
     given = [name for name, value in vars(options).items() if value != plain[name]]
     for name in given:
