@@ -1,1 +1,1 @@
-"""What a user reads: terminal, page, model card."""
+"""Reports: terminal output, run page, model card."""

@@ -1,4 +1,4 @@
-"""Notes on a run that has learnt nothing, or has nothing left in a part of the model, with what may help."""
+"""Warnings about collapsed runs: nothing learned, or an empty part of the model, with possible remedies."""
 
 import re
 import statistics
@@ -7,18 +7,18 @@ from typing import Any
 
 from sparsesoup.report.format import format_percent
 
-FLAT = 0.02  # spread of answers beside that of the labels, below which they are one number
-SHORT = 10  # steps whose losses say little
-MOST = 6  # layers that are named
+FLAT = 0.02  # spread of the predictions relative to the labels, below which they count as one number
+SHORT = 10  # fewer steps than this say little about the loss
+MOST = 6  # layers to name
 Facts = Mapping[str, Any]
 
 
 def collapse_warnings(facts: Facts, losses: Sequence[float]) -> list[str]:
-    """Return what a user ought to know of a run that has collapsed, a sentence each without its full stop.
+    """Return warnings about a collapsed run, one sentence each without a full stop.
 
     Args:
-        facts: of its report; `answers` are those to the validation rows.
-        losses: of the main training, step by step.
+        facts: its report; `answers` are the predictions on the validation rows.
+        losses: losses of the main training, step by step.
     """
     stuck = [*_constant_answer(facts), *_loss_stayed_at_guessing(facts, losses)]
     told = [f"{', and '.join(stuck)}; what may help: {_what_helps(facts)}"] if stuck else []
@@ -26,7 +26,7 @@ def collapse_warnings(facts: Facts, losses: Sequence[float]) -> list[str]:
 
 
 def _constant_answer(facts: Facts) -> list[str]:
-    """The same answer to all rows, where the rows have several."""
+    """Detect the same prediction for all rows, if the labels vary."""
     seen = facts.get("answers") or {}
     name, rows = seen.get("called"), seen.get("rows")
     if "spread" in seen:
@@ -42,7 +42,7 @@ def _constant_answer(facts: Facts) -> list[str]:
 
 
 def _loss_stayed_at_guessing(facts: Facts, losses: Sequence[float]) -> list[str]:
-    """A loss that stayed where it is without any knowledge of the rows."""
+    """Detect a training loss no better than that of guessing."""
     seen, taught = facts.get("answers") or {}, facts["settings"]["train"]["distill"]["teacher"]
     chance = seen.get("chance")
     if not chance or taught or len(losses) < SHORT:
@@ -56,7 +56,7 @@ def _loss_stayed_at_guessing(facts: Facts, losses: Sequence[float]) -> list[str]
 
 
 def _empty_matrices(facts: Facts) -> list[str]:
-    """Matrices without any weight."""
+    """Find matrices without any weight left."""
     layers: dict[str, list[str]] = {}
     empty = [row for row in facts["matrices"] if row["kept"] == 0]
     for row in empty:

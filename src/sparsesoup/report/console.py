@@ -1,4 +1,4 @@
-"""Text for the terminal, where nothing in names and files is a command."""
+"""Terminal output in which names and file contents cannot act as control sequences."""
 
 import sys
 from collections.abc import Iterable
@@ -12,15 +12,15 @@ from sparsesoup.report.escaping import printable_line, printable_lines
 
 
 def print_line(text: str, file: Any = None) -> None:
-    """Print one line; to stdout, unless another file is named."""
+    """Print one line to stdout, or to another file."""
     print(printable_line(text), file=file or sys.stdout)
 
 
 class SafeConsole(Console):
-    """rich's console, through which no control character comes but its own."""
+    """rich's console, which passes no control characters except its own."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Render an object, its texts made printable before they are cut into lines."""
+        """Render an object, with its texts made printable before they are split into lines."""
         if isinstance(renderable, Text) and (plain := printable_lines(renderable.plain)) != renderable.plain:
             known = renderable
             renderable = Text(plain, known.style, justify=known.justify, overflow=known.overflow, end=known.end)

@@ -1,4 +1,4 @@
-"""Names as text: what a label, a column or a folder is called is shown, and commands neither a terminal nor a page."""
+"""Escape names (labels, columns, folders) for the terminal, HTML and Markdown."""
 
 import html
 import re
@@ -7,18 +7,18 @@ from collections.abc import Iterable
 
 from markupsafe import Markup
 
-# Controls (C0, DEL, C1), line separators, marks that turn the direction of writing, tags without a look, and halves of
-# characters, as which Python keeps the bytes of a path that are no UTF-8.
+# Controls (C0, DEL, C1), line separators, bidirectional marks, invisible tags, and surrogates, as which Python keeps
+# path bytes that are not UTF-8.
 CONTROL = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
 ACTIVE = re.compile(
     r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|^#|^[+-](?=\s)"
-)  # in Markdown; an underscore within a word is none
+)  # in Markdown; an underscore inside a word needs no escape
 
 
 def printable_line(text: str) -> str:
-    r"""Return a text as one line in which nothing is a command: each control character as Python writes it.
+    r"""Return a text as one printable line: control characters as Python escapes.
 
     >>> printable_line("neg\x1b[31m\n# head")
     'neg\\x1b[31m\\n# head'
@@ -27,12 +27,12 @@ def printable_line(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Return a text of several lines in which nothing is a command."""
+    """Return a text of several lines with control characters escaped."""
     return "\n".join(map(printable_line, text.split("\n")))
 
 
 def escape_markdown(text: str) -> str:
-    r"""Return a text as one line of Markdown that shows it, in a table as well: no tag, link, heading or code.
+    r"""Escape a text as one line of Markdown, also in a table: no tag, link, heading or code.
 
     >>> escape_markdown("<b> | [x](y)\n# z"), escape_markdown("macro_f1")
     ('&lt;b&gt; \\| \\[x\\](y)\\\\n# z', 'macro_f1')
@@ -41,7 +41,7 @@ def escape_markdown(text: str) -> str:
 
 
 def markdown_code(text: str) -> str:
-    """Return a text as code within a line of Markdown.
+    """Return a text as inline code in Markdown.
 
     >>> markdown_code("bert"), markdown_code("a`b")
     ('`bert`', '<code>a\\\\`b</code>')
@@ -51,19 +51,19 @@ def markdown_code(text: str) -> str:
 
 
 def markdown_prose(text: str) -> str:
-    """Escape a sentence of ours with code in it, whose other parts may be anything."""
+    """Escape a sentence that contains our own code spans; its other parts may be anything."""
     parts = re.split(r"`([^`]*)`", text)
     return "".join(markdown_code(part) if i % 2 and part else escape_markdown(part) for i, part in enumerate(parts))
 
 
 def fenced_code(text: str, language: str) -> Markup:
-    """Return a block of code in Markdown, which nothing in it ends."""
+    """Return a code block in Markdown that its content cannot end."""
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`{3,}", text))])
     return Markup(f"{fence}{language}\n{printable_lines(text)}\n{fence}")
 
 
 def shell_command(words: Iterable[str]) -> str:
-    r"""Return a command line as one line of text: bash and zsh read back these words.
+    r"""Return a command line as one printable line, which bash and zsh parse into these words.
 
     >>> print(shell_command(["show", "two words", "neg\x1b[31m"]))
     show 'two words' $'neg\x1b[31m'
@@ -72,12 +72,12 @@ def shell_command(words: Iterable[str]) -> str:
 
 
 def command_line(line: str) -> str:
-    """Return a command line with what would command a terminal or a page written as escapes."""
+    """Return a command line with control characters escaped."""
     if not CONTROL.search(line):
         return line
     try:
         return shell_command(shlex.split(line))
-    except ValueError:  # no command line at all
+    except ValueError:  # not a valid command line
         return printable_line(line)
 
 

@@ -1,16 +1,16 @@
-"""Numbers and notes of a run in words, as the report and the terminal say them."""
+"""Format numbers and notes of a run for the report and the terminal."""
 
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-FAR = 0.05  # sparsity by which whole groups may miss before it is worth a word
+FAR = 0.05  # deviation from the target sparsity of group pruning that is worth a warning
 NEAR = 0.02  # the same for gates
 Facts = Mapping[str, Any]
 
 
 def format_percent(share: float, digits: int = 1) -> str:
-    """A share in percent, with as many digits as keep it from looking like all or nothing.
+    """Format a share in percent, with enough digits not to look like all or nothing.
 
     >>> format_percent(0.9), format_percent(0.99996), format_percent(1)
     ('90.0 %', '99.996 %', '100.0 %')
@@ -21,7 +21,7 @@ def format_percent(share: float, digits: int = 1) -> str:
 
 
 def format_count(count: float, unit: str = "FLOP") -> str:
-    """A large count with an SI prefix and three digits.
+    """Format a large count with an SI prefix and three digits.
 
     >>> format_count(12_345_678_901_234), format_count(999_999), format_count(12)
     ('12.3 TFLOP', '1.00 MFLOP', '12 FLOP')
@@ -35,7 +35,7 @@ def format_count(count: float, unit: str = "FLOP") -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds in words.
+    """Format a duration.
 
     >>> format_duration(12.34), format_duration(192), format_duration(7323)
     ('12.3 s', '3 min 12 s', '2 h 2 min')
@@ -47,7 +47,7 @@ def format_duration(seconds: float) -> str:
 
 
 def describe_notes(facts: Facts) -> tuple[list[str], dict[str, Any]]:
-    """(what a run noted, in sentences; the notes that none of them is about)."""
+    """Return (the notes of a run as sentences, the notes without a sentence)."""
     found = [*data_of(facts), *describe_teacher(facts), *describe_cache_hits(facts)]
     others = {k: v for k, v in facts["notes"].items() if k != "stages"}
     for key, say in SENTENCES.items():
@@ -55,20 +55,20 @@ def describe_notes(facts: Facts) -> tuple[list[str], dict[str, Any]]:
             try:
                 found.append(say(others[key], facts))
             except (LookupError, TypeError, ValueError, AttributeError, StopIteration):
-                continue  # of another form than ours: shown as it is
+                continue  # of an unknown form: shown as is
             del others[key]
     return found, others
 
 
 def data_of(facts: Facts) -> list[str]:
-    """Return sentences on the data that was read."""
+    """Return sentences about the data."""
     data = facts.get("data")
     found = [*data.get("read", ()), *data.get("notes", ())] if isinstance(data, dict) else []
     return [f"Data: {line}." for line in found]
 
 
 def describe_teacher(facts: Facts) -> list[str]:
-    """Who taught the run, if anybody did."""
+    """Return a sentence about the teacher, if there is one."""
     distill = facts["settings"].get("train", {}).get("distill", {})
     if not distill.get("teacher"):
         return []
@@ -82,7 +82,7 @@ def describe_teacher(facts: Facts) -> list[str]:
 
 
 def run_warnings(facts: Facts) -> list[str]:
-    """What a user ought to know at once, since the product may not be what was meant."""
+    """Return warnings that the result may not be as intended."""
     alone, asked = facts["notes"].get("threshold_sparsity"), facts["sparsity"]["asked"]
     found = []
     if alone is not None and abs(alone - asked) > NEAR:
@@ -114,7 +114,7 @@ def run_warnings(facts: Facts) -> list[str]:
 
 
 def describe_cache_hits(facts: Facts) -> list[str]:
-    """How much of the run other runs had done."""
+    """Return a sentence about steps reused from other runs."""
     steps = sum(int(cost.get("shared", 0)) for cost in facts["cost"].values())
     told = f"{steps} steps were taken from the cache, where another run had done the same; they are charged in full."
     return [told] if steps else []

@@ -1,4 +1,4 @@
-"""The card of a model on the Hub: what it is, what it is worth, what it cost, how it is loaded and how it was made."""
+"""The model card for the Hub: description, scores, cost, usage and provenance."""
 
 import re
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ from sparsesoup.report.escaping import (
 )
 
 TEMPLATE = "card.md.j2"
-BASE = {EMBEDDED: "sentence-transformers/all-MiniLM-L6-v2"}  # what the embedded package holds a copy of
+BASE = {EMBEDDED: "sentence-transformers/all-MiniLM-L6-v2"}  # the model that the embedded package is a copy of
 PIPELINES = {
     "ForSequenceClassification": "text-classification", "ForQuestionAnswering": "question-answering",
     "ForImageClassification": "image-classification", "ForMaskedLM": "fill-mask",
@@ -42,14 +42,14 @@ Facts = Mapping[str, Any]
 
 
 def render_model_card(facts: Facts, form: Facts, config: Facts, repo: str, license: str) -> str:
-    """The text of README.md, metadata first.
+    """Return the text of README.md, metadata first.
 
     Args:
-        facts: of report.json or ticket.json; nothing of this machine in it.
+        facts: report.json or ticket.json; contains nothing specific to this machine.
         form: export.json; empty for a run.
         config: config.json; empty where there is none.
         repo: the model's name on the Hub.
-        license: as the Hub calls it.
+        license: license as the Hub names it.
     """
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_template_value)
     environment.filters |= {
@@ -61,16 +61,16 @@ def render_model_card(facts: Facts, form: Facts, config: Facts, repo: str, licen
     body = environment.from_string(template).render(_template_values(facts, form, config, repo))
     body = re.sub(r"\n{3,}", "\n\n", body).strip()
     head = card_metadata(facts, form, config, repo, license).to_yaml()
-    return str(ModelCard(f"---\n{head}\n---\n\n{body}\n"))  # which reads the metadata again
+    return str(ModelCard(f"---\n{head}\n---\n\n{body}\n"))  # parses the metadata again
 
 
 def _template_value(value: Any) -> str:
-    """Return a value as the template writes it: a name as text, and as Markdown only what is marked as such."""
+    """Return a value for the template: names are escaped; only marked text is taken as Markdown."""
     return value if isinstance(value, Markup) else escape_markdown(str(value))
 
 
 def card_metadata(facts: Facts, form: Facts, config: Facts, repo: str, license: str) -> ModelCardData:
-    """What the Hub reads: where the model comes from, and its scores on the test split if that has been opened."""
+    """Return the metadata for the Hub: base model, and scores on the test split if it has been opened."""
     task, (dataset, part) = _pipeline_tag(config), hub_dataset(facts)
     called = printable_line(str(facts.get("dataset")))
     validation = show.flatten_scores(facts.get("validation"))
@@ -102,7 +102,7 @@ def card_metadata(facts: Facts, form: Facts, config: Facts, repo: str, license: 
 
 
 def base_model(facts: Facts) -> str | None:
-    """The base model's name on the Hub; None for one of this machine."""
+    """Return the base model's name on the Hub; None for a local one."""
     name = str(facts.get("model", ""))
     try:
         validate_repo_id(name)
@@ -112,7 +112,7 @@ def base_model(facts: Facts) -> str | None:
 
 
 def hub_dataset(facts: Facts) -> tuple[str | None, str | None]:
-    """(name on the Hub, configuration) of the dataset; None for one of this machine, as any without an owner may be."""
+    """Return (name on the Hub, configuration) of the dataset; None for a local one, as any without an owner may be."""
     name = str(facts.get("dataset", ""))
     settings = facts.get("settings", {})
     asked, _, part = str(settings.get("dataset", "")).partition(":")
@@ -126,11 +126,11 @@ def hub_dataset(facts: Facts) -> tuple[str | None, str | None]:
 
 
 def _by_split(facts: Facts) -> dict[str, Facts]:
-    """Split as the dataset calls it -> scores of the rows that were the test split here."""
+    """Return the dataset's name of each split -> scores on its rows, used here as the test split."""
     test: Facts = facts.get("test") or {}
     parts = test if any(isinstance(table, Mapping) for table in test.values()) else {"": test}
     called = facts.get("test_splits") or {}
-    own = "validation" if _is_glue(str(facts.get("dataset", ""))) else "test"  # of a run that does not say
+    own = "validation" if _is_glue(str(facts.get("dataset", ""))) else "test"  # for a run that does not record it
     return {called.get(part or "test", f"{own}_{part}" if part else own): table for part, table in parts.items()}
 
 
@@ -212,17 +212,17 @@ def _describe_times(facts: Facts) -> str:
 
 def _architecture_name(config: Facts) -> str:
     name = str((config.get("architectures") or [""])[0])
-    return name if name.isidentifier() else ""  # it stands in a line of Python
+    return name if name.isidentifier() else ""  # it is used in a line of Python
 
 
 def _class_module(config: Facts) -> str:
-    """The module that has the model's class."""
+    """Return the module of the model's class."""
     own = OWN.get(_architecture_name(config))
     return own.__module__ if own else "transformers"
 
 
 def _by_class(form: Facts) -> bool:
-    """Whether a run or an export is loaded by its class's from_pretrained."""
+    """Return True if a run or an export is loaded by its class's from_pretrained."""
     return not form or ".from_pretrained(" in str(form.get("load"))
 
 
@@ -231,7 +231,7 @@ def _loading_code(form: Facts, config: Facts, repo: str) -> str:
     if _by_class(form):
         name = _architecture_name(config) or "AutoModel"
         return f'from {_class_module(config)} import {name}\n\nmodel = {name}.from_pretrained("{repo}")'
-    if form.get("example"):  # of a format that needs neither of us
+    if form.get("example"):  # a format that needs neither torch nor sparsesoup
         fetch = ["import os", "", "from huggingface_hub import snapshot_download", ""]
         return "\n".join([*fetch, f'os.chdir(snapshot_download("{repo}"))', *form["example"]])
     first = "import sparsesoup\n" if line.startswith("sparsesoup.") else ""
@@ -240,10 +240,10 @@ def _loading_code(form: Facts, config: Facts, repo: str) -> str:
 
 
 def _head_code(form: Facts, config: Facts, repo: str) -> str:
-    """How a CLIP's vision tower becomes the classifier that was scored."""
+    """Return the code that makes a CLIP vision tower the classifier that was scored."""
     if config.get("architectures") != ["CLIPVisionModelWithProjection"]:
         return ""
-    graph = bool(form.get("example"))  # which has answered by then; its first output are the embeddings
+    graph = bool(form.get("example"))  # the session has run by then; its first output is the embeddings
     first, seen = "import torch\n" * graph, "torch.from_numpy(answers[0])" if graph else SEEN
     return f"""
 

@@ -1,4 +1,4 @@
-"""Pages that need nothing but themselves: templates, and charts as inline SVG in the page's own colours."""
+"""Self-contained HTML pages: templates, and charts as inline SVG in the page's colours."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from sparsesoup.report import format as words
 from sparsesoup.report.escaping import printable_lines
 
-# Stand-ins that the page replaces by its own colours, light or dark: no chart draws with them otherwise.
+# Placeholder colours, which the page replaces by its own, light or dark; no chart uses them otherwise.
 INK, FAINT, PAPER = "#010101", "#010102", "#010106"
 LINES = {"strong": "#010103", "weak": "#010104", "search": "#010105"}
 VARIABLES = {INK: "ink", FAINT: "faint", PAPER: "page"} | {colour: label for label, colour in LINES.items()}
@@ -28,7 +28,7 @@ STYLE = {
 
 
 def render_page(template: str, values: Mapping[str, Any]) -> str:
-    """A page from a template of this package, in the style that all pages share."""
+    """Render a page from a template of this package, with the shared style."""
     folder = resources.files("sparsesoup.report")
     texts = {name: (folder / name).read_text(encoding="utf-8") for name in (template, "page.css")}
     environment = Environment(
@@ -44,8 +44,8 @@ def render_page(template: str, values: Mapping[str, Any]) -> str:
 
 
 def render_svg(name: str, height: float, draw: Callable[[Any], None], what: str) -> Markup:
-    """A chart as inline SVG in the page's own colours and font, the same for the same data."""
-    import matplotlib.style  # here, not above: it takes longer to import than all the rest
+    """Return a chart as inline SVG in the page's colours and font, deterministic for the same data."""
+    import matplotlib.style  # a lazy import: it takes longer than all others
     from matplotlib.figure import Figure
 
     out = io.StringIO()
@@ -55,7 +55,7 @@ def render_svg(name: str, height: float, draw: Callable[[Any], None], what: str)
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(out, format="svg", transparent=True, metadata=metadata)
     text = out.getvalue()[out.getvalue().index("<svg") :]
-    # Several charts share a page: each needs its own ids.
+    # Several charts share a page, so each needs its own ids.
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text).replace("'DejaVu Sans'", "var(--font)")
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, f"var(--{variable})")

@@ -1,4 +1,4 @@
-"""The report of a run: one page that needs nothing but itself, drawn from report.json, log.jsonl and benchmark.json."""
+"""The report page of a run: self-contained HTML from report.json, log.jsonl and benchmark.json."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,13 +16,13 @@ from sparsesoup.report.plots import INK, LINES, MARK, PAPER, render_page, render
 
 LOG, PAGE, MEASURED = "log.jsonl", "report.html", "benchmark.json"
 TOLD = ("said", "rows", "failed", "batch", "length", "rounds", "threads", "machine")  # of benchmark.json on the page
-BARS = 40  # a longer list of bars is no picture
-POINTS = 400  # of one curve: more than a page shows, few enough for it to stay small
+BARS = 40  # more bars than this are not plotted
+POINTS = 400  # points per curve: enough for the page's resolution, and a small file
 NAMES = {label: f"{label}: {show.LABELS[label]}" for label in LINES}
 
 
 def write_report(run: Path) -> Path:
-    """Draw report.html of a run directory from report.json, log.jsonl and benchmark.json there, and return its path.
+    """Write report.html of a run directory from its report.json, log.jsonl and benchmark.json, and return its path.
 
     The same input gives the same bytes. Raises: UserError if report.json is missing or damaged.
     """
@@ -53,7 +53,7 @@ def _score_values(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _chart_values(facts: Mapping[str, Any], log: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the template draws by itself, and the charts that it is given; an empty one has nothing to show."""
+    """Return the template's values and charts; an empty chart is left out."""
     table, soup = show.density_grid(facts["matrices"]), show.soup_stages(facts)
     rows = sorted(show.matrix_densities(facts), key=lambda row: row[1])
     curves = (
@@ -72,7 +72,7 @@ def _chart_values(facts: Mapping[str, Any], log: list[dict[str, Any]]) -> dict[s
 
 
 def _read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """(the lines of a log, how many could not be read): a report must not fail on a torn last line."""
+    """Return (the lines of a log, the number of unreadable lines): a partial last line must not break a report."""
     rows, unread = [], 0
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
@@ -84,14 +84,14 @@ def _read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def collapse_of(facts: Mapping[str, Any], log: Path) -> dict[str, list[str]]:
-    """The note of a run that has collapsed; nothing of any other."""
+    """Return the warning of a collapsed run; an empty dict for others."""
     losses = [row["loss"] for row in _read_log(log)[0] if row["label"] == "strong"]
     found = collapse_warnings(facts, losses)
     return {"collapse": found} if found else {}
 
 
 def _benchmark_values(path: Path) -> dict[str, Any] | None:
-    """What `benchmark` found of the run, with its times as parts of the longest; None if it was not measured."""
+    """Return the results of `benchmark`, with times relative to the longest; None if it was not run."""
     try:
         found = from_json(path.read_text(encoding="utf-8"))
         if found["format"] != 1 or not {*TOLD} <= found.keys():
@@ -107,7 +107,7 @@ def _benchmark_values(path: Path) -> dict[str, Any] | None:
 
 
 def _dotted_settings(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted names, as on the command line; tables in a list are numbered from 1."""
+    """Flatten nested settings to dotted names, as on the command line; tables in a list are numbered from 1."""
     found: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, list) and value and all(isinstance(part, Mapping) for part in value):
@@ -118,7 +118,7 @@ def _dotted_settings(table: Mapping[str, Any], prefix: str = "") -> dict[str, An
 
 
 def _provenance_values(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the run comes from; what a report does not say is left out."""
+    """Return the provenance of the run; missing facts are left out."""
     keys = {"model": "model", "head": "head", "dataset": "dataset", "task": "task",
             "dataset_fingerprint": "data fingerprint",
             "train_rows": "training rows", "validation_rows": "validation rows", "seed": "seed",
@@ -128,7 +128,7 @@ def _provenance_values(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _early_bird_checks(notes: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Step and largest distances of each mask of an early-bird search; one with nothing before it has none."""
+    """Return step and largest distances of each mask of an early-bird search; the first mask has none."""
     try:
         return [
             {"step": c["step"], **{k: max(c[k], default=None) for k in ("hamming", "kept-sets")}}
@@ -139,7 +139,7 @@ def _early_bird_checks(notes: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _cost_bars(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """This run, a dense one and IMP, each as parts of the longest; none where there is nothing to compare."""
+    """Return bars for this run, a dense one and IMP, relative to the longest; none if there is nothing to compare."""
     dense = show.dense_flops(facts)
     if not dense or show.is_dense(facts):
         return []
@@ -158,7 +158,7 @@ def _cost_bars(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _loss_stretches(log: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[int], list[float]]]:
-    """(label, positions, losses) of each stretch of training that never goes back; the main one outlives forks."""
+    """Yield (label, positions, losses) of each monotonic stretch of training; the main one continues after branches."""
     under_way: dict[str, tuple[list[int], list[float]]] = {}
     last: dict[str, float] = {}
     for place, row in enumerate(log, start=1):
@@ -175,7 +175,7 @@ def _loss_stretches(log: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, lis
 
 
 def _smooth_losses(values: Sequence[float], span: float) -> list[float]:
-    """Exponential mean over about `span` values, without the pull of a made-up start."""
+    """Return the exponential moving average over about `span` values, bias-corrected."""
     mean, weight, found = 0.0, 0.0, []
     for value in values:
         if math.isfinite(value):
@@ -197,12 +197,12 @@ def _draw_curves(figure: Any, log: list[dict[str, Any]]) -> None:
         gaps = [(b - 0.5, math.nan) for (a, _), (b, _) in pairwise(points) if b - a > every]
         name = None if label in drawn else NAMES.get(label, label)
         look = {"color": LINES.get(label, INK), "linewidth": 1.1 if label == "weak" else 1.7, "label": name}
-        # A stretch of one point has no line: it needs a dot to be seen.
+        # A stretch with one point has no line and needs a marker.
         above.plot(*zip(*sorted(points + gaps), strict=True), marker="." if len(points) == 1 else "", **look)
         drawn.add(label)
     above.set(ylabel="training loss, smoothed")
     if drawn != {"strong"}:
-        # Above the axes, where no curve can run into it.
+        # Above the axes, so that no curve overlaps it.
         above.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
 
 
@@ -221,7 +221,7 @@ def _draw_heat(figure: Any, table: dict[str, dict[str, float]]) -> None:
     cells = {(i, roles.index(role)): d for i, row in enumerate(table.values()) for role, d in row.items()}
     values = [[cells.get((i, j), math.nan) for j in range(len(roles))] for i in range(len(table))]
     most, least = max(cells.values()), min(cells, key=lambda at: cells[at])
-    # At least half of the scale below the highest: small differences must not look like large ones.
+    # Show at least half of the scale below the highest bar, so that small differences do not look large.
     low = min(cells[least], most / 2)
     high = low + 1.3 * (most - low) or 1.0
     axes.pcolormesh(values, cmap="YlGnBu", vmin=low, vmax=high, edgecolors=PAPER, linewidth=2)

@@ -1,4 +1,4 @@
-"""What a run came to: its report.json read, put into words, and printed in the terminal."""
+"""Print the report of a run in the terminal."""
 
 import math
 import re
@@ -31,7 +31,7 @@ NEEDED: dict[str, type | tuple[type, ...]] = {
 
 
 def read_report(run: Path) -> dict[str, Any]:
-    """What report.json of a run directory says.
+    """Read report.json of a run directory.
 
     Raises: UserError if it is missing or damaged.
     """
@@ -48,7 +48,7 @@ def read_report(run: Path) -> dict[str, Any]:
 
 
 def _report_flaw(facts: Mapping[str, Any]) -> str:
-    """What is wrong with a report, in a few words; nothing if it can be shown."""
+    """Return what is wrong with a report in a few words; an empty string if it is valid."""
     if facts.get("format") != FORMAT:
         return f"it has no format {FORMAT}, the one that this version reads"
     wrong = [key for key, kind in NEEDED.items() if not isinstance(facts.get(key), kind)]
@@ -78,7 +78,7 @@ def _stages_of(facts: Mapping[str, Any]) -> list[Any]:
 
 
 def flatten_scores(scores: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Scores by name; those of several test sets as `accuracy (matched)`."""
+    """Return scores by name; those of several test sets as `accuracy (matched)`."""
     found: dict[str, Any] = {}
     for key, value in (scores or {}).items():
         found |= {f"{name} ({key})": v for name, v in value.items()} if isinstance(value, Mapping) else {key: value}
@@ -86,23 +86,23 @@ def flatten_scores(scores: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def main_scores(scores: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The selecting score alone, or that of each test set."""
+    """Return only the first score, which is used for selection, or that of each test set."""
     several = {key: dict([*value.items()][:1]) for key, value in (scores or {}).items() if isinstance(value, Mapping)}
     return flatten_scores(several or dict([*(scores or {}).items()][:1]))
 
 
 def format_main_score(scores: Mapping[str, Any] | None) -> str:
-    """The selecting scores in words; nothing if there are none."""
+    """Format the first scores; an empty string if there are none."""
     return " and ".join(f"{value:.3f} {name}" for name, value in main_scores(scores).items())
 
 
 def is_dense(facts: Mapping[str, Any]) -> bool:
-    """Whether every weight is still there."""
+    """Return True if every weight is kept."""
     return bool(facts["sparsity"]["kept"] == facts["sparsity"]["total"])
 
 
 def run_headline(facts: Mapping[str, Any]) -> str:
-    """The run in one sentence."""
+    """Describe the run in one sentence."""
     model = re.split(r"[/\\]", facts["model"].rstrip("/\\"))[-1] or facts["model"]
     weights, times = facts["sparsity"], times_dense(facts)
     what = f"all {weights['total']:,} prunable weights kept"
@@ -115,20 +115,20 @@ def run_headline(facts: Mapping[str, Any]) -> str:
 
 
 def ordered_costs(facts: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:
-    """(label, cost), what the product descends from first and validation last: in the file they are sorted by name."""
+    """Return (label, cost), the main training first and validation last; the file sorts them by name."""
     order = [*LABELS]
     return sorted(facts["cost"].items(), key=lambda row: order.index(row[0]) if row[0] in order else len(order) - 1.5)
 
 
 def total_cost(facts: Mapping[str, Any], but: str = "") -> dict[str, float]:
-    """The costs of all labels together, without the label `but`."""
+    """Return the total cost, without the label `but`."""
     return {key: sum(row[key] for label, row in facts["cost"].items() if label != but) for key in COSTS}
 
 
 def dense_flops(facts: Mapping[str, Any]) -> float:
-    """FLOPs of T steps of this run's mean strong step, 0 if it made none: an estimate of a dense run.
+    """Return the FLOPs of T of this run's mean main steps, 0 if it made none: an estimate of a dense run.
 
-    Where a step has a teacher's answers in it, they are those of plain steps: measured, or its dense teacher's.
+    If its steps include a teacher, use those of plain steps: measured, or its dense teacher's.
     """
     if "dense_flops" in facts:
         return float(facts["dense_flops"])
@@ -138,13 +138,13 @@ def dense_flops(facts: Mapping[str, Any]) -> float:
 
 
 def times_dense(facts: Mapping[str, Any]) -> float | None:
-    """FLOPs as a multiple of a dense run; the last validation, which every run has, is left out of both."""
+    """Return the FLOPs as a multiple of a dense run; the last validation, part of every run, is excluded from both."""
     dense = dense_flops(facts)
     return sum(flops_by_label(facts).values()) / dense if dense else None
 
 
 def flops_by_label(facts: Mapping[str, Any]) -> dict[str, float]:
-    """Label -> FLOPs, without one pass over the validation rows: what is left of these was spent on selecting."""
+    """Return label -> FLOPs, without one pass over the validation rows: the remaining passes were for selection."""
     found = {label: float(cost["flops"]) for label, cost in ordered_costs(facts)}
     rows, cost = facts.get("validation_rows"), facts["cost"].get("validation")
     if cost:
@@ -154,17 +154,17 @@ def flops_by_label(facts: Mapping[str, Any]) -> dict[str, float]:
 
 
 def soup_stages(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The stages at which weak masks voted."""
+    """Return the stages with weak masks."""
     return [stage for stage in _stages_of(facts) if stage["weak_masks"] > 0]
 
 
 def matrix_densities(facts: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """(name, share kept) of every matrix."""
+    """Return (name, share kept) of every matrix."""
     return [(str(row["name"]), row["kept"] / row["total"]) for row in facts["matrices"]]
 
 
 def density_grid(matrices: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """layer -> role -> share kept, matrices of one layer and role together; empty if names or roles do not tell."""
+    """Return layer -> role -> share kept, averaged within a layer and role; empty if names or roles are unknown."""
     counts: dict[tuple[str, str], dict[str, list[int]]] = {}
     for row in matrices:
         found = re.match(r"(.*?)\.(\d+)\.", str(row["name"]))
@@ -180,7 +180,7 @@ def density_grid(matrices: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, f
 
 
 def show_run(run: Path, console: Console) -> None:
-    """Print a run in the terminal: what it came to, where the weights went, what it cost, where it came from.
+    """Print a run in the terminal: result, sparsity by layer, cost, provenance.
 
     Raises: UserError if report.json is missing or damaged.
     """
@@ -203,7 +203,7 @@ def show_run(run: Path, console: Console) -> None:
 
 
 def _print_text(console: Console, text: str, style: str = "") -> None:
-    # Text, not str: brackets in a model's or a dataset's name are no markup.
+    # Text, not str: brackets in names of models or datasets are not markup.
     console.print(Text(text, style=style))
 
 
@@ -213,7 +213,7 @@ def _print_table(console: Console, title: str, table: Table) -> None:
 
 
 def _make_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table whose first column is names and whose others are numbers."""
+    """Return a table with names in the first column and numbers in the others."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for i, column in enumerate(columns):
         table.add_column(Text(column), justify="right" if i else "left", overflow="fold")
@@ -272,10 +272,10 @@ def _provenance_table(facts: Mapping[str, Any], run: Path) -> Table:
 
 
 def comparison_table(reports: list[dict[str, Any]]) -> Table:
-    """Runs side by side, a row each; FLOPs without the last validation, as a multiple of the first row's."""
+    """Return runs side by side, one per row; FLOPs exclude the last validation and are relative to the first row."""
     rows = [(facts, total_cost(facts, but="validation"), sum(flops_by_label(facts).values())) for facts in reports]
     metrics = {next(iter(facts["validation"])) for facts in reports}
-    # One metric for all goes into the head of the column.
+    # A metric common to all goes into the column header.
     unit = f" {metrics.pop()}" if len(metrics) == 1 else ""
     columns = ("method", "sparsity", f"validation{unit}", f"test{unit}", "steps", "FLOPs", "seconds")
     return _make_table(columns, [
