@@ -1,4 +1,4 @@
-"""Exports: the forms in which a pruned model is handed on. A form is a module here and a row in `FORMATS`."""
+"""Export formats of a pruned model. A format is a module here and a row in `FORMATS`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -18,7 +18,7 @@ from sparsesoup.exports.packed import PackedFormat, load_packed
 from sparsesoup.exports.semi_structured import SemiStructuredFormat, load_semi_structured
 from sparsesoup.exports.source import open_source
 
-WEIGHTS = (".safetensors", ".onnx", ".onnx.data", ".bin")  # endings of files that hold weights
+WEIGHTS = (".safetensors", ".onnx", ".onnx.data", ".bin")  # extensions of weight files
 
 __all__ = [
     "FORMATS",
@@ -36,9 +36,9 @@ class FormatInfo:
     """A row of the table of formats.
 
     Args:
-        format: its dataclass, whose fields are the flags of the command line.
-        summary: what it is, in a few words.
-        gain: what the user has of it.
+        format: its dataclass, whose fields are its command-line flags.
+        summary: short description.
+        gain: benefit for the user.
     """
 
     format: type[Any]
@@ -70,16 +70,16 @@ FORMATS |= load_plugins("sparsesoup.exports", FormatInfo, FORMATS)
 
 @dataclass(frozen=True)
 class WrittenExport:
-    """An export's folder and what its export.json says."""
+    """The folder of an export and the content of its export.json."""
 
     path: Path
     facts: dict[str, Any]
 
 
 def format_named(name: str, settings: Mapping[str, Any]) -> ExportFormat:
-    """The format of a name with these settings.
+    """Return the format of that name with these settings.
 
-    Raises: UserError for an unknown name or a setting that it does not have.
+    Raises: UserError for an unknown name or setting.
     """
     if name not in FORMATS:
         raise UserError(f"unknown format {name!r}; allowed: {', '.join(FORMATS)}")
@@ -95,14 +95,14 @@ def format_named(name: str, settings: Mapping[str, Any]) -> ExportFormat:
 
 
 def write_export(run: Path, to: str, out: Path, settings: Mapping[str, Any] | None = None) -> WrittenExport:
-    """Write a pruned model in another form.
+    """Export a pruned model to another format.
 
     Args:
         run: run directory, model folder with `pruning/`, or another export.
         to: name of the format.
-        out: folder to write: one that does not exist or is empty, or an earlier export, which it takes the place of.
-        settings: those of the format that differ from their defaults.
-    Raises: UserError for bad input; then nothing is written.
+        out: output folder: missing, empty, or an earlier export, which is replaced.
+        settings: settings of the format that differ from their defaults.
+    Raises: UserError for bad input, before anything is written.
     """
     format, source = format_named(to, settings or {}), open_source(run)
     _check_out(out, source.folder)
@@ -120,10 +120,10 @@ def write_export(run: Path, to: str, out: Path, settings: Mapping[str, Any] | No
 
 
 def _check_out(out: Path, source: Path) -> None:
-    """UserError unless `out` is free, or holds an earlier export and nothing else."""
+    """Raise a UserError unless `out` is free, or holds only an earlier export."""
     try:
         here, there, work = out.resolve(), source.resolve(), Path.cwd()
-    except RuntimeError as error:  # until Python 3.13 a loop of links is one
+    except RuntimeError as error:  # raised for a cycle of links before Python 3.13
         raise UserError(f"--out {out} is a link that leads to itself; give another folder") from error
     if here == work or here in work.parents:
         raise UserError(f"--out {out} is the folder you are in, or one above it; give a folder that does not exist")
@@ -142,7 +142,7 @@ def _check_out(out: Path, source: Path) -> None:
 
 
 def _earlier_files(out: Path) -> list[str]:
-    """The files of an earlier export in a folder, without those that are not as they were written."""
+    """Return the unchanged files of an earlier export in a folder."""
     try:
         facts = load_table(out / EXPORT)
         digests, files = dict(facts.get(DIGESTS, {})), [str(name) for name in facts["files"]]

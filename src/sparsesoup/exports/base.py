@@ -1,4 +1,4 @@
-"""What a format makes of a source, and what export.json tells of it."""
+"""The interface of export formats, and the content of export.json."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,12 +13,12 @@ class PreparedExport:
     """An export that is ready to be written.
 
     Args:
-        save: writes it into a folder that is there and empty; may return what else export.json tells, known by then.
-        size: how large it is; its `weights` are measured once written.
-        layers: a row a layer, what was there and what is left; {"layer": name, column: [before, after], ...}.
-        load: how it is loaded, in one line.
-        notes: sentences that the user should read, without the full stop.
-        facts: what else export.json tells.
+        save: writes it into an existing empty folder; may return further facts for export.json.
+        size: its size; `weights` is measured after writing.
+        layers: a row per layer, before and after; {"layer": name, column: [before, after], ...}.
+        load: one line of code that loads it.
+        notes: sentences for the user, without the full stop.
+        facts: further facts for export.json.
     """
 
     save: Callable[[Path], dict[str, Any] | None]
@@ -30,16 +30,16 @@ class PreparedExport:
 
 
 class ExportFormat(Protocol):
-    """A way to export: a frozen dataclass, whose fields are its settings."""
+    """An export format: a frozen dataclass whose fields are its settings."""
 
     def make(self, source: PrunedSource) -> PreparedExport:
-        """The product in memory; whatever is wrong is said here, before anything is written."""
+        """Return the export in memory; raise all errors here, before anything is written."""
 
 
 def export_facts(
     to: str, settings: Mapping[str, Any], source: PrunedSource, before: ModelSize, product: PreparedExport
 ) -> dict[str, Any]:
-    """What export.json says, sizes before and after as pairs."""
+    """Return the content of export.json, with sizes as [before, after]."""
     keys = ("method", "model", "dataset", "local", "seed", "sparsity", "validation", "test", "test_splits")
     pairs = {key: [value, asdict(product.size)[key]] for key, value in asdict(before).items()}
     return {

@@ -1,7 +1,7 @@
-"""Packed weights: one bit a weight says which are not zero, and the values of those follow.
+"""Packed weights: a bit mask of the nonzero weights, followed by their values.
 
-One safetensors file. A tensor `w` that has enough zeros is `w|bits` and `w|values`, another is `w|whole`; the table in
-the header holds for each its shape, its type, the type of the values and a SHA-256 over all of that and the bytes.
+One safetensors file. A tensor `w` with enough zeros is stored as `w|bits` and `w|values`, any other as `w|whole`; the
+header lists for each its shape, its type, the type of the values and a SHA-256 over these and the bytes.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ TYPES = {str(kind).removeprefix("torch."): kind for kind in (
     torch.uint8, torch.bool,
 )}  # fmt: skip
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of a weight -> its bits as a number
+WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes per weight -> integer type
 FLAWS = (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, pyarrow.ArrowException)
 Entry = dict[str, Any]  # shape, dtype, stored, sha256, and with zstd the size of each part
 Packed = tuple[str, Entry, dict[str, Tensor]]  # name, entry, parts
@@ -38,17 +38,17 @@ Packed = tuple[str, Entry, dict[str, Tensor]]  # name, entry, parts
 def encode_tensor(
     name: str, tensor: Tensor, dtype: torch.dtype | None = None, zstd: bool = False
 ) -> tuple[Entry, dict[str, Tensor]]:
-    """(entry of the table, parts) of a weight tensor.
+    """Return (header entry, parts) of a weight tensor.
 
-    Every bit of what is not zero comes back. A zero comes back as 0.0 whatever its sign: `weight * mask` leaves a -0.0
+    Nonzero values are restored bit by bit. Zeros are restored as 0.0 whatever their sign: `weight * mask` leaves a -0.0
     for each negative weight that it prunes, and these would fill the file.
 
     Args:
-        name: of the tensor.
+        name: name of the tensor.
         tensor: its weights.
-        dtype: type that its values are rounded to; None keeps all their bits.
+        dtype: type to round the values to; None keeps all their bits.
         zstd: compress the parts.
-    Raises: UserError for a type that is not known here.
+    Raises: UserError for an unknown type.
     """
     if str(tensor.dtype).removeprefix("torch.") not in TYPES:
         raise UserError(f"{name} has type {tensor.dtype}, which is not packed; allowed: {', '.join(TYPES)}")
@@ -69,9 +69,9 @@ def encode_tensor(
 
 
 def decode_tensor(name: str, entry: Entry, parts: dict[str, Tensor]) -> Tensor:
-    """The weights that `encode_tensor` made the parts of.
+    """Rebuild the weights from the parts of `encode_tensor`.
 
-    Raises: UserError naming the tensor if anything of it has changed.
+    Raises: UserError naming the tensor if any part has changed.
     """
     if not _parts_intact(name, entry, parts):
         raise UserError(f"damaged file: the bytes of {name} are not those that were written; copy it again")
@@ -84,7 +84,7 @@ def decode_tensor(name: str, entry: Entry, parts: dict[str, Tensor]) -> Tensor:
     if "whole" in parts:
         return parts["whole"].to(dtype).reshape(shape)
     words = np.zeros(count, dtype=_as_integer_bits(torch.zeros(1, dtype=dtype)).dtype)
-    # Their numbers first: half the time of a mask as an index.
+    # Indices instead of the mask: half the time.
     kept = np.flatnonzero(np.unpackbits(parts["bits"].numpy(), count=count).view(bool))
     words[kept] = _as_integer_bits(parts["values"].to(dtype))
     return torch.from_numpy(words).view(dtype).reshape(shape)
@@ -97,12 +97,12 @@ def write_packed(path: Path, packed: Iterable[Packed]) -> None:
     for name, entry, some in packed:
         table[name] = entry
         parts |= some
-    # One entry, since safetensors writes several in random order: the same weights are to be the same bytes.
+    # One header entry, since safetensors writes several in random order: equal weights must give equal bytes.
     save_file(parts, path, metadata={"sparsesoup": json.dumps({"format": FORMAT, "tensors": table})})
 
 
 def read_packed(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """(name, weights) of every tensor in a folder's packed file, each verified before it is given.
+    """Yield (name, weights) of every tensor in a folder's packed file, each verified first.
 
     Raises: UserError if the file is missing, of another format, truncated or changed; it names the first such tensor.
     """
@@ -126,7 +126,7 @@ def read_packed(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def stored_kinds(folder: Path) -> dict[str, torch.dtype]:
-    """Tensor -> the type that its values have in a folder's packed file, one that can be read."""
+    """Return tensor -> type of its values in a folder's packed file."""
     path = folder / FILE
     with safe_open(path, framework="pt") as file:
         return {name: TYPES[entry["stored"]] for name, entry in _read_header(path, file.metadata()).items()}
@@ -135,7 +135,7 @@ def stored_kinds(folder: Path) -> dict[str, torch.dtype]:
 def _verified_tensor(file: Any, name: str, entry: Entry, keys: Iterable[str]) -> Tensor:
     try:
         return decode_tensor(name, entry, {key.rpartition("|")[2]: file.get_tensor(key) for key in keys})
-    except UserError:  # a ValueError too
+    except UserError:  # also a ValueError
         raise
     except FLAWS as error:
         raise UserError(f"damaged file: {name} is not as it was written ({error}); copy it again") from error
@@ -145,12 +145,12 @@ def _parts_intact(name: str, entry: Entry, parts: dict[str, Tensor]) -> bool:
     facts = {key: value for key, value in entry.items() if key != "sha256"}
     if _entry_digest(name, facts, parts) != entry.get("sha256"):
         return False
-    kinds = _part_dtypes(entry)  # the digest holds the types of the table, not those of the file's own header
+    kinds = _part_dtypes(entry)  # the digest covers the types in the table, not those in the file's own header
     return all(t.dtype == (torch.uint8 if "zstd" in entry else kinds[part]) for part, t in parts.items())
 
 
 def _part_dtypes(entry: Entry) -> dict[str, torch.dtype]:
-    """Part -> its type before it is compressed."""
+    """Return part -> its type before compression."""
     stored = TYPES[entry["stored"]]
     return {"bits": torch.uint8, "values": stored, "whole": stored}
 
@@ -163,14 +163,14 @@ def _read_header(path: Path, metadata: dict[str, str] | None) -> dict[str, Entry
 
 
 def _cut_off(path: Path) -> str:
-    """Which tensor a file ends in the midst of, or has changed; nothing if its header is no guide."""
+    """Describe where a file is truncated or changed; return '' if its header gives no hint."""
     with (
         contextlib.suppress(OSError, ValueError, struct.error, KeyError, TypeError, AttributeError),
         open(path, "rb") as file,
     ):
         (length,) = struct.unpack("<Q", file.read(8))
         start, end = 8 + length, path.stat().st_size
-        header = from_json(file.read(min(length, end)))  # a length that was changed may ask for all memory
+        header = from_json(file.read(min(length, end)))  # a corrupted length could exceed the memory
         if wrong := _misplaced_part(header):
             return f"type, shape or place of {wrong.rpartition('|')[0]} has changed"
         rows = {key: row["data_offsets"] for key, row in header.items() if key != "__metadata__"}
@@ -182,7 +182,7 @@ def _cut_off(path: Path) -> str:
 
 
 def _misplaced_part(header: dict[str, Any]) -> str:
-    """The first part whose type and shape do not fill its place, or whose place does not follow the one before."""
+    """Return the first part that does not match its type and shape, or does not follow the one before."""
     end = 0
     for key, row in header.items():
         if key == "__metadata__":
@@ -197,9 +197,9 @@ def _misplaced_part(header: dict[str, Any]) -> str:
 
 
 def _as_integer_bits(tensor: Tensor) -> Any:
-    """The weights' bits as whole numbers, flat."""
+    """Return the weights' bits as integers, flat."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    if not flat.numel():  # may have a stride of 0, which torch does not view as another type
+    if not flat.numel():  # may have a stride of 0, which torch cannot view as another type
         flat = torch.empty(0, dtype=tensor.dtype)
     return flat.view(WORDS[tensor.dtype.itemsize]).numpy()
 
@@ -217,7 +217,7 @@ def _entry_digest(name: str, entry: Entry, parts: dict[str, Tensor]) -> str:
 
 
 def _compress_bytes(tensor: Tensor) -> Tensor:
-    """Compressed bytes; those of equal rank in a number stand together, since exponents resemble each other."""
+    """Compress bytes, grouped by their position in a number, since exponents resemble each other."""
     raw = _as_integer_bits(tensor).view(np.uint8).reshape(-1, tensor.dtype.itemsize).T
     squeezed = pyarrow.Codec("zstd").compress(np.ascontiguousarray(raw).data, asbytes=True)
     return torch.frombuffer(bytearray(squeezed), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Heads and feed-forward units that are gone, cut out for good: the one export that every machine runs faster."""
+"""Compact export: heads and feed-forward units without weights are cut out, which is faster on every machine."""
 
 import contextlib
 import copy
@@ -21,28 +21,28 @@ from sparsesoup.hub.models.dummy_inputs import dummy_inputs, forward_outputs
 from sparsesoup.hub.models.layer_layouts import PrunableLayer, Widths, layer_widths, prunable_layers, prune_layer_
 from sparsesoup.hub.models.loading import COMPACT, COMPACT_FORMAT, class_can_build, load_as_saved
 
-# How far outputs may lie from those of the masked model, as a share of the largest. Rounding gives 1e-6 in float32, and
-# in float64 too where the code takes a softmax in float32; a wrong cut gives 1e-1.
+# Largest output difference from the masked model, as a share of the largest output. Rounding gives 1e-6 in float32, and
+# also in float64 where the code takes a softmax in float32; a wrong cut gives 1e-1.
 CLOSE, CLOSE_IN_HALF = 1e-3, 1e-1
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompactFormat:
-    """Attention heads and feed-forward units without weights are removed; what they still add goes into a bias.
+    """Remove attention heads and feed-forward units without weights; their constant output goes into a bias.
 
     Args:
-        stock: cut no more than stock classes understand: all heads stay, and in each layer as many units as the
-            fullest one needs.
+        stock: cut only what stock classes support: all heads stay, and every layer keeps as many units as the fullest
+            one needs.
     """
 
     stock: bool = False
 
     def make(self, source: PrunedSource) -> PreparedExport:
-        """The narrow model, compared with the masked one on random inputs."""
-        prunable_layers(source.model)  # which refuses an unknown family before anything is copied
+        """Return the compact model, compared with the masked one on random inputs."""
+        prunable_layers(source.model)  # refuses an unknown model type before anything is copied
         before = widths_in(source.folder, 0) or layer_widths(source.model)
         plan = {layer.name: find_live_units(layer) for layer in prunable_layers(source.model)}
-        # A compact model that was trained on is written as it is; an export itself would be copied for nothing.
+        # A compact model that was trained further is written as it is; an unchanged export need not be copied.
         if not source.has_stock_widths or (source.folder / "export.json").is_file():
             _check_gain(plan, source)
         if self.stock:
@@ -65,17 +65,17 @@ def _save_compact(model: Any, source: PrunedSource, folder: Path) -> None:
     source.copy_beside(folder, config=False)
     with quiet_transformers():
         model.save_pretrained(folder)
-    # Its base model has other shapes now, so where the masks were drawn from is no help any more.
+    # Its base model now has other shapes, so the provenance of the masks is of no use.
     save_masks(folder / "pruning", masks_from_zeros(model), {k: v for k, v in source.facts.items() if k != "origin"})
 
 
 @dataclass(frozen=True)
 class KeptUnits:
-    """What of a layer stays.
+    """Heads and units of a layer to keep.
 
     Args:
-        heads: bool [heads], True = stays.
-        units: bool [units], True = stays.
+        heads: bool [heads], True = kept.
+        units: bool [units], True = kept.
     """
 
     heads: Tensor
@@ -83,14 +83,14 @@ class KeptUnits:
 
     @property
     def keeps_all(self) -> bool:
-        """Whether nothing goes."""
+        """True if nothing is removed."""
         return bool(self.heads.all() and self.units.all())
 
 
 def shrink_model(masked: Any, plan: Mapping[str, KeptUnits]) -> tuple[Any, float]:
-    """(a copy of a model cut down to what stays of each layer, the largest difference of its answers).
+    """Return (a copy of a model cut down to the kept units of each layer, the largest difference of its outputs).
 
-    Raises: UserError if the difference is more than rounding.
+    Raises: UserError if the difference exceeds rounding.
     """
     model = copy.deepcopy(masked)
     for layer in prunable_layers(model):
@@ -99,24 +99,25 @@ def shrink_model(masked: Any, plan: Mapping[str, KeptUnits]) -> tuple[Any, float
 
 
 def find_live_units(layer: PrunableLayer) -> KeptUnits:
-    """The heads and units that do something which no bias could do in their place.
+    """Return the heads and units whose effect cannot be replaced by a bias.
 
-    A feature of a head is dead when its row of V is zero (then it is its bias, whatever the attention looks at, since
-    that sums to one) or its column of the output map is; a head is gone when all its features are dead. A unit is gone
-    when its row of the map up is zero (then it is the activation of its bias) or its column of the map down is.
+    A feature of a head is dead when its row of V is zero (then it equals its bias, whatever the attention weights,
+    since they sum to one) or its column of the output matrix is; a head is removed when all its features are dead. A
+    unit is removed when its row of the up projection is zero (then it equals the activation of its bias) or its column
+    of the down projection is.
     """
     features = _live_features(layer, "value", "output")
     return KeptUnits(features.view(layer.num_heads, layer.head_size).any(dim=1), _live_features(layer, "up", "down"))
 
 
 def _live_features(layer: PrunableLayer, into: str, out_of: str) -> Tensor:
-    """Which features between two linear maps have a weight on both sides."""
+    """Return the features between two linear layers that have a weight on both sides."""
     first, second = layer.module_of(into).weight.detach(), layer.module_of(out_of).weight.detach()
     return ((first != 0).any(dim=1) & (second != 0).any(dim=0)).cpu()
 
 
 def fold_and_prune_layer_(layer: PrunableLayer, stays: KeptUnits) -> None:
-    """Cut a layer down to what stays; what the rest still adds moves into the biases behind it."""
+    """Cut a layer down to the kept units; the constant output of the others moves into the biases after it."""
     features = stays.heads.repeat_interleave(layer.head_size)
     _fold_into_bias(layer, "value", "output", features, lambda bias: bias)
     _fold_into_bias(layer, "up", "down", stays.units, layer.module_of("activation"))
@@ -125,7 +126,7 @@ def fold_and_prune_layer_(layer: PrunableLayer, stays: KeptUnits) -> None:
 
 @torch.no_grad()
 def _fold_into_bias(layer: PrunableLayer, into: str, out_of: str, stays: Tensor, through: Any) -> None:
-    """Add to the bias of a map what the features that go have as constants, in float64."""
+    """Add the constant output of removed features to the bias of a layer, in float64."""
     first, second = layer.module_of(into), layer.module_of(out_of)
     gone = ~stays.to(second.weight.device)
     if not gone.any():
@@ -138,11 +139,11 @@ def _fold_into_bias(layer: PrunableLayer, into: str, out_of: str, stays: Tensor,
 
 
 def _uniform_plan(plan: dict[str, KeptUnits]) -> dict[str, KeptUnits]:
-    """All heads, and in each layer as many units as the fullest one needs: dead ones fill up the others."""
+    """Keep all heads, and in each layer as many units as the fullest one needs, filled up with dead ones."""
     most = max(1, *(int(stays.units.sum()) for stays in plan.values()))
     found = {}
     for name, stays in plan.items():
-        # A stable sort by need: needed units first, the first of the others next.
+        # A stable sort by need: needed units first, then the first of the others.
         order = (~stays.units).int().argsort(stable=True)[:most]
         units = torch.zeros_like(stays.units).index_fill(0, order, True)
         found[name] = KeptUnits(torch.ones_like(stays.heads), units)
@@ -155,7 +156,7 @@ def _uniform_plan(plan: dict[str, KeptUnits]) -> dict[str, KeptUnits]:
 
 
 def _check_gain(plan: dict[str, KeptUnits], source: PrunedSource) -> None:
-    """UserError where nothing would be cut."""
+    """Raise a UserError if nothing would be cut."""
     if not all(stays.keeps_all for stays in plan.values()):
         return
     heads, units = (sum(getattr(stays, key).numel() for stays in plan.values()) for key in ("heads", "units"))
@@ -173,7 +174,7 @@ def _check_gain(plan: dict[str, KeptUnits], source: PrunedSource) -> None:
 
 @torch.no_grad()
 def _output_difference(masked: Any, narrow: Any, batch: dict[str, Tensor]) -> float:
-    """The largest difference of outputs on random inputs; UserError if it is more than rounding."""
+    """Return the largest difference of outputs on random inputs; raise a UserError if it exceeds rounding."""
     one, other = forward_outputs(masked, batch), forward_outputs(narrow, batch)
     pairs = [(a.double(), b.double()) for a, b in zip(one, other, strict=True)]
     difference = max(float((a - b).abs().max()) for a, b in pairs)
@@ -188,9 +189,9 @@ def _output_difference(masked: Any, narrow: Any, batch: dict[str, Tensor]) -> fl
 
 
 def _tell_config(model: Any) -> Widths:
-    """Write the widths into the model's config: by stock keys if the stock class understands them, else our own.
+    """Write the widths into the model's config: as stock keys if the stock class supports them, else as our own.
 
-    Returns: the widths that stand there under our key, none for a stock model.
+    Returns: the widths under our own key; empty for a stock model.
     """
     wanted, layout = layer_widths(model), prunable_layers(model)[0].layout
     if hasattr(model.config, COMPACT):
@@ -200,7 +201,7 @@ def _tell_config(model: Any) -> Widths:
         setattr(stock, layout.units, first["units"])
         if first["heads"] != getattr(stock, "num_attention_heads", None):
             stock.num_attention_heads, stock.head_dim = first["heads"], prunable_layers(model)[0].head_size
-        # All shapes, not the numbers alone: a class that divides the hidden size makes two heads of 8 from two of 4.
+        # Compare all shapes, not only counts: a class that divides the hidden size makes two heads of 8 from two of 4.
         if class_can_build(type(model), stock, dict(model.named_parameters())):
             model.config = stock
             return {}
@@ -209,9 +210,9 @@ def _tell_config(model: Any) -> Widths:
 
 
 def widths_by_layer(before: Widths, after: Widths) -> list[dict[str, Any]]:
-    """A row a layer: how many heads and units it had and has.
+    """Return a row per layer: heads and units before and after.
 
-    Raises: UserError if an export.json told of other layers than the model has.
+    Raises: UserError if an export.json lists other layers than the model has.
     """
     if foreign := sorted(before.keys() ^ after.keys()):
         raise UserError(f"damaged export: its export.json and its model differ in layer {foreign[0]}; export it again")
@@ -222,7 +223,7 @@ def widths_by_layer(before: Widths, after: Widths) -> list[dict[str, Any]]:
 
 
 def widths_in(folder: Path, after: int) -> Widths:
-    """The widths before (0) or after (1) anything was cut out, as an export.json in the folder tells; else none."""
+    """Return the widths before (0) or after (1) cutting, from an export.json in the folder; empty if there is none."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
         facts = load_table(folder / "export.json")
         rows = facts.get("widths") or facts["layers"]
@@ -231,7 +232,7 @@ def widths_in(folder: Path, after: int) -> Widths:
 
 
 def inherited_facts(folder: Path) -> dict[str, Any]:
-    """What an export that cuts nothing itself tells of what was cut out of its source, which is an export too."""
+    """Return the facts about cut units that an export inherits from a source that is also an export."""
     before = widths_in(folder, 0)
     return {"widths": widths_by_layer(before, widths_in(folder, 1))} if before else {}
 
@@ -244,14 +245,14 @@ def _compact_notes(before: Widths, after: Widths, told: Widths) -> tuple[str, ..
 
 
 def load_compact(folder: str | Path) -> Any:
-    """A compact model: the stock class of transformers, its layers as narrow as config.json says.
+    """Load a compact model: the stock class of transformers, with the layer widths of config.json.
 
     It can be trained, saved with `save_pretrained` and loaded again by this function.
 
     Args:
-        folder: what `sparsesoup export --to compact` wrote.
+        folder: an export of `sparsesoup export --to compact`.
     Returns: the model, in evaluation mode.
-    Raises: UserError if there is none or its weights do not fit its config.json.
+    Raises: UserError if there is none or its weights do not match its config.json.
 
     >>> model = load_compact("compact-model")  # doctest: +SKIP
     """

@@ -1,4 +1,4 @@
-"""The stock directory, pruned weights zero in it."""
+"""Dense export: the stock directory with pruned weights set to zero."""
 
 import shutil
 from collections.abc import Iterable
@@ -19,10 +19,10 @@ from sparsesoup.exports.source import WEIGHTS, PrunedSource, in_encoder, masks_f
 
 @dataclass(frozen=True, kw_only=True)
 class DenseFormat:
-    """The folder that `from_pretrained` of transformers loads, pruned weights exactly zero, its masks beside it."""
+    """The folder for `from_pretrained` of transformers, with pruned weights exactly zero and the masks beside it."""
 
     def make(self, source: PrunedSource) -> PreparedExport:
-        """Checked: what the masks prune is zero."""
+        """Return the export, after checking that pruned weights are zero."""
         masks = source.masks or masks_from_zeros(source.model)
         facts = {k: v for k, v in source.facts.items() if k not in ("kept", "total", "format")}
 
@@ -38,14 +38,14 @@ class DenseFormat:
             save=save,
             size=replace(source.model_size(), weights=0),
             layers=kept_by_layer(source.iterate_tensors()),
-            load=loading_code(source),  # which asks the model, and that is refused where its weights are not its masks'
+            load=loading_code(source),  # loads the model, which fails if its weights do not match its masks
             notes=("zeros alone make a model neither smaller nor faster: see --to packed and --to compact",),
             facts=inherited_facts(source.folder),
         )
 
 
 def kept_by_layer(tensors: Iterable[tuple[str, Tensor]]) -> list[dict[str, Any]]:
-    """A row a layer: how many weights its matrices have, and how many of them are not zero."""
+    """Return a row per layer: the number of weights in its matrices, and of nonzero ones."""
     counts: dict[str, list[int]] = {}
     for name, tensor in tensors:
         if in_encoder(name, tensor.shape):
@@ -61,7 +61,7 @@ def _by_number(layer: str) -> tuple[str, int]:
 
 
 def loading_code(source: PrunedSource) -> str:
-    """The line of Python that loads a folder whose layers are those of the source."""
+    """Return the line of Python that loads a folder with the layers of the source."""
     if source.has_stock_widths:
         return "sparsesoup.load_compact(folder)"
     kind = type(source.model)

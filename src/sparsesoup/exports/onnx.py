@@ -1,4 +1,4 @@
-"""An ONNX file: ONNX Runtime and many other engines run it, without torch and without sparsesoup."""
+"""ONNX export, for ONNX Runtime and many other engines, without torch or sparsesoup."""
 
 import contextlib
 import copy
@@ -21,21 +21,21 @@ from sparsesoup.hub.models.checkpoint import load_tokenizer, quiet_transformers
 from sparsesoup.hub.models.dummy_inputs import dummy_inputs, forward_outputs
 from sparsesoup.hub.models.loading import COMPACT
 
-OPSETS = range(18, 24)  # those that torch writes and ONNX Runtime reads
-TURNED = 22  # the last one before rotary positions are an operator, which ONNX Runtime refuses as torch writes it
-LARGE = 1_500_000_000  # bytes of weights above which they lie beside the file: protobuf's limit is 2 GiB
-CLOSE = 1e-3  # how far outputs may lie from torch's, as a share of the largest; rounding gives 1e-6
-SHAPES = ((1, 4), (2, 8), (3, 13), (5, 9))  # rows and tokens of the random inputs that are compared
-AXES = {"pixel_values": ("images",)}  # those that are free; of all other inputs batch and length
+OPSETS = range(18, 24)  # supported by both torch's exporter and ONNX Runtime
+TURNED = 22  # the last one without a rotary embedding operator, which ONNX Runtime refuses as torch writes it
+LARGE = 1_500_000_000  # bytes of weights above which they are stored beside the file: protobuf's limit is 2 GiB
+CLOSE = 1e-3  # largest difference from torch's outputs, as a share of the largest; rounding gives 1e-6
+SHAPES = ((1, 4), (2, 8), (3, 13), (5, 9))  # rows and tokens of the random inputs to compare
+AXES = {"pixel_values": ("images",)}  # dynamic axes; all other inputs have batch and length
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxFormat:
-    """An ONNX file for any number of texts of any length (images: any number), cut down as `compact` does.
+    """An ONNX file for any number of texts of any length (images: any number), cut down as in `compact`.
 
     Args:
-        opset: version of ONNX's operators; 23 has attention as one of them, which is faster; older engines read 18.
-            0: 23, or 22 for a model with rotary positions (Llama, ModernBERT).
+        opset: ONNX opset version; 23 has an attention operator, which is faster; older engines need 18. 0: 23, or 22
+            for a model with rotary positions (Llama, ModernBERT).
     """
 
     opset: int = 0
@@ -45,7 +45,7 @@ class OnnxFormat:
             raise UserError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}, got {self.opset}")
 
     def make(self, source: PrunedSource) -> PreparedExport:
-        """The graph in memory; once written, ONNX Runtime runs it and is compared with torch."""
+        """Return the graph in memory; once written, its outputs in ONNX Runtime are compared with torch."""
         for name in ("onnx", "onnxscript", "onnxruntime"):
             require_library(name)
         small = shrink_if_possible(source)
@@ -73,9 +73,9 @@ class OnnxFormat:
 
 
 def opset_of(model: nn.Module, asked: int) -> int:
-    """The version of ONNX's operators that a model is written in.
+    """Return the ONNX opset version for a model.
 
-    Raises: UserError if one is asked for whose graph of this model ONNX Runtime does not run.
+    Raises: UserError if the requested one makes a graph that ONNX Runtime cannot run.
     """
     turned = any("Rotary" in type(module).__name__ for module in model.modules())
     if turned and asked > TURNED:
@@ -87,7 +87,7 @@ def opset_of(model: nn.Module, asked: int) -> int:
 
 
 def graph_inputs(model: Any, folder: Path) -> list[str]:
-    """The inputs that a model is to have in another engine: those it takes, of which its tokenizer makes all."""
+    """Return the graph's input names: the model's inputs, restricted to those its tokenizer makes."""
     names = [*dummy_inputs(model)]
     if has_tokenizer(folder) and "token_type_ids" not in load_tokenizer(str(folder)).model_input_names:
         names = [name for name in names if name != "token_type_ids"]
@@ -95,15 +95,15 @@ def graph_inputs(model: Any, folder: Path) -> list[str]:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a tokenizer lies in a folder."""
+    """Return True if the folder contains a tokenizer."""
     return (folder / "tokenizer_config.json").is_file()
 
 
 class TupleOutputs(nn.Module):
-    """A model that takes tensors by place and answers with a plain tuple of tensors, as graphs do.
+    """A model with positional tensor inputs and a plain tuple of output tensors, as graphs have.
 
     Args:
-        model: of transformers.
+        model: a transformers model.
         taken, given: names of its inputs and outputs, in order.
     """
 
@@ -112,16 +112,16 @@ class TupleOutputs(nn.Module):
         self.model, self.taken, self.given = model, taken, given
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The outputs, in order."""
+        """Return the outputs, in order."""
         found = self.model(**dict(zip(self.taken, tensors, strict=True)), return_dict=True)
         return tuple(found[name] for name in self.given)
 
 
 @torch.no_grad()
 def trace_model(model: Any, names: Sequence[str], opset: int = 0) -> Any:
-    """The graph of a model as torch's ONNX program, number and length of texts free.
+    """Trace a model into torch's ONNX program, with dynamic batch and length.
 
-    Raises: UserError if torch cannot trace the model, or the engine would not run that opset.
+    Raises: UserError if torch cannot trace the model, or the engine cannot run that opset.
     """
     version = opset_of(model, opset)
     batch = {name: t for name, t in dummy_inputs(model).items() if name in names}
@@ -134,20 +134,20 @@ def trace_model(model: Any, names: Sequence[str], opset: int = 0) -> Any:
                 TupleOutputs(model, names, found), tuple(batch.values()), input_names=[*names], output_names=found,
                 opset_version=version, dynamic_shapes=(shapes,), dynamo=True, verbose=False,
             )  # fmt: skip
-        except Exception as error:  # the exporter's own, those of onnx_ir's passes over the graph, and the model's
+        except Exception as error:  # from the exporter, onnx_ir's graph passes, or the model
             raise UserError(
                 f"torch cannot make a graph of {type(model).__name__}: {first_error_line(error)}; export it --to "
                 f"compact or packed"
             ) from error
     for part in (program.model.graph, *program.model.functions.values()):
         for node in part.all_nodes():
-            node.metadata_props.clear()  # the stack it was traced in: folders of this machine, and lines of source
+            node.metadata_props.clear()  # the stack trace: folders of this machine, and source lines
     return program
 
 
 @contextlib.contextmanager
 def silence_tracer() -> Iterator[None]:
-    """No warnings and no log of the tracer inside the block: they are about code of other libraries."""
+    """Suppress warnings and logs of the tracer in the block: they concern other libraries."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -160,7 +160,7 @@ def silence_tracer() -> Iterator[None]:
 
 
 def copy_config(model: Any, source: PrunedSource, folder: Path) -> None:
-    """Tokenizer and the like, and a config.json that says what the outputs mean."""
+    """Copy tokenizer and processor, and write a config.json with the meaning of the outputs."""
     source.copy_beside(folder, config=False)
     config = copy.deepcopy(model.config)
     if hasattr(config, COMPACT):
@@ -171,14 +171,14 @@ def copy_config(model: Any, source: PrunedSource, folder: Path) -> None:
 
 
 def compare_outputs(model: Any, names: Sequence[str], ask: Asked, close: float) -> float:
-    """The largest difference between an engine's answers and the model's, on random inputs of several shapes.
+    """Return the largest difference between an engine's outputs and the model's, on random inputs of several shapes.
 
     Args:
-        model: of transformers, on the CPU.
-        names: the inputs that the engine takes.
+        model: a transformers model on the CPU.
+        names: input names of the engine.
         ask: the engine.
-        close: the largest difference allowed, as a share of the largest output.
-    Raises: UserError if it is more.
+        close: largest difference allowed, as a share of the largest output.
+    Raises: UserError if it is exceeded.
     """
     worst = 0.0
     for rows, length in SHAPES:
@@ -189,7 +189,7 @@ def compare_outputs(model: Any, names: Sequence[str], ask: Asked, close: float) 
 
 
 def max_difference(one: Sequence[Tensor], other: Sequence[Tensor], close: float, name: str) -> float:
-    """The largest difference of two lists of answers; UserError if it is more than a share of the largest answer."""
+    """Return the largest difference between two lists of outputs; raise a UserError above a share of the largest."""
     pairs = list(zip(one, other, strict=True))
     difference = max(float((a - b).abs().max()) for a, b in pairs)
     largest = max(float(a.abs().max()) for a, _ in pairs)
@@ -202,7 +202,7 @@ def max_difference(one: Sequence[Tensor], other: Sequence[Tensor], close: float,
 
 
 def example_code(model: Any, names: Sequence[str], folder: Path, lines: Sequence[str]) -> list[str]:
-    """Lines of Python, to be run in the export's folder, that ask it without sparsesoup."""
+    """Return lines of Python that run the export in its folder without sparsesoup."""
     if has_tokenizer(folder) and "pixel_values" not in names:
         first = [
             "from transformers import AutoTokenizer",

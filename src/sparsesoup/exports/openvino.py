@@ -1,4 +1,4 @@
-"""An OpenVINO model: the form that Intel's engine reads, without torch and without sparsesoup."""
+"""OpenVINO export, for Intel's engine, without torch or sparsesoup."""
 
 import tempfile
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ CLOSE_IN_HALF = 1e-2
 
 @dataclass(frozen=True, kw_only=True)
 class OpenVinoFormat:
-    """OpenVINO's .xml and .bin for any number of texts of any length, cut down as `compact` does.
+    """OpenVINO's .xml and .bin for any number of texts of any length, cut down as in `compact`.
 
     Args:
-        fp16: keep weights in half the bytes; they are computed with in float32 all the same.
+        fp16: store weights in half precision; they are still computed in float32.
     """
 
     fp16: bool = False
 
     def make(self, source: PrunedSource) -> PreparedExport:
-        """The graph in memory; once written, OpenVINO runs it and is compared with torch."""
+        """Return the graph in memory; once written, its outputs in OpenVINO are compared with torch."""
         engine = require_library("openvino")
         for name in ("onnx", "onnxscript"):
             require_library(name)

@@ -1,4 +1,4 @@
-"""One bit a weight and the values of those that are left: a small file, lossless, that is unpacked to be used."""
+"""Packed export: one bit per weight and the nonzero values; a small lossless file that is unpacked for use."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,11 @@ KINDS = {"same": None, "bf16": "bfloat16"}
 
 @dataclass(frozen=True, kw_only=True)
 class PackedFormat:
-    """A bit mask and the surviving values, with a checksum a tensor; `sparsesoup.load_packed` rebuilds the stock model.
+    """A bit mask and the nonzero values, with a checksum per tensor; `sparsesoup.load_packed` rebuilds the stock model.
 
     Args:
-        dtype: same keeps every bit of the values, bf16 rounds those of matrices; they come back in their own type.
-        zstd: compress what was packed, which costs some time.
+        dtype: same keeps every bit of the values, bf16 rounds those of matrices; they are unpacked in their own type.
+        zstd: compress the packed data, which takes some time.
     """
 
     dtype: Literal["same", "bf16"] = "same"
@@ -34,9 +34,9 @@ class PackedFormat:
             raise UserError(f"dtype must be {' or '.join(KINDS)}, got {self.dtype!r}")
 
     def make(self, source: PrunedSource) -> PreparedExport:
-        """Packed in memory; what the masks prune is zero."""
+        """Return the packed model in memory; pruned weights are zero."""
         kind = coding.TYPES.get(KINDS[self.dtype] or "")
-        _ = source.model  # which is refused where its weights are not those of its masks
+        _ = source.model  # fails if the weights do not match the masks
         packed = [
             (name, *coding.encode_tensor(name, t, kind if t.dim() > 1 else None, self.zstd))
             for name, t in source.iterate_tensors()
@@ -68,13 +68,13 @@ class PackedFormat:
 
 
 def load_packed(folder: str | Path) -> Any:
-    """The model that was packed, rebuilt as the stock class of transformers, its zeros exact.
+    """Load a packed model as the stock class of transformers, with exact zeros.
 
-    Every tensor is verified against its checksum first.
+    Every tensor is first verified against its checksum.
 
     Args:
-        folder: what `sparsesoup export --to packed` wrote.
-    Returns: the model, in evaluation mode, in the type that it had before packing.
+        folder: an export of `sparsesoup export --to packed`.
+    Returns: the model, in evaluation mode, in its type before packing.
     Raises: UserError if the file is missing, truncated or changed; it names the first such tensor.
 
     >>> model = load_packed("packed-model")  # doctest: +SKIP

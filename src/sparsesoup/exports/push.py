@@ -1,4 +1,4 @@
-"""`sparsesoup push`: a model on the Hub with its card and masks, and nothing of this machine in it."""
+"""`sparsesoup push`: upload a model with its card and masks to the Hub, without local paths."""
 
 import argparse
 import os
@@ -45,13 +45,13 @@ The token is that of HF_TOKEN, or of `hf auth login`. What a run says of this ma
 
 @dataclass(frozen=True)
 class HubUpload:
-    """What is pushed.
+    """Content of an upload.
 
     Args:
-        folder: where its files lie.
-        files: their names in it.
-        facts: what report.json or ticket.json says of it.
-        form: what export.json says; empty for a run.
+        folder: folder of the files.
+        files: their names.
+        facts: content of report.json or ticket.json.
+        form: content of export.json; empty for a run.
     """
 
     folder: Path
@@ -61,7 +61,7 @@ class HubUpload:
 
 
 def push_parser() -> CommandParser:
-    """The parser of `sparsesoup push`."""
+    """Return the parser of `sparsesoup push`."""
     made = CommandParser(
         prog="sparsesoup push",
         description=ABOUT,
@@ -81,9 +81,9 @@ def push_parser() -> CommandParser:
 
 
 def read_push_arguments(arguments: Sequence[str]) -> dict[str, Any]:
-    """What `push_to_hub` is to be called with, from a command line.
+    """Return the arguments of `push_to_hub` from a command line.
 
-    Raises: UserError for flags that do not go together; SystemExit after help.
+    Raises: UserError for conflicting flags; SystemExit after help.
     """
     given = vars(push_parser().parse_args(arguments))
     run, repo, dry = given.pop("RUN"), given.pop("REPO"), given.pop("dry_run")
@@ -97,17 +97,17 @@ def push_to_hub(
     run: Path, repo: str, *, out: Path | None = None, private: bool = False, license: str = "unknown",
     token_from_env: str = "",
 ) -> str:  # fmt: skip
-    """Put a model on the Hub in one commit, or only write what would be put there.
+    """Upload a model to the Hub in one commit, or only write the upload to a folder.
 
     Args:
         run: a finished run's directory, or an export.
         repo: owner/name; a name alone is the token owner's.
         out: folder to write instead of uploading; it must not exist.
-        private: whether a new repository is private; one that exists stays as it is.
-        license: as the Hub calls it.
-        token_from_env: environment variable that holds the token; default HF_TOKEN, else the one of `hf auth login`.
-    Returns: the address on the Hub, or the folder.
-    Raises: UserError for bad input, without a token, or if the Hub does not answer within seconds.
+        private: make a new repository private; an existing one is not changed.
+        license: license as the Hub names it.
+        token_from_env: environment variable with the token; default HF_TOKEN, else the token of `hf auth login`.
+    Returns: the URL on the Hub, or the folder.
+    Raises: UserError for bad input, without a token, or if the Hub does not respond within seconds.
     """
     try:
         validate_repo_id(repo)
@@ -128,7 +128,7 @@ def push_to_hub(
 
 
 def open_upload(run: Path) -> HubUpload:
-    """The model of a finished run, or of an export.
+    """Return the model of a finished run, or of an export, for uploading.
 
     Raises: UserError if there is none, or the run is not finished.
     """
@@ -137,7 +137,7 @@ def open_upload(run: Path) -> HubUpload:
         form, ticket = read_table(run / FORM), run / "pruning" / FACTS
         facts = read_table(ticket) if ticket.is_file() else form.get("source", {})
         files, verified = _files_of_export(run / FORM, form)
-        # To verify an export is to open the test split, if nobody had before.
+        # Verifying an export opens the test split, if nobody has before.
         facts = {"test": verified.get("scores_of_source"), "test_splits": verified.get("test_splits"), **facts}
         parcel = HubUpload(run, files, facts, form)
         if lost := [name for name in parcel.files if not (run / name).is_file()]:
@@ -160,7 +160,7 @@ def open_upload(run: Path) -> HubUpload:
 
 
 def _need_inside(run: Path, parcel: HubUpload) -> None:
-    """Refuse a link that leads out of the folder: what it leads to is no part of the run, and may be a secret."""
+    """Refuse a link that leads out of the folder: its target is not part of the run, and may be a secret."""
     for name in parcel.files:
         path, root = parcel.folder / name, run.resolve()
         if not path.resolve().is_relative_to(root):
@@ -168,18 +168,18 @@ def _need_inside(run: Path, parcel: HubUpload) -> None:
 
 
 def _files_of_export(path: Path, form: Mapping[str, Any]) -> tuple[tuple[str, ...], Mapping[str, Any]]:
-    """(files, what was verified) of an export.json."""
+    """Return (files, verification) of an export.json."""
     files, verified = form.get("files", []), form.get("verified", {})
     known = isinstance(files, list) and all(isinstance(name, str) for name in files) and isinstance(verified, Mapping)
-    # A name that leads out of the folder would be read, and written, elsewhere.
+    # A name that leads out of the folder would be read and written elsewhere.
     if not known or any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
         raise UserError(f"damaged {path}: no list of the files beside it, or of what was verified; export it again")
     return tuple(files), verified
 
 
 def _files_of_run(folder: Path, facts: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the files that the run wrote: weights, configs, tokenizer and masks; no pickles, nor other files."""
-    written = facts.get("digests")  # of its files; a run of an older version has none
+    """Return the files that the run wrote: weights, configs, tokenizer and masks; no pickles, and no other files."""
+    written = facts.get("digests")  # of its files; older versions recorded none
     if isinstance(written, Mapping):
         names = [name.removeprefix("model/") for name in written if name.startswith("model/") and ".." not in name]
         return tuple(sorted(names))
@@ -192,7 +192,7 @@ def _is_known(name: str) -> bool:
 
 
 def write_upload(parcel: HubUpload, folder: Path, repo: str, license: str) -> None:
-    """The folder as it is to lie on the Hub."""
+    """Write the folder to upload."""
     for name in parcel.files:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -202,7 +202,7 @@ def write_upload(parcel: HubUpload, folder: Path, repo: str, license: str) -> No
             write_json(target, strip_local_config(read_table(parcel.folder / name)))
         else:
             shutil.copyfile(parcel.folder / name, target)
-    if parcel.form.get(DIGESTS):  # some files are others now, without this machine's folders
+    if parcel.form.get(DIGESTS):  # some files have changed: this machine's folders were removed
         told = read_table(folder / FORM)
         write_table(folder / FORM, told | {DIGESTS: digests_of(folder, set(parcel.files) & {*told[DIGESTS]})})
     config = read_table(folder / CONFIG) if (folder / CONFIG).is_file() else {}
@@ -217,10 +217,10 @@ def write_upload(parcel: HubUpload, folder: Path, repo: str, license: str) -> No
 
 
 def _render_card(parcel: HubUpload, config: Mapping[str, Any], repo: str, license: str) -> str:
-    """The card of a model."""
+    """Return the model card."""
     asked = {"model": parcel.facts.get("model"), "dataset": parcel.facts.get("settings", {}).get("dataset")}
     facts = {**strip_local_paths(parcel.facts), "command": portable_command(parcel.facts)}
-    known = parcel.facts.get("local", [])  # which the run saw: a folder owner/bert has the looks of a name of the Hub
+    known = parcel.facts.get("local", [])  # local paths of the run: a folder owner/bert looks like a name on the Hub
     facts["local"] = [str(facts[key]) for key, name in asked.items() if key in known or is_local(name)]
     return render_model_card(facts, strip_local_paths(parcel.form), config, repo, license)
 
@@ -245,7 +245,7 @@ def _open_hub(repo: str, token: str) -> HfApi:
 
 
 def _upload_files(api: HfApi, folder: Path, repo: str, private: bool) -> str:
-    """The address of the model, all its files in one commit."""
+    """Upload all files in one commit; return the URL of the model."""
     try:
         made = api.create_repo(repo, private=private or None, exist_ok=True)
         if private and not api.model_info(made.repo_id).private:
@@ -253,7 +253,7 @@ def _upload_files(api: HfApi, folder: Path, repo: str, private: bool) -> str:
         api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="Upload a model of sparsesoup")
     except UserError:
         raise
-    except Exception as error:  # of the Hub, of the line to it, of the disk: they differ by the HTTP library's version
+    except Exception as error:  # from the Hub, the network or the disk; the classes depend on the HTTP library
         raise UserError(_refusal_message(error, repo, str(api.token))) from error
     return str(made)
 

@@ -1,4 +1,4 @@
-"""The engines that run exports, ONNX Runtime and OpenVINO: imported when they are asked for, and never before."""
+"""Inference engines of exports, ONNX Runtime and OpenVINO, imported lazily."""
 
 import contextlib
 import importlib
@@ -14,13 +14,13 @@ from sparsesoup.core.errors import UserError
 
 EXTRAS = {"onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "openvino": "openvino"}  # library -> our extra
 ONNX_FILE, OPENVINO_FILE = "model.onnx", "model.xml"
-# On a CPU that has bf16, OpenVINO would round to it unasked.
+# On a CPU with bf16, OpenVINO would round to it by default.
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 Asked = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]  # inputs by name -> outputs by name
 
 
 def require_library(name: str) -> Any:
-    """An optional library.
+    """Import an optional library.
 
     Raises: UserError naming the extra to install if it is missing.
     """
@@ -34,7 +34,7 @@ def require_library(name: str) -> Any:
 
 @contextlib.contextmanager
 def _in_private() -> Iterator[None]:
-    """OpenVINO reports each import to its makers unless told not to; in an automatic test it does not."""
+    """Disable OpenVINO's telemetry on import, as it does itself in automatic tests."""
     before = os.environ.get("CI")
     os.environ["CI"] = "true"
     try:
@@ -47,20 +47,20 @@ def _in_private() -> Iterator[None]:
 
 
 def open_onnx(path: Path, threads: int = 0) -> Asked:
-    """An ONNX file, ready to be asked on the CPU.
+    """Load an ONNX file on the CPU.
 
     Args:
-        path: of the file.
-        threads: how many it may use; 0 leaves that to the engine.
+        path: path of the file.
+        threads: maximum number of threads; 0 leaves it to the engine.
     Raises: UserError if ONNX Runtime is missing, or cannot read the file.
     """
     runtime = require_library("onnxruntime")
     options = runtime.SessionOptions()
-    options.log_severity_level = 4  # what it has to say comes as an error, told in one line
+    options.log_severity_level = 4  # its messages are raised as errors anyway, and reported in one line
     options.intra_op_num_threads = threads
     try:
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors have no common class below Exception
+    except Exception as error:  # its errors have no common base class below Exception
         raise UserError(f"ONNX Runtime cannot read {path}: {first_error_line(error)}") from error
     inputs, outputs = [i.name for i in session.get_inputs()], [o.name for o in session.get_outputs()]
 
@@ -77,11 +77,11 @@ def open_onnx(path: Path, threads: int = 0) -> Asked:
 
 
 def open_openvino(path: Path, threads: int = 0) -> Asked:
-    """An OpenVINO model (or an ONNX file), ready to be asked on the CPU in float32.
+    """Load an OpenVINO model (or an ONNX file) on the CPU, in float32.
 
     Args:
-        path: of the .xml file, or of an .onnx file.
-        threads: how many it may use; 0 leaves that to the engine.
+        path: path of the .xml file, or of an .onnx file.
+        threads: maximum number of threads; 0 leaves it to the engine.
     Raises: UserError if OpenVINO is missing, or cannot read the file.
     """
     core = require_library("openvino").Core()
@@ -102,6 +102,6 @@ def open_openvino(path: Path, threads: int = 0) -> Asked:
 
 
 def first_error_line(error: BaseException) -> str:
-    """The first telling line of an error, cut to what a terminal shows."""
+    """Return the first informative line of an error, cut to terminal length."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return re.sub(r"\s+", " ", (lines or [type(error).__name__])[0])[:200]

@@ -1,4 +1,4 @@
-"""2:4 matrices for GPUs that skip half of each: the stock directory, and a table of what is turned on loading."""
+"""Semi-structured export: 2:4 matrices for GPU sparse kernels, in the stock directory, with a table of their names."""
 
 import copy
 import statistics
@@ -26,21 +26,21 @@ from sparsesoup.hub.models.loading import load_as_saved
 from sparsesoup.hub.models.prunable import find_prunable
 
 TABLE, FORMAT = "semi_structured.json", 1
-ROWS, LENGTH = 32, 128  # of the batch that is timed
+ROWS, LENGTH = 32, 128  # of the timed batch
 ROUNDS = 30
-FAR = 0.05  # difference of answers, as a share of the largest, that rounding to 16 bits does not explain
+FAR = 0.05  # largest output difference, as a share of the largest, that rounding to 16 bits explains
 
 
 @dataclass(frozen=True, kw_only=True)
 class SemiStructuredFormat:
-    """The stock folder, whose matrices are 2:4; `sparsesoup.load_semi_structured` has a GPU skip their zeros.
+    """The stock folder with 2:4 matrices; `sparsesoup.load_semi_structured` runs them with GPU sparse kernels.
 
-    The weights on the disk are those of the masked model to the bit. Where a GPU of compute capability 8.0 or more is
-    at hand, its answers are checked and timed.
+    The weights on disk are bit-identical to the masked model's. If there is a GPU of compute capability 8.0 or more,
+    the outputs are checked and timed on it.
     """
 
     def make(self, source: PrunedSource) -> PreparedExport:
-        """Checked: every matrix that can be is 2:4 along its inputs."""
+        """Return the export, after checking that every supported matrix is 2:4 along its inputs."""
         turned, left = _sort_matrices(source.model)
         for name in turned:
             require_two_four(name, source.model.get_parameter(name))
@@ -63,7 +63,7 @@ class SemiStructuredFormat:
 
 
 def _sort_matrices(model: Any) -> tuple[list[str], dict[str, str]]:
-    """(names of the matrices that can be 2:4, why each other prunable one cannot)."""
+    """Return (names of the matrices that can be 2:4, the reason for each other prunable one)."""
     turned, left = [], {}
     for name in find_prunable(model):
         reason = why_unsupported(model.get_submodule(name.rpartition(".")[0]), model.get_parameter(name))
@@ -81,7 +81,7 @@ def _sort_matrices(model: Any) -> tuple[list[str], dict[str, str]]:
 
 
 def _measure_on_gpu(model: Any, names: list[str]) -> dict[str, Any]:
-    """What the GPU at hand makes of it: the largest difference of answers, and milliseconds of a batch."""
+    """Measure on the GPU: the largest difference of outputs, and milliseconds per batch."""
     dense = copy.deepcopy(model).to("cuda", KINDS[0]).eval()
     sparse = copy.deepcopy(dense)
     to_semi_structured_(sparse, names, verify=True)
@@ -112,14 +112,14 @@ def _describe_measurement(found: dict[str, Any]) -> str:
 def load_semi_structured(
     folder: str | Path, device: str | torch.device = "cuda", dtype: torch.dtype = torch.float16
 ) -> Any:
-    """The model on a GPU, its 2:4 matrices in the form whose zeros torch skips (`to_sparse_semi_structured`).
+    """Load the model on a GPU, with 2:4 matrices in torch's sparse form (`to_sparse_semi_structured`).
 
     Args:
-        folder: what `sparsesoup export --to semi-structured` wrote.
+        folder: an export of `sparsesoup export --to semi-structured`.
         device: a CUDA device of compute capability 8.0 or more.
-        dtype: float16 or bfloat16, which all weights are rounded to; torch has no 2:4 kernel for float32.
-    Returns: the model, in evaluation mode; it answers, and can be neither trained nor saved.
-    Raises: UserError elsewhere, or if a matrix is not 2:4 any more; it names the first.
+        dtype: float16 or bfloat16, to which all weights are rounded; torch has no 2:4 kernel for float32.
+    Returns: the model, in evaluation mode, for inference only: it can be neither trained nor saved.
+    Raises: UserError on other devices, or if a matrix is no longer 2:4; it names the first.
 
     >>> model = load_semi_structured("fast")  # doctest: +SKIP
     """

@@ -1,4 +1,4 @@
-"""What other engines are given: the model without the heads and units that do nothing, in float32."""
+"""The model for other engines: without dead heads and units, in float32."""
 
 import copy
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from sparsesoup.hub.models.layer_layouts import Widths, layer_widths, prunable_l
 
 @dataclass(frozen=True)
 class ShrunkModel:
-    """A model made ready for another engine.
+    """A model prepared for another engine.
 
     Args:
         model: on the CPU, in float32, in evaluation mode.
-        layers: a row a layer, heads and units of the unpruned model and of this one; empty where they are not known.
+        layers: a row per layer, heads and units before and after; empty if they are unknown.
         notes: what was cut, or why nothing was.
     """
 
@@ -28,9 +28,9 @@ class ShrunkModel:
 
 
 def shrink_if_possible(source: PrunedSource) -> ShrunkModel:
-    """The model of a source, as narrow as its zeros allow.
+    """Return the model of a source, as narrow as its zeros allow.
 
-    Raises: UserError if what was cut answers otherwise than the masked model.
+    Raises: UserError if the outputs differ from those of the masked model.
     """
     kind = source.model.dtype
     notes = [] if kind == torch.float32 else [f"its weights were {str(kind).removeprefix('torch.')}, here float32"]

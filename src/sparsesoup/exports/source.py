@@ -1,4 +1,4 @@
-"""What is exported: a run's model, or any model folder with its masks."""
+"""The source of an export: a run's model, or any model folder with masks."""
 
 import contextlib
 import re
@@ -27,7 +27,7 @@ from sparsesoup.hub.models.prunable import prunable_matrices
 from sparsesoup.hub.tasks import zero_shot
 from sparsesoup.training.zero_hooks import zeros_of
 
-# Tokenizers, processors, cards: no weights, no pickles, and by name, since users leave files of their own beside them.
+# Tokenizers, processors, cards: no weights or pickles, and only known names, since users may keep other files there.
 BESIDE = re.compile(
     r"((generation_|((video_)?pre)?processor_|tokenizer_|open_clip_)?config|tokenizer|special_tokens_map|added_tokens|vocab"
     r"|entity_vocab|emoji|byte_maps|normalizer|chat_template)\.json|(vocab|merges|dict|README)\.(txt|md)"
@@ -38,13 +38,13 @@ OURS = ("config.json", "export.json", "benchmark.json", INDEX)
 
 @dataclass(frozen=True)
 class ModelSize:
-    """How large a model is.
+    """Size of a model.
 
     Args:
-        weights: bytes of its weights as they lie on the disk.
-        encoder: bytes of the matrices in its repeated blocks; of a packed source, unpacked.
-        parameters: count of all its weights.
-        nonzero: count of those that are not zero.
+        weights: bytes of its weights on disk.
+        encoder: bytes of the matrices in its repeated blocks; for a packed source, unpacked.
+        parameters: number of weights.
+        nonzero: number of nonzero weights.
     """
 
     weights: int
@@ -55,12 +55,12 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class PrunedSource:
-    """A pruned model on the disk.
+    """A pruned model on disk.
 
     Args:
-        folder: with config.json and weights, in a stock, compact or packed form.
-        facts: what its ticket says of it.
-        masks: name -> kept; None in a packed folder, where the zeros say it.
+        folder: folder with config.json and weights, in stock, compact or packed form.
+        facts: content of its ticket.
+        masks: name -> kept; None for a packed folder, where the zeros define them.
     """
 
     folder: Path
@@ -69,11 +69,11 @@ class PrunedSource:
 
     @property
     def is_packed(self) -> bool:
-        """Whether its weights are packed."""
+        """True if its weights are packed."""
         return (self.folder / FILE).is_file()
 
     def iterate_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, weights) under the names that stand in the files, one at a time.
+        """Yield (name, weights), named as in the files, one at a time.
 
         Raises: UserError if a file is missing or damaged.
         """
@@ -89,7 +89,7 @@ class PrunedSource:
                 raise UserError(f"damaged model: {path} cannot be read ({error}); copy it again") from error
 
     def weight_files(self) -> list[Path]:
-        """The files that hold the weights.
+        """Return the files with weights.
 
         Raises: UserError if there are none.
         """
@@ -101,29 +101,29 @@ class PrunedSource:
         return several
 
     def files_and_index(self) -> list[Path]:
-        """The files that hold the weights, and the one that says which is where if there are several."""
+        """Return the files with weights, and the index if there are several."""
         index = self.folder / INDEX
         return [*self.weight_files(), *([index] if index.is_file() and not (self.folder / WEIGHTS).is_file() else [])]
 
     @property
     def has_stock_widths(self) -> bool:
-        """Whether its layers have widths that a stock class does not make."""
+        """True if its layers have widths that no stock class makes."""
         return getattr(self.model.config, COMPACT, None) is not None
 
     @cached_property
     def model(self) -> Any:
-        """The model in the class that config.json names, ready to be asked.
+        """The model in the class named in config.json, ready for inference.
 
-        Raises: UserError if a weight that the masks prune is not zero.
+        Raises: UserError if a pruned weight is not zero.
         """
         return load_pruned(self.folder, self.masks or {}, dict(self.iterate_tensors()) if self.is_packed else None)
 
     def model_size(self) -> ModelSize:
-        """How large it is."""
+        """Return its size."""
         return size_of(self.iterate_tensors(), sum(path.stat().st_size for path in self.weight_files()))
 
     def copy_beside(self, folder: Path, config: bool = True) -> None:
-        """Copy what is no weights (tokenizer, processor, card), config.json if wanted, and a frozen head."""
+        """Copy all but the weights (tokenizer, processor, card), optionally config.json, and a frozen head."""
         for path in sorted(self.folder.iterdir()):
             wanted = path.name not in OURS or (config and path.name == "config.json")
             if path.is_file() and BESIDE.fullmatch(path.name) and wanted:
@@ -134,10 +134,10 @@ class PrunedSource:
 
 
 def open_source(run: Path) -> PrunedSource:
-    """The pruned model of a run directory, of a model folder with `pruning/`, or of a packed folder.
+    """Open the pruned model of a run directory, of a model folder with `pruning/`, or of a packed folder.
 
-    Raises: UserError if there is none, or only a graph of it, or its run is not finished, or one of its files has
-        changed since it was written.
+    Raises: UserError if there is none, or only a graph of it, or its run is not finished, or a file has changed since
+        it was written.
     """
     check_finished(run)
     if (run / FILE).is_file():
@@ -154,31 +154,31 @@ def open_source(run: Path) -> PrunedSource:
 
 
 def run_folder_of(path: Path) -> Path:
-    """The directory of a run whose model/ is named, or the masks in it; any other path as it is."""
+    """Return the run directory of a model/ folder or of the masks in it; any other path is returned unchanged."""
     model = path.parent if path.name == "pruning" else path
     return model.parent if model.name == "model" and (model.parent / "run.yaml").is_file() else path
 
 
 def graph_in(folder: Path) -> str:
-    """The file of another engine's graph in a folder; empty if there is none."""
+    """Return the file of another engine's graph in a folder; empty if there is none."""
     return next((name for name in (ONNX_FILE, OPENVINO_FILE) if (folder / name).is_file()), "")
 
 
 def forget_masks(folder: Path) -> None:
-    """Let the config.json of a folder name no masks, since it has none."""
+    """Remove the reference to masks from the config.json of a folder that has none."""
     table = read_table(folder / "config.json")
     if (table.get("pruning_config") or {}).pop("masks", None) is not None:
         write_json(folder / "config.json", table)
 
 
 def check_finished(run: Path) -> None:
-    """UserError if this is the directory of a run that has not come to its end."""
+    """Raise a UserError if the path is the directory of an unfinished run."""
     if (run / "run.yaml").is_file() and not (run / REPORT).is_file():
         raise UserError(f"{run} is not finished; give the `sparsesoup prune` command again that began it: it goes on")
 
 
 def _test_scores(run: Path) -> dict[str, Any]:
-    """The scores on the test split, which a run's ticket does not know: it was written before them."""
+    """Return the scores on the test split, which the ticket lacks because it was written before them."""
     with contextlib.suppress(OSError, ValueError):
         facts = load_table(run / REPORT)
         return {key: facts[key] for key in ("test", "test_splits") if facts.get(key)}
@@ -186,12 +186,12 @@ def _test_scores(run: Path) -> dict[str, Any]:
 
 
 def in_encoder(name: str, shape: Iterable[int]) -> bool:
-    """Whether a weight is a matrix of a repeated block."""
+    """Return True if a weight is a matrix in a repeated block."""
     return bool(block_of(name)) and len([*shape]) >= 2
 
 
 def size_of(tensors: Iterable[tuple[str, Tensor]], weights: int) -> ModelSize:
-    """How large a model of these weights is, which take so many bytes on the disk."""
+    """Return the size of a model with these weights, which take `weights` bytes on disk."""
     encoder = parameters = nonzero = 0
     for name, tensor in tensors:
         encoder += tensor.nbytes if in_encoder(name, tensor.shape) else 0
@@ -201,5 +201,5 @@ def size_of(tensors: Iterable[tuple[str, Tensor]], weights: int) -> ModelSize:
 
 
 def masks_from_zeros(model: Any) -> Masks:
-    """The masks that a model's own zeros make; matrices without any weight left have none."""
+    """Return the masks given by a model's own zeros; fully zero matrices have none."""
     return {name: mask for name, mask in zeros_of(model, prunable_matrices(model)).items() if mask.numel()}

@@ -1,4 +1,4 @@
-"""Facts on a run without folders of its machine."""
+"""Remove local paths from the facts about a run."""
 
 import re
 import shlex
@@ -8,12 +8,12 @@ from typing import Any
 from sparsesoup.core.errors import UserError
 from sparsesoup.runs.config import config_from_dict
 
-NAMED = ("_name_or_path", "name_or_path", "pruning_config")  # keys of configs that may name a folder
-HERE = ("is_local", "local_files_only")  # and what tokenizers note of how they were found
+NAMED = ("_name_or_path", "name_or_path", "pruning_config")  # config keys that may contain a path
+HERE = ("is_local", "local_files_only")  # tokenizer keys about how it was loaded
 
 
 def is_local(value: Any) -> bool:
-    """Return True for a text that looks like a path of some machine, rather than a name.
+    """Return True for a text that looks like a local path, rather than a name.
 
     >>> is_local("/home/me/bert"), is_local("~/bert"), is_local("owner/bert"), is_local("https://hf.co/owner/bert")
     (True, True, False, False)
@@ -25,7 +25,7 @@ def is_local(value: Any) -> bool:
 
 
 def strip_local_paths(value: Any, key: str = "") -> Any:
-    """Facts without a machine's folders: of a path its last part stays.
+    """Remove the folders from local paths; the last part stays.
 
     >>> strip_local_paths({"model": "/home/me/bert", "data_root": "/data", "files": ["pruning/ticket.json"]})
     {'model': 'bert', 'files': ['pruning/ticket.json']}
@@ -38,14 +38,14 @@ def strip_local_paths(value: Any, key: str = "") -> Any:
 
 
 def strip_local_config(config: dict[str, Any]) -> dict[str, Any]:
-    """A config without what only this machine knows. Labels and tokens stay, which may look like paths."""
+    """Remove local information from a config. Labels and tokens stay, although they may look like paths."""
     return {
         key: strip_local_paths(value) if key in NAMED else value for key, value in config.items() if key not in HERE
     }
 
 
 def portable_command(facts: Mapping[str, Any]) -> str | None:
-    """The command line that repeats a run, without this machine's folders; None where the facts do not say."""
+    """Return the command line that repeats a run, without local folders; None if the facts lack it."""
     settings = dict(facts.get("settings") or {})
     method = dict(settings.pop("method", {}))
     name = method.pop("name", None)
@@ -53,7 +53,7 @@ def portable_command(facts: Mapping[str, Any]) -> str | None:
         line = str(facts.get("command") or config_from_dict(str(name), {**settings, "method": method}).repeat_command())
     except (UserError, TypeError):
         return None
-    words, called = shlex.split(line), {settings.get("dataset"): facts.get("dataset")}  # glue/sst2 for a folder of that
+    words, called = shlex.split(line), {settings.get("dataset"): facts.get("dataset")}  # glue/sst2 for its local folder
     pairs = zip(["", *words], words, strict=False)
     kept = [
         (called.get(w) or strip_local_paths(w)) if is_local(w) else w

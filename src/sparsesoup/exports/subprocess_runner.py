@@ -1,7 +1,7 @@
-"""Asks an export in a process of its own, by the very line of Python that its export.json tells users.
+"""Run an export in its own process, loaded by the line of Python in its export.json.
 
-A script, run as `python -P alone.py LINE` in the export's folder: arrays come in through stdin and answers go out
-through stdout, each as the length of an npz file and the file. Of sparsesoup it imports only what the line names.
+A script, run as `python -P alone.py LINE` in the export's folder: input arrays come through stdin and outputs go
+through stdout, each as the length of an npz file and the file. It imports from sparsesoup only what the line names.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def read_arrays(stream: IO[bytes]) -> Arrays | None:
-    """The arrays that stand next in a stream; None at its end."""
+    """Read the next arrays from a stream; None at its end."""
     head = stream.read(8)
     if len(head) < 8:
         return None
@@ -28,7 +28,7 @@ def read_arrays(stream: IO[bytes]) -> Arrays | None:
 
 
 def write_arrays(stream: IO[bytes], arrays: Arrays) -> None:
-    """Put arrays into a stream."""
+    """Write arrays to a stream."""
     file = io.BytesIO()
     np.savez(file, allow_pickle=False, **arrays)
     stream.write(struct.pack("<Q", file.tell()) + file.getvalue())
@@ -36,13 +36,13 @@ def write_arrays(stream: IO[bytes], arrays: Arrays) -> None:
 
 
 def load_from_line(line: str) -> Callable[[Arrays], Arrays]:
-    """What answers for a model that was loaded by this line."""
+    """Load a model by this line of Python; return a function that runs it."""
     names = line.partition("(")[0].split(".")
     name = names[0]
-    for i in range(2, len(names)):  # a class may be of a module deep inside, as our own for open_clip's towers is
+    for i in range(2, len(names)):  # the class may be in a nested module, as ours for open_clip's towers
         with contextlib.suppress(ImportError):
             importlib.import_module(".".join(names[:i]))
-    model = eval(line, {name: importlib.import_module(name), "folder": "."})  # our own export.json says it
+    model = eval(line, {name: importlib.import_module(name), "folder": "."})  # the line comes from our own export.json
     return {"onnxruntime": _graph_runner, "openvino": _openvino_runner}.get(name, _torch_runner)(model)
 
 
@@ -73,9 +73,9 @@ def _openvino_runner(model: Any) -> Callable[[Arrays], Arrays]:
 
 
 def serve_answers() -> None:
-    """Load, then answer until the stream ends."""
+    """Load the model, then serve inputs until the stream ends."""
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # output printed by libraries must not mix with the results
     ask = load_from_line(sys.argv[1])
     write_arrays(answers, {"sparsesoup": np.array("sparsesoup" in sys.modules)})
     while (batch := read_arrays(sys.stdin.buffer)) is not None:

@@ -1,7 +1,7 @@
-"""2:4 matrices: of each four neighbours in a row two are zero, which GPUs from compute capability 8.0 on can skip.
+"""2:4 sparsity: two of each four consecutive weights of a row are zero, for GPUs from compute capability 8.0 on.
 
-What torch makes of them (`torch.sparse.to_sparse_semi_structured`) is a prototype by its own words. It does not check
-the pattern and drops what does not fit, so that is checked here.
+torch calls its implementation (`torch.sparse.to_sparse_semi_structured`) a prototype. It does not check the pattern
+and drops weights that violate it, so the pattern is checked here.
 """
 
 import warnings
@@ -13,14 +13,14 @@ from torch.sparse import to_sparse_semi_structured
 
 from sparsesoup.core.errors import UserError
 
-# Of the two kernels that torch has for 16-bit matrices (cuSPARSELt, CUTLASS) the stricter one wants such multiples.
+# Of torch's two kernels for 16-bit matrices (cuSPARSELt, CUTLASS) the stricter one needs these multiples.
 ROWS, COLUMNS = 32, 64
 KINDS = (torch.float16, torch.bfloat16)
 LEAST = (8, 0)  # compute capability
 
 
 def first_violation(weight: Tensor) -> tuple[int, int, list[float]] | None:
-    """(row, first column, weights) of the first four neighbours with more than two that are not zero; None if all fit.
+    """Return (row, first column, weights) of the first four weights with more than two nonzero; None if all fit.
 
     Args:
         weight: [out, in], `in` a multiple of four.
@@ -37,7 +37,7 @@ def first_violation(weight: Tensor) -> tuple[int, int, list[float]] | None:
 
 
 def require_two_four(name: str, weight: Tensor) -> None:
-    """UserError naming the first four of a matrix that are not 2:4, and what would make them so."""
+    """Raise a UserError naming the first four weights of a matrix that violate 2:4, with a remedy."""
     found = first_violation(weight)
     if found is not None:
         row, column, four = found
@@ -49,7 +49,7 @@ def require_two_four(name: str, weight: Tensor) -> None:
 
 
 def why_unsupported(owner: nn.Module, weight: Tensor) -> str:
-    """Why torch has no 2:4 kernel for a weight, in a few words; nothing if it has one."""
+    """Return why torch has no 2:4 kernel for a weight, in a few words; '' if it has one."""
     if not isinstance(owner, nn.Linear) or weight is not owner.weight:
         return f"it is no weight of an nn.Linear but of a {type(owner).__name__}"
     if weight.shape[0] % ROWS or weight.shape[1] % COLUMNS:
@@ -58,7 +58,7 @@ def why_unsupported(owner: nn.Module, weight: Tensor) -> str:
 
 
 def missing_device_support(device: str | torch.device) -> str:
-    """What a device lacks to compute with 2:4 matrices, in a few words; nothing if it can."""
+    """Return what a device lacks for 2:4 kernels, in a few words; '' if nothing."""
     try:
         place = torch.device(device)
     except RuntimeError:
@@ -72,16 +72,16 @@ def missing_device_support(device: str | torch.device) -> str:
 
 
 def to_semi_structured_(model: nn.Module, names: Iterable[str], verify: bool = False) -> None:
-    """Turn weights of linear layers into torch's 2:4 form, in place; the model can be asked then, no more trained.
+    """Convert weights of linear layers to torch's 2:4 form, in place; the model is then for inference only.
 
     Args:
-        model: in float16 or bfloat16, on a device that `missing_device_support` finds nothing wrong with.
-        names: of the weights, as in `named_parameters()`.
-        verify: whether each is turned back and compared.
-    Raises: UserError if one is not 2:4, is not there, or does not come back as it was.
+        model: in float16 or bfloat16, on a device accepted by `missing_device_support`.
+        names: weight names as in `named_parameters()`.
+        verify: convert each back and compare.
+    Raises: UserError if a weight is not 2:4, is missing, or is not restored exactly.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that it is a prototype, which the documents say
+        warnings.simplefilter("ignore", UserWarning)  # torch's prototype warning, which our documentation mentions
         for name in names:
             try:
                 owner = model.get_submodule(name.rpartition(".")[0])

@@ -1,4 +1,4 @@
-"""Does an export answer as the run does? Asked in a fresh process, on the whole test split."""
+"""Verify that an export predicts as its run does, in a fresh process on the whole test split."""
 
 import os
 import subprocess
@@ -26,24 +26,24 @@ from sparsesoup.runs.config import config_from_dict
 from sparsesoup.training.batching import RowBatches
 from sparsesoup.training.problem import Problem
 
-NEAR = 1e-3  # numbers (regression) that differ by no more are the same prediction
+NEAR = 1e-3  # largest difference of numbers (regression) that count as the same prediction
 
 
 class SubprocessModel:
-    """An export that is loaded in a fresh process, by the line that its export.json tells, and answers from there.
+    """An export loaded in a fresh process, by the line in its export.json.
 
     Args:
-        folder: of the export.
-        line: how it is loaded.
-    Raises: UserError if it does not load, or stops to answer.
+        folder: folder of the export.
+        line: line of Python that loads it.
+    Raises: UserError if it does not load, or stops responding.
     """
 
     def __init__(self, folder: Path, line: str) -> None:
         self.folder = folder
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process does
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process runs
         self._process = subprocess.Popen(
             [sys.executable, "-P", alone.__file__, line], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self._said, env={**os.environ, "CI": "true"},  # OpenVINO then reports nothing to its makers
+            stderr=self._said, env={**os.environ, "CI": "true"},  # disables OpenVINO's telemetry
         )  # fmt: skip
         self.ours = bool(self._receive_answer()["sparsesoup"])
 
@@ -56,11 +56,11 @@ class SubprocessModel:
     def close(self) -> None:
         """End the process."""
         if not self._said.closed:
-            self._process.communicate()  # which closes its pipes and waits for its end
+            self._process.communicate()  # closes its pipes and waits for it to end
             self._said.close()
 
     def __call__(self, **inputs: Tensor) -> SimpleNamespace:
-        """The outputs for these inputs, by name."""
+        """Return the outputs for these inputs, by name."""
         assert self._process.stdin is not None
         alone.write_arrays(self._process.stdin, {name: t.numpy() for name, t in inputs.items()})
         return SimpleNamespace(**{name: torch.from_numpy(array) for name, array in self._receive_answer().items()})
@@ -77,14 +77,13 @@ class SubprocessModel:
 
 
 def verified_export(run: Path, to: str, out: Path, settings: Mapping[str, Any] | None = None) -> WrittenExport:
-    """Export, then ask the export in a fresh process for the whole test split and compare with the source's answers.
+    """Export a model, run the export in a fresh process on the whole test split, and compare with the source's outputs.
 
-    What was found stands under `verified` in export.json: rows, how many predictions are the same, the scores of both.
+    The result is stored under `verified` in export.json: rows, equal predictions, the scores of both.
 
     Args:
-        run, to, out, settings: as of `export`.
-    Raises: UserError as `export` does, and if it is not known what data the model was trained on; then nothing is
-        written.
+        run, to, out, settings: as in `export`.
+    Raises: UserError as `export` does, and if the model's training data is unknown; nothing is written then.
     """
     if to == "semi-structured":
         raise UserError(
@@ -104,7 +103,7 @@ def verified_export(run: Path, to: str, out: Path, settings: Mapping[str, Any] |
 
 
 def _data_of(source: PrunedSource) -> tuple[ModelAndDataConfig, OpenedTask]:
-    """Where the rows are that the source was trained on."""
+    """Return the dataset that the source was trained on."""
     table = source.facts.get("settings")
     table = dict(table) if isinstance(table, Mapping) else {}
     method = table.pop("method", None)
@@ -122,14 +121,14 @@ def _data_of(source: PrunedSource) -> tuple[ModelAndDataConfig, OpenedTask]:
 def _score_answers(
     source: PrunedSource, place: ModelAndDataConfig, opened: OpenedTask, ask: Callable[..., Any]
 ) -> tuple[dict[str, Any], Tensor]:
-    """(scores, outputs [rows, ...]) of whoever is asked, on the test split."""
+    """Return (scores, outputs [rows, ...]) of a model on the test split."""
     kind, outputs, nothing = task_type_of(opened.task), [], RowBatches([], lambda rows: {})
     if isinstance(opened.task, ZeroShot):
         ask = TowerWithHead(ask, load_saved_head(source.folder, opened.task))
 
     def predict(model: Any, batch: Any) -> Tensor:
-        on_cpu = {name: t.cpu() for name, t in batch.items()}  # where both are, whatever else this machine has
-        outputs.append(kind.predict(ask, on_cpu))  # type: ignore[arg-type]  # no module, but it answers like one
+        on_cpu = {name: t.cpu() for name, t in batch.items()}  # both models are on the CPU
+        outputs.append(kind.predict(ask, on_cpu))  # type: ignore[arg-type]  # not a module, but callable like one
         return outputs[-1]
 
     problem = Problem(
@@ -140,9 +139,9 @@ def _score_answers(
 
 
 def _compare_predictions(one: tuple[dict[str, Any], Tensor], other: tuple[dict[str, Any], Tensor]) -> dict[str, Any]:
-    """How far the answers of an export are those of its source.
+    """Compare the predictions of an export and its source.
 
-    The same prediction: the same class, for questions the same likeliest start and end in a window, a number as near.
+    Equal predictions: the same class; for questions the same best start and end in a window; numbers within `NEAR`.
     """
     (scores, outputs), (found, answers) = one, other
     apart = (outputs - answers).abs()

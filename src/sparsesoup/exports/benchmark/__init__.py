@@ -1,4 +1,4 @@
-"""What pruning gained: size, FLOPs, and the time of a batch beside the dense model's, on every engine that is there."""
+"""Benchmark pruned models: size, FLOPs, and batch time relative to the dense model, on every available backend."""
 
 import contextlib
 import tempfile
@@ -28,22 +28,22 @@ from sparsesoup.report.run_page import write_report
 from sparsesoup.runs.results import library_versions, machine_name
 
 FILE = "benchmark.json"
-MEMORY = psutil.virtual_memory().total  # bytes of this machine
-CLOSE = 1e-2  # how far the answers of a backend may lie from torch's, as a share of the largest
+MEMORY = psutil.virtual_memory().total  # bytes of memory in this machine
+CLOSE = 1e-2  # largest difference between the outputs of a backend and torch, as a share of the largest output
 Facts = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig:
-    """How is measured.
+    """Settings of a benchmark.
 
     Args:
         batch: texts or images in a batch.
-        length: tokens of a text; images have their own size.
-        threads: that each backend may use; None: as many as torch does.
-        rounds: measurements of each, by turns.
+        length: tokens of a text; ignored for images.
+        threads: threads for each backend; None: torch's number.
+        rounds: interleaved measurements of each candidate.
         on: the backends.
-    Raises: UserError for a number below what is possible, or an unknown backend.
+    Raises: UserError for a number that is too small, or an unknown backend.
     """
 
     batch: int = 32
@@ -53,7 +53,7 @@ class BenchmarkConfig:
     backends: tuple[str, ...] = tuple(BACKENDS)
 
     def __post_init__(self) -> None:
-        if isinstance(self.backends, str):  # from Python, as on the command line
+        if isinstance(self.backends, str):  # also accepted in Python, as on the command line
             object.__setattr__(self, "backends", tuple(name for name in self.backends.split(",") if name))
         for name, least in (("batch", 1), ("length", 3), ("threads", 1), ("rounds", 3)):
             value = getattr(self, name)
@@ -71,14 +71,14 @@ class BenchmarkConfig:
 def run_benchmark(
     paths: Sequence[Path], how: BenchmarkConfig, note: Callable[[str], object] = lambda text: None
 ) -> list[Facts]:
-    """What each run or export gains, measured side by side; a table of facts for each, as in benchmark.json.
+    """Benchmark runs or exports side by side; return a table of facts for each, as in benchmark.json.
 
     Args:
         paths: run directories, model folders with `pruning/`, exports.
         how: batch, length, threads, rounds, backends.
-        note: told what is measured next.
-    Raises: UserError for bad input, or if no backend could run any of them. One that fails on a model is noted and
-        stops no other.
+        note: called with a progress message.
+    Raises: UserError for bad input, or if no backend could run any of them. A backend that fails on a model is noted
+        and skipped.
     """
     if not paths:
         raise UserError("nothing to measure; give a run or an export, or several")
@@ -101,7 +101,7 @@ def run_benchmark(
 
 
 def _check_rows(tables: Sequence[Facts]) -> None:
-    """UserError if no backend could run any of them."""
+    """Raise a UserError if no backend could run any of them."""
     if not any(table["rows"] for table in tables):
         first = tables[0]
         reasons = "; ".join(f"{label}: {reason}" for label, reason in first["failed"].items())
@@ -117,7 +117,7 @@ def _check_length(subject: BenchmarkCandidate, how: BenchmarkConfig) -> None:
 
 
 def _check_size(subject: BenchmarkCandidate, how: BenchmarkConfig) -> None:
-    """UserError for a batch whose inputs alone are more than all memory: torch says that in a way of its own."""
+    """Raise a UserError for a batch whose inputs exceed the memory: torch would raise an obscure error."""
     few = dummy_inputs(subject.dense)
     row = sum(t[0].nbytes * how.length // t.shape[1] if t.dim() == 2 else t[0].nbytes for t in few.values())
     if how.batch > (most := MEMORY // row):
@@ -130,7 +130,7 @@ def _check_size(subject: BenchmarkCandidate, how: BenchmarkConfig) -> None:
 
 @contextlib.contextmanager
 def _in_memory(how: BenchmarkConfig) -> Iterator[None]:
-    """Turns memory that does not suffice for a batch into a UserError."""
+    """Turn an out-of-memory error for a batch into a UserError."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -153,7 +153,7 @@ def _limit_threads(count: int | None) -> Iterator[None]:
 
 
 def _static_facts(subject: BenchmarkCandidate, batch: Mapping[str, Tensor], how: BenchmarkConfig) -> Facts:
-    """All that is told of a subject before anything is timed."""
+    """Return the facts of a candidate that need no timing."""
     models = subject.forms
     parameters = sum(p.numel() for p in subject.dense.parameters())
     counted = {form: forward_flops(model, batch) for form, model in models.items()}
@@ -181,7 +181,7 @@ def _static_facts(subject: BenchmarkCandidate, batch: Mapping[str, Tensor], how:
 
 @dataclass(frozen=True)
 class _TimedForm:
-    """One thing that is timed: the dense model (form "dense") or a form of a subject."""
+    """A timed model: the dense one (form "dense") or a form of a candidate."""
 
     number: int
     form: str
@@ -193,13 +193,13 @@ def _time_backend(
     tables: Sequence[Facts], how: BenchmarkConfig,
     folder: Path,
 ) -> None:  # fmt: skip
-    """Time all subjects on a backend, by turns, and put what was found into their tables."""
+    """Time all candidates on a backend in turn, and add the results to their tables."""
     turns: list[_TimedForm] = []
     for i, subject in enumerate(subjects):
         place = BenchmarkInputs(batches[i], torch.get_num_threads(), folder)
         try:
             turns += _warm_forms(name, i, subject, place)
-        except Exception as error:  # whatever an engine raises: the others go on
+        except Exception as error:  # any error of a backend: continue with the others
             tables[i]["failed"][BACKENDS[name].label] = first_error_line(error)
     times = time_interleaved([turn.answer for turn in turns], how.rounds)
     dense = {turn.number: t for turn, t in zip(turns, times, strict=True) if turn.form == "dense"}
@@ -211,7 +211,7 @@ def _time_backend(
 
 
 def _warm_forms(name: str, number: int, subject: BenchmarkCandidate, place: BenchmarkInputs) -> list[_TimedForm]:
-    """The dense model and the forms of a subject that a backend is given, each warmed up and its answers compared."""
+    """Warm up the dense model and a candidate's forms for a backend, and compare their outputs."""
     backend = BACKENDS[name]
     forms = _forms_for(subject, name)
     if not forms:
@@ -228,7 +228,7 @@ def _warm_forms(name: str, number: int, subject: BenchmarkCandidate, place: Benc
 
 
 def _forms_for(subject: BenchmarkCandidate, name: str) -> dict[str, Any]:
-    """The forms of a subject that a backend can be given: the smallest one, and with its zeros where that says more."""
+    """Return a candidate's forms for a backend: the smallest one, and the one with zeros if that is informative."""
     backend, forms = BACKENDS[name], subject.forms
     if subject.graph is not None:
         return {AS_IT_IS: subject.graph} if subject.graph.suffix in backend.reads else {}
@@ -238,7 +238,7 @@ def _forms_for(subject: BenchmarkCandidate, name: str) -> dict[str, Any]:
 
 
 def _check_answers(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-    """UserError if a backend answers otherwise than torch: then its time is of no interest."""
+    """Raise a UserError if the outputs of a backend differ from torch's, since its time would be meaningless."""
     for one, other in zip(found, expected, strict=True):
         difference, largest = float((one - other).abs().max()), float(other.abs().max())
         if not difference <= CLOSE * max(largest, 1.0):
@@ -246,7 +246,7 @@ def _check_answers(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
 
 
 def _result_row(name: str, form: str, dense: Sequence[float], own: Sequence[float], table: Facts) -> Facts:
-    """What was found of a form on a backend; times in seconds a batch, FLOPs a second in the products that are left."""
+    """Return the result of a form on a backend: seconds per batch, and FLOPs per second of the remaining products."""
     faster, counted = median_and_quartiles(speedup_ratios(dense, own)), table["flops"]
     times: dict[str, MedianAndQuartiles] = {"dense": median_and_quartiles(dense), "own": median_and_quartiles(own)}
     count = max(1, counted.get(name, counted[form]))
@@ -266,7 +266,7 @@ def _result_row(name: str, form: str, dense: Sequence[float], own: Sequence[floa
 
 
 def write_tables(paths: Sequence[Path], tables: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Write each table beside what it is about, and draw a run's page anew; the files written."""
+    """Write each table next to its model, update the pages of runs, and return the files written."""
     places = [run_folder_of(path) for path in paths]
     for place, table in zip(places, tables, strict=True):
         write_json(place / FILE, table)

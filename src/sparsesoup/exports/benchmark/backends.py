@@ -1,4 +1,4 @@
-"""What models are measured on: torch in several ways, ONNX Runtime, OpenVINO."""
+"""Benchmark backends: torch in several modes, ONNX Runtime, OpenVINO."""
 
 import os
 import shutil
@@ -17,17 +17,17 @@ from sparsesoup.exports.onnx import trace_model
 from sparsesoup.exports.runtimes import Asked, open_onnx, open_openvino, require_library
 from sparsesoup.hub.models.dummy_inputs import forward_outputs
 
-BoundModel = Callable[[], list[Tensor]]  # answers the one batch that it was made for
+BoundModel = Callable[[], list[Tensor]]  # runs the model on its fixed batch
 
 
 @dataclass(frozen=True)
 class BenchmarkInputs:
-    """What a model is made ready for.
+    """Inputs and resources for preparing a model.
 
     Args:
-        batch: the inputs, the same each time.
-        threads: how many may be used.
-        folder: where files may be put.
+        batch: the inputs, the same in each call.
+        threads: maximum number of threads.
+        folder: folder for temporary files.
     """
 
     batch: Mapping[str, Tensor]
@@ -37,14 +37,14 @@ class BenchmarkInputs:
 
 @dataclass(frozen=True)
 class SpeedBackend:
-    """A way to run a model.
+    """A backend to run a model on.
 
     Args:
-        label: what it is called in tables.
-        ready: (model, place) -> what answers; raises whatever is wrong, in one line.
-        zeros: whether it is given the model with its zeros in place even where they could be cut out.
-        reads: endings of the files that it can be given instead of a model.
-        dense: the backend that the dense model is measured on, where it is another one.
+        label: name in tables.
+        ready: (model, place) -> callable that runs it; raises a one-line error.
+        zeros: True to also time the model with its zeros in place if they could be cut out.
+        reads: extensions of files that it accepts instead of a model.
+        dense: the backend for the dense model, if it is another one.
     """
 
     label: str
@@ -63,9 +63,9 @@ def _torch_compiled(model: Any, place: BenchmarkInputs) -> BoundModel:
     if shutil.which(compiler) is None:
         raise UserError(f"there is no C++ compiler ({compiler}), which torch.compile needs on a CPU")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the compiler, on torch's own code
+        warnings.simplefilter("ignore")  # compiler warnings about torch's own code
         made = torch.compile(model, dynamic=False)
-        # All models have the same code, of which torch would leave the ninth uncompiled without a word.
+        # All models share their code, so torch would silently leave the ninth uncompiled.
         with torch._dynamo.config.patch(recompile_limit=64):
             forward_outputs(made, place.batch)
     return lambda: forward_outputs(made, place.batch)

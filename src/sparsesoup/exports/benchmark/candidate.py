@@ -1,4 +1,4 @@
-"""What is measured: a run or an export, and the dense model that it is measured against."""
+"""Benchmark candidates: a run or an export, and the dense model to compare it with."""
 
 import copy
 from collections.abc import Mapping
@@ -17,21 +17,21 @@ from sparsesoup.exports.source import PrunedSource, open_source
 from sparsesoup.hub.models.layer_layouts import resize_layers_
 from sparsesoup.hub.models.loading import unpruned_model
 
-GRAPHS = {"onnx": ONNX_FILE, "openvino": OPENVINO_FILE}  # exports that are no models of torch
+GRAPHS = {"onnx": ONNX_FILE, "openvino": OPENVINO_FILE}  # exports that are not torch models
 AS_IT_IS, CUT = "as it is", "compact"
 
 
 @dataclass(frozen=True)
 class BenchmarkCandidate:
-    """A pruned model, in all forms that are measured.
+    """A pruned model in all forms to measure.
 
     Args:
-        path: as it was given.
-        forms: form -> model of torch; of a graph one with its shapes.
-        graph: the file of a graph, which is timed in place of its model.
-        dense: a model of the same class before anything was cut out, none of its weights zero.
-        sizes: what it takes on the disk, and how many parameters it has.
-        itemsize: bytes of a weight as it was trained, and so of one of the dense model's.
+        path: path as given by the user.
+        forms: form -> torch model; for a graph one with its shapes.
+        graph: file of a graph, which is timed instead of its model.
+        dense: a model of the same class before anything was cut out, with no zero weights.
+        sizes: size on disk, and number of parameters.
+        itemsize: bytes per weight in training, also used for the dense model.
         notes: what was cut out for the form `compact`, or why nothing was.
     """
 
@@ -45,16 +45,16 @@ class BenchmarkCandidate:
 
 
 def open_subject(path: Path) -> BenchmarkCandidate:
-    """A run directory, a model folder with `pruning/`, or an export.
+    """Open a run directory, a model folder with `pruning/`, or an export.
 
-    Raises: UserError if there is none, or of a kind that cannot be measured.
+    Raises: UserError if there is none, or it cannot be benchmarked.
     """
     facts = _export_facts_in(path)
     if facts.get("to") in GRAPHS:
         return _graph_candidate(path, facts)
     source = open_source(path)
     small = shrink_if_possible(source)
-    # An export that was cut already, or one of which nothing can be: then there is one form.
+    # An export that is already compact, or one from which nothing can be cut, has only one form.
     gone = sum(p.numel() for p in source.model.parameters()) - sum(p.numel() for p in small.model.parameters())
     itemsize = source.model.dtype.itemsize
     model = source.model.float().cpu()
@@ -69,7 +69,7 @@ def open_subject(path: Path) -> BenchmarkCandidate:
 
 
 def _export_facts_in(folder: Path) -> dict[str, Any]:
-    """What an export.json says; nothing if there is none."""
+    """Return the content of export.json; an empty dict if there is none."""
     path = folder / "export.json"
     facts = read_table(path, "export", "export it again") if path.is_file() else {}
     check_export(folder, facts)
@@ -101,7 +101,7 @@ def _graph_candidate(folder: Path, facts: Mapping[str, Any]) -> BenchmarkCandida
 
 
 def _disk_sizes(source: PrunedSource) -> dict[str, int]:
-    """Bytes on the disk as it is, packed, and packed and compressed; and counts of parameters."""
+    """Return the bytes on disk as is, packed, and packed and compressed; and counts of parameters."""
     tensors, kinds = dict(source.iterate_tensors()), stored_kinds(source.folder) if source.is_packed else {}
     packed = {
         zstd: sum(

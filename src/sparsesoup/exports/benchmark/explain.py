@@ -1,4 +1,4 @@
-"""What measurements mean: where a speed is not the one that FLOPs promise, why; and what a user gains."""
+"""Explain benchmark results: deviations from the speed expected from FLOPs, and a summary for the user."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 from sparsesoup.exports.benchmark.backends import BACKENDS
 from sparsesoup.report.format import format_count, format_percent
 
-FAR = 0.25  # how far a speed may lie from what FLOPs promise without a word
-GAIN = 1.05  # the lower quartile from which on a speed is called a gain
+FAR = 0.25  # relative deviation from the speed expected from FLOPs that needs no explanation
+GAIN = 1.05  # lower quartile of the speed-up from which it counts as a gain
 Facts = Mapping[str, Any]
 
 
 def explain_speed(row: Facts, table: Facts) -> str:
-    """Why a speed is not the one that FLOPs promise; nothing where it is, within 25 %."""
+    """Explain a speed that differs from the one expected from FLOPs; return '' if it is within 25 %."""
     promise, faster = row["promise"], row["faster"]
     if abs(faster / promise - 1) <= FAR:
         return ""
@@ -27,7 +27,7 @@ def explain_speed(row: Facts, table: Facts) -> str:
 
 
 def _in_torch(row: Facts, table: Facts) -> str:
-    """Which part of the work did not shrink as FLOPs promise, or shrank more, by torch's profiler."""
+    """Name the part of the work that shrank less, or more, than FLOPs, from torch's profiler."""
     dense, own = table["profiles"]["dense"], table["profiles"][row["form"]]
     sign = 1 if row["faster"] < row["promise"] else -1
     lost = {key: sign * (own[key] - dense[key] / row["promise"]) for key in ("products", "others")}
@@ -47,7 +47,7 @@ def _in_torch(row: Facts, table: Facts) -> str:
 
 
 def summary_sentences(table: Facts) -> list[str]:
-    """What a user gains and what gives nothing, in plain sentences."""
+    """Return plain sentences about gains, and about backends without a gain."""
     notes = [f"{note[0].upper()}{note[1:]}." for note in table["notes"]]
     return [
         _size_sentence(table),
@@ -87,7 +87,7 @@ def _best_sentences(table: Facts) -> list[str]:
 
 
 def _departure_sentences(table: Facts) -> list[str]:
-    """A sentence for each gain that is not the promised one."""
+    """Return a sentence for each gain that differs from the expected one."""
     return [
         f"On {describe_row(row)}, it is {row['faster']:.2f} times as fast, FLOPs promise {row['promise']:.2f}: "
         f"{row['why']}."
@@ -97,7 +97,7 @@ def _departure_sentences(table: Facts) -> list[str]:
 
 
 def _no_gain_sentences(table: Facts) -> list[str]:
-    """A sentence for each way that gives no speed."""
+    """Return a sentence for each backend and form without a speed-up."""
     return [_no_speed(row) for row in table["rows"] if row["quartiles"][0] < GAIN]
 
 
@@ -109,19 +109,19 @@ def _no_speed(row: Facts) -> str:
             f"between rounds; "
             f"measure again, with more --rounds."
         )
-    # What FLOPs promise anything at all was cut, or its zeros are left out: these are not multiplied.
+    # A FLOPs ratio above 1 means that units were cut out or zeros are skipped: these are not multiplied.
     few = f"FLOPs promise no more than {row['promise']:.2f}"
     because = (row["why"] or few) if row["promise"] > 1 else "zeros are multiplied like anything else"
     return f"No speed on {describe_row(row)}, {row['faster']:.2f} times: {because}."
 
 
 def describe_row(row: Facts) -> str:
-    """A row's backend and form, as in sentences."""
+    """Return a row's backend and form, as used in sentences."""
     return f"{row['label']}, {row['form']}"
 
 
 def format_megabytes(size: float) -> str:
-    """Bytes in words.
+    """Format a size in bytes.
 
     >>> format_megabytes(45_234_000), format_megabytes(2_500)
     ('45.2 MB', '2.5 kB')
@@ -130,7 +130,7 @@ def format_megabytes(size: float) -> str:
 
 
 def format_milliseconds(seconds: float) -> str:
-    """A short time in words.
+    """Format a short time.
 
     >>> format_milliseconds(0.1234), format_milliseconds(0.0012), format_milliseconds(2.5)
     ('123 ms', '1.20 ms', '2500 ms')

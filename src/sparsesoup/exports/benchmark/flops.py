@@ -1,4 +1,4 @@
-"""What there is to compute: FLOPs that models promise to need, and where the time of a model really goes."""
+"""FLOPs needed by models, and a profile of their run time."""
 
 import statistics
 import time
@@ -17,7 +17,7 @@ from sparsesoup.training.cost import CountFlops, is_counted_op
 
 @torch.no_grad()
 def forward_flops(model: Any, batch: Mapping[str, Tensor]) -> int:
-    """FLOPs of a forward pass, as the meter counts them: zeros are multiplied like anything else."""
+    """Return the FLOPs of a forward pass, counted as in training: zeros are multiplied too."""
     with CountFlops() as count:
         forward_outputs(model, batch)
     return count.flops
@@ -25,9 +25,9 @@ def forward_flops(model: Any, batch: Mapping[str, Tensor]) -> int:
 
 @torch.no_grad()
 def sparse_flops(model: Any, kind: Kind, batch: Mapping[str, Tensor]) -> int:
-    """FLOPs of a forward pass in which linear maps multiply only what their sparse form holds.
+    """Return the FLOPs of a forward pass in which linear layers multiply only their stored values.
 
-    Raises: UserError if no linear map has such a form.
+    Raises: UserError if no linear layer has a sparse form.
     """
     saved = 0
 
@@ -49,10 +49,10 @@ def sparse_flops(model: Any, kind: Kind, batch: Mapping[str, Tensor]) -> int:
 
 @dataclass(frozen=True)
 class TimeProfile:
-    """Where the time of a forward pass in torch goes.
+    """Time of a forward pass in torch, by kind of operation.
 
     Args:
-        products: seconds in what FLOPs count: matrix products, attention, convolutions.
+        products: seconds in operations that FLOPs count: matrix products, attention, convolutions.
         others: seconds in the rest: norms, activations, look-ups, copies.
     """
 
@@ -61,7 +61,7 @@ class TimeProfile:
 
 
 class OpTimer(TorchDispatchMode):
-    """Times every operation that runs inside the block, those that FLOPs count apart from the others."""
+    """Time every operation in the block, separately for those that FLOPs count and all others."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class OpTimer(TorchDispatchMode):
 
 @torch.no_grad()
 def profile_model(model: Any, batch: Mapping[str, Tensor], passes: int = 3) -> TimeProfile:
-    """Where the time of a forward pass goes: medians of several."""
+    """Profile a forward pass: medians of several."""
     forward_outputs(model, batch)
     clocks = [OpTimer() for _ in range(passes)]
     for clock in clocks:

@@ -1,4 +1,4 @@
-"""Linear maps whose weight is stored without its zeros, as torch's CPU kernels take it."""
+"""Linear layers with weights stored sparsely, for torch's CPU kernels."""
 
 import copy
 import warnings
@@ -15,31 +15,31 @@ Kind = Literal["csr", "bsr"]
 
 
 class SparseLinear(nn.Module):
-    """A linear map of a weight [out, in] in CSR or BSR.
+    """A linear layer with a weight [out, in] in CSR or BSR.
 
     Args:
-        linear: the dense one.
-        kind: csr keeps the values that are not zero, bsr the 32 x 32 blocks that are not all zero.
+        linear: the dense layer.
+        kind: csr stores the nonzero values, bsr the 32 x 32 blocks with any nonzero value.
     """
 
     def __init__(self, linear: nn.Linear, kind: Kind) -> None:
         super().__init__()
         weight = linear.weight.detach()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that torch calls its sparse kernels beta: they are what is measured
+            warnings.simplefilter("ignore")  # torch's warning that its sparse kernels are in beta
             self.weight = weight.to_sparse_csr() if kind == "csr" else weight.to_sparse_bsr((BLOCK, BLOCK))
         self.bias = None if linear.bias is None else linear.bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out]."""
-        # The sparse factor stands on the left: torch's own order, with it on the right, is slower.
+        """Map [..., in] to [..., out]."""
+        # The sparse factor is on the left: torch's own order, with it on the right, is slower.
         found = (self.weight @ x.reshape(-1, x.shape[-1]).t()).t()
         found = found if self.bias is None else found + self.bias
         return found.reshape(*x.shape[:-1], -1)
 
 
 def stored_values(weight: Tensor, kind: Kind) -> int:
-    """How many values of a weight [out, in] its sparse form holds; all of them where it has no such form."""
+    """Return the number of values that the sparse form of a weight [out, in] stores; all if it has no such form."""
     if kind == "csr":
         return int(torch.count_nonzero(weight))
     rows, columns = weight.shape
@@ -50,9 +50,9 @@ def stored_values(weight: Tensor, kind: Kind) -> int:
 
 
 def nonzeros_by_layer(model: Any, kind: Kind) -> dict[str, int]:
-    """Prunable linear map -> how many values its sparse form holds, of those of which it leaves any out.
+    """Return prunable linear layer -> number of stored values, for layers with any zeros to leave out.
 
-    Raises: UserError if there is none.
+    Raises: UserError if there are none.
     """
     found = {}
     for target in find_prunable(model):
@@ -68,9 +68,9 @@ def nonzeros_by_layer(model: Any, kind: Kind) -> dict[str, int]:
 
 
 def sparse_model(model: Any, kind: Kind) -> Any:
-    """A copy whose prunable linear maps are stored without their zeros.
+    """Return a copy whose prunable linear layers are stored sparsely.
 
-    Raises: UserError if there are none to leave out.
+    Raises: UserError if no layer has zeros to leave out.
     """
     names = nonzeros_by_layer(model, kind)
     made = copy.deepcopy(model)
