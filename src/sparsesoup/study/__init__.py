@@ -1,1 +1,1 @@
-"""Many runs as one: a recipe of cells, drawn anywhere, and the tables and page that come of them."""
+"""Studies: many runs defined by one recipe, executed anywhere, with tables and a page of results."""

@@ -1,4 +1,4 @@
-"""A study from its recipe to its tables and page; or a table of runs that exist."""
+"""Run a study from its recipe to its tables and page, or tabulate existing runs."""
 
 import json
 import os
@@ -37,7 +37,7 @@ STUDIES = "studies"
 
 @dataclass(frozen=True)
 class StudyResult:
-    """A study's folder, with its tables and page, and what its study.json says."""
+    """The folder of a study, with its tables and page, and the content of its study.json."""
 
     path: Path
     facts: dict[str, Any]
@@ -54,12 +54,12 @@ def compare_recipe(
     """Run the study of a recipe on this machine.
 
     Args:
-        recipe: a YAML file, the name of a recipe that is shipped, or a table with the keys of one.
-        out: the folder of all runs.
-        name: of the study; default that of the file, for a table `study`.
-        console: where progress is shown.
-        workers: processes that runs are spread over.
-        retry_failed: do runs again that failed before.
+        recipe: a YAML file, the name of a shipped recipe, or a table with its keys.
+        out: folder of all runs.
+        name: name of the study; default that of the file, `study` for a table.
+        console: console for progress output.
+        workers: number of processes for the runs.
+        retry_failed: retry runs that failed before.
     Raises: UserError for bad input.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -82,19 +82,19 @@ def run_study(
     retry_failed: bool = False,
     workers: int = 1,
 ) -> Path:
-    """Draw every cell of a study that is not there yet, then open the test split once a cell, then write the tables.
+    """Run every missing trial of a study, then score each trial once on the test split, then write the tables.
 
     Args:
         plan: the study.
-        out: the folder of all runs; the study's own is studies/<name> in it.
-        console: where progress is shown.
-        executor: who does the work; default this process.
-        threads: of torch in each job; None leaves them as they are.
-        retry_failed: do cells again that failed before.
-        workers: processes over which each cell spreads its weak masks.
+        out: folder of all runs; the study's own is studies/<name> in it.
+        console: console for progress output.
+        executor: runs the jobs; default: in this process.
+        threads: torch threads per job; None keeps the current number.
+        retry_failed: retry trials that failed before.
+        workers: processes for the weak masks of each trial.
     Returns: the study's folder, with study.html, study.md, study.tex, study.csv, study.parquet and study.json.
-    Raises: UserError if another study of that name is there, cells of it are of other data, or another process works
-        on this one.
+    Raises: UserError if another study of that name exists, its trials used other data, or another process works on this
+        one.
     """
     folder, executor = folder_of(out, plan.name), executor or InProcess()
     draws = [TrialJob("draw", cell, out, folder, threads, workers) for cell in plan.cells]
@@ -103,7 +103,7 @@ def run_study(
     with file_lock(folder / ".lock", patient=False):
         write_text(folder / "study.yaml", yaml.safe_dump(plan.recipe, sort_keys=False))
         said: frozenset[str] = frozenset()
-        for later in (False, True):  # tickets are drawn before others begin with them
+        for later in (False, True):  # tickets are found before the trials that start from them
             wave = [j for j in draws if bool(j.cell.needs) == later and _is_pending(j, retry_failed)]
             said = _print_overviews(wave, said, console)
             _execute_jobs(wave, executor, console)
@@ -125,16 +125,16 @@ def run_study(
             {"cells": len(draws), "failed": failed, "command": plan.command},
             [(cell.row, cell.column_of, cell.seed) for cell in plan.cells],
         )
-    if failed:  # also by an earlier command, of which this one would say nothing
+    if failed:  # including failures of an earlier command, which this one would not mention
         told = f"{len(failed)} of {len(draws)} cells failed; the page says why, and --retry-failed does them again"
         console.print(told, highlight=False, markup=False, soft_wrap=True)
     return folder
 
 
 def table_of_runs(runs: Sequence[Path], name: str, out: Path) -> Path:
-    """The tables and page of runs that exist, a row for each method and its settings.
+    """Write the tables and page of existing runs, with a row for each method and its settings.
 
-    Raises: UserError if one is no finished run, or two are of the same row, column and seed.
+    Raises: UserError if one is not a finished run, or two have the same row, column and seed.
     """
     folder, found = folder_of(out, name), records_of(runs)
     if (folder / "study.yaml").exists():
@@ -144,9 +144,9 @@ def table_of_runs(runs: Sequence[Path], name: str, out: Path) -> Path:
 
 
 def folder_of(out: Path, name: str) -> Path:
-    """The study's own folder, which no other study writes to.
+    """Return the study's own folder, to which no other study writes.
 
-    Raises: UserError if the name would lead elsewhere.
+    Raises: UserError if the name would lead to another folder.
     """
     if name in ("", "..") or Path(name).name != name:
         raise UserError(f"a study is called by the name of one folder, got {name!r}; say another --name")
@@ -154,9 +154,9 @@ def folder_of(out: Path, name: str) -> Path:
 
 
 def _check_same_study(folder: Path, plan: StudyPlan, jobs: list[TrialJob]) -> None:
-    """Refuse a folder with a table of runs, or with cells that this plan has not: a study may grow, not become another.
+    """Refuse a folder with a table of runs, or with trials that are not in this plan: a study may only grow.
 
-    Cells that failed are none of it: a recipe that was wrong is corrected under its name.
+    Failed trials do not count: a wrong recipe may be corrected under its name.
     """
     if (folder / "study.json").exists() and not (folder / "study.yaml").exists() and not (folder / "cells").exists():
         raise UserError(f"{folder} holds a table of given runs, which this study would replace; give another --name")
@@ -172,12 +172,12 @@ def _check_same_study(folder: Path, plan: StudyPlan, jobs: list[TrialJob]) -> No
 
 
 def _same_data(jobs: Sequence[TrialJob]) -> None:
-    """Refuse a dataset with other rows than the cells that are done had: cells to come would be of other data."""
+    """Refuse a dataset with other rows than those of finished trials."""
     sources: dict[Any, LoadedDataset] = {}
     for job in jobs:
         if (facts := read_record(job.record_path)) is None:
             continue
-        if "dataset_fingerprint" not in facts and (job.run / REPORT).is_file():  # a record of old
+        if "dataset_fingerprint" not in facts and (job.run / REPORT).is_file():  # a record of an older version
             facts = read_report(job.run)
         place = job.cell.settings.place
         where = (place.dataset, place.data_root, place.dataset_config)
@@ -187,7 +187,7 @@ def _same_data(jobs: Sequence[TrialJob]) -> None:
 
 
 def _print_overviews(jobs: Sequence[TrialJob], said: frozenset[str], console: Console) -> frozenset[str]:
-    """Say what is read of each dataset, once; the result is all that was said."""
+    """Print the overview of each dataset once; return everything printed so far."""
     places = {replace(job.cell.settings.place, model="", seed=0): job.cell.settings.place for job in jobs}
     lines = [line for place in places.values() for line in data_overview(open_task(place), place.seed).lines()]
     for line in dict.fromkeys(line for line in lines if line not in said):
@@ -196,7 +196,7 @@ def _print_overviews(jobs: Sequence[TrialJob], said: frozenset[str], console: Co
 
 
 def _other_length(record: Record, plan: StudyPlan) -> str:
-    """That a cell is in a plan with another T, and where that comes from; nothing if it is not."""
+    """Explain that a trial is in the plan with another T, and why; '' if it is not."""
     where = record["row"], (record["model"], record["dataset"], record["asked"]), record["seed"]
     cell = next((cell for cell in plan.cells if (cell.row, cell.column_of, cell.seed) == where), None)
     if cell is None or cell.settings.amount.steps in (None, record["steps"]):
@@ -224,7 +224,7 @@ def _write_tables(
     facts: dict[str, Any],
     planned: Sequence[tuple[str, Column, int]] = (),
 ) -> None:
-    """Every form of the table, or none; what was there before is replaced."""
+    """Write every form of the table, or none; existing ones are replaced."""
     if not found:
         raise UserError(f"no cell of study {name} is done; {len(facts['failed'])} failed, first: {_first_line(facts)}")
     scores: ScoreTable = score_table(found, planned)
@@ -249,7 +249,7 @@ def _first_line(facts: dict[str, Any]) -> str:
 
 
 def flatten_record(record: Record) -> dict[str, Any]:
-    """A record as one line of a table: no nesting, every column a number or a word."""
+    """Return a record as one row of a flat table: every column is a number or a string."""
     line: dict[str, Any] = {key: record[key] for key in ("row", "method", "model", "dataset", "asked", "seed", "steps")}
     line |= {"sparsity": record["sparsity"]["reached"], "kept": record["sparsity"]["kept"]}
     for split in ("validation", "test"):

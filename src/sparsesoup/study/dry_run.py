@@ -1,4 +1,4 @@
-"""What `compare --dry-run` prints: every cell with its estimated cost, totals, and what sharing saves."""
+"""The output of `compare --dry-run`: every trial with its estimated cost, totals, and savings from sharing."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ NOTE = (
 
 @dataclass(frozen=True)
 class TrialForecast:
-    """A cell and what it will cost.
+    """A trial and its estimated cost.
 
     Args:
-        estimate: None where the cell would be refused.
-        refusal: why.
-        done: it is drawn already.
+        estimate: None if the trial would be refused.
+        refusal: the reason.
+        done: True if its ticket exists already.
     """
 
     cell: Trial
@@ -37,7 +37,7 @@ class TrialForecast:
 
 
 def forecast_trials(plan: StudyPlan, out: Path) -> Iterator[TrialForecast]:
-    """Each cell's, in the order in which they are drawn."""
+    """Yield the forecast of each trial, in order of execution."""
     estimator, folder = CostEstimator(), folder_of(out, plan.name)
     for cell in plan.cells:
         done = TrialJob("draw", cell, out, folder).record_path.exists()
@@ -48,7 +48,7 @@ def forecast_trials(plan: StudyPlan, out: Path) -> Iterator[TrialForecast]:
 
 
 def format_forecast(found: Iterable[TrialForecast]) -> Iterator[str]:
-    """The forecast as a table, its totals behind it."""
+    """Format the forecast as a table with totals."""
     all_of = list(found)
     rows = [HEADS, *(_forecast_row(forecast) for forecast in all_of)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADS))]

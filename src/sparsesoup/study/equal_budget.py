@@ -1,4 +1,4 @@
-"""Equal total cost: for each row the T at which all that it does takes the FLOPs of a reference."""
+"""Equal total cost: find the T of each row whose total FLOPs match those of a reference."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,17 +17,17 @@ from sparsesoup.study.recipe.plan import StudyPlan
 from sparsesoup.study.recipe.trial import Trial
 from sparsesoup.study.recipe.yaml_lines import RecipeError, add_location
 
-NEAR, LONG = 0.998, 1024  # share of the budget at which a search for so large a T is content
-EXACT = 8192  # T up to which every seed's batches are counted one by one; beyond it a margin is kept
+NEAR, LONG = 0.998, 1024  # share of the budget at which a search for such a large T stops
+EXACT = 8192  # T up to which the batches of every seed are counted; beyond it a margin is kept
 MARGIN = 0.995
 
 
 def match_budget(plan: StudyPlan) -> StudyPlan:
-    """The plan with the T of each row set so that no run costs more than its budget, and hardly one less.
+    """Return the plan with T of each row set so that no run exceeds its budget, and almost none falls short.
 
-    The same T for all seeds of a row. Nothing is timed, so every machine finds the same.
+    All seeds of a row have the same T. Nothing is timed, so every machine finds the same.
 
-    Raises: UserError with file and line if a row does not fit, with the least budget that it needs.
+    Raises: UserError with file and line if a row does not fit, with the smallest budget that it needs.
     """
     budget = read_budget(plan.recipe.get("budget"))
     if budget is None:
@@ -44,7 +44,7 @@ def match_budget(plan: StudyPlan) -> StudyPlan:
 
 
 def _common_steps(plan: StudyPlan, group: Sequence[Trial], budget: FlopsBudget, estimator: CostEstimator) -> int:
-    """The largest T at which no seed of a row costs more than allowed."""
+    """Return the largest T at which no seed of a row exceeds its allowance."""
     steps = 0
     try:
         allowed = [_allowed_flops(plan, cell, budget, estimator) for cell in group]
@@ -57,7 +57,7 @@ def _common_steps(plan: StudyPlan, group: Sequence[Trial], budget: FlopsBudget, 
 
 
 def _allowed_flops(plan: StudyPlan, cell: Trial, budget: FlopsBudget, estimator: CostEstimator) -> float:
-    """FLOPs that a cell may take."""
+    """Return the FLOPs that a trial may use."""
     if budget.flops is not None:
         return budget.flops
     try:
@@ -76,7 +76,7 @@ def _allowed_flops(plan: StudyPlan, cell: Trial, budget: FlopsBudget, estimator:
 
 
 def _reference_trials(plan: StudyPlan, cell: Trial, budget: FlopsBudget) -> list[RunConfig]:
-    """What a cell may cost as much as; several where it stands at several sparsities."""
+    """Return the runs whose cost a trial may match; several if it counts at several sparsities."""
     model, dataset, sparsity = cell.column_of
     beside = [other for other in plan.cells if other.column_of[:2] == (model, dataset) and other.seed == cell.seed]
     named = [other for other in beside if other.row == budget.row or (not budget.row and other.settings.name == DENSE)]
@@ -87,16 +87,16 @@ def _reference_trials(plan: StudyPlan, cell: Trial, budget: FlopsBudget) -> list
         )
     if not named:
         return [dense_config(beside[0].settings)]
-    if not budget.row:  # of dense rows with several settings the first
+    if not budget.row:  # the first of dense rows with several settings
         named = named[:1]
     return [other.settings for other in named]
 
 
 def _longest_steps(cell: Trial, allowed: float, estimator: CostEstimator, guess: int) -> int:
-    """The largest T at which a cell costs no more than allowed."""
+    """Return the largest T at which a trial costs at most `allowed`."""
 
     def cost(steps: int) -> float | None:
-        """FLOPs; None where the method refuses so short a T."""
+        """Return the FLOPs; None if the method refuses such a short T."""
         try:
             found = estimator.estimate_uncached(_with_steps(cell, steps).settings).total_cost.flops
         except UserError:
@@ -137,6 +137,6 @@ def _too_little(cell: Trial, allowed: float, cost: Callable[[int], float | None]
 
 
 def _with_steps(cell: Trial, steps: int) -> Trial:
-    """The cell at that T."""
+    """Return the trial with that T."""
     settings = replace(cell.settings, amount=replace(cell.settings.amount, steps=steps, epochs=None))
     return replace(cell, settings=settings, path=run_folder(str(cell.path.parent.parent), settings))

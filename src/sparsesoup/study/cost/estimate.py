@@ -1,4 +1,4 @@
-"""What cells will cost, before anything is spent: steps and FLOPs from twins, seconds and memory from a short probe."""
+"""Estimate the cost of trials: steps and FLOPs by simulation, seconds and memory by a short probe."""
 
 import copy
 import math
@@ -26,22 +26,22 @@ from sparsesoup.training.loop import train
 from sparsesoup.training.problem import NullObserver, Problem, charge_time, evaluate_model
 from sparsesoup.training.train_cache import CachedTraining
 
-PARTS = {"structure": "weights", "pattern": Element, "tile": Element}  # settings of methods: what is pruned whole
-TIMED = 4  # steps, and batches of the validation, that a probe times
+PARTS = {"structure": "weights", "pattern": Element, "tile": Element}  # method settings for groups
+TIMED = 4  # training steps, and validation batches, timed by a probe
 Costs = dict[str, Cost]
 STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """What a cell will cost.
+    """The estimated cost of a trial.
 
     Args:
         steps: T.
-        costs: by label, as on the meter of the run; `shared` is what another cell of the study does for it.
-        seconds: of one process that shares nothing; 0 where nothing was timed.
-        saved: of these, what sharing saves.
-        memory: bytes of a process at its peak; 0 where nothing was timed.
+        costs: by label, as recorded in a run; `shared` is the part done by another trial of the study.
+        seconds: of one process without sharing; 0 if nothing was timed.
+        saved: seconds saved by sharing.
+        memory: peak bytes of a process; 0 if nothing was timed.
     """
 
     steps: int
@@ -52,13 +52,13 @@ class CostEstimate:
 
     @property
     def total_cost(self) -> Cost:
-        """All costs together."""
+        """Return the sum of all costs."""
         return sum(self.costs.values(), Cost())
 
 
 @dataclass(frozen=True)
 class SpeedProbe:
-    """A short measurement of a real problem: seconds of a FLOP, and bytes at the peak."""
+    """A short measurement of a real problem: seconds per FLOP, and peak memory in bytes."""
 
     train: float
     forward: float
@@ -66,14 +66,14 @@ class SpeedProbe:
 
 
 class CostEstimator:
-    """Estimates of the cells of a study, one after the other: what earlier ones leave to share, later ones take.
+    """Estimate the trials of a study one after the other; later ones reuse trainings of earlier ones.
 
-    Nothing depends on values, so a search that may end early is taken at its longest.
+    Costs do not depend on values, so a search that may stop early is estimated at its longest.
 
     Args:
-        timed: take seconds, memory and what is shared too, for which the real model is trained for a few steps.
-        exact: the largest T that twins take step by step; beyond it costs lie on a line through two shorter ones.
-        alike: T from which on one seed stands for all; what they differ by is which rows are padded together.
+        timed: also estimate seconds, memory and sharing, which trains the real model for a few steps.
+        exact: largest T simulated step by step; beyond it costs are extrapolated linearly from two shorter runs.
+        alike: T from which one seed stands for all; seeds differ only in which rows are padded together.
     """
 
     def __init__(self, timed: bool = True, exact: int = 1024, alike: int = 1024) -> None:
@@ -88,9 +88,9 @@ class CostEstimator:
         self._drawn: set[str] = set()
 
     def estimate_run(self, settings: RunConfig) -> CostEstimate:
-        """The estimate of a run.
+        """Return the estimate of a run.
 
-        Raises: UserError where the run would be refused.
+        Raises: UserError if the run would be refused.
         """
         found, key = self.estimate_uncached(settings), _run_key_of(settings)
         if key in self._drawn:  # the same run under another name, or the teacher of an earlier one
@@ -99,7 +99,7 @@ class CostEstimator:
         return self._price_run(settings, found) if self.timed else found
 
     def estimate_uncached(self, settings: RunConfig) -> CostEstimate:
-        """Steps and FLOPs of a run; what it could share is that of the first time that it was asked for."""
+        """Return steps and FLOPs of a run; sharing is that of its first estimate."""
         problem = self.real_problem(settings)
         if problem.steps > self.alike:
             settings = replace(settings, place=replace(settings.place, seed=min(self._problems)))
@@ -109,7 +109,7 @@ class CostEstimator:
         return self._known[key]
 
     def real_problem(self, settings: RunConfig) -> Problem:
-        """The real problem of a run."""
+        """Return the real problem of a run."""
         where = replace(settings.place, seed=0)
         if where != self._where:
             for table in (self._problems, self._prices, self._probes, self._products):
@@ -119,7 +119,7 @@ class CostEstimator:
         if not self._problems or (seed not in self._problems and self._is_short(settings)):
             assert self._opened is not None
             built = build_problem(settings.place, self._opened, steps=1)
-            first = next(iter(self._problems.values()), built)  # its model stands for those of other seeds
+            first = next(iter(self._problems.values()), built)  # its model is used for other seeds too
             self._problems[seed] = replace(built, pretrained=first.pretrained)
         real = self._problems.get(seed) or next(iter(self._problems.values()))
         return replace(real, training=settings.train, steps=steps_of(settings, real), journal=Checkpointer(real.meter))
@@ -139,7 +139,7 @@ class CostEstimator:
             return twin.meter.costs, twin.watch.held
 
         def padding(steps: int) -> float:
-            """What a step costs on all rows beside what it costs on the share that a twin has."""
+            """Return the cost of a step on all rows relative to the simulated share of rows."""
             size, some = settings.train.batch_size, even_subset(empty_rows(problem.train), steps / total)
             return prices.mean_step_flops(problem.train, size) / prices.mean_step_flops(some, size)
 
@@ -150,12 +150,12 @@ class CostEstimator:
             try:
                 (short, held), (longer, _) = at(half), at(self.exact)
                 costs = _extrapolate_costs(short, longer, far, padding(self.exact))
-            except UserError:  # refused where T is short; at T itself it may not be
+            except UserError:  # the short T was refused; T itself may not be
                 costs, held = at(total)
         return (self._add_teacher_cost(settings, costs) if settings.train.distill.teacher == DENSE else costs), held
 
     def _add_teacher_cost(self, settings: RunConfig, costs: Costs) -> Costs:
-        """With the teacher's own run on the meter, as `sparsesoup.runs.teacher` charges it."""
+        """Return the costs with the teacher's own run, as `sparsesoup.runs.teacher` charges it."""
         plain = dense_config(settings)
         own = self.estimate_uncached(plain).costs
         cost = sum((c for label, c in own.items() if label != "validation"), Cost())
@@ -171,7 +171,7 @@ class CostEstimator:
         return self._prices[key]
 
     def _problem_on_device(self, settings: RunConfig, problem: Problem) -> Problem:
-        """The problem on its device, with its teacher; one that is still to be trained costs what the model does."""
+        """Return the problem on its device, with its teacher; an untrained one is replaced by the model itself."""
         teacher, device = settings.train.distill.teacher, problem.accelerator.device
         if teacher == DENSE:
             same = copy.deepcopy(problem.pretrained)
@@ -198,13 +198,13 @@ class CostEstimator:
 
 
 def probe_speed(problem: Problem, prices: FlopsModel) -> SpeedProbe:
-    """Train for a few steps, the first of them on the longest rows, and look at a few batches of validation rows."""
+    """Train for a few steps, the first of them on the longest rows, and evaluate a few validation batches."""
     meter, device = SimulatedCostTracker(prices, problem.objective), problem.accelerator.device
     problem = replace(problem, meter=meter, journal=Checkpointer(meter), observer=NullObserver())
     _forget_peak(device)
     state = problem.start_run()
     longest = problem.train.select_rows(problem.train.eval_batches(problem.training.batch_size)[-1])
-    train(state, replace(problem, train=longest), 1, label="first")  # libraries warm up in it
+    train(state, replace(problem, train=longest), 1, label="first")  # warm-up of the libraries
     train(state, problem, TIMED)
     batches = problem.validation.eval_batches(2 * problem.training.batch_size)
     some = [row for batch in batches[:: -(-len(batches) // TIMED)] for row in batch]
@@ -220,11 +220,11 @@ def _forget_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif os.access(FORGET, os.W_OK):
-        FORGET.write_text("5", encoding="ascii")  # the peak begins anew at what is resident now
+        FORGET.write_text("5", encoding="ascii")  # reset the peak to the current resident memory
 
 
 def _peak_bytes(device: torch.device) -> float:
-    """Bytes at the peak: of the accelerator where there is one, else of this process."""
+    """Return peak memory in bytes: of the accelerator if there is one, else of this process."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
     if STATUS.is_file():
@@ -237,7 +237,7 @@ def _peak_bytes(device: torch.device) -> float:
 
 
 def steps_of(settings: RunConfig, problem: Problem) -> int:
-    """T of a run."""
+    """Return T of a run."""
     if settings.amount.steps is not None:
         return settings.amount.steps
     each = replace(problem, training=settings.train).steps_per_epoch
@@ -245,28 +245,28 @@ def steps_of(settings: RunConfig, problem: Problem) -> int:
 
 
 def cheap_equivalent(method: Method) -> Method:
-    """The method for a twin: any mask costs the same, so one of parts that the twin has, or of weights, will do."""
+    """Return a method for simulation: any mask costs the same, so replace groups by those the simulated model has."""
     if isinstance(method, FromTicket):
         return OneShot()
     parts = {name: getattr(method, name) for name in PARTS if hasattr(method, name)}
     parts = {name: _fitting_tile(part) if isinstance(part, Block) else "weights" for name, part in parts.items()}
-    return replace(method, **parts)  # type: ignore[type-var]  # always a dataclass, which the protocol does not say
+    return replace(method, **parts)  # type: ignore[type-var]  # always a dataclass, unlike the protocol
 
 
 def _fitting_tile(tile: Block) -> Block:
-    """The largest tile, or the whole side, with which both the given one and the matrices of a twin can be filled."""
+    """Return the largest tile, or the whole side, that divides both the given tile and the simulated matrices."""
     return Block(*(math.gcd(side, WIDTH) if side else 0 for side in (tile.rows, tile.cols)))
 
 
 def needs_structure(method: Method) -> bool:
-    """Whether a method prunes parts that not every model falls apart into."""
+    """Return True if a method prunes structures that not every model has."""
     return any(getattr(method, name, plain) != plain for name, plain in PARTS.items())
 
 
 def _extrapolate_costs(short: Costs, longer: Costs, far: float, padding: float) -> Costs:
-    """Costs on the line through those at two lengths, `far` times their distance beyond the longer one.
+    """Extrapolate costs linearly from two lengths, to `far` times their distance beyond the longer one.
 
-    A step costs what one of the longer does, times `padding`: short twins have fewer rows, which are padded otherwise.
+    A step costs as much as one of the longer run, times `padding`: short runs have fewer rows and other padding.
     """
 
     def on_line(label: str) -> Cost:
@@ -280,6 +280,6 @@ def _extrapolate_costs(short: Costs, longer: Costs, far: float, padding: float) 
 
 
 def _run_key_of(settings: RunConfig) -> str:
-    """What decides a run's directory."""
+    """Return the key of a run's directory."""
     place = settings.place
     return f"{settings.name} {settings.run_key()} {place.dataset} {place.dataset_config} {place.seed}"

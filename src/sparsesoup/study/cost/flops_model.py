@@ -1,4 +1,4 @@
-"""What a pass of a real model costs, told from a few counted passes: the FLOPs of any batch, by its rows and width."""
+"""FLOPs of any batch on a real model, by rows and width, interpolated from a few counted passes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -15,17 +15,17 @@ from sparsesoup.training.cost import CostTracker, CountFlops
 from sparsesoup.training.problem import Problem, to_device
 
 Price = Callable[[int, int], int]  # (rows, width of a batch) -> FLOPs
-MANY = 512  # batches over which a mean is taken at least
-WIDTHS = 3  # attention is quadratic in the width, all else is linear or constant
+MANY = 512  # minimum number of batches for a mean
+WIDTHS = 3  # attention is quadratic in the width, everything else linear or constant
 
 
 class FlopsModel:
-    """FLOPs of a problem's passes, each kind counted when it is first asked for.
+    """FLOPs of a problem's passes, each kind counted on first use.
 
-    Exact for whatever is linear in rows and at most quadratic in width, as stock transformers are.
+    Exact for models linear in rows and at most quadratic in width, as stock transformers are.
 
     Args:
-        problem: the real one; its model is run on one and two rows of three widths, and never written to.
+        problem: the real problem; its model is run on one and two rows of three widths, and never modified.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -33,13 +33,13 @@ class FlopsModel:
         self._known: dict[str, Price] = {}
 
     def price_of(self, what: str) -> Price:
-        """The price of a pass: train, forward, gradient or hessian."""
+        """Return the FLOPs function of a pass: train, forward, gradient or hessian."""
         if what not in self._known:
             self._known[what] = _fit_prices(self.problem, PASSES[what])
         return self._known[what]
 
     def mean_step_flops(self, data: RowBatches, size: int) -> float:
-        """FLOPs of a training step on such rows, on average over an epoch, or several of few rows."""
+        """Return the mean FLOPs of a training step on these rows, over one epoch or, for few rows, several."""
         price, each = self.price_of("train"), max(MANY, len(data) // size)
         batches = islice(data.train_batches(size, 0, 0), each)
         return (
@@ -48,11 +48,11 @@ class FlopsModel:
 
 
 class SimulatedCostTracker(CostTracker):
-    """A meter that looks up what a pass costs, instead of counting it.
+    """A cost tracker that looks up the FLOPs of a pass instead of counting them.
 
     Args:
-        prices: of the real problem.
-        objective: the twin's own; a training with another one has a teacher of its own, whose forward is added.
+        prices: FLOPs of the real problem.
+        objective: the simulated problem's own; for a training with another one a teacher's forward pass is added.
     """
 
     def __init__(self, prices: FlopsModel, objective: object = None) -> None:
@@ -60,9 +60,9 @@ class SimulatedCostTracker(CostTracker):
         self.prices, self.objective = prices, objective
 
     def run_and_count_flops(self, shape: tuple[object, ...], work: Callable[[], Any]) -> tuple[Any, int]:
-        """(what `work` returns, the FLOPs of the real pass for a batch of these shapes, inputs first)."""
+        """Return (result of `work`, FLOPs of the real pass for a batch of these shapes, inputs first)."""
         rows, *others = next(side for side in shape if isinstance(side, tuple))
-        width = others[0] if len(others) == 1 else 1  # images are all alike
+        width = others[0] if len(others) == 1 else 1  # all images have the same size
         kind = str(shape[1] if shape[0] == "score" else shape[0])
         flops = self.prices.price_of(kind)(rows, width)
         if kind in ("train", "head") and shape[1] is not self.objective:
@@ -85,7 +85,7 @@ def _fit_prices(problem: Problem, count: Callable[[Problem, list[int]], int]) ->
 
 
 def _sample_rows(data: RowBatches) -> list[tuple[int, int]]:
-    """(width, a row of it): the shortest, the longest and one between; one of width 1 where all are alike."""
+    """Return (width, index of a row): the shortest, the longest and one between; one of width 1 if all are alike."""
     if not data.lengths:
         return [(1, 0)]
     widths = sorted(set(data.lengths))
@@ -94,7 +94,7 @@ def _sample_rows(data: RowBatches) -> list[tuple[int, int]]:
 
 
 def lagrange_interpolate(points: Mapping[int, float], at: int) -> float:
-    """The value at `at` of the polynomial through some points. Lagrange.
+    """Evaluate at `at` the Lagrange polynomial through some points.
 
     >>> lagrange_interpolate({1: 1, 2: 4, 3: 9}, 5)
     25.0
@@ -119,7 +119,7 @@ def _head_flops(problem: Problem, rows: list[int]) -> int:
 
 
 def _pass_flops(problem: Problem, rows: list[int], learnt: list[Parameter]) -> int:
-    """FLOPs of a loss and its gradient at some parameters."""
+    """Return the FLOPs of a loss and its gradient for some parameters."""
     batch = to_device(problem.train.batch(rows), problem.accelerator.device)
     with torch.random.fork_rng(), CountFlops() as count:
         torch.autograd.grad(problem.training_loss(problem.pretrained, batch), learnt, allow_unused=True)

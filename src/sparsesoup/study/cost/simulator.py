@@ -1,7 +1,7 @@
-"""A twin of a problem: the same T, rows and batches, a model of one small block. Methods run on it in no time.
+"""Simulate a problem: the same T, rows and batches with a model of one small block, on which methods run fast.
 
-Its meter tells what they cost on the real one, since schedules are functions of T and of the number of rows, and what
-a batch costs is a function of its rows and width.
+Costs are looked up for the real model, since schedules are functions of T and of the number of rows, and the cost of
+a batch is a function of its rows and width.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,9 +22,9 @@ from sparsesoup.training.problem import GateParameters, NullObserver, Problem
 from sparsesoup.training.state import Snapshot, TrainState
 from sparsesoup.training.train_cache import CachedTraining, TrainingCache
 
-WIDTH = 32  # the smallest that a tile of block pruning fits
-FORK = 3  # a snapshot midway holds the weights and two moments
-OFTEN = 7  # steps from one look at what a run holds to the next
+WIDTH = 32  # the smallest width that fits a tile of block pruning
+FORK = 3  # a snapshot during training holds the weights and two moments
+OFTEN = 7  # steps between measurements of the memory of a run
 SHAPES = {
     "query": (WIDTH, WIDTH), "key": (WIDTH, WIDTH), "value": (WIDTH, WIDTH), "output": (WIDTH, WIDTH),
     "feed-forward in": (2 * WIDTH, WIDTH), "feed-forward out": (WIDTH, 2 * WIDTH),
@@ -32,7 +32,7 @@ SHAPES = {
 
 
 class SimulatedBlock(nn.Module):
-    """A matrix for each role of a transformer's block. What it answers means nothing."""
+    """A matrix for each role in a transformer block. Its outputs are meaningless."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class SimulatedBlock(nn.Module):
         self.idle = nn.Parameter(torch.zeros(()))
 
     def forward(self, batch: Tensor) -> Tensor:
-        """[rows, 2]; a training looks into the matrices only where gates wait for their gradients."""
+        """Return [rows, 2]; training uses the matrices only if gates need their gradients."""
         if self.training and not any(map(is_parametrized, self.modules())):
             return self.idle.expand(len(batch), 2)
         layers = [module for module in self.modules() if isinstance(module, nn.Linear)]
@@ -52,12 +52,12 @@ class SimulatedBlock(nn.Module):
 
 @dataclass(kw_only=True)
 class WatchedState(TrainState):
-    """A state that knows how much it has been copied."""
+    """A state that tracks its copies."""
 
     copies: float = 0.0
 
     def take_snapshot(self) -> Snapshot:
-        """A copy to return to."""
+        """Return a copy for restoring."""
         self.copies = max(self.copies, FORK if self.step else 1.0)
         return super().take_snapshot()
 
@@ -67,23 +67,23 @@ class SimulatedProblem(Problem):
     """A problem whose states are watched.
 
     Args:
-        watch: sees the state of each run that begins.
+        watch: receives the state of each run.
     """
 
     watch: "StateWatcher"
 
     def start_run(self, attach: Callable[[nn.Module], GateParameters] | None = None) -> TrainState:
-        """A run at its beginning."""
+        """Start a run."""
         state = super().start_run(attach)
         self.watch.state = WatchedState(**{f.name: getattr(state, f.name) for f in fields(state)})
         return self.watch.state
 
 
 class StateWatcher(NullObserver):
-    """Lets no training end before its time, since nobody knows when masks settle; notes what states hold.
+    """Prevent early stopping of trainings, since it cannot be predicted; record the memory of states.
 
     Args:
-        held: copies of the prunable weights that a method held beside those of plain training, at most.
+        held: largest number of copies of the prunable weights held by a method besides plain training.
     """
 
     def __init__(self) -> None:
@@ -91,12 +91,12 @@ class StateWatcher(NullObserver):
         self.held = 0.0
 
     def begin(self, label: str, step: int, until: int) -> None:
-        """Look at what the run holds."""
+        """Measure the memory of the run."""
         if self.state is not None:
             self.held = max(self.held, self.state.copies + _copies_beside(self.state))
 
     def step(self, record: Mapping[str, Any]) -> None:
-        """Go on, and look now and then."""
+        """Disable halting, and measure at intervals."""
         if self.state is not None:
             self.state.halt = False
             if self.state.step % OFTEN == 0:
@@ -104,19 +104,19 @@ class StateWatcher(NullObserver):
 
 
 class InMemoryCache(TrainingCache):
-    """A cache in memory, for twins."""
+    """An in-memory training cache for simulations."""
 
     def __init__(self, products: dict[str, CachedTraining], identity: Mapping[str, Any]) -> None:
         super().__init__(None, identity)
-        self.folder = "memory"  # type: ignore[assignment]  # what trainings ask is whether there is one
+        self.folder = "memory"  # type: ignore[assignment]  # trainings only check that it is set
         self.products = products
 
     def get_training(self, key: str) -> CachedTraining | None:
-        """The product under that key."""
+        """Return the training of that key."""
         return self.products.get(key)
 
     def put_training(self, key: str, product: CachedTraining) -> None:
-        """Keep a copy of a product, but not its log."""
+        """Store a copy of a training, without its log."""
         tensors = {name: t.detach().clone() for name, t in product.tensors.items()}
         self.products[key] = replace(product, tensors=tensors, records=[])
 
@@ -129,14 +129,14 @@ def twin_of(
     share: float = 1.0,
     seed: int = 0,
 ) -> SimulatedProblem:
-    """The twin of a problem.
+    """Return the simulation of a problem.
 
     Args:
-        prices: of the real problem's passes.
-        steps: T of the twin.
-        products: trainings that other twins have done; this one takes and adds.
-        share: of the training rows that it has, so that an epoch can be shorter as T is.
-        seed: of the real problem.
+        prices: FLOPs of the real problem's passes.
+        steps: T of the simulation.
+        products: training cache shared with other simulations.
+        share: share of the training rows, so that an epoch shrinks with T.
+        seed: seed of the real problem.
     """
     identity = {"rows": len(problem.train), "steps": steps, "share": share, "seed": seed, "teacher": "any"}
     return make_simulated_problem(
@@ -150,7 +150,7 @@ def make_simulated_problem(
     meter: CostTracker, watch: StateWatcher,
     cache: TrainingCache,
 ) -> SimulatedProblem:  # fmt: skip
-    """A twin of whatever has such rows, settings and T."""
+    """Return a simulated problem with these rows, settings and T."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = SimulatedBlock()
@@ -169,13 +169,13 @@ def make_simulated_problem(
 
 
 def even_subset(data: RowBatches, share: float) -> RowBatches:
-    """A share of the rows, evenly taken: what their lengths are on average stays."""
+    """Return an evenly spaced share of the rows, which keeps their mean length."""
     count = max(1, round(share * len(data)))
     return data.select_rows([i * len(data) // count for i in range(count)])
 
 
 def empty_rows(data: RowBatches) -> RowBatches:
-    """Rows of the same lengths with nothing in them."""
+    """Return empty rows of the same lengths."""
 
     def collate(rows: Sequence[int]) -> Batch:
         shape = (len(rows), max(rows))
@@ -185,7 +185,7 @@ def empty_rows(data: RowBatches) -> RowBatches:
 
 
 def _copies_beside(state: TrainState) -> float:
-    """Copies of the prunable weights that gates, with gradients and moments, and memory take."""
+    """Return the copies of the prunable weights in gates, with gradients and moments, and in memory."""
     weights = {id(p) for p in state.prunable_parameters().values()}
     total = sum(p.numel() for p in state.prunable_parameters().values())
     gates = sum(p.numel() for n, p in state.model.named_parameters() if id(p) not in weights and "parametri" in n)

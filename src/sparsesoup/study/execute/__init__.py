@@ -1,1 +1,1 @@
-"""Where the runs of a study are done."""
+"""Execution of a study's runs."""

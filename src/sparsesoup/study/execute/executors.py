@@ -1,4 +1,4 @@
-"""Who does the jobs of a study: this process, or several beside it."""
+"""Executors of a study's jobs: this process, or several worker processes."""
 
 import contextlib
 from collections.abc import Sequence
@@ -11,43 +11,43 @@ from sparsesoup.study.execute.progress import StudyProgress
 
 
 class JobExecutor(Protocol):
-    """Does jobs; each is done once, whatever dies on the way."""
+    """Runs jobs, each exactly once, even if processes die."""
 
     def run(self, jobs: Sequence[TrialJob], board: StudyProgress) -> None: ...
 
 
 @dataclass(frozen=True)
 class InProcess:
-    """One job after the other, here."""
+    """Run one job after another in this process."""
 
     def run(self, jobs: Sequence[TrialJob], board: StudyProgress) -> None:
-        """Do all jobs."""
+        """Run all jobs."""
         for job in jobs:
             board.begin(job)
-            run_job(job, None if board.is_live else board.console)  # a table has its bars in it
+            run_job(job, None if board.is_live else board.console)  # a live table contains the progress bars
             board.end(job)
 
 
 @dataclass(frozen=True)
 class ProcessExecutor:
-    """Several processes on this machine; one that dies is replaced, and its job goes on in another.
+    """Worker processes on this machine; a dead one is replaced, and its job resumes in another.
 
     Args:
-        workers: how many at a time.
-        lives: a job whose process dies this often has failed.
+        workers: number of processes.
+        lives: number of deaths of its process after which a job has failed.
     """
 
     workers: int
     lives: int = LIVES
 
     def run(self, jobs: Sequence[TrialJob], board: StudyProgress) -> None:
-        """Do all jobs."""
+        """Run all jobs."""
         with contextlib.closing(ProcessPool(self.workers, run_job)) as pool:
             run_and_report(pool, jobs, board, self.lives)
 
 
 def run_and_report(pool: TaskPool[TrialJob], jobs: Sequence[TrialJob], board: StudyProgress, lives: int) -> None:
-    """Have the jobs done, and tell the board how they fare."""
+    """Run the jobs in a pool, and update the progress display."""
     for event in run_with_retries(pool, jobs, lives):
         if event is None:
             board.redraw_table()

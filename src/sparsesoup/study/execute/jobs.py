@@ -1,4 +1,4 @@
-"""The work of a study: one cell drawn, or scored on the test split, and what came of it put on record."""
+"""Jobs of a study: run a trial or score it on the test split, and record the result."""
 
 import io
 import time
@@ -22,22 +22,22 @@ Kind = Literal["draw", "test"]
 KEPT = ("method", "dataset_fingerprint", "validation", "test", "sparsity", "cost", "steps", "seconds", "notes",
         "matrices", "command", "machine", "versions")  # fmt: skip
 NEEDED = ("row", "model", "dataset", "asked", "seed", "run", "method", "validation", "test", "sparsity", "cost",
-          "steps", "seconds", "matrices", "command")  # what tables and page are made of  # fmt: skip
-FAILED = ("cell", "error")  # the same of a failure
+          "steps", "seconds", "matrices", "command")  # required by tables and page  # fmt: skip
+FAILED = ("cell", "error")  # required in the record of a failure
 AGAIN = "remove it, and the study does that cell again"
 
 
 @dataclass(frozen=True)
 class TrialJob:
-    """A piece of work that any process can do.
+    """A unit of work that any process can run.
 
     Args:
-        kind: draw a ticket, or score a drawn one on the test split.
-        cell: whose.
-        out: the folder of all runs.
-        folder: the study's own.
-        threads: of torch; None leaves them as they are.
-        workers: processes over which weak masks are spread, where the method draws any.
+        kind: find a ticket, or score one on the test split.
+        cell: the trial.
+        out: folder of all runs.
+        folder: folder of the study.
+        threads: torch threads; None keeps the current number.
+        workers: processes for weak masks, if the method has any.
     """
 
     kind: Kind
@@ -49,26 +49,26 @@ class TrialJob:
 
     @property
     def run(self) -> Path:
-        """The directory of the cell's run."""
+        """The directory of the trial's run."""
         return self.out / self.cell.path
 
     @property
     def record_path(self) -> Path:
-        """What the study remembers of the cell."""
+        """The path of the trial's record."""
         return self.folder / "cells" / f"{self.cell.trial_key}.json"
 
     @property
     def failure_path(self) -> Path:
-        """Why the cell failed; there only if it did."""
+        """The path of the trial's failure record; it exists only after a failure."""
         return self.folder / "cells" / f"{self.cell.trial_key}.failed.json"
 
 
 def run_job(job: TrialJob, console: Console | None = None) -> None:
-    """Do a job and record it; a job that fails is recorded as failed, and stops nothing but itself."""
+    """Run a job and record it; a failure is recorded and does not affect other jobs."""
     console = console or Console(file=io.StringIO())
     try:
         if job.threads:
-            check_threads(job.threads)  # once more: a node of a cluster may have fewer cores than its head
+            check_threads(job.threads)  # again: a node of a cluster may have fewer cores than its head
             torch.set_num_threads(job.threads)
         if job.kind == "draw":
             workers = job.workers if masks_of(job.cell.settings) else 1
@@ -85,7 +85,7 @@ def run_job(job: TrialJob, console: Console | None = None) -> None:
 
 
 def trial_record(cell: Trial, run: Path) -> dict[str, Any]:
-    """What a table needs of a run, under the names of its cell."""
+    """Return the facts of a run that tables need, under the names of its trial."""
     report = read_report(run)
     model, dataset, sparsity = cell.column_of
     head = {"row": cell.row, "model": model, "dataset": dataset, "asked": sparsity, "seed": cell.settings.place.seed}
@@ -93,14 +93,14 @@ def trial_record(cell: Trial, run: Path) -> dict[str, Any]:
 
 
 def record_failure(job: TrialJob, why: str, trace: str = "") -> None:
-    """Put on record that a job failed."""
+    """Record the failure of a job."""
     write_table(job.failure_path, {"cell": job.cell.describe_trial, "error": why, "trace": trace, "when": time.time()})
 
 
 def read_record(path: Path, needed: Sequence[str] = NEEDED) -> dict[str, Any] | None:
-    """A record, or None if there is none.
+    """Read a record; return None if there is none.
 
-    Raises: UserError if it cannot be read, is no table, or lacks one of the `needed` keys.
+    Raises: UserError if it cannot be read, is not a table, or lacks one of the `needed` keys.
     """
     if not path.exists():
         return None
@@ -111,6 +111,6 @@ def read_record(path: Path, needed: Sequence[str] = NEEDED) -> dict[str, Any] | 
 
 
 def read_records(jobs: Iterable[TrialJob]) -> dict[str, dict[str, Any]]:
-    """Cell key -> record, of the jobs that have one."""
+    """Return trial key -> record, for jobs that have one."""
     found = {job.cell.trial_key: read_record(job.record_path) for job in jobs}
     return {key: record for key, record in found.items() if record is not None}

@@ -1,4 +1,4 @@
-"""What a study shows while it runs: one live table on a terminal, a line a cell in a pipe."""
+"""Progress of a study: a live table on a terminal, one line per trial in a pipe."""
 
 import os
 import statistics
@@ -16,16 +16,16 @@ from sparsesoup.core.files import from_json
 from sparsesoup.report.format import format_duration
 from sparsesoup.study.execute.jobs import TrialJob
 
-OFTEN = 2  # times a second that the table is drawn
-TAIL = 4096  # bytes of a log that hold its last line
+OFTEN = 2  # updates of the table per second
+TAIL = 4096  # bytes of a log that contain its last line
 
 
 class StudyProgress:
-    """Counts the jobs of a study and shows those under way.
+    """Count the jobs of a study and show the running ones.
 
     Args:
-        console: where to.
-        jobs: all of them.
+        console: console for output.
+        jobs: all jobs of the study.
     """
 
     def __init__(self, console: Console, jobs: Sequence[TrialJob]) -> None:
@@ -34,7 +34,7 @@ class StudyProgress:
         self.done, self.failed = 0, 0
         self.running: dict[str, tuple[TrialJob, float]] = {}
         self._took: list[tuple[TrialJob, float]] = []
-        # Drawn by a thread: where jobs are done in this process, nothing else has time for it.
+        # Updated by a thread, since jobs in this process leave no time for it.
         table = Live(
             get_renderable=self._render_table, console=console, refresh_per_second=OFTEN, redirect_stdout=False
         )
@@ -52,11 +52,11 @@ class StudyProgress:
 
     @property
     def is_live(self) -> bool:
-        """Whether one table is drawn over and over; else a line as each job begins and ends."""
+        """True for a live table; otherwise a line is printed as each job begins and ends."""
         return self._live is not None
 
     def begin(self, job: TrialJob) -> None:
-        """A job is under way."""
+        """Mark a job as started."""
         self.running[job.cell.trial_key] = (job, time.monotonic())
         self._waiting.pop(job.cell.trial_key, None)
         if self._live is None:
@@ -67,7 +67,7 @@ class StudyProgress:
         self.redraw_table()
 
     def end(self, job: TrialJob) -> None:
-        """A job is over, well or not."""
+        """Mark a job as finished or failed."""
         began = self.running.pop(job.cell.trial_key)[1]
         failed = job.failure_path.exists()
         self.failed, self.done = self.failed + failed, self.done + (not failed)
@@ -80,13 +80,13 @@ class StudyProgress:
         self.redraw_table()
 
     def restart_job(self, job: TrialJob, death: str) -> None:
-        """A job's process died and is started again."""
+        """Report that a job's process died and the job is restarted."""
         self.running.pop(job.cell.trial_key)
         self._waiting[job.cell.trial_key] = job
         self._print_line(f"the process of {job.cell.describe_trial} {death}; it goes on in another one")
 
     def seconds_left(self, workers: int) -> float | None:
-        """Seconds until the last job is done; None before any is."""
+        """Return the estimated seconds until the last job is done; None before any is."""
         if not self._took:
             return None
         now = time.monotonic()
@@ -96,7 +96,7 @@ class StudyProgress:
         return (under_way + sum(map(self._expected_seconds, [*self._waiting.values()]))) / workers
 
     def _expected_seconds(self, job: TrialJob) -> float:
-        """Seconds that a job takes: what those of its row and column took, else of its row, else all."""
+        """Return the expected seconds of a job: the mean of its row and column, else of its row, else of all."""
         alike: tuple[Callable[[TrialJob], object], ...] = (
             lambda other: (other.cell.row, other.cell.column_of),
             lambda other: other.cell.row,
@@ -106,12 +106,12 @@ class StudyProgress:
         return statistics.fmean(next(group for group in groups if group))
 
     def redraw_table(self) -> None:
-        """Draw the table anew."""
+        """Update the table."""
         if self._live is not None:
             self._live.refresh()
 
     def _print_line(self, line: str) -> None:
-        # Text, not str: brackets and colons in a row's or a dataset's name are no markup.
+        # Text, not str: brackets and colons in names of rows or datasets are not markup.
         self.console.print(Text(line), soft_wrap=True)
 
     def _render_table(self) -> Group:
@@ -131,7 +131,7 @@ def _job_verb(job: TrialJob) -> str:
 
 
 def last_step(log: Path) -> tuple[str, str]:
-    """(step, loss) of the last line of a log, in words; nothing before there is one."""
+    """Return (step, loss) from the last line of a log, formatted; empty before there is one."""
     try:
         with open(log, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))

@@ -1,4 +1,4 @@
-"""Ray found or started, quietly, and what is not there told at once."""
+"""Connect to Ray or start it, quietly; report a missing cluster immediately."""
 
 import contextlib
 import importlib
@@ -14,37 +14,37 @@ from typing import Any, BinaryIO
 
 from sparsesoup.core.errors import UserError
 
-STORE = 80_000_000  # bytes of Ray's object store where we start it: nothing of ours goes through it
-PATIENCE = 5.0  # seconds in which an address must answer
+STORE = 80_000_000  # bytes of Ray's object store if started here: we do not use it
+PATIENCE = 5.0  # seconds to wait for an address to respond
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # RFC 9113, section 3.4
 DATA, HEADERS = 0, 1  # types of frames, section 6
 POST, HTTP, OK = 0x83, 0x86, 0x88  # :method, :scheme and :status as one byte each; RFC 7541, appendix A
 QUESTION = {":path": "/ray.rpc.NodeInfoGcsService/GetClusterId", ":authority": "ray", "te": "trailers",
             "content-type": "application/grpc"}  # fmt: skip
 REMEDY = "start one with `ray start --head`, or leave --address and RAY_ADDRESS out and it is started here"
-UNKNOWN = b"grpc-status\x0212"  # what a gRPC server says of a service that it does not have
-CARRIED = (  # variables that nodes get, by name: what a cluster is given stands in its job data, which has readers
+UNKNOWN = b"grpc-status\x0212"  # a gRPC server's status for an unknown service
+CARRIED = (  # names of variables sent to nodes: they are stored in the job data, which others can read
     "SPARSESOUP_DATA", "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE",
     "HF_DATASETS_OFFLINE", "HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT", "TRANSFORMERS_OFFLINE",
     "TOKENIZERS_PARALLELISM", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "MKL_CBWR", "CUBLAS_WORKSPACE_CONFIG", "TORCH_HOME",
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "NVIDIA_TF32_OVERRIDE", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",
 )  # fmt: skip
-RAY = {  # what Ray reads when it is imported
+RAY = {  # read by Ray on import
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a cell without a GPU sees none
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # hides GPUs from trials that requested none
 }
-# Ray replaces 127.0.0.1 by an address that others reach, unless it is told that there are no others.
+# Ray replaces 127.0.0.1 by a reachable address, unless told that there are no other machines.
 ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-TRIES = {"RAY_NUM_REDIS_GET_RETRIES": "3"}  # seconds that an address may take to turn out to be no cluster
+TRIES = {"RAY_NUM_REDIS_GET_RETRIES": "3"}  # seconds after which an address counts as no cluster
 
 
 def import_ray(joins: bool) -> Any:
-    """The module ray.
+    """Import ray.
 
     Args:
-        joins: a cluster, rather than start one.
+        joins: True to join a cluster, False to start one.
     Raises: UserError if it is not installed.
     """
     for name, value in (RAY | (TRIES if joins else {})).items():
@@ -57,13 +57,13 @@ def import_ray(joins: bool) -> Any:
 
 
 def connect_ray(ray: Any, address: str, cores: int) -> None:
-    """Start Ray here or join a cluster. ray.init waits long for what is not there, so that is asked first.
+    """Start Ray here or join a cluster. ray.init waits long for a missing cluster, so check the address first.
 
     Args:
         ray: the module.
         address: local, auto, or host:port.
-        cores: of a Ray that is started here; 0 for all there are.
-    Raises: UserError if nothing answers, or Ray refuses.
+        cores: cores for a Ray started here; 0 for all.
+    Raises: UserError if nothing responds, or Ray refuses.
     """
     settings: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.CRITICAL}
     if address == "local":
@@ -83,7 +83,7 @@ def connect_ray(ray: Any, address: str, cores: int) -> None:
 
 
 def portable_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that go along to the nodes of a cluster: none that holds a token, nor an address with a password.
+    """Return the variables to send to the nodes of a cluster: none with a token, or a URL with a password.
 
     >>> portable_environment({"HF_HOME": "/models", "HF_TOKEN": "hf_secret", "HF_ENDPOINT": "https://me:secret@mirror"})
     {'HF_HOME': '/models'}
@@ -93,7 +93,7 @@ def portable_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _need_loopback(ray: Any) -> None:
-    """Raise a UserError, and end Ray, if other machines reach what was started here."""
+    """Stop Ray and raise a UserError if other machines can reach the instance started here."""
     reached = [node["NodeManagerAddress"] for node in ray.nodes()]
     if others := [address for address in reached if not ipaddress.ip_address(address).is_loopback]:
         ray.shutdown()
@@ -104,14 +104,14 @@ def _need_loopback(ray: Any) -> None:
 
 
 def ray_address(address: str | None) -> str:
-    """Where Ray is: as said, or as RAY_ADDRESS says, or `local`: started here."""
+    """Return the address of Ray: as given, or from RAY_ADDRESS, or `local` to start it here."""
     return address or os.environ.get("RAY_ADDRESS") or "local"
 
 
 def check_ray_reachable(address: str) -> None:
-    """Raise a UserError within `PATIENCE` if nothing answers there that could be Ray."""
+    """Raise a UserError within `PATIENCE` if nothing that could be Ray responds at the address."""
     if address in ("auto", "local"):
-        return  # Ray looks at what runs on this machine, and says at once that there is none
+        return  # Ray looks for a local instance, and reports at once if there is none
     host, _, port = address.rpartition(":")
     if not host or not _is_port(port) or "/" in address:
         raise UserError(
@@ -123,12 +123,12 @@ def check_ray_reachable(address: str) -> None:
 
 
 def _is_port(text: str) -> bool:
-    """Whether it is a number that a port can have; isdigit alone also takes signs such as ²."""
+    """Return True for a valid port number; isdigit alone also accepts characters such as ²."""
     return text.isascii() and text.isdigit() and len(text) <= 5 and int(text) < 2**16
 
 
 def _why_unreachable(host: str, port: int) -> str:
-    """Why Ray is not there; empty if it is. Within `PATIENCE`, however long a name server takes."""
+    """Return why Ray is not reachable; '' if it is. Takes at most `PATIENCE`, even if a name server is slow."""
     said = [f"nothing within {PATIENCE:g} seconds"]
 
     def ask() -> None:
@@ -139,7 +139,7 @@ def _why_unreachable(host: str, port: int) -> str:
             said[0] = "" if known else "what answers there is not Ray"
         except OSError as error:
             said[0] = error.strerror or str(error)
-        except ValueError:  # a part of it is empty or longer than a name server takes
+        except ValueError:  # a label is empty or too long for a name server
             said[0] = f"{host} is no name of a host"
 
     thread = threading.Thread(target=ask, daemon=True)
@@ -149,7 +149,7 @@ def _why_unreachable(host: str, port: int) -> str:
 
 
 def _http2_question() -> bytes:
-    """A call of a service that every cluster's head has, as two frames; whoever is none answers otherwise."""
+    """Return a request, as two frames, to a service that every cluster's head has and other servers lack."""
     texts = [text.encode() for pair in QUESTION.items() for text in pair]
     spelled = [bytes([len(text)]) + text for text in texts]
     headers = bytes([POST, HTTP]) + b"".join(b"\0" + n + v for n, v in zip(spelled[::2], spelled[1::2], strict=True))
@@ -163,7 +163,7 @@ def _http2_frame(kind: int, flags: int, payload: bytes) -> bytes:
 
 
 def _is_ray(answer: BinaryIO) -> bool:
-    """Whether the headers that come back are a gRPC server's that knows the service: a proxy says 404 or the like."""
+    """Return True if the response headers are those of a gRPC server that knows the service; a proxy sends 404."""
     while len(head := answer.read(9)) == 9:
         payload = answer.read(int.from_bytes(head[:3], "big"))
         if head[3] == HEADERS:
@@ -173,7 +173,7 @@ def _is_ray(answer: BinaryIO) -> bool:
 
 @contextlib.contextmanager
 def _silence_stderr() -> Iterator[None]:
-    """Nothing is written to stderr in this block, not by C++ either: what goes wrong is raised as well."""
+    """Discard stderr in this block, including that of C++ code: errors are raised as well."""
     kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 2)
     try:
@@ -185,6 +185,6 @@ def _silence_stderr() -> Iterator[None]:
 
 
 def last_error_line(error: BaseException) -> str:
-    """The last line of an error: where Ray passes a worker's traceback on, its cause."""
+    """Return the last line of an error: for a worker's traceback forwarded by Ray, the cause."""
     lines = [line.strip() for line in re.sub(r"\x1b\[\d+m", "", str(error)).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Who does the jobs of a study on Ray: tasks on this machine, or on the nodes of a cluster that share its folder."""
+"""Executor of a study's jobs on Ray: on this machine, or on the nodes of a cluster with a shared folder."""
 
 import contextlib
 import importlib
@@ -20,17 +20,17 @@ from sparsesoup.study.execute.jobs import TrialJob, run_job
 from sparsesoup.study.execute.progress import StudyProgress
 from sparsesoup.study.execute.ray_connect import connect_ray, import_ray, last_error_line, ray_address
 
-LATE = 70.0  # seconds; a network's file system may remember for a minute that there was no such file
-SLOWEST = 180.0  # seconds in which a node must have started a process that answers
+LATE = 70.0  # seconds; a network file system may cache for a minute that a file does not exist
+SLOWEST = 180.0  # seconds for a node to start a process that responds
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResources:
-    """What Ray keeps free for each cell.
+    """Resources reserved by Ray for each trial.
 
     Args:
         cpus: cores.
-        gpus: graphics cards; a share of one lets several cells have it together.
+        gpus: GPUs; a fraction lets several trials share one.
     """
 
     cpus: float = 1.0
@@ -44,7 +44,7 @@ class TrialResources:
             )
 
     def trials_per_node(self, resources: dict[str, float]) -> int:
-        """How many cells a node with these resources holds at a time."""
+        """Return the number of trials that fit on a node with these resources."""
         by_cpu = int(resources.get("CPU", 0) / self.cpus + 1e-9)
         whole = int(resources.get("GPU", 0))
         by_gpu = whole * int(1 / self.gpus + 1e-9) if 0 < self.gpus <= 1 else int(whole / (self.gpus or 1))
@@ -55,21 +55,21 @@ class TrialResources:
 def ray_executor(
     address: str | None, out: Path, cell: TrialResources, workers: int | None = None, lives: int = LIVES
 ) -> Iterator["RayExecutor"]:
-    """The executor on Ray, for the time of the block.
+    """Provide an executor on Ray within the block.
 
     Args:
         address: host:port of a cluster's head, or auto for the one on this machine; default the variable RAY_ADDRESS,
-            and where there is none Ray is started here and stopped in the end.
-        out: the folder of all runs, which all nodes must see, and so must be the working directory.
-        cell: what each cell needs.
-        workers: cells at a time; default as many as the nodes have room for.
-        lives: a cell whose process dies this often has failed.
-    Raises: UserError if Ray is not installed, does not answer, has no room for a cell, or a node sees another folder.
+            without which Ray is started here and stopped at the end.
+        out: folder of all runs, which all nodes must see, like the working directory.
+        cell: resources per trial.
+        workers: trials at a time; default as many as fit on the nodes.
+        lives: number of deaths of its process after which a trial has failed.
+    Raises: UserError if Ray is not installed or not reachable, no trial fits, or a node sees another folder.
     """
     address = ray_address(address)
     ray = import_ray(joins=address != "local")
     connect_ray(ray, address, math.ceil((workers or 0) * cell.cpus))
-    # Ray prints what dies to stdout, a page each time; the board tells it in a line.
+    # Ray prints a page to stdout for each death; our progress display reports it in one line.
     with open(os.devnull, "w", encoding="utf-8") as nothing, contextlib.redirect_stdout(nothing):
         try:
             made = RayExecutor(ray, cell, workers, lives)
@@ -80,45 +80,45 @@ def ray_executor(
 
 
 class RayExecutor:
-    """Ray tasks, one a job; one whose process or node dies is begun again elsewhere. Made by `ray_executor`."""
+    """One Ray task per job, restarted elsewhere if its process or node dies. Made by `ray_executor`."""
 
     def __init__(self, ray: Any, cell: TrialResources, workers: int | None, lives: int) -> None:
         self.ray, self.cell, self.workers, self.lives = ray, cell, workers, lives
-        # Ray would try again by itself, but tell nobody; we count.
+        # Ray's own retries would go unreported, so retries are counted here.
         settings = {"num_cpus": cell.cpus, "num_gpus": cell.gpus, "max_retries": 0}
         self._task = ray.remote(**settings)(_run_ray_task)
         self._busy: dict[Any, TrialJob] = {}
 
     def run(self, jobs: Sequence[TrialJob], board: StudyProgress) -> None:
-        """Do all jobs."""
+        """Run all jobs."""
         with contextlib.closing(self):
             run_and_report(self, jobs, board, self.lives)
 
     def free_slots(self) -> int:
-        """How many more jobs can be begun now."""
+        """Return the number of jobs that can be started now."""
         most = self.workers or sum(self.cell.trials_per_node(node["Resources"]) for node in self._list_nodes())
         return most - len(self._busy)
 
     def begin(self, job: TrialJob) -> None:
-        """Have a job done on any node with room."""
+        """Start a job on any node with free resources."""
         self._busy[self._task.remote(job, os.getcwd())] = job
 
     def wait_for_ended(self) -> list[EndedTask[TrialJob]]:
-        """What has ended since the last call; waits for something, but no longer than `REFRESH`."""
-        if not self._busy:  # no node is left; one may come
+        """Return the jobs that ended since the last call; wait for one, but at most `REFRESH` seconds."""
+        if not self._busy:  # no node is left; one may join
             time.sleep(REFRESH)
             return []
         ready, _ = self.ray.wait(list(self._busy), timeout=REFRESH)
         return [self._collect_result(self._busy.pop(reference), reference) for reference in ready]
 
     def close(self) -> None:
-        """End what is under way; what it has done is on disk."""
+        """Kill running jobs; their results so far are on disk."""
         for reference in self._busy:
             self.ray.cancel(reference, force=True)
         self._busy.clear()
 
     def check_nodes(self, out: Path) -> None:
-        """Raise a UserError unless there is room for a cell, and every node sees the folder of runs as we do."""
+        """Raise a UserError unless a trial fits and every node sees the same folder of runs."""
         nodes = self._list_nodes()
         if not any(self.cell.trials_per_node(node["Resources"]) for node in nodes):
             raise UserError(
@@ -161,7 +161,7 @@ class RayExecutor:
             return EndedTask(job)
         except UserError as error:
             return EndedTask(job, error=error)
-        except errors.RayTaskError as error:  # a job that fails is on record; this is none
+        except errors.RayTaskError as error:  # failing jobs are recorded; this is another error
             cause = (
                 error.cause if isinstance(error.cause, UserError) else UserError(f"on Ray: {last_error_line(error)}")
             )
@@ -175,7 +175,7 @@ class RayExecutor:
 
 
 def _run_ray_task(job: TrialJob, directory: str) -> None:
-    """What a task does: models and data may be named by paths from the driver's working directory."""
+    """Run a task: paths of models and data may be relative to the driver's working directory."""
     with contextlib.suppress(OSError):
         os.chdir(directory)
     _need_seen(f"node {socket.gethostname()} of Ray", job.folder / "study.yaml")  # it may have joined late
@@ -191,7 +191,7 @@ def _can_see(probe: str, directory: str) -> bool:
 
 
 def _wait_until_seen(patience: float, *paths: Path) -> bool:
-    """Whether one of these is there, now or soon."""
+    """Return True as soon as one of these paths exists; False after `patience` seconds."""
     last = time.monotonic() + patience
     while not (found := any(path.exists() for path in paths)) and time.monotonic() < last:
         time.sleep(0.2)
@@ -205,7 +205,7 @@ def _need_seen(who: str, *paths: Path) -> None:
 
 @contextlib.contextmanager
 def _probe_file(out: Path) -> Iterator[Path]:
-    """A file in the folder of runs that nobody else has."""
+    """Create a uniquely named file in the folder of runs."""
     fresh = [folder for folder in (out, *out.parents) if not folder.exists()]
     make_folder(out)
     probe = out.resolve() / f".shared-{uuid.uuid4().hex}"

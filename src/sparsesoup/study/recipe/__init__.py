@@ -1,1 +1,1 @@
-"""The recipe of a study, read and checked."""
+"""Read and check the recipe of a study."""

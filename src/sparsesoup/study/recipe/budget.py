@@ -1,4 +1,4 @@
-"""The budget of a study: the paper's settings, or the same FLOPs for every row."""
+"""The budget of a study: the paper's settings, or equal FLOPs for every row."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ FORMS = "paper, equal, {times: 3}, {row: imp} or {flops: 2.0e+15}"
 
 @dataclass(frozen=True)
 class FlopsBudget:
-    """FLOPs that every run gets, search, teacher, scoring and selection included.
+    """FLOPs per run, including search, teacher, scoring and selection.
 
     Args:
         times: factor on the reference's FLOPs.
-        row: the reference; default the dense row, or a dense run with the settings of the first one.
-        flops: the FLOPs themselves, in place of a reference.
+        row: the reference row; default the dense row, or a dense run with the settings of the first row.
+        flops: absolute FLOPs, instead of a reference.
     """
 
     times: float = 1.0
@@ -26,9 +26,9 @@ class FlopsBudget:
 
 
 def read_budget(given: Any) -> FlopsBudget | None:
-    """The budget of a recipe; None for the paper's: T steps for every row, and what it needs on top.
+    """Read the budget of a recipe; None for the paper's: T steps for every row, plus its search.
 
-    Raises: UserError if it is of no known form.
+    Raises: UserError if its form is unknown.
     """
     if given in (None, "paper"):
         return None
@@ -46,9 +46,9 @@ def read_budget(given: Any) -> FlopsBudget | None:
 
 
 def check_budget(recipe: Table, datasets: Mapping[str, Table]) -> None:
-    """Refuse a budget of no known form, and what contradicts one.
+    """Refuse a budget of unknown form, and settings that contradict it.
 
-    Raises: Wrong.
+    Raises: RecipeError.
     """
     with at_location("budget"):
         budget = read_budget(recipe.get("budget"))

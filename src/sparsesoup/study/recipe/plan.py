@@ -1,4 +1,4 @@
-"""A study's recipe (YAML) and its cells (model, dataset, row, sparsity, seed), all checked before anything runs."""
+"""A study's recipe (YAML) and its trials (model, dataset, row, sparsity, seed), all checked before anything runs."""
 
 import math
 import re
@@ -36,10 +36,10 @@ KEYS = (*LISTS, "methods", "budget", "train", "steps", "epochs", "dataset_config
 OWN = ("name", "method", "train", "times", "steps", "epochs", "seeds", "sparsities", "from")  # settings of a row
 PLACED = ("train", *OWN[4:-1], "dataset_config", "text_columns", "image_column", "label_column", "drop_unlabelled",
           "max_length", "doc_stride", "prompts", "class_names")  # of a dataset  # fmt: skip
-OTHER = {"steps": "epochs", "epochs": "steps",  # two ways to say the same
+OTHER = {"steps": "epochs", "epochs": "steps",  # mutually exclusive settings
          "text_columns": "image_column", "image_column": "text_columns"}  # fmt: skip
-NO_DISTILL: tuple[Any, ...] = (None, {}, {"teacher": ""}, {"teacher": None})  # of a row or dataset
-MOST_SEED = 2**63  # what a column of a table holds
+NO_DISTILL: tuple[Any, ...] = (None, {}, {"teacher": ""}, {"teacher": None})  # distillation disabled
+MOST_SEED = 2**63  # limit of an integer column
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class StudyPlan:
     """A study.
 
     Args:
-        name: of its folder.
-        recipe: as written, with what flags changed.
-        cells: in the order in which they are drawn.
-        command: what repeats it.
-        place: where in the recipe a path of keys stands, in words.
+        name: name of its folder.
+        recipe: the recipe, with changes from flags.
+        cells: trials in order of execution.
+        command: command that repeats it.
+        place: describes the location of a path of keys in the recipe.
     """
 
     name: str
@@ -65,16 +65,16 @@ def read_plan(
     path: Path, changes: Mapping[str, Any] | None = None, name: str | None = None, out: Path = Path("runs"),
     fit: bool = False,
 ) -> StudyPlan:  # fmt: skip
-    """The study of a recipe.
+    """Read the study of a recipe.
 
     Args:
-        path: of the recipe; or the name of one that is shipped: table2, table3, transfer.
-        changes: keys of the recipe that are to be others. They win over what a dataset has of its own, not over what a
-            row has; of datasets that are named otherwise the recipe's own settings stay.
-        name: of the study; default the file's.
-        out: the folder of all runs, for rows that begin with the tickets of others.
-        fit: refuse rows whose methods do not fit their T, too; where a budget sets T, that is looked at there.
-    Raises: UserError with file and line for whatever could not run: an unknown key, method, setting, model or dataset.
+        path: path of the recipe; or the name of a shipped one: table2, table3, transfer.
+        changes: recipe keys to override. They take precedence over a dataset's own settings, but not over a row's;
+            datasets with other names keep the recipe's own settings.
+        name: name of the study; default the file's.
+        out: folder of all runs, for rows that start from the tickets of others.
+        fit: also refuse rows whose methods do not fit their T; with a budget, T is checked when it is set.
+    Raises: UserError with file and line for any error: an unknown key, method, setting, model or dataset.
     """
     given, path = path, builtin_recipe(path)
     recipe, lines = read_written(path)
@@ -82,7 +82,7 @@ def read_plan(
 
     def place(where: Sequence[str]) -> str:
         key, *deeper = where
-        said = key in changed and len(deeper) < 2  # deeper are a dataset's own settings, which no flag has
+        said = key in changed and len(deeper) < 2  # deeper paths are a dataset's own settings, which have no flags
         return _as_flag(key) if said else f"{path}, line {lines(where)}"
 
     with add_location(place):
@@ -100,7 +100,7 @@ def read_plan(
 
 
 def _apply_changes_(recipe: Table, changed: Table) -> None:
-    """Put changes into a recipe as read, and take away what they replace."""
+    """Apply changes to a recipe, and remove the settings that they replace."""
     gone = {*changed, *_displaced_settings(changed)}
     old = recipe.get("datasets")
     for key in gone - {"datasets"}:
@@ -111,12 +111,12 @@ def _apply_changes_(recipe: Table, changed: Table) -> None:
         own = {name: old.get(_published_dataset(name, old)) or {} for name in names}
         kept = {n: {k: v for k, v in t.items() if k not in gone} if isinstance(t, dict) else t for n, t in own.items()}
         for name in kept.keys() - old.keys():
-            kept[name].pop("dataset_config", None)  # configurations are of the place where a dataset was published
+            kept[name].pop("dataset_config", None)  # configurations belong to the place where a dataset was published
         recipe["datasets"] = kept
 
 
 def _published_dataset(name: str, datasets: Mapping[str, Any]) -> str:
-    """The dataset of a recipe that a name stands for: itself, or one of which it is a copy: its last part begins so.
+    """Return the recipe's dataset for a name: itself, or the one that it is a copy of, by the start of its last part.
 
     >>> _published_dataset("my/glue/mnli_dev_split", {"glue/mnli": None, "glue/wnli": None})
     'glue/mnli'
@@ -131,7 +131,7 @@ def _published_dataset(name: str, datasets: Mapping[str, Any]) -> str:
 
 
 def _is_word_prefix(leaf: str, other: str) -> bool:
-    """Whether a name begins with another, whole words of it."""
+    """Return True if a name starts with another at a word boundary."""
     return leaf.startswith(other) and leaf[len(other) : len(other) + 1] in ("", "_", ".", "-")
 
 
@@ -144,7 +144,7 @@ def _as_text(value: Any) -> str:
 
 
 def _trials_of(recipe: Table) -> Iterator[Trial]:
-    """All seeds of a row before the next row, so that rows get whole one after the other."""
+    """Yield the trials row by row, with all seeds of a row, so that rows are completed one after the other."""
     check_keys(recipe, KEYS)
     rows = recipe.get("methods")
     if not rows or not isinstance(rows, (dict, list)):
@@ -162,7 +162,7 @@ def _trials_of(recipe: Table) -> Iterator[Trial]:
 
 
 def _transfer_trials(recipe: Table, drawn: list[Trial], out: Path) -> Iterator[Trial]:
-    """Cells that train the tickets of others: `from: ROW` of that row on every dataset, or of one dataset alone."""
+    """Yield trials that train existing tickets: `from: ROW` of that row on every dataset, or on one dataset only."""
     rows, datasets = recipe["methods"], _dataset_tables(recipe)
     found = {(cell.row, cell.column_of, cell.seed): cell for cell in drawn}
     given = {row: own for row, own in rows.items() if "from" in (own or {})} if isinstance(rows, dict) else {}
@@ -183,7 +183,7 @@ def _transfer_trials(recipe: Table, drawn: list[Trial], out: Path) -> Iterator[T
 
 
 def _ticket_origin(row: str, own: Table, datasets: Mapping[str, Table]) -> tuple[str, list[str]]:
-    """(the row whose tickets a row begins with, the datasets on which they are drawn)."""
+    """Return (the row whose tickets a row starts from, the datasets of these tickets)."""
     if strange := [key for key in ("name", "method") if key in own]:
         raise RecipeError(f"row {row} begins with tickets, so its method is ticket; leave out "
             f"{strange[0]}", "methods", row,
@@ -235,17 +235,17 @@ def _trials_of_row(recipe: Table, model: str, dataset: str, placed: Table, row: 
 
 
 def _override_table(table: Table, own: Table) -> Table:
-    """A table with another over it, without what this says in another way; a table that says both ways keeps both."""
+    """Return a table overridden by another, without the settings that it excludes; conflicts within one are kept."""
     return {key: value for key, value in table.items() if key not in _displaced_settings(own)} | own
 
 
 def _displaced_settings(own: Table) -> set[str]:
-    """Settings that a table says in another way; one without a value says nothing."""
+    """Return the settings excluded by those of a table; unset ones exclude nothing."""
     return {OTHER[key] for key, value in own.items() if key in OTHER and value is not None}
 
 
 def _training_settings(levels: Levels) -> Table:
-    """The settings of the training: a row's win over a dataset's, these over the recipe's."""
+    """Return the training settings: a row's override a dataset's, and these the recipe's."""
     train: Table = {}
     for where, level in levels:
         own = level.get("train")
@@ -258,7 +258,7 @@ def _training_settings(levels: Levels) -> Table:
 
 
 def _deep_merge(table: Table, own: Table) -> Table:
-    """A table of settings with another over it, at every depth; no distillation takes all of it away.
+    """Override nested settings by others; disabled distillation removes all of its settings.
 
     >>> _deep_merge({"clip": 1, "distill": {"teacher": "dense", "hidden": 1}}, {"distill": {"hidden": 2}})
     {'clip': 1, 'distill': {'teacher': 'dense', 'hidden': 2}}
@@ -275,7 +275,7 @@ def _deep_merge(table: Table, own: Table) -> Table:
 
 
 def _scale_steps_(table: Table, row: str, times: Any) -> None:
-    """Let a row last so many times T."""
+    """Multiply the T of a row."""
     length = "steps" if table.get("steps") is not None else "epochs"
     given = EPOCHS if table.get(length) is None else table[length]
     for number in (times, given):
@@ -300,7 +300,7 @@ def _settings_of(row: str, name: str, table: Table, levels: Levels) -> RunConfig
 def _list_at(table: Table, key: str, levels: Levels = ()) -> list[Any]:
     found = table.get(key, LISTS.get(key))
     listed = found if isinstance(found, list) else [found]
-    empty = None in listed and key != "sparsities"  # where nothing means what the method or its ticket has
+    empty = None in listed and key != "sparsities"  # an empty sparsity is the default of the method or ticket
     if not listed or empty or len(set(map(str, listed))) < len(listed):
         hint = f"; name some, or leave {key} out" if empty and key in LISTS else ""
         raise RecipeError(f"{key} needs one or several different values, got {found}{hint}",
@@ -309,7 +309,7 @@ def _list_at(table: Table, key: str, levels: Levels = ()) -> list[Any]:
 
 
 def _need_once(cells: list[Trial]) -> None:
-    """Refuse two cells for one place of the table: 0.5 and "0.50", or a row called as one that begins with tickets."""
+    """Refuse two trials at one place of the table: 0.5 and "0.50", or a name equal to that of a row with tickets."""
     seen = set()
     for cell in cells:
         if (place := (cell.row, cell.column_of, cell.seed)) in seen:

@@ -1,4 +1,4 @@
-"""What a recipe names, found before anything runs: models, datasets, teachers and tickets."""
+"""Resolve the models, datasets, teachers and tickets of a recipe before anything runs."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -22,9 +22,9 @@ READING = ("label_column", "text_columns", "image_column", "prompts", "class_nam
 
 
 def resolve_all(recipe: Table, cells: Sequence[Trial]) -> list[Trial]:
-    """The cells, each with the path of its run.
+    """Return the trials with the paths of their runs.
 
-    Raises: Wrong if a model, dataset, teacher or ticket is not there, or does not fit the others.
+    Raises: RecipeError if a model, dataset, teacher or ticket is missing, or does not fit the others.
     """
     tasks: dict[ModelAndDataConfig, OpenedTask] = {}
     taken: dict[Path, Trial] = {}
@@ -50,7 +50,7 @@ def _data_of(cell: Trial) -> ModelAndDataConfig:
 
 
 def _resolve_trial(recipe: Table, cell: Trial) -> OpenedTask:
-    """The dataset and its task, once it and the model are found and fit each other."""
+    """Return the dataset and its task, after checking that dataset and model exist and fit each other."""
     place = cell.settings.place
     with at_location("models"):
         config_of(place.model, place.trust_remote_code)
@@ -71,7 +71,7 @@ def _resolve_trial(recipe: Table, cell: Trial) -> OpenedTask:
 
 
 def _named_in_error(levels: Levels, said: str) -> list[str]:
-    """Where the setting stands of which an error tells value or name; nothing if it tells of none."""
+    """Return the recipe path of the setting whose value or name an error mentions; empty if none."""
     places = {key: where for key in READING if (where := place_of(levels, [key]))}
     for key, where in places.items():
         value = next(table[where[-1]] for _, table in reversed(levels) if table and where[-1] in table)
@@ -82,7 +82,7 @@ def _named_in_error(levels: Levels, said: str) -> list[str]:
 
 
 def _need_teachers(recipe: Table, cells: Sequence[Trial], tasks: Mapping[ModelAndDataConfig, OpenedTask]) -> None:
-    """Refuse a teacher that is not there, or whose model does not fit."""
+    """Refuse a teacher that is missing, or whose model does not fit."""
     for (where, distill), cell in {(_data_of(c), c.settings.train.distill): c for c in reversed(cells)}.items():
         if distill.teacher not in ("", DENSE):
             named = ["train", "distill", "teacher"]
@@ -93,7 +93,7 @@ def _need_teachers(recipe: Table, cells: Sequence[Trial], tasks: Mapping[ModelAn
 
 
 def _need_tickets(cells: Sequence[Trial], tasks: Mapping[ModelAndDataConfig, OpenedTask]) -> None:
-    """Refuse a ticket that is not there, too sparse or of another model; not those that the study itself draws."""
+    """Refuse a ticket that is missing, too sparse or of another model, unless the study itself makes it."""
     given = [(c, c.settings.method) for c in cells if not c.needs]
     tickets = [(cell, method) for cell, method in given if isinstance(method, FromTicket)]
     for cell, method in {(c.row, c.sparsity): (c, m) for c, m in tickets}.values():
@@ -109,7 +109,7 @@ def _load_model_config(where: ModelAndDataConfig, tasks: Mapping[ModelAndDataCon
 
 
 def _recipe_levels(recipe: Table, cell: Trial) -> Levels:
-    """Where settings of a cell stand in the recipe; a row that begins with tickets has its source behind its name."""
+    """Return the levels of the recipe with settings of a trial; a row with tickets has its source in its name."""
     rows, datasets = (table if isinstance(table := recipe.get(key), dict) else {} for key in ("methods", "datasets"))
     row, dataset = max((row for row in rows if cell.row.startswith(row)), key=len, default=""), cell.column_of[1]
     return [((), recipe), (("datasets", dataset), datasets.get(dataset)), (("methods", row), rows.get(row))]

@@ -1,4 +1,4 @@
-"""Whether a method fits the T of its run, asked before anything runs: of a twin that stops where it would train."""
+"""Check that methods fit the T of their runs, by a simulation that stops at the first training."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -20,25 +20,25 @@ from sparsesoup.training.batching import RowBatches
 from sparsesoup.training.cost import CostTracker
 from sparsesoup.training.train_cache import TrainingCache
 
-LONG = 100_000  # steps: no method finds them too few
+LONG = 100_000  # steps; enough for every method
 
 
 class TrainingReached(Exception):
-    """A method has begun to train, so it has refused nothing."""
+    """Raised at the first training: the method has accepted its settings."""
 
 
 class StopAtTraining(StateWatcher):
-    """Stops a run where its first training begins."""
+    """Stop a run at its first training."""
 
     def begin(self, label: str, step: int, until: int) -> None:
-        """Go no further."""
+        """Raise `TrainingReached`."""
         raise TrainingReached
 
 
 def check_schedules_fit(cells: Iterable[Trial]) -> None:
-    """Refuse a row whose method would refuse the T of one of its cells, and a dataset that cannot be learnt from.
+    """Refuse a row whose method does not fit the T of one of its trials, and an unusable dataset.
 
-    Raises: Wrong, with the place in the recipe.
+    Raises: RecipeError, with the place in the recipe.
     """
     rows: dict[ModelAndDataConfig, tuple[int, bool]] = {}
     models: dict[ModelAndDataConfig, Any] = {}
@@ -58,14 +58,14 @@ def check_schedules_fit(cells: Iterable[Trial]) -> None:
 
 
 def _count_rows(opened: OpenedTask) -> tuple[int, bool]:
-    """(How many rows a run trains on, whether epochs are as long: windows are counted once texts have been cut)."""
+    """Return (rows that a run trains on, True if that is the exact length of an epoch, which windows only increase)."""
     train, _ = training_splits(opened.source, opened.task, 0)
-    # Of windows there are no fewer, and no method takes a T for longer epochs that it refuses for shorter ones.
+    # There are at least as many windows as texts, and a T accepted for short epochs is accepted for longer ones.
     return len(train), not isinstance(opened.task, QuestionAnswering)
 
 
 def _check_fit(settings: RunConfig, rows: int) -> None:
-    """Let the method begin, on so many rows without anything in them."""
+    """Start the method on empty rows."""
     twin = _simulated_problem(settings, rows)
     twin = replace(twin, steps=steps_of(settings, twin))
     try:
@@ -89,10 +89,10 @@ def _simulated_problem(settings: RunConfig, rows: int) -> SimulatedProblem:
 
 
 def _fall_apart(settings: RunConfig, models: dict[ModelAndDataConfig, Any]) -> None:
-    """Let the method begin on the matrices of the real model, which has other parts than a twin."""
+    """Start the method on the matrices of the real model, whose structures the simulation lacks."""
     where = replace(settings.place, seed=0)
     if where not in models:
-        models.clear()  # one at a time is in memory
+        models.clear()  # keep one model in memory
         models[where] = load_model(where.model, open_task(where).task, where.seed, where.trust_remote_code)
     twin = _simulated_problem(settings, 1)
     real = replace(twin, pretrained=models[where], targets=find_prunable(models[where]), steps=LONG)

@@ -1,4 +1,4 @@
-"""One run of a study: where it stands in the table, and what it is called."""
+"""One run of a study, with its place in the table and its name."""
 
 import hashlib
 import json
@@ -13,11 +13,11 @@ class Trial:
     """One run of a study.
 
     Args:
-        row: its name in the table; the method's own, unless the recipe gives another.
-        sparsity: what the row is pruned to; None for methods that keep every weight.
-        settings: of the run.
-        path: of the run, below the folder of all runs.
-        needs: path of the run whose ticket this one trains; None where it begins by itself.
+        row: its row in the table; the method's name, unless the recipe gives another.
+        sparsity: target sparsity of the row; None for methods that keep every weight.
+        settings: settings of the run.
+        path: path of the run, below the folder of all runs.
+        needs: path of the run whose ticket this one trains; None if it needs none.
     """
 
     row: str
@@ -28,35 +28,35 @@ class Trial:
 
     @property
     def column_of(self) -> tuple[str, str, float | None]:
-        """(model, dataset, sparsity): the column of the table."""
+        """The column of the table: (model, dataset, sparsity)."""
         return self.settings.place.model, self.settings.place.dataset, self.sparsity
 
     @property
     def seed(self) -> int:
-        """Of everything random."""
+        """The seed of all random choices."""
         return self.settings.place.seed
 
     @property
     def describe_trial(self) -> str:
-        """The cell in words."""
+        """The description of the trial."""
         model, dataset, sparsity = self.column_of
         how = "" if sparsity is None else f", sparsity {sparsity:g}"
         return f"{self.row} on {dataset}{how}, seed {self.settings.place.seed} ({model})"
 
     @property
     def portable_settings(self) -> RunConfig:
-        """The settings, with a ticket told from the folder of all runs: that may be named otherwise, or moved."""
+        """The settings, with the ticket's path relative to the folder of all runs, which may be moved."""
         return self.settings if self.needs is None else with_ticket(self.settings, self.needs)
 
     @property
     def trial_key(self) -> str:
-        """Twelve hex digits of row, column and settings: a cell of another study with the same key is the same."""
+        """Twelve hex digits of row, column and settings, equal for equal trials of other studies."""
         settings = {k: v for k, v in self.portable_settings.to_dict().items() if k != "data_root"}
         text = json.dumps([self.row, self.sparsity, settings], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def with_ticket(settings: RunConfig, ticket: Path) -> RunConfig:
-    """The settings of a cell that begins with a ticket of another one, with that ticket."""
-    # Such a cell is always of the method `ticket`, a dataclass; the protocol Method does not say so.
+    """Return the settings of a trial that starts from another trial's ticket, with that ticket."""
+    # Such a trial has method `ticket`, a dataclass; the protocol Method does not require one.
     return replace(settings, method=replace(settings.method, ticket=str(ticket)))  # type: ignore[type-var]

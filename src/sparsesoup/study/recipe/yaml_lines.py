@@ -1,4 +1,4 @@
-"""A study's recipe as it is written: YAML, and on which line each of its keys stands."""
+"""YAML recipes with the line number of each key."""
 
 import contextlib
 import difflib
@@ -12,14 +12,14 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.runs.config_yaml import compose_yaml, construct_yaml, text_of, walk_nodes
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
-NAMED = ("methods", "datasets", "models", "from", "row", "dataset")  # where names stand, whatever they look like
+NAMED = ("methods", "datasets", "models", "from", "row", "dataset")  # keys with names, which are read as text
 NULL, MERGE, TEXT = (f"tag:yaml.org,2002:{kind}" for kind in ("null", "merge", "str"))
 Table = dict[str, Any]
-Levels = Sequence[tuple[tuple[str, ...], Any]]  # where settings of a row stand in the recipe; the later win
+Levels = Sequence[tuple[tuple[str, ...], Any]]  # where settings of a row are in the recipe; later ones override
 
 
 class RecipeError(Exception):
-    """An error and the place in the recipe that it comes from."""
+    """An error and its place in the recipe."""
 
     def __init__(self, error: Exception | str, *where: str) -> None:
         super().__init__(str(error))
@@ -28,7 +28,7 @@ class RecipeError(Exception):
 
 @contextlib.contextmanager
 def add_location(place: Callable[[Sequence[str]], str]) -> Iterator[None]:
-    """Turns a Wrong into an error that begins with the place it comes from: a line of the recipe, or a flag."""
+    """Turn a RecipeError into a UserError that starts with its place: a line of the recipe, or a flag."""
     try:
         yield
     except RecipeError as wrong:
@@ -37,7 +37,7 @@ def add_location(place: Callable[[Sequence[str]], str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def at_location(*where: str) -> Iterator[None]:
-    """Turns an error inside the block into a Wrong with its place."""
+    """Turn a UserError in the block into a RecipeError with its place."""
     try:
         yield
     except UserError as error:
@@ -45,15 +45,15 @@ def at_location(*where: str) -> Iterator[None]:
 
 
 def builtin_recipe(path: Path) -> Path:
-    """The recipe itself, or the one of that name that comes with the package."""
+    """Return the recipe, or the shipped one of that name."""
     own = SHIPPED / f"{path.name}.yaml"
     return own if not path.exists() and path.parent == Path() and own.is_file() else path
 
 
 def read_written(path: Path) -> tuple[Table, Callable[[Sequence[str]], int]]:
-    """(the recipe, the line of a path of keys in it). Rows and datasets are called as is written: 7 is "7", no "no".
+    """Return (the recipe, the line of a path of keys). Names of rows and datasets are kept as text: 7 is "7", no "no".
 
-    Raises: UserError if it cannot be read or is no table.
+    Raises: UserError if it cannot be read or is not a table.
     """
     try:
         text = text_of(path)
@@ -68,7 +68,7 @@ def read_written(path: Path) -> tuple[Table, Callable[[Sequence[str]], int]]:
 
 
 def _with_names_as_written(tree: yaml.Node | None) -> Any:
-    """What a recipe says, with its names as they are written; the tree is changed."""
+    """Return the recipe with names as they are written; modifies the tree."""
     for node in walk_nodes(tree):
         if isinstance(node, yaml.MappingNode):
             node.value = [(key, _as_words(value) if _is_name(key, value) else value) for key, value in node.value]
@@ -80,22 +80,22 @@ def _is_name(key: yaml.Node, value: yaml.Node) -> bool:
 
 
 def _as_words(node: yaml.Node) -> yaml.Node:
-    """A copy of a name, a list of names or a table with names for keys, in which each is a text.
+    """Return a copy of a name, a list of names or a table with names as keys, with each name as text.
 
-    A copy, since what has an alias may be a number elsewhere.
+    A copy, since an aliased value may be a number elsewhere.
     """
     marks = node.start_mark, node.end_mark
     if isinstance(node, yaml.MappingNode):
         pairs = [(k, _as_words(v)) if k.tag == MERGE else (_as_words(k), v) for k, v in node.value]
         return yaml.MappingNode(node.tag, pairs, *marks)
     if isinstance(node, yaml.SequenceNode):
-        named = [part if part.tag == NULL else _as_words(part) for part in node.value]  # an empty item is no name
+        named = [part if part.tag == NULL else _as_words(part) for part in node.value]  # an empty item is not a name
         return yaml.SequenceNode(node.tag, named, *marks)
     return yaml.ScalarNode(TEXT, node.value, *marks)
 
 
 def _line_of(tree: Any, where: Sequence[str]) -> int:
-    """The line of the last key of a path that is there."""
+    """Return the line of the last existing key of a path."""
     line = 1
     for key in where:
         pairs = tree.value if isinstance(tree, yaml.MappingNode) else []
@@ -107,7 +107,7 @@ def _line_of(tree: Any, where: Sequence[str]) -> int:
 
 
 def check_keys(table: Mapping[str, Any], keys: Sequence[str], *where: str) -> None:
-    """Raise Wrong with the nearest key for one that is not among `keys`."""
+    """Raise a RecipeError with the nearest key for one that is not among `keys`."""
     for key in table:
         if key not in keys:
             near = difflib.get_close_matches(str(key), keys, n=1)
@@ -116,13 +116,13 @@ def check_keys(table: Mapping[str, Any], keys: Sequence[str], *where: str) -> No
 
 
 def place_of(levels: Levels, named: Sequence[str]) -> list[str]:
-    """Where in the recipe the setting stands that holds, as it is spelled there; nothing if nowhere."""
+    """Return the recipe path of the setting that applies, as it is spelled there; empty if there is none."""
     within = [[*place, *found] for place, level in levels if (found := _spelled_path(level, named))]
     return within[-1] if within else []
 
 
 def _spelled_path(table: Any, keys: Sequence[str]) -> list[str]:
-    """A path of keys as a table has it, each with dashes or underscores; nothing if it has not all of them."""
+    """Return a path of keys as spelled in a table, with dashes or underscores; empty if a key is missing."""
     alike = [key for key in table if keys and _plain_key(key) == _plain_key(keys[0])] if isinstance(table, dict) else []
     found = [[key, *deeper] for key in alike if (deeper := _spelled_path(table[key], keys[1:])) or not keys[1:]]
     return found[-1] if found else []

@@ -1,4 +1,4 @@
-"""Runs that exist as records of a study: which of them are one row of the table, and which one column."""
+"""Existing runs as records of a study, assigned to rows and columns of the table."""
 
 import json
 import re
@@ -11,16 +11,16 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.report.terminal import read_report
 from sparsesoup.study.execute.jobs import KEPT
 
-PLACED = ("model", "dataset", "data_root", "sparsity", "seed")  # settings that tell the column, or the seed in it
+PLACED = ("model", "dataset", "data_root", "sparsity", "seed")  # settings that define the column or the seed
 
 
 def records_of(runs: Sequence[Path]) -> list[dict[str, Any]]:
-    """What a table needs of each run, column by column.
+    """Return what a table needs of each run, column by column.
 
-    A row is a method with its settings. It is called by the method where all runs of it have the same settings, else by
-    the folder of the first run; a run that is not in a folder seed-<n> is called by its own folder.
+    A row is a method with its settings. It is named after the method if all its runs have the same settings, else after
+    the folder of the first run; a run outside a folder seed-<n> is named after its own folder.
 
-    Raises: UserError if one is no finished run, two are of the same row, column and seed, or one column has two data.
+    Raises: UserError if one is not a finished run, two have the same row, column and seed, or a column mixes data.
     """
     found = _in_columns(_in_rows([_of_run(run) for run in runs]))
     _need_same_data(found)
@@ -36,7 +36,7 @@ def records_of(runs: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def _need_same_data(found: Sequence[dict[str, Any]]) -> None:
-    """Refuse datasets that are called alike and are not: their scores would be of one column. Old runs do not say."""
+    """Refuse different datasets of the same name, which would share a column. Old runs have no fingerprints."""
     first: dict[Any, dict[str, Any]] = {}
     for record in found:
         if (own := record["dataset_fingerprint"]) is None:
@@ -62,13 +62,13 @@ def _of_run(run: Path) -> dict[str, Any]:
 
 
 def _common_settings(settings: dict[str, Any], seed: int) -> str:
-    """The settings that runs of a row have in common; a ticket or teacher of the run's own seed is one of each seed."""
+    """Return the settings that runs of a row share; a ticket or teacher of the run's own seed counts as the same."""
     own = json.dumps({key: value for key, value in settings.items() if key not in PLACED}, sort_keys=True)
     return re.sub(rf'(?<=[/\\])seed-{seed}(?=[/\\"])', "seed", own)
 
 
 def _in_rows(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records under the names of their rows."""
+    """Return the records with the names of their rows."""
     first: dict[Any, str] = {}
     for record in found:
         first.setdefault((record["method"], record["settings"]), record["row"])
@@ -81,7 +81,7 @@ def _in_rows(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _in_columns(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records by column; of sparsities that ask for as many weights, such as a ticket's own, the shortest holds."""
+    """Return the records by column; of sparsities that keep equally many weights, such as a ticket's, the shortest."""
     places = list(dict.fromkeys((record["model"], record["dataset"]) for record in found))
     pruned = [record for record in found if record["asked"] is not None]
     shortest: dict[Any, float] = {}
@@ -93,5 +93,5 @@ def _in_columns(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _column_key(record: dict[str, Any]) -> tuple[str, str, int]:
-    """Model, dataset and how many weights a run was to keep."""
+    """Return model, dataset and the number of weights that a run was to keep."""
     return record["model"], record["dataset"], round((1 - record["asked"]) * record["sparsity"]["total"])

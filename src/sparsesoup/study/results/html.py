@@ -1,4 +1,4 @@
-"""The page of a study: its table, what is noise in it, and quality over sparsity, over cost, and by layer."""
+"""The page of a study: its table, significance, and quality by sparsity, by cost and by layer."""
 
 import math
 import statistics
@@ -24,19 +24,19 @@ from sparsesoup.study.results.tables import (
 )
 
 STYLES = ("-", "--", "-.", ":")
-MOST_PAIRS = 40  # rows of a list that is still read
-WIDEST = 32  # letters of a row's name in a chart; the tables have it whole
-LINE = 0.17  # inches that a name in a chart takes
+MOST_PAIRS = 40  # rows of a readable list
+WIDEST = 32  # letters of a row's name in a chart; the tables have the full name
+LINE = 0.17  # inches per name in a chart
 
 
 def draw_page(name: str, found: ScoreTable, records: Sequence[Record], out: Path, facts: Mapping[str, Any]) -> str:
-    """The whole page as HTML.
+    """Return the page as HTML.
 
     Args:
-        name: of the study.
-        found, records: its scores, and what they were taken from.
-        out: the folder of all runs, in which the tickets' masks lie.
-        facts: what else is told of it: command, cells, versions.
+        name: name of the study.
+        found, records: its scores, and the records they come from.
+        out: folder of all runs, which contains the tickets' masks.
+        facts: further facts: command, trials, versions.
     """
     heads, rows, bold = table_lines(found)
     pairs = ticket_agreement(found, records, out)
@@ -58,7 +58,7 @@ def _run_row(record: Record) -> dict[str, Any]:
 def study_charts(
     found: ScoreTable, records: Sequence[Record], pairs: Sequence[Mapping[str, Any]] = ()
 ) -> list[dict[str, Any]]:
-    """The charts that have something to show; `pairs` are those of `ticket_agreement`."""
+    """Return the charts with data; `pairs` are those of `ticket_agreement`."""
     drawn = []
     for place in dict.fromkeys(column[:2] for column in found.columns):
         columns = [c for c in found.columns if c[:2] == place and c[2] is not None]
@@ -93,9 +93,9 @@ def _make_chart(title: str, height: float, draw: Any) -> dict[str, Any]:
 
 
 def compare_to_best(found: ScoreTable) -> list[dict[str, Any]]:
-    """The rows against the best pruned one, over all columns: by how much, and whether that is more than noise.
+    """Compare the rows with the best pruned one, over all columns: the difference, and whether it is significant.
 
-    The best is of those that stand in most columns with most seeds: a mean over easy columns alone says little.
+    The best is one of those in most columns with most seeds: a mean over easy columns is not comparable.
     """
     pooled = {row: scores_of_row(found, row, found.columns) for row in found.rows}
     pruned = {row: values for row, values in pooled.items() if values and row not in found.unpruned}
@@ -114,7 +114,7 @@ def compare_to_best(found: ScoreTable) -> list[dict[str, Any]]:
 
 
 def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """The rows that none beats at the same cost or less, from the cheapest.
+    """Return the rows that no other beats at the same cost or less, cheapest first.
 
     >>> pareto_front({"a": (1.0, 0.5), "b": (2.0, 0.4), "c": (3.0, 0.9)})
     ['a', 'c']
@@ -154,7 +154,7 @@ def _over_cost(figure: Any, found: ScoreTable, column: Column) -> None:
     for row, (x, y) in points.items():
         values = [100 * v for v in found.scores[row, column].values()]
         error = statistics.stdev(values) if len(values) > 1 else 0.0
-        color, order = ("C3", 3) if row in best else ("C0", 2)  # a twin must not hide a point of the front
+        color, order = ("C3", 3) if row in best else ("C0", 2)  # points of the front are drawn on top
         axes.errorbar(x, y, yerr=error, fmt="o", capsize=2, color=color, markersize=5, zorder=order)
     axes.set(xlabel=f"{found.unit}; the line joins the rows that none beats at its cost", xscale="log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
@@ -165,11 +165,11 @@ def _over_cost(figure: Any, found: ScoreTable, column: Column) -> None:
 
 
 def _label_points(axes: Any, points: Mapping[str, tuple[float, float]], share: float) -> None:
-    """Write names beside points, `share` of the height apart; one that had to move has a thread to its point."""
+    """Write names beside points, `share` of the height apart; a moved name is connected to its point."""
     low, high = axes.get_ylim()
     gap = (high - low) * share
     heights = spread_labels(points, gap)
-    axes.set_ylim(low, max(high, *(y + gap / 2 for y in heights.values())))  # matplotlib leaves out what is above
+    axes.set_ylim(low, max(high, *(y + gap / 2 for y in heights.values())))  # matplotlib clips names above the axes
     for row, y in heights.items():
         thread = {"arrowstyle": "-", "color": FAINT, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)}
         moved = thread if y - points[row][1] > gap / 2 else None
@@ -178,7 +178,7 @@ def _label_points(axes: Any, points: Mapping[str, tuple[float, float]], share: f
 
 
 def _short_name(name: str) -> str:
-    """A name that leaves room for the chart: its beginning and its end.
+    """Shorten a name to fit the chart: its beginning and its end.
 
     >>> _short_name("isp"), _short_name("imp of four rounds, each of which trains for a third of T")
     ('isp', 'imp of four roun…or a third of T')
@@ -187,9 +187,9 @@ def _short_name(name: str) -> str:
 
 
 def spread_labels(points: Mapping[str, tuple[float, float]], gap: float) -> dict[str, float]:
-    """Heights for the names of points: each at its point, or as far above its neighbour's as keeps them apart.
+    """Return the heights of point labels: each at its point, or moved up to keep the gap from its neighbour.
 
-    Points count as neighbours where their costs are within a tenth.
+    Points count as neighbours if their costs are within a tenth.
 
     >>> spread_labels({"a": (1.0, 5.0), "b": (1.02, 5.1), "c": (2.0, 5.0)}, 1.0)
     {'a': 5.0, 'c': 5.0, 'b': 6.0}
@@ -202,7 +202,7 @@ def spread_labels(points: Mapping[str, tuple[float, float]], gap: float) -> dict
 
 
 def by_layer(found: ScoreTable, records: Sequence[Record]) -> dict[str, dict[str, float]]:
-    """Row -> layer -> share of its weights kept, over the runs of the first column that is pruned."""
+    """Return row -> layer -> share of weights kept, over the runs of the first pruned column."""
     column = _first_pruned(found)
     table: dict[str, dict[str, float]] = {}
     for row in found.rows:
@@ -236,7 +236,7 @@ def _agreement_chart(figure: Any, pairs: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _heatmap(figure: Any, values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str]) -> Any:
-    """A field of per cents, each in words too; nothing where there is no number."""
+    """Draw a heatmap of percentages with numbers; missing values are left empty."""
     axes = figure.subplots()
     axes.pcolormesh(values, cmap="YlGnBu", vmin=0, vmax=130)
     for i, row in enumerate(values):
@@ -252,9 +252,9 @@ def _heatmap(figure: Any, values: Sequence[Sequence[float]], rows: Sequence[str]
 
 
 def ticket_agreement(found: ScoreTable, records: Sequence[Record], out: Path) -> list[dict[str, Any]]:
-    """Of each two rows the share of the weights that either keeps which both keep, beside what chance gives.
+    """Return for each two rows the intersection over union of kept weights, and its value for random masks.
 
-    Of the first column that is pruned, and its first seed.
+    Uses the first pruned column, and its first seed.
     """
     column = _first_pruned(found)
     runs = {r["row"]: r for r in reversed(records) if (r["model"], r["dataset"], r["asked"]) == column}
@@ -263,7 +263,7 @@ def ticket_agreement(found: ScoreTable, records: Sequence[Record], out: Path) ->
         try:
             kept[row] = load_masks(out / runs[row]["run"])[0]
         except (KeyError, UserError):
-            continue  # no such run, or its ticket has been moved away
+            continue  # the run is missing, or its ticket was moved
     told: list[dict[str, Any]] = []
     for one, other in combinations(kept, 2):
         if kept[one].keys() == kept[other].keys():

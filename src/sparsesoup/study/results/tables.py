@@ -1,4 +1,4 @@
-"""The tables of a study: quality and cost by row and column, over seeds; what is noise is told from what is not."""
+"""The tables of a study: quality and cost by row and column over seeds, with significance."""
 
 import re
 import statistics
@@ -14,8 +14,8 @@ from sparsesoup.report.escaping import printable_line
 from sparsesoup.report.terminal import main_scores
 
 Record = Mapping[str, Any]
-Column = tuple[str, str, float | None]  # model, dataset, sparsity asked for; None where nothing is pruned
-Gap = tuple[float, float, int]  # mean difference, half of its interval, pairs
+Column = tuple[str, str, float | None]  # model, dataset, target sparsity; None for dense rows
+Gap = tuple[float, float, int]  # mean difference, half-width of its interval, pairs
 CONFIDENCE = 0.95
 OPEN = "-"
 BESIDE, ALONE = "FLOPs (dense = 1)", "PFLOP"  # units of cost: with a dense row, and without one
@@ -30,15 +30,15 @@ class ScoreTable:
     Args:
         rows: in the order of the recipe.
         columns: each a model, a dataset and a sparsity.
-        scores: (row, column) -> seed -> the selecting score on the test split, or on validation while it is closed.
+        scores: (row, column) -> seed -> first score on the test split, or on validation while test is unopened.
         costs: (row, column) -> FLOPs of a run in `unit`.
-        seeds: how many an entry ought to have, at most.
-        own: (row, column) -> how many it ought to have, where a recipe says so; one that is not in it has none to have.
+        seeds: the largest number of seeds of an entry.
+        own: (row, column) -> number of planned seeds, if there is a recipe; entries missing from it are not planned.
         split: test, or validation as long as a run is untested.
         unpruned: rows that keep every weight.
-        metrics: dataset -> the name of its selecting score.
-        unit: of costs: those of the dense rows, or where there are none 10^15 FLOPs.
-        given: rows that train tickets which others have drawn.
+        metrics: dataset -> name of its first score.
+        unit: unit of costs: those of the dense rows, or 10^15 FLOPs if there are none.
+        given: rows that train existing tickets.
     """
 
     rows: list[str]
@@ -54,16 +54,16 @@ class ScoreTable:
     given: frozenset[str] = frozenset()
 
     def expected_scores(self, row: str, columns: Sequence[Column]) -> int:
-        """How many scores a row ought to have in these columns."""
+        """Return the number of scores planned for a row in these columns."""
         return sum(self.own.get((row, column), 0 if self.own else self.seeds) for column in columns)
 
 
 def score_table(records: Sequence[Record], planned: Sequence[tuple[str, Column, int]] = ()) -> ScoreTable:
-    """The scores of these records; a row that keeps every weight stands in all columns of its model and dataset.
+    """Return the scores of these records; a dense row appears in all columns of its model and dataset.
 
     Args:
-        records: of cells that are done.
-        planned: (row, column, seed) of all cells, so that rows, columns and seeds of which none is done are missing.
+        records: records of finished trials.
+        planned: (row, column, seed) of all trials, so that unfinished rows, columns and seeds appear as missing.
     """
     split = "test" if records and all(record["test"] for record in records) else "validation"
     places = [(r["model"], r["dataset"], r["asked"]) for r in records]
@@ -92,12 +92,12 @@ def score_table(records: Sequence[Record], planned: Sequence[tuple[str, Column, 
 
 
 def _standing_columns(place: Column, columns: Sequence[Column]) -> list[Column]:
-    """The columns that a cell stands in: its own, or where nothing is pruned all of its model and dataset."""
+    """Return the columns of a trial: its own, or for a dense one all of its model and dataset."""
     return [c for c in columns if c == place or (place[2] is None and c[:2] == place[:2])]
 
 
 def _own_seeds(planned: Sequence[tuple[str, Column, int]], columns: Sequence[Column]) -> dict[tuple[str, Column], int]:
-    """(row, column) -> how many seeds a recipe gives it."""
+    """Return (row, column) -> number of seeds in the recipe."""
     found: dict[tuple[str, Column], set[int]] = {}
     for row, place, seed in planned:
         for column in _standing_columns(place, columns):
@@ -106,14 +106,14 @@ def _own_seeds(planned: Sequence[tuple[str, Column, int]], columns: Sequence[Col
 
 
 def selecting_score(record: Record, split: str) -> float:
-    """The selecting score of a split; the mean of it over several test sets."""
+    """Return the first score on a split; its mean over several test sets."""
     return statistics.fmean(main_scores(record[split]).values())
 
 
 def _relative_flops(
     records: Sequence[Record], flops: Mapping[tuple[str, Column], dict[int, float]]
 ) -> dict[Any, float]:
-    """FLOPs beside those of the cheapest row of the method dense in the same column."""
+    """Return the FLOPs relative to the cheapest row of method dense in the same column."""
     dense = {record["row"] for record in records if record["method"] == "dense"}
     found = {}
     for (row, column), values in flops.items():
@@ -124,16 +124,16 @@ def _relative_flops(
 
 
 def _paired_share(values: Mapping[int, float], beside: Mapping[int, float]) -> float:
-    """Means beside each other, of the seeds that both have: seeds differ in padding, by a tenth where T is short."""
+    """Return the ratio of means over common seeds: seeds differ in padding, by a tenth if T is short."""
     seeds = values.keys() & beside.keys()
     one, other = (statistics.fmean(v for s, v in each.items() if not seeds or s in seeds) for each in (values, beside))
     return one / other
 
 
 def paired_interval(one: Mapping[Any, float], other: Mapping[Any, float]) -> Gap:
-    """(mean difference, half of its 95 % interval by Student, pairs) over the keys that both have.
+    """Return (mean difference, half-width of its 95 % Student interval, pairs) over common keys.
 
-    With fewer than two pairs the interval is infinite: one seed shows nothing.
+    With fewer than two pairs the interval is infinite: one seed proves nothing.
     """
     gaps = [one[key] - other[key] for key in one.keys() & other.keys()]
     if len(gaps) < 2:
@@ -143,9 +143,9 @@ def paired_interval(one: Mapping[Any, float], other: Mapping[Any, float]) -> Gap
 
 
 def significantly_best(found: ScoreTable, columns: Sequence[Column]) -> str | None:
-    """The pruned row that is better than every other one by more than noise.
+    """Return the pruned row that is significantly better than every other one; None if there is none.
 
-    One that lacks seeds or stands in some of the columns alone is no winner, but is to be beaten on what it has.
+    A row with missing seeds or columns cannot win, but must be beaten where it has scores.
     """
     pooled = {row: scores_of_row(found, row, columns) for row in found.rows if row not in found.unpruned}
     everywhere = [row for row in pooled if all(found.expected_scores(row, [column]) for column in columns)]
@@ -158,9 +158,9 @@ def significantly_best(found: ScoreTable, columns: Sequence[Column]) -> str | No
 
 
 def paired_by_task(one: Mapping[tuple[Column, int], float], other: Mapping[tuple[Column, int], float]) -> Gap:
-    """What `paired_interval` gives, over seeds, models and datasets: a mean over sparsities is one pair.
+    """Return `paired_interval` over seeds, models and datasets; the mean over sparsities is one pair.
 
-    The same dense run stands at each sparsity, and tickets of a seed at two of them have much in common.
+    The same dense run appears at each sparsity, and tickets of a seed at two sparsities are not independent.
     """
     both = sorted(one.keys() & other.keys(), key=str)
     means = []
@@ -173,12 +173,12 @@ def paired_by_task(one: Mapping[tuple[Column, int], float], other: Mapping[tuple
 
 
 def scores_of_row(found: ScoreTable, row: str, columns: Sequence[Column]) -> dict[tuple[Column, int], float]:
-    """(column, seed) -> score of a row."""
+    """Return (column, seed) -> score of a row."""
     return {(c, seed): value for c in columns for seed, value in found.scores.get((row, c), {}).items()}
 
 
 def format_entry(values: Mapping[Any, float], seeds: int) -> str:
-    """Mean and standard deviation in points; missing seeds are marked, a place where none ought to be is left open."""
+    """Format mean and standard deviation in points; missing seeds are marked, unplanned entries are empty."""
     if not values:
         return "missing" if seeds else OPEN
     text = f"{100 * statistics.fmean(values.values()):.1f}"
@@ -188,19 +188,19 @@ def format_entry(values: Mapping[Any, float], seeds: int) -> str:
 
 
 def column_heading(column: Column, columns: Sequence[Column]) -> str:
-    """A column in words; its model where there are several."""
+    """Return the heading of a column, with its model if there are several."""
     model, dataset, sparsity = column
     parts = [model] if len({c[0] for c in columns}) > 1 else []
     return " ".join([*parts, dataset, *([] if sparsity is None else [f"at {_format_sparsity(sparsity)}"])])
 
 
 def _format_sparsity(sparsity: float) -> str:
-    """In per cent, with the digits that it has: 0.905 is not 90 %."""
+    """Format in percent with all digits: 0.905 is not 90 %."""
     return f"{100 * sparsity:g} %"
 
 
 def table_lines(found: ScoreTable) -> tuple[list[str], list[list[str]], set[tuple[int, int]]]:
-    """(heads, cells of each row, places of those that are better than the rest by more than noise)."""
+    """Return (heads, cells of each row, places of cells that are significantly better than the rest)."""
     heads = [column_heading(column, found.columns) for column in found.columns]
     groups: list[Sequence[Column]] = [[column] for column in found.columns]
     if len(found.columns) > 1:
@@ -229,7 +229,7 @@ def _format_scores_of(found: ScoreTable, row: str, group: Sequence[Column]) -> s
 
 
 def markdown_table(found: ScoreTable) -> str:
-    """The table in Markdown."""
+    """Return the table in Markdown."""
     heads, rows, bold = table_lines(found)
     heads, *rows = [[escaped(cell) for cell in row] for row in (heads, *rows)]
     text = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
@@ -239,7 +239,7 @@ def markdown_table(found: ScoreTable) -> str:
 
 
 def latex_table(found: ScoreTable) -> str:
-    """The table in LaTeX, for the package booktabs."""
+    """Return the table in LaTeX, for the package booktabs."""
     heads, rows, bold = table_lines(found)
     text = [rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", r"\toprule", *_tex_heads(found, heads), r"\midrule"]
     for i, row in enumerate(rows):
@@ -250,7 +250,7 @@ def latex_table(found: ScoreTable) -> str:
 
 
 def _tex_heads(found: ScoreTable, heads: Sequence[str]) -> list[str]:
-    """One line of heads; or, as published, one of datasets over one of sparsities where a dataset has several."""
+    """Return one line of heads; or, as published, datasets above sparsities if a dataset has several."""
     places = [list(group) for _, group in groupby(found.columns, key=lambda column: column[:2])]
     if all(len(group) == 1 for group in places):
         return [_latex_row(heads)]
@@ -270,12 +270,12 @@ def _latex_escaped(text: str) -> str:
 def _latex_row(cells: Sequence[str], bold: Collection[int] = ()) -> str:
     escaped = [_latex_escaped(cell) for cell in cells]
     if escaped[0].lstrip().startswith(("[", "*")):
-        escaped[0] = "{}" + escaped[0]  # else the line before would take it for an option
+        escaped[0] = "{}" + escaped[0]  # otherwise the line before would take it as an option
     return " & ".join(rf"\textbf{{{c}}}" if k in bold else c for k, c in enumerate(escaped)) + r" \\"
 
 
 def table_caption(found: ScoreTable) -> str:
-    """What the numbers are."""
+    """Return the caption of the table."""
     names = {*found.metrics.values()}
     each = ", ".join(f"{metric} of {dataset}" for dataset, metric in found.metrics.items())
     what = f": {each if len(names) > 1 else names.pop()}" if names else ""
