@@ -1,1 +1,1 @@
-"""Where checkpoints and datasets come from: the only package that imports transformers and datasets."""
+"""Checkpoints and datasets: the only package that imports transformers and datasets."""

@@ -1,4 +1,4 @@
-"""Checkpoint + dataset -> Problem, and the one function that opens the test split."""
+"""Build a Problem from checkpoint and dataset, and score the test split in the only function that opens it."""
 
 import copy
 import math
@@ -27,32 +27,32 @@ from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.cost import Cost, CostTracker
 from sparsesoup.training.problem import NullObserver, Observer, Problem, evaluate_model
 
-EPOCHS = 3.0  # where nobody says how long
+EPOCHS = 3.0  # the default
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelAndDataConfig:
-    """Which model and which data.
+    """Model and data of a run.
 
     Args:
-        model: of texts or images: Hub id, folder, run directory, or minilm (embedded).
-        dataset: Hub name, path (images too: parquet, or a folder a class), name below the data root, or docstrings
+        model: model for texts or images: Hub id, folder, run directory, or minilm (embedded).
+        dataset: Hub name, path (images too: parquet, or one folder per class), name below the data root, or docstrings
             (embedded).
         data_root: folder of named datasets; default the environment variable SPARSESOUP_DATA.
         dataset_config: configuration of a Hub dataset.
-        text_columns: the one or two columns to read, as A or as A,B or A B (question, context for question answering);
-            the one of images may be named by --image-column; default found.
-        label_column: the column to predict; default found.
-        drop_unlabelled: leave out rows without a label (empty, NaN, or -1 among classes), which are refused else.
-        max_length: tokens of a row at most; longer ones are cut, contexts of questions into windows; default 128, for
-            question answering 384, or what the model takes.
-        doc_stride: tokens that neighbouring windows of a long context share; default a third of max_length.
-        prompts: what a CLIP is told of a class of images: a sentence with {} where its name goes, or a file with one a
-            line; default some that are usual for the dataset.
-        class_names: what the classes are called in prompts: name,name,... or a file with one a line; default the
-            dataset's own names.
-        trust_remote_code: run code that comes with the model.
-        seed: of everything random.
+        text_columns: the one or two text columns, as A or as A,B or A B (question, context for question answering); the
+            image column may also be set by --image-column; default: inferred.
+        label_column: column to predict; default: inferred.
+        drop_unlabelled: drop rows without a label (empty, NaN, or -1 among classes), which are otherwise refused.
+        max_length: maximum tokens per row; longer texts are truncated, contexts of questions split into windows;
+            default 128, for question answering 384, or the model's maximum.
+        doc_stride: overlap in tokens of neighbouring windows of a long context; default a third of max_length.
+        prompts: prompts for the classes of images, for CLIP: a sentence with {} for the class name, or a file with one
+            per line; default: common ones for the dataset.
+        class_names: class names in prompts: name,name,... or a file with one per line; default: the dataset's own
+            names.
+        trust_remote_code: run code from the model's repository.
+        seed: seed of all random choices.
     """
 
     model: str = "minilm"
@@ -76,14 +76,14 @@ class ModelAndDataConfig:
 
 @dataclass(frozen=True)
 class OpenedTask:
-    """A dataset whose task is known."""
+    """A dataset with its task."""
 
     source: LoadedDataset
     task: AnyTask
 
 
 def open_task(place: ModelAndDataConfig) -> OpenedTask:
-    """Find the dataset and its columns, and how the model is asked about them."""
+    """Find the dataset, its columns, and its task for the model."""
     source = open_splits(place.dataset, data_root=place.data_root, config=place.dataset_config)
     source = replace(source, drop_unlabelled=place.drop_unlabelled)
     task = infer_task(source.train_split, source.name, place.text_columns, place.label_column, place.doc_stride)
@@ -113,9 +113,9 @@ def build_problem(
     observer: Observer | None = None,
     whole: bool = False,
 ) -> Problem:
-    """The problem of pruning a model for a task; T is `steps` or `epochs`, or else EPOCHS.
+    """Build the problem of pruning a model for a task; T is `steps` or `epochs`, or else EPOCHS.
 
-    A model that is to be `whole` has its head already.
+    A `whole` model must have its head already.
     """
     training, meter, kind = training or TrainingConfig(), meter or CostTracker(), task_type_of(opened.task)
     train, validation = training_splits(opened.source, opened.task, place.seed)
@@ -150,7 +150,7 @@ def build_problem(
         journal=journal or Checkpointer(meter),
         observer=observer or NullObserver(),
         notes=tuple(account.notes),
-        head=() if kind.load else tuple(randomly_drawn_head(model)),  # a frozen head of words is not trained
+        head=() if kind.load else tuple(randomly_drawn_head(model)),  # a frozen zero-shot head is not trained
         fresh=account.new,
     )
 
@@ -158,9 +158,9 @@ def build_problem(
 def fit_config_to_rows(
     place: ModelAndDataConfig, task: AnyTask, tokenizer: Any, account: LoadingNotes | None = None
 ) -> dict[str, Any]:
-    """Return the settings of a model's config for its rows to be padded and batched; `account` gets notes on changes.
+    """Return changes of a model's config for padded batches of its rows; `account` collects notes on them.
 
-    Raises: UserError if the model cannot do with the tokenizer's padding.
+    Raises: UserError if the model cannot handle the tokenizer's padding.
     """
     config = config_of(place.model, place.trust_remote_code)
     fixed, own = tokens.config_settings(config, tokenizer), tokens.padding_of(config)
@@ -174,7 +174,7 @@ def fit_config_to_rows(
 
 
 def check_head(place: ModelAndDataConfig, opened: OpenedTask) -> None:
-    """Raise a UserError if the model reads texts and the dataset holds images, or the other way round."""
+    """Raise a UserError if the model reads texts and the dataset holds images, or vice versa."""
     if not has_head(place.model, opened.task, place.trust_remote_code):
         wanted = (
             "a vision model, such as google/vit-base-patch16-224"
@@ -189,7 +189,7 @@ def check_head(place: ModelAndDataConfig, opened: OpenedTask) -> None:
 
 
 def check_length(place: ModelAndDataConfig, opened: OpenedTask, reader: Any) -> None:
-    """Raise a UserError if model or tokenizer take no rows of max_length, or no windows; no weights are read."""
+    """Raise a UserError if model or tokenizer do not support max_length or windows; no weights are loaded."""
     kind = task_type_of(opened.task)
     if place.max_length is not None or isinstance(opened.task, QuestionAnswering):
         model = None if kind.images else meta_model(place.model, opened.task, place.trust_remote_code)
@@ -197,7 +197,7 @@ def check_length(place: ModelAndDataConfig, opened: OpenedTask, reader: Any) -> 
 
 
 def _check_tokens(data: RowBatches, text: str, tokenizer: Any) -> None:
-    """UserError if a tokenizer makes nothing but special tokens of every text, such as that for unknown words."""
+    """Raise a UserError if a tokenizer maps every text to special tokens, such as that for unknown words."""
     special = torch.tensor([*tokenizer.all_special_ids])
     if all(torch.isin(data.batch([i])["input_ids"], special).all() for i in range(len(data))):
         raise UserError(
@@ -207,7 +207,7 @@ def _check_tokens(data: RowBatches, text: str, tokenizer: Any) -> None:
 
 
 def _row_length(place: ModelAndDataConfig, kind: TaskType, model: Any, tokenizer: Any) -> int:
-    """Tokens of a row at most: what is asked, else what is usual, or what the model takes if that is less."""
+    """Return the maximum tokens per row: as set, else the default, capped by the model's maximum."""
     if kind.images:
         if place.max_length is not None:
             raise UserError(f"max_length is {place.max_length}, and images have no tokens; leave it out")
@@ -224,19 +224,19 @@ def _row_length(place: ModelAndDataConfig, kind: TaskType, model: Any, tokenizer
 
 
 def max_positions(model: Any) -> float:
-    """Tokens of a row that a model takes, infinite where its config.json knows no limit."""
+    """Return the maximum number of positions of a model, infinite if its config.json sets no limit."""
     most = getattr(model.config, "max_position_embeddings", None) or math.inf
-    if most < 0:  # XLNet's way of saying that it knows none
+    if most < 0:  # XLNet's value for no limit
         return math.inf
     tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
-    for table in tables:  # where padding has a row of its own (RoBERTa and kin), positions begin behind it
+    for table in tables:  # with a padding row in the table (RoBERTa and others), positions start after it
         if getattr(table, "padding_idx", None) is not None:
             most = min(most, len(table.weight) - table.padding_idx - 1)
     return float(most) if math.isinf(most) else int(most)
 
 
 def score_test(problem: Problem, place: ModelAndDataConfig, opened: OpenedTask) -> dict[str, Any]:
-    """Scores of the problem's model on the test split: the only way there; a method cannot call it."""
+    """Return the scores of the problem's model on the test split: its only access; a method cannot call it."""
     parts, kind = open_test(opened.source, opened.task), task_type_of(opened.task)
     reader = load_reader(place.model, kind.images, place.trust_remote_code)
     length = _row_length(place, kind, problem.pretrained, reader)

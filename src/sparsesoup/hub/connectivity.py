@@ -1,14 +1,14 @@
-"""Whether the Hub can be asked."""
+"""Check that the Hub is reachable."""
 
 from collections.abc import Callable
 
 from huggingface_hub.errors import HfHubHTTPError
 
-PATIENCE = 5.0  # seconds for the Hub's first answer; its own clients try for half a minute
+PATIENCE = 5.0  # seconds to wait for the Hub; its own clients try for half a minute
 
 
 def hub_is_reachable(ask: Callable[..., object], name: str) -> bool:
-    """Whether the Hub says anything about this name within seconds; a refusal is an answer too.
+    """Return True if the Hub responds to a query for this name within seconds; a refusal is a response too.
 
     Args:
         ask: `HfApi().model_info` or `.dataset_info`.
@@ -18,6 +18,6 @@ def hub_is_reachable(ask: Callable[..., object], name: str) -> bool:
     except HfHubHTTPError:
         return True
     except Exception:
-        # No name server, a time-out, offline mode: the error differs by the version of the HTTP library.
+        # No name server, a time-out, offline mode: the exception depends on the version of the HTTP library.
         return False
     return True

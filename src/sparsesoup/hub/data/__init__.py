@@ -1,1 +1,1 @@
-"""Rows of files, folders and the Hub."""
+"""Load dataset rows from files, folders and the Hub."""

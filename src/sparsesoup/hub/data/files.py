@@ -1,4 +1,4 @@
-"""How files and the Hub's repositories become rows, quietly: no bars, no logs and no tracebacks of the libraries."""
+"""Read files and Hub repositories as rows, without progress bars, logs and tracebacks of the libraries."""
 
 import logging
 import re
@@ -19,11 +19,11 @@ from sparsesoup.hub.connectivity import PATIENCE, hub_is_reachable
 from sparsesoup.hub.data.layout import READERS
 from sparsesoup.hub.data.table_checks import csv_options, rows_of_parquet
 
-SQUAD = re.compile(r'\s*\{.*"data"\s*:\s*\[.*"paragraphs"', re.DOTALL)  # how a file of SQuAD's own format begins
+SQUAD = re.compile(r'\s*\{.*"data"\s*:\s*\[.*"paragraphs"', re.DOTALL)  # the start of a file in SQuAD's own format
 
 
 def read_files(name: str, paths: list[Path]) -> Dataset:
-    """The rows of these files of one format, in the files' order; `name` says in errors which split they are."""
+    """Read files of one format in order; `name` is the split's name in errors."""
     for path in paths:
         if not path.stat().st_size:
             raise UserError(f"{path} is empty, where the rows of the {name} split are needed; check the file")
@@ -40,10 +40,10 @@ def read_files(name: str, paths: list[Path]) -> Dataset:
     except UserError:
         raise
     except Exception as error:
-        if "corresponds to no data" in str(error):  # what datasets says of a table with a head and no rows
+        if "corresponds to no data" in str(error):  # the error of datasets for a table with a header and no rows
             _refuse_empty(name, paths)
         cause = _first_cause(error)
-        if isinstance(cause, OSError) and is_disk_full(cause):  # datasets writes what it has read
+        if isinstance(cause, OSError) and is_disk_full(cause):  # datasets writes a cache of the file
             raise OSError(cause.errno, cause.strerror, str(datasets.config.HF_DATASETS_CACHE)) from error
         raise UserError(
             f"cannot read {paths[0]} ({len(paths)} files of the {name} split) as {suffix[1:]}: {one_line(error)}; "
@@ -61,7 +61,7 @@ def _first_bytes(path: Path) -> str:
 
 
 def _read_squad(paths: list[Path]) -> Dataset:
-    """Articles with paragraphs with questions, as SQuAD publishes them, as the table that the Hub has."""
+    """Read SQuAD's published JSON (articles, paragraphs, questions) as the table on the Hub."""
     articles = [article for path in paths for article in from_json(path.read_text(encoding="utf-8"))["data"]]
     rows = [
         (str(asked.get("id", "")), article.get("title"), paragraph["context"], asked["question"], asked["answers"])
@@ -77,7 +77,7 @@ def _read_squad(paths: list[Path]) -> Dataset:
 
 
 def open_hub(repository: str, config: str | None) -> Mapping[str, Dataset]:
-    """All splits of a repository on the Hub, or of its copy in the cache where the Hub is out of reach."""
+    """Open all splits of a repository on the Hub, or of its cached copy if the Hub is not reachable."""
     there, offline = hub_is_reachable(huggingface_hub.HfApi().dataset_info, repository), constants.HF_HUB_OFFLINE
     with quiet_datasets(), _offline_if(not there):
         try:
@@ -90,7 +90,7 @@ def open_hub(repository: str, config: str | None) -> Mapping[str, Dataset]:
 
 
 def one_line(error: BaseException) -> str:
-    """The first cause of an error on one line."""
+    """Return the root cause of an error on one line."""
     error = _first_cause(error)
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
@@ -103,7 +103,7 @@ def _first_cause(error: BaseException) -> BaseException:
 
 @contextmanager
 def quiet_datasets() -> Iterator[None]:
-    """Keep progress bars, warnings and logs of the libraries off the terminal; the caller's settings come back."""
+    """Disable progress bars, warnings and logs of the libraries in this block; the caller's settings are restored."""
     loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub", "fsspec")]
     levels = [logger.level for logger in loggers]
     shown = not datasets.are_progress_bars_disabled()
@@ -123,7 +123,7 @@ def quiet_datasets() -> Iterator[None]:
 
 @contextmanager
 def _offline_if(offline: bool) -> Iterator[None]:
-    """Both libraries read HF_HUB_OFFLINE once, at import; these are the places where they look it up afterwards."""
+    """Switch to offline mode; both libraries read HF_HUB_OFFLINE only at import, so set their copies of it."""
     before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
     if offline:
         datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True

@@ -1,4 +1,4 @@
-"""Folders of images: a folder a class, below folders named after splits or not; or a table that names the files."""
+"""Image folders: one folder per class, optionally below split folders; or a table that lists the files."""
 
 import functools
 import mimetypes
@@ -11,8 +11,8 @@ from datasets import ClassLabel, Dataset, Features, Image
 from sparsesoup.core.errors import UserError
 from sparsesoup.hub.data.layout import SPLIT_WORDS
 
-METADATA, FILE_NAME = "metadata", "file_name"  # the table of an image folder, as the Hub calls it, and its column
-STUBS = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF", "EPS", "IPTC")  # what Pillow knows by name and cannot decode by itself
+METADATA, FILE_NAME = "metadata", "file_name"  # name and column of an image folder's table, as on the Hub
+STUBS = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF", "EPS", "IPTC")  # formats that Pillow lists but cannot decode by itself
 NO_CLASS = ("__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information", "lost+found")
 NO_IMAGE = ("thumbs.db", "ehthumbs.db", "desktop.ini", "picasa.ini", "icon\r")
 Classes = dict[str, list[Path]]  # class -> its images
@@ -20,17 +20,17 @@ Classes = dict[str, list[Path]]  # class -> its images
 
 @functools.cache
 def image_endings() -> frozenset[str]:
-    """The endings of all images that the Pillow installed here opens, such as .png, .jfif and .jp2."""
+    """Return the extensions of all images that the installed Pillow opens, such as .png, .jfif and .jp2."""
     known = PIL.Image.registered_extensions().items()
     return frozenset(ending for ending, kind in known if kind in PIL.Image.OPEN and kind not in STUBS)
 
 
 def find_classes(place: Path) -> tuple[dict[str, Classes], list[str]]:
-    """(split name -> class -> images, notes), such as train/cat/1.png; without folders of splits all is training split.
+    """Return (split name -> class -> images, notes) of paths such as train/cat/1.png; all train without split folders.
 
-    The notes say what lies there and is not read.
-    Raises: UserError if there are images, and no folders that say which class they are of; images deeper than these, or
-        of a format that Pillow does not open; or two folders of one split.
+    The notes list what is not read.
+    Raises: UserError if there are images but no class folders, images in deeper folders or in a format that Pillow does
+        not open, or two folders of one split.
     """
     folders = [each for each in _folders_below(place) if each.name.lower() in SPLIT_WORDS]
     splits: dict[str, Path] = {}
@@ -68,7 +68,7 @@ def find_classes(place: Path) -> tuple[dict[str, Classes], list[str]]:
 
 
 def check_alone(place: Path, tables: Mapping[str, Sequence[Path]]) -> None:
-    """Raise a UserError if tables stand beside folders of classes: each could be meant.
+    """Raise a UserError for tables beside class folders, since either could be meant.
 
     Args:
         place: the folder of both.
@@ -87,11 +87,11 @@ def check_alone(place: Path, tables: Mapping[str, Sequence[Path]]) -> None:
 
 
 def read_classes(classes: Mapping[str, Sequence[Path]], names: Sequence[str]) -> Dataset:
-    """The images of a split as rows, class after class; they stay files.
+    """Return the images of a split as rows, class by class, as file references.
 
     Args:
         classes: class -> images.
-        names: of all classes, in the order of their numbers; the same for every split.
+        names: names of all classes, in the order of their ids; the same for every split.
     """
     rows = [(str(path.resolve()), names.index(name)) for name, paths in classes.items() for path in paths]
     features = Features({"image": Image(), "label": ClassLabel(names=list(names))})
@@ -99,17 +99,18 @@ def read_classes(classes: Mapping[str, Sequence[Path]], names: Sequence[str]) ->
 
 
 def with_images(rows: Dataset, tables: Sequence[Path]) -> Dataset:
-    """The rows of an image folder's metadata.csv, the files that it names as images; those of other tables as they are.
+    """Resolve the images named in an image folder's metadata.csv; rows of other tables are unchanged.
 
     Args:
-        rows: what the tables hold; file names are taken from their folder on.
+        rows: rows of the tables; file names are relative to their folder.
         tables: the files of a split.
-    Raises: UserError if a table names images of several splits, which its rows do not say, or a split has several.
+    Raises: UserError if a table mixes images of several splits, which its rows do not tell apart, or a split has
+        several tables.
     """
     if FILE_NAME not in rows.column_names or {table.stem.lower() for table in tables} != {METADATA}:
         return rows
     names = [Path(str(name)) for name in rows[FILE_NAME]]
-    if not any(name.suffix.lower() in image_endings() for name in names):  # of sounds, say
+    if not any(name.suffix.lower() in image_endings() for name in names):  # audio files, for example
         return rows
     splits = {SPLIT_WORDS.get(name.parts[0].lower()) for name in names if name.parts}
     if len(tables) > 1 or len(splits) > 1:
@@ -123,7 +124,7 @@ def with_images(rows: Dataset, tables: Sequence[Path]) -> Dataset:
 
 
 def _check_depth(folder: Path) -> None:
-    """UserError if a class has images in folders below its own: they would be left out without a word."""
+    """Raise a UserError for images in subfolders of a class, which would be silently left out."""
     for deeper in (below for each in _folders_below(folder) for below in _folders_below(each)):
         if _image_files(deeper):
             raise UserError(
@@ -136,9 +137,9 @@ def _unread_notes(folder: Path, alone: bool = False) -> list[str]:
     """Return a note on each kind of file in a folder of classes that is not read.
 
     Args:
-        folder: of classes.
-        alone: whether no image is read, so that nothing is worth a word but images of other formats.
-    Raises: UserError that names the first image of a format that is not read: with it a class may be gone.
+        folder: folder of classes.
+        alone: True if no image is read; then only images of other formats are noted.
+    Raises: UserError that names the first image of an unreadable format, without which a class may be missing.
     """
     notes = []
     for each in _folders_below(folder):
@@ -168,7 +169,7 @@ def _image_files(folder: Path) -> list[Path]:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """All files but those that systems leave behind."""
+    """Return all files except those left by operating systems."""
     files = (path for path in folder.iterdir() if path.name[0] != "." and path.name.lower() not in NO_IMAGE)
     return sorted(path for path in files if path.is_file())
 

@@ -1,4 +1,4 @@
-"""The files of a folder by split, and those that are left out."""
+"""Assign the files of a folder to splits, and list those left out."""
 
 import re
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ SPLIT_WORDS = {
     "test": "test",
     "testing": "test",
 }
-MATCHES = ("matched", "mismatched")  # what MNLI calls its two test splits
+MATCHES = ("matched", "mismatched")  # the names of MNLI's two test splits
 NO_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json", "package.json")
 UNREAD = (".gz", ".bz2", ".xz", ".zst", ".zip", ".arrow", ".feather", ".xlsx", ".xls", ".ods", ".txt", ".ndjson",
           ".avro", ".orc", ".h5", ".pkl", ".pt", ".npz", ".tar", ".tgz", ".sqlite", ".db")  # fmt: skip
@@ -30,7 +30,7 @@ class DatasetLayout(NamedTuple):
 
     Args:
         splits: split name -> its files.
-        notes: which files are left out and which are joined, a sentence each.
+        notes: files left out and files joined, one sentence each.
     """
 
     splits: dict[str, list[Path]]
@@ -38,11 +38,11 @@ class DatasetLayout(NamedTuple):
 
 
 def find_files(place: Path) -> DatasetLayout:
-    """The splits of a file or folder, from names such as train.csv, dev.tsv or data/test-00000-of-00001.parquet.
+    """Return the splits of a file or folder, from names such as train.csv, dev.tsv or data/test-00000-of-00001.parquet.
 
-    A file that is named exactly like a split is that split. A single file, and files of which none is named after a
-    split, are the training split.
-    Raises: UserError where a split is there twice or mixes file formats, or the file's format is unknown.
+    A file with exactly the name of a split is that split. A single file, or files without split names, are the training
+    split.
+    Raises: UserError if a split occurs twice or mixes file formats, or the file's format is unknown.
     """
     if place.is_file():
         if place.suffix.lower() not in READERS:
@@ -70,7 +70,7 @@ def find_files(place: Path) -> DatasetLayout:
 
 
 def split_of(file: Path, place: Path) -> str:
-    """The split that a file is part of, from its name, else from its folder below `place`; "" where none is named."""
+    """Return the split of a file from its name, or else from its folder below `place`; "" if none is named."""
     words = _name_words(file)
     named = [SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS]
     if named:
@@ -80,7 +80,7 @@ def split_of(file: Path, place: Path) -> str:
 
 
 def relative_name(path: Path, place: Path) -> str:
-    """A path as it is called inside a folder."""
+    """Return a path relative to a folder."""
     return path.relative_to(place).as_posix() if path != place and path.is_relative_to(place) else path.name
 
 
@@ -89,7 +89,7 @@ def _name_words(file: Path) -> list[str]:
 
 
 def _files_of_split(name: str, files: Sequence[Path], place: Path) -> list[Path]:
-    """The files that are the split: named exactly like it, else in a folder so named, else all that name it."""
+    """Return the files of a split: those named exactly like it, else those in its folder, else all that name it."""
     exact: dict[Path, list[Path]] = {}
     inside: dict[Path, list[Path]] = {}
     for file in files:
@@ -117,7 +117,7 @@ def _need_one_format(splits: dict[str, list[Path]], place: Path) -> None:
 
 
 def _join_shards(splits: dict[str, list[Path]], place: Path) -> tuple[dict[str, list[Path]], list[str]]:
-    """The splits, and a note on each that is made of files with different names; shards of one table are none."""
+    """Return the splits, and a note on each that joins files with different names; shards of one table need none."""
     _need_one_format(splits, place)
     several = {
         name: paths
@@ -141,7 +141,7 @@ def _file_names(files: Sequence[Path], place: Path) -> str:
 
 
 def _data_folders(place: Path) -> list[Path]:
-    """Where data may lie: the folder, its `data`, and folders in these that are named after a split; nothing deeper."""
+    """Return the folders that may hold data: the folder, its `data`, and split folders in these; nothing deeper."""
     tops = [folder for folder in (place, place / "data") if folder.is_dir()]
     below = [
         each for top in tops for each in sorted(top.iterdir()) if each.is_dir() and each.name.lower() in SPLIT_WORDS

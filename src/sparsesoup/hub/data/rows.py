@@ -1,4 +1,4 @@
-"""A dataset that was found: its splits, what they are made of, and which of its rows have no label."""
+"""A loaded dataset: its splits, their files, and its rows without a label."""
 
 import functools
 import hashlib
@@ -16,7 +16,7 @@ VALIDATION_NAMES = ("validation", "valid", "dev", "val")
 
 
 class LazySplits(Mapping[str, Dataset]):
-    """Named splits, each read when first asked for."""
+    """Named splits, each read on first access."""
 
     def __init__(self, openers: Mapping[str, Callable[[], Dataset]]) -> None:
         self._openers = dict(openers)
@@ -36,14 +36,14 @@ class LazySplits(Mapping[str, Dataset]):
 
 @dataclass(frozen=True)
 class LoadedDataset:
-    """A dataset that was found.
+    """A loaded dataset.
 
     Args:
-        name: short, and safe as a folder name: `glue/sst2`, `imdb`.
-        splits: name -> rows, opened when asked for.
-        files: split name -> what its files are called; empty where it is not made of files.
-        notes: what lies beside them and is not read, in sentences.
-        drop_unlabelled: leave out rows without a label, where they are refused else.
+        name: short and valid as a folder name: `glue/sst2`, `imdb`.
+        splits: name -> rows, read on access.
+        files: split name -> its file names; empty if it is not made of files.
+        notes: sentences on files that are not read.
+        drop_unlabelled: drop rows without a label, which are otherwise refused.
     """
 
     name: str
@@ -68,12 +68,12 @@ class LoadedDataset:
 
     @functools.cached_property
     def train_split(self) -> Dataset:
-        """The training split as published: a test slice that `open_test` carves is still in it."""
+        """The training split as published, including a test slice that `open_test` may carve out."""
         return self.splits[self.train_name]
 
     @functools.cached_property
     def train_fingerprint(self) -> str:
-        """SHA-256 of the training split's columns and rows; the same for the same rows in any place and file format."""
+        """SHA-256 of the training split's columns and rows; the same for any location and file format."""
         digest = hashlib.sha256(repr((sorted(self.train_split.column_names), len(self.train_split))).encode())
         columns = self.train_split.select_columns(sorted(self.train_split.column_names)).with_format("arrow")
         for table in columns.iter(batch_size=1000):
@@ -83,7 +83,7 @@ class LoadedDataset:
 
 
 def image_bytes(value: object) -> object:
-    """An image's bytes, wherever they lie and whatever their file is called; any other value itself."""
+    """Return an image's bytes, whatever its location and file name; any other value is returned unchanged."""
     if not isinstance(value, dict) or value.keys() != {"bytes", "path"} or value["path"] is None:
         return value
     try:

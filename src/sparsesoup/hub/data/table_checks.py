@@ -1,4 +1,4 @@
-"""Tables that a reader would take for others than they are: rows of another width than the head, a column twice."""
+"""Check tables that pandas would misread: rows of another width than the header, duplicate columns."""
 
 import csv
 import sys
@@ -13,12 +13,12 @@ from sparsesoup.core.errors import UserError
 
 
 def csv_options(paths: Sequence[Path]) -> dict[str, Any]:
-    """Return the options with which pandas reads these tables.
+    """Return the pandas options for reading these tables.
 
-    Raises: UserError that names file and line where a row has more or fewer fields than the head: pandas takes the
-        first field of longer rows for an index, so that every name moves on by one, and fills up shorter rows.
+    Raises: UserError that names file and line of a row with more or fewer fields than the header: pandas would use the
+        first field of longer rows as an index, which shifts all names, and fill up shorter rows.
     """
-    # pandas would read the texts "None", "null" and "NA" as missing.
+    # By default pandas would read the texts "None", "null" and "NA" as missing.
     options: dict[str, Any] = {"sep": ",", "keep_default_na": False, "na_values": [""]}
     if paths[0].suffix.lower() == ".tsv":
         options |= {
@@ -33,7 +33,7 @@ def csv_options(paths: Sequence[Path]) -> dict[str, Any]:
 def rows_of_parquet(path: Path) -> int:
     """Return the number of rows of a parquet file, from its footer.
 
-    Raises: UserError where two of its columns have one name.
+    Raises: UserError if two of its columns have the same name.
     """
     found = parquet.read_metadata(path)
     _check_head(path, found.schema.to_arrow_schema().names)
@@ -70,7 +70,7 @@ def _check_head(path: Path, names: Sequence[str]) -> None:
 
 
 def _has_quoted_fields(path: Path) -> bool:
-    """Return True where quotes in a table with tabs stand around fields; in GLUE's files they are part of the text."""
+    """Return True if quotes in a tab-separated table enclose fields; in GLUE's files they are part of the text."""
     width = 0
     try:
         for _, row in _read_records(path, delimiter="\t", strict=True):
@@ -83,8 +83,8 @@ def _has_quoted_fields(path: Path) -> bool:
 
 
 def _read_records(path: Path, **form: Any) -> Iterator[tuple[int, list[str]]]:
-    """(line where it begins, fields) of every row but blank ones, which pandas passes over."""
-    before = csv.field_size_limit(sys.maxsize)  # 128 kB, the module's own, are less than a long text
+    """Yield (first line, fields) of every row except blank ones, which pandas skips."""
+    before = csv.field_size_limit(sys.maxsize)  # the module's default of 128 kB is less than a long text
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows, line = csv.reader(file, **form), 1

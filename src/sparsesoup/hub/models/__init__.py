@@ -1,1 +1,1 @@
-"""Checkpoints: what loads, what of it can be pruned, what is saved."""
+"""Checkpoints: loading, prunable parameters, saving."""

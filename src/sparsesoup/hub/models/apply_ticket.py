@@ -1,4 +1,4 @@
-"""A ticket's masks on another copy of its base model."""
+"""Apply a ticket's masks to another copy of its base model."""
 
 import inspect
 from pathlib import Path
@@ -20,14 +20,14 @@ def apply_ticket(
     other_weights: bool = False,
     account: LoadingNotes | None = None,
 ) -> tuple[int, int]:
-    """Write a sparse copy of a model, made so by the ticket's masks alone; (weights kept, weights in the masks).
+    """Write a copy of a model pruned by a ticket's masks; return (weights kept, weights in the masks).
 
     Args:
         ticket: run directory, model folder or pruning folder.
         model: the ticket's base model: Hub id, folder, or minilm.
-        out: folder to write, which must not exist.
-        other_weights: allow a model whose weights are not those the ticket was drawn from (a fine-tuned one).
-        account: is told what a user should know of the model.
+        out: output folder, which must not exist.
+        other_weights: allow a model with other weights than the ticket's base (a fine-tuned one).
+        account: collects notes for the user.
     Raises: UserError if the ticket is damaged, does not fit, or the weights differ.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -37,7 +37,7 @@ def apply_ticket(
     params = dict(copy.named_parameters())
     prefix = str(facts.get("base_model_prefix", ""))
     fitted = match_parameter_names(masks, {name: p.shape for name, p in params.items()}, prefix)
-    # The fingerprint speaks of the names that the ticket uses.
+    # The fingerprint depends on the ticket's parameter names.
     own = dict(zip(masks, fitted, strict=True))
     if not other_weights and facts.get("origin") != weights_fingerprint({n: params[own[n]] for n in masks}):
         raise UserError(
@@ -45,7 +45,7 @@ def apply_ticket(
             f"differ from those of "
             f"{model}; take its base model, or say --other-weights to prune these all the same"
         )
-    origin = weights_fingerprint({name: params[name] for name in fitted})  # under the names that the copy's ticket has
+    origin = weights_fingerprint({name: params[name] for name in fitted})  # under the names in the copy's ticket
     algebra.apply_masks_({name: params[name] for name in fitted}, fitted)
     kept, total = algebra.count_kept(fitted), algebra.count_total(fitted)
     brief = {"method": facts.get("method"), "base_model": model, "masks": "pruning/masks.safetensors"}
@@ -54,6 +54,6 @@ def apply_ticket(
         reader = load_reader(model, copy.main_input_name == "pixel_values")
         save_model(copy, copy.state_dict(), temporary, reader, brief | numbers)
         if "pixel_values" in inspect.signature(copy.forward).parameters and copy.main_input_name != "pixel_values":
-            load_processor(model).save_pretrained(temporary)  # a model of texts and images
+            load_processor(model).save_pretrained(temporary)  # for a model of texts and images
         save_masks(temporary / "pruning", fitted, {**facts, "model": model, "origin": origin})
     return kept, total

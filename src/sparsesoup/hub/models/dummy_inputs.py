@@ -1,4 +1,4 @@
-"""Inputs that a model takes, drawn at random: to compare two models, or to trace one."""
+"""Random model inputs, to compare two models or to trace one."""
 
 import inspect
 from collections.abc import Mapping
@@ -12,17 +12,17 @@ from sparsesoup.core.rng import cpu_generator
 
 
 def dummy_inputs(model: Any, rows: int = 2, length: int = 8, seed: int = 0) -> dict[str, Tensor]:
-    """A batch of random inputs for a model of texts, of images or of both.
+    """Return a batch of random inputs for a model of texts, images or both.
 
     Args:
-        model: any model of transformers that takes `input_ids` or `pixel_values`.
-        rows: how many texts or images.
-        length: tokens of a text; the last two of the first row are padding. Where the model knows an end of text, it
-            stands once in each row, behind all others: the heads of BART and T5 read there.
-        seed: of what is drawn.
-    Returns: `input_ids`, `attention_mask` and `token_type_ids` [rows, length], `pixel_values` [rows, channels,
-        height, width], as it takes.
-    Raises: UserError if it takes neither, or images of a size that its config.json does not say.
+        model: a transformers model with `input_ids` or `pixel_values`.
+        rows: number of texts or images.
+        length: tokens of a text; the last two of the first row are padding. If the model has an end-of-text token, each
+            row has one, after all others: the heads of BART and T5 read there.
+        seed: random seed.
+    Returns: `input_ids`, `attention_mask` and `token_type_ids` [rows, length], `pixel_values` [rows, channels, height,
+        width], as the model takes them.
+    Raises: UserError if it takes neither, or its config.json does not give the image size.
     """
     draw, found, kind = cpu_generator(seed, "sample"), {}, str(model.config.model_type)
     text, image = _text_and_vision_configs(model)
@@ -40,7 +40,7 @@ def dummy_inputs(model: Any, rows: int = 2, length: int = 8, seed: int = 0) -> d
 
 
 def _random_tokens(config: Any, mask: Tensor, draw: torch.Generator) -> Tensor:
-    """Random token numbers [rows, length], with an end of text and padding where a tokenizer puts them."""
+    """Return random token ids [rows, length], with end of text and padding as from a tokenizer."""
     end, pad = (getattr(config, name, None) for name in ("eos_token_id", "pad_token_id"))
     end = end[0] if isinstance(end, list) else end
     ids, words = torch.randint(0, config.vocab_size, mask.shape, generator=draw), torch.arange(config.vocab_size)
@@ -52,7 +52,7 @@ def _random_tokens(config: Any, mask: Tensor, draw: torch.Generator) -> Tensor:
 
 
 def _image_shape(config: Any) -> tuple[int, ...]:
-    """(channels, height, width) of the images that a model takes; timm and open_clip say it in tables of their own."""
+    """Return (channels, height, width) of a model's images; timm and open_clip have their own config tables."""
     if seen := (getattr(config, "pretrained_cfg", None) or {}).get("input_size"):
         return tuple(seen)
     size = getattr(config, "image_size", getattr(config, "model_cfg", {}).get("vision_cfg", {}).get("image_size"))
@@ -69,17 +69,17 @@ def _forward_arguments(model: Any) -> set[str]:
 
 
 def _text_and_vision_configs(model: Any) -> tuple[Any, Any]:
-    """(config of the part that reads text, of the one that sees images), None where there is none."""
+    """Return (config of the text model, config of the vision model), None for a missing one."""
     config, name = model.config, model.main_input_name
     text, image = getattr(config, "text_config", None), getattr(config, "vision_config", None)
     if text is not None and image is not None:
-        # CLIP's image classifier has the config of both towers and only one of them.
+        # CLIP's image classifier has the config of both towers but only one tower.
         return (text if hasattr(model, "text_model") else None), image
     return (config if name == "input_ids" else None), (config if name == "pixel_values" else None)
 
 
 @torch.no_grad()
 def forward_outputs(model: Any, batch: Mapping[str, Tensor]) -> list[Tensor]:
-    """The tensors that a model answers with."""
+    """Return the output tensors of a model."""
     outputs = model(**batch, return_dict=True)
     return [value for value in outputs.values() if isinstance(value, Tensor) and value.is_floating_point()]

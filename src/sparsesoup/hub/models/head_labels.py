@@ -1,4 +1,4 @@
-"""The rows of a fine-tuned head in the order of the data's labels, matched by name."""
+"""Match the rows of a fine-tuned head to the data's labels by name."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +12,10 @@ from sparsesoup.hub.models.weights import output_layer_weights, randomly_drawn_h
 
 
 def order_of(own: Sequence[str], labels: Sequence[str]) -> list[int]:
-    """For each label the row of a head that answers it: the one of its name, and of those left the next.
+    """Return for each label its row in a head: the one of the same name, or else the next remaining one.
 
     Args:
-        own: what the head's rows are called.
+        own: names of the head's rows.
         labels: the data's labels, as many.
 
     >>> order_of(["neutral", "Positive", "negative "], ["negative", "neutral", "positive"])
@@ -32,16 +32,16 @@ def order_of(own: Sequence[str], labels: Sequence[str]) -> list[int]:
 def match_rows_(
     name: str, model: Any, own: Sequence[str], labels: Sequence[str], inputs: Callable[[], Mapping[str, Tensor]]
 ) -> str:
-    """Put the rows of a model's head into the order of the data's labels.
+    """Reorder the rows of a model's head to match the data's labels.
 
     Args:
-        name: what the model is called in errors.
-        model: a model with a head that has been trained, in eval mode.
+        name: name of the model in errors.
+        model: a model with a trained head, in eval mode.
         own: the labels of its head, by row.
-        labels: those of the data, as many.
-        inputs: gives one row, which the model must answer as before but for the order.
-    Returns: what was done, or which rows answer labels of other names; nothing where all names agree.
-    Raises: UserError if the head is of a form that is not known here.
+        labels: the labels of the data, equally many.
+        inputs: returns one row, for which the outputs must be the same except for their order.
+    Returns: a note on what was done, or on rows with other label names; '' if all names agree.
+    Raises: UserError if the head has an unknown form.
     """
     order = order_of(own, labels)
     unlike = [i for i, key in zip(order, _comparable_names(labels), strict=True) if _comparable_names(own)[i] != key]
@@ -67,6 +67,6 @@ def _reorder_rows_(name: str, model: Any, order: Sequence[int], inputs: Mapping[
 
 
 def _comparable_names(names: Sequence[str]) -> list[str]:
-    """Names without what does not tell them apart: case, spaces, the LABEL_ that stands before a mere number."""
+    """Return names without irrelevant differences: case, spaces, and LABEL_ before a mere number."""
     keys = [re.sub(r"^label[ _]?(?=\d+$)", "", " ".join(str(name).split()).casefold()) for name in names]
     return keys if len({*keys}) == len(keys) else [str(name) for name in names]

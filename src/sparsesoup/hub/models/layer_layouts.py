@@ -1,4 +1,4 @@
-"""Where the blocks of a model keep their heads and feed-forward units, and how these are cut out: family by family."""
+"""Locations of heads and feed-forward units in the blocks of a model, by model type, and how to cut them out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,23 +9,23 @@ from torch import Tensor, nn
 
 from sparsesoup.core.errors import UserError
 
-Widths = dict[str, dict[str, int]]  # layer, as named in the base model -> {"heads": how many, "units": how many}
+Widths = dict[str, dict[str, int]]  # layer, as named in the base model -> {"heads": count, "units": count}
 
 
 @dataclass(frozen=True)
 class LayerLayout:
-    """Where a block keeps its parts, as paths below the block.
+    """Locations of a block's parts, as paths below the block.
 
-    Its attention must cut query, key and value into as many heads as their width holds, and its feed-forward part must
-    be down(activation(up(x))); then heads and units may leave without a change to the code.
+    Its attention must split query, key and value into as many heads as their width holds, and its feed-forward part
+    must be down(activation(up(x))); then heads and units can be removed without changing the code.
 
     Args:
-        core: what splits into heads.
-        size: attribute of the core that holds the width of a head.
-        query, key, value, output: the linear maps of the attention.
-        up, down: those of the feed-forward part.
-        activation: what stands between them, applied to each unit by itself.
-        units: key of config.json that holds the number of units.
+        core: the attention module that splits into heads.
+        size: attribute of the core with the width of a head.
+        query, key, value, output: linear layers of the attention.
+        up, down: linear layers of the feed-forward part.
+        activation: elementwise activation between them.
+        units: config key of the number of units.
     """
 
     core: str
@@ -40,7 +40,7 @@ class LayerLayout:
     units: str = "intermediate_size"
 
     def fits_block(self, block: nn.Module) -> bool:
-        """Whether a block has all these parts."""
+        """Return True if a block has all these parts."""
         have = {name for name, _ in block.named_modules()}
         paths = (self.core, self.query, self.key, self.value, self.output, self.up, self.down, self.activation)
         return have.issuperset(paths) and hasattr(block.get_submodule(self.core), self.size)
@@ -64,7 +64,7 @@ CLIP = LayerLayout(
     core="self_attn", size="head_dim", query="self_attn.q_proj", key="self_attn.k_proj", value="self_attn.v_proj",
     output="self_attn.out_proj", up="mlp.fc1", down="mlp.fc2", activation="mlp.activation_fn",
 )  # fmt: skip
-FAMILIES = {  # `model_type` of config.json -> layout; a family is added here once its test has passed
+FAMILIES = {  # `model_type` of config.json -> layout; add a model type here once its test passes
     "bert": BERT, "roberta": BERT, "xlm-roberta": BERT, "electra": BERT, "distilbert": DISTILBERT, "vit": VIT,
     "deit": VIT, "clip_vision_model": CLIP, "clip": CLIP,
 }  # fmt: skip
@@ -72,12 +72,12 @@ FAMILIES = {  # `model_type` of config.json -> layout; a family is added here on
 
 @dataclass(frozen=True)
 class PrunableLayer:
-    """A repeated block of a model, its parts reached by role.
+    """A repeated block of a model, with its parts by role.
 
     Args:
         name: the block's name in the base model, such as encoder.layer.3.
         block: the module itself.
-        layout: where it keeps its parts.
+        layout: locations of its parts.
     """
 
     name: str
@@ -85,29 +85,29 @@ class PrunableLayer:
     layout: LayerLayout
 
     def module_of(self, role: str) -> Any:
-        """The module that plays a role of the layout."""
+        """Return the module with a role of the layout."""
         return self.block.get_submodule(getattr(self.layout, role))
 
     @property
     def head_size(self) -> int:
-        """Width of a head."""
+        """The width of a head."""
         return int(getattr(self.module_of("core"), self.layout.size))
 
     @property
     def num_heads(self) -> int:
-        """How many heads there are."""
+        """The number of heads."""
         return int(self.module_of("query").weight.shape[0]) // self.head_size
 
     @property
     def num_units(self) -> int:
-        """How many feed-forward units there are."""
+        """The number of feed-forward units."""
         return int(self.module_of("up").weight.shape[0])
 
 
 def prunable_layers(model: Any) -> list[PrunableLayer]:
-    """The blocks of a model, in its order.
+    """Return the blocks of a model, in order.
 
-    Raises: UserError if its family's heads and units are not known.
+    Raises: UserError if the layout of its model type is unknown.
     """
     kind = str(model.config.model_type)
     base = getattr(model, model.base_model_prefix, model)
@@ -128,7 +128,7 @@ def prunable_layers(model: Any) -> list[PrunableLayer]:
 
 
 def why_not_shrinkable(model: Any) -> str:
-    """Why what is pruned of a model's heads and units stays in it as zeros; nothing where it can be cut out."""
+    """Return why pruned heads and units stay in a model as zeros; '' if they can be cut out."""
     try:
         prunable_layers(model)
     except UserError:
@@ -140,14 +140,14 @@ def why_not_shrinkable(model: Any) -> str:
 
 
 def layer_widths(model: Any) -> Widths:
-    """How many heads and units each layer of a model has."""
+    """Return the number of heads and units in each layer of a model."""
     return {layer.name: {"heads": layer.num_heads, "units": layer.num_units} for layer in prunable_layers(model)}
 
 
 def resize_layers_(model: Any, wanted: Mapping[str, Mapping[str, int]]) -> None:
-    """Give each layer of a fresh model so many heads and units; its weights are to be loaded after that.
+    """Resize the layers of a new model to these numbers of heads and units; load its weights afterwards.
 
-    Raises: UserError if layers are missing, or have fewer heads or units than wanted.
+    Raises: UserError if layers are missing, or have fewer heads or units than requested.
     """
     for layer in prunable_layers(model):
         row = wanted.get(layer.name)
@@ -163,11 +163,11 @@ def resize_layers_(model: Any, wanted: Mapping[str, Mapping[str, int]]) -> None:
 
 
 def prune_layer_(layer: PrunableLayer, heads: Tensor, units: Tensor) -> None:
-    """Leave a layer with these heads and these units alone, in place.
+    """Remove all other heads and units from a layer, in place.
 
     Args:
         layer: the layer.
-        heads, units: numbers of those that stay, in rising order.
+        heads, units: indices to keep, in rising order.
     """
     rows = (heads[:, None] * layer.head_size + torch.arange(layer.head_size)).flatten()
     for role in ("query", "key", "value"):
@@ -186,13 +186,13 @@ def prune_layer_(layer: PrunableLayer, heads: Tensor, units: Tensor) -> None:
 
 
 def _select_features(layer: PrunableLayer, role: str, chosen: Tensor, dim: int) -> None:
-    """Keep these rows (dim 0) or columns (dim 1) of a linear map."""
+    """Keep these rows (dim 0) or columns (dim 1) of a linear layer."""
     linear = layer.module_of(role)
     weight, bias = linear.weight.detach(), linear.bias
     chosen = chosen.to(weight.device)
     if bias is not None and dim == 0:
         bias = nn.Parameter(bias.detach().index_select(0, chosen), bias.requires_grad)
-    # Contiguous: safetensors refuses what is a view of more.
+    # Contiguous: safetensors refuses views of larger tensors.
     weight = nn.Parameter(weight.index_select(dim, chosen).contiguous(), linear.weight.requires_grad)
     if len(chosen):
         linear.weight, linear.bias = weight, bias
@@ -202,9 +202,9 @@ def _select_features(layer: PrunableLayer, role: str, chosen: Tensor, dim: int) 
 
 
 class EmptyOutputLinear(nn.Module):
-    """A linear map [features -> 0] all of whose outputs are gone.
+    """A linear layer [features -> 0] without outputs.
 
-    It keeps its empty weight, so that a stock class refuses the checkpoint instead of drawing new weights.
+    It keeps its empty weight, so that a stock class refuses the checkpoint instead of initialising new weights.
     """
 
     def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
@@ -212,25 +212,25 @@ class EmptyOutputLinear(nn.Module):
         self.weight, self.bias = weight, bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., features] -> [..., 0]."""
+        """Map [..., features] to [..., 0]."""
         return x[..., :0]
 
 
 class BiasOnly(EmptyOutputLinear):
-    """A linear map [0 -> features] all of whose inputs are gone: its bias is what is left."""
+    """A linear layer [0 -> features] without inputs: only its bias remains."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., 0] -> [..., features]."""
+        """Map [..., 0] to [..., features]."""
         shape = (*x.shape[:-1], self.weight.shape[0])
         return x.new_zeros(shape) if self.bias is None else self.bias.expand(shape)
 
 
 class NoHeads(nn.Module):
-    """An attention without heads; not all kernels of fused attention take zero of them.
+    """An attention without heads, which not all fused attention kernels support.
 
     Args:
-        core: the attention that it takes the place of, whose parts it keeps under their names.
-        layout: of the block.
+        core: the attention that it replaces, whose parts it keeps under their names.
+        layout: layout of the block.
     """
 
     def __init__(self, core: nn.Module, layout: LayerLayout) -> None:
@@ -238,11 +238,11 @@ class NoHeads(nn.Module):
         for name, child in core.named_children():
             self.add_module(name, child)
         setattr(self, layout.size, getattr(core, layout.size))
-        # In BERT the output map lies beside the core, elsewhere inside it.
+        # In BERT the output layer is beside the core, elsewhere inside it.
         inside = layout.output.startswith(f"{layout.core}.")
         self.path = layout.output.removeprefix(f"{layout.core}.") if inside else ""
 
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
-        """[batch, length, hidden] -> what the output map makes of no head, or no features for it."""
+        """Map [batch, length, hidden] to the output layer's bias, or to no features if that layer is outside."""
         nothing = hidden_states[..., :0]
         return (self.get_submodule(self.path)(nothing) if self.path else nothing), None

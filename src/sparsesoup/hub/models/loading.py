@@ -1,4 +1,4 @@
-"""Pre-trained models, from the Hub, a folder or the embedded package; pruned ones written."""
+"""Load pre-trained models from the Hub, a folder or the embedded package; save pruned ones."""
 
 import contextlib
 import copy
@@ -44,8 +44,8 @@ from sparsesoup.hub.models.weights import (
 from sparsesoup.hub.tasks.columns import TextTask
 from sparsesoup.hub.tasks.registry import AnyTask, TaskType, task_type_of
 
-OWN = {kind.__name__: kind for kind in (OpenClipForImageClassification,)}  # classes that transformers does not have
-COMPACT, COMPACT_FORMAT = "compact_config", 1  # key of config.json with the widths of each layer
+OWN = {kind.__name__: kind for kind in (OpenClipForImageClassification,)}  # classes missing from transformers
+COMPACT, COMPACT_FORMAT = "compact_config", 1  # config key of the widths of each layer
 
 
 def load_model(
@@ -57,16 +57,16 @@ def load_model(
     account: LoadingNotes | None = None,
     fixed: Mapping[str, Any] = MappingProxyType({}),
 ) -> PreTrainedModel:
-    """A model with the head that the task needs, in float32; a new head is drawn from the seed.
+    """Load a model with the head for a task, in float32; a new head is initialised from the seed.
 
-    Only safetensors are read; code of the checkpoint runs only if `remote_code` says so.
+    Only safetensors are read; code from the checkpoint runs only with `remote_code`.
 
     Args:
-        whole: no weight may be new, as of a teacher or a run's own model.
-        account: is told what is new, and what a user should know.
-        fixed: settings that take the place of those in config.json.
+        whole: allow no new weights, as for a teacher or a run's own model.
+        account: collects new weights and notes for the user.
+        fixed: settings that override config.json.
     Raises: UserError if there is no such model, or none with such a head; if it lacks more than a head, a pooler or
-        what the task never reads; if weights are NaN or infinite.
+        weights unused by the task; if weights are NaN or infinite.
     """
     options, kind = from_pretrained_arguments(resolve_model_path(model), remote_code), task_type_of(task)
     if kind.load is not None:
@@ -76,26 +76,26 @@ def load_model(
     tokens.update_config_(config, fixed)
     with wrap_load_errors(model), torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "head"))
-        # A checkpoint may be stored in bf16, which transformers 5 would keep: fine-tuning needs float32.
+        # transformers 5 would keep the bf16 of a checkpoint: fine-tuning needs float32.
         head = _matching_class(kind.head, config)
         loaded, lacking, left = load_weights(head, model, options, config=config, dtype=torch.float32)
     _become_stock(loaded)
     with wrap_load_errors(model), tempfile.TemporaryDirectory() as folder:
-        loaded.config.save_pretrained(folder)  # what refuses this would do so when all has been trained
+        loaded.config.save_pretrained(folder)  # fail now if the config cannot be saved, not after the training
     if whole and lacking:
         raise UserError(
             f"model {model!r} is not fine-tuned for this task ({min(lacking)} {lacking[min(lacking)]} in its weights)"
         )
     if lacking.keys() - may_be_new(loaded):
         idle: set[str] = set()
-        with contextlib.suppress(Exception):  # a model that cannot answer reads it all
+        with contextlib.suppress(Exception):  # if the model cannot run, treat all weights as used
             idle = unused_weights(loaded, _probe_inputs(model, kind, remote_code))
         need_weights(model, lacking, may_be_new(loaded) | idle)
     account = account or LoadingNotes()
     account.note_weights(model, seed, lacking, left_out(loaded, left))
     if isinstance(task, TextTask) and task.labels and not lacking.keys() & {*randomly_drawn_head(loaded)}:
         with wrap_load_errors(model):
-            counted = [f"LABEL_{i}" for i in range(len(task.labels))]  # as in config.json where nobody names them
+            counted = [f"LABEL_{i}" for i in range(len(task.labels))]  # the default names in config.json
             names = [*map(str, own.id2label.values())] if own.num_labels == len(counted) else counted
             if said := match_rows_(model, loaded, names, task.labels, lambda: _probe_inputs(model, kind, remote_code)):
                 account.notes.append(said)
@@ -103,7 +103,7 @@ def load_model(
 
 
 def _probe_inputs(model: str, kind: TaskType, remote_code: bool) -> dict[str, Tensor]:
-    """A row as the model takes it, of an empty picture or a few words."""
+    """Return one row of model inputs, from a blank image or a few words."""
     reader = load_reader(model, kind.images, remote_code)
     if kind.images:
         return dict(reader(images=PIL.Image.new("RGB", (64, 64)), return_tensors="pt"))
@@ -111,7 +111,7 @@ def _probe_inputs(model: str, kind: TaskType, remote_code: bool) -> dict[str, Te
 
 
 def meta_model(model: str, task: AnyTask, remote_code: bool = False) -> PreTrainedModel:
-    """A model with the head that the task needs and shapes instead of weights, which takes no time to make."""
+    """Return a model with the head for a task on the meta device, without weights."""
     kind = task_type_of(task)
     config = config_of(model, remote_code, **kind.settings(task))
     with wrap_load_errors(model), torch.device("meta"):
@@ -121,16 +121,16 @@ def meta_model(model: str, task: AnyTask, remote_code: bool = False) -> PreTrain
 def load_as_saved(
     model: str, state: Mapping[str, Tensor] | None = None, account: LoadingNotes | None = None
 ) -> PreTrainedModel:
-    """The model in the class and precision that its checkpoint names, no head added.
+    """Load a model in the class and precision of its checkpoint, without adding a head.
 
-    Where config.json has `compact_config`, its layers get the widths that stand there.
+    If config.json has `compact_config`, its layers get those widths.
 
     Args:
         model: Hub id or folder.
-        state: weights under the names of the files, to take instead of the folder's.
-        account: of a model that others published, is told which weights of its head or pooler are new and which are
-            left out. By default config.json and weights were written for each other, so none is.
-    Raises: UserError if there is no such model, or weights do not fit.
+        state: weights named as in the files, to use instead of the folder's.
+        account: for a published model, collects new weights of its head or pooler and weights left out. By default
+            config.json and weights must match, so there are none.
+    Raises: UserError if there is no such model, or the weights do not fit.
     """
     options = from_pretrained_arguments(resolve_model_path(model), False)
     config = read_config(options, model)
@@ -153,13 +153,13 @@ def load_as_saved(
 
 
 def load_pruned(folder: Path, masks: Masks, state: Mapping[str, Tensor] | None = None) -> PreTrainedModel:
-    """Load a model in the class that its config.json names, ready to be asked.
+    """Load a pruned model in the class of its config.json, for inference.
 
     Args:
-        folder: of the model.
-        masks: which of its weights are kept; {} if none is known.
-        state: weights to take instead of the folder's.
-    Raises: UserError if a weight that the masks prune is not zero.
+        folder: folder of the model.
+        masks: its masks; {} if unknown.
+        state: weights to use instead of the folder's.
+    Raises: UserError if a pruned weight is not zero.
     """
     model = load_as_saved(str(folder), state).eval()
     params = dict(model.named_parameters())
@@ -175,9 +175,9 @@ def load_pruned(folder: Path, masks: Masks, state: Mapping[str, Tensor] | None =
 
 
 def _class_of(config: Any, model: str) -> Any:
-    """The class that config.json names, and the one without a head where it names none.
+    """Return the class named in config.json, or the one without a head if none is named.
 
-    Raises: UserError if it names what is no class of models.
+    Raises: UserError if it is not a model class.
     """
     if config.architectures is None or config.architectures == []:
         with torch.device("meta"):
@@ -193,7 +193,7 @@ def _class_of(config: Any, model: str) -> Any:
 
 
 def _matching_class(head: Any, config: Any) -> Any:
-    """An Auto class, or for a compact model the class that it stands for, with the widths of config.json."""
+    """Return an Auto class, or for a compact model its stock class with the widths of config.json."""
     compact = getattr(config, COMPACT, None)
     if compact is None:
         return head
@@ -203,13 +203,13 @@ def _matching_class(head: Any, config: Any) -> Any:
 
 
 def _become_stock(loaded: Any) -> None:
-    """Leave the class that narrows, of use only while weights come in: the stock one pickles and is saved by name."""
+    """Reset the class to the stock one, which can be pickled and saved by name, once the weights are loaded."""
     if COMPACT in vars(type(loaded)):
         loaded.__class__ = type(loaded).__bases__[0]
 
 
 def _class_with_widths(kind: Any, compact: Any) -> Any:
-    """A class whose models have the widths of `compact_config` before their weights come."""
+    """Return a subclass whose models get the widths of `compact_config` before their weights are loaded."""
     table = compact.get("layers") if isinstance(compact, dict) else None
     if not issubclass(kind, PreTrainedModel) or not isinstance(table, dict) or compact.get("format") != COMPACT_FORMAT:
         raise UserError(
@@ -225,7 +225,7 @@ def _class_with_widths(kind: Any, compact: Any) -> Any:
 
 
 def class_can_build(kind: Any, config: Any, wanted: Mapping[str, Tensor]) -> bool:
-    """Whether a stock class makes just these parameters from a config."""
+    """Return True if a stock class makes exactly these parameters from a config."""
     with (
         torch.device("meta"),
         quiet_transformers(),
@@ -236,11 +236,11 @@ def class_can_build(kind: Any, config: Any, wanted: Mapping[str, Tensor]) -> boo
 
 
 def unpruned_model(model: str, wanted: Widths) -> PreTrainedModel:
-    """A model of the class and config of a folder before anything was cut out of it; its weights are drawn at random.
+    """Return a randomly initialised model of a folder's class and config, as before anything was cut out of it.
 
     Args:
-        model: the folder.
-        wanted: heads and units of its layers; a class makes all layers alike, so the most of them count.
+        model: folder of the model.
+        wanted: heads and units of its layers; a class makes all layers alike, so the maximum counts.
     Raises: UserError if its config.json cannot be read.
     """
     config = config_of(model)
@@ -248,14 +248,14 @@ def unpruned_model(model: str, wanted: Widths) -> PreTrainedModel:
         if hasattr(config, COMPACT):
             delattr(config, COMPACT)
         if (layout := FAMILIES.get(str(config.model_type))) and hasattr(config, layout.units) and wanted:
-            # Never fewer than config.json says: what is cut out of a compact model again was narrow before.
+            # At least the numbers in config.json: a compact model that is cut again was narrow before.
             for key, number in (("units", layout.units), ("heads", "num_attention_heads")):
                 setattr(config, number, max(getattr(config, number), *(row[key] for row in wanted.values())))
         return _class_of(config, model)(config).eval()
 
 
 def has_head(model: str, task: AnyTask, remote_code: bool = False) -> bool:
-    """Whether transformers knows a class of this model's type with the head that a task needs."""
+    """Return True if transformers has a class of this model type with the head for a task."""
     kind = task_type_of(task)
     return remote_code or kind.load is not None or type(config_of(model)) in kind.head._model_mapping
 
@@ -263,13 +263,13 @@ def has_head(model: str, task: AnyTask, remote_code: bool = False) -> bool:
 def save_model(
     model: PreTrainedModel, weights: Mapping[str, Tensor], folder: Path, reader: Any, facts: Mapping[str, Any]
 ) -> None:
-    """Write a stock model folder: `from_pretrained` of transformers alone loads it, its pruned weights exactly zero.
+    """Write a stock model folder, which transformers alone can load, with pruned weights exactly zero.
 
     Args:
-        model: the pre-trained model, which gives class and config; not changed.
+        model: the pre-trained model, for its class and config; not changed.
         weights: the state to save.
         reader: its tokenizer or image processor.
-        facts: what goes into `config.json` as `pruning_config` (a serving engine refuses other known keys).
+        facts: content of `pruning_config` in `config.json` (a serving engine refuses other known keys).
     """
     product = copy.deepcopy(model).cpu()
     product.load_state_dict(dict(weights))

@@ -1,6 +1,6 @@
-"""open_clip's vision towers as models of transformers, so that whatever reads a folder of theirs reads these too.
+"""open_clip's vision towers as transformers models, so that code for transformers folders also reads these.
 
-Their attention keeps query, key and value in one parameter, `in_proj_weight`, which belongs to no linear module.
+Their attention stores query, key and value in one parameter, `in_proj_weight`, outside any linear module.
 """
 
 from pathlib import Path
@@ -18,16 +18,16 @@ from sparsesoup.hub.data.files import one_line
 from sparsesoup.hub.models.weights import check_finite
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
-NO_TEXT = {"layers": 1, "width": 8, "heads": 1, "vocab_size": 8, "context_length": 4}  # a tower that is thrown away
+NO_TEXT = {"layers": 1, "width": 8, "heads": 1, "vocab_size": 8, "context_length": 4}  # a minimal tower, discarded
 FILTERS = {"bilinear": 2, "bicubic": 3}  # name of a filter -> Pillow's number
 
 
 class OpenClipConfig(transformers.PreTrainedConfig):
-    """What open_clip's own file says of a model.
+    """The config of an open_clip model.
 
     Args:
         model_cfg: its table `model_cfg`.
-        more: as for every model of transformers: `id2label` and the like.
+        more: further keys as for every transformers model: `id2label` and others.
     """
 
     model_type = "open_clip"
@@ -38,7 +38,7 @@ class OpenClipConfig(transformers.PreTrainedConfig):
 
 
 class OpenClipForImageClassification(transformers.PreTrainedModel):
-    """A vision tower of open_clip with a linear head on what it projects an image to."""
+    """A vision tower of open_clip with a linear head on its image embedding."""
 
     config_class = OpenClipConfig
     base_model_prefix = "visual"
@@ -48,7 +48,7 @@ class OpenClipForImageClassification(transformers.PreTrainedModel):
         super().__init__(config)
         try:
             from open_clip import CLIP
-        except (ImportError, RuntimeError) as error:  # a torchvision made for another torch fails with the latter
+        except (ImportError, RuntimeError) as error:  # the latter for a torchvision built for another torch
             raise UserError(
                 f"this model needs open_clip, which cannot be imported ({error}); pip install 'sparsesoup[images]'"
             ) from error
@@ -59,19 +59,19 @@ class OpenClipForImageClassification(transformers.PreTrainedModel):
         self.post_init()
 
     def forward(self, pixel_values: Tensor, **_: Any) -> ImageClassifierOutput:
-        """pixel_values [rows, channels, height, width] -> logits [rows, labels]."""
+        """Map pixel_values [rows, channels, height, width] to logits [rows, labels]."""
         features = self.visual(pixel_values)
         return ImageClassifierOutput(logits=self.classifier(features[0] if isinstance(features, tuple) else features))
 
 
 def from_open_clip(checkpoint: str | Path, out: str | Path) -> Path:
-    """Write the vision tower of an open_clip checkpoint as a folder that `--model` takes; a task makes its head.
+    """Write the vision tower of an open_clip checkpoint as a folder for `--model`; a task adds its head.
 
     Args:
         checkpoint: folder with open_clip_config.json and open_clip_model.safetensors, or such a repository on the Hub.
-        out: folder to write, which must not exist.
-    Returns: `out`. Its weights are under `visual.`, as in open_clip itself.
-    Raises: UserError if the checkpoint is not there, damaged, or prepares its images in a way that is not known here.
+        out: output folder, which must not exist.
+    Returns: `out`. Its weights are under `visual.`, as in open_clip.
+    Raises: UserError if the checkpoint is missing, damaged, or uses an unknown image preprocessing.
     """
     out = Path(out)
     if out.exists():
@@ -96,13 +96,13 @@ def from_open_clip(checkpoint: str | Path, out: str | Path) -> Path:
             f"{CONFIG} and {WEIGHTS}"
         ) from error
     with atomic_write(out) as temporary:
-        model.save_pretrained(temporary, state_dict=weights)  # without the head, which is random
+        model.save_pretrained(temporary, state_dict=weights)  # without the random head
         processor.save_pretrained(temporary)
     return out
 
 
 def _image_processor(table: dict[str, Any], vision: dict[str, Any]) -> Any:
-    """open_clip's transform for evaluation as an image processor."""
+    """Return open_clip's evaluation transform as an image processor."""
     size = table.get("size", vision.get("image_size", 224))
     height, width = (size, size) if isinstance(size, int) else size
     mode, name = table.get("resize_mode", "shortest"), table.get("interpolation", "bicubic")

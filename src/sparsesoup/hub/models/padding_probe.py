@@ -1,4 +1,4 @@
-"""A look at a model before the first step: a row's answer depends on that row alone."""
+"""Check before the first step that a model's output for a row depends only on that row."""
 
 import copy
 from typing import Any
@@ -12,22 +12,22 @@ from sparsesoup.hub.models.checkpoint import quiet_transformers
 from sparsesoup.hub.tasks.registry import TaskType
 from sparsesoup.training.batching import RowBatches
 
-CLOSE = 1e-4  # how far two answers may lie apart, as a share of the largest; rounding gives 1e-6
+CLOSE = 1e-4  # largest difference of outputs, as a share of the largest; rounding gives 1e-6
 REMEMBERED = (bool, int, float, str, type(None))
 
 
 def probe_padding(name: str, kind: TaskType, model: nn.Module, data: RowBatches) -> None:
-    """Raise a UserError if a row is answered otherwise in a batch than alone, or otherwise after another batch.
+    """Raise a UserError if a row's output changes with the rest of its batch, or with an earlier batch.
 
-    The first would make every score one of how rows happened to be put together. The second is a state that is no
-    tensor and that nobody saves (BigBird goes over to full attention on the first short batch): a run that was stopped
-    would go on as another one.
+    The first would make every score depend on how rows are batched. The second is a hidden state that is not a tensor
+    and is not saved (BigBird switches to full attention on the first short batch), so a stopped run could not resume
+    exactly.
 
     Args:
-        name: of the model.
-        kind: of its task.
-        model: as loaded, on the CPU; not changed.
-        data: the training rows, of which the shortest and the longest are asked.
+        name: name of the model.
+        kind: type of its task.
+        model: the loaded model, on the CPU; not changed.
+        data: training rows, of which the shortest and the longest are used.
     """
     order = sorted(range(len(data)), key=lambda i: data.lengths[i] if data.lengths else 0)
     short, both = order[:1], [order[0], order[-1]]
@@ -53,18 +53,18 @@ def probe_padding(name: str, kind: TaskType, model: nn.Module, data: RowBatches)
 
 
 def _shallow_copy(model: nn.Module, training: bool) -> nn.Module:
-    """A copy whose weights are the model's own, and whose buffers and other state are not."""
+    """Return a copy that shares the weights, but not buffers and other state."""
     return copy.deepcopy(model, {id(p): p for p in model.parameters()}).train(training)
 
 
 def _outputs_for(name: str, kind: TaskType, model: nn.Module, data: RowBatches, rows: list[int]) -> Tensor:
-    """The answers to some rows; UserError unless they are numbers."""
+    """Return the outputs for some rows; raise a UserError unless they are finite."""
     batch = data.batch(rows)
     try:
         with torch.no_grad(), torch.random.fork_rng(), quiet_transformers():
             seed_everything(0)
             answers = kind.predict(model, batch).float()
-    except Exception as error:  # whatever the code that comes upon a wrong number of config.json raises
+    except Exception as error:  # any error that a wrong number in config.json may cause
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         if not kind.images:
             raise UserError(
@@ -88,7 +88,7 @@ def _differ(one: Tensor, other: Tensor) -> bool:
 
 
 def _module_state(model: nn.Module) -> dict[str, Any]:
-    """The plain values that the modules of a model hold, by name."""
+    """Return the plain attributes of a model's modules, by name."""
     return {
         f"{path}.{key}".lstrip("."): value
         for path, module in model.named_modules()

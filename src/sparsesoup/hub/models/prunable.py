@@ -1,4 +1,4 @@
-"""Which parameters of a transformer may be pruned: the linear weights inside its repeated blocks, with their roles."""
+"""The prunable parameters of a transformer: the linear weights inside its repeated blocks, with their roles."""
 
 import contextlib
 import re
@@ -11,8 +11,8 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.targets import Target, Targets
 from sparsesoup.hub.models.layer_layouts import prunable_layers
 
-# Role -> what the parameter's path inside its block ends in; BERT, RoBERTa, ELECTRA, DeBERTa, DistilBERT, ViT, CLIP,
-# GPT-2, LLaMA and their kin. A linear weight that none of them names is pruned all the same, with the role "other".
+# Role -> suffix of the parameter's path inside its block; BERT, RoBERTa, ELECTRA, DeBERTa, DistilBERT, ViT, CLIP,
+# GPT-2, LLaMA and similar models. Other linear weights are pruned too, with the role "other".
 ROLES = {
     "query": r"(query(_proj)?|q_lin|q_proj|\.q)",
     "key": r"(key(_proj)?|k_lin|k_proj|\.k)",
@@ -23,13 +23,13 @@ ROLES = {
     "feed-forward gate": r"(gate_proj)",
     "feed-forward out": r"(output\.dense|ffn\.lin2|\bfc2|mlp\.c_proj|down_proj|linear2|\.wo|\bffn_output)",
 }
-# Two-dimensional, and no linear maps: tables of Swin, BEiT, XLNet and their kin, the state space of Mamba.
+# Two-dimensional but not linear layers: tables of Swin, BEiT, XLNet and similar models, the state space of Mamba.
 NO_MATRIX = r"bias|position|embed|rel_pos|token|^A_log$|^D$"
 NOT_LINEAR = (nn.Embedding, nn.modules.conv._ConvNd, nn.LayerNorm, nn.RMSNorm)
 
 
 def find_prunable(model: PreTrainedModel) -> Targets:
-    """The prunable parameters of a model, in its own order.
+    """Return the prunable parameters of a model, in its own order.
 
     Raises: UserError if the model has none.
     """
@@ -42,12 +42,12 @@ def find_prunable(model: PreTrainedModel) -> Targets:
 
 
 def prunable_matrices(model: PreTrainedModel) -> Targets:
-    """The prunable parameters of a model, in its own order; none where all heads and units were cut out.
+    """Return the prunable parameters of a model, in its own order; empty if all heads and units were cut out.
 
-    The rule: every matrix (or stack of matrices) below a list of repeated blocks of the base model. So embeddings,
-    norms, biases, position tables beside the blocks (DeBERTa's rel_embeddings), pooler and task head are none. Nor are
-    gains and temperatures with sides of 1 (Swin v2's logit_scale, ConvNeXt v2's grn), nor convolutions: a pattern
-    speaks of [out, in], and a depthwise kernel has no inputs to choose among.
+    The rule: every matrix (or stack of matrices) below a list of repeated blocks of the base model. This excludes
+    embeddings, norms, biases, position tables beside the blocks (DeBERTa's rel_embeddings), pooler and task head. It
+    also excludes gains and temperatures with sides of 1 (Swin v2's logit_scale, ConvNeXt v2's grn), and convolutions: a
+    pattern refers to [out, in], and a depthwise kernel has no inputs to choose from.
     """
     base = getattr(model, model.base_model_prefix, model)
     blocks = _block_lists(base)
@@ -65,19 +65,19 @@ def prunable_matrices(model: PreTrainedModel) -> Targets:
 
 
 def _is_matrix(name: str, parameter: nn.Parameter, owner: nn.Module) -> bool:
-    """Return True for the matrix of a linear map, or a stack of such, with both sides above 1."""
+    """Return True for the matrix of a linear layer, or a stack of them, with both sides above 1."""
     linear = not isinstance(owner, NOT_LINEAR) and "Norm" not in type(owner).__name__
     table = re.search(NO_MATRIX, name.rpartition(".")[2])
     return parameter.dim() >= 2 and min(parameter.shape[-2:]) > 1 and linear and not table
 
 
 def _head_widths(model: PreTrainedModel) -> dict[str, int]:
-    """The width of a head at each matrix that is cut into heads, as the model's own attention has it.
+    """Return the head width of each matrix that is split into heads, as in the model's own attention.
 
-    config.json does not say it of a compact model, whose layers have fewer heads than its number, nor of CLIP's towers.
+    config.json does not have it for a compact model, whose layers have fewer heads, nor for CLIP's towers.
     """
     names, found = {id(p): name for name, p in model.named_parameters()}, {}
-    with contextlib.suppress(UserError):  # a family of which less is known
+    with contextlib.suppress(UserError):  # an unknown model type
         for layer in prunable_layers(model):
             for role in ("query", "key", "value", "output"):
                 found[names[id(layer.module_of(role).weight)]] = layer.head_size
@@ -85,10 +85,10 @@ def _head_widths(model: PreTrainedModel) -> dict[str, int]:
 
 
 def _block_lists(base: nn.Module) -> list[str]:
-    """Names of the lists of repeated blocks, the outer ones where they are nested.
+    """Return the names of the lists of repeated blocks, the outer ones if they are nested.
 
-    timm and open_clip may keep theirs in an nn.Sequential. Elsewhere that is what one block is made of, so it counts
-    where no list is there, and where all its members are of one class that has parts of its own.
+    timm and open_clip may keep theirs in an nn.Sequential. Elsewhere that is what a block is made of, so it counts only
+    if there is no list, and if all its members are of one class that has submodules.
     """
     modules = dict(base.named_modules())
     found = [name for name, m in modules.items() if isinstance(m, nn.ModuleList) and len(m)]
@@ -101,12 +101,12 @@ def _is_repeated(members: nn.Sequential) -> bool:
 
 
 def _head_width(model: PreTrainedModel, role: str, parameter: nn.Parameter, transposed: bool) -> int:
-    """Width of one attention head along the side of the matrix that is cut into heads; 0 where it is none."""
+    """Return the width of an attention head along the split side of a matrix; 0 if it is not split into heads."""
     count = getattr(model.config, "num_attention_heads", 0) or 0
     if role not in ("query", "key", "value", "output") or not isinstance(count, int) or count < 1:
         return 0
     if role in ("key", "value"):
-        # Grouped-query attention: fewer heads here than in the query, which no tie of equal counts can name.
+        # Grouped-query attention: fewer heads than in the query, so they cannot be coupled one to one.
         count = getattr(model.config, "num_key_value_heads", None) or count
     side = parameter.shape[int((role == "output") != transposed)]
     return 0 if side % count else side // count

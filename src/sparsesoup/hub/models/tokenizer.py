@@ -1,4 +1,4 @@
-"""A tokenizer as its model needs it, so that what is trained, tested and saved reads every row alike."""
+"""Adapt a tokenizer to its model, so that training, testing and saving read every row alike."""
 
 import inspect
 from collections.abc import Mapping
@@ -12,22 +12,22 @@ MASK, KINDS = "attention_mask", "token_type_ids"
 
 
 def tokenizer_settings(config: Any) -> dict[str, Any]:
-    """Return the settings of a model's tokenizer, whatever its own file says; they are saved with it.
+    """Return the tokenizer settings for a model, which override its own file and are saved with it.
 
-    A head reads the first token, or the last one that is no padding, and learnt positions count from the left; so rows
-    are padded on the right, except for a head that reads the last place (XLNet's). And a text is a text: a special
-    token that it names is spelt out, not obeyed.
+    A head reads the first token or the last one that is not padding, and learned positions count from the left; so rows
+    are padded on the right, except for a head that reads the last position (XLNet's). Special tokens named in a text
+    are tokenized as plain text.
     """
     last = getattr(config, "summary_type", "") == "last"
     return {"padding_side": "left" if last else "right", "split_special_tokens": True}
 
 
 def input_names(made: list[str], config: Any) -> list[str]:
-    """The inputs that tokenizer and model both know.
+    """Return the inputs that tokenizer and model have in common.
 
-    There is a mask wherever the model takes one, and there are token types where it tells two of them apart.
+    There is a mask if the model takes one, and token types if it distinguishes two of them.
     """
-    if type(config) not in AutoModel._model_mapping:  # code of the checkpoint's own
+    if type(config) not in AutoModel._model_mapping:  # code from the checkpoint
         return made
     kind = AutoModel._model_mapping[type(config)]
     taken = inspect.signature((kind[0] if isinstance(kind, tuple) else kind).forward).parameters  # Funnel has two
@@ -36,29 +36,29 @@ def input_names(made: list[str], config: Any) -> list[str]:
 
 
 def config_settings(config: Any, tokenizer: Any) -> dict[str, Any]:
-    """Return the settings that a model's config.json needs to be trained on rows of a tokenizer.
+    """Return the settings that a model's config.json needs for training with a tokenizer.
 
-    A decoder's head reads the last token that is not `pad_token_id`. BigBird's sparse attention gives way to full
-    attention at the first batch that is short, for good, so which one a row meets would depend on the rows before it.
+    A decoder's head reads the last token that is not `pad_token_id`. BigBird's sparse attention switches to full
+    attention for good at the first short batch, so the attention of a row would depend on the rows before it.
     """
     sparse = getattr(config, "attention_type", "") == "block_sparse"
     return {"pad_token_id": tokenizer.pad_token_id} | ({"attention_type": "original_full"} if sparse else {})
 
 
 def padding_of(config: Any) -> int | None:
-    """The padding token that a config.json tells of."""
+    """Return the padding token of a config.json."""
     return getattr(config.get_text_config(), "pad_token_id", None)
 
 
 def update_config_(config: Any, fixed: Mapping[str, Any]) -> None:
-    """Write settings into a config, and into that of the part which reads texts, where a head looks its padding up."""
+    """Write settings into a config, and into its text config, where a head looks up the padding token."""
     for each in (config, config.get_text_config()):
         for key, value in fixed.items():
             setattr(each, key, value)
 
 
 def config_notes(config: Any, fixed: Mapping[str, Any], name: str) -> list[str]:
-    """Return notes on the settings that a model was given in place of its own."""
+    """Return notes on settings of a model that were overridden."""
     own, pad = padding_of(config), fixed["pad_token_id"]
     notes = []
     if own not in (None, pad):
@@ -74,11 +74,11 @@ def config_notes(config: Any, fixed: Mapping[str, Any], name: str) -> list[str]:
 
 
 def check_padding(name: str, model: Any, tokenizer: Any, own: int | None) -> None:
-    """Raise a UserError if a model counts positions from another padding token than its tokenizer's.
+    """Raise a UserError if a model computes positions from another padding token than its tokenizer's.
 
     Args:
-        name: of the model.
-        model: one with its shapes, made from its own config.json.
+        name: name of the model.
+        model: a model of its shapes, made from its own config.json.
         tokenizer: pads the rows.
         own: `pad_token_id` of that config.json.
     """

@@ -1,4 +1,4 @@
-"""Load the weights of a checkpoint: none drawn at random unless it may be, none NaN or infinite."""
+"""Load the weights of a checkpoint: only permitted ones are randomly initialised, none may be NaN or infinite."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -12,23 +12,23 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.targets import block_of
 
 REMEDY = "take config.json and weights as they were written"
-SHOWN = 6  # names in a note
+SHOWN = 6  # names to list in a note
 
 
 @dataclass
 class LoadingNotes:
-    """Notes on a model that was loaded.
+    """Notes on a loaded model.
 
     Args:
-        new: weights that are drawn at random.
-        notes: a sentence each.
+        new: randomly initialised weights.
+        notes: one sentence each.
     """
 
     new: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
 
     def note_weights(self, model: str, seed: int, new: Collection[str], left: Collection[str]) -> None:
-        """Note the weights that were drawn from a seed, and those of the checkpoint that were left out."""
+        """Note the randomly initialised weights, and those of the checkpoint that were left out."""
         self.new = (*self.new, *sorted(new))
         if new:
             self.notes.append(f"not in the checkpoint of {model}, so drawn from seed {seed}: {in_short(new)}")
@@ -40,15 +40,15 @@ class LoadingNotes:
 def load_weights(
     kind: Any, name: str, options: Mapping[str, Any], **more: Any
 ) -> tuple[Any, dict[str, str], list[str]]:
-    """A model with the weights of a checkpoint, those that it lacks drawn at random.
+    """Load a model with the weights of a checkpoint; missing ones are randomly initialised.
 
     Args:
-        kind: the class.
-        name: what the model is called in errors.
-        options: what from_pretrained is called with; `more` of it.
-    Returns: the model; name of each weight that is drawn -> what is wrong with the checkpoint's; names of weights that
-        the model has no place for.
-    Raises: UserError if a weight is NaN or infinite, or no floating-point number.
+        kind: the model class.
+        name: name of the model in errors.
+        options: arguments of from_pretrained; `more` are further ones.
+    Returns: the model; name -> problem in the checkpoint, for randomly initialised weights; names of weights
+        unknown to the model.
+    Raises: UserError if a weight is NaN or infinite, or not floating-point.
     """
     given = {**options, **more, "use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
     model, found = kind.from_pretrained(**given)
@@ -57,13 +57,13 @@ def load_weights(
     for key, there, wanted in found["mismatched_keys"]:
         lacking[key] = f"has shape {tuple(there)}, asked for is {tuple(wanted)}"
     state = model.state_dict()
-    # Whole numbers are no weights: tables of places, counters, which the class computes.
+    # Integers are not weights: position tables, counters, which the class computes.
     drawn = {key: why for key, why in lacking.items() if key not in state or state[key].is_floating_point()}
     return model, drawn, sorted(found["unexpected_keys"])
 
 
 def check_finite(name: str, model: nn.Module) -> None:
-    """Raise a UserError that names the first weight of a model that is NaN, infinite, or no floating-point number."""
+    """Raise a UserError that names the first weight of a model that is NaN, infinite, or not floating-point."""
     weights = dict(model.named_parameters())
     for key, t in model.state_dict().items():
         if not t.is_floating_point():
@@ -77,13 +77,13 @@ def check_finite(name: str, model: nn.Module) -> None:
 
 
 def check_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
-    """Raise a UserError if a tokenizer makes numbers for which a model has no embedding."""
+    """Raise a UserError if a tokenizer makes ids for which a model has no embedding."""
     try:
         rows = len(model.get_input_embeddings().weight)
-    except (NotImplementedError, AttributeError):  # a model of bytes or characters, which has no such table
+    except (NotImplementedError, AttributeError):  # a model of bytes or characters has no such table
         return
     used = {getattr(tokenizer, f"{role}_token_id", None) for role in ("bos", "eos", "unk", "sep", "pad", "cls")}
-    idle = {*tokenizer.all_special_ids} - used  # no text gives a mask; that of BART lies one beyond its embeddings
+    idle = {*tokenizer.all_special_ids} - used  # never made from text; BART's mask id lies one beyond its embeddings
     highest = max(number for number in tokenizer.get_vocab().values() if number not in idle)
     if highest >= rows:
         raise UserError(
@@ -94,23 +94,23 @@ def check_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
 
 
 def need_weights(name: str, lacking: Mapping[str, str], allowed: Collection[str] = ()) -> None:
-    """Raise a UserError that names the first weight drawn at random which may not be."""
+    """Raise a UserError that names the first weight that is missing and may not be initialised."""
     for key in sorted({*lacking} - {*allowed}):
         raise UserError(f"the weights of model {name!r} do not fit its config.json: {key} {lacking[key]}; {REMEDY}")
 
 
 def may_be_new(model: Any) -> set[str]:
-    """The weights of a model that a checkpoint may lack: those of a head or a pooler, and tables that are computed."""
+    """Return the weights that a checkpoint may lack: those of a head or a pooler, and computed tables."""
     poolers = {key for key in model.state_dict() if "pooler" in key.split(".")}
     computed = {key for key, parameter in model.named_parameters() if not parameter.requires_grad}
     return {*randomly_drawn_head(model)} | poolers | computed
 
 
 def randomly_drawn_head(model: Any) -> list[str]:
-    """The weights of a model's head: what its class has beside the base model; nothing where it is one itself.
+    """Return the names of the head's weights: those besides the base model; empty for a base model.
 
-    Some classes (CLIP's, T5's for questions) have the parts of the base model as their own, and the head behind the
-    last that has blocks.
+    In some classes (CLIP's, T5's for questions) the parts of the base model are direct members, and the head follows
+    the last one with blocks.
     """
     names, prefix = [*model.state_dict()], model.base_model_prefix
     if isinstance(getattr(model, prefix, None), nn.Module):
@@ -124,7 +124,7 @@ def randomly_drawn_head(model: Any) -> list[str]:
 
 
 def output_layer_weights(model: Any, names: Collection[str]) -> list[tuple[str, Tensor]]:
-    """The weights among `names` of the layer that gives a number a label: the last with so many rows."""
+    """Return those of the named weights in the layer with one output per label: the last with that many rows."""
     labels, held = model.config.num_labels, model.state_dict()
     rows = [key for key in names if key.endswith("weight") and held[key].dim() > 1 and len(held[key]) == labels]
     if not rows:
@@ -143,7 +143,7 @@ def _is_base(model: Any) -> bool:
 
 
 def unused_weights(model: Any, inputs: Mapping[str, Tensor]) -> set[str]:
-    """The weights that a model does not read to answer such inputs: those that no answer has a gradient by."""
+    """Return the weights that a model does not use for such inputs: those without a gradient from any output."""
     weights = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
     with torch.random.fork_rng():
         answers = [t for t in model(**inputs).to_tuple() if isinstance(t, Tensor) and t.requires_grad]
@@ -152,7 +152,7 @@ def unused_weights(model: Any, inputs: Mapping[str, Tensor]) -> set[str]:
 
 
 def left_out(model: Any, left: Collection[str]) -> list[str]:
-    """The weights of a checkpoint's blocks that a model has no place for; heads of other tasks are none."""
+    """Return the weights of a checkpoint's blocks that are unknown to a model; heads of other tasks are not listed."""
     prefix = f"{model.base_model_prefix}."
     known = {_list_of(key.removeprefix(prefix)) for key in model.state_dict()} - {""}
     return [key for key in left if _list_of(key.removeprefix(prefix)) in known]
@@ -163,6 +163,6 @@ def _list_of(name: str) -> str:
 
 
 def in_short(names: Collection[str]) -> str:
-    """Names in one line, the first of them where they are many."""
+    """Return names in one line, shortened if there are many."""
     first = sorted(names)[:SHOWN]
     return ", ".join(first) + (f" and {len(names) - len(first)} more" if len(names) > len(first) else "")

@@ -1,4 +1,4 @@
-"""What is asked of a text: which columns are read, and what the labels mean."""
+"""Text tasks: the columns to read, and the meaning of labels."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ LABEL_NAMES = (
 ID_NAMES = ("idx", "id", "guid", "uid", "uuid", "index", "row_id", "pairid", "promptid")
 FLAGS = "name them with `--text-columns` and `--label-column`"
 DROP = "drop rows without a label with `--drop-unlabelled true`"
-FEW = 20  # a label with more different numbers is hardly a class
+FEW = 20  # a label with more distinct numbers is unlikely to be a class
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class TextTask:
         texts: the one or two text columns.
         label: the label column.
         labels: class names, in the order of the model's outputs; empty means regression.
-        metrics: what is reported; the first one selects.
+        metrics: metrics to report; the first one is used for selection.
     """
 
     texts: tuple[str, ...]
@@ -38,7 +38,7 @@ class TextTask:
 
 
 def describe_text_task(task: TextTask) -> str:
-    """What is predicted from what, in words.
+    """Describe a text task.
 
     >>> describe_text_task(TextTask(("text",), "label", ("bad", "good"), ("accuracy",)))
     '2 classes (bad, good) in column label from column text'
@@ -50,14 +50,14 @@ def describe_text_task(task: TextTask) -> str:
 
 
 def find_task(train: Dataset, name: str, texts: Sequence[str] | None = None, label: str | None = None) -> TextTask:
-    """The task of a dataset, told from its name (GLUE) or from its columns.
+    """Infer the task of a dataset from its name (GLUE) or from its columns.
 
     Args:
-        train: the training split; where labels carry no names, its values say which classes there are.
+        train: the training split; if labels have no names, its values give the classes.
         name: the dataset's name, as in `LoadedDataset.name`.
-        texts: the text columns, where the guess is to be overruled.
+        texts: the text columns, to override the inference.
         label: the label column, likewise.
-    Raises: UserError if the columns leave more than one reading, or none.
+    Raises: UserError if the columns are ambiguous or unsuitable.
     """
     features = train.features
     glue = glue_task(name)
@@ -77,9 +77,9 @@ def find_task(train: Dataset, name: str, texts: Sequence[str] | None = None, lab
 
 
 def find_label(train: Dataset, name: str, label: str | None = None) -> tuple[str, tuple[str, ...]]:
-    """(label column, its class names): the column named, or the one that looks like a label; no names for numbers.
+    """Return (label column, its class names): the named column, or one that looks like a label; no names for numbers.
 
-    Raises: UserError if there is no such column or several, or its values are no labels.
+    Raises: UserError if there is no such column or several, or its values are not labels.
     """
     column = _require_column(label, train.features, name) if label else _label_column(train.features, name)
     labels = _class_names(train, column, name)
@@ -88,9 +88,9 @@ def find_label(train: Dataset, name: str, label: str | None = None) -> tuple[str
 
 
 def label_values(rows: Dataset, task: TextTask, split: str) -> list[int] | list[float]:
-    """The labels of a split as the model takes them: class indices, or numbers for regression.
+    """Return the labels of a split for the model: class indices, or numbers for regression.
 
-    Raises: UserError that names split, first row, value and range where a label is missing or not allowed.
+    Raises: UserError that names split, first row, value and range of a missing or invalid label.
     """
     values, written = _labels_of(rows, task)
     classes = {name: i for i, name in enumerate(task.labels)}
@@ -109,7 +109,7 @@ def label_values(rows: Dataset, task: TextTask, split: str) -> list[int] | list[
 
 
 def has_labels(rows: Dataset, task: TextTask) -> bool:
-    """Whether any row has a label: competitions publish test rows whose labels are all -1 or missing."""
+    """Return True if any row has a label: competitions publish test rows with labels that are all -1 or missing."""
     if task.label not in rows.column_names:
         return False
     return any(value != -1 and not is_missing(value, task.labels) for value in rows.unique(task.label))
@@ -126,14 +126,14 @@ def is_missing(value: object, labels: Sequence[str]) -> bool:
 
 
 def columns_of(features: Features) -> str:
-    """Names and types of a table's columns, in words."""
+    """Describe the columns of a table: names and types."""
     kinds = (f"{name} ({getattr(kind, 'dtype', type(kind).__name__)})" for name, kind in features.items())
     return ", ".join(kinds)
 
 
 STRINGS = ("string", "large_string", "string_view")
 WHOLE = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
-MISSING = ("na", "n/a", "nan", "null", "?")  # how tables say that a number is not there
+MISSING = ("na", "n/a", "nan", "null", "?")  # spellings of a missing number in tables
 REAL = ("float16", "float32", "float64", "double", "float")
 
 
@@ -157,16 +157,16 @@ def _label_column(features: Features, name: str) -> str:
 
 
 def text_candidates(features: Features, label: str) -> list[str]:
-    """The columns that may be a text: of strings, and by their name neither an identifier nor the label in words."""
+    """Return the columns that may be texts: strings whose name is neither an identifier nor that of label words."""
     found = [column for column, kind in features.items() if isinstance(kind, Value) and kind.dtype in STRINGS]
-    # `label_text` beside `label` holds the answer: reading it as a text would make every task trivial.
+    # `label_text` beside `label` holds the answer: reading it as a text would make the task trivial.
     return [c for c in found if c != label and c.lower() not in ID_NAMES and not c.lower().startswith("label")]
 
 
 def _text_columns(train: Dataset, label: str, name: str) -> tuple[str, ...]:
     candidates = text_candidates(train.features, label)
     found = [column for column in candidates if not spell_the_label(train, column, label)]
-    found = found or candidates  # sentences of few words, each there many times: nothing else can be read
+    found = found or candidates  # short sentences with many repetitions: there is nothing else to read
     if not 1 <= len(found) <= 2:
         what = f"{len(found)} columns that may be the text ({', '.join(found)})" if found else "no column of text"
         raise UserError(
@@ -179,7 +179,7 @@ def _class_names(train: Dataset, label: str, name: str) -> tuple[str, ...]:
     kind = train.features[label]
     if isinstance(kind, ClassLabel):
         return _published_class_names(kind, label, name)
-    if not isinstance(kind, Value) and getattr(kind, "feature", None) is not None:  # a list a row
+    if not isinstance(kind, Value) and getattr(kind, "feature", None) is not None:  # a list per row
         raise UserError(
             f"{name}: the label column {label} holds a list a row (several labels at once), where one class or number "
             f"a row is allowed; make a dataset of each label, or name another column with `--label-column`"
@@ -188,7 +188,7 @@ def _class_names(train: Dataset, label: str, name: str) -> tuple[str, ...]:
     values = train.unique(label) if isinstance(kind, Value) else []
     present = [value for value in values if not is_missing(value, ())]
     if dtype in REAL:
-        # pandas makes whole numbers floats where one of them is missing.
+        # pandas converts integers to floats if one of them is missing.
         whole = len(present) < len(values) and all(value >= 0 and float(value).is_integer() for value in present)
         few = whole and present and max(present) < min(FEW, 2 * len(present) + 10)
         return _numbered_class_names([int(value) for value in present], label, name) if few else ()
@@ -208,7 +208,7 @@ def _class_names(train: Dataset, label: str, name: str) -> tuple[str, ...]:
 
 
 def _published_class_names(kind: ClassLabel, label: str, name: str) -> tuple[str, ...]:
-    """The names that the dataset itself gives its classes."""
+    """Return the class names published with the dataset."""
     if len(kind.names) < 2:
         raise UserError(
             f"{name}: the label column {label} knows the one class {', '.join(kind.names)}, where at least two "
@@ -218,9 +218,9 @@ def _published_class_names(kind: ClassLabel, label: str, name: str) -> tuple[str
 
 
 def _numbered_class_names(present: Sequence[int], label: str, name: str) -> tuple[str, ...]:
-    """Names of classes that are whole numbers; UserError if the numbers are of something else."""
+    """Return names for integer classes; raise a UserError if the numbers are not classes."""
     count = int(max(present)) + 1
-    # A head of that width would be built. A -1 beside classes is a missing label, whose row is named later.
+    # A head of that width would be built. A -1 beside classes is a missing label, whose row is reported later.
     if count > 2 * len(present) + 10 or count < 1 or min(present) < -1:
         raise UserError(
             f"{name}: the label column {label} has {len(present)} different numbers from {min(present)} to "
@@ -231,7 +231,7 @@ def _numbered_class_names(present: Sequence[int], label: str, name: str) -> tupl
 
 
 def _worded_class_names(present: Sequence[str], label: str, name: str) -> tuple[str, ...]:
-    """Names of classes that are words; UserError if they are numbers with a few that say "missing"."""
+    """Return names for classes given as words; raise a UserError for numbers with a few that say "missing"."""
     missing = [word for word in present if word.strip().lower() in MISSING]
     if missing and len(missing) < len(present) and all(map(_is_written_number, {*present} - {*missing})):
         raise UserError(
@@ -249,10 +249,10 @@ def _is_written_number(word: str) -> bool:
 
 
 def default_metrics(task: TextTask, glue: str | None) -> tuple[str, ...]:
-    """What a task is judged by where nobody says; `glue` is the GLUE task that it is, if any."""
+    """Return the default metrics of a task; `glue` is its GLUE task, if any."""
     if not task.labels:
         return ("pearson", "spearman")
-    # A label column other than GLUE's own may not fit GLUE's metric: F1 of one class needs two classes.
+    # Another label column than GLUE's own may not fit GLUE's metric: F1 of one class needs two classes.
     fits = glue and glue != "stsb" and (len(task.labels) == 2 or glue == "mnli")
     return GLUE[glue][1] if glue and fits else ("accuracy", "macro_f1")
 
@@ -264,12 +264,12 @@ def _is_number(value: object) -> bool:
 def _is_class(value: object, classes: dict[str, int], written: bool) -> bool:
     if written:
         return value in classes
-    # Whole floats stand beside a missing value.
+    # Integers are floats if a value is missing.
     return isinstance(value, int | float) and value % 1 == 0 and 0 <= value < len(classes)
 
 
 def _labels_of(rows: Dataset, task: TextTask) -> tuple[list[Any], bool]:
-    """The labels of a split, and whether they are written as names of classes."""
+    """Return the labels of a split, and True if they are written as class names."""
     kind, values = rows.features[task.label], rows[task.label][:]
     if isinstance(kind, ClassLabel) and _are_others(kind.names, task.labels):
         return [kind.names[value] if value in range(len(kind.names)) else value for value in values], True
@@ -279,7 +279,7 @@ def _labels_of(rows: Dataset, task: TextTask) -> tuple[list[Any], bool]:
 
 
 def _are_names(labels: Sequence[str]) -> bool:
-    """Whether numbers are names of classes: a file in which no class is a word is read as numbers."""
+    """Return True if numbers are class names: a file in which no class is a word is read as numbers."""
     return any(label.isdigit() for label in labels) and not _are_numbers(labels)
 
 
@@ -288,7 +288,7 @@ def _are_numbers(labels: Sequence[str]) -> bool:
 
 
 def _are_others(names: Sequence[str], labels: Sequence[str]) -> bool:
-    """Whether a split numbers its classes by names of its own: each file of a dataset carries its list."""
+    """Return True if a split numbers its classes by its own names: each file of a dataset has its list."""
     return bool(labels) and [*names] != [*labels] and ({*names} <= {*labels} or not _are_numbers(labels))
 
 

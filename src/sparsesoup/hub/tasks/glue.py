@@ -1,4 +1,4 @@
-"""The tasks of GLUE, known by name: their text columns and metrics."""
+"""GLUE tasks by name: their text columns and metrics."""
 
 import re
 
@@ -16,7 +16,7 @@ GLUE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 
 def glue_task(name: str) -> str | None:
-    """The GLUE task that a dataset's name ends in, if any.
+    """Return the GLUE task at the end of a dataset's name, if any.
 
     >>> glue_task("nyu-mll/glue:rte"), glue_task("glue/qnli_dev_split"), glue_task("data/colander")
     ('rte', 'qnli', None)

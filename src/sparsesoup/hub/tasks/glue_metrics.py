@@ -1,4 +1,4 @@
-"""Metrics by name, as scikit-learn and scipy have them; quiet and defined where answers are constant."""
+"""Metrics by name, from scikit-learn and scipy; quiet and defined for constant predictions."""
 
 import math
 import warnings
@@ -16,7 +16,7 @@ def _accuracy(truth: np.ndarray, answers: np.ndarray) -> float:
 
 
 def _matthews(truth: np.ndarray, answers: np.ndarray) -> float:
-    # Undefined where either side is constant; 0.0, "no better than chance", is what GLUE reports then.
+    # Undefined if either side is constant; GLUE then reports 0.0, "no better than chance".
     constant = len(np.unique(truth)) < 2 or len(np.unique(answers)) < 2
     return 0.0 if constant else float(judged.matthews_corrcoef(truth, answers))
 
@@ -30,7 +30,7 @@ def _correlation_judge(of: Callable[..., tuple[float, float]]) -> Judge:
         if len(np.unique(truth)) < 2 or len(np.unique(answers)) < 2:
             return 0.0
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a nearly constant input is a poor model, not news for stderr
+            warnings.simplefilter("ignore")  # scipy warns about nearly constant inputs
             found = float(of(truth.astype(np.float64), answers.astype(np.float64))[0])
         return found if math.isfinite(found) else 0.0
 

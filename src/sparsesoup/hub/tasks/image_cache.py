@@ -1,4 +1,4 @@
-"""Images as the model takes them: made once by its own processor, and held in memory for the runs of this process."""
+"""Preprocessed images, computed once by the model's processor and kept in memory for all runs of this process."""
 
 import hashlib
 import warnings
@@ -17,17 +17,17 @@ from torch import Tensor
 from sparsesoup.core.errors import UserError
 from sparsesoup.hub.data.files import one_line
 
-HELD = 2**29  # bytes of images that are held in memory; of a larger split the rows chosen, or they are made each time
-CHUNK = 64  # images that are made at a time
+HELD = 2**29  # bytes of images to keep in memory; of a larger split only the chosen rows are kept, or none
+CHUNK = 64  # images preprocessed at a time
 
 
 @dataclass(frozen=True)
 class CachedPixels:
-    """Images of a split as published, or of the rows chosen from it: uint8 [rows, channels, height, width].
+    """Images of a split, or of rows chosen from it: uint8 [rows, channels, height, width].
 
     Args:
-        pixels: of all of them.
-        there: which are made already.
+        pixels: the images.
+        there: which images are computed.
     """
 
     pixels: Tensor
@@ -38,22 +38,22 @@ _KEPT: dict[bytes, CachedPixels] = {}
 
 
 class ImageCache:
-    """The images of a split in the size that the processor makes, uint8 [channels, height, width] each.
+    """The images of a split at the processor's size, uint8 [channels, height, width] each.
 
-    Bytes, not floats: a quarter of the memory. `model_inputs` turns them into what the processor would have made.
-    What was made once serves every later run of the process, of whatever seed: seeds choose other rows of one split.
+    Bytes, not floats, take a quarter of the memory. `model_inputs` converts them to the processor's output. The cache
+    serves every later run of the process with any seed: seeds choose other rows of one split.
 
     Args:
         rows: one split, or rows chosen from it.
-        column: of its images.
-        processor: of the model.
-    Raises: UserError that names the row where an image cannot be read or becomes of another size than the first.
+        column: the image column.
+        processor: image processor of the model.
+    Raises: UserError that names the row of an unreadable image, or of one with another size than the first.
     """
 
     def __init__(self, rows: Dataset, column: str, processor: Any) -> None:
         self.column, self.processor = column, processor
         chosen = rows.select_columns([column]).cast_column(column, Image(decode=False))
-        self._cells = Dataset(chosen.data, info=chosen.info)  # all rows as published, which errors number
+        self._cells = Dataset(chosen.data, info=chosen.info)  # all rows as published, for row numbers in errors
         at = rows._indices
         self._rows = torch.arange(len(rows)) if at is None else torch.from_numpy(at.column(0).to_numpy().astype(int))
         black, white = (self._process_images([np.full((64, 64, 3), level, np.uint8)])[0] for level in (0, 255))
@@ -67,28 +67,28 @@ class ImageCache:
         self._held = self._all_pixels(b"" if whole else self._rows.numpy().tobytes()) if fits else None
 
     def pixels_of(self, numbers: Sequence[int]) -> Tensor:
-        """The images of these rows as bytes: uint8 [rows, channels, height, width]."""
+        """Return the images of these rows as bytes: uint8 [rows, channels, height, width]."""
         chosen = list(numbers)
         return self._resized_pixels(self._rows[chosen].tolist()) if self._held is None else self._held[self._at[chosen]]
 
     def model_inputs(self, pixels: Tensor) -> Tensor:
-        """What the processor makes of them: float of the same shape."""
+        """Return the processor's output for these images: float of the same shape."""
         return pixels.float().mul_(self._step).add_(self._low)
 
     def _all_pixels(self, chosen: bytes) -> Tensor:
         made = _cached_pixels(self._cache_key() + chosen, (len(self._rows if chosen else self._cells), *self.shape))
         order = self._rows.argsort()
         missing = order[~made.there[self._at[order]]]
-        for some in filter(len, missing.split(CHUNK)):  # nothing is split into one part
+        for some in filter(len, missing.split(CHUNK)):  # an empty tensor splits into one empty part
             made.pixels[self._at[some]] = self._resized_pixels(self._rows[some].tolist())
             made.there[self._at[some]] = True
         return made.pixels
 
     def _cache_key(self) -> bytes:
-        """A hash of the images, or of what tells that their files have changed, and of all that the processor does."""
+        """Return a hash of the images, or of their files' sizes and times, and of the processor's settings."""
         digest = hashlib.blake2b(f"{type(self.processor)} {self.processor.to_json_string()}".encode())
         for cells in self._cells.data.column(self.column).chunks:
-            for part in (cells, cells.field("bytes"), cells.field("path")):  # slices have the buffers of their table
+            for part in (cells, cells.field("bytes"), cells.field("path")):  # slices share the buffers of their table
                 digest.update(f"{part.offset} {len(part)} ".encode())
             for buffer in cells.buffers():
                 digest.update(b"-" if buffer is None else buffer)
@@ -96,7 +96,7 @@ class ImageCache:
         return digest.digest()
 
     def _resized_pixels(self, rows: Sequence[int]) -> Tensor:
-        """The processor's resizing gives whole levels, so that nothing is lost by making its floats bytes again."""
+        """Return resized images; the processor's floats are whole levels, so converting them to bytes loses nothing."""
         cells = self._cells[list(rows)][self.column]
         made = self._process_images([self._open_image(cell, row) for cell, row in zip(cells, rows, strict=True)])
         for row, image in zip(rows, made, strict=True):
@@ -109,12 +109,12 @@ class ImageCache:
         return ((torch.stack(made) - self._low) / self._step).round_().clamp_(0, 255).to(torch.uint8)
 
     def _open_image(self, cell: Any, row: int) -> Any:
-        """The picture in a cell, in RGB."""
+        """Return the image in a cell, in RGB."""
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of large or odd files, which are read all the same
+                warnings.simplefilter("ignore")  # about large or odd files, which are read anyway
                 return _in_rgb(Image().decode_example(_with_file_bytes(cell)))
-        except Exception as error:  # each format of files has errors of its own
+        except Exception as error:  # each file format raises its own errors
             where = f" ({cell['path']})" if cell and cell["path"] else ""
             why = "its format is not known" if isinstance(error, PIL.UnidentifiedImageError) else one_line(error)
             raise UserError(
@@ -122,7 +122,7 @@ class ImageCache:
             ) from error
 
     def _process_images(self, pictures: list[Any]) -> list[Tensor]:
-        """What the processor makes of pictures: float [channels, height, width] each."""
+        """Return the processor's output for images: float [channels, height, width] each."""
         made = self.processor(pictures).get("pixel_values", [np.empty(0)])
         if np.ndim(made[0]) != 3:
             raise UserError(
@@ -133,7 +133,7 @@ class ImageCache:
 
 
 def _cached_pixels(key: bytes, shape: tuple[int, ...]) -> CachedPixels:
-    """The images made so far under a key; those longest unused leave if all are more than memory is meant to hold."""
+    """Return the images computed so far under a key; the least recently used are dropped above the memory limit."""
     made = _KEPT.pop(key, None) or CachedPixels(
         torch.empty(shape, dtype=torch.uint8), torch.zeros(shape[0], dtype=torch.bool)
     )
@@ -144,7 +144,7 @@ def _cached_pixels(key: bytes, shape: tuple[int, ...]) -> CachedPixels:
 
 
 def _in_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """Pillow cuts off what is above 255, so that deep levels would all become white."""
+    """Convert to RGB; Pillow would clip levels above 255, so that deep images would become white."""
     if picture.mode.startswith("I;16"):
         picture = PIL.Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.mode in ("I", "F"):
@@ -153,13 +153,13 @@ def _in_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _file_stamps(cells: pa.StructArray) -> list[Any]:
-    """Size and time of the files whose bytes are not in the cells."""
+    """Return size and time of the files whose bytes are not in the cells."""
     paths = [Path(path) for path in cells.field("path").filter(cells.field("bytes").is_null()).to_pylist() if path]
     return [(stat.st_size, stat.st_mtime_ns) for path in paths if path.exists() for stat in [path.stat()]]
 
 
 def _with_file_bytes(cell: Any) -> Any:
-    """A cell with the bytes of its file: from a path alone, a file that is no image would be left open."""
+    """Return a cell with the bytes of its file: Pillow would leave a file open that is not an image."""
     if cell and cell["bytes"] is None and cell["path"] and Path(cell["path"]).exists():
         return {**cell, "bytes": Path(cell["path"]).read_bytes()}
     return cell

@@ -1,4 +1,4 @@
-"""Images as tasks: found in a dataset, asked of a model in batches, and cropped lightly in training."""
+"""Image tasks: found in a dataset, batched for a model, with a light random crop in training."""
 
 import contextlib
 import functools
@@ -20,8 +20,8 @@ from sparsesoup.hub.tasks.image_cache import ImageCache
 from sparsesoup.hub.tasks.metrics import Judged, task_metric
 from sparsesoup.training.batching import Batch, RowBatches
 
-AREA = 0.9  # share of an image that a crop keeps at least
-Row = tuple[int, int | float]  # number of the image, label
+AREA = 0.9  # smallest share of an image's area in a crop
+Row = tuple[int, int | float]  # index of the image, label
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class ImageTask(TextTask):
 
 
 def find_images(train: Dataset, name: str, columns: Sequence[str] | None, label: str | None) -> ImageTask | None:
-    """The image task of a dataset, told from its columns; None if it is of another kind.
+    """Infer the image task of a dataset from its columns; None for other datasets.
 
     Args:
         train, name: the training split, and the dataset's name as in `LoadedDataset.name`.
-        columns, label: the image column and that of the label, where the guess is to be overruled.
-    Raises: UserError if there are several columns of images and none is named, or no label.
+        columns, label: the image column and the label column, to override the inference.
+    Raises: UserError if there are several image columns and none is named, or no label.
     """
     held = [column for column, kind in train.features.items() if isinstance(kind, Image)]
     held = held or [column for column in train.features if _holds_files(train, column)]
@@ -53,16 +53,16 @@ def find_images(train: Dataset, name: str, columns: Sequence[str] | None, label:
 
 
 def encode_images(rows: Dataset, task: ImageTask, processor: Any, length: int = 0) -> tuple[RowBatches, Judged]:
-    """The images and their labels, ready to be batched, and the judge of the answers.
+    """Return the images with their labels, ready for batching, and the metric.
 
-    A batch is {"pixel_values": float [rows, channels, height, width], "labels": [rows]}, as the processor makes it; in
-    training each image is cropped first (`random_crop`). An image counts as one token: what it costs, FLOPs tell.
+    A batch is {"pixel_values": float [rows, channels, height, width], "labels": [rows]}, as from the processor; in
+    training each image is first cropped (`random_crop`). An image counts as one token; its cost is in the FLOPs.
 
     Args:
-        rows: one split; its images are bytes or paths of files, their levels of 1, 8 or 16 bits; they are read as RGB.
-        processor: an image processor of transformers that makes all images of one size.
-        length: has no meaning for images.
-    Raises: UserError that names the row where an image cannot be read, or a label is wrong.
+        rows: one split; its images are bytes or file paths, with levels of 1, 8 or 16 bits, and are read as RGB.
+        processor: an image processor of transformers that makes all images one size.
+        length: not used for images.
+    Raises: UserError that names the row of an unreadable image or an invalid label.
     """
     labels, pictures = label_values(rows, task, "the data"), ImageCache(rows, task.texts[0], processor)
     collate = functools.partial(_image_batch, pictures, np.int64 if task.labels else np.float32)
@@ -70,14 +70,14 @@ def encode_images(rows: Dataset, task: ImageTask, processor: Any, length: int = 
 
 
 def random_crop(pixels: Tensor, draw: torch.Generator) -> Tensor:
-    """A random part of an image, 0.9 to 1 of its area, resized to the whole.
+    """Crop a random part of an image, 0.9 to 1 of its area, and resize it to the whole size.
 
-    The light crop of CLIP's fine-tuning (random resized crop of scale (0.9, 1), Wortsman et al. 2022), which Instant
-    Soup uses. Share of the area uniform, ratio of the sides log-uniform in what fits into the image.
+    The light crop of CLIP's fine-tuning (random resized crop of scale (0.9, 1), Wortsman et al. 2022), used in Instant
+    Soup. The area share is uniform, the aspect ratio log-uniform within the image.
 
     Args:
         pixels: uint8 [channels, height, width].
-        draw: gives the four random numbers of one crop.
+        draw: generator of the four random numbers of a crop.
     Returns: uint8 of the same shape.
     """
     size = pixels.shape[1:]
@@ -93,7 +93,7 @@ def random_crop(pixels: Tensor, draw: torch.Generator) -> Tensor:
 
 
 def _image_batch(pictures: ImageCache, dtype: type, rows: Sequence[Row], look: int | None = None) -> Batch:
-    """The images of these rows, cropped as at this look of a training at them."""
+    """Return a batch of these rows, cropped at random for this step of a training."""
     numbers = [number for number, _ in rows]
     pixels = pictures.pixels_of(numbers)
     if look is not None:
@@ -106,7 +106,7 @@ def _image_batch(pictures: ImageCache, dtype: type, rows: Sequence[Row], look: i
 
 
 def _holds_files(rows: Dataset, column: str) -> bool:
-    """Whether a column holds the bytes of image files that nobody has called images; its first row tells."""
+    """Return True if the first row of a column holds the bytes of an image file without the image type."""
     kind = rows.features[column]
     binary = isinstance(kind, Value) and kind.dtype in ("binary", "large_binary")
     if not len(rows) or not (binary or (isinstance(kind, dict) and kind.keys() == {"bytes", "path"})):

@@ -1,4 +1,4 @@
-"""Columns that say the answer in other words, and classes that are one class written in two ways."""
+"""Check for columns that reveal the label, and for class names that are spelled in two ways."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -9,16 +9,16 @@ from datasets import ClassLabel, Dataset
 
 from sparsesoup.core.errors import UserError
 
-FEWEST = 20  # different values up to which any column has few
-REPEATS = 2  # rows to a value at the least, on average: one row a value proves nothing
+FEWEST = 20  # largest number of distinct values of a categorical column
+REPEATS = 2  # minimum mean number of rows per value: one row per value proves nothing
 
 
 def spell_the_label(train: Dataset, column: str, label: str) -> bool:
-    """Return True for a column of few values that each go with one label, or that are the names of the labels.
+    """Return True for a column of few values that each determine the label, or that are the label names.
 
     Args:
         train: the training split.
-        column: of strings.
+        column: a string column.
         label: the label column.
     """
     table: pa.Table = train.select_columns([column, label]).with_format("arrow")[:]
@@ -33,7 +33,7 @@ def spell_the_label(train: Dataset, column: str, label: str) -> bool:
 
 
 def need_apart(labels: Sequence[str], column: str, name: str) -> None:
-    """Raise a UserError if two classes differ by spaces alone, or look the same."""
+    """Raise a UserError if two class names differ only by spaces, or look the same."""
     known: dict[str, str] = {}
     for label in labels:
         other = known.setdefault(" ".join(unicodedata.normalize("NFKC", label).split()), label)

@@ -1,4 +1,4 @@
-"""How a model's answers are judged: the loss of a task, and its metrics."""
+"""The loss and the metrics of a task."""
 
 from collections.abc import Callable
 
@@ -15,12 +15,12 @@ Judged = Callable[[Tensor, Tensor], dict[str, float]]  # (outputs, labels) -> sc
 
 
 def predict_logits(model: nn.Module, batch: Batch) -> Tensor:
-    """Logits [rows, classes], or numbers [rows, 1] for regression."""
+    """Return logits [rows, classes], or numbers [rows, 1] for regression."""
     return model(**{name: t for name, t in batch.items() if name != "labels"}).logits
 
 
 def task_criterion(task: TextTask) -> Callable[[Tensor, Batch], Tensor]:
-    """The loss of a task: cross-entropy, or mean squared error for regression."""
+    """Return the loss of a task: cross-entropy, or mean squared error for regression."""
 
     def classify(outputs: Tensor, batch: Batch) -> Tensor:
         return functional.cross_entropy(outputs.float(), batch["labels"])
@@ -32,7 +32,7 @@ def task_criterion(task: TextTask) -> Callable[[Tensor, Batch], Tensor]:
 
 
 def task_metric(task: TextTask) -> Judged:
-    """The judge of a task: (outputs, labels) -> every metric of `task.metrics` by name.
+    """Return the metric function of a task: (outputs, labels) -> every metric of `task.metrics` by name.
 
     Outputs are logits [rows, classes], or numbers [rows] or [rows, 1] for regression; labels are [rows].
     """
@@ -46,7 +46,7 @@ def task_metric(task: TextTask) -> Judged:
 
 
 def as_finite_array(outputs: Tensor) -> np.ndarray:
-    """A model's outputs as an array; UserError if one is not finite."""
+    """Return a model's outputs as an array; raise a UserError if one is not finite."""
     scores = outputs.detach().float().cpu().numpy()
     if not np.isfinite(scores).all():
         raise UserError(

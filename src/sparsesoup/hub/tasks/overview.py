@@ -1,4 +1,4 @@
-"""The data that a run reads, and what a user may not have meant, in lines for the terminal and the report."""
+"""Overview of a run's data with possible mistakes, as lines for the terminal and the report."""
 
 from collections import Counter
 from collections.abc import Iterator, Set
@@ -16,31 +16,31 @@ from sparsesoup.hub.tasks.label_checks import spell_the_label
 from sparsesoup.hub.tasks.registry import describe_task, task_type_of
 from sparsesoup.hub.tasks.splits import open_test, test_splits, training_splits, unlabelled_rows
 
-MOST = 1_000_000  # rows of a split that are compared with those of another
-SHOWN = 6  # names in a list
+MOST = 1_000_000  # rows of a split to compare with those of another
+SHOWN = 6  # names to list
 
 
 @dataclass(frozen=True)
 class DataOverview:
-    """The data that a run reads.
+    """The data of a run.
 
     Args:
         read: splits with their rows and files; columns and classes.
-        notes: what the user may not have meant.
+        notes: possible mistakes of the user.
     """
 
     read: tuple[str, ...]
     notes: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """All of it, as the terminal shows it before the first step."""
+        """Return all lines, as the terminal shows them before the first step."""
         return [f"data: {line}" for line in self.read] + [f"note: {line}" for line in self.notes]
 
 
 def data_overview(opened: OpenedTask, seed: int) -> DataOverview:
-    """Return the data that a run reads; test rows are checked and counted, and compared with the training rows by hash.
+    """Return the overview of a run's data; test rows are checked and counted, and compared with training rows by hash.
 
-    Raises: UserError if the training rows cannot be read; a test split that cannot is a note.
+    Raises: UserError if the training rows cannot be read; an unreadable test split is a note.
     """
     source, task = opened.source, opened.task
     train, validation = training_splits(source, task, seed)
@@ -94,7 +94,7 @@ def _dropped_notes(opened: OpenedTask) -> Iterator[str]:
 
 
 def _revealing_columns(opened: OpenedTask) -> Iterator[str]:
-    """Columns that say the answer: those that are read, and those that are not read for that reason."""
+    """Note columns that reveal the label: those that are read, and those excluded for that reason."""
     task, train = opened.task, opened.source.train_split
     if not isinstance(task, TextTask) or isinstance(task, ImageTask):
         return
@@ -105,7 +105,7 @@ def _revealing_columns(opened: OpenedTask) -> Iterator[str]:
 
 
 def _class_notes(opened: OpenedTask) -> Iterator[str]:
-    """Classes without a training row, and those that differ by capitals alone."""
+    """Note classes without a training row, and class names that differ only in case."""
     task, train = opened.task, opened.source.train_split
     if not isinstance(task, TextTask) or not task.labels:
         return
@@ -124,7 +124,7 @@ def _class_notes(opened: OpenedTask) -> Iterator[str]:
 
 
 def _number_notes(opened: OpenedTask) -> Iterator[str]:
-    """Numbers with a point that may be classes."""
+    """Note floating-point labels that may be classes."""
     task = opened.task
     if not isinstance(task, TextTask) or task.labels:
         return
@@ -138,7 +138,7 @@ def _number_notes(opened: OpenedTask) -> Iterator[str]:
 
 
 def _overlap_notes(opened: OpenedTask, known: Set[bytes], parts: dict[str, Dataset]) -> list[str]:
-    """Count the rows of each part that are training rows, too."""
+    """Count the rows of each part that are also training rows."""
     what, found = "image" if task_type_of(opened.task).images else "text", []
     for name, rows in parts.items():
         again = sum(key in known for key in _row_hashes(rows, opened.task.texts))
@@ -151,7 +151,7 @@ def _overlap_notes(opened: OpenedTask, known: Set[bytes], parts: dict[str, Datas
 
 
 def _row_hashes(rows: Dataset, columns: tuple[str, ...]) -> Iterator[bytes]:
-    """A hash of each row's texts or image, of the first rows of a large split."""
+    """Yield a hash of each row's texts or image, for the first rows of a large split."""
     chosen = rows.select_columns(list(columns))
     for column in columns:
         if isinstance(chosen.features[column], Image):
@@ -163,6 +163,6 @@ def _row_hashes(rows: Dataset, columns: tuple[str, ...]) -> Iterator[bytes]:
 
 
 def _as_bytes(value: object) -> bytes:
-    if isinstance(value, dict):  # an image that never was a file
+    if isinstance(value, dict):  # an image that is not stored in a file
         value = value.get("bytes")
     return value if isinstance(value, bytes) else str(value).encode(errors="surrogatepass")

@@ -1,4 +1,4 @@
-"""Class names in sentences: what a CLIP is told of the classes of a dataset."""
+"""Prompts for CLIP: sentences with class names."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,21 +6,21 @@ from pathlib import Path
 
 from sparsesoup.core.errors import UserError
 
-HOLE = "{}"  # where the class name goes
+HOLE = "{}"  # placeholder of the class name
 PLAIN = ("a photo of a {}.",)
 DIGITS = ('a photo of the number: "{}".',)
 SIGNS = ('a zoomed in photo of a "{}" traffic sign.',)
 OBJECTS = ("a photo of a {}.", "a blurry photo of a {}.", "a small photo of a {}.", "a photo of the {}.")
 CARS = ("a photo of a {}.", "a photo of the {}, a type of car.", "a photo of the parked {}.")
-# Part of a dataset's name -> its templates. Radford et al. 2021, sec. 3.1.4, say what such sentences are good for.
+# Part of a dataset's name -> its templates. Radford et al. 2021, sec. 3.1.4, explain their benefit.
 KNOWN = {"mnist": DIGITS, "svhn": DIGITS, "gtsrb": SIGNS, "cifar": OBJECTS, "cars": CARS}
 
 
 def templates_of(asked: str | None, dataset: str) -> tuple[str, ...]:
-    """The sentences that class names are put into.
+    """Return the prompt templates for class names.
 
     Args:
-        asked: one sentence with {} where the name goes, or a file with one a line; None takes those of the dataset.
+        asked: a sentence with {} for the name, or a file with one per line; None uses those of the dataset.
         dataset: its name.
     Raises: UserError if the file cannot be read, or a sentence has no {}.
 
@@ -40,14 +40,14 @@ def templates_of(asked: str | None, dataset: str) -> tuple[str, ...]:
 
 
 def names_of(asked: str | None, labels: Sequence[str], numbered: bool, dataset: str) -> tuple[str, ...]:
-    """What the classes are called in prompts.
+    """Return the class names for prompts.
 
     Args:
-        asked: names in the labels' order, with commas between, or a file with one a line; None takes the labels.
-        labels: of the dataset.
-        numbered: whether these are no names, but numbers for want of names.
+        asked: names in the labels' order, separated by commas, or a file with one per line; None uses the labels.
+        labels: labels of the dataset.
+        numbered: True if the labels are only numbers.
         dataset: its name.
-    Raises: UserError if there are no names, too few or too many, an empty one, or the same one twice.
+    Raises: UserError if names are missing, too few, too many, empty or repeated.
 
     >>> names_of(None, ["grand_piano", "tick"], False, "objects")
     ('grand piano', 'tick')
@@ -72,7 +72,7 @@ def names_of(asked: str | None, labels: Sequence[str], numbered: bool, dataset: 
 def _is_file(asked: str) -> bool:
     try:
         return Path(asked).is_file()
-    except OSError:  # a sentence too long for a file's name
+    except OSError:  # a sentence too long for a file name
         return False
 
 

@@ -1,4 +1,4 @@
-"""Question answering: which span of a context answers a question. Long contexts are cut into overlapping windows."""
+"""Extractive question answering: find the answer span in a context. Long contexts are split into windows."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,10 +19,10 @@ from sparsesoup.hub.tasks.squad_metrics import ContextWindow, squad_metric
 from sparsesoup.hub.tasks.text import Row, check_tokenizer, padding_function, text_column
 from sparsesoup.training.batching import Batch, RowBatches
 
-ANSWERABLE = "answerable"  # [rows, max_length]: the tokens that an answer may begin or end at
-FEWEST = 3  # tokens of a row that belong to a question and its window, of which neighbours share one
-LOW = -1e4  # the logit of all others: gone after a softmax, and finite, so that distillation can compare two of them
-Tokens = tuple[np.ndarray, np.ndarray]  # numbers of a text's tokens [tokens], and the characters of each [tokens, 2]
+ANSWERABLE = "answerable"  # [rows, max_length]: tokens at which an answer may begin or end
+FEWEST = 3  # minimum tokens of question and window in a row, one of them shared by neighbouring windows
+LOW = -1e4  # logit of all other tokens: 0 after a softmax, and finite, so that distillation can compare two of them
+Tokens = tuple[np.ndarray, np.ndarray]  # token ids of a text [tokens], and the characters of each [tokens, 2]
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class QuestionAnswering:
 
     Args:
         texts: the columns of question and context.
-        label: the column of answers: for each its `text`, and its `answer_start` in characters of the context.
-        unanswerable: whether training questions without an answer occur, as in SQuAD 2.0.
-        stride: tokens that neighbouring windows of a long context share; default a third of a window.
+        label: the column of answers: each has a `text` and its `answer_start` in characters of the context.
+        unanswerable: True if some training questions have no answer, as in SQuAD 2.0.
+        stride: overlap in tokens of neighbouring windows of a long context; default a third of a window.
     """
 
     texts: tuple[str, str] = ("question", "context")
@@ -45,13 +45,13 @@ class QuestionAnswering:
 def find_spans(
     train: Dataset, name: str, texts: Sequence[str] | None, label: str | None, stride: int | None
 ) -> QuestionAnswering | None:
-    """The question-answering task of a dataset, told from its columns; None if it is of another kind.
+    """Infer the question-answering task of a dataset from its columns; None for other datasets.
 
-    Raises: UserError if question and context are there, and neither answers nor any label.
+    Raises: UserError if there are question and context, but neither answers nor a label.
     """
     features, found = train.features, QuestionAnswering()
     columns, answers = tuple(texts or found.texts), label or found.label
-    kind = getattr(features.get(answers), "feature", features.get(answers))  # a table of lists, or a list of tables
+    kind = getattr(features.get(answers), "feature", features.get(answers))  # a dict of lists, or a list of dicts
     if len(columns) == 2 and {*columns} <= set(features):
         if isinstance(kind, dict) and {"text", "answer_start"} <= set(kind):
             return QuestionAnswering(
@@ -67,10 +67,10 @@ def find_spans(
 
 
 def answers_of(rows: Dataset, task: QuestionAnswering, split: str) -> list[list[tuple[str, int]]]:
-    """(text, start) of the right answers to each question; none where it has no answer.
+    """Return (text, start) of the correct answers to each question; empty if it has none.
 
-    Raises: UserError that names split and row where a text is no string, or an answer does not stand in the context
-        at its start.
+    Raises: UserError that names split and row if a text is not a string, or an answer does not occur in the context at
+        its start.
     """
     found = []
     _, contexts = (text_column(rows, column, split) for column in task.texts)
@@ -95,19 +95,19 @@ def answers_of(rows: Dataset, task: QuestionAnswering, split: str) -> list[list[
 
 
 def has_answers(rows: Dataset, task: QuestionAnswering) -> bool:
-    """Whether any question has an answer: competitions publish test questions without."""
+    """Return True if any question has an answer: competitions publish test questions without."""
     return task.label in rows.column_names and any(_parse_answers(value) for value in rows[task.label][:])
 
 
 def encode_questions(
     rows: Dataset, task: QuestionAnswering, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> tuple[RowBatches, Judged]:
-    """The windows of all contexts, ready to be batched, and the judge of what a model says of them.
+    """Return the windows of all contexts, ready for batching, and the metric.
 
-    A row is special tokens, question, context. A question of more than half the row is cut. Each context is tokenised
-    once, however many questions there are to it. Rows are padded on the right. Labels are [window, start, end].
+    A row has special tokens, question and context. A question longer than half the row is truncated. Each context is
+    tokenized once, however many questions it has. Rows are padded on the right. Labels are [window, start, end].
 
-    Raises: UserError where a text is no string, an answer is not where it should be, or the tokenizer does not fit.
+    Raises: UserError if a text is not a string, an answer is misplaced, or the tokenizer is unsuitable.
     """
     frame = WindowBuilder(tokenizer, max_length, task)
     questions, contexts = (text_column(rows, column, "the data") for column in task.texts)
@@ -128,24 +128,24 @@ def encode_questions(
 
 
 def predict_spans(model: nn.Module, batch: Batch) -> Tensor:
-    """Logits of start and end, [rows, 2, max_length]; -10,000 wherever no answer may begin or end."""
+    """Return logits of start and end, [rows, 2, max_length]; -10,000 where no answer may begin or end."""
     allowed = batch[ANSWERABLE]
     found = model(**{name: t for name, t in batch.items() if name not in ("labels", ANSWERABLE)})
     outputs = torch.stack([found.start_logits, found.end_logits], 1).float()
-    # To one width, so that the outputs of several batches can be put together.
+    # Padded to one width, so that the outputs of several batches can be joined.
     outputs = functional.pad(outputs, (0, allowed.shape[1] - outputs.shape[2]))
     return outputs.masked_fill(~allowed[:, None], LOW)
 
 
 def span_loss(outputs: Tensor, batch: Batch) -> Tensor:
-    """Mean of the cross-entropies of start and end."""
+    """Return the mean of the cross-entropies of start and end."""
     return functional.cross_entropy(outputs.flatten(0, 1), batch["labels"][:, 1:].flatten())
 
 
 class WindowBuilder:
-    """What stands around question and context in a row, and how long windows are.
+    """Build windows: the special tokens around question and context, and the window length.
 
-    Raises: UserError if a row has no room for windows that overlap so far, or the tokenizer does not fit.
+    Raises: UserError if a row has no room for windows with that overlap, or the tokenizer is unsuitable.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, task: QuestionAnswering) -> None:
@@ -165,7 +165,7 @@ class WindowBuilder:
         specials = sum(map(len, self.around["input_ids"]))
         marks = [i - len(owner) if i >= two else i for i, t in enumerate(sample["input_ids"])
                  if owner[i] is None and t == tokenizer.cls_token_id]  # fmt: skip
-        self.none = marks[0] if marks else 0  # from the end of the row where the tokenizer puts it there
+        self.none = marks[0] if marks else 0  # at the end of the row if the tokenizer puts it there
         self.free = max_length - specials
         most = self.free - self.free // 2 - 1
         if most < 1:
@@ -183,7 +183,7 @@ class WindowBuilder:
     def cut_windows(
         self, question: np.ndarray, context: np.ndarray
     ) -> Iterator[tuple[list[np.ndarray], int, int, int, int]]:
-        """(inputs, first, none, begin, count) of each window of a context, from left to right."""
+        """Yield (inputs, first, none, begin, count) of each window of a context, from left to right."""
         question = question[: self.free // 2]
         room = self.free - len(question)
         for begin in range(0, max(1, len(context) - self.stride), room - self.stride):
@@ -218,7 +218,7 @@ def _make_collate(names: Sequence[str], tokenizer: Any, max_length: int) -> Call
 
 
 def _tokenize_texts(tokenizer: Any, texts: Sequence[str]) -> Mapping[str, Tokens]:
-    """The tokens of each text; a thousand texts at a time, since lists take twenty times the memory of arrays."""
+    """Return the tokens of each text, a thousand at a time, since lists take twenty times the memory of arrays."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     plain = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
     known: dict[str, Tokens] = {}
@@ -232,19 +232,19 @@ def _tokenize_texts(tokenizer: Any, texts: Sequence[str]) -> Mapping[str, Tokens
 
 
 def _answer_token_span(places: np.ndarray, text: str, start: int) -> tuple[int, int] | None:
-    """(first, last) of the tokens that touch an answer; None if none does, as where the tokenizer drops its signs."""
+    """Return (first, last) token that overlaps an answer; None if there is none, as when the tokenizer drops it."""
     first = int(np.searchsorted(places[:, 1], start, side="right"))
     last = int(np.searchsorted(places[:, 0], start + len(text), side="left")) - 1
     return (first, last) if first <= last else None
 
 
 def _values_given(rows: Dataset, column: str) -> list[Any]:
-    """The values of a column, without rows that have none."""
+    """Return the values of a column, without missing ones."""
     return [value for value in rows[column][:] if value is not None]
 
 
 def _parse_answers(value: Any) -> list[tuple[str, int]] | None:
-    """(text, start) of each answer with a text; None if it is not told so."""
+    """Return (text, start) of each answer with a text; None for another format."""
     if isinstance(value, dict):
         texts, starts = value.get("text"), value.get("answer_start")
     elif isinstance(value, list) and all(isinstance(each, dict) for each in value):

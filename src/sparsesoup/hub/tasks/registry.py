@@ -1,4 +1,4 @@
-"""The kinds of task: how each is told, which head answers it, how it is learnt and judged."""
+"""Task types: how each is detected, its head, loss and metric."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,23 +30,23 @@ AnyTask = TextTask | QuestionAnswering
 
 @dataclass(frozen=True, kw_only=True)
 class TaskType:
-    """A kind of task. A new one is a task of its own (a dataclass with columns `texts` and `label`) and a Kind here.
+    """Everything that differs between task types. To add one, define its task dataclass and register a TaskType here.
 
     Args:
-        head: the class of transformers that loads a model with such a head.
-        settings: task -> what the model's config.json says of the head.
-        check: (rows, task, split) raises a UserError where a text or a label is wrong.
-        labelled: (rows, task) -> whether any row has a label.
-        fits: (tokenizer, max_length, task) raises a UserError where no rows can be made at that length.
-        encode: (rows, task, tokenizer or image processor, max_length) -> what is learnt from, and who judges it.
+        head: transformers class that loads a model with this head.
+        settings: task -> settings of the head in the model's config.json.
+        check: (rows, task, split) raises a UserError for an invalid text or label.
+        labelled: (rows, task) -> True if any row has a label.
+        fits: (tokenizer, max_length, task) raises a UserError if rows of that length are impossible.
+        encode: (rows, task, tokenizer or image processor, max_length) -> training data, and the metric.
         predict: (model, batch) -> outputs [rows, ...].
         criterion: task -> (outputs, batch) -> mean loss.
-        length: tokens of a row at most where nothing else is asked.
-        told: task -> what is predicted from what, in words.
-        images: whether rows hold images, which an image processor reads; else a tokenizer reads texts.
-        load: (options of from_pretrained, task) -> the model; None where `head` loads it.
-        ready: task -> where a head comes from that answers before any training; None where it is drawn from the seed.
-        beside: (folder pruning/, model, task) writes what a saved model needs beside its weights.
+        length: default maximum tokens per row.
+        told: task -> description of inputs and outputs.
+        images: True if rows hold images, for an image processor; else texts, for a tokenizer.
+        load: (options of from_pretrained, task) -> the model; None if `head` loads it.
+        ready: task -> origin of a head that needs no training; None if it is randomly initialised.
+        beside: (folder pruning/, model, task) writes further files of a saved model.
     """
 
     head: Any
@@ -116,7 +116,7 @@ SPANS = TaskType(
 
 
 def task_type_of(task: AnyTask) -> TaskType:
-    """The kind that a task is of."""
+    """Return the type of a task."""
     if isinstance(task, QuestionAnswering):
         return SPANS
     if isinstance(task, ZeroShot):
@@ -125,20 +125,20 @@ def task_type_of(task: AnyTask) -> TaskType:
 
 
 def describe_task(task: AnyTask) -> str:
-    """What is predicted from what, in words."""
+    """Describe the inputs and outputs of a task."""
     return task_type_of(task).told(task)
 
 
 def infer_task(
     train: Dataset, name: str, texts: Sequence[str] | None, label: str | None, stride: int | None = None
 ) -> AnyTask:
-    """The task of a dataset, told from its name and columns.
+    """Infer the task of a dataset from its name and columns.
 
     Args:
         train, name: the training split, and the dataset's name as in `LoadedDataset.name`.
-        texts, label: columns, where the guess is to be overruled.
-        stride: tokens that windows of a long context share.
-    Raises: UserError if the columns leave more than one reading, or none; or if windows are asked for in vain.
+        texts, label: columns, to override the inference.
+        stride: overlap in tokens of windows of a long context.
+    Raises: UserError if the columns are ambiguous or unsuitable, or a stride is set without windows.
     """
     found = spans.find_spans(train, name, texts, label, stride)
     if found is None and stride is not None:

@@ -1,7 +1,7 @@
-"""Where a dataset comes from, and which of its rows a method may see.
+"""Find a dataset, and split its rows into those for methods and the test rows.
 
-A dataset is looked for on the disk, below the data root, among the embedded sets and on the Hub, in this order.
-Methods get `training_splits`; the test rows are opened by `open_test` alone.
+A dataset is searched on disk, below the data root, among the embedded ones and on the Hub, in this order. Methods get
+`training_splits`; only `open_test` opens the test rows.
 """
 
 import functools
@@ -24,7 +24,7 @@ from sparsesoup.hub.tasks.registry import AnyTask, task_type_of
 
 DATA_ROOT = "SPARSESOUP_DATA"
 EMBEDDED = "docstrings"
-SHORT = {  # names of old that a cache does not know
+SHORT = {  # old names that a cache does not know
     "squad": "rajpurkar/squad", "squad_v2": "rajpurkar/squad_v2", "mnist": "ylecun/mnist",
     "cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100",
 }  # fmt: skip
@@ -33,13 +33,13 @@ TEST_SEED = 0
 
 
 def open_splits(dataset: str, *, data_root: str | None = None, config: str | None = None) -> LoadedDataset:
-    """The dataset of that name: a path, a folder below the data root, the embedded set, or one of the Hub's.
+    """Open the dataset of that name: a path, a folder below the data root, an embedded one, or one on the Hub.
 
     Args:
         dataset: `path/to/folder`, `path/to/file.csv`, `glue/sst2`, `docstrings`, `owner/name` or `owner/name:config`.
-        data_root: where named datasets lie; default the environment variable SPARSESOUP_DATA.
-        config: the configuration on the Hub, or the subfolder on the disk.
-    Raises: UserError where it is not found, not readable or empty.
+        data_root: folder of named datasets; default the environment variable SPARSESOUP_DATA.
+        config: the configuration on the Hub, or the subfolder on disk.
+    Raises: UserError if it is not found, unreadable or empty.
     """
     if not dataset.strip():
         raise UserError("the dataset's name is empty, where a path or a name is needed; give one, such as glue/sst2")
@@ -58,7 +58,7 @@ def open_splits(dataset: str, *, data_root: str | None = None, config: str | Non
 
 
 def training_splits(source: LoadedDataset, task: AnyTask, seed: int) -> tuple[Dataset, Dataset]:
-    """(train, validation), both from the training split alone: a seeded 10 %, at most 2,000 rows, is held out."""
+    """Return (train, validation), both from the training split: a seeded 10 %, at most 2,000 rows, is held out."""
     name = source.train_name
     rows = _labelled_rows(source, name, task)
     if _needs_carving(source, task):
@@ -71,21 +71,21 @@ def training_splits(source: LoadedDataset, task: AnyTask, seed: int) -> tuple[Da
 
 
 def open_test(source: LoadedDataset, task: AnyTask) -> dict[str, Dataset]:
-    """The test rows by name (`test`; MNLI's are `matched` and `mismatched`); no method may call this.
+    """Return the test rows by name (`test`; MNLI's are `matched` and `mismatched`); no method may call this.
 
-    GLUE's official validation split is the test split; elsewhere a labelled `test`, else `validation`; a dataset with a
-    training split alone has a tenth of it carved out, which `training_splits` leaves out.
+    GLUE's official validation split is the test split; elsewhere a labelled `test`, else `validation`; from a dataset
+    with only a training split a tenth is carved out, which `training_splits` leaves out.
     """
     names = test_splits(source, task)
     parts = {key: _labelled_rows(source, name, task) for key, name in names.items()}
     if _needs_carving(source, task):
-        # Not the run's seed: runs of different seeds have to be compared on the same test rows.
+        # Independent of the run's seed: runs with different seeds must be compared on the same test rows.
         parts = {key: _split_off(rows, TEST_SEED, "test")[1] for key, rows in parts.items()}
     return parts
 
 
 def test_splits(source: LoadedDataset, task: AnyTask) -> dict[str, str]:
-    """What `open_test` calls its rows -> the split of the dataset that they are, or are carved out of."""
+    """Return the names of `open_test` -> the dataset's split that they are, or are carved out of."""
     return {"test": source.train_name} if _needs_carving(source, task) else _test_names(source, task)
 
 
@@ -106,7 +106,7 @@ def _candidate_places(dataset: str, data_root: str | None) -> list[Path]:
 def _place_exists(place: Path) -> bool:
     try:
         return place.exists()
-    except OSError:  # a name too long for a file, a folder that may not be entered
+    except OSError:  # a name too long for a file, a folder without permission
         return False
 
 
@@ -182,14 +182,14 @@ def _open_on_hub(dataset: str, config: str | None, looked: list[str]) -> LoadedD
 
 
 def _needs_carving(source: LoadedDataset, task: AnyTask) -> bool:
-    """Whether no other split can be the test split; looks into `test` only where it is the sole candidate."""
+    """Return True if no other split can be the test split; reads `test` only if it is the sole candidate."""
     if any(name.startswith(VALIDATION_NAMES) for name in source.splits):
         return False
     return "test" not in source.splits or not task_type_of(task).labelled(source.splits["test"], task)
 
 
 def _test_names(source: LoadedDataset, task: AnyTask) -> dict[str, str]:
-    """What `open_test` calls each test split -> the split's own name."""
+    """Return the names of `open_test` -> the dataset's own name of the split."""
     candidates = [name for name in source.splits if name.startswith(VALIDATION_NAMES)]
     plain = [name for name in VALIDATION_NAMES if name in candidates] or candidates[:1]
     if glue_task(source.name) and candidates:
@@ -217,12 +217,12 @@ def _labelled_rows(source: LoadedDataset, name: str, task: AnyTask) -> Dataset:
 
 
 def unlabelled_rows(rows: Dataset, task: AnyTask) -> list[int]:
-    """Numbers of the rows without a label."""
+    """Return the indices of rows without a label."""
     return [i for i, value in enumerate(rows[task.label][:]) if is_missing(value, getattr(task, "labels", ()))]
 
 
 def _split_off(rows: Dataset, seed: int, purpose: str) -> tuple[Dataset, Dataset]:
-    """(what stays, what is carved out): 10 %, at most 2,000 rows, at least one; both in the dataset's order."""
+    """Return (remaining rows, split-off rows): 10 %, at most 2,000 rows, at least one; both in the dataset's order."""
     size = min(max(1, round(HELD_OUT * len(rows))), HELD_OUT_ROWS)
     order = torch.randperm(len(rows), generator=cpu_generator(seed, purpose)).tolist()
     return rows.select(sorted(order[size:])), rows.select(sorted(order[:size]))

@@ -1,4 +1,4 @@
-"""How answers to questions are judged: as SQuAD's own evaluation does it, over all windows of a context."""
+"""SQuAD metrics, as in its official evaluation, over all windows of a context."""
 
 import re
 import string
@@ -11,20 +11,20 @@ from torch import Tensor
 
 from sparsesoup.hub.tasks.metrics import as_finite_array
 
-LONGEST = 30  # tokens of an answer at most, as in BERT's evaluation (Devlin et al. 2019)
+LONGEST = 30  # maximum tokens of an answer, as in BERT's evaluation (Devlin et al. 2019)
 ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class ContextWindow(NamedTuple):
-    """A part of a context beside its question, as one row of tokens.
+    """A part of a context with its question, as one row of tokens.
 
     Args:
-        number, question: of the window among all windows, and of its question among all questions.
+        number, question: index of the window among all windows, and of its question among all questions.
         none: position in the row that stands for "no answer here".
-        first, tokens: position in the row of the first token of the context, and how many of them there are.
-        begin: that first token's place in the whole context.
-        start, end: positions in the row that are to be learnt, both `none` where the answer lies elsewhere.
+        first, tokens: position in the row of the context's first token, and the number of its tokens.
+        begin: index of that first token in the whole context.
+        start, end: positions in the row of the labels, both `none` if the answer is not in this window.
     """
 
     number: int
@@ -38,7 +38,7 @@ class ContextWindow(NamedTuple):
 
 
 def normalize_answer(text: str) -> str:
-    """A text as SQuAD compares it: no case, punctuation, articles or extra spaces (Rajpurkar et al. 2016, sec. 6.1).
+    """Normalise a text as SQuAD does: no case, punctuation, articles or extra spaces (Rajpurkar et al. 2016, sec. 6.1).
 
     >>> normalize_answer("The  Cat's  pyjamas, and a hat")
     'cats pyjamas and hat'
@@ -47,7 +47,7 @@ def normalize_answer(text: str) -> str:
 
 
 def exact_match(answer: str, truth: str) -> float:
-    """1 where both texts are the same but for case, punctuation, articles and spaces.
+    """Return 1 if both texts are equal up to case, punctuation, articles and spaces.
 
     >>> exact_match("the cat", "Cat!"), exact_match("cat", "cats")
     (1.0, 0.0)
@@ -56,7 +56,7 @@ def exact_match(answer: str, truth: str) -> float:
 
 
 def f1(answer: str, truth: str) -> float:
-    """Harmonic mean of the shares of words that answer and truth have in common; two empty texts agree.
+    """Return the F1 score of the words in answer and truth; two empty texts agree.
 
     >>> round(f1("the black cat", "a cat"), 3), f1("", ""), f1("cat", "")
     (0.667, 1.0, 0.0)
@@ -68,11 +68,11 @@ def f1(answer: str, truth: str) -> float:
 
 
 def best_span(start: np.ndarray, end: np.ndarray, longest: int = LONGEST) -> tuple[float, int, int]:
-    """(score, first, last) of the span with the largest start + end logit; the earliest of equals.
+    """Return (score, first, last) of the span with the largest start + end logit; the earliest of equal ones.
 
     Args:
         start, end: logits of the context's tokens, [tokens] each, at least one.
-        longest: tokens of a span at most.
+        longest: maximum tokens of a span.
 
     >>> best_span(np.array([0.0, 3.0, 1.0]), np.array([5.0, 0.0, 1.0]))
     (5.0, 0, 0)
@@ -91,22 +91,22 @@ def squad_metric(
     truths: Sequence[Sequence[str]],
     unanswerable: bool,
 ) -> Callable[[Tensor, Tensor], dict[str, float]]:
-    """The judge of these windows: (outputs, labels) -> mean f1 and exact match of the questions that occur.
+    """Return the metric of these windows: (outputs, labels) -> mean F1 and exact match of the questions in them.
 
-    A question's answer is the best span of all its windows; its score is that of the right answer it is nearest to.
+    A question's answer is the best span of all its windows; its score is that for the best matching correct answer.
 
     Args:
-        windows: what `labels[:, 0]` counts; outputs are logits [rows, start and end, tokens].
-        contexts, places, truths: of each question the context, the characters of each token of it ([tokens, 2], begin
-            and end), and the right answers; none where there is no answer.
-        unanswerable: whether no answer may be given, where that has more weight in every window (SQuAD 2.0).
+        windows: windows indexed by `labels[:, 0]`; outputs are logits [rows, start and end, tokens].
+        contexts, places, truths: for each question the context, the characters of each of its tokens ([tokens, 2],
+            begin and end), and the correct answers; empty if there is none.
+        unanswerable: predict no answer if that scores higher in every window (SQuAD 2.0).
     """
 
     def answers(outputs: Tensor, labels: Tensor) -> dict[int, str]:
         scores, numbers = as_finite_array(outputs), labels[:, 0].tolist()
         best: dict[int, tuple[float, str]] = {}
         none: dict[int, float] = {}
-        for row in np.argsort(numbers):  # so that ties do not depend on the order of evaluation
+        for row in np.argsort(numbers):  # so that ties do not depend on the evaluation order
             window = windows[numbers[row]]
             question, context = window.question, slice(window.first, window.first + window.tokens)
             none[question] = min(none.get(question, np.inf), float(scores[row, :, window.none].sum()))

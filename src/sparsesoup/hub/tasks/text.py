@@ -1,4 +1,4 @@
-"""Texts as the model takes them: tokenised once, padded batch by batch."""
+"""Encode texts for a model: tokenized once, padded per batch."""
 
 import hashlib
 import os
@@ -15,22 +15,20 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.hub.tasks.columns import TextTask, label_values
 from sparsesoup.training.batching import Batch, RowBatches
 
-Row = tuple[
-    Any, ...
-]  # one array of token numbers per name of the tokenizer's inputs, then what `collate` makes labels of
+Row = tuple[Any, ...]  # one array of token ids per tokenizer input, then the values from which `collate` makes labels
 MASK = "attention_mask"
-MOST = 250_000  # rows that are kept tokenised: 100 MB of short texts
+MOST = 250_000  # rows to keep tokenized: 100 MB of short texts
 _KEPT: dict[bytes, tuple[list[str], list[list[Any]]]] = {}
 
 
 def encode_texts(rows: Dataset, task: TextTask, tokenizer: PreTrainedTokenizerBase, max_length: int) -> RowBatches:
-    """The rows as token ids and labels, ready to be batched.
+    """Return the rows as token ids and labels, ready for batching.
 
     Args:
         rows: one split; its text columns hold strings only.
-        tokenizer: a fast tokenizer with a padding token; its padding side is kept to.
-        max_length: tokens of a row at most, special tokens included; the longer text of a pair is cut first.
-    Raises: UserError that names row and column where a text is no string, and where the tokenizer does not fit.
+        tokenizer: a fast tokenizer with a padding token; its padding side is used.
+        max_length: maximum tokens per row, including special tokens; the longer text of a pair is truncated first.
+    Raises: UserError that names row and column of a text that is not a string, or if the tokenizer is unsuitable.
     """
     check_tokenizer(tokenizer, max_length)
     columns = [text_column(rows, column, "the data") for column in task.texts]
@@ -51,12 +49,12 @@ def encode_texts(rows: Dataset, task: TextTask, tokenizer: PreTrainedTokenizerBa
 def _tokenize_columns(
     columns: Sequence[list[str]], tokenizer: Any, max_length: int
 ) -> tuple[list[str], list[list[Any]]]:
-    """(names of the inputs, for each an array a row), kept for the next run of this process on the same texts."""
-    # Unset, the tokenizer's threads and a later fork warn and may lock up; one thread tokenises SST-2 in seconds.
+    """Return (names of the inputs, an array per row for each), cached for later runs of this process."""
+    # By default a later fork would warn or deadlock on the tokenizer's threads; one thread tokenizes SST-2 in seconds.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     key = (
         _cache_key(columns, tokenizer, max_length) if tokenizer.is_fast else os.urandom(8)
-    )  # others cannot be told apart
+    )  # other tokenizers cannot be told apart
     if key not in _KEPT:
         encoded = tokenizer(
             *columns, truncation=True, max_length=max_length, padding=False, return_attention_mask=False
@@ -69,7 +67,7 @@ def _tokenize_columns(
 
 
 def _cache_key(columns: Sequence[list[str]], tokenizer: Any, max_length: int) -> bytes:
-    """A hash of the texts and of all that turns them into numbers."""
+    """Return a hash of the texts and of everything that determines their ids."""
     digest = hashlib.blake2b(repr((max_length, tokenizer.model_input_names, tokenizer.truncation_side)).encode())
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
     for column in columns:
@@ -91,7 +89,7 @@ def _make_collate(
 
 
 def padding_function(names: Sequence[str], tokenizer: Any, left: bool) -> Callable[[Sequence[Row]], Batch]:
-    """Rows -> the model's inputs, padded to the longest row; numpy, as torch is slow at things this small."""
+    """Return a function from rows to padded inputs; in numpy, as torch is slow on tensors this small."""
     known = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     fills = [(name, known.get(name, 0)) for name in names]
     masked = MASK in tokenizer.model_input_names
@@ -117,7 +115,7 @@ def _pad_values(values: Sequence[Any], spans: Sequence[slice], width: int, fill:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    """Raise a UserError if a tokenizer cannot pad, or makes no rows of that length."""
+    """Raise a UserError if a tokenizer cannot pad, or cannot make rows of that length."""
     name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
     if tokenizer.pad_token_id is None:
         raise UserError(
@@ -133,7 +131,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None
 
 
 def check_words(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
-    """Raise a UserError for a tokenizer without words: transformers makes one of a folder that has none."""
+    """Raise a UserError for a tokenizer without a vocabulary: transformers makes one for a folder that has none."""
     if not {*tokenizer.get_vocab()} - {*tokenizer.all_special_tokens, "▁"}:
         raise UserError(
             f"model {model} has no tokenizer, or one that knows no words; save that of its base model into the same "
@@ -142,14 +140,14 @@ def check_words(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
 
 
 def check_text_rows(rows: Dataset, task: TextTask, split: str) -> None:
-    """Raise a UserError that names split and row, as its file counts them, where a text or a label is not allowed."""
+    """Raise a UserError that names split and row of an invalid text or label."""
     label_values(rows, task, split)
     for column in task.texts:
         text_column(rows, column, split)
 
 
 def text_column(rows: Dataset, column: str, split: str) -> list[str]:
-    """The texts of a column; UserError that names the row where one is no string."""
+    """Return the texts of a column; raise a UserError that names the row of a value that is not a string."""
     values = rows[column][:]
     for i, value in enumerate(values):
         if not isinstance(value, str):

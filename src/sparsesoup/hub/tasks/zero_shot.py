@@ -1,4 +1,4 @@
-"""CLIP as a classifier: class names in prompts, read once by the text tower, are a frozen head on the vision tower."""
+"""Zero-shot CLIP classification: prompts with class names, encoded once, are a frozen head on the vision tower."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -25,19 +25,19 @@ from sparsesoup.hub.tasks.prompts import names_of, templates_of
 from sparsesoup.training.batching import Batch
 
 CLIP, TOWER = "clip", "clip_vision_model"  # model_type of config.json
-HEAD = "zero_shot_head"  # a buffer of the model, which save_pretrained leaves out
+HEAD = "zero_shot_head"  # a buffer of the model, which save_pretrained does not save
 NAME, FORMAT = "zero_shot", "1"  # of the files in the folder pruning/
 WEIGHTS, PROMPTS = f"{NAME}.safetensors", f"{NAME}.json"
-AT_A_TIME = 256  # prompts
+AT_A_TIME = 256  # prompts per batch
 
 
 @dataclass(frozen=True)
 class ZeroShot(ImageTask):
-    """Image classification by a CLIP, whose head is made of words.
+    """Image classification by CLIP with a head made from prompts.
 
     Args:
-        names: what the classes are called in prompts, in the order of `labels`.
-        templates: sentences with {} where the name goes.
+        names: class names in prompts, in the order of `labels`.
+        templates: sentences with {} for the name.
     """
 
     names: tuple[str, ...] = ()
@@ -45,30 +45,30 @@ class ZeroShot(ImageTask):
 
 
 def predict_zero_shot(model: nn.Module, batch: Batch) -> Tensor:
-    """Logits [rows, classes]: head n(image), in float32 whatever the precision of the tower."""
+    """Return logits [rows, classes]: head n(image), in float32 whatever the precision of the tower."""
     images = model(pixel_values=batch["pixel_values"]).image_embeds.float()
     return functional.normalize(images, dim=-1) @ model.get_buffer(HEAD).T
 
 
 @dataclass(frozen=True)
 class TowerWithHead:
-    """A vision tower in whatever form, such as an export that runs elsewhere, with the head that its ticket carries."""
+    """A vision tower of any kind, such as an export in another process, with the head saved in its ticket."""
 
     tower: Callable[..., Any]
     head: Tensor
 
     def __call__(self, **inputs: Tensor) -> Any:
-        """What the tower answers."""
+        """Return the outputs of the tower."""
         return self.tower(**inputs)
 
     def get_buffer(self, name: str) -> Tensor:
-        """The head, as a model has it that was loaded for training."""
+        """Return the head, as a model loaded for training does."""
         return self.head
 
 
 @torch.no_grad()
 def zero_shot_head_of(clip: Any, tokenizer: Any, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """A head [classes, dimensions] of prompts: exp(s) n(mean_t n(text(t(c)))) for class c.
+    """Return a head [classes, dimensions] from prompts: exp(s) n(mean_t n(text(t(c)))) for class c.
 
     n(x) = x / |x|, s is the checkpoint's logit scale, t a template. With one template its logits are the checkpoint's
     own `logits_per_image`. Radford et al. 2021, sec. 3.1.2 and 3.1.4.
@@ -91,7 +91,7 @@ def zero_shot_head_of(clip: Any, tokenizer: Any, names: Sequence[str], templates
 
 
 def vision_tower(clip: Any) -> Tower:
-    """The vision tower of a CLIP with its projection, in the stock class of these two; it shares the weights."""
+    """Return the vision tower of a CLIP with its projection, in its stock class; it shares the weights."""
     config = copy.deepcopy(clip.config.vision_config)
     config.projection_dim = clip.config.projection_dim
     with torch.device("meta"):
@@ -101,11 +101,11 @@ def vision_tower(clip: Any) -> Tower:
 
 
 def load_zero_shot(options: Mapping[str, Any], task: ZeroShot) -> Tower:
-    """The vision tower with the head that the task asks for: of a CLIP, or as a ticket carries it.
+    """Load the vision tower with the head for a task: from a CLIP, or as saved in a ticket.
 
     Args:
-        options: which checkpoint, as from_pretrained takes it.
-        task: says classes and templates.
+        options: arguments of from_pretrained.
+        task: gives classes and templates.
     Raises: UserError if weights are missing, or the head does not fit the task.
     """
     name = str(options["pretrained_model_name_or_path"])
@@ -123,14 +123,14 @@ def load_zero_shot(options: Mapping[str, Any], task: ZeroShot) -> Tower:
 
 
 def save_zero_shot_head(folder: Path, model: nn.Module, task: ZeroShot) -> None:
-    """Write the head and its prompts into a ticket's folder pruning/, each file whole or not at all."""
+    """Save the head and its prompts in a ticket's folder pruning/, each file atomically."""
     with atomic_write(folder / WEIGHTS) as temporary:
         save_file({"head": model.get_buffer(HEAD).cpu().contiguous()}, temporary)
     write_table(folder / PROMPTS, {"format": FORMAT, "names": task.names, "templates": task.templates})
 
 
 def load_saved_prompts(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
-    """(class names, templates) that the ticket in a model folder carries; None if it carries none.
+    """Return the saved (class names, templates) of the ticket in a model folder; None if it has none.
 
     Raises: UserError if the file is damaged.
     """
@@ -147,9 +147,9 @@ def load_saved_prompts(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]] 
 
 
 def load_saved_head(folder: Path, task: ZeroShot) -> Tensor:
-    """The head of the ticket in a model folder.
+    """Load the head of the ticket in a model folder.
 
-    Raises: UserError if it is damaged, or made of other words than the task's.
+    Raises: UserError if it is damaged, or made from other prompts than the task's.
     """
     if load_saved_prompts(folder) != (task.names, task.templates):
         raise UserError(
@@ -165,13 +165,13 @@ def load_saved_head(folder: Path, task: ZeroShot) -> Tensor:
 def as_zero_shot_task(
     task: ImageTask, kind: str, folder: Path, train: Dataset, name: str, prompts: str | None, classes: str | None
 ) -> ImageTask:
-    """The task as the model is asked it: in words, if it is a CLIP or a ticket of one; any other task stays as it is.
+    """Convert the task to zero-shot if the model is a CLIP or a ticket of one; other tasks are unchanged.
 
     Args:
-        kind, folder: model_type of the model, and where it lies if on the disk.
+        kind, folder: model_type of the model, and its folder if it is on disk.
         train, name: of the dataset.
-        prompts, classes: as `templates_of` and `names_of` take them; what is not given comes from the ticket.
-    Raises: UserError if classes or prompts are not fit to be read, or the model has no text tower.
+        prompts, classes: as for `templates_of` and `names_of`; missing ones come from the ticket.
+    Raises: UserError if classes or prompts are invalid, or the model has no text tower.
     """
     words = load_saved_prompts(folder)
     if kind == TOWER and words is None:
@@ -189,11 +189,11 @@ def as_zero_shot_task(
 
 
 def in_words(task: Any) -> str:
-    """What is predicted from what, in words."""
+    """Describe the inputs and outputs of a zero-shot task."""
     more = f" and {len(task.templates) - 1} more prompts" if len(task.templates) > 1 else ""
     return f"{describe_text_task(task)}, named to CLIP as {task.templates[0]!r}{more}"
 
 
 def describe_head(task: Any) -> str:
-    """Where the head comes from, in words."""
+    """Describe the origin of the head."""
     return f"made by CLIP's text tower of {len(task.names)} class names in {len(task.templates)} prompts each; frozen"
