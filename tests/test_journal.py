@@ -167,7 +167,7 @@ def test_a_run_that_dies_at_any_step_resumes_to_the_bit(
     assert costs(ticket) == costs(plain)
     assert resumed[0] is None
     assert len(resumed) > 3
-    assert any(r and r.startswith("the midst of ") for r in resumed)
+    assert any(r and r.startswith("the middle of ") for r in resumed)
 
 
 def test_finished_pieces_are_skipped_and_the_last_state_is_taken(
@@ -308,7 +308,7 @@ def test_a_product_is_stored_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
 def test_a_damaged_product_is_refused_in_one_line(damage: bytes | None, tmp_path: Path) -> None:
     if damage is not None:
         (tmp_path / "stored-soup.safetensors").write_bytes(damage)
-    with pytest.raises(UserError, match=r"^damaged product .*\.safetensors \(.*remove .* to start afresh$") as caught:
+    with pytest.raises(UserError, match=r"^damaged artifact .*\.safetensors \(.*remove .* to start over$") as caught:
         Checkpointer(CostTracker(), tmp_path).get_artifact("soup")
     assert "\n" not in str(caught.value)
 
@@ -357,7 +357,7 @@ def test_the_position_is_saved_and_returned_to(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize("damage", ["", "{", "[]", "{}", '{"finished": []}', "null"])
 def test_a_damaged_journal_is_refused_in_one_line(damage: str, tmp_path: Path) -> None:
     (tmp_path / "journal.json").write_text(damage)
-    with pytest.raises(UserError, match=r"^damaged journal .*journal\.json \(.*remove .* to start afresh$") as caught:
+    with pytest.raises(UserError, match=r"^damaged checkpoint .*journal\.json \(.*remove .* to start over$") as caught:
         Checkpointer(CostTracker(), tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -377,7 +377,7 @@ def test_a_damaged_state_is_refused_in_one_line(damage: str, tmp_path: Path, mon
     else:
         file.write_bytes(data[: len(data) // 2] if damage == "truncated" else b"")
     again = journaled(tmp_path)
-    with pytest.raises(UserError, match=r"^damaged state .*\.safetensors \(.*remove .* to start afresh$") as caught:
+    with pytest.raises(UserError, match=r"^damaged state .*\.safetensors \(.*remove .* to start over$") as caught:
         again.journal.run_stage("one", again.start_run(), train)
     assert "\n" not in str(caught.value)
 

@@ -239,7 +239,7 @@ TAUGHT = {"teacher": "dense", "alpha": 0.9, "temperature": 2.0, "hidden": 0.5}
             "step 6 (0.0 % pruned, f1 0.8000)",
         ),
         ({"phases": [0.5, 0.75]}, {}, "Sparsity of the phases: 50.0 %, 75.0 %."),
-        ({}, {"train": {"distill": TAUGHT}}, "Taught by a dense run with the same settings: 90.0 % of the loss"),
+        ({}, {"train": {"distill": TAUGHT}}, "Distilled from a dense run with the same settings: 90.0 % of the loss"),
     ],
 )
 def test_what_a_method_noted_is_said_in_a_sentence(tmp_path: Path, notes: Any, settings: Any, said: str) -> None:

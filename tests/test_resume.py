@@ -96,7 +96,7 @@ def test_a_run_that_is_killed_again_and_again_ends_like_an_undisturbed_one(undis
     (run / ".model.1.part").mkdir()
     last = sparsesoup(*line)
     assert last.returncode == 0, last.stderr
-    assert "going on after" in last.stderr
+    assert "resuming after" in last.stderr
     assert same(masks_of(run), masks_of(reference))
     assert same(weights_of(run / "model"), weights_of(reference / "model"))
     own, other = (json.loads((path / "report.json").read_text()) for path in (run, reference))
@@ -182,7 +182,7 @@ def test_an_interrupted_run_says_so_and_goes_on(place, tmp_path):
     process.join(100)
     assert process.exitcode == 130
     said = errors.read_text()
-    assert said.splitlines()[-1] == "sparsesoup: interrupted; the same command goes on from the last save"
+    assert said.splitlines()[-1] == "sparsesoup: interrupted; repeat the command to resume from the last save"
     assert "Traceback" not in said
     assert (run_of(tmp_path / "runs") / "stages" / "journal.json").exists()
 
@@ -196,7 +196,7 @@ def test_an_interrupted_command_that_saves_nothing_on_its_way_promises_no_more(t
     os.kill(process.pid, signal.SIGINT)
     process.join(100)
     assert process.exitcode == 130
-    assert errors.read_text() == "sparsesoup: interrupted; the same command begins anew\n"
+    assert errors.read_text() == "sparsesoup: interrupted; repeat the command to start over\n"
 
 
 def is_read(pipe):
@@ -217,7 +217,7 @@ def test_a_damaged_save_is_named_with_the_remedy(place, tmp_path, file, capsys):
     assert main(line) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert f"damaged {'journal' if file != 'state' else 'state'} {path}" in said
-    assert f"remove {run / 'stages'} to start afresh" in said
+    assert f"remove {run / 'stages'} to start over" in said
     for saved in (run / "stages").iterdir():
         saved.unlink()
     assert main(line) == 0

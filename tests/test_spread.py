@@ -111,8 +111,8 @@ def test_a_mask_that_is_there_is_not_drawn_again(place, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["magnitude", "--workers", "2"], "--workers are for weak masks, and magnitude draws none"),
-        (["isp-no-soup", "--workers", "2"], "isp-no-soup draws none; leave --workers out"),
+        (["magnitude", "--workers", "2"], "--workers only applies to methods with weak masks, not to magnitude"),
+        (["isp-no-soup", "--workers", "2"], "not to isp-no-soup; leave --workers out"),
         (["isp", "--workers", "0"], "--workers is at least 1, got 0"),
         (["isp", "--workers", "2", "--train.learning-rate", "1e30"], "the loss is"),
     ],

@@ -393,10 +393,10 @@ def test_the_report_tells_what_came_back_and_the_terminal_that_it_is_less_than_a
     settings = {"train": {"batch_size": 8}}
     sparsity = {"asked": 0.8, "reached": ticket.sparsity}
     facts = {"notes": ticket.notes, "sparsity": sparsity, "settings": settings, "cost": ticket.cost}
-    (told,) = [line for line in describe_notes(facts)[0] if "came back" in line]
+    (told,) = [line for line in describe_notes(facts)[0] if "was restored" in line]
     assert "20 steps were trained on" in told
     assert f"{100 * ticket.sparsity:.1f} % are gone" in told
-    (note,) = [line for line in run_warnings(facts) if "where 80.0 % were asked for" in line and "whole again" in line]
+    (note,) = [line for line in run_warnings(facts) if "instead of 80.0 %" in line and "were restored" in line]
     assert "\n" not in note
     assert not [line for line in run_warnings(facts | {"notes": {}}) if "whole again" in line]
 
@@ -406,5 +406,5 @@ def test_the_terminal_says_where_groups_miss_the_sparsity_by_far() -> None:
     assert ticket.sparsity == 0.375
     facts = {"notes": ticket.notes, "settings": {"train": {"batch_size": 8}}, "cost": ticket.cost}
     (note,) = run_warnings(facts | {"sparsity": {"asked": 0.3, "reached": ticket.sparsity}})
-    assert note.startswith("37.5 % of the weights are gone where 30.0 % were asked for")
+    assert note.startswith("37.5 % of the weights are pruned instead of 30.0 %")
     assert not run_warnings(facts | {"sparsity": {"asked": 0.37, "reached": ticket.sparsity}})

@@ -688,7 +688,7 @@ def test_a_row_or_a_dataset_says_how_long_in_its_own_way(capsys):
     rows["short"]["epochs"] = 3
     write(methods=rows)
     assert main(["compare", "--config", "small.yaml"]) == 2
-    assert "steps (5) and epochs (3) both say how long; give one of them" in capsys.readouterr().err
+    assert "steps (5) and epochs (3) are mutually exclusive; give one of them" in capsys.readouterr().err
 
 
 def test_a_dataset_names_columns_of_texts_where_the_recipe_names_one_of_images():

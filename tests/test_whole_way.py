@@ -534,7 +534,7 @@ def test_a_run_says_what_it_predicts_and_when_its_gates_missed(place, tmp_path, 
     line = ["prune", "soft-movement", *flags_of(place, tmp_path, steps=40), "--method.score-rate", "0.5"]
     assert main([*line, "--method.penalty", "0"]) == 0
     said = capsys.readouterr().err
-    assert re.search(r"note: the gates alone closed [0-6]?\d\.\d % of the weights where 70\.0 % were asked for", said)
+    assert re.search(r"note: the gates alone closed [0-6]?\d\.\d % of the weights instead of 70\.0 %", said)
     assert "leave out --method.penalty" in said
     assert main(["show", str(run_of(tmp_path))]) == 0
     assert "2 classes (" in (out := capsys.readouterr().out)

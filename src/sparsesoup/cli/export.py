@@ -18,17 +18,17 @@ from sparsesoup.report.format import format_percent
 from sparsesoup.report.terminal import flatten_scores
 from sparsesoup.runs.config_parser import CommandParser
 
-ABOUT = "Write a pruned model in another form; sizes before and after, and what was removed, stand in export.json."
+ABOUT = "Export a pruned model to another format; export.json has sizes before and after, and the removed weights."
 EXAMPLES = """
 examples:
   sparsesoup export runs/glue/sst2/isp-0123456789/seed-0 --to packed --dtype bf16 --out small
   sparsesoup export runs/glue/mrpc/hybrid-movement-0123456789/seed-0 --to compact --out fast --verify
   sparsesoup export runs/glue/mrpc/hybrid-movement-0123456789/seed-0 --to onnx --out graph
 
-Which one? `packed` for what was pruned weight by weight: the file shrinks, the computation does not. `compact` for what
-was pruned in heads and units (hybrid-movement): file, memory and time shrink. `onnx` and `openvino` are the compact
-model for engines without torch (pip install 'sparsesoup[onnx]', 'sparsesoup[openvino]'). `semi-structured` for what was
-pruned with --method.scope 2:4, on a GPU. `dense` for all other tools.
+Which one? `packed` for unstructured pruning: the file shrinks, the computation does not. `compact` for pruned heads and
+units (hybrid-movement): file, memory and time shrink. `onnx` and `openvino` are the compact model for engines without
+torch (pip install 'sparsesoup[onnx]', 'sparsesoup[openvino]'). `semi-structured` for models pruned with
+--method.scope 2:4, on a GPU. `dense` for all other tools.
 Python: sparsesoup.export(run, "packed", "small"), sparsesoup.load_packed("small"), sparsesoup.load_compact("fast").
 """
 
@@ -61,8 +61,8 @@ def export_parser() -> CommandParser:
     made.add_argument("--to", required=True, choices=[*FORMATS], metavar="FORMAT", help=" or ".join(FORMATS))
     made.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write; an earlier export there "
                       "is replaced, anything else refused")  # fmt: skip
-    made.add_argument("--verify", action="store_true", help="load the export in a fresh process, ask it for the whole "
-                      "test split and compare with the run's own answers")  # fmt: skip
+    made.add_argument("--verify", action="store_true", help="load the export in a fresh process, run it on the whole "
+                      "test split and compare with the run's own predictions")  # fmt: skip
     for name, options in _format_settings().items():
         made.add_argument(f"--{name.replace('_', '-')}", dest=name, **options)
     return made

@@ -41,7 +41,7 @@ With only a method it prunes the embedded model on the embedded dataset (pip ins
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code is 0, 1 for a study with failed cells, 2 for bad input, 130 when interrupted."""
+    """Run one command; the exit code is 0, 1 for a study with failed runs, 2 for bad input, 130 when interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
@@ -53,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check_text(given)
         return _run_command(given[0], given[1:])
     except KeyboardInterrupt:
-        way = "goes on from the last save" if given[0] in RESUMED else "begins anew"
-        return _print_error(f"interrupted; the same command {way}", 130)
+        way = "resume from the last save" if given[0] in RESUMED else "start over"
+        return _print_error(f"interrupted; repeat the command to {way}", 130)
     except BrokenPipeError:
         # The reader of a pipe (head) has closed it; flushing the rest at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

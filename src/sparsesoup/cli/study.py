@@ -53,7 +53,7 @@ def run_study_command(options: Any) -> int:
 def _recipe_changes(options: Any) -> dict[str, Any]:
     found = {key: getattr(options, key) for key in CHANGES}
     if found["steps"] is not None and found["epochs"] is not None:
-        raise UserError("--steps and --epochs both say how long; give one of them")
+        raise UserError("--steps and --epochs are mutually exclusive; give one of them")
     return found
 
 

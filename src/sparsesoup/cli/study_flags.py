@@ -15,13 +15,13 @@ ABOUT = """Many runs as one resumable study: models, datasets, methods, sparsiti
 
 A recipe is YAML:
 
-  models: minilm                 # one or a list; so datasets, sparsities and seeds
+  models: minilm                 # one or a list, as for datasets, sparsities and seeds
   datasets: [glue/cola, glue/sst2]
   sparsities: [0.5, 0.9]
   seeds: [0, 1, 2]
   steps: 1440                    # T of every run; or epochs
   train: {precision: bf16}       # as --train.FIELD of prune
-  methods:                       # rows of the table: a list of names, or a table with settings of each
+  methods:                       # rows of the table: a list of names, or a table with settings
     dense:
     isp:
     slow-imp: {name: imp, method: {cut: 0.1}}
@@ -29,12 +29,12 @@ A recipe is YAML:
     moved: {from: isp}           # isp's tickets of every dataset, trained on every other
   budget: paper                  # or equal: all rows get the FLOPs of dense; {times: 3}, {row: imp}, {flops: 2.0e+15}
 
-Recipes that are shipped: table2 (CLIP on images), table3 (BERT on GLUE), transfer.
+Shipped recipes: table2 (CLIP on images), table3 (BERT on GLUE), transfer.
 
-The same command again goes on where it was, whatever was killed. The test split is opened once a cell, when all
-are drawn. Cells are drawn in this process, in several (--workers 2), or on Ray (--executor ray), here or on the nodes
-of a cluster that share the working directory and --out: always to the same bits, with the same device and threads.
-The exit code is 1 where cells failed.
+Repeat the command to resume after any kill. The test split is opened once per run (cell of the table), when all are
+trained. Runs are trained in this process, in several (--workers 2), or on Ray (--executor ray), here or on the nodes of
+a cluster that share the working directory and --out: bit-identical for the same device and number of threads. The exit
+code is 1 if runs failed.
 """
 
 
@@ -50,14 +50,14 @@ def study_parser() -> argparse.ArgumentParser:
         prog="sparsesoup compare", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )  # fmt: skip
-    made.add_argument("RUN", type=Path, nargs="*", help="runs that exist, for a table without a recipe")
+    made.add_argument("RUN", type=Path, nargs="*", help="existing runs, for a table without a recipe")
     made.add_argument("--config", help="recipe (YAML), or the name of a shipped one: table2, table3, transfer")
-    made.add_argument("--out", type=Path, default=Path("runs"), help="folder of all runs; studies are in it")
-    made.add_argument("--name", help="of the study; default the recipe's file name, for given runs `runs`")
+    made.add_argument("--out", type=Path, default=Path("runs"), help="folder of all runs, with studies in studies/")
+    made.add_argument("--name", help="name of the study; default: the recipe's file name, `runs` for existing runs")
     _recipe_flags(made)
     _executor_flags(made)
-    made.add_argument("--retry-failed", action="store_true", help="do cells again that failed before")
-    made.add_argument("--dry-run", action="store_true", help="print the cells and what they will cost, and draw none")
+    made.add_argument("--retry-failed", action="store_true", help="retry runs that failed before")
+    made.add_argument("--dry-run", action="store_true", help="print the runs and their estimated cost without training")
     return made
 
 
@@ -96,14 +96,18 @@ def _recipe_flags(made: argparse.ArgumentParser) -> None:
 
 def _executor_flags(made: argparse.ArgumentParser) -> None:
     add = made.add_argument
-    add("--executor", choices=("local", "ray"), default="local", help="who draws: this machine (default), or Ray tasks")
-    add("--workers", type=int, help="cells at a time; default 1, in this process; on Ray all there is room for")
-    add("--threads", type=int, help="of torch in each cell; default the cores shared among workers, on Ray the cell's")
-    add("--retries", type=int, help=f"how often a cell is begun again whose process died; default {LIVES - 1}")
+    add("--executor", choices=("local", "ray"), default="local", help="run on this machine (default), or as Ray tasks")
+    add("--workers", type=int, help="parallel runs; default 1, in this process; on Ray as many as fit")
+    add(
+        "--threads",
+        type=int,
+        help="torch threads per run; default: the cores divided by --workers, on Ray --cpus-per-cell",
+    )
+    add("--retries", type=int, help=f"restarts of a run whose process died; default {LIVES - 1}")
     add("--address", help="host:port of a Ray cluster's head, or auto; default RAY_ADDRESS, else Ray is started here")
-    add("--workers-per-cell", type=int, default=1, help="processes that draw the weak masks of a cell; default its own")
-    add("--cpus-per-cell", type=float, help="cores that Ray keeps for a cell; default 1")
-    add("--gpus-per-cell", type=float, help="GPUs that Ray keeps for a cell, 0.25 for four cells on one; default 0")
+    add("--workers-per-cell", type=int, default=1, help="processes for the weak masks of a run; default its own")
+    add("--cpus-per-cell", type=float, help="cores that Ray reserves per run; default 1")
+    add("--gpus-per-cell", type=float, help="GPUs that Ray reserves per run, 0.25 for four runs on one; default 0")
 
 
 def _need_fitting(options: Any, ray: bool) -> None:

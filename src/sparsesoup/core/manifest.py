@@ -24,7 +24,7 @@ def check_run(run: Path, report: Mapping[str, Any]) -> bool:
     """
     if DIGESTS not in report:
         return False
-    remedy = f"put it back, or remove {run} and repeat the `prune` command, which draws it again; {CHANGED}"
+    remedy = f"put it back, or remove {run} and repeat the `prune` command, which runs it again; {CHANGED}"
     check_digests(run, report[DIGESTS], REPORT, remedy, "run", optional=[LOG])
     return True
 

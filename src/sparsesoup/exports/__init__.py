@@ -50,9 +50,7 @@ FORMATS = {
     "dense": FormatInfo(
         DenseFormat, "the stock folder, pruned weights zero", "loads everywhere; neither smaller nor faster"
     ),
-    "packed": FormatInfo(
-        PackedFormat, "one bit a weight and the values left", "small on the disk; unpacked to be used"
-    ),
+    "packed": FormatInfo(PackedFormat, "one bit per weight and the nonzero values", "small on disk; unpacked for use"),
     "compact": FormatInfo(
         CompactFormat, "heads and feed-forward units without weights cut out", "smaller and faster everywhere"
     ),

@@ -53,7 +53,7 @@ class PackedFormat:
             (folder / "pruning").mkdir(exist_ok=True)
             write_table(folder / "pruning" / FACTS, source.facts)
 
-        notes = ["it is unpacked to be used: it travels light and computes as the dense model does"]
+        notes = ["unpack it before use: the file is small, but it computes like the dense model"]
         if kind is not None:
             notes.append("values were rounded to bf16: check predictions against the source")
         size = ModelSize(0, encoder, before.parameters, before.nonzero)

@@ -31,15 +31,13 @@ from sparsesoup.runs.resume_checks import check_run_or_model
 
 CARD, CONFIG, FORM = "README.md", "config.json", "export.json"
 PARTS = r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
-ABOUT = (
-    "Put a model on the Hub: the weights, its masks in pruning/, and a card that says what it is, is worth and cost."
-)
+ABOUT = "Upload a model to the Hub: its weights, its masks in pruning/, and a model card with scores and cost."
 EXAMPLES = """
 examples:
   sparsesoup push runs/glue/sst2/isp-0123456789/seed-0 me/sparse-sst2 --dry-run --out look
   sparsesoup push small me/sparse-sst2-packed --private --license apache-2.0
 
-The token is that of HF_TOKEN, or of `hf auth login`. What a run says of this machine (its folders) stays here.
+The token is that of HF_TOKEN, or of `hf auth login`. Local paths in a run's files are not uploaded.
 """
 
 

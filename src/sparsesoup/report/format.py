@@ -73,11 +73,11 @@ def describe_teacher(facts: Facts) -> list[str]:
     if not distill.get("teacher"):
         return []
     who = "a dense run with the same settings" if distill["teacher"] == "dense" else distill["teacher"]
-    hidden = f", and {distill['hidden']:g} times the distance of the blocks' outputs" if distill["hidden"] else ""
+    hidden = f", and {distill['hidden']:g} times the distance of the block outputs" if distill["hidden"] else ""
     return [
-        f"Taught by {who}: {format_percent(distill['alpha'])} of the loss is the distance from its answers at "
-        f"temperature "
-        f"{distill['temperature']:g}, the rest is the labels'{hidden}. Its forward pass is part of every step's FLOPs."
+        f"Distilled from {who}: {format_percent(distill['alpha'])} of the loss is the divergence from its outputs at "
+        f"temperature {distill['temperature']:g}, the rest is the task loss{hidden}. "
+        f"Its forward pass is included in every step's FLOPs."
     ]
 
 
@@ -87,36 +87,37 @@ def run_warnings(facts: Facts) -> list[str]:
     found = []
     if alone is not None and abs(alone - asked) > NEAR:
         given = facts["settings"]["method"].get("penalty") is not None
-        remedy = "leave out --method.penalty, to be led to it" if given else "raise --steps or --method.score-rate"
+        remedy = (
+            "leave out --method.penalty, so that it is adapted to the sparsity"
+            if given
+            else "raise --steps or --method.score-rate"
+        )
         found.append(
-            f"the gates alone closed {format_percent(alone)} of the weights where {format_percent(asked)} were "
-            f"asked for, and the "
-            f"rest of the mask was made by trimming: {remedy}"
+            f"the gates alone closed {format_percent(alone)} of the weights instead of {format_percent(asked)}, and "
+            f"the rest of the mask was made by trimming: {remedy}"
         )
     reached = facts["sparsity"]["reached"]
     if "refill" in facts["notes"] and asked - reached > FAR:
         found.append(
-            f"{format_percent(reached)} of the weights are gone where {format_percent(asked)} were asked for, "
-            f"since kept heads and "
-            f"units are whole again: ask for more, or say --method.attention heads"
+            f"{format_percent(reached)} of the weights are pruned instead of {format_percent(asked)}, since all "
+            f"weights of kept heads and units were restored: set a higher --sparsity, or --method.attention heads"
         )
     elif abs(reached - asked) > FAR:
         found.append(
-            f"{format_percent(reached)} of the weights are gone where {format_percent(asked)} were asked for: "
-            f"they go in whole "
-            f"groups, and one fewer would leave more than may stay; ask for another sparsity, or for smaller groups"
+            f"{format_percent(reached)} of the weights are pruned instead of {format_percent(asked)}: this is the "
+            f"nearest whole number of groups; set another --sparsity, or smaller groups"
         )
     train = facts["settings"]["train"]
     wanted = train["batch_size"] * train["gradient_accumulation_steps"]
     if wanted > facts.get("train_rows", math.inf):
-        found.append(f"a step had {facts['train_rows']} rows, all there are, not {wanted}")
+        found.append(f"a step had only {facts['train_rows']} rows, the whole training set, not {wanted}")
     return [*found, *facts["notes"].get("collapse", [])]
 
 
 def describe_cache_hits(facts: Facts) -> list[str]:
     """Return a sentence about steps reused from other runs."""
     steps = sum(int(cost.get("shared", 0)) for cost in facts["cost"].values())
-    told = f"{steps} steps were taken from the cache, where another run had done the same; they are charged in full."
+    told = f"{steps} steps were taken from the cache of another run; they are charged in full."
     return [told] if steps else []
 
 
@@ -125,8 +126,8 @@ def _describe_doubts(doubts: list[str], facts: Facts) -> str:
 
 
 def _describe_budget(kind: Any, facts: Facts) -> str:
-    kinds = {"charged": "weak steps are part of the T steps.", "extra": "weak steps come on top of the T steps."}
-    return f"Budget {kind}: {kinds.get(str(kind), 'of a kind unknown here.')}"
+    kinds = {"charged": "weak steps are part of the T steps.", "extra": "weak steps are added to the T steps."}
+    return f"Budget {kind}: {kinds.get(str(kind), 'of an unknown kind.')}"
 
 
 def _describe_threshold(alone: float, facts: Facts) -> str:
@@ -158,15 +159,15 @@ def _describe_soup(soup: Facts, facts: Facts) -> str:
         shares = ", ".join(
             f"{fork['share']:g} ({format_percent(fork['sparsity'], 0)} pruned)" for fork in soup["forks"]
         )
-        return f"Shares with which the forks entered: {shares}; on validation {soup['score']:.4f} before fine-tuning."
+        return f"Shares of the models mixed in: {shares}; on validation {soup['score']:.4f} before fine-tuning."
     scores = ", ".join(f"{score:.4f}" for score in soup["members"])
     return f"Members on validation: {scores}; averaged: number {', '.join(str(i + 1) for i in sorted(soup['taken']))}."
 
 
 def _describe_refill(found: Facts, facts: Facts) -> str:
     return (
-        f"After a sparsity of {format_percent(found['before'])} every weight of the kept heads and units came back: "
-        f"{format_percent(found['after'])} are gone, and {found['steps']} steps were trained on."
+        f"After a sparsity of {format_percent(found['before'])} every weight of the kept heads and units was restored: "
+        f"{format_percent(found['after'])} are pruned, and training continued for {found['steps']} steps."
     )
 
 
@@ -177,7 +178,7 @@ def _describe_teacher_changes(checks: list[Facts], facts: Facts) -> str:
         for c in checks
         if c["teaches"]
     ]
-    return f"Of {len(checks)} checks on validation these gave a new teacher: {', '.join(told)}."
+    return f"Of {len(checks)} validation checks these gave a new teacher: {', '.join(told)}."
 
 
 def _describe_scores_before(scores: Facts, facts: Facts) -> str:
@@ -189,7 +190,7 @@ SENTENCES: dict[str, Callable[[Any, Facts], str]] = {
     "collapse": _describe_doubts,
     "doubts": _describe_doubts,
     "before": _describe_scores_before,
-    "rounds": lambda rounds, facts: f"Rounds of pruning, each after a training of its own: {rounds}.",
+    "rounds": lambda rounds, facts: f"Pruning rounds, each after its own training: {rounds}.",
     "weak_share": lambda share, facts: f"Weak steps: {format_percent(share)} of T.",
     "budget": _describe_budget,
     "threshold_sparsity": _describe_threshold,

@@ -20,9 +20,9 @@ from sparsesoup.report.format import describe_notes, format_count, format_durati
 FORMAT = 1  # of report.json
 COSTS = ("steps", "examples", "tokens", "padding", "flops", "seconds")
 LABELS = {
-    "strong": "the main training", "weak": "look-ahead runs", "search": "earlier rounds, or a search for the mask",
-    "score": "passes over training rows that score weights, no steps", "teacher": "the dense run that teaches, trained "
-    "once and charged to each run that learns from it", "validation": "what selects, and the score at the end",
+    "strong": "main training", "weak": "look-ahead runs", "search": "earlier rounds, or mask search",
+    "score": "passes over training rows for scoring weights", "teacher": "dense teacher run, trained "
+    "once and charged to each student", "validation": "model selection and final score",
 }  # fmt: skip
 NEEDED: dict[str, type | tuple[type, ...]] = {
     "method": str, "model": str, "dataset": str, "seed": int, "steps": int, "settings": dict, "sparsity": dict,
@@ -199,7 +199,7 @@ def show_run(run: Path, console: Console) -> None:
         _print_text(console,
         "overlap: of the weights that either of two weak masks keeps, the share that both keep. decided: "
              "the share of all prunable weights that plain magnitude pruning would have chosen otherwise.")  # fmt: skip
-    _print_table(console, "Where it comes from", _provenance_table(facts, run))
+    _print_table(console, "Provenance", _provenance_table(facts, run))
 
 
 def _print_text(console: Console, text: str, style: str = "") -> None:

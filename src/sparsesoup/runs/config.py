@@ -66,7 +66,9 @@ class BudgetConfig:
         if self.epochs is not None and not 0 < self.epochs <= MOST_EPOCHS:
             raise UserError(f"epochs must be above 0 and at most {MOST_EPOCHS:,}, got {self.epochs:g}")
         if self.steps is not None and self.epochs is not None:
-            raise UserError(f"steps ({self.steps}) and epochs ({self.epochs:g}) both say how long; give one of them")
+            raise UserError(
+                f"steps ({self.steps}) and epochs ({self.epochs:g}) are mutually exclusive; give one of them"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,14 +146,14 @@ def parser_for(name: str | None) -> ConfigParser:
     """Return the parser of `prune`, with the settings of a method if one is named."""
     prog = f"sparsesoup prune {name or 'METHOD'}"
     parser = ConfigParser(prog=prog, description=_method_description(name), allow_abbrev=False, parser_mode=MODE)
-    parser.add_argument("--config", type=str, help="recipe (YAML); flags win over it")
-    parser.add_argument("--out", type=str, default="runs", help="folder that run directories are put in")
-    parser.add_argument("--save_every", type=float, default=30.0, help="seconds between saves to resume from, at least")
+    parser.add_argument("--config", type=str, help="recipe (YAML); flags override it")
+    parser.add_argument("--out", type=str, default="runs", help="folder for run directories")
+    parser.add_argument("--save_every", type=float, default=30.0, help="minimum seconds between checkpoints")
     cache = (
-        "folder of trainings that runs have in common (the dense run, IMP's rounds); a run takes what is there, adds "
+        "folder of trainings shared by runs (the dense run, IMP's rounds); existing ones are reused, new ones added, "
     )
-    parser.add_argument("--cache_dir", type=str, help=cache + "what it makes and charges both in full; default: none")
-    workers = "processes over which weak masks are spread, with as many threads as this one: set OMP_NUM_THREADS"
+    parser.add_argument("--cache_dir", type=str, help=cache + "and both charged in full; default: none")
+    workers = "processes for weak masks, each with as many threads as this one: set OMP_NUM_THREADS"
     parser.add_argument("--workers", type=int, default=1, help=workers)
     parser.add_class_arguments(BudgetConfig)
     parser.add_class_arguments(ModelAndDataConfig)
@@ -217,7 +219,7 @@ def _method_description(name: str | None) -> str:
     if name:
         fixed = ", ".join(f"{f} {getattr(METHODS[name], f)}" for f in TABLE[name].fixed if f != "protocols")
         return f"{TABLE[name].summary}." + (f" Fixed here: {fixed}." if fixed else "")
-    return f"Draw a sparse subnetwork. METHOD is one of: {', '.join(METHODS)}; `prune METHOD --help` has its settings."
+    return f"Prune a model. METHOD is one of: {', '.join(METHODS)}; `prune METHOD --help` has its settings."
 
 
 def _recipe_of(arguments: list[str]) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def check_base(path: Path, base: dict[str, Any]) -> None:
     if not path.exists():
         write_table(path, base)
         return
-    there = read_table(path, "record of what the run began from", f"remove {path.parent} to start afresh")
+    there = read_table(path, "record of what the run began from", f"remove {path.parent} to start over")
     changed = [k for k in base if there.get(k) != base[k]]
     if changed:
         raise UserError(f"{path.parent.parent} was begun with another {' and '.join(changed)}; give another --out")

@@ -72,7 +72,9 @@ def run_method(settings: RunConfig, out: Path, outside: RuntimeOptions, within: 
     Raises: UserError for bad input; finished stages stay on disk.
     """
     if outside.workers > 1 and not masks_of(settings):
-        raise UserError(f"--workers are for weak masks, and {settings.name} draws none; leave --workers out")
+        raise UserError(
+            f"--workers only applies to methods with weak masks, not to {settings.name}; leave --workers out"
+        )
     if (out / "run.yaml").exists():
         raise UserError(f"--out {out} is itself a run directory; give the folder that holds runs")
     opened = open_task(settings.place)
@@ -223,7 +225,7 @@ def _run_in_folder(settings: RunConfig, path: Path, out: Path, opened: OpenedTas
         for said in () if outside.patient else doubts:
             outside.console.print(Text(f"note: {said}"), soft_wrap=True)
         if journal.resumed_stage:
-            outside.console.print(Text(f"going on after {journal.resumed_stage}"), soft_wrap=True)
+            outside.console.print(Text(f"resuming after {journal.resumed_stage}"), soft_wrap=True)
         began = time.perf_counter()
         with spread_forks(outside.workers, path / "stages", rebuild_problem, settings, out) as each:
             ticket = settings.method.run(replace(problem, map=each), float(settings.amount.sparsity or 0.0))

@@ -68,7 +68,7 @@ class Checkpointer:
     def resumed_stage(self) -> str | None:
         """The stage from which a restarted run resumes; None for a fresh run."""
         if self._partial:
-            return f"the midst of {self._partial[0]}"
+            return f"the middle of {self._partial[0]}"
         return self.finished[-1] if self.finished else None
 
     @property
@@ -174,7 +174,7 @@ class Checkpointer:
             check_digest(path, self._digests.get(path.name))
             return load_file(path)
         except (OSError, SafetensorError, ValueError) as error:
-            raise UserError(f"damaged product {path} ({error}); remove {path.parent} to start afresh") from error
+            raise UserError(f"damaged artifact {path} ({error}); remove {path.parent} to start over") from error
 
     def close(self) -> None:
         """Remove the saved states and artifacts, which are no longer needed."""
@@ -223,7 +223,7 @@ class Checkpointer:
             self._digests = dict(entry.get("digests", {}))
             return entry["position"]
         except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            raise UserError(f"damaged journal {path} ({error}); remove {path.parent} to start afresh") from error
+            raise UserError(f"damaged checkpoint {path} ({error}); remove {path.parent} to start over") from error
 
     def _restore_state(self, state: Checkpointable, name: str | None) -> None:
         path = Path(str(self.folder)) / f"{name}.safetensors"
@@ -235,4 +235,4 @@ class Checkpointer:
                 tensors = {key: file.get_tensor(key) for key in names}
             state.load_state_(tensors, facts)
         except (OSError, SafetensorError, ValueError, KeyError) as error:
-            raise UserError(f"damaged state {path} ({error}); remove {path.parent} to start afresh") from error
+            raise UserError(f"damaged state {path} ({error}); remove {path.parent} to start over") from error

@@ -37,7 +37,7 @@ def read_budget(given: Any) -> FlopsBudget | None:
     if not isinstance(given, Mapping) or not given or given.keys() - {"times", "row", "flops"}:
         raise UserError(f"budget is {FORMS}, got {given!r}")
     if "flops" in given and len(given) > 1:
-        raise UserError(f"budget: flops says it all, {' and '.join(given.keys() - {'flops'})} would say it again")
+        raise UserError(f"budget: flops cannot be combined with {' or '.join(given.keys() - {'flops'})}")
     for name in given.keys() & {"times", "flops"}:
         if isinstance(given[name], bool) or not isinstance(given[name], (int, float)) or not 0 < given[name] < 1e30:
             raise UserError(f"budget: {name} is a number above 0, got {given[name]!r} (YAML wants 2.0e+15 for 2e15)")
@@ -67,6 +67,6 @@ def check_budget(recipe: Table, datasets: Mapping[str, Table]) -> None:
     for place, table in [((), recipe), *((("datasets", name), t) for name, t in datasets.items())]:
         for key in {"steps", "epochs"} & table.keys():
             if budget.flops is not None:
-                raise RecipeError(f"budget.flops says how long every row trains, {key} would say it again; leave "
+                raise RecipeError(f"budget.flops sets how long every row trains and excludes {key}; leave "
                     f"one out",
                              *place, key)  # fmt: skip
