@@ -394,11 +394,11 @@ def test_the_report_tells_what_came_back_and_the_terminal_that_it_is_less_than_a
     sparsity = {"asked": 0.8, "reached": ticket.sparsity}
     facts = {"notes": ticket.notes, "sparsity": sparsity, "settings": settings, "cost": ticket.cost}
     (told,) = [line for line in describe_notes(facts)[0] if "was restored" in line]
-    assert "20 steps were trained on" in told
-    assert f"{100 * ticket.sparsity:.1f} % are gone" in told
+    assert "training continued for 20 steps" in told
+    assert f"{100 * ticket.sparsity:.1f} % are pruned" in told
     (note,) = [line for line in run_warnings(facts) if "instead of 80.0 %" in line and "were restored" in line]
     assert "\n" not in note
-    assert not [line for line in run_warnings(facts | {"notes": {}}) if "whole again" in line]
+    assert not [line for line in run_warnings(facts | {"notes": {}}) if "were restored" in line]
 
 
 def test_the_terminal_says_where_groups_miss_the_sparsity_by_far() -> None:
