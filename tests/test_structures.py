@@ -390,7 +390,7 @@ def test_heads_are_known_in_every_family_that_can_be_compacted_whole_or_cut(name
 
 def test_the_report_tells_what_came_back_and_the_terminal_that_it_is_less_than_asked() -> None:
     ticket, *_ = hybrid()
-    settings = {"train": {"batch_size": 8}}
+    settings = {"train": {"batch_size": 8, "gradient_accumulation_steps": 1}}
     sparsity = {"asked": 0.8, "reached": ticket.sparsity}
     facts = {"notes": ticket.notes, "sparsity": sparsity, "settings": settings, "cost": ticket.cost}
     (told,) = [line for line in describe_notes(facts)[0] if "was restored" in line]
@@ -404,7 +404,11 @@ def test_the_report_tells_what_came_back_and_the_terminal_that_it_is_less_than_a
 def test_the_terminal_says_where_groups_miss_the_sparsity_by_far() -> None:
     ticket = replace(METHODS["magnitude"], structure="heads").run(bert(), 0.3)  # a head is an eighth of the weights
     assert ticket.sparsity == 0.375
-    facts = {"notes": ticket.notes, "settings": {"train": {"batch_size": 8}}, "cost": ticket.cost}
+    facts = {
+        "notes": ticket.notes,
+        "settings": {"train": {"batch_size": 8, "gradient_accumulation_steps": 1}},
+        "cost": ticket.cost,
+    }
     (note,) = run_warnings(facts | {"sparsity": {"asked": 0.3, "reached": ticket.sparsity}})
     assert note.startswith("37.5 % of the weights are pruned instead of 30.0 %")
     assert not run_warnings(facts | {"sparsity": {"asked": 0.37, "reached": ticket.sparsity}})
