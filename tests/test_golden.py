@@ -406,7 +406,7 @@ def test_distillation_at_a_temperature_is_the_references() -> None:
     for row in numbers("distillation")["results"]:
         student = Answers(row["student"])
         problem = tiny(predict=lambda model, batch: model(), criterion=lambda outputs, batch: torch.tensor(0.75))
-        settings = DistillConfig(alpha=row["alpha"], temperature=row["temperature"])
+        settings = DistillConfig(alpha=row["hardness"], temperature=row["temperature"])
         loss = distillation_objective(problem, Answers(row["teacher"]), settings)(student, {})
         loss.backward()
         assert row["criterion"] == 0.75

@@ -43,7 +43,7 @@ class CompactFormat:
         before = widths_in(source.folder, 0) or layer_widths(source.model)
         plan = {layer.name: find_live_units(layer) for layer in prunable_layers(source.model)}
         # A compact model that was trained further is written as it is; an unchanged export need not be copied.
-        if not source.has_stock_widths or (source.folder / "export.json").is_file():
+        if not source.has_own_widths or (source.folder / "export.json").is_file():
             _check_gain(plan, source)
         if self.stock:
             plan = _uniform_plan(plan)
@@ -160,7 +160,7 @@ def _check_gain(plan: dict[str, KeptUnits], source: PrunedSource) -> None:
     if not all(stays.keeps_all for stays in plan.values()):
         return
     heads, units = (sum(getattr(stays, key).numel() for stays in plan.values()) for key in ("heads", "units"))
-    if source.has_stock_widths or widths_in(source.folder, 0):
+    if source.has_own_widths or widths_in(source.folder, 0):
         raise UserError(
             f"{source.folder} is compact already: all {heads} heads and {units} feed-forward units that it has are in "
             f"use; prune it on with `sparsesoup prune METHOD --model {source.folder}`, or take another format"

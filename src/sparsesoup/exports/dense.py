@@ -62,7 +62,7 @@ def _by_number(layer: str) -> tuple[str, int]:
 
 def loading_code(source: PrunedSource) -> str:
     """Return the line of Python that loads a folder with the layers of the source."""
-    if source.has_stock_widths:
+    if source.has_own_widths:
         return "sparsesoup.load_compact(folder)"
     kind = type(source.model)
     home = "transformers" if kind.__module__.startswith("transformers.") else kind.__module__

@@ -106,7 +106,7 @@ class PrunedSource:
         return [*self.weight_files(), *([index] if index.is_file() and not (self.folder / WEIGHTS).is_file() else [])]
 
     @property
-    def has_stock_widths(self) -> bool:
+    def has_own_widths(self) -> bool:
         """True if its layers have widths that no stock class makes."""
         return getattr(self.model.config, COMPACT, None) is not None
 
