@@ -189,9 +189,32 @@ def test_parquet_without_rows_is_empty_and_one_without_among_others_is_passed_ov
     features = Features({"text": Value("string"), "label": Value("int64")})
     none = Dataset.from_dict({"text": [], "label": []}, features=features)
     some = Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}, features=features)
-    for split, number, rows in (("train", 0, some), ("train", 1, none), ("test", 0, none)):
-        rows.to_parquet(tmp_path / f"{split}-0000{number}-of-00002.parquet")
+    for shard, rows in (("train-00000-of-00002", some), ("train-00001-of-00002", none), ("test-00000-of-00001", none)):
+        rows.to_parquet(tmp_path / f"{shard}.parquet")
     found = open_splits(str(tmp_path))
     assert len(found.train_split) == 2
     with pytest.raises(UserError, match=r"test is empty: .*has no rows"):
         len(found.splits["test"])
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (("train-00000-of-00001", "train-00000-of-00002", "train-00001-of-00002"), "holds its train split twice"),
+        (("train-00000-of-00001-0a1b2c", "train-00000-of-00001-ffee11"), "holds its train split twice"),
+        (("train-00000-of-00003", "train-00002-of-00003"), "lacks 1 of the 3 shards .* train-00001-of-00003"),
+        (("train-00001-of-00003",), "lacks 2 of the 3 shards .* train-00000-of-00003"),
+    ],
+)
+def test_shards_are_all_there_and_of_one_table(tmp_path, files, said):
+    folder_of(tmp_path, *(f"{name}.csv" for name in files))
+    with pytest.raises(UserError, match=said):
+        find_files(tmp_path)
+
+
+def test_a_stray_quote_that_swallows_rows_is_refused(tmp_path):
+    rows = [f"text {i},{i % 2}" for i in range(20)]
+    rows[4], rows[9] = '"text 4,0', '"text 9,1'
+    (tmp_path / "train.csv").write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match="a quote stands where no field begins or ends"):
+        _ = open_splits(str(tmp_path)).splits["train"]

@@ -1,6 +1,7 @@
 """Assign the files of a folder to splits, and list those left out."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,7 @@ MATCHES = ("matched", "mismatched")  # the names of MNLI's two test splits
 NO_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json", "package.json")
 UNREAD = (".gz", ".bz2", ".xz", ".zst", ".zip", ".arrow", ".feather", ".xlsx", ".xls", ".ods", ".txt", ".ndjson",
           ".avro", ".orc", ".h5", ".pkl", ".pt", ".npz", ".tar", ".tgz", ".sqlite", ".db")  # fmt: skip
-SHARD = re.compile(r"-\d{5}-of-\d{5}(-[0-9a-f]+)?$")
+SHARD = re.compile(r"-(\d{5})-of-(\d{5})(-[0-9a-f]+)?$")
 
 
 class DatasetLayout(NamedTuple):
@@ -119,12 +120,40 @@ def _need_one_format(splits: dict[str, list[Path]], place: Path) -> None:
 def _join_shards(splits: dict[str, list[Path]], place: Path) -> tuple[dict[str, list[Path]], list[str]]:
     """Return the splits, and a note on each that joins files with different names; shards of one table need none."""
     _need_one_format(splits, place)
+    for name, paths in splits.items():
+        _check_shards(name, paths, place)
     several = {
         name: paths
         for name, paths in splits.items()
         if len({SHARD.sub("", path.stem) for path in paths}) > 1 and not all(_in_split(path, place) for path in paths)
     }
     return splits, [f"the {name} split is joined from {_file_names(paths, place)}" for name, paths in several.items()]
+
+
+def _check_shards(name: str, paths: Sequence[Path], place: Path) -> None:
+    """Check that the shards of a split are all of one table, each there once.
+
+    Raises: UserError naming the missing shards, or two files of different tables.
+    """
+    tables: dict[tuple[Path, str, str], dict[str, Path]] = {}
+    for path in paths:
+        if found := SHARD.search(path.stem):
+            number, count, push = found[1], found[2], found[3] or ""
+            tables.setdefault((path.parent / SHARD.sub("", path.stem), count, push), {})[number] = path
+    stems = Counter(stem for stem, *_ in tables)
+    for (stem, count, push), shards in tables.items():
+        if stems[stem] > 1:
+            one, other = [next(iter(each.values())) for (own, *_), each in tables.items() if own == stem][:2]
+            raise UserError(
+                f"{place} holds its {name} split twice, as {relative_name(one, place)} and "
+                f"{relative_name(other, place)}, where shards of one table are allowed; remove one set"
+            )
+        missing = [f"{i:05}" for i in range(int(count)) if f"{i:05}" not in shards]
+        if missing:
+            raise UserError(
+                f"{place} lacks {len(missing)} of the {int(count)} shards of its {name} split, the first is "
+                f"{stem.name}-{missing[0]}-of-{count}{push}; put them there, or rename the files that are to be read"
+            )
 
 
 def _in_split(path: Path, place: Path) -> bool:
