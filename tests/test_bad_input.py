@@ -167,7 +167,7 @@ def test_unknown_method_and_command(place, refused, tmp_path):
     refused(
         ["prnue", "isp"],
         "unknown command 'prnue'",
-        "allowed: prune, test, show, methods, apply, export, measure, push, compare",
+        "allowed: prune, test, show, methods, apply, export, benchmark, push, compare",
     )
     refused(line_of(place, tmp_path / "runs", None), "no method named", "sparsesoup prune METHOD", "isp")
 

@@ -397,3 +397,37 @@ def write(*given, **more):
     return plain(*given, **more)
 compare._write_tables = write
 """
+
+
+CHANGES = {
+    "config.json": ('"hidden_dropout_prob": 0.1', '"hidden_dropout_prob": 0.3'),
+    "tokenizer.json": ('"good"', '"goof"'),
+}
+
+
+@pytest.mark.parametrize("file", CHANGES)
+def test_a_base_model_whose_files_changed_is_another_model(file, place, tmp_path, capsys):
+    """To a finished run, to one that was stopped, and to the cache of trainings."""
+    shutil.copytree(place / "bert", tmp_path / "bert")
+    words = [
+        "--model",
+        str(tmp_path / "bert"),
+        "--dataset",
+        str(place / "reviews"),
+        "--sparsity",
+        "0.5",
+        "--steps",
+        "20",
+    ]
+    words += ["--train.batch-size", "8", "--cache-dir", str(tmp_path / "cache")]
+    assert main(["prune", "dense", *words, "--out", str(tmp_path / "one")]) == 0
+    path = tmp_path / "bert" / file
+    old, new = CHANGES[file]
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    assert main(["prune", "dense", *words, "--out", str(tmp_path / "one")]) == 2
+    assert "is not the one that" in capsys.readouterr().err
+    assert main(["prune", "dense", *words, "--out", str(tmp_path / "two")]) == 0
+    one, two = (next((tmp_path / name).glob("*/*/seed-0/model/model.safetensors")) for name in ("one", "two"))
+    assert one.read_bytes() != two.read_bytes(), "a training of the old model was taken from the cache"

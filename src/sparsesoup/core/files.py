@@ -253,6 +253,12 @@ def digests_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
     return {name: digest_of(folder / name) for name in sorted(names)}
 
 
+def digest_of_files(paths: Iterable[Path]) -> str:
+    """Return one digest of the names and contents of files, each read once unless it changes."""
+    table = {path.name: _cached_digest(path, *_stat_signature(path)) for path in sorted(paths)}
+    return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
+
+
 def check_digest(path: Path, digest: object) -> None:
     """Raise a ValueError if a file does not match its digest; None means that no digest was recorded."""
     if digest is not None and _cached_digest(path, *_stat_signature(path)) != digest:

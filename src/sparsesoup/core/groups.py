@@ -77,7 +77,7 @@ def validate_groups(
         return resolve_groups(targets, structure, pattern)
     if pattern != Element:
         raise UserError(
-            f"--method.structure and --method.pattern are mutually exclusive (got {structure} and "
+            f"--method.structure and a pattern are mutually exclusive (got {structure} and "
             f"{pattern.rows}x{pattern.cols}); leave one of them out"
         )
     if scope not in ("global", "tensor"):

@@ -11,7 +11,7 @@ import torch
 from sparsesoup.core.errors import UserError
 from sparsesoup.hub.models import tokenizer as tokens
 from sparsesoup.hub.models.attention import use_faster_attention_
-from sparsesoup.hub.models.checkpoint import config_of, load_reader, resolve_model_path
+from sparsesoup.hub.models.checkpoint import config_of, load_reader, model_files_digest, resolve_model_path
 from sparsesoup.hub.models.loading import has_head, load_model, meta_model
 from sparsesoup.hub.models.padding_probe import probe_padding
 from sparsesoup.hub.models.prunable import find_prunable
@@ -76,10 +76,16 @@ class ModelAndDataConfig:
 
 @dataclass(frozen=True)
 class OpenedTask:
-    """A dataset with its task."""
+    """A dataset with its task, and the name of the model."""
 
     source: LoadedDataset
     task: AnyTask
+    model: str = ""
+
+    @property
+    def model_files(self) -> str:
+        """Digest of the files of the model's folder; "" for a Hub id."""
+        return model_files_digest(self.model) if self.model else ""
 
 
 def open_task(place: ModelAndDataConfig) -> OpenedTask:
@@ -98,7 +104,7 @@ def open_task(place: ModelAndDataConfig) -> OpenedTask:
             f"prompts and class_names are read by a CLIP that sees images, which model {place.model} on "
             f"{source.name} is not; leave them out"
         )
-    return OpenedTask(source, task)
+    return OpenedTask(source, task, place.model)
 
 
 def build_problem(

@@ -38,6 +38,7 @@ def make_report(
         "local": [key for key in ("model", "dataset") if Path(getattr(settings.place, key)).exists()],
         "task": describe_task(opened.task),
         "dataset_fingerprint": opened.source.train_fingerprint,
+        "model_files": opened.model_files,
         "seed": settings.place.seed,
         "steps": problem.steps,
         "sparsity": {

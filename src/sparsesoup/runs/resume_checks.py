@@ -100,9 +100,31 @@ def check_data(run: Path, facts: Mapping[str, Any], dataset: str, source: Loaded
         )
 
 
+def check_model_files(run: Path, facts: Mapping[str, Any], model: str, opened: OpenedTask) -> None:
+    """Check that the base model still has the files that a finished run was pruned from.
+
+    Args:
+        run: directory of the run.
+        facts: its report; one without a digest of these files (an older version, a Hub id) is trusted.
+        model: the user's name of the model.
+        opened: the task, with the digest of the files as they are now.
+    Raises: UserError if they differ.
+    """
+    if facts.get("model_files") and opened.model_files and facts["model_files"] != opened.model_files:
+        raise UserError(
+            f"model {model} is not the one that {run} was pruned from: its weights, config or tokenizer differ; put "
+            f"the old files back, or prune again with another --out"
+        )
+
+
 def base_fingerprints(problem: Problem, opened: OpenedTask) -> dict[str, Any]:
     """Return the fingerprints of weights and rows at the start of a run, and T."""
-    base = {"model": problem.base_fingerprint(), "dataset": opened.source.train_fingerprint, "steps": problem.steps}
+    base = {
+        "model": problem.base_fingerprint(),
+        "model files": opened.model_files,
+        "dataset": opened.source.train_fingerprint,
+        "steps": problem.steps,
+    }
     frozen = {name: t for name, t in problem.pretrained.named_buffers() if name == HEAD}
     return base | ({"head": weights_fingerprint(frozen)} if frozen else {})
 

@@ -39,6 +39,7 @@ from sparsesoup.runs.resume_checks import (
     base_fingerprints,
     check_base,
     check_data,
+    check_model_files,
     check_recipe,
     check_run_or_model,
     check_same,
@@ -142,6 +143,7 @@ def _read_finished(path: Path, opened: OpenedTask, settings: RunConfig) -> Run:
     report = read_report(path)
     check_run_or_model(path, report)
     check_data(path, report, settings.place.dataset, opened.source)
+    check_model_files(path, report, settings.place.model, opened)
     return Run(path, report)
 
 

@@ -65,7 +65,7 @@ class BenchmarkConfig:
                 raise UserError(f"--{name} is at least {least}, got {value}")
         check_threads(self.threads)
         if unknown := [name for name in self.backends or ("",) if name not in BACKENDS]:
-            raise UserError(f"unknown backend {unknown[0]!r} in --on; allowed: {', '.join(BACKENDS)}")
+            raise UserError(f"unknown backend {unknown[0]!r} in --backends; allowed: {', '.join(BACKENDS)}")
 
 
 def run_benchmark(

