@@ -216,7 +216,7 @@ def test_a_damaged_save_is_named_with_the_remedy(place, tmp_path, file, capsys):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert main(line) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert f"damaged {'journal' if file != 'state' else 'state'} {path}" in said
+    assert f"damaged {'checkpoint' if file != 'state' else 'state'} {path}" in said
     assert f"remove {run / 'stages'} to start over" in said
     for saved in (run / "stages").iterdir():
         saved.unlink()

@@ -121,7 +121,7 @@ def base_fingerprints(problem: Problem, opened: OpenedTask) -> dict[str, Any]:
     """Return the fingerprints of weights and rows at the start of a run, and T."""
     base = {
         "model": problem.base_fingerprint(),
-        "model files": opened.model_files,
+        "copy of the model": opened.model_files,
         "dataset": opened.source.train_fingerprint,
         "steps": problem.steps,
     }
@@ -145,5 +145,7 @@ def check_base(path: Path, base: dict[str, Any]) -> None:
         return
     there = read_table(path, "record of what the run began from", f"remove {path.parent} to start over")
     changed = [k for k in base if there.get(k) != base[k]]
+    if "model" in changed:  # other weights are in other files
+        changed = [k for k in changed if k != "copy of the model"]
     if changed:
         raise UserError(f"{path.parent.parent} was begun with another {' and '.join(changed)}; give another --out")
