@@ -411,7 +411,7 @@ def test_what_is_no_run_and_no_export_is_refused(tmp_path, capsys):
         run_benchmark([], BenchmarkConfig())
     with pytest.raises(UserError, match="--batch is a whole number, got '2'"):
         BenchmarkConfig(batch="2")
-    with pytest.raises(UserError, match="measure has no setting 'bach'; it has batch, length"):
+    with pytest.raises(UserError, match="benchmark has no setting 'bach'; it has batch, length"):
         sparsesoup.benchmark(tmp_path, bach=2)
     assert BenchmarkConfig(backends="torch,csr").backends == ("torch", "csr")
     assert command(tmp_path / "nowhere") == 2
