@@ -28,7 +28,7 @@ USAGE = """sparsesoup: lottery-ticket-quality sparse subnetworks of pre-trained 
   sparsesoup methods [NAME]                      table of methods; one method with its settings, defaults, source
   sparsesoup apply TICKET --model M --out DIR    apply a ticket's masks to any copy of the base model
   sparsesoup export RUN --to FORMAT --out DIR    dense, packed (small), compact (small, fast), onnx, ...
-  sparsesoup benchmark RUN_OR_EXPORT ...           size, FLOPs and speed relative to the dense model, by backend
+  sparsesoup benchmark RUN_OR_EXPORT ...         size, FLOPs and speed relative to the dense model, by backend
   sparsesoup push RUN REPO [--dry-run]           upload a run or an export to the Hub, with a model card
 
   sparsesoup compare --config study.yaml [--workers N] | RUN RUN ...
