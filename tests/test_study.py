@@ -347,10 +347,18 @@ def test_two_processes_on_one_study_are_told_apart(capsys, tmp_path):
         ),
         ({"models": "./nothing"}, "models:", "no model at ./nothing"),
         ({"models": "nobody/at-all"}, "models:", "nobody/at-all"),
-        ({"train": {"batch_size": 0}}, "batch_size:", "train.batch_size must be at least 1"),
+        (
+            {"train": {"batch_size": 0}},
+            "batch_size:",
+            "train.gradient_accumulation_steps must be at least 1, got 0 and 1",
+        ),
         ({"train": {"batch_sizes": 4}}, "batch_sizes:", "unknown setting --train.batch-sizes"),
         ({"train": "bf16"}, "train:", "train has settings of its own"),
-        ({"methods": {"dense": {"train": {"clipp": 1}}}}, "clipp:", "unknown setting --train.max-grad-normm"),
+        (
+            {"methods": {"dense": {"train": {"max_grad_norn": 1}}}},
+            "max_grad_norn:",
+            "unknown setting --train.max-grad-norn",
+        ),
         (
             {"train": {"distill": {"teacher": "dense", "temprature": 4.0}}},
             "temprature:",
