@@ -1,0 +1,47 @@
+"""Names: of two words or more for the most part, no public one twice, and few rooms to look in."""
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import sparsesoup
+
+ROOT = Path(sparsesoup.__file__).parent
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in ROOT.rglob("*.py")}
+Named = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+def words_of(name: str) -> list[str]:
+    """Return the words of a name in either case, such as two for `count_kept`, `CostTracker` and `_apply_`."""
+    return [word for word in re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).split("_") if word]
+
+
+def all_names() -> Iterator[str]:
+    """Yield the name of every function, method and class that Python does not name itself."""
+    for tree in TREES.values():
+        yield from (n.name for n in ast.walk(tree) if isinstance(n, Named) and not n.name.startswith("__"))
+
+
+def test_words_are_counted() -> None:
+    assert [len(words_of(name)) for name in ("count_kept", "CostTracker", "_set_masks_", "train", "Platon")] == [
+        2, 2, 2, 1, 1,
+    ]  # fmt: skip
+
+
+def test_few_names_are_of_one_word() -> None:
+    names = [*all_names()]
+    assert sum(len(words_of(name)) == 1 for name in names) / len(names) < 0.15
+
+
+def test_no_two_public_classes_or_functions_share_a_name() -> None:
+    found = Counter(
+        node.name for tree in TREES.values() for node in tree.body if isinstance(node, Named) and node.name[0] != "_"
+    )
+    assert [name for name, count in found.items() if count > 1] == []
+
+
+def test_there_are_at_most_twelve_modules_and_packages() -> None:
+    rooms = {path.relative_to(ROOT).parts[0] for path in TREES}
+    assert len(rooms) <= 12, sorted(rooms)
