@@ -41,6 +41,22 @@ def rows_of_parquet(path: Path) -> int:
 
 
 def _check_rows(path: Path, **form: Any) -> None:
+    """Check the widths of all rows, and that nothing stands between a closing quote and the end of its field.
+
+    A stray quote opens a field that ends at the next quote, perhaps rows later: what follows that one betrays it.
+    Raises: UserError naming the line.
+    """
+    try:
+        _check_widths(path, strict=True, **form)
+    except csv.Error as error:
+        _check_widths(path, **form)  # a row that is too long or short says more
+        raise UserError(
+            f"{path}: {error}: a quote stands where no field begins or ends; double the quotes inside fields, and put "
+            f"these fields in quotes"
+        ) from error
+
+
+def _check_widths(path: Path, **form: Any) -> None:
     head: list[str] = []
     for line, row in _read_records(path, **form):
         if not head:
@@ -49,26 +65,6 @@ def _check_rows(path: Path, **form: Any) -> None:
         elif len(row) != len(head):
             fields = f"{len(row)} field{'s'[: len(row) != 1]}, where the head has {len(head)} ({', '.join(head)[:200]})"
             raise UserError(f"{path}, line {line} has {fields}; {_quoting_remedy(row, head, form['delimiter'])}")
-    _check_quotes(path, **form)
-
-
-def _check_quotes(path: Path, **form: Any) -> None:
-    """Check that nothing stands between a closing quote and the end of its field.
-
-    A stray quote opens a field that ends at the next quote, perhaps rows later: what follows that one betrays it.
-    Raises: UserError naming the line.
-    """
-    if form.get("quoting") == csv.QUOTE_NONE:
-        return
-    line = 0
-    try:
-        for first, _ in _read_records(path, **form | {"strict": True}):
-            line = first
-    except csv.Error as error:
-        raise UserError(
-            f"{path}, after line {line}: {error}: a quote stands where no field begins or ends; double the quotes "
-            f"inside fields, and put these fields in quotes"
-        ) from error
 
 
 def _quoting_remedy(row: Sequence[str], head: Sequence[str], separator: str) -> str:
