@@ -61,13 +61,12 @@ def prune(
     if not isinstance(name, str) and method:
         raise UserError("method has settings for a name, got a method as well; put the settings into the method")
     row = name if isinstance(name, str) else row_of(name)
-    own = train if isinstance(train, TrainingConfig) else None
-    plain: Mapping[str, Any] = {} if train is None or own is not None else train  # type: ignore[assignment]
-    config = config_from_dict(row, {**table, "method": dict(method or {}), "train": dict(plain)})
+    plain = {} if train is None or isinstance(train, TrainingConfig) else dict(train)
+    config = config_from_dict(row, {**table, "method": dict(method or {}), "train": plain})
     if not isinstance(name, str):
         config = replace(config, method=name)
-    if own is not None:
-        config = replace(config, train=own)
+    if isinstance(train, TrainingConfig):
+        config = replace(config, train=train)
     console = SafeConsole(stderr=True, quiet=not progress)
     outside = run.RuntimeOptions(console, cache=Path(cache_dir) if cache_dir else None, workers=workers)
     return run.run_method(config, Path(out), outside)

@@ -1,12 +1,13 @@
 """Plugins: methods, tasks and export formats that other packages add through entry points."""
 
+from collections.abc import Container
 from importlib.metadata import entry_points
 from typing import Any
 
 from sparsesoup.core.errors import UserError
 
 
-def load_plugins(group: str, kind: type[Any], taken: object) -> dict[str, Any]:
+def load_plugins(group: str, kind: type[Any], taken: Container[str]) -> dict[str, Any]:
     """Return name -> object for every installed entry point of a group.
 
     Args:
@@ -17,7 +18,7 @@ def load_plugins(group: str, kind: type[Any], taken: object) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for entry in entry_points(group=group):
-        if entry.name in found or entry.name in taken:  # type: ignore[operator]
+        if entry.name in found or entry.name in taken:
             raise UserError(f"plugin {entry.value} adds {entry.name} to {group}, a name in use; uninstall or rename it")
         try:
             found[entry.name] = entry.load()
