@@ -14,7 +14,7 @@ from sparsesoup.methods.gates.density import first_gate_per_group, group_scores,
 from sparsesoup.methods.gates.straight_through import StraightThroughGate
 from sparsesoup.training.state import TrainState
 
-# Tuned under Adam, with constant, falling and growing gradients; tests/test_lead.py checks the results.
+# Tuned under Adam, with constant, falling and growing gradients; tests/methods/test_lead.py checks the results.
 WITHIN = 12.0  # steps in which to close the distance
 STRONGEST = 10.0  # largest pull, in learning rates per step
 MOMENTUM = 0.9  # of the scores' response to the penalty (Adam's first moment), and of the mean drift

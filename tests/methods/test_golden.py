@@ -45,7 +45,7 @@ from sparsesoup.training.problem import Problem
 from sparsesoup.training.state import TrainState
 from tiny_bert import bert
 
-PLACE = Path(__file__).parent / "golden"
+PLACE = Path(__file__).parents[1] / "golden"
 
 
 def numbers(name: str) -> Any:

@@ -118,7 +118,7 @@ def test_a_line_may_name_what_lies_deep_in_a_package(tmp_path, monkeypatch):
 
 
 def test_every_optional_library_is_in_the_extra_that_is_named_and_pinned():
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     listed = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for name, extra in EXTRAS.items():
         assert any(line.startswith(f"{name}>=") for line in listed[extra]), name

@@ -15,7 +15,7 @@ from sparsesoup.methods import METHODS
 from sparsesoup.runs import config as recipe
 from sparsesoup.training.loop import TrainingOverrides
 
-PAPERS = Path(__file__).parents[1] / "docs" / "papers.md"
+PAPERS = Path(__file__).parents[2] / "docs" / "papers.md"
 WIDE = (TrainingOverrides(rate=(5.0, 20.0)),)
 
 

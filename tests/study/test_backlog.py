@@ -13,7 +13,7 @@ import yaml
 
 from tiny_hub import offline
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 STUDY = {"dataset": "reviews", "sparsity": 0.5, "steps": 4, "seeds": [0], "train": {"batch_size": 8}}
 
 

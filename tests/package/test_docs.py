@@ -17,7 +17,7 @@ from sparsesoup.runs import config as recipe
 from sparsesoup.runs.run import fill_default_sparsity
 from sparsesoup.study.recipe.plan import read_plan
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 

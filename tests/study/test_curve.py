@@ -11,7 +11,7 @@ import yaml
 
 from tiny_hub import listing
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tiny_hub import masks_of, weights_of
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def kept_of(run: Path) -> dict[str, Tensor]:
