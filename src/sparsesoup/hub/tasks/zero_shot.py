@@ -18,7 +18,7 @@ from transformers import CLIPVisionModelWithProjection as Tower
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import atomic_write, load_table, write_table
 from sparsesoup.hub.models.checkpoint import load_tokenizer, read_config
-from sparsesoup.hub.models.weights import check_vocabulary, load_weights, need_weights
+from sparsesoup.hub.models.weights import check_vocabulary, check_weights, load_weights
 from sparsesoup.hub.tasks.columns import WHOLE, describe_text_task
 from sparsesoup.hub.tasks.images import ImageTask
 from sparsesoup.hub.tasks.prompts import names_of, templates_of
@@ -110,8 +110,8 @@ def load_zero_shot(options: Mapping[str, Any], task: ZeroShot) -> Tower:
     """
     name = str(options["pretrained_model_name_or_path"])
     whole = read_config(options, name).model_type == CLIP
-    loaded, lacking, _ = load_weights(CLIPModel if whole else Tower, name, options, dtype=torch.float32)
-    need_weights(name, lacking)
+    loaded, lacking, left = load_weights(CLIPModel if whole else Tower, name, options, dtype=torch.float32)
+    check_weights(name, loaded, lacking, left)
     if whole:
         tower, tokenizer = vision_tower(loaded), load_tokenizer(name, bool(options.get("trust_remote_code")))
         check_vocabulary(name, loaded.text_model, tokenizer)
