@@ -24,8 +24,8 @@ from typing import Any
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from test_study import _command, children, told
-from tiny_hub import checkpoint, reviews
+from processes import children, command_of
+from tiny_hub import checkpoint, reviews, without_seconds
 
 ISP = {"method": {"stages": 2, "weak_masks": 2, "look_ahead": 0.05}}
 RECIPE = {
@@ -123,7 +123,7 @@ def wait_until_at_work(folder: Path, executor: str, process: subprocess.Popen[by
 
 def workers(pid: int) -> dict[int, str]:
     """The processes below one that do jobs, or make those that do."""
-    found = {child: _command(child) for child in children(pid)}
+    found = {child: command_of(child) for child in children(pid)}
     return {child: line for child, line in found.items() if any(word in line for word in DOING.values())}
 
 
@@ -151,7 +151,7 @@ def main() -> None:
     if begun(folders[0]).wait() != 0:
         raise SystemExit((folders[0] / "said.txt").read_text(encoding="utf-8"))
     hit = disturb(folders[1], options.executor, options.kills, random.Random(options.seed), options.longest)
-    one, other = (told(study(folder)) for folder in folders)
+    one, other = (without_seconds(study(folder)) for folder in folders)
     found = {"executor": options.executor, "kills": hit, "cells": len(one["cells"]), "same table": one == other}
     found |= {"command": " ".join(["python", *sys.argv]), "machine": platform.machine()}
     print(json.dumps(found, indent=1))

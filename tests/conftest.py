@@ -138,6 +138,16 @@ def still() -> Problem:
     return problem
 
 
+def tiny_double(width: int = 5, **changes: Any) -> Problem:
+    """The tiny problem in float64, small enough for a Hessian to be written down."""
+    torch.manual_seed(3)
+    net = Net(width).double()
+    names = ["blocks.0.weight", "blocks.1.weight", "wide.weight"]
+    targets = {n: Target("other", tuple(p.shape)) for n, p in net.named_parameters() if n in names}
+    predict = changes.pop("predict", lambda model, batch: model(batch["x"].double()))
+    return tiny(pretrained=net, targets=targets, predict=predict, **changes)
+
+
 @pytest.fixture
 def problem() -> Callable[..., Problem]:
     return tiny

@@ -62,6 +62,12 @@ CONFIGS = {
 FAMILIES = tuple(CONFIGS)
 
 
+def gpt2() -> Any:
+    return transformers.GPT2Config(
+        n_embd=16, n_layer=3, n_head=4, n_inner=24, vocab_size=64, n_positions=32, pad_token_id=0
+    )
+
+
 def tokenizer(pairs: bool) -> Any:
     """A fast WordPiece tokenizer of 51 pieces; `pairs` says whether the model tells two texts apart."""
     tool = Tokenizer(models.WordPiece(VOCABULARY, unk_token="[UNK]"))
@@ -215,3 +221,39 @@ def listing(folder: Path) -> dict[str, tuple[int, int]]:
     """Every file below a folder with its size and time, to see that none was written."""
     stats = {str(p.relative_to(folder)): p.stat() for p in sorted(folder.rglob("*"))}
     return {name: (s.st_size, s.st_mtime_ns) for name, s in stats.items()}
+
+
+# Methods that save several stages on their way, with the lines of their log.
+SAVED_METHODS = {
+    "isp": ["--steps", "40", "--method.stages", "3", "--method.weak-masks", "2", "--method.look-ahead", "0.05"],
+    "imp-rewind": ["--steps", "12", "--method.cut", "0.5", "--method.rewind", "0.25"],
+}
+LINES = {"isp": 40, "imp-rewind": 3 + 9 * 4}
+
+
+def arguments(place, method, out):
+    return ["prune", method, "--model", str(place / "bert"), "--dataset", str(place / "reviews"), "--sparsity", "0.8",
+            "--train.batch-size", "8", "--train.learning-rate", "0.003", "--save-every", "0", *SAVED_METHODS[method],
+            "--out", str(out)]  # fmt: skip
+
+
+def costs_of(report):
+    return {
+        label: {k: v for k, v in cost.items() if k not in ("seconds", "shared")}
+        for label, cost in report["cost"].items()
+    }
+
+
+def weights_equal(one, other):
+    pairs = [(weights_of(one / "model"), weights_of(other / "model")), (masks_of(one), masks_of(other))]
+    return all(a.keys() == b.keys() and all(a[n].equal(b[n]) for n in a) for a, b in pairs)
+
+
+def without_seconds(found):
+    """What two runs of a study must have in common: all but seconds and what was shared."""
+    for cell in found["cells"]:
+        cell.pop("seconds")
+        for cost in cell["cost"].values():
+            cost.pop("seconds")
+            cost.pop("shared")
+    return found

@@ -10,8 +10,11 @@ import transformers
 from datasets import ClassLabel, Dataset, Features, Image
 from torch import nn
 
+from sparsesoup.hub.tasks.images import ImageTask
+
 SIDE, PATCH, WIDTH, LAYERS = 12, 4, 16, 2
 CLASSES = ("dark", "light", "red")
+TASK = ImageTask(("image",), "label", CLASSES, ("accuracy", "macro_f1"))
 SHAPE: dict[str, Any] = {
     "image_size": SIDE, "patch_size": PATCH, "hidden_size": WIDTH, "num_hidden_layers": LAYERS,
     "num_attention_heads": 2, "intermediate_size": 32,

@@ -35,9 +35,8 @@ from sparsesoup.report.format import describe_notes, run_warnings
 from sparsesoup.training.batching import Batch
 from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.problem import Problem
-from test_ties import gpt2
 from tiny_bert import bert
-from tiny_hub import COMMON, CONFIGS, SHAPE, tokenizer
+from tiny_hub import COMMON, CONFIGS, SHAPE, gpt2, tokenizer
 from tiny_models import HEADS, LAYERS, MODELS, model_of
 
 LAYER, SIZE, UNITS = "bert.encoder.layer.{}.", 8, 32  # of the tiny BERT: two layers of two heads

@@ -32,9 +32,9 @@ from sparsesoup.hub.models.loading import unpruned_model
 from sparsesoup.hub.models.prunable import find_prunable
 from sparsesoup.report.run_page import write_report
 from test_export import EVEN, FEWER, SOME, pruned, stock
-from test_report import write_run
 from tiny_hub import older, run_of
 from tiny_models import HEADS, LAYERS, UNITS
+from tiny_reports import write_run
 
 SMALL = ("--batch", "2", "--length", "8", "--rounds", "3")
 

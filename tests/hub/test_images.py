@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import sparsesoup as library
 from conftest import same
+from processes import kill_after
 from sparsesoup import load_compact, load_packed
 from sparsesoup.cli.main import main
 from sparsesoup.core.errors import UserError
@@ -26,12 +27,23 @@ from sparsesoup.hub.tasks.splits import open_splits, open_test, training_splits
 from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.cost import CountFlops
 from sparsesoup.training.loop import train
-from test_resume import costs, killed
 from tiny_hub import checkpoint as texts_checkpoint
-from tiny_hub import log_of, masks_of, run_of, sparsesoup, weights_of, write_rows
-from tiny_images import CLASSES, CONFIGS, LAYERS, PATCH, SIDE, WIDTH, checkpoint, parquet, photos, processor, table
+from tiny_hub import costs_of, log_of, masks_of, run_of, sparsesoup, weights_of, write_rows
+from tiny_images import (
+    CLASSES,
+    CONFIGS,
+    LAYERS,
+    PATCH,
+    SIDE,
+    TASK,
+    WIDTH,
+    checkpoint,
+    parquet,
+    photos,
+    processor,
+    table,
+)
 
-TASK = ImageTask(("image",), "label", CLASSES, ("accuracy", "macro_f1"))
 TOTAL = LAYERS * (4 * WIDTH * WIDTH + 2 * WIDTH * 32)
 METHODS = {
     "magnitude": [],
@@ -310,14 +322,14 @@ def test_a_run_on_images_that_is_killed_ends_like_an_undisturbed_one(place, tmp_
     found = []
     for folder, moments in (("whole", ()), ("killed", (6, 15))):
         line = [*line_of(place, tmp_path / folder / "runs", "isp"), "--save-every", "0"]
-        assert [killed(line, tmp_path / folder / "runs", after) for after in moments] == [-9] * len(moments)
+        assert [kill_after(line, tmp_path / folder / "runs", after) for after in moments] == [-9] * len(moments)
         assert main(line) == 0
         found.append(run_of(tmp_path / folder / "runs"))
     one, other = found
     assert same(masks_of(one), masks_of(other))
     assert same(weights_of(one / "model"), weights_of(other / "model"))
     assert [(x["step"], x["loss"]) for x in log_of(one)] == [(x["step"], x["loss"]) for x in log_of(other)]
-    assert costs(json.loads((one / "report.json").read_text())) == costs(
+    assert costs_of(json.loads((one / "report.json").read_text())) == costs_of(
         json.loads((other / "report.json").read_text())
     )
 

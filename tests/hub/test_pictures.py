@@ -12,8 +12,7 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.hub.tasks import image_cache as pictures
 from sparsesoup.hub.tasks.image_cache import ImageCache
 from sparsesoup.hub.tasks.splits import open_splits, training_splits
-from test_images import TASK
-from tiny_images import SIDE, parquet, photos, processor, table
+from tiny_images import SIDE, TASK, parquet, photos, processor, table
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import Watch, same, tiny, watched
+from conftest import Watch, same, tiny, tiny_double, watched
 from sparsesoup.core import masks as algebra
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Element, Row
@@ -24,7 +24,6 @@ from sparsesoup.methods.scores.gradient import hessian_product, task_gradient
 from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.loop import train, train_head
 from sparsesoup.training.problem import Problem
-from test_gradient import exact
 from tiny_bert import bert
 
 ONCE = ("snip", "grasp", "wanda")
@@ -69,7 +68,7 @@ def test_a_one_shot_ticket_is_theta_0_pruned_by_its_score_and_trained(name: str)
 
 
 def test_grasp_keeps_what_the_explicit_hessian_says() -> None:
-    problem = exact()
+    problem = tiny_double()
     model, rows = problem.pretrained.eval(), calibration_batches(problem, 4)
     batch = problem.train.batch([i for part in rows for i in part])
     names, params = zip(*target_parameters(model, problem.targets).items(), strict=True)
@@ -87,9 +86,11 @@ def test_grasp_keeps_what_the_explicit_hessian_says() -> None:
         product = sum(torch.tensordot(h, g, dims=2) for h, g in zip(row, slopes, strict=True))
         scores[name] = weight * product
     published = Grasp(batches=4, measure="increase", temperature=200.0)
-    assert same(published.run(exact(), 0.5).masks, topk_masks(scores, 0.5))
+    assert same(published.run(tiny_double(), 0.5).masks, topk_masks(scores, 0.5))
     preserving = replace(published, measure="preserve")
-    assert same(preserving.run(exact(), 0.5).masks, topk_masks({n: score.abs() for n, score in scores.items()}, 0.5))
+    assert same(
+        preserving.run(tiny_double(), 0.5).masks, topk_masks({n: score.abs() for n, score in scores.items()}, 0.5)
+    )
 
 
 @pytest.mark.parametrize(("name", "times"), [("snip", 1), ("grasp", 2), ("wanda", 1)])

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -12,9 +11,9 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from conftest import Net, same, tiny
+from conftest import same, tiny, tiny_double
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.targets import Target, target_parameters
+from sparsesoup.core.targets import target_parameters
 from sparsesoup.methods.scores.calibration import Rows, calibration_batches
 from sparsesoup.methods.scores.gradient import (
     gradient_flow_score,
@@ -26,16 +25,6 @@ from sparsesoup.methods.scores.gradient import (
 from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.problem import Problem
 from tiny_bert import bert
-
-
-def exact(width: int = 5, **changes: Any) -> Problem:
-    """The tiny problem in float64, small enough for a Hessian to be written down."""
-    torch.manual_seed(3)
-    net = Net(width).double()
-    names = ["blocks.0.weight", "blocks.1.weight", "wide.weight"]
-    targets = {n: Target("other", tuple(p.shape)) for n, p in net.named_parameters() if n in names}
-    predict = changes.pop("predict", lambda model, batch: model(batch["x"].double()))
-    return tiny(pretrained=net, targets=targets, predict=predict, **changes)
 
 
 def everything(problem: Problem, model: nn.Module, weights: Mapping[str, Tensor], rows: Rows) -> Tensor:
@@ -68,7 +57,7 @@ def test_the_sensitivity_is_the_gradient_of_a_mask_that_multiplies_the_weights()
 
 @pytest.mark.parametrize("temperature", [1.0, 200.0])
 def test_the_flow_is_w_times_the_explicit_hessian_times_the_gradient(temperature: float) -> None:
-    problem = exact()
+    problem = tiny_double()
     model, rows = start(problem).eval(), calibration_batches(problem, 3)
     params = target_parameters(model, problem.targets)
     sizes = [p.numel() for p in params.values()]
@@ -116,18 +105,18 @@ def test_one_answer_is_a_number_that_no_temperature_divides() -> None:
         return functional.mse_loss(outputs.reshape(-1), batch["labels"].double())
 
     for predict in (lambda m, b: m(b["x"].double())[:, :1], lambda m, b: m(b["x"].double())[:, 0]):
-        problem = exact(predict=predict, criterion=regress)
+        problem = tiny_double(predict=predict, criterion=regress)
         model, rows = start(problem), calibration_batches(problem, 2)
         g = task_gradient(problem, model, rows)
         assert same(g, task_gradient(problem, model, rows, 200.0))
         assert same(*(hessian_product(problem, model, rows, g, t) for t in (1.0, 200.0)))
-    problem = exact()
+    problem = tiny_double()
     assert not close(*(task_gradient(problem, start(problem), rows, t) for t in (1.0, 200.0)))
 
 
 @pytest.mark.parametrize("size", [16, 6])
 def test_many_batches_are_one_batch_of_all_their_rows(size: int) -> None:
-    problem = exact(training=TrainingConfig(batch_size=size))
+    problem = tiny_double(training=TrainingConfig(batch_size=size))
     model, rows = start(problem), calibration_batches(problem, 5)
     assert [len(part) for part in rows] == [size] * 5
     whole = [[i for part in rows for i in part]]

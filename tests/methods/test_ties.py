@@ -23,7 +23,7 @@ from sparsesoup.methods.hybrid import HybridMovement
 from sparsesoup.methods.soft_movement_and_l0 import SoftMovement
 from sparsesoup.training.cost import CostTracker
 from tiny_bert import bert
-from tiny_hub import CONFIGS, FAMILIES
+from tiny_hub import CONFIGS, FAMILIES, gpt2
 
 Groups = list[tuple[int, list[float]]]  # of each tensor: weights in a group, the groups' scores
 values = st.sampled_from([-2.0, -1.0, -0.0, 0.0, 0.5, 1.0, 3.0]) | st.floats(-4, 4, width=32)
@@ -179,11 +179,6 @@ def test_by_scope_tensor_each_tie_keeps_its_own_share(seed: int, sparsity: float
         assert goal * size / 68 - group - 1 < count < goal * size / 68 + 1
     best = table["c"].sum(1).argsort(descending=True)[: kept[1] // 4]
     assert set(masks["c"].all(1).nonzero().flatten().tolist()) == set(best.tolist())
-
-
-def gpt2() -> Any:
-    return transformers.GPT2Config(n_embd=16, n_layer=3, n_head=4, n_inner=24, vocab_size=64, n_positions=32,
-                                   pad_token_id=0)  # fmt: skip
 
 
 def targets_of(family: str) -> tuple[Targets, int]:

@@ -3,70 +3,33 @@
 import contextlib
 import fcntl
 import json
-import multiprocessing
 import os
 import shutil
 import signal
 import time
 
 import pytest
-import torch
 
 from conftest import same
+from processes import kill_after, start_command, wait_until
 from sparsesoup.cli.main import main
 from sparsesoup.runs import run as module
-from sparsesoup.runs.progress import ProgressLogger
-from tiny_hub import checkpoint, listing, log_of, masks_of, run_of, sparsesoup, weights_of
-
-METHODS = {
-    "isp": ["--steps", "40", "--method.stages", "3", "--method.weak-masks", "2", "--method.look-ahead", "0.05"],
-    "imp-rewind": ["--steps", "12", "--method.cut", "0.5", "--method.rewind", "0.25"],
-}
-LINES = {"isp": 40, "imp-rewind": 3 + 9 * 4}
-FORKS = multiprocessing.get_context("forkserver")  # a real process each, without four seconds of imports
-FORKS.set_forkserver_preload(["sparsesoup.runs.run"])
-
-
-def slowly(line, errors):
-    """The command line in a process of its own, slowed down so that a kill hits the moment that was meant."""
-    plain = ProgressLogger.step
-
-    def step(self, record):
-        plain(self, record)
-        if record:
-            time.sleep(0.03)
-
-    ProgressLogger.step = step
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
-    torch.set_num_threads(1)
-    with open(errors, "w", encoding="utf-8") as file:
-        os.dup2(file.fileno(), 2)
-        os._exit(main(line))
+from tiny_hub import (
+    LINES,
+    SAVED_METHODS,
+    arguments,
+    checkpoint,
+    costs_of,
+    listing,
+    log_of,
+    masks_of,
+    run_of,
+    sparsesoup,
+    weights_of,
+)
 
 
-def begun(line, folder):
-    """The process that runs this command, and where its errors go."""
-    folder.mkdir(parents=True, exist_ok=True)
-    errors = folder / "errors.txt"
-    process = FORKS.Process(target=slowly, args=(line, str(errors)))
-    process.start()
-    return process, errors
-
-
-def until(process, happened):
-    """Wait until something has happened, or the process has ended."""
-    last = time.monotonic() + 100
-    while process.is_alive() and not happened() and time.monotonic() < last:
-        time.sleep(0.002)
-
-
-def arguments(place, method, out):
-    return ["prune", method, "--model", str(place / "bert"), "--dataset", str(place / "reviews"), "--sparsity", "0.8",
-            "--train.batch-size", "8", "--train.learning-rate", "0.003", "--save-every", "0", *METHODS[method],
-            "--out", str(out)]  # fmt: skip
-
-
-@pytest.fixture(scope="module", params=METHODS)
+@pytest.fixture(scope="module", params=SAVED_METHODS)
 def undisturbed(request, place, tmp_path_factory):
     """(method, its run directory) of a run that nobody killed."""
     out = tmp_path_factory.mktemp(request.param)
@@ -74,22 +37,12 @@ def undisturbed(request, place, tmp_path_factory):
     return request.param, run_of(out)
 
 
-def killed(line, out, after):
-    """Start the command, kill it without warning once its log has `after` lines; how it ended."""
-    process, errors = begun(line, out.parent)
-    until(process, lambda: sum(log.read_bytes().count(b"\n") for log in out.glob("*/*/seed-*/log.jsonl")) >= after)
-    process.kill()
-    process.join(100)
-    assert "sparsesoup:" not in errors.read_text()
-    return process.exitcode
-
-
 def test_a_run_that_is_killed_again_and_again_ends_like_an_undisturbed_one(undisturbed, place, tmp_path):
     method, reference = undisturbed
     out = tmp_path / "runs"
     line = arguments(place, method, out)
     moments = [1, LINES[method] // 4, LINES[method] // 2, LINES[method] - 2]
-    assert [killed(line, out, after) for after in moments] == [-9] * len(moments)
+    assert [kill_after(line, out, after) for after in moments] == [-9] * len(moments)
     run = run_of(out)
     assert not (run / "report.json").exists()
     (run / "stages" / ".state-a.safetensors.1.part").write_bytes(b"left by a kill in the midst of a save")
@@ -100,7 +53,7 @@ def test_a_run_that_is_killed_again_and_again_ends_like_an_undisturbed_one(undis
     assert same(masks_of(run), masks_of(reference))
     assert same(weights_of(run / "model"), weights_of(reference / "model"))
     own, other = (json.loads((path / "report.json").read_text()) for path in (run, reference))
-    assert costs(own) == costs(other)
+    assert costs_of(own) == costs_of(other)
     assert own["notes"] == other["notes"]
     assert own["validation"] == other["validation"]
     steps = [[(x["label"], x["step"], x["loss"], x["sparsity"]) for x in log_of(path)] for path in (run, reference)]
@@ -110,13 +63,6 @@ def test_a_run_that_is_killed_again_and_again_ends_like_an_undisturbed_one(undis
     assert left == {str(p.relative_to(reference)) for p in reference.rglob("*") if p.is_file()}
     assert not [name for name in left if name.endswith((".part", ".lock"))]
     assert sum(p.stat().st_size for p in (run / "stages").iterdir()) < 20_000
-
-
-def costs(report):
-    return {
-        label: {k: v for k, v in cost.items() if k not in ("seconds", "shared")}
-        for label, cost in report["cost"].items()
-    }
 
 
 def test_a_finished_run_is_only_read(undisturbed, place, capsys):
@@ -145,8 +91,8 @@ def test_a_run_killed_just_before_its_end_is_tidied_up(undisturbed, place, capsy
 
 def test_the_second_process_on_one_run_directory_is_turned_away(place, tmp_path, capsys):
     line = arguments(place, "isp", tmp_path / "runs")
-    first, errors = begun(line, tmp_path)
-    until(first, lambda: list(tmp_path.glob("runs/*/*/seed-*/log.jsonl")))
+    first, errors = start_command(line, tmp_path)
+    wait_until(first, lambda: list(tmp_path.glob("runs/*/*/seed-*/log.jsonl")))
     run = run_of(tmp_path / "runs")
     assert main(line) == 2
     (said,) = capsys.readouterr().err.splitlines()
@@ -176,8 +122,8 @@ def test_a_process_turned_away_at_the_very_start_leaves_the_others_directory_alo
 
 def test_an_interrupted_run_says_so_and_goes_on(place, tmp_path):
     # Long enough that a busy machine cannot end it before the signal comes.
-    process, errors = begun([*arguments(place, "isp", tmp_path / "runs"), "--steps", "600"], tmp_path)
-    until(process, lambda: list(tmp_path.glob("runs/*/*/seed-*/stages/journal.json")))
+    process, errors = start_command([*arguments(place, "isp", tmp_path / "runs"), "--steps", "600"], tmp_path)
+    wait_until(process, lambda: list(tmp_path.glob("runs/*/*/seed-*/stages/journal.json")))
     os.kill(process.pid, signal.SIGINT)
     process.join(100)
     assert process.exitcode == 130
@@ -191,8 +137,8 @@ def test_an_interrupted_command_that_saves_nothing_on_its_way_promises_no_more(t
     pipe = tmp_path / "run" / "report.json"  # a report that is waited for, so that the signal comes in its midst
     pipe.parent.mkdir()
     os.mkfifo(pipe)
-    process, errors = begun(["show", str(pipe.parent)], tmp_path / "errors")
-    until(process, lambda: is_read(pipe))
+    process, errors = start_command(["show", str(pipe.parent)], tmp_path / "errors")
+    wait_until(process, lambda: is_read(pipe))
     os.kill(process.pid, signal.SIGINT)
     process.join(100)
     assert process.exitcode == 130
@@ -210,7 +156,7 @@ def is_read(pipe):
 @pytest.mark.parametrize("file", ["journal.json", "state"])
 def test_a_damaged_save_is_named_with_the_remedy(place, tmp_path, file, capsys):
     line = arguments(place, "isp", tmp_path / "runs")
-    assert killed(line, tmp_path / "runs", 8) == -9
+    assert kill_after(line, tmp_path / "runs", 8) == -9
     run = run_of(tmp_path / "runs")
     path = run / "stages" / file if file != "state" else next((run / "stages").glob("state-?.safetensors"))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -227,7 +173,7 @@ def test_a_damaged_save_is_named_with_the_remedy(place, tmp_path, file, capsys):
 def test_a_stopped_run_does_not_go_on_from_other_weights(place, tmp_path, capsys):
     shutil.copytree(place, tmp_path / "place")
     line = arguments(tmp_path / "place", "isp", tmp_path / "runs")
-    assert killed(line, tmp_path / "runs", 8) == -9
+    assert kill_after(line, tmp_path / "runs", 8) == -9
     checkpoint(tmp_path / "place" / "bert", seed=5)
     capsys.readouterr()
     assert main(line) == 2

@@ -8,9 +8,9 @@ import yaml
 
 import sparsesoup as library
 from conftest import same
+from processes import start_command, wait_until
 from sparsesoup.cli.main import main
 from sparsesoup.runs import config as recipe
-from test_resume import begun, until
 from tiny_hub import (
     classifier,
     listing,
@@ -104,8 +104,8 @@ def test_a_run_killed_while_its_teacher_learns_or_after_is_charged_once(place, t
     reference, report = drawn(place, tmp_path / "whole", "magnitude", *DENSE)
     out = tmp_path / "killed" / "runs"
     command = [*line(place, out, "magnitude", *DENSE), "--save-every", "0"]
-    process, errors = begun(command, out.parent)
-    until(process, lambda: sum(p.read_bytes().count(b"\n") for p in out.glob("*/*/seed-*/log.jsonl")) >= after)
+    process, errors = start_command(command, out.parent)
+    wait_until(process, lambda: sum(p.read_bytes().count(b"\n") for p in out.glob("*/*/seed-*/log.jsonl")) >= after)
     process.kill()
     process.join(100)
     assert process.exitcode == -9, errors.read_text()

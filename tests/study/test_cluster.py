@@ -17,11 +17,11 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from processes import children, command_of
 from sparsesoup.cli.main import main
 from sparsesoup.study.execute import ray_executor as module
 from sparsesoup.study.execute.ray_connect import STORE, connect_ray, portable_environment
-from test_study import _command, children, told, weights_equal
-from tiny_hub import offline
+from tiny_hub import offline, weights_equal, without_seconds
 
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402 - only where there is a ray
@@ -77,7 +77,7 @@ def test_two_nodes_give_the_same_bits_as_one_process(two_nodes, folder):
     assert main(["compare", "--config", "small.yaml", "--threads", "1", "--out", "here"]) == 0
     flags = ["--address", two_nodes.address, "--workers-per-cell", "2"]
     assert begun("--executor", "ray", *flags).wait(300) == 0, Path("said.txt").read_text()
-    assert told(study()) == told(study("here"))
+    assert without_seconds(study()) == without_seconds(study("here"))
     for cell in study()["cells"]:
         assert weights_equal(folder / "runs" / cell["run"], folder / "here" / cell["run"])
     said = Path("said.txt").read_text()
@@ -87,7 +87,7 @@ def test_two_nodes_give_the_same_bits_as_one_process(two_nodes, folder):
 
 def below(pid, command):
     """Processes below one whose command line begins so."""
-    return [child for child in children(pid) if _command(child).startswith(command)]
+    return [child for child in children(pid) if command_of(child).startswith(command)]
 
 
 def until(process, happened):
@@ -120,7 +120,7 @@ def test_a_ray_that_is_started_here_is_reached_from_this_machine_alone(folder):
     while process.poll() is None:
         for pid in [process.pid, *children(process.pid)]:
             if addresses := listening(pid):
-                heard.setdefault(os.path.basename(re.split(r"[ \0]", _command(pid))[0]), set()).update(addresses)
+                heard.setdefault(os.path.basename(re.split(r"[ \0]", command_of(pid))[0]), set()).update(addresses)
         time.sleep(0.5)
     assert process.returncode == 0, Path("said.txt").read_text()
     assert {"gcs_server", "raylet"} <= heard.keys()
@@ -182,7 +182,7 @@ def test_a_dead_worker_a_lost_node_and_a_dead_driver_change_nothing(folder):
         cluster.shutdown()
     assert study()["failed"] == []
     assert len(study()["cells"]) == 2 * 3
-    assert told(study()) == told(study("here"))
+    assert without_seconds(study()) == without_seconds(study("here"))
     assert "raylet" not in said.read_text()  # what Ray says of it is not for the terminal
 
 

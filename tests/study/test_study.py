@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+from processes import children, command_of
 from sparsesoup.cli.main import main
 from sparsesoup.cli.study import _recipe_changes
 from sparsesoup.cli.study_flags import study_parser
@@ -29,7 +30,17 @@ from sparsesoup.study.execute import jobs as work
 from sparsesoup.study.recipe.plan import read_plan
 from sparsesoup.study.results.from_runs import records_of
 from sparsesoup.training.config import DistillConfig
-from tiny_hub import checkpoint, classifier, listing, masks_of, offline, older, reviews, run_of, weights_of
+from tiny_hub import (
+    checkpoint,
+    classifier,
+    listing,
+    offline,
+    older,
+    reviews,
+    run_of,
+    weights_equal,
+    without_seconds,
+)
 from tiny_images import photos
 
 ISP = {"method": {"stages": 2, "weak_masks": 2, "look_ahead": 0.05}}
@@ -60,16 +71,6 @@ def write(name="small", **changes):
 
 def study(name="small", out="runs"):
     return json.loads(Path(f"{out}/studies/{name}/study.json").read_text())
-
-
-def told(found):
-    """What two runs of a study must have in common: all but seconds and what was shared."""
-    for cell in found["cells"]:
-        cell.pop("seconds")
-        for cost in cell["cost"].values():
-            cost.pop("seconds")
-            cost.pop("shared")
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -112,14 +113,12 @@ def test_a_run_of_the_study_is_that_of_the_command_it_names(undisturbed, tmp_pat
     assert weights_equal(tmp_path / "alone" / cell["run"], undisturbed / cell["run"])
 
 
-def weights_equal(one, other):
-    pairs = [(weights_of(one / "model"), weights_of(other / "model")), (masks_of(one), masks_of(other))]
-    return all(a.keys() == b.keys() and all(a[n].equal(b[n]) for n in a) for a, b in pairs)
-
-
 def test_two_processes_give_the_same_bits_as_one(undisturbed, tmp_path):
     assert main(["compare", "--config", write(), "--workers", "2", "--threads", "1"]) == 0
-    mine, theirs = told(study()), told(json.loads((undisturbed / "studies" / "small" / "study.json").read_text()))
+    mine, theirs = (
+        without_seconds(study()),
+        without_seconds(study(out=undisturbed)),
+    )
     assert mine == theirs
     for cell in mine["cells"]:
         assert weights_equal(tmp_path / "runs" / cell["run"], undisturbed / cell["run"])
@@ -134,23 +133,6 @@ def begun(*more):
         return subprocess.Popen(line, env=environment, stdout=said, stderr=subprocess.STDOUT)
 
 
-def children(pid):
-    """Every process below one, told from /proc."""
-    found, table = [], {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                with open(f"/proc/{entry}/stat", encoding="utf-8") as file:
-                    table.setdefault(int(file.read().rpartition(")")[2].split()[1]), []).append(int(entry))
-            except OSError:
-                continue
-    todo = [pid]
-    while todo:
-        new = table.get(todo.pop(), [])
-        found, todo = found + new, todo + new
-    return found
-
-
 WORKING = ("sparsesoup", "forkserver", "ray::_run_ray_task")  # what is in the command line of a process that does jobs
 
 
@@ -158,7 +140,7 @@ def at_work(process, ray):
     """Whether it draws or tests cells by now: a kill while it still starts shows little."""
     said = Path("said.txt").read_text()
     begun = "drawing" in said or "testing" in said
-    return begun and (not ray or any("ray::_run_ray_task" in _command(pid) for pid in children(process.pid)))
+    return begun and (not ray or any("ray::_run_ray_task" in command_of(pid) for pid in children(process.pid)))
 
 
 @pytest.mark.slow
@@ -177,7 +159,7 @@ def test_whatever_is_killed_the_table_is_that_of_an_undisturbed_study(undisturbe
         while process.poll() is None and not at_work(process, "ray" in flags):
             time.sleep(0.1)
         time.sleep(draw.uniform(0.0, 2.0))
-        below = [pid for pid in children(process.pid) if any(word in _command(pid) for word in WORKING)]
+        below = [pid for pid in children(process.pid) if any(word in command_of(pid) for word in WORKING)]
         victim = draw.choice([process.pid, *below])
         try:
             os.kill(victim, signal.SIGKILL)
@@ -194,15 +176,9 @@ def test_whatever_is_killed_the_table_is_that_of_an_undisturbed_study(undisturbe
     assert kills > 3
     found = study()
     assert found["failed"] == []
-    assert told(found) == told(json.loads((undisturbed / "studies" / "small" / "study.json").read_text()))
-
-
-def _command(pid):
-    try:
-        with open(f"/proc/{pid}/cmdline", encoding="utf-8") as file:
-            return file.read()
-    except OSError:
-        return ""
+    assert without_seconds(found) == without_seconds(
+        json.loads((undisturbed / "studies" / "small" / "study.json").read_text())
+    )
 
 
 def test_a_cell_that_fails_says_why_and_stops_no_other(capsys):

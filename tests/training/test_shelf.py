@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from conftest import same, tiny
+from processes import kill_after, start_command
 from sparsesoup.cli.main import main
 from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods import METHODS
@@ -18,8 +19,7 @@ from sparsesoup.methods.one_shot import DenseFinetuning
 from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.train_cache import TrainingCache
-from test_resume import arguments, begun, costs, killed
-from tiny_hub import log_of, masks_of, run_of, weights_of
+from tiny_hub import arguments, costs_of, log_of, masks_of, run_of, weights_of
 
 STEPS = 20
 
@@ -144,14 +144,14 @@ def test_killed_at_any_moment_a_run_with_a_shelf_ends_like_one_without(place: Pa
     plain, other, last = (tmp_path / name / "runs" for name in ("plain", "other", "last"))
     assert main(arguments(place, "imp-rewind", plain)) == 0
     line = [*arguments(place, "imp-rewind", other), *cache]
-    assert [killed(line, other, after) for after in (1, 7, 20)] == [-9, -9, -9]
+    assert [kill_after(line, other, after) for after in (1, 7, 20)] == [-9, -9, -9]
     assert main(line) == 0
     assert main([*arguments(place, "imp-rewind", last), *cache]) == 0
     assert sum(cost["shared"] for cost in report_of(last)["cost"].values()) > 0
     for out in (other, last):
         assert same(masks_of(run_of(out)), masks_of(run_of(plain)))
         assert same(weights_of(run_of(out) / "model"), weights_of(run_of(plain) / "model"))
-        assert costs(report_of(out)) == costs(report_of(plain))
+        assert costs_of(report_of(out)) == costs_of(report_of(plain))
         lines = [[(x["label"], x["step"], x["loss"]) for x in log_of(run_of(o))] for o in (out, plain)]
         assert lines[0] == lines[1]
     assert "steps were taken from the cache" in (run_of(last) / "report.html").read_text()
@@ -168,7 +168,7 @@ def test_trainings_with_the_same_teacher_are_shared(place: Path, tmp_path: Path)
     done = {out: sum(cost["shared"] for cost in report["cost"].values()) for out, report in reports.items()}
     dense = 12  # the teacher's own training
     assert done == {second: dense + 3 + 9 * 3, plain: 0, tmp_path / "harder": dense}
-    assert costs(reports[second]) == costs(reports[plain])
+    assert costs_of(reports[second]) == costs_of(reports[plain])
 
 
 def at(out: Path, method: str) -> Any:
@@ -179,7 +179,7 @@ def at(out: Path, method: str) -> Any:
 def test_two_runs_at_once_that_want_the_same_teacher_both_end(place: Path, tmp_path: Path) -> None:
     out, common = tmp_path / "runs", ["--train.distill.teacher", "dense", "--train.batch-size", "8", "--steps", "20"]
     common += ["--model", str(place / "bert"), "--dataset", str(place / "reviews"), "--out", str(out)]
-    both = [begun(["prune", method, *common], tmp_path / method) for method in ("random", "magnitude")]
+    both = [start_command(["prune", method, *common], tmp_path / method) for method in ("random", "magnitude")]
     for process, errors in both:
         process.join(100)
         assert process.exitcode == 0, errors.read_text()

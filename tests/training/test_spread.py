@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 
 from conftest import same
+from processes import children, command_of, start_command, wait_until
 from sparsesoup.cli.main import main
 from sparsesoup.runs.parallel import ProcessMap
 from sparsesoup.training.checkpoint import Checkpointer
-from test_resume import begun, costs, until
-from test_study import _command, children
-from tiny_hub import log_of, masks_of, run_of, weights_of
+from tiny_hub import costs_of, log_of, masks_of, run_of, weights_of
 
 HASH = "[0-9a-f]" * 32
 METHODS = {  # those that draw weak masks, each with two or more stages of them
@@ -32,7 +31,9 @@ def line(place, out, method="isp", *more):
 
 def workers(process):
     """The processes that draw weak masks for one."""
-    return [worker for child in children(process.pid) if "forkserver" in _command(child) for worker in children(child)]
+    return [
+        worker for child in children(process.pid) if "forkserver" in command_of(child) for worker in children(child)
+    ]
 
 
 def assert_equal(one: Path, other: Path) -> None:
@@ -40,7 +41,7 @@ def assert_equal(one: Path, other: Path) -> None:
     assert same(masks_of(one), masks_of(other))
     assert same(weights_of(one / "model"), weights_of(other / "model"))
     own, others = (json.loads((run / "report.json").read_text()) for run in (one, other))
-    assert costs(own) == costs(others)
+    assert costs_of(own) == costs_of(others)
     assert own["notes"] == others["notes"]
     assert log_of(one) == log_of(other)
 
@@ -67,20 +68,20 @@ def test_a_dead_worker_is_replaced_and_a_dead_run_goes_on(place, tmp_path):
     """A worker dies, then the run itself, in the midst of its weak masks; it takes what is there and draws the rest."""
     long = ["--method.look-ahead", "0.12"]
     assert main(line(place, tmp_path / "one", "isp", *long)) == 0
-    process, errors = begun(line(place, tmp_path / "two", "isp", *long, "--workers", "2"), tmp_path)
+    process, errors = start_command(line(place, tmp_path / "two", "isp", *long, "--workers", "2"), tmp_path)
     there = f"two/*/*/seed-0/stages/{HASH}.safetensors"
-    until(process, lambda: len(workers(process)) == 2)
+    wait_until(process, lambda: len(workers(process)) == 2)
     seen = workers(process)
     os.kill(seen[0], signal.SIGKILL)
-    until(process, lambda: list(tmp_path.glob(there)))
+    wait_until(process, lambda: list(tmp_path.glob(there)))
     assert process.is_alive()
     seen += workers(process)
     process.kill()
     process.join(60)
     last = time.monotonic() + 20
-    while any(map(_command, seen)) and time.monotonic() < last:  # they die with their run
+    while any(map(command_of, seen)) and time.monotonic() < last:  # they die with their run
         time.sleep(0.1)
-    assert not any(map(_command, seen))
+    assert not any(map(command_of, seen))
     assert main(line(place, tmp_path / "two", "isp", *long, "--workers", "2")) == 0, errors.read_text()
     assert_equal(run_of(tmp_path / "one"), run_of(tmp_path / "two"))
 
