@@ -25,8 +25,8 @@ from sparsesoup import prune
 from sparsesoup.core.masks import count_kept
 from sparsesoup.methods import METHODS, TABLE
 from sparsesoup.runs.config import config_from_dict
-from test_contract import run
 from tiny_hub import masks_of, weights_of
+from tiny_runs import run
 
 HERE = Path(__file__).parent
 HUB: dict[str, dict[str, Any]] = {  # runs of the whole way, each by what is not the default

@@ -1,54 +1,26 @@
 """What every method promises (DESIGN.md, Contracts), for every row of the table of methods."""
 
 import contextlib
-import functools
 import json
 import math
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from conftest import Watch, same, tiny, watched
+from conftest import same, tiny
 from sparsesoup.core import masks as algebra
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Block, Column, Row
-from sparsesoup.core.masking import topk_masks
 from sparsesoup.core.masks import Masks
-from sparsesoup.core.targets import target_parameters
-from sparsesoup.core.ticket import Ticket, save_masks
-from sparsesoup.methods import METHODS, TABLE, FromTicket, Method
-from sparsesoup.methods.scores import magnitude
-from sparsesoup.training.batching import Batch
-from sparsesoup.training.config import TrainingConfig
+from sparsesoup.methods import METHODS, TABLE
 from sparsesoup.training.loop import TrainingOverrides
-from sparsesoup.training.problem import Problem
+from tiny_runs import method, run
 
-SHORT: dict[str, dict[str, Any]] = {  # settings for the rows whose defaults need more than the tiny problem's 60 steps
-    "imp": {"cut": 0.5},
-    "imp-rewind": {"cut": 0.5},
-    "lr-rewind": {"cut": 0.5},
-    "lottery-pools": {"cut": 0.5, "neighbours": 2},
-    "isp": {"stages": 3, "weak_masks": 3},
-    "isp-paper": {"stage": 0.05, "cut": 0.3, "weak_masks": 2, "weak_steps": 3},
-    "soft-movement": {"score_rate": 0.5},
-    "l0": {"score_rate": 1.0},
-    "block-movement": {"score_rate": 0.5, "pattern": Block(5, 4)},
-    "hybrid-movement": {"score_rate": 0.5, "tile": Block(5, 4)},
-    "hybrid-filled": {"score_rate": 0.5, "tile": Block(5, 4)},
-    "one-shot-structured": {"structure": "rows"},  # the tiny net has neither heads nor units
-    "isp-code": {"stage": 0.2, "weak": 0.2, "cut": 0.3, "weak_masks": 3, "warmup": 5},
-    "platon": {"every": 5, "window": 5},
-    "pins": {"every": 5, "window": 5},
-    "snip": {"batches": 4},  # by default it scores by all of the tiny problem's rows, whatever the seed
-    "grasp": {"batches": 4},
-    "wanda": {"batches": 4},
-}
 SPARSE = [name for name, row in TABLE.items() if not row.dense]
 DENSE = [name for name, row in TABLE.items() if row.dense]
 EVERY = [(name, 0.5) for name in SPARSE] + [(name, 0.0) for name in DENSE]
@@ -59,52 +31,9 @@ CHANGING = [
 OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop")
 
 
-@dataclass(frozen=True)
-class Run:
-    ticket: Ticket
-    problem: Problem
-    watch: Watch
-    before: dict[str, Tensor]  # the pre-trained weights before the run
-    losses: int  # forward passes in train mode
-    seen: int  # rows that went through a model to be validated, to score, or to teach
-
-
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tickets")
-
-
-def method(name: str, folder: Path) -> Method:
-    if name != "ticket":
-        return replace(METHODS[name], **SHORT.get(name, {}))
-    problem, where = tiny(), folder / "half"
-    masks = topk_masks(magnitude(target_parameters(problem.pretrained, problem.targets)), 0.2)
-    if not where.exists():
-        save_masks(where, masks, {"origin": problem.base_fingerprint()})
-    return FromTicket(ticket=str(where))
-
-
-@functools.lru_cache
-def run(name: str, sparsity: float, folder: Path, seed: int = 0, copy: int = 0, optimizer: str = "adamw") -> Run:
-    losses, seen = 0, 0
-
-    def predict(model: nn.Module, batch: Batch) -> Tensor:
-        nonlocal seen
-        seen += len(batch["x"])
-        return model(batch["x"])
-
-    def loss(model: nn.Module, batch: Batch) -> Tensor:
-        nonlocal losses
-        losses += model.training
-        return functional.cross_entropy(model(batch["x"]), batch["labels"])
-
-    rate = {"adamw": 1e-2, "adam": 1e-2, "sgd": 5e-2, "rmsprop": 1e-3}[optimizer]
-    with watched() as watch:
-        settings = TrainingConfig(learning_rate=rate, batch_size=16, weight_decay=0.1, optimizer=optimizer)
-        problem = tiny(training=settings, seed=seed, observer=watch, objective=loss, predict=predict)
-        before = {n: t.clone() for n, t in problem.pretrained.state_dict().items()}
-        ticket = method(name, folder).run(problem, sparsity)
-    return Run(ticket, problem, watch, before, losses, seen)
 
 
 def least_sparsity(name: str, sparsity: float) -> float:
