@@ -15,9 +15,8 @@ import tiny_images
 from sparsesoup.cli.main import main
 from sparsesoup.core.errors import UserError
 from sparsesoup.hub.build import ModelAndDataConfig, build_problem, open_task
-from sparsesoup.hub.models.head_labels import order_of
 from sparsesoup.hub.models.loading import load_as_saved, load_model
-from sparsesoup.hub.models.weights import LoadingNotes
+from sparsesoup.hub.models.weights import LoadingNotes, order_of
 from tiny_hub import classifier, listing, offline, run_of, tokenizer, weights_of, write_rows
 
 

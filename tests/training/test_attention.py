@@ -8,8 +8,8 @@ import transformers
 from torch.profiler import profile
 
 from sparsesoup.hub.build import ModelAndDataConfig, build_problem, open_task
-from sparsesoup.hub.models.attention import use_faster_attention_
 from sparsesoup.hub.models.checkpoint import quiet_transformers
+from sparsesoup.hub.models.loading import use_faster_attention_
 from sparsesoup.training.config import TrainingConfig
 from tiny_images import CONFIGS, SIDE, checkpoint, parquet
 

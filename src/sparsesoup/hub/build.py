@@ -10,9 +10,8 @@ import torch
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.hub.models import tokenizer as tokens
-from sparsesoup.hub.models.attention import use_faster_attention_
 from sparsesoup.hub.models.checkpoint import config_of, load_reader, model_files_digest, resolve_model_path
-from sparsesoup.hub.models.loading import has_head, load_model, meta_model
+from sparsesoup.hub.models.loading import has_head, load_model, meta_model, use_faster_attention_
 from sparsesoup.hub.models.padding_probe import probe_padding
 from sparsesoup.hub.models.prunable import find_prunable
 from sparsesoup.hub.models.weights import LoadingNotes, check_vocabulary, randomly_drawn_head

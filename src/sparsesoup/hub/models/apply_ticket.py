@@ -14,11 +14,7 @@ from sparsesoup.hub.models.weights import LoadingNotes
 
 
 def apply_ticket(
-    ticket: Path,
-    model: str,
-    out: Path,
-    other_weights: bool = False,
-    account: LoadingNotes | None = None,
+    ticket: Path, model: str, out: Path, other_weights: bool = False, account: LoadingNotes | None = None
 ) -> tuple[int, int]:
     """Write a copy of a model pruned by a ticket's masks; return (weights kept, weights in the masks).
 
@@ -27,7 +23,6 @@ def apply_ticket(
         model: the ticket's base model: Hub id, folder, or minilm.
         out: output folder, which must not exist.
         other_weights: allow a model with other weights than the ticket's base (a fine-tuned one).
-        account: collects notes for the user.
     Raises: UserError if the ticket is damaged, does not fit, or the weights differ.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -41,9 +36,8 @@ def apply_ticket(
     own = dict(zip(masks, fitted, strict=True))
     if not other_weights and facts.get("origin") != weights_fingerprint({n: params[own[n]] for n in masks}):
         raise UserError(
-            f"foreign ticket: {find_mask_folder(ticket)} was drawn from {facts.get('model')}, whose weights "
-            f"differ from those of "
-            f"{model}; take its base model, or say --other-weights to prune these all the same"
+            f"foreign ticket: {find_mask_folder(ticket)} was drawn from {facts.get('model')}, whose weights differ "
+            f"from those of {model}; take its base model, or say --other-weights to prune these all the same"
         )
     origin = weights_fingerprint({name: params[name] for name in fitted})  # under the names in the copy's ticket
     algebra.apply_masks_({name: params[name] for name in fitted}, fitted)

@@ -25,14 +25,9 @@ class SparsityCallback(TrainerCallback):
 
     def __init__(self, ticket: str | Path | Masks | None = None) -> None:
         self.facts: dict[str, Any] = {}
-        self.masks: Masks = {}
-        self.found = ticket is None
-        if isinstance(ticket, dict):
-            self.masks = ticket
-        elif ticket is None:
-            pass
-        else:
-            self.masks, self.facts = load_masks(Path(ticket))
+        self._given: Masks | None = ticket if isinstance(ticket, dict) else None
+        if isinstance(ticket, str | Path):
+            self._given, self.facts = load_masks(Path(ticket))
         self._stop: Any = None
 
     def on_train_begin(
@@ -40,10 +35,9 @@ class SparsityCallback(TrainerCallback):
     ) -> None:
         """Attach to model and optimizer, which the Trainer has created by now."""
         model, optimizer = kwargs["model"], kwargs["optimizer"]
-        if self.found:
-            self.masks = zeros_of(model, find_prunable(model))
+        masks = zeros_of(model, find_prunable(model)) if self._given is None else self._given
         shapes = {name: p.shape for name, p in model.named_parameters()}
-        self.masks = match_parameter_names(self.masks, shapes, getattr(model, "base_model_prefix", ""))
+        self.masks = match_parameter_names(masks, shapes, getattr(model, "base_model_prefix", ""))
         self._stop = hold_zeros(model, getattr(optimizer, "optimizer", optimizer), self.masks)
 
     def on_train_end(

@@ -66,11 +66,10 @@ def resolve_model_path(model: str) -> str:
     folders = [Path(model) / "model", Path(model)]
     chosen = [folder for folder in folders if (folder / "config.json").is_file()][:1]
     for folder in chosen or folders:
-        # Below a whole model they are noted: its own weights may be meant.
+        # In subfolders of a whole model they are noted: its own weights may be meant.
         within = [] if chosen else sorted(folder.glob(f"*/{ADAPTER[0]}"))
-        for path in [*(folder / name for name in ADAPTER), *within]:
-            if path.is_file():
-                raise _adapter_error(model, str(path.relative_to(folder)))
+        if found := [path for path in [*(folder / name for name in ADAPTER), *within] if path.is_file()]:
+            raise _adapter_error(model, str(found[0].relative_to(folder)))
     if chosen:
         check_model(chosen[0])
         return str(chosen[0])
@@ -102,11 +101,12 @@ def adapter_notes(model: str) -> list[str]:
     return [said] if found else []
 
 
-def from_pretrained_arguments(where: str, remote_code: bool) -> dict[str, Any]:
-    """Return the arguments of `from_pretrained` of transformers.
+def from_pretrained_arguments(model: str, remote_code: bool) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` of transformers for a model.
 
-    Raises: UserError if it would read an adapter, or a file outside the folder.
+    Raises: UserError if there is no such model, or it would read an adapter, or a file outside the folder.
     """
+    where = resolve_model_path(model)
     folder = Path(where).exists()
     # If the Hub is not reachable, transformers would retry for half a minute; a cached copy is found at once.
     local = folder or not hub_is_reachable(huggingface_hub.HfApi().model_info, where)
@@ -145,20 +145,33 @@ def config_of(model: str, remote_code: bool = False, **settings: Any) -> Any:
 
     Raises: UserError if it cannot be read, or has an invalid number.
     """
-    return read_config(from_pretrained_arguments(resolve_model_path(model), remote_code), model, **settings)
+    return read_config(from_pretrained_arguments(model, remote_code), model, **settings)
 
 
 def read_config(options: Mapping[str, Any], model: str, **settings: Any) -> Any:
     """Read the config of a model with the arguments of `from_pretrained`."""
     with wrap_load_errors(model):
         config = AutoConfig.from_pretrained(**options, **settings)
-        _check_numbers(config.to_dict(), model)
-        counts = {key: getattr(config, key, None) for key in COUNTS}  # under the model type's own names
-    for key, value in counts.items():
-        if isinstance(value, int) and value < 1:
-            raise UserError(f"config.json of model {model} has {key} {value}, where 1 or more is needed; correct it")
+        # The counts under the model type's own names, too.
+        _check_numbers(config.to_dict() | {key: getattr(config, key, None) for key in COUNTS}, model)
     _check_model_type(config, model)
     return config
+
+
+def _check_numbers(table: dict[str, Any], model: str) -> None:
+    """Raise a UserError that names a number in config.json with which training is impossible."""
+    for key, value in table.items():
+        wanted = ""
+        if isinstance(value, dict):
+            _check_numbers(value, model)
+        elif isinstance(value, float) and not math.isfinite(value):
+            wanted = "a number"
+        elif type(value) in (int, float) and re.search(SHARE, key) and not 0 <= value < 1:
+            wanted = "0 to below 1"
+        elif key in COUNTS and isinstance(value, int) and value < 1:
+            wanted = "1 or more"
+        if wanted:
+            raise UserError(f"config.json of model {model} has {key} {value}, where {wanted} is needed; correct it")
 
 
 def _check_model_type(config: Any, model: str) -> None:
@@ -176,17 +189,6 @@ def _check_model_type(config: Any, model: str) -> None:
             )
 
 
-def _check_numbers(table: dict[str, Any], model: str) -> None:
-    """Raise a UserError that names a number in config.json with which training is impossible."""
-    for key, value in table.items():
-        if isinstance(value, dict):
-            _check_numbers(value, model)
-        elif isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"config.json of model {model} has {key} {value}, where a number is needed; correct it")
-        elif type(value) in (int, float) and re.search(SHARE, key) and not 0 <= value < 1:
-            raise UserError(f"config.json of model {model} has {key} {value}, allowed is 0 to below 1; correct it")
-
-
 def load_reader(model: str, images: bool, remote_code: bool = False) -> Any:
     """Load the preprocessor of a model: its image processor, or its tokenizer."""
     return load_processor(model, remote_code) if images else load_tokenizer(model, remote_code)
@@ -197,7 +199,7 @@ def load_processor(model: str, remote_code: bool = False) -> Any:
 
     Raises: UserError if the model has none.
     """
-    options = from_pretrained_arguments(resolve_model_path(model), remote_code)
+    options = from_pretrained_arguments(model, remote_code)
     remedy = "give a folder with preprocessor_config.json, as save_pretrained of an image processor writes"
     with wrap_load_errors(model, remedy, "the image processor of model"):
         processor = AutoImageProcessor.from_pretrained(**options, backend="pil")
@@ -214,7 +216,7 @@ def load_tokenizer(model: str, remote_code: bool = False) -> Any:
 
     Raises: UserError if the model has none.
     """
-    options, config = from_pretrained_arguments(resolve_model_path(model), remote_code), config_of(model, remote_code)
+    options, config = from_pretrained_arguments(model, remote_code), config_of(model, remote_code)
     remedy = "give a folder with tokenizer.json, as save_pretrained of a tokenizer writes"
     with wrap_load_errors(model, remedy, "the tokenizer of model"):
         tokenizer = AutoTokenizer.from_pretrained(**options, **tokens.tokenizer_settings(config))

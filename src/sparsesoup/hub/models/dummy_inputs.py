@@ -14,12 +14,9 @@ from sparsesoup.core.rng import cpu_generator
 def dummy_inputs(model: Any, rows: int = 2, length: int = 8, seed: int = 0) -> dict[str, Tensor]:
     """Return a batch of random inputs for a model of texts, images or both.
 
-    Args:
-        model: a transformers model with `input_ids` or `pixel_values`.
-        rows: number of texts or images.
-        length: tokens of a text; the last two of the first row are padding. If the model has an end-of-text token, each
-            row has one, after all others: the heads of BART and T5 read there.
-        seed: random seed.
+    The last two of the `length` tokens of the first text are padding. If the model has an end-of-text token, each row
+    has one, after all others: the heads of BART and T5 read there.
+
     Returns: `input_ids`, `attention_mask` and `token_type_ids` [rows, length], `pixel_values` [rows, channels, height,
         width], as the model takes them.
     Raises: UserError if it takes neither, or its config.json does not give the image size.
@@ -30,7 +27,8 @@ def dummy_inputs(model: Any, rows: int = 2, length: int = 8, seed: int = 0) -> d
         mask = torch.ones((rows, length), dtype=torch.long)
         mask[0, -2:] = 0
         found = {"input_ids": _random_tokens(text, mask, draw), "attention_mask": mask}
-        if (kinds := getattr(text, "type_vocab_size", 0)) > 1 and "token_type_ids" in _forward_arguments(model):
+        taken = inspect.signature(model.forward).parameters
+        if (kinds := getattr(text, "type_vocab_size", 0)) > 1 and "token_type_ids" in taken:
             found["token_type_ids"] = torch.randint(0, kinds, (rows, length), generator=draw)
     if image is not None:
         found["pixel_values"] = torch.randn((rows, *_image_shape(image)), generator=draw).to(model.dtype)
@@ -62,10 +60,6 @@ def _image_shape(config: Any) -> tuple[int, ...]:
             f"or input_size in pretrained_cfg; add it"
         )
     return (getattr(config, "num_channels", 3), *([size] * 2 if isinstance(size, int) else size))
-
-
-def _forward_arguments(model: Any) -> set[str]:
-    return {*inspect.signature(model.forward).parameters}
 
 
 def _text_and_vision_configs(model: Any) -> tuple[Any, Any]:

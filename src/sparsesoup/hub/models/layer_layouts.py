@@ -1,5 +1,6 @@
-"""Locations of heads and feed-forward units in the blocks of a model, by model type, and how to cut them out."""
+"""The parts of a model's repeated blocks, found by their names, and how to cut heads and units out of them."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,97 +12,100 @@ from sparsesoup.core.errors import UserError
 
 Widths = dict[str, dict[str, int]]  # layer, as named in the base model -> {"heads": count, "units": count}
 
+# Role -> end of a linear layer's path inside its block; BERT, RoBERTa, ELECTRA, DeBERTa, DistilBERT, ViT, CLIP, GPT-2,
+# LLaMA and similar models. Other linear weights are pruned too, with the role "other".
+ROLES = {
+    "query": r"(query(_proj)?|q_lin|q_proj|\.q)",
+    "key": r"(key(_proj)?|k_lin|k_proj|\.k)",
+    "value": r"(value(_proj)?|v_lin|v_proj|\.v)",
+    "query-key-value": r"(c_attn|qkv|in_proj|query_key_value)",
+    "output": r"((attention|attn|self_attn)\.(output\.dense|dense|out_proj|out_lin|o_proj|c_proj|proj)|\.out_lin)",
+    "feed-forward in": r"(intermediate\.dense|ffn\.lin1|\bfc1|c_fc|up_proj|linear1|\.wi|\bffn)",
+    "feed-forward gate": r"(gate_proj)",
+    "feed-forward out": r"(output\.dense|ffn\.lin2|\bfc2|mlp\.c_proj|down_proj|linear2|\.wo|\bffn_output)",
+}
+SHORT = {"feed-forward in": "up", "feed-forward out": "down"}  # of a feed-forward part without a gate
+
 
 @dataclass(frozen=True)
 class LayerLayout:
-    """Locations of a block's parts, as paths below the block.
+    """What the names of a block's linear layers do not say.
 
     Its attention must split query, key and value into as many heads as their width holds, and its feed-forward part
     must be down(activation(up(x))); then heads and units can be removed without changing the code.
 
     Args:
-        core: the attention module that splits into heads.
-        size: attribute of the core with the width of a head.
-        query, key, value, output: linear layers of the attention.
-        up, down: linear layers of the feed-forward part.
-        activation: elementwise activation between them.
+        activation: path of the elementwise activation below the block.
         units: config key of the number of units.
     """
 
-    core: str
-    size: str
-    query: str
-    key: str
-    value: str
-    output: str
-    up: str
-    down: str
     activation: str
     units: str = "intermediate_size"
 
-    def fits_block(self, block: nn.Module) -> bool:
-        """Return True if a block has all these parts."""
-        have = {name for name, _ in block.named_modules()}
-        paths = (self.core, self.query, self.key, self.value, self.output, self.up, self.down, self.activation)
-        return have.issuperset(paths) and hasattr(block.get_submodule(self.core), self.size)
 
-
-BERT = LayerLayout(
-    core="attention.self", size="attention_head_size", query="attention.self.query", key="attention.self.key",
-    value="attention.self.value", output="attention.output.dense", up="intermediate.dense", down="output.dense",
-    activation="intermediate.intermediate_act_fn",
-)  # fmt: skip
-DISTILBERT = LayerLayout(
-    core="attention", size="attention_head_size", query="attention.q_lin", key="attention.k_lin",
-    value="attention.v_lin", output="attention.out_lin", up="ffn.lin1", down="ffn.lin2", activation="ffn.activation",
-    units="hidden_dim",
-)  # fmt: skip
-VIT = LayerLayout(
-    core="attention", size="head_dim", query="attention.q_proj", key="attention.k_proj", value="attention.v_proj",
-    output="attention.o_proj", up="mlp.fc1", down="mlp.fc2", activation="mlp.activation_fn",
-)  # fmt: skip
-CLIP = LayerLayout(
-    core="self_attn", size="head_dim", query="self_attn.q_proj", key="self_attn.k_proj", value="self_attn.v_proj",
-    output="self_attn.out_proj", up="mlp.fc1", down="mlp.fc2", activation="mlp.activation_fn",
-)  # fmt: skip
+BERT, VIT = LayerLayout("intermediate.intermediate_act_fn"), LayerLayout("mlp.activation_fn")
 FAMILIES = {  # `model_type` of config.json -> layout; add a model type here once its test passes
-    "bert": BERT, "roberta": BERT, "xlm-roberta": BERT, "electra": BERT, "distilbert": DISTILBERT, "vit": VIT,
-    "deit": VIT, "clip_vision_model": CLIP, "clip": CLIP,
+    "bert": BERT, "roberta": BERT, "xlm-roberta": BERT, "electra": BERT,
+    "distilbert": LayerLayout("ffn.activation", "hidden_dim"), "vit": VIT, "deit": VIT, "clip_vision_model": VIT,
+    "clip": VIT,
 }  # fmt: skip
+
+
+def role_of(name: str) -> str:
+    """Return the role of a parameter, or of the layer that it belongs to.
+
+    >>> role_of("encoder.layer.0.attention.output.dense.weight"), role_of("mlp.fc1"), role_of("lm_head.weight")
+    ('output', 'feed-forward in', 'other')
+    """
+    path = name.removesuffix(".weight").removesuffix("_weight")
+    return next((role for role, ending in ROLES.items() if re.search(f"{ending}$", path)), "other")
 
 
 @dataclass(frozen=True)
 class PrunableLayer:
-    """A repeated block of a model, with its parts by role.
+    """A repeated block of a model: its name in the base model, such as encoder.layer.3, and the paths of its parts.
 
-    Args:
-        name: the block's name in the base model, such as encoder.layer.3.
-        block: the module itself.
-        layout: locations of its parts.
+    The parts: query, key, value, output; core, the module around these three; up, down and their activation.
     """
 
     name: str
     block: nn.Module
     layout: LayerLayout
+    parts: Mapping[str, str]
 
-    def module_of(self, role: str) -> Any:
-        """Return the module with a role of the layout."""
-        return self.block.get_submodule(getattr(self.layout, role))
+    def module_of(self, part: str) -> Any:
+        """Return the module of a part."""
+        return self.block.get_submodule(self.parts[part])
 
     @property
     def head_size(self) -> int:
         """The width of a head."""
-        return int(getattr(self.module_of("core"), self.layout.size))
+        return _head_size(self.module_of("core"))
 
     @property
     def num_heads(self) -> int:
         """The number of heads."""
-        return int(self.module_of("query").weight.shape[0]) // self.head_size
+        return len(self.module_of("query").weight) // self.head_size
 
     @property
     def num_units(self) -> int:
         """The number of feed-forward units."""
-        return int(self.module_of("up").weight.shape[0])
+        return len(self.module_of("up").weight)
+
+
+def _head_size(core: nn.Module) -> int:
+    return int(getattr(core, "attention_head_size", getattr(core, "head_dim", 0)))
+
+
+def _parts_of(block: nn.Module, layout: LayerLayout) -> dict[str, str]:
+    """Return part -> path in a block; {} if one is missing."""
+    modules = dict(block.named_modules())
+    linear = [(role_of(path), path) for path, module in modules.items() if hasattr(module, "weight")]
+    parts = {SHORT.get(role, role): path for role, path in reversed(linear) if role != "other"}
+    parts |= {"core": parts.get("query", "").rpartition(".")[0], "activation": layout.activation}
+    needed = {"query", "key", "value", "output", "up", "down"}
+    whole = needed <= parts.keys() and {*parts.values()} <= modules.keys() and _head_size(modules[parts["core"]])
+    return parts if whole else {}
 
 
 def prunable_layers(model: Any) -> list[PrunableLayer]:
@@ -109,15 +113,13 @@ def prunable_layers(model: Any) -> list[PrunableLayer]:
 
     Raises: UserError if the layout of its model type is unknown.
     """
-    kind = str(model.config.model_type)
-    base = getattr(model, model.base_model_prefix, model)
+    kind, base = str(model.config.model_type), getattr(model, model.base_model_prefix, model)
+    blocks = {
+        f"{name}.{i}": b for name, m in base.named_modules() if isinstance(m, nn.ModuleList) for i, b in enumerate(m)
+    }
     layout = FAMILIES.get(kind)
-    lists = [(n, m) for n, m in base.named_modules() if isinstance(m, nn.ModuleList)]
     found = [
-        PrunableLayer(f"{name}.{i}", block, layout)
-        for name, blocks in lists
-        for i, block in enumerate(blocks)
-        if layout and layout.fits_block(block)
+        PrunableLayer(n, b, layout, parts) for n, b in blocks.items() if layout and (parts := _parts_of(b, layout))
     ]
     if not found:
         raise UserError(
@@ -158,36 +160,29 @@ def resize_layers_(model: Any, wanted: Mapping[str, Mapping[str, int]]) -> None:
                 f"compact_config of config.json says {row} of {layer.name}; expected heads of 0 to {most[0]} and "
                 f"units of 0 to {most[1]}; take the file as it was exported"
             )
-        heads, units = (torch.arange(int(n or 0)) for n in numbers)
-        prune_layer_(layer, heads, units)
+        prune_layer_(layer, *(torch.arange(int(n or 0)) for n in numbers))
 
 
 def prune_layer_(layer: PrunableLayer, heads: Tensor, units: Tensor) -> None:
-    """Remove all other heads and units from a layer, in place.
-
-    Args:
-        layer: the layer.
-        heads, units: indices to keep, in rising order.
-    """
+    """Remove all other heads and units from a layer, in place; the indices to keep are in rising order."""
     rows = (heads[:, None] * layer.head_size + torch.arange(layer.head_size)).flatten()
-    for role in ("query", "key", "value"):
-        _select_features(layer, role, rows, dim=0)
+    for part in ("query", "key", "value"):
+        _select_features(layer, part, rows, dim=0)
     _select_features(layer, "output", rows, dim=1)
     _select_features(layer, "up", units, dim=0)
     _select_features(layer, "down", units, dim=1)
     core = layer.module_of("core")
-    for name in ("num_attention_heads", "num_heads", "n_heads"):
+    counts = {"num_attention_heads": len(heads), "num_heads": len(heads), "n_heads": len(heads)}
+    for name, value in {**counts, "all_head_size": len(rows)}.items():
         if hasattr(core, name):
-            setattr(core, name, len(heads))
-    if hasattr(core, "all_head_size"):
-        core.all_head_size = len(rows)
+            setattr(core, name, value)
     if not len(heads) and not isinstance(core, NoHeads):
-        layer.block.set_submodule(layer.layout.core, NoHeads(core, layer.layout))
+        layer.block.set_submodule(layer.parts["core"], NoHeads(core, layer.parts))
 
 
-def _select_features(layer: PrunableLayer, role: str, chosen: Tensor, dim: int) -> None:
+def _select_features(layer: PrunableLayer, part: str, chosen: Tensor, dim: int) -> None:
     """Keep these rows (dim 0) or columns (dim 1) of a linear layer."""
-    linear = layer.module_of(role)
+    linear = layer.module_of(part)
     weight, bias = linear.weight.detach(), linear.bias
     chosen = chosen.to(weight.device)
     if bias is not None and dim == 0:
@@ -198,7 +193,7 @@ def _select_features(layer: PrunableLayer, role: str, chosen: Tensor, dim: int) 
         linear.weight, linear.bias = weight, bias
         linear.out_features, linear.in_features = weight.shape
     else:
-        layer.block.set_submodule(getattr(layer.layout, role), (EmptyOutputLinear, BiasOnly)[dim](weight, bias))
+        layer.block.set_submodule(layer.parts[part], (EmptyOutputLinear, BiasOnly)[dim](weight, bias))
 
 
 class EmptyOutputLinear(nn.Module):
@@ -221,26 +216,21 @@ class BiasOnly(EmptyOutputLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., 0] to [..., features]."""
-        shape = (*x.shape[:-1], self.weight.shape[0])
+        shape = (*x.shape[:-1], len(self.weight))
         return x.new_zeros(shape) if self.bias is None else self.bias.expand(shape)
 
 
 class NoHeads(nn.Module):
-    """An attention without heads, which not all fused attention kernels support.
+    """An attention without heads, which not all fused kernels support; it keeps its parts under their names."""
 
-    Args:
-        core: the attention that it replaces, whose parts it keeps under their names.
-        layout: layout of the block.
-    """
-
-    def __init__(self, core: nn.Module, layout: LayerLayout) -> None:
+    def __init__(self, core: nn.Module, parts: Mapping[str, str]) -> None:
         super().__init__()
         for name, child in core.named_children():
             self.add_module(name, child)
-        setattr(self, layout.size, getattr(core, layout.size))
+        self.head_dim = _head_size(core)
         # In BERT the output layer is beside the core, elsewhere inside it.
-        inside = layout.output.startswith(f"{layout.core}.")
-        self.path = layout.output.removeprefix(f"{layout.core}.") if inside else ""
+        output = parts["output"].removeprefix(f"{parts['core']}.")
+        self.path = "" if output == parts["output"] else output
 
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
         """Map [batch, length, hidden] to the output layer's bias, or to no features if that layer is outside."""

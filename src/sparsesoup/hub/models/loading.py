@@ -26,10 +26,8 @@ from sparsesoup.hub.models.checkpoint import (
     load_reader,
     quiet_transformers,
     read_config,
-    resolve_model_path,
     wrap_load_errors,
 )
-from sparsesoup.hub.models.head_labels import match_rows_
 from sparsesoup.hub.models.layer_layouts import FAMILIES, Widths, resize_layers_
 from sparsesoup.hub.models.open_clip import OpenClipForImageClassification
 from sparsesoup.hub.models.weights import (
@@ -37,6 +35,7 @@ from sparsesoup.hub.models.weights import (
     LoadingNotes,
     check_weights,
     load_weights,
+    match_rows_,
     may_be_new,
     randomly_drawn_head,
     unused_weights,
@@ -68,7 +67,7 @@ def load_model(
     Raises: UserError if there is no such model, or none with such a head; if it lacks more than a head, a pooler or
         weights unused by the task; if weights are NaN or infinite.
     """
-    options, kind = from_pretrained_arguments(resolve_model_path(model), remote_code), task_type_of(task)
+    options, kind = from_pretrained_arguments(model, remote_code), task_type_of(task)
     account = account or LoadingNotes()
     account.notes += adapter_notes(model)
     if kind.load is not None:
@@ -79,9 +78,11 @@ def load_model(
     with wrap_load_errors(model), torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "head"))
         # transformers 5 would keep the bf16 of a checkpoint: fine-tuning needs float32.
-        head = _matching_class(kind.head, config)
-        loaded, lacking, left = load_weights(head, model, options, config=config, dtype=torch.float32)
-    _become_stock(loaded)
+        head = kind.head
+        if hasattr(config, COMPACT):
+            with torch.device("meta"):
+                head = type(head.from_config(config))
+        loaded, lacking, left = _load_widths(head, model, options, config, torch.float32)
     with wrap_load_errors(model), tempfile.TemporaryDirectory() as folder:
         loaded.config.save_pretrained(folder)  # fail now if the config cannot be saved, not after the training
     if whole and lacking:
@@ -97,8 +98,8 @@ def load_model(
         with wrap_load_errors(model):
             counted = [f"LABEL_{i}" for i in range(len(task.labels))]  # the default names in config.json
             names = [*map(str, own.id2label.values())] if own.num_labels == len(counted) else counted
-            if said := match_rows_(model, loaded, names, task.labels, lambda: _probe_inputs(model, kind, remote_code)):
-                account.notes.append(said)
+            note = match_rows_(model, loaded, names, task.labels, lambda: _probe_inputs(model, kind, remote_code))
+            account.notes += [note] if note else []
     return loaded
 
 
@@ -121,28 +122,21 @@ def meta_model(model: str, task: AnyTask, remote_code: bool = False) -> PreTrain
 def load_as_saved(
     model: str, state: Mapping[str, Tensor] | None = None, account: LoadingNotes | None = None
 ) -> PreTrainedModel:
-    """Load a model in the class and precision of its checkpoint, without adding a head.
-
-    If config.json has `compact_config`, its layers get those widths.
+    """Load a model in the class, precision and widths of its checkpoint, without adding a head.
 
     Args:
-        model: Hub id or folder.
         state: weights named as in the files, to use instead of the folder's.
         account: for a published model, collects new weights of its head or pooler and weights left out. By default
             config.json and weights must match, so there are none.
     Raises: UserError if there is no such model, or the weights do not fit.
     """
-    options = from_pretrained_arguments(resolve_model_path(model), False)
+    options = from_pretrained_arguments(model, False)
     config = read_config(options, model)
     if state is not None:
         options = {"pretrained_model_name_or_path": None, "state_dict": dict(state)}
     with wrap_load_errors(model), torch.random.fork_rng():
         torch.manual_seed(0)
-        kind, compact = _class_of(config, model), getattr(config, COMPACT, None)
-        if compact is not None:
-            kind = _class_with_widths(kind, compact)
-        loaded, lacking, left = load_weights(kind, model, options, config=config, dtype="auto")
-    _become_stock(loaded)
+        loaded, lacking, left = _load_widths(_class_of(config, model), model, options, config, "auto")
     left = check_weights(model, loaded, lacking, left, () if account is None else may_be_new(loaded))
     if account is not None:
         account.note_weights(model, 0, lacking, left)
@@ -153,19 +147,14 @@ def load_as_saved(
 
 
 def load_pruned(folder: Path, masks: Masks, state: Mapping[str, Tensor] | None = None) -> PreTrainedModel:
-    """Load a pruned model in the class of its config.json, for inference.
+    """Load a pruned model for inference as `load_as_saved` does; its masks are {} if unknown.
 
-    Args:
-        folder: folder of the model.
-        masks: its masks; {} if unknown.
-        state: weights to use instead of the folder's.
     Raises: UserError if a pruned weight is not zero.
     """
     model = load_as_saved(str(folder), state).eval()
     params = dict(model.named_parameters())
-    for name, mask in match_parameter_names(
-        masks, {n: p.shape for n, p in params.items()}, model.base_model_prefix
-    ).items():
+    shapes = {name: p.shape for name, p in params.items()}
+    for name, mask in match_parameter_names(masks, shapes, model.base_model_prefix).items():
         if alive := int(torch.count_nonzero(params[name].detach()[~mask])):
             raise UserError(
                 f"{alive} weights of {name} in {folder} are not zero though its masks prune them: it was "
@@ -192,24 +181,13 @@ def _class_of(config: Any, model: str) -> Any:
     return known
 
 
-def _matching_class(head: Any, config: Any) -> Any:
-    """Return an Auto class, or for a compact model its stock class with the widths of config.json."""
+def _load_widths(
+    kind: Any, model: str, options: Mapping[str, Any], config: Any, dtype: Any
+) -> tuple[Any, dict[str, str], list[str]]:
+    """Return what `load_weights` does; the layers get the widths of `compact_config`, if config.json has that."""
     compact = getattr(config, COMPACT, None)
     if compact is None:
-        return head
-    with torch.device("meta"):
-        kind = type(head.from_config(config))
-    return _class_with_widths(kind, compact)
-
-
-def _become_stock(loaded: Any) -> None:
-    """Reset the class to the stock one, which can be pickled and saved by name, once the weights are loaded."""
-    if COMPACT in vars(type(loaded)):
-        loaded.__class__ = type(loaded).__bases__[0]
-
-
-def _class_with_widths(kind: Any, compact: Any) -> Any:
-    """Return a subclass whose models get the widths of `compact_config` before their weights are loaded."""
+        return load_weights(kind, model, options, config=config, dtype=dtype)
     table = compact.get("layers") if isinstance(compact, dict) else None
     if not issubclass(kind, PreTrainedModel) or not isinstance(table, dict) or compact.get("format") != COMPACT_FORMAT:
         raise UserError(
@@ -221,16 +199,16 @@ def _class_with_widths(kind: Any, compact: Any) -> Any:
         kind.__init__(self, config, *inputs, **more)
         resize_layers_(self, table)
 
-    return type(kind.__name__, (kind,), {"__init__": __init__, "__module__": kind.__module__, COMPACT: table})
+    narrow = type(kind.__name__, (kind,), {"__init__": __init__, "__module__": kind.__module__})
+    loaded, lacking, left = load_weights(narrow, model, options, config=config, dtype=dtype)
+    loaded.__class__ = kind  # the stock class, which can be pickled and saved by name
+    return loaded, lacking, left
 
 
 def class_can_build(kind: Any, config: Any, wanted: Mapping[str, Tensor]) -> bool:
     """Return True if a stock class makes exactly these parameters from a config."""
-    with (
-        torch.device("meta"),
-        quiet_transformers(),
-        contextlib.suppress(ValueError),
-    ):  # heads that do not divide the hidden size
+    # A ValueError says that the heads do not divide the hidden size.
+    with torch.device("meta"), quiet_transformers(), contextlib.suppress(ValueError):
         return {n: p.shape for n, p in kind(config).named_parameters()} == {n: p.shape for n, p in wanted.items()}
     return False
 
@@ -238,10 +216,7 @@ def class_can_build(kind: Any, config: Any, wanted: Mapping[str, Tensor]) -> boo
 def unpruned_model(model: str, wanted: Widths) -> PreTrainedModel:
     """Return a randomly initialised model of a folder's class and config, as before anything was cut out of it.
 
-    Args:
-        model: folder of the model.
-        wanted: heads and units of its layers; a class makes all layers alike, so the maximum counts.
-    Raises: UserError if its config.json cannot be read.
+    The largest of the `wanted` heads and units counts: a class makes all layers alike.
     """
     config = config_of(model)
     with wrap_load_errors(model):
@@ -267,8 +242,6 @@ def save_model(
 
     Args:
         model: the pre-trained model, for its class and config; not changed.
-        weights: the state to save.
-        reader: its tokenizer or image processor.
         facts: content of `pruning_config` in `config.json` (a serving engine refuses other known keys).
     """
     product = copy.deepcopy(model).cpu()
@@ -278,3 +251,14 @@ def save_model(
         product.save_pretrained(folder)
         if reader is not None:
             reader.save_pretrained(folder)
+
+
+def use_faster_attention_(model: PreTrainedModel, precision: str) -> None:
+    """Train with plain matrix products where torch's fused attention is slow: its backward pass in bf16 on a CPU.
+
+    For image models, whose rows are short and whose attention has no dropout; with dropout, as in most text models,
+    torch uses products anyway. Saved models are unaffected.
+    """
+    if precision == "bf16" and not torch.accelerator.is_available() and model.config._attn_implementation == "sdpa":
+        with quiet_transformers():
+            model.set_attn_implementation("eager")

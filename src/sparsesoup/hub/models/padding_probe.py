@@ -21,13 +21,7 @@ def probe_padding(name: str, kind: TaskType, model: nn.Module, data: RowBatches)
 
     The first would make every score depend on how rows are batched. The second is a hidden state that is not a tensor
     and is not saved (BigBird switches to full attention on the first short batch), so a stopped run could not resume
-    exactly.
-
-    Args:
-        name: name of the model.
-        kind: type of its task.
-        model: the loaded model, on the CPU; not changed.
-        data: training rows, of which the shortest and the longest are used.
+    exactly. The shortest and the longest of the training rows are tried; the model, on the CPU, is not changed.
     """
     order = sorted(range(len(data)), key=lambda i: data.lengths[i] if data.lengths else 0)
     short, both = order[:1], [order[0], order[-1]]
@@ -36,10 +30,8 @@ def probe_padding(name: str, kind: TaskType, model: nn.Module, data: RowBatches)
         asked = ((one, both), (one, short), (one, both), (other, short))
         first, alone, again, fresh = (_outputs_for(name, kind, twin, data, rows) for twin, rows in asked)
         if _differ(first, again) or _differ(alone, fresh):
-            changed = sorted(
-                _module_state(one).items() ^ _module_state(_shallow_copy(model, training)).items(), key=str
-            )
-            where = f"such as {changed[0][0]}" if changed else "in its code"
+            changed = _module_state(one).items() ^ _module_state(_shallow_copy(model, training)).items()
+            where = f"such as {min(changed, key=str)[0]}" if changed else "in its code"
             raise UserError(
                 f"model {name} ({type(model).__name__}) answers a row otherwise after it was asked another: it keeps a "
                 f"state beside its weights, {where}, which no run could go on from; take a model of another family"

@@ -9,20 +9,8 @@ from transformers.pytorch_utils import Conv1D
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.targets import Target, Targets
-from sparsesoup.hub.models.layer_layouts import prunable_layers
+from sparsesoup.hub.models.layer_layouts import prunable_layers, role_of
 
-# Role -> suffix of the parameter's path inside its block; BERT, RoBERTa, ELECTRA, DeBERTa, DistilBERT, ViT, CLIP,
-# GPT-2, LLaMA and similar models. Other linear weights are pruned too, with the role "other".
-ROLES = {
-    "query": r"(query(_proj)?|q_lin|q_proj|\.q)",
-    "key": r"(key(_proj)?|k_lin|k_proj|\.k)",
-    "value": r"(value(_proj)?|v_lin|v_proj|\.v)",
-    "query-key-value": r"(c_attn|qkv|in_proj|query_key_value)",
-    "output": r"((attention|attn|self_attn)\.(output\.dense|dense|out_proj|out_lin|o_proj|c_proj|proj)|\.out_lin)",
-    "feed-forward in": r"(intermediate\.dense|ffn\.lin1|\bfc1|c_fc|up_proj|linear1|\.wi|\bffn)",
-    "feed-forward gate": r"(gate_proj)",
-    "feed-forward out": r"(output\.dense|ffn\.lin2|\bfc2|mlp\.c_proj|down_proj|linear2|\.wo|\bffn_output)",
-}
 # Two-dimensional but not linear layers: tables of Swin, BEiT, XLNet and similar models, the state space of Mamba.
 NO_MATRIX = r"bias|position|embed|rel_pos|token|^A_log$|^D$"
 NOT_LINEAR = (nn.Embedding, nn.modules.conv._ConvNd, nn.LayerNorm, nn.RMSNorm)
@@ -33,12 +21,13 @@ def find_prunable(model: PreTrainedModel) -> Targets:
 
     Raises: UserError if the model has none.
     """
-    if targets := prunable_matrices(model):
-        return targets
-    raise UserError(
-        f"found nothing to prune in {type(model).__name__}: expected linear weights inside a list of repeated blocks; "
-        f"take a transformer encoder such as BERT"
-    )
+    targets = prunable_matrices(model)
+    if not targets:
+        raise UserError(
+            f"found nothing to prune in {type(model).__name__}: expected linear weights inside a list of repeated "
+            f"blocks; take a transformer encoder such as BERT"
+        )
+    return targets
 
 
 def prunable_matrices(model: PreTrainedModel) -> Targets:
@@ -58,7 +47,7 @@ def prunable_matrices(model: PreTrainedModel) -> Targets:
     for name, parameter in model.named_parameters():
         inside = any(name.startswith(f"{prefix}{block}.") for block in blocks)
         if inside and _is_matrix(name, parameter, owner := owners[name.rpartition(".")[0]]):
-            role, transposed = _role_of(name), isinstance(owner, Conv1D)
+            role, transposed = role_of(name), isinstance(owner, Conv1D)
             head = heads[name] if name in heads else _head_width(model, role, parameter, transposed)
             targets[name] = Target(role, tuple(parameter.shape), transposed, head)
     return targets
@@ -110,8 +99,3 @@ def _head_width(model: PreTrainedModel, role: str, parameter: nn.Parameter, tran
         count = getattr(model.config, "num_key_value_heads", None) or count
     side = parameter.shape[int((role == "output") != transposed)]
     return 0 if side % count else side // count
-
-
-def _role_of(name: str) -> str:
-    path = name.removesuffix(".weight").removesuffix("_weight")
-    return next((role for role, ending in ROLES.items() if re.search(f"{ending}$", path)), "other")

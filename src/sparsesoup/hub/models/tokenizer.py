@@ -27,9 +27,9 @@ def input_names(made: list[str], config: Any) -> list[str]:
 
     There is a mask if the model takes one, and token types if it distinguishes two of them.
     """
-    if type(config) not in AutoModel._model_mapping:  # code from the checkpoint
+    kind = AutoModel._model_mapping.get(type(config), None)
+    if kind is None:  # code from the checkpoint
         return made
-    kind = AutoModel._model_mapping[type(config)]
     taken = inspect.signature((kind[0] if isinstance(kind, tuple) else kind).forward).parameters  # Funnel has two
     names = [name for name in made if name in taken and name != MASK] + [MASK] * (MASK in taken)
     return [name for name in names if name != KINDS or getattr(config, "type_vocab_size", 2) > 1]
@@ -60,32 +60,24 @@ def update_config_(config: Any, fixed: Mapping[str, Any]) -> None:
 def config_notes(config: Any, fixed: Mapping[str, Any], name: str) -> list[str]:
     """Return notes on settings of a model that were overridden."""
     own, pad = padding_of(config), fixed["pad_token_id"]
-    notes = []
-    if own not in (None, pad):
-        notes.append(
-            f"config.json of {name} pads with token {own} and its tokenizer with {pad}, which both say from now"
-        )
-    if "attention_type" in fixed:
-        notes.append(
-            f"{name} is trained, tested and saved with full attention: its own block_sparse gives way to that at the "
-            f"first short batch"
-        )
-    return notes
+    padded = f"config.json of {name} pads with token {own} and its tokenizer with {pad}, which both say from now"
+    full = (
+        f"{name} is trained, tested and saved with full attention: its own block_sparse gives way to that at the first "
+        f"short batch"
+    )
+    return [padded] * (own not in (None, pad)) + [full] * ("attention_type" in fixed)
 
 
 def check_padding(name: str, model: Any, tokenizer: Any, own: int | None) -> None:
     """Raise a UserError if a model computes positions from another padding token than its tokenizer's.
 
     Args:
-        name: name of the model.
-        model: a model of its shapes, made from its own config.json.
-        tokenizer: pads the rows.
-        own: `pad_token_id` of that config.json.
+        model: a model of its shapes, made from its own config.json, whose `pad_token_id` is `own`.
     """
-    pad = tokenizer.pad_token_id
     tables = [module for path, module in model.named_modules() if path.endswith("position_embeddings")]
-    if pad != own and any(getattr(table, "padding_idx", None) == own for table in tables if own is not None):
+    counts = own is not None and any(getattr(table, "padding_idx", None) == own for table in tables)
+    if counts and tokenizer.pad_token_id != own:
         raise UserError(
             f"config.json of {name} has pad_token_id {own}, from which the model counts positions, and its tokenizer "
-            f"pads with {tokenizer.pad_token} (token {pad}); correct the one that is wrong"
+            f"pads with {tokenizer.pad_token} (token {tokenizer.pad_token_id}); correct the one that is wrong"
         )

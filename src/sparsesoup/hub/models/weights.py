@@ -1,6 +1,7 @@
 """Load the weights of a checkpoint: only permitted ones are randomly initialised, none may be NaN or infinite."""
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +18,7 @@ SHOWN = 6  # names to list in a note
 
 @dataclass
 class LoadingNotes:
-    """Notes on a loaded model.
-
-    Args:
-        new: randomly initialised weights.
-        notes: one sentence each.
-    """
+    """Notes on a loaded model: its randomly initialised weights, and one sentence each for the user."""
 
     new: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
@@ -40,12 +36,8 @@ class LoadingNotes:
 def load_weights(
     kind: Any, name: str, options: Mapping[str, Any], **more: Any
 ) -> tuple[Any, dict[str, str], list[str]]:
-    """Load a model with the weights of a checkpoint; missing ones are randomly initialised.
+    """Load a model of a class with the weights of a checkpoint; missing ones are randomly initialised.
 
-    Args:
-        kind: the model class.
-        name: name of the model in errors.
-        options: arguments of from_pretrained; `more` are further ones.
     Returns: the model; name -> problem in the checkpoint, for randomly initialised weights; names of weights
         unknown to the model.
     Raises: UserError if a weight is NaN or infinite, or not floating-point.
@@ -99,9 +91,7 @@ def check_weights(
     """Return the weights of whole blocks of a checkpoint that a model has not; those of other heads are not listed.
 
     Args:
-        name: name of the model in errors.
-        lacking: name -> problem in the checkpoint, for randomly initialised weights.
-        left: weights of the checkpoint that are unknown to the model.
+        lacking, left: as `load_weights` returns them.
         allowed: weights that may be randomly initialised.
     Raises: UserError if others are missing, or a block of the model has weights in the checkpoint that it has not.
     """
@@ -135,31 +125,21 @@ def randomly_drawn_head(model: Any) -> list[str]:
     names, prefix = [*model.state_dict()], model.base_model_prefix
     if isinstance(getattr(model, prefix, None), nn.Module):
         outside = [key for key in names if not key.startswith(f"{prefix}.")]
-        return outside or [key for key, _ in output_layer_weights(model, names)]
-    if _is_base(model):
+        return outside or [key for key, _ in _output_layer(model, names)]
+    own = AutoModel._model_mapping.get(type(model.config), ())
+    if type(model) in (own if isinstance(own, tuple | list) else (own,)):
         return []
     parts = [key.partition(".")[0] for key in names]
     last = max((i for i, key in enumerate(names) if block_of(key)), default=-1)
     return [key for key, part in zip(names, parts, strict=True) if part not in parts[: last + 1]]
 
 
-def output_layer_weights(model: Any, names: Collection[str]) -> list[tuple[str, Tensor]]:
+def _output_layer(model: Any, names: Collection[str]) -> list[tuple[str, Tensor]]:
     """Return those of the named weights in the layer with one output per label: the last with that many rows."""
     labels, held = model.config.num_labels, model.state_dict()
     rows = [key for key in names if key.endswith("weight") and held[key].dim() > 1 and len(held[key]) == labels]
-    if not rows:
-        return []
-    path = rows[-1].rpartition(".")[0]
+    path = rows[-1].rpartition(".")[0] if rows else None
     return [(key, held[key]) for key in names if key.rpartition(".")[0] == path]
-
-
-def _is_base(model: Any) -> bool:
-    """Return True for a model of the class without a head."""
-    try:
-        found = AutoModel._model_mapping[type(model.config)]
-    except KeyError:
-        return False
-    return type(model) in (found if isinstance(found, tuple | list) else (found,))
 
 
 def unused_weights(model: Any, inputs: Mapping[str, Tensor]) -> set[str]:
@@ -175,3 +155,55 @@ def in_short(names: Collection[str]) -> str:
     """Return names in one line, shortened if there are many."""
     first = sorted(names)[:SHOWN]
     return ", ".join(first) + (f" and {len(names) - len(first)} more" if len(names) > len(first) else "")
+
+
+def order_of(own: Sequence[str], labels: Sequence[str]) -> list[int]:
+    """Return for each of the data's labels its row in a head of as many: that of the same name, or else the next left.
+
+    >>> order_of(["neutral", "Positive", "negative "], ["negative", "neutral", "positive"])
+    [2, 0, 1]
+    >>> order_of(["a", "b", "c"], ["x", "a", "y"])
+    [1, 0, 2]
+    """
+    rows, wanted = _comparable_names(own), _comparable_names(labels)
+    left = iter([i for i, key in enumerate(rows) if key not in wanted])
+    return [rows.index(key) if key in rows else next(left) for key in wanted]
+
+
+def match_rows_(
+    name: str, model: Any, own: Sequence[str], labels: Sequence[str], inputs: Callable[[], Mapping[str, Tensor]]
+) -> str:
+    """Reorder the rows of a fine-tuned head, named `own`, to match the data's labels, equally many.
+
+    Args:
+        inputs: returns one row, for which the outputs must be the same except for their order.
+    Returns: a note on what was done, or on rows with other label names; '' if all names agree.
+    Raises: UserError if the head has an unknown form.
+    """
+    order = order_of(own, labels)
+    unlike = [_comparable_names(own)[i] for i in order] != _comparable_names(labels)
+    if order != [*range(len(own))]:
+        _reorder_rows_(name, model, order, inputs())
+        how = "matched by name where a name is the same, the others in turn" if unlike else "matched by name"
+        return f"the head's rows are {', '.join(own)}; they were put in the order {', '.join(labels)}, {how}"
+    if unlike:
+        return f"the head's rows {', '.join(own)} are taken in this order for the labels {', '.join(labels)}"
+    return ""
+
+
+@torch.no_grad()
+def _reorder_rows_(name: str, model: Any, order: Sequence[int], inputs: Mapping[str, Tensor]) -> None:
+    before = model(**inputs).logits
+    for _, t in _output_layer(model, randomly_drawn_head(model)):
+        t.copy_(t[list(order)])
+    if not torch.allclose(model(**inputs).logits, before[:, list(order)], rtol=1e-4, atol=1e-5):
+        raise UserError(
+            f"model {name!r} answers in another order than the data's labels, and its head is of a form that cannot be "
+            f"reordered here; save it with labels in the order of the data"
+        )
+
+
+def _comparable_names(names: Sequence[str]) -> list[str]:
+    """Return names without irrelevant differences: case, spaces, and LABEL_ before a mere number."""
+    keys = [re.sub(r"^label[ _]?(?=\d+$)", "", " ".join(str(name).split()).casefold()) for name in names]
+    return keys if len({*keys}) == len(keys) else [str(name) for name in names]
