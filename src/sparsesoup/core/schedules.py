@@ -109,6 +109,34 @@ class CyclicLinearDecay:
         return self.peak - (self.peak - self.low) * share
 
 
+@dataclass(frozen=True)
+class ConstantRate:
+    """The same learning rate at every step."""
+
+    rate: float
+
+    def __call__(self, step: int) -> float:
+        return self.rate
+
+
+@dataclass(frozen=True)
+class ScaledRate:
+    """Another learning rate schedule times a factor, begun at a later step.
+
+    Args:
+        schedule: step -> learning rate.
+        factor: factor on it.
+        start: step at which the schedule begins.
+    """
+
+    schedule: LinearWarmupDecay
+    factor: float = 1.0
+    start: int = 0
+
+    def __call__(self, step: int) -> float:
+        return self.factor * self.schedule(step - self.start)
+
+
 def min_feasible_steps(fits: Callable[[int], object], total: int = 1) -> int | None:
     """Return a T above `total` at which a schedule fits although it does not at T - 1; None if there is none.
 

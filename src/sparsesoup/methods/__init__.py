@@ -1,17 +1,17 @@
 """Pruning methods by name, in the table METHODS.
 
-A method is a frozen dataclass with a method `run(problem, sparsity) -> Ticket`. `METHODS["isp"]` is a complete value;
+A method is a frozen dataclass with a plan, a subclass of Method. `METHODS["isp"]` is a complete value;
 `dataclasses.replace(METHODS["isp"], stages=3)` is another. Other packages add methods through entry points of the
 group `sparsesoup.methods`, each a MethodInfo.
 """
 
 from dataclasses import dataclass, fields
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Block
 from sparsesoup.core.plugins import load_plugins
-from sparsesoup.core.ticket import Ticket
+from sparsesoup.methods.base import Method as Method
 from sparsesoup.methods.early_bird import EarlyBird
 from sparsesoup.methods.from_ticket import FromTicket
 from sparsesoup.methods.gradient_flow import GradientFlow
@@ -31,14 +31,6 @@ from sparsesoup.methods.powerpropagation import PowerPropagation
 from sparsesoup.methods.pruning_at_init import Grasp, Snip, Wanda
 from sparsesoup.methods.soft_movement_and_l0 import HardConcreteL0, SoftMovement
 from sparsesoup.methods.sparse_soup import SparseModelSoup
-from sparsesoup.training.problem import Problem
-
-
-class Method(Protocol):
-    """A pruning method."""
-
-    def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """Prune the model of the problem: never modifies the pre-trained model, and records the cost of every step."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,27 +3,26 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Block, Element, Structure
-from sparsesoup.core.groups import resolve_groups, validate_groups
 from sparsesoup.core.masking import Scope
 from sparsesoup.core.masks import Masks, hamming_distance, jaccard_distance, pack_bits, unpack_bits
-from sparsesoup.core.ticket import Ticket
-from sparsesoup.methods.scores import magnitude
-from sparsesoup.methods.select_masks import select_masks
-from sparsesoup.training.loop import train
-from sparsesoup.training.problem import Problem, require_schedule_fits
+from sparsesoup.methods.base import Method
+from sparsesoup.training.plan import LoopHooks, Phase, Run
+from sparsesoup.training.problem import Problem
+from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import TrainState
 
 MEASURES: dict[str, Callable[[Masks, Masks], float]] = {"hamming": hamming_distance, "kept-sets": jaccard_distance}
 
 
 @dataclass(frozen=True, kw_only=True)
-class EarlyBird:
+class EarlyBird(Method):
     """Train, compute a mask at intervals, stop when it no longer changes, rewind and train it. You et al. 2019, alg. 1.
 
     Args:
@@ -54,38 +53,39 @@ class EarlyBird:
                 f"{self.every:g}, {self.masks}, {self.threshold:g} and {self.search:g}"
             )
 
-    def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """Return the ticket after the search and T steps."""
-        every = max(1, round(self.every * problem.steps_per_epoch))
-
-        def fits(total: int) -> bool:
-            return round(self.search * total) >= every * self.masks
-
-        require_schedule_fits(
-            problem, fits, f"early-bird with {self.masks} masks {every} steps apart in {self.search:g} T"
+    def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
+        """Return the search, at its longest, and T steps with the mask."""
+        every = max(1, round(self.every * size.steps_per_epoch))
+        size.require_fit(
+            lambda total: round(self.search * total) >= every * self.masks,
+            f"early-bird with {self.masks} masks {every} steps apart in {self.search:g} T",
         )
-        validate_groups(problem.targets, self.structure, sparsity, self.pattern, self.scope)
-        state = problem.start_run()
-        self._draw_mask(state, sparsity)  # refuse an impossible mask before the first step
-        problem.journal.run_stage("search", state, self._search_mask, problem, state, every, sparsity)
-        problem.journal.run_stage("train", state, train, state, problem, problem.steps)
-        return problem.finish_run(state)
+        search = Phase(
+            name="search", steps=round(self.search * size.steps), at_most=True, label="search",
+            loop=partial(self._watch_masks, every, sparsity), end=self._rewind_with_mask, rewinds_to=0,
+            copies=self.masks / 32,
+        )  # fmt: skip
+        return [search, Phase(name="train", steps=size.steps)]
 
-    def _search_mask(self, problem: Problem, state: TrainState, every: int, sparsity: float) -> None:
+    def start_run(self, problem: Problem, sparsity: float) -> Run:
+        """Start a run; an impossible mask is refused before the first step."""
+        run = super().start_run(problem, sparsity)
+        self.select_masks(run.state, sparsity)
+        return run
+
+    def _watch_masks(self, every: int, sparsity: float, run: Run) -> LoopHooks:
         def look(state: TrainState) -> None:
             if state.step % every == 0:
-                state.halt = self._mask_has_settled(state, self._draw_mask(state, sparsity))
+                state.halt = self._mask_has_settled(state, self.select_masks(state, sparsity))
 
-        train(state, problem, round(self.search * problem.steps), hooks=[look], label="search")
-        device = problem.accelerator.device
-        newest = {n: m.to(device) for n, m in load_past_mask(state, -1).items()}
-        state.memory.clear()
-        problem.reset_to_pretrained_(state)
-        state.set_masks_(newest)
+        return LoopHooks([look])
 
-    def _draw_mask(self, state: TrainState, sparsity: float) -> Masks:
-        pattern = resolve_groups(state.targets, self.structure, self.pattern)
-        return select_masks(state, magnitude(state.prunable_parameters()), sparsity, pattern=pattern, scope=self.scope)
+    def _rewind_with_mask(self, run: Run) -> None:
+        device = run.problem.accelerator.device
+        newest = {n: m.to(device) for n, m in load_past_mask(run.state, -1).items()}
+        run.state.memory.clear()
+        run.problem.reset_to_pretrained_(run.state)
+        run.state.set_masks_(newest)
 
     def _mask_has_settled(self, state: TrainState, masks: Masks) -> bool:
         """Store a mask; return True once enough masks are stored and it is close to each of the earlier ones."""

@@ -1,6 +1,7 @@
 """Train the masks of a given ticket: again, on another dataset, or as the start of further pruning."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,21 +9,19 @@ from torch import nn
 
 from sparsesoup.core import masks as algebra
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.groups import validate_groups
 from sparsesoup.core.masks import Masks
 from sparsesoup.core.masks import sparsity as sparsity_of
-from sparsesoup.core.schedules import CubicSchedule
 from sparsesoup.core.targets import Targets, target_parameters, weights_fingerprint
-from sparsesoup.core.ticket import Ticket, load_masks, match_parameter_names
-from sparsesoup.methods.gradual import GradualPruning, pruning_hook, train_with
-from sparsesoup.methods.scores import magnitude
-from sparsesoup.methods.select_masks import select_masks
-from sparsesoup.training.loop import train
-from sparsesoup.training.problem import Problem, require_steps
+from sparsesoup.core.ticket import load_masks, match_parameter_names
+from sparsesoup.methods.base import Method
+from sparsesoup.methods.gradual import GradualPruning, pruning_hook
+from sparsesoup.training.plan import LoopHooks, Phase, Run
+from sparsesoup.training.problem import Problem
+from sparsesoup.training.size import RunSize
 
 
 @dataclass(frozen=True, kw_only=True)
-class FromTicket:
+class FromTicket(Method):
     """Apply a ticket's masks to the pre-trained weights and train; prune further if a higher sparsity is requested.
 
     With --model RUN/model the weights are the ticket's own instead of the checkpoint's. Chen et al. 2020, sec. 4
@@ -70,36 +69,44 @@ class FromTicket:
             raise UserError(f"foreign ticket: it says nothing of {min(params.keys() - fitted.keys())}")
         return {name: fitted[name] for name in params}
 
-    def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """Return the ticket after T steps."""
-        require_steps(problem, 4, "training a ticket")
-        masks, state = self.masks_for_problem(problem), problem.start_run()
+    def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
+        """Return a single training, which prunes further if the ticket is denser than the sparsity."""
+        size.require_steps(4, "training a ticket")
+        return [Phase(name="train", steps=size.steps, loop=partial(self._prune_further, sparsity))]
+
+    def check(self, problem: Problem, sparsity: float) -> None:
+        """Leave it to `start_run`, which reads the ticket."""
+
+    def start_run(self, problem: Problem, sparsity: float) -> Run:
+        """Start a run with the ticket's masks.
+
+        Raises: UserError if the ticket is of another model, is sparser than the sparsity, or has masks that the scope
+            or pattern of further pruning cannot contain.
+        """
+        masks = self.masks_for_problem(problem)
         require_sparser(masks, sparsity)
-        device = next(iter(state.prunable_parameters().values())).device
-        state.set_masks_({name: m.to(device) for name, m in masks.items()})
-        if round((1 - sparsity) * algebra.count_total(masks)) == algebra.count_kept(masks):
-            problem.journal.run_stage("train", state, train, state, problem, problem.steps)
-            return problem.finish_run(state, ticket=self.ticket)
-        further = self.further
-        pattern = validate_groups(problem.targets, further.structure, sparsity, further.pattern, further.scope)
-        plan = CubicSchedule(
-            round(further.start * problem.steps),
-            round(further.stop * problem.steps),
-            max(1, round(further.every * problem.steps)),
-            initial=sparsity_of(masks),
-        )
-        # Refuse masks that another scope or pattern cannot contain before the first step.
-        select_masks(
-            state,
-            magnitude(state.prunable_parameters()),
-            plan.initial,
-            pattern=pattern,
-            scope=further.scope,
-            within=state.masks,
-        )
-        hook = pruning_hook(plan, sparsity, pattern, further.scope)
-        problem.journal.run_stage("train", state, train_with, state, problem, hook)
-        return problem.finish_run(state, ticket=self.ticket)
+        run = super().start_run(problem, sparsity)
+        device = next(iter(run.state.prunable_parameters().values())).device
+        run.state.set_masks_({name: m.to(device) for name, m in masks.items()})
+        run.own = None if _is_at(masks, sparsity) else sparsity_of(masks)
+        if run.own is not None:
+            self.further.groups_of(problem.targets, sparsity)
+            self.further.select_masks(run.state, run.own, within=run.state.masks)
+        return run
+
+    def notes(self, run: Run) -> dict[str, Any]:
+        """Return the ticket's path."""
+        return {"ticket": self.ticket}
+
+    def _prune_further(self, sparsity: float, run: Run) -> LoopHooks:
+        if run.own is None:
+            return LoopHooks()
+        schedule = self.further.pruning_schedule(run.problem.steps, initial=run.own)
+        return LoopHooks([pruning_hook(self.further, schedule, sparsity)], at_start=True)
+
+
+def _is_at(masks: Masks, sparsity: float) -> bool:
+    return round((1 - sparsity) * algebra.count_total(masks)) == algebra.count_kept(masks)
 
 
 def require_sparser(masks: Masks, sparsity: float) -> None:

@@ -1,15 +1,15 @@
 """Rounds of short training and pruning by gradient flow, then training at constant sparsity."""
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.granularity import Pattern, Structure
-from sparsesoup.core.groups import validate_groups
+from sparsesoup.core.granularity import Structure
 from sparsesoup.core.masking import Scope
 from sparsesoup.core.schedules import CubicSchedule
 from sparsesoup.core.targets import target_parameters
-from sparsesoup.core.ticket import Ticket
+from sparsesoup.methods.base import Method
 from sparsesoup.methods.scores.calibration import calibration_batches, need_batches
 from sparsesoup.methods.scores.gradient import (
     gradient_flow_score,
@@ -18,14 +18,12 @@ from sparsesoup.methods.scores.gradient import (
     snip_sensitivity,
     task_gradient,
 )
-from sparsesoup.methods.select_masks import select_masks
-from sparsesoup.training.loop import train_to
-from sparsesoup.training.problem import Problem, require_schedule_fits
-from sparsesoup.training.state import TrainState
+from sparsesoup.training.plan import Pass, Phase, Run
+from sparsesoup.training.size import RunSize
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientFlow:
+class GradientFlow(Method):
     """Rounds of training and pruning by the effect of a weight on loss or gradient norm. Lubana & Dick 2021.
 
     Args:
@@ -52,24 +50,32 @@ class GradientFlow:
                 f"gradient-flow needs rounds >= 1 and finish in (0, 1), got {self.rounds} and {self.finish:g}"
             )
 
-    def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """Return the ticket after T steps."""
-        require_schedule_fits(problem, self._pruning_steps, f"gradient-flow with {self.rounds} rounds")
-        pattern = validate_groups(problem.targets, self.structure, sparsity, scope=self.scope)
-        state, plan = problem.start_run(), CubicSchedule(0, self.rounds)
-        for number, at in enumerate(self._pruning_steps(problem.steps), start=1):
-            piece, goal = f"round-{number}", plan.sparsity_at(number, sparsity)
-            problem.journal.run_stage(f"{piece}-train", state, train_to, state, problem, at)
-            problem.journal.run_stage(f"{piece}-prune", state, self._prune_once, problem, state, goal, number, pattern)
-        problem.journal.run_stage("finish", state, train_to, state, problem, problem.steps)
-        return problem.finish_run(state, measure=self.measure)
+    def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
+        """Return rounds of training that end in a pruning, and a training with the final masks."""
+        size.require_fit(self._pruning_steps, f"gradient-flow with {self.rounds} rounds")
+        done, phases, schedule = 0, list[Phase](), CubicSchedule(0, self.rounds)
+        passes: tuple[Pass, ...] = ("gradient", "hessian") if self.measure == "norm" else ("gradient",)
+        for number, at in enumerate(self._pruning_steps(size.steps), start=1):
+            end = partial(self._prune_once, schedule.sparsity_at(number, sparsity), number)
+            scores = tuple((what, self.batches) for what in passes)
+            phases += [
+                Phase(name=f"round-{number}-train", steps=at - done),
+                Phase(name=f"round-{number}-prune", scores=scores, score_path=(number,), end=end),
+            ]
+            done = at
+        return [*phases, Phase(name="finish", steps=size.steps - done)]
+
+    def notes(self, run: Run) -> dict[str, Any]:
+        """Return the measure."""
+        return {"measure": self.measure}
 
     def _pruning_steps(self, total: int) -> list[int]:
         """Return the pruning steps at T = `total`; none if a round or the finish would have no step of its own."""
         steps = [round((1 - self.finish) * total * i / self.rounds) for i in range(1, self.rounds + 1)]
         return steps if steps[0] >= 1 and steps[-1] < total and len(set(steps)) == self.rounds else []
 
-    def _prune_once(self, problem: Problem, state: TrainState, goal: float, number: int, pattern: Pattern) -> None:
+    def _prune_once(self, goal: float, number: int, run: Run) -> None:
+        problem, state = run.problem, run.state
         rows, params = calibration_batches(problem, self.batches, number), state.prunable_parameters()
         slopes = task_gradient(problem, state.model, rows)
         if self.measure == "loss":
@@ -81,4 +87,4 @@ class GradientFlow:
             alive = {name: g * state.masks[name] for name, g in slopes.items()}
             products = hessian_product(problem, state.model, rows, alive)
             scores = {name: s.abs() for name, s in gradient_flow_score(params, products).items()}
-        state.set_masks_(select_masks(state, scores, goal, pattern=pattern, scope=self.scope, within=state.masks))
+        state.set_masks_(self.select_masks(state, goal, scores, within=state.masks))

@@ -4,20 +4,18 @@ import math
 from dataclasses import dataclass
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.granularity import Block, Element, Pattern, Structure
-from sparsesoup.core.groups import validate_groups
+from sparsesoup.core.granularity import Block, Element, Structure
 from sparsesoup.core.masking import Scope
 from sparsesoup.core.schedules import CubicSchedule, CyclicLinearDecay
-from sparsesoup.core.ticket import Ticket
-from sparsesoup.methods.scores import magnitude
-from sparsesoup.methods.select_masks import select_masks
-from sparsesoup.training.loop import Hook, train
-from sparsesoup.training.problem import Problem, require_steps
+from sparsesoup.methods.base import Method
+from sparsesoup.training.loop import Hook, Rate
+from sparsesoup.training.plan import LoopHooks, Phase, Run
+from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradualPruning:
+class GradualPruning(Method):
     """Magnitude pruning on a cubic schedule, then a cool-down at constant sparsity. Zhu & Gupta 2017.
 
     Args:
@@ -40,20 +38,19 @@ class GradualPruning:
         if not 0.0 <= self.start < self.stop <= 1.0 or not 0.0 < self.every < math.inf:
             raise UserError(f"gradual needs 0 <= start < stop <= 1 and every > 0, got {self}")
 
-    def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """Return the ticket after T steps."""
-        require_steps(problem, 4, "a gradual schedule")
-        pattern = validate_groups(problem.targets, self.structure, sparsity, self.pattern, self.scope)
-        total = problem.steps
-        plan = CubicSchedule(round(self.start * total), round(self.stop * total), max(1, round(self.every * total)))
-        state = problem.start_run()
-        hook = pruning_hook(plan, sparsity, pattern, self.scope)
-        problem.journal.run_stage("train", state, train_with, state, problem, hook)
-        return problem.finish_run(state)
+    def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
+        """Return a single training that prunes."""
+        size.require_steps(4, "a gradual schedule")
+        return [train_on_schedule(self, self.pruning_schedule(size.steps), size.steps, sparsity)]
+
+    def pruning_schedule(self, total: int, initial: float = 0.0) -> CubicSchedule:
+        """Return the schedule at T = `total`, from a sparsity on."""
+        steps = round(self.start * total), round(self.stop * total), max(1, round(self.every * total))
+        return CubicSchedule(*steps, initial=initial)
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradualStar:
+class GradualStar(Method):
     """GMP*: a large first step, then cubic, with the learning rate reset at each pruning. Kurtic & Alistarh 2022.
 
     No warm-up: the rate decays from its peak to `low` of it before the first pruning, between prunings and after the
@@ -82,21 +79,16 @@ class GradualStar:
         if not 0.0 <= self.start < self.stop < 1.0 or self.prunings < 2 or not 0.0 <= first < 1.0:
             raise UserError(f"gmp-star needs 0 <= start < stop < 1, prunings >= 2 and first in [0, 1), got {self}")
 
-    def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """Return the ticket after T steps."""
-        total, gaps = problem.steps, self.prunings - 1
-        require_steps(problem, round(gaps / (self.stop - self.start)) + 2, f"gmp-star with {self.prunings} prunings")
-        pattern = validate_groups(problem.targets, self.structure, sparsity)
+    def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
+        """Return a single training that prunes, at a learning rate of its own."""
+        total, gaps = size.steps, self.prunings - 1
+        size.require_steps(round(gaps / (self.stop - self.start)) + 2, f"gmp-star with {self.prunings} prunings")
         begin = round(self.start * total)
         every = max(1, int((self.stop - self.start) * total / gaps + 1e-9))  # rounded down: the last one must fit
-        plan = CubicSchedule(begin, begin + every * gaps, every, initial=self._first_sparsity(sparsity))
-        peak = problem.training.learning_rate
-        rate = CyclicLinearDecay(peak, self.low * peak, begin, plan.stop, every, total)
-        state = problem.start_run()
-        problem.journal.run_stage(
-            "train", state, train_with, state, problem, pruning_hook(plan, sparsity, pattern), rate
-        )
-        return problem.finish_run(state)
+        schedule = CubicSchedule(begin, begin + every * gaps, every, initial=self._first_sparsity(sparsity))
+        peak = size.training.learning_rate
+        rate = CyclicLinearDecay(peak, self.low * peak, begin, schedule.stop, every, total)
+        return [train_on_schedule(self, schedule, total, sparsity, rate)]
 
     def _first_sparsity(self, sparsity: float) -> float:
         """Return the sparsity of the first pruning."""
@@ -110,20 +102,23 @@ class GradualStar:
         return self.first
 
 
-def pruning_hook(plan: CubicSchedule, sparsity: float, pattern: Pattern = Element, scope: Scope = "global") -> Hook:
+def train_on_schedule(
+    method: Method, schedule: CubicSchedule, steps: int, sparsity: float, rate: Rate | None = None
+) -> Phase:
+    """Return a training of T steps that prunes by magnitude on a schedule; a pruning due at step 0 is done first."""
+
+    def loop(run: Run) -> LoopHooks:
+        return LoopHooks([pruning_hook(method, schedule, sparsity)], at_start=True)
+
+    return Phase(name="train", steps=steps, rate=rate, loop=loop)
+
+
+def pruning_hook(method: Method, schedule: CubicSchedule, sparsity: float) -> Hook:
     """Return a hook that prunes by magnitude on the schedule."""
 
     def prune(state: TrainState) -> None:
-        if plan.is_pruning_step(state.step):
-            goal = plan.sparsity_at(state.step, sparsity)
-            scores = magnitude(state.prunable_parameters())
-            state.set_masks_(select_masks(state, scores, goal, pattern=pattern, scope=scope, within=state.masks))
+        if schedule.is_pruning_step(state.step):
+            goal = schedule.sparsity_at(state.step, sparsity)
+            state.set_masks_(method.select_masks(state, goal, within=state.masks))
 
     return prune
-
-
-def train_with(state: TrainState, problem: Problem, hook: Hook, rate: CyclicLinearDecay | None = None) -> None:
-    """Train for T steps; a pruning due at step 0 is done first."""
-    if state.step == 0:
-        hook(state)
-    train(state, problem, problem.steps, hooks=[hook], rate=rate)

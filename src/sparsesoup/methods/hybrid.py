@@ -2,30 +2,33 @@
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Block, CoupledGroups
 from sparsesoup.core.groups import block_groups
+from sparsesoup.core.schedules import ScaledRate
 from sparsesoup.core.targets import attention_head_groups, feed_forward_groups
-from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods.gates.density import group_sizes
 from sparsesoup.methods.gates.penalty_controller import SparsityController
 from sparsesoup.methods.learned_masks import (
     GateSetup,
+    LearnedMasks,
     PhaseShares,
     initial_scores,
     rate_of_scores,
     straight_through_gates,
-    train_gates_state,
 )
-from sparsesoup.methods.refill import refill_, train_on
+from sparsesoup.methods.refill import refill_
 from sparsesoup.methods.soft_movement_and_l0 import check_floor, check_penalty
+from sparsesoup.training.plan import Phase, Run
 from sparsesoup.training.problem import Problem
+from sparsesoup.training.size import RunSize
 
 
 @dataclass(frozen=True, kw_only=True)
-class HybridMovement:
+class HybridMovement(LearnedMasks):
     """Soft movement pruning with masks that can be cut out of the model. Lagunas et al. 2021, sec. 3.
 
     One score per feed-forward unit, shared by its row in and its column out. In attention one score per tile of each
@@ -73,24 +76,44 @@ class HybridMovement:
                 f"refill is a share of T in [0, 1], noise 0 or more, got {self.refill:g} and {self.noise:g}"
             )
 
-    def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """Return the ticket after T + `refill` T steps, at the nearest group boundary at or above the sparsity."""
-        state = train_gates_state(problem, sparsity, self.phases, *self.make_gates(problem, sparsity))
-        if self.refill:
-            steps = max(1, round(self.refill * problem.steps))
-            problem.journal.run_stage("refill", state, refill_, state, problem, steps, self.noise)
-            problem.journal.run_stage("train-on", state, train_on, state, problem, steps)
-        return problem.finish_run(state)
+    def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
+        """Return the phases of learned masks, and those of the refilled model: T + `refill` T steps.
 
-    def make_gates(self, problem: Problem, sparsity: float) -> tuple[GateSetup, SparsityController]:
-        """Return the gates, and their controller."""
+        The masks end at the nearest group boundary at or above the sparsity.
+        """
+        phases = super().plan(size, sparsity)
+        if not self.refill:
+            return phases
+        steps = max(1, round(self.refill * size.steps))
+        first = size.steps - steps
+        # Another warm-up and decay, on rows in another order.
+        rate = ScaledRate(size.rate_schedule(steps), start=first)
+        return [
+            *phases,
+            Phase(name="refill", end=partial(self._refill, steps), rewinds_to=first),
+            Phase(name="train-on", steps=steps, stream=("refill",), rate=rate),
+        ]
+
+    def _refill(self, steps: int, run: Run) -> None:
+        refill_(run.state, run.problem, steps, self.noise)
+
+    def peak_score_rate(self, size: RunSize) -> float:
+        """Return the peak learning rate of the scores."""
+        return self.score_rate
+
+    def fall_to_close(self) -> float:
+        """Return the distance that a score has to fall before its gate closes."""
+        return -math.log(self.threshold / (1 - self.threshold))
+
+    def make_gates(self, problem: Problem, sparsity: float) -> GateSetup:
+        """Return the gates, with their controller."""
         banded, pooled = self._coupled_groups(problem)
         ties = (*banded, *pooled)
         weights = [self.attention_weight] * len(banded) + [self.feed_forward_weight] * len(pooled)
         lead = SparsityController(
             plan=self.phases.pruning_schedule(problem.steps), end=self.phases.pruning_end(problem.steps),
             sparsity=sparsity,
-            rate=rate_of_scores(problem, self.score_rate),
+            rate=rate_of_scores(problem.size, self.score_rate),
             areas=group_sizes(ties, problem.targets), weights=weights, families=_group_families(banded, pooled),
             penalty=self.penalty, threshold=self.threshold, floor=self.floor,
         )  # fmt: skip
@@ -98,10 +121,8 @@ class HybridMovement:
             *initial_scores(problem, tuple(banded), own=self.attention == "heads"),
             *initial_scores(problem, tuple(pooled)),
         ]
-        way = -math.log(self.threshold / (1 - self.threshold))
         make = straight_through_gates(learnt, shift=0.0)
-        gated = GateSetup(ties, make, self.score_rate, "global", lead.penalty_term, way, True, self.floor)
-        return gated, lead
+        return GateSetup(ties, make, lead, "global", lead.penalty_term, True, self.floor)
 
     def _coupled_groups(self, problem: Problem) -> tuple[list[CoupledGroups], list[CoupledGroups]]:
         """Return (coupled groups of attention and of other matrices, coupled groups of the units)."""

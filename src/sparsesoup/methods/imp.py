@@ -1,26 +1,22 @@
 """Iterative magnitude pruning: rounds of training, pruning and rewinding."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Structure
-from sparsesoup.core.groups import resolve_groups, validate_groups
 from sparsesoup.core.masking import Scope
 from sparsesoup.core.schedules import geometric_sparsities
-from sparsesoup.core.ticket import Ticket
-from sparsesoup.methods.scores import magnitude
-from sparsesoup.methods.select_masks import select_masks
-from sparsesoup.training.cached_train import train_cached
-from sparsesoup.training.problem import Problem, require_schedule_fits
-from sparsesoup.training.state import Snapshot, TrainState
-
-Trained = Callable[[TrainState, int], None]
+from sparsesoup.methods.base import Method
+from sparsesoup.training.plan import Phase, Run
+from sparsesoup.training.problem import Problem
+from sparsesoup.training.size import RunSize
 
 
 @dataclass(frozen=True, kw_only=True)
-class IterativeMagnitudePruning:
+class IterativeMagnitudePruning(Method):
     """Rounds of T training steps and pruning by |w|, each rewound to its start.
 
     Frankle & Carbin 2019; on BERT, Chen et al. 2020; rewinding, Frankle et al. 2020; learning-rate rewinding, Renda
@@ -44,52 +40,56 @@ class IterativeMagnitudePruning:
         if not 0.0 < self.cut < 1.0 or not 0.0 <= self.rewind < 1.0:
             raise UserError(f"imp needs cut in (0, 1) and rewind in [0, 1), got {self.cut} and {self.rewind}")
 
-    def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """Return the trained ticket of the last round: (rounds + 1) T steps in total."""
-        goals = geometric_sparsities(self.cut, sparsity)
-        return problem.finish_run(self.run_rounds(problem, goals), rounds=len(goals))
+    def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
+        """Return a round for each sparsity, and the training of the last mask: (rounds + 1) T steps in total."""
+        return self.plan_rounds(size, geometric_sparsities(self.cut, sparsity))
 
-    def run_rounds(
-        self, problem: Problem, goals: Sequence[float], product: int = -1, trained: Trained | None = None
-    ) -> TrainState:
-        """Run a round for each sparsity, and the training of the last mask.
+    def plan_rounds(self, size: RunSize, goals: Sequence[float], product: int = -1, store: str = "") -> list[Phase]:
+        """Return the phases of rounds that prune to these sparsities.
 
         Args:
-            goals: sparsities to prune to; training 0 is dense, training i has the sparsity goals[i - 1].
+            goals: training 0 is dense, training i has the sparsity goals[i - 1].
             product: index of the training that leads to the final model; the others are charged as search.
-            trained: called with the state and the index of each training at its end, inside the checkpointed stage.
-        Returns: the state at the end of the last training.
+            store: keep the weights after each training as artifacts of this name and the index.
         """
-        first = round(self.rewind * problem.steps)
-        validate_groups(problem.targets, self.structure, max(goals, default=0.0), scope=self.scope)
-        require_schedule_fits(
-            problem, lambda total: round(self.rewind * total) < total, "imp with this rewinding point"
-        )
-        state, rest = problem.start_run(), problem.steps - first
-        if first:
-            problem.journal.run_stage("origin", state, train_cached, state, problem, first, hold=True)
-        origin, own = state.take_snapshot(), product % (len(goals) + 1)
+        first, own = round(self.rewind * size.steps), product % (len(goals) + 1)
+        size.require_fit(lambda total: round(self.rewind * total) < total, "imp with this rewinding point")
+        origin = Phase(name="origin", steps=first, shared=True, hold=True, always=self._keep_origin, copies=1)
+        phases = [origin] if first else []
+        for number in range(len(goals) + 1):
+            last = number == len(goals)
+            phases.append(
+                Phase(
+                    name="train" if last else f"round-{number}",
+                    steps=size.steps - first,
+                    label="strong" if number == own else "search",
+                    # Kept weights must not see the same rows in the same order in every round.
+                    stream=("round", number) if self.back == "rate" and number else (),
+                    shared=True,
+                    store=f"{store}-{number}" if store else "",
+                    end=None if last else partial(self._prune_and_rewind, goals[number]),
+                    rewinds_to=None if last else first,
+                    copies=3 if first else 1,  # the rewinding point, with its moments
+                )
+            )
+        return phases
 
-        def fit(number: int) -> None:
-            # Kept weights must not see the same rows in the same order in every round.
-            stream = ("round", number) if self.back == "rate" and number else ()
-            train_cached(state, problem, rest, stream, "strong" if number == own else "search")
-            if trained is not None:
-                trained(state, number)
+    def start_run(self, problem: Problem, sparsity: float) -> Run:
+        """Start a run; without a rewinding point of its own it rewinds to the pre-trained weights."""
+        run = super().start_run(problem, sparsity)
+        self._keep_origin(run)
+        return run
 
-        for number, goal in enumerate(goals):
-            problem.journal.run_stage(f"round-{number}", state, self._run_round, state, origin, fit, number, goal)
-        problem.journal.run_stage("train", state, fit, len(goals))
-        return state
+    def notes(self, run: Run) -> dict[str, Any]:
+        """Return the number of rounds."""
+        return {"rounds": sum(phase.rewinds_to is not None for phase in run.phases)}
 
-    def _run_round(
-        self, state: TrainState, origin: Snapshot, fit: Callable[[int], None], number: int, goal: float
-    ) -> None:
-        fit(number)
-        pattern = resolve_groups(state.targets, self.structure)
-        masks = select_masks(
-            state, magnitude(state.prunable_parameters()), goal, pattern=pattern, scope=self.scope, within=state.masks
-        )
+    def _keep_origin(self, run: Run) -> None:
+        run.own = run.state.take_snapshot()
+
+    def _prune_and_rewind(self, goal: float, run: Run) -> None:
+        state, origin = run.state, run.own
+        masks = self.select_masks(state, goal, within=state.masks)
         if self.back == "weights":
             state.restore_snapshot_(origin)
         else:

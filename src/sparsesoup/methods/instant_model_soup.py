@@ -1,23 +1,23 @@
 """Instant Model Soup: the dense variant of Instant Soup Pruning."""
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
-from sparsesoup.core import masks as algebra
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.masking import topk_masks
-from sparsesoup.core.ticket import Ticket
+from sparsesoup.core.masks import sparsity as sparsity_of
+from sparsesoup.core.schedules import ScaledRate
+from sparsesoup.methods.base import Method, require_dense
 from sparsesoup.methods.isp import PROTOCOLS
-from sparsesoup.methods.model_soup import scaled_rate
-from sparsesoup.methods.scores import magnitude
 from sparsesoup.training import weight_averaging as soups
-from sparsesoup.training.loop import TrainingOverrides, train
-from sparsesoup.training.problem import Problem, need_dense, require_schedule_fits
-from sparsesoup.training.state import TrainState, named_weights
+from sparsesoup.training.loop import TrainingOverrides
+from sparsesoup.training.plan import Phase, Run
+from sparsesoup.training.size import RunSize
+from sparsesoup.training.state import named_weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class InstantModelSoup:
+class InstantModelSoup(Method):
     """Interpolate short trainings of pruned copies of theta_0 into it, then fine-tune. Jaiswal et al. 2023.
 
     The model is dense. Every copy is mixed in with the share that is best on validation; a share of 0 leaves it out.
@@ -49,24 +49,33 @@ class InstantModelSoup:
         if not self.shares or not all(0 < share < 1 for share in self.shares):
             raise UserError(f"instant-model-soup needs shares in (0, 1), at least one, got {self.shares}")
 
-    def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """Return the fine-tuned soup with all of its weights; the sparsity must be 0."""
-        need_dense(sparsity, "instant-model-soup")
-        require_schedule_fits(
-            problem,
-            lambda total: self._main_steps(total) >= 1,
-            f"instant-model-soup with {self.weak_models} weak models",
-        )
-        state, steps, main = problem.start_run(), self._weak_steps(problem.steps), self._main_steps(problem.steps)
-        problem.journal.run_stage("origin", state, self._store_origin, problem, state)
+    def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
+        """Return the copies, each mixed into the soup, and a training of the soup; the sparsity must be 0."""
+        require_dense("instant-model-soup", sparsity)
+        why = f"instant-model-soup with {self.weak_models} weak models"
+        size.require_fit(lambda total: self._main_steps(total) >= 1, why)
+        steps, main = self._weak_steps(size.steps), self._main_steps(size.steps)
+        phases = [Phase(name="origin", end=self._store_origin, validations=1)]
         for number in range(self.weak_models):
-            problem.journal.run_stage(f"fork-{number}", state, self._train_fork, problem, state, number)
-            problem.journal.run_stage(f"weak-{number}", state, self._look_ahead, problem, state, steps, number)
-            problem.journal.run_stage(f"soup-{number}", state, self._mix_fork, problem, state, number)
-        problem.journal.run_stage("begin", state, self._begin_soup, problem, state)
-        problem.journal.run_stage("finish", state, self._finish_training, problem, state, main)
-        share = self.weak_models * steps / problem.steps
-        return problem.finish_run(state, budget=self.budget, weak_share=share)
+            protocol = self.protocols[number % len(self.protocols)]
+            rate = ScaledRate(size.rate_schedule(steps), protocol.rate_factor(size.seed, "weak", number))
+            phases += [
+                Phase(name=f"fork-{number}", end=partial(self._begin_copy, number), rewinds_to=0),
+                Phase(
+                    name=f"weak-{number}", steps=steps, label="weak", stream=("weak", number), rate=rate,
+                    overrides=protocol, copies=1,
+                ),
+                Phase(
+                    name=f"soup-{number}", end=partial(self._mix_copy, number), validations=len(self.shares), copies=2,
+                ),
+            ]  # fmt: skip
+        begin = Phase(name="begin", end=self._begin_soup, rewinds_to=0)
+        return [*phases, begin, Phase(name="finish", steps=main, rate=size.rate_schedule(main))]
+
+    def notes(self, run: Run) -> dict[str, Any]:
+        """Return the weak steps as a share of T."""
+        weak = self.weak_models * self._weak_steps(run.problem.steps)
+        return {"budget": self.budget, "weak_share": weak / run.problem.steps}
 
     def _weak_steps(self, total: int) -> int:
         return max(1, round(self.look_ahead * total))
@@ -74,24 +83,20 @@ class InstantModelSoup:
     def _main_steps(self, total: int) -> int:
         return total - (self.weak_models * self._weak_steps(total) if self.budget == "charged" else 0)
 
-    def _store_origin(self, problem: Problem, state: TrainState) -> None:
-        state.notes["soup"] = {"score": soups.validation_score(problem, state), "forks": []}
-        problem.journal.put_artifact("soup-0", named_weights(state.model))
+    def _store_origin(self, run: Run) -> None:
+        run.state.notes["soup"] = {"score": soups.validation_score(run.problem, run.state), "forks": []}
+        run.problem.journal.put_artifact("soup-0", named_weights(run.state.model))
 
-    def _train_fork(self, problem: Problem, state: TrainState, number: int) -> None:
-        problem.reset_to_pretrained_(state)
+    def _begin_copy(self, number: int, run: Run) -> None:
+        run.problem.reset_to_pretrained_(run.state)
         sparsity = self.sparsities[number % len(self.sparsities)]
-        state.set_masks_(topk_masks(magnitude(state.prunable_parameters()), sparsity))
+        run.state.set_masks_(self.select_masks(run.state, sparsity))
 
-    def _look_ahead(self, problem: Problem, state: TrainState, steps: int, number: int) -> None:
-        protocol = self.protocols[number % len(self.protocols)]
-        rate = scaled_rate(problem.rate_schedule(steps), protocol.rate_factor(problem.seed, "weak", number))
-        train(state, problem, steps, stream=("weak", number), rate=rate, label="weak", protocol=protocol)
-
-    def _mix_fork(self, problem: Problem, state: TrainState, number: int) -> None:
+    def _mix_copy(self, number: int, run: Run) -> None:
         """Mix a copy into the soup with its best share."""
+        problem, state = run.problem, run.state
         fork, soup = soups.clone_weights(state.model), problem.journal.get_artifact(f"soup-{number}")
-        found, sparsity = {0.0: float(state.notes["soup"]["score"])}, algebra.sparsity(state.masks)
+        found, sparsity = {0.0: float(state.notes["soup"]["score"])}, sparsity_of(state.masks)
         for share in self.shares:
             soups.load_weights_(state.model, soups.interpolate_weights(soup, fork, share))
             found[share] = soups.validation_score(problem, state)
@@ -100,10 +105,7 @@ class InstantModelSoup:
         state.notes["soup"]["score"] = found[best]
         state.notes["soup"]["forks"].append({"sparsity": sparsity, "share": best, "score": found[best]})
 
-    def _begin_soup(self, problem: Problem, state: TrainState) -> None:
+    def _begin_soup(self, run: Run) -> None:
         """Load the soup at step 0, with a fresh optimizer."""
-        problem.reset_to_pretrained_(state)
-        soups.load_weights_(state.model, problem.journal.get_artifact(f"soup-{self.weak_models}"))
-
-    def _finish_training(self, problem: Problem, state: TrainState, main: int) -> None:
-        train(state, problem, main, rate=problem.rate_schedule(main))
+        run.problem.reset_to_pretrained_(run.state)
+        soups.load_weights_(run.state.model, run.problem.journal.get_artifact(f"soup-{self.weak_models}"))

@@ -1,28 +1,27 @@
 """Instant Soup Pruning: a few short, noisy trainings in place of each full IMP round."""
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Pattern, Structure
-from sparsesoup.core.groups import resolve_groups, validate_groups
-from sparsesoup.core.masking import topk_masks
 from sparsesoup.core.masks import Masks
 from sparsesoup.core.masks import sparsity as sparsity_of
-from sparsesoup.core.schedules import CubicSchedule, LinearWarmupDecay
-from sparsesoup.core.ticket import Ticket
-from sparsesoup.methods.scores import magnitude
+from sparsesoup.core.schedules import ConstantRate, CubicSchedule
+from sparsesoup.methods.base import Method
 from sparsesoup.methods.weak_masks import (
     Moments,
     consensus_masks,
-    draw_weak_mask,
-    draw_weak_masks,
     prune_to_soup,
     superpose_masks,
+    weak_mask,
+    weak_mask_phase,
 )
 from sparsesoup.training.forks import Tensors
-from sparsesoup.training.loop import TrainingOverrides, train_to
-from sparsesoup.training.problem import Problem, require_schedule_fits
+from sparsesoup.training.loop import TrainingOverrides
+from sparsesoup.training.plan import Phase, Run
+from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import TrainState
 
 PROTOCOLS = (
@@ -34,7 +33,7 @@ PROTOCOLS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class InstantSoup:
+class InstantSoup(Method):
     """Stages of training and consensus of weak masks, then training at constant sparsity. Jaiswal et al. 2023.
 
     By default every stage ends exactly at its target: it keeps the weights with most votes, then with the largest mean
@@ -73,26 +72,25 @@ class InstantSoup:
         """Return the weak steps of the whole run at T = `total`."""
         return self.stages * self.weak_masks * max(1, round(self.look_ahead * total))
 
-    def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """Return the ticket after T steps, plus the weak steps if these are extra."""
-        validate_groups(problem.targets, self.structure, sparsity)
-        weak, main, prunings = (
-            self.weak_steps(problem.steps),
-            self._main_steps(problem.steps),
-            self._pruning_steps(problem.steps),
-        )
+    def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
+        """Return stages of training, forks and pruning: T steps, plus the weak steps if these are extra."""
         masks = f" of {self.weak_masks} weak masks" if self.weak_masks else ", without a soup,"
-        require_schedule_fits(problem, self._pruning_steps, f"isp with {self.stages} stages{masks}")
-        state, plan, rate = problem.start_run(), CubicSchedule(0, self.stages), problem.rate_schedule(main)
-        for i, at in enumerate(prunings):
-            target, piece = plan.sparsity_at(i + 1, sparsity), f"stage-{i + 1}"
-            problem.journal.run_stage(f"{piece}-train", state, train_to, state, problem, at, rate)
-            draw_weak_masks(
-                problem, state, piece, self._look_ahead, [(target, rate, i, j) for j in range(self.weak_masks)]
-            )
-            problem.journal.run_stage(f"{piece}-soup", state, self._superpose_and_prune, state, target, sparsity)
-        problem.journal.run_stage("finish", state, train_to, state, problem, main, rate)
-        return problem.finish_run(state, budget=self.budget, weak_share=weak / problem.steps)
+        size.require_fit(self._pruning_steps, f"isp with {self.stages} stages{masks}")
+        main, done, phases = self._main_steps(size.steps), 0, list[Phase]()
+        rate = size.rate_schedule(main)
+        for i, at in enumerate(self._pruning_steps(size.steps)):
+            name, target = f"stage-{i + 1}", CubicSchedule(0, self.stages).sparsity_at(i + 1, sparsity)
+            phases += [
+                Phase(name=f"{name}-train", steps=at - done, rate=rate),
+                *(self._weak_mask(size, name, target, rate(at), i, j) for j in range(self.weak_masks)),
+                Phase(name=f"{name}-soup", end=partial(self._superpose_and_prune, target, sparsity)),
+            ]
+            done = at
+        return [*phases, Phase(name="finish", steps=main - done, rate=rate)]
+
+    def notes(self, run: Run) -> dict[str, Any]:
+        """Return the weak steps as a share of T."""
+        return {"budget": self.budget, "weak_share": self.weak_steps(run.problem.steps) / run.problem.steps}
 
     def _main_steps(self, total: int) -> int:
         return total - (self.weak_steps(total) if self.budget == "charged" else 0)
@@ -103,24 +101,23 @@ class InstantSoup:
         steps = [round((1 - self.finish) * main * (i + 1) / self.stages) for i in range(self.stages)]
         return steps if steps[0] >= 1 and steps[-1] < main and len(set(steps)) == self.stages else []
 
-    def _look_ahead(
-        self, problem: Problem, state: TrainState, target: float, rate: LinearWarmupDecay, i: int, j: int
-    ) -> Tensors:
-        steps, protocol = max(1, round(self.look_ahead * problem.steps)), self.protocols[j % len(self.protocols)]
-        now, pattern = protocol.rate_factor(problem.seed, "weak", i, j) * rate(state.step), self._groups_of(state)
-        goal = max(target, sparsity_of(state.masks))  # an intersection may have exceeded it
-        return draw_weak_mask(problem, state, steps, goal, protocol, lambda step: now, (i, j), pattern, self.moments)
+    def _weak_mask(self, size: RunSize, stage: str, target: float, rate: float, i: int, j: int) -> Phase:
+        protocol = self.protocols[j % len(self.protocols)]
+        factor, steps = protocol.rate_factor(size.seed, "weak", i, j), max(1, round(self.look_ahead * size.steps))
+        end = partial(self._select_weak_mask, target)
+        return weak_mask_phase(stage, steps, protocol, ConstantRate(factor * rate), (i, j), end, self.moments)
 
-    def _superpose_and_prune(self, state: TrainState, target: float, final: float) -> None:
-        prune_to_soup(state, self.weak_masks, self._merged_masks(state, target, final), self._groups_of(state))
+    def _select_weak_mask(self, target: float, run: Run) -> Tensors:
+        goal = max(target, sparsity_of(run.state.masks))  # an intersection may have exceeded it
+        return weak_mask(run.state, goal, self.groups_of(run.state.targets))
 
-    def _merged_masks(self, state: TrainState, target: float, final: float) -> Masks:
-        pattern = self._groups_of(state)
+    def _superpose_and_prune(self, target: float, final: float, run: Run) -> None:
+        state, groups = run.state, self.groups_of(run.state.targets)
+        prune_to_soup(state, self.weak_masks, self._merged_masks(state, target, final, groups), groups)
+
+    def _merged_masks(self, state: TrainState, target: float, final: float, groups: Pattern) -> Masks:
         if not self.weak_masks:
-            return topk_masks(magnitude(state.prunable_parameters()), target, pattern=pattern, within=state.masks)
+            return self.select_masks(state, target, within=state.masks)
         if self.merge == "votes" or target == final:
-            return consensus_masks(state, target, pattern)
-        return superpose_masks(state, self.merge, self.weak_masks, final, pattern)
-
-    def _groups_of(self, state: TrainState) -> Pattern:
-        return resolve_groups(state.targets, self.structure)
+            return consensus_masks(state, target, groups)
+        return superpose_masks(state, self.merge, self.weak_masks, final, groups)

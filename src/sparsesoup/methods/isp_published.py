@@ -1,29 +1,31 @@
 """Instant Soup Pruning as in its paper, and as in its released code: for reference, not recommended."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
-from typing import Literal
+from typing import Any, Literal
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.masking import check_sparsity, topk_masks
+from sparsesoup.core.masking import check_sparsity
 from sparsesoup.core.masks import sparsity as sparsity_of
 from sparsesoup.core.masks import union
-from sparsesoup.core.schedules import LinearWarmupDecay, geometric_sparsities
-from sparsesoup.core.ticket import Ticket
-from sparsesoup.methods.scores import magnitude
+from sparsesoup.core.schedules import ConstantRate, geometric_sparsities
+from sparsesoup.methods.base import Method
 from sparsesoup.methods.weak_masks import (
     Sets,
-    draw_weak_mask,
-    draw_weak_masks,
     masks_with_quorum,
     prune_to_soup,
     superpose_masks,
+    weak_mask,
+    weak_mask_phase,
 )
 from sparsesoup.training.forks import Tensors
-from sparsesoup.training.loop import TrainingOverrides, train, train_to
-from sparsesoup.training.problem import Problem, require_steps
+from sparsesoup.training.loop import TrainingOverrides
+from sparsesoup.training.plan import Phase, Run
+from sparsesoup.training.problem import Problem
+from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import TrainState
 
 PAPER_PROTOCOLS = (
@@ -35,7 +37,7 @@ PAPER_PROTOCOLS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class InstantSoupPaper:
+class InstantSoupPaper(Method):
     """ISP as published: stage i trains (i + 1) t steps, then N weak masks, their union, one-shot adjustment.
 
     Read literally, the soup has no effect: the union contains the main run's own one-shot mask, and adjusting it by
@@ -61,44 +63,49 @@ class InstantSoupPaper:
                 f"isp-paper needs stage > 0, cut in (0, 1), weak_masks in 1..255, weak_steps >= 1, got {self}"
             )
 
-    def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """Return the ticket after T main steps and the weak steps on top."""
-        t = max(1, round(self.stage * problem.steps_per_epoch))
+    def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
+        """Return growing stages of training, forks and pruning: T main steps, and the weak steps on top."""
+        t = max(1, round(self.stage * size.steps_per_epoch))
         goals = geometric_sparsities(self.cut, sparsity)
         last = t * len(goals) * (len(goals) + 1) // 2
-        require_steps(problem, last + 1, f"isp-paper with {len(goals)} growing stages of {t} steps and more")
-        state, rate = problem.start_run(), problem.rate_schedule()
+        size.require_steps(last + 1, f"isp-paper with {len(goals)} growing stages of {t} steps and more")
+        phases = list[Phase]()
         for i, goal in enumerate(goals):
-            problem.journal.run_stage(f"stage-{i + 1}-train", state, train, state, problem, t * (i + 1))
-            tasks = [(goal, self.protocols[j % len(self.protocols)], rate, (i, j)) for j in range(self.weak_masks)]
-            draw_weak_masks(problem, state, f"stage-{i + 1}", self._look_ahead, tasks)
-            problem.journal.run_stage(f"stage-{i + 1}-soup", state, self._unite_and_prune, state, goal)
-        problem.journal.run_stage("finish", state, train, state, problem, problem.steps - last)
-        return problem.finish_run(state, budget="extra", weak_share=self._weak_steps(len(goals)) / problem.steps)
+            name, at = f"stage-{i + 1}", t * (i + 1) * (i + 2) // 2
+            phases += [
+                Phase(name=f"{name}-train", steps=t * (i + 1)),
+                *(self._weak_mask(size, name, goal, at, i, j) for j in range(self.weak_masks)),
+                Phase(name=f"{name}-soup", end=partial(self._unite_and_prune, goal)),
+            ]
+        return [*phases, Phase(name="finish", steps=size.steps - last)]
 
-    def _weak_steps(self, stages: int) -> int:
-        return stages * self.weak_masks * self.weak_steps
+    def notes(self, run: Run) -> dict[str, Any]:
+        """Return the weak steps as a share of T."""
+        return weak_share(run)
 
-    def _look_ahead(
-        self,
-        problem: Problem,
-        state: TrainState,
-        goal: float,
-        protocol: TrainingOverrides,
-        rate: LinearWarmupDecay,
-        path: tuple[int, int],
-    ) -> Tensors:
-        now = protocol.rate_factor(problem.seed, "weak", *path) * rate(state.step)
-        return draw_weak_mask(problem, state, self.weak_steps, goal, protocol, lambda step: now, path)
+    def _weak_mask(self, size: RunSize, stage: str, goal: float, at: int, i: int, j: int) -> Phase:
+        protocol = self.protocols[j % len(self.protocols)]
+        rate = ConstantRate(protocol.rate_factor(size.seed, "weak", i, j) * size.rate_schedule()(at))
+        return weak_mask_phase(stage, self.weak_steps, protocol, rate, (i, j), partial(_select_weak_mask, goal))
 
-    def _unite_and_prune(self, state: TrainState, goal: float) -> None:
-        scores = magnitude(state.prunable_parameters())
-        superposed = union([masks_with_quorum(state, 1), topk_masks(scores, goal, within=state.masks)])
-        prune_to_soup(state, self.weak_masks, topk_masks(scores, goal, within=superposed))
+    def _unite_and_prune(self, goal: float, run: Run) -> None:
+        state = run.state
+        superposed = union([masks_with_quorum(state, 1), self.select_masks(state, goal, within=state.masks)])
+        prune_to_soup(state, self.weak_masks, self.select_masks(state, goal, within=superposed))
+
+
+def _select_weak_mask(goal: float, run: Run) -> Tensors:
+    return weak_mask(run.state, goal)
+
+
+def weak_share(run: Run) -> dict[str, Any]:
+    """Return the notes of a method whose weak steps are on top of T: their share of T."""
+    weak = run.problem.meter.costs.get("weak")
+    return {"budget": "extra", "weak_share": (weak.steps if weak else 0) / run.problem.steps}
 
 
 @dataclass(frozen=True, kw_only=True)
-class InstantSoupCode:
+class InstantSoupCode(Method):
     """ISP as in the released scripts: weak runs with a fresh optimizer that stay in warm-up; their union unchanged.
 
     The defaults are those of the script whose weak runs differ only in their rows; the settings give the other ones.
@@ -143,7 +150,7 @@ class InstantSoupCode:
 
     def doubts(self, problem: Problem, sparsity: float) -> list[str]:
         """Return notes for the user before the first step."""
-        steps = self._weak_steps(problem)
+        steps = self._weak_steps(problem.size)
         if steps > self.schedule:
             why = f"stand still after {self.schedule}, where their rate is 0; raise --method.schedule"
             return [f"the weak runs of isp-code have {steps} steps and {why}"]
@@ -151,74 +158,90 @@ class InstantSoupCode:
             return ["the weak runs of isp-code have one step, at a rate of 0, and move nothing; raise --method.weak"]
         return []
 
-    def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """Return the ticket after T main steps and the weak steps on top."""
+    def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
+        """Return as many stages as T has room for, left out near the target: T main steps, weak ones on top."""
         check_sparsity(sparsity)
         least = 1 + math.ceil(math.log(1 - max(sparsity - self.near, 0.0)) / math.log(1 - self.cut))
-        lengths = [self._stage_steps(problem, i) for i in range(least)]
+        lengths = [self._stage_steps(size, i) for i in range(least)]
         kind = "growing stages from" if self.growing else "or more stages of"
-        require_steps(problem, sum(lengths) + 1, f"isp-code with {least} {kind} {lengths[0]} steps")
-        state = problem.start_run()
-        for i in self._count_stages(problem):
-            problem.journal.run_stage(f"stage-{i + 1}-train", state, self._main_stage, problem, state, i, sparsity)
-            tasks = [(sparsity, i, j) for j in range(self.weak_masks)]
-            draw_weak_masks(problem, state, f"stage-{i + 1}", self._look_ahead, tasks)
-            problem.journal.run_stage(f"stage-{i + 1}-soup", state, self._superpose_and_prune, state, sparsity)
-        problem.journal.run_stage("last-stage-train", state, self._last_stage, problem, state)
-        problem.journal.run_stage("adjust", state, self._adjust_masks, state, sparsity)
-        problem.journal.run_stage("finish", state, train_to, state, problem, problem.steps)
-        weak_total = sum(int(c["steps"]) for label, c in problem.meter.to_json().items() if label == "weak")
-        return problem.finish_run(state, budget="extra", weak_share=weak_total / problem.steps)
+        size.require_steps(sum(lengths) + 1, f"isp-code with {least} {kind} {lengths[0]} steps")
+        near, at, phases = partial(self._is_near_target, sparsity), 0, list[Phase]()
+        for i in self._count_stages(size):
+            name, steps = f"stage-{i + 1}", self._stage_steps(size, i)
+            at += steps
+            phases += [
+                Phase(name=f"{name}-train", steps=steps, at_most=True, skip=near),
+                *(self._weak_mask(size, name, at, i, j, near) for j in range(self.weak_masks)),
+                Phase(name=f"{name}-soup", end=partial(self._superpose_and_prune, sparsity), skip=near),
+            ]
+        stages = sum(phase.label == "strong" and phase.steps > 0 for phase in phases)
+        last = self._stage_steps(size, stages)
+        return [
+            *phases,
+            Phase(name="last-stage-train", steps=last, at_most=True, lasts=self._last_stage),
+            Phase(name="adjust", end=partial(self._adjust_masks, sparsity)),
+            Phase(name="finish", steps=size.steps - at - last, until=size.steps),
+        ]
 
-    def _stage_steps(self, problem: Problem, stage: int) -> int:
+    def notes(self, run: Run) -> dict[str, Any]:
+        """Return the weak steps as a share of T."""
+        return weak_share(run)
+
+    def _stage_steps(self, size: RunSize, stage: int) -> int:
         epochs = min(self.stage * (stage + 1), max(self.stage, 1.0)) if self.growing else self.stage
-        return max(1, round(epochs * problem.steps_per_epoch))
+        return max(1, round(epochs * size.steps_per_epoch))
 
-    def _weak_steps(self, problem: Problem) -> int:
-        return max(1, round(self.weak * problem.steps_per_epoch))
+    def _weak_steps(self, size: RunSize) -> int:
+        return max(1, round(self.weak * size.steps_per_epoch))
 
-    def _count_stages(self, problem: Problem) -> Iterator[int]:
+    def _count_stages(self, size: RunSize) -> Iterator[int]:
         """Yield the stages with weak masks: T has room for each, and for another stage of the main run after it."""
-        end = self._stage_steps(problem, 0)
+        end = self._stage_steps(size, 0)
         for i in count():
-            end += self._stage_steps(problem, i + 1)
-            if end >= problem.steps:
+            end += self._stage_steps(size, i + 1)
+            if end >= size.steps:
                 return
             yield i
 
-    def _is_near_target(self, state: TrainState, sparsity: float) -> bool:
+    def _is_near_target(self, sparsity: float, state: TrainState) -> bool:
         return sparsity - sparsity_of(state.masks) < self.near
 
-    def _main_stage(self, problem: Problem, state: TrainState, stage: int, sparsity: float) -> None:
-        if not self._is_near_target(state, sparsity):
-            train(state, problem, self._stage_steps(problem, stage))
+    def _last_stage(self, run: Run) -> int:
+        """Return the length of the stage after those that were done."""
+        return self._stage_steps(run.problem.size, len(run.state.notes.get("stages", ())))
 
-    def _last_stage(self, problem: Problem, state: TrainState) -> None:
-        train(state, problem, self._stage_steps(problem, len(state.notes.get("stages", ()))))
+    def _weak_mask(
+        self, size: RunSize, stage: str, at: int, i: int, j: int, near: Callable[[TrainState], bool]
+    ) -> Phase:
+        protocol = self.protocols[j % len(self.protocols)]
+        main = size.rate_schedule()(at) if self.rate_of == "now" else size.training.learning_rate
+        rate = _WeakRate(protocol.rate_factor(size.seed, "weak", i, j) * main, at, self.warmup, self.schedule)
+        end, steps = self._select_weak_mask, self._weak_steps(size)
+        return weak_mask_phase(stage, steps, protocol, rate, (i, j), end, "fresh", near)
 
-    def _look_ahead(self, problem: Problem, state: TrainState, sparsity: float, i: int, j: int) -> Tensors:
-        if self._is_near_target(state, sparsity):
-            return {}
-        steps, now = self._weak_steps(problem), sparsity_of(state.masks)
-        protocol, goal, start = self.protocols[j % len(self.protocols)], now + self.cut * (1 - now), state.step
-        main = problem.rate_schedule()(start) if self.rate_of == "now" else problem.training.learning_rate
-        peak = protocol.rate_factor(problem.seed, "weak", i, j) * main
+    def _select_weak_mask(self, run: Run) -> Tensors:
+        now = sparsity_of(run.state.masks)
+        return weak_mask(run.state, now + self.cut * (1 - now))
 
-        def rate(step: int) -> float:
-            return peak * self._warmup_factor(step - start)
+    def _superpose_and_prune(self, sparsity: float, run: Run) -> None:
+        prune_to_soup(run.state, self.weak_masks, superpose_masks(run.state, self.merge, self.weak_masks, sparsity))
 
-        return draw_weak_mask(problem, state, steps, goal, protocol, rate, (i, j), moments="fresh")
+    def _adjust_masks(self, sparsity: float, run: Run) -> None:
+        if sparsity_of(run.state.masks) < sparsity:
+            run.state.set_masks_(self.select_masks(run.state, sparsity, within=run.state.masks))
 
-    def _warmup_factor(self, step: int) -> float:
-        """Return the factor on a weak run's rate: linear from 0 up to 1, then linear down to 0."""
+
+@dataclass(frozen=True)
+class _WeakRate:
+    """Learning rate of a weak run: linear from 0 up to `peak`, then linear down to 0."""
+
+    peak: float
+    start: int
+    warmup: int
+    schedule: int
+
+    def __call__(self, step: int) -> float:
+        step -= self.start
         if step < self.warmup:
-            return step / self.warmup
-        return max(self.schedule - step, 0) / (self.schedule - self.warmup)
-
-    def _superpose_and_prune(self, state: TrainState, sparsity: float) -> None:
-        if not self._is_near_target(state, sparsity):
-            prune_to_soup(state, self.weak_masks, superpose_masks(state, self.merge, self.weak_masks, sparsity))
-
-    def _adjust_masks(self, state: TrainState, sparsity: float) -> None:
-        if sparsity_of(state.masks) < sparsity:
-            state.set_masks_(topk_masks(magnitude(state.prunable_parameters()), sparsity, within=state.masks))
+            return self.peak * (step / self.warmup)
+        return self.peak * (max(self.schedule - step, 0) / (self.schedule - self.warmup))

@@ -14,7 +14,7 @@ from sparsesoup.core.granularity import CoupledGroups, Element
 from sparsesoup.core.masking import check_sparsity, topk_masks
 from sparsesoup.core.schedules import CubicSchedule
 from sparsesoup.core.targets import target_parameters
-from sparsesoup.core.ticket import Ticket
+from sparsesoup.methods.base import Method
 from sparsesoup.methods.gates.attach import (
     Make,
     attach_biases,
@@ -26,8 +26,10 @@ from sparsesoup.methods.gates.attach import (
 )
 from sparsesoup.methods.gates.density import group_sizes, masked_share, set_thresholds_
 from sparsesoup.methods.gates.straight_through import StraightThroughGate
-from sparsesoup.training.loop import Hook, train
-from sparsesoup.training.problem import Problem, require_schedule_fits
+from sparsesoup.training.loop import Hook
+from sparsesoup.training.plan import LoopHooks, Phase, Run
+from sparsesoup.training.problem import Problem
+from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import TrainState
 
 LearnedScope = Literal["tensor", "global"]
@@ -76,104 +78,132 @@ class PhaseShares:
 
 @dataclass(frozen=True)
 class GateSetup:
-    """Gates with their coupled groups and training settings."""
+    """Gates with their coupled groups, and what happens to them in training.
+
+    Args:
+        ties: the coupled groups.
+        make: makes the gate of a group.
+        hook: called after each step.
+        penalty: added to the loss.
+        scope: ranking scope when the masks are trimmed.
+        biases: mask the bias of fully masked rows too.
+        floor: share of the groups of every matrix kept whatever their scores.
+    """
 
     ties: tuple[CoupledGroups, ...]
     make: Make
-    score_rate: float
+    hook: Hook
     scope: LearnedScope = "global"
     penalty: Callable[[TrainState], Tensor] | None = None
-    way: float = 0.0  # distance a score has to fall before its gate closes
-    biases: bool = False  # mask the bias of fully masked rows too
-    floor: float = 0.0  # share of the groups of every matrix kept whatever their scores
+    biases: bool = False
+    floor: float = 0.0
 
 
-def train_gates(problem: Problem, sparsity: float, phases: PhaseShares, gated: GateSetup, hook: Hook) -> Ticket:
-    """Return the ticket of learned masks, after T steps."""
-    return problem.finish_run(train_gates_state(problem, sparsity, phases, gated, hook))
+class LearnedMasks(Method):
+    """A method that trains gates with the weights, and trims them to the sparsity: T steps in total.
+
+    A subclass has the settings `phases` and, if some weights are always kept, `floor`; and what is below.
+    """
+
+    phases: PhaseShares
+    floor: float
+
+    def make_gates(self, problem: Problem, sparsity: float) -> GateSetup:
+        """Return the gates."""
+        raise NotImplementedError
+
+    def peak_score_rate(self, size: RunSize) -> float:
+        """Return the peak learning rate of the scores; 0 if there are none."""
+        raise NotImplementedError
+
+    def fall_to_close(self) -> float:
+        """Return the distance that a score has to fall before its gate closes."""
+        return 0.0
+
+    def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
+        """Return the search for the masks, their trimming to exactly the sparsity, and a training with fixed masks."""
+        check_sparsity(sparsity)
+        if (floor := getattr(self, "floor", 0.0)) > 1 - sparsity:
+            raise UserError(
+                f"a floor of {floor:g} of every matrix leaves no sparsity of {sparsity:g}; it is at most "
+                f"{1 - sparsity:.3g} here"
+            )
+        why = f"a warm-up of {self.phases.warmup:g} T and a cool-down of {self.phases.cooldown:g} T"
+        size.require_fit(self.phases.fits_steps, why)
+        self._check_scores_can_close(size)
+        settled = self.phases.check_settled(size.steps)
+        copies = 4.0 if self.peak_score_rate(size) else 1.0  # scores with gradients and moments
+        return [
+            Phase(name="search", steps=size.steps - settled, loop=_search_hooks, copies=copies),
+            # At every restart too, since that needs the model as the next phase found it.
+            Phase(name="trim", end=_trim_to_sparsity, always=_detach_gates),
+            Phase(name="settle", steps=settled, loop=_settle_hooks),
+        ]
+
+    def check(self, problem: Problem, sparsity: float) -> None:
+        """Leave it to `start_run`, which makes the gates."""
+
+    def start_run(self, problem: Problem, sparsity: float) -> Run:
+        """Start a run with gates."""
+        gated, size = self.make_gates(problem, sparsity), problem.size
+
+        def attach(model: nn.Module) -> tuple[list[Parameter], float]:
+            learnt = attach_gates(model, gated.ties, gated.make)
+            if gated.biases:
+                attach_biases(model, problem.targets)
+            return learnt, self.peak_score_rate(size) / (size.training.learning_rate or 1.0)
+
+        return Run(problem, problem.start_run(attach), own=gated)
+
+    def _check_scores_can_close(self, size: RunSize) -> None:
+        """Raise a UserError if no score can fall far enough: a step moves it by at most its learning rate."""
+        peak, fall = self.peak_score_rate(size), self.fall_to_close()
+        if peak and not size.training.learning_rate:
+            raise UserError("scores learn in proportion to the weights; train.learning_rate must be above 0, got 0")
+        rate = rate_of_scores(size, peak)
+        steps = range(self.phases.pruning_schedule(size.steps).start, self.phases.pruning_end(size.steps))
+        longest = sum(map(rate, steps)) if fall else 0.0
+        if longest < fall:
+            raise UserError(
+                f"scores can fall by {longest:.2f} in {size.steps} steps at a rate of {peak:g}, and must by "
+                f"{fall:.2f} before a gate closes; raise --method.score-rate above "
+                f"{peak * fall / max(longest, 1e-9):.2g}, or --steps"
+            )
 
 
-def train_gates_state(
-    problem: Problem, sparsity: float, phases: PhaseShares, gated: GateSetup, hook: Hook
-) -> TrainState:
-    """Train masks with weights, trim them to exactly the sparsity, and train on with fixed masks: T steps in total."""
-    check_sparsity(sparsity)
-    if gated.floor > 1 - sparsity:
-        raise UserError(
-            f"a floor of {gated.floor:g} of every matrix leaves no sparsity of {sparsity:g}; it is at most "
-            f"{1 - sparsity:.3g} here"
-        )
-    why = f"a warm-up of {phases.warmup:g} T and a cool-down of {phases.cooldown:g} T"
-    require_schedule_fits(problem, phases.fits_steps, why)
-    settled = phases.check_settled(problem.steps)
-    _check_scores_can_close(problem, phases, gated)
-    state = start_with_gates(problem, gated)
-    problem.journal.run_stage("search", state, train_scores, state, problem, problem.steps - settled, hook, gated)
-    problem.journal.run_stage("trim", state, _trim_to_sparsity, state, problem, sparsity, gated)
-    detach_gates_(state)  # between stages: a restart needs the model as the next stage found it
-    problem.journal.run_stage("settle", state, _train_with_fixed_masks, state, problem, settled, gated)
-    return state
+def _search_hooks(run: Run) -> LoopHooks:
+    return LoopHooks([run.own.hook], at_start=True, penalty=run.own.penalty)
 
 
-def _check_scores_can_close(problem: Problem, phases: PhaseShares, gated: GateSetup) -> None:
-    """Raise a UserError if no score can fall far enough: a step moves it by at most its learning rate."""
-    start, stop = phases.pruning_schedule(problem.steps).start, phases.pruning_end(problem.steps)
-    rate = rate_of_scores(problem, gated.score_rate)
-    longest = sum(rate(step) for step in range(start, stop))
-    if gated.way and longest < gated.way:
-        raise UserError(
-            f"scores can fall by {longest:.2f} in {problem.steps} steps at a rate of {gated.score_rate:g}, and must by "
-            f"{gated.way:.2f} before a gate closes; raise --method.score-rate above "
-            f"{gated.score_rate * gated.way / max(longest, 1e-9):.2g}, or --steps"
-        )
+def _settle_hooks(run: Run) -> LoopHooks:
+    """Biases of pruned rows have no mask, so they are zeroed after each step."""
+    return LoopHooks([zero_biases_] if run.own.biases else [])
 
 
-def start_with_gates(problem: Problem, gated: GateSetup) -> TrainState:
-    """Start a run with gates."""
-    peak = problem.training.learning_rate
-    if gated.score_rate and not peak:
-        raise UserError("scores learn in proportion to the weights; train.learning_rate must be above 0, got 0")
-
-    def put_on(model: nn.Module) -> tuple[list[Parameter], float]:
-        learnt = attach_gates(model, gated.ties, gated.make)
-        if gated.biases:
-            attach_biases(model, problem.targets)
-        return learnt, gated.score_rate / (peak or 1.0)
-
-    return problem.start_run(put_on)
-
-
-def train_scores(state: TrainState, problem: Problem, steps: int, hook: Hook, gated: GateSetup) -> None:
-    """Train weights and scores; a hook due at step 0 runs first."""
-    if state.step == 0:
-        hook(state)
-    train(state, problem, steps, hooks=[hook], penalty=gated.penalty)
-
-
-def _trim_to_sparsity(state: TrainState, problem: Problem, sparsity: float, gated: GateSetup) -> None:
+def _trim_to_sparsity(run: Run) -> None:
     """Fix the masks at exactly the sparsity, ranked by the gates; note the sparsity that their thresholds gave."""
+    state, gated = run.state, run.own
     state.notes["threshold_sparsity"] = masked_share(state, group_sizes(gated.ties, state.targets), exact=True)
     single = all(len(tie.members) == 1 and tie.members[0][1] == Element for tie in gated.ties)
     ties = Element if single else gated.ties
-    state.set_masks_(topk_masks(weight_scores(state, gated.floor), sparsity, pattern=ties, scope=gated.scope))
+    state.set_masks_(topk_masks(weight_scores(state, gated.floor), run.sparsity, pattern=ties, scope=gated.scope))
     fold_gates_(state)
     if gated.biases:
         zero_biases_(state)
 
 
-def _train_with_fixed_masks(state: TrainState, problem: Problem, steps: int, gated: GateSetup) -> None:
-    """Train on with fixed masks; biases of pruned rows have no mask, so they are zeroed after each step."""
-    train(state, problem, steps, hooks=[zero_biases_] if gated.biases else [])
+def _detach_gates(run: Run) -> None:
+    detach_gates_(run.state)
 
 
 def threshold_hook(
-    phases: PhaseShares, problem: Problem, sparsity: float, areas: list[int], scope: LearnedScope, every: int
+    phases: PhaseShares, steps: int, sparsity: float, areas: list[int], scope: LearnedScope, every: int
 ) -> Hook:
     """Return a hook that keeps the masked share on the schedule.
 
     Thresholds are exact when set and kept for `every` steps: a top-k at each step would cost as much as the step.
     """
-    plan = phases.pruning_schedule(problem.steps)
+    plan = phases.pruning_schedule(steps)
 
     def follow(state: TrainState) -> None:
         goal = plan.sparsity_at(state.step, sparsity)
@@ -224,9 +254,9 @@ def short_of_travel(problem: Problem, phases: PhaseShares, otherwise: str) -> li
     ]
 
 
-def rate_of_scores(problem: Problem, score_rate: float) -> Callable[[int], float]:
+def rate_of_scores(size: RunSize, score_rate: float) -> Callable[[int], float]:
     """Return step -> learning rate of the scores: the schedule of the weights with its own peak."""
-    rate, peak = problem.rate_schedule(), problem.training.learning_rate or 1.0
+    rate, peak = size.rate_schedule(), size.training.learning_rate or 1.0
     return lambda step: rate(step) * score_rate / peak
 
 

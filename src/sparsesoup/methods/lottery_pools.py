@@ -1,25 +1,26 @@
 """Lottery Pools: interpolation of the tickets of all IMP rounds into the target one."""
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Structure
-from sparsesoup.core.groups import validate_groups
 from sparsesoup.core.masking import Competition
 from sparsesoup.core.schedules import geometric_sparsities
-from sparsesoup.core.ticket import Ticket
+from sparsesoup.methods.base import Method
 from sparsesoup.methods.imp import IterativeMagnitudePruning
-from sparsesoup.methods.scores import magnitude
-from sparsesoup.methods.select_masks import select_masks
 from sparsesoup.training import weight_averaging as soups
+from sparsesoup.training.plan import Phase, Run
 from sparsesoup.training.problem import Problem
-from sparsesoup.training.state import TrainState, named_weights
+from sparsesoup.training.size import RunSize
+from sparsesoup.training.state import TrainState
 
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LotteryPools:
+class LotteryPools(Method):
     """Average tickets of neighbouring imp-rewind rounds and prune back; no retraining. Yin et al. 2022, alg. 1.
 
     The other tickets are tried from the nearest to the farthest, the denser before the sparser. Each is mixed in with
@@ -52,33 +53,48 @@ class LotteryPools:
             raise UserError(f"lottery-pools needs shares in (0, 1), at least one, got {self.shares}")
         self._imp_method()
 
-    def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """Return the pool at the target sparsity, after (rounds + beyond + 1) T steps and its validations."""
+    def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
+        """Return the rounds of imp-rewind, and the tickets to try: (rounds + beyond + 1) T steps and validations."""
+        goals = self._goals(sparsity)
+        target = len(goals) - self.beyond
+        phases = self._imp_method().plan_rounds(size, goals, target, store="ticket")
+        phases.append(Phase(name="own", end=partial(self._own_ticket, target, sparsity), validations=1))
+        for other in nearest_first(target, len(goals) + 1)[: self.neighbours]:
+            end = partial(self._try_ticket, other, goals[other - 1] if other else 0.0, sparsity)
+            phases.append(Phase(name=f"pool-{other}", end=end, validations=len(self.shares), copies=2))
+        return phases
+
+    def check(self, problem: Problem, sparsity: float) -> None:
+        """Raise a UserError also if the groups cannot reach the sparsity of the last round."""
+        for goal in (max(self._goals(sparsity)), sparsity):
+            self.groups_of(problem.targets, goal)
+
+    def start_run(self, problem: Problem, sparsity: float) -> Run:
+        """Start a run with a rewinding point."""
+        return self._imp_method().start_run(problem, sparsity)
+
+    def notes(self, run: Run) -> dict[str, Any]:
+        """Return the number of rounds."""
+        return {"rounds": len(self._goals(run.sparsity))}
+
+    def _goals(self, sparsity: float) -> list[float]:
+        """Return the sparsity of each round: up to the target, and of those beyond it."""
         goals = geometric_sparsities(self.cut, sparsity)
-        target = len(goals)
         for _ in range(self.beyond):
             goals.append(1 - (1 - goals[-1]) * (1 - self.cut))
-
-        def trained(state: TrainState, number: int) -> None:
-            problem.journal.put_artifact(f"ticket-{number}", named_weights(state.model))
-
-        state = self._imp_method().run_rounds(problem, goals, target, trained)
-        problem.journal.run_stage("own", state, self._own_ticket, problem, state, target, sparsity)
-        for other in nearest_first(target, len(goals) + 1)[: self.neighbours]:
-            there = goals[other - 1] if other else 0.0
-            problem.journal.run_stage(f"pool-{other}", state, self._try_ticket, problem, state, other, there, sparsity)
-        return problem.finish_run(state, rounds=len(goals))
+        return goals
 
     def _imp_method(self) -> IterativeMagnitudePruning:
         return IterativeMagnitudePruning(cut=self.cut, rewind=self.rewind, structure=self.structure, scope=self.scope)
 
-    def _own_ticket(self, problem: Problem, state: TrainState, target: int, sparsity: float) -> None:
-        self._load_mixture_(state, problem.journal.get_artifact(f"ticket-{target}"), sparsity)
-        own = soups.validation_score(problem, state)
-        state.notes["pool"] = {"own": own, "score": own, "visited": []}
+    def _own_ticket(self, target: int, sparsity: float, run: Run) -> None:
+        self._load_mixture_(run.state, run.problem.journal.get_artifact(f"ticket-{target}"), sparsity)
+        own = soups.validation_score(run.problem, run.state)
+        run.state.notes["pool"] = {"own": own, "score": own, "visited": []}
 
-    def _try_ticket(self, problem: Problem, state: TrainState, other: int, there: float, sparsity: float) -> None:
+    def _try_ticket(self, other: int, there: float, sparsity: float, run: Run) -> None:
         """Mix a ticket into the pool with its best share if that improves it; the state holds the pool."""
+        problem, state = run.problem, run.state
         pool, neighbour = soups.clone_weights(state.model), problem.journal.get_artifact(f"ticket-{other}")
         found: dict[float, float] = {}
         for share in self.shares:
@@ -93,10 +109,7 @@ class LotteryPools:
 
     def _load_mixture_(self, state: TrainState, mixture: soups.Weights, sparsity: float) -> None:
         soups.load_weights_(state.model, mixture)
-        pattern = validate_groups(state.targets, self.structure, sparsity, scope=self.scope)
-        state.set_masks_(
-            select_masks(state, magnitude(state.prunable_parameters()), sparsity, pattern=pattern, scope=self.scope)
-        )
+        state.set_masks_(self.select_masks(state, sparsity))
 
 
 def nearest_first(target: int, count: int) -> list[int]:

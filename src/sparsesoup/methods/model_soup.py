@@ -4,11 +4,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.ticket import Ticket
+from sparsesoup.core.schedules import ScaledRate
+from sparsesoup.methods.base import Method, require_dense
 from sparsesoup.training import weight_averaging as soups
-from sparsesoup.training.loop import Rate, TrainingOverrides, train
-from sparsesoup.training.problem import Problem, need_dense, require_steps
-from sparsesoup.training.state import TrainState, named_weights
+from sparsesoup.training.loop import TrainingOverrides
+from sparsesoup.training.plan import Phase, Run
+from sparsesoup.training.problem import Problem
+from sparsesoup.training.size import RunSize
+from sparsesoup.training.state import TrainState
 
 PROTOCOLS = (
     TrainingOverrides(),
@@ -19,7 +22,7 @@ PROTOCOLS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSoup:
+class ModelSoup(Method):
     """Average fine-tunings that differ in training settings and order of rows. Wortsman et al. 2022, sec. 2.
 
     The result is dense.
@@ -38,27 +41,30 @@ class ModelSoup:
         if self.members < 1 or not self.protocols:
             raise UserError(f"model-soup needs members >= 1 and at least one protocol, got {self.members}")
 
-    def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """Return the soup with all of its weights after members * T steps; the sparsity must be 0."""
-        need_dense(sparsity, "model-soup")
-        require_steps(problem, 1, "a run")
-        state = problem.start_run()
+    def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
+        """Return the members, and their average: members * T steps; the sparsity must be 0."""
+        require_dense("model-soup", sparsity)
+        size.require_steps(1, "a run")
+        phases = list[Phase]()
         for number in range(self.members):
-            problem.journal.run_stage(f"begin-{number}", state, problem.reset_to_pretrained_, state)
-            problem.journal.run_stage(f"member-{number}", state, self._train_member, problem, state, number)
-        problem.journal.run_stage("soup", state, self._average_members, problem, state)
-        return problem.finish_run(state)
+            protocol = self.protocols[number % len(self.protocols)]
+            rate = ScaledRate(size.rate_schedule(), protocol.rate_factor(size.seed, "member", number))
+            phases += [
+                Phase(name=f"begin-{number}", end=_begin_member, rewinds_to=0),
+                Phase(
+                    name=f"member-{number}", steps=size.steps, stream=("member", number), rate=rate,
+                    overrides=protocol, store=f"member-{number}", end=self._score_member, validations=1,
+                ),
+            ]  # fmt: skip
+        tries = self.members - 1 if self.combine == "greedy" else 0
+        return [*phases, Phase(name="soup", end=self._average_members, validations=tries, copies=2)]
 
-    def _train_member(self, problem: Problem, state: TrainState, number: int) -> None:
-        protocol = self.protocols[number % len(self.protocols)]
-        rate = scaled_rate(problem.rate_schedule(), protocol.rate_factor(problem.seed, "member", number))
-        train(state, problem, problem.steps, stream=("member", number), rate=rate, protocol=protocol)
-        problem.journal.put_artifact(f"member-{number}", named_weights(state.model))
-        state.notes.setdefault("soup", {"members": [], "taken": []})["members"].append(
-            soups.validation_score(problem, state)
-        )
+    def _score_member(self, run: Run) -> None:
+        notes = run.state.notes.setdefault("soup", {"members": [], "taken": []})
+        notes["members"].append(soups.validation_score(run.problem, run.state))
 
-    def _average_members(self, problem: Problem, state: TrainState) -> None:
+    def _average_members(self, run: Run) -> None:
+        problem, state = run.problem, run.state
         found = state.notes["soup"]
         if self.combine == "uniform":
             found["taken"] = [*range(self.members)]
@@ -82,6 +88,5 @@ class ModelSoup:
         soups.load_weights_(state.model, soup)
 
 
-def scaled_rate(rate: Rate, factor: float) -> Rate:
-    """Return the learning rate schedule times a factor."""
-    return lambda step: factor * rate(step)
+def _begin_member(run: Run) -> None:
+    run.problem.reset_to_pretrained_(run.state)

@@ -9,10 +9,10 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Block, CoupledGroups, Element
 from sparsesoup.core.groups import block_groups
 from sparsesoup.core.targets import target_parameters
-from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods.gates.density import group_sizes
 from sparsesoup.methods.learned_masks import (
     GateSetup,
+    LearnedMasks,
     LearnedScope,
     PhaseShares,
     check_every,
@@ -21,17 +21,16 @@ from sparsesoup.methods.learned_masks import (
     short_of_travel,
     straight_through_gates,
     threshold_hook,
-    train_gates,
 )
 from sparsesoup.methods.scores import magnitude
-from sparsesoup.training.loop import Hook
 from sparsesoup.training.problem import Problem
+from sparsesoup.training.size import RunSize
 
 PUBLISHED = 1e-2  # learning rate of scores that start equal; only their order matters
 
 
 @dataclass(frozen=True, kw_only=True)
-class MovementPruning:
+class MovementPruning(LearnedMasks):
     """Hard movement pruning: the mask is the top-k of learned scores at every step. Sanh et al. 2020, eq. 3 to 6.
 
     A score rises if a weight moves away from zero; its sign matters, since the largest |score| would also keep the
@@ -72,20 +71,19 @@ class MovementPruning:
         single = self.start == "equal" and self.pattern == Element
         return short_of_travel(problem, self.phases, "or say --method.start magnitude") if single else []
 
-    def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """Return the ticket after T steps."""
-        return train_gates(problem, sparsity, self.phases, *self.make_gates(problem, sparsity))
-
-    def make_gates(self, problem: Problem, sparsity: float) -> tuple[GateSetup, Hook]:
-        """Return the gates, and the hook that sets their thresholds."""
-        ties = block_groups(problem.targets, self.pattern)
-        hook = threshold_hook(
-            self.phases, problem, sparsity, group_sizes(ties, problem.targets), self.scope, self.every
-        )
+    def peak_score_rate(self, size: RunSize) -> float:
+        """Return the peak learning rate of the scores."""
         if self.start == "equal":
-            return GateSetup(ties, straight_through_gates(initial_scores(problem, ties)), PUBLISHED, self.scope), hook
-        rate = problem.training.learning_rate if self.score_rate is None else self.score_rate
-        return GateSetup(ties, straight_through_gates(_magnitude_scores(problem, ties)), rate, self.scope), hook
+            return PUBLISHED
+        return size.training.learning_rate if self.score_rate is None else self.score_rate
+
+    def make_gates(self, problem: Problem, sparsity: float) -> GateSetup:
+        """Return the gates, with a hook that sets their thresholds."""
+        ties = block_groups(problem.targets, self.pattern)
+        areas, steps = group_sizes(ties, problem.targets), problem.steps
+        scores = initial_scores(problem, ties) if self.start == "equal" else _magnitude_scores(problem, ties)
+        hook = threshold_hook(self.phases, steps, sparsity, areas, self.scope, self.every)
+        return GateSetup(ties, straight_through_gates(scores), hook, self.scope)
 
 
 def _magnitude_scores(problem: Problem, ties: tuple[CoupledGroups, ...]) -> list[Parameter | None]:
@@ -101,7 +99,7 @@ def _magnitude_scores(problem: Problem, ties: tuple[CoupledGroups, ...]) -> list
 
 
 @dataclass(frozen=True, kw_only=True)
-class MagnitudeStraightThrough:
+class MagnitudeStraightThrough(LearnedMasks):
     """Top-k of |w| at every step with masked weights kept behind the mask: magnitude pruning as in movement pruning.
 
     Sanh et al. 2020, sec. 4 ("MaP"). A masked weight gets no gradient, but may return when others shrink below it.
@@ -119,11 +117,13 @@ class MagnitudeStraightThrough:
     def __post_init__(self) -> None:
         check_every(self.every)
 
-    def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """Return the ticket after T steps."""
+    def peak_score_rate(self, size: RunSize) -> float:
+        """Return 0: the weights themselves are the scores."""
+        return 0.0
+
+    def make_gates(self, problem: Problem, sparsity: float) -> GateSetup:
+        """Return the gates, with a hook that sets their thresholds."""
         ties = block_groups(problem.targets, Element)
-        hook = threshold_hook(
-            self.phases, problem, sparsity, group_sizes(ties, problem.targets), self.scope, self.every
-        )
-        gated = GateSetup(ties, straight_through_gates([None] * len(ties)), 0.0, self.scope)
-        return train_gates(problem, sparsity, self.phases, gated, hook)
+        areas, steps = group_sizes(ties, problem.targets), problem.steps
+        hook = threshold_hook(self.phases, steps, sparsity, areas, self.scope, self.every)
+        return GateSetup(ties, straight_through_gates([None] * len(ties)), hook, self.scope)

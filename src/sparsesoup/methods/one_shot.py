@@ -4,32 +4,28 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sparsesoup.core.granularity import Block, Element, Structure
-from sparsesoup.core.groups import validate_groups
 from sparsesoup.core.masking import Scope
 from sparsesoup.core.rng import cpu_generator
-from sparsesoup.core.ticket import Ticket
+from sparsesoup.methods.base import Method, require_dense
 from sparsesoup.methods.scores import magnitude, random_scores
-from sparsesoup.methods.select_masks import select_masks
-from sparsesoup.training.cached_train import train_cached
-from sparsesoup.training.loop import train
-from sparsesoup.training.problem import Problem, need_dense, require_steps
+from sparsesoup.training.plan import Phase, Run
+from sparsesoup.training.problem import Problem
+from sparsesoup.training.size import RunSize
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenseFinetuning:
-    """No pruning: T steps of plain fine-tuning, the dense baseline."""
+class DenseFinetuning(Method):
+    """No pruning: T steps of plain fine-tuning, the dense baseline. The sparsity must be 0."""
 
-    def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """Return the fine-tuned model with all of its weights; the sparsity must be 0."""
-        need_dense(sparsity, "dense")
-        require_steps(problem, 1, "a run")
-        state = problem.start_run()
-        problem.journal.run_stage("train", state, train_cached, state, problem, problem.steps)
-        return problem.finish_run(state)
+    def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
+        """Return a single training."""
+        require_dense("dense", sparsity)
+        size.require_steps(1, "a run")
+        return [Phase(name="train", steps=size.steps, shared=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneShot:
+class OneShot(Method):
     """Prune the pre-trained weights once, before training.
 
     Args:
@@ -44,17 +40,19 @@ class OneShot:
     pattern: Block = Element
     scope: Scope = "global"
 
-    def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """Return the ticket after T steps of training with the mask."""
-        require_steps(problem, 1, "a run")
-        pattern = validate_groups(problem.targets, self.structure, sparsity, self.pattern, self.scope)
-        state = problem.start_run()
-        params = state.prunable_parameters()
+    def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
+        """Return the training that follows the pruning."""
+        size.require_steps(1, "a run")
+        return [Phase(name="train", steps=size.steps)]
+
+    def start_run(self, problem: Problem, sparsity: float) -> Run:
+        """Start a run with the mask."""
+        run = super().start_run(problem, sparsity)
+        params = run.state.prunable_parameters()
         scores = (
             magnitude(params)
             if self.score == "magnitude"
             else random_scores(params, cpu_generator(problem.seed, "score"))
         )
-        state.set_masks_(select_masks(state, scores, sparsity, pattern=pattern, scope=self.scope))
-        problem.journal.run_stage("train", state, train, state, problem, problem.steps)
-        return problem.finish_run(state)
+        run.state.set_masks_(self.select_masks(run.state, sparsity, scores))
+        return run

@@ -4,27 +4,28 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.granularity import Element, Pattern, Structure
-from sparsesoup.core.groups import validate_groups
+from sparsesoup.core.granularity import Structure
 from sparsesoup.core.schedules import CubicSchedule
-from sparsesoup.core.ticket import Ticket
-from sparsesoup.methods.platon import check_ramp, pruning_ramp, train_ramp
+from sparsesoup.methods.base import Method
+from sparsesoup.methods.platon import AVERAGES, check_ramp, pruning_ramp, ramp_hooks
 from sparsesoup.methods.scores.averages import ImportanceAverages, after_step
 from sparsesoup.training.batching import Batch
 from sparsesoup.training.distillation import distillation_divergence
-from sparsesoup.training.loop import train_to
+from sparsesoup.training.plan import Phase, Run
 from sparsesoup.training.problem import Problem
+from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import TrainState, named_weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pins:
+class Pins(Method):
     """PLATON's averages of |g (w - rate g)|, with the run's own best model as a teacher. Ren & Zhu 2023.
 
     At `checks` prunings, the first of them before anything is pruned, the model is scored on the validation rows. The
@@ -58,24 +59,37 @@ class Pins:
         if self.checks < 1 or not 0.0 < self.temperature < math.inf:
             raise UserError(f"pins needs checks >= 1 and temperature > 0, got {self.checks} and {self.temperature}")
 
-    def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """Return the ticket after T steps."""
-        pattern = validate_groups(problem.targets, self.structure, sparsity)
-        plan = pruning_ramp(problem, self.start, self.stop, self.every)
+    def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
+        """Return the ramp of the sparsity, cut at the checks, and a training with the final masks."""
+        ramp, done, phases = pruning_ramp(size, self.start, self.stop, self.every), 0, list[Phase]()
         averages = ImportanceAverages(
-            sensitivity=after_step, fast=self.fast, slow=self.slow, window=self.window, origin=plan.start
+            sensitivity=after_step, fast=self.fast, slow=self.slow, window=self.window, origin=ramp.start
         )
-        state = problem.start_run()
-        taught = replace(problem, objective=self_taught(problem, state, self.temperature))
-        for number, at in enumerate(check_steps(plan, self.checks)):
-            teaching = taught if number else problem  # before the first check there is no teacher and no cost of one
-            piece = (state, teaching, plan, at, sparsity, averages, pattern)
-            problem.journal.run_stage(f"ramp-{number + 1}", state, _climb_and_check, *piece)
-        problem.journal.run_stage(
-            "ramp-end", state, train_ramp, state, taught, plan, plan.stop, sparsity, averages, pattern
-        )
-        problem.journal.run_stage("finish", state, train_to, state, taught, problem.steps)
-        return problem.finish_run(state)
+        loop, copies = partial(ramp_hooks, self, ramp, sparsity, averages), AVERAGES + 1.0  # and the teacher
+        for number, at in enumerate(check_steps(ramp, self.checks)):
+            phases.append(
+                Phase(
+                    name=f"ramp-{number + 1}",
+                    steps=at - done,
+                    loop=loop,
+                    copies=copies,
+                    validations=1,
+                    own_loss=number > 0,  # before the first check there is no teacher and no cost of one
+                    end=partial(_choose_teacher, ramp, sparsity),
+                )
+            )
+            done = at
+        return [
+            *phases,
+            Phase(name="ramp-end", steps=ramp.stop - done, loop=loop, own_loss=True, copies=copies),
+            Phase(name="finish", steps=size.steps - ramp.stop, own_loss=True, copies=1),
+        ]
+
+    def start_run(self, problem: Problem, sparsity: float) -> Run:
+        """Start a run with a loss that the teacher is part of."""
+        run = super().start_run(problem, sparsity)
+        run.taught = replace(problem, objective=self_taught(problem, run.state, self.temperature))
+        return run
 
 
 def check_steps(plan: CubicSchedule, checks: int) -> list[int]:
@@ -88,22 +102,15 @@ def check_steps(plan: CubicSchedule, checks: int) -> list[int]:
     return sorted({plan.start + plan.every * (gaps * i // checks) for i in range(checks)})
 
 
-def _climb_and_check(
-    state: TrainState,
-    problem: Problem,
-    plan: CubicSchedule,
-    until: int,
-    sparsity: float,
-    averages: ImportanceAverages,
-    pattern: Pattern = Element,
-) -> None:
-    train_ramp(state, problem, plan, until, sparsity, averages, pattern)
-    metric, value = next(iter(problem.validate(state.model).items()))
+def _choose_teacher(ramp: CubicSchedule, sparsity: float, run: Run) -> None:
+    """Score the model on the validation rows; it teaches from now on if it is at least as good as all before it."""
+    state = run.state
+    metric, value = next(iter(run.problem.validate(state.model).items()))
     done: list[dict[str, Any]] = state.notes.setdefault("teachers", [])
     best = max((check[metric] for check in done), default=-math.inf)
     better = not done or value >= best
     done.append(
-        {"step": state.step, "sparsity": plan.sparsity_at(state.step, sparsity), metric: value, "teaches": better}
+        {"step": state.step, "sparsity": ramp.sparsity_at(state.step, sparsity), metric: value, "teaches": better}
     )
     if better:
         state.memory |= {f"teacher/{name}": t.detach().clone() for name, t in named_weights(state.model).items()}

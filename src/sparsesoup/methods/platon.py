@@ -1,22 +1,25 @@
 """PLATON: prune by an upper confidence bound on the moving average of importance."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Element, Pattern, Structure
-from sparsesoup.core.groups import validate_groups
 from sparsesoup.core.masking import topk_masks
 from sparsesoup.core.masks import apply_masks_
 from sparsesoup.core.schedules import CubicSchedule
-from sparsesoup.core.ticket import Ticket
+from sparsesoup.methods.base import Method
 from sparsesoup.methods.scores.averages import ImportanceAverages, first_order_sensitivity
-from sparsesoup.training.loop import Hook, train, train_to
-from sparsesoup.training.problem import Problem, require_schedule_fits
+from sparsesoup.training.loop import Hook
+from sparsesoup.training.plan import LoopHooks, Phase, Run
+from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import TrainState
+
+AVERAGES = 3  # copies of the weights: importance, uncertainty, and the sum of a window
 
 
 @dataclass(frozen=True, kw_only=True)
-class Platon:
+class Platon(Method):
     """Global pruning by importance times uncertainty, both moving averages of |g w|. Zhang et al. 2022.
 
     A weight zeroed by a pruning is still trained, with its moments, and may be kept by the next one. The last pruning
@@ -43,19 +46,17 @@ class Platon:
     def __post_init__(self) -> None:
         check_ramp("platon", self.start, self.stop, self.every, self.window, self.fast, self.slow)
 
-    def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """Return the ticket after T steps."""
-        pattern = validate_groups(problem.targets, self.structure, sparsity)
-        plan = pruning_ramp(problem, self.start, self.stop, self.every)
+    def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
+        """Return the ramp of the sparsity, and a training with the final masks."""
+        ramp = pruning_ramp(size, self.start, self.stop, self.every)
         averages = ImportanceAverages(
-            sensitivity=first_order_sensitivity, fast=self.fast, slow=self.slow, window=self.window, origin=plan.start
+            sensitivity=first_order_sensitivity, fast=self.fast, slow=self.slow, window=self.window, origin=ramp.start
         )
-        state = problem.start_run()
-        problem.journal.run_stage(
-            "ramp", state, train_ramp, state, problem, plan, plan.stop, sparsity, averages, pattern
-        )
-        problem.journal.run_stage("finish", state, train_to, state, problem, problem.steps)
-        return problem.finish_run(state)
+        loop = partial(ramp_hooks, self, ramp, sparsity, averages)
+        return [
+            Phase(name="ramp", steps=ramp.stop, loop=loop, copies=AVERAGES),
+            Phase(name="finish", steps=size.steps - ramp.stop),
+        ]
 
 
 def check_ramp(name: str, start: float, stop: float, every: int, window: int, fast: float, slow: float) -> None:
@@ -68,8 +69,8 @@ def check_ramp(name: str, start: float, stop: float, every: int, window: int, fa
         raise UserError(f"{name} needs window >= 1 and every a multiple of it, got {window} and {every}")
 
 
-def pruning_ramp(problem: Problem, start: float, stop: float, every: int, least: int = 1) -> CubicSchedule:
-    """Return the schedule between two shares of T: a whole number of intervals, at least `least` of them.
+def pruning_ramp(size: RunSize, start: float, stop: float, every: int) -> CubicSchedule:
+    """Return the schedule between two shares of T: a whole number of intervals, at least one.
 
     Raises: UserError if T is too small for that.
     """
@@ -77,28 +78,21 @@ def pruning_ramp(problem: Problem, start: float, stop: float, every: int, least:
     def gaps(total: int) -> int:
         return int((stop - start) * total / every + 1e-9)  # rounded down: the last one must fit
 
-    why = f"a ramp of {least + 1} prunings, {every} steps apart, over {stop - start:.0%} of T"
-    require_schedule_fits(problem, lambda total: gaps(total) >= least, why)
-    begin = round(start * problem.steps)
-    return CubicSchedule(begin, begin + every * gaps(problem.steps), every)
+    size.require_fit(gaps, f"a ramp of 2 prunings, {every} steps apart, over {stop - start:.0%} of T")
+    begin = round(start * size.steps)
+    return CubicSchedule(begin, begin + every * gaps(size.steps), every)
 
 
-def train_ramp(
-    state: TrainState,
-    problem: Problem,
-    plan: CubicSchedule,
-    until: int,
-    sparsity: float,
-    averages: ImportanceAverages,
-    pattern: Pattern = Element,
-) -> None:
-    """Train to step `until` and prune on the schedule."""
-    hook = reversible_pruning_hook(plan, sparsity, averages, pattern)
-    train(state, problem, until - state.step, hooks=[hook], observe=averages.observe_gradients)
+def ramp_hooks(
+    method: Method, ramp: CubicSchedule, sparsity: float, averages: ImportanceAverages, run: Run
+) -> LoopHooks:
+    """Return what happens inside the loop: averages of the importance are kept, and prune on the schedule."""
+    hook = reversible_pruning_hook(ramp, sparsity, averages, method.groups_of(run.state.targets))
+    return LoopHooks([hook], observe=averages.observe_gradients)
 
 
 def reversible_pruning_hook(
-    plan: CubicSchedule, sparsity: float, averages: ImportanceAverages, pattern: Pattern = Element
+    ramp: CubicSchedule, sparsity: float, averages: ImportanceAverages, pattern: Pattern = Element
 ) -> Hook:
     """Return a hook that zeroes the weights below the threshold, ranking all of them again; the last time for good.
 
@@ -106,11 +100,11 @@ def reversible_pruning_hook(
     """
 
     def prune(state: TrainState) -> None:
-        if not plan.is_pruning_step(state.step):
+        if not ramp.is_pruning_step(state.step):
             return
-        goal = plan.sparsity_at(state.step, sparsity)
+        goal = ramp.sparsity_at(state.step, sparsity)
         masks = topk_masks(averages.current_scores(state), goal, pattern=pattern)
-        if state.step < plan.stop:
+        if state.step < ramp.stop:
             apply_masks_(state.prunable_parameters(), masks)
             state.masked = goal
         else:

@@ -1,23 +1,24 @@
 """Gradual pruning of weights reparametrized by a power, which separates large from small ones."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Structure
-from sparsesoup.core.groups import validate_groups
 from sparsesoup.core.masking import Scope
 from sparsesoup.core.schedules import CubicSchedule
-from sparsesoup.core.ticket import Ticket
+from sparsesoup.methods.base import Method
 from sparsesoup.methods.gates import powerpropagation as power
-from sparsesoup.methods.gradual import pruning_hook, train_with
-from sparsesoup.training.problem import GateParameters, Problem, require_steps
+from sparsesoup.methods.gradual import train_on_schedule
+from sparsesoup.training.plan import Phase, Run
+from sparsesoup.training.problem import GateParameters, Problem
+from sparsesoup.training.size import RunSize
 
 
 @dataclass(frozen=True, kw_only=True)
-class PowerPropagation:
+class PowerPropagation(Method):
     """Train v with w = sign(v) |v|^alpha and prune the smallest |v| on a cubic schedule. Schwarz et al. 2021.
 
     The gradient of v is alpha |v|^(alpha - 1) times that of w: large weights learn faster, small ones hardly move.
@@ -44,21 +45,22 @@ class PowerPropagation:
                 f"power-propagation needs 0 <= start < stop <= 1, every > 0 and alpha in [1, 16], got {self}"
             )
 
-    def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """Return the ticket after T steps, its weights folded back to w."""
-        require_steps(problem, 4, "a gradual schedule")
-        pattern = validate_groups(problem.targets, self.structure, sparsity, scope=self.scope)
-        total, names = problem.steps, list(problem.targets)
-        plan = CubicSchedule(round(self.start * total), round(self.stop * total), max(1, round(self.every * total)))
+    def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
+        """Return a single training that prunes."""
+        size.require_steps(4, "a gradual schedule")
+        total = size.steps
+        schedule = CubicSchedule(round(self.start * total), round(self.stop * total), max(1, round(self.every * total)))
+        # Folded at every restart too, since that loads the saved v into a model with its parametrization.
+        return [replace(train_on_schedule(self, schedule, total, sparsity), always=self._fold)]
+
+    def start_run(self, problem: Problem, sparsity: float) -> Run:
+        """Start a run with the weights reparametrized."""
 
         def attach(model: nn.Module) -> GateParameters:
-            power.attach_power(model, names, self.alpha)
+            power.attach_power(model, list(problem.targets), self.alpha)
             return [], 1.0
 
-        state = problem.start_run(attach)
-        problem.journal.run_stage(
-            "train", state, train_with, state, problem, pruning_hook(plan, sparsity, pattern, self.scope)
-        )
-        # Not a stage: a restart loads the saved v into a model that has its parametrization again, and folds it then.
-        power.fold_power_(state.model, names)
-        return problem.finish_run(state)
+        return Run(problem, problem.start_run(attach))
+
+    def _fold(self, run: Run) -> None:
+        power.fold_power_(run.state.model, list(run.problem.targets))

@@ -2,24 +2,26 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
+from torch import Tensor
+
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.granularity import Block, Element, Pattern, Structure
-from sparsesoup.core.groups import validate_groups
+from sparsesoup.core.granularity import Block, Element, Structure
 from sparsesoup.core.masking import Scope
-from sparsesoup.core.ticket import Ticket
+from sparsesoup.methods.base import Method
 from sparsesoup.methods.scores.activation import wanda_scores
 from sparsesoup.methods.scores.calibration import calibration_batches, need_batches
 from sparsesoup.methods.scores.gradient import gradient_flow_score, hessian_product, snip_sensitivity, task_gradient
-from sparsesoup.methods.select_masks import select_masks
-from sparsesoup.training.loop import train_head, train_to
-from sparsesoup.training.problem import Problem, require_schedule_fits, require_steps
+from sparsesoup.training.plan import Pass, Phase, Run
+from sparsesoup.training.problem import Problem
+from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
-class Snip:
+class Snip(Method):
     """Keep the weights to which the loss is most sensitive: |g w| at theta_0. SNIP, Lee et al. 2019.
 
     Args:
@@ -44,20 +46,23 @@ class Snip:
         """Return notes for the user before the first step."""
         return _untrained_head_note("snip", problem, self.warmup)
 
-    def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """Return the ticket after T steps of training with the mask."""
-        pattern = validate_groups(problem.targets, self.structure, sparsity, self.pattern, self.scope)
-        return _prune_then_train(self, problem, sparsity, pattern)
+    def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
+        """Return the scoring and a training with the mask."""
+        return _prune_then_train(self, size, sparsity, (("gradient", self.batches),), self.warmup)
 
-    def score_and_prune(self, problem: Problem, state: TrainState, sparsity: float, pattern: Pattern) -> None:
-        """Score and prune the current weights."""
+    def check(self, problem: Problem, sparsity: float) -> None:
+        """Raise a UserError also if there is no head to train first."""
+        super().check(problem, sparsity)
+        _check_head(problem, self.warmup)
+
+    def scores(self, problem: Problem, state: TrainState) -> dict[str, Tensor]:
+        """Return the scores of the current weights."""
         slopes = task_gradient(problem, state.model, calibration_batches(problem, self.batches))
-        scores = snip_sensitivity(state.prunable_parameters(), slopes)
-        state.set_masks_(select_masks(state, scores, sparsity, pattern=pattern, scope=self.scope))
+        return snip_sensitivity(state.prunable_parameters(), slopes)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grasp:
+class Grasp(Method):
     """Keep the weights whose removal would change the gradient norm most: |w (H g)| at theta_0.
 
     GraSP, Wang et al. 2020, in the form of Lubana & Dick 2021 for trained models. The published form, for untrained
@@ -99,24 +104,27 @@ class Grasp:
             )
         return found
 
-    def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """Return the ticket after T steps of training with the mask."""
-        pattern = validate_groups(problem.targets, self.structure, sparsity, self.pattern, self.scope)
-        return _prune_then_train(self, problem, sparsity, pattern)
+    def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
+        """Return the scoring and a training with the mask."""
+        scores: tuple[tuple[Pass, int], ...] = (("gradient", self.batches), ("hessian", self.batches))
+        return _prune_then_train(self, size, sparsity, scores, self.warmup)
 
-    def score_and_prune(self, problem: Problem, state: TrainState, sparsity: float, pattern: Pattern) -> None:
-        """Score and prune the current weights."""
+    def check(self, problem: Problem, sparsity: float) -> None:
+        """Raise a UserError also if there is no head to train first."""
+        super().check(problem, sparsity)
+        _check_head(problem, self.warmup)
+
+    def scores(self, problem: Problem, state: TrainState) -> dict[str, Tensor]:
+        """Return the scores of the current weights."""
         rows = calibration_batches(problem, self.batches)
         slopes = task_gradient(problem, state.model, rows, self.temperature)
         products = hessian_product(problem, state.model, rows, slopes, self.temperature)
         scores = gradient_flow_score(state.prunable_parameters(), products)
-        if self.measure == "preserve":
-            scores = {name: score.abs() for name, score in scores.items()}
-        state.set_masks_(select_masks(state, scores, sparsity, pattern=pattern, scope=self.scope))
+        return {name: score.abs() for name, score in scores.items()} if self.measure == "preserve" else scores
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanda:
+class Wanda(Method):
     """Keep the weights of each row with the largest |w_ij| ||x_j||, x_j the inputs. Wanda, Sun et al. 2024.
 
     Args:
@@ -133,41 +141,42 @@ class Wanda:
     def __post_init__(self) -> None:
         need_batches("wanda", self.batches)
 
-    def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """Return the ticket after T steps of training with the mask."""
-        pattern = validate_groups(problem.targets, self.structure, sparsity, scope=self.scope)
-        return _prune_then_train(self, problem, sparsity, pattern)
+    def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
+        """Return the scoring and a training with the mask."""
+        return _prune_then_train(self, size, sparsity, (("forward", self.batches),))
 
-    def score_and_prune(self, problem: Problem, state: TrainState, sparsity: float, pattern: Pattern) -> None:
-        """Score and prune the current weights."""
-        scores = wanda_scores(problem, state.model, calibration_batches(problem, self.batches))
-        state.set_masks_(select_masks(state, scores, sparsity, pattern=pattern, scope=self.scope))
+    def scores(self, problem: Problem, state: TrainState) -> dict[str, Tensor]:
+        """Return the scores of the current weights."""
+        return wanda_scores(problem, state.model, calibration_batches(problem, self.batches))
 
 
-def _prune_then_train(method: Snip | Grasp | Wanda, problem: Problem, sparsity: float, pattern: Pattern) -> Ticket:
-    require_steps(problem, 1, "a run")
-    first = 0 if isinstance(method, Wanda) else _warmup_steps(problem, method.warmup)
-    state = problem.start_run()
-    if first:
-        problem.journal.run_stage("head", state, train_head, state, problem, first)
-    problem.journal.run_stage("score", state, method.score_and_prune, problem, state, sparsity, pattern)
-    problem.journal.run_stage("train", state, train_to, state, problem, problem.steps)
-    return problem.finish_run(state)
+def _prune_then_train(
+    method: Snip | Grasp | Wanda,
+    size: RunSize,
+    sparsity: float,
+    scores: tuple[tuple[Pass, int], ...],
+    warmup: float = 0.0,
+) -> list[Phase]:
+    size.require_steps(1, "a run")
+    first = round(warmup * size.steps)
+    if warmup:
+        size.require_fit(lambda total: 1 <= round(warmup * total) < total, f"a warm-up of the head of {warmup:g} T")
+    head = [Phase(name="head", kind="head", steps=first, label="search")] if first else []
+    score = Phase(name="score", scores=scores, end=partial(_score_and_prune, method, sparsity))
+    return [*head, score, Phase(name="train", steps=size.steps - first)]
 
 
-def _warmup_steps(problem: Problem, warmup: float) -> int:
-    """Return the steps of head-only training; raise a UserError if there is no head to train, or no step."""
-    if not warmup:
-        return 0
-    if not problem.head and not problem.fresh:
+def _score_and_prune(method: Snip | Grasp | Wanda, sparsity: float, run: Run) -> None:
+    scores = method.scores(run.problem, run.state)
+    run.state.set_masks_(method.select_masks(run.state, sparsity, scores))
+
+
+def _check_head(problem: Problem, warmup: float) -> None:
+    if warmup and not problem.head and not problem.fresh:
         raise UserError(
             "--method.warmup trains the head before the weights are scored, and this model has none that is trained; "
             "leave --method.warmup out"
         )
-    require_schedule_fits(
-        problem, lambda total: 1 <= round(warmup * total) < total, f"a warm-up of the head of {warmup:g} T"
-    )
-    return round(warmup * problem.steps)
 
 
 def _check_warmup(name: str, warmup: float) -> None:

@@ -8,7 +8,6 @@ from sparsesoup.core.masks import Masks
 from sparsesoup.core.masks import sparsity as sparsity_of
 from sparsesoup.core.rng import cpu_generator
 from sparsesoup.core.targets import Targets, attention_head_groups, feed_forward_groups, to_out_in_layout
-from sparsesoup.training.loop import train
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.state import TrainState
 
@@ -54,9 +53,3 @@ def refill_(state: TrainState, problem: Problem, steps: int, noise: float) -> No
             weight.add_(fresh.mul_(masks[name] & ~before[name]))
     state.reset_optimizer_()
     state.step = problem.steps - steps
-
-
-def train_on(state: TrainState, problem: Problem, steps: int) -> None:
-    """Repeat the last `steps` steps, with another warm-up and decay, on rows in another order."""
-    first, rate = problem.steps - steps, problem.rate_schedule(steps)
-    train(state, problem, steps, stream=("refill",), rate=lambda step: rate(step - first))

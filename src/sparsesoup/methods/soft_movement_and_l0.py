@@ -9,12 +9,12 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Block, CoupledGroups, Element
 from sparsesoup.core.groups import block_groups
 from sparsesoup.core.rng import cpu_generator
-from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods.gates.density import group_sizes
 from sparsesoup.methods.gates.hard_concrete import CLOSED_LOGIT, SHIFT, START, HardConcrete, logistic_noise
 from sparsesoup.methods.gates.penalty_controller import SparsityController
 from sparsesoup.methods.learned_masks import (
     GateSetup,
+    LearnedMasks,
     LearnedScope,
     PhaseShares,
     check_rate,
@@ -22,15 +22,15 @@ from sparsesoup.methods.learned_masks import (
     rate_of_scores,
     short_of_travel,
     straight_through_gates,
-    train_gates,
 )
 from sparsesoup.training.problem import Problem
+from sparsesoup.training.size import RunSize
 
 LARGEST = 1e6  # the published weights are 125 and 400
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoftMovement:
+class SoftMovement(LearnedMasks):
     """Soft movement pruning: keep a weight while sigmoid(score) > threshold. Sanh et al. 2020, sec. 4 ("SMvP").
 
     A penalty pulls all scores down. With a constant weight, as published, it does not reach a given sparsity; when
@@ -65,28 +65,31 @@ class SoftMovement:
         single = self.pattern == Element
         return short_of_travel(problem, self.phases, "or take magnitude-ste") if single else []
 
-    def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """Return the ticket after T steps."""
-        return train_gates(problem, sparsity, self.phases, *self.make_gates(problem, sparsity))
+    def peak_score_rate(self, size: RunSize) -> float:
+        """Return the peak learning rate of the scores."""
+        return self.score_rate
 
-    def make_gates(self, problem: Problem, sparsity: float) -> tuple[GateSetup, SparsityController]:
-        """Return the gates, and their controller."""
+    def fall_to_close(self) -> float:
+        """Return the distance that a score has to fall before its gate closes."""
+        return -math.log(self.threshold / (1 - self.threshold))
+
+    def make_gates(self, problem: Problem, sparsity: float) -> GateSetup:
+        """Return the gates, with their controller."""
         ties = block_groups(problem.targets, self.pattern)
         lead = SparsityController(
             plan=self.phases.pruning_schedule(problem.steps), end=self.phases.pruning_end(problem.steps),
             sparsity=sparsity,
-            rate=rate_of_scores(problem, self.score_rate),
+            rate=rate_of_scores(problem.size, self.score_rate),
             areas=group_sizes(ties, problem.targets), weights=[1.0] * len(ties), penalty=self.penalty,
             threshold=self.threshold, floor=self.floor,
         )  # fmt: skip
         make = straight_through_gates(initial_scores(problem, ties), shift=0.0)
-        way = -math.log(self.threshold / (1 - self.threshold))
         biases = self.pattern != Element  # as in the code of the block variant, but not of single weights
-        return GateSetup(ties, make, self.score_rate, self.scope, lead.penalty_term, way, biases, self.floor), lead
+        return GateSetup(ties, make, lead, self.scope, lead.penalty_term, biases, self.floor)
 
 
 @dataclass(frozen=True, kw_only=True)
-class HardConcreteL0:
+class HardConcreteL0(LearnedMasks):
     """L0 regularisation: random gates with a penalty on their opening probability. Louizos 2018; Sanh et al. 2020.
 
     The penalty is controlled as in soft-movement. At the end the gates, which are not binary, are folded into the
@@ -114,17 +117,21 @@ class HardConcreteL0:
                 f"start is a logit from {CLOSED_LOGIT:.2f}, where all gates are shut, to 100, got {self.start:g}"
             )
 
-    def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """Return the ticket after T steps."""
-        return train_gates(problem, sparsity, self.phases, *self.make_gates(problem, sparsity))
+    def peak_score_rate(self, size: RunSize) -> float:
+        """Return the peak learning rate of the scores."""
+        return self.score_rate
 
-    def make_gates(self, problem: Problem, sparsity: float) -> tuple[GateSetup, SparsityController]:
-        """Return the gates, and their controller."""
+    def fall_to_close(self) -> float:
+        """Return the distance that a score has to fall before its gate closes."""
+        return self.start - CLOSED_LOGIT
+
+    def make_gates(self, problem: Problem, sparsity: float) -> GateSetup:
+        """Return the gates, with their controller."""
         ties = block_groups(problem.targets, Element)
         lead = SparsityController(
             plan=self.phases.pruning_schedule(problem.steps), end=self.phases.pruning_end(problem.steps),
             sparsity=sparsity,
-            rate=rate_of_scores(problem, self.score_rate),
+            rate=rate_of_scores(problem.size, self.score_rate),
             areas=group_sizes(ties, problem.targets), weights=[1.0] * len(ties), penalty=self.penalty, shift=SHIFT,
         )  # fmt: skip
         learnt = initial_scores(problem, ties, self.start)
@@ -136,8 +143,7 @@ class HardConcreteL0:
             assert score is not None
             return HardConcrete(score, noise, number)
 
-        way = self.start - CLOSED_LOGIT
-        return GateSetup(ties, make, self.score_rate, self.scope, lead.penalty_term, way), lead
+        return GateSetup(ties, make, lead, self.scope, lead.penalty_term)
 
 
 def check_floor(floor: float) -> None:

@@ -1,23 +1,24 @@
 """Sparse model soups: average several retrainings of one mask, then prune to the next sparsity."""
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Structure
-from sparsesoup.core.groups import resolve_groups, validate_groups
-from sparsesoup.core.masking import Scope
-from sparsesoup.core.ticket import Ticket
-from sparsesoup.methods.model_soup import PROTOCOLS, scaled_rate
-from sparsesoup.methods.scores import magnitude
-from sparsesoup.methods.select_masks import select_masks
+from sparsesoup.core.masking import Scope, check_sparsity
+from sparsesoup.core.schedules import ScaledRate
+from sparsesoup.methods.base import Method
+from sparsesoup.methods.model_soup import PROTOCOLS
 from sparsesoup.training import weight_averaging as soups
-from sparsesoup.training.loop import Rate, TrainingOverrides, train
-from sparsesoup.training.problem import Problem, require_steps
-from sparsesoup.training.state import TrainState, named_weights
+from sparsesoup.training.loop import TrainingOverrides
+from sparsesoup.training.plan import Phase, Run
+from sparsesoup.training.size import RunSize
+from sparsesoup.training.state import named_weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparseModelSoup:
+class SparseModelSoup(Method):
     """IMP without rewinding; each phase averages several retrainings of its mask. Zimmer et al. 2024, fig. 2.
 
     Starts with a dense training of T steps. Each phase removes the same share of the remaining weights; its retrainings
@@ -46,50 +47,45 @@ class SparseModelSoup:
                 f"{self.phases}, {self.members}, {self.retrain:g} and {len(self.protocols)}"
             )
 
-    def run(self, problem: Problem, sparsity: float) -> Ticket:
-        """Return the soup of the last phase, after (1 + phases * members * retrain) T steps."""
-        require_steps(problem, 1, "a run")
-        if not 0.0 <= sparsity < 1.0:
-            raise UserError(f"sparsity must lie in [0, 1), got {sparsity}")
-        validate_groups(problem.targets, self.structure, sparsity, scope=self.scope)
-        state, steps = problem.start_run(), max(1, round(self.retrain * problem.steps))
-        goals = [1 - (1 - sparsity) ** (phase / self.phases) for phase in range(1, self.phases)] + [sparsity]
-        problem.journal.run_stage("train", state, train, state, problem, problem.steps)
-        for phase, goal in enumerate(goals):
-            problem.journal.run_stage(f"phase-{phase}-prune", state, self._prune_phase, problem, state, goal, phase)
+    def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
+        """Return a dense training, and phases of pruning, retrainings and averaging."""
+        size.require_steps(1, "a run")
+        check_sparsity(sparsity)
+        steps, phases = max(1, round(self.retrain * size.steps)), [Phase(name="train", steps=size.steps)]
+        for phase, goal in enumerate(self._goals(sparsity)):
+            name, begin = f"phase-{phase}", partial(self._begin_retraining, size.steps - steps, phase)
+            phases.append(Phase(name=f"{name}-prune", end=partial(self._prune_phase, goal, phase), copies=1))
             for number in range(self.members):
-                piece = f"phase-{phase}-{number}"
-                problem.journal.run_stage(f"{piece}-begin", state, self._begin_phase, problem, state, steps, phase)
-                problem.journal.run_stage(
-                    f"{piece}-train", state, self._retrain_member, problem, state, steps, phase, number
-                )
-            problem.journal.run_stage(f"phase-{phase}-soup", state, self._average_members, problem, state, phase)
-        return problem.finish_run(state, phases=goals)
+                protocol, stream = self.protocols[number % len(self.protocols)], ("phase", phase, "member", number)
+                factor = protocol.rate_factor(size.seed, *stream)
+                rate = ScaledRate(size.rate_schedule(steps), factor, size.steps - steps)
+                phases += [
+                    Phase(name=f"{name}-{number}-begin", end=begin, rewinds_to=size.steps - steps),
+                    Phase(
+                        name=f"{name}-{number}-train", steps=steps, stream=stream, rate=rate, overrides=protocol,
+                        store=f"member-{phase}-{number}", copies=1,
+                    ),
+                ]  # fmt: skip
+            phases.append(Phase(name=f"{name}-soup", end=partial(self._average_members, phase), copies=2))
+        return phases
 
-    def _prune_phase(self, problem: Problem, state: TrainState, goal: float, phase: int) -> None:
-        pattern = resolve_groups(state.targets, self.structure)
-        masks = select_masks(
-            state, magnitude(state.prunable_parameters()), goal, pattern=pattern, scope=self.scope, within=state.masks
-        )
-        state.set_masks_(masks)
-        problem.journal.put_artifact(f"pruned-{phase}", named_weights(state.model))
+    def notes(self, run: Run) -> dict[str, Any]:
+        """Return the sparsity of each phase."""
+        return {"phases": self._goals(run.sparsity)}
 
-    def _begin_phase(self, problem: Problem, state: TrainState, steps: int, phase: int) -> None:
-        """Load the pruned weights of this phase, with a fresh optimizer and the last `steps` steps ahead."""
-        soups.load_weights_(state.model, problem.journal.get_artifact(f"pruned-{phase}"))
-        state.reset_optimizer_()
-        state.step = problem.steps - steps
+    def _goals(self, sparsity: float) -> list[float]:
+        return [1 - (1 - sparsity) ** (phase / self.phases) for phase in range(1, self.phases)] + [sparsity]
 
-    def _retrain_member(self, problem: Problem, state: TrainState, steps: int, phase: int, number: int) -> None:
-        protocol, stream = self.protocols[number % len(self.protocols)], ("phase", phase, "member", number)
-        rate = self._phase_rate(problem, steps, protocol.rate_factor(problem.seed, *stream))
-        train(state, problem, steps, stream=stream, rate=rate, protocol=protocol)
-        problem.journal.put_artifact(f"member-{phase}-{number}", named_weights(state.model))
+    def _prune_phase(self, goal: float, phase: int, run: Run) -> None:
+        run.state.set_masks_(self.select_masks(run.state, goal, within=run.state.masks))
+        run.problem.journal.put_artifact(f"pruned-{phase}", named_weights(run.state.model))
 
-    def _phase_rate(self, problem: Problem, steps: int, factor: float) -> Rate:
-        begin, rate = problem.steps - steps, scaled_rate(problem.rate_schedule(steps), factor)
-        return lambda step: rate(step - begin)
+    def _begin_retraining(self, step: int, phase: int, run: Run) -> None:
+        """Load the pruned weights of this phase, with a fresh optimizer, at a step that leaves the retraining's."""
+        soups.load_weights_(run.state.model, run.problem.journal.get_artifact(f"pruned-{phase}"))
+        run.state.reset_optimizer_()
+        run.state.step = step
 
-    def _average_members(self, problem: Problem, state: TrainState, phase: int) -> None:
-        members = (problem.journal.get_artifact(f"member-{phase}-{number}") for number in range(self.members))
-        soups.load_weights_(state.model, soups.average_weights(members))
+    def _average_members(self, phase: int, run: Run) -> None:
+        members = (run.problem.journal.get_artifact(f"member-{phase}-{number}") for number in range(self.members))
+        soups.load_weights_(run.state.model, soups.average_weights(members))

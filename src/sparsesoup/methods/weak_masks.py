@@ -1,64 +1,51 @@
 """Weak masks: masks of short noisy trainings from the main run's current state, and their consensus."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
-
-import torch
+from collections.abc import Callable
+from typing import Literal
 
 from sparsesoup.core.granularity import Element, Pattern
 from sparsesoup.core.masking import topk_masks
 from sparsesoup.core.masks import Masks, count_kept, hamming_distance, sparsity, vote_agreement
 from sparsesoup.methods.scores import magnitude
-from sparsesoup.training.forks import ForkFunction, Tensors
-from sparsesoup.training.loop import Rate, TrainingOverrides, train
-from sparsesoup.training.problem import Problem
+from sparsesoup.training.forks import Tensors
+from sparsesoup.training.loop import Rate, TrainingOverrides
+from sparsesoup.training.plan import Phase, Run
 from sparsesoup.training.state import TrainState
 
 Moments = Literal["inherited", "fresh"]
 Sets = Literal["union", "intersection"]
 
 
-def draw_weak_masks(
-    problem: Problem, state: TrainState, piece: str, work: ForkFunction, tasks: Sequence[tuple[Any, ...]]
-) -> None:
-    """Compute a weak mask per task with `work`, and add them to the state's memory, one stage each."""
-    looks = problem.map(problem, state, work, tasks)
-    for number in range(len(tasks)):
-        problem.journal.run_stage(f"{piece}-weak-{number + 1}", state, add_vote, state, looks, number)
-
-
-def draw_weak_mask(
-    problem: Problem,
-    state: TrainState,
+def weak_mask_phase(
+    stage: str,
     steps: int,
-    target: float,
     protocol: TrainingOverrides,
     rate: Rate,
-    path: tuple[object, ...],
-    pattern: Pattern = Element,
+    path: tuple[int, int],
+    end: Callable[[Run], Tensors],
     moments: Moments = "inherited",
-) -> Tensors:
-    """Return a weak mask, and its |theta|, at the end of a short training that changes the state.
+    skip: Callable[[TrainState], bool] | None = None,
+) -> Phase:
+    """Return the fork of a short training that ends in a weak mask. Jaiswal et al. 2023, sec. 3.
 
-    Jaiswal et al. 2023, sec. 3. The optimizer keeps the moments of the main run, or is reset.
+    Args:
+        path: number of the stage and of the mask in it: the random stream.
+        end: returns `weak_mask` of the fork.
+        moments: the optimizer keeps the moments of the main run, or is reset.
+        skip: whether to leave the mask out.
     """
-    if moments == "fresh":
-        state.reset_optimizer_()
-    train(state, problem, steps, stream=("weak", *path), rate=rate, label="weak", protocol=protocol)
-    look = magnitude(state.prunable_parameters())
-    mask = topk_masks(look, target, pattern=pattern, within=state.masks)
-    return {f"votes/{n}": m.byte() for n, m in mask.items()} | {f"look/{n}": t for n, t in look.items()}
+    return Phase(
+        name=f"{stage}-weak-{path[1] + 1}", kind="fork", steps=steps, label="weak", stream=("weak", *path),
+        rate=rate, overrides=protocol, fresh_optimizer=moments == "fresh", end=end, skip=skip,
+        at_most=skip is not None, copies=3 + 1.25,  # the fork's way back, with its moments; votes and magnitudes
+    )  # fmt: skip
 
 
-def add_vote(state: TrainState, looks: Callable[[int], Tensors], number: int) -> None:
-    """Add a weak mask, and its magnitudes, to the state's memory."""
-    for name, t in looks(number).items():
-        sum_before = state.memory.get(name)
-        state.memory[name] = t.to(_device_of(state)) if sum_before is None else sum_before + t.to(sum_before.device)
-
-
-def _device_of(state: TrainState) -> torch.device:
-    return next(iter(state.masks.values())).device
+def weak_mask(state: TrainState, target: float, pattern: Pattern = Element) -> Tensors:
+    """Return the weak mask at the end of a short training, and its |theta|, to be added to those of other forks."""
+    magnitudes = magnitude(state.prunable_parameters())
+    mask = topk_masks(magnitudes, target, pattern=pattern, within=state.masks)
+    return {f"votes/{n}": m.byte() for n, m in mask.items()} | {f"look/{n}": t for n, t in magnitudes.items()}
 
 
 def masks_with_quorum(state: TrainState, quorum: int) -> Masks:

@@ -15,6 +15,7 @@ from rich.text import Text
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import append_text
 from sparsesoup.report.escaping import printable_line
+from sparsesoup.report.format import format_duration
 
 PIPE_EVERY = 15.0  # seconds between lines where no bar can be shown
 
@@ -26,10 +27,12 @@ class ProgressLogger:
         self.log, self.console, self.piece = log, console, lambda: ""
         self.first: Sequence[str] = ()  # lines to print when the first training or validation begins
         self._label, self._at, self._until, self._said = "", 0, 0, time.monotonic()
+        self._done, self._all, self._began = 0, 0, time.monotonic()  # training steps: done here, of the whole run
         columns = (TextColumn("{task.description:<22}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
                    TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
         self._bars = Progress(*columns, console=console, transient=True) if console.is_terminal else None
         self._task: Any = None
+        self._whole = self._bars.add_task("whole run", total=None, note="") if self._bars is not None else None
         self._written, self._digest = 0, hashlib.sha256()  # of the log so far
 
     def log_position(self) -> dict[str, Any]:
@@ -59,6 +62,12 @@ class ProgressLogger:
             )
         os.truncate(self.log, length)
 
+    def steps_left(self, steps: int) -> None:
+        """Take the number of training steps that are left of the whole run."""
+        self._all = self._done + steps
+        if self._bars is not None and self._whole is not None:
+            self._bars.update(self._whole, total=self._all)
+
     def begin(self, label: str, step: int, until: int) -> None:
         """Start a training, or a validation, from `step` to `until`."""
         self.print_overview()
@@ -83,11 +92,21 @@ class ProgressLogger:
                 file.write(line)
             self._written += len(line)
             self._digest.update(line.encode())
-        if self._bars is not None and self._task is not None:
+        self._done += bool(record)
+        if self._bars is not None and self._whole is not None and self._task is not None:
             self._bars.update(self._task, completed=self._at, note=note)
+            self._bars.update(self._whole, completed=self._done)
         elif self._bars is None and time.monotonic() - self._said >= PIPE_EVERY:
-            self.console.print(f"{self._label}: step {self._at} of {self._until}  {note}", highlight=False)
+            said = f"{self._label}: step {self._at} of {self._until}  {note}  {self._time_left()}"
+            self.console.print(said.rstrip(), highlight=False)
             self._said = time.monotonic()
+
+    def _time_left(self) -> str:
+        """Return the time that the rest of the run takes at the pace so far; nothing before its first step."""
+        if not self._done or self._all <= self._done:
+            return ""
+        seconds = (time.monotonic() - self._began) * (self._all - self._done) / self._done
+        return f"whole run: {self._done} of {self._all} steps, {format_duration(seconds)} left"
 
     def end(self) -> None:
         """End the training or validation."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from sparsesoup.training.cost import Cost
 from sparsesoup.training.loop import train
-from sparsesoup.training.problem import Observer, Problem
+from sparsesoup.training.problem import NullObserver, Observer, Problem
 from sparsesoup.training.state import TrainState
 from sparsesoup.training.train_cache import CachedTraining
 
@@ -51,7 +51,7 @@ def _cost_difference(after: Cost, before: Cost) -> Cost:
     return Cost(**{f.name: getattr(after, f.name) - getattr(before, f.name) for f in fields(Cost)})
 
 
-class RecordingObserver:
+class RecordingObserver(NullObserver):
     """An observer that forwards the record of each step and keeps it."""
 
     def __init__(self, observer: Observer) -> None:

@@ -16,7 +16,7 @@ from torch.nn import Parameter
 
 from sparsesoup.core import masks as algebra
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.schedules import LinearWarmupDecay, min_feasible_steps
+from sparsesoup.core.schedules import LinearWarmupDecay
 from sparsesoup.core.targets import Targets, target_parameters, weights_fingerprint
 from sparsesoup.core.ticket import Ticket
 from sparsesoup.training.answer_stats import answer_statistics
@@ -25,6 +25,7 @@ from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.cost import Cost, CostTracker
 from sparsesoup.training.forks import ParallelMap, serial_map
+from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import TrainState, named_weights
 from sparsesoup.training.train_cache import TrainingCache
 
@@ -42,6 +43,7 @@ GateParameters = tuple[Sequence[Parameter], float]  # trainable gate parameters,
 class Observer(Protocol):
     """Receives the progress of a run (progress bars, a log). A step with an empty record has nothing to log."""
 
+    def steps_left(self, steps: int) -> None: ...
     def begin(self, label: str, step: int, until: int) -> None: ...
     def step(self, record: Mapping[str, Any]) -> None: ...
     def end(self) -> None: ...
@@ -49,6 +51,9 @@ class Observer(Protocol):
 
 class NullObserver:
     """An observer that does nothing."""
+
+    def steps_left(self, steps: int) -> None:
+        pass
 
     def begin(self, label: str, step: int, until: int) -> None:
         pass
@@ -114,10 +119,14 @@ class Problem:
         """The number of steps in an epoch."""
         return max(1, len(self.train) // self.training.rows_per_step)
 
+    @property
+    def size(self) -> RunSize:
+        """All that a method's schedule depends on."""
+        return RunSize(self.steps, self.steps_per_epoch, self.training, self.seed)
+
     def rate_schedule(self, total: int | None = None) -> LinearWarmupDecay:
         """Return the learning rate schedule for `total` steps (default T): warm-up, then linear decay to 0."""
-        total = self.steps if total is None else total
-        return LinearWarmupDecay(self.training.learning_rate, round(self.training.warmup_ratio * total), total)
+        return self.size.rate_schedule(total)
 
     @property
     def accelerator(self) -> Accelerator:
@@ -212,27 +221,6 @@ def _parameter_group(
 ) -> dict[str, Any]:
     """Return an optimizer group: `rate_factor` on the rate of the run; `decays`: overrides may set its weight decay."""
     return {"params": params, "weight_decay": decay, "decays": decays, "factor": factor}
-
-
-def require_steps(problem: Problem, least: int, why: str) -> None:
-    """Raise a UserError if T is less than a method's schedule needs."""
-    if problem.steps < least:
-        raise UserError(f"{problem.steps} steps are too few: {why} needs at least {least}; raise --steps or --epochs")
-
-
-def require_schedule_fits(problem: Problem, fits: Callable[[int], object], why: str) -> None:
-    """Raise a UserError if a method's schedule does not fit T; the message says from which T on it does."""
-    if not fits(problem.steps):
-        least = min_feasible_steps(fits, problem.steps)
-        if least is None:
-            raise UserError(f"no number of steps is enough for {why}; choose less extreme settings")
-        require_steps(problem, least, why)
-
-
-def need_dense(sparsity: float, name: str) -> None:
-    """Raise a ValueError if a method with a dense result is asked to prune."""
-    if sparsity:
-        raise ValueError(f"{name} keeps every weight: sparsity must be 0, got {sparsity}")
 
 
 @contextmanager

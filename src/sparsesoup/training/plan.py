@@ -1,0 +1,143 @@
+"""The plan of a method: phases that are known before anything runs."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from sparsesoup.training.loop import Hook, Rate, TrainingOverrides
+from sparsesoup.training.problem import Problem
+from sparsesoup.training.state import TrainState
+
+Pass = Literal["forward", "gradient", "hessian"]
+Need = Literal["own loss", "own rate", "rewinding", "extra batches"]
+
+
+@dataclass(frozen=True)
+class LoopHooks:
+    """What a method does inside a training loop; see `sparsesoup.training.loop.train`.
+
+    Args:
+        hooks: called after each step.
+        at_start: also call the hooks before the first step of the run.
+        observe: called with the gradients of each step.
+        penalty: added to the loss.
+    """
+
+    hooks: Iterable[Hook] = ()
+    at_start: bool = False
+    observe: Hook | None = None
+    penalty: Callable[[TrainState], Tensor] | None = None
+
+
+@dataclass
+class Run:
+    """A run in progress, as the functions of a phase get it.
+
+    Args:
+        problem: what is pruned.
+        state: model, optimizer, masks and notes.
+        sparsity: share of the prunable weights to remove.
+        phases: the plan of the run.
+        taught: the problem with the method's own loss, for phases that use it.
+        own: what the method keeps in this process, such as its gates or a rewinding point.
+    """
+
+    problem: Problem
+    state: TrainState
+    sparsity: float = 0.0
+    phases: Sequence["Phase"] = ()
+    taught: Problem | None = None
+    own: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A part of a run: training steps, if any, and what the method does after them.
+
+    A finished phase is not repeated after a kill. Functions get the run; those of a fork must be picklable (methods of
+    the method's dataclass, with functools.partial).
+
+    Args:
+        name: name of the phase, unique in the run.
+        steps: optimizer steps.
+        at_most: the data may end the phase earlier.
+        label: cost label of the steps.
+        kind: train; head (only the task head and other randomly initialised parameters are trained); or fork: train
+            a copy of the state, whose result, the tensors that `end` returns, is added to the memory of the state.
+        stream: name of the random stream for row order and noise.
+        rate: step -> learning rate, if it is not the run's own schedule over T.
+        overrides: settings that differ from the problem's.
+        fresh_optimizer: reset the optimizer first.
+        loop: what the method does inside the loop.
+        own_loss: train with the method's own loss, which runs a teacher on every batch.
+        shared: the training may be taken from the cache of trainings.
+        until: train to this step of the run, however many steps that takes.
+        lasts: the number of steps, where it depends on the phases that were left out.
+        skip: whether to leave the phase out, from the state at its begin.
+        scores: passes over calibration batches at the end of the phase: (kind of pass, number of batches).
+        score_path: random stream of the calibration rows.
+        validations: passes over the validation rows at the end of the phase.
+        store: keep the weights after the steps as an artifact of this name.
+        end: work after the steps.
+        rewinds_to: step of the run that `end` goes back to.
+        hold: keep the state after the phase on disk until the end of the run.
+        always: called after the phase, and at every restart after it.
+        copies: copies of the prunable weights that the method holds in this phase, besides plain training.
+    """
+
+    name: str
+    steps: int = 0
+    at_most: bool = False
+    label: str = "strong"
+    kind: Literal["train", "head", "fork"] = "train"
+    stream: tuple[object, ...] = ()
+    rate: Rate | None = None
+    overrides: TrainingOverrides | None = None
+    fresh_optimizer: bool = False
+    loop: Callable[[Run], LoopHooks] | None = None
+    own_loss: bool = False
+    shared: bool = False
+    until: int | None = None
+    lasts: Callable[[Run], int] | None = None
+    skip: Callable[[TrainState], bool] | None = None
+    scores: tuple[tuple[Pass, int], ...] = ()
+    score_path: tuple[object, ...] = ()
+    validations: int = 0
+    store: str = ""
+    end: Callable[[Run], Any] | None = None
+    rewinds_to: int | None = None
+    hold: bool = False
+    always: Callable[[Run], None] | None = None
+    copies: float = 0.0
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the phase needs of a training loop beyond plain steps."""
+        found: dict[Need, bool] = {
+            "own loss": self.own_loss,
+            "own rate": self.rate is not None,
+            "rewinding": self.rewinds_to is not None,
+            "extra batches": bool(self.kind == "fork" or self.scores or self.validations),
+        }
+        return frozenset(need for need, needed in found.items() if needed)
+
+
+def first_steps(phases: Sequence[Phase]) -> Iterator[tuple[Phase, int]]:
+    """Yield each phase with the step of the run at which it begins.
+
+    >>> train, again = Phase(name="train", steps=10, rewinds_to=2), Phase(name="again", steps=8)
+    >>> [(phase.name, begin) for phase, begin in first_steps([train, again])]
+    [('train', 0), ('again', 2)]
+    """
+    step = 0
+    for phase in phases:
+        yield phase, step
+        step += 0 if phase.kind == "fork" else phase.steps
+        step = step if phase.rewinds_to is None else phase.rewinds_to
+
+
+def planned_steps(phases: Sequence[Phase]) -> int:
+    """Return the number of training steps of a run, weak ones included; where data decide, the most."""
+    return sum(phase.steps for phase in phases)
