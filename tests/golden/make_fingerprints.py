@@ -1,7 +1,8 @@
 """Digests of what every method makes of small problems, to see whether a change of the code changes a result.
 
-    PYTHONPATH=tests:tests/methods python tests/golden/make_fingerprints.py --out before.json      (before a change, on one machine)
-    PYTHONPATH=tests:tests/methods python tests/golden/make_fingerprints.py --against before.json  (after it, on the same machine)
+    export PYTHONPATH=tests:tests/methods
+    python tests/golden/make_fingerprints.py --out before.json      (before a change, on one machine)
+    python tests/golden/make_fingerprints.py --against before.json  (after it, on the same machine)
 
 Masks, weights and scores hold on one machine alone. `fingerprints.json` beside this file holds what is the same on
 every CPU: how many weights are kept and what the run cost; `--counts` writes it anew.

@@ -13,11 +13,8 @@ from sparsesoup.cli.main import main
 from sparsesoup.core.granularity import Block
 from sparsesoup.methods import METHODS, TABLE
 from sparsesoup.methods.pruning_at_init import Snip
-from sparsesoup.runs.config import config_from_dict
-from sparsesoup.runs.run import fill_default_sparsity
-from sparsesoup.study.cost.estimate import CostEstimator
 from sparsesoup.study.cost.flops_model import FlopsModel
-from sparsesoup.study.cost.simulator import twin_of
+from sparsesoup.study.cost.plan_cost import plan_costs
 from sparsesoup.study.dry_run import forecast_trials
 from sparsesoup.study.execute.jobs import TrialJob
 from sparsesoup.study.execute.progress import StudyProgress
@@ -37,7 +34,7 @@ RECIPE = {
     },
 }  # fmt: skip
 CALIBRATED = {"snip", "grasp", "wanda", "gradient-flow"}
-UNSURE = {"early-bird"}  # its search ends when the mask settles
+AT_MOST = {"early-bird": "search", "isp-code": "weak"}  # masks decide when these steps end
 
 
 @pytest.fixture(autouse=True)
@@ -71,27 +68,31 @@ def method_for(name):
     return dataclasses.replace(method, stage=0.3, weak_steps=3) if name == "isp-paper" else method
 
 
+def planned(method, problem, sparsity):
+    found = plan_costs(method.plan(problem.size, sparsity), problem, FlopsModel(problem))
+    return counted({label: dataclasses.asdict(cost) for label, cost in found.items()})
+
+
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "ticket"])
-def test_a_twin_costs_to_the_flop_what_the_method_does(name):
+def test_a_plan_costs_to_the_flop_what_the_method_does(name):
     steps = 90 if name == "isp-paper" else 30 if TABLE[name].family == "iterative" else 40
-    problem = bert(steps=steps)
+    problem, method = bert(steps=steps), method_for(name)
     sparsity = 0.0 if TABLE[name].dense else 0.5
-    twin = twin_of(problem, FlopsModel(problem), steps, {})
-    method_for(name).run(twin, sparsity)
-    method_for(name).run(problem, sparsity)
-    mine, real = counted(twin.meter.to_json()), counted(problem.meter.to_json())
-    if name in UNSURE:
-        assert real["search"]["steps"] < mine["search"]["steps"] == steps // 2  # all of the time it may take
-        mine["search"] = real["search"]
+    mine = planned(method, problem, sparsity)
+    method.run(problem, sparsity)
+    real = counted(problem.meter.to_json())
+    if label := AT_MOST.get(name):
+        assert real[label]["steps"] < mine[label]["steps"]
+        assert real[label]["flops"] < mine[label]["flops"]
+        mine[label] = real[label]
     assert mine == real
 
 
-def test_a_twin_costs_to_the_flop_what_a_warm_up_of_the_head_does():
+def test_a_plan_costs_to_the_flop_what_a_warm_up_of_the_head_does():
     problem, method = bert(steps=40, head=("classifier.weight", "classifier.bias")), Snip(batches=3, warmup=0.2)
-    twin = twin_of(problem, FlopsModel(problem), 40, {})
-    method.run(twin, 0.5)
+    mine = planned(method, problem, 0.5)
     method.run(problem, 0.5)
-    mine, real = counted(twin.meter.to_json()), counted(problem.meter.to_json())
+    real = counted(problem.meter.to_json())
     assert mine == real
     assert real["search"]["flops"] / 8 < 0.7 * real["strong"]["flops"] / 32
 
@@ -109,18 +110,14 @@ def test_the_price_of_any_batch_is_what_it_would_count(family):
         assert price(rows, width) == count.flops
 
 
-def test_a_long_run_is_estimated_from_two_short_ones():
-    for name, method in (("imp-rewind", {"cut": 0.5}), ("isp", {})):
-        table = {"model": "bert", "dataset": "reviews", "steps": 500, "train": {"batch_size": 8}, "method": method}
-        settings = fill_default_sparsity(
-            config_from_dict(name, table | ({} if TABLE[name].dense else {"sparsity": 0.5}))
-        )
-        short, exact = (
-            CostEstimator(timed=False, exact=200).estimate_uncached(settings),
-            CostEstimator(timed=False).estimate_uncached(settings),
-        )
-        assert short.total_cost.steps == pytest.approx(exact.total_cost.steps, rel=0.005)
-        assert short.total_cost.flops == pytest.approx(exact.total_cost.flops, rel=0.01)
+def test_a_long_phase_is_estimated_from_its_first_steps(monkeypatch):
+    problem, method = bert(steps=500), METHODS["gradual"]
+    exact = planned(method, problem, 0.5)
+    monkeypatch.setattr("sparsesoup.study.cost.plan_cost.LONG", 200)
+    short = planned(method, problem, 0.5)
+    assert short["strong"]["steps"] == exact["strong"]["steps"] == 500
+    assert short["strong"]["flops"] != exact["strong"]["flops"]
+    assert short["strong"]["flops"] == pytest.approx(exact["strong"]["flops"], rel=0.01)
 
 
 def test_a_forecast_is_what_the_finished_study_has_on_its_meters(capsys):

@@ -1,10 +1,9 @@
 """The teacher of a distillation: found, or trained first and charged to the run."""
 
-import contextlib
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.targets import weights_fingerprint
@@ -16,11 +15,11 @@ from sparsesoup.hub.models.weights import LoadingNotes, check_vocabulary
 from sparsesoup.hub.tasks.registry import task_type_of
 from sparsesoup.methods import METHODS
 from sparsesoup.runs.config import BudgetConfig, RunConfig
-from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.config import DistillConfig
-from sparsesoup.training.cost import Cost, CostTracker
+from sparsesoup.training.cost import Cost
 from sparsesoup.training.distillation import block_names, distillation_objective
-from sparsesoup.training.problem import NullObserver, Problem
+from sparsesoup.training.driver import dry_run
+from sparsesoup.training.problem import Problem
 from sparsesoup.training.state import named_weights
 from sparsesoup.training.train_cache import TrainingCache
 
@@ -38,7 +37,7 @@ def with_teacher(
     """
     path, cost = settings.train.distill.teacher, Cost()
     if path == DENSE:
-        dry_run_checks(problem, settings)
+        dry_run(settings.method, problem, float(settings.amount.sparsity or 0.0))
         try:
             run = prune(dense_config(settings))
         except UserError as error:
@@ -92,28 +91,6 @@ def dense_config(settings: RunConfig) -> RunConfig:
     amount = BudgetConfig(steps=settings.amount.steps, epochs=settings.amount.epochs)
     train = replace(settings.train, distill=DistillConfig())
     return replace(settings, name=DENSE, method=METHODS[DENSE], amount=amount, train=train)
-
-
-def dry_run_checks(problem: Problem, settings: RunConfig) -> None:
-    """Run the method up to its first model pass, so that settings it refuses do not cost a teacher.
-
-    Raises: UserError if the method refuses the problem.
-    """
-    meter = _NoPassTracker()
-    idle = replace(problem, meter=meter, journal=Checkpointer(meter), observer=NullObserver())
-    with contextlib.suppress(_FirstPassReached):
-        settings.method.run(idle, float(settings.amount.sparsity or 0.0))
-
-
-class _FirstPassReached(Exception):
-    """Raised at the first model pass: the method has accepted its settings."""
-
-
-class _NoPassTracker(CostTracker):
-    """A tracker that raises `_FirstPassReached` at the first cost."""
-
-    def run_and_count_flops(self, shape: tuple[object, ...], work: Callable[[], Any]) -> NoReturn:
-        raise _FirstPassReached
 
 
 def _check_rows(problem: Problem, teacher: Any, path: str, model: str) -> None:

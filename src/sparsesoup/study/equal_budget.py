@@ -18,8 +18,6 @@ from sparsesoup.study.recipe.trial import Trial
 from sparsesoup.study.recipe.yaml_lines import RecipeError, add_location
 
 NEAR, LONG = 0.998, 1024  # share of the budget at which a search for such a large T stops
-EXACT = 8192  # T up to which the batches of every seed are counted; beyond it a margin is kept
-MARGIN = 0.995
 
 
 def match_budget(plan: StudyPlan) -> StudyPlan:
@@ -32,7 +30,7 @@ def match_budget(plan: StudyPlan) -> StudyPlan:
     budget = read_budget(plan.recipe.get("budget"))
     if budget is None:
         return plan
-    estimator, groups = CostEstimator(timed=False, exact=EXACT, alike=EXACT), dict[Any, list[Trial]]()
+    estimator, groups = CostEstimator(timed=False), dict[Any, list[Trial]]()
     for cell in plan.cells:
         groups.setdefault((cell.column_of, cell.row), []).append(cell)
     cells = []
@@ -101,7 +99,7 @@ def _longest_steps(cell: Trial, allowed: float, estimator: CostEstimator, guess:
             found = estimator.estimate_uncached(_with_steps(cell, steps).settings).total_cost.flops
         except UserError:
             return None
-        return found if steps <= EXACT else found / MARGIN
+        return found
 
     low, high, steps = 0, None, guess or estimator.real_problem(cell.settings).steps
     while high is None or high - low > 1:

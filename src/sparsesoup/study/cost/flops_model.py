@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from itertools import islice
-from typing import Any
 
 import torch
 from torch.nn import Parameter
@@ -15,7 +13,6 @@ from sparsesoup.training.cost import CostTracker, CountFlops
 from sparsesoup.training.problem import Problem, to_device
 
 Price = Callable[[int, int], int]  # (rows, width of a batch) -> FLOPs
-MANY = 512  # minimum number of batches for a mean
 WIDTHS = 3  # attention is quadratic in the width, everything else linear or constant
 
 
@@ -37,37 +34,6 @@ class FlopsModel:
         if what not in self._known:
             self._known[what] = _fit_prices(self.problem, PASSES[what])
         return self._known[what]
-
-    def mean_step_flops(self, data: RowBatches, size: int) -> float:
-        """Return the mean FLOPs of a training step on these rows, over one epoch or, for few rows, several."""
-        price, each = self.price_of("train"), max(MANY, len(data) // size)
-        batches = islice(data.train_batches(size, 0, 0), each)
-        return (
-            sum(price(len(rows), max(data.lengths[i] for i in rows) if data.lengths else 1) for rows in batches) / each
-        )
-
-
-class SimulatedCostTracker(CostTracker):
-    """A cost tracker that looks up the FLOPs of a pass instead of counting them.
-
-    Args:
-        prices: FLOPs of the real problem.
-        objective: the simulated problem's own; for a training with another one a teacher's forward pass is added.
-    """
-
-    def __init__(self, prices: FlopsModel, objective: object = None) -> None:
-        super().__init__()
-        self.prices, self.objective = prices, objective
-
-    def run_and_count_flops(self, shape: tuple[object, ...], work: Callable[[], Any]) -> tuple[Any, int]:
-        """Return (result of `work`, FLOPs of the real pass for a batch of these shapes, inputs first)."""
-        rows, *others = next(side for side in shape if isinstance(side, tuple))
-        width = others[0] if len(others) == 1 else 1  # all images have the same size
-        kind = str(shape[1] if shape[0] == "score" else shape[0])
-        flops = self.prices.price_of(kind)(rows, width)
-        if kind in ("train", "head") and shape[1] is not self.objective:
-            flops += self.prices.price_of("forward")(rows, width)
-        return work(), flops
 
 
 def _fit_prices(problem: Problem, count: Callable[[Problem, list[int]], int]) -> Price:

@@ -1,8 +1,10 @@
-"""Check that methods fit the T of their runs, by a simulation that stops at the first training."""
+"""Check that methods fit the T of their runs, from their plans."""
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
+
+from torch import nn
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.hub.build import ModelAndDataConfig, OpenedTask, open_task
@@ -11,28 +13,15 @@ from sparsesoup.hub.models.prunable import find_prunable
 from sparsesoup.hub.tasks.question_answering import QuestionAnswering
 from sparsesoup.hub.tasks.splits import training_splits
 from sparsesoup.runs.config import RunConfig
-from sparsesoup.runs.teacher import dry_run_checks
-from sparsesoup.study.cost.estimate import cheap_equivalent, needs_structure, steps_of
-from sparsesoup.study.cost.simulator import SimulatedProblem, StateWatcher, empty_rows, make_simulated_problem
+from sparsesoup.study.cost.estimate import needs_structure, steps_of
 from sparsesoup.study.recipe.trial import Trial
 from sparsesoup.study.recipe.yaml_lines import RecipeError, at_location
 from sparsesoup.training.batching import RowBatches
-from sparsesoup.training.cost import CostTracker
-from sparsesoup.training.train_cache import TrainingCache
+from sparsesoup.training.driver import dry_run
+from sparsesoup.training.problem import Problem
+from sparsesoup.training.size import RunSize
 
 LONG = 100_000  # steps; enough for every method
-
-
-class TrainingReached(Exception):
-    """Raised at the first training: the method has accepted its settings."""
-
-
-class StopAtTraining(StateWatcher):
-    """Stop a run at its first training."""
-
-    def begin(self, label: str, step: int, until: int) -> None:
-        """Raise `TrainingReached`."""
-        raise TrainingReached
 
 
 def check_schedules_fit(cells: Iterable[Trial]) -> None:
@@ -41,7 +30,7 @@ def check_schedules_fit(cells: Iterable[Trial]) -> None:
     Raises: RecipeError, with the place in the recipe.
     """
     rows: dict[ModelAndDataConfig, tuple[int, bool]] = {}
-    models: dict[ModelAndDataConfig, Any] = {}
+    models: dict[ModelAndDataConfig, nn.Module] = {}
     for cell in {(c.row, c.column_of): c for c in cells}.values():  # seeds make no difference
         place = replace(cell.settings.place, model="", seed=0)
         if place not in rows:
@@ -50,9 +39,9 @@ def check_schedules_fit(cells: Iterable[Trial]) -> None:
         try:
             count, counted = rows[place]
             if counted or cell.settings.amount.steps is not None:
-                _check_fit(cell.settings, count)
+                _check_plan(cell.settings, count)
             if needs_structure(cell.settings.method):
-                _fall_apart(cell.settings, models)
+                _check_structure(cell.settings, models)
         except UserError as error:
             raise RecipeError(f"{cell.describe_trial}: {error}", "methods", cell.row) from error
 
@@ -64,36 +53,27 @@ def _count_rows(opened: OpenedTask) -> tuple[int, bool]:
     return len(train), not isinstance(opened.task, QuestionAnswering)
 
 
-def _check_fit(settings: RunConfig, rows: int) -> None:
-    """Start the method on empty rows."""
-    twin = _simulated_problem(settings, rows)
-    twin = replace(twin, steps=steps_of(settings, twin))
-    try:
-        cheap_equivalent(settings.method).run(twin, float(settings.amount.sparsity or 0.0))
-    except TrainingReached:
-        return
+def _check_plan(settings: RunConfig, rows: int) -> None:
+    """Read the plan of a run, and check its groups as far as that takes no model."""
+    sparsity, each = float(settings.amount.sparsity or 0.0), max(1, rows // settings.train.rows_per_step)
+    settings.method.plan(RunSize(steps_of(settings, each), each, settings.train, settings.place.seed), sparsity)
+    if not needs_structure(settings.method):
+        settings.method.groups_of({}, sparsity)
 
 
-def _simulated_problem(settings: RunConfig, rows: int) -> SimulatedProblem:
-    data = empty_rows(RowBatches(range(rows), lambda rows: {}))
-    return make_simulated_problem(
-        data,
-        data,
-        settings.train,
-        1,
-        settings.place.seed,
-        meter=CostTracker(),
-        watch=StopAtTraining(),
-        cache=TrainingCache(),
-    )
-
-
-def _fall_apart(settings: RunConfig, models: dict[ModelAndDataConfig, Any]) -> None:
-    """Start the method on the matrices of the real model, whose structures the simulation lacks."""
+def _check_structure(settings: RunConfig, models: dict[ModelAndDataConfig, nn.Module]) -> None:
+    """Check the groups of a run on the matrices of its model."""
     where = replace(settings.place, seed=0)
     if where not in models:
         models.clear()  # keep one model in memory
         models[where] = load_model(where.model, open_task(where).task, where.seed, where.trust_remote_code)
-    twin = _simulated_problem(settings, 1)
-    real = replace(twin, pretrained=models[where], targets=find_prunable(models[where]), steps=LONG)
-    dry_run_checks(real, settings)
+    model, rows = models[where], RowBatches([0], lambda rows: {})
+    problem = Problem(
+        pretrained=model, targets=find_prunable(model), train=rows, validation=rows, steps=LONG,
+        predict=_no_pass, criterion=_no_pass, metric=_no_pass, training=settings.train,
+    )  # fmt: skip
+    dry_run(settings.method, problem, float(settings.amount.sparsity or 0.0))
+
+
+def _no_pass(*given: Any) -> NoReturn:
+    raise AssertionError("a dry run makes no pass through the model")
