@@ -1,22 +1,25 @@
-"""The output of `compare --dry-run`: every trial with its estimated cost, totals, and savings from sharing."""
+"""The output of `--dry-run`: what a run does and costs; of a study every trial, totals, and savings from sharing."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.report.format import format_count, format_duration
+from sparsesoup.runs.config import RunConfig
 from sparsesoup.study.compare import folder_of
 from sparsesoup.study.cost.estimate import CostEstimate, CostEstimator
 from sparsesoup.study.execute.jobs import TrialJob
 from sparsesoup.study.recipe.plan import StudyPlan
 from sparsesoup.study.recipe.trial import Trial
+from sparsesoup.training.plan import Phase
 
 HEADS = ("cell", "T", "steps", "FLOPs", "time", "memory", "run")
 NOTE = (
-    "Steps and FLOPs are counted on a model of one small block with the same rows, batches and schedules; a search "
-    "that may end early is taken at its longest. Time and memory are estimates from a few steps of the real model, on "
-    "this machine as it is now; drawing masks and scoring the test split come on top."
+    "Steps and FLOPs follow from the plan of each method and the order of the rows; what the data may end early is "
+    "taken at its longest. Time and memory are estimates from a few steps of the real model, on this machine as it is "
+    "now; selecting masks and scoring the test split come on top."
 )
 
 
@@ -50,12 +53,49 @@ def forecast_trials(plan: StudyPlan, out: Path) -> Iterator[TrialForecast]:
 def format_forecast(found: Iterable[TrialForecast]) -> Iterator[str]:
     """Format the forecast as a table with totals."""
     all_of = list(found)
-    rows = [HEADS, *(_forecast_row(forecast) for forecast in all_of)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADS))]
-    for name, *numbers, run in rows:
-        aligned = [text.rjust(width) for text, width in zip(numbers, widths[1:], strict=False)]
-        yield "  ".join([name.ljust(widths[0]), *aligned, run]).rstrip()
+    yield from _align([HEADS, *(_forecast_row(forecast) for forecast in all_of)])
     yield from _total_lines(all_of)
+
+
+def describe_plan(settings: RunConfig) -> Iterator[str]:
+    """Format what a run would do, phase by phase, with its cost.
+
+    Raises: UserError if the run would be refused.
+    """
+    estimator = CostEstimator()
+    found, problem = estimator.estimate_run(settings), estimator.real_problem(settings)
+    phases = settings.method.plan(problem.size, float(settings.amount.sparsity or 0.0))
+    rows = list[tuple[str, ...]]()
+    for is_fork, group in groupby(phases, lambda phase: phase.kind == "fork"):
+        forks = list(group)
+        rows += [_phase_row(forks)] if is_fork else [_phase_row([phase]) for phase in forks]
+    yield from _align([("phase", "steps", "label", "also"), *rows])
+    total = found.total_cost
+    yield ""
+    yield (
+        f"T = {found.steps}: {total.steps} steps, {format_count(total.flops)}, about {format_duration(found.seconds)} "
+        f"and {_format_bytes(found.memory)} here"
+    )
+    yield NOTE
+
+
+def _phase_row(group: Sequence[Phase]) -> tuple[str, ...]:
+    first, last = group[0], group[-1]
+    name = first.name if first is last else f"{first.name} to {last.name.rsplit('-', 1)[1]}"
+    steps = f"{len(group)} x {first.steps}" if len(group) > 1 else str(first.steps or "")
+    also = [f"{count} batches scored ({what})" for what, count in first.scores]
+    also += [f"{first.validations} validations"] if first.validations else []
+    also += [f"back to step {first.rewinds_to}"] if first.rewinds_to is not None else []
+    also += sorted(first.needs - {"extra batches", "rewinding"})
+    return name, ("at most " if first.at_most else "") + steps, first.label if first.steps else "", ", ".join(also)
+
+
+def _align(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield a line per row: the first column to the left, numbers to the right, the last as it is."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for name, *numbers, last in rows:
+        aligned = [text.rjust(width) for text, width in zip(numbers, widths[1:], strict=False)]
+        yield "  ".join([name.ljust(widths[0]), *aligned, last]).rstrip()
 
 
 def _forecast_row(forecast: TrialForecast) -> tuple[str, ...]:
