@@ -18,7 +18,7 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Block, Column, Row
 from sparsesoup.core.masks import Masks
 from sparsesoup.methods import METHODS, TABLE
-from sparsesoup.training.loop import TrainingOverrides
+from sparsesoup.training.config import TrainingOverrides
 from tiny_runs import method, run
 
 SPARSE = [name for name, row in TABLE.items() if not row.dense]

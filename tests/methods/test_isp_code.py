@@ -13,7 +13,7 @@ from reference import isp_code as twin
 from sparsesoup.core import masks as algebra
 from sparsesoup.methods import METHODS
 from sparsesoup.runs import config as recipe
-from sparsesoup.training.loop import TrainingOverrides
+from sparsesoup.training.config import TrainingOverrides
 
 PAPERS = Path(__file__).parents[2] / "docs" / "papers.md"
 WIDE = (TrainingOverrides(rate=(5.0, 20.0)),)

@@ -34,8 +34,8 @@ from sparsesoup.methods.weak_masks import (
     prune_to_soup,
 )
 from sparsesoup.training.batching import Batch
-from sparsesoup.training.config import TrainingConfig
-from sparsesoup.training.loop import TrainingOverrides, train
+from sparsesoup.training.config import TrainingConfig, TrainingOverrides
+from sparsesoup.training.loop import train
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.state import TrainState
 

@@ -21,8 +21,9 @@ from sparsesoup.methods.model_soup import PROTOCOLS, ModelSoup, scaled_rate
 from sparsesoup.methods.scores import magnitude
 from sparsesoup.methods.sparse_soup import SparseModelSoup
 from sparsesoup.training.checkpoint import Checkpointer
+from sparsesoup.training.config import TrainingOverrides
 from sparsesoup.training.cost import CostTracker
-from sparsesoup.training.loop import TrainingOverrides, train
+from sparsesoup.training.loop import train
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.state import TrainState
 from sparsesoup.training.weight_averaging import (

@@ -25,7 +25,8 @@ from sparsesoup.methods.weak_masks import (
     superpose_masks,
 )
 from sparsesoup.runs import config as recipe
-from sparsesoup.training.loop import TrainingOverrides, train
+from sparsesoup.training.config import TrainingOverrides
+from sparsesoup.training.loop import train
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.state import TrainState
 

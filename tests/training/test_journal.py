@@ -22,8 +22,9 @@ from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods import METHODS, TABLE, Method
 from sparsesoup.training.batching import Batch
 from sparsesoup.training.checkpoint import Checkpointer
+from sparsesoup.training.config import TrainingOverrides
 from sparsesoup.training.cost import Cost, CostTracker
-from sparsesoup.training.loop import TrainingOverrides, train
+from sparsesoup.training.loop import train
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.state import TrainState
 

@@ -10,8 +10,8 @@ from conftest import same, tiny
 from sparsesoup.core.masking import topk_masks
 from sparsesoup.core.masks import Masks
 from sparsesoup.methods.scores import magnitude
-from sparsesoup.training.config import TrainingConfig
-from sparsesoup.training.loop import TrainingOverrides, train
+from sparsesoup.training.config import TrainingConfig, TrainingOverrides
+from sparsesoup.training.loop import train
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.state import TrainState
 

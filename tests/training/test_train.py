@@ -14,8 +14,8 @@ from sparsesoup.core.masking import topk_masks
 from sparsesoup.core.masks import Masks
 from sparsesoup.methods.scores import magnitude
 from sparsesoup.training.batching import Batch
-from sparsesoup.training.config import TrainingConfig
-from sparsesoup.training.loop import TrainingOverrides, find_dropouts, train
+from sparsesoup.training.config import TrainingConfig, TrainingOverrides
+from sparsesoup.training.loop import find_dropouts, train
 from sparsesoup.training.state import TrainState
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop")

@@ -10,7 +10,7 @@ from sparsesoup.core.schedules import ScaledRate
 from sparsesoup.methods.base import Method, require_dense
 from sparsesoup.methods.isp import PROTOCOLS
 from sparsesoup.training import weight_averaging as soups
-from sparsesoup.training.loop import TrainingOverrides
+from sparsesoup.training.config import TrainingOverrides
 from sparsesoup.training.plan import Phase, Run
 from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import named_weights

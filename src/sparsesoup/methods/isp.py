@@ -18,8 +18,8 @@ from sparsesoup.methods.weak_masks import (
     weak_mask,
     weak_mask_phase,
 )
+from sparsesoup.training.config import TrainingOverrides
 from sparsesoup.training.forks import Tensors
-from sparsesoup.training.loop import TrainingOverrides
 from sparsesoup.training.plan import Phase, Run
 from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import TrainState

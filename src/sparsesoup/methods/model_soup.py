@@ -7,7 +7,7 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.schedules import ScaledRate
 from sparsesoup.methods.base import Method, require_dense
 from sparsesoup.training import weight_averaging as soups
-from sparsesoup.training.loop import TrainingOverrides
+from sparsesoup.training.config import TrainingOverrides
 from sparsesoup.training.plan import Phase, Run
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.size import RunSize

@@ -7,8 +7,9 @@ from sparsesoup.core.granularity import Element, Pattern
 from sparsesoup.core.masking import topk_masks
 from sparsesoup.core.masks import Masks, count_kept, hamming_distance, sparsity, vote_agreement
 from sparsesoup.methods.scores import magnitude
+from sparsesoup.training.config import TrainingOverrides
 from sparsesoup.training.forks import Tensors
-from sparsesoup.training.loop import Rate, TrainingOverrides
+from sparsesoup.training.loop import Rate
 from sparsesoup.training.plan import Phase, Run
 from sparsesoup.training.state import TrainState
 

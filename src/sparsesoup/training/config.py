@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from sparsesoup.core.errors import UserError
+from sparsesoup.core.rng import cpu_generator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,3 +89,49 @@ class TrainingConfig:
             "this CPU has no bf16 arithmetic, so that a step takes many times as long as in float32; leave "
             "train.precision out"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOverrides:
+    """Settings of a short run that differ from the main one; None keeps a setting.
+
+    Args:
+        rate: factor on the main run's learning rate at that step; or two, the range from which each run draws its own.
+        weight_decay: weight decay of matrices.
+        dropout: probability of every dropout in the model.
+        share: share of the training rows it sees, drawn anew for each run.
+    """
+
+    rate: float | tuple[float, float] = 1.0
+    weight_decay: float | None = None
+    dropout: float | None = None
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        low, high = self._rate_range()
+        if not 0 <= low <= high < math.inf or not 0 < self.share <= 1:
+            raise UserError(
+                f"a protocol has rate >= 0 (or two of them, the lower one first) and share in (0, 1], "
+                f"got {self.rate} and {self.share}"
+            )
+        if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:
+            raise UserError(f"weight_decay of a protocol is a number of at least 0, got {self.weight_decay}")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise UserError(f"dropout of a protocol lies in [0, 1), got {self.dropout}")
+
+    def rate_factor(self, seed: int, *path: object) -> float:
+        """Return the factor on the learning rate of one run, drawn uniformly if given as a range.
+
+        Args:
+            seed, path: random stream of the run; the same stream gives the same factor.
+
+        >>> TrainingOverrides(rate=2.0).rate_factor(0, "weak", 1)
+        2.0
+        """
+        low, high = self._rate_range()
+        return low + (high - low) * float(
+            torch.rand((), dtype=torch.float64, generator=cpu_generator(seed, "rate", *path))
+        )
+
+    def _rate_range(self) -> tuple[float, float]:
+        return (self.rate, self.rate) if isinstance(self.rate, (int, float)) else self.rate

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,9 @@ from torch.nn import Parameter
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.masks import apply_masks_, sparsity
-from sparsesoup.core.rng import cpu_generator, derive_seed, seed_everything
+from sparsesoup.core.rng import derive_seed, seed_everything
 from sparsesoup.training.batching import RowBatches
+from sparsesoup.training.config import TrainingOverrides
 from sparsesoup.training.cost import Cost
 from sparsesoup.training.problem import Problem, add_batch_cost, charge_time, to_device
 from sparsesoup.training.state import TrainState
@@ -23,52 +24,6 @@ OPTIMIZERS_THAT_KEEP_ZEROS = (torch.optim.AdamW, torch.optim.Adam, torch.optim.S
 
 Hook = Callable[[TrainState], None]
 Rate = Callable[[int], float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingOverrides:
-    """Settings of a short run that differ from the main one; None keeps a setting.
-
-    Args:
-        rate: factor on the main run's learning rate at that step; or two, the range from which each run draws its own.
-        weight_decay: weight decay of matrices.
-        dropout: probability of every dropout in the model.
-        share: share of the training rows it sees, drawn anew for each run.
-    """
-
-    rate: float | tuple[float, float] = 1.0
-    weight_decay: float | None = None
-    dropout: float | None = None
-    share: float = 1.0
-
-    def __post_init__(self) -> None:
-        low, high = self._rate_range()
-        if not 0 <= low <= high < math.inf or not 0 < self.share <= 1:
-            raise UserError(
-                f"a protocol has rate >= 0 (or two of them, the lower one first) and share in (0, 1], "
-                f"got {self.rate} and {self.share}"
-            )
-        if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:
-            raise UserError(f"weight_decay of a protocol is a number of at least 0, got {self.weight_decay}")
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise UserError(f"dropout of a protocol lies in [0, 1), got {self.dropout}")
-
-    def rate_factor(self, seed: int, *path: object) -> float:
-        """Return the factor on the learning rate of one run, drawn uniformly if given as a range.
-
-        Args:
-            seed, path: random stream of the run; the same stream gives the same factor.
-
-        >>> TrainingOverrides(rate=2.0).rate_factor(0, "weak", 1)
-        2.0
-        """
-        low, high = self._rate_range()
-        return low + (high - low) * float(
-            torch.rand((), dtype=torch.float64, generator=cpu_generator(seed, "rate", *path))
-        )
-
-    def _rate_range(self) -> tuple[float, float]:
-        return (self.rate, self.rate) if isinstance(self.rate, (int, float)) else self.rate
 
 
 def train(
@@ -100,47 +55,74 @@ def train(
         protocol: settings that differ from the problem's.
     Raises: UserError at the first step whose loss is not finite, with the state as it was before that step.
     """
-    rate = problem.rate_schedule() if rate is None else rate
-    hooks = tuple(hooks)
     until = problem.journal.resume_step(state, state.step + steps)
     data = problem.train if protocol is None else problem.train.random_subset(protocol.share, problem.seed, *stream)
     order = data.train_batches(problem.training.rows_per_step, state.step, problem.seed, *stream)
     state.model.train()
     state.enforce_masks_()
     state.halt = False
-    params, masks, gone = state.prunable_parameters(), state.masks, sparsity(state.masks)
-    kind = "train" if any(p.requires_grad for p in params.values()) else "head"  # FLOPs differ between the two
+    rate = problem.rate_schedule() if rate is None else rate
+    loop = _Loop(state, problem, data, stream, rate, tuple(hooks), observe, penalty, label, until)
     problem.observer.begin(label, state.step, until)
-    with _apply_overrides(state, protocol), _zero_pruned_gradients(state, params), torch.random.fork_rng():
+    with _apply_overrides(state, protocol), _zero_pruned_gradients(state, loop.params), torch.random.fork_rng():
         for indices in islice(order, max(until - state.step, 0)):
-            with charge_time(problem.meter, label) as cost:
-                seed_everything(derive_seed(problem.seed, "noise", *stream, state.step))
-                now = rate(state.step)
-                _set_learning_rate(state, now)
-                seen = data.augmented_view(problem.seed, "look", *stream, state.step)
-                loss = _accumulate_gradients(state, problem, seen, indices, penalty, cost, kind)
-                if not math.isfinite(loss):
-                    problem.journal.save_if_due(state, until, ending=True)
-                elif observe is not None:
-                    observe(state)
-                _update_weights(state, problem, loss, label)
-                cost.steps += 1
-                state.step += 1
-                for hook in hooks:
-                    hook(state)
-                if state.masks is not masks:
-                    state.enforce_masks_()
-                    masks, gone = state.masks, sparsity(state.masks)
-                elif gone and (hooks or not isinstance(state.optimizer, OPTIMIZERS_THAT_KEEP_ZEROS)):
-                    apply_masks_(params, masks)
-            problem.observer.step(
-                {"step": state.step, "label": label, "loss": loss, "rate": now, "sparsity": gone or state.masked}
-            )
+            problem.observer.step(loop.step(indices))
             if state.halt:
                 break
             problem.journal.save_if_due(state, until)
     problem.observer.end()
     return state
+
+
+class _Loop:
+    """The steps of a training."""
+
+    def __init__(
+        self,
+        state: TrainState,
+        problem: Problem,
+        data: RowBatches,
+        stream: tuple[object, ...],
+        rate: Rate,
+        hooks: tuple[Hook, ...],
+        observe: Hook | None,
+        penalty: Callable[[TrainState], Tensor] | None,
+        label: str,
+        until: int,
+    ) -> None:
+        self.state, self.problem, self.data, self.stream, self.rate = state, problem, data, stream, rate
+        self.hooks, self.observe, self.penalty, self.label, self.until = hooks, observe, penalty, label, until
+        self.params, self.masks, self.gone = state.prunable_parameters(), state.masks, sparsity(state.masks)
+        trained = any(p.requires_grad for p in self.params.values())
+        self.kind = "train" if trained else "head"  # FLOPs differ between the two
+
+    def step(self, indices: list[int]) -> dict[str, Any]:
+        """Train on these rows; return the record of the step."""
+        state, problem, rate = self.state, self.problem, self.rate(self.state.step)
+        with charge_time(problem.meter, self.label) as cost:
+            seed_everything(derive_seed(problem.seed, "noise", *self.stream, state.step))
+            _set_learning_rate(state, rate)
+            rows = self.data.augmented_view(problem.seed, "look", *self.stream, state.step)
+            loss = _accumulate_gradients(state, problem, rows, indices, self.penalty, cost, self.kind)
+            if not math.isfinite(loss):
+                problem.journal.save_if_due(state, self.until, ending=True)
+            elif self.observe is not None:
+                self.observe(state)
+            _update_weights(state, problem, loss, self.label)
+            cost.steps += 1
+            state.step += 1
+            for hook in self.hooks:
+                hook(state)
+            self._hold_masks()
+        share = self.gone or state.masked
+        return {"step": state.step, "label": self.label, "loss": loss, "rate": rate, "sparsity": share}
+
+    def _hold_masks(self) -> None:
+        if self.state.masks is not self.masks:
+            self.state.enforce_masks_()
+            self.masks, self.gone = self.state.masks, sparsity(self.state.masks)
+        elif self.gone and (self.hooks or not isinstance(self.state.optimizer, OPTIMIZERS_THAT_KEEP_ZEROS)):
+            apply_masks_(self.params, self.masks)
 
 
 def train_head(state: TrainState, problem: Problem, steps: int) -> None:
@@ -157,11 +139,6 @@ def train_head(state: TrainState, problem: Problem, steps: int) -> None:
     finally:
         for parameter in others:
             parameter.requires_grad_(True)
-
-
-def train_to(state: TrainState, problem: Problem, step: int, rate: Rate | None = None) -> None:
-    """Train up to this step of the run; does nothing if the step is reached."""
-    train(state, problem, step - state.step, rate=rate)
 
 
 def _set_learning_rate(state: TrainState, rate: float) -> None:

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from sparsesoup.training.loop import Hook, Rate, TrainingOverrides
+from sparsesoup.training.config import TrainingOverrides
+from sparsesoup.training.loop import Hook, Rate
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.state import TrainState
 
