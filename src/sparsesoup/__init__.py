@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from sparsesoup.runs.run import Run as Run
     from sparsesoup.training.config import DistillConfig as DistillConfig
     from sparsesoup.training.config import TrainingConfig as TrainingConfig
-    from sparsesoup.training.loop import TrainingOverrides as TrainingOverrides
+    from sparsesoup.training.config import TrainingOverrides as TrainingOverrides
     from sparsesoup.training.problem import Problem as Problem
     from sparsesoup.training.zero_hooks import hold_zeros as hold_zeros
 
@@ -76,8 +76,7 @@ _NAMES = {
     "IterativeMagnitudePruning LotteryPools MagnitudeStraightThrough Method MethodInfo ModelSoup MovementPruning "
     "OneShot Pins Platon PowerPropagation Snip SoftMovement SparseModelSoup Wanda",
     "sparsesoup.runs.run": "Run",
-    "sparsesoup.training.config": "DistillConfig TrainingConfig",
-    "sparsesoup.training.loop": "TrainingOverrides",
+    "sparsesoup.training.config": "DistillConfig TrainingConfig TrainingOverrides",
     "sparsesoup.training.problem": "Problem",
     "sparsesoup.training.zero_hooks": "hold_zeros",
 }
