@@ -13,8 +13,8 @@ from sparsesoup.core.targets import Targets
 from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods.scores import magnitude
 from sparsesoup.methods.select_masks import select_masks
-from sparsesoup.training.driver import run_method
-from sparsesoup.training.plan import Phase, Run
+from sparsesoup.training.driver import run_plan
+from sparsesoup.training.plan import ActiveRun, Phase
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import TrainState
@@ -42,11 +42,11 @@ class Method:
         """Return notes for the user before the first step."""
         return []
 
-    def start_run(self, problem: Problem, sparsity: float) -> Run:
+    def start_run(self, problem: Problem, sparsity: float) -> ActiveRun:
         """Start a run."""
-        return Run(problem, problem.start_run())
+        return ActiveRun(problem, problem.start_run())
 
-    def notes(self, run: Run) -> dict[str, Any]:
+    def notes(self, run: ActiveRun) -> dict[str, Any]:
         """Return notes on a finished run for its report."""
         return {}
 
@@ -55,7 +55,7 @@ class Method:
 
         Raises: UserError, before the first step, if the method does not fit T, the model or the sparsity.
         """
-        return run_method(self, problem, sparsity)
+        return run_plan(self, problem, sparsity)
 
     def groups_of(self, targets: Targets, sparsity: float | None = None) -> Pattern:
         """Return the groups to prune; with a sparsity, check that they can reach it."""

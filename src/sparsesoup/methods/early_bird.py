@@ -13,7 +13,7 @@ from sparsesoup.core.granularity import Block, Element, Structure
 from sparsesoup.core.masking import Scope
 from sparsesoup.core.masks import Masks, hamming_distance, jaccard_distance, pack_bits, unpack_bits
 from sparsesoup.methods.base import Method
-from sparsesoup.training.plan import LoopHooks, Phase, Run
+from sparsesoup.training.plan import ActiveRun, LoopHooks, Phase
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import TrainState
@@ -67,20 +67,20 @@ class EarlyBird(Method):
         )  # fmt: skip
         return [search, Phase(name="train", steps=size.steps)]
 
-    def start_run(self, problem: Problem, sparsity: float) -> Run:
+    def start_run(self, problem: Problem, sparsity: float) -> ActiveRun:
         """Start a run; an impossible mask is refused before the first step."""
         run = super().start_run(problem, sparsity)
         self.select_masks(run.state, sparsity)
         return run
 
-    def _watch_masks(self, every: int, sparsity: float, run: Run) -> LoopHooks:
+    def _watch_masks(self, every: int, sparsity: float, run: ActiveRun) -> LoopHooks:
         def look(state: TrainState) -> None:
             if state.step % every == 0:
                 state.halt = self._mask_has_settled(state, self.select_masks(state, sparsity))
 
         return LoopHooks([look])
 
-    def _rewind_with_mask(self, run: Run) -> None:
+    def _rewind_with_mask(self, run: ActiveRun) -> None:
         device = run.problem.accelerator.device
         newest = {n: m.to(device) for n, m in load_past_mask(run.state, -1).items()}
         run.state.memory.clear()

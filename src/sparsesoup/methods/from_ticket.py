@@ -15,7 +15,7 @@ from sparsesoup.core.targets import Targets, target_parameters, weights_fingerpr
 from sparsesoup.core.ticket import load_masks, match_parameter_names
 from sparsesoup.methods.base import Method
 from sparsesoup.methods.gradual import GradualPruning, pruning_hook
-from sparsesoup.training.plan import LoopHooks, Phase, Run
+from sparsesoup.training.plan import ActiveRun, LoopHooks, Phase
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.size import RunSize
 
@@ -77,7 +77,7 @@ class FromTicket(Method):
     def check(self, problem: Problem, sparsity: float) -> None:
         """Leave it to `start_run`, which reads the ticket."""
 
-    def start_run(self, problem: Problem, sparsity: float) -> Run:
+    def start_run(self, problem: Problem, sparsity: float) -> ActiveRun:
         """Start a run with the ticket's masks.
 
         Raises: UserError if the ticket is of another model, is sparser than the sparsity, or has masks that the scope
@@ -94,11 +94,11 @@ class FromTicket(Method):
             self.further.select_masks(run.state, run.own, within=run.state.masks)
         return run
 
-    def notes(self, run: Run) -> dict[str, Any]:
+    def notes(self, run: ActiveRun) -> dict[str, Any]:
         """Return the ticket's path."""
         return {"ticket": self.ticket}
 
-    def _prune_further(self, sparsity: float, run: Run) -> LoopHooks:
+    def _prune_further(self, sparsity: float, run: ActiveRun) -> LoopHooks:
         if run.own is None:
             return LoopHooks()
         schedule = self.further.pruning_schedule(run.problem.steps, initial=run.own)

@@ -18,7 +18,7 @@ from sparsesoup.methods.scores.gradient import (
     snip_sensitivity,
     task_gradient,
 )
-from sparsesoup.training.plan import Pass, Phase, Run
+from sparsesoup.training.plan import ActiveRun, Pass, Phase
 from sparsesoup.training.size import RunSize
 
 
@@ -65,7 +65,7 @@ class GradientFlow(Method):
             done = at
         return [*phases, Phase(name="finish", steps=size.steps - done)]
 
-    def notes(self, run: Run) -> dict[str, Any]:
+    def notes(self, run: ActiveRun) -> dict[str, Any]:
         """Return the measure."""
         return {"measure": self.measure}
 
@@ -74,7 +74,7 @@ class GradientFlow(Method):
         steps = [round((1 - self.finish) * total * i / self.rounds) for i in range(1, self.rounds + 1)]
         return steps if steps[0] >= 1 and steps[-1] < total and len(set(steps)) == self.rounds else []
 
-    def _prune_once(self, goal: float, number: int, run: Run) -> None:
+    def _prune_once(self, goal: float, number: int, run: ActiveRun) -> None:
         problem, state = run.problem, run.state
         rows, params = calibration_batches(problem, self.batches, number), state.prunable_parameters()
         slopes = task_gradient(problem, state.model, rows)

@@ -9,7 +9,7 @@ from sparsesoup.core.masking import Scope
 from sparsesoup.core.schedules import CubicSchedule, CyclicLinearDecay
 from sparsesoup.methods.base import Method
 from sparsesoup.training.loop import Hook, Rate
-from sparsesoup.training.plan import LoopHooks, Phase, Run
+from sparsesoup.training.plan import ActiveRun, LoopHooks, Phase
 from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import TrainState
 
@@ -107,7 +107,7 @@ def train_on_schedule(
 ) -> Phase:
     """Return a training of T steps that prunes by magnitude on a schedule; a pruning due at step 0 is done first."""
 
-    def loop(run: Run) -> LoopHooks:
+    def loop(run: ActiveRun) -> LoopHooks:
         return LoopHooks([pruning_hook(method, schedule, sparsity)], at_start=True)
 
     return Phase(name="train", steps=steps, rate=rate, loop=loop)

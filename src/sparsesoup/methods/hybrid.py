@@ -22,7 +22,7 @@ from sparsesoup.methods.learned_masks import (
 )
 from sparsesoup.methods.refill import refill_
 from sparsesoup.methods.soft_movement_and_l0 import check_floor, check_penalty
-from sparsesoup.training.plan import Phase, Run
+from sparsesoup.training.plan import ActiveRun, Phase
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.size import RunSize
 
@@ -94,7 +94,7 @@ class HybridMovement(LearnedMasks):
             Phase(name="train-on", steps=steps, stream=("refill",), rate=rate),
         ]
 
-    def _refill(self, steps: int, run: Run) -> None:
+    def _refill(self, steps: int, run: ActiveRun) -> None:
         refill_(run.state, run.problem, steps, self.noise)
 
     def peak_score_rate(self, size: RunSize) -> float:

@@ -10,7 +10,7 @@ from sparsesoup.core.granularity import Structure
 from sparsesoup.core.masking import Scope
 from sparsesoup.core.schedules import geometric_sparsities
 from sparsesoup.methods.base import Method
-from sparsesoup.training.plan import Phase, Run
+from sparsesoup.training.plan import ActiveRun, Phase
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.size import RunSize
 
@@ -74,20 +74,20 @@ class IterativeMagnitudePruning(Method):
             )
         return phases
 
-    def start_run(self, problem: Problem, sparsity: float) -> Run:
+    def start_run(self, problem: Problem, sparsity: float) -> ActiveRun:
         """Start a run; without a rewinding point of its own it rewinds to the pre-trained weights."""
         run = super().start_run(problem, sparsity)
         self._keep_origin(run)
         return run
 
-    def notes(self, run: Run) -> dict[str, Any]:
+    def notes(self, run: ActiveRun) -> dict[str, Any]:
         """Return the number of rounds."""
         return {"rounds": sum(phase.rewinds_to is not None for phase in run.phases)}
 
-    def _keep_origin(self, run: Run) -> None:
+    def _keep_origin(self, run: ActiveRun) -> None:
         run.own = run.state.take_snapshot()
 
-    def _prune_and_rewind(self, goal: float, run: Run) -> None:
+    def _prune_and_rewind(self, goal: float, run: ActiveRun) -> None:
         state, origin = run.state, run.own
         masks = self.select_masks(state, goal, within=state.masks)
         if self.back == "weights":

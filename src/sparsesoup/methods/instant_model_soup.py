@@ -11,7 +11,7 @@ from sparsesoup.methods.base import Method, require_dense
 from sparsesoup.methods.isp import PROTOCOLS
 from sparsesoup.training import weight_averaging as soups
 from sparsesoup.training.config import TrainingOverrides
-from sparsesoup.training.plan import Phase, Run
+from sparsesoup.training.plan import ActiveRun, Phase
 from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import named_weights
 
@@ -72,7 +72,7 @@ class InstantModelSoup(Method):
         begin = Phase(name="begin", end=self._begin_soup, rewinds_to=0)
         return [*phases, begin, Phase(name="finish", steps=main, rate=size.rate_schedule(main))]
 
-    def notes(self, run: Run) -> dict[str, Any]:
+    def notes(self, run: ActiveRun) -> dict[str, Any]:
         """Return the weak steps as a share of T."""
         weak = self.weak_models * self._weak_steps(run.problem.steps)
         return {"budget": self.budget, "weak_share": weak / run.problem.steps}
@@ -83,16 +83,16 @@ class InstantModelSoup(Method):
     def _main_steps(self, total: int) -> int:
         return total - (self.weak_models * self._weak_steps(total) if self.budget == "charged" else 0)
 
-    def _store_origin(self, run: Run) -> None:
+    def _store_origin(self, run: ActiveRun) -> None:
         run.state.notes["soup"] = {"score": soups.validation_score(run.problem, run.state), "forks": []}
         run.problem.journal.put_artifact("soup-0", named_weights(run.state.model))
 
-    def _begin_copy(self, number: int, run: Run) -> None:
+    def _begin_copy(self, number: int, run: ActiveRun) -> None:
         run.problem.reset_to_pretrained_(run.state)
         sparsity = self.sparsities[number % len(self.sparsities)]
         run.state.set_masks_(self.select_masks(run.state, sparsity))
 
-    def _mix_copy(self, number: int, run: Run) -> None:
+    def _mix_copy(self, number: int, run: ActiveRun) -> None:
         """Mix a copy into the soup with its best share."""
         problem, state = run.problem, run.state
         fork, soup = soups.clone_weights(state.model), problem.journal.get_artifact(f"soup-{number}")
@@ -105,7 +105,7 @@ class InstantModelSoup(Method):
         state.notes["soup"]["score"] = found[best]
         state.notes["soup"]["forks"].append({"sparsity": sparsity, "share": best, "score": found[best]})
 
-    def _begin_soup(self, run: Run) -> None:
+    def _begin_soup(self, run: ActiveRun) -> None:
         """Load the soup at step 0, with a fresh optimizer."""
         run.problem.reset_to_pretrained_(run.state)
         soups.load_weights_(run.state.model, run.problem.journal.get_artifact(f"soup-{self.weak_models}"))

@@ -20,7 +20,7 @@ from sparsesoup.methods.weak_masks import (
 )
 from sparsesoup.training.config import TrainingOverrides
 from sparsesoup.training.forks import Tensors
-from sparsesoup.training.plan import Phase, Run
+from sparsesoup.training.plan import ActiveRun, Phase
 from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import TrainState
 
@@ -88,7 +88,7 @@ class InstantSoup(Method):
             done = at
         return [*phases, Phase(name="finish", steps=main - done, rate=rate)]
 
-    def notes(self, run: Run) -> dict[str, Any]:
+    def notes(self, run: ActiveRun) -> dict[str, Any]:
         """Return the weak steps as a share of T."""
         return {"budget": self.budget, "weak_share": self.weak_steps(run.problem.steps) / run.problem.steps}
 
@@ -107,11 +107,11 @@ class InstantSoup(Method):
         end = partial(self._select_weak_mask, target)
         return weak_mask_phase(stage, steps, protocol, ConstantRate(factor * rate), (i, j), end, self.moments)
 
-    def _select_weak_mask(self, target: float, run: Run) -> Tensors:
+    def _select_weak_mask(self, target: float, run: ActiveRun) -> Tensors:
         goal = max(target, sparsity_of(run.state.masks))  # an intersection may have exceeded it
         return weak_mask(run.state, goal, self.groups_of(run.state.targets))
 
-    def _superpose_and_prune(self, target: float, final: float, run: Run) -> None:
+    def _superpose_and_prune(self, target: float, final: float, run: ActiveRun) -> None:
         state, groups = run.state, self.groups_of(run.state.targets)
         prune_to_soup(state, self.weak_masks, self._merged_masks(state, target, final, groups), groups)
 

@@ -23,7 +23,7 @@ from sparsesoup.methods.weak_masks import (
 )
 from sparsesoup.training.config import TrainingOverrides
 from sparsesoup.training.forks import Tensors
-from sparsesoup.training.plan import Phase, Run
+from sparsesoup.training.plan import ActiveRun, Phase
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import TrainState
@@ -79,7 +79,7 @@ class InstantSoupPaper(Method):
             ]
         return [*phases, Phase(name="finish", steps=size.steps - last)]
 
-    def notes(self, run: Run) -> dict[str, Any]:
+    def notes(self, run: ActiveRun) -> dict[str, Any]:
         """Return the weak steps as a share of T."""
         return weak_share(run)
 
@@ -88,17 +88,17 @@ class InstantSoupPaper(Method):
         rate = ConstantRate(protocol.rate_factor(size.seed, "weak", i, j) * size.rate_schedule()(at))
         return weak_mask_phase(stage, self.weak_steps, protocol, rate, (i, j), partial(_select_weak_mask, goal))
 
-    def _unite_and_prune(self, goal: float, run: Run) -> None:
+    def _unite_and_prune(self, goal: float, run: ActiveRun) -> None:
         state = run.state
         superposed = union([masks_with_quorum(state, 1), self.select_masks(state, goal, within=state.masks)])
         prune_to_soup(state, self.weak_masks, self.select_masks(state, goal, within=superposed))
 
 
-def _select_weak_mask(goal: float, run: Run) -> Tensors:
+def _select_weak_mask(goal: float, run: ActiveRun) -> Tensors:
     return weak_mask(run.state, goal)
 
 
-def weak_share(run: Run) -> dict[str, Any]:
+def weak_share(run: ActiveRun) -> dict[str, Any]:
     """Return the notes of a method whose weak steps are on top of T: their share of T."""
     weak = run.problem.meter.costs.get("weak")
     return {"budget": "extra", "weak_share": (weak.steps if weak else 0) / run.problem.steps}
@@ -183,7 +183,7 @@ class InstantSoupCode(Method):
             Phase(name="finish", steps=size.steps - at - last, until=size.steps),
         ]
 
-    def notes(self, run: Run) -> dict[str, Any]:
+    def notes(self, run: ActiveRun) -> dict[str, Any]:
         """Return the weak steps as a share of T."""
         return weak_share(run)
 
@@ -206,7 +206,7 @@ class InstantSoupCode(Method):
     def _is_near_target(self, sparsity: float, state: TrainState) -> bool:
         return sparsity - sparsity_of(state.masks) < self.near
 
-    def _last_stage(self, run: Run) -> int:
+    def _last_stage(self, run: ActiveRun) -> int:
         """Return the length of the stage after those that were done."""
         return self._stage_steps(run.problem.size, len(run.state.notes.get("stages", ())))
 
@@ -219,14 +219,14 @@ class InstantSoupCode(Method):
         end, steps = self._select_weak_mask, self._weak_steps(size)
         return weak_mask_phase(stage, steps, protocol, rate, (i, j), end, "fresh", near)
 
-    def _select_weak_mask(self, run: Run) -> Tensors:
+    def _select_weak_mask(self, run: ActiveRun) -> Tensors:
         now = sparsity_of(run.state.masks)
         return weak_mask(run.state, now + self.cut * (1 - now))
 
-    def _superpose_and_prune(self, sparsity: float, run: Run) -> None:
+    def _superpose_and_prune(self, sparsity: float, run: ActiveRun) -> None:
         prune_to_soup(run.state, self.weak_masks, superpose_masks(run.state, self.merge, self.weak_masks, sparsity))
 
-    def _adjust_masks(self, sparsity: float, run: Run) -> None:
+    def _adjust_masks(self, sparsity: float, run: ActiveRun) -> None:
         if sparsity_of(run.state.masks) < sparsity:
             run.state.set_masks_(self.select_masks(run.state, sparsity, within=run.state.masks))
 

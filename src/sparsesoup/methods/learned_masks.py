@@ -27,7 +27,7 @@ from sparsesoup.methods.gates.attach import (
 from sparsesoup.methods.gates.density import group_sizes, masked_share, set_thresholds_
 from sparsesoup.methods.gates.straight_through import StraightThroughGate
 from sparsesoup.training.loop import Hook
-from sparsesoup.training.plan import LoopHooks, Phase, Run
+from sparsesoup.training.plan import ActiveRun, LoopHooks, Phase
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import TrainState
@@ -143,7 +143,7 @@ class LearnedMasks(Method):
     def check(self, problem: Problem, sparsity: float) -> None:
         """Leave it to `start_run`, which makes the gates."""
 
-    def start_run(self, problem: Problem, sparsity: float) -> Run:
+    def start_run(self, problem: Problem, sparsity: float) -> ActiveRun:
         """Start a run with gates."""
         gated, size = self.make_gates(problem, sparsity), problem.size
 
@@ -153,7 +153,7 @@ class LearnedMasks(Method):
                 attach_biases(model, problem.targets)
             return learnt, self.peak_score_rate(size) / (size.training.learning_rate or 1.0)
 
-        return Run(problem, problem.start_run(attach), own=gated)
+        return ActiveRun(problem, problem.start_run(attach), own=gated)
 
     def _check_scores_can_close(self, size: RunSize) -> None:
         """Raise a UserError if no score can fall far enough: a step moves it by at most its learning rate."""
@@ -171,16 +171,16 @@ class LearnedMasks(Method):
             )
 
 
-def _search_hooks(run: Run) -> LoopHooks:
+def _search_hooks(run: ActiveRun) -> LoopHooks:
     return LoopHooks([run.own.hook], at_start=True, penalty=run.own.penalty)
 
 
-def _settle_hooks(run: Run) -> LoopHooks:
+def _settle_hooks(run: ActiveRun) -> LoopHooks:
     """Biases of pruned rows have no mask, so they are zeroed after each step."""
     return LoopHooks([zero_biases_] if run.own.biases else [])
 
 
-def _trim_to_sparsity(run: Run) -> None:
+def _trim_to_sparsity(run: ActiveRun) -> None:
     """Fix the masks at exactly the sparsity, ranked by the gates; note the sparsity that their thresholds gave."""
     state, gated = run.state, run.own
     state.notes["threshold_sparsity"] = masked_share(state, group_sizes(gated.ties, state.targets), exact=True)
@@ -192,7 +192,7 @@ def _trim_to_sparsity(run: Run) -> None:
         zero_biases_(state)
 
 
-def _detach_gates(run: Run) -> None:
+def _detach_gates(run: ActiveRun) -> None:
     detach_gates_(run.state)
 
 

@@ -11,7 +11,7 @@ from sparsesoup.core.schedules import geometric_sparsities
 from sparsesoup.methods.base import Method
 from sparsesoup.methods.imp import IterativeMagnitudePruning
 from sparsesoup.training import weight_averaging as soups
-from sparsesoup.training.plan import Phase, Run
+from sparsesoup.training.plan import ActiveRun, Phase
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import TrainState
@@ -69,11 +69,11 @@ class LotteryPools(Method):
         for goal in (max(self._goals(sparsity)), sparsity):
             self.groups_of(problem.targets, goal)
 
-    def start_run(self, problem: Problem, sparsity: float) -> Run:
+    def start_run(self, problem: Problem, sparsity: float) -> ActiveRun:
         """Start a run with a rewinding point."""
         return self._imp_method().start_run(problem, sparsity)
 
-    def notes(self, run: Run) -> dict[str, Any]:
+    def notes(self, run: ActiveRun) -> dict[str, Any]:
         """Return the number of rounds."""
         return {"rounds": len(self._goals(run.sparsity))}
 
@@ -87,12 +87,12 @@ class LotteryPools(Method):
     def _imp_method(self) -> IterativeMagnitudePruning:
         return IterativeMagnitudePruning(cut=self.cut, rewind=self.rewind, structure=self.structure, scope=self.scope)
 
-    def _own_ticket(self, target: int, sparsity: float, run: Run) -> None:
+    def _own_ticket(self, target: int, sparsity: float, run: ActiveRun) -> None:
         self._load_mixture_(run.state, run.problem.journal.get_artifact(f"ticket-{target}"), sparsity)
         own = soups.validation_score(run.problem, run.state)
         run.state.notes["pool"] = {"own": own, "score": own, "visited": []}
 
-    def _try_ticket(self, other: int, there: float, sparsity: float, run: Run) -> None:
+    def _try_ticket(self, other: int, there: float, sparsity: float, run: ActiveRun) -> None:
         """Mix a ticket into the pool with its best share if that improves it; the state holds the pool."""
         problem, state = run.problem, run.state
         pool, neighbour = soups.clone_weights(state.model), problem.journal.get_artifact(f"ticket-{other}")

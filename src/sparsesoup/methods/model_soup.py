@@ -8,7 +8,7 @@ from sparsesoup.core.schedules import ScaledRate
 from sparsesoup.methods.base import Method, require_dense
 from sparsesoup.training import weight_averaging as soups
 from sparsesoup.training.config import TrainingOverrides
-from sparsesoup.training.plan import Phase, Run
+from sparsesoup.training.plan import ActiveRun, Phase
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import TrainState
@@ -59,11 +59,11 @@ class ModelSoup(Method):
         tries = self.members - 1 if self.combine == "greedy" else 0
         return [*phases, Phase(name="soup", end=self._average_members, validations=tries, copies=2)]
 
-    def _score_member(self, run: Run) -> None:
+    def _score_member(self, run: ActiveRun) -> None:
         notes = run.state.notes.setdefault("soup", {"members": [], "taken": []})
         notes["members"].append(soups.validation_score(run.problem, run.state))
 
-    def _average_members(self, run: Run) -> None:
+    def _average_members(self, run: ActiveRun) -> None:
         problem, state = run.problem, run.state
         found = state.notes["soup"]
         if self.combine == "uniform":
@@ -88,5 +88,5 @@ class ModelSoup(Method):
         soups.load_weights_(state.model, soup)
 
 
-def _begin_member(run: Run) -> None:
+def _begin_member(run: ActiveRun) -> None:
     run.problem.reset_to_pretrained_(run.state)

@@ -8,7 +8,7 @@ from sparsesoup.core.masking import Scope
 from sparsesoup.core.rng import cpu_generator
 from sparsesoup.methods.base import Method, require_dense
 from sparsesoup.methods.scores import magnitude, random_scores
-from sparsesoup.training.plan import Phase, Run
+from sparsesoup.training.plan import ActiveRun, Phase
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.size import RunSize
 
@@ -45,7 +45,7 @@ class OneShot(Method):
         size.require_steps(1, "a run")
         return [Phase(name="train", steps=size.steps)]
 
-    def start_run(self, problem: Problem, sparsity: float) -> Run:
+    def start_run(self, problem: Problem, sparsity: float) -> ActiveRun:
         """Start a run with the mask."""
         run = super().start_run(problem, sparsity)
         params = run.state.prunable_parameters()

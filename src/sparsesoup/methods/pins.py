@@ -18,7 +18,7 @@ from sparsesoup.methods.platon import AVERAGES, check_ramp, pruning_ramp, ramp_h
 from sparsesoup.methods.scores.averages import ImportanceAverages, after_step
 from sparsesoup.training.batching import Batch
 from sparsesoup.training.distillation import distillation_divergence
-from sparsesoup.training.plan import Phase, Run
+from sparsesoup.training.plan import ActiveRun, Phase
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import TrainState, named_weights
@@ -85,7 +85,7 @@ class Pins(Method):
             Phase(name="finish", steps=size.steps - ramp.stop, own_loss=True, copies=1),
         ]
 
-    def start_run(self, problem: Problem, sparsity: float) -> Run:
+    def start_run(self, problem: Problem, sparsity: float) -> ActiveRun:
         """Start a run with a loss that the teacher is part of."""
         run = super().start_run(problem, sparsity)
         run.taught = replace(problem, objective=self_taught(problem, run.state, self.temperature))
@@ -102,7 +102,7 @@ def check_steps(plan: CubicSchedule, checks: int) -> list[int]:
     return sorted({plan.start + plan.every * (gaps * i // checks) for i in range(checks)})
 
 
-def _choose_teacher(ramp: CubicSchedule, sparsity: float, run: Run) -> None:
+def _choose_teacher(ramp: CubicSchedule, sparsity: float, run: ActiveRun) -> None:
     """Score the model on the validation rows; it teaches from now on if it is at least as good as all before it."""
     state = run.state
     metric, value = next(iter(run.problem.validate(state.model).items()))

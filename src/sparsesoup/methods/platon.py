@@ -11,7 +11,7 @@ from sparsesoup.core.schedules import CubicSchedule
 from sparsesoup.methods.base import Method
 from sparsesoup.methods.scores.averages import ImportanceAverages, first_order_sensitivity
 from sparsesoup.training.loop import Hook
-from sparsesoup.training.plan import LoopHooks, Phase, Run
+from sparsesoup.training.plan import ActiveRun, LoopHooks, Phase
 from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import TrainState
 
@@ -84,7 +84,7 @@ def pruning_ramp(size: RunSize, start: float, stop: float, every: int) -> CubicS
 
 
 def ramp_hooks(
-    method: Method, ramp: CubicSchedule, sparsity: float, averages: ImportanceAverages, run: Run
+    method: Method, ramp: CubicSchedule, sparsity: float, averages: ImportanceAverages, run: ActiveRun
 ) -> LoopHooks:
     """Return what happens inside the loop: averages of the importance are kept, and prune on the schedule."""
     hook = reversible_pruning_hook(ramp, sparsity, averages, method.groups_of(run.state.targets))

@@ -12,7 +12,7 @@ from sparsesoup.core.schedules import CubicSchedule
 from sparsesoup.methods.base import Method
 from sparsesoup.methods.gates import powerpropagation as power
 from sparsesoup.methods.gradual import train_on_schedule
-from sparsesoup.training.plan import Phase, Run
+from sparsesoup.training.plan import ActiveRun, Phase
 from sparsesoup.training.problem import GateParameters, Problem
 from sparsesoup.training.size import RunSize
 
@@ -53,14 +53,14 @@ class PowerPropagation(Method):
         # Folded at every restart too, since that loads the saved v into a model with its parametrization.
         return [replace(train_on_schedule(self, schedule, total, sparsity), always=self._fold)]
 
-    def start_run(self, problem: Problem, sparsity: float) -> Run:
+    def start_run(self, problem: Problem, sparsity: float) -> ActiveRun:
         """Start a run with the weights reparametrized."""
 
         def attach(model: nn.Module) -> GateParameters:
             power.attach_power(model, list(problem.targets), self.alpha)
             return [], 1.0
 
-        return Run(problem, problem.start_run(attach))
+        return ActiveRun(problem, problem.start_run(attach))
 
-    def _fold(self, run: Run) -> None:
+    def _fold(self, run: ActiveRun) -> None:
         power.fold_power_(run.state.model, list(run.problem.targets))

@@ -14,7 +14,7 @@ from sparsesoup.methods.base import Method
 from sparsesoup.methods.scores.activation import wanda_scores
 from sparsesoup.methods.scores.calibration import calibration_batches, need_batches
 from sparsesoup.methods.scores.gradient import gradient_flow_score, hessian_product, snip_sensitivity, task_gradient
-from sparsesoup.training.plan import Pass, Phase, Run
+from sparsesoup.training.plan import ActiveRun, Pass, Phase
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import TrainState
@@ -166,7 +166,7 @@ def _prune_then_train(
     return [*head, score, Phase(name="train", steps=size.steps - first)]
 
 
-def _score_and_prune(method: Snip | Grasp | Wanda, sparsity: float, run: Run) -> None:
+def _score_and_prune(method: Snip | Grasp | Wanda, sparsity: float, run: ActiveRun) -> None:
     scores = method.scores(run.problem, run.state)
     run.state.set_masks_(method.select_masks(run.state, sparsity, scores))
 

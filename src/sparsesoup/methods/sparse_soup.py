@@ -12,7 +12,7 @@ from sparsesoup.methods.base import Method
 from sparsesoup.methods.model_soup import PROTOCOLS
 from sparsesoup.training import weight_averaging as soups
 from sparsesoup.training.config import TrainingOverrides
-from sparsesoup.training.plan import Phase, Run
+from sparsesoup.training.plan import ActiveRun, Phase
 from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import named_weights
 
@@ -69,23 +69,23 @@ class SparseModelSoup(Method):
             phases.append(Phase(name=f"{name}-soup", end=partial(self._average_members, phase), copies=2))
         return phases
 
-    def notes(self, run: Run) -> dict[str, Any]:
+    def notes(self, run: ActiveRun) -> dict[str, Any]:
         """Return the sparsity of each phase."""
         return {"phases": self._goals(run.sparsity)}
 
     def _goals(self, sparsity: float) -> list[float]:
         return [1 - (1 - sparsity) ** (phase / self.phases) for phase in range(1, self.phases)] + [sparsity]
 
-    def _prune_phase(self, goal: float, phase: int, run: Run) -> None:
+    def _prune_phase(self, goal: float, phase: int, run: ActiveRun) -> None:
         run.state.set_masks_(self.select_masks(run.state, goal, within=run.state.masks))
         run.problem.journal.put_artifact(f"pruned-{phase}", named_weights(run.state.model))
 
-    def _begin_retraining(self, step: int, phase: int, run: Run) -> None:
+    def _begin_retraining(self, step: int, phase: int, run: ActiveRun) -> None:
         """Load the pruned weights of this phase, with a fresh optimizer, at a step that leaves the retraining's."""
         soups.load_weights_(run.state.model, run.problem.journal.get_artifact(f"pruned-{phase}"))
         run.state.reset_optimizer_()
         run.state.step = step
 
-    def _average_members(self, phase: int, run: Run) -> None:
+    def _average_members(self, phase: int, run: ActiveRun) -> None:
         members = (run.problem.journal.get_artifact(f"member-{phase}-{number}") for number in range(self.members))
         soups.load_weights_(run.state.model, soups.average_weights(members))

@@ -10,7 +10,7 @@ from sparsesoup.methods.scores import magnitude
 from sparsesoup.training.config import TrainingOverrides
 from sparsesoup.training.forks import Tensors
 from sparsesoup.training.loop import Rate
-from sparsesoup.training.plan import Phase, Run
+from sparsesoup.training.plan import ActiveRun, Phase
 from sparsesoup.training.state import TrainState
 
 Moments = Literal["inherited", "fresh"]
@@ -23,7 +23,7 @@ def weak_mask_phase(
     protocol: TrainingOverrides,
     rate: Rate,
     path: tuple[int, int],
-    end: Callable[[Run], Tensors],
+    end: Callable[[ActiveRun], Tensors],
     moments: Moments = "inherited",
     skip: Callable[[TrainState], bool] | None = None,
 ) -> Phase:

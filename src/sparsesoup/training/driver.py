@@ -14,7 +14,7 @@ from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.cost import CostTracker
 from sparsesoup.training.forks import Tensors
 from sparsesoup.training.loop import train, train_head
-from sparsesoup.training.plan import LoopHooks, Phase, Run, planned_steps
+from sparsesoup.training.plan import ActiveRun, LoopHooks, Phase, planned_steps
 from sparsesoup.training.problem import NullObserver, Problem
 from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import TrainState, named_weights
@@ -25,11 +25,11 @@ class Planned(Protocol):
 
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]: ...
     def check(self, problem: Problem, sparsity: float) -> None: ...
-    def start_run(self, problem: Problem, sparsity: float) -> Run: ...
-    def notes(self, run: Run) -> dict[str, Any]: ...
+    def start_run(self, problem: Problem, sparsity: float) -> ActiveRun: ...
+    def notes(self, run: ActiveRun) -> dict[str, Any]: ...
 
 
-def run_method(method: Planned, problem: Problem, sparsity: float) -> Ticket:
+def run_plan(method: Planned, problem: Problem, sparsity: float) -> Ticket:
     """Carry out the plan of a method, and return its ticket.
 
     Raises: UserError, before the first step, if the method does not fit T, the model or the sparsity.
@@ -56,7 +56,7 @@ def dry_run(method: Planned, problem: Problem, sparsity: float) -> None:
         _run_phases(run, [phase])
 
 
-def _begin(method: Planned, problem: Problem, sparsity: float) -> tuple[list[Phase], Run]:
+def _begin(method: Planned, problem: Problem, sparsity: float) -> tuple[list[Phase], ActiveRun]:
     phases = method.plan(problem.size, sparsity)
     method.check(problem, sparsity)
     run = method.start_run(problem, sparsity)
@@ -64,13 +64,13 @@ def _begin(method: Planned, problem: Problem, sparsity: float) -> tuple[list[Pha
     return phases, run
 
 
-def _report_left(run: Run) -> None:
+def _report_left(run: ActiveRun) -> None:
     """Tell the observer how many steps are left of the whole run."""
     done = run.problem.journal.finished
     run.problem.observer.steps_left(planned_steps([phase for phase in run.phases if phase.name not in done]))
 
 
-def _run_phases(run: Run, phases: Sequence[Phase]) -> None:
+def _run_phases(run: ActiveRun, phases: Sequence[Phase]) -> None:
     for phase in phases:
         _report_left(run)
         run.problem.journal.run_stage(phase.name, run.state, run_phase, run, phase, hold=phase.hold)
@@ -78,7 +78,7 @@ def _run_phases(run: Run, phases: Sequence[Phase]) -> None:
             phase.always(run)
 
 
-def run_phase(run: Run, phase: Phase) -> Any:
+def run_phase(run: ActiveRun, phase: Phase) -> Any:
     """Carry out a phase on a run; return what its end returns."""
     if phase.skip is not None and phase.skip(run.state):
         return None
@@ -90,7 +90,7 @@ def run_phase(run: Run, phase: Phase) -> Any:
     return phase.end(run) if phase.end is not None else None
 
 
-def _train_phase(run: Run, phase: Phase, steps: int) -> None:
+def _train_phase(run: ActiveRun, phase: Phase, steps: int) -> None:
     problem, state = run.problem, run.state
     if phase.own_loss:
         assert run.taught is not None
@@ -112,7 +112,7 @@ def _train_phase(run: Run, phase: Phase, steps: int) -> None:
         )  # fmt: skip
 
 
-def _run_forks(run: Run, phases: Sequence[Phase]) -> None:
+def _run_forks(run: ActiveRun, phases: Sequence[Phase]) -> None:
     """Run phases on copies of the state, maybe in other processes, and add their results to the state's memory."""
     results = run.problem.map(run.problem, run.state, run_fork, [(phase,) for phase in phases])
     for number, phase in enumerate(phases):
@@ -122,7 +122,7 @@ def _run_forks(run: Run, phases: Sequence[Phase]) -> None:
 
 def run_fork(problem: Problem, state: TrainState, phase: Phase) -> Tensors:
     """Carry out a phase on a copy of a state, and return its result."""
-    found: Tensors | None = run_phase(Run(problem, state), phase)
+    found: Tensors | None = run_phase(ActiveRun(problem, state), phase)
     return found or {}
 
 

@@ -33,7 +33,7 @@ class LoopHooks:
 
 
 @dataclass
-class Run:
+class ActiveRun:
     """A run in progress, as the functions of a phase get it.
 
     Args:
@@ -97,20 +97,20 @@ class Phase:
     rate: Rate | None = None
     overrides: TrainingOverrides | None = None
     fresh_optimizer: bool = False
-    loop: Callable[[Run], LoopHooks] | None = None
+    loop: Callable[[ActiveRun], LoopHooks] | None = None
     own_loss: bool = False
     shared: bool = False
     until: int | None = None
-    lasts: Callable[[Run], int] | None = None
+    lasts: Callable[[ActiveRun], int] | None = None
     skip: Callable[[TrainState], bool] | None = None
     scores: tuple[tuple[Pass, int], ...] = ()
     score_path: tuple[object, ...] = ()
     validations: int = 0
     store: str = ""
-    end: Callable[[Run], Any] | None = None
+    end: Callable[[ActiveRun], Any] | None = None
     rewinds_to: int | None = None
     hold: bool = False
-    always: Callable[[Run], None] | None = None
+    always: Callable[[ActiveRun], None] | None = None
     copies: float = 0.0
 
     @property
