@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,19 @@ from torch.nn import functional
 
 from sparsesoup.core.masks import Masks
 from sparsesoup.core.rng import cpu_generator
+from sparsesoup.core.schedules import CubicSchedule
 from sparsesoup.core.targets import Target
 from sparsesoup.methods.gates.attach import gates_of, underlying_weight
+from sparsesoup.methods.platon import Platon, ramp_hooks
+from sparsesoup.methods.scores.averages import ImportanceAverages
+from sparsesoup.methods.weak_masks import Moments, weak_mask, weak_mask_phase
 from sparsesoup.training.batching import Batch, RowBatches
 from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.cost import CostTracker
+from sparsesoup.training.driver import run_forks, run_phase
+from sparsesoup.training.loop import Rate, TrainingOverrides
+from sparsesoup.training.plan import Phase, Run
 from sparsesoup.training.problem import NullObserver, Problem
 from sparsesoup.training.state import TrainState
 
@@ -191,6 +199,35 @@ class Searched(Checkpointer):
                 for n, g in gates_of(state.model)
             }
             self.scores = {n: score.detach().clone() for n, score in found.items()}
+
+
+def add_weak_mask(
+    problem: Problem,
+    state: TrainState,
+    steps: int,
+    target: float,
+    protocol: TrainingOverrides,
+    rate: Rate,
+    path: tuple[int, int],
+    moments: Moments = "inherited",
+) -> None:
+    """Add a weak mask of a copy of the state to its memory, as a run does."""
+    phase = weak_mask_phase("stage", steps, protocol, rate, path, lambda run: weak_mask(run.state, target), moments)
+    run_forks(Run(problem, state, phases=[phase]), [phase])
+
+
+def climb(
+    problem: Problem,
+    state: TrainState,
+    ramp: CubicSchedule,
+    until: int,
+    sparsity: float,
+    averages: ImportanceAverages,
+    end: Callable[[Run], object] | None = None,
+) -> None:
+    """Train to a step of platon's ramp, as a run does, and then call the end of the phase."""
+    loop = partial(ramp_hooks, Platon(), ramp, sparsity, averages)
+    run_phase(Run(problem, state), Phase(name="ramp", steps=until - state.step, loop=loop, end=end))
 
 
 @contextmanager

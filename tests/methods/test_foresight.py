@@ -10,7 +10,7 @@ import torch
 from conftest import Watch, same, tiny, tiny_double, watched
 from sparsesoup.core import masks as algebra
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.granularity import Element, Row
+from sparsesoup.core.granularity import Row
 from sparsesoup.core.masking import topk_masks
 from sparsesoup.core.masks import Masks
 from sparsesoup.core.schedules import CubicSchedule
@@ -115,7 +115,7 @@ def test_a_warm_up_trains_the_head_alone_and_scores_with_it(method: Any) -> None
     moved = {n for n, t in state.model.state_dict().items() if not t.equal(before[n])}
     assert moved == {*HEAD}
     assert all(p.requires_grad for p in state.model.parameters())
-    method.score_and_prune(problem, state, 0.6, Element)
+    state.set_masks_(topk_masks(method.scores(problem, state), 0.6))
     train(state, problem, 48)
     algebra.apply_masks_(state.prunable_parameters(), state.masks)
     ticket = method.run(tiny(), 0.6)

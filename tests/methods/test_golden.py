@@ -24,7 +24,7 @@ from sparsesoup.methods.gates.hard_concrete import BETA, SHIFT, HardConcrete
 from sparsesoup.methods.gates.penalty_controller import SparsityController
 from sparsesoup.methods.gates.straight_through import StraightThroughGate, mean_gate_probability
 from sparsesoup.methods.hybrid import HybridMovement
-from sparsesoup.methods.learned_masks import PhaseShares, start_with_gates, straight_through_gates
+from sparsesoup.methods.learned_masks import PhaseShares, straight_through_gates
 from sparsesoup.methods.pins import Pins, answer_certainty
 from sparsesoup.methods.platon import Platon
 from sparsesoup.methods.pruning_at_init import Grasp, Snip, Wanda
@@ -75,8 +75,8 @@ def hybrid(**more: Any) -> tuple[TrainState, SparsityController]:
     settings: dict[str, Any] = {"tile": Block(4, 4), "penalty": 40.0, **more}
     phases = PhaseShares(warmup=0.1, cooldown=0.2, settle=0.1)
     problem = bert(steps=100)
-    gated, lead = HybridMovement(phases=phases, **settings).make_gates(problem, 0.5)
-    state, table = start_with_gates(problem, gated), numbers("hybrid")["scores"]
+    run = HybridMovement(phases=phases, **settings).start_run(problem, 0.5)
+    state, table = run.state, numbers("hybrid")["scores"]
     with torch.no_grad():
         for name, gate in gates_of(state.model):
             if gate.score is not None and name.removesuffix(".weight") in table:
@@ -84,7 +84,7 @@ def hybrid(**more: Any) -> tuple[TrainState, SparsityController]:
         for name, parameter in state.model.named_parameters():
             if name.endswith("bias.original"):
                 parameter.fill_(1.0)
-    return state, lead
+    return state, run.own.hook
 
 
 def penalty(state: TrainState, lead: SparsityController, step: int) -> Tensor:
@@ -380,7 +380,7 @@ def test_the_early_bird_fires_when_the_references_does() -> None:
         sparsity = sparsity_of(row["mask"])
         for state.step, weights in enumerate(epochs):
             state.prunable_parameters()["0.weight"].data = weights.view(5, 8).clone()
-            masks = method._draw_mask(state, sparsity)
+            masks = method.select_masks(state, sparsity)
             if method._mask_has_settled(state, masks):
                 break
         notes = state.notes["early_bird"]

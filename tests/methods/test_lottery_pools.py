@@ -1,6 +1,8 @@
 """Lottery Pools against the text of the paper, and against the rounds that it is made of."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ from sparsesoup.methods.imp import IterativeMagnitudePruning
 from sparsesoup.methods.lottery_pools import SHARES, LotteryPools, nearest_first
 from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.cost import CostTracker
+from sparsesoup.training.plan import Phase, Run
 from sparsesoup.training.problem import Problem
-from sparsesoup.training.state import TrainState, named_weights
+from sparsesoup.training.size import RunSize
+from sparsesoup.training.state import named_weights
 
 
 def accuracy(problem: Problem, given: dict[str, Tensor]) -> float:
@@ -33,11 +37,19 @@ def tickets(problem: Problem, cut: float, goals: list[float]) -> list[dict[str, 
     """The trained weights of every round of imp-rewind, zeros in them."""
     found: list[dict[str, Tensor]] = []
 
-    def trained(state: TrainState, number: int) -> None:
+    def keep(number: int, end: Callable[[Run], Any] | None, run: Run) -> None:
         assert number == len(found)
-        found.append({n: t.detach().clone() for n, t in named_weights(state.model).items()})
+        found.append({n: t.detach().clone() for n, t in named_weights(run.state.model).items()})
+        if end is not None:
+            end(run)
 
-    IterativeMagnitudePruning(cut=cut, rewind=0.05).run_rounds(problem, goals, trained=trained)
+    class Kept(IterativeMagnitudePruning):
+        def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
+            origin, *rounds = self.plan_rounds(size, goals)
+            return [origin, *(replace(phase, end=partial(keep, i, phase.end)) for i, phase in enumerate(rounds))]
+
+    Kept(cut=cut, rewind=0.05).run(problem, goals[-1])
+    assert len(found) == len(goals) + 1
     return found
 
 

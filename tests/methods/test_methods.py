@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from conftest import Watch, same, tiny, watched
+from conftest import Watch, add_weak_mask, same, tiny, watched
 from sparsesoup.core import masks as algebra
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Row
 from sparsesoup.core.masking import topk_masks
 from sparsesoup.core.masks import Masks, hamming_distance, sparsity
-from sparsesoup.core.schedules import CubicSchedule
+from sparsesoup.core.schedules import ConstantRate, CubicSchedule
 from sparsesoup.core.targets import target_parameters
 from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods import METHODS, Method
@@ -26,13 +26,7 @@ from sparsesoup.methods.isp import PROTOCOLS, InstantSoup
 from sparsesoup.methods.isp_published import InstantSoupCode, InstantSoupPaper
 from sparsesoup.methods.one_shot import OneShot
 from sparsesoup.methods.scores import magnitude
-from sparsesoup.methods.weak_masks import (
-    consensus_masks,
-    draw_weak_mask,
-    draw_weak_masks,
-    masks_with_quorum,
-    prune_to_soup,
-)
+from sparsesoup.methods.weak_masks import consensus_masks, masks_with_quorum, prune_to_soup
 from sparsesoup.training.batching import Batch
 from sparsesoup.training.config import TrainingConfig, TrainingOverrides
 from sparsesoup.training.loop import train
@@ -263,7 +257,7 @@ def soup(problem: Problem, count: int = 4, steps: int = 5) -> tuple[TrainState, 
     """A state with the votes of a few weak masks, and those masks."""
     state, masks, before = train(problem.start_run(), problem, 10), [], {}
     for j in range(count):
-        draw_weak_masks(problem, state, str(j), draw_weak_mask, [(steps, 0.5, PROTOCOLS[j], lambda step: 1e-2, (0, j))])
+        add_weak_mask(problem, state, steps, 0.5, PROTOCOLS[j], lambda step: 1e-2, (0, j))
         now = {n: state.memory[f"votes/{n}"] for n in state.targets}
         masks.append({n: now[n] > before.get(n, torch.zeros_like(now[n])) for n in now})
         before = now
@@ -321,9 +315,7 @@ def test_each_protocol_is_in_force_in_its_weak_run() -> None:
     ):
         problem = tiny()
         state = train(problem.start_run(), problem, 5)
-        draw_weak_masks(
-            problem, state, "", draw_weak_mask, [(5, 0.5, protocol, lambda step, p=protocol: p.rate * 1e-2, (0,))]
-        )
+        add_weak_mask(problem, state, 5, 0.5, protocol, ConstantRate(protocol.rate_factor(0) * 1e-2), (0, 0))
         looks.append({n: t for n, t in state.memory.items() if n.startswith("look/")})
     assert all(not same(a, b) for a, b in combinations(looks, 2))
     watch = Watch()

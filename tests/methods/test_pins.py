@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from conftest import same, tiny, watched
+from conftest import climb, same, tiny, watched
 from sparsesoup.core import masks as algebra
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.schedules import CubicSchedule
-from sparsesoup.methods.pins import Pins, _climb_and_check, answer_certainty, check_steps, self_taught
-from sparsesoup.methods.platon import Platon, train_ramp
+from sparsesoup.methods.pins import Pins, _choose_teacher, answer_certainty, check_steps, self_taught
+from sparsesoup.methods.platon import Platon
 from sparsesoup.methods.scores.averages import ImportanceAverages, after_step, first_order_sensitivity
 from sparsesoup.training.batching import Batch
 from sparsesoup.training.cost import CountFlops
@@ -157,13 +158,14 @@ def test_the_teacher_costs_a_forward_pass_from_the_first_check_on() -> None:
 
 def test_a_check_changes_no_bit_of_the_run() -> None:
     plan = CubicSchedule(5, 25, 5)
+    check = partial(_choose_teacher, plan, 0.7)
     averages = ImportanceAverages(sensitivity=after_step, fast=0.85, slow=0.99, window=5, origin=5)
     problem = tiny()
     once, thrice = problem.start_run(), problem.start_run()
-    train_ramp(once, problem, plan, 20, 0.7, averages)
+    climb(problem, once, plan, 20, 0.7, averages)
     for until in (5, 15):
-        _climb_and_check(thrice, problem, plan, until, 0.7, averages)
-    train_ramp(thrice, problem, plan, 20, 0.7, averages)
+        climb(problem, thrice, plan, until, 0.7, averages, end=check)
+    climb(problem, thrice, plan, 20, 0.7, averages)
     assert len(thrice.notes["teachers"]) == 2
     assert same({n: t for n, t in thrice.tensors().items() if "teacher/" not in n}, once.tensors())
 
@@ -176,9 +178,9 @@ def test_a_run_ranks_by_the_sensitivity_after_the_step_and_learns_at_the_tempera
     for sensitivity, temperature in [(after_step, 8.0), (after_step, 2.0), (first_order_sensitivity, 8.0)]:
         averages = ImportanceAverages(sensitivity=sensitivity, fast=0.3, slow=0.6, window=3, origin=12)
         state = problem.start_run()
-        _climb_and_check(state, problem, plan, 12, 0.7, averages)
+        climb(problem, state, plan, 12, 0.7, averages, end=partial(_choose_teacher, plan, 0.7))
         taught = replace(problem, objective=self_taught(problem, state, temperature))
-        train_ramp(state, taught, plan, 36, 0.7, averages)
+        climb(taught, state, plan, 36, 0.7, averages)
         found.append(same(ticket.masks, state.masks))
     assert found == [True, False, False]
 

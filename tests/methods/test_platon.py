@@ -5,12 +5,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from conftest import Watch, same, tiny, watched
+from conftest import Watch, climb, same, tiny, watched
 from reference import averages as twin
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.masks import dense_masks, sparsity
 from sparsesoup.core.schedules import CubicSchedule
-from sparsesoup.methods.platon import Platon, pruning_ramp, train_ramp
+from sparsesoup.methods.platon import Platon, pruning_ramp
 from sparsesoup.methods.scores.averages import ImportanceAverages, after_step, first_order_sensitivity
 from sparsesoup.training.loop import train
 from sparsesoup.training.state import TrainState
@@ -82,7 +82,7 @@ def climbed(plan: CubicSchedule, until: int, share: float = 0.7) -> tuple[Import
         sensitivity=first_order_sensitivity, fast=FAST, slow=SLOW, window=5, origin=plan.start
     )
     state = problem.start_run()
-    train_ramp(state, problem, plan, until, share, averages)
+    climb(problem, state, plan, until, share, averages)
     return averages, state
 
 
@@ -110,7 +110,7 @@ def test_weights_return_between_prunings_and_not_after_the_last() -> None:
     for n, m in gone.items():  # let some of them have been the most important all along
         m &= torch.arange(m.shape[1]) < 4
         state.memory[f"importance/{n}"][m] = state.memory[f"uncertainty/{n}"][m] = 1.0
-    train_ramp(state, problem, plan, 25, 0.7, averages)
+    climb(problem, state, plan, 25, 0.7, averages)
     assert all(state.masks[n][m].all() for n, m in gone.items())
     assert sum(int(m.sum()) for m in gone.values()) > 100
     final = {n: m.clone() for n, m in state.masks.items()}
@@ -127,7 +127,7 @@ def test_a_run_ranks_by_the_sensitivity_and_the_decays_it_was_given() -> None:
     for fast, slow in [(0.3, 0.6), (0.6, 0.3)]:
         state = problem.start_run()
         averages = ImportanceAverages(sensitivity=first_order_sensitivity, fast=fast, slow=slow, window=3, origin=12)
-        train_ramp(state, problem, plan, 36, 0.7, averages)
+        climb(problem, state, plan, 36, 0.7, averages)
         masks.append(state.masks)
     assert same(ticket.masks, masks[0])
     assert not same(ticket.masks, masks[1])
@@ -144,7 +144,7 @@ def test_the_log_shows_the_ramp_and_then_the_final_masks() -> None:
 
 def test_every_pruning_of_the_ramp_ends_a_window() -> None:
     for steps in (17, 60, 101, 200, 333):
-        plan = pruning_ramp(tiny(steps=steps), 0.1, 0.7, 10)
+        plan = pruning_ramp(tiny(steps=steps).size, 0.1, 0.7, 10)
         assert (plan.stop - plan.start) % 10 == 0
         assert plan.start < plan.stop <= round(0.7 * steps) + 1
         assert plan.start == round(0.1 * steps)

@@ -17,7 +17,7 @@ from sparsesoup.core.masking import topk_masks
 from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods import METHODS
 from sparsesoup.methods.instant_model_soup import InstantModelSoup
-from sparsesoup.methods.model_soup import PROTOCOLS, ModelSoup, scaled_rate
+from sparsesoup.methods.model_soup import PROTOCOLS, ModelSoup
 from sparsesoup.methods.scores import magnitude
 from sparsesoup.methods.sparse_soup import SparseModelSoup
 from sparsesoup.training.checkpoint import Checkpointer
@@ -109,8 +109,12 @@ def test_beginning_again_is_a_fresh_start_that_keeps_what_was_noted() -> None:
 def member(problem: Problem, number: int) -> dict[str, Tensor]:
     """One fine-tuning of a soup, by itself."""
     protocol = PROTOCOLS[number % len(PROTOCOLS)]
-    rate = scaled_rate(problem.rate_schedule(), protocol.rate)
-    state = problem.start_run()
+    decay, factor, state = problem.rate_schedule(), protocol.rate, problem.start_run()
+    assert isinstance(factor, float)
+
+    def rate(step: int) -> float:
+        return factor * decay(step)
+
     train(state, problem, problem.steps, stream=("member", number), rate=rate, protocol=protocol)
     return clone_weights(state.model)
 
@@ -216,9 +220,11 @@ def test_a_sparse_soup_is_the_mean_of_retrainings_of_one_mask_of_the_dense_run()
         load_weights_(state.model, clone_weights(dense.model))
         state.set_masks_(masks)
         state.step = 15
-        decay = problem.rate_schedule(15)
-        rate = scaled_rate(lambda step, decay=decay: decay(step - 15), PROTOCOLS[number].rate)
-        train(state, problem, 15, stream=("phase", 0, "member", number), rate=rate, protocol=PROTOCOLS[number])
+        decay, protocol = problem.rate_schedule(15), PROTOCOLS[number]
+        train(
+            state, problem, 15, stream=("phase", 0, "member", number), protocol=protocol,
+            rate=lambda step, decay=decay, factor=protocol.rate: factor * decay(step - 15),
+        )  # fmt: skip
         members.append(clone_weights(state.model))
     for name, found in ticket.weights.items():
         assert torch.allclose(found, torch.stack([m[name] for m in members]).mean(0), rtol=0, atol=1e-6), name

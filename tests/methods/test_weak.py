@@ -9,21 +9,15 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from conftest import ISP_CODE, Watch, same, still, tiny
+from conftest import ISP_CODE, Watch, add_weak_mask, same, still, tiny
 from reference import isp_code as twin
 from sparsesoup.core import masks as algebra
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.masks import Masks
-from sparsesoup.core.schedules import CubicSchedule
+from sparsesoup.core.schedules import ConstantRate, CubicSchedule
 from sparsesoup.methods import METHODS
 from sparsesoup.methods.isp import InstantSoup
-from sparsesoup.methods.weak_masks import (
-    consensus_masks,
-    draw_weak_mask,
-    draw_weak_masks,
-    masks_with_quorum,
-    superpose_masks,
-)
+from sparsesoup.methods.weak_masks import consensus_masks, masks_with_quorum, superpose_masks
 from sparsesoup.runs import config as recipe
 from sparsesoup.training.config import TrainingOverrides
 from sparsesoup.training.loop import train
@@ -37,14 +31,9 @@ def fork(problem: Problem, moments: Any, steps: int = 1) -> tuple[TrainState, di
     """A main run of ten steps, and the |theta| of a weak run from there."""
     state = train(problem.start_run(), problem, 10)
     here = copy.deepcopy(state.model)
-    task = (steps, 0.5, TrainingOverrides(), lambda step: 3e-3, (0,))
-    draw_weak_masks(problem, state, "", _look, [(*task, moments)])
+    add_weak_mask(problem, state, steps, 0.5, TrainingOverrides(), lambda step: 3e-3, (0, 0), moments)
     state.model.load_state_dict(here.state_dict())
     return state, {n: state.memory[f"look/{n}"] for n in state.targets}
-
-
-def _look(problem: Problem, state: TrainState, *task: Any) -> dict[str, torch.Tensor]:
-    return draw_weak_mask(problem, state, *task[:-1], moments=task[-1])
 
 
 def test_a_weak_run_with_fresh_moments_begins_with_the_step_of_a_fresh_optimizer() -> None:
@@ -52,7 +41,7 @@ def test_a_weak_run_with_fresh_moments_begins_with_the_step_of_a_fresh_optimizer
     state, look = fork(problem, "fresh")
     model = copy.deepcopy(state.model).train()
     optimizer = twin.optimizer_of(model, 3e-3, 0.1)
-    rows = next(problem.train.train_batches(16, 10, problem.seed, "weak", 0))
+    rows = next(problem.train.train_batches(16, 10, problem.seed, "weak", 0, 0))
     batch = problem.train.batch(rows)
     cross_entropy(model(batch["x"]), batch["labels"]).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -129,9 +118,7 @@ def soup(problem: Problem, count: int) -> tuple[TrainState, list[Masks]]:
     state, masks, before = train(problem.start_run(), problem, 10), [], {}
     for j in range(count):
         factor = WIDE[0].rate_factor(0, j)
-        draw_weak_masks(
-            problem, state, str(j), draw_weak_mask, [(5, 0.5, WIDE[0], lambda step, f=factor: f * 1e-2, (0, j))]
-        )
+        add_weak_mask(problem, state, 5, 0.5, WIDE[0], ConstantRate(factor * 1e-2), (0, j))
         now = {n: state.memory[f"votes/{n}"] for n in state.targets}
         masks.append({n: now[n] > before.get(n, torch.zeros_like(now[n])) for n in now})
         before = now

@@ -157,10 +157,10 @@ def _prune_then_train(
     scores: tuple[tuple[Pass, int], ...],
     warmup: float = 0.0,
 ) -> list[Phase]:
-    size.require_steps(1, "a run")
     first = round(warmup * size.steps)
     if warmup:
         size.require_fit(lambda total: 1 <= round(warmup * total) < total, f"a warm-up of the head of {warmup:g} T")
+    size.require_steps(1, "a run")
     head = [Phase(name="head", kind="head", steps=first, label="search")] if first else []
     score = Phase(name="score", scores=scores, end=partial(_score_and_prune, method, sparsity))
     return [*head, score, Phase(name="train", steps=size.steps - first)]

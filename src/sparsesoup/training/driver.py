@@ -36,7 +36,7 @@ def run_plan(method: Planned, problem: Problem, sparsity: float) -> Ticket:
     """
     phases, run = _begin(method, problem, sparsity)
     for is_fork, group in groupby(phases, lambda phase: phase.kind == "fork"):
-        (_run_forks if is_fork else _run_phases)(run, list(group))
+        (run_forks if is_fork else _run_phases)(run, list(group))
     return problem.finish_run(run.state, **method.notes(run))
 
 
@@ -112,7 +112,7 @@ def _train_phase(run: ActiveRun, phase: Phase, steps: int) -> None:
         )  # fmt: skip
 
 
-def _run_forks(run: ActiveRun, phases: Sequence[Phase]) -> None:
+def run_forks(run: ActiveRun, phases: Sequence[Phase]) -> None:
     """Run phases on copies of the state, maybe in other processes, and add their results to the state's memory."""
     results = run.problem.map(run.problem, run.state, run_fork, [(phase,) for phase in phases])
     for number, phase in enumerate(phases):
