@@ -11,6 +11,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,19 @@ import torch
 from sparsesoup.core.granularity import Block
 from sparsesoup.core.masking import topk_masks
 from sparsesoup.core.masks import count_kept
+from sparsesoup.core.schedules import ConstantRate
 from sparsesoup.exports.bitmask_codec import decode_tensor, encode_tensor
 from sparsesoup.hub.build import ModelAndDataConfig, build_problem, open_task
 from sparsesoup.methods.isp import PROTOCOLS
-from sparsesoup.methods.learned_masks import start_with_gates
 from sparsesoup.methods.movement import MovementPruning
 from sparsesoup.methods.scores import magnitude
 from sparsesoup.methods.soft_movement_and_l0 import HardConcreteL0
-from sparsesoup.methods.weak_masks import add_vote, draw_weak_mask
+from sparsesoup.methods.weak_masks import weak_mask, weak_mask_phase
+from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.config import TrainingConfig
-from sparsesoup.training.forks import serial_map
+from sparsesoup.training.driver import run_forks
 from sparsesoup.training.loop import train
+from sparsesoup.training.plan import Run
 from sparsesoup.training.problem import Problem, to_device
 
 RESULT = Path(__file__).parent / "results" / "cost.json"
@@ -120,21 +123,23 @@ def selection(rounds: int) -> dict[str, Any]:
     return {"bound": 1 / 3, "memory_bound": 0.5, "memory_over_scores": added, **result}
 
 
-def weak_mask(problem: Problem, rounds: int) -> dict[str, Any]:
+def weak_mask_cost(problem: Problem, rounds: int) -> dict[str, Any]:
     """A weak mask of 30 steps, fork, score, keep and return included, against its 30 training steps. Bound: 1.10."""
     state = problem.start_run()
     train(state, problem, 1)
     state.set_masks_(topk_masks(magnitude(state.prunable_parameters()), 0.5))
-    protocol, task = PROTOCOLS[0], (30, 0.6, PROTOCOLS[0], lambda step: 1e-5, (0,))
+    protocol, rate = PROTOCOLS[0], ConstantRate(1e-5)
+    phase = weak_mask_phase("stage", 30, protocol, rate, (0, 0), lambda run: weak_mask(run.state, 0.6))
 
     def vote() -> None:
         state.memory.clear()
         state.step = 1  # the same rows as below
-        add_vote(state, serial_map(problem, state, draw_weak_mask, [task]), 0)
+        fresh = replace(problem, journal=Checkpointer(problem.meter))  # in which no phase is finished
+        run_forks(Run(fresh, state, phases=[phase]), [phase])
 
     def steps() -> None:
         state.step = 1
-        train(state, problem, 30, stream=("weak", 0), rate=lambda step: 1e-5, protocol=protocol)
+        train(state, problem, 30, stream=phase.stream, rate=rate, protocol=protocol)
 
     return {"bound": 1.10, **paired(vote, steps, rounds)}
 
@@ -152,20 +157,20 @@ def gated_step(problem: Problem, method: Any, bound: float, steps: int, rounds: 
     Thresholds, feedback and penalty included. The most memory that a step takes beside the dense loop's is told in
     sizes of the prunable weights; the scores, their gradient and their two moments are 4.
     """
-    dense, (gated, hook) = problem.start_run(), method.make_gates(problem, 0.9)
-    state, ramp = start_with_gates(problem, gated), problem.steps // 3
+    dense, run, ramp = problem.start_run(), method.start_run(problem, 0.9), problem.steps // 3
+    state, gated = run.state, run.own
     for group in dense.optimizer.param_groups:
         group["lr"] = 1e-5
 
     def ours() -> None:
         state.step = ramp
-        train(state, problem, steps, rate=lambda step: 1e-5, hooks=[hook], observe=gated.observe, penalty=gated.penalty)
+        train(state, problem, steps, rate=lambda step: 1e-5, hooks=[gated.hook], penalty=gated.penalty)
 
     def plain() -> None:
         plain_loop(problem, dense.model, dense.optimizer, steps, ramp)
 
     state.step = ramp
-    hook(state)
+    gated.hook(state)
     result = paired(ours, plain, rounds)
     weights = sum(p.numel() * p.element_size() for p in state.prunable_parameters().values())
     learnt = [p for group in state.optimizer.param_groups[2:] for p in group["params"]]
@@ -215,7 +220,7 @@ def main() -> None:
     place = ModelAndDataConfig()
     problem = build_problem(place, open_task(place), steps=1000, training=TrainingConfig())
     found["masked_step"] = masked_step(problem, 16, options.rounds)
-    found["weak_mask"] = weak_mask(problem, max(3, options.rounds // 3))
+    found["weak_mask"] = weak_mask_cost(problem, max(3, options.rounds // 3))
     for name, (bound, method) in GATED.items():
         found[name] = gated_step(problem, method, bound, 10, max(3, options.rounds // 2))
     for name, table in found.items():

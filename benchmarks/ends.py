@@ -13,7 +13,6 @@ import torch
 
 from sparsesoup.hub.build import ModelAndDataConfig, build_problem, open_task
 from sparsesoup.methods.gates.attach import gates_of
-from sparsesoup.methods.learned_masks import start_with_gates
 from sparsesoup.methods.movement import MovementPruning
 from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.loop import train
@@ -53,7 +52,7 @@ def main() -> None:
     problem = build_problem(
         place, open_task(place), steps=400, training=TrainingConfig(learning_rate=2e-4, precision="bf16")
     )
-    state = start_with_gates(problem, MovementPruning().make_gates(problem, 0.7)[0])
+    state = MovementPruning().start_run(problem, 0.7).state
     train(state, problem, 80)
     learnt = {name: gate.score.detach().clone() for name, gate in gates_of(state.model) if gate.score is not None}
     found: dict[str, object] = {"command": "python benchmarks/ends.py", "nothing masked": loss(problem, state)}
