@@ -32,7 +32,7 @@ from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.driver import run_forks
 from sparsesoup.training.loop import train
-from sparsesoup.training.plan import Run
+from sparsesoup.training.plan import ActiveRun
 from sparsesoup.training.problem import Problem, to_device
 
 RESULT = Path(__file__).parent / "results" / "cost.json"

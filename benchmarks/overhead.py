@@ -25,7 +25,7 @@ from rich.console import Console
 from sparsesoup.core.files import write_json
 from sparsesoup.hub import build
 from sparsesoup.runs.results import machine_name
-from sparsesoup.runs.run import RuntimeOptions, evaluate_finished_run, run_method
+from sparsesoup.runs.run import RuntimeOptions, evaluate_finished_run, run_plan
 from sparsesoup.study.compare import run_study
 from sparsesoup.study.execute.executors import InProcess, JobExecutor, ProcessExecutor
 from sparsesoup.study.recipe.plan import StudyPlan, read_plan
@@ -88,7 +88,7 @@ def plain(cells: list[Trial], out: Path) -> None:
     """Prune and test these cells as a script would."""
     torch.set_num_threads(1)
     for cell in cells:
-        evaluate_finished_run(run_method(cell.settings, out, RuntimeOptions(quiet())).path, quiet())
+        evaluate_finished_run(run_plan(cell.settings, out, RuntimeOptions(quiet())).path, quiet())
 
 
 def two_plain(grid: StudyPlan, out: Path) -> float:

@@ -26,7 +26,7 @@ from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.cost import CostTracker
 from sparsesoup.training.driver import run_forks, run_phase
 from sparsesoup.training.loop import Rate, TrainingOverrides
-from sparsesoup.training.plan import Phase, Run
+from sparsesoup.training.plan import Phase, ActiveRun
 from sparsesoup.training.problem import NullObserver, Problem
 from sparsesoup.training.state import TrainState
 

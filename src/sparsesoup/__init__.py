@@ -60,7 +60,9 @@ if TYPE_CHECKING:
     from sparsesoup.training.config import DistillConfig as DistillConfig
     from sparsesoup.training.config import TrainingConfig as TrainingConfig
     from sparsesoup.training.config import TrainingOverrides as TrainingOverrides
+    from sparsesoup.training.plan import Phase as Phase
     from sparsesoup.training.problem import Problem as Problem
+    from sparsesoup.training.size import RunSize as RunSize
     from sparsesoup.training.zero_hooks import hold_zeros as hold_zeros
 
 # Name -> module, looked up when a name is first used: transformers takes a second to import.
@@ -77,7 +79,9 @@ _NAMES = {
     "OneShot Pins Platon PowerPropagation Snip SoftMovement SparseModelSoup Wanda",
     "sparsesoup.runs.run": "Run",
     "sparsesoup.training.config": "DistillConfig TrainingConfig TrainingOverrides",
+    "sparsesoup.training.plan": "Phase",
     "sparsesoup.training.problem": "Problem",
+    "sparsesoup.training.size": "RunSize",
     "sparsesoup.training.zero_hooks": "hold_zeros",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}

@@ -18,7 +18,7 @@ from sparsesoup.methods.imp import IterativeMagnitudePruning
 from sparsesoup.methods.lottery_pools import SHARES, LotteryPools, nearest_first
 from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.cost import CostTracker
-from sparsesoup.training.plan import Phase, Run
+from sparsesoup.training.plan import Phase, ActiveRun
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import named_weights

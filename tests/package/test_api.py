@@ -82,13 +82,11 @@ def test_a_study_is_run_from_a_table(place: Path, tmp_path: Path, monkeypatch) -
 
 PLUGIN = '''
 from dataclasses import dataclass
-from sparsesoup import MethodInfo
-from sparsesoup.core.masking import topk_masks
-from sparsesoup.methods.scores import magnitude
-from sparsesoup.training.loop import train
+from functools import partial
+from sparsesoup import Method, MethodInfo, Phase
 
 @dataclass(frozen=True, kw_only=True)
-class Halves:
+class Halves(Method):
     """Prune half of it, train, prune the rest.
 
     Args:
@@ -97,15 +95,15 @@ class Halves:
 
     first: float = 0.5
 
-    def run(self, problem, sparsity):
-        state = problem.start_run()
+    def plan(self, size, sparsity):
+        phases = []
         for number, goal in enumerate((self.first * sparsity, sparsity)):
-            problem.journal.run_stage(f"prune-{number}", state, self._prune, state, goal)
-            problem.journal.run_stage(f"train-{number}", state, train, state, problem, problem.steps // 2)
-        return problem.finish_run(state)
+            phases.append(Phase(name=f"prune-{number}", end=partial(self._prune, goal)))
+            phases.append(Phase(name=f"train-{number}", steps=size.steps // 2))
+        return phases
 
-    def _prune(self, state, goal):
-        state.set_masks_(topk_masks(magnitude(state.prunable_parameters()), goal, within=state.masks))
+    def _prune(self, goal, run):
+        run.state.set_masks_(self.select_masks(run.state, goal, within=run.state.masks))
 
 ROW = MethodInfo(method=Halves(), family="own", score="|w|", summary="in two halves")
 '''
