@@ -135,7 +135,7 @@ def weak_mask_cost(problem: Problem, rounds: int) -> dict[str, Any]:
         state.memory.clear()
         state.step = 1  # the same rows as below
         fresh = replace(problem, journal=Checkpointer(problem.meter))  # in which no phase is finished
-        run_forks(Run(fresh, state, phases=[phase]), [phase])
+        run_forks(ActiveRun(fresh, state, phases=[phase]), [phase])
 
     def steps() -> None:
         state.step = 1

@@ -26,7 +26,7 @@ from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.cost import CostTracker
 from sparsesoup.training.driver import run_forks, run_phase
 from sparsesoup.training.loop import Rate, TrainingOverrides
-from sparsesoup.training.plan import Phase, ActiveRun
+from sparsesoup.training.plan import ActiveRun, Phase
 from sparsesoup.training.problem import NullObserver, Problem
 from sparsesoup.training.state import TrainState
 
@@ -213,7 +213,7 @@ def add_weak_mask(
 ) -> None:
     """Add a weak mask of a copy of the state to its memory, as a run does."""
     phase = weak_mask_phase("stage", steps, protocol, rate, path, lambda run: weak_mask(run.state, target), moments)
-    run_forks(Run(problem, state, phases=[phase]), [phase])
+    run_forks(ActiveRun(problem, state, phases=[phase]), [phase])
 
 
 def climb(
@@ -223,11 +223,11 @@ def climb(
     until: int,
     sparsity: float,
     averages: ImportanceAverages,
-    end: Callable[[Run], object] | None = None,
+    end: Callable[[ActiveRun], object] | None = None,
 ) -> None:
     """Train to a step of platon's ramp, as a run does, and then call the end of the phase."""
     loop = partial(ramp_hooks, Platon(), ramp, sparsity, averages)
-    run_phase(Run(problem, state), Phase(name="ramp", steps=until - state.step, loop=loop, end=end))
+    run_phase(ActiveRun(problem, state), Phase(name="ramp", steps=until - state.step, loop=loop, end=end))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from sparsesoup.methods.imp import IterativeMagnitudePruning
 from sparsesoup.methods.lottery_pools import SHARES, LotteryPools, nearest_first
 from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.cost import CostTracker
-from sparsesoup.training.plan import Phase, ActiveRun
+from sparsesoup.training.plan import ActiveRun, Phase
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import named_weights
@@ -37,7 +37,7 @@ def tickets(problem: Problem, cut: float, goals: list[float]) -> list[dict[str, 
     """The trained weights of every round of imp-rewind, zeros in them."""
     found: list[dict[str, Tensor]] = []
 
-    def keep(number: int, end: Callable[[Run], Any] | None, run: Run) -> None:
+    def keep(number: int, end: Callable[[ActiveRun], Any] | None, run: ActiveRun) -> None:
         assert number == len(found)
         found.append({n: t.detach().clone() for n, t in named_weights(run.state.model).items()})
         if end is not None:
