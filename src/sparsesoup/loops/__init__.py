@@ -1,0 +1,1 @@
+"""Pruning inside training loops that are not ours: any loop, accelerate, the Trainer."""

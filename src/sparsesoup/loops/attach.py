@@ -1,0 +1,173 @@
+"""attach: prune a model while a loop of one's own trains it."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.targets import Target, Targets
+from sparsesoup.hub.models.prunable import prunable_matrices
+from sparsesoup.loops.problem import Loss, first_batches, make_problem
+from sparsesoup.loops.pruner import Pruner
+from sparsesoup.methods import METHODS, Method
+from sparsesoup.training.plan import Phase
+
+Prunable = Callable[[str, Parameter], bool]
+
+
+def attach(
+    model: nn.Module,
+    optimizer: Any,
+    method: str | Method = "gradual",
+    sparsity: float = 0.5,
+    *,
+    steps: int,
+    loss: Loss | None = None,
+    batches: Iterable[Any] | None = None,
+    prunable: Prunable | None = None,
+    seed: int = 0,
+    max_grad_norm: float = 1.0,
+) -> Pruner:
+    """Prune a model while your own loop trains it: the loop calls nothing else, and `finish` once at its end.
+
+    Hooks on the innermost torch optimizer count the steps that really happened, so accumulation, a gradient scaler and
+    accelerate need nothing special. The model keeps its names and the optimizer its groups.
+
+    Args:
+        model: the model, as it is trained.
+        optimizer: its optimizer, or accelerate's wrapper of it.
+        method: a method's name, or a method with settings of its own.
+        sparsity: share of the prunable weights to remove.
+        steps: T, the optimizer steps of the loop.
+        loss: (model, batch) -> mean loss; for methods that need batches of their own (isp, wanda, snip, ...).
+        batches: training batches for those; the loop's DataLoader will do, since it is iterated separately.
+        prunable: (name, parameter) -> whether to prune it; by default the matrices of the repeated blocks, or, in a
+            model without such blocks, those of all linear layers but the last.
+        seed: seed of all random choices.
+        max_grad_norm: maximum gradient norm in weak runs; 0 disables clipping.
+    Returns: the pruner, with `masks`, `sparsity`, `cost`, `state_dict` and `finish`.
+    Raises: UserError if the method needs what such a loop does not give, or does not fit the steps or the model.
+
+    >>> layer = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    >>> pruner = attach(layer, optimizer, "gradual", sparsity=0.5, steps=10)
+    >>> for _ in range(10):
+    ...     layer(torch.randn(4, 8)).square().mean().backward()
+    ...     optimizer.step()
+    ...     optimizer.zero_grad()
+    >>> masks = pruner.finish()
+    >>> int((layer[0].weight == 0).sum())
+    32
+    """
+    _require_one_process()
+    chosen = named_method(method)
+    if hasattr(chosen, "budget"):
+        chosen = replace(chosen, budget="extra")  # type: ignore[type-var]  # the loop has its T steps
+    inner = innermost(optimizer)
+    targets = find_targets(unwrapped(model), prunable)
+    check_trained(unwrapped(model), inner, targets)
+    problem = make_problem(unwrapped(model), inner, targets, steps, None, None, seed, max_grad_norm)
+    phases = chosen.plan(problem.size, sparsity)
+    check_phases(chosen, phases, loss is not None and batches is not None)
+    if loss is not None and batches is not None:
+        rows = first_batches(batches, phases)
+        problem = make_problem(unwrapped(model), inner, targets, steps, loss, rows, seed, max_grad_norm)
+    chosen.check(problem, sparsity)
+    return Pruner(model, chosen, problem, phases, sparsity)
+
+
+def _require_one_process() -> None:
+    one = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    if not one and (count := torch.distributed.get_world_size()) > 1:
+        raise UserError(f"pruning runs in one process, this is one of {count}; start a single one")
+
+
+def named_method(method: str | Method) -> Method:
+    """Return a method by name, or the method itself.
+
+    Raises: UserError if there is none of that name.
+    """
+    if isinstance(method, str) and method not in METHODS:
+        raise UserError(f"there is no method {method}; there are {', '.join(METHODS)}")
+    return METHODS[method] if isinstance(method, str) else method
+
+
+def innermost(optimizer: Any) -> Optimizer:
+    """Return the torch optimizer inside wrappers such as accelerate's."""
+    while not isinstance(optimizer, Optimizer) or hasattr(optimizer, "optimizer"):
+        if not hasattr(optimizer, "optimizer"):
+            raise UserError(f"{type(optimizer).__name__} is no torch optimizer, nor a wrapper of one")
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside torch.compile and DataParallel, whose parameters have the plain names."""
+    while (inside := getattr(model, "_orig_mod", None) or getattr(model, "module", None)) is not None:
+        if not isinstance(inside, nn.Module):
+            break
+        model = inside
+    return model
+
+
+def find_targets(model: nn.Module, prunable: Prunable | None) -> Targets:
+    """Return the prunable parameters of any model; see `attach`."""
+    if prunable is None:
+        found = prunable_matrices(model) if hasattr(model, "base_model_prefix") else {}
+        if not found:
+            linear = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+            found = _targets_of(model, lambda name, parameter: name in linear[:-1])
+    else:
+        found = _targets_of(model, prunable)
+    if not found:
+        raise UserError(
+            f"found nothing to prune in {type(model).__name__}; say what with "
+            f'prunable=lambda name, parameter: name.endswith("proj.weight")'
+        )
+    return found
+
+
+def _targets_of(model: nn.Module, prunable: Prunable) -> Targets:
+    chosen = [(name, p) for name, p in model.named_parameters() if prunable(name, p)]
+    if flat := [name for name, p in chosen if p.dim() < 2 or min(p.shape) < 2]:
+        raise UserError(f"{flat[0]} is no matrix, so it cannot be pruned; leave it out of prunable=...")
+    return {name: Target("other", tuple(p.shape)) for name, p in chosen}
+
+
+def check_trained(model: nn.Module, optimizer: Optimizer, targets: Targets) -> None:
+    """Raise a UserError if the optimizer does not train a weight that is to be pruned."""
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    params = dict(model.named_parameters())
+    if missing := [n for n in targets if id(params[n]) not in trained or not params[n].requires_grad]:
+        raise UserError(
+            f"{missing[0]} is to be pruned and not trained by this optimizer ({len(missing)} such weights); make the "
+            f"optimizer of the model's parameters once the model is on its device, or leave them out with prunable=..."
+        )
+
+
+def check_phases(method: Method, phases: Sequence[Phase], has_batches: bool) -> None:
+    """Raise a UserError if a plan needs what a foreign loop does not give."""
+    name, needs = type(method).__name__, {need for phase in phases for need in phase.needs}
+    if any(phase.scores for phase in phases) and getattr(method, "temperature", 1.0) != 1.0:
+        raise UserError(f"{name} cannot divide the logits inside loss=... by a temperature; leave it at 1")
+    reasons = {
+        "has a teacher in its loss": any(phase.own_loss for phase in phases),
+        "goes back to an earlier step": any(phase.rewinds_to is not None for phase in phases),
+        "validates on rows of its own": any(phase.validations for phase in phases),
+        "trains the head alone first": any(phase.kind == "head" for phase in phases),
+    }
+    for why, holds in reasons.items():
+        if holds:
+            raise UserError(
+                f"{name} {why}, which a loop that is not ours does not; let sparsesoup train, or take gradual, platon, "
+                f"wanda or isp here"
+            )
+    if "extra batches" in needs and not has_batches:
+        raise UserError(
+            f"{name} needs batches of its own; give loss=lambda model, batch: model(**batch).loss and batches=loader"
+        )

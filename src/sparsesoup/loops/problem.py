@@ -1,0 +1,120 @@
+"""The problem of a foreign loop: the user's model, optimizer and loss, for the parts of a method that need batches."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.masks import dense_masks
+from sparsesoup.core.targets import Targets, target_parameters
+from sparsesoup.training.batching import Batch, RowBatches
+from sparsesoup.training.config import TrainingConfig
+from sparsesoup.training.plan import Phase
+from sparsesoup.training.problem import GateParameters, Problem
+from sparsesoup.training.state import TrainState
+
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+class PlainDevice:
+    """What a problem asks of accelerate, in a process that may have an Accelerator of its own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def clip_grad_norm_(self, parameters: Iterable[Tensor], most: float) -> Tensor:
+        return torch.nn.utils.clip_grad_norm_(parameters, most)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopProblem(Problem):
+    """A problem whose runs prune the user's own model, in place.
+
+    Args:
+        optimizer: the user's innermost optimizer.
+    """
+
+    optimizer: Optimizer
+
+    @property
+    def accelerator(self) -> Any:
+        """The device of the model."""
+        return PlainDevice(next(self.pretrained.parameters()).device)
+
+    def start_run(self, attach: Callable[[nn.Module], GateParameters] | None = None) -> TrainState:
+        """Start a run on the model itself."""
+        if attach is not None:
+            raise UserError(
+                "this method trains parameters of its own beside the weights, which a loop that is not ours does not; "
+                'take gradual, platon or isp, or let sparsesoup train: prune("movement", ...)'
+            )
+        self.journal.begin_run(self.meter)
+        masks = dense_masks(target_parameters(self.pretrained, self.targets))
+        return TrainState(model=self.pretrained, optimizer=self.optimizer, targets=self.targets, masks=masks)
+
+
+def make_problem(
+    model: nn.Module,
+    optimizer: Optimizer,
+    targets: Targets,
+    steps: int,
+    loss: Loss | None,
+    batches: Iterable[Any] | None,
+    seed: int,
+    max_grad_norm: float,
+) -> LoopProblem:
+    """Return the problem of a foreign loop. A row of its data is a batch of the user's."""
+    rows = list(batches) if isinstance(batches, Sequence) else []
+    plain = any(not isinstance(batch, Mapping) for batch in rows[:1])
+
+    def objective(model: nn.Module, batch: Batch) -> Tensor:
+        assert loss is not None
+        return loss(model, tuple(batch.values()) if plain else batch)
+
+    data = RowBatches(rows or [None], lambda rows: as_mapping(rows[0]))
+    return LoopProblem(
+        pretrained=model, optimizer=optimizer, targets=targets, train=data, validation=data, steps=steps,
+        predict=lambda model, batch: objective(model, batch)[None], criterion=lambda outputs, batch: outputs.mean(),
+        metric=lambda outputs, labels: {}, objective=objective if loss is not None else None, seed=seed,
+        training=TrainingConfig(
+            learning_rate=1.0, warmup_ratio=0.0, weight_decay=0.0, batch_size=1, max_grad_norm=max_grad_norm
+        ),
+    )  # fmt: skip
+
+
+def as_mapping(batch: Any) -> Batch:
+    """Return a batch as a mapping of tensors: a tuple or a list by position.
+
+    Raises: UserError if it is something else.
+    """
+    if isinstance(batch, Tensor):
+        batch = (batch,)
+    table = dict(batch) if isinstance(batch, Mapping) else {str(i): t for i, t in enumerate(batch)}
+    if wrong := [name for name, t in table.items() if not isinstance(t, Tensor)]:
+        raise UserError(
+            f"a batch of batches=... has {type(table[wrong[0]]).__name__} as {wrong[0]!r}; give mappings, tuples or "
+            f"lists of tensors"
+        )
+    return table
+
+
+def first_batches(batches: Iterable[Any], phases: Sequence[Phase]) -> list[Any]:
+    """Return as many batches as the extra passes of a plan can use, from an iterator of their own; all of a list.
+
+    No random number of the process is used up, so the loop sees the rows that it would have seen.
+    """
+    most = sum(phase.steps for phase in phases if phase.kind == "fork")
+    most += sum(count for phase in phases for _, count in phase.scores)
+    with torch.random.fork_rng():
+        found = list(batches) if isinstance(batches, Sequence) else list(islice(iter(batches), max(most, 1)))
+    if not found:
+        raise UserError("batches=... is empty; give the training batches, such as the loop's DataLoader")
+    return found

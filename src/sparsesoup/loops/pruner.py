@@ -1,0 +1,328 @@
+"""Pruner: carries out the plan of a method from hooks on a model and its optimizer."""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.masks import Masks, apply_masks_
+from sparsesoup.core.masks import sparsity as sparsity_of
+from sparsesoup.loops.problem import LoopProblem
+from sparsesoup.methods import Method
+from sparsesoup.training.cost import Cost
+from sparsesoup.training.driver import run_forks, run_phase
+from sparsesoup.training.loop import OPTIMIZERS_THAT_KEEP_ZEROS, Rate
+from sparsesoup.training.plan import ActiveRun, LoopHooks, Phase
+from sparsesoup.training.state import TrainState
+
+
+class Pruner:
+    """Prunes a model while a foreign loop trains it; made by `attach`.
+
+    What a plan does between two steps (look-aheads, a pruning, scores) is done before the next forward pass, when the
+    loop's scheduler has moved on.
+    """
+
+    def __init__(
+        self, model: nn.Module, method: Method, problem: LoopProblem, phases: Sequence[Phase], sparsity: float
+    ) -> None:
+        self.method, self.problem, self.phases, self.target_sparsity = method, problem, phases, sparsity
+        self._run: ActiveRun | None = None
+        self._next, self._phase, self._end = 0, None, 0
+        self._inside, self._factor = LoopHooks(), None
+        self._due, self._busy, self._masks = True, False, Masks()
+        self._rates: list[Any] = []
+        self._watched: dict[str, Parameter] = {}
+        self._gradient_hooks: list[Any] = []
+        optimizer = problem.optimizer
+        self._hooks = [
+            model.register_forward_pre_hook(self._before_forward),
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    _phase: Phase | None
+    _factor: Rate | None
+
+    @property
+    def masks(self) -> Masks:
+        """The kept weights by name, True = kept."""
+        return self._started.state.masks
+
+    @property
+    def sparsity(self) -> float:
+        """The share of the prunable weights that is removed now."""
+        return sparsity_of(self.masks)
+
+    @property
+    def step(self) -> int:
+        """The optimizer steps that were made."""
+        return self._started.state.step
+
+    @property
+    def cost(self) -> Cost:
+        """The cost of what was done beside the loop: weak runs and scores."""
+        return self.problem.meter.total_cost()
+
+    def finish(self, early: bool = False) -> Masks:
+        """End the pruning: remove all hooks, and return the masks.
+
+        Args:
+            early: accept a loop that ended before its T steps; the masks are those of that moment.
+        Raises: UserError if the loop ended early and that is not accepted.
+        """
+        if not early and self.step < self.problem.steps:
+            raise UserError(
+                f"the loop ended at step {self.step} of {self.problem.steps}, at sparsity {self.sparsity:.3f} of "
+                f"{self.target_sparsity:g}; train on, or take what there is with finish(early=True)"
+            )
+        if self._due and self.step >= self.problem.steps:
+            self._catch_up()
+        self._started.state.enforce_masks_()
+        for handle in [*self._hooks, *self._gradient_hooks]:
+            handle.remove()
+        self._hooks, self._gradient_hooks = [], []
+        return self.masks
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a restarted loop needs besides its own model and optimizer: plain values and tensors."""
+        state = self._started.state
+        own = {k: t for k, t in state.tensors().items() if k.startswith(("masks/", "memory/"))}
+        place = {"next": self._next, "open": self._phase is not None, "end": self._end, "due": self._due}
+        costs = self.problem.meter.to_json()
+        return {"plan": self._plan_key, "place": place, "facts": state.facts(), "costs": costs, "tensors": own}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`; call it after model and optimizer are loaded, before the first forward pass.
+
+        Raises: UserError if it is of another method, T or sparsity.
+        """
+        if saved["plan"] != self._plan_key:
+            raise UserError(f"this state is of {saved['plan']}, and the pruner of {self._plan_key}; attach as before")
+        with self._untouched_weights():
+            state = self._started.state
+        device = next(iter(state.masks.values())).device
+        tensors = {name: t.to(device, copy=True) for name, t in saved["tensors"].items()}
+        state.masks = {name: tensors[f"masks/{name}"] for name in state.targets}
+        state.memory = {k.removeprefix("memory/"): t for k, t in tensors.items() if k.startswith("memory/")}
+        facts = saved["facts"]
+        state.step, state.masked, state.notes = int(facts["step"]), float(facts["masked"]), dict(facts["notes"])
+        self.problem.meter.restore(saved["costs"])
+        place = saved["place"]
+        self._next, self._end, self._due = place["next"], place["end"], place["due"]
+        if place["open"]:
+            self._open(self.phases[self._next], self._end)
+        self._masks = Masks()
+
+    @property
+    def _plan_key(self) -> str:
+        return f"{self.method}, T {self.problem.steps}, sparsity {self.target_sparsity:g}"
+
+    @property
+    def _started(self) -> ActiveRun:
+        if self._run is None:
+            self._run = self.method.start_run(self.problem, self.target_sparsity)
+            self._run.phases, self._run.sparsity = self.phases, self.target_sparsity
+        return self._run
+
+    def _before_forward(self, *_: Any) -> None:
+        if self._busy:
+            return
+        if self._due:
+            self._catch_up()
+        self._watch_gradients()
+
+    def _catch_up(self) -> None:
+        """Do what the plan has between the steps that were made and the next ones."""
+        run = self._started
+        with self._aside(run.state):
+            if self._phase is not None:
+                self._close(run, self._phase)
+            while self._phase is None and self._next < len(self.phases):
+                self._begin_next(run)
+        self._due = False
+
+    def _begin_next(self, run: ActiveRun) -> None:
+        phase, state = self.phases[self._next], run.state
+        if phase.kind == "fork":
+            forks = list(takewhile(lambda other: other.kind == "fork", self.phases[self._next :]))
+            self._run_forks(run, forks)
+            self._next += len(forks)
+        elif phase.skip is not None and phase.skip(state):
+            self._next += 1
+        else:
+            steps = phase.steps if phase.until is None else phase.until - state.step
+            if steps := steps if phase.lasts is None else phase.lasts(run):
+                self._open(phase, state.step + steps)
+                for hook in self._inside.hooks if self._inside.at_start and state.step == 0 else ():
+                    hook(state)
+            else:
+                run_phase(run, replace(phase, skip=None))
+                self._next += 1
+
+    def _open(self, phase: Phase, end: int) -> None:
+        self._phase, self._end = phase, end
+        self._inside = LoopHooks() if phase.loop is None else phase.loop(self._started)
+        self._inside = replace(self._inside, hooks=tuple(self._inside.hooks))
+        self._factor = None if phase.rate == self.problem.rate_schedule() else phase.rate
+
+    def _close(self, run: ActiveRun, phase: Phase) -> None:
+        if phase.end is not None:
+            phase.end(run)
+        if phase.always is not None:
+            phase.always(run)
+        self._phase, self._inside, self._factor = None, LoopHooks(), None
+        self._next += 1
+
+    def _run_forks(self, run: ActiveRun, forks: Sequence[Phase]) -> None:
+        """Run the forks at the loop's present learning rates, times the factor of each."""
+        optimizer, now = self.problem.optimizer, self.problem.rate_schedule()(run.state.step)
+        forks = [replace(fork, rate=_RelativeRate(fork.rate or self.problem.rate_schedule(), now)) for fork in forks]
+        groups = [dict(group) for group in optimizer.param_groups]
+        plain = {p: {k: v for k, v in slot.items() if not isinstance(v, Tensor)} for p, slot in optimizer.state.items()}
+        for group in optimizer.param_groups:
+            group["factor"], group["decays"] = float(group["lr"]), any(p.dim() > 1 for p in group["params"])
+            group.setdefault("weight_decay", 0.0)
+        try:
+            run_forks(run, forks)
+        finally:
+            for group, before in zip(optimizer.param_groups, groups, strict=True):
+                group.clear()
+                group.update(before)
+            for parameter, values in plain.items():
+                optimizer.state[parameter].update(values)
+
+    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
+        if self._busy:
+            return
+        if self._due:  # the forward pass was made on something that wraps the model
+            self._catch_up()
+            self._zero_gradients()
+        state = self._started.state
+        self._rates = [group["lr"] for group in optimizer.param_groups]
+        if self._factor is not None:
+            for group in optimizer.param_groups:
+                group["lr"] = group["lr"] * self._factor(state.step)
+        if self._inside.observe is not None and not _is_skipped(optimizer):
+            with _unscaled(optimizer, state):
+                self._inside.observe(state)
+
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        if self._busy:
+            return
+        for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate
+        if _is_skipped(optimizer):
+            return
+        state = self._started.state
+        state.step += 1
+        for hook in self._inside.hooks:
+            hook(state)
+        self._hold_masks(state)
+        self._due = self._phase is not None and (state.step >= self._end or state.halt)
+
+    def _hold_masks(self, state: TrainState) -> None:
+        if state.masks is not self._masks:
+            state.enforce_masks_()
+            self._masks = state.masks
+        elif self._inside.hooks or not isinstance(state.optimizer, OPTIMIZERS_THAT_KEEP_ZEROS):
+            apply_masks_(state.prunable_parameters(), state.masks)
+
+    def _watch_gradients(self) -> None:
+        """Zero the gradients of pruned weights as they are made; anew if parameters were replaced."""
+        params = self._started.state.prunable_parameters()
+        if params.keys() == self._watched.keys() and all(p is self._watched[n] for n, p in params.items()):
+            return
+        for handle in self._gradient_hooks:
+            handle.remove()
+        self._watched = params
+        self._gradient_hooks = [
+            p.register_post_accumulate_grad_hook(self._zero_hook(name)) for name, p in params.items() if p.requires_grad
+        ]
+
+    def _zero_hook(self, name: str) -> Any:
+        def zero(parameter: Tensor) -> None:
+            if parameter.grad is not None and not self._busy:
+                parameter.grad.mul_(self.masks[name].view(torch.int8))
+
+        return zero
+
+    def _zero_gradients(self) -> None:
+        for name, parameter in self._started.state.prunable_parameters().items():
+            self._zero_hook(name)(parameter)
+
+    @contextmanager
+    def _aside(self, state: TrainState) -> Iterator[None]:
+        """Leave no trace in the loop but what the plan does to weights and masks: modes, gradients, random states."""
+        modes = [(module, module.training) for module in state.model.modules()]
+        grads = [(p, p.grad) for p in state.model.parameters()]
+        drawn = random.getstate(), np.random.get_state()
+        self._busy = True
+        try:
+            for parameter, _ in grads:
+                parameter.grad = None
+            with torch.random.fork_rng(), torch.inference_mode(False), torch.enable_grad():
+                yield
+        finally:
+            self._busy = False
+            random.setstate(drawn[0])
+            np.random.set_state(drawn[1])
+            for module, mode in modes:
+                module.training = mode
+            for parameter, grad in grads:
+                parameter.grad = grad
+
+    @contextmanager
+    def _untouched_weights(self) -> Iterator[None]:
+        """Take back what the start of a method does to weights and moments, which are those of a later step."""
+        params = dict(self.problem.pretrained.named_parameters())
+        before = {name: p.detach().clone() for name, p in params.items() if name in self.problem.targets}
+        moments = {p: {k: v.clone() if isinstance(v, Tensor) else v for k, v in slot.items()}
+                   for p, slot in self.problem.optimizer.state.items()}  # fmt: skip
+        yield
+        with torch.no_grad():
+            for name, weight in before.items():
+                params[name].copy_(weight)
+        self.problem.optimizer.state.update(moments)
+
+
+@dataclass(frozen=True)
+class _RelativeRate:
+    """A plan's learning rate as a factor on the loop's present one."""
+
+    rate: Rate
+    now: float
+
+    def __call__(self, step: int) -> float:
+        return round(self.rate(step) / self.now, 12)
+
+
+def _is_skipped(optimizer: Optimizer) -> bool:
+    """Return True if a fused optimizer leaves out this step, since a gradient scaler found an overflow."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(torch.as_tensor(found).sum() > 0)
+
+
+@contextmanager
+def _unscaled(optimizer: Optimizer, state: TrainState) -> Iterator[None]:
+    """Show the gradients without the factor of a gradient scaler, which a fused optimizer divides by itself."""
+    scale = getattr(optimizer, "grad_scale", None)
+    if scale is None:
+        yield
+        return
+    params = state.prunable_parameters()
+    grads = {name: p.grad for name, p in params.items()}
+    for parameter in params.values():
+        parameter.grad = None if parameter.grad is None else parameter.grad / scale
+    yield
+    for name, parameter in params.items():
+        parameter.grad = grads[name]
