@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from sparsesoup.exports import load_semi_structured as load_semi_structured
     from sparsesoup.hub.models.callback import SparsityCallback as SparsityCallback
     from sparsesoup.hub.models.open_clip import from_open_clip as from_open_clip
+    from sparsesoup.loops.attach import attach as attach
+    from sparsesoup.loops.callback import PruningCallback as PruningCallback
+    from sparsesoup.loops.pruner import Pruner as Pruner
     from sparsesoup.methods import METHODS as METHODS
     from sparsesoup.methods import DenseFinetuning as DenseFinetuning
     from sparsesoup.methods import EarlyBird as EarlyBird
@@ -73,6 +76,9 @@ _NAMES = {
     "sparsesoup.exports": "load_compact load_packed load_semi_structured",
     "sparsesoup.hub.models.callback": "SparsityCallback",
     "sparsesoup.hub.models.open_clip": "from_open_clip",
+    "sparsesoup.loops.attach": "attach",
+    "sparsesoup.loops.callback": "PruningCallback",
+    "sparsesoup.loops.pruner": "Pruner",
     "sparsesoup.methods": "METHODS DenseFinetuning EarlyBird FromTicket GradientFlow GradualPruning GradualStar Grasp "
     "HardConcreteL0 HybridMovement InstantModelSoup InstantSoup InstantSoupCode InstantSoupPaper "
     "IterativeMagnitudePruning LotteryPools MagnitudeStraightThrough Method MethodInfo ModelSoup MovementPruning "

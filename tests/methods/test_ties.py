@@ -235,7 +235,7 @@ def test_heads_are_tied_where_each_has_keys_of_its_own(keys: int) -> None:
     assert len(attention_head_groups(problem.targets)) == (2 if keys == 4 else 0)
     if keys < 4:
         with pytest.raises(UserError, match=r"its heads share keys\); say --method.attention tiles"):
-            HybridMovement(attention="heads", score_rate=0.5).run(problem, 0.5)
+            HybridMovement(attention="heads", score_rate=1.0).run(problem, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -353,5 +353,5 @@ def test_the_bias_of_a_row_that_is_masked_whole_goes_too_and_stays_away(method: 
 def test_a_tile_that_does_not_fit_is_refused_before_the_first_step() -> None:
     problem = bert()
     with pytest.raises(UserError, match=r"a 32x32 block does not tile bert\.encoder.*of shape \(16, 16\)"):
-        HybridMovement().run(problem, 0.5)
+        HybridMovement(score_rate=1.0).run(problem, 0.5)
     assert not problem.meter.to_json()

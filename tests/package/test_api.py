@@ -1,6 +1,7 @@
 """The front door: the names of `import sparsesoup`, methods as objects, and what other packages add."""
 
 import ast
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -167,3 +168,14 @@ def test_the_first_help_needs_no_module_that_unix_alone_has(tmp_path: Path) -> N
 
 def test_no_method_has_a_name_of_two_rows() -> None:
     assert len({id(row.method) for row in TABLE.values()}) == len(TABLE)
+
+
+@pytest.mark.parametrize("module", ["sparsesoup", "sparsesoup.cli"])
+def test_python_m_runs_the_command_line(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", [module, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    assert not ended.value.code
+    assert "prune" in capsys.readouterr().out

@@ -75,7 +75,7 @@ def attach(
     phases = chosen.plan(problem.size, sparsity)
     check_phases(chosen, phases, loss is not None and batches is not None)
     if loss is not None and batches is not None:
-        rows = first_batches(batches, phases)
+        rows = first_batches(batches, phases, seed)
         problem = make_problem(unwrapped(model), inner, targets, steps, loss, rows, seed, max_grad_norm)
     chosen.check(problem, sparsity)
     return Pruner(model, chosen, problem, phases, sparsity)

@@ -1,6 +1,6 @@
 """The problem of a foreign loop: the user's model, optimizer and loss, for the parts of a method that need batches."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.masks import dense_masks
+from sparsesoup.core.rng import cpu_generator
 from sparsesoup.core.targets import Targets, target_parameters
 from sparsesoup.training.batching import Batch, RowBatches
 from sparsesoup.training.config import TrainingConfig
@@ -106,15 +107,28 @@ def as_mapping(batch: Any) -> Batch:
     return table
 
 
-def first_batches(batches: Iterable[Any], phases: Sequence[Phase]) -> list[Any]:
-    """Return as many batches as the extra passes of a plan can use, from an iterator of their own; all of a list.
+def first_batches(batches: Iterable[Any], phases: Sequence[Phase], seed: int) -> list[Any]:
+    """Return as many batches as the extra passes of a plan can use; all of a list.
 
-    No random number of the process is used up, so the loop sees the rows that it would have seen.
+    The rows of a DataLoader over a dataset with a length are drawn anew, in an order of their own: neither its sampler
+    nor a random number of the process is used up, so the loop sees the rows that it would have seen.
     """
     most = sum(phase.steps for phase in phases if phase.kind == "fork")
-    most += sum(count for phase in phases for _, count in phase.scores)
+    most = max(most + sum(count for phase in phases for _, count in phase.scores), 1)
     with torch.random.fork_rng():
-        found = list(batches) if isinstance(batches, Sequence) else list(islice(iter(batches), max(most, 1)))
+        if isinstance(batches, Sequence):
+            found = list(batches)
+        elif isinstance(getattr(batches, "dataset", None), Sized) and hasattr(batches, "collate_fn"):
+            found = list(islice(_own_batches(batches, seed), most))
+        else:
+            found = list(islice(iter(batches), most))
     if not found:
         raise UserError("batches=... is empty; give the training batches, such as the loop's DataLoader")
     return found
+
+
+def _own_batches(loader: Any, seed: int) -> Iterator[Any]:
+    rows, size = loader.dataset, loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 8
+    order = torch.randperm(len(rows), generator=cpu_generator(seed, "batches")).tolist()
+    for begin in range(0, len(rows), size):
+        yield loader.collate_fn([rows[i] for i in order[begin : begin + size]])

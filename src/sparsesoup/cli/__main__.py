@@ -1,0 +1,7 @@
+"""`python -m sparsesoup.cli`: the command line."""
+
+import sys
+
+from sparsesoup.cli.main import main
+
+sys.exit(main())
