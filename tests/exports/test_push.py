@@ -22,7 +22,7 @@ from sparsesoup.exports.verify import verified_export
 from sparsesoup.hub.models.checkpoint import quiet_transformers
 from sparsesoup.hub.models.layer_layouts import prunable_layers
 from sparsesoup.hub.models.loading import load_as_saved
-from sparsesoup.hub.tasks.glue_metrics import METRICS as JUDGES
+from sparsesoup.hub.tasks.metrics import METRICS as JUDGES
 from sparsesoup.report.model_card import METRICS, base_model, hub_dataset, render_model_card
 from sparsesoup.runs.config import parse_arguments
 from test_export import pruned

@@ -185,6 +185,15 @@ def test_long_texts_blank_lines_and_a_byte_order_mark_are_no_fault(tmp_path):
     assert open_splits(str(tmp_path / "set.csv")).train_split["text"][:] == [long, 'a, "b"\nc']
 
 
+@pytest.mark.parametrize("text", ["text, label\na b, 0\nc d, 1\n", 'label , text\n0, "a b"\n1, "c d"\n',
+                                  "text\t label\na b\t0\nc d\t1\n"])  # fmt: skip
+def test_spaces_after_the_commas_of_a_head_are_part_of_no_name(tmp_path, text):
+    path = tmp_path / ("set.tsv" if "\t" in text else "set.csv")
+    path.write_text(text)
+    rows = open_splits(str(path)).train_split
+    assert (rows["text"][:], rows["label"][:]) == (["a b", "c d"], [0, 1])
+
+
 def test_parquet_without_rows_is_empty_and_one_without_among_others_is_passed_over(tmp_path):
     features = Features({"text": Value("string"), "label": Value("int64")})
     none = Dataset.from_dict({"text": [], "label": []}, features=features)

@@ -11,6 +11,7 @@ from sparsesoup.cli.main import main
 from sparsesoup.core.errors import UserError
 from sparsesoup.hub.build import ModelAndDataConfig, OpenedTask, open_task
 from sparsesoup.hub.tasks.columns import find_task
+from sparsesoup.hub.tasks.labels import label_values
 from sparsesoup.hub.tasks.overview import data_overview
 from sparsesoup.hub.tasks.registry import infer_task
 from sparsesoup.hub.tasks.splits import LoadedDataset, open_test, training_splits
@@ -148,13 +149,41 @@ def test_numbers_with_a_gap_are_noted():
     assert noted(rows_of(text=distinct(40), label=[0, 1] * 20)) == ""
 
 
-@pytest.mark.parametrize("pair", [("pos", "pos "), ("pos", "\u00a0pos"), ("caf\u00e9", "cafe\u0301")])
+@pytest.mark.parametrize("value", ["3,5", "n.a.", "1.2.3"])
+def test_a_value_that_is_no_number_among_numbers_is_named_with_its_row(value):
+    scores = [f"{i / 7:.3f}" for i in range(80)]
+    scores[41] = value
+    said = rf"row 41 has {value!r} in column label, where 79 of 80 rows have a number; correct or drop"
+    with pytest.raises(UserError, match=said):
+        find_task(rows_of(text=distinct(80), label=scores), "set")
+    task = find_task(rows_of(text=distinct(20), label=[i / 7 for i in range(20)]), "set")
+    with pytest.raises(UserError, match=f"test: row 41 has the label '{value}'"):
+        label_values(rows_of(text=distinct(80), label=scores), task, "test")
+
+
+def test_one_word_among_classes_that_are_numbers_is_noted():
+    labels = ["0", "1"] * 40
+    labels[17] = "x"
+    said = noted(rows_of(text=distinct(80), label=labels))
+    assert "row 17 has 'x' in column label, where 79 of 80 rows have a number: a class of its own" in said
+    assert "have a number" not in noted(rows_of(text=distinct(80), label=["1", "2", "3", "other"] * 20))
+
+
+def test_more_classes_than_can_be_learnt_are_noted():
+    said = noted(rows_of(text=distinct(40), label=[f"{i},5" for i in range(40)]))
+    assert "column label has 40 different labels in 40 rows, each a class; if they are numbers" in said
+    assert "each a class" not in noted(rows_of(text=distinct(40), label=["a", "b", "c", "d"] * 10))
+
+
+@pytest.mark.parametrize("pair", [("pos", "pos "), ("pos", "\u00a0pos"), ("caf\u00e9", "cafe\u0301"),
+                                  ("pos", "pos\u200b"), ("pos", "\u2060pos"), ("\u2764", "\u2764\ufe0f")])  # fmt: skip
 @pytest.mark.parametrize("published", [False, True])
 def test_two_classes_that_look_like_one_are_refused(pair, published):
     kinds = {"text": Value("string"), "label": ClassLabel(names=list(pair)) if published else Value("string")}
     labels = [0, 1] * 10 if published else [*pair] * 10
-    with pytest.raises(UserError, match="differ by spaces or in how signs are encoded; write them alike"):
+    with pytest.raises(UserError, match=r"which look the same.*write them alike") as error:
         find_task(rows_of(kinds, text=distinct(20), label=labels), "set")
+    assert all(ascii(name) in str(error.value) for name in pair)
 
 
 def test_classes_that_differ_by_capitals_are_noted():
@@ -173,11 +202,27 @@ def test_rows_that_are_training_rows_too_are_counted():
     assert noted(train, test.select(range(10, 20))) == ""
 
 
+def test_copies_in_other_capitals_and_spaces_count():
+    train = rows_of(text=distinct(40), label=[0, 1] * 20)
+    near = [f" Film  {i}\n" for i in range(5)] + distinct(3, first=10) + distinct(12, first=100)
+    said = noted(train, rows_of(text=near, label=[0, 1] * 10))
+    assert "8 of 20 test rows are training rows, too (the same text; 5 in other capitals or spaces)" in said
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n\t", "\u200b"])
+def test_blank_texts_are_counted(blank):
+    train = rows_of(text=[blank if i % 3 == 1 else f"film {i}" for i in range(80)], label=[0, 1] * 40)
+    test = rows_of(text=[*distinct(6, first=100), blank], label=[0, 1, 0, 1, 0, 1, 0])
+    said = noted(train, test)
+    assert "27 of 80 rows of split train are blank in column text: drop them if that is not meant" in said
+    assert "1 of 7 rows of split test are blank in column text" in said
+
+
 def test_both_texts_of_a_pair_count():
     pairs = {"one": ["a"] * 40, "two": distinct(40), "label": [0, 1] * 20}
     test = rows_of(one=["b"] * 5, two=distinct(5), label=[0, 1, 0, 1, 0])
     assert noted(rows_of(**pairs), test) == ""
-    moved = rows_of(one=["a" + two for two in distinct(5)], two=[""] * 5, label=[0, 1, 0, 1, 0])
+    moved = rows_of(one=["af"] * 5, two=[two[1:] for two in distinct(5)], label=[0, 1, 0, 1, 0])
     assert noted(rows_of(**pairs), moved) == ""
 
 

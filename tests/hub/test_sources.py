@@ -13,7 +13,8 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.hub.tasks import splits as sources
-from sparsesoup.hub.tasks.columns import TextTask, find_task
+from sparsesoup.hub.tasks.columns import find_task
+from sparsesoup.hub.tasks.labels import TextTask
 from sparsesoup.hub.tasks.question_answering import QuestionAnswering
 from sparsesoup.hub.tasks.splits import open_splits, open_test, training_splits
 

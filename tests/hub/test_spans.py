@@ -14,7 +14,7 @@ from transformers import AutoModelForQuestionAnswering, BertTokenizerLegacy, Pre
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.hub.build import ModelAndDataConfig, build_problem, open_task
-from sparsesoup.hub.tasks.columns import TextTask
+from sparsesoup.hub.tasks.labels import TextTask
 from sparsesoup.hub.tasks.question_answering import (
     ANSWERABLE,
     LOW,
@@ -240,10 +240,10 @@ def test_a_table_of_questions_without_answers_is_refused_and_other_tables_are_le
     for answers in ({}, {"answers": "good"}):
         table = rows_of({"context": row["context"], "question": row["question"], **answers})
         with pytest.raises(UserError, match="reviews has question and context, and no column answers") as error:
-            find_spans(table, "reviews", None, None, None)
+            find_spans(table, "reviews", None, None)
         assert "\n" not in str(error.value)
     boolean = rows_of({"context": row["context"], "question": row["question"], "label": 1})
-    assert find_spans(boolean, "reviews", None, None, None) is None
+    assert find_spans(boolean, "reviews", None, None) is None
     with pytest.raises(UserError, match="doc_stride is 4, and reviews asks no questions"):
         infer_task(boolean, "reviews", None, None, 4)
 

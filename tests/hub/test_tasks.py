@@ -5,9 +5,9 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Value
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.hub.tasks.columns import GLUE, TextTask, find_task, glue_task, label_values
-from sparsesoup.hub.tasks.glue_metrics import METRICS
-from sparsesoup.hub.tasks.metrics import task_metric
+from sparsesoup.hub.tasks.columns import find_task
+from sparsesoup.hub.tasks.labels import TextTask, label_values
+from sparsesoup.hub.tasks.metrics import GLUE, METRICS, glue_task, task_metric
 
 STRING, FLOAT, INT = Value("string"), Value("float32"), Value("int64")
 
@@ -143,10 +143,16 @@ def test_whole_numbers_with_a_point_are_classes_where_training_has_classes():
         label_values(Dataset.from_dict({"text": ["a", "b"], "label": [1.0, 0.5]}), task, "test")
 
 
-@pytest.mark.parametrize(("values", "said"), [(["0.5", "1.5", "NA"], "numbers and 'NA'"), (["a", "a"], "every row"),
-                                              ([0, 0], "every row has the label 0"),
-                                              ([[0, 1], [1]], "several labels at once"),
-                                              ([["a"], []], "several labels at once")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (["0.5", "1.5", "NA"], "row 2 has 'NA' .*2 of 3 rows have a number"),
+        (["a", "a"], "every row"),
+        ([0, 0], "every row has the label 0"),
+        ([[0, 1], [1]], "several labels at once"),
+        ([["a"], []], "several labels at once"),
+    ],
+)
 def test_labels_that_are_no_classes_are_refused(values, said):
     with pytest.raises(UserError, match=f"x: .*{said}"):
         find_task(Dataset.from_dict({"text": ["t"] * len(values), "label": values}), "x")

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.hub.tasks.columns import TextTask
+from sparsesoup.hub.tasks.labels import TextTask
 from sparsesoup.hub.tasks.text import encode_texts
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *"abcdefgh"]

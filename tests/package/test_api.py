@@ -1,6 +1,7 @@
 """The front door: the names of `import sparsesoup`, methods as objects, and what other packages add."""
 
 import ast
+import json
 import runpy
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import sparsesoup
 from sparsesoup import METHODS, InstantSoup, TrainingConfig, UserError, compare, prune
 from sparsesoup.methods import TABLE, row_of
-from tiny_hub import offline
+from tiny_hub import offline, sentences, write_rows
 
 HOME = Path(sparsesoup.__file__)
 SHORT = {"model": "bert", "dataset": "reviews", "sparsity": 0.5, "steps": 40, "progress": False}
@@ -113,12 +114,16 @@ ROW = MethodInfo(method=Halves(), family="own", score="|w|", summary="in two hal
 @pytest.fixture
 def plugin(tmp_path: Path) -> Path:
     """A folder with an installed package that adds a method."""
-    folder = tmp_path / "site"
-    facts = folder / "halves-1.0.dist-info"
+    return installed(tmp_path / "site", "halves", PLUGIN, "[sparsesoup.methods]\nhalves = halves:ROW\n")
+
+
+def installed(folder: Path, name: str, code: str, points: str) -> Path:
+    """A folder with an installed package of one module and these entry points."""
+    facts = folder / f"{name}-1.0.dist-info"
     facts.mkdir(parents=True)
-    (folder / "halves.py").write_text(PLUGIN, encoding="utf-8")
-    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: halves\nVersion: 1.0\n", encoding="utf-8")
-    (facts / "entry_points.txt").write_text("[sparsesoup.methods]\nhalves = halves:ROW\n", encoding="utf-8")
+    (folder / f"{name}.py").write_text(code, encoding="utf-8")
+    (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n", encoding="utf-8")
+    (facts / "entry_points.txt").write_text(points, encoding="utf-8")
     return folder
 
 
@@ -138,6 +143,36 @@ def test_a_method_of_another_package_works_like_one_of_ours(plugin: Path, place:
     assert (run / "report.html").is_file()
     wrong = run_with(plugin, "prune", "halves", "--method.frist", "1", cwd=place)
     assert (wrong.returncode, "--method.first" in wrong.stderr) == (2, True)
+
+
+def test_a_task_of_another_package_works_like_one_of_ours(place: Path, tmp_path: Path) -> None:
+    """The guide's own example: a file, one line."""
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "extend.md").read_text(encoding="utf-8")
+    code = next(block.split("```")[0] for block in guide.split("```python\n") if "class Tagging" in block)
+    site = installed(tmp_path / "site", "tagging", code, "[sparsesoup.tasks]\ntagging = tagging:TAGGING\n")
+    for split, count in (("train", 80), ("test", 20)):
+        rows = [(text, ["long"] * (len(text) > 40) + ["good"] * label) for text, label in sentences(count, count)]
+        write_rows(tmp_path / "tagged" / f"{split}.jsonl", ("text", "tags"), rows)
+    recipe = tmp_path / "study.yaml"
+    recipe.write_text(
+        f"models: {place / 'bert'}\ndatasets: {tmp_path / 'tagged'}\nmethods: [dense, magnitude]\nsteps: 150\n"
+        "seeds: 0\nsparsities: 0.5\ntrain: {batch_size: 8, learning_rate: 0.003}\n"
+    )
+    done = run_with(site, "compare", "--config", recipe, "--out", tmp_path / "runs", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "data: 2 tags in column tags from column text" in done.stderr
+    (run,) = (tmp_path / "runs").rglob("magnitude-*/seed-0")
+    report = json.loads((run / "report.json").read_text())
+    assert report["task"] == "2 tags in column tags from column text"
+    assert 0.6 < report["test"]["micro_f1"] <= 1
+    assert "micro_f1" in (run / "report.html").read_text()
+    config = json.loads((run / "model" / "config.json").read_text())
+    assert (config["problem_type"], config["id2label"]["0"]) == ("multi_label_classification", "good")
+    write_rows(tmp_path / "tagged" / "train.jsonl", ("text", "tags"), [*rows, ("so it goes", None)])
+    line = ["prune", "dense", "--model", place / "bert", "--dataset", tmp_path / "tagged", "--steps", 1]
+    wrong = run_with(site, *line, "--out", tmp_path / "more", cwd=tmp_path)
+    assert (wrong.returncode, "row 20 has None" in wrong.stderr) == (2, True), wrong.stderr
+    assert run_with(tmp_path, *line, cwd=tmp_path).returncode == 2  # not without the plugin
 
 
 @pytest.mark.parametrize(

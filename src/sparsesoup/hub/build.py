@@ -16,7 +16,6 @@ from sparsesoup.hub.models.padding_probe import probe_padding
 from sparsesoup.hub.models.prunable import find_prunable
 from sparsesoup.hub.models.weights import LoadingNotes, check_vocabulary, randomly_drawn_head
 from sparsesoup.hub.tasks.images import ImageTask
-from sparsesoup.hub.tasks.question_answering import QuestionAnswering
 from sparsesoup.hub.tasks.registry import AnyTask, TaskType, describe_task, infer_task, task_type_of
 from sparsesoup.hub.tasks.splits import LoadedDataset, open_splits, open_test, training_splits
 from sparsesoup.hub.tasks.zero_shot import as_zero_shot_task
@@ -196,7 +195,7 @@ def check_head(place: ModelAndDataConfig, opened: OpenedTask) -> None:
 def check_length(place: ModelAndDataConfig, opened: OpenedTask, reader: Any) -> None:
     """Raise a UserError if model or tokenizer do not support max_length or windows; no weights are loaded."""
     kind = task_type_of(opened.task)
-    if place.max_length is not None or isinstance(opened.task, QuestionAnswering):
+    if place.max_length is not None or kind.windows:
         model = None if kind.images else meta_model(place.model, opened.task, place.trust_remote_code)
         kind.fits(reader, _row_length(place, kind, model, reader), opened.task)
 

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from sparsesoup.hub.models.checkpoint import EMBEDDED
 from sparsesoup.hub.models.loading import OWN
-from sparsesoup.hub.tasks.columns import GLUE
+from sparsesoup.hub.tasks.metrics import GLUE
 from sparsesoup.hub.tasks.splits import SHORT
 from sparsesoup.methods import TABLE
 from sparsesoup.report import format as words

@@ -36,7 +36,8 @@ def read_files(name: str, paths: list[Path]) -> Dataset:
                 paths = [path for path in paths if rows_of_parquet(path)] or _refuse_empty(name, paths)
             options = csv_options(paths) if READERS[suffix] == "csv" else {}
             files = {"train": [str(path.resolve()) for path in paths]}
-            return datasets.load_dataset(READERS[suffix], data_files=files, split="train", **options)
+            rows = datasets.load_dataset(READERS[suffix], data_files=files, split="train", **options)
+            return rows.rename_columns({name: name.strip() for name in rows.column_names})
     except UserError:
         raise
     except Exception as error:

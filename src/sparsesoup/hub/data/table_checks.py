@@ -25,8 +25,11 @@ def csv_options(paths: Sequence[Path]) -> dict[str, Any]:
             "sep": "\t",
             "quoting": csv.QUOTE_MINIMAL if all(map(_has_quoted_fields, paths)) else csv.QUOTE_NONE,
         }
+    form = {"delimiter": options["sep"], "quoting": options.get("quoting", csv.QUOTE_MINIMAL)}
+    if any(name.startswith(" ") for path in paths for name in next(_read_records(path, **form), (0, []))[1]):
+        form["skipinitialspace"] = options["skipinitialspace"] = True  # a head such as "text, label"
     for path in paths:
-        _check_rows(path, delimiter=options["sep"], quoting=options.get("quoting", csv.QUOTE_MINIMAL))
+        _check_rows(path, **form)
     return options
 
 

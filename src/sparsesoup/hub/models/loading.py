@@ -40,7 +40,7 @@ from sparsesoup.hub.models.weights import (
     randomly_drawn_head,
     unused_weights,
 )
-from sparsesoup.hub.tasks.columns import TextTask
+from sparsesoup.hub.tasks.labels import TextTask
 from sparsesoup.hub.tasks.registry import AnyTask, TaskType, task_type_of
 
 OWN = {kind.__name__: kind for kind in (OpenClipForImageClassification,)}  # classes missing from transformers

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,10 @@ from torch.nn import functional
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.rng import cpu_generator
-from sparsesoup.hub.tasks.columns import TextTask, columns_of, default_metrics, find_label, label_values
+from sparsesoup.hub.tasks.columns import find_label
 from sparsesoup.hub.tasks.image_cache import ImageCache
-from sparsesoup.hub.tasks.metrics import Judged, task_metric
+from sparsesoup.hub.tasks.labels import TextTask, columns_of, label_values
+from sparsesoup.hub.tasks.metrics import Judged, default_metrics, task_metric
 from sparsesoup.training.batching import Batch, RowBatches
 
 AREA = 0.9  # smallest share of an image's area in a crop
@@ -48,8 +49,7 @@ def find_images(train: Dataset, name: str, columns: Sequence[str] | None, label:
             f"{columns_of(Features(train.features))}; name it with `--image-column`"
         )
     column, labels = find_label(train, name, label)
-    task = ImageTask(chosen, column, labels, ())
-    return replace(task, metrics=default_metrics(task, None))
+    return ImageTask(chosen, column, labels, default_metrics(labels, None))
 
 
 def encode_images(rows: Dataset, task: ImageTask, processor: Any, length: int = 0) -> tuple[RowBatches, Judged]:

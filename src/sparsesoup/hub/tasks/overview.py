@@ -1,7 +1,7 @@
 """Overview of a run's data with possible mistakes, as lines for the terminal and the report."""
 
 from collections import Counter
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -10,14 +10,14 @@ from datasets import Dataset, Features, Image
 from sparsesoup.core.errors import UserError
 from sparsesoup.hub.build import OpenedTask
 from sparsesoup.hub.data.rows import LoadedDataset, image_bytes
-from sparsesoup.hub.tasks.columns import FEW, TextTask, is_missing, label_values, text_candidates
-from sparsesoup.hub.tasks.images import ImageTask
-from sparsesoup.hub.tasks.label_checks import spell_the_label
-from sparsesoup.hub.tasks.registry import describe_task, task_type_of
+from sparsesoup.hub.tasks.columns import spell_the_label, text_candidates
+from sparsesoup.hub.tasks.labels import FEW, TextTask, is_missing, label_values, odd_label, visible_text
+from sparsesoup.hub.tasks.registry import AnyTask, describe_task, task_type_of
 from sparsesoup.hub.tasks.splits import open_test, test_splits, training_splits, unlabelled_rows
 
 MOST = 1_000_000  # rows of a split to compare with those of another
 SHOWN = 6  # names to list
+Hashes = tuple[bytes, bytes]  # of a row's texts as they are, and without differences of capitals and spaces
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,15 @@ def data_overview(opened: OpenedTask, seed: int) -> DataOverview:
     """
     source, task = opened.source, opened.task
     train, validation = training_splits(source, task, seed)
-    notes = [*source.notes, *_dropped_notes(opened)]
-    notes += [*_revealing_columns(opened), *_class_notes(opened), *_number_notes(opened)]
-    parts, known = {"validation": validation}, {*_row_hashes(train, task.texts)}
+    notes = [*source.notes, *_dropped_notes(opened), *_revealing_columns(opened), *_label_notes(opened)]
+    notes += _blank_notes(source.train_name, source.train_split, task)
+    parts, known = {"validation": validation}, [*_row_hashes(train, task.texts)]
     notes += _overlap_notes(opened, known, parts)
     try:
         tests = open_test(source, task)
-        notes += _overlap_notes(opened, known.union(_row_hashes(validation, task.texts)), tests)
+        notes += _overlap_notes(opened, [*known, *_row_hashes(validation, task.texts)], tests)
+        for name in dict.fromkeys(test_splits(source, task).values()):
+            notes += _blank_notes(name, source.splits[name], task) if name != source.train_name else ()
         parts |= tests
     except UserError as error:
         notes.append(f"the test rows cannot be scored as they are: {error}")
@@ -85,18 +87,28 @@ def _join_names(names: list[str]) -> str:
 
 def _dropped_notes(opened: OpenedTask) -> Iterator[str]:
     source, task = opened.source, opened.task
-    if source.drop_unlabelled:
-        for name in dict.fromkeys((source.train_name, *test_splits(source, task).values())):
-            if task.label in source.splits[name].column_names and (
-                gone := len(unlabelled_rows(source.splits[name], task))
-            ):
-                yield f"{gone:,} of {len(source.splits[name]):,} rows of split {name} are dropped: they have no label"
+    names = dict.fromkeys((source.train_name, *test_splits(source, task).values())) if source.drop_unlabelled else ()
+    for rows, name in ((source.splits[name], name) for name in names):
+        if task.label in rows.column_names and (gone := len(unlabelled_rows(rows, task))):
+            yield f"{gone:,} of {len(rows):,} rows of split {name} are dropped: they have no label"
+
+
+def _blank_notes(name: str, rows: Dataset, task: AnyTask) -> Iterator[str]:
+    """Count the texts of a split that show nothing."""
+    for column in task.texts:
+        if not task_type_of(task).images and (
+            blank := sum(isinstance(text, str) and not visible_text(text) for text in rows[column][:])
+        ):
+            yield (
+                f"{blank:,} of {len(rows):,} rows of split {name} are blank in column {column}: drop them if that is "
+                f"not meant"
+            )
 
 
 def _revealing_columns(opened: OpenedTask) -> Iterator[str]:
     """Note columns that reveal the label: those that are read, and those excluded for that reason."""
     task, train = opened.task, opened.source.train_split
-    if not isinstance(task, TextTask) or isinstance(task, ImageTask):
+    if type(task) is not TextTask:
         return
     for column in dict.fromkeys([*task.texts, *text_candidates(train.features, task.label)]):
         if spell_the_label(train, column, task.label):
@@ -104,65 +116,71 @@ def _revealing_columns(opened: OpenedTask) -> Iterator[str]:
             yield f"{does}, so the scores say nothing" if column in task.texts else f"{does}, so it is not read"
 
 
-def _class_notes(opened: OpenedTask) -> Iterator[str]:
-    """Note classes without a training row, and class names that differ only in case."""
+def _label_notes(opened: OpenedTask) -> Iterator[str]:
+    """Note numbers that may be classes, classes that may be numbers or one class, and classes without a row."""
     task, train = opened.task, opened.source.train_split
-    if not isinstance(task, TextTask) or not task.labels:
+    if not isinstance(task, TextTask):
         return
-    labels = [value for value in train.unique(task.label) if not is_missing(value, task.labels)]
+    values = [value for value in train.unique(task.label) if not is_missing(value, task.labels)]
+    if not task.labels:
+        if len(values) <= FEW and all(float(value).is_integer() for value in values):
+            yield (
+                f"column {task.label} holds whole numbers with a point ({_join_names([*map(str, sorted(values))])}), "
+                f"so numbers are learnt (regression); for classes write 0, 1, 2, ... or words"
+            )
+        return
     kind = Features({task.label: train.features[task.label]})
-    present = {*label_values(Dataset.from_dict({task.label: labels}, features=kind), task, "the data")}
-    empty = [name for i, name in enumerate(task.labels) if i not in present]
-    if empty:
+    present = {*label_values(Dataset.from_dict({task.label: values}, features=kind), task, "the data")}
+    if empty := [name for i, name in enumerate(task.labels) if i not in present]:
         yield (
             f"{len(empty)} of {len(task.labels)} classes without a training row: {_join_names(empty)}; if that is not "
             f"meant, number the classes 0, 1, 2, ... without a gap, or write them as words"
+        )
+    if odd := odd_label(train, task.label):
+        yield f"{odd[1]}: a class of its own; correct or drop such rows if that is not meant"
+    if len(values) > FEW and 2 * len(values) > len(train):
+        yield (
+            f"column {task.label} has {len(values):,} different labels in {len(train):,} rows, each a class; if they "
+            f"are numbers, write all with a point (0.5)"
         )
     for low, count in Counter(name.casefold() for name in task.labels).items():
         if count > 1:
             yield f"classes {' and '.join(n for n in task.labels if n.casefold() == low)} differ by capitals alone"
 
 
-def _number_notes(opened: OpenedTask) -> Iterator[str]:
-    """Note floating-point labels that may be classes."""
-    task = opened.task
-    if not isinstance(task, TextTask) or task.labels:
-        return
-    found = opened.source.train_split.unique(task.label)
-    if len(found) <= FEW and all(value is not None and float(value).is_integer() for value in found):
-        shown = ", ".join(map(str, sorted(found)[:SHOWN]))
-        yield (
-            f"column {task.label} holds whole numbers with a point ({shown}), so numbers are learnt (regression); for "
-            f"classes write 0, 1, 2, ... or words"
-        )
-
-
-def _overlap_notes(opened: OpenedTask, known: Set[bytes], parts: dict[str, Dataset]) -> list[str]:
-    """Count the rows of each part that are also training rows."""
+def _overlap_notes(opened: OpenedTask, known: list[Hashes], parts: dict[str, Dataset]) -> list[str]:
+    """Count the rows of each part that are also training rows, perhaps in other capitals or spaces."""
     what, found = "image" if task_type_of(opened.task).images else "text", []
+    exact, plain = {one for one, _ in known}, {other for _, other in known}
     for name, rows in parts.items():
-        again = sum(key in known for key in _row_hashes(rows, opened.task.texts))
+        again = [one in exact for one, other in _row_hashes(rows, opened.task.texts) if other in plain]
         if again:
+            near = f"; {again.count(False):,} in other capitals or spaces" if not all(again) else ""
             found.append(
-                f"{again:,} of {len(rows):,} {name} rows are training rows, too (the same {what}), so {name} scores "
-                f"promise too much"
+                f"{len(again):,} of {len(rows):,} {name} rows are training rows, too (the same {what}{near}), so "
+                f"{name} scores promise too much"
             )
     return found
 
 
-def _row_hashes(rows: Dataset, columns: tuple[str, ...]) -> Iterator[bytes]:
-    """Yield a hash of each row's texts or image, for the first rows of a large split."""
+def _row_hashes(rows: Dataset, columns: tuple[str, ...]) -> Iterator[Hashes]:
+    """Yield hashes of each row's texts or image, for the first rows of a large split."""
     chosen = rows.select_columns(list(columns))
     for column in columns:
         if isinstance(chosen.features[column], Image):
             chosen = chosen.cast_column(column, Image(decode=False))
     for batch in chosen.select(range(min(MOST, len(chosen)))).with_format("arrow").iter(batch_size=1000):
         for row in batch.to_pylist():
-            values = [_as_bytes(image_bytes(value)) for value in row.values()]
-            yield blake2b(b"".join(len(v).to_bytes(8) + v for v in values), digest_size=12).digest()
+            plain = [visible_text(value).casefold() if isinstance(value, str) else value for value in row.values()]
+            one = _hash_of(row.values())
+            yield one, one if plain == [*row.values()] else _hash_of(plain)
 
 
-def _as_bytes(value: object) -> bytes:
-    if isinstance(value, dict):  # an image that is not stored in a file
-        value = value.get("bytes")
-    return value if isinstance(value, bytes) else str(value).encode(errors="surrogatepass")
+def _hash_of(values: Iterable[object]) -> bytes:
+    digest = blake2b(digest_size=12)
+    for value in map(image_bytes, values):
+        if isinstance(value, dict):  # an image that is not stored in a file
+            value = value.get("bytes")
+        data = value if isinstance(value, bytes) else str(value).encode(errors="surrogatepass")
+        digest.update(len(data).to_bytes(8) + data)
+    return digest.digest()

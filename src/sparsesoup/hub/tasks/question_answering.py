@@ -13,7 +13,8 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.hub.tasks.columns import DROP, LABEL_NAMES, columns_of
+from sparsesoup.hub.tasks.columns import LABEL_NAMES
+from sparsesoup.hub.tasks.labels import DROP, columns_of
 from sparsesoup.hub.tasks.metrics import Judged
 from sparsesoup.hub.tasks.squad_metrics import ContextWindow, squad_metric
 from sparsesoup.hub.tasks.text import Row, check_tokenizer, padding_function, text_column
@@ -42,9 +43,7 @@ class QuestionAnswering:
     stride: int | None = None
 
 
-def find_spans(
-    train: Dataset, name: str, texts: Sequence[str] | None, label: str | None, stride: int | None
-) -> QuestionAnswering | None:
+def find_spans(train: Dataset, name: str, texts: Sequence[str] | None, label: str | None) -> QuestionAnswering | None:
     """Infer the question-answering task of a dataset from its columns; None for other datasets.
 
     Raises: UserError if there are question and context, but neither answers nor a label.
@@ -54,9 +53,8 @@ def find_spans(
     kind = getattr(features.get(answers), "feature", features.get(answers))  # a dict of lists, or a list of dicts
     if len(columns) == 2 and {*columns} <= set(features):
         if isinstance(kind, dict) and {"text", "answer_start"} <= set(kind):
-            return QuestionAnswering(
-                (columns[0], columns[1]), answers, not all(map(_parse_answers, _values_given(train, answers))), stride
-            )
+            given = [value for value in train[answers][:] if value is not None]
+            return QuestionAnswering((columns[0], columns[1]), answers, not all(map(_parse_answers, given)))
         labels = [c for c, k in features.items() if isinstance(k, ClassLabel) or c.lower() in LABEL_NAMES]
         if columns == found.texts and not label and not labels:
             raise UserError(
@@ -236,11 +234,6 @@ def _answer_token_span(places: np.ndarray, text: str, start: int) -> tuple[int, 
     first = int(np.searchsorted(places[:, 1], start, side="right"))
     last = int(np.searchsorted(places[:, 0], start + len(text), side="left")) - 1
     return (first, last) if first <= last else None
-
-
-def _values_given(rows: Dataset, column: str) -> list[Any]:
-    """Return the values of a column, without missing ones."""
-    return [value for value in rows[column][:] if value is not None]
 
 
 def _parse_answers(value: Any) -> list[tuple[str, int]] | None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from datasets import Dataset
 from torch import Tensor, nn
@@ -14,25 +14,33 @@ from transformers import (
 )
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.hub.tasks import columns as tasks
-from sparsesoup.hub.tasks import images, text, zero_shot
-from sparsesoup.hub.tasks import metrics as judging
+from sparsesoup.core.plugins import load_plugins
+from sparsesoup.hub.tasks import images, metrics, text, zero_shot
 from sparsesoup.hub.tasks import question_answering as spans
-from sparsesoup.hub.tasks.columns import TextTask
-from sparsesoup.hub.tasks.images import ImageTask
+from sparsesoup.hub.tasks.columns import find_task
+from sparsesoup.hub.tasks.labels import TextTask, describe_text_task, has_labels, label_values
 from sparsesoup.hub.tasks.metrics import Judged
-from sparsesoup.hub.tasks.question_answering import QuestionAnswering
-from sparsesoup.hub.tasks.zero_shot import ZeroShot
 from sparsesoup.training.batching import Batch, RowBatches
 
-AnyTask = TextTask | QuestionAnswering
+
+class AnyTask(Protocol):
+    """What every task has: the columns to read and that of the answers; `labels` too if these are classes."""
+
+    @property
+    def texts(self) -> tuple[str, ...]: ...
+
+    @property
+    def label(self) -> str: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskType:
-    """Everything that differs between task types. To add one, define its task dataclass and register a TaskType here.
+    """Everything that differs between task types. To add one, see docs/guides/extend.md.
 
     Args:
+        task: class of its tasks, a frozen dataclass that is an `AnyTask`.
+        find: (training split, dataset's name, text columns, label column) -> the task, or None for other datasets;
+            raises a UserError if columns are missing. A column is None unless the user names it.
         head: transformers class that loads a model with this head.
         settings: task -> settings of the head in the model's config.json.
         check: (rows, task, split) raises a UserError for an invalid text or label.
@@ -44,66 +52,42 @@ class TaskType:
         length: default maximum tokens per row.
         told: task -> description of inputs and outputs.
         images: True if rows hold images, for an image processor; else texts, for a tokenizer.
+        windows: True if a row of the dataset may become several rows of tokens.
         load: (options of from_pretrained, task) -> the model; None if `head` loads it.
         ready: task -> origin of a head that needs no training; None if it is randomly initialised.
         beside: (folder pruning/, model, task) writes further files of a saved model.
     """
 
+    task: type[Any]
+    find: Callable[[Dataset, str, Sequence[str] | None, str | None], Any | None]
     head: Any
     settings: Callable[[Any], dict[str, Any]]
     check: Callable[[Dataset, Any, str], object]
-    labelled: Callable[[Dataset, Any], bool]
-    fits: Callable[[Any, int, Any], object]
+    labelled: Callable[[Dataset, Any], bool] = has_labels
+    fits: Callable[[Any, int, Any], object] = lambda tokenizer, length, task: text.check_tokenizer(tokenizer, length)
     encode: Callable[[Dataset, Any, Any, int], tuple[RowBatches, Judged]]
-    predict: Callable[[nn.Module, Batch], Tensor]
+    predict: Callable[[nn.Module, Batch], Tensor] = metrics.predict_logits
     criterion: Callable[[Any], Callable[[Tensor, Batch], Tensor]]
-    length: int
+    length: int = 128
     told: Callable[[Any], str]
     images: bool = False
+    windows: bool = False
     load: Callable[[Mapping[str, Any], Any], Any] | None = None
     ready: Callable[[Any], str] | None = None
     beside: Callable[[Path, nn.Module, Any], None] | None = None
 
 
-CLASSES = TaskType(
-    head=AutoModelForSequenceClassification,
-    settings=lambda task: {
-        **_class_names_of(task.labels or ("score",)),
-        "problem_type": "single_label_classification" if task.labels else "regression",
-    },
-    check=text.check_text_rows,
-    labelled=tasks.has_labels,
-    fits=lambda tokenizer, length, task: text.check_tokenizer(tokenizer, length),
-    encode=lambda rows, task, tokenizer, length: (
-        text.encode_texts(rows, task, tokenizer, length),
-        judging.task_metric(task),
-    ),
-    predict=judging.predict_logits,
-    criterion=judging.task_criterion,
-    length=128,
-    told=tasks.describe_text_task,
-)
-IMAGES = replace(
-    CLASSES,
-    head=AutoModelForImageClassification,
-    check=tasks.label_values,
-    fits=lambda reader, length, task: None,
-    encode=images.encode_images,
-    length=0,
-    told=lambda task: f"{tasks.describe_text_task(task)} (images)",
-    images=True,
-)
-ZERO_SHOT = replace(
-    IMAGES,
-    load=zero_shot.load_zero_shot,
-    predict=zero_shot.predict_zero_shot,
-    told=zero_shot.in_words,
-    ready=zero_shot.describe_head,
-    beside=zero_shot.save_zero_shot_head,
-)
+def head_settings(outputs: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of a model's config.json that name its outputs."""
+    table = dict(enumerate(outputs))
+    return {"num_labels": len(outputs), "id2label": table, "label2id": {name: i for i, name in table.items()}}
+
+
 SPANS = TaskType(
+    task=spans.QuestionAnswering,
+    find=spans.find_spans,
     head=AutoModelForQuestionAnswering,
-    settings=lambda task: _class_names_of(("start", "end")),
+    settings=lambda task: head_settings(("start", "end")),
     check=spans.answers_of,
     labelled=spans.has_answers,
     fits=spans.WindowBuilder,
@@ -112,16 +96,53 @@ SPANS = TaskType(
     criterion=lambda task: spans.span_loss,
     length=384,
     told=lambda task: f"spans of column {task.texts[1]} that answer column {task.texts[0]}",
+    windows=True,
 )
+CLASSES = TaskType(
+    task=TextTask,
+    find=find_task,
+    head=AutoModelForSequenceClassification,
+    settings=lambda task: {
+        **head_settings(task.labels or ("score",)),
+        "problem_type": "single_label_classification" if task.labels else "regression",
+    },
+    check=text.check_text_rows,
+    encode=lambda rows, task, tokenizer, length: (
+        text.encode_texts(rows, task, tokenizer, length),
+        metrics.task_metric(task),
+    ),
+    criterion=metrics.task_criterion,
+    told=describe_text_task,
+)
+IMAGES = replace(
+    CLASSES,
+    task=images.ImageTask,
+    find=images.find_images,
+    head=AutoModelForImageClassification,
+    check=label_values,
+    fits=lambda reader, length, task: None,
+    encode=images.encode_images,
+    length=0,
+    told=lambda task: f"{describe_text_task(task)} (images)",
+    images=True,
+)
+ZERO_SHOT = replace(
+    IMAGES,
+    task=zero_shot.ZeroShot,
+    find=lambda train, name, columns, label: None,  # `as_zero_shot_task` makes it of a task of images
+    load=zero_shot.load_zero_shot,
+    predict=zero_shot.predict_zero_shot,
+    told=zero_shot.in_words,
+    ready=zero_shot.describe_head,
+    beside=zero_shot.save_zero_shot_head,
+)
+# In the order in which they are looked for; texts are the last, since they refuse what they cannot read.
+TASKS = {"question-answering": SPANS, "zero-shot": ZERO_SHOT, "images": IMAGES, "texts": CLASSES}
 
 
 def task_type_of(task: AnyTask) -> TaskType:
     """Return the type of a task."""
-    if isinstance(task, QuestionAnswering):
-        return SPANS
-    if isinstance(task, ZeroShot):
-        return ZERO_SHOT
-    return IMAGES if isinstance(task, ImageTask) else CLASSES
+    return next(kind for kind in TASKS.values() if kind.task is type(task))
 
 
 def describe_task(task: AnyTask) -> str:
@@ -140,14 +161,15 @@ def infer_task(
         stride: overlap in tokens of windows of a long context.
     Raises: UserError if the columns are ambiguous or unsuitable, or a stride is set without windows.
     """
-    found = spans.find_spans(train, name, texts, label, stride)
-    if found is None and stride is not None:
+    tasks = (kind.find(train, name, texts, label) for kind in TASKS.values())
+    task: AnyTask = next(found for found in tasks if found is not None)
+    if stride is None:
+        return task
+    if not isinstance(task, spans.QuestionAnswering):
         raise UserError(
             f"doc_stride is {stride}, and {name} asks no questions about contexts, which it is for; leave it out"
         )
-    return found or images.find_images(train, name, texts, label) or tasks.find_task(train, name, texts, label)
+    return replace(task, stride=stride)
 
 
-def _class_names_of(outputs: Sequence[str]) -> dict[str, Any]:
-    table = dict(enumerate(outputs))
-    return {"num_labels": len(outputs), "id2label": table, "label2id": {name: i for i, name in table.items()}}
+TASKS = load_plugins("sparsesoup.tasks", TaskType, TASKS) | TASKS  # at the end, since plugins import this module

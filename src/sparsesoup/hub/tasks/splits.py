@@ -19,7 +19,8 @@ from sparsesoup.hub.data.files import one_line, open_hub, read_files
 from sparsesoup.hub.data.image_folder import check_alone, find_classes, read_classes, with_images
 from sparsesoup.hub.data.layout import find_files, relative_name
 from sparsesoup.hub.data.rows import VALIDATION_NAMES, LazySplits, LoadedDataset
-from sparsesoup.hub.tasks.columns import glue_task, is_missing
+from sparsesoup.hub.tasks.labels import is_missing
+from sparsesoup.hub.tasks.metrics import glue_task
 from sparsesoup.hub.tasks.registry import AnyTask, task_type_of
 
 DATA_ROOT = "SPARSESOUP_DATA"

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.hub.tasks.columns import TextTask, label_values
+from sparsesoup.hub.tasks.labels import TextTask, label_values
 from sparsesoup.training.batching import Batch, RowBatches
 
 Row = tuple[Any, ...]  # one array of token ids per tokenizer input, then the values from which `collate` makes labels
@@ -21,18 +21,26 @@ MOST = 250_000  # rows to keep tokenized: 100 MB of short texts
 _KEPT: dict[bytes, tuple[list[str], list[list[Any]]]] = {}
 
 
-def encode_texts(rows: Dataset, task: TextTask, tokenizer: PreTrainedTokenizerBase, max_length: int) -> RowBatches:
+def encode_texts(
+    rows: Dataset,
+    task: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    labels: Sequence[Any] | None = None,
+) -> RowBatches:
     """Return the rows as token ids and labels, ready for batching.
 
     Args:
         rows: one split; its text columns hold strings only.
+        task: a `TextTask`, or one with one or two `texts` if labels are given.
         tokenizer: a fast tokenizer with a padding token; its padding side is used.
         max_length: maximum tokens per row, including special tokens; the longer text of a pair is truncated first.
+        labels: a label or an array of them per row; default those of the task: class indices or numbers.
     Raises: UserError that names row and column of a text that is not a string, or if the tokenizer is unsuitable.
     """
     check_tokenizer(tokenizer, max_length)
     columns = [text_column(rows, column, "the data") for column in task.texts]
-    labels = label_values(rows, task, "the data")
+    labels = label_values(rows, task, "the data") if labels is None else labels
     names, arrays = _tokenize_columns(columns, tokenizer, max_length)
     lengths = tuple(map(len, arrays[0]))
     if empty := lengths.count(0):
@@ -42,8 +50,8 @@ def encode_texts(rows: Dataset, task: TextTask, tokenizer: PreTrainedTokenizerBa
             f"the tokenizer of {tokenizer.name_or_path} makes none of {text[:40]!r}; drop such rows, or take the "
             f"tokenizer that belongs to the model"
         )
-    collate = _make_collate(names, tokenizer, np.int64 if task.labels else np.float32)
-    return RowBatches(list(zip(*arrays, labels, strict=True)), collate, lengths)
+    dtype = np.int64 if np.issubdtype(np.asarray(labels).dtype, np.integer) else np.float32
+    return RowBatches(list(zip(*arrays, labels, strict=True)), _make_collate(names, tokenizer, dtype), lengths)
 
 
 def _tokenize_columns(

@@ -19,8 +19,8 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import atomic_write, load_table, write_table
 from sparsesoup.hub.models.checkpoint import load_tokenizer, read_config
 from sparsesoup.hub.models.weights import check_vocabulary, check_weights, load_weights
-from sparsesoup.hub.tasks.columns import WHOLE, describe_text_task
 from sparsesoup.hub.tasks.images import ImageTask
+from sparsesoup.hub.tasks.labels import WHOLE, describe_text_task
 from sparsesoup.hub.tasks.prompts import names_of, templates_of
 from sparsesoup.training.batching import Batch
 

@@ -10,7 +10,7 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.hub.build import ModelAndDataConfig, OpenedTask, open_task
 from sparsesoup.hub.models.loading import load_model
 from sparsesoup.hub.models.prunable import find_prunable
-from sparsesoup.hub.tasks.question_answering import QuestionAnswering
+from sparsesoup.hub.tasks.registry import task_type_of
 from sparsesoup.hub.tasks.splits import training_splits
 from sparsesoup.runs.config import RunConfig
 from sparsesoup.study.cost.estimate import needs_structure, steps_of
@@ -50,7 +50,7 @@ def _count_rows(opened: OpenedTask) -> tuple[int, bool]:
     """Return (rows that a run trains on, True if that is the exact length of an epoch, which windows only increase)."""
     train, _ = training_splits(opened.source, opened.task, 0)
     # There are at least as many windows as texts, and a T accepted for short epochs is accepted for longer ones.
-    return len(train), not isinstance(opened.task, QuestionAnswering)
+    return len(train), not task_type_of(opened.task).windows
 
 
 def _check_plan(settings: RunConfig, rows: int) -> None:
