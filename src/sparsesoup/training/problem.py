@@ -181,19 +181,23 @@ class Problem:
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Return the scores on the validation rows; the cost is recorded."""
         with charge_time(self.meter, "validation") as cost:
-            return evaluate_model(self, model, self.validation, cost)
+            return self.score_validation(model, cost)[0]
+
+    def score_validation(self, model: nn.Module, cost: Cost) -> tuple[dict[str, float], dict[str, Any]]:
+        """Return (scores on the validation rows, statistics of the answers); the cost is added to `cost`."""
+        outputs, labels = collect_outputs(self, model, self.validation, cost)
+        return self.metric(outputs, labels), answer_statistics(outputs, labels)
 
     def finish_run(self, state: TrainState, **notes: Any) -> Ticket:
         """Validate the final model, end the run and return its ticket."""
         self.journal.end_run()
         algebra.apply_masks_(state.prunable_parameters(), state.masks)
         with charge_time(self.meter, "validation") as cost:
-            outputs, labels = collect_outputs(self, state.model, self.validation, cost)
-            metrics = self.metric(outputs, labels)
+            metrics, answers = self.score_validation(state.model, cost)
         found = {name: t.detach().cpu().clone() for name, t in state.model.state_dict().items()}
         masks = {name: m.cpu() for name, m in state.masks.items()}
         told = {**state.notes, **notes}
-        return Ticket(masks, found, metrics, self.meter.to_json(), told, answer_statistics(outputs, labels))
+        return Ticket(masks, found, metrics, self.meter.to_json(), told, answers)
 
 
 def _make_accelerator(precision: str) -> Accelerator:

@@ -1,0 +1,294 @@
+"""Prune model objects on dataset objects, or whatever a Trainer holds, with our own loop: every method runs."""
+
+import copy
+import functools
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import EvalPrediction, PreTrainedModel, Trainer, default_data_collator
+from transformers.trainer_pt_utils import nested_concat, nested_numpify
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.files import write_json
+from sparsesoup.core.masks import Masks
+from sparsesoup.core.ticket import Ticket, save_masks
+from sparsesoup.loops.attach import Prunable, find_targets, named_method
+from sparsesoup.loops.problem import Loss, as_mapping
+from sparsesoup.methods import Method, row_of
+from sparsesoup.training.batching import RowBatches
+from sparsesoup.training.checkpoint import Checkpointer
+from sparsesoup.training.config import TrainingConfig
+from sparsesoup.training.cost import Cost, CostTracker
+from sparsesoup.training.problem import NullObserver, Observer, Problem, add_batch_cost, to_device
+
+# Arguments of a Trainer that our loop takes over, and those that do not touch the training.
+HONOURED = {
+    "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "num_train_epochs",
+    "weight_decay", "warmup_ratio", "warmup_steps", "max_grad_norm", "seed", "bf16", "label_smoothing_factor",
+}  # fmt: skip
+HARMLESS = (
+    "output_dir", "logging", "log_", "report_to", "run_name", "disable_tqdm", "eval", "per_device_eval", "save", "push",
+    "hub", "do_", "use_cpu", "dataloader", "remove_unused", "label_names", "include", "metric_for", "greater_is",
+    "resume", "prediction_loss_only", "trackio", "project", "data_seed", "accelerator_config", "parallelism",
+)  # fmt: skip
+
+
+@dataclass
+class PrunedModel:
+    """The result of pruning a model object.
+
+    Args:
+        model: a pruned copy of the model, in eval mode; the given one is as it was.
+        ticket: masks, metrics, cost and notes.
+        method: name of the method's row.
+    """
+
+    model: nn.Module
+    ticket: Ticket
+    method: str
+
+    @property
+    def masks(self) -> Masks:
+        """The kept weights by name, True = kept."""
+        return self.ticket.masks
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The scores on the evaluation rows."""
+        return self.ticket.metrics
+
+    @property
+    def cost(self) -> dict[str, dict[str, float]]:
+        """Steps, rows, FLOPs and seconds by label."""
+        return self.ticket.cost
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model with its masks into a folder, which `export`, `benchmark` and `from_pretrained` read.
+
+        Raises: UserError if the model is not one of transformers.
+        """
+        if not isinstance(self.model, PreTrainedModel):
+            raise UserError(
+                f"{type(self.model).__name__} has no save_pretrained; save its state_dict() as you do, its zeros are "
+                f"the masks"
+            )
+        path = Path(folder)
+        self.model.save_pretrained(path)
+        facts = {"method": self.method, "metrics": self.metrics}
+        save_masks(path / "pruning", self.masks, facts)
+        write_json(path / "pruning" / "cost.json", self.cost)
+        return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectProblem(Problem):
+    """A problem of objects: the loss comes from the model or the user, scores from batches as they are evaluated.
+
+    Args:
+        compute_metrics: as of the Trainer.
+        preprocess_logits: as `preprocess_logits_for_metrics` of the Trainer.
+    """
+
+    compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None
+    preprocess_logits: Callable[[Any, Any], Any] | None = None
+
+    def score_validation(self, model: nn.Module, cost: Cost) -> tuple[dict[str, float], dict[str, Any]]:
+        """Return the scores on the evaluation rows; only what `compute_metrics` takes is kept in memory."""
+        training, rows, total, kept = model.training, 0, 0.0, _Predictions(self.preprocess_logits)
+        batches = self.validation.eval_batches(2 * self.training.batch_size)
+        model.eval()
+        self.observer.begin("validation", 0, len(batches))
+        for indices in batches:
+            batch = to_device(self.validation.batch(indices), self.accelerator.device)
+            shape = ("forward", *(tuple(t.shape) for t in batch.values()))
+            with torch.no_grad():
+                work = functools.partial(self.training_loss, model, batch)
+                loss, flops = self.meter.run_and_count_flops(shape, work)
+                if self.compute_metrics is not None:
+                    kept.add(model(**{k: t for k, t in batch.items() if k != "labels"}), batch.get("labels"))
+            rows, total = rows + len(indices), total + len(indices) * float(loss)
+            add_batch_cost(cost, self.validation, indices, flops)
+            self.observer.step({})
+        self.observer.end()
+        model.train(training)
+        found = {} if self.compute_metrics is None else dict(self.compute_metrics(kept.prediction()))
+        return {**found, "negative_loss": -total / max(rows, 1)}, {}
+
+
+class _Predictions:
+    """Logits and labels of all batches, padded to one length, on the CPU."""
+
+    def __init__(self, preprocess: Callable[[Any, Any], Any] | None) -> None:
+        self.preprocess, self.logits, self.labels = preprocess, None, None
+
+    logits: Any
+    labels: Any
+
+    def add(self, outputs: Any, labels: Tensor | None) -> None:
+        logits = outputs.logits if hasattr(outputs, "logits") else outputs
+        logits = logits if self.preprocess is None else self.preprocess(logits, labels)
+        for name, new in (("logits", logits.cpu()), ("labels", None if labels is None else labels.cpu())):
+            before = getattr(self, name)
+            setattr(self, name, new if before is None else nested_concat(before, new))
+
+    def prediction(self) -> EvalPrediction:
+        return EvalPrediction(predictions=nested_numpify(self.logits), label_ids=nested_numpify(self.labels))
+
+
+def prune_model(
+    method: str | Method = "gradual",
+    model: nn.Module | None = None,
+    train_dataset: Any = None,
+    eval_dataset: Any = None,
+    *,
+    sparsity: float = 0.5,
+    steps: int | None = None,
+    epochs: float = 1.0,
+    args: TrainingConfig | None = None,
+    data_collator: Callable[[list[Any]], Any] | None = None,
+    loss: Loss | None = None,
+    compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+    preprocess_logits_for_metrics: Callable[[Any, Any], Any] | None = None,
+    prunable: Prunable | None = None,
+    head: Sequence[str] = (),
+    seed: int = 0,
+    checkpoints: str | Path | None = None,
+    observer: Observer | None = None,
+) -> PrunedModel:
+    """Prune a model object on datasets in memory, by any method but those that need logits of a teacher (pins).
+
+    Args:
+        method: a method's name, or a method with settings of its own.
+        model: any module; a model of transformers brings its loss.
+        train_dataset: a datasets.Dataset, a torch Dataset, a list; or, with `steps`, any iterable of rows.
+        eval_dataset: rows for selection and for the metrics of the result; default: the training rows.
+        sparsity: share of the prunable weights to remove.
+        steps: T, optimizer steps of one fine-tuning; default: `epochs` over the training rows.
+        args: training settings; default: TrainingConfig().
+        data_collator: rows -> batch; default: that of transformers.
+        loss: (model, batch) -> mean loss; default: the loss that the model returns.
+        compute_metrics: EvalPrediction -> scores, the higher the better; the first one is used for selection.
+        preprocess_logits_for_metrics: (logits, labels) -> what is kept of the logits, as of the Trainer.
+        prunable: (name, parameter) -> whether to prune it; see `sparsesoup.attach`.
+        head: names of the task head's parameters.
+        seed: seed of all random choices.
+        checkpoints: folder from which a killed call resumes.
+        observer: receives the progress.
+    Raises: UserError if something is missing, or the method does not fit.
+
+    >>> model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+    >>> rows = [{"x": torch.randn(4), "y": torch.tensor(i % 2)} for i in range(64)]
+    >>> found = prune_model(
+    ...     "gradual", model, rows, sparsity=0.5, steps=20,
+    ...     loss=lambda model, batch: nn.functional.cross_entropy(model(batch["x"]), batch["y"]),
+    ... )
+    >>> int((found.model[0].weight == 0).sum())
+    32
+    """
+    if model is None or train_dataset is None:
+        raise UserError("give model=... and train_dataset=..., objects both; names go to sparsesoup.prune")
+    if loss is None and not isinstance(model, PreTrainedModel):
+        raise UserError(f"{type(model).__name__} brings no loss; give loss=lambda model, batch: ...")
+    chosen, training = named_method(method), args or TrainingConfig()
+    train = _rows_of(train_dataset, data_collator, steps, training)
+    evaluation = train if eval_dataset is None else _rows_of(eval_dataset, data_collator, None, training)
+    total = steps or max(1, round(epochs * max(1, len(train) // training.rows_per_step)))
+    objective, meter = _as_objective(loss or _own_loss, train), CostTracker()
+    problem = ObjectProblem(
+        pretrained=model, targets=find_targets(model, prunable), train=train, validation=evaluation, steps=total,
+        training=training, objective=objective, predict=lambda model, batch: objective(model, batch)[None],
+        criterion=lambda outputs, batch: outputs.mean(), metric=lambda outputs, labels: {}, seed=seed, meter=meter,
+        journal=Checkpointer(meter, None if checkpoints is None else Path(checkpoints)), head=tuple(head),
+        compute_metrics=compute_metrics, preprocess_logits=preprocess_logits_for_metrics,
+        observer=observer or NullObserver(),
+    )  # fmt: skip
+    if any(phase.own_loss for phase in chosen.plan(problem.size, sparsity)):
+        raise UserError(f"{type(chosen).__name__} needs logits beside the loss; take platon, or a name for model=...")
+    ticket = chosen.run(problem, sparsity)
+    pruned = copy.deepcopy(model).eval()
+    pruned.load_state_dict(ticket.weights)
+    return PrunedModel(pruned, ticket, row_of(chosen))
+
+
+def prune_trainer(method: str | Method, trainer: Trainer, *, sparsity: float = 0.5, **more: Any) -> PrunedModel:
+    """Prune what a Trainer would train, by any method, in our own loop, which trains as often as the method asks.
+
+    Model, rows, collator, metrics, arguments and an overridden `compute_loss` are the Trainer's. Arguments that our
+    loop does not honour are named in one warning before the first step.
+
+    Args:
+        method: a method's name, or a method with settings of its own.
+        trainer: any transformers.Trainer, before `train()`.
+        sparsity: share of the prunable weights to remove.
+        more: further arguments of `prune_model`.
+    """
+    args = trainer.args
+    if ignored := _ignored_arguments(args):
+        warnings.warn(f"not honoured while pruning: {', '.join(ignored)}", stacklevel=2)
+    training = TrainingConfig(
+        learning_rate=args.learning_rate, batch_size=args.per_device_train_batch_size, weight_decay=args.weight_decay,
+        gradient_accumulation_steps=args.gradient_accumulation_steps, max_grad_norm=args.max_grad_norm or 0.0,
+        warmup_ratio=_warmup_ratio(args), precision="bf16" if args.bf16 else "no",
+    )  # fmt: skip
+    given: dict[str, Any] = {
+        "steps": args.max_steps if args.max_steps > 0 else None, "epochs": args.num_train_epochs, "args": training,
+        "data_collator": trainer.data_collator, "compute_metrics": trainer.compute_metrics, "seed": args.seed,
+        "preprocess_logits_for_metrics": trainer.preprocess_logits_for_metrics,
+        "loss": lambda model, batch: trainer.compute_loss(model, dict(batch)),
+    }  # fmt: skip
+    train, evaluation = trainer._remove_unused_columns(trainer.train_dataset, "training"), trainer.eval_dataset
+    return prune_model(method, trainer.model, train, evaluation, sparsity=sparsity, **(given | more))
+
+
+def _warmup_ratio(args: Any) -> float:
+    ratio, steps = float(getattr(args, "warmup_ratio", 0.0) or 0.0), float(getattr(args, "warmup_steps", 0) or 0)
+    if 0 < steps < 1:  # transformers 5 takes a share here
+        return steps
+    return steps / args.max_steps if steps and args.max_steps > 0 else ratio
+
+
+def _ignored_arguments(args: Any) -> list[str]:
+    """Return the arguments that differ from their defaults and that our loop does not honour."""
+    plain = type(args)(output_dir=args.output_dir, use_cpu=args.use_cpu, report_to="none")
+    names = [name for name in args.__dataclass_fields__ if name not in HONOURED and not name.startswith(HARMLESS)]
+    given = {name: getattr(args, name) for name in names if getattr(args, name) != getattr(plain, name)}
+    return sorted(f"{name}={getattr(value, 'value', value)}" for name, value in given.items())
+
+
+def _rows_of(
+    dataset: Any, collator: Callable[[list[Any]], Any] | None, steps: int | None, training: TrainingConfig
+) -> RowBatches:
+    """Return the rows of a dataset object; of an iterable without a length as many as T steps take."""
+    if not (isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")):
+        if steps is None or not isinstance(dataset, Iterable):
+            raise UserError("this dataset has no length; give steps=..., the number of optimizer steps")
+        dataset = list(islice(iter(dataset), steps * training.rows_per_step))
+    if not len(dataset):
+        raise UserError("the dataset has no rows; give at least one")
+    collate = collator or (
+        default_data_collator if isinstance(dataset[0], Mapping) else torch.utils.data.default_collate
+    )
+    return RowBatches(dataset, lambda rows: as_mapping(collate(list(rows))))
+
+
+def _as_objective(loss: Loss, rows: RowBatches) -> Loss:
+    """Return the loss of a batch as a mapping; rows that are no mappings come to the user's loss as a tuple."""
+    if isinstance(rows.rows[0], Mapping):
+        return loss
+    return lambda model, batch: loss(model, tuple(batch.values()))
+
+
+def _own_loss(model: nn.Module, batch: Any) -> Tensor:
+    loss = model(**batch).loss
+    if loss is None:
+        raise UserError(
+            f"{type(model).__name__} returned no loss for a batch of {', '.join(batch)}; name the answers labels, or "
+            f"give loss=lambda model, batch: ..."
+        )
+    return loss

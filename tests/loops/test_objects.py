@@ -1,0 +1,228 @@
+"""Models, datasets and Trainers in memory, pruned by our loop: any method, and what comes out works elsewhere."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    DataCollatorForTokenClassification,
+    Trainer,
+    TrainingArguments,
+)
+
+from conftest import same
+from sparsesoup import InstantSoup, TrainingConfig, UserError, export, load_masks
+from sparsesoup.core.masks import count_kept, count_total
+from sparsesoup.loops.objects import prune_model, prune_trainer
+from tiny_hub import CONFIGS, sentences, tokenizer
+
+ARGS = TrainingConfig(learning_rate=5e-3, batch_size=8)
+
+
+def model_of(kind: Any = AutoModelForSequenceClassification, **changes: Any) -> Any:
+    torch.manual_seed(0)
+    config = CONFIGS["bert"]()
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return kind.from_config(config)
+
+
+def texts(count: int, seed: int) -> datasets.Dataset:
+    words, labels = zip(*sentences(count, seed), strict=True)
+    table = tokenizer(pairs=True)(list(words), padding="max_length", max_length=24, truncation=True)
+    return datasets.Dataset.from_dict({**dict(table), "labels": list(labels)})
+
+
+TRAIN, VALIDATION = texts(64, 1), texts(24, 2)
+
+
+def accuracy(found: Any) -> dict[str, float]:
+    return {"accuracy": float((found.predictions.argmax(-1) == found.label_ids).mean())}
+
+
+@pytest.mark.parametrize("method", ["isp", "imp", "movement", "platon", "snip", "lottery-pools"])
+def test_a_model_of_transformers_is_pruned_as_an_object(method: str) -> None:
+    model = model_of()
+    before = copy.deepcopy(model.state_dict())
+    chosen: Any = InstantSoup(stages=2, weak_masks=2) if method == "isp" else method
+    found = prune_model(chosen, model, TRAIN, VALIDATION, sparsity=0.5, steps=30, args=ARGS, compute_metrics=accuracy)
+    assert same(model.state_dict(), before)
+    assert 2 * count_kept(found.masks) == count_total(found.masks)
+    params = dict(found.model.named_parameters())
+    assert not any(bool(params[name][~mask].any()) for name, mask in found.masks.items())
+    assert list(found.metrics) == ["accuracy", "negative_loss"]
+    logits = torch.cat([found.model(**_row(row)).logits for row in VALIDATION]).argmax(-1)
+    assert found.metrics["accuracy"] == pytest.approx(
+        float((logits == torch.tensor(VALIDATION["labels"])).float().mean())
+    )
+    assert found.cost["validation"]["examples"] >= len(VALIDATION)
+
+
+def _row(row: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: torch.tensor(value)[None] for name, value in row.items() if name != "labels"}
+
+
+def test_tokens_with_dynamic_padding_and_metrics_of_ones_own() -> None:
+    """Named entities: one label a token, padded with -100, logits of batches of other lengths."""
+    draw = np.random.default_rng(0)
+    rows = [
+        {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [i % 3 for i in ids]}
+        for ids in (draw.integers(10, 40, size=int(draw.integers(4, 17))).tolist() for _ in range(48))
+    ]
+    seen = []
+
+    def right(found: Any) -> dict[str, float]:
+        seen.append((found.predictions.shape, found.label_ids.shape))
+        known = found.label_ids != -100
+        return {"token_accuracy": float((found.predictions == found.label_ids)[known].mean())}
+
+    found = prune_model(
+        "gradual", model_of(AutoModelForTokenClassification, num_labels=3), rows, rows[:20], sparsity=0.6, steps=40,
+        args=ARGS, data_collator=DataCollatorForTokenClassification(tokenizer(pairs=True)), compute_metrics=right,
+        preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
+    )  # fmt: skip
+    longest = max(len(row["labels"]) for row in rows[:20])
+    assert seen[-1] == ((20, longest), (20, longest))
+    assert 0 <= found.metrics["token_accuracy"] <= 1
+
+
+def test_several_labels_a_row() -> None:
+    rows = TRAIN.map(lambda row: {"labels": [float(row["labels"]), 1.0 - row["labels"], 1.0]})
+    model = model_of(num_labels=3, problem_type="multi_label_classification")
+    found = prune_model("isp-no-soup", model, rows, sparsity=0.5, steps=20, args=ARGS)
+    assert list(found.metrics) == ["negative_loss"]
+    assert found.metrics["negative_loss"] < 0
+
+
+def test_a_plain_module_on_tuples_and_on_a_stream() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(96, 8, generator=draw)
+    y = x[:, :2].argmax(1)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        features, labels = batch
+        return functional.cross_entropy(model(features), labels)
+
+    def stream() -> Iterator[tuple[Tensor, Tensor]]:
+        yield from zip(x, y, strict=True)
+
+    rows = torch.utils.data.TensorDataset(x, y)
+    whole = prune_model("imp", model, rows, sparsity=0.6, steps=24, args=ARGS, loss=loss, head=("4.weight", "4.bias"))
+    assert set(whole.masks) == {"0.weight", "2.weight"}
+    streamed = prune_model("imp", model, stream(), sparsity=0.6, steps=12, args=ARGS, loss=loss)
+    listed = prune_model("imp", model, list(zip(x, y, strict=True)), sparsity=0.6, steps=12, args=ARGS, loss=loss)
+    assert same(streamed.masks, listed.masks)
+    with pytest.raises(UserError, match="has no length; give steps"):
+        prune_model("imp", model, stream(), sparsity=0.6, args=ARGS, loss=loss)
+
+
+def test_what_is_saved_loads_elsewhere_and_exports(tmp_path: Path) -> None:
+    found = prune_model("magnitude", model_of(), TRAIN, sparsity=0.5, steps=4, args=ARGS)
+    folder = found.save(tmp_path / "pruned")
+    again = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert same(again.state_dict(), found.model.state_dict())
+    masks, facts = load_masks(folder)
+    assert same(masks, found.masks)
+    assert facts["method"] == "magnitude"
+    export(folder, "packed", tmp_path / "packed")
+    assert (tmp_path / "packed").is_dir()
+
+
+class Smoothed(Trainer):
+    """A Trainer with a loss of its own."""
+
+    calls = 0
+
+    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+        Smoothed.calls += 1
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = functional.cross_entropy(outputs.logits, labels, label_smoothing=0.3)
+        return (loss, outputs) if return_outputs else loss
+
+
+def trainer_of(folder: Path, kind: type[Trainer] = Trainer, **changes: Any) -> Trainer:
+    given: dict[str, Any] = {"max_steps": 20, "learning_rate": 5e-3, "per_device_train_batch_size": 8}
+    arguments = TrainingArguments(output_dir=str(folder), use_cpu=True, report_to="none", seed=3, **(given | changes))
+    return kind(
+        model_of(), arguments, train_dataset=TRAIN, eval_dataset=VALIDATION, compute_metrics=accuracy
+    )  # fmt: skip
+
+
+def test_a_trainer_gives_all_that_is_needed(tmp_path: Path) -> None:
+    found = prune_trainer("imp", trainer_of(tmp_path), sparsity=0.5)
+    training = TrainingConfig(learning_rate=5e-3, batch_size=8, weight_decay=0.0, warmup_ratio=0.0)
+    same_by_hand = prune_model(
+        "imp", model_of(), TRAIN, VALIDATION, sparsity=0.5, steps=20, args=training, seed=3, compute_metrics=accuracy
+    )
+    assert same(found.masks, same_by_hand.masks)
+    assert found.metrics == same_by_hand.metrics
+
+
+def test_a_trainers_own_loss_is_what_is_trained(tmp_path: Path) -> None:
+    Smoothed.calls = 0
+    found = prune_trainer("gradual", trainer_of(tmp_path, Smoothed), sparsity=0.5)
+    assert Smoothed.calls > 20
+    plain = prune_trainer("gradual", trainer_of(tmp_path), sparsity=0.5)
+    assert found.metrics["negative_loss"] != plain.metrics["negative_loss"]
+
+
+def test_arguments_that_are_not_honoured_are_named_before_the_first_step(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, lr_scheduler_type="cosine", adam_beta2=0.95)
+    with pytest.warns(UserWarning, match=r"not honoured while pruning: adam_beta2=0.95, lr_scheduler_type=cosine"):
+        prune_trainer("magnitude", trainer, sparsity=0.5)
+
+
+def test_a_killed_call_goes_on_from_its_checkpoints(tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def run(stop_at: int | None) -> Any:
+        calls = 0
+
+        def loss(model: nn.Module, batch: Any) -> Tensor:
+            nonlocal calls
+            calls += 1
+            if calls == stop_at:
+                raise Stop
+            return model(**batch).loss
+
+        given: dict[str, Any] = {"sparsity": 0.5, "steps": 20, "args": ARGS, "loss": loss}
+        folder = None if stop_at == -1 else tmp_path / "checkpoints"
+        return prune_model("imp-rewind", model_of(), TRAIN, VALIDATION, checkpoints=folder, **given)
+
+    whole = run(-1)
+    with pytest.raises(Stop):
+        run(60)
+    again = run(None)
+    assert same(again.masks, whole.masks)
+    assert same(again.model.state_dict(), whole.model.state_dict())
+    assert again.cost["strong"]["steps"] == whole.cost["strong"]["steps"]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"model": None}, "give model=... and train_dataset=..."),
+        ({"model": nn.Linear(4, 4)}, "Linear brings no loss"),
+        ({"train_dataset": []}, "has no rows"),
+        ({"method": "pins"}, "needs logits beside the loss"),
+        ({"method": "nonsense"}, "there is no method nonsense"),
+        ({"train_dataset": TRAIN.remove_columns("labels")}, "returned no loss"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(given: dict[str, Any], says: str) -> None:
+    table: dict[str, Any] = {"method": "gradual", "model": model_of(), "train_dataset": TRAIN, "steps": 20}
+    with pytest.raises(UserError, match=says) as caught:
+        prune_model(**(table | given))
+    assert "\n" not in str(caught.value)
