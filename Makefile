@@ -27,9 +27,10 @@ bench: $(READY)
 	$(BIN)/python benchmarks/cost.py
 	$(BIN)/python benchmarks/speed.py
 
-# The tables of the README and docs, redrawn from benchmarks/results/.
+# The tables and figures of the README and docs, redrawn from benchmarks/results/.
 tables: $(READY)
 	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/figures.py
 
 # The documentation as a site in site/. A warning, such as a link that leads nowhere, is an error.
 docs: $(READY)

@@ -16,7 +16,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.extend(map(str, (Path(__file__).parents[1] / "tests").glob("**/")))
 import torch
 
 from mutations import SAME, SILENT, TOLD, TRACE, subjects, trial, undamaged

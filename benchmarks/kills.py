@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.extend(map(str, (Path(__file__).parents[1] / "tests").glob("**/")))
 from processes import children, command_of
 from tiny_hub import checkpoint, reviews, without_seconds
 
@@ -116,7 +116,7 @@ def wait_until_at_work(folder: Path, executor: str, process: subprocess.Popen[by
     while process.poll() is None:
         said = (folder / "said.txt").read_text(encoding="utf-8").rpartition(AGAIN)[2]
         lines = workers(os.getpid()).values()
-        if ("drawing" in said or "testing" in said) and any(DOING[executor] in line for line in lines):
+        if ("training" in said or "testing" in said) and any(DOING[executor] in line for line in lines):
             return
         time.sleep(0.2)
 
@@ -152,7 +152,7 @@ def main() -> None:
         raise SystemExit((folders[0] / "said.txt").read_text(encoding="utf-8"))
     hit = disturb(folders[1], options.executor, options.kills, random.Random(options.seed), options.longest)
     one, other = (without_seconds(study(folder)) for folder in folders)
-    found = {"executor": options.executor, "kills": hit, "cells": len(one["cells"]), "same table": one == other}
+    found = {"executor": options.executor, "kills": hit, "runs": len(one["runs"]), "same table": one == other}
     found |= {"command": " ".join(["python", *sys.argv]), "machine": platform.machine()}
     print(json.dumps(found, indent=1))
     if options.out:

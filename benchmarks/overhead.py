@@ -76,7 +76,7 @@ def overhead(grid: StudyPlan, folder: Path) -> dict[str, float]:
     finally:
         build.evaluate_model = kept
     records = [json.loads(path.read_text()) for path in (folder / "alone").glob("studies/*/study.json")]
-    metered = sum(cost["seconds"] for record in records for cell in record["cells"] for cost in cell["cost"].values())
+    metered = sum(cost["seconds"] for record in records for cell in record["runs"] for cost in cell["cost"].values())
     return {
         "seconds": whole,
         "training and evaluation": metered + sum(spent),

@@ -251,7 +251,7 @@ def weights_equal(one, other):
 
 def without_seconds(found):
     """What two runs of a study must have in common: all but seconds and what was shared."""
-    for cell in found["cells"]:
+    for cell in found["runs"]:
         cell.pop("seconds")
         for cost in cell["cost"].values():
             cost.pop("seconds")

@@ -76,7 +76,7 @@ def test_a_study_is_run_from_a_table(place: Path, tmp_path: Path, monkeypatch) -
         "train": {"batch_size": 8}, "methods": ["dense", "magnitude"],
     }  # fmt: skip
     found = compare(recipe, out=tmp_path, progress=False)
-    assert [cell["row"] for cell in found.facts["cells"]] == ["dense", "magnitude"]
+    assert [cell["row"] for cell in found.facts["runs"]] == ["dense", "magnitude"]
     assert (found.path / "study.html").is_file()
     with pytest.raises(UserError, match="unknown method 'magnitud'"):
         compare(recipe | {"methods": ["magnitud"]}, out=tmp_path, progress=False)

@@ -384,7 +384,7 @@ def test_a_study_on_a_full_disk_writes_all_of_its_tables_or_none(place, tmp_path
     assert {path.name: path.read_bytes() for path in folder.glob("study.*") if path.suffix != ".yaml"} == before
     assert not [path for path in folder.rglob("*") if path.name.endswith(".part")]
     assert main(line) == 0
-    assert len(json.loads((folder / "study.json").read_text())["cells"]) == 2
+    assert len(json.loads((folder / "study.json").read_text())["runs"]) == 2
 
 
 WHILE_TABLES = """

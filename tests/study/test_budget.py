@@ -44,7 +44,7 @@ def steps_of(**changes):
 
 def test_at_equal_cost_no_run_takes_more_than_the_dense_one_and_hardly_less():
     assert main(["compare", "--config", str(write()), "--threads", "1"]) == 0
-    cells = json.loads(Path("runs/studies/small/study.json").read_text())["cells"]
+    cells = json.loads(Path("runs/studies/small/study.json").read_text())["runs"]
     flops = {(c["row"], c["seed"]): sum(cost["flops"] for cost in c["cost"].values()) for c in cells}
     assert {c["steps"] for c in cells if c["row"] == "dense"} == {120}
     assert all(spent <= flops["dense", seed] for (_, seed), spent in flops.items())
@@ -126,7 +126,7 @@ def test_a_study_with_a_budget_that_grows_by_a_seed_of_another_t_is_refused_with
     capsys.readouterr()
     assert main(["compare", "--config", "small.yaml", "--seed", "0", "3"]) == 2  # rows of seed 3 are padded otherwise
     error = capsys.readouterr().err
-    assert "(1 of its cells are not in this recipe: T of snip on reviews, sparsity 0.5, seed 0 (bert) was 21" in error
+    assert "(1 of its runs are not in this recipe: T of snip on reviews, sparsity 0.5, seed 0 (bert) was 21" in error
     assert "and is 20, which a budget sets by all seeds of a row, so that another seed can change it); give" in error
 
 

@@ -127,7 +127,7 @@ def test_a_forecast_is_what_the_finished_study_has_on_its_meters(capsys):
     assert main(["compare", "--config", "small.yaml", "--threads", "1"]) == 0
     shared = 0
     for cell in plan.cells:
-        record = json.loads(Path(f"runs/studies/small/cells/{cell.trial_key}.json").read_text())
+        record = json.loads(Path(f"runs/studies/small/runs/{cell.trial_key}.json").read_text())
         real, mine = record["cost"], {k: dataclasses.asdict(c) for k, c in found[cell.trial_key].costs.items()}
         for table in (real, mine):
             shared += (1 if table is mine else -1) * sum(c.pop("shared") for k, c in table.items() if k != "teacher")
@@ -157,7 +157,7 @@ def test_a_forecast_tells_cells_totals_what_is_shared_and_what_is_refused(capsys
 
 def test_the_time_left_is_told_from_jobs_of_the_same_row(tmp_path, monkeypatch):
     cells = read_plan(write(methods={"dense": None, "imp": {"method": {"cut": 0.5}}}, sparsities=0.5)).cells
-    jobs, clock = [TrialJob("draw", cell, tmp_path, tmp_path) for cell in cells], [0.0]
+    jobs, clock = [TrialJob("train", cell, tmp_path, tmp_path) for cell in cells], [0.0]
     monkeypatch.setattr("sparsesoup.study.execute.progress.time.monotonic", lambda: clock[0])
     board = StudyProgress(Console(quiet=True), jobs)
     assert board.seconds_left(1) is None

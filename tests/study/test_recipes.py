@@ -128,7 +128,7 @@ def test_a_ticket_of_one_task_is_trained_on_every_other_after_it_is_drawn(tmp_pa
     assert main(["compare", "--config", "moves.yaml", "--workers", "2", "--threads", "1"]) == 0
     found = json.loads(Path("runs/studies/moves/study.json").read_text())
     assert not found["failed"]
-    runs = {(cell["row"], cell["dataset"]): Path("runs", cell["run"]) for cell in found["cells"]}
+    runs = {(cell["row"], cell["dataset"]): Path("runs", cell["run"]) for cell in found["runs"]}
     assert len(runs) == 2 + 4
     for origin in ("reviews", "others"):
         drawn = masks_of(runs["gradual", origin])
@@ -149,7 +149,7 @@ def test_transferred_cells_are_the_same_wherever_the_folder_of_runs_is(tmp_path,
     Path("runs").rename("elsewhere")
     capsys.readouterr()
     assert main(["compare", "--config", "moves.yaml", "--out", str(Path("elsewhere").resolve())]) == 0
-    assert "drawing" not in capsys.readouterr().err
+    assert "training" not in capsys.readouterr().err
     assert Path("elsewhere/studies/moves/study.md").read_text() == before
 
 

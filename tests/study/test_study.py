@@ -87,14 +87,14 @@ def undisturbed(place, tmp_path_factory):
 
 def test_every_cell_is_drawn_and_tested_once_and_the_table_has_them_all(undisturbed):
     found = json.loads((undisturbed / "studies" / "small" / "study.json").read_text())
-    assert len(found["cells"]) == CELLS
-    assert all(cell["test"] for cell in found["cells"])
-    assert len({(c["row"], c["asked"], c["seed"]) for c in found["cells"]}) == CELLS
+    assert len(found["runs"]) == CELLS
+    assert all(cell["test"] for cell in found["runs"])
+    assert len({(c["row"], c["asked"], c["seed"]) for c in found["runs"]}) == CELLS
     folder = undisturbed / "studies" / "small"
     csv, parquet = pandas.read_csv(folder / "study.csv"), pandas.read_parquet(folder / "study.parquet")
     assert len(csv) == len(parquet) == CELLS
     assert csv["test accuracy"].tolist() == parquet["test accuracy"].tolist()
-    for cell in found["cells"]:
+    for cell in found["runs"]:
         total = cell["sparsity"]["total"]
         assert cell["sparsity"]["kept"] == (total if cell["asked"] is None else round((1 - cell["asked"]) * total))
         report = json.loads((undisturbed / cell["run"] / "report.json").read_text())
@@ -102,12 +102,12 @@ def test_every_cell_is_drawn_and_tested_once_and_the_table_has_them_all(undistur
     page = (folder / "study.html").read_text()
     assert "http" not in page.replace("http://www.w3.org", "")
     assert not (folder / "cache").exists()
-    assert sum(sum(c["shared"] for c in cell["cost"].values()) for cell in found["cells"]) > 0
+    assert sum(sum(c["shared"] for c in cell["cost"].values()) for cell in found["runs"]) > 0
 
 
 def test_a_run_of_the_study_is_that_of_the_command_it_names(undisturbed, tmp_path):
     found = json.loads((undisturbed / "studies" / "small" / "study.json").read_text())
-    cell = next(c for c in found["cells"] if c["row"] == "isp" and c["asked"] == 0.8 and c["seed"] == 1)
+    cell = next(c for c in found["runs"] if c["row"] == "isp" and c["asked"] == 0.8 and c["seed"] == 1)
     assert main([*cell["command"].split()[1:], "--out", "alone"]) == 0
     assert (tmp_path / "alone" / cell["run"]).is_dir()
     assert weights_equal(tmp_path / "alone" / cell["run"], undisturbed / cell["run"])
@@ -120,7 +120,7 @@ def test_two_processes_give_the_same_bits_as_one(undisturbed, tmp_path):
         without_seconds(study(out=undisturbed)),
     )
     assert mine == theirs
-    for cell in mine["cells"]:
+    for cell in mine["runs"]:
         assert weights_equal(tmp_path / "runs" / cell["run"], undisturbed / cell["run"])
 
 
@@ -139,7 +139,7 @@ WORKING = ("sparsesoup", "forkserver", "ray::_run_ray_task")  # what is in the c
 def at_work(process, ray):
     """Whether it draws or tests cells by now: a kill while it still starts shows little."""
     said = Path("said.txt").read_text()
-    begun = "drawing" in said or "testing" in said
+    begun = "training" in said or "testing" in said
     return begun and (not ray or any("ray::_run_ray_task" in command_of(pid) for pid in children(process.pid)))
 
 
@@ -189,20 +189,20 @@ def test_a_cell_that_fails_says_why_and_stops_no_other(capsys):
     assert err.count("failed: wild on reviews") == 2
     assert "the loss is nan at step" in err
     found = study()
-    assert [cell["row"] for cell in found["cells"]] == ["magnitude", "magnitude"]
+    assert [cell["row"] for cell in found["runs"]] == ["magnitude", "magnitude"]
     assert len(found["failed"]) == 2
-    assert "2 cells failed" in Path("runs/studies/small/study.html").read_text()
+    assert "2 runs failed" in Path("runs/studies/small/study.html").read_text()
     assert "| wild | missing | missing |" in Path("runs/studies/small/study.md").read_text()
     assert main(["compare", "--config", "small.yaml"]) == 1
     err = capsys.readouterr().err
     assert "wild" not in err  # not tried again unless asked to
-    assert "2 of 4 cells failed; the page says why, and --retry-failed" in err
+    assert "2 of 4 runs failed; the page says why, and --retry-failed" in err
     assert main(["compare", "--config", "small.yaml", "--retry-failed"]) == 1
     assert capsys.readouterr().err.count("failed: wild") == 2
     write(methods={"magnitude": None, "isp-no-soup": None}, sparsities=0.5)  # a recipe that was wrong is corrected
     assert main(["compare", "--config", "small.yaml"]) == 0
     err = capsys.readouterr().err
-    assert err.count("drawing") == 2
+    assert err.count("training") == 2
     assert "failed" not in err
 
 
@@ -210,7 +210,7 @@ def test_the_test_split_is_closed_until_every_cell_is_drawn(monkeypatch):
     opened = []
 
     def look(path, console):
-        records = list((path.parents[2] / "studies" / "small" / "cells").glob("*.json"))
+        records = list((path.parents[2] / "studies" / "small" / "runs").glob("*.json"))
         opened.append(len(records))
         return score(path, console)
 
@@ -244,10 +244,10 @@ def test_a_study_may_grow_but_not_become_another(capsys):
     before = Path("runs/studies/small/study.csv").read_text()
     write(methods=["magnitude"], sparsities=[0.5, 0.7], seeds=[0, 1])
     assert main(["compare", "--config", "small.yaml"]) == 0
-    assert capsys.readouterr().err.count("drawing") == 1 + 3
+    assert capsys.readouterr().err.count("training") == 1 + 3
     write(methods=["random"], sparsities=0.5, seeds=0)
     assert main(["compare", "--config", "small.yaml"]) == 2
-    assert "holds another study (4 of its cells are not in this recipe); give another --name" in capsys.readouterr().err
+    assert "holds another study (4 of its runs are not in this recipe); give another --name" in capsys.readouterr().err
     assert Path("runs/studies/small/study.csv").read_text() != before
     assert main(["compare", "--config", "small.yaml", "--name", "other"]) == 0
 
@@ -258,7 +258,7 @@ def test_a_study_does_not_go_on_with_other_data(of_old, tmp_path, capsys):
         reviews(tmp_path / root / "mine", rows)
     write(datasets="mine", methods=["magnitude"], sparsities=0.5, seeds=0)
     assert main(["compare", "--config", "small.yaml", "--data-root", "first"]) == 0
-    (record,) = Path("runs/studies/small/cells").glob("*.json")
+    (record,) = Path("runs/studies/small/runs").glob("*.json")
     if of_old:
         older(record, "dataset_fingerprint")
     before = listing(Path("runs"))
@@ -269,7 +269,7 @@ def test_a_study_does_not_go_on_with_other_data(of_old, tmp_path, capsys):
         assert "dataset mine is not the one that runs/mine/magnitude-" in line
         assert listing(Path("runs")) == before
     assert main(["compare", "--config", "small.yaml", "--data-root", "first", "--seeds", "0", "1"]) == 0
-    assert capsys.readouterr().err.count("drawing") == 1
+    assert capsys.readouterr().err.count("training") == 1
 
 
 def test_a_cell_does_not_take_the_run_of_other_data(tmp_path, capsys):
@@ -459,7 +459,7 @@ def test_a_model_of_texts_on_a_dataset_of_images_is_refused_before_anything_is_d
     assert not os.path.exists("runs")
 
 
-@pytest.mark.parametrize("name", ["../elsewhere", "small/cells", "/elsewhere", ".", ".."])
+@pytest.mark.parametrize("name", ["../elsewhere", "small/runs", "/elsewhere", ".", ".."])
 def test_a_name_that_leads_into_another_folder_is_refused(name, capsys):
     write(methods=["magnitude"])
     assert main(["compare", "--config", "small.yaml", "--name", name]) == 2
@@ -606,7 +606,7 @@ def test_yaml_that_says_nothing_is_refused_in_one_line(recipe, said, capsys):
 def test_a_damaged_record_is_told_in_one_line_with_its_remedy(text, capsys):
     write(methods=["random"], sparsities=0.5, seeds=0)
     assert main(["compare", "--config", "small.yaml"]) == 0
-    (record,) = Path("runs/studies/small/cells").glob("*.json")
+    (record,) = Path("runs/studies/small/runs").glob("*.json")
     kept = record.read_text()
     for path in (record, record.with_suffix(".failed.json")):
         path.write_text(text)
@@ -614,7 +614,7 @@ def test_a_damaged_record_is_told_in_one_line_with_its_remedy(text, capsys):
         assert main(["compare", "--config", "small.yaml"]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"sparsesoup: damaged record: {path} ")
-        assert line.endswith("; remove it, and the study does that cell again")
+        assert line.endswith("; remove it, and the study does that run again")
         path.unlink()
         assert main(["compare", "--config", "small.yaml"]) == 0
         assert json.loads(record.read_text()).keys() == json.loads(kept).keys()
@@ -623,7 +623,7 @@ def test_a_damaged_record_is_told_in_one_line_with_its_remedy(text, capsys):
 def test_more_threads_than_torch_bears_are_refused_here_and_on_a_node(capsys):
     assert main(["compare", "--config", write(), "--threads", "100000", "--dry-run"]) == 2
     assert f"--threads is at most {MOST_THREADS} here, four a core, got 100000" in capsys.readouterr().err
-    job = work.TrialJob("draw", read_plan(Path("small.yaml")).cells[0], Path("runs"), Path("study"), threads=100_000)
+    job = work.TrialJob("train", read_plan(Path("small.yaml")).cells[0], Path("runs"), Path("study"), threads=100_000)
     work.run_job(job)
     assert "--threads is at most" in json.loads(job.failure_path.read_text())["error"]
 
@@ -703,7 +703,7 @@ def test_a_table_of_runs_that_exist(undisturbed, capsys):
     assert main(["compare", *runs]) == 0
     said = capsys.readouterr().out
     assert len(runs) == CELLS
-    assert len(study("runs")["cells"]) == CELLS
+    assert len(study("runs")["runs"]) == CELLS
     rows = [line.split(" | ") for line in said.splitlines()[2:6]]
     assert said.startswith("| method | reviews at 50 % | reviews at 80 % | mean |")
     assert [row[0] for row in rows] == ["| dense", "| imp", "| isp", "| magnitude"]  # a row for all sparsities

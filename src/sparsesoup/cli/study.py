@@ -1,7 +1,6 @@
 """The command `sparsesoup compare`."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from sparsesoup.report.console import SafeConsole, print_line
 from sparsesoup.study.compare import run_study, table_of_runs
 from sparsesoup.study.dry_run import forecast_trials, format_forecast
 from sparsesoup.study.equal_budget import match_budget
-from sparsesoup.study.execute.executors import InProcess, JobExecutor, ProcessExecutor
+from sparsesoup.study.execute.executors import JobExecutor, local_executor
 from sparsesoup.study.execute.ray_executor import TrialResources, ray_executor
 from sparsesoup.study.recipe.plan import read_plan
 
@@ -42,9 +41,9 @@ def run_study_command(options: Any) -> int:
         for line in format_forecast(found):
             print_line(line)
         return 0
-    with _make_executor(options) as (executor, threads):
+    with _make_executor(options) as executor:
         folder = run_study(
-            plan, options.out, console, executor, threads, options.retry_failed, options.workers_per_cell
+            plan, options.out, console, executor, options.threads, options.retry_failed, options.workers_per_run
         )
     _print_tables(folder)
     return int(bool(read_table(folder / "study.json")["failed"]))
@@ -58,21 +57,16 @@ def _recipe_changes(options: Any) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _make_executor(options: Any) -> Iterator[tuple[JobExecutor, int | None]]:
-    """Yield the executor chosen by the flags, and the threads per trial."""
-    ray = options.executor == "ray"
+def _make_executor(options: Any) -> Iterator[JobExecutor]:
+    """Provide the executor chosen by the flags."""
     lives = LIVES if options.retries is None else options.retries + 1
-    workers = options.workers or 1
-    if ray:
-        given = {"cpus": options.cpus_per_cell, "gpus": options.gpus_per_cell}
-        room = TrialResources(**{name: value for name, value in given.items() if value is not None})
-        with ray_executor(options.address, options.out, room, options.workers, lives) as made:
-            yield made, options.threads or max(1, int(room.cpus / options.workers_per_cell))
-    elif workers == 1:
-        yield InProcess(), options.threads
-    else:
-        share = (os.cpu_count() or 1) // (workers * options.workers_per_cell)
-        yield ProcessExecutor(workers, lives), options.threads or max(1, share)
+    if options.executor == "local":
+        yield local_executor(options.workers or 1, lives)
+        return
+    given = {"cpus": options.cpus_per_run, "gpus": options.gpus_per_run}
+    room = TrialResources(**{name: value for name, value in given.items() if value is not None})
+    with ray_executor(options.address, options.out, room, options.workers, lives) as made:
+        yield made
 
 
 def _print_tables(folder: Path) -> None:

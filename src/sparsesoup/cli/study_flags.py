@@ -31,7 +31,7 @@ A recipe is YAML:
 
 Shipped recipes: table2 (CLIP on images), table3 (BERT on GLUE), transfer.
 
-Repeat the command to resume after any kill. The test split is opened once per run (cell of the table), when all are
+Repeat the command to resume after any kill. The test split is opened once per run, when all are
 trained. Runs are trained in this process, in several (--workers 2), or on Ray (--executor ray), here or on the nodes of
 a cluster that share the working directory and --out: bit-identical for the same device and number of threads. The exit
 code is 1 if runs failed.
@@ -101,27 +101,27 @@ def _executor_flags(made: argparse.ArgumentParser) -> None:
     add(
         "--threads",
         type=int,
-        help="torch threads per run; default: the cores divided by --workers, on Ray --cpus-per-cell",
+        help="torch threads per run; default: the cores divided by --workers, on Ray --cpus-per-run",
     )
     add("--retries", type=int, help=f"restarts of a run whose process died; default {LIVES - 1}")
     add("--address", help="host:port of a Ray cluster's head, or auto; default RAY_ADDRESS, else Ray is started here")
-    add("--workers-per-cell", type=int, default=1, help="processes for the weak masks of a run; default its own")
-    add("--cpus-per-cell", type=float, help="cores that Ray reserves per run; default 1")
-    add("--gpus-per-cell", type=float, help="GPUs that Ray reserves per run, 0.25 for four runs on one; default 0")
+    add("--workers-per-run", type=int, default=1, help="processes for the weak masks of a run; default its own")
+    add("--cpus-per-run", type=float, help="cores that Ray reserves per run; default 1")
+    add("--gpus-per-run", type=float, help="GPUs that Ray reserves per run, 0.25 for four runs on one; default 0")
 
 
 def _need_fitting(options: Any, ray: bool) -> None:
     """Raise a UserError for an invalid number, or a flag without effect."""
-    for flag, low in (("workers", 1), ("threads", 1), ("retries", 0), ("workers_per_cell", 1)):
+    for flag, low in (("workers", 1), ("threads", 1), ("retries", 0), ("workers_per_run", 1)):
         if (value := getattr(options, flag)) is not None and value < low:
             raise UserError(f"--{flag.replace('_', '-')} is at least {low}, got {value}")
     if not ray or ray_address(options.address) == "local":  # the nodes of a cluster have other numbers of cores
         check_threads(options.threads)
-    for flag in ("address", "cpus_per_cell", "gpus_per_cell"):
+    for flag in ("address", "cpus_per_run", "gpus_per_run"):
         if getattr(options, flag) is not None and not ray:
-            raise UserError(f"--{flag.replace('_', '-')} is for cells on Ray; add --executor ray")
+            raise UserError(f"--{flag.replace('_', '-')} is for runs on Ray; add --executor ray")
     if options.retries is not None and not ray and (options.workers or 1) == 1:
-        raise UserError("--retries is for cells in processes of their own; add --workers 2 or --executor ray")
+        raise UserError("--retries is for runs in processes of their own; add --workers 2 or --executor ray")
 
 
 def _need_no_recipe(options: Any) -> None:

@@ -1,9 +1,8 @@
 """Run a study from its recipe to its tables and page, or tabulate existing runs."""
 
 import json
-import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from rich.console import Console
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import all_whole, file_lock, read_table, remove_path, write_text
-from sparsesoup.core.process_pool import LIVES
 from sparsesoup.hub.build import open_task
 from sparsesoup.hub.tasks.overview import data_overview
 from sparsesoup.hub.tasks.splits import LoadedDataset, open_splits
@@ -23,21 +21,21 @@ from sparsesoup.report.terminal import REPORT, flatten_scores, read_report
 from sparsesoup.runs.results import library_versions, machine_name
 from sparsesoup.runs.resume_checks import check_data
 from sparsesoup.study.equal_budget import match_budget
-from sparsesoup.study.execute.executors import InProcess, JobExecutor, ProcessExecutor
-from sparsesoup.study.execute.jobs import FAILED, TrialJob, read_record, read_records
+from sparsesoup.study.execute.executors import JobExecutor, local_executor
+from sparsesoup.study.execute.jobs import FAILED, TrialJob, read_record
 from sparsesoup.study.execute.progress import StudyProgress
 from sparsesoup.study.recipe.budget import read_budget
 from sparsesoup.study.recipe.plan import StudyPlan, read_plan
 from sparsesoup.study.results.from_runs import records_of
 from sparsesoup.study.results.html import draw_page
-from sparsesoup.study.results.tables import Column, Record, ScoreTable, latex_table, markdown_table, score_table
+from sparsesoup.study.results.tables import Column, Record, latex_table, markdown_table, score_table
 
 STUDIES = "studies"
 
 
 @dataclass(frozen=True)
 class StudyResult:
-    """The folder of a study, with its tables and page, and the content of its study.json."""
+    """The folder of a study, with its tables and page, and its study.json."""
 
     path: Path
     facts: dict[str, Any]
@@ -67,9 +65,7 @@ def compare_recipe(
         if isinstance(recipe, Mapping):
             path.write_text(yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
         plan = match_budget(read_plan(path, None, name, out, True))
-    share = max(1, (os.cpu_count() or 1) // workers)
-    executor = ProcessExecutor(workers, LIVES) if workers > 1 else InProcess()
-    made = run_study(plan, out, console, executor, share if workers > 1 else None, retry_failed)
+    made = run_study(plan, out, console, local_executor(workers), retry_failed=retry_failed)
     return StudyResult(made, read_table(made / "study.json"))
 
 
@@ -77,7 +73,7 @@ def run_study(
     plan: StudyPlan,
     out: Path,
     console: Console,
-    executor: JobExecutor | None = None,
+    executor: JobExecutor,
     threads: int | None = None,
     retry_failed: bool = False,
     workers: int = 1,
@@ -88,45 +84,37 @@ def run_study(
         plan: the study.
         out: folder of all runs; the study's own is studies/<name> in it.
         console: console for progress output.
-        executor: runs the jobs; default: in this process.
-        threads: torch threads per job; None keeps the current number.
+        executor: runs the jobs.
+        threads: torch threads per job; default the cores that the executor has for each.
         retry_failed: retry trials that failed before.
         workers: processes for the weak masks of each trial.
     Returns: the study's folder, with study.html, study.md, study.tex, study.csv, study.parquet and study.json.
     Raises: UserError if another study of that name exists, its trials used other data, or another process works on this
         one.
     """
-    folder, executor = folder_of(out, plan.name), executor or InProcess()
-    draws = [TrialJob("draw", cell, out, folder, threads, workers) for cell in plan.cells]
-    _check_same_study(folder, plan, draws)
-    _same_data(draws)
+    folder = folder_of(out, plan.name)
+    if threads is None and executor.cores is not None:
+        threads = max(1, int(executor.cores / workers))
+    jobs = [TrialJob("train", trial, out, folder, threads, workers) for trial in plan.cells]
+    _check_same_study(folder, plan, jobs)
+    _check_same_data(jobs)
     with file_lock(folder / ".lock", patient=False):
         write_text(folder / "study.yaml", yaml.safe_dump(plan.recipe, sort_keys=False))
-        said: frozenset[str] = frozenset()
+        shown: set[str] = set()
         for later in (False, True):  # tickets are found before the trials that start from them
-            wave = [j for j in draws if bool(j.cell.needs) == later and _is_pending(j, retry_failed)]
-            said = _print_overviews(wave, said, console)
-            _execute_jobs(wave, executor, console)
-        drawn = read_records(draws)
-        tests = [TrialJob("test", j.cell, out, folder, threads) for j in draws if j.cell.trial_key in drawn]
-        _execute_jobs(
-            [j for j in tests if drawn[j.cell.trial_key]["test"] is None and _is_pending(j, retry_failed, True)],
-            executor,
-            console,
-        )
-        failed = [found for job in draws if (found := read_record(job.failure_path, FAILED))]
+            wave = [job for job in jobs if bool(job.cell.needs) == later and not job.record_path.exists()]
+            _print_overviews(wave, shown, console)
+            _execute_jobs(wave, executor, console, retry_failed)
+        untested = [replace(job, kind="test") for job, record in _recorded(jobs) if record["test"] is None]
+        _execute_jobs(untested, executor, console, retry_failed)
+        failed = [found for job in jobs if (found := read_record(job.failure_path, FAILED))]
         if not failed:
             remove_path(folder / "cache")
-        _write_tables(
-            folder,
-            plan.name,
-            list(read_records(draws).values()),
-            out,
-            {"cells": len(draws), "failed": failed, "command": plan.command},
-            [(cell.row, cell.column_of, cell.seed) for cell in plan.cells],
-        )
+        study = {"name": plan.name, "command": plan.command, "recipe": plan.recipe, "failed": failed}
+        planned = [(trial.row, trial.column_of, trial.seed) for trial in plan.cells]
+        _write_tables(folder, study, [record for _, record in _recorded(jobs)], out, planned)
     if failed:  # including failures of an earlier command, which this one would not mention
-        told = f"{len(failed)} of {len(draws)} cells failed; the page says why, and --retry-failed does them again"
+        told = f"{len(failed)} of {len(jobs)} runs failed; the page says why, and --retry-failed does them again"
         console.print(told, highlight=False, markup=False, soft_wrap=True)
     return folder
 
@@ -139,7 +127,7 @@ def table_of_runs(runs: Sequence[Path], name: str, out: Path) -> Path:
     folder, found = folder_of(out, name), records_of(runs)
     if (folder / "study.yaml").exists():
         raise UserError(f"{folder} holds a study with a recipe; give another --name")
-    _write_tables(folder, name, found, Path(), {"cells": len(found), "failed": []})
+    _write_tables(folder, {"name": name, "failed": []}, found, Path())
     return folder
 
 
@@ -158,25 +146,27 @@ def _check_same_study(folder: Path, plan: StudyPlan, jobs: list[TrialJob]) -> No
 
     Failed trials do not count: a wrong recipe may be corrected under its name.
     """
-    if (folder / "study.json").exists() and not (folder / "study.yaml").exists() and not (folder / "cells").exists():
+    records = [path for path in (folder / "runs").glob("*.json") if not path.stem.endswith(".failed")]
+    if (folder / "study.json").exists() and not (folder / "study.yaml").exists() and not records:
         raise UserError(f"{folder} holds a table of given runs, which this study would replace; give another --name")
-    known = {job.cell.trial_key for job in jobs}
-    there = [path.stem for path in (folder / "cells").glob("*.json") if not path.stem.endswith(".failed")]
-    if strange := [key for key in there if key not in known]:
-        found = (read_record(folder / "cells" / f"{key}.json") for key in strange)
-        why = next(filter(None, (_other_length(record, plan) for record in found if record)), "")
+    known = {job.record_path for job in jobs}
+    if strange := [path for path in records if path not in known]:
+        why = next(filter(None, (_other_length(record, plan) for path in strange if (record := read_record(path)))), "")
         raise UserError(
-            f"{folder} holds another study ({len(strange)} of its cells are not in this recipe{why}); give another "
+            f"{folder} holds another study ({len(strange)} of its runs are not in this recipe{why}); give another "
             f"--name, or remove it"
         )
 
 
-def _same_data(jobs: Sequence[TrialJob]) -> None:
+def _recorded(jobs: Iterable[TrialJob]) -> Iterator[tuple[TrialJob, Record]]:
+    """Yield each job that has a record, with it."""
+    return ((job, record) for job in jobs if (record := read_record(job.record_path)) is not None)
+
+
+def _check_same_data(jobs: Sequence[TrialJob]) -> None:
     """Refuse a dataset with other rows than those of finished trials."""
     sources: dict[Any, LoadedDataset] = {}
-    for job in jobs:
-        if (facts := read_record(job.record_path)) is None:
-            continue
+    for job, facts in _recorded(jobs):
         if "dataset_fingerprint" not in facts and (job.run / REPORT).is_file():  # a record of an older version
             facts = read_report(job.run)
         place = job.cell.settings.place
@@ -186,13 +176,13 @@ def _same_data(jobs: Sequence[TrialJob]) -> None:
         check_data(job.run, facts, place.dataset, sources[where])
 
 
-def _print_overviews(jobs: Sequence[TrialJob], said: frozenset[str], console: Console) -> frozenset[str]:
-    """Print the overview of each dataset once; return everything printed so far."""
+def _print_overviews(jobs: Sequence[TrialJob], shown: set[str], console: Console) -> None:
+    """Print what is read of each dataset, except lines that were shown before."""
     places = {replace(job.cell.settings.place, model="", seed=0): job.cell.settings.place for job in jobs}
-    lines = [line for place in places.values() for line in data_overview(open_task(place), place.seed).lines()]
-    for line in dict.fromkeys(line for line in lines if line not in said):
-        console.print(printable_line(line), highlight=False, markup=False, soft_wrap=True)
-    return said.union(lines)
+    for line in (line for p in places.values() for line in data_overview(open_task(p), p.seed).lines()):
+        if line not in shown:
+            console.print(printable_line(line), highlight=False, markup=False, soft_wrap=True)
+        shown.add(line)
 
 
 def _other_length(record: Record, plan: StudyPlan) -> str:
@@ -206,46 +196,36 @@ def _other_length(record: Record, plan: StudyPlan) -> str:
     return f": T of {cell.describe_trial} was {record['steps']} and is {cell.settings.amount.steps}{because}"
 
 
-def _is_pending(job: TrialJob, retry_failed: bool, tested: bool = False) -> bool:
-    return (tested or not job.record_path.exists()) and (retry_failed or not job.failure_path.exists())
-
-
-def _execute_jobs(jobs: list[TrialJob], executor: JobExecutor, console: Console) -> None:
-    if jobs:
-        with StudyProgress(console, jobs) as board:
-            executor.run(jobs, board)
+def _execute_jobs(jobs: Iterable[TrialJob], executor: JobExecutor, console: Console, retry_failed: bool) -> None:
+    if pending := [job for job in jobs if retry_failed or not job.failure_path.exists()]:
+        with StudyProgress(console, pending) as board:
+            executor.run(pending, board)
 
 
 def _write_tables(
-    folder: Path,
-    name: str,
-    found: list[dict[str, Any]],
-    out: Path,
-    facts: dict[str, Any],
+    folder: Path, study: dict[str, Any], runs: Sequence[Record], out: Path,
     planned: Sequence[tuple[str, Column, int]] = (),
-) -> None:
+) -> None:  # fmt: skip
     """Write every form of the table, or none; existing ones are replaced."""
-    if not found:
-        raise UserError(f"no cell of study {name} is done; {len(facts['failed'])} failed, first: {_first_line(facts)}")
-    scores: ScoreTable = score_table(found, planned)
+    name, failed = study["name"], study["failed"]
+    if not runs:
+        first = f"{failed[0]['run']}: {failed[0]['error']}" if failed else "none"
+        raise UserError(f"no run of study {name} is done; {len(failed)} failed, first: {first}")
+    scores = score_table(runs, planned)
+    facts = {"runs": len(planned) or len(runs)} | {key: study[key] for key in ("failed", "command") if key in study}
     facts |= library_versions() | {"machine": machine_name()}
-    table = pandas.DataFrame([flatten_record(record) for record in found])
-    study = {"name": name, "failed": facts["failed"], "cells": found}
+    table = pandas.DataFrame([flatten_record(record) for record in runs])
     texts = {
-        "study.json": json.dumps(study, indent=2, allow_nan=False) + "\n",
+        "study.json": json.dumps(study | {"runs": runs}, indent=2, allow_nan=False) + "\n",
         "study.md": markdown_table(scores),
         "study.tex": latex_table(scores),
         "study.csv": table.to_csv(index=False),
-        "study.html": draw_page(name, scores, found, out, facts),
+        "study.html": draw_page(name, scores, runs, out, facts),
     }
     with all_whole([folder / file for file in (*texts, "study.parquet")]) as (*files, parquet):
         for file, text in zip(files, texts.values(), strict=True):
             file.write_text(text, encoding="utf-8")
         table.to_parquet(parquet, index=False)
-
-
-def _first_line(facts: dict[str, Any]) -> str:
-    return f"{facts['failed'][0]['cell']}: {facts['failed'][0]['error']}" if facts["failed"] else "none"
 
 
 def flatten_record(record: Record) -> dict[str, Any]:

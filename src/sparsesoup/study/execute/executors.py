@@ -1,6 +1,7 @@
 """Executors of a study's jobs: this process, or several worker processes."""
 
 import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,12 +14,19 @@ from sparsesoup.study.execute.progress import StudyProgress
 class JobExecutor(Protocol):
     """Runs jobs, each exactly once, even if processes die."""
 
+    @property
+    def cores(self) -> float | None:
+        """The cores for each job; None if a job has all of them."""
+        ...
+
     def run(self, jobs: Sequence[TrialJob], board: StudyProgress) -> None: ...
 
 
 @dataclass(frozen=True)
 class InProcess:
     """Run one job after another in this process."""
+
+    cores: float | None = None
 
     def run(self, jobs: Sequence[TrialJob], board: StudyProgress) -> None:
         """Run all jobs."""
@@ -40,10 +48,20 @@ class ProcessExecutor:
     workers: int
     lives: int = LIVES
 
+    @property
+    def cores(self) -> float:
+        """The cores for each job."""
+        return (os.cpu_count() or 1) / self.workers
+
     def run(self, jobs: Sequence[TrialJob], board: StudyProgress) -> None:
         """Run all jobs."""
         with contextlib.closing(ProcessPool(self.workers, run_job)) as pool:
             run_and_report(pool, jobs, board, self.lives)
+
+
+def local_executor(workers: int, lives: int = LIVES) -> JobExecutor:
+    """Return the executor of this machine: this process for one worker, else worker processes."""
+    return ProcessExecutor(workers, lives) if workers > 1 else InProcess()
 
 
 def run_and_report(pool: TaskPool[TrialJob], jobs: Sequence[TrialJob], board: StudyProgress, lives: int) -> None:
@@ -57,7 +75,6 @@ def run_and_report(pool: TaskPool[TrialJob], jobs: Sequence[TrialJob], board: St
             board.restart_job(event.task, event.why)
         else:
             if event.kind == "lost":
-                record_failure(
-                    event.task, f"its process died {lives} times, last it {event.why}; then say --retry-failed"
-                )
+                why = f"its process died {lives} times, last it {event.why}; then say --retry-failed"
+                record_failure(event.task, why)
             board.end(event.task)

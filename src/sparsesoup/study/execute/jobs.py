@@ -3,7 +3,7 @@
 import io
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +18,12 @@ from sparsesoup.report.terminal import read_report
 from sparsesoup.runs.run import RuntimeOptions, masks_of, run_method, score_finished_run
 from sparsesoup.study.recipe.trial import Trial
 
-Kind = Literal["draw", "test"]
 KEPT = ("method", "dataset_fingerprint", "validation", "test", "sparsity", "cost", "steps", "seconds", "notes",
         "matrices", "command", "machine", "versions")  # fmt: skip
 NEEDED = ("row", "model", "dataset", "asked", "seed", "run", "method", "validation", "test", "sparsity", "cost",
           "steps", "seconds", "matrices", "command")  # required by tables and page  # fmt: skip
-FAILED = ("cell", "error")  # required in the record of a failure
-AGAIN = "remove it, and the study does that cell again"
+FAILED = ("run", "error")  # required in the record of a failure
+AGAIN = "remove it, and the study does that run again"
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class TrialJob:
     """A unit of work that any process can run.
 
     Args:
-        kind: find a ticket, or score one on the test split.
+        kind: train a trial, or score it on the test split.
         cell: the trial.
         out: folder of all runs.
         folder: folder of the study.
@@ -40,12 +39,17 @@ class TrialJob:
         workers: processes for weak masks, if the method has any.
     """
 
-    kind: Kind
+    kind: Literal["train", "test"]
     cell: Trial
     out: Path
     folder: Path
     threads: int | None = None
     workers: int = 1
+
+    @property
+    def describe_job(self) -> str:
+        """The description of the job, such as `training isp on glue/cola, sparsity 0.5, seed 0 (minilm)`."""
+        return f"{self.kind}ing {self.cell.describe_trial}"
 
     @property
     def run(self) -> Path:
@@ -55,12 +59,12 @@ class TrialJob:
     @property
     def record_path(self) -> Path:
         """The path of the trial's record."""
-        return self.folder / "cells" / f"{self.cell.trial_key}.json"
+        return self.folder / "runs" / f"{self.cell.trial_key}.json"
 
     @property
     def failure_path(self) -> Path:
         """The path of the trial's failure record; it exists only after a failure."""
-        return self.folder / "cells" / f"{self.cell.trial_key}.failed.json"
+        return self.folder / "runs" / f"{self.cell.trial_key}.failed.json"
 
 
 def run_job(job: TrialJob, console: Console | None = None) -> None:
@@ -70,7 +74,7 @@ def run_job(job: TrialJob, console: Console | None = None) -> None:
         if job.threads:
             check_threads(job.threads)  # again: a node of a cluster may have fewer cores than its head
             torch.set_num_threads(job.threads)
-        if job.kind == "draw":
+        if job.kind == "train":
             workers = job.workers if masks_of(job.cell.settings) else 1
             outside = RuntimeOptions(console, cache=job.folder / "cache", patient=True, workers=workers, page=False)
             run_method(job.cell.settings, job.out, outside, job.cell.path)
@@ -94,7 +98,7 @@ def trial_record(cell: Trial, run: Path) -> dict[str, Any]:
 
 def record_failure(job: TrialJob, why: str, trace: str = "") -> None:
     """Record the failure of a job."""
-    write_table(job.failure_path, {"cell": job.cell.describe_trial, "error": why, "trace": trace, "when": time.time()})
+    write_table(job.failure_path, {"run": job.cell.describe_trial, "error": why, "trace": trace, "when": time.time()})
 
 
 def read_record(path: Path, needed: Sequence[str] = NEEDED) -> dict[str, Any] | None:
@@ -108,9 +112,3 @@ def read_record(path: Path, needed: Sequence[str] = NEEDED) -> dict[str, Any] | 
     if lacking := [key for key in needed if key not in record]:
         raise UserError(f"damaged record: {path} lacks {', '.join(lacking)}; {AGAIN}")
     return record
-
-
-def read_records(jobs: Iterable[TrialJob]) -> dict[str, dict[str, Any]]:
-    """Return trial key -> record, for jobs that have one."""
-    found = {job.cell.trial_key: read_record(job.record_path) for job in jobs}
-    return {key: record for key, record in found.items() if record is not None}

@@ -1,11 +1,12 @@
 """Progress of a study: a live table on a terminal, one line per trial in a pipe."""
 
+import contextlib
 import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -18,9 +19,12 @@ from sparsesoup.study.execute.jobs import TrialJob
 
 OFTEN = 2  # updates of the table per second
 TAIL = 4096  # bytes of a log that contain its last line
+ALIKE: tuple[Callable[[TrialJob], Any], ...] = (
+    lambda job: (job.cell.row, job.cell.column_of), lambda job: job.cell.row, lambda job: None
+)  # jobs that take about as long, the nearest first  # fmt: skip
 
 
-class StudyProgress:
+class StudyProgress(contextlib.AbstractContextManager["StudyProgress"]):
     """Count the jobs of a study and show the running ones.
 
     Args:
@@ -29,10 +33,9 @@ class StudyProgress:
     """
 
     def __init__(self, console: Console, jobs: Sequence[TrialJob]) -> None:
-        self.console, self.total = console, len(jobs)
-        self._waiting = {job.cell.trial_key: job for job in jobs}
-        self.done, self.failed = 0, 0
+        self.console, self.total, self.done, self.failed = console, len(jobs), 0, 0
         self.running: dict[str, tuple[TrialJob, float]] = {}
+        self._waiting = {job.cell.trial_key: job for job in jobs}
         self._took: list[tuple[TrialJob, float]] = []
         # Updated by a thread, since jobs in this process leave no time for it.
         table = Live(
@@ -45,7 +48,7 @@ class StudyProgress:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self.redraw_table()
             self._live.stop()
@@ -60,22 +63,18 @@ class StudyProgress:
         self.running[job.cell.trial_key] = (job, time.monotonic())
         self._waiting.pop(job.cell.trial_key, None)
         if self._live is None:
-            self._print_line(
-                f"{len(self.running) + self.done + self.failed} of {self.total}: {_job_verb(job)} "
-                f"{job.cell.describe_trial}"
-            )
+            self._print_line(f"{len(self.running) + self.done + self.failed} of {self.total}: {job.describe_job}")
         self.redraw_table()
 
     def end(self, job: TrialJob) -> None:
         """Mark a job as finished or failed."""
         began = self.running.pop(job.cell.trial_key)[1]
-        failed = job.failure_path.exists()
-        self.failed, self.done = self.failed + failed, self.done + (not failed)
-        if failed:
-            self._print_line(
-                f"failed: {job.cell.describe_trial}: {from_json(job.failure_path.read_text(encoding='utf-8'))['error']}"
-            )
+        if job.failure_path.exists():
+            self.failed += 1
+            why = from_json(job.failure_path.read_text(encoding="utf-8"))["error"]
+            self._print_line(f"failed: {job.cell.describe_trial}: {why}")
         else:
+            self.done += 1
             self._took.append((job, time.monotonic() - began))
         self.redraw_table()
 
@@ -89,20 +88,13 @@ class StudyProgress:
         """Return the estimated seconds until the last job is done; None before any is."""
         if not self._took:
             return None
-        now = time.monotonic()
-        under_way = sum(
-            max(self._expected_seconds(job) - (now - began), 0.0) for job, began in [*self.running.values()]
-        )
-        return (under_way + sum(map(self._expected_seconds, [*self._waiting.values()]))) / workers
+        now, waiting, running = time.monotonic(), [*self._waiting.values()], [*self.running.values()]
+        under_way = sum(max(self._expected_seconds(job) - (now - began), 0.0) for job, began in running)
+        return (under_way + sum(map(self._expected_seconds, waiting))) / workers
 
     def _expected_seconds(self, job: TrialJob) -> float:
         """Return the expected seconds of a job: the mean of its row and column, else of its row, else of all."""
-        alike: tuple[Callable[[TrialJob], object], ...] = (
-            lambda other: (other.cell.row, other.cell.column_of),
-            lambda other: other.cell.row,
-            lambda other: None,
-        )
-        groups = ([took for other, took in [*self._took] if same(other) == same(job)] for same in alike)
+        groups = ([took for other, took in [*self._took] if key(other) == key(job)] for key in ALIKE)
         return statistics.fmean(next(group for group in groups if group))
 
     def redraw_table(self) -> None:
@@ -117,17 +109,12 @@ class StudyProgress:
     def _render_table(self) -> Group:
         table = Table("under way", "for", "step", "loss", box=None, header_style="dim", padding=(0, 2, 0, 0))
         for job, began in [*self.running.values()]:
-            step, loss = last_step(job.run / "log.jsonl") if job.kind == "draw" else ("", "")
-            name = Text(f"{_job_verb(job)} {job.cell.describe_trial}")
-            table.add_row(name, format_duration(time.monotonic() - began), step, loss)
+            step, loss = last_step(job.run / "log.jsonl") if job.kind == "train" else ("", "")
+            table.add_row(Text(job.describe_job), format_duration(time.monotonic() - began), step, loss)
         left = self.seconds_left(max(1, len(self.running)))
         waiting = self.total - self.done - self.failed - len(self.running)
         told = f"{self.done} done, {len(self.running)} running, {waiting} waiting, {self.failed} failed"
         return Group(Text(told + (f", about {format_duration(left)} left" if left is not None else "")), table)
-
-
-def _job_verb(job: TrialJob) -> str:
-    return "drawing" if job.kind == "draw" else "testing"
 
 
 def last_step(log: Path) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Connect to Ray or start it, quietly; report a missing cluster immediately."""
+"""Connect to Ray or start it, quietly; report a missing cluster within seconds."""
 
 import contextlib
 import importlib
@@ -8,21 +8,14 @@ import logging
 import os
 import re
 import socket
-import threading
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 from sparsesoup.core.errors import UserError
 
 STORE = 80_000_000  # bytes of Ray's object store if started here: we do not use it
 PATIENCE = 5.0  # seconds to wait for an address to respond
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # RFC 9113, section 3.4
-DATA, HEADERS = 0, 1  # types of frames, section 6
-POST, HTTP, OK = 0x83, 0x86, 0x88  # :method, :scheme and :status as one byte each; RFC 7541, appendix A
-QUESTION = {":path": "/ray.rpc.NodeInfoGcsService/GetClusterId", ":authority": "ray", "te": "trailers",
-            "content-type": "application/grpc"}  # fmt: skip
 REMEDY = "start one with `ray start --head`, or leave --address and RAY_ADDRESS out and it is started here"
-UNKNOWN = b"grpc-status\x0212"  # a gRPC server's status for an unknown service
 CARRIED = (  # names of variables sent to nodes: they are stored in the job data, which others can read
     "SPARSESOUP_DATA", "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE",
     "HF_DATASETS_OFFLINE", "HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT", "TRANSFORMERS_OFFLINE",
@@ -37,7 +30,8 @@ RAY = {  # read by Ray on import
 }
 # Ray replaces 127.0.0.1 by a reachable address, unless told that there are no other machines.
 ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-TRIES = {"RAY_NUM_REDIS_GET_RETRIES": "3"}  # seconds after which an address counts as no cluster
+# By default Ray tries to join for more than a minute, also where another server answers; so it takes 20 seconds.
+QUICK = {"RAY_py_gcs_connect_timeout_s": "10", "RAY_NUM_REDIS_GET_RETRIES": "1"}
 
 
 def import_ray(joins: bool) -> Any:
@@ -47,7 +41,7 @@ def import_ray(joins: bool) -> Any:
         joins: True to join a cluster, False to start one.
     Raises: UserError if it is not installed.
     """
-    for name, value in (RAY | (TRIES if joins else {})).items():
+    for name, value in (RAY | (QUICK if joins else {})).items():
         os.environ.setdefault(name, value)
     if not joins:
         os.environ.update(ALONE)
@@ -57,7 +51,7 @@ def import_ray(joins: bool) -> Any:
 
 
 def connect_ray(ray: Any, address: str, cores: int) -> None:
-    """Start Ray here or join a cluster. ray.init waits long for a missing cluster, so check the address first.
+    """Start Ray here or join a cluster.
 
     Args:
         ray: the module.
@@ -109,66 +103,22 @@ def ray_address(address: str | None) -> str:
 
 
 def check_ray_reachable(address: str) -> None:
-    """Raise a UserError within `PATIENCE` if nothing that could be Ray responds at the address."""
+    """Raise a UserError if nothing listens at the address. Whether it is Ray turns out when it is joined."""
     if address in ("auto", "local"):
         return  # Ray looks for a local instance, and reports at once if there is none
     host, _, port = address.rpartition(":")
-    if not host or not _is_port(port) or "/" in address:
+    valid = port.isascii() and port.isdigit() and len(port) <= 5 and int(port) < 2**16  # isdigit accepts ² too
+    if not host or not valid or "/" in address:
         raise UserError(
             f"--address is host:port of a Ray cluster's head, such as 10.0.0.1:6379, or auto; got {address}"
         )
-    why = _why_unreachable(host.strip("[]"), int(port))
-    if why:
-        raise UserError(f"no Ray cluster answers at {address} ({why}); {REMEDY}")
-
-
-def _is_port(text: str) -> bool:
-    """Return True for a valid port number; isdigit alone also accepts characters such as ²."""
-    return text.isascii() and text.isdigit() and len(text) <= 5 and int(text) < 2**16
-
-
-def _why_unreachable(host: str, port: int) -> str:
-    """Return why Ray is not reachable; '' if it is. Takes at most `PATIENCE`, even if a name server is slow."""
-    said = [f"nothing within {PATIENCE:g} seconds"]
-
-    def ask() -> None:
-        try:
-            with socket.create_connection((host, port), timeout=2 * PATIENCE) as line:
-                line.sendall(PREFACE + _http2_question())
-                known = os.environ.get("RAY_USE_TLS") == "1" or _is_ray(line.makefile("rb"))
-            said[0] = "" if known else "what answers there is not Ray"
-        except OSError as error:
-            said[0] = error.strerror or str(error)
-        except ValueError:  # a label is empty or too long for a name server
-            said[0] = f"{host} is no name of a host"
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(PATIENCE)
-    return said[0]
-
-
-def _http2_question() -> bytes:
-    """Return a request, as two frames, to a service that every cluster's head has and other servers lack."""
-    texts = [text.encode() for pair in QUESTION.items() for text in pair]
-    spelled = [bytes([len(text)]) + text for text in texts]
-    headers = bytes([POST, HTTP]) + b"".join(b"\0" + n + v for n, v in zip(spelled[::2], spelled[1::2], strict=True))
-    return _http2_frame(HEADERS, 4, headers) + _http2_frame(
-        DATA, 1, bytes(5)
-    )  # ends of the headers, and of an empty message
-
-
-def _http2_frame(kind: int, flags: int, payload: bytes) -> bytes:
-    return len(payload).to_bytes(3, "big") + bytes([kind, flags, 0, 0, 0, 1]) + payload
-
-
-def _is_ray(answer: BinaryIO) -> bool:
-    """Return True if the response headers are those of a gRPC server that knows the service; a proxy sends 404."""
-    while len(head := answer.read(9)) == 9:
-        payload = answer.read(int.from_bytes(head[:3], "big"))
-        if head[3] == HEADERS:
-            return payload[:1] == bytes([OK]) and UNKNOWN not in payload
-    return False
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+    except OSError as error:
+        why = error.strerror or f"nothing within {PATIENCE:g} seconds"
+        raise UserError(f"no Ray cluster answers at {address} ({why}); {REMEDY}") from error
+    except ValueError as error:  # a label is empty or too long for a name server
+        raise UserError(f"no Ray cluster answers at {address} ({host} is no name of a host); {REMEDY}") from error
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ class TrialResources:
     def __post_init__(self) -> None:
         if not 0 < self.cpus < 1e6 or not 0 <= self.gpus < 1e6 or (self.gpus > 1 and self.gpus % 1):
             raise UserError(
-                f"a cell has more than 0 cores and 0, a share of 1, or a whole number of GPUs, got {self.cpus:g} and "
+                f"a run has more than 0 cores and 0, a share of 1, or a whole number of GPUs, got {self.cpus:g} and "
                 f"{self.gpus:g}"
             )
 
@@ -89,6 +89,11 @@ class RayExecutor:
         self._task = ray.remote(**settings)(_run_ray_task)
         self._busy: dict[Any, TrialJob] = {}
 
+    @property
+    def cores(self) -> float:
+        """The cores for each job."""
+        return self.cell.cpus
+
     def run(self, jobs: Sequence[TrialJob], board: StudyProgress) -> None:
         """Run all jobs."""
         with contextlib.closing(self):
@@ -122,8 +127,8 @@ class RayExecutor:
         nodes = self._list_nodes()
         if not any(self.cell.trials_per_node(node["Resources"]) for node in nodes):
             raise UserError(
-                f"no node of Ray has room for a cell with {self.cell.cpus:g} cores and {self.cell.gpus:g} GPUs; lower "
-                f"--cpus-per-cell or --gpus-per-cell, or add a node"
+                f"no node of Ray has room for a run with {self.cell.cpus:g} cores and {self.cell.gpus:g} GPUs; lower "
+                f"--cpus-per-run or --gpus-per-run, or add a node"
             )
         with _probe_file(out) as probe:
             asked = {self._probe_node(node["NodeID"], probe): node["NodeManagerAddress"] for node in nodes}
