@@ -164,7 +164,7 @@ def test_transferred_cells_are_the_same_wherever_the_folder_of_runs_is(tmp_path,
         ({"from": None}, "from:", "row moved: from is the name of a row, or {row: NAME, dataset: NAME}, got None"),
         ({"from": ["magnitude"]}, "from:", "from is the name of a row, or {row: NAME, dataset: NAME}, got ['magn"),
         ({"from": {"dataset": "others"}}, "from:", "from is the name of a row, or {row: NAME, dataset: NAME}, got {'d"),
-        ({"from": "magnitude", "seeds": [3]}, "from:", "seed 3, which this study does not draw"),
+        ({"from": "magnitude", "seeds": [3]}, "from:", "seed 3, which this study does not make"),
     ],
 )  # fmt: skip
 def test_a_row_without_a_ticket_to_begin_with_is_refused_with_its_line(own, line, said, capsys):

@@ -54,19 +54,15 @@ def check_budget(recipe: Table, datasets: Mapping[str, Table]) -> None:
         budget = read_budget(recipe.get("budget"))
     if budget is None:
         return
-    if budget.row and budget.row not in map(str, recipe["methods"]):
-        raise RecipeError(
-            f"budget: no row {budget.row}; allowed: {', '.join(map(str, recipe['methods']))}", "budget", "row"
-        )
-    rows = recipe["methods"] if isinstance(recipe["methods"], dict) else {}
-    for row, own in rows.items():
+    if budget.row and budget.row not in (names := [*map(str, recipe["methods"])]):
+        raise RecipeError(f"budget: no row {budget.row}; allowed: {', '.join(names)}", "budget", "row")
+    for row, own in recipe["methods"].items() if isinstance(recipe["methods"], dict) else ():
         for key in {"times", "steps", "epochs", "from"} & (own or {}).keys():
-            said = "what its ticket cost is not in it" if key == "from" else "its T follows from the budget"
-            raise RecipeError(f"row {row} has {key}, but at equal total cost {said}; leave out {key} or the budget",
-                         "methods", row, key)  # fmt: skip
-    for place, table in [((), recipe), *((("datasets", name), t) for name, t in datasets.items())]:
-        for key in {"steps", "epochs"} & table.keys():
-            if budget.flops is not None:
-                raise RecipeError(f"budget.flops sets how long every row trains and excludes {key}; leave "
-                    f"one out",
-                             *place, key)  # fmt: skip
+            why = "what its ticket cost is not in it" if key == "from" else "its T follows from the budget"
+            said = f"row {row} has {key}, but at equal total cost {why}; leave out {key} or the budget"
+            raise RecipeError(said, "methods", row, key)
+    if budget.flops is not None:
+        for place, table in [((), recipe), *((("datasets", name), table) for name, table in datasets.items())]:
+            for key in {"steps", "epochs"} & table.keys():
+                said = f"budget.flops sets how long every row trains and excludes {key}; leave one out"
+                raise RecipeError(said, *place, key)

@@ -15,6 +15,7 @@ from sparsesoup.methods import METHODS, TABLE
 from sparsesoup.runs.config import RunConfig, config_from_dict
 from sparsesoup.runs.run import fill_default_sparsity
 from sparsesoup.study.recipe.budget import check_budget, read_budget
+from sparsesoup.study.recipe.changes import apply_changes_, as_flag, as_list, displaced_settings
 from sparsesoup.study.recipe.resolve import resolve_all
 from sparsesoup.study.recipe.schedule_check import check_schedules_fit
 from sparsesoup.study.recipe.trial import Trial, with_ticket
@@ -30,14 +31,12 @@ from sparsesoup.study.recipe.yaml_lines import (
 )
 
 LISTS = {"models": ["minilm"], "datasets": ["docstrings"], "sparsities": [0.9], "seeds": [0, 1, 2]}
-KEYS = (*LISTS, "methods", "budget", "train", "steps", "epochs", "dataset_config", "text_columns", "image_column",
-        "label_column", "drop_unlabelled", "max_length", "doc_stride", "prompts", "class_names", "data_root",
-        "trust_remote_code")  # fmt: skip
+READ = ("dataset_config", "text_columns", "image_column", "label_column", "drop_unlabelled", "max_length", "doc_stride",
+        "prompts", "class_names")  # how a dataset is read  # fmt: skip
 OWN = ("name", "method", "train", "times", "steps", "epochs", "seeds", "sparsities", "from")  # settings of a row
-PLACED = ("train", *OWN[4:-1], "dataset_config", "text_columns", "image_column", "label_column", "drop_unlabelled",
-          "max_length", "doc_stride", "prompts", "class_names")  # of a dataset  # fmt: skip
-OTHER = {"steps": "epochs", "epochs": "steps",  # mutually exclusive settings
-         "text_columns": "image_column", "image_column": "text_columns"}  # fmt: skip
+PLACED = ("train", "steps", "epochs", "seeds", "sparsities", *READ)  # of a dataset
+OF_RUNS = ("train", "steps", "epochs", *READ, "data_root", "trust_remote_code")  # as `prune` has them
+KEYS = (*LISTS, "methods", "budget", *OF_RUNS)
 NO_DISTILL: tuple[Any, ...] = (None, {}, {"teacher": ""}, {"teacher": None})  # distillation disabled
 MOST_SEED = 2**63  # limit of an integer column
 
@@ -83,10 +82,10 @@ def read_plan(
     def place(where: Sequence[str]) -> str:
         key, *deeper = where
         said = key in changed and len(deeper) < 2  # deeper paths are a dataset's own settings, which have no flags
-        return _as_flag(key) if said else f"{path}, line {lines(where)}"
+        return as_flag(key) if said else f"{path}, line {lines(where)}"
 
     with add_location(place):
-        _apply_changes_(recipe, changed)
+        apply_changes_(recipe, changed)
         cells = list(_trials_of(recipe))
         check_budget(recipe, _dataset_tables(recipe))
         cells = resolve_all(recipe, cells)
@@ -94,53 +93,9 @@ def read_plan(
         if fit and read_budget(recipe.get("budget")) is None:
             check_schedules_fit(cells)
         _need_once(cells)
-    flags = [f"{_as_flag(key)} {_as_text(value)}" for key, value in changed.items()]
-    command = " ".join(["sparsesoup compare --config", _as_text(given), *flags])
+    words = [str(word) for key, value in changed.items() for word in (as_flag(key), *as_list(value))]
+    command = shlex.join(["sparsesoup", "compare", "--config", str(given), *words])
     return StudyPlan(name or path.stem, recipe, cells, command, place)
-
-
-def _apply_changes_(recipe: Table, changed: Table) -> None:
-    """Apply changes to a recipe, and remove the settings that they replace."""
-    gone = {*changed, *_displaced_settings(changed)}
-    old = recipe.get("datasets")
-    for key in gone - {"datasets"}:
-        recipe.pop(key, None)
-    recipe |= changed
-    if isinstance(old, dict):
-        names = changed.get("datasets", list(old))
-        own = {name: old.get(_published_dataset(name, old)) or {} for name in names}
-        kept = {n: {k: v for k, v in t.items() if k not in gone} if isinstance(t, dict) else t for n, t in own.items()}
-        for name in kept.keys() - old.keys():
-            kept[name].pop("dataset_config", None)  # configurations belong to the place where a dataset was published
-        recipe["datasets"] = kept
-
-
-def _published_dataset(name: str, datasets: Mapping[str, Any]) -> str:
-    """Return the recipe's dataset for a name: itself, or the one that it is a copy of, by the start of its last part.
-
-    >>> _published_dataset("my/glue/mnli_dev_split", {"glue/mnli": None, "glue/wnli": None})
-    'glue/mnli'
-    >>> _published_dataset("stanford_dogs", {"tanganke/stanford_cars": None})
-    'stanford_dogs'
-    """
-    leaves = {known: Path(known).name.lower() for known in datasets}
-    alike = [known for known, leaf in leaves.items() if _is_word_prefix(Path(name).name.lower(), leaf)]
-    longest = max((len(leaves[known]) for known in alike), default=0)
-    nearest = [known for known in alike if len(leaves[known]) == longest]
-    return name if name in datasets or len(nearest) != 1 else nearest[0]
-
-
-def _is_word_prefix(leaf: str, other: str) -> bool:
-    """Return True if a name starts with another at a word boundary."""
-    return leaf.startswith(other) and leaf[len(other) : len(other) + 1] in ("", "_", ".", "-")
-
-
-def _as_flag(key: str) -> str:
-    return f"--{key.replace('_', '-')}"
-
-
-def _as_text(value: Any) -> str:
-    return shlex.join(map(str, value if isinstance(value, list) else [value]))
 
 
 def _trials_of(recipe: Table) -> Iterator[Trial]:
@@ -152,52 +107,53 @@ def _trials_of(recipe: Table) -> Iterator[Trial]:
     rows = rows if isinstance(rows, dict) else {str(row): None for row in _list_at(recipe, "methods")}
     for row, own in rows.items():
         if own is not None and not isinstance(own, dict):
-            raise RecipeError(
-                f"row {row} has settings of its own (name, method, train, ...), got {own!r}", "methods", row
-            )
-    datasets = _dataset_tables(recipe)
-    for (dataset, placed), model, (row, own) in product(datasets.items(), _list_at(recipe, "models"), rows.items()):
+            said = f"row {row} has settings of its own (name, method, train, ...), got {own!r}"
+            raise RecipeError(said, "methods", row)
+    for (dataset, placed), model, (row, own) in product(
+        _dataset_tables(recipe).items(), _list_at(recipe, "models"), rows.items()
+    ):
         if "from" not in (own or {}):
             yield from _trials_of_row(recipe, str(model), dataset, placed, str(row), dict(own or {}))
 
 
-def _transfer_trials(recipe: Table, drawn: list[Trial], out: Path) -> Iterator[Trial]:
+def _transfer_trials(recipe: Table, trained: list[Trial], out: Path) -> Iterator[Trial]:
     """Yield trials that train existing tickets: `from: ROW` of that row on every dataset, or on one dataset only."""
     rows, datasets = recipe["methods"], _dataset_tables(recipe)
-    found = {(cell.row, cell.column_of, cell.seed): cell for cell in drawn}
-    given = {row: own for row, own in rows.items() if "from" in (own or {})} if isinstance(rows, dict) else {}
-    for row, own in given.items():
-        source, origins = _ticket_origin(row, own, datasets)
+    found = {(trial.row, trial.column_of, trial.seed): trial for trial in trained}
+    for row, own in rows.items() if isinstance(rows, dict) else ():
+        if "from" not in (own or {}):
+            continue
+        source, origin = _ticket_origin(row, own, datasets)
         plain = {key: value for key, value in own.items() if key != "from"} | {"name": "ticket"}
-        for origin, (dataset, placed), model in product(origins, datasets.items(), _list_at(recipe, "models")):
-            label = row if isinstance(own["from"], dict) and "dataset" in own["from"] else f"{row} {origin}"
-            for cell in _trials_of_row(recipe, str(model), dataset, placed, label, plain):
-                first = found.get((source, (cell.column_of[0], origin, cell.sparsity), cell.seed))
+        for start, (dataset, placed), model in product(
+            [origin] if origin else datasets, datasets.items(), _list_at(recipe, "models")
+        ):
+            label = row if origin else f"{row} {start}"
+            for trial in _trials_of_row(recipe, str(model), dataset, placed, label, plain):
+                first = found.get((source, (trial.column_of[0], start, trial.sparsity), trial.seed))
                 if first is None or TABLE[first.settings.name].grouped:
-                    why = "which this study does not draw" if first is None else "whose masks are in groups"
-                    ticket = f"{source} on {origin} at sparsity {cell.sparsity:g}, seed {cell.seed}"
-                    raise RecipeError(f"row {row} begins with the ticket of {ticket}, {why}; name another "
-                        f"row", "methods",
-                                 row, "from")  # fmt: skip
-                yield replace(cell, settings=with_ticket(cell.settings, out / first.path), needs=first.path)
+                    why = "which this study does not make" if first is None else "whose masks are in groups"
+                    ticket = f"{source} on {start} at sparsity {trial.sparsity:g}, seed {trial.seed}"
+                    said = f"row {row} begins with the ticket of {ticket}, {why}; name another row"
+                    raise RecipeError(said, "methods", row, "from")
+                yield replace(trial, settings=with_ticket(trial.settings, out / first.path), needs=first.path)
 
 
-def _ticket_origin(row: str, own: Table, datasets: Mapping[str, Table]) -> tuple[str, list[str]]:
-    """Return (the row whose tickets a row starts from, the datasets of these tickets)."""
+def _ticket_origin(row: str, own: Table, datasets: Mapping[str, Table]) -> tuple[str, str]:
+    """Return (the row whose tickets a row starts from, the one dataset of these tickets; '' for every dataset)."""
     if strange := [key for key in ("name", "method") if key in own]:
-        raise RecipeError(f"row {row} begins with tickets, so its method is ticket; leave out "
-            f"{strange[0]}", "methods", row,
-                     strange[0])  # fmt: skip
+        said = f"row {row} begins with tickets, so its method is ticket; leave out {strange[0]}"
+        raise RecipeError(said, "methods", row, strange[0])
     given = own["from"] if isinstance(own["from"], dict) else {"row": own["from"]}
     check_keys(given, ("row", "dataset"), "methods", row, "from")
     if given.get("row") is None or isinstance(given["row"], (dict, list)):
-        raise RecipeError(f"row {row}: from is the name of a row, or {{row: NAME, dataset: NAME}}, got {own['from']!r}",
-                     "methods", row, "from")  # fmt: skip
-    origin = None if given.get("dataset") is None else str(given["dataset"])
-    if origin is not None and origin not in datasets:
-        raise RecipeError(f"row {row} begins with tickets of {origin}; allowed: {', '.join(datasets)}", "methods", row,
-                     "from", "dataset")  # fmt: skip
-    return str(given.get("row")), [origin] if origin is not None else [*datasets]
+        said = f"row {row}: from is the name of a row, or {{row: NAME, dataset: NAME}}, got {own['from']!r}"
+        raise RecipeError(said, "methods", row, "from")
+    origin = "" if given.get("dataset") is None else str(given["dataset"])
+    if origin and origin not in datasets:
+        said = f"row {row} begins with tickets of {origin}; allowed: {', '.join(datasets)}"
+        raise RecipeError(said, "methods", row, "from", "dataset")
+    return str(given["row"]), origin
 
 
 def _dataset_tables(recipe: Table) -> dict[str, Table]:
@@ -206,9 +162,8 @@ def _dataset_tables(recipe: Table) -> dict[str, Table]:
         return {str(name): {} for name in _list_at({"datasets": [] if found == {} else found}, "datasets")}
     for name, placed in found.items():
         if placed is not None and not isinstance(placed, dict):
-            raise RecipeError(
-                f"dataset {name} has settings of its own (sparsities, steps, ...), got {placed!r}", "datasets", name
-            )
+            said = f"dataset {name} has settings of its own (sparsities, steps, ...), got {placed!r}"
+            raise RecipeError(said, "datasets", name)
         check_keys(placed or {}, PLACED, "datasets", name)
     return {str(name): dict(placed or {}) for name, placed in found.items()}
 
@@ -216,10 +171,10 @@ def _dataset_tables(recipe: Table) -> dict[str, Table]:
 def _trials_of_row(recipe: Table, model: str, dataset: str, placed: Table, row: str, own: Table) -> Iterator[Trial]:
     check_keys(own, OWN, "methods", row)
     name = str(row if own.get("name") is None else own["name"])
-    merged = _override_table(_override_table(recipe, placed), {k: v for k, v in own.items() if k in PLACED})
     dense = name in METHODS and TABLE[name].dense
-    table = {key: merged[key] for key in KEYS if key in merged and key not in (*LISTS, "methods", "budget")}
     levels: Levels = [((), recipe), (("datasets", dataset), placed), (("methods", row), own)]
+    merged = _override_table(_override_table(recipe, placed), {k: v for k, v in own.items() if k in PLACED})
+    table = {key: merged[key] for key in OF_RUNS if key in merged}
     table |= {"model": model, "dataset": dataset, "method": own.get("method"), "train": _training_settings(levels)}
     if own.get("times") is not None:
         _scale_steps_(table, row, own["times"])
@@ -227,33 +182,26 @@ def _trials_of_row(recipe: Table, model: str, dataset: str, placed: Table, row: 
         settings = _settings_of(row, name, table | {"sparsity": sparsity}, levels)
         for seed in _list_at(merged, "seeds", levels):
             if not isinstance(seed, int) or isinstance(seed, bool) or not -MOST_SEED <= seed < MOST_SEED:
-                raise RecipeError(
-                    f"a seed is a whole number of at most 64 bits, got {seed!r}", *place_of(levels, ["seeds"])
-                )
-            asked = None if dense else settings.amount.sparsity
-            yield Trial(row, asked, replace(settings, place=replace(settings.place, seed=seed)), Path())
+                said = f"a seed is a whole number of at most 64 bits, got {seed!r}"
+                raise RecipeError(said, *place_of(levels, ["seeds"]))
+            own_settings = replace(settings, place=replace(settings.place, seed=seed))
+            yield Trial(row, None if dense else settings.amount.sparsity, own_settings, Path())
 
 
 def _override_table(table: Table, own: Table) -> Table:
     """Return a table overridden by another, without the settings that it excludes; conflicts within one are kept."""
-    return {key: value for key, value in table.items() if key not in _displaced_settings(own)} | own
-
-
-def _displaced_settings(own: Table) -> set[str]:
-    """Return the settings excluded by those of a table; unset ones exclude nothing."""
-    return {OTHER[key] for key, value in own.items() if key in OTHER and value is not None}
+    return {key: value for key, value in table.items() if key not in displaced_settings(own)} | own
 
 
 def _training_settings(levels: Levels) -> Table:
     """Return the training settings: a row's override a dataset's, and these the recipe's."""
     train: Table = {}
     for where, level in levels:
-        own = level.get("train")
-        if own is not None and not isinstance(own, dict):
-            raise RecipeError(
-                f"train has settings of its own (learning_rate, batch_size, ...), got {own!r}", *where, "train"
-            )
-        train = _deep_merge(train, own or {})
+        own = {} if level.get("train") is None else level["train"]
+        if not isinstance(own, dict):
+            said = f"train has settings of its own (learning_rate, batch_size, ...), got {own!r}"
+            raise RecipeError(said, *where, "train")
+        train = _deep_merge(train, own)
     return train
 
 
@@ -280,17 +228,15 @@ def _scale_steps_(table: Table, row: str, times: Any) -> None:
     given = EPOCHS if table.get(length) is None else table[length]
     for number in (times, given):
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
-            raise RecipeError(f"row {row} lasts {times!r} times {length} {given!r}, which are to be "
-                f"numbers", "methods", row,
-                         "times")  # fmt: skip
+            said = f"row {row} lasts {times!r} times {length} {given!r}, which are to be numbers"
+            raise RecipeError(said, "methods", row, "times")
     table[length] = round(times * given) if length == "steps" else times * given
 
 
 def _settings_of(row: str, name: str, table: Table, levels: Levels) -> RunConfig:
     try:
-        return fill_default_sparsity(
-            config_from_dict(name, {key: value for key, value in table.items() if value is not None})
-        )
+        given = {key: value for key, value in table.items() if value is not None}
+        return fill_default_sparsity(config_from_dict(name, given))
     except (UserError, TypeError) as error:
         said = re.match(r"(?:unknown )?setting (?:--)?([\w.-]+)|(train\.\w+)|(sparsity)", str(error))
         named = (said[1] or said[2] or "sparsities").replace("-", "_").split(".") if said else []
@@ -299,21 +245,20 @@ def _settings_of(row: str, name: str, table: Table, levels: Levels) -> RunConfig
 
 def _list_at(table: Table, key: str, levels: Levels = ()) -> list[Any]:
     found = table.get(key, LISTS.get(key))
-    listed = found if isinstance(found, list) else [found]
+    listed = as_list(found)
     empty = None in listed and key != "sparsities"  # an empty sparsity is the default of the method or ticket
     if not listed or empty or len(set(map(str, listed))) < len(listed):
         hint = f"; name some, or leave {key} out" if empty and key in LISTS else ""
-        raise RecipeError(f"{key} needs one or several different values, got {found}{hint}",
-                     *(place_of(levels, [key]) or [key]))  # fmt: skip
+        said = f"{key} needs one or several different values, got {found}{hint}"
+        raise RecipeError(said, *(place_of(levels, [key]) or [key]))
     return listed
 
 
-def _need_once(cells: list[Trial]) -> None:
+def _need_once(trials: list[Trial]) -> None:
     """Refuse two trials at one place of the table: 0.5 and "0.50", or a name equal to that of a row with tickets."""
     seen = set()
-    for cell in cells:
-        if (place := (cell.row, cell.column_of, cell.seed)) in seen:
-            raise RecipeError(
-                f"{cell.describe_trial} is there twice; leave one out, or call its row otherwise", "methods", cell.row
-            )
+    for trial in trials:
+        if (place := (trial.row, trial.column_of, trial.seed)) in seen:
+            said = f"{trial.describe_trial} is there twice; leave one out, or call its row otherwise"
+            raise RecipeError(said, "methods", trial.row)
         seen.add(place)
