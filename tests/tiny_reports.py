@@ -52,7 +52,7 @@ def write_run(run: Path, method: str = "isp", steps: int = 120, layers: int = 3,
     """A run directory as `prune` leaves it, with made-up numbers; what its report.json says."""
     gone, lines = 0.0 if method == "dense" else 0.9, log(method, steps, random.Random(1))
     stages = [
-        {"step": 10 * i, "sparsity": 0.9 * (1 - (1 - i / 6) ** 3), "weak_masks": 4, "decided": 0.0131 + 0.001 * i,
+        {"step": 10 * i, "sparsity": 0.9 * (1 - (1 - i / 6) ** 3), "weak_masks": 4, "changed": 0.0131 + 0.001 * i,
          "same": 0.981 + 0.001 * i, "unanimous": 0.962 + 0.001 * i, "overlap": 0.953 - 0.011 * i}
         for i in range(1, 7)
     ]  # fmt: skip

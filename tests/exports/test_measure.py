@@ -308,7 +308,7 @@ def table(dense=(8.0, 2.0), own=(4.0, 1.0), **more):
     [
         (row(faster=1.6), {}, ""),
         (row(faster=2.4), {}, ""),
-        (row(faster=1.4, quartiles=[1.0, 2.1]), {}, "the promise lies within the spread"),
+        (row(faster=1.4, quartiles=[1.0, 2.1]), {}, "the ratio of FLOPs is within the quartiles"),
         (row(on="csr", form="as it is", faster=0.5, quartiles=[0.4, 0.6]), {}, "a sparse kernel looks up"),
         (
             row(faster=1.3, quartiles=[1.2, 1.4]),
@@ -337,20 +337,20 @@ def test_what_is_gained_and_what_gives_nothing_is_said():
     assert best.startswith(
         "Fastest is onnxruntime, compact: 500 ms a batch of 4, 2.00 times as fast as the dense model"
     )
-    assert best.endswith("(1.90 to 2.10; FLOPs promise 2.00) and 4.00 times as fast as the dense model in torch.")
+    assert best.endswith("(1.90 to 2.10; 2.00 by FLOPs) and 4.00 times as fast as the dense model in torch.")
     assert others == [
-        "On torch, compact, it is 1.40 times as fast, FLOPs promise 2.00: its reason.",
-        "No speed on torch, as it is, 1.01 times: zeros are multiplied like anything else.",
-        "No speed on csr, as it is, 0.60 times: a reason.",
+        "On torch, compact, it is 1.40 times as fast, 2.00 by FLOPs: its reason.",
+        "No speed-up on torch, as it is, 1.01 times: zeros are multiplied like anything else.",
+        "No speed-up on csr, as it is, 0.60 times: a reason.",
         "A note.",
     ]
     (unsure,) = summary_sentences(table(rows=[row(faster=1.58, quartiles=[0.9, 1.9], why="its parts")], notes=[]))[2:]
-    assert unsure.startswith("No sure speed on torch, compact: 1.58 times, but 0.90 to 1.90 between rounds;")
+    assert unsure.startswith("No certain speed-up on torch, compact: 1.58 times, but 0.90 to 1.90 between rounds;")
     little = row(promise=1.2, faster=1.01, quartiles=[0.98, 1.03])  # within 25 % of the promise, and no gain
     few = row("csr", "as it is", promise=1.02, faster=0.97, quartiles=[0.96, 0.99])
     assert summary_sentences(table(rows=[little, few], notes=[]))[2:] == [
-        "No speed on torch, compact, 1.01 times: FLOPs promise no more than 1.20.",
-        "No speed on csr, as it is, 0.97 times: FLOPs promise no more than 1.02.",
+        "No speed-up on torch, compact, 1.01 times: it is no more than 1.20 by FLOPs.",
+        "No speed-up on csr, as it is, 0.97 times: it is no more than 1.02 by FLOPs.",
     ]
     assert (
         summary_sentences(table(rows=rows[:2]))[1] == "Nothing that was measured makes it faster than the dense model."

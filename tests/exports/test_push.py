@@ -23,6 +23,7 @@ from sparsesoup.hub.models.checkpoint import quiet_transformers
 from sparsesoup.hub.models.layer_layouts import prunable_layers
 from sparsesoup.hub.models.loading import load_as_saved
 from sparsesoup.hub.tasks.metrics import METRICS as JUDGES
+from sparsesoup.report.format import label_name
 from sparsesoup.report.model_card import METRICS, base_model, hub_dataset, render_model_card
 from sparsesoup.runs.config import parse_arguments
 from test_export import pruned
@@ -95,10 +96,12 @@ def test_the_card_says_what_it_is_is_worth_and_cost_and_how_it_is_made_again(run
     assert {r.metric_name: r.metric_value for r in data.eval_results} == facts["test"]
     assert {r.metric_type for r in data.eval_results} == set(data.metrics) == {"accuracy", "f1"}
     assert f"| accuracy | {facts['validation']['accuracy']:.4f} | {facts['test']['accuracy']:.4f} |" in text
-    assert "| sparsity asked for | 70.0 % |" in text
+    assert "| target sparsity | 70.0 % |" in text
     assert f"| weights kept | {facts['sparsity']['kept']:,} of 4,096 prunable |" in text
     cost = section(text, "Cost")
-    assert all(f"| {label} | {row['steps']} | {row['examples']} |" in cost for label, row in facts["cost"].items())
+    assert all(
+        f"| {label_name(label)} | {row['steps']} | {row['examples']} |" in cost for label, row in facts["cost"].items()
+    )
     assert 'BertForSequenceClassification.from_pretrained("me/tiny")' in section(text, "Load")
     (line,) = re.findall(r"^sparsesoup prune .*$", section(text, "Repeat"), re.M)
     again = parse_arguments(shlex.split(line)[2:])[0]
@@ -175,7 +178,7 @@ def test_without_test_scores_the_card_has_no_results_and_says_so(run, tmp_path):
     assert loaded.data.eval_results is None
     assert loaded.data.license == "unknown"
     assert "model-index" not in loaded.content
-    assert "The test split has not been opened." in loaded.text
+    assert "The test split has not been scored." in loaded.text
 
 
 def test_an_export_is_pushed_with_its_loader_its_sizes_and_the_scores_of_its_run(run, place, tmp_path):
@@ -201,11 +204,11 @@ def test_an_export_that_was_verified_has_opened_the_test_split(run, tmp_path):
     report = json.loads((copy / "report.json").read_text())
     older(copy / "report.json", test=None)
     closed = dry(export(copy, "packed", tmp_path / "closed").path, tmp_path / "a")
-    assert "The test split had not been opened when this was exported." in (closed / "README.md").read_text()
+    assert "The test split had not been scored when this was exported." in (closed / "README.md").read_text()
     opened = dry(verified_export(copy, "packed", tmp_path / "opened").path, tmp_path / "b")
     loaded = ModelCard.load(opened / "README.md")
     assert {r.metric_name: r.metric_value for r in loaded.data.eval_results} == report["test"]
-    assert "had not been opened" not in loaded.text
+    assert "had not been scored" not in loaded.text
 
 
 def test_a_run_says_which_split_its_test_rows_are_and_so_do_its_card_and_its_exports(run, tmp_path):
@@ -264,7 +267,7 @@ def test_folders_with_the_looks_of_a_name_are_known_from_any_place(place, tmp_pa
     for pushed in (source, export(source, "packed", tmp_path / "small").path):
         made = ModelCard.load(dry(pushed, tmp_path / f"look-{pushed.name}") / "README.md")
         assert (made.data.base_model, made.data.datasets) == (None, None)
-        assert f"Of local copies: `{model}` and `reviews`." in made.text
+        assert f"Local copies: `{model}` and `reviews`." in made.text
 
 
 def test_results_name_the_split_that_was_the_test_split():

@@ -223,12 +223,12 @@ def test_isp_whose_weak_runs_stand_still_is_isp_without_a_soup() -> None:
     one, other = still.run(tiny(), 0.7), plain.run(tiny(), 0.7)
     assert same(one.masks, other.masks)
     assert same(one.weights, other.weights)
-    assert [s["decided"] for s in one.notes["stages"]] == [0.0] * 3
+    assert [s["changed"] for s in one.notes["stages"]] == [0.0] * 3
     assert [s["same"] for s in one.notes["stages"]] == [1.0] * 3
     assert one.cost["weak"]["steps"] == 6
     moving = replace(still, protocols=PROTOCOLS).run(tiny(), 0.7)
     assert not same(moving.masks, one.masks)
-    assert any(s["decided"] > 0 for s in moving.notes["stages"])
+    assert any(s["changed"] > 0 for s in moving.notes["stages"])
 
 
 def test_each_stage_of_isp_ends_exactly_at_its_target() -> None:
@@ -325,7 +325,7 @@ def test_each_protocol_is_in_force_in_its_weak_run() -> None:
     assert rates == [p.rate * peak(at) for at in (10, 19, 29) for p in PROTOCOLS]  # thirds of 60 % of 48 main steps
 
 
-def test_serving_notes_what_the_soup_decided_and_clears_the_votes() -> None:
+def test_serving_notes_what_the_soup_changed_and_clears_the_votes() -> None:
     problem = tiny()
     state, masks = soup(problem)
     state.memory["other"] = torch.ones(1)
@@ -335,7 +335,7 @@ def test_serving_notes_what_the_soup_decided_and_clears_the_votes() -> None:
     assert set(state.memory) == {"other"}
     assert same(state.masks, merged)
     assert state.notes["stages"] == [
-        {"step": 10, "sparsity": 0.5, "weak_masks": 4, "decided": hamming_distance(merged, plain), **agreed}
+        {"step": 10, "sparsity": 0.5, "weak_masks": 4, "changed": hamming_distance(merged, plain), **agreed}
     ]
     assert 0 < agreed["same"] < 1
 
@@ -344,7 +344,7 @@ def test_isp_as_the_paper_says_it_lets_the_soup_decide_nothing() -> None:
     ticket = PAPER.run(tiny(), 0.7)
     stages = ticket.notes["stages"]
     assert len(stages) == 4
-    assert [s["decided"] for s in stages] == [0.0] * 4
+    assert [s["changed"] for s in stages] == [0.0] * 4
     assert all(s["same"] < 1.0 for s in stages)  # though its weak masks do differ
     assert [s["step"] for s in stages] == [1, 3, 6, 10]
     assert [s["sparsity"] for s in stages] == [pytest.approx(s, abs=1e-3) for s in (0.3, 0.51, 0.657, 0.7)]

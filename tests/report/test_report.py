@@ -14,14 +14,15 @@ import pytest
 from rich.console import Console
 
 from sparsesoup.core.errors import UserError
+from sparsesoup.report.format import label_name
 from sparsesoup.report.run_page import write_report
 from sparsesoup.report.terminal import (
     comparison_table,
-    density_grid,
     format_main_score,
     read_report,
     run_headline,
     show_run,
+    sparsity_grid,
 )
 from tiny_reports import cost, write_run
 
@@ -77,38 +78,38 @@ def test_the_page_shows_the_numbers_of_its_input(tmp_path: Path) -> None:
     assert {"7696", "0.000325"} <= set(re.findall("<dd>(.*)</dd>", text))
     for words in ("0.413 matthews on validation, 0.391 matthews on test", "25.0 %", "94.2 %", "1.41 %", "24.0 % of T"):
         assert words in tables, words
-    # 90 strong and 24 weak steps cost the same each, and T = 120: 114 / 120.
+    # 90 main and 24 weak steps cost the same each, and T = 120: 114 / 120.
     assert "training cost 0.95 times a dense run" in tables
-    assert re.search(r"strong\s+90\s.*\s630 GFLOP\s+27.9 s", tables, re.DOTALL)
+    assert re.search(r"main training\s+90\s.*\s630 GFLOP\s+27.9 s", tables, re.DOTALL)
     assert "840 GFLOP, 1.00 \N{MULTIPLICATION SIGN}" in tables
     assert "IMP, 12 trainings, estimated" in tables
     assert "10.1 TFLOP, 12.00 \N{MULTIPLICATION SIGN}" in tables
 
 
-def test_every_matrix_is_in_the_heat_map_and_the_lowest_is_named(tmp_path: Path) -> None:
+def test_every_matrix_is_in_the_heat_map_and_the_sparsest_is_named(tmp_path: Path) -> None:
     facts = write_run(tmp_path)
     text = page(tmp_path)
     for matrix in facts["matrices"]:
-        assert f">{100 * matrix['kept'] / matrix['total']:.1f}</text>" in text
-    assert "The sparsest matrix, bert.encoder.layer.2.attention.self.query.weight, keeps 8.0 %" in text
+        assert f">{100 * (1 - matrix['kept'] / matrix['total']):.1f}</text>" in text
+    assert "Of the sparsest matrix, bert.encoder.layer.2.attention.self.query.weight, 92.0 % are pruned" in text
 
 
 def test_matrices_without_layer_or_role_become_bars(tmp_path: Path) -> None:
     parts = [{"name": f"block{i}.weight", "role": "other", "kept": i, "total": 100} for i in range(1, 61)]
     write_run(tmp_path, matrices=parts)
     text = page(tmp_path)
-    assert density_grid(parts) == {}
-    assert "7.0 %</span>" in text
+    assert sparsity_grid(parts) == {}
+    assert "93.0 %</span>" in text
     assert "40 of 60 are shown" in text
-    assert 'aria-label="Weights kept by layer and role"' not in text
+    assert 'aria-label="Sparsity by layer and role"' not in text
     write_run(tmp_path, matrices=[parts[0] | {"name": "deep." * 30 + "weight"}])
-    assert "".join(shown(tmp_path).split()).count("deep.") == 30  # folded, not cut
+    assert "".join(shown(tmp_path).replace("99.0 %", "").split()).count("deep.") == 30  # folded, not cut
 
 
 def test_towers_are_kept_apart_and_experts_together() -> None:
     rows = {"text.layers.0.q": 1, "vision.layers.0.q": 2, "vision.layers.1.e.0.q": 3, "vision.layers.1.e.1.q": 5}
-    table = density_grid([{"name": name, "role": "query", "kept": kept, "total": 10} for name, kept in rows.items()])
-    assert table == {"text 0": {"query": 0.1}, "vision 0": {"query": 0.2}, "vision 1": {"query": 0.4}}
+    table = sparsity_grid([{"name": name, "role": "query", "kept": kept, "total": 10} for name, kept in rows.items()])
+    assert table == {"text 0": {"query": 0.9}, "vision 0": {"query": 0.8}, "vision 1": {"query": 0.6}}
 
 
 def test_names_are_text_not_markup(tmp_path: Path) -> None:
@@ -131,10 +132,10 @@ def test_a_dense_run_has_no_soup_no_heat_map_and_no_comparison(tmp_path: Path) -
     write_run(tmp_path / "isp")
     write_run(tmp_path / "dense", "dense")
     soup, dense = page(tmp_path / "isp"), page(tmp_path / "dense")
-    for words in ("<h2>The soup</h2>", "Weights kept by layer", "estimated</span>"):
+    for words in ("<h2>The soup</h2>", "Sparsity by layer and role", "estimated</span>"):
         assert words in soup
         assert words not in dense
-    assert "Nothing: all 2,654,208 prunable weights are kept." in dense
+    assert "Nothing is pruned: all 2,654,208 prunable weights are kept." in dense
     assert "eak masks" not in shown(tmp_path / "dense")
 
 
@@ -196,7 +197,7 @@ def test_every_label_of_the_cost_has_a_name_and_a_colour_of_its_own(tmp_path: Pa
     text = page(tmp_path)
     for label in labels:
         assert f'class="{label}"' in text
-        assert f"<b>{label}</b>: " in text
+        assert f"<b>{label_name(label)}</b>: " in text
         assert text.count(f"--{label}: #") == 2  # light and dark
     assert 'class="other"' not in text
 
@@ -208,7 +209,7 @@ def test_a_dense_teacher_is_the_measure_of_a_dense_run(tmp_path: Path) -> None:
 
 
 def test_stages_without_weak_masks_are_no_soup_and_unknown_notes_are_listed(tmp_path: Path) -> None:
-    stage = {"step": 5, "sparsity": 0.5, "weak_masks": 0, "decided": 0.0}
+    stage = {"step": 5, "sparsity": 0.5, "weak_masks": 0, "changed": 0.0}
     write_run(tmp_path, notes={"stages": [stage], "stopped_early": {"at": 77}})
     assert "<h2>The soup</h2>" not in page(tmp_path)
     assert "<dt>stopped_early</dt><dd>{&#34;at&#34;: 77}</dd>" in page(tmp_path)

@@ -45,7 +45,7 @@ def test_minilm_is_pruned_by_a_soup_to_exactly_nine_tenths_and_reloads(tmp_path)
     assert len(log_of(run.path)) == 12
     stages = run.report["notes"]["stages"]
     assert [stage["weak_masks"] for stage in stages] == [2, 2]
-    assert all(0 < stage["same"] < 1 and 0 <= stage["decided"] < 1 for stage in stages)
+    assert all(0 < stage["same"] < 1 and 0 <= stage["changed"] < 1 for stage in stages)
     weights, masks = weights_of(run.path / "model"), masks_of(run.path)
     assert len(masks) == 36
     assert all(torch.equal(weights[name] != 0, mask) for name, mask in masks.items())

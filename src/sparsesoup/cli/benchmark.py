@@ -6,15 +6,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console, JustifyMethod
-from rich.table import Table
+from rich.console import Console
 from rich.text import Text
 
 from sparsesoup.exports.benchmark import BenchmarkConfig, run_benchmark, write_tables
 from sparsesoup.exports.benchmark.backends import BACKENDS
 from sparsesoup.exports.benchmark.explain import format_megabytes, format_milliseconds
-from sparsesoup.report.console import SafeConsole, print_line
+from sparsesoup.report.console import SafeConsole, print_line, text_table
 from sparsesoup.report.format import format_count
 from sparsesoup.runs.config_parser import CommandParser
 
@@ -78,14 +76,16 @@ def print_benchmark(tables: Sequence[Mapping[str, Any]], console: Console) -> No
     console.print(Text(f"{shape}, {first['threads']} threads, {first['rounds']} rounds by turns\n", style="bold"))
     # Numbers instead of paths, which would take too much space.
     names = [str(i) for i in range(1, len(tables) + 1)] if len(tables) > 1 else ["this"]
-    _print_table(console, ("", "parameters", "not zero", "on disk", "packed", "zstd", "FLOP"), size_rows(tables, names))
+    sizes, times = size_rows(tables, names), time_rows(tables, names)
+    console.print(text_table(("", "parameters", "not zero", "on disk", "packed", "zstd", "FLOP"), sizes))
     console.print()
-    _print_table(console, ("", "on", "form", "batch", "per s", "dense", "promise", "faster"), time_rows(tables, names))
-    told = (
-        "batch, dense: time of a batch, of the dense model's there. per s: texts or images. promise: by FLOPs. faster: "
-        "median and quartiles."
+    columns = ("", "backend", "form", "batch", "per s", "dense", "by FLOPs", "speed-up")
+    console.print(text_table(columns, times, left=3))
+    meaning = (
+        "batch, dense: time of a batch, and of one of the dense model. per s: texts or images. by FLOPs: dense FLOPs "
+        "over those of this model. speed-up: median and quartiles."
     )
-    console.print(Text(told, style="dim"))
+    console.print(Text(meaning, style="dim"))
     for name, table in zip(names, tables, strict=True):
         console.print()
         if len(tables) > 1:
@@ -118,14 +118,3 @@ def time_rows(tables: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list
          "{:.2f} ({:.2f}-{:.2f})".format(row["faster"], *row["quartiles"]))
         for name, table in zip(names, tables, strict=True) for row in table["rows"]
     ]  # fmt: skip
-
-
-def _print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    shown = [i for i in range(len(columns)) if any(row[i] for row in rows)]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
-    for i in shown:
-        side: JustifyMethod = "left" if columns[i] in ("", "on", "form") else "right"
-        table.add_column(Text(columns[i]), justify=side, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(row[i]) for i in shown))
-    console.print(table)

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.exports import FORMATS
+from sparsesoup.report.console import text_table
 from sparsesoup.report.format import format_percent
 from sparsesoup.report.terminal import flatten_scores
 from sparsesoup.runs.config_parser import CommandParser
@@ -101,7 +100,7 @@ def print_export(facts: Mapping[str, Any], console: Console) -> None:
         (names[key], f"{before:,}", f"{after:,}", format_percent(after / before) if before else "")
         for key, (before, after) in facts["sizes"].items()
     ]
-    _print_table(console, ("", "before", "after", "left"), rows)
+    console.print(text_table(("", "before", "after", "left"), rows))
     columns = [key for key in (facts["layers"] or [{}])[0] if key != "layer"]
     layers = [
         (row["layer"], *(f"{row[key][1]:,} of {row[key][0]:,}" if key in row else "" for key in columns))
@@ -109,7 +108,7 @@ def print_export(facts: Mapping[str, Any], console: Console) -> None:
     ]
     if layers:
         console.print()
-        _print_table(console, ("layer", *columns), layers)
+        console.print(text_table(("layer", *columns), layers))
     for note in facts["notes"]:
         console.print(Text(f"{note}."))
     if "verified" in facts:
@@ -128,12 +127,3 @@ def verification_sentence(found: Mapping[str, Any]) -> str:
         f"Verified {where}: {found['same']:,} of {found['rows']:,} predictions on the test split are those of the "
         f"source, outputs differ by {found['largest_difference']:.3g} at most; {one}, of the source {other}."
     )
-
-
-def _print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for i, column in enumerate(columns):
-        table.add_column(Text(column), justify="right" if i else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    console.print(table)

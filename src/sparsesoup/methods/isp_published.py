@@ -41,7 +41,7 @@ class InstantSoupPaper(Method):
     """ISP as published: stage i trains (i + 1) t steps, then N weak masks, their union, one-shot adjustment.
 
     Read literally, the soup has no effect: the union contains the main run's own one-shot mask, and adjusting it by
-    |theta| to the stage's sparsity gives that mask. The report's `decided` shows it. Weak steps are on top of T.
+    |theta| to the stage's sparsity gives that mask. The report's `changed` shows it. Weak steps are on top of T.
 
     Args:
         stage: t, as a share of an epoch.

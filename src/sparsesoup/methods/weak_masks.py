@@ -84,7 +84,7 @@ def prune_to_soup(state: TrainState, voters: int, masks: Masks, pattern: Pattern
         "step": state.step,
         "sparsity": sparsity(masks),
         "weak_masks": voters,
-        "decided": hamming_distance(masks, plain),
+        "changed": hamming_distance(masks, plain),
     }
     if voters > 1:
         entry |= vote_agreement(votes, voters)

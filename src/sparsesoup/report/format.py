@@ -6,7 +6,24 @@ from typing import Any
 
 FAR = 0.05  # deviation from the target sparsity of group pruning that is worth a warning
 NEAR = 0.02  # the same for gates
+LABELS = {  # of the cost -> (name, meaning)
+    "strong": ("main training", "training of the final model"),
+    "weak": ("weak-mask runs", "short trainings that each give a weak mask or model"),
+    "search": ("mask search", "trainings before the one that gave the result, such as the rounds of IMP"),
+    "score": ("scoring", "passes over training rows to score weights"),
+    "teacher": ("teacher", "training of the dense teacher, done once and counted in every run that uses it"),
+    "validation": ("validation", "model selection and final score"),
+}
 Facts = Mapping[str, Any]
+
+
+def label_name(label: str) -> str:
+    """Return the name of a label of the cost.
+
+    >>> label_name("strong"), label_name("other")
+    ('main training', 'other')
+    """
+    return LABELS[label][0] if label in LABELS else label
 
 
 def format_percent(share: float, digits: int = 1) -> str:
@@ -48,7 +65,7 @@ def format_duration(seconds: float) -> str:
 
 def describe_notes(facts: Facts) -> tuple[list[str], dict[str, Any]]:
     """Return (the notes of a run as sentences, the notes without a sentence)."""
-    found = [*data_of(facts), *describe_teacher(facts), *describe_cache_hits(facts)]
+    found = [*_describe_data(facts), *_describe_teacher(facts), *_describe_cache_hits(facts)]
     others = {k: v for k, v in facts["notes"].items() if k != "stages"}
     for key, say in SENTENCES.items():
         if key in others:
@@ -60,69 +77,57 @@ def describe_notes(facts: Facts) -> tuple[list[str], dict[str, Any]]:
     return found, others
 
 
-def data_of(facts: Facts) -> list[str]:
-    """Return sentences about the data."""
+def run_warnings(facts: Facts) -> list[str]:
+    """Return warnings that the result may not be as intended."""
+    notes, train, asked = facts["notes"], facts["settings"]["train"], facts["sparsity"]["asked"]
+    alone, reached, found = notes.get("threshold_sparsity"), facts["sparsity"]["reached"], []
+    if alone is not None and abs(alone - asked) > NEAR:
+        given = facts["settings"]["method"].get("penalty") is not None
+        adapt = "leave out --method.penalty, so that it is adapted to the sparsity"
+        found.append(
+            f"the gates alone closed {format_percent(alone)} of the weights instead of {format_percent(asked)}, and "
+            f"the rest of the mask was made by trimming: {adapt if given else 'raise --steps or --method.score-rate'}"
+        )
+    missed = f"{format_percent(reached)} of the weights are pruned instead of {format_percent(asked)}"
+    if "refill" in notes and asked - reached > FAR:
+        found.append(
+            f"{missed}, since all weights of kept heads and units were restored: set a higher --sparsity, or "
+            f"--method.attention heads"
+        )
+    elif abs(reached - asked) > FAR:
+        found.append(f"{missed}: this is the nearest whole number of groups; set another --sparsity, or smaller groups")
+    wanted = train["batch_size"] * train["gradient_accumulation_steps"]
+    if wanted > facts.get("train_rows", math.inf):
+        found.append(f"a step had only {facts['train_rows']} rows, the whole training set, not {wanted}")
+    return [*found, *notes.get("degenerate", [])]
+
+
+def _describe_data(facts: Facts) -> list[str]:
     data = facts.get("data")
     found = [*data.get("read", ()), *data.get("notes", ())] if isinstance(data, dict) else []
     return [f"Data: {line}." for line in found]
 
 
-def describe_teacher(facts: Facts) -> list[str]:
-    """Return a sentence about the teacher, if there is one."""
+def _describe_teacher(facts: Facts) -> list[str]:
     distill = facts["settings"].get("train", {}).get("distill", {})
     if not distill.get("teacher"):
         return []
-    who = "a dense run with the same settings" if distill["teacher"] == "dense" else distill["teacher"]
+    teacher = "a dense run with the same settings" if distill["teacher"] == "dense" else distill["teacher"]
     hidden = f", and {distill['hidden']:g} times the distance of the block outputs" if distill["hidden"] else ""
     return [
-        f"Distilled from {who}: {format_percent(distill['alpha'])} of the loss is the divergence from its outputs at "
-        f"temperature {distill['temperature']:g}, the rest is the task loss{hidden}. "
+        f"Distilled from {teacher}: {format_percent(distill['alpha'])} of the loss is the divergence from its outputs "
+        f"at temperature {distill['temperature']:g}, the rest is the task loss{hidden}. "
         f"Its forward pass is included in every step's FLOPs."
     ]
 
 
-def run_warnings(facts: Facts) -> list[str]:
-    """Return warnings that the result may not be as intended."""
-    alone, asked = facts["notes"].get("threshold_sparsity"), facts["sparsity"]["asked"]
-    found = []
-    if alone is not None and abs(alone - asked) > NEAR:
-        given = facts["settings"]["method"].get("penalty") is not None
-        remedy = (
-            "leave out --method.penalty, so that it is adapted to the sparsity"
-            if given
-            else "raise --steps or --method.score-rate"
-        )
-        found.append(
-            f"the gates alone closed {format_percent(alone)} of the weights instead of {format_percent(asked)}, and "
-            f"the rest of the mask was made by trimming: {remedy}"
-        )
-    reached = facts["sparsity"]["reached"]
-    if "refill" in facts["notes"] and asked - reached > FAR:
-        found.append(
-            f"{format_percent(reached)} of the weights are pruned instead of {format_percent(asked)}, since all "
-            f"weights of kept heads and units were restored: set a higher --sparsity, or --method.attention heads"
-        )
-    elif abs(reached - asked) > FAR:
-        found.append(
-            f"{format_percent(reached)} of the weights are pruned instead of {format_percent(asked)}: this is the "
-            f"nearest whole number of groups; set another --sparsity, or smaller groups"
-        )
-    train = facts["settings"]["train"]
-    wanted = train["batch_size"] * train["gradient_accumulation_steps"]
-    if wanted > facts.get("train_rows", math.inf):
-        found.append(f"a step had only {facts['train_rows']} rows, the whole training set, not {wanted}")
-    return [*found, *facts["notes"].get("collapse", [])]
-
-
-def describe_cache_hits(facts: Facts) -> list[str]:
-    """Return a sentence about steps reused from other runs."""
+def _describe_cache_hits(facts: Facts) -> list[str]:
     steps = sum(int(cost.get("shared", 0)) for cost in facts["cost"].values())
-    told = f"{steps} steps were taken from the cache of another run; they are charged in full."
-    return [told] if steps else []
+    return [f"{steps} steps were taken from the cache of another run; their cost is counted in full."] if steps else []
 
 
-def _describe_doubts(doubts: list[str], facts: Facts) -> str:
-    return " ".join(f"{said[0].upper()}{said[1:]}." for said in doubts)
+def _as_sentences(lines: list[str], facts: Facts) -> str:
+    return " ".join(f"{line[0].upper()}{line[1:]}." for line in lines)
 
 
 def _describe_budget(kind: Any, facts: Facts) -> str:
@@ -136,30 +141,28 @@ def _describe_threshold(alone: float, facts: Facts) -> str:
     return f"The thresholds alone gave a sparsity of {format_percent(alone)}; the masks were then trimmed to {trimmed}."
 
 
-def _early_bird(found: Facts, facts: Facts) -> str:
-    checks, fired = found["checks"], found["fired"]
-    measure = facts["settings"]["method"]["measure"]
-    limit = facts["settings"]["method"]["threshold"]
-    apart = f"its largest {measure} distance from those before it was {max(checks[-1][measure]):.4g}, allowed {limit:g}"
+def _describe_early_bird(found: Facts, facts: Facts) -> str:
+    checks, fired, method = found["checks"], found["fired"], facts["settings"]["method"]
+    far, limit = max(checks[-1][method["measure"]]), method["threshold"]
+    distance = f"its largest {method['measure']} distance from those before it was {far:.4g}, allowed {limit:g}"
     if fired is None:
-        return f"The budget of the search ended after {len(checks)} masks; the last one was taken: {apart}."
-    return f"The mask settled at step {fired} of the search, at its check number {len(checks)}: {apart}."
+        return f"The budget of the search ended after {len(checks)} masks; the last one was taken: {distance}."
+    return f"The mask settled at step {fired} of the search, at its check number {len(checks)}: {distance}."
 
 
 def _describe_pool(pool: Facts, facts: Facts) -> str:
     visited = pool["visited"]
     taken = [f"{v['share']:g} of the one at {format_percent(v['sparsity'])}" for v in visited if v["accepted"]]
-    told = f"{len(taken)} accepted ({', '.join(taken)})" if taken else "none accepted"
+    accepted = f"{len(taken)} accepted ({', '.join(taken)})" if taken else "none accepted"
     scores = f"on validation {pool['own']:.4f} alone, {pool['score']:.4f} pooled"
-    return f"Of {len(visited)} neighbouring tickets {told}; {scores}."
+    return f"Of {len(visited)} neighbouring tickets {accepted}; {scores}."
 
 
 def _describe_soup(soup: Facts, facts: Facts) -> str:
     if "forks" in soup:
-        shares = ", ".join(
-            f"{fork['share']:g} ({format_percent(fork['sparsity'], 0)} pruned)" for fork in soup["forks"]
-        )
-        return f"Shares of the models mixed in: {shares}; on validation {soup['score']:.4f} before fine-tuning."
+        mixed = [f"{fork['share']:g} ({format_percent(fork['sparsity'], 0)} pruned)" for fork in soup["forks"]]
+        score = f"on validation {soup['score']:.4f} before fine-tuning"
+        return f"Shares of the models mixed in: {', '.join(mixed)}; {score}."
     scores = ", ".join(f"{score:.4f}" for score in soup["members"])
     return f"Members on validation: {scores}; averaged: number {', '.join(str(i + 1) for i in sorted(soup['taken']))}."
 
@@ -173,28 +176,25 @@ def _describe_refill(found: Facts, facts: Facts) -> str:
 
 def _describe_teacher_changes(checks: list[Facts], facts: Facts) -> str:
     metric = next(key for key in checks[0] if key not in ("step", "sparsity", "teaches"))
-    told = [
-        f"step {c['step']} ({format_percent(c['sparsity'])} pruned, {metric} {c[metric]:.4f})"
-        for c in checks
-        if c["teaches"]
-    ]
-    return f"Of {len(checks)} validation checks these gave a new teacher: {', '.join(told)}."
+    changes = [f"step {c['step']} ({format_percent(c['sparsity'])} pruned, {metric} {c[metric]:.4f})"
+               for c in checks if c["teaches"]]  # fmt: skip
+    return f"Of {len(checks)} validation checks these gave a new teacher: {', '.join(changes)}."
 
 
 def _describe_scores_before(scores: Facts, facts: Facts) -> str:
-    told = ", ".join(f"{value:.4f} {name}" for name, value in scores.items())
-    return f"Zero-shot, dense and before any training: {told} on validation."
+    values = ", ".join(f"{value:.4f} {name}" for name, value in scores.items())
+    return f"Zero-shot, dense and before any training: {values} on validation."
 
 
 SENTENCES: dict[str, Callable[[Any, Facts], str]] = {
-    "collapse": _describe_doubts,
-    "doubts": _describe_doubts,
+    "degenerate": _as_sentences,
+    "doubts": _as_sentences,
     "before": _describe_scores_before,
     "rounds": lambda rounds, facts: f"Pruning rounds, each after its own training: {rounds}.",
     "weak_share": lambda share, facts: f"Weak steps: {format_percent(share)} of T.",
     "budget": _describe_budget,
     "threshold_sparsity": _describe_threshold,
-    "early_bird": _early_bird,
+    "early_bird": _describe_early_bird,
     "pool": _describe_pool,
     "soup": _describe_soup,
     "phases": lambda goals, facts: f"Sparsity of the phases: {', '.join(format_percent(goal) for goal in goals)}.",

@@ -52,11 +52,7 @@ def render_model_card(facts: Facts, form: Facts, config: Facts, repo: str, licen
         license: license as the Hub names it.
     """
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_template_value)
-    environment.filters |= {
-        "flop": words.format_count,
-        "duration": words.format_duration,
-        "code": lambda text: Markup(markdown_code(text)),
-    }
+    environment.filters |= {"flop": words.format_count, "duration": words.format_duration, "label": words.label_name}
     template = (resources.files("sparsesoup.report") / TEMPLATE).read_text(encoding="utf-8")
     body = environment.from_string(template).render(_template_values(facts, form, config, repo))
     body = re.sub(r"\n{3,}", "\n\n", body).strip()
@@ -73,28 +69,22 @@ def card_metadata(facts: Facts, form: Facts, config: Facts, repo: str, license: 
     """Return the metadata for the Hub: base model, and scores on the test split if it has been opened."""
     task, (dataset, part) = _pipeline_tag(config), hub_dataset(facts)
     called = printable_line(str(facts.get("dataset")))
-    validation = show.flatten_scores(facts.get("validation"))
+    metrics = {name: METRICS.get(name, printable_line(name)) for name in show.flatten_scores(facts.get("validation"))}
     base, stock = base_model(facts), _class_module(config) == "transformers" and _by_class(form)
     results = [
         EvalResult(
-            task_type=task or "other", dataset_type=dataset or called, dataset_config=part,
-            dataset_name=called, dataset_split=printable_line(split), metric_type=METRICS.get(name,
-            printable_line(name)),
+            task_type=task or "other", dataset_type=dataset or called, dataset_config=part, dataset_name=called,
+            dataset_split=printable_line(split), metric_type=METRICS.get(name, printable_line(name)),
             metric_name=printable_line(name), metric_value=value,
         )
         for split, table in _by_split(facts).items()
         for name, value in table.items()
     ]  # fmt: skip
-    tags = [
-        *(["sparsity", "pruned"] if _is_pruned(facts) else []),
-        "sparsesoup",
-        printable_line(str(facts.get("method", "unknown"))),
-    ]
-    tags += [printable_line(str(form["to"]))] if form.get("to") else []
+    names = ["sparsesoup", facts.get("method", "unknown"), *([form["to"]] if form.get("to") else [])]
+    tags = [*(["sparsity", "pruned"] if _is_pruned(facts) else []), *(printable_line(str(name)) for name in names)]
     more: dict[str, Any] = {"base_model_relation": "finetune"} if base else {}
     return ModelCardData(
-        base_model=base, datasets=[dataset] if dataset else None,
-        metrics=sorted({METRICS.get(name, printable_line(name)) for name in validation}) or None,
+        base_model=base, datasets=[dataset] if dataset else None, metrics=sorted({*metrics.values()}) or None,
         eval_results=results or None,
         model_name=repo.rpartition("/")[2] if results else None, library_name="transformers" if stock else "sparsesoup",
         license=printable_line(license), pipeline_tag=task, tags=tags, **more,
@@ -113,8 +103,7 @@ def base_model(facts: Facts) -> str | None:
 
 def hub_dataset(facts: Facts) -> tuple[str | None, str | None]:
     """Return (name on the Hub, configuration) of the dataset; None for a local one, as any without an owner may be."""
-    name = str(facts.get("dataset", ""))
-    settings = facts.get("settings", {})
+    name, settings = str(facts.get("dataset", "")), facts.get("settings", {})
     asked, _, part = str(settings.get("dataset", "")).partition(":")
     part = part or str(settings.get("dataset_config") or "")
     if _is_glue(name):
@@ -149,12 +138,12 @@ def _template_values(facts: Facts, form: Facts, config: Facts, repo: str) -> dic
     notes = form.get("notes") or ["zeros alone make a model neither smaller nor faster: `sparsesoup export` does"]
     return {
         "name": repo.rpartition("/")[2], "opening": _opening_sentence(facts, form), "rows": _fact_rows(facts),
-        "scores": [(name, _format_score(validation.get(name)),
-        _format_score(test.get(name))) for name in {**validation, **test}],
+        "scores": [(name, *("" if v is None else f"{v:.4f}" for v in (validation.get(name), test.get(name))))
+                   for name in {**validation, **test}],
         "about_test": _about_test(bool(test), bool(form)),
-        "collapse": (facts.get("notes") or {}).get("collapse", []),
+        "degenerate": (facts.get("notes") or {}).get("degenerate", []),
         "costs": show.ordered_costs(facts) if labels else [], "times": _describe_times(facts),
-        "labels": [(label, show.LABELS[label]) for label in labels if label in show.LABELS],
+        "labels": [words.LABELS[label] for label in labels if label in words.LABELS],
         "load": fenced_code(_loading_code(form, config, repo) + _head_code(form, config, repo), "python"),
         "notes": [Markup(markdown_prose(str(note))) for note in notes],
         "sizes": [(SIZES[k], *(f"{n:,}" for n in pair)) for k, pair in form.get("sizes", {}).items() if k in SIZES],
@@ -169,13 +158,10 @@ def _opening_sentence(facts: Facts, form: Facts) -> Markup:
     name, row = str(facts.get("method", "an unknown method")), TABLE.get(str(facts.get("method")))
     source = f" ({row.summary}; {row.source})" if row and row.source else ""
     done, then = ("pruned", " while it was fine-tuned") if _is_pruned(facts) else ("fine-tuned", "")
-    what = (
-        f"{markdown_code(str(facts.get('model', 'a model')))}, {done} by "
-        f"**{escape_markdown(name)}**{escape_markdown(source)}"
-    )
+    method = f"**{escape_markdown(name)}**{escape_markdown(source)}"
     where = f"{then} on {markdown_code(str(facts['dataset']))}" if facts.get("dataset") else ""
     shape = f" This is its {markdown_code(str(form['to']))} export." if form else ""
-    return Markup(f"{what}{where}.{shape}")
+    return Markup(f"{markdown_code(str(facts.get('model', 'a model')))}, {done} by {method}{where}.{shape}")
 
 
 def _is_pruned(facts: Facts) -> bool:
@@ -183,26 +169,19 @@ def _is_pruned(facts: Facts) -> bool:
 
 
 def _fact_rows(facts: Facts) -> list[tuple[str, str]]:
-    told = {**facts, "model": base_model(facts) or facts.get("model")}
-    found = [(name, str(told[key])) for key, name in NAMES.items() if told.get(key) is not None]
-    gone = facts.get("sparsity") or {}
-    if gone:
-        found.append(
-            ("sparsity asked for", words.format_percent(gone["asked"]) if gone["asked"] is not None else "none")
-        )
-        found.append(("sparsity reached", words.format_percent(gone["reached"])))
-        found.append(("weights kept", f"{gone['kept']:,} of {gone['total']:,} prunable"))
+    values = {**facts, "model": base_model(facts) or facts.get("model")}
+    found = [(name, str(values[key])) for key, name in NAMES.items() if values.get(key) is not None]
+    if share := facts.get("sparsity"):
+        target = words.format_percent(share["asked"]) if share["asked"] is not None else "none"
+        found += [("target sparsity", target), ("sparsity reached", words.format_percent(share["reached"])),
+                  ("weights kept", f"{share['kept']:,} of {share['total']:,} prunable")]  # fmt: skip
     return found
 
 
-def _format_score(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def _about_test(opened: bool, exported: bool) -> str:
-    closed = "had not been opened when this was exported" if exported else "has not been opened"
-    told = "Test was opened once, after all selection." if opened else f"The test split {closed}."
-    return told + (" The scores are those of the run that this was exported from." if exported else "")
+def _about_test(scored: bool, exported: bool) -> str:
+    unscored = "had not been scored when this was exported" if exported else "has not been scored"
+    text = "Test was scored once, after all selection." if scored else f"The test split {unscored}."
+    return text + (" The scores are those of the run that this was exported from." if exported else "")
 
 
 def _describe_times(facts: Facts) -> str:
@@ -258,13 +237,14 @@ logits = normalize({seen}, dim=-1) @ head.T"""
 
 def _masks_code(facts: Facts, form: Facts) -> str:
     if form and not any(str(name).endswith("masks.safetensors") for name in form.get("files", [])):
-        return "No masks lie beside the weights: this form says by itself which are gone."
+        return "There are no masks beside the weights: the zeros of the weights are the masks."
+    file = "`pruning/masks.safetensors` has one bit for each prunable weight"
     if form and "origin" not in facts:
         return (
-            "`pruning/masks.safetensors` has one bit for each prunable weight of this model, `pruning/ticket.json` "
-            "says where it comes from. They are of what the cut has left, whose shapes no base model has."
+            f"{file} of this model, `pruning/ticket.json` says where it comes from. They have the shapes of the cut "
+            f"model, so they fit no base model."
         )
     return (
-        "`pruning/masks.safetensors` has one bit a weight, `pruning/ticket.json` says where it comes from. The masks "
-        "alone make any copy of the base model sparse:\n\n```sh\nsparsesoup apply FOLDER --model BASE --out DIR\n```"
+        f"{file}, `pruning/ticket.json` says where it comes from. The masks alone make any copy of the base model "
+        f"sparse:\n\n```sh\nsparsesoup apply FOLDER --model BASE --out DIR\n```"
     )

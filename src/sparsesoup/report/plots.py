@@ -2,8 +2,9 @@
 
 import io
 import json
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -17,7 +18,6 @@ from sparsesoup.report.escaping import printable_lines
 INK, FAINT, PAPER = "#010101", "#010102", "#010106"
 LINES = {"strong": "#010103", "weak": "#010104", "search": "#010105"}
 VARIABLES = {INK: "ink", FAINT: "faint", PAPER: "page"} | {colour: label for label, colour in LINES.items()}
-MARK = "#D55E00"
 STYLE = {
     "svg.fonttype": "none", "font.family": "DejaVu Sans", "font.size": 9.5, "text.parse_math": False,
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": FAINT, "xtick.color": FAINT, "ytick.color": FAINT,
@@ -31,15 +31,10 @@ def render_page(template: str, values: Mapping[str, Any]) -> str:
     """Render a page from a template of this package, with the shared style."""
     folder = resources.files("sparsesoup.report")
     texts = {name: (folder / name).read_text(encoding="utf-8") for name in (template, "page.css")}
-    environment = Environment(
-        loader=DictLoader(texts), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "percent": words.format_percent,
-        "flop": words.format_count,
-        "duration": words.format_duration,
-        "plain": _format_plain,
-    }
+    environment = Environment(loader=DictLoader(texts), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    environment.filters |= {"percent": words.format_percent, "flop": words.format_count, "plain": _format_plain,
+                            "duration": words.format_duration, "label": words.label_name}  # fmt: skip
     return printable_lines(environment.get_template(template).render(values))
 
 
@@ -62,8 +57,35 @@ def render_svg(name: str, height: float, draw: Callable[[Any], None], what: str)
     return Markup(text.replace("<svg ", f'<svg role="img" aria-label="{escape(what)}" ', 1))
 
 
+def draw_heatmap(
+    figure: Any, values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str],
+    limits: tuple[float, float], digits: int = 0,
+) -> Any:  # fmt: skip
+    """Draw percentages as a heat map with their numbers, darker for more, and return its axes; NaN is left empty."""
+    axes, (low, high) = figure.subplots(), limits
+    top = low + 1.3 * (high - low) or 1.0
+    axes.pcolormesh(values, cmap="YlGnBu", vmin=low, vmax=top, edgecolors=PAPER, linewidth=2)
+    for i, row in enumerate(values):
+        for j, value in enumerate(row):
+            ink = "white" if value - low > 0.82 * (high - low) else "#1b2733"
+            text = "" if math.isnan(value) else f"{value:.{digits}f}"
+            axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", color=ink, fontsize=8 if digits == 0 else 9.5)
+    axes.set(xticks=[j + 0.5 for j in range(len(columns))], xticklabels=columns)
+    axes.set(yticks=[i + 0.5 for i in range(len(rows))], yticklabels=rows)
+    axes.invert_yaxis()
+    axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
+    axes.spines[:].set_visible(False)
+    axes.grid(False)
+    return axes
+
+
+def sparsity_limits(values: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Return the range of colours for sparsities in percent: at least from the densest entry to half of its density."""
+    known = [value for row in values for value in row if not math.isnan(value)]
+    return min(known), max(*known, (100 + min(known)) / 2)
+
+
 def _format_plain(value: Any) -> str:
-    words = {None: "not set", True: "yes", False: "no"}
     if value is None or isinstance(value, bool):
-        return words[value]
+        return {None: "not set", True: "yes", False: "no"}[value]
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

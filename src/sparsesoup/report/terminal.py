@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -14,16 +13,12 @@ from rich.text import Text
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import load_table
 from sparsesoup.core.manifest import REPORT
+from sparsesoup.report.console import text_table
 from sparsesoup.report.escaping import command_line, printable_line
-from sparsesoup.report.format import describe_notes, format_count, format_duration, format_percent
+from sparsesoup.report.format import LABELS, describe_notes, format_count, format_duration, format_percent, label_name
 
 FORMAT = 1  # of report.json
 COSTS = ("steps", "examples", "tokens", "padding", "flops", "seconds")
-LABELS = {
-    "strong": "main training", "weak": "look-ahead runs", "search": "earlier rounds, or mask search",
-    "score": "passes over training rows for scoring weights", "teacher": "dense teacher run, trained "
-    "once and charged to each student", "validation": "model selection and final score",
-}  # fmt: skip
 NEEDED: dict[str, type | tuple[type, ...]] = {
     "method": str, "model": str, "dataset": str, "seed": int, "steps": int, "settings": dict, "sparsity": dict,
     "validation": dict, "cost": dict, "matrices": list, "notes": dict, "command": str, "versions": dict, "machine": str,
@@ -54,12 +49,11 @@ def _report_flaw(facts: Mapping[str, Any]) -> str:
     wrong = [key for key, kind in NEEDED.items() if not isinstance(facts.get(key), kind)]
     if wrong:
         return f"{', '.join(wrong)} missing or of another kind"
-    parts: list[tuple[str, Any, tuple[str, ...]]] = [
-        ("sparsity", facts["sparsity"], ("asked", "reached", "kept", "total"))
-    ]
+    parts: list[tuple[str, Any, tuple[str, ...]]]
+    parts = [("sparsity", facts["sparsity"], ("asked", "reached", "kept", "total"))]
     parts += [(f"cost.{label}", row, COSTS) for label, row in facts["cost"].items()]
     parts += [("matrices", row, ("kept", "total")) for row in facts["matrices"]]
-    parts += [("notes.stages", row, ("step", "sparsity", "weak_masks", "decided")) for row in _stages_of(facts)]
+    parts += [("notes.stages", row, ("step", "sparsity", "weak_masks", "changed")) for row in _stages_of(facts)]
     for name, row, keys in parts:
         if not isinstance(row, dict) or not all(_is_number(row.get(key)) for key in keys):
             return f"{name} needs the numbers {', '.join(keys)}"
@@ -107,7 +101,7 @@ def run_headline(facts: Mapping[str, Any]) -> str:
     weights, times = facts["sparsity"], times_dense(facts)
     what = f"all {weights['total']:,} prunable weights kept"
     if not is_dense(facts):
-        what = f"{format_percent(weights['reached'])} of {weights['total']:,} prunable weights gone"
+        what = f"{format_percent(weights['reached'])} of {weights['total']:,} prunable weights pruned"
     test = f"{format_main_score(facts['test'])} on test" if facts.get("test") else "test not scored yet"
     cost = f"; training cost {times:.2f} times a dense run" if times is not None and not is_dense(facts) else ""
     scored = f"{format_main_score(facts['validation'])} on validation, {test}"
@@ -158,13 +152,13 @@ def soup_stages(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [stage for stage in _stages_of(facts) if stage["weak_masks"] > 0]
 
 
-def matrix_densities(facts: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """Return (name, share kept) of every matrix."""
-    return [(str(row["name"]), row["kept"] / row["total"]) for row in facts["matrices"]]
+def matrix_sparsities(facts: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Return (name, sparsity) of every matrix."""
+    return [(str(row["name"]), 1 - row["kept"] / row["total"]) for row in facts["matrices"]]
 
 
-def density_grid(matrices: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return layer -> role -> share kept, averaged within a layer and role; empty if names or roles are unknown."""
+def sparsity_grid(matrices: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return layer -> role -> sparsity, over all matrices of a layer and role; empty if names or roles are unknown."""
     counts: dict[tuple[str, str], dict[str, list[int]]] = {}
     for row in matrices:
         found = re.match(r"(.*?)\.(\d+)\.", str(row["name"]))
@@ -173,10 +167,11 @@ def density_grid(matrices: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, f
         cell = counts.setdefault((found[1], found[2]), {}).setdefault(str(row["role"]), [0, 0])
         cell[0], cell[1] = cell[0] + row["kept"], cell[1] + row["total"]
     shared = set.intersection(*(set(stack.split(".")) for stack, _ in counts))
-    return {
-        " ".join([w for w in stack.split(".") if w not in shared] + [layer]): {r: k / n for r, (k, n) in cells.items()}
-        for (stack, layer), cells in counts.items()
-    }
+    grid: dict[str, dict[str, float]] = {}
+    for (stack, layer), cells in counts.items():
+        name = " ".join([word for word in stack.split(".") if word not in shared] + [layer])
+        grid[name] = {role: 1 - kept / total for role, (kept, total) in cells.items()}
+    return grid
 
 
 def show_run(run: Path, console: Console) -> None:
@@ -187,18 +182,18 @@ def show_run(run: Path, console: Console) -> None:
     facts = read_report(run)
     _print_text(console, run_headline(facts), "bold")
     if not is_dense(facts):
-        _print_table(console, *_density_table(facts))
-    _print_table(console, *_cost_table(facts))
-    _print_text(
-        console, "FLOPs are counted as if all weights were there: zeros alone make it neither smaller nor faster."
-    )
+        _print_table(console, *_sparsity_table(facts))
+    _print_table(console, "Cost", _cost_table(facts))
+    _print_text(console, "FLOPs are those of the dense model: zeros alone make a model neither smaller nor faster.")
     for sentence in describe_notes(facts)[0]:
         _print_text(console, sentence)
     if stages := soup_stages(facts):
-        _print_table(console, *_stage_table(stages))
-        _print_text(console,
-        "overlap: of the weights that either of two weak masks keeps, the share that both keep. decided: "
-             "the share of all prunable weights that plain magnitude pruning would have chosen otherwise.")  # fmt: skip
+        _print_table(console, "Weak masks by stage", _stage_table(stages))
+        _print_text(
+            console,
+            "overlap: of the weights that either of two weak masks keeps, the share that both keep. changed: the share "
+            "of all prunable weights that the soup keeps or prunes differently from plain magnitude pruning.",
+        )
     _print_table(console, "Provenance", _provenance_table(facts, run))
 
 
@@ -212,44 +207,32 @@ def _print_table(console: Console, title: str, table: Table) -> None:
     console.print(table)
 
 
-def _make_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Return a table with names in the first column and numbers in the others."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for i, column in enumerate(columns):
-        table.add_column(Text(column), justify="right" if i else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable_line(cell)) for cell in row))
-    return table
-
-
-def _density_table(facts: Mapping[str, Any]) -> tuple[str, Table]:
-    layers = density_grid(facts["matrices"])
+def _sparsity_table(facts: Mapping[str, Any]) -> tuple[str, Table]:
+    layers = sparsity_grid(facts["matrices"])
     if not layers:
-        rows = [(name, format_percent(1 - kept)) for name, kept in matrix_densities(facts)]
-        return "Sparsity by matrix", _make_table(("matrix", "removed"), rows)
+        rows = [(name, format_percent(share)) for name, share in matrix_sparsities(facts)]
+        return "Sparsity by matrix, share of its weights pruned", text_table(("matrix", "pruned"), rows)
     roles = list(dict.fromkeys(role for row in layers.values() for role in row))
-    cells = [
-        (layer, *(f"{100 * (1 - row[role]):.1f}" if role in row else "" for role in roles))
-        for layer, row in layers.items()
-    ]
-    return "Sparsity by layer and role, % removed", _make_table(("layer", *roles), cells)
+    cells = [(layer, *(f"{100 * row[role]:.1f}" if role in row else "" for role in roles))
+             for layer, row in layers.items()]  # fmt: skip
+    return "Sparsity by layer and role, % of the weights pruned", text_table(("layer", *roles), cells)
 
 
-def _cost_table(facts: Mapping[str, Any]) -> tuple[str, Table]:
-    rows = [*ordered_costs(facts), ("all", total_cost(facts))]
-    return "Cost", _make_table(("label", "steps", "examples", "tokens", "padding", "FLOPs", "time"), [
-        (label, f"{c['steps']:,}", f"{c['examples']:,}", format_count(c["tokens"], ""),
+def _cost_table(facts: Mapping[str, Any]) -> Table:
+    rows = [(label_name(label), cost) for label, cost in ordered_costs(facts)] + [("all", total_cost(facts))]
+    return text_table(("", "steps", "examples", "tokens", "padding", "FLOPs", "time"), [
+        (name, f"{c['steps']:,}", f"{c['examples']:,}", format_count(c["tokens"], ""),
          format_percent(c["padding"] / c["tokens"]) if c["tokens"] else "", format_count(c["flops"]),
          format_duration(c["seconds"]))
-        for label, c in rows
+        for name, c in rows
     ])  # fmt: skip
 
 
-def _stage_table(stages: Sequence[Mapping[str, Any]]) -> tuple[str, Table]:
-    keys = [key for key in ("same", "unanimous", "overlap") if any(key in stage for stage in stages)]
-    return "Weak masks, stage by stage", _make_table(("stage", "step", "sparsity", "weak masks", *keys, "decided"), [
+def _stage_table(stages: Sequence[Mapping[str, Any]]) -> Table:
+    keys = ("same", "unanimous", "overlap")
+    return text_table(("stage", "step", "sparsity", "weak masks", *keys, "changed"), [
         (str(i), str(s["step"]), format_percent(s["sparsity"]), str(s["weak_masks"]),
-         *(format_percent(s[k]) if k in s else "" for k in keys), format_percent(s["decided"], 2))
+         *(format_percent(s[k]) if k in s else "" for k in keys), format_percent(s["changed"], 2))
         for i, s in enumerate(stages, start=1)
     ])  # fmt: skip
 
@@ -258,14 +241,14 @@ def _provenance_table(facts: Mapping[str, Any], run: Path) -> Table:
     table = Table.grid(padding=(0, 2))
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     rows = f"{facts.get('train_rows', '?')} rows to train, {facts.get('validation_rows', '?')} to validate"
-    scores = {
+    values: dict[str, Any] = {
         split: ", ".join(f"{name} {value:.4f}" for name, value in flatten_scores(facts.get(split)).items())
         for split in ("validation", "test")
     }
-    told = scores | {"model": facts["model"], "data": f"{facts['dataset']}, {rows}", "task": facts.get("task"),
-            "seed": facts["seed"], "T": f"{facts['steps']:,} steps", "head": facts.get("head"), "versions": versions,
-            "machine": facts["machine"], "run": run, "repeat": command_line(facts["command"])}  # fmt: skip
-    for name, value in told.items():
+    values |= {"model": facts["model"], "data": f"{facts['dataset']}, {rows}", "task": facts.get("task"),
+               "seed": facts["seed"], "T": f"{facts['steps']:,} steps", "head": facts.get("head"), "versions": versions,
+               "machine": facts["machine"], "run": run, "repeat": command_line(facts["command"])}  # fmt: skip
+    for name, value in values.items():
         if value not in (None, ""):
             table.add_row(Text(name, style="bold"), Text(printable_line(str(value)), overflow="fold"))
     return table
@@ -278,7 +261,7 @@ def comparison_table(reports: list[dict[str, Any]]) -> Table:
     # A metric common to all goes into the column header.
     unit = f" {metrics.pop()}" if len(metrics) == 1 else ""
     columns = ("method", "sparsity", f"validation{unit}", f"test{unit}", "steps", "FLOPs", "seconds")
-    return _make_table(columns, [
+    return text_table(columns, [
         (facts["method"], format_percent(facts["sparsity"]["reached"]),
          format_main_score(facts["validation"]).replace(unit, ""),
          format_main_score(facts.get("test")).replace(unit, "") or "-",

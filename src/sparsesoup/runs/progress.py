@@ -15,7 +15,7 @@ from rich.text import Text
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import append_text
 from sparsesoup.report.escaping import printable_line
-from sparsesoup.report.format import format_duration
+from sparsesoup.report.format import format_duration, label_name
 
 PIPE_EVERY = 15.0  # seconds between lines where no bar can be shown
 
@@ -71,7 +71,7 @@ class ProgressLogger:
     def begin(self, label: str, step: int, until: int) -> None:
         """Start a training, or a validation, from `step` to `until`."""
         self.print_overview()
-        self._label, self._at, self._until = f"{self.piece() or ''} {label}".strip(), step, until
+        self._label, self._at, self._until = f"{self.piece() or ''} {label_name(label)}".strip(), step, until
         if self._bars is not None and until > step:
             self._bars.start()
             self._task = self._bars.add_task(self._label, total=until, completed=step, note="")

@@ -28,7 +28,7 @@ from sparsesoup.hub.tasks.splits import test_splits
 from sparsesoup.methods import TABLE
 from sparsesoup.methods.from_ticket import FromTicket
 from sparsesoup.methods.hybrid import HybridMovement
-from sparsesoup.report.run_page import collapse_of, write_report
+from sparsesoup.report.run_page import degenerate_notes, write_report
 from sparsesoup.report.terminal import read_report
 from sparsesoup.runs.config import RunConfig, dump_config, parse_arguments
 from sparsesoup.runs.options import RuntimeOptions
@@ -233,7 +233,7 @@ def _run_in_folder(settings: RunConfig, path: Path, out: Path, opened: OpenedTas
             ticket = settings.method.run(replace(problem, map=each), float(settings.amount.sparsity or 0.0))
         report = make_report(settings, problem, ticket, opened, time.perf_counter() - began)
         report["notes"] |= {"doubts": doubts} if doubts else {}
-        report["notes"] |= collapse_of(report, path / "log.jsonl")
+        report["notes"] |= degenerate_notes(report, path / "log.jsonl")
         report |= {"data": {"read": data.read, "notes": data.notes}}
         _save_run(path, settings, problem, opened, ticket, report)
         if outside.page:

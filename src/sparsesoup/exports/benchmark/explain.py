@@ -18,7 +18,7 @@ def explain_speed(row: Facts, table: Facts) -> str:
         return ""
     low, high = row["quartiles"]
     if low <= promise <= high:
-        return "the promise lies within the spread: the machine was busy, measure again"
+        return "the ratio of FLOPs is within the quartiles: the machine was busy, measure again"
     rates = [table["flops"]["dense"] / row["dense_seconds"], table["flops"]["dense"] / promise / row["seconds"]]
     dense, own = (format_count(rate, "FLOP/s") for rate in rates)
     if BACKENDS[row["on"]].dense:
@@ -43,7 +43,7 @@ def _in_torch(row: Facts, table: Facts) -> str:
         rates = [count / row["promise"] / own["products"], count / dense["products"]]
         one, other = (format_count(rate, "FLOP/s") for rate in rates)
         return f"narrower matrices {how}: in torch {one} of products, {other} dense"
-    return "in torch its parts shrank as promised, so it is this engine's own overhead"
+    return "in torch its parts shrank with the FLOPs, so it is this engine's own overhead"
 
 
 def summary_sentences(table: Facts) -> list[str]:
@@ -78,7 +78,7 @@ def _best_sentences(table: Facts) -> list[str]:
     told = (
         f"Fastest is {describe_row(best)}: {format_milliseconds(best['seconds'])} a batch of {table['batch']}, "
         f"{best['faster']:.2f} "
-        f"times as fast as the dense model there ({low:.2f} to {high:.2f}; FLOPs promise {best['promise']:.2f})"
+        f"times as fast as the dense model there ({low:.2f} to {high:.2f}; {best['promise']:.2f} by FLOPs)"
     )
     plain = next((row for row in table["rows"] if row["on"] == "torch"), None)
     if plain and best["on"] != "torch":
@@ -89,8 +89,7 @@ def _best_sentences(table: Facts) -> list[str]:
 def _departure_sentences(table: Facts) -> list[str]:
     """Return a sentence for each gain that differs from the expected one."""
     return [
-        f"On {describe_row(row)}, it is {row['faster']:.2f} times as fast, FLOPs promise {row['promise']:.2f}: "
-        f"{row['why']}."
+        f"On {describe_row(row)}, it is {row['faster']:.2f} times as fast, {row['promise']:.2f} by FLOPs: {row['why']}."
         for row in table["rows"]
         if row["why"] and row["quartiles"][0] >= GAIN
     ]
@@ -105,14 +104,14 @@ def _no_speed(row: Facts) -> str:
     low, high = row["quartiles"]
     if min(row["promise"], row["faster"]) >= GAIN:
         return (
-            f"No sure speed on {describe_row(row)}: {row['faster']:.2f} times, but {low:.2f} to {high:.2f} "
+            f"No certain speed-up on {describe_row(row)}: {row['faster']:.2f} times, but {low:.2f} to {high:.2f} "
             f"between rounds; "
             f"measure again, with more --rounds."
         )
     # A FLOPs ratio above 1 means that units were cut out or zeros are skipped: these are not multiplied.
-    few = f"FLOPs promise no more than {row['promise']:.2f}"
+    few = f"it is no more than {row['promise']:.2f} by FLOPs"
     because = (row["why"] or few) if row["promise"] > 1 else "zeros are multiplied like anything else"
-    return f"No speed on {describe_row(row)}, {row['faster']:.2f} times: {because}."
+    return f"No speed-up on {describe_row(row)}, {row['faster']:.2f} times: {because}."
 
 
 def describe_row(row: Facts) -> str:

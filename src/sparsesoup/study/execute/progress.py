@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sparsesoup.core.files import from_json
-from sparsesoup.report.format import format_duration
+from sparsesoup.report.format import format_duration, label_name
 from sparsesoup.study.execute.jobs import TrialJob
 
 OFTEN = 2  # updates of the table per second
@@ -123,6 +123,6 @@ def last_step(log: Path) -> tuple[str, str]:
         with open(log, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
             line = from_json(file.read().splitlines()[-1])
-        return f"{line['label']} {line['step']}", f"{line['loss']:.3f}"
+        return f"{label_name(line['label'])} {line['step']}", f"{line['loss']:.3f}"
     except (OSError, ValueError, IndexError, KeyError, TypeError):
         return "", ""

@@ -9,9 +9,8 @@ from typing import Any
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.ticket import load_masks
-from sparsesoup.report.plots import FAINT, render_page, render_svg
-from sparsesoup.report.terminal import density_grid as layers
-from sparsesoup.report.terminal import format_main_score
+from sparsesoup.report.plots import FAINT, draw_heatmap, render_page, render_svg, sparsity_limits
+from sparsesoup.report.terminal import format_main_score, sparsity_grid
 from sparsesoup.study.results.tables import (
     Column,
     Record,
@@ -70,11 +69,12 @@ def study_charts(
             title = f"Quality over cost: {column_heading(column, found.columns)}"
             height = 3.2 + 0.08 * len(found.rows)
             drawn.append(_make_chart(title, height, lambda f, c=column: _over_cost(f, found, c)))
-    density, shown = by_layer(found, records), _first_pruned(found)
+    sparsities, shown = by_layer(found, records), _first_pruned(found)
     where = column_heading(shown, found.columns) if shown else ""
-    if density:
-        height = 1.0 + 0.24 * len(density)
-        drawn.append(_make_chart(f"Weights kept by layer, %: {where}", height, lambda f: _density_chart(f, density)))
+    if sparsities:
+        height = 1.0 + 0.24 * len(sparsities)
+        title = f"Sparsity by layer, % of the weights pruned: {where}"
+        drawn.append(_make_chart(title, height, lambda f: _sparsity_chart(f, sparsities)))
     if len(pairs) > 1:
         height = 1.6 + 0.24 * len({pair["one"] for pair in pairs})
         drawn.append(
@@ -202,53 +202,38 @@ def spread_labels(points: Mapping[str, tuple[float, float]], gap: float) -> dict
 
 
 def by_layer(found: ScoreTable, records: Sequence[Record]) -> dict[str, dict[str, float]]:
-    """Return row -> layer -> share of weights kept, over the runs of the first pruned column."""
+    """Return row -> layer -> sparsity, over the runs of the first pruned column."""
     column = _first_pruned(found)
     table: dict[str, dict[str, float]] = {}
     for row in found.rows:
         runs = [r for r in records if r["row"] == row and (r["model"], r["dataset"], r["asked"]) == column]
         if runs:
-            table[row] = _mean_density(runs)
+            table[row] = _mean_sparsity(runs)
     return table if len(table) > 1 else {}
 
 
-def _mean_density(runs: Sequence[Record]) -> dict[str, float]:
+def _mean_sparsity(runs: Sequence[Record]) -> dict[str, float]:
     sums: dict[str, list[float]] = {}
     for run in runs:
         matrices = [{**matrix, "role": "all"} for matrix in run["matrices"]]
-        for layer, shares in layers(matrices).items():
+        for layer, shares in sparsity_grid(matrices).items():
             sums.setdefault(layer, []).append(shares["all"])
     return {layer: statistics.fmean(values) for layer, values in sums.items()}
 
 
-def _density_chart(figure: Any, table: Mapping[str, Mapping[str, float]]) -> None:
+def _sparsity_chart(figure: Any, table: Mapping[str, Mapping[str, float]]) -> None:
     names = list(dict.fromkeys(layer for row in table.values() for layer in row))
     values = [[100 * row.get(layer, math.nan) for layer in names] for row in table.values()]
-    _heatmap(figure, values, list(table), names).set(xlabel="layer")
+    draw_heatmap(figure, values, [*map(_short_name, table)], names, sparsity_limits(values)).set(title="layer")
 
 
 def _agreement_chart(figure: Any, pairs: Sequence[Mapping[str, Any]]) -> None:
     names = list(dict.fromkeys(name for pair in pairs for name in (pair["one"], pair["other"])))
     share = {frozenset((pair["one"], pair["other"])): 100 * pair["share"] for pair in pairs}
     values = [[share.get(frozenset((one, other)), math.nan) for other in names] for one in names]
-    for label in _heatmap(figure, values, names, names).get_xticklabels():
-        label.set(rotation=40, horizontalalignment="right")
-
-
-def _heatmap(figure: Any, values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str]) -> Any:
-    """Draw a heatmap of percentages with numbers; missing values are left empty."""
-    axes = figure.subplots()
-    axes.pcolormesh(values, cmap="YlGnBu", vmin=0, vmax=130)
-    for i, row in enumerate(values):
-        for j, value in enumerate(row):
-            ink = "white" if value > 82 else "#1b2733"
-            text = "" if math.isnan(value) else f"{value:.0f}"
-            axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", color=ink, fontsize=8)
-    axes.set(xticks=[j + 0.5 for j in range(len(columns))], xticklabels=[_short_name(name) for name in columns])
-    axes.set(yticks=[i + 0.5 for i in range(len(rows))], yticklabels=[_short_name(name) for name in rows])
-    axes.invert_yaxis()
-    axes.grid(False)
-    return axes
+    short = [*map(_short_name, names)]
+    for label in draw_heatmap(figure, values, short, short, (0, 100)).get_xticklabels():
+        label.set(rotation=40, horizontalalignment="left")
 
 
 def ticket_agreement(found: ScoreTable, records: Sequence[Record], out: Path) -> list[dict[str, Any]]:

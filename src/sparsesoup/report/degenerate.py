@@ -1,4 +1,4 @@
-"""Warnings about collapsed runs: nothing learned, or an empty part of the model, with possible remedies."""
+"""Warnings about degenerate runs: a constant prediction, a loss of guessing, or empty matrices, with remedies."""
 
 import re
 import statistics
@@ -13,39 +13,41 @@ MOST = 6  # layers to name
 Facts = Mapping[str, Any]
 
 
-def collapse_warnings(facts: Facts, losses: Sequence[float]) -> list[str]:
-    """Return warnings about a collapsed run, one sentence each without a full stop.
+def degenerate_warnings(facts: Facts, losses: Sequence[float]) -> list[str]:
+    """Return warnings about a degenerate run, one sentence each without a full stop.
 
     Args:
         facts: its report; `answers` are the predictions on the validation rows.
         losses: losses of the main training, step by step.
     """
-    stuck = [*_constant_answer(facts), *_loss_stayed_at_guessing(facts, losses)]
-    told = [f"{', and '.join(stuck)}; what may help: {_what_helps(facts)}"] if stuck else []
-    return [*told, *_empty_matrices(facts)]
+    stuck = [*_constant_prediction(facts), *_loss_stayed_at_guessing(facts, losses)]
+    rate, pruned = facts["settings"]["train"]["learning_rate"], facts["sparsity"]["kept"] < facts["sparsity"]["total"]
+    less = f", a lower --sparsity{_scope_hint(facts)}" if pruned else ""
+    remedy = f"what may help: more --steps{less}, another --train.learning-rate (now {rate:g})"
+    return [*([f"{', and '.join(stuck)}; {remedy}"] if stuck else []), *_empty_matrices(facts)]
 
 
-def _constant_answer(facts: Facts) -> list[str]:
+def _constant_prediction(facts: Facts) -> list[str]:
     """Detect the same prediction for all rows, if the labels vary."""
     seen = facts.get("answers") or {}
     name, rows = seen.get("called"), seen.get("rows")
     if "spread" in seen:
-        flat = seen["spread"] < FLAT
-        return [f"the model answers all {rows} validation rows with about {seen['answer']:.3g}"] if flat else []
+        same = f"the model predicts about {seen['answer']:.3g} for all {rows} validation rows"
+        return [same] if seen["spread"] < FLAT else []
     if seen.get("answers") != 1 or seen["labels"] < 2:
         return []
     if name is None:
-        return [f"the model answers all {rows} validation rows with the same place, or with none"]
-    commonest = "the commonest class, " if seen["right"] == seen["commonest"] else ""
+        return [f"the model predicts the same position, or none, for all {rows} validation rows"]
+    commonest = "the most frequent class, " if seen["right"] == seen["commonest"] else ""
     share = format_percent(seen["right"])
-    return [f"the model answers all {rows} validation rows with {name!r}, {commonest}right for {share} of them"]
+    return [f"the model predicts {name!r} for all {rows} validation rows, {commonest}correct for {share} of them"]
 
 
 def _loss_stayed_at_guessing(facts: Facts, losses: Sequence[float]) -> list[str]:
     """Detect a training loss no better than that of guessing."""
-    seen, taught = facts.get("answers") or {}, facts["settings"]["train"]["distill"]["teacher"]
+    seen, distilled = facts.get("answers") or {}, facts["settings"]["train"]["distill"]["teacher"]
     chance = seen.get("chance")
-    if not chance or taught or len(losses) < SHORT:
+    if not chance or distilled or len(losses) < SHORT:
         return []
     quarter = len(losses) // 4
     means = [statistics.fmean(losses[i * quarter : (i + 1) * quarter]) for i in range(4)]
@@ -64,23 +66,13 @@ def _empty_matrices(facts: Facts) -> list[str]:
         layers.setdefault(f"layer {place[1]}" if place else "", []).append(role if role != "other" else row["name"])
     if not empty:
         return []
-    headless = [" (no head)" if {"value", "output"} & {*roles} else "" for roles in layers.values()]
-    named = zip(layers.items(), headless, strict=True)
-    told = [f"{layer}{lost}: {', '.join(roles)}" if layer else ", ".join(roles) for (layer, roles), lost in named]
-    more = f"; and {len(told) - MOST} layers more" if len(told) > MOST else ""
-    have = "has" if len(empty) == 1 else "have"
-    told_of = f"{'; '.join(told[:MOST])}{more}"
-    return [
-        f"{len(empty)} of {len(facts['matrices'])} matrices {have} no weight left ({told_of}); what may help: a lower "
-        f"--sparsity{_scope_hint(facts)}"
-    ]
-
-
-def _what_helps(facts: Facts) -> str:
-    rate = facts["settings"]["train"]["learning_rate"]
-    pruned = facts["sparsity"]["kept"] < facts["sparsity"]["total"]
-    less = f", a lower --sparsity{_scope_hint(facts)}" if pruned else ""
-    return f"more --steps{less}, another --train.learning-rate (now {rate:g})"
+    named = []
+    for layer, roles in layers.items():
+        headless = " (no head)" if {"value", "output"} & {*roles} else ""
+        named.append((f"{layer}{headless}: " if layer else "") + ", ".join(roles))
+    more = f"; and {len(named) - MOST} layers more" if len(named) > MOST else ""
+    count = f"{len(empty)} of {len(facts['matrices'])} matrices {'has' if len(empty) == 1 else 'have'} no weight left"
+    return [f"{count} ({'; '.join(named[:MOST])}{more}); what may help: a lower --sparsity{_scope_hint(facts)}"]
 
 
 def _scope_hint(facts: Facts) -> str:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsesoup.cli.main import main
-from sparsesoup.report.collapse import collapse_warnings
+from sparsesoup.report.degenerate import degenerate_warnings
 from sparsesoup.training.answer_stats import FEW, answer_statistics
 from tiny_hub import run_of, sentences
 
@@ -42,28 +42,26 @@ def pruned(place, tmp_path, capsys):
     return prune
 
 
-def test_a_run_that_ends_at_the_commonest_class_says_so_everywhere(pruned, tmp_path, capsys):
+def test_a_run_that_predicts_one_class_says_so_everywhere(pruned, tmp_path, capsys):
     notes, run = pruned("--sparsity", "0.7", "--steps", "40", "--train.learning-rate", "1e-8")
     (note,) = notes
-    assert "the model answers all 8 validation rows with '1', the commonest class, right for 75.0 % of them" in note
+    assert (
+        "the model predicts '1' for all 8 validation rows, the most frequent class, correct for 75.0 % of them" in note
+    )
     assert "the training loss stayed at 0.6" in note
-    for advice in (
-        "more --steps",
-        "a lower --sparsity",
-        "--method.scope row or tensor",
-        "another --train.learning-rate",
-    ):
+    advices = ("more --steps", "a lower --sparsity", "--method.scope row or tensor", "another --train.learning-rate")
+    for advice in advices:
         assert advice in note
     report = json.loads((run / "report.json").read_text())
-    assert note == f"note: {report['notes']['collapse'][0]}"
+    assert note == f"note: {report['notes']['degenerate'][0]}"
     assert (report["answers"]["answers"], report["answers"]["called"]) == (1, "1")
     assert main(["show", str(run)]) == 0
-    assert "The model answers all 8 validation rows" in capsys.readouterr().out
-    assert "The model answers all 8 validation rows" in (run / "report.html").read_text()
+    assert "The model predicts '1' for all 8 validation rows" in capsys.readouterr().out
+    assert "for all 8 validation rows, the most" in (run / "report.html").read_text()
     assert main(["push", str(run), "me/x", "--dry-run", "--out", str(tmp_path / "card")]) == 0
-    assert "**Note**: the model answers all 8" in (tmp_path / "card" / "README.md").read_text()
+    assert "**Note**: the model predicts '1' for all 8" in (tmp_path / "card" / "README.md").read_text()
     assert main(["test", str(run)]) == 0  # which draws the page once more
-    assert "The model answers all 8 validation rows" in (run / "report.html").read_text()
+    assert "for all 8 validation rows, the most" in (run / "report.html").read_text()
 
 
 @pytest.mark.parametrize("method", ["dense", "magnitude", "gradual", "isp"])
@@ -71,7 +69,7 @@ def test_an_ordinary_run_says_nothing_of_the_kind(pruned, method):
     sparsity = [] if method == "dense" else ["--sparsity", "0.5"]
     notes, run = pruned(*sparsity, "--steps", "100", *RATE, method=method)
     assert notes == []
-    assert "collapse" not in json.loads((run / "report.json").read_text())["notes"]
+    assert "degenerate" not in json.loads((run / "report.json").read_text())["notes"]
 
 
 def test_a_layer_without_a_head_and_a_matrix_without_a_weight_are_named(pruned):
@@ -91,7 +89,7 @@ def test_numbers_that_are_one_number_are_told(pruned, tmp_path):
             rows = [(text, f"{good + len(text) / 100:.2f}") for text, good in sentences(count, len(name))]
             csv.writer(file).writerows([("text", "score"), *rows])
     notes, _ = pruned("--sparsity", "0.7", "--steps", "20", "--train.learning-rate", "1e-7", data=tmp_path)
-    assert "the model answers all 20 validation rows with about " in notes[0]
+    assert " for all 20 validation rows" in notes[0]
 
 
 def test_spans_are_told_by_their_loss(pruned):
@@ -114,39 +112,39 @@ def test_answers_of_each_kind_are_seen():
     spans = answer_statistics(outputs, torch.tensor([[0, 1, 1], [1, 2, 3], [2, 1, 2]]))
     assert (spans["answers"], spans["labels"], spans["right"]) == (1, 3, pytest.approx(1 / 3))
     assert spans["chance"] == pytest.approx(math.log(3))
-    told = collapse_warnings(facts(spans), [])
-    assert "all 3 validation rows with the same place, or with none" in told[0]
+    told = degenerate_warnings(facts(spans), [])
+    assert "the same position, or none, for all 3 validation rows" in told[0]
     assert answer_statistics(torch.zeros(4, 7, 3), torch.zeros(4, 7)) == {}  # of a form that is not known here
-    assert collapse_warnings(facts(), [1.0] * 40) == []
+    assert degenerate_warnings(facts(), [1.0] * 40) == []
 
 
 @given(st.integers(2, 5), st.lists(st.integers(0, 4), min_size=2, max_size=30), st.randoms(use_true_random=False))
-def test_right_answers_are_never_taken_for_a_collapse(classes, drawn, random):
+def test_right_answers_are_never_taken_for_a_degenerate_run(classes, drawn, random):
     labels = torch.tensor([label % classes for label in drawn])
     outputs = torch.nn.functional.one_hot(labels, classes).float()
     losses = [random.uniform(0.5, 0.8) for _ in range(40)]  # high, since dropout is
     assert not [
         said
-        for said in collapse_warnings(facts(answer_statistics(outputs, labels)), losses)
+        for said in degenerate_warnings(facts(answer_statistics(outputs, labels)), losses)
         if len(labels.unique()) > 1
     ]
 
 
-def test_what_is_no_collapse_is_none():
+def test_other_runs_are_not_degenerate():
     answers = {"rows": 100, "chance": 0.69, "answers": 2, "labels": 2, "right": 0.52, "commonest": 0.5, "called": "a"}
-    assert "no better than guessing" in collapse_warnings(facts(answers), [0.70] * 40)[0]
-    assert collapse_warnings(facts(answers), [0.70] * 5) == []  # too short to tell
-    assert collapse_warnings(facts(answers), [0.70] * 20 + [0.60] * 20) == []
+    assert "no better than guessing" in degenerate_warnings(facts(answers), [0.70] * 40)[0]
+    assert degenerate_warnings(facts(answers), [0.70] * 5) == []  # too short to tell
+    assert degenerate_warnings(facts(answers), [0.70] * 20 + [0.60] * 20) == []
     assert (
-        collapse_warnings(facts(answers, teacher="dense"), [0.70] * 40) == []
+        degenerate_warnings(facts(answers, teacher="dense"), [0.70] * 40) == []
     )  # the distance from a teacher is another loss
-    assert collapse_warnings(facts(answers | {"right": 0.8}), [0.70] * 40) == []
-    assert collapse_warnings(facts({**answers, "answers": 1, "labels": 1}), []) == []  # so do the labels
+    assert degenerate_warnings(facts(answers | {"right": 0.8}), [0.70] * 40) == []
+    assert degenerate_warnings(facts({**answers, "answers": 1, "labels": 1}), []) == []  # so do the labels
     one = facts(matrices={"encoder.layer.3.key": 0, "encoder.layer.3.query": 4, "pooler.other": 0})
-    (told,) = collapse_warnings(one, [])
+    (told,) = degenerate_warnings(one, [])
     assert "2 of 3 matrices have no weight left (layer 3: key; pooler.other.weight)" in told
 
 
 def test_a_long_list_of_layers_is_cut():
-    (told,) = collapse_warnings(facts(matrices={f"h.{i}.value": 0 for i in range(9)} | {"h.9.value": 1}), [])
+    (told,) = degenerate_warnings(facts(matrices={f"h.{i}.value": 0 for i in range(9)} | {"h.9.value": 1}), [])
     assert "layer 5 (no head): value; and 3 layers more" in told
