@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from sparsesoup.hub.models.open_clip import from_open_clip as from_open_clip
     from sparsesoup.loops.attach import attach as attach
     from sparsesoup.loops.callback import PruningCallback as PruningCallback
+    from sparsesoup.loops.objects import PrunedModel as PrunedModel
+    from sparsesoup.loops.objects import prune_model as prune_model
+    from sparsesoup.loops.objects import prune_trainer as prune_trainer
+    from sparsesoup.loops.once import prune_once as prune_once
     from sparsesoup.loops.pruner import Pruner as Pruner
     from sparsesoup.methods import METHODS as METHODS
     from sparsesoup.methods import DenseFinetuning as DenseFinetuning
@@ -78,6 +82,8 @@ _NAMES = {
     "sparsesoup.hub.models.open_clip": "from_open_clip",
     "sparsesoup.loops.attach": "attach",
     "sparsesoup.loops.callback": "PruningCallback",
+    "sparsesoup.loops.objects": "PrunedModel prune_model prune_trainer",
+    "sparsesoup.loops.once": "prune_once",
     "sparsesoup.loops.pruner": "Pruner",
     "sparsesoup.methods": "METHODS DenseFinetuning EarlyBird FromTicket GradientFlow GradualPruning GradualStar Grasp "
     "HardConcreteL0 HybridMovement InstantModelSoup InstantSoup InstantSoupCode InstantSoupPaper "
