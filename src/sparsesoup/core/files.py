@@ -48,7 +48,8 @@ def all_whole(paths: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
         yield temporaries
         for temporary in temporaries:
             for file in [temporary] if temporary.is_file() else temporary.rglob("*"):
-                _make_readable(file)
+                if file.is_file():
+                    file.chmod(0o666 & ~UMASK)  # safetensors restricts its files to the owner
                 _flush_folder(file)
         for temporary, path in zip(temporaries, places, strict=True):
             _replace_whole(temporary, path)
@@ -123,33 +124,26 @@ def disk_full(path: Path | str, error: Exception) -> str:
     return f"the disk is full ({path}: {getattr(error, 'strerror', None) or error}); free space and repeat the command"
 
 
-def _make_readable(file: Path) -> None:
-    """Make a file as readable as the user's other files: safetensors restricts its files to the owner."""
-    if file.is_file():
-        file.chmod(0o666 & ~UMASK)
+@contextlib.contextmanager
+def file_lock(path: Path, patient: bool) -> Iterator[None]:
+    """Hold the lock file of a folder in this block; the folder is created if needed. A patient one waits for its turn.
 
-
-def file_lock(path: Path, patient: bool) -> IO[str]:
-    """Open and lock a lock file; closing it releases the lock. The folder is created if needed.
-
-    Args:
-        path: the lock file; the lock is on its folder.
-        patient: wait for the current holder.
     Raises: UserError if another process holds it and `patient` is not set.
     """
-    import fcntl  # Unix alone has it
+    import filelock  # it takes longer to import than `--help` to print
 
-    make_folder(path.parent)
-    file = open(path, "w", encoding="utf-8")  # noqa: SIM115 - the caller closes it, which releases the lock
+    lock = filelock.FileLock(path, timeout=-1 if patient else 0)
+    while not lock.is_locked:
+        make_folder(path.parent)
+        try:
+            with contextlib.suppress(FileNotFoundError):  # the holder has just removed the whole folder
+                lock.acquire()
+        except filelock.Timeout as error:
+            raise UserError(f"another process works on {path.parent}; wait for it or give another --out") from error
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if patient else fcntl.LOCK_NB))
-    except OSError as error:
-        file.close()
-        raise UserError(f"another process works on {path.parent}; wait for it or give another --out") from error
-    if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-        return file
-    file.close()  # the previous holder has removed it
-    return file_lock(path, patient)
+        yield
+    finally:
+        lock.release()
 
 
 def make_folder(path: Path, flag: str = "--out") -> None:
@@ -254,51 +248,43 @@ def digests_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def digest_of_files(paths: Iterable[Path]) -> str:
-    """Return one digest of the names and contents of files, each read once unless it changes."""
-    table = {path.name: _cached_digest(path, *_stat_signature(path)) for path in sorted(paths)}
+    """Return one digest of the names and contents of files."""
+    table = {path.name: _digest_once(path) for path in sorted(paths)}
     return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
 
 
 def check_digest(path: Path, digest: object) -> None:
     """Raise a ValueError if a file does not match its digest; None means that no digest was recorded."""
-    if digest is not None and _cached_digest(path, *_stat_signature(path)) != digest:
+    if digest is not None and _digest_once(path) != digest:
         raise ValueError("it is not the file that was written: its digest is another")
 
 
 def check_digests(
     folder: Path, digests: object, told: str, remedy: str, what: str = "file", optional: Collection[str] = ()
 ) -> None:
-    """Verify the digests of files.
+    """Verify the digests of files in a folder, as the file `told` lists them; `optional` ones may be missing.
 
-    Args:
-        folder: the folder of the files.
-        digests: name -> digest, as of `digests_of`.
-        told: the file that lists the digests.
-        remedy: advice to the user.
-        what: kind of the files, in one word.
-        optional: names that may be missing.
-    Raises: UserError naming the first file that is missing or has changed.
+    Raises: UserError naming the first file that is missing or has changed, its kind `what`, and the `remedy`.
     """
     if not isinstance(digests, Mapping):
         raise UserError(f"damaged {what}: {folder / told} has no table of {DIGESTS}; {remedy}")
     for name, digest in digests.items():
         path = folder / name
-        if not path.is_file() and name in optional:
-            continue
         try:
-            check_digest(path, digest)
+            if path.is_file() or name not in optional:
+                check_digest(path, digest)
         except FileNotFoundError as error:
             raise UserError(f"damaged {what}: {path} is missing, which {told} names; {remedy}") from error
         except (OSError, ValueError) as error:
             raise UserError(f"damaged {what}: {path} cannot be used ({error}); {remedy}") from error
 
 
-def _stat_signature(path: Path) -> tuple[int, ...]:
+def _digest_once(path: Path) -> str:
+    """Return the digest of a file, computed once per process until the file changes."""
     stat = path.stat()
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    return _cached_digest(path, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 @functools.lru_cache(maxsize=1024)
 def _cached_digest(path: Path, *signs: int) -> str:
-    """Return the digest of a file, computed once per process until the file changes."""
     return digest_of(path)

@@ -1,7 +1,6 @@
 """Parallel branches of a run: `Problem.map` over several processes of this machine."""
 
 import functools
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -10,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.files import atomic_write, from_json, remove_path
+from sparsesoup.core.files import remove_path
 from sparsesoup.core.process_pool import LIVES, ProcessPool, run_with_retries
+from sparsesoup.core.tensor_files import load_tensors, save_tensors
 from sparsesoup.training.cached_train import RecordingObserver
 from sparsesoup.training.cost import Cost
 from sparsesoup.training.forks import ForkFunction, ParallelMap, serial_map
@@ -110,9 +108,7 @@ class ProcessMap:
         return {i: ForkTask(self.make, self.of, self.folder, keys[i], work, tasks[i], *rest) for i in keys}
 
     def _run_missing_tasks(self, problem: Problem, state: TrainState, forks: Sequence[ForkTask]) -> None:
-        with atomic_write(self.folder / FORK) as temporary:
-            tensors = {name: t.detach().cpu().contiguous() for name, t in _start_tensors(state).items()}
-            save_file(tensors, temporary, metadata={"facts": json.dumps(state.facts())})
+        save_tensors(self.folder / FORK, _start_tensors(state), state.facts())
         problem.observer.begin("masks of workers", 0, len(forks))
         for event in run_with_retries(self.pool, forks):
             if event is not None and event.kind == "lost":
@@ -129,10 +125,7 @@ def run_fork_task(fork: ForkTask) -> None:
     """Run a task and save its result, with cost and log records, for the run."""
     torch.set_num_threads(fork.threads)
     problem, state, records = _cached_problem(fork.make, fork.of)
-    with safe_open(fork.folder / FORK, framework="pt") as file:
-        names = list(file.keys())
-        facts = from_json((file.metadata() or {})["facts"])
-        state.load_state_({name: file.get_tensor(name) for name in names}, facts)
+    state.load_state_(*load_tensors(fork.folder / FORK))
     problem.meter.restore({})
     records.kept.clear()
     found = fork.work(problem, state, *fork.task)

@@ -1,18 +1,16 @@
 """Checkpoints: finished stages of a run on disk, so that a killed run resumes where it stopped."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.files import atomic_write, check_digest, digest_of, from_json, load_table, remove_path, write_table
+from sparsesoup.core.files import load_table, remove_path, write_table
+from sparsesoup.core.tensor_files import load_tensors, save_tensors
 from sparsesoup.training.cost import CostTracker
 
 JOURNAL = "journal.json"
@@ -160,7 +158,8 @@ class Checkpointer:
         if self.folder is None:
             self._stored[name] = {k: t.detach().clone() for k, t in tensors.items()}
             return
-        self._write_tensors(f"stored-{name}.safetensors", tensors)
+        path = self.folder / f"stored-{name}.safetensors"
+        self._digests[path.name] = save_tensors(path, tensors)
 
     def get_artifact(self, name: str) -> dict[str, Tensor]:
         """Return the artifact of that name, on the CPU if loaded from disk; do not modify it.
@@ -171,9 +170,8 @@ class Checkpointer:
             return self._stored[name]
         path = self.folder / f"stored-{name}.safetensors"
         try:
-            check_digest(path, self._digests.get(path.name))
-            return load_file(path)
-        except (OSError, SafetensorError, ValueError) as error:
+            return load_tensors(path, self._digests.get(path.name))[0]
+        except (OSError, ValueError) as error:
             raise UserError(f"damaged artifact {path} ({error}); remove {path.parent} to start over") from error
 
     def close(self) -> None:
@@ -193,7 +191,8 @@ class Checkpointer:
             return
         began, before = time.monotonic(), self._saved
         self._saved = name or ("state-b" if before == "state-a" else "state-a")
-        self._write_tensors(f"{self._saved}.safetensors", state.tensors(), {"facts": json.dumps(state.facts())})
+        path = self.folder / f"{self._saved}.safetensors"
+        self._digests[path.name] = save_tensors(path, state.tensors(), state.facts())
         # The checkpoint file names the state: a kill between the two writes leaves the old pair intact.
         entry = {"finished": self.finished, "held": self.held, "partial": self._partial, "saved": self._saved}
         costs = {"meter": self.meter.to_json(), "given": self._given}
@@ -205,12 +204,6 @@ class Checkpointer:
             remove_path(self.folder / old)
         self._last = time.monotonic()
         self._took = self._last - began
-
-    def _write_tensors(self, name: str, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-        with atomic_write(Path(str(self.folder)) / name) as temporary:
-            save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, temporary, metadata=metadata)
-            digest = digest_of(temporary)
-        self._digests[name] = digest
 
     def _read_position(self, path: Path) -> Any:
         """Load the checkpoint of an earlier run; return the saved position."""
@@ -228,11 +221,6 @@ class Checkpointer:
     def _restore_state(self, state: Checkpointable, name: str | None) -> None:
         path = Path(str(self.folder)) / f"{name}.safetensors"
         try:
-            check_digest(path, self._digests.get(path.name))
-            with safe_open(path, framework="pt") as file:
-                facts = from_json((file.metadata() or {})["facts"])
-                names = list(file.keys())
-                tensors = {key: file.get_tensor(key) for key in names}
-            state.load_state_(tensors, facts)
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            state.load_state_(*load_tensors(path, self._digests.get(path.name)))
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"damaged state {path} ({error}); remove {path.parent} to start over") from error

@@ -7,11 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, uint8
 
-from sparsesoup.core.files import atomic_write, from_json
+from sparsesoup.core.tensor_files import load_tensors, save_tensors
 from sparsesoup.training.cost import Cost
 
 
@@ -57,25 +55,20 @@ class TrainingCache:
     def get_training(self, key: str) -> CachedTraining | None:
         """Return the training of that key; None if there is none, or it cannot be read."""
         try:
-            with safe_open(self._path_of(key), framework="pt") as file:
-                facts = from_json((file.metadata() or {})["product"])
-                names = list(file.keys())
-                tensors = {name: file.get_tensor(name) for name in names}
+            tensors, facts = load_tensors(self._path_of(key))
             digest = facts.pop("digest", None)  # older versions recorded none
             if digest not in (None, self.content_key(tensors, key, facts)):
                 return None
             return CachedTraining(tensors, facts["facts"], Cost(**facts["cost"]), facts["records"])
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None  # it is trained again and replaced
 
     def put_training(self, key: str, product: CachedTraining) -> None:
         """Store a training for other runs."""
         facts = {"facts": product.facts, "cost": asdict(product.cost), "records": product.records}
         facts = json.loads(json.dumps(facts))  # as they will be read back, for the digest
-        tensors = {name: t.detach().cpu().contiguous() for name, t in product.tensors.items()}
-        facts["digest"] = self.content_key(tensors, key, facts)
-        with atomic_write(self._path_of(key)) as temporary:
-            save_file(tensors, temporary, metadata={"product": json.dumps(facts)})
+        facts["digest"] = self.content_key(product.tensors, key, facts)
+        save_tensors(self._path_of(key), product.tensors, facts)
 
     def _path_of(self, key: str) -> Path:
         return Path(str(self.folder)) / f"{key}.safetensors"
