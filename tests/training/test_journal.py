@@ -298,7 +298,7 @@ def test_a_product_is_stored_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
         path.write_bytes(b"half")
         raise Killed
 
-    monkeypatch.setattr("sparsesoup.training.checkpoint.save_file", die)
+    monkeypatch.setattr("sparsesoup.core.tensor_files.save_file", die)
     with pytest.raises(Killed):
         journal.put_artifact("soup", {"w": torch.zeros(3)})
     assert same(journal.get_artifact("soup"), {"w": torch.ones(3)})
@@ -394,7 +394,7 @@ def test_a_half_written_file_counts_as_nothing(tmp_path: Path, monkeypatch: pyte
         raise Killed
 
     for point in (
-        "sparsesoup.training.checkpoint.save_file",
+        "sparsesoup.core.tensor_files.save_file",
         "sparsesoup.training.checkpoint.write_table",
         "sparsesoup.core.files.os.replace",
     ):

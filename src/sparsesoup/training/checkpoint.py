@@ -47,8 +47,7 @@ class Checkpointer:
         position: Callable[[], Any] = lambda: 0,
         rewind: Callable[[Any], None] = lambda at: None,
     ) -> None:
-        self.meter, self.folder, self.every = meter, folder, every
-        self.position = position
+        self.meter, self.folder, self.every, self.position = meter, folder, every, position
         self.finished: list[str] = []
         self.held: list[str] = []
         self.open: str | None = None
@@ -106,10 +105,8 @@ class Checkpointer:
             hold: keep this stage's state on disk to the end and restore it on every restart (a rewinding point).
         """
         if name in self.finished:
-            if name in self.held:
-                self._restore_state(state, f"held-{name}")
-            elif name == self.finished[-1] and not self._partial:
-                self._restore_state(state, self._saved)
+            if name in self.held or (name == self.finished[-1] and not self._partial):
+                self._restore_state(state, f"held-{name}" if name in self.held else self._saved)
             return
         self.open, self._owner = name, state
         try:
@@ -169,19 +166,16 @@ class Checkpointer:
         if self.folder is None:
             return self._stored[name]
         path = self.folder / f"stored-{name}.safetensors"
-        try:
+        with _refuse_damaged("artifact", path):
             return load_tensors(path, self._digests.get(path.name))[0]
-        except (OSError, ValueError) as error:
-            raise UserError(f"damaged artifact {path} ({error}); remove {path.parent} to start over") from error
 
     def close(self) -> None:
         """Remove the saved states and artifacts, which are no longer needed."""
         self._stored.clear()
         self._digests.clear()
         self._saved = None
-        if self.folder is not None:
-            for file in self.folder.glob("*.safetensors"):
-                remove_path(file)
+        for file in self.folder.glob("*.safetensors") if self.folder else ():
+            remove_path(file)
 
     def _save_is_due(self) -> bool:
         return time.monotonic() - self._last >= max(self.every, SHARE * self._took)
@@ -207,7 +201,7 @@ class Checkpointer:
 
     def _read_position(self, path: Path) -> Any:
         """Load the checkpoint of an earlier run; return the saved position."""
-        try:
+        with _refuse_damaged("checkpoint", path):
             entry = load_table(path)
             self.finished, self.held, self._saved = entry["finished"], entry["held"], entry["saved"]
             self._partial = (entry["partial"][0], entry["partial"][1]) if entry["partial"] else None
@@ -215,12 +209,17 @@ class Checkpointer:
             self._read_run, self._given = entry.get("run", 1), entry.get("given")
             self._digests = dict(entry.get("digests", {}))
             return entry["position"]
-        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            raise UserError(f"damaged checkpoint {path} ({error}); remove {path.parent} to start over") from error
 
     def _restore_state(self, state: Checkpointable, name: str | None) -> None:
         path = Path(str(self.folder)) / f"{name}.safetensors"
-        try:
+        with _refuse_damaged("state", path):
             state.load_state_(*load_tensors(path, self._digests.get(path.name)))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"damaged state {path} ({error}); remove {path.parent} to start over") from error
+
+
+@contextmanager
+def _refuse_damaged(what: str, path: Path) -> Iterator[None]:
+    """Turn the errors of reading a file of a checkpoint into one line."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise UserError(f"damaged {what} {path} ({error}); remove {path.parent} to start over") from error

