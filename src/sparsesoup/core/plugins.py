@@ -4,7 +4,7 @@ from collections.abc import Container
 from importlib.metadata import entry_points
 from typing import Any
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, one_line
 
 
 def load_plugins(group: str, kind: type[Any], taken: Container[str]) -> dict[str, Any]:
@@ -23,10 +23,8 @@ def load_plugins(group: str, kind: type[Any], taken: Container[str]) -> dict[str
         try:
             found[entry.name] = entry.load()
         except Exception as error:
-            text = " ".join(str(error).split())
-            raise UserError(
-                f"plugin {entry.value} ({group}) cannot be imported: {text}; repair or uninstall it"
-            ) from error
+            said = f"plugin {entry.value} ({group}) cannot be imported: {one_line(error)}; repair or uninstall it"
+            raise UserError(said) from error
         if not isinstance(found[entry.name], kind):
             raise UserError(
                 f"plugin {entry.value} ({group}) is a {type(found[entry.name]).__name__}, where a {kind.__name__} is "

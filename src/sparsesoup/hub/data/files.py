@@ -13,7 +13,7 @@ import huggingface_hub
 from datasets import Dataset, Features, Value
 from huggingface_hub import constants
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, cause_line, root_cause
 from sparsesoup.core.files import from_json, is_disk_full
 from sparsesoup.hub.connectivity import PATIENCE, hub_is_reachable
 from sparsesoup.hub.data.layout import READERS
@@ -43,11 +43,11 @@ def read_files(name: str, paths: list[Path]) -> Dataset:
     except Exception as error:
         if "corresponds to no data" in str(error):  # the error of datasets for a table with a header and no rows
             _refuse_empty(name, paths)
-        cause = _first_cause(error)
+        cause = root_cause(error)
         if isinstance(cause, OSError) and is_disk_full(cause):  # datasets writes a cache of the file
             raise OSError(cause.errno, cause.strerror, str(datasets.config.HF_DATASETS_CACHE)) from error
         raise UserError(
-            f"cannot read {paths[0]} ({len(paths)} files of the {name} split) as {suffix[1:]}: {one_line(error)}; "
+            f"cannot read {paths[0]} ({len(paths)} files of the {name} split) as {suffix[1:]}: {cause_line(error)}; "
             "check that the file is whole and that all rows have the same columns"
         ) from error
 
@@ -88,18 +88,6 @@ def open_hub(repository: str, config: str | None) -> Mapping[str, Dataset]:
                 raise
             why = "offline mode is set" if offline else f"no answer within {PATIENCE:g} s"
             raise ConnectionError(f"{why}, and no copy in the cache") from error
-
-
-def one_line(error: BaseException) -> str:
-    """Return the root cause of an error on one line."""
-    error = _first_cause(error)
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-def _first_cause(error: BaseException) -> BaseException:
-    while error.__cause__ is not None and not isinstance(error, ConnectionError):
-        error = error.__cause__
-    return error
 
 
 @contextmanager

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from sparsesoup.core.errors import UserError
-from sparsesoup.hub.data.files import one_line
+from sparsesoup.core.errors import UserError, cause_line
 
 TRAIN_NAMES = ("train", "training")
 VALIDATION_NAMES = ("validation", "valid", "dev", "val")
@@ -90,6 +89,6 @@ def image_bytes(value: object) -> object:
         return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
     except OSError as error:
         raise UserError(
-            f"{value['path']}, which a row of the dataset names, cannot be read: {one_line(error)}; put it back "
+            f"{value['path']}, which a row of the dataset names, cannot be read: {cause_line(error)}; put it back "
             f"or drop such rows"
         ) from error

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, ImagePro
 from transformers import logging as messages
 from transformers.utils import find_adapter_config_file
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, one_line
 from sparsesoup.core.files import digest_of_files, from_json
 from sparsesoup.core.manifest import check_model
 from sparsesoup.hub.connectivity import hub_is_reachable
@@ -246,7 +246,7 @@ def wrap_load_errors(model: str, remedy: str = GIVE, what: str = "model") -> Ite
     except UserError:
         raise
     except Exception as error:
-        said = " ".join(str(error).split())
+        said = one_line(error)
         if isinstance(error, LookupError | TypeError | AttributeError | ArithmeticError | AssertionError) or not said:
             said = f"{type(error).__name__} {said}".strip()  # the text alone may be only a missing key
         raise UserError(f"cannot load {what} {model!r}: {said[:200]}; {remedy}") from error

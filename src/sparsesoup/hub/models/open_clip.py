@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, cause_line
 from sparsesoup.core.files import atomic_write, from_json
-from sparsesoup.hub.data.files import one_line
 from sparsesoup.hub.models.weights import check_finite
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
@@ -92,7 +91,7 @@ def from_open_clip(checkpoint: str | Path, out: str | Path) -> Path:
         raise
     except Exception as error:
         raise UserError(
-            f"{checkpoint} is no open_clip checkpoint that can be read ({one_line(error)}); give a folder with "
+            f"{checkpoint} is no open_clip checkpoint that can be read ({cause_line(error)}); give a folder with "
             f"{CONFIG} and {WEIGHTS}"
         ) from error
     with atomic_write(out) as temporary:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, cause_line
 from sparsesoup.core.rng import seed_everything
 from sparsesoup.hub.models.checkpoint import quiet_transformers
 from sparsesoup.hub.tasks.registry import TaskType
@@ -57,15 +57,14 @@ def _outputs_for(name: str, kind: TaskType, model: nn.Module, data: RowBatches, 
             seed_everything(0)
             answers = kind.predict(model, batch).float()
     except Exception as error:  # any error that a wrong number in config.json may cause
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         if not kind.images:
             raise UserError(
-                f"model {name} cannot answer a row of {len(batch['input_ids'][0])} tokens ({said}); take config.json, "
-                f"weights and tokenizer as they were written"
+                f"model {name} cannot answer a row of {len(batch['input_ids'][0])} tokens ({cause_line(error)}); take "
+                f"config.json, weights and tokenizer as they were written"
             ) from error
         raise UserError(
             f"model {name} does not take images of {'x'.join(map(str, batch['pixel_values'].shape[1:]))} (channels, "
-            f"height, width), as its image processor makes them: {said}; correct preprocessor_config.json"
+            f"height, width), as its image processor makes them: {cause_line(error)}; correct preprocessor_config.json"
         ) from error
     if not torch.isfinite(answers).all():
         raise UserError(

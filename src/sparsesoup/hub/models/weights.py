@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, one_line
 from sparsesoup.core.targets import block_of
 
 REMEDY = "take config.json and weights as they were written"
@@ -205,5 +205,5 @@ def _reorder_rows_(name: str, model: Any, order: Sequence[int], inputs: Mapping[
 
 def _comparable_names(names: Sequence[str]) -> list[str]:
     """Return names without irrelevant differences: case, spaces, and LABEL_ before a mere number."""
-    keys = [re.sub(r"^label[ _]?(?=\d+$)", "", " ".join(str(name).split()).casefold()) for name in names]
+    keys = [re.sub(r"^label[ _]?(?=\d+$)", "", one_line(name).casefold()) for name in names]
     return keys if len({*keys}) == len(keys) else [str(name) for name in names]

@@ -14,8 +14,7 @@ import torch
 from datasets import Dataset, Image
 from torch import Tensor
 
-from sparsesoup.core.errors import UserError
-from sparsesoup.hub.data.files import one_line
+from sparsesoup.core.errors import UserError, cause_line
 
 HELD = 2**29  # bytes of images to keep in memory; of a larger split only the chosen rows are kept, or none
 CHUNK = 64  # images preprocessed at a time
@@ -116,7 +115,7 @@ class ImageCache:
                 return _in_rgb(Image().decode_example(_with_file_bytes(cell)))
         except Exception as error:  # each file format raises its own errors
             where = f" ({cell['path']})" if cell and cell["path"] else ""
-            why = "its format is not known" if isinstance(error, PIL.UnidentifiedImageError) else one_line(error)
+            why = "its format is not known" if isinstance(error, PIL.UnidentifiedImageError) else cause_line(error)
             raise UserError(
                 f"row {row} of column {self.column}{where} cannot be read as an image: {why}; correct or drop such rows"
             ) from error

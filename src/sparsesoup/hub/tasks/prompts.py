@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, one_line
 
 HOLE = "{}"  # placeholder of the class name
 PLAIN = ("a photo of a {}.",)
@@ -80,7 +80,7 @@ def _read_lines(path: str) -> tuple[str, ...]:
     try:
         found = tuple(line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}; give a text file") from error
+        raise UserError(f"cannot read {path}: {one_line(error)}; give a text file") from error
     if not found:
         raise UserError(f"{path} is empty, where at least one line is needed; check the file")
     return found

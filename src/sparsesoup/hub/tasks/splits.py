@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, cause_line
 from sparsesoup.core.rng import cpu_generator
 from sparsesoup.hub.data.embedded import embedded_dataset
-from sparsesoup.hub.data.files import one_line, open_hub, read_files
+from sparsesoup.hub.data.files import open_hub, read_files
 from sparsesoup.hub.data.image_folder import check_alone, find_classes, read_classes, with_images
 from sparsesoup.hub.data.layout import find_files, relative_name
 from sparsesoup.hub.data.rows import VALIDATION_NAMES, LazySplits, LoadedDataset
@@ -129,7 +129,7 @@ def _open_local(place: Path, config: str | None) -> LoadedDataset:
             names = sorted({name for classes in images.values() for name in classes})
             found = {split: functools.partial(read_classes, classes, names) for split, classes in images.items()}
     except OSError as error:
-        raise UserError(f"cannot look into {place}: {one_line(error)}; correct its permissions") from error
+        raise UserError(f"cannot look into {place}: {cause_line(error)}; correct its permissions") from error
     if not found:
         raise UserError(
             f"no data in {place}: no parquet, csv, tsv, jsonl or json file there or in its data folder, and no folders "
@@ -174,7 +174,7 @@ def _open_on_hub(dataset: str, config: str | None, looked: list[str]) -> LoadedD
     except Exception as error:
         raise UserError(
             f"cannot open dataset {dataset!r}: not at {', '.join(looked)}, and the Hub ({repository}, configuration "
-            f"{config or 'default'}) says {one_line(error)}; correct the name, set {DATA_ROOT}, or use `{EMBEDDED}`"
+            f"{config or 'default'}) says {cause_line(error)}; correct the name, set {DATA_ROOT}, or use `{EMBEDDED}`"
         ) from error
     if repository == "nyu-mll/glue" and config:
         return LoadedDataset(f"glue/{_safe_name(config)}", splits)
