@@ -3,7 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
+
+from torch import nn
 
 from sparsesoup import exports
 from sparsesoup.core.errors import UserError
@@ -18,11 +20,20 @@ from sparsesoup.runs.config import config_from_dict
 from sparsesoup.study.compare import StudyResult, compare_recipe
 from sparsesoup.training.config import TrainingConfig
 
+if TYPE_CHECKING:
+    from sparsesoup.loops.objects import PrunedModel
 
+
+@overload
+def prune(name: str | Method, *, model: str | None = None, **settings: Any) -> run.Run: ...
+@overload
+def prune(name: str | Method, *, model: nn.Module, **settings: Any) -> "PrunedModel": ...
+@overload
+def prune(name: str | Method, *, trainer: Any, **settings: Any) -> "PrunedModel": ...
 def prune(
     name: str | Method,
     *,
-    model: str | None = None,
+    model: "str | nn.Module | None" = None,
     dataset: str | None = None,
     sparsity: float | None = None,
     steps: int | None = None,
@@ -34,13 +45,15 @@ def prune(
     cache_dir: str | Path | None = None,
     workers: int = 1,
     progress: bool = True,
+    trainer: Any = None,
     **settings: Any,
-) -> run.Run:
-    """Prune a model on a task; what `sparsesoup prune NAME` does.
+) -> "run.Run | PrunedModel":
+    """Prune a model on a task: both by name, which is what `sparsesoup prune NAME` does, or both as objects.
 
     Args:
         name: of the method, as in `sparsesoup methods`; or a method, such as `InstantSoup(stages=3)`.
-        model: Hub id, folder, or minilm; default minilm.
+        model: Hub id, folder, or minilm; default minilm. Or a module, with train_dataset, eval_dataset, loss,
+            data_collator, compute_metrics, prunable, ...: see `prune_model`.
         dataset: Hub id, folder, file, or docstrings; default docstrings.
         sparsity: share of the prunable weights to remove, in [0, 1); default 0.9.
         steps: T, the steps of one fine-tuning; or `epochs`, default 3.
@@ -52,10 +65,15 @@ def prune(
         cache_dir: folder of trainings that runs have in common; each run is charged for them in full.
         workers: processes over which the weak masks of a run are spread.
         progress: whether to show it on stderr.
+        trainer: a Trainer, in place of model and dataset; see `prune_trainer`.
         settings: max_length, text_columns, ... as on the command line.
-    Returns: the run: `path` of its directory, whose `model` folder transformers loads, and its `report`.
+    Returns: the run: `path` of its directory, whose `model` folder transformers loads, and its `report`. Of objects a
+        PrunedModel: `model`, `masks`, `metrics`, `cost` and `save`.
     Raises: UserError for bad input.
     """
+    if trainer is not None or isinstance(model, nn.Module):
+        given = {"sparsity": sparsity, "steps": steps, "epochs": epochs, "seed": seed, "train": train, **settings}
+        return _prune_objects(name, model, trainer, method, {k: v for k, v in given.items() if v is not None})
     named = {"model": model, "dataset": dataset, "sparsity": sparsity, "steps": steps, "epochs": epochs, "seed": seed}
     table = {**settings, **{key: value for key, value in named.items() if value is not None}}
     if not isinstance(name, str) and method:
@@ -70,6 +88,20 @@ def prune(
     console = SafeConsole(stderr=True, quiet=not progress)
     outside = run.RuntimeOptions(console, cache=Path(cache_dir) if cache_dir else None, workers=workers)
     return run.run_method(config, Path(out), outside)
+
+
+def _prune_objects(
+    name: str | Method, model: Any, trainer: Any, method: Mapping[str, Any] | None, given: dict[str, Any]
+) -> "PrunedModel":
+    from sparsesoup.loops.attach import named_method
+    from sparsesoup.loops.objects import prune_model, prune_trainer, with_settings
+
+    chosen = with_settings(named_method(name), method or {}, "method")
+    if trainer is None:
+        return prune_model(chosen, model, **given)
+    if model is not None:
+        raise UserError("give either trainer=... or model=...; a Trainer brings its model")
+    return prune_trainer(chosen, trainer, **given)
 
 
 def evaluate_on_test(path: str | Path) -> dict[str, Any]:

@@ -11,38 +11,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback
 
 from conftest import same
 from sparsesoup import InstantSoup, Platon, PruningCallback, UserError, attach
 from sparsesoup.core.masks import count_kept, count_total
 from sparsesoup.methods import METHODS, Method
-from tiny_hub import CONFIGS, sentences, tokenizer
-
-STEPS = 20
-
-
-class Rows(torch.utils.data.Dataset[Any]):
-    """A small classification set."""
-
-    def __init__(self, count: int, seed: int) -> None:
-        texts, self.labels = zip(*sentences(count, seed), strict=True)
-        self.table = tokenizer(pairs=True)(list(texts), padding="max_length", max_length=24, truncation=True)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        return {**{k: v[i] for k, v in self.table.items()}, "labels": self.labels[i]}
-
-
-ROWS = Rows(64, 1)
-
-
-def classifier() -> Any:
-    """A tiny BERT of random weights, the same each time."""
-    torch.manual_seed(0)
-    return AutoModelForSequenceClassification.from_config(CONFIGS["bert"]())
+from tiny_objects import ROWS, STEPS, classifier, trainer_of
 
 
 class OwnLoss(Trainer):
@@ -53,16 +28,6 @@ class OwnLoss(Trainer):
         outputs = model(**inputs)
         loss = functional.cross_entropy(outputs.logits, labels, label_smoothing=0.2)
         return (loss, outputs) if return_outputs else loss
-
-
-def trainer_of(folder: Path, callbacks: list[Any], kind: type[Trainer] = Trainer, **changes: Any) -> Trainer:
-    given = {
-        "output_dir": str(folder), "max_steps": STEPS, "per_device_train_batch_size": 4, "learning_rate": 0.005,
-        "gradient_accumulation_steps": 2, "save_steps": 8, "report_to": "none", "disable_tqdm": True, "use_cpu": True,
-        "seed": 0, "logging_strategy": "no", "dataloader_pin_memory": False,
-    }  # fmt: skip
-    arguments = TrainingArguments(**(given | changes))
-    return kind(classifier(), arguments, train_dataset=ROWS, eval_dataset=ROWS, callbacks=callbacks)
 
 
 def zeros_hold(model: nn.Module, masks: dict[str, Tensor]) -> bool:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pytest
 import torch
@@ -23,30 +22,10 @@ from conftest import same
 from sparsesoup import InstantSoup, TrainingConfig, UserError, export, load_masks
 from sparsesoup.core.masks import count_kept, count_total
 from sparsesoup.loops.objects import prune_model, prune_trainer
-from tiny_hub import CONFIGS, sentences, tokenizer
+from tiny_hub import tokenizer
+from tiny_objects import TRAIN, VALIDATION, accuracy, model_of
 
 ARGS = TrainingConfig(learning_rate=5e-3, batch_size=8)
-
-
-def model_of(kind: Any = AutoModelForSequenceClassification, **changes: Any) -> Any:
-    torch.manual_seed(0)
-    config = CONFIGS["bert"]()
-    for name, value in changes.items():
-        setattr(config, name, value)
-    return kind.from_config(config)
-
-
-def texts(count: int, seed: int) -> datasets.Dataset:
-    words, labels = zip(*sentences(count, seed), strict=True)
-    table = tokenizer(pairs=True)(list(words), padding="max_length", max_length=24, truncation=True)
-    return datasets.Dataset.from_dict({**dict(table), "labels": list(labels)})
-
-
-TRAIN, VALIDATION = texts(64, 1), texts(24, 2)
-
-
-def accuracy(found: Any) -> dict[str, float]:
-    return {"accuracy": float((found.predictions.argmax(-1) == found.label_ids).mean())}
 
 
 @pytest.mark.parametrize("method", ["isp", "imp", "movement", "platon", "snip", "lottery-pools"])
@@ -54,7 +33,7 @@ def test_a_model_of_transformers_is_pruned_as_an_object(method: str) -> None:
     model = model_of()
     before = copy.deepcopy(model.state_dict())
     chosen: Any = InstantSoup(stages=2, weak_masks=2) if method == "isp" else method
-    found = prune_model(chosen, model, TRAIN, VALIDATION, sparsity=0.5, steps=30, args=ARGS, compute_metrics=accuracy)
+    found = prune_model(chosen, model, TRAIN, VALIDATION, sparsity=0.5, steps=30, train=ARGS, compute_metrics=accuracy)
     assert same(model.state_dict(), before)
     assert 2 * count_kept(found.masks) == count_total(found.masks)
     params = dict(found.model.named_parameters())
@@ -87,7 +66,7 @@ def test_tokens_with_dynamic_padding_and_metrics_of_ones_own() -> None:
 
     found = prune_model(
         "gradual", model_of(AutoModelForTokenClassification, num_labels=3), rows, rows[:20], sparsity=0.6, steps=40,
-        args=ARGS, data_collator=DataCollatorForTokenClassification(tokenizer(pairs=True)), compute_metrics=right,
+        train=ARGS, data_collator=DataCollatorForTokenClassification(tokenizer(pairs=True)), compute_metrics=right,
         preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
     )  # fmt: skip
     longest = max(len(row["labels"]) for row in rows[:20])
@@ -98,7 +77,7 @@ def test_tokens_with_dynamic_padding_and_metrics_of_ones_own() -> None:
 def test_several_labels_a_row() -> None:
     rows = TRAIN.map(lambda row: {"labels": [float(row["labels"]), 1.0 - row["labels"], 1.0]})
     model = model_of(num_labels=3, problem_type="multi_label_classification")
-    found = prune_model("isp-no-soup", model, rows, sparsity=0.5, steps=20, args=ARGS)
+    found = prune_model("isp-no-soup", model, rows, sparsity=0.5, steps=20, train=ARGS)
     assert list(found.metrics) == ["negative_loss"]
     assert found.metrics["negative_loss"] < 0
 
@@ -117,17 +96,17 @@ def test_a_plain_module_on_tuples_and_on_a_stream() -> None:
         yield from zip(x, y, strict=True)
 
     rows = torch.utils.data.TensorDataset(x, y)
-    whole = prune_model("imp", model, rows, sparsity=0.6, steps=24, args=ARGS, loss=loss, head=("4.weight", "4.bias"))
+    whole = prune_model("imp", model, rows, sparsity=0.6, steps=24, train=ARGS, loss=loss, head=("4.weight", "4.bias"))
     assert set(whole.masks) == {"0.weight", "2.weight"}
-    streamed = prune_model("imp", model, stream(), sparsity=0.6, steps=12, args=ARGS, loss=loss)
-    listed = prune_model("imp", model, list(zip(x, y, strict=True)), sparsity=0.6, steps=12, args=ARGS, loss=loss)
+    streamed = prune_model("imp", model, stream(), sparsity=0.6, steps=12, train=ARGS, loss=loss)
+    listed = prune_model("imp", model, list(zip(x, y, strict=True)), sparsity=0.6, steps=12, train=ARGS, loss=loss)
     assert same(streamed.masks, listed.masks)
     with pytest.raises(UserError, match="has no length; give steps"):
-        prune_model("imp", model, stream(), sparsity=0.6, args=ARGS, loss=loss)
+        prune_model("imp", model, stream(), sparsity=0.6, train=ARGS, loss=loss)
 
 
 def test_what_is_saved_loads_elsewhere_and_exports(tmp_path: Path) -> None:
-    found = prune_model("magnitude", model_of(), TRAIN, sparsity=0.5, steps=4, args=ARGS)
+    found = prune_model("magnitude", model_of(), TRAIN, sparsity=0.5, steps=4, train=ARGS)
     folder = found.save(tmp_path / "pruned")
     again = AutoModelForSequenceClassification.from_pretrained(folder)
     assert same(again.state_dict(), found.model.state_dict())
@@ -163,7 +142,7 @@ def test_a_trainer_gives_all_that_is_needed(tmp_path: Path) -> None:
     found = prune_trainer("imp", trainer_of(tmp_path), sparsity=0.5)
     training = TrainingConfig(learning_rate=5e-3, batch_size=8, weight_decay=0.0, warmup_ratio=0.0)
     same_by_hand = prune_model(
-        "imp", model_of(), TRAIN, VALIDATION, sparsity=0.5, steps=20, args=training, seed=3, compute_metrics=accuracy
+        "imp", model_of(), TRAIN, VALIDATION, sparsity=0.5, steps=20, train=training, seed=3, compute_metrics=accuracy
     )
     assert same(found.masks, same_by_hand.masks)
     assert found.metrics == same_by_hand.metrics
@@ -197,7 +176,7 @@ def test_a_killed_call_goes_on_from_its_checkpoints(tmp_path: Path) -> None:
                 raise Stop
             return model(**batch).loss
 
-        given: dict[str, Any] = {"sparsity": 0.5, "steps": 20, "args": ARGS, "loss": loss}
+        given: dict[str, Any] = {"sparsity": 0.5, "steps": 20, "train": ARGS, "loss": loss}
         folder = None if stop_at == -1 else tmp_path / "checkpoints"
         return prune_model("imp-rewind", model_of(), TRAIN, VALIDATION, checkpoints=folder, **given)
 
@@ -213,7 +192,7 @@ def test_a_killed_call_goes_on_from_its_checkpoints(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"model": None}, "give model=... and train_dataset=..."),
+        ({"model": None}, "give model=... and train_dataset=..., both as objects"),
         ({"model": nn.Linear(4, 4)}, "Linear brings no loss"),
         ({"train_dataset": []}, "has no rows"),
         ({"method": "pins"}, "needs logits beside the loss"),

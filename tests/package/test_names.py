@@ -36,9 +36,14 @@ def test_few_names_are_of_one_word() -> None:
 
 
 def test_no_two_public_classes_or_functions_share_a_name() -> None:
-    found = Counter(
-        node.name for tree in TREES.values() for node in tree.body if isinstance(node, Named) and node.name[0] != "_"
-    )
+    """Overloads of a function, which stand in one file, share its name."""
+    public = {
+        (path, node.name)
+        for path, tree in TREES.items()
+        for node in tree.body
+        if isinstance(node, Named) and node.name[0] != "_"
+    }
+    found = Counter(name for _, name in public)
     assert [name for name, count in found.items() if count > 1] == []
 
 

@@ -24,7 +24,7 @@ def attach(
     model: nn.Module,
     optimizer: Any,
     method: str | Method = "gradual",
-    sparsity: float = 0.5,
+    sparsity: float = 0.9,
     *,
     steps: int,
     loss: Loss | None = None,

@@ -39,7 +39,7 @@ class PruningCallback(TrainerCallback):
     def __init__(
         self,
         method: str | Method = "gradual",
-        sparsity: float = 0.5,
+        sparsity: float = 0.9,
         *,
         loss: Loss | None = None,
         batches: Iterable[Any] | None = None,

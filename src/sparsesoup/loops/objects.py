@@ -4,12 +4,13 @@ import copy
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel, Trainer, default_data_collator
 from transformers.trainer_pt_utils import nested_concat, nested_numpify
@@ -20,13 +21,15 @@ from sparsesoup.core.masks import Masks
 from sparsesoup.core.ticket import Ticket, save_masks
 from sparsesoup.loops.attach import Prunable, find_targets, named_method
 from sparsesoup.loops.problem import Loss, as_mapping
-from sparsesoup.methods import Method, row_of
+from sparsesoup.methods import TABLE, Method, row_of
 from sparsesoup.training.batching import RowBatches
 from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.cost import Cost, CostTracker
 from sparsesoup.training.problem import NullObserver, Observer, Problem, add_batch_cost, to_device
 
+Settings = TypeVar("Settings")
+EPOCHS = 3.0  # of a fine-tuning without a number of steps
 # Arguments of a Trainer that our loop takes over, and those that do not touch the training.
 HONOURED = {
     "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "num_train_epochs",
@@ -147,10 +150,10 @@ def prune_model(
     train_dataset: Any = None,
     eval_dataset: Any = None,
     *,
-    sparsity: float = 0.5,
+    sparsity: float | None = None,
     steps: int | None = None,
-    epochs: float = 1.0,
-    args: TrainingConfig | None = None,
+    epochs: float | None = None,
+    train: TrainingConfig | Mapping[str, Any] | None = None,
     data_collator: Callable[[list[Any]], Any] | None = None,
     loss: Loss | None = None,
     compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
@@ -168,9 +171,9 @@ def prune_model(
         model: any module; a model of transformers brings its loss.
         train_dataset: a datasets.Dataset, a torch Dataset, a list; or, with `steps`, any iterable of rows.
         eval_dataset: rows for selection and for the metrics of the result; default: the training rows.
-        sparsity: share of the prunable weights to remove.
-        steps: T, optimizer steps of one fine-tuning; default: `epochs` over the training rows.
-        args: training settings; default: TrainingConfig().
+        sparsity: share of the prunable weights to remove; default 0.9.
+        steps: T, the steps of one fine-tuning; or `epochs`, default 3.
+        train: settings of the training: a TrainingConfig, or those that differ from its defaults.
         data_collator: rows -> batch; default: that of transformers.
         loss: (model, batch) -> mean loss; default: the loss that the model returns.
         compute_metrics: EvalPrediction -> scores, the higher the better; the first one is used for selection.
@@ -192,16 +195,19 @@ def prune_model(
     32
     """
     if model is None or train_dataset is None:
-        raise UserError("give model=... and train_dataset=..., objects both; names go to sparsesoup.prune")
+        raise UserError("give model=... and train_dataset=..., both as objects, or both by name")
     if loss is None and not isinstance(model, PreTrainedModel):
         raise UserError(f"{type(model).__name__} brings no loss; give loss=lambda model, batch: ...")
-    chosen, training = named_method(method), args or TrainingConfig()
-    train = _rows_of(train_dataset, data_collator, steps, training)
-    evaluation = train if eval_dataset is None else _rows_of(eval_dataset, data_collator, None, training)
-    total = steps or max(1, round(epochs * max(1, len(train) // training.rows_per_step)))
-    objective, meter = _as_objective(loss or _own_loss, train), CostTracker()
+    chosen = named_method(method)
+    training = train if isinstance(train, TrainingConfig) else with_settings(TrainingConfig(), train or {}, "train")
+    if sparsity is None:
+        sparsity = 0.0 if TABLE[row_of(chosen)].dense else 0.9
+    rows = _rows_of(train_dataset, data_collator, steps, training)
+    evaluation = rows if eval_dataset is None else _rows_of(eval_dataset, data_collator, None, training)
+    total = steps or max(1, round((epochs or EPOCHS) * max(1, len(rows) // training.rows_per_step)))
+    objective, meter = _as_objective(loss or _own_loss, rows), CostTracker()
     problem = ObjectProblem(
-        pretrained=model, targets=find_targets(model, prunable), train=train, validation=evaluation, steps=total,
+        pretrained=model, targets=find_targets(model, prunable), train=rows, validation=evaluation, steps=total,
         training=training, objective=objective, predict=lambda model, batch: objective(model, batch)[None],
         criterion=lambda outputs, batch: outputs.mean(), metric=lambda outputs, labels: {}, seed=seed, meter=meter,
         journal=Checkpointer(meter, None if checkpoints is None else Path(checkpoints)), head=tuple(head),
@@ -216,7 +222,18 @@ def prune_model(
     return PrunedModel(pruned, ticket, row_of(chosen))
 
 
-def prune_trainer(method: str | Method, trainer: Trainer, *, sparsity: float = 0.5, **more: Any) -> PrunedModel:
+def with_settings(default: Settings, table: Mapping[str, Any], what: str) -> Settings:
+    """Return settings that differ from the defaults.
+
+    Raises: UserError if there is no such setting.
+    """
+    names = [f.name for f in fields(cast(Any, default))]
+    if unknown := [name for name in table if name not in names]:
+        raise UserError(f"{what} has no setting {unknown[0]}; it has {', '.join(names)}")
+    return cast(Settings, replace(cast(Any, default), **table))
+
+
+def prune_trainer(method: str | Method, trainer: Trainer, *, sparsity: float | None = None, **more: Any) -> PrunedModel:
     """Prune what a Trainer would train, by any method, in our own loop, which trains as often as the method asks.
 
     Model, rows, collator, metrics, arguments and an overridden `compute_loss` are the Trainer's. Arguments that our
@@ -237,13 +254,22 @@ def prune_trainer(method: str | Method, trainer: Trainer, *, sparsity: float = 0
         warmup_ratio=_warmup_ratio(args), precision="bf16" if args.bf16 else "no",
     )  # fmt: skip
     given: dict[str, Any] = {
-        "steps": args.max_steps if args.max_steps > 0 else None, "epochs": args.num_train_epochs, "args": training,
+        "steps": args.max_steps if args.max_steps > 0 else None, "epochs": args.num_train_epochs, "train": training,
         "data_collator": trainer.data_collator, "compute_metrics": trainer.compute_metrics, "seed": args.seed,
         "preprocess_logits_for_metrics": trainer.preprocess_logits_for_metrics,
         "loss": lambda model, batch: trainer.compute_loss(model, dict(batch)),
     }  # fmt: skip
-    train, evaluation = trainer._remove_unused_columns(trainer.train_dataset, "training"), trainer.eval_dataset
-    return prune_model(method, trainer.model, train, evaluation, sparsity=sparsity, **(given | more))
+    rows, evaluation = (
+        _without_unused_columns(trainer, data) for data in (trainer.train_dataset, trainer.eval_dataset)
+    )
+    return prune_model(method, trainer.model, rows, evaluation, sparsity=sparsity, **(given | more))
+
+
+def _without_unused_columns(trainer: Trainer, dataset: Any) -> Any:
+    """Return a table without the columns that the model does not take, as the Trainer would pass it on."""
+    if not isinstance(dataset, Dataset) or not trainer.args.remove_unused_columns:
+        return dataset
+    return trainer._remove_unused_columns(dataset, description="pruning")
 
 
 def _warmup_ratio(args: Any) -> float:
