@@ -65,7 +65,7 @@ def method_page(name: str, row: MethodInfo) -> None:
     meaning = {p.arg_name: p.description or "" for p in text.params}
     facts = {"family": in_table(row.family), "score": code(row.score), "cost, in T": in_table(row.cost),
              "source": in_table(row.source or "plain fine-tuning")}  # fmt: skip
-    table = ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in facts.items())]
+    listed = [f"- {key}: {value}" for key, value in facts.items()]
     settings = ["| setting | default | meaning |", "|---|---|---|"]
     for f in fields(method):
         value, flag = getattr(method, f.name), f"--method.{f.name.replace('_', '-')}"
@@ -75,7 +75,7 @@ def method_page(name: str, row: MethodInfo) -> None:
         f"methods/{name}.md",
         f"# {name}",
         f"{row.summary[0].upper()}{row.summary[1:]}.",
-        "\n".join(table),
+        "\n".join(listed),
         text.short_description or "",
         text.long_description or "",
         "## Settings",
@@ -98,7 +98,7 @@ def method_index() -> None:
 def help_of(*words: str) -> str:
     """What a command prints on --help."""
     command = [sys.executable, "-m", "sparsesoup", *words, "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"})
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "95"})
     return done.stdout.rstrip()
 
 
@@ -112,7 +112,10 @@ def cli_page() -> None:
 def api_page() -> None:
     named = {name for names in API.values() for name in names.split()}
     rest = sorted(set(sparsesoup.__all__) - named - {"__version__"})
-    parts = ["# API reference", "All names are imported from `sparsesoup`. All else may change at any time."]
+    parts = [
+        "# API reference",
+        "All names here are imported from `sparsesoup`. They are public; see [what may change](stability.md).",
+    ]
     for title, names in {**API, "Methods": " ".join(rest)}.items():
         parts += [f"## {title}", *(f"::: sparsesoup.{name}" for name in names.split())]
     write("api.md", *parts)

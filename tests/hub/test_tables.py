@@ -305,10 +305,10 @@ def test_a_point_of_the_front_is_not_hidden_by_one_of_the_same_cost_and_quality(
     assert red > blue
 
 
-def test_the_page_breaks_long_paths_of_a_failed_cell_and_counts_in_words(tmp_path: Path) -> None:
+def test_the_page_breaks_long_paths_of_a_failed_run_and_counts_in_words(tmp_path: Path) -> None:
     records = [record("dense", 0, 0.5, None, run="dense", sparsity={"reached": 0.0}, seconds=1.0)]
-    failed = {"cell": "imp", "error": f"no such file: /{'x' * 300}"}
+    failed = {"run": "imp", "error": f"no such file: /{'x' * 300}"}
     page = draw_page("small", score_table(records), records, tmp_path, {"failed": [failed]})
-    assert "<b>1 cell failed</b> and is missing below" in page
+    assert "<b>1 run failed</b> and is missing below" in page
     assert "small: 1 method, 1 run, scored on test" in page
     assert "li { overflow-wrap: anywhere; }" in page

@@ -4,21 +4,27 @@ import ast
 import importlib
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sparsesoup.cli import benchmark as command
 from sparsesoup.cli import export as exporting
 from sparsesoup.cli.main import _run_command
 from sparsesoup.cli.study_flags import study_parser
 from sparsesoup.exports import push as pushing
+from sparsesoup.methods import TABLE
 from sparsesoup.runs import config as recipe
 from sparsesoup.runs.run import fill_default_sparsity
 from sparsesoup.study.recipe.plan import read_plan
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md",
+                    *(ROOT / "docs").rglob("*.md")])  # fmt: skip
+GENERATED = ("api.md", "cli.md", "changelog.md")  # pages that docs/gen_pages.py writes
+WIDTH = 100  # of a line of prose; tables, code and generated tables are as wide as they are
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 
 
@@ -90,8 +96,8 @@ def test_command_lines_in_the_documents_parse(line):
 
 def test_every_make_command_that_the_documents_name_is_there():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
-    named = {name for path in [*DOCUMENTS, ROOT / "benchmarks" / "README.md"]
-             for name in re.findall(r"(?:`|^ {4})make ([\w-]+)", path.read_text(encoding="utf-8"), re.M)}  # fmt: skip
+    texts = [path.read_text(encoding="utf-8") for path in DOCUMENTS]
+    named = {name for text in texts for name in re.findall(r"(?:`|^ {4})make ([\w-]+)", text, re.M)}
     assert {"demo", "test", "bench", "tables"} <= named <= targets
 
 
@@ -132,8 +138,35 @@ def test_the_recipe_in_the_guide_to_studies_is_one(tmp_path, monkeypatch, place)
     assert len(plan.cells) == 3 * (2 + 3 * 2)
 
 
+def test_scripts_and_extras_that_the_documents_name_exist():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        scripts = re.findall(r"python (?:-m )?((?:benchmarks|examples|tests)/[\w/]+\.py)", text)
+        assert all((ROOT / script).is_file() for script in scripts), (path.name, scripts)
+        named = {name for names in re.findall(r"(?:sparsesoup|'\.)\[([\w,]+)\]", text) for name in names.split(",")}
+        assert named <= extras.keys(), (path.name, named)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_prose_is_wrapped_and_tables_of_settings_parse(path):
+    text = path.read_text(encoding="utf-8")
+    for language, code in blocks(text):
+        if language in ("toml", "yaml"):
+            assert tomllib.loads(code) if language == "toml" else yaml.safe_load(code)
+    prose = MARKED.sub("", FENCE.sub("", text))
+    assert [line for line in prose.splitlines() if len(line) > WIDTH and not line.startswith(("|", "    "))] == []
+
+
+def test_the_documents_count_the_methods():
+    for name in ("README.md", "docs/index.md"):
+        text = " ".join((ROOT / name).read_text(encoding="utf-8").split())
+        assert f"and {len(TABLE) - 1} other methods and baselines" in text, name
+    assert f"{len(TABLE)} pruning methods and baselines" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
 def test_links_between_the_documents_lead_somewhere():
     for path in DOCUMENTS:
         for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text(encoding="utf-8")):
-            if "://" not in target:
+            if "://" not in target and target not in GENERATED:
                 assert (path.parent / target).exists(), f"{path.name}: {target}"
