@@ -26,7 +26,12 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from sparsesoup.core.masking import topk_masks  # noqa: E402
 from sparsesoup.core.timing import time_interleaved  # noqa: E402
-from sparsesoup.exports.two_four import KINDS, missing_device_support, to_semi_structured_, why_unsupported  # noqa: E402
+from sparsesoup.exports.semi_structured import (  # noqa: E402
+    KINDS,
+    missing_device_support,
+    to_semi_structured_,
+    why_unsupported,
+)
 
 SHAPES = {  # name -> (hidden size, feed-forward units, heads, layers)
     "MiniLM-L6": (384, 1536, 12, 6),

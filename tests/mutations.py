@@ -22,7 +22,7 @@ from sparsesoup.core.files import load_table
 from sparsesoup.core.ticket import load_masks
 from sparsesoup.exports import write_export
 from sparsesoup.runs.progress import ProgressLogger
-from test_export import pruned
+from tiny_exports import pruned
 from tiny_hub import run_of, weights_of
 
 SAME, TOLD, SILENT, TRACE = "same", "told", "silent change", "traceback"

@@ -15,29 +15,24 @@ import transformers
 
 from sparsesoup import export
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.ticket import save_masks
-from sparsesoup.exports import onnx as graphs
-from sparsesoup.exports.onnx import compare_outputs, graph_inputs, opset_of
-from sparsesoup.exports.openvino import CLOSE_IN_HALF
+from sparsesoup.exports import graphs
+from sparsesoup.exports.graphs import CLOSE_IN_HALF, compare_outputs, graph_inputs, opset_of
 from sparsesoup.exports.runtimes import EXACT, open_onnx, require_library
-from sparsesoup.exports.source import masks_from_zeros
 from sparsesoup.hub.models.checkpoint import quiet_transformers
 from sparsesoup.hub.models.dummy_inputs import dummy_inputs, forward_outputs
-from test_export import EVEN, SOME, close, command, pruned, refused, stock
+from tiny_exports import EVEN, SOME, close, export_command, pruned, refused, saved, stock, trace_once
 from tiny_hub import tokenizer
 from tiny_models import model_of
 
 openvino = require_library("openvino")  # which reports to its makers where it is imported otherwise
 LARGE = graphs.LARGE
 CASES = [  # family, what is gone, type of its weights, bytes above which they lie beside the file, settings
-    ("bert", SOME, torch.float32, LARGE, {}),
     ("roberta", SOME, torch.float32, LARGE, {}),
     ("xlm-roberta", SOME, torch.float32, LARGE, {}),  # with a span head
     ("electra", EVEN, torch.float32, LARGE, {"opset": 18}),
     ("distilbert", {}, torch.float32, 1000, {}),
     ("vit", SOME, torch.float64, LARGE, {}),
-    ("clip-vision", SOME, torch.float32, LARGE, {}),
-]
+]  # test_verifying.py has BERT, and below is CLIP
 
 
 def asked(model, names, rows, length):
@@ -118,10 +113,8 @@ def test_a_sample_row_ends_in_the_end_of_text_that_its_head_reads(name):
 def test_heads_that_read_the_end_and_rotary_positions_become_a_graph(name, tmp_path):
     torch.manual_seed(0)
     model = OTHERS[name]().eval()
-    with quiet_transformers():
-        model.save_pretrained(tmp_path / "source")
-    save_masks(tmp_path / "source" / "pruning", masks_from_zeros(model), {"method": "magnitude", "seed": 0})
-    assert command(tmp_path / "source", "--to", "onnx", "--out", tmp_path / "out") == 0
+    saved(tmp_path / "source", model, method="magnitude", seed=0)
+    assert export_command(tmp_path / "source", "--to", "onnx", "--out", tmp_path / "out") == 0
     batch = dummy_inputs(model, 3, 11)
     found = [*open_onnx(tmp_path / "out" / "model.onnx")({n: t.numpy() for n, t in batch.items()}).values()]
     assert close(found, [t.numpy() for t in forward_outputs(model, batch)], 1e-4)
@@ -134,23 +127,27 @@ def test_an_opset_whose_rotary_positions_cannot_be_run_is_refused_at_once():
         graphs.trace_model(OTHERS["llama"](), ["input_ids", "attention_mask"], 23)
 
 
-@pytest.mark.parametrize(("name", "words"), [("clip-vision", ()), ("vit", ("--fp16",))])
-def test_openvino_answers_as_the_masked_model(name, words, tmp_path):
-    """Of images; test_verifying.py has one of texts."""
-    source = pruned(tmp_path / "source", name)
-    assert command(source, "--to", "openvino", "--out", tmp_path / "out", *words) == 0
-    facts = json.loads((tmp_path / "out" / "export.json").read_text())
-    engine = openvino.Core().compile_model(tmp_path / "out" / "model.xml", "CPU", EXACT)
-    model, tolerance = stock(source), CLOSE_IN_HALF if words else 1e-4
-    for rows, length in ((1, 3), (7, 5), (3, 16)):
-        batch = asked(model, facts["inputs"], rows, length)
-        found = engine({n: t.numpy() for n, t in batch.items()})
-        assert close([*found.values()], [t.numpy() for t in forward_outputs(model, batch)], tolerance), (rows, length)
-    bytes_each = (tmp_path / "out" / "model.bin").stat().st_size / facts["sizes"]["parameters"][1]
-    assert bytes_each < (3 if words else 5)
-    assert any("rounded to float16" in note for note in facts["notes"]) == bool(words)
-    if not words:
-        assert said_alone(tmp_path / "out") == "2 1\n"  # features and their pool, of one image
+def test_both_engines_answer_as_the_masked_model_of_images(tmp_path, monkeypatch):
+    """test_verifying.py has one of texts."""
+    trace_once(monkeypatch)
+    source = pruned(tmp_path / "source", "clip-vision")
+    model = stock(source)
+    cases = [("onnx", (), 1e-4, 0), ("openvino", (), 1e-4, 5), ("openvino", ("--fp16",), CLOSE_IN_HALF, 3)]
+    for to, words, tolerance, size in cases:
+        folder = tmp_path / "-".join((to, *words))
+        assert export_command(source, "--to", to, "--out", folder, *words) == 0
+        facts = json.loads((folder / "export.json").read_text())
+        if to == "onnx":
+            ask = open_onnx(folder / "model.onnx")
+        else:
+            ask = openvino.Core().compile_model(folder / "model.xml", "CPU", EXACT)
+            assert (folder / "model.bin").stat().st_size / facts["sizes"]["parameters"][1] < size
+        for rows, length in ((1, 3), (7, 5), (3, 16)):
+            batch = asked(model, facts["inputs"], rows, length)
+            found = ask({n: t.numpy() for n, t in batch.items()})
+            assert close([*found.values()], [t.numpy() for t in forward_outputs(model, batch)], tolerance), (to, rows)
+        assert any("rounded to float16" in note for note in facts["notes"]) == bool(words)
+    assert said_alone(tmp_path / "openvino") == "2 1\n"  # features and their pool, of one image
 
 
 def test_a_graph_asks_for_no_token_types_that_its_tokenizer_does_not_make(tmp_path):

@@ -26,7 +26,7 @@ from sparsesoup.hub.tasks.metrics import METRICS as JUDGES
 from sparsesoup.report.format import label_name
 from sparsesoup.report.model_card import METRICS, base_model, hub_dataset, render_model_card
 from sparsesoup.runs.config import parse_arguments
-from test_export import pruned
+from tiny_exports import pruned, trace_once
 from tiny_hub import listing, masks_of, older, run_of, weights_of
 from tiny_server import hub
 
@@ -199,30 +199,17 @@ def test_an_export_is_pushed_with_its_loader_its_sizes_and_the_scores_of_its_run
     assert ModelCard.load(tmp_path / "stock" / "README.md").data.library_name == "transformers"
 
 
-def test_an_export_that_was_verified_has_opened_the_test_split(run, tmp_path):
+def test_an_export_says_whether_its_run_had_opened_the_test_split_and_which_that_is(run, tmp_path):
+    """test_verifying.py has what a verified export says."""
     copy = shutil.copytree(run, tmp_path / "run")
-    report = json.loads((copy / "report.json").read_text())
+    assert json.loads((copy / "report.json").read_text())["test_splits"] == {"test": "test"}
+    older(copy / "report.json", test_splits={"test": "dev"})
+    packed = export(copy, "packed", tmp_path / "packed").path
+    data = ModelCard.load(dry(packed, tmp_path / "dev") / "README.md").data
+    assert {r.dataset_split for r in data.eval_results} == {"dev"}
     older(copy / "report.json", test=None)
     closed = dry(export(copy, "packed", tmp_path / "closed").path, tmp_path / "a")
     assert "The test split had not been scored when this was exported." in (closed / "README.md").read_text()
-    opened = dry(verified_export(copy, "packed", tmp_path / "opened").path, tmp_path / "b")
-    loaded = ModelCard.load(opened / "README.md")
-    assert {r.metric_name: r.metric_value for r in loaded.data.eval_results} == report["test"]
-    assert "had not been scored" not in loaded.text
-
-
-def test_a_run_says_which_split_its_test_rows_are_and_so_do_its_card_and_its_exports(run, tmp_path):
-    copy = shutil.copytree(run, tmp_path / "run")
-    report = json.loads((copy / "report.json").read_text())
-    assert report["test_splits"] == {"test": "test"}
-    older(copy / "report.json", test_splits={"test": "dev"})
-    packed = export(copy, "packed", tmp_path / "packed").path
-    older(copy / "report.json", "test_splits", test=None)
-    verified = verified_export(copy, "packed", tmp_path / "verified").path
-    assert json.loads((verified / "export.json").read_text())["verified"]["test_splits"] == {"test": "test"}
-    for source, split in ((packed, "dev"), (verified, "test")):
-        data = ModelCard.load(dry(source, tmp_path / f"card of {source.name}") / "README.md").data
-        assert {r.dataset_split for r in data.eval_results} == {split}
 
 
 def test_masks_of_a_compact_model_are_not_said_to_be_for_its_base_model(run, tmp_path):
@@ -331,6 +318,7 @@ def test_the_head_of_a_vision_tower_is_put_on_what_its_form_answers(tmp_path, mo
     model, batch = load_as_saved(str(source)).eval(), {"pixel_values": torch.ones(1, 3, 8, 8)}
     with torch.no_grad():
         expected = torch.nn.functional.normalize(model(**batch).image_embeds, dim=-1) @ head.T
+    trace_once(monkeypatch)
     for to in ("compact", "onnx", "openvino"):
         folder = export(source, to, tmp_path / to).path
         lines = section((dry(folder, tmp_path / f"look-{to}") / "README.md").read_text(), "Load")
@@ -503,14 +491,6 @@ def test_a_list_of_files_that_is_none_or_leads_elsewhere_is_refused(run, damage,
     older(dense / "export.json", **damage)
     said = refused(capsys, tmp_path, dense, "me/tiny", "--dry-run", "--out", tmp_path / "out")
     assert "export.json: no list of the files beside it" in said
-
-
-@pytest.mark.parametrize("to", ["dense", "packed", "onnx"])
-def test_a_config_names_masks_only_where_they_are(run, to, tmp_path):
-    out = export(run, to, tmp_path / to).path
-    told = json.loads((out / "config.json").read_text())["pruning_config"]
-    assert "method" in told
-    assert ("masks" in told) == (out / "pruning" / "masks.safetensors").is_file() == (to == "dense")
 
 
 def test_a_folder_that_is_there_is_not_written_to(run, tmp_path, capsys):

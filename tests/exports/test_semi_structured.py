@@ -17,16 +17,15 @@ from sparsesoup import load_semi_structured
 from sparsesoup.cli.main import main
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.ticket import save_masks
-from sparsesoup.exports import two_four as neighbours
-from sparsesoup.exports import write_export
-from sparsesoup.exports.source import masks_from_zeros
-from sparsesoup.exports.two_four import (
+from sparsesoup.exports import semi_structured, write_export
+from sparsesoup.exports.semi_structured import (
     first_violation,
     missing_device_support,
     require_two_four,
     to_semi_structured_,
     why_unsupported,
 )
+from sparsesoup.exports.source import masks_from_zeros
 from sparsesoup.hub.models.checkpoint import quiet_transformers
 from sparsesoup.hub.models.dummy_inputs import dummy_inputs, forward_outputs
 from tiny_hub import base_model, masks_of, run_of, tokenizer, weights_of
@@ -192,7 +191,7 @@ def on_the_cpu(weight):
 
 
 def test_turned_weights_give_themselves_back_and_reach_the_sparse_kernel(run, monkeypatch):
-    monkeypatch.setattr(neighbours, "to_sparse_semi_structured", on_the_cpu)
+    monkeypatch.setattr(semi_structured, "to_sparse_semi_structured", on_the_cpu)
     dense = AutoModelForSequenceClassification.from_pretrained(run / "model", dtype=torch.float16)
     sparse = copy.deepcopy(dense)
     to_semi_structured_(sparse, masks_of(run), verify=True)
@@ -202,7 +201,7 @@ def test_turned_weights_give_themselves_back_and_reach_the_sparse_kernel(run, mo
         assert torch.equal(weight.to_dense(), dense.get_parameter(name))
     with pytest.raises(NotImplementedError, match="sparse_semi_structured"):
         forward_outputs(sparse, dummy_inputs(dense))
-    monkeypatch.setattr(neighbours, "to_sparse_semi_structured", lambda weight: on_the_cpu(2 * weight))
+    monkeypatch.setattr(semi_structured, "to_sparse_semi_structured", lambda weight: on_the_cpu(2 * weight))
     with pytest.raises(UserError, match=r"torch does not give \S+query\.weight back from its 2:4 form on cpu"):
         to_semi_structured_(dense, masks_of(run), verify=True)
 

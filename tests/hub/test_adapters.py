@@ -16,7 +16,7 @@ from sparsesoup import from_open_clip
 from sparsesoup.cli.main import main
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.rng import cpu_generator
-from sparsesoup.exports.benchmark.candidate import open_subject
+from sparsesoup.exports.benchmark.candidate import open_candidate
 from sparsesoup.hub.models.dummy_inputs import dummy_inputs
 from sparsesoup.hub.models.prunable import find_prunable
 from sparsesoup.training.cost import CountFlops
@@ -191,7 +191,7 @@ def test_a_pruned_open_clip_tower_is_measured_and_becomes_a_graph(place, tmp_pat
     assert [row["promise"] for row in facts["rows"]] == [1.0]
     assert main(["export", str(run), "--to", "onnx", "--out", str(graph)]) == 0
     assert json.loads((graph / "export.json").read_text())["largest_difference"] < 1e-4
-    assert sum(p.numel() for p in open_subject(graph).dense.parameters()) == facts["sizes"]["dense"]["parameters"]
+    assert sum(p.numel() for p in open_candidate(graph).dense.parameters()) == facts["sizes"]["dense"]["parameters"]
 
 
 def test_the_size_of_images_is_read_as_timm_says_it_and_refused_where_nothing_does():

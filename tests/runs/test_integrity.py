@@ -21,7 +21,7 @@ from sparsesoup.runs.config import parse_arguments
 from sparsesoup.runs.run import fill_default_sparsity
 from sparsesoup.training.cost import Cost
 from sparsesoup.training.train_cache import CachedTraining, TrainingCache
-from test_export import pruned
+from tiny_exports import pruned
 from tiny_hub import older, sparsesoup
 
 TRIALS = 96

@@ -1,7 +1,7 @@
 """Export formats of a pruned model. A format is a module here and a row in `FORMATS`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -9,26 +9,19 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import DIGESTS, atomic_write, digest_of, digests_of, load_table, write_table
 from sparsesoup.core.manifest import EXPORT
 from sparsesoup.core.plugins import load_plugins
-from sparsesoup.exports.base import ExportFormat, export_facts
 from sparsesoup.exports.compact import CompactFormat, load_compact
 from sparsesoup.exports.dense import DenseFormat
-from sparsesoup.exports.onnx import OnnxFormat
-from sparsesoup.exports.openvino import OpenVinoFormat
+from sparsesoup.exports.graphs import OnnxFormat, OpenVinoFormat
 from sparsesoup.exports.packed import PackedFormat, load_packed
 from sparsesoup.exports.semi_structured import SemiStructuredFormat, load_semi_structured
-from sparsesoup.exports.source import open_source
+from sparsesoup.exports.source import ExportFormat, open_source
 
 WEIGHTS = (".safetensors", ".onnx", ".onnx.data", ".bin")  # extensions of weight files
+SOURCE = ("method", "model", "dataset", "local", "seed", "sparsity", "validation", "test", "test_splits")
 
 __all__ = [
-    "FORMATS",
-    "FormatInfo",
-    "WrittenExport",
-    "load_compact",
-    "load_packed",
-    "load_semi_structured",
-    "write_export",
-]
+    "FORMATS", "FormatInfo", "WrittenExport", "load_compact", "load_packed", "load_semi_structured", "write_export",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,7 +52,7 @@ FORMATS = {
     "semi-structured": FormatInfo(
         SemiStructuredFormat,
         "the stock folder with 2:4 matrices",
-        "faster on GPUs that skip their zeros (from compute capability 8.0 on)",
+        "faster on GPUs that skip their zeros (from compute capability 8.0 on); experimental, not yet run on one",
     ),
 }
 
@@ -81,13 +74,12 @@ def format_named(name: str, settings: Mapping[str, Any]) -> ExportFormat:
     """
     if name not in FORMATS:
         raise UserError(f"unknown format {name!r}; allowed: {', '.join(FORMATS)}")
-    known = [f.name for f in fields(FORMATS[name].format)]
-    for key in settings:
+    known = {f.name: f for f in fields(FORMATS[name].format)}
+    for key, value in settings.items():
         if key not in known:
             raise UserError(f"format {name} has no setting {key!r}; it has {', '.join(known) or 'none'}")
-    for field in fields(FORMATS[name].format):
-        if isinstance(field.default, bool) and not isinstance(settings.get(field.name, False), bool):
-            raise UserError(f"{field.name} of format {name} is True or False, got {settings[field.name]!r}")
+        if isinstance(known[key].default, bool) and not isinstance(value, bool):
+            raise UserError(f"{key} of format {name} is True or False, got {value!r}")
     made: ExportFormat = FORMATS[name].format(**settings)
     return made
 
@@ -104,15 +96,27 @@ def write_export(run: Path, to: str, out: Path, settings: Mapping[str, Any] | No
     """
     format, source = format_named(to, settings or {}), open_source(run)
     _check_out(out, source.folder)
-    before, product = source.model_size(), format.make(source)
+    before, product = asdict(source.model_size()), format.make(source)
     with atomic_write(out) as temporary:
         temporary.mkdir()
         more = product.save(temporary) or {}
         files = sorted(str(p.relative_to(temporary)) for p in temporary.rglob("*") if p.is_file())
         weights = sum((temporary / f).stat().st_size for f in files if f.endswith(WEIGHTS) and "/" not in f)
-        product = replace(product, size=replace(product.size, weights=weights))
-        facts = export_facts(to, vars(format), source, before, product) | more
-        facts |= {"files": [*files, EXPORT], DIGESTS: digests_of(temporary, files)}
+        after = asdict(product.size) | {"weights": weights}
+        facts = {
+            "format": 1,
+            "to": to,
+            "settings": dict(vars(format)),
+            "source": {key: source.facts[key] for key in SOURCE if key in source.facts},
+            "sizes": {key: [value, after[key]] for key, value in before.items()},
+            "layers": product.layers,
+            "load": product.load,
+            "notes": [*product.notes],
+            **product.facts,
+            **more,
+            "files": [*files, EXPORT],
+            DIGESTS: digests_of(temporary, files),
+        }
         write_table(temporary / EXPORT, facts)
     return WrittenExport(out, facts)
 
@@ -131,11 +135,12 @@ def _check_out(out: Path, source: Path) -> None:
         raise UserError(f"--out {out} is a file; give a folder that does not exist")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    named = [*_earlier_files(out), "benchmark.json"]
-    above = {parent for name in named for parent in Path(name).parents}
-    other = [p for p in (path.relative_to(out) for path in out.rglob("*")) if str(p) not in named and p not in above]
-    if other or len(named) == 1:
-        first = min(map(str, other), default=out.name)
+    earlier = _earlier_files(out)
+    named = {*earlier, "benchmark.json"}
+    named |= {str(parent) for name in named for parent in Path(name).parents}
+    other = sorted(name for path in out.rglob("*") if (name := str(path.relative_to(out))) not in named)
+    if other or not earlier:
+        first = other[0] if other else out.name
         raise UserError(f"--out {out} holds something else ({first}); give a folder that does not exist")
 
 

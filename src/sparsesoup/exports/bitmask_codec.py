@@ -4,11 +4,8 @@ One safetensors file. A tensor `w` with enough zeros is stored as `w|bits` and `
 header lists for each its shape, its type, the type of the values and a SHA-256 over these and the bytes.
 """
 
-import contextlib
 import hashlib
 import json
-import math
-import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +25,7 @@ TYPES = {str(kind).removeprefix("torch."): kind for kind in (
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
     torch.uint8, torch.bool,
 )}  # fmt: skip
-WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+NAMES = {kind: name for name, kind in TYPES.items()}
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes per weight -> integer type
 FLAWS = (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, pyarrow.ArrowException)
 Entry = dict[str, Any]  # shape, dtype, stored, sha256, and with zstd the size of each part
@@ -50,18 +47,17 @@ def encode_tensor(
         zstd: compress the parts.
     Raises: UserError for an unknown type.
     """
-    if str(tensor.dtype).removeprefix("torch.") not in TYPES:
+    if tensor.dtype not in NAMES:
         raise UserError(f"{name} has type {tensor.dtype}, which is not packed; allowed: {', '.join(TYPES)}")
     words = _as_integer_bits(tensor)
     alive = (tensor.detach() != 0).cpu().numpy().reshape(-1)
     stored = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-    count, width = int(np.count_nonzero(alive)), stored.itemsize
-    if -(-words.size // 8) + count * width < words.size * width:
+    if -(-words.size // 8) + int(np.count_nonzero(alive)) * stored.itemsize < words.size * stored.itemsize:
         values = torch.from_numpy(words[np.flatnonzero(alive)]).view(tensor.dtype)
         parts = {"bits": torch.from_numpy(np.packbits(alive)), "values": values.to(stored)}
     else:
         parts = {"whole": torch.from_numpy(words).view(tensor.dtype).to(stored)}
-    entry: Entry = {"shape": list(tensor.shape), "dtype": _dtype_name(tensor.dtype), "stored": _dtype_name(stored)}
+    entry: Entry = {"shape": list(tensor.shape), "dtype": NAMES[tensor.dtype], "stored": NAMES[stored]}
     if zstd:
         entry["zstd"] = {part: t.nbytes for part, t in parts.items()}
         parts = {part: _compress_bytes(t) for part, t in parts.items()}
@@ -73,12 +69,15 @@ def decode_tensor(name: str, entry: Entry, parts: dict[str, Tensor]) -> Tensor:
 
     Raises: UserError naming the tensor if any part has changed.
     """
-    if not _parts_intact(name, entry, parts):
+    facts, squeezed = {key: value for key, value in entry.items() if key != "sha256"}, entry.get("zstd")
+    kinds = {part: torch.uint8 if part == "bits" else TYPES[entry["stored"]] for part in parts}
+    # The digest covers the types in the table, not those in the file's own header.
+    known = all(t.dtype == (torch.uint8 if squeezed else kinds[part]) for part, t in parts.items())
+    if not known or _entry_digest(name, facts, parts) != entry.get("sha256"):
         raise UserError(f"damaged file: the bytes of {name} are not those that were written; copy it again")
+    if squeezed:
+        parts = {part: _decompress_bytes(t, kinds[part], squeezed[part]) for part, t in parts.items()}
     dtype, shape = TYPES[entry["dtype"]], entry["shape"]
-    if "zstd" in entry:
-        kinds = _part_dtypes(entry)
-        parts = {part: _decompress_bytes(t, kinds[part], entry["zstd"][part]) for part, t in parts.items()}
     if not (count := int(np.prod(shape))):
         return torch.empty(shape, dtype=dtype)
     if "whole" in parts:
@@ -104,96 +103,39 @@ def write_packed(path: Path, packed: Iterable[Packed]) -> None:
 def read_packed(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, weights) of every tensor in a folder's packed file, each verified first.
 
-    Raises: UserError if the file is missing, of another format, truncated or changed; it names the first such tensor.
+    Raises: UserError if the file is missing, of another format, truncated or changed; it names a changed tensor.
     """
-    path = folder / FILE
+    path, where = folder / FILE, "the file"
     try:
         with safe_open(path, framework="pt") as file:
-            table = _read_header(path, file.metadata())
+            table = _read_header(path, file)
             keys: dict[str, list[str]] = {}
             for key in sorted(file.keys()):
                 keys.setdefault(key.rpartition("|")[0], []).append(key)
             if foreign := sorted(keys.keys() ^ table.keys()):
-                raise UserError(f"damaged file: {path} and its own table differ in {foreign[0]}; copy it again")
-            for name, entry in table.items():
-                yield name, _verified_tensor(file, name, entry, keys[name])
-    except UserError as error:
+                raise UserError(f"damaged file: its tensors and its own table differ in {foreign[0]}; copy it again")
+            for where, entry in table.items():
+                parts = {key.rpartition("|")[2]: file.get_tensor(key) for key in keys[where]}
+                yield where, decode_tensor(where, entry, parts)
+    except UserError as error:  # also a ValueError
         raise UserError(str(error).replace("damaged file:", f"damaged file {path}:", 1)) from error
     except FileNotFoundError as error:
         raise UserError(f"no {path}: give a folder that `sparsesoup export --to packed` wrote") from error
     except FLAWS as error:
-        raise UserError(f"damaged file {path}: {_cut_off(path) or error}; copy it again") from error
+        raise UserError(f"damaged file {path}: {where} is not as it was written ({error}); copy it again") from error
 
 
 def stored_kinds(folder: Path) -> dict[str, torch.dtype]:
     """Return tensor -> type of its values in a folder's packed file."""
-    path = folder / FILE
-    with safe_open(path, framework="pt") as file:
-        return {name: TYPES[entry["stored"]] for name, entry in _read_header(path, file.metadata()).items()}
+    with safe_open(folder / FILE, framework="pt") as file:
+        return {name: TYPES[entry["stored"]] for name, entry in _read_header(folder / FILE, file).items()}
 
 
-def _verified_tensor(file: Any, name: str, entry: Entry, keys: Iterable[str]) -> Tensor:
-    try:
-        return decode_tensor(name, entry, {key.rpartition("|")[2]: file.get_tensor(key) for key in keys})
-    except UserError:  # also a ValueError
-        raise
-    except FLAWS as error:
-        raise UserError(f"damaged file: {name} is not as it was written ({error}); copy it again") from error
-
-
-def _parts_intact(name: str, entry: Entry, parts: dict[str, Tensor]) -> bool:
-    facts = {key: value for key, value in entry.items() if key != "sha256"}
-    if _entry_digest(name, facts, parts) != entry.get("sha256"):
-        return False
-    kinds = _part_dtypes(entry)  # the digest covers the types in the table, not those in the file's own header
-    return all(t.dtype == (torch.uint8 if "zstd" in entry else kinds[part]) for part, t in parts.items())
-
-
-def _part_dtypes(entry: Entry) -> dict[str, torch.dtype]:
-    """Return part -> its type before compression."""
-    stored = TYPES[entry["stored"]]
-    return {"bits": torch.uint8, "values": stored, "whole": stored}
-
-
-def _read_header(path: Path, metadata: dict[str, str] | None) -> dict[str, Entry]:
-    header = from_json((metadata or {}).get("sparsesoup", "{}"))
+def _read_header(path: Path, file: Any) -> dict[str, Entry]:
+    header = from_json((file.metadata() or {}).get("sparsesoup", "{}"))
     if header.get("format") != FORMAT:
         raise UserError(f"{path} has format {header.get('format')}; this version reads {FORMAT}")
     return dict(header["tensors"])
-
-
-def _cut_off(path: Path) -> str:
-    """Describe where a file is truncated or changed; return '' if its header gives no hint."""
-    with (
-        contextlib.suppress(OSError, ValueError, struct.error, KeyError, TypeError, AttributeError),
-        open(path, "rb") as file,
-    ):
-        (length,) = struct.unpack("<Q", file.read(8))
-        start, end = 8 + length, path.stat().st_size
-        header = from_json(file.read(min(length, end)))  # a corrupted length could exceed the memory
-        if wrong := _misplaced_part(header):
-            return f"type, shape or place of {wrong.rpartition('|')[0]} has changed"
-        rows = {key: row["data_offsets"] for key, row in header.items() if key != "__metadata__"}
-        lost = sorted((row[0], key) for key, row in rows.items() if start + row[1] > end)
-        if lost:
-            return f"it ends within {lost[0][1].rpartition('|')[0]}"
-        return "bytes follow its last tensor" if start + max(row[1] for row in rows.values()) < end else ""
-    return "its header is cut off or changed"
-
-
-def _misplaced_part(header: dict[str, Any]) -> str:
-    """Return the first part that does not match its type and shape, or does not follow the one before."""
-    end = 0
-    for key, row in header.items():
-        if key == "__metadata__":
-            continue
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            start, stop = row["data_offsets"]
-            if start == end and stop - start == math.prod(row["shape"]) * WIDTHS[row["dtype"]]:
-                end = stop
-                continue
-        return key
-    return ""
 
 
 def _as_integer_bits(tensor: Tensor) -> Any:
@@ -202,10 +144,6 @@ def _as_integer_bits(tensor: Tensor) -> Any:
     if not flat.numel():  # may have a stride of 0, which torch cannot view as another type
         flat = torch.empty(0, dtype=tensor.dtype)
     return flat.view(WORDS[tensor.dtype.itemsize]).numpy()
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _entry_digest(name: str, entry: Entry, parts: dict[str, Tensor]) -> str:

@@ -13,9 +13,15 @@ from torch import Tensor
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import load_table
 from sparsesoup.core.ticket import save_masks
-from sparsesoup.exports.base import PreparedExport
 from sparsesoup.exports.bitmask_codec import FILE
-from sparsesoup.exports.source import PrunedSource, graph_in, masks_from_zeros, size_of
+from sparsesoup.exports.source import (
+    PreparedExport,
+    PrunedSource,
+    graph_in,
+    largest_difference,
+    masks_from_zeros,
+    size_of,
+)
 from sparsesoup.hub.models.checkpoint import quiet_transformers
 from sparsesoup.hub.models.dummy_inputs import dummy_inputs, forward_outputs
 from sparsesoup.hub.models.layer_layouts import PrunableLayer, Widths, layer_widths, prunable_layers, prune_layer_
@@ -40,24 +46,26 @@ class CompactFormat:
     def make(self, source: PrunedSource) -> PreparedExport:
         """Return the compact model, compared with the masked one on random inputs."""
         prunable_layers(source.model)  # refuses an unknown model type before anything is copied
-        before = widths_in(source.folder, 0) or layer_widths(source.model)
-        plan = {layer.name: find_live_units(layer) for layer in prunable_layers(source.model)}
+        before, plan = _widths_and_plan(source)
         # A compact model that was trained further is written as it is; an unchanged export need not be copied.
         if not source.has_own_widths or (source.folder / "export.json").is_file():
             _check_gain(plan, source)
         if self.stock:
             plan = _uniform_plan(plan)
         model, difference = shrink_model(source.model, plan)
-        told, kind = _tell_config(model), type(model).__name__
-        if told and self.stock:
+        own, kind, after = _write_widths(model), type(model).__name__, layer_widths(model)
+        if own and self.stock:
             raise UserError(f"{kind} knows no other widths than it has, whatever config.json says; leave --stock out")
+        notes = [", ".join(f"{key}: {a:,} of {b:,} left" for key, (b, a) in _summed_widths(before, after).items())]
+        if own:
+            notes.append("stock classes do not know layers of such widths; --stock keeps to what they do")
         return PreparedExport(
             save=lambda folder: _save_compact(model, source, folder),
-            size=size_of(model.named_parameters(), 0),
-            layers=widths_by_layer(before, layer_widths(model)),
-            load="sparsesoup.load_compact(folder)" if told else f"transformers.{kind}.from_pretrained(folder)",
-            notes=_compact_notes(before, layer_widths(model), told),
-            facts={"largest_difference": difference, "stock": not told},
+            size=size_of(model.named_parameters()),
+            layers=widths_by_layer(before, after),
+            load="sparsesoup.load_compact(folder)" if own else f"transformers.{kind}.from_pretrained(folder)",
+            notes=notes,
+            facts={"largest_difference": difference, "stock": not own},
         )
 
 
@@ -71,12 +79,7 @@ def _save_compact(model: Any, source: PrunedSource, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class KeptUnits:
-    """Heads and units of a layer to keep.
-
-    Args:
-        heads: bool [heads], True = kept.
-        units: bool [units], True = kept.
-    """
+    """Heads and units of a layer to keep: bool [heads] and bool [units], True = kept."""
 
     heads: Tensor
     units: Tensor
@@ -87,15 +90,62 @@ class KeptUnits:
         return bool(self.heads.all() and self.units.all())
 
 
+@dataclass(frozen=True)
+class ShrunkModel:
+    """A model prepared for another engine."""
+
+    model: Any  # on the CPU, in float32, in evaluation mode
+    layers: list[dict[str, Any]]  # a row per layer, heads and units before and after; empty if they are unknown
+    notes: tuple[str, ...]  # what was cut, or why nothing was
+
+
+def shrink_if_possible(source: PrunedSource) -> ShrunkModel:
+    """Return the model of a source for other engines, as narrow as its zeros allow.
+
+    Raises: UserError if the outputs differ from those of the masked model.
+    """
+    kind = source.model.dtype
+    notes = [] if kind == torch.float32 else [f"its weights were {str(kind).removeprefix('torch.')}, here float32"]
+    try:
+        before, plan = _widths_and_plan(source)
+    except UserError:
+        model, rows = copy.deepcopy(source.model), []
+        what = "nothing was cut out: heads and units of this family are not known here"
+    else:
+        whole = all(stays.keeps_all for stays in plan.values())
+        model = copy.deepcopy(source.model) if whole else shrink_model(source.model, plan)[0]
+        rows = widths_by_layer(before, after := layer_widths(model))
+        what = "nothing was cut out, since all heads and units have weights left: zeros alone make it no faster"
+        if before != after:
+            (heads, left), (units, some) = _summed_widths(before, after).values()
+            what = f"{left:,} of {heads:,} heads and {some:,} of {units:,} feed-forward units are in it"
+    return ShrunkModel(model.cpu().float().eval(), rows, (what, *notes))
+
+
+def _widths_and_plan(source: PrunedSource) -> tuple[Widths, dict[str, KeptUnits]]:
+    """Return (widths before anything was cut, what to keep in each layer).
+
+    Raises: UserError for a family whose heads and units are unknown.
+    """
+    before = widths_in(source.folder, 0) or layer_widths(source.model)
+    return before, {layer.name: find_live_units(layer) for layer in prunable_layers(source.model)}
+
+
 def shrink_model(masked: Any, plan: Mapping[str, KeptUnits]) -> tuple[Any, float]:
     """Return (a copy of a model cut down to the kept units of each layer, the largest difference of its outputs).
 
     Raises: UserError if the difference exceeds rounding.
     """
-    model = copy.deepcopy(masked)
+    model, batch = copy.deepcopy(masked), dummy_inputs(masked)
     for layer in prunable_layers(model):
         fold_and_prune_layer_(layer, plan[layer.name])
-    return model, _output_difference(masked, model, dummy_inputs(masked))
+    found, expected = ([t.double() for t in forward_outputs(each, batch)] for each in (model, masked))
+    what = "the compact model answers otherwise than the masked one"
+    remedy = (
+        f"this version of transformers computes {type(masked).__name__} in a way not known here; export it --to packed"
+    )
+    close = CLOSE if masked.dtype.itemsize >= 4 else CLOSE_IN_HALF
+    return model, largest_difference(found, expected, close, what, f"; {remedy}")
 
 
 def find_live_units(layer: PrunableLayer) -> KeptUnits:
@@ -172,41 +222,25 @@ def _check_gain(plan: dict[str, KeptUnits], source: PrunedSource) -> None:
     )
 
 
-@torch.no_grad()
-def _output_difference(masked: Any, narrow: Any, batch: dict[str, Tensor]) -> float:
-    """Return the largest difference of outputs on random inputs; raise a UserError if it exceeds rounding."""
-    one, other = forward_outputs(masked, batch), forward_outputs(narrow, batch)
-    pairs = [(a.double(), b.double()) for a, b in zip(one, other, strict=True)]
-    difference = max(float((a - b).abs().max()) for a, b in pairs)
-    largest = max(float(a.abs().max()) for a, _ in pairs)
-    close = CLOSE if masked.dtype.itemsize >= 4 else CLOSE_IN_HALF
-    if not difference <= close * max(largest, 1.0):
-        raise UserError(
-            f"the compact model answers otherwise than the masked one, by {difference:.3g} of {largest:.3g}; this "
-            f"version of transformers computes {type(masked).__name__} in a way not known here; export it --to packed"
-        )
-    return difference
-
-
-def _tell_config(model: Any) -> Widths:
+def _write_widths(model: Any) -> bool:
     """Write the widths into the model's config: as stock keys if the stock class supports them, else as our own.
 
-    Returns: the widths under our own key; empty for a stock model.
+    Returns: True if they are under our own key.
     """
-    wanted, layout = layer_widths(model), prunable_layers(model)[0].layout
+    wanted, layers = layer_widths(model), prunable_layers(model)
     if hasattr(model.config, COMPACT):
         delattr(model.config, COMPACT)
     stock, first = copy.deepcopy(model.config), next(iter(wanted.values()))
     if all(row == first for row in wanted.values()) and first["heads"] and first["units"]:
-        setattr(stock, layout.units, first["units"])
+        setattr(stock, layers[0].layout.units, first["units"])
         if first["heads"] != getattr(stock, "num_attention_heads", None):
-            stock.num_attention_heads, stock.head_dim = first["heads"], prunable_layers(model)[0].head_size
+            stock.num_attention_heads, stock.head_dim = first["heads"], layers[0].head_size
         # Compare all shapes, not only counts: a class that divides the hidden size makes two heads of 8 from two of 4.
         if class_can_build(type(model), stock, dict(model.named_parameters())):
             model.config = stock
-            return {}
+            return False
     setattr(model.config, COMPACT, {"format": COMPACT_FORMAT, "layers": wanted})
-    return wanted
+    return True
 
 
 def widths_by_layer(before: Widths, after: Widths) -> list[dict[str, Any]]:
@@ -220,6 +254,11 @@ def widths_by_layer(before: Widths, after: Widths) -> list[dict[str, Any]]:
         {"layer": layer, **{key: [row[key], after[layer][key]] for key in ("heads", "units")}}
         for layer, row in before.items()
     ]
+
+
+def _summed_widths(before: Widths, after: Widths) -> dict[str, list[int]]:
+    """Return the sums over all layers: {"heads": [before, after], "units": [before, after]}."""
+    return {key: [sum(row[key] for row in widths.values()) for widths in (before, after)] for key in ("heads", "units")}
 
 
 def widths_in(folder: Path, after: int) -> Widths:
@@ -237,13 +276,6 @@ def inherited_facts(folder: Path) -> dict[str, Any]:
     return {"widths": widths_by_layer(before, widths_in(folder, 1))} if before else {}
 
 
-def _compact_notes(before: Widths, after: Widths, told: Widths) -> tuple[str, ...]:
-    sums = {key: [sum(row[key] for row in table.values()) for table in (before, after)] for key in ("heads", "units")}
-    parts = [f"{key}: {a:,} of {b:,} left" for key, (b, a) in sums.items()]
-    more = ["stock classes do not know layers of such widths; --stock keeps to what they do"] if told else []
-    return (", ".join(parts), *more)
-
-
 def load_compact(folder: str | Path) -> Any:
     """Load a compact model: the stock class of transformers, with the layer widths of config.json.
 
@@ -256,10 +288,11 @@ def load_compact(folder: str | Path) -> Any:
 
     >>> model = load_compact("compact-model")  # doctest: +SKIP
     """
-    if not (Path(folder) / "config.json").is_file():
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
         raise UserError(f"no model at {folder}: give a folder that `sparsesoup export --to compact` wrote")
-    if (Path(folder) / FILE).is_file():
+    if (folder / FILE).is_file():
         raise UserError(f"{folder} is packed: load it with sparsesoup.load_packed")
-    if graph := graph_in(Path(folder)):
+    if graph := graph_in(folder):
         raise UserError(f"{folder} holds a graph ({graph}), which its engine loads: export.json says how")
     return load_as_saved(str(folder)).eval()

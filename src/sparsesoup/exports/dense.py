@@ -12,9 +12,8 @@ from torch import Tensor
 
 from sparsesoup.core.targets import block_of
 from sparsesoup.core.ticket import save_masks
-from sparsesoup.exports.base import PreparedExport
 from sparsesoup.exports.compact import inherited_facts
-from sparsesoup.exports.source import WEIGHTS, PrunedSource, in_encoder, masks_from_zeros
+from sparsesoup.exports.source import INDEX, WEIGHTS, PreparedExport, PrunedSource, in_encoder, masks_from_zeros
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +29,10 @@ class DenseFormat:
             source.copy_beside(folder)
             if source.is_packed:
                 save_file(dict(source.iterate_tensors()), folder / WEIGHTS, metadata={"format": "pt"})
-            for path in [] if source.is_packed else source.files_and_index():
-                shutil.copyfile(path, folder / path.name)
+            else:
+                index, files = source.folder / INDEX, source.weight_files()
+                for path in [*files, index] if index.is_file() and files != [source.folder / WEIGHTS] else files:
+                    shutil.copyfile(path, folder / path.name)
             save_masks(folder / "pruning", masks, facts)
 
         return PreparedExport(
@@ -39,7 +40,7 @@ class DenseFormat:
             size=replace(source.model_size(), weights=0),
             layers=kept_by_layer(source.iterate_tensors()),
             load=loading_code(source),  # loads the model, which fails if its weights do not match its masks
-            notes=("zeros alone make a model neither smaller nor faster: see --to packed and --to compact",),
+            notes=["zeros alone make a model neither smaller nor faster: see --to packed and --to compact"],
             facts=inherited_facts(source.folder),
         )
 
@@ -52,10 +53,10 @@ def kept_by_layer(tensors: Iterable[tuple[str, Tensor]]) -> list[dict[str, Any]]
             row = counts.setdefault(block_of(name), [0, 0])
             row[0] += tensor.numel()
             row[1] += int(torch.count_nonzero(tensor))
-    return [{"layer": layer, "weights": counts[layer]} for layer in sorted(counts, key=_by_number)]
+    return [{"layer": layer, "weights": counts[layer]} for layer in sorted(counts, key=_stack_and_number)]
 
 
-def _by_number(layer: str) -> tuple[str, int]:
+def _stack_and_number(layer: str) -> tuple[str, int]:
     stack, _, number = layer.rpartition(".")
     return stack, int(number)
 

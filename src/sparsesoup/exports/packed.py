@@ -1,17 +1,16 @@
 """Packed export: one bit per weight and the nonzero values; a small lossless file that is unpacked for use."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import write_table
 from sparsesoup.core.ticket import FACTS
-from sparsesoup.exports import bitmask_codec as coding
-from sparsesoup.exports.base import PreparedExport
+from sparsesoup.exports import bitmask_codec as codec
 from sparsesoup.exports.compact import inherited_facts
 from sparsesoup.exports.dense import kept_by_layer
-from sparsesoup.exports.source import ModelSize, PrunedSource, forget_masks, in_encoder
+from sparsesoup.exports.source import PreparedExport, PrunedSource, forget_masks, in_encoder
 from sparsesoup.hub.models.loading import load_as_saved
 
 KINDS = {"same": None, "bf16": "bfloat16"}
@@ -35,34 +34,31 @@ class PackedFormat:
 
     def make(self, source: PrunedSource) -> PreparedExport:
         """Return the packed model in memory; pruned weights are zero."""
-        kind = coding.TYPES.get(KINDS[self.dtype] or "")
+        kind = codec.TYPES.get(KINDS[self.dtype] or "")
         _ = source.model  # fails if the weights do not match the masks
         packed = [
-            (name, *coding.encode_tensor(name, t, kind if t.dim() > 1 else None, self.zstd))
+            (name, *codec.encode_tensor(name, t, kind if t.dim() > 1 else None, self.zstd))
             for name, t in source.iterate_tensors()
         ]
-        encoder = sum(
-            part.nbytes for name, entry, parts in packed if in_encoder(name, entry["shape"]) for part in parts.values()
-        )
-        before = source.model_size()
+        matrices = [parts for name, entry, parts in packed if in_encoder(name, entry["shape"])]
+        encoder = sum(part.nbytes for parts in matrices for part in parts.values())
 
         def save(folder: Path) -> None:
             source.copy_beside(folder)
             forget_masks(folder)
-            coding.write_packed(folder / coding.FILE, packed)
+            codec.write_packed(folder / codec.FILE, packed)
             (folder / "pruning").mkdir(exist_ok=True)
             write_table(folder / "pruning" / FACTS, source.facts)
 
         notes = ["unpack it before use: the file is small, but it computes like the dense model"]
         if kind is not None:
             notes.append("values were rounded to bf16: check predictions against the source")
-        size = ModelSize(0, encoder, before.parameters, before.nonzero)
         return PreparedExport(
             save=save,
-            size=size,
+            size=replace(source.model_size(), weights=0, encoder=encoder),
             layers=kept_by_layer(source.iterate_tensors()),
             load="sparsesoup.load_packed(folder)",
-            notes=(*notes,),
+            notes=notes,
             facts=inherited_facts(source.folder),
         )
 
@@ -75,8 +71,8 @@ def load_packed(folder: str | Path) -> Any:
     Args:
         folder: an export of `sparsesoup export --to packed`.
     Returns: the model, in evaluation mode, in its type before packing.
-    Raises: UserError if the file is missing, truncated or changed; it names the first such tensor.
+    Raises: UserError if the file is missing, truncated or changed; it names the first changed tensor.
 
     >>> model = load_packed("packed-model")  # doctest: +SKIP
     """
-    return load_as_saved(str(folder), dict(coding.read_packed(Path(folder)))).eval()
+    return load_as_saved(str(folder), dict(codec.read_packed(Path(folder)))).eval()

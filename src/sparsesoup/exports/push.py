@@ -43,30 +43,18 @@ The token is that of HF_TOKEN, or of `hf auth login`. Local paths in a run's fil
 
 @dataclass(frozen=True)
 class HubUpload:
-    """Content of an upload.
-
-    Args:
-        folder: folder of the files.
-        files: their names.
-        facts: content of report.json or ticket.json.
-        form: content of export.json; empty for a run.
-    """
+    """Content of an upload."""
 
     folder: Path
-    files: tuple[str, ...]
-    facts: dict[str, Any]
-    form: dict[str, Any]
+    files: tuple[str, ...]  # names in the folder
+    facts: dict[str, Any]  # content of report.json or ticket.json
+    form: dict[str, Any]  # content of export.json; empty for a run
 
 
 def push_parser() -> CommandParser:
     """Return the parser of `sparsesoup push`."""
-    made = CommandParser(
-        prog="sparsesoup push",
-        description=ABOUT,
-        epilog=EXAMPLES,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = CommandParser(prog="sparsesoup push", description=ABOUT, epilog=EXAMPLES, allow_abbrev=False,
+                         formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     made.add_argument("RUN", type=Path, help="a finished run's directory, or an export")
     made.add_argument("REPO", help="its name on the Hub: owner/name")
     made.add_argument("--dry-run", action="store_true", help="write the folder and upload nothing")
@@ -128,19 +116,11 @@ def push_to_hub(
 def open_upload(run: Path) -> HubUpload:
     """Return the model of a finished run, or of an export, for uploading.
 
-    Raises: UserError if there is none, or the run is not finished.
+    Raises: UserError if there is none, the run is not finished, or a link leads out of its folder.
     """
     run = run_folder_of(run)
     if (run / FORM).is_file():
-        form, ticket = read_table(run / FORM), run / "pruning" / FACTS
-        facts = read_table(ticket) if ticket.is_file() else form.get("source", {})
-        files, verified = _files_of_export(run / FORM, form)
-        # Verifying an export opens the test split, if nobody has before.
-        facts = {"test": verified.get("scores_of_source"), "test_splits": verified.get("test_splits"), **facts}
-        parcel = HubUpload(run, files, facts, form)
-        if lost := [name for name in parcel.files if not (run / name).is_file()]:
-            raise UserError(f"damaged export: {run / lost[0]} is missing, which {FORM} names; export it again")
-        check_export(run, form)
+        parcel = _open_export(run)
     elif (run / "report.json").is_file():
         check_run_or_model(run, facts := read_report(run))
         parcel = HubUpload(run / "model", _files_of_run(run / "model", facts), facts, {})
@@ -153,26 +133,28 @@ def open_upload(run: Path) -> HubUpload:
         raise UserError(
             f"no model in {parcel.folder}: expected config.json and model.safetensors; prune or export again"
         )
-    _need_inside(run, parcel)
+    for path in (parcel.folder / name for name in parcel.files):
+        if not path.resolve().is_relative_to(run.resolve()):  # not part of the run, and may be a secret
+            raise UserError(f"{path} leads out of {run} by a link; put a copy in its place, or take it out")
     return parcel
 
 
-def _need_inside(run: Path, parcel: HubUpload) -> None:
-    """Refuse a link that leads out of the folder: its target is not part of the run, and may be a secret."""
-    for name in parcel.files:
-        path, root = parcel.folder / name, run.resolve()
-        if not path.resolve().is_relative_to(root):
-            raise UserError(f"{path} leads out of {run} by a link; put a copy in its place, or take it out")
-
-
-def _files_of_export(path: Path, form: Mapping[str, Any]) -> tuple[tuple[str, ...], Mapping[str, Any]]:
-    """Return (files, verification) of an export.json."""
+def _open_export(folder: Path) -> HubUpload:
+    form, ticket = read_table(folder / FORM), folder / "pruning" / FACTS
+    facts = read_table(ticket) if ticket.is_file() else form.get("source", {})
     files, verified = form.get("files", []), form.get("verified", {})
     known = isinstance(files, list) and all(isinstance(name, str) for name in files) and isinstance(verified, Mapping)
     # A name that leads out of the folder would be read and written elsewhere.
     if not known or any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
-        raise UserError(f"damaged {path}: no list of the files beside it, or of what was verified; export it again")
-    return tuple(files), verified
+        raise UserError(
+            f"damaged {folder / FORM}: no list of the files beside it, or of what was verified; export it again"
+        )
+    if lost := [name for name in files if not (folder / name).is_file()]:
+        raise UserError(f"damaged export: {folder / lost[0]} is missing, which {FORM} names; export it again")
+    check_export(folder, form)
+    # Verifying an export opens the test split, if nobody has before.
+    facts = {"test": verified.get("scores_of_source"), "test_splits": verified.get("test_splits"), **facts}
+    return HubUpload(folder, tuple(files), facts, form)
 
 
 def _files_of_run(folder: Path, facts: Mapping[str, Any]) -> tuple[str, ...]:
@@ -181,12 +163,9 @@ def _files_of_run(folder: Path, facts: Mapping[str, Any]) -> tuple[str, ...]:
     if isinstance(written, Mapping):
         names = [name.removeprefix("model/") for name in written if name.startswith("model/") and ".." not in name]
         return tuple(sorted(names))
-    found = [p.relative_to(folder).as_posix() for each in ("*", "pruning/*") for p in sorted(folder.glob(each))]
-    return tuple(name for name in found if _is_known(name) and (folder / name).is_file())
-
-
-def _is_known(name: str) -> bool:
-    return bool(re.fullmatch(rf"({BESIDE.pattern})|{PARTS}|pruning/({MASKS}|{FACTS}|{zero_shot.NAME}\.\w+)", name))
+    known = re.compile(rf"({BESIDE.pattern})|{PARTS}|pruning/({MASKS}|{FACTS}|{zero_shot.NAME}\.\w+)")
+    found = [p for each in ("*", "pruning/*") for p in sorted(folder.glob(each)) if p.is_file()]
+    return tuple(name for p in found if known.fullmatch(name := p.relative_to(folder).as_posix()))
 
 
 def write_upload(parcel: HubUpload, folder: Path, repo: str, license: str) -> None:
@@ -215,11 +194,11 @@ def write_upload(parcel: HubUpload, folder: Path, repo: str, license: str) -> No
 
 
 def _render_card(parcel: HubUpload, config: Mapping[str, Any], repo: str, license: str) -> str:
-    """Return the model card."""
-    asked = {"model": parcel.facts.get("model"), "dataset": parcel.facts.get("settings", {}).get("dataset")}
-    facts = {**strip_local_paths(parcel.facts), "command": portable_command(parcel.facts)}
-    known = parcel.facts.get("local", [])  # local paths of the run: a folder owner/bert looks like a name on the Hub
-    facts["local"] = [str(facts[key]) for key, name in asked.items() if key in known or is_local(name)]
+    told = parcel.facts
+    facts = {**strip_local_paths(told), "command": portable_command(told)}
+    # Local paths of the run are listed, since a folder owner/bert looks like a name on the Hub.
+    named = {"model": told.get("model"), "dataset": told.get("settings", {}).get("dataset")}
+    facts["local"] = [str(facts[key]) for key in named if key in told.get("local", []) or is_local(named[key])]
     return render_model_card(facts, strip_local_paths(parcel.form), config, repo, license)
 
 
@@ -252,12 +231,9 @@ def _upload_files(api: HfApi, folder: Path, repo: str, private: bool) -> str:
     except UserError:
         raise
     except Exception as error:  # from the Hub, the network or the disk; the classes depend on the HTTP library
-        raise UserError(_refusal_message(error, repo, str(api.token))) from error
+        code = getattr(getattr(error, "response", None), "status_code", 0) if isinstance(error, HfHubHTTPError) else 0
+        said = " ".join(str(error).split()).replace(str(api.token), "***")[:300].rstrip(".")
+        hint = {401: "the token is not valid; take another", 403: "the token may not write there; take one that may"}
+        told = hint.get(code, f"{said}; the same command tries again")
+        raise UserError(f"cannot push to {repo}: {told}") from error
     return str(made)
-
-
-def _refusal_message(error: Exception, repo: str, token: str) -> str:
-    code = getattr(getattr(error, "response", None), "status_code", None) if isinstance(error, HfHubHTTPError) else None
-    hints = {401: "the token is not valid; take another", 403: "the token may not write there; take one that may"}
-    said = " ".join(str(error).split()).replace(token, "***")[:300].rstrip(".")
-    return f"cannot push to {repo}: {hints.get(code or 0, f'{said}; the same command tries again')}"

@@ -1,10 +1,9 @@
 """Inference engines of exports, ONNX Runtime and OpenVINO, imported lazily."""
 
-import contextlib
 import importlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +23,16 @@ def require_library(name: str) -> Any:
 
     Raises: UserError naming the extra to install if it is missing.
     """
+    before = os.environ.get("CI")
+    os.environ["CI"] = "true"  # disables OpenVINO's telemetry, as in automatic tests
     try:
-        with _in_private():
-            return importlib.import_module(name)
+        return importlib.import_module(name)
     except ImportError as error:
         extra = EXTRAS[name]
         raise UserError(f"{name} is not installed, which this needs: pip install 'sparsesoup[{extra}]'") from error
-
-
-@contextlib.contextmanager
-def _in_private() -> Iterator[None]:
-    """Disable OpenVINO's telemetry on import, as it does itself in automatic tests."""
-    before = os.environ.get("CI")
-    os.environ["CI"] = "true"
-    try:
-        yield
     finally:
-        if before is None:
-            del os.environ["CI"]
-        else:
+        os.environ.pop("CI")
+        if before is not None:
             os.environ["CI"] = before
 
 

@@ -1,31 +1,36 @@
-"""Semi-structured export: 2:4 matrices for GPU sparse kernels, in the stock directory, with a table of their names."""
+"""Semi-structured export (experimental): 2:4 matrices for GPU sparse kernels, in the stock directory, with their names.
+
+2:4: two of each four consecutive weights of a row are zero, for GPUs from compute capability 8.0 on. torch calls its
+implementation (`torch.sparse.to_sparse_semi_structured`) a prototype. It does not check the pattern and drops weights
+that violate it, so the pattern is checked here.
+"""
 
 import copy
 import statistics
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.sparse import to_sparse_semi_structured
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import load_table, write_table
 from sparsesoup.core.timing import time_interleaved
-from sparsesoup.exports.base import PreparedExport
 from sparsesoup.exports.dense import DenseFormat
-from sparsesoup.exports.source import PrunedSource
-from sparsesoup.exports.two_four import (
-    KINDS,
-    missing_device_support,
-    require_two_four,
-    to_semi_structured_,
-    why_unsupported,
-)
+from sparsesoup.exports.source import PreparedExport, PrunedSource, largest_difference
 from sparsesoup.hub.models.dummy_inputs import dummy_inputs, forward_outputs
 from sparsesoup.hub.models.loading import load_as_saved
 from sparsesoup.hub.models.prunable import find_prunable
 
 TABLE, FORMAT = "semi_structured.json", 1
+# Of torch's two kernels for 16-bit matrices (cuSPARSELt, CUTLASS) the stricter one needs these multiples.
+OUT_MULTIPLE, IN_MULTIPLE = 32, 64
+KINDS = (torch.float16, torch.bfloat16)
+LEAST = (8, 0)  # compute capability
 ROWS, LENGTH = 32, 128  # of the timed batch
 ROUNDS = 30
 FAR = 0.05  # largest output difference, as a share of the largest, that rounding to 16 bits explains
@@ -51,26 +56,24 @@ class SemiStructuredFormat:
             write_table(folder / TABLE, table)
 
         why = missing_device_support("cuda")
-        found = _measure_on_gpu(source.model, turned) if not why else None
+        found = None if why else _measure_on_gpu(source.model, turned)
         notes = [
+            "experimental: its makers have not yet run it on a GPU",
             "on the disk it is the dense model; on a GPU its 2:4 matrices take 9/16 of their memory in 16 bits",
             *(f"{name} stays dense: {reason}" for name, reason in left.items()),
             _describe_measurement(found) if found else f"neither its answers nor its speed were tried on a GPU: {why}",
         ]
-        load = "sparsesoup.load_semi_structured(folder)"
         facts = {**dense.facts, "semi_structured": table, "gpu": found}
-        return replace(dense, save=save, load=load, notes=tuple(notes), facts=facts)
+        return replace(dense, save=save, load="sparsesoup.load_semi_structured(folder)", notes=notes, facts=facts)
 
 
 def _sort_matrices(model: Any) -> tuple[list[str], dict[str, str]]:
     """Return (names of the matrices that can be 2:4, the reason for each other prunable one)."""
-    turned, left = [], {}
-    for name in find_prunable(model):
-        reason = why_unsupported(model.get_submodule(name.rpartition(".")[0]), model.get_parameter(name))
-        if reason:
-            left[name] = reason
-        else:
-            turned.append(name)
+    reasons = {
+        name: why_unsupported(model.get_submodule(name.rpartition(".")[0]), model.get_parameter(name))
+        for name in find_prunable(model)
+    }
+    turned, left = [n for n in reasons if not reasons[n]], {n: why for n, why in reasons.items() if why}
     if not turned:
         first, reason = next(iter(left.items()))
         raise UserError(
@@ -87,32 +90,110 @@ def _measure_on_gpu(model: Any, names: list[str]) -> dict[str, Any]:
     to_semi_structured_(sparse, names, verify=True)
     longest = getattr(model.config, "max_position_embeddings", LENGTH + 4)
     batch = dummy_inputs(dense, ROWS, min(LENGTH, longest - 4))
-    one, other = forward_outputs(dense, batch), forward_outputs(sparse, batch)
-    apart = max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True))
-    if not apart <= FAR * max(float(a.abs().max()) for a in one):
-        raise UserError(f"with 2:4 matrices this GPU's answers are off by {apart:.3g}; use the model dense on it")
+    difference = largest_difference(
+        forward_outputs(sparse, batch), forward_outputs(dense, batch), FAR,
+        "with 2:4 matrices this GPU's answers are off", "; use the model dense on it", least=0.0,
+    )  # fmt: skip
     with torch.no_grad():
         took = time_interleaved([lambda: dense(**batch), lambda: sparse(**batch)], ROUNDS)
-    medians = {
-        f"{name}_ms": 1000 * statistics.median(seconds)
-        for name, seconds in zip(("dense", "semi_structured"), took, strict=True)
+    return {
+        "device": torch.cuda.get_device_name(),
+        "rows": ROWS,
+        "length": LENGTH,
+        "dtype": str(KINDS[0]).removeprefix("torch."),
+        "largest_difference": difference,
+        "dense_ms": 1000 * statistics.median(took[0]),
+        "semi_structured_ms": 1000 * statistics.median(took[1]),
     }
-    shape = {"rows": ROWS, "length": LENGTH, "dtype": str(KINDS[0]).removeprefix("torch.")}
-    return {"device": torch.cuda.get_device_name(), **shape, "largest_difference": apart, **medians}
 
 
 def _describe_measurement(found: dict[str, Any]) -> str:
     gain = found["dense_ms"] / found["semi_structured_ms"]
-    taken = f"{found['semi_structured_ms']:.2f} ms, dense {found['dense_ms']:.2f} ms ({gain:.2f} times as fast)"
     return (
-        f"on {found['device']} {found['rows']} rows of {found['length']} tokens take {taken}, both in {found['dtype']}"
+        f"on {found['device']} {found['rows']} rows of {found['length']} tokens take {found['semi_structured_ms']:.2f} "
+        f"ms, dense {found['dense_ms']:.2f} ms ({gain:.2f} times as fast), both in {found['dtype']}"
     )
+
+
+def first_violation(weight: Tensor) -> tuple[int, int, list[float]] | None:
+    """Return (row, first column, weights) of the first four weights with more than two nonzero; None if all fit.
+
+    Args:
+        weight: [out, in], `in` a multiple of four.
+
+    >>> first_violation(torch.tensor([[0.0, 1.0, 2.0, 0.0, 3.0, 4.0, 0.0, 5.0]]))
+    (0, 4, [3.0, 4.0, 0.0, 5.0])
+    """
+    fours = weight.detach().reshape(weight.shape[0], -1, 4)
+    found = (torch.count_nonzero(fours, dim=2) > 2).nonzero()
+    if not len(found):
+        return None
+    row, place = found[0].tolist()
+    return row, 4 * place, fours[row, place].tolist()
+
+
+def require_two_four(name: str, weight: Tensor) -> None:
+    """Raise a UserError naming the first four weights of a matrix that violate 2:4, with a remedy."""
+    if (found := first_violation(weight)) is not None:
+        row, column, four = found
+        raise UserError(
+            f"{name} is not 2:4: row {row} holds {', '.join(f'{value:.4g}' for value in four)} in columns {column} to "
+            f"{column + 3}, where at most two may be other than zero; prune with --method.scope 2:4, as in `sparsesoup "
+            f"prune magnitude --method.scope 2:4`"
+        )
+
+
+def why_unsupported(owner: nn.Module, weight: Tensor) -> str:
+    """Return why torch has no 2:4 kernel for a weight, in a few words; '' if it has one."""
+    if not isinstance(owner, nn.Linear) or weight is not owner.weight:
+        return f"it is no weight of an nn.Linear but of a {type(owner).__name__}"
+    if weight.shape[0] % OUT_MULTIPLE or weight.shape[1] % IN_MULTIPLE:
+        return f"shape {tuple(weight.shape)} is no multiple of {OUT_MULTIPLE} x {IN_MULTIPLE}"
+    return ""
+
+
+def missing_device_support(device: str | torch.device) -> str:
+    """Return what a device lacks for 2:4 kernels, in a few words; '' if nothing."""
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        return f"{device} is no device"
+    if place.type != "cuda" or not torch.cuda.is_available():
+        return f"{place} is no CUDA device" if place.type != "cuda" else "no CUDA device is there"
+    if (place.index or 0) >= torch.cuda.device_count():
+        return f"there is no {place}"
+    able = torch.cuda.get_device_capability(place)
+    return "" if able >= LEAST else f"{place} has compute capability {able[0]}.{able[1]}"
+
+
+def to_semi_structured_(model: nn.Module, names: Iterable[str], verify: bool = False) -> None:
+    """Convert weights of linear layers to torch's 2:4 form, in place; the model is then for inference only.
+
+    Args:
+        model: in float16 or bfloat16, on a device accepted by `missing_device_support`.
+        names: weight names as in `named_parameters()`.
+        verify: convert each back and compare.
+    Raises: UserError if a weight is not 2:4, is missing, or is not restored exactly.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch's prototype warning, which our documentation mentions
+        for name in names:
+            try:
+                owner = model.get_submodule(name.rpartition(".")[0])
+                weight = owner.get_parameter("weight").detach().contiguous()
+            except AttributeError as error:
+                raise UserError(f"the model has no {name}, which is to be 2:4; export it again") from error
+            require_two_four(name, weight)
+            sparse = to_sparse_semi_structured(weight)
+            if verify and not torch.equal(sparse.to_dense(), weight):
+                raise UserError(f"torch does not give {name} back from its 2:4 form on {weight.device}; use it dense")
+            owner.weight = nn.Parameter(sparse, requires_grad=False)
 
 
 def load_semi_structured(
     folder: str | Path, device: str | torch.device = "cuda", dtype: torch.dtype = torch.float16
 ) -> Any:
-    """Load the model on a GPU, with 2:4 matrices in torch's sparse form (`to_sparse_semi_structured`).
+    """Load the model on a GPU, with 2:4 matrices in torch's sparse form (`to_sparse_semi_structured`); experimental.
 
     Args:
         folder: an export of `sparsesoup export --to semi-structured`.
@@ -138,15 +219,13 @@ def load_semi_structured(
 
 
 def _matrices_of(folder: Path) -> list[str]:
+    path = folder / TABLE
     try:
-        table = load_table(folder / TABLE)
-        if table["format"] != FORMAT:
-            raise UserError(f"{folder / TABLE} has format {table['format']}; this version reads {FORMAT}")
-        return [str(name) for name in table["matrices"]]
-    except UserError:
-        raise
+        table = load_table(path)
+        if (known := table["format"]) == FORMAT:
+            return [str(name) for name in table["matrices"]]
     except FileNotFoundError as error:
-        wrote = "`sparsesoup export --to semi-structured` wrote"
-        raise UserError(f"no {folder / TABLE}: give a folder that {wrote}") from error
+        raise UserError(f"no {path}: give a folder that `sparsesoup export --to semi-structured` wrote") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"damaged {folder / TABLE} ({error}); export it again") from error
+        raise UserError(f"damaged {path} ({error}); export it again") from error
+    raise UserError(f"{path} has format {known}; this version reads {FORMAT}")

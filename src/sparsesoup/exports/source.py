@@ -1,13 +1,13 @@
-"""The source of an export: a run's model, or any model folder with masks."""
+"""The source of an export, a pruned model on disk; and what a format makes of it."""
 
 import contextlib
 import re
 import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -38,34 +38,42 @@ OURS = ("config.json", "export.json", "benchmark.json", INDEX)
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Size of a model.
+    """Size of a model."""
 
-    Args:
-        weights: bytes of its weights on disk.
-        encoder: bytes of the matrices in its repeated blocks; for a packed source, unpacked.
-        parameters: number of weights.
-        nonzero: number of nonzero weights.
-    """
-
-    weights: int
-    encoder: int
-    parameters: int
+    weights: int  # bytes of its weights on disk
+    encoder: int  # bytes of the matrices in its repeated blocks; for a packed source, unpacked
+    parameters: int  # number of weights
     nonzero: int
 
 
 @dataclass(frozen=True)
-class PrunedSource:
-    """A pruned model on disk.
+class PreparedExport:
+    """An export that is ready to be written.
 
     Args:
-        folder: folder with config.json and weights, in stock, compact or packed form.
-        facts: content of its ticket.
-        masks: name -> kept; None for a packed folder, where the zeros define them.
+        save: writes it into an existing empty folder; may return further facts for export.json.
+        size: its size; `weights` is measured after writing.
+        layers: a row per layer, before and after; {"layer": name, column: [before, after], ...}.
+        load: one line of code that loads it.
+        notes: sentences for the user, without the full stop.
+        facts: further facts for export.json.
     """
 
-    folder: Path
-    facts: dict[str, Any]
-    masks: Masks | None
+    save: Callable[[Path], dict[str, Any] | None]
+    size: ModelSize
+    layers: list[dict[str, Any]]
+    load: str
+    notes: Sequence[str] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PrunedSource:
+    """A pruned model on disk."""
+
+    folder: Path  # of config.json and weights, in stock, compact or packed form
+    facts: dict[str, Any]  # content of its ticket
+    masks: Masks | None  # name -> kept; None for a packed folder, where the zeros define them
 
     @property
     def is_packed(self) -> bool:
@@ -100,11 +108,6 @@ class PrunedSource:
             raise UserError(f"damaged model: {lost[0]} is missing, which {INDEX} names; copy it again")
         return several
 
-    def files_and_index(self) -> list[Path]:
-        """Return the files with weights, and the index if there are several."""
-        index = self.folder / INDEX
-        return [*self.weight_files(), *([index] if index.is_file() and not (self.folder / WEIGHTS).is_file() else [])]
-
     @property
     def has_own_widths(self) -> bool:
         """True if its layers have widths that no stock class makes."""
@@ -133,6 +136,13 @@ class PrunedSource:
             shutil.copyfile(path, folder / "pruning" / path.name)
 
 
+class ExportFormat(Protocol):
+    """An export format: a frozen dataclass whose fields are its settings."""
+
+    def make(self, source: PrunedSource) -> PreparedExport:
+        """Return the export in memory; raise all errors here, before anything is written."""
+
+
 def open_source(run: Path) -> PrunedSource:
     """Open the pruned model of a run directory, of a model folder with `pruning/`, or of a packed folder.
 
@@ -141,16 +151,19 @@ def open_source(run: Path) -> PrunedSource:
     """
     check_finished(run)
     if (run / FILE).is_file():
-        facts = run / "pruning" / FACTS
-        return PrunedSource(run, read_table(facts, "ticket", "copy it again") if facts.is_file() else {}, None)
+        ticket = run / "pruning" / FACTS
+        return PrunedSource(run, read_table(ticket, "ticket", "copy it again") if ticket.is_file() else {}, None)
     if graph := graph_in(run):
         raise UserError(f"{run} holds a graph ({graph}), which no other form is made of; give the run it was made from")
     folder = find_mask_folder(run).parent
     if not (folder / "config.json").is_file():
         raise UserError(f"no model beside the masks in {folder}: expected config.json and {WEIGHTS}")
-    masks, facts_ = load_masks(folder / "pruning")
+    masks, facts = load_masks(folder / "pruning")
     check_model(folder)
-    return PrunedSource(folder, facts_ | _test_scores(folder.parent), masks)
+    with contextlib.suppress(OSError, ValueError):  # scores on the test split are taken after the ticket is written
+        report = load_table(folder.parent / REPORT)
+        facts |= {key: report[key] for key in ("test", "test_splits") if report.get(key)}
+    return PrunedSource(folder, facts, masks)
 
 
 def run_folder_of(path: Path) -> Path:
@@ -177,20 +190,12 @@ def check_finished(run: Path) -> None:
         raise UserError(f"{run} is not finished; give the `sparsesoup prune` command again that began it: it goes on")
 
 
-def _test_scores(run: Path) -> dict[str, Any]:
-    """Return the scores on the test split, which the ticket lacks because it was written before them."""
-    with contextlib.suppress(OSError, ValueError):
-        facts = load_table(run / REPORT)
-        return {key: facts[key] for key in ("test", "test_splits") if facts.get(key)}
-    return {}
-
-
 def in_encoder(name: str, shape: Iterable[int]) -> bool:
     """Return True if a weight is a matrix in a repeated block."""
     return bool(block_of(name)) and len([*shape]) >= 2
 
 
-def size_of(tensors: Iterable[tuple[str, Tensor]], weights: int) -> ModelSize:
+def size_of(tensors: Iterable[tuple[str, Tensor]], weights: int = 0) -> ModelSize:
     """Return the size of a model with these weights, which take `weights` bytes on disk."""
     encoder = parameters = nonzero = 0
     for name, tensor in tensors:
@@ -203,3 +208,21 @@ def size_of(tensors: Iterable[tuple[str, Tensor]], weights: int) -> ModelSize:
 def masks_from_zeros(model: Any) -> Masks:
     """Return the masks given by a model's own zeros; fully zero matrices have none."""
     return {name: mask for name, mask in zeros_of(model, prunable_matrices(model)).items() if mask.numel()}
+
+
+def largest_difference(
+    found: Sequence[Tensor], expected: Sequence[Tensor], close: float, what: str, remedy: str = "", least: float = 1.0
+) -> float:
+    """Return the largest difference between the outputs of two models.
+
+    Args:
+        close: largest one allowed, as a share of the largest expected output, or of `least` if that is more.
+        what, remedy: beginning and end of the message.
+    Raises: UserError if it is exceeded, or an output is NaN.
+    """
+    pairs = list(zip(found, expected, strict=True))
+    difference = float(torch.stack([(a - b).abs().max() for a, b in pairs]).max())  # NaN if any is
+    largest = max(float(b.abs().max()) for _, b in pairs)
+    if not difference <= close * max(largest, least):
+        raise UserError(f"{what}, by {difference:.3g} of {largest:.3g}{remedy}")
+    return difference

@@ -39,25 +39,21 @@ def strip_local_paths(value: Any, key: str = "") -> Any:
 
 def strip_local_config(config: dict[str, Any]) -> dict[str, Any]:
     """Remove local information from a config. Labels and tokens stay, although they may look like paths."""
-    return {
-        key: strip_local_paths(value) if key in NAMED else value for key, value in config.items() if key not in HERE
-    }
+    return {key: strip_local_paths(v) if key in NAMED else v for key, v in config.items() if key not in HERE}
 
 
 def portable_command(facts: Mapping[str, Any]) -> str | None:
     """Return the command line that repeats a run, without local folders; None if the facts lack it."""
     settings = dict(facts.get("settings") or {})
     method = dict(settings.pop("method", {}))
-    name = method.pop("name", None)
+    name = str(method.pop("name", None))
     try:
-        line = str(facts.get("command") or config_from_dict(str(name), {**settings, "method": method}).repeat_command())
+        line = str(facts.get("command") or config_from_dict(name, {**settings, "method": method}).repeat_command())
     except (UserError, TypeError):
         return None
     words, called = shlex.split(line), {settings.get("dataset"): facts.get("dataset")}  # glue/sst2 for its local folder
-    pairs = zip(["", *words], words, strict=False)
-    kept = [
-        (called.get(w) or strip_local_paths(w)) if is_local(w) else w
-        for before, w in pairs
-        if "--data-root" not in (before, w)
-    ]
-    return shlex.join(kept)
+    return shlex.join(
+        (called.get(word) or strip_local_paths(word)) if is_local(word) else word
+        for before, word in zip(["", *words], words, strict=False)
+        if "--data-root" not in (before, word)
+    )

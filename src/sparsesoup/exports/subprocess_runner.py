@@ -1,49 +1,32 @@
 """Run an export in its own process, loaded by the line of Python in its export.json.
 
-A script, run as `python -P alone.py LINE` in the export's folder: input arrays come through stdin and outputs go
-through stdout, each as the length of an npz file and the file. It imports from sparsesoup only what the line names.
+A script, run as `python -P subprocess_runner.py LINE` in the export's folder: pickled arrays by name come through stdin
+and go through stdout, batch by batch, since a test split of images may exceed memory and disk. It imports from
+sparsesoup only what the line names.
 """
 
 import contextlib
 import importlib
-import io
 import os
-import struct
+import pickle
 import sys
 from collections.abc import Callable
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
 
 
-def read_arrays(stream: IO[bytes]) -> Arrays | None:
-    """Read the next arrays from a stream; None at its end."""
-    head = stream.read(8)
-    if len(head) < 8:
-        return None
-    with np.load(io.BytesIO(stream.read(struct.unpack("<Q", head)[0]))) as file:
-        return dict(file)
-
-
-def write_arrays(stream: IO[bytes], arrays: Arrays) -> None:
-    """Write arrays to a stream."""
-    file = io.BytesIO()
-    np.savez(file, allow_pickle=False, **arrays)
-    stream.write(struct.pack("<Q", file.tell()) + file.getvalue())
-    stream.flush()
-
-
 def load_from_line(line: str) -> Callable[[Arrays], Arrays]:
     """Load a model by this line of Python; return a function that runs it."""
     names = line.partition("(")[0].split(".")
-    name = names[0]
     for i in range(2, len(names)):  # the class may be in a nested module, as ours for open_clip's towers
         with contextlib.suppress(ImportError):
             importlib.import_module(".".join(names[:i]))
-    model = eval(line, {name: importlib.import_module(name), "folder": "."})  # the line comes from our own export.json
-    return {"onnxruntime": _graph_runner, "openvino": _openvino_runner}.get(name, _torch_runner)(model)
+    # The line comes from our own export.json.
+    model = eval(line, {names[0]: importlib.import_module(names[0]), "folder": "."})
+    return {"onnxruntime": _onnx_runner, "openvino": _openvino_runner}.get(names[0], _torch_runner)(model)
 
 
 def _torch_runner(model: Any) -> Callable[[Arrays], Arrays]:
@@ -57,7 +40,7 @@ def _torch_runner(model: Any) -> Callable[[Arrays], Arrays]:
     return ask
 
 
-def _graph_runner(session: Any) -> Callable[[Arrays], Arrays]:
+def _onnx_runner(session: Any) -> Callable[[Arrays], Arrays]:
     names, given = [o.name for o in session.get_outputs()], [i.name for i in session.get_inputs()]
     return lambda batch: dict(zip(names, session.run(None, {name: batch[name] for name in given}), strict=True))
 
@@ -73,13 +56,16 @@ def _openvino_runner(model: Any) -> Callable[[Arrays], Arrays]:
 
 
 def serve_answers() -> None:
-    """Load the model, then serve inputs until the stream ends."""
+    """Load the model, say whether it needed sparsesoup, then serve inputs until the stream ends."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # output printed by libraries must not mix with the results
     ask = load_from_line(sys.argv[1])
-    write_arrays(answers, {"sparsesoup": np.array("sparsesoup" in sys.modules)})
-    while (batch := read_arrays(sys.stdin.buffer)) is not None:
-        write_arrays(answers, ask(batch))
+    pickle.dump("sparsesoup" in sys.modules, answers)
+    answers.flush()
+    batches: Any = sys.stdin.buffer
+    while batches.peek(1):
+        pickle.dump(ask(pickle.load(batches)), answers)
+        answers.flush()
 
 
 if __name__ == "__main__":

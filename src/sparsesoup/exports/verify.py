@@ -1,13 +1,16 @@
 """Verify that an export predicts as its run does, in a fresh process on the whole test split."""
 
+import contextlib
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace, TracebackType
+from subprocess import PIPE
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,8 +18,7 @@ from torch import Tensor
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import read_table, write_table
-from sparsesoup.exports import WrittenExport, write_export
-from sparsesoup.exports import subprocess_runner as alone
+from sparsesoup.exports import WrittenExport, subprocess_runner, write_export
 from sparsesoup.exports.source import PrunedSource, open_source
 from sparsesoup.hub.build import ModelAndDataConfig, OpenedTask, open_task, score_test
 from sparsesoup.hub.tasks.registry import task_type_of
@@ -29,51 +31,40 @@ from sparsesoup.training.problem import Problem
 NEAR = 1e-3  # largest difference of numbers (regression) that count as the same prediction
 
 
-class SubprocessModel:
-    """An export loaded in a fresh process, by the line in its export.json.
+@contextlib.contextmanager
+def model_in_subprocess(folder: Path, line: str) -> Iterator[tuple[Callable[..., SimpleNamespace], bool]]:
+    """Load an export in a fresh process, by the line in its export.json, for the block.
 
-    Args:
-        folder: folder of the export.
-        line: line of Python that loads it.
-    Raises: UserError if it does not load, or stops responding.
+    Yields: (function that returns the outputs for inputs, both by name; True if the process has imported sparsesoup)
+    Raises: UserError if the export does not load, or stops responding.
     """
+    call = [sys.executable, "-P", subprocess_runner.__file__, line]
+    environment = {**os.environ, "CI": "true"}  # disables OpenVINO's telemetry
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(call, cwd=folder, env=environment, stdin=PIPE, stdout=PIPE, stderr=said) as process,
+    ):
+        given, answers = process.stdin, process.stdout
+        assert given is not None
+        assert answers is not None
 
-    def __init__(self, folder: Path, line: str) -> None:
-        self.folder = folder
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process runs
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", alone.__file__, line], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self._said, env={**os.environ, "CI": "true"},  # disables OpenVINO's telemetry
-        )  # fmt: skip
-        self.ours = bool(self._receive_answer()["sparsesoup"])
+        def receive() -> Any:
+            with contextlib.suppress(EOFError, BrokenPipeError, pickle.UnpicklingError):
+                given.flush()
+                return pickle.load(answers)
+            with contextlib.suppress(BrokenPipeError):
+                given.close()
+            process.wait()
+            said.seek(0)
+            lines = said.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+            raise UserError(f"the export at {folder} does not answer in a fresh process: {lines[-1][:200]}")
 
-    def __enter__(self) -> "SubprocessModel":
-        return self
+        def ask(**inputs: Tensor) -> SimpleNamespace:
+            with contextlib.suppress(BrokenPipeError):
+                pickle.dump({name: t.numpy() for name, t in inputs.items()}, given)
+            return SimpleNamespace(**{name: torch.from_numpy(array) for name, array in receive().items()})
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the process."""
-        if not self._said.closed:
-            self._process.communicate()  # closes its pipes and waits for it to end
-            self._said.close()
-
-    def __call__(self, **inputs: Tensor) -> SimpleNamespace:
-        """Return the outputs for these inputs, by name."""
-        assert self._process.stdin is not None
-        alone.write_arrays(self._process.stdin, {name: t.numpy() for name, t in inputs.items()})
-        return SimpleNamespace(**{name: torch.from_numpy(array) for name, array in self._receive_answer().items()})
-
-    def _receive_answer(self) -> alone.Arrays:
-        assert self._process.stdout is not None
-        if (found := alone.read_arrays(self._process.stdout)) is not None:
-            return found
-        self._process.wait()
-        self._said.seek(0)
-        lines = self._said.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
-        self.close()
-        raise UserError(f"the export at {self.folder} does not answer in a fresh process: {lines[-1][:200]}")
+        yield ask, receive()
 
 
 def verified_export(run: Path, to: str, out: Path, settings: Mapping[str, Any] | None = None) -> WrittenExport:
@@ -93,27 +84,25 @@ def verified_export(run: Path, to: str, out: Path, settings: Mapping[str, Any] |
     source = open_source(run)
     place, opened = _data_of(source)
     written = write_export(run, to, out, settings)
-    with SubprocessModel(written.path, written.facts["load"]) as asked:
+    with model_in_subprocess(written.path, written.facts["load"]) as (asked, ours):
         found = _compare_predictions(*(_score_answers(source, place, opened, ask) for ask in (source.model, asked)))
-        found |= {"without_sparsesoup": not asked.ours, "test_splits": test_splits(opened.source, opened.task)}
-        facts = {**written.facts, "verified": found}
-    on_disk = read_table(out / "export.json")
-    write_table(out / "export.json", {**on_disk, "verified": facts["verified"]})
-    return WrittenExport(out, facts)
+    found |= {"without_sparsesoup": not ours, "test_splits": test_splits(opened.source, opened.task)}
+    write_table(out / "export.json", {**read_table(out / "export.json"), "verified": found})
+    return WrittenExport(out, {**written.facts, "verified": found})
 
 
 def _data_of(source: PrunedSource) -> tuple[ModelAndDataConfig, OpenedTask]:
     """Return the dataset that the source was trained on."""
-    table = source.facts.get("settings")
-    table = dict(table) if isinstance(table, Mapping) else {}
-    method = table.pop("method", None)
-    method = dict(method) if isinstance(method, Mapping) else {}
-    if "name" not in method:
+    try:
+        table = dict(source.facts["settings"])
+        method = dict(table.pop("method"))
+        name = str(method.pop("name"))
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"it is not known what data {source.folder} was trained on (no settings in its ticket.json), so there is "
             f"no test split to verify on; leave --verify out"
-        )
-    settings = config_from_dict(str(method.pop("name")), {**table, "method": method})
+        ) from error
+    settings = config_from_dict(name, {**table, "method": method})
     place = replace(settings.place, model=str(source.folder), prompts=None, class_names=None)
     return place, open_task(place)
 

@@ -2,8 +2,8 @@
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,13 @@ from torch import Tensor
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import write_json
 from sparsesoup.core.threads import check_threads
-from sparsesoup.core.timing import MedianAndQuartiles, median_and_quartiles, speedup_ratios, time_interleaved
+from sparsesoup.core.timing import median_and_quartiles, speedup_ratios, time_interleaved
 from sparsesoup.exports.benchmark.backends import BACKENDS, BenchmarkInputs, BoundModel
-from sparsesoup.exports.benchmark.candidate import AS_IT_IS, BenchmarkCandidate, open_subject
+from sparsesoup.exports.benchmark.candidate import AS_IT_IS, BenchmarkCandidate, open_candidate
 from sparsesoup.exports.benchmark.explain import explain_speed, summary_sentences
 from sparsesoup.exports.benchmark.flops import forward_flops, profile_model, sparse_flops
 from sparsesoup.exports.runtimes import first_error_line
-from sparsesoup.exports.source import run_folder_of
+from sparsesoup.exports.source import largest_difference, run_folder_of
 from sparsesoup.hub.build import max_positions
 from sparsesoup.hub.models.dummy_inputs import dummy_inputs
 from sparsesoup.report.run_page import write_report
@@ -30,7 +30,9 @@ from sparsesoup.runs.results import library_versions, machine_name
 FILE = "benchmark.json"
 MEMORY = psutil.virtual_memory().total  # bytes of memory in this machine
 CLOSE = 1e-2  # largest difference between the outputs of a backend and torch, as a share of the largest output
+Batch = Mapping[str, Tensor]
 Facts = dict[str, Any]
+TimedForm = tuple[int, str, BoundModel]  # number of the candidate, its form ("dense": its dense model), the model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,7 @@ class BenchmarkConfig:
         length: tokens of a text; ignored for images.
         threads: threads for each backend; None: torch's number.
         rounds: interleaved measurements of each candidate.
-        on: the backends.
+        backends: the backends.
     Raises: UserError for a number that is too small, or an unknown backend.
     """
 
@@ -82,43 +84,28 @@ def run_benchmark(
     """
     if not paths:
         raise UserError("nothing to measure; give a run or an export, or several")
-    subjects = [open_subject(path) for path in paths]
-    for subject in subjects:
-        _check_length(subject, how)
-        _check_size(subject, how)
-    with _limit_threads(how.threads):
-        with _in_memory(how):
-            batches = [dummy_inputs(subject.dense, how.batch, how.length) for subject in subjects]
-            tables = [_static_facts(subject, batch, how) for subject, batch in zip(subjects, batches, strict=True)]
-        with tempfile.TemporaryDirectory() as folder:
-            for name in how.backends:
-                note(f"measuring on {BACKENDS[name].label}")
-                _time_backend(name, subjects, batches, tables, how, Path(folder))
-        _check_rows(tables)
-        for table in tables:
-            table["said"] = summary_sentences(table)
-    return tables
-
-
-def _check_rows(tables: Sequence[Facts]) -> None:
-    """Raise a UserError if no backend could run any of them."""
+    candidates = [open_candidate(path) for path in paths]
+    for candidate in candidates:
+        _check_batch(candidate, how)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(how.threads or threads)
+    try:
+        tables = _measure_candidates(candidates, how, note)
+    finally:
+        torch.set_num_threads(threads)
     if not any(table["rows"] for table in tables):
-        first = tables[0]
-        reasons = "; ".join(f"{label}: {reason}" for label, reason in first["failed"].items())
+        reasons = "; ".join(f"{label}: {reason}" for label, reason in tables[0]["failed"].items())
         raise UserError(
-            f"nothing of {first['path']} could be measured ({reasons}); name other backends with --backends"
+            f"nothing of {tables[0]['path']} could be measured ({reasons}); name other backends with --backends"
         )
+    return [{**table, "said": summary_sentences(table)} for table in tables]
 
 
-def _check_length(subject: BenchmarkCandidate, how: BenchmarkConfig) -> None:
-    most = max_positions(subject.dense)
-    if "input_ids" in dummy_inputs(subject.dense) and how.length > most:
-        raise UserError(f"--length {how.length} is above the {most} positions of {subject.path}; say {most} or less")
-
-
-def _check_size(subject: BenchmarkCandidate, how: BenchmarkConfig) -> None:
-    """Raise a UserError for a batch whose inputs exceed the memory: torch would raise an obscure error."""
-    few = dummy_inputs(subject.dense)
+def _check_batch(candidate: BenchmarkCandidate, how: BenchmarkConfig) -> None:
+    """Refuse texts that are too long, and inputs that exceed the memory, for which torch has an obscure error."""
+    few = dummy_inputs(candidate.dense)
+    if "input_ids" in few and how.length > (most := max_positions(candidate.dense)):
+        raise UserError(f"--length {how.length} is above the {most} positions of {candidate.path}; say {most} or less")
     row = sum(t[0].nbytes * how.length // t.shape[1] if t.dim() == 2 else t[0].nbytes for t in few.values())
     if how.batch > (most := MEMORY // row):
         long = f" of --length {how.length}" if "input_ids" in few else ""
@@ -128,11 +115,12 @@ def _check_size(subject: BenchmarkCandidate, how: BenchmarkConfig) -> None:
         )
 
 
-@contextlib.contextmanager
-def _in_memory(how: BenchmarkConfig) -> Iterator[None]:
-    """Turn an out-of-memory error for a batch into a UserError."""
+def _measure_candidates(
+    candidates: Sequence[BenchmarkCandidate], how: BenchmarkConfig, note: Callable[[str], object]
+) -> list[Facts]:
     try:
-        yield
+        batches = [dummy_inputs(candidate.dense, how.batch, how.length) for candidate in candidates]
+        tables = [_static_facts(candidate, batch, how) for candidate, batch in zip(candidates, batches, strict=True)]
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
@@ -140,98 +128,79 @@ def _in_memory(how: BenchmarkConfig) -> Iterator[None]:
             f"--batch {how.batch} is too large for the memory here ({first_error_line(error)}); say a smaller "
             f"--batch or --length"
         ) from error
+    with tempfile.TemporaryDirectory() as folder:
+        places = [BenchmarkInputs(batch, torch.get_num_threads(), Path(folder)) for batch in batches]
+        for name in how.backends:
+            note(f"measuring on {BACKENDS[name].label}")
+            _time_backend(name, candidates, places, tables, how.rounds)
+    return tables
 
 
-@contextlib.contextmanager
-def _limit_threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _static_facts(subject: BenchmarkCandidate, batch: Mapping[str, Tensor], how: BenchmarkConfig) -> Facts:
-    """Return the facts of a candidate that need no timing."""
-    models = subject.forms
-    parameters = sum(p.numel() for p in subject.dense.parameters())
-    counted = {form: forward_flops(model, batch) for form, model in models.items()}
+def _static_facts(candidate: BenchmarkCandidate, batch: Batch, how: BenchmarkConfig) -> Facts:
+    """Return the facts of a candidate that need no backend."""
+    models = {"dense": candidate.dense, **candidate.forms}
+    flops = {form: forward_flops(model, batch) for form, model in models.items()}
     for kind in ("csr", "bsr"):
         with contextlib.suppress(UserError):
-            counted[kind] = sparse_flops(models[AS_IT_IS], kind, batch)
-    profiles = {form: asdict(profile_model(model, batch)) for form, model in {"dense": subject.dense, **models}.items()}
+            flops[kind] = sparse_flops(models[AS_IT_IS], kind, batch)
+    parameters = sum(p.numel() for p in candidate.dense.parameters())
+    dense = {"raw": candidate.itemsize * parameters, "parameters": parameters}
     return {
         "format": 1,
-        "path": str(subject.path),
+        "path": str(candidate.path),
         "batch": how.batch,
         "length": how.length if "input_ids" in batch else None,
         "threads": torch.get_num_threads(),
         "rounds": how.rounds,
         "machine": machine_name(),
         "versions": library_versions(),
-        "sizes": {"dense": {"raw": subject.itemsize * parameters, "parameters": parameters}, "this": subject.sizes},
-        "flops": {"dense": forward_flops(subject.dense, batch), **counted},
-        "profiles": profiles,
-        "notes": [*subject.notes],
+        "sizes": {"dense": dense, "this": candidate.sizes},
+        "flops": flops,
+        "profiles": {form: profile_model(model, batch) for form, model in models.items()},
+        "notes": [*candidate.notes],
         "rows": [],
         "failed": {},
     }
 
 
-@dataclass(frozen=True)
-class _TimedForm:
-    """A timed model: the dense one (form "dense") or a form of a candidate."""
-
-    number: int
-    form: str
-    answer: BoundModel
-
-
 def _time_backend(
-    name: str, subjects: Sequence[BenchmarkCandidate], batches: Sequence[Mapping[str, Tensor]],
-    tables: Sequence[Facts], how: BenchmarkConfig,
-    folder: Path,
+    name: str, candidates: Sequence[BenchmarkCandidate], places: Sequence[BenchmarkInputs], tables: Sequence[Facts],
+    rounds: int,
 ) -> None:  # fmt: skip
     """Time all candidates on a backend in turn, and add the results to their tables."""
-    turns: list[_TimedForm] = []
-    for i, subject in enumerate(subjects):
-        place = BenchmarkInputs(batches[i], torch.get_num_threads(), folder)
+    timed: list[TimedForm] = []
+    for i, (candidate, place) in enumerate(zip(candidates, places, strict=True)):
         try:
-            turns += _warm_forms(name, i, subject, place)
+            timed += [(i, form, model) for form, model in _warm_forms(name, candidate, place)]
         except Exception as error:  # any error of a backend: continue with the others
             tables[i]["failed"][BACKENDS[name].label] = first_error_line(error)
-    times = time_interleaved([turn.answer for turn in turns], how.rounds)
-    dense = {turn.number: t for turn, t in zip(turns, times, strict=True) if turn.form == "dense"}
-    for turn, seconds in zip(turns, times, strict=True):
-        if turn.form != "dense":
-            tables[turn.number]["rows"].append(
-                _result_row(name, turn.form, dense[turn.number], seconds, tables[turn.number])
-            )
+    times = time_interleaved([model for _, _, model in timed], rounds)
+    found = {(i, form): seconds for (i, form, _), seconds in zip(timed, times, strict=True)}
+    for (i, form), seconds in found.items():
+        if form != "dense":
+            tables[i]["rows"].append(_result_row(name, form, found[i, "dense"], seconds, tables[i]))
 
 
-def _warm_forms(name: str, number: int, subject: BenchmarkCandidate, place: BenchmarkInputs) -> list[_TimedForm]:
-    """Warm up the dense model and a candidate's forms for a backend, and compare their outputs."""
+def _warm_forms(name: str, candidate: BenchmarkCandidate, place: BenchmarkInputs) -> list[tuple[str, BoundModel]]:
+    """Warm up a candidate's forms for a backend and its dense model, and compare the outputs of the forms."""
     backend = BACKENDS[name]
-    forms = _forms_for(subject, name)
-    if not forms:
+    if not (forms := _forms_for(candidate, name)):
         raise UserError(f"a graph for another engine cannot be run on {backend.label}")
-    plain = BACKENDS[backend.dense] if backend.dense else backend
-    turns = [_TimedForm(number, form, backend.ready(model, place)) for form, model in forms.items()]
-    if subject.graph is None:
-        expected = BACKENDS["torch"].ready(subject.forms[AS_IT_IS], place)()
-        for turn in turns:
-            _check_answers(turn.answer(), expected)
-    turns.append(_TimedForm(number, "dense", plain.ready(subject.dense, place)))
-    turns[-1].answer()
-    return turns
+    warm = [(form, backend.ready(model, place)) for form, model in forms.items()]
+    if candidate.graph is None:
+        expected = BACKENDS["torch"].ready(candidate.forms[AS_IT_IS], place)()
+        for _, model in warm:
+            _check_answers(model(), expected)
+    dense = BACKENDS[backend.dense or name].ready(candidate.dense, place)
+    dense()
+    return [*warm, ("dense", dense)]
 
 
-def _forms_for(subject: BenchmarkCandidate, name: str) -> dict[str, Any]:
+def _forms_for(candidate: BenchmarkCandidate, name: str) -> dict[str, Any]:
     """Return a candidate's forms for a backend: the smallest one, and the one with zeros if that is informative."""
-    backend, forms = BACKENDS[name], subject.forms
-    if subject.graph is not None:
-        return {AS_IT_IS: subject.graph} if subject.graph.suffix in backend.reads else {}
+    backend, forms = BACKENDS[name], candidate.forms
+    if candidate.graph is not None:
+        return {AS_IT_IS: candidate.graph} if candidate.graph.suffix in backend.reads else {}
     if backend.dense:
         return {AS_IT_IS: forms[AS_IT_IS]}
     return forms if backend.zeros else dict([[*forms.items()][-1]])  # the last one is the smallest
@@ -240,27 +209,24 @@ def _forms_for(subject: BenchmarkCandidate, name: str) -> dict[str, Any]:
 def _check_answers(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
     """Raise a UserError if the outputs of a backend differ from torch's, since its time would be meaningless."""
     for one, other in zip(found, expected, strict=True):
-        difference, largest = float((one - other).abs().max()), float(other.abs().max())
-        if not difference <= CLOSE * max(largest, 1.0):
-            raise UserError(f"it answers otherwise than torch, by {difference:.3g} of {largest:.3g}")
+        largest_difference([one], [other], CLOSE, "it answers otherwise than torch")
 
 
 def _result_row(name: str, form: str, dense: Sequence[float], own: Sequence[float], table: Facts) -> Facts:
     """Return the result of a form on a backend: seconds per batch, and FLOPs per second of the remaining products."""
-    faster, counted = median_and_quartiles(speedup_ratios(dense, own)), table["flops"]
-    times: dict[str, MedianAndQuartiles] = {"dense": median_and_quartiles(dense), "own": median_and_quartiles(own)}
-    count = max(1, counted.get(name, counted[form]))
+    faster, flops = median_and_quartiles(speedup_ratios(dense, own)), table["flops"]
+    seconds, dense_seconds = median_and_quartiles(own).middle, median_and_quartiles(dense).middle
     row = {
         "on": name,
         "label": BACKENDS[name].label,
         "form": form,
-        "promise": counted["dense"] / count,
+        "promise": flops["dense"] / max(1, flops.get(name, flops[form])),
         "faster": faster.middle,
         "quartiles": [faster.low, faster.high],
-        "seconds": times["own"].middle,
-        "dense_seconds": times["dense"].middle,
-        "per_second": table["batch"] / times["own"].middle,
-        "dense_per_second": table["batch"] / times["dense"].middle,
+        "seconds": seconds,
+        "dense_seconds": dense_seconds,
+        "per_second": table["batch"] / seconds,
+        "dense_per_second": table["batch"] / dense_seconds,
     }
     return {**row, "why": explain_speed(row, table)}
 

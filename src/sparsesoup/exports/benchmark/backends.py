@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.exports.benchmark.sparse_linear import Kind, sparse_model
-from sparsesoup.exports.onnx import trace_model
+from sparsesoup.exports.benchmark.flops import Kind, sparse_model
+from sparsesoup.exports.graphs import trace_model
 from sparsesoup.exports.runtimes import Asked, open_onnx, open_openvino, require_library
 from sparsesoup.hub.models.dummy_inputs import forward_outputs
 
@@ -22,13 +22,7 @@ BoundModel = Callable[[], list[Tensor]]  # runs the model on its fixed batch
 
 @dataclass(frozen=True)
 class BenchmarkInputs:
-    """Inputs and resources for preparing a model.
-
-    Args:
-        batch: the inputs, the same in each call.
-        threads: maximum number of threads.
-        folder: folder for temporary files.
-    """
+    """What a model is prepared for: its fixed batch, at most so many threads, and a folder for temporary files."""
 
     batch: Mapping[str, Tensor]
     threads: int
@@ -62,12 +56,10 @@ def _torch_compiled(model: Any, place: BenchmarkInputs) -> BoundModel:
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise UserError(f"there is no C++ compiler ({compiler}), which torch.compile needs on a CPU")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # compiler warnings about torch's own code
+    # Compiler warnings are about torch's own code. All models share theirs: torch would leave the ninth uncompiled.
+    with warnings.catch_warnings(action="ignore"), torch._dynamo.config.patch(recompile_limit=64):
         made = torch.compile(model, dynamic=False)
-        # All models share their code, so torch would silently leave the ninth uncompiled.
-        with torch._dynamo.config.patch(recompile_limit=64):
-            forward_outputs(made, place.batch)
+        forward_outputs(made, place.batch)
     return lambda: forward_outputs(made, place.batch)
 
 

@@ -10,9 +10,8 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import read_table
 from sparsesoup.core.manifest import check_export
 from sparsesoup.exports.bitmask_codec import encode_tensor, stored_kinds
-from sparsesoup.exports.compact import widths_in
+from sparsesoup.exports.compact import shrink_if_possible, widths_in
 from sparsesoup.exports.runtimes import ONNX_FILE, OPENVINO_FILE
-from sparsesoup.exports.shrink import shrink_if_possible
 from sparsesoup.exports.source import PrunedSource, open_source
 from sparsesoup.hub.models.layer_layouts import resize_layers_
 from sparsesoup.hub.models.loading import unpruned_model
@@ -23,57 +22,34 @@ AS_IT_IS, CUT = "as it is", "compact"
 
 @dataclass(frozen=True)
 class BenchmarkCandidate:
-    """A pruned model in all forms to measure.
-
-    Args:
-        path: path as given by the user.
-        forms: form -> torch model; for a graph one with its shapes.
-        graph: file of a graph, which is timed instead of its model.
-        dense: a model of the same class before anything was cut out, with no zero weights.
-        sizes: size on disk, and number of parameters.
-        itemsize: bytes per weight in training, also used for the dense model.
-        notes: what was cut out for the form `compact`, or why nothing was.
-    """
+    """A pruned model in all forms to measure."""
 
     path: Path
-    forms: dict[str, Any]
-    dense: Any
-    sizes: dict[str, Any]
-    notes: tuple[str, ...]
-    graph: Path | None = None
-    itemsize: int = 4
+    forms: dict[str, Any]  # form -> torch model, the smallest last; for a graph one with its shapes
+    dense: Any  # a model of the same class before anything was cut out, with no zero weights
+    sizes: dict[str, Any]  # bytes on disk, and number of parameters
+    notes: tuple[str, ...]  # what was cut out for the form `compact`, or why nothing was
+    graph: Path | None = None  # file of a graph, which is timed instead of its model
+    itemsize: int = 4  # bytes per weight in training, also used for the dense model
 
 
-def open_subject(path: Path) -> BenchmarkCandidate:
+def open_candidate(path: Path) -> BenchmarkCandidate:
     """Open a run directory, a model folder with `pruning/`, or an export.
 
     Raises: UserError if there is none, or it cannot be benchmarked.
     """
-    facts = _export_facts_in(path)
+    table = path / "export.json"
+    facts = read_table(table, "export", "export it again") if table.is_file() else {}
+    check_export(path, facts)
     if facts.get("to") in GRAPHS:
         return _graph_candidate(path, facts)
     source = open_source(path)
-    small = shrink_if_possible(source)
+    small, itemsize = shrink_if_possible(source), source.model.dtype.itemsize
     # An export that is already compact, or one from which nothing can be cut, has only one form.
     gone = sum(p.numel() for p in source.model.parameters()) - sum(p.numel() for p in small.model.parameters())
-    itemsize = source.model.dtype.itemsize
-    model = source.model.float().cpu()
-    return BenchmarkCandidate(
-        path=path,
-        forms={AS_IT_IS: model} | ({CUT: small.model} if gone else {}),
-        dense=unpruned_model(str(source.folder), widths_in(source.folder, 0)),
-        sizes=_disk_sizes(source),
-        notes=small.notes,
-        itemsize=itemsize,
-    )
-
-
-def _export_facts_in(folder: Path) -> dict[str, Any]:
-    """Return the content of export.json; an empty dict if there is none."""
-    path = folder / "export.json"
-    facts = read_table(path, "export", "export it again") if path.is_file() else {}
-    check_export(folder, facts)
-    return facts
+    forms = {AS_IT_IS: source.model.float().cpu()} | ({CUT: small.model} if gone else {})
+    dense = unpruned_model(str(source.folder), widths_in(source.folder, 0))
+    return BenchmarkCandidate(path, forms, dense, _disk_sizes(source), small.notes, itemsize=itemsize)
 
 
 def _graph_candidate(folder: Path, facts: Mapping[str, Any]) -> BenchmarkCandidate:
@@ -81,40 +57,29 @@ def _graph_candidate(folder: Path, facts: Mapping[str, Any]) -> BenchmarkCandida
     if not file.is_file():
         raise UserError(f"damaged export: {file} is missing; export it again")
     try:
-        counts = {key: int(facts["sizes"][key][1]) for key in ("parameters", "nonzero")}
+        sizes = {key: int(facts["sizes"][key][1]) for key in ("parameters", "nonzero")}
         notes = tuple(str(note) for note in facts["notes"][:1])
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise UserError(f"damaged export: {folder / 'export.json'} lacks {error}; export it again") from error
-    weights = [p for p in folder.iterdir() if p.suffix in (".onnx", ".data", ".bin")]
+    sizes["raw"] = sum(p.stat().st_size for p in folder.iterdir() if p.suffix in (".onnx", ".data", ".bin"))
     dense = unpruned_model(str(folder), widths_in(folder, 0))
     shapes = copy.deepcopy(dense)
     if kept := widths_in(folder, 1):
         resize_layers_(shapes, kept)
-    return BenchmarkCandidate(
-        path=folder,
-        forms={AS_IT_IS: shapes},
-        dense=dense,
-        graph=file,
-        sizes={"raw": sum(path.stat().st_size for path in weights), **counts},
-        notes=notes,
-    )
+    return BenchmarkCandidate(folder, {AS_IT_IS: shapes}, dense, sizes, notes, graph=file)
 
 
 def _disk_sizes(source: PrunedSource) -> dict[str, int]:
     """Return the bytes on disk as is, packed, and packed and compressed; and counts of parameters."""
     tensors, kinds = dict(source.iterate_tensors()), stored_kinds(source.folder) if source.is_packed else {}
-    packed = {
-        zstd: sum(
-            part.nbytes
-            for name, t in tensors.items()
-            for part in encode_tensor(name, t, kinds.get(name), zstd)[1].values()
-        )
+    packed = [
+        sum(p.nbytes for name, t in tensors.items() for p in encode_tensor(name, t, kinds.get(name), zstd)[1].values())
         for zstd in (False, True)
-    }
+    ]
     return {
         "raw": sum(file.stat().st_size for file in source.weight_files()),
-        "packed": packed[False],
-        "zstd": packed[True],
+        "packed": packed[0],
+        "zstd": packed[1],
         "parameters": sum(t.numel() for t in tensors.values()),
         "nonzero": sum(int(t.count_nonzero()) for t in tensors.values()),
     }

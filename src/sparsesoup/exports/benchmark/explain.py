@@ -13,104 +13,87 @@ Facts = Mapping[str, Any]
 
 def explain_speed(row: Facts, table: Facts) -> str:
     """Explain a speed that differs from the one expected from FLOPs; return '' if it is within 25 %."""
-    promise, faster = row["promise"], row["faster"]
+    promise, faster, flops = row["promise"], row["faster"], table["flops"]["dense"]
     if abs(faster / promise - 1) <= FAR:
         return ""
-    low, high = row["quartiles"]
-    if low <= promise <= high:
+    if row["quartiles"][0] <= promise <= row["quartiles"][1]:
         return "the ratio of FLOPs is within the quartiles: the machine was busy, measure again"
-    rates = [table["flops"]["dense"] / row["dense_seconds"], table["flops"]["dense"] / promise / row["seconds"]]
-    dense, own = (format_count(rate, "FLOP/s") for rate in rates)
+    dense, own = _flop_rates(flops / row["dense_seconds"], flops / promise / row["seconds"])
     if BACKENDS[row["on"]].dense:
         return f"a sparse kernel looks up each value's place: it does {own} of what is left, the dense one {dense}"
-    return f"it does {own} as a whole, the dense model {dense}; {_in_torch(row, table)}"
+    return f"it does {own} as a whole, the dense model {dense}; {_explain_profile(row, table)}"
 
 
-def _in_torch(row: Facts, table: Facts) -> str:
-    """Name the part of the work that shrank less, or more, than FLOPs, from torch's profiler."""
-    dense, own = table["profiles"]["dense"], table["profiles"][row["form"]]
-    sign = 1 if row["faster"] < row["promise"] else -1
-    lost = {key: sign * (own[key] - dense[key] / row["promise"]) for key in ("products", "others")}
+def _explain_profile(row: Facts, table: Facts) -> str:
+    """Name the part of the work that shrank less, or more, than FLOPs, from the time of torch's operations."""
+    dense, own, promise = table["profiles"]["dense"], table["profiles"][row["form"]], row["promise"]
+    slower = row["faster"] < promise
+    lost = {key: (own[key] - dense[key] / promise) * (1 if slower else -1) for key in ("products", "others")}
     if lost["others"] > max(lost["products"], 0):
         one, other = (format_percent(part["others"] / (part["products"] + part["others"]), 0) for part in (own, dense))
-        how = "did not shrink with them" if sign > 0 else "shrank more than they did"
         return (
-            f"norms, activations, look-ups and copies, which FLOPs do not count, {how}: in torch they take {one} of "
+            f"norms, activations, look-ups and copies, which FLOPs do not count, "
+            f"{'did not shrink with them' if slower else 'shrank more than they did'}: in torch they take {one} of "
             f"its time, {other} of the dense model's"
         )
     if lost["products"] > 0:
-        count, how = table["flops"]["dense"], "fill the processor less" if sign > 0 else "fit its caches better"
-        rates = [count / row["promise"] / own["products"], count / dense["products"]]
-        one, other = (format_count(rate, "FLOP/s") for rate in rates)
+        flops = table["flops"]["dense"]
+        one, other = _flop_rates(flops / promise / own["products"], flops / dense["products"])
+        how = "fill the processor less" if slower else "fit its caches better"
         return f"narrower matrices {how}: in torch {one} of products, {other} dense"
     return "in torch its parts shrank with the FLOPs, so it is this engine's own overhead"
 
 
+def _flop_rates(*rates: float) -> list[str]:
+    return [format_count(rate, "FLOP/s") for rate in rates]
+
+
 def summary_sentences(table: Facts) -> list[str]:
-    """Return plain sentences about gains, and about backends without a gain."""
-    notes = [f"{note[0].upper()}{note[1:]}." for note in table["notes"]]
+    """Return plain sentences about size, gains, and backends without a gain."""
+    dense, own = table["sizes"]["dense"], table["sizes"]["this"]
+    told = f"On the disk it takes {format_megabytes(own['raw'])}, the dense model {format_megabytes(dense['raw'])}"
+    told += f" ({own['raw'] / dense['raw']:.2f} of it)"
+    if "packed" in own:
+        told += f"; packed {format_megabytes(own['packed'])}, with zstd {format_megabytes(own['zstd'])}"
+    gains = [row for row in table["rows"] if row["quartiles"][0] >= GAIN]
     return [
-        _size_sentence(table),
-        *_best_sentences(table),
-        *_departure_sentences(table),
-        *_no_gain_sentences(table),
-        *notes,
+        f"{told}.",
+        *([_best_sentence(gains, table)] if table["rows"] else []),
+        *(
+            f"On {describe_row(row)}, it is {row['faster']:.2f} times as fast, {row['promise']:.2f} by FLOPs: {row['why']}."
+            for row in gains
+            if row["why"]
+        ),
+        *(_no_gain_sentence(row) for row in table["rows"] if row["quartiles"][0] < GAIN),
+        *(f"{note[0].upper()}{note[1:]}." for note in table["notes"]),
     ]
 
 
-def _size_sentence(table: Facts) -> str:
-    dense, own = table["sizes"]["dense"], table["sizes"]["this"]
-    told = f"On the disk it takes {format_megabytes(own['raw'])}, the dense model {format_megabytes(dense['raw'])}"
-    packed = (
-        f"; packed {format_megabytes(own['packed'])}, with zstd {format_megabytes(own['zstd'])}"
-        if "packed" in own
-        else ""
-    )
-    return f"{told} ({own['raw'] / dense['raw']:.2f} of it){packed}."
-
-
-def _best_sentences(table: Facts) -> list[str]:
-    rows = [row for row in table["rows"] if row["quartiles"][0] >= GAIN]
-    if not rows:
-        return ["Nothing that was measured makes it faster than the dense model."] if table["rows"] else []
-    best = min(rows, key=lambda row: row["seconds"])
-    low, high = best["quartiles"]
+def _best_sentence(gains: list[Facts], table: Facts) -> str:
+    if not gains:
+        return "Nothing that was measured makes it faster than the dense model."
+    best = min(gains, key=lambda row: row["seconds"])
     told = (
         f"Fastest is {describe_row(best)}: {format_milliseconds(best['seconds'])} a batch of {table['batch']}, "
-        f"{best['faster']:.2f} "
-        f"times as fast as the dense model there ({low:.2f} to {high:.2f}; {best['promise']:.2f} by FLOPs)"
+        f"{best['faster']:.2f} times as fast as the dense model there ({best['quartiles'][0]:.2f} to "
+        f"{best['quartiles'][1]:.2f}; {best['promise']:.2f} by FLOPs)"
     )
     plain = next((row for row in table["rows"] if row["on"] == "torch"), None)
     if plain and best["on"] != "torch":
         told += f" and {plain['dense_seconds'] / best['seconds']:.2f} times as fast as the dense model in torch"
-    return [f"{told}."]
+    return f"{told}."
 
 
-def _departure_sentences(table: Facts) -> list[str]:
-    """Return a sentence for each gain that differs from the expected one."""
-    return [
-        f"On {describe_row(row)}, it is {row['faster']:.2f} times as fast, {row['promise']:.2f} by FLOPs: {row['why']}."
-        for row in table["rows"]
-        if row["why"] and row["quartiles"][0] >= GAIN
-    ]
-
-
-def _no_gain_sentences(table: Facts) -> list[str]:
-    """Return a sentence for each backend and form without a speed-up."""
-    return [_no_speed(row) for row in table["rows"] if row["quartiles"][0] < GAIN]
-
-
-def _no_speed(row: Facts) -> str:
+def _no_gain_sentence(row: Facts) -> str:
     low, high = row["quartiles"]
     if min(row["promise"], row["faster"]) >= GAIN:
         return (
-            f"No certain speed-up on {describe_row(row)}: {row['faster']:.2f} times, but {low:.2f} to {high:.2f} "
-            f"between rounds; "
-            f"measure again, with more --rounds."
+            f"No certain speed-up on {describe_row(row)}: {row['faster']:.2f} times, but {low:.2f} to {high:.2f} between "
+            f"rounds; measure again, with more --rounds."
         )
-    # A FLOPs ratio above 1 means that units were cut out or zeros are skipped: these are not multiplied.
-    few = f"it is no more than {row['promise']:.2f} by FLOPs"
-    because = (row["why"] or few) if row["promise"] > 1 else "zeros are multiplied like anything else"
+    because = "zeros are multiplied like anything else"
+    if row["promise"] > 1:  # units were cut out or zeros are skipped: these are not multiplied
+        because = row["why"] or f"it is no more than {row['promise']:.2f} by FLOPs"
     return f"No speed-up on {describe_row(row)}, {row['faster']:.2f} times: {because}."
 
 

@@ -1,18 +1,24 @@
-"""FLOPs needed by models, and a profile of their run time."""
+"""The work of a model: its FLOPs, those left without zeros, and the time of its operations in torch."""
 
+import copy
 import statistics
 import time
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparsesoup.exports.benchmark.sparse_linear import Kind, nonzeros_by_layer
+from sparsesoup.core.errors import UserError
 from sparsesoup.hub.models.dummy_inputs import forward_outputs
+from sparsesoup.hub.models.prunable import find_prunable
 from sparsesoup.training.cost import CountFlops, is_counted_op
+
+BLOCK = 32  # side of a stored block of BSR
+Kind = Literal["csr", "bsr"]  # stored are the nonzero values, or the 32 x 32 blocks with any
 
 
 @torch.no_grad()
@@ -23,69 +29,102 @@ def forward_flops(model: Any, batch: Mapping[str, Tensor]) -> int:
     return count.flops
 
 
-@torch.no_grad()
 def sparse_flops(model: Any, kind: Kind, batch: Mapping[str, Tensor]) -> int:
     """Return the FLOPs of a forward pass in which linear layers multiply only their stored values.
 
     Raises: UserError if no linear layer has a sparse form.
     """
-    saved = 0
+    stored = {model.get_submodule(path): count for path, count in nonzeros_by_layer(model, kind).items()}
+    saved = []
 
-    def see(linear: nn.Linear, given: tuple[Tensor, ...], count: int) -> None:
-        nonlocal saved
-        rows = given[0].numel() // linear.in_features
-        saved += 2 * rows * (linear.weight.numel() - count)
+    def count_saved(module: Any, given: Any) -> None:
+        if module in stored:
+            rows, weight = given[0].numel() // module.in_features, module.weight
+            saved.append(2 * rows * (weight.numel() - stored[module]))
 
-    handles = [
-        model.get_submodule(name).register_forward_pre_hook(lambda m, given, count=count: see(m, given, count))
-        for name, count in nonzeros_by_layer(model, kind).items()
-    ]
-    try:
-        return forward_flops(model, batch) - saved
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@dataclass(frozen=True)
-class TimeProfile:
-    """Time of a forward pass in torch, by kind of operation.
-
-    Args:
-        products: seconds in operations that FLOPs count: matrix products, attention, convolutions.
-        others: seconds in the rest: norms, activations, look-ups, copies.
-    """
-
-    products: float
-    others: float
+    with register_module_forward_pre_hook(count_saved):
+        return forward_flops(model, batch) - sum(saved)
 
 
 class OpTimer(TorchDispatchMode):
-    """Time every operation in the block, separately for those that FLOPs count and all others."""
+    """Time the operations in the block: products (matrix products, attention, convolutions), and all others."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.products = self.others = 0.0
+        self.seconds = {"products": 0.0, "others": 0.0}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         began = time.perf_counter()
         out = func(*args, **(kwargs or {}))
-        seconds = time.perf_counter() - began
-        if is_counted_op(func.overloadpacket):
-            self.products += seconds
-        else:
-            self.others += seconds
+        self.seconds["products" if is_counted_op(func.overloadpacket) else "others"] += time.perf_counter() - began
         return out
 
 
 @torch.no_grad()
-def profile_model(model: Any, batch: Mapping[str, Tensor], passes: int = 3) -> TimeProfile:
-    """Profile a forward pass: medians of several."""
+def profile_model(model: Any, batch: Mapping[str, Tensor], passes: int = 3) -> dict[str, float]:
+    """Return the seconds of a forward pass in `products`, which FLOPs count, and in `others`: medians of several."""
     forward_outputs(model, batch)
-    clocks = [OpTimer() for _ in range(passes)]
-    for clock in clocks:
-        with clock:
+    timers = [OpTimer() for _ in range(passes)]
+    for timer in timers:
+        with timer:
             forward_outputs(model, batch)
-    return TimeProfile(*(statistics.median(getattr(c, key) for c in clocks) for key in ("products", "others")))
+    return {key: statistics.median(timer.seconds[key] for timer in timers) for key in timers[0].seconds}
+
+
+class SparseLinear(nn.Module):
+    """A linear layer with its weight [out, in] in CSR or BSR."""
+
+    def __init__(self, linear: nn.Linear, kind: Kind) -> None:
+        super().__init__()
+        weight = linear.weight.detach()
+        with warnings.catch_warnings(action="ignore"):  # torch warns that its sparse kernels are in beta
+            self.weight = weight.to_sparse_csr() if kind == "csr" else weight.to_sparse_bsr((BLOCK, BLOCK))
+        self.bias = None if linear.bias is None else linear.bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [..., in] to [..., out]."""
+        # The sparse factor is on the left: torch's own order, with it on the right, is slower.
+        found = (self.weight @ x.reshape(-1, x.shape[-1]).t()).t()
+        return (found if self.bias is None else found + self.bias).reshape(*x.shape[:-1], -1)
+
+
+def stored_values(weight: Tensor, kind: Kind) -> int:
+    """Return the number of values that the sparse form of a weight [out, in] stores; all if it has no such form."""
+    if kind == "csr":
+        return int(torch.count_nonzero(weight))
+    rows, columns = weight.shape
+    if rows % BLOCK or columns % BLOCK:
+        return weight.numel()
+    blocks = weight.reshape(rows // BLOCK, BLOCK, columns // BLOCK, BLOCK).abs().amax(dim=(1, 3))
+    return int(torch.count_nonzero(blocks)) * BLOCK * BLOCK
+
+
+def nonzeros_by_layer(model: Any, kind: Kind) -> dict[str, int]:
+    """Return prunable linear layer -> number of stored values, for layers with any zeros to leave out.
+
+    Raises: UserError if there are none.
+    """
+    found = {}
+    for target in find_prunable(model):
+        path, _, own = target.rpartition(".")
+        linear = model.get_submodule(path)
+        if own != "weight" or not isinstance(linear, nn.Linear):
+            continue  # such as a Conv1D of GPT-2, or a stack of experts
+        if (count := stored_values(linear.weight.detach(), kind)) < linear.weight.numel():
+            found[path] = count
+    if not found:
+        raise UserError(f"no nn.Linear has {'zeros' if kind == 'csr' else f'a {BLOCK} x {BLOCK} block of zeros'}")
+    return found
+
+
+def sparse_model(model: Any, kind: Kind) -> Any:
+    """Return a copy whose prunable linear layers are stored sparsely.
+
+    Raises: UserError if no layer has zeros to leave out.
+    """
+    made = copy.deepcopy(model)
+    for name in nonzeros_by_layer(model, kind):
+        made.set_submodule(name, SparseLinear(made.get_submodule(name), kind))
+    return made

@@ -1,10 +1,11 @@
-"""ONNX export, for ONNX Runtime and many other engines, without torch or sparsesoup."""
+"""ONNX and OpenVINO exports: graphs for other engines, which need neither torch nor sparsesoup."""
 
 import contextlib
 import copy
 import logging
+import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.exports.base import PreparedExport
-from sparsesoup.exports.runtimes import ONNX_FILE, Asked, first_error_line, open_onnx, require_library
-from sparsesoup.exports.shrink import shrink_if_possible
-from sparsesoup.exports.source import PrunedSource, forget_masks, size_of
+from sparsesoup.exports.compact import ShrunkModel, shrink_if_possible
+from sparsesoup.exports.runtimes import (
+    EXACT,
+    ONNX_FILE,
+    OPENVINO_FILE,
+    Asked,
+    first_error_line,
+    open_onnx,
+    open_openvino,
+    require_library,
+)
+from sparsesoup.exports.source import PreparedExport, PrunedSource, forget_masks, largest_difference, size_of
 from sparsesoup.hub.models.checkpoint import load_tokenizer, quiet_transformers
 from sparsesoup.hub.models.dummy_inputs import dummy_inputs, forward_outputs
 from sparsesoup.hub.models.loading import COMPACT
@@ -25,6 +34,7 @@ OPSETS = range(18, 24)  # supported by both torch's exporter and ONNX Runtime
 TURNED = 22  # the last one without a rotary embedding operator, which ONNX Runtime refuses as torch writes it
 LARGE = 1_500_000_000  # bytes of weights above which they are stored beside the file: protobuf's limit is 2 GiB
 CLOSE = 1e-3  # largest difference from torch's outputs, as a share of the largest; rounding gives 1e-6
+CLOSE_IN_HALF = 1e-2
 SHAPES = ((1, 4), (2, 8), (3, 13), (5, 9))  # rows and tokens of the random inputs to compare
 AXES = {"pixel_values": ("images",)}  # dynamic axes; all other inputs have batch and length
 
@@ -46,30 +56,108 @@ class OnnxFormat:
 
     def make(self, source: PrunedSource) -> PreparedExport:
         """Return the graph in memory; once written, its outputs in ONNX Runtime are compared with torch."""
-        for name in ("onnx", "onnxscript", "onnxruntime"):
-            require_library(name)
-        small = shrink_if_possible(source)
-        names = graph_inputs(small.model, source.folder)
-        program, size = trace_model(small.model, names, self.opset), size_of(small.model.named_parameters(), 0)
+        require_library("onnxruntime")
+        small, names, program = trace_source(source, self.opset)
 
-        def save(folder: Path) -> dict[str, Any]:
-            copy_config(small.model, source, folder)
-            program.save(folder / ONNX_FILE, external_data=4 * size.parameters > LARGE)
-            return {"largest_difference": compare_outputs(small.model, names, open_onnx(folder / ONNX_FILE), CLOSE)}
+        def write(folder: Path) -> float:
+            large = sum(4 * p.numel() for p in small.model.parameters()) > LARGE
+            program.save(folder / ONNX_FILE, external_data=large)
+            return compare_outputs(small.model, names, open_onnx(folder / ONNX_FILE), CLOSE)
 
-        lines = (
+        load = f'onnxruntime.InferenceSession("{ONNX_FILE}")'
+        lines = [
             "from onnxruntime import InferenceSession",
             f'session = InferenceSession("{ONNX_FILE}")',
             "answers = session.run(None, {i.name: batch[i.name] for i in session.get_inputs()})",
-        )
-        return PreparedExport(
-            save=save,
-            size=size,
-            layers=small.layers,
-            load=f'onnxruntime.InferenceSession("{ONNX_FILE}")',
-            notes=small.notes,
-            facts={"inputs": names, "example": example_code(small.model, names, source.folder, lines)},
-        )
+        ]
+        return _prepare_graph(source, small, names, write, load, lines, [])
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenVinoFormat:
+    """OpenVINO's .xml and .bin for any number of texts of any length, cut down as in `compact`.
+
+    Args:
+        fp16: store weights in half precision; they are still computed in float32.
+    """
+
+    fp16: bool = False
+
+    def make(self, source: PrunedSource) -> PreparedExport:
+        """Return the graph in memory; once written, its outputs in OpenVINO are compared with torch."""
+        engine = require_library("openvino")
+        small, names, program = trace_source(source)
+
+        def write(folder: Path) -> float:
+            with tempfile.TemporaryDirectory() as place:
+                program.save(Path(place) / ONNX_FILE)
+                graph = engine.Core().read_model(Path(place) / ONNX_FILE)
+                engine.save_model(graph, folder / OPENVINO_FILE, compress_to_fp16=self.fp16)
+            close = CLOSE_IN_HALF if self.fp16 else CLOSE
+            return compare_outputs(small.model, names, open_openvino(folder / OPENVINO_FILE), close)
+
+        load = f'openvino.Core().compile_model("{OPENVINO_FILE}", "CPU", {EXACT})'
+        lines = [
+            "import openvino",
+            f"model = {load}",
+            "answers = model({i.any_name: batch[i.any_name] for i in model.inputs})",
+        ]
+        notes = ["a CPU with bf16 computes in that unless float32 is asked for, as `load` does"]
+        if self.fp16:
+            notes.append("its weights are rounded to float16: check predictions against the source")
+        return _prepare_graph(source, small, names, write, load, lines, notes)
+
+
+def trace_source(source: PrunedSource, opset: int = 0) -> tuple[ShrunkModel, list[str], Any]:
+    """Return (a source's model as narrow as its zeros allow, names of the graph's inputs, torch's ONNX program)."""
+    for name in ("onnx", "onnxscript"):
+        require_library(name)
+    small = shrink_if_possible(source)
+    names = graph_inputs(small.model, source.folder)
+    return small, names, trace_model(small.model, names, opset)
+
+
+def _prepare_graph(
+    source: PrunedSource, small: ShrunkModel, names: Sequence[str], write: Callable[[Path], float], load: str,
+    lines: Sequence[str], notes: Sequence[str],
+) -> PreparedExport:  # fmt: skip
+    """Return the export of a graph.
+
+    Args:
+        write: writes the graph into a folder; returns the largest difference of its outputs from torch's.
+        lines: lines of Python that load it, and run it on `batch`.
+    """
+
+    def save(folder: Path) -> dict[str, Any]:
+        source.copy_beside(folder, config=False)
+        config = copy.deepcopy(small.model.config)  # has the meaning of the outputs
+        if hasattr(config, COMPACT):
+            delattr(config, COMPACT)
+        with quiet_transformers():
+            config.save_pretrained(folder)
+        forget_masks(folder)
+        return {"largest_difference": write(folder)}
+
+    return PreparedExport(
+        save=save,
+        size=size_of(small.model.named_parameters()),
+        layers=small.layers,
+        load=load,
+        notes=[*small.notes, *notes],
+        facts={"inputs": names, "example": [*_example_batch(small.model, names, source.folder), *lines]},
+    )
+
+
+def _example_batch(model: Any, names: Sequence[str], folder: Path) -> list[str]:
+    """Return lines of Python that make the inputs of a graph in its folder, without sparsesoup."""
+    if _has_tokenizer(folder) and "pixel_values" not in names:
+        return [
+            "from transformers import AutoTokenizer",
+            'batch = AutoTokenizer.from_pretrained(".")(["a text", "another one"], padding=True, return_tensors="np")',
+        ]
+    drawn = [(name, t.numpy()) for name, t in dummy_inputs(model, rows=1).items() if name in names]
+    arrays = [f'"{name}": numpy.ones({a.shape}, "{a.dtype}")' for name, a in drawn]
+    return ["import numpy", f"batch = {{{', '.join(arrays)}}}"]
 
 
 def opset_of(model: nn.Module, asked: int) -> int:
@@ -89,13 +177,12 @@ def opset_of(model: nn.Module, asked: int) -> int:
 def graph_inputs(model: Any, folder: Path) -> list[str]:
     """Return the graph's input names: the model's inputs, restricted to those its tokenizer makes."""
     names = [*dummy_inputs(model)]
-    if has_tokenizer(folder) and "token_type_ids" not in load_tokenizer(str(folder)).model_input_names:
+    if _has_tokenizer(folder) and "token_type_ids" not in load_tokenizer(str(folder)).model_input_names:
         names = [name for name in names if name != "token_type_ids"]
     return names
 
 
-def has_tokenizer(folder: Path) -> bool:
-    """Return True if the folder contains a tokenizer."""
+def _has_tokenizer(folder: Path) -> bool:
     return (folder / "tokenizer_config.json").is_file()
 
 
@@ -126,7 +213,7 @@ def trace_model(model: Any, names: Sequence[str], opset: int = 0) -> Any:
     version = opset_of(model, opset)
     batch = {name: t for name, t in dummy_inputs(model).items() if name in names}
     shapes = tuple(dict(enumerate(AXES.get(name, ("batch", "length")))) for name in names)
-    with quiet_transformers(), silence_tracer():
+    with quiet_transformers(), _quiet_tracer():
         try:
             answered = model(**batch, return_dict=True).items()
             found = [name for name, v in answered if isinstance(v, Tensor) and v.is_floating_point()]
@@ -146,28 +233,16 @@ def trace_model(model: Any, names: Sequence[str], opset: int = 0) -> Any:
 
 
 @contextlib.contextmanager
-def silence_tracer() -> Iterator[None]:
+def _quiet_tracer() -> Iterator[None]:
     """Suppress warnings and logs of the tracer in the block: they concern other libraries."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logger.setLevel(level)
-
-
-def copy_config(model: Any, source: PrunedSource, folder: Path) -> None:
-    """Copy tokenizer and processor, and write a config.json with the meaning of the outputs."""
-    source.copy_beside(folder, config=False)
-    config = copy.deepcopy(model.config)
-    if hasattr(config, COMPACT):
-        delattr(config, COMPACT)
-    with quiet_transformers():
-        config.save_pretrained(folder)
-    forget_masks(folder)
 
 
 def compare_outputs(model: Any, names: Sequence[str], ask: Asked, close: float) -> float:
@@ -180,36 +255,13 @@ def compare_outputs(model: Any, names: Sequence[str], ask: Asked, close: float) 
         close: largest difference allowed, as a share of the largest output.
     Raises: UserError if it is exceeded.
     """
-    worst = 0.0
+    worst = []
     for rows, length in SHAPES:
         batch = {name: t for name, t in dummy_inputs(model, rows, length, seed=rows).items() if name in names}
         found = [torch.from_numpy(array) for array in ask({name: t.numpy() for name, t in batch.items()}).values()]
-        worst = max(worst, max_difference(forward_outputs(model, batch), found, close, type(model).__name__))
-    return worst
-
-
-def max_difference(one: Sequence[Tensor], other: Sequence[Tensor], close: float, name: str) -> float:
-    """Return the largest difference between two lists of outputs; raise a UserError above a share of the largest."""
-    pairs = list(zip(one, other, strict=True))
-    difference = max(float((a - b).abs().max()) for a, b in pairs)
-    largest = max(float(a.abs().max()) for a, _ in pairs)
-    if not difference <= close * max(largest, 1.0):
-        raise UserError(
-            f"the graph of {name} answers otherwise than torch, by {difference:.3g} of {largest:.3g}: these versions "
-            f"of torch and of the engine do not go together; export it --to compact or packed"
-        )
-    return difference
-
-
-def example_code(model: Any, names: Sequence[str], folder: Path, lines: Sequence[str]) -> list[str]:
-    """Return lines of Python that run the export in its folder without sparsesoup."""
-    if has_tokenizer(folder) and "pixel_values" not in names:
-        first = [
-            "from transformers import AutoTokenizer",
-            'batch = AutoTokenizer.from_pretrained(".")(["a text", "another one"], padding=True, return_tensors="np")',
-        ]
-    else:
-        drawn = [(name, t.numpy()) for name, t in dummy_inputs(model, rows=1).items() if name in names]
-        arrays = [f'"{name}": numpy.ones({a.shape}, "{a.dtype}")' for name, a in drawn]
-        first = ["import numpy", f"batch = {{{', '.join(arrays)}}}"]
-    return [*first, *lines]
+        worst.append(largest_difference(
+            found, forward_outputs(model, batch), close,
+            f"the graph of {type(model).__name__} answers otherwise than torch",
+            ": these versions of torch and of the engine do not go together; export it --to compact or packed",
+        ))  # fmt: skip
+    return max(worst)
