@@ -1,7 +1,7 @@
 """Export formats of a pruned model. A format is a module here and a row in `FORMATS`."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -85,24 +85,19 @@ def format_named(name: str, settings: Mapping[str, Any]) -> ExportFormat:
 
 
 def write_export(run: Path, to: str, out: Path, settings: Mapping[str, Any] | None = None) -> WrittenExport:
-    """Export a pruned model to another format.
+    """Export a run, a model folder with `pruning/` or another export to a folder, with settings of the format.
 
-    Args:
-        run: run directory, model folder with `pruning/`, or another export.
-        to: name of the format.
-        out: output folder: missing, empty, or an earlier export, which is replaced.
-        settings: settings of the format that differ from their defaults.
     Raises: UserError for bad input, before anything is written.
     """
     format, source = format_named(to, settings or {}), open_source(run)
     _check_out(out, source.folder)
-    before, product = asdict(source.model_size()), format.make(source)
+    before, product = source.model_size(), format.make(source)
     with atomic_write(out) as temporary:
         temporary.mkdir()
         more = product.save(temporary) or {}
         files = sorted(str(p.relative_to(temporary)) for p in temporary.rglob("*") if p.is_file())
         weights = sum((temporary / f).stat().st_size for f in files if f.endswith(WEIGHTS) and "/" not in f)
-        after = asdict(product.size) | {"weights": weights}
+        after = product.size | {"weights": weights}
         facts = {
             "format": 1,
             "to": to,

@@ -41,8 +41,6 @@ def encode_tensor(
     for each negative weight that it prunes, and these would fill the file.
 
     Args:
-        name: name of the tensor.
-        tensor: its weights.
         dtype: type to round the values to; None keeps all their bits.
         zstd: compress the parts.
     Raises: UserError for an unknown type.

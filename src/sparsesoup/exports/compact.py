@@ -90,18 +90,11 @@ class KeptUnits:
         return bool(self.heads.all() and self.units.all())
 
 
-@dataclass(frozen=True)
-class ShrunkModel:
-    """A model prepared for another engine."""
+def shrink_if_possible(source: PrunedSource) -> tuple[Any, list[dict[str, Any]], list[str]]:
+    """Make the model of a source as narrow as its zeros allow, for other engines.
 
-    model: Any  # on the CPU, in float32, in evaluation mode
-    layers: list[dict[str, Any]]  # a row per layer, heads and units before and after; empty if they are unknown
-    notes: tuple[str, ...]  # what was cut, or why nothing was
-
-
-def shrink_if_possible(source: PrunedSource) -> ShrunkModel:
-    """Return the model of a source for other engines, as narrow as its zeros allow.
-
+    Returns: the model, on the CPU, in float32, for inference; a row per layer, heads and units before and after, none
+        if they are unknown; what was cut, or why nothing was.
     Raises: UserError if the outputs differ from those of the masked model.
     """
     kind = source.model.dtype
@@ -119,7 +112,7 @@ def shrink_if_possible(source: PrunedSource) -> ShrunkModel:
         if before != after:
             (heads, left), (units, some) = _summed_widths(before, after).values()
             what = f"{left:,} of {heads:,} heads and {some:,} of {units:,} feed-forward units are in it"
-    return ShrunkModel(model.cpu().float().eval(), rows, (what, *notes))
+    return model.cpu().float().eval(), rows, [what, *notes]
 
 
 def _widths_and_plan(source: PrunedSource) -> tuple[Widths, dict[str, KeptUnits]]:

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class DenseFormat:
 
         return PreparedExport(
             save=save,
-            size=replace(source.model_size(), weights=0),
+            size=source.model_size(),
             layers=kept_by_layer(source.iterate_tensors()),
             load=loading_code(source),  # loads the model, which fails if its weights do not match its masks
             notes=["zeros alone make a model neither smaller nor faster: see --to packed and --to compact"],

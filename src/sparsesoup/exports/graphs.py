@@ -8,13 +8,13 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.exports.compact import ShrunkModel, shrink_if_possible
+from sparsesoup.exports.compact import shrink_if_possible
 from sparsesoup.exports.runtimes import (
     EXACT,
     ONNX_FILE,
@@ -57,12 +57,12 @@ class OnnxFormat:
     def make(self, source: PrunedSource) -> PreparedExport:
         """Return the graph in memory; once written, its outputs in ONNX Runtime are compared with torch."""
         require_library("onnxruntime")
-        small, names, program = trace_source(source, self.opset)
+        graph = trace_source(source, self.opset)
 
         def write(folder: Path) -> float:
-            large = sum(4 * p.numel() for p in small.model.parameters()) > LARGE
-            program.save(folder / ONNX_FILE, external_data=large)
-            return compare_outputs(small.model, names, open_onnx(folder / ONNX_FILE), CLOSE)
+            large = sum(4 * p.numel() for p in graph.model.parameters()) > LARGE
+            graph.program.save(folder / ONNX_FILE, external_data=large)
+            return compare_outputs(graph.model, graph.inputs, open_onnx(folder / ONNX_FILE), CLOSE)
 
         load = f'onnxruntime.InferenceSession("{ONNX_FILE}")'
         lines = [
@@ -70,7 +70,7 @@ class OnnxFormat:
             f'session = InferenceSession("{ONNX_FILE}")',
             "answers = session.run(None, {i.name: batch[i.name] for i in session.get_inputs()})",
         ]
-        return _prepare_graph(source, small, names, write, load, lines, [])
+        return _prepare_graph(source, graph, write, load, lines)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,15 +86,15 @@ class OpenVinoFormat:
     def make(self, source: PrunedSource) -> PreparedExport:
         """Return the graph in memory; once written, its outputs in OpenVINO are compared with torch."""
         engine = require_library("openvino")
-        small, names, program = trace_source(source)
+        graph = trace_source(source)
 
         def write(folder: Path) -> float:
             with tempfile.TemporaryDirectory() as place:
-                program.save(Path(place) / ONNX_FILE)
-                graph = engine.Core().read_model(Path(place) / ONNX_FILE)
-                engine.save_model(graph, folder / OPENVINO_FILE, compress_to_fp16=self.fp16)
+                graph.program.save(Path(place) / ONNX_FILE)
+                read = engine.Core().read_model(Path(place) / ONNX_FILE)
+                engine.save_model(read, folder / OPENVINO_FILE, compress_to_fp16=self.fp16)
             close = CLOSE_IN_HALF if self.fp16 else CLOSE
-            return compare_outputs(small.model, names, open_openvino(folder / OPENVINO_FILE), close)
+            return compare_outputs(graph.model, graph.inputs, open_openvino(folder / OPENVINO_FILE), close)
 
         load = f'openvino.Core().compile_model("{OPENVINO_FILE}", "CPU", {EXACT})'
         lines = [
@@ -105,21 +105,31 @@ class OpenVinoFormat:
         notes = ["a CPU with bf16 computes in that unless float32 is asked for, as `load` does"]
         if self.fp16:
             notes.append("its weights are rounded to float16: check predictions against the source")
-        return _prepare_graph(source, small, names, write, load, lines, notes)
+        return _prepare_graph(source, graph, write, load, lines, notes)
 
 
-def trace_source(source: PrunedSource, opset: int = 0) -> tuple[ShrunkModel, list[str], Any]:
-    """Return (a source's model as narrow as its zeros allow, names of the graph's inputs, torch's ONNX program)."""
+class TracedModel(NamedTuple):
+    """A source's model as narrow as its zeros allow, and its graph."""
+
+    model: Any
+    layers: list[dict[str, Any]]
+    notes: list[str]
+    inputs: list[str]
+    program: Any  # torch's ONNX program
+
+
+def trace_source(source: PrunedSource, opset: int = 0) -> TracedModel:
+    """Trace the model of a source."""
     for name in ("onnx", "onnxscript"):
         require_library(name)
-    small = shrink_if_possible(source)
-    names = graph_inputs(small.model, source.folder)
-    return small, names, trace_model(small.model, names, opset)
+    model, layers, notes = shrink_if_possible(source)
+    inputs = graph_inputs(model, source.folder)
+    return TracedModel(model, layers, notes, inputs, trace_model(model, inputs, opset))
 
 
 def _prepare_graph(
-    source: PrunedSource, small: ShrunkModel, names: Sequence[str], write: Callable[[Path], float], load: str,
-    lines: Sequence[str], notes: Sequence[str],
+    source: PrunedSource, graph: TracedModel, write: Callable[[Path], float], load: str, lines: Sequence[str],
+    notes: Sequence[str] = (),
 ) -> PreparedExport:  # fmt: skip
     """Return the export of a graph.
 
@@ -130,7 +140,7 @@ def _prepare_graph(
 
     def save(folder: Path) -> dict[str, Any]:
         source.copy_beside(folder, config=False)
-        config = copy.deepcopy(small.model.config)  # has the meaning of the outputs
+        config = copy.deepcopy(graph.model.config)  # has the meaning of the outputs
         if hasattr(config, COMPACT):
             delattr(config, COMPACT)
         with quiet_transformers():
@@ -140,22 +150,22 @@ def _prepare_graph(
 
     return PreparedExport(
         save=save,
-        size=size_of(small.model.named_parameters()),
-        layers=small.layers,
+        size=size_of(graph.model.named_parameters()),
+        layers=graph.layers,
         load=load,
-        notes=[*small.notes, *notes],
-        facts={"inputs": names, "example": [*_example_batch(small.model, names, source.folder), *lines]},
+        notes=[*graph.notes, *notes],
+        facts={"inputs": graph.inputs, "example": [*_example_batch(graph, source.folder), *lines]},
     )
 
 
-def _example_batch(model: Any, names: Sequence[str], folder: Path) -> list[str]:
+def _example_batch(graph: TracedModel, folder: Path) -> list[str]:
     """Return lines of Python that make the inputs of a graph in its folder, without sparsesoup."""
-    if _has_tokenizer(folder) and "pixel_values" not in names:
+    if _has_tokenizer(folder) and "pixel_values" not in graph.inputs:
         return [
             "from transformers import AutoTokenizer",
             'batch = AutoTokenizer.from_pretrained(".")(["a text", "another one"], padding=True, return_tensors="np")',
         ]
-    drawn = [(name, t.numpy()) for name, t in dummy_inputs(model, rows=1).items() if name in names]
+    drawn = [(name, t.numpy()) for name, t in dummy_inputs(graph.model, rows=1).items() if name in graph.inputs]
     arrays = [f'"{name}": numpy.ones({a.shape}, "{a.dtype}")' for name, a in drawn]
     return ["import numpy", f"batch = {{{', '.join(arrays)}}}"]
 
@@ -187,12 +197,7 @@ def _has_tokenizer(folder: Path) -> bool:
 
 
 class TupleOutputs(nn.Module):
-    """A model with positional tensor inputs and a plain tuple of output tensors, as graphs have.
-
-    Args:
-        model: a transformers model.
-        taken, given: names of its inputs and outputs, in order.
-    """
+    """A model with positional tensor inputs and a plain tuple of output tensors, by name in order, as graphs have."""
 
     def __init__(self, model: nn.Module, taken: Sequence[str], given: Sequence[str]) -> None:
         super().__init__()
@@ -248,12 +253,7 @@ def _quiet_tracer() -> Iterator[None]:
 def compare_outputs(model: Any, names: Sequence[str], ask: Asked, close: float) -> float:
     """Return the largest difference between an engine's outputs and the model's, on random inputs of several shapes.
 
-    Args:
-        model: a transformers model on the CPU.
-        names: input names of the engine.
-        ask: the engine.
-        close: largest difference allowed, as a share of the largest output.
-    Raises: UserError if it is exceeded.
+    Raises: UserError if it is more than `close`, as a share of the largest output.
     """
     worst = []
     for rows, length in SHAPES:

@@ -1,6 +1,6 @@
 """Packed export: one bit per weight and the nonzero values; a small lossless file that is unpacked for use."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,7 +55,7 @@ class PackedFormat:
             notes.append("values were rounded to bf16: check predictions against the source")
         return PreparedExport(
             save=save,
-            size=replace(source.model_size(), weights=0, encoder=encoder),
+            size=source.model_size() | {"encoder": encoder},
             layers=kept_by_layer(source.iterate_tensors()),
             load="sparsesoup.load_packed(folder)",
             notes=notes,

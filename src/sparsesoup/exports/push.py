@@ -83,15 +83,8 @@ def push_to_hub(
     run: Path, repo: str, *, out: Path | None = None, private: bool = False, license: str = "unknown",
     token_from_env: str = "",
 ) -> str:  # fmt: skip
-    """Upload a model to the Hub in one commit, or only write the upload to a folder.
+    """Upload a model to the Hub in one commit, or only write the upload to a folder; see `sparsesoup.push`.
 
-    Args:
-        run: a finished run's directory, or an export.
-        repo: owner/name; a name alone is the token owner's.
-        out: folder to write instead of uploading; it must not exist.
-        private: make a new repository private; an existing one is not changed.
-        license: license as the Hub names it.
-        token_from_env: environment variable with the token; default HF_TOKEN, else the token of `hf auth login`.
     Returns: the URL on the Hub, or the folder.
     Raises: UserError for bad input, without a token, or if the Hub does not respond within seconds.
     """

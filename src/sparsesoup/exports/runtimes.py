@@ -3,19 +3,18 @@
 import importlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sparsesoup.core.errors import UserError
+from sparsesoup.exports.subprocess_runner import Arrays, onnx_runner, openvino_runner
 
 EXTRAS = {"onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "openvino": "openvino"}  # library -> our extra
 ONNX_FILE, OPENVINO_FILE = "model.onnx", "model.xml"
 # On a CPU with bf16, OpenVINO would round to it by default.
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
-Asked = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]  # inputs by name -> outputs by name
+Asked = Callable[[Arrays], Arrays]  # inputs by name -> outputs by name
 
 
 def require_library(name: str) -> Any:
@@ -37,12 +36,9 @@ def require_library(name: str) -> Any:
 
 
 def open_onnx(path: Path, threads: int = 0) -> Asked:
-    """Load an ONNX file on the CPU.
+    """Load an ONNX file on the CPU, for so many threads at most; 0 leaves it to the engine.
 
-    Args:
-        path: path of the file.
-        threads: maximum number of threads; 0 leaves it to the engine.
-    Raises: UserError if ONNX Runtime is missing, or cannot read the file.
+    Raises: UserError if ONNX Runtime is missing, or cannot read or run the file.
     """
     runtime = require_library("onnxruntime")
     options = runtime.SessionOptions()
@@ -52,26 +48,22 @@ def open_onnx(path: Path, threads: int = 0) -> Asked:
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common base class below Exception
         raise UserError(f"ONNX Runtime cannot read {path}: {first_error_line(error)}") from error
-    inputs, outputs = [i.name for i in session.get_inputs()], [o.name for o in session.get_outputs()]
+    run = onnx_runner(session)
 
-    def ask(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def ask(batch: Arrays) -> Arrays:
         try:
-            found = session.run(outputs, {name: batch[name] for name in inputs})
+            return run(batch)
         except Exception as error:
             raise UserError(
                 f"ONNX Runtime cannot run the graph: {first_error_line(error)}; one of --to onnx --opset 22 may do"
             ) from error
-        return dict(zip(outputs, found, strict=True))
 
     return ask
 
 
 def open_openvino(path: Path, threads: int = 0) -> Asked:
-    """Load an OpenVINO model (or an ONNX file) on the CPU, in float32.
+    """Load an .xml file of OpenVINO, or an ONNX file, on the CPU in float32, for so many threads at most.
 
-    Args:
-        path: path of the .xml file, or of an .onnx file.
-        threads: maximum number of threads; 0 leaves it to the engine.
     Raises: UserError if OpenVINO is missing, or cannot read the file.
     """
     core = require_library("openvino").Core()
@@ -79,16 +71,9 @@ def open_openvino(path: Path, threads: int = 0) -> Asked:
     if threads:
         options["INFERENCE_NUM_THREADS"] = threads
     try:
-        model = core.compile_model(str(path), "CPU", options)
+        return openvino_runner(core.compile_model(str(path), "CPU", options))
     except RuntimeError as error:
         raise UserError(f"OpenVINO cannot read {path}: {first_error_line(error)}") from error
-    inputs, outputs = [i.any_name for i in model.inputs], [o.any_name for o in model.outputs]
-
-    def ask(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        found = model({name: batch[name] for name in inputs})
-        return {name: found[i] for i, name in enumerate(outputs)}
-
-    return ask
 
 
 def first_error_line(error: BaseException) -> str:

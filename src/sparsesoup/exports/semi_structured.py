@@ -57,11 +57,19 @@ class SemiStructuredFormat:
 
         why = missing_device_support("cuda")
         found = None if why else _measure_on_gpu(source.model, turned)
+        measured = f"neither its answers nor its speed were tried on a GPU: {why}"
+        if found:
+            gain = found["dense_ms"] / found["semi_structured_ms"]
+            measured = (
+                f"on {found['device']} {found['rows']} rows of {found['length']} tokens take "
+                f"{found['semi_structured_ms']:.2f} ms, dense {found['dense_ms']:.2f} ms ({gain:.2f} times as fast), "
+                f"both in {found['dtype']}"
+            )
         notes = [
             "experimental: its makers have not yet run it on a GPU",
             "on the disk it is the dense model; on a GPU its 2:4 matrices take 9/16 of their memory in 16 bits",
             *(f"{name} stays dense: {reason}" for name, reason in left.items()),
-            _describe_measurement(found) if found else f"neither its answers nor its speed were tried on a GPU: {why}",
+            measured,
         ]
         facts = {**dense.facts, "semi_structured": table, "gpu": found}
         return replace(dense, save=save, load="sparsesoup.load_semi_structured(folder)", notes=notes, facts=facts)
@@ -105,14 +113,6 @@ def _measure_on_gpu(model: Any, names: list[str]) -> dict[str, Any]:
         "dense_ms": 1000 * statistics.median(took[0]),
         "semi_structured_ms": 1000 * statistics.median(took[1]),
     }
-
-
-def _describe_measurement(found: dict[str, Any]) -> str:
-    gain = found["dense_ms"] / found["semi_structured_ms"]
-    return (
-        f"on {found['device']} {found['rows']} rows of {found['length']} tokens take {found['semi_structured_ms']:.2f} "
-        f"ms, dense {found['dense_ms']:.2f} ms ({gain:.2f} times as fast), both in {found['dtype']}"
-    )
 
 
 def first_violation(weight: Tensor) -> tuple[int, int, list[float]] | None:

@@ -37,22 +37,12 @@ OURS = ("config.json", "export.json", "benchmark.json", INDEX)
 
 
 @dataclass(frozen=True)
-class ModelSize:
-    """Size of a model."""
-
-    weights: int  # bytes of its weights on disk
-    encoder: int  # bytes of the matrices in its repeated blocks; for a packed source, unpacked
-    parameters: int  # number of weights
-    nonzero: int
-
-
-@dataclass(frozen=True)
 class PreparedExport:
     """An export that is ready to be written.
 
     Args:
         save: writes it into an existing empty folder; may return further facts for export.json.
-        size: its size; `weights` is measured after writing.
+        size: its size, as of `size_of`; `weights` is measured after writing.
         layers: a row per layer, before and after; {"layer": name, column: [before, after], ...}.
         load: one line of code that loads it.
         notes: sentences for the user, without the full stop.
@@ -60,7 +50,7 @@ class PreparedExport:
     """
 
     save: Callable[[Path], dict[str, Any] | None]
-    size: ModelSize
+    size: dict[str, int]
     layers: list[dict[str, Any]]
     load: str
     notes: Sequence[str] = ()
@@ -121,8 +111,8 @@ class PrunedSource:
         """
         return load_pruned(self.folder, self.masks or {}, dict(self.iterate_tensors()) if self.is_packed else None)
 
-    def model_size(self) -> ModelSize:
-        """Return its size."""
+    def model_size(self) -> dict[str, int]:
+        """Return its size, as `size_of` does."""
         return size_of(self.iterate_tensors(), sum(path.stat().st_size for path in self.weight_files()))
 
     def copy_beside(self, folder: Path, config: bool = True) -> None:
@@ -195,14 +185,18 @@ def in_encoder(name: str, shape: Iterable[int]) -> bool:
     return bool(block_of(name)) and len([*shape]) >= 2
 
 
-def size_of(tensors: Iterable[tuple[str, Tensor]], weights: int = 0) -> ModelSize:
-    """Return the size of a model with these weights, which take `weights` bytes on disk."""
-    encoder = parameters = nonzero = 0
+def size_of(tensors: Iterable[tuple[str, Tensor]], weights: int = 0) -> dict[str, int]:
+    """Return the size of a model with these weights, which take `weights` bytes on disk.
+
+    Returns: `weights` as given, `encoder` (bytes of the matrices in its repeated blocks, unpacked), and the numbers of
+        `parameters` and of `nonzero` ones.
+    """
+    size = {"weights": weights, "encoder": 0, "parameters": 0, "nonzero": 0}
     for name, tensor in tensors:
-        encoder += tensor.nbytes if in_encoder(name, tensor.shape) else 0
-        parameters += tensor.numel()
-        nonzero += int(torch.count_nonzero(tensor))
-    return ModelSize(weights, encoder, parameters, nonzero)
+        size["encoder"] += tensor.nbytes if in_encoder(name, tensor.shape) else 0
+        size["parameters"] += tensor.numel()
+        size["nonzero"] += int(torch.count_nonzero(tensor))
+    return size
 
 
 def masks_from_zeros(model: Any) -> Masks:

@@ -10,12 +10,12 @@ import importlib
 import os
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-Arrays = dict[str, np.ndarray]
+Arrays = Mapping[str, np.ndarray]
 
 
 def load_from_line(line: str) -> Callable[[Arrays], Arrays]:
@@ -26,7 +26,7 @@ def load_from_line(line: str) -> Callable[[Arrays], Arrays]:
             importlib.import_module(".".join(names[:i]))
     # The line comes from our own export.json.
     model = eval(line, {names[0]: importlib.import_module(names[0]), "folder": "."})
-    return {"onnxruntime": _onnx_runner, "openvino": _openvino_runner}.get(names[0], _torch_runner)(model)
+    return {"onnxruntime": onnx_runner, "openvino": openvino_runner}.get(names[0], _torch_runner)(model)
 
 
 def _torch_runner(model: Any) -> Callable[[Arrays], Arrays]:
@@ -40,12 +40,14 @@ def _torch_runner(model: Any) -> Callable[[Arrays], Arrays]:
     return ask
 
 
-def _onnx_runner(session: Any) -> Callable[[Arrays], Arrays]:
+def onnx_runner(session: Any) -> Callable[[Arrays], Arrays]:
+    """Return a function that runs a session of ONNX Runtime, inputs and outputs by name."""
     names, given = [o.name for o in session.get_outputs()], [i.name for i in session.get_inputs()]
     return lambda batch: dict(zip(names, session.run(None, {name: batch[name] for name in given}), strict=True))
 
 
-def _openvino_runner(model: Any) -> Callable[[Arrays], Arrays]:
+def openvino_runner(model: Any) -> Callable[[Arrays], Arrays]:
+    """Return a function that runs a compiled model of OpenVINO, inputs and outputs by name."""
     names, given = [o.any_name for o in model.outputs], [i.any_name for i in model.inputs]
 
     def ask(batch: Arrays) -> Arrays:

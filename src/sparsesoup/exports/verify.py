@@ -72,9 +72,7 @@ def verified_export(run: Path, to: str, out: Path, settings: Mapping[str, Any] |
 
     The result is stored under `verified` in export.json: rows, equal predictions, the scores of both.
 
-    Args:
-        run, to, out, settings: as in `export`.
-    Raises: UserError as `export` does, and if the model's training data is unknown; nothing is written then.
+    Raises: UserError as `write_export` does, and if the model's training data is unknown; nothing is written then.
     """
     if to == "semi-structured":
         raise UserError(

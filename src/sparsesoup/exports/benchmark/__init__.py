@@ -75,12 +75,9 @@ def run_benchmark(
 ) -> list[Facts]:
     """Benchmark runs or exports side by side; return a table of facts for each, as in benchmark.json.
 
-    Args:
-        paths: run directories, model folders with `pruning/`, exports.
-        how: batch, length, threads, rounds, backends.
-        note: called with a progress message.
-    Raises: UserError for bad input, or if no backend could run any of them. A backend that fails on a model is noted
-        and skipped.
+    A backend that fails on a model is noted and skipped.
+
+    Raises: UserError for bad input, or if no backend could run any of them.
     """
     if not paths:
         raise UserError("nothing to measure; give a run or an export, or several")
@@ -157,7 +154,7 @@ def _static_facts(candidate: BenchmarkCandidate, batch: Batch, how: BenchmarkCon
         "sizes": {"dense": dense, "this": candidate.sizes},
         "flops": flops,
         "profiles": {form: profile_model(model, batch) for form, model in models.items()},
-        "notes": [*candidate.notes],
+        "notes": candidate.notes,
         "rows": [],
         "failed": {},
     }

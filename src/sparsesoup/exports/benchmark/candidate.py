@@ -28,7 +28,7 @@ class BenchmarkCandidate:
     forms: dict[str, Any]  # form -> torch model, the smallest last; for a graph one with its shapes
     dense: Any  # a model of the same class before anything was cut out, with no zero weights
     sizes: dict[str, Any]  # bytes on disk, and number of parameters
-    notes: tuple[str, ...]  # what was cut out for the form `compact`, or why nothing was
+    notes: list[str]  # what was cut out for the form `compact`, or why nothing was
     graph: Path | None = None  # file of a graph, which is timed instead of its model
     itemsize: int = 4  # bytes per weight in training, also used for the dense model
 
@@ -44,12 +44,12 @@ def open_candidate(path: Path) -> BenchmarkCandidate:
     if facts.get("to") in GRAPHS:
         return _graph_candidate(path, facts)
     source = open_source(path)
-    small, itemsize = shrink_if_possible(source), source.model.dtype.itemsize
+    (small, _, notes), itemsize = shrink_if_possible(source), source.model.dtype.itemsize
     # An export that is already compact, or one from which nothing can be cut, has only one form.
-    gone = sum(p.numel() for p in source.model.parameters()) - sum(p.numel() for p in small.model.parameters())
-    forms = {AS_IT_IS: source.model.float().cpu()} | ({CUT: small.model} if gone else {})
+    gone = sum(p.numel() for p in source.model.parameters()) - sum(p.numel() for p in small.parameters())
+    forms = {AS_IT_IS: source.model.float().cpu()} | ({CUT: small} if gone else {})
     dense = unpruned_model(str(source.folder), widths_in(source.folder, 0))
-    return BenchmarkCandidate(path, forms, dense, _disk_sizes(source), small.notes, itemsize=itemsize)
+    return BenchmarkCandidate(path, forms, dense, _disk_sizes(source), notes, itemsize=itemsize)
 
 
 def _graph_candidate(folder: Path, facts: Mapping[str, Any]) -> BenchmarkCandidate:
@@ -58,7 +58,7 @@ def _graph_candidate(folder: Path, facts: Mapping[str, Any]) -> BenchmarkCandida
         raise UserError(f"damaged export: {file} is missing; export it again")
     try:
         sizes = {key: int(facts["sizes"][key][1]) for key in ("parameters", "nonzero")}
-        notes = tuple(str(note) for note in facts["notes"][:1])
+        notes = [str(note) for note in facts["notes"][:1]]
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise UserError(f"damaged export: {folder / 'export.json'} lacks {error}; export it again") from error
     sizes["raw"] = sum(p.stat().st_size for p in folder.iterdir() if p.suffix in (".onnx", ".data", ".bin"))
