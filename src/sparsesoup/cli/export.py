@@ -26,7 +26,7 @@ examples:
 
 Which one? `packed` for unstructured pruning: the file shrinks, the computation does not. `compact` for pruned heads and
 units (hybrid-movement): file, memory and time shrink. `onnx` and `openvino` are the compact model for engines without
-torch (pip install 'sparsesoup[onnx]', 'sparsesoup[openvino]'). `semi-structured` for models pruned with
+torch (pip install 'sparsesoup[onnx]', 'sparsesoup[openvino]'). `semi-structured` (experimental) for models pruned with
 --method.scope 2:4, on a GPU. `dense` for all other tools.
 Python: sparsesoup.export(run, "packed", "small"), sparsesoup.load_packed("small"), sparsesoup.load_compact("fast").
 """

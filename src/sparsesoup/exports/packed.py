@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import write_table
 from sparsesoup.core.ticket import FACTS
@@ -13,7 +15,7 @@ from sparsesoup.exports.dense import kept_by_layer
 from sparsesoup.exports.source import PreparedExport, PrunedSource, forget_masks, in_encoder
 from sparsesoup.hub.models.loading import load_as_saved
 
-KINDS = {"same": None, "bf16": "bfloat16"}
+KINDS = {"same": None, "bf16": torch.bfloat16}  # setting -> type that values are rounded to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ class PackedFormat:
 
     def make(self, source: PrunedSource) -> PreparedExport:
         """Return the packed model in memory; pruned weights are zero."""
-        kind = codec.TYPES.get(KINDS[self.dtype] or "")
+        kind = KINDS[self.dtype]
         _ = source.model  # fails if the weights do not match the masks
         packed = [
             (name, *codec.encode_tensor(name, t, kind if t.dim() > 1 else None, self.zstd))

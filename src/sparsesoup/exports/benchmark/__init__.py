@@ -16,7 +16,7 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import write_json
 from sparsesoup.core.threads import check_threads
 from sparsesoup.core.timing import median_and_quartiles, speedup_ratios, time_interleaved
-from sparsesoup.exports.benchmark.backends import BACKENDS, BenchmarkInputs, BoundModel
+from sparsesoup.exports.benchmark.backends import BACKENDS, Batch, BoundModel
 from sparsesoup.exports.benchmark.candidate import AS_IT_IS, BenchmarkCandidate, open_candidate
 from sparsesoup.exports.benchmark.explain import explain_speed, summary_sentences
 from sparsesoup.exports.benchmark.flops import forward_flops, profile_model, sparse_flops
@@ -30,9 +30,7 @@ from sparsesoup.runs.results import library_versions, machine_name
 FILE = "benchmark.json"
 MEMORY = psutil.virtual_memory().total  # bytes of memory in this machine
 CLOSE = 1e-2  # largest difference between the outputs of a backend and torch, as a share of the largest output
-Batch = Mapping[str, Tensor]
 Facts = dict[str, Any]
-TimedForm = tuple[int, str, BoundModel]  # number of the candidate, its form ("dense": its dense model), the model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,10 +124,9 @@ def _measure_candidates(
             f"--batch or --length"
         ) from error
     with tempfile.TemporaryDirectory() as folder:
-        places = [BenchmarkInputs(batch, torch.get_num_threads(), Path(folder)) for batch in batches]
         for name in how.backends:
             note(f"measuring on {BACKENDS[name].label}")
-            _time_backend(name, candidates, places, tables, how.rounds)
+            _time_backend(name, list(zip(candidates, batches, tables, strict=True)), how.rounds, Path(folder))
     return tables
 
 
@@ -161,36 +158,35 @@ def _static_facts(candidate: BenchmarkCandidate, batch: Batch, how: BenchmarkCon
 
 
 def _time_backend(
-    name: str, candidates: Sequence[BenchmarkCandidate], places: Sequence[BenchmarkInputs], tables: Sequence[Facts],
-    rounds: int,
-) -> None:  # fmt: skip
+    name: str, measured: Sequence[tuple[BenchmarkCandidate, Batch, Facts]], rounds: int, folder: Path
+) -> None:
     """Time all candidates on a backend in turn, and add the results to their tables."""
-    timed: list[TimedForm] = []
-    for i, (candidate, place) in enumerate(zip(candidates, places, strict=True)):
+    timed: dict[tuple[int, str], BoundModel] = {}  # number of the candidate and its form
+    for i, (candidate, batch, table) in enumerate(measured):
         try:
-            timed += [(i, form, model) for form, model in _warm_forms(name, candidate, place)]
+            timed |= {(i, form): model for form, model in _warm_forms(name, candidate, batch, folder).items()}
         except Exception as error:  # any error of a backend: continue with the others
-            tables[i]["failed"][BACKENDS[name].label] = first_error_line(error)
-    times = time_interleaved([model for _, _, model in timed], rounds)
-    found = {(i, form): seconds for (i, form, _), seconds in zip(timed, times, strict=True)}
-    for (i, form), seconds in found.items():
+            table["failed"][BACKENDS[name].label] = first_error_line(error)
+    times = dict(zip(timed, time_interleaved([*timed.values()], rounds), strict=True))
+    for (i, form), seconds in times.items():
         if form != "dense":
-            tables[i]["rows"].append(_result_row(name, form, found[i, "dense"], seconds, tables[i]))
+            table = measured[i][2]
+            table["rows"].append(_result_row(name, form, times[i, "dense"], seconds, table))
 
 
-def _warm_forms(name: str, candidate: BenchmarkCandidate, place: BenchmarkInputs) -> list[tuple[str, BoundModel]]:
+def _warm_forms(name: str, candidate: BenchmarkCandidate, batch: Batch, folder: Path) -> dict[str, BoundModel]:
     """Warm up a candidate's forms for a backend and its dense model, and compare the outputs of the forms."""
     backend = BACKENDS[name]
     if not (forms := _forms_for(candidate, name)):
         raise UserError(f"a graph for another engine cannot be run on {backend.label}")
-    warm = [(form, backend.ready(model, place)) for form, model in forms.items()]
+    warm = {form: backend.ready(model, batch, folder) for form, model in forms.items()}
     if candidate.graph is None:
-        expected = BACKENDS["torch"].ready(candidate.forms[AS_IT_IS], place)()
-        for _, model in warm:
+        expected = BACKENDS["torch"].ready(candidate.forms[AS_IT_IS], batch, folder)()
+        for model in warm.values():
             _check_answers(model(), expected)
-    dense = BACKENDS[backend.dense or name].ready(candidate.dense, place)
-    dense()
-    return [*warm, ("dense", dense)]
+    warm["dense"] = BACKENDS[backend.dense or name].ready(candidate.dense, batch, folder)
+    warm["dense"]()
+    return warm
 
 
 def _forms_for(candidate: BenchmarkCandidate, name: str) -> dict[str, Any]:

@@ -17,16 +17,9 @@ from sparsesoup.exports.graphs import trace_model
 from sparsesoup.exports.runtimes import Asked, open_onnx, open_openvino, require_library
 from sparsesoup.hub.models.dummy_inputs import forward_outputs
 
+Batch = Mapping[str, Tensor]
 BoundModel = Callable[[], list[Tensor]]  # runs the model on its fixed batch
-
-
-@dataclass(frozen=True)
-class BenchmarkInputs:
-    """What a model is prepared for: its fixed batch, at most so many threads, and a folder for temporary files."""
-
-    batch: Mapping[str, Tensor]
-    threads: int
-    folder: Path
+Prepare = Callable[[Any, Batch, Path], BoundModel]
 
 
 @dataclass(frozen=True)
@@ -35,46 +28,47 @@ class SpeedBackend:
 
     Args:
         label: name in tables.
-        ready: (model, place) -> callable that runs it; raises a one-line error.
+        ready: (model, batch, folder for temporary files) -> callable that runs it on as many threads as torch has;
+            raises a one-line error.
         zeros: True to also time the model with its zeros in place if they could be cut out.
         reads: extensions of files that it accepts instead of a model.
         dense: the backend for the dense model, if it is another one.
     """
 
     label: str
-    ready: Callable[[Any, BenchmarkInputs], BoundModel]
+    ready: Prepare
     zeros: bool = False
     reads: tuple[str, ...] = ()
     dense: str = ""
 
 
-def _torch_eager(model: Any, place: BenchmarkInputs) -> BoundModel:
-    return lambda: forward_outputs(model, place.batch)
+def _torch_eager(model: Any, batch: Batch, folder: Path) -> BoundModel:
+    return lambda: forward_outputs(model, batch)
 
 
-def _torch_compiled(model: Any, place: BenchmarkInputs) -> BoundModel:
+def _torch_compiled(model: Any, batch: Batch, folder: Path) -> BoundModel:
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise UserError(f"there is no C++ compiler ({compiler}), which torch.compile needs on a CPU")
     # Compiler warnings are about torch's own code. All models share theirs: torch would leave the ninth uncompiled.
     with warnings.catch_warnings(action="ignore"), torch._dynamo.config.patch(recompile_limit=64):
         made = torch.compile(model, dynamic=False)
-        forward_outputs(made, place.batch)
-    return lambda: forward_outputs(made, place.batch)
+        forward_outputs(made, batch)
+    return lambda: forward_outputs(made, batch)
 
 
-def _torch_sparse(kind: Kind) -> Callable[[Any, BenchmarkInputs], BoundModel]:
-    return lambda model, place: _torch_eager(sparse_model(model, kind), place)
+def _torch_sparse(kind: Kind) -> Prepare:
+    return lambda model, batch, folder: _torch_eager(sparse_model(model, kind), batch, folder)
 
 
-def _graph_engine(open_file: Callable[[Path, int], Asked]) -> Callable[[Any, BenchmarkInputs], BoundModel]:
-    def ready(model: Any, place: BenchmarkInputs) -> BoundModel:
-        path = model if isinstance(model, Path) else place.folder / f"{id(model)}.onnx"
+def _graph_engine(open_file: Callable[[Path, int], Asked]) -> Prepare:
+    def ready(model: Any, batch: Batch, folder: Path) -> BoundModel:
+        path = model if isinstance(model, Path) else folder / f"{id(model)}.onnx"
         if not path.exists():
             for name in ("onnx", "onnxscript"):
                 require_library(name)
-            trace_model(model, [*place.batch]).save(path)
-        ask, arrays = open_file(path, place.threads), {name: t.numpy() for name, t in place.batch.items()}
+            trace_model(model, [*batch]).save(path)
+        ask, arrays = open_file(path, torch.get_num_threads()), {name: t.numpy() for name, t in batch.items()}
         return lambda: [torch.from_numpy(array) for array in ask(arrays).values()]
 
     return ready
