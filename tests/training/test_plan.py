@@ -20,7 +20,7 @@ from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.cost import CostTracker
 from sparsesoup.training.driver import dry_run, run_fork
 from sparsesoup.training.plan import Phase, first_steps, planned_steps
-from test_contract import method
+from tiny_runs import method
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # rows with settings that change what their plan consists of
     "snip, head first": ("snip", {"batches": 4, "warmup": 0.2}),
