@@ -60,7 +60,8 @@ def summary_sentences(table: Facts) -> list[str]:
         f"{told}.",
         *([_best_sentence(gains, table)] if table["rows"] else []),
         *(
-            f"On {describe_row(row)}, it is {row['faster']:.2f} times as fast, {row['promise']:.2f} by FLOPs: {row['why']}."
+            f"On {describe_row(row)}, it is {row['faster']:.2f} times as fast, {row['promise']:.2f} by FLOPs: "
+            f"{row['why']}."
             for row in gains
             if row["why"]
         ),
@@ -88,8 +89,8 @@ def _no_gain_sentence(row: Facts) -> str:
     low, high = row["quartiles"]
     if min(row["promise"], row["faster"]) >= GAIN:
         return (
-            f"No certain speed-up on {describe_row(row)}: {row['faster']:.2f} times, but {low:.2f} to {high:.2f} between "
-            f"rounds; measure again, with more --rounds."
+            f"No certain speed-up on {describe_row(row)}: {row['faster']:.2f} times, but {low:.2f} to {high:.2f} "
+            f"between rounds; measure again, with more --rounds."
         )
     because = "zeros are multiplied like anything else"
     if row["promise"] > 1:  # units were cut out or zeros are skipped: these are not multiplied
