@@ -127,4 +127,4 @@ method_index()
 cli_page()
 api_page()
 for page, source in (("contributing.md", "CONTRIBUTING.md"), ("changelog.md", "CHANGELOG.md")):
-    write(page, (ROOT / source).read_text(encoding="utf-8").rstrip())
+    write(page, (ROOT / source).read_text(encoding="utf-8").replace("](docs/", "](").rstrip())

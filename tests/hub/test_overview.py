@@ -50,7 +50,7 @@ def test_prune_and_test_say_what_they_read_and_so_does_the_report(place, tmp_pat
     flags = ["--dataset", str(place / "reviews"), "--model", str(place / "bert"), "--steps", "2"]
     assert main(["prune", "magnitude", *flags, "--out", str(tmp_path)]) == 0
     read = [
-        "data: reviews: 72 rows to train on and 8 to validate on, of split train (train.csv); 24 test rows, of split "
+        "data: reviews: 72 training and 8 validation rows from split train (train.csv); 24 test rows from split "
         "test (test.csv)",
         "data: 2 classes (0, 1) in column label from column text",
     ]
@@ -60,7 +60,7 @@ def test_prune_and_test_say_what_they_read_and_so_does_the_report(place, tmp_pat
         "read": [line.removeprefix("data: ") for line in read],
         "notes": [],
     }
-    assert "72 rows to train on" in (run / "report.html").read_text()
+    assert "72 training and 8 validation rows" in (run / "report.html").read_text()
     assert main(["test", str(run)]) == 0
     assert capsys.readouterr().err.splitlines()[:2] == read
 
@@ -95,7 +95,7 @@ def test_splits_and_columns_that_are_not_read_are_named():
         "set", {"train": rows, "validation": rows.select([0]), "test": rows.select([1]), "more": rows}
     )
     read = data_overview(OpenedTask(source, infer_task(rows, "set", None, None)), 0).read
-    assert read[0].endswith("1 test rows, of split test; not read: split validation, more")
+    assert read[0].endswith("1 test rows from split test; not read: split validation, more")
     assert read[1] == "2 classes (0, 1) in column label from column text; not read: number"
 
 
@@ -113,7 +113,7 @@ def test_splits_and_columns_that_are_not_read_are_named():
 def test_a_column_that_says_the_answer_is_not_read_and_that_is_said(answers):
     train = rows_of(text=distinct(20), label=[1, 0] * 10, mood=answers)
     assert find_task(train, "set").texts == ("text",)
-    assert "column mood says what is in column label" in noted(train)
+    assert "column mood gives column label away" in noted(train)
     assert "so it is not read" in noted(train)
 
 
@@ -121,7 +121,7 @@ def test_it_is_known_by_the_names_of_classes_too():
     kinds = {"text": Value("string"), "label": ClassLabel(names=["Bad", "Good"]), "said": Value("string")}
     train = rows_of(kinds, text=distinct(20), label=[1, 0] * 10, said=["good "] * 15 + ["bad"] * 5)
     assert find_task(train, "set").texts == ("text",)
-    assert "column said says what is in column label" in noted(train)
+    assert "column said gives column label away" in noted(train)
 
 
 @pytest.mark.parametrize("other", [["a", "b", "c", "d"] * 5, [f"who {i}" for i in range(20)], ["x"] * 20])
@@ -135,8 +135,8 @@ def test_a_column_that_a_user_names_is_read_and_noted():
     train = rows_of(text=distinct(20), label=[1, 0] * 10, mood=["up", "down"] * 10)
     task = find_task(train, "set", texts=["mood"])
     notes = data_overview(OpenedTask(LoadedDataset("set", {"train": train}), task), 0).notes
-    assert "column mood says what is in column label" in notes[0]
-    assert "so the scores say nothing" in notes[0]
+    assert "column mood gives column label away" in notes[0]
+    assert "so the scores mean nothing" in notes[0]
 
 
 # Labels
@@ -187,7 +187,9 @@ def test_two_classes_that_look_like_one_are_refused(pair, published):
 
 
 def test_classes_that_differ_by_capitals_are_noted():
-    assert "classes Pos and pos differ by capitals" in noted(rows_of(text=distinct(40), label=["pos", "Pos"] * 20))
+    assert "classes Pos and pos differ only in capital letters" in noted(
+        rows_of(text=distinct(40), label=["pos", "Pos"] * 20)
+    )
 
 
 # Rows that are there twice
@@ -196,9 +198,9 @@ def test_classes_that_differ_by_capitals_are_noted():
 def test_rows_that_are_training_rows_too_are_counted():
     train = rows_of(text=distinct(40), label=[0, 1] * 20)
     test = rows_of(text=distinct(20, first=30), label=[0, 1] * 10)
-    assert "10 of 20 test rows are training rows, too (the same text)" in noted(train, test)
+    assert "10 of 20 test rows are also training rows (the same text)" in noted(train, test)
     doubled = rows_of(text=distinct(20) * 2, label=[0, 1] * 20)
-    assert re.search(r"[1-4] of 4 validation rows are training rows", noted(doubled))
+    assert re.search(r"[1-4] of 4 validation rows are also training rows", noted(doubled))
     assert noted(train, test.select(range(10, 20))) == ""
 
 
@@ -206,7 +208,7 @@ def test_copies_in_other_capitals_and_spaces_count():
     train = rows_of(text=distinct(40), label=[0, 1] * 20)
     near = [f" Film  {i}\n" for i in range(5)] + distinct(3, first=10) + distinct(12, first=100)
     said = noted(train, rows_of(text=near, label=[0, 1] * 10))
-    assert "8 of 20 test rows are training rows, too (the same text; 5 in other capitals or spaces)" in said
+    assert "8 of 20 test rows are also training rows (the same text; 5 with other capitals or spaces)" in said
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n\t", "\u200b"])
@@ -214,7 +216,7 @@ def test_blank_texts_are_counted(blank):
     train = rows_of(text=[blank if i % 3 == 1 else f"film {i}" for i in range(80)], label=[0, 1] * 40)
     test = rows_of(text=[*distinct(6, first=100), blank], label=[0, 1, 0, 1, 0, 1, 0])
     said = noted(train, test)
-    assert "27 of 80 rows of split train are blank in column text: drop them if that is not meant" in said
+    assert "27 of 80 rows of split train are blank in column text: drop them if that is not intended" in said
     assert "1 of 7 rows of split test are blank in column text" in said
 
 
@@ -234,13 +236,13 @@ def test_questions_and_images_are_counted_too(tmp_path):
     for split, rows in (("train", asked), ("validation", asked[:6])):
         write_rows(folder / f"{split}.jsonl", tuple(rows[0]), [tuple(row.values()) for row in rows])
     opened = open_task(ModelAndDataConfig(model=str(tmp_path / "bert"), dataset=str(folder)))
-    assert "6 of 6 test rows are training rows, too (the same text)" in " ".join(data_overview(opened, 0).notes)
+    assert "6 of 6 test rows are also training rows (the same text)" in " ".join(data_overview(opened, 0).notes)
     photos(tmp_path / "photos", rows=12, test=6)
     place = ModelAndDataConfig(model=str(tmp_path / "vit"), dataset=str(tmp_path / "photos"))
     assert data_overview(open_task(place), 0).notes == ()
     for split, name in (("train", "again.png"), ("test", "seen.png")):
         PIL.Image.new("RGB", (12, 12)).save(tmp_path / "photos" / split / "dark" / name)
-    assert "1 of 7 test rows are training rows, too (the same image)" in " ".join(
+    assert "1 of 7 test rows are also training rows (the same image)" in " ".join(
         data_overview(open_task(place), 0).notes
     )
 

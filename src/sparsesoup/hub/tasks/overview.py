@@ -61,9 +61,9 @@ def data_overview(opened: OpenedTask, seed: int) -> DataOverview:
 
 def _describe_splits(opened: OpenedTask, train: Dataset, parts: dict[str, Dataset]) -> str:
     source, names = opened.source, test_splits(opened.source, opened.task)
-    rows = [f"{len(train):,} rows to train on and {len(parts['validation']):,} to validate on, of split "
+    rows = [f"{len(train):,} training and {len(parts['validation']):,} validation rows from split "
             f"{_describe_split(source, source.train_name)}"]  # fmt: skip
-    rows += [f"{len(parts[key]):,} {key} rows, of split {_describe_split(source, name)}" for key, name in names.items()
+    rows += [f"{len(parts[key]):,} {key} rows from split {_describe_split(source, name)}" for key, name in names.items()
              if key in parts]  # fmt: skip
     unread = [name for name in source.splits if name not in (source.train_name, *names.values())]
     return f"{source.name}: {'; '.join(rows)}" + (f"; not read: split {', '.join(unread)}" if unread else "")
@@ -101,7 +101,7 @@ def _blank_notes(name: str, rows: Dataset, task: AnyTask) -> Iterator[str]:
         ):
             yield (
                 f"{blank:,} of {len(rows):,} rows of split {name} are blank in column {column}: drop them if that is "
-                f"not meant"
+                f"not intended"
             )
 
 
@@ -112,8 +112,8 @@ def _revealing_columns(opened: OpenedTask) -> Iterator[str]:
         return
     for column in dict.fromkeys([*task.texts, *text_candidates(train.features, task.label)]):
         if spell_the_label(train, column, task.label):
-            does = f"column {column} says what is in column {task.label}: each of its few values goes with one label"
-            yield f"{does}, so the scores say nothing" if column in task.texts else f"{does}, so it is not read"
+            does = f"column {column} gives column {task.label} away: each of its few values goes with one label"
+            yield f"{does}, so the scores mean nothing" if column in task.texts else f"{does}, so it is not read"
 
 
 def _label_notes(opened: OpenedTask) -> Iterator[str]:
@@ -126,7 +126,7 @@ def _label_notes(opened: OpenedTask) -> Iterator[str]:
         if len(values) <= FEW and all(float(value).is_integer() for value in values):
             yield (
                 f"column {task.label} holds whole numbers with a point ({_join_names([*map(str, sorted(values))])}), "
-                f"so numbers are learnt (regression); for classes write 0, 1, 2, ... or words"
+                f"so the task is a regression; for classes write 0, 1, 2, ... or words"
             )
         return
     kind = Features({task.label: train.features[task.label]})
@@ -134,10 +134,10 @@ def _label_notes(opened: OpenedTask) -> Iterator[str]:
     if empty := [name for i, name in enumerate(task.labels) if i not in present]:
         yield (
             f"{len(empty)} of {len(task.labels)} classes without a training row: {_join_names(empty)}; if that is not "
-            f"meant, number the classes 0, 1, 2, ... without a gap, or write them as words"
+            f"intended, number the classes 0, 1, 2, ... without a gap, or write them as words"
         )
     if odd := odd_label(train, task.label):
-        yield f"{odd[1]}: a class of its own; correct or drop such rows if that is not meant"
+        yield f"{odd[1]}: a class of its own; correct or drop such rows if that is not intended"
     if len(values) > FEW and 2 * len(values) > len(train):
         yield (
             f"column {task.label} has {len(values):,} different labels in {len(train):,} rows, each a class; if they "
@@ -145,7 +145,8 @@ def _label_notes(opened: OpenedTask) -> Iterator[str]:
         )
     for low, count in Counter(name.casefold() for name in task.labels).items():
         if count > 1:
-            yield f"classes {' and '.join(n for n in task.labels if n.casefold() == low)} differ by capitals alone"
+            same = " and ".join(name for name in task.labels if name.casefold() == low)
+            yield f"classes {same} differ only in capital letters"
 
 
 def _overlap_notes(opened: OpenedTask, known: list[Hashes], parts: dict[str, Dataset]) -> list[str]:
@@ -155,10 +156,10 @@ def _overlap_notes(opened: OpenedTask, known: list[Hashes], parts: dict[str, Dat
     for name, rows in parts.items():
         again = [one in exact for one, other in _row_hashes(rows, opened.task.texts) if other in plain]
         if again:
-            near = f"; {again.count(False):,} in other capitals or spaces" if not all(again) else ""
+            near = f"; {again.count(False):,} with other capitals or spaces" if not all(again) else ""
             found.append(
-                f"{len(again):,} of {len(rows):,} {name} rows are training rows, too (the same {what}{near}), so "
-                f"{name} scores promise too much"
+                f"{len(again):,} of {len(rows):,} {name} rows are also training rows (the same {what}{near}), so "
+                f"{name} scores are too high"
             )
     return found
 
