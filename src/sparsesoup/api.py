@@ -1,7 +1,7 @@
 """The verbs of the command line, from Python: names and paths go in, and so do objects of the settings' classes."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -17,6 +17,7 @@ from sparsesoup.methods import Method, row_of
 from sparsesoup.report.console import SafeConsole
 from sparsesoup.runs import run
 from sparsesoup.runs.config import config_from_dict
+from sparsesoup.runs.settings import fill_settings
 from sparsesoup.study.compare import StudyResult, compare_recipe
 from sparsesoup.training.config import TrainingConfig
 
@@ -201,9 +202,6 @@ def benchmark(
     Raises: UserError for bad input.
     """
     folders = [Path(path) for path in paths]
-    known = [field.name for field in fields(benchmarks.BenchmarkConfig)]
-    if unknown := how.keys() - set(known):
-        raise UserError(f"benchmark has no setting {min(unknown)!r}; it has {', '.join(known)}")
-    tables = benchmarks.run_benchmark(folders, benchmarks.BenchmarkConfig(**how), note)
+    tables = benchmarks.run_benchmark(folders, fill_settings(benchmarks.BenchmarkConfig(), how), note)
     benchmarks.write_tables(folders, tables)
     return tables

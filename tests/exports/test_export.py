@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from safetensors.torch import load_file
 
 from conftest import same
 from sparsesoup import export, load_compact, load_packed
-from sparsesoup.cli.export import export_parser, print_export, read_export_arguments
+from sparsesoup.cli.tables import print_export
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.ticket import load_masks
 from sparsesoup.exports import FORMATS
@@ -440,14 +439,6 @@ def test_help_names_every_format_and_every_setting_with_its_meaning(capsys):
         assert f"{name} {row.summary}: {row.gain}" in said
     for words in ("--dtype {same,bf16}", "--zstd", "--stock", "hybrid-movement", "load_packed"):
         assert words in said
-    assert read_export_arguments(["run", "--to", "packed", "--out", "x"]) == (
-        Path("run"),
-        "packed",
-        Path("x"),
-        {},
-        False,
-    )
-    assert export_parser().prog == "sparsesoup export"
 
 
 def test_a_base_model_is_exported_as_well(tmp_path):

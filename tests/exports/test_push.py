@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from conftest import same
 from sparsesoup import export, load_packed, push
 from sparsesoup.cli.main import main
+from sparsesoup.cli.prune import parse_arguments
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.ticket import save_masks
 from sparsesoup.exports.source import masks_from_zeros
@@ -25,7 +26,6 @@ from sparsesoup.hub.models.loading import load_as_saved
 from sparsesoup.hub.tasks.metrics import METRICS as JUDGES
 from sparsesoup.report.format import label_name
 from sparsesoup.report.model_card import METRICS, base_model, hub_dataset, render_model_card
-from sparsesoup.runs.config import parse_arguments
 from tiny_exports import pruned, trace_once
 from tiny_hub import listing, masks_of, older, run_of, weights_of
 from tiny_server import hub

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-import yaml
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as Picture
 from safetensors.torch import load_file
 
 from sparsesoup import export, load_compact, load_packed, prune, push
 from sparsesoup.cli.main import main
+from sparsesoup.cli.prune import parse_arguments
 from sparsesoup.core.errors import UserError
 from sparsesoup.hub.build import ModelAndDataConfig, build_problem, open_task
 from sparsesoup.hub.models.loading import load_model
@@ -24,7 +24,8 @@ from sparsesoup.hub.models.prunable import find_prunable
 from sparsesoup.hub.tasks import zero_shot
 from sparsesoup.hub.tasks.prompts import names_of, templates_of
 from sparsesoup.report.terminal import read_report
-from sparsesoup.runs.config import dump_config, parse_arguments
+from sparsesoup.runs.config import dump_config
+from sparsesoup.runs.yaml_text import dump_yaml, read_yaml
 from sparsesoup.training.config import TrainingConfig
 from tiny_clip import COLOURS, checkpoint, clip, pictures, tokenizer
 from tiny_hub import masks_of, offline, run_of
@@ -278,9 +279,9 @@ def test_a_run_from_before_there_were_prompts_is_the_same_run(place, tmp_path):
     line = line_of(place, tmp_path / "runs")
     assert main(line) == 0
     run = run_of(tmp_path / "runs")
-    table = yaml.safe_load((run / "run.yaml").read_text())
+    table = read_yaml((run / "run.yaml").read_text())
     del table["prompts"], table["class_names"]
-    (run / "run.yaml").write_text(yaml.safe_dump(table))
+    (run / "run.yaml").write_text(dump_yaml(table))
     before = (run / "report.json").stat().st_mtime_ns
     assert main(line) == 0
     assert (run / "report.json").stat().st_mtime_ns == before
@@ -290,7 +291,7 @@ def test_a_run_from_before_there_were_prompts_is_the_same_run(place, tmp_path):
 def test_a_prompt_is_taken_as_it_is_written(place, prompt):
     settings, _ = parse_arguments(["magnitude", "--model", place.model, "--prompts", prompt])
     assert settings.place.prompts == prompt
-    assert yaml.safe_load(dump_config(settings))["prompts"] == prompt
+    assert read_yaml(dump_config(settings))["prompts"] == prompt
 
 
 def test_the_words_known_for_a_dataset_are_taken_by_its_name():
@@ -312,8 +313,12 @@ def refused(capsys, line, *parts):
 def test_bad_words_are_refused_in_one_line(place, capsys, tmp_path):
     out = tmp_path / "runs"
     refused(capsys, line_of(place, out, "isp", "--prompts", "a photo"), "'a photo' has no {}", "--prompts")
-    refused(capsys, line_of(place, out, "isp", "--class-names", "red,green"), "gives 2 names, ", "3 classes")
-    refused(capsys, line_of(place, out, "isp", "--class-names", "names.txt"), "1 names (there is no file names.txt)")
+    refused(capsys, line_of(place, out, "isp", "--class-names", "red,green"), "2 names are given, ", "3 classes")
+    refused(
+        capsys,
+        line_of(place, out, "isp", "--class-names", "names.txt"),
+        "1 names are given (there is no file names.txt)",
+    )
     refused(capsys, line_of(place, out, "isp", "--class-names", "red,sky,red"), "'red' is there twice", "--class-names")
     refused(capsys, line_of(place, out, "isp", "--class-names", "red,,green"), "class 1", "empty name")
     long = "a photo of something that is " + 20 * "very " + "{}"

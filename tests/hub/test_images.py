@@ -137,7 +137,7 @@ def test_the_column_of_images_is_found_or_named(place):
     assert find_images(both, "x", ["caption"], None) is None
     assert infer_task(both, "x", ["caption"], None).texts == ("caption",)
     two = Dataset.from_dict({**rows[:], "depth": rows["image"][:]}, Features({**rows.features, "depth": Image()}))
-    with pytest.raises(UserError, match=r"the columns to read are image, depth, where one .* `--image-column`"):
+    with pytest.raises(UserError, match=r"the columns to read are image, depth, where one .* by image_column"):
         find_images(two, "x", None, None)
     assert find_images(two, "x", ["depth"], None).texts == ("depth",)
 
@@ -446,8 +446,8 @@ def test_a_processor_that_is_missing_or_makes_images_of_another_size(place, refu
 
 
 def test_settings_of_texts_are_refused_for_images(place, refused, tmp_path):
-    refused(line_of(place, tmp_path / "runs", max_length=64), "max_length is 64", "images")
-    refused(line_of(place, tmp_path / "runs", doc_stride=8), "doc_stride is 8", "leave it out")
+    refused(line_of(place, tmp_path / "runs", max_length=64), "--max-length: 64 tokens", "images")
+    refused(line_of(place, tmp_path / "runs", doc_stride=8), "--doc-stride: ", "got 8; leave it out")
 
 
 def test_a_user_types_it_by_name_below_the_data_root(place, tmp_path):

@@ -268,7 +268,7 @@ def test_rows_without_a_label_are_refused_with_the_setting_that_drops_them(place
     said = capsys.readouterr().err
     assert "row 2 has the label" in said
     assert "classes" in said or "0 to 1 (0, 1) is allowed" in said
-    assert "drop rows without a label with `--drop-unlabelled true`" in said
+    assert "drop rows without a label by drop_unlabelled" in said
     assert main([*line, "--drop-unlabelled", "true", "--out", str(tmp_path / "runs")]) == 0
     gone = 20 if "pos" in labels else 10
     run = run_of(tmp_path / "runs")
@@ -317,7 +317,7 @@ def test_numbers_that_pandas_made_floats_for_a_missing_one_stay_classes():
 
 @pytest.mark.parametrize("words", [["one,two"], ["one, two"], ["one", "two"], ["one,", "two"], ['["one", "two"]']])
 def test_two_columns_are_named_in_every_usual_way(words):
-    from sparsesoup.runs.config import parse_arguments
+    from sparsesoup.cli.prune import parse_arguments
 
     assert parse_arguments(["dense", "--text-columns", *words, "--steps", "1"])[0].place.text_columns == ("one", "two")
     assert parse_arguments(

@@ -10,6 +10,7 @@ import transformers
 
 import sparsesoup as library
 from sparsesoup.cli.main import main
+from sparsesoup.cli.prune import parse_arguments
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.masks import count_kept
 from sparsesoup.core.ticket import Ticket
@@ -19,7 +20,6 @@ from sparsesoup.hub.tasks.question_answering import QuestionAnswering
 from sparsesoup.hub.tasks.registry import SPANS
 from sparsesoup.hub.tasks.splits import open_splits, open_test, training_splits
 from sparsesoup.hub.tasks.squad_metrics import exact_match, f1
-from sparsesoup.runs import config as recipe
 from tiny_hub import masks_of, offline, questions, run_of, sparsesoup, tokenizer, write_rows
 
 FAMILIES = ("bert", "distilbert", "roberta")
@@ -130,7 +130,7 @@ def test_the_command_line_prunes_scores_and_shows_questions(place, tmp_path, cap
     assert "exact_match 0." in out
     page = (run / "report.html").read_text()
     assert "exact_match" in page
-    settings = recipe.parse_arguments(["--config", str(run / "run.yaml")])[0]
+    settings = parse_arguments(["--config", str(run / "run.yaml")])[0]
     assert (settings.place.max_length, settings.place.doc_stride) == (30, 5)
     assert "--doc-stride 5" in settings.repeat_command()
 
@@ -223,9 +223,12 @@ def test_squad_is_looked_for_under_the_name_it_has_on_the_hub(name):
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        (["--doc-stride", "40"], ["doc_stride is 40", "max_length 40 allows 1 to 18"]),
-        (["--doc-stride", "0"], ["doc_stride is 0", "allows 1 to 18"]),
-        (["--label-column", "id", "--text-columns", "question", "--doc-stride", "3"], ["doc_stride is 3", "leave it"]),
+        (["--doc-stride", "40"], ["--doc-stride: max_length 40 allows 1 to 18, got 40"]),
+        (["--doc-stride", "0"], ["--doc-stride: ", "allows 1 to 18, got 0"]),
+        (
+            ["--label-column", "id", "--text-columns", "question", "--doc-stride", "3"],
+            ["--doc-stride: ", "got 3; leave it"],
+        ),
     ],
 )
 def test_bad_settings_end_in_one_line(place, tmp_path, capsys, flags, parts):

@@ -244,7 +244,7 @@ def test_a_table_of_questions_without_answers_is_refused_and_other_tables_are_le
         assert "\n" not in str(error.value)
     boolean = rows_of({"context": row["context"], "question": row["question"], "label": 1})
     assert find_spans(boolean, "reviews", None, None) is None
-    with pytest.raises(UserError, match="doc_stride is 4, and reviews asks no questions"):
+    with pytest.raises(UserError, match="doc_stride: reviews asks no questions"):
         infer_task(boolean, "reviews", None, None, 4)
 
 
@@ -269,7 +269,7 @@ def test_an_answer_that_is_not_where_it_should_be_is_named_by_split_and_row(answ
 def test_a_stride_that_leaves_no_room_is_refused_with_what_is_allowed():
     rows = rows_of(*questions(2))
     for stride in (0, 19, 40):
-        with pytest.raises(UserError, match=f"doc_stride is {stride}, where max_length 40 allows 1 to 18"):
+        with pytest.raises(UserError, match=f"doc_stride: max_length 40 allows 1 to 18, got {stride}"):
             encode_questions(rows, replace(TASK, stride=stride), tokenizer(True), 40)
     assert len(encode_questions(rows, replace(TASK, stride=18), tokenizer(True), 40)[0]) == 2
 

@@ -10,9 +10,9 @@ import pytest
 
 from conftest import ISP_CODE, Watch, same, still, tiny, watched
 from reference import isp_code as twin
+from sparsesoup.cli.prune import parse_arguments
 from sparsesoup.core import masks as algebra
 from sparsesoup.methods import METHODS
-from sparsesoup.runs import config as recipe
 from sparsesoup.training.config import TrainingOverrides
 
 PAPERS = Path(__file__).parents[2] / "docs" / "papers.md"
@@ -90,7 +90,7 @@ def test_isp_code_takes_the_merged_set_and_never_goes_beyond_the_sparsity(merge:
 
 def test_the_settings_of_the_released_scripts_in_the_papers_page_parse() -> None:
     lines = re.findall(r"^ +(sparsesoup prune (?:isp|isp-code) .*)$", PAPERS.read_text(encoding="utf-8"), re.M)
-    found = [recipe.parse_arguments(shlex.split(line)[2:])[0].method for line in lines]
+    found = [parse_arguments(shlex.split(line)[2:])[0].method for line in lines]
     code = METHODS["isp-code"]
     wanted = [
         replace(code, protocols=(TrainingOverrides(rate=(0.0, 10.0)),), rate_of="peak", merge="intersection"),

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import shlex
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from conftest import ISP_CODE, Watch, add_weak_mask, same, still, tiny
 from reference import isp_code as twin
+from sparsesoup.cli.prune import parse_arguments
 from sparsesoup.core import masks as algebra
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.masks import Masks
@@ -18,7 +20,6 @@ from sparsesoup.core.schedules import ConstantRate, CubicSchedule
 from sparsesoup.methods import METHODS
 from sparsesoup.methods.isp import InstantSoup
 from sparsesoup.methods.weak_masks import consensus_masks, masks_with_quorum, superpose_masks
-from sparsesoup.runs import config as recipe
 from sparsesoup.training.config import TrainingOverrides
 from sparsesoup.training.loop import train
 from sparsesoup.training.problem import Problem
@@ -177,10 +178,13 @@ def test_isp_with_groups_merges_whole_groups() -> None:
         assert all((m.all(1) | ~m.any(1)).all() for m in masks.values())
 
 
-def test_a_schedule_without_a_soup_has_no_moments_and_no_merging() -> None:
-    for flag in (["--method.moments", "fresh"], ["--method.merge", "union"]):
-        with pytest.raises(UserError, match=r"^method isp-no-soup has (moments|merge) "):
-            recipe.parse_arguments(["isp-no-soup", *flag])
+def test_settings_of_weak_masks_are_refused_without_any() -> None:
+    for name in ("isp-no-soup", "isp --method.weak-masks 0"):
+        for flag in ("moments fresh", "merge union", "look-ahead 0.1", "budget extra", "protocols '[{rate: 2}]'"):
+            with pytest.raises(UserError, match=r"^method\.\w+: has no effect with weak_masks 0"):
+                parse_arguments(shlex.split(f"{name} --method.{flag}"))
+    with pytest.raises(UserError, match=r"^method\.weak_masks: method isp-no-soup has weak_masks 0, got 2"):
+        parse_arguments(["isp-no-soup", "--method.weak-masks", "2"])
 
 
 @pytest.mark.parametrize(
@@ -189,5 +193,5 @@ def test_a_schedule_without_a_soup_has_no_moments_and_no_merging() -> None:
 )
 def test_a_range_that_cannot_be_read_is_refused_in_one_line(given: str, said: str) -> None:
     with pytest.raises(UserError, match=re.escape(said)) as caught:
-        recipe.parse_arguments(["isp", "--method.protocols", f"[{{rate: {given}}}]"])
+        parse_arguments(["isp", "--method.protocols", f"[{{rate: {given}}}]"])
     assert "\n" not in str(caught.value)

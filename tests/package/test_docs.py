@@ -1,6 +1,7 @@
 """What the documents say can be run: Python compiles and finds its names, command lines parse, run paths exist."""
 
 import ast
+import contextlib
 import importlib
 import re
 import shlex
@@ -10,13 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sparsesoup.cli import benchmark as command
-from sparsesoup.cli import export as exporting
-from sparsesoup.cli.main import _run_command
-from sparsesoup.cli.study_flags import study_parser
-from sparsesoup.exports import push as pushing
+from sparsesoup.cli.main import load_command
+from sparsesoup.cli.prune import parse_arguments
 from sparsesoup.methods import TABLE
-from sparsesoup.runs import config as recipe
+from sparsesoup.runs.config import method_named
 from sparsesoup.runs.run import fill_default_sparsity
 from sparsesoup.study.recipe.plan import read_plan
 
@@ -72,26 +70,14 @@ def test_python_in_the_documents_compiles_and_imports_what_there_is(code):
 
 @pytest.mark.parametrize("line", commands())
 def test_command_lines_in_the_documents_parse(line):
-    words = shlex.split(line, comments=True)[1:]
-    if "--help" in words and words[0] in ("prune", "export"):
-        with pytest.raises(SystemExit):
-            _run_command(words[0], words[1:])
-    elif words[0] == "prune":
-        recipe.parse_arguments([word for word in words[1:] if word != "METHOD"])
-    elif words[0] == "export":
-        exporting.read_export_arguments(words[1:])
-    elif words[0] == "push":
-        pushing.read_push_arguments(words[1:])
-    elif words[0] == "benchmark":
-        command.read_arguments(words[1:])
-    elif words[0] == "compare":
-        study_parser().parse_args(words[1:])
-    else:
-        assert words[0] in ("test", "show", "methods", "apply"), words
-        flags = {word for word in words if word.startswith("--")}
-        assert flags <= {"--model", "--out", "--other-weights", "--help"}, words
-        if words[0] == "methods" and words[1:]:
-            recipe.method_named(words[1])
+    words = [word for word in shlex.split(line, comments=True)[1:] if word != "METHOD"]
+    with pytest.raises(SystemExit) if "--help" in words else contextlib.nullcontext():
+        command = load_command(words[0])
+        # Not `parse` of compare, which looks for the cluster that a command names.
+        parse = command.parser().parse_args if words[0] == "compare" else command.parse_words
+        found = parse(words[1:])
+        if words[0] == "methods" and found.NAME:
+            method_named(found.NAME)
 
 
 def test_every_make_command_that_the_documents_name_is_there():
@@ -109,7 +95,7 @@ def test_the_run_directories_in_the_documents_are_those_that_the_commands_write(
         for param in commands():
             words = shlex.split(str(param.values[0]), comments=True)[1:]
             if words[0] == "prune" and "--help" not in words and "METHOD" not in words and "--config" not in words:
-                settings = fill_default_sparsity(recipe.parse_arguments(words[1:])[0])
+                settings = fill_default_sparsity(parse_arguments(words[1:])[0])
                 written.add(f"{settings.name}-{settings.run_key()}")
         assert keys <= written, path
 

@@ -4,43 +4,28 @@ import argparse
 import ast
 import re
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 import sparsesoup
-from sparsesoup.cli import benchmark as measuring
-from sparsesoup.cli import export as exporting
-from sparsesoup.cli import main as cli
-from sparsesoup.cli import study_flags as study
-from sparsesoup.cli.messages import DATA, as_settings
+from sparsesoup.cli.main import COMMANDS, load_command, main
+from sparsesoup.cli.prune import parse_arguments, settings_parser
 from sparsesoup.core.errors import UserError
-from sparsesoup.exports import push as pushing
-from sparsesoup.hub.build import ModelAndDataConfig
 from sparsesoup.methods import METHODS
-from sparsesoup.runs.config import parse_arguments, parser_for
+from sparsesoup.runs.settings import flag_of
 
 ROOT = Path(sparsesoup.__file__).parent
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9_.-]*(?![\w\0{])")
 OTHERS = {"--force-reinstall", "--head", "--font"}  # of pip and ray; a property of the page's style
-APPLY = {"--model", "--out", "--other-weights"}
 
 
 def flags_of(parser: argparse.ArgumentParser) -> set[str]:
     return {flag for action in parser._actions for flag in action.option_strings}
 
 
-PRUNE = set().union(*(parser_for(name).list_flags() for name in METHODS))
-COMMANDS = {
-    "prune": PRUNE,
-    "compare": flags_of(study.study_parser()),
-    "export": flags_of(exporting.export_parser()),
-    "benchmark": flags_of(measuring.benchmark_parser()),
-    "push": flags_of(pushing.push_parser()),
-    "apply": APPLY,
-    "test": {"--help"},
-}
+FLAGS = {name: flags_of(load_command(name).parser()) for name in COMMANDS if name != "prune"}
+FLAGS["prune"] = set().union(*(flags_of(settings_parser(name)) for name in METHODS))
 
 
 def texts(node: ast.AST) -> Iterator[str]:
@@ -63,9 +48,9 @@ def named(path: Path) -> set[str]:
 
 
 def test_every_flag_that_a_message_names_exists():
-    known = {flag.replace("_", "-") for flag in set().union(*COMMANDS.values())} | {"--version", "--method", "--train"}
+    known = set().union(*FLAGS.values()) | {"--version"}
     found = {path.relative_to(ROOT).as_posix(): named(path) for path in ROOT.rglob("*.py")}
-    assert "--text-columns" in found["hub/tasks/columns.py"]
+    assert "--to" in found["cli/exports.py"]
     strange = {
         name: bad
         for name, flags in found.items()
@@ -90,46 +75,53 @@ def test_a_command_names_its_own_flags(folder, command):
         if (folder, path.name) == ("exports", "push.py"):
             continue  # a command of its own
         text = path.read_text(encoding="utf-8")
-        others = {flag for flag in named(path) if flag not in COMMANDS[command] | OTHERS}
+        others = {flag for flag in named(path) if flag not in FLAGS[command] | OTHERS}
         prunes = {
             flag for line in re.findall(r"sparsesoup prune[^`]*`|as --train", text) for flag in FLAG.findall(line)
         }
         assert others <= prunes | {"--train", "--data-root"}, path
 
 
-@pytest.mark.parametrize(
-    "wrong", ["--trian", "--train.help", "--methods", "--print", "--methd.scope", "--train.distil"]
-)
+@pytest.mark.parametrize("wrong", ["--model-name", "--method.stage", "--save-ever", "--methd.stages", "--train.distil"])
 def test_a_flag_that_is_suggested_is_a_flag(wrong):
-    shown = {word for word in re.split(r"[\s\[\]]+", parser_for("isp").format_help()) if word.startswith("--")}
     with pytest.raises(UserError, match="unknown setting") as error:
         parse_arguments(["isp", f"{wrong}=1"])
-    near = re.search(r"did you mean (.*?)\?", str(error.value))
-    assert near
-    assert {*near[1].split(" or ")} <= shown | {"--image-column"}
+    assert error.value.near
+    assert {flag_of(name) for name in error.value.near} <= flags_of(settings_parser("isp"))
 
 
 def test_the_column_of_images_is_suggested():
-    with pytest.raises(UserError, match="did you mean --image-column "):
+    with pytest.raises(UserError, match="did you mean image_column "):
         parse_arguments(["isp", "--image-colum=x"])
 
 
-def test_commands_without_a_flag_call_the_setting_as_a_recipe_does():
-    own = {f.name for f in fields(ModelAndDataConfig)} - {"model", "dataset", "seed", "trust_remote_code"} | {
-        "image_column"
-    }
-    assert {name.replace("-", "_") for name in DATA} == own
-    said = "say --max-length 8, --label-column x, --train.learning-rate 1 or --method.scope 2:4; drop --force-reinstall"
-    assert as_settings("prune", said) == as_settings("apply", said) == said
-    assert as_settings("compare", said) == said.replace("--max-length", "max_length")
-    assert as_settings("test", said) == said.replace("--max-length", "max_length").replace("--label-c", "label_c")
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    assert main([str(word) for word in words]) == 2
+    return capsys.readouterr().err.removeprefix("sparsesoup: ")
 
 
-def test_the_command_line_does_so(tmp_path, capsys):
-    recipe = tmp_path / "study.yaml"
-    recipe.write_text("models: minilm\nmethods: [dense]\nsteps: 1\nmax_length: 4000\n")
-    assert cli.main(["compare", "--config", str(recipe), "--out", str(tmp_path / "runs")]) == 2
-    said = capsys.readouterr().err
-    assert "line 4" in said
-    assert "say max_length" in said
-    assert "--max-length" not in said
+def test_an_error_calls_its_setting_as_the_front_end_does(tmp_path, capsys):
+    """A flag on the command line, line and key in a recipe, a keyword in Python."""
+    (tmp_path / "recipe.yaml").write_text("method: isp\ntrain:\n  batch-size: 0\n")
+    said = "must be at least 1, got 0\n"
+    assert refused(capsys, "prune", "isp", "--train.batch-size", 0) == f"--train.batch-size: {said}"
+    place = f"{tmp_path / 'recipe.yaml'}, line 3: train.batch_size: "
+    assert refused(capsys, "prune", "--config", tmp_path / "recipe.yaml") == place + said
+    with pytest.raises(UserError, match=r"^train\.batch_size: must be at least 1, got 0$") as error:
+        sparsesoup.prune("isp", train={"batch_size": 0})
+    assert error.value.field == "train.batch_size"
+    both = ["--config", tmp_path / "recipe.yaml", "--train.batch-size", -1]  # what is wrong is the flag
+    assert refused(capsys, "prune", *both) == "--train.batch-size: must be at least 1, got -1\n"
+    (tmp_path / "study.yaml").write_text("methods: [dense]\nmodels: minilm\nsteps: 1\nmax_length: 4000\n")
+    line = refused(capsys, "compare", "--config", tmp_path / "study.yaml", "--out", tmp_path / "runs")
+    assert line.startswith(f"{tmp_path / 'study.yaml'}, line 4: max_length: 4000 is above")
+
+
+def test_a_value_of_another_type_is_told_from_python_by_its_keyword():
+    for given, field in (
+        ({"steps": "5"}, "steps"),
+        ({"method": {"protocols": [{"rate": "x"}]}}, "method.protocols[0].rate"),
+    ):
+        with pytest.raises(UserError, match=r"expected (int|float)") as error:
+            sparsesoup.prune("isp", **given)
+        assert error.value.field == field

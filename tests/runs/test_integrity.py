@@ -13,11 +13,11 @@ from conftest import same
 from mutations import SAME, SILENT, TOLD, TRACE, alike, line_of, subjects, trial, undamaged
 from sparsesoup import load_compact, prune
 from sparsesoup.cli.main import main
+from sparsesoup.cli.prune import parse_arguments
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import load_table, write_json
 from sparsesoup.exports import write_export
 from sparsesoup.hub.models.loading import load_as_saved
-from sparsesoup.runs.config import parse_arguments
 from sparsesoup.runs.run import fill_default_sparsity
 from sparsesoup.training.cost import Cost
 from sparsesoup.training.train_cache import CachedTraining, TrainingCache

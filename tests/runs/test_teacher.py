@@ -10,7 +10,8 @@ import sparsesoup as library
 from conftest import same
 from processes import start_command, wait_until
 from sparsesoup.cli.main import main
-from sparsesoup.runs import config as recipe
+from sparsesoup.cli.prune import parse_arguments
+from sparsesoup.runs.config import dump_config
 from tiny_hub import (
     classifier,
     listing,
@@ -129,20 +130,18 @@ def test_questions_are_distilled_too(place, tmp_path):
 
 def test_a_recipe_names_the_teacher_and_run_yaml_repeats_it(place, tmp_path):
     (tmp_path / "recipe.yaml").write_text("method: magnitude\ntrain: {distill: {teacher: dense, alpha: 1}}\n")
-    settings = recipe.parse_arguments(["--config", "recipe.yaml", "--train.distill.temperature", "4"])[0]
+    settings = parse_arguments(["--config", "recipe.yaml", "--train.distill.temperature", "4"])[0]
     distill = settings.train.distill
     assert (distill.teacher, distill.alpha, distill.temperature, distill.hidden) == ("dense", 1.0, 4.0, 0.0)
     assert settings.repeat_command() == (
         "sparsesoup prune magnitude --train.distill.teacher dense --train.distill.alpha 1.0 "
         "--train.distill.temperature 4.0"
     )
-    assert recipe.parse_arguments(settings.repeat_command().split()[2:])[0] == settings
-    (tmp_path / "run.yaml").write_text(recipe.dump_config(settings))
-    assert recipe.parse_arguments(["--config", "run.yaml"])[0] == settings
+    assert parse_arguments(settings.repeat_command().split()[2:])[0] == settings
+    (tmp_path / "run.yaml").write_text(dump_config(settings))
+    assert parse_arguments(["--config", "run.yaml"])[0] == settings
     assert yaml.safe_load((tmp_path / "run.yaml").read_text())["train"]["distill"]["teacher"] == "dense"
-    assert (
-        recipe.parse_arguments(["--config", "run.yaml", "--train.distill.alpha", "0.9"])[0].train.distill.alpha == 0.9
-    )
+    assert parse_arguments(["--config", "run.yaml", "--train.distill.alpha", "0.9"])[0].train.distill.alpha == 0.9
     by_python = library.prune(
         "magnitude", model=str(place / "bert"), dataset=str(place / "reviews"), steps=4, out=tmp_path / "runs",
         train={"batch_size": 8, "distill": {"teacher": "dense"}}, progress=False,
@@ -219,7 +218,7 @@ def test_a_teacher_that_does_not_fit_is_refused_before_the_first_step(refused, t
     teacher = classifier(tmp_path / "teacher", **changes)
     said = refused("magnitude", "--train.distill.teacher", teacher, *flags)
     assert part in said
-    assert said.startswith("sparsesoup: train.distill.teacher: ")
+    assert said.startswith("sparsesoup: --train.distill.teacher: ")
 
 
 @pytest.mark.parametrize("changes", [{"num_hidden_layers": 3}, {"hidden_size": 32}, {"labels": ("LABEL_0", "LABEL_1")}])

@@ -97,7 +97,7 @@ def test_a_row_that_no_budget_of_this_size_serves_is_refused_with_the_least_one(
         ),
         ({"budget": {"flop": 3}}, "budget:", "budget is paper, equal"),
         ({"budget": {"times": 0}}, "budget:", "budget: times is a number above 0, got 0"),
-        ({"budget": {"flops": "2e15"}}, "budget:", "budget: flops is a number above 0, got '2e15' (YAML wants"),
+        ({"budget": {"flops": "lots"}}, "budget:", "budget: flops is a number above 0, got 'lots'"),
         ({"budget": {"flops": 1e9, "row": "dense"}, "steps": None}, "budget:", "flops cannot be combined with row"),
         ({"budget": {"row": "imp"}}, "row:", "budget: no row imp; allowed: dense, snip, taught"),
         ({"budget": {"flops": 1e9}}, "steps:", "budget.flops sets how long every row trains and excludes steps"),

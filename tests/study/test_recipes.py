@@ -222,14 +222,14 @@ def test_class_names_may_be_a_list_and_no_other_text_may():
     assert config_from_dict("random", {"class_names": ["dark", "light red", 3]}).place.class_names == "dark,light red,3"
     wrong = {"prompts": ["a {}.", "my {}."], "class_names": ["a, b", "c"], "class-names": [True, "c"], "model": ["b"]}
     for name, value in wrong.items():
-        with pytest.raises(UserError, match=f"^setting {name} is one text, got "):
+        with pytest.raises(UserError, match=f"^{name.replace('-', '_')}: expected text, got "):
             config_from_dict("random", {name: value})
 
 
 def test_a_list_of_prompts_in_a_study_is_refused_with_its_line():
     recipe = {**SMALL, "methods": ["random"], "datasets": {"reviews": {"prompts": ["a {}.", "my {}."]}}}
     Path("listed.yaml").write_text(yaml.safe_dump(recipe))
-    with pytest.raises(UserError, match=r"^listed.yaml, line 3: setting prompts is one text, got .*one a line"):
+    with pytest.raises(UserError, match=r"^listed.yaml, line 3: prompts: expected text, got .*one a line"):
         read_plan(Path("listed.yaml"))
 
 

@@ -1,14 +1,14 @@
 """Flags of `sparsesoup compare`, parsed and checked without slow imports."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsesoup.cli.command import Command, CommandParser
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.process_pool import LIVES
 from sparsesoup.core.threads import check_threads
-from sparsesoup.runs.config_parser import CommandParser
 from sparsesoup.study.execute.ray_connect import check_ray_reachable, ray_address
 
 ABOUT = """Many runs as one resumable study: models, datasets, methods, sparsities and seeds; then a table and a page.
@@ -27,7 +27,7 @@ A recipe is YAML:
     slow-imp: {name: imp, method: {cut: 0.1}}
     dense-2T: {name: dense, times: 2}
     moved: {from: isp}           # isp's tickets of every dataset, trained on every other
-  budget: paper                  # or equal: all rows get the FLOPs of dense; {times: 3}, {row: imp}, {flops: 2.0e+15}
+  budget: paper                  # or equal: all rows get the FLOPs of dense; {times: 3}, {row: imp}, {flops: 2e15}
 
 Shipped recipes: table2 (CLIP on images), table3 (BERT on GLUE), transfer.
 
@@ -44,12 +44,9 @@ OF_DATA = ("dataset_config", "text_columns", "image_column", "label_column", "dr
 CHANGES = ("models", "datasets", "sparsities", "seeds", "steps", "epochs", "data_root", *OF_DATA)
 
 
-def study_parser() -> argparse.ArgumentParser:
+def study_parser() -> CommandParser:
     """Return the parser of `compare`."""
-    made = CommandParser(
-        prog="sparsesoup compare", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
+    made = CommandParser("compare", ABOUT)
     made.add_argument("RUN", type=Path, nargs="*", help="existing runs, for a table without a recipe")
     made.add_argument("--config", help="recipe (YAML), or the name of a shipped one: table2, table3, transfer")
     made.add_argument("--out", type=Path, default=Path("runs"), help="folder of all runs, with studies in studies/")
@@ -61,7 +58,7 @@ def study_parser() -> argparse.ArgumentParser:
     return made
 
 
-def read_study_arguments(arguments: list[str]) -> Any:
+def read_study_arguments(arguments: Sequence[str]) -> Any:
     """Parse the flags. A cluster that is to run the trials must respond before their cost is estimated.
 
     Raises: UserError if flags conflict, or the cluster does not respond.
@@ -131,3 +128,12 @@ def _need_no_recipe(options: Any) -> None:
     for name in given:
         if name not in ("RUN", "out", "name"):
             raise UserError(f"--{name.replace('_', '-')} is for a recipe; with runs that exist, leave it out")
+
+
+def _run_study(options: Any) -> int:
+    from sparsesoup.cli.study import run_study_command  # after the flags are checked: it takes seconds
+
+    return run_study_command(options)
+
+
+COMMANDS = {"compare": Command(parser=study_parser, run=_run_study, parse=read_study_arguments)}

@@ -1,8 +1,36 @@
 """The user-facing error: one line with the thing, the value, the allowed values and the remedy."""
 
+from collections.abc import Callable, Sequence
+
 
 class UserError(ValueError):
-    """Bad input, reported in one line; the command line prints it and exits with code 2."""
+    """Bad input, reported in one line; the command line prints it and exits with code 2.
+
+    Args:
+        message: the value, what is allowed, and the remedy.
+        field: the setting that it is about, such as train.learning_rate; the command line says it as a flag, a
+            study's recipe by its line. Empty if it is about no setting.
+        near: settings that may be meant instead.
+
+    >>> UserError("must be at least 1, got 0", "train.batch_size").with_names(lambda field: f"--{field}")
+    '--train.batch_size: must be at least 1, got 0'
+    """
+
+    def __init__(self, message: str, field: str = "", near: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.message, self.field, self.near = message, field, tuple(near)
+
+    def __str__(self) -> str:
+        return self.with_names(str)
+
+    def with_names(self, spell: Callable[[str], str]) -> str:
+        """Return the whole line, with the settings as a front end calls them."""
+        meant = f"; did you mean {' or '.join(map(spell, self.near))}?" if self.near else ""
+        return (f"{spell(self.field)}: " if self.field else "") + self.message + meant
+
+    def in_group(self, group: str) -> "UserError":
+        """Return the error of a setting as that of a group of settings, such as `train`."""
+        return UserError(self.message, ".".join(filter(None, (group, self.field))), self.near)
 
 
 def one_line(text: object) -> str:

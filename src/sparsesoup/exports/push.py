@@ -1,11 +1,10 @@
 """`sparsesoup push`: upload a model with its card and masks to the Hub, without local paths."""
 
-import argparse
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,19 +25,10 @@ from sparsesoup.hub.connectivity import hub_is_reachable
 from sparsesoup.hub.tasks import zero_shot
 from sparsesoup.report.model_card import render_model_card
 from sparsesoup.report.terminal import read_report
-from sparsesoup.runs.config_parser import CommandParser
 from sparsesoup.runs.resume_checks import check_run_or_model
 
 CARD, CONFIG, FORM = "README.md", "config.json", "export.json"
 PARTS = r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
-ABOUT = "Upload a model to the Hub: its weights, its masks in pruning/, and a model card with scores and cost."
-EXAMPLES = """
-examples:
-  sparsesoup push runs/glue/sst2/isp-0123456789/seed-0 me/sparse-sst2 --dry-run --out look
-  sparsesoup push small me/sparse-sst2-packed --private --license apache-2.0
-
-The token is that of HF_TOKEN, or of `hf auth login`. Local paths in a run's files are not uploaded.
-"""
 
 
 @dataclass(frozen=True)
@@ -49,34 +39,6 @@ class HubUpload:
     files: tuple[str, ...]  # names in the folder
     facts: dict[str, Any]  # content of report.json or ticket.json
     form: dict[str, Any]  # content of export.json; empty for a run
-
-
-def push_parser() -> CommandParser:
-    """Return the parser of `sparsesoup push`."""
-    made = CommandParser(prog="sparsesoup push", description=ABOUT, epilog=EXAMPLES, allow_abbrev=False,
-                         formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    made.add_argument("RUN", type=Path, help="a finished run's directory, or an export")
-    made.add_argument("REPO", help="its name on the Hub: owner/name")
-    made.add_argument("--dry-run", action="store_true", help="write the folder and upload nothing")
-    made.add_argument("--out", type=Path, metavar="DIR", help="with --dry-run: the folder to write (default: ./name)")
-    made.add_argument("--private", action="store_true", help="make a new repository private")
-    made.add_argument("--license", default="unknown", help="as the Hub calls it, such as apache-2.0 (default: unknown)")
-    made.add_argument("--token-from-env", default="", metavar="NAME", help="environment variable that holds the token "
-                      "(default: HF_TOKEN, else the one of `hf auth login`)")  # fmt: skip
-    return made
-
-
-def read_push_arguments(arguments: Sequence[str]) -> dict[str, Any]:
-    """Return the arguments of `push_to_hub` from a command line.
-
-    Raises: UserError for conflicting flags; SystemExit after help.
-    """
-    given = vars(push_parser().parse_args(arguments))
-    run, repo, dry = given.pop("RUN"), given.pop("REPO"), given.pop("dry_run")
-    if given["out"] is not None and not dry:
-        raise UserError("--out is where --dry-run writes the folder; add --dry-run, or leave --out out")
-    out = given.pop("out") or Path(repo.rpartition("/")[2] or repo)
-    return {"run": run, "repo": repo, "out": out if dry else None, **given}
 
 
 def push_to_hub(

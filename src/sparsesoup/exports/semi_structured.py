@@ -138,8 +138,8 @@ def require_two_four(name: str, weight: Tensor) -> None:
         row, column, four = found
         raise UserError(
             f"{name} is not 2:4: row {row} holds {', '.join(f'{value:.4g}' for value in four)} in columns {column} to "
-            f"{column + 3}, where at most two may be other than zero; prune with --method.scope 2:4, as in `sparsesoup "
-            f"prune magnitude --method.scope 2:4`"
+            f"{column + 3}, where at most two may be other than zero; prune with "
+            f"--method.scope 2:4, as `sparsesoup prune magnitude --method.scope 2:4` does"
         )
 
 

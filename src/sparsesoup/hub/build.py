@@ -69,7 +69,7 @@ class ModelAndDataConfig:
 
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 2:
-            raise UserError(f"max_length must be at least 2 tokens, got {self.max_length}")
+            raise UserError(f"must be at least 2 tokens, got {self.max_length}", "max_length")
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,8 @@ def open_task(place: ModelAndDataConfig) -> OpenedTask:
     if task_type_of(task).ready is None and (place.prompts is not None or place.class_names is not None):
         raise UserError(
             f"prompts and class_names are read by a CLIP that sees images, which model {place.model} on "
-            f"{source.name} is not; leave them out"
+            f"{source.name} is not; leave them out",
+            "prompts" if place.prompts is not None else "class_names",
         )
     return OpenedTask(source, task, place.model)
 
@@ -214,15 +215,16 @@ def _row_length(place: ModelAndDataConfig, kind: TaskType, model: Any, tokenizer
     """Return the maximum tokens per row: as set, else the default, capped by the model's maximum."""
     if kind.images:
         if place.max_length is not None:
-            raise UserError(f"max_length is {place.max_length}, and images have no tokens; leave it out")
+            raise UserError(f"{place.max_length} tokens are given, and images have none; leave it out", "max_length")
         return 0
     most = max_positions(model)
     if place.max_length is None:
         return int(min(kind.length, most, tokenizer.model_max_length))
     if place.max_length > most:
         raise UserError(
-            f"max_length {place.max_length} is above the {most} positions of model {place.model}; "
-            f"say --max-length {min(most, tokenizer.model_max_length)} or less"
+            f"{place.max_length} is above the {most} positions of model {place.model}; say "
+            f"{min(most, tokenizer.model_max_length)} or less",
+            "max_length",
         )
     return place.max_length
 

@@ -67,6 +67,9 @@ class InstantSoup(Method):
             raise UserError(f"isp needs stages >= 1 and weak_masks in 0..255, got {self.stages} and {self.weak_masks}")
         if not 0 < self.look_ahead < 1 or not 0 < self.finish < 1 or not self.protocols:
             raise UserError("isp needs look_ahead and finish in (0, 1) and at least one protocol")
+        for name in ("look_ahead", "budget", "protocols", "moments", "merge"):
+            if not self.weak_masks and getattr(self, name) != getattr(InstantSoup, name):
+                raise UserError("has no effect with weak_masks 0; leave it out, or set weak_masks", name)
 
     def weak_steps(self, total: int) -> int:
         """Return the weak steps of the whole run at T = `total`."""

@@ -1,44 +1,36 @@
-"""Run settings: declared once, in dataclasses; flags, YAML recipes and run.yaml are derived from them."""
+"""Run settings: declared once, in dataclasses; flags, recipes, keywords and run.yaml are read into them."""
 
-import argparse
-import dataclasses
 import difflib
 import hashlib
 import json
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
-
-import yaml
-from jsonargparse import Namespace
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.masking import check_scope
 from sparsesoup.hub.build import ModelAndDataConfig
 from sparsesoup.methods import METHODS, TABLE, Method
-from sparsesoup.runs.config_flags import (
-    TEXTS,
-    as_flags,
-    brief_number,
-    columns_as_list,
-    flatten_table,
-    normalize_flag,
-    shell_value,
+from sparsesoup.runs.settings import (
+    Setting,
+    as_type,
+    brief_value,
+    fill_settings,
+    flag_of,
+    nest_table,
+    settings_of,
+    unknown_setting,
 )
-from sparsesoup.runs.config_parser import MODE, ConfigParser
-from sparsesoup.runs.config_yaml import read_yaml, text_of
+from sparsesoup.runs.yaml_text import BadYaml, Node, compose_yaml, construct_yaml, dump_yaml, read_text
 from sparsesoup.training.config import DistillConfig, TrainingConfig
 
 MOST_STEPS, MOST_EPOCHS = 10**9, 10**6  # far above any training, far below the limits of loops and floats
 MOST = {"seed": 2**63 - 1, "method": 10**5}  # limits of other integers; those of a method may be lengths of lists
-ELSEWHERE = (
-    "data_root",
-    "dataset",
-    "seed",
-    "trust_remote_code",
-)  # part of a run's path, or specific to this machine: not in the key
+ELSEWHERE = ("data_root", "dataset", "seed", "trust_remote_code")  # in a run's path, or of this machine: not in its key
+OUTSIDE = ("config", "out", "save_every", "cache_dir", "workers")  # flags of `prune` that are no settings of a run
+NO_METHOD = f"no method named; say `sparsesoup prune METHOD`, one of {', '.join(METHODS)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +52,14 @@ class BudgetConfig:
             object.__setattr__(self, "sparsity", self.sparsity + 0.0)  # -0.0 becomes 0.0
         if self.sparsity is not None and not 0.0 <= self.sparsity < 1.0:
             hint = f"for {self.sparsity:g} % say {self.sparsity / 100:g}" if 1.0 < self.sparsity < 100.0 else "say 0.9"
-            raise UserError(f"sparsity is the share of weights removed, in [0, 1), got {self.sparsity:g}; {hint}")
+            raise UserError(f"the share of weights removed is in [0, 1), got {self.sparsity:g}; {hint}", "sparsity")
         if self.steps is not None and not 1 <= self.steps <= MOST_STEPS:
-            raise UserError(f"steps must be at least 1 and at most {MOST_STEPS:,}, got {brief_number(self.steps)}")
+            raise UserError(f"must be at least 1 and at most {MOST_STEPS:,}, got {brief_value(self.steps)}", "steps")
         if self.epochs is not None and not 0 < self.epochs <= MOST_EPOCHS:
-            raise UserError(f"epochs must be above 0 and at most {MOST_EPOCHS:,}, got {self.epochs:g}")
+            raise UserError(f"must be above 0 and at most {MOST_EPOCHS:,}, got {self.epochs:g}", "epochs")
         if self.steps is not None and self.epochs is not None:
             raise UserError(
-                f"steps ({self.steps}) and epochs ({self.epochs:g}) are mutually exclusive; give one of them"
+                f"steps ({self.steps}) and epochs ({self.epochs:g}) are mutually exclusive; give one of them", "steps"
             )
 
 
@@ -91,46 +83,44 @@ class RunConfig:
         for name in TABLE[self.name].fixed:
             value, own = getattr(self.method, name), getattr(METHODS[self.name], name)
             if value != own:
-                raise UserError(f"method {self.name} has {name} {own}, got {value}; take the method that has it free")
+                raise UserError(
+                    f"method {self.name} has {name} {own}, got {value}; take the method that has it free",
+                    f"method.{name}",
+                )
         for name, value in flatten_table(self.to_dict()).items():
             most = MOST.get(name.partition(".")[0], MOST_STEPS)
             if isinstance(value, int) and abs(value) > most:
-                flag = name.replace("_", "-")
-                raise UserError(f"--{flag} is a whole number of at most {most:,}, got {brief_number(value)}")
+                raise UserError(f"a whole number of at most {most:,}, got {brief_value(value)}", name)
         if self.amount.sparsity is not None:
             check_scope(getattr(self.method, "scope", ""), self.amount.sparsity)
         if self.train.distill != DistillConfig() and not self.train.distill.teacher:
             raise UserError(
-                "train.distill has settings but no teacher; add --train.distill.teacher dense, or a run or model"
+                "there are settings of a distillation but no teacher; say dense, or a run or model",
+                "train.distill.teacher",
             )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values, as in a recipe."""
-        flat = dataclasses.asdict(self.place) | dataclasses.asdict(self.amount)
-        method = {"name": self.name, **dataclasses.asdict(cast(Any, self.method))}
-        table = json.dumps({"method": method, **flat, "train": dataclasses.asdict(self.train)})
-        return json.loads(table, parse_float=lambda text: float(text) + 0.0)  # -0.0 and 0.0 are the same setting
+        method = {"name": self.name, **asdict(cast(Any, self.method))}
+        table = {"method": method, **asdict(self.place), **asdict(self.amount), "train": asdict(self.train)}
+        return json.loads(json.dumps(table), parse_float=lambda text: float(text) + 0.0)  # -0.0 is 0.0
+
+    def changed_settings(self) -> dict[str, Any]:
+        """Return the settings that differ from their defaults, by dotted name."""
+        plain = flatten_table(RunConfig(name=self.name, method=METHODS[self.name]).to_dict())
+        return {name: v for name, v in flatten_table(self.to_dict()).items() if v != plain.get(name)}
 
     def run_key(self) -> str:
         """Return ten hex digits of the settings that differ from their defaults, except dataset and seed."""
-        own, plain = self.to_dict(), RunConfig(name=self.name, method=METHODS[self.name]).to_dict()
-        changed = {
-            k: v for k, v in flatten_table(own).items() if v != flatten_table(plain).get(k) and k not in ELSEWHERE
-        }
+        changed = {name: value for name, value in self.changed_settings().items() if name not in ELSEWHERE}
         return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:10]
 
     def repeat_command(self) -> str:
         """Return the command line that repeats the run."""
-        own, plain = (
-            flatten_table(self.to_dict()),
-            flatten_table(RunConfig(name=self.name, method=METHODS[self.name]).to_dict()),
-        )
-        flags = [
-            f"--{name.replace('_', '-')} {shell_value(value)}"
-            for name, value in own.items()
-            if value != plain.get(name) and name != "method.name"
-        ]
-        return " ".join(["sparsesoup prune", self.name, *flags])
+        words = ["sparsesoup", "prune", self.name]
+        for name, value in self.changed_settings().items():
+            words += [flag_of(name), value if isinstance(value, str) else json.dumps(value)]
+        return shlex.join(words)
 
 
 def method_named(name: str) -> Method:
@@ -142,116 +132,87 @@ def method_named(name: str) -> Method:
     return METHODS[name]
 
 
-def parser_for(name: str | None) -> ConfigParser:
-    """Return the parser of `prune`, with the settings of a method if one is named."""
-    prog = f"sparsesoup prune {name or 'METHOD'}"
-    parser = ConfigParser(prog=prog, description=_method_description(name), allow_abbrev=False, parser_mode=MODE)
-    parser.add_argument("--config", type=str, help="recipe (YAML); flags override it")
-    parser.add_argument("--out", type=str, default="runs", help="folder for run directories")
-    parser.add_argument("--save_every", type=float, default=30.0, help="minimum seconds between checkpoints")
-    cache = (
-        "folder of trainings shared by runs (the dense run, IMP's rounds); existing ones are reused, new ones added, "
-    )
-    parser.add_argument("--cache_dir", type=str, help=cache + "and both charged in full; default: none")
-    workers = "processes for weak masks, each with as many threads as this one: set OMP_NUM_THREADS"
-    parser.add_argument("--workers", type=int, default=1, help=workers)
-    parser.add_class_arguments(BudgetConfig)
-    parser.add_class_arguments(ModelAndDataConfig)
-    parser.add_argument("--train", type=TrainingConfig, default=TrainingConfig())
-    if name:
-        parser.add_argument("--method", type=type(method_named(name)), default=method_named(name))
-    for action in parser._actions:
-        if type(action).__name__ == "_ActionConfigLoad":
-            action.help = argparse.SUPPRESS  # jsonargparse's config file for a group of flags: use recipes instead
-    return parser
+def config_from_dict(name: str, table: Mapping[Any, Any]) -> RunConfig:
+    """Return the settings of a run from plain values, as in a recipe.
+
+    Raises: UserError with the setting, if it is unknown or its value is wrong.
+    """
+    parts: dict[str, Any] = {"amount": BudgetConfig(), "place": ModelAndDataConfig()}
+    flat = {f.name: part for part, default in parts.items() for f in fields(default)}
+    parts |= {"train": TrainingConfig(), "method": method_named(name)}
+    values: dict[str, dict[str, Any]] = {"amount": {}, "place": {}}
+    for key, value in nest_table(table).items():
+        setting = "text_columns" if key == "image_column" else key
+        if setting in OUTSIDE:
+            raise UserError("this is no setting of a run, so no recipe holds it; say it on the command line", setting)
+        if setting in flat:
+            values[flat[setting]][setting] = _plain_value(setting, value)
+        elif setting in parts:
+            parts[setting] = as_type(Any, value, setting, parts[setting])
+        else:
+            raise unknown_setting(setting, [s.name for s in run_settings(name)])
+    return RunConfig(name=name, **parts | {part: fill_settings(parts[part], own) for part, own in values.items()})
 
 
-def parse_arguments(arguments: Sequence[str]) -> tuple[RunConfig, Namespace]:
-    """Return (settings, other flags) from the arguments of `prune`: a method, flags, a recipe under --config."""
-    arguments = [normalize_flag(a) for a in arguments]
-    arguments = columns_as_list(arguments)
-    given = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
-    recipe = _recipe_of(arguments)
-    for flag, other in (("steps", "epochs"), ("epochs", "steps")):
-        if any(a.partition("=")[0] == f"--{flag}" for a in arguments):
-            recipe.pop(other, None)  # flags override the recipe
-    name = _method_name(given, recipe)
-    return _parse_flags(name, [*as_flags(recipe), *arguments])
+def run_settings(method: str) -> list[Setting]:
+    """Return all settings of a run with a method."""
+    flat = [*settings_of(BudgetConfig()), *settings_of(ModelAndDataConfig())]
+    return [*flat, *settings_of(TrainingConfig(), "train"), *settings_of(method_named(method), "method")]
 
 
-def config_from_dict(name: str, table: dict[str, Any]) -> RunConfig:
-    """Return settings from plain values, as in a recipe; checked like flags."""
-    method_named(name)
-    return _parse_flags(name, as_flags(table))[0]
+def _plain_value(name: str, value: Any) -> Any:
+    """Return the names of columns as a list, and those of classes as one text, however they are written."""
+    if name == "sparsity" and isinstance(value, str):
+        raise UserError(f"the share of weights removed is a number in [0, 1), got {value!r}; say 0.9", name)
+    if name == "text_columns" and isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    if name in ("prompts", "class_names") and isinstance(value, (list, tuple)):
+        words = [word for word in value if type(word) in (str, int) and "," not in str(word)]
+        if name == "prompts" or not value or len(words) < len(value):
+            raise UserError(f"expected text, got {value!r}; several are said by a file with one a line", name)
+        return ",".join(map(str, words))
+    return value
 
 
-def _parse_flags(name: str, flags: list[str]) -> tuple[RunConfig, Namespace]:
-    _check_digits(flags)
-    parser = parser_for(name)
-    chosen = parser.parse_args(flags)
-    ready = parser.instantiate(chosen)
+def read_recipe(path: Path, given: str = "") -> tuple[str, dict[str, Any], Node]:
+    """Return (method, settings, node tree) of a recipe for `prune`.
 
-    def part(kind: type) -> Any:
-        return kind(**{f.name: ready[f.name] for f in dataclasses.fields(kind)})
+    Args:
+        given: the method that the command line names.
+    Raises: UserError if it cannot be read, or is for another method.
+    """
+    try:
+        tree = compose_yaml(read_text(path))
+        recipe = construct_yaml(tree)
+    except (OSError, BadYaml) as error:
+        raise UserError(f"cannot read recipe {path}: {error}") from error
+    if not isinstance(recipe, dict) or tree is None:
+        raise UserError(f"recipe {path} must be a table of settings, such as a run's run.yaml")
+    own = recipe.pop("method", None)
+    written = own.pop("name", None) if isinstance(own, dict) else own
+    if given and written and given != written:
+        raise UserError(f"the recipe is for method {written}, the command line says {given}; name one of them")
+    if not (name := given or written):
+        raise UserError(NO_METHOD)
+    method_named(str(name))
+    return str(name), {**recipe, **({"method": own} if isinstance(own, dict) else {})}, tree
 
-    settings = RunConfig(
-        name=name, method=ready.method, amount=part(BudgetConfig), place=part(ModelAndDataConfig), train=ready.train
-    )
-    return settings, chosen
 
-
-def _check_digits(flags: Sequence[str]) -> None:
-    """Raise a UserError for a number too long for a float or a message; the name of a folder may be as long."""
-    for before, flag in zip(["", *flags], flags, strict=False):
-        name, equals, value = flag.partition("=") if flag.startswith("--") else (before, "=", flag)
-        if name[2:] not in TEXTS and equals and re.fullmatch(r"[-+]?[\d_]{30,}", value):
-            told = name.replace("_", "-")
-            raise UserError(f"{told} is a number of {len(value)} digits, and no setting takes one as long")
+def read_run_config(path: Path) -> RunConfig:
+    """Return the settings of a run.yaml."""
+    name, table, _ = read_recipe(path)
+    return config_from_dict(name, table)
 
 
 def dump_config(settings: RunConfig) -> str:
     """Return the recipe that repeats a run, with all settings."""
     head = "# every setting of this run; `sparsesoup prune --config run.yaml` repeats it\n"
-    return head + yaml.safe_dump(settings.to_dict(), sort_keys=False)
+    return head + dump_yaml(settings.to_dict())
 
 
-def _method_description(name: str | None) -> str:
-    if name:
-        fixed = ", ".join(f"{f} {getattr(METHODS[name], f)}" for f in TABLE[name].fixed if f != "protocols")
-        return f"{TABLE[name].summary}." + (f" Fixed here: {fixed}." if fixed else "")
-    return f"Prune a model. METHOD is one of: {', '.join(METHODS)}; `prune METHOD --help` has its settings."
-
-
-def _recipe_of(arguments: list[str]) -> dict[str, Any]:
-    paths = [a.partition("=")[2] or (arguments[i + 1] if i + 1 < len(arguments) else "") for i, a in
-             enumerate(arguments) if a.partition("=")[0] == "--config"]  # fmt: skip
-    if not paths:
-        return {}
-    path = Path(paths[-1])
-    if not paths[-1] or paths[-1].startswith("--"):
-        raise UserError("--config needs a recipe, such as the run.yaml of a run")
-    try:
-        recipe = read_yaml(text_of(path))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read recipe {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(recipe, dict):
-        raise UserError(f"recipe {path} must be a table of settings, such as a run's run.yaml")
-    if flags := recipe.keys() & {"help", "print_shtab", "print_config"}:
-        raise UserError(f"unknown setting {min(flags)} in recipe {path}; see `sparsesoup prune --help`")
-    return recipe
-
-
-def _method_name(given: str | None, recipe: dict[str, Any]) -> str:
-    own = recipe.get("method")
-    written = own.get("name") if isinstance(own, dict) else own
-    if isinstance(own, dict):
-        recipe["method"] = {k: v for k, v in own.items() if k != "name"}
-    else:
-        recipe.pop("method", None)
-    if given and written and given != written:
-        raise UserError(f"the recipe is for method {written}, the command line says {given}; name one of them")
-    name = given or written
-    if not name:
-        raise UserError(f"no method named; say `sparsesoup prune METHOD`, one of {', '.join(METHODS)}")
-    method_named(str(name))
-    return str(name)
+def flatten_table(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested tables; keys are joined by dots."""
+    found: dict[str, Any] = {}
+    for name, value in table.items():
+        found |= flatten_table(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found

@@ -32,10 +32,10 @@ class RuntimeOptions:
 
     def __post_init__(self) -> None:
         if self.workers < 1:
-            raise UserError(f"--workers is at least 1, got {self.workers}")
+            raise UserError(f"at least 1 is needed, got {self.workers}", "workers")
         if not self.save_every >= 0:
-            raise UserError(f"save_every is a number of seconds, 0 or more, got {self.save_every}")
+            raise UserError(f"a number of seconds, 0 or more, is needed, got {self.save_every}", "save_every")
         if self.cache is not None:
             make_folder(self.cache, "--cache-dir")
             if not os.access(self.cache, os.W_OK):
-                raise UserError(f"the cache {self.cache} cannot be written to; give another --cache-dir")
+                raise UserError(f"the cache {self.cache} cannot be written to; give another", "cache_dir")

@@ -79,7 +79,7 @@ class ProcessMap:
         """Return a getter for each result. The first one requested also runs those after it."""
         cache, forks = TrainingCache(self.folder), dict[int, ForkTask]()
 
-        def give(number: int) -> dict[str, Tensor]:
+        def get_result(number: int) -> dict[str, Tensor]:
             if not forks:
                 forks.update(self._fork_tasks(cache, state, work, tasks, number))
             product = cache.get_training(forks[number].key)
@@ -93,7 +93,7 @@ class ProcessMap:
             _charge_fork(problem, state, product)
             return product.tensors
 
-        return give
+        return get_result
 
     def _fork_tasks(
         self, cache: TrainingCache, state: TrainState, work: ForkFunction, tasks: Sequence[tuple[Any, ...]], first: int

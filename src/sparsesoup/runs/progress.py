@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -14,8 +15,11 @@ from rich.text import Text
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import append_text
+from sparsesoup.hub.tasks.overview import DataOverview
 from sparsesoup.report.escaping import printable_line
 from sparsesoup.report.format import format_duration, label_name
+from sparsesoup.runs.config import RunConfig
+from sparsesoup.training.problem import Problem
 
 PIPE_EVERY = 15.0  # seconds between lines where no bar can be shown
 
@@ -118,3 +122,17 @@ class ProgressLogger:
         """Restore the terminal."""
         if self._bars is not None:
             self._bars.stop()
+
+
+def opening_lines(settings: RunConfig, problem: Problem, data: DataOverview, path: Path) -> list[str]:
+    """Return what a run reads: data, model, T, device, and its directory; with possible mistakes."""
+    total = sum(math.prod(target.shape) for target in problem.targets.values())
+    rows, sparsity = problem.training.rows_per_step, settings.amount.sparsity
+    epochs = problem.steps * min(rows, len(problem.train)) / max(len(problem.train), 1)
+    return [
+        *(f"data: {line}" for line in data.read),
+        f"model: {settings.place.model}, {total:,} prunable weights in {len(problem.targets)} matrices",
+        f"run: {settings.name}{f' to sparsity {sparsity:g}' if sparsity else ''}, T = {problem.steps:,} steps of "
+        f"{rows} rows ({epochs:.3g} epochs), on {problem.accelerator.device}, in {path}",
+        *(f"note: {note}" for note in (*data.notes, *problem.notes)),
+    ]

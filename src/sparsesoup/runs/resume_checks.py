@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import read_table, write_table
 from sparsesoup.core.manifest import check_run
@@ -18,8 +16,8 @@ from sparsesoup.hub.tasks.splits import LoadedDataset
 from sparsesoup.hub.tasks.zero_shot import HEAD
 from sparsesoup.methods import METHODS
 from sparsesoup.runs.config import RunConfig
-from sparsesoup.runs.config_yaml import read_yaml
 from sparsesoup.runs.results import library_versions, machine_name
+from sparsesoup.runs.yaml_text import BadYaml, read_text, read_yaml
 from sparsesoup.training.problem import Problem
 
 
@@ -44,8 +42,8 @@ def check_same(path: Path, settings: RunConfig) -> None:
             raise UserError(f"{path} holds something that is no run (no run.yaml); give another --out or remove it")
         return
     try:
-        there = read_yaml((path / "run.yaml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        there = read_yaml(read_text(path / "run.yaml"))
+    except (OSError, BadYaml) as error:
         raise UserError(f"{path / 'run.yaml'} is damaged; give another --out or remove {path}") from error
     if keys := _changed_settings(there, settings):
         raise UserError(f"{path} holds a different run ({', '.join(keys)} differ); give another --out or remove it")

@@ -30,10 +30,10 @@ from sparsesoup.methods.from_ticket import FromTicket
 from sparsesoup.methods.hybrid import HybridMovement
 from sparsesoup.report.run_page import degenerate_notes, write_report
 from sparsesoup.report.terminal import read_report
-from sparsesoup.runs.config import RunConfig, dump_config, parse_arguments
+from sparsesoup.runs.config import RunConfig, dump_config, read_run_config
 from sparsesoup.runs.options import RuntimeOptions
 from sparsesoup.runs.parallel import spread_forks
-from sparsesoup.runs.progress import ProgressLogger
+from sparsesoup.runs.progress import ProgressLogger, opening_lines
 from sparsesoup.runs.results import make_report
 from sparsesoup.runs.resume_checks import (
     base_fingerprints,
@@ -155,15 +155,6 @@ def _state_files(path: Path) -> list[Path]:
     return list((path / "stages").glob("*.safetensors"))
 
 
-def from_arguments(arguments: list[str], console: Console) -> Run:
-    """Run `sparsesoup prune` with these arguments."""
-    settings, others = parse_arguments(arguments)
-    cache = Path(others.cache_dir) if others.cache_dir else None
-    return run_method(
-        settings, Path(others.out), RuntimeOptions(console, others.save_every, cache, workers=others.workers)
-    )
-
-
 def evaluate_finished_run(path: Path, console: Console) -> Run:
     """Print the run's overview and score its model on the test split, once; later calls read the saved scores."""
     return score_finished_run(path, console, aloud=True)
@@ -177,7 +168,7 @@ def score_finished_run(path: Path, console: Console, aloud: bool = False) -> Run
             write_report(path)
         return Run(path, report)
     check_run_or_model(path, report)
-    settings, _ = parse_arguments(["--config", str(path / "run.yaml")])
+    settings = read_run_config(path / "run.yaml")
     check_recipe(path, report, settings)
     # A CLIP ticket contains its prompts; a prompts file may have changed since.
     place = replace(settings.place, model=str(path), prompts=None, class_names=None)
@@ -216,7 +207,7 @@ def _run_in_folder(settings: RunConfig, path: Path, out: Path, opened: OpenedTas
         watch.piece = lambda: journal.open or ""
         data = data_overview(opened, settings.place.seed)
         problem = problem_of(settings, out, outside, opened, meter=meter, journal=journal, observer=watch)
-        watch.first = [] if outside.patient else [*data.lines(), *(f"note: {note}" for note in problem.notes)]
+        watch.first = [] if outside.patient else opening_lines(settings, problem, data, path)
         base = base_fingerprints(problem, opened)
         check_base(path / "stages" / "base.json", base)
         problem = replace(
@@ -254,12 +245,12 @@ def problem_of(
     if settings.train.distill.teacher:
         patient = replace(outside, patient=True, workers=1, page=True)
 
-        def draw(dense: RunConfig) -> Run:
+        def run_dense(dense: RunConfig) -> Run:
             if isinstance(watch := problem.observer, ProgressLogger):
                 watch.print_overview()
             return run_method(dense, out, patient)
 
-        return with_teacher(problem, settings, opened, draw)
+        return with_teacher(problem, settings, opened, run_dense)
     return problem
 
 

@@ -47,7 +47,7 @@ def with_teacher(
     try:
         learning = attach_teacher(problem, settings, opened, path)
     except UserError as error:
-        raise UserError(f"train.distill.teacher: {error}") from error
+        raise UserError(str(error), "train.distill.teacher") from error
     if cost.steps and TEACHER not in problem.meter.costs:  # a restarted run has charged it already
         problem.meter.add_cost(TEACHER, cost)
     return learning
@@ -102,7 +102,7 @@ def _check_rows(problem: Problem, teacher: Any, path: str, model: str) -> None:
         raise UserError(f"{path} takes no {lacking[0]}, which the rows of {model} have; give a teacher of its family")
     longest, most = max(problem.train.lengths, default=0), max_positions(teacher)
     if longest > most:
-        raise UserError(f"{path} has {most} positions, the longest row {longest} tokens; say --max-length {most}")
+        raise UserError(f"{path} has {most} positions, the longest row {longest} tokens; say max_length {most}")
 
 
 def check_blocks(pretrained: Any, teacher: Any) -> None:
@@ -112,5 +112,5 @@ def check_blocks(pretrained: Any, teacher: Any) -> None:
     if own != other or widths[0] != widths[1]:
         raise UserError(
             f"it has {len(other)} blocks of width {widths[1]} ({other[0]}, ...), the model {len(own)} of width "
-            f"{widths[0]} ({own[0]}, ...); hidden compares like with like: say --train.distill.hidden 0"
+            f"{widths[0]} ({own[0]}, ...); hidden compares like with like: say train.distill.hidden 0"
         )

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas
-import yaml
 from rich.console import Console
 
 from sparsesoup.core.errors import UserError
@@ -20,6 +19,7 @@ from sparsesoup.report.escaping import printable_line
 from sparsesoup.report.terminal import REPORT, flatten_scores, read_report
 from sparsesoup.runs.results import library_versions, machine_name
 from sparsesoup.runs.resume_checks import check_data
+from sparsesoup.runs.yaml_text import dump_yaml
 from sparsesoup.study.equal_budget import match_budget
 from sparsesoup.study.execute.executors import JobExecutor, local_executor
 from sparsesoup.study.execute.jobs import FAILED, TrialJob, read_record
@@ -63,7 +63,7 @@ def compare_recipe(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "study.yaml" if isinstance(recipe, Mapping) else Path(recipe)
         if isinstance(recipe, Mapping):
-            path.write_text(yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
+            path.write_text(dump_yaml(dict(recipe)), encoding="utf-8")
         plan = match_budget(read_plan(path, None, name, out, True))
     made = run_study(plan, out, console, local_executor(workers), retry_failed=retry_failed)
     return StudyResult(made, read_table(made / "study.json"))
@@ -99,7 +99,7 @@ def run_study(
     _check_same_study(folder, plan, jobs)
     _check_same_data(jobs)
     with file_lock(folder / ".lock", patient=False):
-        write_text(folder / "study.yaml", yaml.safe_dump(plan.recipe, sort_keys=False))
+        write_text(folder / "study.yaml", dump_yaml(plan.recipe))
         shown: set[str] = set()
         for later in (False, True):  # tickets are found before the trials that start from them
             wave = [job for job in jobs if bool(job.cell.needs) == later and not job.record_path.exists()]

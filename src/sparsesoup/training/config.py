@@ -28,11 +28,12 @@ class DistillConfig:
     hidden: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.alpha <= 1.0 or not 0.0 < self.temperature < math.inf or not 0 <= self.hidden < math.inf:
-            raise UserError(
-                f"train.distill has alpha in [0, 1], temperature above 0 and hidden of at least 0, got "
-                f"{self.alpha:g}, {self.temperature:g} and {self.hidden:g}"
-            )
+        if not 0.0 <= self.alpha <= 1.0:
+            raise UserError(f"a share is in [0, 1], got {self.alpha:g}", "alpha")
+        if not 0.0 < self.temperature < math.inf:
+            raise UserError(f"must be above 0, got {self.temperature:g}", "temperature")
+        if not 0.0 <= self.hidden < math.inf:
+            raise UserError(f"must be at least 0, got {self.hidden:g}", "hidden")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +68,12 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name, low in (("learning_rate", 0.0), ("weight_decay", 0.0), ("max_grad_norm", 0.0)):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= low):
-                raise UserError(f"train.{name} must be a number of at least 0, got {getattr(self, name)}")
+                raise UserError(f"must be a number of at least 0, got {getattr(self, name):g}", name)
         if not 0.0 <= self.warmup_ratio < 1.0:
-            raise UserError(f"train.warmup_ratio is a share of the steps in [0, 1), got {self.warmup_ratio}")
-        if self.batch_size < 1 or self.gradient_accumulation_steps < 1:
-            raise UserError(
-                f"train.batch_size and train.gradient_accumulation_steps must be at least 1, "
-                f"got {self.batch_size} and {self.gradient_accumulation_steps}"
-            )
+            raise UserError(f"a share of the steps is in [0, 1), got {self.warmup_ratio:g}", "warmup_ratio")
+        for name in ("batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"must be at least 1, got {getattr(self, name)}", name)
 
     @property
     def rows_per_step(self) -> int:

@@ -31,7 +31,7 @@ def find_task(train: Dataset, name: str, texts: Sequence[str] | None = None, lab
         texts, label = texts or GLUE[glue][0], label or "label"
     label, labels = find_label(train, name, label)
     if texts:
-        chosen = [_require_column(text, features, name) for text in texts]
+        chosen = [_require_column(text, features, name, "text_columns") for text in texts]
     else:
         candidates = text_candidates(features, label)
         # Short sentences with many repetitions look as if they told the label: then there is nothing else to read.
@@ -41,7 +41,8 @@ def find_task(train: Dataset, name: str, texts: Sequence[str] | None = None, lab
                 f"{len(chosen)} columns that may be the text ({', '.join(chosen)})" if chosen else "no column of text"
             )
             raise UserError(
-                f"{name} has {what}, where one or two are allowed; its columns are {columns_of(features)}; {FLAGS}"
+                f"{name} has {what}, where one or two are allowed; its columns are {columns_of(features)}; name them",
+                "text_columns",
             )
     if len(chosen) > 2 or label in chosen or len(set(chosen)) < len(chosen):
         raise UserError(
@@ -73,9 +74,9 @@ def spell_the_label(train: Dataset, column: str, label: str) -> bool:
     return pairs.num_rows == len(values) and compute.count_distinct(table[label]).as_py() > 1
 
 
-def _require_column(column: str, features: Features, name: str) -> str:
+def _require_column(column: str, features: Features, name: str, field: str) -> str:
     if column not in features:
-        raise UserError(f"{name} has no column {column!r}; its columns are {columns_of(features)}; {FLAGS}")
+        raise UserError(f"{name} has no column {column!r}; its columns are {columns_of(features)}; name one", field)
     return column
 
 
@@ -85,13 +86,13 @@ def find_label(train: Dataset, name: str, label: str | None = None) -> tuple[str
     Raises: UserError if there is no such column or several, or its values are not labels.
     """
     features = train.features
-    named = [_require_column(label, features, name)] if label else []
+    named = [_require_column(label, features, name, "label_column")] if label else []
     named = named or [column for column, kind in features.items() if isinstance(kind, ClassLabel)]
     named = named or [column for column in features if column.lower() in LABEL_NAMES]
     if len(named) != 1:
         several = f"{len(named)} columns that may be the label ({', '.join(named)})"
         what = several if named else "no column that looks like a label"
-        raise UserError(f"{name} has {what}; its columns are {columns_of(features)}; {FLAGS}")
+        raise UserError(f"{name} has {what}; its columns are {columns_of(features)}; name it", "label_column")
     labels, known = class_names(train, named[0], name), dict[str, str]()
     for text in labels:
         if (other := known.setdefault(visible_text(text), text)) != text:

@@ -46,7 +46,7 @@ def find_images(train: Dataset, name: str, columns: Sequence[str] | None, label:
     if len(chosen) > 1:
         raise UserError(
             f"{name}: the columns to read are {', '.join(chosen)}, where one of images is allowed; its columns are "
-            f"{columns_of(Features(train.features))}; name it with `--image-column`"
+            f"{columns_of(Features(train.features))}; name it by image_column"
         )
     column, labels = find_label(train, name, label)
     return ImageTask(chosen, column, labels, default_metrics(labels, None))

@@ -11,9 +11,9 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from sparsesoup.core.errors import UserError
 
-FLAGS = "name them with `--text-columns` and `--label-column`"
-OTHER = "or name another column with `--label-column`"
-DROP = "drop rows without a label with `--drop-unlabelled true`"
+FLAGS = "name them by text_columns and label_column"
+OTHER = "or name another column"
+DROP = "drop rows without a label by drop_unlabelled"
 STRINGS = ("string", "large_string", "string_view")
 WHOLE = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
 REAL = ("float16", "float32", "float64", "double", "float")
@@ -108,7 +108,8 @@ def class_names(train: Dataset, label: str, name: str) -> tuple[str, ...]:
     if not isinstance(kind, Value) and getattr(kind, "feature", None) is not None:  # a list per row
         raise UserError(
             f"{name}: the label column {label} holds a list a row (several labels at once), where one class or number "
-            f"a row is allowed; make a dataset of each label, {OTHER}"
+            f"a row is allowed; make a dataset of each label, {OTHER}",
+            "label_column",
         )
     dtype = kind.dtype if isinstance(kind, Value) else type(kind).__name__
     values = train.unique(label) if isinstance(kind, Value) else []
@@ -126,7 +127,8 @@ def class_names(train: Dataset, label: str, name: str) -> tuple[str, ...]:
     if len(present) == 1 < len(train):
         raise UserError(
             f"{name}: every row has the label {present[0]!r} in column {label}, where at least two classes are needed; "
-            f"add rows of others, {OTHER}"
+            f"add rows of others, {OTHER}",
+            "label_column",
         )
     if dtype in WHOLE:
         return _numbered_class_names(present, label, name)
@@ -145,7 +147,8 @@ def _numbered_class_names(present: Sequence[int], label: str, name: str) -> tupl
         raise UserError(
             f"{name}: the label column {label} has {len(present)} different numbers from {min(present)} to "
             f"{count - 1}, where classes 0, 1, 2, ... are allowed; number them anew or write them as strings, drop "
-            f"rows without a label, {OTHER}"
+            f"rows without a label, {OTHER}",
+            "label_column",
         )
     return tuple(str(i) for i in range(count))
 
@@ -165,7 +168,8 @@ def label_values(rows: Dataset, task: TextTask, split: str) -> list[int] | list[
             remedy = f"complete it, or {DROP}" if is_missing(value, task.labels) else "correct or drop such rows"
             raise UserError(
                 f"{split}: row {i} has the label {value!r} in column {task.label}, where {allowed} is allowed; "
-                f"{remedy}, {OTHER}"
+                f"{remedy}, {OTHER}",
+                "label_column",
             )
     if not classes:
         return [float(value) for value in values]

@@ -34,9 +34,10 @@ def templates_of(asked: str | None, dataset: str) -> tuple[str, ...]:
         if HOLE not in line:
             raise UserError(
                 f"the prompt {line!r} has no {HOLE} where the class name goes, and is no file with one prompt a line; "
-                f"say --prompts 'a photo of a {HOLE}.'"
+                f"say 'a photo of a {HOLE}.'",
+                "prompts",
             )
-    return _require_different(found, "prompt", "--prompts")
+    return _require_different(found, "prompt", "prompts")
 
 
 def names_of(asked: str | None, labels: Sequence[str], numbered: bool, dataset: str) -> tuple[str, ...]:
@@ -55,18 +56,19 @@ def names_of(asked: str | None, labels: Sequence[str], numbered: bool, dataset: 
     if asked is None and numbered:
         raise UserError(
             f"the {len(labels)} classes of {dataset} are numbers without names, which a CLIP's prompts need; say "
-            f"--class-names with a file of one name a line, or name,name,..."
+            f"a file of one name a line, or name,name,...",
+            "class_names",
         )
     found = tuple(labels) if asked is None else _read_lines(asked) if _is_file(asked) else tuple(asked.split(","))
     found = tuple(" ".join(name.replace("_", " ").split()) for name in found)
     if len(found) != len(labels):
         lost = f" (there is no file {asked})" if asked and "," not in asked and not _is_file(asked) else ""
         raise UserError(
-            f"--class-names gives {len(found)} names{lost}, {dataset} has {len(labels)} classes; give one each"
+            f"{len(found)} names are given{lost}, {dataset} has {len(labels)} classes; give one each", "class_names"
         )
     if not all(found):
-        raise UserError(f"class {found.index('')} of {dataset} has an empty name; say --class-names")
-    return _require_different(found, "class name", "--class-names")
+        raise UserError(f"class {found.index('')} of {dataset} has an empty name; name it", "class_names")
+    return _require_different(found, "class name", "class_names")
 
 
 def _is_file(asked: str) -> bool:
@@ -86,8 +88,8 @@ def _read_lines(path: str) -> tuple[str, ...]:
     return found
 
 
-def _require_different(found: tuple[str, ...], what: str, flag: str) -> tuple[str, ...]:
+def _require_different(found: tuple[str, ...], what: str, field: str) -> tuple[str, ...]:
     twice = [name for name, count in Counter(found).items() if count > 1]
     if twice:
-        raise UserError(f"the {what} {twice[0]!r} is there twice, so that nothing tells them apart; correct {flag}")
+        raise UserError(f"the {what} {twice[0]!r} is there twice, so that nothing tells them apart; correct it", field)
     return found

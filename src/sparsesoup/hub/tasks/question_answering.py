@@ -59,7 +59,8 @@ def find_spans(train: Dataset, name: str, texts: Sequence[str] | None, label: st
         if columns == found.texts and not label and not labels:
             raise UserError(
                 f"{name} has question and context, and no column answers with text and answer_start, where questions "
-                f"need them; its columns are {columns_of(features)}; name another one with `--label-column`"
+                f"need them; its columns are {columns_of(features)}; name another column",
+                "label_column",
             )
     return None
 
@@ -168,13 +169,14 @@ class WindowBuilder:
         most = self.free - self.free // 2 - 1
         if most < 1:
             raise UserError(
-                f"max_length is {max_length}, where a row has {specials} tokens beside question and context and "
-                f"needs {specials + FEWEST}; raise --max-length to that or more"
+                f"{max_length} is too little: a row has {specials} tokens beside question and context and needs "
+                f"{specials + FEWEST}; say that or more",
+                "max_length",
             )
         if task.stride is not None and not 1 <= task.stride <= most:
             raise UserError(
-                f"doc_stride is {task.stride}, where max_length {max_length} allows 1 to {most}; give less, or raise "
-                "--max-length"
+                f"max_length {max_length} allows 1 to {most}, got {task.stride}; give less, or raise max_length",
+                "doc_stride",
             )
         self.stride = task.stride if task.stride is not None else min(max_length // 3, most)
 

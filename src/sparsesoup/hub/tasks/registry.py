@@ -167,7 +167,7 @@ def infer_task(
         return task
     if not isinstance(task, spans.QuestionAnswering):
         raise UserError(
-            f"doc_stride is {stride}, and {name} asks no questions about contexts, which it is for; leave it out"
+            f"{name} asks no questions about contexts, which it is for, got {stride}; leave it out", "doc_stride"
         )
     return replace(task, stride=stride)
 

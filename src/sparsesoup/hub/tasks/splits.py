@@ -97,8 +97,9 @@ def _candidate_places(dataset: str, data_root: str | None) -> list[Path]:
         folder = Path(root).expanduser()
         if not folder.is_dir():
             raise UserError(
-                f"the data root {root} is no folder, where one that holds datasets is needed; "
-                f"correct `--data-root` or {DATA_ROOT}"
+                f"the data root {root} is no folder, where one that holds datasets is needed; correct it, or the "
+                f"variable {DATA_ROOT}",
+                "data_root" if data_root is not None else "",
             )
         places.append(folder / dataset)
     return places
@@ -116,7 +117,8 @@ def _open_local(place: Path, config: str | None) -> LoadedDataset:
         if not (place / config).is_dir():
             raise UserError(
                 f"{place} has no subfolder {config!r}; it has {_describe_folders(place)}; "
-                "name one of them or leave the configuration out"
+                "name one of them or leave it out",
+                "dataset_config",
             )
         place = place / config
     try:
@@ -206,7 +208,7 @@ def _labelled_rows(source: LoadedDataset, name: str, task: AnyTask) -> Dataset:
     if missing:
         raise UserError(
             f"{split} has no column {missing[0]!r}; its columns are {', '.join(rows.column_names)}; "
-            "name columns that all splits have with `--text-columns` and `--label-column`"
+            "name columns that all splits have by text_columns and label_column"
         )
     if source.drop_unlabelled and (gone := unlabelled_rows(rows, task)):
         rows = rows.select(sorted({*range(len(rows))} - {*gone}))

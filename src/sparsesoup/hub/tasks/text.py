@@ -133,8 +133,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None
     fewest, most = tokenizer.num_special_tokens_to_add(pair=True) + 2, tokenizer.model_max_length
     if not fewest <= max_length <= most:
         raise UserError(
-            f"max_length is {max_length}, where the tokenizer of {name} allows {fewest} to {most}; "
-            "give a number between"
+            f"the tokenizer of {name} allows {fewest} to {most}, got {max_length}; give a number between", "max_length"
         )
 
 
@@ -161,6 +160,7 @@ def text_column(rows: Dataset, column: str, split: str) -> list[str]:
         if not isinstance(value, str):
             raise UserError(
                 f"{split}: row {i} has {value!r} of type {type(value).__name__} in column {column}, where a string is "
-                "needed; correct or drop such rows, or name other columns with `--text-columns`"
+                "needed; correct or drop such rows, or name other columns",
+                "text_columns",
             )
     return values

@@ -82,7 +82,8 @@ def zero_shot_head_of(clip: Any, tokenizer: Any, names: Sequence[str], templates
     if int(lengths.max()) > most:
         raise UserError(
             f"the prompt {prompts[int(lengths.argmax())]!r} has {int(lengths.max())} tokens, the text tower takes "
-            f"{most}; shorten it by --prompts or --class-names"
+            f"{most}; shorten it, or its class_names",
+            "prompts",
         )
     parts = zip(*(rows[key].split(AT_A_TIME) for key in ("input_ids", "attention_mask")), strict=True)
     found = [clip.get_text_features(input_ids=i, attention_mask=m).pooler_output.float() for i, m in parts]

@@ -7,7 +7,7 @@ from typing import Any
 from sparsesoup.core.errors import UserError
 from sparsesoup.study.recipe.yaml_lines import RecipeError, Table, at_location
 
-FORMS = "paper, equal, {times: 3}, {row: imp} or {flops: 2.0e+15}"
+FORMS = "paper, equal, {times: 3}, {row: imp} or {flops: 2e15}"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def read_budget(given: Any) -> FlopsBudget | None:
         raise UserError(f"budget: flops cannot be combined with {' or '.join(given.keys() - {'flops'})}")
     for name in given.keys() & {"times", "flops"}:
         if isinstance(given[name], bool) or not isinstance(given[name], (int, float)) or not 0 < given[name] < 1e30:
-            raise UserError(f"budget: {name} is a number above 0, got {given[name]!r} (YAML wants 2.0e+15 for 2e15)")
+            raise UserError(f"budget: {name} is a number above 0, got {given[name]!r}")
     row = given.get("row")
     return FlopsBudget(**{**given, "row": "" if row is None else str(row)})
 

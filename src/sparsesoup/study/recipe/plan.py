@@ -1,7 +1,6 @@
 """A study's recipe (YAML) and its trials (model, dataset, row, sparsity, seed), all checked before anything runs."""
 
 import math
-import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -237,9 +236,8 @@ def _settings_of(row: str, name: str, table: Table, levels: Levels) -> RunConfig
     try:
         given = {key: value for key, value in table.items() if value is not None}
         return fill_default_sparsity(config_from_dict(name, given))
-    except (UserError, TypeError) as error:
-        said = re.match(r"(?:unknown )?setting (?:--)?([\w.-]+)|(train\.\w+)|(sparsity)", str(error))
-        named = (said[1] or said[2] or "sparsities").replace("-", "_").split(".") if said else []
+    except UserError as error:
+        named = ["sparsities"] if error.field == "sparsity" else error.field.split(".") if error.field else []
         raise RecipeError(error, *(place_of(levels, named) or ["methods", row, *named])) from error
 
 

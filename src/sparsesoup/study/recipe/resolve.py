@@ -1,6 +1,5 @@
 """Resolve the models, datasets, teachers and tickets of a recipe before anything runs."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +16,6 @@ from sparsesoup.runs.run import run_folder
 from sparsesoup.runs.teacher import DENSE, check_blocks, find_teacher
 from sparsesoup.study.recipe.trial import Trial
 from sparsesoup.study.recipe.yaml_lines import Levels, RecipeError, Table, at_location, place_of
-
-READING = ("label_column", "text_columns", "image_column", "prompts", "class_names", "dataset_config", "data_root")
 
 
 def resolve_all(recipe: Table, cells: Sequence[Trial]) -> list[Trial]:
@@ -59,26 +56,14 @@ def _resolve_trial(recipe: Table, cell: Trial) -> OpenedTask:
         opened = open_task(place)
         check_head(place, opened)
     except UserError as error:
-        raise RecipeError(error, *(_named_in_error(levels, str(error)) or ["datasets", place.dataset])) from error
+        raise RecipeError(error, *(place_of(levels, error.field.split(".")) or ["datasets", place.dataset])) from error
     with at_location("models"):
         reader = load_reader(place.model, task_type_of(opened.task).images, place.trust_remote_code)
     try:
         check_length(place, opened, reader)
     except UserError as error:
-        named = str(error).split()[0]  # max_length or doc_stride
-        raise RecipeError(error, *(place_of(levels, [named]) or ["models"])) from error
+        raise RecipeError(error, *(place_of(levels, error.field.split(".")) or ["models"])) from error
     return opened
-
-
-def _named_in_error(levels: Levels, said: str) -> list[str]:
-    """Return the recipe path of the setting whose value or name an error mentions; empty if none."""
-    places = {key: where for key in READING if (where := place_of(levels, [key]))}
-    for key, where in places.items():
-        value = next(table[where[-1]] for _, table in reversed(levels) if table and where[-1] in table)
-        words = [str(each) for each in (value if isinstance(value, list) else [value]) if each]
-        if any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", said) for word in [*words, key]):
-            return where
-    return []
 
 
 def _need_teachers(recipe: Table, cells: Sequence[Trial], tasks: Mapping[ModelAndDataConfig, OpenedTask]) -> None:

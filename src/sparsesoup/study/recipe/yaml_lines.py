@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.runs.config_yaml import compose_yaml, construct_yaml, text_of, walk_nodes
+from sparsesoup.runs.yaml_text import BadYaml, compose_yaml, construct_yaml, line_of_keys, read_text
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
 NAMED = ("methods", "datasets", "models", "from", "row", "dataset")  # keys with names, which are read as text
@@ -32,7 +32,9 @@ def add_location(place: Callable[[Sequence[str]], str]) -> Iterator[None]:
     try:
         yield
     except RecipeError as wrong:
-        raise UserError(f"{place(wrong.where)}: {wrong.error}") from wrong.error
+        place_said, error = place(wrong.where), wrong.error
+        said = error.message if isinstance(error, UserError) and place_said.startswith("--") else str(error)
+        raise UserError(f"{place_said}: {said}") from error
 
 
 @contextlib.contextmanager
@@ -51,59 +53,34 @@ def builtin_recipe(path: Path) -> Path:
 
 
 def read_written(path: Path) -> tuple[Table, Callable[[Sequence[str]], int]]:
-    """Return (the recipe, the line of a path of keys). Names of rows and datasets are kept as text: 7 is "7", no "no".
+    """Return (the recipe, the line of a path of keys). Names of rows and datasets are text as written: 0x7, null, no.
 
     Raises: UserError if it cannot be read or is not a table.
     """
     try:
-        text = text_of(path)
-        recipe, tree = _with_names_as_written(compose_yaml(text)), compose_yaml(text)
-    except (OSError, yaml.YAMLError) as error:
+        tree = compose_yaml(read_text(path))
+        _keep_names(tree)
+        recipe = construct_yaml(tree)
+    except (OSError, BadYaml) as error:
         names = ", ".join(sorted(each.stem for each in SHIPPED.glob("*.yaml")))
         hint = f"; shipped ones are {names}" if isinstance(error, FileNotFoundError) else ""
-        raise UserError(f"cannot read recipe {path}: {' '.join(str(error).split())}{hint}") from error
+        raise UserError(f"cannot read recipe {path}: {error}{hint}") from error
     if not isinstance(recipe, dict):
         raise UserError(f"recipe {path} must be a table with methods, datasets, ...; see `sparsesoup compare --help`")
-    return recipe, lambda where: _line_of(tree, where)
+    return recipe, lambda where: line_of_keys(tree, where) or 1
 
 
-def _with_names_as_written(tree: yaml.Node | None) -> Any:
-    """Return the recipe with names as they are written; modifies the tree."""
-    for node in walk_nodes(tree):
-        if isinstance(node, yaml.MappingNode):
-            node.value = [(key, _as_words(value) if _is_name(key, value) else value) for key, value in node.value]
-    return construct_yaml(tree)
-
-
-def _is_name(key: yaml.Node, value: yaml.Node) -> bool:
-    return key.value in NAMED and value.tag != NULL
-
-
-def _as_words(node: yaml.Node) -> yaml.Node:
-    """Return a copy of a name, a list of names or a table with names as keys, with each name as text.
-
-    A copy, since an aliased value may be a number elsewhere.
-    """
-    marks = node.start_mark, node.end_mark
-    if isinstance(node, yaml.MappingNode):
-        pairs = [(k, _as_words(v)) if k.tag == MERGE else (_as_words(k), v) for k, v in node.value]
-        return yaml.MappingNode(node.tag, pairs, *marks)
-    if isinstance(node, yaml.SequenceNode):
-        named = [part if part.tag == NULL else _as_words(part) for part in node.value]  # an empty item is not a name
-        return yaml.SequenceNode(node.tag, named, *marks)
-    return yaml.ScalarNode(TEXT, node.value, *marks)
-
-
-def _line_of(tree: Any, where: Sequence[str]) -> int:
-    """Return the line of the last existing key of a path."""
-    line = 1
-    for key in where:
-        pairs = tree.value if isinstance(tree, yaml.MappingNode) else []
-        found = [(name, value) for name, value in pairs if name.value == str(key)]
-        if not found:
-            break
-        line, tree = found[0][0].start_mark.line + 1, found[0][1]
-    return line
+def _keep_names(node: Node | None, named: bool = False) -> None:
+    """Make text of the scalars of a tree that are names: keys, items or the value below a key of `NAMED`."""
+    pairs = node.value if isinstance(node, MappingNode) else []
+    for key, value in pairs:
+        if named and key.tag != MERGE:
+            key.tag = TEXT
+        _keep_names(value, key.value in NAMED or (named and key.tag == MERGE))
+    for part in node.value if isinstance(node, SequenceNode) else []:
+        _keep_names(part, named)
+    if named and isinstance(node, ScalarNode) and node.tag != NULL:  # an empty item is not a name
+        node.tag = TEXT
 
 
 def check_keys(table: Mapping[str, Any], keys: Sequence[str], *where: str) -> None:
@@ -129,4 +106,4 @@ def _spelled_path(table: Any, keys: Sequence[str]) -> list[str]:
 
 
 def _plain_key(key: Any) -> str:
-    return str(key).replace("-", "_")
+    return str(key).replace("-", "_").replace("image_column", "text_columns")

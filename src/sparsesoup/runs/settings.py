@@ -1,0 +1,163 @@
+"""Settings from a table of plain values, checked against the types of their dataclasses."""
+
+import difflib
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+from docstring_parser import parse
+
+from sparsesoup.core.errors import UserError
+
+T = TypeVar("T")
+FLOAT_DIGITS = 300  # a longer integer has no float
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting: its dotted name, such as train.distill.alpha, its type hint, its default, the object that holds it."""
+
+    name: str
+    kind: Any
+    value: Any
+    owner: Any
+
+    @property
+    def help_text(self) -> str:
+        """What the docstring of its class says of it."""
+        leaf, text = self.name.rpartition(".")[2], parse(type(self.owner).__doc__ or "")
+        return " ".join(next((p.description or "" for p in text.params if p.arg_name == leaf), "").split()).rstrip(".")
+
+
+def settings_of(default: Any, group: str = "") -> Iterator[Setting]:
+    """Yield the settings of a dataclass's object; those of a dataclass within it in place of itself."""
+    hints = get_type_hints(type(default))
+    for f in fields(default):
+        name, value = join_names(group, f.name), getattr(default, f.name)
+        if is_dataclass(value):
+            yield from settings_of(value, name)
+        else:
+            yield Setting(name, hints[f.name], value, default)
+
+
+def fill_settings(default: T, table: Mapping[Any, Any], group: str = "") -> T:
+    """Return settings with the values of a table in place of their own.
+
+    Args:
+        default: an object of a dataclass.
+        table: setting -> value, with tables for dataclasses; see `nest_table` for its keys.
+        group: name of the object, such as train; empty at the top.
+    Raises: UserError with the setting, if it is unknown, its value is of another type, or its class refuses it.
+    """
+    hints, values = get_type_hints(type(default)), dict[str, Any]()
+    for name, value in nest_table(table).items():
+        if name not in {f.name for f in fields(default)}:  # type: ignore[arg-type]
+            raise unknown_setting(join_names(group, name), [s.name for s in settings_of(default, group)])
+        values[name] = as_type(hints[name], value, join_names(group, name), getattr(default, name))
+    try:
+        return replace(default, **values)  # type: ignore[type-var]
+    except UserError as error:
+        raise error.in_group(group) from error
+
+
+def nest_table(table: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return a table in which dashes of keys are underscores, and dotted keys override values of nested tables.
+
+    >>> nest_table({"train": {"batch_size": 8, "precision": "no"}, "train.batch-size": 4})
+    {'train': {'batch_size': 4, 'precision': 'no'}}
+    """
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        name, dot, rest = str(key).replace("-", "_").partition(".")
+        if dot:
+            value = {**(own if isinstance(own := found.get(name), Mapping) else {}), rest: value}
+        found[name] = value
+    return found
+
+
+def unknown_setting(name: str, known: Iterable[str]) -> UserError:
+    """Return the error for a setting that there is not, with the nearest ones and all of its group."""
+    known, group = [*known], name.rpartition(".")[0]
+    own = [each.removeprefix(f"{group}.") for each in known if each.startswith(f"{group}.")]
+    if own:
+        near = difflib.get_close_matches(name.removeprefix(f"{group}."), own, n=3, cutoff=0.5)
+        return UserError(f"unknown setting ({group} has {', '.join(own)})", name, [f"{group}.{n}" for n in near])
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    allowed = ", ".join(dict.fromkeys(each.partition(".")[0] for each in known))
+    return UserError("unknown setting" if near else f"unknown setting (allowed: {allowed})", name, near)
+
+
+def as_type(kind: Any, value: Any, field: str, default: Any = None) -> Any:
+    """Return a plain value as one of a type hint: a number for a float, a list for a tuple, a table for a dataclass.
+
+    Args:
+        field: the setting.
+        default: its default; a table leaves the settings that it does not name as they are there.
+    Raises: UserError with the setting, if the value is of another type.
+    """
+    value = value.item() if isinstance(value, np.generic) else value
+    if is_dataclass(default) and isinstance(value, Mapping):
+        return fill_settings(default, value, field)
+    for option in get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,):
+        origin, parts = get_origin(option), get_args(option)
+        if type(value) is option or (origin is Literal and value in parts):
+            return value
+        if option is str and isinstance(value, os.PathLike):
+            return os.fspath(value)
+        if option is float and type(value) is int and abs(value) < 10**FLOAT_DIGITS:
+            return float(value)
+        if is_dataclass(option) and isinstance(value, Mapping):
+            return fill_settings(option(), value, field)  # type: ignore[operator]
+        kinds = parts[:1] * len(value) if ... in parts and isinstance(value, (list, tuple)) else parts
+        if origin is tuple and isinstance(value, (list, tuple)) and len(kinds) == len(value):
+            return tuple(as_type(k, v, f"{field}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    inner = [s.name for s in settings_of(default, field)] if is_dataclass(default) else []
+    allowed = describe_type(type(default) if inner else kind)
+    raise UserError(f"expected {allowed}, got {brief_value(value)}", field, inner[:1])
+
+
+def describe_type(kind: Any) -> str:
+    """Return a type hint as users know it.
+
+    >>> describe_type(int | None), describe_type(Literal["no", "bf16"]), describe_type(float | tuple[float, float])
+    ('int or null', 'one of no, bf16', 'float or [float, float]')
+    """
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(map(describe_type, parts))
+    if origin is Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    if origin is tuple:
+        return f"a list of {describe_type(parts[0])}" if ... in parts else f"[{', '.join(map(describe_type, parts))}]"
+    if is_dataclass(kind):
+        return f"a table of {', '.join(f.name for f in fields(kind))}"
+    return {NoneType: "null", str: "text"}.get(kind, kind.__name__)
+
+
+def brief_value(value: Any) -> str:
+    """Format a value to fit a line.
+
+    >>> brief_value("300"), brief_value(10**400)
+    ("'300'", 'a number of 401 digits')
+    """
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return f"a number of {int(math.log10(abs(value))) + 1} digits"
+    return repr(value) if len(repr(value)) < 200 else f"{repr(value)[:150]} ..."
+
+
+def join_names(group: str, name: str) -> str:
+    """Return the dotted name of a setting in a group."""
+    return f"{group}.{name}" if group else name
+
+
+def flag_of(name: str) -> str:
+    """Return the flag of a setting.
+
+    >>> flag_of("train.learning_rate")
+    '--train.learning-rate'
+    """
+    return f"--{name.replace('_', '-')}"
