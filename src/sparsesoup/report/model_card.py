@@ -66,8 +66,9 @@ def _template_value(value: Any) -> str:
 
 
 def card_metadata(facts: Facts, form: Facts, config: Facts, repo: str, license: str) -> ModelCardData:
-    """Return the metadata for the Hub: base model, and scores on the test split if it has been opened."""
-    task, (dataset, part) = _pipeline_tag(config), hub_dataset(facts)
+    """Return the metadata for the Hub: base model, and scores on the test split if it has been scored."""
+    name, (dataset, part) = _architecture_name(config), hub_dataset(facts)
+    task = next((task for ending, task in PIPELINES.items() if name.endswith(ending)), None)
     called = printable_line(str(facts.get("dataset")))
     metrics = {name: METRICS.get(name, printable_line(name)) for name in show.flatten_scores(facts.get("validation"))}
     base, stock = base_model(facts), _class_module(config) == "transformers" and _by_class(form)
@@ -127,11 +128,6 @@ def _is_glue(name: str) -> bool:
     return name.startswith("glue/") and name.removeprefix("glue/") in GLUE
 
 
-def _pipeline_tag(config: Facts) -> str | None:
-    name = _architecture_name(config)
-    return next((task for ending, task in PIPELINES.items() if name.endswith(ending)), None)
-
-
 def _template_values(facts: Facts, form: Facts, config: Facts, repo: str) -> dict[str, Any]:
     validation, test = (show.flatten_scores(facts.get(split)) for split in ("validation", "test"))
     labels = [label for label, _ in show.ordered_costs(facts)] if facts.get("cost") else []
@@ -140,14 +136,15 @@ def _template_values(facts: Facts, form: Facts, config: Facts, repo: str) -> dic
         "name": repo.rpartition("/")[2], "opening": _opening_sentence(facts, form), "rows": _fact_rows(facts),
         "scores": [(name, *("" if v is None else f"{v:.4f}" for v in (validation.get(name), test.get(name))))
                    for name in {**validation, **test}],
-        "about_test": _about_test(bool(test), bool(form)),
+        "scored": bool(test), "form": form, "stray_masks": bool(form) and "origin" not in facts,
+        "no_masks": bool(form) and not any(str(n).endswith("masks.safetensors") for n in form.get("files", [])),
         "degenerate": (facts.get("notes") or {}).get("degenerate", []),
-        "costs": show.ordered_costs(facts) if labels else [], "times": _describe_times(facts),
+        "costs": show.ordered_costs(facts) if labels else [],
+        "times": show.times_dense(facts) if labels and "steps" in facts else None,
         "labels": [words.LABELS[label] for label in labels if label in words.LABELS],
         "load": fenced_code(_loading_code(form, config, repo) + _head_code(form, config, repo), "python"),
         "notes": [Markup(markdown_prose(str(note))) for note in notes],
         "sizes": [(SIZES[k], *(f"{n:,}" for n in pair)) for k, pair in form.get("sizes", {}).items() if k in SIZES],
-        "masks": Markup(_masks_code(facts, form)),
         "command": fenced_code(command_line(facts["command"]), "sh") if facts.get("command") else "",
         "local": Markup(" and ".join(markdown_code(str(name)) for name in facts.get("local", []))),
         "versions": ", ".join(f"{name} {number}" for name, number in facts.get("versions", {}).items()),
@@ -176,17 +173,6 @@ def _fact_rows(facts: Facts) -> list[tuple[str, str]]:
         found += [("target sparsity", target), ("sparsity reached", words.format_percent(share["reached"])),
                   ("weights kept", f"{share['kept']:,} of {share['total']:,} prunable")]  # fmt: skip
     return found
-
-
-def _about_test(scored: bool, exported: bool) -> str:
-    unscored = "had not been scored when this was exported" if exported else "has not been scored"
-    text = "Test was scored once, after all selection." if scored else f"The test split {unscored}."
-    return text + (" The scores are those of the run that this was exported from." if exported else "")
-
-
-def _describe_times(facts: Facts) -> str:
-    times = show.times_dense(facts) if facts.get("cost") and "steps" in facts else None
-    return f" Together it cost {times:.2f} times a dense run." if times else ""
 
 
 def _architecture_name(config: Facts) -> str:
@@ -233,18 +219,3 @@ from torch.nn.functional import normalize
 
 head = load_file(hf_hub_download("{repo}", "pruning/zero_shot.safetensors"))["head"]
 logits = normalize({seen}, dim=-1) @ head.T"""
-
-
-def _masks_code(facts: Facts, form: Facts) -> str:
-    if form and not any(str(name).endswith("masks.safetensors") for name in form.get("files", [])):
-        return "There are no masks beside the weights: the zeros of the weights are the masks."
-    file = "`pruning/masks.safetensors` has one bit for each prunable weight"
-    if form and "origin" not in facts:
-        return (
-            f"{file} of this model, `pruning/ticket.json` says where it comes from. They have the shapes of the cut "
-            f"model, so they fit no base model."
-        )
-    return (
-        f"{file}, `pruning/ticket.json` says where it comes from. The masks alone make any copy of the base model "
-        f"sparse:\n\n```sh\nsparsesoup apply FOLDER --model BASE --out DIR\n```"
-    )
