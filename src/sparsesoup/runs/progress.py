@@ -32,7 +32,7 @@ class ProgressLogger:
         self.first: Sequence[str] = ()  # lines to print when the first training or validation begins
         self._label, self._at, self._until, self._said = "", 0, 0, time.monotonic()
         self._done, self._all, self._began = 0, 0, time.monotonic()  # training steps: done here, of the whole run
-        columns = (TextColumn("{task.description:<22}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+        columns = (TextColumn("{task.description:<30}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
                    TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
         self._bars = Progress(*columns, console=console, transient=True) if console.is_terminal else None
         self._task: Any = None
@@ -75,7 +75,7 @@ class ProgressLogger:
     def begin(self, label: str, step: int, until: int) -> None:
         """Start a training, or a validation, from `step` to `until`."""
         self.print_overview()
-        self._label, self._at, self._until = f"{self.piece() or ''} {label_name(label)}".strip(), step, until
+        self._label, self._at, self._until = ", ".join(filter(None, (label_name(label), self.piece()))), step, until
         if self._bars is not None and until > step:
             self._bars.start()
             self._task = self._bars.add_task(self._label, total=until, completed=step, note="")
