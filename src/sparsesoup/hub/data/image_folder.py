@@ -32,28 +32,24 @@ def find_classes(place: Path) -> tuple[dict[str, Classes], list[str]]:
     Raises: UserError if there are images but no class folders, images in deeper folders or in a format that Pillow does
         not open, or two folders of one split.
     """
-    folders = [each for each in _folders_below(place) if each.name.lower() in SPLIT_WORDS]
+    below = _folders_below(place)
+    folders = [each for each in below if each.name.lower() in SPLIT_WORDS]
     splits: dict[str, Path] = {}
-    classes = {folder: _images_by_class(folder) for folder in folders}
     for folder in folders:
         _check_depth(folder)
-        if classes[folder]:
-            name = SPLIT_WORDS[folder.name.lower()]
-            if name in splits:
-                raise UserError(
-                    f"{place} holds its {name} split twice, as {splits[name].name} and {folder.name}, where one is "
-                    f"allowed; rename or remove one"
-                )
-            splits[name] = folder
+        if (
+            _images_by_class(folder)
+            and (other := splits.setdefault(SPLIT_WORDS[folder.name.lower()], folder)) != folder
+        ):
+            raise UserError(
+                f"{place} holds its {SPLIT_WORDS[folder.name.lower()]} split twice, as {other.name} and {folder.name}, "
+                f"where one is allowed; rename or remove one"
+            )
     if splits:
-        others = [
-            each
-            for each in _folders_below(place)
-            if each not in folders and (_image_files(each) or _images_by_class(each))
-        ]
+        others = [each for each in below if each not in folders and (_image_files(each) or _images_by_class(each))]
         notes = [f"folder {each.name} is not read: it is not named after a split" for each in others]
-        found = {name: classes[folder] for name, folder in splits.items()}
-        return found, notes + [said for folder in splits.values() for said in _unread_notes(folder)]
+        notes += [note for folder in splits.values() for note in _unread_notes(folder)]
+        return {name: _images_by_class(folder) for name, folder in splits.items()}, notes
     whole = _images_by_class(place)
     if not (whole or _image_files(place)):
         for folder in (place, *folders):
@@ -68,16 +64,11 @@ def find_classes(place: Path) -> tuple[dict[str, Classes], list[str]]:
 
 
 def check_alone(place: Path, tables: Mapping[str, Sequence[Path]]) -> None:
-    """Raise a UserError for tables beside class folders, since either could be meant.
-
-    Args:
-        place: the folder of both.
-        tables: split name -> its files.
-    """
-    files = [path for paths in tables.values() for path in paths]
-    folders = [each for each in _folders_below(place) if each.name.lower() in SPLIT_WORDS and _images_by_class(each)]
+    """Raise a UserError for tables (split name -> files) beside class folders, since either could be meant."""
+    files, below = [path for paths in tables.values() for path in paths], _folders_below(place)
+    folders = [each for each in below if each.name.lower() in SPLIT_WORDS and _images_by_class(each)]
     if not folders and list(tables) == ["train"]:
-        folders = [each for each in _folders_below(place) if _image_files(each)]
+        folders = [each for each in below if _image_files(each)]
         folders = folders if len(folders) > 1 else []
     if folders and not all(path.stem.lower() == METADATA for path in files):
         raise UserError(
@@ -87,12 +78,7 @@ def check_alone(place: Path, tables: Mapping[str, Sequence[Path]]) -> None:
 
 
 def read_classes(classes: Mapping[str, Sequence[Path]], names: Sequence[str]) -> Dataset:
-    """Return the images of a split as rows, class by class, as file references.
-
-    Args:
-        classes: class -> images.
-        names: names of all classes, in the order of their ids; the same for every split.
-    """
+    """Return the images of a split as rows, class by class, as file references; `names` are those of all splits."""
     rows = [(str(path.resolve()), names.index(name)) for name, paths in classes.items() for path in paths]
     features = Features({"image": Image(), "label": ClassLabel(names=list(names))})
     return Dataset.from_dict({"image": [p for p, _ in rows], "label": [y for _, y in rows]}, features=features)
@@ -112,8 +98,7 @@ def with_images(rows: Dataset, tables: Sequence[Path]) -> Dataset:
     names = [Path(str(name)) for name in rows[FILE_NAME]]
     if not any(name.suffix.lower() in image_endings() for name in names):  # audio files, for example
         return rows
-    splits = {SPLIT_WORDS.get(name.parts[0].lower()) for name in names if name.parts}
-    if len(tables) > 1 or len(splits) > 1:
+    if len(tables) > 1 or len({SPLIT_WORDS.get(name.parts[0].lower()) for name in names if name.parts}) > 1:
         raise UserError(
             f"{tables[0]} is not all of one split and that alone, where each folder of a split (train, test) holds one "
             f"table of its own images; write such tables"
@@ -169,11 +154,12 @@ def _image_files(folder: Path) -> list[Path]:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """Return all files except those left by operating systems."""
-    files = (path for path in folder.iterdir() if path.name[0] != "." and path.name.lower() not in NO_IMAGE)
-    return sorted(path for path in files if path.is_file())
+    return [path for path in _entries_of(folder) if path.is_file() and path.name.lower() not in NO_IMAGE]
 
 
 def _folders_below(place: Path) -> list[Path]:
-    folders = (each for each in place.iterdir() if each.is_dir()) if place.is_dir() else iter(())
-    return sorted(each for each in folders if each.name[0] != "." and each.name.lower() not in NO_CLASS)
+    return [path for path in _entries_of(place) if path.is_dir() and path.name.lower() not in NO_CLASS]
+
+
+def _entries_of(place: Path) -> list[Path]:
+    return sorted(path for path in place.iterdir() if path.name[0] != ".") if place.is_dir() else []

@@ -4,7 +4,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from sparsesoup.core.errors import UserError
 
@@ -26,23 +25,11 @@ UNREAD = (".gz", ".bz2", ".xz", ".zst", ".zip", ".arrow", ".feather", ".xlsx", "
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})(-[0-9a-f]+)?$")
 
 
-class DatasetLayout(NamedTuple):
-    """The files of a dataset.
+def find_files(place: Path) -> tuple[dict[str, list[Path]], list[str]]:
+    """Return (split name -> its files, notes on files left out and files joined) of a file or folder.
 
-    Args:
-        splits: split name -> its files.
-        notes: files left out and files joined, one sentence each.
-    """
-
-    splits: dict[str, list[Path]]
-    notes: list[str]
-
-
-def find_files(place: Path) -> DatasetLayout:
-    """Return the splits of a file or folder, from names such as train.csv, dev.tsv or data/test-00000-of-00001.parquet.
-
-    A file with exactly the name of a split is that split. A single file, or files without split names, are the training
-    split.
+    Names are such as train.csv, dev.tsv or data/test-00000-of-00001.parquet. A file with exactly the name of a split is
+    that split. A single file, or files without split names, are the training split.
     Raises: UserError if a split occurs twice or mixes file formats, or the file's format is unknown.
     """
     if place.is_file():
@@ -50,27 +37,40 @@ def find_files(place: Path) -> DatasetLayout:
             raise UserError(
                 f"cannot read {place}: its ending {place.suffix!r} is none of {', '.join(READERS)}; convert the file"
             )
-        return DatasetLayout({"train": [place]}, [])
-    everything = [file for folder in _data_folders(place) for file in sorted(folder.iterdir()) if _is_visible(file)]
+        return {"train": [place]}, []
+    # The folder, its `data`, and split folders in these; nothing deeper.
+    tops = [folder for folder in (place, place / "data") if folder.is_dir()]
+    below = [
+        each for top in tops for each in sorted(top.iterdir()) if each.is_dir() and each.name.lower() in SPLIT_WORDS
+    ]
+    everything = [file for folder in (*tops, *below) for file in sorted(folder.iterdir())
+                  if file.is_file() and file.name[0] not in "._"]  # fmt: skip
     named: dict[str, list[Path]] = {}
-    for file in filter(_is_data, everything):
-        named.setdefault(split_of(file, place), []).append(file)
+    for file in everything:
+        if file.suffix.lower() in READERS and file.name not in NO_DATA:
+            named.setdefault(_split_of(file, place), []).append(file)
     unnamed = named.pop("", [])
     if not named:
-        return DatasetLayout(*_join_shards({"train": unnamed} if unnamed else {}, place))
-    chosen = {name: _files_of_split(name, files, place) for name, files in named.items()}
-    _need_one_format(chosen, place)
-    splits, notes = _join_shards(chosen, place)
+        named, unnamed = {"train": unnamed} if unnamed else {}, []
+        splits = dict(named)
+    else:
+        splits = {name: _files_of_split(name, files, place) for name, files in named.items()}
+    for name, paths in splits.items():
+        _check_files(name, paths, place)
+    # Shards of one table, and files in a folder of the split, need no note.
+    notes = [f"the {name} split is joined from {_file_names(paths, place)}" for name, paths in splits.items()
+             if len({SHARD.sub("", path.stem) for path in paths}) > 1
+             and not all(path.parent != place and path.parent.name.lower() in SPLIT_WORDS for path in paths)
+             ]  # fmt: skip
     for name, files in named.items():
-        notes += _left_out([f for f in files if f not in splits[name]],
-        f"{_file_names(splits[name], place)} is the {name} "
-                           "split", place)  # fmt: skip
+        others = [file for file in files if file not in splits[name]]
+        notes += _left_out(others, f"{_file_names(splits[name], place)} is the {name} split", place)
     notes += _left_out(unnamed, "not named after a split", place)
-    unread = [file for file in everything if file.suffix.lower() in UNREAD and split_of(file.with_suffix(""), place)]
-    return DatasetLayout(splits, notes + _left_out(unread, f"the ending is none of {', '.join(READERS)}", place))
+    unread = [file for file in everything if file.suffix.lower() in UNREAD and _split_of(file.with_suffix(""), place)]
+    return splits, notes + _left_out(unread if splits else [], f"the ending is none of {', '.join(READERS)}", place)
 
 
-def split_of(file: Path, place: Path) -> str:
+def _split_of(file: Path, place: Path) -> str:
     """Return the split of a file from its name, or else from its folder below `place`; "" if none is named."""
     words = _name_words(file)
     named = [SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS]
@@ -108,33 +108,14 @@ def _files_of_split(name: str, files: Sequence[Path], place: Path) -> list[Path]
     return claims[0] if claims else [*files]
 
 
-def _need_one_format(splits: dict[str, list[Path]], place: Path) -> None:
-    for name, paths in splits.items():
-        formats = sorted({path.suffix.lower() for path in paths})
-        if len(formats) > 1:
-            raise UserError(
-                f"{place} holds its {name} split as {' and '.join(formats)}, where one is allowed; remove one"
-            )
+def _check_files(name: str, paths: Sequence[Path], place: Path) -> None:
+    """Check that the files of a split have one format, and its shards are all of one table, each there once.
 
-
-def _join_shards(splits: dict[str, list[Path]], place: Path) -> tuple[dict[str, list[Path]], list[str]]:
-    """Return the splits, and a note on each that joins files with different names; shards of one table need none."""
-    _need_one_format(splits, place)
-    for name, paths in splits.items():
-        _check_shards(name, paths, place)
-    several = {
-        name: paths
-        for name, paths in splits.items()
-        if len({SHARD.sub("", path.stem) for path in paths}) > 1 and not all(_in_split(path, place) for path in paths)
-    }
-    return splits, [f"the {name} split is joined from {_file_names(paths, place)}" for name, paths in several.items()]
-
-
-def _check_shards(name: str, paths: Sequence[Path], place: Path) -> None:
-    """Check that the shards of a split are all of one table, each there once.
-
-    Raises: UserError naming the missing shards, or two files of different tables.
+    Raises: UserError naming the formats, the missing shards, or two files of different tables.
     """
+    formats = sorted({path.suffix.lower() for path in paths})
+    if len(formats) > 1:
+        raise UserError(f"{place} holds its {name} split as {' and '.join(formats)}, where one is allowed; remove one")
     tables: dict[tuple[Path, str, str], dict[str, Path]] = {}
     for path in paths:
         if found := SHARD.search(path.stem):
@@ -156,10 +137,6 @@ def _check_shards(name: str, paths: Sequence[Path], place: Path) -> None:
             )
 
 
-def _in_split(path: Path, place: Path) -> bool:
-    return path.parent != place and path.parent.name.lower() in SPLIT_WORDS
-
-
 def _left_out(files: Sequence[Path], why: str, place: Path) -> list[str]:
     return [f"{_file_names(files, place)} {'is' if len(files) == 1 else 'are'} not read: {why}"] if files else []
 
@@ -167,20 +144,3 @@ def _left_out(files: Sequence[Path], why: str, place: Path) -> list[str]:
 def _file_names(files: Sequence[Path], place: Path) -> str:
     shown = [relative_name(file, place) for file in files[:3]]
     return ", ".join(shown) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-
-
-def _data_folders(place: Path) -> list[Path]:
-    """Return the folders that may hold data: the folder, its `data`, and split folders in these; nothing deeper."""
-    tops = [folder for folder in (place, place / "data") if folder.is_dir()]
-    below = [
-        each for top in tops for each in sorted(top.iterdir()) if each.is_dir() and each.name.lower() in SPLIT_WORDS
-    ]
-    return [*tops, *below]
-
-
-def _is_visible(file: Path) -> bool:
-    return file.is_file() and file.name[0] not in "._"
-
-
-def _is_data(file: Path) -> bool:
-    return file.suffix.lower() in READERS and file.name not in NO_DATA

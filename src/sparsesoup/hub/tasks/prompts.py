@@ -1,5 +1,6 @@
 """Prompts for CLIP: sentences with class names."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ def templates_of(asked: str | None, dataset: str) -> tuple[str, ...]:
     """
     if asked is None:
         return next((found for part, found in KNOWN.items() if part in dataset.lower()), PLAIN)
-    found = _read_lines(asked) if _is_file(asked) else (asked,)
+    found = _read_lines(asked) if os.path.isfile(asked) else (asked,)
     for line in found:
         if HOLE not in line:
             raise UserError(
@@ -59,23 +60,16 @@ def names_of(asked: str | None, labels: Sequence[str], numbered: bool, dataset: 
             f"a file of one name a line, or name,name,...",
             "class_names",
         )
-    found = tuple(labels) if asked is None else _read_lines(asked) if _is_file(asked) else tuple(asked.split(","))
+    found = tuple(labels) if asked is None else _read_lines(asked) if os.path.isfile(asked) else tuple(asked.split(","))
     found = tuple(" ".join(name.replace("_", " ").split()) for name in found)
     if len(found) != len(labels):
-        lost = f" (there is no file {asked})" if asked and "," not in asked and not _is_file(asked) else ""
+        lost = f" (there is no file {asked})" if asked and "," not in asked and not os.path.isfile(asked) else ""
         raise UserError(
             f"{len(found)} names are given{lost}, {dataset} has {len(labels)} classes; give one each", "class_names"
         )
     if not all(found):
         raise UserError(f"class {found.index('')} of {dataset} has an empty name; name it", "class_names")
     return _require_different(found, "class name", "class_names")
-
-
-def _is_file(asked: str) -> bool:
-    try:
-        return Path(asked).is_file()
-    except OSError:  # a sentence too long for a file name
-        return False
 
 
 def _read_lines(path: str) -> tuple[str, ...]:

@@ -195,10 +195,12 @@ class WindowBuilder:
 
     def _window_row(self, name: str, question: np.ndarray, part: np.ndarray) -> np.ndarray:
         before, between, after = self.around[name]
-        if name == "input_ids":
-            return np.concatenate([before, question, between, part, after], dtype=np.int32, casting="unsafe")
-        one, two = self.inside[name]
-        return np.array([*before, *[one] * len(question), *between, *[two] * len(part), *after], dtype=np.int8)
+        if name != "input_ids":
+            question, part = (
+                np.full(len(a), kind) for a, kind in zip((question, part), self.inside[name], strict=True)
+            )
+        kind = np.int32 if name == "input_ids" else np.int8
+        return np.concatenate([before, question, between, part, after], dtype=kind, casting="unsafe")
 
 
 def _make_collate(names: Sequence[str], tokenizer: Any, max_length: int) -> Callable[[Sequence[Row]], Batch]:
@@ -240,12 +242,9 @@ def _answer_token_span(places: np.ndarray, text: str, start: int) -> tuple[int, 
 
 def _parse_answers(value: Any) -> list[tuple[str, int]] | None:
     """Return (text, start) of each answer with a text; None for another format."""
-    if isinstance(value, dict):
-        texts, starts = value.get("text"), value.get("answer_start")
-    elif isinstance(value, list) and all(isinstance(each, dict) for each in value):
-        texts, starts = [each.get("text") for each in value], [each.get("answer_start") for each in value]
-    else:
-        return None
+    if isinstance(value, list) and all(isinstance(each, dict) for each in value):
+        value = {key: [each.get(key) for each in value] for key in ("text", "answer_start")}
+    texts, starts = map(value.get, ("text", "answer_start")) if isinstance(value, dict) else (None, None)
     if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
         return None
     if not all(isinstance(t, str) and isinstance(s, int) for t, s in zip(texts, starts, strict=True)):

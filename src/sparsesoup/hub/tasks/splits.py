@@ -16,7 +16,7 @@ from sparsesoup.core.errors import UserError, cause_line
 from sparsesoup.core.rng import cpu_generator
 from sparsesoup.hub.data.embedded import embedded_dataset
 from sparsesoup.hub.data.files import open_hub, read_files
-from sparsesoup.hub.data.image_folder import check_alone, find_classes, read_classes, with_images
+from sparsesoup.hub.data.image_folder import check_alone, find_classes, read_classes
 from sparsesoup.hub.data.layout import find_files, relative_name
 from sparsesoup.hub.data.rows import VALIDATION_NAMES, LazySplits, LoadedDataset
 from sparsesoup.hub.tasks.labels import is_missing
@@ -46,7 +46,7 @@ def open_splits(dataset: str, *, data_root: str | None = None, config: str | Non
         raise UserError("the dataset's name is empty, where a path or a name is needed; give one, such as glue/sst2")
     looked = []
     for place in _candidate_places(dataset, data_root):
-        if _place_exists(place):
+        if os.path.exists(place):  # False also for a name too long for a file
             return _open_local(place, config)
         looked.append(str(place))
     if dataset == EMBEDDED:
@@ -87,29 +87,23 @@ def open_test(source: LoadedDataset, task: AnyTask) -> dict[str, Dataset]:
 
 def test_splits(source: LoadedDataset, task: AnyTask) -> dict[str, str]:
     """Return the names of `open_test` -> the dataset's split that they are, or are carved out of."""
-    return {"test": source.train_name} if _needs_carving(source, task) else _test_names(source, task)
+    candidates = [name for name in source.splits if name.startswith(VALIDATION_NAMES)]
+    plain = [name for name in VALIDATION_NAMES if name in candidates] or candidates[:1] or [source.train_name]
+    if glue_task(source.name) and candidates:
+        both = {key: f"validation_{key}" for key in ("matched", "mismatched")}
+        return {key: name for key, name in both.items() if name in candidates} or {"test": plain[0]}
+    return {"test": "test" if _has_labelled_test(source, task) else plain[0]}
 
 
 def _candidate_places(dataset: str, data_root: str | None) -> list[Path]:
     root = data_root if data_root is not None else os.environ.get(DATA_ROOT)
-    places = [Path(dataset).expanduser()]
-    if root:
-        folder = Path(root).expanduser()
-        if not folder.is_dir():
-            raise UserError(
-                f"the data root {root} is no folder, where one that holds datasets is needed; correct it, or the "
-                f"variable {DATA_ROOT}",
-                "data_root" if data_root is not None else "",
-            )
-        places.append(folder / dataset)
-    return places
-
-
-def _place_exists(place: Path) -> bool:
-    try:
-        return place.exists()
-    except OSError:  # a name too long for a file, a folder without permission
-        return False
+    if root and not Path(root).expanduser().is_dir():
+        raise UserError(
+            f"the data root {root} is no folder, where one that holds datasets is needed; correct it, or the "
+            f"variable {DATA_ROOT}",
+            "data_root" if data_root is not None else "",
+        )
+    return [Path(dataset).expanduser(), *([Path(root).expanduser() / dataset] if root else [])]
 
 
 def _open_local(place: Path, config: str | None) -> LoadedDataset:
@@ -125,7 +119,7 @@ def _open_local(place: Path, config: str | None) -> LoadedDataset:
         tables, notes = find_files(place)
         if tables:
             check_alone(place, tables)
-            found = {name: functools.partial(_read_split, name, paths) for name, paths in tables.items()}
+            found = {name: functools.partial(read_files, name, paths) for name, paths in tables.items()}
         else:
             images, notes = find_classes(place)
             names = sorted({name for classes in images.values() for name in classes})
@@ -138,22 +132,14 @@ def _open_local(place: Path, config: str | None) -> LoadedDataset:
             f"of images (subfolders: {_describe_folders(place)}); name a folder with train.csv or the like"
         )
     files = {name: tuple(relative_name(path, place) for path in paths) for name, paths in tables.items()}
-    return LoadedDataset(_local_name(place), LazySplits(found), files, tuple(notes))
-
-
-def _read_split(name: str, paths: list[Path]) -> Dataset:
-    return with_images(read_files(name, paths), paths)
+    whole = place.resolve()
+    own = _safe_name(whole.stem if whole.is_file() else whole.name)
+    return LoadedDataset(f"glue/{own}" if whole.parent.name == "glue" else own, LazySplits(found), files, tuple(notes))
 
 
 def _describe_folders(place: Path) -> str:
     names = sorted(each.name for each in place.iterdir() if each.is_dir()) if place.is_dir() else []
     return ", ".join(names[:12]) or "none"
-
-
-def _local_name(place: Path) -> str:
-    whole = place.resolve()
-    own = _safe_name(whole.stem if whole.is_file() else whole.name)
-    return f"glue/{own}" if whole.parent.name == "glue" else own
 
 
 def _safe_name(name: str) -> str:
@@ -188,18 +174,11 @@ def _needs_carving(source: LoadedDataset, task: AnyTask) -> bool:
     """Return True if no other split can be the test split; reads `test` only if it is the sole candidate."""
     if any(name.startswith(VALIDATION_NAMES) for name in source.splits):
         return False
-    return "test" not in source.splits or not task_type_of(task).labelled(source.splits["test"], task)
+    return not _has_labelled_test(source, task)
 
 
-def _test_names(source: LoadedDataset, task: AnyTask) -> dict[str, str]:
-    """Return the names of `open_test` -> the dataset's own name of the split."""
-    candidates = [name for name in source.splits if name.startswith(VALIDATION_NAMES)]
-    plain = [name for name in VALIDATION_NAMES if name in candidates] or candidates[:1]
-    if glue_task(source.name) and candidates:
-        both = {key: f"validation_{key}" for key in ("matched", "mismatched")}
-        return {key: name for key, name in both.items() if name in candidates} or {"test": plain[0]}
-    labelled = "test" in source.splits and task_type_of(task).labelled(source.splits["test"], task)
-    return {"test": "test" if labelled else plain[0]}
+def _has_labelled_test(source: LoadedDataset, task: AnyTask) -> bool:
+    return "test" in source.splits and task_type_of(task).labelled(source.splits["test"], task)
 
 
 def _labelled_rows(source: LoadedDataset, name: str, task: AnyTask) -> Dataset:
