@@ -3,9 +3,8 @@
 import hashlib
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -20,14 +19,8 @@ HELD = 2**29  # bytes of images to keep in memory; of a larger split only the ch
 CHUNK = 64  # images preprocessed at a time
 
 
-@dataclass(frozen=True)
-class CachedPixels:
-    """Images of a split, or of rows chosen from it: uint8 [rows, channels, height, width].
-
-    Args:
-        pixels: the images.
-        there: which images are computed.
-    """
+class CachedPixels(NamedTuple):
+    """Images of a split, or of rows chosen from it: uint8 [rows, channels, height, width], and which are computed."""
 
     pixels: Tensor
     there: Tensor
@@ -133,10 +126,8 @@ class ImageCache:
 
 def _cached_pixels(key: bytes, shape: tuple[int, ...]) -> CachedPixels:
     """Return the images computed so far under a key; the least recently used are dropped above the memory limit."""
-    made = _KEPT.pop(key, None) or CachedPixels(
-        torch.empty(shape, dtype=torch.uint8), torch.zeros(shape[0], dtype=torch.bool)
-    )
-    _KEPT[key] = made
+    fresh = CachedPixels(torch.empty(shape, dtype=torch.uint8), torch.zeros(shape[0], dtype=torch.bool))
+    _KEPT[key] = made = _KEPT.pop(key, fresh)
     while len(_KEPT) > 1 and sum(kept.pixels.numel() for kept in _KEPT.values()) > HELD:
         del _KEPT[next(iter(_KEPT))]
     return made

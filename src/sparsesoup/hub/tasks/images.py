@@ -84,11 +84,9 @@ def random_crop(pixels: Tensor, draw: torch.Generator) -> Tensor:
     area, ratio, *places = torch.rand(4, generator=draw).tolist()
     area = AREA + (1 - AREA) * area
     ratio = area ** (2 * ratio - 1)
-    sides = [
-        max(1, round(side * math.sqrt(share))) for side, share in zip(size, (area * ratio, area / ratio), strict=True)
-    ]
-    (top, left) = (int(at * (side - own + 1)) for at, side, own in zip(places, size, sides, strict=True))
-    part = pixels[None, :, top : top + sides[0], left : left + sides[1]]
+    height, width = (max(1, round(s * math.sqrt(a))) for s, a in zip(size, (area * ratio, area / ratio), strict=True))
+    top, left = (int(at * (s - own + 1)) for at, s, own in zip(places, size, (height, width), strict=True))
+    part = pixels[None, :, top : top + height, left : left + width]
     return functional.interpolate(part, size, mode="bicubic", antialias=True)[0]
 
 
@@ -97,10 +95,8 @@ def _image_batch(pictures: ImageCache, dtype: type, rows: Sequence[Row], look: i
     numbers = [number for number, _ in rows]
     pixels = pictures.pixels_of(numbers)
     if look is not None:
-        cropped = [
-            random_crop(image, cpu_generator(look, number)) for image, number in zip(pixels, numbers, strict=True)
-        ]
-        pixels = torch.stack(cropped)
+        draws = [cpu_generator(look, number) for number in numbers]
+        pixels = torch.stack([random_crop(image, draw) for image, draw in zip(pixels, draws, strict=True)])
     labels = torch.from_numpy(np.array([label for _, label in rows], dtype=dtype))
     return {"pixel_values": pictures.model_inputs(pixels), "labels": labels}
 

@@ -1,7 +1,7 @@
 """Extractive question answering: find the answer span in a context. Long contexts are split into windows."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,7 +122,18 @@ def encode_questions(
             made.append((*inputs, ContextWindow(len(made), number, none, first, count, begin, start, end)))
     truths = [[text for text, _ in each] for each in answers]
     places_of = [known[context][1] for context in contexts]
-    data = RowBatches(made, _make_collate(frame.names, tokenizer, max_length), tuple(len(row[0]) for row in made))
+    pad = padding_function(frame.names, tokenizer, left=False)
+
+    def collate(rows: Sequence[Row]) -> Batch:
+        allowed = torch.zeros(len(rows), max_length, dtype=torch.bool)
+        windows: list[ContextWindow] = [row[-1] for row in rows]
+        for i, window in enumerate(windows):
+            allowed[i, window.none] = True
+            allowed[i, window.first : window.first + window.tokens] = True
+        labels = torch.tensor([(window.number, window.start, window.end) for window in windows])
+        return pad(rows) | {ANSWERABLE: allowed, "labels": labels}
+
+    data = RowBatches(made, collate, tuple(len(row[0]) for row in made))
     return data, squad_metric([row[-1] for row in made], contexts, places_of, truths, task.unanswerable)
 
 
@@ -201,22 +212,6 @@ class WindowBuilder:
             )
         kind = np.int32 if name == "input_ids" else np.int8
         return np.concatenate([before, question, between, part, after], dtype=kind, casting="unsafe")
-
-
-def _make_collate(names: Sequence[str], tokenizer: Any, max_length: int) -> Callable[[Sequence[Row]], Batch]:
-    pad = padding_function(names, tokenizer, left=False)
-
-    def collate(rows: Sequence[Row]) -> Batch:
-        batch = pad(rows)
-        allowed = np.zeros((len(rows), max_length), dtype=bool)
-        for i, row in enumerate(rows):
-            allowed[i, row[-1].none] = True
-            allowed[i, row[-1].first : row[-1].first + row[-1].tokens] = True
-        batch[ANSWERABLE] = torch.from_numpy(allowed)
-        batch["labels"] = torch.tensor([(row[-1].number, row[-1].start, row[-1].end) for row in rows])
-        return batch
-
-    return collate
 
 
 def _tokenize_texts(tokenizer: Any, texts: Sequence[str]) -> Mapping[str, Tokens]:

@@ -106,7 +106,10 @@ CLASSES = TaskType(
         **head_settings(task.labels or ("score",)),
         "problem_type": "single_label_classification" if task.labels else "regression",
     },
-    check=text.check_text_rows,
+    check=lambda rows, task, split: [
+        label_values(rows, task, split),
+        *(text.text_column(rows, column, split) for column in task.texts),
+    ],
     encode=lambda rows, task, tokenizer, length: (
         text.encode_texts(rows, task, tokenizer, length),
         metrics.task_metric(task),

@@ -102,7 +102,7 @@ def squad_metric(
         unanswerable: predict no answer if that scores higher in every window (SQuAD 2.0).
     """
 
-    def answers(outputs: Tensor, labels: Tensor) -> dict[int, str]:
+    def judged(outputs: Tensor, labels: Tensor) -> dict[str, float]:
         scores, numbers = as_finite_array(outputs), labels[:, 0].tolist()
         best: dict[int, tuple[float, str]] = {}
         none: dict[int, float] = {}
@@ -115,10 +115,7 @@ def squad_metric(
                 spots = places[question][window.begin : window.begin + window.tokens]
                 text = contexts[question][spots[found[1], 0] : spots[found[2], 1]] if window.tokens else ""
                 best[question] = found[0], text
-        return {q: "" if unanswerable and none[q] > score else text for q, (score, text) in best.items()}
-
-    def judged(outputs: Tensor, labels: Tensor) -> dict[str, float]:
-        given = answers(outputs, labels)
+        given = {q: "" if unanswerable and none[q] > score else text for q, (score, text) in best.items()}
         return {
             measure.__name__: float(np.mean([max(measure(a, t) for t in truths[q] or [""]) for q, a in given.items()]))
             for measure in (f1, exact_match)

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.hub.tasks.labels import TextTask, label_values
+from sparsesoup.hub.tasks.labels import label_values
 from sparsesoup.training.batching import Batch, RowBatches
 
 Row = tuple[Any, ...]  # one array of token ids per tokenizer input, then the values from which `collate` makes labels
@@ -51,7 +51,12 @@ def encode_texts(
             f"tokenizer that belongs to the model"
         )
     dtype = np.int64 if np.issubdtype(np.asarray(labels).dtype, np.integer) else np.float32
-    return RowBatches(list(zip(*arrays, labels, strict=True)), _make_collate(names, tokenizer, dtype), lengths)
+    pad = padding_function(names, tokenizer, tokenizer.padding_side == "left")
+
+    def collate(rows: Sequence[Row]) -> Batch:
+        return pad(rows) | {"labels": torch.from_numpy(np.array([row[-1] for row in rows], dtype=dtype))}
+
+    return RowBatches(list(zip(*arrays, labels, strict=True)), collate, lengths)
 
 
 def _tokenize_columns(
@@ -60,13 +65,11 @@ def _tokenize_columns(
     """Return (names of the inputs, an array per row for each), cached for later runs of this process."""
     # By default a later fork would warn or deadlock on the tokenizer's threads; one thread tokenizes SST-2 in seconds.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    key = (
-        _cache_key(columns, tokenizer, max_length) if tokenizer.is_fast else os.urandom(8)
-    )  # other tokenizers cannot be told apart
+    # Slow tokenizers cannot be told apart.
+    key = _cache_key(columns, tokenizer, max_length) if tokenizer.is_fast else os.urandom(8)
     if key not in _KEPT:
-        encoded = tokenizer(
-            *columns, truncation=True, max_length=max_length, padding=False, return_attention_mask=False
-        )
+        how = {"truncation": True, "padding": False, "return_attention_mask": False}
+        encoded = tokenizer(*columns, max_length=max_length, **how)
         names = [name for name in tokenizer.model_input_names if name in encoded and name != MASK]
         _KEPT[key] = names, [[np.array(ids, dtype=np.int32) for ids in encoded[name]] for name in names]
         while len(_KEPT) > 1 and sum(len(arrays[0]) for _, arrays in _KEPT.values()) > MOST:
@@ -81,19 +84,6 @@ def _cache_key(columns: Sequence[list[str]], tokenizer: Any, max_length: int) ->
     for column in columns:
         digest.update(repr([len(text) for text in column]).encode() + "".join(column).encode(errors="surrogatepass"))
     return digest.digest()
-
-
-def _make_collate(
-    names: Sequence[str], tokenizer: PreTrainedTokenizerBase, dtype: type
-) -> Callable[[Sequence[Row]], Batch]:
-    pad = padding_function(names, tokenizer, tokenizer.padding_side == "left")
-
-    def collate(rows: Sequence[Row]) -> Batch:
-        batch = pad(rows)
-        batch["labels"] = torch.from_numpy(np.array([row[-1] for row in rows], dtype=dtype))
-        return batch
-
-    return collate
 
 
 def padding_function(names: Sequence[str], tokenizer: Any, left: bool) -> Callable[[Sequence[Row]], Batch]:
@@ -144,13 +134,6 @@ def check_words(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
             f"model {model} has no tokenizer, or one that knows no words; save that of its base model into the same "
             f"folder, by AutoTokenizer.from_pretrained(BASE).save_pretrained(FOLDER)"
         )
-
-
-def check_text_rows(rows: Dataset, task: TextTask, split: str) -> None:
-    """Raise a UserError that names split and row of an invalid text or label."""
-    label_values(rows, task, split)
-    for column in task.texts:
-        text_column(rows, column, split)
 
 
 def text_column(rows: Dataset, column: str, split: str) -> list[str]:
