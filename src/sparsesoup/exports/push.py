@@ -21,7 +21,7 @@ from sparsesoup.core.ticket import FACTS, MASKS
 from sparsesoup.exports import WEIGHTS
 from sparsesoup.exports.source import BESIDE, check_finished, run_folder_of
 from sparsesoup.exports.strip_paths import is_local, portable_command, strip_local_config, strip_local_paths
-from sparsesoup.hub.connectivity import hub_is_reachable
+from sparsesoup.hub.data.files import hub_is_reachable
 from sparsesoup.hub.tasks import zero_shot
 from sparsesoup.report.model_card import render_model_card
 from sparsesoup.report.terminal import read_report

@@ -181,15 +181,11 @@ def fit_config_to_rows(
 def check_head(place: ModelAndDataConfig, opened: OpenedTask) -> None:
     """Raise a UserError if the model reads texts and the dataset holds images, or vice versa."""
     if not has_head(place.model, opened.task, place.trust_remote_code):
-        wanted = (
-            "a vision model, such as google/vit-base-patch16-224"
-            if task_type_of(opened.task).images
-            else "another model"
-        )
+        vision = "a vision model, such as google/vit-base-patch16-224"
         raise UserError(
-            f"model {place.model} cannot answer what dataset {opened.source.name} asks, "
-            f"{describe_task(opened.task)}: its type "
-            f"has no such head; give {wanted}, or name other columns"
+            f"model {place.model} cannot answer what dataset {opened.source.name} asks, {describe_task(opened.task)}: "
+            f"its type has no such head; give {vision if task_type_of(opened.task).images else 'another model'}, or "
+            f"name other columns"
         )
 
 

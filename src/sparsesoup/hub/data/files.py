@@ -3,7 +3,7 @@
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,14 +11,15 @@ import datasets
 import huggingface_hub
 from datasets import Dataset, Features, List, Value
 from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError
 
 from sparsesoup.core.errors import UserError, cause_line, root_cause
 from sparsesoup.core.files import from_json, is_disk_full
-from sparsesoup.hub.connectivity import PATIENCE, hub_is_reachable
 from sparsesoup.hub.data.image_folder import with_images
 from sparsesoup.hub.data.layout import READERS
 from sparsesoup.hub.data.table_checks import csv_options, rows_of_parquet
 
+PATIENCE = 5.0  # seconds to wait for the Hub; its own clients try for half a minute
 SQUAD = re.compile(r'\s*\{.*"data"\s*:\s*\[.*"paragraphs"', re.DOTALL)  # the start of a file in SQuAD's own format
 
 
@@ -70,6 +71,22 @@ def _read_squad(paths: list[Path]) -> Dataset:
     text, answers = Value("string"), {"text": List(Value("string")), "answer_start": List(Value("int32"))}
     kinds = {"id": text, "title": text, "context": text, "question": text, "answers": answers}
     return Dataset.from_list(rows, features=Features(kinds))
+
+
+def hub_is_reachable(ask: Callable[..., object], name: str) -> bool:
+    """Return True if the Hub responds to a query for this name within seconds; a refusal is a response too.
+
+    Args:
+        ask: `HfApi().model_info` or `.dataset_info`.
+    """
+    try:
+        ask(name, timeout=PATIENCE)
+    except HfHubHTTPError:
+        return True
+    except Exception:
+        # No name server, a time-out, offline mode: the exception depends on the version of the HTTP library.
+        return False
+    return True
 
 
 def open_hub(repository: str, config: str | None) -> Mapping[str, Dataset]:

@@ -19,8 +19,8 @@ from transformers.utils import find_adapter_config_file
 from sparsesoup.core.errors import UserError, one_line
 from sparsesoup.core.files import digest_of_files, from_json
 from sparsesoup.core.manifest import check_model
-from sparsesoup.hub.connectivity import hub_is_reachable
 from sparsesoup.hub.data.embedded import embedded_model
+from sparsesoup.hub.data.files import hub_is_reachable
 from sparsesoup.hub.models import tokenizer as tokens
 from sparsesoup.hub.models.open_clip import CONFIG as OPEN_CLIP
 from sparsesoup.hub.tasks.text import check_words
