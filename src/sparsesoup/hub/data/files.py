@@ -74,11 +74,7 @@ def _read_squad(paths: list[Path]) -> Dataset:
 
 
 def hub_is_reachable(ask: Callable[..., object], name: str) -> bool:
-    """Return True if the Hub responds to a query for this name within seconds; a refusal is a response too.
-
-    Args:
-        ask: `HfApi().model_info` or `.dataset_info`.
-    """
+    """Return True if the Hub answers `HfApi().model_info` or the like within seconds; a refusal is an answer too."""
     try:
         ask(name, timeout=PATIENCE)
     except HfHubHTTPError:

@@ -87,9 +87,6 @@ def read_classes(classes: Mapping[str, Sequence[Path]], names: Sequence[str]) ->
 def with_images(rows: Dataset, tables: Sequence[Path]) -> Dataset:
     """Resolve the images named in an image folder's metadata.csv; rows of other tables are unchanged.
 
-    Args:
-        rows: rows of the tables; file names are relative to their folder.
-        tables: the files of a split.
     Raises: UserError if a table mixes images of several splits, which its rows do not tell apart, or a split has
         several tables.
     """
@@ -119,12 +116,9 @@ def _check_depth(folder: Path) -> None:
 
 
 def _unread_notes(folder: Path, alone: bool = False) -> list[str]:
-    """Return a note on each kind of file in a folder of classes that is not read.
+    """Return a note on each kind of file in a folder of classes that is not read; refuse images of unknown formats.
 
-    Args:
-        folder: folder of classes.
-        alone: True if no image is read; then only images of other formats are noted.
-    Raises: UserError that names the first image of an unreadable format, without which a class may be missing.
+    `alone` says that no image is read; then nothing else is noted.
     """
     notes = []
     for each in _folders_below(folder):

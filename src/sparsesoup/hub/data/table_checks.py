@@ -34,10 +34,7 @@ def csv_options(paths: Sequence[Path]) -> dict[str, Any]:
 
 
 def rows_of_parquet(path: Path) -> int:
-    """Return the number of rows of a parquet file, from its footer.
-
-    Raises: UserError if two of its columns have the same name.
-    """
+    """Return the number of rows of a parquet file, from its footer; refuse two columns of one name."""
     found = parquet.read_metadata(path)
     _check_head(path, found.schema.to_arrow_schema().names)
     return int(found.num_rows)
@@ -47,7 +44,6 @@ def _check_rows(path: Path, **form: Any) -> None:
     """Check the widths of all rows, and that nothing stands between a closing quote and the end of its field.
 
     A stray quote opens a field that ends at the next quote, perhaps rows later: what follows that one betrays it.
-    Raises: UserError naming the line.
     """
     try:
         _check_widths(path, strict=True, **form)

@@ -19,10 +19,7 @@ ID_NAMES = ("idx", "id", "guid", "uid", "uuid", "index", "row_id", "pairid", "pr
 def find_task(train: Dataset, name: str, texts: Sequence[str] | None = None, label: str | None = None) -> TextTask:
     """Infer the task of a dataset from its name (GLUE) or from its columns.
 
-    Args:
-        train: the training split; if labels have no names, its values give the classes.
-        name: the dataset's name, as in `LoadedDataset.name`.
-        texts, label: the text columns and the label column, to override the inference.
+    Columns that are named override the inference. If labels have no names, their values in `train` give the classes.
     Raises: UserError if the columns are ambiguous or unsuitable.
     """
     features = train.features

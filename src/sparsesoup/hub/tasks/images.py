@@ -31,11 +31,8 @@ class ImageTask(TextTask):
 
 
 def find_images(train: Dataset, name: str, columns: Sequence[str] | None, label: str | None) -> ImageTask | None:
-    """Infer the image task of a dataset from its columns; None for other datasets.
+    """Infer the image task of a dataset from its columns, named or guessed; None for other datasets.
 
-    Args:
-        train, name: the training split, and the dataset's name as in `LoadedDataset.name`.
-        columns, label: the image column and the label column, to override the inference.
     Raises: UserError if there are several image columns and none is named, or no label.
     """
     held = [column for column, kind in train.features.items() if isinstance(kind, Image)]
@@ -61,7 +58,6 @@ def encode_images(rows: Dataset, task: ImageTask, processor: Any, length: int = 
     Args:
         rows: one split; its images are bytes or file paths, with levels of 1, 8 or 16 bits, and are read as RGB.
         processor: an image processor of transformers that makes all images one size.
-        length: not used for images.
     Raises: UserError that names the row of an unreadable image or an invalid label.
     """
     labels, pictures = label_values(rows, task, "the data"), ImageCache(rows, task.texts[0], processor)
@@ -76,9 +72,8 @@ def random_crop(pixels: Tensor, draw: torch.Generator) -> Tensor:
     Soup. The area share is uniform, the aspect ratio log-uniform within the image.
 
     Args:
-        pixels: uint8 [channels, height, width].
+        pixels: uint8 [channels, height, width], as is the result.
         draw: generator of the four random numbers of a crop.
-    Returns: uint8 of the same shape.
     """
     size = pixels.shape[1:]
     area, ratio, *places = torch.rand(4, generator=draw).tolist()

@@ -20,9 +20,7 @@ KNOWN = {"mnist": DIGITS, "svhn": DIGITS, "gtsrb": SIGNS, "cifar": OBJECTS, "car
 def templates_of(asked: str | None, dataset: str) -> tuple[str, ...]:
     """Return the prompt templates for class names.
 
-    Args:
-        asked: a sentence with {} for the name, or a file with one per line; None uses those of the dataset.
-        dataset: its name.
+    `asked` is a sentence with {} for the name, or a file with one per line; None uses those of the dataset.
     Raises: UserError if the file cannot be read, or a sentence has no {}.
 
     >>> templates_of("a picture of my {}.", "cifar10"), templates_of(None, "mnist")
@@ -44,11 +42,8 @@ def templates_of(asked: str | None, dataset: str) -> tuple[str, ...]:
 def names_of(asked: str | None, labels: Sequence[str], numbered: bool, dataset: str) -> tuple[str, ...]:
     """Return the class names for prompts.
 
-    Args:
-        asked: names in the labels' order, separated by commas, or a file with one per line; None uses the labels.
-        labels: labels of the dataset.
-        numbered: True if the labels are only numbers.
-        dataset: its name.
+    `asked` holds names in the labels' order, separated by commas, or is a file with one per line; None uses the labels,
+    unless they are `numbered`.
     Raises: UserError if names are missing, too few, too many, empty or repeated.
 
     >>> names_of(None, ["grand_piano", "tick"], False, "objects")

@@ -207,9 +207,8 @@ class WindowBuilder:
     def _window_row(self, name: str, question: np.ndarray, part: np.ndarray) -> np.ndarray:
         before, between, after = self.around[name]
         if name != "input_ids":
-            question, part = (
-                np.full(len(a), kind) for a, kind in zip((question, part), self.inside[name], strict=True)
-            )
+            one, two = self.inside[name]
+            question, part = np.full(len(question), one), np.full(len(part), two)
         kind = np.int32 if name == "input_ids" else np.int8
         return np.concatenate([before, question, between, part, after], dtype=kind, casting="unsafe")
 

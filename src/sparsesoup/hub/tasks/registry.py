@@ -156,12 +156,8 @@ def describe_task(task: AnyTask) -> str:
 def infer_task(
     train: Dataset, name: str, texts: Sequence[str] | None, label: str | None, stride: int | None = None
 ) -> AnyTask:
-    """Infer the task of a dataset from its name and columns.
+    """Infer the task of a dataset from its name and columns; columns that are named override the inference.
 
-    Args:
-        train, name: the training split, and the dataset's name as in `LoadedDataset.name`.
-        texts, label: columns, to override the inference.
-        stride: overlap in tokens of windows of a long context.
     Raises: UserError if the columns are ambiguous or unsuitable, or a stride is set without windows.
     """
     tasks = (kind.find(train, name, texts, label) for kind in TASKS.values())

@@ -104,9 +104,6 @@ def vision_tower(clip: Any) -> Tower:
 def load_zero_shot(options: Mapping[str, Any], task: ZeroShot) -> Tower:
     """Load the vision tower with the head for a task: from a CLIP, or as saved in a ticket.
 
-    Args:
-        options: arguments of from_pretrained.
-        task: gives classes and templates.
     Raises: UserError if weights are missing, or the head does not fit the task.
     """
     name = str(options["pretrained_model_name_or_path"])
