@@ -24,10 +24,9 @@ from rich.console import Console
 from tokenizers import pre_tokenizers, trainers
 from torch import Tensor, nn
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, cause_line
 from sparsesoup.core.files import atomic_write, file_lock, write_json, write_text
 from sparsesoup.core.rng import cpu_generator, derive_seed
-from sparsesoup.hub.data.files import one_line
 from sparsesoup.hub.models.checkpoint import quiet_transformers
 from sparsesoup.hub.models.prunable import find_prunable
 from sparsesoup.hub.tasks import zero_shot
@@ -253,7 +252,7 @@ def read_recipe(path: Path, steps: int | None) -> dict[str, Any]:
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read {path}: {one_line(error)}; give a recipe such as {SHIPPED}") from error
+        raise UserError(f"cannot read {path}: {cause_line(error)}; give a recipe such as {SHIPPED}") from error
     known = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
     wrong = sorted(map(str, known.keys() ^ (recipe if isinstance(recipe, dict) else {}).keys()))
     if wrong:
@@ -262,7 +261,7 @@ def read_recipe(path: Path, steps: int | None) -> dict[str, Any]:
         TrainingConfig(**recipe["train"])
     except TypeError as error:
         keys = ", ".join(field.name for field in fields(TrainingConfig))
-        raise UserError(f"{path}: `train` does not fit: {one_line(error)}; its keys are {keys}") from error
+        raise UserError(f"{path}: `train` does not fit: {cause_line(error)}; its keys are {keys}") from error
     if steps is not None and steps < 1:
         raise UserError(f"--steps is {steps}, where at least 1 is needed")
     return {**recipe, "steps": steps or recipe["steps"]}

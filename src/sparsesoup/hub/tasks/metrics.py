@@ -68,12 +68,12 @@ def task_metric(task: TextTask) -> Judged:
     Outputs are logits [rows, classes], or numbers [rows] or [rows, 1] for regression; labels are [rows].
     """
 
-    def judge(outputs: Tensor, labels: Tensor) -> dict[str, float]:
+    def score_outputs(outputs: Tensor, labels: Tensor) -> dict[str, float]:
         scores, truth = as_finite_array(outputs), labels.detach().cpu().numpy()
         answers = scores.argmax(-1) if task.labels else scores.reshape(len(truth))
         return {name: METRICS[name](truth, answers) for name in task.metrics}
 
-    return judge
+    return score_outputs
 
 
 def as_finite_array(outputs: Tensor) -> np.ndarray:
@@ -90,7 +90,7 @@ def as_finite_array(outputs: Tensor) -> np.ndarray:
 def _unless_constant(score: Callable[[np.ndarray, np.ndarray], float]) -> Judge:
     """Return a judge that gives 0.0, "no better than chance", as GLUE does, where a side is constant."""
 
-    def judge(truth: np.ndarray, answers: np.ndarray) -> float:
+    def judge_varied(truth: np.ndarray, answers: np.ndarray) -> float:
         if len(np.unique(truth)) < 2 or len(np.unique(answers)) < 2:
             return 0.0
         with warnings.catch_warnings():
@@ -98,7 +98,7 @@ def _unless_constant(score: Callable[[np.ndarray, np.ndarray], float]) -> Judge:
             found = float(score(truth, answers))
         return found if math.isfinite(found) else 0.0
 
-    return judge
+    return judge_varied
 
 
 METRICS: dict[str, Judge] = {

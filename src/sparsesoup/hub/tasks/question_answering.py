@@ -124,7 +124,7 @@ def encode_questions(
     places_of = [known[context][1] for context in contexts]
     pad = padding_function(frame.names, tokenizer, left=False)
 
-    def collate(rows: Sequence[Row]) -> Batch:
+    def collate_rows(rows: Sequence[Row]) -> Batch:
         allowed = torch.zeros(len(rows), max_length, dtype=torch.bool)
         windows: list[ContextWindow] = [row[-1] for row in rows]
         for i, window in enumerate(windows):
@@ -133,7 +133,7 @@ def encode_questions(
         labels = torch.tensor([(window.number, window.start, window.end) for window in windows])
         return pad(rows) | {ANSWERABLE: allowed, "labels": labels}
 
-    data = RowBatches(made, collate, tuple(len(row[0]) for row in made))
+    data = RowBatches(made, collate_rows, tuple(len(row[0]) for row in made))
     return data, squad_metric([row[-1] for row in made], contexts, places_of, truths, task.unanswerable)
 
 

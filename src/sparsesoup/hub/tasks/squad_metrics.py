@@ -91,7 +91,7 @@ def squad_metric(
         unanswerable: predict no answer if that scores higher in every window (SQuAD 2.0).
     """
 
-    def judged(outputs: Tensor, labels: Tensor) -> dict[str, float]:
+    def score_outputs(outputs: Tensor, labels: Tensor) -> dict[str, float]:
         scores, numbers = as_finite_array(outputs), labels[:, 0].tolist()
         best: dict[int, tuple[float, str]] = {}
         none: dict[int, float] = {}
@@ -110,4 +110,4 @@ def squad_metric(
             for measure in (f1, exact_match)
         }
 
-    return judged
+    return score_outputs

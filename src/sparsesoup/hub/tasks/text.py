@@ -53,10 +53,10 @@ def encode_texts(
     dtype = np.int64 if np.issubdtype(np.asarray(labels).dtype, np.integer) else np.float32
     pad = padding_function(names, tokenizer, tokenizer.padding_side == "left")
 
-    def collate(rows: Sequence[Row]) -> Batch:
+    def collate_rows(rows: Sequence[Row]) -> Batch:
         return pad(rows) | {"labels": torch.from_numpy(np.array([row[-1] for row in rows], dtype=dtype))}
 
-    return RowBatches(list(zip(*arrays, labels, strict=True)), collate, lengths)
+    return RowBatches(list(zip(*arrays, labels, strict=True)), collate_rows, lengths)
 
 
 def _tokenize_columns(
@@ -92,7 +92,7 @@ def padding_function(names: Sequence[str], tokenizer: Any, left: bool) -> Callab
     fills = [(name, known.get(name, 0)) for name in names]
     masked = MASK in tokenizer.model_input_names
 
-    def pad(rows: Sequence[Row]) -> Batch:
+    def pad_rows(rows: Sequence[Row]) -> Batch:
         lengths = [len(row[0]) for row in rows]
         width = max(lengths)
         spans = [slice(width - n, width) if left else slice(n) for n in lengths]
@@ -102,7 +102,7 @@ def padding_function(names: Sequence[str], tokenizer: Any, left: bool) -> Callab
             batch[MASK] = _pad_values([1] * len(rows), spans, width, 0)
         return batch
 
-    return pad
+    return pad_rows
 
 
 def _pad_values(values: Sequence[Any], spans: Sequence[slice], width: int, fill: int) -> Tensor:
