@@ -22,6 +22,7 @@ COMMANDS = ("prune", "test", "show", "methods", "apply", "export", "benchmark", 
 API = {
     "Commands": "prune evaluate_on_test compare export apply push benchmark",
     "Runs and tickets": "Run Ticket load_masks Problem UserError",
+    "In your own code": "prune_model prune_trainer PrunedModel PruningCallback attach Pruner prune_once",
     "Settings": "TrainingConfig DistillConfig TrainingOverrides",
     "Load and fine-tune": "load_packed load_compact load_semi_structured hold_zeros SparsityCallback from_open_clip",
     "Table of methods": "METHODS Method MethodInfo Phase RunSize",
@@ -110,13 +111,12 @@ def cli_page() -> None:
 
 
 def api_page() -> None:
-    named = {name for names in API.values() for name in names.split()}
-    rest = sorted(set(sparsesoup.__all__) - named - {"__version__"})
+    methods = sorted({type(row.method).__name__ for row in TABLE.values()} & {*sparsesoup.__all__})
     parts = [
         "# API reference",
         "All names here are imported from `sparsesoup`. They are public; see [what may change](stability.md).",
     ]
-    for title, names in {**API, "Methods": " ".join(rest)}.items():
+    for title, names in {**API, "Methods": " ".join(methods)}.items():
         parts += [f"## {title}", *(f"::: sparsesoup.{name}" for name in names.split())]
     write("api.md", *parts)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import sparsesoup
 from sparsesoup.cli.main import load_command
 from sparsesoup.cli.prune import parse_arguments
 from sparsesoup.methods import TABLE
@@ -142,6 +143,14 @@ def test_prose_is_wrapped_and_tables_of_settings_parse(path):
             assert tomllib.loads(code) if language == "toml" else yaml.safe_load(code)
     prose = MARKED.sub("", FENCE.sub("", text))
     assert [line for line in prose.splitlines() if len(line) > WIDTH and not line.startswith(("|", "    "))] == []
+
+
+def test_every_public_name_is_in_the_api_page():
+    script = ast.parse((ROOT / "docs" / "gen_pages.py").read_text(encoding="utf-8"))
+    (groups,) = (n.value for n in script.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "API")
+    named = [name for names in ast.literal_eval(groups).values() for name in names.split()]
+    methods = {type(row.method).__name__ for row in TABLE.values()}
+    assert sorted({*named} | (methods & {*sparsesoup.__all__}) | {"__version__"}) == sorted(sparsesoup.__all__)
 
 
 def test_the_documents_count_the_methods():
