@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-import sparsesoup.cli.study  # noqa: F401 - which takes seconds, and is no part of what is timed below
+import sparsesoup.study.compare  # noqa: F401 - which takes seconds, and is no part of what is timed below
 from sparsesoup.cli.main import main
 from sparsesoup.core.files import from_json
 from sparsesoup.runs.yaml_text import LARGEST, MOST, BadYaml, read_yaml

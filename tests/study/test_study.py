@@ -16,9 +16,8 @@ import torch
 import yaml
 
 from processes import children, command_of
+from sparsesoup.cli.compare import recipe_changes, study_parser
 from sparsesoup.cli.main import main
-from sparsesoup.cli.study import _recipe_changes
-from sparsesoup.cli.study_flags import study_parser
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import file_lock
 from sparsesoup.core.threads import MOST_THREADS
@@ -435,14 +434,14 @@ def test_flags_go_by_the_names_that_prune_has_for_them_and_say_how_data_is_read(
     flags = ["--model", "distilbert", "--dataset", "reviews", "--sparsity", "0.3", "--seed", "4"]
     data = ["--text-columns", "text", "--label-column", "label"]
     options = study_parser().parse_args(["--config", write("my study"), *flags, *data])
-    plan = read_plan(Path(options.config), _recipe_changes(options))
+    plan = read_plan(Path(options.config), recipe_changes(options))
     assert {cell.column_of for cell in plan.cells} == {("distilbert", "reviews", 0.3), ("distilbert", "reviews", None)}
     assert {cell.seed for cell in plan.cells} == {4}
     assert {(cell.settings.place.text_columns, cell.settings.place.label_column) for cell in plan.cells} == {
         (("text",), "label")
     }
     again = study_parser().parse_args(shlex.split(plan.command)[2:])
-    assert read_plan(Path(again.config), _recipe_changes(again)).cells == plan.cells
+    assert read_plan(Path(again.config), recipe_changes(again)).cells == plan.cells
 
 
 @pytest.mark.parametrize(

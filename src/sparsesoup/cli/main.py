@@ -25,7 +25,7 @@ COMMANDS = {  # name -> (module with its Command, arguments, summary)
     "export": ("exports", "RUN --to FORMAT --out DIR", "dense, packed (small), compact (small, fast), onnx, ..."),
     "benchmark": ("exports", "RUN_OR_EXPORT ...", "size, FLOPs and speed relative to the dense model, by backend"),
     "push": ("exports", "RUN REPO [--dry-run]", "upload a run or an export to the Hub, with a model card"),
-    "compare": ("study_flags", "--config study.yaml | RUN RUN ...",
+    "compare": ("compare", "--config study.yaml | RUN RUN ...",
                 "many methods, sparsities, seeds and datasets as one resumable study: a table and a page"),
 }  # fmt: skip
 ABOUT = "sparsesoup: lottery-ticket-quality sparse subnetworks of pre-trained transformers\n"
