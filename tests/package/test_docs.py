@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md",
                     *(ROOT / "docs").rglob("*.md")])  # fmt: skip
 GENERATED = ("api.md", "cli.md", "changelog.md")  # pages that docs/gen_pages.py writes
+EXAMPLES = {"methods/two_step.py", "tests/methods/test_two_step.py"}  # files that a reader would write
 WIDTH = 100  # of a line of prose; tables, code and generated tables are as wide as they are
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 
@@ -143,6 +144,16 @@ def test_prose_is_wrapped_and_tables_of_settings_parse(path):
             assert tomllib.loads(code) if language == "toml" else yaml.safe_load(code)
     prose = MARKED.sub("", FENCE.sub("", text))
     assert [line for line in prose.splitlines() if len(line) > WIDTH and not line.startswith(("|", "    "))] == []
+
+
+def test_source_files_that_the_documents_name_exist():
+    packages = "|".join(path.name for path in (ROOT / "src" / "sparsesoup").iterdir() if path.is_dir())
+    for path in DOCUMENTS:
+        text = re.sub(r"\s+", " ", FENCE.sub("", path.read_text(encoding="utf-8")))
+        named = re.findall(rf"`(?:src/sparsesoup/)?((?:{packages})/[\w/]+\.py)`", text)
+        missing = [name for name in named if not (ROOT / "src" / "sparsesoup" / name).exists()]
+        missing += [name for name in re.findall(r"`((?:tests|docs)/[\w/]+\.\w+)`", text) if not (ROOT / name).exists()]
+        assert {*missing} <= EXAMPLES, path.name
 
 
 def test_every_public_name_is_in_the_api_page():
