@@ -1,9 +1,14 @@
-"""Commands in processes of their own, to be killed at a moment that was meant, and what runs below a process."""
+"""Commands in processes of their own, some to be killed at a moment that was meant; and what runs below a process."""
 
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
+import traceback
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import torch
@@ -13,6 +18,44 @@ from sparsesoup.runs.progress import ProgressLogger
 
 FORKS = multiprocessing.get_context("forkserver")  # a real process each, without four seconds of imports
 FORKS.set_forkserver_preload(["sparsesoup.runs.run"])
+
+
+def _run_command(words, code, cwd, environment, out, errors):
+    """In a process of FORKS: become the command, as far as it can see, and leave with its exit code."""
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    os.dup2(out.fileno(), 1)
+    os.dup2(errors.fileno(), 2)
+    torch.set_num_threads(1)
+    warnings.simplefilter("error")
+    sys.argv, names, result = ["sparsesoup", *words], {}, 1
+    try:
+        exec(code, names)
+        result = names["main"]()
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(result)
+
+
+def _text(end):
+    with os.fdopen(os.dup(end.fileno()), encoding="utf-8") as file:
+        return file.read()
+
+
+def run_command(words, code, cwd, environment):
+    """As `subprocess.run` of the command line; `code` sets its process up and gives it `main`."""
+    (out, out_end), (errors, errors_end) = FORKS.Pipe(duplex=False), FORKS.Pipe(duplex=False)
+    process = FORKS.Process(target=_run_command, args=(words, code, str(cwd), environment, out_end, errors_end))
+    process.start()
+    out_end.close()
+    errors_end.close()
+    with ThreadPoolExecutor() as pool:
+        said = list(pool.map(_text, (out, errors)))
+    process.join(120)
+    return subprocess.CompletedProcess(words, process.exitcode, *said)
 
 
 def slowly(line, errors):

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
+from processes import run_command
 from sparsesoup.core.masks import Masks
 from sparsesoup.core.ticket import load_masks
 
@@ -180,17 +181,23 @@ def offline() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "error"}
 
 
-def command(*arguments: object, wrap: str = "from sparsesoup.cli.main import main") -> list[str]:
+MAIN = "from sparsesoup.cli.main import main"
+
+
+def command(*arguments: object, wrap: str = MAIN) -> list[str]:
     """The command line in a process of its own; `wrap` may set up that process first."""
     code = f"import sys\n{wrap}\nsys.exit(main())"
     return [sys.executable, "-c", code, *map(str, arguments)]
 
 
-def sparsesoup(*arguments: object, cwd: Path | None = None, **more: Any) -> subprocess.CompletedProcess[str]:
-    """The command line, run to its end."""
-    return subprocess.run(
-        command(*arguments, **more), capture_output=True, text=True, cwd=cwd, env=offline(), timeout=120, check=False
-    )
+def sparsesoup(*arguments: object, cwd: Path | None = None, wrap: str = MAIN) -> subprocess.CompletedProcess[str]:
+    """The command line, run to its end in a process that has its imports already."""
+    return run_command([*map(str, arguments)], wrap, cwd or Path.cwd(), offline())
+
+
+def sparsesoup_alone(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The command line in a new interpreter, which takes seconds to import everything."""
+    return subprocess.run(command(*arguments), capture_output=True, text=True, cwd=cwd, env=offline(), check=False)
 
 
 def run_of(out: Path) -> Path:

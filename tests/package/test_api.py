@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 
 import sparsesoup
-from sparsesoup import METHODS, InstantSoup, TrainingConfig, UserError, compare, prune
+from sparsesoup import METHODS, InstantSoup, MethodInfo, TrainingConfig, UserError, compare, prune
+from sparsesoup.core.plugins import load_plugins
 from sparsesoup.methods import TABLE, row_of
 from tiny_hub import offline, sentences, write_rows
+from tiny_hub import sparsesoup as sparsesoup_command
 
+ROOT = Path(__file__).parents[2]
 HOME = Path(sparsesoup.__file__)
 SHORT = {"model": "bert", "dataset": "reviews", "sparsity": 0.5, "steps": 40, "progress": False}
 TRAIN = TrainingConfig(batch_size=8, learning_rate=3e-3)
@@ -38,6 +41,7 @@ def test_every_public_name_is_there_typed_and_offered_for_completion() -> None:
         assert type(method).__name__ in sparsesoup.__all__
 
 
+@pytest.mark.integration
 def test_a_type_checker_knows_the_public_names(tmp_path: Path) -> None:
     script = tmp_path / "use.py"
     script.write_text(
@@ -46,8 +50,8 @@ def test_a_type_checker_knows_the_public_names(tmp_path: Path) -> None:
         "reveal_type(run.path)\nreveal_type(sparsesoup.prune)\nsparsesoup.prune('isp', sparsity='much')\n",
         encoding="utf-8",
     )
-    line = [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path / "cache"), "--config-file", "", str(script)]
-    said = subprocess.run(line, capture_output=True, text=True, check=False, env=offline()).stdout
+    line = [sys.executable, "-m", "mypy", str(script)]  # with the cache that `make check` has left
+    said = subprocess.run(line, capture_output=True, text=True, check=False, env=offline(), cwd=ROOT).stdout
     assert 'Revealed type is "pathlib' in said
     assert "def (name: " in said
     assert said.count("error:") == 1
@@ -127,24 +131,40 @@ def installed(folder: Path, name: str, code: str, points: str) -> Path:
     return folder
 
 
-def run_with(folder: Path, *words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run_with(
+    folder: Path, *words: object, cwd: Path, start: tuple[str, ...] = ("-m", "sparsesoup")
+) -> subprocess.CompletedProcess[str]:
+    """The command line, or something else, with a folder of installed packages more."""
     environment = offline()
     environment["PYTHONPATH"] = f"{folder}:{environment.get('PYTHONPATH', '')}"
-    line = [sys.executable, "-m", "sparsesoup", *map(str, words)]
+    line = [sys.executable, *start, *map(str, words)]
     return subprocess.run(line, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
 
 
+CALLS = """
+import json, sys
+from sparsesoup.cli.main import main
+print(json.dumps([main(words) for words in json.loads(sys.argv[1])]))
+"""
+
+
+@pytest.mark.integration
 def test_a_method_of_another_package_works_like_one_of_ours(plugin: Path, place: Path, tmp_path: Path) -> None:
-    assert "\nhalves " in run_with(plugin, "methods", cwd=place).stdout
     words = ["--model", "bert", "--dataset", "reviews", "--steps", "20", "--sparsity", "0.5", "--train.batch-size", "8"]
-    done = run_with(plugin, "prune", "halves", *words, "--method.first", "0.25", "--out", tmp_path / "runs", cwd=place)
-    assert done.returncode == 0, done.stderr
+    calls = [
+        ["methods"],
+        ["prune", "halves", *words, "--method.first", "0.25", "--out", str(tmp_path / "runs")],
+        ["prune", "halves", "--method.frist", "1"],
+    ]
+    done = run_with(plugin, json.dumps(calls), cwd=place, start=("-c", CALLS))
+    assert json.loads(done.stdout.splitlines()[-1]) == [0, 0, 2], done.stderr
+    assert "\nhalves " in done.stdout
+    assert "--method.first" in done.stderr.splitlines()[-1]
     (run,) = (tmp_path / "runs").glob("*/halves-*/seed-0")
     assert (run / "report.html").is_file()
-    wrong = run_with(plugin, "prune", "halves", "--method.frist", "1", cwd=place)
-    assert (wrong.returncode, "--method.first" in wrong.stderr) == (2, True)
 
 
+@pytest.mark.integration
 def test_a_task_of_another_package_works_like_one_of_ours(place: Path, tmp_path: Path) -> None:
     """The guide's own example: a file, one line."""
     guide = (Path(__file__).parents[2] / "docs" / "guides" / "extend.md").read_text(encoding="utf-8")
@@ -172,7 +192,7 @@ def test_a_task_of_another_package_works_like_one_of_ours(place: Path, tmp_path:
     line = ["prune", "dense", "--model", place / "bert", "--dataset", tmp_path / "tagged", "--steps", 1]
     wrong = run_with(site, *line, "--out", tmp_path / "more", cwd=tmp_path)
     assert (wrong.returncode, "row 20 has None" in wrong.stderr) == (2, True), wrong.stderr
-    assert run_with(tmp_path, *line, cwd=tmp_path).returncode == 2  # not without the plugin
+    assert sparsesoup_command(*line, cwd=tmp_path).returncode == 2  # not without the plugin
 
 
 @pytest.mark.parametrize(
@@ -183,15 +203,26 @@ def test_a_task_of_another_package_works_like_one_of_ours(place: Path, tmp_path:
         ("isp = halves:ROW", "a name in use"),
     ],
 )
-def test_a_plugin_that_is_none_is_told_in_one_line(plugin: Path, place: Path, entry: str, said: str) -> None:
+def test_a_plugin_that_is_none_is_refused(plugin: Path, entry: str, said: str, monkeypatch) -> None:
     points = plugin / "halves-1.0.dist-info" / "entry_points.txt"
     points.write_text(f"[sparsesoup.methods]\n{entry}\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(plugin)
+    with pytest.raises(UserError, match=said) as caught:
+        load_plugins("sparsesoup.methods", MethodInfo, TABLE)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.integration
+def test_a_wrong_plugin_is_one_line_on_the_command_line(plugin: Path, place: Path) -> None:
+    points = plugin / "halves-1.0.dist-info" / "entry_points.txt"
+    points.write_text("[sparsesoup.methods]\nhalves = halves:NONE\n", encoding="utf-8")
     done = run_with(plugin, "methods", cwd=place)
     assert done.returncode == 2, done.stderr
-    assert said in done.stderr
+    assert "cannot be imported" in done.stderr
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.integration
 def test_the_first_help_needs_no_module_that_unix_alone_has(tmp_path: Path) -> None:
     hidden = "import sys; sys.modules.update(fcntl=None, resource=None)"
     for words in (["--help"], ["compare", "--help"]):

@@ -90,16 +90,15 @@ def test_every_make_command_that_the_documents_name_is_there():
 
 
 def test_the_run_directories_in_the_documents_are_those_that_the_commands_write():
+    written = set()
+    for param in commands():
+        words = shlex.split(str(param.values[0]), comments=True)[1:]
+        if words[0] == "prune" and "--help" not in words and "METHOD" not in words and "--config" not in words:
+            settings = fill_default_sparsity(parse_arguments(words[1:])[0])
+            written.add(f"{settings.name}-{settings.run_key()}")
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
-        keys = set(re.findall(r"runs/[\w./-]*?/([a-z-]+-[0-9a-f]{10})/seed-\d+", text))
-        written = set()
-        for param in commands():
-            words = shlex.split(str(param.values[0]), comments=True)[1:]
-            if words[0] == "prune" and "--help" not in words and "METHOD" not in words and "--config" not in words:
-                settings = fill_default_sparsity(parse_arguments(words[1:])[0])
-                written.add(f"{settings.name}-{settings.run_key()}")
-        assert keys <= written, path
+        assert {*re.findall(r"runs/[\w./-]*?/([a-z-]+-[0-9a-f]{10})/seed-\d+", text)} <= written, path
 
 
 MARKED = re.compile(r"<!-- (?!end )([\w-]+) -->\n(.*?)<!-- end -->", re.DOTALL)

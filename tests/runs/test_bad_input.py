@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from conftest import same
 from sparsesoup import prune
 from sparsesoup.cli.main import main
 from sparsesoup.core.errors import UserError
@@ -27,6 +28,7 @@ from tiny_hub import (
     run_of,
     sentences,
     sparsesoup,
+    sparsesoup_alone,
     tokenizer,
     weights_of,
     write_rows,
@@ -76,8 +78,9 @@ def refused(capsys, tmp_path):
     return check
 
 
+@pytest.mark.integration
 def test_the_real_command_line_says_one_line_and_leaves_with_2(place, tmp_path):
-    answer = sparsesoup(*line_of(place, tmp_path / "runs", "ips"))
+    answer = sparsesoup_alone(*line_of(place, tmp_path / "runs", "ips"))
     assert (answer.returncode, answer.stdout) == (2, "")
     assert re.fullmatch(r"sparsesoup: unknown method 'ips'; did you mean .*\bisp\b.*\? \(allowed: dense, .*\)\n",
                         answer.stderr)  # fmt: skip
@@ -515,6 +518,14 @@ def test_apply_does_not_write_over_anything(place, ticket, refused, tmp_path):
     refused([*line[:3], tmp_path / "no", "--out", tmp_path / "runs"], "no model at")
 
 
+@pytest.fixture(scope="module")
+def plain(place, tmp_path_factory):
+    """A run that had room for everything."""
+    out = tmp_path_factory.mktemp("plain")
+    assert main(line_of(place, out, "isp", steps=40)) == 0
+    return run_of(out)
+
+
 LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))
@@ -522,10 +533,11 @@ from sparsesoup.cli.main import main
 """
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("size", [2_000, 30_000])  # too little for the log or the first state, and for the model
-def test_a_full_disk_says_so_leaves_nothing_half_written_and_the_run_goes_on_afterwards(place, tmp_path, size):
+def test_a_full_disk_says_so_leaves_nothing_half_written_and_the_run_goes_on_afterwards(place, tmp_path, plain, size):
     """A limit on the size of files stands for the full disk: it fails in the same places, and needs no root."""
-    line = [*line_of(place, tmp_path / "runs", "isp", steps=80), "--save-every", "0"]
+    line = [*line_of(place, tmp_path / "runs", "isp", steps=40), "--save-every", "0"]
     full = sparsesoup(*line, wrap=LIMITED.format(size=size))
     assert full.returncode == 2, full.stderr
     assert full.stderr.splitlines()[-1].startswith("sparsesoup: the disk is full (")
@@ -534,10 +546,7 @@ def test_a_full_disk_says_so_leaves_nothing_half_written_and_the_run_goes_on_aft
     left = [path.name for path in (tmp_path / "runs").rglob("*")] if (tmp_path / "runs").exists() else []
     assert not [name for name in left if name.endswith(".part") or name in ("model", "report.json", "report.html")]
     assert main(line) == 0
-    assert main(line_of(place, tmp_path / "plain", "isp", steps=80)) == 0
-    assert all(
-        torch.equal(m, masks_of(run_of(tmp_path / "plain"))[n]) for n, m in masks_of(run_of(tmp_path / "runs")).items()
-    )
+    assert same(masks_of(run_of(tmp_path / "runs")), masks_of(plain))
 
 
 class Payload:
@@ -569,6 +578,7 @@ class OwnModel(BertForSequenceClassification):
 """
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("known", [True, False])
 def test_code_of_a_checkpoint_runs_only_if_asked_to(place, refused, tmp_path, monkeypatch, known):
     monkeypatch.setenv("SPARSESOUP_PAYLOAD", str(tmp_path / "payload-ran"))
@@ -588,7 +598,7 @@ def test_code_of_a_checkpoint_runs_only_if_asked_to(place, refused, tmp_path, mo
         refused(line, "cannot load model", "own")
     assert not (tmp_path / "payload-ran").exists()
     if not known:
-        asked = sparsesoup(*line, "--trust-remote-code", "true", cwd=tmp_path)
+        asked = sparsesoup_alone(*line, "--trust-remote-code", "true", cwd=tmp_path)
         assert (tmp_path / "payload-ran").exists(), asked.stderr
 
 
