@@ -4,18 +4,29 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test fast check bench tables docs clean
+.PHONY: demo fast test slow test-cpu check bench tables docs dist versions clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
 
-# A process a core, but no more than memory has room for.
-test: check
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+# A process a core, but no more than memory has room for; each file in one of them, the long ones first.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # The inner loop: without tests that start processes, trace graphs or run whole studies.
 fast: $(READY)
-	$(BIN)/python -m pytest -m 'not slow' --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(PYTEST) -m 'not integration and not slow'
+
+# All that CI runs.
+test: check
+	$(PYTEST) -m 'not slow'
+
+# Runs at true size: minutes each.
+slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+# CPU seconds of each test file of `make test`, into benchmarks/results/.
+test-cpu: $(READY)
+	$(BIN)/python tests/cpu_seconds.py benchmarks/results/test-cpu.json -m 'not slow'
 
 check: $(READY)
 	$(BIN)/ruff check src tests benchmarks examples docs/*.py
@@ -37,10 +48,18 @@ docs: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
 
+# Wheel and sdist in dist/, each installed into an empty environment that runs the README's example.
+dist: $(READY)
+	$(BIN)/python tests/check_dist.py --out dist
+
+# `make fast` on the lowest and the highest versions that pyproject.toml allows; needs uv and Python 3.11 to 3.13.
+versions: $(READY)
+	$(BIN)/python tests/check_versions.py --out benchmarks/results/versions.json
+
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) runs build site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) runs build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -36,25 +36,9 @@ hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, d
 hypothesis.settings.load_profile("suite")
 
 
-# Files of tests that start processes, trace graphs or run whole studies: `make fast` leaves them out.
-SLOW = """
-adapters architectures backlog bombs budget clip clip_pretrain cluster compact curve docs escaping export
-forecast integrity journal lottery_pools measure minilm narrow onnx overlap packed padding positions push
-recipes resume semi_structured shelf sources spread study teacher ties verifying whole_way workers
-"""
-SLOW_FILES = {f"test_{name}.py" for name in SLOW.split()}
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is slow: those files, and the contract suite but for one method a family at one sparsity."""
-    from sparsesoup.methods import TABLE
-
-    first = {row.family: name for name, row in reversed(TABLE.items())}.values()
-    for item in items:
-        given = getattr(getattr(item, "callspec", None), "params", {})
-        beyond = given.get("name") not in (None, *first) or given.get("sparsity") not in (None, 0.5, 0.0)
-        if item.path.name in SLOW_FILES or (item.path.name == "test_contract.py" and beyond):
-            item.add_marker(pytest.mark.slow)
+    """Begin with the files that take longest, so that none of them is still at work when all others are done."""
+    items.sort(key=lambda item: item.get_closest_marker("integration") is None)
 
 
 @pytest.fixture(autouse=True, scope="session")

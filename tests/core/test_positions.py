@@ -9,6 +9,8 @@ import transformers
 from sparsesoup.hub.build import max_positions
 from tiny_hub import COMMON, SHAPE
 
+pytestmark = pytest.mark.integration
+
 BARE: dict[str, Any] = {name: value for name, value in SHAPE.items() if name != "type_vocab_size"}
 KINDS = {
     "roberta": lambda pad: transformers.RobertaConfig(**(COMMON | {"pad_token_id": pad}), **SHAPE),

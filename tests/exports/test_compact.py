@@ -17,6 +17,8 @@ from sparsesoup.hub.models.layer_layouts import layer_widths, prunable_layers, p
 from tiny_hub import CONFIGS
 from tiny_models import HEADS, LAYERS, MODELS, UNITS, WAYS, killed, model_of
 
+pytestmark = pytest.mark.integration
+
 ATTENTION = ("eager", "sdpa")
 
 

@@ -27,6 +27,8 @@ from tiny_exports import EVEN, FEWER, NONE, SOME, close, export_command, pruned,
 from tiny_hub import CONFIGS, base_model, older, tokenizer
 from tiny_models import FREE_HEADS, HEADS, LAYERS, MODELS, UNITS
 
+pytestmark = pytest.mark.integration
+
 TORCH = ("dense", "packed", "compact")  # the formats that need no other engine
 ALONE = """
 import json, sys

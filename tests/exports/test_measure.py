@@ -40,6 +40,8 @@ from tiny_hub import older, run_of
 from tiny_models import HEADS, LAYERS, UNITS
 from tiny_reports import write_run
 
+pytestmark = pytest.mark.integration
+
 SMALL = ("--batch", "2", "--length", "8", "--rounds", "3")
 
 

@@ -24,6 +24,8 @@ from tiny_exports import EVEN, SOME, close, export_command, pruned, refused, sav
 from tiny_hub import tokenizer
 from tiny_models import model_of
 
+pytestmark = pytest.mark.integration
+
 openvino = require_library("openvino")  # which reports to its makers where it is imported otherwise
 LARGE = graphs.LARGE
 CASES = [  # family, what is gone, type of its weights, bytes above which they lie beside the file, settings

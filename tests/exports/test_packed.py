@@ -17,6 +17,8 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.rng import cpu_generator
 from sparsesoup.exports import bitmask_codec as codec
 
+pytestmark = pytest.mark.integration
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 

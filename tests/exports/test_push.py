@@ -30,6 +30,8 @@ from tiny_exports import pruned, trace_once
 from tiny_hub import listing, masks_of, older, run_of, weights_of
 from tiny_server import hub
 
+pytestmark = pytest.mark.integration
+
 TOKEN = "hf_secret"
 NEEDED = {"model": "owner/bert", "method": "magnitude", "dataset": "reviews", "validation": {"accuracy": 0.5}}
 

@@ -30,6 +30,8 @@ from sparsesoup.hub.models.checkpoint import quiet_transformers
 from sparsesoup.hub.models.dummy_inputs import dummy_inputs, forward_outputs
 from tiny_hub import base_model, masks_of, run_of, tokenizer, weights_of
 
+pytestmark = pytest.mark.integration
+
 ABLE = not missing_device_support("cuda")
 WIDE = {"hidden_size": 64, "intermediate_size": 128}
 

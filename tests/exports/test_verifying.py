@@ -20,6 +20,8 @@ from tiny_exports import close, export_command, refused, saved, stock
 from tiny_hub import run_of
 from tiny_models import model_of
 
+pytestmark = pytest.mark.integration
+
 
 def prune(out: Path, *words: object) -> Path:
     assert main(["prune", *map(str, words), "--out", str(out)]) == 0

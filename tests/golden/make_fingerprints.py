@@ -1,6 +1,6 @@
 """Digests of what every method makes of small problems, to see whether a change of the code changes a result.
 
-    export PYTHONPATH=tests:tests/methods
+    export PYTHONPATH=tests
     python tests/golden/make_fingerprints.py --out before.json      (before a change, on one machine)
     python tests/golden/make_fingerprints.py --against before.json  (after it, on the same machine)
 

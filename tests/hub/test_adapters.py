@@ -23,6 +23,8 @@ from sparsesoup.training.cost import CountFlops
 from tiny_hub import masks_of, run_of, weights_of
 from tiny_images import PATCH, SIDE, WIDTH, photos
 
+pytestmark = pytest.mark.integration
+
 TABLE = {
     "embed_dim": 8,
     "vision_cfg": {

@@ -21,6 +21,8 @@ from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.problem import Problem
 from tiny_hub import CONFIGS, FAMILIES, tokenizer
 
+pytestmark = pytest.mark.integration
+
 
 def rows(count: int, seed: int) -> RowBatches:
     draw = cpu_generator(seed, "rows")

@@ -30,6 +30,8 @@ from sparsesoup.training.config import TrainingConfig
 from tiny_clip import COLOURS, checkpoint, clip, pictures, tokenizer
 from tiny_hub import masks_of, offline, run_of
 
+pytestmark = pytest.mark.integration
+
 NAMES = ("brick red", "moss green", "sky")
 ONE = ("a photo of a {}.",)
 

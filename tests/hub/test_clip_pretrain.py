@@ -16,6 +16,8 @@ from conftest import same
 from tiny_clip import COLOURS, pictures
 from tiny_hub import weights_of
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[2]
 OTHERS = {"coal": (30, 30, 30), "snow": (240, 240, 240)}
 SMALL = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}

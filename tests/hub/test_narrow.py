@@ -23,6 +23,8 @@ from sparsesoup.hub.tasks.splits import open_splits
 from tiny_hub import reviews, tokenizer
 from tiny_models import HEADS, UNITS, killed, model_of
 
+pytestmark = pytest.mark.integration
+
 PLAN = {"heads": [["stays", "out", "in", "stays"], ["in"] * HEADS], "units": [["in"] * UNITS, ["stays", "out"] * 3]}
 WIDTHS = [{"heads": 2, "units": 0}, {"heads": 0, "units": 3}, {"heads": HEADS, "units": UNITS}]
 

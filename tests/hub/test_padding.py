@@ -18,6 +18,8 @@ from sparsesoup.hub.tasks.registry import CLASSES
 from sparsesoup.training.problem import Problem
 from tiny_hub import COMMON, CONFIGS, base_model, tokenizer, write_rows
 
+pytestmark = pytest.mark.integration
+
 WIDE: dict[str, Any] = {**COMMON, "eos_token_id": 3, "bos_token_id": 2, "hidden_size": 16, "num_hidden_layers": 2,
                         "num_attention_heads": 2}  # fmt: skip
 SEQ: dict[str, Any] = {"vocab_size": 64, "d_model": 16, "eos_token_id": 3, "bos_token_id": 2, "pad_token_id": 0,

@@ -18,6 +18,8 @@ from sparsesoup.hub.tasks.labels import TextTask
 from sparsesoup.hub.tasks.question_answering import QuestionAnswering
 from sparsesoup.hub.tasks.splits import open_splits, open_test, training_splits
 
+pytestmark = pytest.mark.integration
+
 FEATURES = Features({"sentence": Value("string"), "label": ClassLabel(names=["no", "yes"])})
 TASK = TextTask(("sentence",), "label", ("no", "yes"), ("accuracy",))
 

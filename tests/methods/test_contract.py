@@ -23,12 +23,20 @@ from tiny_runs import method, run
 
 SPARSE = [name for name, row in TABLE.items() if not row.dense]
 DENSE = [name for name, row in TABLE.items() if row.dense]
-EVERY = [(name, 0.5) for name in SPARSE] + [(name, 0.0) for name in DENSE]
-SPARSITIES = (0.0, 0.317, 0.5, 0.9)
-CHANGING = [
-    name for name in SPARSE if name not in ("random", "magnitude", "one-shot-structured", "imp")
-]  # prune with live momentum
-OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop")
+FIRST = {row.family: name for name, row in reversed(TABLE.items())}.values()  # one of each family, for `make fast`
+
+
+def cases(names: list[str], *sparsities: float) -> list[Any]:
+    """(name, sparsity) of each; `make fast` runs one method a family, and that at one sparsity."""
+    return [
+        pytest.param(name, sparsity, marks=[] if name in FIRST and sparsity in (0.5, 0.0) else pytest.mark.integration)
+        for name in names
+        for sparsity in sparsities
+    ]
+
+
+EVERY = cases(SPARSE, 0.5) + cases(DENSE, 0.0)
+CHANGING = [name for name in SPARSE if name not in ("random", "magnitude", "one-shot-structured", "imp")]
 
 
 @pytest.fixture(scope="session")
@@ -40,8 +48,7 @@ def least_sparsity(name: str, sparsity: float) -> float:
     return max(sparsity, 0.2) if name == "ticket" else sparsity  # its ticket is 20 % sparse, and cannot go back
 
 
-@pytest.mark.parametrize("sparsity", SPARSITIES)
-@pytest.mark.parametrize("name", SPARSE)
+@pytest.mark.parametrize(("name", "sparsity"), cases(SPARSE, 0.0, 0.317, 0.5, 0.9))
 def test_the_ticket_keeps_exactly_the_asked_number_and_the_rest_is_plus_zero(
     name: str, sparsity: float, folder: Path
 ) -> None:
@@ -74,9 +81,9 @@ def test_what_is_kept_and_what_it_costs_stay_as_they_were(name: str, sparsity: f
         assert cost == expected["cost"]
 
 
-@pytest.mark.parametrize("name", SPARSE)
-def test_the_masks_follow_the_order_and_shapes_of_the_targets(name: str, folder: Path) -> None:
-    done = run(name, 0.5, folder)
+@pytest.mark.parametrize(("name", "sparsity"), cases(SPARSE, 0.5))
+def test_the_masks_follow_the_order_and_shapes_of_the_targets(name: str, sparsity: float, folder: Path) -> None:
+    done = run(name, sparsity, folder)
     assert [(n, tuple(m.shape)) for n, m in done.ticket.masks.items()] == [
         (n, t.shape) for n, t in done.problem.targets.items()
     ]
@@ -140,8 +147,7 @@ def test_every_step_is_on_the_meter(name: str, sparsity: float, folder: Path) ->
     assert all(cost["seconds"] > 0 for cost in done.ticket.cost.values())
 
 
-@pytest.mark.parametrize("sparsity", [0.5, 0.9])
-@pytest.mark.parametrize("name", SPARSE)
+@pytest.mark.parametrize(("name", "sparsity"), cases(SPARSE, 0.5, 0.9))
 def test_a_mask_only_shrinks(name: str, sparsity: float, folder: Path) -> None:
     watch = run(name, sparsity, folder).watch
     assert watch.pruned
@@ -152,10 +158,13 @@ def test_a_mask_only_shrinks(name: str, sparsity: float, folder: Path) -> None:
     assert same(watch.pruned[-1], run(name, sparsity, folder).ticket.masks)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("name", CHANGING)
-def test_no_optimizer_revives_a_pruned_weight_or_its_moments(name: str, optimizer: str, folder: Path) -> None:
-    done = run(name, 0.5, folder, optimizer=optimizer)
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "rmsprop"])
+@pytest.mark.parametrize(("name", "sparsity"), cases(CHANGING, 0.5))
+def test_no_optimizer_revives_a_pruned_weight_or_its_moments(
+    name: str, sparsity: float, optimizer: str, folder: Path
+) -> None:
+    """Of the methods that prune while an optimizer has momentum."""
+    done = run(name, sparsity, folder, optimizer=optimizer)
     state, masks = done.watch.state, done.ticket.masks
     assert state is not None
     assert algebra.count_kept(masks) == 1000
@@ -180,9 +189,9 @@ def test_no_run_asks_for_more_than_it_was_given(name: str, sparsity: float, fold
     assert last["step"] == done.problem.steps - charged
 
 
-@pytest.mark.parametrize("name", DENSE)
-def test_a_dense_product_is_dense(name: str, folder: Path) -> None:
-    ticket = run(name, 0.0, folder).ticket
+@pytest.mark.parametrize(("name", "sparsity"), cases(DENSE, 0.0))
+def test_a_dense_product_is_dense(name: str, sparsity: float, folder: Path) -> None:
+    ticket = run(name, sparsity, folder).ticket
     assert algebra.count_kept(ticket.masks) == algebra.count_total(ticket.masks) == 2000
     assert ticket.sparsity == 0.0
     assert all(ticket.weights[n].all() for n in ticket.masks)

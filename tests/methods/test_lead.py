@@ -30,6 +30,8 @@ from sparsesoup.training.loop import train
 from sparsesoup.training.problem import OPTIMIZERS, Problem
 from sparsesoup.training.state import TrainState
 
+pytestmark = pytest.mark.integration
+
 LED = {"soft-movement": SoftMovement(score_rate=0.5), "l0": HardConcreteL0(score_rate=0.1)}
 
 

@@ -23,6 +23,8 @@ from sparsesoup.training.problem import Problem
 from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import named_weights
 
+pytestmark = pytest.mark.integration
+
 
 def accuracy(problem: Problem, given: dict[str, Tensor]) -> float:
     """By hand, over all validation rows at once."""

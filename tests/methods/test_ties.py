@@ -25,6 +25,8 @@ from sparsesoup.training.cost import CostTracker
 from tiny_bert import bert
 from tiny_hub import CONFIGS, FAMILIES, gpt2
 
+pytestmark = pytest.mark.integration
+
 Groups = list[tuple[int, list[float]]]  # of each tensor: weights in a group, the groups' scores
 values = st.sampled_from([-2.0, -1.0, -0.0, 0.0, 0.5, 1.0, 3.0]) | st.floats(-4, 4, width=32)
 groups = st.lists(st.tuples(st.integers(1, 7), st.lists(values, min_size=1, max_size=9)), min_size=1, max_size=4)

@@ -25,6 +25,8 @@ from sparsesoup.training.loop import train
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.state import TrainState
 
+pytestmark = pytest.mark.integration
+
 WIDE = (TrainingOverrides(rate=(5.0, 20.0)),)
 
 

@@ -33,6 +33,8 @@ from sparsesoup.study.results.tables import latex_table, score_table
 from sparsesoup.study.results.tables import markdown_table as study_table
 from tiny_hub import run_of, sentences
 
+pytestmark = pytest.mark.integration
+
 ESCAPE = "\x1b[31m"
 HOSTILE = [
     "<script>alert(1)</script>", "<img src=x onerror=alert(2)>", f"{ESCAPE}red", "\x9b31mred", "a | b || c",

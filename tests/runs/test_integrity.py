@@ -24,6 +24,8 @@ from sparsesoup.training.train_cache import CachedTraining, TrainingCache
 from tiny_exports import pruned
 from tiny_hub import older, sparsesoup
 
+pytestmark = pytest.mark.integration
+
 TRIALS = 96
 
 

@@ -11,6 +11,8 @@ import sparsesoup
 from sparsesoup.hub.data.embedded import embedded_dataset
 from tiny_hub import log_of, masks_of, offline, weights_of, write_rows
 
+pytestmark = pytest.mark.integration
+
 PRUNABLE = 6 * (4 * 384 * 384 + 2 * 384 * 1536)
 RELOAD = """
 import json, sys, torch
@@ -25,7 +27,6 @@ with torch.no_grad():
 """
 
 
-@pytest.mark.slow
 def test_minilm_is_pruned_by_a_soup_to_exactly_nine_tenths_and_reloads(tmp_path):
     names = embedded_dataset()["train"].features["label"].names
     for split, count in (("train", 300), ("test", 40)):

@@ -28,6 +28,8 @@ from tiny_hub import (
     weights_of,
 )
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module", params=SAVED_METHODS)
 def undisturbed(request, place, tmp_path_factory):

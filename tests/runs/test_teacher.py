@@ -20,6 +20,8 @@ from tiny_hub import (
     weights_of,
 )  # fmt: skip
 
+pytestmark = pytest.mark.integration
+
 DENSE = ["--train.distill.teacher", "dense"]
 OWN = {
     "magnitude": [],

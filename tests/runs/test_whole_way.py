@@ -44,6 +44,8 @@ from tiny_hub import (
     write_rows,
 )  # fmt: skip
 
+pytestmark = pytest.mark.integration
+
 TINY_ISP = {"stages": 2, "weak_masks": 2, "look_ahead": 0.05}
 FLAGS = ["--method.stages", "2", "--method.weak-masks", "2", "--method.look-ahead", "0.05"]
 TOTAL = 2 * (4 * 16 * 16 + 2 * 16 * 32)

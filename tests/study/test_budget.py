@@ -11,6 +11,8 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.study.equal_budget import match_budget
 from sparsesoup.study.recipe.plan import read_plan
 
+pytestmark = pytest.mark.integration
+
 TAUGHT = {"name": "gradual", "train": {"distill": {"teacher": "dense"}}}
 RECIPE = {
     "models": "bert", "datasets": "reviews", "sparsities": 0.5, "seeds": [0, 1], "steps": 120, "budget": "equal",

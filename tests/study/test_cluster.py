@@ -27,6 +27,8 @@ os.environ |= QUICK  # Ray reads it as it is imported
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402 - only where there is a ray
 
+pytestmark = pytest.mark.integration
+
 WORKER = {"num_cpus": 1, "object_store_memory": STORE}
 NODE = WORKER | {"include_dashboard": False}
 ISP = {"method": {"stages": 2, "weak_masks": 2, "look_ahead": 0.05}}
@@ -153,7 +155,6 @@ def test_nodes_get_settings_and_no_secrets(monkeypatch):
     assert "hf_secret" not in str(settings)
 
 
-@pytest.mark.slow
 def test_a_dead_worker_a_lost_node_and_a_dead_driver_change_nothing(folder):
     """Each at work when it dies: first the driver, then a worker of the second node, then that node."""
     write(steps=300, seeds=[0, 1, 2])

@@ -14,6 +14,8 @@ from sparsesoup.cli.main import main
 from sparsesoup.study.recipe.plan import read_plan
 from tiny_hub import listing, masks_of, weights_of
 
+pytestmark = pytest.mark.integration
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 RECIPE = {
     "models": "bert", "datasets": "reviews", "steps": 6, "seeds": [0, 1],

@@ -22,6 +22,8 @@ from sparsesoup.study.recipe.plan import read_plan
 from sparsesoup.training.cost import CountFlops
 from tiny_bert import bert
 
+pytestmark = pytest.mark.integration
+
 RECIPE = {
     "models": "bert", "datasets": "reviews", "sparsities": [0.5, 0.8], "seeds": [0, 1], "steps": 14,
     "train": {"batch_size": 8, "learning_rate": 0.003},

@@ -15,6 +15,8 @@ from sparsesoup.study.recipe.yaml_lines import SHIPPED
 from sparsesoup.study.results.tables import ScoreTable, latex_table
 from tiny_hub import masks_of, reviews
 
+pytestmark = pytest.mark.integration
+
 PUBLISHED = {
     "mnli": 0.7,
     "qqp": 0.9,

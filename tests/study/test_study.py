@@ -42,6 +42,8 @@ from tiny_hub import (
 )
 from tiny_images import photos
 
+pytestmark = pytest.mark.integration
+
 ISP = {"method": {"stages": 2, "weak_masks": 2, "look_ahead": 0.05}}
 TAUGHT = {"name": "magnitude", "train": {"distill": {"teacher": "./nothing"}}}
 RECIPE = {
@@ -142,7 +144,6 @@ def at_work(process, ray):
     return begun and (not ray or any("ray::_run_ray_task" in command_of(pid) for pid in children(process.pid)))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "most"),
     [(["--workers", "1"], 20), (["--workers", "2"], 20), (["--executor", "ray", "--workers", "2"], 5)],

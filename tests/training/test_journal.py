@@ -28,6 +28,8 @@ from sparsesoup.training.loop import train
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.state import TrainState
 
+pytestmark = pytest.mark.integration
+
 STEPS = 240
 LONG: dict[str, Method] = {
     "imp-rewind": replace(METHODS["imp-rewind"], cut=0.4),

@@ -21,6 +21,8 @@ from sparsesoup.training.problem import Problem
 from sparsesoup.training.train_cache import TrainingCache
 from tiny_hub import arguments, costs_of, log_of, masks_of, run_of, weights_of
 
+pytestmark = pytest.mark.integration
+
 STEPS = 20
 
 

@@ -15,6 +15,8 @@ from sparsesoup.runs.parallel import ProcessMap
 from sparsesoup.training.checkpoint import Checkpointer
 from tiny_hub import costs_of, log_of, masks_of, run_of, weights_of
 
+pytestmark = pytest.mark.integration
+
 HASH = "[0-9a-f]" * 32
 METHODS = {  # those that draw weak masks, each with two or more stages of them
     "isp": ["--method.stages", "2", "--method.weak-masks", "3", "--method.look-ahead", "0.1"],
