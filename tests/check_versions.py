@@ -23,7 +23,7 @@ CASES = {
     "pinned": ("3.12", ["--constraint", str(ROOT / "constraints.txt")]),
     "highest": ("3.13", []),
 }
-SHOWN = ("torch", "transformers", "accelerate", "datasets", "huggingface-hub", "jsonargparse", "numpy", "pandas")
+SHOWN = ("torch", "transformers", "accelerate", "datasets", "huggingface-hub", "ruamel-yaml", "numpy", "pandas")
 
 
 def check(case: str, tests: list[str]) -> dict[str, object]:
