@@ -10,12 +10,7 @@ from sparsesoup.core.errors import UserError
 def budget_per_scope(
     scores: Mapping[str, Tensor], sparsity: float, scope: str, alive: Mapping[str, float]
 ) -> Iterable[tuple[list[str], int]]:
-    """Return (names ranked together, number of weights they keep together) for every ranking scope.
-
-    Args:
-        scope: global, tensor or erk.
-        alive: weights of each tensor that may be kept.
-    """
+    """Return (names ranked together, number of weights they keep together); `alive`: those that each may keep."""
     sizes = {name: s.numel() for name, s in scores.items()}
     goal = round((1.0 - sparsity) * sum(sizes.values()))
     if scope == "global":

@@ -11,9 +11,8 @@ from sparsesoup.core.targets import Targets, attention_head_groups, feed_forward
 def structured_groups(structure: Structure, targets: Targets) -> tuple[CoupledGroups, ...]:
     """Return the groups of a structure, for `topk_masks`; matrices without that structure are spared.
 
-    Args:
-        structure: rows (all weights of one output), columns (all weights of one input), heads, units, or
-            heads-and-units, which are ranked together. Single weights are not a structure.
+    Rows are all weights of one output, columns of one input; heads-and-units are ranked together.
+
     Raises: UserError if the model lacks the structure.
     """
     if structure in ("rows", "columns"):
@@ -61,10 +60,8 @@ def validate_groups(
     """Return the groups of a method, and refuse impossible settings before its first step.
 
     Args:
-        structure: the structure to prune; weights leaves it to `pattern`.
+        structure: the structure to prune; weights leaves it to `pattern`, the tile to split each matrix into.
         sparsity: the highest sparsity that these groups have to reach.
-        pattern: the tile to split each matrix into.
-        scope: the ranking scope.
     Raises: UserError if both structure and pattern are set, if the model lacks the structure, if tiles or N:M groups
         do not fill a matrix, if the scope ranks single weights or fixes another sparsity, or if the prunable groups
         hold fewer weights than are to be pruned.

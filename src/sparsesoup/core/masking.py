@@ -66,13 +66,8 @@ def topk_masks(
                 f"{what}cannot prune to sparsity {1 - budget / size:.4f}: "
                 f"the masks given are already at {1 - room / size:.4f}"
             )
-        chosen = topk_exact(
-            [scores[n] for n in names],
-            budget,
-            then=[then[n] for n in names] if then else None,
-            alive=[within[n] for n in names] if within else None,
-        )
-        masks |= zip(names, chosen, strict=True)
+        second, live = ([table[n] for n in names] if table else None for table in (then, within))
+        masks |= zip(names, topk_exact([scores[n] for n in names], budget, then=second, alive=live), strict=True)
     return {name: masks[name] for name in scores}
 
 
@@ -171,9 +166,7 @@ def score_thresholds(
     At least one group per ranking scope is kept. Scope tensor may round a tensor's share the other way.
 
     Args:
-        scores: name -> the scores of its groups, of any shape.
-        sizes: name -> weights in each of its groups.
-        sparsity: share of all weights to prune.
+        scores, sizes: name -> the scores of its groups, of any shape, and the weights in each of them.
         scope: global, or tensor: one threshold per tensor.
     """
     pools = [list(scores)] if scope == "global" else [[name] for name in scores]
@@ -237,11 +230,7 @@ def _topk_of_groups(
 
 
 def check_enough_prunable(ties: tuple[CoupledGroups, ...], sizes: Mapping[str, int], sparsity: float) -> int:
-    """Return the number of weights to keep in groups that are not spared; raise a UserError if they hold too few.
-
-    Args:
-        sizes: weights of every parameter.
-    """
+    """Return the number of weights to keep in groups that are not spared; raise a UserError if they hold too few."""
     total, spared = sum(sizes.values()), sum(sizes[n] for tie in ties if tie.spared for n, _ in tie.members)
     goal = round((1.0 - sparsity) * total) - spared
     if goal < 0:
@@ -257,7 +246,7 @@ def _tied_pools(
 ) -> Iterable[tuple[list[int], int]]:
     """Return (coupled groups ranked together, number of weights they keep together)."""
     if scope == "global":
-        return [(list(range(len(ties))), goal)]
+        return [([*range(len(ties))], goal)]
     if scope == "tensor":  # the groups of one matrix, or of the matrices that are coupled
         areas = [sum(scores[n].numel() for n, _ in tie.members) for tie in ties]
         counts = largest_remainder([goal * area / sum(areas) for area in areas], goal)

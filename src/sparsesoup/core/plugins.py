@@ -10,11 +10,7 @@ from sparsesoup.core.errors import UserError, one_line
 def load_plugins(group: str, kind: type[Any], taken: Container[str]) -> dict[str, Any]:
     """Return name -> object for every installed entry point of a group.
 
-    Args:
-        group: entry-point group, such as `sparsesoup.methods`.
-        kind: the required class of each object.
-        taken: a container of the names already in use.
-    Raises: UserError naming the entry point that cannot be imported, is of another class, or reuses a name.
+    Raises: UserError naming the entry point that cannot be imported, is not of class `kind`, or reuses a taken name.
     """
     found: dict[str, Any] = {}
     for entry in entry_points(group=group):

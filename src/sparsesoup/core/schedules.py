@@ -62,13 +62,7 @@ def geometric_sparsities(cut: float, final: float) -> list[float]:
 
 @dataclass(frozen=True)
 class LinearWarmupDecay:
-    """Learning rate with linear warm-up from 0 over `warmup` steps, then linear decay to 0 at `total`.
-
-    Args:
-        peak: the highest learning rate.
-        warmup: warm-up steps.
-        total: steps of the whole run.
-    """
+    """Learning rate with linear warm-up from 0 over `warmup` steps, then linear decay to 0 at `total`."""
 
     peak: float
     warmup: int

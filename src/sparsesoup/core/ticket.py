@@ -89,8 +89,7 @@ def load_masks(path: Path) -> tuple[Masks, dict[str, Any]]:
     if (algebra.count_kept(masks), algebra.count_total(masks)) != (facts.get("kept"), facts.get("total")):
         raise UserError(
             f"damaged ticket: {folder / MASKS} keeps {algebra.count_kept(masks)} of {algebra.count_total(masks)} "
-            f"weights, "
-            f"{FACTS} says {facts.get('kept')} of {facts.get('total')}; copy both again"
+            f"weights, {FACTS} says {facts.get('kept')} of {facts.get('total')}; copy both again"
         )
     check_digests(folder, digests, FACTS, "copy both again", "ticket")
     return masks, facts
@@ -100,7 +99,6 @@ def match_parameter_names(masks: Masks, shapes: Mapping[str, torch.Size], prefix
     """Return the masks under the names of another copy of the model, which may be wrapped in a task model.
 
     Args:
-        masks: a ticket's masks.
         shapes: parameter name -> shape in the other model.
         prefix: name of the wrapped base model inside a task model (`bert`), as transformers' `base_model_prefix`.
     Raises: UserError naming the first parameter that is missing or has another shape.

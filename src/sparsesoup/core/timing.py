@@ -36,9 +36,6 @@ def time_interleaved(works: Sequence[Callable[[], Any]], rounds: int) -> list[li
     Every round calls each of them, in reversed order every second round (A B, B A, ...), so that slow drifts, such as
     the clock of a warm processor, affect all of them alike.
 
-    Args:
-        works: functions to time.
-        rounds: number of rounds.
     Returns: for each function the seconds per call of every round.
     """
     counts = [_calls_per_sample(work) for work in works]

@@ -14,7 +14,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, one_line
 from sparsesoup.core.files import DIGESTS, atomic_write, digests_of, read_table, write_json, write_table, write_text
 from sparsesoup.core.manifest import check_export
 from sparsesoup.core.ticket import FACTS, MASKS
@@ -53,7 +53,7 @@ def push_to_hub(
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise UserError(f"{repo!r} is no name of a repository: {' '.join(str(error).split())}") from error
+        raise UserError(f"{repo!r} is no name of a repository: {one_line(error)}") from error
     parcel = open_upload(run)
     if out is not None:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -143,7 +143,7 @@ def write_upload(parcel: HubUpload, folder: Path, repo: str, license: str) -> No
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"damaged report, ticket or {FORM}: what {parcel.folder} says of itself cannot be told "
-            f"({' '.join(str(error).split())}); export it again, or prune again"
+            f"({one_line(error)}); export it again, or prune again"
         ) from error
     write_text(folder / CARD, text)
 
@@ -187,7 +187,7 @@ def _upload_files(api: HfApi, folder: Path, repo: str, private: bool) -> str:
         raise
     except Exception as error:  # from the Hub, the network or the disk; the classes depend on the HTTP library
         code = getattr(getattr(error, "response", None), "status_code", 0) if isinstance(error, HfHubHTTPError) else 0
-        said = " ".join(str(error).split()).replace(str(api.token), "***")[:300].rstrip(".")
+        said = one_line(error).replace(str(api.token), "***")[:300].rstrip(".")
         hint = {401: "the token is not valid; take another", 403: "the token may not write there; take one that may"}
         told = hint.get(code, f"{said}; the same command tries again")
         raise UserError(f"cannot push to {repo}: {told}") from error

@@ -53,11 +53,9 @@ def spread_forks(workers: int, folder: Path, make: Make, *of: Any) -> Iterator[P
     """Provide `Problem.map` over `workers` processes within the block; results are bit-identical to one process.
 
     States and results are saved in `folder` as safetensors, each under a hash of the state and of the work: a task
-    whose process dies is retried, and a restarted run reuses finished results.
+    whose process dies is retried, and a restarted run reuses finished results. One worker is this process.
 
     Args:
-        workers: number of processes; 1 uses this process.
-        folder: the run's folder for restarts.
         make, of: a function and its plain arguments, which rebuild the problem; all hashable.
     """
     if workers == 1:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, one_line
 from sparsesoup.core.files import read_table, remove_path, write_table
 from sparsesoup.core.threads import check_threads
 from sparsesoup.report.terminal import read_report
@@ -85,7 +85,7 @@ def run_job(job: TrialJob, console: Console | None = None) -> None:
     except UserError as error:
         record_failure(job, str(error))
     except Exception as error:
-        record_failure(job, f"{type(error).__name__}: {' '.join(str(error).split())}", traceback.format_exc())
+        record_failure(job, f"{type(error).__name__}: {one_line(error)}", traceback.format_exc())
 
 
 def trial_record(cell: Trial, run: Path) -> dict[str, Any]:
