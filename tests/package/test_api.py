@@ -85,7 +85,8 @@ def test_a_study_is_run_from_a_table(place: Path, tmp_path: Path, monkeypatch) -
     found = compare(recipe, out=tmp_path, progress=False)
     assert [cell["row"] for cell in found.facts["runs"]] == ["dense", "magnitude"]
     assert (found.path / "study.html").is_file()
-    with pytest.raises(UserError, match="unknown method 'magnitud'"):
+    assert f"--config {found.path / 'study.yaml'}" in found.facts["command"]  # which is there
+    with pytest.raises(UserError, match=r"^methods\.magnitud: unknown method 'magnitud'"):
         compare(recipe | {"methods": ["magnitud"]}, out=tmp_path, progress=False)
 
 

@@ -17,7 +17,7 @@ def test_a_run_says_what_it_reads_and_what_its_score_is_worth(
     alone, said = capsys.readouterr()
     (run,) = Path("runs").rglob("seed-0")
     read = [words for words in said.splitlines() if words.startswith(("data: ", "model: ", "run: "))]
-    assert "rows to train on" in read[0]
+    assert "training and 8 validation rows" in read[0]
     assert "2 classes (0, 1) in column label from column text" in read[1]
     assert read[2] == f"model: {place / 'bert'}, 4,096 prunable weights in 12 matrices"
     assert read[3].startswith("run: magnitude to sparsity 0.5, T = 4 steps of 8 rows (")

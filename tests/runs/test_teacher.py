@@ -181,7 +181,8 @@ def refused(place, tmp_path, capsys):
         out = tmp_path / "refused" if out is None else out
         before = listing(out) if out.exists() else None
         assert main(line(place, out, method, *more, **settings)) == 2
-        (said,) = [s for s in capsys.readouterr().err.splitlines() if not s.startswith(("note: ", "data: "))]
+        first = ("note: ", "data: ", "model: ", "run: ")
+        (said,) = [s for s in capsys.readouterr().err.splitlines() if not s.startswith(first)]
         assert said.startswith("sparsesoup: ")
         assert (listing(out) if out.exists() else None) == before
         return said
@@ -194,10 +195,10 @@ def refused(place, tmp_path, capsys):
     [
         (["--train.distill.teacher", "./nowhere"], ["train.distill.teacher: no model at ./nowhere"]),
         (["--train.distill.teacher", "dence"], ["train.distill.teacher: cannot load model 'dence'"]),
-        ([*DENSE, "--train.distill.alpha", "1.5"], ["alpha in [0, 1]", "1.5"]),
-        ([*DENSE, "--train.distill.hardnes", "1"], ["--train.distill.hardnes", "--train.distill.alpha"]),
-        ([*DENSE, "--train.distill.temperature", "0"], ["temperature above 0"]),
-        (["--train.distill.alpha", "1"], ["no teacher", "--train.distill.teacher dense"]),
+        ([*DENSE, "--train.distill.alpha", "1.5"], ["--train.distill.alpha: a share is in [0, 1], got 1.5"]),
+        ([*DENSE, "--train.distill.hardnes", "1"], ["--train.distill.hardnes: unknown setting (train.distill has "]),
+        ([*DENSE, "--train.distill.temperature", "0"], ["--train.distill.temperature: must be above 0"]),
+        (["--train.distill.alpha", "1"], ["--train.distill.teacher: ", "no teacher; say dense"]),
     ],
 )
 def test_bad_settings_end_in_one_line(refused, flags, parts):

@@ -120,6 +120,16 @@ def as_type(kind: Any, value: Any, field: str, default: Any = None) -> Any:
     raise UserError(f"expected {allowed}, got {brief_value(value)}", field, inner[:1])
 
 
+def plain_values(value: Any) -> Any:
+    """Return a value with lists for tuples, texts for paths and keys, and Python's numbers for numpy's."""
+    if isinstance(value, Mapping):
+        return {str(key): plain_values(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_values(part) for part in value]
+    value = value.item() if isinstance(value, np.generic) else value
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
 def describe_type(kind: Any) -> str:
     """Return a type hint as users know it.
 

@@ -1,7 +1,6 @@
 """Run a study from its recipe to its tables and page, or tabulate existing runs."""
 
 import json
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,11 +59,8 @@ def compare_recipe(
         retry_failed: retry runs that failed before.
     Raises: UserError for bad input.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "study.yaml" if isinstance(recipe, Mapping) else Path(recipe)
-        if isinstance(recipe, Mapping):
-            path.write_text(dump_yaml(dict(recipe)), encoding="utf-8")
-        plan = match_budget(read_plan(path, None, name, out, True))
+    given = dict(recipe) if isinstance(recipe, Mapping) else Path(recipe)
+    plan = match_budget(read_plan(given, None, name, out, True))
     made = run_study(plan, out, console, local_executor(workers), retry_failed=retry_failed)
     return StudyResult(made, read_table(made / "study.json"))
 

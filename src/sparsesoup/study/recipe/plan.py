@@ -13,6 +13,7 @@ from sparsesoup.hub.build import EPOCHS
 from sparsesoup.methods import METHODS, TABLE
 from sparsesoup.runs.config import RunConfig, config_from_dict
 from sparsesoup.runs.run import fill_default_sparsity
+from sparsesoup.runs.settings import plain_values
 from sparsesoup.study.recipe.budget import check_budget, read_budget
 from sparsesoup.study.recipe.changes import apply_changes_, as_flag, as_list, displaced_settings
 from sparsesoup.study.recipe.resolve import resolve_all
@@ -60,13 +61,13 @@ class StudyPlan:
 
 
 def read_plan(
-    path: Path, changes: Mapping[str, Any] | None = None, name: str | None = None, out: Path = Path("runs"),
+    path: Path | Table, changes: Mapping[str, Any] | None = None, name: str | None = None, out: Path = Path("runs"),
     fit: bool = False,
 ) -> StudyPlan:  # fmt: skip
     """Read the study of a recipe.
 
     Args:
-        path: path of the recipe; or the name of a shipped one: table2, table3, transfer.
+        path: path of the recipe; or the name of a shipped one: table2, table3, transfer; or a table with its keys.
         changes: recipe keys to override. They take precedence over a dataset's own settings, but not over a row's;
             datasets with other names keep the recipe's own settings.
         name: name of the study; default the file's.
@@ -74,14 +75,20 @@ def read_plan(
         fit: also refuse rows whose methods do not fit their T; with a budget, T is checked when it is set.
     Raises: UserError with file and line for any error: an unknown key, method, setting, model or dataset.
     """
-    given, path = path, builtin_recipe(path)
-    recipe, lines = read_written(path)
+    if isinstance(path, dict):
+        given = file = out / "studies" / (name or "study") / "study.yaml"  # which the study writes
+        recipe, lines = plain_values(path), None
+    else:
+        given, file = path, builtin_recipe(path)
+        recipe, lines = read_written(file)
     changed = {key: value for key, value in (changes or {}).items() if value is not None}
 
     def place(where: Sequence[str]) -> str:
         key, *deeper = where
         said = key in changed and len(deeper) < 2  # deeper paths are a dataset's own settings, which have no flags
-        return as_flag(key) if said else f"{path}, line {lines(where)}"
+        if lines is None:
+            return ".".join(where)
+        return as_flag(key) if said else f"{file}, line {lines(where)}"
 
     with add_location(place):
         apply_changes_(recipe, changed)
@@ -94,7 +101,7 @@ def read_plan(
         _need_once(cells)
     words = [str(word) for key, value in changed.items() for word in (as_flag(key), *as_list(value))]
     command = shlex.join(["sparsesoup", "compare", "--config", str(given), *words])
-    return StudyPlan(name or path.stem, recipe, cells, command, place)
+    return StudyPlan(name or file.stem, recipe, cells, command, place)
 
 
 def _trials_of(recipe: Table) -> Iterator[Trial]:
