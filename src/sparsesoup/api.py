@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 
 
 @overload
-def prune(name: str | Method, *, model: str | None = None, **settings: Any) -> run.Run: ...
+def prune(
+    name: str | Method, *, model: str | None = None, dataset: str | None = None, sparsity: float | None = None,
+    steps: int | None = None, epochs: float | None = None, seed: int | None = None,
+    method: Mapping[str, Any] | None = None, train: Mapping[str, Any] | TrainingConfig | None = None,
+    out: str | Path = "runs", cache_dir: str | Path | None = None, workers: int = 1, progress: bool = True,
+    **settings: Any,
+) -> run.Run: ...  # fmt: skip
 @overload
 def prune(name: str | Method, *, model: nn.Module, **settings: Any) -> "PrunedModel": ...
 @overload
