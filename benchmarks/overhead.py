@@ -25,7 +25,7 @@ from rich.console import Console
 from sparsesoup.core.files import write_json
 from sparsesoup.hub import build
 from sparsesoup.runs.results import machine_name
-from sparsesoup.runs.run import RuntimeOptions, evaluate_finished_run, run_plan
+from sparsesoup.runs.run import RuntimeOptions, evaluate_finished_run, run_method
 from sparsesoup.study.compare import run_study
 from sparsesoup.study.execute.executors import InProcess, JobExecutor, ProcessExecutor
 from sparsesoup.study.recipe.plan import StudyPlan, read_plan
@@ -88,7 +88,7 @@ def plain(cells: list[Trial], out: Path) -> None:
     """Prune and test these cells as a script would."""
     torch.set_num_threads(1)
     for cell in cells:
-        evaluate_finished_run(run_plan(cell.settings, out, RuntimeOptions(quiet())).path, quiet())
+        evaluate_finished_run(run_method(cell.settings, out, RuntimeOptions(quiet())).path, quiet())
 
 
 def two_plain(grid: StudyPlan, out: Path) -> float:
@@ -96,7 +96,7 @@ def two_plain(grid: StudyPlan, out: Path) -> float:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["sparsesoup.study.execute.jobs"])
     began = time.perf_counter()
-    processes = [context.Process(target=plain, args=(grid.cells[i::2], out)) for i in range(2)]
+    processes = [context.Process(target=plain, args=(grid.trials[i::2], out)) for i in range(2)]
     for process in processes:
         process.start()
     for process in processes:
@@ -114,27 +114,27 @@ def pair(grid: StudyPlan, folder: Path, number: int) -> dict[str, float]:
 
 def command(options: argparse.Namespace) -> str:
     """How the same is measured again."""
-    words = f"python benchmarks/overhead.py --steps {options.steps} --cells {options.cells} --rounds {options.rounds}"
+    words = f"python benchmarks/overhead.py --steps {options.steps} --runs {options.runs} --rounds {options.rounds}"
     return words if options.out == RESULT else f"{words} --out {options.out}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--cells", type=int, default=4)
+    parser.add_argument("--runs", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     settings = {
         "steps": options.steps,
-        "cells": options.cells,
+        "runs": options.runs,
         "machine": f"{machine_name()}, torch {torch.__version__}",
     }
     found = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
     if found.get("settings") != settings:
         found = {"settings": settings, "command": command(options), "pairs": []}
     with tempfile.TemporaryDirectory() as name:
-        grid = plan(Path(name), options.steps, options.cells)
+        grid = plan(Path(name), options.steps, options.runs)
         if "overhead" not in found:
             write_json(options.out, found | {"overhead": overhead(grid, Path(name))})
             found = json.loads(options.out.read_text(encoding="utf-8"))

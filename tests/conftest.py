@@ -228,3 +228,26 @@ def watched() -> Iterator[Watch]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainState, "set_masks_", prune_)
         yield watch
+
+
+@pytest.fixture
+def inside(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Work in a folder with models and data by short names, as a user has them."""
+    for name in ("bert", "distilbert", "reviews", "asked"):
+        (tmp_path / name).symlink_to(place / name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs of the small study, trained in one process that nobody disturbed."""
+    from sparsesoup.cli.main import main
+    from tiny_studies import RECIPE, write_recipe
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in ("bert", "reviews"):
+            (folder / name).symlink_to(place / name)
+        assert main(["compare", "--config", write_recipe(RECIPE), "--threads", "1"]) == 0
+    return folder / "runs"

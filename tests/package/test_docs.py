@@ -122,7 +122,7 @@ def test_the_recipe_in_the_guide_to_studies_is_one(tmp_path, monkeypatch, place)
     (tmp_path / "study.yaml").write_text(code)
     changes = {"models": str(place / "bert"), "datasets": [str(place / "reviews")]}
     plan = read_plan(tmp_path / "study.yaml", changes)
-    assert len(plan.cells) == 3 * (2 + 3 * 2)
+    assert len(plan.trials) == 3 * (2 + 3 * 2)
 
 
 def test_scripts_and_extras_that_the_documents_name_exist():

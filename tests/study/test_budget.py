@@ -1,17 +1,17 @@
 """Budgets: at equal total cost no row takes more FLOPs than its reference, on the meter; contradictions are refused."""
 
-import json
 from pathlib import Path
 
 import pytest
-import yaml
 
 from sparsesoup.cli.main import main
 from sparsesoup.core.errors import UserError
 from sparsesoup.study.equal_budget import match_budget
 from sparsesoup.study.recipe.plan import read_plan
+from tiny_studies import study, write_recipe
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("inside")]
+
 
 TAUGHT = {"name": "gradual", "train": {"distill": {"teacher": "dense"}}}
 RECIPE = {
@@ -21,32 +21,22 @@ RECIPE = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _inside(place, monkeypatch, tmp_path):
-    for name in ("bert", "reviews"):
-        (tmp_path / name).symlink_to(place / name)
-    monkeypatch.chdir(tmp_path)
-
-
 def write(**changes):
-    recipe = {key: value for key, value in (RECIPE | changes).items() if value is not None}
-    with open("small.yaml", "w", encoding="utf-8") as file:
-        yaml.safe_dump(recipe, file, sort_keys=False)
-    return Path("small.yaml")
+    return Path(write_recipe(RECIPE | changes))
 
 
 def steps_of(**changes):
     """Row -> T, the same for its seeds."""
     plan = match_budget(read_plan(write(**changes)))
     found = {}
-    for cell in plan.cells:
+    for cell in plan.trials:
         assert found.setdefault(cell.row, cell.settings.amount.steps) == cell.settings.amount.steps
     return found
 
 
 def test_at_equal_cost_no_run_takes_more_than_the_dense_one_and_hardly_less():
     assert main(["compare", "--config", str(write()), "--threads", "1"]) == 0
-    cells = json.loads(Path("runs/studies/small/study.json").read_text())["runs"]
+    cells = study()["runs"]
     flops = {(c["row"], c["seed"]): sum(cost["flops"] for cost in c["cost"].values()) for c in cells}
     assert {c["steps"] for c in cells if c["row"] == "dense"} == {120}
     assert all(spent <= flops["dense", seed] for (_, seed), spent in flops.items())
@@ -138,7 +128,7 @@ def test_a_row_that_costs_more_at_one_sparsity_is_no_budget_for_a_dense_run_besi
     with pytest.raises(UserError, match=r"line \d+: budget: row imp costs .* by sparsity, and dense stands beside all"):
         steps_of(**both, methods={"dense": None, **imp})
     plan = match_budget(read_plan(write(**both, methods={"magnitude": None, **imp})))
-    lengths = {cell.sparsity: cell.settings.amount.steps for cell in plan.cells if cell.row == "magnitude"}
+    lengths = {cell.sparsity: cell.settings.amount.steps for cell in plan.trials if cell.row == "magnitude"}
     assert 120 < lengths[0.5] < lengths[0.75]
     assert steps_of(**(both | {"sparsities": 0.5}), methods={"dense": None, **imp})["dense"] > 120
 

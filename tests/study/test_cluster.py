@@ -1,7 +1,6 @@
 """A study on a real local Ray cluster of two nodes: the same bits, whatever dies; what cannot be says so in a line."""
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -15,27 +14,23 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import yaml
 
 from processes import children, command_of
 from sparsesoup.cli.main import main
 from sparsesoup.study.execute import ray_executor as module
 from sparsesoup.study.execute.ray_connect import QUICK, STORE, connect_ray, portable_environment
-from tiny_hub import offline, weights_equal, without_seconds
+from tiny_hub import weights_equal, without_seconds
+from tiny_studies import ISP, RECIPE, begun, study, write_recipe
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("inside")]
 
 os.environ |= QUICK  # Ray reads it as it is imported
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402 - only where there is a ray
 
-pytestmark = pytest.mark.integration
-
 WORKER = {"num_cpus": 1, "object_store_memory": STORE}
 NODE = WORKER | {"include_dashboard": False}
-ISP = {"method": {"stages": 2, "weak_masks": 2, "look_ahead": 0.05}}
-RECIPE = {
-    "models": "bert", "datasets": "reviews", "sparsities": 0.5, "seeds": [0, 1], "steps": 20,
-    "train": {"batch_size": 8, "learning_rate": 0.003}, "methods": {"magnitude": None, "isp": ISP},
-}  # fmt: skip
+PART = RECIPE | {"sparsities": 0.5, "methods": {"magnitude": None, "isp": ISP}}
 
 
 @pytest.fixture(scope="module")
@@ -48,41 +43,27 @@ def two_nodes() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def folder(place, tmp_path, monkeypatch) -> Path:
-    """Models, data and a recipe by short names, as a user has them."""
-    for name in ("bert", "reviews"):
-        (tmp_path / name).symlink_to(place / name)
-    monkeypatch.chdir(tmp_path)
+def folder(inside, tmp_path, monkeypatch) -> Path:
+    """A folder with a recipe."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     write()
     return tmp_path
 
 
 def write(**changes):
-    with open("small.yaml", "w", encoding="utf-8") as file:
-        yaml.safe_dump(RECIPE | changes, file, sort_keys=False)
+    write_recipe(PART | changes)
 
 
-def begun(*more):
-    """The command line as a process of its own; what it says is in said.txt."""
-    plain = {k: v for k, v in offline().items() if k != "PYTHONWARNINGS"}  # Ray's own processes warn
-    environment = plain | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    line = [sys.executable, "-m", "sparsesoup.cli.main", "compare", "--config", "small.yaml", "--threads", "1", *more]
-    with open("said.txt", "a", encoding="utf-8") as said:
-        return subprocess.Popen(line, env=environment, stdout=said, stderr=subprocess.STDOUT)
-
-
-def study(out="runs"):
-    return json.loads(Path(f"{out}/studies/small/study.json").read_text())
-
-
-def test_two_nodes_give_the_same_bits_as_one_process(two_nodes, folder):
-    assert main(["compare", "--config", "small.yaml", "--threads", "1", "--out", "here"]) == 0
+def test_two_nodes_give_the_same_bits_as_one_process(two_nodes, folder, undisturbed):
     flags = ["--address", two_nodes.address, "--workers-per-run", "2"]
     assert begun("--executor", "ray", *flags).wait(300) == 0, Path("said.txt").read_text()
-    assert without_seconds(study()) == without_seconds(study("here"))
-    for cell in study()["runs"]:
-        assert weights_equal(folder / "runs" / cell["run"], folder / "here" / cell["run"])
+    mine, theirs = without_seconds(study()), without_seconds(study(out=undisturbed))
+    assert mine["failed"] == []
+    assert len(mine["runs"]) == 4
+    known = {found["run"]: found for found in theirs["runs"]}
+    for found in mine["runs"]:
+        assert found == known[found["run"]]
+        assert weights_equal(folder / "runs" / found["run"], undisturbed / found["run"])
     said = Path("said.txt").read_text()
     assert said.count(": training ") == said.count(": testing ") == 4
     assert not list(folder.glob("runs/.shared-*"))

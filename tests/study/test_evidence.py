@@ -13,6 +13,7 @@ from torch import Tensor
 from sparsesoup.cli.main import main
 from sparsesoup.study.recipe.plan import read_plan
 from tiny_hub import listing, masks_of, weights_of
+from tiny_studies import write_recipe
 
 pytestmark = pytest.mark.integration
 
@@ -45,8 +46,7 @@ def finished(place, tmp_path_factory):
         patch.chdir(folder)
         for name in ("bert", "reviews"):
             (folder / name).symlink_to(place / name)
-        (folder / "small.yaml").write_text(yaml.safe_dump(RECIPE, sort_keys=False))
-        assert main(["compare", "--config", "small.yaml"]) == 0
+        assert main(["compare", "--config", write_recipe(RECIPE)]) == 0
     (folder / "results").mkdir()
     return folder
 
@@ -63,7 +63,7 @@ def study(finished):
 )
 def test_every_experiment_is_a_recipe_and_the_committed_result_is_of_it(path, place):
     changes = {"models": [str(place / "bert")], "datasets": [str(place / "reviews")]}
-    recipe, cells = yaml.safe_load(path.read_text()), read_plan(path, changes).cells
+    recipe, cells = yaml.safe_load(path.read_text()), read_plan(path, changes).trials
     assert list(dict.fromkeys(cell.row for cell in cells)) == list(recipe["methods"])
     assert len(cells) == 3 * len(recipe["methods"])
     if (result := BENCHMARKS / "results" / path.with_suffix(".json").name).exists():

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from rich.console import Console
 
 from sparsesoup.cli.main import main
@@ -21,8 +20,10 @@ from sparsesoup.study.execute.progress import StudyProgress
 from sparsesoup.study.recipe.plan import read_plan
 from sparsesoup.training.cost import CountFlops
 from tiny_bert import bert
+from tiny_studies import write_recipe
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("inside")]
+
 
 RECIPE = {
     "models": "bert", "datasets": "reviews", "sparsities": [0.5, 0.8], "seeds": [0, 1], "steps": 14,
@@ -39,17 +40,8 @@ CALIBRATED = {"snip", "grasp", "wanda", "gradient-flow"}
 AT_MOST = {"early-bird": "search", "isp-code": "weak"}  # masks decide when these steps end
 
 
-@pytest.fixture(autouse=True)
-def _inside(place, monkeypatch, tmp_path):
-    for name in ("bert", "reviews"):
-        (tmp_path / name).symlink_to(place / name)
-    monkeypatch.chdir(tmp_path)
-
-
 def write(**changes):
-    with open("small.yaml", "w", encoding="utf-8") as file:
-        yaml.safe_dump(RECIPE | changes, file, sort_keys=False)
-    return Path("small.yaml")
+    return Path(write_recipe(RECIPE | changes))
 
 
 def counted(costs):
@@ -128,7 +120,7 @@ def test_a_forecast_is_what_the_finished_study_has_on_its_meters(capsys):
     assert not Path("runs").exists()
     assert main(["compare", "--config", "small.yaml", "--threads", "1"]) == 0
     shared = 0
-    for cell in plan.cells:
+    for cell in plan.trials:
         record = json.loads(Path(f"runs/studies/small/runs/{cell.trial_key}.json").read_text())
         real, mine = record["cost"], {k: dataclasses.asdict(c) for k, c in found[cell.trial_key].costs.items()}
         for table in (real, mine):
@@ -141,7 +133,7 @@ def test_a_forecast_is_what_the_finished_study_has_on_its_meters(capsys):
     capsys.readouterr()
     assert main(["compare", "--config", "small.yaml", "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert f"{len(plan.cells)} are done" in said
+    assert f"{len(plan.trials)} are done" in said
     assert "left to do: 0.0 s" in said
 
 
@@ -150,7 +142,7 @@ def test_a_forecast_tells_cells_totals_what_is_shared_and_what_is_refused(capsys
     write(methods=methods, seeds=0, sparsities=0.5)
     assert main(["compare", "--config", "small.yaml", "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert "4 cells: 42 steps" in said
+    assert "4 runs: 42 steps" in said
     assert "sharing saves 14 steps" in said  # the same run under another name
     assert "1 would be refused" in said
     assert "isp-paper with 7 growing stages" in said
@@ -158,7 +150,7 @@ def test_a_forecast_tells_cells_totals_what_is_shared_and_what_is_refused(capsys
 
 
 def test_the_time_left_is_told_from_jobs_of_the_same_row(tmp_path, monkeypatch):
-    cells = read_plan(write(methods={"dense": None, "imp": {"method": {"cut": 0.5}}}, sparsities=0.5)).cells
+    cells = read_plan(write(methods={"dense": None, "imp": {"method": {"cut": 0.5}}}, sparsities=0.5)).trials
     jobs, clock = [TrialJob("train", cell, tmp_path, tmp_path) for cell in cells], [0.0]
     monkeypatch.setattr("sparsesoup.study.execute.progress.time.monotonic", lambda: clock[0])
     board = StudyProgress(Console(quiet=True), jobs)

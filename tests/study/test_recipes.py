@@ -1,6 +1,5 @@
 """The recipes that are shipped: laid out as published, and rows that begin with the tickets of others."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,10 @@ from sparsesoup.study.recipe.plan import read_plan
 from sparsesoup.study.recipe.yaml_lines import SHIPPED
 from sparsesoup.study.results.tables import ScoreTable, latex_table
 from tiny_hub import masks_of, reviews
+from tiny_studies import study, write_recipe
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("inside")]
+
 
 PUBLISHED = {
     "mnli": 0.7,
@@ -37,12 +38,9 @@ TRANSFER = {
 
 
 @pytest.fixture(autouse=True)
-def _inside(place, monkeypatch, tmp_path):
-    for name in ("bert", "reviews"):
-        (tmp_path / name).symlink_to(place / name)
+def _others(tmp_path):
     for name in ("glue/cola", "glue/mnli_dev_split", "others"):
         reviews(tmp_path / name, 60)
-    monkeypatch.chdir(tmp_path)
 
 
 def published(name):
@@ -64,16 +62,16 @@ def test_table_2_has_three_published_sparsities_of_each_set():
 def test_a_shipped_recipe_is_found_by_its_name_and_all_its_rows_are_sound(name, rows):
     plan = read_plan(Path(name), SMALL)
     assert plan.name == name
-    assert len({cell.row for cell in plan.cells}) == rows
-    assert len(plan.cells) == 3 * rows
+    assert len({cell.row for cell in plan.trials}) == rows
+    assert len(plan.trials) == 3 * rows
 
 
 def test_a_copy_of_a_dataset_keeps_the_sparsity_published_for_it_and_a_flag_wins():
     datasets = ["glue/mnli_dev_split", "glue/cola"]
-    cells = read_plan(Path("table3"), {"models": ["bert"], "datasets": datasets}).cells
+    cells = read_plan(Path("table3"), {"models": ["bert"], "datasets": datasets}).trials
     assert {cell.column_of[1:] for cell in cells if cell.sparsity} == {(datasets[0], 0.7), (datasets[1], 0.5)}
     changes = {"models": ["bert"], "datasets": datasets, "sparsities": [0.3], "seeds": [4], "steps": 9}
-    found = [c for c in read_plan(Path("table3"), changes).cells if c.sparsity]
+    found = [c for c in read_plan(Path("table3"), changes).trials if c.sparsity]
     assert {(c.sparsity, c.seed, c.settings.amount.steps, c.settings.amount.epochs) for c in found} == {
         (0.3, 4, 9, None)
     }
@@ -98,14 +96,14 @@ def test_a_dataset_has_the_settings_of_one_only_if_it_is_called_by_its_whole_nam
     Path(name).symlink_to(place / ("reviews/train.csv" if name.endswith("csv") else "reviews"))
     plan = read_plan(Path("table2"), {"models": ["bert"], "datasets": [name], "seeds": [0]})
     own = published("table2")["datasets"][known]["sparsities"] if known else [0.9]
-    assert list(dict.fromkeys(cell.sparsity for cell in plan.cells if cell.sparsity)) == own
+    assert list(dict.fromkeys(cell.sparsity for cell in plan.trials if cell.sparsity)) == own
 
 
 def test_of_two_names_that_a_copy_begins_with_the_longer_one_is_meant(place):
     Path("mnist_small_jpeg").symlink_to(place / "reviews")
     recipe = TRANSFER | {"datasets": {"a/mnist": {"sparsities": 0.6}, "b/mnist_small": {"sparsities": 0.7}}}
-    Path("moves.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-    cells = read_plan(Path("moves.yaml"), {"datasets": ["mnist_small_jpeg"]}).cells
+    write_recipe(recipe, "moves")
+    cells = read_plan(Path("moves.yaml"), {"datasets": ["mnist_small_jpeg"]}).trials
     assert {cell.sparsity for cell in cells} == {0.7}
 
 
@@ -125,28 +123,22 @@ def test_latex_heads_sparsities_by_their_dataset_and_parts_what_is_not_pruned():
     assert lines[6] == r"\midrule"
 
 
-def test_a_ticket_of_one_task_is_trained_on_every_other_after_it_is_drawn(tmp_path):
-    Path("moves.yaml").write_text(yaml.safe_dump(TRANSFER, sort_keys=False))
+def test_a_ticket_of_one_task_is_trained_on_every_other_and_the_folder_of_runs_may_be_moved(tmp_path, capsys):
+    write_recipe(TRANSFER, "moves")
     assert main(["compare", "--config", "moves.yaml", "--workers", "2", "--threads", "1"]) == 0
-    found = json.loads(Path("runs/studies/moves/study.json").read_text())
+    found = study("moves")
     assert not found["failed"]
-    runs = {(cell["row"], cell["dataset"]): Path("runs", cell["run"]) for cell in found["runs"]}
+    runs = {(each["row"], each["dataset"]): Path("runs", each["run"]) for each in found["runs"]}
     assert len(runs) == 2 + 4
-    for origin in ("reviews", "others"):
-        drawn = masks_of(runs["gradual", origin])
+    tickets = {origin: masks_of(runs["gradual", origin]) for origin in ("reviews", "others")}
+    for origin, ticket in tickets.items():
         for target in ("reviews", "others"):
             there = masks_of(runs[f"moved {origin}", target])
-            assert all(there[name].equal(mask) for name, mask in drawn.items())
-    one, other = (masks_of(runs["gradual", name]) for name in ("reviews", "others"))
-    assert any(not other[name].equal(mask) for name, mask in one.items())
-
-
-def test_transferred_cells_are_the_same_wherever_the_folder_of_runs_is(tmp_path, capsys):
-    Path("moves.yaml").write_text(yaml.safe_dump(TRANSFER, sort_keys=False))
-    here, there = (read_plan(Path("moves.yaml"), out=out).cells for out in (Path("runs"), tmp_path / "moved" / "runs"))
+            assert all(there[name].equal(mask) for name, mask in ticket.items())
+    assert any(not tickets["others"][name].equal(mask) for name, mask in tickets["reviews"].items())
+    here, there = (read_plan(Path("moves.yaml"), out=out).trials for out in (Path("runs"), tmp_path / "moved" / "runs"))
     assert [cell.trial_key for cell in here] == [cell.trial_key for cell in there]
     assert [cell.path for cell in here] == [cell.path for cell in there]
-    assert main(["compare", "--config", "moves.yaml"]) == 0
     before = Path("runs/studies/moves/study.md").read_text()
     Path("runs").rename("elsewhere")
     capsys.readouterr()
@@ -172,7 +164,7 @@ def test_transferred_cells_are_the_same_wherever_the_folder_of_runs_is(tmp_path,
 def test_a_row_without_a_ticket_to_begin_with_is_refused_with_its_line(own, line, said, capsys):
     pattern = {"name": "block-movement", "method": {"pattern": {"rows": 1, "cols": 0}}}
     methods = {"magnitude": None, "blocks": pattern, "moved": own}
-    Path("moves.yaml").write_text(yaml.safe_dump(TRANSFER | {"methods": methods}, sort_keys=False))
+    write_recipe(TRANSFER | {"methods": methods}, "moves")
     assert main(["compare", "--config", "moves.yaml"]) == 2
     error = capsys.readouterr().err.strip()
     assert "\n" not in error
@@ -186,7 +178,7 @@ def test_settings_of_a_row_or_a_dataset_that_are_no_table_are_refused_in_one_lin
         ({"methods": {"isp": 3}}, "row isp has settings"),
         ({"datasets": {"reviews": 3}}, "reviews has"),
     ):
-        Path("moves.yaml").write_text(yaml.safe_dump(TRANSFER | changes, sort_keys=False))
+        write_recipe(TRANSFER | changes, "moves")
         assert main(["compare", "--config", "moves.yaml"]) == 2
         assert said in capsys.readouterr().err
 
@@ -197,11 +189,11 @@ def test_a_row_may_begin_with_the_tickets_of_one_dataset_alone():
         "one": {"from": {"row": "gradual", "dataset": "others"}},
         "all": {"from": {"row": "gradual"}},
     }
-    Path("moves.yaml").write_text(yaml.safe_dump(TRANSFER | {"methods": methods}, sort_keys=False))
+    write_recipe(TRANSFER | {"methods": methods}, "moves")
     plan = read_plan(Path("moves.yaml"), out=Path("there"))
-    assert list(dict.fromkeys(cell.row for cell in plan.cells)) == ["gradual", "one", "all reviews", "all others"]
-    drawn = {cell.column_of[1]: cell.path for cell in plan.cells if cell.row == "gradual"}
-    for cell in plan.cells[2:]:
+    assert list(dict.fromkeys(cell.row for cell in plan.trials)) == ["gradual", "one", "all reviews", "all others"]
+    drawn = {cell.column_of[1]: cell.path for cell in plan.trials if cell.row == "gradual"}
+    for cell in plan.trials[2:]:
         origin = "others" if cell.row == "one" else cell.row.removeprefix("all ")
         assert cell.needs == drawn[origin]
         assert cell.settings.method.ticket == str(Path("there") / drawn[origin])
@@ -230,15 +222,15 @@ def test_class_names_may_be_a_list_and_no_other_text_may():
 
 def test_a_list_of_prompts_in_a_study_is_refused_with_its_line():
     recipe = {**SMALL, "methods": ["random"], "datasets": {"reviews": {"prompts": ["a {}.", "my {}."]}}}
-    Path("listed.yaml").write_text(yaml.safe_dump(recipe))
-    with pytest.raises(UserError, match=r"^listed.yaml, line 3: prompts: expected text, got .*one a line"):
+    write_recipe(recipe, "listed")
+    with pytest.raises(UserError, match=r"^listed.yaml, line 5: prompts: expected text, got .*one a line"):
         read_plan(Path("listed.yaml"))
 
 
 def test_the_configuration_of_a_published_dataset_is_none_of_a_copy():
     recipe = {**SMALL, "methods": ["random"], "datasets": {"my/others": {"dataset_config": "plain", "steps": 7}}}
-    Path("own.yaml").write_text(yaml.safe_dump(recipe))
-    (cell,) = read_plan(Path("own.yaml"), {"datasets": ["others"], "seeds": [0]}).cells
+    write_recipe(recipe, "own")
+    (cell,) = read_plan(Path("own.yaml"), {"datasets": ["others"], "seeds": [0]}).trials
     assert (cell.settings.place.dataset_config, cell.settings.amount.steps) == (None, 7)
     with pytest.raises(UserError, match="has no subfolder 'plain'"):
         read_plan(Path("own.yaml"), {"datasets": ["others"], "dataset_config": "plain"})

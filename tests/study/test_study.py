@@ -5,15 +5,12 @@ import os
 import random
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pandas
 import pytest
 import torch
-import yaml
 
 from processes import children, command_of
 from sparsesoup.cli.compare import recipe_changes, study_parser
@@ -33,7 +30,6 @@ from tiny_hub import (
     checkpoint,
     classifier,
     listing,
-    offline,
     older,
     reviews,
     run_of,
@@ -41,59 +37,26 @@ from tiny_hub import (
     without_seconds,
 )
 from tiny_images import photos
+from tiny_studies import RECIPE, begun, study, write_recipe
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("inside")]
 
-ISP = {"method": {"stages": 2, "weak_masks": 2, "look_ahead": 0.05}}
 TAUGHT = {"name": "magnitude", "train": {"distill": {"teacher": "./nothing"}}}
-RECIPE = {
-    "models": "bert", "datasets": "reviews", "sparsities": [0.5, 0.8], "seeds": [0, 1], "steps": 20,
-    "train": {"batch_size": 8, "learning_rate": 0.003},
-    "methods": {"dense": None, "magnitude": None, "imp": {"method": {"cut": 0.5}}, "isp": ISP},
-}  # fmt: skip
-CELLS = 2 + 3 * 2 * 2
-
-
-@pytest.fixture(autouse=True)
-def _inside(place, monkeypatch, tmp_path):
-    """Models and data by short names, as a user has them."""
-    for name in ("bert", "distilbert", "reviews", "asked"):
-        (tmp_path / name).symlink_to(place / name)
-    monkeypatch.chdir(tmp_path)
+RUNS = 2 + 3 * 2 * 2
 
 
 def write(name="small", **changes):
-    """A recipe on the disk; None takes a key away."""
-    recipe = {key: value for key, value in (RECIPE | changes).items() if value is not None}
-    with open(f"{name}.yaml", "w", encoding="utf-8") as file:
-        yaml.safe_dump(recipe, file, sort_keys=False)
-    return f"{name}.yaml"
-
-
-def study(name="small", out="runs"):
-    return json.loads(Path(f"{out}/studies/{name}/study.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def undisturbed(place, tmp_path_factory):
-    """The study of RECIPE, drawn in one process that nobody disturbed."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for name in ("bert", "reviews"):
-            (folder / name).symlink_to(place / name)
-        assert main(["compare", "--config", write(), "--threads", "1"]) == 0
-    return folder / "runs"
+    return write_recipe(RECIPE | changes, name)
 
 
 def test_every_cell_is_drawn_and_tested_once_and_the_table_has_them_all(undisturbed):
     found = json.loads((undisturbed / "studies" / "small" / "study.json").read_text())
-    assert len(found["runs"]) == CELLS
+    assert len(found["runs"]) == RUNS
     assert all(cell["test"] for cell in found["runs"])
-    assert len({(c["row"], c["asked"], c["seed"]) for c in found["runs"]}) == CELLS
+    assert len({(c["row"], c["asked"], c["seed"]) for c in found["runs"]}) == RUNS
     folder = undisturbed / "studies" / "small"
     csv, parquet = pandas.read_csv(folder / "study.csv"), pandas.read_parquet(folder / "study.parquet")
-    assert len(csv) == len(parquet) == CELLS
+    assert len(csv) == len(parquet) == RUNS
     assert csv["test accuracy"].tolist() == parquet["test accuracy"].tolist()
     for cell in found["runs"]:
         total = cell["sparsity"]["total"]
@@ -115,23 +78,12 @@ def test_a_run_of_the_study_is_that_of_the_command_it_names(undisturbed, tmp_pat
 
 
 def test_two_processes_give_the_same_bits_as_one(undisturbed, tmp_path):
-    assert main(["compare", "--config", write(), "--workers", "2", "--threads", "1"]) == 0
-    mine, theirs = (
-        without_seconds(study()),
-        without_seconds(study(out=undisturbed)),
-    )
-    assert mine == theirs
-    for cell in mine["runs"]:
-        assert weights_equal(tmp_path / "runs" / cell["run"], undisturbed / cell["run"])
-
-
-def begun(*more):
-    environment = offline() | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    if "ray" in more:
-        del environment["PYTHONWARNINGS"]  # Ray's own processes warn
-    line = [sys.executable, "-m", "sparsesoup.cli.main", "compare", "--config", "small.yaml", "--threads", "1", *more]
-    with open("said.txt", "w", encoding="utf-8") as said:
-        return subprocess.Popen(line, env=environment, stdout=said, stderr=subprocess.STDOUT)
+    assert main(["compare", "--config", write(seeds=[1]), "--workers", "2", "--threads", "1"]) == 0
+    mine, theirs = without_seconds(study()), without_seconds(study(out=undisturbed))
+    assert mine["runs"] == [found for found in theirs["runs"] if found["seed"] == 1]
+    assert mine["failed"] == []
+    for found in mine["runs"]:
+        assert weights_equal(tmp_path / "runs" / found["run"], undisturbed / found["run"])
 
 
 WORKING = ("sparsesoup", "forkserver", "ray::_run_ray_task")  # what is in the command line of a process that does jobs
@@ -420,13 +372,13 @@ def test_a_key_of_a_recipe_with_nothing_behind_it_is_refused_by_its_name(key, ca
 
 def test_a_row_without_a_word_behind_name_is_of_the_method_that_it_is_called_by():
     write(methods={"magnitude": {"name": None}})
-    assert {cell.settings.name for cell in read_plan(Path("small.yaml")).cells} == {"magnitude"}
+    assert {cell.settings.name for cell in read_plan(Path("small.yaml")).trials} == {"magnitude"}
 
 
 def test_a_t_in_epochs_of_windows_is_left_to_the_cell_and_one_in_steps_is_not():
     asked = {"datasets": "asked", "methods": ["isp-paper"]}
     write(steps=None, epochs=1, **asked)  # nobody knows how many steps that is before contexts are cut
-    assert read_plan(Path("small.yaml"), fit=True).cells
+    assert read_plan(Path("small.yaml"), fit=True).trials
     with pytest.raises(UserError, match="20 steps are too few"):
         read_plan(Path(write(**asked)), fit=True)
 
@@ -436,13 +388,13 @@ def test_flags_go_by_the_names_that_prune_has_for_them_and_say_how_data_is_read(
     data = ["--text-columns", "text", "--label-column", "label"]
     options = study_parser().parse_args(["--config", write("my study"), *flags, *data])
     plan = read_plan(Path(options.config), recipe_changes(options))
-    assert {cell.column_of for cell in plan.cells} == {("distilbert", "reviews", 0.3), ("distilbert", "reviews", None)}
-    assert {cell.seed for cell in plan.cells} == {4}
-    assert {(cell.settings.place.text_columns, cell.settings.place.label_column) for cell in plan.cells} == {
+    assert {cell.column_of for cell in plan.trials} == {("distilbert", "reviews", 0.3), ("distilbert", "reviews", None)}
+    assert {cell.seed for cell in plan.trials} == {4}
+    assert {(cell.settings.place.text_columns, cell.settings.place.label_column) for cell in plan.trials} == {
         (("text",), "label")
     }
     again = study_parser().parse_args(shlex.split(plan.command)[2:])
-    assert read_plan(Path(again.config), recipe_changes(again)).cells == plan.cells
+    assert read_plan(Path(again.config), recipe_changes(again)).trials == plan.trials
 
 
 @pytest.mark.parametrize(
@@ -487,7 +439,7 @@ def test_two_datasets_whose_runs_would_share_a_folder_are_refused_before_anythin
 
 def test_a_row_lasts_its_times_also_where_nobody_says_how_long():
     write(steps=None, methods={"dense": None, "dense-2T": {"name": "dense", "times": 2}})
-    cells = read_plan(Path("small.yaml"), {"seeds": [0]}).cells
+    cells = read_plan(Path("small.yaml"), {"seeds": [0]}).trials
     assert [cell.settings.amount.epochs for cell in cells] == [None, 6.0]  # None means 3
 
 
@@ -506,7 +458,7 @@ def test_a_teacher_whose_blocks_are_others_is_refused_before_anything_runs_if_th
         read_plan(Path("small.yaml"))
     del taught["hidden"]
     write(methods={"dense": None, "taught": {"name": "gradual", "train": {"distill": taught}}})
-    assert read_plan(Path("small.yaml")).cells
+    assert read_plan(Path("small.yaml")).trials
 
 
 @pytest.mark.parametrize(
@@ -522,7 +474,7 @@ def test_parts_are_looked_for_in_the_model_itself_before_anything_runs(tmp_path,
         classifier(tmp_path / folder, hidden_size=64, intermediate_size=units, num_attention_heads=4)
     rows = {"dense": None, "parts": {"name": name, "method": method}}
     write(models=["wide"], methods=rows, sparsities=0.6)
-    assert len(read_plan(Path("small.yaml"), fit=True).cells) == 4
+    assert len(read_plan(Path("small.yaml"), fit=True).trials) == 4
     assert main(["compare", "--config", "small.yaml", "--dry-run"]) == 0
     assert "refused" not in capsys.readouterr().out
     write(models=[model], methods=rows, sparsities=0.6)
@@ -543,7 +495,7 @@ def test_a_given_ticket_of_another_model_is_refused_before_anything_runs(tmp_pat
     write(methods={"again": row}, models=["bert", model], sparsities=0.9)
     with pytest.raises(UserError, match=rf"small.yaml, line \d+: {said}"):
         read_plan(Path("small.yaml"))
-    assert read_plan(Path("small.yaml"), {"models": ["bert"]}).cells
+    assert read_plan(Path("small.yaml"), {"models": ["bert"]}).trials
 
 
 def test_rows_and_datasets_may_be_called_by_numbers(place):
@@ -551,12 +503,12 @@ def test_rows_and_datasets_may_be_called_by_numbers(place):
     moved = {"from": {"row": "magnitude", "dataset": 2024}}
     write(datasets={2024: {"steps": 5}}, methods={"magnitude": None, 7: {"name": "random"}, 8: moved})
     for changes in ({}, {"datasets": ["2024"]}):
-        cells = read_plan(Path("small.yaml"), changes | {"sparsities": [0.5]}).cells
+        cells = read_plan(Path("small.yaml"), changes | {"sparsities": [0.5]}).trials
         assert {(cell.row, cell.column_of[1], cell.settings.amount.steps) for cell in cells} == {
             ("magnitude", "2024", 5), ("7", "2024", 5), ("8", "2024", 5)
         }  # fmt: skip
     write(methods={"dense": None, 8: {"name": "magnitude"}}, budget={"row": 8})
-    assert {cell.row for cell in read_plan(Path("small.yaml")).cells} == {"dense", "8"}
+    assert {cell.row for cell in read_plan(Path("small.yaml")).trials} == {"dense", "8"}
 
 
 def test_rows_and_datasets_are_called_as_is_written_also_by_words_that_yaml_knows(place, capsys):
@@ -569,7 +521,7 @@ def test_rows_and_datasets_are_called_as_is_written_also_by_words_that_yaml_know
     with pytest.raises(UserError, match=r"^words.yaml, line 11: row yes has from, but at equal total cost"):
         read_plan(Path("words.yaml"))
     Path("words.yaml").write_text(f"{head}datasets: off\n{rows}  yes off: {{from: {{row: no, dataset: off}}}}\n")
-    cells = read_plan(Path("words.yaml")).cells
+    cells = read_plan(Path("words.yaml")).trials
     assert [(cell.row, cell.column_of[1], cell.seed) for cell in cells] == [
         ("no", "off", 0), ("null", "off", 0), ("0x7", "off", 0), ("yes off", "off", 0)
     ]  # fmt: skip
@@ -587,7 +539,7 @@ def test_tables_of_a_recipe_may_be_merged_with_others_that_are_merged_themselves
     Path("merged.yaml").write_text(
         f"models: bert\ndatasets: reviews\nsteps: 5\nmethods:\n  {row}\ntrain: {{<<: *deep}}\n"
     )
-    cells = read_plan(Path("merged.yaml"), {"seeds": [0]}).cells
+    cells = read_plan(Path("merged.yaml"), {"seeds": [0]}).trials
     assert [(cell.row, cell.settings.train.batch_size, cell.settings.train.max_grad_norm) for cell in cells] == [
         ("magnitude", 8, 2.0), ("random", 2, 2.0)
     ]  # fmt: skip
@@ -631,14 +583,14 @@ def test_a_damaged_record_is_told_in_one_line_with_its_remedy(text, capsys):
 def test_more_threads_than_torch_bears_are_refused_here_and_on_a_node(capsys):
     assert main(["compare", "--config", write(), "--threads", "100000", "--dry-run"]) == 2
     assert f"--threads is at most {MOST_THREADS} here, four a core, got 100000" in capsys.readouterr().err
-    job = work.TrialJob("train", read_plan(Path("small.yaml")).cells[0], Path("runs"), Path("study"), threads=100_000)
+    job = work.TrialJob("train", read_plan(Path("small.yaml")).trials[0], Path("runs"), Path("study"), threads=100_000)
     work.run_job(job)
     assert "--threads is at most" in json.loads(job.failure_path.read_text())["error"]
 
 
 def test_a_sparsity_is_a_number_however_yaml_reads_it():
     write(sparsities="5e-1", methods=["random"])  # a word to YAML, which wants 5.0e-1
-    assert [cell.sparsity for cell in read_plan(Path("small.yaml")).cells] == [0.5, 0.5]
+    assert [cell.sparsity for cell in read_plan(Path("small.yaml")).trials] == [0.5, 0.5]
 
 
 def test_the_line_of_an_error_is_that_of_its_key():
@@ -654,7 +606,7 @@ def test_datasets_and_rows_have_settings_of_their_own():
         datasets={"reviews": {"steps": 10, "sparsities": [0.3], "train": {"learning_rate": 0.001}}},
         methods={"short": {"name": "magnitude", "times": 0.5, "train": {"batch_size": 4}}, "random": {"seeds": [7]}},
     )
-    cells = read_plan(Path("small.yaml"), {"seeds": [3]}).cells
+    cells = read_plan(Path("small.yaml"), {"seeds": [3]}).trials
     first, second = cells
     assert (first.row, first.settings.name, first.settings.amount.steps) == ("short", "magnitude", 5)
     assert (first.settings.train.batch_size, first.settings.train.learning_rate) == (4, 0.001)
@@ -668,7 +620,7 @@ def test_a_row_or_a_dataset_says_how_long_in_its_own_way(capsys):
 
     def lengths(**changes):
         write(methods=rows, sparsities=0.5, seeds=0, **changes)
-        amounts = {cell.row: cell.settings.amount for cell in read_plan(Path("small.yaml")).cells}
+        amounts = {cell.row: cell.settings.amount for cell in read_plan(Path("small.yaml")).trials}
         return {row: (amount.steps, amount.epochs) for row, amount in amounts.items()}
 
     own = {"short": (5, None), "long": (None, 2.5), "twice": (12, None)}
@@ -685,7 +637,7 @@ def test_a_row_or_a_dataset_says_how_long_in_its_own_way(capsys):
 
 def test_a_dataset_names_columns_of_texts_where_the_recipe_names_one_of_images():
     write(image_column="pixels", datasets={"reviews": {"text_columns": "text"}}, methods=["random"])
-    assert {cell.settings.place.text_columns for cell in read_plan(Path("small.yaml")).cells} == {("text",)}
+    assert {cell.settings.place.text_columns for cell in read_plan(Path("small.yaml")).trials} == {("text",)}
 
 
 def test_settings_of_a_teacher_stay_where_a_row_has_others_and_go_where_it_has_none(tmp_path):
@@ -696,13 +648,13 @@ def test_settings_of_a_teacher_stay_where_a_row_has_others_and_go_where_it_has_n
     rows["plain"] = {"name": "magnitude", "train": {"learning_rate": 0.001}}
     distill = {"teacher": "dense", "alpha": 0.7}
     write(train={"batch_size": 8, "distill": distill}, methods=rows, sparsities=0.5, seeds=0)
-    found = {cell.row: cell.settings.train for cell in read_plan(Path("small.yaml")).cells}
+    found = {cell.row: cell.settings.train for cell in read_plan(Path("small.yaml")).trials}
     assert found["plain"].distill == DistillConfig(teacher="dense", alpha=0.7)
     assert found["warm"].distill == DistillConfig(teacher="dense", alpha=0.7, temperature=4.0)
     assert found["other"].distill == DistillConfig(teacher="taught", alpha=0.7)
     assert all(found[name].distill == DistillConfig() and found[name].batch_size == 8 for name in none)
     write(datasets={"reviews": {"train": {"distill": {"hidden": 1.0}}}}, train={"distill": distill}, methods=["random"])
-    cells = read_plan(Path("small.yaml")).cells
+    cells = read_plan(Path("small.yaml")).trials
     assert {cell.settings.train.distill for cell in cells} == {DistillConfig(teacher="dense", alpha=0.7, hidden=1.0)}
 
 
@@ -710,8 +662,8 @@ def test_a_table_of_runs_that_exist(undisturbed, capsys):
     runs = sorted(str(path.parent) for path in undisturbed.glob("reviews/*/seed-*/report.json"))
     assert main(["compare", *runs]) == 0
     said = capsys.readouterr().out
-    assert len(runs) == CELLS
-    assert len(study("runs")["runs"]) == CELLS
+    assert len(runs) == RUNS
+    assert len(study("runs")["runs"]) == RUNS
     rows = [line.split(" | ") for line in said.splitlines()[2:6]]
     assert said.startswith("| method | reviews at 50 % | reviews at 80 % | mean |")
     assert [row[0] for row in rows] == ["| dense", "| imp", "| isp", "| magnitude"]  # a row for all sparsities
@@ -787,7 +739,7 @@ def test_a_study_does_not_take_the_place_of_a_table_of_runs(undisturbed, capsys)
 
 def test_a_dry_run_tells_the_cells_and_draws_none(capsys):
     assert main(["compare", "--config", write(), "--dry-run"]) == 0
-    assert f"{CELLS} cells" in capsys.readouterr().out
+    assert f"{RUNS} runs" in capsys.readouterr().out
     assert not os.path.exists("runs")
 
 

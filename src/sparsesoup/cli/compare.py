@@ -146,11 +146,11 @@ def run_study_command(options: Any) -> int:
         return 0
     fit = not options.dry_run  # a dry run reports every row that does not fit
     plan = match_budget(read_plan(Path(options.config), recipe_changes(options), options.name, options.out, fit))
-    for said in sorted({cell.settings.train.precision_warning() for cell in plan.cells} - {""}):
+    for said in sorted({trial.settings.train.precision_warning() for trial in plan.trials} - {""}):
         console.print(f"note: {said}", highlight=False, markup=False, soft_wrap=True)
     if options.dry_run:
         trials = forecast_trials(plan, options.out)
-        found = track(trials, "estimating", len(plan.cells), console=console, transient=True)
+        found = track(trials, "estimating", len(plan.trials), console=console, transient=True)
         for line in format_forecast(found):
             print_line(line)
         return 0

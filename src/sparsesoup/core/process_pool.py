@@ -43,23 +43,12 @@ class TaskEvent(Generic[Task]):
 
 
 class TaskPool(Protocol[Task]):
-    """Processes that run tasks, on this machine or elsewhere."""
+    """Processes that run tasks, on this machine or elsewhere; their methods are those of `ProcessPool`."""
 
-    def free_slots(self) -> int:
-        """Return the number of tasks that can be started now."""
-        ...
-
-    def begin(self, task: Task) -> None:
-        """Start a task."""
-        ...
-
-    def wait_for_ended(self) -> Sequence[EndedTask[Task]]:
-        """Return the tasks that ended since the last call; wait for one, but at most `REFRESH` seconds."""
-        ...
-
-    def close(self) -> None:
-        """Kill the processes and their tasks."""
-        ...
+    def free_slots(self) -> int: ...
+    def begin(self, task: Task) -> None: ...
+    def wait_for_ended(self) -> Sequence[EndedTask[Task]]: ...
+    def close(self) -> None: ...
 
 
 def run_with_retries(
@@ -174,15 +163,12 @@ def _worker_loop(connection: Connection, do: Callable[[Task], None]) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError):  # the pool closed the pipe
         while True:
-            connection.send(_run_task(do, connection.recv()))
-
-
-def _run_task(do: Callable[[Task], None], task: Task) -> Exception | None:
-    try:
-        do(task)
-    except Exception as error:
-        return error
-    return None
+            task, raised = connection.recv(), None
+            try:
+                do(task)
+            except Exception as error:
+                raised = error
+            connection.send(raised)
 
 
 def _die_with_parent() -> None:

@@ -67,7 +67,7 @@ def attach(
     _require_one_process()
     chosen = named_method(method)
     if hasattr(chosen, "budget"):
-        chosen = replace(chosen, budget="extra")  # type: ignore[type-var]  # the loop has its T steps
+        chosen = replace(chosen, budget="extra")  # type: ignore[call-arg]  # the loop has its T steps
     inner = innermost(optimizer)
     targets = find_targets(unwrapped(model), prunable)
     check_trained(unwrapped(model), inner, targets)

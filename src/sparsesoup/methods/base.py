@@ -1,6 +1,7 @@
 """Method: the base class of all pruning methods."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +21,7 @@ from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import TrainState
 
 
+@dataclass(frozen=True)
 class Method:
     """A pruning method: a frozen dataclass of settings, with a plan.
 

@@ -91,14 +91,14 @@ def run_study(
     folder = folder_of(out, plan.name)
     if threads is None and executor.cores is not None:
         threads = max(1, int(executor.cores / workers))
-    jobs = [TrialJob("train", trial, out, folder, threads, workers) for trial in plan.cells]
+    jobs = [TrialJob("train", trial, out, folder, threads, workers) for trial in plan.trials]
     _check_same_study(folder, plan, jobs)
     _check_same_data(jobs)
     with file_lock(folder / ".lock", patient=False):
         write_text(folder / "study.yaml", dump_yaml(plan.recipe))
         shown: set[str] = set()
         for later in (False, True):  # tickets are found before the trials that start from them
-            wave = [job for job in jobs if bool(job.cell.needs) == later and not job.record_path.exists()]
+            wave = [job for job in jobs if bool(job.trial.needs) == later and not job.record_path.exists()]
             _print_overviews(wave, shown, console)
             _execute_jobs(wave, executor, console, retry_failed)
         untested = [replace(job, kind="test") for job, record in _recorded(jobs) if record["test"] is None]
@@ -107,7 +107,7 @@ def run_study(
         if not failed:
             remove_path(folder / "cache")
         study = {"name": plan.name, "command": plan.command, "recipe": plan.recipe, "failed": failed}
-        planned = [(trial.row, trial.column_of, trial.seed) for trial in plan.cells]
+        planned = [(trial.row, trial.column_of, trial.seed) for trial in plan.trials]
         _write_tables(folder, study, [record for _, record in _recorded(jobs)], out, planned)
     if failed:  # including failures of an earlier command, which this one would not mention
         told = f"{len(failed)} of {len(jobs)} runs failed; the page says why, and --retry-failed does them again"
@@ -165,7 +165,7 @@ def _check_same_data(jobs: Sequence[TrialJob]) -> None:
     for job, facts in _recorded(jobs):
         if "dataset_fingerprint" not in facts and (job.run / REPORT).is_file():  # a record of an older version
             facts = read_report(job.run)
-        place = job.cell.settings.place
+        place = job.trial.settings.place
         where = (place.dataset, place.data_root, place.dataset_config)
         if where not in sources:
             sources[where] = open_splits(place.dataset, data_root=place.data_root, config=place.dataset_config)
@@ -174,7 +174,7 @@ def _check_same_data(jobs: Sequence[TrialJob]) -> None:
 
 def _print_overviews(jobs: Sequence[TrialJob], shown: set[str], console: Console) -> None:
     """Print what is read of each dataset, except lines that were shown before."""
-    places = {replace(job.cell.settings.place, model="", seed=0): job.cell.settings.place for job in jobs}
+    places = {replace(job.trial.settings.place, model="", seed=0): job.trial.settings.place for job in jobs}
     for line in (line for p in places.values() for line in data_overview(open_task(p), p.seed).lines()):
         if line not in shown:
             console.print(printable_line(line), highlight=False, markup=False, soft_wrap=True)
@@ -184,12 +184,12 @@ def _print_overviews(jobs: Sequence[TrialJob], shown: set[str], console: Console
 def _other_length(record: Record, plan: StudyPlan) -> str:
     """Explain that a trial is in the plan with another T, and why; '' if it is not."""
     where = record["row"], (record["model"], record["dataset"], record["asked"]), record["seed"]
-    cell = next((cell for cell in plan.cells if (cell.row, cell.column_of, cell.seed) == where), None)
-    if cell is None or cell.settings.amount.steps in (None, record["steps"]):
+    trial = next((trial for trial in plan.trials if (trial.row, trial.column_of, trial.seed) == where), None)
+    if trial is None or trial.settings.amount.steps in (None, record["steps"]):
         return ""
     budget = read_budget(plan.recipe.get("budget")) is not None
     because = ", which a budget sets by all seeds of a row, so that another seed can change it" if budget else ""
-    return f": T of {cell.describe_trial} was {record['steps']} and is {cell.settings.amount.steps}{because}"
+    return f": T of {trial.describe_trial} was {record['steps']} and is {trial.settings.amount.steps}{because}"
 
 
 def _execute_jobs(jobs: Iterable[TrialJob], executor: JobExecutor, console: Console, retry_failed: bool) -> None:
@@ -212,7 +212,7 @@ def _write_tables(
     facts |= library_versions() | {"machine": machine_name()}
     table = pandas.DataFrame([flatten_record(record) for record in runs])
     texts = {
-        "study.json": json.dumps(study | {"runs": runs}, indent=2, allow_nan=False) + "\n",
+        "study.json": json.dumps(study | {"runs": runs}, indent=2, allow_nan=False, default=str) + "\n",
         "study.md": markdown_table(scores),
         "study.tex": latex_table(scores),
         "study.csv": table.to_csv(index=False),

@@ -15,7 +15,7 @@ from sparsesoup.study.recipe.plan import StudyPlan
 from sparsesoup.study.recipe.trial import Trial
 from sparsesoup.training.plan import Phase
 
-HEADS = ("cell", "T", "steps", "FLOPs", "time", "memory", "run")
+HEADS = ("run", "T", "steps", "FLOPs", "time", "memory", "folder")
 NOTE = (
     "Steps and FLOPs follow from the plan of each method and the order of the rows; what the data may end early is "
     "taken at its longest. Time and memory are estimates from a few steps of the real model, on this machine as it is "
@@ -42,7 +42,7 @@ class TrialForecast:
 def forecast_trials(plan: StudyPlan, out: Path) -> Iterator[TrialForecast]:
     """Yield the forecast of each trial, in order of execution."""
     estimator, folder = CostEstimator(), folder_of(out, plan.name)
-    for cell in plan.cells:
+    for cell in plan.trials:
         done = TrialJob("train", cell, out, folder).record_path.exists()
         try:
             yield TrialForecast(cell, estimator.estimate_run(cell.settings), done=done)
@@ -119,7 +119,7 @@ def _total_lines(all_of: list[TrialForecast]) -> Iterator[str]:
     whole = [e for _, e in costed]
     left = [e for f, e in costed if not f.done]
     yield ""
-    yield f"{len(all_of)} cells: {_sum_line(whole)}, if each were drawn alone"
+    yield f"{len(all_of)} runs: {_sum_line(whole)}, if each were trained alone"
     steps, flops, seconds = _shared_costs(whole)
     yield (
         f"sharing saves {steps} steps, {format_count(flops)}, {format_duration(seconds)} (the dense run, "

@@ -31,14 +31,14 @@ def match_budget(plan: StudyPlan) -> StudyPlan:
     if budget is None:
         return plan
     estimator, groups = CostEstimator(timed=False), dict[Any, list[Trial]]()
-    for cell in plan.cells:
+    for cell in plan.trials:
         groups.setdefault((cell.column_of, cell.row), []).append(cell)
     cells = []
     with add_location(plan.place):
         for group in groups.values():
             steps = _common_steps(plan, group, budget, estimator)
             cells += [_with_steps(cell, steps) for cell in group]
-    return replace(plan, cells=cells)
+    return replace(plan, trials=cells)
 
 
 def _common_steps(plan: StudyPlan, group: Sequence[Trial], budget: FlopsBudget, estimator: CostEstimator) -> int:
@@ -76,7 +76,7 @@ def _allowed_flops(plan: StudyPlan, cell: Trial, budget: FlopsBudget, estimator:
 def _reference_trials(plan: StudyPlan, cell: Trial, budget: FlopsBudget) -> list[RunConfig]:
     """Return the runs whose cost a trial may match; several if it counts at several sparsities."""
     model, dataset, sparsity = cell.column_of
-    beside = [other for other in plan.cells if other.column_of[:2] == (model, dataset) and other.seed == cell.seed]
+    beside = [other for other in plan.trials if other.column_of[:2] == (model, dataset) and other.seed == cell.seed]
     named = [other for other in beside if other.row == budget.row or (not budget.row and other.settings.name == DENSE)]
     named = [other for other in named if sparsity is None or other.sparsity in (None, sparsity)]
     if budget.row and not named:

@@ -32,7 +32,7 @@ class TrialJob:
 
     Args:
         kind: train a trial, or score it on the test split.
-        cell: the trial.
+        trial: the trial.
         out: folder of all runs.
         folder: folder of the study.
         threads: torch threads; None keeps the current number.
@@ -40,7 +40,7 @@ class TrialJob:
     """
 
     kind: Literal["train", "test"]
-    cell: Trial
+    trial: Trial
     out: Path
     folder: Path
     threads: int | None = None
@@ -49,22 +49,22 @@ class TrialJob:
     @property
     def describe_job(self) -> str:
         """The description of the job, such as `training isp on glue/cola, sparsity 0.5, seed 0 (minilm)`."""
-        return f"{self.kind}ing {self.cell.describe_trial}"
+        return f"{self.kind}ing {self.trial.describe_trial}"
 
     @property
     def run(self) -> Path:
         """The directory of the trial's run."""
-        return self.out / self.cell.path
+        return self.out / self.trial.path
 
     @property
     def record_path(self) -> Path:
         """The path of the trial's record."""
-        return self.folder / "runs" / f"{self.cell.trial_key}.json"
+        return self.folder / "runs" / f"{self.trial.trial_key}.json"
 
     @property
     def failure_path(self) -> Path:
         """The path of the trial's failure record; it exists only after a failure."""
-        return self.folder / "runs" / f"{self.cell.trial_key}.failed.json"
+        return self.folder / "runs" / f"{self.trial.trial_key}.failed.json"
 
 
 def run_job(job: TrialJob, console: Console | None = None) -> None:
@@ -75,12 +75,12 @@ def run_job(job: TrialJob, console: Console | None = None) -> None:
             check_threads(job.threads)  # again: a node of a cluster may have fewer cores than its head
             torch.set_num_threads(job.threads)
         if job.kind == "train":
-            workers = job.workers if masks_of(job.cell.settings) else 1
+            workers = job.workers if masks_of(job.trial.settings) else 1
             outside = RuntimeOptions(console, cache=job.folder / "cache", patient=True, workers=workers, page=False)
-            run_method(job.cell.settings, job.out, outside, job.cell.path)
+            run_method(job.trial.settings, job.out, outside, job.trial.path)
         else:
             score_finished_run(job.run, console)
-        write_table(job.record_path, trial_record(job.cell, job.run))
+        write_table(job.record_path, trial_record(job.trial, job.run))
         remove_path(job.failure_path)
     except UserError as error:
         record_failure(job, str(error))
@@ -88,17 +88,17 @@ def run_job(job: TrialJob, console: Console | None = None) -> None:
         record_failure(job, f"{type(error).__name__}: {one_line(error)}", traceback.format_exc())
 
 
-def trial_record(cell: Trial, run: Path) -> dict[str, Any]:
+def trial_record(trial: Trial, run: Path) -> dict[str, Any]:
     """Return the facts of a run that tables need, under the names of its trial."""
     report = read_report(run)
-    model, dataset, sparsity = cell.column_of
-    head = {"row": cell.row, "model": model, "dataset": dataset, "asked": sparsity, "seed": cell.settings.place.seed}
-    return {**head, "run": str(cell.path), **{key: report.get(key) for key in KEPT}}
+    model, dataset, sparsity = trial.column_of
+    head = {"row": trial.row, "model": model, "dataset": dataset, "asked": sparsity, "seed": trial.settings.place.seed}
+    return {**head, "run": str(trial.path), **{key: report.get(key) for key in KEPT}}
 
 
 def record_failure(job: TrialJob, why: str, trace: str = "") -> None:
     """Record the failure of a job."""
-    write_table(job.failure_path, {"run": job.cell.describe_trial, "error": why, "trace": trace, "when": time.time()})
+    write_table(job.failure_path, {"run": job.trial.describe_trial, "error": why, "trace": trace, "when": time.time()})
 
 
 def read_record(path: Path, needed: Sequence[str] = NEEDED) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from sparsesoup.study.execute.jobs import TrialJob
 OFTEN = 2  # updates of the table per second
 TAIL = 4096  # bytes of a log that contain its last line
 ALIKE: tuple[Callable[[TrialJob], Any], ...] = (
-    lambda job: (job.cell.row, job.cell.column_of), lambda job: job.cell.row, lambda job: None
+    lambda job: (job.trial.row, job.trial.column_of), lambda job: job.trial.row, lambda job: None
 )  # jobs that take about as long, the nearest first  # fmt: skip
 
 
@@ -35,7 +35,7 @@ class StudyProgress(contextlib.AbstractContextManager["StudyProgress"]):
     def __init__(self, console: Console, jobs: Sequence[TrialJob]) -> None:
         self.console, self.total, self.done, self.failed = console, len(jobs), 0, 0
         self.running: dict[str, tuple[TrialJob, float]] = {}
-        self._waiting = {job.cell.trial_key: job for job in jobs}
+        self._waiting = {job.trial.trial_key: job for job in jobs}
         self._took: list[tuple[TrialJob, float]] = []
         # Updated by a thread, since jobs in this process leave no time for it.
         table = Live(
@@ -60,19 +60,19 @@ class StudyProgress(contextlib.AbstractContextManager["StudyProgress"]):
 
     def begin(self, job: TrialJob) -> None:
         """Mark a job as started."""
-        self.running[job.cell.trial_key] = (job, time.monotonic())
-        self._waiting.pop(job.cell.trial_key, None)
+        self.running[job.trial.trial_key] = (job, time.monotonic())
+        self._waiting.pop(job.trial.trial_key, None)
         if self._live is None:
             self._print_line(f"{len(self.running) + self.done + self.failed} of {self.total}: {job.describe_job}")
         self.redraw_table()
 
     def end(self, job: TrialJob) -> None:
         """Mark a job as finished or failed."""
-        began = self.running.pop(job.cell.trial_key)[1]
+        began = self.running.pop(job.trial.trial_key)[1]
         if job.failure_path.exists():
             self.failed += 1
             why = from_json(job.failure_path.read_text(encoding="utf-8"))["error"]
-            self._print_line(f"failed: {job.cell.describe_trial}: {why}")
+            self._print_line(f"failed: {job.trial.describe_trial}: {why}")
         else:
             self.done += 1
             self._took.append((job, time.monotonic() - began))
@@ -80,9 +80,9 @@ class StudyProgress(contextlib.AbstractContextManager["StudyProgress"]):
 
     def restart_job(self, job: TrialJob, death: str) -> None:
         """Report that a job's process died and the job is restarted."""
-        self.running.pop(job.cell.trial_key)
-        self._waiting[job.cell.trial_key] = job
-        self._print_line(f"the process of {job.cell.describe_trial} {death}; it goes on in another one")
+        self.running.pop(job.trial.trial_key)
+        self._waiting[job.trial.trial_key] = job
+        self._print_line(f"the process of {job.trial.describe_trial} {death}; it goes on in another one")
 
     def seconds_left(self, workers: int) -> float | None:
         """Return the estimated seconds until the last job is done; None before any is."""

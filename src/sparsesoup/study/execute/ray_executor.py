@@ -53,7 +53,7 @@ class TrialResources:
 
 @contextlib.contextmanager
 def ray_executor(
-    address: str | None, out: Path, cell: TrialResources, workers: int | None = None, lives: int = LIVES
+    address: str | None, out: Path, trial: TrialResources, workers: int | None = None, lives: int = LIVES
 ) -> Iterator["RayExecutor"]:
     """Provide an executor on Ray within the block.
 
@@ -61,18 +61,18 @@ def ray_executor(
         address: host:port of a cluster's head, or auto for the one on this machine; default the variable RAY_ADDRESS,
             without which Ray is started here and stopped at the end.
         out: folder of all runs, which all nodes must see, like the working directory.
-        cell: resources per trial.
+        trial: resources per trial.
         workers: trials at a time; default as many as fit on the nodes.
         lives: number of deaths of its process after which a trial has failed.
     Raises: UserError if Ray is not installed or not reachable, no trial fits, or a node sees another folder.
     """
     address = ray_address(address)
     ray = import_ray(joins=address != "local")
-    connect_ray(ray, address, math.ceil((workers or 0) * cell.cpus))
+    connect_ray(ray, address, math.ceil((workers or 0) * trial.cpus))
     # Ray prints a page to stdout for each death; our progress display reports it in one line.
     with open(os.devnull, "w", encoding="utf-8") as nothing, contextlib.redirect_stdout(nothing):
         try:
-            made = RayExecutor(ray, cell, workers, lives)
+            made = RayExecutor(ray, trial, workers, lives)
             made.check_nodes(out)
             yield made
         finally:
@@ -82,17 +82,17 @@ def ray_executor(
 class RayExecutor:
     """One Ray task per job, restarted elsewhere if its process or node dies. Made by `ray_executor`."""
 
-    def __init__(self, ray: Any, cell: TrialResources, workers: int | None, lives: int) -> None:
-        self.ray, self.cell, self.workers, self.lives = ray, cell, workers, lives
+    def __init__(self, ray: Any, trial: TrialResources, workers: int | None, lives: int) -> None:
+        self.ray, self.trial, self.workers, self.lives = ray, trial, workers, lives
         # Ray's own retries would go unreported, so retries are counted here.
-        settings = {"num_cpus": cell.cpus, "num_gpus": cell.gpus, "max_retries": 0}
+        settings = {"num_cpus": trial.cpus, "num_gpus": trial.gpus, "max_retries": 0}
         self._task = ray.remote(**settings)(_run_ray_task)
         self._busy: dict[Any, TrialJob] = {}
 
     @property
     def cores(self) -> float:
         """The cores for each job."""
-        return self.cell.cpus
+        return self.trial.cpus
 
     def run(self, jobs: Sequence[TrialJob], board: StudyProgress) -> None:
         """Run all jobs."""
@@ -101,7 +101,7 @@ class RayExecutor:
 
     def free_slots(self) -> int:
         """Return the number of jobs that can be started now."""
-        most = self.workers or sum(self.cell.trials_per_node(node["Resources"]) for node in self._list_nodes())
+        most = self.workers or sum(self.trial.trials_per_node(node["Resources"]) for node in self._list_nodes())
         return most - len(self._busy)
 
     def begin(self, job: TrialJob) -> None:
@@ -125,9 +125,9 @@ class RayExecutor:
     def check_nodes(self, out: Path) -> None:
         """Raise a UserError unless a trial fits and every node sees the same folder of runs."""
         nodes = self._list_nodes()
-        if not any(self.cell.trials_per_node(node["Resources"]) for node in nodes):
+        if not any(self.trial.trials_per_node(node["Resources"]) for node in nodes):
             raise UserError(
-                f"no node of Ray has room for a run with {self.cell.cpus:g} cores and {self.cell.gpus:g} GPUs; lower "
+                f"no node of Ray has room for a run with {self.trial.cpus:g} cores and {self.trial.gpus:g} GPUs; lower "
                 f"--cpus-per-run or --gpus-per-run, or add a node"
             )
         with _probe_file(out) as probe:

@@ -48,14 +48,14 @@ class StudyPlan:
     Args:
         name: name of its folder.
         recipe: the recipe, with changes from flags.
-        cells: trials in order of execution.
+        trials: trials in order of execution.
         command: command that repeats it.
         place: describes the location of a path of keys in the recipe.
     """
 
     name: str
     recipe: Table
-    cells: list[Trial]
+    trials: list[Trial]
     command: str
     place: Callable[[Sequence[str]], str]
 
@@ -92,16 +92,16 @@ def read_plan(
 
     with add_location(place):
         apply_changes_(recipe, changed)
-        cells = list(_trials_of(recipe))
+        trials = list(_trials_of(recipe))
         check_budget(recipe, _dataset_tables(recipe))
-        cells = resolve_all(recipe, cells)
-        cells += resolve_all(recipe, list(_transfer_trials(recipe, cells, out)))
+        trials = resolve_all(recipe, trials)
+        trials += resolve_all(recipe, list(_transfer_trials(recipe, trials, out)))
         if fit and read_budget(recipe.get("budget")) is None:
-            check_schedules_fit(cells)
-        _need_once(cells)
+            check_schedules_fit(trials)
+        _need_once(trials)
     words = [str(word) for key, value in changed.items() for word in (as_flag(key), *as_list(value))]
     command = shlex.join(["sparsesoup", "compare", "--config", str(given), *words])
-    return StudyPlan(name or file.stem, recipe, cells, command, place)
+    return StudyPlan(name or file.stem, recipe, trials, command, place)
 
 
 def _trials_of(recipe: Table) -> Iterator[Trial]:

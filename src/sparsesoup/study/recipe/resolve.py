@@ -18,7 +18,7 @@ from sparsesoup.study.recipe.trial import Trial
 from sparsesoup.study.recipe.yaml_lines import Levels, RecipeError, Table, at_location, place_of
 
 
-def resolve_all(recipe: Table, cells: Sequence[Trial]) -> list[Trial]:
+def resolve_all(recipe: Table, trials: Sequence[Trial]) -> list[Trial]:
     """Return the trials with the paths of their runs.
 
     Raises: RecipeError if a model, dataset, teacher or ticket is missing, or does not fit the others.
@@ -26,32 +26,32 @@ def resolve_all(recipe: Table, cells: Sequence[Trial]) -> list[Trial]:
     tasks: dict[ModelAndDataConfig, OpenedTask] = {}
     taken: dict[Path, Trial] = {}
     placed = []
-    for cell in cells:
-        place = cell.settings.place
-        if (where := _data_of(cell)) not in tasks:
-            tasks[where] = _resolve_trial(recipe, cell)
+    for trial in trials:
+        place = trial.settings.place
+        if (where := _data_of(trial)) not in tasks:
+            tasks[where] = _resolve_trial(recipe, trial)
         name = tasks[where].source.name
-        placed.append(replace(cell, path=run_folder(name, cell.portable_settings)))
-        other = taken.setdefault(placed[-1].path, cell)
-        if other.settings != cell.settings:
+        placed.append(replace(trial, path=run_folder(name, trial.portable_settings)))
+        other = taken.setdefault(placed[-1].path, trial)
+        if other.settings != trial.settings:
             raise RecipeError(f"datasets {other.column_of[1]} and {place.dataset} are both called {name}, so "
                 f"their runs "
                          f"would be in the same folder; rename one of them", "datasets", place.dataset)  # fmt: skip
-    _need_teachers(recipe, cells, tasks)
-    _need_tickets(cells, tasks)
+    _need_teachers(recipe, trials, tasks)
+    _need_tickets(trials, tasks)
     return placed
 
 
-def _data_of(cell: Trial) -> ModelAndDataConfig:
-    return replace(cell.settings.place, seed=0)
+def _data_of(trial: Trial) -> ModelAndDataConfig:
+    return replace(trial.settings.place, seed=0)
 
 
-def _resolve_trial(recipe: Table, cell: Trial) -> OpenedTask:
+def _resolve_trial(recipe: Table, trial: Trial) -> OpenedTask:
     """Return the dataset and its task, after checking that dataset and model exist and fit each other."""
-    place = cell.settings.place
+    place = trial.settings.place
     with at_location("models"):
         config_of(place.model, place.trust_remote_code)
-    levels = _recipe_levels(recipe, cell)
+    levels = _recipe_levels(recipe, trial)
     try:
         opened = open_task(place)
         check_head(place, opened)
@@ -66,24 +66,24 @@ def _resolve_trial(recipe: Table, cell: Trial) -> OpenedTask:
     return opened
 
 
-def _need_teachers(recipe: Table, cells: Sequence[Trial], tasks: Mapping[ModelAndDataConfig, OpenedTask]) -> None:
+def _need_teachers(recipe: Table, trials: Sequence[Trial], tasks: Mapping[ModelAndDataConfig, OpenedTask]) -> None:
     """Refuse a teacher that is missing, or whose model does not fit."""
-    for (where, distill), cell in {(_data_of(c), c.settings.train.distill): c for c in reversed(cells)}.items():
+    for (where, distill), trial in {(_data_of(c), c.settings.train.distill): c for c in reversed(trials)}.items():
         if distill.teacher not in ("", DENSE):
             named = ["train", "distill", "teacher"]
-            with at_location(*(place_of(_recipe_levels(recipe, cell), named) or named)):
+            with at_location(*(place_of(_recipe_levels(recipe, trial), named) or named)):
                 teacher = find_teacher(where, tasks[where], distill.teacher)
                 if distill.hidden:
                     check_blocks(_load_model_config(where, tasks), teacher)
 
 
-def _need_tickets(cells: Sequence[Trial], tasks: Mapping[ModelAndDataConfig, OpenedTask]) -> None:
+def _need_tickets(trials: Sequence[Trial], tasks: Mapping[ModelAndDataConfig, OpenedTask]) -> None:
     """Refuse a ticket that is missing, too sparse or of another model, unless the study itself makes it."""
-    given = [(c, c.settings.method) for c in cells if not c.needs]
-    tickets = [(cell, method) for cell, method in given if isinstance(method, FromTicket)]
-    for cell, method in {(c.row, c.sparsity): (c, m) for c, m in tickets}.values():
-        with at_location("methods", cell.row, "method", "ticket"):
-            require_sparser(method.load_given()[0], float(cell.sparsity or 0.0))
+    given = [(c, c.settings.method) for c in trials if not c.needs]
+    tickets = [(trial, method) for trial, method in given if isinstance(method, FromTicket)]
+    for trial, method in {(c.row, c.sparsity): (c, m) for c, m in tickets}.values():
+        with at_location("methods", trial.row, "method", "ticket"):
+            require_sparser(method.load_given()[0], float(trial.sparsity or 0.0))
     for (row, where), method in {(c.row, _data_of(c)): m for c, m in tickets}.items():
         with at_location("methods", row, "method", "ticket"):
             method.masks_for_model(model := _load_model_config(where, tasks), find_prunable(model))
@@ -93,8 +93,8 @@ def _load_model_config(where: ModelAndDataConfig, tasks: Mapping[ModelAndDataCon
     return load_model(where.model, tasks[where].task, where.seed, where.trust_remote_code)
 
 
-def _recipe_levels(recipe: Table, cell: Trial) -> Levels:
+def _recipe_levels(recipe: Table, trial: Trial) -> Levels:
     """Return the levels of the recipe with settings of a trial; a row with tickets has its source in its name."""
     rows, datasets = (table if isinstance(table := recipe.get(key), dict) else {} for key in ("methods", "datasets"))
-    row, dataset = max((row for row in rows if cell.row.startswith(row)), key=len, default=""), cell.column_of[1]
+    row, dataset = max((row for row in rows if trial.row.startswith(row)), key=len, default=""), trial.column_of[1]
     return [((), recipe), (("datasets", dataset), datasets.get(dataset)), (("methods", row), rows.get(row))]

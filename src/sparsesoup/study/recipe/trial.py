@@ -58,5 +58,4 @@ class Trial:
 
 def with_ticket(settings: RunConfig, ticket: Path) -> RunConfig:
     """Return the settings of a trial that starts from another trial's ticket, with that ticket."""
-    # Such a trial has method `ticket`, a dataclass; the protocol Method does not require one.
-    return replace(settings, method=replace(settings.method, ticket=str(ticket)))  # type: ignore[type-var]
+    return replace(settings, method=replace(settings.method, ticket=str(ticket)))  # type: ignore[call-arg]
