@@ -405,7 +405,7 @@ def test_wrong_words_are_refused_in_one_line(tmp_path, capsys):
     source = pruned(tmp_path / "source", "bert")
     out = ("--out", tmp_path / "out")
     assert "invalid choice: 'zip'" in refused(capsys, tmp_path, source, "--to", "zip", *out)
-    assert "--zstd is a setting of --to packed, not of compact" in refused(
+    assert "--zstd: this is a setting of --to packed, not of compact" in refused(
         capsys, tmp_path, source, "--to", "compact", "--zstd", *out
     )
     assert "'fp8'" in refused(capsys, tmp_path, source, "--to", "packed", "--dtype", "fp8", *out)

@@ -374,7 +374,7 @@ def test_what_is_gained_and_what_gives_nothing_is_said():
         (("--length", "4000"), "--length 4000 is above the 132 positions"),
         (("--backends", "torch,tpu"), "unknown backend 'tpu' in --backends; allowed: torch, compile, csr"),
         (("--backends", ","), "unknown backend '' in --backends; allowed: torch, compile, csr"),
-        (("--threads", "x"), "invalid int value"),
+        (("--threads", "x"), "--threads: expected a whole number or null, got 'x'"),
         (("--backends", "bsr"), "could be measured (torch BSR: no nn.Linear has a 32 x 32 block of zeros); name other"),
     ],
 )

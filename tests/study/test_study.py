@@ -302,7 +302,7 @@ def test_two_processes_on_one_study_are_told_apart(capsys, tmp_path):
             "method.pattern.rws: unknown setting (method.pattern has rows, cols); did you mean method.pattern.rows",
         ),
         ({"train": {"lerning-rate": 4}}, "lerning-rate:", "train.lerning_rate: unknown setting"),
-        ({"train": {"batch-size": "many"}}, "batch-size:", "train.batch_size: expected int, got 'many'"),
+        ({"train": {"batch-size": "many"}}, "batch-size:", "train.batch_size: expected a whole number, got 'many'"),
         ({"methods": {"long": {"name": "dense", "times": "two"}}}, "times:", "row long lasts 'two' times steps 20"),
         ({"methods": ["random", "random"]}, "methods:", "methods needs one or several different values"),
         (
@@ -315,7 +315,7 @@ def test_two_processes_on_one_study_are_told_apart(capsys, tmp_path):
             "a reviews:",
             "a reviews on reviews, sparsity 0.5, seed 0 (bert) is there twice; leave one out, or call",
         ),
-        ({"steps": 1.5}, "steps:", "steps: expected int or null, got 1.5"),
+        ({"steps": 1.5}, "steps:", "steps: expected a whole number or null, got 1.5"),
         ({"seedz": [0]}, "seedz:", "unknown setting 'seedz'; did you mean seeds?"),
         ({"methods": None}, "models:", "a study needs methods"),
         ({"methods": ["dense", "isp-paper"]}, "methods:", "isp-paper on reviews, sparsity 0.5, seed"),

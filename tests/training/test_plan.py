@@ -13,6 +13,7 @@ import pytest
 from torch import Tensor, nn
 
 from conftest import Watch, same, tiny
+from sparsesoup.cli.main import main
 from sparsesoup.core.errors import UserError
 from sparsesoup.methods import METHODS, TABLE, Method
 from sparsesoup.training.batching import Batch
@@ -205,3 +206,15 @@ def test_a_dry_run_refuses_what_the_run_would_refuse_of_the_model() -> None:
                 go(tiny(), 0.5)
             said.append(str(caught.value))
         assert said[0] == said[1]
+
+
+def test_a_dry_run_of_prune_prints_the_phases_and_trains_nothing(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["prune", "isp", "--model", str(place / "bert"), "--dataset", str(place / "reviews"), "--steps", "200"]
+    assert main([*words, "--train.batch-size", "8", "--out", str(tmp_path / "runs"), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^stage-1-train +18 ", said, re.M)
+    assert re.search(r"^stage-5-weak-1 to 4 +4 x 1 ", said, re.M)
+    assert "T = 200: 200 steps" in said
+    assert not (tmp_path / "runs").exists()

@@ -24,7 +24,7 @@ from sparsesoup.runs.settings import flag_of, unknown_setting
 from sparsesoup.runs.yaml_text import line_of_keys
 
 USAGE = """sparsesoup prune METHOD [--model M] [--dataset D] [--sparsity S] [--steps N | --epochs X] [--seed N]
-                        [--config recipe.yaml] [--out DIR] [--method.SETTING V] [--train.SETTING V] ..."""
+                        [--config recipe.yaml] [--out DIR] [--dry-run] [--method.SETTING V] [--train.SETTING V] ..."""
 EXAMPLES = """examples:
   sparsesoup prune isp --model bert-base-uncased --dataset glue/cola --sparsity 0.7 --epochs 3
   sparsesoup prune imp --dataset reviews.csv --label-column stars --method.cut 0.3 --train.batch-size 16
@@ -43,6 +43,13 @@ def run_prune(parsed: tuple[RunConfig, argparse.Namespace]) -> None:
     from sparsesoup.runs.summary import closing_lines
 
     settings, options = parsed
+    if options.dry_run:
+        from sparsesoup.runs.run import fill_default_sparsity
+        from sparsesoup.study.dry_run import describe_plan
+
+        for line in describe_plan(fill_default_sparsity(settings)):
+            print_line(line)
+        return
     cache = Path(options.cache_dir) if options.cache_dir else None
     outside = RuntimeOptions(SafeConsole(stderr=True), options.save_every, cache, workers=options.workers)
     run = run_method(settings, Path(options.out), outside)
@@ -66,6 +73,7 @@ def settings_parser(method: str = "") -> CommandParser:
     add("--save-every", type=float, default=30.0, metavar="SECONDS", help="minimum between checkpoints (default 30)")
     add("--cache-dir", metavar="DIR", help="folder of trainings shared by runs (the dense run, IMP's rounds); existing "
         "ones are reused, new ones added, and both charged in full; default: none")  # fmt: skip
+    add("--dry-run", action="store_true", help="print the phases of the run and their estimated cost without training")
     add("--workers", type=int, default=1, metavar="N", help="processes for weak masks, each with as many threads as "
         "this one: set OMP_NUM_THREADS (default 1)")  # fmt: skip
     settings = [s for s in run_settings(method or "dense") if method or not s.name.startswith("method.")]

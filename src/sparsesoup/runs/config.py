@@ -29,7 +29,8 @@ from sparsesoup.training.config import DistillConfig, TrainingConfig
 MOST_STEPS, MOST_EPOCHS = 10**9, 10**6  # far above any training, far below the limits of loops and floats
 MOST = {"seed": 2**63 - 1, "method": 10**5}  # limits of other integers; those of a method may be lengths of lists
 ELSEWHERE = ("data_root", "dataset", "seed", "trust_remote_code")  # in a run's path, or of this machine: not in its key
-OUTSIDE = ("config", "out", "save_every", "cache_dir", "workers")  # flags of `prune` that are no settings of a run
+# Flags of `prune` that are no settings of a run.
+OUTSIDE = ("config", "out", "save_every", "cache_dir", "dry_run", "workers")
 NO_METHOD = f"no method named; say `sparsesoup prune METHOD`, one of {', '.join(METHODS)}"
 
 

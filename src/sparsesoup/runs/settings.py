@@ -134,7 +134,7 @@ def describe_type(kind: Any) -> str:
     """Return a type hint as users know it.
 
     >>> describe_type(int | None), describe_type(Literal["no", "bf16"]), describe_type(float | tuple[float, float])
-    ('int or null', 'one of no, bf16', 'float or [float, float]')
+    ('a whole number or null', 'one of no, bf16', 'a number or [a number, a number]')
     """
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
@@ -145,7 +145,8 @@ def describe_type(kind: Any) -> str:
         return f"a list of {describe_type(parts[0])}" if ... in parts else f"[{', '.join(map(describe_type, parts))}]"
     if is_dataclass(kind):
         return f"a table of {', '.join(f.name for f in fields(kind))}"
-    return {NoneType: "null", str: "text"}.get(kind, kind.__name__)
+    words = {NoneType: "null", str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    return words.get(kind, kind.__name__)
 
 
 def brief_value(value: Any) -> str:

@@ -6,7 +6,7 @@ from itertools import groupby
 from pathlib import Path
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.report.format import format_count, format_duration
+from sparsesoup.report.format import format_count, format_duration, label_name
 from sparsesoup.runs.config import RunConfig
 from sparsesoup.study.compare import folder_of
 from sparsesoup.study.cost.estimate import CostEstimate, CostEstimator
@@ -69,7 +69,7 @@ def describe_plan(settings: RunConfig) -> Iterator[str]:
     for is_fork, group in groupby(phases, lambda phase: phase.kind == "fork"):
         forks = list(group)
         rows += [_phase_row(forks)] if is_fork else [_phase_row([phase]) for phase in forks]
-    yield from _align([("phase", "steps", "label", "also"), *rows])
+    yield from _align([("phase", "steps", "cost", "also"), *rows])
     total = found.total_cost
     yield ""
     yield (
@@ -87,7 +87,8 @@ def _phase_row(group: Sequence[Phase]) -> tuple[str, ...]:
     also += [f"{first.validations} validations"] if first.validations else []
     also += [f"back to step {first.rewinds_to}"] if first.rewinds_to is not None else []
     also += sorted(first.needs - {"extra batches", "rewinding"})
-    return name, ("at most " if first.at_most else "") + steps, first.label if first.steps else "", ", ".join(also)
+    label = label_name(first.label) if first.steps else ""
+    return name, ("at most " if first.at_most else "") + steps, label, ", ".join(also)
 
 
 def _align(rows: Sequence[Sequence[str]]) -> Iterator[str]:
