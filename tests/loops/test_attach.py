@@ -114,7 +114,7 @@ def test_look_aheads_that_are_not_used_leave_no_trace() -> None:
     """With votes that change nothing the loop ends bit-equal to one without look-aheads, random states included."""
     plain, looked = Loop(), Loop()
     method = InstantSoup(stages=3, weak_masks=3, budget="extra", look_ahead=0.05)
-    first = plain.attach(replace(method, weak_masks=0))
+    first = plain.attach(replace(METHODS["isp-no-soup"], stages=3))  # type: ignore[call-arg]
     plain.train()
     second = looked.attach(method)
     second.phases = [replace(p, end=q.end) for p, q in _paired(second, first)]

@@ -66,7 +66,7 @@ def attach(
     """
     _require_one_process()
     chosen = named_method(method)
-    if hasattr(chosen, "budget"):
+    if getattr(chosen, "budget", "extra") != "extra" and getattr(chosen, "weak_masks", 1):
         chosen = replace(chosen, budget="extra")  # type: ignore[call-arg]  # the loop has its T steps
     inner = innermost(optimizer)
     targets = find_targets(unwrapped(model), prunable)
