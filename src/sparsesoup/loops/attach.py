@@ -10,11 +10,12 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from sparsesoup.core.errors import UserError
+from sparsesoup.core.granularity import Element
 from sparsesoup.core.targets import Target, Targets
 from sparsesoup.hub.models.prunable import prunable_matrices
 from sparsesoup.loops.problem import Loss, first_batches, make_problem
 from sparsesoup.loops.pruner import Pruner
-from sparsesoup.methods import METHODS, Method
+from sparsesoup.methods import METHODS, HardConcreteL0, HybridMovement, Method, SoftMovement
 from sparsesoup.training.plan import Phase
 
 Prunable = Callable[[str, Parameter], bool]
@@ -68,6 +69,7 @@ def attach(
     chosen = named_method(method)
     if getattr(chosen, "budget", "extra") != "extra" and getattr(chosen, "weak_masks", 1):
         chosen = replace(chosen, budget="extra")  # type: ignore[call-arg]  # the loop has its T steps
+    check_gates(chosen)
     inner = innermost(optimizer)
     targets = find_targets(unwrapped(model), prunable)
     check_trained(unwrapped(model), inner, targets)
@@ -147,6 +149,16 @@ def check_trained(model: nn.Module, optimizer: Optimizer, targets: Targets) -> N
         raise UserError(
             f"{missing[0]} is to be pruned and not trained by this optimizer ({len(missing)} such weights); make the "
             f"optimizer of the model's parameters once the model is on its device, or leave them out with prunable=..."
+        )
+
+
+def check_gates(method: Method) -> None:
+    """Raise a UserError if the gates of a method cannot be kept beside the model."""
+    whole = isinstance(method, HybridMovement | HardConcreteL0)
+    if whole or (isinstance(method, SoftMovement) and method.pattern != Element):
+        raise UserError(
+            f"{type(method).__name__} masks biases or draws gates at random, which a loop that is not ours does not; "
+            f"let sparsesoup train, or take movement or magnitude-ste here"
         )
 
 

@@ -13,6 +13,7 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.masks import dense_masks
 from sparsesoup.core.rng import cpu_generator
 from sparsesoup.core.targets import Targets, target_parameters
+from sparsesoup.loops.shadow import Shadow
 from sparsesoup.training.batching import Batch, RowBatches
 from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.plan import Phase
@@ -51,15 +52,19 @@ class LoopProblem(Problem):
         return PlainDevice(next(self.pretrained.parameters()).device)
 
     def start_run(self, attach: Callable[[nn.Module], GateParameters] | None = None) -> TrainState:
-        """Start a run on the model itself."""
-        if attach is not None:
-            raise UserError(
-                "this method trains parameters of its own beside the weights, which a loop that is not ours does not; "
-                'take gradual, platon or isp, or let sparsesoup train: prune("movement", ...)'
-            )
+        """Start a run on the model itself; with gates on a shadow of its weights."""
         self.journal.begin_run(self.meter)
-        masks = dense_masks(target_parameters(self.pretrained, self.targets))
-        return TrainState(model=self.pretrained, optimizer=self.optimizer, targets=self.targets, masks=masks)
+        model, optimizer = self.pretrained, self.optimizer
+        if attach is not None:
+            shadow = self.__dict__["shadow"] = Shadow(model, optimizer, self.targets, attach)
+            model, optimizer = shadow.weights, shadow.score_optimizer
+        masks = dense_masks(target_parameters(model, self.targets))
+        return TrainState(model=model, optimizer=optimizer, targets=self.targets, masks=masks)
+
+    @property
+    def gated(self) -> Shadow | None:
+        """The shadow of a run with gates."""
+        return self.__dict__.get("shadow")
 
 
 def make_problem(
@@ -86,9 +91,16 @@ def make_problem(
         predict=lambda model, batch: objective(model, batch)[None], criterion=lambda outputs, batch: outputs.mean(),
         metric=lambda outputs, labels: {}, objective=objective if loss is not None else None, seed=seed,
         training=TrainingConfig(
-            learning_rate=1.0, warmup_ratio=0.0, weight_decay=0.0, batch_size=1, max_grad_norm=max_grad_norm
+            learning_rate=peak_rate(optimizer), warmup_ratio=0.0, weight_decay=0.0, batch_size=1,
+            max_grad_norm=max_grad_norm,
         ),
     )  # fmt: skip
+
+
+def peak_rate(optimizer: Optimizer) -> float:
+    """Return the learning rate from which the loop's scheduler started; 1 if that is not known yet."""
+    rates = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+    return max(rates, default=0.0) or 1.0
 
 
 def as_mapping(batch: Any) -> Batch:

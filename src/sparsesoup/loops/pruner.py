@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.masks import Masks, apply_masks_
 from sparsesoup.core.masks import sparsity as sparsity_of
+from sparsesoup.core.targets import target_parameters
 from sparsesoup.loops.problem import LoopProblem
 from sparsesoup.methods import Method
 from sparsesoup.training.cost import Cost
@@ -97,7 +98,13 @@ class Pruner:
         """Return all that a restarted loop needs besides its own model and optimizer: plain values and tensors."""
         state = self._started.state
         own = {k: t for k, t in state.tensors().items() if k.startswith(("masks/", "memory/"))}
-        place = {"next": self._next, "open": self._phase is not None, "end": self._end, "due": self._due}
+        shadow = self.problem.gated
+        own |= {} if shadow is None else shadow.tensors()
+        factor = 1.0 if shadow is None else shadow.factor
+        place = {
+            "next": self._next, "open": self._phase is not None, "end": self._end, "due": self._due,
+            "score_factor": factor,
+        }  # fmt: skip
         costs = self.problem.meter.to_json()
         return {"plan": self._plan_key, "place": place, "facts": state.facts(), "costs": costs, "tensors": own}
 
@@ -118,6 +125,12 @@ class Pruner:
         state.step, state.masked, state.notes = int(facts["step"]), float(facts["masked"]), dict(facts["notes"])
         self.problem.meter.restore(saved["costs"])
         place = saved["place"]
+        for phase in self.phases[: place["next"]]:
+            if phase.always is not None:
+                phase.always(self._started)
+        if self.problem.gated is not None:
+            self.problem.gated.factor = place["score_factor"]
+            self.problem.gated.load(tensors)
         self._next, self._end, self._due = place["next"], place["end"], place["due"]
         if place["open"]:
             self._open(self.phases[self._next], self._end)
@@ -149,6 +162,9 @@ class Pruner:
                 self._close(run, self._phase)
             while self._phase is None and self._next < len(self.phases):
                 self._begin_next(run)
+            if self.problem.gated is not None:
+                self._hold_masks(run.state)
+                self.problem.gated.show()
         self._due = False
 
     def _begin_next(self, run: ActiveRun) -> None:
@@ -167,6 +183,8 @@ class Pruner:
                     hook(state)
             else:
                 run_phase(run, replace(phase, skip=None))
+                if phase.always is not None:
+                    phase.always(run)
                 self._next += 1
 
     def _open(self, phase: Phase, end: int) -> None:
@@ -211,7 +229,9 @@ class Pruner:
         self._rates = [group["lr"] for group in optimizer.param_groups]
         if self._factor is not None:
             for group in optimizer.param_groups:
-                group["lr"] = group["lr"] * self._factor(state.step)
+                group["lr"] = group["lr"] * (self._factor(state.step) / self.problem.training.learning_rate)
+        if self.problem.gated is not None and not _is_skipped(optimizer):
+            self.problem.gated.backward(state, self._inside.penalty)
         if self._inside.observe is not None and not _is_skipped(optimizer):
             with _unscaled(optimizer, state):
                 self._inside.observe(state)
@@ -223,23 +243,29 @@ class Pruner:
             group["lr"] = rate
         if _is_skipped(optimizer):
             return
-        state = self._started.state
+        state, shadow = self._started.state, self.problem.gated
+        if shadow is not None:
+            shadow.take_step(float(self._rates[0]))
         state.step += 1
         for hook in self._inside.hooks:
             hook(state)
         self._hold_masks(state)
+        if shadow is not None:
+            shadow.show()
         self._due = self._phase is not None and (state.step >= self._end or state.halt)
 
     def _hold_masks(self, state: TrainState) -> None:
         if state.masks is not self._masks:
             state.enforce_masks_()
+            if self.problem.gated is not None:
+                self.problem.gated.zero_moments(state.masks)
             self._masks = state.masks
         elif self._inside.hooks or not isinstance(state.optimizer, OPTIMIZERS_THAT_KEEP_ZEROS):
             apply_masks_(state.prunable_parameters(), state.masks)
 
     def _watch_gradients(self) -> None:
         """Zero the gradients of pruned weights as they are made; anew if parameters were replaced."""
-        params = self._started.state.prunable_parameters()
+        params = target_parameters(self.problem.pretrained, self.problem.targets)
         if params.keys() == self._watched.keys() and all(p is self._watched[n] for n, p in params.items()):
             return
         for handle in self._gradient_hooks:
@@ -257,7 +283,7 @@ class Pruner:
         return zero
 
     def _zero_gradients(self) -> None:
-        for name, parameter in self._started.state.prunable_parameters().items():
+        for name, parameter in self._watched.items():
             self._zero_hook(name)(parameter)
 
     @contextmanager
