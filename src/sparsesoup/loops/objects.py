@@ -1,7 +1,6 @@
 """Prune model objects on dataset objects, or whatever a Trainer holds, with our own loop: every method runs."""
 
 import copy
-import functools
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, fields, replace
@@ -13,20 +12,20 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel, Trainer, default_data_collator
-from transformers.trainer_pt_utils import nested_concat, nested_numpify
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import write_json
 from sparsesoup.core.masks import Masks
 from sparsesoup.core.ticket import Ticket, save_masks
 from sparsesoup.loops.attach import Prunable, find_targets, named_method
+from sparsesoup.loops.object_problem import ObjectProblem
 from sparsesoup.loops.problem import Loss, as_mapping
 from sparsesoup.methods import TABLE, Method, row_of
 from sparsesoup.training.batching import RowBatches
 from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.config import TrainingConfig
-from sparsesoup.training.cost import Cost, CostTracker
-from sparsesoup.training.problem import NullObserver, Observer, Problem, add_batch_cost, to_device
+from sparsesoup.training.cost import CostTracker
+from sparsesoup.training.problem import NullObserver, Observer
 
 Settings = TypeVar("Settings")
 EPOCHS = 3.0  # of a fine-tuning without a number of steps
@@ -87,61 +86,6 @@ class PrunedModel:
         save_masks(path / "pruning", self.masks, facts)
         write_json(path / "pruning" / "cost.json", self.cost)
         return path
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObjectProblem(Problem):
-    """A problem of objects: the loss comes from the model or the user, scores from batches as they are evaluated.
-
-    Args:
-        compute_metrics: as of the Trainer.
-        preprocess_logits: as `preprocess_logits_for_metrics` of the Trainer.
-    """
-
-    compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None
-    preprocess_logits: Callable[[Any, Any], Any] | None = None
-
-    def score_validation(self, model: nn.Module, cost: Cost) -> tuple[dict[str, float], dict[str, Any]]:
-        """Return the scores on the evaluation rows; only what `compute_metrics` takes is kept in memory."""
-        training, rows, total, kept = model.training, 0, 0.0, _Predictions(self.preprocess_logits)
-        batches = self.validation.eval_batches(2 * self.training.batch_size)
-        model.eval()
-        self.observer.begin("validation", 0, len(batches))
-        for indices in batches:
-            batch = to_device(self.validation.batch(indices), self.accelerator.device)
-            shape = ("forward", *(tuple(t.shape) for t in batch.values()))
-            with torch.no_grad():
-                work = functools.partial(self.training_loss, model, batch)
-                loss, flops = self.meter.run_and_count_flops(shape, work)
-                if self.compute_metrics is not None:
-                    kept.add(model(**{k: t for k, t in batch.items() if k != "labels"}), batch.get("labels"))
-            rows, total = rows + len(indices), total + len(indices) * float(loss)
-            add_batch_cost(cost, self.validation, indices, flops)
-            self.observer.step({})
-        self.observer.end()
-        model.train(training)
-        found = {} if self.compute_metrics is None else dict(self.compute_metrics(kept.prediction()))
-        return {**found, "negative_loss": -total / max(rows, 1)}, {}
-
-
-class _Predictions:
-    """Logits and labels of all batches, padded to one length, on the CPU."""
-
-    def __init__(self, preprocess: Callable[[Any, Any], Any] | None) -> None:
-        self.preprocess, self.logits, self.labels = preprocess, None, None
-
-    logits: Any
-    labels: Any
-
-    def add(self, outputs: Any, labels: Tensor | None) -> None:
-        logits = outputs.logits if hasattr(outputs, "logits") else outputs
-        logits = logits if self.preprocess is None else self.preprocess(logits, labels)
-        for name, new in (("logits", logits.cpu()), ("labels", None if labels is None else labels.cpu())):
-            before = getattr(self, name)
-            setattr(self, name, new if before is None else nested_concat(before, new))
-
-    def prediction(self) -> EvalPrediction:
-        return EvalPrediction(predictions=nested_numpify(self.logits), label_ids=nested_numpify(self.labels))
 
 
 def prune_model(

@@ -1,13 +1,11 @@
 """Pruner: carries out the plan of a method from hooks on a model and its optimizer."""
 
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -17,7 +15,9 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.masks import Masks, apply_masks_
 from sparsesoup.core.masks import sparsity as sparsity_of
 from sparsesoup.core.targets import target_parameters
+from sparsesoup.loops.optimizer import RelativeRate, is_skipped, unscaled
 from sparsesoup.loops.problem import LoopProblem
+from sparsesoup.loops.traces import untouched_weights, without_trace
 from sparsesoup.methods import Method
 from sparsesoup.training.cost import Cost
 from sparsesoup.training.driver import run_forks, run_phase
@@ -115,7 +115,7 @@ class Pruner:
         """
         if saved["plan"] != self._plan_key:
             raise UserError(f"this state is of {saved['plan']}, and the pruner of {self._plan_key}; attach as before")
-        with self._untouched_weights():
+        with untouched_weights(self.problem):
             state = self._started.state
         device = next(iter(state.masks.values())).device
         tensors = {name: t.to(device, copy=True) for name, t in saved["tensors"].items()}
@@ -157,7 +157,7 @@ class Pruner:
     def _catch_up(self) -> None:
         """Do what the plan has between the steps that were made and the next ones."""
         run = self._started
-        with self._aside(run.state):
+        with self._asleep(), without_trace(run.state.model):
             if self._phase is not None:
                 self._close(run, self._phase)
             while self._phase is None and self._next < len(self.phases):
@@ -204,7 +204,7 @@ class Pruner:
     def _run_forks(self, run: ActiveRun, forks: Sequence[Phase]) -> None:
         """Run the forks at the loop's present learning rates, times the factor of each."""
         optimizer, now = self.problem.optimizer, self.problem.rate_schedule()(run.state.step)
-        forks = [replace(fork, rate=_RelativeRate(fork.rate or self.problem.rate_schedule(), now)) for fork in forks]
+        forks = [replace(fork, rate=RelativeRate(fork.rate or self.problem.rate_schedule(), now)) for fork in forks]
         groups = [dict(group) for group in optimizer.param_groups]
         plain = {p: {k: v for k, v in slot.items() if not isinstance(v, Tensor)} for p, slot in optimizer.state.items()}
         for group in optimizer.param_groups:
@@ -230,10 +230,10 @@ class Pruner:
         if self._factor is not None:
             for group in optimizer.param_groups:
                 group["lr"] = group["lr"] * (self._factor(state.step) / self.problem.training.learning_rate)
-        if self.problem.gated is not None and not _is_skipped(optimizer):
+        if self.problem.gated is not None and not is_skipped(optimizer):
             self.problem.gated.backward(state, self._inside.penalty)
-        if self._inside.observe is not None and not _is_skipped(optimizer):
-            with _unscaled(optimizer, state):
+        if self._inside.observe is not None and not is_skipped(optimizer):
+            with unscaled(optimizer, state):
                 self._inside.observe(state)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
@@ -241,7 +241,7 @@ class Pruner:
             return
         for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate
-        if _is_skipped(optimizer):
+        if is_skipped(optimizer):
             return
         state, shadow = self._started.state, self.problem.gated
         if shadow is not None:
@@ -287,68 +287,10 @@ class Pruner:
             self._zero_hook(name)(parameter)
 
     @contextmanager
-    def _aside(self, state: TrainState) -> Iterator[None]:
-        """Leave no trace in the loop but what the plan does to weights and masks: modes, gradients, random states."""
-        modes = [(module, module.training) for module in state.model.modules()]
-        grads = [(p, p.grad) for p in state.model.parameters()]
-        drawn = random.getstate(), np.random.get_state()
+    def _asleep(self) -> Iterator[None]:
+        """Let the hooks do nothing: what runs inside is ours."""
         self._busy = True
         try:
-            for parameter, _ in grads:
-                parameter.grad = None
-            with torch.random.fork_rng(), torch.inference_mode(False), torch.enable_grad():
-                yield
+            yield
         finally:
             self._busy = False
-            random.setstate(drawn[0])
-            np.random.set_state(drawn[1])
-            for module, mode in modes:
-                module.training = mode
-            for parameter, grad in grads:
-                parameter.grad = grad
-
-    @contextmanager
-    def _untouched_weights(self) -> Iterator[None]:
-        """Take back what the start of a method does to weights and moments, which are those of a later step."""
-        params = dict(self.problem.pretrained.named_parameters())
-        before = {name: p.detach().clone() for name, p in params.items() if name in self.problem.targets}
-        moments = {p: {k: v.clone() if isinstance(v, Tensor) else v for k, v in slot.items()}
-                   for p, slot in self.problem.optimizer.state.items()}  # fmt: skip
-        yield
-        with torch.no_grad():
-            for name, weight in before.items():
-                params[name].copy_(weight)
-        self.problem.optimizer.state.update(moments)
-
-
-@dataclass(frozen=True)
-class _RelativeRate:
-    """A plan's learning rate as a factor on the loop's present one."""
-
-    rate: Rate
-    now: float
-
-    def __call__(self, step: int) -> float:
-        return round(self.rate(step) / self.now, 12)
-
-
-def _is_skipped(optimizer: Optimizer) -> bool:
-    """Return True if a fused optimizer leaves out this step, since a gradient scaler found an overflow."""
-    found = getattr(optimizer, "found_inf", None)
-    return found is not None and bool(torch.as_tensor(found).sum() > 0)
-
-
-@contextmanager
-def _unscaled(optimizer: Optimizer, state: TrainState) -> Iterator[None]:
-    """Show the gradients without the factor of a gradient scaler, which a fused optimizer divides by itself."""
-    scale = getattr(optimizer, "grad_scale", None)
-    if scale is None:
-        yield
-        return
-    params = state.prunable_parameters()
-    grads = {name: p.grad for name, p in params.items()}
-    for parameter in params.values():
-        parameter.grad = None if parameter.grad is None else parameter.grad / scale
-    yield
-    for name, parameter in params.items():
-        parameter.grad = grads[name]
