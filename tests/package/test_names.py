@@ -50,3 +50,14 @@ def test_no_two_public_classes_or_functions_share_a_name() -> None:
 def test_there_are_at_most_twelve_modules_and_packages() -> None:
     rooms = {path.relative_to(ROOT).parts[0] for path in TREES} - {"__init__.py"}
     assert len(rooms) <= 12, sorted(rooms)
+
+
+def test_no_file_is_above_300_lines_and_no_function_above_60() -> None:
+    long = [str(path.relative_to(ROOT)) for path in TREES if len(path.read_text(encoding="utf-8").splitlines()) > 300]
+    long += [
+        f"{path.relative_to(ROOT)}: {node.name}"
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 60
+    ]
+    assert not long

@@ -138,32 +138,53 @@ def prune_model(
     >>> int((found.model[0].weight == 0).sum())
     32
     """
+    training = train if isinstance(train, TrainingConfig) else with_settings(TrainingConfig(), train or {}, "train")
+    problem = _make_problem(
+        model, train_dataset, eval_dataset, training, (steps, epochs or EPOCHS), data_collator, loss, prunable,
+        head=tuple(head), seed=seed, compute_metrics=compute_metrics, preprocess_logits=preprocess_logits_for_metrics,
+        journal=Checkpointer(CostTracker(), Path(checkpoints) if checkpoints else None),
+        observer=observer or NullObserver(),
+    )  # fmt: skip
+    return _prune_problem(named_method(method), problem, sparsity)
+
+
+def _make_problem(
+    model: nn.Module | None,
+    train_dataset: Any,
+    eval_dataset: Any,
+    training: TrainingConfig,
+    length: tuple[int | None, float],
+    collator: Callable[[list[Any]], Any] | None,
+    loss: Loss | None,
+    prunable: Prunable | None,
+    **rest: Any,
+) -> ObjectProblem:
+    """Return the problem of objects; `length` is T, or None and the epochs of it."""
     if model is None or train_dataset is None:
         raise UserError("give model=... and train_dataset=..., both as objects, or both by name")
     if loss is None and not isinstance(model, PreTrainedModel):
         raise UserError(f"{type(model).__name__} brings no loss; give loss=lambda model, batch: ...")
-    chosen = named_method(method)
-    training = train if isinstance(train, TrainingConfig) else with_settings(TrainingConfig(), train or {}, "train")
-    if sparsity is None:
-        sparsity = 0.0 if TABLE[row_of(chosen)].dense else 0.9
-    rows = _rows_of(train_dataset, data_collator, steps, training)
-    evaluation = rows if eval_dataset is None else _rows_of(eval_dataset, data_collator, None, training)
-    total = steps or max(1, round((epochs or EPOCHS) * max(1, len(rows) // training.rows_per_step)))
-    objective, meter = _as_objective(loss or _own_loss, rows), CostTracker()
-    problem = ObjectProblem(
+    rows = _rows_of(train_dataset, collator, length[0], training)
+    evaluation = rows if eval_dataset is None else _rows_of(eval_dataset, collator, None, training)
+    total = length[0] or max(1, round(length[1] * max(1, len(rows) // training.rows_per_step)))
+    objective = _as_objective(loss or _own_loss, rows)
+    return ObjectProblem(
         pretrained=model, targets=find_targets(model, prunable), train=rows, validation=evaluation, steps=total,
         training=training, objective=objective, predict=lambda model, batch: objective(model, batch)[None],
-        criterion=lambda outputs, batch: outputs.mean(), metric=lambda outputs, labels: {}, seed=seed, meter=meter,
-        journal=Checkpointer(meter, None if checkpoints is None else Path(checkpoints)), head=tuple(head),
-        compute_metrics=compute_metrics, preprocess_logits=preprocess_logits_for_metrics,
-        observer=observer or NullObserver(),
+        criterion=lambda outputs, batch: outputs.mean(), metric=lambda outputs, labels: {}, meter=rest["journal"].meter,
+        **rest,
     )  # fmt: skip
-    if any(phase.own_loss for phase in chosen.plan(problem.size, sparsity)):
-        raise UserError(f"{type(chosen).__name__} needs logits beside the loss; take platon, or a name for model=...")
-    ticket = chosen.run(problem, sparsity)
-    pruned = copy.deepcopy(model).eval()
+
+
+def _prune_problem(method: Method, problem: ObjectProblem, sparsity: float | None) -> PrunedModel:
+    if sparsity is None:
+        sparsity = 0.0 if TABLE[row_of(method)].dense else 0.9
+    if any(phase.own_loss for phase in method.plan(problem.size, sparsity)):
+        raise UserError(f"{type(method).__name__} needs logits beside the loss; take platon, or a name for model=...")
+    ticket = method.run(problem, sparsity)
+    pruned = copy.deepcopy(problem.pretrained).eval()
     pruned.load_state_dict(ticket.weights)
-    return PrunedModel(pruned, ticket, row_of(chosen))
+    return PrunedModel(pruned, ticket, row_of(method))
 
 
 def with_settings(default: Settings, table: Mapping[str, Any], what: str) -> Settings:
