@@ -1,5 +1,6 @@
 """Runtime options that do not affect a run's result: console, autosave, cache, workers."""
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ class RuntimeOptions:
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise UserError(f"at least 1 is needed, got {self.workers}", "workers")
-        if not self.save_every >= 0:
+        if not 0 <= self.save_every < math.inf:
             raise UserError(f"a number of seconds, 0 or more, is needed, got {self.save_every}", "save_every")
         if self.cache is not None:
             make_folder(self.cache, "--cache-dir")
