@@ -61,7 +61,7 @@ def add_settings(parser: CommandParser, settings: Iterable[Setting], title: str 
         if own not in groups:
             first = str(parse(own.__doc__ or "").short_description)
             groups[own] = parser.add_argument_group(title or first.partition(".")[0])
-        has_default = kind is not bool and setting.value not in (None, "")
+        has_default = setting.value not in (None, "")
         shown = f" (default {_plain_default(setting.value)})" if has_default else ""
         more = {"nargs": "?", "const": "true"} if kind is bool else {"nargs": "+"} if _is_list_of_texts(kind) else {}
         groups[own].add_argument(
@@ -116,4 +116,6 @@ def _value_placeholder(kind: Any) -> str:
 
 
 def _plain_default(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

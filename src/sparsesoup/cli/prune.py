@@ -20,7 +20,7 @@ from sparsesoup.runs.config import (
     read_recipe,
     run_settings,
 )
-from sparsesoup.runs.settings import flag_of, unknown_setting
+from sparsesoup.runs.settings import Setting, flag_of, unknown_setting
 from sparsesoup.runs.yaml_text import line_of_keys
 
 USAGE = """sparsesoup prune METHOD [--model M] [--dataset D] [--sparsity S] [--steps N | --epochs X] [--seed N]
@@ -78,8 +78,11 @@ def settings_parser(method: str = "") -> CommandParser:
         "this one: set OMP_NUM_THREADS (default 1)")  # fmt: skip
     settings = [s for s in run_settings(method or "dense") if method or not s.name.startswith("method.")]
     add_settings(made, settings)
+    owners = {s.name.rpartition(".")[0]: s.owner for s in settings}
     for group in sorted({s.name[:i] for s in settings for i, sign in enumerate(s.name) if sign == "."}):
-        add(flag_of(group), dest=group, default=argparse.SUPPRESS, help=argparse.SUPPRESS)  # a table of its settings
+        owner = owners.get(group.rpartition(".")[0])
+        about = Setting(group, None, None, owner).help_text or argparse.SUPPRESS
+        add(flag_of(group), dest=group, default=argparse.SUPPRESS, metavar="TABLE", help=about)
     return made
 
 

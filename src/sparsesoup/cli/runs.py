@@ -1,6 +1,7 @@
 """Commands on runs and methods: `test`, `show`, `methods`, `apply`."""
 
 import sys
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,10 @@ from typing import Any
 from docstring_parser import parse
 
 from sparsesoup.cli.command import Command, CommandParser
-from sparsesoup.methods import METHODS, TABLE
+from sparsesoup.methods import METHODS, TABLE, Method
 from sparsesoup.report.console import SafeConsole, print_line, text_table
 from sparsesoup.runs.config import method_named
-from sparsesoup.runs.settings import flag_of, settings_of
+from sparsesoup.runs.settings import Setting, flag_of, settings_of
 from sparsesoup.runs.summary import format_scores
 
 
@@ -104,11 +105,24 @@ def print_method(name: str) -> None:
     facts = {"family": row.family, "score": row.score, "cost": f"{row.cost} (in T)"}
     facts["source"] = row.source or "plain fine-tuning"
     console.print("\n" + "\n".join(f"{key:7} {value}" for key, value in facts.items()) + "\n", highlight=False)
-    rows = [(flag_of(s.name), _plain_value(s.value), s.help_text) for s in settings_of(method, "method")]
-    if rows:
+    if rows := list(_setting_rows(method)):
         console.print(text_table(("setting", "default", "meaning"), rows, left=3))
     else:
         console.print("no settings of its own")
+
+
+def _setting_rows(method: Method) -> Iterator[tuple[str, str, str]]:
+    """Yield (flag, default, meaning) of the settings of a method; of a group of settings its meaning first."""
+    settings, seen = list(settings_of(method, "method")), {"method"}
+    owners = {s.name.rpartition(".")[0]: s.owner for s in settings}
+    for setting in settings:
+        group = setting.name.rpartition(".")[0]
+        above = group.rpartition(".")[0]
+        if group not in seen:
+            seen.add(group)
+            meaning = Setting(group, None, None, owners.get(above)).help_text
+            yield "  " * above.count(".") + f"{flag_of(group)}.*", "", meaning
+        yield "  " * group.count(".") + flag_of(setting.name), _plain_value(setting.value), setting.help_text
 
 
 def _plain_value(value: Any) -> str:
