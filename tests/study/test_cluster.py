@@ -165,7 +165,7 @@ def test_a_dead_worker_a_lost_node_and_a_dead_driver_change_nothing(folder):
         cluster.shutdown()
     assert study()["failed"] == []
     assert len(study()["runs"]) == 2 * 3
-    assert without_seconds(study()) == without_seconds(study("here"))
+    assert without_seconds(study()) == without_seconds(study(out="here"))
     assert "raylet" not in said.read_text()  # what Ray says of it is not for the terminal
 
 

@@ -430,5 +430,5 @@ def test_decay_is_for_matrices_alone() -> None:
     ],
 )
 def test_impossible_settings_are_refused_by_name(change: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=f"train.{next(iter(change))}"):
+    with pytest.raises(UserError, match=f"^{next(iter(change))}: "):
         TrainingConfig(**change)

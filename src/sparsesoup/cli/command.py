@@ -3,8 +3,8 @@
 import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import NoneType
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from docstring_parser import parse
 
@@ -84,13 +84,13 @@ def flag_value(kind: Any, words: str | Sequence[str], name: str) -> Any:
     >>> flag_value(tuple[str, ...], ["a,b"], "text_columns"), flag_value(tuple[str, ...], ['["a,b"]'], "text_columns")
     (['a', 'b'], ['a,b'])
     """
-    options = get_args(kind) or (kind,)
+    options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     text = words if isinstance(words, str) else words[0]
     if text == "null" and NoneType in options:
         return None
     if not isinstance(words, str) and not (len(words) == 1 and text.startswith("[")):
         return [part.strip() for word in words for part in word.split(",") if part.strip()]
-    if str in options or (get_origin(kind) is Literal and text in options):
+    if str in options or (get_origin(kind) is Literal and text in get_args(kind)):
         return text
     try:
         return read_yaml(text)
