@@ -46,6 +46,14 @@ def test_a_model_of_transformers_is_pruned_as_an_object(method: str) -> None:
     assert found.cost["validation"]["examples"] >= len(VALIDATION)
 
 
+def test_the_second_pass_of_metrics_is_charged() -> None:
+    """The logits for `compute_metrics` take a forward pass beside that of the loss."""
+    given: dict[str, Any] = {"sparsity": 0.5, "steps": 4, "train": ARGS}
+    plain = prune_model("magnitude", model_of(), TRAIN, VALIDATION, **given)
+    scored = prune_model("magnitude", model_of(), TRAIN, VALIDATION, compute_metrics=accuracy, **given)
+    assert scored.cost["validation"]["flops"] == 2 * plain.cost["validation"]["flops"]
+
+
 def _row(row: dict[str, Any]) -> dict[str, Tensor]:
     return {name: torch.tensor(value)[None] for name, value in row.items() if name != "labels"}
 

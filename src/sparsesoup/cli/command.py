@@ -1,4 +1,4 @@
-"""What a command of the command line consists of, and flags of settings dataclasses."""
+"""Parts of a command of the command line, and flags of settings dataclasses."""
 
 import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import EvalPrediction
 from transformers.trainer_pt_utils import nested_concat, nested_numpify
 
+from sparsesoup.training.batching import Batch
 from sparsesoup.training.cost import Cost
 from sparsesoup.training.problem import Problem, add_batch_cost, to_device
 
@@ -36,10 +37,10 @@ class ObjectProblem(Problem):
             batch = to_device(self.validation.batch(indices), self.accelerator.device)
             shape = ("forward", *(tuple(t.shape) for t in batch.values()))
             with torch.no_grad():
-                work = functools.partial(self.training_loss, model, batch)
-                loss, flops = self.meter.run_and_count_flops(shape, work)
+                work = functools.partial(self._loss_and_outputs, model, batch)
+                (loss, outputs), flops = self.meter.run_and_count_flops(shape, work)
                 if self.compute_metrics is not None:
-                    kept.add(model(**{k: t for k, t in batch.items() if k != "labels"}), batch.get("labels"))
+                    kept.add(outputs, batch.get("labels"))
             rows, total = rows + len(indices), total + len(indices) * float(loss)
             add_batch_cost(cost, self.validation, indices, flops)
             self.observer.step({})
@@ -47,6 +48,13 @@ class ObjectProblem(Problem):
         model.train(training)
         found = {} if self.compute_metrics is None else dict(self.compute_metrics(kept.prediction()))
         return {**found, "negative_loss": -total / max(rows, 1)}, {}
+
+    def _loss_and_outputs(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
+        """Return the loss and, for metrics, the outputs: a second pass, since the loss may be any function."""
+        loss = self.training_loss(model, batch)
+        if self.compute_metrics is None:
+            return loss, None
+        return loss, model(**{name: t for name, t in batch.items() if name != "labels"})
 
 
 class _Predictions:

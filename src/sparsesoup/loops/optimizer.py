@@ -1,4 +1,4 @@
-"""What the optimizer of a foreign loop does with a step: its learning rate, its scale, whether it leaves it out."""
+"""Learning rate, gradient scale and left-out steps of the optimizer of a foreign loop."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

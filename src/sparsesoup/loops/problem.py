@@ -24,7 +24,7 @@ Loss = Callable[[nn.Module, Any], Tensor]
 
 
 class PlainDevice:
-    """What a problem asks of accelerate, in a process that may have an Accelerator of its own."""
+    """Device, backward pass and clipping, in a process that may have an Accelerator of its own."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

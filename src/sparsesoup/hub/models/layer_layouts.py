@@ -29,7 +29,7 @@ SHORT = {"feed-forward in": "up", "feed-forward out": "down"}  # of a feed-forwa
 
 @dataclass(frozen=True)
 class LayerLayout:
-    """What the names of a block's linear layers do not say.
+    """Facts on a block that the names of its linear layers do not say.
 
     Its attention must split query, key and value into as many heads as their width holds, and its feed-forward part
     must be down(activation(up(x))); then heads and units can be removed without changing the code.

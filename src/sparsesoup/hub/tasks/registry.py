@@ -24,7 +24,7 @@ from sparsesoup.training.batching import Batch, RowBatches
 
 
 class AnyTask(Protocol):
-    """What every task has: the columns to read and that of the answers; `labels` too if these are classes."""
+    """Parts of every task: the columns to read and that of the answers; `labels` too if these are classes."""
 
     @property
     def texts(self) -> tuple[str, ...]: ...
