@@ -101,9 +101,11 @@ def _prune_objects(
     name: str | Method, model: Any, trainer: Any, method: Mapping[str, Any] | None, given: dict[str, Any]
 ) -> "PrunedModel":
     from sparsesoup.loops.attach import named_method
-    from sparsesoup.loops.objects import prune_model, prune_trainer, with_settings
+    from sparsesoup.loops.objects import prune_model, prune_trainer
 
-    chosen = with_settings(named_method(name), method or {}, "method")
+    chosen = fill_settings(named_method(name), method or {}, "method")
+    if isinstance(train := given.get("train"), Mapping):
+        given["train"] = fill_settings(TrainingConfig(), train, "train")
     if trainer is None:
         return prune_model(chosen, model, **given)
     if model is not None:

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from conftest import same
-from sparsesoup import InstantSoup, TrainingConfig, UserError, export, load_masks
+from sparsesoup import InstantSoup, TrainingConfig, UserError, export, load_masks, prune
 from sparsesoup.core.masks import count_kept, count_total
 from sparsesoup.loops.objects import prune_model, prune_trainer
 from tiny_hub import tokenizer
@@ -213,3 +213,13 @@ def test_what_cannot_be_is_refused_in_one_line(given: dict[str, Any], says: str)
     with pytest.raises(UserError, match=says) as caught:
         prune_model(**(table | given))
     assert "\n" not in str(caught.value)
+
+
+def test_settings_of_objects_are_read_as_those_of_names() -> None:
+    given: dict[str, Any] = {"model": model_of(), "train_dataset": TRAIN, "steps": 4, "sparsity": 0.5}
+    found = prune("magnitude", train={"batch_size": 8, "learning_rate": 5e-3}, **given)
+    assert same(found.masks, prune_model("magnitude", train=ARGS, **given).masks)
+    with pytest.raises(UserError, match=r"learning_rte.*learning_rate"):
+        prune("magnitude", train={"learning_rte": 1.0}, **given)
+    with pytest.raises(UserError, match="sope"):
+        prune("magnitude", method={"sope": "row"}, **given)

@@ -3,10 +3,10 @@
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -27,7 +27,6 @@ from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.cost import CostTracker
 from sparsesoup.training.problem import NullObserver, Observer
 
-Settings = TypeVar("Settings")
 EPOCHS = 3.0  # of a fine-tuning without a number of steps
 # Arguments of a Trainer that our loop takes over, and those that do not touch the training.
 HONOURED = {
@@ -97,7 +96,7 @@ def prune_model(
     sparsity: float | None = None,
     steps: int | None = None,
     epochs: float | None = None,
-    train: TrainingConfig | Mapping[str, Any] | None = None,
+    train: TrainingConfig | None = None,
     data_collator: Callable[[list[Any]], Any] | None = None,
     loss: Loss | None = None,
     compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
@@ -117,7 +116,7 @@ def prune_model(
         eval_dataset: rows for selection and for the metrics of the result; default: the training rows.
         sparsity: share of the prunable weights to remove; default 0.9.
         steps: T, the steps of one fine-tuning; or `epochs`, default 3.
-        train: settings of the training: a TrainingConfig, or those that differ from its defaults.
+        train: settings of the training; default: TrainingConfig().
         data_collator: rows -> batch; default: that of transformers.
         loss: (model, batch) -> mean loss; default: the loss that the model returns.
         compute_metrics: EvalPrediction -> scores, the higher the better; the first one is used for selection.
@@ -138,12 +137,11 @@ def prune_model(
     >>> int((found.model[0].weight == 0).sum())
     32
     """
-    training = train if isinstance(train, TrainingConfig) else with_settings(TrainingConfig(), train or {}, "train")
     problem = _make_problem(
-        model, train_dataset, eval_dataset, training, (steps, epochs or EPOCHS), data_collator, loss, prunable,
-        head=tuple(head), seed=seed, compute_metrics=compute_metrics, preprocess_logits=preprocess_logits_for_metrics,
+        model, train_dataset, eval_dataset, train or TrainingConfig(), (steps, epochs or EPOCHS), data_collator, loss,
+        prunable, head=tuple(head), seed=seed, compute_metrics=compute_metrics,
+        preprocess_logits=preprocess_logits_for_metrics, observer=observer or NullObserver(),
         journal=Checkpointer(CostTracker(), Path(checkpoints) if checkpoints else None),
-        observer=observer or NullObserver(),
     )  # fmt: skip
     return _prune_problem(named_method(method), problem, sparsity)
 
@@ -185,17 +183,6 @@ def _prune_problem(method: Method, problem: ObjectProblem, sparsity: float | Non
     pruned = copy.deepcopy(problem.pretrained).eval()
     pruned.load_state_dict(ticket.weights)
     return PrunedModel(pruned, ticket, row_of(method))
-
-
-def with_settings(default: Settings, table: Mapping[str, Any], what: str) -> Settings:
-    """Return settings that differ from the defaults.
-
-    Raises: UserError if there is no such setting.
-    """
-    names = [f.name for f in fields(cast(Any, default))]
-    if unknown := [name for name in table if name not in names]:
-        raise UserError(f"{what} has no setting {unknown[0]}; it has {', '.join(names)}")
-    return cast(Settings, replace(cast(Any, default), **table))
 
 
 def prune_trainer(method: str | Method, trainer: Trainer, *, sparsity: float | None = None, **more: Any) -> PrunedModel:
