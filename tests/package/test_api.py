@@ -119,6 +119,19 @@ ROW = MethodInfo(method=Halves(), family="own", score="|w|", summary="in two hal
 '''
 
 
+PLANLESS = """
+from dataclasses import dataclass
+from sparsesoup.methods import Method, MethodInfo
+
+@dataclass(frozen=True)
+class Planless(Method):
+    def run(self, problem, sparsity):
+        return None
+
+ROW = MethodInfo(method=Planless(), family="x", score="x", summary="x")
+"""
+
+
 @pytest.fixture
 def plugin(tmp_path: Path) -> Path:
     """A folder with an installed package that adds a method."""
@@ -205,11 +218,13 @@ def test_a_task_of_another_package_works_like_one_of_ours(place: Path, tmp_path:
         ("halves = halves:NONE", "cannot be imported"),
         ("halves = halves:Halves", "is a type, where a MethodInfo is needed"),
         ("isp = halves:ROW", "a name in use"),
+        ("idle = planless:ROW", r"planless:ROW .* Planless\(\) is no method: .* a plan\(size, sparsity\) is needed"),
     ],
 )
 def test_a_plugin_that_is_none_is_refused(plugin: Path, entry: str, said: str, monkeypatch) -> None:
     points = plugin / "halves-1.0.dist-info" / "entry_points.txt"
     points.write_text(f"[sparsesoup.methods]\n{entry}\n", encoding="utf-8")
+    (plugin / "planless.py").write_text(PLANLESS, encoding="utf-8")
     monkeypatch.syspath_prepend(plugin)
     with pytest.raises(UserError, match=said) as caught:
         load_plugins("sparsesoup.methods", MethodInfo, TABLE)

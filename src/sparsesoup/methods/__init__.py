@@ -63,6 +63,10 @@ class MethodInfo:
     grouped: bool = False
     fixed: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.method, Method) or type(self.method).plan is Method.plan:
+            raise UserError(f"{self.method!r} is no method: a subclass of Method with a plan(size, sparsity) is needed")
+
 
 SOUP = ("weak_masks", "look_ahead", "budget", "protocols", "moments", "merge")
 
