@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+from ruamel.yaml.representer import SafeRepresenter
 from ruamel.yaml.resolver import VersionedResolver
 
 LARGEST = 1_000_000  # bytes of a file: a recipe has a few thousand
@@ -88,9 +89,26 @@ def read_text(path: Path) -> str:
         raise BadYaml(f"it is no text in UTF-8, by its byte {error.start + 1:,}") from error
 
 
+class _QuotingRepresenter(SafeRepresenter):
+    """Quote the texts that YAML 1.1, which other programs read, takes for true or false, such as `no`."""
+
+    def represent_str(self, data: str) -> Node:
+        style = "'" if data.lower() in ("y", "n", "yes", "no", "on", "off") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_QuotingRepresenter.add_representer(str, _QuotingRepresenter.represent_str)
+
+
 def dump_yaml(table: Any) -> str:
-    """Return plain values as YAML, tables in their own order."""
+    """Return plain values as YAML, tables in their own order.
+
+    >>> print(dump_yaml({"precision": "no", "steps": 3}), end="")
+    precision: 'no'
+    steps: 3
+    """
     writer, stream = YAML(typ="safe", pure=True), io.StringIO()
+    writer.Representer = _QuotingRepresenter
     writer.default_flow_style = writer.representer.sort_base_mapping_type_on_output = False
     writer.dump(table, stream)
     return stream.getvalue()
