@@ -19,9 +19,9 @@ def closing_lines(path: Path, report: Mapping[str, Any], out: Path) -> list[str]
         out: folder of all runs, in which the dense run of the same settings may be.
     """
     weights, guess, dense = report["sparsity"], describe_guessing(report["answers"]), find_dense_run(report, out)
-    scores = f"validation {format_scores(report['validation'])}"
+    kept = f"{weights['kept']} of {weights['total']} weights kept, {format_percent(weights['reached'])} pruned"
     return [
-        f"{report['method']}: {weights['kept']} of {weights['total']} weights kept, {scores}",
+        f"{report['method']}: {kept}, validation {format_scores(report['validation'])}",
         *([f"guess   {guess}"] if guess else []),
         *([f"dense   validation {format_scores(dense[1]['validation'])}, in {dense[0]}"] if dense else []),
         f"report  {path / 'report.html'}",
