@@ -27,14 +27,14 @@ from torch import Tensor, nn
 from sparsesoup.core.errors import UserError, cause_line
 from sparsesoup.core.files import atomic_write, file_lock, write_json, write_text
 from sparsesoup.core.rng import cpu_generator, derive_seed
-from sparsesoup.hub.models.checkpoint import quiet_transformers
 from sparsesoup.hub.models.prunable import find_prunable
+from sparsesoup.hub.quiet import quiet_libraries
 from sparsesoup.hub.tasks import zero_shot
 from sparsesoup.hub.tasks.images import ImageTask, encode_images
-from sparsesoup.hub.tasks.prompts import names_of, templates_of
 from sparsesoup.hub.tasks.registry import infer_task
 from sparsesoup.hub.tasks.splits import open_splits, training_splits
 from sparsesoup.hub.tasks.text import padding_function
+from sparsesoup.hub.tasks.zero_shot import names_of, templates_of
 from sparsesoup.runs.progress import ProgressLogger
 from sparsesoup.runs.results import library_versions, machine_name
 from sparsesoup.training.batching import Batch, RowBatches
@@ -233,7 +233,7 @@ def pretrain(
         "machine": machine_name(problem.accelerator.device),
         "versions": library_versions(),
     }
-    with quiet_transformers(), atomic_write(out / "model") as temporary:
+    with quiet_libraries(), atomic_write(out / "model") as temporary:
         model.save_pretrained(temporary)
         transformers.CLIPProcessor(processor, tokenizer).save_pretrained(temporary)
     write_json(out / "pretraining.json", found)

@@ -26,7 +26,9 @@ def run_speed(run: Path, threads: int, rounds: int) -> dict[str, Any]:
     how = BenchmarkConfig(batch=32, length=128, threads=threads, rounds=rounds, backends=BACKENDS)
     (table,) = run_benchmark([run], how)
     best = {row["on"]: row for row in table["rows"]}  # the smallest form of a run is measured last
-    speed = {name: {key: row[key] for key in ("form", "faster", "quartiles", "promise")} for name, row in best.items()}
+    speed = {
+        name: {key: row[key] for key in ("form", "faster", "quartiles", "flops_ratio")} for name, row in best.items()
+    }
     facts = {key: table[key] for key in ("batch", "length", "threads", "rounds", "notes", "failed")}
     return {"timed": {**facts, "on": machine_name()}, "speed": speed}
 

@@ -17,14 +17,14 @@ from sparsesoup.core.ticket import save_masks
 from sparsesoup.exports.benchmark import BenchmarkConfig, run_benchmark
 from sparsesoup.exports.benchmark.backends import BACKENDS
 from sparsesoup.exports.source import masks_from_zeros
-from sparsesoup.hub.models.checkpoint import quiet_transformers
 from sparsesoup.hub.models.layer_layouts import prunable_layers
 from sparsesoup.hub.models.loading import load_as_saved
+from sparsesoup.hub.quiet import quiet_libraries
 from sparsesoup.runs.results import machine_name
 
 RESULT = Path(__file__).parent / "results" / "speed.json"
 UNITS, HEADS = 1 / 2, 1 / 3  # the shares that go
-BOUND = 0.25  # by which the speed may miss what FLOPs promise
+BOUND = 0.25  # by which the speed may miss what FLOPs say
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def cut_at_random(folder: Path) -> Path:
         heads = torch.randperm(layer.num_heads, generator=draw)[: round(HEADS * layer.num_heads)]
         layer.module_of("up").weight[units] = 0
         layer.module_of("value").weight.view(layer.num_heads, layer.head_size, -1)[heads] = 0
-    with quiet_transformers():
+    with quiet_libraries():
         model.save_pretrained(folder)
     save_masks(folder / "pruning", masks_from_zeros(model), {"method": "random", "model": "minilm", "seed": 0})
     return folder
@@ -79,7 +79,7 @@ def main() -> None:
     for row in (row for rows in found["backends"].values() for row in rows):
         low, high = row["quartiles"]
         print(f"{row['label']}, {row['form']}: {row['faster']:.2f} times as fast as dense ({low:.2f} to {high:.2f}); "
-              f"FLOPs promise {row['promise']:.2f}" + (f": {row['why']}" if row["why"] else ""))  # fmt: skip
+              f"by FLOPs {row['flops_ratio']:.2f}" + (f": {row['why']}" if row["why"] else ""))  # fmt: skip
     for label, reason in found["failed"].items():
         print(f"{label}: {reason}")
 

@@ -152,12 +152,12 @@ def speed_rows(found: dict[str, Any]) -> str:
     asked, rows = found["settings"], []
     for row in (row for rows in found["backends"].values() for row in rows):
         seconds = [f"{1e3 * row[key]:.0f}" for key in ("seconds", "dense_seconds")]
-        times = [f"{row[key]:.2f}" for key in ("promise", "faster")]
+        times = [f"{row[key]:.2f}" for key in ("flops_ratio", "faster")]
         quartiles = " to ".join(f"{value:.2f}" for value in row["quartiles"])
         rows.append([row["label"], row["form"], *seconds, *times, quartiles])
     told = f"Batches of {asked['batch']} texts of {asked['length']} tokens, `{asked['command']}` on {asked['machine']}."
     missing = [f"{label}: {reason}." for label, reason in found["failed"].items()]
-    heads = ["on", "form", "ms a batch", "dense", "FLOPs promise", "times as fast (median)", "quartiles"]
+    heads = ["on", "form", "ms a batch", "dense", "by FLOPs", "times as fast (median)", "quartiles"]
     return markdown(heads, rows, " ".join([told, *missing]))
 
 

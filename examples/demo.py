@@ -10,7 +10,9 @@ from pathlib import Path
 from rich.console import Console
 
 from sparsesoup import evaluate_on_test, prune
-from sparsesoup.report.terminal import comparison_table, read_report
+from sparsesoup.report.escaping import text_table
+from sparsesoup.report.format import format_percent
+from sparsesoup.report.terminal import flops_by_label, format_main_score, total_cost
 
 SPARSITY = 0.8  # at which methods differ on this model and these steps
 
@@ -20,13 +22,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150, help="T, the steps of one fine-tuning")
     parser.add_argument("--out", type=Path, default=Path("runs"))
     options = parser.parse_args()
-    console, began, reports = Console(), time.monotonic(), []
+    console, began, rows, dense = Console(), time.monotonic(), [], 0.0
     for method in ("dense", "magnitude", "isp"):
         sparsity = 0.0 if method == "dense" else SPARSITY
         run = prune(method, sparsity=sparsity, steps=options.steps, train={"learning_rate": 3e-4}, out=options.out)
-        evaluate_on_test(run.path)
-        reports.append(read_report(run.path))
-    console.print(comparison_table(reports))
+        report = run.report | {"test": evaluate_on_test(run.path)}
+        cost, flops = total_cost(report, but="validation"), sum(flops_by_label(report).values())
+        dense = dense or flops
+        scores = (format_main_score(report[split]) for split in ("validation", "test"))
+        share = format_percent(report["sparsity"]["reached"])
+        rows.append((method, share, *scores, str(cost["steps"]), f"{flops / dense:.2f} x", f"{cost['seconds']:.1f}"))
+    console.print(text_table(("method", "sparsity", "validation", "test", "steps", "FLOPs", "seconds"), rows))
     console.print(
         "Which library does a docstring sentence come from, 8 classes. FLOPs count all weights as if they were there;\n"
         f"a difference of a point or two is noise at one seed. {time.monotonic() - began:.0f} seconds in all.",

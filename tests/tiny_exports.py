@@ -13,8 +13,8 @@ from sparsesoup.cli.main import main
 from sparsesoup.core.ticket import save_masks
 from sparsesoup.exports import graphs
 from sparsesoup.exports.source import masks_from_zeros
-from sparsesoup.hub.models.checkpoint import quiet_transformers
 from sparsesoup.hub.models.layer_layouts import prunable_layers
+from sparsesoup.hub.quiet import quiet_libraries
 from tiny_models import HEADS, LAYERS, UNITS, killed, model_of
 
 SOME = {"heads": [["stays", "out", "in", "mixed"], ["in"] * HEADS], "units": [["in"] * UNITS, ["stays", "out"] * 3]}
@@ -25,7 +25,7 @@ FEWER = {"heads": [["stays", "in", "out", "stays"]] * LAYERS} | EVEN
 
 def saved(folder: Path, model: Any, /, **facts: Any) -> Path:
     """The folder of a model with the masks of its zeros, as a run leaves it."""
-    with quiet_transformers():
+    with quiet_libraries():
         model.save_pretrained(folder)
     save_masks(folder / "pruning", masks_from_zeros(model), facts)
     return folder
@@ -47,7 +47,7 @@ def export_command(*words: object) -> int:
 def stock(folder: Path) -> Any:
     """The model of a folder, by transformers alone."""
     name = json.loads((folder / "config.json").read_text())["architectures"][0]
-    with quiet_transformers():
+    with quiet_libraries():
         return getattr(transformers, name).from_pretrained(folder).eval()
 
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from sparsesoup.exports import load_compact as load_compact
     from sparsesoup.exports import load_packed as load_packed
     from sparsesoup.exports import load_semi_structured as load_semi_structured
-    from sparsesoup.hub.models.callback import SparsityCallback as SparsityCallback
     from sparsesoup.hub.models.open_clip import from_open_clip as from_open_clip
+    from sparsesoup.hub.models.tickets import SparsityCallback as SparsityCallback
     from sparsesoup.loops.attach import attach as attach
     from sparsesoup.loops.callback import PruningCallback as PruningCallback
     from sparsesoup.loops.objects import PrunedModel as PrunedModel
@@ -78,7 +78,7 @@ _NAMES = {
     "sparsesoup.core.errors": "UserError",
     "sparsesoup.core.ticket": "Ticket load_masks",
     "sparsesoup.exports": "load_compact load_packed load_semi_structured",
-    "sparsesoup.hub.models.callback": "SparsityCallback",
+    "sparsesoup.hub.models.tickets": "SparsityCallback",
     "sparsesoup.hub.models.open_clip": "from_open_clip",
     "sparsesoup.loops.attach": "attach",
     "sparsesoup.loops.callback": "PruningCallback",

@@ -12,9 +12,9 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.exports import benchmark as benchmarks
 from sparsesoup.exports import push as pushing
 from sparsesoup.exports.verify import verified_export
-from sparsesoup.hub.models import apply_ticket as tickets
+from sparsesoup.hub.models import tickets
 from sparsesoup.methods import Method, row_of
-from sparsesoup.report.console import SafeConsole
+from sparsesoup.report.escaping import SafeConsole
 from sparsesoup.runs import run
 from sparsesoup.runs.config import config_from_dict
 from sparsesoup.runs.settings import fill_settings

@@ -19,10 +19,10 @@ from sparsesoup.cli.tables import print_export
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.ticket import load_masks
 from sparsesoup.exports import FORMATS
-from sparsesoup.hub.models.checkpoint import quiet_transformers
 from sparsesoup.hub.models.dummy_inputs import dummy_inputs, forward_outputs
 from sparsesoup.hub.models.layer_layouts import layer_widths, prunable_layers
 from sparsesoup.hub.models.loading import load_as_saved
+from sparsesoup.hub.quiet import quiet_libraries
 from tiny_exports import EVEN, FEWER, NONE, SOME, close, export_command, pruned, refused, saved, stock
 from tiny_hub import CONFIGS, base_model, older, tokenizer
 from tiny_models import FREE_HEADS, HEADS, LAYERS, MODELS, UNITS
@@ -137,7 +137,7 @@ def test_a_compact_model_can_be_saved_loaded_and_exported_again(tmp_path):
     one = export(source, "compact", tmp_path / "one").path
     model = load_compact(one)
     assert model.dtype == torch.float64
-    with quiet_transformers():
+    with quiet_libraries():
         model.save_pretrained(tmp_path / "saved")
     assert same(load_compact(tmp_path / "saved").state_dict(), model.state_dict())
     batch = dummy_inputs(model)
@@ -246,7 +246,7 @@ def test_tokenizers_come_along_and_pickles_do_not(tmp_path):
 def test_weights_in_several_files_are_exported_whole(tmp_path):
     source = pruned(tmp_path / "source", "bert")
     model = stock(source)
-    with quiet_transformers():
+    with quiet_libraries():
         (source / "model.safetensors").unlink()
         model.save_pretrained(source, max_shard_size="10KB")
     assert len([*source.glob("model-*.safetensors")]) > 1
@@ -284,7 +284,7 @@ def test_weights_that_the_masks_prune_and_that_are_not_zero_are_refused(tmp_path
     model = stock(source)
     with torch.no_grad():
         prunable_layers(model)[1].module_of("value").weight[0, :3] = 1.0
-    with quiet_transformers():
+    with quiet_libraries():
         model.save_pretrained(source)
     for to in FORMATS:
         said = refused(capsys, tmp_path, source, "--to", to, "--out", tmp_path / "out")

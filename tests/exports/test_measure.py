@@ -19,9 +19,7 @@ from sparsesoup.cli.tables import print_benchmark
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.timing import speedup_ratios, time_interleaved
 from sparsesoup.exports.benchmark import BenchmarkConfig, _check_answers, run_benchmark
-from sparsesoup.exports.benchmark.candidate import open_candidate
-from sparsesoup.exports.benchmark.explain import explain_speed, summary_sentences
-from sparsesoup.exports.benchmark.flops import (
+from sparsesoup.exports.benchmark.backends import (
     SparseLinear,
     forward_flops,
     nonzeros_by_layer,
@@ -30,6 +28,8 @@ from sparsesoup.exports.benchmark.flops import (
     sparse_model,
     stored_values,
 )
+from sparsesoup.exports.benchmark.candidate import open_candidate
+from sparsesoup.exports.benchmark.explain import explain_speed, summary_sentences
 from sparsesoup.hub.models.dummy_inputs import dummy_inputs
 from sparsesoup.hub.models.layer_layouts import layer_widths, prunable_layers
 from sparsesoup.hub.models.loading import unpruned_model
@@ -143,7 +143,7 @@ def test_the_dense_model_of_a_compact_one_has_the_widths_before(name, plan, tmp_
     assert [*layer_widths(dense).values()] == [{"heads": HEADS, "units": UNITS}] * LAYERS
     assert all((layer.module_of("up").weight != 0).all() for layer in prunable_layers(dense))
     assert subject["flops"]["dense"] > subject["flops"]["as it is"]
-    assert [row["promise"] for row in subject["rows"]] == [subject["flops"]["dense"] / subject["flops"]["as it is"]]
+    assert [row["flops_ratio"] for row in subject["rows"]] == [subject["flops"]["dense"] / subject["flops"]["as it is"]]
 
 
 def test_what_was_cut_out_of_a_compact_model_again_is_measured_against_the_model_before_both(tmp_path):
@@ -184,7 +184,7 @@ def test_a_run_pruned_weight_by_weight_gains_nothing_and_is_told_so(place, tmp_p
     shown = " ".join(capsys.readouterr().out.split())
     facts = json.loads((run / "benchmark.json").read_text())
     assert [(row["on"], row["form"]) for row in facts["rows"]] == [("torch", "as it is"), ("csr", "as it is")]
-    assert [row["promise"] > 1 for row in facts["rows"]] == [False, True]
+    assert [row["flops_ratio"] > 1 for row in facts["rows"]] == [False, True]
     assert facts["failed"] == {"torch BSR": "no nn.Linear has a 32 x 32 block of zeros"}
     assert "Nothing was cut out, since all heads and units have weights left" in shown
     assert "torch BSR was not measured: no nn.Linear has a 32 x 32 block of zeros." in shown
@@ -291,8 +291,8 @@ def test_an_engine_that_answers_otherwise_is_not_timed():
 
 
 def row(on="torch", form="compact", **more):
-    return {"on": on, "label": on, "form": form, "promise": 2.0, "faster": 2.0, "quartiles": [1.9, 2.1], "seconds": 1.0,
-            "dense_seconds": 2.0, "why": ""} | more  # fmt: skip
+    return {"on": on, "label": on, "form": form, "flops_ratio": 2.0, "faster": 2.0, "quartiles": [1.9, 2.1],
+            "seconds": 1.0, "dense_seconds": 2.0, "why": ""} | more  # fmt: skip
 
 
 def table(dense=(8.0, 2.0), own=(4.0, 1.0), **more):
@@ -327,19 +327,21 @@ def table(dense=(8.0, 2.0), own=(4.0, 1.0), **more):
         (row(faster=1.3, quartiles=[1.2, 1.4]), {"own": (3.9, 0.9)}, "it is this engine's own overhead"),
     ],
 )
-def test_a_speed_far_from_the_promise_is_explained(found, parts, words):
+def test_a_speed_far_from_the_ratio_of_flops_is_explained(found, parts, words):
     assert (words in explain_speed(found, table(**parts))) if words else explain_speed(found, table(**parts)) == ""
 
 
 def test_what_is_gained_and_what_gives_nothing_is_said():
     rows = [
-        row("torch", "as it is", promise=1.0, faster=1.01, quartiles=[0.98, 1.02], seconds=2.0),
-        row("csr", "as it is", promise=9.0, faster=0.6, quartiles=[0.5, 0.7], seconds=3.3, why="a reason"),
+        row("torch", "as it is", flops_ratio=1.0, faster=1.01, quartiles=[0.98, 1.02], seconds=2.0),
+        row("csr", "as it is", flops_ratio=9.0, faster=0.6, quartiles=[0.5, 0.7], seconds=3.3, why="a reason"),
         row("onnxruntime", "compact", seconds=0.5),
         row("torch", "compact", faster=1.4, quartiles=[1.3, 1.5], why="its reason"),
     ]
     first, best, *others = summary_sentences(table(rows=rows))
-    assert first == "On the disk it takes 0.4 MB, the dense model 1.0 MB (0.40 of it); packed 0.2 MB, with zstd 0.1 MB."
+    assert (
+        first == "On the disk it takes 400 kB, the dense model 1.00 MB (0.40 of it); packed 200 kB, with zstd 150 kB."
+    )
     assert best.startswith(
         "Fastest is onnxruntime, compact: 500 ms a batch of 4, 2.00 times as fast as the dense model"
     )
@@ -352,8 +354,8 @@ def test_what_is_gained_and_what_gives_nothing_is_said():
     ]
     (unsure,) = summary_sentences(table(rows=[row(faster=1.58, quartiles=[0.9, 1.9], why="its parts")], notes=[]))[2:]
     assert unsure.startswith("No certain speed-up on torch, compact: 1.58 times, but 0.90 to 1.90 between rounds;")
-    little = row(promise=1.2, faster=1.01, quartiles=[0.98, 1.03])  # within 25 % of the promise, and no gain
-    few = row("csr", "as it is", promise=1.02, faster=0.97, quartiles=[0.96, 0.99])
+    little = row(flops_ratio=1.2, faster=1.01, quartiles=[0.98, 1.03])  # within 25 % of the ratio of FLOPs, and no gain
+    few = row("csr", "as it is", flops_ratio=1.02, faster=0.97, quartiles=[0.96, 0.99])
     assert summary_sentences(table(rows=[little, few], notes=[]))[2:] == [
         "No speed-up on torch, compact, 1.01 times: it is no more than 1.20 by FLOPs.",
         "No speed-up on csr, as it is, 0.97 times: it is no more than 1.02 by FLOPs.",

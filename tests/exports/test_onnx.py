@@ -18,8 +18,8 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.exports import graphs
 from sparsesoup.exports.graphs import CLOSE_IN_HALF, compare_outputs, graph_inputs, opset_of
 from sparsesoup.exports.runtimes import EXACT, open_onnx, require_library
-from sparsesoup.hub.models.checkpoint import quiet_transformers
 from sparsesoup.hub.models.dummy_inputs import dummy_inputs, forward_outputs
+from sparsesoup.hub.quiet import quiet_libraries
 from tiny_exports import EVEN, SOME, close, export_command, pruned, refused, saved, stock, trace_once
 from tiny_hub import tokenizer
 from tiny_models import model_of
@@ -156,7 +156,7 @@ def test_a_graph_asks_for_no_token_types_that_its_tokenizer_does_not_make(tmp_pa
     model = model_of("bert")
     assert graph_inputs(model, tmp_path) == ["input_ids", "attention_mask", "token_type_ids"]
     for pairs in (False, True):
-        with quiet_transformers():
+        with quiet_libraries():
             model.save_pretrained(tmp_path)
         tokenizer(pairs).save_pretrained(tmp_path)
         assert ("token_type_ids" in graph_inputs(model, tmp_path)) == pairs

@@ -17,12 +17,12 @@ from sparsesoup.cli.main import main
 from sparsesoup.cli.prune import parse_arguments
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.ticket import save_masks
+from sparsesoup.exports.push import portable_command, strip_local_paths
 from sparsesoup.exports.source import masks_from_zeros
-from sparsesoup.exports.strip_paths import portable_command, strip_local_paths
 from sparsesoup.exports.verify import verified_export
-from sparsesoup.hub.models.checkpoint import quiet_transformers
 from sparsesoup.hub.models.layer_layouts import prunable_layers
 from sparsesoup.hub.models.loading import load_as_saved
+from sparsesoup.hub.quiet import quiet_libraries
 from sparsesoup.hub.tasks.metrics import METRICS as JUDGES
 from sparsesoup.report.format import label_name
 from sparsesoup.report.model_card import METRICS, base_model, hub_dataset, render_model_card
@@ -80,7 +80,7 @@ def test_a_dry_run_writes_a_stock_model_with_its_masks_and_nothing_of_this_machi
     assert config["pruning_config"]["base_model"] == "bert"
     assert not {"quantization_config", "sparsity_config", "compression_config"} & config.keys()
     assert not {"is_local", "local_files_only"} & json.loads((out / "tokenizer_config.json").read_text()).keys()
-    with quiet_transformers():
+    with quiet_libraries():
         assert same(
             dict(transformers.AutoModelForSequenceClassification.from_pretrained(out).state_dict()), weights_of(out)
         )
@@ -219,7 +219,7 @@ def test_masks_of_a_compact_model_are_not_said_to_be_for_its_base_model(run, tmp
     model = load_as_saved(str(source))
     with torch.no_grad():
         prunable_layers(model)[0].module_of("up").weight[:3] = 0
-    with quiet_transformers():
+    with quiet_libraries():
         model.save_pretrained(source)
     save_masks(
         source / "pruning", masks_from_zeros(model), json.loads((source / "pruning" / "ticket.json").read_text())

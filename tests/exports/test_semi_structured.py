@@ -26,8 +26,8 @@ from sparsesoup.exports.semi_structured import (
     why_unsupported,
 )
 from sparsesoup.exports.source import masks_from_zeros
-from sparsesoup.hub.models.checkpoint import quiet_transformers
 from sparsesoup.hub.models.dummy_inputs import dummy_inputs, forward_outputs
+from sparsesoup.hub.quiet import quiet_libraries
 from tiny_hub import base_model, masks_of, run_of, tokenizer, weights_of
 
 pytestmark = pytest.mark.integration
@@ -48,7 +48,7 @@ def run(place, tmp_path_factory):
 
 
 def saved(folder, model):
-    with quiet_transformers():
+    with quiet_libraries():
         model.save_pretrained(folder)
     save_masks(folder / "pruning", masks_from_zeros(model), {"method": "magnitude"})
     return folder

@@ -196,7 +196,7 @@ def test_a_pruned_open_clip_tower_is_measured_and_becomes_a_graph(pruned, tmp_pa
     assert main(["benchmark", str(pruned), *words]) == 0
     facts = json.loads((pruned / "benchmark.json").read_text())
     assert facts["sizes"]["dense"]["parameters"] == facts["sizes"]["this"]["parameters"]
-    assert [row["promise"] for row in facts["rows"]] == [1.0]
+    assert [row["flops_ratio"] for row in facts["rows"]] == [1.0]
     assert main(["export", str(pruned), "--to", "onnx", "--out", str(graph)]) == 0
     assert json.loads((graph / "export.json").read_text())["largest_difference"] < 1e-4
     assert sum(p.numel() for p in open_candidate(graph).dense.parameters()) == facts["sizes"]["dense"]["parameters"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.hub.tasks.squad_metrics import (
+from sparsesoup.hub.tasks.metrics import (
     ContextWindow,
     best_span,
     exact_match,

@@ -22,7 +22,7 @@ from sparsesoup.hub.build import ModelAndDataConfig, build_problem, open_task
 from sparsesoup.hub.models.loading import load_model
 from sparsesoup.hub.models.prunable import find_prunable
 from sparsesoup.hub.tasks import zero_shot
-from sparsesoup.hub.tasks.prompts import names_of, templates_of
+from sparsesoup.hub.tasks.zero_shot import names_of, templates_of
 from sparsesoup.report.terminal import read_report
 from sparsesoup.runs.config import dump_config
 from sparsesoup.runs.yaml_text import dump_yaml, read_yaml

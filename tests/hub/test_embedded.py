@@ -59,5 +59,5 @@ def test_a_missing_or_altered_model_is_said_to_be_so(tmp_path, monkeypatch):
     (folder.parent / "__init__.py").write_text("")
     (folder / "model.safetensors").write_bytes(b"other weights")
     monkeypatch.setattr(sys, "path", [str(tmp_path / "site")])
-    with pytest.raises(UserError, match=r"have SHA-256 .*force-reinstall"):
+    with pytest.raises(UserError, match=r"not the published ones.*force-reinstall"):
         embedded_model()

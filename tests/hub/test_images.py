@@ -19,7 +19,6 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.rng import cpu_generator
 from sparsesoup.hub.build import ModelAndDataConfig, build_problem, open_task
 from sparsesoup.hub.models.prunable import find_prunable
-from sparsesoup.hub.tasks import image_cache as pictures
 from sparsesoup.hub.tasks import images
 from sparsesoup.hub.tasks.images import ImageTask, encode_images, find_images, random_crop
 from sparsesoup.hub.tasks.registry import describe_task, infer_task
@@ -157,7 +156,7 @@ def test_the_fingerprint_tells_contents_and_not_where_they_lie(place, tmp_path):
 @pytest.mark.parametrize("held", [2**29, 0])
 @pytest.mark.parametrize("kind", ["squashed", "cropped"])
 def test_the_model_sees_what_its_processor_makes_of_every_image(place, monkeypatch, held, kind):
-    monkeypatch.setattr(pictures, "HELD", held)
+    monkeypatch.setattr(images, "HELD", held)
     made = processor()
     if kind == "cropped":
         made = transformers.CLIPImageProcessorPil(size={"shortest_edge": 14}, crop_size={"height": SIDE, "width": SIDE})

@@ -7,8 +7,7 @@ import pytest
 from datasets import Dataset, Features, Value
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.hub.data.image_folder import image_endings
-from sparsesoup.hub.data.layout import find_files
+from sparsesoup.hub.data.folders import find_files, image_endings
 from sparsesoup.hub.tasks.splits import open_splits
 from tiny_hub import sentences, write_rows
 from tiny_images import photos

@@ -13,11 +13,11 @@ from sparsesoup.core.targets import attention_head_groups, feed_forward_groups
 from sparsesoup.core.ticket import load_masks, save_masks
 from sparsesoup.exports.source import masks_from_zeros
 from sparsesoup.hub.build import ModelAndDataConfig, build_problem, open_task
-from sparsesoup.hub.models.checkpoint import quiet_transformers
 from sparsesoup.hub.models.dummy_inputs import dummy_inputs, forward_outputs
 from sparsesoup.hub.models.layer_layouts import layer_widths
 from sparsesoup.hub.models.loading import load_model
 from sparsesoup.hub.models.prunable import find_prunable
+from sparsesoup.hub.quiet import quiet_libraries
 from sparsesoup.hub.tasks.registry import infer_task
 from sparsesoup.hub.tasks.splits import open_splits
 from tiny_hub import reviews, tokenizer
@@ -33,7 +33,7 @@ def exported(folder: Path, family: str) -> Path:
     """A compact classifier on the disk, with its tokenizer, one layer without heads and one without units."""
     model = killed(model_of(family, dtype=torch.float32), PLAN)
     model.config.problem_type = "single_label_classification"
-    with quiet_transformers():
+    with quiet_libraries():
         model.save_pretrained(folder / "pruned")
     tokenizer(family in ("bert", "electra")).save_pretrained(folder / "pruned")
     save_masks(folder / "pruned" / "pruning", masks_from_zeros(model), {"method": "magnitude"})

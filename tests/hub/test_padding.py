@@ -11,9 +11,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.hub.build import ModelAndDataConfig, build_problem, open_task
-from sparsesoup.hub.models.checkpoint import load_tokenizer, quiet_transformers
+from sparsesoup.hub.models.checkpoint import load_tokenizer
 from sparsesoup.hub.models.loading import load_model, save_model
 from sparsesoup.hub.models.padding_probe import probe_padding
+from sparsesoup.hub.quiet import quiet_libraries
 from sparsesoup.hub.tasks.registry import CLASSES
 from sparsesoup.training.problem import Problem
 from tiny_hub import COMMON, CONFIGS, base_model, tokenizer, write_rows
@@ -53,7 +54,7 @@ PADDINGS = [("left", "[PAD]", None), ("right", None, 4), ("left", None, -1), ("r
 
 def published(folder: Path, config: Any, side: str = "right", token: str | None = "[PAD]", pairs: bool = False) -> Path:
     """A base model of random weights, with a tokenizer that pads on a side with a token, or knows none."""
-    with torch.random.fork_rng(), quiet_transformers():
+    with torch.random.fork_rng(), quiet_libraries():
         torch.manual_seed(0)
         model = transformers.AutoModel.from_config(config)
         with torch.no_grad():
@@ -99,7 +100,7 @@ def test_a_row_is_answered_alone_as_in_any_batch_by_what_is_trained_and_by_what_
     reader = load_tokenizer(str(model))
     assert problem.pretrained.config.pad_token_id == reader.pad_token_id
     save_model(problem.pretrained, problem.pretrained.state_dict(), tmp_path / "saved", reader, {})
-    with quiet_transformers():
+    with quiet_libraries():
         saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
         words = AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert saved.config.pad_token_id == words.pad_token_id == reader.pad_token_id

@@ -9,8 +9,8 @@ import transformers
 from datasets import Dataset, Features, Image, Value, concatenate_datasets
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.hub.tasks import image_cache as pictures
-from sparsesoup.hub.tasks.image_cache import ImageCache
+from sparsesoup.hub.tasks import images as pictures
+from sparsesoup.hub.tasks.images import ImageCache
 from sparsesoup.hub.tasks.splits import open_splits, training_splits
 from tiny_images import SIDE, TASK, parquet, photos, processor, table
 

@@ -16,10 +16,10 @@ from sparsesoup.core.masks import count_kept
 from sparsesoup.core.ticket import Ticket
 from sparsesoup.hub.build import ModelAndDataConfig, build_problem, open_task
 from sparsesoup.hub.models.loading import load_model
+from sparsesoup.hub.tasks.metrics import exact_match, f1
 from sparsesoup.hub.tasks.question_answering import QuestionAnswering
 from sparsesoup.hub.tasks.registry import SPANS
 from sparsesoup.hub.tasks.splits import open_splits, open_test, training_splits
-from sparsesoup.hub.tasks.squad_metrics import exact_match, f1
 from tiny_hub import masks_of, offline, questions, run_of, tokenizer, write_rows
 
 FAMILIES = ("bert", "distilbert", "roberta")

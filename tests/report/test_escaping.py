@@ -17,9 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from sparsesoup.cli.main import main
-from sparsesoup.report.console import SafeConsole
 from sparsesoup.report.escaping import (
     CONTROL,
+    SafeConsole,
     command_line,
     escape_markdown,
     fenced_code,

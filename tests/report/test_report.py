@@ -17,7 +17,6 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.report.format import label_name
 from sparsesoup.report.run_page import write_report
 from sparsesoup.report.terminal import (
-    comparison_table,
     format_main_score,
     read_report,
     run_headline,
@@ -122,10 +121,7 @@ def test_names_are_text_not_markup(tmp_path: Path) -> None:
     assert len(re.findall("<script", text)) == 1  # the copy button's own
     assert "alert(1)" in text
     assert Tags(text).open == []
-    facts, out = read_report(tmp_path), Console(file=io.StringIO(), width=400)
-    assert "".join(run_headline(facts).split()) in "".join(shown(tmp_path).split())
-    out.print(comparison_table([facts]))
-    assert out.file.getvalue().count(evil) == 3  # method, and the metric over two columns
+    assert "".join(run_headline(read_report(tmp_path)).split()) in "".join(shown(tmp_path).split())
 
 
 def test_a_dense_run_has_no_soup_no_heat_map_and_no_comparison(tmp_path: Path) -> None:
@@ -288,18 +284,6 @@ def test_the_terminal_fits_80_columns_and_a_pipe_has_no_colours(tmp_path: Path, 
     for matrix in facts["matrices"] if method != "dense" else []:
         assert f"{100 * (1 - matrix['kept'] / matrix['total']):.1f}" in out
     assert "\x1b" in shown(tmp_path, force_terminal=True)
-
-
-def test_runs_are_compared_with_the_first_one(tmp_path: Path) -> None:
-    dense = write_run(tmp_path / "dense", "dense")
-    isp = write_run(tmp_path / "isp", test={"matthews": 0.3914})
-    (console := Console(file=io.StringIO(), width=80)).print(comparison_table([dense, isp]))
-    rows = [line.split() for line in console.file.getvalue().splitlines()]
-    one, other = (next(row for row in rows if row[0] == name) for name in ("dense", "isp"))
-    assert one == ["dense", "0.0", "%", "0.413", "-", "120", "1.00", "x", "37.2"]
-    reached = f"{100 * isp['sparsity']['reached']:.1f}"
-    assert other == ["isp", reached, "%", "0.413", "0.391", "114", "0.95", "x", "35.3"]
-    assert "matthews" in console.file.getvalue()
 
 
 def test_importing_the_report_does_not_import_matplotlib() -> None:

@@ -95,7 +95,7 @@ def test_the_runs_of_a_study_are_timed_beside_their_scores(finished, study):
     assert forms == {"dense": "as it is", "cut-50": "compact", "magnitude": "as it is", "sparse-chance": "as it is"}
     for speed in (each["speed"] for each in result["runs"] if each["row"] == "cut-50"):
         assert speed.keys() == {"torch", "onnxruntime"}
-        assert speed["torch"]["promise"] > 1.2  # of a tiny model: half of its blocks, and a head that stays
+        assert speed["torch"]["flops_ratio"] > 1.2  # of a tiny model: half of its blocks, and a head that stays
         assert speed["torch"]["quartiles"][0] <= speed["torch"]["faster"] <= speed["torch"]["quartiles"][1]
     assert listing(finished / "runs") == before
 

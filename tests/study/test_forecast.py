@@ -12,8 +12,7 @@ from sparsesoup.cli.main import main
 from sparsesoup.core.granularity import Block
 from sparsesoup.methods import METHODS, TABLE
 from sparsesoup.methods.pruning_at_init import Snip
-from sparsesoup.study.cost.flops_model import FlopsModel
-from sparsesoup.study.cost.plan_cost import plan_costs
+from sparsesoup.study.cost.flops_model import FlopsModel, plan_costs
 from sparsesoup.study.dry_run import forecast_trials
 from sparsesoup.study.execute.jobs import TrialJob
 from sparsesoup.study.execute.progress import StudyProgress
@@ -107,7 +106,7 @@ def test_the_price_of_any_batch_is_what_it_would_count(family):
 def test_a_long_phase_is_estimated_from_its_first_steps(monkeypatch):
     problem, method = bert(steps=500), METHODS["gradual"]
     exact = planned(method, problem, 0.5)
-    monkeypatch.setattr("sparsesoup.study.cost.plan_cost.LONG", 200)
+    monkeypatch.setattr("sparsesoup.study.cost.flops_model.LONG", 200)
     short = planned(method, problem, 0.5)
     assert short["strong"]["steps"] == exact["strong"]["steps"] == 500
     assert short["strong"]["flops"] != exact["strong"]["flops"]

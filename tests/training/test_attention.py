@@ -8,8 +8,8 @@ import transformers
 from torch.profiler import profile
 
 from sparsesoup.hub.build import ModelAndDataConfig, build_problem, open_task
-from sparsesoup.hub.models.checkpoint import quiet_transformers
 from sparsesoup.hub.models.loading import use_faster_attention_
+from sparsesoup.hub.quiet import quiet_libraries
 from sparsesoup.training.config import TrainingConfig
 from tiny_images import CONFIGS, SIDE, checkpoint, parquet
 
@@ -56,7 +56,7 @@ def test_the_answers_and_what_is_saved_stay_the_same(tmp_path, family):
     config.architectures = []
     model = transformers.AutoModelForImageClassification.from_config(config).eval()
     pixels = torch.randn(2, 3, SIDE, SIDE)
-    with torch.no_grad(), quiet_transformers():
+    with torch.no_grad(), quiet_libraries():
         before = model(pixel_values=pixels).logits
         model.save_pretrained(tmp_path / "before")
         use_faster_attention_(model, "bf16")

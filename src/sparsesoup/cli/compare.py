@@ -12,7 +12,7 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import read_table
 from sparsesoup.core.process_pool import LIVES
 from sparsesoup.core.threads import check_threads
-from sparsesoup.report.console import SafeConsole, print_line
+from sparsesoup.report.escaping import SafeConsole, print_line
 from sparsesoup.study.execute.ray_connect import check_ray_reachable, ray_address
 
 ABOUT = """Many runs as one resumable study: models, datasets, methods, sparsities and seeds; then a table and a page.

@@ -12,7 +12,7 @@ from sparsesoup.exports.benchmark import BenchmarkConfig, run_benchmark, write_t
 from sparsesoup.exports.benchmark.backends import BACKENDS
 from sparsesoup.exports.push import push_to_hub
 from sparsesoup.exports.verify import verified_export
-from sparsesoup.report.console import SafeConsole, print_line
+from sparsesoup.report.escaping import SafeConsole, print_line
 from sparsesoup.runs.settings import fill_settings, flag_of, settings_of
 
 EXPORT_EXAMPLES = """

@@ -10,7 +10,7 @@ from typing import Any
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import disk_full, is_disk_full
-from sparsesoup.report.console import print_line
+from sparsesoup.report.escaping import print_line
 
 NO_WRITING = (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EPERM, errno.ENAMETOOLONG,
               errno.ELOOP)  # fmt: skip

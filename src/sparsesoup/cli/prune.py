@@ -10,7 +10,7 @@ from typing import Any
 from sparsesoup.cli.command import Command, CommandParser, add_settings, flag_value
 from sparsesoup.core.errors import UserError
 from sparsesoup.methods import METHODS, TABLE
-from sparsesoup.report.console import SafeConsole, print_line
+from sparsesoup.report.escaping import SafeConsole, print_line
 from sparsesoup.runs.config import (
     NO_METHOD,
     OUTSIDE,

@@ -10,7 +10,7 @@ from docstring_parser import parse
 
 from sparsesoup.cli.command import Command, CommandParser
 from sparsesoup.methods import METHODS, TABLE, Method
-from sparsesoup.report.console import SafeConsole, print_line, text_table
+from sparsesoup.report.escaping import SafeConsole, print_line, text_table
 from sparsesoup.runs.config import method_named
 from sparsesoup.runs.settings import Setting, flag_of, settings_of
 from sparsesoup.runs.summary import format_scores
@@ -61,7 +61,7 @@ def apply_parser() -> CommandParser:
 
 def run_apply(options: Any) -> None:
     """Write a model pruned by a ticket's masks."""
-    from sparsesoup.hub.models.apply_ticket import apply_ticket
+    from sparsesoup.hub.models.tickets import apply_ticket
     from sparsesoup.hub.models.weights import LoadingNotes
 
     account = LoadingNotes()

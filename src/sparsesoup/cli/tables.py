@@ -6,8 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from sparsesoup.exports.benchmark.explain import format_megabytes, format_milliseconds
-from sparsesoup.report.console import text_table
+from sparsesoup.exports.benchmark.explain import format_milliseconds
+from sparsesoup.report.escaping import text_table
 from sparsesoup.report.format import format_count, format_percent
 from sparsesoup.report.terminal import flatten_scores
 from sparsesoup.runs.summary import format_scores
@@ -81,10 +81,10 @@ def _size_rows(tables: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Row
     for i, table in enumerate(tables):
         dense, own = table["sizes"]["dense"], table["sizes"]["this"]
         if i == 0 or dense != tables[i - 1]["sizes"]["dense"]:
-            parameters, size = f"{dense['parameters']:,}", format_megabytes(dense["raw"])
+            parameters, size = f"{dense['parameters']:,}", format_count(dense["raw"], "B")
             found.append(("dense", parameters, parameters, size, "", "", format_count(table["flops"]["dense"])))
         count = [value for key, value in table["flops"].items() if key not in ("dense", "csr", "bsr")][-1]
-        disk = [format_megabytes(own[key]) if key in own else "" for key in ("raw", "packed", "zstd")]
+        disk = [format_count(own[key], "B") if key in own else "" for key in ("raw", "packed", "zstd")]
         found.append((names[i], f"{own['parameters']:,}", f"{own['nonzero']:,}", *disk, format_count(count)))
     return found
 
@@ -93,7 +93,7 @@ def _time_rows(tables: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Row
     """Return a row for each backend and variant of each candidate."""
     return [
         (name if len(names) > 1 else "", row["label"], row["form"], format_milliseconds(row["seconds"]),
-         f"{row['per_second']:,.0f}", format_milliseconds(row["dense_seconds"]), f"{row['promise']:.2f}",
+         f"{row['per_second']:,.0f}", format_milliseconds(row["dense_seconds"]), f"{row['flops_ratio']:.2f}",
          "{:.2f} ({:.2f}-{:.2f})".format(row["faster"], *row["quartiles"]))
         for name, table in zip(names, tables, strict=True) for row in table["rows"]
     ]  # fmt: skip

@@ -1,6 +1,6 @@
 """The user-facing error: one line with the thing, the value, the allowed values and the remedy."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 
 class UserError(ValueError):
@@ -31,6 +31,16 @@ class UserError(ValueError):
     def in_group(self, group: str) -> "UserError":
         """Return the error of a setting as that of a group of settings, such as `train`."""
         return UserError(self.message, ".".join(filter(None, (group, self.field))), self.near)
+
+
+def list_names(names: Collection[object], most: int = 6) -> str:
+    """Return names in one line; of many the first ones and how many more there are.
+
+    >>> list_names(["a", "b", "c"]), list_names(["a", "b", "c"], most=2)
+    ('a, b, c', 'a, b and 1 more')
+    """
+    shown = ", ".join(map(str, [*names][:most]))
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
 def one_line(text: object) -> str:

@@ -68,10 +68,7 @@ class WrittenExport:
 
 
 def format_named(name: str, settings: Mapping[str, Any]) -> ExportFormat:
-    """Return the format of that name with these settings.
-
-    Raises: UserError for an unknown name or setting.
-    """
+    """Return the format of that name with these settings."""
     if name not in FORMATS:
         raise UserError(f"unknown format {name!r}; allowed: {', '.join(FORMATS)}")
     known = {f.name: f for f in fields(FORMATS[name].format)}

@@ -43,7 +43,6 @@ def encode_tensor(
     Args:
         dtype: type to round the values to; None keeps all their bits.
         zstd: compress the parts.
-    Raises: UserError for an unknown type.
     """
     if tensor.dtype not in NAMES:
         raise UserError(f"{name} has type {tensor.dtype}, which is not packed; allowed: {', '.join(TYPES)}")
@@ -63,10 +62,7 @@ def encode_tensor(
 
 
 def decode_tensor(name: str, entry: Entry, parts: dict[str, Tensor]) -> Tensor:
-    """Rebuild the weights from the parts of `encode_tensor`.
-
-    Raises: UserError naming the tensor if any part has changed.
-    """
+    """Rebuild the weights from the parts of `encode_tensor`."""
     facts, squeezed = {key: value for key, value in entry.items() if key != "sha256"}, entry.get("zstd")
     kinds = {part: torch.uint8 if part == "bits" else TYPES[entry["stored"]] for part in parts}
     # The digest covers the types in the table, not those in the file's own header.
@@ -99,10 +95,7 @@ def write_packed(path: Path, packed: Iterable[Packed]) -> None:
 
 
 def read_packed(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, weights) of every tensor in a folder's packed file, each verified first.
-
-    Raises: UserError if the file is missing, of another format, truncated or changed; it names a changed tensor.
-    """
+    """Yield (name, weights) of every tensor in a folder's packed file, each verified first."""
     path, where = folder / FILE, "the file"
     try:
         with safe_open(path, framework="pt") as file:

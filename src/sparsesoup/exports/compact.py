@@ -22,10 +22,10 @@ from sparsesoup.exports.source import (
     masks_from_zeros,
     size_of,
 )
-from sparsesoup.hub.models.checkpoint import quiet_transformers
 from sparsesoup.hub.models.dummy_inputs import dummy_inputs, forward_outputs
 from sparsesoup.hub.models.layer_layouts import PrunableLayer, Widths, layer_widths, prunable_layers, prune_layer_
 from sparsesoup.hub.models.loading import COMPACT, COMPACT_FORMAT, class_can_build, load_as_saved
+from sparsesoup.hub.quiet import quiet_libraries
 
 # Largest output difference from the masked model, as a share of the largest output. Rounding gives 1e-6 in float32, and
 # also in float64 where the code takes a softmax in float32; a wrong cut gives 1e-1.
@@ -71,7 +71,7 @@ class CompactFormat:
 
 def _save_compact(model: Any, source: PrunedSource, folder: Path) -> None:
     source.copy_beside(folder, config=False)
-    with quiet_transformers():
+    with quiet_libraries():
         model.save_pretrained(folder)
     # Its base model now has other shapes, so the provenance of the masks is of no use.
     save_masks(folder / "pruning", masks_from_zeros(model), {k: v for k, v in source.facts.items() if k != "origin"})
@@ -91,11 +91,10 @@ class KeptUnits:
 
 
 def shrink_if_possible(source: PrunedSource) -> tuple[Any, list[dict[str, Any]], list[str]]:
-    """Make the model of a source as narrow as its zeros allow, for other engines.
+    """Make the model of a source as narrow as its zeros allow, for other engines, and compare its outputs.
 
     Returns: the model, on the CPU, in float32, for inference; a row per layer, heads and units before and after, none
         if they are unknown; what was cut, or why nothing was.
-    Raises: UserError if the outputs differ from those of the masked model.
     """
     kind = source.model.dtype
     notes = [] if kind == torch.float32 else [f"its weights were {str(kind).removeprefix('torch.')}, here float32"]
@@ -116,19 +115,13 @@ def shrink_if_possible(source: PrunedSource) -> tuple[Any, list[dict[str, Any]],
 
 
 def _widths_and_plan(source: PrunedSource) -> tuple[Widths, dict[str, KeptUnits]]:
-    """Return (widths before anything was cut, what to keep in each layer).
-
-    Raises: UserError for a family whose heads and units are unknown.
-    """
+    """Return (widths before anything was cut, what to keep in each layer)."""
     before = widths_in(source.folder, 0) or layer_widths(source.model)
     return before, {layer.name: find_live_units(layer) for layer in prunable_layers(source.model)}
 
 
 def shrink_model(masked: Any, plan: Mapping[str, KeptUnits]) -> tuple[Any, float]:
-    """Return (a copy of a model cut down to the kept units of each layer, the largest difference of its outputs).
-
-    Raises: UserError if the difference exceeds rounding.
-    """
+    """Return (a copy of a model cut down to the kept units of each layer, the largest difference of its outputs)."""
     model, batch = copy.deepcopy(masked), dummy_inputs(masked)
     for layer in prunable_layers(model):
         fold_and_prune_layer_(layer, plan[layer.name])
@@ -216,10 +209,7 @@ def _check_gain(plan: dict[str, KeptUnits], source: PrunedSource) -> None:
 
 
 def _write_widths(model: Any) -> bool:
-    """Write the widths into the model's config: as stock keys if the stock class supports them, else as our own.
-
-    Returns: True if they are under our own key.
-    """
+    """Write the widths into the model's config: as keys of the stock class, or, if it cannot (True), as our own."""
     wanted, layers = layer_widths(model), prunable_layers(model)
     if hasattr(model.config, COMPACT):
         delattr(model.config, COMPACT)
@@ -237,10 +227,7 @@ def _write_widths(model: Any) -> bool:
 
 
 def widths_by_layer(before: Widths, after: Widths) -> list[dict[str, Any]]:
-    """Return a row per layer: heads and units before and after.
-
-    Raises: UserError if an export.json lists other layers than the model has.
-    """
+    """Return a row per layer: heads and units before and after."""
     if foreign := sorted(before.keys() ^ after.keys()):
         raise UserError(f"damaged export: its export.json and its model differ in layer {foreign[0]}; export it again")
     return [

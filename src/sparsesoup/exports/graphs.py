@@ -1,11 +1,8 @@
 """ONNX and OpenVINO exports: graphs for other engines, which need neither torch nor sparsesoup."""
 
-import contextlib
 import copy
-import logging
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,9 +23,10 @@ from sparsesoup.exports.runtimes import (
     require_library,
 )
 from sparsesoup.exports.source import PreparedExport, PrunedSource, forget_masks, largest_difference, size_of
-from sparsesoup.hub.models.checkpoint import load_tokenizer, quiet_transformers
+from sparsesoup.hub.models.checkpoint import load_tokenizer
 from sparsesoup.hub.models.dummy_inputs import dummy_inputs, forward_outputs
 from sparsesoup.hub.models.loading import COMPACT
+from sparsesoup.hub.quiet import quiet_libraries
 
 OPSETS = range(18, 24)  # supported by both torch's exporter and ONNX Runtime
 TURNED = 22  # the last one without a rotary embedding operator, which ONNX Runtime refuses as torch writes it
@@ -131,11 +129,9 @@ def _prepare_graph(
     source: PrunedSource, graph: TracedModel, write: Callable[[Path], float], load: str, lines: Sequence[str],
     notes: Sequence[str] = (),
 ) -> PreparedExport:  # fmt: skip
-    """Return the export of a graph.
+    """Return the export of a graph, which `lines` of Python load and run on `batch`.
 
-    Args:
-        write: writes the graph into a folder; returns the largest difference of its outputs from torch's.
-        lines: lines of Python that load it, and run it on `batch`.
+    `write` writes it into a folder and returns the largest difference of its outputs from torch's.
     """
 
     def save(folder: Path) -> dict[str, Any]:
@@ -143,7 +139,7 @@ def _prepare_graph(
         config = copy.deepcopy(graph.model.config)  # has the meaning of the outputs
         if hasattr(config, COMPACT):
             delattr(config, COMPACT)
-        with quiet_transformers():
+        with quiet_libraries():
             config.save_pretrained(folder)
         forget_masks(folder)
         return {"largest_difference": write(folder)}
@@ -171,10 +167,7 @@ def _example_batch(graph: TracedModel, folder: Path) -> list[str]:
 
 
 def opset_of(model: nn.Module, asked: int) -> int:
-    """Return the ONNX opset version for a model.
-
-    Raises: UserError if the requested one makes a graph that ONNX Runtime cannot run.
-    """
+    """Return the ONNX opset version for a model."""
     turned = any("Rotary" in type(module).__name__ for module in model.modules())
     if turned and asked > TURNED:
         raise UserError(
@@ -211,14 +204,11 @@ class TupleOutputs(nn.Module):
 
 @torch.no_grad()
 def trace_model(model: Any, names: Sequence[str], opset: int = 0) -> Any:
-    """Trace a model into torch's ONNX program, with dynamic batch and length.
-
-    Raises: UserError if torch cannot trace the model, or the engine cannot run that opset.
-    """
+    """Trace a model into torch's ONNX program, with dynamic batch and length."""
     version = opset_of(model, opset)
     batch = {name: t for name, t in dummy_inputs(model).items() if name in names}
     shapes = tuple(dict(enumerate(AXES.get(name, ("batch", "length")))) for name in names)
-    with quiet_transformers(), _quiet_tracer():
+    with quiet_libraries():
         try:
             answered = model(**batch, return_dict=True).items()
             found = [name for name, v in answered if isinstance(v, Tensor) and v.is_floating_point()]
@@ -237,24 +227,8 @@ def trace_model(model: Any, names: Sequence[str], opset: int = 0) -> Any:
     return program
 
 
-@contextlib.contextmanager
-def _quiet_tracer() -> Iterator[None]:
-    """Suppress warnings and logs of the tracer in the block: they concern other libraries."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logger.setLevel(level)
-
-
 def compare_outputs(model: Any, names: Sequence[str], ask: Asked, close: float) -> float:
-    """Return the largest difference between an engine's outputs and the model's, on random inputs of several shapes.
-
-    Raises: UserError if it is more than `close`, as a share of the largest output.
-    """
+    """Return the largest difference between an engine's outputs and the model's, on random inputs of several shapes."""
     worst = []
     for rows, length in SHAPES:
         batch = {name: t for name, t in dummy_inputs(model, rows, length, seed=rows).items() if name in names}

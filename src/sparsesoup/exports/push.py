@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -20,15 +21,64 @@ from sparsesoup.core.manifest import check_export
 from sparsesoup.core.ticket import FACTS, MASKS
 from sparsesoup.exports import WEIGHTS
 from sparsesoup.exports.source import BESIDE, check_finished, run_folder_of
-from sparsesoup.exports.strip_paths import is_local, portable_command, strip_local_config, strip_local_paths
 from sparsesoup.hub.data.files import hub_is_reachable
 from sparsesoup.hub.tasks import zero_shot
 from sparsesoup.report.model_card import render_model_card
 from sparsesoup.report.terminal import read_report
+from sparsesoup.runs.config import config_from_dict
 from sparsesoup.runs.resume_checks import check_run_or_model
 
+NAMED = ("_name_or_path", "name_or_path", "pruning_config")  # config keys that may contain a path
+HERE = ("is_local", "local_files_only")  # tokenizer keys about how it was loaded
 CARD, CONFIG, FORM = "README.md", "config.json", "export.json"
 PARTS = r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
+
+
+def is_local(value: Any) -> bool:
+    """Return True for a text that looks like a local path, rather than a name.
+
+    >>> is_local("/home/me/bert"), is_local("~/bert"), is_local("owner/bert"), is_local("https://hf.co/owner/bert")
+    (True, True, False, False)
+    """
+    text = value if isinstance(value, str) else ""
+    begins = text.startswith(("/", "~", "./", "../", "\\\\")) or bool(re.match(r"[A-Za-z]:[\\/]", text))
+    deep = text.count("/") > 1 and "://" not in text and not re.search(r"\s", text)
+    return len(text) > 1 and (begins or deep)
+
+
+def strip_local_paths(value: Any, key: str = "") -> Any:
+    """Remove the folders from local paths; the last part stays.
+
+    >>> strip_local_paths({"model": "/home/me/bert", "data_root": "/data", "files": ["pruning/ticket.json"]})
+    {'model': 'bert', 'files': ['pruning/ticket.json']}
+    """
+    if isinstance(value, Mapping):
+        return {k: strip_local_paths(v, k) for k, v in value.items() if k != "data_root"}
+    if isinstance(value, list):
+        return value if key == "files" else [strip_local_paths(part, key) for part in value]
+    return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if is_local(value) else value
+
+
+def strip_local_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Remove local information from a config. Labels and tokens stay, although they may look like paths."""
+    return {key: strip_local_paths(v) if key in NAMED else v for key, v in config.items() if key not in HERE}
+
+
+def portable_command(facts: Mapping[str, Any]) -> str | None:
+    """Return the command line that repeats a run, without local folders; None if the facts lack it."""
+    settings = dict(facts.get("settings") or {})
+    method = dict(settings.pop("method", {}))
+    name = str(method.pop("name", None))
+    try:
+        line = str(facts.get("command") or config_from_dict(name, {**settings, "method": method}).repeat_command())
+    except (UserError, TypeError):
+        return None
+    words, called = shlex.split(line), {settings.get("dataset"): facts.get("dataset")}  # glue/sst2 for its local folder
+    return shlex.join(
+        (called.get(word) or strip_local_paths(word)) if is_local(word) else word
+        for before, word in zip(["", *words], words, strict=False)
+        if "--data-root" not in (before, word)
+    )
 
 
 @dataclass(frozen=True)
@@ -45,11 +95,7 @@ def push_to_hub(
     run: Path, repo: str, *, out: Path | None = None, private: bool = False, license: str = "unknown",
     token_from_env: str = "",
 ) -> str:  # fmt: skip
-    """Upload a model to the Hub in one commit, or only write the upload to a folder; see `sparsesoup.push`.
-
-    Returns: the URL on the Hub, or the folder.
-    Raises: UserError for bad input, without a token, or if the Hub does not respond within seconds.
-    """
+    """Upload a model to the Hub in one commit and return its URL; or only write the upload to a folder, `out`."""
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
@@ -69,10 +115,7 @@ def push_to_hub(
 
 
 def open_upload(run: Path) -> HubUpload:
-    """Return the model of a finished run, or of an export, for uploading.
-
-    Raises: UserError if there is none, the run is not finished, or a link leads out of its folder.
-    """
+    """Return the model of a finished run, or of an export, for uploading."""
     run = run_folder_of(run)
     if (run / FORM).is_file():
         parcel = _open_export(run)

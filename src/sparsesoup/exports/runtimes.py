@@ -18,10 +18,7 @@ Asked = Callable[[Arrays], Arrays]  # inputs by name -> outputs by name
 
 
 def require_library(name: str) -> Any:
-    """Import an optional library.
-
-    Raises: UserError naming the extra to install if it is missing.
-    """
+    """Import an optional library."""
     before = os.environ.get("CI")
     os.environ["CI"] = "true"  # disables OpenVINO's telemetry, as in automatic tests
     try:
@@ -36,10 +33,7 @@ def require_library(name: str) -> Any:
 
 
 def open_onnx(path: Path, threads: int = 0) -> Asked:
-    """Load an ONNX file on the CPU, for so many threads at most; 0 leaves it to the engine.
-
-    Raises: UserError if ONNX Runtime is missing, or cannot read or run the file.
-    """
+    """Load an ONNX file on the CPU, for so many threads at most; 0 leaves it to the engine."""
     runtime = require_library("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 4  # its messages are raised as errors anyway, and reported in one line
@@ -62,10 +56,7 @@ def open_onnx(path: Path, threads: int = 0) -> Asked:
 
 
 def open_openvino(path: Path, threads: int = 0) -> Asked:
-    """Load an .xml file of OpenVINO, or an ONNX file, on the CPU in float32, for so many threads at most.
-
-    Raises: UserError if OpenVINO is missing, or cannot read the file.
-    """
+    """Load an .xml file of OpenVINO, or an ONNX file, on the CPU in float32, for so many threads at most."""
     core = require_library("openvino").Core()
     options: dict[str, Any] = {**EXACT, "PERFORMANCE_HINT": "LATENCY"}
     if threads:

@@ -167,13 +167,9 @@ def missing_device_support(device: str | torch.device) -> str:
 
 
 def to_semi_structured_(model: nn.Module, names: Iterable[str], verify: bool = False) -> None:
-    """Convert weights of linear layers to torch's 2:4 form, in place; the model is then for inference only.
+    """Convert weights of linear layers (names as in `named_parameters()`) to torch's 2:4 form, in place.
 
-    Args:
-        model: in float16 or bfloat16, on a device accepted by `missing_device_support`.
-        names: weight names as in `named_parameters()`.
-        verify: convert each back and compare.
-    Raises: UserError if a weight is not 2:4, is missing, or is not restored exactly.
+    The model is in float16 or bfloat16, and for inference only afterwards. `verify` converts each back and compares.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # torch's prototype warning, which our documentation mentions

@@ -71,10 +71,7 @@ class PrunedSource:
         return (self.folder / FILE).is_file()
 
     def iterate_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield (name, weights), named as in the files, one at a time.
-
-        Raises: UserError if a file is missing or damaged.
-        """
+        """Yield (name, weights), named as in the files, one at a time."""
         if self.is_packed:
             yield from read_packed(self.folder)
             return
@@ -87,10 +84,7 @@ class PrunedSource:
                 raise UserError(f"damaged model: {path} cannot be read ({error}); copy it again") from error
 
     def weight_files(self) -> list[Path]:
-        """Return the files with weights.
-
-        Raises: UserError if there are none.
-        """
+        """Return the files with weights."""
         several = [self.folder / FILE] if self.is_packed else weight_files(self.folder)
         if not several:
             raise UserError(f"no weights at {self.folder}: expected {WEIGHTS}, as save_pretrained writes it")
@@ -105,10 +99,7 @@ class PrunedSource:
 
     @cached_property
     def model(self) -> Any:
-        """The model in the class named in config.json, ready for inference.
-
-        Raises: UserError if a pruned weight is not zero.
-        """
+        """The model in the class named in config.json, ready for inference."""
         return load_pruned(self.folder, self.masks or {}, dict(self.iterate_tensors()) if self.is_packed else None)
 
     def model_size(self) -> dict[str, int]:
@@ -134,11 +125,7 @@ class ExportFormat(Protocol):
 
 
 def open_source(run: Path) -> PrunedSource:
-    """Open the pruned model of a run directory, of a model folder with `pruning/`, or of a packed folder.
-
-    Raises: UserError if there is none, or only a graph of it, or its run is not finished, or a file has changed since
-        it was written.
-    """
+    """Open the pruned model of a run directory, of a model folder with `pruning/`, or of a packed folder."""
     check_finished(run)
     if (run / FILE).is_file():
         ticket = run / "pruning" / FACTS
@@ -207,12 +194,10 @@ def masks_from_zeros(model: Any) -> Masks:
 def largest_difference(
     found: Sequence[Tensor], expected: Sequence[Tensor], close: float, what: str, remedy: str = "", least: float = 1.0
 ) -> float:
-    """Return the largest difference between the outputs of two models.
+    """Return the largest difference between the outputs of two models; refuse more than `close`.
 
-    Args:
-        close: largest one allowed, as a share of the largest expected output, or of `least` if that is more.
-        what, remedy: beginning and end of the message.
-    Raises: UserError if it is exceeded, or an output is NaN.
+    `close` is a share of the largest expected output, or of `least` if that is more; `what` and `remedy` begin and end
+    the message.
     """
     pairs = list(zip(found, expected, strict=True))
     difference = float(torch.stack([(a - b).abs().max() for a, b in pairs]).max())  # NaN if any is

@@ -36,7 +36,6 @@ def model_in_subprocess(folder: Path, line: str) -> Iterator[tuple[Callable[...,
     """Load an export in a fresh process, by the line in its export.json, for the block.
 
     Yields: (function that returns the outputs for inputs, both by name; True if the process has imported sparsesoup)
-    Raises: UserError if the export does not load, or stops responding.
     """
     call = [sys.executable, "-P", subprocess_runner.__file__, line]
     environment = {**os.environ, "CI": "true"}  # disables OpenVINO's telemetry

@@ -11,7 +11,7 @@ import torch
 from sparsesoup.core.errors import UserError
 from sparsesoup.hub.models import tokenizer as tokens
 from sparsesoup.hub.models.checkpoint import config_of, load_reader, model_files_digest, resolve_model_path
-from sparsesoup.hub.models.loading import has_head, load_model, meta_model, use_faster_attention_
+from sparsesoup.hub.models.loading import load_model, meta_model, use_faster_attention_
 from sparsesoup.hub.models.padding_probe import probe_padding
 from sparsesoup.hub.models.prunable import find_prunable
 from sparsesoup.hub.models.weights import LoadingNotes, check_vocabulary, randomly_drawn_head
@@ -118,10 +118,7 @@ def build_problem(
     observer: Observer | None = None,
     whole: bool = False,
 ) -> Problem:
-    """Build the problem of pruning a model for a task; T is `steps` or `epochs`, or else EPOCHS.
-
-    A `whole` model must have its head already.
-    """
+    """Build the problem of pruning a model for a task, T in `steps` or `epochs`; a `whole` model must have its head."""
     training, meter, kind = training or TrainingConfig(), meter or CostTracker(), task_type_of(opened.task)
     train, validation = training_splits(opened.source, opened.task, place.seed)
     check_head(place, opened)
@@ -163,10 +160,7 @@ def build_problem(
 def fit_config_to_rows(
     place: ModelAndDataConfig, task: AnyTask, tokenizer: Any, account: LoadingNotes | None = None
 ) -> dict[str, Any]:
-    """Return changes of a model's config for padded batches of its rows; `account` collects notes on them.
-
-    Raises: UserError if the model cannot handle the tokenizer's padding.
-    """
+    """Return changes of a model's config for padded batches of its rows; `account` collects notes on them."""
     config = config_of(place.model, place.trust_remote_code)
     fixed, own = tokens.config_settings(config, tokenizer), tokens.padding_of(config)
     if fixed["pad_token_id"] != own:
@@ -180,11 +174,13 @@ def fit_config_to_rows(
 
 def check_head(place: ModelAndDataConfig, opened: OpenedTask) -> None:
     """Raise a UserError if the model reads texts and the dataset holds images, or vice versa."""
-    if not has_head(place.model, opened.task, place.trust_remote_code):
+    kind = task_type_of(opened.task)
+    known = place.trust_remote_code or kind.load is not None
+    if not known and type(config_of(place.model)) not in kind.head._model_mapping:
         vision = "a vision model, such as google/vit-base-patch16-224"
         raise UserError(
             f"model {place.model} cannot answer what dataset {opened.source.name} asks, {describe_task(opened.task)}: "
-            f"its type has no such head; give {vision if task_type_of(opened.task).images else 'another model'}, or "
+            f"its type has no such head; give {vision if kind.images else 'another model'}, or "
             f"name other columns"
         )
 

@@ -46,10 +46,8 @@ def render_model_card(facts: Facts, form: Facts, config: Facts, repo: str, licen
 
     Args:
         facts: report.json or ticket.json; contains nothing specific to this machine.
-        form: export.json; empty for a run.
-        config: config.json; empty where there is none.
-        repo: the model's name on the Hub.
-        license: license as the Hub names it.
+        form, config: export.json and config.json; empty where there is none.
+        repo, license: the model's name on the Hub, and its license as the Hub names it.
     """
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_template_value)
     environment.filters |= {"flop": words.format_count, "duration": words.format_duration, "label": words.label_name}

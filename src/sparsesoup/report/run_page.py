@@ -10,8 +10,8 @@ from sparsesoup.core.files import from_json, write_text
 from sparsesoup.core.schedules import geometric_sparsities
 from sparsesoup.report import format as words
 from sparsesoup.report import terminal as show
-from sparsesoup.report.degenerate import degenerate_warnings
 from sparsesoup.report.escaping import command_line
+from sparsesoup.report.format import degenerate_warnings
 from sparsesoup.report.plots import INK, LINES, draw_heatmap, render_page, render_svg, sparsity_limits
 
 LOG, PAGE, MEASURED = "log.jsonl", "report.html", "benchmark.json"
@@ -21,10 +21,7 @@ POINTS = 400  # points per curve: enough for the page's resolution, and a small 
 
 
 def write_report(run: Path) -> Path:
-    """Write report.html of a run directory from its report.json, log.jsonl and benchmark.json, and return its path.
-
-    The same input gives the same bytes. Raises: UserError if report.json is missing or damaged.
-    """
+    """Write report.html of a run directory from its report.json, log.jsonl and benchmark.json, and return its path."""
     run = Path(run)
     facts, (log, unread) = show.read_report(run), _read_log(run / LOG)
     sentences, others = words.describe_notes(facts)

@@ -13,8 +13,7 @@ from rich.text import Text
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import load_table
 from sparsesoup.core.manifest import REPORT
-from sparsesoup.report.console import text_table
-from sparsesoup.report.escaping import command_line, printable_line
+from sparsesoup.report.escaping import command_line, printable_line, text_table
 from sparsesoup.report.format import LABELS, describe_notes, format_count, format_duration, format_percent, label_name
 
 FORMAT = 1  # of report.json
@@ -26,10 +25,7 @@ NEEDED: dict[str, type | tuple[type, ...]] = {
 
 
 def read_report(run: Path) -> dict[str, Any]:
-    """Read report.json of a run directory.
-
-    Raises: UserError if it is missing or damaged.
-    """
+    """Read report.json of a run directory."""
     path = Path(run) / REPORT
     try:
         facts = load_table(path)
@@ -175,10 +171,7 @@ def sparsity_grid(matrices: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, 
 
 
 def show_run(run: Path, console: Console) -> None:
-    """Print a run in the terminal: result, sparsity by layer, cost, provenance.
-
-    Raises: UserError if report.json is missing or damaged.
-    """
+    """Print a run in the terminal: result, sparsity by layer, cost, provenance."""
     facts = read_report(run)
     _print_text(console, run_headline(facts), "bold")
     if not is_dense(facts):
@@ -252,19 +245,3 @@ def _provenance_table(facts: Mapping[str, Any], run: Path) -> Table:
         if value not in (None, ""):
             table.add_row(Text(name, style="bold"), Text(printable_line(str(value)), overflow="fold"))
     return table
-
-
-def comparison_table(reports: list[dict[str, Any]]) -> Table:
-    """Return runs side by side, one per row; FLOPs exclude the last validation and are relative to the first row."""
-    rows = [(facts, total_cost(facts, but="validation"), sum(flops_by_label(facts).values())) for facts in reports]
-    metrics = {next(iter(facts["validation"])) for facts in reports}
-    # A metric common to all goes into the column header.
-    unit = f" {metrics.pop()}" if len(metrics) == 1 else ""
-    columns = ("method", "sparsity", f"validation{unit}", f"test{unit}", "steps", "FLOPs", "seconds")
-    return text_table(columns, [
-        (facts["method"], format_percent(facts["sparsity"]["reached"]),
-         format_main_score(facts["validation"]).replace(unit, ""),
-         format_main_score(facts.get("test")).replace(unit, "") or "-",
-         f"{cost['steps']:,}", f"{flops / rows[0][2]:.2f} x" if rows[0][2] else "-", f"{cost['seconds']:.1f}")
-        for facts, cost, flops in rows
-    ])  # fmt: skip

@@ -15,7 +15,7 @@ from sparsesoup.hub.build import open_task
 from sparsesoup.hub.tasks.overview import data_overview
 from sparsesoup.hub.tasks.splits import LoadedDataset, open_splits
 from sparsesoup.report.escaping import printable_line
-from sparsesoup.report.terminal import REPORT, flatten_scores, read_report
+from sparsesoup.report.terminal import flatten_scores
 from sparsesoup.runs.results import library_versions, machine_name
 from sparsesoup.runs.resume_checks import check_data
 from sparsesoup.runs.yaml_text import dump_yaml
@@ -48,17 +48,7 @@ def compare_recipe(
     workers: int = 1,
     retry_failed: bool = False,
 ) -> StudyResult:
-    """Run the study of a recipe on this machine.
-
-    Args:
-        recipe: a YAML file, the name of a shipped recipe, or a table with its keys.
-        out: folder of all runs.
-        name: name of the study; default that of the file, `study` for a table.
-        console: console for progress output.
-        workers: number of processes for the runs.
-        retry_failed: retry runs that failed before.
-    Raises: UserError for bad input.
-    """
+    """Run the study of a recipe (a file, the name of a shipped one, or a table) on this machine."""
     given = dict(recipe) if isinstance(recipe, Mapping) else Path(recipe)
     plan = match_budget(read_plan(given, None, name, out, True))
     made = run_study(plan, out, console, local_executor(workers), retry_failed=retry_failed)
@@ -77,16 +67,11 @@ def run_study(
     """Run every missing trial of a study, then score each trial once on the test split, then write the tables.
 
     Args:
-        plan: the study.
         out: folder of all runs; the study's own is studies/<name> in it.
-        console: console for progress output.
-        executor: runs the jobs.
         threads: torch threads per job; default the cores that the executor has for each.
         retry_failed: retry trials that failed before.
         workers: processes for the weak masks of each trial.
     Returns: the study's folder, with study.html, study.md, study.tex, study.csv, study.parquet and study.json.
-    Raises: UserError if another study of that name exists, its trials used other data, or another process works on this
-        one.
     """
     folder = folder_of(out, plan.name)
     if threads is None and executor.cores is not None:
@@ -116,10 +101,7 @@ def run_study(
 
 
 def table_of_runs(runs: Sequence[Path], name: str, out: Path) -> Path:
-    """Write the tables and page of existing runs, with a row for each method and its settings.
-
-    Raises: UserError if one is not a finished run, or two have the same row, column and seed.
-    """
+    """Write the tables and page of existing runs, with a row for each method and its settings."""
     folder, found = folder_of(out, name), records_of(runs)
     if (folder / "study.yaml").exists():
         raise UserError(f"{folder} holds a study with a recipe; give another --name")
@@ -128,10 +110,7 @@ def table_of_runs(runs: Sequence[Path], name: str, out: Path) -> Path:
 
 
 def folder_of(out: Path, name: str) -> Path:
-    """Return the study's own folder, to which no other study writes.
-
-    Raises: UserError if the name would lead to another folder.
-    """
+    """Return the study's own folder, to which no other study writes."""
     if name in ("", "..") or Path(name).name != name:
         raise UserError(f"a study is called by the name of one folder, got {name!r}; say another --name")
     return out / STUDIES / name
@@ -163,8 +142,6 @@ def _check_same_data(jobs: Sequence[TrialJob]) -> None:
     """Refuse a dataset with other rows than those of finished trials."""
     sources: dict[Any, LoadedDataset] = {}
     for job, facts in _recorded(jobs):
-        if "dataset_fingerprint" not in facts and (job.run / REPORT).is_file():  # a record of an older version
-            facts = read_report(job.run)
         place = job.trial.settings.place
         where = (place.dataset, place.data_root, place.dataset_config)
         if where not in sources:

@@ -13,6 +13,7 @@ from sparsesoup.study.cost.estimate import CostEstimate, CostEstimator
 from sparsesoup.study.execute.jobs import TrialJob
 from sparsesoup.study.recipe.plan import StudyPlan
 from sparsesoup.study.recipe.trial import Trial
+from sparsesoup.training.cost import Cost
 from sparsesoup.training.plan import Phase
 
 HEADS = ("run", "T", "steps", "FLOPs", "time", "memory", "folder")
@@ -25,18 +26,12 @@ NOTE = (
 
 @dataclass(frozen=True)
 class TrialForecast:
-    """A trial and its estimated cost.
-
-    Args:
-        estimate: None if the trial would be refused.
-        refusal: the reason.
-        done: True if its ticket exists already.
-    """
+    """A trial and its estimated cost."""
 
     cell: Trial
-    estimate: CostEstimate | None = None
-    refusal: str = ""
-    done: bool = False
+    estimate: CostEstimate | None = None  # None if the trial would be refused
+    refusal: str = ""  # the reason
+    done: bool = False  # True if its ticket exists already
 
 
 def forecast_trials(plan: StudyPlan, out: Path) -> Iterator[TrialForecast]:
@@ -58,10 +53,7 @@ def format_forecast(found: Iterable[TrialForecast]) -> Iterator[str]:
 
 
 def describe_plan(settings: RunConfig) -> Iterator[str]:
-    """Format what a run would do, phase by phase, with its cost.
-
-    Raises: UserError if the run would be refused.
-    """
+    """Format what a run would do, phase by phase, with its cost."""
     estimator = CostEstimator()
     found, problem = estimator.estimate_run(settings), estimator.real_problem(settings)
     phases = settings.method.plan(problem.size, float(settings.amount.sparsity or 0.0))
@@ -74,7 +66,7 @@ def describe_plan(settings: RunConfig) -> Iterator[str]:
     yield ""
     yield (
         f"T = {found.steps}: {total.steps} steps, {format_count(total.flops)}, about {format_duration(found.seconds)} "
-        f"and {_format_bytes(found.memory)} here"
+        f"and {format_count(found.memory, 'B')} here"
     )
     yield NOTE
 
@@ -103,52 +95,30 @@ def _forecast_row(forecast: TrialForecast) -> tuple[str, ...]:
     name, path = forecast.cell.describe_trial + (" (done)" if forecast.done else ""), str(forecast.cell.path)
     if forecast.estimate is None:
         return name, "", "", "", "refused", "", f"{path}: {forecast.refusal}"
-    e = forecast.estimate
-    return (
-        name,
-        str(e.steps),
-        str(e.total_cost.steps),
-        format_count(e.total_cost.flops),
-        format_duration(e.seconds),
-        _format_bytes(e.memory),
-        path,
-    )
+    e, total = forecast.estimate, forecast.estimate.total_cost
+    numbers = str(e.steps), str(total.steps), format_count(total.flops)
+    return (name, *numbers, format_duration(e.seconds), format_count(e.memory, "B"), path)
 
 
 def _total_lines(all_of: list[TrialForecast]) -> Iterator[str]:
-    costed = [(f, f.estimate) for f in all_of if f.estimate is not None]
-    whole = [e for _, e in costed]
-    left = [e for f, e in costed if not f.done]
+    whole = [f.estimate for f in all_of if f.estimate is not None]
+    left = [f.estimate for f in all_of if f.estimate is not None and not f.done]
+    total = sum((e.total_cost for e in whole), Cost())
+    costs = [cost for e in whole for cost in e.costs.values() if cost.steps]
+    shared = sum(cost.flops * cost.shared / cost.steps for cost in costs)
     yield ""
-    yield f"{len(all_of)} runs: {_sum_line(whole)}, if each were trained alone"
-    steps, flops, seconds = _shared_costs(whole)
     yield (
-        f"sharing saves {steps} steps, {format_count(flops)}, {format_duration(seconds)} (the dense run, "
-        f"teachers, IMP's rounds)"
+        f"{len(all_of)} runs: {total.steps} steps, {format_count(total.flops)}, "
+        f"{format_duration(sum(e.seconds for e in whole))}, if each were trained alone"
+    )
+    yield (
+        f"sharing saves {sum(cost.shared for cost in costs)} steps, {format_count(shared)}, "
+        f"{format_duration(sum(e.saved for e in whole))} (the dense run, teachers, IMP's rounds)"
     )
     if len(left) < len(whole):
         yield f"{len(whole) - len(left)} are done"
-    hours, peak = sum(e.seconds - e.saved for e in left), max((e.memory for e in left), default=0.0)
-    yield f"left to do: {format_duration(hours)} of one process, {_format_bytes(peak)} at the peak"
+    peak = format_count(max((e.memory for e in left), default=0.0), "B")
+    yield f"left to do: {format_duration(sum(e.seconds - e.saved for e in left))} of one process, {peak} at the peak"
     if refused := len(all_of) - len(whole):
         yield f"{refused} would be refused"
     yield NOTE
-
-
-def _sum_line(found: list[CostEstimate]) -> str:
-    totals = [e.total_cost for e in found]
-    seconds = sum(e.seconds for e in found)
-    return (
-        f"{sum(t.steps for t in totals)} steps, {format_count(sum(t.flops for t in totals))}, "
-        f"{format_duration(seconds)}"
-    )
-
-
-def _shared_costs(found: list[CostEstimate]) -> tuple[int, float, float]:
-    costs = [c for e in found for c in e.costs.values() if c.steps]
-    flops = sum(c.flops * c.shared / c.steps for c in costs)
-    return sum(c.shared for c in costs), flops, sum(e.saved for e in found)
-
-
-def _format_bytes(count: float) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -24,8 +24,6 @@ def match_budget(plan: StudyPlan) -> StudyPlan:
     """Return the plan with T of each row set so that no run exceeds its budget, and almost none falls short.
 
     All seeds of a row have the same T. Nothing is timed, so every machine finds the same.
-
-    Raises: UserError with file and line if a row does not fit, with the smallest budget that it needs.
     """
     budget = read_budget(plan.recipe.get("budget"))
     if budget is None:

@@ -16,10 +16,16 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import write_json
 from sparsesoup.core.threads import check_threads
 from sparsesoup.core.timing import median_and_quartiles, speedup_ratios, time_interleaved
-from sparsesoup.exports.benchmark.backends import BACKENDS, Batch, BoundModel
+from sparsesoup.exports.benchmark.backends import (
+    BACKENDS,
+    Batch,
+    BoundModel,
+    forward_flops,
+    profile_model,
+    sparse_flops,
+)
 from sparsesoup.exports.benchmark.candidate import AS_IT_IS, BenchmarkCandidate, open_candidate
 from sparsesoup.exports.benchmark.explain import explain_speed, summary_sentences
-from sparsesoup.exports.benchmark.flops import forward_flops, profile_model, sparse_flops
 from sparsesoup.exports.runtimes import first_error_line
 from sparsesoup.exports.source import largest_difference, run_folder_of
 from sparsesoup.hub.build import max_positions
@@ -43,7 +49,6 @@ class BenchmarkConfig:
         threads: threads for each backend; None: torch's number.
         rounds: interleaved measurements of each candidate.
         backends: the backends.
-    Raises: UserError for a number that is too small, or an unknown backend.
     """
 
     batch: int = 32
@@ -73,9 +78,7 @@ def run_benchmark(
 ) -> list[Facts]:
     """Benchmark runs or exports side by side; return a table of facts for each, as in benchmark.json.
 
-    A backend that fails on a model is noted and skipped.
-
-    Raises: UserError for bad input, or if no backend could run any of them.
+    A backend that fails on a model is noted and skipped; it is an error if none runs any of them.
     """
     if not paths:
         raise UserError("nothing to measure; give a run or an export, or several")
@@ -213,7 +216,7 @@ def _result_row(name: str, form: str, dense: Sequence[float], own: Sequence[floa
         "on": name,
         "label": BACKENDS[name].label,
         "form": form,
-        "promise": flops["dense"] / max(1, flops.get(name, flops[form])),
+        "flops_ratio": flops["dense"] / max(1, flops.get(name, flops[form])),
         "faster": faster.middle,
         "quartiles": [faster.low, faster.high],
         "seconds": seconds,

@@ -34,10 +34,7 @@ class BenchmarkCandidate:
 
 
 def open_candidate(path: Path) -> BenchmarkCandidate:
-    """Open a run directory, a model folder with `pruning/`, or an export.
-
-    Raises: UserError if there is none, or it cannot be benchmarked.
-    """
+    """Open a run directory, a model folder with `pruning/`, or an export."""
     table = path / "export.json"
     facts = read_table(table, "export", "export it again") if table.is_file() else {}
     check_export(path, facts)

@@ -13,12 +13,12 @@ Facts = Mapping[str, Any]
 
 def explain_speed(row: Facts, table: Facts) -> str:
     """Explain a speed that differs from the one expected from FLOPs; return '' if it is within 25 %."""
-    promise, faster, flops = row["promise"], row["faster"], table["flops"]["dense"]
-    if abs(faster / promise - 1) <= FAR:
+    ratio, faster, flops = row["flops_ratio"], row["faster"], table["flops"]["dense"]
+    if abs(faster / ratio - 1) <= FAR:
         return ""
-    if row["quartiles"][0] <= promise <= row["quartiles"][1]:
+    if row["quartiles"][0] <= ratio <= row["quartiles"][1]:
         return "the ratio of FLOPs is within the quartiles: the machine was busy, measure again"
-    dense, own = _flop_rates(flops / row["dense_seconds"], flops / promise / row["seconds"])
+    dense, own = _flop_rates(flops / row["dense_seconds"], flops / ratio / row["seconds"])
     if BACKENDS[row["on"]].dense:
         return f"a sparse kernel looks up each value's place: it does {own} of what is left, the dense one {dense}"
     return f"it does {own} as a whole, the dense model {dense}; {_explain_profile(row, table)}"
@@ -26,9 +26,9 @@ def explain_speed(row: Facts, table: Facts) -> str:
 
 def _explain_profile(row: Facts, table: Facts) -> str:
     """Name the part of the work that shrank less, or more, than FLOPs, from the time of torch's operations."""
-    dense, own, promise = table["profiles"]["dense"], table["profiles"][row["form"]], row["promise"]
-    slower = row["faster"] < promise
-    lost = {key: (own[key] - dense[key] / promise) * (1 if slower else -1) for key in ("products", "others")}
+    dense, own, ratio = table["profiles"]["dense"], table["profiles"][row["form"]], row["flops_ratio"]
+    slower = row["faster"] < ratio
+    lost = {key: (own[key] - dense[key] / ratio) * (1 if slower else -1) for key in ("products", "others")}
     if lost["others"] > max(lost["products"], 0):
         one, other = (format_percent(part["others"] / (part["products"] + part["others"]), 0) for part in (own, dense))
         return (
@@ -38,7 +38,7 @@ def _explain_profile(row: Facts, table: Facts) -> str:
         )
     if lost["products"] > 0:
         flops = table["flops"]["dense"]
-        one, other = _flop_rates(flops / promise / own["products"], flops / dense["products"])
+        one, other = _flop_rates(flops / ratio / own["products"], flops / dense["products"])
         how = "fill the processor less" if slower else "fit its caches better"
         return f"narrower matrices {how}: in torch {one} of products, {other} dense"
     return "in torch its parts shrank with the FLOPs, so it is this engine's own overhead"
@@ -51,16 +51,17 @@ def _flop_rates(*rates: float) -> list[str]:
 def summary_sentences(table: Facts) -> list[str]:
     """Return plain sentences about size, gains, and backends without a gain."""
     dense, own = table["sizes"]["dense"], table["sizes"]["this"]
-    told = f"On the disk it takes {format_megabytes(own['raw'])}, the dense model {format_megabytes(dense['raw'])}"
-    told += f" ({own['raw'] / dense['raw']:.2f} of it)"
+    packed, zstd = (format_count(own.get(key, 0), "B") for key in ("packed", "zstd"))
+    size = f"On the disk it takes {format_count(own['raw'], 'B')}, the dense model {format_count(dense['raw'], 'B')}"
+    size += f" ({own['raw'] / dense['raw']:.2f} of it)"
     if "packed" in own:
-        told += f"; packed {format_megabytes(own['packed'])}, with zstd {format_megabytes(own['zstd'])}"
+        size += f"; packed {packed}, with zstd {zstd}"
     gains = [row for row in table["rows"] if row["quartiles"][0] >= GAIN]
     return [
-        f"{told}.",
+        f"{size}.",
         *([_best_sentence(gains, table)] if table["rows"] else []),
         *(
-            f"On {describe_row(row)}, it is {row['faster']:.2f} times as fast, {row['promise']:.2f} by FLOPs: "
+            f"On {describe_row(row)}, it is {row['faster']:.2f} times as fast, {row['flops_ratio']:.2f} by FLOPs: "
             f"{row['why']}."
             for row in gains
             if row["why"]
@@ -77,7 +78,7 @@ def _best_sentence(gains: list[Facts], table: Facts) -> str:
     told = (
         f"Fastest is {describe_row(best)}: {format_milliseconds(best['seconds'])} a batch of {table['batch']}, "
         f"{best['faster']:.2f} times as fast as the dense model there ({best['quartiles'][0]:.2f} to "
-        f"{best['quartiles'][1]:.2f}; {best['promise']:.2f} by FLOPs)"
+        f"{best['quartiles'][1]:.2f}; {best['flops_ratio']:.2f} by FLOPs)"
     )
     plain = next((row for row in table["rows"] if row["on"] == "torch"), None)
     if plain and best["on"] != "torch":
@@ -87,29 +88,20 @@ def _best_sentence(gains: list[Facts], table: Facts) -> str:
 
 def _no_gain_sentence(row: Facts) -> str:
     low, high = row["quartiles"]
-    if min(row["promise"], row["faster"]) >= GAIN:
+    if min(row["flops_ratio"], row["faster"]) >= GAIN:
         return (
             f"No certain speed-up on {describe_row(row)}: {row['faster']:.2f} times, but {low:.2f} to {high:.2f} "
             f"between rounds; measure again, with more --rounds."
         )
     because = "zeros are multiplied like anything else"
-    if row["promise"] > 1:  # units were cut out or zeros are skipped: these are not multiplied
-        because = row["why"] or f"it is no more than {row['promise']:.2f} by FLOPs"
+    if row["flops_ratio"] > 1:  # units were cut out or zeros are skipped: these are not multiplied
+        because = row["why"] or f"it is no more than {row['flops_ratio']:.2f} by FLOPs"
     return f"No speed-up on {describe_row(row)}, {row['faster']:.2f} times: {because}."
 
 
 def describe_row(row: Facts) -> str:
     """Return a row's backend and form, as used in sentences."""
     return f"{row['label']}, {row['form']}"
-
-
-def format_megabytes(size: float) -> str:
-    """Format a size in bytes.
-
-    >>> format_megabytes(45_234_000), format_megabytes(2_500)
-    ('45.2 MB', '2.5 kB')
-    """
-    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
 def format_milliseconds(seconds: float) -> str:

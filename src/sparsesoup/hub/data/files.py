@@ -1,26 +1,126 @@
-"""Read files and Hub repositories as rows, without progress bars, logs and tracebacks of the libraries."""
+"""Read tables, SQuAD's files and Hub repositories as rows; tables that pandas would misread are refused."""
 
-import logging
+import csv
 import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 import huggingface_hub
+import pyarrow.parquet as parquet
 from datasets import Dataset, Features, List, Value
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
 
 from sparsesoup.core.errors import UserError, cause_line, root_cause
 from sparsesoup.core.files import from_json, is_disk_full
-from sparsesoup.hub.data.image_folder import with_images
-from sparsesoup.hub.data.layout import READERS
-from sparsesoup.hub.data.table_checks import csv_options, rows_of_parquet
+from sparsesoup.hub.data.folders import READERS, with_images
+from sparsesoup.hub.quiet import quiet_libraries
 
 PATIENCE = 5.0  # seconds to wait for the Hub; its own clients try for half a minute
 SQUAD = re.compile(r'\s*\{.*"data"\s*:\s*\[.*"paragraphs"', re.DOTALL)  # the start of a file in SQuAD's own format
+
+
+def csv_options(paths: Sequence[Path]) -> dict[str, Any]:
+    """Return the pandas options for reading these tables.
+
+    Raises: UserError that names file and line of a row with more or fewer fields than the header: pandas would use the
+        first field of longer rows as an index, which shifts all names, and fill up shorter rows.
+    """
+    # By default pandas would read the texts "None", "null" and "NA" as missing.
+    options: dict[str, Any] = {"sep": ",", "keep_default_na": False, "na_values": [""]}
+    if paths[0].suffix.lower() == ".tsv":
+        options |= {
+            "sep": "\t",
+            "quoting": csv.QUOTE_MINIMAL if all(map(_has_quoted_fields, paths)) else csv.QUOTE_NONE,
+        }
+    form = {"delimiter": options["sep"], "quoting": options.get("quoting", csv.QUOTE_MINIMAL)}
+    if any(name.startswith(" ") for path in paths for name in next(_read_records(path, **form), (0, []))[1]):
+        form["skipinitialspace"] = options["skipinitialspace"] = True  # a head such as "text, label"
+    for path in paths:
+        _check_rows(path, **form)
+    return options
+
+
+def rows_of_parquet(path: Path) -> int:
+    """Return the number of rows of a parquet file, from its footer; refuse two columns of one name."""
+    found = parquet.read_metadata(path)
+    _check_head(path, found.schema.to_arrow_schema().names)
+    return int(found.num_rows)
+
+
+def _check_rows(path: Path, **form: Any) -> None:
+    """Check the widths of all rows, and that nothing stands between a closing quote and the end of its field.
+
+    A stray quote opens a field that ends at the next quote, perhaps rows later: what follows that one betrays it.
+    """
+    try:
+        _check_widths(path, strict=True, **form)
+    except csv.Error as error:
+        _check_widths(path, **form)  # a row that is too long or short says more
+        raise UserError(
+            f"{path}: {error}: a quote stands where no field begins or ends; double the quotes inside fields, and put "
+            f"these fields in quotes"
+        ) from error
+
+
+def _check_widths(path: Path, **form: Any) -> None:
+    head: list[str] = []
+    for line, row in _read_records(path, **form):
+        if not head:
+            head = row
+            _check_head(path, head)
+        elif len(row) != len(head):
+            fields = f"{len(row)} field{'s'[: len(row) != 1]}, where the head has {len(head)} ({', '.join(head)[:200]})"
+            raise UserError(f"{path}, line {line} has {fields}; {_quoting_remedy(row, head, form['delimiter'])}")
+
+
+def _quoting_remedy(row: Sequence[str], head: Sequence[str], separator: str) -> str:
+    other = next((sign for sign in ";\t|," if len(head) == 1 and sign in head[0] and sign != separator), "")
+    if other:
+        return f"fields are separated by {separator!r} here and not by {other!r}; write the table so"
+    if len(row) < len(head):
+        quotes = ", or close its quotes" if any("\n" in field for field in row) else ""
+        return f"complete the row{quotes}; the file may be cut off"
+    if not row[-1]:
+        return f"remove the {separator!r} at its end"
+    return f"put fields that hold a {separator!r} in quotes, or name all columns in the head"
+
+
+def _check_head(path: Path, names: Sequence[str]) -> None:
+    twice = [name for name, count in Counter(name.strip() for name in names).items() if name and count > 1]
+    if twice:
+        raise UserError(f"{path} has the column {twice[0]!r} twice, where each name is allowed once; rename one")
+
+
+def _has_quoted_fields(path: Path) -> bool:
+    """Return True if quotes in a tab-separated table enclose fields; in GLUE's files they are part of the text."""
+    width = 0
+    try:
+        for _, row in _read_records(path, delimiter="\t", strict=True):
+            width = width or len(row)
+            if len(row) != width or any({"\n", "\t"} <= {*field} for field in row):
+                return False
+    except (csv.Error, UnicodeDecodeError):
+        return False
+    return True
+
+
+def _read_records(path: Path, **form: Any) -> Iterator[tuple[int, list[str]]]:
+    """Yield (first line, fields) of every row except blank ones, which pandas skips."""
+    before = csv.field_size_limit(sys.maxsize)  # the module's default of 128 kB is less than a long text
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows, line = csv.reader(file, **form), 1
+            for row in rows:
+                if len(row) > 1 or "".join(row).strip():
+                    yield line, row
+                line = rows.line_num + 1
+    finally:
+        csv.field_size_limit(before)
 
 
 def read_files(name: str, paths: list[Path]) -> Dataset:
@@ -30,7 +130,7 @@ def read_files(name: str, paths: list[Path]) -> Dataset:
             raise UserError(f"{path} is empty, where the rows of the {name} split are needed; check the file")
     suffix = paths[0].suffix.lower()
     try:
-        with quiet_datasets():
+        with quiet_libraries():
             if suffix == ".json" and all(SQUAD.match(_first_characters(path)) for path in paths):
                 return _read_squad(paths)
             empty = UserError(f"{name} is empty: {paths[0]} has no rows, where at least one is needed; check it")
@@ -89,7 +189,7 @@ def open_hub(repository: str, config: str | None) -> Mapping[str, Dataset]:
     """Open all splits of a repository on the Hub, or of its cached copy if the Hub is not reachable."""
     there = hub_is_reachable(huggingface_hub.HfApi().dataset_info, repository)
     before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
-    with quiet_datasets():
+    with quiet_libraries():
         try:
             if not there:  # both libraries read HF_HUB_OFFLINE only at import, so set their copies of it
                 datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
@@ -101,23 +201,3 @@ def open_hub(repository: str, config: str | None) -> Mapping[str, Dataset]:
             raise ConnectionError(f"{why}, and no copy in the cache") from error
         finally:
             datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
-
-
-@contextmanager
-def quiet_datasets() -> Iterator[None]:
-    """Disable progress bars, warnings and logs of the libraries in this block; the caller's settings are restored."""
-    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub", "fsspec")]
-    levels = [logger.level for logger in loggers]
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if shown:
-            datasets.enable_progress_bars()

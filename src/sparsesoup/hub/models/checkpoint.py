@@ -3,7 +3,6 @@
 import contextlib
 import math
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import numpy as np
 import PIL.Image
 import transformers
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, ImageProcessingMixin, PreTrainedTokenizerBase
-from transformers import logging as messages
 from transformers.utils import find_adapter_config_file
 
 from sparsesoup.core.errors import UserError, one_line
@@ -23,6 +21,7 @@ from sparsesoup.hub.data.embedded import embedded_model
 from sparsesoup.hub.data.files import hub_is_reachable
 from sparsesoup.hub.models import tokenizer as tokens
 from sparsesoup.hub.models.open_clip import CONFIG as OPEN_CLIP
+from sparsesoup.hub.quiet import quiet_libraries
 from sparsesoup.hub.tasks.text import check_words
 
 EMBEDDED = "minilm"
@@ -57,10 +56,7 @@ def _folder_of(model: str) -> Path | None:
 
 
 def resolve_model_path(model: str) -> str:
-    """Return the folder or Hub id of a model; a run directory stands for its model folder.
-
-    Raises: UserError if there is none, or a file written by a run or an export has changed.
-    """
+    """Return the folder or Hub id of a model; a run directory stands for its model folder."""
     if model == EMBEDDED:
         return str(embedded_model())
     folders = [Path(model) / "model", Path(model)]
@@ -102,10 +98,7 @@ def adapter_notes(model: str) -> list[str]:
 
 
 def from_pretrained_arguments(model: str, remote_code: bool) -> dict[str, Any]:
-    """Return the arguments of `from_pretrained` of transformers for a model.
-
-    Raises: UserError if there is no such model, or it would read an adapter, or a file outside the folder.
-    """
+    """Return the arguments of `from_pretrained` of transformers for a model."""
     where = resolve_model_path(model)
     folder = Path(where).exists()
     # If the Hub is not reachable, transformers would retry for half a minute; a cached copy is found at once.
@@ -120,10 +113,7 @@ def from_pretrained_arguments(model: str, remote_code: bool) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the weight files of a folder: one, or those listed in an index; none if neither exists.
-
-    Raises: UserError if the index cannot be read, or leads out of the folder.
-    """
+    """Return the weight files of a folder: one, or those listed in an index; none if neither exists."""
     index = folder / INDEX
     if (folder / WEIGHTS).is_file() or not index.is_file():
         return [folder / WEIGHTS] if (folder / WEIGHTS).is_file() else []
@@ -141,10 +131,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def config_of(model: str, remote_code: bool = False, **settings: Any) -> Any:
-    """Read the config of a model; `settings` override its values.
-
-    Raises: UserError if it cannot be read, or has an invalid number.
-    """
+    """Read the config of a model; `settings` override its values."""
     return read_config(from_pretrained_arguments(model, remote_code), model, **settings)
 
 
@@ -195,10 +182,7 @@ def load_reader(model: str, images: bool, remote_code: bool = False) -> Any:
 
 
 def load_processor(model: str, remote_code: bool = False) -> Any:
-    """Load the model's image processor in its Pillow version, the same with or without torchvision.
-
-    Raises: UserError if the model has none.
-    """
+    """Load the model's image processor in its Pillow version, the same with or without torchvision."""
     options = from_pretrained_arguments(model, remote_code)
     remedy = "give a folder with preprocessor_config.json, as save_pretrained of an image processor writes"
     with wrap_load_errors(model, remedy, "the image processor of model"):
@@ -212,10 +196,7 @@ def load_processor(model: str, remote_code: bool = False) -> Any:
 
 
 def load_tokenizer(model: str, remote_code: bool = False) -> Any:
-    """Load the model's tokenizer, adapted to the model; without a padding token it pads with the end-of-text token.
-
-    Raises: UserError if the model has none.
-    """
+    """Load the model's tokenizer, adapted to the model; without a padding token it pads with the end-of-text token."""
     options, config = from_pretrained_arguments(model, remote_code), config_of(model, remote_code)
     remedy = "give a folder with tokenizer.json, as save_pretrained of a tokenizer writes"
     with wrap_load_errors(model, remedy, "the tokenizer of model"):
@@ -240,8 +221,7 @@ def wrap_load_errors(model: str, remedy: str = GIVE, what: str = "model") -> Ite
     Catches any exception: a damaged file can raise anything, even a ZeroDivisionError.
     """
     try:
-        with quiet_transformers(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet_libraries():
             yield
     except UserError:
         raise
@@ -250,17 +230,3 @@ def wrap_load_errors(model: str, remedy: str = GIVE, what: str = "model") -> Ite
         if isinstance(error, LookupError | TypeError | AttributeError | ArithmeticError | AssertionError) or not said:
             said = f"{type(error).__name__} {said}".strip()  # the text alone may be only a missing key
         raise UserError(f"cannot load {what} {model!r}: {said[:200]}; {remedy}") from error
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Disable progress bars and messages of transformers in the block."""
-    level, bars = messages.get_verbosity(), messages.is_progress_bar_enabled()
-    messages.set_verbosity_error()
-    messages.disable_progress_bar()
-    try:
-        yield
-    finally:
-        messages.set_verbosity(level)
-        if bars:
-            messages.enable_progress_bar()

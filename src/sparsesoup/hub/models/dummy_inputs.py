@@ -19,7 +19,6 @@ def dummy_inputs(model: Any, rows: int = 2, length: int = 8, seed: int = 0) -> d
 
     Returns: `input_ids`, `attention_mask` and `token_type_ids` [rows, length], `pixel_values` [rows, channels, height,
         width], as the model takes them.
-    Raises: UserError if it takes neither, or its config.json does not give the image size.
     """
     draw, found, kind = cpu_generator(seed, "sample"), {}, str(model.config.model_type)
     text, image = _text_and_vision_configs(model)

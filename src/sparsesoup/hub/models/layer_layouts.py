@@ -33,14 +33,10 @@ class LayerLayout:
 
     Its attention must split query, key and value into as many heads as their width holds, and its feed-forward part
     must be down(activation(up(x))); then heads and units can be removed without changing the code.
-
-    Args:
-        activation: path of the elementwise activation below the block.
-        units: config key of the number of units.
     """
 
-    activation: str
-    units: str = "intermediate_size"
+    activation: str  # path of the elementwise activation below the block
+    units: str = "intermediate_size"  # config key of the number of units
 
 
 BERT, VIT = LayerLayout("intermediate.intermediate_act_fn"), LayerLayout("mlp.activation_fn")
@@ -65,7 +61,7 @@ def role_of(name: str) -> str:
 class PrunableLayer:
     """A repeated block of a model: its name in the base model, such as encoder.layer.3, and the paths of its parts.
 
-    The parts: query, key, value, output; core, the module around these three; up, down and their activation.
+    These are query, key, value, output; core, the module around the first three; up, down and their activation.
     """
 
     name: str
@@ -109,10 +105,7 @@ def _parts_of(block: nn.Module, layout: LayerLayout) -> dict[str, str]:
 
 
 def prunable_layers(model: Any) -> list[PrunableLayer]:
-    """Return the blocks of a model, in order.
-
-    Raises: UserError if the layout of its model type is unknown.
-    """
+    """Return the blocks of a model, in order."""
     kind, base = str(model.config.model_type), getattr(model, model.base_model_prefix, model)
     blocks = {
         f"{name}.{i}": b for name, m in base.named_modules() if isinstance(m, nn.ModuleList) for i, b in enumerate(m)
@@ -147,10 +140,7 @@ def layer_widths(model: Any) -> Widths:
 
 
 def resize_layers_(model: Any, wanted: Mapping[str, Mapping[str, int]]) -> None:
-    """Resize the layers of a new model to these numbers of heads and units; load its weights afterwards.
-
-    Raises: UserError if layers are missing, or have fewer heads or units than requested.
-    """
+    """Resize the layers of a new model to these numbers of heads and units; load its weights afterwards."""
     for layer in prunable_layers(model):
         row = wanted.get(layer.name)
         numbers = [row.get(key) for key in ("heads", "units")] if isinstance(row, Mapping) else [None]

@@ -24,7 +24,6 @@ from sparsesoup.hub.models.checkpoint import (
     config_of,
     from_pretrained_arguments,
     load_reader,
-    quiet_transformers,
     read_config,
     wrap_load_errors,
 )
@@ -40,6 +39,7 @@ from sparsesoup.hub.models.weights import (
     randomly_drawn_head,
     unused_weights,
 )
+from sparsesoup.hub.quiet import quiet_libraries
 from sparsesoup.hub.tasks.labels import TextTask
 from sparsesoup.hub.tasks.registry import AnyTask, TaskType, task_type_of
 
@@ -64,8 +64,6 @@ def load_model(
         whole: allow no new weights, as for a teacher or a run's own model.
         account: collects new weights and notes for the user.
         fixed: settings that override config.json.
-    Raises: UserError if there is no such model, or none with such a head; if it lacks more than a head, a pooler or
-        weights unused by the task; if weights are NaN or infinite.
     """
     options, kind = from_pretrained_arguments(model, remote_code), task_type_of(task)
     account = account or LoadingNotes()
@@ -128,7 +126,6 @@ def load_as_saved(
         state: weights named as in the files, to use instead of the folder's.
         account: for a published model, collects new weights of its head or pooler and weights left out. By default
             config.json and weights must match, so there are none.
-    Raises: UserError if there is no such model, or the weights do not fit.
     """
     options = from_pretrained_arguments(model, False)
     config = read_config(options, model)
@@ -147,10 +144,7 @@ def load_as_saved(
 
 
 def load_pruned(folder: Path, masks: Masks, state: Mapping[str, Tensor] | None = None) -> PreTrainedModel:
-    """Load a pruned model for inference as `load_as_saved` does; its masks are {} if unknown.
-
-    Raises: UserError if a pruned weight is not zero.
-    """
+    """Load a pruned model for inference as `load_as_saved` does; its masks are {} if unknown."""
     model = load_as_saved(str(folder), state).eval()
     params = dict(model.named_parameters())
     shapes = {name: p.shape for name, p in params.items()}
@@ -164,10 +158,7 @@ def load_pruned(folder: Path, masks: Masks, state: Mapping[str, Tensor] | None =
 
 
 def _class_of(config: Any, model: str) -> Any:
-    """Return the class named in config.json, or the one without a head if none is named.
-
-    Raises: UserError if it is not a model class.
-    """
+    """Return the class named in config.json, or the one without a head if none is named."""
     if config.architectures is None or config.architectures == []:
         with torch.device("meta"):
             return type(transformers.AutoModel.from_config(config))
@@ -208,7 +199,7 @@ def _load_widths(
 def class_can_build(kind: Any, config: Any, wanted: Mapping[str, Tensor]) -> bool:
     """Return True if a stock class makes exactly these parameters from a config."""
     # A ValueError says that the heads do not divide the hidden size.
-    with torch.device("meta"), quiet_transformers(), contextlib.suppress(ValueError):
+    with torch.device("meta"), quiet_libraries(), contextlib.suppress(ValueError):
         return {n: p.shape for n, p in kind(config).named_parameters()} == {n: p.shape for n, p in wanted.items()}
     return False
 
@@ -229,12 +220,6 @@ def unpruned_model(model: str, wanted: Widths) -> PreTrainedModel:
         return _class_of(config, model)(config).eval()
 
 
-def has_head(model: str, task: AnyTask, remote_code: bool = False) -> bool:
-    """Return True if transformers has a class of this model type with the head for a task."""
-    kind = task_type_of(task)
-    return remote_code or kind.load is not None or type(config_of(model)) in kind.head._model_mapping
-
-
 def save_model(
     model: PreTrainedModel, weights: Mapping[str, Tensor], folder: Path, reader: Any, facts: Mapping[str, Any]
 ) -> None:
@@ -247,7 +232,7 @@ def save_model(
     product = copy.deepcopy(model).cpu()
     product.load_state_dict(dict(weights))
     product.config.pruning_config = dict(facts)
-    with quiet_transformers():
+    with quiet_libraries():
         product.save_pretrained(folder)
         if reader is not None:
             reader.save_pretrained(folder)
@@ -260,5 +245,5 @@ def use_faster_attention_(model: PreTrainedModel, precision: str) -> None:
     torch uses products anyway. Saved models are unaffected.
     """
     if precision == "bf16" and not torch.accelerator.is_available() and model.config._attn_implementation == "sdpa":
-        with quiet_transformers():
+        with quiet_libraries():
             model.set_attn_implementation("eager")

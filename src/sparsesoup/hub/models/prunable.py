@@ -17,10 +17,7 @@ NOT_LINEAR = (nn.Embedding, nn.modules.conv._ConvNd, nn.LayerNorm, nn.RMSNorm)
 
 
 def find_prunable(model: PreTrainedModel) -> Targets:
-    """Return the prunable parameters of a model, in its own order.
-
-    Raises: UserError if the model has none.
-    """
+    """Return the prunable parameters of a model, in its own order."""
     targets = prunable_matrices(model)
     if not targets:
         raise UserError(
@@ -81,12 +78,10 @@ def _block_lists(base: nn.Module) -> list[str]:
     """
     modules = dict(base.named_modules())
     found = [name for name, m in modules.items() if isinstance(m, nn.ModuleList) and len(m)]
-    found = found or [name for name, m in modules.items() if isinstance(m, nn.Sequential) and _is_repeated(m)]
+    for name, m in modules.items() if not found else ():
+        if isinstance(m, nn.Sequential) and len({type(member) for member in m}) == 1 and [*m[0].children()]:
+            found.append(name)
     return [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
-
-
-def _is_repeated(members: nn.Sequential) -> bool:
-    return len({type(member) for member in members}) == 1 and any(True for _ in members[0].children())
 
 
 def _head_width(model: PreTrainedModel, role: str, parameter: nn.Parameter, transposed: bool) -> int:

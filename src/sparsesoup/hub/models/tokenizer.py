@@ -23,10 +23,7 @@ def tokenizer_settings(config: Any) -> dict[str, Any]:
 
 
 def input_names(made: list[str], config: Any) -> list[str]:
-    """Return the inputs that tokenizer and model have in common.
-
-    There is a mask if the model takes one, and token types if it distinguishes two of them.
-    """
+    """Return the inputs that tokenizer and model share: token types only if the model distinguishes two of them."""
     kind = AutoModel._model_mapping.get(type(config), None)
     if kind is None:  # code from the checkpoint
         return made
@@ -69,11 +66,7 @@ def config_notes(config: Any, fixed: Mapping[str, Any], name: str) -> list[str]:
 
 
 def check_padding(name: str, model: Any, tokenizer: Any, own: int | None) -> None:
-    """Raise a UserError if a model computes positions from another padding token than its tokenizer's.
-
-    Args:
-        model: a model of its shapes, made from its own config.json, whose `pad_token_id` is `own`.
-    """
+    """Raise a UserError if a model computes positions from another padding token, `own`, than its tokenizer's."""
     tables = [module for path, module in model.named_modules() if path.endswith("position_embeddings")]
     counts = own is not None and any(getattr(table, "padding_idx", None) == own for table in tables)
     if counts and tokenizer.pad_token_id != own:

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from sparsesoup.core.errors import UserError, one_line
+from sparsesoup.core.errors import UserError, list_names, one_line
 from sparsesoup.core.targets import block_of
 
 REMEDY = "take config.json and weights as they were written"
-SHOWN = 6  # names to list in a note
 
 
 @dataclass
@@ -27,20 +26,19 @@ class LoadingNotes:
         """Note the randomly initialised weights, and those of the checkpoint that were left out."""
         self.new = (*self.new, *sorted(new))
         if new:
-            self.notes.append(f"not in the checkpoint of {model}, so drawn from seed {seed}: {in_short(new)}")
+            self.notes.append(f"not in the checkpoint of {model}, so drawn from seed {seed}: {list_names(sorted(new))}")
         if left:
             why = "and left out, since its config.json asks for no such"
-            self.notes.append(f"in the checkpoint of {model} {why}: {in_short(left)}")
+            self.notes.append(f"in the checkpoint of {model} {why}: {list_names(sorted(left))}")
 
 
 def load_weights(
     kind: Any, name: str, options: Mapping[str, Any], **more: Any
 ) -> tuple[Any, dict[str, str], list[str]]:
-    """Load a model of a class with the weights of a checkpoint; missing ones are randomly initialised.
+    """Load a model of a class with the weights of a checkpoint, all finite; missing ones are randomly initialised.
 
-    Returns: the model; name -> problem in the checkpoint, for randomly initialised weights; names of weights
-        unknown to the model.
-    Raises: UserError if a weight is NaN or infinite, or not floating-point.
+    Returns: the model; name -> what is wrong with it in the checkpoint, for randomly initialised weights; names of
+        weights unknown to the model.
     """
     given = {**options, **more, "use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
     model, found = kind.from_pretrained(**given)
@@ -90,10 +88,7 @@ def check_weights(
 ) -> list[str]:
     """Return the weights of whole blocks of a checkpoint that a model has not; those of other heads are not listed.
 
-    Args:
-        lacking, left: as `load_weights` returns them.
-        allowed: weights that may be randomly initialised.
-    Raises: UserError if others are missing, or a block of the model has weights in the checkpoint that it has not.
+    `lacking` and `left` are as `load_weights` returns them; those of `lacking` that are not `allowed` are refused.
     """
     misfit = f"the weights of model {name!r} do not fit its config.json"
     if wrong := sorted({*lacking} - {*allowed}):
@@ -151,12 +146,6 @@ def unused_weights(model: Any, inputs: Mapping[str, Tensor]) -> set[str]:
     return {key for key, slope in zip(weights, slopes, strict=True) if slope is None}
 
 
-def in_short(names: Collection[str]) -> str:
-    """Return names in one line, shortened if there are many."""
-    first = sorted(names)[:SHOWN]
-    return ", ".join(first) + (f" and {len(names) - len(first)} more" if len(names) > len(first) else "")
-
-
 def order_of(own: Sequence[str], labels: Sequence[str]) -> list[int]:
     """Return for each of the data's labels its row in a head of as many: that of the same name, or else the next left.
 
@@ -175,10 +164,8 @@ def match_rows_(
 ) -> str:
     """Reorder the rows of a fine-tuned head, named `own`, to match the data's labels, equally many.
 
-    Args:
-        inputs: returns one row, for which the outputs must be the same except for their order.
+    The outputs for the row that `inputs` returns must be the same except for their order.
     Returns: a note on what was done, or on rows with other label names; '' if all names agree.
-    Raises: UserError if the head has an unknown form.
     """
     order = order_of(own, labels)
     unlike = [_comparable_names(own)[i] for i in order] != _comparable_names(labels)

@@ -17,11 +17,7 @@ ID_NAMES = ("idx", "id", "guid", "uid", "uuid", "index", "row_id", "pairid", "pr
 
 
 def find_task(train: Dataset, name: str, texts: Sequence[str] | None = None, label: str | None = None) -> TextTask:
-    """Infer the task of a dataset from its name (GLUE) or from its columns.
-
-    Columns that are named override the inference. If labels have no names, their values in `train` give the classes.
-    Raises: UserError if the columns are ambiguous or unsuitable.
-    """
+    """Infer the task of a dataset from its name (GLUE) or its columns; named columns override what is inferred."""
     features = train.features
     glue = glue_task(name)
     if glue and {*GLUE[glue][0], "label"} <= set(features):
@@ -78,10 +74,7 @@ def _require_column(column: str, features: Features, name: str, field: str) -> s
 
 
 def find_label(train: Dataset, name: str, label: str | None = None) -> tuple[str, tuple[str, ...]]:
-    """Return (label column, its class names): the named column, or one that looks like a label; no names for numbers.
-
-    Raises: UserError if there is no such column or several, or its values are not labels.
-    """
+    """Return (label column, its class names, none for numbers): the named column, or one that looks like a label."""
     features = train.features
     named = [_require_column(label, features, name, "label_column")] if label else []
     named = named or [column for column, kind in features.items() if isinstance(kind, ClassLabel)]

@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, Value
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, list_names
 
 FLAGS = "name them by text_columns and label_column"
 OTHER = "or name another column"
@@ -29,19 +29,12 @@ INVISIBLE = re.compile(
 
 @dataclass(frozen=True)
 class TextTask:
-    """A text-classification or regression task.
+    """A text-classification or regression task."""
 
-    Args:
-        texts: the one or two text columns.
-        label: the label column.
-        labels: class names, in the order of the model's outputs; empty means regression.
-        metrics: metrics to report; the first one is used for selection.
-    """
-
-    texts: tuple[str, ...]
-    label: str
-    labels: tuple[str, ...]
-    metrics: tuple[str, ...]
+    texts: tuple[str, ...]  # the one or two text columns
+    label: str  # the label column
+    labels: tuple[str, ...]  # class names, in the order of the model's outputs; empty means regression
+    metrics: tuple[str, ...]  # metrics to report; the first one is used for selection
 
 
 def describe_text_task(task: TextTask) -> str:
@@ -50,8 +43,7 @@ def describe_text_task(task: TextTask) -> str:
     >>> describe_text_task(TextTask(("text",), "label", ("bad", "good"), ("accuracy",)))
     '2 classes (bad, good) in column label from column text'
     """
-    shown = ", ".join(task.labels[:6]) + (", ..." if len(task.labels) > 6 else "")
-    what = f"{len(task.labels)} classes ({shown})" if task.labels else "numbers (regression)"
+    what = f"{len(task.labels)} classes ({list_names(task.labels)})" if task.labels else "numbers (regression)"
     return f"{what} in column {task.label} from column{'s'[: len(task.texts) - 1]} {' and '.join(task.texts)}"
 
 
@@ -93,10 +85,7 @@ def odd_label(train: Dataset, label: str) -> tuple[str, str] | None:
 
 
 def class_names(train: Dataset, label: str, name: str) -> tuple[str, ...]:
-    """Return the names of the classes in a label column; none for numbers.
-
-    Raises: UserError if its values are neither classes nor numbers.
-    """
+    """Return the names of the classes in a label column; none for numbers."""
     kind = train.features[label]
     if isinstance(kind, ClassLabel):
         if len(kind.names) < 2:
@@ -154,15 +143,12 @@ def _numbered_class_names(present: Sequence[int], label: str, name: str) -> tupl
 
 
 def label_values(rows: Dataset, task: TextTask, split: str) -> list[int] | list[float]:
-    """Return the labels of a split for the model: class indices, or numbers for regression.
-
-    Raises: UserError that names split, first row, value and range of a missing or invalid label.
-    """
+    """Return the labels of a split for the model: class indices, or numbers for regression."""
     values, written = _labels_of(rows, task)
     classes = {name: i for i, name in enumerate(task.labels)}
     for i, value in enumerate(values):
         if not (value in classes if written else _is_valid(value, len(classes))):
-            shown = ", ".join(task.labels[:10]) + (", ..." if len(task.labels) > 10 else "")
+            shown = list_names(task.labels, 10)
             of_names = f"one of the training split's classes ({shown})"
             allowed = of_names if written else f"0 to {len(classes) - 1} ({shown})" if classes else "a finite number"
             remedy = f"complete it, or {DROP}" if is_missing(value, task.labels) else "correct or drop such rows"

@@ -7,30 +7,30 @@ from hashlib import blake2b
 
 from datasets import Dataset, Features, Image
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, list_names
 from sparsesoup.hub.build import OpenedTask
-from sparsesoup.hub.data.rows import LoadedDataset, image_bytes
 from sparsesoup.hub.tasks.columns import spell_the_label, text_candidates
 from sparsesoup.hub.tasks.labels import FEW, TextTask, is_missing, label_values, odd_label, visible_text
 from sparsesoup.hub.tasks.registry import AnyTask, describe_task, task_type_of
-from sparsesoup.hub.tasks.splits import open_test, test_splits, training_splits, unlabelled_rows
+from sparsesoup.hub.tasks.splits import (
+    LoadedDataset,
+    image_bytes,
+    open_test,
+    test_splits,
+    training_splits,
+    unlabelled_rows,
+)
 
 MOST = 1_000_000  # rows of a split to compare with those of another
-SHOWN = 6  # names to list
 Hashes = tuple[bytes, bytes]  # of a row's texts as they are, and without differences of capitals and spaces
 
 
 @dataclass(frozen=True)
 class DataOverview:
-    """The data of a run.
+    """The data of a run."""
 
-    Args:
-        read: splits with their rows and files; columns and classes.
-        notes: possible mistakes of the user.
-    """
-
-    read: tuple[str, ...]
-    notes: tuple[str, ...]
+    read: tuple[str, ...]  # splits with their rows and files; columns and classes
+    notes: tuple[str, ...]  # possible mistakes of the user
 
     def lines(self) -> list[str]:
         """Return all lines, as the terminal shows them before the first step."""
@@ -56,7 +56,9 @@ def data_overview(opened: OpenedTask, seed: int) -> DataOverview:
         parts |= tests
     except UserError as error:
         notes.append(f"the test rows cannot be scored as they are: {error}")
-    return DataOverview((_describe_splits(opened, train, parts), _describe_columns(opened)), tuple(notes))
+    others = [name for name in source.train_split.column_names if name not in (*task.texts, task.label)]
+    columns = describe_task(task) + (f"; not read: {list_names(others)}" if others else "")
+    return DataOverview((_describe_splits(opened, train, parts), columns), tuple(notes))
 
 
 def _describe_splits(opened: OpenedTask, train: Dataset, parts: dict[str, Dataset]) -> str:
@@ -71,18 +73,7 @@ def _describe_splits(opened: OpenedTask, train: Dataset, parts: dict[str, Datase
 
 def _describe_split(source: LoadedDataset, name: str) -> str:
     files = source.files.get(name, ())
-    more = f" and {len(files) - 2} more" if len(files) > 2 else ""
-    return name + (f" ({', '.join(files[:2])}{more})" if files else "")
-
-
-def _describe_columns(opened: OpenedTask) -> str:
-    task = opened.task
-    others = [name for name in opened.source.train_split.column_names if name not in (*task.texts, task.label)]
-    return describe_task(task) + (f"; not read: {_join_names(others)}" if others else "")
-
-
-def _join_names(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    return f"{name} ({list_names(files, 2)})" if files else name
 
 
 def _dropped_notes(opened: OpenedTask) -> Iterator[str]:
@@ -125,7 +116,7 @@ def _label_notes(opened: OpenedTask) -> Iterator[str]:
     if not task.labels:
         if len(values) <= FEW and all(float(value).is_integer() for value in values):
             yield (
-                f"column {task.label} holds whole numbers with a point ({_join_names([*map(str, sorted(values))])}), "
+                f"column {task.label} holds whole numbers with a point ({list_names(sorted(values))}), "
                 f"so the task is a regression; for classes write 0, 1, 2, ... or words"
             )
         return
@@ -133,7 +124,7 @@ def _label_notes(opened: OpenedTask) -> Iterator[str]:
     present = {*label_values(Dataset.from_dict({task.label: values}, features=kind), task, "the data")}
     if empty := [name for i, name in enumerate(task.labels) if i not in present]:
         yield (
-            f"{len(empty)} of {len(task.labels)} classes without a training row: {_join_names(empty)}; if that is not "
+            f"{len(empty)} of {len(task.labels)} classes without a training row: {list_names(empty)}; if that is not "
             f"intended, number the classes 0, 1, 2, ... without a gap, or write them as words"
         )
     if odd := odd_label(train, task.label):

@@ -15,8 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from sparsesoup.core.errors import UserError
 from sparsesoup.hub.tasks.columns import LABEL_NAMES
 from sparsesoup.hub.tasks.labels import DROP, columns_of
-from sparsesoup.hub.tasks.metrics import Judged
-from sparsesoup.hub.tasks.squad_metrics import ContextWindow, squad_metric
+from sparsesoup.hub.tasks.metrics import ContextWindow, Judged, squad_metric
 from sparsesoup.hub.tasks.text import Row, check_tokenizer, padding_function, text_column
 from sparsesoup.training.batching import Batch, RowBatches
 
@@ -28,26 +27,18 @@ Tokens = tuple[np.ndarray, np.ndarray]  # token ids of a text [tokens], and the 
 
 @dataclass(frozen=True)
 class QuestionAnswering:
-    """A question-answering task in SQuAD's format.
+    """A question-answering task in SQuAD's format."""
 
-    Args:
-        texts: the columns of question and context.
-        label: the column of answers: each has a `text` and its `answer_start` in characters of the context.
-        unanswerable: True if some training questions have no answer, as in SQuAD 2.0.
-        stride: overlap in tokens of neighbouring windows of a long context; default a third of a window.
-    """
-
-    texts: tuple[str, str] = ("question", "context")
+    texts: tuple[str, str] = ("question", "context")  # the columns of question and context
+    # the column of answers: each has a `text` and its `answer_start` in characters of the context
     label: str = "answers"
-    unanswerable: bool = False
+    unanswerable: bool = False  # True if some training questions have no answer, as in SQuAD 2.0
+    # overlap in tokens of neighbouring windows of a long context; default a third of a window
     stride: int | None = None
 
 
 def find_spans(train: Dataset, name: str, texts: Sequence[str] | None, label: str | None) -> QuestionAnswering | None:
-    """Infer the question-answering task of a dataset from its columns; None for other datasets.
-
-    Raises: UserError if there are question and context, but neither answers nor a label.
-    """
+    """Infer the question-answering task of a dataset from its columns; None for other datasets."""
     features, found = train.features, QuestionAnswering()
     columns, answers = tuple(texts or found.texts), label or found.label
     kind = getattr(features.get(answers), "feature", features.get(answers))  # a dict of lists, or a list of dicts
@@ -66,11 +57,7 @@ def find_spans(train: Dataset, name: str, texts: Sequence[str] | None, label: st
 
 
 def answers_of(rows: Dataset, task: QuestionAnswering, split: str) -> list[list[tuple[str, int]]]:
-    """Return (text, start) of the correct answers to each question; empty if it has none.
-
-    Raises: UserError that names split and row if a text is not a string, or an answer does not occur in the context at
-        its start.
-    """
+    """Return (text, start) of the correct answers to each question; empty if it has none."""
     found = []
     _, contexts = (text_column(rows, column, split) for column in task.texts)
     for i, (context, value) in enumerate(zip(contexts, rows[task.label][:], strict=True)):
@@ -105,8 +92,6 @@ def encode_questions(
 
     A row has special tokens, question and context. A question longer than half the row is truncated. Each context is
     tokenized once, however many questions it has. Rows are padded on the right. Labels are [window, start, end].
-
-    Raises: UserError if a text is not a string, an answer is misplaced, or the tokenizer is unsuitable.
     """
     frame = WindowBuilder(tokenizer, max_length, task)
     questions, contexts = (text_column(rows, column, "the data") for column in task.texts)
@@ -153,10 +138,7 @@ def span_loss(outputs: Tensor, batch: Batch) -> Tensor:
 
 
 class WindowBuilder:
-    """Build windows: the special tokens around question and context, and the window length.
-
-    Raises: UserError if a row has no room for windows with that overlap, or the tokenizer is unsuitable.
-    """
+    """Build windows: the special tokens around question and context, and the window length."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, task: QuestionAnswering) -> None:
         check_tokenizer(tokenizer, max_length)

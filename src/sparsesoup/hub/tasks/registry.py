@@ -50,7 +50,7 @@ class TaskType:
         predict: (model, batch) -> outputs [rows, ...].
         criterion: task -> (outputs, batch) -> mean loss.
         length: default maximum tokens per row.
-        told: task -> description of inputs and outputs.
+        describe: task -> description of inputs and outputs.
         images: True if rows hold images, for an image processor; else texts, for a tokenizer.
         windows: True if a row of the dataset may become several rows of tokens.
         load: (options of from_pretrained, task) -> the model; None if `head` loads it.
@@ -69,7 +69,7 @@ class TaskType:
     predict: Callable[[nn.Module, Batch], Tensor] = metrics.predict_logits
     criterion: Callable[[Any], Callable[[Tensor, Batch], Tensor]]
     length: int = 128
-    told: Callable[[Any], str]
+    describe: Callable[[Any], str]
     images: bool = False
     windows: bool = False
     load: Callable[[Mapping[str, Any], Any], Any] | None = None
@@ -95,7 +95,7 @@ SPANS = TaskType(
     predict=spans.predict_spans,
     criterion=lambda task: spans.span_loss,
     length=384,
-    told=lambda task: f"spans of column {task.texts[1]} that answer column {task.texts[0]}",
+    describe=lambda task: f"spans of column {task.texts[1]} that answer column {task.texts[0]}",
     windows=True,
 )
 CLASSES = TaskType(
@@ -115,7 +115,7 @@ CLASSES = TaskType(
         metrics.task_metric(task),
     ),
     criterion=metrics.task_criterion,
-    told=describe_text_task,
+    describe=describe_text_task,
 )
 IMAGES = replace(
     CLASSES,
@@ -126,7 +126,7 @@ IMAGES = replace(
     fits=lambda reader, length, task: None,
     encode=images.encode_images,
     length=0,
-    told=lambda task: f"{describe_text_task(task)} (images)",
+    describe=lambda task: f"{describe_text_task(task)} (images)",
     images=True,
 )
 ZERO_SHOT = replace(
@@ -135,7 +135,7 @@ ZERO_SHOT = replace(
     find=lambda train, name, columns, label: None,  # `as_zero_shot_task` makes it of a task of images
     load=zero_shot.load_zero_shot,
     predict=zero_shot.predict_zero_shot,
-    told=zero_shot.in_words,
+    describe=zero_shot.in_words,
     ready=zero_shot.describe_head,
     beside=zero_shot.save_zero_shot_head,
 )
@@ -150,16 +150,13 @@ def task_type_of(task: AnyTask) -> TaskType:
 
 def describe_task(task: AnyTask) -> str:
     """Describe the inputs and outputs of a task."""
-    return task_type_of(task).told(task)
+    return task_type_of(task).describe(task)
 
 
 def infer_task(
     train: Dataset, name: str, texts: Sequence[str] | None, label: str | None, stride: int | None = None
 ) -> AnyTask:
-    """Infer the task of a dataset from its name and columns; columns that are named override the inference.
-
-    Raises: UserError if the columns are ambiguous or unsuitable, or a stride is set without windows.
-    """
+    """Infer the task of a dataset from its name and columns; columns that are named override the inference."""
     tasks = (kind.find(train, name, texts, label) for kind in TASKS.values())
     task: AnyTask = next(found for found in tasks if found is not None)
     if stride is None:

@@ -5,8 +5,11 @@ A dataset is searched on disk, below the data root, among the embedded ones and 
 """
 
 import functools
+import hashlib
 import os
 import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,13 +19,13 @@ from sparsesoup.core.errors import UserError, cause_line
 from sparsesoup.core.rng import cpu_generator
 from sparsesoup.hub.data.embedded import embedded_dataset
 from sparsesoup.hub.data.files import open_hub, read_files
-from sparsesoup.hub.data.image_folder import check_alone, find_classes, read_classes
-from sparsesoup.hub.data.layout import find_files, relative_name
-from sparsesoup.hub.data.rows import VALIDATION_NAMES, LazySplits, LoadedDataset
+from sparsesoup.hub.data.folders import check_alone, find_classes, find_files, read_classes, relative_name
 from sparsesoup.hub.tasks.labels import is_missing
 from sparsesoup.hub.tasks.metrics import glue_task
 from sparsesoup.hub.tasks.registry import AnyTask, task_type_of
 
+TRAIN_NAMES = ("train", "training")
+VALIDATION_NAMES = ("validation", "valid", "dev", "val")
 DATA_ROOT = "SPARSESOUP_DATA"
 EMBEDDED = "docstrings"
 SHORT = {  # old names that a cache does not know
@@ -33,14 +36,84 @@ HELD_OUT, HELD_OUT_ROWS = 0.1, 2000
 TEST_SEED = 0
 
 
+class LazySplits(Mapping[str, Dataset]):
+    """Named splits, each read on first access."""
+
+    def __init__(self, openers: Mapping[str, Callable[[], Dataset]]) -> None:
+        self._openers = dict(openers)
+        self._opened: dict[str, Dataset] = {}
+
+    def __getitem__(self, name: str) -> Dataset:
+        if name not in self._opened:
+            self._opened[name] = self._openers[name]()
+        return self._opened[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._openers)
+
+    def __len__(self) -> int:
+        return len(self._openers)
+
+
+@dataclass(frozen=True)
+class LoadedDataset:
+    """A loaded dataset."""
+
+    name: str  # short and valid as a folder name: `glue/sst2`, `imdb`
+    splits: Mapping[str, Dataset]  # name -> rows, read on access
+    # split name -> its file names; empty if it is not made of files
+    files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # sentences on files that are not read
+    drop_unlabelled: bool = False  # drop rows without a label, which are otherwise refused
+
+    @functools.cached_property
+    def train_name(self) -> str:
+        """The name of the training split."""
+        named = [name for name in self.splits if name.lower() in TRAIN_NAMES]
+        others = (*VALIDATION_NAMES, "test")
+        if not named and len(self.splits) == 1 and not next(iter(self.splits)).lower().startswith(others):
+            named = list(self.splits)
+        if not named:
+            raise UserError(
+                f"{self.name} has no training split: its splits are {', '.join(self.splits)}, where one named train is "
+                "needed; rename the file or name another dataset"
+            )
+        return named[0]
+
+    @functools.cached_property
+    def train_split(self) -> Dataset:
+        """The training split as published, including a test slice that `open_test` may carve out."""
+        return self.splits[self.train_name]
+
+    @functools.cached_property
+    def train_fingerprint(self) -> str:
+        """SHA-256 of the training split's columns and rows; the same for any location and file format."""
+        digest = hashlib.sha256(repr((sorted(self.train_split.column_names), len(self.train_split))).encode())
+        columns = self.train_split.select_columns(sorted(self.train_split.column_names)).with_format("arrow")
+        for table in columns.iter(batch_size=1000):
+            for row in table.to_pylist():
+                digest.update(repr([image_bytes(value) for value in row.values()]).encode())
+        return digest.hexdigest()
+
+
+def image_bytes(value: object) -> object:
+    """Return an image's bytes, whatever its location and file name; any other value is returned unchanged."""
+    if not isinstance(value, dict) or value.keys() != {"bytes", "path"} or value["path"] is None:
+        return value
+    try:
+        return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{value['path']}, which a row of the dataset names, cannot be read: {cause_line(error)}; put it back "
+            f"or drop such rows"
+        ) from error
+
+
 def open_splits(dataset: str, *, data_root: str | None = None, config: str | None = None) -> LoadedDataset:
     """Open the dataset of that name: a path, a folder below the data root, an embedded one, or one on the Hub.
 
-    Args:
-        dataset: `path/to/folder`, `path/to/file.csv`, `glue/sst2`, `docstrings`, `owner/name` or `owner/name:config`.
-        data_root: folder of named datasets; default the environment variable SPARSESOUP_DATA.
-        config: the configuration on the Hub, or the subfolder on disk.
-    Raises: UserError if it is not found, unreadable or empty.
+    The data root is by default the environment variable SPARSESOUP_DATA. `config` is the configuration on the Hub,
+    which `owner/name:config` names too, or the subfolder on disk.
     """
     if not dataset.strip():
         raise UserError("the dataset's name is empty, where a path or a name is needed; give one, such as glue/sst2")

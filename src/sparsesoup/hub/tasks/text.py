@@ -28,15 +28,9 @@ def encode_texts(
     max_length: int,
     labels: Sequence[Any] | None = None,
 ) -> RowBatches:
-    """Return the rows as token ids and labels, ready for batching.
+    """Return the rows as token ids and labels, ready for batching; the longer text of a pair is truncated first.
 
-    Args:
-        rows: one split; its text columns hold strings only.
-        task: a `TextTask`, or one with one or two `texts` if labels are given.
-        tokenizer: a fast tokenizer with a padding token; its padding side is used.
-        max_length: maximum tokens per row, including special tokens; the longer text of a pair is truncated first.
-        labels: a label or an array of them per row; default those of the task: class indices or numbers.
-    Raises: UserError that names row and column of a text that is not a string, or if the tokenizer is unsuitable.
+    `labels` are a label, or an array of them, for each row; by default those of the task, which is then a `TextTask`.
     """
     check_tokenizer(tokenizer, max_length)
     columns = [text_column(rows, column, "the data") for column in task.texts]

@@ -1,6 +1,8 @@
 """Zero-shot CLIP classification: prompts with class names, encoded once, are a frozen head on the vision tower."""
 
 import copy
+import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +17,22 @@ from torch.nn import functional
 from transformers import CLIPModel
 from transformers import CLIPVisionModelWithProjection as Tower
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, one_line
 from sparsesoup.core.files import atomic_write, load_table, write_table
 from sparsesoup.hub.models.checkpoint import load_tokenizer, read_config
 from sparsesoup.hub.models.weights import check_vocabulary, check_weights, load_weights
 from sparsesoup.hub.tasks.images import ImageTask
 from sparsesoup.hub.tasks.labels import WHOLE, describe_text_task
-from sparsesoup.hub.tasks.prompts import names_of, templates_of
 from sparsesoup.training.batching import Batch
 
+HOLE = "{}"  # placeholder of the class name
+PLAIN = ("a photo of a {}.",)
+DIGITS = ('a photo of the number: "{}".',)
+SIGNS = ('a zoomed in photo of a "{}" traffic sign.',)
+OBJECTS = ("a photo of a {}.", "a blurry photo of a {}.", "a small photo of a {}.", "a photo of the {}.")
+CARS = ("a photo of a {}.", "a photo of the {}, a type of car.", "a photo of the parked {}.")
+# Part of a dataset's name -> its templates. Radford et al. 2021, sec. 3.1.4, explain their benefit.
+KNOWN = {"mnist": DIGITS, "svhn": DIGITS, "gtsrb": SIGNS, "cifar": OBJECTS, "cars": CARS}
 CLIP, TOWER = "clip", "clip_vision_model"  # model_type of config.json
 HEAD = "zero_shot_head"  # a buffer of the model, which save_pretrained does not save
 NAME, FORMAT = "zero_shot", "1"  # of the files in the folder pruning/
@@ -31,17 +40,77 @@ WEIGHTS, PROMPTS = f"{NAME}.safetensors", f"{NAME}.json"
 AT_A_TIME = 256  # prompts per batch
 
 
+def templates_of(asked: str | None, dataset: str) -> tuple[str, ...]:
+    """Return the prompt templates for class names.
+
+    `asked` is a sentence with {} for the name, or a file with one per line; None uses those of the dataset.
+
+    >>> templates_of("a picture of my {}.", "cifar10"), templates_of(None, "mnist")
+    (('a picture of my {}.',), ('a photo of the number: "{}".',))
+    """
+    if asked is None:
+        return next((found for part, found in KNOWN.items() if part in dataset.lower()), PLAIN)
+    found = _read_lines(asked) if os.path.isfile(asked) else (asked,)
+    for line in found:
+        if HOLE not in line:
+            raise UserError(
+                f"the prompt {line!r} has no {HOLE} where the class name goes, and is no file with one prompt a line; "
+                f"say 'a photo of a {HOLE}.'",
+                "prompts",
+            )
+    return _require_different(found, "prompt", "prompts")
+
+
+def names_of(asked: str | None, labels: Sequence[str], numbered: bool, dataset: str) -> tuple[str, ...]:
+    """Return the class names for prompts.
+
+    `asked` holds names in the labels' order, separated by commas, or is a file with one per line; None uses the labels,
+    unless they are `numbered`.
+
+    >>> names_of(None, ["grand_piano", "tick"], False, "objects")
+    ('grand piano', 'tick')
+    """
+    if asked is None and numbered:
+        raise UserError(
+            f"the {len(labels)} classes of {dataset} are numbers without names, which a CLIP's prompts need; say "
+            f"a file of one name a line, or name,name,...",
+            "class_names",
+        )
+    found = tuple(labels) if asked is None else _read_lines(asked) if os.path.isfile(asked) else tuple(asked.split(","))
+    found = tuple(" ".join(name.replace("_", " ").split()) for name in found)
+    if len(found) != len(labels):
+        lost = f" (there is no file {asked})" if asked and "," not in asked and not os.path.isfile(asked) else ""
+        raise UserError(
+            f"{len(found)} names are given{lost}, {dataset} has {len(labels)} classes; give one each", "class_names"
+        )
+    if not all(found):
+        raise UserError(f"class {found.index('')} of {dataset} has an empty name; name it", "class_names")
+    return _require_different(found, "class name", "class_names")
+
+
+def _read_lines(path: str) -> tuple[str, ...]:
+    try:
+        found = tuple(line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {one_line(error)}; give a text file") from error
+    if not found:
+        raise UserError(f"{path} is empty, where at least one line is needed; check the file")
+    return found
+
+
+def _require_different(found: tuple[str, ...], what: str, field: str) -> tuple[str, ...]:
+    twice = [name for name, count in Counter(found).items() if count > 1]
+    if twice:
+        raise UserError(f"the {what} {twice[0]!r} is there twice, so that nothing tells them apart; correct it", field)
+    return found
+
+
 @dataclass(frozen=True)
 class ZeroShot(ImageTask):
-    """Image classification by CLIP with a head made from prompts.
+    """Image classification by CLIP with a head made from prompts."""
 
-    Args:
-        names: class names in prompts, in the order of `labels`.
-        templates: sentences with {} for the name.
-    """
-
-    names: tuple[str, ...] = ()
-    templates: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()  # class names in prompts, in the order of `labels`
+    templates: tuple[str, ...] = ()  # sentences with {} for the name
 
 
 def predict_zero_shot(model: nn.Module, batch: Batch) -> Tensor:
@@ -72,8 +141,6 @@ def zero_shot_head_of(clip: Any, tokenizer: Any, names: Sequence[str], templates
 
     n(x) = x / |x|, s is the checkpoint's logit scale, t a template. With one template its logits are the checkpoint's
     own `logits_per_image`. Radford et al. 2021, sec. 3.1.2 and 3.1.4.
-
-    Raises: UserError if a prompt is too long for the text tower.
     """
     prompts = [template.replace("{}", name) for name in names for template in templates]
     most = clip.config.text_config.max_position_embeddings
@@ -102,10 +169,7 @@ def vision_tower(clip: Any) -> Tower:
 
 
 def load_zero_shot(options: Mapping[str, Any], task: ZeroShot) -> Tower:
-    """Load the vision tower with the head for a task: from a CLIP, or as saved in a ticket.
-
-    Raises: UserError if weights are missing, or the head does not fit the task.
-    """
+    """Load the vision tower with the head for a task: from a CLIP, or as saved in a ticket."""
     name = str(options["pretrained_model_name_or_path"])
     whole = read_config(options, name).model_type == CLIP
     loaded, lacking, left = load_weights(CLIPModel if whole else Tower, name, options, dtype=torch.float32)
@@ -128,10 +192,7 @@ def save_zero_shot_head(folder: Path, model: nn.Module, task: ZeroShot) -> None:
 
 
 def load_saved_prompts(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
-    """Return the saved (class names, templates) of the ticket in a model folder; None if it has none.
-
-    Raises: UserError if the file is damaged.
-    """
+    """Return the saved (class names, templates) of the ticket in a model folder; None if it has none."""
     path = folder / "pruning" / PROMPTS
     if not path.is_file():
         return None
@@ -145,10 +206,7 @@ def load_saved_prompts(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]] 
 
 
 def load_saved_head(folder: Path, task: ZeroShot) -> Tensor:
-    """Load the head of the ticket in a model folder.
-
-    Raises: UserError if it is damaged, or made from other prompts than the task's.
-    """
+    """Load the head of the ticket in a model folder."""
     if load_saved_prompts(folder) != (task.names, task.templates):
         raise UserError(
             f"{folder} has a frozen head of other classes or prompts, and no text tower to read these; take its base "
@@ -163,13 +221,9 @@ def load_saved_head(folder: Path, task: ZeroShot) -> Tensor:
 def as_zero_shot_task(
     task: ImageTask, kind: str, folder: Path, train: Dataset, name: str, prompts: str | None, classes: str | None
 ) -> ImageTask:
-    """Convert the task to zero-shot if the model is a CLIP or a ticket of one; other tasks are unchanged.
+    """Convert a task of images to zero-shot if the model is a CLIP or a ticket of one.
 
-    Args:
-        kind, folder: model_type of the model, and its folder if it is on disk.
-        train, name: of the dataset.
-        prompts, classes: as for `templates_of` and `names_of`; missing ones come from the ticket.
-    Raises: UserError if classes or prompts are invalid, or the model has no text tower.
+    `kind` is the model_type, `folder` the model's; prompts and classes that are not given come from the ticket.
     """
     words = load_saved_prompts(folder)
     if kind == TOWER and words is None:

@@ -15,8 +15,7 @@ from sparsesoup.hub.build import EPOCHS, OpenedTask, build_problem, open_task
 from sparsesoup.methods import Method
 from sparsesoup.runs.config import RunConfig
 from sparsesoup.runs.teacher import DENSE, TEACHER, attach_teacher, dense_config
-from sparsesoup.study.cost.flops_model import FlopsModel
-from sparsesoup.study.cost.plan_cost import FINAL, Costs, phase_costs, plan_costs
+from sparsesoup.study.cost.flops_model import FINAL, Costs, FlopsModel, phase_costs, plan_costs
 from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.cost import Cost, CostTracker
 from sparsesoup.training.distillation import distillation_objective
@@ -32,21 +31,13 @@ STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """The estimated cost of a run.
+    """The estimated cost of a run."""
 
-    Args:
-        steps: T.
-        costs: by label, as recorded in a run; `shared` is the part done by another run of the study.
-        seconds: of one process without sharing; 0 if nothing was timed.
-        saved: seconds saved by sharing.
-        memory: peak bytes of a process; 0 if nothing was timed.
-    """
-
-    steps: int
-    costs: Costs
-    seconds: float = 0.0
-    saved: float = 0.0
-    memory: float = 0.0
+    steps: int  # T
+    costs: Costs  # by label, as recorded in a run; `shared` is the part done by another run of the study
+    seconds: float = 0.0  # of one process without sharing; 0 if nothing was timed
+    saved: float = 0.0  # seconds saved by sharing
+    memory: float = 0.0  # peak bytes of a process; 0 if nothing was timed
 
     @property
     def total_cost(self) -> Cost:
@@ -66,8 +57,7 @@ class SpeedProbe:
 class CostEstimator:
     """Estimate the runs of a study one after the other; later ones reuse trainings of earlier ones.
 
-    Args:
-        timed: also estimate seconds and memory, which trains the real model for a few steps.
+    If `timed`, also seconds and memory, for which the real model is trained for a few steps.
     """
 
     def __init__(self, timed: bool = True) -> None:
@@ -82,10 +72,7 @@ class CostEstimator:
         self._drawn: set[str] = set()
 
     def estimate_run(self, settings: RunConfig) -> CostEstimate:
-        """Return the estimate of a run.
-
-        Raises: UserError if the run would be refused.
-        """
+        """Return the estimate of a run."""
         found, key = self.estimate_uncached(settings), _run_key_of(settings)
         if key in self._drawn:  # the same run under another name, or the teacher of an earlier one
             found = replace(found, costs={k: replace(c, shared=c.steps) for k, c in found.costs.items()})

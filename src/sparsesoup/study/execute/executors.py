@@ -38,15 +38,10 @@ class InProcess:
 
 @dataclass(frozen=True)
 class ProcessExecutor:
-    """Worker processes on this machine; a dead one is replaced, and its job resumes in another.
+    """Worker processes on this machine; a dead one is replaced, and its job resumes in another."""
 
-    Args:
-        workers: number of processes.
-        lives: number of deaths of its process after which a job has failed.
-    """
-
-    workers: int
-    lives: int = LIVES
+    workers: int  # number of processes
+    lives: int = LIVES  # number of deaths of its process after which a job has failed
 
     @property
     def cores(self) -> float:

@@ -28,23 +28,14 @@ AGAIN = "remove it, and the study does that run again"
 
 @dataclass(frozen=True)
 class TrialJob:
-    """A unit of work that any process can run.
+    """A unit of work that any process can run."""
 
-    Args:
-        kind: train a trial, or score it on the test split.
-        trial: the trial.
-        out: folder of all runs.
-        folder: folder of the study.
-        threads: torch threads; None keeps the current number.
-        workers: processes for weak masks, if the method has any.
-    """
-
-    kind: Literal["train", "test"]
-    trial: Trial
-    out: Path
-    folder: Path
-    threads: int | None = None
-    workers: int = 1
+    kind: Literal["train", "test"]  # train a trial, or score it on the test split
+    trial: Trial  # the trial
+    out: Path  # folder of all runs
+    folder: Path  # folder of the study
+    threads: int | None = None  # torch threads; None keeps the current number
+    workers: int = 1  # processes for weak masks, if the method has any
 
     @property
     def describe_job(self) -> str:
@@ -102,10 +93,7 @@ def record_failure(job: TrialJob, why: str, trace: str = "") -> None:
 
 
 def read_record(path: Path, needed: Sequence[str] = NEEDED) -> dict[str, Any] | None:
-    """Read a record; return None if there is none.
-
-    Raises: UserError if it cannot be read, is not a table, or lacks one of the `needed` keys.
-    """
+    """Read a record; return None if there is none."""
     if not path.exists():
         return None
     record = read_table(path, "record", AGAIN)

@@ -35,12 +35,7 @@ QUICK = {"RAY_py_gcs_connect_timeout_s": "10", "RAY_NUM_REDIS_GET_RETRIES": "1"}
 
 
 def import_ray(joins: bool) -> Any:
-    """Import ray.
-
-    Args:
-        joins: True to join a cluster, False to start one.
-    Raises: UserError if it is not installed.
-    """
+    """Import ray, to join a cluster or to start one."""
     for name, value in (RAY | (QUICK if joins else {})).items():
         os.environ.setdefault(name, value)
     if not joins:
@@ -51,14 +46,7 @@ def import_ray(joins: bool) -> Any:
 
 
 def connect_ray(ray: Any, address: str, cores: int) -> None:
-    """Start Ray here or join a cluster.
-
-    Args:
-        ray: the module.
-        address: local, auto, or host:port.
-        cores: cores for a Ray started here; 0 for all.
-    Raises: UserError if nothing responds, or Ray refuses.
-    """
+    """Start Ray here with so many cores (0 for all), or join a cluster; the address is local, auto, or host:port."""
     settings: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.CRITICAL}
     if address == "local":
         settings |= {"num_cpus": cores or None, "include_dashboard": False, "object_store_memory": STORE}

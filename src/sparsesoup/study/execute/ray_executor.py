@@ -61,10 +61,7 @@ def ray_executor(
         address: host:port of a cluster's head, or auto for the one on this machine; default the variable RAY_ADDRESS,
             without which Ray is started here and stopped at the end.
         out: folder of all runs, which all nodes must see, like the working directory.
-        trial: resources per trial.
         workers: trials at a time; default as many as fit on the nodes.
-        lives: number of deaths of its process after which a trial has failed.
-    Raises: UserError if Ray is not installed or not reachable, no trial fits, or a node sees another folder.
     """
     address = ray_address(address)
     ray = import_ray(joins=address != "local")

@@ -12,24 +12,15 @@ FORMS = "paper, equal, {times: 3}, {row: imp} or {flops: 2e15}"
 
 @dataclass(frozen=True)
 class FlopsBudget:
-    """FLOPs per run, including search, teacher, scoring and selection.
+    """FLOPs per run, including search, teacher, scoring and selection."""
 
-    Args:
-        times: factor on the reference's FLOPs.
-        row: the reference row; default the dense row, or a dense run with the settings of the first row.
-        flops: absolute FLOPs, instead of a reference.
-    """
-
-    times: float = 1.0
-    row: str = ""
-    flops: float | None = None
+    times: float = 1.0  # factor on the reference's FLOPs
+    row: str = ""  # the reference row; default the dense row, or a dense run with the settings of the first row
+    flops: float | None = None  # absolute FLOPs, instead of a reference
 
 
 def read_budget(given: Any) -> FlopsBudget | None:
-    """Read the budget of a recipe; None for the paper's: T steps for every row, plus its search.
-
-    Raises: UserError if its form is unknown.
-    """
+    """Read the budget of a recipe; None for the paper's: T steps for every row, plus its search."""
     if given in (None, "paper"):
         return None
     if given == "equal":
@@ -46,10 +37,7 @@ def read_budget(given: Any) -> FlopsBudget | None:
 
 
 def check_budget(recipe: Table, datasets: Mapping[str, Table]) -> None:
-    """Refuse a budget of unknown form, and settings that contradict it.
-
-    Raises: RecipeError.
-    """
+    """Refuse a budget of unknown form, and settings that contradict it."""
     with at_location("budget"):
         budget = read_budget(recipe.get("budget"))
     if budget is None:

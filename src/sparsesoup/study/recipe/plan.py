@@ -15,17 +15,19 @@ from sparsesoup.runs.config import RunConfig, config_from_dict
 from sparsesoup.runs.run import fill_default_sparsity
 from sparsesoup.runs.settings import plain_values
 from sparsesoup.study.recipe.budget import check_budget, read_budget
-from sparsesoup.study.recipe.changes import apply_changes_, as_flag, as_list, displaced_settings
-from sparsesoup.study.recipe.resolve import resolve_all
-from sparsesoup.study.recipe.schedule_check import check_schedules_fit
+from sparsesoup.study.recipe.resolve import check_schedules_fit, resolve_all
 from sparsesoup.study.recipe.trial import Trial, with_ticket
 from sparsesoup.study.recipe.yaml_lines import (
     Levels,
     RecipeError,
     Table,
     add_location,
+    apply_changes_,
+    as_flag,
+    as_list,
     builtin_recipe,
     check_keys,
+    displaced_settings,
     place_of,
     read_written,
 )
@@ -43,37 +45,27 @@ MOST_SEED = 2**63  # limit of an integer column
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """A study.
+    """A study."""
 
-    Args:
-        name: name of its folder.
-        recipe: the recipe, with changes from flags.
-        trials: trials in order of execution.
-        command: command that repeats it.
-        place: describes the location of a path of keys in the recipe.
-    """
-
-    name: str
-    recipe: Table
-    trials: list[Trial]
-    command: str
-    place: Callable[[Sequence[str]], str]
+    name: str  # name of its folder
+    recipe: Table  # the recipe, with changes from flags
+    trials: list[Trial]  # trials in order of execution
+    command: str  # command that repeats it
+    place: Callable[[Sequence[str]], str]  # describes the location of a path of keys in the recipe
 
 
 def read_plan(
     path: Path | Table, changes: Mapping[str, Any] | None = None, name: str | None = None, out: Path = Path("runs"),
     fit: bool = False,
 ) -> StudyPlan:  # fmt: skip
-    """Read the study of a recipe.
+    """Read the study of a recipe; every error in it is reported with its file and line.
 
     Args:
         path: path of the recipe; or the name of a shipped one: table2, table3, transfer; or a table with its keys.
         changes: recipe keys to override. They take precedence over a dataset's own settings, but not over a row's;
             datasets with other names keep the recipe's own settings.
-        name: name of the study; default the file's.
         out: folder of all runs, for rows that start from the tickets of others.
         fit: also refuse rows whose methods do not fit their T; with a budget, T is checked when it is set.
-    Raises: UserError with file and line for any error: an unknown key, method, setting, model or dataset.
     """
     if isinstance(path, dict):
         given = file = out / "studies" / (name or "study") / "study.yaml"  # which the study writes

@@ -1,9 +1,11 @@
-"""Resolve the models, datasets, teachers and tickets of a recipe before anything runs."""
+"""Resolve what a recipe names (models, datasets, teachers, tickets), and check that methods fit their T."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from torch import nn
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.hub.build import ModelAndDataConfig, OpenedTask, check_head, check_length, open_task
@@ -11,18 +13,24 @@ from sparsesoup.hub.models.checkpoint import config_of, load_reader
 from sparsesoup.hub.models.loading import load_model
 from sparsesoup.hub.models.prunable import find_prunable
 from sparsesoup.hub.tasks.registry import task_type_of
+from sparsesoup.hub.tasks.splits import training_splits
 from sparsesoup.methods.from_ticket import FromTicket, require_sparser
+from sparsesoup.runs.config import RunConfig
 from sparsesoup.runs.run import run_folder
 from sparsesoup.runs.teacher import DENSE, check_blocks, find_teacher
+from sparsesoup.study.cost.estimate import needs_structure, steps_of
 from sparsesoup.study.recipe.trial import Trial
 from sparsesoup.study.recipe.yaml_lines import Levels, RecipeError, Table, at_location, place_of
+from sparsesoup.training.batching import RowBatches
+from sparsesoup.training.driver import dry_run
+from sparsesoup.training.problem import Problem
+from sparsesoup.training.size import RunSize
+
+LONG = 100_000  # steps; enough for every method
 
 
 def resolve_all(recipe: Table, trials: Sequence[Trial]) -> list[Trial]:
-    """Return the trials with the paths of their runs.
-
-    Raises: RecipeError if a model, dataset, teacher or ticket is missing, or does not fit the others.
-    """
+    """Return the trials with the paths of their runs."""
     tasks: dict[ModelAndDataConfig, OpenedTask] = {}
     taken: dict[Path, Trial] = {}
     placed = []
@@ -98,3 +106,55 @@ def _recipe_levels(recipe: Table, trial: Trial) -> Levels:
     rows, datasets = (table if isinstance(table := recipe.get(key), dict) else {} for key in ("methods", "datasets"))
     row, dataset = max((row for row in rows if trial.row.startswith(row)), key=len, default=""), trial.column_of[1]
     return [((), recipe), (("datasets", dataset), datasets.get(dataset)), (("methods", row), rows.get(row))]
+
+
+def check_schedules_fit(cells: Iterable[Trial]) -> None:
+    """Refuse a row whose method does not fit the T of one of its trials, and an unusable dataset."""
+    rows: dict[ModelAndDataConfig, tuple[int, bool]] = {}
+    models: dict[ModelAndDataConfig, nn.Module] = {}
+    for cell in {(c.row, c.column_of): c for c in cells}.values():  # seeds make no difference
+        place = replace(cell.settings.place, model="", seed=0)
+        if place not in rows:
+            with at_location("datasets", place.dataset):
+                rows[place] = _count_rows(open_task(cell.settings.place))
+        try:
+            count, counted = rows[place]
+            if counted or cell.settings.amount.steps is not None:
+                _check_plan(cell.settings, count)
+            if needs_structure(cell.settings.method):
+                _check_structure(cell.settings, models)
+        except UserError as error:
+            raise RecipeError(f"{cell.describe_trial}: {error}", "methods", cell.row) from error
+
+
+def _count_rows(opened: OpenedTask) -> tuple[int, bool]:
+    """Return (rows that a run trains on, True if that is the exact length of an epoch, which windows only increase)."""
+    train, _ = training_splits(opened.source, opened.task, 0)
+    # There are at least as many windows as texts, and a T accepted for short epochs is accepted for longer ones.
+    return len(train), not task_type_of(opened.task).windows
+
+
+def _check_plan(settings: RunConfig, rows: int) -> None:
+    """Read the plan of a run, and check its groups as far as that takes no model."""
+    sparsity, each = float(settings.amount.sparsity or 0.0), max(1, rows // settings.train.rows_per_step)
+    settings.method.plan(RunSize(steps_of(settings, each), each, settings.train, settings.place.seed), sparsity)
+    if not needs_structure(settings.method):
+        settings.method.groups_of({}, sparsity)
+
+
+def _check_structure(settings: RunConfig, models: dict[ModelAndDataConfig, nn.Module]) -> None:
+    """Check the groups of a run on the matrices of its model."""
+    where = replace(settings.place, seed=0)
+    if where not in models:
+        models.clear()  # keep one model in memory
+        models[where] = load_model(where.model, open_task(where).task, where.seed, where.trust_remote_code)
+    model, rows = models[where], RowBatches([0], lambda rows: {})
+    problem = Problem(
+        pretrained=model, targets=find_prunable(model), train=rows, validation=rows, steps=LONG,
+        predict=_no_pass, criterion=_no_pass, metric=_no_pass, training=settings.train,
+    )  # fmt: skip
+    dry_run(settings.method, problem, float(settings.amount.sparsity or 0.0))
+
+
+def _no_pass(*given: Any) -> NoReturn:
+    raise AssertionError("a dry run makes no pass through the model")

@@ -10,21 +10,13 @@ from sparsesoup.runs.config import RunConfig
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a study.
+    """One run of a study."""
 
-    Args:
-        row: its row in the table; the method's name, unless the recipe gives another.
-        sparsity: target sparsity of the row; None for methods that keep every weight.
-        settings: settings of the run.
-        path: path of the run, below the folder of all runs.
-        needs: path of the run whose ticket this one trains; None if it needs none.
-    """
-
-    row: str
-    sparsity: float | None
-    settings: RunConfig
-    path: Path
-    needs: Path | None = None
+    row: str  # its row in the table; the method's name, unless the recipe gives another
+    sparsity: float | None  # target sparsity of the row; None for methods that keep every weight
+    settings: RunConfig  # settings of the run
+    path: Path  # path of the run, below the folder of all runs
+    needs: Path | None = None  # path of the run whose ticket this one trains; None if it needs none
 
     @property
     def column_of(self) -> tuple[str, str, float | None]:

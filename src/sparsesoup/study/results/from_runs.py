@@ -19,8 +19,6 @@ def records_of(runs: Sequence[Path]) -> list[dict[str, Any]]:
 
     A row is a method with its settings. It is named after the method if all its runs have the same settings, else after
     the folder of the first run; a run outside a folder seed-<n> is named after its own folder.
-
-    Raises: UserError if one is not a finished run, two have the same row, column and seed, or a column mixes data.
     """
     found = _in_columns(_in_rows([_of_run(run) for run in runs]))
     _need_same_data(found)
@@ -36,13 +34,11 @@ def records_of(runs: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def _need_same_data(found: Sequence[dict[str, Any]]) -> None:
-    """Refuse different datasets of the same name, which would share a column. Old runs have no fingerprints."""
+    """Refuse different datasets of the same name, which would share a column."""
     first: dict[Any, dict[str, Any]] = {}
     for record in found:
-        if (own := record["dataset_fingerprint"]) is None:
-            continue
         other = first.setdefault((record["model"], record["dataset"]), record)
-        if other["dataset_fingerprint"] != own:
+        if other["dataset_fingerprint"] != record["dataset_fingerprint"]:
             raise UserError(
                 f"{other['run']} and {record['run']} were trained on different data that are both called "
                 f"{record['dataset']}, which is one column of a table; give runs of one of them"

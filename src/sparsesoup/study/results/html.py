@@ -7,6 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from sparsesoup.core import masks as algebra
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.ticket import load_masks
 from sparsesoup.report.plots import FAINT, draw_heatmap, render_page, render_svg, sparsity_limits
@@ -29,29 +30,22 @@ LINE = 0.17  # inches per name in a chart
 
 
 def draw_page(name: str, found: ScoreTable, records: Sequence[Record], out: Path, facts: Mapping[str, Any]) -> str:
-    """Return the page as HTML.
-
-    Args:
-        name: name of the study.
-        found, records: its scores, and the records they come from.
-        out: folder of all runs, which contains the tickets' masks.
-        facts: further facts: command, trials, versions.
-    """
+    """Return the page as HTML; `out` is the folder of all runs, which contains the tickets' masks."""
     heads, rows, bold = table_lines(found)
     pairs = ticket_agreement(found, records, out)
+    runs = [
+        {"run": record["run"], "reached": record["sparsity"]["reached"], "seconds": record["seconds"],
+         **{split: format_main_score(record[split]) or "not scored" for split in ("validation", "test")}}
+        for record in records
+    ]  # fmt: skip
     cells = [[{"text": c, "bold": (i, k) in bold} for k, c in enumerate(row)] for i, row in enumerate(rows)]
     return render_page("study.html.j2", {
         "name": name, "heads": heads, "rows": cells, "note": table_caption(found), "facts": dict(facts),
         "failed": facts.get("failed", []), "split": found.split, "gaps": compare_to_best(found),
         "charts": study_charts(found, records, pairs), "pairs": len(pairs),
         "agreement": sorted(pairs, key=lambda pair: -pair["share"])[:MOST_PAIRS],
-        "runs": [_run_row(record) for record in records],
+        "runs": runs,
     })  # fmt: skip
-
-
-def _run_row(record: Record) -> dict[str, Any]:
-    scores = {split: format_main_score(record[split]) or "not scored" for split in ("validation", "test")}
-    return {"run": record["run"], "reached": record["sparsity"]["reached"], "seconds": record["seconds"], **scores}
 
 
 def study_charts(
@@ -102,15 +96,14 @@ def compare_to_best(found: ScoreTable) -> list[dict[str, Any]]:
     if len(pruned) < 2:
         return []
     best = max(pruned, key=lambda row: (len(pruned[row]), statistics.fmean(pruned[row].values())))
-    told = []
+    gaps = []
     for row, values in pooled.items():
         if row != best and values:
             mean, half, pairs = paired_by_task(pruned[best], values)
             word = "noise" if abs(mean) <= half else "better" if mean > 0 else "worse"
-            told.append(
-                {"best": best, "row": row, "mean": 100 * mean, "half": 100 * half, "pairs": pairs, "word": word}
-            )
-    return told
+            gap = {"best": best, "row": row, "mean": 100 * mean, "half": 100 * half}
+            gaps.append({**gap, "pairs": pairs, "word": word})
+    return gaps
 
 
 def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
@@ -249,16 +242,11 @@ def ticket_agreement(found: ScoreTable, records: Sequence[Record], out: Path) ->
             kept[row] = load_masks(out / runs[row]["run"])[0]
         except (KeyError, UserError):
             continue  # the run is missing, or its ticket was moved
+    shares = {row: 1 - algebra.sparsity(masks) for row, masks in kept.items()}
     told: list[dict[str, Any]] = []
     for one, other in combinations(kept, 2):
         if kept[one].keys() == kept[other].keys():
-            told.append({"one": one, "other": other, **_mask_overlap(kept[one], kept[other])})
+            p, q = shares[one], shares[other]
+            share, chance = 1 - algebra.jaccard_distance(kept[one], kept[other]), p * q / max(p + q - p * q, 1e-12)
+            told.append({"one": one, "other": other, "share": share, "chance": chance})
     return told
-
-
-def _mask_overlap(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, float]:
-    both = sum(int((m & other[n]).sum()) for n, m in one.items())
-    either = sum(int((m | other[n]).sum()) for n, m in one.items())
-    total = sum(m.numel() for m in one.values())
-    p, q = (sum(int(m.sum()) for m in masks.values()) / total for masks in (one, other))
-    return {"share": both / max(either, 1), "chance": p * q / max(p + q - p * q, 1e-12)}

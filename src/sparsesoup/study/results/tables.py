@@ -25,33 +25,21 @@ TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciici
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """The scores of a study.
+    """The scores of a study."""
 
-    Args:
-        rows: in the order of the recipe.
-        columns: each a model, a dataset and a sparsity.
-        scores: (row, column) -> seed -> first score on the test split, or on validation while test is unopened.
-        costs: (row, column) -> FLOPs of a run in `unit`.
-        seeds: the largest number of seeds of an entry.
-        own: (row, column) -> number of planned seeds, if there is a recipe; entries missing from it are not planned.
-        split: test, or validation as long as a run is untested.
-        unpruned: rows that keep every weight.
-        metrics: dataset -> name of its first score.
-        unit: unit of costs: those of the dense rows, or 10^15 FLOPs if there are none.
-        given: rows that train existing tickets.
-    """
-
-    rows: list[str]
-    columns: list[Column]
+    rows: list[str]  # in the order of the recipe
+    columns: list[Column]  # each a model, a dataset and a sparsity
+    # (row, column) -> seed -> first score on the test split, or on validation while test is unopened
     scores: dict[tuple[str, Column], dict[int, float]]
-    costs: dict[tuple[str, Column], float] = field(default_factory=dict)
-    seeds: int = 1
-    split: str = "test"
-    unpruned: frozenset[str] = frozenset()
-    metrics: Mapping[str, str] = field(default_factory=dict)
+    costs: dict[tuple[str, Column], float] = field(default_factory=dict)  # (row, column) -> FLOPs of a run in `unit`
+    seeds: int = 1  # the largest number of seeds of an entry
+    split: str = "test"  # test, or validation as long as a run is untested
+    unpruned: frozenset[str] = frozenset()  # rows that keep every weight
+    metrics: Mapping[str, str] = field(default_factory=dict)  # dataset -> name of its first score
+    # (row, column) -> number of planned seeds, if there is a recipe; entries missing from it are not planned
     own: Mapping[tuple[str, Column], int] = field(default_factory=dict)
-    unit: str = BESIDE
-    given: frozenset[str] = frozenset()
+    unit: str = BESIDE  # unit of costs: those of the dense rows, or 10^15 FLOPs if there are none
+    given: frozenset[str] = frozenset()  # rows that train existing tickets
 
     def expected_scores(self, row: str, columns: Sequence[Column]) -> int:
         """Return the number of scores planned for a row in these columns."""
@@ -61,9 +49,7 @@ class ScoreTable:
 def score_table(records: Sequence[Record], planned: Sequence[tuple[str, Column, int]] = ()) -> ScoreTable:
     """Return the scores of these records; a dense row appears in all columns of its model and dataset.
 
-    Args:
-        records: records of finished trials.
-        planned: (row, column, seed) of all trials, so that unfinished rows, columns and seeds appear as missing.
+    `planned` are (row, column, seed) of all trials, so that unfinished rows, columns and seeds appear as missing.
     """
     split = "test" if records and all(record["test"] for record in records) else "validation"
     places = [(r["model"], r["dataset"], r["asked"]) for r in records]
