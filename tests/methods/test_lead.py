@@ -83,7 +83,7 @@ def test_a_floor_keeps_a_share_of_every_matrix_open_and_when_masks_are_trimmed()
 
 @pytest.mark.parametrize("make", [SoftMovement, HybridMovement])
 def test_a_floor_that_leaves_no_room_is_refused(make: Any) -> None:
-    with pytest.raises(UserError, match=r"^floor is a share of every matrix in \[0, 1\), got 1$"):
+    with pytest.raises(UserError, match=r"^floor: must be a share of every matrix in \[0, 1\), got 1\.0$"):
         make(floor=1.0)
     problem = tiny()
     with pytest.raises(UserError, match=r"^a floor of 0\.2 of every matrix leaves no sparsity of 0\.9; it is at most"):

@@ -210,9 +210,9 @@ def test_the_first_check_is_before_any_pruning_and_none_is_the_last(checks: int)
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Pins(window=0), "pins needs window >= 1"),
-        (lambda: Pins(checks=0), "pins needs checks >= 1"),
-        (lambda: Pins(temperature=0.0), "temperature > 0"),
+        (lambda: Pins(window=0), "^window: must be at least 1, got 0$"),
+        (lambda: Pins(checks=0), "^checks: must be at least 1, got 0$"),
+        (lambda: Pins(temperature=0.0), "^temperature: must be above 0, got 0.0$"),
     ],
 )
 def test_impossible_settings_are_refused(make: Callable[[], object], says: str) -> None:

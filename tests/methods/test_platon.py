@@ -153,12 +153,12 @@ def test_every_pruning_of_the_ramp_ends_a_window() -> None:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Platon(start=0.7, stop=0.5), "platon needs 0 <= start < stop < 1"),
-        (lambda: Platon(stop=1.0), "stop < 1"),
-        (lambda: Platon(fast=1.0), "fast and slow in"),
-        (lambda: Platon(slow=-0.1), "fast and slow in"),
-        (lambda: Platon(every=0), "every a multiple of it, got 10 and 0"),
-        (lambda: Platon(window=4), "every a multiple of it, got 4 and 10"),
+        (lambda: Platon(start=0.7, stop=0.5), r"^start: must be at least 0 and below stop \(0\.5\), got 0\.7$"),
+        (lambda: Platon(stop=1.0), r"^stop: must be a share of T, below 1, got 1\.0$"),
+        (lambda: Platon(fast=1.0), r"^fast: must be in \[0, 1\), got 1\.0$"),
+        (lambda: Platon(slow=-0.1), r"^slow: must be in \[0, 1\), got -0\.1$"),
+        (lambda: Platon(every=0), r"^every: must be a multiple of window \(10\), got 0$"),
+        (lambda: Platon(window=4), r"^every: must be a multiple of window \(4\), got 10$"),
     ],
 )
 def test_impossible_settings_are_refused(make: Callable[[], object], says: str) -> None:

@@ -255,7 +255,7 @@ def test_two_processes_on_one_study_are_told_apart(capsys, tmp_path):
             "method.stopp: unknown setting (method has start, ",
         ),
         ({"methods": {"gradual": {"metod": {}}}}, "metod:", "unknown setting 'metod'; did you mean method?"),
-        ({"methods": {"imp": {"method": {"cut": 2}}}}, "method:", "imp needs cut in (0, 1)"),
+        ({"methods": {"imp": {"method": {"cut": 2}}}}, "cut:", "method.cut: must be in (0, 1), got 2"),
         ({"sparsities": [0.5, 90]}, "sparsities:", "sparsity: the share of weights removed is in [0, 1), got 90"),
         ({"sparsities": []}, "sparsities:", "sparsities needs one or several different values"),
         ({"seeds": [1, 1]}, "seeds:", "seeds needs one or several different values"),
@@ -596,7 +596,7 @@ def test_the_line_of_an_error_is_that_of_its_key():
     text = "models: bert\ndatasets: reviews\nmethods:\n  dense:\n  gradual:\n    method:\n      stop: 7\n"
     with open("lines.yaml", "w", encoding="utf-8") as file:
         file.write(text)
-    with pytest.raises(UserError, match=r"^lines.yaml, line 6: method: gradual needs "):
+    with pytest.raises(UserError, match=r"^lines.yaml, line 7: method.stop: must be a share of T, at most 1, got 7"):
         read_plan(Path("lines.yaml"))
 
 

@@ -33,6 +33,17 @@ class UserError(ValueError):
         return UserError(self.message, ".".join(filter(None, (group, self.field))), self.near)
 
 
+def require(holds: bool, setting: str, allowed: str, value: object) -> None:
+    """Raise a UserError about a setting unless its condition holds.
+
+    >>> require(False, "cut", "in (0, 1)", 2)
+    Traceback (most recent call last):
+    sparsesoup.core.errors.UserError: cut: must be in (0, 1), got 2
+    """
+    if not holds:
+        raise UserError(f"must be {allowed}, got {value}", setting)
+
+
 def list_names(names: Collection[object], most: int = 6) -> str:
     """Return names in one line; of many the first ones and how many more there are.
 

@@ -53,12 +53,8 @@ def kept_by_layer(tensors: Iterable[tuple[str, Tensor]]) -> list[dict[str, Any]]
             row = counts.setdefault(block_of(name), [0, 0])
             row[0] += tensor.numel()
             row[1] += int(torch.count_nonzero(tensor))
-    return [{"layer": layer, "weights": counts[layer]} for layer in sorted(counts, key=_stack_and_number)]
-
-
-def _stack_and_number(layer: str) -> tuple[str, int]:
-    stack, _, number = layer.rpartition(".")
-    return stack, int(number)
+    by_number = sorted(counts, key=lambda layer: (layer.rpartition(".")[0], int(layer.rpartition(".")[2])))
+    return [{"layer": layer, "weights": counts[layer]} for layer in by_number]
 
 
 def loading_code(source: PrunedSource) -> str:

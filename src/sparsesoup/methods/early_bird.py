@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import require
 from sparsesoup.core.granularity import Block, Element, Structure
 from sparsesoup.core.masking import Scope
 from sparsesoup.core.masks import Masks, hamming_distance, jaccard_distance, pack_bits, unpack_bits
@@ -47,11 +47,10 @@ class EarlyBird(Method):
     scope: Scope = "global"
 
     def __post_init__(self) -> None:
-        if not 0 < self.every < math.inf or self.masks < 2 or not 0 <= self.threshold < 1 or not 0 < self.search <= 1:
-            raise UserError(
-                f"early-bird needs every > 0, masks >= 2, threshold in [0, 1) and search in (0, 1], got "
-                f"{self.every:g}, {self.masks}, {self.threshold:g} and {self.search:g}"
-            )
+        require(0 < self.every < math.inf, "every", "above 0", self.every)
+        require(self.masks >= 2, "masks", "at least 2", self.masks)
+        require(0 <= self.threshold < 1, "threshold", "in [0, 1)", self.threshold)
+        require(0 < self.search <= 1, "search", "a share of T in (0, 1]", self.search)
 
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
         """Return the search, at its longest, and T steps with the mask."""

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import require
 from sparsesoup.core.granularity import Structure
 from sparsesoup.core.masking import Scope
 from sparsesoup.core.schedules import CubicSchedule
 from sparsesoup.core.targets import target_parameters
 from sparsesoup.methods.base import Method
-from sparsesoup.methods.scores.calibration import calibration_batches, need_batches
+from sparsesoup.methods.scores.calibration import calibration_batches
 from sparsesoup.methods.scores.gradient import (
     gradient_flow_score,
     hessian_product,
@@ -44,11 +44,9 @@ class GradientFlow(Method):
     scope: Scope = "global"
 
     def __post_init__(self) -> None:
-        need_batches("gradient-flow", self.batches)
-        if self.rounds < 1 or not 0.0 < self.finish < 1.0:
-            raise UserError(
-                f"gradient-flow needs rounds >= 1 and finish in (0, 1), got {self.rounds} and {self.finish:g}"
-            )
+        require(self.batches >= 1, "batches", "at least 1", self.batches)
+        require(self.rounds >= 1, "rounds", "at least 1", self.rounds)
+        require(0.0 < self.finish < 1.0, "finish", "a share of T in (0, 1)", self.finish)
 
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
         """Return rounds of training that end in a pruning, and a training with the final masks."""

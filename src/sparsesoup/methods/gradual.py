@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, require
 from sparsesoup.core.granularity import Block, Element, Structure
 from sparsesoup.core.masking import Scope
 from sparsesoup.core.schedules import CubicSchedule, CyclicLinearDecay
@@ -35,8 +35,9 @@ class GradualPruning(Method):
     scope: Scope = "global"
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.start < self.stop <= 1.0 or not 0.0 < self.every < math.inf:
-            raise UserError(f"gradual needs 0 <= start < stop <= 1 and every > 0, got {self}")
+        require(0.0 <= self.start < self.stop, "start", f"at least 0 and below stop ({self.stop:g})", self.start)
+        require(self.stop <= 1.0, "stop", "a share of T, at most 1", self.stop)
+        require(0.0 < self.every < math.inf, "every", "above 0", self.every)
 
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
         """Return a single training that prunes."""
@@ -73,11 +74,11 @@ class GradualStar(Method):
     structure: Structure = "weights"
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.low <= 1.0:
-            raise UserError(f"low is a share of the peak learning rate in [0, 1], got {self.low:g}")
-        first = 0.0 if self.first is None else self.first
-        if not 0.0 <= self.start < self.stop < 1.0 or self.prunings < 2 or not 0.0 <= first < 1.0:
-            raise UserError(f"gmp-star needs 0 <= start < stop < 1, prunings >= 2 and first in [0, 1), got {self}")
+        require(0.0 <= self.low <= 1.0, "low", "a share of the peak learning rate in [0, 1]", self.low)
+        require(0.0 <= self.start < self.stop, "start", f"at least 0 and below stop ({self.stop:g})", self.start)
+        require(self.stop < 1.0, "stop", "a share of T, below 1", self.stop)
+        require(self.prunings >= 2, "prunings", "at least 2", self.prunings)
+        require(self.first is None or 0.0 <= self.first < 1.0, "first", "a sparsity in [0, 1)", self.first)
 
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
         """Return a single training that prunes, at a learning rate of its own."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, require
 from sparsesoup.core.granularity import Block, CoupledGroups
 from sparsesoup.core.groups import block_groups
 from sparsesoup.core.schedules import ScaledRate
@@ -65,16 +65,11 @@ class HybridMovement(LearnedMasks):
     def __post_init__(self) -> None:
         check_penalty(self.score_rate, self.penalty, self.threshold)
         check_floor(self.floor)
-        weights = (self.attention_weight, self.feed_forward_weight)
-        if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
-            raise UserError(
-                f"attention_weight and feed_forward_weight are numbers of at least 0, not both 0, got "
-                f"{self.attention_weight:g} and {self.feed_forward_weight:g}"
-            )
-        if not 0 <= self.refill <= 1 or not 0 <= self.noise < math.inf:
-            raise UserError(
-                f"refill is a share of T in [0, 1], noise 0 or more, got {self.refill:g} and {self.noise:g}"
-            )
+        weights = {"attention_weight": self.attention_weight, "feed_forward_weight": self.feed_forward_weight}
+        for name, weight in weights.items():
+            require(0 <= weight < math.inf and any(weights.values()), name, "0 or more, and not 0 for both", weight)
+        require(0 <= self.refill <= 1, "refill", "a share of T in [0, 1]", self.refill)
+        require(0 <= self.noise < math.inf, "noise", "0 or more", self.noise)
 
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
         """Return the phases of learned masks, and those of the refilled model: T + `refill` T steps.

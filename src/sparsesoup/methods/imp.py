@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import require
 from sparsesoup.core.granularity import Structure
 from sparsesoup.core.masking import Scope
 from sparsesoup.core.schedules import geometric_sparsities
@@ -37,8 +37,8 @@ class IterativeMagnitudePruning(Method):
     scope: Scope = "global"
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.cut < 1.0 or not 0.0 <= self.rewind < 1.0:
-            raise UserError(f"imp needs cut in (0, 1) and rewind in [0, 1), got {self.cut} and {self.rewind}")
+        require(0.0 < self.cut < 1.0, "cut", "in (0, 1)", self.cut)
+        require(0.0 <= self.rewind < 1.0, "rewind", "a share of T in [0, 1)", self.rewind)
 
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
         """Return a round for each sparsity, and the training of the last mask: (rounds + 1) T steps in total."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import require
 from sparsesoup.core.masks import sparsity as sparsity_of
 from sparsesoup.core.schedules import ScaledRate
 from sparsesoup.methods.base import Method, require_dense
@@ -39,15 +39,14 @@ class InstantModelSoup(Method):
     protocols: tuple[TrainingOverrides, ...] = PROTOCOLS
 
     def __post_init__(self) -> None:
-        if self.weak_models < 1 or not 0 < self.look_ahead * self.weak_models < 1 or not self.protocols:
-            raise UserError(
-                f"instant-model-soup needs weak_models >= 1, weak_models * look_ahead in (0, 1) and at least one "
-                f"protocol, got {self.weak_models}, {self.look_ahead:g} and {len(self.protocols)}"
-            )
-        if not self.sparsities or not all(0 <= s < 1 for s in self.sparsities):
-            raise UserError(f"instant-model-soup needs sparsities in [0, 1), at least one, got {self.sparsities}")
-        if not self.shares or not all(0 < share < 1 for share in self.shares):
-            raise UserError(f"instant-model-soup needs shares in (0, 1), at least one, got {self.shares}")
+        require(self.weak_models >= 1, "weak_models", "at least 1", self.weak_models)
+        short = 0 < self.look_ahead * self.weak_models < 1
+        require(short, "look_ahead", f"above 0 and below 1 / {self.weak_models} of T", self.look_ahead)
+        require(bool(self.protocols), "protocols", "one or more", self.protocols)
+        sparse = self.sparsities and all(0 <= s < 1 for s in self.sparsities)
+        require(bool(sparse), "sparsities", "one or more in [0, 1)", self.sparsities)
+        inside = self.shares and all(0 < share < 1 for share in self.shares)
+        require(bool(inside), "shares", "one or more in (0, 1)", self.shares)
 
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
         """Return the copies, each mixed into the soup, and a training of the soup; the sparsity must be 0."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, require
 from sparsesoup.core.granularity import Pattern, Structure
 from sparsesoup.core.masks import Masks
 from sparsesoup.core.masks import sparsity as sparsity_of
@@ -63,10 +63,11 @@ class InstantSoup(Method):
     structure: Structure = "weights"
 
     def __post_init__(self) -> None:
-        if self.stages < 1 or not 0 <= self.weak_masks <= 255:
-            raise UserError(f"isp needs stages >= 1 and weak_masks in 0..255, got {self.stages} and {self.weak_masks}")
-        if not 0 < self.look_ahead < 1 or not 0 < self.finish < 1 or not self.protocols:
-            raise UserError("isp needs look_ahead and finish in (0, 1) and at least one protocol")
+        require(self.stages >= 1, "stages", "at least 1", self.stages)
+        require(0 <= self.weak_masks <= 255, "weak_masks", "0 to 255", self.weak_masks)
+        require(0 < self.look_ahead < 1, "look_ahead", "a share of T in (0, 1)", self.look_ahead)
+        require(0 < self.finish < 1, "finish", "a share of T in (0, 1)", self.finish)
+        require(bool(self.protocols), "protocols", "one or more", self.protocols)
         for name in ("look_ahead", "budget", "protocols", "moments", "merge"):
             if not self.weak_masks and getattr(self, name) != getattr(InstantSoup, name):
                 raise UserError("has no effect with weak_masks 0; leave it out, or set weak_masks", name)

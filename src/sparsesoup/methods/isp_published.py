@@ -7,7 +7,7 @@ from functools import partial
 from itertools import count
 from typing import Any, Literal
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import require
 from sparsesoup.core.masking import check_sparsity
 from sparsesoup.core.masks import sparsity as sparsity_of
 from sparsesoup.core.masks import union
@@ -58,10 +58,10 @@ class InstantSoupPaper(Method):
     protocols: tuple[TrainingOverrides, ...] = PAPER_PROTOCOLS
 
     def __post_init__(self) -> None:
-        if not (0 < self.stage < math.inf and 0 < self.cut < 1 and 1 <= self.weak_masks <= 255) or self.weak_steps < 1:
-            raise UserError(
-                f"isp-paper needs stage > 0, cut in (0, 1), weak_masks in 1..255, weak_steps >= 1, got {self}"
-            )
+        require(0 < self.stage < math.inf, "stage", "a number of epochs above 0", self.stage)
+        require(0 < self.cut < 1, "cut", "in (0, 1)", self.cut)
+        require(1 <= self.weak_masks <= 255, "weak_masks", "1 to 255", self.weak_masks)
+        require(self.weak_steps >= 1, "weak_steps", "at least 1", self.weak_steps)
 
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
         """Return growing stages of training, forks and pruning: T main steps, and the weak steps on top."""
@@ -139,14 +139,14 @@ class InstantSoupCode(Method):
     merge: Sets = "union"
 
     def __post_init__(self) -> None:
-        shares = 0 < self.stage < math.inf and 0 < self.weak < math.inf and 0 < self.cut < 1 and 0 <= self.near < 1
-        if not (shares and 1 <= self.weak_masks <= 255 and 0 <= self.warmup < self.schedule and self.protocols):
-            names = ("stage", "weak", "cut", "near", "weak_masks", "warmup", "schedule")
-            given = ", ".join(f"{name} {getattr(self, name):g}" for name in names)
-            raise UserError(
-                f"isp-code needs stage > 0, weak > 0, cut in (0, 1), near in [0, 1), weak_masks in 1..255, "
-                f"warmup >= 0, schedule > warmup and one protocol or more, got {given}, protocols {len(self.protocols)}"
-            )
+        require(0 < self.stage < math.inf, "stage", "above 0", self.stage)
+        require(0 < self.weak < math.inf, "weak", "above 0", self.weak)
+        require(0 < self.cut < 1, "cut", "in (0, 1)", self.cut)
+        require(0 <= self.near < 1, "near", "in [0, 1)", self.near)
+        require(1 <= self.weak_masks <= 255, "weak_masks", "1 to 255", self.weak_masks)
+        require(self.warmup >= 0, "warmup", "0 or more", self.warmup)
+        require(self.warmup < self.schedule, "schedule", f"above warmup ({self.warmup})", self.schedule)
+        require(bool(self.protocols), "protocols", "one or more", self.protocols)
 
     def doubts(self, problem: Problem, sparsity: float) -> list[str]:
         """Return notes for the user before the first step."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, require
 from sparsesoup.core.granularity import CoupledGroups, Element
 from sparsesoup.core.masking import check_sparsity, topk_masks
 from sparsesoup.core.schedules import CubicSchedule
@@ -50,13 +50,11 @@ class PhaseShares:
     settle: float = 0.1
 
     def __post_init__(self) -> None:
-        if not (0.0 <= self.warmup < 1.0 and 0.0 < self.settle <= self.cooldown):
-            raise UserError(f"phases need warmup in [0, 1) and 0 < settle <= cooldown, got {self}")
-        if self.warmup + self.cooldown >= 1.0:
-            raise UserError(
-                f"warmup {self.warmup:g} and cooldown {self.cooldown:g} leave no step to prune in; their sum must be "
-                f"below 1"
-            )
+        require(0.0 <= self.warmup < 1.0, "warmup", "a share of T in [0, 1)", self.warmup)
+        allowed = f"above 0 and at most cooldown ({self.cooldown:g})"
+        require(0.0 < self.settle <= self.cooldown, "settle", allowed, self.settle)
+        left = f"below {1 - self.warmup:g}, since warmup is {self.warmup:g} and a step to prune in must be left"
+        require(self.warmup + self.cooldown < 1.0, "cooldown", left, self.cooldown)
 
     def pruning_schedule(self, total: int) -> CubicSchedule:
         """Return the sparsity schedule for `total` steps."""
@@ -262,11 +260,4 @@ def rate_of_scores(size: RunSize, score_rate: float) -> Callable[[int], float]:
 
 def check_rate(score_rate: float) -> None:
     """Raise a UserError unless the learning rate of the scores is positive."""
-    if not 0.0 < score_rate < math.inf:
-        raise UserError(f"score_rate is a learning rate above 0, got {score_rate:g}")
-
-
-def check_every(every: int) -> None:
-    """Raise a UserError unless the interval is at least one step."""
-    if every < 1:
-        raise UserError(f"every is a number of steps, at least 1, got {every}")
+    require(0.0 < score_rate < math.inf, "score_rate", "a learning rate above 0", score_rate)

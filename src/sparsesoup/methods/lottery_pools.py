@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import require
 from sparsesoup.core.granularity import Structure
 from sparsesoup.core.masking import Competition
 from sparsesoup.core.schedules import geometric_sparsities
@@ -45,12 +45,10 @@ class LotteryPools(Method):
     scope: Competition = "global"
 
     def __post_init__(self) -> None:
-        if self.beyond < 0 or (self.neighbours is not None and self.neighbours < 0):
-            raise UserError(
-                f"lottery-pools needs beyond >= 0 and neighbours >= 0, got {self.beyond} and {self.neighbours}"
-            )
-        if not self.shares or not all(0 < share < 1 for share in self.shares):
-            raise UserError(f"lottery-pools needs shares in (0, 1), at least one, got {self.shares}")
+        require(self.beyond >= 0, "beyond", "0 or more", self.beyond)
+        require(self.neighbours is None or self.neighbours >= 0, "neighbours", "0 or more", self.neighbours)
+        inside = self.shares and all(0 < share < 1 for share in self.shares)
+        require(bool(inside), "shares", "one or more in (0, 1)", self.shares)
         self._imp_method()
 
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import require
 from sparsesoup.core.schedules import ScaledRate
 from sparsesoup.methods.base import Method, require_dense
 from sparsesoup.training import weight_averaging as soups
@@ -38,8 +38,8 @@ class ModelSoup(Method):
     protocols: tuple[TrainingOverrides, ...] = PROTOCOLS
 
     def __post_init__(self) -> None:
-        if self.members < 1 or not self.protocols:
-            raise UserError(f"model-soup needs members >= 1 and at least one protocol, got {self.members}")
+        require(self.members >= 1, "members", "at least 1", self.members)
+        require(bool(self.protocols), "protocols", "one or more", self.protocols)
 
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
         """Return the members, and their average: members * T steps; the sparsity must be 0."""

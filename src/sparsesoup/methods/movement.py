@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch.nn import Parameter
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, require
 from sparsesoup.core.granularity import Block, CoupledGroups, Element
 from sparsesoup.core.groups import block_groups
 from sparsesoup.core.targets import target_parameters
@@ -15,7 +15,6 @@ from sparsesoup.methods.learned_masks import (
     LearnedMasks,
     LearnedScope,
     PhaseShares,
-    check_every,
     check_rate,
     initial_scores,
     short_of_travel,
@@ -61,10 +60,11 @@ class MovementPruning(LearnedMasks):
             check_rate(self.score_rate)
             if self.start == "equal":
                 raise UserError(
-                    f"score_rate {self.score_rate:g} changes nothing where all scores begin equal: only their order "
-                    f"counts; leave it out, or say --method.start magnitude"
+                    "has no effect where all scores begin equal: only their order counts; leave it out, or say "
+                    "--method.start magnitude",
+                    "score_rate",
                 )
-        check_every(self.every)
+        require(self.every >= 1, "every", "a number of steps, at least 1", self.every)
 
     def doubts(self, problem: Problem, sparsity: float) -> list[str]:
         """Return notes for the user before the first step."""
@@ -115,7 +115,7 @@ class MagnitudeStraightThrough(LearnedMasks):
     every: int = 10
 
     def __post_init__(self) -> None:
-        check_every(self.every)
+        require(self.every >= 1, "every", "a number of steps, at least 1", self.every)
 
     def peak_score_rate(self, size: RunSize) -> float:
         """Return 0: the weights themselves are the scores."""

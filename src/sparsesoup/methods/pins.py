@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import require
 from sparsesoup.core.granularity import Structure
 from sparsesoup.core.schedules import CubicSchedule
 from sparsesoup.methods.base import Method
@@ -55,9 +55,9 @@ class Pins(Method):
     structure: Structure = "weights"
 
     def __post_init__(self) -> None:
-        check_ramp("pins", self.start, self.stop, self.every, self.window, self.fast, self.slow)
-        if self.checks < 1 or not 0.0 < self.temperature < math.inf:
-            raise UserError(f"pins needs checks >= 1 and temperature > 0, got {self.checks} and {self.temperature}")
+        check_ramp(self)
+        require(self.checks >= 1, "checks", "at least 1", self.checks)
+        require(0.0 < self.temperature < math.inf, "temperature", "above 0", self.temperature)
 
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
         """Return the ramp of the sparsity, cut at the checks, and a training with the final masks."""

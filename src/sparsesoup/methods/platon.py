@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import require
 from sparsesoup.core.granularity import Element, Pattern, Structure
 from sparsesoup.core.masking import topk_masks
 from sparsesoup.core.masks import apply_masks_
@@ -44,7 +45,7 @@ class Platon(Method):
     structure: Structure = "weights"
 
     def __post_init__(self) -> None:
-        check_ramp("platon", self.start, self.stop, self.every, self.window, self.fast, self.slow)
+        check_ramp(self)
 
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
         """Return the ramp of the sparsity, and a training with the final masks."""
@@ -59,14 +60,15 @@ class Platon(Method):
         ]
 
 
-def check_ramp(name: str, start: float, stop: float, every: int, window: int, fast: float, slow: float) -> None:
-    """Raise a UserError if the settings of a ramp are invalid."""
-    if not 0.0 <= start < stop < 1.0 or not (0.0 <= fast < 1.0 and 0.0 <= slow < 1.0):
-        raise UserError(
-            f"{name} needs 0 <= start < stop < 1 and fast and slow in [0, 1), got {start}, {stop}, {fast} and {slow}"
-        )
-    if window < 1 or every < 1 or every % window:
-        raise UserError(f"{name} needs window >= 1 and every a multiple of it, got {window} and {every}")
+def check_ramp(method: Any) -> None:
+    """Raise a UserError if the settings of a method's ramp are invalid."""
+    start, stop, window, every = method.start, method.stop, method.window, method.every
+    require(0.0 <= start < stop, "start", f"at least 0 and below stop ({stop:g})", start)
+    require(stop < 1.0, "stop", "a share of T, below 1", stop)
+    require(0.0 <= method.fast < 1.0, "fast", "in [0, 1)", method.fast)
+    require(0.0 <= method.slow < 1.0, "slow", "in [0, 1)", method.slow)
+    require(window >= 1, "window", "at least 1", window)
+    require(every >= 1 and every % window == 0, "every", f"a multiple of window ({window})", every)
 
 
 def pruning_ramp(size: RunSize, start: float, stop: float, every: int) -> CubicSchedule:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import require
 from sparsesoup.core.granularity import Structure
 from sparsesoup.core.masking import Scope
 from sparsesoup.core.schedules import CubicSchedule
@@ -40,10 +40,10 @@ class PowerPropagation(Method):
     scope: Scope = "global"
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.start < self.stop <= 1.0 or not 0.0 < self.every < math.inf or not 1.0 <= self.alpha <= 16.0:
-            raise UserError(
-                f"power-propagation needs 0 <= start < stop <= 1, every > 0 and alpha in [1, 16], got {self}"
-            )
+        require(0.0 <= self.start < self.stop, "start", f"at least 0 and below stop ({self.stop:g})", self.start)
+        require(self.stop <= 1.0, "stop", "a share of T, at most 1", self.stop)
+        require(0.0 < self.every < math.inf, "every", "above 0", self.every)
+        require(1.0 <= self.alpha <= 16.0, "alpha", "in [1, 16]", self.alpha)
 
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
         """Return a single training that prunes."""

@@ -7,12 +7,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, require
 from sparsesoup.core.granularity import Block, Element, Structure
 from sparsesoup.core.masking import Scope
 from sparsesoup.methods.base import Method
 from sparsesoup.methods.scores.activation import wanda_scores
-from sparsesoup.methods.scores.calibration import calibration_batches, need_batches
+from sparsesoup.methods.scores.calibration import calibration_batches
 from sparsesoup.methods.scores.gradient import gradient_flow_score, hessian_product, snip_sensitivity, task_gradient
 from sparsesoup.training.plan import ActiveRun, Pass, Phase
 from sparsesoup.training.problem import Problem
@@ -39,8 +39,8 @@ class Snip(Method):
     scope: Scope = "global"
 
     def __post_init__(self) -> None:
-        need_batches("snip", self.batches)
-        _check_warmup("snip", self.warmup)
+        require(self.batches >= 1, "batches", "at least 1", self.batches)
+        require(0.0 <= self.warmup < 1.0, "warmup", "a share of T in [0, 1)", self.warmup)
 
     def doubts(self, problem: Problem, sparsity: float) -> list[str]:
         """Return notes for the user before the first step."""
@@ -88,10 +88,9 @@ class Grasp(Method):
     scope: Scope = "global"
 
     def __post_init__(self) -> None:
-        need_batches("grasp", self.batches)
-        _check_warmup("grasp", self.warmup)
-        if not 0.0 < self.temperature < math.inf:
-            raise UserError(f"grasp needs a temperature above 0, got {self.temperature:g}")
+        require(self.batches >= 1, "batches", "at least 1", self.batches)
+        require(0.0 <= self.warmup < 1.0, "warmup", "a share of T in [0, 1)", self.warmup)
+        require(0.0 < self.temperature < math.inf, "temperature", "above 0", self.temperature)
 
     def doubts(self, problem: Problem, sparsity: float) -> list[str]:
         """Return notes for the user before the first step."""
@@ -139,7 +138,7 @@ class Wanda(Method):
     scope: Scope = "row"
 
     def __post_init__(self) -> None:
-        need_batches("wanda", self.batches)
+        require(self.batches >= 1, "batches", "at least 1", self.batches)
 
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
         """Return the scoring and a training with the mask."""
@@ -174,14 +173,9 @@ def _score_and_prune(method: Snip | Grasp | Wanda, sparsity: float, run: ActiveR
 def _check_head(problem: Problem, warmup: float) -> None:
     if warmup and not problem.head and not problem.fresh:
         raise UserError(
-            "--method.warmup trains the head before the weights are scored, and this model has none that is trained; "
-            "leave --method.warmup out"
+            "trains the head before the weights are scored, and this model has none that is trained; leave it out",
+            "method.warmup",
         )
-
-
-def _check_warmup(name: str, warmup: float) -> None:
-    if not 0.0 <= warmup < 1.0:
-        raise UserError(f"{name} needs a warmup in [0, 1), a share of T, got {warmup:g}")
 
 
 def _untrained_head_note(name: str, problem: Problem, warmup: float) -> list[str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import require
 from sparsesoup.core.granularity import Block, CoupledGroups, Element
 from sparsesoup.core.groups import block_groups
 from sparsesoup.core.rng import cpu_generator
@@ -112,10 +112,8 @@ class HardConcreteL0(LearnedMasks):
 
     def __post_init__(self) -> None:
         check_penalty(self.score_rate, self.penalty)
-        if not CLOSED_LOGIT < self.start < 100:
-            raise UserError(
-                f"start is a logit from {CLOSED_LOGIT:.2f}, where all gates are shut, to 100, got {self.start:g}"
-            )
+        allowed = f"a logit from {CLOSED_LOGIT:.2f}, where all gates are shut, to 100"
+        require(CLOSED_LOGIT < self.start < 100, "start", allowed, self.start)
 
     def peak_score_rate(self, size: RunSize) -> float:
         """Return the peak learning rate of the scores."""
@@ -148,14 +146,12 @@ class HardConcreteL0(LearnedMasks):
 
 def check_floor(floor: float) -> None:
     """Raise a UserError unless the floor is a share in [0, 1)."""
-    if not 0.0 <= floor < 1.0:
-        raise UserError(f"floor is a share of every matrix in [0, 1), got {floor:g}")
+    require(0.0 <= floor < 1.0, "floor", "a share of every matrix in [0, 1)", floor)
 
 
 def check_penalty(score_rate: float, weight: float | None, threshold: float = 0.5) -> None:
     """Raise a UserError unless this penalty can close masks."""
     check_rate(score_rate)
-    if weight is not None and not 0.0 <= weight <= LARGEST:
-        raise UserError(f"penalty lies in [0, {LARGEST:g}], above which no task is left to learn, got {weight:g}")
-    if not 0.0 < threshold < 1.0:
-        raise UserError(f"threshold of sigmoid(score) lies in (0, 1), got {threshold:g}")
+    allowed = f"in [0, {LARGEST:g}], above which no task is left to learn"
+    require(weight is None or 0.0 <= weight <= LARGEST, "penalty", allowed, weight)
+    require(0.0 < threshold < 1.0, "threshold", "in (0, 1), as sigmoid(score) is", threshold)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import require
 from sparsesoup.core.granularity import Structure
 from sparsesoup.core.masking import Scope, check_sparsity
 from sparsesoup.core.schedules import ScaledRate
@@ -41,11 +41,10 @@ class SparseModelSoup(Method):
     scope: Scope = "global"
 
     def __post_init__(self) -> None:
-        if self.phases < 1 or self.members < 1 or not 0 < self.retrain <= 1 or not self.protocols:
-            raise UserError(
-                f"sparse-model-soup needs phases >= 1, members >= 1, retrain in (0, 1] and at least one protocol, got "
-                f"{self.phases}, {self.members}, {self.retrain:g} and {len(self.protocols)}"
-            )
+        require(self.phases >= 1, "phases", "at least 1", self.phases)
+        require(self.members >= 1, "members", "at least 1", self.members)
+        require(0 < self.retrain <= 1, "retrain", "a share of T in (0, 1]", self.retrain)
+        require(bool(self.protocols), "protocols", "one or more", self.protocols)
 
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
         """Return a dense training, and phases of pruning, retrainings and averaging."""

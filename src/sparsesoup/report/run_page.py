@@ -25,7 +25,11 @@ def write_report(run: Path) -> Path:
     run = Path(run)
     facts, (log, unread) = show.read_report(run), _read_log(run / LOG)
     sentences, others = words.describe_notes(facts)
-    text = render_page("report.html.j2", _score_values(facts) | _chart_values(facts, log) | {
+    scores = {split: facts.get(split) for split in ("validation", "test")}
+    text = render_page("report.html.j2", _chart_values(facts, log) | {
+        **{split: show.flatten_scores(table) for split, table in scores.items()},
+        "chosen": {split: show.main_scores(table) for split, table in scores.items()},
+        "times": show.times_dense(facts), "dense": show.is_dense(facts),
         "run": facts, "costs": show.ordered_costs(facts), "steps": len(log), "unread": unread,
         "headline": show.run_headline(facts), "total": show.total_cost(facts), "bars": _cost_bars(facts),
         "settings": _dotted_settings(facts["settings"]), "origin": _provenance_values(facts), "noted": sentences,
@@ -35,13 +39,6 @@ def write_report(run: Path) -> Path:
     })  # fmt: skip
     write_text(run / PAGE, text)
     return run / PAGE
-
-
-def _score_values(facts: Mapping[str, Any]) -> dict[str, Any]:
-    splits = {split: facts.get(split) for split in ("validation", "test")}
-    found = {split: show.flatten_scores(scores) for split, scores in splits.items()}
-    chosen = {split: show.main_scores(scores) for split, scores in splits.items()}
-    return found | {"chosen": chosen, "times": show.times_dense(facts), "dense": show.is_dense(facts)}
 
 
 def _chart_values(facts: Mapping[str, Any], log: list[dict[str, Any]]) -> dict[str, Any]:

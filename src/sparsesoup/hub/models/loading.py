@@ -18,7 +18,6 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.masks import Masks
 from sparsesoup.core.rng import derive_seed
 from sparsesoup.core.ticket import match_parameter_names
-from sparsesoup.hub.models import tokenizer as tokens
 from sparsesoup.hub.models.checkpoint import (
     adapter_notes,
     config_of,
@@ -72,7 +71,8 @@ def load_model(
         with wrap_load_errors(model):
             return kind.load(options, task)
     own, config = read_config(options, model), read_config(options, model, **kind.settings(task))
-    tokens.update_config_(config, fixed)
+    for each in (config, config.get_text_config()):  # a head looks up the padding token in the latter
+        each.update(fixed)
     with wrap_load_errors(model), torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "head"))
         # transformers 5 would keep the bf16 of a checkpoint: fine-tuning needs float32.

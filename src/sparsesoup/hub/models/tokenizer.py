@@ -47,13 +47,6 @@ def padding_of(config: Any) -> int | None:
     return getattr(config.get_text_config(), "pad_token_id", None)
 
 
-def update_config_(config: Any, fixed: Mapping[str, Any]) -> None:
-    """Write settings into a config, and into its text config, where a head looks up the padding token."""
-    for each in (config, config.get_text_config()):
-        for key, value in fixed.items():
-            setattr(each, key, value)
-
-
 def config_notes(config: Any, fixed: Mapping[str, Any], name: str) -> list[str]:
     """Return notes on settings of a model that were overridden."""
     own, pad = padding_of(config), fixed["pad_token_id"]

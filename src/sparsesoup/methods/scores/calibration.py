@@ -17,12 +17,6 @@ from sparsesoup.training.problem import Problem, add_batch_cost, charge_time, to
 Rows = list[list[int]]  # the training rows of each batch
 
 
-def need_batches(method: str, batches: int) -> None:
-    """Raise a UserError if there is no batch to score with."""
-    if batches < 1:
-        raise UserError(f"{method} needs batches >= 1, got {batches}")
-
-
 def calibration_batches(problem: Problem, batches: int, *path: object) -> Rows:
     """Return training rows to score with: `batches` batches of `train.batch_size` rows.
 

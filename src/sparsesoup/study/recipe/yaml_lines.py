@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -133,14 +134,10 @@ def _published_dataset(name: str, datasets: Mapping[str, Any]) -> str:
     'stanford_dogs'
     """
     leaf = Path(name).name.lower()
-    shared = {known: len(Path(known).name) for known in datasets if _starts_with(leaf, Path(known).name.lower())}
+    names = {known: Path(known).name.lower() for known in datasets}
+    shared = {known: len(own) for known, own in names.items() if re.match(rf"{re.escape(own)}(?![^_.-])", leaf)}
     longest = [known for known, length in shared.items() if length == max(shared.values())]
     return name if name in datasets or len(longest) != 1 else longest[0]
-
-
-def _starts_with(leaf: str, known: str) -> bool:
-    """Return True if a name starts with another one at the end of a word."""
-    return leaf.startswith(known) and leaf[len(known) : len(known) + 1] in ("", "_", ".", "-")
 
 
 def displaced_settings(own: Table) -> set[str]:

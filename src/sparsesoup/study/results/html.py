@@ -200,18 +200,13 @@ def by_layer(found: ScoreTable, records: Sequence[Record]) -> dict[str, dict[str
     table: dict[str, dict[str, float]] = {}
     for row in found.rows:
         runs = [r for r in records if r["row"] == row and (r["model"], r["dataset"], r["asked"]) == column]
+        sums: dict[str, list[float]] = {}
+        for run in runs:
+            for layer, shares in sparsity_grid([{**matrix, "role": "all"} for matrix in run["matrices"]]).items():
+                sums.setdefault(layer, []).append(shares["all"])
         if runs:
-            table[row] = _mean_sparsity(runs)
+            table[row] = {layer: statistics.fmean(values) for layer, values in sums.items()}
     return table if len(table) > 1 else {}
-
-
-def _mean_sparsity(runs: Sequence[Record]) -> dict[str, float]:
-    sums: dict[str, list[float]] = {}
-    for run in runs:
-        matrices = [{**matrix, "role": "all"} for matrix in run["matrices"]]
-        for layer, shares in sparsity_grid(matrices).items():
-            sums.setdefault(layer, []).append(shares["all"])
-    return {layer: statistics.fmean(values) for layer, values in sums.items()}
 
 
 def _sparsity_chart(figure: Any, table: Mapping[str, Mapping[str, float]]) -> None:
