@@ -30,7 +30,7 @@ def prune(
     name: str | Method, *, model: str | None = None, dataset: str | None = None, sparsity: float | None = None,
     steps: int | None = None, epochs: float | None = None, seed: int | None = None,
     method: Mapping[str, Any] | None = None, train: Mapping[str, Any] | TrainingConfig | None = None,
-    out: str | Path = "runs", cache_dir: str | Path | None = None, workers: int = 1, progress: bool = True,
+    out: str | Path | None = None, cache_dir: str | Path | None = None, workers: int = 1, progress: bool = True,
     **settings: Any,
 ) -> run.Run: ...  # fmt: skip
 @overload
@@ -48,7 +48,7 @@ def prune(
     seed: int | None = None,
     method: Mapping[str, Any] | None = None,
     train: Mapping[str, Any] | TrainingConfig | None = None,
-    out: str | Path = "runs",
+    out: str | Path | None = None,
     cache_dir: str | Path | None = None,
     workers: int = 1,
     progress: bool = True,
@@ -68,7 +68,7 @@ def prune(
         seed: of everything random; default 0.
         method: settings of a named method that differ from their defaults.
         train: settings of the training: a TrainingConfig, or those that differ from its defaults.
-        out: folder that run directories are put in.
+        out: folder that run directories are put in; default runs, of objects none: `save` writes the result.
         cache_dir: folder of trainings that runs have in common; each run is charged for them in full.
         workers: processes over which the weak masks of a run are spread.
         progress: whether to show it on stderr.
@@ -78,8 +78,10 @@ def prune(
         PrunedModel: `model`, `masks`, `metrics`, `cost` and `save`.
     Raises: UserError for bad input.
     """
-    if trainer is not None or isinstance(model, nn.Module):
-        given = {"sparsity": sparsity, "steps": steps, "epochs": epochs, "seed": seed, "train": train, **settings}
+    if trainer is not None or isinstance(model, nn.Module) or "train_dataset" in settings:
+        given = {"sparsity": sparsity, "steps": steps, "epochs": epochs, "seed": seed, "train": train, "out": out}
+        given |= {"dataset": dataset, "progress": progress, **settings}
+        _refuse_for_objects({"cache_dir": cache_dir, "workers": None if workers == 1 else workers})
         return _prune_objects(name, model, trainer, method, {k: v for k, v in given.items() if v is not None})
     named = {"model": model, "dataset": dataset, "sparsity": sparsity, "steps": steps, "epochs": epochs, "seed": seed}
     table = {**settings, **{key: value for key, value in named.items() if value is not None}}
@@ -94,7 +96,14 @@ def prune(
         config = replace(config, train=train)
     console = SafeConsole(stderr=True, quiet=not progress)
     outside = run.RuntimeOptions(console, cache=Path(cache_dir) if cache_dir else None, workers=workers)
-    return run.run_method(config, Path(out), outside)
+    return run.run_method(config, Path("runs" if out is None else out), outside)
+
+
+def _refuse_for_objects(given: Mapping[str, Any]) -> None:
+    """Raise a UserError for an argument that objects in memory do not allow."""
+    for name, value in given.items():
+        if value is not None:
+            raise UserError("objects stay in this process, so nothing is shared with others; leave it out", name)
 
 
 def _prune_objects(

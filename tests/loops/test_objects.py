@@ -46,12 +46,21 @@ def test_a_model_of_transformers_is_pruned_as_an_object(method: str) -> None:
     assert found.cost["validation"]["examples"] >= len(VALIDATION)
 
 
-def test_the_second_pass_of_metrics_is_charged() -> None:
-    """The logits for `compute_metrics` take a forward pass beside that of the loss."""
+def test_the_second_pass_of_metrics_is_charged_where_there_is_one() -> None:
+    """The logits for `compute_metrics` take a pass beside that of a loss that returns none."""
     given: dict[str, Any] = {"sparsity": 0.5, "steps": 4, "train": ARGS}
-    plain = prune_model("magnitude", model_of(), TRAIN, VALIDATION, **given)
-    scored = prune_model("magnitude", model_of(), TRAIN, VALIDATION, compute_metrics=accuracy, **given)
-    assert scored.cost["validation"]["flops"] == 2 * plain.cost["validation"]["flops"]
+
+    def flops(**more: Any) -> float:
+        return prune_model("magnitude", model_of(), TRAIN, VALIDATION, **given, **more).cost["validation"]["flops"]
+
+    def both(model: nn.Module, batch: Any) -> Any:
+        found = model(**batch)
+        return found.loss, found.logits
+
+    plain = flops()
+    assert flops(compute_metrics=accuracy) == plain
+    assert flops(compute_metrics=accuracy, loss=both) == plain
+    assert flops(compute_metrics=accuracy, loss=lambda model, batch: model(**batch).loss) == 2 * plain
 
 
 def _row(row: dict[str, Any]) -> dict[str, Tensor]:
@@ -116,7 +125,7 @@ def test_a_plain_module_on_tuples_and_on_a_stream() -> None:
 def test_what_is_saved_loads_elsewhere_and_exports(tmp_path: Path) -> None:
     found = prune_model("magnitude", model_of(), TRAIN, sparsity=0.5, steps=4, train=ARGS)
     folder = found.save(tmp_path / "pruned")
-    again = AutoModelForSequenceClassification.from_pretrained(folder)
+    again = AutoModelForSequenceClassification.from_pretrained(folder / "model")
     assert same(again.state_dict(), found.model.state_dict())
     masks, facts = load_masks(folder)
     assert same(masks, found.masks)
@@ -185,8 +194,8 @@ def test_a_killed_call_goes_on_from_its_checkpoints(tmp_path: Path) -> None:
             return model(**batch).loss
 
         given: dict[str, Any] = {"sparsity": 0.5, "steps": 20, "train": ARGS, "loss": loss}
-        folder = None if stop_at == -1 else tmp_path / "checkpoints"
-        return prune_model("imp-rewind", model_of(), TRAIN, VALIDATION, checkpoints=folder, **given)
+        folder = None if stop_at == -1 else tmp_path / "runs"
+        return prune_model("imp-rewind", model_of(), TRAIN, VALIDATION, out=folder, **given)
 
     whole = run(-1)
     with pytest.raises(Stop):

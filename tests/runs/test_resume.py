@@ -13,7 +13,7 @@ import pytest
 from conftest import same
 from processes import kill_after, start_command, wait_until
 from sparsesoup.cli.main import main
-from sparsesoup.runs import run as module
+from sparsesoup.runs import run_folder as module
 from tiny_hub import (
     LINES,
     SAVED_METHODS,

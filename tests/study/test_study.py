@@ -20,7 +20,7 @@ from sparsesoup.core.files import file_lock
 from sparsesoup.core.threads import MOST_THREADS
 from sparsesoup.core.ticket import save_masks
 from sparsesoup.report.terminal import read_report
-from sparsesoup.runs import run
+from sparsesoup.runs import run, run_folder
 from sparsesoup.runs.run import evaluate_finished_run as score
 from sparsesoup.study.execute import jobs as work
 from sparsesoup.study.recipe.plan import read_plan
@@ -180,7 +180,8 @@ def test_a_cell_has_its_page_drawn_once_and_a_teacher_has_one_too(monkeypatch, t
         return page(path)
 
     page = run.write_report
-    monkeypatch.setattr(run, "write_report", draw)
+    for module in (run, run_folder):  # a teacher's is written with its run, a trial's with its test scores
+        monkeypatch.setattr(module, "write_report", draw)
     taught = {"row": {"name": "magnitude", "train": {"distill": {"teacher": "dense"}}}}
     write(methods=taught, sparsities=0.5, seeds=[0, 1])
     assert main(["compare", "--config", "small.yaml"]) == 0

@@ -25,7 +25,7 @@ from sparsesoup.hub.data.files import hub_is_reachable
 from sparsesoup.hub.tasks import zero_shot
 from sparsesoup.report.model_card import render_model_card
 from sparsesoup.report.terminal import read_report
-from sparsesoup.runs.config import config_from_dict
+from sparsesoup.runs.config import OBJECTS, config_from_dict
 from sparsesoup.runs.resume_checks import check_run_or_model
 
 NAMED = ("_name_or_path", "name_or_path", "pruning_config")  # config keys that may contain a path
@@ -65,8 +65,10 @@ def strip_local_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def portable_command(facts: Mapping[str, Any]) -> str | None:
-    """Return the command line that repeats a run, without local folders; None if the facts lack it."""
+    """Return the command line that repeats a run, without local folders; None if there is none, as of objects."""
     settings = dict(facts.get("settings") or {})
+    if settings.get(OBJECTS):
+        return None
     method = dict(settings.pop("method", {}))
     name = str(method.pop("name", None))
     try:

@@ -24,7 +24,7 @@ from sparsesoup.hub.build import ModelAndDataConfig, OpenedTask, open_task, scor
 from sparsesoup.hub.tasks.registry import task_type_of
 from sparsesoup.hub.tasks.splits import test_splits
 from sparsesoup.hub.tasks.zero_shot import TowerWithHead, ZeroShot, load_saved_head
-from sparsesoup.runs.config import config_from_dict
+from sparsesoup.runs.config import config_from_dict, refuse_objects
 from sparsesoup.training.batching import RowBatches
 from sparsesoup.training.problem import Problem
 
@@ -99,6 +99,7 @@ def _data_of(source: PrunedSource) -> tuple[ModelAndDataConfig, OpenedTask]:
             f"it is not known what data {source.folder} was trained on (no settings in its ticket.json), so there is "
             f"no test split to verify on; leave --verify out"
         ) from error
+    refuse_objects(table, str(source.folder))
     settings = config_from_dict(name, {**table, "method": method})
     place = replace(settings.place, model=str(source.folder), prompts=None, class_names=None)
     return place, open_task(place)

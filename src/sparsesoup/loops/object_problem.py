@@ -1,18 +1,23 @@
-"""The problem of objects in memory, whose scores come from `compute_metrics` as the Trainer calls it."""
+"""The problem of objects in memory: loss and outputs of any model, and scores as the Trainer computes them."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction
-from transformers.trainer_pt_utils import nested_concat, nested_numpify
+from transformers.trainer_pt_utils import nested_concat, nested_detach, nested_numpify
+from transformers.utils.generic import find_labels
 
+from sparsesoup.core.errors import UserError
 from sparsesoup.training.batching import Batch
 from sparsesoup.training.cost import Cost
 from sparsesoup.training.problem import Problem, add_batch_cost, to_device
+
+LossAndOutputs = Callable[[nn.Module, Any], tuple[Tensor, Any]]
+Metrics = Callable[..., dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,58 +25,130 @@ class ObjectProblem(Problem):
     """A problem of objects: the loss comes from the model or the user, scores from batches as they are evaluated.
 
     Args:
+        own_loss: (model, batch) -> mean loss of the task.
+        answer: (model, batch) -> (mean loss, outputs).
         compute_metrics: as of the Trainer.
         preprocess_logits: as `preprocess_logits_for_metrics` of the Trainer.
+        batch_eval_metrics: `compute_metrics` is called with each batch, and `compute_result` True for the last one.
     """
 
-    compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None
+    own_loss: Callable[[nn.Module, Any], Tensor]
+    answer: LossAndOutputs
+    compute_metrics: Metrics | None = None
     preprocess_logits: Callable[[Any, Any], Any] | None = None
+    batch_eval_metrics: bool = False
+
+    def loss_and_outputs(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return (mean loss, outputs [rows, ...]); of several outputs the first."""
+        loss, outputs = self.answer(model, batch)
+        first = outputs
+        while isinstance(first, Mapping | tuple | list) and len(first):
+            first = next(iter(first.values())) if isinstance(first, Mapping) else first[0]
+        if not isinstance(first, Tensor):
+            raise UserError(
+                f"{type(model).__name__} gives no outputs beside its loss; let loss=... return (loss, outputs)"
+            )
+        return loss, first
 
     def score_validation(self, model: nn.Module, cost: Cost) -> tuple[dict[str, float], dict[str, Any]]:
         """Return the scores on the evaluation rows; only what `compute_metrics` takes is kept in memory."""
-        training, rows, total, kept = model.training, 0, 0.0, _Predictions(self.preprocess_logits)
+        training, total, weight = model.training, 0.0, 0
         batches = self.validation.eval_batches(2 * self.training.batch_size)
+        names = label_names(self.pretrained)
+        kept = _BatchMetrics(self, len(batches)) if self.batch_eval_metrics else _AllPredictions(self)
         model.eval()
         self.observer.begin("validation", 0, len(batches))
         for indices in batches:
             batch = to_device(self.validation.batch(indices), self.accelerator.device)
             shape = ("forward", *(tuple(t.shape) for t in batch.values()))
+            labels, count = labels_of(batch, names), _loss_weight(batch, len(indices))
             with torch.no_grad():
-                work = functools.partial(self._loss_and_outputs, model, batch)
+                work = functools.partial(self._pass, model, batch)
                 (loss, outputs), flops = self.meter.run_and_count_flops(shape, work)
                 if self.compute_metrics is not None:
-                    kept.add(outputs, batch.get("labels"))
-            rows, total = rows + len(indices), total + len(indices) * float(loss)
+                    kept.add(outputs, labels)
+            weight, total = weight + count, total + count * float(loss)
             add_batch_cost(cost, self.validation, indices, flops)
             self.observer.step({})
         self.observer.end()
         model.train(training)
-        found = {} if self.compute_metrics is None else dict(self.compute_metrics(kept.prediction()))
-        return {**found, "negative_loss": -total / max(rows, 1)}, {}
+        return {**kept.scores(), "negative_loss": -total / max(weight, 1)}, {}
 
-    def _loss_and_outputs(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
-        """Return the loss and, for metrics, the outputs: a second pass, since the loss may be any function."""
-        loss = self.training_loss(model, batch)
+    def _pass(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
         if self.compute_metrics is None:
-            return loss, None
-        return loss, model(**{name: t for name, t in batch.items() if name != "labels"})
+            return self.own_loss(model, batch), None
+        return self.answer(model, batch)
 
 
-class _Predictions:
-    """Logits and labels of all batches, padded to one length, on the CPU."""
+def label_names(model: nn.Module) -> list[str]:
+    """Return the names of the labels in a model's batches, as the Trainer finds them; without any, `labels`."""
+    return find_labels(type(model)) or ["labels"]
 
-    def __init__(self, preprocess: Callable[[Any, Any], Any] | None) -> None:
-        self.preprocess, self.logits, self.labels = preprocess, None, None
 
-    logits: Any
+def labels_of(batch: Batch, names: Sequence[str]) -> Any:
+    """Return the labels of a batch: a tensor, a tuple of several, or None."""
+    found = tuple(batch[name] for name in names if name in batch)
+    return found[0] if len(found) == 1 else found or None
+
+
+def _loss_weight(batch: Batch, rows: int) -> int:
+    """Return over how many answers the loss of a batch is a mean: its labelled tokens, or its rows."""
+    labels = batch.get("labels")
+    if labels is None or labels.dim() < 2 or labels.is_floating_point():
+        return rows
+    return int((labels != -100).sum())
+
+
+class _AllPredictions:
+    """Outputs and labels of all batches, padded to one length, on the CPU."""
+
+    def __init__(self, problem: ObjectProblem) -> None:
+        self.problem, self.outputs, self.labels = problem, None, None
+
+    outputs: Any
     labels: Any
 
-    def add(self, outputs: Any, labels: Tensor | None) -> None:
-        logits = outputs.logits if hasattr(outputs, "logits") else outputs
-        logits = logits if self.preprocess is None else self.preprocess(logits, labels)
-        for name, new in (("logits", logits.cpu()), ("labels", None if labels is None else labels.cpu())):
-            before = getattr(self, name)
-            setattr(self, name, new if before is None else nested_concat(before, new))
+    def add(self, outputs: Any, labels: Any) -> None:
+        outputs = outputs if self.problem.preprocess_logits is None else self.problem.preprocess_logits(outputs, labels)
+        self.outputs = _append(self.outputs, outputs)
+        self.labels = None if labels is None else _append(self.labels, labels)
 
-    def prediction(self) -> EvalPrediction:
-        return EvalPrediction(predictions=nested_numpify(self.logits), label_ids=nested_numpify(self.labels))
+    def scores(self) -> dict[str, float]:
+        if self.problem.compute_metrics is None:
+            return {}
+        labels = None if self.labels is None else nested_numpify(self.labels)
+        return dict(self.problem.compute_metrics(EvalPrediction(nested_numpify(self.outputs), labels)))
+
+
+def _append(before: Any, new: Any) -> Any:
+    new = _on_cpu(nested_detach(new))
+    try:
+        return new if before is None else nested_concat(before, new)
+    except (RuntimeError, TypeError, AssertionError, IndexError) as error:
+        raise UserError(
+            f"the outputs of two batches cannot be joined ({str(error).splitlines()[0]}); keep a tensor of one row an "
+            f"example by preprocess_logits_for_metrics=..., or say batch_eval_metrics=True"
+        ) from error
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _on_cpu(part) for name, part in value.items()}
+    return type(value)(map(_on_cpu, value)) if isinstance(value, list | tuple) else value.cpu()
+
+
+class _BatchMetrics:
+    """Metrics that accumulate batch by batch, so that no output is kept."""
+
+    def __init__(self, problem: ObjectProblem, batches: int) -> None:
+        self.problem, self.left, self.found = problem, batches, dict[str, float]()
+
+    def add(self, outputs: Any, labels: Any) -> None:
+        assert self.problem.compute_metrics is not None
+        self.left -= 1
+        outputs = outputs if self.problem.preprocess_logits is None else self.problem.preprocess_logits(outputs, labels)
+        found = self.problem.compute_metrics(EvalPrediction(outputs, labels), compute_result=not self.left)
+        self.found = dict(found or {})
+
+    def scores(self) -> dict[str, float]:
+        return self.found

@@ -1,33 +1,33 @@
 """Prune model objects on dataset objects, or whatever a Trainer holds, with our own loop: every method runs."""
 
 import copy
+import inspect
+import shutil
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import EvalPrediction, PreTrainedModel, Trainer, default_data_collator
+from transformers import Trainer
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.files import write_json
+from sparsesoup.core.files import atomic_write
 from sparsesoup.core.masks import Masks
-from sparsesoup.core.ticket import Ticket, save_masks
-from sparsesoup.loops.attach import Prunable, find_targets, named_method
-from sparsesoup.loops.object_problem import ObjectProblem
-from sparsesoup.loops.problem import Loss, as_mapping
-from sparsesoup.methods import TABLE, Method, row_of
-from sparsesoup.training.batching import RowBatches
-from sparsesoup.training.checkpoint import Checkpointer
+from sparsesoup.core.ticket import Ticket
+from sparsesoup.loops.attach import Prunable
+from sparsesoup.loops.object_problem import Metrics
+from sparsesoup.loops.object_settings import object_source
+from sparsesoup.loops.object_source import load_object, read_ticket
+from sparsesoup.loops.object_teacher import Teacher
+from sparsesoup.loops.problem import Loss
+from sparsesoup.methods import Method
+from sparsesoup.runs.run_folder import FinishedRun, write_run
 from sparsesoup.training.config import TrainingConfig
-from sparsesoup.training.cost import CostTracker
-from sparsesoup.training.problem import NullObserver, Observer
+from sparsesoup.training.problem import Observer
 
-EPOCHS = 3.0  # of a fine-tuning without a number of steps
 # Arguments of a Trainer that our loop takes over, and those that do not touch the training.
 HONOURED = {
     "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "num_train_epochs",
@@ -48,11 +48,16 @@ class PrunedModel:
         model: a pruned copy of the model, in eval mode; the given one is as it was.
         ticket: masks, metrics, cost and notes.
         method: name of the method's row.
+        path: directory of the run; None if it is in memory.
+        report: content of report.json.
     """
 
     model: nn.Module
     ticket: Ticket
     method: str
+    path: Path | None = None
+    report: dict[str, Any] = field(default_factory=dict, repr=False)
+    _done: FinishedRun | None = field(default=None, repr=False)
 
     @property
     def masks(self) -> Masks:
@@ -70,119 +75,77 @@ class PrunedModel:
         return self.ticket.cost
 
     def save(self, folder: str | Path) -> Path:
-        """Write the model with its masks into a folder, which `export`, `benchmark` and `from_pretrained` read.
+        """Write an ordinary run directory, which show, export, benchmark, push and tables of studies read.
 
-        Raises: UserError if the model is not one of transformers.
+        Its `model` folder is what save_pretrained writes, with the masks in `pruning`; of a module that is none of
+        transformers' it has the state_dict as model.safetensors.
+
+        Returns: the folder.
+        Raises: UserError if there is something else.
         """
-        if not isinstance(self.model, PreTrainedModel):
-            raise UserError(
-                f"{type(self.model).__name__} has no save_pretrained; save its state_dict() as you do, its zeros are "
-                f"the masks"
-            )
         path = Path(folder)
-        self.model.save_pretrained(path)
-        facts = {"method": self.method, "metrics": self.metrics}
-        save_masks(path / "pruning", self.masks, facts)
-        write_json(path / "pruning" / "cost.json", self.cost)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{path} is there already; give a folder that does not exist")
+        with atomic_write(path) as temporary:
+            if self._done is not None:
+                write_run(temporary, self._done)
+            else:
+                assert self.path is not None
+                shutil.copytree(self.path, temporary, ignore=shutil.ignore_patterns("stages", ".lock"))
         return path
 
 
 def prune_model(
-    method: str | Method = "gradual",
-    model: nn.Module | None = None,
-    train_dataset: Any = None,
-    eval_dataset: Any = None,
-    *,
-    sparsity: float | None = None,
-    steps: int | None = None,
-    epochs: float | None = None,
-    train: TrainingConfig | None = None,
-    data_collator: Callable[[list[Any]], Any] | None = None,
-    loss: Loss | None = None,
-    compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
-    preprocess_logits_for_metrics: Callable[[Any, Any], Any] | None = None,
-    prunable: Prunable | None = None,
-    head: Sequence[str] = (),
-    seed: int = 0,
-    checkpoints: str | Path | None = None,
+    method: str | Method = "gradual", model: nn.Module | str | Path | None = None, train_dataset: Any = None,
+    eval_dataset: Any = None, *, sparsity: float | None = None, steps: int | None = None, epochs: float | None = None,
+    train: TrainingConfig | None = None, data_collator: Callable[[list[Any]], Any] | None = None,
+    loss: Loss | None = None, compute_metrics: Metrics | None = None,
+    preprocess_logits_for_metrics: Callable[[Any, Any], Any] | None = None, batch_eval_metrics: bool = False,
+    teacher: Teacher = None, processing_class: Any = None, prunable: Prunable | None = None, head: Sequence[str] = (),
+    seed: int = 0, dataset: str = "objects", out: str | Path | None = None, progress: bool = True,
     observer: Observer | None = None,
-) -> PrunedModel:
+) -> PrunedModel:  # fmt: skip
     """Prune a model object on datasets in memory, by any method but those that need logits of a teacher (pins).
 
     Args:
         method: a method's name, or a method with settings of its own.
-        model: any module; a model of transformers brings its loss.
+        model: any module; or a Hub id, folder or run directory, loaded with the head that it was saved with.
         train_dataset: a datasets.Dataset, a torch Dataset, a list; or, with `steps`, any iterable of rows.
         eval_dataset: rows for selection and for the metrics of the result; default: the training rows.
         sparsity: share of the prunable weights to remove; default 0.9.
         steps: T, the steps of one fine-tuning; or `epochs`, default 3.
         train: settings of the training; default: TrainingConfig().
-        data_collator: rows -> batch; default: that of transformers.
-        loss: (model, batch) -> mean loss; default: the loss that the model returns.
+        data_collator: rows -> batch; default: that of transformers, which pads if there is a tokenizer.
+        loss: (model, batch) -> mean loss, or (mean loss, outputs); default: the loss that the model returns.
         compute_metrics: EvalPrediction -> scores, the higher the better; the first one is used for selection.
         preprocess_logits_for_metrics: (logits, labels) -> what is kept of the logits, as of the Trainer.
+        batch_eval_metrics: call `compute_metrics` with each batch, as the Trainer does; no outputs are kept.
+        teacher: to distil from, see `train.distill`: a module, run directory, folder, Hub id; or dense, trained first.
+        processing_class: tokenizer or processor, saved beside the model.
         prunable: (name, parameter) -> whether to prune it; see `sparsesoup.attach`.
         head: names of the task head's parameters.
         seed: seed of all random choices.
-        checkpoints: folder from which a killed call resumes.
-        observer: receives the progress.
+        dataset: name of the rows in reports and folders.
+        out: folder of runs, where the same call resumes a killed run or reads a finished one; default: in memory.
+        progress: whether to show it on stderr.
+        observer: receives the progress too.
     Raises: UserError if something is missing, or the method does not fit.
 
-    >>> model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
-    >>> rows = [{"x": torch.randn(4), "y": torch.tensor(i % 2)} for i in range(64)]
-    >>> found = prune_model(
-    ...     "gradual", model, rows, sparsity=0.5, steps=20,
-    ...     loss=lambda model, batch: nn.functional.cross_entropy(model(batch["x"]), batch["y"]),
-    ... )
+    >>> network, rows = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2)), [*torch.randn(64, 4)]
+    >>> found = prune_model("gradual", network, rows, sparsity=0.5, steps=20, progress=False,
+    ...                     loss=lambda model, batch: model(batch[0]).square().mean())
     >>> int((found.model[0].weight == 0).sum())
     32
     """
-    problem = _make_problem(
-        model, train_dataset, eval_dataset, train or TrainingConfig(), (steps, epochs or EPOCHS), data_collator, loss,
-        prunable, head=tuple(head), seed=seed, compute_metrics=compute_metrics,
-        preprocess_logits=preprocess_logits_for_metrics, observer=observer or NullObserver(),
-        journal=Checkpointer(CostTracker(), Path(checkpoints) if checkpoints else None),
-    )  # fmt: skip
-    return _prune_problem(named_method(method), problem, sparsity)
-
-
-def _make_problem(
-    model: nn.Module | None,
-    train_dataset: Any,
-    eval_dataset: Any,
-    training: TrainingConfig,
-    length: tuple[int | None, float],
-    collator: Callable[[list[Any]], Any] | None,
-    loss: Loss | None,
-    prunable: Prunable | None,
-    **rest: Any,
-) -> ObjectProblem:
-    """Return the problem of objects; `length` is T, or None and the epochs of it."""
-    if model is None or train_dataset is None:
-        raise UserError("give model=... and train_dataset=..., both as objects, or both by name")
-    if loss is None and not isinstance(model, PreTrainedModel):
-        raise UserError(f"{type(model).__name__} brings no loss; give loss=lambda model, batch: ...")
-    rows = _rows_of(train_dataset, collator, length[0], training)
-    evaluation = rows if eval_dataset is None else _rows_of(eval_dataset, collator, None, training)
-    total = length[0] or max(1, round(length[1] * max(1, len(rows) // training.rows_per_step)))
-    objective = _as_objective(loss or _own_loss, rows)
-    return ObjectProblem(
-        pretrained=model, targets=find_targets(model, prunable), train=rows, validation=evaluation, steps=total,
-        training=training, objective=objective, predict=lambda model, batch: objective(model, batch)[None],
-        criterion=lambda outputs, batch: outputs.mean(), metric=lambda outputs, labels: {}, meter=rest["journal"].meter,
-        **rest,
-    )  # fmt: skip
-
-
-def _prune_problem(method: Method, problem: ObjectProblem, sparsity: float | None) -> PrunedModel:
-    if sparsity is None:
-        sparsity = 0.0 if TABLE[row_of(method)].dense else 0.9
-    if any(phase.own_loss for phase in method.plan(problem.size, sparsity)):
-        raise UserError(f"{type(method).__name__} needs logits beside the loss; take platon, or a name for model=...")
-    ticket = method.run(problem, sparsity)
-    pruned = copy.deepcopy(problem.pretrained).eval()
-    pruned.load_state_dict(ticket.weights)
-    return PrunedModel(pruned, ticket, row_of(method))
+    given = dict(locals())
+    source = object_source(given)
+    done = source.run_method()
+    if isinstance(done, FinishedRun):
+        pruned = copy.deepcopy(source.problem.pretrained).eval()
+        pruned.load_state_dict(done.ticket.weights)
+        return PrunedModel(pruned, done.ticket, done.settings.name, None, done.report, done)
+    pruned = load_object(source.problem.pretrained, done.path)
+    return PrunedModel(pruned, read_ticket(done, pruned), source.settings.name, done.path, done.report)
 
 
 def prune_trainer(method: str | Method, trainer: Trainer, *, sparsity: float | None = None, **more: Any) -> PrunedModel:
@@ -205,16 +168,30 @@ def prune_trainer(method: str | Method, trainer: Trainer, *, sparsity: float | N
         gradient_accumulation_steps=args.gradient_accumulation_steps, max_grad_norm=args.max_grad_norm or 0.0,
         warmup_ratio=_warmup_ratio(args), precision="bf16" if args.bf16 else "no",
     )  # fmt: skip
+    length = {"steps": args.max_steps} if args.max_steps > 0 else {"epochs": float(args.num_train_epochs)}
     given: dict[str, Any] = {
-        "steps": args.max_steps if args.max_steps > 0 else None, "epochs": args.num_train_epochs, "train": training,
+        **({} if more.keys() & {"steps", "epochs"} else length), "train": training,
         "data_collator": trainer.data_collator, "compute_metrics": trainer.compute_metrics, "seed": args.seed,
         "preprocess_logits_for_metrics": trainer.preprocess_logits_for_metrics,
-        "loss": lambda model, batch: trainer.compute_loss(model, dict(batch)),
+        "loss": _trainer_loss(trainer), "batch_eval_metrics": args.batch_eval_metrics,
+        "processing_class": trainer.processing_class,
     }  # fmt: skip
     rows, evaluation = (
         _without_unused_columns(trainer, data) for data in (trainer.train_dataset, trainer.eval_dataset)
     )
     return prune_model(method, trainer.model, rows, evaluation, sparsity=sparsity, **(given | more))
+
+
+def _trainer_loss(trainer: Trainer) -> Callable[[nn.Module, Any], Any]:
+    """Return a Trainer's (model, batch) -> (loss, outputs), its own `compute_loss` included."""
+    if "return_outputs" not in inspect.signature(trainer.compute_loss).parameters:
+        return lambda model, batch: trainer.compute_loss(model, dict(batch))
+
+    def both(model: nn.Module, batch: Any) -> tuple[Tensor, Any]:
+        loss, outputs = trainer.compute_loss(model, dict(batch), return_outputs=True)
+        return loss, outputs[1:] if isinstance(outputs, tuple) else outputs
+
+    return both
 
 
 def _without_unused_columns(trainer: Trainer, dataset: Any) -> Any:
@@ -237,36 +214,3 @@ def _ignored_arguments(args: Any) -> list[str]:
     names = [name for name in args.__dataclass_fields__ if name not in HONOURED and not name.startswith(HARMLESS)]
     given = {name: getattr(args, name) for name in names if getattr(args, name) != getattr(plain, name)}
     return sorted(f"{name}={getattr(value, 'value', value)}" for name, value in given.items())
-
-
-def _rows_of(
-    dataset: Any, collator: Callable[[list[Any]], Any] | None, steps: int | None, training: TrainingConfig
-) -> RowBatches:
-    """Return the rows of a dataset object; of an iterable without a length as many as T steps take."""
-    if not (isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")):
-        if steps is None or not isinstance(dataset, Iterable):
-            raise UserError("this dataset has no length; give steps=..., the number of optimizer steps")
-        dataset = list(islice(iter(dataset), steps * training.rows_per_step))
-    if not len(dataset):
-        raise UserError("the dataset has no rows; give at least one")
-    collate = collator or (
-        default_data_collator if isinstance(dataset[0], Mapping) else torch.utils.data.default_collate
-    )
-    return RowBatches(dataset, lambda rows: as_mapping(collate(list(rows))))
-
-
-def _as_objective(loss: Loss, rows: RowBatches) -> Loss:
-    """Return the loss of a batch as a mapping; rows that are no mappings come to the user's loss as a tuple."""
-    if isinstance(rows.rows[0], Mapping):
-        return loss
-    return lambda model, batch: loss(model, tuple(batch.values()))
-
-
-def _own_loss(model: nn.Module, batch: Any) -> Tensor:
-    loss = model(**batch).loss
-    if loss is None:
-        raise UserError(
-            f"{type(model).__name__} returned no loss for a batch of {', '.join(batch)}; name the answers labels, or "
-            f"give loss=lambda model, batch: ..."
-        )
-    return loss

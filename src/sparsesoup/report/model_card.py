@@ -134,6 +134,7 @@ def _template_values(facts: Facts, form: Facts, config: Facts, repo: str) -> dic
         "name": repo.rpartition("/")[2], "opening": _opening_sentence(facts, form), "rows": _fact_rows(facts),
         "scores": [(name, *("" if v is None else f"{v:.4f}" for v in (validation.get(name), test.get(name))))
                    for name in {**validation, **test}],
+        "objects": ", ".join(map(str, (facts.get("settings") or {}).get("objects", []))),
         "scored": bool(test), "form": form, "stray_masks": bool(form) and "origin" not in facts,
         "no_masks": bool(form) and not any(str(n).endswith("masks.safetensors") for n in form.get("files", [])),
         "degenerate": (facts.get("notes") or {}).get("degenerate", []),

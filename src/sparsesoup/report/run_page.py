@@ -1,7 +1,7 @@
 """The report page of a run: self-contained HTML from report.json, log.jsonl and benchmark.json."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ POINTS = 400  # points per curve: enough for the page's resolution, and a small 
 def write_report(run: Path) -> Path:
     """Write report.html of a run directory from its report.json, log.jsonl and benchmark.json, and return its path."""
     run = Path(run)
-    facts, (log, unread) = show.read_report(run), _read_log(run / LOG)
+    facts, (log, unread) = show.read_report(run), _parse_log(read_log_lines(run / LOG))
     sentences, others = words.describe_notes(facts)
     scores = {split: facts.get(split) for split in ("validation", "test")}
     text = render_page("report.html.j2", _chart_values(facts, log) | {
@@ -56,10 +56,15 @@ def _chart_values(facts: Mapping[str, Any], log: list[dict[str, Any]]) -> dict[s
             "count": len(rows), "most": rows[0], "least": rows[-1]}  # fmt: skip
 
 
-def _read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Return (the lines of a log, the number of unreadable lines): a partial last line must not break a report."""
+def read_log_lines(path: Path) -> list[str]:
+    """Return the lines of a log; none if there is no such file."""
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+
+
+def _parse_log(lines: Iterable[str]) -> tuple[list[dict[str, Any]], int]:
+    """Return (the records of a log, the number of unreadable lines): a partial last line must not break a report."""
     rows, unread = [], 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+    for line in lines:
         try:
             row = from_json(line)
             rows.append({"label": str(row["label"])} | {k: float(row[k]) for k in ("step", "loss", "sparsity")})
@@ -68,9 +73,9 @@ def _read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
     return rows, unread
 
 
-def degenerate_notes(facts: Mapping[str, Any], log: Path) -> dict[str, list[str]]:
+def degenerate_notes(facts: Mapping[str, Any], log: Iterable[str]) -> dict[str, list[str]]:
     """Return the warnings of a degenerate run as a note of its report; an empty dict for others."""
-    losses = [row["loss"] for row in _read_log(log)[0] if row["label"] == "strong"]
+    losses = [row["loss"] for row in _parse_log(log)[0] if row["label"] == "strong"]
     found = degenerate_warnings(facts, losses)
     return {"degenerate": found} if found else {}
 

@@ -98,10 +98,15 @@ def run_headline(facts: Mapping[str, Any]) -> str:
     what = f"all {weights['total']:,} prunable weights kept"
     if not is_dense(facts):
         what = f"{format_percent(weights['reached'])} of {weights['total']:,} prunable weights pruned"
-    test = f"{format_main_score(facts['test'])} on test" if facts.get("test") else "test not scored yet"
+    test = f"{format_main_score(facts['test'])} on test" if facts.get("test") else untested(facts)
     cost = f"; training cost {times:.2f} times a dense run" if times is not None and not is_dense(facts) else ""
     scored = f"{format_main_score(facts['validation'])} on validation, {test}"
     return f"{model} on {facts['dataset']} by {facts['method']}: {what}; {scored}{cost}."
+
+
+def untested(facts: Mapping[str, Any]) -> str:
+    """Return why there is no score on test."""
+    return "no test split, since its rows were objects" if facts["settings"].get("objects") else "test not scored yet"
 
 
 def ordered_costs(facts: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:

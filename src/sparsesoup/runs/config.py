@@ -29,6 +29,7 @@ from sparsesoup.training.config import DistillConfig, TrainingConfig
 MOST_STEPS, MOST_EPOCHS = 10**9, 10**6  # far above any training, far below the limits of loops and floats
 MOST = {"seed": 2**63 - 1, "method": 10**5}  # limits of other integers; those of a method may be lengths of lists
 ELSEWHERE = ("data_root", "dataset", "seed", "trust_remote_code")  # in a run's path, or of this machine: not in its key
+OBJECTS = "objects"  # key of a recipe: the arguments that were objects in memory
 # Flags of `prune` that are no settings of a run.
 OUTSIDE = ("config", "out", "save_every", "cache_dir", "dry_run", "workers")
 NO_METHOD = f"no method named; say `sparsesoup prune METHOD`, one of {', '.join(METHODS)}"
@@ -72,6 +73,7 @@ class RunConfig:
         name: name of the method.
         method: the method with its own settings.
         amount, place, train: budget, model and data, training.
+        objects: arguments that were given as objects in memory, so that no text repeats the run.
     """
 
     name: str
@@ -79,6 +81,7 @@ class RunConfig:
     amount: BudgetConfig = field(default_factory=BudgetConfig)
     place: ModelAndDataConfig = field(default_factory=ModelAndDataConfig)
     train: TrainingConfig = field(default_factory=TrainingConfig)
+    objects: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in TABLE[self.name].fixed:
@@ -104,6 +107,7 @@ class RunConfig:
         """Return the settings as plain values, as in a recipe."""
         method = {"name": self.name, **asdict(cast(Any, self.method))}
         table = {"method": method, **asdict(self.place), **asdict(self.amount), "train": asdict(self.train)}
+        table |= {OBJECTS: self.objects} if self.objects else {}
         return json.loads(json.dumps(table), parse_float=lambda text: float(text) + 0.0)  # -0.0 is 0.0
 
     def changed_settings(self) -> dict[str, Any]:
@@ -117,11 +121,23 @@ class RunConfig:
         return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:10]
 
     def repeat_command(self) -> str:
-        """Return the command line that repeats the run."""
+        """Return the command line that repeats the run; of objects the call in Python."""
+        if self.objects:
+            return self._repeat_call()
         words = ["sparsesoup", "prune", self.name]
         for name, value in self.changed_settings().items():
             words += [flag_of(name), value if isinstance(value, str) else json.dumps(value)]
         return shlex.join(words)
+
+    def _repeat_call(self) -> str:
+        table = nest_table({name: v for name, v in self.changed_settings().items() if name != OBJECTS})
+        for group in [name for name, value in table.items() if isinstance(value, dict)]:
+            table[group] = nest_table(table[group])
+        given = [f"{name}={name}" for name in self.objects]
+        if "teacher" in self.objects:
+            table["train"]["distill"].pop("teacher")
+        given += [f"{name}={value!r}" for name, value in table.items() if name not in self.objects]
+        return f"sparsesoup.prune({', '.join([repr(self.name), *given])})"
 
 
 def method_named(name: str) -> Method:
@@ -144,6 +160,8 @@ def config_from_dict(name: str, table: Mapping[Any, Any]) -> RunConfig:
     values: dict[str, dict[str, Any]] = {"amount": {}, "place": {}}
     for key, value in nest_table(table).items():
         setting = "text_columns" if key == "image_column" else key
+        if setting == OBJECTS:
+            refuse_objects(table)
         if setting in OUTSIDE:
             raise UserError("this is no setting of a run, so no recipe holds it; say it on the command line", setting)
         if setting in flat:
@@ -153,6 +171,16 @@ def config_from_dict(name: str, table: Mapping[Any, Any]) -> RunConfig:
         else:
             raise unknown_setting(setting, [s.name for s in run_settings(name)])
     return RunConfig(name=name, **parts | {part: fill_settings(parts[part], own) for part, own in values.items()})
+
+
+def refuse_objects(settings: Mapping[Any, Any], what: str = "this") -> None:
+    """Raise a UserError if a run with these settings was one of objects, which have neither a name nor a test split."""
+    if names := settings.get(OBJECTS):
+        given = ", ".join(map(str, names)) if isinstance(names, list | tuple) else str(names)
+        raise UserError(
+            f"{what} is a run of objects in memory ({given}), whose rows and test split no command can find; repeat or "
+            f"score it in the Python code that has them"
+        )
 
 
 def run_settings(method: str) -> list[Setting]:
@@ -207,7 +235,8 @@ def read_run_config(path: Path) -> RunConfig:
 
 def dump_config(settings: RunConfig) -> str:
     """Return the recipe that repeats a run, with all settings."""
-    head = "# every setting of this run; `sparsesoup prune --config run.yaml` repeats it\n"
+    how = "the same call in Python" if settings.objects else "`sparsesoup prune --config run.yaml`"
+    head = f"# every setting of this run; {how} repeats it\n"
     return head + dump_yaml(settings.to_dict())
 
 

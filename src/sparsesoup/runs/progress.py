@@ -18,6 +18,7 @@ from sparsesoup.core.files import append_text
 from sparsesoup.hub.tasks.overview import DataOverview
 from sparsesoup.report.escaping import printable_line
 from sparsesoup.report.format import format_duration, label_name
+from sparsesoup.report.run_page import read_log_lines
 from sparsesoup.runs.config import RunConfig
 from sparsesoup.training.problem import Problem
 
@@ -38,6 +39,7 @@ class ProgressLogger:
         self._task: Any = None
         self._whole = self._bars.add_task("whole run", total=None, note="") if self._bars is not None else None
         self._written, self._digest = 0, hashlib.sha256()  # of the log so far
+        self.kept: list[str] = []  # its lines, where there is no file for them
 
     def log_position(self) -> dict[str, Any]:
         """Return length and digest of the log, for a restart to rewind to."""
@@ -90,12 +92,8 @@ class ProgressLogger:
         """Log a finished step."""
         self._at += 1
         note = f"loss {record['loss']:.3f}  sparsity {record['sparsity']:.3f}" if record else ""
-        if record and self.log is not None:
-            line = json.dumps(dict(record)) + "\n"
-            with append_text(self.log) as file:  # reopened for each step, so that a kill loses no line
-                file.write(line)
-            self._written += len(line)
-            self._digest.update(line.encode())
+        if record:
+            self._write_line(json.dumps(dict(record)) + "\n")
         self._done += bool(record)
         if self._bars is not None and self._whole is not None and self._task is not None:
             self._bars.update(self._task, completed=self._at, note=note)
@@ -104,6 +102,19 @@ class ProgressLogger:
             said = f"{self._label}: step {self._at} of {self._until}  {note}  {self._time_left()}"
             self.console.print(said.rstrip(), highlight=False)
             self._said = time.monotonic()
+
+    def _write_line(self, line: str) -> None:
+        if self.log is None:
+            self.kept.append(line)
+            return
+        with append_text(self.log) as file:  # reopened for each step, so that a kill loses no line
+            file.write(line)
+        self._written += len(line)
+        self._digest.update(line.encode())
+
+    def log_lines(self) -> list[str]:
+        """Return the lines of the log."""
+        return self.kept if self.log is None else read_log_lines(self.log)
 
     def _time_left(self) -> str:
         """Return the time that the rest of the run takes at the pace so far; nothing before its first step."""
@@ -124,7 +135,7 @@ class ProgressLogger:
             self._bars.stop()
 
 
-def opening_lines(settings: RunConfig, problem: Problem, data: DataOverview, path: Path) -> list[str]:
+def opening_lines(settings: RunConfig, problem: Problem, data: DataOverview, path: Path | None) -> list[str]:
     """Return what a run reads: data, model, T, device, and its directory; with possible mistakes."""
     total = sum(math.prod(target.shape) for target in problem.targets.values())
     rows, sparsity = problem.training.rows_per_step, settings.amount.sparsity
@@ -133,6 +144,6 @@ def opening_lines(settings: RunConfig, problem: Problem, data: DataOverview, pat
         *(f"data: {line}" for line in data.read),
         f"model: {settings.place.model}, {total:,} prunable weights in {len(problem.targets)} matrices",
         f"run: {settings.name}{f' to sparsity {sparsity:g}' if sparsity else ''}, T = {problem.steps:,} steps of "
-        f"{rows} rows ({epochs:.3g} epochs), on {problem.accelerator.device}, in {path}",
+        f"{rows} rows ({epochs:.3g} epochs), on {problem.accelerator.device}, in {path or 'memory'}",
         *(f"note: {note}" for note in (*data.notes, *problem.notes)),
     ]

@@ -2,6 +2,8 @@
 
 import copy
 import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,27 +20,69 @@ from sparsesoup.training.cost import Cost, CountFlops
 from sparsesoup.training.problem import Problem, evaluate_model
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What a report says of model and data.
+
+    Args:
+        model, dataset: their names.
+        local: those of the two names that are known on this machine alone.
+        task: description of inputs and outputs.
+        fingerprint: digest of the training rows.
+        model_files: digest of the files of the model's folder; empty if there is none.
+        head: origin of the task head.
+        labels: names of the classes.
+        before: scores of a model that needs no training, before any.
+        fingerprints: what the run began from, of objects.
+    """
+
+    model: str
+    dataset: str
+    local: list[str]
+    task: str
+    fingerprint: str
+    model_files: str = ""
+    head: str = "not pruned"
+    labels: tuple[str, ...] = ()
+    before: dict[str, float] = field(default_factory=dict)
+    fingerprints: dict[str, Any] = field(default_factory=dict)
+
+
+def facts_of_task(settings: RunConfig, problem: Problem, opened: OpenedTask) -> RunFacts:
+    """Return the facts of a model and a dataset found by their names."""
+    ready = task_type_of(opened.task).ready
+    return RunFacts(
+        model=settings.place.model,
+        dataset=opened.source.name,
+        local=[key for key in ("model", "dataset") if Path(getattr(settings.place, key)).exists()],
+        task=describe_task(opened.task),
+        fingerprint=opened.source.train_fingerprint,
+        model_files=opened.model_files,
+        head=ready(opened.task) if ready else "not pruned",
+        labels=tuple(getattr(opened.task, "labels", ())),
+        before=_scores_before(problem) if ready else {},
+    )
+
+
 def make_report(
-    settings: RunConfig, problem: Problem, ticket: Ticket, opened: OpenedTask, seconds: float
+    settings: RunConfig, problem: Problem, ticket: Ticket, facts: RunFacts, seconds: float
 ) -> dict[str, Any]:
     """Return the report of a finished run.
 
     Args:
         seconds: wall-clock time since this process started or resumed the run.
     """
-    targets, ready = problem.targets, task_type_of(opened.task).ready
-    head = "; ".join([ready(opened.task) if ready else "not pruned", *problem.notes])
     kept = {name: int(torch.count_nonzero(m)) for name, m in ticket.masks.items()}
     return {
         "format": 1,
         "method": settings.name,
         "settings": settings.to_dict(),
-        "model": settings.place.model,
-        "dataset": opened.source.name,
-        "local": [key for key in ("model", "dataset") if Path(getattr(settings.place, key)).exists()],
-        "task": describe_task(opened.task),
-        "dataset_fingerprint": opened.source.train_fingerprint,
-        "model_files": opened.model_files,
+        "model": facts.model,
+        "dataset": facts.dataset,
+        "local": facts.local,
+        "task": facts.task,
+        "dataset_fingerprint": facts.fingerprint,
+        "model_files": facts.model_files,
         "seed": settings.place.seed,
         "steps": problem.steps,
         "sparsity": {
@@ -48,28 +92,29 @@ def make_report(
             "total": algebra.count_total(ticket.masks),
         },
         "validation": ticket.metrics,
-        "answers": _answer_facts(ticket, opened),
+        "answers": _answer_facts(ticket, facts.labels),
         "test": None,
         "cost": ticket.cost,
         "seconds": seconds,
         "matrices": [
             {"name": n, "role": t.role, "shape": list(t.shape), "kept": kept[n], "total": ticket.masks[n].numel()}
-            for n, t in targets.items()
+            for n, t in problem.targets.items()
         ],
-        "notes": {**ticket.notes, **({"before": _scores_before(problem)} if ready else {})},
+        "notes": {**ticket.notes, **({"before": facts.before} if facts.before else {})},
         **_plain_steps(settings, problem, ticket.cost),
-        "head": head,
+        "head": "; ".join([facts.head, *problem.notes]),
         "train_rows": len(problem.train),
         "validation_rows": len(problem.validation),
         "command": settings.repeat_command(),
         "versions": library_versions(),
         "machine": machine_name(problem.accelerator.device),
+        **({"fingerprints": facts.fingerprints} if facts.fingerprints else {}),
     }
 
 
-def _answer_facts(ticket: Ticket, opened: OpenedTask) -> dict[str, Any]:
+def _answer_facts(ticket: Ticket, labels: Sequence[str]) -> dict[str, Any]:
     """Return the statistics of the predictions on the validation rows, with the name of the commonest one."""
-    labels, answer = getattr(opened.task, "labels", ()), ticket.answers.get("answer", -1)
+    answer = ticket.answers.get("answer", -1)
     return {**ticket.answers, **({"called": labels[int(answer)]} if 0 <= answer < len(labels) else {})}
 
 

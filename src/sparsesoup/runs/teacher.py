@@ -1,7 +1,7 @@
 """The teacher of a distillation: found, or trained first and charged to the run."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -35,22 +35,28 @@ def with_teacher(
 
     Raises: UserError if the teacher is not a fine-tuned model of this task, or cannot process this model's rows.
     """
-    path, cost = settings.train.distill.teacher, Cost()
+    path, report = settings.train.distill.teacher, dict[str, Any]()
     if path == DENSE:
         dry_run(settings.method, problem, float(settings.amount.sparsity or 0.0))
         try:
             run = prune(dense_config(settings))
         except UserError as error:
             raise UserError(f"the teacher's own run: {error}") from error
-        path = str(run.path)
-        cost = sum((Cost(**c) for label, c in run.report["cost"].items() if label != "validation"), Cost())
+        path, report = str(run.path), run.report
     try:
         learning = attach_teacher(problem, settings, opened, path)
     except UserError as error:
         raise UserError(str(error), "train.distill.teacher") from error
+    if report:
+        charge_teacher(problem, report)
+    return learning
+
+
+def charge_teacher(problem: Problem, report: Mapping[str, Any]) -> None:
+    """Charge a run for the training of its dense teacher, once."""
+    cost = sum((Cost(**c) for label, c in report["cost"].items() if label != "validation"), Cost())
     if cost.steps and TEACHER not in problem.meter.costs:  # a restarted run has charged it already
         problem.meter.add_cost(TEACHER, cost)
-    return learning
 
 
 def attach_teacher(problem: Problem, settings: RunConfig, opened: OpenedTask, path: str) -> Problem:

@@ -13,7 +13,9 @@ from sparsesoup.training.config import DistillConfig
 from sparsesoup.training.problem import Problem
 
 
-def distillation_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+def distillation_divergence(
+    student: Tensor, teacher: Tensor, temperature: float = 1.0, mask: Tensor | None = None
+) -> Tensor:
     """Return the distillation loss for each row: [rows].
 
     KL(teacher || student) of softened outputs, times temperature^2 to keep the gradient scale (Hinton et al. 2015, sec.
@@ -21,6 +23,7 @@ def distillation_divergence(student: Tensor, teacher: Tensor, temperature: float
 
     Args:
         student, teacher: outputs [rows, ..., answers].
+        mask: [rows, tokens] of outputs [rows, tokens, answers]: tokens that count; default all.
 
     >>> distillation_divergence(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 1.0]]), 2.0).item()
     0.0
@@ -29,7 +32,10 @@ def distillation_divergence(student: Tensor, teacher: Tensor, temperature: float
     if student.shape[-1] == 1:
         return (student - teacher).square().flatten(1).mean(1)
     wanted, given = ((t / temperature).log_softmax(-1) for t in (teacher, student))
-    return (wanted.exp() * (wanted - given)).sum(-1).reshape(len(student), -1).mean(1) * temperature**2
+    apart = (wanted.exp() * (wanted - given)).sum(-1)
+    if mask is not None and mask.shape == apart.shape:
+        return apart.masked_fill(mask == 0, 0.0).sum(-1) / mask.sum(-1).clamp(min=1) * temperature**2
+    return apart.reshape(len(student), -1).mean(1) * temperature**2
 
 
 def distillation_objective(
@@ -46,17 +52,17 @@ def distillation_objective(
 
     def objective(student: nn.Module, batch: Batch) -> Tensor:
         with torch.no_grad(), outputs_of(model, names) as wanted:
-            answers = problem.predict(model, batch)
+            answers = problem.loss_and_outputs(model, batch)[1]
         with outputs_of(student, names) as given:
-            outputs = problem.predict(student, batch)
+            own, outputs = problem.loss_and_outputs(student, batch)
         if outputs.shape != answers.shape:
             raise UserError(
                 f"the teacher answers {tuple(answers.shape[1:])} a row, the model {tuple(outputs.shape[1:])}; "
                 f"give a teacher of the same task"
             )
-        loss = (1 - share) * problem.criterion(outputs, batch) + share * distillation_divergence(
-            outputs, answers, settings.temperature
-        ).mean()
+        mask = batch.get("attention_mask")
+        apart = distillation_divergence(outputs, answers, settings.temperature, mask if outputs.dim() == 3 else None)
+        loss = (1 - share) * own + share * apart.mean()
         return loss + settings.hidden * _hidden_distance(given, wanted, batch.get("attention_mask")) if names else loss
 
     return objective

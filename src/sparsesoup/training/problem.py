@@ -114,6 +114,11 @@ class Problem:
             return self.objective(model, batch)
         return self.criterion(self.predict(model, batch), batch)
 
+    def loss_and_outputs(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return (mean loss of the task, outputs [rows, ...]) of one pass."""
+        outputs = self.predict(model, batch)
+        return self.criterion(outputs, batch), outputs
+
     @property
     def steps_per_epoch(self) -> int:
         """The number of steps in an epoch."""

@@ -204,7 +204,7 @@ def by_layer(found: ScoreTable, records: Sequence[Record]) -> dict[str, dict[str
         for run in runs:
             for layer, shares in sparsity_grid([{**matrix, "role": "all"} for matrix in run["matrices"]]).items():
                 sums.setdefault(layer, []).append(shares["all"])
-        if runs:
+        if sums:  # matrices outside of numbered layers have none
             table[row] = {layer: statistics.fmean(values) for layer, values in sums.items()}
     return table if len(table) > 1 else {}
 

@@ -1,0 +1,133 @@
+"""Rows of dataset objects: collated into batches, and told from other rows by a digest."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sized
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, default_data_collator
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.core.rng import seed_everything
+from sparsesoup.loops.object_problem import LossAndOutputs
+from sparsesoup.loops.problem import Loss, as_mapping
+from sparsesoup.training.batching import Batch, RowBatches
+from sparsesoup.training.config import TrainingConfig
+
+DIGESTED = 256  # rows of a dataset that its digest reads, evenly spread
+
+
+def rows_of(
+    dataset: Any,
+    collator: Callable[[list[Any]], Any] | None,
+    steps: int | None,
+    training: TrainingConfig,
+    processing_class: Any = None,
+) -> RowBatches:
+    """Return the rows of a dataset object; of an iterable without a length as many as T steps take.
+
+    Raises: UserError if it has no rows, or no length and `steps` is not given.
+    """
+    if not (isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")):
+        if steps is None or not isinstance(dataset, Iterable):
+            raise UserError("this dataset has no length; give steps=..., the number of optimizer steps")
+        dataset = list(islice(iter(dataset), max(steps, 1) * training.rows_per_step))
+    if not len(dataset):
+        raise UserError("the dataset has no rows; give at least one")
+    if collator is None:
+        collator = _default_collator(dataset[0], processing_class)
+    return RowBatches(dataset, lambda rows: as_mapping(collator(list(rows))))
+
+
+def _default_collator(row: Any, processing_class: Any) -> Callable[[list[Any]], Any]:
+    """Return the Trainer's collator: with a tokenizer it pads; rows that are no mappings are stacked by torch."""
+    if not isinstance(row, Mapping):
+        return torch.utils.data.default_collate
+    known = isinstance(processing_class, PreTrainedTokenizerBase)
+    return DataCollatorWithPadding(processing_class) if known else default_data_collator
+
+
+def rows_digest(rows: RowBatches) -> str:
+    """Return a digest of the number of rows and of the contents of at most 256 of them, evenly spread."""
+    count, digest = len(rows), hashlib.sha256()
+    digest.update(f"{count} rows".encode())
+    with torch.random.fork_rng():
+        seed_everything(0)  # rows that are drawn at random are the same ones each time
+        for i in sorted({count * k // DIGESTED for k in range(DIGESTED)}):
+            _digest_value(rows.rows[i], digest)
+    return digest.hexdigest()
+
+
+def _digest_value(value: Any, digest: Any) -> None:
+    """Add a value to a digest; of what is no number, text, array or collection of these only the type counts."""
+    digest.update(type(value).__name__.encode())
+    if isinstance(value, Mapping):
+        for name in sorted(value, key=str):
+            digest.update(str(name).encode())
+            _digest_value(value[name], digest)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            _digest_value(part, digest)
+    elif isinstance(value, Tensor):
+        _digest_value(value.detach().cpu().float().numpy(), digest)
+    elif isinstance(value, np.ndarray) and value.dtype != object:
+        digest.update(f"{value.dtype}{value.shape}".encode() + np.ascontiguousarray(value).tobytes())
+    elif isinstance(value, bytes):
+        digest.update(value)
+    elif isinstance(value, str | int | float | bool | np.generic) or value is None:
+        digest.update(repr(value).encode())
+    elif hasattr(value, "tobytes"):  # an image of Pillow
+        digest.update(value.tobytes())
+
+
+def loss_functions(loss: Loss | None, rows: RowBatches) -> tuple[Loss, LossAndOutputs]:
+    """Return (batch -> loss, batch -> loss and outputs), from a loss of the user's or the model's own.
+
+    Args:
+        loss: (model, batch) -> mean loss, or (mean loss, outputs); None: the model's own.
+        rows: rows that are no mappings come to the user's loss as a tuple.
+    """
+    if loss is None:
+        return lambda model, batch: _own_loss(model, batch)[0], _own_loss
+    plain = not isinstance(rows.rows[0], Mapping)
+
+    def given(batch: Batch) -> Any:
+        return tuple(batch.values()) if plain else batch
+
+    def only_loss(model: nn.Module, batch: Batch) -> Tensor:
+        found = loss(model, given(batch))
+        return found[0] if isinstance(found, tuple) else found
+
+    def both(model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
+        found: Any = loss(model, given(batch))
+        if isinstance(found, tuple):
+            return found[0], outputs_of_model(model, found[1])
+        if plain:
+            raise UserError("outputs are needed beside the loss; let loss=... return (loss, outputs)")
+        return found, outputs_of_model(model, model(**{n: t for n, t in batch.items() if "label" not in n}))
+
+    return only_loss, both
+
+
+def _own_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
+    """Return (loss, outputs) of a model of transformers."""
+    found = model(**batch)
+    loss = getattr(found, "loss", None)
+    if loss is None:
+        raise UserError(
+            f"{type(model).__name__} returned no loss for a batch of {', '.join(batch)}; name the answers labels, or "
+            f"give loss=lambda model, batch: ..."
+        )
+    return loss, outputs_of_model(model, found)
+
+
+def outputs_of_model(model: nn.Module, found: Any) -> Any:
+    """Return the outputs of a model beside its loss, as the Trainer does: a single one, or a tuple."""
+    ignored = {"loss", *getattr(getattr(model, "config", None), "keys_to_ignore_at_inference", ["past_key_values"])}
+    if isinstance(found, Mapping):
+        parts = tuple(value for name, value in found.items() if name not in ignored)
+        return parts[0] if len(parts) == 1 else parts
+    return found

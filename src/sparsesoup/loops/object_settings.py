@@ -1,0 +1,104 @@
+"""Settings and problem of a run of objects, from the arguments of `prune_model`."""
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.hub.build import EPOCHS, ModelAndDataConfig
+from sparsesoup.hub.models.checkpoint import load_tokenizer
+from sparsesoup.hub.models.loading import load_as_saved
+from sparsesoup.loops.attach import find_targets, named_method
+from sparsesoup.loops.object_data import loss_functions, rows_of
+from sparsesoup.loops.object_problem import ObjectProblem
+from sparsesoup.loops.object_source import ObjectSource, check_dataset_name, object_name
+from sparsesoup.loops.object_teacher import teacher_name
+from sparsesoup.methods import row_of
+from sparsesoup.report.escaping import SafeConsole
+from sparsesoup.runs.config import BudgetConfig, RunConfig
+from sparsesoup.runs.options import RuntimeOptions
+from sparsesoup.runs.run import fill_default_sparsity
+from sparsesoup.training.config import TrainingConfig
+
+OBJECTS = (
+    "model", "train_dataset", "eval_dataset", "data_collator", "loss", "compute_metrics",
+    "preprocess_logits_for_metrics", "teacher", "prunable",
+)  # fmt: skip
+Given = Mapping[str, Any]
+
+
+def object_source(given: Given) -> ObjectSource:
+    """Return the source of a run of objects.
+
+    Args:
+        given: the arguments of `prune_model`.
+    Raises: UserError if one is missing or does not fit.
+    """
+    settings, model, reader = _settings_of(given), given["model"], given["processing_class"]
+    if not isinstance(model, nn.Module):
+        model, reader = load_as_saved(str(model)).float(), reader or _tokenizer_of(str(model))
+    problem = _make_problem(settings, model, reader, given)
+    if any(phase.own_loss for phase in settings.method.plan(problem.size, float(settings.amount.sparsity or 0.0))):
+        name = type(settings.method).__name__
+        raise UserError(f"{name} needs logits beside the loss; take platon, or a name for model=...")
+    outside = RuntimeOptions(SafeConsole(stderr=True, quiet=not given["progress"]))
+    return ObjectSource(
+        settings=settings, problem=problem, outside=outside,
+        out=None if given["out"] is None else Path(given["out"]), teacher=_teacher_of(given), processing_class=reader,
+        observer=given["observer"],
+    )  # fmt: skip
+
+
+def _teacher_of(given: Given) -> Any:
+    named = given["train"].distill.teacher if given["train"] is not None else ""
+    return given["teacher"] if given["teacher"] is not None else named or None
+
+
+def _settings_of(given: Given) -> RunConfig:
+    """Return the settings of a run of objects."""
+    method, model, train = named_method(given["method"]), given["model"], given["train"] or TrainingConfig()
+    if model is None or given["train_dataset"] is None:
+        raise UserError("give model=... and train_dataset=..., both as objects, or both by name")
+    if (teacher := _teacher_of(given)) is not None:
+        train = replace(train, distill=replace(train.distill, teacher=teacher_name(teacher)))
+    name = object_name(model) if isinstance(model, nn.Module) else str(model)
+    settings = RunConfig(
+        name=row_of(method), method=method, train=train,
+        amount=BudgetConfig(sparsity=given["sparsity"], steps=given["steps"], epochs=given["epochs"]),
+        place=ModelAndDataConfig(model=name, dataset=check_dataset_name(given["dataset"]), seed=given["seed"]),
+        objects=tuple(key for key in OBJECTS if not isinstance(given[key], str | Path | None)),
+    )  # fmt: skip
+    return fill_default_sparsity(settings)
+
+
+def _tokenizer_of(model: str) -> Any:
+    """Return the tokenizer of a model by name; None if it has none."""
+    with contextlib.suppress(UserError):
+        return load_tokenizer(model)
+    return None
+
+
+def _make_problem(settings: RunConfig, model: nn.Module, reader: Any, given: Given) -> ObjectProblem:
+    """Return the problem of objects."""
+    training, amount = settings.train, settings.amount
+    if given["loss"] is None and not isinstance(model, PreTrainedModel):
+        raise UserError(f"{type(model).__name__} brings no loss; give loss=lambda model, batch: ...")
+    collate = (given["data_collator"], amount.steps, training, reader)
+    rows = rows_of(given["train_dataset"], *collate)
+    evaluation = rows if given["eval_dataset"] is None else rows_of(given["eval_dataset"], *collate)
+    total = amount.steps
+    if total is None:
+        total = max(1, round((amount.epochs or EPOCHS) * max(1, len(rows) // training.rows_per_step)))
+    own_loss, answer = loss_functions(given["loss"], rows)
+    return ObjectProblem(
+        pretrained=model, targets=find_targets(model, given["prunable"]), train=rows, validation=evaluation,
+        steps=total, training=training, predict=lambda model, batch: own_loss(model, batch)[None], own_loss=own_loss,
+        answer=answer, criterion=lambda outputs, batch: outputs.mean(), metric=lambda outputs, labels: {},
+        head=tuple(given["head"]), seed=given["seed"], compute_metrics=given["compute_metrics"],
+        preprocess_logits=given["preprocess_logits_for_metrics"], batch_eval_metrics=given["batch_eval_metrics"],
+    )  # fmt: skip
