@@ -6,10 +6,6 @@
 import argparse
 import json
 import platform
-import resource
-import statistics
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +13,10 @@ from typing import Any
 
 import torch
 
+from pairs import paired, seconds
+from selection import SELECTIONS, selection
 from sparsesoup.core.granularity import Block
 from sparsesoup.core.masking import topk_masks
-from sparsesoup.core.masks import count_kept
 from sparsesoup.core.schedules import ConstantRate
 from sparsesoup.exports.bitmask_codec import decode_tensor, encode_tensor
 from sparsesoup.hub.build import ModelAndDataConfig, build_problem, open_task
@@ -36,47 +33,6 @@ from sparsesoup.training.plan import ActiveRun
 from sparsesoup.training.problem import Problem, to_device
 
 RESULT = Path(__file__).parent / "results" / "cost.json"
-
-
-def seconds(work: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
-class Memory:
-    """The most resident memory that the block added, in bytes, looked at every millisecond."""
-
-    def __enter__(self) -> "Memory":
-        self.peak, self._start, self._on = 0, self._resident(), True
-        self._thread = threading.Thread(target=self._look)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._on = False
-        self._thread.join()
-
-    def _resident(self) -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-    def _look(self) -> None:
-        while self._on:
-            self.peak = max(self.peak, self._resident() - self._start)
-            time.sleep(0.001)
-
-
-def paired(one: Callable[[], Any], other: Callable[[], Any], rounds: int) -> dict[str, float]:
-    """Median over rounds of (time of one) / (time of other), run alternately; and the quartiles of that ratio."""
-    one(), other()
-    ratios, base = [], []
-    for i in range(rounds):
-        first, second = (one, other) if i % 2 else (other, one)
-        a, b = seconds(first), seconds(second)
-        ratios.append(a / b if i % 2 else b / a)
-        base.append(b if i % 2 else a)
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    return {"ratio": middle, "quartiles": [low, high], "seconds_of_plain": statistics.median(base)}
 
 
 def plain_loop(problem: Problem, model: Any, optimizer: Any, steps: int, start: int = 0) -> None:
@@ -106,21 +62,6 @@ def masked_step(problem: Problem, steps: int, rounds: int) -> dict[str, Any]:
 
     result = paired(ours, lambda: plain_loop(problem, dense.model, dense.optimizer, steps), rounds)
     return {"bound": 1.05, "steps": steps, **result}
-
-
-def selection(rounds: int) -> dict[str, Any]:
-    """`keep` at 90 % over 84,934,656 scores against torch.topk. Bounds: 1/3 of its time, half the memory."""
-    torch.manual_seed(0)
-    flat = torch.randn(84_934_656).abs_()
-    scores = {f"w{i}": part.view(3072, -1) for i, part in enumerate(flat.split(flat.numel() // 36))}
-    count = round(0.1 * flat.numel())
-    with Memory() as memory:
-        found = count_kept(topk_masks(scores, 0.9))
-    if found != count:
-        raise SystemExit(f"keep kept {found} of {flat.numel()} scores, asked for {count}")
-    added = memory.peak / (flat.numel() * flat.element_size())
-    result = paired(lambda: topk_masks(scores, 0.9), lambda: torch.topk(flat, count), rounds)
-    return {"bound": 1 / 3, "memory_bound": 0.5, "memory_over_scores": added, **result}
 
 
 def weak_mask_cost(problem: Problem, rounds: int) -> dict[str, Any]:
@@ -210,33 +151,63 @@ def held(work: Callable[[], Any]) -> int:
     return most
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=9)
-    options = parser.parse_args()
+def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what a masked step, a weak mask and a step with learned masks cost."""
     torch.set_num_threads(options.threads)
-    found: dict[str, Any] = {"selection": selection(max(3, options.rounds // 3))}
     place = ModelAndDataConfig()
     problem = build_problem(place, open_task(place), steps=1000, training=TrainingConfig())
-    found["masked_step"] = masked_step(problem, 16, options.rounds)
-    found["weak_mask"] = weak_mask_cost(problem, max(3, options.rounds // 3))
+    found = {
+        "masked_step": masked_step(problem, 16, options.rounds),
+        "weak_mask": weak_mask_cost(problem, max(3, options.rounds // 3)),
+    }
     for name, (bound, method) in GATED.items():
         found[name] = gated_step(problem, method, bound, 10, max(3, options.rounds // 2))
     for name, table in found.items():
         low, high = table["quartiles"]
         print(f"{name:12} {table['ratio']:.3f} of plain ({low:.3f} to {high:.3f}); bound {table['bound']:.3f}")
     for name in GATED:
+        more = found[name]["memory_over_weights"]
+        print(f"{name}: {more:.2f} weights' sizes beside a dense step's memory; bound 4.00")
+    return found
+
+
+def measure_selections(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what selections cost, on one thread and on two."""
+    found = {f"selection_{threads}": selection(max(3, options.rounds // 2), threads) for threads in (1, 2)}
+    for name, table in found.items():
         print(
-            f"{name}: {found[name]['memory_over_weights']:.2f} weights' sizes beside a dense step's memory; bound 4.00"
+            f"{name}: {table['share_of_read_bandwidth']:.3f} of the read bandwidth; at least {table['bound']:.2f}; "
+            f"{table['over_torch_topk']:.3f} of torch.topk's time; "
+            f"memory beside the scores {table['memory_over_scores']:.2f} of them; bound {table['memory_bound']:.2f}"
         )
-    found["packing"] = packing(3)
-    for label, table in found["packing"].items():
+        for scope, (bound, _, _) in SELECTIONS.items():
+            print(f"{name} {scope}: {table[scope]['ratio']:.2f} plain selections; bound {bound:.1f}")
+    return found
+
+
+def measure_packing(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what packing costs."""
+    found = packing(3)
+    for label, table in found.items():
         print(
             f"packing {label}: {table['pack_mb_s']:.0f} MB/s, unpacking {table['unpack_mb_s']:.0f} MB/s; bound 200; "
             f"{table['share']:.3f} of the size"
         )
-    print(f"memory of keep beside the scores: {found['selection']['memory_over_scores']:.2f} of them; bound 0.50")
+    return {"packing": found}
+
+
+PARTS = {"selection": measure_selections, "steps": measure_steps, "packing": measure_packing}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of all but the selections")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", choices=PARTS, nargs="*", default=[*PARTS], help="keep the other committed figures")
+    options = parser.parse_args()
+    found: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    for part in options.only:
+        found |= PARTS[part](options)
     found["machine"] = f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}"
     found["command"] = "make bench"
     RESULT.parent.mkdir(exist_ok=True)

@@ -124,7 +124,6 @@ def cost_rows(found: dict[str, Any]) -> str:
     """Return the table of benchmarks/cost.py."""
     names = {
         "masked_step": "masked training step / dense step (bare loop)",
-        "selection": "`keep` over 84,934,656 scores / `torch.topk`",
         "weak_mask": "weak mask, all included / its 30 training steps",
         "movement_step": "step of `movement` / dense step (bare loop)",
         "l0_step": "step of `l0` / dense step",
@@ -134,17 +133,44 @@ def cost_rows(found: dict[str, Any]) -> str:
     for row, text in ((found[key], text) for key, text in names.items()):
         low, high = row["quartiles"]
         rows.append([text, f"{row['ratio']:.3f}", f"{low:.3f} to {high:.3f}", f"{row['bound']:.3f}"])
-    more, part = found["movement_step"]["memory_over_weights"], found["selection"]
     what = "memory of a step of `movement` beside a dense one's / prunable weights"
-    rows.append([what, f"{more:.2f}", "", "4.00"])
-    what = "memory of `keep` / memory of the scores"
-    rows.append([what, f"{part['memory_over_scores']:.2f}", "", f"{part['memory_bound']:.2f}"])
+    rows.append([what, f"{found['movement_step']['memory_over_weights']:.2f}", "", "4.00"])
+    rows += selection_rows(found)
     for kind, row in found["packing"].items():
         bound, values = ("0.085", "bf16") if kind == "bf16" else ("0.140", "float32")
         slowest = f"{min(row['pack_mb_s'], row['unpack_mb_s']):.0f}"
         rows.append([f"packed at 90 %, values in {values} / size in float32", f"{row['share']:.3f}", "", bound])
         rows.append(["packing or unpacking them, the slower, MB of float32 a second", slowest, "", "at least 200"])
     return markdown(["what", "ratio (median)", "quartiles", "bound"], rows, f"`make bench` on {found['machine']}.")
+
+
+def selection_rows(found: dict[str, Any]) -> list[list[str]]:
+    """Return the rows of the selections, on one thread and on two."""
+    rows = []
+    for part in (found[key] for key in ("selection_1", "selection_2") if key in found):
+        threads = part["threads"]
+        on = f"{threads} thread{'s' * (threads > 1)}"
+        share, bound = part["share_of_read_bandwidth"], part["bound"]
+        rows.append(
+            [
+                f"`topk_masks` over 84,934,656 scores, {on}: share of the read bandwidth",
+                f"{share:.3f}",
+                "",
+                f"at least {bound}",
+            ]
+        )
+        rows.append([f"the same / `torch.topk`, {on}", f"{part['over_torch_topk']:.3f}", "", "reported"])
+        for name, text in (
+            ("within", "within masks"),
+            ("consensus", "consensus (votes, then scores, within masks)"),
+            ("row", "scope `row`"),
+            ("2:4", "scope `2:4`"),
+        ):
+            low, high = part[name]["quartiles"]
+            ratio, bound = f"{part[name]['ratio']:.2f}", f"{part[name]['bound']:.1f}"
+            rows.append([f"{text} / plain, {on}", ratio, f"{low:.2f} to {high:.2f}", bound])
+    memory = found["selection_1"]["memory_over_scores"]
+    return [*rows, ["memory of `topk_masks` / memory of the scores", f"{memory:.2f}", "", "0.50"]]
 
 
 def speed_rows(found: dict[str, Any]) -> str:
@@ -211,7 +237,7 @@ def zero_shot_rows(found: dict[str, Any]) -> str:
 
 # By what only such a result has.
 KINDS = {"backends": speed_rows, "exports": export_rows, "grasp": kept_rows, "overlap": overlap_rows,
-         "selection": cost_rows, "zero_shot": zero_shot_rows}  # fmt: skip
+         "masked_step": cost_rows, "zero_shot": zero_shot_rows}  # fmt: skip
 
 
 def pieces() -> dict[str, str]:

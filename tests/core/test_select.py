@@ -9,14 +9,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import sparsesoup.core.topk
+import sparsesoup.core.topk_passes
+import sparsesoup.core.topk_rows
 from conftest import same
 from reference import slow
+from reference.synchronisations import Synchronisations
 from sparsesoup.core import masks as algebra
 from sparsesoup.core.allocation import largest_remainder
 from sparsesoup.core.granularity import Block, Column, Element, Row
 from sparsesoup.core.masking import Scope, topk_masks
 from sparsesoup.core.masks import Masks
-from sparsesoup.core.topk import topk_exact
+from sparsesoup.core.topk import kth_largest, topk_exact
+from sparsesoup.core.topk_tensors import TensorPasses
 
 SPARSITY = st.one_of(st.sampled_from([0.0, 0.25, 0.5, 0.9, 0.95]), st.floats(0.0, 0.999))
 KINDS = ("normal", "equal", "two", "few", "up", "down", "infinite", "zeros", "tiny", "skewed")
@@ -71,8 +75,8 @@ def size(scores: dict[str, Tensor]) -> int:
 def small() -> Iterator[None]:
     """Toy tensors are cut and sampled as large ones are."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sparsesoup.core.topk, "PIECE", 7)
-        patch.setattr(sparsesoup.core.topk, "SAMPLE", 3)
+        patch.setattr(sparsesoup.core.topk_passes, "PIECE", 7)
+        patch.setattr(sparsesoup.core.topk_passes, "SAMPLE", 3)
         yield
 
 
@@ -109,22 +113,71 @@ def test_the_least_kept_score_is_no_less_than_the_largest_cut_one(scores: dict[s
     assert not kept or not cut or min(kept) >= max(cut)
 
 
+@MANY
+@given(tables(), st.floats(0.0, 1.0), st.integers(0, 99), st.sampled_from(KINDS), st.booleans(), st.booleans())
+def test_whole_tensors_as_on_a_gpu_select_what_pieces_select(
+    scores: dict[str, Tensor], part: float, seed: int, kind: str, bound: bool, second: bool
+) -> None:
+    within = some(scores, seed) if bound else None
+    then = {n: values(kind, tuple(s.shape), seed + i) for i, (n, s) in enumerate(scores.items())} if second else None
+    count = int(part * (algebra.count_kept(within) if within else size(scores)))
+    if count == 0:
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sparsesoup.core.topk, "ArrayPasses", TensorPasses)
+        found = topk_masks(scores, 1 - count / size(scores), then=then, within=within)
+        level = kth_largest(list(scores.values()), count)
+    assert same(found, slow.keep(scores, count, then, within))
+    assert float(level) == sorted(slow.table(scores).values(), reverse=True)[count - 1]
+    assert float(kth_largest(list(scores.values()), count)) == float(level)
+
+
+@pytest.mark.parametrize("second", [False, True], ids=["scores", "votes-then-scores"])
+@pytest.mark.parametrize("bound", [False, True], ids=["all", "within"])
+def test_a_selection_on_a_device_reads_back_four_times_at_most(second: bool, bound: bool) -> None:
+    scores = {f"w{i}": values("normal", (30, 40), i) for i in range(12)}
+    votes = {n: values("few", (30, 40), i, torch.uint8) for i, n in enumerate(scores)}
+    within = some(scores, 1) if bound else None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sparsesoup.core.topk, "ArrayPasses", TensorPasses)
+        patch.setattr(sparsesoup.core.topk_passes, "SAMPLE", 1 << 18)
+        with Synchronisations() as seen:
+            found = topk_masks(votes if second else scores, 0.75, then=scores if second else None, within=within)
+    assert seen.count <= 4, seen.names
+    first, other = (votes, scores) if second else (scores, None)
+    assert same(found, slow.keep(first, 3600, other, within))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_change_nothing(threads: int) -> None:
+    scores = {"a": values("skewed", (40, 50), 1), "b": values("few", (30, 21), 2)}
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        assert same(topk_masks(scores, 0.5), slow.keep(scores, 1315))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["pieces", "whole"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_tensor_of_many_pieces_is_selected_exactly(kind: str, dtype: torch.dtype) -> None:
+def test_a_tensor_of_many_pieces_is_selected_exactly(kind: str, dtype: torch.dtype, whole: bool) -> None:
     scores = {"a": values(kind, (40, 50), 1, dtype), "b": values(kind, (30, 21), 2, dtype)}
     for count in (1, 2, 131, 1315, 2629, 2630):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sparsesoup.core.topk, "PIECE", 256)
-            patch.setattr(sparsesoup.core.topk, "SAMPLE", 16)
+            if whole:
+                patch.setattr(sparsesoup.core.topk, "ArrayPasses", TensorPasses)
+            patch.setattr(sparsesoup.core.topk_passes, "PIECE", 256)
+            patch.setattr(sparsesoup.core.topk_passes, "SAMPLE", 16)
             found = topk_masks(scores, 1 - count / 2630)
         assert same(found, slow.keep(scores, count))
 
 
 def test_a_large_tensor_is_selected_exactly_at_the_real_piece_and_sample() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sparsesoup.core.topk, "PIECE", 1 << 20)
-        patch.setattr(sparsesoup.core.topk, "SAMPLE", 1 << 16)
+        patch.setattr(sparsesoup.core.topk_passes, "PIECE", 1 << 20)
+        patch.setattr(sparsesoup.core.topk_passes, "SAMPLE", 1 << 16)
         score = torch.randn(3_000_000, generator=torch.Generator().manual_seed(0)).reshape(3000, 1000)
         found = topk_exact([score], 300_000)[0]
         votes = topk_exact([(score > 0.5).byte()], 2_000_000, then=[score])[0]
@@ -238,6 +291,50 @@ def test_row_scope_spreads_the_count_over_rows_that_differ_by_one_at_most(
         assert max(counts) - min(counts) <= 1
         for row, mask, count in zip(s, found[n], counts, strict=True):
             assert same({n: mask}, slow.keep({n: row}, count))
+
+
+@MANY
+@given(
+    st.sampled_from([5, 16, 48, 64]),
+    st.integers(0, 99),
+    st.sampled_from([*KINDS, "normal", "normal"]),
+    st.sampled_from(DTYPES),
+    SPARSITY,
+    st.booleans(),
+    st.booleans(),
+)
+def test_rows_of_any_width_are_selected_exactly(
+    width: int, seed: int, kind: str, dtype: torch.dtype, sparsity: float, bound: bool, second: bool
+) -> None:
+    score = values(kind, (14, width), seed, dtype)
+    then = {"a": values("few", (14, width), seed + 1)} if second else None
+    within = {"a": torch.rand(14, width, generator=torch.Generator().manual_seed(seed)) < 0.7} if bound else None
+    goal = round((1 - sparsity) * score.numel())
+    counts = [goal // 14 + (row < goal % 14) for row in range(14)]
+    if within and any(int(live.sum()) < count for live, count in zip(within["a"], counts, strict=True)):
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sparsesoup.core.topk_passes, "PIECE", 5 * width)
+        patch.setattr(sparsesoup.core.topk_rows, "SAMPLE", 12)
+        found = topk_masks({"a": score}, sparsity, scope="row", then=then, within=within)
+    for row, count in enumerate(counts):
+        parts = [None if table is None else {"a": table["a"][row]} for table in (then, within)]
+        assert same({"a": found["a"][row]}, slow.keep({"a": score[row]}, count, *parts))
+
+
+@MANY
+@given(st.integers(0, 99), st.sampled_from(KINDS), st.booleans(), st.sampled_from(DTYPES))
+def test_two_of_four_are_kept_within_masks_with_a_second_key(
+    seed: int, kind: str, second: bool, dtype: torch.dtype
+) -> None:
+    score = values(kind, (6, 12), seed, dtype)
+    order = torch.rand(6, 3, 4, generator=torch.Generator().manual_seed(seed)).argsort(-1)
+    within = {"a": (order < 3).reshape(6, 12)}
+    then = {"a": values("few", (6, 12), seed + 1)} if second else None
+    found = topk_masks({"a": score}, 0.5, scope="2:4", then=then, within=within)
+    for group in range(18):
+        parts = [None if table is None else {"a": table["a"].reshape(-1, 4)[group]} for table in (then, within)]
+        assert same({"a": found["a"].reshape(-1, 4)[group]}, slow.keep({"a": score.reshape(-1, 4)[group]}, 2, *parts))
 
 
 @MANY

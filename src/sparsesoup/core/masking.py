@@ -12,6 +12,7 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Block, CoupledGroups, Element, Pattern
 from sparsesoup.core.masks import Masks
 from sparsesoup.core.topk import kth_largest, topk_exact
+from sparsesoup.core.topk_rows import best_of_groups, best_of_rows, rank_order
 
 Scores = Mapping[str, Tensor]  # parameter name -> [out, in], higher = keep
 Scope = Literal["global", "tensor", "erk", "row", "1:4", "2:4", "4:8"]
@@ -55,7 +56,7 @@ def topk_masks(
         return _topk_of_groups(scores, sparsity, then, _coupled_groups(scores, pattern), scope, within)
     if scope == "row" or scope in GROUPS:
         return _topk_per_row(scores, sparsity, then, scope, within)
-    alive = {name: torch.count_nonzero(within[name]).item() if within else s.numel() for name, s in scores.items()}
+    alive = _count_alive(scores, within)
     masks: Masks = {}
     for names, budget in budget_per_scope(scores, sparsity, scope, alive):
         room = sum(alive[name] for name in names)
@@ -67,7 +68,8 @@ def topk_masks(
                 f"the masks given are already at {1 - room / size:.4f}"
             )
         second, live = ([table[n] for n in names] if table else None for table in (then, within))
-        masks |= zip(names, topk_exact([scores[n] for n in names], budget, then=second, alive=live), strict=True)
+        best = topk_exact([scores[n] for n in names], budget, then=second, alive=live, room=room)
+        masks |= zip(names, best, strict=True)
     return {name: masks[name] for name in scores}
 
 
@@ -113,11 +115,20 @@ def _check_scores(scores: Scores, sparsity: float, then: Scores | None, scope: s
     for what, other in (("then", then), ("within", within)):
         if other is not None and other.keys() != scores.keys():
             raise UserError(f"scores and `{what}` name different parameters: {sorted(scores.keys() ^ other.keys())}")
-    for table in (scores, then or {}):
-        for name, s in table.items():
-            # A sum is fast and NaN wherever a score is; infinities of both signs give NaN too.
-            if s.is_floating_point() and bool(s.sum(dtype=torch.float32).isnan()) and bool(s.isnan().any()):
+    real = [(name, s) for table in (scores, then or {}) for name, s in table.items() if s.is_floating_point()]
+    # A sum is fast and NaN wherever a score is; infinities of both signs give NaN too. All are read back at once.
+    if real and bool(torch.stack([s.sum(dtype=torch.float32) for _, s in real]).isnan().any()):
+        for name, s in real:
+            if bool(s.isnan().any()):
                 raise UserError(f"score of {name} has NaN")
+
+
+def _count_alive(scores: Scores, within: Masks | None) -> dict[str, int]:
+    """Return the number of weights to choose among per tensor, read back at once."""
+    if not within:
+        return {name: s.numel() for name, s in scores.items()}
+    counts = torch.stack([torch.count_nonzero(within[name]) for name in scores]).tolist()
+    return dict(zip(scores, counts, strict=True))
 
 
 def _topk_per_row(scores: Scores, sparsity: float, then: Scores | None, scope: str, within: Masks | None) -> Masks:
@@ -126,36 +137,26 @@ def _topk_per_row(scores: Scores, sparsity: float, then: Scores | None, scope: s
     sizes = [s.numel() for s in scores.values()]
     goal = round((1.0 - sparsity) * sum(sizes))
     ends = [round(goal * seen / sum(sizes)) for seen in accumulate(sizes)]
-    alive = [int(torch.count_nonzero(within[name])) for name in scores] if within else sizes
+    alive = [*_count_alive(scores, within).values()]
     budgets = clip_to_available([end - begin for begin, end in pairwise([0, *ends])], alive)
     for (name, s), budget in zip(scores.items(), budgets, strict=True):
         width = check_rows(scope, s.shape, name)
-        rows = s.numel() // width
-        counts = budget // rows + (torch.arange(rows, device=s.device) < budget % rows)
-        masks[name] = _best_of_rows(name, s, width, counts, then, within)
+        masks[name] = _best_of_rows(name, s, width, budget, scope, then, within)
     return masks
 
 
 def _best_of_rows(
-    name: str, score: Tensor, width: int, counts: Tensor, then: Scores | None, within: Masks | None
+    name: str, score: Tensor, width: int, budget: int, scope: str, then: Scores | None, within: Masks | None
 ) -> Tensor:
     rows, alive = score.reshape(-1, width), None if within is None else within[name].reshape(-1, width)
+    counts = budget // len(rows) + (torch.arange(len(rows), device=score.device) < budget % len(rows)).long()
     if alive is not None and bool((alive.sum(1) < counts).any()):
         row = int((alive.sum(1) < counts).nonzero()[0])
         raise UserError(f"row {row} of {name} cannot keep {int(counts[row])} weights: `within` has fewer left")
-    order = _rank_order(rows, then[name].reshape(-1, width) if then else None, alive)
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(width, device=score.device).expand_as(order))
-    return (rank < counts[:, None]).reshape(score.shape)
-
-
-def _rank_order(score: Tensor, then: Tensor | None, alive: Tensor | None) -> Tensor:
-    """Return the indices along the last axis, best first and pruned weights last."""
-    order = torch.arange(score.shape[-1], device=score.device).expand_as(score)
-    for key in (then, score, alive):  # stable sorts, the least important key first
-        if key is not None:
-            key = key.to(torch.uint8) if key.dtype == torch.bool else key
-            order = order.gather(-1, key.gather(-1, order).sort(dim=-1, descending=True, stable=True).indices)
-    return order
+    second = then[name].reshape(-1, width) if then else None
+    if scope in GROUPS and budget % len(rows) == 0:
+        return best_of_groups(rows, budget // len(rows), second, alive).view(score.shape)
+    return best_of_rows(rows, counts, second, alive).view(score.shape)
 
 
 def score_thresholds(
@@ -175,7 +176,7 @@ def score_thresholds(
         budget = round((1.0 - sparsity) * sum(scores[n].numel() * sizes[n] for n in names))
         if len({sizes[n] for n in names}) == 1:
             count = max(1, budget // sizes[names[0]])
-            value = kth_largest([scores[n] for n in names], None, count, sum(scores[n].numel() for n in names))[0]
+            value = kth_largest([scores[n] for n in names], count)
         else:
             flat = torch.cat([scores[n].flatten() for n in names])
             order = flat.sort(descending=True, stable=True)
@@ -221,7 +222,7 @@ def _topk_of_groups(
             raise UserError(f"cannot prune to sparsity {sparsity:.4f}: the masks given are already sparser")
         main = torch.cat([_mean_over_groups(scores, ties[i], weight, size[i]) for i in chosen])
         second = torch.cat([_mean_over_groups(then, ties[i], weight, size[i]) for i in chosen]) if then else None
-        order = _rank_order(main, second, flat > 0)
+        order = rank_order(main, second, flat > 0)
         stays = torch.zeros_like(flat, dtype=torch.bool)
         stays[order] = flat[order].double().cumsum(0) <= budget + 1e-6
         for i, part in zip(chosen, stays.split([len(size[i]) for i in chosen]), strict=True):

@@ -1,16 +1,18 @@
 """Exact top-k of many scores without sorting or joining them: sampled pivots, then one pass over the scores.
 
-After Floyd & Rivest 1975, "Expected time bounds for selection": a sorted sample brackets the k-th largest value, one
-pass counts the scores above the bracket and gathers those inside, and only these are sorted. Exact for any sample.
+After Floyd & Rivest 1975, "Expected time bounds for selection": two values of a sample bracket the k-th largest score,
+one pass counts the scores above the bracket and gathers those inside, and only these are ranked. Exact for any sample.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-PIECE = 1 << 18  # weights per chunk: they and their temporaries fit into the cache
-SAMPLE = 1 << 16
+from sparsesoup.core import topk_passes
+from sparsesoup.core.topk_arrays import ArrayPasses
+from sparsesoup.core.topk_passes import Bracket, Passes, Window, common_precision
+from sparsesoup.core.topk_tensors import TensorPasses
 
 
 def topk_exact(
@@ -19,122 +21,85 @@ def topk_exact(
     *,
     then: Sequence[Tensor] | None = None,
     alive: Sequence[Tensor] | None = None,
+    room: int | None = None,
 ) -> list[Tensor]:
     """Return masks that keep exactly the `count` best scores of all tensors together.
 
-    Ties go to the higher `then`, then the earlier tensor, then the lower index. `alive` restricts the choice.
+    Ties go to the higher `then`, then the earlier tensor, then the lower index. `alive` restricts the choice to
+    `room` scores, counted here if it is not given.
     """
-    masks = [torch.zeros_like(s, dtype=torch.bool, memory_format=torch.contiguous_format) for s in scores]
-    room = sum(int(torch.count_nonzero(a)) for a in alive) if alive else sum(s.numel() for s in scores)
+    passes = _passes_over(scores, alive)
+    room = passes.count_alive() if room is None else room
     if count <= 0 or room == 0:
-        return masks
-    bound, above = kth_largest(scores, alive, count, room)
-    spare = count - above
-    if then is not None and _count_equal(scores, alive, bound) > spare:
-        tied = [s.to(bound.dtype) == bound for s in scores]
-        tied = tied if alive is None else [t & a for t, a in zip(tied, alive, strict=True)]
-        masks = topk_exact(then, spare, alive=tied)
-        spare = 0
-    for mask, (score, live) in zip(_flat_pieces(masks), _pair_with_alive(scores, alive), strict=True):
-        larger = score > bound
-        mask |= larger if live is None else larger & live
-        if spare > 0:
-            equal = score == bound
-            first = (equal if live is None else equal & live).nonzero().flatten()[:spare]
-            mask[first] = True
-            spare -= len(first)
-    return masks
+        return [torch.zeros_like(s, dtype=torch.bool, memory_format=torch.contiguous_format) for s in scores]
+    if count >= room:
+        every = alive or [torch.ones((), dtype=torch.bool, device=s.device).expand(s.shape) for s in scores]
+        return [mask.clone(memory_format=torch.contiguous_format) for mask in every]
+    found = _bracket_kth_largest(passes, count, room)
+    if found.positions is not None:
+        seconds = None if then is None else _take(then, found.positions)
+        chosen = _best_first(torch.cat(found.values), seconds, count - found.above)
+        sizes = [len(p) for p in found.positions]
+        for mask, place, some in zip(found.masks, found.positions, chosen.split(sizes), strict=True):
+            mask.view(-1)[place] = some
+        return found.masks
+    spare = count - found.above
+    tied = passes.equal_to(found.level)
+    if spare < found.inside and then is None:
+        passes.keep_first_(tied, spare)
+    elif spare < found.inside and then is not None:
+        tied = topk_exact(then, spare, alive=tied, room=found.inside)
+    for mask, more in zip(found.masks, tied, strict=True):
+        mask |= more
+    return found.masks
 
 
-def kth_largest(scores: Sequence[Tensor], alive: Sequence[Tensor] | None, count: int, room: int) -> tuple[Tensor, int]:
-    """Return (the count-th largest score, the number of larger scores)."""
-    low, high = (
-        torch.tensor(v, dtype=_common_precision(scores), device=scores[0].device) for v in (-torch.inf, torch.inf)
-    )
-    above, inside = 0, room  # above: larger than high; inside: from low to high, the bracket of the k-th largest
-    narrow = True
-    while bool(low < high):
-        a, b = _bracket_threshold(_sample_scores(scores, alive, low, high, inside), (count - above) / inside, narrow)
-        over, among, gathered = _count_between(scores, alive, high, a, b, room)
-        if count <= above + over:
-            low, inside = torch.nextafter(b, high), over
-        elif count > above + over + among:
-            high, above, inside = torch.nextafter(a, low), above + over + among, inside - over - among
-        elif gathered is not None:
-            value = gathered.sort(descending=True).values[count - above - over - 1]
-            return value, above + over + int(torch.count_nonzero(gathered > value))
+def kth_largest(scores: Sequence[Tensor], count: int) -> Tensor:
+    """Return the count-th largest of all scores, a scalar; at least the first, at most the last."""
+    passes, room = _passes_over(scores, None), sum(s.numel() for s in scores)
+    count = min(max(count, 1), room)
+    found = _bracket_kth_largest(passes, count, room)
+    if found.positions is None:
+        return found.level
+    values = torch.cat(found.values)
+    return values.kthvalue(len(values) + 1 - (count - found.above)).values
+
+
+def _passes_over(scores: Sequence[Tensor], alive: Sequence[Tensor] | None) -> Passes:
+    return (ArrayPasses if all(s.device.type == "cpu" for s in scores) else TensorPasses)(scores, alive)
+
+
+def _bracket_kth_largest(passes: Passes, count: int, room: int) -> Bracket:
+    """Return a bracket around the k-th largest score with few scores inside, or with one value inside."""
+    window: Window | None = None
+    above, inside, narrow = 0, room, True
+    while True:
+        low, high = passes.bracket(window, (count - above) / inside, inside, narrow)
+        found = passes.split(low, high, room // 16 + topk_passes.SAMPLE // 4)
+        if count <= found.above:
+            window, inside = passes.window_above(window, high), found.above - above
+        elif count > found.above + found.inside:
+            window = passes.window_below(window, low)
+            above, inside = found.above + found.inside, inside - (found.above - above) - found.inside
+        elif found.positions is not None or found.one_value:
+            return found
         else:
             # A bracket that did not shrink is full of ties: use one value for both ends next time.
-            narrow = among < inside
-            low, high, above, inside = a, b, above + over, among
-    return low, above
+            narrow = found.inside < inside
+            window, above, inside = (low, high), found.above, found.inside
 
 
-def _bracket_threshold(sample: Tensor, share: float, narrow: bool) -> tuple[Tensor, Tensor]:
-    """Return two sample values that almost surely bracket the k-th largest; the same value twice if not `narrow`."""
-    ordered = sample.sort(descending=True).values
-    slack = 2 * int(len(ordered) ** 0.5) if narrow else 0
-    place = min(int(share * len(ordered)), len(ordered) - 1)
-    return ordered[min(place + slack, len(ordered) - 1)], ordered[max(place - slack, 0)]
+def _take(table: Sequence[Tensor], positions: Sequence[Tensor]) -> Tensor:
+    kind = common_precision(table)
+    return torch.cat([t.reshape(-1).take(p).to(kind) for t, p in zip(table, positions, strict=True)])
 
 
-def _sample_scores(
-    scores: Sequence[Tensor], alive: Sequence[Tensor] | None, low: Tensor, high: Tensor, inside: int
-) -> Tensor:
-    stride = max(1, inside // SAMPLE)
-    parts = []
-    for score, live in _pair_with_alive(scores, alive):
-        if live is None and bool(low == -torch.inf) and bool(high == torch.inf):
-            parts.append(score[::stride].to(low.dtype))
-            continue
-        some = (score >= low) & (score <= high)
-        parts.append(score[some if live is None else some & live][::stride].to(low.dtype))
-    return torch.cat(parts)
-
-
-def _count_between(
-    scores: Sequence[Tensor], alive: Sequence[Tensor] | None, high: Tensor, a: Tensor, b: Tensor, room: int
-) -> tuple[int, int, Tensor | None]:
-    """Return (count above b up to high, count from a to b, the scores from a to b unless there are too many)."""
-    over, among, bounded = 0, 0, bool(high < torch.inf)
-    parts: list[Tensor] = []
-    for score, live in _pair_with_alive(scores, alive):
-        larger, within = score > b, score >= a
-        within ^= larger
-        if bounded:
-            larger &= score <= high
-        if live is not None:
-            larger, within = larger & live, within & live
-        over += int(torch.count_nonzero(larger))
-        some = int(torch.count_nonzero(within))
-        if among <= room // 16 + SAMPLE and some:
-            parts.append(score[within].to(a.dtype))
-        among += some
-    few = among <= room // 16 + SAMPLE
-    return over, among, torch.cat(parts) if few and parts else None
-
-
-def _count_equal(scores: Sequence[Tensor], alive: Sequence[Tensor] | None, level: Tensor) -> int:
-    return sum(
-        int(torch.count_nonzero((score == level) if live is None else (score == level) & live))
-        for score, live in _pair_with_alive(scores, alive)
-    )
-
-
-def _flat_pieces(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
-    for t in tensors:
-        yield from t.reshape(-1).split(PIECE)
-
-
-def _pair_with_alive(
-    scores: Sequence[Tensor], alive: Sequence[Tensor] | None
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Yield flat chunks of the scores, in one precision so that comparing rounds nothing, with their `alive` masks."""
-    masks = _flat_pieces(alive) if alive else None
-    precision = _common_precision(scores)
-    for score in _flat_pieces(scores):
-        yield score.to(precision), next(masks) if masks else None
-
-
-def _common_precision(scores: Sequence[Tensor]) -> torch.dtype:
-    return torch.float64 if any(s.dtype == torch.float64 for s in scores) else torch.float32
+def _best_first(values: Tensor, seconds: Tensor | None, count: int) -> Tensor:
+    """Return a mask of the `count` largest values; ties go to the larger second value, then the lower index."""
+    if seconds is None:
+        level = values.kthvalue(len(values) + 1 - count).values
+        larger, equal = values > level, values == level
+        return larger | (equal & (equal.cumsum(0) <= count - torch.count_nonzero(larger)))
+    order = seconds.sort(descending=True, stable=True).indices
+    order = order[values[order].sort(descending=True, stable=True).indices]
+    return torch.zeros_like(values, dtype=torch.bool).index_fill_(0, order[:count], True)
