@@ -38,6 +38,7 @@ SHORT: dict[str, dict[str, Any]] = {  # settings for the rows whose defaults nee
     "snip": {"batches": 4},  # by default it scores by all of the tiny problem's rows, whatever the seed
     "grasp": {"batches": 4},
     "wanda": {"batches": 4},
+    "sparsegpt": {"batches": 4},
 }
 
 

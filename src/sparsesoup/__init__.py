@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from sparsesoup.methods import PowerPropagation as PowerPropagation
     from sparsesoup.methods import Snip as Snip
     from sparsesoup.methods import SoftMovement as SoftMovement
+    from sparsesoup.methods import SparseGpt as SparseGpt
     from sparsesoup.methods import SparseModelSoup as SparseModelSoup
     from sparsesoup.methods import Wanda as Wanda
     from sparsesoup.runs.run import Run as Run
@@ -88,7 +89,7 @@ _NAMES = {
     "sparsesoup.methods": "METHODS DenseFinetuning EarlyBird FromTicket GradientFlow GradualPruning GradualStar Grasp "
     "HardConcreteL0 HybridMovement InstantModelSoup InstantSoup InstantSoupCode InstantSoupPaper "
     "IterativeMagnitudePruning LotteryPools MagnitudeStraightThrough Method MethodInfo ModelSoup MovementPruning "
-    "OneShot Pins Platon PowerPropagation Snip SoftMovement SparseModelSoup Wanda",
+    "OneShot Pins Platon PowerPropagation Snip SoftMovement SparseGpt SparseModelSoup Wanda",
     "sparsesoup.runs.run": "Run",
     "sparsesoup.training.config": "DistillConfig TrainingConfig TrainingOverrides",
     "sparsesoup.training.plan": "Phase",

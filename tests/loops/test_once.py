@@ -137,7 +137,7 @@ def test_what_cannot_be_is_refused_in_one_line() -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2))
     for given, says in (
         ({"method": "wanda"}, "wanda needs batches"),
-        ({"method": "imp"}, "there is no method imp without training"),
+        ({"method": "imp"}, "imp does not prune without training .0 steps are too few"),
         ({"method": "magnitude", "sparsity": "3:4"}, "a share in .0, 1. or one of 1:4, 2:4, 4:8, got 3:4"),
         ({"method": "magnitude", "sparsity": 1.0}, "must lie in"),
         ({"method": "magnitude", "sparsity": "2:4"}, "0.weight"),

@@ -21,7 +21,7 @@ from sparsesoup.runs.run import fill_default_sparsity
 HINTS = {name: get_type_hints(type(method)).get("scope") for name, method in METHODS.items()}
 SINGLE = [name for name, method in METHODS.items() if getattr(method, "structure", "weights") == "weights"]
 TAKE = [name for name in SINGLE if "2:4" in get_args(HINTS[name])]
-FEW = {name: {"batches": 2} for name in ("snip", "grasp", "wanda", "gradient-flow")}
+FEW = {name: {"batches": 2} for name in ("snip", "grasp", "wanda", "sparsegpt", "gradient-flow")}
 
 
 def state():
@@ -33,8 +33,8 @@ def counts(mask: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def test_the_documents_name_the_methods_that_take_neighbours():
-    assert TAKE == ["random", "magnitude", "snip", "grasp", "wanda", "gradual", "power-propagation", "gradient-flow",
-                    "early-bird", "imp", "imp-rewind", "lr-rewind", "sparse-model-soup"]  # fmt: skip
+    assert TAKE == ["random", "magnitude", "snip", "grasp", "wanda", "sparsegpt", "gradual", "power-propagation",
+                    "gradient-flow", "early-bird", "imp", "imp-rewind", "lr-rewind", "sparse-model-soup"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", TAKE)

@@ -213,7 +213,7 @@ def test_sparsity_outside_its_range(place, refused, tmp_path, value, parts):
         (["--train.warmup-ratio", "1"], ["--train.warmup-ratio: ", "[0, 1)", "got 1"]),
         (["--train.batch-size", "0"], ["--train.batch-size: must be at least 1, got 0"]),
         (["--train.gradient-accumulation-steps", "0"], ["--train.gradient-accumulation-steps: must be at least 1"]),
-        (["--steps", "0"], ["--steps: must be at least 1", "got 0"]),
+        (["--steps", "-1"], ["--steps: must be at least 0", "got -1"]),
         (["--steps", "1.5"], ["steps", "1.5", "a whole number"]),
         (["--epochs", "0"], ["epochs"]),
         (["--max-length", "1"], ["--max-length: must be at least 2", "got 1"]),

@@ -34,7 +34,7 @@ def rows_of(
     if not (isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")):
         if steps is None or not isinstance(dataset, Iterable):
             raise UserError("this dataset has no length; give steps=..., the number of optimizer steps")
-        dataset = list(islice(iter(dataset), max(steps, 1) * training.rows_per_step))
+        dataset = list(islice(iter(dataset), (steps or 32) * training.rows_per_step))
     if not len(dataset):
         raise UserError("the dataset has no rows; give at least one")
     if collator is None:

@@ -1,177 +1,139 @@
 """prune_once: prune a model object by a few batches, without training."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.masking import Scope, check_rows, check_sparsity, fixed_sparsity, topk_masks
-from sparsesoup.core.masks import Masks
-from sparsesoup.core.rng import cpu_generator
-from sparsesoup.core.targets import Target, Targets, block_of, target_parameters
-from sparsesoup.loops.attach import Prunable, find_targets
-from sparsesoup.methods.scores.sparsegpt import sparsegpt
-
-OnceMethod = Literal["magnitude", "random", "wanda", "sparsegpt"]
+from sparsesoup.core.masking import GROUPS, Scope, check_sparsity, fixed_sparsity
+from sparsesoup.core.masks import Masks, dense_masks
+from sparsesoup.core.targets import target_parameters
+from sparsesoup.loops.attach import Prunable, find_targets, named_method
+from sparsesoup.loops.problem import Loss, PlainDevice, as_mapping
+from sparsesoup.methods import Method, OneShot, SparseGpt, Wanda, row_of
+from sparsesoup.training.batching import Batch, RowBatches
+from sparsesoup.training.config import TrainingConfig
+from sparsesoup.training.driver import carry_out_plan
+from sparsesoup.training.plan import Phase
+from sparsesoup.training.problem import GateParameters, Problem
+from sparsesoup.training.state import TrainState
 
 
 def prune_once(
     model: nn.Module,
     batches: Iterable[Any] = (),
-    method: OnceMethod = "wanda",
+    method: str | Method = "wanda",
     sparsity: float | str = 0.5,
     *,
     prunable: Prunable | None = None,
     forward: Callable[[nn.Module, Any], Any] | None = None,
+    loss: Loss | None = None,
     seed: int = 0,
 ) -> Masks:
-    """Prune a model in place, without training: every matrix to the same sparsity.
+    """Prune a model in place, without training: what a run with no steps does, without its report.
 
-    wanda and sparsegpt go from block to block: a block is scored by its inputs behind the pruned blocks before it.
-    Wanda: Sun et al. 2024. SparseGPT: Frantar & Alistarh 2023; it also changes the weights that stay.
+    By name, every matrix is pruned to the same sparsity, and wanda and sparsegpt go from block to block: a block is
+    scored by its inputs behind the pruned blocks before it. Wanda: Sun et al. 2024. SparseGPT: Frantar & Alistarh 2023;
+    it also changes the weights that stay.
 
     Args:
         model: the model; its prunable weights are changed.
-        batches: calibration batches, for wanda and sparsegpt; padding of an `attention_mask` is left out.
-        method: magnitude, random, wanda (each output keeps as many weights) or sparsegpt.
-        sparsity: share of every matrix to remove, or N:M such as "2:4".
+        batches: calibration batches; padding of an `attention_mask` is left out.
+        method: magnitude, random, wanda (each output keeps as many weights), sparsegpt, snip or grasp; or a method with
+            settings of its own, of which the number of batches is that of `batches`.
+        sparsity: share of the weights to remove, or N:M such as "2:4".
         prunable: (name, parameter) -> whether to prune it; see `sparsesoup.attach`.
         forward: (model, batch) -> anything; default: model(**batch).
-        seed: seed of the random masks.
+        loss: (model, batch) -> mean loss, for snip and grasp; default: the loss that the model returns.
+        seed: seed of all random choices.
     Returns: name -> mask, True = kept.
-    Raises: UserError if a batch is missing, or the matrices do not fit N:M.
+    Raises: UserError if a batch is missing, the method needs training, or the matrices do not fit N:M.
 
     >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> masks = prune_once(model, [torch.randn(16, 8)], "sparsegpt", "2:4", forward=lambda model, x: model(x))
     >>> int(masks["0.weight"].sum())
     32
     """
-    if method not in get_args(OnceMethod):
-        raise UserError(f"there is no method {method} without training; take {', '.join(get_args(OnceMethod))}")
-    scope: Scope = "tensor" if isinstance(sparsity, float | int) else _scope_of(sparsity)
-    share = float(sparsity) if isinstance(sparsity, float | int) else fixed_sparsity(scope) or 0.0
-    check_sparsity(share)
-    targets, rows = find_targets(model, prunable), list(batches)
-    for name, target in targets.items():
-        _check_matrix(name, target, scope)
-    if method in ("wanda", "sparsegpt") and not rows:
-        raise UserError(f"{method} needs batches; give a few, such as 128 texts of the training set")
-    training, masks = model.training, Masks()
-    model.eval()
-    for block in _blocks_of(targets):
-        inputs = _inputs_of(model, block, rows, forward, method) if method in ("wanda", "sparsegpt") else {}
-        for name, target in block.items():
-            masks[name] = _prune_matrix(model, name, target, method, share, scope, inputs.get(name), seed)
-    model.train(training)
-    return masks
-
-
-def _scope_of(text: str) -> Scope:
-    scopes: dict[str, Scope] = {"1:4": "1:4", "2:4": "2:4", "4:8": "4:8"}
-    if text not in scopes:
-        raise UserError(f"sparsity is a share in [0, 1) or one of {', '.join(scopes)}, got {text}")
-    return scopes[text]
-
-
-def _check_matrix(name: str, target: Target, scope: Scope) -> None:
-    if len(target.shape) != 2:
-        raise UserError(f"{name} is a stack of matrices {target.shape}; leave it out with prunable=...")
-    check_rows(scope, target.shape[::-1] if target.transposed else target.shape, name)
-
-
-def _blocks_of(targets: Targets) -> list[Targets]:
-    """Return the targets of each repeated block, in order; those outside of blocks one by one."""
-    found: dict[str, Targets] = {}
-    for name, target in targets.items():
-        found.setdefault(block_of(name) or name, {})[name] = target
-    return list(found.values())
-
-
-class _InputStatistics:
-    """Sum x x^T, or only its diagonal, over the inputs of a module, in float32."""
-
-    def __init__(self, full: bool) -> None:
-        self.full, self.total, self.calls = full, torch.zeros(()), 0
-        self.mask: Tensor | None = None
-
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x, mask = inputs[0].detach(), self.mask
-        if mask is not None and x.shape[:-1] in (mask.shape, (mask.numel(),)):
-            x = x.reshape(-1, x.shape[-1])[mask.reshape(-1).bool()]
-        x = x.reshape(-1, x.shape[-1]).float()
-        self.total = self.total.to(x.device) + (x.T @ x if self.full else x.square().sum(0))
-        self.calls += 1
-
-
-@torch.no_grad()
-def _inputs_of(
-    model: nn.Module,
-    block: Targets,
-    batches: Sequence[Any],
-    forward: Callable[[nn.Module, Any], Any] | None,
-    method: OnceMethod,
-) -> Mapping[str, Tensor]:
-    """Return the input statistics of each matrix of a block, behind the blocks as they are now."""
-    device = next(model.parameters()).device
-    found = {name: _InputStatistics(method == "sparsegpt") for name in block}
-    with _listening(model, found):
-        for batch in batches:
-            moved = _to(batch, device)
-            for statistics in found.values():
-                statistics.mask = moved.get("attention_mask") if isinstance(moved, Mapping) else None
-            _ = forward(model, moved) if forward is not None else model(**moved)
-    if unused := [name for name, statistics in found.items() if not statistics.calls]:
-        raise UserError(f"the model does not call the module of {unused[0]}; leave it out with prunable=...")
-    return {name: statistics.total for name, statistics in found.items()}
-
-
-@contextmanager
-def _listening(model: nn.Module, found: Mapping[str, _InputStatistics]) -> Iterator[None]:
-    handles = []
-    for name, statistics in found.items():
-        handles.append(model.get_submodule(name.rpartition(".")[0]).register_forward_pre_hook(statistics))
+    rows = list(batches)
+    chosen, share = _method_at(method, sparsity)
+    if hasattr(chosen, "batches"):
+        if not rows:
+            name = method if isinstance(method, str) else type(method).__name__
+            raise UserError(f"{name} needs batches; give a few, such as 128 texts of the training set")
+        chosen = replace(chosen, batches=len(rows))  # type: ignore[call-arg]
+    data = RowBatches(rows or [None], lambda some: as_mapping(some[0]))
+    problem = OnceProblem(
+        pretrained=model, targets=find_targets(model, prunable), train=data, validation=data, steps=0, seed=seed,
+        predict=lambda model, batch: _call(model, _as_given(batch, rows), forward),
+        criterion=lambda outputs, batch: outputs.mean(), metric=lambda outputs, labels: {},
+        training=TrainingConfig(batch_size=1),
+    )  # fmt: skip
+    if any(what != "forward" for phase in _plan_of(chosen, problem, share) for what, _ in phase.scores):
+        own = loss or (lambda model, batch: model(**batch).loss)
+        problem = replace(problem, predict=lambda model, batch: own(model, _as_given(batch, rows))[None])
+    training = model.training
     try:
-        yield
+        return carry_out_plan(chosen, problem, share).state.masks
     finally:
-        for handle in handles:
-            handle.remove()
+        model.train(training)
 
 
-def _to(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, Mapping):
-        return {name: _to(value, device) for name, value in batch.items()}
-    if isinstance(batch, list | tuple):
-        return type(batch)(_to(value, device) for value in batch)
-    return batch.to(device) if isinstance(batch, Tensor) else batch
+@dataclass(frozen=True, kw_only=True)
+class OnceProblem(Problem):
+    """A problem whose runs prune the user's own model, in place, without training it."""
+
+    @property
+    def accelerator(self) -> Any:
+        """The device of the model."""
+        return PlainDevice(next(self.pretrained.parameters()).device)
+
+    def start_run(self, attach: Callable[[nn.Module], GateParameters] | None = None) -> TrainState:
+        """Start a run on the model itself."""
+        self.journal.begin_run(self.meter)
+        masks = dense_masks(target_parameters(self.pretrained, self.targets))
+        idle = torch.optim.SGD(self.pretrained.parameters(), lr=0.0)
+        return TrainState(model=self.pretrained, optimizer=idle, targets=self.targets, masks=masks)
 
 
-@torch.no_grad()
-def _prune_matrix(
-    model: nn.Module,
-    name: str,
-    target: Target,
-    method: OnceMethod,
-    share: float,
-    scope: Scope,
-    inputs: Tensor | None,
-    seed: int,
-) -> Tensor:
-    parameter = target_parameters(model, {name: target})[name]
-    weight = parameter.detach().T if target.transposed else parameter.detach()
-    new = weight
-    if method == "sparsegpt":
-        assert inputs is not None
-        new, mask = sparsegpt(weight, inputs, share, "global" if scope == "tensor" else scope)
-    else:
-        if method == "random":
-            scores = torch.rand(weight.shape, generator=cpu_generator(seed, "score", name)).to(weight.device)
-        else:
-            scores = weight.abs().float() * (1.0 if inputs is None else inputs.sqrt())
-        ranked: Scope = "row" if method == "wanda" and scope == "tensor" else scope
-        mask = topk_masks({name: scores.contiguous()}, share, scope=ranked)[name]
-        new = weight.masked_fill(~mask, 0.0)
-    parameter.copy_(new.T if target.transposed else new)
-    return mask.T.contiguous() if target.transposed else mask
+def _method_at(method: str | Method, sparsity: float | str) -> tuple[Method, float]:
+    """Return the method, with the scope that a sparsity as N:M says, and the sparsity as a share."""
+    scope: Scope = "tensor"
+    if isinstance(sparsity, str):
+        if sparsity not in GROUPS:
+            raise UserError(f"sparsity is a share in [0, 1) or one of {', '.join(GROUPS)}, got {sparsity}")
+        scope = sparsity  # type: ignore[assignment]
+    share = float(sparsity) if not isinstance(sparsity, str) else fixed_sparsity(scope) or 0.0
+    check_sparsity(share)
+    if not isinstance(method, str):
+        chosen = replace(method, scope=scope) if isinstance(sparsity, str) else method  # type: ignore[call-arg]
+        return chosen, share
+    ranked: Scope = "row" if scope == "tensor" else scope
+    own: dict[str, Method] = {
+        "magnitude": OneShot(scope=scope), "random": OneShot(score="random", scope=scope),
+        "wanda": Wanda(inputs="pruned", scope=ranked), "sparsegpt": SparseGpt(scope=scope),  # type: ignore[arg-type]
+    }  # fmt: skip
+    chosen = own.get(method) or named_method(method)
+    if method not in own and hasattr(chosen, "scope"):
+        chosen = replace(chosen, scope=scope)  # type: ignore[call-arg]
+    return chosen, share
+
+
+def _plan_of(method: Method, problem: Problem, sparsity: float) -> list[Phase]:
+    try:
+        return method.plan(problem.size, sparsity)
+    except UserError as error:
+        raise UserError(f"{row_of(method)} does not prune without training ({error})") from error
+
+
+def _as_given(batch: Batch, rows: list[Any]) -> Any:
+    """Return a batch in the form in which the user gave it."""
+    if isinstance(rows[0], Mapping):
+        return batch
+    return next(iter(batch.values())) if isinstance(rows[0], Tensor) else tuple(batch.values())
+
+
+def _call(model: nn.Module, batch: Any, forward: Callable[[nn.Module, Any], Any] | None) -> Any:
+    return forward(model, batch) if forward is not None else model(**batch)

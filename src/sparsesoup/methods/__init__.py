@@ -31,6 +31,7 @@ from sparsesoup.methods.powerpropagation import PowerPropagation
 from sparsesoup.methods.pruning_at_init import Grasp, Snip, Wanda
 from sparsesoup.methods.soft_movement_and_l0 import HardConcreteL0, SoftMovement
 from sparsesoup.methods.sparse_soup import SparseModelSoup
+from sparsesoup.methods.sparsegpt import SparseGpt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +94,11 @@ TABLE: dict[str, MethodInfo] = {
     "wanda": MethodInfo(
         method=Wanda(), family="one-shot", score="|theta_0| ||x||",
         summary="prune each row once by weight times input, then train", cost="1 + batches / 3 T", source="Sun 2024",
+    ),
+    "sparsegpt": MethodInfo(
+        method=SparseGpt(), family="one-shot", score="w^2 / [H^-1]_jj, H = sum x x^T",
+        summary="prune block by block, update the weights that stay, then train", cost="1 + blocks batches / 3 T",
+        source="Frantar & Alistarh 2023",
     ),
     "one-shot-structured": MethodInfo(
         method=OneShot(structure="heads-and-units", scope="tensor"), family="one-shot",

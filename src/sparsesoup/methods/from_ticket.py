@@ -71,7 +71,8 @@ class FromTicket(Method):
 
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
         """Return a single training, which prunes further if the ticket is denser than the sparsity."""
-        size.require_steps(4, "training a ticket")
+        if size.steps:
+            size.require_steps(4, "training a ticket")
         return [Phase(name="train", steps=size.steps, loop=partial(self._prune_further, sparsity))]
 
     def check(self, problem: Problem, sparsity: float) -> None:
@@ -89,6 +90,8 @@ class FromTicket(Method):
         device = next(iter(run.state.prunable_parameters().values())).device
         run.state.set_masks_({name: m.to(device) for name, m in masks.items()})
         run.own = None if _is_at(masks, sparsity) else sparsity_of(masks)
+        if run.own is not None and not problem.steps:
+            raise UserError(f"0 steps are too few to prune the ticket further, to {sparsity:g}; leave --sparsity out")
         if run.own is not None:
             self.further.groups_of(problem.targets, sparsity)
             self.further.select_masks(run.state, run.own, within=run.state.masks)

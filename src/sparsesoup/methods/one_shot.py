@@ -20,7 +20,6 @@ class DenseFinetuning(Method):
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
         """Return a single training."""
         require_dense("dense", sparsity)
-        size.require_steps(1, "a run")
         return [Phase(name="train", steps=size.steps, shared=True)]
 
 
@@ -42,7 +41,6 @@ class OneShot(Method):
 
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
         """Return the training that follows the pruning."""
-        size.require_steps(1, "a run")
         return [Phase(name="train", steps=size.steps)]
 
     def start_run(self, problem: Problem, sparsity: float) -> ActiveRun:

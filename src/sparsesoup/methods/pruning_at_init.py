@@ -1,7 +1,7 @@
 """One-shot pruning of the pre-trained weights by data-dependent scores: SNIP, GraSP, Wanda."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -10,8 +10,9 @@ from torch import Tensor
 from sparsesoup.core.errors import UserError, require
 from sparsesoup.core.granularity import Block, Element, Structure
 from sparsesoup.core.masking import Scope
+from sparsesoup.core.targets import Targets
 from sparsesoup.methods.base import Method
-from sparsesoup.methods.scores.activation import wanda_scores
+from sparsesoup.methods.scores.activation import for_each_block, wanda_scores, weigh_by_inputs
 from sparsesoup.methods.scores.calibration import calibration_batches
 from sparsesoup.methods.scores.gradient import gradient_flow_score, hessian_product, snip_sensitivity, task_gradient
 from sparsesoup.training.plan import ActiveRun, Pass, Phase
@@ -128,21 +129,45 @@ class Wanda(Method):
 
     Args:
         batches: batches whose tokens, without padding, are the inputs.
+        inputs: dense (of the pre-trained model, all matrices scored at once), or pruned (the repeated blocks are pruned
+            in turn, each by its inputs behind those before it, as in the paper's code).
         structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units; groups need
             --method.scope global or tensor.
         scope: ranking scope; row is the weights of one output.
     """
 
     batches: int = 32
+    inputs: Literal["dense", "pruned"] = "dense"
     structure: Structure = "weights"
     scope: Scope = "row"
 
     def __post_init__(self) -> None:
         require(self.batches >= 1, "batches", "at least 1", self.batches)
+        if self.inputs == "pruned" and (self.structure != "weights" or self.scope in ("global", "erk")):
+            raise UserError(
+                f"wanda with inputs pruned ranks the weights of one block at a time: scope row, tensor or N:M, and "
+                f"structure weights; got {self.scope} and {self.structure}",
+                "inputs",
+            )
 
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
         """Return the scoring and a training with the mask."""
-        return _prune_then_train(self, size, sparsity, (("forward", self.batches),))
+        phases = _prune_then_train(self, size, sparsity, (("forward", self.batches),))
+        if self.inputs == "dense":
+            return phases
+        in_turn = replace(phases[0], per_block=True, at_most=True, end=partial(self._prune_blocks, sparsity))
+        return [in_turn, *phases[1:]]
+
+    def _prune_blocks(self, sparsity: float, run: ActiveRun) -> None:
+        state = run.state
+
+        def prune(targets: Targets, inputs: dict[str, Tensor]) -> None:
+            norms = {name: squares.sqrt() for name, squares in inputs.items()}
+            masks = self.select_masks(state, sparsity, weigh_by_inputs(state.model, targets, norms))
+            state.set_masks_({**state.masks, **masks})
+
+        rows = calibration_batches(run.problem, self.batches)
+        for_each_block(run.problem, state.model, rows, False, prune)
 
     def scores(self, problem: Problem, state: TrainState) -> dict[str, Tensor]:
         """Return the scores of the current weights."""
@@ -159,7 +184,6 @@ def _prune_then_train(
     first = round(warmup * size.steps)
     if warmup:
         size.require_fit(lambda total: 1 <= round(warmup * total) < total, f"a warm-up of the head of {warmup:g} T")
-    size.require_steps(1, "a run")
     head = [Phase(name="head", kind="head", steps=first, label="search")] if first else []
     score = Phase(name="score", scores=scores, end=partial(_score_and_prune, method, sparsity))
     return [*head, score, Phase(name="train", steps=size.steps - first)]

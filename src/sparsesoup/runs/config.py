@@ -41,7 +41,7 @@ class BudgetConfig:
 
     Args:
         sparsity: share of the encoder's weights to remove, in [0, 1); default 0.9, for `ticket` the ticket's own.
-        steps: T, the steps of one fine-tuning; default from epochs.
+        steps: T, the steps of one fine-tuning; default from epochs; 0 prunes without training.
         epochs: T in epochs, instead of steps; default 3.
     """
 
@@ -55,8 +55,8 @@ class BudgetConfig:
         if self.sparsity is not None and not 0.0 <= self.sparsity < 1.0:
             hint = f"for {self.sparsity:g} % say {self.sparsity / 100:g}" if 1.0 < self.sparsity < 100.0 else "say 0.9"
             raise UserError(f"the share of weights removed is in [0, 1), got {self.sparsity:g}; {hint}", "sparsity")
-        if self.steps is not None and not 1 <= self.steps <= MOST_STEPS:
-            raise UserError(f"must be at least 1 and at most {MOST_STEPS:,}, got {brief_value(self.steps)}", "steps")
+        if self.steps is not None and not 0 <= self.steps <= MOST_STEPS:
+            raise UserError(f"must be at least 0 and at most {MOST_STEPS:,}, got {brief_value(self.steps)}", "steps")
         if self.epochs is not None and not 0 < self.epochs <= MOST_EPOCHS:
             raise UserError(f"must be above 0 and at most {MOST_EPOCHS:,}, got {self.epochs:g}", "epochs")
         if self.steps is not None and self.epochs is not None:

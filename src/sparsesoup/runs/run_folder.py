@@ -192,6 +192,8 @@ def _method_doubts(settings: RunConfig, problem: Problem) -> list[str]:
     parts = getattr(method, "structure", "") in ("heads", "units", "heads-and-units")
     known = hasattr(problem.pretrained, "config") and (parts or isinstance(method, HybridMovement))
     stays = why_not_shrinkable(problem.pretrained) if known else ""
+    if not problem.steps and {*problem.head} & {*problem.fresh}:
+        found.append("the head is drawn at random and not trained, so the scores are those of guessing")
     return [*found, *([stays] if stays else [])]
 
 

@@ -75,7 +75,8 @@ def _phase_row(group: Sequence[Phase]) -> tuple[str, ...]:
     first, last = group[0], group[-1]
     name = first.name if first is last else f"{first.name} to {last.name.rsplit('-', 1)[1]}"
     steps = f"{len(group)} x {first.steps}" if len(group) > 1 else str(first.steps or "")
-    also = [f"{count} batches scored ({what})" for what, count in first.scores]
+    each = " a block" if first.per_block else ""
+    also = [f"{count} batches{each} scored ({what})" for what, count in first.scores]
     also += [f"{first.validations} validations"] if first.validations else []
     also += [f"back to step {first.rewinds_to}"] if first.rewinds_to is not None else []
     also += sorted(first.needs - {"extra batches", "rewinding"})

@@ -34,10 +34,16 @@ def run_plan(method: Planned, problem: Problem, sparsity: float) -> Ticket:
 
     Raises: UserError, before the first step, if the method does not fit T, the model or the sparsity.
     """
+    run = carry_out_plan(method, problem, sparsity)
+    return problem.finish_run(run.state, **method.notes(run))
+
+
+def carry_out_plan(method: Planned, problem: Problem, sparsity: float) -> ActiveRun:
+    """Carry out the plan of a method; the run is not finished, so its model is not scored."""
     phases, run = _begin(method, problem, sparsity)
     for is_fork, group in groupby(phases, lambda phase: phase.kind == "fork"):
         (run_forks if is_fork else _run_phases)(run, list(group))
-    return problem.finish_run(run.state, **method.notes(run))
+    return run
 
 
 def dry_run(method: Planned, problem: Problem, sparsity: float) -> None:

@@ -78,6 +78,7 @@ class Phase:
         lasts: the number of steps, where it depends on the phases that were left out.
         skip: whether to leave the phase out, from the state at its begin.
         scores: passes over calibration batches at the end of the phase: (kind of pass, number of batches).
+        per_block: the passes of `scores` are made for each repeated block of the model.
         score_path: random stream of the calibration rows.
         validations: passes over the validation rows at the end of the phase.
         store: keep the weights after the steps as an artifact of this name.
@@ -104,6 +105,7 @@ class Phase:
     lasts: Callable[[ActiveRun], int] | None = None
     skip: Callable[[TrainState], bool] | None = None
     scores: tuple[tuple[Pass, int], ...] = ()
+    per_block: bool = False
     score_path: tuple[object, ...] = ()
     validations: int = 0
     store: str = ""

@@ -1,6 +1,7 @@
 """Training state: model, optimizer, masks and step. It can be pruned, copied, rewound and saved."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from sparsesoup.core.errors import UserError
 from sparsesoup.core.masks import Masks, apply_masks_
 from sparsesoup.core.targets import Targets, target_parameters
 
@@ -66,6 +68,38 @@ class TrainState:
             for value in self.optimizer.state.get(params[name], {}).values():
                 if isinstance(value, Tensor) and value.shape == mask.shape:
                     value.mul_(mask.view(torch.int8))
+
+    @torch.no_grad()
+    def prune_and_update_(self, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+        """Prune with an update of the rest: set masks, and new values of the weights that they keep.
+
+        For second-order methods, in which the weights that stay make up for those that go (optimal brain surgeon,
+        Hassibi & Stork 1993; SparseGPT, Frantar & Alistarh 2023). Parameters that are not named stay as they are.
+
+        Args:
+            masks: name -> kept weights, of some or all targets.
+            weights: name -> new values, in the layout of the parameter; those of pruned weights are not used.
+        Raises: UserError, with nothing changed, if one is no target, has another shape or is not finite.
+
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> targets = {"weight": Target("other", (1, 2))}
+        >>> state = TrainState(model=layer, optimizer=torch.optim.SGD(layer.parameters()), targets=targets,
+        ...                    masks={"weight": torch.tensor([[True, True]])})
+        >>> state.prune_and_update_({"weight": torch.tensor([[True, False]])}, {"weight": torch.tensor([[3.0, 9.0]])})
+        >>> layer.weight.tolist()
+        [[3.0, 0.0]]
+        """
+        params = self.prunable_parameters()
+        for what, table in (("mask", masks), ("update", weights)):
+            for name, t in table.items():
+                if name not in params or t.shape != params[name].shape:
+                    raise UserError(f"the {what} of {name} has shape {tuple(t.shape)}, which no prunable weight has")
+                kept = masks.get(name, self.masks[name])
+                if what == "update" and not bool(t[kept].isfinite().all()):
+                    raise UserError(f"the {what} of {name} has NaN or infinite values; check the batches, or damp more")
+        for name, t in weights.items():
+            params[name].copy_(t)
+        self.set_masks_({**self.masks, **masks})
 
     def reset_optimizer_(self) -> None:
         """Reset the optimizer: moments and step counts as before the first step."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import Parameter
 
-from sparsesoup.core.targets import target_parameters
+from sparsesoup.core.targets import block_of, target_parameters
 from sparsesoup.methods.scores.calibration import calibration_batches
 from sparsesoup.methods.scores.gradient import hessian_product, task_gradient
 from sparsesoup.training.batching import RowBatches
@@ -144,9 +144,10 @@ def phase_costs(phase: Phase, begin: int, problem: Problem, prices: FlopsModel) 
     """Yield (label, cost) of the training, the scores and the validations of a phase that begins at this step."""
     if phase.steps:
         yield phase.label, _training_cost(phase, begin, problem, prices)
+    blocks = len({block_of(name) or name for name in problem.targets}) if phase.per_block else 1
     for what, count in phase.scores:
         rows = calibration_batches(problem, count, *phase.score_path)
-        yield "score", _passes_cost(problem.train, rows, prices, what)
+        yield "score", _times(_passes_cost(problem.train, rows, prices, what), blocks)
     if phase.validations:
         rows = problem.validation.eval_batches(2 * problem.training.batch_size)
         yield "validation", _times(_passes_cost(problem.validation, rows, prices, "forward"), phase.validations)
