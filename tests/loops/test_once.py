@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config
 
 from conftest import same
-from sparsesoup import UserError, prune_once
+from sparsesoup import SparseGpt, UserError, attach, prune_once
 from sparsesoup.core.masking import topk_masks
 from sparsesoup.core.rng import cpu_generator
 from sparsesoup.methods.scores.sparsegpt import sparsegpt
@@ -131,6 +131,33 @@ def test_a_decoder_is_pruned_two_to_four_along_its_inputs(method: str) -> None:
         assert bool((turned.reshape(len(turned), -1, 4).sum(-1) == 2).all())
         assert not bool(dict(model.named_parameters())[name][~mask].any())
     assert model.training
+
+
+def test_sparsegpt_prunes_in_a_foreign_loop_and_snip_takes_a_loss() -> None:
+    """The loop's masks are those of its first step; snip and grasp score by the model's own loss, or one given."""
+    x, y = torch.randn(32, 8, generator=cpu_generator(0, "x")), torch.arange(32) % 2
+    rows = [(x[i : i + 8], y[i : i + 8]) for i in range(0, 32, 8)]
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    def network() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+
+    looped, once = network(), network()
+    optimizer = torch.optim.SGD(looped.parameters(), lr=0.0)
+    chosen = SparseGpt(batches=4)
+    pruner = attach(looped, optimizer, chosen, sparsity=0.5, steps=2, loss=loss, batches=rows)
+    for batch in rows[:2]:
+        loss(looped, batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    masks = pruner.finish()
+    assert same(masks, prune_once(once, rows, chosen, 0.5, forward=lambda model, batch: model(batch[0])))
+    assert same(looped.state_dict(), once.state_dict())
+    for name in ("snip", "grasp"):
+        assert sum(int(m.sum()) for m in prune_once(network(), rows, name, 0.5, loss=loss).values()) == 192
 
 
 def test_what_cannot_be_is_refused_in_one_line() -> None:

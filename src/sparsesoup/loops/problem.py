@@ -113,8 +113,7 @@ def as_mapping(batch: Any) -> Batch:
     table = dict(batch) if isinstance(batch, Mapping) else {str(i): t for i, t in enumerate(batch)}
     if wrong := [name for name, t in table.items() if not isinstance(t, Tensor)]:
         raise UserError(
-            f"a batch of batches=... has {type(table[wrong[0]]).__name__} as {wrong[0]!r}; give mappings, tuples or "
-            f"lists of tensors"
+            f"a batch has {type(table[wrong[0]]).__name__} as {wrong[0]!r}; give mappings, tuples or lists of tensors"
         )
     return table
 
