@@ -1,5 +1,7 @@
 """The verbs of the command line, from Python: names and paths go in, and so do objects of the settings' classes."""
 
+import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +14,13 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.exports import benchmark as benchmarks
 from sparsesoup.exports import push as pushing
 from sparsesoup.exports.verify import verified_export
+from sparsesoup.hub.build import ModelAndDataConfig
 from sparsesoup.hub.models import tickets
 from sparsesoup.methods import Method, row_of
 from sparsesoup.report.escaping import SafeConsole
 from sparsesoup.runs import run
 from sparsesoup.runs.config import config_from_dict
-from sparsesoup.runs.settings import fill_settings
+from sparsesoup.runs.settings import fill_settings, unknown_setting
 from sparsesoup.study.compare import StudyResult, compare_recipe
 from sparsesoup.training.config import TrainingConfig
 
@@ -61,7 +64,8 @@ def prune(
         name: of the method, as in `sparsesoup methods`; or a method, such as `InstantSoup(stages=3)`.
         model: Hub id, folder, or minilm; default minilm. Or a module, with train_dataset, eval_dataset, loss,
             data_collator, compute_metrics, prunable, ...: see `prune_model`.
-        dataset: Hub id, folder, file, or docstrings; default docstrings.
+        dataset: Hub id, folder, file, or docstrings; default docstrings. Beside train_dataset=..., which is an object,
+            the name of its rows in reports and folders.
         sparsity: share of the prunable weights to remove, in [0, 1); default 0.9.
         steps: T, the steps of one fine-tuning; or `epochs`, default 3.
         epochs: T in passes over the training rows.
@@ -113,6 +117,11 @@ def _prune_objects(
     from sparsesoup.loops.objects import prune_model, prune_trainer
 
     chosen = fill_settings(named_method(name), method or {}, "method")
+    columns = {f.name for f in dataclasses.fields(ModelAndDataConfig)} - {"model", "dataset", "seed"}
+    given["columns"] = {key: given.pop(key) for key in columns & given.keys()} or None
+    known = inspect.signature(prune_model).parameters
+    if unknown := [key for key in given if key not in known]:
+        raise unknown_setting(unknown[0], [key for key in known if key not in ("method", "columns")])
     if isinstance(train := given.get("train"), Mapping):
         given["train"] = fill_settings(TrainingConfig(), train, "train")
     if trainer is None:

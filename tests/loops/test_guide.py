@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from torch import nn
@@ -37,6 +38,7 @@ def surroundings(folder: Path) -> dict[str, Any]:
         "train_rows": TRAIN, "eval_rows": VALIDATION, "compute_metrics": accuracy,
         "network": nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2)),
         "pairs": list(zip(x, x[:, :2].argmax(1), strict=True)),
+        "raw_texts": datasets.Dataset.from_dict({"text": [f"text {i % 7}" for i in range(64)], "label": [0, 1] * 32}),
         "tagger": model_of(AutoModelForTokenClassification, num_labels=2), "tokens": tokens,
         "tokenizer": tokenizer(pairs=True), "token_metrics": lambda found: {"mean": float(found.predictions.mean())},
     }  # fmt: skip

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from sparsesoup import (
 from sparsesoup.cli.main import main
 from sparsesoup.core.files import load_table
 from sparsesoup.loops.objects import prune_model
+from tiny_hub import sentences
 from tiny_objects import TRAIN, VALIDATION, accuracy, model_of, trainer_of
 
 ARGS = TrainingConfig(learning_rate=5e-3, batch_size=8)
@@ -171,6 +173,9 @@ def test_a_module_of_ones_own_is_saved_and_read_too(tmp_path: Path, capsys: pyte
     assert same(again.model.state_dict(), found.model.state_dict())
     assert main(["show", str(found.path)]) == 0
     assert "Sequential on mine/pairs by imp" in capsys.readouterr().out
+    card = (Path(push(found.path, "me/pairs", out=tmp_path / "upload")) / "README.md").read_text(encoding="utf-8")
+    assert "library_name: sparsesoup" in card
+    assert 'load_model(model, hf_hub_download("me/pairs", "model.safetensors"))' in card
     assert "no model beside the masks" in one_line(export, found.path, "packed", tmp_path / "packed")
     assert "name of the rows" in one_line(prune_model, "imp", network(), pairs(), **(given | {"dataset": "../x"}))
 
@@ -258,3 +263,37 @@ def test_a_name_stands_for_a_model_object(tmp_path: Path) -> None:
     assert named.report["model"] == str(tmp_path / "base")
     assert "leave it out" in one_line(prune, "isp", model=model, train_dataset=TRAIN, workers=2, **SHORT)
     assert "BertModel returned no loss" in one_line(prune, "magnitude", model="minilm", train_dataset=TRAIN, **SHORT)
+
+
+def raw_texts(count: int, seed: int) -> datasets.Dataset:
+    words, labels = zip(*sentences(count, seed), strict=True)
+    return datasets.Dataset.from_dict({"said": list(words), "stars": list(labels), "nothing": ["-"] * count})
+
+
+def test_a_table_of_texts_is_encoded_for_a_model_by_name(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: dict[str, Any] = {
+        "model": str(place / "bert"), "train_dataset": raw_texts(80, 1), "dataset": "said", "text_columns": ["said"],
+        "label_column": "stars", **SHORT,
+    }  # fmt: skip
+    found = prune("gradual", out=tmp_path, **given)
+    assert isinstance(found, PrunedModel)
+    assert list(found.metrics) == ["accuracy", "macro_f1"]
+    assert found.report["validation_rows"] == 8  # of 80, none of them kept for a test
+    assert found.report["train_rows"] == 72
+    assert found.path is not None
+    assert (found.path / "model" / "tokenizer.json").exists()
+    own = prune("gradual", eval_dataset=raw_texts(20, 2), teacher="dense", **given)
+    assert own.report["validation_rows"] == 20
+    assert own.report["train_rows"] == 80
+    assert own.cost["teacher"]["steps"] == 12
+    assert main(["test", str(found.path)]) == 2
+    assert "a run of objects in memory (train_dataset)" in capsys.readouterr().err
+    for changes, says in (
+        ({"train_dataset": datasets.DatasetDict({"train": raw_texts(20, 1)})}, "it is a table of splits .train.*"),
+        ({"model": model_of()}, "tables of texts or images and a model by name"),
+        ({"text_column": "said"}, "did you mean|unknown setting"),
+    ):
+        with pytest.raises(UserError, match=says):
+            prune("gradual", **(given | changes))

@@ -86,9 +86,9 @@ class OpenedTask:
         return model_files_digest(self.model) if self.model else ""
 
 
-def open_task(place: ModelAndDataConfig) -> OpenedTask:
-    """Find the dataset, its columns, and its task for the model."""
-    source = open_splits(place.dataset, data_root=place.data_root, config=place.dataset_config)
+def open_task(place: ModelAndDataConfig, source: LoadedDataset | None = None) -> OpenedTask:
+    """Find the dataset, unless its rows are in memory, its columns, and its task for the model."""
+    source = source or open_splits(place.dataset, data_root=place.data_root, config=place.dataset_config)
     source = replace(source, drop_unlabelled=place.drop_unlabelled)
     task = infer_task(source.train_split, source.name, place.text_columns, place.label_column, place.doc_stride)
     if isinstance(task, ImageTask):

@@ -6,13 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel
 
-from sparsesoup.core.errors import UserError
-from sparsesoup.hub.build import EPOCHS, ModelAndDataConfig
-from sparsesoup.hub.models.checkpoint import load_tokenizer
+from sparsesoup.core.errors import UserError, list_names
+from sparsesoup.hub.build import EPOCHS, ModelAndDataConfig, build_problem, open_task
+from sparsesoup.hub.models.checkpoint import load_reader, load_tokenizer
 from sparsesoup.hub.models.loading import load_as_saved
+from sparsesoup.hub.tasks.registry import task_type_of
+from sparsesoup.hub.tasks.splits import SELECTION, LoadedDataset
 from sparsesoup.loops.attach import find_targets, named_method
 from sparsesoup.loops.object_data import loss_functions, rows_of
 from sparsesoup.loops.object_problem import ObjectProblem
@@ -23,12 +26,15 @@ from sparsesoup.report.escaping import SafeConsole
 from sparsesoup.runs.config import BudgetConfig, RunConfig
 from sparsesoup.runs.options import RuntimeOptions
 from sparsesoup.runs.run import fill_default_sparsity
+from sparsesoup.runs.settings import fill_settings
 from sparsesoup.training.config import TrainingConfig
+from sparsesoup.training.problem import Problem
 
 OBJECTS = (
     "model", "train_dataset", "eval_dataset", "data_collator", "loss", "compute_metrics",
     "preprocess_logits_for_metrics", "teacher", "prunable",
 )  # fmt: skip
+ENCODED = {"input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features"}
 Given = Mapping[str, Any]
 
 
@@ -40,9 +46,17 @@ def object_source(given: Given) -> ObjectSource:
     Raises: UserError if one is missing or does not fit.
     """
     settings, model, reader = _settings_of(given), given["model"], given["processing_class"]
-    if not isinstance(model, nn.Module):
+    if isinstance(given["train_dataset"], Mapping):
+        raise UserError(
+            f"it is a table of splits ({list_names(given['train_dataset'])}); give one of them", "train_dataset"
+        )
+    if raw := _is_raw(given):
+        problem, reader = _raw_problem(settings, given)
+    elif not isinstance(model, nn.Module):
         model, reader = load_as_saved(str(model)).float(), reader or _tokenizer_of(str(model))
-    problem = _make_problem(settings, model, reader, given)
+    if not raw:
+        _refuse_columns(given)
+        problem = _make_problem(settings, model, reader, given)
     if any(phase.own_loss for phase in settings.method.plan(problem.size, float(settings.amount.sparsity or 0.0))):
         name = type(settings.method).__name__
         raise UserError(f"{name} needs logits beside the loss; take platon, or a name for model=...")
@@ -52,6 +66,28 @@ def object_source(given: Given) -> ObjectSource:
         out=None if given["out"] is None else Path(given["out"]), teacher=_teacher_of(given), processing_class=reader,
         observer=given["observer"],
     )  # fmt: skip
+
+
+def _is_raw(given: Given) -> bool:
+    """Return True for a table of texts or images that is to be encoded for a model by name."""
+    rows, own = given["train_dataset"], (given["loss"], given["data_collator"], given["compute_metrics"])
+    table = isinstance(rows, Dataset) and not isinstance(given["model"], nn.Module)
+    return table and all(part is None for part in own) and not ENCODED & {*rows.column_names}
+
+
+def _refuse_columns(given: Given) -> None:
+    if columns := given["columns"]:
+        raise UserError("it is for tables of texts or images and a model by name, which encodes them", min(columns))
+
+
+def _raw_problem(settings: RunConfig, given: Given) -> tuple[Problem, Any]:
+    """Return the problem of a table in memory and a model by name, and its tokenizer or image processor."""
+    splits = {"train": given["train_dataset"]}
+    splits |= {} if given["eval_dataset"] is None else {SELECTION: given["eval_dataset"]}
+    opened = open_task(settings.place, LoadedDataset(settings.place.dataset, splits, tested=False))
+    amount, place = settings.amount, settings.place
+    problem = build_problem(place, opened, steps=amount.steps, epochs=amount.epochs, training=settings.train)
+    return problem, load_reader(place.model, task_type_of(opened.task).images, place.trust_remote_code)
 
 
 def _teacher_of(given: Given) -> Any:
@@ -70,7 +106,10 @@ def _settings_of(given: Given) -> RunConfig:
     settings = RunConfig(
         name=row_of(method), method=method, train=train,
         amount=BudgetConfig(sparsity=given["sparsity"], steps=given["steps"], epochs=given["epochs"]),
-        place=ModelAndDataConfig(model=name, dataset=check_dataset_name(given["dataset"]), seed=given["seed"]),
+        place=fill_settings(
+            ModelAndDataConfig(model=name, dataset=check_dataset_name(given["dataset"]), seed=given["seed"]),
+            given["columns"] or {},
+        ),
         objects=tuple(key for key in OBJECTS if not isinstance(given[key], str | Path | None)),
     )  # fmt: skip
     return fill_default_sparsity(settings)

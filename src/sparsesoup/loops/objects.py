@@ -4,7 +4,7 @@ import copy
 import inspect
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,16 +102,17 @@ def prune_model(
     loss: Loss | None = None, compute_metrics: Metrics | None = None,
     preprocess_logits_for_metrics: Callable[[Any, Any], Any] | None = None, batch_eval_metrics: bool = False,
     teacher: Teacher = None, processing_class: Any = None, prunable: Prunable | None = None, head: Sequence[str] = (),
-    seed: int = 0, dataset: str = "objects", out: str | Path | None = None, progress: bool = True,
-    observer: Observer | None = None,
+    columns: Mapping[str, Any] | None = None, seed: int = 0, dataset: str = "objects", out: str | Path | None = None,
+    progress: bool = True, observer: Observer | None = None,
 ) -> PrunedModel:  # fmt: skip
     """Prune a model object on datasets in memory, by any method but those that need logits of a teacher (pins).
 
     Args:
         method: a method's name, or a method with settings of its own.
-        model: any module; or a Hub id, folder or run directory, loaded with the head that it was saved with.
+        model: any module; or a Hub id, folder or run directory, loaded with the head that it was saved with, or, for a
+            table of texts or images that are not encoded yet, with the head and metrics of their task.
         train_dataset: a datasets.Dataset, a torch Dataset, a list; or, with `steps`, any iterable of rows.
-        eval_dataset: rows for selection and for the metrics of the result; default: the training rows.
+        eval_dataset: rows for selection and metrics; default: the training rows, of texts a tenth held out of them.
         sparsity: share of the prunable weights to remove; default 0.9.
         steps: T, the steps of one fine-tuning; or `epochs`, default 3.
         train: settings of the training; default: TrainingConfig().
@@ -124,6 +125,7 @@ def prune_model(
         processing_class: tokenizer or processor, saved beside the model.
         prunable: (name, parameter) -> whether to prune it; see `sparsesoup.attach`.
         head: names of the task head's parameters.
+        columns: settings for a table of texts or images, such as text_columns, label_column and max_length.
         seed: seed of all random choices.
         dataset: name of the rows in reports and folders.
         out: folder of runs, where the same call resumes a killed run or reads a finished one; default: in memory.

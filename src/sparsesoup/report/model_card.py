@@ -69,7 +69,7 @@ def card_metadata(facts: Facts, form: Facts, config: Facts, repo: str, license: 
     task = next((task for ending, task in PIPELINES.items() if name.endswith(ending)), None)
     called = printable_line(str(facts.get("dataset")))
     metrics = {name: METRICS.get(name, printable_line(name)) for name in show.flatten_scores(facts.get("validation"))}
-    base, stock = base_model(facts), _class_module(config) == "transformers" and _by_class(form)
+    base, stock = base_model(facts), _class_module(config) == "transformers" and _by_class(form) and (form or config)
     results = [
         EvalResult(
             task_type=task or "other", dataset_type=dataset or called, dataset_config=part, dataset_name=called,
@@ -192,6 +192,9 @@ def _by_class(form: Facts) -> bool:
 
 def _loading_code(form: Facts, config: Facts, repo: str) -> str:
     line = str(form.get("load", ""))
+    if not form and not config:  # a run of a module that is none of transformers'
+        fetch = ["from huggingface_hub import hf_hub_download", "from safetensors.torch import load_model", ""]
+        return "\n".join([*fetch, f'load_model(model, hf_hub_download("{repo}", "model.safetensors"))'])
     if _by_class(form):
         name = _architecture_name(config) or "AutoModel"
         return f'from {_class_module(config)} import {name}\n\nmodel = {name}.from_pretrained("{repo}")'

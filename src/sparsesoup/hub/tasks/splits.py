@@ -32,6 +32,7 @@ SHORT = {  # old names that a cache does not know
     "squad": "rajpurkar/squad", "squad_v2": "rajpurkar/squad_v2", "mnist": "ylecun/mnist",
     "cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100",
 }  # fmt: skip
+SELECTION = "selection"
 HELD_OUT, HELD_OUT_ROWS = 0.1, 2000
 TEST_SEED = 0
 
@@ -65,6 +66,7 @@ class LoadedDataset:
     files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # sentences on files that are not read
     drop_unlabelled: bool = False  # drop rows without a label, which are otherwise refused
+    tested: bool = True  # False for rows in memory, which have no test split; a split `selection` is the validation
 
     @functools.cached_property
     def train_name(self) -> str:
@@ -135,7 +137,9 @@ def training_splits(source: LoadedDataset, task: AnyTask, seed: int) -> tuple[Da
     """Return (train, validation), both from the training split: a seeded 10 %, at most 2,000 rows, is held out."""
     name = source.train_name
     rows = _labelled_rows(source, name, task)
-    if _needs_carving(source, task):
+    if not source.tested and SELECTION in source.splits:
+        return rows, _labelled_rows(source, SELECTION, task)
+    if source.tested and _needs_carving(source, task):
         rows = _split_off(rows, TEST_SEED, "test")[0]
     if len(rows) < 2:
         raise UserError(
