@@ -2,11 +2,10 @@
 
 import contextlib
 import os
-import statistics
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -15,13 +14,11 @@ from rich.text import Text
 
 from sparsesoup.core.files import from_json
 from sparsesoup.report.format import format_duration, label_name
+from sparsesoup.study.execute.forecast import TimeForecast
 from sparsesoup.study.execute.jobs import TrialJob
 
 OFTEN = 2  # updates of the table per second
 TAIL = 4096  # bytes of a log that contain its last line
-ALIKE: tuple[Callable[[TrialJob], Any], ...] = (
-    lambda job: (job.trial.row, job.trial.column_of), lambda job: job.trial.row, lambda job: None
-)  # jobs that take about as long, the nearest first  # fmt: skip
 
 
 class StudyProgress(contextlib.AbstractContextManager["StudyProgress"]):
@@ -35,8 +32,7 @@ class StudyProgress(contextlib.AbstractContextManager["StudyProgress"]):
     def __init__(self, console: Console, jobs: Sequence[TrialJob]) -> None:
         self.console, self.total, self.done, self.failed = console, len(jobs), 0, 0
         self.running: dict[str, tuple[TrialJob, float]] = {}
-        self._waiting = {job.trial.trial_key: job for job in jobs}
-        self._took: list[tuple[TrialJob, float]] = []
+        self._forecast, self._lock = TimeForecast(jobs), threading.Lock()  # the table is drawn in a thread
         # Updated by a thread, since jobs in this process leave no time for it.
         table = Live(
             get_renderable=self._render_table, console=console, refresh_per_second=OFTEN, redirect_stdout=False
@@ -60,8 +56,9 @@ class StudyProgress(contextlib.AbstractContextManager["StudyProgress"]):
 
     def begin(self, job: TrialJob) -> None:
         """Mark a job as started."""
-        self.running[job.trial.trial_key] = (job, time.monotonic())
-        self._waiting.pop(job.trial.trial_key, None)
+        with self._lock:
+            self.running[job.trial.trial_key] = (job, time.monotonic())
+            self._forecast.begin(job)
         if self._live is None:
             self._print_line(f"{len(self.running) + self.done + self.failed} of {self.total}: {job.describe_job}")
         self.redraw_table()
@@ -75,27 +72,27 @@ class StudyProgress(contextlib.AbstractContextManager["StudyProgress"]):
             self._print_line(f"failed: {job.trial.describe_trial}: {why}")
         else:
             self.done += 1
-            self._took.append((job, time.monotonic() - began))
+            with self._lock:
+                self._forecast.end(job, time.monotonic() - began)
         self.redraw_table()
 
     def restart_job(self, job: TrialJob, death: str) -> None:
         """Report that a job's process died and the job is restarted."""
         self.running.pop(job.trial.trial_key)
-        self._waiting[job.trial.trial_key] = job
+        with self._lock:
+            self._forecast.wait(job)
         self._print_line(f"the process of {job.trial.describe_trial} {death}; it goes on in another one")
 
     def seconds_left(self, workers: int) -> float | None:
         """Return the estimated seconds until the last job is done; None before any is."""
-        if not self._took:
+        now = time.monotonic()
+        with self._lock:
+            running = [(self._forecast.expected_seconds(job), began) for job, began in self.running.values()]
+            waiting = self._forecast.waiting_seconds()
+        if not self._forecast.any_done:
             return None
-        now, waiting, running = time.monotonic(), [*self._waiting.values()], [*self.running.values()]
-        under_way = sum(max(self._expected_seconds(job) - (now - began), 0.0) for job, began in running)
-        return (under_way + sum(map(self._expected_seconds, waiting))) / workers
-
-    def _expected_seconds(self, job: TrialJob) -> float:
-        """Return the expected seconds of a job: the mean of its row and column, else of its row, else of all."""
-        groups = ([took for other, took in [*self._took] if key(other) == key(job)] for key in ALIKE)
-        return statistics.fmean(next(group for group in groups if group))
+        under_way = sum(max(expected - (now - began), 0.0) for expected, began in running if expected is not None)
+        return (under_way + waiting) / workers
 
     def redraw_table(self) -> None:
         """Update the table."""

@@ -1,0 +1,100 @@
+"""Studies of thousands of trials: what each event and each table costs grows no faster than their number."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType, SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+import sparsesoup.study
+from sparsesoup.study.compare import flatten_record
+from sparsesoup.study.execute.progress import StudyProgress
+from sparsesoup.study.results.tables import latex_table, markdown_table, score_table
+
+SOURCES = str(Path(sparsesoup.study.__file__).parent)
+
+
+def operations(work: Callable[[], Any]) -> int:
+    """Bytecode instructions carried out in the code of studies."""
+    count = [0]
+
+    def trace(frame: FrameType, event: str, arg: object) -> Any:
+        if not frame.f_code.co_filename.startswith(SOURCES):
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        count[0] += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return count[0]
+
+
+def fake_jobs(number: int) -> list[Any]:
+    """Jobs of a study of 10 rows, 20 columns and as many seeds as are needed."""
+    where = [(f"row {i % 10}", ("bert", "reviews", i // 10 % 20 / 20), i // 200) for i in range(number)]
+    trials = [
+        SimpleNamespace(trial_key=f"{row}-{column[2]}-{seed}", row=row, column_of=column, describe_trial="a trial")
+        for row, column, seed in where
+    ]
+    return [
+        SimpleNamespace(trial=t, kind="test", describe_job="testing a trial", failure_path=Path("none")) for t in trials
+    ]
+
+
+def run_with_table(number: int) -> int:
+    jobs = fake_jobs(number)
+
+    def work() -> None:
+        board = StudyProgress(Console(quiet=True), jobs)
+        for one, other in zip(jobs[::2], jobs[1::2], strict=True):
+            for job in (one, other):
+                board.begin(job)
+                board._render_table()
+            board.restart_job(other, "was killed")
+            board.begin(other)
+            for job in (one, other):
+                board.end(job)
+                board._render_table()
+        assert board.done == number
+        assert board.seconds_left(1) == pytest.approx(0.0, abs=1e-9)
+
+    return operations(work)
+
+
+def test_the_live_table_costs_the_same_per_trial_whatever_their_number() -> None:
+    assert run_with_table(2000) < 2.2 * run_with_table(1000)
+
+
+def fake_record(row: str, column: tuple[str, str, float], seed: int) -> dict[str, Any]:
+    cost = {"steps": 10, "examples": 80, "tokens": 800, "padding": 0, "flops": 1e9, "seconds": 1.0}
+    return {
+        "row": row, "model": column[0], "dataset": column[1], "asked": column[2], "seed": seed, "run": f"{row}/{seed}",
+        "method": "magnitude", "validation": {"accuracy": 0.5 + seed / 1e4}, "test": {"accuracy": 0.5 + seed / 1e4},
+        "sparsity": {"asked": column[2], "reached": column[2], "kept": 50, "total": 100}, "cost": {"strong": cost},
+        "steps": 10, "seconds": 1.0, "notes": {}, "matrices": [], "command": "sparsesoup prune",
+    }  # fmt: skip
+
+
+def write_tables(number: int) -> int:
+    records = [fake_record(j.trial.row, j.trial.column_of, i // 200) for i, j in enumerate(fake_jobs(number))]
+    planned = [(r["row"], (r["model"], r["dataset"], r["asked"]), r["seed"]) for r in records]
+
+    def work() -> None:
+        scores = score_table(records, planned)
+        assert markdown_table(scores)
+        assert latex_table(scores)
+        assert [flatten_record(record) for record in records]
+
+    return operations(work)
+
+
+def test_tables_cost_the_same_per_trial_whatever_their_number() -> None:
+    assert write_tables(4000) < 2.2 * write_tables(2000)
