@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from host_work import host_work
 from pairs import paired, seconds
 from selection import SELECTIONS, selection
 from sparsesoup.core.granularity import Block
@@ -185,6 +186,16 @@ def measure_selections(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def measure_host_work(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what a step costs the host beside a bare loop's."""
+    torch.set_num_threads(1)
+    found = host_work(options.rounds)
+    print(f"host work: {found['bare_milliseconds']:.1f} ms a step of a bare loop, {found['matrices']} matrices")
+    for name, row in found["more"].items():
+        print(f"host work of {name}: {row['milliseconds']:+.1f} ms; bound {row['bound']:.1f}")
+    return {"host_work": found}
+
+
 def measure_packing(options: argparse.Namespace) -> dict[str, Any]:
     """Return what packing costs."""
     found = packing(3)
@@ -196,7 +207,7 @@ def measure_packing(options: argparse.Namespace) -> dict[str, Any]:
     return {"packing": found}
 
 
-PARTS = {"selection": measure_selections, "steps": measure_steps, "packing": measure_packing}
+PARTS = {"selection": measure_selections, "steps": measure_steps, "host": measure_host_work, "packing": measure_packing}
 
 
 def main() -> None:

@@ -136,6 +136,10 @@ def cost_rows(found: dict[str, Any]) -> str:
     what = "memory of a step of `movement` beside a dense one's / prunable weights"
     rows.append([what, f"{found['movement_step']['memory_over_weights']:.2f}", "", "4.00"])
     rows += selection_rows(found)
+    for kind, row in found.get("host_work", {"more": {}})["more"].items():
+        plain = found["host_work"]["bare_milliseconds"]
+        what = f"ms of a step ({kind}) beside {plain:.0f} of a bare loop, 72 narrow matrices"
+        rows.append([what, f"{row['milliseconds']:+.1f}", "", f"{row['bound']:+.1f}"])
     for kind, row in found["packing"].items():
         bound, values = ("0.085", "bf16") if kind == "bf16" else ("0.140", "float32")
         slowest = f"{min(row['pack_mb_s'], row['unpack_mb_s']):.0f}"

@@ -1,5 +1,6 @@
 """Gates by other roads: hand-written masks and gradients, draws of the noise, formulas left to autograd."""
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ from sparsesoup.core.granularity import Block, Column, CoupledGroups, Element, R
 from sparsesoup.core.groups import block_groups
 from sparsesoup.core.masking import topk_masks
 from sparsesoup.core.masks import count_kept
+from sparsesoup.methods import METHODS
 from sparsesoup.methods.gates.attach import (
     attach_gates,
     detach_gates_,
@@ -22,7 +24,7 @@ from sparsesoup.methods.gates.attach import (
     weight_scores,
 )
 from sparsesoup.methods.gates.density import group_sizes, masked_share, set_thresholds_
-from sparsesoup.methods.gates.hard_concrete import CLOSED_LOGIT, SHIFT, HardConcrete, logistic_noise
+from sparsesoup.methods.gates.hard_concrete import CLOSED_LOGIT, SHIFT, HardConcrete, SharedNoise, logistic_noise
 from sparsesoup.methods.gates.straight_through import StraightThroughGate
 from sparsesoup.methods.learned_masks import initial_scores, straight_through_gates
 from sparsesoup.training.loop import train
@@ -169,6 +171,23 @@ def test_the_expected_share_of_open_gates_is_that_of_many_draws(score: float) ->
     share = float((gate(ones) > 0).float().mean())
     assert share == pytest.approx(1 / (1 + math.exp(SHIFT - score)), abs=0.01)
     assert 0 < share < 1
+
+
+def test_all_gates_share_the_one_copy_of_their_noise_that_moved_to_the_device() -> None:
+    noise = SharedNoise(logistic_noise(5000, torch.Generator().manual_seed(6)))
+    gates = [HardConcrete(Parameter(torch.ones(3, 4)), noise, i) for i in range(3)]
+    there = {id(gate.noise.on(torch.device("meta"))) for gate in gates}
+    assert len(there) == 1
+    assert noise.values.device.type == "meta"
+
+
+def test_gates_are_found_anew_when_they_are_attached_and_detached() -> None:
+    problem = tiny()
+    run = METHODS["l0"].start_run(problem, 0.5)
+    assert len(list(gates_of(run.state.model))) == 3
+    assert len(list(gates_of(copy.deepcopy(run.state.model)))) == 3
+    detach_gates_(run.state)
+    assert not list(gates_of(run.state.model))
 
 
 def test_evaluated_a_hard_concrete_gate_is_its_scale_and_nothing_random() -> None:

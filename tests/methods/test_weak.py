@@ -15,6 +15,7 @@ from reference import isp_code as twin
 from sparsesoup.cli.prune import parse_arguments
 from sparsesoup.core import masks as algebra
 from sparsesoup.core.errors import UserError
+from sparsesoup.core.masking import topk_masks
 from sparsesoup.core.masks import Masks
 from sparsesoup.core.schedules import ConstantRate, CubicSchedule
 from sparsesoup.methods import METHODS
@@ -197,3 +198,17 @@ def test_a_range_that_cannot_be_read_is_refused_in_one_line(given: str, said: st
     with pytest.raises(UserError, match=re.escape(said)) as caught:
         parse_arguments(["isp", "--method.protocols", f"[{{rate: {given}}}]"])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "masks", "calls"), [("isp", 0, 1), ("isp-paper", 1, 3)])
+def test_a_stage_computes_its_plain_mask_once(
+    name: str, masks: int, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    for module in ("weak_masks", "select_masks"):
+        where = f"sparsesoup.methods.{module}.topk_masks"
+        monkeypatch.setattr(where, lambda *given, **more: made.append(1) or topk_masks(*given, **more))
+    short = {"stage": 0.05, "cut": 0.4, "weak_steps": 2} if name == "isp-paper" else {}
+    ticket = replace(METHODS[name], weak_masks=masks, **short).run(tiny(), 0.8)
+    assert len(made) == calls * len(ticket.notes["stages"])
+    assert len(ticket.notes["stages"]) > 1

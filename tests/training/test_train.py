@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import sparsesoup.training.loop
 from conftest import Watch, same, tiny
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.masking import topk_masks
@@ -89,6 +90,41 @@ def test_masks_hold_even_where_a_hook_writes_into_dead_weights_or_sets_the_masks
     train(state, problem, 4, hooks=[average])
     assert sum(int((p == 0).sum()) for p in state.prunable_parameters().values()) == 1000
     assert all(not p[~state.masks[n]].any() for n, p in state.prunable_parameters().items())
+
+
+@pytest.mark.parametrize("how", ["reads", "writes", "replaces"])
+def test_the_masks_are_applied_after_a_hook_only_if_it_wrote_weights(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = tiny()
+    state = problem.start_run()
+    state.set_masks_(half(state))
+    applied: list[int] = []
+    real = sparsesoup.training.loop.apply_masks_
+
+    def count(params: dict[str, Tensor], masks: Masks) -> None:
+        applied.append(state.step)
+        real(params, masks)
+
+    def hook(state: TrainState) -> None:
+        weight = state.prunable_parameters()["blocks.0.weight"]
+        if how == "writes" and state.step == 2:
+            with torch.no_grad():
+                weight.add_(0.01)
+        if how == "replaces" and state.step == 2:
+            weight.data = weight.data + 0.01
+
+    monkeypatch.setattr(sparsesoup.training.loop, "apply_masks_", count)
+    train(state, problem, 4, hooks=[hook])
+    assert applied == ([4] if how == "reads" else [2, 4])  # the last one is that at the end
+    assert all(not p[~state.masks[n]].any() for n, p in state.prunable_parameters().items())
+
+
+def test_a_training_on_the_cpu_touches_no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    forked = []
+    real = torch.random.fork_rng
+    monkeypatch.setattr(torch.random, "fork_rng", lambda **given: forked.append(given["devices"]) or real(**given))
+    problem = tiny()
+    train(problem.start_run(), problem, 1)
+    assert forked == [set()]
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

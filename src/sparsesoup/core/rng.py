@@ -2,8 +2,11 @@
 
 import functools
 import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 
 def derive_seed(seed: int, *path: object) -> int:
@@ -30,6 +33,18 @@ def seed_everything(number: int) -> None:
         torch.manual_seed(number)
     else:
         torch.default_generator.manual_seed(number)
+
+
+@contextmanager
+def fork_rng_of(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Restore the random state afterwards, of the CPU and of the devices of these tensors only.
+
+    `torch.random.fork_rng` alone would start every accelerator of the machine.
+    """
+    devices = {t.device for t in tensors if t.device.type not in ("cpu", "meta", "mps")}  # mps has no device numbers
+    kind = next((device.type for device in devices), "cuda")
+    with torch.random.fork_rng(devices=devices, device_type=kind):
+        yield
 
 
 @functools.cache

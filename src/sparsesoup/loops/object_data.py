@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, default_data_collator
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.rng import seed_everything
+from sparsesoup.core.rng import fork_rng_of, seed_everything
 from sparsesoup.loops.object_problem import LossAndOutputs
 from sparsesoup.loops.problem import Loss, as_mapping
 from sparsesoup.training.batching import Batch, RowBatches
@@ -54,7 +54,7 @@ def rows_digest(rows: RowBatches) -> str:
     """Return a digest of the number of rows and of the contents of at most 256 of them, evenly spread."""
     count, digest = len(rows), hashlib.sha256()
     digest.update(f"{count} rows".encode())
-    with torch.random.fork_rng():
+    with fork_rng_of(()):
         seed_everything(0)  # rows that are drawn at random are the same ones each time
         for i in sorted({count * k // DIGESTED for k in range(DIGESTED)}):
             _digest_value(rows.rows[i], digest)

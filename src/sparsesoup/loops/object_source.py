@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.rng import seed_everything
+from sparsesoup.core.rng import fork_rng_of, seed_everything
 from sparsesoup.core.targets import weights_fingerprint
 from sparsesoup.core.ticket import Ticket, load_masks
 from sparsesoup.hub.models import loading
@@ -112,7 +112,7 @@ class ObjectSource:
         """Return digests of weights and rows, T, and the loss of the first rows, which tells losses and teachers."""
         rows = list(range(min(problem.training.batch_size, len(problem.train))))
         model = problem.accelerator.prepare_model(copy.deepcopy(problem.pretrained), evaluation_mode=True).eval()
-        with torch.no_grad(), torch.random.fork_rng():
+        with torch.no_grad(), fork_rng_of(model.parameters()):
             seed_everything(0)
             batch = to_device(problem.train.batch(rows), problem.accelerator.device)
             loss = float(problem.training_loss(model, batch))

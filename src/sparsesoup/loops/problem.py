@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.masks import dense_masks
-from sparsesoup.core.rng import cpu_generator
+from sparsesoup.core.rng import cpu_generator, fork_rng_of
 from sparsesoup.core.targets import Targets, target_parameters
 from sparsesoup.loops.shadow import Shadow
 from sparsesoup.training.batching import Batch, RowBatches
@@ -126,7 +126,7 @@ def first_batches(batches: Iterable[Any], phases: Sequence[Phase], seed: int) ->
     """
     most = sum(phase.steps for phase in phases if phase.kind == "fork")
     most = max(most + sum(count for phase in phases for _, count in phase.scores), 1)
-    with torch.random.fork_rng():
+    with fork_rng_of(()):
         if isinstance(batches, Sequence):
             found = list(batches)
         elif isinstance(getattr(batches, "dataset", None), Sized) and hasattr(batches, "collate_fn"):

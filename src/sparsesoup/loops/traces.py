@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sparsesoup.core.rng import fork_rng_of
 from sparsesoup.loops.problem import LoopProblem
 
 
@@ -20,7 +21,7 @@ def without_trace(model: nn.Module) -> Iterator[None]:
     try:
         for parameter, _ in grads:
             parameter.grad = None
-        with torch.random.fork_rng(), torch.inference_mode(False), torch.enable_grad():
+        with fork_rng_of(parameter for parameter, _ in grads), torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
         random.setstate(drawn[0])

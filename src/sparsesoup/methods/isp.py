@@ -117,7 +117,8 @@ class InstantSoup(Method):
 
     def _superpose_and_prune(self, target: float, final: float, run: ActiveRun) -> None:
         state, groups = run.state, self.groups_of(run.state.targets)
-        prune_to_soup(state, self.weak_masks, self._merged_masks(state, target, final, groups), groups)
+        masks = self._merged_masks(state, target, final, groups)
+        prune_to_soup(state, self.weak_masks, masks, groups, plain=None if self.weak_masks else masks)
 
     def _merged_masks(self, state: TrainState, target: float, final: float, groups: Pattern) -> Masks:
         if not self.weak_masks:

@@ -90,8 +90,9 @@ class InstantSoupPaper(Method):
 
     def _unite_and_prune(self, goal: float, run: ActiveRun) -> None:
         state = run.state
-        superposed = union([masks_with_quorum(state, 1), self.select_masks(state, goal, within=state.masks)])
-        prune_to_soup(state, self.weak_masks, self.select_masks(state, goal, within=superposed))
+        plain = self.select_masks(state, goal, within=state.masks)
+        superposed = union([masks_with_quorum(state, 1), plain])
+        prune_to_soup(state, self.weak_masks, self.select_masks(state, goal, within=superposed), plain=plain)
 
 
 def _select_weak_mask(goal: float, run: ActiveRun) -> Tensors:

@@ -10,7 +10,7 @@ from sparsesoup.core.granularity import Block, CoupledGroups, Element
 from sparsesoup.core.groups import block_groups
 from sparsesoup.core.rng import cpu_generator
 from sparsesoup.methods.gates.density import group_sizes
-from sparsesoup.methods.gates.hard_concrete import CLOSED_LOGIT, SHIFT, START, HardConcrete, logistic_noise
+from sparsesoup.methods.gates.hard_concrete import CLOSED_LOGIT, SHIFT, START, HardConcrete, SharedNoise, logistic_noise
 from sparsesoup.methods.gates.penalty_controller import SparsityController
 from sparsesoup.methods.learned_masks import (
     GateSetup,
@@ -134,7 +134,7 @@ class HardConcreteL0(LearnedMasks):
         )  # fmt: skip
         learnt = initial_scores(problem, ties, self.start)
         longest = max(math.prod(target.shape) for target in problem.targets.values())
-        noise = logistic_noise(longest + (1 << 20), cpu_generator(problem.seed, "noise of the gates"))
+        noise = SharedNoise(logistic_noise(longest + (1 << 20), cpu_generator(problem.seed, "noise of the gates")))
 
         def make(number: int, place: int, tie: CoupledGroups) -> nn.Module:
             score = learnt[number]

@@ -71,20 +71,23 @@ def superpose_masks(state: TrainState, how: Sets, voters: int, most: float, patt
     return found if sparsity(found) <= most else consensus_masks(state, most, pattern)
 
 
-def prune_to_soup(state: TrainState, voters: int, masks: Masks, pattern: Pattern = Element) -> None:
+def prune_to_soup(
+    state: TrainState, voters: int, masks: Masks, pattern: Pattern = Element, plain: Masks | None = None
+) -> None:
     """Prune the main run to the merged masks, note the effect of the soup, and clear the votes.
 
     Notes: the agreement of the weak masks, and the share of all weights on which the merged mask differs from plain
-    magnitude pruning of the main run at this step and sparsity.
+    magnitude pruning of the main run at this step and sparsity, `plain` if that is known.
     """
-    scores, share = magnitude(state.prunable_parameters()), sparsity(masks)
-    plain = topk_masks(scores, share, pattern=pattern, within=state.masks) if count_kept(masks) else masks
+    if plain is None and count_kept(masks):
+        scores = magnitude(state.prunable_parameters())
+        plain = topk_masks(scores, sparsity(masks), pattern=pattern, within=state.masks)
     votes = {name: state.memory[f"votes/{name}"] for name in state.targets} if voters else {}
     entry = {
         "step": state.step,
         "sparsity": sparsity(masks),
         "weak_masks": voters,
-        "changed": hamming_distance(masks, plain),
+        "changed": hamming_distance(masks, plain or masks),
     }
     if voters > 1:
         entry |= vote_agreement(votes, voters)

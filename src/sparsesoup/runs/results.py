@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from sparsesoup.core import masks as algebra
+from sparsesoup.core.rng import fork_rng_of
 from sparsesoup.core.ticket import Ticket
 from sparsesoup.hub.build import OpenedTask
 from sparsesoup.hub.tasks.registry import describe_task, task_type_of
@@ -131,7 +132,7 @@ def _plain_steps(settings: RunConfig, problem: Problem, cost: dict[str, dict[str
         return {}
     indices = list(range(min(problem.training.rows_per_step, len(problem.train))))
     batch, model = problem.train.batch(indices), problem.pretrained
-    with torch.random.fork_rng(), CountFlops() as count:
+    with fork_rng_of(model.parameters()), CountFlops() as count:
         loss = problem.criterion(problem.predict(model, batch), batch)
         torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
     per_token = count.flops / problem.train.count_tokens(indices)[0]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.masks import apply_masks_, sparsity
-from sparsesoup.core.rng import derive_seed, seed_everything
+from sparsesoup.core.rng import derive_seed, fork_rng_of, seed_everything
 from sparsesoup.training.batching import RowBatches
 from sparsesoup.training.config import TrainingOverrides
 from sparsesoup.training.cost import Cost
@@ -48,7 +48,8 @@ def train(
         stream: name of the random stream for row order and noise. It continues at `state.step`, so that a rewound run
             sees the same rows again, and training in two halves equals training at once.
         rate: step -> learning rate; default: the problem's schedule over T.
-        hooks: called after each step; may prune, store tensors or halt, but not train.
+        hooks: called after each step; may prune, store tensors or halt, but not train. One that writes weights does
+            so under `torch.no_grad()`, not through `.data`, which hides it from the masks until the end.
         observe: called with the gradients of each step, before clipping; may only store tensors.
         penalty: added to the loss.
         label: cost label of the steps.
@@ -64,13 +65,14 @@ def train(
     rate = problem.rate_schedule() if rate is None else rate
     loop = _Loop(state, problem, data, stream, rate, tuple(hooks), observe, penalty, label, until)
     problem.observer.begin(label, state.step, until)
-    with _apply_overrides(state, protocol), torch.random.fork_rng(), ExitStack() as after:
+    with _apply_overrides(state, protocol), fork_rng_of(state.model.parameters()), ExitStack() as after:
         after.callback(zero_gradients(loop.params, lambda: state.masks))
         for indices in islice(order, max(until - state.step, 0)):
             problem.observer.step(loop.step(indices))
             if state.halt:
                 break
             problem.journal.save_if_due(state, until)
+    apply_masks_(loop.params, state.masks if loop.gone else {})
     problem.observer.end()
     return state
 
@@ -112,17 +114,22 @@ class _Loop:
             _update_weights(state, problem, loss, self.label)
             cost.steps += 1
             state.step += 1
+            before = self._writes() if self.hooks else []
             for hook in self.hooks:
                 hook(state)
-            self._hold_masks()
+            self._hold_masks(written=bool(self.hooks) and before != self._writes())
         share = self.gone or state.masked
         return {"step": state.step, "label": self.label, "loss": loss, "rate": rate, "sparsity": share}
 
-    def _hold_masks(self) -> None:
+    def _writes(self) -> list[tuple[int, int]]:
+        """Return what changes when a weight is written in place or moved."""
+        return [(p._version, p.data_ptr()) for p in self.params.values()]
+
+    def _hold_masks(self, written: bool) -> None:
         if self.state.masks is not self.masks:
             self.state.enforce_masks_()
             self.masks, self.gone = self.state.masks, sparsity(self.state.masks)
-        elif self.gone and (self.hooks or not isinstance(self.state.optimizer, OPTIMIZERS_THAT_KEEP_ZEROS)):
+        elif self.gone and (written or not isinstance(self.state.optimizer, OPTIMIZERS_THAT_KEEP_ZEROS)):
             apply_masks_(self.params, self.masks)
 
 

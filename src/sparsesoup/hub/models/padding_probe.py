@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsesoup.core.errors import UserError, cause_line
-from sparsesoup.core.rng import seed_everything
+from sparsesoup.core.rng import fork_rng_of, seed_everything
 from sparsesoup.hub.quiet import quiet_libraries
 from sparsesoup.hub.tasks.registry import TaskType
 from sparsesoup.training.batching import RowBatches
@@ -53,7 +53,7 @@ def _outputs_for(name: str, kind: TaskType, model: nn.Module, data: RowBatches, 
     """Return the outputs for some rows; raise a UserError unless they are finite."""
     batch = data.batch(rows)
     try:
-        with torch.no_grad(), torch.random.fork_rng(), quiet_libraries():
+        with torch.no_grad(), fork_rng_of(model.parameters()), quiet_libraries():
             seed_everything(0)
             answers = kind.predict(model, batch).float()
     except Exception as error:  # any error that a wrong number in config.json may cause

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from sparsesoup.core.errors import UserError, list_names, one_line
+from sparsesoup.core.rng import fork_rng_of
 from sparsesoup.core.targets import block_of
 
 REMEDY = "take config.json and weights as they were written"
@@ -140,7 +141,7 @@ def _output_layer(model: Any, names: Collection[str]) -> list[tuple[str, Tensor]
 def unused_weights(model: Any, inputs: Mapping[str, Tensor]) -> set[str]:
     """Return the weights that a model does not use for such inputs: those without a gradient from any output."""
     weights = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
-    with torch.random.fork_rng():
+    with fork_rng_of(model.parameters()):
         answers = [t for t in model(**inputs).to_tuple() if isinstance(t, Tensor) and t.requires_grad]
     slopes = torch.autograd.grad([t.sum() for t in answers], [*weights.values()], allow_unused=True)
     return {key for key, slope in zip(weights, slopes, strict=True) if slope is None}

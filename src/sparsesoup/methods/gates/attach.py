@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from sparsesoup.methods.gates.straight_through import StraightThroughGate, floor
 from sparsesoup.training.state import TrainState
 
 Kind = TypeVar("Kind", bound=nn.Module)
+_ATTACHED: WeakKeyDictionary[nn.Module, list[tuple[str, nn.Module]]] = WeakKeyDictionary()  # until gates change
 Make = Callable[[int, int, CoupledGroups], nn.Module]  # (group index, member index, groups) -> gate of that member
 
 
@@ -28,6 +30,7 @@ def attach_gates(model: nn.Module, ties: tuple[CoupledGroups, ...], make: Make) 
             # The result has the shape of the weight; torch's check would run the gate, and its random noise, once more.
             parametrize.register_parametrization(model.get_submodule(owner), own, gate, unsafe=True)
             learnt |= {id(p): p for p in gate.parameters()}
+    _ATTACHED.pop(model, None)
     return list(learnt.values())
 
 
@@ -38,6 +41,7 @@ def attach_biases(model: nn.Module, targets: Targets) -> None:
         if bias and len(targets[name].shape) == 2 and getattr(model.get_submodule(owner), bias, None) is not None:
             new = BiasGate(gate, targets[name].shape, targets[name].transposed)
             parametrize.register_parametrization(model.get_submodule(owner), bias, new, unsafe=True)
+    _ATTACHED.pop(model, None)
 
 
 def _bias_of(name: str) -> tuple[str, str]:
@@ -52,8 +56,15 @@ def gates_of(model: nn.Module) -> Iterator[tuple[str, StraightThroughGate]]:
 
 
 def _attached_of_kind(model: nn.Module, kind: type[Kind]) -> Iterator[tuple[str, Kind]]:
+    """Yield (name of the parameter, its gate); a walk over all modules a few times a step would take milliseconds."""
+    if model not in _ATTACHED:
+        _ATTACHED[model] = list(_find_attached(model))
+    yield from ((name, module) for name, module in _ATTACHED[model] if isinstance(module, kind))
+
+
+def _find_attached(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
-        if isinstance(module, kind):
+        if isinstance(module, (StraightThroughGate, BiasGate)):
             owner, _, rest = f".{name}".partition(".parametrizations.")
             yield f"{owner}.{rest.split('.')[-2]}".lstrip("."), module
 
@@ -116,6 +127,7 @@ def detach_gates_(state: TrainState) -> None:
     for name, _ in [*gates_of(state.model), *_attached_of_kind(state.model, BiasGate)]:
         owner, _, own = name.rpartition(".")
         parametrize.remove_parametrizations(state.model.get_submodule(owner), own, leave_parametrized=False)
+    _ATTACHED.pop(state.model, None)
     living = {id(p) for p in state.model.parameters()}
     groups = state.optimizer.param_groups
     groups[:] = [group for group in groups if all(id(p) in living for p in group["params"])]

@@ -1,5 +1,6 @@
 """Density of gates: measure and set the masked share."""
 
+import torch
 from torch import Tensor, nn
 
 from sparsesoup.core.granularity import CoupledGroups
@@ -28,8 +29,13 @@ def first_gate_per_group(model: nn.Module) -> dict[int, tuple[str, StraightThrou
 
 def group_scores(state: TrainState) -> dict[int, Tensor]:
     """Return the score of each group."""
-    params = target_parameters(state.model, state.targets)
-    return {tie: gate.group_scores(params[name]) for tie, (name, gate) in first_gate_per_group(state.model).items()}
+    first = first_gate_per_group(state.model)
+    bare = any(gate.score is None for _, gate in first.values())  # then a weight is its own score
+    params = target_parameters(state.model, state.targets) if bare else {}
+    return {
+        tie: gate.group_scores(params[name] if gate.score is None else gate.score)
+        for tie, (name, gate) in first.items()
+    }
 
 
 def set_thresholds_(state: TrainState, areas: list[int], sparsity: float, scope: Scope) -> None:
@@ -42,10 +48,12 @@ def set_thresholds_(state: TrainState, areas: list[int], sparsity: float, scope:
 
 def masked_share(state: TrainState, areas: list[int], exact: bool = False) -> float:
     """Return the share of prunable weights masked by closed gates; estimated on a sample unless `exact`."""
-    first, opened, total = first_gate_per_group(state.model), 0.0, 0
-    for tie, score in group_scores(state).items():
-        some = score.flatten()[:: 1 if exact else max(1, score.numel() // SAMPLE)]
+    first, scores = first_gate_per_group(state.model), group_scores(state)
+    some = {tie: s.flatten()[:: 1 if exact else max(1, s.numel() // SAMPLE)] for tie, s in scores.items()}
+    counts = torch.stack([torch.count_nonzero(part >= first[tie][1].level) for tie, part in some.items()]).tolist()
+    opened, total = 0.0, 0
+    for (tie, score), count in zip(scores.items(), counts, strict=True):
         weights = score.numel() * areas[tie]
-        opened += float((some >= first[tie][1].level).sum()) / len(some) * weights
+        opened += count / len(some[tie]) * weights
         total += weights
     return 1.0 - opened / total

@@ -17,6 +17,19 @@ CLOSED_LOGIT = math.log(-LOW / HIGH)  # below this score the deterministic gate 
 SHIFT = BETA * math.log(-LOW / HIGH)  # a gate is open with probability sigmoid(score - SHIFT)
 
 
+class SharedNoise:
+    """Noise that all gates of a model share; no buffer, since it is derived from the seed. It moves once, with them."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+
+    def on(self, device: torch.device) -> Tensor:
+        """Return the noise on a device."""
+        if self.values.device != device:
+            self.values = self.values.to(device)
+        return self.values
+
+
 class HardConcrete(StraightThroughGate):
     """z = clamp(sigmoid((log u - log(1 - u) + score) / beta) (1.2) - 0.1, 0, 1). Louizos et al. 2018, eq. 10 to 12.
 
@@ -27,20 +40,19 @@ class HardConcrete(StraightThroughGate):
         tie: index of the coupled groups in the model.
     """
 
-    def __init__(self, score: Parameter, noise: Tensor, tie: int) -> None:
+    def __init__(self, score: Parameter, noise: "Tensor | SharedNoise", tie: int) -> None:
         super().__init__(score, Element, tie, 0, SHIFT)
         self.level.fill_(CLOSED_LOGIT)
-        self.noise = noise  # not a buffer: it is derived from the seed, and shared
+        self.noise = noise if isinstance(noise, SharedNoise) else SharedNoise(noise)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight times its gate: random in training, else at the median of the noise."""
         if not self.training:
             return weight * self.mean_gate(weight)
-        if self.noise.device != weight.device:
-            self.noise = self.noise.to(weight.device)
-        start = int(torch.randint(len(self.noise) - weight.numel() + 1, ()))
-        noise = self.noise[start : start + weight.numel()].view(weight.shape)
-        product, self.share = HardConcreteFunction.apply(weight, self.score, noise)
+        noise = self.noise.on(weight.device)
+        start = int(torch.randint(len(noise) - weight.numel() + 1, ()))
+        section = noise[start : start + weight.numel()].view(weight.shape)
+        product, self.share = HardConcreteFunction.apply(weight, self.score, section)
         return product
 
     def mean_gate(self, weight: Tensor) -> Tensor:

@@ -36,8 +36,10 @@ class StraightThroughGate(nn.Module):
         """Return the weight where its group is open, 0 elsewhere; in training, store the penalty in `share`."""
         if self.score is None:
             return weight * (weight.detach().abs() >= self.level).view(torch.int8)
-        product, share = MaskStraightThrough.apply(weight, self.score, self.level, self)
-        if self.training and self.shift is not None:
+        if self.shift is None:
+            return MaskStraightThrough.apply(weight, self.score, self.level, self)
+        product, share = PenalisedMask.apply(weight, self.score, self.level, self)
+        if self.training:
             self.share = share
         return product
 
@@ -71,18 +73,14 @@ class MaskStraightThrough(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, weight: Tensor, score: Tensor, level: Tensor, gate: StraightThroughGate
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, weight: Tensor, score: Tensor, level: Tensor, gate: StraightThroughGate) -> Any:
         ctx.gate = gate
         ctx.save_for_backward(weight, score, level)  # the mask is recomputed in the backward pass to save memory
-        return mask_weight(weight, open_groups(score, level, gate.block), gate.block), mean_gate_probability(
-            score, gate.shift
-        )
+        return mask_weight(weight, open_groups(score, level, gate.block), gate.block)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        (grad, pull), (weight, score, level), gate = grads, ctx.saved_tensors, ctx.gate
+        grad, (weight, score, level), gate = grads[0], ctx.saved_tensors, ctx.gate
         product = grad * weight
         if gate.block != Element:
             product = gate.block.sum_over_tiles(product).flatten()
@@ -92,10 +90,18 @@ class MaskStraightThrough(torch.autograd.Function):
             product = whole
         return (
             mask_weight(grad, open_groups(score, level, gate.block), gate.block),
-            add_penalty_gradient_(product, score, gate.shift, pull),
+            product if gate.shift is None else add_penalty_gradient_(product, score, gate.shift, grads[1]),
             None,
             None,
         )
+
+
+class PenalisedMask(MaskStraightThrough):
+    """The same, with the mean probability of an open gate as a second output, for the penalty."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, score: Tensor, level: Tensor, gate: StraightThroughGate) -> Any:
+        return MaskStraightThrough.forward(ctx, weight, score, level, gate), mean_gate_probability(score, gate.shift)
 
 
 def floor_count(count: int, floor: float) -> int:

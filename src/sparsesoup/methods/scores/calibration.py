@@ -5,11 +5,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 
-import torch
 from torch import Tensor, nn
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.rng import derive_seed, seed_everything
+from sparsesoup.core.rng import derive_seed, fork_rng_of, seed_everything
 from sparsesoup.core.targets import Targets, target_parameters
 from sparsesoup.training.batching import Batch
 from sparsesoup.training.problem import Problem, add_batch_cost, charge_time, to_device
@@ -37,7 +36,7 @@ def for_each_batch(
     """
     total = sum(map(len, rows))
     problem.observer.begin("score", 0, len(rows))
-    with frozen_eval(model, problem.targets), torch.random.fork_rng():
+    with frozen_eval(model, problem.targets), fork_rng_of(model.parameters()):
         for number, indices in enumerate(rows):
             with charge_time(problem.meter, "score") as cost:
                 seed_everything(derive_seed(problem.seed, "score", number))

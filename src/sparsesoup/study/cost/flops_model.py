@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.nn import Parameter
 
+from sparsesoup.core.rng import fork_rng_of
 from sparsesoup.core.targets import block_of, target_parameters
 from sparsesoup.methods.scores.calibration import calibration_batches
 from sparsesoup.methods.scores.gradient import hessian_product, task_gradient
@@ -86,14 +87,14 @@ def _head_flops(problem: Problem, rows: list[int]) -> int:
 def _pass_flops(problem: Problem, rows: list[int], learnt: list[Parameter]) -> int:
     """Return the FLOPs of a loss and its gradient for some parameters."""
     batch = to_device(problem.train.batch(rows), problem.accelerator.device)
-    with torch.random.fork_rng(), CountFlops() as count:
+    with fork_rng_of(problem.pretrained.parameters()), CountFlops() as count:
         torch.autograd.grad(problem.training_loss(problem.pretrained, batch), learnt, allow_unused=True)
     return count.flops
 
 
 def _forward_flops(problem: Problem, rows: list[int]) -> int:
     batch = to_device(problem.train.batch(rows), problem.accelerator.device)
-    with torch.random.fork_rng(), torch.no_grad(), CountFlops() as count:
+    with fork_rng_of(problem.pretrained.parameters()), torch.no_grad(), CountFlops() as count:
         problem.predict(problem.pretrained, batch)
     return count.flops
 
