@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 
 @overload
+def prune(name: str | Method, *, train_dataset: Any, **settings: Any) -> "PrunedModel": ...
+@overload
 def prune(
     name: str | Method, *, model: str | None = None, dataset: str | None = None, sparsity: float | None = None,
     steps: int | None = None, epochs: float | None = None, seed: int | None = None,

@@ -28,7 +28,7 @@ from sparsesoup import (
 from sparsesoup.cli.main import main
 from sparsesoup.core.files import load_table
 from sparsesoup.loops.objects import prune_model
-from tiny_hub import sentences
+from tiny_hub import sentences, tokenizer
 from tiny_objects import TRAIN, VALIDATION, accuracy, model_of, trainer_of
 
 ARGS = TrainingConfig(learning_rate=5e-3, batch_size=8)
@@ -247,9 +247,11 @@ def test_a_teacher_of_other_answers_or_blocks_is_refused() -> None:
 def test_a_trainer_has_a_teacher_and_a_folder_of_runs_too(tmp_path: Path) -> None:
     teacher = prune_model("dense", model_of(), TRAIN, **SHORT).model
     trainer = trainer_of(tmp_path / "trainer", [], max_steps=12)
+    trainer.processing_class = tokenizer(pairs=True)
     found = prune("gradual", trainer=trainer, sparsity=0.5, teacher=teacher, out=tmp_path / "runs", progress=False)
     assert isinstance(found, PrunedModel)
     assert found.path is not None
+    assert (found.path / "model" / "tokenizer.json").exists()
     settings = json.loads((found.path / "report.json").read_text(encoding="utf-8"))["settings"]
     assert settings["train"]["distill"]["teacher"] == type(teacher).__name__
 
@@ -292,6 +294,7 @@ def test_a_table_of_texts_is_encoded_for_a_model_by_name(
     assert "a run of objects in memory (train_dataset)" in capsys.readouterr().err
     for changes, says in (
         ({"train_dataset": datasets.DatasetDict({"train": raw_texts(20, 1)})}, "it is a table of splits .train.*"),
+        ({"eval_dataset": {"matched": raw_texts(20, 1)}}, "eval_dataset: it is a table of splits .matched.*"),
         ({"model": model_of()}, "tables of texts or images and a model by name"),
         ({"text_column": "said"}, "did you mean|unknown setting"),
     ):

@@ -131,6 +131,10 @@ def test_a_decoder_is_pruned_two_to_four_along_its_inputs(method: str) -> None:
         assert bool((turned.reshape(len(turned), -1, 4).sum(-1) == 2).all())
         assert not bool(dict(model.named_parameters())[name][~mask].any())
     assert model.training
+    torch.manual_seed(0)
+    again = AutoModelForCausalLM.from_config(config)
+    chosen = prune_once(again, batches, method, "2:4", prunable=lambda name, parameter: name in masks)
+    assert same(chosen, masks)
 
 
 def test_sparsegpt_prunes_in_a_foreign_loop_and_snip_takes_a_loss() -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
+from transformers.pytorch_utils import Conv1D
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Element
@@ -138,7 +139,9 @@ def _targets_of(model: nn.Module, prunable: Prunable) -> Targets:
     chosen = [(name, p) for name, p in model.named_parameters() if prunable(name, p)]
     if flat := [name for name, p in chosen if p.dim() < 2 or min(p.shape) < 2]:
         raise UserError(f"{flat[0]} is no matrix, so it cannot be pruned; leave it out of prunable=...")
-    return {name: Target("other", tuple(p.shape)) for name, p in chosen}
+    owners = dict(model.named_modules())
+    turned = {name: isinstance(owners[name.rpartition(".")[0]], Conv1D) for name, _ in chosen}  # stored [in, out]
+    return {name: Target("other", tuple(p.shape), turned[name]) for name, p in chosen}
 
 
 def check_trained(model: nn.Module, optimizer: Optimizer, targets: Targets) -> None:

@@ -46,10 +46,9 @@ def object_source(given: Given) -> ObjectSource:
     Raises: UserError if one is missing or does not fit.
     """
     settings, model, reader = _settings_of(given), given["model"], given["processing_class"]
-    if isinstance(given["train_dataset"], Mapping):
-        raise UserError(
-            f"it is a table of splits ({list_names(given['train_dataset'])}); give one of them", "train_dataset"
-        )
+    for name in ("train_dataset", "eval_dataset"):
+        if isinstance(given[name], Mapping):
+            raise UserError(f"it is a table of splits ({list_names(given[name])}); give one of them", name)
     if raw := _is_raw(given):
         problem, reader = _raw_problem(settings, given)
     elif not isinstance(model, nn.Module):

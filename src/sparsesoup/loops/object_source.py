@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -116,8 +117,9 @@ class ObjectSource:
             seed_everything(0)
             batch = to_device(problem.train.batch(rows), problem.accelerator.device)
             loss = float(problem.training_loss(model, batch))
-        return {**self._weights_and_rows(), "loss": f"{loss:.4g}"}
+        return {**self._weights_and_rows, "loss": f"{loss:.4g}"}
 
+    @functools.cached_property
     def _weights_and_rows(self) -> dict[str, Any]:
         problem = self.problem
         return {
@@ -135,7 +137,7 @@ class ObjectSource:
         """Return what the report says of model and data: that they are objects, and which."""
         place = self.settings.place
         known = place.model != type(problem.pretrained).__name__ and not Path(place.model).exists()
-        found = self.fingerprints(problem)
+        found = self._weights_and_rows
         return RunFacts(
             model=place.model, dataset=place.dataset, local=["dataset"] if known else ["model", "dataset"],
             task=f"objects in memory ({', '.join(self.settings.objects)}), of which no test split is known",
@@ -157,7 +159,7 @@ class ObjectSource:
 
     def check_unchanged(self, path: Path, report: Mapping[str, Any]) -> None:
         """Raise a UserError if a finished run is of another model or of other rows."""
-        there, own = report.get("fingerprints") or {}, self._weights_and_rows()
+        there, own = report.get("fingerprints") or {}, self._weights_and_rows
         if changed := [name for name, value in own.items() if there.get(name) != value]:
             raise UserError(f"{path} was made with another {' and '.join(changed)}; give another out=...")
 
