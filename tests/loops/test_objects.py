@@ -212,7 +212,6 @@ def test_a_killed_call_goes_on_from_its_checkpoints(tmp_path: Path) -> None:
         ({"model": None}, "give model=... and train_dataset=..., both as objects"),
         ({"model": nn.Linear(4, 4)}, "Linear brings no loss"),
         ({"train_dataset": []}, "has no rows"),
-        ({"method": "pins"}, "needs logits beside the loss"),
         ({"method": "nonsense"}, "there is no method nonsense"),
         ({"train_dataset": TRAIN.remove_columns("labels")}, "returned no loss"),
     ],

@@ -147,6 +147,38 @@ def test_batches_without_labels_and_outputs_by_name(method: str) -> None:
     assert taught.metrics["negative_loss"] < 0
 
 
+@pytest.mark.parametrize("kind", ["tokens", "by name"])
+def test_pins_teaches_itself_on_objects(kind: str) -> None:
+    """Its teacher needs outputs beside the loss; a second pass of the student is not made."""
+    passes = 0
+
+    def loss(model: nn.Module, batch: Any) -> tuple[Tensor, Any]:
+        nonlocal passes
+        outputs = model(batch["x"])
+        passes += isinstance(model, Twins) and model.training
+        return (outputs["again"] - batch["x"]).square().mean(), outputs
+
+    settings: dict[str, Any] = {**SHORT, "steps": 40}
+    if kind == "tokens":
+        model = model_of(AutoModelForTokenClassification, num_labels=3)
+        found = prune_model("pins", model, token_rows(), data_collator=COLLATE, **settings)
+    else:
+        rows = [{"x": row} for row in torch.randn(22, 6, generator=torch.Generator().manual_seed(0))]
+        found = prune_model("pins", Twins(), rows, loss=loss, **settings)
+        assert passes == 41  # one of them for the report, which counts a step without a teacher
+    assert found.ticket.notes["teachers"]
+    assert found.ticket.sparsity == pytest.approx(0.5, abs=0.01)
+
+
+def test_the_certainty_of_tokens_leaves_padding_out() -> None:
+    from sparsesoup.methods.pins import answer_certainty
+
+    outputs = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    assert torch.allclose(answer_certainty(outputs, mask)[:1], answer_certainty(outputs[:1, :3]))
+    assert torch.allclose(answer_certainty(outputs, mask)[1:], answer_certainty(outputs[1:]))
+
+
 def test_a_language_model_is_scored_by_its_tokens() -> None:
     torch.manual_seed(0)
     config = GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=64, n_positions=32, pad_token_id=0)

@@ -56,9 +56,6 @@ def object_source(given: Given) -> ObjectSource:
     if not raw:
         _refuse_columns(given)
         problem = _make_problem(settings, model, reader, given)
-    if any(phase.own_loss for phase in settings.method.plan(problem.size, float(settings.amount.sparsity or 0.0))):
-        name = type(settings.method).__name__
-        raise UserError(f"{name} needs logits beside the loss; take platon, or a name for model=...")
     outside = RuntimeOptions(SafeConsole(stderr=True, quiet=not given["progress"]))
     return ObjectSource(
         settings=settings, problem=problem, outside=outside,

@@ -105,7 +105,7 @@ def prune_model(
     columns: Mapping[str, Any] | None = None, seed: int = 0, dataset: str = "objects", out: str | Path | None = None,
     progress: bool = True, observer: Observer | None = None,
 ) -> PrunedModel:  # fmt: skip
-    """Prune a model object on datasets in memory, by any method but those that need logits of a teacher (pins).
+    """Prune a model object on datasets in memory, by any method.
 
     Args:
         method: a method's name, or a method with settings of its own.

@@ -128,25 +128,28 @@ def self_taught(problem: Problem, state: TrainState, temperature: float) -> Call
         for name, t in named_weights(model).items():  # no copy; a restart replaces the memory's tensors
             t.data = state.memory[f"teacher/{name}"]
         with torch.no_grad():
-            wanted = problem.predict(model, batch)
+            wanted = problem.loss_and_outputs(model, batch)[1]
         said: list[Any] = []
         handle = student.register_forward_hook(lambda module, inputs, output: said.append(output))
         try:
             loss = problem.training_loss(student, batch)
         finally:
             handle.remove()
-        given = problem.predict(_CachedAnswers(student, said[0]), batch)
-        return loss + (answer_certainty(given.detach()) * distillation_divergence(given, wanted, temperature)).mean()
+        given = problem.loss_and_outputs(_CachedAnswers(student, said[0]), batch)[1]
+        mask = batch.get("attention_mask") if given.dim() == 3 else None
+        apart = distillation_divergence(given, wanted, temperature, mask)
+        return loss + (answer_certainty(given.detach(), mask) * apart).mean()
 
     return objective
 
 
-def answer_certainty(outputs: Tensor) -> Tensor:
+def answer_certainty(outputs: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return 1 - entropy / log(answers) of each row, in [0, 1]: [rows]; 1 for a number, which has no entropy.
 
     Args:
         outputs: [rows, ..., answers]; averaged over several outputs per row. Answers with a logit so low that their
             probability is 0 (a position outside of the context) are not counted.
+        mask: [rows, tokens] of outputs [rows, tokens, answers]: tokens that count; default all.
 
     >>> answer_certainty(torch.tensor([[0.0, 0.0], [0.0, -1e9]])).tolist()
     [0.0, 1.0]
@@ -155,6 +158,8 @@ def answer_certainty(outputs: Tensor) -> Tensor:
         return torch.ones(len(outputs), device=outputs.device)
     odds = outputs.float().softmax(-1)
     entropy = torch.special.entr(odds).sum(-1) / (odds > 0).sum(-1).clamp_min(2).log()
+    if mask is not None and mask.shape == entropy.shape:
+        return 1.0 - entropy.masked_fill(mask == 0, 0.0).sum(-1) / mask.sum(-1).clamp(min=1)
     return 1.0 - entropy.flatten(1).mean(1) if entropy.dim() > 1 else 1.0 - entropy
 
 
