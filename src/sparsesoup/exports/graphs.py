@@ -16,7 +16,7 @@ from sparsesoup.exports.runtimes import (
     EXACT,
     ONNX_FILE,
     OPENVINO_FILE,
-    Asked,
+    InferenceFunction,
     first_error_line,
     open_onnx,
     open_openvino,
@@ -227,7 +227,7 @@ def trace_model(model: Any, names: Sequence[str], opset: int = 0) -> Any:
     return program
 
 
-def compare_outputs(model: Any, names: Sequence[str], ask: Asked, close: float) -> float:
+def compare_outputs(model: Any, names: Sequence[str], ask: InferenceFunction, close: float) -> float:
     """Return the largest difference between an engine's outputs and the model's, on random inputs of several shapes."""
     worst = []
     for rows, length in SHAPES:

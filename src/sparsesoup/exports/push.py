@@ -102,17 +102,17 @@ def push_to_hub(
         validate_repo_id(repo)
     except HFValidationError as error:
         raise UserError(f"{repo!r} is no name of a repository: {one_line(error)}") from error
-    parcel = open_upload(run)
+    upload = open_upload(run)
     if out is not None:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"--out {out} is there already; give a folder that does not exist")
         with atomic_write(out) as temporary:
             temporary.mkdir()
-            write_upload(parcel, temporary, repo, license)
+            write_upload(upload, temporary, repo, license)
         return str(out)
     api = _open_hub(repo, _read_token(token_from_env))
     with tempfile.TemporaryDirectory() as temporary_name:
-        write_upload(parcel, Path(temporary_name), repo, license)
+        write_upload(upload, Path(temporary_name), repo, license)
         return _upload_files(api, Path(temporary_name), repo, private)
 
 
@@ -120,23 +120,23 @@ def open_upload(run: Path) -> HubUpload:
     """Return the model of a finished run, or of an export, for uploading."""
     run = run_folder_of(run)
     if (run / FORM).is_file():
-        parcel = _open_export(run)
+        upload = _open_export(run)
     elif (run / "report.json").is_file():
         check_run_or_model(run, facts := read_report(run))
-        parcel = HubUpload(run / "model", _files_of_run(run / "model", facts), facts, {})
+        upload = HubUpload(run / "model", _files_of_run(run / "model", facts), facts, {})
     else:
         check_finished(run)
         raise UserError(
             f"no run at {run}: give a finished run's directory (seed-<n>) or what `sparsesoup export` wrote"
         )
-    if not any(name.endswith(WEIGHTS) and "/" not in name for name in parcel.files):
+    if not any(name.endswith(WEIGHTS) and "/" not in name for name in upload.files):
         raise UserError(
-            f"no model in {parcel.folder}: expected config.json and model.safetensors; prune or export again"
+            f"no model in {upload.folder}: expected config.json and model.safetensors; prune or export again"
         )
-    for path in (parcel.folder / name for name in parcel.files):
+    for path in (upload.folder / name for name in upload.files):
         if not path.resolve().is_relative_to(run.resolve()):  # not part of the run, and may be a secret
             raise UserError(f"{path} leads out of {run} by a link; put a copy in its place, or take it out")
-    return parcel
+    return upload
 
 
 def _open_export(folder: Path) -> HubUpload:
@@ -168,38 +168,38 @@ def _files_of_run(folder: Path, facts: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(name for p in found if known.fullmatch(name := p.relative_to(folder).as_posix()))
 
 
-def write_upload(parcel: HubUpload, folder: Path, repo: str, license: str) -> None:
+def write_upload(upload: HubUpload, folder: Path, repo: str, license: str) -> None:
     """Write the folder to upload."""
-    for name in parcel.files:
+    for name in upload.files:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if name.rpartition("/")[2] in (FACTS, FORM):
-            write_table(target, strip_local_paths(read_table(parcel.folder / name)))
+            write_table(target, strip_local_paths(read_table(upload.folder / name)))
         elif name.endswith(CONFIG):
-            write_json(target, strip_local_config(read_table(parcel.folder / name)))
+            write_json(target, strip_local_config(read_table(upload.folder / name)))
         else:
-            shutil.copyfile(parcel.folder / name, target)
-    if parcel.form.get(DIGESTS):  # some files have changed: this machine's folders were removed
+            shutil.copyfile(upload.folder / name, target)
+    if upload.form.get(DIGESTS):  # some files have changed: this machine's folders were removed
         told = read_table(folder / FORM)
-        write_table(folder / FORM, told | {DIGESTS: digests_of(folder, set(parcel.files) & {*told[DIGESTS]})})
+        write_table(folder / FORM, told | {DIGESTS: digests_of(folder, set(upload.files) & {*told[DIGESTS]})})
     config = read_table(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     try:
-        text = _render_card(parcel, config, repo, license)
+        text = _render_card(upload, config, repo, license)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"damaged report, ticket or {FORM}: what {parcel.folder} says of itself cannot be told "
+            f"damaged report, ticket or {FORM}: what {upload.folder} says of itself cannot be told "
             f"({one_line(error)}); export it again, or prune again"
         ) from error
     write_text(folder / CARD, text)
 
 
-def _render_card(parcel: HubUpload, config: Mapping[str, Any], repo: str, license: str) -> str:
-    told = parcel.facts
+def _render_card(upload: HubUpload, config: Mapping[str, Any], repo: str, license: str) -> str:
+    told = upload.facts
     facts = {**strip_local_paths(told), "command": portable_command(told)}
     # Local paths of the run are listed, since a folder owner/bert looks like a name on the Hub.
     named = {"model": told.get("model"), "dataset": told.get("settings", {}).get("dataset")}
     facts["local"] = [str(facts[key]) for key in named if key in told.get("local", []) or is_local(named[key])]
-    return render_model_card(facts, strip_local_paths(parcel.form), config, repo, license)
+    return render_model_card(facts, strip_local_paths(upload.form), config, repo, license)
 
 
 def _read_token(variable: str) -> str:

@@ -14,7 +14,7 @@ EXTRAS = {"onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "openvino
 ONNX_FILE, OPENVINO_FILE = "model.onnx", "model.xml"
 # On a CPU with bf16, OpenVINO would round to it by default.
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
-Asked = Callable[[Arrays], Arrays]  # inputs by name -> outputs by name
+InferenceFunction = Callable[[Arrays], Arrays]  # inputs by name -> outputs by name
 
 
 def require_library(name: str) -> Any:
@@ -32,7 +32,7 @@ def require_library(name: str) -> Any:
             os.environ["CI"] = before
 
 
-def open_onnx(path: Path, threads: int = 0) -> Asked:
+def open_onnx(path: Path, threads: int = 0) -> InferenceFunction:
     """Load an ONNX file on the CPU, for so many threads at most; 0 leaves it to the engine."""
     runtime = require_library("onnxruntime")
     options = runtime.SessionOptions()
@@ -55,7 +55,7 @@ def open_onnx(path: Path, threads: int = 0) -> Asked:
     return ask
 
 
-def open_openvino(path: Path, threads: int = 0) -> Asked:
+def open_openvino(path: Path, threads: int = 0) -> InferenceFunction:
     """Load an .xml file of OpenVINO, or an ONNX file, on the CPU in float32, for so many threads at most."""
     core = require_library("openvino").Core()
     options: dict[str, Any] = {**EXACT, "PERFORMANCE_HINT": "LATENCY"}

@@ -29,57 +29,56 @@ def match_budget(plan: StudyPlan) -> StudyPlan:
     if budget is None:
         return plan
     estimator, groups = CostEstimator(timed=False), dict[Any, list[Trial]]()
-    for cell in plan.trials:
-        groups.setdefault((cell.column_of, cell.row), []).append(cell)
-    cells = []
+    for trial in plan.trials:
+        groups.setdefault((trial.column_of, trial.row), []).append(trial)
+    trials = []
     with add_location(plan.place):
         for group in groups.values():
             steps = _common_steps(plan, group, budget, estimator)
-            cells += [_with_steps(cell, steps) for cell in group]
-    return replace(plan, trials=cells)
+            trials += [_with_steps(trial, steps) for trial in group]
+    return replace(plan, trials=trials)
 
 
 def _common_steps(plan: StudyPlan, group: Sequence[Trial], budget: FlopsBudget, estimator: CostEstimator) -> int:
     """Return the largest T at which no seed of a row exceeds its allowance."""
     steps = 0
     try:
-        allowed = [_allowed_flops(plan, cell, budget, estimator) for cell in group]
-        for cell, most in zip(group, allowed, strict=True):
-            found = _longest_steps(cell, most, estimator, steps)
+        allowed = [_allowed_flops(plan, trial, budget, estimator) for trial in group]
+        for trial, most in zip(group, allowed, strict=True):
+            found = _longest_steps(trial, most, estimator, steps)
             steps = min(steps or found, found)
     except UserError as error:
         raise RecipeError(f"{group[0].describe_trial}: {error}", "methods", group[0].row) from error
     return steps
 
 
-def _allowed_flops(plan: StudyPlan, cell: Trial, budget: FlopsBudget, estimator: CostEstimator) -> float:
+def _allowed_flops(plan: StudyPlan, trial: Trial, budget: FlopsBudget, estimator: CostEstimator) -> float:
     """Return the FLOPs that a trial may use."""
     if budget.flops is not None:
         return budget.flops
     try:
-        costs = [
-            estimator.estimate_uncached(settings).total_cost.flops for settings in _reference_trials(plan, cell, budget)
-        ]
+        runs = _reference_trials(plan, trial, budget)
+        costs = [estimator.estimate_uncached(settings).total_cost.flops for settings in runs]
     except UserError as error:
-        raise RecipeError(f"what the budget is beside {cell.describe_trial}: {error}", "budget") from error
+        raise RecipeError(f"what the budget is beside {trial.describe_trial}: {error}", "budget") from error
     if min(costs) < NEAR * max(costs):
         raise RecipeError(
             f"budget: row {budget.row} costs {format_count(min(costs))} to {format_count(max(costs))} by sparsity, and "
-            f"{cell.row} stands beside all of them; name another row, one sparsity, or leave {cell.row} out",
+            f"{trial.row} stands beside all of them; name another row, one sparsity, or leave {trial.row} out",
             "budget", "row",
         )  # fmt: skip
     return budget.times * costs[0]
 
 
-def _reference_trials(plan: StudyPlan, cell: Trial, budget: FlopsBudget) -> list[RunConfig]:
+def _reference_trials(plan: StudyPlan, trial: Trial, budget: FlopsBudget) -> list[RunConfig]:
     """Return the runs whose cost a trial may match; several if it counts at several sparsities."""
-    model, dataset, sparsity = cell.column_of
-    beside = [other for other in plan.trials if other.column_of[:2] == (model, dataset) and other.seed == cell.seed]
+    model, dataset, sparsity = trial.column_of
+    beside = [other for other in plan.trials if other.column_of[:2] == (model, dataset) and other.seed == trial.seed]
     named = [other for other in beside if other.row == budget.row or (not budget.row and other.settings.name == DENSE)]
     named = [other for other in named if sparsity is None or other.sparsity in (None, sparsity)]
     if budget.row and not named:
         raise RecipeError(
-            f"budget: no row {budget.row} beside {cell.describe_trial}; name one that is there for it", "budget", "row"
+            f"budget: no row {budget.row} beside {trial.describe_trial}; name one that is there for it", "budget", "row"
         )
     if not named:
         return [dense_config(beside[0].settings)]
@@ -88,18 +87,17 @@ def _reference_trials(plan: StudyPlan, cell: Trial, budget: FlopsBudget) -> list
     return [other.settings for other in named]
 
 
-def _longest_steps(cell: Trial, allowed: float, estimator: CostEstimator, guess: int) -> int:
+def _longest_steps(trial: Trial, allowed: float, estimator: CostEstimator, guess: int) -> int:
     """Return the largest T at which a trial costs at most `allowed`."""
 
     def cost(steps: int) -> float | None:
         """Return the FLOPs; None if the method refuses such a short T."""
         try:
-            found = estimator.estimate_uncached(_with_steps(cell, steps).settings).total_cost.flops
+            return estimator.estimate_uncached(_with_steps(trial, steps).settings).total_cost.flops
         except UserError:
             return None
-        return found
 
-    low, high, steps = 0, None, guess or estimator.real_problem(cell.settings).steps
+    low, high, steps = 0, None, guess or estimator.real_problem(trial.settings).steps
     while high is None or high - low > 1:
         found = cost(steps)
         if found is not None and found > allowed:
@@ -114,25 +112,24 @@ def _longest_steps(cell: Trial, allowed: float, estimator: CostEstimator, guess:
         steps = max(low + 1, min(aim, high - 1) if high is not None else aim)
     if low and cost(low) is not None:
         return low
-    raise _too_little(cell, allowed, cost)
+    raise _too_little(trial, allowed, cost)
 
 
-def _too_little(cell: Trial, allowed: float, cost: Callable[[int], float | None]) -> RecipeError:
+def _too_little(trial: Trial, allowed: float, cost: Callable[[int], float | None]) -> RecipeError:
     least = min_feasible_steps(lambda steps: cost(steps) is not None, 0)
     needs = cost(least) if least else None
     if needs is None:
         return RecipeError(
-            f"no budget is enough for {cell.describe_trial}; choose less extreme settings", "methods", cell.row
+            f"no budget is enough for {trial.describe_trial}; choose less extreme settings", "methods", trial.row
         )
     return RecipeError(
-        f"the budget is too small for {cell.describe_trial}: it needs at least {least} steps, "
-        f"{format_count(needs)}, and gets "
-        f"{format_count(allowed)}; make the budget {math.ceil(100 * needs / allowed) / 100:g} times as large",
+        f"the budget is too small for {trial.describe_trial}: it needs at least {least} steps, {format_count(needs)}, "
+        f"and gets {format_count(allowed)}; make the budget {math.ceil(100 * needs / allowed) / 100:g} times as large",
         "budget",
     )
 
 
-def _with_steps(cell: Trial, steps: int) -> Trial:
+def _with_steps(trial: Trial, steps: int) -> Trial:
     """Return the trial with that T."""
-    settings = replace(cell.settings, amount=replace(cell.settings.amount, steps=steps, epochs=None))
-    return replace(cell, settings=settings, path=run_folder(str(cell.path.parent.parent), settings))
+    settings = replace(trial.settings, amount=replace(trial.settings.amount, steps=steps, epochs=None))
+    return replace(trial, settings=settings, path=run_folder(str(trial.path.parent.parent), settings))

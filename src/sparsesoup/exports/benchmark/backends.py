@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.exports.graphs import trace_model
-from sparsesoup.exports.runtimes import Asked, open_onnx, open_openvino, require_library
+from sparsesoup.exports.runtimes import InferenceFunction, open_onnx, open_openvino, require_library
 from sparsesoup.hub.models.dummy_inputs import forward_outputs
 from sparsesoup.hub.models.prunable import find_prunable
 from sparsesoup.training.cost import CountFlops, is_counted_op
@@ -162,7 +162,7 @@ def _torch_sparse(kind: Kind) -> Prepare:
     return lambda model, batch, folder: _torch_eager(sparse_model(model, kind), batch, folder)
 
 
-def _graph_engine(open_file: Callable[[Path, int], Asked]) -> Prepare:
+def _graph_engine(open_file: Callable[[Path, int], InferenceFunction]) -> Prepare:
     def ready(model: Any, batch: Batch, folder: Path) -> BoundModel:
         path = model if isinstance(model, Path) else folder / f"{id(model)}.onnx"
         if not path.exists():

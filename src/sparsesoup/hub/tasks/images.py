@@ -22,7 +22,7 @@ from sparsesoup.core.errors import UserError, cause_line
 from sparsesoup.core.rng import cpu_generator
 from sparsesoup.hub.tasks.columns import find_label
 from sparsesoup.hub.tasks.labels import TextTask, columns_of, label_values
-from sparsesoup.hub.tasks.metrics import Judged, default_metrics, task_metric
+from sparsesoup.hub.tasks.metrics import MetricFunction, default_metrics, task_metric
 from sparsesoup.training.batching import Batch, RowBatches
 
 HELD = 2**29  # bytes of images to keep in memory; of a larger split only the chosen rows are kept, or none
@@ -182,7 +182,7 @@ def find_images(train: Dataset, name: str, columns: Sequence[str] | None, label:
     return ImageTask(chosen, column, labels, default_metrics(labels, None))
 
 
-def encode_images(rows: Dataset, task: ImageTask, processor: Any, length: int = 0) -> tuple[RowBatches, Judged]:
+def encode_images(rows: Dataset, task: ImageTask, processor: Any, length: int = 0) -> tuple[RowBatches, MetricFunction]:
     """Return the images with their labels, ready for batching, and the metric.
 
     A batch is {"pixel_values": float [rows, channels, height, width], "labels": [rows]}, as from the processor; in

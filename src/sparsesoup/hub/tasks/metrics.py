@@ -18,8 +18,8 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.hub.tasks.labels import TextTask
 from sparsesoup.training.batching import Batch
 
-Judge = Callable[[np.ndarray, np.ndarray], float]  # (truth, answers) -> score
-Judged = Callable[[Tensor, Tensor], dict[str, float]]  # (outputs, labels) -> scores by name
+ScoreFunction = Callable[[np.ndarray, np.ndarray], float]  # (truth, answers) -> score
+MetricFunction = Callable[[Tensor, Tensor], dict[str, float]]  # (outputs, labels) -> scores by name
 
 GLUE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # name -> its text columns, its metrics
     "cola": (("sentence",), ("matthews",)),
@@ -68,7 +68,7 @@ def task_criterion(task: TextTask) -> Callable[[Tensor, Batch], Tensor]:
     return lambda outputs, batch: functional.mse_loss(outputs.float().squeeze(-1), batch["labels"])
 
 
-def task_metric(task: TextTask) -> Judged:
+def task_metric(task: TextTask) -> MetricFunction:
     """Return the metric function of a task: (outputs, labels) -> every metric of `task.metrics` by name.
 
     Outputs are logits [rows, classes], or numbers [rows] or [rows, 1] for regression; labels are [rows].
@@ -93,7 +93,7 @@ def as_finite_array(outputs: Tensor) -> np.ndarray:
     return scores
 
 
-def _unless_constant(score: Callable[[np.ndarray, np.ndarray], float]) -> Judge:
+def _unless_constant(score: Callable[[np.ndarray, np.ndarray], float]) -> ScoreFunction:
     """Return a judge that gives 0.0, "no better than chance", as GLUE does, where a side is constant."""
 
     def judge_varied(truth: np.ndarray, answers: np.ndarray) -> float:
@@ -107,7 +107,7 @@ def _unless_constant(score: Callable[[np.ndarray, np.ndarray], float]) -> Judge:
     return judge_varied
 
 
-METRICS: dict[str, Judge] = {
+METRICS: dict[str, ScoreFunction] = {
     "accuracy": lambda truth, answers: float((truth == answers).mean()),
     "matthews": _unless_constant(metrics.matthews_corrcoef),
     "f1": lambda truth, answers: float(metrics.f1_score(truth, answers, average="binary", zero_division=0.0)),

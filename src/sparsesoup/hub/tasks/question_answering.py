@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from sparsesoup.core.errors import UserError
 from sparsesoup.hub.tasks.columns import LABEL_NAMES
 from sparsesoup.hub.tasks.labels import DROP, columns_of
-from sparsesoup.hub.tasks.metrics import ContextWindow, Judged, squad_metric
+from sparsesoup.hub.tasks.metrics import ContextWindow, MetricFunction, squad_metric
 from sparsesoup.hub.tasks.text import Row, check_tokenizer, padding_function, text_column
 from sparsesoup.training.batching import Batch, RowBatches
 
@@ -87,7 +87,7 @@ def has_answers(rows: Dataset, task: QuestionAnswering) -> bool:
 
 def encode_questions(
     rows: Dataset, task: QuestionAnswering, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> tuple[RowBatches, Judged]:
+) -> tuple[RowBatches, MetricFunction]:
     """Return the windows of all contexts, ready for batching, and the metric.
 
     A row has special tokens, question and context. A question longer than half the row is truncated. Each context is

@@ -19,7 +19,7 @@ from sparsesoup.hub.tasks import images, metrics, text, zero_shot
 from sparsesoup.hub.tasks import question_answering as spans
 from sparsesoup.hub.tasks.columns import find_task
 from sparsesoup.hub.tasks.labels import TextTask, describe_text_task, has_labels, label_values
-from sparsesoup.hub.tasks.metrics import Judged
+from sparsesoup.hub.tasks.metrics import MetricFunction
 from sparsesoup.training.batching import Batch, RowBatches
 
 
@@ -65,7 +65,7 @@ class TaskType:
     check: Callable[[Dataset, Any, str], object]
     labelled: Callable[[Dataset, Any], bool] = has_labels
     fits: Callable[[Any, int, Any], object] = lambda tokenizer, length, task: text.check_tokenizer(tokenizer, length)
-    encode: Callable[[Dataset, Any, Any, int], tuple[RowBatches, Judged]]
+    encode: Callable[[Dataset, Any, Any, int], tuple[RowBatches, MetricFunction]]
     predict: Callable[[nn.Module, Batch], Tensor] = metrics.predict_logits
     criterion: Callable[[Any], Callable[[Tensor, Batch], Tensor]]
     length: int = 128

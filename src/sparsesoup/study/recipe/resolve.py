@@ -108,23 +108,23 @@ def _recipe_levels(recipe: Table, trial: Trial) -> Levels:
     return [((), recipe), (("datasets", dataset), datasets.get(dataset)), (("methods", row), rows.get(row))]
 
 
-def check_schedules_fit(cells: Iterable[Trial]) -> None:
+def check_schedules_fit(trials: Iterable[Trial]) -> None:
     """Refuse a row whose method does not fit the T of one of its trials, and an unusable dataset."""
     rows: dict[ModelAndDataConfig, tuple[int, bool]] = {}
     models: dict[ModelAndDataConfig, nn.Module] = {}
-    for cell in {(c.row, c.column_of): c for c in cells}.values():  # seeds make no difference
-        place = replace(cell.settings.place, model="", seed=0)
+    for trial in {(c.row, c.column_of): c for c in trials}.values():  # seeds make no difference
+        place = replace(trial.settings.place, model="", seed=0)
         if place not in rows:
             with at_location("datasets", place.dataset):
-                rows[place] = _count_rows(open_task(cell.settings.place))
+                rows[place] = _count_rows(open_task(trial.settings.place))
         try:
             count, counted = rows[place]
-            if counted or cell.settings.amount.steps is not None:
-                _check_plan(cell.settings, count)
-            if needs_structure(cell.settings.method):
-                _check_structure(cell.settings, models)
+            if counted or trial.settings.amount.steps is not None:
+                _check_plan(trial.settings, count)
+            if needs_structure(trial.settings.method):
+                _check_structure(trial.settings, models)
         except UserError as error:
-            raise RecipeError(f"{cell.describe_trial}: {error}", "methods", cell.row) from error
+            raise RecipeError(f"{trial.describe_trial}: {error}", "methods", trial.row) from error
 
 
 def _count_rows(opened: OpenedTask) -> tuple[int, bool]:

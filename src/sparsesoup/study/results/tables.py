@@ -270,8 +270,7 @@ def table_caption(found: ScoreTable) -> str:
     spread = f"Mean ± standard deviation over {many}." if found.seeds > 1 else "Of one seed."
     lent = f" What drawing a ticket cost is not in the row that it was given to ({', '.join(sorted(found.given))})."
     return (
-        f"{found.split.capitalize()} scores in points{what}. {spread} Bold: "
-        f"better than every other pruned row by more than the {100 * CONFIDENCE:.0f} % interval of the difference "
-        f"(Student, paired by seed, model and dataset). FLOPs: all training, scoring and selection."
-        f"{lent if found.given else ''}"
+        f"{found.split.capitalize()} scores in points{what}. {spread} Bold: better than every other pruned row by more "
+        f"than the {100 * CONFIDENCE:.0f} % interval of the difference (Student, paired by seed, model and dataset). "
+        f"FLOPs: all training, scoring and selection.{lent if found.given else ''}"
     )
