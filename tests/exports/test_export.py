@@ -415,11 +415,11 @@ def test_wrong_words_are_refused_in_one_line(tmp_path, capsys):
     assert "no model beside the masks" in refused(capsys, tmp_path, source, "--to", "dense", *out)
     with pytest.raises(UserError, match="format dense has no setting 'zstd'; it has none"):
         export(source, "dense", tmp_path / "out", zstd=True)
-    with pytest.raises(UserError, match="zstd of format packed is True or False, got 'no'"):
+    with pytest.raises(UserError, match="zstd: expected true or false, got 'no'"):
         export(source, "packed", tmp_path / "out", zstd="no")
     with pytest.raises(UserError, match="unknown format 'zip'; allowed: dense, packed, compact"):
         export(source, "zip", tmp_path / "out")
-    with pytest.raises(UserError, match="dtype must be same or bf16, got 'fp8'"):
+    with pytest.raises(UserError, match="dtype: expected one of same, bf16, got 'fp8'"):
         export(source, "packed", tmp_path / "out", dtype="fp8")
 
 

@@ -190,7 +190,7 @@ def test_a_graph_that_cannot_be_run_is_told_in_one_line(tmp_path, capfd):
 def test_an_opset_that_is_not_written_is_refused(tmp_path, capsys):
     source = pruned(tmp_path / "source", "bert")
     said = refused(capsys, tmp_path, source, "--to", "onnx", "--opset", "7", "--out", tmp_path / "new" / "out")
-    assert "opset must be 18 to 23, got 7" in said
+    assert "opset: must be 18 to 23, got 7" in said
 
 
 def test_a_library_that_reports_its_use_does_not_when_it_is_imported_here(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from sparsesoup.exports.graphs import OnnxFormat, OpenVinoFormat
 from sparsesoup.exports.packed import PackedFormat, load_packed
 from sparsesoup.exports.semi_structured import SemiStructuredFormat, load_semi_structured
 from sparsesoup.exports.source import ExportFormat, open_source
+from sparsesoup.runs.settings import fill_settings
 
 WEIGHTS = (".safetensors", ".onnx", ".onnx.data", ".bin")  # extensions of weight files
 SOURCE = ("method", "model", "dataset", "local", "seed", "sparsity", "validation", "test", "test_splits")
@@ -71,13 +72,10 @@ def format_named(name: str, settings: Mapping[str, Any]) -> ExportFormat:
     """Return the format of that name with these settings."""
     if name not in FORMATS:
         raise UserError(f"unknown format {name!r}; allowed: {', '.join(FORMATS)}")
-    known = {f.name: f for f in fields(FORMATS[name].format)}
-    for key, value in settings.items():
-        if key not in known:
-            raise UserError(f"format {name} has no setting {key!r}; it has {', '.join(known) or 'none'}")
-        if isinstance(known[key].default, bool) and not isinstance(value, bool):
-            raise UserError(f"{key} of format {name} is True or False, got {value!r}")
-    made: ExportFormat = FORMATS[name].format(**settings)
+    known = [f.name for f in fields(FORMATS[name].format)]
+    if unknown := [key for key in settings if key not in known]:
+        raise UserError(f"format {name} has no setting {unknown[0]!r}; it has {', '.join(known) or 'none'}")
+    made: ExportFormat = fill_settings(FORMATS[name].format(), settings)
     return made
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, require
 from sparsesoup.exports.compact import shrink_if_possible
 from sparsesoup.exports.runtimes import (
     EXACT,
@@ -49,8 +49,7 @@ class OnnxFormat:
     opset: int = 0
 
     def __post_init__(self) -> None:
-        if self.opset and self.opset not in OPSETS:
-            raise UserError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}, got {self.opset}")
+        require(self.opset in (0, *OPSETS), "opset", f"{OPSETS[0]} to {OPSETS[-1]}", self.opset)
 
     def make(self, source: PrunedSource) -> PreparedExport:
         """Return the graph in memory; once written, its outputs in ONNX Runtime are compared with torch."""

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import torch
 
-from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import write_table
 from sparsesoup.core.ticket import FACTS
 from sparsesoup.exports import bitmask_codec as codec
@@ -29,10 +28,6 @@ class PackedFormat:
 
     dtype: Literal["same", "bf16"] = "same"
     zstd: bool = False
-
-    def __post_init__(self) -> None:
-        if self.dtype not in KINDS:
-            raise UserError(f"dtype must be {' or '.join(KINDS)}, got {self.dtype!r}")
 
     def make(self, source: PrunedSource) -> PreparedExport:
         """Return the packed model in memory; pruned weights are zero."""

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 from torch import Tensor
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, require
 from sparsesoup.core.files import write_json
 from sparsesoup.core.threads import check_threads
 from sparsesoup.core.timing import median_and_quartiles, speedup_ratios, time_interleaved
@@ -58,19 +57,12 @@ class BenchmarkConfig:
     backends: tuple[str, ...] = tuple(BACKENDS)
 
     def __post_init__(self) -> None:
-        if isinstance(self.backends, str):  # also accepted in Python, as on the command line
-            object.__setattr__(self, "backends", tuple(name for name in self.backends.split(",") if name))
         for name, least in (("batch", 1), ("length", 3), ("threads", 1), ("rounds", 3)):
             value = getattr(self, name)
-            if value is None and name == "threads":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | np.integer):
-                raise UserError(f"--{name} is a whole number, got {value!r}")
-            if value < least:
-                raise UserError(f"--{name} is at least {least}, got {value}")
+            require(value is None or value >= least, name, f"at least {least}", value)
         check_threads(self.threads)
         if unknown := [name for name in self.backends or ("",) if name not in BACKENDS]:
-            raise UserError(f"unknown backend {unknown[0]!r} in --backends; allowed: {', '.join(BACKENDS)}")
+            raise UserError(f"unknown backend {unknown[0]!r}; allowed: {', '.join(BACKENDS)}", "backends")
 
 
 def run_benchmark(

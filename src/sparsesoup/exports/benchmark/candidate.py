@@ -73,10 +73,6 @@ def _disk_sizes(source: PrunedSource) -> dict[str, int]:
         sum(p.nbytes for name, t in tensors.items() for p in encode_tensor(name, t, kinds.get(name), zstd)[1].values())
         for zstd in (False, True)
     ]
-    return {
-        "raw": sum(file.stat().st_size for file in source.weight_files()),
-        "packed": packed[0],
-        "zstd": packed[1],
-        "parameters": sum(t.numel() for t in tensors.values()),
-        "nonzero": sum(int(t.count_nonzero()) for t in tensors.values()),
-    }
+    size = source.model_size()
+    counts = {key: size[key] for key in ("parameters", "nonzero")}
+    return {"raw": size["weights"], "packed": packed[0], "zstd": packed[1], **counts}

@@ -13,7 +13,7 @@ from sparsesoup.hub.build import EPOCHS
 from sparsesoup.methods import METHODS, TABLE
 from sparsesoup.runs.config import RunConfig, config_from_dict
 from sparsesoup.runs.run import fill_default_sparsity
-from sparsesoup.runs.settings import plain_values
+from sparsesoup.runs.settings import flag_of, plain_values
 from sparsesoup.study.recipe.budget import check_budget, read_budget
 from sparsesoup.study.recipe.resolve import check_schedules_fit, resolve_all
 from sparsesoup.study.recipe.trial import Trial, with_ticket
@@ -23,7 +23,6 @@ from sparsesoup.study.recipe.yaml_lines import (
     Table,
     add_location,
     apply_changes_,
-    as_flag,
     as_list,
     builtin_recipe,
     check_keys,
@@ -80,7 +79,7 @@ def read_plan(
         said = key in changed and len(deeper) < 2  # deeper paths are a dataset's own settings, which have no flags
         if lines is None:
             return ".".join(where)
-        return as_flag(key) if said else f"{file}, line {lines(where)}"
+        return flag_of(key) if said else f"{file}, line {lines(where)}"
 
     with add_location(place):
         apply_changes_(recipe, changed)
@@ -91,7 +90,7 @@ def read_plan(
         if fit and read_budget(recipe.get("budget")) is None:
             check_schedules_fit(trials)
         _need_once(trials)
-    words = [str(word) for key, value in changed.items() for word in (as_flag(key), *as_list(value))]
+    words = [str(word) for key, value in changed.items() for word in (flag_of(key), *as_list(value))]
     command = shlex.join(["sparsesoup", "compare", "--config", str(given), *words])
     return StudyPlan(name or file.stem, recipe, trials, command, place)
 

@@ -1,7 +1,6 @@
 """YAML recipes with the line number of each key, and their changes by flags."""
 
 import contextlib
-import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from sparsesoup.core.errors import UserError
+from sparsesoup.runs.settings import unknown_setting
 from sparsesoup.runs.yaml_text import BadYaml, compose_yaml, construct_yaml, line_of_keys, read_text
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
@@ -87,9 +87,7 @@ def check_keys(table: Mapping[str, Any], keys: Sequence[str], *where: str) -> No
     """Raise a RecipeError with the nearest key for one that is not among `keys`."""
     for key in table:
         if key not in keys:
-            near = difflib.get_close_matches(str(key), keys, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(keys)}"
-            raise RecipeError(f"unknown setting {key!r}; {hint}", *where, str(key))
+            raise RecipeError(unknown_setting(str(key), keys), *where, str(key))
 
 
 def place_of(levels: Levels, named: Sequence[str]) -> list[str]:
@@ -143,11 +141,6 @@ def _published_dataset(name: str, datasets: Mapping[str, Any]) -> str:
 def displaced_settings(own: Table) -> set[str]:
     """Return the settings excluded by those of a table; unset ones exclude nothing."""
     return {OTHER[key] for key, value in own.items() if key in OTHER and value is not None}
-
-
-def as_flag(key: str) -> str:
-    """Return the flag of a key."""
-    return f"--{key.replace('_', '-')}"
 
 
 def as_list(value: Any) -> list[Any]:
