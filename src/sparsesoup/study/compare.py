@@ -15,7 +15,7 @@ from sparsesoup.hub.build import open_task
 from sparsesoup.hub.tasks.overview import data_overview
 from sparsesoup.hub.tasks.splits import LoadedDataset, open_splits
 from sparsesoup.report.escaping import printable_line
-from sparsesoup.report.terminal import flatten_scores
+from sparsesoup.report.terminal import REPORT, flatten_scores, read_report
 from sparsesoup.runs.results import library_versions, machine_name
 from sparsesoup.runs.resume_checks import check_data
 from sparsesoup.runs.yaml_text import dump_yaml
@@ -142,6 +142,8 @@ def _check_same_data(jobs: Sequence[TrialJob]) -> None:
     """Refuse a dataset with other rows than those of finished trials."""
     sources: dict[Any, LoadedDataset] = {}
     for job, facts in _recorded(jobs):
+        if "dataset_fingerprint" not in facts and (job.run / REPORT).is_file():  # a record of an older version
+            facts = read_report(job.run)
         place = job.trial.settings.place
         where = (place.dataset, place.data_root, place.dataset_config)
         if where not in sources:

@@ -34,11 +34,13 @@ def records_of(runs: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def _need_same_data(found: Sequence[dict[str, Any]]) -> None:
-    """Refuse different datasets of the same name, which would share a column."""
+    """Refuse different datasets of the same name, which would share a column. Old runs have no fingerprints."""
     first: dict[Any, dict[str, Any]] = {}
     for record in found:
+        if (own := record["dataset_fingerprint"]) is None:
+            continue
         other = first.setdefault((record["model"], record["dataset"]), record)
-        if other["dataset_fingerprint"] != record["dataset_fingerprint"]:
+        if other["dataset_fingerprint"] != own:
             raise UserError(
                 f"{other['run']} and {record['run']} were trained on different data that are both called "
                 f"{record['dataset']}, which is one column of a table; give runs of one of them"
