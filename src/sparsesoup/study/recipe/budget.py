@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sparsesoup.core.errors import UserError
-from sparsesoup.study.recipe.yaml_lines import RecipeError, Table, at_location
+from sparsesoup.core.errors import UserError, require
+from sparsesoup.runs.settings import fill_settings
+from sparsesoup.study.recipe.yaml_lines import RecipeError, Table
 
 FORMS = "paper, equal, {times: 3}, {row: imp} or {flops: 2e15}"
 
@@ -15,8 +16,14 @@ class FlopsBudget:
     """FLOPs per run, including search, teacher, scoring and selection."""
 
     times: float = 1.0  # factor on the reference's FLOPs
-    row: str = ""  # the reference row; default the dense row, or a dense run with the settings of the first row
+    row: str | None = (
+        None  # the reference row; default the dense row, or a dense run with the settings of the first row
+    )
     flops: float | None = None  # absolute FLOPs, instead of a reference
+
+    def __post_init__(self) -> None:
+        require(0 < self.times < 1e30, "times", "above 0", self.times)
+        require(self.flops is None or 0 < self.flops < 1e30, "flops", "above 0", self.flops)
 
 
 def read_budget(given: Any) -> FlopsBudget | None:
@@ -25,21 +32,19 @@ def read_budget(given: Any) -> FlopsBudget | None:
         return None
     if given == "equal":
         return FlopsBudget()
-    if not isinstance(given, Mapping) or not given or given.keys() - {"times", "row", "flops"}:
+    if not isinstance(given, Mapping) or not given:
         raise UserError(f"budget is {FORMS}, got {given!r}")
     if "flops" in given and len(given) > 1:
-        raise UserError(f"budget: flops cannot be combined with {' or '.join(given.keys() - {'flops'})}")
-    for name in given.keys() & {"times", "flops"}:
-        if isinstance(given[name], bool) or not isinstance(given[name], (int, float)) or not 0 < given[name] < 1e30:
-            raise UserError(f"budget: {name} is a number above 0, got {given[name]!r}")
-    row = given.get("row")
-    return FlopsBudget(**{**given, "row": "" if row is None else str(row)})
+        raise UserError(f"cannot be combined with {' or '.join(given.keys() - {'flops'})}", "budget.flops")
+    return fill_settings(FlopsBudget(), given, "budget")
 
 
 def check_budget(recipe: Table, datasets: Mapping[str, Table]) -> None:
     """Refuse a budget of unknown form, and settings that contradict it."""
-    with at_location("budget"):
+    try:
         budget = read_budget(recipe.get("budget"))
+    except UserError as error:
+        raise RecipeError(error, *(error.field or "budget").split(".")) from error
     if budget is None:
         return
     if budget.row and budget.row not in (names := [*map(str, recipe["methods"])]):
