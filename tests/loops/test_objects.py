@@ -173,6 +173,12 @@ def test_a_trainers_own_loss_is_what_is_trained(tmp_path: Path) -> None:
     assert found.metrics["negative_loss"] != plain.metrics["negative_loss"]
 
 
+def test_a_loss_of_another_model_is_refused() -> None:
+    model, rows = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), [{"x": torch.randn(4)} for _ in range(8)]
+    with pytest.raises(UserError, match="does not use the model that it is given"):
+        prune_model("gradual", model, rows, sparsity=0.5, steps=20, loss=lambda _, batch: model(batch["x"]).mean())
+
+
 def test_arguments_that_are_not_honoured_are_named_before_the_first_step(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, lr_scheduler_type="cosine", adam_beta2=0.95)
     with pytest.warns(UserWarning, match=r"not honoured while pruning: adam_beta2=0.95, lr_scheduler_type=cosine"):

@@ -12,6 +12,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, defau
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.rng import fork_rng_of, seed_everything
+from sparsesoup.loops.losses import require_own_parameters
 from sparsesoup.loops.object_problem import LossAndOutputs
 from sparsesoup.loops.problem import Loss, as_mapping
 from sparsesoup.training.batching import Batch, RowBatches
@@ -92,14 +93,18 @@ def loss_functions(loss: Loss | None, rows: RowBatches) -> tuple[Loss, LossAndOu
     """
     if loss is None:
         return lambda model, batch: _own_loss(model, batch)[0], _own_loss
-    plain = not isinstance(rows.rows[0], Mapping)
+    plain, checked = not isinstance(rows.rows[0], Mapping), list[bool]()
 
     def given(batch: Batch) -> Any:
         return tuple(batch.values()) if plain else batch
 
     def only_loss(model: nn.Module, batch: Batch) -> Tensor:
         found = loss(model, given(batch))
-        return found[0] if isinstance(found, tuple) else found
+        only: Tensor = found[0] if isinstance(found, tuple) else found
+        if not checked and only.requires_grad:
+            require_own_parameters(only, model)
+            checked.append(True)
+        return only
 
     def both(model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
         found: Any = loss(model, given(batch))

@@ -12,7 +12,7 @@ from transformers.trainer_pt_utils import nested_concat, nested_detach, nested_n
 from transformers.utils.generic import find_labels
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.training.batching import Batch
+from sparsesoup.training.batching import Batch, shapes_of
 from sparsesoup.training.cost import Cost
 from sparsesoup.training.problem import Problem, add_batch_cost, to_device
 
@@ -60,7 +60,7 @@ class ObjectProblem(Problem):
         self.observer.begin("validation", 0, len(batches))
         for indices in batches:
             batch = to_device(self.validation.batch(indices), self.accelerator.device)
-            shape = ("forward", *(tuple(t.shape) for t in batch.values()))
+            shape = ("forward", *shapes_of(batch))
             labels, count = labels_of(batch, names), _loss_weight(batch, len(indices))
             with torch.no_grad():
                 work = functools.partial(self._pass, model, batch)

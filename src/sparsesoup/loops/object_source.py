@@ -1,7 +1,6 @@
 """The source of a run of objects: what it begins from, what its report says, and how its model is saved."""
 
 import contextlib
-import copy
 import functools
 import re
 from collections.abc import Mapping
@@ -33,6 +32,7 @@ from sparsesoup.runs.run_folder import FinishedRun, Run, carry_out, run_in_folde
 from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.cost import CostTracker
 from sparsesoup.training.forks import ParallelMap, serial_map
+from sparsesoup.training.model_copy import copy_model
 from sparsesoup.training.problem import Observer, Problem, to_device
 from sparsesoup.training.state import named_weights
 
@@ -112,7 +112,7 @@ class ObjectSource:
     def fingerprints(self, problem: Problem) -> dict[str, Any]:
         """Return digests of weights and rows, T, and the loss of the first rows, which tells losses and teachers."""
         rows = list(range(min(problem.training.batch_size, len(problem.train))))
-        model = problem.accelerator.prepare_model(copy.deepcopy(problem.pretrained), evaluation_mode=True).eval()
+        model = problem.accelerator.prepare_model(copy_model(problem.pretrained), evaluation_mode=True).eval()
         with torch.no_grad(), fork_rng_of(model.parameters()):
             seed_everything(0)
             batch = to_device(problem.train.batch(rows), problem.accelerator.device)
@@ -150,7 +150,7 @@ class ObjectSource:
             loading.save_model(problem.pretrained, ticket.weights, folder, None, brief)
         else:
             folder.mkdir()
-            product = copy.deepcopy(problem.pretrained).cpu()
+            product = copy_model(problem.pretrained).cpu()
             product.load_state_dict(ticket.weights)
             save_model(product, str(folder / WEIGHTS))
         if hasattr(self.processing_class, "save_pretrained"):

@@ -1,6 +1,5 @@
 """The teacher of a run of objects: a model object, a run or model by name, or the dense run of the same objects."""
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +16,7 @@ from sparsesoup.runs.run_folder import FinishedRun, Run
 from sparsesoup.runs.teacher import DENSE, charge_teacher, dense_config
 from sparsesoup.training.distillation import block_names, distillation_objective
 from sparsesoup.training.driver import dry_run
+from sparsesoup.training.model_copy import copy_model
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.state import named_weights
 from sparsesoup.training.train_cache import TrainingCache
@@ -57,7 +57,7 @@ def attach_object_teacher(problem: Problem, settings: RunConfig, teacher: Teache
 def _model_of(model: nn.Module, dense: Run | FinishedRun) -> nn.Module:
     if isinstance(dense, Run):
         return find_object_teacher(dense.path, model)
-    copied = copy.deepcopy(model)
+    copied = copy_model(model)
     copied.load_state_dict(dense.ticket.weights)
     return copied
 
@@ -70,10 +70,10 @@ def find_object_teacher(teacher: Teacher, model: nn.Module) -> nn.Module:
     Raises: UserError if there is none.
     """
     if isinstance(teacher, nn.Module):
-        return copy.deepcopy(teacher)
+        return copy_model(teacher)
     folder = Path(str(teacher)) / "model"
     if (folder / WEIGHTS).is_file() and not (folder / "config.json").is_file():
-        copied: Any = copy.deepcopy(model)
+        copied: Any = copy_model(model)
         try:
             load_model(copied, str(folder / WEIGHTS))
         except (RuntimeError, OSError, ValueError) as error:

@@ -1,6 +1,5 @@
 """Prune model objects on dataset objects, or whatever a Trainer holds, with our own loop: every method runs."""
 
-import copy
 import inspect
 import shutil
 import warnings
@@ -18,6 +17,7 @@ from sparsesoup.core.files import atomic_write
 from sparsesoup.core.masks import Masks
 from sparsesoup.core.ticket import Ticket
 from sparsesoup.loops.attach import Prunable
+from sparsesoup.loops.losses import borrowed_loss
 from sparsesoup.loops.object_problem import Metrics
 from sparsesoup.loops.object_settings import object_source
 from sparsesoup.loops.object_source import load_object, read_ticket
@@ -26,6 +26,7 @@ from sparsesoup.loops.problem import Loss
 from sparsesoup.methods import Method
 from sparsesoup.runs.run_folder import FinishedRun, write_run
 from sparsesoup.training.config import TrainingConfig
+from sparsesoup.training.model_copy import copy_model
 from sparsesoup.training.problem import Observer
 
 # Arguments of a Trainer that our loop takes over, and those that do not touch the training.
@@ -143,7 +144,7 @@ def prune_model(
     source = object_source(given)
     done = source.run_method()
     if isinstance(done, FinishedRun):
-        pruned = copy.deepcopy(source.problem.pretrained).eval()
+        pruned = copy_model(source.problem.pretrained).eval()
         pruned.load_state_dict(done.ticket.weights)
         return PrunedModel(pruned, done.ticket, done.settings.name, None, done.report, done)
     pruned = load_object(source.problem.pretrained, done.path)
@@ -175,22 +176,24 @@ def prune_trainer(method: str | Method, trainer: Trainer, *, sparsity: float | N
         **({} if more.keys() & {"steps", "epochs"} else length), "train": training,
         "data_collator": trainer.data_collator, "compute_metrics": trainer.compute_metrics, "seed": args.seed,
         "preprocess_logits_for_metrics": trainer.preprocess_logits_for_metrics,
-        "loss": _trainer_loss(trainer), "batch_eval_metrics": args.batch_eval_metrics,
+        "batch_eval_metrics": args.batch_eval_metrics,
         "processing_class": trainer.processing_class,
     }  # fmt: skip
     rows, evaluation = (
         _without_unused_columns(trainer, data) for data in (trainer.train_dataset, trainer.eval_dataset)
     )
-    return prune_model(method, trainer.model, rows, evaluation, sparsity=sparsity, **(given | more))
+    with borrowed_loss(trainer) as compute_loss:
+        given = {"loss": _trainer_loss(trainer, compute_loss)} | given | more
+        return prune_model(method, trainer.model, rows, evaluation, sparsity=sparsity, **given)
 
 
-def _trainer_loss(trainer: Trainer) -> Callable[[nn.Module, Any], Any]:
+def _trainer_loss(trainer: Trainer, compute_loss: Callable[..., Any]) -> Callable[[nn.Module, Any], Any]:
     """Return a Trainer's (model, batch) -> (loss, outputs), its own `compute_loss` included."""
     if "return_outputs" not in inspect.signature(trainer.compute_loss).parameters:
-        return lambda model, batch: trainer.compute_loss(model, dict(batch))
+        return compute_loss
 
     def both(model: nn.Module, batch: Any) -> tuple[Tensor, Any]:
-        loss, outputs = trainer.compute_loss(model, dict(batch), return_outputs=True)
+        loss, outputs = compute_loss(model, batch, return_outputs=True)
         return loss, outputs[1:] if isinstance(outputs, tuple) else outputs
 
     return both
@@ -198,7 +201,8 @@ def _trainer_loss(trainer: Trainer) -> Callable[[nn.Module, Any], Any]:
 
 def _without_unused_columns(trainer: Trainer, dataset: Any) -> Any:
     """Return a table without the columns that the model does not take, as the Trainer would pass it on."""
-    if not isinstance(dataset, Dataset) or not trainer.args.remove_unused_columns:
+    own = type(trainer).get_train_dataloader is not Trainer.get_train_dataloader  # takes columns as it likes
+    if own or not isinstance(dataset, Dataset) or not trainer.args.remove_unused_columns:
         return dataset
     return trainer._remove_unused_columns(dataset, description="pruning")
 

@@ -21,6 +21,7 @@ from sparsesoup.training.problem import GateParameters, Problem
 from sparsesoup.training.state import TrainState
 
 Loss = Callable[[nn.Module, Any], Tensor]
+PLAIN = (Tensor, str, int, float, type(None))  # names of columns and the like come with a Trainer's batches
 
 
 class PlainDevice:
@@ -104,14 +105,14 @@ def peak_rate(optimizer: Optimizer) -> float:
 
 
 def as_mapping(batch: Any) -> Batch:
-    """Return a batch as a mapping of tensors: a tuple or a list by position.
+    """Return a batch as a mapping of tensors and plain values: a tuple or a list by position.
 
     Raises: UserError if it is something else.
     """
     if isinstance(batch, Tensor):
         batch = (batch,)
     table = dict(batch) if isinstance(batch, Mapping) else {str(i): t for i, t in enumerate(batch)}
-    if wrong := [name for name, t in table.items() if not isinstance(t, Tensor)]:
+    if wrong := [name for name, t in table.items() if not isinstance(t, PLAIN)]:
         raise UserError(
             f"a batch has {type(table[wrong[0]]).__name__} as {wrong[0]!r}; give mappings, tuples or lists of tensors"
         )

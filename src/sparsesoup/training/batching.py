@@ -10,9 +10,14 @@ from torch import Tensor
 
 from sparsesoup.core.rng import cpu_generator, derive_seed
 
-Batch = dict[str, Tensor]  # the model's inputs, and "labels"
+Batch = dict[str, Tensor]  # the model's inputs, and "labels"; a Trainer's collator may add plain values
 
 POOL = 64  # batches sorted by length together: more means less padding and less random batches
+
+
+def shapes_of(batch: Batch) -> tuple[tuple[int, ...], ...]:
+    """Return the shapes of the tensors of a batch."""
+    return tuple(tuple(t.shape) for t in batch.values() if isinstance(t, Tensor))
 
 
 @dataclass(frozen=True)

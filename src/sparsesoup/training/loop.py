@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.masks import apply_masks_, sparsity
 from sparsesoup.core.rng import derive_seed, fork_rng_of, seed_everything
-from sparsesoup.training.batching import RowBatches
+from sparsesoup.training.batching import RowBatches, shapes_of
 from sparsesoup.training.config import TrainingOverrides
 from sparsesoup.training.cost import Cost
 from sparsesoup.training.problem import Problem, add_batch_cost, charge_time, to_device
@@ -207,9 +207,7 @@ def _backward_pass(
         # The log shows the criterion, comparable between methods; a non-finite loss is reported whatever its source.
         return float(loss.detach()) if math.isfinite(float(whole.detach())) else float(whole.detach())
 
-    loss, flops = problem.meter.run_and_count_flops(
-        (kind, problem.objective, penalty, *(tuple(t.shape) for t in batch.values())), work
-    )
+    loss, flops = problem.meter.run_and_count_flops((kind, problem.objective, penalty, *shapes_of(batch)), work)
     add_batch_cost(cost, data, indices, flops)
     return loss * weight
 

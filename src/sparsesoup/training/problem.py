@@ -1,6 +1,5 @@
 """Problem: pre-trained model, training and validation rows, loss and metric. It has no test split."""
 
-import copy
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,11 +19,12 @@ from sparsesoup.core.schedules import LinearWarmupDecay
 from sparsesoup.core.targets import Targets, target_parameters, weights_fingerprint
 from sparsesoup.core.ticket import Ticket
 from sparsesoup.training.answer_stats import answer_statistics
-from sparsesoup.training.batching import Batch, RowBatches
+from sparsesoup.training.batching import Batch, RowBatches, shapes_of
 from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.cost import Cost, CostTracker
 from sparsesoup.training.forks import ParallelMap, serial_map
+from sparsesoup.training.model_copy import copy_model
 from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import TrainState, named_weights
 from sparsesoup.training.train_cache import TrainingCache
@@ -151,7 +151,7 @@ class Problem:
             attach: puts gates on the copy and returns their parameters with their learning rate factor.
         """
         self.journal.begin_run(self.meter)
-        model = copy.deepcopy(self.pretrained)
+        model = copy_model(self.pretrained)
         if self.training.freeze_embeddings:
             _freeze_embeddings(model)
         scores, factor = attach(model) if attach else ([], 1.0)
@@ -258,7 +258,7 @@ def collect_outputs(problem: Problem, model: nn.Module, data: RowBatches, cost: 
     with torch.no_grad():
         for indices in batches:
             batch = to_device(data.batch(indices), problem.accelerator.device)
-            shape = ("forward", *(tuple(t.shape) for t in batch.values()))
+            shape = ("forward", *shapes_of(batch))
             out, flops = problem.meter.run_and_count_flops(shape, functools.partial(problem.predict, model, batch))
             outputs.append(out.float().cpu())
             labels.append(batch["labels"].cpu())
@@ -280,4 +280,4 @@ def add_batch_cost(cost: Cost, data: RowBatches, indices: list[int], flops: int)
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Return the batch on the model's device."""
-    return {name: t.to(device, non_blocking=True) for name, t in batch.items()}
+    return {n: t.to(device, non_blocking=True) if isinstance(t, Tensor) else t for n, t in batch.items()}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.rng import derive_seed, fork_rng_of, seed_everything
 from sparsesoup.core.targets import Targets, target_parameters
-from sparsesoup.training.batching import Batch
+from sparsesoup.training.batching import Batch, shapes_of
 from sparsesoup.training.problem import Problem, add_batch_cost, charge_time, to_device
 
 Rows = list[list[int]]  # the training rows of each batch
@@ -41,7 +41,7 @@ def for_each_batch(
             with charge_time(problem.meter, "score") as cost:
                 seed_everything(derive_seed(problem.seed, "score", number))
                 batch = to_device(problem.train.batch(indices), problem.accelerator.device)
-                shape = ("score", what, *(tuple(t.shape) for t in batch.values()))
+                shape = ("score", what, *shapes_of(batch))
                 _, flops = problem.meter.run_and_count_flops(
                     shape, functools.partial(work, batch, len(indices) / total)
                 )

@@ -1,0 +1,49 @@
+"""Losses that come from users: which model they compute with, and how a Trainer's is used for another model."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import Trainer
+
+from sparsesoup.core.errors import UserError
+
+
+@contextmanager
+def borrowed_loss(trainer: Trainer) -> Iterator[Callable[..., Any]]:
+    """Give a Trainer's `compute_loss` for other models than its own; it has its own again afterwards.
+
+    A Trainer may keep the model in a loss object (sentence-transformers), where it exchanges it for the one it trains.
+    """
+    own = trainer.model, trainer.model_wrapped
+    losses = [value for value in vars(trainer).values() if isinstance(value, nn.Module) and value not in own]
+    parts = {module: dict(module._modules) for value in losses for module in value.modules()}
+
+    def compute_loss(model: nn.Module, batch: Any, **more: Any) -> Any:
+        trainer.model = trainer.model_wrapped = model
+        return trainer.compute_loss(model, dict(batch), **more)
+
+    try:
+        yield compute_loss
+    finally:
+        trainer.model, trainer.model_wrapped = own
+        for module, before in parts.items():
+            module._modules.update(before)
+
+
+def require_own_parameters(loss: Tensor, model: nn.Module) -> None:
+    """Raise a UserError if a loss was computed with other parameters than those of the model that is trained."""
+    own, seen, waiting = {id(p) for p in model.parameters()}, set[Any](), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if id(getattr(node, "variable", None)) in own:
+            return
+        seen.add(node)
+        waiting += [other for other, _ in node.next_functions]
+    raise UserError(
+        "the loss does not use the model that it is given, which is a copy of yours; write loss=lambda model, batch: "
+        "... with that model, or keep your own loop with PruningCallback or attach"
+    )
