@@ -2,19 +2,16 @@
 
 import copy
 import random
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
-from conftest import Net, same, tiny
+from conftest import Net, same
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.masks import count_kept
-from sparsesoup.core.rng import cpu_generator, derive_seed
 from sparsesoup.loops.attach import attach
 from sparsesoup.loops.pruner import Pruner
 from sparsesoup.methods import METHODS, Method
@@ -23,12 +20,8 @@ from sparsesoup.methods.movement import MovementPruning
 from sparsesoup.methods.platon import Platon
 from sparsesoup.methods.pruning_at_init import Wanda
 from sparsesoup.methods.soft_movement_and_l0 import SoftMovement
-from sparsesoup.training.batching import RowBatches
-from sparsesoup.training.config import TrainingConfig
-from sparsesoup.training.problem import Problem
+from tiny_loops import BATCHES, KEPT, STEPS, Loop, loss_of, make_optimizer, own_problem, prunable
 
-STEPS, SIZE, KEPT = 60, 8, 600  # kept of 2,000 weights
-TRAINING = TrainingConfig(learning_rate=1e-2, batch_size=1, weight_decay=0.01, max_grad_norm=0.0)
 COMPARED: dict[str, Method] = {
     "gradual": METHODS["gradual"],
     "magnitude": METHODS["magnitude"],
@@ -42,64 +35,6 @@ COMPARED: dict[str, Method] = {
     "magnitude-ste": METHODS["magnitude-ste"],
     "power-propagation": METHODS["power-propagation"],
 }
-
-
-def make_batches() -> list[dict[str, Tensor]]:
-    draw = cpu_generator(5, "batches")
-    x = torch.randn(32 * SIZE, 8, generator=draw)
-    y = (x[:, :3] + 0.5 * x[:, 3:6] * x[:, 5:8]).argmax(1)
-    return [{"x": x[i : i + SIZE], "labels": y[i : i + SIZE]} for i in range(0, len(x), SIZE)]
-
-
-BATCHES = make_batches()
-
-
-def loss_of(model: nn.Module, batch: Any) -> Tensor:
-    return functional.cross_entropy(model(batch["x"]), batch["labels"])
-
-
-def prunable(name: str, parameter: Tensor) -> bool:
-    return name in ("blocks.0.weight", "blocks.1.weight", "wide.weight")
-
-
-def own_problem() -> Problem:
-    return tiny(steps=STEPS, train=RowBatches(BATCHES, lambda rows: rows[0]), training=TRAINING)
-
-
-def make_optimizer(model: nn.Module, fused: bool = True) -> torch.optim.Optimizer:
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=TRAINING.learning_rate, fused=fused)
-
-
-class Loop:
-    """A loop as users write it, on the rows and with the noise of our own."""
-
-    def __init__(self, fused: bool = True) -> None:
-        self.reference = own_problem()
-        self.model = copy.deepcopy(self.reference.pretrained)
-        self.optimizer = make_optimizer(self.model, fused)
-        self.rate = self.reference.rate_schedule()
-
-    def rows(self, start: int = 0) -> Iterator[Any]:
-        return (BATCHES[i] for (i,) in self.reference.train.train_batches(1, start, self.reference.seed))
-
-    def train(self, start: int = 0, stop: int = STEPS, after: Callable[[int], object] = lambda step: None) -> None:
-        self.model.train()
-        for step, batch in zip(range(start, stop), self.rows(start), strict=False):
-            torch.manual_seed(derive_seed(self.reference.seed, "noise", step))
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.rate(step)
-            loss_of(self.model, batch).backward()
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            after(step)
-
-    def attach(self, method: str | Method, sparsity: float = 0.7, **more: Any) -> Pruner:
-        given: dict[str, Any] = {"steps": STEPS, "loss": loss_of, "batches": BATCHES, "prunable": prunable}
-        given |= {"max_grad_norm": 0.0} | more
-        return attach(self.model, self.optimizer, method, sparsity, **given)
 
 
 @pytest.mark.parametrize("name", COMPARED)

@@ -14,6 +14,7 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Element
 from sparsesoup.core.targets import Target, Targets
 from sparsesoup.hub.models.prunable import prunable_matrices
+from sparsesoup.loops.gradients import check_trained
 from sparsesoup.loops.problem import Loss, first_batches, make_problem
 from sparsesoup.loops.pruner import Pruner
 from sparsesoup.methods import METHODS, HardConcreteL0, HybridMovement, Method, SoftMovement
@@ -34,11 +35,11 @@ def attach(
     prunable: Prunable | None = None,
     seed: int = 0,
     max_grad_norm: float = 1.0,
+    scaler: Any = None,
 ) -> Pruner:
     """Prune a model while your own loop trains it: the loop calls nothing else, and `finish` once at its end.
 
-    Hooks on the innermost torch optimizer count the steps that really happened, so accumulation, a gradient scaler and
-    accelerate need nothing special. The model keeps its names and the optimizer its groups.
+    Only steps that the innermost torch optimizer really made count.
 
     Args:
         model: the model, as it is trained.
@@ -52,6 +53,7 @@ def attach(
             model without such blocks, those of all linear layers but the last.
         seed: seed of all random choices.
         max_grad_norm: maximum gradient norm in weak runs; 0 disables clipping.
+        scaler: the loop's gradient scaler, if it has one (accelerate's is found), for methods that observe gradients.
     Returns: the pruner, with `masks`, `sparsity`, `cost`, `state_dict` and `finish`.
     Raises: UserError if the method needs what such a loop does not give, or does not fit the steps or the model.
 
@@ -67,9 +69,7 @@ def attach(
     32
     """
     _require_one_process()
-    chosen = named_method(method)
-    if getattr(chosen, "budget", "extra") != "extra" and getattr(chosen, "weak_masks", 1):
-        chosen = replace(chosen, budget="extra")  # type: ignore[call-arg]  # the loop has its T steps
+    chosen = _with_extra_steps(named_method(method))
     check_gates(chosen)
     inner = innermost(optimizer)
     targets = find_targets(unwrapped(model), prunable)
@@ -81,7 +81,13 @@ def attach(
         rows = first_batches(batches, phases, seed)
         problem = make_problem(unwrapped(model), inner, targets, steps, loss, rows, seed, max_grad_norm)
     chosen.check(problem, sparsity)
-    return Pruner(model, chosen, problem, phases, sparsity)
+    return Pruner(model, chosen, problem, phases, sparsity, scaler or getattr(optimizer, "scaler", None))
+
+
+def _with_extra_steps(method: Method) -> Method:
+    if getattr(method, "budget", "extra") != "extra" and getattr(method, "weak_masks", 1):
+        return replace(method, budget="extra")  # type: ignore[call-arg]  # the loop has its T steps
+    return method
 
 
 def _require_one_process() -> None:
@@ -144,24 +150,13 @@ def _targets_of(model: nn.Module, prunable: Prunable) -> Targets:
     return {name: Target("other", tuple(p.shape), turned[name]) for name, p in chosen}
 
 
-def check_trained(model: nn.Module, optimizer: Optimizer, targets: Targets) -> None:
-    """Raise a UserError if the optimizer does not train a weight that is to be pruned."""
-    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    params = dict(model.named_parameters())
-    if missing := [n for n in targets if id(params[n]) not in trained or not params[n].requires_grad]:
-        raise UserError(
-            f"{missing[0]} is to be pruned and not trained by this optimizer ({len(missing)} such weights); make the "
-            f"optimizer of the model's parameters once the model is on its device, or leave them out with prunable=..."
-        )
-
-
 def check_gates(method: Method) -> None:
     """Raise a UserError if the gates of a method cannot be kept beside the model."""
     whole = isinstance(method, HybridMovement | HardConcreteL0)
     if whole or (isinstance(method, SoftMovement) and method.pattern != Element):
         raise UserError(
             f"{type(method).__name__} masks biases or draws gates at random, which a loop that is not ours does not; "
-            f"let sparsesoup train, or take movement or magnitude-ste here"
+            f"let sparsesoup train with prune(trainer=...) or prune(model=...), or take movement or magnitude-ste here"
         )
 
 
@@ -179,8 +174,8 @@ def check_phases(method: Method, phases: Sequence[Phase], has_batches: bool) -> 
     for why, holds in reasons.items():
         if holds:
             raise UserError(
-                f"{name} {why}, which a loop that is not ours does not; let sparsesoup train, or take gradual, platon, "
-                f"wanda or isp here"
+                f"{name} {why}, which a loop that is not ours does not; let sparsesoup train with "
+                f"prune(trainer=...) or prune(model=...), or take gradual, platon, wanda or isp here"
             )
     if "extra batches" in needs and not has_batches:
         raise UserError(

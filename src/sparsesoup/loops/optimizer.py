@@ -1,14 +1,16 @@
-"""Learning rate, gradient scale and left-out steps of the optimizer of a foreign loop."""
+"""Learning rate and left-out steps of the optimizer of a foreign loop."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
+from sparsesoup.loops.problem import LoopProblem
 from sparsesoup.training.loop import Rate
-from sparsesoup.training.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -29,16 +31,25 @@ def is_skipped(optimizer: Optimizer) -> bool:
 
 
 @contextmanager
-def unscaled(optimizer: Optimizer, state: TrainState) -> Iterator[None]:
-    """Show the gradients without the factor of a gradient scaler, which a fused optimizer divides by itself."""
-    scale = getattr(optimizer, "grad_scale", None)
-    if scale is None:
+def lent_optimizer(problem: LoopProblem) -> Iterator[None]:
+    """Let our loop use the optimizer, for the model's parameters alone; it is as it was afterwards.
+
+    What the optimizer trains beside the model, such as a head that the loss holds, stays as it is.
+    """
+    optimizer, own = problem.optimizer, {id(p) for p in problem.pretrained.parameters()}
+    groups = [dict(group) for group in optimizer.param_groups]
+    plain = {p: {k: v for k, v in slot.items() if not isinstance(v, Tensor)} for p, slot in optimizer.state.items()}
+    others: dict[Any, Any] = {p: optimizer.state.pop(p) for p in [*optimizer.state] if id(p) not in own}
+    for group in optimizer.param_groups:
+        group["factor"], group["decays"] = float(group["lr"]), any(p.dim() > 1 for p in group["params"])
+        group["params"] = [p for p in group["params"] if id(p) in own]
+        group.setdefault("weight_decay", 0.0)
+    try:
         yield
-        return
-    params = state.prunable_parameters()
-    grads = {name: p.grad for name, p in params.items()}
-    for parameter in params.values():
-        parameter.grad = None if parameter.grad is None else parameter.grad / scale
-    yield
-    for name, parameter in params.items():
-        parameter.grad = grads[name]
+    finally:
+        for group, before in zip(optimizer.param_groups, groups, strict=True):
+            group.clear()
+            group.update(before)
+        optimizer.state.update(others)
+        for parameter, values in plain.items():
+            optimizer.state[parameter].update(values)

@@ -6,16 +6,14 @@ from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn import Parameter
+from torch import nn
 from torch.optim import Optimizer
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.masks import Masks, apply_masks_
 from sparsesoup.core.masks import sparsity as sparsity_of
-from sparsesoup.core.targets import target_parameters
-from sparsesoup.loops.optimizer import RelativeRate, is_skipped, unscaled
+from sparsesoup.loops.gradients import GradientWatch
+from sparsesoup.loops.optimizer import RelativeRate, is_skipped, lent_optimizer
 from sparsesoup.loops.problem import LoopProblem
 from sparsesoup.loops.traces import untouched_weights, without_trace
 from sparsesoup.methods import Method
@@ -34,7 +32,13 @@ class Pruner:
     """
 
     def __init__(
-        self, model: nn.Module, method: Method, problem: LoopProblem, phases: Sequence[Phase], sparsity: float
+        self,
+        model: nn.Module,
+        method: Method,
+        problem: LoopProblem,
+        phases: Sequence[Phase],
+        sparsity: float,
+        scaler: Any = None,
     ) -> None:
         self.method, self.problem, self.phases, self.target_sparsity = method, problem, phases, sparsity
         self._run: ActiveRun | None = None
@@ -42,8 +46,7 @@ class Pruner:
         self._inside, self._factor = LoopHooks(), None
         self._due, self._busy, self._masks = True, False, Masks()
         self._rates: list[Any] = []
-        self._watched: dict[str, Parameter] = {}
-        self._gradient_hooks: list[Any] = []
+        self._gradients = GradientWatch(problem, scaler, lambda: self.masks)
         optimizer = problem.optimizer
         self._hooks = [
             model.register_forward_pre_hook(self._before_forward),
@@ -89,9 +92,10 @@ class Pruner:
         if self._due and self.step >= self.problem.steps:
             self._catch_up()
         self._started.state.enforce_masks_()
-        for handle in [*self._hooks, *self._gradient_hooks]:
+        for handle in self._hooks:
             handle.remove()
-        self._hooks, self._gradient_hooks = [], []
+        self._hooks = []
+        self._gradients.remove()
         return self.masks
 
     def state_dict(self) -> dict[str, Any]:
@@ -152,12 +156,12 @@ class Pruner:
             return
         if self._due:
             self._catch_up()
-        self._watch_gradients()
+        self._gradients.renew()
 
     def _catch_up(self) -> None:
         """Do what the plan has between the steps that were made and the next ones."""
         run = self._started
-        with self._asleep(), without_trace(run.state.model):
+        with self._asleep(), without_trace(self.problem, run.state.model):
             if self._phase is not None:
                 self._close(run, self._phase)
             while self._phase is None and self._next < len(self.phases):
@@ -191,6 +195,7 @@ class Pruner:
         self._phase, self._end = phase, end
         self._inside = LoopHooks() if phase.loop is None else phase.loop(self._started)
         self._inside = replace(self._inside, hooks=tuple(self._inside.hooks))
+        self._gradients.observing = self._inside.observe is not None
         self._factor = None if phase.rate == self.problem.rate_schedule() else phase.rate
 
     def _close(self, run: ActiveRun, phase: Phase) -> None:
@@ -198,33 +203,22 @@ class Pruner:
             phase.end(run)
         if phase.always is not None:
             phase.always(run)
-        self._phase, self._inside, self._factor = None, LoopHooks(), None
+        self._phase, self._inside, self._factor, self._gradients.observing = None, LoopHooks(), None, False
         self._next += 1
 
     def _run_forks(self, run: ActiveRun, forks: Sequence[Phase]) -> None:
         """Run the forks at the loop's present learning rates, times the factor of each."""
-        optimizer, now = self.problem.optimizer, self.problem.rate_schedule()(run.state.step)
-        forks = [replace(fork, rate=RelativeRate(fork.rate or self.problem.rate_schedule(), now)) for fork in forks]
-        groups = [dict(group) for group in optimizer.param_groups]
-        plain = {p: {k: v for k, v in slot.items() if not isinstance(v, Tensor)} for p, slot in optimizer.state.items()}
-        for group in optimizer.param_groups:
-            group["factor"], group["decays"] = float(group["lr"]), any(p.dim() > 1 for p in group["params"])
-            group.setdefault("weight_decay", 0.0)
-        try:
-            run_forks(run, forks)
-        finally:
-            for group, before in zip(optimizer.param_groups, groups, strict=True):
-                group.clear()
-                group.update(before)
-            for parameter, values in plain.items():
-                optimizer.state[parameter].update(values)
+        own = self.problem.rate_schedule()
+        now = own(run.state.step)
+        with lent_optimizer(self.problem):
+            run_forks(run, [replace(fork, rate=RelativeRate(fork.rate or own, now)) for fork in forks])
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
         if self._busy:
             return
         if self._due:  # the forward pass was made on something that wraps the model
             self._catch_up()
-            self._zero_gradients()
+            self._gradients.zero()
         state = self._started.state
         self._rates = [group["lr"] for group in optimizer.param_groups]
         if self._factor is not None:
@@ -233,7 +227,7 @@ class Pruner:
         if self.problem.gated is not None and not is_skipped(optimizer):
             self.problem.gated.backward(state, self._inside.penalty)
         if self._inside.observe is not None and not is_skipped(optimizer):
-            with unscaled(optimizer, state):
+            with self._gradients.shown(optimizer, state):
                 self._inside.observe(state)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
@@ -263,34 +257,11 @@ class Pruner:
         elif self._inside.hooks or not isinstance(state.optimizer, OPTIMIZERS_THAT_KEEP_ZEROS):
             apply_masks_(state.prunable_parameters(), state.masks)
 
-    def _watch_gradients(self) -> None:
-        """Zero the gradients of pruned weights as they are made; anew if parameters were replaced."""
-        params = target_parameters(self.problem.pretrained, self.problem.targets)
-        if params.keys() == self._watched.keys() and all(p is self._watched[n] for n, p in params.items()):
-            return
-        for handle in self._gradient_hooks:
-            handle.remove()
-        self._watched = params
-        self._gradient_hooks = [
-            p.register_post_accumulate_grad_hook(self._zero_hook(name)) for name, p in params.items() if p.requires_grad
-        ]
-
-    def _zero_hook(self, name: str) -> Any:
-        def zero(parameter: Tensor) -> None:
-            if parameter.grad is not None and not self._busy:
-                parameter.grad.mul_(self.masks[name].view(torch.int8))
-
-        return zero
-
-    def _zero_gradients(self) -> None:
-        for name, parameter in self._watched.items():
-            self._zero_hook(name)(parameter)
-
     @contextmanager
     def _asleep(self) -> Iterator[None]:
         """Let the hooks do nothing: what runs inside is ours."""
-        self._busy = True
+        self._busy = self._gradients.paused = True
         try:
             yield
         finally:
-            self._busy = False
+            self._busy = self._gradients.paused = False

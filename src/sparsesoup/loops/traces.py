@@ -13,10 +13,11 @@ from sparsesoup.loops.problem import LoopProblem
 
 
 @contextmanager
-def without_trace(model: nn.Module) -> Iterator[None]:
+def without_trace(problem: LoopProblem, model: nn.Module) -> Iterator[None]:
     """Keep modes, gradients and random states of the process; the block may change weights and masks."""
     modes = [(module, module.training) for module in model.modules()]
-    grads = [(p, p.grad) for p in model.parameters()]
+    trained = [p for group in problem.optimizer.param_groups for p in group["params"]]
+    grads = [(p, p.grad) for p in {*trained, *model.parameters(), *problem.pretrained.parameters()}]
     drawn = random.getstate(), np.random.get_state()
     try:
         for parameter, _ in grads:
