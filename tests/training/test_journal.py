@@ -27,6 +27,7 @@ from sparsesoup.training.cost import Cost, CostTracker
 from sparsesoup.training.loop import train
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.state import TrainState
+from sparsesoup.training.state_files import open_state
 
 pytestmark = pytest.mark.integration
 
@@ -243,7 +244,8 @@ def test_a_fork_is_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         state.restore_snapshot_(here)
 
     problem.journal.run_stage("weak", state, look)
-    assert load_file(tmp_path / "state-a.safetensors").keys() == state.tensors().keys()
+    with open_state(tmp_path / "state-a.safetensors") as (tensors, _):
+        assert tensors.keys() == state.tensors().keys()
 
 
 @pytest.mark.parametrize(("name", "every"), [("lottery-pools", 37), ("model-soup", 7), ("instant-model-soup", 20)])
@@ -296,11 +298,10 @@ def test_a_product_is_stored_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
     journal = Checkpointer(CostTracker(), tmp_path)
     journal.put_artifact("soup", {"w": torch.ones(3)})
 
-    def die(tensors: dict[str, Tensor], path: Path, **more: object) -> None:
-        path.write_bytes(b"half")
+    def die(tensor: Tensor) -> None:
         raise Killed
 
-    monkeypatch.setattr("sparsesoup.core.tensor_files.save_file", die)
+    monkeypatch.setattr("sparsesoup.core.tensor_files._bytes_of", die)
     with pytest.raises(Killed):
         journal.put_artifact("soup", {"w": torch.zeros(3)})
     assert same(journal.get_artifact("soup"), {"w": torch.ones(3)})
@@ -396,7 +397,7 @@ def test_a_half_written_file_counts_as_nothing(tmp_path: Path, monkeypatch: pyte
         raise Killed
 
     for point in (
-        "sparsesoup.core.tensor_files.save_file",
+        "sparsesoup.core.tensor_files._bytes_of",
         "sparsesoup.training.checkpoint.write_table",
         "sparsesoup.core.files.os.replace",
     ):

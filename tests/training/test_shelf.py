@@ -1,6 +1,7 @@
 """Trainings that runs have in common are done once, charged to each, and change no bit of any result."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from sparsesoup.methods.imp import IterativeMagnitudePruning
 from sparsesoup.methods.lottery_pools import LotteryPools
 from sparsesoup.methods.one_shot import DenseFinetuning
 from sparsesoup.training.config import TrainingConfig
+from sparsesoup.training.cost import Cost
 from sparsesoup.training.problem import Problem
-from sparsesoup.training.train_cache import TrainingCache
+from sparsesoup.training.train_cache import CachedTraining, TrainingCache
 from tiny_hub import arguments, costs_of, log_of, masks_of, run_of, weights_of
 
 pytestmark = pytest.mark.integration
@@ -187,3 +189,17 @@ def test_two_runs_at_once_that_want_the_same_teacher_both_end(place: Path, tmp_p
         assert process.exitcode == 0, errors.read_text()
     assert len(list(out.glob("*/dense-*/seed-*/report.json"))) == 1
     assert [report["cost"]["teacher"]["steps"] for report in map(report_at, out.glob("*/[rm]*/seed-*"))] == [20, 20]
+
+
+def test_a_cache_above_its_budget_drops_the_trainings_used_least_recently(tmp_path: Path) -> None:
+    cache = TrainingCache(tmp_path, budget=2500)
+    product = CachedTraining({"w": torch.ones(200)}, {}, Cost(), [])  # about 1,000 bytes
+    for i, key in enumerate("ab"):
+        cache.put_training(key, product)
+        os.utime(tmp_path / f"{key}.safetensors", (i, i))
+    assert cache.get_training("a") is not None
+    cache.put_training("c", product)
+    assert {path.stem for path in tmp_path.iterdir()} == {"a", "c"}
+    assert TrainingCache(tmp_path).get_training("b") is None
+    TrainingCache(tmp_path, budget=10).put_training("d", product)  # the newest stays, whatever its size
+    assert {path.stem for path in tmp_path.iterdir()} == {"d"}

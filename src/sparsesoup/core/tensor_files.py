@@ -1,24 +1,57 @@
-"""Files of tensors and facts: written whole or not at all, and read as they were written."""
+"""Files of tensors and facts: written whole or not at all, tensor by tensor, and read as they were written."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sparsesoup.core.files import atomic_write, check_digest, digest_of, from_json
 
 FACTS = "facts"  # metadata of the safetensors file: the plain facts as JSON
+CODES = {  # of the safetensors format
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Any = None) -> str:
-    """Write tensors and plain facts into a safetensors file; return its digest."""
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor that is made when it is written.
+
+    Args:
+        dtype, shape: of the tensor.
+        make: returns it.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    make: Callable[[], Tensor]
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor | LazyTensor], facts: Any = None) -> str:
+    """Write tensors and plain facts into a safetensors file; return its digest.
+
+    Tensors are written one after the other: safetensors' own writer would first copy all of them into host memory.
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # aligned, as safetensors does it
+    header, end = dict[str, Any](__metadata__={FACTS: json.dumps(facts)}), 0
+    for name in names:
+        kind, shape = tensors[name].dtype, tuple(tensors[name].shape)
+        begin, end = end, end + torch.Size(shape).numel() * kind.itemsize
+        header[name] = {"dtype": CODES[kind], "shape": shape, "data_offsets": (begin, end)}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
     with atomic_write(path) as temporary:
-        plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-        save_file(plain, temporary, metadata={FACTS: json.dumps(facts)})
+        with open(temporary, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name in names:
+                file.write(_bytes_of(tensors[name]))
         return digest_of(temporary)
 
 
@@ -27,9 +60,24 @@ def load_tensors(path: Path, digest: object = None) -> tuple[dict[str, Tensor], 
 
     Raises: OSError or ValueError if it cannot be read, or does not match the digest, where one is given.
     """
+    with open_tensors(path, digest) as (file, facts):
+        return {name: file.get_tensor(name) for name in list(file.keys())}, facts
+
+
+@contextmanager
+def open_tensors(path: Path, digest: object = None) -> Iterator[tuple[Any, Any]]:
+    """Yield (the file as safetensors opens it, its facts), to read one tensor after the other.
+
+    Raises: OSError or ValueError as `load_tensors` does.
+    """
     check_digest(path, digest)
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in list(file.keys())}, from_json(file.metadata()[FACTS])
+            yield file, from_json(file.metadata()[FACTS])
     except (SafetensorError, KeyError, TypeError) as error:
         raise ValueError(str(error)) from error
+
+
+def _bytes_of(tensor: Tensor | LazyTensor) -> memoryview:
+    plain = (tensor.make() if isinstance(tensor, LazyTensor) else tensor).detach().cpu().contiguous()
+    return memoryview(cast(Any, plain.reshape(-1).view(torch.uint8).numpy()))

@@ -29,6 +29,8 @@ from sparsesoup.training.forks import ParallelMap
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.train_cache import TrainingCache
 
+CACHE_BUDGET = 2**35  # bytes of shared trainings in a folder
+
 
 @dataclass(frozen=True)
 class Run:
@@ -126,7 +128,7 @@ def carry_out(settings: RunConfig, path: Path | None, source: RunSource, outside
         if stages is not None:
             check_base(stages / "base.json", base)
         known = base | training_environment(settings, problem) | problem.cache.identity
-        problem = replace(problem, cache=TrainingCache(outside.cache, known))
+        problem = replace(problem, cache=TrainingCache(outside.cache, known, CACHE_BUDGET))
         doubts = _method_doubts(settings, problem)
         for said in () if outside.patient else doubts:
             outside.console.print(Text(f"note: {said}"), soft_wrap=True)

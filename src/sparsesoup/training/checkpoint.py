@@ -12,6 +12,7 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import load_table, remove_path, write_table
 from sparsesoup.core.tensor_files import load_tensors, save_tensors
 from sparsesoup.training.cost import CostTracker
+from sparsesoup.training.state_files import open_state, save_state
 
 JOURNAL = "journal.json"
 SHARE = 50  # a save may cost at most 1/50 of the time since the last one
@@ -22,7 +23,7 @@ class Checkpointable(Protocol):
 
     def tensors(self) -> dict[str, Tensor]: ...
     def facts(self) -> dict[str, Any]: ...
-    def load_state_(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None: ...
+    def load_state_(self, tensors: Mapping[str, Tensor], facts: dict[str, Any]) -> None: ...
 
 
 class Checkpointer:
@@ -186,7 +187,7 @@ class Checkpointer:
         began, before = time.monotonic(), self._saved
         self._saved = name or ("state-b" if before == "state-a" else "state-a")
         path = self.folder / f"{self._saved}.safetensors"
-        self._digests[path.name] = save_tensors(path, state.tensors(), state.facts())
+        self._digests[path.name] = save_state(path, state.tensors(), state.facts())
         # The checkpoint file names the state: a kill between the two writes leaves the old pair intact.
         entry = {"finished": self.finished, "held": self.held, "partial": self._partial, "saved": self._saved}
         costs = {"meter": self.meter.to_json(), "given": self._given}
@@ -212,8 +213,8 @@ class Checkpointer:
 
     def _restore_state(self, state: Checkpointable, name: str | None) -> None:
         path = Path(str(self.folder)) / f"{name}.safetensors"
-        with _refuse_damaged("state", path):
-            state.load_state_(*load_tensors(path, self._digests.get(path.name)))
+        with _refuse_damaged("state", path), open_state(path, self._digests.get(path.name)) as (tensors, facts):
+            state.load_state_(tensors, facts)
 
 
 @contextmanager

@@ -128,7 +128,7 @@ class TrainState:
         return {"step": self.step, "notes": copy.deepcopy(self.notes), "masked": self.masked}
 
     @torch.no_grad()
-    def load_state_(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    def load_state_(self, tensors: Mapping[str, Tensor], facts: dict[str, Any]) -> None:
         """Load the state described by `tensors` and `facts`; the given tensors are not modified."""
         own = self._named_weights()
         for name, t in own.items():
@@ -136,13 +136,13 @@ class TrainState:
         device = next(iter(own.values())).device
         self.masks = {n: tensors[f"masks/{n}"].to(device) for n in self.targets}
         self.memory = {
-            k.removeprefix("memory/"): t.to(device, copy=True) for k, t in tensors.items() if k.startswith("memory/")
+            k.removeprefix("memory/"): tensors[k].to(device, copy=True) for k in tensors if k.startswith("memory/")
         }
         self._take_back_moments(tensors, device)
         self.step, self.masked, self.halt = int(facts["step"]), float(facts["masked"]), False
         self.notes = copy.deepcopy(facts["notes"])
 
-    def _take_back_moments(self, tensors: dict[str, Tensor], device: torch.device) -> None:
+    def _take_back_moments(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
         table = dict(self.model.named_parameters())
         saved = [k for k in tensors if k.startswith("optimizer/")]
         fused = any(group.get("fused") for group in self.optimizer.param_groups)

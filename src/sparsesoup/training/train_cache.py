@@ -1,7 +1,9 @@
 """Training cache: trainings shared by several runs, done once and charged to each."""
 
+import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, uint8
 
+from sparsesoup.core.files import remove_path
 from sparsesoup.core.tensor_files import load_tensors, save_tensors
 from sparsesoup.training.cost import Cost
 
@@ -38,10 +41,13 @@ class TrainingCache:
     Args:
         folder: cache folder; None disables the cache.
         identity: everything else that determines a training: rows, machine, versions.
+        budget: bytes that the folder may hold; the trainings used least recently are removed. None: any number.
     """
 
-    def __init__(self, folder: Path | None = None, identity: Mapping[str, Any] | None = None) -> None:
-        self.folder, self.identity = folder, dict(identity or {})
+    def __init__(
+        self, folder: Path | None = None, identity: Mapping[str, Any] | None = None, budget: int | None = None
+    ) -> None:
+        self.folder, self.identity, self.budget = folder, dict(identity or {}), budget
 
     def content_key(self, tensors: Mapping[str, Tensor], *what: object) -> str:
         """Return the hash of a state's tensors, of the training settings, and of the identity."""
@@ -56,6 +62,7 @@ class TrainingCache:
         """Return the training of that key; None if there is none, or it cannot be read."""
         try:
             tensors, facts = load_tensors(self._path_of(key))
+            os.utime(self._path_of(key))  # used just now
             digest = facts.pop("digest", None)  # older versions recorded none
             if digest not in (None, self.content_key(tensors, key, facts)):
                 return None
@@ -69,6 +76,18 @@ class TrainingCache:
         facts = json.loads(json.dumps(facts))  # as they will be read back, for the digest
         facts["digest"] = self.content_key(product.tensors, key, facts)
         save_tensors(self._path_of(key), product.tensors, facts)
+        if self.budget is not None:
+            self._remove_beyond_budget(self.budget, self._path_of(key))
+
+    def _remove_beyond_budget(self, budget: int, newest: Path) -> None:
+        files = []
+        for path in newest.parent.glob("*.safetensors"):
+            with contextlib.suppress(OSError):  # another run has removed it
+                files.append((path == newest, path.stat().st_mtime_ns, path.stat().st_size, path))
+        for _, _, size, path in sorted(files, reverse=True):
+            budget -= size
+            if budget < 0 and path != newest:
+                remove_path(path)
 
     def _path_of(self, key: str) -> Path:
         return Path(str(self.folder)) / f"{key}.safetensors"
