@@ -238,6 +238,10 @@ def test_a_teacher_of_other_answers_or_blocks_is_refused() -> None:
     assert "the teacher answers (3,) a row" in one_line(
         prune_model, "magnitude", model_of(), TRAIN, **(SHORT | {"teacher": other})
     )
+    three = TRAIN.map(lambda row, i: {"labels": i % 3}, with_indices=True)
+    assert "the teacher does not take these batches" in one_line(
+        prune_model, "magnitude", other, three, **(SHORT | {"teacher": model_of()})
+    )
     hidden = TrainingConfig(batch_size=8, distill=DistillConfig(hidden=1.0))
     said = one_line(prune_model, "magnitude", model_of(), TRAIN, **(SHORT | {"teacher": network(), "train": hidden}))
     assert "the teacher has no block" in said

@@ -30,6 +30,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # rows with settings that c
 }
 CASES = [*METHODS, *VARIANTS]
 DATA_DECIDE = {"early-bird", "isp-code"}  # the search ends when masks settle; the stages near the sparsity
+BLOCKS = 3  # of the tiny net, for which sparsegpt passes all its batches one by one
+UNTRAINED = ["dense", "random", "magnitude", "snip", "grasp", "wanda", "sparsegpt", "one-shot-structured", "ticket"]
 NEEDS = {
     "own loss": {"pins"},
     "own rate": {
@@ -41,7 +43,7 @@ NEEDS = {
         "instant-model-soup", "sparse-model-soup",
     },
     "extra batches": {
-        "isp", "isp-paper", "isp-code", "snip", "grasp", "wanda", "gradient-flow", "pins", "lottery-pools",
+        "isp", "isp-paper", "isp-code", "snip", "grasp", "wanda", "sparsegpt", "gradient-flow", "pins", "lottery-pools",
         "model-soup", "instant-model-soup",
     },
 }  # fmt: skip
@@ -103,7 +105,11 @@ def run(case: str, folder: Path) -> Done:
 @pytest.mark.parametrize("case", CASES)
 def test_the_steps_of_a_run_are_those_of_its_plan_and_where_data_decide_no_more(case: str, folder: Path) -> None:
     done = run(case, folder)
-    most, least, bounded = Counter[str](), Counter[str](), {phase.label for phase in done.phases if phase.at_most}
+    most, least, bounded = (
+        Counter[str](),
+        Counter[str](),
+        {phase.label for phase in done.phases if phase.at_most and phase.steps},
+    )
     for phase in done.phases:
         most[phase.label] += phase.steps
         least[phase.label] += 0 if phase.at_most else phase.steps
@@ -121,7 +127,8 @@ def test_the_extra_batches_of_a_run_are_those_of_its_plan(case: str, folder: Pat
     done = run(case, folder)
     rows = {label: cost.examples for label, cost in done.costs.items()}
     assert rows["validation"] == 96 * (1 + sum(phase.validations for phase in done.phases))  # and the ticket's own
-    assert rows.get("score", 0) == 16 * sum(count for phase in done.phases for _, count in phase.scores)
+    each = [(BLOCKS if phase.per_block else 1) * count for phase in done.phases for _, count in phase.scores]
+    assert rows.get("score", 0) == 16 * sum(each)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -169,7 +176,13 @@ def test_a_fork_goes_to_another_process_and_does_the_same_there(folder: Path) ->
     assert forked == {"isp", "isp-paper", "isp-code"}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", UNTRAINED)
+def test_a_plan_without_training_has_no_steps(case: str, folder: Path) -> None:
+    chosen, sparsity = made(case, folder)
+    assert planned_steps(chosen.plan(replace(tiny().size, steps=0), sparsity)) == 0
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in UNTRAINED])
 def test_a_plan_refuses_a_t_that_is_too_small_with_one_that_fits(case: str, folder: Path) -> None:
     chosen, sparsity = made(case, folder)
     if getattr(chosen, "score_rate", None) is not None:

@@ -11,7 +11,7 @@ from transformers import EvalPrediction
 from transformers.trainer_pt_utils import nested_concat, nested_detach, nested_numpify
 from transformers.utils.generic import find_labels
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, one_line
 from sparsesoup.training.batching import Batch, shapes_of
 from sparsesoup.training.cost import Cost
 from sparsesoup.training.problem import Problem, add_batch_cost, to_device
@@ -49,6 +49,19 @@ class ObjectProblem(Problem):
                 f"{type(model).__name__} gives no outputs beside its loss; let loss=... return (loss, outputs)"
             )
         return loss, first
+
+    def outputs_alone(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the outputs [rows, ...]; the loss comes with them, which a teacher of another task may not have.
+
+        Raises: UserError if the model does not take the batch.
+        """
+        try:
+            return self.loss_and_outputs(model, batch)[1]
+        except UserError:
+            raise
+        except (IndexError, RuntimeError, ValueError, TypeError) as error:
+            said = one_line(error)[:150]
+            raise UserError(f"the teacher does not take these batches ({said}); give one of the same task") from error
 
     def score_validation(self, model: nn.Module, cost: Cost) -> tuple[dict[str, float], dict[str, Any]]:
         """Return the scores on the evaluation rows; only what `compute_metrics` takes is kept in memory."""

@@ -128,14 +128,14 @@ def self_taught(problem: Problem, state: TrainState, temperature: float) -> Call
         for name, t in named_weights(model).items():  # no copy; a restart replaces the memory's tensors
             t.data = state.memory[f"teacher/{name}"]
         with torch.no_grad():
-            wanted = problem.loss_and_outputs(model, batch)[1]
+            wanted = problem.outputs_alone(model, batch)
         said: list[Any] = []
         handle = student.register_forward_hook(lambda module, inputs, output: said.append(output))
         try:
             loss = problem.training_loss(student, batch)
         finally:
             handle.remove()
-        given = problem.loss_and_outputs(_CachedAnswers(student, said[0]), batch)[1]
+        given = problem.outputs_alone(_CachedAnswers(student, said[0]), batch)
         mask = batch.get("attention_mask") if given.dim() == 3 else None
         apart = distillation_divergence(given, wanted, temperature, mask)
         return loss + (answer_certainty(given.detach(), mask) * apart).mean()

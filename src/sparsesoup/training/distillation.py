@@ -52,7 +52,7 @@ def distillation_objective(
 
     def objective(student: nn.Module, batch: Batch) -> Tensor:
         with torch.no_grad(), outputs_of(model, names) as wanted:
-            answers = problem.loss_and_outputs(model, batch)[1]
+            answers = problem.outputs_alone(model, batch)
         with outputs_of(student, names) as given:
             own, outputs = problem.loss_and_outputs(student, batch)
         if outputs.shape != answers.shape:

@@ -114,6 +114,10 @@ class Problem:
             return self.objective(model, batch)
         return self.criterion(self.predict(model, batch), batch)
 
+    def outputs_alone(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the outputs [rows, ...] of one pass, of a teacher for example."""
+        return self.predict(model, batch)
+
     def loss_and_outputs(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return (mean loss of the task, outputs [rows, ...]) of one pass."""
         outputs = self.predict(model, batch)
