@@ -66,8 +66,7 @@ def prune(
         name: of the method, as in `sparsesoup methods`; or a method, such as `InstantSoup(stages=3)`.
         model: Hub id, folder, or minilm; default minilm. Or a module, with train_dataset, eval_dataset, loss,
             data_collator, compute_metrics, prunable, ...: see `prune_model`.
-        dataset: Hub id, folder, file, or docstrings; default docstrings. Beside train_dataset=..., which is an object,
-            the name of its rows in reports and folders.
+        dataset: Hub id, folder, file, or docstrings; default docstrings. Beside train_dataset=..., the rows' name.
         sparsity: share of the prunable weights to remove, in [0, 1); default 0.9.
         steps: T, the steps of one fine-tuning; or `epochs`, default 3.
         epochs: T in passes over the training rows.
