@@ -43,6 +43,10 @@ def run_prune(parsed: tuple[RunConfig, argparse.Namespace]) -> None:
     from sparsesoup.runs.summary import closing_lines
 
     settings, options = parsed
+    if options.device:
+        from sparsesoup.training.device import choose_device
+
+        choose_device(options.device)
     if options.dry_run:
         from sparsesoup.runs.run import fill_default_sparsity
         from sparsesoup.study.dry_run import describe_plan
@@ -76,6 +80,7 @@ def settings_parser(method: str = "") -> CommandParser:
     add("--dry-run", action="store_true", help="print the phases of the run and their estimated cost without training")
     add("--workers", type=int, default=1, metavar="N", help="processes for weak masks, each with as many threads as "
         "this one: set OMP_NUM_THREADS (default 1)")  # fmt: skip
+    add("--device", metavar="DEVICE", help="cpu, cuda, cuda:<number> or mps (default the first accelerator, else cpu)")
     settings = [s for s in run_settings(method or "dense") if method or not s.name.startswith("method.")]
     add_settings(made, settings)
     owners = {s.name.rpartition(".")[0]: s.owner for s in settings}

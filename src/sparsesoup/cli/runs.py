@@ -20,13 +20,18 @@ def test_parser() -> CommandParser:
     """Return the parser of `test`."""
     made = CommandParser("test", "Score a run on the test split, once; later calls read what was written.")
     made.add_argument("RUN", type=Path, help="a run directory")
+    made.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:<number> or mps (default: the first "
+        "accelerator, else cpu)")  # fmt: skip
     return made
 
 
 def run_test(options: Any) -> None:
     """Score a run on its test split."""
     from sparsesoup.runs.run import evaluate_finished_run
+    from sparsesoup.training.device import choose_device
 
+    if options.device:
+        choose_device(options.device)
     scores = evaluate_finished_run(options.RUN, SafeConsole(stderr=True)).report["test"]
     several = all(isinstance(value, dict) for value in scores.values())
     for part, table in scores.items() if several else [("", scores)]:

@@ -31,7 +31,7 @@ MOST = {"seed": 2**63 - 1, "method": 10**5}  # limits of other integers; those o
 ELSEWHERE = ("data_root", "dataset", "seed", "trust_remote_code")  # in a run's path, or of this machine: not in its key
 OBJECTS = "objects"  # key of a recipe: the arguments that were objects in memory
 # Flags of `prune` that are no settings of a run.
-OUTSIDE = ("config", "out", "save_every", "cache_dir", "dry_run", "workers")
+OUTSIDE = ("config", "out", "save_every", "cache_dir", "dry_run", "workers", "device")
 NO_METHOD = f"no method named; say `sparsesoup prune METHOD`, one of {', '.join(METHODS)}"
 
 
