@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from sparsesoup.methods import EarlyBird as EarlyBird
     from sparsesoup.methods import FromTicket as FromTicket
     from sparsesoup.methods import GradientFlow as GradientFlow
+    from sparsesoup.methods import GradualOBS as GradualOBS
     from sparsesoup.methods import GradualPruning as GradualPruning
     from sparsesoup.methods import GradualStar as GradualStar
     from sparsesoup.methods import Grasp as Grasp
@@ -86,8 +87,8 @@ _NAMES = {
     "sparsesoup.loops.objects": "PrunedModel prune_model prune_trainer",
     "sparsesoup.loops.once": "prune_once",
     "sparsesoup.loops.pruner": "Pruner",
-    "sparsesoup.methods": "METHODS DenseFinetuning EarlyBird FromTicket GradientFlow GradualPruning GradualStar Grasp "
-    "HardConcreteL0 HybridMovement InstantModelSoup InstantSoup InstantSoupCode InstantSoupPaper "
+    "sparsesoup.methods": "METHODS DenseFinetuning EarlyBird FromTicket GradientFlow GradualOBS GradualPruning GradualStar "
+    "Grasp HardConcreteL0 HybridMovement InstantModelSoup InstantSoup InstantSoupCode InstantSoupPaper "
     "IterativeMagnitudePruning LotteryPools MagnitudeStraightThrough Method MethodInfo ModelSoup MovementPruning "
     "OneShot Pins Platon PowerPropagation Snip SoftMovement SparseGpt SparseModelSoup Wanda",
     "sparsesoup.runs.run": "Run",

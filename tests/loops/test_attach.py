@@ -15,6 +15,7 @@ from sparsesoup.core.masks import count_kept
 from sparsesoup.loops.attach import attach
 from sparsesoup.loops.pruner import Pruner
 from sparsesoup.methods import METHODS, Method
+from sparsesoup.methods.gradual_obs import GradualOBS
 from sparsesoup.methods.isp import InstantSoup
 from sparsesoup.methods.movement import MovementPruning
 from sparsesoup.methods.platon import Platon
@@ -27,6 +28,7 @@ COMPARED: dict[str, Method] = {
     "magnitude": METHODS["magnitude"],
     "wanda": Wanda(batches=4),
     "platon": Platon(every=5, window=5),
+    "gradual-obs": GradualOBS(prunings=3, batches=4),
     "isp": InstantSoup(stages=3, weak_masks=3, budget="extra"),
     "isp-fresh": InstantSoup(stages=2, weak_masks=2, budget="extra", moments="fresh", merge="union"),
     "gradient-flow": replace(METHODS["gradient-flow"], batches=2),

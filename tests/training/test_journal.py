@@ -73,6 +73,7 @@ STEPPED: dict[str, tuple[int, dict[str, Any]]] = {  # steps and settings in whic
     "gradient-flow": (60, {"measure": "norm", "batches": 4}),
     "power-propagation": (60, {}),
     "platon": (60, {}),
+    "gradual-obs": (60, {"prunings": 4, "batches": 2}),
     "pins": (60, {}),
     "movement": (60, {}),
     "soft-movement": (60, {"score_rate": 0.5}),

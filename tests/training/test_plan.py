@@ -43,8 +43,8 @@ NEEDS = {
         "instant-model-soup", "sparse-model-soup",
     },
     "extra batches": {
-        "isp", "isp-paper", "isp-code", "snip", "grasp", "wanda", "sparsegpt", "gradient-flow", "pins", "lottery-pools",
-        "model-soup", "instant-model-soup",
+        "isp", "isp-paper", "isp-code", "snip", "grasp", "wanda", "sparsegpt", "gradual-obs", "gradient-flow", "pins",
+        "lottery-pools", "model-soup", "instant-model-soup",
     },
 }  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Pruner: carries out the plan of a method from hooks on a model and its optimizer."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import takewhile
 from typing import Any
@@ -19,7 +19,7 @@ from sparsesoup.loops.traces import untouched_weights, without_trace
 from sparsesoup.methods import Method
 from sparsesoup.training.cost import Cost
 from sparsesoup.training.driver import run_forks, run_phase
-from sparsesoup.training.loop import OPTIMIZERS_THAT_KEEP_ZEROS, Rate
+from sparsesoup.training.loop import OPTIMIZERS_THAT_KEEP_ZEROS, Rate, dropout_set_to
 from sparsesoup.training.plan import ActiveRun, LoopHooks, Phase
 from sparsesoup.training.state import TrainState
 
@@ -43,7 +43,7 @@ class Pruner:
         self.method, self.problem, self.phases, self.target_sparsity = method, problem, phases, sparsity
         self._run: ActiveRun | None = None
         self._next, self._phase, self._end = 0, None, 0
-        self._inside, self._factor = LoopHooks(), None
+        self._inside, self._factor, self._overrides = LoopHooks(), None, ExitStack()
         self._due, self._busy, self._masks = True, False, Masks()
         self._rates: list[Any] = []
         self._gradients = GradientWatch(problem, scaler, lambda: self.masks)
@@ -92,6 +92,7 @@ class Pruner:
         if self._due and self.step >= self.problem.steps:
             self._catch_up()
         self._started.state.enforce_masks_()
+        self._overrides.close()
         for handle in self._hooks:
             handle.remove()
         self._hooks = []
@@ -197,8 +198,11 @@ class Pruner:
         self._inside = replace(self._inside, hooks=tuple(self._inside.hooks))
         self._gradients.observing = self._inside.observe is not None
         self._factor = None if phase.rate == self.problem.rate_schedule() else phase.rate
+        if phase.overrides is not None:
+            self._overrides.enter_context(dropout_set_to(self._started.state.model, phase.overrides.dropout))
 
     def _close(self, run: ActiveRun, phase: Phase) -> None:
+        self._overrides.close()
         if phase.end is not None:
             phase.end(run)
         if phase.always is not None:

@@ -16,6 +16,7 @@ from sparsesoup.methods.early_bird import EarlyBird
 from sparsesoup.methods.from_ticket import FromTicket
 from sparsesoup.methods.gradient_flow import GradientFlow
 from sparsesoup.methods.gradual import GradualPruning, GradualStar
+from sparsesoup.methods.gradual_obs import GradualOBS
 from sparsesoup.methods.hybrid import HybridMovement
 from sparsesoup.methods.imp import IterativeMagnitudePruning
 from sparsesoup.methods.instant_model_soup import InstantModelSoup
@@ -112,6 +113,11 @@ TABLE: dict[str, MethodInfo] = {
     "gmp-star": MethodInfo(
         method=GradualStar(), family="gradual", score="|w|", summary="big first step, rate re-wound at each pruning",
         source="Kurtic 2022",
+    ),
+    "gradual-obs": MethodInfo(
+        method=GradualOBS(), family="gradual", score="w^2 average(g^2)",
+        summary="by the loss, kept weights fitted to each layer's inputs", cost="1 + prunings (batches / 3 + fit) / T",
+        source="LeCun 1990; Hassibi & Stork 1993", returns=True,
     ),
     "power-propagation": MethodInfo(
         method=PowerPropagation(), family="gradual", score="|v|, w = sign(v)|v|^alpha",

@@ -216,17 +216,26 @@ def _backward_pass(
 def _apply_overrides(state: TrainState, protocol: TrainingOverrides | None) -> Iterator[None]:
     """Apply the overrides of weight decay and dropout for the duration of a run."""
     decays = [group["weight_decay"] for group in state.optimizer.param_groups]
-    drops = find_dropouts(state.model) if protocol and protocol.dropout is not None else []
     try:
         for group in state.optimizer.param_groups:
             if protocol and protocol.weight_decay is not None and group["decays"]:
                 group["weight_decay"] = protocol.weight_decay
-        for owner, name, _ in drops:
-            setattr(owner, name, protocol.dropout if protocol else None)
-        yield
+        with dropout_set_to(state.model, protocol.dropout if protocol else None):
+            yield
     finally:
         for group, decay in zip(state.optimizer.param_groups, decays, strict=True):
             group["weight_decay"] = decay
+
+
+@contextmanager
+def dropout_set_to(model: nn.Module, probability: float | None) -> Iterator[None]:
+    """Set all dropout probabilities of a model within the block; None leaves them."""
+    drops = [] if probability is None else find_dropouts(model)
+    try:
+        for owner, name, _ in drops:
+            setattr(owner, name, probability)
+        yield
+    finally:
         for owner, name, value in drops:
             setattr(owner, name, value)
 

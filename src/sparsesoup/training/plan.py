@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from sparsesoup.core.targets import Targets
 from sparsesoup.training.config import TrainingOverrides
 from sparsesoup.training.loop import Hook, Rate
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.state import TrainState
 
-Pass = Literal["forward", "gradient", "hessian"]
+Pass = Literal["forward", "inputs", "gradient", "hessian"]
 Need = Literal["own loss", "own rate", "rewinding", "extra batches"]
 
 
@@ -83,6 +84,7 @@ class Phase:
         validations: passes over the validation rows at the end of the phase.
         store: keep the weights after the steps as an artifact of this name.
         end: work after the steps.
+        end_flops: FLOPs of that work on the targets, besides passes through the model.
         rewinds_to: step of the run that `end` goes back to.
         hold: keep the state after the phase on disk until the end of the run.
         always: called after the phase, and at every restart after it.
@@ -110,6 +112,7 @@ class Phase:
     validations: int = 0
     store: str = ""
     end: Callable[[ActiveRun], Any] | None = None
+    end_flops: Callable[[Targets], int] | None = None
     rewinds_to: int | None = None
     hold: bool = False
     always: Callable[[ActiveRun], None] | None = None

@@ -126,7 +126,9 @@ class _InputHook:
             raise self._never_called_error()
         before, vectors = inputs[0].shape[:-1], inputs[0].detach().reshape(-1, self.width).float()
         tokens = self.mask is None or before in (self.mask.shape, (self.mask.numel(),))
-        if self.mask is not None and tokens:
+        if self.mask is not None and tokens and self.full:  # of one size, so that a shape has one count of FLOPs
+            vectors = vectors.masked_fill(self.mask.reshape(-1, 1) == 0, 0.0)
+        elif self.mask is not None and tokens:
             vectors = vectors[self.mask.reshape(-1).bool()]
         found = vectors.T @ vectors if self.full else vectors.square().sum(0)
         self.sums[tokens] = self.sums[tokens] + found if tokens in self.sums else found
@@ -137,8 +139,7 @@ class _InputHook:
         return self.sums[max(self.sums)]
 
     def _never_called_error(self) -> UserError:
-        method = "sparsegpt" if self.full else "wanda"
         return UserError(
-            f"{method} cannot see the inputs of {self.name}: its module is not called with rows of {self.width} "
+            f"this method cannot see the inputs of {self.name}: its module is not called with rows of {self.width} "
             f"features; take magnitude or snip for this model"
         )

@@ -11,6 +11,7 @@ from torch.nn import Parameter
 
 from sparsesoup.core.rng import fork_rng_of
 from sparsesoup.core.targets import block_of, target_parameters
+from sparsesoup.methods.scores.activation import LayerInputs
 from sparsesoup.methods.scores.calibration import calibration_batches
 from sparsesoup.methods.scores.gradient import hessian_product, task_gradient
 from sparsesoup.training.batching import RowBatches
@@ -99,6 +100,12 @@ def _forward_flops(problem: Problem, rows: list[int]) -> int:
     return count.flops
 
 
+def _inputs_flops(problem: Problem, rows: list[int]) -> int:
+    counting = replace(problem, meter=CostTracker())
+    LayerInputs(counting, problem.pretrained, [rows], full=True).inputs_of(problem.targets)
+    return counting.meter.costs["score"].flops
+
+
 def _gradient_flops(problem: Problem, rows: list[int]) -> int:
     counting = replace(problem, meter=CostTracker())
     task_gradient(counting, problem.pretrained, [rows])
@@ -116,6 +123,7 @@ PASSES: dict[str, Callable[[Problem, list[int]], int]] = {
     "train": _train_flops,
     "head": _head_flops,
     "forward": _forward_flops,
+    "inputs": _inputs_flops,
     "gradient": _gradient_flops,
     "hessian": _hessian_flops,
 }
@@ -149,6 +157,8 @@ def phase_costs(phase: Phase, begin: int, problem: Problem, prices: FlopsModel) 
     for what, count in phase.scores:
         rows = calibration_batches(problem, count, *phase.score_path)
         yield "score", _times(_passes_cost(problem.train, rows, prices, what), blocks)
+    if phase.end_flops is not None:
+        yield "score", Cost(flops=phase.end_flops(problem.targets))
     if phase.validations:
         rows = problem.validation.eval_batches(2 * problem.training.batch_size)
         yield "validation", _times(_passes_cost(problem.validation, rows, prices, "forward"), phase.validations)
