@@ -212,8 +212,8 @@ def test_squad_is_looked_for_under_the_name_it_has_on_the_hub(name):
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        (["--doc-stride", "40"], ["--doc-stride: max_length 40 allows 1 to 18, got 40"]),
-        (["--doc-stride", "0"], ["--doc-stride: ", "allows 1 to 18, got 0"]),
+        (["--doc-stride", "40"], ["--doc-stride: must be 1 to 18 with a max_length of 40, got 40"]),
+        (["--doc-stride", "0"], ["--doc-stride: must be 1 to 18 ", "got 0"]),
         (
             ["--label-column", "id", "--text-columns", "question", "--doc-stride", "3"],
             ["--doc-stride: ", "got 3; leave it"],

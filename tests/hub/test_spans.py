@@ -269,7 +269,7 @@ def test_an_answer_that_is_not_where_it_should_be_is_named_by_split_and_row(answ
 def test_a_stride_that_leaves_no_room_is_refused_with_what_is_allowed():
     rows = rows_of(*questions(2))
     for stride in (0, 19, 40):
-        with pytest.raises(UserError, match=f"doc_stride: max_length 40 allows 1 to 18, got {stride}"):
+        with pytest.raises(UserError, match=f"doc_stride: must be 1 to 18 with a max_length of 40, got {stride}"):
             encode_questions(rows, replace(TASK, stride=stride), tokenizer(True), 40)
     assert len(encode_questions(rows, replace(TASK, stride=18), tokenizer(True), 40)[0]) == 2
 

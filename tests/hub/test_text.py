@@ -74,7 +74,7 @@ def test_a_tokenizer_that_cannot_pad_or_a_length_that_it_cannot_take_is_refused(
     with pytest.raises(UserError, match="no padding token"):
         encode_texts(Dataset.from_dict(ROWS), ONE, words(pad_token=None), 64)
     for length in (0, 4, 65):
-        with pytest.raises(UserError, match=f"^max_length: the tokenizer .* 5 to 64, got {length}"):
+        with pytest.raises(UserError, match=f"^max_length: must be 5 to 64 for the tokenizer .*, got {length}$"):
             encode_texts(Dataset.from_dict(ROWS), ONE, words(), length)
 
 

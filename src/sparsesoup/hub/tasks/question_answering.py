@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, require
 from sparsesoup.hub.tasks.columns import LABEL_NAMES
 from sparsesoup.hub.tasks.labels import DROP, columns_of
 from sparsesoup.hub.tasks.metrics import ContextWindow, MetricFunction, squad_metric
@@ -160,17 +160,10 @@ class WindowBuilder:
         self.none = marks[0] if marks else 0  # at the end of the row if the tokenizer puts it there
         self.free = max_length - specials
         most = self.free - self.free // 2 - 1
-        if most < 1:
-            raise UserError(
-                f"{max_length} is too little: a row has {specials} tokens beside question and context and needs "
-                f"{specials + FEWEST}; say that or more",
-                "max_length",
-            )
-        if task.stride is not None and not 1 <= task.stride <= most:
-            raise UserError(
-                f"max_length {max_length} allows 1 to {most}, got {task.stride}; give less, or raise max_length",
-                "doc_stride",
-            )
+        why = f"since a row has {specials} tokens beside question and context"
+        require(most >= 1, "max_length", f"at least {specials + FEWEST} here, {why}", max_length)
+        inside = task.stride is None or 1 <= task.stride <= most
+        require(inside, "doc_stride", f"1 to {most} with a max_length of {max_length}", task.stride)
         self.stride = task.stride if task.stride is not None else min(max_length // 3, most)
 
     def cut_windows(

@@ -11,7 +11,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, require
 from sparsesoup.hub.tasks.labels import label_values
 from sparsesoup.training.batching import Batch, RowBatches
 
@@ -115,10 +115,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None
             "tokenizer.eos_token` and save the checkpoint again"
         )
     fewest, most = tokenizer.num_special_tokens_to_add(pair=True) + 2, tokenizer.model_max_length
-    if not fewest <= max_length <= most:
-        raise UserError(
-            f"the tokenizer of {name} allows {fewest} to {most}, got {max_length}; give a number between", "max_length"
-        )
+    allowed = f"{fewest} to {most} for the tokenizer of {name}"
+    require(fewest <= max_length <= most, "max_length", allowed, max_length)
 
 
 def check_words(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
