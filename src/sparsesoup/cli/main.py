@@ -10,6 +10,7 @@ from typing import Any
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import disk_full, is_disk_full
+from sparsesoup.core.single_process import require_single_process
 from sparsesoup.report.escaping import print_line
 
 NO_WRITING = (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EPERM, errno.ENAMETOOLONG,
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         _check_text(given)
+        require_single_process()
         command = load_command(given[0])
         return command.run(command.parse_words(given[1:])) or 0
     except KeyboardInterrupt:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -12,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Element
+from sparsesoup.core.single_process import require_single_process
 from sparsesoup.core.targets import Target, Targets
 from sparsesoup.hub.models.prunable import prunable_matrices
 from sparsesoup.loops.gradients import check_trained
@@ -57,6 +57,7 @@ def attach(
     Returns: the pruner, with `masks`, `sparsity`, `cost`, `state_dict` and `finish`.
     Raises: UserError if the method needs what such a loop does not give, or does not fit the steps or the model.
 
+    >>> import torch
     >>> layer = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     >>> pruner = attach(layer, optimizer, "gradual", sparsity=0.5, steps=10)
@@ -68,7 +69,7 @@ def attach(
     >>> int((layer[0].weight == 0).sum())
     32
     """
-    _require_one_process()
+    require_single_process()
     chosen = _with_extra_steps(named_method(method))
     check_gates(chosen)
     inner = innermost(optimizer)
@@ -88,12 +89,6 @@ def _with_extra_steps(method: Method) -> Method:
     if getattr(method, "budget", "extra") != "extra" and getattr(method, "weak_masks", 1):
         return replace(method, budget="extra")  # type: ignore[call-arg]  # the loop has its T steps
     return method
-
-
-def _require_one_process() -> None:
-    one = not (torch.distributed.is_available() and torch.distributed.is_initialized())
-    if not one and (count := torch.distributed.get_world_size()) > 1:
-        raise UserError(f"pruning runs in one process, this is one of {count}; start a single one")
 
 
 def named_method(method: str | Method) -> Method:

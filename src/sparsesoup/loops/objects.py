@@ -15,6 +15,7 @@ from transformers import Trainer
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import atomic_write
 from sparsesoup.core.masks import Masks
+from sparsesoup.core.single_process import require_single_process
 from sparsesoup.core.ticket import Ticket
 from sparsesoup.loops.attach import Prunable
 from sparsesoup.loops.losses import borrowed_loss
@@ -141,6 +142,7 @@ def prune_model(
     32
     """
     given = dict(locals())
+    require_single_process()
     source = object_source(given)
     done = source.run_method()
     if isinstance(done, FinishedRun):
@@ -163,6 +165,7 @@ def prune_trainer(method: str | Method, trainer: Trainer, *, sparsity: float | N
         sparsity: share of the prunable weights to remove.
         more: further arguments of `prune_model`.
     """
+    require_single_process()
     args = trainer.args
     if ignored := _ignored_arguments(args):
         warnings.warn(f"not honoured while pruning: {', '.join(ignored)}", stacklevel=2)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.masking import GROUPS, Scope, check_sparsity, fixed_sparsity
 from sparsesoup.core.masks import Masks, dense_masks
+from sparsesoup.core.single_process import require_single_process
 from sparsesoup.core.targets import target_parameters
 from sparsesoup.loops.attach import Prunable, find_targets, named_method
 from sparsesoup.loops.problem import Loss, PlainDevice, as_mapping
@@ -57,6 +58,7 @@ def prune_once(
     >>> int(masks["0.weight"].sum())
     32
     """
+    require_single_process()
     rows = list(batches)
     chosen, share = _method_at(method, sparsity)
     if hasattr(chosen, "batches"):

@@ -14,6 +14,7 @@ from sparsesoup.core import masks as algebra
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import write_table
 from sparsesoup.core.masking import fixed_sparsity
+from sparsesoup.core.single_process import require_single_process
 from sparsesoup.core.ticket import Ticket, load_masks
 from sparsesoup.hub.build import OpenedTask, build_problem, open_task, score_test
 from sparsesoup.hub.models.checkpoint import load_reader
@@ -58,6 +59,7 @@ def run_method(settings: RunConfig, out: Path, outside: RuntimeOptions, within: 
         within: path of the run below `out`; derived from its settings by default.
     Raises: UserError for bad input; finished stages stay on disk.
     """
+    require_single_process()
     if outside.workers > 1 and not masks_of(settings):
         raise UserError(
             f"--workers only applies to methods with weak masks, not to {settings.name}; leave --workers out"

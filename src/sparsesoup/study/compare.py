@@ -11,6 +11,7 @@ from rich.console import Console
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import all_whole, file_lock, read_table, remove_path, write_text
+from sparsesoup.core.single_process import require_single_process
 from sparsesoup.hub.build import open_task
 from sparsesoup.hub.tasks.overview import data_overview
 from sparsesoup.hub.tasks.splits import LoadedDataset, open_splits
@@ -49,6 +50,7 @@ def compare_recipe(
     retry_failed: bool = False,
 ) -> StudyResult:
     """Run the study of a recipe (a file, the name of a shipped one, or a table) on this machine."""
+    require_single_process()
     given = dict(recipe) if isinstance(recipe, Mapping) else Path(recipe)
     plan = match_budget(read_plan(given, None, name, out, True))
     made = run_study(plan, out, console, local_executor(workers), retry_failed=retry_failed)
