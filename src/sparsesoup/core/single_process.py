@@ -21,6 +21,6 @@ def require_single_process() -> None:
         count, source = max((count, source), (torch.distributed.get_world_size(), "torch.distributed"))
     if count > 1:
         raise UserError(
-            f"pruning runs in one process, this is one of {count} ({source}); start a single one, without torchrun or "
-            f"with --num_processes 1"
+            f"pruning runs in one process, this is one of {count} ({source}); start a single one, as without "
+            f"torchrun, accelerate launch or mpirun"
         )
