@@ -18,7 +18,7 @@ import sparsesoup
 from sparsesoup.methods import TABLE, MethodInfo
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("prune", "test", "show", "methods", "apply", "export", "benchmark", "push", "compare")
+COMMANDS = ("prune", "test", "show", "methods", "apply", "export", "benchmark", "push", "compare", "completion")
 API = {
     "Commands": "prune evaluate_on_test compare export apply push benchmark",
     "Runs and tickets": "Run Ticket load_masks Problem UserError",

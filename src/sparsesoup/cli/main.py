@@ -28,6 +28,7 @@ COMMANDS = {  # name -> (module with its Command, arguments, summary)
     "push": ("exports", "RUN REPO [--dry-run]", "upload a run or an export to the Hub, with a model card"),
     "compare": ("compare", "--config study.yaml | RUN RUN ...",
                 "many methods, sparsities, seeds and datasets as one resumable study: a table and a page"),
+    "completion": ("completion", "bash|zsh|fish", "print the completion script of a shell"),
 }  # fmt: skip
 ABOUT = "sparsesoup: lottery-ticket-quality sparse subnetworks of pre-trained transformers\n"
 EXAMPLE = """
