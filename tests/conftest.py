@@ -26,8 +26,9 @@ from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.cost import CostTracker
 from sparsesoup.training.driver import run_forks, run_phase
 from sparsesoup.training.loop import Rate, TrainingOverrides
+from sparsesoup.training.observer import Observer
 from sparsesoup.training.plan import ActiveRun, Phase
-from sparsesoup.training.problem import NullObserver, Problem
+from sparsesoup.training.problem import Problem
 from sparsesoup.training.state import TrainState
 
 torch.set_num_threads(1)
@@ -155,7 +156,7 @@ def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     )
 
 
-class Watch(NullObserver):
+class Watch(Observer):
     """An observer that keeps the records of all steps, and the masks that the run took with what they cut."""
 
     def __init__(self) -> None:

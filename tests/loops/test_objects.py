@@ -14,7 +14,9 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     DataCollatorForTokenClassification,
+    EarlyStoppingCallback,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
 )
 
@@ -183,6 +185,41 @@ def test_arguments_that_are_not_honoured_are_named_before_the_first_step(tmp_pat
     trainer = trainer_of(tmp_path, lr_scheduler_type="cosine", adam_beta2=0.95)
     with pytest.warns(UserWarning, match=r"not honoured while pruning: adam_beta2=0.95, lr_scheduler_type=cosine"):
         prune_trainer("magnitude", trainer, sparsity=0.5)
+
+
+@pytest.mark.parametrize(
+    ("given", "steps"),
+    [
+        ({"eval_strategy": "steps", "eval_steps": 6}, [6, 12, 18]),
+        ({"eval_strategy": "steps", "eval_steps": 0.25}, [5, 10, 15, 20]),
+        ({"eval_strategy": "epoch"}, [8, 16]),  # of 64 rows, 4 * 2 of them a step
+        ({}, []),
+    ],
+)
+def test_a_trainer_is_validated_when_its_arguments_say_so(given: Any, steps: list[int], tmp_path: Path) -> None:
+    found = prune_trainer("magnitude", trainer_of(tmp_path, **given), sparsity=0.5)
+    assert [row["step"] for row in found.evaluations] == steps
+    assert all("negative_loss" in row["scores"] for row in found.evaluations)
+
+
+def test_callbacks_that_are_not_called_are_named_before_the_first_step(tmp_path: Path) -> None:
+    class Mine(TrainerCallback):
+        pass
+
+    trainer = trainer_of(tmp_path)
+    trainer.add_callback(Mine())
+    trainer.add_callback(EarlyStoppingCallback(2))
+    with pytest.warns(UserWarning, match="not honoured while pruning: Mine, EarlyStoppingCallback"):
+        prune_trainer("magnitude", trainer, sparsity=0.5)
+
+
+def test_early_stopping_of_objects_ends_at_the_best_validation(tmp_path: Path) -> None:
+    training = TrainingConfig(learning_rate=0.05, batch_size=8, eval_steps=1, early_stopping_patience=2)
+    found = prune_trainer("gradual", trainer_of(tmp_path), sparsity=0.5, steps=40, train=training)
+    note = found.ticket.notes["early_stopping"]
+    assert found.metrics["accuracy"] == note["best"]
+    assert note["step"] >= 28
+    assert sum(int(m.sum()) for m in found.masks.values()) * 2 == sum(m.numel() for m in found.masks.values())
 
 
 def test_a_killed_call_goes_on_from_its_checkpoints(tmp_path: Path) -> None:

@@ -71,15 +71,27 @@ def planned(method, problem, sparsity):
 def test_a_plan_costs_to_the_flop_what_the_method_does(name):
     steps = 90 if name == "isp-paper" else 30 if TABLE[name].family == "iterative" else 40
     problem, method = bert(steps=steps), method_for(name)
+    problem = dataclasses.replace(problem, training=dataclasses.replace(problem.training, eval_steps=7))
     sparsity = 0.0 if TABLE[name].dense else 0.5
     mine = planned(method, problem, sparsity)
     method.run(problem, sparsity)
     real = counted(problem.meter.to_json())
+    assert real["evaluation"]["examples"] >= 2 * len(problem.validation)
     if label := AT_MOST.get(name):
         assert real[label]["steps"] < mine[label]["steps"] or label == "score"
         assert real[label]["flops"] < mine[label]["flops"]
         mine[label] = real[label]
     assert mine == real
+
+
+def test_a_plan_costs_to_the_flop_what_a_training_that_may_stop_early_takes_at_most():
+    problem, method = bert(steps=40), METHODS["gradual"]
+    training = dataclasses.replace(problem.training, eval_steps=7, early_stopping_patience=40)
+    problem = dataclasses.replace(problem, training=training)
+    mine = planned(method, problem, 0.5)
+    method.run(problem, 0.5)
+    assert mine == counted(problem.meter.to_json())
+    assert mine["evaluation"]["examples"] == 6 * len(problem.validation)  # five times, and at the end
 
 
 def test_a_plan_costs_to_the_flop_what_a_warm_up_of_the_head_does():

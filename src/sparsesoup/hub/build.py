@@ -23,7 +23,8 @@ from sparsesoup.training.batching import RowBatches
 from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.cost import Cost, CostTracker
-from sparsesoup.training.problem import NullObserver, Observer, Problem, evaluate_model
+from sparsesoup.training.observer import Observer
+from sparsesoup.training.problem import Problem, evaluate_model
 
 EPOCHS = 3.0  # the default
 
@@ -150,7 +151,7 @@ def build_problem(
         seed=place.seed,
         meter=meter,
         journal=journal or Checkpointer(meter),
-        observer=observer or NullObserver(),
+        observer=observer or Observer(),
         notes=tuple(account.notes),
         head=() if kind.load else tuple(randomly_drawn_head(model)),  # a frozen zero-shot head is not trained
         fresh=account.new,

@@ -33,31 +33,9 @@ from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.cost import CostTracker
 from sparsesoup.training.forks import ParallelMap, serial_map
 from sparsesoup.training.model_copy import copy_model
-from sparsesoup.training.problem import Observer, Problem, to_device
+from sparsesoup.training.observer import Observer, ObserverGroup
+from sparsesoup.training.problem import Problem, to_device
 from sparsesoup.training.state import named_weights
-
-
-@dataclass(frozen=True)
-class ObserverGroup:
-    """Several observers as one."""
-
-    observers: tuple[Observer, ...]
-
-    def steps_left(self, steps: int) -> None:
-        for observer in self.observers:
-            observer.steps_left(steps)
-
-    def begin(self, label: str, step: int, until: int) -> None:
-        for observer in self.observers:
-            observer.begin(label, step, until)
-
-    def step(self, record: Mapping[str, Any]) -> None:
-        for observer in self.observers:
-            observer.step(record)
-
-    def end(self) -> None:
-        for observer in self.observers:
-            observer.end()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +78,7 @@ class ObjectSource:
 
     def make_problem(self, meter: CostTracker, journal: Checkpointer, watch: ProgressLogger) -> Problem:
         """Return the problem, with its teacher."""
-        observer: Observer = watch if self.observer is None else ObserverGroup((watch, self.observer))
+        observer: Observer = watch if self.observer is None else ObserverGroup(watch, self.observer)
         problem = replace(self.problem, meter=meter, journal=journal, observer=observer)
         return problem if self.teacher is None else attach_object_teacher(problem, self.settings, self.teacher, self)
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from torch import Tensor, nn
 from transformers import Trainer
 
@@ -24,22 +23,18 @@ from sparsesoup.loops.object_settings import object_source
 from sparsesoup.loops.object_source import load_object, read_ticket
 from sparsesoup.loops.object_teacher import Teacher
 from sparsesoup.loops.problem import Loss
+from sparsesoup.loops.trainer_arguments import (
+    eval_steps_of,
+    ignored_arguments,
+    ignored_callbacks,
+    warmup_ratio_of,
+    without_unused_columns,
+)
 from sparsesoup.methods import Method
 from sparsesoup.runs.run_folder import FinishedRun, write_run
 from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.model_copy import copy_model
-from sparsesoup.training.problem import Observer
-
-# Arguments of a Trainer that our loop takes over, and those that do not touch the training.
-HONOURED = {
-    "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "num_train_epochs",
-    "weight_decay", "warmup_ratio", "warmup_steps", "max_grad_norm", "seed", "bf16", "label_smoothing_factor",
-}  # fmt: skip
-HARMLESS = (
-    "output_dir", "logging", "log_", "report_to", "run_name", "disable_tqdm", "eval", "per_device_eval", "save", "push",
-    "hub", "do_", "use_cpu", "dataloader", "remove_unused", "label_names", "include", "metric_for", "greater_is",
-    "resume", "prediction_loss_only", "trackio", "project", "data_seed", "accelerator_config", "parallelism",
-)  # fmt: skip
+from sparsesoup.training.observer import Observer
 
 
 @dataclass
@@ -75,6 +70,11 @@ class PrunedModel:
     def cost(self) -> dict[str, dict[str, float]]:
         """Steps, rows, FLOPs and seconds by label."""
         return self.ticket.cost
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The validations during training, if `eval_steps` asks for them: step, sparsity, scores."""
+        return list(self.report.get("evaluations", ()))
 
     def save(self, folder: str | Path) -> Path:
         """Write an ordinary run directory, which show, export, benchmark, push and tables of studies read.
@@ -167,12 +167,13 @@ def prune_trainer(method: str | Method, trainer: Trainer, *, sparsity: float | N
     """
     require_single_process()
     args = trainer.args
-    if ignored := _ignored_arguments(args):
+    if ignored := [*ignored_arguments(args), *ignored_callbacks(trainer)]:
         warnings.warn(f"not honoured while pruning: {', '.join(ignored)}", stacklevel=2)
     training = TrainingConfig(
         learning_rate=args.learning_rate, batch_size=args.per_device_train_batch_size, weight_decay=args.weight_decay,
         gradient_accumulation_steps=args.gradient_accumulation_steps, max_grad_norm=args.max_grad_norm or 0.0,
-        warmup_ratio=_warmup_ratio(args), precision="bf16" if args.bf16 else "no",
+        warmup_ratio=warmup_ratio_of(args), precision="bf16" if args.bf16 else "no",
+        eval_steps=eval_steps_of(trainer),
     )  # fmt: skip
     length = {"steps": args.max_steps} if args.max_steps > 0 else {"epochs": float(args.num_train_epochs)}
     given: dict[str, Any] = {
@@ -182,9 +183,7 @@ def prune_trainer(method: str | Method, trainer: Trainer, *, sparsity: float | N
         "batch_eval_metrics": args.batch_eval_metrics,
         "processing_class": trainer.processing_class,
     }  # fmt: skip
-    rows, evaluation = (
-        _without_unused_columns(trainer, data) for data in (trainer.train_dataset, trainer.eval_dataset)
-    )
+    rows, evaluation = (without_unused_columns(trainer, data) for data in (trainer.train_dataset, trainer.eval_dataset))
     with borrowed_loss(trainer) as compute_loss:
         given = {"loss": _trainer_loss(trainer, compute_loss)} | given | more
         return prune_model(method, trainer.model, rows, evaluation, sparsity=sparsity, **given)
@@ -200,26 +199,3 @@ def _trainer_loss(trainer: Trainer, compute_loss: Callable[..., Any]) -> Callabl
         return loss, outputs[1:] if isinstance(outputs, tuple) else outputs
 
     return both
-
-
-def _without_unused_columns(trainer: Trainer, dataset: Any) -> Any:
-    """Return a table without the columns that the model does not take, as the Trainer would pass it on."""
-    own = type(trainer).get_train_dataloader is not Trainer.get_train_dataloader  # takes columns as it likes
-    if own or not isinstance(dataset, Dataset) or not trainer.args.remove_unused_columns:
-        return dataset
-    return trainer._remove_unused_columns(dataset, description="pruning")
-
-
-def _warmup_ratio(args: Any) -> float:
-    ratio, steps = float(getattr(args, "warmup_ratio", 0.0) or 0.0), float(getattr(args, "warmup_steps", 0) or 0)
-    if 0 < steps < 1:  # transformers 5 takes a share here
-        return steps
-    return steps / args.max_steps if steps and args.max_steps > 0 else ratio
-
-
-def _ignored_arguments(args: Any) -> list[str]:
-    """Return the arguments that differ from their defaults and that our loop does not honour."""
-    plain = type(args)(output_dir=args.output_dir, use_cpu=args.use_cpu, report_to="none")
-    names = [name for name in args.__dataclass_fields__ if name not in HONOURED and not name.startswith(HARMLESS)]
-    given = {name: getattr(args, name) for name in names if getattr(args, name) != getattr(plain, name)}
-    return sorted(f"{name}={getattr(value, 'value', value)}" for name, value in given.items())

@@ -73,7 +73,9 @@ class FromTicket(Method):
         """Return a single training, which prunes further if the ticket is denser than the sparsity."""
         if size.steps:
             size.require_steps(4, "training a ticket")
-        return [Phase(name="train", steps=size.steps, loop=partial(self._prune_further, sparsity))]
+        # At the latest: the ticket may be at the sparsity.
+        final = self.further.pruning_schedule(size.steps).stop if size.steps else None
+        return [Phase(name="train", steps=size.steps, loop=partial(self._prune_further, sparsity), masks_final=final)]
 
     def check(self, problem: Problem, sparsity: float) -> None:
         """Leave it to `start_run`, which reads the ticket."""

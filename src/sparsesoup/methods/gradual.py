@@ -111,7 +111,7 @@ def train_on_schedule(
     def loop(run: ActiveRun) -> LoopHooks:
         return LoopHooks([pruning_hook(method, schedule, sparsity)], at_start=True)
 
-    return Phase(name="train", steps=steps, rate=rate, loop=loop)
+    return Phase(name="train", steps=steps, rate=rate, loop=loop, masks_final=schedule.stop)
 
 
 def pruning_hook(method: Method, schedule: CubicSchedule, sparsity: float) -> Hook:

@@ -91,7 +91,9 @@ class IterativeMagnitudePruning(Method):
         state, origin = run.state, run.own
         masks = self.select_masks(state, goal, within=state.masks)
         if self.back == "weights":
+            notes = state.notes  # of the trainings so far, such as their validations
             state.restore_snapshot_(origin)
+            state.notes = notes
         else:
             state.reset_optimizer_()
             state.step = int(origin.facts["step"])

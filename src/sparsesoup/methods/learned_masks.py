@@ -135,7 +135,7 @@ class LearnedMasks(Method):
             Phase(name="search", steps=size.steps - settled, loop=_search_hooks, copies=copies),
             # At every restart too, since that needs the model as the next phase found it.
             Phase(name="trim", end=_trim_to_sparsity, always=_detach_gates),
-            Phase(name="settle", steps=settled, loop=_settle_hooks),
+            Phase(name="settle", steps=settled, loop=_settle_hooks, masks_final=0),
         ]
 
     def check(self, problem: Problem, sparsity: float) -> None:

@@ -14,6 +14,7 @@ LABELS = {  # of the cost -> (name, meaning)
     "search": ("mask search", "trainings before the one that gave the result, such as the rounds of IMP"),
     "score": ("scoring", "passes over training rows to score weights"),
     "teacher": ("teacher", "training of the dense teacher, done once and counted in every run that uses it"),
+    "evaluation": ("validation curve", "scores during the main training (train.eval_steps)"),
     "validation": ("validation", "model selection and final score"),
 }
 Facts = Mapping[str, Any]
@@ -191,6 +192,13 @@ def _describe_scores_before(scores: Facts, facts: Facts) -> str:
     return f"Zero-shot, dense and before any training: {values} on validation."
 
 
+def _describe_early_stopping(found: Facts, facts: Facts) -> str:
+    best = f"the weights are those of step {found['step']}, of {found['best']:.4f} {found['metric']} on validation"
+    if found["stopped"] is None:
+        return f"Trained to the end, with early stopping; {best}."
+    return f"Stopped early at step {found['stopped']} after {found['waited']} validations that were no better; {best}."
+
+
 SENTENCES: dict[str, Callable[[Any, Facts], str]] = {
     "degenerate": _as_sentences,
     "doubts": _as_sentences,
@@ -205,6 +213,7 @@ SENTENCES: dict[str, Callable[[Any, Facts], str]] = {
     "phases": lambda goals, facts: f"Sparsity of the phases: {', '.join(format_percent(goal) for goal in goals)}.",
     "teachers": _describe_teacher_changes,
     "refill": _describe_refill,
+    "early_stopping": _describe_early_stopping,
     "ticket": lambda path, facts: f"Masks of the ticket {path}.",
 }
 

@@ -35,6 +35,7 @@ def write_report(run: Path) -> Path:
         "settings": _dotted_settings(facts["settings"]), "origin": _provenance_values(facts), "noted": sentences,
         "others": others, "most_rows": BARS, "repeat": command_line(facts["command"]),
         "checks": _early_bird_checks(facts["notes"]), "measured": _benchmark_values(run / MEASURED),
+        "evaluations": _evaluation_values(facts),
         "meaning": dict(words.LABELS[label] for label, _ in show.ordered_costs(facts) if label in words.LABELS),
     })  # fmt: skip
     write_text(run / PAGE, text)
@@ -63,14 +64,28 @@ def read_log_lines(path: Path) -> list[str]:
 
 def _parse_log(lines: Iterable[str]) -> tuple[list[dict[str, Any]], int]:
     """Return (the records of a log, the number of unreadable lines): a partial last line must not break a report."""
-    rows, unread = [], 0
+    rows, unread = list[dict[str, Any]](), 0
     for line in lines:
         try:
             row = from_json(line)
+            if row["label"] == "evaluation":  # scores without a loss, which the report has too
+                continue
             rows.append({"label": str(row["label"])} | {k: float(row[k]) for k in ("step", "loss", "sparsity")})
         except (ValueError, KeyError, TypeError):
             unread += 1
     return rows, unread
+
+
+def _evaluation_values(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metric, number, best score and chart of the validations during training; empty if there were none."""
+    try:
+        points = [(row["step"], float(next(iter(row["scores"].values())))) for row in facts["evaluations"]]
+        metric = next(iter(facts["evaluations"][0]["scores"]))
+    except (LookupError, TypeError, ValueError, StopIteration, AttributeError):
+        return {}
+    step, score = max(points, key=lambda point: (point[1], -point[0]))
+    chart = render_svg("evaluations", 2.6, lambda f: _draw_evaluations(f, points, metric), f"{metric} over the steps")
+    return {"metric": metric, "count": len(points), "step": step, "score": score, "chart": chart}
 
 
 def degenerate_notes(facts: Mapping[str, Any], log: Iterable[str]) -> dict[str, list[str]]:
@@ -190,6 +205,15 @@ def _draw_curves(figure: Any, log: list[dict[str, Any]]) -> None:
     if drawn != {"strong"}:
         # Above the axes, so that no curve overlaps it.
         above.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
+
+
+def _draw_evaluations(figure: Any, points: Sequence[tuple[float, float]], metric: str) -> None:
+    """Draw the scores; a line ends where the run goes back to an earlier step."""
+    axes, line = figure.subplots(), [*points[:1]]
+    for before, point in pairwise(points):
+        line += [(point[0], math.nan), point] if point[0] <= before[0] else [point]
+    axes.plot(*zip(*line, strict=True), "o-", color=LINES["strong"], markersize=3.5, linewidth=1.4)
+    axes.set(xlabel="step of the run", ylabel=f"{metric}, validation")
 
 
 def _draw_sparsity(axes: Any, gone: list[float]) -> None:

@@ -18,7 +18,7 @@ from sparsesoup.core.tensor_files import load_tensors, save_tensors
 from sparsesoup.training.cached_train import RecordingObserver
 from sparsesoup.training.cost import Cost
 from sparsesoup.training.forks import ForkFunction, ParallelMap, serial_map
-from sparsesoup.training.problem import NullObserver, Problem
+from sparsesoup.training.problem import Problem
 from sparsesoup.training.state import TrainState
 from sparsesoup.training.train_cache import CachedTraining, TrainingCache
 
@@ -136,7 +136,7 @@ def run_fork_task(fork: ForkTask) -> None:
 @functools.lru_cache(maxsize=1)
 def _cached_problem(make: Make, of: tuple[Any, ...]) -> tuple[Problem, TrainState, RecordingObserver]:
     """Return a problem, built once per process, a state to fill, and an observer of the steps."""
-    records = RecordingObserver(NullObserver())
+    records = RecordingObserver()
     problem = replace(make(*of), observer=records)
     return problem, problem.start_run(), records
 

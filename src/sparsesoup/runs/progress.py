@@ -20,12 +20,13 @@ from sparsesoup.report.escaping import printable_line
 from sparsesoup.report.format import format_duration, label_name
 from sparsesoup.report.run_page import read_log_lines
 from sparsesoup.runs.config import RunConfig
+from sparsesoup.training.observer import Observer
 from sparsesoup.training.problem import Problem
 
 PIPE_EVERY = 15.0  # seconds between lines where no bar can be shown
 
 
-class ProgressLogger:
+class ProgressLogger(Observer):
     """Show the progress of the current training and log each step."""
 
     def __init__(self, log: Path | None, console: Console) -> None:
@@ -40,6 +41,7 @@ class ProgressLogger:
         self._whole = self._bars.add_task("whole run", total=None, note="") if self._bars is not None else None
         self._written, self._digest = 0, hashlib.sha256()  # of the log so far
         self.kept: list[str] = []  # its lines, where there is no file for them
+        self.steps_before = 0  # steps in the log of the run that this one resumes
 
     def log_position(self) -> dict[str, Any]:
         """Return length and digest of the log, for a restart to rewind to."""
@@ -67,6 +69,7 @@ class ProgressLogger:
                 f"remove it to go on without them (the page of the run will lack them)"
             )
         os.truncate(self.log, length)
+        self.steps_before = found.count(b'"loss": ')
 
     def steps_left(self, steps: int) -> None:
         """Take the number of training steps that are left of the whole run."""
@@ -103,11 +106,15 @@ class ProgressLogger:
             self.console.print(said.rstrip(), highlight=False)
             self._said = time.monotonic()
 
+    def evaluation(self, record: Mapping[str, Any]) -> None:
+        """Log the scores of a validation in the middle of a training."""
+        self._write_line(json.dumps(dict(record)) + "\n")
+
     def _write_line(self, line: str) -> None:
         if self.log is None:
             self.kept.append(line)
             return
-        with append_text(self.log) as file:  # reopened for each step, so that a kill loses no line
+        with append_text(self.log) as file:  # reopened for each line, so that a kill loses none
             file.write(line)
         self._written += len(line)
         self._digest.update(line.encode())

@@ -73,6 +73,7 @@ def make_report(
     Args:
         seconds: wall-clock time since this process started or resumed the run.
     """
+    notes = {name: note for name, note in ticket.notes.items() if name != "evaluations"}
     kept = {name: int(torch.count_nonzero(m)) for name, m in ticket.masks.items()}
     return {
         "format": 1,
@@ -93,6 +94,7 @@ def make_report(
             "total": algebra.count_total(ticket.masks),
         },
         "validation": ticket.metrics,
+        "evaluations": ticket.notes.get("evaluations", []),
         "answers": _answer_facts(ticket, facts.labels),
         "test": None,
         "cost": ticket.cost,
@@ -101,7 +103,7 @@ def make_report(
             {"name": n, "role": t.role, "shape": list(t.shape), "kept": kept[n], "total": ticket.masks[n].numel()}
             for n, t in problem.targets.items()
         ],
-        "notes": {**ticket.notes, **({"before": facts.before} if facts.before else {})},
+        "notes": {**notes, **({"before": facts.before} if facts.before else {})},
         **_plain_steps(settings, problem, ticket.cost),
         "head": "; ".join([facts.head, *problem.notes]),
         "train_rows": len(problem.train),

@@ -13,8 +13,10 @@ from sparsesoup.study.cost.estimate import CostEstimate, CostEstimator
 from sparsesoup.study.execute.jobs import TrialJob
 from sparsesoup.study.recipe.plan import StudyPlan
 from sparsesoup.study.recipe.trial import Trial
+from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.cost import Cost
-from sparsesoup.training.plan import Phase
+from sparsesoup.training.evaluation import EarlyStopping
+from sparsesoup.training.plan import Phase, count_evaluations, early_stopping_of, first_steps
 
 HEADS = ("run", "T", "steps", "FLOPs", "time", "memory", "folder")
 NOTE = (
@@ -57,10 +59,15 @@ def describe_plan(settings: RunConfig) -> Iterator[str]:
     estimator = CostEstimator()
     found, problem = estimator.estimate_run(settings), estimator.real_problem(settings)
     phases = settings.method.plan(problem.size, float(settings.amount.sparsity or 0.0))
-    rows = list[tuple[str, ...]]()
-    for is_fork, group in groupby(phases, lambda phase: phase.kind == "fork"):
-        forks = list(group)
-        rows += [_phase_row(forks)] if is_fork else [_phase_row([phase]) for phase in forks]
+    rows, stopping = list[tuple[str, ...]](), early_stopping_of(phases, settings.train)
+    for is_fork, group in groupby(first_steps(phases), lambda pair: pair[0].kind == "fork"):
+        pairs = list(group)
+        if is_fork:
+            rows.append(_phase_row([phase for phase, _ in pairs]))
+            continue
+        for phase, begin in pairs:
+            own = stopping if phase is phases[-1] else None
+            rows.append(_phase_row([phase], *_evaluation_words(phase, begin, settings.train, own)))
     yield from _align([("phase", "steps", "cost", "also"), *rows])
     total = found.total_cost
     yield ""
@@ -71,7 +78,17 @@ def describe_plan(settings: RunConfig) -> Iterator[str]:
     yield NOTE
 
 
-def _phase_row(group: Sequence[Phase]) -> tuple[str, ...]:
+def _evaluation_words(
+    phase: Phase, begin: int, training: TrainingConfig, stopping: EarlyStopping | None
+) -> Iterator[str]:
+    """Yield what a phase is validated for while it trains."""
+    if count := count_evaluations(phase, begin, training, stopping is not None):
+        yield f"validated {count} times"
+    if stopping is not None:
+        yield f"may stop early from step {max(begin, stopping.start)} on"
+
+
+def _phase_row(group: Sequence[Phase], *more: str) -> tuple[str, ...]:
     first, last = group[0], group[-1]
     name = first.name if first is last else f"{first.name} to {last.name.rsplit('-', 1)[1]}"
     steps = f"{len(group)} x {first.steps}" if len(group) > 1 else str(first.steps or "")
@@ -79,6 +96,7 @@ def _phase_row(group: Sequence[Phase]) -> tuple[str, ...]:
     also = [f"{count} batches{each} scored ({what})" for what, count in first.scores]
     also += [f"{first.validations} validations"] if first.validations else []
     also += [f"back to step {first.rewinds_to}"] if first.rewinds_to is not None else []
+    also += more
     also += sorted(first.needs - {"extra batches", "rewinding"})
     label = label_name(first.label) if first.steps else ""
     return name, ("at most " if first.at_most else "") + steps, label, ", ".join(also)

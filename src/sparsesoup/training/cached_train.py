@@ -5,27 +5,34 @@ from dataclasses import fields, replace
 from typing import Any
 
 from sparsesoup.training.cost import Cost
+from sparsesoup.training.evaluation import MAIN, EarlyStopping
 from sparsesoup.training.loop import train
-from sparsesoup.training.problem import NullObserver, Observer, Problem
+from sparsesoup.training.observer import Observer, ObserverGroup
+from sparsesoup.training.problem import Problem
 from sparsesoup.training.state import TrainState
 from sparsesoup.training.train_cache import CachedTraining
 
 
 def train_cached(
-    state: TrainState, problem: Problem, steps: int, stream: tuple[object, ...] = (), label: str = "strong"
+    state: TrainState,
+    problem: Problem,
+    steps: int,
+    stream: tuple[object, ...] = (),
+    label: str = MAIN,
+    stopping: EarlyStopping | None = None,
 ) -> None:
     """`train` at the problem's own rate, or restore its result from the cache; the full cost is charged either way.
 
-    A training resumed after a kill is not shared, nor one with a teacher that the cache's identity does not include.
+    A training resumed after a kill is not shared, nor one that is validated, nor one with a teacher that the cache's
+    identity does not include.
     """
-    cache = problem.cache
+    cache, validated = problem.cache, label == MAIN and problem.training.eval_steps is not None
     unknown = problem.objective is not None and "teacher" not in cache.identity
-    if cache.folder is None or unknown or problem.journal.is_mid_stage:
-        train(state, problem, steps, stream=stream, label=label)
+    if cache.folder is None or unknown or validated or problem.journal.is_mid_stage:
+        train(state, problem, steps, stream=stream, label=label, stopping=stopping)
         return
-    key = cache.content_key(
-        state.tensors(), state.step, steps, stream, problem.rate_schedule(), problem.training, problem.seed
-    )
+    training = replace(problem.training, eval_steps=None, early_stopping_patience=None)
+    key = cache.content_key(state.tensors(), state.step, steps, stream, problem.rate_schedule(), training, problem.seed)
     found = cache.get_training(key)
     if found is not None:
         _restore_from_cache(state, problem, found, label)
@@ -51,19 +58,14 @@ def _cost_difference(after: Cost, before: Cost) -> Cost:
     return Cost(**{f.name: getattr(after, f.name) - getattr(before, f.name) for f in fields(Cost)})
 
 
-class RecordingObserver(NullObserver):
-    """An observer that forwards the record of each step and keeps it."""
+class RecordingObserver(ObserverGroup):
+    """Observers that also keep the record of each step."""
 
-    def __init__(self, observer: Observer) -> None:
-        self.observer = observer
+    def __init__(self, *members: Observer) -> None:
+        super().__init__(*members)
         self.kept: list[dict[str, Any]] = []
 
-    def begin(self, label: str, step: int, until: int) -> None:
-        self.observer.begin(label, step, until)
-
     def step(self, record: Mapping[str, Any]) -> None:
+        """Keep it, and pass it on."""
         self.kept.append(dict(record))
-        self.observer.step(record)
-
-    def end(self) -> None:
-        self.observer.end()
+        super().step(record)

@@ -51,6 +51,11 @@ class TrainingConfig:
         freeze_embeddings: do not train embeddings (words, positions, types, with their norm; patches), as in the code
             of movement pruning.
         optimizer: adamw, adam, sgd or rmsprop (the last two with momentum 0.9).
+        eval_steps: validate every this many steps of the main training, for a curve in the report; default: only the
+            result.
+        early_stopping_patience: once the masks are final, stop after this many validations without a better score (the
+            first of the metric); the result has the weights of the best one. Needs eval_steps; default: train all T
+            steps.
         distill: distillation from a teacher, in addition to the labels.
     """
 
@@ -63,6 +68,8 @@ class TrainingConfig:
     precision: Literal["no", "bf16"] = "no"
     freeze_embeddings: bool = False
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw"
+    eval_steps: int | None = None
+    early_stopping_patience: int | None = None
     distill: DistillConfig = field(default_factory=DistillConfig)
 
     def __post_init__(self) -> None:
@@ -74,6 +81,12 @@ class TrainingConfig:
         for name in ("batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"must be at least 1, got {getattr(self, name)}", name)
+
+        for name in ("eval_steps", "early_stopping_patience"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"must be at least 1, or left out, got {value}", name)
+        if self.early_stopping_patience is not None and self.eval_steps is None:
+            raise UserError("early stopping needs validations during training; give eval_steps too", "eval_steps")
 
     @property
     def rows_per_step(self) -> int:

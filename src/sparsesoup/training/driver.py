@@ -14,8 +14,9 @@ from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.cost import CostTracker
 from sparsesoup.training.forks import Tensors
 from sparsesoup.training.loop import train, train_head
-from sparsesoup.training.plan import ActiveRun, LoopHooks, Phase, planned_steps
-from sparsesoup.training.problem import NullObserver, Problem
+from sparsesoup.training.observer import Observer
+from sparsesoup.training.plan import ActiveRun, LoopHooks, Phase, early_stopping_of, planned_steps
+from sparsesoup.training.problem import Problem
 from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import TrainState, named_weights
 
@@ -52,7 +53,7 @@ def dry_run(method: Planned, problem: Problem, sparsity: float) -> None:
     Raises: UserError if the method refuses the problem.
     """
     meter = CostTracker()
-    idle = replace(problem, meter=meter, journal=Checkpointer(meter), observer=NullObserver())
+    idle = replace(problem, meter=meter, journal=Checkpointer(meter), observer=Observer())
     phases, run = _begin(method, idle, sparsity)
     for phase in phases:
         if phase.steps or phase.scores or phase.validations:
@@ -64,6 +65,7 @@ def dry_run(method: Planned, problem: Problem, sparsity: float) -> None:
 
 def _begin(method: Planned, problem: Problem, sparsity: float) -> tuple[list[Phase], ActiveRun]:
     phases = method.plan(problem.size, sparsity)
+    early_stopping_of(phases, problem.training)
     method.check(problem, sparsity)
     run = method.start_run(problem, sparsity)
     run.phases, run.sparsity = phases, sparsity
@@ -103,10 +105,11 @@ def _train_phase(run: ActiveRun, phase: Phase, steps: int) -> None:
         problem = run.taught
     if phase.fresh_optimizer:
         state.reset_optimizer_()
+    stopping = early_stopping_of(run.phases, problem.training) if run.phases and phase is run.phases[-1] else None
     if phase.kind == "head":
         train_head(state, problem, steps)
     elif phase.shared:
-        train_cached(state, problem, steps, phase.stream, phase.label)
+        train_cached(state, problem, steps, phase.stream, phase.label, stopping)
     else:
         inside = LoopHooks() if phase.loop is None else phase.loop(run)
         hooks = tuple(inside.hooks)
@@ -114,7 +117,7 @@ def _train_phase(run: ActiveRun, phase: Phase, steps: int) -> None:
             hook(state)
         train(
             state, problem, steps, stream=phase.stream, rate=phase.rate, hooks=hooks, observe=inside.observe,
-            penalty=inside.penalty, label=phase.label, protocol=phase.overrides,
+            penalty=inside.penalty, label=phase.label, protocol=phase.overrides, stopping=stopping,
         )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from sparsesoup.core.rng import derive_seed, fork_rng_of, seed_everything
 from sparsesoup.training.batching import RowBatches, shapes_of
 from sparsesoup.training.config import TrainingOverrides
 from sparsesoup.training.cost import Cost
+from sparsesoup.training.evaluation import EarlyStopping, Evaluator
 from sparsesoup.training.problem import Problem, add_batch_cost, charge_time, to_device
 from sparsesoup.training.state import TrainState
 from sparsesoup.training.zero_hooks import zero_gradients
@@ -38,6 +39,7 @@ def train(
     penalty: Callable[[TrainState], Tensor] | None = None,
     label: str = "strong",
     protocol: TrainingOverrides | None = None,
+    stopping: EarlyStopping | None = None,
 ) -> TrainState:
     """Train `state` in place for `steps` steps; the masks hold after every one.
 
@@ -54,6 +56,7 @@ def train(
         penalty: added to the loss.
         label: cost label of the steps.
         protocol: settings that differ from the problem's.
+        stopping: stop early, by the validations every `eval_steps` steps.
     Raises: UserError at the first step whose loss is not finite, with the state as it was before that step.
     """
     until = problem.journal.resume_step(state, state.step + steps)
@@ -64,14 +67,17 @@ def train(
     state.halt = False
     rate = problem.rate_schedule() if rate is None else rate
     loop = _Loop(state, problem, data, stream, rate, tuple(hooks), observe, penalty, label, until)
+    evaluator = Evaluator(problem, label, until, stopping)
     problem.observer.begin(label, state.step, until)
     with _apply_overrides(state, protocol), fork_rng_of(state.model.parameters()), ExitStack() as after:
         after.callback(zero_gradients(loop.params, lambda: state.masks))
         for indices in islice(order, max(until - state.step, 0)):
             problem.observer.step(loop.step(indices))
+            evaluator.evaluate_if_due(state)
             if state.halt:
                 break
             problem.journal.save_if_due(state, until)
+    evaluator.finish_training(state)
     apply_masks_(loop.params, state.masks if loop.gone else {})
     problem.observer.end()
     return state

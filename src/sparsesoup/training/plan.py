@@ -6,8 +6,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from sparsesoup.core.errors import UserError
 from sparsesoup.core.targets import Targets
-from sparsesoup.training.config import TrainingOverrides
+from sparsesoup.training.config import TrainingConfig, TrainingOverrides
+from sparsesoup.training.evaluation import MAIN, EarlyStopping
 from sparsesoup.training.loop import Hook, Rate
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.state import TrainState
@@ -89,6 +91,8 @@ class Phase:
         hold: keep the state after the phase on disk until the end of the run.
         always: called after the phase, and at every restart after it.
         copies: copies of the prunable weights that the method holds in this phase, besides plain training.
+        masks_final: step of the run from which the masks no longer change, in a last phase with a `loop`; None: they
+            change until its end.
     """
 
     name: str
@@ -117,6 +121,7 @@ class Phase:
     hold: bool = False
     always: Callable[[ActiveRun], None] | None = None
     copies: float = 0.0
+    masks_final: int | None = None
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -147,3 +152,36 @@ def first_steps(phases: Sequence[Phase]) -> Iterator[tuple[Phase, int]]:
 def planned_steps(phases: Sequence[Phase]) -> int:
     """Return the number of training steps of a run, weak ones included; where data decide, the most."""
     return sum(phase.steps for phase in phases)
+
+
+def early_stopping_of(phases: Sequence[Phase], training: TrainingConfig) -> EarlyStopping | None:
+    """Return the early stopping of the last phase of a plan; None where it is not asked for.
+
+    Raises: UserError if the plan does not end with a training whose masks are final at some step of it.
+
+    >>> patient = TrainingConfig(eval_steps=5, early_stopping_patience=2)
+    >>> early_stopping_of([Phase(name="train", steps=10)], patient)
+    EarlyStopping(patience=2, start=0)
+    """
+    if training.early_stopping_patience is None:
+        return None
+    last = phases[-1]
+    start = 0 if last.loop is None else last.masks_final
+    if last.kind != "train" or last.label != MAIN or not last.steps or last.end or last.store or start is None:
+        raise UserError(
+            "this method does not end with one training at final masks, so it cannot stop early; leave it out",
+            "train.early_stopping_patience",
+        )
+    return EarlyStopping(training.early_stopping_patience, start)
+
+
+def count_evaluations(phase: Phase, begin: int, training: TrainingConfig, may_stop: bool = False) -> int:
+    """Return the validations during a phase that begins at this step of the run, at most.
+
+    Args:
+        may_stop: whether the phase may stop early; then it is also validated at its end.
+    """
+    if training.eval_steps is None or phase.label != MAIN or phase.kind != "train":
+        return 0
+    end = begin + phase.steps
+    return end // training.eval_steps - begin // training.eval_steps + bool(may_stop and end % training.eval_steps)

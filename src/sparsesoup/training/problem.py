@@ -2,10 +2,10 @@
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -25,6 +25,7 @@ from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.cost import Cost, CostTracker
 from sparsesoup.training.forks import ParallelMap, serial_map
 from sparsesoup.training.model_copy import copy_model
+from sparsesoup.training.observer import Observer
 from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import TrainState, named_weights
 from sparsesoup.training.train_cache import TrainingCache
@@ -38,31 +39,6 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 GateParameters = tuple[Sequence[Parameter], float]  # trainable gate parameters, and the factor on their learning rate
-
-
-class Observer(Protocol):
-    """Receives the progress of a run (progress bars, a log). A step with an empty record has nothing to log."""
-
-    def steps_left(self, steps: int) -> None: ...
-    def begin(self, label: str, step: int, until: int) -> None: ...
-    def step(self, record: Mapping[str, Any]) -> None: ...
-    def end(self) -> None: ...
-
-
-class NullObserver:
-    """An observer that does nothing."""
-
-    def steps_left(self, steps: int) -> None:
-        pass
-
-    def begin(self, label: str, step: int, until: int) -> None:
-        pass
-
-    def step(self, record: Mapping[str, Any]) -> None:
-        pass
-
-    def end(self) -> None:
-        pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +77,7 @@ class Problem:
     seed: int = 0
     meter: CostTracker = field(default_factory=CostTracker)
     journal: Checkpointer = field(default_factory=lambda: Checkpointer(CostTracker()))
-    observer: Observer = field(default_factory=NullObserver)
+    observer: Observer = field(default_factory=Observer)
     cache: TrainingCache = field(default_factory=TrainingCache)
     map: ParallelMap = serial_map
     head: tuple[str, ...] = ()

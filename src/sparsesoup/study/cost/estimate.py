@@ -20,9 +20,11 @@ from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.cost import Cost, CostTracker
 from sparsesoup.training.distillation import distillation_objective
 from sparsesoup.training.driver import dry_run
+from sparsesoup.training.evaluation import EVALUATION
 from sparsesoup.training.loop import train
+from sparsesoup.training.observer import Observer
 from sparsesoup.training.plan import Phase
-from sparsesoup.training.problem import NullObserver, Problem, charge_time, evaluate_model
+from sparsesoup.training.problem import Problem, charge_time, evaluate_model
 
 PARTS = {"structure": "weights", "pattern": Element, "tile": Element}  # method settings for groups
 TIMED = 4  # training steps, and validation batches, timed by a probe
@@ -116,7 +118,8 @@ class CostEstimator:
         costs = plan_costs(phases, problem, self._prices_of(settings, problem), is_known)
         if settings.train.distill.teacher == DENSE:
             costs = self._add_teacher_cost(settings, costs)
-        return CostEstimate(problem.steps, costs, memory=max(phase.copies for phase in phases))
+        best = float(settings.train.early_stopping_patience is not None)  # the weights of the best validation
+        return CostEstimate(problem.steps, costs, memory=max(phase.copies for phase in phases) + best)
 
     def _add_teacher_cost(self, settings: RunConfig, costs: Costs) -> Costs:
         """Return the costs with the teacher's own run, as `sparsesoup.runs.teacher` charges it."""
@@ -154,7 +157,10 @@ class CostEstimator:
                 self._problem_on_device(settings, problem), self._prices_of(settings, problem)
             )
         rates = self._probes[settings.train]
-        times = {k: c.flops * (rates.forward if k == "validation" else rates.train) for k, c in found.costs.items()}
+        times = {
+            k: c.flops * (rates.forward if k in ("validation", EVALUATION) else rates.train)
+            for k, c in found.costs.items()
+        }
         saved = sum(times[k] * c.shared / c.steps for k, c in found.costs.items() if c.steps)
         weights = sum(math.prod(target.shape) for target in problem.targets.values())
         memory = rates.memory + 4 * weights * found.memory
@@ -171,7 +177,8 @@ class _UncountedTracker(CostTracker):
 def probe_speed(problem: Problem, prices: FlopsModel) -> SpeedProbe:
     """Train for a few steps, the first of them on the longest rows, and evaluate a few validation batches."""
     meter, device = _UncountedTracker(), problem.accelerator.device
-    problem = replace(problem, meter=meter, journal=Checkpointer(meter), observer=NullObserver())
+    training = replace(problem.training, eval_steps=None, early_stopping_patience=None)
+    problem = replace(problem, meter=meter, journal=Checkpointer(meter), observer=Observer(), training=training)
     _forget_peak(device)
     state = problem.start_run()
     longest = problem.train.select_rows(problem.train.eval_batches(problem.training.batch_size)[-1])

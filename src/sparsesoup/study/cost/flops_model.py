@@ -16,7 +16,8 @@ from sparsesoup.methods.scores.calibration import calibration_batches
 from sparsesoup.methods.scores.gradient import hessian_product, task_gradient
 from sparsesoup.training.batching import RowBatches
 from sparsesoup.training.cost import Cost, CostTracker, CountFlops
-from sparsesoup.training.plan import Phase, first_steps
+from sparsesoup.training.evaluation import EVALUATION
+from sparsesoup.training.plan import Phase, count_evaluations, early_stopping_of, first_steps
 from sparsesoup.training.problem import Problem, add_batch_cost, to_device
 
 Price = Callable[[int, int], int]  # (rows, width of a batch) -> FLOPs
@@ -139,11 +140,15 @@ def plan_costs(
 
     `is_known` says if the training of a key has been done by another run, which shares it.
     """
-    costs, history = Costs(), 0
+    costs, history, training = Costs(), 0, problem.training
+    may_stop = early_stopping_of(phases, training) is not None
     for phase, begin in first_steps([*phases, FINAL]):
-        for label, cost in phase_costs(phase, begin, problem, prices):
+        validated = count_evaluations(phase, begin, training, may_stop and phase is phases[-1])
+        parts = [*phase_costs(phase, begin, problem, prices)]
+        parts += [(EVALUATION, _validation_cost(problem, prices, validated))] if validated else []
+        for label, cost in parts:
             costs[label] = costs.get(label, Cost()) + cost
-        if phase.shared and is_known((history, begin, phase.steps, phase.stream)):
+        if phase.shared and not validated and is_known((history, begin, phase.steps, phase.stream)):
             costs[phase.label].shared += phase.steps
         history = hash((history, begin, _content_of(phase)))
     return costs
@@ -160,8 +165,12 @@ def phase_costs(phase: Phase, begin: int, problem: Problem, prices: FlopsModel) 
     if phase.end_flops is not None:
         yield "score", Cost(flops=phase.end_flops(problem.targets))
     if phase.validations:
-        rows = problem.validation.eval_batches(2 * problem.training.batch_size)
-        yield "validation", _times(_passes_cost(problem.validation, rows, prices, "forward"), phase.validations)
+        yield "validation", _validation_cost(problem, prices, phase.validations)
+
+
+def _validation_cost(problem: Problem, prices: FlopsModel, times: int) -> Cost:
+    rows = problem.validation.eval_batches(2 * problem.training.batch_size)
+    return _times(_passes_cost(problem.validation, rows, prices, "forward"), times)
 
 
 def _training_cost(phase: Phase, begin: int, problem: Problem, prices: FlopsModel) -> Cost:

@@ -115,11 +115,12 @@ class StudyProgress(contextlib.AbstractContextManager["StudyProgress"]):
 
 
 def last_step(log: Path) -> tuple[str, str]:
-    """Return (step, loss) from the last line of a log, formatted; empty before there is one."""
+    """Return (step, loss) of the last step in a log, formatted; empty before there is one."""
     try:
         with open(log, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
-            line = from_json(file.read().splitlines()[-1])
+            lines = file.read().splitlines()
+        line = from_json(next(text for text in reversed(lines) if b'"loss": ' in text))
         return f"{label_name(line['label'])} {line['step']}", f"{line['loss']:.3f}"
-    except (OSError, ValueError, IndexError, KeyError, TypeError):
+    except (OSError, ValueError, StopIteration, KeyError, TypeError):
         return "", ""
