@@ -22,7 +22,7 @@ COMMANDS = ("prune", "test", "show", "methods", "apply", "export", "benchmark", 
 API = {
     "Commands": "prune evaluate_on_test compare export apply push benchmark",
     "Runs and tickets": "Run Ticket load_masks Problem UserError",
-    "In your own code": "prune_model prune_trainer PrunedModel PruningCallback attach Pruner prune_once",
+    "In your own code": "prune_model prune_trainer PrunedModel PruningCallback attach Pruner prune_once Observer",
     "Settings": "TrainingConfig DistillConfig TrainingOverrides",
     "Load and fine-tune": "load_packed load_compact load_semi_structured hold_zeros SparsityCallback from_open_clip",
     "Table of methods": "METHODS Method MethodInfo Phase RunSize",

@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from sparsesoup.training.config import DistillConfig as DistillConfig
     from sparsesoup.training.config import TrainingConfig as TrainingConfig
     from sparsesoup.training.config import TrainingOverrides as TrainingOverrides
+    from sparsesoup.training.observer import Observer as Observer
     from sparsesoup.training.plan import Phase as Phase
     from sparsesoup.training.problem import Problem as Problem
     from sparsesoup.training.size import RunSize as RunSize
@@ -93,6 +94,7 @@ _NAMES = {
     "OneShot Pins Platon PowerPropagation Snip SoftMovement SparseGpt SparseModelSoup Wanda",
     "sparsesoup.runs.run": "Run",
     "sparsesoup.training.config": "DistillConfig TrainingConfig TrainingOverrides",
+    "sparsesoup.training.observer": "Observer",
     "sparsesoup.training.plan": "Phase",
     "sparsesoup.training.problem": "Problem",
     "sparsesoup.training.size": "RunSize",

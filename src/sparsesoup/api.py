@@ -19,10 +19,11 @@ from sparsesoup.hub.models import tickets
 from sparsesoup.methods import Method, row_of
 from sparsesoup.report.escaping import SafeConsole
 from sparsesoup.runs import run
-from sparsesoup.runs.config import config_from_dict
+from sparsesoup.runs.config import RunConfig, config_from_dict
 from sparsesoup.runs.settings import fill_settings, unknown_setting
 from sparsesoup.study.compare import StudyResult, compare_recipe
 from sparsesoup.training.config import TrainingConfig
+from sparsesoup.training.observer import Observer
 
 if TYPE_CHECKING:
     from sparsesoup.loops.objects import PrunedModel
@@ -36,7 +37,7 @@ def prune(
     steps: int | None = None, epochs: float | None = None, seed: int | None = None,
     method: Mapping[str, Any] | None = None, train: Mapping[str, Any] | TrainingConfig | None = None,
     out: str | Path | None = None, cache_dir: str | Path | None = None, workers: int = 1, progress: bool = True,
-    **settings: Any,
+    observer: Observer | None = None, **settings: Any,
 ) -> run.Run: ...  # fmt: skip
 @overload
 def prune(name: str | Method, *, model: nn.Module, **settings: Any) -> "PrunedModel": ...
@@ -57,6 +58,7 @@ def prune(
     cache_dir: str | Path | None = None,
     workers: int = 1,
     progress: bool = True,
+    observer: Observer | None = None,
     trainer: Any = None,
     **settings: Any,
 ) -> "run.Run | PrunedModel":
@@ -77,6 +79,7 @@ def prune(
         cache_dir: folder of trainings that runs have in common; each run is charged for them in full.
         workers: processes over which the weak masks of a run are spread.
         progress: whether to show it on stderr.
+        observer: sees every step of this process and every validation; see `Observer`.
         trainer: a Trainer, in place of model and dataset; see `prune_trainer`.
         settings: max_length, text_columns, ... as on the command line.
     Returns: the run: `path` of its directory, whose `model` folder transformers loads, and its `report`. Of objects a
@@ -84,12 +87,23 @@ def prune(
     Raises: UserError for bad input.
     """
     if trainer is not None or isinstance(model, nn.Module) or "train_dataset" in settings:
-        given = {"sparsity": sparsity, "steps": steps, "epochs": epochs, "seed": seed, "train": train, "out": out}
-        given |= {"dataset": dataset, "progress": progress, **settings}
+        given: dict[str, Any] = {"sparsity": sparsity, "steps": steps, "epochs": epochs, "seed": seed, "train": train}
+        given |= {"dataset": dataset, "out": out, "progress": progress, "observer": observer, **settings}
         _refuse_for_objects({"cache_dir": cache_dir, "workers": None if workers == 1 else workers})
         return _prune_objects(name, model, trainer, method, {k: v for k, v in given.items() if v is not None})
     named = {"model": model, "dataset": dataset, "sparsity": sparsity, "steps": steps, "epochs": epochs, "seed": seed}
-    table = {**settings, **{key: value for key, value in named.items() if value is not None}}
+    config = _make_config(name, {**settings, **{k: v for k, v in named.items() if v is not None}}, method, train)
+    console, cache = SafeConsole(stderr=True, quiet=not progress), Path(cache_dir) if cache_dir else None
+    outside = run.RuntimeOptions(console, cache=cache, workers=workers, observer=observer)
+    return run.run_method(config, Path("runs" if out is None else out), outside)
+
+
+def _make_config(
+    name: str | Method,
+    table: dict[str, Any],
+    method: Mapping[str, Any] | None,
+    train: Mapping[str, Any] | TrainingConfig | None,
+) -> RunConfig:
     if not isinstance(name, str) and method:
         raise UserError("method has settings for a name, got a method as well; put the settings into the method")
     row = name if isinstance(name, str) else row_of(name)
@@ -97,11 +111,7 @@ def prune(
     config = config_from_dict(row, {**table, "method": dict(method or {}), "train": plain})
     if not isinstance(name, str):
         config = replace(config, method=name)
-    if isinstance(train, TrainingConfig):
-        config = replace(config, train=train)
-    console = SafeConsole(stderr=True, quiet=not progress)
-    outside = run.RuntimeOptions(console, cache=Path(cache_dir) if cache_dir else None, workers=workers)
-    return run.run_method(config, Path("runs" if out is None else out), outside)
+    return replace(config, train=train) if isinstance(train, TrainingConfig) else config
 
 
 def _refuse_for_objects(given: Mapping[str, Any]) -> None:

@@ -274,3 +274,17 @@ def test_settings_of_objects_are_read_as_those_of_names() -> None:
         prune("magnitude", train={"learning_rte": 1.0}, **given)
     with pytest.raises(UserError, match="sope"):
         prune("magnitude", method={"sope": "row"}, **given)
+
+
+def test_objects_report_to_trackers_and_have_the_curve(tmp_path: Path) -> None:
+    training = TrainingConfig(learning_rate=5e-3, batch_size=8, eval_steps=5)
+    given: dict[str, Any] = {"sparsity": 0.5, "steps": 10, "train": training, "compute_metrics": accuracy}
+    found = prune("magnitude", model=model_of(), train_dataset=TRAIN, eval_dataset=VALIDATION, out=tmp_path,
+                  report_to="tensorboard", progress=False, **given)  # fmt: skip
+    assert list((found.path / "tensorboard").glob("events*"))
+    assert [row["step"] for row in found.evaluations] == [5, 10]
+    plain = prune_model("magnitude", model_of(), TRAIN, VALIDATION, progress=False, **given)
+    assert plain.evaluations == found.evaluations
+    assert same(plain.masks, found.masks)
+    with pytest.raises(UserError, match="report_to: tensorboard writes into the directory of the run"):
+        prune_model("magnitude", model_of(), TRAIN, VALIDATION, report_to=["tensorboard"], progress=False, **given)

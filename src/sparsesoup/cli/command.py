@@ -61,7 +61,7 @@ def add_settings(parser: CommandParser, settings: Iterable[Setting], title: str 
         if own not in groups:
             first = str(parse(own.__doc__ or "").short_description)
             groups[own] = parser.add_argument_group(title or first.partition(".")[0])
-        has_default = setting.value not in (None, "")
+        has_default = setting.value not in (None, "", ())
         shown = f" (default {_plain_default(setting.value)})" if has_default else ""
         more = {"nargs": "?", "const": "true"} if kind is bool else {"nargs": "+"} if _is_list_of_texts(kind) else {}
         groups[own].add_argument(
@@ -108,11 +108,10 @@ def _value_placeholder(kind: Any) -> str:
     """Return what the help shows for a value."""
     if get_origin(kind) is Literal or kind is bool:
         return "{" + ",".join(map(str, get_args(kind) or ("true", "false"))) + "}"
+    if _is_list_of_texts(kind):
+        return "A"
     known = {int: "N", float: "X", str: "TEXT"}
-    return next(
-        (known[option] for option in (kind, *get_args(kind)) if option in known),
-        "A" if _is_list_of_texts(kind) else "YAML",
-    )
+    return next((known[option] for option in (kind, *get_args(kind)) if option in known), "YAML")
 
 
 def _plain_default(value: Any) -> str:

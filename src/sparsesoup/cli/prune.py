@@ -28,6 +28,7 @@ USAGE = """sparsesoup prune METHOD [--model M] [--dataset D] [--sparsity S] [--s
 EXAMPLES = """examples:
   sparsesoup prune isp --model bert-base-uncased --dataset glue/cola --sparsity 0.7 --epochs 3
   sparsesoup prune imp --dataset reviews.csv --label-column stars --method.cut 0.3 --train.batch-size 16
+  sparsesoup prune gradual --dataset glue/sst2 --train.eval-steps 100 --report-to tensorboard
   sparsesoup prune --config runs/docstrings/isp-0123456789/seed-0/run.yaml --seed 1
 
 Repeat a command to resume it after a kill. `sparsesoup methods` lists the methods.

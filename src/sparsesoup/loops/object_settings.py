@@ -27,6 +27,7 @@ from sparsesoup.runs.config import BudgetConfig, RunConfig
 from sparsesoup.runs.options import RuntimeOptions
 from sparsesoup.runs.run import fill_default_sparsity
 from sparsesoup.runs.settings import fill_settings
+from sparsesoup.runs.trackers import TrackerConfig, check_installed
 from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.problem import Problem
 
@@ -56,11 +57,10 @@ def object_source(given: Given) -> ObjectSource:
     if not raw:
         _refuse_columns(given)
         problem = _make_problem(settings, model, reader, given)
-    outside = RuntimeOptions(SafeConsole(stderr=True, quiet=not given["progress"]))
+    outside = RuntimeOptions(SafeConsole(stderr=True, quiet=not given["progress"]), observer=given["observer"])
     return ObjectSource(
         settings=settings, problem=problem, outside=outside,
         out=None if given["out"] is None else Path(given["out"]), teacher=_teacher_of(given), processing_class=reader,
-        observer=given["observer"],
     )  # fmt: skip
 
 
@@ -99,6 +99,9 @@ def _settings_of(given: Given) -> RunConfig:
     if (teacher := _teacher_of(given)) is not None:
         train = replace(train, distill=replace(train.distill, teacher=teacher_name(teacher)))
     name = object_name(model) if isinstance(model, nn.Module) else str(model)
+    named = given["report_to"]
+    tracking = TrackerConfig(report_to=tuple(named.split(",") if isinstance(named, str) else named))
+    check_installed(tracking.report_to)
     settings = RunConfig(
         name=row_of(method), method=method, train=train,
         amount=BudgetConfig(sparsity=given["sparsity"], steps=given["steps"], epochs=given["epochs"]),
@@ -106,7 +109,7 @@ def _settings_of(given: Given) -> RunConfig:
             ModelAndDataConfig(model=name, dataset=check_dataset_name(given["dataset"]), seed=given["seed"]),
             given["columns"] or {},
         ),
-        objects=tuple(key for key in OBJECTS if not isinstance(given[key], str | Path | None)),
+        tracking=tracking, objects=tuple(key for key in OBJECTS if not isinstance(given[key], str | Path | None)),
     )  # fmt: skip
     return fill_default_sparsity(settings)
 

@@ -33,7 +33,6 @@ from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.cost import CostTracker
 from sparsesoup.training.forks import ParallelMap, serial_map
 from sparsesoup.training.model_copy import copy_model
-from sparsesoup.training.observer import Observer, ObserverGroup
 from sparsesoup.training.problem import Problem, to_device
 from sparsesoup.training.state import named_weights
 
@@ -49,7 +48,6 @@ class ObjectSource:
         out: folder of all runs; None keeps the run in memory.
         teacher: a model, a run or model by name, or dense.
         processing_class: tokenizer or processor, saved beside the model.
-        observer: receives the progress beside the log.
     """
 
     settings: RunConfig
@@ -58,7 +56,6 @@ class ObjectSource:
     out: Path | None = None
     teacher: Teacher = None
     processing_class: Any = None
-    observer: Observer | None = None
 
     @property
     def path(self) -> Path | None:
@@ -78,14 +75,14 @@ class ObjectSource:
 
     def make_problem(self, meter: CostTracker, journal: Checkpointer, watch: ProgressLogger) -> Problem:
         """Return the problem, with its teacher."""
-        observer: Observer = watch if self.observer is None else ObserverGroup(watch, self.observer)
-        problem = replace(self.problem, meter=meter, journal=journal, observer=observer)
+        problem = replace(self.problem, meter=meter, journal=journal, observer=watch)
         return problem if self.teacher is None else attach_object_teacher(problem, self.settings, self.teacher, self)
 
     def run_dense(self, settings: RunConfig) -> Run | FinishedRun:
         """Run the dense teacher on the same objects, beside the run."""
         problem = replace(self.problem, training=settings.train)
-        return replace(self, settings=fill_default_sparsity(settings), problem=problem, teacher=None).run_method()
+        settings, outside = fill_default_sparsity(settings), replace(self.outside, observer=None)
+        return replace(self, settings=settings, problem=problem, teacher=None, outside=outside).run_method()
 
     def fingerprints(self, problem: Problem) -> dict[str, Any]:
         """Return digests of weights and rows, T, and the loss of the first rows, which tells losses and teachers."""

@@ -105,7 +105,7 @@ def prune_model(
     preprocess_logits_for_metrics: Callable[[Any, Any], Any] | None = None, batch_eval_metrics: bool = False,
     teacher: Teacher = None, processing_class: Any = None, prunable: Prunable | None = None, head: Sequence[str] = (),
     columns: Mapping[str, Any] | None = None, seed: int = 0, dataset: str = "objects", out: str | Path | None = None,
-    progress: bool = True, observer: Observer | None = None,
+    progress: bool = True, observer: Observer | None = None, report_to: str | Sequence[str] = (),
 ) -> PrunedModel:  # fmt: skip
     """Prune a model object on datasets in memory, by any method.
 
@@ -133,6 +133,7 @@ def prune_model(
         out: folder of runs, where the same call resumes a killed run or reads a finished one; default: in memory.
         progress: whether to show it on stderr.
         observer: receives the progress too.
+        report_to: trackers, as `--report-to` of the command line; tensorboard needs `out`.
     Raises: UserError if something is missing, or the method does not fit.
 
     >>> network, rows = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2)), [*torch.randn(64, 4)]

@@ -23,12 +23,15 @@ from sparsesoup.runs.settings import (
     settings_of,
     unknown_setting,
 )
+from sparsesoup.runs.trackers import TrackerConfig
 from sparsesoup.runs.yaml_text import BadYaml, Node, compose_yaml, construct_yaml, dump_yaml, read_text
 from sparsesoup.training.config import DistillConfig, TrainingConfig
 
 MOST_STEPS, MOST_EPOCHS = 10**9, 10**6  # far above any training, far below the limits of loops and floats
 MOST = {"seed": 2**63 - 1, "method": 10**5}  # limits of other integers; those of a method may be lengths of lists
-ELSEWHERE = ("data_root", "dataset", "seed", "trust_remote_code")  # in a run's path, or of this machine: not in its key
+# Settings that two runs of one result may differ in: of this machine, or of what watches the run.
+UNRELATED = ("data_root", "report_to")
+ELSEWHERE = (*UNRELATED, "dataset", "seed", "trust_remote_code")  # in a run's path, or of this machine: not in its key
 OBJECTS = "objects"  # key of a recipe: the arguments that were objects in memory
 # Flags of `prune` that are no settings of a run.
 OUTSIDE = ("config", "out", "save_every", "cache_dir", "dry_run", "workers", "device")
@@ -72,7 +75,7 @@ class RunConfig:
     Args:
         name: name of the method.
         method: the method with its own settings.
-        amount, place, train: budget, model and data, training.
+        amount, place, train, tracking: budget, model and data, training, trackers.
         objects: arguments that were given as objects in memory, so that no text repeats the run.
     """
 
@@ -81,6 +84,7 @@ class RunConfig:
     amount: BudgetConfig = field(default_factory=BudgetConfig)
     place: ModelAndDataConfig = field(default_factory=ModelAndDataConfig)
     train: TrainingConfig = field(default_factory=TrainingConfig)
+    tracking: TrackerConfig = field(default_factory=TrackerConfig)
     objects: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -106,7 +110,8 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values, as in a recipe."""
         method = {"name": self.name, **asdict(cast(Any, self.method))}
-        table = {"method": method, **asdict(self.place), **asdict(self.amount), "train": asdict(self.train)}
+        flat = {**asdict(self.place), **asdict(self.amount), **asdict(self.tracking)}
+        table = {"method": method, **flat, "train": asdict(self.train)}
         table |= {OBJECTS: self.objects} if self.objects else {}
         return json.loads(json.dumps(table), parse_float=lambda text: float(text) + 0.0)  # -0.0 is 0.0
 
@@ -154,10 +159,10 @@ def config_from_dict(name: str, table: Mapping[Any, Any]) -> RunConfig:
 
     Raises: UserError with the setting, if it is unknown or its value is wrong.
     """
-    parts: dict[str, Any] = {"amount": BudgetConfig(), "place": ModelAndDataConfig()}
+    parts: dict[str, Any] = {"amount": BudgetConfig(), "place": ModelAndDataConfig(), "tracking": TrackerConfig()}
+    values: dict[str, dict[str, Any]] = {part: {} for part in parts}
     flat = {f.name: part for part, default in parts.items() for f in fields(default)}
     parts |= {"train": TrainingConfig(), "method": method_named(name)}
-    values: dict[str, dict[str, Any]] = {"amount": {}, "place": {}}
     for key, value in nest_table(table).items():
         setting = "text_columns" if key == "image_column" else key
         if setting == OBJECTS:
@@ -185,15 +190,18 @@ def refuse_objects(settings: Mapping[Any, Any], what: str = "this") -> None:
 
 def run_settings(method: str) -> list[Setting]:
     """Return all settings of a run with a method."""
-    flat = [*settings_of(BudgetConfig()), *settings_of(ModelAndDataConfig())]
+    parts = (BudgetConfig(), ModelAndDataConfig(), TrackerConfig())
+    flat = [setting for part in parts for setting in settings_of(part)]
     return [*flat, *settings_of(TrainingConfig(), "train"), *settings_of(method_named(method), "method")]
 
 
 def _plain_value(name: str, value: Any) -> Any:
-    """Return the names of columns as a list, and those of classes as one text, however they are written."""
+    """Return names of columns and trackers as a list, and those of classes as one text, however they are written."""
     if name == "sparsity" and isinstance(value, str):
         raise UserError(f"the share of weights removed is a number in [0, 1), got {value!r}; say 0.9", name)
-    if name == "text_columns" and isinstance(value, str):
+    if name == "report_to" and value in ("none", ["none"], None):
+        return []
+    if name in ("text_columns", "report_to") and isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
     if name in ("prompts", "class_names") and isinstance(value, (list, tuple)):
         words = [word for word in value if type(word) in (str, int) and "," not in str(word)]

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import make_folder
+from sparsesoup.training.observer import Observer
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class RuntimeOptions:
         patient: wait for another process that works on the same run, instead of refusing.
         workers: processes for the weak masks of a run; 1 computes them in this process.
         page: write report.html at the end; a study leaves it to `test`, which has to write it anyway.
+        observer: sees the progress too; None: nobody else does.
     """
 
     console: Console
@@ -30,6 +32,7 @@ class RuntimeOptions:
     patient: bool = False
     workers: int = 1
     page: bool = True
+    observer: Observer | None = None
 
     def __post_init__(self) -> None:
         if self.workers < 1:

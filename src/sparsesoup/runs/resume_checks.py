@@ -15,7 +15,7 @@ from sparsesoup.hub.models.loading import load_pruned
 from sparsesoup.hub.tasks.splits import LoadedDataset
 from sparsesoup.hub.tasks.zero_shot import HEAD
 from sparsesoup.methods import METHODS
-from sparsesoup.runs.config import RunConfig
+from sparsesoup.runs.config import UNRELATED, RunConfig
 from sparsesoup.runs.results import library_versions, machine_name
 from sparsesoup.runs.yaml_text import BadYaml, read_text, read_yaml
 from sparsesoup.training.problem import Problem
@@ -50,7 +50,7 @@ def check_same(path: Path, settings: RunConfig) -> None:
 
 
 def check_recipe(run: Path, report: Mapping[str, Any], settings: RunConfig) -> None:
-    """Check that a run is tested with the settings of its training; only the root of its data may differ.
+    """Check that a run is tested with the settings of its training; only root of the data and trackers may differ.
 
     Raises: UserError if `settings`, read from its run.yaml, differ from its report.
     """
@@ -68,7 +68,7 @@ def _changed_settings(there: Any, settings: RunConfig) -> list[str]:
         return [*ours]
     # Settings missing from the recipe were added later and had their default.
     there = _fill_defaults(there, RunConfig(name=settings.name, method=METHODS[settings.name]).to_dict())
-    return [k for k in {**ours, **there} if k != "data_root" and (k not in ours or there.get(k) != ours[k])]
+    return [k for k in {**ours, **there} if k not in UNRELATED and (k not in ours or there.get(k) != ours[k])]
 
 
 def _fill_defaults(table: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from sparsesoup.runs.resume_checks import (
 from sparsesoup.runs.run_folder import Run as Run
 from sparsesoup.runs.run_folder import run_in_folder
 from sparsesoup.runs.teacher import with_teacher
+from sparsesoup.runs.trackers import check_installed
 from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.cost import CostTracker
 from sparsesoup.training.forks import ParallelMap
@@ -60,6 +61,7 @@ def run_method(settings: RunConfig, out: Path, outside: RuntimeOptions, within: 
     Raises: UserError for bad input; finished stages stay on disk.
     """
     require_single_process()
+    check_installed(settings.tracking.report_to)
     if outside.workers > 1 and not masks_of(settings):
         raise UserError(
             f"--workers only applies to methods with weak masks, not to {settings.name}; leave --workers out"
@@ -201,7 +203,7 @@ def problem_of(
     given: dict[str, Any] = {"steps": amount.steps, "epochs": amount.epochs, "training": settings.train}
     problem = build_problem(settings.place, opened, **given, **own)
     if settings.train.distill.teacher:
-        patient = replace(outside, patient=True, workers=1, page=True)
+        patient = replace(outside, patient=True, workers=1, page=True, observer=None)
 
         def run_dense(dense: RunConfig) -> Run:
             if isinstance(watch := problem.observer, ProgressLogger):

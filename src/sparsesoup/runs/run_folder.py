@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from rich.text import Text
 
+from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import DIGESTS, atomic_write, file_lock, remove_path, write_table, write_text
 from sparsesoup.core.manifest import digests_of_run
 from sparsesoup.core.ticket import Ticket, save_masks
@@ -18,14 +19,16 @@ from sparsesoup.hub.tasks.overview import DataOverview
 from sparsesoup.methods.hybrid import HybridMovement
 from sparsesoup.report.run_page import LOG, degenerate_notes, write_report
 from sparsesoup.report.terminal import read_report
-from sparsesoup.runs.config import RunConfig, dump_config
+from sparsesoup.runs.config import RunConfig, dump_config, flatten_table
 from sparsesoup.runs.options import RuntimeOptions
 from sparsesoup.runs.progress import ProgressLogger, opening_lines
 from sparsesoup.runs.results import RunFacts, make_report
 from sparsesoup.runs.resume_checks import check_base, check_run_or_model, check_same, training_environment
+from sparsesoup.runs.trackers import TrackerObserver
 from sparsesoup.training.checkpoint import JOURNAL, Checkpointer
 from sparsesoup.training.cost import CostTracker
 from sparsesoup.training.forks import ParallelMap
+from sparsesoup.training.observer import ObserverGroup
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.train_cache import TrainingCache
 
@@ -118,9 +121,10 @@ def carry_out(settings: RunConfig, path: Path | None, source: RunSource, outside
     """Carry out a run; without a path nothing is written, so that it cannot be resumed."""
     meter, stages = CostTracker(), path / "stages" if path else None
     watch = ProgressLogger(path / LOG if path else None, outside.console)
-    try:
+    with contextlib.closing(watch), contextlib.ExitStack() as trackers:
         journal = Checkpointer(meter, stages, outside.save_every, watch.log_position, watch.rewind_log)
         watch.piece = lambda: journal.open or ""
+        tracker = trackers.enter_context(contextlib.closing(_start_trackers(settings, path, watch.steps_before)))
         data = source.overview()
         problem = source.make_problem(meter, journal, watch)
         watch.first = [] if outside.patient else opening_lines(settings, problem, data, path)
@@ -128,7 +132,9 @@ def carry_out(settings: RunConfig, path: Path | None, source: RunSource, outside
         if stages is not None:
             check_base(stages / "base.json", base)
         known = base | training_environment(settings, problem) | problem.cache.identity
-        problem = replace(problem, cache=TrainingCache(outside.cache, known, CACHE_BUDGET))
+        others = () if outside.observer is None else (outside.observer,)
+        seen_by = ObserverGroup(problem.observer, tracker, *others)
+        problem = replace(problem, cache=TrainingCache(outside.cache, known, CACHE_BUDGET), observer=seen_by)
         doubts = _method_doubts(settings, problem)
         for said in () if outside.patient else doubts:
             outside.console.print(Text(f"note: {said}"), soft_wrap=True)
@@ -142,9 +148,20 @@ def carry_out(settings: RunConfig, path: Path | None, source: RunSource, outside
         report["notes"] |= {"doubts": doubts} if doubts else {}
         report["notes"] |= degenerate_notes(report, watch.log_lines())
         report |= {"data": {"read": data.read, "notes": data.notes}}
+        tracker.log_final(report["validation"], report["sparsity"]["reached"])
         return FinishedRun(settings, source, problem, ticket, report, watch.kept)
-    finally:
-        watch.close()
+
+
+def _start_trackers(settings: RunConfig, path: Path | None, done: int) -> TrackerObserver:
+    """Return the trackers of a run, maybe none, which go on after `done` steps.
+
+    Raises: UserError if one cannot start.
+    """
+    names, place = settings.tracking.report_to, settings.place
+    if path is None and "tensorboard" in names:
+        raise UserError("tensorboard writes into the directory of the run; give out=... too", "report_to")
+    name = f"{place.dataset} {settings.name} {settings.run_key()} seed {place.seed}"
+    return TrackerObserver(names, path or Path(), name, flatten_table(settings.to_dict()), done)
 
 
 def write_run(path: Path, done: FinishedRun, page: bool = True) -> Run:

@@ -15,6 +15,7 @@ from sparsesoup.hub.models.weights import LoadingNotes, check_vocabulary
 from sparsesoup.hub.tasks.registry import task_type_of
 from sparsesoup.methods import METHODS
 from sparsesoup.runs.config import BudgetConfig, RunConfig
+from sparsesoup.runs.trackers import TrackerConfig
 from sparsesoup.training.config import DistillConfig
 from sparsesoup.training.cost import Cost
 from sparsesoup.training.distillation import block_names, distillation_objective
@@ -95,8 +96,8 @@ def find_teacher(place: ModelAndDataConfig, opened: OpenedTask, path: str, accou
 def dense_config(settings: RunConfig) -> RunConfig:
     """Return the settings of the dense run that is the teacher of a run with these settings."""
     amount = BudgetConfig(steps=settings.amount.steps, epochs=settings.amount.epochs)
-    train = replace(settings.train, distill=DistillConfig())
-    return replace(settings, name=DENSE, method=METHODS[DENSE], amount=amount, train=train)
+    train = replace(settings.train, distill=DistillConfig(), eval_steps=None, early_stopping_patience=None)
+    return replace(settings, name=DENSE, method=METHODS[DENSE], amount=amount, train=train, tracking=TrackerConfig())
 
 
 def _check_rows(problem: Problem, teacher: Any, path: str, model: str) -> None:
