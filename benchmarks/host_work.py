@@ -19,7 +19,7 @@ from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.loop import train
 from sparsesoup.training.problem import Problem, to_device
 
-STEPS = 10
+STEPS = 40  # the start of a training is spread over these
 BOUNDS = {"dense": 0.5, "masked": 1.0, "movement": 8.0, "l0": 8.0}  # milliseconds beside a bare loop's step
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.masks import apply_masks_, sparsity
+from sparsesoup.core.masks import Masks, apply_masks_, sparsity
 from sparsesoup.core.rng import derive_seed, fork_rng_of, seed_everything
 from sparsesoup.training.batching import RowBatches, shapes_of
 from sparsesoup.training.config import TrainingOverrides
@@ -70,7 +70,7 @@ def train(
     evaluator = Evaluator(problem, label, until, stopping)
     problem.observer.begin(label, state.step, until)
     with _apply_overrides(state, protocol), fork_rng_of(state.model.parameters()), ExitStack() as after:
-        after.callback(zero_gradients(loop.params, lambda: state.masks))
+        after.callback(zero_gradients(loop.params, loop.masks_of_gradients))
         for indices in islice(order, max(until - state.step, 0)):
             problem.observer.step(loop.step(indices))
             evaluator.evaluate_if_due(state)
@@ -126,6 +126,10 @@ class _Loop:
             self._hold_masks(written=bool(self.hooks) and before != self._writes())
         share = self.gone or state.masked
         return {"step": state.step, "label": self.label, "loss": loss, "rate": rate, "sparsity": share}
+
+    def masks_of_gradients(self) -> Masks | None:
+        """Return the masks of the state; None if nothing is pruned."""
+        return None if self.state.masks is self.masks and not self.gone else self.state.masks
 
     def _writes(self) -> list[tuple[int, int]]:
         """Return what changes when a weight is written in place or moved."""

@@ -43,19 +43,19 @@ def hold_zeros(model: nn.Module, optimizer: Optimizer, masks: Masks) -> Callable
 
 
 def zero_gradients(
-    params: Mapping[str, Parameter], masks: Callable[[], Masks], *handles: RemovableHandle
+    params: Mapping[str, Parameter], masks: Callable[[], Masks | None], *handles: RemovableHandle
 ) -> Callable[[], None]:
     """Zero the gradients of pruned weights before clipping, so they do not count towards the gradient norm.
 
     Each gradient is zeroed when it is made, while it is in the cache, by a product with bytes: 2 ms for MiniLM on one
-    thread, where a pass of masked_fill_ over all gradients takes 16. Return a function that removes the hooks, and with
-    them the other handles.
+    thread, where a pass of masked_fill_ over all gradients takes 16. `masks` returns None if nothing is pruned. Return
+    a function that removes the hooks, and with them the other handles.
     """
 
     def hook(name: str) -> Callable[[Tensor], None]:
         def zero(parameter: Tensor) -> None:
-            if parameter.grad is not None:
-                parameter.grad.mul_(masks()[name].view(torch.int8))
+            if parameter.grad is not None and (now := masks()) is not None:
+                parameter.grad.mul_(now[name].view(torch.int8))
 
         return zero
 

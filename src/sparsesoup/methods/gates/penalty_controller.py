@@ -168,11 +168,27 @@ def _rank_scores(state: TrainState, areas: Sequence[int]) -> tuple[Tensor, Tenso
     for tie, score in group_scores(state).items():
         some = score.flatten()[:: max(1, score.numel() // SAMPLE)]
         parts.append(some)
-        shares.append(torch.full_like(some, score.numel() / len(some) * areas[tie]))
-    scores = torch.cat(parts)
-    # NumPy sorts on a CPU in a third of the time; which of two equal scores is first changes nothing.
-    order = torch.from_numpy(np.argsort(scores.numpy())) if scores.device.type == "cpu" else scores.argsort()
-    return scores[order], torch.cat(shares)[order].cumsum(0)
+        shares.append(score.numel() / len(some) * areas[tie])
+    scores, each = torch.cat(parts), torch.tensor(shares, dtype=parts[0].dtype, device=parts[0].device)
+    owner = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(part) for part in parts]))
+    if scores.device.type == "cpu" and scores.dtype == torch.float32:
+        values, owner = _sort_with_owners(scores, owner)
+    else:
+        order = scores.argsort()
+        values, owner = scores[order], owner.to(scores.device)[order]
+    return values, each[owner].cumsum(0)
+
+
+def _sort_with_owners(scores: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the scores in ascending order, and the owner of each: whole numbers that hold both are sorted at once.
+
+    That takes a fifth of the time of a sort that returns indices. Which of two equal scores is first changes nothing.
+    """
+    bits = scores.contiguous().view(torch.int32).numpy().astype(np.int64)
+    bits = np.sort((bits ^ ((bits >> 63) & 0x7FFFFFFF)) << 20 | owner.numpy())
+    found, bits = torch.from_numpy(bits & 0xFFFFF), bits >> 20
+    bits ^= (bits >> 63) & 0x7FFFFFFF
+    return torch.from_numpy(bits.astype(np.int32)).view(torch.float32), found
 
 
 def _clamp_strength(pull: float) -> float:
