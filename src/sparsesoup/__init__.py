@@ -88,8 +88,8 @@ _NAMES = {
     "sparsesoup.loops.objects": "PrunedModel prune_model prune_trainer",
     "sparsesoup.loops.once": "prune_once",
     "sparsesoup.loops.pruner": "Pruner",
-    "sparsesoup.methods": "METHODS DenseFinetuning EarlyBird FromTicket GradientFlow GradualOBS GradualPruning GradualStar "
-    "Grasp HardConcreteL0 HybridMovement InstantModelSoup InstantSoup InstantSoupCode InstantSoupPaper "
+    "sparsesoup.methods": "METHODS DenseFinetuning EarlyBird FromTicket GradientFlow GradualOBS GradualPruning "
+    "GradualStar Grasp HardConcreteL0 HybridMovement InstantModelSoup InstantSoup InstantSoupCode InstantSoupPaper "
     "IterativeMagnitudePruning LotteryPools MagnitudeStraightThrough Method MethodInfo ModelSoup MovementPruning "
     "OneShot Pins Platon PowerPropagation Snip SoftMovement SparseGpt SparseModelSoup Wanda",
     "sparsesoup.runs.run": "Run",
