@@ -293,7 +293,7 @@ def test_a_full_disk_names_the_file_that_was_written_not_the_one_that_was_read(t
     assert str(source) not in full.stderr
 
 
-@pytest.mark.parametrize("steps", ["0", "-1", str(2**64), "9" * 19, "1" + 400 * "0", "1" + 5000 * "0"])
+@pytest.mark.parametrize("steps", ["-1", str(2**64), "9" * 19, "1" + 400 * "0", "1" + 5000 * "0"])
 def test_a_number_of_steps_that_no_training_has_is_refused(steps, place, tmp_path, refused):
     said = refused(line_of(place, tmp_path / "runs", "magnitude", "--steps", steps), "steps")
     assert len(said) < 400
