@@ -37,6 +37,7 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/cost.py
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/attach.py
 
 # The tables and figures of the README and docs, redrawn from benchmarks/results/.
 tables: $(READY)

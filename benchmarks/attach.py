@@ -1,12 +1,11 @@
 """What pruning costs in a loop that is not ours: seconds of a step with `attach` over those of the same loop without.
 
-`python benchmarks/attach.py` prints it and writes benchmarks/results/attach.json. A BERT of MiniLM's size (6 blocks of
+`make bench` prints it and writes benchmarks/results/attach.json. A BERT of MiniLM's size (6 blocks of
 384) with random weights, 16 rows of 32 tokens, AdamW; steps of the two loops alternate in one process.
 """
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -18,6 +17,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 from sparsesoup import METHODS, PruningCallback, attach
+from sparsesoup.runs.results import machine_name
 
 RESULT = Path(__file__).parent / "results" / "attach.json"
 STEPS = 1_000  # T of the plan; `gradual` prunes at every tenth step of its ramp
@@ -82,11 +82,11 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=10, help="steps of a block: a pruning falls into each")
     options = parser.parse_args()
     torch.set_num_threads(2)
-    found: dict[str, Any] = {"command": f"python benchmarks/attach.py --rounds {options.rounds} --each {options.each}"}
-    found["machine"] = {"cpu": platform.processor() or platform.machine(), "threads": 2, "torch": torch.__version__}
+    found: dict[str, Any] = {"command": "make bench", "machine": f"{machine_name()}, torch {torch.__version__}"}
+    found["attach"] = {}
     for case, name in CASES.items():
-        found[case] = ratio(name, FIRST, options.rounds, options.each)
-        print(case, {k: round(v, 3) for k, v in found[case].items()}, flush=True)
+        found["attach"][case] = ratio(name, FIRST, options.rounds, options.each)
+        print(case, {k: round(v, 3) for k, v in found["attach"][case].items()}, flush=True)
     pairs = []
     for i in range(4):
         seconds = {}
@@ -94,7 +94,8 @@ def main() -> None:
             callbacks = [PruningCallback("gradual", 0.5)] if pruned else []
             seconds[pruned] = trainer_seconds(callbacks, 40, tempfile.mkdtemp())
         pairs.append(seconds[True] / seconds[False])
-    found["trainer, gradual over a whole run of 40 steps"] = {"median": statistics.median(pairs)}
+    low, middle, high = statistics.quantiles(pairs, n=4)
+    found["attach"]["trainer"] = {"median": middle, "low": low, "high": high}
     print("trainer", round(statistics.median(pairs), 3))
     RESULT.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 

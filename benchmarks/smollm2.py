@@ -101,7 +101,7 @@ class Bench:
 
     def measure(self, name: str, work: Callable[[Any], tuple[Any, dict[str, Any]]]) -> None:
         """Measure a model that `work` returns, with facts of it, unless it was measured."""
-        if name in self.found["perplexity"] or not name.startswith(self.options.only):
+        if name in self.found["perplexity"] or not name.startswith((self.options.only, "dense")):
             return
         began, cpu = time.perf_counter(), time.process_time()
         model, facts = work(self.model())

@@ -239,9 +239,37 @@ def zero_shot_rows(found: dict[str, Any]) -> str:
     return markdown(["images", "for the CLIP", "zero-shot accuracy of held-out training rows"], rows, told)
 
 
+def attach_rows(found: dict[str, Any]) -> str:
+    """Return the table of benchmarks/attach.py."""
+    names = {
+        "masked": ("`attach`, masks that stay", "1.05"), "gradual": ("`attach`, `gradual` on its ramp", "1.10"),
+        "platon": ("`attach`, `platon`", ""), "movement": ("`attach`, `movement`", ""),
+        "trainer": ("`PruningCallback`, `gradual`, 40 steps in all", "1.10"),
+    }  # fmt: skip
+    rows = []
+    for case, row in found["attach"].items():
+        name, bound = names[case]
+        rows.append([name, f"{row['median']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}", bound])
+    note = f"`{found['command']}` on {found['machine']}."
+    return markdown(["step of a loop that is not ours / without pruning", "ratio", "quartiles", "bound"], rows, note)
+
+
+def perplexity_rows(found: dict[str, Any]) -> str:
+    """Return the table of benchmarks/smollm2.py: differences of the loss are paired by row of text."""
+    dense, rows = found["perplexity"]["dense"], []
+    for name, row in found["perplexity"].items():
+        worse = [own - other for own, other in zip(row["losses"], dense["losses"], strict=True)]
+        error = statistics.stdev(worse) / len(worse) ** 0.5
+        shift = "" if row is dense else f"{statistics.mean(worse):.2f} ± {2 * error:.2f}"
+        rows.append([name, f"{100 * row['sparsity']:.0f} %", f"{row['perplexity']:.1f}", shift])
+    heads = ["row", "removed", "perplexity", "loss above dense, ± two standard errors"]
+    return markdown(heads, rows, f"`{found['command']} --model FOLDER` on {found['machine']}.")
+
+
 # By what only such a result has.
-KINDS = {"backends": speed_rows, "exports": export_rows, "grasp": kept_rows, "overlap": overlap_rows,
-         "masked_step": cost_rows, "zero_shot": zero_shot_rows}  # fmt: skip
+KINDS = {"attach": attach_rows, "perplexity": perplexity_rows, "backends": speed_rows, "exports": export_rows,
+         "grasp": kept_rows, "overlap": overlap_rows, "masked_step": cost_rows,
+         "zero_shot": zero_shot_rows}  # fmt: skip
 
 
 def pieces() -> dict[str, str]:
