@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 import sparsesoup.study
-from sparsesoup.study.compare import flatten_record
+from sparsesoup.study.compare import GrowingTables, flatten_record
 from sparsesoup.study.execute.progress import StudyProgress
 from sparsesoup.study.results.tables import latex_table, markdown_table, score_table
 
@@ -98,3 +98,31 @@ def write_tables(number: int) -> int:
 
 def test_tables_cost_the_same_per_trial_whatever_their_number() -> None:
     assert write_tables(4000) < 2.2 * write_tables(2000)
+
+
+def test_tables_are_written_while_a_study_goes_on_and_all_writes_cost_as_much_as_a_few() -> None:
+    rows = [0, 0]
+    done = [0, 0]
+    for i, number in enumerate((1000, 8000)):
+
+        def write(i: int = i) -> None:
+            rows[i] += done[i]
+
+        tables = GrowingTables(write)
+        for _ in range(number):
+            done[i] += 1
+            tables.count_job()
+    assert rows[0] < 12 * 1000
+    assert rows[1] < 12 * 8000
+    assert rows[0] > 1000
+
+
+def test_a_study_under_way_has_tables_of_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    jobs = fake_jobs(3)
+    board = StudyProgress(Console(quiet=True), jobs, lambda: seen.append(board.done))
+    for job in jobs:
+        board.begin(job)
+        board.end(job)
+    assert seen == [1, 2, 3]

@@ -1,7 +1,7 @@
 """Run a study from its recipe to its tables and page, or tabulate existing runs."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,18 +84,26 @@ def run_study(
     with file_lock(folder / ".lock", patient=False):
         write_text(folder / "study.yaml", dump_yaml(plan.recipe))
         shown: set[str] = set()
+        study = {"name": plan.name, "command": plan.command, "recipe": plan.recipe}
+        planned = [(trial.row, trial.column_of, trial.seed) for trial in plan.trials]
+
+        def write(final: bool = False) -> None:
+            failed = [found for job in jobs if (found := read_record(job.failure_path, FAILED))]
+            records = [record for _, record in _recorded(jobs)]
+            if records or final:
+                _write_tables(folder, study | {"failed": failed}, records, out, planned)
+
+        tables = GrowingTables(write)
         for later in (False, True):  # tickets are found before the trials that start from them
             wave = [job for job in jobs if bool(job.trial.needs) == later and not job.record_path.exists()]
             _print_overviews(wave, shown, console)
-            _execute_jobs(wave, executor, console, retry_failed)
+            _execute_jobs(wave, executor, console, retry_failed, tables.count_job)
         untested = [replace(job, kind="test") for job, record in _recorded(jobs) if record["test"] is None]
-        _execute_jobs(untested, executor, console, retry_failed)
+        _execute_jobs(untested, executor, console, retry_failed, tables.count_job)
         failed = [found for job in jobs if (found := read_record(job.failure_path, FAILED))]
         if not failed:
             remove_path(folder / "cache")
-        study = {"name": plan.name, "command": plan.command, "recipe": plan.recipe, "failed": failed}
-        planned = [(trial.row, trial.column_of, trial.seed) for trial in plan.trials]
-        _write_tables(folder, study, [record for _, record in _recorded(jobs)], out, planned)
+        write(final=True)
     if failed:  # including failures of an earlier command, which this one would not mention
         told = f"{len(failed)} of {len(jobs)} runs failed; the page says why, and --retry-failed does them again"
         console.print(told, highlight=False, markup=False, soft_wrap=True)
@@ -173,9 +181,29 @@ def _other_length(record: Record, plan: StudyPlan) -> str:
     return f": T of {trial.describe_trial} was {record['steps']} and is {trial.settings.amount.steps}{because}"
 
 
-def _execute_jobs(jobs: Iterable[TrialJob], executor: JobExecutor, console: Console, retry_failed: bool) -> None:
+class GrowingTables:
+    """Write the tables while a study goes on: at each tenth more jobs, so that all writes cost as much as ten.
+
+    Args:
+        write: writes all tables from the records so far.
+    """
+
+    def __init__(self, write: Callable[[], None]) -> None:
+        self._write, self._done, self._next = write, 0, 1
+
+    def count_job(self) -> None:
+        """Count a finished job, and write the tables if it is time."""
+        self._done += 1
+        if self._done >= self._next:
+            self._next = self._done + 1 + self._done // 10
+            self._write()
+
+
+def _execute_jobs(
+    jobs: Iterable[TrialJob], executor: JobExecutor, console: Console, retry_failed: bool, ended: Callable[[], None]
+) -> None:
     if pending := [job for job in jobs if retry_failed or not job.failure_path.exists()]:
-        with StudyProgress(console, pending) as board:
+        with StudyProgress(console, pending, ended) as board:
             executor.run(pending, board)
 
 

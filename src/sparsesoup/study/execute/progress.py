@@ -4,7 +4,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console, Group
@@ -27,9 +27,11 @@ class StudyProgress(contextlib.AbstractContextManager["StudyProgress"]):
     Args:
         console: console for output.
         jobs: all jobs of the study.
+        ended: called after each job.
     """
 
-    def __init__(self, console: Console, jobs: Sequence[TrialJob]) -> None:
+    def __init__(self, console: Console, jobs: Sequence[TrialJob], ended: Callable[[], None] = lambda: None) -> None:
+        self._ended = ended
         self.console, self.total, self.done, self.failed = console, len(jobs), 0, 0
         self.running: dict[str, tuple[TrialJob, float]] = {}
         self._forecast, self._lock = TimeForecast(jobs), threading.Lock()  # the table is drawn in a thread
@@ -75,6 +77,7 @@ class StudyProgress(contextlib.AbstractContextManager["StudyProgress"]):
             with self._lock:
                 self._forecast.end(job, time.monotonic() - began)
         self.redraw_table()
+        self._ended()
 
     def restart_job(self, job: TrialJob, death: str) -> None:
         """Report that a job's process died and the job is restarted."""
