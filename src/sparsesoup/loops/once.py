@@ -73,7 +73,7 @@ def prune_once(
         criterion=lambda outputs, batch: outputs.mean(), metric=lambda outputs, labels: {},
         training=TrainingConfig(batch_size=1),
     )  # fmt: skip
-    if any(what != "forward" for phase in _plan_of(chosen, problem, share) for what, _ in phase.scores):
+    if any(what in ("gradient", "hessian") for phase in _plan_of(chosen, problem, share) for what, _ in phase.scores):
         own = loss or (lambda model, batch: model(**batch).loss)
         problem = replace(problem, predict=lambda model, batch: own(model, _as_given(batch, rows))[None])
     training = model.training

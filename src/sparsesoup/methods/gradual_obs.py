@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from sparsesoup.core.errors import UserError, require
@@ -104,8 +105,9 @@ class GradualOBS(Method):
             state.masked = 0.0
             state.prune_and_update_(masks, weights)
             return
-        for name, parameter in state.prunable_parameters().items() if weights else ():
-            parameter.data.copy_(weights[name])
+        with torch.no_grad():
+            for name, new in weights.items():
+                state.prunable_parameters()[name].copy_(new)
         apply_masks_(state.prunable_parameters(), masks)
         state.masked = goal
 

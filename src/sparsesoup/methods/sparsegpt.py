@@ -46,7 +46,7 @@ class SparseGpt(Method):
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
         """Return the pruning and a training with the masks."""
         end = partial(self._prune_blocks, sparsity)
-        score = Phase(name="score", scores=(("forward", self.batches),), per_block=True, at_most=True, end=end)
+        score = Phase(name="score", scores=(("inputs", self.batches),), per_block=True, at_most=True, end=end)
         return [score, Phase(name="train", steps=size.steps)]
 
     def check(self, problem: Problem, sparsity: float) -> None:
