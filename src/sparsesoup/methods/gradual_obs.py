@@ -48,8 +48,8 @@ class GradualOBS(Method):
     start: float = 0.1
     stop: float = 0.85
     average: float = 0.2
-    batches: int = 4
-    iterations: int = 8
+    batches: int = 2
+    iterations: int = 4
     dropout: float | None = 0.0
     structure: Structure = "weights"
     scope: Scope = "global"
