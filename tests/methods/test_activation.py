@@ -152,12 +152,12 @@ def test_a_matrix_whose_inputs_cannot_be_seen_is_refused_by_name() -> None:
         if name.endswith("in_proj_weight"):
             assert wanda_scores(problem, net, [[0, 1]])[name].shape == shape
             continue
-        with pytest.raises(UserError, match=rf"^wanda cannot see the inputs of {name}: .* {width} features") as caught:
+        with pytest.raises(UserError, match=rf"^the inputs of {name} cannot be seen: .* {width} features") as caught:
             wanda_scores(problem, net, [[0, 1]])
         assert "\n" not in str(caught.value)
     stack = tiny(targets={"head.weight": Target("other", (1, 3, 60))})
     stack.pretrained.head.weight = nn.Parameter(stack.pretrained.head.weight[None])
-    with pytest.raises(UserError, match=r"^wanda cannot see the inputs of head\.weight"):
+    with pytest.raises(UserError, match=r"^the inputs of head\.weight cannot be seen"):
         wanda_scores(stack, stack.pretrained, [[0, 1]])
 
 

@@ -140,6 +140,6 @@ class _InputHook:
 
     def _never_called_error(self) -> UserError:
         return UserError(
-            f"this method cannot see the inputs of {self.name}: its module is not called with rows of {self.width} "
-            f"features; take magnitude or snip for this model"
+            f"the inputs of {self.name} cannot be seen: its module is not called with rows of {self.width} features; "
+            f"take a method that needs none, such as magnitude or snip"
         )
