@@ -136,6 +136,7 @@ def prune_model(
         report_to: trackers, as `--report-to` of the command line; tensorboard needs `out`.
     Raises: UserError if something is missing, or the method does not fit.
 
+    >>> import torch
     >>> network, rows = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2)), [*torch.randn(64, 4)]
     >>> found = prune_model("gradual", network, rows, sparsity=0.5, steps=20, progress=False,
     ...                     loss=lambda model, batch: model(batch[0]).square().mean())

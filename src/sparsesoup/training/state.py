@@ -81,6 +81,7 @@ class TrainState:
             weights: name -> new values, in the layout of the parameter; those of pruned weights are not used.
         Raises: UserError, with nothing changed, if one is no target, has another shape or is not finite.
 
+        >>> from sparsesoup.core.targets import Target
         >>> layer = nn.Linear(2, 1, bias=False)
         >>> targets = {"weight": Target("other", (1, 2))}
         >>> state = TrainState(model=layer, optimizer=torch.optim.SGD(layer.parameters()), targets=targets,
