@@ -186,10 +186,10 @@ def test_two_classes_that_look_like_one_are_refused(pair, published):
     assert all(ascii(name) in str(error.value) for name in pair)
 
 
-def test_classes_that_differ_by_capitals_are_noted():
-    assert "classes Pos and pos differ only in capital letters" in noted(
-        rows_of(text=distinct(40), label=["pos", "Pos"] * 20)
-    )
+@pytest.mark.parametrize("pair", [("Pos", "pos"), ("Pos ", "pos"), ("Pos\u200b", "pos")])
+def test_classes_that_differ_by_capitals_and_spaces_are_noted(pair):
+    said = noted(rows_of(text=distinct(40), label=[*pair] * 20))
+    assert f"classes {pair[0]!r} and {pair[1]!r} differ only in capital letters or spaces" in said
 
 
 # Rows that are there twice

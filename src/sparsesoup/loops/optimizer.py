@@ -25,7 +25,7 @@ class RelativeRate:
 
 
 def is_skipped(optimizer: Optimizer) -> bool:
-    """Return True if a fused optimizer leaves out this step, since a gradient scaler found an overflow."""
+    """Return True if a fused optimizer skips this step because a gradient scaler found an overflow."""
     found = getattr(optimizer, "found_inf", None)
     return found is not None and bool(torch.as_tensor(found).sum() > 0)
 

@@ -116,7 +116,7 @@ TABLE: dict[str, MethodInfo] = {
     ),
     "gradual-obs": MethodInfo(
         method=GradualOBS(), family="gradual", score="w^2 average(g^2)",
-        summary="by the loss, kept weights fitted to each layer's inputs", cost="1 + prunings (batches / 3 + fit) / T",
+        summary="by the loss; kept weights are refitted to each layer", cost="1 + prunings (batches / 3 + fit) / T",
         source="LeCun 1990; Hassibi & Stork 1993", returns=True,
     ),
     "power-propagation": MethodInfo(

@@ -67,7 +67,7 @@ class EarlyBird(Method):
         return [search, Phase(name="train", steps=size.steps)]
 
     def start_run(self, problem: Problem, sparsity: float) -> ActiveRun:
-        """Start a run; an impossible mask is refused before the first step."""
+        """Start a run, after a selection that raises a UserError if the masks are impossible."""
         run = super().start_run(problem, sparsity)
         self.select_masks(run.state, sparsity)
         return run

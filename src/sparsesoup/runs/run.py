@@ -151,11 +151,11 @@ def _modified_at(file: Path) -> float:
 
 def evaluate_finished_run(path: Path, console: Console) -> Run:
     """Print the run's overview and score its model on the test split, once; later calls read the saved scores."""
-    return score_finished_run(path, console, aloud=True)
+    return score_finished_run(path, console, show_overview=True)
 
 
-def score_finished_run(path: Path, console: Console, aloud: bool = False) -> Run:
-    """Score as `evaluate_finished_run`; `aloud` prints the overview, which a study prints once for all its runs."""
+def score_finished_run(path: Path, console: Console, show_overview: bool = False) -> Run:
+    """Score a finished run on the test split; `show_overview` prints the data first, which a study does only once."""
     report = read_report(path)
     if report["test"] is not None:
         if _modified_at(path / "report.json") > _modified_at(path / "report.html"):  # killed before writing the page
@@ -172,7 +172,7 @@ def score_finished_run(path: Path, console: Console, aloud: bool = False) -> Run
     watch = ProgressLogger(None, console)
     try:
         problem = build_problem(place, opened, steps=1, training=settings.train, observer=watch, whole=True)
-        watch.first = data_overview(opened, place.seed).lines() if aloud else []
+        watch.first = data_overview(opened, place.seed).lines() if show_overview else []
         report["test"] = score_test(problem, place, opened)
         report["test_splits"] = test_splits(opened.source, opened.task)
     finally:

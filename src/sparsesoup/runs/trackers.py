@@ -24,7 +24,7 @@ class TrackerConfig:
 
     Args:
         report_to: where to report loss, learning rate, sparsity and scores, as A,B: tensorboard (in the run's folder),
-            wandb, trackio, mlflow; default none. It changes nothing of the run.
+            wandb, trackio, mlflow; default none. The result of the run does not depend on it.
     """
 
     report_to: tuple[str, ...] = ()

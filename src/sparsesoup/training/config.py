@@ -44,7 +44,7 @@ class TrainingConfig:
         learning_rate: peak learning rate, with linear warm-up and linear decay to 0.
         weight_decay: weight decay of matrices; biases and norms have none.
         warmup_ratio: share of the steps used for warm-up.
-        batch_size: rows of a forward pass; an optimizer step has `rows_per_step`.
+        batch_size: rows of a forward pass; a step has batch_size x gradient_accumulation_steps rows.
         gradient_accumulation_steps: forward passes per optimizer step, as in transformers.
         max_grad_norm: maximum gradient norm; 0 disables clipping.
         precision: no (float32) or bf16 (autocast; weights stay float32).

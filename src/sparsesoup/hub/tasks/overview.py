@@ -134,14 +134,15 @@ def _label_notes(opened: OpenedTask) -> Iterator[str]:
             f"column {task.label} has {len(values):,} different labels in {len(train):,} rows, each a class; if they "
             f"are numbers, write all with a point (0.5)"
         )
-    for low, count in Counter(name.casefold() for name in task.labels).items():
+    plain = [visible_text(name).casefold() for name in task.labels]
+    for low, count in Counter(plain).items():
         if count > 1:
-            same = " and ".join(name for name in task.labels if name.casefold() == low)
-            yield f"classes {same} differ only in capital letters"
+            same = " and ".join(repr(name) for name, other in zip(task.labels, plain, strict=True) if other == low)
+            yield f"classes {same} differ only in capital letters or spaces; write them alike if they are one"
 
 
 def _overlap_notes(opened: OpenedTask, known: list[Hashes], parts: dict[str, Dataset]) -> list[str]:
-    """Count the rows of each part that are also training rows, perhaps in other capitals or spaces."""
+    """Count the rows of each part that are also training rows, ignoring capitals and spaces."""
     what, found = "image" if task_type_of(opened.task).images else "text", []
     exact, plain = {one for one, _ in known}, {other for _, other in known}
     for name, rows in parts.items():
