@@ -4,19 +4,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
+from transformers import PreTrainedModel
 
 from sparsesoup.core.errors import UserError
+from sparsesoup.core.files import atomic_write
 from sparsesoup.core.masks import Masks, apply_masks_
 from sparsesoup.core.masks import sparsity as sparsity_of
+from sparsesoup.core.ticket import save_masks
 from sparsesoup.loops.gradients import GradientWatch
 from sparsesoup.loops.optimizer import RelativeRate, is_skipped, lent_optimizer
 from sparsesoup.loops.problem import LoopProblem
 from sparsesoup.loops.traces import untouched_weights, without_trace
-from sparsesoup.methods import Method
+from sparsesoup.methods import Method, row_of
 from sparsesoup.training.cost import Cost
 from sparsesoup.training.driver import run_forks, run_phase
 from sparsesoup.training.loop import OPTIMIZERS_THAT_KEEP_ZEROS, Rate, dropout_set_to
@@ -98,6 +102,26 @@ class Pruner:
         self._hooks = []
         self._gradients.remove()
         return self.masks
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model as `save_pretrained` does, and its masks beside it: `export` and `benchmark` take the folder.
+
+        Raises: UserError if the model is not one of transformers, or the folder exists.
+        """
+        model, target = self._started.state.model, Path(folder)
+        if not isinstance(model, PreTrainedModel):
+            raise UserError(
+                f"{type(model).__name__} is not a model of transformers; save its state_dict() and pruner.masks, or "
+                f"let prune(model=...).save write a run"
+            )
+        if target.exists():
+            raise UserError(f"{target} is there already; give a folder that does not exist")
+        facts = {"method": row_of(self.method), "base_model": model.name_or_path, "sparsity": self.sparsity}
+        self._started.state.enforce_masks_()
+        with atomic_write(target) as temporary:
+            model.save_pretrained(temporary)
+            save_masks(temporary / "pruning", {name: mask.cpu() for name, mask in self.masks.items()}, facts)
+        return target
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a restarted loop needs besides its own model and optimizer: plain values and tensors."""
