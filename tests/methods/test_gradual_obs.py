@@ -23,6 +23,7 @@ from sparsesoup.training.driver import carry_out_plan
 from sparsesoup.training.loop import find_dropouts, train
 from sparsesoup.training.state import TrainState
 from tiny_bert import bert
+from tiny_hub import gpt2
 
 
 def draw(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -187,6 +188,14 @@ def test_n_of_m_is_reached_by_prunings_inside_it(scope: str) -> None:
     assert 0.0 < float(sum((w == 0).sum() for w in weights.values())) / between.masks.__len__() / 4096 < 0.5
 
 
+def test_n_of_m_runs_along_the_inputs_of_a_matrix_that_is_stored_the_other_way_round() -> None:
+    ticket = GradualOBS(scope="2:4", prunings=2, batches=1).run(bert(family=gpt2(), steps=20), 0.5)
+    stored = {name: mask for name, mask in ticket.masks.items() if "c_" in name}
+    assert stored  # Conv1D: [in, out]
+    for mask in stored.values():
+        assert (mask.T.reshape(-1, 4).sum(1) == 2).all()
+
+
 def test_heads_and_units_are_cut_whole_at_the_smallest_t_it_is_meant_for() -> None:
     ticket = GradualOBS(structure="heads-and-units").run(BERT(), 0.5)
     gone = 1 - algebra.count_kept(ticket.masks) / sum(m.numel() for m in ticket.masks.values())
@@ -214,8 +223,8 @@ def test_the_same_run_in_two_halves_and_without_a_fit() -> None:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: GradualOBS(start=0.9), r"^start: "),
-        (lambda: GradualOBS(stop=1.0), r"^start: "),
+        (lambda: GradualOBS(start=0.9), r"^start: must be at least 0 and below stop \(0\.85\), got 0\.9$"),
+        (lambda: GradualOBS(stop=1.0), r"^stop: must be a share of T, below 1, got 1\.0$"),
         (lambda: GradualOBS(prunings=0), r"^prunings: must be at least 1, got 0$"),
         (lambda: GradualOBS(average=0.0), r"^average: must be in \(0, 1\], got 0\.0$"),
         (lambda: GradualOBS(batches=0), r"^batches: must be at least 1, got 0$"),

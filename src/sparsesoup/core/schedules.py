@@ -4,10 +4,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, require
 
 MOST_STEPS = 1 << 40
 MOST_ROUNDS = 10_000  # limit for a geometric schedule: a longer list could exhaust memory
+
+
+def require_ramp(start: float, stop: float, whole: bool = False) -> None:
+    """Raise a UserError unless 0 <= start < stop < 1, as shares of T; `whole` allows stop 1."""
+    require(0.0 <= start < stop, "start", f"at least 0 and below stop ({stop:g})", start)
+    require(stop <= 1.0 if whole else stop < 1.0, "stop", f"a share of T, {'at most' if whole else 'below'} 1", stop)
 
 
 @dataclass(frozen=True)

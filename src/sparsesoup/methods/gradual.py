@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sparsesoup.core.errors import UserError, require
 from sparsesoup.core.granularity import Block, Element, Structure
 from sparsesoup.core.masking import Scope
-from sparsesoup.core.schedules import CubicSchedule, CyclicLinearDecay
+from sparsesoup.core.schedules import CubicSchedule, CyclicLinearDecay, require_ramp
 from sparsesoup.methods.base import Method
 from sparsesoup.training.loop import Hook, Rate
 from sparsesoup.training.plan import ActiveRun, LoopHooks, Phase
@@ -35,8 +35,7 @@ class GradualPruning(Method):
     scope: Scope = "global"
 
     def __post_init__(self) -> None:
-        require(0.0 <= self.start < self.stop, "start", f"at least 0 and below stop ({self.stop:g})", self.start)
-        require(self.stop <= 1.0, "stop", "a share of T, at most 1", self.stop)
+        require_ramp(self.start, self.stop, whole=True)
         require(0.0 < self.every < math.inf, "every", "above 0", self.every)
 
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
@@ -75,8 +74,7 @@ class GradualStar(Method):
 
     def __post_init__(self) -> None:
         require(0.0 <= self.low <= 1.0, "low", "a share of the peak learning rate in [0, 1]", self.low)
-        require(0.0 <= self.start < self.stop, "start", f"at least 0 and below stop ({self.stop:g})", self.start)
-        require(self.stop < 1.0, "stop", "a share of T, below 1", self.stop)
+        require_ramp(self.start, self.stop)
         require(self.prunings >= 2, "prunings", "at least 2", self.prunings)
         require(self.first is None or 0.0 <= self.first < 1.0, "first", "a sparsity in [0, 1)", self.first)
 

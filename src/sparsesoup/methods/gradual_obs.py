@@ -8,9 +8,9 @@ from torch import Tensor
 
 from sparsesoup.core.errors import UserError, require
 from sparsesoup.core.granularity import Structure
-from sparsesoup.core.masking import Scope, check_rows, fixed_sparsity, topk_masks
+from sparsesoup.core.masking import Scope
 from sparsesoup.core.masks import Masks, apply_masks_
-from sparsesoup.core.schedules import CubicSchedule
+from sparsesoup.core.schedules import CubicSchedule, require_ramp
 from sparsesoup.methods.base import Method
 from sparsesoup.methods.scores.activation import LayerInputs
 from sparsesoup.methods.scores.calibration import calibration_batches
@@ -56,8 +56,7 @@ class GradualOBS(Method):
 
     def __post_init__(self) -> None:
         require(self.prunings >= 1, "prunings", "at least 1", self.prunings)
-        if not 0.0 <= self.start < self.stop < 1.0:
-            raise UserError(f"gradual-obs needs 0 <= start < stop < 1, got {self.start} and {self.stop}", "start")
+        require_ramp(self.start, self.stop)
         require(0.0 < self.average <= 1.0, "average", "in (0, 1]", self.average)
         require(self.batches >= 1, "batches", "at least 1", self.batches)
         require(self.iterations >= 0, "iterations", "at least 0", self.iterations)
@@ -88,7 +87,6 @@ class GradualOBS(Method):
                     f"gradual-obs fits matrices, {name} is a stack of them {target.shape}; set iterations to 0",
                     "iterations",
                 )
-            check_rows(self.scope, target.shape, name)
 
     def _pruning_steps(self, total: int) -> list[int]:
         """Return the pruning steps at T = `total`; none if two of them, or the end, would coincide."""
@@ -98,7 +96,7 @@ class GradualOBS(Method):
 
     def _prune(self, number: int, sparsity: float, fisher: FisherAverage, run: ActiveRun) -> None:
         state, goal = run.state, CubicSchedule(0, self.prunings).sparsity_at(number, sparsity)
-        masks = self._masks_at(goal, sparsity, fisher, run)
+        masks = self.select_masks(state, goal, fisher.scores(state))
         weights = self._fitted_weights(number, masks, run) if self.iterations else {}
         if number == self.prunings:
             fisher.clear_(state)
@@ -110,13 +108,6 @@ class GradualOBS(Method):
                 state.prunable_parameters()[name].copy_(new)
         apply_masks_(state.prunable_parameters(), masks)
         state.masked = goal
-
-    def _masks_at(self, goal: float, final: float, fisher: FisherAverage, run: ActiveRun) -> Masks:
-        state, scores = run.state, fisher.scores(run.state)
-        if goal == final or fixed_sparsity(self.scope) is None:
-            return self.select_masks(state, goal, scores)
-        kept = {name: mask.float() for name, mask in self.select_masks(state, final, scores).items()}
-        return topk_masks(kept, goal, then=scores)
 
     def _fitted_weights(self, number: int, masks: Masks, run: ActiveRun) -> dict[str, Tensor]:
         """Return the weights that reproduce each layer's outputs with these masks, in the layout of the parameter."""

@@ -8,7 +8,7 @@ from sparsesoup.core.errors import require
 from sparsesoup.core.granularity import Element, Pattern, Structure
 from sparsesoup.core.masking import topk_masks
 from sparsesoup.core.masks import apply_masks_
-from sparsesoup.core.schedules import CubicSchedule
+from sparsesoup.core.schedules import CubicSchedule, require_ramp
 from sparsesoup.methods.base import Method
 from sparsesoup.methods.scores.averages import ImportanceAverages, first_order_sensitivity
 from sparsesoup.training.loop import Hook
@@ -62,9 +62,8 @@ class Platon(Method):
 
 def check_ramp(method: Any) -> None:
     """Raise a UserError if the settings of a method's ramp are invalid."""
-    start, stop, window, every = method.start, method.stop, method.window, method.every
-    require(0.0 <= start < stop, "start", f"at least 0 and below stop ({stop:g})", start)
-    require(stop < 1.0, "stop", "a share of T, below 1", stop)
+    window, every = method.window, method.every
+    require_ramp(method.start, method.stop)
     require(0.0 <= method.fast < 1.0, "fast", "in [0, 1)", method.fast)
     require(0.0 <= method.slow < 1.0, "slow", "in [0, 1)", method.slow)
     require(window >= 1, "window", "at least 1", window)

@@ -8,7 +8,7 @@ from torch import nn
 from sparsesoup.core.errors import require
 from sparsesoup.core.granularity import Structure
 from sparsesoup.core.masking import Scope
-from sparsesoup.core.schedules import CubicSchedule
+from sparsesoup.core.schedules import CubicSchedule, require_ramp
 from sparsesoup.methods.base import Method
 from sparsesoup.methods.gates import powerpropagation as power
 from sparsesoup.methods.gradual import train_on_schedule
@@ -40,8 +40,7 @@ class PowerPropagation(Method):
     scope: Scope = "global"
 
     def __post_init__(self) -> None:
-        require(0.0 <= self.start < self.stop, "start", f"at least 0 and below stop ({self.stop:g})", self.start)
-        require(self.stop <= 1.0, "stop", "a share of T, at most 1", self.stop)
+        require_ramp(self.start, self.stop, whole=True)
         require(0.0 < self.every < math.inf, "every", "above 0", self.every)
         require(1.0 <= self.alpha <= 16.0, "alpha", "in [1, 16]", self.alpha)
 

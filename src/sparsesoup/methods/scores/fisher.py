@@ -25,11 +25,11 @@ class FisherAverage:
     def observe_gradients(self, state: TrainState) -> None:
         """Observe the gradients of a step: a hook of `train`."""
         for name, weight in state.prunable_parameters().items():
-            average = state.memory.setdefault(f"fisher/{name}", torch.zeros_like(weight))
-            if weight.grad is None:
-                average.mul_(self.decay)
-            else:
-                average.mul_(self.decay).addcmul_(weight.grad, weight.grad, value=1 - self.decay)
+            if (key := f"fisher/{name}") not in state.memory:
+                state.memory[key] = torch.zeros_like(weight)
+            average = state.memory[key].mul_(self.decay)
+            if weight.grad is not None:
+                average.addcmul_(weight.grad, weight.grad, value=1 - self.decay)
 
     def scores(self, state: TrainState) -> dict[str, Tensor]:
         """Return w^2 F of every weight: twice the loss that its removal adds, to second order."""
