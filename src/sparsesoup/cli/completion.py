@@ -62,9 +62,9 @@ def _add_copy(parent: Any, name: str, parser: CommandParser, summary: str) -> ar
         elif name == "methods" and action.dest == "NAME":
             action.choices = [*METHODS]
         elif text in FOLDERS or action.dest in (*FOLDERS, "out", "data_root"):
-            action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+            action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]  # an attribute that shtab reads
         elif action.type is Path or action.dest in PATHS:
-            action.complete = shtab.FILE  # type: ignore[attr-defined]
+            action.complete = shtab.FILE  # type: ignore[attr-defined]  # the same
     made: argparse.ArgumentParser = parent.add_parser(
         name, parents=[parser], add_help=False, help=summary.replace("%", "%%"), allow_abbrev=False
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +65,7 @@ def prune_once(
         if not rows:
             name = method if isinstance(method, str) else type(method).__name__
             raise UserError(f"{name} needs batches; give a few, such as 128 texts of the training set")
-        chosen = replace(chosen, batches=len(rows))  # type: ignore[call-arg]
+        chosen = _with(chosen, batches=len(rows))
     data = RowBatches(rows or [None], lambda some: as_mapping(some[0]))
     problem = OnceProblem(
         pretrained=model, targets=find_targets(model, prunable), train=data, validation=data, steps=0, seed=seed,
@@ -106,21 +106,25 @@ def _method_at(method: str | Method, sparsity: float | str) -> tuple[Method, flo
     if isinstance(sparsity, str):
         if sparsity not in GROUPS:
             raise UserError(f"sparsity is a share in [0, 1) or one of {', '.join(GROUPS)}, got {sparsity}")
-        scope = sparsity  # type: ignore[assignment]
+        scope = cast(Scope, sparsity)
     share = float(sparsity) if not isinstance(sparsity, str) else fixed_sparsity(scope) or 0.0
     check_sparsity(share)
     if not isinstance(method, str):
-        chosen = replace(method, scope=scope) if isinstance(sparsity, str) else method  # type: ignore[call-arg]
-        return chosen, share
+        return (_with(method, scope=scope) if isinstance(sparsity, str) else method), share
     ranked: Scope = "row" if scope == "tensor" else scope
     own: dict[str, Method] = {
         "magnitude": OneShot(scope=scope), "random": OneShot(score="random", scope=scope),
-        "wanda": Wanda(inputs="pruned", scope=ranked), "sparsegpt": SparseGpt(scope=scope),  # type: ignore[arg-type]
+        "wanda": Wanda(inputs="pruned", scope=ranked), "sparsegpt": _with(SparseGpt(), scope=scope),
     }  # fmt: skip
     chosen = own.get(method) or named_method(method)
     if method not in own and hasattr(chosen, "scope"):
-        chosen = replace(chosen, scope=scope)  # type: ignore[call-arg]
+        chosen = _with(chosen, scope=scope)
     return chosen, share
+
+
+def _with(method: Method, **settings: Any) -> Method:
+    """Return the method with other settings, which not every method has."""
+    return cast(Method, replace(cast(Any, method), **settings))
 
 
 def _plan_of(method: Method, problem: Problem, sparsity: float) -> list[Phase]:

@@ -23,7 +23,7 @@ from sparsesoup.training.problem import Problem, evaluate_model
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """What a report says of model and data.
+    """Model and data of a run, as its report describes them.
 
     Args:
         model, dataset: their names.
