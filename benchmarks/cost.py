@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from host_work import host_work
+from host_work import host_work, plain_loop
 from pairs import paired, seconds
 from selection import SELECTIONS, selection
 from sparsesoup.core.granularity import Block
@@ -31,23 +31,9 @@ from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.driver import run_forks
 from sparsesoup.training.loop import train
 from sparsesoup.training.plan import ActiveRun
-from sparsesoup.training.problem import Problem, to_device
+from sparsesoup.training.problem import Problem
 
 RESULT = Path(__file__).parent / "results" / "cost.json"
-
-
-def plain_loop(problem: Problem, model: Any, optimizer: Any, steps: int, start: int = 0) -> None:
-    """A bare dense loop without anything of ours: what a masked step is compared with."""
-    model.train()
-    batches = problem.train.train_batches(problem.training.batch_size, start, problem.seed)
-    for _ in range(steps):
-        batch = to_device(problem.train.batch(next(batches)), torch.device("cpu"))
-        loss = problem.training_loss(model, batch)
-        loss.backward()
-        float(loss.detach())
-        torch.nn.utils.clip_grad_norm_(model.parameters(), problem.training.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
 
 
 def masked_step(problem: Problem, steps: int, rounds: int) -> dict[str, Any]:

@@ -10,24 +10,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import Trainer, TrainerCallback
 
 from conftest import same
 from sparsesoup import InstantSoup, Platon, PruningCallback, UserError, attach
 from sparsesoup.core.masks import count_kept, count_total
 from sparsesoup.methods import METHODS, Method
-from tiny_objects import ROWS, STEPS, classifier, trainer_of
-
-
-class OwnLoss(Trainer):
-    """A subclass whose loss is its own, as many users have one."""
-
-    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
-        labels = inputs.pop("labels")
-        outputs = model(**inputs)
-        loss = functional.cross_entropy(outputs.logits, labels, label_smoothing=0.2)
-        return (loss, outputs) if return_outputs else loss
+from tiny_objects import ROWS, STEPS, OwnLoss, classifier, trainer_of
 
 
 def zeros_hold(model: nn.Module, masks: dict[str, Tensor]) -> bool:

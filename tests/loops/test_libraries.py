@@ -10,27 +10,16 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-from torch import Tensor, nn
-from torch.nn import functional
-from transformers import AutoModel, LlamaConfig, LlamaForCausalLM, Trainer
+from torch import Tensor
+from transformers import AutoModel, LlamaConfig, LlamaForCausalLM
 
 from conftest import same
 from tiny_hub import CONFIGS, sentences, tokenizer
-from tiny_objects import ROWS, STEPS, TRAIN, classifier, model_of, trainer_of
+from tiny_objects import ROWS, STEPS, TRAIN, OwnLoss, classifier, model_of, trainer_of
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "libraries.md"
 SNIPPETS = re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text(encoding="utf-8"), re.M | re.S)
 TEXTS = [text for text, _ in sentences(64, 1)]
-
-
-class OwnLoss(Trainer):
-    """A subclass whose loss is its own."""
-
-    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
-        labels = inputs.pop("labels")
-        outputs = model(**inputs)
-        loss = functional.cross_entropy(outputs.logits, labels, label_smoothing=0.2)
-        return (loss, outputs) if return_outputs else loss
 
 
 class Module(lightning.LightningModule):

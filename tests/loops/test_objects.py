@@ -222,33 +222,6 @@ def test_early_stopping_of_objects_ends_at_the_best_validation(tmp_path: Path) -
     assert sum(int(m.sum()) for m in found.masks.values()) * 2 == sum(m.numel() for m in found.masks.values())
 
 
-def test_a_killed_call_goes_on_from_its_checkpoints(tmp_path: Path) -> None:
-    class Stop(Exception):
-        pass
-
-    def run(stop_at: int | None) -> Any:
-        calls = 0
-
-        def loss(model: nn.Module, batch: Any) -> Tensor:
-            nonlocal calls
-            calls += 1
-            if calls == stop_at:
-                raise Stop
-            return model(**batch).loss
-
-        given: dict[str, Any] = {"sparsity": 0.5, "steps": 20, "train": ARGS, "loss": loss}
-        folder = None if stop_at == -1 else tmp_path / "runs"
-        return prune_model("imp-rewind", model_of(), TRAIN, VALIDATION, out=folder, **given)
-
-    whole = run(-1)
-    with pytest.raises(Stop):
-        run(60)
-    again = run(None)
-    assert same(again.masks, whole.masks)
-    assert same(again.model.state_dict(), whole.model.state_dict())
-    assert again.cost["strong"]["steps"] == whole.cost["strong"]["steps"]
-
-
 @pytest.mark.parametrize(
     ("given", "says"),
     [
