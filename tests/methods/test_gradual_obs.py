@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -97,10 +98,11 @@ def test_the_average_is_that_of_squared_gradients() -> None:
 
 def test_a_pruning_takes_the_lowest_scores_and_fits_what_stays() -> None:
     """The first pruning of a run against the same by hand: the lowest w^2 F, and the outputs of every layer."""
-    method, problem = GradualOBS(prunings=3, batches=4, dropout=None), tiny()
+    method, problem = GradualOBS(prunings=3, batches=4), tiny()
     first = method.plan(problem.size, 0.7)[0]
     state, fisher = problem.start_run(), FisherAverage(decay=1 - 1 / (0.2 * 60))
-    train(state, problem, first.steps, observe=fisher.observe_gradients)
+    calm = replace(problem, training=replace(problem.training, dropout=0.0))
+    train(state, calm, first.steps, observe=fisher.observe_gradients)
     goal = 0.7 * (1 - (1 - 1 / 3) ** 3)
     scores = torch.cat([s.flatten() for s in fisher.scores(state).values()])
     threshold = scores.sort().values[round(goal * scores.numel())]
@@ -149,9 +151,10 @@ def test_dropout_is_off_during_the_run_and_the_models_own_after_it() -> None:
     problem, seen = bert(steps=30), set[float]()
 
     class See(Watch):
-        def step(self, record: object) -> None:
+        def step(self, record: dict[str, Any]) -> None:
             assert run is not None
-            seen.update(value for _, _, value in find_dropouts(run))
+            if record.get("label") == "strong":  # not the batches that the layers are fitted to
+                seen.update(value for _, _, value in find_dropouts(run))
 
     run: nn.Module | None = None
     plain = problem.start_run
@@ -165,7 +168,7 @@ def test_dropout_is_off_during_the_run_and_the_models_own_after_it() -> None:
     watching = replace(problem, observer=See())
     object.__setattr__(watching, "start_run", start)
     GradualOBS(prunings=2, batches=1).run(watching, 0.5)
-    assert 0.0 in seen
+    assert seen == {0.0}
     assert run is not None
     assert {value for _, _, value in find_dropouts(run)} == {value for _, _, value in find_dropouts(problem.pretrained)}
     assert {value for _, _, value in find_dropouts(run)} == {0.1}
@@ -229,7 +232,6 @@ def test_the_same_run_in_two_halves_and_without_a_fit() -> None:
         (lambda: GradualOBS(average=0.0), r"^average: must be in \(0, 1\], got 0\.0$"),
         (lambda: GradualOBS(batches=0), r"^batches: must be at least 1, got 0$"),
         (lambda: GradualOBS(iterations=-1), r"^iterations: must be at least 0, got -1$"),
-        (lambda: GradualOBS(dropout=1.0), r"^dropout: must be in \[0, 1\), got 1\.0$"),
     ],
 )
 def test_impossible_settings_are_refused(make: Callable[[], object], says: str) -> None:

@@ -314,6 +314,25 @@ def test_the_rate_moves_the_weights_and_zero_moves_none() -> None:
     assert same(weights(state), before)
 
 
+def test_dropout_of_the_training_holds_in_it_and_an_override_goes_first() -> None:
+    problem = tiny(training=replace(BASE, dropout=0.3))
+    state = problem.start_run()
+    own = [value for *_, value in find_dropouts(state.model)]
+    seen: list[set[float]] = []
+
+    def look(state: TrainState) -> None:
+        seen.append({value for *_, value in find_dropouts(state.model)})
+
+    train(state, problem, 1, hooks=[look])
+    train(state, problem, 1, hooks=[look], protocol=TrainingOverrides(weight_decay=0.1))
+    train(state, problem, 1, hooks=[look], protocol=TrainingOverrides(dropout=0.0))
+    assert seen == [{0.3}, {0.3}, {0.0}]
+    assert [value for *_, value in find_dropouts(state.model)] == own
+    for value in (1.0, -0.1, float("nan")):
+        with pytest.raises(UserError, match=r"a probability in \[0, 1\)"):
+            TrainingConfig(dropout=value)
+
+
 def test_a_protocols_settings_hold_during_its_run_and_are_put_back() -> None:
     problem = tiny(training=replace(BASE, weight_decay=0.03))
     state = problem.start_run()

@@ -29,8 +29,8 @@ class GradualOBS(Method):
     The diagonal Fisher information says what a weight is worth to the loss (optimal brain damage, LeCun et al. 1990);
     conjugate gradients on the inputs of each layer let the weights that stay make up for those that go (optimal brain
     surgeon, Hassibi & Stork 1993). A weight zeroed by a pruning is still trained, and may be kept by the next one
-    (PLATON, Zhang et al. 2022). The last pruning makes the masks final. Dropout is off: a sparse network in a short
-    training underfits.
+    (PLATON, Zhang et al. 2022). The last pruning makes the masks final. Dropout is off unless the training sets it: a
+    sparse network in a short training underfits.
 
     Args:
         prunings: number of prunings, evenly spaced; the targets rise on a cubic curve.
@@ -39,7 +39,6 @@ class GradualOBS(Method):
         average: share of T over which squared gradients are averaged (exponentially).
         batches: batches whose inputs, without padding, the layers are fitted to at each pruning.
         iterations: steps of conjugate gradients of each fit; 0: kept weights are not updated.
-        dropout: probability of all dropout layers during the run; none: the model's own.
         structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units.
         scope: ranking scope. With N:M a pruning before the last one only takes weights that N:M would take.
     """
@@ -50,7 +49,6 @@ class GradualOBS(Method):
     average: float = 0.2
     batches: int = 2
     iterations: int = 4
-    dropout: float | None = 0.0
     structure: Structure = "weights"
     scope: Scope = "global"
 
@@ -60,14 +58,13 @@ class GradualOBS(Method):
         require(0.0 < self.average <= 1.0, "average", "in (0, 1]", self.average)
         require(self.batches >= 1, "batches", "at least 1", self.batches)
         require(self.iterations >= 0, "iterations", "at least 0", self.iterations)
-        require(self.dropout is None or 0.0 <= self.dropout < 1.0, "dropout", "in [0, 1)", self.dropout)
 
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
         """Return a training up to each pruning, and one with the final masks."""
         size.require_fit(self._pruning_steps, f"gradual-obs with {self.prunings} prunings")
         decay = max(0.0, 1 - 1 / (self.average * size.steps))
         fisher, done, phases = FisherAverage(decay=decay), 0, list[Phase]()
-        overrides = None if self.dropout is None else TrainingOverrides(dropout=self.dropout)
+        overrides = TrainingOverrides(dropout=0.0) if size.training.dropout is None else None
         for i, at in enumerate(self._pruning_steps(size.steps), start=1):
             phases.append(Phase(
                 name=f"ramp-{i}", steps=at - done, overrides=overrides, loop=partial(_observe, fisher), copies=1,

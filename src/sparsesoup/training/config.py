@@ -48,6 +48,7 @@ class TrainingConfig:
         gradient_accumulation_steps: forward passes per optimizer step, as in transformers.
         max_grad_norm: maximum gradient norm; 0 disables clipping.
         precision: no (float32) or bf16 (autocast; weights stay float32).
+        dropout: probability of all dropout layers during training; default: the model's own (gradual-obs: 0).
         freeze_embeddings: do not train embeddings (words, positions, types, with their norm; patches), as in the code
             of movement pruning.
         optimizer: adamw, adam, sgd or rmsprop (the last two with momentum 0.9).
@@ -66,6 +67,7 @@ class TrainingConfig:
     gradient_accumulation_steps: int = 1
     max_grad_norm: float = 1.0
     precision: Literal["no", "bf16"] = "no"
+    dropout: float | None = None
     freeze_embeddings: bool = False
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw"
     eval_steps: int | None = None
@@ -78,6 +80,8 @@ class TrainingConfig:
                 raise UserError(f"must be a number of at least 0, got {getattr(self, name):g}", name)
         if not 0.0 <= self.warmup_ratio < 1.0:
             raise UserError(f"a share of the steps is in [0, 1), got {self.warmup_ratio:g}", "warmup_ratio")
+        if self.dropout is not None and not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"a probability in [0, 1), or left out, got {self.dropout:g}", "dropout")
         for name in ("batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"must be at least 1, got {getattr(self, name)}", name)
@@ -110,7 +114,7 @@ class TrainingOverrides:
     Args:
         rate: factor on the main run's learning rate at that step; or two, the range from which each run draws its own.
         weight_decay: weight decay of matrices.
-        dropout: probability of every dropout in the model.
+        dropout: probability of all dropout layers.
         share: share of the training rows it sees, drawn anew for each run.
     """
 

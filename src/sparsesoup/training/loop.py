@@ -13,7 +13,7 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.masks import Masks, apply_masks_, sparsity
 from sparsesoup.core.rng import derive_seed, fork_rng_of, seed_everything
 from sparsesoup.training.batching import RowBatches, shapes_of
-from sparsesoup.training.config import TrainingOverrides
+from sparsesoup.training.config import TrainingConfig, TrainingOverrides
 from sparsesoup.training.cost import Cost
 from sparsesoup.training.evaluation import EarlyStopping, Evaluator
 from sparsesoup.training.problem import Problem, add_batch_cost, charge_time, to_device
@@ -69,7 +69,11 @@ def train(
     loop = _Loop(state, problem, data, stream, rate, tuple(hooks), observe, penalty, label, until)
     evaluator = Evaluator(problem, label, until, stopping)
     problem.observer.begin(label, state.step, until)
-    with _apply_overrides(state, protocol), fork_rng_of(state.model.parameters()), ExitStack() as after:
+    with (
+        _apply_overrides(state, problem.training, protocol),
+        fork_rng_of(state.model.parameters()),
+        ExitStack() as after,
+    ):
         after.callback(zero_gradients(loop.params, loop.masks_of_gradients))
         for indices in islice(order, max(until - state.step, 0)):
             problem.observer.step(loop.step(indices))
@@ -223,14 +227,15 @@ def _backward_pass(
 
 
 @contextmanager
-def _apply_overrides(state: TrainState, protocol: TrainingOverrides | None) -> Iterator[None]:
-    """Apply the overrides of weight decay and dropout for the duration of a run."""
+def _apply_overrides(state: TrainState, training: TrainingConfig, protocol: TrainingOverrides | None) -> Iterator[None]:
+    """Apply the dropout of a training, and a run's overrides of weight decay and dropout, for its duration."""
+    protocol = TrainingOverrides() if protocol is None else protocol
     decays = [group["weight_decay"] for group in state.optimizer.param_groups]
     try:
         for group in state.optimizer.param_groups:
-            if protocol and protocol.weight_decay is not None and group["decays"]:
+            if protocol.weight_decay is not None and group["decays"]:
                 group["weight_decay"] = protocol.weight_decay
-        with dropout_set_to(state.model, protocol.dropout if protocol else None):
+        with dropout_set_to(state.model, training.dropout if protocol.dropout is None else protocol.dropout):
             yield
     finally:
         for group, decay in zip(state.optimizer.param_groups, decays, strict=True):
