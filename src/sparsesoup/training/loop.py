@@ -16,6 +16,7 @@ from sparsesoup.training.batching import RowBatches, shapes_of
 from sparsesoup.training.config import TrainingConfig, TrainingOverrides
 from sparsesoup.training.cost import Cost
 from sparsesoup.training.evaluation import EarlyStopping, Evaluator
+from sparsesoup.training.extrapolation import extrapolated_weights, keep_gradients_
 from sparsesoup.training.problem import Problem, add_batch_cost, charge_time, to_device
 from sparsesoup.training.state import TrainState
 from sparsesoup.training.zero_hooks import zero_gradients
@@ -43,8 +44,8 @@ def train(
 ) -> TrainState:
     """Train `state` in place for `steps` steps; the masks hold after every one.
 
-    A step: forward, penalty, backward, zero the gradients of pruned weights, observe, clip, optimizer step, hooks,
-    apply the masks.
+    A step: forward, penalty, backward (all at extrapolated weights, if so set), zero the gradients of pruned weights,
+    observe, clip, optimizer step, hooks, apply the masks.
 
     Args:
         stream: name of the random stream for row order and noise. It continues at `state.step`, so that a rewound run
@@ -116,7 +117,8 @@ class _Loop:
             seed_everything(derive_seed(problem.seed, "noise", *self.stream, state.step))
             _set_learning_rate(state, rate)
             rows = self.data.augmented_view(problem.seed, "look", *self.stream, state.step)
-            loss = _accumulate_gradients(state, problem, rows, indices, self.penalty, cost, self.kind)
+            with extrapolated_weights(state, problem.training.extrapolate):
+                loss = _accumulate_gradients(state, problem, rows, indices, self.penalty, cost, self.kind)
             if not math.isfinite(loss):
                 problem.journal.save_if_due(state, self.until, ending=True)
             elif self.observe is not None:
@@ -178,6 +180,8 @@ def _update_weights(state: TrainState, problem: Problem, loss: float, label: str
     if problem.training.max_grad_norm:
         problem.accelerator.clip_grad_norm_(state.model.parameters(), problem.training.max_grad_norm)
     state.optimizer.step()
+    if problem.training.extrapolate:
+        keep_gradients_(state)
     state.optimizer.zero_grad(set_to_none=True)
 
 

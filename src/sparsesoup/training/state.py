@@ -150,6 +150,11 @@ class TrainState:
         present = {table[k.split("/", 2)[2]] for k in saved}
         for parameter in [p for p in self.optimizer.state if p not in present]:
             del self.optimizer.state[parameter]
+        wanted = set(saved)
+        for name, parameter in table.items():
+            slot = self.optimizer.state.get(parameter, {})
+            for key in [k for k, t in slot.items() if isinstance(t, Tensor) and f"optimizer/{k}/{name}" not in wanted]:
+                del slot[key]
         for entry in saved:
             _, key, name = entry.split("/", 2)
             slot, value = self.optimizer.state[table[name]], tensors[entry]
