@@ -36,8 +36,8 @@ def prune(
     name: str | Method, *, model: str | None = None, dataset: str | None = None, sparsity: float | None = None,
     steps: int | None = None, epochs: float | None = None, seed: int | None = None,
     method: Mapping[str, Any] | None = None, train: Mapping[str, Any] | TrainingConfig | None = None,
-    out: str | Path | None = None, cache_dir: str | Path | None = None, workers: int = 1, progress: bool = True,
-    observer: Observer | None = None, **settings: Any,
+    out: str | Path | None = None, cache_dir: str | Path | None = None, workers: int = 1,
+    snapshots: str = "device", progress: bool = True, observer: Observer | None = None, **settings: Any,
 ) -> run.Run: ...  # fmt: skip
 @overload
 def prune(name: str | Method, *, model: nn.Module, **settings: Any) -> "PrunedModel": ...
@@ -57,6 +57,7 @@ def prune(
     out: str | Path | None = None,
     cache_dir: str | Path | None = None,
     workers: int = 1,
+    snapshots: str = "device",
     progress: bool = True,
     observer: Observer | None = None,
     trainer: Any = None,
@@ -78,6 +79,7 @@ def prune(
         out: folder that run directories are put in; default runs, of objects none: `save` writes the result.
         cache_dir: folder of trainings that runs have in common; each run is charged for them in full.
         workers: processes over which the weak masks of a run are spread.
+        snapshots: keep forks and rewinding points on the device, in host memory (host) or on disk (disk).
         progress: whether to show it on stderr.
         observer: sees every step of this process and every validation; see `Observer`.
         trainer: a Trainer, in place of model and dataset; see `prune_trainer`.
@@ -88,13 +90,14 @@ def prune(
     """
     if trainer is not None or isinstance(model, nn.Module) or "train_dataset" in settings:
         given: dict[str, Any] = {"sparsity": sparsity, "steps": steps, "epochs": epochs, "seed": seed, "train": train}
-        given |= {"dataset": dataset, "out": out, "progress": progress, "observer": observer, **settings}
+        given |= {"dataset": dataset, "out": out, "progress": progress, "observer": observer}
+        given |= {"snapshots": snapshots, **settings}
         _refuse_for_objects({"cache_dir": cache_dir, "workers": None if workers == 1 else workers})
         return _prune_objects(name, model, trainer, method, {k: v for k, v in given.items() if v is not None})
     named = {"model": model, "dataset": dataset, "sparsity": sparsity, "steps": steps, "epochs": epochs, "seed": seed}
     config = _make_config(name, {**settings, **{k: v for k, v in named.items() if v is not None}}, method, train)
     console, cache = SafeConsole(stderr=True, quiet=not progress), Path(cache_dir) if cache_dir else None
-    outside = run.RuntimeOptions(console, cache=cache, workers=workers, observer=observer)
+    outside = run.RuntimeOptions(console, cache=cache, workers=workers, observer=observer, snapshots=snapshots)
     return run.run_method(config, Path("runs" if out is None else out), outside)
 
 

@@ -56,7 +56,8 @@ def run_prune(parsed: tuple[RunConfig, argparse.Namespace]) -> None:
             print_line(line)
         return
     cache = Path(options.cache_dir) if options.cache_dir else None
-    outside = RuntimeOptions(SafeConsole(stderr=True), options.save_every, cache, workers=options.workers)
+    own = {"workers": options.workers, "snapshots": options.snapshots}
+    outside = RuntimeOptions(SafeConsole(stderr=True), options.save_every, cache, **own)
     run = run_method(settings, Path(options.out), outside)
     for line in run_warnings(run.report):
         print_line(f"note: {line}", sys.stderr)
@@ -81,6 +82,8 @@ def settings_parser(method: str = "") -> CommandParser:
     add("--dry-run", action="store_true", help="print the phases of the run and their estimated cost without training")
     add("--workers", type=int, default=1, metavar="N", help="processes for weak masks, each with as many threads as "
         "this one: set OMP_NUM_THREADS (default 1)")  # fmt: skip
+    add("--snapshots", default="device", metavar="PLACE", help="keep forks and rewinding points on the device, in host "
+        "memory (host) or on disk (disk); default device")  # fmt: skip
     add("--device", metavar="DEVICE", help="cpu, cuda, cuda:<number> or mps (default the first accelerator, else cpu)")
     settings = [s for s in run_settings(method or "dense") if method or not s.name.startswith("method.")]
     add_settings(made, settings)

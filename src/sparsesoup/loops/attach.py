@@ -19,6 +19,7 @@ from sparsesoup.loops.problem import Loss, first_batches, make_problem
 from sparsesoup.loops.pruner import Pruner
 from sparsesoup.methods import METHODS, HardConcreteL0, HybridMovement, Method, SoftMovement
 from sparsesoup.training.plan import Phase
+from sparsesoup.training.snapshots import SnapshotStore
 
 Prunable = Callable[[str, Parameter], bool]
 
@@ -36,6 +37,7 @@ def attach(
     seed: int = 0,
     max_grad_norm: float = 1.0,
     scaler: Any = None,
+    snapshots: str = "device",
 ) -> Pruner:
     """Prune a model while your own loop trains it: the loop calls nothing else, and `finish` once at its end.
 
@@ -54,6 +56,7 @@ def attach(
         seed: seed of all random choices.
         max_grad_norm: maximum gradient norm in weak runs; 0 disables clipping.
         scaler: the loop's gradient scaler, if it has one (accelerate's is found), for methods that observe gradients.
+        snapshots: keep the way back from weak runs on the device, in host memory (host) or on disk (disk).
     Returns: the pruner, with `masks`, `sparsity`, `cost`, `state_dict` and `finish`.
     Raises: UserError if the method needs what such a loop does not give, or does not fit the steps or the model.
 
@@ -70,19 +73,17 @@ def attach(
     32
     """
     require_single_process()
-    chosen = _with_extra_steps(named_method(method))
-    check_gates(chosen)
-    inner = innermost(optimizer)
-    targets = find_targets(unwrapped(model), prunable)
+    check_gates(chosen := _with_extra_steps(named_method(method)))
+    inner, targets = innermost(optimizer), find_targets(unwrapped(model), prunable)
     check_trained(unwrapped(model), inner, targets)
     problem = make_problem(unwrapped(model), inner, targets, steps, None, None, seed, max_grad_norm)
-    phases = chosen.plan(problem.size, sparsity)
-    check_phases(chosen, phases, loss is not None and batches is not None)
+    check_phases(chosen, phases := chosen.plan(problem.size, sparsity), loss is not None and batches is not None)
     if loss is not None and batches is not None:
         rows = first_batches(batches, phases, seed)
         problem = make_problem(unwrapped(model), inner, targets, steps, loss, rows, seed, max_grad_norm)
     chosen.check(problem, sparsity)
-    return Pruner(model, chosen, problem, phases, sparsity, scaler or getattr(optimizer, "scaler", None))
+    problem, scaler = replace(problem, snapshots=SnapshotStore(snapshots)), scaler or getattr(optimizer, "scaler", None)
+    return Pruner(model, chosen, problem, phases, sparsity, scaler)
 
 
 def _with_extra_steps(method: Method) -> Method:

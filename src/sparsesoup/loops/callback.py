@@ -30,7 +30,7 @@ class PruningCallback(TrainerCallback):
         sparsity: share of the prunable weights to remove.
         loss: (model, batch) -> mean loss, for methods that need batches of their own; default: the model's own loss.
         batches: batches for those methods; default: rows of the Trainer's training set, drawn separately.
-        prunable: (name, parameter) -> whether to prune it; see `sparsesoup.attach`.
+        prunable, snapshots: see `sparsesoup.attach`.
 
     >>> pruning = PruningCallback("gradual", sparsity=0.8)
     >>> trainer = Trainer(model, args, train_dataset=rows, callbacks=[pruning])  # doctest: +SKIP
@@ -44,9 +44,10 @@ class PruningCallback(TrainerCallback):
         loss: Loss | None = None,
         batches: Iterable[Any] | None = None,
         prunable: Prunable | None = None,
+        snapshots: str = "device",
     ) -> None:
         self.method, self.sparsity = method, sparsity
-        self.loss, self.batches, self.prunable = loss, batches, prunable
+        self.loss, self.batches, self.prunable, self.snapshots = loss, batches, prunable, snapshots
         self.pruner: Pruner | None = None
         self.masks: Masks = {}
 
@@ -59,6 +60,7 @@ class PruningCallback(TrainerCallback):
             kwargs["model"], kwargs["optimizer"], self.method, self.sparsity, steps=state.max_steps,
             loss=self.loss or _own_loss, batches=kwargs["train_dataloader"] if self.batches is None else self.batches,
             prunable=self.prunable, seed=args.seed, max_grad_norm=args.max_grad_norm,
+            snapshots=self.snapshots,
         )  # fmt: skip
         if state.global_step:
             folder = _checkpoint(args, state)

@@ -57,7 +57,8 @@ def object_source(given: Given) -> ObjectSource:
     if not raw:
         _refuse_columns(given)
         problem = _make_problem(settings, model, reader, given)
-    outside = RuntimeOptions(SafeConsole(stderr=True, quiet=not given["progress"]), observer=given["observer"])
+    own = {"observer": given["observer"], "snapshots": given["snapshots"]}
+    outside = RuntimeOptions(SafeConsole(stderr=True, quiet=not given["progress"]), **own)
     return ObjectSource(
         settings=settings, problem=problem, outside=outside,
         out=None if given["out"] is None else Path(given["out"]), teacher=_teacher_of(given), processing_class=reader,

@@ -106,6 +106,7 @@ def prune_model(
     teacher: Teacher = None, processing_class: Any = None, prunable: Prunable | None = None, head: Sequence[str] = (),
     columns: Mapping[str, Any] | None = None, seed: int = 0, dataset: str = "objects", out: str | Path | None = None,
     progress: bool = True, observer: Observer | None = None, report_to: str | Sequence[str] = (),
+    snapshots: str = "device",
 ) -> PrunedModel:  # fmt: skip
     """Prune a model object on datasets in memory, by any method.
 
@@ -134,6 +135,7 @@ def prune_model(
         progress: whether to show it on stderr.
         observer: receives the progress too.
         report_to: trackers, as `--report-to` of the command line; tensorboard needs `out`.
+        snapshots: keep forks and rewinding points on the device, in host memory (host) or on disk (disk).
     Raises: UserError if something is missing, or the method does not fit.
 
     >>> import torch

@@ -11,7 +11,6 @@ from sparsesoup.core.masking import Scope
 from sparsesoup.core.schedules import geometric_sparsities
 from sparsesoup.methods.base import Method
 from sparsesoup.training.plan import ActiveRun, Phase
-from sparsesoup.training.problem import Problem
 from sparsesoup.training.size import RunSize
 
 
@@ -74,27 +73,23 @@ class IterativeMagnitudePruning(Method):
             )
         return phases
 
-    def start_run(self, problem: Problem, sparsity: float) -> ActiveRun:
-        """Start a run; without a rewinding point of its own it rewinds to the pre-trained weights."""
-        run = super().start_run(problem, sparsity)
-        self._keep_origin(run)
-        return run
-
     def notes(self, run: ActiveRun) -> dict[str, Any]:
         """Return the number of rounds."""
         return {"rounds": sum(phase.rewinds_to is not None for phase in run.phases)}
 
     def _keep_origin(self, run: ActiveRun) -> None:
-        run.own = run.state.take_snapshot()
+        run.own = run.problem.snapshots.take(run.state)
 
     def _prune_and_rewind(self, goal: float, run: ActiveRun) -> None:
-        state, origin = run.state, run.own
+        state, origin = run.state, run.own  # none: the rewinding point is the pre-trained checkpoint itself
         masks = self.select_masks(state, goal, within=state.masks)
-        if self.back == "weights":
+        if self.back == "rate":
+            state.reset_optimizer_()
+            state.step = int(origin.facts["step"]) if origin else 0
+        elif origin:
             notes = state.notes  # of the trainings so far, such as their validations
             state.restore_snapshot_(origin)
             state.notes = notes
         else:
-            state.reset_optimizer_()
-            state.step = int(origin.facts["step"])
+            run.problem.reset_to_pretrained_(state)
         state.set_masks_(masks)

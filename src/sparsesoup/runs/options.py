@@ -10,6 +10,7 @@ from rich.console import Console
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import make_folder
 from sparsesoup.training.observer import Observer
+from sparsesoup.training.snapshots import SnapshotStore
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class RuntimeOptions:
         workers: processes for the weak masks of a run; 1 computes them in this process.
         page: write report.html at the end; a study leaves it to `test`, which has to write it anyway.
         observer: sees the progress too; None: nobody else does.
+        snapshots: where forks and rewinding points are kept; see `sparsesoup.training.snapshots.SnapshotStore`.
     """
 
     console: Console
@@ -33,10 +35,12 @@ class RuntimeOptions:
     workers: int = 1
     page: bool = True
     observer: Observer | None = None
+    snapshots: str = "device"
 
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise UserError(f"at least 1 is needed, got {self.workers}", "workers")
+        SnapshotStore(self.snapshots)
         if not 0 <= self.save_every < math.inf:
             raise UserError(f"a number of seconds, 0 or more, is needed, got {self.save_every}", "save_every")
         if self.cache is not None:

@@ -30,6 +30,7 @@ from sparsesoup.training.cost import CostTracker
 from sparsesoup.training.forks import ParallelMap
 from sparsesoup.training.observer import ObserverGroup
 from sparsesoup.training.problem import Problem
+from sparsesoup.training.snapshots import SnapshotStore
 from sparsesoup.training.train_cache import TrainingCache
 
 CACHE_BUDGET = 2**35  # bytes of shared trainings in a folder
@@ -134,7 +135,8 @@ def carry_out(settings: RunConfig, path: Path | None, source: RunSource, outside
         known = base | training_environment(settings, problem) | problem.cache.identity
         others = () if outside.observer is None else (outside.observer,)
         seen_by = ObserverGroup(problem.observer, tracker, *others)
-        problem = replace(problem, cache=TrainingCache(outside.cache, known, CACHE_BUDGET), observer=seen_by)
+        cache, snapshots = TrainingCache(outside.cache, known, CACHE_BUDGET), SnapshotStore(outside.snapshots, stages)
+        problem = replace(problem, cache=cache, observer=seen_by, snapshots=snapshots)
         doubts = _method_doubts(settings, problem)
         for said in () if outside.patient else doubts:
             outside.console.print(Text(f"note: {said}"), soft_wrap=True)

@@ -27,6 +27,7 @@ from sparsesoup.training.forks import ParallelMap, serial_map
 from sparsesoup.training.model_copy import copy_model
 from sparsesoup.training.observer import Observer
 from sparsesoup.training.size import RunSize
+from sparsesoup.training.snapshots import SnapshotStore
 from sparsesoup.training.state import TrainState, named_weights
 from sparsesoup.training.train_cache import TrainingCache
 
@@ -59,6 +60,7 @@ class Problem:
         meter, journal, observer: costs, checkpoints, progress.
         cache: trainings shared with other runs.
         map: runs a function on copies of the state (serially or in processes).
+        snapshots: where forks and rewinding points are kept.
         head: names of the task head's parameters, on top of the pre-trained model.
         fresh: names of the randomly initialised parameters, which are in no checkpoint.
         notes: remarks on the model for the user, one sentence each.
@@ -80,6 +82,7 @@ class Problem:
     observer: Observer = field(default_factory=Observer)
     cache: TrainingCache = field(default_factory=TrainingCache)
     map: ParallelMap = serial_map
+    snapshots: SnapshotStore = field(default_factory=SnapshotStore)
     head: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

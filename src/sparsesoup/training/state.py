@@ -16,9 +16,14 @@ from sparsesoup.core.targets import Targets, target_parameters
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A copy of a state, restored in place."""
+    """A copy of a state, restored in place.
 
-    tensors: dict[str, Tensor]
+    Args:
+        tensors: its tensors by name, as `TrainState.tensors` names them; those of a file are read one by one.
+        facts: the rest.
+    """
+
+    tensors: Mapping[str, Tensor]
     facts: dict[str, Any]
 
 
@@ -107,7 +112,10 @@ class TrainState:
         self.optimizer.state.clear()
 
     def take_snapshot(self) -> Snapshot:
-        """Return a copy for `restore_snapshot_`: weights, buffers, moments, masks, step, memory, notes."""
+        """Return a copy on the device for `restore_snapshot_`; `SnapshotStore` also takes it elsewhere.
+
+        It holds weights, buffers, moments, masks, step, memory and notes.
+        """
         return Snapshot({name: t.detach().clone() for name, t in self.tensors().items()}, self.facts())
 
     def restore_snapshot_(self, snapshot: Snapshot) -> None:

@@ -50,13 +50,13 @@ def open_state(path: Path, digest: object = None) -> Iterator[tuple[Mapping[str,
 class SavedTensors(Mapping[str, Tensor]):
     """The tensors of an open file of a state."""
 
-    def __init__(self, file: Any, shapes: Mapping[str, Any]) -> None:
+    def __init__(self, file: Mapping[str, Tensor], shapes: Mapping[str, Any]) -> None:
         self._file, self._shapes = file, shapes
-        self._stored = {key.removeprefix(BITS).removeprefix(KEPT): key for key in file.keys()}  # noqa: SIM118
+        self._stored = {key.removeprefix(BITS).removeprefix(KEPT): key for key in file}
 
     def __getitem__(self, name: str) -> Tensor:
         stored = self._stored[name]
-        values: Tensor = self._file.get_tensor(stored)
+        values = self._file[stored]
         if stored.startswith(BITS):
             return unpack_bits(values, self._shapes[name.removeprefix(MASKS)])
         if stored.startswith(KEPT):
