@@ -243,5 +243,5 @@ def score_test(problem: Problem, place: ModelAndDataConfig, opened: OpenedTask) 
     scores = {}
     for name, rows in parts.items():
         data, judge = kind.encode(rows, opened.task, reader, length)
-        scores[name] = evaluate_model(replace(problem, metric=judge), prepared, data, Cost())
+        scores[name] = evaluate_model(replace(problem, metric=judge), prepared, data, Cost(), label=name)
     return next(iter(scores.values())) if len(scores) == 1 else scores

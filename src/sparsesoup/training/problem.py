@@ -226,18 +226,26 @@ def charge_time(meter: CostTracker, label: str) -> Iterator[Cost]:
         meter.add_cost(label, cost)
 
 
-def evaluate_model(problem: Problem, model: nn.Module, data: RowBatches, cost: Cost) -> dict[str, float]:
-    """Return the scores of a model on any rows, in eval mode, without gradients; the cost is added to `cost`."""
-    return problem.metric(*collect_outputs(problem, model, data, cost))
+def evaluate_model(
+    problem: Problem, model: nn.Module, data: RowBatches, cost: Cost, label: str = "validation"
+) -> dict[str, float]:
+    """Return the scores of a model on any rows, in eval mode, without gradients; the cost is added to `cost`.
+
+    Args:
+        label: what an observer calls the pass.
+    """
+    return problem.metric(*collect_outputs(problem, model, data, cost, label))
 
 
-def collect_outputs(problem: Problem, model: nn.Module, data: RowBatches, cost: Cost) -> tuple[Tensor, Tensor]:
+def collect_outputs(
+    problem: Problem, model: nn.Module, data: RowBatches, cost: Cost, label: str = "validation"
+) -> tuple[Tensor, Tensor]:
     """Return (outputs, labels) of a model on any rows, as `evaluate_model` computes them."""
     training = model.training
     model.eval()
     outputs, labels = [], []
     batches = data.eval_batches(2 * problem.training.batch_size)
-    problem.observer.begin("validation", 0, len(batches))
+    problem.observer.begin(label, 0, len(batches))
     with torch.no_grad():
         for indices in batches:
             batch = to_device(data.batch(indices), problem.accelerator.device)
