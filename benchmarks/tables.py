@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cells import cell_rows, comparisons, complete_cells
 from curve import BACKENDS
 from sparsesoup.exports.benchmark.backends import BACKENDS as LABELS
 from sparsesoup.study.results.tables import format_entry, paired_interval, selecting_score
@@ -285,6 +286,9 @@ def pieces() -> dict[str, str]:
             found[name], found[f"{name}-whole"] = score_rows(result, rows_of(result)), score_rows(result, rows)
             found[f"{name}-published"] = score_rows(result, {row: rows[row] for row in PUBLISHED if row in rows})
             found |= {f"{name}-{row}-verdicts": verdicts(result, row) for row in result["recipe"]["methods"]}
+            if len(complete_cells(result)) > 1:
+                found[f"{name}-cells"] = markdown(*cell_rows(result))
+                found |= {f"{name}-{row}-comparisons": comparisons(result, row) for row in result["recipe"]["methods"]}
     return found
 
 
