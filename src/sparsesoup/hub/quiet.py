@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import datasets
 from transformers import logging as transformers_logging
@@ -21,15 +21,19 @@ def quiet_libraries() -> Iterator[None]:
     bars = not datasets.are_progress_bars_disabled(), transformers_logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
-    for logger, level in loggers.items():
-        logger.setLevel(level)
+    _set_levels(loggers)
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        for logger, level in before.items():
-            logger.setLevel(level)
+        _set_levels(before)
         if bars[0]:
             datasets.enable_progress_bars()
         if bars[1]:
             transformers_logging.enable_progress_bar()
+
+
+def _set_levels(levels: Mapping[logging.Logger, int]) -> None:
+    for logger, level in levels.items():
+        if logger.level != level:  # setting it forgets what every logger has cached
+            logger.setLevel(level)

@@ -1,5 +1,6 @@
 """Self-contained HTML pages: templates, and charts as inline SVG in the page's colours."""
 
+import functools
 import io
 import json
 import math
@@ -8,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from jinja2 import DictLoader, Environment, StrictUndefined
+from jinja2 import DictLoader, Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from sparsesoup.report import format as words
@@ -29,13 +30,19 @@ STYLE = {
 
 def render_page(template: str, values: Mapping[str, Any]) -> str:
     """Render a page from a template of this package, with the shared style."""
+    return printable_lines(_load_template(template).render(values))
+
+
+@functools.cache
+def _load_template(template: str) -> Template:
+    """Return a template, compiled once per process."""
     folder = resources.files("sparsesoup.report")
     texts = {name: (folder / name).read_text(encoding="utf-8") for name in (template, "page.css")}
     environment = Environment(loader=DictLoader(texts), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True)  # fmt: skip
     environment.filters |= {"percent": words.format_percent, "flop": words.format_count, "plain": _format_plain,
                             "duration": words.format_duration, "label": words.label_name}  # fmt: skip
-    return printable_lines(environment.get_template(template).render(values))
+    return environment.get_template(template)
 
 
 def render_svg(name: str, height: float, draw: Callable[[Any], None], what: str) -> Markup:

@@ -1,6 +1,7 @@
 """Run settings: declared once, in dataclasses; flags, recipes, keywords and run.yaml are read into them."""
 
 import difflib
+import functools
 import hashlib
 import json
 import shlex
@@ -117,7 +118,7 @@ class RunConfig:
 
     def changed_settings(self) -> dict[str, Any]:
         """Return the settings that differ from their defaults, by dotted name."""
-        plain = flatten_table(RunConfig(name=self.name, method=METHODS[self.name]).to_dict())
+        plain = _default_settings(self.name)
         return {name: v for name, v in flatten_table(self.to_dict()).items() if v != plain.get(name)}
 
     def run_key(self) -> str:
@@ -143,6 +144,12 @@ class RunConfig:
             table["train"]["distill"].pop("teacher")
         given += [f"{name}={value!r}" for name, value in table.items() if name not in self.objects]
         return f"sparsesoup.prune({', '.join([repr(self.name), *given])})"
+
+
+@functools.cache
+def _default_settings(name: str) -> dict[str, Any]:
+    """Return the settings of a run with a method by default, by dotted name."""
+    return flatten_table(RunConfig(name=name, method=METHODS[name]).to_dict())
 
 
 def method_named(name: str) -> Method:

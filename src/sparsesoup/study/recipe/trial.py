@@ -1,5 +1,6 @@
 """One run of a study, with its place in the table and its name."""
 
+import functools
 import hashlib
 import json
 from dataclasses import dataclass, replace
@@ -40,7 +41,7 @@ class Trial:
         """The settings, with the ticket's path relative to the folder of all runs, which may be moved."""
         return self.settings if self.needs is None else with_ticket(self.settings, self.needs)
 
-    @property
+    @functools.cached_property
     def trial_key(self) -> str:
         """Twelve hex digits of row, column and settings, equal for equal trials of other studies."""
         settings = {k: v for k, v in self.portable_settings.to_dict().items() if k != "data_root"}
