@@ -41,7 +41,7 @@ FLAGS = {
 DOING = {
     "in-process": "-m sparsesoup",
     "processes": "forkserver",
-    "ray": "ray::_run_ray_task",
+    "ray": "ray::TrialActor.run_job",
 }  # in their command lines
 AGAIN = "---- again\n"
 

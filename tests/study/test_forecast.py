@@ -163,7 +163,7 @@ def test_a_forecast_tells_cells_totals_what_is_shared_and_what_is_refused(capsys
 
 def test_the_time_left_is_told_from_jobs_of_the_same_row(tmp_path, monkeypatch):
     cells = read_plan(write(methods={"dense": None, "imp": {"method": {"cut": 0.5}}}, sparsities=0.5)).trials
-    jobs, clock = [TrialJob("train", cell, tmp_path, tmp_path) for cell in cells], [0.0]
+    jobs, clock = [TrialJob(cell, tmp_path, tmp_path) for cell in cells], [0.0]
     monkeypatch.setattr("sparsesoup.study.execute.progress.time.monotonic", lambda: clock[0])
     board = StudyProgress(Console(quiet=True), jobs)
     assert board.seconds_left(1) is None

@@ -1,15 +1,18 @@
 """Studies of thousands of trials: what each event and each table costs grows no faster than their number."""
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
 
+import pandas
 import pytest
 from rich.console import Console
 
 import sparsesoup.study
+from sparsesoup.study import compare
 from sparsesoup.study.compare import GrowingTables, flatten_record
 from sparsesoup.study.execute.progress import StudyProgress
 from sparsesoup.study.results.tables import latex_table, markdown_table, score_table
@@ -44,9 +47,8 @@ def fake_jobs(number: int) -> list[Any]:
         SimpleNamespace(trial_key=f"{row}-{column[2]}-{seed}", row=row, column_of=column, describe_trial="a trial")
         for row, column, seed in where
     ]
-    return [
-        SimpleNamespace(trial=t, kind="test", describe_job="testing a trial", failure_path=Path("none")) for t in trials
-    ]
+    fixed = {"describe_job": "training a trial", "run": Path("none"), "failure_path": Path("none")}
+    return [SimpleNamespace(trial=t, **fixed) for t in trials]
 
 
 def run_with_table(number: int) -> int:
@@ -117,11 +119,39 @@ def test_tables_are_written_while_a_study_goes_on_and_all_writes_cost_as_much_as
     assert rows[0] > 1000
 
 
+def test_tables_take_a_small_share_of_the_time_of_a_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, written = [1000.0], list[float]()
+
+    def write() -> None:
+        written.append(clock[0])
+        clock[0] += 3.0  # seconds
+
+    monkeypatch.setattr(compare.time, "monotonic", lambda: clock[0])
+    tables = GrowingTables(write)
+    for _ in range(10_000):
+        clock[0] += 0.1
+        tables.count_job()
+    assert len(written) > 3
+    assert 3.0 * len(written) < 0.03 * (clock[0] - 1000.0) + 3.0
+
+
+def test_records_load_at_once_from_parquet(tmp_path: Path) -> None:
+    records = [fake_record(job.trial.row, job.trial.column_of, i // 200) for i, job in enumerate(fake_jobs(300))]
+    for record in records:
+        record["matrices"] = [{"name": "layer.0.query", "role": "query", "shape": [4, 5], "kept": 9, "total": 20}]
+    records[7]["notes"] = {"evaluations": [{"step": 3, "scores": {"accuracy": 0.1 + 0.2}}], "doubts": ["none\n"]}
+    compare._write_tables(tmp_path, {"name": "many", "failed": []}, records, tmp_path)
+    table = pandas.read_parquet(tmp_path / "study.parquet")
+    assert [json.loads(text) for text in table["record"]] == records
+    assert [*table.columns[:-1]] == [*pandas.read_csv(tmp_path / "study.csv").columns]
+    assert json.loads((tmp_path / "study.json").read_text()) == {"name": "many", "failed": [], "runs": records}
+
+
 def test_a_study_under_way_has_tables_of_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     seen = []
     jobs = fake_jobs(3)
-    board = StudyProgress(Console(quiet=True), jobs, lambda: seen.append(board.done))
+    board = StudyProgress(Console(quiet=True), jobs, lambda job: seen.append(board.done))
     for job in jobs:
         board.begin(job)
         board.end(job)

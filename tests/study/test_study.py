@@ -21,7 +21,6 @@ from sparsesoup.core.threads import MOST_THREADS
 from sparsesoup.core.ticket import save_masks
 from sparsesoup.report.terminal import read_report
 from sparsesoup.runs import run, run_folder
-from sparsesoup.runs.run import evaluate_finished_run as score
 from sparsesoup.study.execute import jobs as work
 from sparsesoup.study.recipe.plan import read_plan
 from sparsesoup.study.results.from_runs import records_of
@@ -86,14 +85,18 @@ def test_two_processes_give_the_same_bits_as_one(undisturbed, tmp_path):
         assert weights_equal(tmp_path / "runs" / found["run"], undisturbed / found["run"])
 
 
-WORKING = ("sparsesoup", "forkserver", "ray::_run_ray_task")  # what is in the command line of a process that does jobs
+WORKING = (
+    "sparsesoup",
+    "forkserver",
+    "ray::TrialActor.run_job",
+)  # what is in the command line of a process that does jobs
 
 
 def at_work(process, ray):
     """Whether it draws or tests cells by now: a kill while it still starts shows little."""
     said = Path("said.txt").read_text()
     begun = "training" in said or "testing" in said
-    return begun and (not ray or any("ray::_run_ray_task" in command_of(pid) for pid in children(process.pid)))
+    return begun and (not ray or any("ray::TrialActor.run_job" in command_of(pid) for pid in children(process.pid)))
 
 
 @pytest.mark.parametrize(
@@ -158,18 +161,43 @@ def test_a_cell_that_fails_says_why_and_stops_no_other(capsys):
     assert "failed" not in err
 
 
-def test_the_test_split_is_closed_until_every_cell_is_drawn(monkeypatch):
+def test_the_test_split_of_a_cell_is_opened_once_its_run_is_written_and_its_masks_are_final(monkeypatch):
     opened = []
 
-    def look(path, console):
-        records = list((path.parents[2] / "studies" / "small" / "runs").glob("*.json"))
-        opened.append(len(records))
-        return score(path, console)
+    def look(path, console, **more):
+        report = read_report(path)
+        assert report["test"] is None
+        assert not list((path / "stages").glob("*.safetensors"))
+        before = (path / "model" / "pruning" / "masks.safetensors").read_bytes()
+        found = score(path, console, **more)
+        assert (path / "model" / "pruning" / "masks.safetensors").read_bytes() == before
+        opened.append(str(path))
+        return found
 
+    score = work.score_finished_run
     monkeypatch.setattr(work, "score_finished_run", look)
     write(methods=["random", "magnitude"], sparsities=0.5)
     assert main(["compare", "--config", "small.yaml"]) == 0
-    assert opened == [4, 4, 4, 4]
+    assert len({*opened}) == len(opened) == 4
+
+
+def test_a_cell_whose_test_rows_cannot_be_scored_keeps_what_it_was_trained_to(monkeypatch, capsys):
+    def refuse(path, console, **more):
+        raise UserError("these rows have no labels")
+
+    write(methods=["random"], sparsities=0.5, seeds=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "score_finished_run", refuse)
+        assert main(["compare", "--config", "small.yaml"]) == 1
+    assert "these rows have no labels" in capsys.readouterr().err
+    (cell,) = study()["runs"]
+    assert cell["test"] is None
+    assert cell["validation"]["accuracy"] >= 0
+    trained = Path("runs", cell["run"], "model", "model.safetensors").stat().st_mtime_ns
+    assert main(["compare", "--config", "small.yaml", "--retry-failed"]) == 0
+    (cell,) = study()["runs"]
+    assert cell["test"]["accuracy"] >= 0
+    assert Path("runs", cell["run"], "model", "model.safetensors").stat().st_mtime_ns == trained
 
 
 def test_a_cell_has_its_page_drawn_once_and_a_teacher_has_one_too(monkeypatch, tmp_path):
@@ -587,8 +615,8 @@ def test_a_damaged_record_is_told_in_one_line_with_its_remedy(text, capsys):
 def test_more_threads_than_torch_bears_are_refused_here_and_on_a_node(capsys):
     assert main(["compare", "--config", write(), "--threads", "100000", "--dry-run"]) == 2
     assert f"--threads is at most {MOST_THREADS} here, four a core, got 100000" in capsys.readouterr().err
-    job = work.TrialJob("train", read_plan(Path("small.yaml")).trials[0], Path("runs"), Path("study"), threads=100_000)
-    work.run_job(job)
+    job = work.TrialJob(read_plan(Path("small.yaml")).trials[0], Path("runs"), Path("study"), threads=100_000)
+    work.JobRunner()(job)
     assert "--threads is at most" in json.loads(job.failure_path.read_text())["error"]
 
 

@@ -35,10 +35,10 @@ A recipe is YAML:
 
 Shipped recipes: table2 (CLIP on images), table3 (BERT on GLUE), transfer.
 
-Repeat the command to resume after any kill. The test split is opened once per run, when all are
-trained. Runs are trained in this process, in several (--workers 2), or on Ray (--executor ray), here or on the nodes of
-a cluster that share the working directory and --out: bit-identical for the same device and number of threads. The exit
-code is 1 if runs failed.
+Repeat the command to resume after any kill. The test split is opened once per run, when the run is complete. Runs are
+trained in this process, in several (--workers 2), or on Ray (--executor ray), here or on the nodes of a cluster that
+share the working directory and --out: bit-identical for the same device and number of threads. The exit code is 1 if
+runs failed.
 """
 INSTEAD = "instead of the recipe's"
 LISTS: dict[str, tuple[str, Callable[[str], Any]]] = {  # key of a recipe -> the flag of `prune`, type
@@ -66,7 +66,7 @@ def study_parser() -> CommandParser:
         type=lambda text: flag_value(bool, text, "drop_unlabelled"))  # fmt: skip
     for key in (key for key in OF_DATA if key != "drop_unlabelled"):
         add(f"--{key.replace('_', '-')}", nargs="+" if key == "text_columns" else None, help=INSTEAD)
-    add("--executor", choices=("local", "ray"), default="local", help="run on this machine (default), or as Ray tasks")
+    add("--executor", choices=("local", "ray"), default="local", help="run on this machine (default), or on Ray")
     add("--workers", type=int, help="parallel runs; default 1, in this process; on Ray as many as fit")
     add("--threads", type=int, help="torch threads per run; default: the cores divided by --workers, on Ray "
         "--cpus-per-run")  # fmt: skip

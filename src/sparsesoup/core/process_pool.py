@@ -5,12 +5,14 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from typing import Generic, Literal, Protocol, TypeVar
+
+from sparsesoup.core.task_queue import TaskQueue
 
 LIVES = 3  # a task is given up when its process has died this often
 REFRESH = 1.0  # seconds between two polls
@@ -45,6 +47,9 @@ class TaskEvent(Generic[Task]):
 class TaskPool(Protocol[Task]):
     """Processes that run tasks, on this machine or elsewhere; their methods are those of `ProcessPool`."""
 
+    def place_of(self, task: Task) -> Hashable: ...
+    def idle_places(self) -> list[Hashable]: ...
+    def busy_places(self) -> list[Hashable]: ...
     def free_slots(self) -> int: ...
     def begin(self, task: Task) -> None: ...
     def wait_for_ended(self) -> Sequence[EndedTask[Task]]: ...
@@ -60,10 +65,10 @@ def run_with_retries(
 
     Raises: the exception of a task, immediately.
     """
-    waiting, deaths, busy = deque(tasks), Counter[int](), 0
+    waiting, deaths, busy = TaskQueue(tasks, pool.place_of), Counter[int](), 0
     while waiting or busy:
         while waiting and pool.free_slots() > 0:
-            task = waiting.popleft()
+            task = waiting.take_next(pool.idle_places(), pool.busy_places())
             pool.begin(task)
             busy += 1
             yield TaskEvent("begun", task)
@@ -75,7 +80,7 @@ def run_with_retries(
             if not found.death:
                 yield TaskEvent("done", found.task)
             elif deaths[id(found.task)] < lives:
-                waiting.appendleft(found.task)
+                waiting.put_back(found.task)
                 yield TaskEvent("died", found.task, found.death)
             else:
                 yield TaskEvent("lost", found.task, found.death)
@@ -87,14 +92,33 @@ class ProcessPool(Generic[Task]):
 
     Args:
         count: maximum number of processes.
-        do: function that runs a task; importable by any process.
+        do: function that runs a task; importable by any process. An object is copied to each process, and may keep
+            there what it loads for the next task.
         needs: modules imported once for all processes.
+        place_of: what a process loads for a task; a task goes to an idle process that ran one of the same place.
+        environment: environment variables of each process by its number, from 0 to count - 1.
     """
 
-    def __init__(self, count: int, do: Callable[[Task], None], needs: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        count: int,
+        do: Callable[[Task], None],
+        needs: Sequence[str] = (),
+        place_of: Callable[[Task], Hashable] = lambda task: None,
+        environment: Callable[[int], Mapping[str, str]] = lambda number: {},
+    ) -> None:
         self.count, self.do, self.needs = count, do, [do.__module__, *needs]
+        self.place_of, self.environment = place_of, environment
         self._busy: list[_WorkerProcess[Task]] = []
         self._idle: list[_WorkerProcess[Task]] = []
+
+    def idle_places(self) -> list[Hashable]:
+        """Return the places of the last tasks of idle processes."""
+        return [self.place_of(worker.task) for worker in self._idle]
+
+    def busy_places(self) -> list[Hashable]:
+        """Return the places of the running tasks."""
+        return [self.place_of(worker.task) for worker in self._busy]
 
     def free_slots(self) -> int:
         """Return the number of tasks that can be started now."""
@@ -103,9 +127,16 @@ class ProcessPool(Generic[Task]):
     def begin(self, task: Task) -> None:
         """Start a task in an idle process, or in a new one."""
         self._idle = [worker for worker in self._idle if worker.process.is_alive()]
-        worker = self._idle.pop() if self._idle else _WorkerProcess(self.do, self.needs)
+        place = self.place_of(task)
+        self._idle.sort(key=lambda worker: self.place_of(worker.task) == place)
+        worker = self._idle.pop() if self._idle else self._start_worker()
         worker.send_task(task)
         self._busy.append(worker)
+
+    def _start_worker(self) -> "_WorkerProcess[Task]":
+        taken = {worker.number for worker in self._busy}
+        number = next(number for number in range(self.count) if number not in taken)
+        return _WorkerProcess(self.do, self.needs, number, self.environment(number))
 
     def wait_for_ended(self) -> list[EndedTask[Task]]:
         """Return the tasks that ended since the last call; wait for one, but at most `REFRESH` seconds."""
@@ -131,11 +162,14 @@ class _WorkerProcess(Generic[Task]):
 
     task: Task
 
-    def __init__(self, do: Callable[[Task], None], needs: list[str]) -> None:
+    def __init__(
+        self, do: Callable[[Task], None], needs: list[str], number: int, environment: Mapping[str, str]
+    ) -> None:
+        self.number = number
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(needs)
         self.connection, theirs = context.Pipe()
-        self.process: ForkServerProcess = context.Process(target=_worker_loop, args=(theirs, do))
+        self.process: ForkServerProcess = context.Process(target=_worker_loop, args=(theirs, do, dict(environment)))
         self.process.start()
         theirs.close()  # otherwise the pipe would not close when the process ends
 
@@ -158,7 +192,8 @@ class _WorkerProcess(Generic[Task]):
             return EndedTask(self.task, f"ended with {code}; {hint}")
 
 
-def _worker_loop(connection: Connection, do: Callable[[Task], None]) -> None:
+def _worker_loop(connection: Connection, do: Callable[[Task], None], environment: dict[str, str]) -> None:
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal signals all; the main process ends the others
     threading.Thread(target=_die_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError):  # the pool closed the pipe

@@ -16,6 +16,7 @@ from sparsesoup.hub.models.padding_probe import probe_padding
 from sparsesoup.hub.models.prunable import find_prunable
 from sparsesoup.hub.models.weights import LoadingNotes, check_vocabulary, randomly_drawn_head
 from sparsesoup.hub.tasks.images import ImageTask
+from sparsesoup.hub.tasks.metrics import MetricFunction
 from sparsesoup.hub.tasks.registry import AnyTask, TaskType, describe_task, infer_task, task_type_of
 from sparsesoup.hub.tasks.splits import LoadedDataset, open_splits, open_test, training_splits
 from sparsesoup.hub.tasks.zero_shot import as_zero_shot_task
@@ -90,7 +91,8 @@ class OpenedTask:
 def open_task(place: ModelAndDataConfig, source: LoadedDataset | None = None) -> OpenedTask:
     """Find the dataset, unless its rows are in memory, its columns, and its task for the model."""
     source = source or open_splits(place.dataset, data_root=place.data_root, config=place.dataset_config)
-    source = replace(source, drop_unlabelled=place.drop_unlabelled)
+    if source.drop_unlabelled != place.drop_unlabelled:
+        source = replace(source, drop_unlabelled=place.drop_unlabelled)
     task = infer_task(source.train_split, source.name, place.text_columns, place.label_column, place.doc_stride)
     if isinstance(task, ImageTask):
         kind = str(config_of(place.model, place.trust_remote_code).model_type)
@@ -107,6 +109,59 @@ def open_task(place: ModelAndDataConfig, source: LoadedDataset | None = None) ->
     return OpenedTask(source, task, place.model)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoadedPlace:
+    """Model and rows as every run of a place begins with them; nothing in it is ever modified.
+
+    Args:
+        model: the pre-trained model.
+        train, validation: rows for training and for selection.
+        metric: metric of the validation rows.
+        account: what was found while the weights were loaded.
+    """
+
+    model: Any
+    train: RowBatches
+    validation: RowBatches
+    metric: MetricFunction
+    account: LoadingNotes
+
+
+def load_place(
+    place: ModelAndDataConfig,
+    opened: OpenedTask,
+    precision: str = "no",
+    whole: bool = False,
+    base: LoadedPlace | None = None,
+) -> LoadedPlace:
+    """Load the model of a place and encode its rows; a `whole` model must have its head.
+
+    Args:
+        base: what the run began with whose model is loaded; its rows, which were checked with it, are taken as they
+            are.
+    """
+    kind = task_type_of(opened.task)
+    check_head(place, opened)
+    account = LoadingNotes()
+    reader = load_reader(place.model, kind.images, place.trust_remote_code)
+    fixed = {} if kind.images else fit_config_to_rows(place, opened.task, reader, account)
+    model = load_model(place.model, opened.task, place.seed, place.trust_remote_code, whole, account, fixed)
+    if not kind.images:
+        check_vocabulary(place.model, model, reader)
+    if kind.images:
+        use_faster_attention_(model, precision)
+    if base is not None:
+        return replace(base, model=model, account=account)
+    train, validation = training_splits(opened.source, opened.task, place.seed)
+    length = _row_length(place, kind, model, reader)
+    rows, _ = kind.encode(train, opened.task, reader, length)
+    if not kind.images:
+        _check_tokens(rows, train[opened.task.texts[0]][0], reader)
+    held_out, judge = kind.encode(validation, opened.task, reader, length)
+    probe_padding(place.model, kind, model, rows)
+    return LoadedPlace(model=model, train=rows, validation=held_out, metric=judge, account=account)
+
+
 def build_problem(
     place: ModelAndDataConfig,
     opened: OpenedTask,
@@ -117,44 +172,29 @@ def build_problem(
     meter: CostTracker | None = None,
     journal: Checkpointer | None = None,
     observer: Observer | None = None,
-    whole: bool = False,
+    loaded: LoadedPlace | None = None,
 ) -> Problem:
-    """Build the problem of pruning a model for a task, T in `steps` or `epochs`; a `whole` model must have its head."""
+    """Build the problem of pruning a model for a task, T in `steps` or `epochs`, from what is loaded already or now."""
     training, meter, kind = training or TrainingConfig(), meter or CostTracker(), task_type_of(opened.task)
-    train, validation = training_splits(opened.source, opened.task, place.seed)
-    check_head(place, opened)
-    account = LoadingNotes()
-    reader = load_reader(place.model, kind.images, place.trust_remote_code)
-    fixed = {} if kind.images else fit_config_to_rows(place, opened.task, reader, account)
-    model = load_model(place.model, opened.task, place.seed, place.trust_remote_code, whole, account, fixed)
-    if not kind.images:
-        check_vocabulary(place.model, model, reader)
-    length = _row_length(place, kind, model, reader)
-    rows, _ = kind.encode(train, opened.task, reader, length)
-    if not kind.images:
-        _check_tokens(rows, train[opened.task.texts[0]][0], reader)
-    held_out, judge = kind.encode(validation, opened.task, reader, length)
-    if kind.images:
-        use_faster_attention_(model, training.precision)
-    probe_padding(place.model, kind, model, rows)
-    per_epoch = max(1, len(rows) // training.rows_per_step)
+    loaded = loaded or load_place(place, opened, training.precision)
+    per_epoch = max(1, len(loaded.train) // training.rows_per_step)
     return Problem(
-        pretrained=model,
-        targets=find_prunable(model),
-        train=rows,
-        validation=held_out,
+        pretrained=loaded.model,
+        targets=find_prunable(loaded.model),
+        train=loaded.train,
+        validation=loaded.validation,
         predict=kind.predict,
         criterion=kind.criterion(opened.task),
-        metric=judge,
+        metric=loaded.metric,
         steps=steps if steps is not None else max(1, round((epochs or EPOCHS) * per_epoch)),
         training=training,
         seed=place.seed,
         meter=meter,
         journal=journal or Checkpointer(meter),
         observer=observer or Observer(),
-        notes=tuple(account.notes),
-        head=() if kind.load else tuple(randomly_drawn_head(model)),  # a frozen zero-shot head is not trained
-        fresh=account.new,
+        notes=tuple(loaded.account.notes),
+        head=() if kind.load else tuple(randomly_drawn_head(loaded.model)),  # a frozen zero-shot head is not trained
+        fresh=loaded.account.new,
     )
 
 

@@ -2,13 +2,14 @@
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import make_folder
+from sparsesoup.hub.place_cache import PlaceCache
 from sparsesoup.training.observer import Observer
 from sparsesoup.training.snapshots import SnapshotStore
 
@@ -26,6 +27,7 @@ class RuntimeOptions:
         page: write report.html at the end; a study leaves it to `test`, which has to write it anyway.
         observer: sees the progress too; None: nobody else does.
         snapshots: where forks and rewinding points are kept; see `sparsesoup.training.snapshots.SnapshotStore`.
+        places: keeps model and data of the last run for the next one of the same place.
     """
 
     console: Console
@@ -36,6 +38,7 @@ class RuntimeOptions:
     page: bool = True
     observer: Observer | None = None
     snapshots: str = "device"
+    places: PlaceCache = field(default_factory=PlaceCache)
 
     def __post_init__(self) -> None:
         if self.workers < 1:

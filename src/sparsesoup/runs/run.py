@@ -16,9 +16,10 @@ from sparsesoup.core.files import write_table
 from sparsesoup.core.masking import fixed_sparsity
 from sparsesoup.core.single_process import require_single_process
 from sparsesoup.core.ticket import Ticket, load_masks
-from sparsesoup.hub.build import OpenedTask, build_problem, open_task, score_test
+from sparsesoup.hub.build import OpenedTask, build_problem, load_place, open_task, score_test
 from sparsesoup.hub.models.checkpoint import load_reader
 from sparsesoup.hub.models.loading import save_model
+from sparsesoup.hub.place_cache import PlaceCache
 from sparsesoup.hub.tasks.overview import DataOverview, data_overview
 from sparsesoup.hub.tasks.registry import task_type_of
 from sparsesoup.hub.tasks.splits import test_splits
@@ -68,7 +69,7 @@ def run_method(settings: RunConfig, out: Path, outside: RuntimeOptions, within: 
         )
     if (out / "run.yaml").exists():
         raise UserError(f"--out {out} is itself a run directory; give the folder that holds runs")
-    opened = open_task(settings.place)
+    opened = outside.places.open_task(settings.place)
     if not outside.patient:  # a study prints it once, not per run
         for said in filter(None, (_unused_sparsity_warning(settings), settings.train.precision_warning())):
             outside.console.print(Text(f"note: {said}"), soft_wrap=True)
@@ -95,7 +96,7 @@ class NamedSource:
 
     def overview(self) -> DataOverview:
         """Return what is read of the data, and possible mistakes."""
-        return data_overview(self.opened, self.settings.place.seed)
+        return self.outside.places.overview(self.settings.place, self.opened)
 
     def make_problem(self, meter: CostTracker, journal: Checkpointer, watch: ProgressLogger) -> Problem:
         """Return the problem, with its teacher."""
@@ -154,8 +155,16 @@ def evaluate_finished_run(path: Path, console: Console) -> Run:
     return score_finished_run(path, console, show_overview=True)
 
 
-def score_finished_run(path: Path, console: Console, show_overview: bool = False) -> Run:
-    """Score a finished run on the test split; `show_overview` prints the data first, which a study does only once."""
+def score_finished_run(
+    path: Path, console: Console, show_overview: bool = False, places: PlaceCache | None = None
+) -> Run:
+    """Score a finished run on the test split.
+
+    Args:
+        show_overview: print the data first, which a study does only once.
+        places: what the run began with, if it is kept.
+    """
+    places = places or PlaceCache()
     report = read_report(path)
     if report["test"] is not None:
         if _modified_at(path / "report.json") > _modified_at(path / "report.html"):  # killed before writing the page
@@ -167,11 +176,13 @@ def score_finished_run(path: Path, console: Console, show_overview: bool = False
     check_recipe(path, report, settings)
     # A CLIP ticket contains its prompts; a prompts file may have changed since.
     place = replace(settings.place, model=str(path), prompts=None, class_names=None)
-    opened = open_task(place)
+    opened = open_task(place, places.open_source(place))
     check_data(path, report, place.dataset, opened.source)
     watch = ProgressLogger(None, console)
     try:
-        problem = build_problem(place, opened, steps=1, training=settings.train, observer=watch, whole=True)
+        precision = settings.train.precision
+        loaded = load_place(place, opened, precision, True, places.kept_place(settings.place, precision))
+        problem = build_problem(place, opened, steps=1, training=settings.train, observer=watch, loaded=loaded)
         watch.first = data_overview(opened, place.seed).lines() if show_overview else []
         report["test"] = score_test(problem, place, opened)
         report["test_splits"] = test_splits(opened.source, opened.task)
@@ -199,8 +210,9 @@ def problem_of(
     settings: RunConfig, out: Path, outside: RuntimeOptions, opened: OpenedTask | None = None, **own: Any
 ) -> Problem:
     """Return the problem of a run, with its teacher found or trained; `own` are the other arguments of `build`."""
-    opened, amount = opened or open_task(settings.place), settings.amount
+    opened, amount = opened or outside.places.open_task(settings.place), settings.amount
     given: dict[str, Any] = {"steps": amount.steps, "epochs": amount.epochs, "training": settings.train}
+    given["loaded"] = outside.places.load_place(settings.place, opened, settings.train.precision)
     problem = build_problem(settings.place, opened, **given, **own)
     if settings.train.distill.teacher:
         patient = replace(outside, patient=True, workers=1, page=True, observer=None)

@@ -1,7 +1,8 @@
 """Run a study from its recipe to its tables and page, or tabulate existing runs."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from sparsesoup.runs.resume_checks import check_data
 from sparsesoup.runs.yaml_text import dump_yaml
 from sparsesoup.study.equal_budget import match_budget
 from sparsesoup.study.execute.executors import JobExecutor, local_executor
-from sparsesoup.study.execute.jobs import FAILED, TrialJob, read_record
+from sparsesoup.study.execute.jobs import TrialJob, read_record
 from sparsesoup.study.execute.progress import StudyProgress
+from sparsesoup.study.execute.records import StudyRecords
 from sparsesoup.study.recipe.budget import read_budget
 from sparsesoup.study.recipe.plan import StudyPlan, read_plan
 from sparsesoup.study.results.from_runs import records_of
@@ -31,6 +33,7 @@ from sparsesoup.study.results.html import draw_page
 from sparsesoup.study.results.tables import Column, Record, latex_table, markdown_table, score_table
 
 STUDIES = "studies"
+WRITING = 0.02  # largest share of the time of a study that goes to its tables
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def run_study(
     retry_failed: bool = False,
     workers: int = 1,
 ) -> Path:
-    """Run every missing trial of a study, then score each trial once on the test split, then write the tables.
+    """Run every missing trial of a study, and score each once on the test split; tables grow meanwhile.
 
     Args:
         out: folder of all runs; the study's own is studies/<name> in it.
@@ -78,29 +81,34 @@ def run_study(
     folder = folder_of(out, plan.name)
     if threads is None and executor.cores is not None:
         threads = max(1, int(executor.cores / workers))
-    jobs = [TrialJob("train", trial, out, folder, threads, workers) for trial in plan.trials]
+    jobs = [TrialJob(trial, out, folder, threads, workers) for trial in plan.trials]
     _check_same_study(folder, plan, jobs)
-    _check_same_data(jobs)
+    records = StudyRecords(jobs)
+    _check_same_data(records)
     with file_lock(folder / ".lock", patient=False):
+        records.reload_pending()  # another process may have worked on them meanwhile
         write_text(folder / "study.yaml", dump_yaml(plan.recipe))
         shown: set[str] = set()
         study = {"name": plan.name, "command": plan.command, "recipe": plan.recipe}
         planned = [(trial.row, trial.column_of, trial.seed) for trial in plan.trials]
 
         def write(final: bool = False) -> None:
-            failed = [found for job in jobs if (found := read_record(job.failure_path, FAILED))]
-            records = [record for _, record in _recorded(jobs)]
-            if records or final:
-                _write_tables(folder, study | {"failed": failed}, records, out, planned)
+            if records.found or final:
+                _write_tables(folder, study | {"failed": records.failed}, records.found, out, planned)
 
         tables = GrowingTables(write)
+
+        def count_job(job: TrialJob) -> None:
+            records.reload(job)
+            tables.count_job()
+
         for later in (False, True):  # tickets are found before the trials that start from them
-            wave = [job for job in jobs if bool(job.trial.needs) == later and not job.record_path.exists()]
+            wave = [job for job in records.pending(retry_failed) if bool(job.trial.needs) == later]
             _print_overviews(wave, shown, console)
-            _execute_jobs(wave, executor, console, retry_failed, tables.count_job)
-        untested = [replace(job, kind="test") for job, record in _recorded(jobs) if record["test"] is None]
-        _execute_jobs(untested, executor, console, retry_failed, tables.count_job)
-        failed = [found for job in jobs if (found := read_record(job.failure_path, FAILED))]
+            if wave:
+                with StudyProgress(console, wave, count_job) as board:
+                    executor.run(wave, board)
+        failed = records.failed
         if not failed:
             remove_path(folder / "cache")
         write(final=True)
@@ -143,15 +151,10 @@ def _check_same_study(folder: Path, plan: StudyPlan, jobs: list[TrialJob]) -> No
         )
 
 
-def _recorded(jobs: Iterable[TrialJob]) -> Iterator[tuple[TrialJob, Record]]:
-    """Yield each job that has a record, with it."""
-    return ((job, record) for job in jobs if (record := read_record(job.record_path)) is not None)
-
-
-def _check_same_data(jobs: Sequence[TrialJob]) -> None:
+def _check_same_data(records: StudyRecords) -> None:
     """Refuse a dataset with other rows than those of finished trials."""
     sources: dict[Any, LoadedDataset] = {}
-    for job, facts in _recorded(jobs):
+    for job, facts in records.items():
         if "dataset_fingerprint" not in facts and (job.run / REPORT).is_file():  # a record of an older version
             facts = read_report(job.run)
         place = job.trial.settings.place
@@ -182,29 +185,22 @@ def _other_length(record: Record, plan: StudyPlan) -> str:
 
 
 class GrowingTables:
-    """Write the tables while a study goes on: at each tenth more jobs, so that all writes cost as much as ten.
+    """Write the tables while a study goes on: at each tenth more jobs, and for at most a share of the time.
 
     Args:
         write: writes all tables from the records so far.
     """
 
     def __init__(self, write: Callable[[], None]) -> None:
-        self._write, self._done, self._next = write, 0, 1
+        self._write, self._done, self._next, self._earliest = write, 0, 1, 0.0
 
     def count_job(self) -> None:
         """Count a finished job, and write the tables if it is time."""
         self._done += 1
-        if self._done >= self._next:
+        if self._done >= self._next and (began := time.monotonic()) >= self._earliest:
             self._next = self._done + 1 + self._done // 10
             self._write()
-
-
-def _execute_jobs(
-    jobs: Iterable[TrialJob], executor: JobExecutor, console: Console, retry_failed: bool, ended: Callable[[], None]
-) -> None:
-    if pending := [job for job in jobs if retry_failed or not job.failure_path.exists()]:
-        with StudyProgress(console, pending, ended) as board:
-            executor.run(pending, board)
+            self._earliest = time.monotonic() + (time.monotonic() - began) / WRITING
 
 
 def _write_tables(
@@ -220,8 +216,9 @@ def _write_tables(
     facts = {"runs": len(planned) or len(runs)} | {key: study[key] for key in ("failed", "command") if key in study}
     facts |= library_versions() | {"machine": machine_name()}
     table = pandas.DataFrame([flatten_record(record) for record in runs])
+    whole = table.assign(record=[json.dumps(record, allow_nan=False) for record in runs])
     texts = {
-        "study.json": json.dumps(study | {"runs": runs}, indent=2, allow_nan=False, default=str) + "\n",
+        "study.json": study_json(study, runs),
         "study.md": markdown_table(scores),
         "study.tex": latex_table(scores),
         "study.csv": table.to_csv(index=False),
@@ -230,7 +227,26 @@ def _write_tables(
     with all_whole([folder / file for file in (*texts, "study.parquet")]) as (*files, parquet):
         for file, text in zip(files, texts.values(), strict=True):
             file.write_text(text, encoding="utf-8")
-        table.to_parquet(parquet, index=False)
+        whole.to_parquet(parquet, index=False, compression="zstd")
+
+
+def study_json(study: Mapping[str, Any], runs: Sequence[Record]) -> str:
+    """Return the content of study.json: the facts of the study, and each record of a run on a line of its own.
+
+    >>> runs = [{"row": "isp", "seed": 0}, {"row": "isp", "seed": 1}]
+    >>> print(study_json({"name": "small", "failed": []}, runs), end="")
+    {
+      "name": "small",
+      "failed": [],
+      "runs": [
+        {"row": "isp", "seed": 0},
+        {"row": "isp", "seed": 1}
+      ]
+    }
+    """
+    head = json.dumps(dict(study), indent=2, allow_nan=False, default=str).removesuffix("\n}")
+    lines = ",\n".join(f"    {json.dumps(record, allow_nan=False, default=str)}" for record in runs)
+    return f'{head},\n  "runs": [\n{lines}\n  ]\n}}\n'
 
 
 def flatten_record(record: Record) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def forecast_trials(plan: StudyPlan, out: Path) -> Iterator[TrialForecast]:
     """Yield the forecast of each trial, in order of execution."""
     estimator, folder = CostEstimator(), folder_of(out, plan.name)
     for cell in plan.trials:
-        done = TrialJob("train", cell, out, folder).record_path.exists()
+        done = TrialJob(cell, out, folder).record_path.exists()
         try:
             yield TrialForecast(cell, estimator.estimate_run(cell.settings), done=done)
         except UserError as error:

@@ -67,6 +67,7 @@ class LoadedDataset:
     notes: tuple[str, ...] = ()  # sentences on files that are not read
     drop_unlabelled: bool = False  # drop rows without a label, which are otherwise refused
     tested: bool = True  # False for rows in memory, which have no test split; a split `selection` is the validation
+    paths: tuple[Path, ...] = ()  # the files on disk that it is read from, with their folders
 
     @functools.cached_property
     def train_name(self) -> str:
@@ -194,12 +195,14 @@ def _open_local(place: Path, config: str | None) -> LoadedDataset:
         place = place / config
     try:
         tables, notes = find_files(place)
+        paths = [path for each in tables.values() for path in each]
         if tables:
             check_alone(place, tables)
             found = {name: functools.partial(read_files, name, paths) for name, paths in tables.items()}
         else:
             images, notes = find_classes(place)
             names = sorted({name for classes in images.values() for name in classes})
+            paths = [path for classes in images.values() for each in classes.values() for path in each]
             found = {split: functools.partial(read_classes, classes, names) for split, classes in images.items()}
     except OSError as error:
         raise UserError(f"cannot look into {place}: {cause_line(error)}; correct its permissions") from error
@@ -211,7 +214,8 @@ def _open_local(place: Path, config: str | None) -> LoadedDataset:
     files = {name: tuple(relative_name(path, place) for path in paths) for name, paths in tables.items()}
     whole = place.resolve()
     own = _safe_name(whole.stem if whole.is_file() else whole.name)
-    return LoadedDataset(f"glue/{own}" if whole.parent.name == "glue" else own, LazySplits(found), files, tuple(notes))
+    name = f"glue/{own}" if whole.parent.name == "glue" else own
+    return LoadedDataset(name, LazySplits(found), files, tuple(notes), paths=(*paths, *{path.parent for path in paths}))
 
 
 def _describe_folders(place: Path) -> str:

@@ -2,13 +2,19 @@
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
 from sparsesoup.core.process_pool import LIVES, ProcessPool, TaskPool, run_with_retries
-from sparsesoup.study.execute.jobs import TrialJob, record_failure, run_job
+from sparsesoup.core.task_queue import TaskQueue
+from sparsesoup.study.execute.jobs import JobRunner, TrialJob, record_failure
 from sparsesoup.study.execute.progress import StudyProgress
+from sparsesoup.training.device import VARIABLE
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class JobExecutor(Protocol):
@@ -29,16 +35,19 @@ class InProcess:
     cores: float | None = None
 
     def run(self, jobs: Sequence[TrialJob], board: StudyProgress) -> None:
-        """Run all jobs."""
-        for job in jobs:
+        """Run all jobs, those of one place after another."""
+        waiting, runner = TaskQueue(jobs, lambda job: job.place), JobRunner()
+        job = None
+        while waiting:
+            job = waiting.take_next([job.place] if job else [])
             board.begin(job)
-            run_job(job, None if board.is_live else board.console)  # a live table contains the progress bars
+            runner(job, None if board.is_live else board.console)  # a live table contains the progress bars
             board.end(job)
 
 
 @dataclass(frozen=True)
 class ProcessExecutor:
-    """Worker processes on this machine; a dead one is replaced, and its job resumes in another."""
+    """Worker processes on this machine, each with a GPU; a dead one is replaced, and its job resumes in another."""
 
     workers: int  # number of processes
     lives: int = LIVES  # number of deaths of its process after which a job has failed
@@ -50,13 +59,43 @@ class ProcessExecutor:
 
     def run(self, jobs: Sequence[TrialJob], board: StudyProgress) -> None:
         """Run all jobs."""
-        with contextlib.closing(ProcessPool(self.workers, run_job)) as pool:
+        gpus = gpu_names(os.environ, torch.cuda.device_count())
+        pool = ProcessPool(
+            self.workers, JobRunner(), place_of=lambda job: job.place,
+            environment=lambda number: gpu_environment(number, gpus),
+        )  # fmt: skip
+        with contextlib.closing(pool):
             run_and_report(pool, jobs, board, self.lives)
 
 
 def local_executor(workers: int, lives: int = LIVES) -> JobExecutor:
     """Return the executor of this machine: this process for one worker, else worker processes."""
     return ProcessExecutor(workers, lives) if workers > 1 else InProcess()
+
+
+def gpu_names(environment: Mapping[str, str], count: int) -> list[str]:
+    """Return the GPUs to share among processes: none if a device is set for all of them.
+
+    Args:
+        environment: environment variables of this process.
+        count: GPUs that it sees.
+
+    >>> gpu_names({}, 2), gpu_names({"CUDA_VISIBLE_DEVICES": "3,5"}, 2), gpu_names({}, 0)
+    (['0', '1'], ['3', '5'], [])
+    """
+    if VARIABLE in environment:
+        return []
+    named = environment.get(VISIBLE)
+    return list(map(str, range(count))) if named is None else [name.strip() for name in named.split(",")][:count]
+
+
+def gpu_environment(worker: int, gpus: Sequence[str]) -> dict[str, str]:
+    """Return the variables that give a process one GPU: process k has GPU k mod n.
+
+    >>> [gpu_environment(k, ["0", "1"])["CUDA_VISIBLE_DEVICES"] for k in range(4)], gpu_environment(0, [])
+    (['0', '1', '0', '1'], {})
+    """
+    return {VISIBLE: gpus[worker % len(gpus)]} if gpus else {}
 
 
 def run_and_report(pool: TaskPool[TrialJob], jobs: Sequence[TrialJob], board: StudyProgress, lives: int) -> None:

@@ -1,4 +1,4 @@
-"""Jobs of a study: run a trial or score it on the test split, and record the result."""
+"""Jobs of a study: run a trial, score it on the test split, and record the result."""
 
 import io
 import time
@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -14,6 +14,8 @@ from rich.console import Console
 from sparsesoup.core.errors import UserError, one_line
 from sparsesoup.core.files import read_table, remove_path, write_table
 from sparsesoup.core.threads import check_threads
+from sparsesoup.hub.build import ModelAndDataConfig
+from sparsesoup.hub.place_cache import PlaceCache
 from sparsesoup.report.terminal import read_report
 from sparsesoup.runs.run import RuntimeOptions, masks_of, run_method, score_finished_run
 from sparsesoup.study.recipe.trial import Trial
@@ -28,9 +30,8 @@ AGAIN = "remove it, and the study does that run again"
 
 @dataclass(frozen=True)
 class TrialJob:
-    """A unit of work that any process can run."""
+    """A trial to run and to score, in any process."""
 
-    kind: Literal["train", "test"]  # train a trial, or score it on the test split
     trial: Trial  # the trial
     out: Path  # folder of all runs
     folder: Path  # folder of the study
@@ -40,7 +41,12 @@ class TrialJob:
     @property
     def describe_job(self) -> str:
         """The description of the job, such as `training isp on glue/cola, sparsity 0.5, seed 0 (minilm)`."""
-        return f"{self.kind}ing {self.trial.describe_trial}"
+        return f"training {self.trial.describe_trial}"
+
+    @property
+    def place(self) -> tuple[ModelAndDataConfig, str]:
+        """What a process loads for the job, and keeps for the next one."""
+        return self.trial.settings.place, self.trial.settings.train.precision
 
     @property
     def run(self) -> Path:
@@ -58,25 +64,35 @@ class TrialJob:
         return self.folder / "runs" / f"{self.trial.trial_key}.failed.json"
 
 
-def run_job(job: TrialJob, console: Console | None = None) -> None:
-    """Run a job and record it; a failure is recorded and does not affect other jobs."""
-    console = console or Console(file=io.StringIO())
-    try:
-        if job.threads:
-            check_threads(job.threads)  # again: a node of a cluster may have fewer cores than its head
-            torch.set_num_threads(job.threads)
-        if job.kind == "train":
+class JobRunner:
+    """Runs one job after another in a process, and keeps model and data for the next job of the same place."""
+
+    def __init__(self) -> None:
+        self._places = PlaceCache()
+
+    def __call__(self, job: TrialJob, console: Console | None = None) -> None:
+        """Run a job and record it; a failure is recorded and does not affect other jobs.
+
+        The test rows are scored once the run is complete and written, with its final masks; a killed job resumes.
+        """
+        console = console or Console(file=io.StringIO())
+        try:
+            if job.threads:
+                check_threads(job.threads)  # again: a node of a cluster may have fewer cores than its head
+                torch.set_num_threads(job.threads)
             workers = job.workers if masks_of(job.trial.settings) else 1
-            outside = RuntimeOptions(console, cache=job.folder / "cache", patient=True, workers=workers, page=False)
+            outside = RuntimeOptions(console, cache=job.folder / "cache", patient=True, workers=workers, page=False,
+                                     places=self._places)  # fmt: skip
             run_method(job.trial.settings, job.out, outside, job.trial.path)
-        else:
-            score_finished_run(job.run, console)
-        write_table(job.record_path, trial_record(job.trial, job.run))
-        remove_path(job.failure_path)
-    except UserError as error:
-        record_failure(job, str(error))
-    except Exception as error:
-        record_failure(job, f"{type(error).__name__}: {one_line(error)}", traceback.format_exc())
+            try:
+                score_finished_run(job.run, console, places=self._places)
+            finally:  # where the test split cannot be scored, the validation scores count
+                write_table(job.record_path, trial_record(job.trial, job.run))
+            remove_path(job.failure_path)
+        except UserError as error:
+            record_failure(job, str(error))
+        except Exception as error:
+            record_failure(job, f"{type(error).__name__}: {one_line(error)}", traceback.format_exc())
 
 
 def trial_record(trial: Trial, run: Path) -> dict[str, Any]:

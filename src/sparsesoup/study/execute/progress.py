@@ -27,10 +27,12 @@ class StudyProgress(contextlib.AbstractContextManager["StudyProgress"]):
     Args:
         console: console for output.
         jobs: all jobs of the study.
-        ended: called after each job.
+        ended: called with each job after it.
     """
 
-    def __init__(self, console: Console, jobs: Sequence[TrialJob], ended: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, console: Console, jobs: Sequence[TrialJob], ended: Callable[[TrialJob], None] = lambda job: None
+    ) -> None:
         self._ended = ended
         self.console, self.total, self.done, self.failed = console, len(jobs), 0, 0
         self.running: dict[str, tuple[TrialJob, float]] = {}
@@ -77,7 +79,7 @@ class StudyProgress(contextlib.AbstractContextManager["StudyProgress"]):
             with self._lock:
                 self._forecast.end(job, time.monotonic() - began)
         self.redraw_table()
-        self._ended()
+        self._ended(job)
 
     def restart_job(self, job: TrialJob, death: str) -> None:
         """Report that a job's process died and the job is restarted."""
@@ -109,7 +111,7 @@ class StudyProgress(contextlib.AbstractContextManager["StudyProgress"]):
     def _render_table(self) -> Group:
         table = Table("under way", "for", "step", "loss", box=None, header_style="dim", padding=(0, 2, 0, 0))
         for job, began in [*self.running.values()]:
-            step, loss = last_step(job.run / "log.jsonl") if job.kind == "train" else ("", "")
+            step, loss = last_step(job.run / "log.jsonl")
             table.add_row(Text(job.describe_job), format_duration(time.monotonic() - began), step, loss)
         left = self.seconds_left(max(1, len(self.running)))
         waiting = self.total - self.done - self.failed - len(self.running)

@@ -4,10 +4,9 @@ import contextlib
 import importlib
 import math
 import os
-import socket
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,11 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import make_folder
 from sparsesoup.core.process_pool import LIVES, REFRESH, EndedTask
 from sparsesoup.study.execute.executors import run_and_report
-from sparsesoup.study.execute.jobs import TrialJob, run_job
+from sparsesoup.study.execute.jobs import JobRunner, TrialJob
 from sparsesoup.study.execute.progress import StudyProgress
+from sparsesoup.study.execute.ray_actor import TrialActor, can_see, need_seen
 from sparsesoup.study.execute.ray_connect import connect_ray, import_ray, last_error_line, ray_address
 
-LATE = 70.0  # seconds; a network file system may cache for a minute that a file does not exist
 SLOWEST = 180.0  # seconds for a node to start a process that responds
 
 
@@ -53,7 +52,12 @@ class TrialResources:
 
 @contextlib.contextmanager
 def ray_executor(
-    address: str | None, out: Path, trial: TrialResources, workers: int | None = None, lives: int = LIVES
+    address: str | None,
+    out: Path,
+    trial: TrialResources,
+    workers: int | None = None,
+    lives: int = LIVES,
+    runner: Callable[[], Callable[[TrialJob], None]] = JobRunner,
 ) -> Iterator["RayExecutor"]:
     """Provide an executor on Ray within the block.
 
@@ -62,6 +66,8 @@ def ray_executor(
             without which Ray is started here and stopped at the end.
         out: folder of all runs, which all nodes must see, like the working directory.
         workers: trials at a time; default as many as fit on the nodes.
+        lives: number of deaths of its process after which a job has failed.
+        runner: makes what runs the jobs in each process.
     """
     address = ray_address(address)
     ray = import_ray(joins=address != "local")
@@ -69,22 +75,39 @@ def ray_executor(
     # Ray prints a page to stdout for each death; our progress display reports it in one line.
     with open(os.devnull, "w", encoding="utf-8") as nothing, contextlib.redirect_stdout(nothing):
         try:
-            made = RayExecutor(ray, trial, workers, lives)
+            made = RayExecutor(ray, trial, workers, lives, runner)
             made.check_nodes(out)
             yield made
         finally:
             ray.shutdown()
 
 
-class RayExecutor:
-    """One Ray task per job, restarted elsewhere if its process or node dies. Made by `ray_executor`."""
+@dataclass
+class _Worker:
+    """An actor that runs one job after another, with its node and its last job."""
 
-    def __init__(self, ray: Any, trial: TrialResources, workers: int | None, lives: int) -> None:
+    actor: Any
+    node: str = ""
+    job: TrialJob | None = None
+
+
+class RayExecutor:
+    """Ray actors that run the jobs; one whose process or node dies is replaced. Made by `ray_executor`."""
+
+    def __init__(
+        self, ray: Any, trial: TrialResources, workers: int | None, lives: int, runner: Callable[[], Any]
+    ) -> None:
+        self.runner = runner
         self.ray, self.trial, self.workers, self.lives = ray, trial, workers, lives
-        # Ray's own retries would go unreported, so retries are counted here.
-        settings = {"num_cpus": trial.cpus, "num_gpus": trial.gpus, "max_retries": 0}
-        self._task = ray.remote(**settings)(_run_ray_task)
-        self._busy: dict[Any, TrialJob] = {}
+        # Ray's own restarts would go unreported, so they are counted here.
+        settings = {"num_cpus": trial.cpus, "num_gpus": trial.gpus, "max_restarts": 0, "max_task_retries": 0}
+        self._actor_class = ray.remote(**settings)(TrialActor)
+        self._starting: dict[Any, _Worker] = {}  # until Ray has found room for them
+        self._idle: list[_Worker] = []
+        self._busy: dict[Any, _Worker] = {}
+        self._jobs, self._failed_starts = 0, 0
+        self._nodes: list[dict[str, Any]] = []
+        self._listed = 0.0
 
     @property
     def cores(self) -> float:
@@ -93,31 +116,61 @@ class RayExecutor:
 
     def run(self, jobs: Sequence[TrialJob], board: StudyProgress) -> None:
         """Run all jobs."""
+        self._jobs = len(jobs)
         with contextlib.closing(self):
             run_and_report(self, jobs, board, self.lives)
 
+    def place_of(self, job: TrialJob) -> Hashable:
+        """Return what an actor loads for a job."""
+        return job.place
+
+    def idle_places(self) -> list[Hashable]:
+        """Return the places that idle actors have loaded."""
+        return [worker.job.place for worker in self._idle if worker.job]
+
+    def busy_places(self) -> list[Hashable]:
+        """Return the places of the running jobs."""
+        return [worker.job.place for worker in self._busy.values() if worker.job]
+
     def free_slots(self) -> int:
-        """Return the number of jobs that can be started now."""
-        most = self.workers or sum(self.trial.trials_per_node(node["Resources"]) for node in self._list_nodes())
-        return most - len(self._busy)
+        """Return the number of jobs that can be started now; start more actors where a trial fits."""
+        nodes = self._list_nodes()
+        alive = {node["NodeID"] for node in nodes}
+        self._idle = [worker for worker in self._idle if worker.node in alive]
+        most = min(sum(self.trial.trials_per_node(node["Resources"]) for node in nodes), self._jobs)
+        here = len(self._starting) + len(self._idle) + len(self._busy)
+        for _ in range(min(most, self.workers or most) - here):
+            actor = self._actor_class.remote(self.runner)
+            self._starting[actor.node_id.remote()] = _Worker(actor)
+        return len(self._idle)
 
     def begin(self, job: TrialJob) -> None:
-        """Start a job on any node with free resources."""
-        self._busy[self._task.remote(job, os.getcwd())] = job
+        """Start a job on an idle actor, if there is one on one that has loaded its place."""
+        self._idle.sort(key=lambda worker: worker.job is not None and worker.job.place == job.place)
+        worker = self._idle.pop()
+        worker.job = job
+        self._busy[worker.actor.run_job.remote(job, os.getcwd())] = worker
 
     def wait_for_ended(self) -> list[EndedTask[TrialJob]]:
         """Return the jobs that ended since the last call; wait for one, but at most `REFRESH` seconds."""
-        if not self._busy:  # no node is left; one may join
+        asked = [*self._busy, *self._starting]
+        if not asked:  # no node is left; one may join
             time.sleep(REFRESH)
             return []
-        ready, _ = self.ray.wait(list(self._busy), timeout=REFRESH)
-        return [self._collect_result(self._busy.pop(reference), reference) for reference in ready]
+        if self.ray.wait(asked, timeout=REFRESH)[0]:
+            ready, _ = self.ray.wait(asked, num_returns=len(asked), timeout=0)
+            for reference in ready:
+                if reference in self._starting:
+                    self._add_started(reference)
+            return [self._collect_result(self._busy.pop(r), r) for r in ready if r in self._busy]
+        return []
 
     def close(self) -> None:
-        """Kill running jobs; their results so far are on disk."""
-        for reference in self._busy:
-            self.ray.cancel(reference, force=True)
+        """Kill running jobs; their results so far are on disk. Idle actors stay for the next jobs."""
+        for worker in [*self._busy.values(), *self._starting.values()]:
+            self.ray.kill(worker.actor)
         self._busy.clear()
+        self._starting.clear()
 
     def check_nodes(self, out: Path) -> None:
         """Raise a UserError unless a trial fits and every node sees the same folder of runs."""
@@ -138,7 +191,7 @@ class RayExecutor:
     def _probe_node(self, node: str, probe: Path) -> Any:
         strategies = importlib.import_module("ray.util.scheduling_strategies")
         there = strategies.NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-        asked = self.ray.remote(num_cpus=0, max_retries=0)(_can_see).options(scheduling_strategy=there)
+        asked = self.ray.remote(num_cpus=0, max_retries=0)(can_see).options(scheduling_strategy=there)
         return asked.remote(str(probe), os.getcwd())
 
     def _check_answer(self, reference: Any, node: str, out: Path) -> None:
@@ -153,13 +206,32 @@ class RayExecutor:
             )
 
     def _list_nodes(self) -> list[dict[str, Any]]:
-        return [node for node in self.ray.nodes() if node["Alive"]]
+        """Return the nodes that are alive, asked for at most once every `REFRESH` seconds."""
+        if time.monotonic() - self._listed >= REFRESH or not self._nodes:
+            self._nodes = [node for node in self.ray.nodes() if node["Alive"]]
+            self._listed = time.monotonic()
+        return self._nodes
 
-    def _collect_result(self, job: TrialJob, reference: Any) -> EndedTask[TrialJob]:
-        errors = self.ray.exceptions
+    def _add_started(self, reference: Any) -> None:
+        """Take an actor that has started; raise a UserError if no actor starts."""
+        worker = self._starting.pop(reference)
+        try:
+            worker.node = self.ray.get(reference)
+        except self.ray.exceptions.RayError as error:  # its node may have died
+            self._failed_starts += 1
+            if self._failed_starts >= self.lives:
+                raise UserError(f"on Ray: {last_error_line(error)}") from error
+            return
+        self._failed_starts = 0
+        self._idle.append(worker)
+
+    def _collect_result(self, worker: _Worker, reference: Any) -> EndedTask[TrialJob]:
+        errors, job = self.ray.exceptions, worker.job
+        assert job is not None
         try:
             self.ray.get(reference)
-            _need_seen("this machine", job.record_path, job.failure_path)
+            self._idle.append(worker)
+            need_seen("this machine", job.record_path, job.failure_path)
             return EndedTask(job)
         except UserError as error:
             return EndedTask(job, error=error)
@@ -169,40 +241,13 @@ class RayExecutor:
             )
             return EndedTask(job, error=cause)
         except errors.OutOfMemoryError:
-            return EndedTask(job, "was ended by Ray since memory is short")
-        except errors.NodeDiedError:
-            return EndedTask(job, "died with its node")
+            why = "was ended by Ray since memory is short"
         except errors.RayError as error:
-            return EndedTask(job, f"died ({type(error).__name__})")
-
-
-def _run_ray_task(job: TrialJob, directory: str) -> None:
-    """Run a task: paths of models and data may be relative to the driver's working directory."""
-    with contextlib.suppress(OSError):
-        os.chdir(directory)
-    _need_seen(f"node {socket.gethostname()} of Ray", job.folder / "study.yaml")  # it may have joined late
-    run_job(job)
-
-
-def _can_see(probe: str, directory: str) -> bool:
-    try:
-        os.chdir(directory)
-    except OSError:
-        return False
-    return _wait_until_seen(5.0, Path(probe))
-
-
-def _wait_until_seen(patience: float, *paths: Path) -> bool:
-    """Return True as soon as one of these paths exists; False after `patience` seconds."""
-    last = time.monotonic() + patience
-    while not (found := any(path.exists() for path in paths)) and time.monotonic() < last:
-        time.sleep(0.2)
-    return found
-
-
-def _need_seen(who: str, *paths: Path) -> None:
-    if not _wait_until_seen(LATE, *paths):
-        raise UserError(f"{who} does not see {paths[0].resolve()}, which another one wrote; all must share that folder")
+            self._nodes = []
+            lost = worker.node not in {node["NodeID"] for node in self._list_nodes()}
+            why = "died with its node" if lost else f"died ({type(error).__name__})"
+        self.ray.kill(worker.actor)  # where Ray has only lost the connection
+        return EndedTask(job, why)
 
 
 @contextlib.contextmanager
