@@ -67,8 +67,9 @@ def run(name: str, sparsity: float, folder: Path, seed: int = 0, copy: int = 0, 
     losses, seen = 0, 0
 
     def predict(model: nn.Module, batch: Batch) -> Tensor:
-        nonlocal seen
+        nonlocal seen, losses
         seen += len(batch["x"])
+        losses += model.training and next(model.parameters(), None) is not None  # a loss of the method's own
         return model(batch["x"])
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:

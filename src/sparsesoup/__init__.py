@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from sparsesoup.methods import SoftMovement as SoftMovement
     from sparsesoup.methods import SparseGpt as SparseGpt
     from sparsesoup.methods import SparseModelSoup as SparseModelSoup
+    from sparsesoup.methods import SparseProgressiveDistillation as SparseProgressiveDistillation
     from sparsesoup.methods import Wanda as Wanda
     from sparsesoup.runs.run import Run as Run
     from sparsesoup.training.config import DistillConfig as DistillConfig
@@ -91,7 +92,8 @@ _NAMES = {
     "sparsesoup.methods": "METHODS DenseFinetuning EarlyBird FromTicket GradientFlow GradualOBS GradualPruning "
     "GradualStar Grasp HardConcreteL0 HybridMovement InstantModelSoup InstantSoup InstantSoupCode InstantSoupPaper "
     "IterativeMagnitudePruning LotteryPools MagnitudeStraightThrough Method MethodInfo ModelSoup MovementPruning "
-    "OneShot Pins Platon PowerPropagation Snip SoftMovement SparseGpt SparseModelSoup Wanda",
+    "OneShot Pins Platon PowerPropagation Snip SoftMovement SparseGpt SparseModelSoup "
+    "SparseProgressiveDistillation Wanda",
     "sparsesoup.runs.run": "Run",
     "sparsesoup.training.config": "DistillConfig TrainingConfig TrainingOverrides",
     "sparsesoup.training.observer": "Observer",

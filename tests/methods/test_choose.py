@@ -34,8 +34,8 @@ def counts(mask: torch.Tensor, width: int) -> torch.Tensor:
 
 def test_the_documents_name_the_methods_that_take_neighbours():
     assert TAKE == ["random", "magnitude", "snip", "grasp", "wanda", "sparsegpt", "gradual", "gradual-obs",
-                    "power-propagation", "gradient-flow", "early-bird", "imp", "imp-rewind", "lr-rewind",
-                    "sparse-model-soup"]  # fmt: skip
+                    "power-propagation", "sparse-progressive-distillation", "gradient-flow", "early-bird", "imp",
+                    "imp-rewind", "lr-rewind", "sparse-model-soup"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", TAKE)

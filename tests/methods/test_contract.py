@@ -139,11 +139,19 @@ def test_every_step_is_on_the_meter(name: str, sparsity: float, folder: Path) ->
     looked = rows["validation"] + rows.get("score", 0)  # a teacher looks at the rows of its steps too
     assert looked < done.seen if taught else looked == done.seen
     # One step of the tiny net: forward once, backward twice, less the gradient that nobody asks of the input.
-    each = 16 * (6 * (8 * 20 + 20 * 20 * 2 + 20 * 60 + 60 * 3) - 2 * 8 * 20)
+    # Where the blocks alone are trained, none for the first layer and the head, nor of the first block's input.
+    each = {
+        "train": 16 * (6 * (8 * 20 + 20 * 20 * 2 + 20 * 60 + 60 * 3) - 2 * 8 * 20),
+        "blocks": 16 * (2 * 8 * 20 + 6 * 2000 - 2 * 20 * 20 + 4 * 60 * 3),
+    }
+    phases = method(name, folder).plan(done.problem.size, sparsity)
     for label, count in steps.items():
-        teacher, rest = divmod(done.ticket.cost[label]["flops"] - each * count, 16 * 2 * (8 * 20 + 2000 + 60 * 3))
+        kind = "blocks" if any(phase.kind == "blocks" and phase.label == label for phase in phases) else "train"
+        forward = 16 * 2 * (8 * 20 + 2000 + 60 * 3)
+        teacher, rest = divmod(done.ticket.cost[label]["flops"] - each[kind] * count, forward)
         assert rest == 0
-        assert 0 < teacher < count if taught else teacher == 0
+        assert teacher == sum(phase.steps for phase in phases if phase.own_loss and phase.label == label)
+    assert taught == any(phase.own_loss for phase in phases)
     assert all(cost["seconds"] > 0 for cost in done.ticket.cost.values())
 
 

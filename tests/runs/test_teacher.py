@@ -250,3 +250,14 @@ def test_a_dense_run_may_be_its_own_teachers_student(place, tmp_path):
     assert main(line(place, out, "dense", *DENSE)) == 0
     reports = [json.loads(p.read_text()) for p in out.glob("*/dense-*/seed-0/report.json")]
     assert sorted(report["cost"].get("teacher", {"steps": 0})["steps"] for report in reports) == [0, 20]
+
+
+def test_a_progressive_student_costs_and_ends_the_same_by_either_way_to_its_teacher(place, tmp_path):
+    """Without a teacher it fine-tunes one first; the dense run is that training, charged under the same label."""
+    name = "sparse-progressive-distillation"
+    own, given = (drawn(place, tmp_path / out, name, *more)[1] for out, more in (("own", []), ("given", DENSE)))
+    assert own["validation"] == given["validation"]
+    for label in ("teacher", "strong"):
+        assert count(own["cost"][label]) == count(given["cost"][label])
+    weights = [weights_of(next((tmp_path / out).glob(f"*/{name}-*/seed-*")) / "model") for out in ("own", "given")]
+    assert same(*weights)

@@ -321,7 +321,7 @@ def test_run_keys_are_pinned():
                   "max_grad_norm": 1.0, "precision": "no", "dropout": None, "freeze_embeddings": False,
                   "optimizer": "adamw",
                   "extrapolate": 0.0, "eval_steps": None, "early_stopping_patience": None,
-                  "distill": {"teacher": "", "alpha": 0.5, "temperature": 2.0, "hidden": 0.0}},
+                  "distill": {"teacher": "", "alpha": 0.5, "temperature": 2.0, "hidden": 0.0, "attention": 0.0}},
     }  # fmt: skip
     assert [(p["rate"], p["weight_decay"], p["dropout"], p["share"]) for p in protocols] == [
         (1.0, 0.0, None, 0.5), (2.0, 0.1, 0.0, 0.5), (0.5, 0.0, 0.2, 0.5), (1.5, 0.01, 0.1, 0.25)

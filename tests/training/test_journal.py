@@ -75,6 +75,7 @@ STEPPED: dict[str, tuple[int, dict[str, Any]]] = {  # steps and settings in whic
     "platon": (60, {}),
     "gradual-obs": (60, {"prunings": 4, "batches": 2}),
     "pins": (60, {}),
+    "sparse-progressive-distillation": (60, {}),
     "movement": (60, {}),
     "soft-movement": (60, {"score_rate": 0.5}),
     "l0": (60, {"score_rate": 1.0}),

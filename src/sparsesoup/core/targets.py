@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -59,6 +59,16 @@ def block_of(name: str) -> str:
     """
     found = re.match(r"(?:.*?\.)?\d+(?=\.)", name)
     return found.group() if found else ""
+
+
+def names_in_blocks(names: Iterable[str], targets: Targets) -> list[str]:
+    """Return the parameters of the repeated blocks that hold targets, and of the modules of other targets.
+
+    >>> names_in_blocks(["layer.0.bias", "head.bias"], {"layer.0.weight": Target("other", (2, 2))})
+    ['layer.0.bias']
+    """
+    homes = tuple(f"{block_of(target) or target.rpartition('.')[0]}." for target in targets)
+    return [name for name in names if name.startswith(homes)]
 
 
 def feed_forward_groups(targets: Targets) -> list[CoupledGroups]:

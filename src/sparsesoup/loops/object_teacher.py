@@ -46,12 +46,12 @@ def attach_object_teacher(problem: Problem, settings: RunConfig, teacher: Teache
     else:
         model = find_object_teacher(teacher, problem.pretrained)
     distill = settings.train.distill
-    if distill.hidden:
+    if distill.hidden or distill.attention:
         modules = dict(model.named_modules())
         if lost := [name for name in block_names(problem.targets) if name not in modules]:
-            raise UserError(f"the teacher has no block {lost[0]}, which hidden compares; say hidden 0", "teacher")
+            raise UserError(f"the teacher has no block {lost[0]}, which hidden and attention compare; say 0", "teacher")
     known = TrainingCache(None, {"teacher": weights_fingerprint(named_weights(model))})
-    return replace(problem, objective=distillation_objective(problem, model, distill), cache=known)
+    return replace(problem, objective=distillation_objective(problem, model, distill), teacher=model, cache=known)
 
 
 def _model_of(model: nn.Module, dense: Run | FinishedRun) -> nn.Module:

@@ -29,6 +29,7 @@ from sparsesoup.methods.one_shot import DenseFinetuning, OneShot
 from sparsesoup.methods.pins import Pins
 from sparsesoup.methods.platon import Platon
 from sparsesoup.methods.powerpropagation import PowerPropagation
+from sparsesoup.methods.progressive_distillation import SparseProgressiveDistillation
 from sparsesoup.methods.pruning_at_init import Grasp, Snip, Wanda
 from sparsesoup.methods.soft_movement_and_l0 import HardConcreteL0, SoftMovement
 from sparsesoup.methods.sparse_soup import SparseModelSoup
@@ -48,7 +49,7 @@ class MethodInfo:
         source: publication.
         dense: the result keeps all weights.
         returns: pruned weights may return until the masks are final.
-        taught: the method runs a teacher chosen on the validation rows.
+        taught: the method runs a teacher of its own: its best model so far, or one that it trains first.
         grouped: weights are pruned in groups larger than one, so the sparsity is that of the nearest group boundary.
         fixed: settings that define this row; they cannot be changed.
     """
@@ -131,6 +132,11 @@ TABLE: dict[str, MethodInfo] = {
         method=Pins(), family="gradual", score="averages I U of |g (w - rate g)|",
         summary="platon, taught by its best model so far", cost="1, and a teacher's forward", source="Ren & Zhu 2023",
         returns=True, taught=True,
+    ),
+    "sparse-progressive-distillation": MethodInfo(
+        method=SparseProgressiveDistillation(), family="gradual", score="|w|",
+        summary="a copy of a teacher is pruned among its blocks", cost="2, and a teacher's forward",
+        source="Huang 2022", taught=True,
     ),
     "gradient-flow": MethodInfo(
         method=GradientFlow(), family="gradual", score="|w g|; by measure",

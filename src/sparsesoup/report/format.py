@@ -119,10 +119,13 @@ def _describe_teacher(facts: Facts) -> list[str]:
     if not distill.get("teacher"):
         return []
     teacher = "a dense run with the same settings" if distill["teacher"] == "dense" else distill["teacher"]
-    hidden = f", and {distill['hidden']:g} times the distance of the block outputs" if distill["hidden"] else ""
+    parts = {"hidden": "block outputs", "attention": "attention maps"}  # older runs have no attention
+    more = "".join(
+        f", and {distill[k]:g} times the distance of the {what}" for k, what in parts.items() if distill.get(k)
+    )
     return [
         f"Distilled from {teacher}: {format_percent(distill['alpha'])} of the loss is the divergence from its outputs "
-        f"at temperature {distill['temperature']:g}, the rest is the task loss{hidden}. "
+        f"at temperature {distill['temperature']:g}, the rest is the task loss{more}. "
         f"Its forward pass is included in every step's FLOPs."
     ]
 

@@ -16,6 +16,7 @@ from sparsesoup.hub.tasks.registry import task_type_of
 from sparsesoup.methods import METHODS
 from sparsesoup.runs.config import BudgetConfig, RunConfig
 from sparsesoup.runs.trackers import TrackerConfig
+from sparsesoup.training.attention_maps import attention_layers
 from sparsesoup.training.config import DistillConfig
 from sparsesoup.training.cost import Cost
 from sparsesoup.training.distillation import block_names, distillation_objective
@@ -66,13 +67,13 @@ def attach_teacher(problem: Problem, settings: RunConfig, opened: OpenedTask, pa
     account = LoadingNotes()
     teacher = find_teacher(place, opened, path, account)
     _check_rows(problem, teacher, path, place.model)
-    if distill.hidden:
-        check_blocks(problem.pretrained, teacher)
+    check_distilled_parts(problem.pretrained, teacher, distill)
     known = TrainingCache(
         None, {"teacher": weights_fingerprint(named_weights(teacher))}
     )  # so that trainings with it can be cached
     told = (*problem.notes, *(f"the teacher {path}: {note}" for note in account.notes))
-    return replace(problem, objective=distillation_objective(problem, teacher, distill), cache=known, notes=told)
+    objective = distillation_objective(problem, teacher, distill)
+    return replace(problem, objective=objective, teacher=teacher, cache=known, notes=told)
 
 
 def find_teacher(place: ModelAndDataConfig, opened: OpenedTask, path: str, account: LoadingNotes | None = None) -> Any:
@@ -112,8 +113,21 @@ def _check_rows(problem: Problem, teacher: Any, path: str, model: str) -> None:
         raise UserError(f"{path} has {most} positions, the longest row {longest} tokens; say max_length {most}")
 
 
-def check_blocks(pretrained: Any, teacher: Any) -> None:
-    """Raise a UserError if the outputs of a model's blocks cannot be compared with a teacher's."""
+def check_distilled_parts(pretrained: Any, teacher: Any, distill: DistillConfig) -> None:
+    """Raise a UserError if the blocks or attention maps of a model cannot be compared with a teacher's."""
+    if distill.attention:
+        heads = [
+            {block: model.get_submodule(layer.query).weight.shape[0] // layer.head for block, layer in layers.items()}
+            for model in (pretrained, teacher)
+            for layers in [attention_layers(find_prunable(model))]
+        ]
+        if heads[0] != heads[1]:
+            raise UserError(
+                "its attention has other blocks or heads than the model's; attention compares like with like: say "
+                "train.distill.attention 0"
+            )
+    if not distill.hidden:
+        return
     own, other = block_names(find_prunable(pretrained)), block_names(find_prunable(teacher))
     widths = [getattr(model.config, "hidden_size", None) for model in (pretrained, teacher)]
     if own != other or widths[0] != widths[1]:

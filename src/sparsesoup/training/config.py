@@ -20,20 +20,23 @@ class DistillConfig:
         alpha: weight of the teacher in the loss; the labels have the rest.
         temperature: softmax temperature for the outputs of teacher and student.
         hidden: weight of the mean squared error between block outputs, added to the loss.
+        attention: weight of the mean squared error between attention maps, added to the loss.
     """
 
     teacher: str = ""
     alpha: float = 0.5
     temperature: float = 2.0
     hidden: float = 0.0
+    attention: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.alpha <= 1.0:
             raise UserError(f"a share is in [0, 1], got {self.alpha:g}", "alpha")
         if not 0.0 < self.temperature < math.inf:
             raise UserError(f"must be above 0, got {self.temperature:g}", "temperature")
-        if not 0.0 <= self.hidden < math.inf:
-            raise UserError(f"must be at least 0, got {self.hidden:g}", "hidden")
+        for name in ("hidden", "attention"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise UserError(f"must be at least 0, got {getattr(self, name):g}", name)
 
 
 @dataclass(frozen=True, kw_only=True)

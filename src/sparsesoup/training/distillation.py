@@ -1,6 +1,6 @@
 """Distillation: a training loss with a teacher's outputs in addition to the task's criterion."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.targets import Targets, block_of
+from sparsesoup.training.attention_maps import attention_distance, attention_layers, attention_maps_of
 from sparsesoup.training.batching import Batch
 from sparsesoup.training.config import DistillConfig
+from sparsesoup.training.grafting import grafted_blocks
 from sparsesoup.training.problem import Problem
 
 
@@ -39,31 +41,45 @@ def distillation_divergence(
 
 
 def distillation_objective(
-    problem: Problem, teacher: nn.Module, settings: DistillConfig
+    problem: Problem, teacher: nn.Module, settings: DistillConfig, graft: Callable[[], Sequence[str]] | None = None
 ) -> Callable[[nn.Module, Batch], Tensor]:
-    """Return the objective (1 - alpha) * criterion + alpha * divergence + hidden * distance of the block outputs.
+    """Return the objective (1 - alpha) * criterion + alpha * divergence + the distances of blocks.
+
+    These are hidden * distance of the block outputs + attention * distance of the attention maps.
 
     Args:
         teacher: a model with outputs as `problem.predict` reads them; run without gradient or dropout.
+        graft: returns the names of the blocks that the teacher computes in the student's place in this pass.
     Raises: UserError at the first step if its outputs or blocks differ in shape from the student's.
     """
     model = problem.accelerator.prepare_model(teacher, evaluation_mode=True).eval().requires_grad_(False)
     share, names = settings.alpha, block_names(problem.targets) if settings.hidden else []
+    layers = attention_layers(problem.targets) if settings.attention else {}
+    if settings.attention and not layers:
+        raise UserError("this model has no separate query and key matrices; say --train.distill.attention 0")
 
     def objective(student: nn.Module, batch: Batch) -> Tensor:
-        with torch.no_grad(), outputs_of(model, names) as wanted:
+        grafts, mask = graft() if graft else (), batch.get("attention_mask")
+        teachers = dict.fromkeys(layers, model)
+        owners = {block: model if block in grafts else student for block in layers}
+        with torch.no_grad(), outputs_of(model, names) as wanted, attention_maps_of(teachers, layers) as wanted_maps:
             answers = problem.outputs_alone(model, batch)
-        with outputs_of(student, names) as given:
+            targets = wanted_maps(mask)
+        with (
+            grafted_blocks(student, model, grafts),
+            outputs_of(student, names) as given,
+            attention_maps_of(owners, layers) as given_maps,
+        ):
             own, outputs = problem.loss_and_outputs(student, batch)
         if outputs.shape != answers.shape:
             raise UserError(
                 f"the teacher answers {tuple(answers.shape[1:])} a row, the model {tuple(outputs.shape[1:])}; "
                 f"give a teacher of the same task"
             )
-        mask = batch.get("attention_mask")
         apart = distillation_divergence(outputs, answers, settings.temperature, mask if outputs.dim() == 3 else None)
         loss = (1 - share) * own + share * apart.mean()
-        return loss + settings.hidden * _hidden_distance(given, wanted, batch.get("attention_mask")) if names else loss
+        loss = loss + settings.hidden * _hidden_distance(given, wanted, mask) if names else loss
+        return loss + settings.attention * _mean_distance(given_maps(mask), targets, mask) if layers else loss
 
     return objective
 
@@ -103,6 +119,16 @@ def _hidden_distance(given: list[Tensor], wanted: list[Tensor], mask: Tensor | N
             "--train.distill.hidden 0"
         )
     return torch.stack([_masked_mse(a, b, mask) for a, b in zip(given, wanted, strict=True)]).mean()
+
+
+def _mean_distance(given: list[Tensor], wanted: list[Tensor], mask: Tensor | None) -> Tensor:
+    """Mean over layers of the distance of attention maps."""
+    if [t.shape for t in given] != [t.shape for t in wanted]:
+        raise UserError(
+            "train.distill.attention compares attention of equal number of heads, the teacher's are others; say "
+            "--train.distill.attention 0"
+        )
+    return torch.stack([attention_distance(a, b, mask) for a, b in zip(given, wanted, strict=True)]).mean()
 
 
 def _masked_mse(one: Tensor, other: Tensor, mask: Tensor | None) -> Tensor:

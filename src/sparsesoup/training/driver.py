@@ -8,12 +8,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sparsesoup.core.targets import names_in_blocks
 from sparsesoup.core.ticket import Ticket
 from sparsesoup.training.cached_train import train_cached
 from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.cost import CostTracker
 from sparsesoup.training.forks import Tensors
-from sparsesoup.training.loop import train, train_head
+from sparsesoup.training.loop import only_trained, train, train_head
 from sparsesoup.training.observer import Observer
 from sparsesoup.training.plan import ActiveRun, LoopHooks, Phase, early_stopping_of, planned_steps
 from sparsesoup.training.problem import Problem
@@ -115,10 +116,12 @@ def _train_phase(run: ActiveRun, phase: Phase, steps: int) -> None:
         hooks = tuple(inside.hooks)
         for hook in hooks if inside.at_start and state.step == 0 else ():
             hook(state)
-        train(
-            state, problem, steps, stream=phase.stream, rate=phase.rate, hooks=hooks, observe=inside.observe,
-            penalty=inside.penalty, label=phase.label, protocol=phase.overrides, stopping=stopping,
-        )  # fmt: skip
+        blocks, names = phase.kind == "blocks", [name for name, _ in state.model.named_parameters()]
+        with only_trained(state.model, names_in_blocks(names, state.targets) if blocks else names):
+            train(
+                state, problem, steps, stream=phase.stream, rate=phase.rate, hooks=hooks, observe=inside.observe,
+                penalty=inside.penalty, label=phase.label, protocol=phase.overrides, stopping=stopping,
+            )  # fmt: skip
 
 
 def run_forks(run: ActiveRun, phases: Sequence[Phase]) -> None:

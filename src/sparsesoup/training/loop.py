@@ -1,7 +1,7 @@
 """The only training loop."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from typing import Any
@@ -154,12 +154,18 @@ def train_head(state: TrainState, problem: Problem, steps: int) -> None:
 
     Charged to the label "search", with the FLOPs computed: no gradient is computed for the frozen part.
     """
-    wanted = {*problem.head, *problem.fresh}
-    others = [p for name, p in state.model.named_parameters() if p.requires_grad and name not in wanted]
+    with only_trained(state.model, {*problem.head, *problem.fresh}):
+        train(state, problem, steps, label="search")
+
+
+@contextmanager
+def only_trained(model: nn.Module, names: Collection[str]) -> Iterator[None]:
+    """Freeze all but the named parameters of a model within the block."""
+    others = [p for name, p in model.named_parameters() if p.requires_grad and name not in names]
     try:
         for parameter in others:
             parameter.requires_grad_(False)
-        train(state, problem, steps, label="search")
+        yield
     finally:
         for parameter in others:
             parameter.requires_grad_(True)

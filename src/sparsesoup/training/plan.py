@@ -68,14 +68,16 @@ class Phase:
         steps: optimizer steps.
         at_most: the data may end the phase earlier.
         label: cost label of the steps.
-        kind: train; head (only the task head and other randomly initialised parameters are trained); or fork: train
-            a copy of the state, whose result, the tensors that `end` returns, is added to the memory of the state.
+        kind: train; head (only the task head and other randomly initialised parameters are trained); blocks (only the
+            repeated blocks); or fork: train a copy of the state, whose result, the tensors that `end` returns, is
+            added to the memory of the state.
         stream: name of the random stream for row order and noise.
         rate: step -> learning rate, if it is not the run's own schedule over T.
         overrides: settings that differ from the problem's.
         fresh_optimizer: reset the optimizer first.
         loop: what the method does inside the loop.
         own_loss: train with the method's own loss, which runs a teacher on every batch.
+        priced_loss: makes a problem with that loss, for the FLOPs of its steps; default: a teacher's forward pass more.
         shared: the training may be taken from the cache of trainings.
         until: train to this step of the run, however many steps that takes.
         lasts: the number of steps, where it depends on the phases that were left out.
@@ -99,13 +101,14 @@ class Phase:
     steps: int = 0
     at_most: bool = False
     label: str = "strong"
-    kind: Literal["train", "head", "fork"] = "train"
+    kind: Literal["train", "head", "blocks", "fork"] = "train"
     stream: tuple[object, ...] = ()
     rate: Rate | None = None
     overrides: TrainingOverrides | None = None
     fresh_optimizer: bool = False
     loop: Callable[[ActiveRun], LoopHooks] | None = None
     own_loss: bool = False
+    priced_loss: Callable[[Problem], Problem] | None = None
     shared: bool = False
     until: int | None = None
     lasts: Callable[[ActiveRun], int] | None = None
@@ -167,7 +170,14 @@ def early_stopping_of(phases: Sequence[Phase], training: TrainingConfig) -> Earl
         return None
     last = phases[-1]
     start = 0 if last.loop is None else last.masks_final
-    if last.kind != "train" or last.label != MAIN or not last.steps or last.end or last.store or start is None:
+    if (
+        last.kind not in ("train", "blocks")
+        or last.label != MAIN
+        or not last.steps
+        or last.end
+        or last.store
+        or start is None
+    ):
         raise UserError(
             "this method does not end with one training at final masks, so it cannot stop early; leave it out",
             "train.early_stopping_patience",
@@ -181,7 +191,7 @@ def count_evaluations(phase: Phase, begin: int, training: TrainingConfig, may_st
     Args:
         may_stop: whether the phase may stop early; then it is also validated at its end.
     """
-    if training.eval_steps is None or phase.label != MAIN or phase.kind != "train":
+    if training.eval_steps is None or phase.label != MAIN or phase.kind not in ("train", "blocks"):
         return 0
     end = begin + phase.steps
     return end // training.eval_steps - begin // training.eval_steps + bool(may_stop and end % training.eval_steps)

@@ -53,6 +53,7 @@ class Problem:
         predict: (model, batch) -> outputs [rows, ...].
         criterion: (outputs, batch) -> mean loss of the task.
         objective: (model, batch) -> training loss, if it differs from the criterion (distillation).
+        teacher: the teacher of the objective, for methods with a loss of their own.
         metric: (outputs, labels) -> named scores, higher = better; the first one is used for selection.
         steps: T, the steps of one normal fine-tuning.
         training: training settings.
@@ -76,6 +77,7 @@ class Problem:
     steps: int
     training: TrainingConfig = field(default_factory=TrainingConfig)
     objective: Callable[[nn.Module, Batch], Tensor] | None = None
+    teacher: nn.Module | None = None
     seed: int = 0
     meter: CostTracker = field(default_factory=CostTracker)
     journal: Checkpointer = field(default_factory=lambda: Checkpointer(CostTracker()))

@@ -10,13 +10,14 @@ import torch
 from torch.nn import Parameter
 
 from sparsesoup.core.rng import fork_rng_of
-from sparsesoup.core.targets import block_of, target_parameters
+from sparsesoup.core.targets import block_of, names_in_blocks, target_parameters
 from sparsesoup.methods.scores.activation import LayerInputs
 from sparsesoup.methods.scores.calibration import calibration_batches
 from sparsesoup.methods.scores.gradient import hessian_product, task_gradient
 from sparsesoup.training.batching import RowBatches
 from sparsesoup.training.cost import Cost, CostTracker, CountFlops
 from sparsesoup.training.evaluation import EVALUATION
+from sparsesoup.training.loop import only_trained
 from sparsesoup.training.plan import Phase, count_evaluations, early_stopping_of, first_steps
 from sparsesoup.training.problem import Problem, add_batch_cost, to_device
 
@@ -35,13 +36,18 @@ class FlopsModel:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self._known: dict[str, Price] = {}
+        self._known: dict[object, Price] = {}
 
-    def price_of(self, what: str) -> Price:
-        """Return the FLOPs function of a pass: train, forward, gradient or hessian."""
-        if what not in self._known:
-            self._known[what] = _fit_prices(self.problem, PASSES[what])
-        return self._known[what]
+    def price_of(self, what: str, loss: Callable[[Problem], Problem] | None = None) -> Price:
+        """Return the FLOPs function of a pass: train, head, blocks, forward, gradient or hessian.
+
+        Args:
+            loss: makes the problem with the loss of the pass; default: the problem's own.
+        """
+        if (what, loss) not in self._known:
+            problem = self.problem if loss is None else loss(self.problem)
+            self._known[what, loss] = _fit_prices(problem, PASSES[what])
+        return self._known[what, loss]
 
 
 def _fit_prices(problem: Problem, count: Callable[[Problem, list[int]], int]) -> Price:
@@ -86,6 +92,12 @@ def _head_flops(problem: Problem, rows: list[int]) -> int:
     return _pass_flops(problem, rows, [p for name, p in problem.pretrained.named_parameters() if name in wanted])
 
 
+def _blocks_flops(problem: Problem, rows: list[int]) -> int:
+    params = dict(problem.pretrained.named_parameters())
+    with only_trained(problem.pretrained, wanted := names_in_blocks(params, problem.targets)):
+        return _pass_flops(problem, rows, [params[name] for name in wanted])
+
+
 def _pass_flops(problem: Problem, rows: list[int], learnt: list[Parameter]) -> int:
     """Return the FLOPs of a loss and its gradient for some parameters."""
     batch = to_device(problem.train.batch(rows), problem.accelerator.device)
@@ -123,6 +135,7 @@ def _hessian_flops(problem: Problem, rows: list[int]) -> int:
 PASSES: dict[str, Callable[[Problem, list[int]], int]] = {
     "train": _train_flops,
     "head": _head_flops,
+    "blocks": _blocks_flops,
     "forward": _forward_flops,
     "inputs": _inputs_flops,
     "gradient": _gradient_flops,
@@ -161,7 +174,7 @@ def phase_costs(phase: Phase, begin: int, problem: Problem, prices: FlopsModel) 
     blocks = len({block_of(name) or name for name in problem.targets}) if phase.per_block else 1
     for what, count in phase.scores:
         rows = calibration_batches(problem, count, *phase.score_path)
-        yield "score", _times(_passes_cost(problem.train, rows, prices, what), blocks)
+        yield "score", _times(_passes_cost(problem.train, rows, [prices.price_of(what)]), blocks)
     if phase.end_flops is not None:
         yield "score", Cost(flops=phase.end_flops(problem.targets))
     if phase.validations:
@@ -170,7 +183,7 @@ def phase_costs(phase: Phase, begin: int, problem: Problem, prices: FlopsModel) 
 
 def _validation_cost(problem: Problem, prices: FlopsModel, times: int) -> Cost:
     rows = problem.validation.eval_batches(2 * problem.training.batch_size)
-    return _times(_passes_cost(problem.validation, rows, prices, "forward"), times)
+    return _times(_passes_cost(problem.validation, rows, [prices.price_of("forward")]), times)
 
 
 def _training_cost(phase: Phase, begin: int, problem: Problem, prices: FlopsModel) -> Cost:
@@ -179,14 +192,16 @@ def _training_cost(phase: Phase, begin: int, problem: Problem, prices: FlopsMode
     data, steps = problem.train.random_subset(share, seed, *phase.stream), min(phase.steps, LONG)
     order = islice(data.train_batches(train.rows_per_step, begin, seed, *phase.stream), steps)
     parts = [rows[i : i + size] for rows in order for i in range(0, len(rows), size)]
-    kinds = ["head" if phase.kind == "head" else "train", *(["forward"] if phase.own_loss else [])]
-    cost = _passes_cost(data, parts, prices, *kinds)
+    kind = phase.kind if phase.kind in ("head", "blocks") else "train"
+    known = [prices.price_of(kind, phase.priced_loss)]
+    known += [prices.price_of("forward")] if phase.own_loss and phase.priced_loss is None else []
+    cost = _passes_cost(data, parts, known)
     cost.steps = steps
     return cost if steps == phase.steps else _times(cost, phase.steps / steps)
 
 
-def _passes_cost(data: RowBatches, batches: Iterable[list[int]], prices: FlopsModel, *kinds: str) -> Cost:
-    cost, known = Cost(), [prices.price_of(kind) for kind in kinds]
+def _passes_cost(data: RowBatches, batches: Iterable[list[int]], known: Sequence[Price]) -> Cost:
+    cost = Cost()
     for rows in batches:
         width = max(data.lengths[i] for i in rows) if data.lengths else 1  # all images have the same size
         add_batch_cost(cost, data, rows, sum(price(len(rows), width) for price in known))

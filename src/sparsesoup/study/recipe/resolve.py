@@ -17,7 +17,7 @@ from sparsesoup.hub.tasks.splits import training_splits
 from sparsesoup.methods.from_ticket import FromTicket, require_sparser
 from sparsesoup.runs.config import RunConfig
 from sparsesoup.runs.run import run_folder
-from sparsesoup.runs.teacher import DENSE, check_blocks, find_teacher
+from sparsesoup.runs.teacher import DENSE, check_distilled_parts, find_teacher
 from sparsesoup.study.cost.estimate import needs_structure, steps_of
 from sparsesoup.study.recipe.trial import Trial
 from sparsesoup.study.recipe.yaml_lines import Levels, RecipeError, Table, at_location, place_of
@@ -81,8 +81,8 @@ def _need_teachers(recipe: Table, trials: Sequence[Trial], tasks: Mapping[ModelA
             named = ["train", "distill", "teacher"]
             with at_location(*(place_of(_recipe_levels(recipe, trial), named) or named)):
                 teacher = find_teacher(where, tasks[where], distill.teacher)
-                if distill.hidden:
-                    check_blocks(_load_model_config(where, tasks), teacher)
+                if distill.hidden or distill.attention:
+                    check_distilled_parts(_load_model_config(where, tasks), teacher, distill)
 
 
 def _need_tickets(trials: Sequence[Trial], tasks: Mapping[ModelAndDataConfig, OpenedTask]) -> None:
