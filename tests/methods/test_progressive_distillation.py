@@ -101,7 +101,7 @@ def test_with_every_block_grafted_the_answers_are_the_teachers_and_no_gradient_i
     with only_trained(run.state.model, names_in_blocks(dict(run.state.model.named_parameters()), problem.targets)):
         loss = run.taught.objective(run.state.model, batch)
         loss.backward()
-    assert float(loss) == pytest.approx(0.0, abs=1e-6)
+    assert loss.item() == pytest.approx(0.0, abs=1e-6)
     assert all(p.grad is None for p in run.state.model.parameters())
 
 
