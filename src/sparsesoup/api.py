@@ -23,6 +23,7 @@ from sparsesoup.runs.config import RunConfig, config_from_dict
 from sparsesoup.runs.settings import fill_settings, unknown_setting
 from sparsesoup.study.compare import StudyResult, compare_recipe
 from sparsesoup.training.config import TrainingConfig
+from sparsesoup.training.device import device_chosen
 from sparsesoup.training.observer import Observer
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def prune(
     name: str | Method, *, model: str | None = None, dataset: str | None = None, sparsity: float | None = None,
     steps: int | None = None, epochs: float | None = None, seed: int | None = None,
     method: Mapping[str, Any] | None = None, train: Mapping[str, Any] | TrainingConfig | None = None,
-    out: str | Path | None = None, cache_dir: str | Path | None = None, workers: int = 1,
+    out: str | Path | None = None, cache_dir: str | Path | None = None, workers: int = 1, device: str | None = None,
     snapshots: str = "device", progress: bool = True, observer: Observer | None = None, **settings: Any,
 ) -> run.Run: ...  # fmt: skip
 @overload
@@ -57,6 +58,7 @@ def prune(
     out: str | Path | None = None,
     cache_dir: str | Path | None = None,
     workers: int = 1,
+    device: str | None = None,
     snapshots: str = "device",
     progress: bool = True,
     observer: Observer | None = None,
@@ -79,6 +81,7 @@ def prune(
         out: folder that run directories are put in; default runs, of objects none: `save` writes the result.
         cache_dir: folder of trainings that runs have in common; each run is charged for them in full.
         workers: processes over which the weak masks of a run are spread.
+        device: cpu, cuda, cuda:1 or mps, for this call; default the first accelerator, else cpu.
         snapshots: keep forks and rewinding points on the device, in host memory (host) or on disk (disk).
         progress: whether to show it on stderr.
         observer: sees every step of this process and every validation; see `Observer`.
@@ -88,17 +91,19 @@ def prune(
         PrunedModel: `model`, `masks`, `metrics`, `cost` and `save`.
     Raises: UserError for bad input.
     """
-    if trainer is not None or isinstance(model, nn.Module) or "train_dataset" in settings:
-        given: dict[str, Any] = {"sparsity": sparsity, "steps": steps, "epochs": epochs, "seed": seed, "train": train}
-        given |= {"dataset": dataset, "out": out, "progress": progress, "observer": observer}
-        given |= {"snapshots": snapshots, **settings}
-        _refuse_for_objects({"cache_dir": cache_dir, "workers": None if workers == 1 else workers})
-        return _prune_objects(name, model, trainer, method, {k: v for k, v in given.items() if v is not None})
-    named = {"model": model, "dataset": dataset, "sparsity": sparsity, "steps": steps, "epochs": epochs, "seed": seed}
-    config = _make_config(name, {**settings, **{k: v for k, v in named.items() if v is not None}}, method, train)
-    console, cache = SafeConsole(stderr=True, quiet=not progress), Path(cache_dir) if cache_dir else None
-    outside = run.RuntimeOptions(console, cache=cache, workers=workers, observer=observer, snapshots=snapshots)
-    return run.run_method(config, Path("runs" if out is None else out), outside)
+    with device_chosen(device):
+        if trainer is not None or isinstance(model, nn.Module) or "train_dataset" in settings:
+            given: dict[str, Any] = {"sparsity": sparsity, "steps": steps, "epochs": epochs, "seed": seed}
+            given |= {"train": train, "dataset": dataset, "out": out, "progress": progress, "observer": observer}
+            given |= {"snapshots": snapshots, **settings}
+            _refuse_for_objects({"cache_dir": cache_dir, "workers": None if workers == 1 else workers})
+            return _prune_objects(name, model, trainer, method, {k: v for k, v in given.items() if v is not None})
+        named = {"model": model, "dataset": dataset, "sparsity": sparsity, "steps": steps, "epochs": epochs}
+        named = {key: value for key, value in (named | {"seed": seed}).items() if value is not None}
+        config = _make_config(name, {**settings, **named}, method, train)
+        console, cache = SafeConsole(stderr=True, quiet=not progress), Path(cache_dir) if cache_dir else None
+        outside = run.RuntimeOptions(console, cache=cache, workers=workers, observer=observer, snapshots=snapshots)
+        return run.run_method(config, Path("runs" if out is None else out), outside)
 
 
 def _make_config(
@@ -145,9 +150,10 @@ def _prune_objects(
     return prune_trainer(chosen, trainer, **given)
 
 
-def evaluate_on_test(path: str | Path) -> dict[str, Any]:
+def evaluate_on_test(path: str | Path, *, device: str | None = None) -> dict[str, Any]:
     """Return the scores of a finished run on the test split, taken once; what `sparsesoup test RUN` does."""
-    scores: dict[str, Any] = run.evaluate_finished_run(Path(path), SafeConsole(quiet=True)).report["test"]
+    with device_chosen(device):
+        scores: dict[str, Any] = run.evaluate_finished_run(Path(path), SafeConsole(quiet=True)).report["test"]
     return scores
 
 
@@ -158,6 +164,7 @@ def compare(
     name: str | None = None,
     workers: int = 1,
     retry_failed: bool = False,
+    device: str | None = None,
     progress: bool = True,
 ) -> StudyResult:
     """Run a study: methods, models, datasets, sparsities and seeds; what `sparsesoup compare --config FILE` does.
@@ -168,12 +175,14 @@ def compare(
         name: of the study; default that of the file, for a table `study`.
         workers: processes that runs are spread over.
         retry_failed: do runs again that failed before.
+        device: cpu, cuda, cuda:1 or mps, for this call; default the first accelerator, else cpu.
         progress: whether to show it on stderr.
     Returns: the study: `path` of its folder, with tables and page, and its `facts`.
     Raises: UserError for bad input.
     """
     console = SafeConsole(stderr=True, quiet=not progress)
-    return compare_recipe(recipe, Path(out), name, console, workers, retry_failed)
+    with device_chosen(device):
+        return compare_recipe(recipe, Path(out), name, console, workers, retry_failed)
 
 
 def export(

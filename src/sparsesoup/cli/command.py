@@ -9,7 +9,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 from docstring_parser import parse
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.runs.settings import Setting, flag_of
+from sparsesoup.runs.settings import ALIASES, Setting, flag_of
 from sparsesoup.runs.yaml_text import BadYaml, TooManyValues, read_yaml
 
 
@@ -63,9 +63,10 @@ def add_settings(parser: CommandParser, settings: Iterable[Setting], title: str 
             groups[own] = parser.add_argument_group(title or first.partition(".")[0])
         has_default = setting.value not in (None, "", ())
         shown = f" (default {_plain_default(setting.value)})" if has_default else ""
+        aliases = [alias for alias, name in ALIASES.items() if name == setting.name]
         more = {"nargs": "?", "const": "true"} if kind is bool else {"nargs": "+"} if _is_list_of_texts(kind) else {}
         groups[own].add_argument(
-            flag_of(setting.name), *(["--image-column"] if setting.name == "text_columns" else []), dest=setting.name,
+            *(flag_of(name) for name in (setting.name, *aliases)), dest=setting.name,
             default=argparse.SUPPRESS, metavar=_value_placeholder(kind), **more,
             help=(setting.help_text + shown).replace("%", "%%"),
         )  # fmt: skip

@@ -14,6 +14,7 @@ from sparsesoup.core.process_pool import LIVES
 from sparsesoup.core.threads import check_threads
 from sparsesoup.report.escaping import SafeConsole, print_line
 from sparsesoup.study.execute.ray_connect import check_ray_reachable, ray_address
+from sparsesoup.training.device import choose_device
 
 ABOUT = """Many runs as one resumable study: models, datasets, methods, sparsities and seeds; then a table and a page.
 
@@ -75,6 +76,8 @@ def study_parser() -> CommandParser:
     add("--workers-per-run", type=int, default=1, help="processes for the weak masks of a run; default its own")
     add("--cpus-per-run", type=float, help="cores that Ray reserves per run; default 1")
     add("--gpus-per-run", type=float, help="GPUs that Ray reserves per run, 0.25 for four runs on one; default 0")
+    add("--device", metavar="DEVICE", help="cpu, cuda, cuda:<number> or mps, for runs on this machine (default the "
+        "first accelerator, else cpu)")  # fmt: skip
     add("--retry-failed", action="store_true", help="retry runs that failed before")
     add("--dry-run", action="store_true", help="print the runs and their estimated cost without training")
     return made
@@ -93,6 +96,8 @@ def read_study_arguments(arguments: Sequence[str]) -> Any:
         return options
     ray = options.executor == "ray"
     _need_fitting(options, ray)
+    if options.device:
+        choose_device(options.device)
     if ray and not options.dry_run:
         check_ray_reachable(ray_address(options.address))
     return options
@@ -108,6 +113,8 @@ def _need_fitting(options: Any, ray: bool) -> None:
     for flag in ("address", "cpus_per_run", "gpus_per_run"):
         if getattr(options, flag) is not None and not ray:
             raise UserError(f"--{flag.replace('_', '-')} is for runs on Ray; add --executor ray")
+    if ray and options.device:
+        raise UserError("--device is for runs on this machine; Ray gives each run its own by --gpus-per-run")
     if options.retries is not None and not ray and (options.workers or 1) == 1:
         raise UserError("--retries is for runs in processes of their own; add --workers 2 or --executor ray")
 
@@ -135,7 +142,7 @@ def run_study_command(options: Any) -> int:
     Args:
         options: as returned by `read_study_arguments`.
     """
-    from sparsesoup.study.compare import run_study, table_of_runs  # which takes seconds
+    from sparsesoup.study.compare import check_devices, run_study, table_of_runs  # which takes seconds
     from sparsesoup.study.dry_run import forecast_trials, format_forecast
     from sparsesoup.study.equal_budget import match_budget
     from sparsesoup.study.recipe.plan import read_plan
@@ -154,6 +161,8 @@ def run_study_command(options: Any) -> int:
         for line in format_forecast(found):
             print_line(line)
         return 0
+    if options.executor == "local":  # the nodes of a cluster have devices of their own
+        check_devices(plan)
     with _make_executor(options) as executor:
         folder = run_study(
             plan, options.out, console, executor, options.threads, options.retry_failed, options.workers_per_run

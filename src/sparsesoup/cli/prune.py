@@ -20,8 +20,9 @@ from sparsesoup.runs.config import (
     read_recipe,
     run_settings,
 )
-from sparsesoup.runs.settings import Setting, flag_of, unknown_setting
+from sparsesoup.runs.settings import ALIASES, Setting, flag_of, unknown_setting
 from sparsesoup.runs.yaml_text import line_of_keys
+from sparsesoup.training.device import choose_device
 
 USAGE = """sparsesoup prune METHOD [--model M] [--dataset D] [--sparsity S] [--steps N | --epochs X] [--seed N]
                         [--config recipe.yaml] [--out DIR] [--dry-run] [--method.SETTING V] [--train.SETTING V] ..."""
@@ -44,10 +45,6 @@ def run_prune(parsed: tuple[RunConfig, argparse.Namespace]) -> None:
     from sparsesoup.runs.summary import closing_lines
 
     settings, options = parsed
-    if options.device:
-        from sparsesoup.training.device import choose_device
-
-        choose_device(options.device)
     if options.dry_run:
         from sparsesoup.runs.run import fill_default_sparsity
         from sparsesoup.study.dry_run import describe_plan
@@ -113,6 +110,8 @@ def parse_arguments(words: Sequence[str]) -> tuple[RunConfig, argparse.Namespace
     if not method:
         raise UserError(NO_METHOD)
     _check_known(others, method)
+    if options.device:
+        choose_device(options.device)  # first, since the default precision is that of the device
     kinds = {s.name: s.kind for s in run_settings(method)}
     given = {name: value for name, value in sorted(vars(options).items()) if name not in OUTSIDE}  # a group comes first
     given = {name: flag_value(kinds.get(name, dict), value, name) for name, value in given.items()}
@@ -137,7 +136,7 @@ def _check_known(words: Sequence[str], method: str) -> None:
     """Raise a UserError for words that the parser has not taken."""
     if words and words[0].startswith("--"):
         name = words[0][2:].partition("=")[0].replace("-", "_")
-        raise unknown_setting(name, [*(s.name for s in run_settings(method)), "image_column", *OUTSIDE])
+        raise unknown_setting(name, [*(s.name for s in run_settings(method)), *ALIASES, *OUTSIDE])
     if words:
         raise UserError(f"unrecognized argument {words[0]}; see `sparsesoup prune {method} --help`")
 

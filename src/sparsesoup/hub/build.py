@@ -176,7 +176,7 @@ def build_problem(
 ) -> Problem:
     """Build the problem of pruning a model for a task, T in `steps` or `epochs`, from what is loaded already or now."""
     training, meter, kind = training or TrainingConfig(), meter or CostTracker(), task_type_of(opened.task)
-    loaded = loaded or load_place(place, opened, training.precision)
+    loaded = loaded or load_place(place, opened, training.mixed_precision)
     per_epoch = max(1, len(loaded.train) // training.rows_per_step)
     return Problem(
         pretrained=loaded.model,

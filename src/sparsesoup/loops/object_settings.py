@@ -103,6 +103,7 @@ def _settings_of(given: Given) -> RunConfig:
     named = given["report_to"]
     tracking = TrackerConfig(report_to=tuple(named.split(",") if isinstance(named, str) else named))
     check_installed(tracking.report_to)
+    train.check_device()
     settings = RunConfig(
         name=row_of(method), method=method, train=train,
         amount=BudgetConfig(sparsity=given["sparsity"], steps=given["steps"], epochs=given["epochs"]),

@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 
 from sparsesoup.core.masks import Masks
 from sparsesoup.core.targets import Targets, target_parameters
-from sparsesoup.training.problem import OPTIMIZERS, GateParameters
+from sparsesoup.training.optimizers import OPTIMIZERS
+from sparsesoup.training.problem import GateParameters
 from sparsesoup.training.state import TrainState
 
 

@@ -9,7 +9,8 @@ from transformers import Trainer
 # Arguments of a Trainer that our loop takes over, and those that do not touch the training.
 HONOURED = {
     "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "num_train_epochs",
-    "weight_decay", "warmup_ratio", "warmup_steps", "max_grad_norm", "seed", "bf16", "label_smoothing_factor",
+    "weight_decay", "warmup_ratio", "warmup_steps", "max_grad_norm", "seed", "bf16", "label_smoothing_factor", "fp16",
+    "tf32", "gradient_checkpointing", "torch_compile",
 }  # fmt: skip
 HARMLESS = (
     "output_dir", "logging", "log_", "report_to", "run_name", "disable_tqdm", "eval", "per_device_eval", "save", "push",

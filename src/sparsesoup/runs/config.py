@@ -15,6 +15,7 @@ from sparsesoup.core.masking import check_scope
 from sparsesoup.hub.build import ModelAndDataConfig
 from sparsesoup.methods import METHODS, TABLE, Method
 from sparsesoup.runs.settings import (
+    ALIASES,
     Setting,
     as_type,
     brief_value,
@@ -112,7 +113,8 @@ class RunConfig:
         """Return the settings as plain values, as in a recipe."""
         method = {"name": self.name, **asdict(cast(Any, self.method))}
         flat = {**asdict(self.place), **asdict(self.amount), **asdict(self.tracking)}
-        table = {"method": method, **flat, "train": asdict(self.train)}
+        train = {**asdict(self.train), "precision": self.train.mixed_precision}
+        table = {"method": method, **flat, "train": train}
         table |= {OBJECTS: self.objects} if self.objects else {}
         return json.loads(json.dumps(table), parse_float=lambda text: float(text) + 0.0)  # -0.0 is 0.0
 
@@ -171,7 +173,7 @@ def config_from_dict(name: str, table: Mapping[Any, Any]) -> RunConfig:
     flat = {f.name: part for part, default in parts.items() for f in fields(default)}
     parts |= {"train": TrainingConfig(), "method": method_named(name)}
     for key, value in nest_table(table).items():
-        setting = "text_columns" if key == "image_column" else key
+        setting = ALIASES.get(key, key)
         if setting == OBJECTS:
             refuse_objects(table)
         if setting in OUTSIDE:

@@ -63,6 +63,7 @@ def run_method(settings: RunConfig, out: Path, outside: RuntimeOptions, within: 
     """
     require_single_process()
     check_installed(settings.tracking.report_to)
+    settings.train.check_device()
     if outside.workers > 1 and not masks_of(settings):
         raise UserError(
             f"--workers only applies to methods with weak masks, not to {settings.name}; leave --workers out"
@@ -180,7 +181,7 @@ def score_finished_run(
     check_data(path, report, place.dataset, opened.source)
     watch = ProgressLogger(None, console)
     try:
-        precision = settings.train.precision
+        precision = settings.train.mixed_precision
         loaded = load_place(place, opened, precision, True, places.kept_place(settings.place, precision))
         problem = build_problem(place, opened, steps=1, training=settings.train, observer=watch, loaded=loaded)
         watch.first = data_overview(opened, place.seed).lines() if show_overview else []
@@ -212,7 +213,7 @@ def problem_of(
     """Return the problem of a run, with its teacher found or trained; `own` are the other arguments of `build`."""
     opened, amount = opened or outside.places.open_task(settings.place), settings.amount
     given: dict[str, Any] = {"steps": amount.steps, "epochs": amount.epochs, "training": settings.train}
-    given["loaded"] = outside.places.load_place(settings.place, opened, settings.train.precision)
+    given["loaded"] = outside.places.load_place(settings.place, opened, settings.train.mixed_precision)
     problem = build_problem(settings.place, opened, **given, **own)
     if settings.train.distill.teacher:
         patient = replace(outside, patient=True, workers=1, page=True, observer=None)

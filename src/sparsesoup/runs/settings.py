@@ -14,6 +14,7 @@ from docstring_parser import parse
 from sparsesoup.core.errors import UserError
 
 T = TypeVar("T")
+ALIASES = {"image_column": "text_columns", "train.optim": "train.optimizer"}  # the latter as transformers calls it
 FLOAT_DIGITS = 300  # a longer integer has no float
 
 
@@ -54,7 +55,8 @@ def fill_settings(default: T, table: Mapping[Any, Any], group: str = "") -> T:
     Raises: UserError with the setting, if it is unknown, its value is of another type, or its class refuses it.
     """
     hints, values = get_type_hints(type(default)), dict[str, Any]()
-    for name, value in nest_table(table).items():
+    for key, value in nest_table(table).items():
+        name = ALIASES.get(join_names(group, key), key).rpartition(".")[2]
         if name not in {f.name for f in fields(default)}:  # type: ignore[arg-type]
             raise unknown_setting(join_names(group, name), [s.name for s in settings_of(default, group)])
         values[name] = as_type(hints[name], value, join_names(group, name), getattr(default, name))

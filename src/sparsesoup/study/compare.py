@@ -56,8 +56,15 @@ def compare_recipe(
     require_single_process()
     given = dict(recipe) if isinstance(recipe, Mapping) else Path(recipe)
     plan = match_budget(read_plan(given, None, name, out, True))
+    check_devices(plan)
     made = run_study(plan, out, console, local_executor(workers), retry_failed=retry_failed)
     return StudyResult(made, read_table(made / "study.json"))
+
+
+def check_devices(plan: StudyPlan) -> None:
+    """Raise a UserError if the device of the runs on this machine lacks what a trial asks of it."""
+    for training in {trial.settings.train for trial in plan.trials}:
+        training.check_device()
 
 
 def run_study(

@@ -8,6 +8,11 @@ import torch
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.rng import cpu_generator
+from sparsesoup.training.device import check_precision, current_device, default_precision
+from sparsesoup.training.optimizers import check_optimizer_library
+
+Precision = Literal["auto", "no", "bf16", "fp16"]
+OptimizerName = Literal["adamw", "adam", "sgd", "rmsprop", "nadam", "radam", "adafactor", "adamw_bnb_8bit", "lion_8bit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +55,16 @@ class TrainingConfig:
         batch_size: rows of a forward pass; a step has batch_size x gradient_accumulation_steps rows.
         gradient_accumulation_steps: forward passes per optimizer step, as in transformers.
         max_grad_norm: maximum gradient norm; 0 disables clipping.
-        precision: no (float32) or bf16 (autocast; weights stay float32).
+        precision: no (float32), bf16 or fp16 (autocast; weights stay float32); default auto: bf16 on a CUDA device that
+            has it, else no.
+        tf32: allow TF32 in float32 products and convolutions of a CUDA device.
+        gradient_checkpointing: keep only the inputs of blocks for the backward pass, and compute the rest again.
+        torch_compile: compile the model with torch.compile.
         dropout: probability of all dropout layers during training; default: the model's own (gradual-obs: 0).
         freeze_embeddings: do not train embeddings (words, positions, types, with their norm; patches), as in the code
             of movement pruning.
-        optimizer: adamw, adam, sgd or rmsprop (the last two with momentum 0.9).
+        optimizer: adamw, adam, sgd or rmsprop (these two with momentum 0.9), nadam, radam, adafactor; with
+            moments of 8 bits, by bitsandbytes: adamw_bnb_8bit, lion_8bit.
         extrapolate: step of an extrapolation, in learning rates: gradients are computed at the weights moved by that
             many times the gradient of the step before, and applied at the weights themselves. Lin et al. 2020; 0: off.
         eval_steps: validate every this many steps of the main training, for a curve in the report; default: only the
@@ -71,10 +81,13 @@ class TrainingConfig:
     batch_size: int = 32
     gradient_accumulation_steps: int = 1
     max_grad_norm: float = 1.0
-    precision: Literal["no", "bf16"] = "no"
+    precision: Precision = "auto"
+    tf32: bool = False
+    gradient_checkpointing: bool = False
+    torch_compile: bool = False
     dropout: float | None = None
     freeze_embeddings: bool = False
-    optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw"
+    optimizer: OptimizerName = "adamw"
     extrapolate: float = 0.0
     eval_steps: int | None = None
     early_stopping_patience: int | None = None
@@ -103,9 +116,21 @@ class TrainingConfig:
         """The rows per optimizer step: `batch_size` times `gradient_accumulation_steps`."""
         return self.batch_size * self.gradient_accumulation_steps
 
+    @property
+    def mixed_precision(self) -> Literal["no", "bf16", "fp16"]:
+        """The precision of the model's arithmetic on the device that runs use."""
+        return default_precision(current_device()) if self.precision == "auto" else self.precision
+
+    def check_device(self) -> None:
+        """Raise a UserError if the device of runs lacks the precision, or the library of the optimizer is missing."""
+        check_precision(current_device(), self.mixed_precision, self.tf32)
+        check_optimizer_library(self.optimizer)
+
     def precision_warning(self) -> str:
-        """Return a warning if bf16 is set on a machine without bf16 arithmetic; else an empty string."""
-        if self.precision == "no" or torch.accelerator.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        """Return a warning if bf16 is set on a CPU without bf16 arithmetic; else an empty string."""
+        if self.mixed_precision == "no" or current_device().type != "cpu":
+            return ""
+        if torch.ops.mkldnn._is_mkldnn_bf16_supported():
             return ""
         return (
             "this CPU has no bf16 arithmetic, so that a step takes many times as long as in float32; leave "

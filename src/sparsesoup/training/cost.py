@@ -1,6 +1,8 @@
 """Cost tracking: steps, examples, tokens, FLOPs and seconds of a run, by label."""
 
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -54,7 +56,9 @@ class CostTracker:
         """Return (result of `work`, its FLOPs); counted once per shape, since FLOPs depend on nothing else."""
         if shape in self._flops:
             return work(), self._flops[shape]
-        with CountFlops() as count:
+        # Compiled code hides its products; what has not been compiled spares the seconds of importing the compiler.
+        eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+        with CountFlops() as count, eager:
             result = work()
         self._flops[shape] = count.flops
         return result, count.flops

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import is_initialized
 from torch import Tensor, nn
 from torch.nn import Parameter
 
@@ -19,6 +19,7 @@ from sparsesoup.core.schedules import LinearWarmupDecay
 from sparsesoup.core.targets import Targets, target_parameters, weights_fingerprint
 from sparsesoup.core.ticket import Ticket
 from sparsesoup.training.answer_stats import answer_statistics
+from sparsesoup.training.backends import checkpoint_gradients_, compile_, make_accelerator
 from sparsesoup.training.batching import Batch, RowBatches, shapes_of
 from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.config import TrainingConfig
@@ -26,18 +27,11 @@ from sparsesoup.training.cost import Cost, CostTracker
 from sparsesoup.training.forks import ParallelMap, serial_map
 from sparsesoup.training.model_copy import copy_model
 from sparsesoup.training.observer import Observer
+from sparsesoup.training.optimizers import make_optimizer
 from sparsesoup.training.size import RunSize
 from sparsesoup.training.snapshots import SnapshotStore
 from sparsesoup.training.state import TrainState, named_weights
 from sparsesoup.training.train_cache import TrainingCache
-
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adamw": functools.partial(torch.optim.AdamW, fused=True),
-    "adam": functools.partial(torch.optim.Adam, fused=True),
-    "sgd": functools.partial(torch.optim.SGD, momentum=0.9),
-    "rmsprop": functools.partial(torch.optim.RMSprop, momentum=0.9),
-}
-
 
 GateParameters = tuple[Sequence[Parameter], float]  # trainable gate parameters, and the factor on their learning rate
 
@@ -122,9 +116,9 @@ class Problem:
     def accelerator(self) -> Accelerator:
         """accelerate's view of this machine: device and precision."""
         known: Accelerator | None = self.__dict__.get("_accelerator")
-        # accelerate has one precision per process: setting another changes that of earlier problems.
-        if known is None or known.mixed_precision != self.training.precision:
-            known = self.__dict__["_accelerator"] = _make_accelerator(self.training.precision)
+        # accelerate has one device and one precision per process: setting others changes those of earlier problems.
+        if known is None or not is_initialized() or known.mixed_precision != self.training.mixed_precision:
+            known = self.__dict__["_accelerator"] = make_accelerator(self.training)
         return known
 
     def start_run(self, attach: Callable[[nn.Module], GateParameters] | None = None) -> TrainState:
@@ -139,6 +133,8 @@ class Problem:
         model = copy_model(self.pretrained)
         if self.training.freeze_embeddings:
             _freeze_embeddings(model)
+        if self.training.gradient_checkpointing:
+            checkpoint_gradients_(model)
         scores, factor = attach(model) if attach else ([], 1.0)
         learnt = {id(score) for score in scores}
         weights = [p for p in model.parameters() if p.requires_grad and id(p) not in learnt]
@@ -148,7 +144,9 @@ class Problem:
             _parameter_group(list(scores), factor=factor),
         ]
         model = self.accelerator.prepare_model(model)
-        optimizer = OPTIMIZERS[self.training.optimizer]([g for g in groups if g["params"]], lr=0.0)
+        if self.training.torch_compile:
+            compile_(model)
+        optimizer = make_optimizer(self.training.optimizer, [g for g in groups if g["params"]])
         masks = algebra.dense_masks(target_parameters(model, self.targets))
         return TrainState(model=model, optimizer=optimizer, targets=self.targets, masks=masks)
 
@@ -188,17 +186,6 @@ class Problem:
         masks = {name: m.cpu() for name, m in state.masks.items()}
         told = {**state.notes, **notes}
         return Ticket(masks, found, metrics, self.meter.to_json(), told, answers)
-
-
-def _make_accelerator(precision: str) -> Accelerator:
-    try:
-        accelerator = Accelerator(mixed_precision=precision)
-    except ValueError:  # accelerate was set up with another precision
-        AcceleratorState._reset_state()
-        accelerator = Accelerator(mixed_precision=precision)
-    if accelerator.num_processes > 1:
-        raise UserError(f"training runs in one process, was launched in {accelerator.num_processes}; use 1")
-    return accelerator
 
 
 def _freeze_embeddings(model: nn.Module) -> None:

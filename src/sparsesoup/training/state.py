@@ -71,7 +71,8 @@ class TrainState:
         apply_masks_(params, self.masks)
         for name, mask in self.masks.items():
             for value in self.optimizer.state.get(params[name], {}).values():
-                if isinstance(value, Tensor) and value.shape == mask.shape:
+                # Moments of 8 bits are codes, of which 0 is not the number 0.
+                if isinstance(value, Tensor) and value.shape == mask.shape and value.is_floating_point():
                     value.mul_(mask.view(torch.int8))
 
     @torch.no_grad()
@@ -127,8 +128,8 @@ class TrainState:
         found: dict[str, Tensor] = {f"model/{n}": t for n, t in self._named_weights().items()}
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
-                if isinstance(value, Tensor):
-                    found[f"optimizer/{key}/{name}"] = value
+                if isinstance(value, Tensor | int):  # bitsandbytes counts steps in plain numbers
+                    found[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
         found |= {f"masks/{n}": m for n, m in self.masks.items()}
         return found | {f"memory/{n}": t for n, t in self.memory.items()}
 
@@ -166,7 +167,9 @@ class TrainState:
         for entry in saved:
             _, key, name = entry.split("/", 2)
             slot, value = self.optimizer.state[table[name]], tensors[entry]
-            if key in slot and slot[key].shape == value.shape:
+            if value.dim() == 0 and not value.is_floating_point():
+                slot[key] = int(value)
+            elif key in slot and slot[key].shape == value.shape:
                 slot[key].copy_(value)
             else:  # step counts stay on the CPU, unless the optimizer is fused
                 slot[key] = value.clone() if value.dim() == 0 and not fused else value.to(device, copy=True)

@@ -41,6 +41,7 @@ from sparsesoup.hub.models.weights import (
 from sparsesoup.hub.quiet import quiet_libraries
 from sparsesoup.hub.tasks.labels import TextTask
 from sparsesoup.hub.tasks.registry import AnyTask, TaskType, task_type_of
+from sparsesoup.training.device import current_device
 
 OWN = {kind.__name__: kind for kind in (OpenClipForImageClassification,)}  # classes missing from transformers
 COMPACT, COMPACT_FORMAT = "compact_config", 1  # config key of the widths of each layer
@@ -244,6 +245,6 @@ def use_faster_attention_(model: PreTrainedModel, precision: str) -> None:
     For image models, whose rows are short and whose attention has no dropout; with dropout, as in most text models,
     torch uses products anyway. Saved models are unaffected.
     """
-    if precision == "bf16" and not torch.accelerator.is_available() and model.config._attn_implementation == "sdpa":
+    if precision == "bf16" and current_device().type == "cpu" and model.config._attn_implementation == "sdpa":
         with quiet_libraries():
             model.set_attn_implementation("eager")

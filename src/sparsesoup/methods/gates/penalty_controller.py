@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsesoup.core.errors import UserError
 from sparsesoup.core.schedules import CubicSchedule
 from sparsesoup.methods.gates.attach import gates_of
 from sparsesoup.methods.gates.density import first_gate_per_group, group_scores, masked_share
@@ -220,6 +221,11 @@ def typical_gradient(
         square = own["exp_avg_sq"].flatten()[::stride] / (1.0 - group["betas"][1] ** float(own["step"]))
     elif "square_avg" in own:
         square = own["square_avg"].flatten()[::stride]
+    elif own and "eps" in group:
+        raise UserError(
+            "this method's penalty needs a mean square for each score, which this optimizer has not; take adamw",
+            "train.optimizer",
+        )
     else:
         return torch.full_like(parameter.detach().flatten()[::stride], factor if "eps" not in group else 0.0)
     return factor * (square.sqrt() + group["eps"])

@@ -46,7 +46,7 @@ class TrialJob:
     @property
     def place(self) -> tuple[ModelAndDataConfig, str]:
         """What a process loads for the job, and keeps for the next one."""
-        return self.trial.settings.place, self.trial.settings.train.precision
+        return self.trial.settings.place, self.trial.settings.train.mixed_precision
 
     @property
     def run(self) -> Path:

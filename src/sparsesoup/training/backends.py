@@ -1,0 +1,56 @@
+"""Settings of a training as those of accelerate, torch and the model."""
+
+import warnings
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from sparsesoup.core.errors import UserError
+from sparsesoup.training.config import TrainingConfig
+
+
+def make_accelerator(training: TrainingConfig) -> Accelerator:
+    """Return accelerate's view of this machine, and set what torch computes float32 products in there.
+
+    Raises: UserError if the device lacks the precision, or if the process is one of several that train together.
+    """
+    training.check_device()
+    precision = training.mixed_precision
+    try:
+        accelerator = Accelerator(mixed_precision=precision)
+    except ValueError:  # accelerate was set up with another precision
+        AcceleratorState._reset_state()
+        accelerator = Accelerator(mixed_precision=precision)
+    if accelerator.num_processes > 1:
+        raise UserError(f"training runs in one process, was launched in {accelerator.num_processes}; use 1")
+    if accelerator.device.type == "cuda":
+        allowed = "tf32" if training.tf32 else "ieee"
+        torch.backends.cuda.matmul.fp32_precision = allowed
+        torch.backends.cudnn.conv.fp32_precision = allowed  # type: ignore[attr-defined]
+    return accelerator
+
+
+def checkpoint_gradients_(model: nn.Module) -> None:
+    """Keep only the inputs of blocks for the backward pass, and compute the rest again. Chen et al. 2016.
+
+    Raises: UserError if the model cannot.
+    """
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise UserError(
+            f"{type(model).__name__} has no gradient checkpointing, as models of transformers have; leave it out",
+            "train.gradient_checkpointing",
+        )
+    # Older versions of transformers know the second name alone.
+    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    enable: Any = getattr(model, f"{kind}_checkpointing_enable")
+    enable(**{f"{kind}_checkpointing_kwargs": {"use_reentrant": False}})
+
+
+def compile_(model: nn.Module) -> None:
+    """Compile the forward and backward pass of a model in place, so that its parameters keep their names."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's imports use what torch itself deprecates
+        model.compile()
