@@ -21,7 +21,8 @@ from sparsesoup.methods.scores.least_squares import fit_flops, fit_kept_weights
 from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.cost import CountFlops
 from sparsesoup.training.driver import carry_out_plan
-from sparsesoup.training.loop import find_dropouts, train
+from sparsesoup.training.loop import train
+from sparsesoup.training.overrides import find_dropouts
 from sparsesoup.training.state import TrainState
 from tiny_bert import bert
 from tiny_hub import gpt2

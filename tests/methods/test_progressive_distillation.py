@@ -26,7 +26,8 @@ from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.config import DistillConfig, TrainingConfig
 from sparsesoup.training.cost import CostTracker
 from sparsesoup.training.distillation import distillation_objective
-from sparsesoup.training.loop import only_trained, train
+from sparsesoup.training.loop import train
+from sparsesoup.training.overrides import only_trained
 from sparsesoup.training.problem import Problem
 from tiny_bert import bert
 

@@ -16,7 +16,8 @@ from sparsesoup.core.masks import Masks
 from sparsesoup.methods.scores import magnitude
 from sparsesoup.training.batching import Batch
 from sparsesoup.training.config import TrainingConfig, TrainingOverrides
-from sparsesoup.training.loop import find_dropouts, train
+from sparsesoup.training.loop import train
+from sparsesoup.training.overrides import find_dropouts
 from sparsesoup.training.state import TrainState
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop")

@@ -25,13 +25,10 @@ PLAIN = (Tensor, str, int, float, type(None))  # names of columns and the like c
 
 
 class PlainDevice:
-    """Device, backward pass and clipping, in a process that may have an Accelerator of its own."""
+    """Device and clipping, in a process that may have an Accelerator of its own."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
 
     def clip_grad_norm_(self, parameters: Iterable[Tensor], most: float) -> Tensor:
         return torch.nn.utils.clip_grad_norm_(parameters, most)

@@ -23,7 +23,8 @@ from sparsesoup.loops.traces import untouched_weights, without_trace
 from sparsesoup.methods import Method, row_of
 from sparsesoup.training.cost import Cost
 from sparsesoup.training.driver import run_forks, run_phase
-from sparsesoup.training.loop import OPTIMIZERS_THAT_KEEP_ZEROS, Rate, dropout_set_to
+from sparsesoup.training.loop import OPTIMIZERS_THAT_KEEP_ZEROS, Rate
+from sparsesoup.training.overrides import dropout_set_to
 from sparsesoup.training.plan import ActiveRun, LoopHooks, Phase
 from sparsesoup.training.state import TrainState
 

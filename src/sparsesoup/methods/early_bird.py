@@ -13,6 +13,7 @@ from sparsesoup.core.granularity import Block, Element, Structure
 from sparsesoup.core.masking import Scope
 from sparsesoup.core.masks import Masks, hamming_distance, jaccard_distance, pack_bits, unpack_bits
 from sparsesoup.methods.base import Method
+from sparsesoup.training.hooks import ScheduledHook
 from sparsesoup.training.plan import ActiveRun, LoopHooks, Phase
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.size import RunSize
@@ -74,10 +75,9 @@ class EarlyBird(Method):
 
     def _watch_masks(self, every: int, sparsity: float, run: ActiveRun) -> LoopHooks:
         def look(state: TrainState) -> None:
-            if state.step % every == 0:
-                state.halt = self._mask_has_settled(state, self.select_masks(state, sparsity))
+            state.halt = self._mask_has_settled(state, self.select_masks(state, sparsity))
 
-        return LoopHooks([look])
+        return LoopHooks([ScheduledHook(lambda step: step % every == 0, look)])
 
     def _rewind_with_mask(self, run: ActiveRun) -> None:
         device = run.problem.accelerator.device

@@ -8,7 +8,8 @@ from sparsesoup.core.granularity import Block, Element, Structure
 from sparsesoup.core.masking import Scope
 from sparsesoup.core.schedules import CubicSchedule, CyclicLinearDecay, require_ramp
 from sparsesoup.methods.base import Method
-from sparsesoup.training.loop import Hook, Rate
+from sparsesoup.training.hooks import Hook, ScheduledHook
+from sparsesoup.training.loop import Rate
 from sparsesoup.training.plan import ActiveRun, LoopHooks, Phase
 from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import TrainState
@@ -116,8 +117,7 @@ def pruning_hook(method: Method, schedule: CubicSchedule, sparsity: float) -> Ho
     """Return a hook that prunes by magnitude on the schedule."""
 
     def prune(state: TrainState) -> None:
-        if schedule.is_pruning_step(state.step):
-            goal = schedule.sparsity_at(state.step, sparsity)
-            state.set_masks_(method.select_masks(state, goal, within=state.masks))
+        goal = schedule.sparsity_at(state.step, sparsity)
+        state.set_masks_(method.select_masks(state, goal, within=state.masks))
 
-    return prune
+    return ScheduledHook(schedule.is_pruning_step, prune)

@@ -26,7 +26,7 @@ from sparsesoup.methods.gates.attach import (
 )
 from sparsesoup.methods.gates.density import group_sizes, masked_share, set_thresholds_
 from sparsesoup.methods.gates.straight_through import StraightThroughGate
-from sparsesoup.training.loop import Hook
+from sparsesoup.training.hooks import Hook, ScheduledHook
 from sparsesoup.training.plan import ActiveRun, LoopHooks, Phase
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.size import RunSize
@@ -203,13 +203,15 @@ def threshold_hook(
     """
     plan = phases.pruning_schedule(steps)
 
+    def is_due(step: int) -> bool:
+        return bool(plan.sparsity_at(step, sparsity)) and (step % every == 0 or step == plan.stop)
+
     def follow(state: TrainState) -> None:
         goal = plan.sparsity_at(state.step, sparsity)
-        if goal and (state.step % every == 0 or state.step == plan.stop):
-            set_thresholds_(state, areas, goal, scope)
-            state.masked = goal
+        set_thresholds_(state, areas, goal, scope)
+        state.masked = goal
 
-    return follow
+    return ScheduledHook(is_due, follow)
 
 
 def initial_scores(

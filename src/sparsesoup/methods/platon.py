@@ -11,7 +11,7 @@ from sparsesoup.core.masks import apply_masks_
 from sparsesoup.core.schedules import CubicSchedule, require_ramp
 from sparsesoup.methods.base import Method
 from sparsesoup.methods.scores.averages import ImportanceAverages, first_order_sensitivity
-from sparsesoup.training.loop import Hook
+from sparsesoup.training.hooks import Hook
 from sparsesoup.training.plan import ActiveRun, LoopHooks, Phase
 from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import TrainState

@@ -129,6 +129,10 @@ class Checkpointer:
             return self._partial[1]
         return until
 
+    def will_save(self, state: Checkpointable) -> bool:
+        """Return True if `save_if_due` would save the state now."""
+        return self._owner is state and self._save_is_due()
+
     def save_if_due(self, state: Checkpointable, until: int, ending: bool = False) -> None:
         """Save the state if a save is due; called after each step of a training to step `until`.
 

@@ -14,8 +14,9 @@ from sparsesoup.training.cached_train import train_cached
 from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.cost import CostTracker
 from sparsesoup.training.forks import Tensors
-from sparsesoup.training.loop import only_trained, train, train_head
+from sparsesoup.training.loop import train, train_head
 from sparsesoup.training.observer import Observer
+from sparsesoup.training.overrides import only_trained
 from sparsesoup.training.plan import ActiveRun, LoopHooks, Phase, early_stopping_of, planned_steps
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.size import RunSize

@@ -71,9 +71,14 @@ class Evaluator:
         # The pass is no training of its own in a progress bar.
         self.problem = replace(problem, observer=Observer()) if self.every else problem
 
+    def is_due(self, state: TrainState) -> bool:
+        """Return True if it is time to validate."""
+        last = self.stopping is not None and state.step == self.until
+        return bool(self.every) and (state.step % (self.every or 1) == 0 or last)
+
     def evaluate_if_due(self, state: TrainState) -> None:
         """Validate after a step, if it is time to."""
-        if not self.every or (state.step % self.every and not (self.stopping and state.step == self.until)):
+        if not self.is_due(state):
             return
         with fork_rng_of(state.model.parameters()), charge_time(self.problem.meter, EVALUATION) as cost:
             scores = self.problem.score_validation(state.model, cost)[0]

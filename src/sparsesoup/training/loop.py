@@ -1,30 +1,32 @@
 """The only training loop."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from itertools import islice
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.masks import Masks, apply_masks_, sparsity
 from sparsesoup.core.rng import derive_seed, fork_rng_of, seed_everything
 from sparsesoup.training.batching import RowBatches, shapes_of
-from sparsesoup.training.config import TrainingConfig, TrainingOverrides
+from sparsesoup.training.config import TrainingOverrides
 from sparsesoup.training.cost import Cost
 from sparsesoup.training.evaluation import EarlyStopping, Evaluator
 from sparsesoup.training.extrapolation import extrapolated_weights, keep_gradients_
+from sparsesoup.training.hooks import Hook, is_due
+from sparsesoup.training.overrides import apply_overrides, only_trained
 from sparsesoup.training.problem import Problem, add_batch_cost, charge_time, to_device
 from sparsesoup.training.state import TrainState
+from sparsesoup.training.step_loss import LATE_DEVICES, StepLoss, can_skip_update, scale_loss, step_optimizer
 from sparsesoup.training.zero_hooks import zero_gradients
 
 # Without gradient and moments these keep zeros at zero, weight decay included: no pass over the weights is needed.
 OPTIMIZERS_THAT_KEEP_ZEROS = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD, torch.optim.RMSprop)
 
-Hook = Callable[[TrainState], None]
 Rate = Callable[[int], float]
 
 
@@ -58,7 +60,8 @@ def train(
         label: cost label of the steps.
         protocol: settings that differ from the problem's.
         stopping: stop early, by the validations every `eval_steps` steps.
-    Raises: UserError at the first step whose loss is not finite, with the state as it was before that step.
+    Raises: UserError for the first step whose loss or gradient norm is not finite, with the state as before that step.
+        On a GPU it comes while the next step is computed, as do the records for the observer.
     """
     until = problem.journal.resume_step(state, state.step + steps)
     data = problem.train if protocol is None else problem.train.random_subset(protocol.share, problem.seed, *stream)
@@ -71,17 +74,12 @@ def train(
     evaluator = Evaluator(problem, label, until, stopping)
     problem.observer.begin(label, state.step, until)
     with (
-        _apply_overrides(state, problem.training, protocol),
+        apply_overrides(state, problem.training, protocol),
         fork_rng_of(state.model.parameters()),
         ExitStack() as after,
     ):
         after.callback(zero_gradients(loop.params, loop.masks_of_gradients))
-        for indices in islice(order, max(until - state.step, 0)):
-            problem.observer.step(loop.step(indices))
-            evaluator.evaluate_if_due(state)
-            if state.halt:
-                break
-            problem.journal.save_if_due(state, until)
+        loop.run(order, evaluator)
     evaluator.finish_training(state)
     apply_masks_(loop.params, state.masks if loop.gone else {})
     problem.observer.end()
@@ -109,9 +107,30 @@ class _Loop:
         self.params, self.masks, self.gone = state.prunable_parameters(), state.masks, sparsity(state.masks)
         trained = any(p.requires_grad for p in self.params.values())
         self.kind = "train" if trained else "head"  # FLOPs differ between the two
+        # What is observed or kept must be finite, so then the loss is read before.
+        self.keeps = observe is not None or problem.training.extrapolate > 0
+        self.late = problem.accelerator.device.type in LATE_DEVICES and can_skip_update(state) and not self.keeps
+        self._unread: tuple[dict[str, Any], Callable[[], tuple[float, float]]] | None = None
+        self._records: list[dict[str, Any]] = []
 
-    def step(self, indices: list[int]) -> dict[str, Any]:
-        """Train on these rows; return the record of the step."""
+    def run(self, order: Iterator[list[int]], evaluator: Evaluator) -> None:
+        """Train to the last step, or until a hook or a validation halts the training."""
+        state, journal = self.state, self.problem.journal
+        for indices in islice(order, max(self.until - state.step, 0)):
+            self.step(indices)
+            if evaluator.is_due(state) or state.halt or journal.will_save(state):
+                self.settle()
+            self.report()
+            evaluator.evaluate_if_due(state)
+            if state.halt:
+                break
+            if self._unread is None:
+                journal.save_if_due(state, self.until)
+        self.settle()
+        self.report()
+
+    def step(self, indices: list[int]) -> None:
+        """Train on these rows; the record of the step is kept for `report`."""
         state, problem, rate = self.state, self.problem, self.rate(self.state.step)
         with charge_time(problem.meter, self.label) as cost:
             seed_everything(derive_seed(problem.seed, "noise", *self.stream, state.step))
@@ -119,11 +138,9 @@ class _Loop:
             rows = self.data.augmented_view(problem.seed, "look", *self.stream, state.step)
             with extrapolated_weights(state, problem.training.extrapolate):
                 loss = _accumulate_gradients(state, problem, rows, indices, self.penalty, cost, self.kind)
-            if not math.isfinite(loss):
-                problem.journal.save_if_due(state, self.until, ending=True)
-            elif self.observe is not None:
-                self.observe(state)
-            _update_weights(state, problem, loss, self.label)
+            self.settle()
+            late = self.late and not any(is_due(hook, state.step + 1) for hook in self.hooks)
+            read = self._update_weights(loss, late)
             cost.steps += 1
             state.step += 1
             before = self._writes() if self.hooks else []
@@ -131,7 +148,68 @@ class _Loop:
                 hook(state)
             self._hold_masks(written=bool(self.hooks) and before != self._writes())
         share = self.gone or state.masked
-        return {"step": state.step, "label": self.label, "loss": loss, "rate": rate, "sparsity": share}
+        record = {"step": state.step, "label": self.label, "loss": math.nan, "rate": rate, "sparsity": share}
+        self._unread = (record, read)
+        if not late:
+            self.settle()
+
+    def settle(self) -> None:
+        """Read the numbers of the last step, if that was not done yet.
+
+        Raises: UserError if they are not finite; the state is then as it was before that step.
+        """
+        if self._unread is None:
+            return
+        (record, read), self._unread = self._unread, None
+        loss, norm = read()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.state.step = record["step"] - 1
+            self.problem.meter.add_cost(self.label, Cost(steps=-1))
+            self._refuse(loss, norm)
+        self._records.append(record | {"loss": loss})
+
+    def report(self) -> None:
+        """Give the observer the records of the steps whose numbers were read."""
+        for record in self._records:
+            self.problem.observer.step(record)
+        self._records.clear()
+
+    def _update_weights(self, loss: StepLoss, late: bool) -> Callable[[], tuple[float, float]]:
+        """Update the weights if loss and norm are finite; return a function that returns both."""
+        state, problem = self.state, self.problem
+        if state.scaler is not None:
+            state.scaler.unscale_(state.optimizer)
+        value = math.nan if late else loss.read()
+        if not late and not math.isfinite(value):
+            self._refuse(value)
+        overflow = self.keeps and state.scaler is not None and not _gradients_are_finite(state)
+        if self.observe is not None and not overflow:
+            self.observe(state)
+        if problem.training.max_grad_norm:
+            norm = problem.accelerator.clip_grad_norm_(state.model.parameters(), problem.training.max_grad_norm)
+            loss.norm = norm if state.scaler is None else None  # gradients may overflow in fp16
+        if late:
+            step_optimizer(state, loss.not_finite())
+            state.optimizer.zero_grad(set_to_none=True)
+            return loss.read_later()
+        if not math.isfinite(norm := loss.read_norm()):
+            self._refuse(value, norm)
+        step_optimizer(state, None)
+        if problem.training.extrapolate and not overflow:
+            keep_gradients_(state)
+        state.optimizer.zero_grad(set_to_none=True)
+        return lambda: (value, norm)
+
+    def _refuse(self, loss: float, norm: float = 0.0) -> NoReturn:
+        """Raise the error of a step that is not finite, which has changed nothing."""
+        state, problem = self.state, self.problem
+        state.optimizer.zero_grad(set_to_none=True)
+        problem.journal.save_if_due(state, self.until, ending=True)
+        what = f"gradient norm is {norm}" if math.isfinite(loss) else f"loss is {loss}"
+        raise UserError(
+            f"the {what} at step {state.step + 1} ({self.label}); what was finished is kept. "
+            f"Lower --train.learning-rate (now {problem.training.learning_rate:g}) or check the data"
+        )
 
     def masks_of_gradients(self) -> Masks | None:
         """Return the masks of the state; None if nothing is pruned."""
@@ -158,37 +236,14 @@ def train_head(state: TrainState, problem: Problem, steps: int) -> None:
         train(state, problem, steps, label="search")
 
 
-@contextmanager
-def only_trained(model: nn.Module, names: Collection[str]) -> Iterator[None]:
-    """Freeze all but the named parameters of a model within the block."""
-    others = [p for name, p in model.named_parameters() if p.requires_grad and name not in names]
-    try:
-        for parameter in others:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in others:
-            parameter.requires_grad_(True)
-
-
 def _set_learning_rate(state: TrainState, rate: float) -> None:
     for group in state.optimizer.param_groups:
         group["lr"] = rate * group["factor"]
 
 
-def _update_weights(state: TrainState, problem: Problem, loss: float, label: str) -> None:
-    if not math.isfinite(loss):
-        state.optimizer.zero_grad(set_to_none=True)
-        raise UserError(
-            f"the loss is {loss} at step {state.step + 1} ({label}); what was finished is kept. "
-            f"Lower --train.learning-rate (now {problem.training.learning_rate:g}) or check the data"
-        )
-    if problem.training.max_grad_norm:
-        problem.accelerator.clip_grad_norm_(state.model.parameters(), problem.training.max_grad_norm)
-    state.optimizer.step()
-    if problem.training.extrapolate:
-        keep_gradients_(state)
-    state.optimizer.zero_grad(set_to_none=True)
+def _gradients_are_finite(state: TrainState) -> bool:
+    found = [p.grad for p in state.model.parameters() if p.grad is not None]
+    return bool(torch.nn.utils.get_total_norm(found).isfinite())
 
 
 def _accumulate_gradients(
@@ -199,11 +254,11 @@ def _accumulate_gradients(
     penalty: Callable[[TrainState], Tensor] | None,
     cost: Cost,
     kind: str,
-) -> float:
-    """Accumulate the gradients of the mean loss over the rows `indices`, in parts; return the loss."""
+) -> StepLoss:
+    """Accumulate the gradients of the mean loss over the rows `indices`, in parts; return the losses."""
     parts = list(_micro_batches(indices, problem.training.batch_size))
-    return sum(
-        _backward_pass(state, problem, data, part, len(part) / len(indices), penalty, cost, kind) for part in parts
+    return StepLoss(
+        [_backward_pass(state, problem, data, part, len(part) / len(indices), penalty, cost, kind) for part in parts]
     )
 
 
@@ -221,56 +276,15 @@ def _backward_pass(
     penalty: Callable[[TrainState], Tensor] | None,
     cost: Cost,
     kind: str,
-) -> float:
+) -> tuple[Tensor, Tensor, float]:
     batch = to_device(data.batch(indices), problem.accelerator.device)
 
-    def work() -> float:
+    def work() -> tuple[Tensor, Tensor]:
         loss = problem.training_loss(state.model, batch)
         whole = loss if penalty is None else loss + penalty(state)
-        problem.accelerator.backward(whole * weight)
-        # The log shows the criterion, comparable between methods; a non-finite loss is reported whatever its source.
-        return float(loss.detach()) if math.isfinite(float(whole.detach())) else float(whole.detach())
+        scale_loss(state, whole * weight).backward()  # accelerate would scale by a scaler of its own
+        return loss.detach(), whole.detach()
 
-    loss, flops = problem.meter.run_and_count_flops((kind, problem.objective, penalty, *shapes_of(batch)), work)
+    losses, flops = problem.meter.run_and_count_flops((kind, problem.objective, penalty, *shapes_of(batch)), work)
     add_batch_cost(cost, data, indices, flops)
-    return loss * weight
-
-
-@contextmanager
-def _apply_overrides(state: TrainState, training: TrainingConfig, protocol: TrainingOverrides | None) -> Iterator[None]:
-    """Apply the dropout of a training, and a run's overrides of weight decay and dropout, for its duration."""
-    protocol = TrainingOverrides() if protocol is None else protocol
-    decays = [group["weight_decay"] for group in state.optimizer.param_groups]
-    try:
-        for group in state.optimizer.param_groups:
-            if protocol.weight_decay is not None and group["decays"]:
-                group["weight_decay"] = protocol.weight_decay
-        with dropout_set_to(state.model, training.dropout if protocol.dropout is None else protocol.dropout):
-            yield
-    finally:
-        for group, decay in zip(state.optimizer.param_groups, decays, strict=True):
-            group["weight_decay"] = decay
-
-
-@contextmanager
-def dropout_set_to(model: nn.Module, probability: float | None) -> Iterator[None]:
-    """Set all dropout probabilities of a model within the block; None leaves them."""
-    drops = [] if probability is None else find_dropouts(model)
-    try:
-        for owner, name, _ in drops:
-            setattr(owner, name, probability)
-        yield
-    finally:
-        for owner, name, value in drops:
-            setattr(owner, name, value)
-
-
-def find_dropouts(model: nn.Module) -> list[tuple[nn.Module, str, float]]:
-    """Return all dropout probabilities of a model: (module, attribute, value); attention has some as plain numbers."""
-    found: list[tuple[nn.Module, str, float]] = []
-    for module in model.modules():
-        for name in ("p", "dropout", "attention_dropout", "activation_dropout", "dropout_p", "drop_prob"):
-            value = getattr(module, name, None)
-            if isinstance(value, float) and (name != "p" or isinstance(module, nn.modules.dropout._DropoutNd)):
-                found.append((module, name, value))
-    return found
+    return *losses, weight

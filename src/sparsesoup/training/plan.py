@@ -10,7 +10,8 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.targets import Targets
 from sparsesoup.training.config import TrainingConfig, TrainingOverrides
 from sparsesoup.training.evaluation import MAIN, EarlyStopping
-from sparsesoup.training.loop import Hook, Rate
+from sparsesoup.training.hooks import Hook
+from sparsesoup.training.loop import Rate
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.state import TrainState
 

@@ -148,7 +148,9 @@ class Problem:
             compile_(model)
         optimizer = make_optimizer(self.training.optimizer, [g for g in groups if g["params"]])
         masks = algebra.dense_masks(target_parameters(model, self.targets))
-        return TrainState(model=model, optimizer=optimizer, targets=self.targets, masks=masks)
+        half = self.training.mixed_precision == "fp16"
+        scaler = torch.amp.GradScaler(self.accelerator.device.type) if half else None
+        return TrainState(model=model, optimizer=optimizer, targets=self.targets, masks=masks, scaler=scaler)
 
     @torch.no_grad()
     def reset_to_pretrained_(self, state: TrainState) -> None:

@@ -41,6 +41,7 @@ class TrainState:
         masked: share of the weights masked by gates, or zeroed for a time by the last pruning; logged while no masks
             are set.
         halt: set by a hook to end the training.
+        scaler: scales the loss in fp16; None in other precisions.
     """
 
     model: nn.Module
@@ -52,6 +53,7 @@ class TrainState:
     notes: dict[str, Any] = field(default_factory=dict)
     masked: float = 0.0
     halt: bool = False
+    scaler: torch.amp.GradScaler | None = None
 
     def prunable_parameters(self) -> dict[str, Parameter]:
         """Return the prunable parameters by name."""
@@ -134,8 +136,9 @@ class TrainState:
         return found | {f"memory/{n}": t for n, t in self.memory.items()}
 
     def facts(self) -> dict[str, Any]:
-        """Return the non-tensor part of the state: step, notes."""
-        return {"step": self.step, "notes": copy.deepcopy(self.notes), "masked": self.masked}
+        """Return the non-tensor part of the state: step, notes, scale of the loss."""
+        scaler = {"scaler": self.scaler.state_dict()} if self.scaler is not None else {}
+        return {"step": self.step, "notes": copy.deepcopy(self.notes), "masked": self.masked, **scaler}
 
     @torch.no_grad()
     def load_state_(self, tensors: Mapping[str, Tensor], facts: dict[str, Any]) -> None:
@@ -151,6 +154,8 @@ class TrainState:
         self._take_back_moments(tensors, device)
         self.step, self.masked, self.halt = int(facts["step"]), float(facts["masked"]), False
         self.notes = copy.deepcopy(facts["notes"])
+        if self.scaler is not None and "scaler" in facts:
+            self.scaler.load_state_dict(facts["scaler"])
 
     def _take_back_moments(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
         table = dict(self.model.named_parameters())

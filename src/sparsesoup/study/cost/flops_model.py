@@ -17,7 +17,7 @@ from sparsesoup.methods.scores.gradient import hessian_product, task_gradient
 from sparsesoup.training.batching import RowBatches
 from sparsesoup.training.cost import Cost, CostTracker, CountFlops
 from sparsesoup.training.evaluation import EVALUATION
-from sparsesoup.training.loop import only_trained
+from sparsesoup.training.overrides import only_trained
 from sparsesoup.training.plan import Phase, count_evaluations, early_stopping_of, first_steps
 from sparsesoup.training.problem import Problem, add_batch_cost, to_device
 
