@@ -31,7 +31,7 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ("prune isp --method.weak", "--method.weak-masks"),
         ("prune gradual --method.weak", ""),
         ("prune --conf", "--config"),
-        ("prune isp --train.optimizer a", "adamw adam"),
+        ("prune isp --train.optimizer ad", "adamw adam adafactor adamw_bnb_8bit"),
         ("export run --to co", "compact"),
         ("methods plat", "platon"),
         ("completion f", "fish"),
