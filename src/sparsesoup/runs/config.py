@@ -120,7 +120,8 @@ class RunConfig:
 
     def changed_settings(self) -> dict[str, Any]:
         """Return the settings that differ from their defaults, by dotted name."""
-        plain = _default_settings(self.name)
+        # That of the device of this moment, which Python may change from call to call.
+        plain = {**_default_settings(self.name), "train.precision": TrainingConfig().mixed_precision}
         return {name: v for name, v in flatten_table(self.to_dict()).items() if v != plain.get(name)}
 
     def run_key(self) -> str:
