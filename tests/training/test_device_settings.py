@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from sparsesoup.core.targets import Target
 from sparsesoup.methods import METHODS, Method
 from sparsesoup.methods.scores import magnitude
 from sparsesoup.runs.config import RunConfig, config_from_dict
+from sparsesoup.training import backends
 from sparsesoup.training import device as devices
 from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.loop import train
@@ -297,3 +299,51 @@ def test_compare_refuses_a_device_that_is_not_there(name: str, capsys: pytest.Ca
 def test_compare_leaves_the_devices_of_ray_to_ray() -> None:
     with pytest.raises(UserError, match="--device is for runs on this machine; Ray gives each run its own"):
         read_study_arguments(["--config", "table3", "--executor", "ray", "--device", "cpu"])
+
+
+class Pretended:
+    """An accelerator on a device that is not here."""
+
+    def __init__(self, device: str) -> None:
+        self.device, self.num_processes = torch.device(device), 1
+
+
+@pytest.fixture
+def switches(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv(backends.WORKSPACE, raising=False)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.deterministic = False
+    torch.backends.cuda.matmul.fp32_precision = "none"
+    torch.backends.cudnn.conv.fp32_precision = "tf32"  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("switches")
+def test_determinism_and_tf32_are_set_on_a_gpu_and_taken_back(capability: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    capability((9, 0))
+    monkeypatch.setattr(backends, "Accelerator", lambda mixed_precision: Pretended("cuda:0"))
+
+    def found() -> tuple[bool, bool, str, str]:
+        conv = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+        product = torch.backends.cuda.matmul.fp32_precision
+        return torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic, product, conv
+
+    backends.make_accelerator(TrainingConfig())
+    assert found() == (False, False, "ieee", "ieee")
+    assert backends.WORKSPACE not in os.environ
+    backends.make_accelerator(TrainingConfig(full_determinism=True, tf32=True))
+    assert found() == (True, True, "tf32", "tf32")
+    assert os.environ[backends.WORKSPACE] == ":4096:8"
+    backends.make_accelerator(TrainingConfig())
+    assert found() == (False, False, "ieee", "ieee")
+    torch.use_deterministic_algorithms(True)  # by the user, in whose process this is
+    backends.make_accelerator(TrainingConfig())
+    assert torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_cpu_needs_no_determinism() -> None:
+    problem = tiny(training=replace(BASE, full_determinism=True))
+    plain = tiny()
+    found = [dict(train(p.start_run(), p, 5).model.named_parameters()) for p in (plain, problem)]
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert same(*found)

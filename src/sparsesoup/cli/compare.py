@@ -38,7 +38,7 @@ Shipped recipes: table2 (CLIP on images), table3 (BERT on GLUE), transfer.
 
 Repeat the command to resume after any kill. The test split is opened once per run, when the run is complete. Runs are
 trained in this process, in several (--workers 2), or on Ray (--executor ray), here or on the nodes of a cluster that
-share the working directory and --out: bit-identical for the same device and number of threads. The exit code is 1 if
+share the working directory and --out: bit-identical on CPUs for the same number of threads. The exit code is 1 if
 runs failed.
 """
 INSTEAD = "instead of the recipe's"

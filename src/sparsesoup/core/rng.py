@@ -1,6 +1,5 @@
 """Named random streams: every random choice of a run is a function of the seed and its purpose."""
 
-import functools
 import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -24,15 +23,22 @@ def cpu_generator(seed: int, *path: object) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, *path))
 
 
-def seed_everything(number: int) -> None:
-    """Seed torch as `torch.manual_seed` does, but skip accelerators that are not there.
+def devices_of(tensors: Iterable[Tensor]) -> set[torch.device]:
+    """Return the devices of tensors that have random states of their own."""
+    return {t.device for t in tensors if t.device.type not in ("cpu", "meta")}
 
-    torch.manual_seed would record a stack trace for each kind of accelerator: three at every step.
+
+def seed_everything(number: int, devices: Iterable[torch.device] = ()) -> None:
+    """Seed the CPU and these devices as `torch.manual_seed` does, but no other device of the machine.
+
+    torch.manual_seed would also record a stack trace for each kind of accelerator: three at every step.
     """
-    if _has_accelerator():
-        torch.manual_seed(number)
-    else:
-        torch.default_generator.manual_seed(number)
+    torch.default_generator.manual_seed(number)
+    for device in devices:
+        if device.type == "mps":  # it has no device numbers
+            torch.mps.manual_seed(number)
+        else:
+            getattr(torch, device.type).default_generators[device.index].manual_seed(number)
 
 
 @contextmanager
@@ -41,12 +47,7 @@ def fork_rng_of(tensors: Iterable[Tensor]) -> Iterator[None]:
 
     `torch.random.fork_rng` alone would start every accelerator of the machine.
     """
-    devices = {t.device for t in tensors if t.device.type not in ("cpu", "meta", "mps")}  # mps has no device numbers
+    devices = {device for device in devices_of(tensors) if device.type != "mps"}
     kind = next((device.type for device in devices), "cuda")
     with torch.random.fork_rng(devices=devices, device_type=kind):
         yield
-
-
-@functools.cache
-def _has_accelerator() -> bool:
-    return torch.accelerator.is_available()

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.rng import fork_rng_of, seed_everything
+from sparsesoup.core.rng import devices_of, fork_rng_of, seed_everything
 from sparsesoup.core.targets import weights_fingerprint
 from sparsesoup.core.ticket import Ticket, load_masks
 from sparsesoup.hub.models import loading
@@ -89,7 +89,7 @@ class ObjectSource:
         rows = list(range(min(problem.training.batch_size, len(problem.train))))
         model = problem.accelerator.prepare_model(copy_model(problem.pretrained), evaluation_mode=True).eval()
         with torch.no_grad(), fork_rng_of(model.parameters()):
-            seed_everything(0)
+            seed_everything(0, devices_of(model.parameters()))
             batch = to_device(problem.train.batch(rows), problem.accelerator.device)
             loss = float(problem.training_loss(model, batch))
         return {**self._weights_and_rows, "loss": f"{loss:.4g}"}

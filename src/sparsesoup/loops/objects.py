@@ -178,6 +178,7 @@ def prune_trainer(method: str | Method, trainer: Trainer, *, sparsity: float | N
         gradient_accumulation_steps=args.gradient_accumulation_steps, max_grad_norm=args.max_grad_norm or 0.0,
         warmup_ratio=warmup_ratio_of(args), precision="bf16" if args.bf16 else "fp16" if args.fp16 else "no",
         tf32=bool(args.tf32), gradient_checkpointing=args.gradient_checkpointing, torch_compile=args.torch_compile,
+        full_determinism=args.full_determinism,
         eval_steps=eval_steps_of(trainer),
     )  # fmt: skip
     length = {"steps": args.max_steps} if args.max_steps > 0 else {"epochs": float(args.num_train_epochs)}

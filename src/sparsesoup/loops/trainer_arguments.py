@@ -10,7 +10,7 @@ from transformers import Trainer
 HONOURED = {
     "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "num_train_epochs",
     "weight_decay", "warmup_ratio", "warmup_steps", "max_grad_norm", "seed", "bf16", "label_smoothing_factor", "fp16",
-    "tf32", "gradient_checkpointing", "torch_compile",
+    "tf32", "gradient_checkpointing", "torch_compile", "full_determinism",
 }  # fmt: skip
 HARMLESS = (
     "output_dir", "logging", "log_", "report_to", "run_name", "disable_tqdm", "eval", "per_device_eval", "save", "push",

@@ -1,5 +1,6 @@
 """Settings of a training as those of accelerate, torch and the model."""
 
+import os
 import warnings
 from typing import Any
 
@@ -11,9 +12,12 @@ from torch import nn
 from sparsesoup.core.errors import UserError
 from sparsesoup.training.config import TrainingConfig
 
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+_determinism = {"set": False}  # whether a training of this process has set it
+
 
 def make_accelerator(training: TrainingConfig) -> Accelerator:
-    """Return accelerate's view of this machine, and set what torch computes float32 products in there.
+    """Return accelerate's view of this machine, and set how torch computes there: TF32, determinism.
 
     Raises: UserError if the device lacks the precision, or if the process is one of several that train together.
     """
@@ -26,11 +30,25 @@ def make_accelerator(training: TrainingConfig) -> Accelerator:
         accelerator = Accelerator(mixed_precision=precision)
     if accelerator.num_processes > 1:
         raise UserError(f"training runs in one process, was launched in {accelerator.num_processes}; use 1")
+    if accelerator.device.type != "cpu":  # on a CPU the same threads compute the same bits anyway
+        _set_determinism(training.full_determinism)
     if accelerator.device.type == "cuda":
         allowed = "tf32" if training.tf32 else "ieee"
         torch.backends.cuda.matmul.fp32_precision = allowed
         torch.backends.cudnn.conv.fp32_precision = allowed  # type: ignore[attr-defined]
     return accelerator
+
+
+def _set_determinism(on: bool) -> None:
+    """Set all that torch offers for equal bits; if off, take back what an earlier training set, and nothing else."""
+    if on:
+        os.environ.setdefault(WORKSPACE, ":4096:8")  # read when cuBLAS starts; processes started here inherit it
+    if on != _determinism["set"]:
+        torch.use_deterministic_algorithms(on)
+        torch.backends.cudnn.deterministic = on
+        _determinism["set"] = on
+    if on:
+        torch.backends.cudnn.benchmark = False
 
 
 def checkpoint_gradients_(model: nn.Module) -> None:

@@ -60,6 +60,7 @@ class TrainingConfig:
         tf32: allow TF32 in float32 products and convolutions of a CUDA device.
         gradient_checkpointing: keep only the inputs of blocks for the backward pass, and compute the rest again.
         torch_compile: compile the model with torch.compile.
+        full_determinism: on a GPU, torch's deterministic algorithms alone, so that a run repeats to the bit; slower.
         dropout: probability of all dropout layers during training; default: the model's own (gradual-obs: 0).
         freeze_embeddings: do not train embeddings (words, positions, types, with their norm; patches), as in the code
             of movement pruning.
@@ -85,6 +86,7 @@ class TrainingConfig:
     tf32: bool = False
     gradient_checkpointing: bool = False
     torch_compile: bool = False
+    full_determinism: bool = False
     dropout: float | None = None
     freeze_embeddings: bool = False
     optimizer: OptimizerName = "adamw"

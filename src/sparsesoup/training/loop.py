@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.masks import Masks, apply_masks_, sparsity
-from sparsesoup.core.rng import derive_seed, fork_rng_of, seed_everything
+from sparsesoup.core.rng import derive_seed, devices_of, fork_rng_of, seed_everything
 from sparsesoup.training.batching import RowBatches, shapes_of
 from sparsesoup.training.config import TrainingOverrides
 from sparsesoup.training.cost import Cost
@@ -110,6 +110,7 @@ class _Loop:
         # What is observed or kept must be finite, so then the loss is read before.
         self.keeps = observe is not None or problem.training.extrapolate > 0
         self.late = problem.accelerator.device.type in LATE_DEVICES and can_skip_update(state) and not self.keeps
+        self.devices = devices_of(state.model.parameters())
         self._unread: tuple[dict[str, Any], Callable[[], tuple[float, float]]] | None = None
         self._records: list[dict[str, Any]] = []
 
@@ -133,7 +134,7 @@ class _Loop:
         """Train on these rows; the record of the step is kept for `report`."""
         state, problem, rate = self.state, self.problem, self.rate(self.state.step)
         with charge_time(problem.meter, self.label) as cost:
-            seed_everything(derive_seed(problem.seed, "noise", *self.stream, state.step))
+            seed_everything(derive_seed(problem.seed, "noise", *self.stream, state.step), self.devices)
             _set_learning_rate(state, rate)
             rows = self.data.augmented_view(problem.seed, "look", *self.stream, state.step)
             with extrapolated_weights(state, problem.training.extrapolate):

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.masks import Masks
-from sparsesoup.core.rng import derive_seed, fork_rng_of
+from sparsesoup.core.rng import derive_seed, fork_rng_of, seed_everything
 from sparsesoup.core.ticket import match_parameter_names
 from sparsesoup.hub.models.checkpoint import (
     adapter_notes,
@@ -75,7 +75,7 @@ def load_model(
     for each in (config, config.get_text_config()):  # a head looks up the padding token in the latter
         each.update(fixed)
     with wrap_load_errors(model), fork_rng_of(()):
-        torch.manual_seed(derive_seed(seed, "head"))
+        seed_everything(derive_seed(seed, "head"))
         # transformers 5 would keep the bf16 of a checkpoint: fine-tuning needs float32.
         head = kind.head
         if hasattr(config, COMPACT):
@@ -133,7 +133,7 @@ def load_as_saved(
     if state is not None:
         options = {"pretrained_model_name_or_path": None, "state_dict": dict(state)}
     with wrap_load_errors(model), fork_rng_of(()):
-        torch.manual_seed(0)
+        seed_everything(0)
         loaded, lacking, left = _load_widths(_class_of(config, model), model, options, config, "auto")
     left = check_weights(model, loaded, lacking, left, () if account is None else may_be_new(loaded))
     if account is not None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsesoup.core.errors import UserError, cause_line
-from sparsesoup.core.rng import fork_rng_of, seed_everything
+from sparsesoup.core.rng import devices_of, fork_rng_of, seed_everything
 from sparsesoup.hub.quiet import quiet_libraries
 from sparsesoup.hub.tasks.registry import TaskType
 from sparsesoup.training.batching import RowBatches
@@ -54,7 +54,7 @@ def _outputs_for(name: str, kind: TaskType, model: nn.Module, data: RowBatches, 
     batch = data.batch(rows)
     try:
         with torch.no_grad(), fork_rng_of(model.parameters()), quiet_libraries():
-            seed_everything(0)
+            seed_everything(0, devices_of(model.parameters()))
             answers = kind.predict(model, batch).float()
     except Exception as error:  # any error that a wrong number in config.json may cause
         if not kind.images:

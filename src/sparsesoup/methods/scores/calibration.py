@@ -8,7 +8,7 @@ from itertools import islice
 from torch import Tensor, nn
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.rng import derive_seed, fork_rng_of, seed_everything
+from sparsesoup.core.rng import derive_seed, devices_of, fork_rng_of, seed_everything
 from sparsesoup.core.targets import Targets, target_parameters
 from sparsesoup.training.batching import Batch, shapes_of
 from sparsesoup.training.problem import Problem, add_batch_cost, charge_time, to_device
@@ -39,7 +39,7 @@ def for_each_batch(
     with frozen_eval(model, problem.targets), fork_rng_of(model.parameters()):
         for number, indices in enumerate(rows):
             with charge_time(problem.meter, "score") as cost:
-                seed_everything(derive_seed(problem.seed, "score", number))
+                seed_everything(derive_seed(problem.seed, "score", number), devices_of(model.parameters()))
                 batch = to_device(problem.train.batch(indices), problem.accelerator.device)
                 shape = ("score", what, *shapes_of(batch))
                 _, flops = problem.meter.run_and_count_flops(
