@@ -23,6 +23,7 @@ def clip(**more: Any) -> Any:
 MODELS = {
     "bert": lambda **m: transformers.BertForSequenceClassification(CONFIGS["bert"](**TEXT, **m)),
     "bert-relu": lambda **m: transformers.BertModel(CONFIGS["bert"](**TEXT, hidden_act="relu", **m)),
+    "bert-wide": lambda **m: transformers.BertModel(CONFIGS["bert"](**(TEXT | {"hidden_size": 32}), **m)),
     "bert-mlm": lambda **m: transformers.BertForMaskedLM(CONFIGS["bert"](**TEXT, **m)),
     "roberta": lambda **m: transformers.RobertaForSequenceClassification(CONFIGS["roberta"](**TEXT, **m)),
     "xlm-roberta": lambda **m: transformers.XLMRobertaForQuestionAnswering(

@@ -22,9 +22,10 @@ from sparsesoup.core.groups import validate_groups
 from sparsesoup.core.masking import topk_masks
 from sparsesoup.core.masks import Masks
 from sparsesoup.core.targets import attention_head_groups, target_parameters
-from sparsesoup.exports.compact import find_live_units, fold_and_prune_layer_
+from sparsesoup.exports.compact import fold_and_prune_layer_
+from sparsesoup.hub.models.cut_layers import layer_widths, live_parts
 from sparsesoup.hub.models.dummy_inputs import dummy_inputs, forward_outputs
-from sparsesoup.hub.models.layer_layouts import layer_widths, prunable_layers
+from sparsesoup.hub.models.layer_layouts import prunable_layers
 from sparsesoup.hub.models.prunable import find_prunable
 from sparsesoup.methods import METHODS, TABLE
 from sparsesoup.methods.hybrid import HybridMovement
@@ -43,7 +44,7 @@ LAYER, SIZE, UNITS = "bert.encoder.layer.{}.", 8, 32  # of the tiny BERT: two la
 IN, OUT = "intermediate.dense.weight", "output.dense.weight"
 BAND = ("attention.self.query.weight", "attention.self.key.weight", "attention.self.value.weight")
 BACK = "attention.output.dense.weight"
-KINDS: tuple[Structure, ...] = ("rows", "columns", "heads", "units", "heads-and-units")
+KINDS: tuple[Structure, ...] = ("rows", "columns", "heads", "units", "heads-and-units", "features-and-units")
 SHARE = {"heads": 1024 * 2 / 4096, "units": 1024 * 2 / 4096}  # of the prunable weights
 
 
@@ -63,6 +64,10 @@ def places(kind: str, shapes: dict[str, Any]) -> Iterator[dict[str, Tensor]]:
                 band = slice(SIZE * head, SIZE * head + SIZE)
                 rows = [(LAYER.format(layer) + name, band) for name in BAND]
                 yield spot(*rows, (LAYER.format(layer) + BACK, (slice(None), band)))
+        for feature in range(2 * SIZE) if "features" in kind else ():
+            asks, keys, values = (LAYER.format(layer) + name for name in BAND)
+            yield spot((asks, feature), (keys, feature))
+            yield spot((values, feature), (LAYER.format(layer) + BACK, (slice(None), feature)))
     for layer in range(2):
         if "units" in kind:
             for unit in range(UNITS):
@@ -133,7 +138,7 @@ def masked(problem: Problem, masks: Masks) -> Any:
 def compacted(model: Any) -> Any:
     narrow = copy.deepcopy(model).eval()
     for layer in prunable_layers(narrow):
-        fold_and_prune_layer_(layer, find_live_units(layer))
+        fold_and_prune_layer_(layer, live_parts(layer))
     return narrow
 
 
@@ -184,13 +189,18 @@ def test_every_method_cuts_whole_groups_and_the_compact_model_answers_alike(name
     assert removed == algebra.count_total(ticket.masks) - algebra.count_kept(ticket.masks)
 
 
-@pytest.mark.parametrize("kind", ["rows", "columns", "heads", "units"])
+@pytest.mark.parametrize("kind", ["rows", "columns", "heads", "units", "features-and-units"])
 def test_the_compact_model_answers_alike_for_each_structure(kind: Structure) -> None:
     ticket, problem = drawn("gradual", kind)
     model = copy.deepcopy(problem.pretrained)
     model.load_state_dict(ticket.weights)
     narrow = compacted(model.eval())
     assert apart(model, narrow) < 1e-10
+    if kind == "features-and-units":
+        heads = [w for row in layer_widths(narrow).values() for part in row["narrow"].values() for w in part]
+        removed = 4096 - 32 * (sum(heads) + sum(row["units"] for row in layer_widths(narrow).values()))
+        # Query-key features of a head that gives nothing are cut too.
+        assert removed >= algebra.count_total(ticket.masks) - algebra.count_kept(ticket.masks)
     if kind in ("heads", "units"):
         other = {"heads": "units", "units": "heads"}[kind]
         assert {row[other] for row in layer_widths(narrow).values()} == {{"heads": 2, "units": 32}[other]}
@@ -299,7 +309,9 @@ def test_refilled_masks_are_whole_heads_and_units_and_those_that_were_left() -> 
             for name, part in group.items():
                 union[name] |= part
     assert same(refilled, union)
-    assert layer_widths(compacted(masked(problem, trimmed))) == layer_widths(compacted(masked(problem, refilled)))
+    few, many = (layer_widths(compacted(masked(problem, masks))) for masks in (trimmed, refilled))
+    assert {name: {**row, "narrow": 0} for name, row in few.items()} == {n: {**r, "narrow": 0} for n, r in many.items()}
+    assert not any("narrow" in row for row in many.values())
     assert algebra.count_kept(trimmed) < algebra.count_kept(refilled) < algebra.count_total(refilled)
 
 

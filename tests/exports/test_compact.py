@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.exports.compact import find_live_units, fold_and_prune_layer_
+from sparsesoup.exports.compact import fold_and_prune_layer_
+from sparsesoup.hub.models.cut_layers import layer_widths, live_parts, prune_layer_, resize_layers_
 from sparsesoup.hub.models.dummy_inputs import dummy_inputs, forward_outputs
-from sparsesoup.hub.models.layer_layouts import layer_widths, prunable_layers, prune_layer_, resize_layers_
+from sparsesoup.hub.models.layer_layouts import prunable_layers
 from tiny_hub import CONFIGS
 from tiny_models import HEADS, LAYERS, MODELS, UNITS, WAYS, killed, model_of
 
@@ -30,7 +31,7 @@ def bound(name: str, attention: str) -> float:
 def compacted(masked: Any) -> Any:
     narrow = copy.deepcopy(masked)
     for layer in prunable_layers(narrow):
-        fold_and_prune_layer_(layer, find_live_units(layer))
+        fold_and_prune_layer_(layer, live_parts(layer))
     return narrow
 
 
@@ -88,12 +89,91 @@ def test_a_head_with_one_live_feature_stays_and_so_does_a_unit_with_one_weight_o
         layer.module_of("value").weight[: layer.head_size - 1] = 0  # all features of the first head but the last
         layer.module_of("up").weight[2, 1:] = 0
         layer.module_of("down").weight[1:, 2] = 0
-    assert find_live_units(layer).keeps_all
+    assert live_parts(layer).heads.all()
+    assert live_parts(layer).units.all()
+    assert live_parts(layer).value_output.tolist() == [False] * 3 + [True] * 13
     with torch.no_grad():
         layer.module_of("output").weight[:, layer.head_size - 1] = 0  # and that one from the other side
         layer.module_of("down").weight[0, 2] = 0
-    assert find_live_units(layer).heads.tolist() == [False] + [True] * (HEADS - 1)
-    assert find_live_units(layer).units.tolist() == [True, True, False] + [True] * (UNITS - 3)
+    assert live_parts(layer).heads.tolist() == [False] + [True] * (HEADS - 1)
+    assert live_parts(layer).units.tolist() == [True, True, False] + [True] * (UNITS - 3)
+
+
+FEATURES, HIDDEN = ("stays", "both", "key", "in", "out"), 16
+
+
+@torch.no_grad()
+def features_killed(model: Any, plan: list[str], rows: list[bool]) -> Any:
+    """A copy whose features of heads are killed by turns as planned, query and key with their own ways."""
+    masked = copy.deepcopy(model)
+    for layer in prunable_layers(masked):
+        for feature in range(HEADS * layer.head_size):
+            asks, gives = plan[feature % len(plan)], plan[(3 * feature + 1) % len(plan)]
+            for part in {"both": ("query", "key"), "key": ("key",)}.get(asks, ()):
+                layer.module_of(part).weight[feature] = 0
+            if gives in ("in", "both"):
+                layer.module_of("value").weight[feature] = 0
+            if gives in ("out", "both"):
+                layer.module_of("output").weight[:, feature] = 0
+        for row in range(HIDDEN):
+            if not rows[row % len(rows)]:
+                layer.module_of("output").weight[row] = 0
+                layer.module_of("down").weight[(row + 5) % HIDDEN] = 0
+    return masked
+
+
+@settings(max_examples=15)
+@given(
+    plan=st.lists(st.sampled_from(FEATURES), min_size=7, max_size=16), seed=st.integers(0, 3),
+    rows=st.lists(st.booleans(), min_size=3, max_size=16), attention=st.sampled_from(ATTENTION),
+)  # fmt: skip
+@pytest.mark.parametrize("name", MODELS)
+def test_heads_of_unequal_widths_and_outputs_without_weights_answer_as_the_masked_model(
+    name, plan, seed, rows, attention
+):
+    masked = features_killed(model_of(name, attention, seed=seed), plan, rows)
+    narrow = compacted(masked)
+    assert apart(masked, narrow) < bound(name, attention)
+    again = compacted(narrow)  # nothing is left to cut
+    assert layer_widths(again) == layer_widths(narrow)
+    assert apart(masked, again) < bound(name, attention)
+    # All zeros of whole rows and columns are gone.
+    for layer in prunable_layers(narrow):
+        for part in ("query", "key", "value", "output", "up", "down"):
+            weight = layer.module_of(part).weight
+            assert not weight.numel() or bool((weight != 0).any(0).all() and (weight != 0).any(1).all())
+
+
+def test_a_head_of_three_features_that_ask_and_five_that_give_and_one_that_is_gone():
+    model = model_of("bert-wide")
+    layer = prunable_layers(model)[0]
+    with torch.no_grad():
+        for part in ("query", "key"):
+            layer.module_of(part).weight[3:8] = 0
+            layer.module_of(part).weight[16:24] = 0  # a third head attends to all alike
+        layer.module_of("value").weight[5:16] = 0  # of the first head three, and the second head
+    narrow = compacted(model)
+    assert apart(model, narrow) < 1e-10
+    row = layer_widths(narrow)["encoder.layer.0"]
+    assert row == {"heads": 3, "units": 6, "narrow": {"query_key": [3, 0, 8], "value_output": [5, 8, 8]}}
+    core = narrow.base_model.encoder.layer[0].attention.self
+    assert core.query.weight.shape == (11, 32)
+    assert core.scaling == 8**-0.5
+    with torch.no_grad():
+        core.scaling = 1.0  # a scale of another width would be seen
+    assert apart(model, narrow) > 1e-3
+
+
+def test_rows_that_ask_without_an_answer_are_cut_only_where_the_softmax_does_not_see_them():
+    """A query of zeros with a bias still weighs the keys; a key of zeros adds the same to every logit."""
+    model = model_of("bert")
+    layer = prunable_layers(model)[0]
+    with torch.no_grad():
+        layer.module_of("query").weight[:2] = 0
+        layer.module_of("query").bias[0] = 0
+        layer.module_of("key").weight[3] = 0
+    assert live_parts(layer).query_key.tolist() == [False, True, True, False] + [True] * 12
+    assert apart(model, compacted(model)) < 1e-10
 
 
 def test_what_a_dropped_unit_adds_is_its_bias_through_the_activation():
@@ -103,7 +183,7 @@ def test_what_a_dropped_unit_adds_is_its_bias_through_the_activation():
         layer.module_of("up").weight[4] = 0
     bias, column = layer.module_of("up").bias[4].detach(), layer.module_of("down").weight[:, 4].detach().clone()
     before = layer.module_of("down").bias.detach().clone()
-    fold_and_prune_layer_(layer, find_live_units(layer))
+    fold_and_prune_layer_(layer, live_parts(layer))
     by_hand = before + column * 0.5 * bias * (1 + torch.erf(bias / 2**0.5))
     assert torch.allclose(layer.module_of("down").bias, by_hand, rtol=0, atol=1e-14)
 
@@ -112,9 +192,7 @@ def test_a_value_bias_that_is_left_out_of_the_fold_would_be_seen():
     masked = killed(model_of("roberta"), PLANS["all heads of a layer"])
     wrong = copy.deepcopy(masked)
     for layer in prunable_layers(wrong):
-        prune_layer_(
-            layer, find_live_units(layer).heads.nonzero().flatten(), find_live_units(layer).units.nonzero().flatten()
-        )
+        prune_layer_(layer, live_parts(layer))
     assert apart(masked, wrong) > 1e-3
 
 

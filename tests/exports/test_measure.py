@@ -30,8 +30,9 @@ from sparsesoup.exports.benchmark.backends import (
 )
 from sparsesoup.exports.benchmark.candidate import open_candidate
 from sparsesoup.exports.benchmark.explain import explain_speed, summary_sentences
+from sparsesoup.hub.models.cut_layers import layer_widths
 from sparsesoup.hub.models.dummy_inputs import dummy_inputs
-from sparsesoup.hub.models.layer_layouts import layer_widths, prunable_layers
+from sparsesoup.hub.models.layer_layouts import prunable_layers
 from sparsesoup.hub.models.loading import unpruned_model
 from sparsesoup.hub.models.prunable import find_prunable
 from sparsesoup.report.run_page import write_report

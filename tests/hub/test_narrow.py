@@ -13,8 +13,8 @@ from sparsesoup.core.targets import attention_head_groups, feed_forward_groups
 from sparsesoup.core.ticket import load_masks, save_masks
 from sparsesoup.exports.source import masks_from_zeros
 from sparsesoup.hub.build import ModelAndDataConfig, build_problem, open_task
+from sparsesoup.hub.models.cut_layers import layer_widths
 from sparsesoup.hub.models.dummy_inputs import dummy_inputs, forward_outputs
-from sparsesoup.hub.models.layer_layouts import layer_widths
 from sparsesoup.hub.models.loading import load_model
 from sparsesoup.hub.models.prunable import find_prunable
 from sparsesoup.hub.quiet import quiet_libraries

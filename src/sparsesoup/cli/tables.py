@@ -26,7 +26,7 @@ def print_export(facts: Mapping[str, Any], console: Console) -> None:
         for key, (before, after) in facts["sizes"].items()
     ]
     console.print(text_table(("", "before", "after", "left"), rows))
-    columns = [key for key in (facts["layers"] or [{}])[0] if key != "layer"]
+    columns = [key for key in (facts["layers"] or [{}])[0] if key not in ("layer", "narrow")]
     layers = [
         (row["layer"], *(f"{row[key][1]:,} of {row[key][0]:,}" if key in row else "" for key in columns))
         for row in facts["layers"]

@@ -105,6 +105,6 @@ class CoupledGroups:
 
 Pattern = Block | tuple[CoupledGroups, ...]  # one tile for all matrices, or the coupled groups of every matrix
 # Structures of a model that can be pruned as groups; `structured_groups` of groups.py turns one into a pattern.
-Structure = Literal["weights", "rows", "columns", "heads", "units", "heads-and-units"]
+Structure = Literal["weights", "rows", "columns", "heads", "units", "heads-and-units", "features-and-units"]
 
 Element, Row, Column = Block(1, 1), Block(1, 0), Block(0, 1)

@@ -5,30 +5,30 @@ import math
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Block, Column, CoupledGroups, Element, Pattern, Row, Structure
 from sparsesoup.core.masking import check_enough_prunable, check_rows, check_scope, check_sparsity
-from sparsesoup.core.targets import Targets, attention_head_groups, feed_forward_groups
+from sparsesoup.core.targets import Targets, attention_feature_groups, attention_head_groups, feed_forward_groups
+
+PARTS = {"heads": attention_head_groups, "features": attention_feature_groups, "units": feed_forward_groups}
 
 
 def structured_groups(structure: Structure, targets: Targets) -> tuple[CoupledGroups, ...]:
     """Return the groups of a structure, for `topk_masks`; matrices without that structure are spared.
 
-    Rows are all weights of one output, columns of one input; heads-and-units are ranked together.
+    Rows are all weights of one output, columns of one input. Features are those of the attention heads, one by one:
+    of query and key, and of value and output. Structures that are named together are ranked together.
 
     Raises: UserError if the model lacks the structure.
     """
     if structure in ("rows", "columns"):
         tiles = {turned: Row if (structure == "rows") != turned else Column for turned in (False, True)}
         return tuple(CoupledGroups(((name, tiles[target.transposed]),)) for name, target in targets.items())
-    parts = {
-        word: find(targets)
-        for word, find in (("heads", attention_head_groups), ("units", feed_forward_groups))
-        if word in structure
-    }
+    parts = {word: find(targets) for word, find in PARTS.items() if word in structure}
     if lacking := [word for word, ties in parts.items() if not ties]:
+        other = next((word.replace("features", "heads") for word in parts if word not in lacking), "rows")
         # Pruning only the other part would give the sparsity another meaning than requested.
         raise UserError(
-            f"this model has no {' and no '.join(lacking)} to prune (heads need query, key, value and output as "
-            f"matrices of their own, and keys that are not shared; units need two linear maps that are known by their "
-            f"names); say --method.structure {next((word for word in parts if word not in lacking), 'rows')}"
+            f"this model has no {' and no '.join(lacking)} to prune (heads and features need query, key, value and "
+            f"output as matrices of their own, and keys that are not shared; units need two linear maps that are known "
+            f"by their names); say --method.structure {other}"
         )
     found = [tie for ties in parts.values() for tie in ties]
     tied = {name for tie in found for name, _ in tie.members}

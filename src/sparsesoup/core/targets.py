@@ -89,6 +89,20 @@ def attention_head_groups(targets: Targets) -> list[CoupledGroups]:
     return [tie for tie in ties if len({*tie.tiles_per_member(shapes).values()}) == 1]
 
 
+def attention_feature_groups(targets: Targets) -> list[CoupledGroups]:
+    """Return the coupled groups of single features of each block's attention, in two parts.
+
+    A query-key feature is a row of query and of key, a value-output feature a row of value and a column of the output.
+    """
+    return [
+        CoupledGroups(
+            tuple((n, Block(min(b.rows, 1), min(b.cols, 1))) for n, b in tie.members if targets[n].role in part)
+        )
+        for tie in attention_head_groups(targets)
+        for part in (("query", "key"), ("value", "output"))
+    ]
+
+
 def _couple_bands(targets: Targets, going_in: Mapping[str, int], coming_out: Mapping[str, int]) -> list[CoupledGroups]:
     """Couple bands of the given widths: rows of the `going_in` roles, columns of `coming_out`; complete blocks only."""
     blocks: dict[str, list[list[tuple[str, Block]]]] = {}

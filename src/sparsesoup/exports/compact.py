@@ -3,7 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,26 @@ from sparsesoup.exports.source import (
     masks_from_zeros,
     size_of,
 )
+from sparsesoup.hub.models.cut_layers import (
+    NARROW,
+    KeptParts,
+    Widths,
+    all_parts,
+    full_head_size,
+    layer_widths,
+    live_parts,
+    prune_layer_,
+)
 from sparsesoup.hub.models.dummy_inputs import dummy_inputs, forward_outputs
-from sparsesoup.hub.models.layer_layouts import PrunableLayer, Widths, layer_widths, prunable_layers, prune_layer_
-from sparsesoup.hub.models.loading import COMPACT, COMPACT_FORMAT, class_can_build, load_as_saved
+from sparsesoup.hub.models.layer_layouts import PrunableLayer, prunable_layers
+from sparsesoup.hub.models.loading import COMPACT, class_can_build, compact_table, load_as_saved
+from sparsesoup.hub.models.narrow_layers import full_bias, full_weight, used_outputs
 from sparsesoup.hub.quiet import quiet_libraries
 
 # Largest output difference from the masked model, as a share of the largest output. Rounding gives 1e-6 in float32, and
 # also in float64 where the code takes a softmax in float32; a wrong cut gives 1e-1.
 CLOSE, CLOSE_IN_HALF = 1e-3, 1e-1
+COUNTS = ("heads", "units")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +63,13 @@ class CompactFormat:
         if not source.has_own_widths or (source.folder / "export.json").is_file():
             _check_gain(plan, source)
         if self.stock:
-            plan = _uniform_plan(plan)
+            plan = _uniform_plan(source.model, plan)
         model, difference = shrink_model(source.model, plan)
         own, kind, after = _write_widths(model), type(model).__name__, layer_widths(model)
         if own and self.stock:
             raise UserError(f"{kind} knows no other widths than it has, whatever config.json says; leave --stock out")
         notes = [", ".join(f"{key}: {a:,} of {b:,} left" for key, (b, a) in _summed_widths(before, after).items())]
+        notes += _narrow_notes(model)
         if own:
             notes.append("stock classes do not know layers of such widths; --stock keeps to what they do")
         return PreparedExport(
@@ -75,19 +88,6 @@ def _save_compact(model: Any, source: PrunedSource, folder: Path) -> None:
         model.save_pretrained(folder)
     # Its base model now has other shapes, so the provenance of the masks is of no use.
     save_masks(folder / "pruning", masks_from_zeros(model), {k: v for k, v in source.facts.items() if k != "origin"})
-
-
-@dataclass(frozen=True)
-class KeptUnits:
-    """Heads and units of a layer to keep: bool [heads] and bool [units], True = kept."""
-
-    heads: Tensor
-    units: Tensor
-
-    @property
-    def keeps_all(self) -> bool:
-        """True if nothing is removed."""
-        return bool(self.heads.all() and self.units.all())
 
 
 def shrink_if_possible(source: PrunedSource) -> tuple[Any, list[dict[str, Any]], list[str]]:
@@ -111,16 +111,38 @@ def shrink_if_possible(source: PrunedSource) -> tuple[Any, list[dict[str, Any]],
         if before != after:
             (heads, left), (units, some) = _summed_widths(before, after).values()
             what = f"{left:,} of {heads:,} heads and {some:,} of {units:,} feed-forward units are in it"
+            notes = [*_narrow_notes(model), *notes]
     return model.cpu().float().eval(), rows, [what, *notes]
 
 
-def _widths_and_plan(source: PrunedSource) -> tuple[Widths, dict[str, KeptUnits]]:
+def _narrow_notes(model: Any) -> list[str]:
+    """Return sentences on the features of heads, and on the outputs without weights, where any were cut."""
+    rows = [
+        (layer, row[NARROW])
+        for layer, row in zip(prunable_layers(model), layer_widths(model).values(), strict=True)
+        if NARROW in row
+    ]
+    heads = [(layer.num_heads * full_head_size(layer), row) for layer, row in rows if "query_key" in row]
+    found = []
+    if heads:
+        asks, gives = (sum(sum(row[key]) for _, row in heads) for key in ("query_key", "value_output"))
+        found.append(
+            f"in {len(heads)} layers heads are narrower: {asks:,} query-key and {gives:,} value-output features of "
+            f"{sum(size for size, _ in heads):,} are in them"
+        )
+    constant = sum(
+        int((~used_outputs(layer.module_of(part))).sum()) for layer, _ in rows for part in ("output", "down")
+    )
+    return [*found, f"{constant:,} outputs are constant and were cut"] if constant else found
+
+
+def _widths_and_plan(source: PrunedSource) -> tuple[Widths, dict[str, KeptParts]]:
     """Return (widths before anything was cut, what to keep in each layer)."""
     before = widths_in(source.folder, 0) or layer_widths(source.model)
-    return before, {layer.name: find_live_units(layer) for layer in prunable_layers(source.model)}
+    return before, {layer.name: live_parts(layer) for layer in prunable_layers(source.model)}
 
 
-def shrink_model(masked: Any, plan: Mapping[str, KeptUnits]) -> tuple[Any, float]:
+def shrink_model(masked: Any, plan: Mapping[str, KeptParts]) -> tuple[Any, float]:
     """Return (a copy of a model cut down to the kept units of each layer, the largest difference of its outputs)."""
     model, batch = copy.deepcopy(masked), dummy_inputs(masked)
     for layer in prunable_layers(model):
@@ -134,56 +156,38 @@ def shrink_model(masked: Any, plan: Mapping[str, KeptUnits]) -> tuple[Any, float
     return model, largest_difference(found, expected, close, what, f"; {remedy}")
 
 
-def find_live_units(layer: PrunableLayer) -> KeptUnits:
-    """Return the heads and units whose effect cannot be replaced by a bias.
-
-    A feature of a head is dead when its row of V is zero (then it equals its bias, whatever the attention weights,
-    since they sum to one) or its column of the output matrix is; a head is removed when all its features are dead. A
-    unit is removed when its row of the up projection is zero (then it equals the activation of its bias) or its column
-    of the down projection is.
-    """
-    features = _live_features(layer, "value", "output")
-    return KeptUnits(features.view(layer.num_heads, layer.head_size).any(dim=1), _live_features(layer, "up", "down"))
-
-
-def _live_features(layer: PrunableLayer, into: str, out_of: str) -> Tensor:
-    """Return the features between two linear layers that have a weight on both sides."""
-    first, second = layer.module_of(into).weight.detach(), layer.module_of(out_of).weight.detach()
-    return ((first != 0).any(dim=1) & (second != 0).any(dim=0)).cpu()
-
-
-def fold_and_prune_layer_(layer: PrunableLayer, stays: KeptUnits) -> None:
-    """Cut a layer down to the kept units; the constant output of the others moves into the biases after it."""
-    features = stays.heads.repeat_interleave(layer.head_size)
-    _fold_into_bias(layer, "value", "output", features, lambda bias: bias)
-    _fold_into_bias(layer, "up", "down", stays.units, layer.module_of("activation"))
-    prune_layer_(layer, stays.heads.nonzero().flatten(), stays.units.nonzero().flatten())
+def fold_and_prune_layer_(layer: PrunableLayer, kept: KeptParts) -> None:
+    """Cut a layer down to the kept parts; the constant output of the others moves into the biases after it."""
+    _fold_into_bias(layer, "value", "output", kept.value_output, lambda bias: bias)
+    _fold_into_bias(layer, "up", "down", kept.units, layer.module_of("activation"))
+    prune_layer_(layer, kept)
 
 
 @torch.no_grad()
-def _fold_into_bias(layer: PrunableLayer, into: str, out_of: str, stays: Tensor, through: Any) -> None:
+def _fold_into_bias(layer: PrunableLayer, into: str, out_of: str, kept: Tensor, through: Any) -> None:
     """Add the constant output of removed features to the bias of a layer, in float64."""
-    first, second = layer.module_of(into), layer.module_of(out_of)
-    gone = ~stays.to(second.weight.device)
+    first, second = full_bias(layer.module_of(into)), layer.module_of(out_of)
+    weight = full_weight(second)
+    gone = ~kept.to(weight.device)
     if not gone.any():
         return
-    bias = torch.zeros(len(gone), dtype=torch.float64) if first.bias is None else first.bias.double()
-    constant = second.weight[:, gone].double() @ through(bias.to(second.weight.device))[gone]
+    bias = torch.zeros(len(gone), dtype=torch.float64) if first is None else first.double()
+    constant = weight[:, gone].double() @ through(bias.to(weight.device))[gone]
     if second.bias is None:
-        second.bias = torch.nn.Parameter(torch.zeros_like(second.weight[:, 0]))
+        second.bias = torch.nn.Parameter(torch.zeros_like(weight[:, 0]))
     second.bias.copy_((second.bias.double() + constant).to(second.bias.dtype))
 
 
-def _uniform_plan(plan: dict[str, KeptUnits]) -> dict[str, KeptUnits]:
+def _uniform_plan(model: Any, plan: dict[str, KeptParts]) -> dict[str, KeptParts]:
     """Keep all heads, and in each layer as many units as the fullest one needs, filled up with dead ones."""
-    most = max(1, *(int(stays.units.sum()) for stays in plan.values()))
+    most = max(1, *(int(kept.units.sum()) for kept in plan.values()))
     found = {}
-    for name, stays in plan.items():
+    for layer in prunable_layers(model):
         # A stable sort by need: needed units first, then the first of the others.
-        order = (~stays.units).int().argsort(stable=True)[:most]
-        units = torch.zeros_like(stays.units).index_fill(0, order, True)
-        found[name] = KeptUnits(torch.ones_like(stays.heads), units)
-    if all(stays.keeps_all for stays in found.values()):
+        order = (~plan[layer.name].units).int().argsort(stable=True)[:most]
+        units = torch.zeros_like(plan[layer.name].units).index_fill(0, order, True)
+        found[layer.name] = replace(all_parts(layer), units=units)
+    if all(kept.keeps_all for kept in found.values()):
         raise UserError(
             f"nothing to compact under --stock: all heads stay there, and a layer needs all of its {most} feed-forward "
             f"units, so that no layer may have fewer; leave --stock out"
@@ -191,7 +195,7 @@ def _uniform_plan(plan: dict[str, KeptUnits]) -> dict[str, KeptUnits]:
     return found
 
 
-def _check_gain(plan: dict[str, KeptUnits], source: PrunedSource) -> None:
+def _check_gain(plan: dict[str, KeptParts], source: PrunedSource) -> None:
     """Raise a UserError if nothing would be cut."""
     if not all(stays.keeps_all for stays in plan.values()):
         return
@@ -214,7 +218,8 @@ def _write_widths(model: Any) -> bool:
     if hasattr(model.config, COMPACT):
         delattr(model.config, COMPACT)
     stock, first = copy.deepcopy(model.config), next(iter(wanted.values()))
-    if all(row == first for row in wanted.values()) and first["heads"] and first["units"]:
+    even = all(row == first for row in wanted.values()) and NARROW not in first
+    if even and first["heads"] and first["units"]:
         setattr(stock, layers[0].layout.units, first["units"])
         if first["heads"] != getattr(stock, "num_attention_heads", None):
             stock.num_attention_heads, stock.head_dim = first["heads"], layers[0].head_size
@@ -222,23 +227,26 @@ def _write_widths(model: Any) -> bool:
         if class_can_build(type(model), stock, dict(model.named_parameters())):
             model.config = stock
             return False
-    setattr(model.config, COMPACT, {"format": COMPACT_FORMAT, "layers": wanted})
+    setattr(model.config, COMPACT, compact_table(wanted))
     return True
 
 
 def widths_by_layer(before: Widths, after: Widths) -> list[dict[str, Any]]:
-    """Return a row per layer: heads and units before and after."""
+    """Return a row per layer: heads and units before and after, and what is narrower than these say, if anything is."""
     if foreign := sorted(before.keys() ^ after.keys()):
         raise UserError(f"damaged export: its export.json and its model differ in layer {foreign[0]}; export it again")
+    narrow = {layer for layer in before if "narrow" in before[layer] or "narrow" in after[layer]}
     return [
-        {"layer": layer, **{key: [row[key], after[layer][key]] for key in ("heads", "units")}}
+        {"layer": layer}
+        | {key: [row[key], after[layer][key]] for key in COUNTS}
+        | ({NARROW: [row.get(NARROW), after[layer].get(NARROW)]} if layer in narrow else {})
         for layer, row in before.items()
     ]
 
 
 def _summed_widths(before: Widths, after: Widths) -> dict[str, list[int]]:
     """Return the sums over all layers: {"heads": [before, after], "units": [before, after]}."""
-    return {key: [sum(row[key] for row in widths.values()) for widths in (before, after)] for key in ("heads", "units")}
+    return {key: [sum(row[key] for row in widths.values()) for widths in (before, after)] for key in COUNTS}
 
 
 def widths_in(folder: Path, after: int) -> Widths:
@@ -246,7 +254,13 @@ def widths_in(folder: Path, after: int) -> Widths:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
         facts = load_table(folder / "export.json")
         rows = facts.get("widths") or facts["layers"]
-        return {row["layer"]: {key: int(row[key][after]) for key in ("heads", "units")} for row in rows}
+        return {
+            row["layer"]: {
+                **{key: int(row[key][after]) for key in COUNTS},
+                **({NARROW: row[NARROW][after]} if NARROW in row and row[NARROW][after] else {}),
+            }
+            for row in rows
+        }
     return {}
 
 

@@ -33,7 +33,7 @@ class EarlyBird(Method):
             intersection over union of the kept weights; stays informative at high sparsity).
         threshold: largest distance at which two masks count as equal.
         search: share of T after which the last mask is taken even if the masks still change.
-        structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units.
+        structure: structure to prune: weights, rows, columns, heads, units, heads-and-units or features-and-units.
         pattern: tile of weights pruned as one group; 1 x 1 is single weights.
         scope: ranking scope.
     """

@@ -32,7 +32,7 @@ class GradientFlow(Method):
         rounds: number of prunings; the targets rise on a cubic curve.
         finish: share of T after the last pruning.
         batches: batches for gradient and Hessian, drawn anew for each round.
-        structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units.
+        structure: structure to prune: weights, rows, columns, heads, units, heads-and-units or features-and-units.
         scope: ranking scope.
     """
 

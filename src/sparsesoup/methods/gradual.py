@@ -23,7 +23,7 @@ class GradualPruning(Method):
         start: share of T before the first pruning.
         stop: share of T at the last pruning; the rest is the cool-down.
         every: share of T between prunings.
-        structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units.
+        structure: structure to prune: weights, rows, columns, heads, units, heads-and-units or features-and-units.
         pattern: tile of weights pruned as one group; 1 x 1 is single weights.
         scope: ranking scope.
     """
@@ -63,7 +63,7 @@ class GradualStar(Method):
         stop: share of T at the last pruning.
         prunings: number of prunings, including the first and the last.
         low: share of the peak learning rate at the end of each cycle.
-        structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units.
+        structure: structure to prune: weights, rows, columns, heads, units, heads-and-units or features-and-units.
     """
 
     first: float | None = None

@@ -39,7 +39,7 @@ class GradualOBS(Method):
         average: share of T over which squared gradients are averaged (exponentially).
         batches: batches whose inputs, without padding, the layers are fitted to at each pruning.
         iterations: steps of conjugate gradients of each fit; 0: kept weights are not updated.
-        structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units.
+        structure: structure to prune: weights, rows, columns, heads, units, heads-and-units or features-and-units.
         scope: ranking scope. With N:M a pruning before the last one only takes weights that N:M would take.
     """
 

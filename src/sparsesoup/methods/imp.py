@@ -25,7 +25,7 @@ class IterativeMagnitudePruning(Method):
         cut: share of the remaining weights removed per round; the last round prunes to the target sparsity.
         rewind: rewinding point as a share of T after the pre-trained checkpoint; 0 is the checkpoint itself.
         back: what to rewind: the weights, or only the learning rate (the weights stay as trained).
-        structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units.
+        structure: structure to prune: weights, rows, columns, heads, units, heads-and-units or features-and-units.
         scope: ranking scope.
     """
 

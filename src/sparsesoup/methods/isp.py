@@ -49,7 +49,7 @@ class InstantSoup(Method):
         moments: optimizer moments of the weak runs, inherited from the main run or fresh.
         merge: merge of the weak masks; votes (exactly at the target), union (kept by any, so a stage removes less) or
             intersection (kept by all, so it removes more); the last stage uses votes, exactly at the target sparsity.
-        structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units.
+        structure: structure to prune: weights, rows, columns, heads, units, heads-and-units or features-and-units.
     """
 
     stages: int = 5

@@ -32,7 +32,7 @@ class LotteryPools(Method):
         beyond: rounds past the target sparsity, whose sparser tickets are tried too; each costs T steps.
         neighbours: number of tickets to try; null is all of them.
         shares: shares of a ticket in the mixture to try.
-        structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units.
+        structure: structure to prune: weights, rows, columns, heads, units, heads-and-units or features-and-units.
         scope: ranking scope.
     """
 

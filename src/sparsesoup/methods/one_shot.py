@@ -29,7 +29,7 @@ class OneShot(Method):
 
     Args:
         score: magnitude (|theta_0|) or random (uniform, the control).
-        structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units.
+        structure: structure to prune: weights, rows, columns, heads, units, heads-and-units or features-and-units.
         pattern: tile of weights pruned as one group; 1 x 1 is single weights.
         scope: ranking scope.
     """

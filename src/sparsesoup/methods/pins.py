@@ -41,7 +41,7 @@ class Pins(Method):
         stop: share of T at the last pruning, or up to every steps earlier.
         checks: number of possible teacher changes, evenly over the ramp; at most one per pruning.
         temperature: softmax temperature for the outputs of teacher and student.
-        structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units.
+        structure: structure to prune: weights, rows, columns, heads, units, heads-and-units or features-and-units.
     """
 
     fast: float = 0.85

@@ -33,7 +33,7 @@ class Platon(Method):
         window: steps whose mean sensitivity is one observation; every must be a multiple of it.
         start: share of T before the cubic ramp of the sparsity.
         stop: share of T at the last pruning, or up to every steps earlier.
-        structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units.
+        structure: structure to prune: weights, rows, columns, heads, units, heads-and-units or features-and-units.
     """
 
     fast: float = 0.85

@@ -28,7 +28,7 @@ class PowerPropagation(Method):
         start: share of T before the first pruning.
         stop: share of T at the last pruning; the rest is the cool-down.
         every: share of T between prunings.
-        structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units.
+        structure: structure to prune: weights, rows, columns, heads, units, heads-and-units or features-and-units.
         scope: ranking scope.
     """
 

@@ -28,7 +28,7 @@ class Snip(Method):
     Args:
         batches: batches for the average gradient, before the absolute value.
         warmup: share of T for training only the head before the weights are scored.
-        structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units.
+        structure: structure to prune: weights, rows, columns, heads, units, heads-and-units or features-and-units.
         pattern: tile of weights pruned as one group; 1 x 1 is single weights.
         scope: ranking scope.
     """
@@ -75,7 +75,7 @@ class Grasp(Method):
         batches: batches for the average gradient and Hessian.
         warmup: share of T for training only the head before the weights are scored.
         temperature: divides the logits before the loss, only for the scores; no effect on regression.
-        structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units.
+        structure: structure to prune: weights, rows, columns, heads, units, heads-and-units or features-and-units.
         pattern: tile of weights pruned as one group; 1 x 1 is single weights.
         scope: ranking scope.
     """
@@ -131,8 +131,8 @@ class Wanda(Method):
         batches: batches whose tokens, without padding, are the inputs.
         inputs: dense (of the pre-trained model, all matrices scored at once), or pruned (the repeated blocks are pruned
             in turn, each by its inputs behind those before it, as in the paper's code).
-        structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units; groups need
-            --method.scope global or tensor.
+        structure: structure to prune: weights, rows, columns, heads, units, heads-and-units or features-and-units;
+            groups need --method.scope global or tensor.
         scope: ranking scope; row is the weights of one output.
     """
 

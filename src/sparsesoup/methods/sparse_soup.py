@@ -29,7 +29,7 @@ class SparseModelSoup(Method):
         members: retrainings per phase.
         retrain: steps of each, as a share of T.
         protocols: training settings of the retrainings in a phase; used in turn.
-        structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units.
+        structure: structure to prune: weights, rows, columns, heads, units, heads-and-units or features-and-units.
         scope: ranking scope.
     """
 

@@ -210,7 +210,7 @@ def _method_doubts(settings: RunConfig, problem: Problem) -> list[str]:
     """Return the method's notes on this problem before the first step."""
     method, ask = settings.method, getattr(settings.method, "doubts", None)
     found = list(ask(problem, float(settings.amount.sparsity or 0.0))) if ask else []
-    parts = getattr(method, "structure", "") in ("heads", "units", "heads-and-units")
+    parts = getattr(method, "structure", "") in ("heads", "units", "heads-and-units", "features-and-units")
     known = hasattr(problem.pretrained, "config") and (parts or isinstance(method, HybridMovement))
     stays = why_not_shrinkable(problem.pretrained) if known else ""
     if not problem.steps and {*problem.head} & {*problem.fresh}:

@@ -13,7 +13,7 @@ from sparsesoup.exports.bitmask_codec import encode_tensor, stored_kinds
 from sparsesoup.exports.compact import shrink_if_possible, widths_in
 from sparsesoup.exports.runtimes import ONNX_FILE, OPENVINO_FILE
 from sparsesoup.exports.source import PrunedSource, open_source
-from sparsesoup.hub.models.layer_layouts import resize_layers_
+from sparsesoup.hub.models.cut_layers import resize_layers_
 from sparsesoup.hub.models.loading import unpruned_model
 
 GRAPHS = {"onnx": ONNX_FILE, "openvino": OPENVINO_FILE}  # exports that are not torch models

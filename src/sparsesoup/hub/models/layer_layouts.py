@@ -1,16 +1,13 @@
-"""The parts of a model's repeated blocks, found by their names, and how to cut heads and units out of them."""
+"""The parts of a model's repeated blocks, found by their names."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparsesoup.core.errors import UserError
-
-Widths = dict[str, dict[str, int]]  # layer, as named in the base model -> {"heads": count, "units": count}
 
 # Role -> end of a linear layer's path inside its block; BERT, RoBERTa, ELECTRA, DeBERTa, DistilBERT, ViT, CLIP, GPT-2,
 # LLaMA and similar models. Other linear weights are pruned too, with the role "other".
@@ -76,12 +73,13 @@ class PrunableLayer:
     @property
     def head_size(self) -> int:
         """The width of a head."""
-        return _head_size(self.module_of("core"))
+        return head_size_of(self.module_of("core"))
 
     @property
     def num_heads(self) -> int:
         """The number of heads."""
-        return len(self.module_of("query").weight) // self.head_size
+        query = self.module_of("query")
+        return int(getattr(query, "out_features", len(query.weight))) // self.head_size
 
     @property
     def num_units(self) -> int:
@@ -89,7 +87,8 @@ class PrunableLayer:
         return len(self.module_of("up").weight)
 
 
-def _head_size(core: nn.Module) -> int:
+def head_size_of(core: nn.Module) -> int:
+    """Return the width of a head of an attention module; 0 if that is not known."""
     return int(getattr(core, "attention_head_size", getattr(core, "head_dim", 0)))
 
 
@@ -100,7 +99,7 @@ def _parts_of(block: nn.Module, layout: LayerLayout) -> dict[str, str]:
     parts = {SHORT.get(role, role): path for role, path in reversed(linear) if role != "other"}
     parts |= {"core": parts.get("query", "").rpartition(".")[0], "activation": layout.activation}
     needed = {"query", "key", "value", "output", "up", "down"}
-    whole = needed <= parts.keys() and {*parts.values()} <= modules.keys() and _head_size(modules[parts["core"]])
+    whole = needed <= parts.keys() and {*parts.values()} <= modules.keys() and head_size_of(modules[parts["core"]])
     return parts if whole else {}
 
 
@@ -132,97 +131,3 @@ def why_not_shrinkable(model: Any) -> str:
             f"smaller or faster: `export --to compact` cuts them out of {', '.join(FAMILIES)}"
         )
     return ""
-
-
-def layer_widths(model: Any) -> Widths:
-    """Return the number of heads and units in each layer of a model."""
-    return {layer.name: {"heads": layer.num_heads, "units": layer.num_units} for layer in prunable_layers(model)}
-
-
-def resize_layers_(model: Any, wanted: Mapping[str, Mapping[str, int]]) -> None:
-    """Resize the layers of a new model to these numbers of heads and units; load its weights afterwards."""
-    for layer in prunable_layers(model):
-        row = wanted.get(layer.name)
-        numbers = [row.get(key) for key in ("heads", "units")] if isinstance(row, Mapping) else [None]
-        most = (layer.num_heads, layer.num_units)
-        if not all(isinstance(n, int) and 0 <= n <= top for n, top in zip(numbers, most, strict=False)):
-            raise UserError(
-                f"compact_config of config.json says {row} of {layer.name}; expected heads of 0 to {most[0]} and "
-                f"units of 0 to {most[1]}; take the file as it was exported"
-            )
-        prune_layer_(layer, *(torch.arange(int(n or 0)) for n in numbers))
-
-
-def prune_layer_(layer: PrunableLayer, heads: Tensor, units: Tensor) -> None:
-    """Remove all other heads and units from a layer, in place; the indices to keep are in rising order."""
-    rows = (heads[:, None] * layer.head_size + torch.arange(layer.head_size)).flatten()
-    for part in ("query", "key", "value"):
-        _select_features(layer, part, rows, dim=0)
-    _select_features(layer, "output", rows, dim=1)
-    _select_features(layer, "up", units, dim=0)
-    _select_features(layer, "down", units, dim=1)
-    core = layer.module_of("core")
-    counts = {"num_attention_heads": len(heads), "num_heads": len(heads), "n_heads": len(heads)}
-    for name, value in {**counts, "all_head_size": len(rows)}.items():
-        if hasattr(core, name):
-            setattr(core, name, value)
-    if not len(heads) and not isinstance(core, NoHeads):
-        layer.block.set_submodule(layer.parts["core"], NoHeads(core, layer.parts))
-
-
-def _select_features(layer: PrunableLayer, part: str, chosen: Tensor, dim: int) -> None:
-    """Keep these rows (dim 0) or columns (dim 1) of a linear layer."""
-    linear = layer.module_of(part)
-    weight, bias = linear.weight.detach(), linear.bias
-    chosen = chosen.to(weight.device)
-    if bias is not None and dim == 0:
-        bias = nn.Parameter(bias.detach().index_select(0, chosen), bias.requires_grad)
-    # Contiguous: safetensors refuses views of larger tensors.
-    weight = nn.Parameter(weight.index_select(dim, chosen).contiguous(), linear.weight.requires_grad)
-    if len(chosen):
-        linear.weight, linear.bias = weight, bias
-        linear.out_features, linear.in_features = weight.shape
-    else:
-        layer.block.set_submodule(layer.parts[part], (EmptyOutputLinear, BiasOnly)[dim](weight, bias))
-
-
-class EmptyOutputLinear(nn.Module):
-    """A linear layer [features -> 0] without outputs.
-
-    It keeps its empty weight, so that a stock class refuses the checkpoint instead of initialising new weights.
-    """
-
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
-        super().__init__()
-        self.weight, self.bias = weight, bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [..., features] to [..., 0]."""
-        return x[..., :0]
-
-
-class BiasOnly(EmptyOutputLinear):
-    """A linear layer [0 -> features] without inputs: only its bias remains."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [..., 0] to [..., features]."""
-        shape = (*x.shape[:-1], len(self.weight))
-        return x.new_zeros(shape) if self.bias is None else self.bias.expand(shape)
-
-
-class NoHeads(nn.Module):
-    """An attention without heads, which not all fused kernels support; it keeps its parts under their names."""
-
-    def __init__(self, core: nn.Module, parts: Mapping[str, str]) -> None:
-        super().__init__()
-        for name, child in core.named_children():
-            self.add_module(name, child)
-        self.head_dim = _head_size(core)
-        # In BERT the output layer is beside the core, elsewhere inside it.
-        output = parts["output"].removeprefix(f"{parts['core']}.")
-        self.path = "" if output == parts["output"] else output
-
-    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
-        """Map [batch, length, hidden] to the output layer's bias, or to no features if that layer is outside."""
-        nothing = hidden_states[..., :0]
-        return (self.get_submodule(self.path)(nothing) if self.path else nothing), None

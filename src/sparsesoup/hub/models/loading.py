@@ -26,7 +26,8 @@ from sparsesoup.hub.models.checkpoint import (
     read_config,
     wrap_load_errors,
 )
-from sparsesoup.hub.models.layer_layouts import FAMILIES, Widths, resize_layers_
+from sparsesoup.hub.models.cut_layers import NARROW, Widths, resize_layers_
+from sparsesoup.hub.models.layer_layouts import FAMILIES
 from sparsesoup.hub.models.open_clip import OpenClipForImageClassification
 from sparsesoup.hub.models.weights import (
     REMEDY,
@@ -44,7 +45,8 @@ from sparsesoup.hub.tasks.registry import AnyTask, TaskType, task_type_of
 from sparsesoup.training.device import current_device
 
 OWN = {kind.__name__: kind for kind in (OpenClipForImageClassification,)}  # classes missing from transformers
-COMPACT, COMPACT_FORMAT = "compact_config", 1  # config key of the widths of each layer
+COMPACT = "compact_config"  # config key of the widths of each layer
+PLAIN_FORMAT, NARROW_FORMAT = 1, 2  # its formats: heads and units alone, or with what is narrower than they say
 
 
 def load_model(
@@ -181,9 +183,13 @@ def _load_widths(
     if compact is None:
         return load_weights(kind, model, options, config=config, dtype=dtype)
     table = compact.get("layers") if isinstance(compact, dict) else None
-    if not issubclass(kind, PreTrainedModel) or not isinstance(table, dict) or compact.get("format") != COMPACT_FORMAT:
+    if (
+        not issubclass(kind, PreTrainedModel)
+        or not isinstance(table, dict)
+        or compact.get("format") not in (PLAIN_FORMAT, NARROW_FORMAT)
+    ):
         raise UserError(
-            f"config.json has a {COMPACT} that cannot be read: expected format {COMPACT_FORMAT}, a table of layers and "
+            f"config.json has a {COMPACT} that cannot be read: expected format 1 or 2, a table of layers and "
             f"a class of transformers under architectures; take the file as it was exported"
         )
 
@@ -195,6 +201,12 @@ def _load_widths(
     loaded, lacking, left = load_weights(narrow, model, options, config=config, dtype=dtype)
     loaded.__class__ = kind  # the stock class, which can be pickled and saved by name
     return loaded, lacking, left
+
+
+def compact_table(widths: Widths) -> dict[str, Any]:
+    """Return the content of `compact_config` for these widths."""
+    narrow = any(NARROW in row for row in widths.values())
+    return {"format": NARROW_FORMAT if narrow else PLAIN_FORMAT, "layers": widths}
 
 
 def class_can_build(kind: Any, config: Any, wanted: Mapping[str, Tensor]) -> bool:

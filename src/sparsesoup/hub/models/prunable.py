@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.targets import Target, Targets
 from sparsesoup.hub.models.layer_layouts import prunable_layers, role_of
+from sparsesoup.hub.models.narrow_layers import NarrowLinear
 
 # Two-dimensional but not linear layers: tables of Swin, BEiT, XLNet and similar models, the state space of Mamba.
 NO_MATRIX = r"bias|position|embed|rel_pos|token|^A_log$|^D$"
@@ -58,15 +59,16 @@ def _is_matrix(name: str, parameter: nn.Parameter, owner: nn.Module) -> bool:
 
 
 def _head_widths(model: PreTrainedModel) -> dict[str, int]:
-    """Return the head width of each matrix that is split into heads, as in the model's own attention.
+    """Return the head width of each matrix that is split into heads, as in the model's own attention; 0 if they differ.
 
     config.json does not have it for a compact model, whose layers have fewer heads, nor for CLIP's towers.
     """
-    names, found = {id(p): name for name, p in model.named_parameters()}, {}
+    names, found = {id(p): name for name, p in model.named_parameters()}, dict[str, int]()
     with contextlib.suppress(UserError):  # an unknown model type
         for layer in prunable_layers(model):
-            for role in ("query", "key", "value", "output"):
-                found[names[id(layer.module_of(role).weight)]] = layer.head_size
+            parts = {role: layer.module_of(role) for role in ("query", "key", "value", "output")}
+            even = not any(isinstance(parts[role], NarrowLinear) for role in ("query", "key", "value"))
+            found |= {names[id(part.weight)]: layer.head_size if even else 0 for part in parts.values()}
     return found
 
 
