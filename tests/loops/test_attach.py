@@ -16,6 +16,7 @@ from sparsesoup.loops.attach import attach
 from sparsesoup.loops.pruner import Pruner
 from sparsesoup.methods import METHODS, Method
 from sparsesoup.methods.gradual_obs import GradualOBS
+from sparsesoup.methods.grain import Grain
 from sparsesoup.methods.isp import InstantSoup
 from sparsesoup.methods.movement import MovementPruning
 from sparsesoup.methods.platon import Platon
@@ -29,6 +30,7 @@ COMPARED: dict[str, Method] = {
     "wanda": Wanda(batches=4),
     "platon": Platon(every=5, window=5),
     "gradual-obs": GradualOBS(prunings=3, batches=4),
+    "grain": Grain(structure="rows"),
     "isp": InstantSoup(stages=3, weak_masks=3, budget="extra"),
     "isp-fresh": InstantSoup(stages=2, weak_masks=2, budget="extra", moments="fresh", merge="union"),
     "gradient-flow": replace(METHODS["gradient-flow"], batches=2),

@@ -27,7 +27,7 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ("words", "found"),
     [
         ("pr", "prune"),
-        ("prune gr", "grasp gradual gradual-obs gradient-flow"),
+        ("prune gr", "grasp gradual gradual-obs grain gradient-flow"),
         ("prune isp --method.weak", "--method.weak-masks"),
         ("prune gradual --method.weak", ""),
         ("prune --conf", "--config"),

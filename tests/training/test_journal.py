@@ -74,6 +74,7 @@ STEPPED: dict[str, tuple[int, dict[str, Any]]] = {  # steps and settings in whic
     "power-propagation": (60, {}),
     "platon": (60, {}),
     "gradual-obs": (60, {"prunings": 4, "batches": 2}),
+    "grain": (60, {"structure": "rows"}),
     "pins": (60, {}),
     "sparse-progressive-distillation": (60, {}),
     "movement": (60, {}),

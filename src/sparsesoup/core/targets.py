@@ -71,6 +71,15 @@ def names_in_blocks(names: Iterable[str], targets: Targets) -> list[str]:
     return [name for name in names if name.startswith(homes)]
 
 
+def bias_of(name: str) -> str:
+    """Return the name of the bias beside a weight; '' if the weight's name does not determine it.
+
+    >>> bias_of("encoder.layer.3.attention.self.query.weight")
+    'encoder.layer.3.attention.self.query.bias'
+    """
+    return f"{name.removesuffix('weight')}bias" if name.endswith("weight") else ""
+
+
 def feed_forward_groups(targets: Targets) -> list[CoupledGroups]:
     """Return the coupled groups of the feed-forward part of each block: a unit is a row in and a column out."""
     return _couple_bands(targets, {"feed-forward in": 1, "feed-forward gate": 1}, {"feed-forward out": 1})

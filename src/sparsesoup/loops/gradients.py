@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.masks import Masks
-from sparsesoup.core.targets import Targets, target_parameters
+from sparsesoup.core.targets import Targets, bias_of, target_parameters
 from sparsesoup.loops.problem import LoopProblem
 from sparsesoup.training.state import TrainState
 
@@ -30,7 +30,7 @@ def check_trained(model: nn.Module, optimizer: Optimizer, targets: Targets) -> N
 
 
 class GradientWatch:
-    """Hooks on the prunable parameters.
+    """Hooks on the prunable parameters, and on the biases beside them.
 
     The gradient of a pruned weight is zeroed when it is made. While a method observes, a copy of each gradient is
     kept, so that it is seen before the loop clips it, divided by the scale of the loop's gradient scaler. If a model
@@ -48,6 +48,7 @@ class GradientWatch:
         self._scale_unknown = False
         self._made: dict[str, Tensor] = {}
         self._params: dict[str, Parameter] = {}
+        self._biases: dict[str, Parameter] = {}
         self._handles: list[Any] = []
 
     def renew(self) -> None:
@@ -68,8 +69,11 @@ class GradientWatch:
                     "parameters were replaced after attach, which learned masks cannot follow; attach afterwards"
                 )
         self.remove()
-        self._params = params
-        self._handles = [p.register_post_accumulate_grad_hook(self._hook(name)) for name, p in params.items()]
+        self._params, every = params, dict(self.problem.pretrained.named_parameters())
+        beside = {bias_of(name) for name in params} & every.keys()
+        self._biases = {name: every[name] for name in sorted(beside) if every[name].requires_grad}
+        watched = params | self._biases
+        self._handles = [p.register_post_accumulate_grad_hook(self._hook(name)) for name, p in watched.items()]
 
     def remove(self) -> None:
         """Remove the hooks."""
@@ -85,7 +89,7 @@ class GradientWatch:
     @contextmanager
     def shown(self, optimizer: Optimizer, state: TrainState) -> Iterator[None]:
         """Let the parameters have the gradients that a method observes."""
-        params = state.prunable_parameters()
+        params = state.prunable_parameters() | self._biases
         given = {name: p.grad for name, p in params.items()}
         for name, parameter in params.items():
             if parameter.grad is not None:
@@ -108,7 +112,8 @@ class GradientWatch:
         def hook(parameter: Tensor) -> None:
             if self.paused:
                 return
-            self._zero(name, parameter)
+            if name in self._params:
+                self._zero(name, parameter)
             if self.observing and parameter.grad is not None and not self._scale_unknown:
                 made = self._made.get(name)
                 if made is None or made.shape != parameter.grad.shape or made.dtype != parameter.grad.dtype:

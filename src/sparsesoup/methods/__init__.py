@@ -17,6 +17,7 @@ from sparsesoup.methods.from_ticket import FromTicket
 from sparsesoup.methods.gradient_flow import GradientFlow
 from sparsesoup.methods.gradual import GradualPruning, GradualStar
 from sparsesoup.methods.gradual_obs import GradualOBS
+from sparsesoup.methods.grain import Grain
 from sparsesoup.methods.hybrid import HybridMovement
 from sparsesoup.methods.imp import IterativeMagnitudePruning
 from sparsesoup.methods.instant_model_soup import InstantModelSoup
@@ -137,6 +138,10 @@ TABLE: dict[str, MethodInfo] = {
         method=SparseProgressiveDistillation(), family="gradual", score="|w|",
         summary="a copy of a teacher is pruned among its blocks", cost="2, and a teacher's forward",
         source="Huang 2022", taught=True,
+    ),
+    "grain": MethodInfo(
+        method=Grain(), family="gradual", score="average of |sum g w|, a group",
+        summary="features of heads and units, in one ranking", source="Yang 2023", grouped=True,
     ),
     "gradient-flow": MethodInfo(
         method=GradientFlow(), family="gradual", score="|w g|; by measure",

@@ -1,17 +1,14 @@
 """Restore all weights of kept heads and units: "filled" hybrid pruning. Lagunas et al. 2021, sec. 4."""
 
 import torch
-from torch import Tensor
 
-from sparsesoup.core.granularity import CoupledGroups
 from sparsesoup.core.masks import Masks
 from sparsesoup.core.masks import sparsity as sparsity_of
 from sparsesoup.core.rng import cpu_generator
 from sparsesoup.core.targets import Targets, attention_head_groups, feed_forward_groups, to_out_in_layout
+from sparsesoup.methods.live_features import kept_features
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.state import TrainState
-
-INTO, OUT_OF = ("value", "feed-forward in"), ("output", "feed-forward out")
 
 
 def refill_masks(masks: Masks, targets: Targets) -> Masks:
@@ -24,17 +21,10 @@ def refill_masks(masks: Masks, targets: Targets) -> Masks:
     shapes = {name: target.shape for name, target in targets.items()}
     lines, found = to_out_in_layout(masks, targets), dict(masks)
     for tie in [*attention_head_groups(targets), *feed_forward_groups(targets)]:
-        alive = _kept_features(tie, lines, targets)
+        alive = kept_features(tie, lines, targets)
         whole = alive.view(tie.num_groups(shapes), -1).any(1)
         found |= tie.expand_to_weights(whole, shapes)
     return found
-
-
-def _kept_features(tie: CoupledGroups, lines: Masks, targets: Targets) -> Tensor:
-    """Return a bool per feature that has a weight on both sides, [features]."""
-    sides = [lines[n].any(1) for n, _ in tie.members if targets[n].role in INTO]
-    sides += [lines[n].any(0) for n, _ in tie.members if targets[n].role in OUT_OF]
-    return torch.stack(sides).all(0)
 
 
 def refill_(state: TrainState, problem: Problem, steps: int, noise: float) -> None:

@@ -216,6 +216,7 @@ SENTENCES: dict[str, Callable[[Any, Facts], str]] = {
     "phases": lambda goals, facts: f"Sparsity of the phases: {', '.join(format_percent(goal) for goal in goals)}.",
     "teachers": _describe_teacher_changes,
     "refill": _describe_refill,
+    "sparsity_with_biases": lambda share, facts: f"With the biases of pruned rows: {format_percent(share, 2)} pruned.",
     "early_stopping": _describe_early_stopping,
     "ticket": lambda path, facts: f"Masks of the ticket {path}.",
 }

@@ -12,6 +12,7 @@ from sparsesoup.training.attention_maps import attention_distance, attention_lay
 from sparsesoup.training.batching import Batch
 from sparsesoup.training.config import DistillConfig
 from sparsesoup.training.grafting import grafted_blocks
+from sparsesoup.training.loss_parts import LossParts
 from sparsesoup.training.problem import Problem
 
 
@@ -42,7 +43,7 @@ def distillation_divergence(
 
 def distillation_objective(
     problem: Problem, teacher: nn.Module, settings: DistillConfig, graft: Callable[[], Sequence[str]] | None = None
-) -> Callable[[nn.Module, Batch], Tensor]:
+) -> Callable[[nn.Module, Batch], LossParts]:
     """Return the objective (1 - alpha) * criterion + alpha * divergence + the distances of blocks.
 
     These are hidden * distance of the block outputs + attention * distance of the attention maps.
@@ -58,7 +59,7 @@ def distillation_objective(
     if settings.attention and not layers:
         raise UserError("this model has no separate query and key matrices; say --train.distill.attention 0")
 
-    def objective(student: nn.Module, batch: Batch) -> Tensor:
+    def objective(student: nn.Module, batch: Batch) -> LossParts:
         grafts, mask = graft() if graft else (), batch.get("attention_mask")
         teachers = dict.fromkeys(layers, model)
         owners = {block: model if block in grafts else student for block in layers}
@@ -78,8 +79,9 @@ def distillation_objective(
             )
         apart = distillation_divergence(outputs, answers, settings.temperature, mask if outputs.dim() == 3 else None)
         loss = (1 - share) * own + share * apart.mean()
-        loss = loss + settings.hidden * _hidden_distance(given, wanted, mask) if names else loss
-        return loss + settings.attention * _mean_distance(given_maps(mask), targets, mask) if layers else loss
+        parts = [settings.hidden * _hidden_distance(given, wanted, mask)] if names else []
+        parts += [settings.attention * _mean_distance(given_maps(mask), targets, mask)] if layers else []
+        return LossParts(loss, tuple(parts))
 
     return objective
 

@@ -121,7 +121,8 @@ def _train_phase(run: ActiveRun, phase: Phase, steps: int) -> None:
         with only_trained(state.model, names_in_blocks(names, state.targets) if blocks else names):
             train(
                 state, problem, steps, stream=phase.stream, rate=phase.rate, hooks=hooks, observe=inside.observe,
-                penalty=inside.penalty, label=phase.label, protocol=phase.overrides, stopping=stopping,
+                penalty=inside.penalty, split=phase.split_loss, label=phase.label, protocol=phase.overrides,
+                stopping=stopping,
             )  # fmt: skip
 
 

@@ -18,10 +18,11 @@ from sparsesoup.training.cost import Cost
 from sparsesoup.training.evaluation import EarlyStopping, Evaluator
 from sparsesoup.training.extrapolation import extrapolated_weights, keep_gradients_
 from sparsesoup.training.hooks import Hook, is_due
+from sparsesoup.training.loss_parts import ApartGradients, backward_parts
 from sparsesoup.training.overrides import apply_overrides, only_trained
 from sparsesoup.training.problem import Problem, add_batch_cost, charge_time, to_device
 from sparsesoup.training.state import TrainState
-from sparsesoup.training.step_loss import LATE_DEVICES, StepLoss, can_skip_update, scale_loss, step_optimizer
+from sparsesoup.training.step_loss import LATE_DEVICES, StepLoss, can_skip_update, step_optimizer
 from sparsesoup.training.zero_hooks import zero_gradients
 
 # Without gradient and moments these keep zeros at zero, weight decay included: no pass over the weights is needed.
@@ -40,6 +41,7 @@ def train(
     hooks: Iterable[Hook] = (),
     observe: Hook | None = None,
     penalty: Callable[[TrainState], Tensor] | None = None,
+    split: bool = False,
     label: str = "strong",
     protocol: TrainingOverrides | None = None,
     stopping: EarlyStopping | None = None,
@@ -57,6 +59,7 @@ def train(
             so under `torch.no_grad()`, not through `.data`, which hides it from the masks until the end.
         observe: called with the gradients of each step, before clipping; may only store tensors.
         penalty: added to the loss.
+        split: `observe` gets the gradients of the answers' loss alone; others take a second backward pass, after it.
         label: cost label of the steps.
         protocol: settings that differ from the problem's.
         stopping: stop early, by the validations every `eval_steps` steps.
@@ -70,7 +73,7 @@ def train(
     state.enforce_masks_()
     state.halt = False
     rate = problem.rate_schedule() if rate is None else rate
-    loop = _Loop(state, problem, data, stream, rate, tuple(hooks), observe, penalty, label, until)
+    loop = _Loop(state, problem, data, stream, rate, tuple(hooks), observe, penalty, split, label, until)
     evaluator = Evaluator(problem, label, until, stopping)
     problem.observer.begin(label, state.step, until)
     with (
@@ -99,6 +102,7 @@ class _Loop:
         hooks: tuple[Hook, ...],
         observe: Hook | None,
         penalty: Callable[[TrainState], Tensor] | None,
+        split: bool,
         label: str,
         until: int,
     ) -> None:
@@ -107,6 +111,7 @@ class _Loop:
         self.params, self.masks, self.gone = state.prunable_parameters(), state.masks, sparsity(state.masks)
         trained = any(p.requires_grad for p in self.params.values())
         self.kind = "train" if trained else "head"  # FLOPs differ between the two
+        self.apart = ApartGradients([p for p in state.model.parameters() if p.requires_grad]) if split else None
         # What is observed or kept must be finite, so then the loss is read before.
         self.keeps = observe is not None or problem.training.extrapolate > 0
         self.late = problem.accelerator.device.type in LATE_DEVICES and can_skip_update(state) and not self.keeps
@@ -138,7 +143,7 @@ class _Loop:
             _set_learning_rate(state, rate)
             rows = self.data.augmented_view(problem.seed, "look", *self.stream, state.step)
             with extrapolated_weights(state, problem.training.extrapolate):
-                loss = _accumulate_gradients(state, problem, rows, indices, self.penalty, cost, self.kind)
+                loss = _accumulate_gradients(state, problem, rows, indices, self.penalty, self.apart, cost, self.kind)
             self.settle()
             late = self.late and not any(is_due(hook, state.step + 1) for hook in self.hooks)
             read = self._update_weights(loss, late)
@@ -178,13 +183,16 @@ class _Loop:
     def _update_weights(self, loss: StepLoss, late: bool) -> Callable[[], tuple[float, float]]:
         """Update the weights if loss and norm are finite; return a function that returns both."""
         state, problem = self.state, self.problem
+        if self.apart is not None:
+            finite = math.isfinite(loss.read()) and (state.scaler is None or _gradients_are_finite(state))
+            self.apart.observe_and_add_(state, self.observe if finite else None)
         if state.scaler is not None:
             state.scaler.unscale_(state.optimizer)
         value = math.nan if late else loss.read()
         if not late and not math.isfinite(value):
             self._refuse(value)
         overflow = self.keeps and state.scaler is not None and not _gradients_are_finite(state)
-        if self.observe is not None and not overflow:
+        if self.observe is not None and self.apart is None and not overflow:
             self.observe(state)
         if problem.training.max_grad_norm:
             norm = problem.accelerator.clip_grad_norm_(state.model.parameters(), problem.training.max_grad_norm)
@@ -253,14 +261,14 @@ def _accumulate_gradients(
     data: RowBatches,
     indices: list[int],
     penalty: Callable[[TrainState], Tensor] | None,
+    apart: ApartGradients | None,
     cost: Cost,
     kind: str,
 ) -> StepLoss:
     """Accumulate the gradients of the mean loss over the rows `indices`, in parts; return the losses."""
     parts = list(_micro_batches(indices, problem.training.batch_size))
-    return StepLoss(
-        [_backward_pass(state, problem, data, part, len(part) / len(indices), penalty, cost, kind) for part in parts]
-    )
+    every = (len(indices), penalty, apart, cost, kind)
+    return StepLoss([_backward_pass(state, problem, data, part, *every) for part in parts])
 
 
 def _micro_batches(indices: list[int], size: int) -> Iterator[list[int]]:
@@ -273,19 +281,20 @@ def _backward_pass(
     problem: Problem,
     data: RowBatches,
     indices: list[int],
-    weight: float,
+    rows: int,
     penalty: Callable[[TrainState], Tensor] | None,
+    apart: ApartGradients | None,
     cost: Cost,
     kind: str,
 ) -> tuple[Tensor, Tensor, float]:
-    batch = to_device(data.batch(indices), problem.accelerator.device)
+    batch, weight = to_device(data.batch(indices), problem.accelerator.device), len(indices) / rows
 
     def work() -> tuple[Tensor, Tensor]:
-        loss = problem.training_loss(state.model, batch)
-        whole = loss if penalty is None else loss + penalty(state)
-        scale_loss(state, whole * weight).backward()  # accelerate would scale by a scaler of its own
-        return loss.detach(), whole.detach()
+        parts = problem.loss_parts(state.model, batch)
+        whole = backward_parts(state, parts, None if penalty is None else penalty(state), weight, apart)
+        return parts.total.detach(), whole.detach()
 
-    losses, flops = problem.meter.run_and_count_flops((kind, problem.objective, penalty, *shapes_of(batch)), work)
+    key = (kind, problem.objective, penalty, apart is None, *shapes_of(batch))
+    losses, flops = problem.meter.run_and_count_flops(key, work)
     add_batch_cost(cost, data, indices, flops)
     return *losses, weight

@@ -79,6 +79,8 @@ class Phase:
         loop: what the method does inside the loop.
         own_loss: train with the method's own loss, which runs a teacher on every batch.
         priced_loss: makes a problem with that loss, for the FLOPs of its steps; default: a teacher's forward pass more.
+        split_loss: in the loop, `observe` gets the gradients of the answers' loss alone; the distance from a teacher's
+            hidden states then takes a second backward pass. A foreign loop has one loss, and observes that.
         shared: the training may be taken from the cache of trainings.
         until: train to this step of the run, however many steps that takes.
         lasts: the number of steps, where it depends on the phases that were left out.
@@ -110,6 +112,7 @@ class Phase:
     loop: Callable[[ActiveRun], LoopHooks] | None = None
     own_loss: bool = False
     priced_loss: Callable[[Problem], Problem] | None = None
+    split_loss: bool = False
     shared: bool = False
     until: int | None = None
     lasts: Callable[[ActiveRun], int] | None = None

@@ -25,6 +25,7 @@ from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.cost import Cost, CostTracker
 from sparsesoup.training.forks import ParallelMap, serial_map
+from sparsesoup.training.loss_parts import LossParts
 from sparsesoup.training.model_copy import copy_model
 from sparsesoup.training.observer import Observer
 from sparsesoup.training.optimizers import make_optimizer
@@ -46,7 +47,7 @@ class Problem:
         train, validation: rows for training and for selection. A method sees no others.
         predict: (model, batch) -> outputs [rows, ...].
         criterion: (outputs, batch) -> mean loss of the task.
-        objective: (model, batch) -> training loss, if it differs from the criterion (distillation).
+        objective: (model, batch) -> training loss, or its parts, if it differs from the criterion (distillation).
         teacher: the teacher of the objective, for methods with a loss of their own.
         metric: (outputs, labels) -> named scores, higher = better; the first one is used for selection.
         steps: T, the steps of one normal fine-tuning.
@@ -70,7 +71,7 @@ class Problem:
     metric: Callable[[Tensor, Tensor], dict[str, float]]
     steps: int
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    objective: Callable[[nn.Module, Batch], Tensor] | None = None
+    objective: Callable[[nn.Module, Batch], Tensor | LossParts] | None = None
     teacher: nn.Module | None = None
     seed: int = 0
     meter: CostTracker = field(default_factory=CostTracker)
@@ -85,9 +86,14 @@ class Problem:
 
     def training_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean training loss of a batch."""
-        if self.objective is not None:
-            return self.objective(model, batch)
-        return self.criterion(self.predict(model, batch), batch)
+        return self.loss_parts(model, batch).total
+
+    def loss_parts(self, model: nn.Module, batch: Batch) -> LossParts:
+        """Return the parts of the mean training loss of a batch."""
+        if self.objective is None:
+            return LossParts(self.criterion(self.predict(model, batch), batch))
+        loss = self.objective(model, batch)
+        return loss if isinstance(loss, LossParts) else LossParts(loss)
 
     def outputs_alone(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the outputs [rows, ...] of one pass, of a teacher for example."""

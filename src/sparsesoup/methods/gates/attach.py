@@ -10,7 +10,7 @@ from torch.nn import Parameter
 from torch.nn.utils import parametrize
 
 from sparsesoup.core.granularity import CoupledGroups
-from sparsesoup.core.targets import Targets, target_parameters
+from sparsesoup.core.targets import Targets, bias_of, target_parameters
 from sparsesoup.methods.gates.bias import BiasGate
 from sparsesoup.methods.gates.straight_through import StraightThroughGate, floor_count
 from sparsesoup.training.state import TrainState
@@ -37,17 +37,11 @@ def attach_gates(model: nn.Module, ties: tuple[CoupledGroups, ...], make: Make) 
 def attach_biases(model: nn.Module, targets: Targets) -> None:
     """Gate the bias of every gated matrix, so that a fully masked row outputs zero."""
     for name, gate in list(gates_of(model)):
-        owner, bias = _bias_of(name)
-        if bias and len(targets[name].shape) == 2 and getattr(model.get_submodule(owner), bias, None) is not None:
+        owner, _, own = bias_of(name).rpartition(".")
+        if own and len(targets[name].shape) == 2 and getattr(model.get_submodule(owner), own, None) is not None:
             new = BiasGate(gate, targets[name].shape, targets[name].transposed)
-            parametrize.register_parametrization(model.get_submodule(owner), bias, new, unsafe=True)
+            parametrize.register_parametrization(model.get_submodule(owner), own, new, unsafe=True)
     _ATTACHED.pop(model, None)
-
-
-def _bias_of(name: str) -> tuple[str, str]:
-    """Return (the module of a weight, the name of its bias); '' if the weight's name does not determine it."""
-    owner, _, own = name.rpartition(".")
-    return owner, f"{own.removesuffix('weight')}bias" if own.endswith("weight") else ""
 
 
 def gates_of(model: nn.Module) -> Iterator[tuple[str, StraightThroughGate]]:
@@ -112,8 +106,8 @@ def zero_biases_(state: TrainState) -> None:
     """Zero the biases of fully pruned rows, and their optimizer moments."""
     table = dict(state.model.named_parameters())
     for name, target in state.targets.items():
-        owner, own = _bias_of(name)
-        bias = table.get(f"{owner}.{own}", table.get(f"{owner}.parametrizations.{own}.original"))
+        owner, _, own = bias_of(name).rpartition(".")
+        bias = table.get(bias_of(name), table.get(f"{owner}.parametrizations.{own}.original"))
         if bias is None or len(target.shape) != 2:
             continue
         closed = ~state.masks[name].any(0 if target.transposed else 1)

@@ -87,6 +87,18 @@ def _train_flops(problem: Problem, rows: list[int]) -> int:
     return _pass_flops(problem, rows, [p for p in problem.pretrained.parameters() if p.requires_grad])
 
 
+def _split_flops(problem: Problem, rows: list[int]) -> int:
+    """Return the FLOPs of a step that takes the gradients of the two parts of its loss in two passes."""
+    learnt = [p for p in problem.pretrained.parameters() if p.requires_grad]
+    batch = to_device(problem.train.batch(rows), problem.accelerator.device)
+    with fork_rng_of(problem.pretrained.parameters()), CountFlops() as count:
+        parts = problem.loss_parts(problem.pretrained, batch)
+        torch.autograd.grad(parts.answers, learnt, allow_unused=True, retain_graph=bool(parts.states))
+        if parts.states:
+            torch.autograd.grad(parts.states, learnt, allow_unused=True)
+    return count.flops
+
+
 def _head_flops(problem: Problem, rows: list[int]) -> int:
     wanted = {*problem.head, *problem.fresh}
     return _pass_flops(problem, rows, [p for name, p in problem.pretrained.named_parameters() if name in wanted])
@@ -134,6 +146,7 @@ def _hessian_flops(problem: Problem, rows: list[int]) -> int:
 
 PASSES: dict[str, Callable[[Problem, list[int]], int]] = {
     "train": _train_flops,
+    "split": _split_flops,
     "head": _head_flops,
     "blocks": _blocks_flops,
     "forward": _forward_flops,
@@ -192,7 +205,7 @@ def _training_cost(phase: Phase, begin: int, problem: Problem, prices: FlopsMode
     data, steps = problem.train.random_subset(share, seed, *phase.stream), min(phase.steps, LONG)
     order = islice(data.train_batches(train.rows_per_step, begin, seed, *phase.stream), steps)
     parts = [rows[i : i + size] for rows in order for i in range(0, len(rows), size)]
-    kind = phase.kind if phase.kind in ("head", "blocks") else "train"
+    kind = phase.kind if phase.kind in ("head", "blocks") else "split" if phase.split_loss else "train"
     known = [prices.price_of(kind, phase.priced_loss)]
     known += [prices.price_of("forward")] if phase.own_loss and phase.priced_loss is None else []
     cost = _passes_cost(data, parts, known)
