@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from sparsesoup.methods import GradualOBS as GradualOBS
     from sparsesoup.methods import GradualPruning as GradualPruning
     from sparsesoup.methods import GradualStar as GradualStar
+    from sparsesoup.methods import Grain as Grain
     from sparsesoup.methods import Grasp as Grasp
     from sparsesoup.methods import HardConcreteL0 as HardConcreteL0
     from sparsesoup.methods import HybridMovement as HybridMovement
@@ -90,9 +91,9 @@ _NAMES = {
     "sparsesoup.loops.once": "prune_once",
     "sparsesoup.loops.pruner": "Pruner",
     "sparsesoup.methods": "METHODS DenseFinetuning EarlyBird FromTicket GradientFlow GradualOBS GradualPruning "
-    "GradualStar Grasp HardConcreteL0 HybridMovement InstantModelSoup InstantSoup InstantSoupCode InstantSoupPaper "
-    "IterativeMagnitudePruning LotteryPools MagnitudeStraightThrough Method MethodInfo ModelSoup MovementPruning "
-    "OneShot Pins Platon PowerPropagation Snip SoftMovement SparseGpt SparseModelSoup "
+    "GradualStar Grain Grasp HardConcreteL0 HybridMovement InstantModelSoup InstantSoup InstantSoupCode "
+    "InstantSoupPaper IterativeMagnitudePruning LotteryPools MagnitudeStraightThrough Method MethodInfo ModelSoup "
+    "MovementPruning OneShot Pins Platon PowerPropagation Snip SoftMovement SparseGpt SparseModelSoup "
     "SparseProgressiveDistillation Wanda",
     "sparsesoup.runs.run": "Run",
     "sparsesoup.training.config": "DistillConfig TrainingConfig TrainingOverrides",

@@ -72,7 +72,7 @@ def train(
     state.model.train()
     state.enforce_masks_()
     state.halt = False
-    rate = problem.rate_schedule() if rate is None else rate
+    rate = rate or problem.rate_schedule()
     loop = _Loop(state, problem, data, stream, rate, tuple(hooks), observe, penalty, split, label, until)
     evaluator = Evaluator(problem, label, until, stopping)
     problem.observer.begin(label, state.step, until)
