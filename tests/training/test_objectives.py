@@ -21,7 +21,8 @@ from sparsesoup.training.problem import Problem
 
 
 def objective(problem: Problem, teacher: torch.nn.Module, **settings: Any) -> Callable[..., Tensor]:
-    return distillation_objective(problem, teacher, DistillConfig(teacher="some", **settings))
+    made = distillation_objective(problem, teacher, DistillConfig(teacher="some", **settings))
+    return lambda model, batch: made(model, batch).total
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
