@@ -94,9 +94,7 @@ def backward_parts(
     """
     whole, first = (part if pull is None else part + pull for part in (parts.total, parts.answers))
     split = apart is not None and bool(parts.states)
-    scale_loss(state, (first if split else whole) * weight).backward(
-        retain_graph=split
-    )  # accelerate has its own scaler
+    scale_loss(state, (first if split else whole) * weight).backward(retain_graph=split)  # accelerate would use its own
     if apart is not None and parts.states:
         with apart.in_place():
             scale_loss(state, torch.stack(parts.states).sum() * weight).backward()
