@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from sparsesoup.methods import ModelSoup as ModelSoup
     from sparsesoup.methods import MovementPruning as MovementPruning
     from sparsesoup.methods import OneShot as OneShot
+    from sparsesoup.methods import Pela as Pela
     from sparsesoup.methods import Pins as Pins
     from sparsesoup.methods import Platon as Platon
     from sparsesoup.methods import PowerPropagation as PowerPropagation
@@ -93,7 +94,7 @@ _NAMES = {
     "sparsesoup.methods": "METHODS DenseFinetuning EarlyBird FromTicket GradientFlow GradualOBS GradualPruning "
     "GradualStar Grain Grasp HardConcreteL0 HybridMovement InstantModelSoup InstantSoup InstantSoupCode "
     "InstantSoupPaper IterativeMagnitudePruning LotteryPools MagnitudeStraightThrough Method MethodInfo ModelSoup "
-    "MovementPruning OneShot Pins Platon PowerPropagation Snip SoftMovement SparseGpt SparseModelSoup "
+    "MovementPruning OneShot Pela Pins Platon PowerPropagation Snip SoftMovement SparseGpt SparseModelSoup "
     "SparseProgressiveDistillation Wanda",
     "sparsesoup.runs.run": "Run",
     "sparsesoup.training.config": "DistillConfig TrainingConfig TrainingOverrides",

@@ -8,20 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import Tensor, nn
 
-import tiny_images
 from conftest import Watch, same, tiny
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.masks import apply_masks_
 from sparsesoup.core.targets import names_in_blocks, target_parameters
-from sparsesoup.hub.models.prunable import find_prunable
 from sparsesoup.methods import METHODS
 from sparsesoup.methods.gradual import pruning_hook
 from sparsesoup.methods.progressive_distillation import SparseProgressiveDistillation
 from sparsesoup.study.cost.flops_model import FlopsModel, plan_costs
-from sparsesoup.training.batching import Batch, RowBatches
 from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.config import DistillConfig, TrainingConfig
 from sparsesoup.training.cost import CostTracker
@@ -30,26 +26,9 @@ from sparsesoup.training.loop import train
 from sparsesoup.training.overrides import only_trained
 from sparsesoup.training.problem import Problem
 from tiny_bert import bert
+from tiny_vit import images
 
 METHOD = SparseProgressiveDistillation()
-
-
-def images(**changes: Any) -> Problem:
-    """Two classes of random pictures, for a tiny ViT."""
-    torch.manual_seed(0)
-    model = transformers.ViTForImageClassification(tiny_images.CONFIGS["vit"]())
-    pixels = torch.randn(24, 3, tiny_images.SIDE, tiny_images.SIDE)
-    rows = [(x, int(x.mean() > 0)) for x in pixels]
-
-    def collate(chosen: Any) -> Batch:
-        x, y = zip(*chosen, strict=True)
-        return {"pixel_values": torch.stack(x), "labels": torch.tensor(y)}
-
-    return tiny(**({
-        "pretrained": model, "targets": find_prunable(model), "steps": 12, "train": RowBatches(rows, collate),
-        "validation": RowBatches(rows[:8], collate), "training": TrainingConfig(learning_rate=1e-3, batch_size=8),
-        "predict": lambda model, batch: model(pixel_values=batch["pixel_values"]).logits,
-    } | changes))  # fmt: skip
 
 
 def dense(make: Any) -> dict[str, Tensor]:

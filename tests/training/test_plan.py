@@ -33,7 +33,7 @@ DATA_DECIDE = {"early-bird", "isp-code"}  # the search ends when masks settle; t
 BLOCKS = 3  # of the tiny net, for which sparsegpt passes all its batches one by one
 UNTRAINED = ["dense", "random", "magnitude", "snip", "grasp", "wanda", "sparsegpt", "one-shot-structured", "ticket"]
 NEEDS = {
-    "own loss": {"pins", "sparse-progressive-distillation"},
+    "own loss": {"pins", "pela", "sparse-progressive-distillation"},
     "own rate": {
         "gmp-star", "isp", "isp-no-soup", "isp-paper", "isp-code", "hybrid-filled", "model-soup", "instant-model-soup",
         "sparse-model-soup",

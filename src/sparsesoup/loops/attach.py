@@ -166,6 +166,7 @@ def check_phases(method: Method, phases: Sequence[Phase], has_batches: bool) -> 
         "goes back to an earlier step": any(phase.rewinds_to is not None for phase in phases),
         "validates on rows of its own": any(phase.validations for phase in phases),
         "trains the head alone first": any(phase.kind == "head" for phase in phases),
+        "trains a model or a loss of its own": any(phase.priced_problem is not None for phase in phases),
         "trains the blocks alone": any(phase.kind == "blocks" for phase in phases),
     }
     for why, holds in reasons.items():

@@ -27,6 +27,7 @@ from sparsesoup.methods.lottery_pools import LotteryPools
 from sparsesoup.methods.model_soup import ModelSoup
 from sparsesoup.methods.movement import MagnitudeStraightThrough, MovementPruning
 from sparsesoup.methods.one_shot import DenseFinetuning, OneShot
+from sparsesoup.methods.pela import Pela
 from sparsesoup.methods.pins import Pins
 from sparsesoup.methods.platon import Platon
 from sparsesoup.methods.powerpropagation import PowerPropagation
@@ -230,6 +231,11 @@ TABLE: dict[str, MethodInfo] = {
         method=InstantModelSoup(), family="soup", score="none",
         summary="pruned forks stirred into theta_0, then training", cost="1 (weak steps charged)",
         source="Jaiswal 2023", dense=True,
+    ),
+    "pela": MethodInfo(
+        method=Pela(), family="low rank", score="singular values",
+        summary="two thin layers for each one, merged back", cost="1, less by rank, and a teacher's forward",
+        source="Guo 2024", dense=True, taught=True,
     ),
     "model-soup": MethodInfo(
         method=ModelSoup(), family="soup", score="none", summary="several fine-tunings averaged", cost="m = 3",

@@ -91,7 +91,7 @@ class SparseProgressiveDistillation(Method):
         loop = partial(_student_hooks, self, schedule, sparsity)
         train = Phase(
             name="train", steps=total, kind="blocks", rate=rate, loop=loop, own_loss=True, copies=2.0,
-            priced_loss=self._priced_loss, masks_final=schedule.stop,
+            priced_problem=self._priced_problem, masks_final=schedule.stop,
         )  # fmt: skip
         return [teach, train]
 
@@ -154,7 +154,7 @@ class SparseProgressiveDistillation(Method):
         )  # fmt: skip
         return replace(problem, objective=distillation_objective(problem, teacher, settings, graft))
 
-    def _priced_loss(self, problem: Problem) -> Problem:
+    def _priced_problem(self, problem: Problem) -> Problem:
         return self._taught_problem(problem, copy.deepcopy(problem.pretrained))
 
 

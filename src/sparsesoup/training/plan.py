@@ -78,7 +78,8 @@ class Phase:
         fresh_optimizer: reset the optimizer first.
         loop: what the method does inside the loop.
         own_loss: train with the method's own loss, which runs a teacher on every batch.
-        priced_loss: makes a problem with that loss, for the FLOPs of its steps; default: a teacher's forward pass more.
+        priced_problem: makes the problem that is trained, for the FLOPs of its steps and validations, where model or
+            loss are the method's own; default: the plain steps, with a teacher's forward pass if `own_loss`.
         split_loss: in the loop, `observe` gets the gradients of the answers' loss alone; the distance from a teacher's
             hidden states then takes a second backward pass. A foreign loop has one loss, and observes that.
         shared: the training may be taken from the cache of trainings.
@@ -111,7 +112,7 @@ class Phase:
     fresh_optimizer: bool = False
     loop: Callable[[ActiveRun], LoopHooks] | None = None
     own_loss: bool = False
-    priced_loss: Callable[[Problem], Problem] | None = None
+    priced_problem: Callable[[Problem], Problem] | None = None
     split_loss: bool = False
     shared: bool = False
     until: int | None = None

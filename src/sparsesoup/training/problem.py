@@ -246,7 +246,7 @@ def collect_outputs(
     with torch.no_grad():
         for indices in batches:
             batch = to_device(data.batch(indices), problem.accelerator.device)
-            shape = ("forward", *shapes_of(batch))
+            shape = ("forward", problem.pretrained, *shapes_of(batch))
             out, flops = problem.meter.run_and_count_flops(shape, functools.partial(problem.predict, model, batch))
             outputs.append(out.float().cpu())
             labels.append(batch["labels"].cpu())

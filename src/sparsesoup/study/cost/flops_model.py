@@ -38,16 +38,16 @@ class FlopsModel:
         self.problem = problem
         self._known: dict[object, Price] = {}
 
-    def price_of(self, what: str, loss: Callable[[Problem], Problem] | None = None) -> Price:
+    def price_of(self, what: str, own: Callable[[Problem], Problem] | None = None) -> Price:
         """Return the FLOPs function of a pass: train, head, blocks, forward, gradient or hessian.
 
         Args:
-            loss: makes the problem with the loss of the pass; default: the problem's own.
+            own: makes the problem of the pass; default: the problem itself.
         """
-        if (what, loss) not in self._known:
-            problem = self.problem if loss is None else loss(self.problem)
-            self._known[what, loss] = _fit_prices(problem, PASSES[what])
-        return self._known[what, loss]
+        if (what, own) not in self._known:
+            problem = self.problem if own is None else own(self.problem)
+            self._known[what, own] = _fit_prices(problem, PASSES[what])
+        return self._known[what, own]
 
 
 def _fit_prices(problem: Problem, count: Callable[[Problem, list[int]], int]) -> Price:
@@ -171,7 +171,7 @@ def plan_costs(
     for phase, begin in first_steps([*phases, FINAL]):
         validated = count_evaluations(phase, begin, training, may_stop and phase is phases[-1])
         parts = [*phase_costs(phase, begin, problem, prices)]
-        parts += [(EVALUATION, _validation_cost(problem, prices, validated))] if validated else []
+        parts += [(EVALUATION, _validation_cost(problem, prices, validated, phase))] if validated else []
         for label, cost in parts:
             costs[label] = costs.get(label, Cost()) + cost
         if phase.shared and not validated and is_known((history, begin, phase.steps, phase.stream)):
@@ -194,9 +194,9 @@ def phase_costs(phase: Phase, begin: int, problem: Problem, prices: FlopsModel) 
         yield "validation", _validation_cost(problem, prices, phase.validations)
 
 
-def _validation_cost(problem: Problem, prices: FlopsModel, times: int) -> Cost:
+def _validation_cost(problem: Problem, prices: FlopsModel, times: int, phase: Phase = FINAL) -> Cost:
     rows = problem.validation.eval_batches(2 * problem.training.batch_size)
-    return _times(_passes_cost(problem.validation, rows, [prices.price_of("forward")]), times)
+    return _times(_passes_cost(problem.validation, rows, [prices.price_of("forward", phase.priced_problem)]), times)
 
 
 def _training_cost(phase: Phase, begin: int, problem: Problem, prices: FlopsModel) -> Cost:
@@ -206,8 +206,8 @@ def _training_cost(phase: Phase, begin: int, problem: Problem, prices: FlopsMode
     order = islice(data.train_batches(train.rows_per_step, begin, seed, *phase.stream), steps)
     parts = [rows[i : i + size] for rows in order for i in range(0, len(rows), size)]
     kind = phase.kind if phase.kind in ("head", "blocks") else "split" if phase.split_loss else "train"
-    known = [prices.price_of(kind, phase.priced_loss)]
-    known += [prices.price_of("forward")] if phase.own_loss and phase.priced_loss is None else []
+    known = [prices.price_of(kind, phase.priced_problem)]
+    known += [prices.price_of("forward")] if phase.own_loss and phase.priced_problem is None else []
     cost = _passes_cost(data, parts, known)
     cost.steps = steps
     return cost if steps == phase.steps else _times(cost, phase.steps / steps)
