@@ -79,7 +79,7 @@ def test_with_every_block_grafted_the_answers_are_the_teachers_and_no_gradient_i
     run.state.model.eval()
     batch = problem.train.batch(range(6))
     with only_trained(run.state.model, names_in_blocks(dict(run.state.model.named_parameters()), problem.targets)):
-        loss = run.taught.objective(run.state.model, batch)
+        loss = run.taught.training_loss(run.state.model, batch)
         loss.backward()
     assert loss.item() == pytest.approx(0.0, abs=1e-6)
     assert all(p.grad is None for p in run.state.model.parameters())

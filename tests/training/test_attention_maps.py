@@ -66,7 +66,9 @@ def test_every_method_may_distil_attention_and_a_model_into_itself_costs_nothing
     with torch.no_grad():
         other.get_submodule("bert.encoder.layer.1.attention.self.query").weight.mul_(2.0)
     plain, own, far = (
-        distillation_objective(problem, t, DistillConfig(teacher="x", alpha=0.0, attention=a))(model, batch).item()
+        distillation_objective(problem, t, DistillConfig(teacher="x", alpha=0.0, attention=a))(
+            model, batch
+        ).total.item()
         for t, a in ((other, 0.0), (model, 9.0), (other, 9.0))
     )
     assert own == pytest.approx(plain, abs=1e-6)

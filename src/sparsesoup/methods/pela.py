@@ -120,7 +120,7 @@ class Pela(Method):
         distilled = distillation_objective(named, copy_model(problem.pretrained), settings)
 
         def objective(model: nn.Module, batch: Batch) -> Tensor:
-            loss = distilled(model, batch)
+            loss = distilled(model, batch).total
             return loss + self.perturbation * self._penalty(model, weights) if self.perturbation else loss
 
         return replace(low, objective=objective)
