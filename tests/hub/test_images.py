@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import warnings
+from dataclasses import replace
 
 import PIL.Image
 import pytest
@@ -221,6 +223,21 @@ def test_training_in_two_halves_is_training_at_once_crops_included(place, monkey
     assert not same(once.model.state_dict(), whole.model.state_dict())
 
 
+@pytest.mark.parametrize("held", [0, images.HELD])
+def test_images_prepared_ahead_are_the_same_bits_and_warnings_stay_as_they_were(place, monkeypatch, held):
+    monkeypatch.setattr(images, "HELD", held)
+    before, found = [*warnings.filters], []
+    for workers in (0, 3):
+        problem = problem_of(place)
+        training = replace(problem.training, dataloader_num_workers=workers, gradient_accumulation_steps=2)
+        problem = replace(problem, training=training)
+        state = train(problem.start_run(), problem, 6)
+        found.append((state.model.state_dict(), problem.validate(state.model)))
+    assert same(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
+    assert warnings.filters == before
+
+
 # What it costs
 
 
@@ -321,7 +338,8 @@ def test_a_run_on_images_that_is_killed_ends_like_an_undisturbed_one(place, tmp_
     found = []
     for folder, moments in (("whole", ()), ("killed", (15,))):
         line = [*line_of(place, tmp_path / folder / "runs", "isp"), "--save-every", "0"]
-        assert [kill_after(line, tmp_path / folder / "runs", after) for after in moments] == [-9] * len(moments)
+        ahead = [*line, "--train.dataloader-num-workers", "2"]  # and it goes on without
+        assert [kill_after(ahead, tmp_path / folder / "runs", after) for after in moments] == [-9] * len(moments)
         assert main(line) == 0
         found.append(run_of(tmp_path / folder / "runs"))
     one, other = found

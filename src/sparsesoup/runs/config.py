@@ -33,7 +33,14 @@ MOST_STEPS, MOST_EPOCHS = 10**9, 10**6  # far above any training, far below the 
 MOST = {"seed": 2**63 - 1, "method": 10**5}  # limits of other integers; those of a method may be lengths of lists
 # Settings that two runs of one result may differ in: of this machine, or of what watches the run.
 UNRELATED = ("data_root", "report_to")
-ELSEWHERE = (*UNRELATED, "dataset", "seed", "trust_remote_code")  # in a run's path, or of this machine: not in its key
+WORKERS = "dataloader_num_workers"  # of `train`: no result depends on it either
+ELSEWHERE = (
+    *UNRELATED,
+    f"train.{WORKERS}",
+    "dataset",
+    "seed",
+    "trust_remote_code",
+)  # in a run's path, or of this machine: not in its key
 OBJECTS = "objects"  # key of a recipe: the arguments that were objects in memory
 # Flags of `prune` that are no settings of a run.
 OUTSIDE = ("config", "out", "save_every", "cache_dir", "dry_run", "workers", "snapshots", "device")
@@ -153,6 +160,17 @@ class RunConfig:
 def _default_settings(name: str) -> dict[str, Any]:
     """Return the settings of a run with a method by default, by dotted name."""
     return flatten_table(RunConfig(name=name, method=METHODS[name]).to_dict())
+
+
+def without_workers(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's settings as plain values without the number of threads that prepare its batches.
+
+    >>> without_workers({"seed": 0, "train": {"batch_size": 8, "dataloader_num_workers": 2}})
+    {'seed': 0, 'train': {'batch_size': 8}}
+    """
+    train = table.get("train")
+    kept = {key: value for key, value in train.items() if key != WORKERS} if isinstance(train, dict) else train
+    return {**table, **({"train": kept} if "train" in table else {})}
 
 
 def method_named(name: str) -> Method:

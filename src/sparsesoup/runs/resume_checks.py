@@ -15,7 +15,7 @@ from sparsesoup.hub.models.loading import load_pruned
 from sparsesoup.hub.tasks.splits import LoadedDataset
 from sparsesoup.hub.tasks.zero_shot import HEAD
 from sparsesoup.methods import METHODS
-from sparsesoup.runs.config import UNRELATED, RunConfig
+from sparsesoup.runs.config import UNRELATED, RunConfig, without_workers
 from sparsesoup.runs.results import library_versions, machine_name
 from sparsesoup.runs.yaml_text import BadYaml, read_text, read_yaml
 from sparsesoup.training.problem import Problem
@@ -63,11 +63,12 @@ def check_recipe(run: Path, report: Mapping[str, Any], settings: RunConfig) -> N
 
 def _changed_settings(there: Any, settings: RunConfig) -> list[str]:
     """Return the names of the settings that differ from a recipe; all if the recipe is not a table."""
-    ours = settings.to_dict()
+    ours = without_workers(settings.to_dict())
     if not isinstance(there, dict):
         return [*ours]
     # Settings missing from the recipe were added later and had their default.
-    there = _fill_defaults(there, RunConfig(name=settings.name, method=METHODS[settings.name]).to_dict())
+    plain = RunConfig(name=settings.name, method=METHODS[settings.name]).to_dict()
+    there = without_workers(_fill_defaults(there, plain))
     return [k for k in {**ours, **there} if k not in UNRELATED and (k not in ours or there.get(k) != ours[k])]
 
 

@@ -32,7 +32,7 @@ def train_cached(
         train(state, problem, steps, stream=stream, label=label, stopping=stopping)
         return
     training = replace(problem.training, eval_steps=None, early_stopping_patience=None)
-    training = replace(training, precision=training.mixed_precision)
+    training = replace(training, precision=training.mixed_precision, dataloader_num_workers=0)
     key = cache.content_key(state.tensors(), state.step, steps, stream, problem.rate_schedule(), training, problem.seed)
     found = cache.get_training(key)
     if found is not None:

@@ -14,6 +14,8 @@ from sparsesoup.training.optimizers import check_optimizer_library
 Precision = Literal["auto", "no", "bf16", "fp16"]
 OptimizerName = Literal["adamw", "adam", "sgd", "rmsprop", "nadam", "radam", "adafactor", "adamw_bnb_8bit", "lion_8bit"]
 
+MOST_WORKERS = 256  # threads that prepare batches, far above any use
+
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
@@ -73,6 +75,8 @@ class TrainingConfig:
         early_stopping_patience: once the masks are final, stop after this many validations without a better score (the
             first of the metric); the result has the weights of the best one. Needs eval_steps; default: train all T
             steps.
+        dataloader_num_workers: threads that prepare batches ahead (decode, resize and crop images, pad texts), as
+            transformers calls its processes; 0: each batch when it is needed. The result does not depend on it.
         distill: distillation from a teacher, in addition to the labels.
     """
 
@@ -93,6 +97,7 @@ class TrainingConfig:
     extrapolate: float = 0.0
     eval_steps: int | None = None
     early_stopping_patience: int | None = None
+    dataloader_num_workers: int = 0
     distill: DistillConfig = field(default_factory=DistillConfig)
 
     def __post_init__(self) -> None:
@@ -107,6 +112,11 @@ class TrainingConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"must be at least 1, got {getattr(self, name)}", name)
 
+        if not 0 <= self.dataloader_num_workers <= MOST_WORKERS:
+            raise UserError(
+                f"must be at least 0 and at most {MOST_WORKERS}, got {self.dataloader_num_workers}",
+                "dataloader_num_workers",
+            )
         for name in ("eval_steps", "early_stopping_patience"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"must be at least 1, or left out, got {value}", name)

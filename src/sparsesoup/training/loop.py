@@ -1,7 +1,8 @@
 """The only training loop."""
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from itertools import islice
 from typing import Any, NoReturn
@@ -20,6 +21,7 @@ from sparsesoup.training.extrapolation import extrapolated_weights, keep_gradien
 from sparsesoup.training.hooks import Hook, is_due
 from sparsesoup.training.loss_parts import ApartGradients, backward_parts
 from sparsesoup.training.overrides import apply_overrides, only_trained
+from sparsesoup.training.prefetch import StepBatches, micro_batches
 from sparsesoup.training.problem import Problem, add_batch_cost, charge_time, to_device
 from sparsesoup.training.state import TrainState
 from sparsesoup.training.step_loss import LATE_DEVICES, StepLoss, can_skip_update, step_optimizer
@@ -69,20 +71,23 @@ def train(
     until = problem.journal.resume_step(state, state.step + steps)
     data = problem.train if protocol is None else problem.train.random_subset(protocol.share, problem.seed, *stream)
     order = data.train_batches(problem.training.rows_per_step, state.step, problem.seed, *stream)
+    order, look = islice(order, max(until - state.step, 0)), (problem.seed, "look", *stream)
+    batches = StepBatches(data, order, state.step, look, problem.training, problem.accelerator.device)
     state.model.train()
     state.enforce_masks_()
     state.halt = False
     rate = rate or problem.rate_schedule()
-    loop = _Loop(state, problem, data, stream, rate, tuple(hooks), observe, penalty, split, label, until)
+    loop = _Loop(state, problem, batches, stream, rate, tuple(hooks), observe, penalty, split, label, until)
     evaluator = Evaluator(problem, label, until, stopping)
     problem.observer.begin(label, state.step, until)
     with (
         apply_overrides(state, problem.training, protocol),
         fork_rng_of(state.model.parameters()),
+        contextlib.closing(batches),
         ExitStack() as after,
     ):
         after.callback(zero_gradients(loop.params, loop.masks_of_gradients))
-        loop.run(order, evaluator)
+        loop.run(evaluator)
     evaluator.finish_training(state)
     apply_masks_(loop.params, state.masks if loop.gone else {})
     problem.observer.end()
@@ -96,7 +101,7 @@ class _Loop:
         self,
         state: TrainState,
         problem: Problem,
-        data: RowBatches,
+        batches: StepBatches,
         stream: tuple[object, ...],
         rate: Rate,
         hooks: tuple[Hook, ...],
@@ -106,7 +111,7 @@ class _Loop:
         label: str,
         until: int,
     ) -> None:
-        self.state, self.problem, self.data, self.stream, self.rate = state, problem, data, stream, rate
+        self.state, self.problem, self.batches, self.stream, self.rate = state, problem, batches, stream, rate
         self.hooks, self.observe, self.penalty, self.label, self.until = hooks, observe, penalty, label, until
         self.params, self.masks, self.gone = state.prunable_parameters(), state.masks, sparsity(state.masks)
         trained = any(p.requires_grad for p in self.params.values())
@@ -119,10 +124,10 @@ class _Loop:
         self._unread: tuple[dict[str, Any], Callable[[], tuple[float, float]]] | None = None
         self._records: list[dict[str, Any]] = []
 
-    def run(self, order: Iterator[list[int]], evaluator: Evaluator) -> None:
+    def run(self, evaluator: Evaluator) -> None:
         """Train to the last step, or until a hook or a validation halts the training."""
         state, journal = self.state, self.problem.journal
-        for indices in islice(order, max(self.until - state.step, 0)):
+        for indices in self.batches.steps:
             self.step(indices)
             if evaluator.is_due(state) or state.halt or journal.will_save(state):
                 self.settle()
@@ -141,7 +146,7 @@ class _Loop:
         with charge_time(problem.meter, self.label) as cost:
             seed_everything(derive_seed(problem.seed, "noise", *self.stream, state.step), self.devices)
             _set_learning_rate(state, rate)
-            rows = self.data.augmented_view(problem.seed, "look", *self.stream, state.step)
+            rows = self.batches.view_of(state.step, indices)
             with extrapolated_weights(state, problem.training.extrapolate):
                 loss = _accumulate_gradients(state, problem, rows, indices, self.penalty, self.apart, cost, self.kind)
             self.settle()
@@ -266,14 +271,9 @@ def _accumulate_gradients(
     kind: str,
 ) -> StepLoss:
     """Accumulate the gradients of the mean loss over the rows `indices`, in parts; return the losses."""
-    parts = list(_micro_batches(indices, problem.training.batch_size))
+    parts = list(micro_batches(indices, problem.training.batch_size))
     every = (len(indices), penalty, apart, cost, kind)
     return StepLoss([_backward_pass(state, problem, data, part, *every) for part in parts])
-
-
-def _micro_batches(indices: list[int], size: int) -> Iterator[list[int]]:
-    for i in range(0, len(indices), size):
-        yield indices[i : i + size]
 
 
 def _backward_pass(

@@ -1,5 +1,6 @@
 """Problem: pre-trained model, training and validation rows, loss and metric. It has no test split."""
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,7 @@ from sparsesoup.training.loss_parts import LossParts
 from sparsesoup.training.model_copy import copy_model
 from sparsesoup.training.observer import Observer
 from sparsesoup.training.optimizers import make_optimizer
+from sparsesoup.training.prefetch import prepare_batches
 from sparsesoup.training.size import RunSize
 from sparsesoup.training.snapshots import SnapshotStore
 from sparsesoup.training.state import TrainState, named_weights
@@ -243,9 +245,11 @@ def collect_outputs(
     outputs, labels = [], []
     batches = data.eval_batches(2 * problem.training.batch_size)
     problem.observer.begin(label, 0, len(batches))
-    with torch.no_grad():
-        for indices in batches:
-            batch = to_device(data.batch(indices), problem.accelerator.device)
+    device = problem.accelerator.device
+    prepared = prepare_batches(data.batch, batches, problem.training.dataloader_num_workers, device)
+    with torch.no_grad(), contextlib.closing(prepared):
+        for indices, found in zip(batches, prepared, strict=True):
+            batch = to_device(found, device)
             shape = ("forward", problem.pretrained, *shapes_of(batch))
             out, flops = problem.meter.run_and_count_flops(shape, functools.partial(problem.predict, model, batch))
             outputs.append(out.float().cpu())

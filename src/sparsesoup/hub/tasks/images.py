@@ -4,6 +4,7 @@ import contextlib
 import functools
 import hashlib
 import math
+import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,8 +110,7 @@ class ImageCache:
     def _open_image(self, cell: Any, row: int) -> Any:
         """Return the image in a cell, in RGB."""
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about large or odd files, which are read anyway
+            with _no_warnings():  # about large or odd files, which are read anyway
                 return _in_rgb(Image().decode_example(_with_file_bytes(cell)))
         except Exception as error:  # each file format raises its own errors
             where = f" ({cell['path']})" if cell and cell["path"] else ""
@@ -128,6 +128,12 @@ class ImageCache:
                 f"height and width of an image, which is needed here; take another model"
             )
         return [torch.as_tensor(np.ascontiguousarray(image)) for image in made]
+
+
+def _no_warnings() -> contextlib.AbstractContextManager[object]:
+    """Ignore warnings in the main thread; filters belong to all threads, so another one must not change them."""
+    alone = threading.current_thread() is threading.main_thread()
+    return warnings.catch_warnings(action="ignore") if alone else contextlib.nullcontext()
 
 
 def _cached_pixels(key: bytes, shape: tuple[int, ...]) -> CachedPixels:

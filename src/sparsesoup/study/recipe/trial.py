@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sparsesoup.runs.config import RunConfig
+from sparsesoup.runs.config import RunConfig, without_workers
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Trial:
     @functools.cached_property
     def trial_key(self) -> str:
         """Twelve hex digits of row, column and settings, equal for equal trials of other studies."""
-        settings = {k: v for k, v in self.portable_settings.to_dict().items() if k != "data_root"}
+        table = without_workers(self.portable_settings.to_dict())
+        settings = {k: v for k, v in table.items() if k != "data_root"}
         text = json.dumps([self.row, self.sparsity, settings], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

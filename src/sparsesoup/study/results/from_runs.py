@@ -9,6 +9,7 @@ from typing import Any
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.report.terminal import read_report
+from sparsesoup.runs.config import without_workers
 from sparsesoup.study.execute.jobs import KEPT
 
 PLACED = ("model", "dataset", "data_root", "sparsity", "seed")  # settings that define the column or the seed
@@ -61,7 +62,8 @@ def _of_run(run: Path) -> dict[str, Any]:
 
 def _common_settings(settings: dict[str, Any], seed: int) -> str:
     """Return the settings that runs of a row share; a ticket or teacher of the run's own seed counts as the same."""
-    own = json.dumps({key: value for key, value in settings.items() if key not in PLACED}, sort_keys=True)
+    table = without_workers(settings)
+    own = json.dumps({key: value for key, value in table.items() if key not in PLACED}, sort_keys=True)
     return re.sub(rf'(?<=[/\\])seed-{seed}(?=[/\\"])', "seed", own)
 
 
