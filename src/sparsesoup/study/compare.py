@@ -33,7 +33,7 @@ from sparsesoup.study.results.html import draw_page
 from sparsesoup.study.results.tables import Column, Record, latex_table, markdown_table, score_table
 
 STUDIES = "studies"
-WRITING = 0.02  # largest share of the time of a study that goes to its tables
+WRITING = 0.01  # largest share of the time of a study that goes to its tables
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from sparsesoup.study.execute.progress import StudyProgress
 from sparsesoup.study.execute.ray_actor import TrialActor, can_see, need_seen
 from sparsesoup.study.execute.ray_connect import connect_ray, import_ray, last_error_line, ray_address
 
+LISTED = 5.0  # seconds between two lists of the nodes
 SLOWEST = 180.0  # seconds for a node to start a process that responds
 
 
@@ -157,13 +158,11 @@ class RayExecutor:
         if not asked:  # no node is left; one may join
             time.sleep(REFRESH)
             return []
-        if self.ray.wait(asked, timeout=REFRESH)[0]:
-            ready, _ = self.ray.wait(asked, num_returns=len(asked), timeout=0)
-            for reference in ready:
-                if reference in self._starting:
-                    self._add_started(reference)
-            return [self._collect_result(self._busy.pop(r), r) for r in ready if r in self._busy]
-        return []
+        ready, _ = self.ray.wait(asked, timeout=REFRESH)  # one at most
+        for reference in ready:
+            if reference in self._starting:
+                self._add_started(reference)
+        return [self._collect_result(self._busy.pop(r), r) for r in ready if r in self._busy]
 
     def close(self) -> None:
         """Kill running jobs; their results so far are on disk. Idle actors stay for the next jobs."""
@@ -206,8 +205,8 @@ class RayExecutor:
             )
 
     def _list_nodes(self) -> list[dict[str, Any]]:
-        """Return the nodes that are alive, asked for at most once every `REFRESH` seconds."""
-        if time.monotonic() - self._listed >= REFRESH or not self._nodes:
+        """Return the nodes that are alive, asked for at most once every `LISTED` seconds."""
+        if time.monotonic() - self._listed >= LISTED or not self._nodes:
             self._nodes = [node for node in self.ray.nodes() if node["Alive"]]
             self._listed = time.monotonic()
         return self._nodes
