@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import sparsesoup.loops.pruner as pruner_module
 from conftest import Net, same
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.masks import count_kept
@@ -22,6 +23,8 @@ from sparsesoup.methods.movement import MovementPruning
 from sparsesoup.methods.platon import Platon
 from sparsesoup.methods.pruning_at_init import Wanda
 from sparsesoup.methods.soft_movement_and_l0 import SoftMovement
+from sparsesoup.training.plan import LoopHooks
+from sparsesoup.training.state import TrainState
 from tiny_loops import BATCHES, KEPT, STEPS, Loop, loss_of, make_optimizer, own_problem, prunable
 
 COMPARED: dict[str, Method] = {
@@ -190,6 +193,35 @@ def test_masks_hold_after_every_step_and_beyond_the_end() -> None:
     pruner.finish()
     hooks = [loop.model._forward_pre_hooks, *(p._post_accumulate_grad_hooks or {} for p in loop.model.parameters())]
     assert not any(hooks)
+
+
+def test_weights_are_masked_again_only_after_something_has_written_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every masking is a pass over all prunable weights, in each step of the user's loop."""
+    masked: list[int] = []
+    plain = pruner_module.apply_masks_
+    monkeypatch.setattr(pruner_module, "apply_masks_", lambda *given: masked.append(1) or plain(*given))
+    loop = Loop()
+    pruner = loop.attach("gradual")
+    loop.train()
+    assert count_kept(pruner.finish()) == KEPT
+    assert not masked
+
+
+def test_a_hook_that_writes_weights_cannot_revive_pruned_ones() -> None:
+    loop = Loop()
+    pruner = loop.attach("gradual")
+    own = pruner.phases[0].loop
+    assert own is not None
+    pruner.phases = [replace(pruner.phases[0], loop=lambda run: LoopHooks([*own(run).hooks, _revive]))]
+    loop.train()
+    params = dict(loop.model.named_parameters())
+    assert not any(bool(params[n][~m].any()) for n, m in pruner.finish().items())
+
+
+def _revive(state: TrainState) -> None:
+    with torch.no_grad():
+        for parameter in state.prunable_parameters().values():
+            parameter.add_(1.0)
 
 
 def test_a_loop_that_ends_early_is_told_what_it_has() -> None:

@@ -23,7 +23,7 @@ from sparsesoup.training.loss_parts import ApartGradients, backward_parts
 from sparsesoup.training.overrides import apply_overrides, only_trained
 from sparsesoup.training.prefetch import StepBatches, micro_batches
 from sparsesoup.training.problem import Problem, add_batch_cost, charge_time, to_device
-from sparsesoup.training.state import TrainState
+from sparsesoup.training.state import TrainState, parameter_versions
 from sparsesoup.training.step_loss import LATE_DEVICES, StepLoss, can_skip_update, step_optimizer
 from sparsesoup.training.zero_hooks import zero_gradients
 
@@ -154,10 +154,10 @@ class _Loop:
             read = self._update_weights(loss, late)
             cost.steps += 1
             state.step += 1
-            before = self._writes() if self.hooks else []
+            before = parameter_versions(self.params) if self.hooks else []
             for hook in self.hooks:
                 hook(state)
-            self._hold_masks(written=bool(self.hooks) and before != self._writes())
+            self._hold_masks(written=bool(self.hooks) and before != parameter_versions(self.params))
         share = self.gone or state.masked
         record = {"step": state.step, "label": self.label, "loss": math.nan, "rate": rate, "sparsity": share}
         self._unread = (record, read)
@@ -228,10 +228,6 @@ class _Loop:
     def masks_of_gradients(self) -> Masks | None:
         """Return the masks of the state; None if nothing is pruned."""
         return None if self.state.masks is self.masks and not self.gone else self.state.masks
-
-    def _writes(self) -> list[tuple[int, int]]:
-        """Return what changes when a weight is written in place or moved."""
-        return [(p._version, p.data_ptr()) for p in self.params.values()]
 
     def _hold_masks(self, written: bool) -> None:
         if self.state.masks is not self.masks:

@@ -186,3 +186,8 @@ class TrainState:
 def named_weights(model: nn.Module) -> dict[str, Tensor]:
     """Return the parameters and buffers of a model by name, each once; they are not copies."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def parameter_versions(params: Mapping[str, Tensor]) -> list[tuple[int, int]]:
+    """Return what changes when one of these parameters is written in place or moved."""
+    return [(p._version, p.data_ptr()) for p in params.values()]
