@@ -34,10 +34,11 @@ def surroundings(folder: Path) -> dict[str, Any]:
     return {
         "model": model, "optimizer": optimizer, "loader": loader, "batches": list(cycle(loader, STEPS)),
         "steps": STEPS, "scheduler": torch.optim.lr_scheduler.ConstantLR(optimizer), "cycle": cycle,
-        "trainer": trainer_of(folder / "trainer", [], max_steps=150), "folder": folder / "pruned",
+        "trainer": trainer_of(folder / "trainer", [], max_steps=150, save_strategy="no"), "folder": folder / "pruned",
         "train_rows": TRAIN, "eval_rows": VALIDATION, "compute_metrics": accuracy,
         "network": nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2)),
-        "pairs": list(zip(x, x[:, :2].argmax(1), strict=True)),
+        "pairs": list(zip(x, x[:, :2].argmax(1), strict=True)), "inputs": x, "answers": x[:, :2].argmax(1),
+        "small": folder / "small",
         "raw_texts": datasets.Dataset.from_dict({"text": [f"text {i % 7}" for i in range(64)], "label": [0, 1] * 32}),
         "tagger": model_of(AutoModelForTokenClassification, num_labels=2), "tokens": tokens,
         "tokenizer": tokenizer(pairs=True), "token_metrics": lambda found: {"mean": float(found.predictions.mean())},

@@ -6,14 +6,23 @@ from typing import Any
 
 import datasets
 import lightning
+import numpy as np
 import pytest
 import torch
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
+from safetensors.torch import load_model
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from torch import Tensor
 from transformers import AutoModel, LlamaConfig, LlamaForCausalLM
 
 from conftest import same
+from sparsesoup import UserError, export, load_packed, prune
+from sparsesoup.cli.main import main
 from tiny_hub import CONFIGS, sentences, tokenizer
 from tiny_objects import ROWS, STEPS, TRAIN, OwnLoss, classifier, model_of, trainer_of
 
@@ -122,3 +131,31 @@ def check_it_answers_with_its_own_weights(model: Any) -> None:
     assert not same(stock.state_dict(), model.state_dict())
     stock.load_state_dict(model.state_dict())
     assert torch.equal(model.eval()(input_ids=ids).logits, stock(input_ids=ids).logits)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_pruned_embedder_is_saved_and_exported_and_loaded_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def trainer() -> SentenceTransformerTrainer:
+        model, pairs = embedder(tmp_path / "bert"), OBJECTS["sentence_pairs"](tmp_path)
+        given = OBJECTS["embedder_arguments"](tmp_path)
+        return SentenceTransformerTrainer(model, given, train_dataset=pairs, loss=MultipleNegativesRankingLoss(model))
+
+    found = prune("gradual", trainer=trainer(), sparsity=0.5, out=tmp_path / "runs", progress=False)
+    expected = found.model.encode(TEXTS[:4])
+    again = prune("gradual", trainer=trainer(), sparsity=0.5, out=tmp_path / "runs", progress=False)
+    assert np.array_equal(again.model.encode(TEXTS[:4]), expected)  # read, not run
+    folder = found.save(tmp_path / "run")
+    assert main(["show", str(folder)]) == 0
+    assert " on objects by gradual: 50.0 %" in capsys.readouterr().out
+    for form in ("dense", "packed"):
+        made = export(folder, form, tmp_path / form).path
+        fresh = embedder(tmp_path / "bert")
+        load_packed(made, fresh) if form == "packed" else load_model(fresh, made / "model.safetensors")
+        assert np.array_equal(fresh.encode(TEXTS[:4]), expected)
+    for form in ("compact", "onnx"):
+        with pytest.raises(UserError, match="a module that is none of transformers', whose class no file names"):
+            export(folder, form, tmp_path / form)
+    found.model.save_pretrained(str(tmp_path / "stock"))
+    assert np.array_equal(SentenceTransformer(str(tmp_path / "stock"), device="cpu").encode(TEXTS[:4]), expected)

@@ -2,15 +2,18 @@
 
 import pytest
 import torch
+from safetensors.torch import load_model, save_model
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from conftest import same
+from conftest import Net, same
+from sparsesoup import export, load_packed
 from sparsesoup.cli.main import main
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.ticket import load_masks
 from sparsesoup.loops.attach import attach
 from tiny_bert import bert
+from tiny_loops import Loop
 
 
 def pruned(steps=12):
@@ -42,13 +45,52 @@ def test_the_folder_loads_in_transformers_and_is_exported_and_timed(tmp_path, ca
     capsys.readouterr()
 
 
+@pytest.mark.parametrize("method", ["gradual", "isp", "movement"])
+def test_a_module_of_ones_own_is_saved_and_exported_and_loaded_again(method, tmp_path, capsys):
+    loop = Loop()
+    pruner = loop.attach(method)
+    loop.train()
+    pruner.finish()
+    folder = pruner.save(tmp_path / "mine")
+    masks, _ = load_masks(folder / "pruning")
+    assert same(masks, pruner.masks)
+    for form in ("dense", "packed"):
+        assert main(["export", str(folder), "--to", form, "--out", str(tmp_path / form)]) == 0
+        assert "blocks.0" in (said := capsys.readouterr().out)
+        assert "module" in said
+    for load in (
+        lambda net: load_model(net, tmp_path / "dense" / "model.safetensors"),
+        lambda net: load_packed(tmp_path / "packed", net),
+    ):
+        load(again := Net())
+        assert same(dict(again.state_dict()), dict(loop.model.state_dict()))
+    with pytest.raises(UserError, match="does not fit this Linear"):
+        load_packed(tmp_path / "packed", nn.Linear(2, 2))
+    with pytest.raises(UserError, match=r"say load_packed\(folder, module\)"):
+        load_packed(tmp_path / "packed")
+    for words in (["export", str(folder), "--to", "onnx", "--out", "graph"], ["benchmark", str(folder)]):
+        assert main(words) == 2
+        assert "a module that is none of transformers', whose class no file names" in capsys.readouterr().err
+
+
+def test_a_module_that_was_trained_on_or_lost_is_refused(tmp_path):
+    loop = Loop()
+    pruner = loop.attach("gradual")
+    loop.train()
+    pruner.finish()
+    folder = pruner.save(tmp_path / "mine")
+    with torch.no_grad():
+        loop.model.blocks[0].weight.add_(1.0)
+    save_model(loop.model, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"weights of blocks\.0\.weight in .* are not zero though its masks prune"):
+        export(folder, "packed", tmp_path / "packed")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"no model beside the masks .*; give the run directory, or the folder"):
+        export(folder, "packed", tmp_path / "packed")
+
+
 def test_what_cannot_be_saved_is_said(tmp_path):
     _, pruner = pruned()
     (tmp_path / "there").mkdir()
     with pytest.raises(UserError, match="there is there already"):
         pruner.save(tmp_path / "there")
-    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
-    other = attach(net, torch.optim.SGD(net.parameters(), lr=0.1), "magnitude", 0.5, steps=4)
-    with pytest.raises(UserError, match=r"^Sequential is not a model of transformers; save its state_dict\(\)"):
-        other.save(tmp_path / "net")
-    assert not (tmp_path / "net").exists()

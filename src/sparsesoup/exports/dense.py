@@ -1,19 +1,16 @@
 """Dense export: the stock directory with pruned weights set to zero."""
 
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
-from sparsesoup.core.targets import block_of
 from sparsesoup.core.ticket import save_masks
 from sparsesoup.exports.compact import inherited_facts
-from sparsesoup.exports.source import INDEX, WEIGHTS, PreparedExport, PrunedSource, in_encoder, masks_from_zeros
+from sparsesoup.exports.source import INDEX, WEIGHTS, PreparedExport, PrunedSource, masks_from_zeros
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +19,7 @@ class DenseFormat:
 
     def make(self, source: PrunedSource) -> PreparedExport:
         """Return the export, after checking that pruned weights are zero."""
+        source.check_zeros()
         masks = source.masks or masks_from_zeros(source.model)
         facts = {k: v for k, v in source.facts.items() if k not in ("kept", "total", "format")}
 
@@ -38,27 +36,33 @@ class DenseFormat:
         return PreparedExport(
             save=save,
             size=source.model_size(),
-            layers=kept_by_layer(source.iterate_tensors()),
-            load=loading_code(source),  # loads the model, which fails if its weights do not match its masks
+            layers=kept_by_layer(source),
+            load=loading_code(source),
             notes=["zeros alone make a model neither smaller nor faster: see --to packed and --to compact"],
             facts=inherited_facts(source.folder),
         )
 
 
-def kept_by_layer(tensors: Iterable[tuple[str, Tensor]]) -> list[dict[str, Any]]:
+def kept_by_layer(source: PrunedSource) -> list[dict[str, Any]]:
     """Return a row per layer: the number of weights in its matrices, and of nonzero ones."""
     counts: dict[str, list[int]] = {}
-    for name, tensor in tensors:
-        if in_encoder(name, tensor.shape):
-            row = counts.setdefault(block_of(name), [0, 0])
+    for name, tensor in source.iterate_tensors():
+        if layer := source.layer_of(name, tensor.shape):
+            row = counts.setdefault(layer, [0, 0])
             row[0] += tensor.numel()
             row[1] += int(torch.count_nonzero(tensor))
-    by_number = sorted(counts, key=lambda layer: (layer.rpartition(".")[0], int(layer.rpartition(".")[2])))
-    return [{"layer": layer, "weights": counts[layer]} for layer in by_number]
+    return [{"layer": layer, "weights": counts[layer]} for layer in sorted(counts, key=_numbers_as_such)]
+
+
+def _numbers_as_such(name: str) -> list[tuple[bool, int, str]]:
+    """Return a key by which layer.10 comes after layer.9."""
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")]
 
 
 def loading_code(source: PrunedSource) -> str:
     """Return the line of Python that loads a folder with the layers of the source."""
+    if source.is_module:
+        return f'safetensors.torch.load_model(module, folder + "/{WEIGHTS}")'
     if source.has_own_widths:
         return "sparsesoup.load_compact(folder)"
     kind = type(source.model)

@@ -93,6 +93,33 @@ class PrunedSource:
         return several
 
     @property
+    def is_module(self) -> bool:
+        """True if it has the weights of a module that is none of transformers', whose class no file names."""
+        return not (self.folder / "config.json").is_file()
+
+    def layer_of(self, name: str, shape: Sequence[int]) -> str:
+        """Return the layer of a matrix in a repeated block; of a module the owner of a prunable matrix; else ''."""
+        if not self.is_module:
+            return block_of(name) if in_encoder(name, shape) else ""
+        counted = len(shape) >= 2 if self.masks is None else name in self.masks
+        return (name.rpartition(".")[0] or name) if counted else ""
+
+    def check_zeros(self) -> None:
+        """Raise a UserError if a weight that the masks prune is missing or not zero."""
+        if not self.is_module:
+            _ = self.model
+            return
+        tensors = dict(self.iterate_tensors())
+        for name, mask in (self.masks or {}).items():
+            if name not in tensors or tensors[name].shape != mask.shape:
+                raise UserError(f"the masks in {self.folder} do not fit its weights ({name}); copy both again")
+            if alive := int(torch.count_nonzero(tensors[name][~mask])):
+                raise UserError(
+                    f"{alive} weights of {name} in {self.folder} are not zero though its masks prune them; save the "
+                    f"model as it was when the pruning ended"
+                )
+
+    @property
     def has_own_widths(self) -> bool:
         """True if its layers have widths that no stock class makes."""
         return getattr(self.model.config, COMPACT, None) is not None
@@ -100,11 +127,18 @@ class PrunedSource:
     @cached_property
     def model(self) -> Any:
         """The model in the class named in config.json, ready for inference."""
+        if self.is_module:
+            raise UserError(
+                f"{self.folder} has the weights of a module that is none of transformers', whose class no file names; "
+                f"export it --to dense or packed from its run, and give the module itself to torch.onnx.export or a "
+                f"timer of your own"
+            )
         return load_pruned(self.folder, self.masks or {}, dict(self.iterate_tensors()) if self.is_packed else None)
 
     def model_size(self) -> dict[str, int]:
         """Return its size, as `size_of` does."""
-        return size_of(self.iterate_tensors(), sum(path.stat().st_size for path in self.weight_files()))
+        weights = sum(path.stat().st_size for path in self.weight_files())
+        return size_of(self.iterate_tensors(), weights, lambda name, shape: bool(self.layer_of(name, shape)))
 
     def copy_beside(self, folder: Path, config: bool = True) -> None:
         """Copy all but the weights (tokenizer, processor, card), optionally config.json, and a frozen head."""
@@ -133,8 +167,11 @@ def open_source(run: Path) -> PrunedSource:
     if graph := graph_in(run):
         raise UserError(f"{run} holds a graph ({graph}), which no other form is made of; give the run it was made from")
     folder = find_mask_folder(run).parent
-    if not (folder / "config.json").is_file():
-        raise UserError(f"no model beside the masks in {folder}: expected config.json and {WEIGHTS}")
+    if not any((folder / name).is_file() for name in ("config.json", WEIGHTS)):
+        raise UserError(
+            f"no model beside the masks in {folder}: expected config.json and {WEIGHTS}; give the run directory, or "
+            f"the folder that `save` wrote"
+        )
     masks, facts = load_masks(folder / "pruning")
     check_model(folder)
     with contextlib.suppress(OSError, ValueError):  # scores on the test split are taken after the ticket is written
@@ -172,7 +209,9 @@ def in_encoder(name: str, shape: Iterable[int]) -> bool:
     return bool(block_of(name)) and len([*shape]) >= 2
 
 
-def size_of(tensors: Iterable[tuple[str, Tensor]], weights: int = 0) -> dict[str, int]:
+def size_of(
+    tensors: Iterable[tuple[str, Tensor]], weights: int = 0, counted: Callable[[str, Sequence[int]], bool] = in_encoder
+) -> dict[str, int]:
     """Return the size of a model with these weights, which take `weights` bytes on disk.
 
     Returns: `weights` as given, `encoder` (bytes of the matrices in its repeated blocks, unpacked), and the numbers of
@@ -180,7 +219,7 @@ def size_of(tensors: Iterable[tuple[str, Tensor]], weights: int = 0) -> dict[str
     """
     size = {"weights": weights, "encoder": 0, "parameters": 0, "nonzero": 0}
     for name, tensor in tensors:
-        size["encoder"] += tensor.nbytes if in_encoder(name, tensor.shape) else 0
+        size["encoder"] += tensor.nbytes if counted(name, tensor.shape) else 0
         size["parameters"] += tensor.numel()
         size["nonzero"] += int(torch.count_nonzero(tensor))
     return size

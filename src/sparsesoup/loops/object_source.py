@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_model
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -18,7 +17,7 @@ from sparsesoup.core.rng import devices_of, fork_rng_of, seed_everything
 from sparsesoup.core.targets import weights_fingerprint
 from sparsesoup.core.ticket import Ticket, load_masks
 from sparsesoup.hub.models import loading
-from sparsesoup.hub.models.checkpoint import WEIGHTS, wrap_load_errors
+from sparsesoup.hub.models.checkpoint import wrap_load_errors
 from sparsesoup.hub.quiet import quiet_libraries
 from sparsesoup.hub.tasks.overview import DataOverview
 from sparsesoup.loops.object_data import rows_digest
@@ -124,10 +123,9 @@ class ObjectSource:
         if isinstance(problem.pretrained, PreTrainedModel):
             loading.save_model(problem.pretrained, ticket.weights, folder, None, brief)
         else:
-            folder.mkdir()
             product = copy_model(problem.pretrained).cpu()
             product.load_state_dict(ticket.weights)
-            save_model(product, str(folder / WEIGHTS))
+            loading.save_module(product, folder)
         if hasattr(self.processing_class, "save_pretrained"):
             with quiet_libraries():
                 self.processing_class.save_pretrained(folder)

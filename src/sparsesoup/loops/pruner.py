@@ -16,6 +16,7 @@ from sparsesoup.core.files import atomic_write
 from sparsesoup.core.masks import Masks, apply_masks_
 from sparsesoup.core.masks import sparsity as sparsity_of
 from sparsesoup.core.ticket import save_masks
+from sparsesoup.hub.models.loading import save_module
 from sparsesoup.loops.gradients import GradientWatch
 from sparsesoup.loops.optimizer import RelativeRate, is_skipped, lent_optimizer
 from sparsesoup.loops.problem import LoopProblem
@@ -26,7 +27,7 @@ from sparsesoup.training.driver import run_forks, run_phase
 from sparsesoup.training.loop import OPTIMIZERS_THAT_KEEP_ZEROS, Rate
 from sparsesoup.training.overrides import dropout_set_to
 from sparsesoup.training.plan import ActiveRun, LoopHooks, Phase
-from sparsesoup.training.state import TrainState
+from sparsesoup.training.state import TrainState, parameter_versions
 
 
 class Pruner:
@@ -107,20 +108,22 @@ class Pruner:
     def save(self, folder: str | Path) -> Path:
         """Write the model as `save_pretrained` does, and its masks beside it: `export` and `benchmark` take the folder.
 
-        Raises: UserError if the model is not one of transformers, or the folder exists.
+        Of a module that is none of transformers' the weights are written as model.safetensors, which
+        `safetensors.torch.load_model` reads, and which `export` takes as dense and packed.
+
+        Raises: UserError if the folder exists.
         """
-        model, target = self._started.state.model, Path(folder)
-        if not isinstance(model, PreTrainedModel):
-            raise UserError(
-                f"{type(model).__name__} is not a model of transformers; save its state_dict() and pruner.masks, or "
-                f"let prune(model=...).save write a run"
-            )
+        model, target = self.problem.pretrained, Path(folder)
         if target.exists():
             raise UserError(f"{target} is there already; give a folder that does not exist")
-        facts = {"method": row_of(self.method), "base_model": model.name_or_path, "sparsity": self.sparsity}
+        base = getattr(model, "name_or_path", "") or type(model).__name__
+        facts = {"method": row_of(self.method), "base_model": base, "sparsity": self.sparsity}
         self._started.state.enforce_masks_()
         with atomic_write(target) as temporary:
-            model.save_pretrained(temporary)
+            if isinstance(model, PreTrainedModel):
+                model.save_pretrained(temporary)
+            else:
+                save_module(model, temporary)
             save_masks(temporary / "pruning", {name: mask.cpu() for name, mask in self.masks.items()}, facts)
         return target
 
@@ -193,7 +196,7 @@ class Pruner:
             while self._phase is None and self._next < len(self.phases):
                 self._begin_next(run)
             if self.problem.gated is not None:
-                self._hold_masks(run.state)
+                self._hold_masks(run.state, written=bool(self._inside.hooks))
                 self.problem.gated.show()
         self._due = False
 
@@ -270,20 +273,22 @@ class Pruner:
         if shadow is not None:
             shadow.take_step(float(self._rates[0]))
         state.step += 1
+        params = state.prunable_parameters()
+        before = parameter_versions(params) if self._inside.hooks else []
         for hook in self._inside.hooks:
             hook(state)
-        self._hold_masks(state)
+        self._hold_masks(state, written=bool(self._inside.hooks) and before != parameter_versions(params))
         if shadow is not None:
             shadow.show()
         self._due = self._phase is not None and (state.step >= self._end or state.halt)
 
-    def _hold_masks(self, state: TrainState) -> None:
+    def _hold_masks(self, state: TrainState, written: bool) -> None:
         if state.masks is not self._masks:
             state.enforce_masks_()
             if self.problem.gated is not None:
                 self.problem.gated.zero_moments(state.masks)
             self._masks = state.masks
-        elif self._inside.hooks or not isinstance(state.optimizer, OPTIMIZERS_THAT_KEEP_ZEROS):
+        elif written or not isinstance(state.optimizer, OPTIMIZERS_THAT_KEEP_ZEROS):
             apply_masks_(state.prunable_parameters(), state.masks)
 
     @contextmanager

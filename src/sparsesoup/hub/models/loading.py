@@ -9,9 +9,10 @@ from types import MappingProxyType
 from typing import Any
 
 import PIL.Image
+import safetensors.torch
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparsesoup.core.errors import UserError
@@ -19,6 +20,7 @@ from sparsesoup.core.masks import Masks
 from sparsesoup.core.rng import derive_seed, fork_rng_of, seed_everything
 from sparsesoup.core.ticket import match_parameter_names
 from sparsesoup.hub.models.checkpoint import (
+    WEIGHTS,
     adapter_notes,
     config_of,
     from_pretrained_arguments,
@@ -249,6 +251,12 @@ def save_model(
         product.save_pretrained(folder)
         if reader is not None:
             reader.save_pretrained(folder)
+
+
+def save_module(module: nn.Module, folder: Path) -> None:
+    """Write the weights of a module that is none of transformers' into a new folder, each tensor once."""
+    folder.mkdir()
+    safetensors.torch.save_model(module, str(folder / WEIGHTS))
 
 
 def use_faster_attention_(model: PreTrainedModel, precision: str) -> None:
