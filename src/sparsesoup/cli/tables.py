@@ -62,7 +62,7 @@ def print_benchmark(tables: Sequence[Mapping[str, Any]], console: Console) -> No
     console.print(text_table(TIMES, _time_rows(tables, names), left=3))
     meaning = (
         "batch, dense: time of a batch, and of one of the dense model. per s: texts or images. by FLOPs: dense FLOPs "
-        "over those of this model. speed-up: median and quartiles."
+        "over those of this model. speed-up: dense over batch, and its quartiles over the rounds."
     )
     console.print(Text(meaning, style="dim"))
     for name, table in zip(names, tables, strict=True):

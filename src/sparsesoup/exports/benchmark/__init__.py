@@ -201,16 +201,16 @@ def _check_answers(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
 
 
 def _result_row(name: str, form: str, dense: Sequence[float], own: Sequence[float], table: Facts) -> Facts:
-    """Return the result of a form on a backend: seconds per batch, and FLOPs per second of the remaining products."""
-    faster, flops = median_and_quartiles(speedup_ratios(dense, own)), table["flops"]
+    """Return the result of a form on a backend: median seconds a batch, their ratio, and quartiles over the rounds."""
+    rounds, flops = median_and_quartiles(speedup_ratios(dense, own)), table["flops"]
     seconds, dense_seconds = median_and_quartiles(own).middle, median_and_quartiles(dense).middle
     row = {
         "on": name,
         "label": BACKENDS[name].label,
         "form": form,
         "flops_ratio": flops["dense"] / max(1, flops.get(name, flops[form])),
-        "faster": faster.middle,
-        "quartiles": [faster.low, faster.high],
+        "faster": dense_seconds / seconds,
+        "quartiles": [rounds.low, rounds.high],
         "seconds": seconds,
         "dense_seconds": dense_seconds,
         "per_second": table["batch"] / seconds,

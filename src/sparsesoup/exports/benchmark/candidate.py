@@ -67,7 +67,7 @@ def _graph_candidate(folder: Path, facts: Mapping[str, Any]) -> BenchmarkCandida
 
 
 def _disk_sizes(source: PrunedSource) -> dict[str, int]:
-    """Return the bytes on disk as is, packed, and packed and compressed; and counts of parameters."""
+    """Return the bytes of the weights as is, packed, and packed and compressed, without headers; and their counts."""
     tensors, kinds = dict(source.iterate_tensors()), stored_kinds(source.folder) if source.is_packed else {}
     packed = [
         sum(p.nbytes for name, t in tensors.items() for p in encode_tensor(name, t, kinds.get(name), zstd)[1].values())
@@ -75,4 +75,11 @@ def _disk_sizes(source: PrunedSource) -> dict[str, int]:
     ]
     size = source.model_size()
     counts = {key: size[key] for key in ("parameters", "nonzero")}
-    return {"raw": size["weights"], "packed": packed[0], "zstd": packed[1], **counts}
+    raw = size["weights"] - sum(_header_bytes(path) for path in source.weight_files())
+    return {"raw": raw, "packed": packed[0], "zstd": packed[1], **counts}
+
+
+def _header_bytes(path: Path) -> int:
+    """Return the length of a safetensors file's header, which the dense model beside it is not charged for."""
+    with path.open("rb") as file:
+        return 8 + int.from_bytes(file.read(8), "little")

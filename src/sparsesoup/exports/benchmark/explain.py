@@ -52,7 +52,7 @@ def summary_sentences(table: Facts) -> list[str]:
     """Return plain sentences about size, gains, and backends without a gain."""
     dense, own = table["sizes"]["dense"], table["sizes"]["this"]
     packed, zstd = (format_count(own.get(key, 0), "B") for key in ("packed", "zstd"))
-    size = f"On the disk it takes {format_count(own['raw'], 'B')}, the dense model {format_count(dense['raw'], 'B')}"
+    size = f"Its weights take {format_count(own['raw'], 'B')}, the dense model's {format_count(dense['raw'], 'B')}"
     size += f" ({own['raw'] / dense['raw']:.2f} of it)"
     if "packed" in own:
         size += f"; packed {packed}, with zstd {zstd}"
@@ -77,7 +77,8 @@ def _best_sentence(gains: list[Facts], table: Facts) -> str:
     best = min(gains, key=lambda row: row["seconds"])
     told = (
         f"Fastest is {describe_row(best)}: {format_milliseconds(best['seconds'])} a batch of {table['batch']}, "
-        f"{best['faster']:.2f} times as fast as the dense model there ({best['quartiles'][0]:.2f} to "
+        f"{best['faster']:.2f} times as fast as the dense model there, "
+        f"{format_milliseconds(best['dense_seconds'])} ({best['quartiles'][0]:.2f} to "
         f"{best['quartiles'][1]:.2f}; {best['flops_ratio']:.2f} by FLOPs)"
     )
     plain = next((row for row in table["rows"] if row["on"] == "torch"), None)
@@ -107,7 +108,8 @@ def describe_row(row: Facts) -> str:
 def format_milliseconds(seconds: float) -> str:
     """Format a short time.
 
-    >>> format_milliseconds(0.1234), format_milliseconds(0.0012), format_milliseconds(2.5)
-    ('123 ms', '1.20 ms', '2500 ms')
+    >>> format_milliseconds(0.1234), format_milliseconds(0.0123), format_milliseconds(0.0012), format_milliseconds(2.5)
+    ('123 ms', '12.3 ms', '1.20 ms', '2500 ms')
     """
-    return f"{1e3 * seconds:.2f} ms" if seconds < 0.01 else f"{1e3 * seconds:.0f} ms"
+    digits = 2 if seconds < 0.01 else 1 if seconds < 0.1 else 0
+    return f"{1e3 * seconds:.{digits}f} ms"
