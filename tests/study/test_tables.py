@@ -53,6 +53,20 @@ def rows(**scores: list[float]) -> list[dict[str, Any]]:
     ]
 
 
+def test_losses_are_no_points_and_have_no_mean_with_them() -> None:
+    """Only `negative_loss` is known to be no share; a mean of it and an accuracy means nothing."""
+    loss = {"validation": {"negative_loss": -0.6931}, "test": {"negative_loss": -0.6931}, "dataset": "text"}
+    losses = [record(row, 0, None) | loss for row in ("isp", "imp")]
+    shares = [record(row, 0, 0.75) for row in ("isp", "imp")]
+    alone, both = markdown_table(score_table(losses)), markdown_table(score_table([*losses, *shares]))
+    assert "| isp | -0.693 |" in alone
+    assert "Test scores: negative_loss. " in alone
+    assert "| isp | -0.693 | 75.0 | - |" in both
+    assert "Test scores in points, losses as they are: negative_loss of text, accuracy of d_1. " in both
+    assert compare_to_best(score_table([*losses, *shares])) == []
+    assert [gap["mean"] for gap in compare_to_best(score_table(losses))] == [0.0]
+
+
 @given(SCORES, SCORES)
 def test_the_interval_is_that_of_a_paired_t_test(one: list[float], other: list[float]) -> None:
     pairs = list(zip(one, other, strict=False))

@@ -130,8 +130,22 @@ def table_of_runs(runs: Sequence[Path], name: str, out: Path) -> Path:
     folder, found = folder_of(out, name), records_of(runs)
     if (folder / "study.yaml").exists():
         raise UserError(f"{folder} holds a study with a recipe; give another --name")
+    _check_same_runs(folder, found)
     _write_tables(folder, {"name": name, "failed": []}, found, Path())
     return folder
+
+
+def _check_same_runs(folder: Path, found: Sequence[Record]) -> None:
+    """Refuse a folder with a table of other runs: a table may only grow."""
+    if not (folder / "study.json").exists():
+        return
+    before = read_table(folder / "study.json", "study", "give another --name").get("runs", [])
+    given = {Path(record["run"]).resolve() for record in found}
+    if lost := [record["run"] for record in before if Path(record["run"]).resolve() not in given]:
+        raise UserError(
+            f"{folder} holds a table of other runs ({lost[0]} is not among these), which this one would replace; give "
+            f"another --name, or remove it"
+        )
 
 
 def folder_of(out: Path, name: str) -> Path:

@@ -19,14 +19,14 @@ def records_of(runs: Sequence[Path]) -> list[dict[str, Any]]:
     """Return what a table needs of each run, column by column.
 
     A row is a method with its settings. It is named after the method if all its runs have the same settings, else after
-    the folder of the first run; a run outside a folder seed-<n> is named after its own folder.
+    the folder of the first run. Of equal runs outside folders seed-<n>, such as those of objects with another loss,
+    each has a row that is named after its own folder.
     """
     found = _in_columns(_in_rows([_of_run(run) for run in runs]))
     _need_same_data(found)
     taken: dict[Any, str] = {}
     for record in found:
-        place = tuple(record[key] for key in ("row", "model", "dataset", "asked", "seed"))
-        if other := taken.get(place):
+        if other := taken.get(place := _place_of(record)):
             same = "the same run" if Path(other).resolve() == Path(record["run"]).resolve() else "runs of the same kind"
             raise UserError(f"{other} and {record['run']} are {same}, {record['row']} on {record['dataset']} with seed "
                             f"{record['seed']}, which a table has once; give one of them")  # fmt: skip
@@ -53,10 +53,8 @@ def _of_run(run: Path) -> dict[str, Any]:
     dense = report["sparsity"]["kept"] == report["sparsity"]["total"]
     head = {"model": report["model"], "dataset": report["dataset"], "seed": report["seed"]}
     head["asked"] = None if dense else report["sparsity"]["asked"]
-    if folder.name.startswith("seed-"):
-        head |= {"row": folder.parent.name, "settings": _common_settings(report["settings"], report["seed"])}
-    else:
-        head |= {"row": folder.name, "settings": None}
+    head["row"] = folder.parent.name if folder.name.startswith("seed-") else folder.name
+    head["settings"] = _common_settings(report["settings"], report["seed"])
     return {**head, "run": str(run), **{key: report.get(key) for key in KEPT}}
 
 
@@ -72,12 +70,20 @@ def _in_rows(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     first: dict[Any, str] = {}
     for record in found:
         first.setdefault((record["method"], record["settings"]), record["row"])
-    kinds = Counter(method for method, settings in first if settings is not None)
+    kinds = Counter(method for method, _ in first)
     for record in found:
         method, settings = record["method"], record.pop("settings")
-        if settings is not None:
-            record["row"] = method if kinds[method] == 1 else first[method, settings]
+        record["row"] = method if kinds[method] == 1 else first[method, settings]
+    equal = Counter(map(_place_of, found))
+    for record in found:
+        if equal[_place_of(record)] > 1 and not (own := Path(record["run"]).resolve().name).startswith("seed-"):
+            record["row"] = own
     return found
+
+
+def _place_of(record: dict[str, Any]) -> tuple[Any, ...]:
+    """Return row, column and seed, of which a table has one run."""
+    return tuple(record[key] for key in ("row", "model", "dataset", "asked", "seed"))
 
 
 def _in_columns(found: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from sparsesoup.core.ticket import load_masks
 from sparsesoup.report.plots import FAINT, draw_heatmap, render_page, render_svg, sparsity_limits
 from sparsesoup.report.terminal import format_main_score, sparsity_grid
 from sparsesoup.study.results.tables import (
+    LOSS,
     Column,
     Record,
     ScoreTable,
@@ -41,7 +42,9 @@ def draw_page(name: str, found: ScoreTable, records: Sequence[Record], out: Path
     cells = [[{"text": c, "bold": (i, k) in bold} for k, c in enumerate(row)] for i, row in enumerate(rows)]
     return render_page("study.html.j2", {
         "name": name, "heads": heads, "rows": cells, "note": table_caption(found), "facts": dict(facts),
-        "failed": facts.get("failed", []), "split": found.split, "gaps": compare_to_best(found),
+        "failed": facts.get("failed", []), "split": found.split,
+        "unit": ", points" if found.factor(found.columns) == 100.0 else "",
+        "digits": 1 if found.factor(found.columns) == 100.0 else 3, "gaps": compare_to_best(found),
         "charts": study_charts(found, records, pairs), "pairs": len(pairs),
         "agreement": sorted(pairs, key=lambda pair: -pair["share"])[:MOST_PAIRS],
         "runs": runs,
@@ -93,7 +96,8 @@ def compare_to_best(found: ScoreTable) -> list[dict[str, Any]]:
     """
     pooled = {row: scores_of_row(found, row, found.columns) for row in found.rows}
     pruned = {row: values for row, values in pooled.items() if values and row not in found.unpruned}
-    if len(pruned) < 2:
+    factor = found.factor(found.columns)
+    if len(pruned) < 2 or factor is None:
         return []
     best = max(pruned, key=lambda row: (len(pruned[row]), statistics.fmean(pruned[row].values())))
     gaps = []
@@ -101,7 +105,7 @@ def compare_to_best(found: ScoreTable) -> list[dict[str, Any]]:
         if row != best and values:
             mean, half, pairs = paired_by_task(pruned[best], values)
             word = "noise" if abs(mean) <= half else "better" if mean > 0 else "worse"
-            gap = {"best": best, "row": row, "mean": 100 * mean, "half": 100 * half}
+            gap = {"best": best, "row": row, "mean": factor * mean, "half": factor * half}
             gaps.append({**gap, "pairs": pairs, "word": word})
     return gaps
 
@@ -119,15 +123,21 @@ def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
     return found
 
 
+def _scale(found: ScoreTable, columns: Sequence[Column]) -> tuple[float, str]:
+    """Return the factor of the scores in columns of one dataset, and the label of their axis."""
+    factor = found.factor(columns) or 1.0
+    return factor, f"{found.split} score, points" if factor == 100.0 else f"{found.split} {LOSS}"
+
+
 def _over_sparsity(figure: Any, found: ScoreTable, columns: Sequence[Column]) -> None:
-    axes, drawn = figure.subplots(), {}
+    axes, drawn, (factor, label) = figure.subplots(), {}, _scale(found, columns)
     for i, row in enumerate(row for row in found.rows if any(found.scores.get((row, c)) for c in columns)):
         have = sorted((c for c in columns if found.scores.get((row, c))), key=lambda column: column[2] or 0)
-        means = [100 * statistics.fmean(found.scores[row, c].values()) for c in have]
+        means = [factor * statistics.fmean(found.scores[row, c].values()) for c in have]
         style = STYLES[i // 10 % len(STYLES)]
         places = [100 * float(c[2] or 0) for c in have]
         (drawn[row],) = axes.plot(places, means, style, marker=".", color=f"C{i % 10}")
-    axes.set(xlabel="sparsity, %", ylabel=f"{found.split} score, points")
+    axes.set(xlabel="sparsity, %", ylabel=label)
     legend = axes.legend([*drawn.values()], [" "] * len(drawn), loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     for text, row in zip(legend.get_texts(), drawn, strict=True):  # matplotlib leaves out labels such as _tuned
         text.set_text(_short_name(row))
@@ -136,16 +146,16 @@ def _over_sparsity(figure: Any, found: ScoreTable, columns: Sequence[Column]) ->
 def _over_cost(figure: Any, found: ScoreTable, column: Column) -> None:
     from matplotlib.ticker import LogLocator
 
-    axes = figure.subplots()
+    axes, (factor, label) = figure.subplots(), _scale(found, [column])
     points = {
-        row: (found.costs[row, column], 100 * statistics.fmean(found.scores[row, column].values()))
+        row: (found.costs[row, column], factor * statistics.fmean(found.scores[row, column].values()))
         for row in found.rows
         if (row, column) in found.costs
     }
     best = pareto_front(points)
     axes.plot(*zip(*(points[row] for row in best), strict=True), "-", color="#9aa5b1", linewidth=1, zorder=1)
     for row, (x, y) in points.items():
-        values = [100 * v for v in found.scores[row, column].values()]
+        values = [factor * v for v in found.scores[row, column].values()]
         error = statistics.stdev(values) if len(values) > 1 else 0.0
         color, order = ("C3", 3) if row in best else ("C0", 2)  # points of the front are drawn on top
         axes.errorbar(x, y, yerr=error, fmt="o", capsize=2, color=color, markersize=5, zorder=order)
@@ -153,7 +163,7 @@ def _over_cost(figure: Any, found: ScoreTable, column: Column) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
-    axes.set(ylabel=f"{found.split} score, points")
+    axes.set(ylabel=label)
     _label_points(axes, points, LINE / figure.get_figheight())
 
 

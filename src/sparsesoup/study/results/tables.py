@@ -18,6 +18,7 @@ Column = tuple[str, str, float | None]  # model, dataset, target sparsity; None 
 Gap = tuple[float, float, int]  # mean difference, half-width of its interval, pairs
 CONFIDENCE = 0.95
 OPEN = "-"
+LOSS = "negative_loss"  # the score of runs without metrics; it is no share, so it is not in points
 BESIDE, ALONE = "FLOPs (dense = 1)", "PFLOP"  # units of cost: with a dense row, and without one
 TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
        "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}  # fmt: skip
@@ -40,6 +41,11 @@ class ScoreTable:
     own: Mapping[tuple[str, Column], int] = field(default_factory=dict)
     unit: str = BESIDE  # unit of costs: those of the dense rows, or 10^15 FLOPs if there are none
     given: frozenset[str] = frozenset()  # rows that train existing tickets
+
+    def factor(self, columns: Sequence[Column]) -> float | None:
+        """Return the factor of scores in these columns: 100 for points, 1 for losses; None if there are both."""
+        kinds = {1.0 if self.metrics.get(dataset) == LOSS else 100.0 for _, dataset, _ in columns}
+        return max(kinds, default=100.0) if len(kinds) < 2 else None
 
     def expected_scores(self, row: str, columns: Sequence[Column]) -> int:
         """Return the number of scores planned for a row in these columns."""
@@ -163,13 +169,17 @@ def scores_of_row(found: ScoreTable, row: str, columns: Sequence[Column]) -> dic
     return {(c, seed): value for c in columns for seed, value in found.scores.get((row, c), {}).items()}
 
 
-def format_entry(values: Mapping[Any, float], seeds: int) -> str:
-    """Format mean and standard deviation in points; missing seeds are marked, unplanned entries are empty."""
+def format_entry(values: Mapping[Any, float], seeds: int, factor: float = 100.0) -> str:
+    """Format mean and standard deviation in points, or of a loss with three digits; missing seeds are marked.
+
+    Unplanned entries are empty.
+    """
     if not values:
         return "missing" if seeds else OPEN
-    text = f"{100 * statistics.fmean(values.values()):.1f}"
+    digits = 1 if factor == 100.0 else 3
+    text = f"{factor * statistics.fmean(values.values()):.{digits}f}"
     if len(values) > 1:
-        text += f" ± {100 * statistics.stdev(values.values()):.1f}"
+        text += f" ± {factor * statistics.stdev(values.values()):.{digits}f}"
     return text if len(values) == seeds else f"{text} ({len(values)} of {seeds})"
 
 
@@ -191,7 +201,7 @@ def table_lines(found: ScoreTable) -> tuple[list[str], list[list[str]], set[tupl
     groups: list[Sequence[Column]] = [[column] for column in found.columns]
     if len(found.columns) > 1:
         heads, groups = [*heads, "mean"], [*groups, found.columns]
-    best = [significantly_best(found, group) for group in groups]
+    best = [significantly_best(found, group) if found.factor(group) else None for group in groups]
     rows, bold = [], set()
     for i, row in enumerate(found.rows):
         cells = [_format_scores_of(found, row, group) for group in groups]
@@ -203,15 +213,18 @@ def table_lines(found: ScoreTable) -> tuple[list[str], list[list[str]], set[tupl
 
 
 def _format_scores_of(found: ScoreTable, row: str, group: Sequence[Column]) -> str:
-    values = scores_of_row(found, row, group)
+    values, factor = scores_of_row(found, row, group), found.factor(group)
+    if factor is None:
+        return OPEN  # a mean of losses and points means nothing
     if len(group) == 1:
-        return format_entry({seed: value for (_, seed), value in values.items()}, found.expected_scores(row, group))
+        by_seed = {seed: value for (_, seed), value in values.items()}
+        return format_entry(by_seed, found.expected_scores(row, group), factor)
     if not all(found.expected_scores(row, [column]) for column in group):
         return OPEN
     everywhere = set.intersection(*({seed for c, seed in values if c == column} for column in group))
     means = {s: statistics.fmean(values[column, s] for column in group) for s in sorted(everywhere)}
     most = max(found.expected_scores(row, [column]) for column in group)
-    return format_entry(means, most) if len(values) == found.expected_scores(row, group) else "missing"
+    return format_entry(means, most, factor) if len(values) == found.expected_scores(row, group) else "missing"
 
 
 def markdown_table(found: ScoreTable) -> str:
@@ -264,13 +277,14 @@ def table_caption(found: ScoreTable) -> str:
     """Return the caption of the table."""
     names = {*found.metrics.values()}
     each = ", ".join(f"{metric} of {dataset}" for dataset, metric in found.metrics.items())
-    what = f": {each if len(names) > 1 else names.pop()}" if names else ""
+    unit = "" if names == {LOSS} else " in points" + (", losses as they are" if LOSS in names else "")
+    what = f"{unit}: {each if len(names) > 1 else names.pop()}" if names else unit
     least = min(found.own.values(), default=found.seeds)
     many = f"{found.seeds} seeds" if least == found.seeds else f"{least} to {found.seeds} seeds, as the recipe has them"
     spread = f"Mean ± standard deviation over {many}." if found.seeds > 1 else "Of one seed."
     lent = f" What drawing a ticket cost is not in the row that it was given to ({', '.join(sorted(found.given))})."
     return (
-        f"{found.split.capitalize()} scores in points{what}. {spread} Bold: better than every other pruned row by more "
+        f"{found.split.capitalize()} scores{what}. {spread} Bold: better than every other pruned row by more "
         f"than the {100 * CONFIDENCE:.0f} % interval of the difference (Student, paired by seed, model and dataset). "
         f"FLOPs: all training, scoring and selection.{lent if found.given else ''}"
     )
