@@ -22,12 +22,14 @@ from sparsesoup import (
     evaluate_on_test,
     export,
     load_masks,
+    load_packed,
     prune,
     push,
 )
 from sparsesoup.cli.main import main
 from sparsesoup.core.files import load_table
 from sparsesoup.loops.objects import prune_model
+from sparsesoup.report.terminal import read_report
 from tiny_hub import sentences, tokenizer
 from tiny_objects import TRAIN, VALIDATION, accuracy, model_of, trainer_of
 
@@ -176,7 +178,12 @@ def test_a_module_of_ones_own_is_saved_and_read_too(tmp_path: Path, capsys: pyte
     card = (Path(push(found.path, "me/pairs", out=tmp_path / "upload")) / "README.md").read_text(encoding="utf-8")
     assert "library_name: sparsesoup" in card
     assert 'load_model(model, hf_hub_download("me/pairs", "model.safetensors"))' in card
-    assert "no model beside the masks" in one_line(export, found.path, "packed", tmp_path / "packed")
+    packed = export(found.path, "packed", tmp_path / "packed")
+    kept = [[found.masks[name].numel(), int(found.masks[name].sum())] for name in ("0.weight", "2.weight")]
+    rows = [{"layer": layer, "weights": each} for layer, each in zip("02", kept, strict=True)]
+    assert packed.facts["layers"] == rows
+    assert same(load_packed(packed.path, network()).state_dict(), found.model.state_dict())
+    assert "whose class no file names" in one_line(export, found.path, "compact", tmp_path / "compact")
     assert "name of the rows" in one_line(prune_model, "imp", network(), pairs(), **(given | {"dataset": "../x"}))
 
 
@@ -186,7 +193,46 @@ def test_runs_of_objects_stand_in_one_table(tmp_path: Path, capsys: pytest.Captu
         for method in ("random", "magnitude")
     ]
     assert main(["compare", *runs, "--out", str(tmp_path)]) == 0
-    assert "magnitude" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "magnitude" in said
+    assert "Validation scores: negative_loss." in said
+    assert "points" not in said
+    loss = float(read_report(Path(runs[1]))["validation"]["negative_loss"])
+    assert f"| magnitude | {loss:.3f} |" in said
+
+
+def test_saved_runs_stand_under_their_methods_and_equal_ones_under_their_folders(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = []
+    for number, (method, seed) in enumerate((("random", 0), ("random", 1), ("magnitude", 0))):
+        found = prune_model(method, network(), pairs(), loss=entropy, seed=seed, **SHORT)
+        runs.append(str(found.save(tmp_path / f"mine-{number}")))
+    assert main(["compare", *runs, "--out", str(tmp_path)]) == 0
+    heads = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert heads[:4] == ["| method", "|---|---|---|", "| random", "| magnitude"]
+    runs.append(str(found.save(tmp_path / "again")))
+    assert main(["compare", *runs, "--out", str(tmp_path)]) == 0
+    heads = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert heads[2:5] == ["| random", "| mine-2", "| again"]
+
+
+def test_a_table_of_runs_does_not_take_the_place_of_one_of_other_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [
+        str(prune_model("random", network(), pairs(), loss=entropy, seed=seed, **SHORT).save(tmp_path / f"run-{seed}"))
+        for seed in (0, 1)
+    ]
+    assert main(["compare", runs[0], "--out", str(tmp_path)]) == 0
+    assert main(["compare", *runs, "--out", str(tmp_path)]) == 0  # it may grow
+    before = (tmp_path / "studies" / "runs" / "study.json").read_bytes()
+    capsys.readouterr()
+    assert main(["compare", runs[1], "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "holds a table of other runs" in said
+    assert "give another --name" in said
+    assert (tmp_path / "studies" / "runs" / "study.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("kind", ["object", "run", "dense", "setting"])
@@ -250,7 +296,7 @@ def test_a_teacher_of_other_answers_or_blocks_is_refused() -> None:
 
 def test_a_trainer_has_a_teacher_and_a_folder_of_runs_too(tmp_path: Path) -> None:
     teacher = prune_model("dense", model_of(), TRAIN, **SHORT).model
-    trainer = trainer_of(tmp_path / "trainer", [], max_steps=12)
+    trainer = trainer_of(tmp_path / "trainer", [], max_steps=12, save_strategy="no")
     trainer.processing_class = tokenizer(pairs=True)
     found = prune("gradual", trainer=trainer, sparsity=0.5, teacher=teacher, out=tmp_path / "runs", progress=False)
     assert isinstance(found, PrunedModel)

@@ -1,7 +1,10 @@
 """Models, datasets and Trainers in memory, pruned by our loop: any method, and what comes out works elsewhere."""
 
 import copy
+import re
+import warnings
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from conftest import same
 from sparsesoup import InstantSoup, TrainingConfig, UserError, export, load_masks, prune
 from sparsesoup.core.masks import count_kept, count_total
 from sparsesoup.loops.objects import prune_model, prune_trainer
+from sparsesoup.loops.trainer_arguments import HARMLESS, HONOURED, ignored_parts, trackers_of
 from tiny_hub import tokenizer
 from tiny_objects import TRAIN, VALIDATION, accuracy, model_of
 
@@ -151,7 +155,8 @@ class Smoothed(Trainer):
 
 def trainer_of(folder: Path, kind: type[Trainer] = Trainer, **changes: Any) -> Trainer:
     given: dict[str, Any] = {"max_steps": 20, "learning_rate": 5e-3, "per_device_train_batch_size": 8}
-    arguments = TrainingArguments(output_dir=str(folder), use_cpu=True, report_to="none", seed=3, **(given | changes))
+    given |= {"output_dir": str(folder), "use_cpu": True, "report_to": "none", "seed": 3}
+    arguments = TrainingArguments(**(given | changes))
     return kind(
         model_of(), arguments, train_dataset=TRAIN, eval_dataset=VALIDATION, compute_metrics=accuracy
     )  # fmt: skip
@@ -185,6 +190,77 @@ def test_arguments_that_are_not_honoured_are_named_before_the_first_step(tmp_pat
     trainer = trainer_of(tmp_path, lr_scheduler_type="cosine", adam_beta2=0.95)
     with pytest.warns(UserWarning, match=r"not honoured while pruning: adam_beta2=0.95, lr_scheduler_type=cosine"):
         prune_trainer("magnitude", trainer, sparsity=0.5)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"report_to": "tensorboard"}, "report_to=tensorboard"),
+        ({"metric_for_best_model": "accuracy", "greater_is_better": False}, "greater_is_better=False, metric_for"),
+        ({"include_for_metrics": ["inputs"]}, r"include_for_metrics=\['inputs'\]"),
+        ({"eval_do_concat_batches": False}, "eval_do_concat_batches=False"),
+        ({"eval_strategy": "epoch", "eval_delay": 3, "eval_on_start": True}, "eval_delay=3, eval_on_start=True"),
+        ({"push_to_hub": True}, "push_to_hub=True"),
+        ({"data_seed": 3}, "data_seed=3"),
+        ({"save_strategy": "steps", "save_steps": 8}, "save_steps=8"),
+    ],
+)
+def test_no_argument_is_ignored_in_silence(given: Any, named: str, tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path)
+    trainer.args = TrainingArguments(str(tmp_path), use_cpu=True, **({"report_to": "none"} | given))
+    assert re.search(named, ", ".join(ignored_parts(trainer, [])))
+
+
+def test_what_is_honoured_or_harmless_is_not_named(tmp_path: Path) -> None:
+    calm = {"save_strategy": "no", "label_names": ["labels"], "dataloader_num_workers": 1,
+            "per_device_eval_batch_size": 4, "weight_decay": 0.1, "eval_strategy": "epoch"}  # fmt: skip
+    trainer = trainer_of(tmp_path, **calm)
+    assert ignored_parts(trainer, []) == []
+    trainer.args.report_to = ["wandb"]
+    assert ignored_parts(trainer, trackers_of(trainer.args, folder=False)) == []
+
+
+def test_names_of_arguments_are_those_of_transformers() -> None:
+    known = {field.name for field in fields(TrainingArguments)}
+    assert (HONOURED | HARMLESS) - known <= {"warmup_ratio", "overwrite_output_dir", "local_rank"}  # of older ones
+    assert not HONOURED & HARMLESS
+
+
+def test_a_loop_of_ones_own_inside_a_trainer_is_named(tmp_path: Path) -> None:
+    class Mine(Trainer):
+        def training_step(self, *given: Any, **more: Any) -> Any:
+            return super().training_step(*given, **more)
+
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
+    trainer = Mine(model, args, train_dataset=TRAIN, optimizers=(optimizer, None))
+    assert ignored_parts(trainer, []) == ["optimizer", "Mine.training_step"]
+
+
+def test_a_trainers_trackers_are_ours_where_the_run_has_a_folder(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path / "trainer", report_to="tensorboard", max_steps=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        found = prune_trainer("magnitude", trainer, sparsity=0.5, out=tmp_path / "runs")
+    assert found.path is not None
+    assert list((found.path / "tensorboard").glob("events*"))
+
+
+def test_labels_are_those_that_the_trainer_names(tmp_path: Path) -> None:
+    seen: list[Any] = []
+    trainer = trainer_of(tmp_path, label_names=["token_type_ids"], max_steps=2)
+    trainer.compute_metrics = lambda found: {"one": float(len(seen.append(found.label_ids.shape) or "1"))}
+    prune_trainer("magnitude", trainer, sparsity=0.5)
+    assert seen[-1] == (24, 24)
+
+
+def test_the_call_that_repeats_a_trainers_run_names_the_trainer(tmp_path: Path) -> None:
+    found = prune_trainer("magnitude", trainer_of(tmp_path), sparsity=0.5, steps=4)
+    said = found.report["command"]
+    assert said.startswith("sparsesoup.prune('magnitude', trainer=trainer, ")
+    assert not re.search("loss=|data_collator=|model=|train_dataset=", said)
+    assert found.report["task"].startswith("objects in memory (trainer),")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction
 from transformers.trainer_pt_utils import nested_concat, nested_detach, nested_numpify
-from transformers.utils.generic import find_labels
 
 from sparsesoup.core.errors import UserError, one_line
 from sparsesoup.training.batching import Batch, shapes_of
@@ -29,6 +28,7 @@ class ObjectProblem(Problem):
         answer: (model, batch) -> (mean loss, outputs).
         compute_metrics: as of the Trainer.
         preprocess_logits: as `preprocess_logits_for_metrics` of the Trainer.
+        label_names: names of the labels in a batch, as the Trainer finds them.
         batch_eval_metrics: `compute_metrics` is called with each batch, and `compute_result` True for the last one.
     """
 
@@ -37,6 +37,7 @@ class ObjectProblem(Problem):
     compute_metrics: Metrics | None = None
     preprocess_logits: Callable[[Any, Any], Any] | None = None
     batch_eval_metrics: bool = False
+    label_names: tuple[str, ...] = ("labels",)
 
     def loss_and_outputs(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return (mean loss, outputs [rows, ...]); of several outputs the first."""
@@ -67,14 +68,13 @@ class ObjectProblem(Problem):
         """Return the scores on the evaluation rows; only what `compute_metrics` takes is kept in memory."""
         training, total, weight = model.training, 0.0, 0
         batches = self.validation.eval_batches(2 * self.training.batch_size)
-        names = label_names(self.pretrained)
         kept = _BatchMetrics(self, len(batches)) if self.batch_eval_metrics else _AllPredictions(self)
         model.eval()
         self.observer.begin("validation", 0, len(batches))
         for indices in batches:
             batch = to_device(self.validation.batch(indices), self.accelerator.device)
             shape = ("forward", *shapes_of(batch))
-            labels, count = labels_of(batch, names), _loss_weight(batch, len(indices))
+            labels, count = labels_of(batch, self.label_names), _loss_weight(batch, len(indices))
             with torch.no_grad():
                 work = functools.partial(self._pass, model, batch)
                 (loss, outputs), flops = self.meter.run_and_count_flops(shape, work)
@@ -91,11 +91,6 @@ class ObjectProblem(Problem):
         if self.compute_metrics is None:
             return self.own_loss(model, batch), None
         return self.answer(model, batch)
-
-
-def label_names(model: nn.Module) -> list[str]:
-    """Return the names of the labels in a model's batches, as the Trainer finds them; without any, `labels`."""
-    return find_labels(type(model)) or ["labels"]
 
 
 def labels_of(batch: Batch, names: Sequence[str]) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils.generic import find_labels
 
 from sparsesoup.core.errors import UserError, list_names
 from sparsesoup.hub.build import EPOCHS, ModelAndDataConfig, build_problem, open_task
@@ -111,9 +112,18 @@ def _settings_of(given: Given) -> RunConfig:
             ModelAndDataConfig(model=name, dataset=check_dataset_name(given["dataset"]), seed=given["seed"]),
             given["columns"] or {},
         ),
-        tracking=tracking, objects=tuple(key for key in OBJECTS if not isinstance(given[key], str | Path | None)),
+        tracking=tracking, objects=_names_of_objects(given),
     )  # fmt: skip
     return fill_default_sparsity(settings)
+
+
+def _names_of_objects(given: Given) -> tuple[str, ...]:
+    """Return the arguments that were objects; a Trainer stands for all that it brought."""
+    names = tuple(key for key in OBJECTS if not isinstance(given[key], str | Path | None))
+    if "trainer" not in given:
+        return names
+    own = {"model", "train_dataset", "eval_dataset", *given["brought"]}
+    return ("trainer", *(key for key in names if key not in own))
 
 
 def _tokenizer_of(model: str) -> Any:
@@ -141,4 +151,5 @@ def _make_problem(settings: RunConfig, model: nn.Module, reader: Any, given: Giv
         answer=answer, criterion=lambda outputs, batch: outputs.mean(), metric=lambda outputs, labels: {},
         head=tuple(given["head"]), seed=given["seed"], compute_metrics=given["compute_metrics"],
         preprocess_logits=given["preprocess_logits_for_metrics"], batch_eval_metrics=given["batch_eval_metrics"],
+        label_names=tuple(given.get("label_names") or find_labels(type(model)) or ["labels"]),
     )  # fmt: skip

@@ -25,8 +25,8 @@ from sparsesoup.loops.object_teacher import Teacher
 from sparsesoup.loops.problem import Loss
 from sparsesoup.loops.trainer_arguments import (
     eval_steps_of,
-    ignored_arguments,
-    ignored_callbacks,
+    ignored_parts,
+    trackers_of,
     warmup_ratio_of,
     without_unused_columns,
 )
@@ -145,7 +145,11 @@ def prune_model(
     >>> int((found.model[0].weight == 0).sum())
     32
     """
-    given = dict(locals())
+    return _prune_given(dict(locals()))
+
+
+def _prune_given(given: Mapping[str, Any]) -> PrunedModel:
+    """Prune by the arguments of `prune_model`; with `trainer` among them most come from that."""
     require_single_process()
     source = object_source(given)
     done = source.run_method()
@@ -171,7 +175,8 @@ def prune_trainer(method: str | Method, trainer: Trainer, *, sparsity: float | N
     """
     require_single_process()
     args = trainer.args
-    if ignored := [*ignored_arguments(args), *ignored_callbacks(trainer)]:
+    trackers = trackers_of(args, folder=more.get("out") is not None)
+    if ignored := ignored_parts(trainer, more.get("report_to", trackers)):
         warnings.warn(f"not honoured while pruning: {', '.join(ignored)}", stacklevel=2)
     training = TrainingConfig(
         learning_rate=args.learning_rate, batch_size=args.per_device_train_batch_size, weight_decay=args.weight_decay,
@@ -187,12 +192,15 @@ def prune_trainer(method: str | Method, trainer: Trainer, *, sparsity: float | N
         "data_collator": trainer.data_collator, "compute_metrics": trainer.compute_metrics, "seed": args.seed,
         "preprocess_logits_for_metrics": trainer.preprocess_logits_for_metrics,
         "batch_eval_metrics": args.batch_eval_metrics,
-        "processing_class": trainer.processing_class,
+        "processing_class": trainer.processing_class, "report_to": trackers, "progress": not args.disable_tqdm,
     }  # fmt: skip
     rows, evaluation = (without_unused_columns(trainer, data) for data in (trainer.train_dataset, trainer.eval_dataset))
     with borrowed_loss(trainer) as compute_loss:
         given = {"loss": _trainer_loss(trainer, compute_loss)} | given | more
-        return prune_model(method, trainer.model, rows, evaluation, sparsity=sparsity, **given)
+        whole = inspect.signature(prune_model).bind(method, trainer.model, rows, evaluation, sparsity=sparsity, **given)
+        whole.apply_defaults()
+        beside = {"trainer": trainer, "brought": given.keys() - more.keys(), "label_names": trainer.label_names}
+        return _prune_given({**whole.arguments, **beside})
 
 
 def _trainer_loss(trainer: Trainer, compute_loss: Callable[..., Any]) -> Callable[[nn.Module, Any], Any]:

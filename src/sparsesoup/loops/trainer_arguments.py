@@ -1,22 +1,35 @@
 """Arguments of a Trainer as settings of our loop, and those that it does not honour."""
 
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from typing import Any
 
+import torch
 from datasets import Dataset
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
-# Arguments of a Trainer that our loop takes over, and those that do not touch the training.
+from sparsesoup.runs.trackers import TRACKERS
+
+# Arguments of a Trainer that our loop takes over.
 HONOURED = {
     "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "num_train_epochs",
     "weight_decay", "warmup_ratio", "warmup_steps", "max_grad_norm", "seed", "bf16", "label_smoothing_factor", "fp16",
-    "tf32", "gradient_checkpointing", "torch_compile", "full_determinism",
+    "tf32", "gradient_checkpointing", "torch_compile", "full_determinism", "eval_strategy", "eval_steps",
+    "batch_eval_metrics", "label_names", "remove_unused_columns", "disable_tqdm",
 }  # fmt: skip
-HARMLESS = (
-    "output_dir", "logging", "log_", "report_to", "run_name", "disable_tqdm", "eval", "per_device_eval", "save", "push",
-    "hub", "do_", "use_cpu", "dataloader", "remove_unused", "label_names", "include", "metric_for", "greater_is",
-    "resume", "prediction_loss_only", "trackio", "project", "data_seed", "accelerator_config", "parallelism",
+# Those that change neither the training nor its scores, nor ask for something that our loop leaves out.
+HARMLESS = {
+    "output_dir", "overwrite_output_dir", "per_device_eval_batch_size", "eval_accumulation_steps",
+    "eval_use_gather_object", "do_train", "do_eval", "do_predict", "resume_from_checkpoint", "skip_memory_metrics",
+    "include_num_input_tokens_seen", "average_tokens_across_devices", "local_rank", "ddp_timeout", "project",
+    "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor",
+    "dataloader_multiprocessing_context", "dataloader_in_order", "dataloader_drop_last",
+}  # fmt: skip
+HARMLESS_GROUPS = ("logging_", "log_", "hub_", "trackio_")  # hub_: push_to_hub is named
+OWN_LOOP = (  # methods of a Trainer that our loop does not call
+    "training_step", "create_optimizer", "create_scheduler", "get_train_dataloader", "get_eval_dataloader",
+    "prediction_step", "evaluation_loop", "evaluate",
 )  # fmt: skip
+LIBRARIES = ("transformers", "trl", "sentence_transformers")
 
 
 def without_unused_columns(trainer: Trainer, dataset: Any) -> Any:
@@ -47,18 +60,52 @@ def eval_steps_of(trainer: Trainer) -> int | None:
     return epoch if strategy == "epoch" else None
 
 
-def ignored_callbacks(trainer: Trainer) -> list[str]:
+def trackers_of(args: Any, folder: bool) -> list[str]:
+    """Return the trackers of a Trainer that our loop reports to; tensorboard needs the folder of a run."""
+    named = [args.report_to] if isinstance(args.report_to, str) else args.report_to or []
+    return [name for name in named if name in TRACKERS and (folder or name != "tensorboard")]
+
+
+def ignored_parts(trainer: Trainer, trackers: Sequence[str]) -> list[str]:
+    """Return all that a Trainer was given and that our loop does not honour, in the words of who gave it.
+
+    Args:
+        trackers: those that are reported to.
+    """
+    own = [name for name in OWN_LOOP if _library(getattr(type(trainer), name, None)) not in LIBRARIES]
+    given = [name for name in ("optimizer", "lr_scheduler", "optimizer_cls_and_kwargs") if getattr(trainer, name, None)]
+    methods = [f"{type(trainer).__name__}.{name}" for name in own]
+    return [*_ignored_arguments(trainer.args, trackers), *given, *methods, *_ignored_callbacks(trainer)]
+
+
+def _library(part: Any) -> str:
+    return str(getattr(part, "__module__", None) or "transformers").partition(".")[0]
+
+
+def _ignored_callbacks(trainer: Trainer) -> list[str]:
     """Return the callbacks of the user, which our loop does not call; progress and trackers of a library are none."""
-    names = [
-        (type(each).__module__.partition(".")[0], type(each).__name__) for each in trainer.callback_handler.callbacks
-    ]
-    own = ("transformers", "trl", "sentence_transformers")
-    return [name for package, name in names if package not in own or name == "EarlyStoppingCallback"]
+    names = [(_library(type(each)), type(each).__name__) for each in trainer.callback_handler.callbacks]
+    return [name for library, name in names if library not in LIBRARIES or name == "EarlyStoppingCallback"]
 
 
-def ignored_arguments(args: Any) -> list[str]:
+def _ignored_arguments(args: Any, trackers: Sequence[str]) -> list[str]:
     """Return the arguments that differ from their defaults and that our loop does not honour."""
-    plain = type(args)(output_dir=args.output_dir, use_cpu=args.use_cpu, report_to="none")
-    names = [name for name in args.__dataclass_fields__ if name not in HONOURED and not name.startswith(HARMLESS)]
-    given = {name: getattr(args, name) for name in names if getattr(args, name) != getattr(plain, name)}
-    return sorted(f"{name}={getattr(value, 'value', value)}" for name, value in given.items())
+    where = {"output_dir": args.output_dir, "use_cpu": args.use_cpu, "report_to": "none"}
+    plain, own = TrainingArguments(**where), type(args)(**where)
+    # What TRL adds to the arguments is for its preparation of rows, its collators and its losses, which are used.
+    fields = TrainingArguments if _library(type(args)) == "trl" else type(args)
+    found = {}
+    for name in fields.__dataclass_fields__:
+        if name in HONOURED | HARMLESS or name.startswith(HARMLESS_GROUPS):
+            continue
+        value = getattr(args, name, None)
+        if value != getattr(plain if hasattr(plain, name) else own, name):
+            found[name] = value
+    found.pop("report_to", None)
+    if untold := [name for name in args.report_to or [] if name not in trackers]:
+        found["report_to"] = ",".join(untold)
+    if args.use_cpu and torch.accelerator.is_available():
+        found["use_cpu"] = True
+    if str(getattr(args.save_strategy, "value", args.save_strategy)) == "no":
+        found = {name: value for name, value in found.items() if not name.startswith("save_")}
+    return sorted(f"{name}={getattr(value, 'value', value)}" for name, value in found.items())

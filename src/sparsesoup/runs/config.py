@@ -152,7 +152,8 @@ class RunConfig:
         given = [f"{name}={name}" for name in self.objects]
         if "teacher" in self.objects:
             table["train"]["distill"].pop("teacher")
-        given += [f"{name}={value!r}" for name, value in table.items() if name not in self.objects]
+        beside = {*self.objects, *(("model",) if "trainer" in self.objects else ())}
+        given += [f"{name}={value!r}" for name, value in table.items() if name not in beside]
         return f"sparsesoup.prune({', '.join([repr(self.name), *given])})"
 
 
