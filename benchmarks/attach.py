@@ -1,28 +1,43 @@
-"""What pruning costs in a loop that is not ours: seconds of a step with `attach` over those of the same loop without.
+"""What pruning costs in a loop that is not ours: seconds of a step with it over those of the same loop without.
 
 `make bench` prints it and writes benchmarks/results/attach.json. A BERT of MiniLM's size (6 blocks of
-384) with random weights, 16 rows of 32 tokens, AdamW; steps of the two loops alternate in one process.
+384) with random weights, 16 rows of 32 tokens, AdamW; all plans are of T = 1,000 and in the ramp of the sparsity.
+With `attach`, steps of the two loops alternate in one process. With `PruningCallback`, Trainers with and without it
+alternate: the time is that of steps inside `train()`, from one step's begin to that of a later one, without set-up
+and end. `--only trainer` measures these alone; `--cpu`, on a machine that has other work, measures CPU seconds of one
+thread.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
 from sparsesoup import METHODS, PruningCallback, attach
+from sparsesoup.loops.pruner import Pruner
 from sparsesoup.runs.results import machine_name
 
 RESULT = Path(__file__).parent / "results" / "attach.json"
 STEPS = 1_000  # T of the plan; `gradual` prunes at every tenth step of its ramp
 CASES = {"masked": "magnitude", "gradual": "gradual", "platon": "platon", "movement": "movement"}
+TRAINER = {"trainer-masked": "magnitude", "trainer-gradual": "gradual"}
+WARM = 2  # steps of a Trainer before its clock starts; after the first one the plan goes to step FIRST
 FIRST = 150  # of the plan: within the ramp of the sparsity
+
+
+def now() -> float:
+    """Return seconds of the wall clock; with one thread those of the CPU."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def make_loop() -> tuple[Any, Any, Callable[[], None]]:
@@ -48,56 +63,93 @@ def ratio(name: str, first: int, rounds: int, each: int) -> dict[str, float]:
     model, optimizer, pruned = make_loop()
     pruner = attach(model, optimizer, METHODS[name], 0.5, steps=STEPS)
     pruned(), plain()
-    pruner.load_state_dict(pruner.state_dict() | {"facts": {"step": first, "masked": 0.0, "notes": {}}})
+    go_to(pruner, first)
+    works = {True: pruned, False: plain}
+
+    def seconds(with_pruning: bool) -> float:
+        began = now()
+        for _ in range(each):
+            works[with_pruning]()
+        return now() - began
+
+    return alternate(seconds, rounds)
+
+
+def go_to(pruner: Pruner, step: int) -> None:
+    pruner.load_state_dict(pruner.state_dict() | {"facts": {"step": step, "masked": 0.0, "notes": {}}})
+
+
+def alternate(seconds: Callable[[bool], float], rounds: int) -> dict[str, float]:
+    """Return median and quartiles of (seconds with pruning / without), the one or the other first."""
     ratios = []
     for i in range(rounds):
-        works = (plain, pruned) if i % 2 else (pruned, plain)
-        seconds = {}
-        for work in works:
-            began = time.perf_counter()
-            for _ in range(each):
-                work()
-            seconds[work] = time.perf_counter() - began
-        ratios.append(seconds[pruned] / seconds[plain])
-    quartiles = statistics.quantiles(ratios, n=4)
-    return {"median": statistics.median(ratios), "low": quartiles[0], "high": quartiles[2]}
+        found = {pruned: seconds(pruned) for pruned in (i % 2 == 0, i % 2 == 1)}
+        ratios.append(found[True] / found[False])
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return {"median": middle, "low": low, "high": high}
 
 
-def trainer_seconds(callbacks: list[Any], steps: int, folder: str) -> float:
+class Clock(TrainerCallback):
+    """Time `steps` steps of a Trainer's loop, then stop it."""
+
+    def __init__(self, pruning: PruningCallback | None, steps: int) -> None:
+        self.pruning, self.steps, self.began, self.seconds = pruning, steps, 0.0, 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 1 and self.pruning is not None and self.pruning.pruner is not None:
+            go_to(self.pruning.pruner, FIRST)
+        if state.global_step == WARM:
+            self.began = now()
+        elif state.global_step == WARM + self.steps:
+            self.seconds = now() - self.began
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = state.global_step > WARM + self.steps
+
+
+def trainer_seconds(name: str, steps: int, folder: str) -> float:
+    """Return the seconds of steps inside a Trainer's loop; `name` is the method of its callback, or empty."""
     model, _, _ = make_loop()
-    rows = [{"input_ids": torch.randint(5, 30000, (32,)), "labels": i % 2} for i in range(64)]
+    rows = [{"input_ids": torch.randint(5, 30000, (32,)), "labels": i % 2} for i in range(512)]
     args = TrainingArguments(
-        output_dir=folder, max_steps=steps, per_device_train_batch_size=16, report_to="none", use_cpu=True,
+        output_dir=folder, max_steps=STEPS, per_device_train_batch_size=16, report_to="none", use_cpu=True,
         save_strategy="no", logging_strategy="no", disable_tqdm=True, dataloader_pin_memory=False,
     )  # fmt: skip
+    pruning = PruningCallback(name, 0.5) if name else None
+    clock = Clock(pruning, steps)
+    callbacks = [clock] if pruning is None else [pruning, clock]
     trainer = Trainer(model, args, train_dataset=rows, callbacks=callbacks)
-    began = time.perf_counter()
-    trainer.train()
-    return time.perf_counter() - began
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is stopped before T
+        trainer.train()
+    return clock.seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--each", type=int, default=10, help="steps of a block: a pruning falls into each")
+    parser.add_argument("--only", default="", help="cases whose names begin so; the others stay as they are")
+    parser.add_argument("--cpu", action="store_true", help="CPU seconds of one thread")
     options = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if options.cpu else 2)
     found: dict[str, Any] = {"command": "make bench", "machine": f"{machine_name()}, torch {torch.__version__}"}
-    found["attach"] = {}
-    for case, name in CASES.items():
-        found["attach"][case] = ratio(name, FIRST, options.rounds, options.each)
-        print(case, {k: round(v, 3) for k, v in found["attach"][case].items()}, flush=True)
-    pairs = []
-    for i in range(4):
-        seconds = {}
-        for pruned in (i % 2 == 0, i % 2 == 1):
-            callbacks = [PruningCallback("gradual", 0.5)] if pruned else []
-            seconds[pruned] = trainer_seconds(callbacks, 40, tempfile.mkdtemp())
-        pairs.append(seconds[True] / seconds[False])
-    low, middle, high = statistics.quantiles(pairs, n=4)
-    found["attach"]["trainer"] = {"median": middle, "low": low, "high": high}
-    print("trainer", round(statistics.median(pairs), 3))
-    RESULT.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    found = json.loads(RESULT.read_text(encoding="utf-8")) if options.only else found | {"attach": {}}
+    for case, name in itertools.chain(CASES.items(), TRAINER.items()):
+        if not case.startswith(options.only):
+            continue
+        if case in CASES:
+            row = ratio(name, FIRST, options.rounds, options.each)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                row = alternate(partial(_with_or_without, name, options.each, folder), options.rounds)
+        found["attach"][case] = row | ({"cpu": True} if options.cpu else {})
+        print(case, {k: round(v, 3) for k, v in row.items()}, flush=True)
+        RESULT.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def _with_or_without(name: str, steps: int, folder: str, pruned: bool) -> float:
+    return trainer_seconds(name if pruned else "", steps, folder)
 
 
 if __name__ == "__main__":

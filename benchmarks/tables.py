@@ -245,13 +245,16 @@ def attach_rows(found: dict[str, Any]) -> str:
     names = {
         "masked": ("`attach`, masks that stay", "1.05"), "gradual": ("`attach`, `gradual` on its ramp", "1.10"),
         "platon": ("`attach`, `platon`", ""), "movement": ("`attach`, `movement`", ""),
-        "trainer": ("`PruningCallback`, `gradual`, 40 steps in all", "1.10"),
+        "trainer-masked": ("`PruningCallback`, masks that stay", "1.05"),
+        "trainer-gradual": ("`PruningCallback`, `gradual` on its ramp", "1.10"),
     }  # fmt: skip
-    rows = []
+    rows, cpu = [], any("cpu" in row for row in found["attach"].values())
     for case, row in found["attach"].items():
         name, bound = names[case]
-        rows.append([name, f"{row['median']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}", bound])
-    note = f"`{found['command']}` on {found['machine']}."
+        quartiles = f"{row['low']:.3f} to {row['high']:.3f}"
+        rows.append([name + " *" * ("cpu" in row), f"{row['median']:.3f}", quartiles, bound])
+    more = " *: CPU seconds of one thread (`--cpu`), beside other work." if cpu else ""
+    note = f"`{found['command']}` on {found['machine']}.{more}"
     return markdown(["step of a loop that is not ours / without pruning", "ratio", "quartiles", "bound"], rows, note)
 
 
