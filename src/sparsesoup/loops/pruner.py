@@ -120,10 +120,8 @@ class Pruner:
         facts = {"method": row_of(self.method), "base_model": base, "sparsity": self.sparsity}
         self._started.state.enforce_masks_()
         with atomic_write(target) as temporary:
-            if isinstance(model, PreTrainedModel):
-                model.save_pretrained(temporary)
-            else:
-                save_module(model, temporary)
+            write = type(model).save_pretrained if isinstance(model, PreTrainedModel) else save_module
+            write(model, temporary)
             save_masks(temporary / "pruning", {name: mask.cpu() for name, mask in self.masks.items()}, facts)
         return target
 
