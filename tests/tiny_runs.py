@@ -31,6 +31,7 @@ SHORT: dict[str, dict[str, Any]] = {  # settings for the rows whose defaults nee
     "block-movement": {"score_rate": 0.5, "pattern": Block(5, 4)},
     "hybrid-movement": {"score_rate": 0.5, "tile": Block(5, 4)},
     "hybrid-filled": {"score_rate": 0.5, "tile": Block(5, 4)},
+    "mlpruning": {"tile": Block(1, 4)},
     "one-shot-structured": {"structure": "rows"},  # the tiny net has neither heads nor units
     "grain": {"structure": "rows"},
     "isp-code": {"stage": 0.2, "weak": 0.2, "cut": 0.3, "weak_masks": 3, "warmup": 5},

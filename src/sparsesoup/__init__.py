@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from sparsesoup.methods import MagnitudeStraightThrough as MagnitudeStraightThrough
     from sparsesoup.methods import Method as Method
     from sparsesoup.methods import MethodInfo as MethodInfo
+    from sparsesoup.methods import MlPruning as MlPruning
     from sparsesoup.methods import ModelSoup as ModelSoup
     from sparsesoup.methods import MovementPruning as MovementPruning
     from sparsesoup.methods import OneShot as OneShot
@@ -93,9 +94,9 @@ _NAMES = {
     "sparsesoup.loops.pruner": "Pruner",
     "sparsesoup.methods": "METHODS DenseFinetuning EarlyBird FromTicket GradientFlow GradualOBS GradualPruning "
     "GradualStar Grain Grasp HardConcreteL0 HybridMovement InstantModelSoup InstantSoup InstantSoupCode "
-    "InstantSoupPaper IterativeMagnitudePruning LotteryPools MagnitudeStraightThrough Method MethodInfo ModelSoup "
-    "MovementPruning OneShot Pela Pins Platon PowerPropagation Snip SoftMovement SparseGpt SparseModelSoup "
-    "SparseProgressiveDistillation Wanda",
+    "InstantSoupPaper IterativeMagnitudePruning LotteryPools MagnitudeStraightThrough Method MethodInfo MlPruning "
+    "ModelSoup MovementPruning OneShot Pela Pins Platon PowerPropagation Snip SoftMovement SparseGpt "
+    "SparseModelSoup SparseProgressiveDistillation Wanda",
     "sparsesoup.runs.run": "Run",
     "sparsesoup.training.config": "DistillConfig TrainingConfig TrainingOverrides",
     "sparsesoup.training.observer": "Observer",

@@ -82,6 +82,7 @@ STEPPED: dict[str, tuple[int, dict[str, Any]]] = {  # steps and settings in whic
     "l0": (60, {"score_rate": 1.0}),
     "magnitude-ste": (60, {}),
     "block-movement": (60, {"score_rate": 0.5, "pattern": Block(5, 4)}),
+    "mlpruning": (60, {"tile": Block(1, 4), "blocks": 0.5}),
     "hybrid-movement": (60, {"score_rate": 0.5, "tile": Block(5, 4)}),
     "hybrid-filled": (60, {"score_rate": 0.5, "tile": Block(5, 4), "refill": 0.5}),
 }

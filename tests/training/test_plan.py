@@ -35,11 +35,11 @@ UNTRAINED = ["dense", "random", "magnitude", "snip", "grasp", "wanda", "sparsegp
 NEEDS = {
     "own loss": {"pins", "pela", "sparse-progressive-distillation"},
     "own rate": {
-        "gmp-star", "isp", "isp-no-soup", "isp-paper", "isp-code", "hybrid-filled", "model-soup", "instant-model-soup",
-        "sparse-model-soup",
+        "gmp-star", "isp", "isp-no-soup", "isp-paper", "isp-code", "hybrid-filled", "mlpruning", "model-soup",
+        "instant-model-soup", "sparse-model-soup",
     },
     "rewinding": {
-        "imp", "imp-rewind", "lr-rewind", "lottery-pools", "early-bird", "hybrid-filled", "model-soup",
+        "imp", "imp-rewind", "lr-rewind", "lottery-pools", "early-bird", "hybrid-filled", "mlpruning", "model-soup",
         "instant-model-soup", "sparse-model-soup", "sparse-progressive-distillation",
     },
     "extra batches": {

@@ -24,6 +24,7 @@ from sparsesoup.methods.instant_model_soup import InstantModelSoup
 from sparsesoup.methods.isp import InstantSoup
 from sparsesoup.methods.isp_published import InstantSoupCode, InstantSoupPaper
 from sparsesoup.methods.lottery_pools import LotteryPools
+from sparsesoup.methods.mlpruning import MlPruning
 from sparsesoup.methods.model_soup import ModelSoup
 from sparsesoup.methods.movement import MagnitudeStraightThrough, MovementPruning
 from sparsesoup.methods.one_shot import DenseFinetuning, OneShot
@@ -221,6 +222,11 @@ TABLE: dict[str, MethodInfo] = {
         method=HybridMovement(refill=1.0), family="movement", score="learned, a group",
         summary="hybrid, what is kept refilled, trained on", cost="1 + refill = 2",
         source="Lagunas 2021 (hybrid, filled)", returns=True, grouped=True,
+    ),
+    "mlpruning": MethodInfo(
+        method=MlPruning(), family="movement", score="learned, a group, and shares",
+        summary="heads and rows, then blocks, at learnt shares", cost="1 + blocks = 2", source="Yao 2021",
+        returns=True, grouped=True,
     ),
     "sparse-model-soup": MethodInfo(
         method=SparseModelSoup(), family="soup", score="|w| of an average",

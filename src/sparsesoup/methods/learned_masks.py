@@ -12,6 +12,7 @@ from torch.nn import Parameter
 from sparsesoup.core.errors import UserError, require
 from sparsesoup.core.granularity import CoupledGroups, Element
 from sparsesoup.core.masking import check_sparsity, topk_masks
+from sparsesoup.core.masks import Masks
 from sparsesoup.core.schedules import CubicSchedule
 from sparsesoup.core.targets import target_parameters
 from sparsesoup.methods.base import Method
@@ -86,6 +87,8 @@ class GateSetup:
         scope: ranking scope when the masks are trimmed.
         biases: mask the bias of fully masked rows too.
         floor: share of the groups of every matrix kept whatever their scores.
+        trim: returns the final masks; default: the best groups that fit.
+        masked: returns the share masked by the gates; default: that of closed groups.
     """
 
     ties: tuple[CoupledGroups, ...]
@@ -95,6 +98,8 @@ class GateSetup:
     penalty: Callable[[TrainState], Tensor] | None = None
     biases: bool = False
     floor: float = 0.0
+    trim: Callable[[TrainState], Masks] | None = None
+    masked: Callable[[TrainState], float] | None = None
 
 
 class LearnedMasks(Method):
@@ -135,7 +140,7 @@ class LearnedMasks(Method):
             Phase(name="search", steps=size.steps - settled, loop=_search_hooks, copies=copies),
             # At every restart too, since that needs the model as the next phase found it.
             Phase(name="trim", end=_trim_to_sparsity, always=_detach_gates),
-            Phase(name="settle", steps=settled, loop=_settle_hooks, masks_final=0),
+            Phase(name="settle", steps=settled, loop=settle_hooks, masks_final=0),
         ]
 
     def check(self, problem: Problem, sparsity: float) -> None:
@@ -173,7 +178,7 @@ def _search_hooks(run: ActiveRun) -> LoopHooks:
     return LoopHooks([run.own.hook], at_start=True, penalty=run.own.penalty)
 
 
-def _settle_hooks(run: ActiveRun) -> LoopHooks:
+def settle_hooks(run: ActiveRun) -> LoopHooks:
     """Biases of pruned rows have no mask, so they are zeroed after each step."""
     return LoopHooks([zero_biases_] if run.own.biases else [])
 
@@ -181,13 +186,18 @@ def _settle_hooks(run: ActiveRun) -> LoopHooks:
 def _trim_to_sparsity(run: ActiveRun) -> None:
     """Fix the masks at exactly the sparsity, ranked by the gates; note the sparsity that their thresholds gave."""
     state, gated = run.state, run.own
-    state.notes["threshold_sparsity"] = masked_share(state, group_sizes(gated.ties, state.targets), exact=True)
-    single = all(len(tie.members) == 1 and tie.members[0][1] == Element for tie in gated.ties)
-    ties = Element if single else gated.ties
-    state.set_masks_(topk_masks(weight_scores(state, gated.floor), run.sparsity, pattern=ties, scope=gated.scope))
+    masked = masked_share(state, group_sizes(gated.ties, state.targets), exact=True) if gated.masked is None else None
+    state.notes["threshold_sparsity"] = gated.masked(state) if masked is None else masked
+    state.set_masks_(_best_groups(run, gated) if gated.trim is None else gated.trim(state))
     fold_gates_(state)
     if gated.biases:
         zero_biases_(state)
+
+
+def _best_groups(run: ActiveRun, gated: GateSetup) -> Masks:
+    single = all(len(tie.members) == 1 and tie.members[0][1] == Element for tie in gated.ties)
+    ties = Element if single else gated.ties
+    return topk_masks(weight_scores(run.state, gated.floor), run.sparsity, pattern=ties, scope=gated.scope)
 
 
 def _detach_gates(run: ActiveRun) -> None:

@@ -17,6 +17,7 @@ from sparsesoup.core.ticket import Ticket, save_masks
 from sparsesoup.hub.models.layer_layouts import why_not_shrinkable
 from sparsesoup.hub.tasks.overview import DataOverview
 from sparsesoup.methods.hybrid import HybridMovement
+from sparsesoup.methods.mlpruning import MlPruning
 from sparsesoup.report.run_page import LOG, degenerate_notes, write_report
 from sparsesoup.report.terminal import read_report
 from sparsesoup.runs.config import RunConfig, dump_config, flatten_table
@@ -211,7 +212,7 @@ def _method_doubts(settings: RunConfig, problem: Problem) -> list[str]:
     method, ask = settings.method, getattr(settings.method, "doubts", None)
     found = list(ask(problem, float(settings.amount.sparsity or 0.0))) if ask else []
     parts = getattr(method, "structure", "") in ("heads", "units", "heads-and-units", "features-and-units")
-    known = hasattr(problem.pretrained, "config") and (parts or isinstance(method, HybridMovement))
+    known = hasattr(problem.pretrained, "config") and (parts or isinstance(method, (HybridMovement, MlPruning)))
     stays = why_not_shrinkable(problem.pretrained) if known else ""
     if not problem.steps and {*problem.head} & {*problem.fresh}:
         found.append("the head is drawn at random and not trained, so the scores are those of guessing")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from sparsesoup.methods.gates.straight_through import StraightThroughGate, open_groups
+from sparsesoup.methods.gates.straight_through import StraightThroughGate
 
 
 class BiasGate(nn.Module):
@@ -30,6 +30,5 @@ class BiasGate(nn.Module):
     def open_outputs(self) -> Tensor:
         """Return a bool per output: True if its row has an open group."""
         gate = self._gate[0]
-        assert gate.score is not None
-        grid = open_groups(gate.score, gate.level, gate.block).view(self._lines, -1)
+        grid = gate.open_groups().view(self._lines, -1)
         return grid.any(self._across).repeat_interleave(self._tile[1 - self._across])

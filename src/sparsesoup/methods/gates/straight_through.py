@@ -50,6 +50,11 @@ class StraightThroughGate(nn.Module):
         own = self.score.detach()
         return own if self.block == Element else own.amax(0) if own.dim() == 2 else own
 
+    def open_groups(self) -> Tensor:
+        """Return a bool per group, True = open; not for gates on |w|."""
+        assert self.score is not None
+        return open_groups(self.score, self.level, self.block)
+
     def floored_threshold(self, level: Tensor, floor: float) -> Tensor:
         """Return the threshold, lowered if needed so that just over a share `floor` of the groups is open."""
         assert self.score is not None

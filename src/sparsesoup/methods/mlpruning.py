@@ -1,0 +1,184 @@
+"""MLPruning: heads and rows, then blocks, with learnt kept shares. Yao et al. 2021."""
+
+import math
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from sparsesoup.core.errors import UserError, require
+from sparsesoup.core.granularity import Block, CoupledGroups
+from sparsesoup.core.groups import block_groups
+from sparsesoup.core.masking import topk_masks
+from sparsesoup.core.masks import Masks
+from sparsesoup.core.masks import sparsity as sparsity_of
+from sparsesoup.core.schedules import ScaledRate
+from sparsesoup.methods.gates.attach import Make, attach_gates, weight_scores
+from sparsesoup.methods.gates.kept_share import KeptShareGate, MatrixShare, ShareController
+from sparsesoup.methods.heads_and_rows import head_and_row_groups, kept_weights, matrix_shares, trim_heads_and_rows
+from sparsesoup.methods.learned_masks import (
+    GateSetup,
+    LearnedMasks,
+    PhaseShares,
+    check_rate,
+    settle_hooks,
+)
+from sparsesoup.training.plan import ActiveRun, LoopHooks, Phase
+from sparsesoup.training.problem import Problem
+from sparsesoup.training.size import RunSize
+from sparsesoup.training.state import TrainState
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlPruning(LearnedMasks):
+    """Heads and rows, then blocks, with learnt scores and learnt shares to keep. Yao et al. 2021 ("MLPruning").
+
+    First stage, T steps: a gate for the heads of each attention, shared by query, key and value, and one for the rows
+    of each other matrix, with their biases. Each keeps the best sigmoid(logit) of its groups; a penalty with feedback
+    moves the logits until the kept share of all weights, columns without input left out, is the target.
+    Second stage, `blocks` T steps more: gates on the tiles of each matrix, among what is left. Both end by trimming
+    to exactly the sparsity, or the nearest group boundary that keeps no more.
+
+    Published with train.distill of alpha 0.9, hidden states and attention maps.
+
+    Args:
+        structured: share of the pruning done in heads and rows, of the logarithm of the kept share; 1: all of it, so
+            that it can be cut out, and there is no second stage.
+        blocks: share of T of the second stage.
+        tile: tile masked as one group in the second stage.
+        score_rate: peak learning rate of scores and logits (published: 0.01); default: one with which a logit can fall
+            from `start` to 0 in the first third of the stage.
+        start: initial logit of the kept shares.
+        strength: strength of the penalty's feedback.
+        settle: last share of each stage, with masks trimmed to exactly the sparsity and fixed.
+    """
+
+    structured: float = 0.37
+    blocks: float = 1.0
+    tile: Block = field(default_factory=lambda: Block(32, 32))
+    score_rate: float | None = None
+    start: float = 10.0
+    strength: float = 20_000.0
+    settle: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.score_rate is not None:
+            check_rate(self.score_rate)
+        require(0.0 < self.settle < 1.0, "settle", "a share of T in (0, 1)", self.settle)
+        require(0.0 < self.structured <= 1.0, "structured", "in (0, 1]", self.structured)
+        require(0.0 < self.blocks < math.inf, "blocks", "a share of T above 0", self.blocks)
+        require(0.0 < self.start < 100.0, "start", "a logit above 0, below 100", self.start)
+        require(0.0 <= self.strength < math.inf, "strength", "0 or more", self.strength)
+
+    @property
+    def phases(self) -> PhaseShares:  # type: ignore[override]  # no schedule: the target is constant
+        """The shares of T of the search and of the training with fixed masks."""
+        return PhaseShares(warmup=0.0, cooldown=self.settle, settle=self.settle)
+
+    def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
+        """Return the phases of both stages: T + `blocks` T steps, or T if all is done in heads and rows."""
+        first = super().plan(size, sparsity)
+        if self.structured == 1.0:
+            return first
+        steps = max(1, round(self.blocks * size.steps))
+        rest = replace(size, steps=steps)
+        rest.require_fit(self.phases.fits_steps, "the second stage of mlpruning")
+        settled = self.phases.check_settled(steps)
+        start = max(size.steps - steps, 0)
+        rate = ScaledRate(size.rate_schedule(steps), start=start)
+        return [
+            *first,
+            Phase(name="blocks", end=partial(_go_back, start), always=partial(self._start_blocks, rest),
+                  rewinds_to=start),
+            Phase(name="search-blocks", steps=steps - settled, stream=("blocks",), rate=rate, copies=1.0,
+                  loop=_search_blocks_hooks),
+            Phase(name="trim-blocks", end=first[1].end, always=first[1].always),
+            Phase(name="settle-blocks", steps=settled, stream=("blocks",), rate=rate, loop=settle_hooks, masks_final=0),
+        ]  # fmt: skip
+
+    def peak_score_rate(self, size: RunSize) -> float:
+        """Return the peak learning rate of the scores."""
+        if self.score_rate is not None:
+            return self.score_rate
+        rate, peak = size.rate_schedule(), size.training.learning_rate
+        return self.start * peak / max(sum(map(rate, range(max(1, size.steps // 3)))), 1e-12)
+
+    def fall_to_close(self) -> float:
+        """Return the distance that a logit has to fall before half of its groups are closed."""
+        return self.start
+
+    def make_gates(self, problem: Problem, sparsity: float) -> GateSetup:
+        """Return the gates of the first stage, with their penalty."""
+        targets, shapes = problem.targets, {name: target.shape for name, target in problem.targets.items()}
+        ties = head_and_row_groups(targets)
+        matrices, goal = matrix_shares(ties, targets), 1.0 - (1.0 - sparsity) ** self.structured
+        counts = [tie.num_groups(shapes) for tie in ties]
+        if kept_weights(matrices, counts, [1] * len(ties)) > (1.0 - goal) * sum(m.size for m in matrices):
+            raise UserError(
+                f"cannot prune to sparsity {goal:.4f} in heads and rows: one of each matrix stays; ask for less, or "
+                f"set a lower structured"
+            )
+        lead = ShareController(sparsity=goal, strength=self.strength, matrices=matrices)
+        alive = [torch.ones(count, dtype=torch.bool) for count in counts]
+        trim = partial(trim_heads_and_rows, ties, matrices, goal)
+        return GateSetup(ties, self._gates(alive), lead, penalty=lead.penalty_term, biases=True, trim=trim,
+                         masked=lead.masked)  # fmt: skip
+
+    def _gates(self, alive: list[Tensor]) -> Make:
+        scores = [Parameter(torch.zeros(len(groups))) for groups in alive]
+        logits = [Parameter(torch.tensor(self.start)) for _ in alive]
+
+        def make(number: int, place: int, tie: CoupledGroups) -> nn.Module:
+            return KeptShareGate(scores[number], logits[number], tie.members[place][1], number, place, alive[number])
+
+        return make
+
+    def _start_blocks(self, size: RunSize, run: ActiveRun) -> None:
+        """Put gates on the tiles; after a restart too, when the masks, and so what is alive, are not loaded yet."""
+        state = run.state
+        ties = block_groups(state.targets, self.tile)
+        alive = [tie.sum_over_groups({n: state.masks[n].float() for n, _ in tie.members}) > 0 for tie in ties]
+        learnt = attach_gates(state.model, ties, self._gates(alive))
+        device = next(iter(state.masks.values())).device
+        for parameter in learnt:
+            parameter.data = parameter.data.to(device)
+        factor = self.peak_score_rate(size) / (size.training.learning_rate or 1.0)
+        group = {"params": learnt, "weight_decay": 0.0, "decays": False, "factor": factor, "lr": 0.0}
+        state.optimizer.add_param_group(group)
+        lead = partial(_block_controller, self.strength, run.sparsity)
+        run.own = GateSetup(
+            ties, self._gates(alive), _no_hook, penalty=lambda state: lead(state).penalty_term(state), biases=True,
+            trim=partial(trim_blocks, ties, run.sparsity),
+            masked=lambda state: 1.0 - (1.0 - sparsity_of(state.masks)) * (1.0 - lead(state).masked(state)),
+        )  # fmt: skip
+
+
+def _go_back(start: int, run: ActiveRun) -> None:
+    """Begin the second stage: fresh moments, and the step at which its schedule begins."""
+    run.state.notes["heads_and_rows"] = sparsity_of(run.state.masks)
+    run.state.reset_optimizer_()
+    run.state.step = start
+
+
+def _search_blocks_hooks(run: ActiveRun) -> LoopHooks:
+    return LoopHooks(settle_hooks(run).hooks, penalty=run.own.penalty)
+
+
+def _no_hook(state: TrainState) -> None:
+    """Do nothing: the masks of the first stage are logged."""
+
+
+def _block_controller(strength: float, sparsity: float, state: TrainState) -> ShareController:
+    """Return the controller of the second stage: shares are those of what the first one left."""
+    matrices = [MatrixShare(int(torch.count_nonzero(mask)), tie) for tie, mask in enumerate(state.masks.values())]
+    left = sum(m.size for m in matrices) / sum(mask.numel() for mask in state.masks.values())
+    rest = max(0.0, 1.0 - (1.0 - sparsity) / left)
+    return ShareController(sparsity=rest, strength=strength, matrices=matrices)
+
+
+def trim_blocks(ties: tuple[CoupledGroups, ...], sparsity: float, state: TrainState) -> Masks:
+    """Return the masks of the best tiles that fit, among what the first stage left."""
+    scores = {name: score.double() for name, score in weight_scores(state).items()}
+    return topk_masks(scores, max(sparsity, sparsity_of(state.masks)), pattern=ties, within=state.masks)
