@@ -37,8 +37,9 @@ def prune(
     name: str | Method, *, model: str | None = None, dataset: str | None = None, sparsity: float | None = None,
     steps: int | None = None, epochs: float | None = None, seed: int | None = None,
     method: Mapping[str, Any] | None = None, train: Mapping[str, Any] | TrainingConfig | None = None,
-    out: str | Path | None = None, cache_dir: str | Path | None = None, workers: int = 1, device: str | None = None,
-    snapshots: str = "device", progress: bool = True, observer: Observer | None = None, **settings: Any,
+    out: str | Path | None = None, cache_dir: str | Path | None = None, cache_size: float = 32.0,
+    workers: int = 1, device: str | None = None, snapshots: str = "device", progress: bool = True,
+    observer: Observer | None = None, **settings: Any,
 ) -> run.Run: ...  # fmt: skip
 @overload
 def prune(name: str | Method, *, model: nn.Module, **settings: Any) -> "PrunedModel": ...
@@ -57,6 +58,7 @@ def prune(
     train: Mapping[str, Any] | TrainingConfig | None = None,
     out: str | Path | None = None,
     cache_dir: str | Path | None = None,
+    cache_size: float = 32.0,
     workers: int = 1,
     device: str | None = None,
     snapshots: str = "device",
@@ -80,6 +82,7 @@ def prune(
         train: settings of the training: a TrainingConfig, or those that differ from its defaults.
         out: folder that run directories are put in; default runs, of objects none: `save` writes the result.
         cache_dir: folder of trainings that runs have in common; each run is charged for them in full.
+        cache_size: GiB that it may hold; the trainings used least recently are removed.
         workers: processes over which the weak masks of a run are spread.
         device: cpu, cuda, cuda:1 or mps, for this call; default the first accelerator, else cpu.
         snapshots: keep forks and rewinding points on the device, in host memory (host) or on disk (disk).
@@ -102,7 +105,9 @@ def prune(
         named = {key: value for key, value in (named | {"seed": seed}).items() if value is not None}
         config = _make_config(name, {**settings, **named}, method, train)
         console, cache = SafeConsole(stderr=True, quiet=not progress), Path(cache_dir) if cache_dir else None
-        outside = run.RuntimeOptions(console, cache=cache, workers=workers, observer=observer, snapshots=snapshots)
+        outside = run.RuntimeOptions(
+            console, cache=cache, cache_size=cache_size, workers=workers, observer=observer, snapshots=snapshots
+        )
         return run.run_method(config, Path("runs" if out is None else out), outside)
 
 

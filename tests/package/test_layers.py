@@ -20,7 +20,7 @@ LAYERS: list[set[str]] = [
     {"cli"},
     {"__init__", "__main__"},
 ]
-PLAIN = {"torch", "accelerate", "safetensors", "numpy", "filelock"} | sys.stdlib_module_names
+PLAIN = {"torch", "accelerate", "safetensors", "numpy", "filelock", "xxhash"} | sys.stdlib_module_names
 PACKAGE = {path: path.relative_to(ROOT).with_suffix("").parts[0] for path in ROOT.rglob("*.py")}
 
 

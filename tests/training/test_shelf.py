@@ -12,6 +12,7 @@ import torch
 from conftest import same, tiny
 from processes import kill_after, start_command
 from sparsesoup.cli.main import main
+from sparsesoup.core.tensor_files import TensorFile
 from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods import METHODS
 from sparsesoup.methods.imp import IterativeMagnitudePruning
@@ -203,3 +204,30 @@ def test_a_cache_above_its_budget_drops_the_trainings_used_least_recently(tmp_pa
     assert TrainingCache(tmp_path).get_training("b") is None
     TrainingCache(tmp_path, budget=10).put_training("d", product)  # the newest stays, whatever its size
     assert {path.stem for path in tmp_path.iterdir()} == {"d"}
+
+
+def test_an_entry_is_weights_alone_unless_the_run_goes_on_with_the_moments(tmp_path: Path) -> None:
+    IterativeMagnitudePruning(cut=0.5, rewind=0.1).run(Counted(tmp_path).problem, 0.5)
+    kinds: dict[frozenset[str], int] = {}
+    for path in tmp_path.iterdir():
+        names = {name.split("/")[0] for name in TensorFile(path)}
+        kinds[frozenset(names)] = kinds.get(frozenset(names), 0) + 1
+    assert kinds == {frozenset({"model", "optimizer"}): 1, frozenset({"model"}): 2}  # the rewinding point; two rounds
+
+
+def test_the_size_of_a_cache_is_a_flag(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cache = ["--cache-dir", str(tmp_path / "cache"), "--cache-size"]
+    assert main([*arguments(place, "imp-rewind", tmp_path / "one"), *cache, "1"]) == 0
+    assert len(list((tmp_path / "cache").iterdir())) > 2
+    assert main([*arguments(place, "imp-rewind", tmp_path / "two"), "--seed", "1", *cache, "0"]) == 0
+    assert len(list((tmp_path / "cache").iterdir())) == 1  # the newest
+    assert main([*arguments(place, "imp-rewind", tmp_path / "two"), "--seed", "1", *cache, "-1"]) == 2
+    assert "--cache-size: a number of GiB, 0 or more, is needed, got -1" in capsys.readouterr().err
+
+
+def test_an_entry_is_read_tensor_by_tensor(tmp_path: Path) -> None:
+    cache = TrainingCache(tmp_path)
+    cache.put_training("a", CachedTraining({"w": torch.ones(200)}, {}, Cost(), []))
+    found = cache.get_training("a")
+    assert found is not None
+    assert isinstance(found.tensors, TensorFile)

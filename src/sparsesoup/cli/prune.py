@@ -49,11 +49,11 @@ def run_prune(parsed: tuple[RunConfig, argparse.Namespace]) -> None:
         from sparsesoup.runs.run import fill_default_sparsity
         from sparsesoup.study.dry_run import describe_plan
 
-        for line in describe_plan(fill_default_sparsity(settings)):
+        for line in describe_plan(fill_default_sparsity(settings), Path(options.out), options.snapshots):
             print_line(line)
         return
     cache = Path(options.cache_dir) if options.cache_dir else None
-    own = {"workers": options.workers, "snapshots": options.snapshots}
+    own = {"workers": options.workers, "snapshots": options.snapshots, "cache_size": options.cache_size}
     outside = RuntimeOptions(SafeConsole(stderr=True), options.save_every, cache, **own)
     run = run_method(settings, Path(options.out), outside)
     for line in run_warnings(run.report):
@@ -76,7 +76,10 @@ def settings_parser(method: str = "") -> CommandParser:
     add("--save-every", type=float, default=30.0, metavar="SECONDS", help="minimum between checkpoints (default 30)")
     add("--cache-dir", metavar="DIR", help="folder of trainings shared by runs (the dense run, IMP's rounds); existing "
         "ones are reused, new ones added, and both charged in full; default: none")  # fmt: skip
-    add("--dry-run", action="store_true", help="print the phases of the run and their estimated cost without training")
+    add("--cache-size", type=float, default=32.0, metavar="GIB", help="most GiB in that folder; trainings used least "
+        "recently are removed (default 32)")  # fmt: skip
+    add("--dry-run", action="store_true", help="print the phases of the run and their estimated cost, memory and disk, "
+        "without training")  # fmt: skip
     add("--workers", type=int, default=1, metavar="N", help="processes for weak masks, each with as many threads as "
         "this one: set OMP_NUM_THREADS (default 1)")  # fmt: skip
     add("--snapshots", default="device", metavar="PLACE", help="keep forks and rewinding points on the device, in host "

@@ -53,7 +53,7 @@ class IterativeMagnitudePruning(Method):
         """
         first, own = round(self.rewind * size.steps), product % (len(goals) + 1)
         size.require_fit(lambda total: round(self.rewind * total) < total, "imp with this rewinding point")
-        origin = Phase(name="origin", steps=first, shared=True, hold=True, always=self._keep_origin, copies=1)
+        origin = Phase(name="origin", steps=first, shared=True, hold=True, always=self._keep_origin)
         phases = [origin] if first else []
         for number in range(len(goals) + 1):
             last = number == len(goals)
@@ -65,10 +65,10 @@ class IterativeMagnitudePruning(Method):
                     # Kept weights must not see the same rows in the same order in every round.
                     stream=("round", number) if self.back == "rate" and number else (),
                     shared=True,
+                    keeps_moments=False,
                     store=f"{store}-{number}" if store else "",
                     end=None if last else partial(self._prune_and_rewind, goals[number]),
                     rewinds_to=None if last else first,
-                    copies=3 if first else 1,  # the rewinding point, with its moments
                 )
             )
         return phases

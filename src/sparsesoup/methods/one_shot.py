@@ -20,7 +20,7 @@ class DenseFinetuning(Method):
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
         """Return a single training."""
         require_dense("dense", sparsity)
-        return [Phase(name="train", steps=size.steps, shared=True)]
+        return [Phase(name="train", steps=size.steps, shared=True, keeps_moments=False)]
 
 
 @dataclass(frozen=True, kw_only=True)

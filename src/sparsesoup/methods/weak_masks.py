@@ -38,7 +38,7 @@ def weak_mask_phase(
     return Phase(
         name=f"{stage}-weak-{path[1] + 1}", kind="fork", steps=steps, label="weak", stream=("weak", *path),
         rate=rate, overrides=protocol, fresh_optimizer=moments == "fresh", end=end, skip=skip,
-        at_most=skip is not None, copies=3 + 1.25,  # the fork's way back, with its moments; votes and magnitudes
+        at_most=skip is not None, copies=1.25,  # votes and magnitudes
     )  # fmt: skip
 
 

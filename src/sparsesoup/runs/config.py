@@ -43,7 +43,7 @@ ELSEWHERE = (
 )  # in a run's path, or of this machine: not in its key
 OBJECTS = "objects"  # key of a recipe: the arguments that were objects in memory
 # Flags of `prune` that are no settings of a run.
-OUTSIDE = ("config", "out", "save_every", "cache_dir", "dry_run", "workers", "snapshots", "device")
+OUTSIDE = ("config", "out", "save_every", "cache_dir", "cache_size", "dry_run", "workers", "snapshots", "device")
 NO_METHOD = f"no method named; say `sparsesoup prune METHOD`, one of {', '.join(METHODS)}"
 
 

@@ -22,6 +22,7 @@ class RuntimeOptions:
         console: console for progress output.
         save_every: minimum seconds between saves.
         cache: training cache folder, shared by several runs; None disables it.
+        cache_size: GiB that it may hold; the trainings used least recently are removed.
         patient: wait for another process that works on the same run, instead of refusing.
         workers: processes for the weak masks of a run; 1 computes them in this process.
         page: write report.html at the end; a study leaves it to `test`, which has to write it anyway.
@@ -39,11 +40,14 @@ class RuntimeOptions:
     observer: Observer | None = None
     snapshots: str = "device"
     places: PlaceCache = field(default_factory=PlaceCache)
+    cache_size: float = 32.0
 
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise UserError(f"at least 1 is needed, got {self.workers}", "workers")
         SnapshotStore(self.snapshots)
+        if not 0 <= self.cache_size < math.inf:
+            raise UserError(f"a number of GiB, 0 or more, is needed, got {self.cache_size:g}", "cache_size")
         if not 0 <= self.save_every < math.inf:
             raise UserError(f"a number of seconds, 0 or more, is needed, got {self.save_every}", "save_every")
         if self.cache is not None:

@@ -89,7 +89,7 @@ class ProcessMap:
             if product is None:
                 raise UserError(f"what {forks[number].key} in {self.folder} holds cannot be read; repeat the command")
             _charge_fork(problem, state, product)
-            return product.tensors
+            return dict(product.tensors)
 
         return get_result
 

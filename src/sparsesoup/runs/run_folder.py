@@ -34,8 +34,6 @@ from sparsesoup.training.problem import Problem
 from sparsesoup.training.snapshots import SnapshotStore
 from sparsesoup.training.train_cache import TrainingCache
 
-CACHE_BUDGET = 2**35  # bytes of shared trainings in a folder
-
 
 @dataclass(frozen=True)
 class Run:
@@ -136,7 +134,8 @@ def carry_out(settings: RunConfig, path: Path | None, source: RunSource, outside
         known = base | training_environment(settings, problem) | problem.cache.identity
         others = () if outside.observer is None else (outside.observer,)
         seen_by = ObserverGroup(problem.observer, tracker, *others)
-        cache, snapshots = TrainingCache(outside.cache, known, CACHE_BUDGET), SnapshotStore(outside.snapshots, stages)
+        cache = TrainingCache(outside.cache, known, round(outside.cache_size * 2**30))
+        snapshots = SnapshotStore(outside.snapshots, stages)
         problem = replace(problem, cache=cache, observer=seen_by, snapshots=snapshots)
         doubts = _method_doubts(settings, problem)
         for said in () if outside.patient else doubts:

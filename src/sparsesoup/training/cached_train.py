@@ -1,8 +1,9 @@
 """Training that is reused from the training cache if another run has done the same."""
 
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, cast
 
 from sparsesoup.training.cost import Cost
 from sparsesoup.training.evaluation import MAIN, EarlyStopping
@@ -20,8 +21,11 @@ def train_cached(
     stream: tuple[object, ...] = (),
     label: str = MAIN,
     stopping: EarlyStopping | None = None,
+    moments: bool = True,
 ) -> None:
     """`train` at the problem's own rate, or restore its result from the cache; the full cost is charged either way.
+
+    Without `moments` the cache holds the weights alone.
 
     A training resumed after a kill is not shared, nor one that is validated, nor one with a teacher that the cache's
     identity does not include.
@@ -41,13 +45,16 @@ def train_cached(
     before, records = problem.meter.costs.get(label, Cost()), RecordingObserver(problem.observer)
     train(state, replace(problem, observer=records), steps, stream=stream, label=label)
     cost = _cost_difference(problem.meter.costs[label], before)
-    cache.put_training(key, CachedTraining(state.tensors(), state.facts() | {"notes": {}}, cost, records.kept))
+    kinds = ("model/", "optimizer/") if moments else ("model/",)
+    tensors = {name: t for name, t in state.tensors().items() if name.startswith(kinds)}
+    cache.put_training(key, CachedTraining(tensors, state.facts() | {"notes": {}}, cost, records.kept))
 
 
 def _restore_from_cache(state: TrainState, problem: Problem, product: CachedTraining, label: str) -> None:
     """Restore the state at the end of the training, and replay its steps in the costs and the log."""
-    start = state.step
-    state.load_state_(product.tensors, product.facts | {"notes": state.notes})
+    start, own = state.step, state.tensors()
+    rest = {name: t for name, t in own.items() if name.startswith(("masks/", "memory/"))}  # as before the training
+    state.load_state_(ChainMap(rest, cast(Any, product.tensors)), product.facts | {"notes": state.notes})
     problem.meter.add_cost(label, replace(product.cost, shared=product.cost.steps))
     problem.observer.begin(label, start, state.step)
     for record in product.records:

@@ -111,7 +111,7 @@ def _train_phase(run: ActiveRun, phase: Phase, steps: int) -> None:
     if phase.kind == "head":
         train_head(state, problem, steps)
     elif phase.shared:
-        train_cached(state, problem, steps, phase.stream, phase.label, stopping)
+        train_cached(state, problem, steps, phase.stream, phase.label, stopping, phase.keeps_moments)
     else:
         inside = LoopHooks() if phase.loop is None else phase.loop(run)
         hooks = tuple(inside.hooks)
@@ -124,6 +124,8 @@ def _train_phase(run: ActiveRun, phase: Phase, steps: int) -> None:
                 penalty=inside.penalty, split=phase.split_loss, label=phase.label, protocol=phase.overrides,
                 stopping=stopping,
             )  # fmt: skip
+    if not phase.keeps_moments:
+        state.reset_optimizer_()
 
 
 def run_forks(run: ActiveRun, phases: Sequence[Phase]) -> None:

@@ -83,6 +83,8 @@ class Phase:
         split_loss: in the loop, `observe` gets the gradients of the answers' loss alone; the distance from a teacher's
             hidden states then takes a second backward pass. A foreign loop has one loss, and observes that.
         shared: the training may be taken from the cache of trainings.
+        keeps_moments: whether what follows goes on with the optimizer's moments; else they are dropped after the steps,
+            and a shared training is cached as weights alone.
         until: train to this step of the run, however many steps that takes.
         lasts: the number of steps, where it depends on the phases that were left out.
         skip: whether to leave the phase out, from the state at its begin.
@@ -96,7 +98,8 @@ class Phase:
         rewinds_to: step of the run that `end` goes back to.
         hold: keep the state after the phase on disk until the end of the run.
         always: called after the phase, and at every restart after it.
-        copies: copies of the prunable weights that the method holds in this phase, besides plain training.
+        copies: copies of the prunable weights that the method holds in this phase, besides plain training and
+            snapshots.
         masks_final: step of the run from which the masks no longer change, in a last phase with a `loop`; None: they
             change until its end.
     """
@@ -115,6 +118,7 @@ class Phase:
     priced_problem: Callable[[Problem], Problem] | None = None
     split_loss: bool = False
     shared: bool = False
+    keeps_moments: bool = True
     until: int | None = None
     lasts: Callable[[ActiveRun], int] | None = None
     skip: Callable[[TrainState], bool] | None = None

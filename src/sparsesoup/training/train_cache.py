@@ -1,7 +1,6 @@
 """Training cache: trainings shared by several runs, done once and charged to each."""
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -9,10 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor, uint8
+from xxhash import xxh3_128
 
 from sparsesoup.core.files import remove_path
-from sparsesoup.core.tensor_files import load_tensors, save_tensors
+from sparsesoup.core.tensor_files import TensorFile, save_tensors
 from sparsesoup.training.cost import Cost
 
 
@@ -21,12 +22,12 @@ class CachedTraining:
     """The result of a training.
 
     Args:
-        tensors, facts: the state at its end.
+        tensors, facts: the state at its end, or a part of it; tensors of a file are read one by one.
         cost: its cost when it was done, seconds included.
         records: log record of each step.
     """
 
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     facts: dict[str, Any]
     cost: Cost
     records: list[dict[str, Any]]
@@ -50,10 +51,13 @@ class TrainingCache:
         self.folder, self.identity, self.budget = folder, dict(identity or {}), budget
 
     def content_key(self, tensors: Mapping[str, Tensor], *what: object) -> str:
-        """Return the hash of a state's tensors, of the training settings, and of the identity."""
-        digest = hashlib.blake2b(digest_size=16)
-        digest.update(json.dumps(self.identity, sort_keys=True).encode() + repr(what).encode())
-        for name, t in sorted(tensors.items()):
+        """Return the hash of a state's tensors, of the training settings, and of the identity.
+
+        XXH3 reads memory as fast as it comes, 25 times as fast as BLAKE2: 20 ms for the weights of BERT-base.
+        """
+        digest = xxh3_128(json.dumps(self.identity, sort_keys=True).encode() + repr(what).encode())
+        for name in sorted(tensors):
+            t = tensors[name]
             digest.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
             digest.update(t.detach().cpu().contiguous().flatten().view(uint8).numpy().data)
         return digest.hexdigest()
@@ -61,13 +65,13 @@ class TrainingCache:
     def get_training(self, key: str) -> CachedTraining | None:
         """Return the training of that key; None if there is none, or it cannot be read."""
         try:
-            tensors, facts = load_tensors(self._path_of(key))
+            tensors = TensorFile(self._path_of(key))
+            facts = tensors.facts
             os.utime(self._path_of(key))  # used just now
-            digest = facts.pop("digest", None)  # older versions recorded none
-            if digest not in (None, self.content_key(tensors, key, facts)):
+            if facts.pop("digest") != self.content_key(tensors, key, facts):
                 return None
             return CachedTraining(tensors, facts["facts"], Cost(**facts["cost"]), facts["records"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError):
             return None  # it is trained again and replaced
 
     def put_training(self, key: str, product: CachedTraining) -> None:
