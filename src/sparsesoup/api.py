@@ -75,14 +75,12 @@ def prune(
             data_collator, compute_metrics, prunable, ...: see `prune_model`.
         dataset: Hub id, folder, file, or docstrings; default docstrings. Beside train_dataset=..., the rows' name.
         sparsity: share of the prunable weights to remove, in [0, 1); default 0.9.
-        steps: T, the steps of one fine-tuning; or `epochs`, default 3.
-        epochs: T in passes over the training rows.
+        steps, epochs: T, the steps of one fine-tuning; or passes over the training rows, default 3.
         seed: of everything random; default 0.
         method: settings of a named method that differ from their defaults.
         train: settings of the training: a TrainingConfig, or those that differ from its defaults.
         out: folder that run directories are put in; default runs, of objects none: `save` writes the result.
-        cache_dir: folder of trainings that runs have in common; each run is charged for them in full.
-        cache_size: GiB that it may hold; the trainings used least recently are removed.
+        cache_dir: folder of trainings that runs have in common, each charged in full; `cache_size`: most GiB in it.
         workers: processes over which the weak masks of a run are spread.
         device: cpu, cuda, cuda:1 or mps, for this call; default the first accelerator, else cpu.
         snapshots: keep forks and rewinding points on the device, in host memory (host) or on disk (disk).
@@ -94,20 +92,18 @@ def prune(
         PrunedModel: `model`, `masks`, `metrics`, `cost` and `save`.
     Raises: UserError for bad input.
     """
+    common = {"dataset": dataset, "sparsity": sparsity, "steps": steps, "epochs": epochs, "seed": seed}
     with device_chosen(device):
         if trainer is not None or isinstance(model, nn.Module) or "train_dataset" in settings:
-            given: dict[str, Any] = {"sparsity": sparsity, "steps": steps, "epochs": epochs, "seed": seed}
-            given |= {"train": train, "dataset": dataset, "out": out, "progress": progress, "observer": observer}
+            given: dict[str, Any] = {**common, "train": train, "out": out, "progress": progress, "observer": observer}
             given |= {"snapshots": snapshots, **settings}
             _refuse_for_objects({"cache_dir": cache_dir, "workers": None if workers == 1 else workers})
             return _prune_objects(name, model, trainer, method, {k: v for k, v in given.items() if v is not None})
-        named = {"model": model, "dataset": dataset, "sparsity": sparsity, "steps": steps, "epochs": epochs}
-        named = {key: value for key, value in (named | {"seed": seed}).items() if value is not None}
+        named = {key: value for key, value in {"model": model, **common}.items() if value is not None}
         config = _make_config(name, {**settings, **named}, method, train)
         console, cache = SafeConsole(stderr=True, quiet=not progress), Path(cache_dir) if cache_dir else None
-        outside = run.RuntimeOptions(
-            console, cache=cache, cache_size=cache_size, workers=workers, observer=observer, snapshots=snapshots
-        )
+        own: dict[str, Any] = {"cache_size": cache_size, "workers": workers, "snapshots": snapshots}
+        outside = run.RuntimeOptions(console, cache=cache, observer=observer, **own)
         return run.run_method(config, Path("runs" if out is None else out), outside)
 
 

@@ -28,6 +28,7 @@ from sparsesoup.methods.from_ticket import FromTicket
 from sparsesoup.report.run_page import write_report
 from sparsesoup.report.terminal import read_report
 from sparsesoup.runs.config import RunConfig, read_run_config, refuse_objects
+from sparsesoup.runs.memory import memory_warning
 from sparsesoup.runs.options import RuntimeOptions as RuntimeOptions
 from sparsesoup.runs.parallel import spread_forks
 from sparsesoup.runs.progress import ProgressLogger
@@ -45,6 +46,7 @@ from sparsesoup.runs.teacher import with_teacher
 from sparsesoup.runs.trackers import check_installed
 from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.cost import CostTracker
+from sparsesoup.training.device import current_device
 from sparsesoup.training.forks import ParallelMap
 from sparsesoup.training.problem import Problem
 
@@ -101,6 +103,10 @@ class NamedSource:
 
     def make_problem(self, meter: CostTracker, journal: Checkpointer, watch: ProgressLogger) -> Problem:
         """Return the problem, with its teacher."""
+        if not self.outside.patient:  # a study runs where its dry run said that it fits
+            device, snapshots = current_device(), self.outside.snapshots
+            if said := memory_warning(self.settings, self.opened, device, snapshots):
+                self.outside.console.print(Text(f"note: {said}"), soft_wrap=True)
         own: dict[str, Any] = {"meter": meter, "journal": journal, "observer": watch}
         return problem_of(self.settings, self.out, self.outside, self.opened, **own)
 

@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+import torch
+
 from sparsesoup.core.errors import UserError
 from sparsesoup.report.format import format_count, format_duration, label_name
 from sparsesoup.runs.config import RunConfig
+from sparsesoup.runs.memory import free_disk, free_memory, fresh_memory, too_little
 from sparsesoup.study.compare import folder_of
 from sparsesoup.study.cost.estimate import CostEstimate, CostEstimator
 from sparsesoup.study.execute.jobs import TrialJob
@@ -17,6 +20,7 @@ from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.cost import Cost
 from sparsesoup.training.evaluation import EarlyStopping
 from sparsesoup.training.plan import Phase, count_evaluations, early_stopping_of, first_steps
+from sparsesoup.training.problem import Problem
 
 HEADS = ("run", "T", "steps", "FLOPs", "time", "memory", "folder")
 NOTE = (
@@ -54,9 +58,15 @@ def format_forecast(found: Iterable[TrialForecast]) -> Iterator[str]:
     yield from _total_lines(all_of)
 
 
-def describe_plan(settings: RunConfig) -> Iterator[str]:
-    """Format what a run would do, phase by phase, with its cost."""
-    estimator = CostEstimator()
+def describe_plan(settings: RunConfig, out: Path = Path("runs"), snapshots: str = "device") -> Iterator[str]:
+    """Format what a run would do, phase by phase, with its cost, memory and disk.
+
+    Args:
+        out: folder of all runs.
+        snapshots: where forks and rewinding points are kept.
+    """
+    free = fresh_memory(torch.device("cpu"))
+    estimator = CostEstimator(snapshots=snapshots)
     found, problem = estimator.estimate_run(settings), estimator.real_problem(settings)
     phases = settings.method.plan(problem.size, float(settings.amount.sparsity or 0.0))
     rows, stopping = list[tuple[str, ...]](), early_stopping_of(phases, settings.train)
@@ -75,7 +85,22 @@ def describe_plan(settings: RunConfig) -> Iterator[str]:
         f"T = {found.steps}: {total.steps} steps, {format_count(total.flops)}, about {format_duration(found.seconds)} "
         f"and {format_count(found.memory, 'B')} here"
     )
+    yield from _room_lines(found, problem, out, free)
     yield NOTE
+
+
+def _room_lines(found: CostEstimate, problem: Problem, out: Path, free: int) -> Iterator[str]:
+    """Yield the peaks of memory and disk beside what is free, and a warning if that is less."""
+    device, (most, stays), disk = problem.accelerator.device, found.disk, free_disk(out)
+    free = free if device.type == "cpu" else free_memory(device)
+    yield (
+        f"memory: {format_count(found.memory, 'B')} at the peak, {format_count(free, 'B')} are free; disk: "
+        f"{format_count(most, 'B')} at the peak, {format_count(stays, 'B')} stay, {format_count(disk, 'B')} are free"
+    )
+    if warning := too_little(found.memory, free):
+        yield f"note: {warning}"
+    if most > disk:
+        yield f"note: this run needs {format_count(most, 'B')} of disk, and {format_count(disk, 'B')} are free in {out}"
 
 
 def _evaluation_words(

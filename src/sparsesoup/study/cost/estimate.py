@@ -1,7 +1,6 @@
 """Estimate the cost of runs: steps and FLOPs from their plans, seconds and memory by a short probe."""
 
 import copy
-import math
 import os
 import sys
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from sparsesoup.core.granularity import Element
 from sparsesoup.hub.build import EPOCHS, OpenedTask, build_problem, open_task
 from sparsesoup.methods import Method
 from sparsesoup.runs.config import RunConfig
+from sparsesoup.runs.memory import disk_of, held_beside, state_sizes
 from sparsesoup.runs.teacher import DENSE, TEACHER, attach_teacher, dense_config
 from sparsesoup.study.cost.flops_model import FINAL, Costs, FlopsModel, phase_costs, plan_costs
 from sparsesoup.training.checkpoint import Checkpointer
@@ -39,7 +39,8 @@ class CostEstimate:
     costs: Costs  # by label, as recorded in a run; `shared` is the part done by another run of the study
     seconds: float = 0.0  # of one process without sharing; 0 if nothing was timed
     saved: float = 0.0  # seconds saved by sharing
-    memory: float = 0.0  # peak bytes of a process; 0 if nothing was timed
+    memory: float = 0.0  # peak bytes of a process; if nothing was timed, those beside plain training
+    disk: tuple[int, int] = (0, 0)  # bytes of the run's directory: the most, and those that stay
 
     @property
     def total_cost(self) -> Cost:
@@ -59,11 +60,12 @@ class SpeedProbe:
 class CostEstimator:
     """Estimate the runs of a study one after the other; later ones reuse trainings of earlier ones.
 
-    If `timed`, also seconds and memory, for which the real model is trained for a few steps.
+    If `timed`, also seconds and memory, for which the real model is trained for a few steps; memory depends on where
+    `snapshots` are.
     """
 
-    def __init__(self, timed: bool = True) -> None:
-        self.timed = timed
+    def __init__(self, timed: bool = True, snapshots: str = "device") -> None:
+        self.timed, self.snapshots = timed, snapshots
         self._where: object = None
         self._opened: OpenedTask | None = None
         self._problems: dict[int, Problem] = {}
@@ -118,8 +120,9 @@ class CostEstimator:
         costs = plan_costs(phases, problem, self._prices_of(settings, problem), is_known)
         if settings.train.distill.teacher == DENSE:
             costs = self._add_teacher_cost(settings, costs)
-        best = float(settings.train.early_stopping_patience is not None)  # the weights of the best validation
-        return CostEstimate(problem.steps, costs, memory=max(phase.copies for phase in phases) + best)
+        sizes = state_sizes(problem.pretrained, problem.targets, settings.train)
+        beside = held_beside(phases, sizes, settings.train, problem.accelerator.device, self.snapshots)
+        return CostEstimate(problem.steps, costs, memory=beside, disk=disk_of(phases, sizes, self.snapshots))
 
     def _add_teacher_cost(self, settings: RunConfig, costs: Costs) -> Costs:
         """Return the costs with the teacher's own run, as `sparsesoup.runs.teacher` charges it."""
@@ -162,9 +165,7 @@ class CostEstimator:
             for k, c in found.costs.items()
         }
         saved = sum(times[k] * c.shared / c.steps for k, c in found.costs.items() if c.steps)
-        weights = sum(math.prod(target.shape) for target in problem.targets.values())
-        memory = rates.memory + 4 * weights * found.memory
-        return replace(found, seconds=sum(times.values()), saved=saved, memory=memory)
+        return replace(found, seconds=sum(times.values()), saved=saved, memory=rates.memory + found.memory)
 
 
 class _UncountedTracker(CostTracker):
