@@ -28,15 +28,20 @@ def narrow_bert() -> Problem:
     config = transformers.BertConfig(
         vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=12, num_attention_heads=2
     )
+    return bert_problem(config, 16, TrainingConfig(batch_size=8))
+
+
+def bert_problem(config: transformers.BertConfig, tokens: int, training: TrainingConfig) -> Problem:
+    """Return the problem of a BERT of random weights, with rows of random words."""
     torch.manual_seed(0)
     model = transformers.AutoModelForSequenceClassification.from_config(config)
-    rows = torch.randint(5, 64, (512, 16), generator=cpu_generator(0, "rows"))
+    rows = torch.randint(5, 64, (512, tokens), generator=cpu_generator(0, "rows"))
 
     def collate(chosen: Any) -> Batch:
         ids = torch.stack(list(chosen))
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, 0] % 2}
 
-    data = RowBatches(list(rows), collate, (16,) * len(rows))
+    data = RowBatches(list(rows), collate, (tokens,) * len(rows))
     return Problem(
         pretrained=model,
         targets=find_prunable(model),
@@ -46,7 +51,7 @@ def narrow_bert() -> Problem:
         criterion=lambda logits, batch: torch.nn.functional.cross_entropy(logits, batch["labels"]),
         metric=lambda logits, labels: {"accuracy": float((logits.argmax(1) == labels).float().mean())},
         steps=1000,
-        training=TrainingConfig(batch_size=8),
+        training=training,
     )
 
 
@@ -55,7 +60,7 @@ def plain_loop(problem: Problem, model: Any, optimizer: Any, steps: int, start: 
     model.train()
     batches = problem.train.train_batches(problem.training.batch_size, start, problem.seed)
     for _ in range(steps):
-        batch = to_device(problem.train.batch(next(batches)), torch.device("cpu"))
+        batch = to_device(problem.train.batch(next(batches)), problem.accelerator.device)
         loss = problem.training_loss(model, batch)
         loss.backward()
         float(loss.detach())

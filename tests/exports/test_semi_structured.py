@@ -208,6 +208,7 @@ def test_turned_weights_give_themselves_back_and_reach_the_sparse_kernel(run, mo
         to_semi_structured_(dense, masks_of(run), verify=True)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not ABLE, reason="needs a CUDA device of compute capability 8.0 or more")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_on_a_gpu_the_answers_are_those_of_the_dense_model(run, dtype, tmp_path):
