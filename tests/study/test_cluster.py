@@ -159,7 +159,7 @@ def test_a_dead_worker_a_lost_node_and_a_dead_driver_change_nothing(folder):
         until(process, lambda: "died (ActorDiedError); it goes on" in said.read_text())
         until(process, lambda: at_work(second))
         cluster.remove_node(second, allow_graceful=False)
-        until(process, lambda: "died with its node; it goes on" in said.read_text())
+        until(process, lambda: "died with its node" in said.read_text())
         assert process.poll() is None  # all of it hit a study under way
         cluster.add_node(**WORKER)
         assert process.wait(500) == 0, said.read_text()

@@ -241,6 +241,8 @@ class RayExecutor:
             return EndedTask(job, error=cause)
         except errors.OutOfMemoryError:
             why = "was ended by Ray since memory is short"
+        except errors.ActorUnavailableError:  # a node that was lost is listed for some seconds more
+            why = "died with its node, or lost the connection to it"
         except errors.RayError as error:
             self._nodes = []
             lost = worker.node not in {node["NodeID"] for node in self._list_nodes()}
