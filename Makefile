@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo fast test slow test-cpu check bench tables docs dist versions clean
+.PHONY: demo fast test slow test-cpu check bench bench-memory tables docs dist versions clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -38,6 +38,10 @@ bench: $(READY)
 	$(BIN)/python benchmarks/cost.py
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/attach.py
+
+# Peak memory and disk of runs at the size of a model: `make bench-memory MODEL=FOLDER`.
+bench-memory: $(READY)
+	$(BIN)/python benchmarks/memory.py --model $(MODEL)
 
 # The tables and figures of the README and docs, redrawn from benchmarks/results/.
 tables: $(READY)

@@ -143,8 +143,8 @@ class DiskPeak:
 
 def show(found: dict[str, Any]) -> None:
     """Print what was measured beside its bounds, and beside what was predicted."""
-    plain = found["runs"]["dense"]["memory"]
-    for name, row in found["runs"].items():
+    plain = found["peaks"]["dense"]["memory"]
+    for name, row in found["peaks"].items():
         row["over_plain"] = row["memory"] / plain
         bound = f"; bound {row['memory_bound']:.2f}" if row["memory_bound"] else ""
         print(
@@ -174,14 +174,14 @@ def main() -> None:
     parser.add_argument("--only", choices=[*CASES, *PARTS], nargs="*", help="keep the other committed figures")
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
-    found: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"runs": {}}
+    found: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"peaks": {}}
     for name in options.only or [*CASES, *PARTS]:
         if name == "saved state":
             found["saved_state"] = saved_state(options.model)
         elif name == "disk":
             found["disk"] = {case: measure_disk(case, options.model) for case in ("dense", "isp, snapshots on disk")}
         else:
-            found["runs"][name] = measure(name, options.model)
+            found["peaks"][name] = measure(name, options.model)
         found |= {
             "model": Path(options.model).name,
             "within": WITHIN,

@@ -270,8 +270,20 @@ def perplexity_rows(found: dict[str, Any]) -> str:
     return markdown(heads, rows, f"`{found['command']} --model FOLDER` on {found['machine']}.")
 
 
+def memory_rows(found: dict[str, Any]) -> str:
+    """Return the table of benchmarks/memory.py."""
+    rows = []
+    for name, row in found["peaks"].items():
+        bound = f"{row['memory_bound']:.2f}" if row["memory_bound"] else ""
+        told = f"{row['predicted_memory'] / row['memory']:.2f}"
+        rows.append([name, f"{row['memory'] / 1e9:.2f} GB", f"{row['over_plain']:.2f}", bound, told])
+    heads = ["run", "peak memory of its process", "/ plain fine-tuning", "bound", "predicted / measured"]
+    return markdown(heads, rows, f"`{found['command']}` of {found['model']} on {found['machine']}.")
+
+
 # By what only such a result has.
-KINDS = {"attach": attach_rows, "perplexity": perplexity_rows, "backends": speed_rows, "exports": export_rows,
+KINDS = {"attach": attach_rows, "peaks": memory_rows, "perplexity": perplexity_rows, "backends": speed_rows,
+         "exports": export_rows,
          "grasp": kept_rows, "overlap": overlap_rows, "masked_step": cost_rows,
          "zero_shot": zero_shot_rows}  # fmt: skip
 
