@@ -23,7 +23,6 @@ from sparsesoup.training.problem import Problem
 from tiny_bert import bert
 from tiny_runs import method
 
-
 REPLACE = ("mlpruning",)  # sets the data of a parameter, which a tensor that only says to be elsewhere cannot take
 
 
