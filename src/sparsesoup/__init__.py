@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sparsesoup.core.ticket import Ticket as Ticket
     from sparsesoup.core.ticket import load_masks as load_masks
     from sparsesoup.exports import load_compact as load_compact
+    from sparsesoup.exports import load_low_rank as load_low_rank
     from sparsesoup.exports import load_packed as load_packed
     from sparsesoup.exports import load_semi_structured as load_semi_structured
     from sparsesoup.hub.models.open_clip import from_open_clip as from_open_clip
@@ -84,7 +85,7 @@ _NAMES = {
     "sparsesoup.api": "apply benchmark compare evaluate_on_test export prune push",
     "sparsesoup.core.errors": "UserError",
     "sparsesoup.core.ticket": "Ticket load_masks",
-    "sparsesoup.exports": "load_compact load_packed load_semi_structured",
+    "sparsesoup.exports": "load_compact load_low_rank load_packed load_semi_structured",
     "sparsesoup.hub.models.tickets": "SparsityCallback",
     "sparsesoup.hub.models.open_clip": "from_open_clip",
     "sparsesoup.loops.attach": "attach",

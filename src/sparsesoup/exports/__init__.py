@@ -12,6 +12,7 @@ from sparsesoup.core.plugins import load_plugins
 from sparsesoup.exports.compact import CompactFormat, load_compact
 from sparsesoup.exports.dense import DenseFormat
 from sparsesoup.exports.graphs import OnnxFormat, OpenVinoFormat
+from sparsesoup.exports.low_rank import LowRankFormat, load_low_rank
 from sparsesoup.exports.packed import PackedFormat, load_packed
 from sparsesoup.exports.semi_structured import SemiStructuredFormat, load_semi_structured
 from sparsesoup.exports.source import ExportFormat, open_source
@@ -21,7 +22,8 @@ WEIGHTS = (".safetensors", ".onnx", ".onnx.data", ".bin")  # extensions of weigh
 SOURCE = ("method", "model", "dataset", "local", "seed", "sparsity", "validation", "test", "test_splits")
 
 __all__ = [
-    "FORMATS", "FormatInfo", "WrittenExport", "load_compact", "load_packed", "load_semi_structured", "write_export",
+    "FORMATS", "FormatInfo", "WrittenExport", "load_compact", "load_low_rank", "load_packed", "load_semi_structured",
+    "write_export",
 ]  # fmt: skip
 
 
@@ -47,6 +49,9 @@ FORMATS = {
     "packed": FormatInfo(PackedFormat, "one bit per weight and the nonzero values", "small on disk; unpacked for use"),
     "compact": FormatInfo(
         CompactFormat, "heads and feed-forward units without weights cut out", "smaller and faster everywhere"
+    ),
+    "low-rank": FormatInfo(
+        LowRankFormat, "two thin layers in the place of each one", "smaller and faster where the rank is low enough"
     ),
     "onnx": FormatInfo(OnnxFormat, "the compact model as a graph", "ONNX Runtime and others run it, without torch"),
     "openvino": FormatInfo(OpenVinoFormat, "the compact model as OpenVINO's graph", "OpenVINO runs it, without torch"),

@@ -10,7 +10,10 @@ from safetensors.torch import save_file
 
 from sparsesoup.core.ticket import save_masks
 from sparsesoup.exports.compact import inherited_facts
-from sparsesoup.exports.source import INDEX, WEIGHTS, PreparedExport, PrunedSource, masks_from_zeros
+from sparsesoup.exports.low_rank import merged_model
+from sparsesoup.exports.source import INDEX, WEIGHTS, PreparedExport, PrunedSource, masks_from_zeros, size_of
+from sparsesoup.hub.models.loading import LOW_RANK
+from sparsesoup.hub.quiet import quiet_libraries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +22,8 @@ class DenseFormat:
 
     def make(self, source: PrunedSource) -> PreparedExport:
         """Return the export, after checking that pruned weights are zero."""
+        if source.is_low_rank:
+            return _merged_export(source)
         source.check_zeros()
         masks = source.masks or masks_from_zeros(source.model)
         facts = {k: v for k, v in source.facts.items() if k not in ("kept", "total", "format")}
@@ -43,6 +48,24 @@ class DenseFormat:
         )
 
 
+def _merged_export(source: PrunedSource) -> PreparedExport:
+    """Return the export of a model of low rank, in stock shapes."""
+    model, ranks = merged_model(source.model), getattr(source.model.config, LOW_RANK)["ranks"].items()
+
+    def save(folder: Path) -> None:
+        source.copy_beside(folder, config=False)
+        with quiet_libraries():
+            model.save_pretrained(folder)
+        save_masks(folder / "pruning", masks_from_zeros(model), source.facts)
+
+    return PreparedExport(
+        save=save, size=size_of(model.named_parameters()),
+        layers=[{"layer": name, "rank": [rank, min(model.get_submodule(name).weight.shape)]} for name, rank in ranks],
+        load=f"transformers.{type(model).__name__}.from_pretrained(folder)",
+        notes=["two thin layers each were merged into one: see --to low-rank"],
+    )  # fmt: skip
+
+
 def kept_by_layer(source: PrunedSource) -> list[dict[str, Any]]:
     """Return a row per layer: the number of weights in its matrices, and of nonzero ones."""
     counts: dict[str, list[int]] = {}
@@ -63,6 +86,8 @@ def loading_code(source: PrunedSource) -> str:
     """Return the line of Python that loads a folder with the layers of the source."""
     if source.is_module:
         return f'safetensors.torch.load_model(module, folder + "/{WEIGHTS}")'
+    if source.is_low_rank:
+        return "sparsesoup.load_low_rank(folder)"
     if source.has_own_widths:
         return "sparsesoup.load_compact(folder)"
     kind = type(source.model)

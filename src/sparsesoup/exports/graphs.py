@@ -25,7 +25,7 @@ from sparsesoup.exports.runtimes import (
 from sparsesoup.exports.source import PreparedExport, PrunedSource, forget_masks, largest_difference, size_of
 from sparsesoup.hub.models.checkpoint import load_tokenizer
 from sparsesoup.hub.models.dummy_inputs import dummy_inputs, forward_outputs
-from sparsesoup.hub.models.loading import COMPACT
+from sparsesoup.hub.models.loading import COMPACT, LOW_RANK
 from sparsesoup.hub.quiet import quiet_libraries
 
 OPSETS = range(18, 24)  # supported by both torch's exporter and ONNX Runtime
@@ -136,8 +136,9 @@ def _prepare_graph(
     def save(folder: Path) -> dict[str, Any]:
         source.copy_beside(folder, config=False)
         config = copy.deepcopy(graph.model.config)  # has the meaning of the outputs
-        if hasattr(config, COMPACT):
-            delattr(config, COMPACT)
+        for key in (COMPACT, LOW_RANK):
+            if hasattr(config, key):
+                delattr(config, key)
         with quiet_libraries():
             config.save_pretrained(folder)
         forget_masks(folder)

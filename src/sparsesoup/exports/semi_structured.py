@@ -46,6 +46,8 @@ class SemiStructuredFormat:
 
     def make(self, source: PrunedSource) -> PreparedExport:
         """Return the export, after checking that every supported matrix is 2:4 along its inputs."""
+        if source.is_low_rank:
+            raise UserError("layers of low rank are not made 2:4; merge them first, by export --to dense")
         turned, left = _sort_matrices(source.model)
         for name in turned:
             require_two_four(name, source.model.get_parameter(name))

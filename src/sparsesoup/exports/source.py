@@ -22,7 +22,7 @@ from sparsesoup.core.ticket import FACTS, find_mask_folder, load_masks
 from sparsesoup.exports.bitmask_codec import FILE, read_packed
 from sparsesoup.exports.runtimes import ONNX_FILE, OPENVINO_FILE
 from sparsesoup.hub.models.checkpoint import INDEX, WEIGHTS, weight_files
-from sparsesoup.hub.models.loading import COMPACT, load_pruned
+from sparsesoup.hub.models.loading import COMPACT, LOW_RANK, load_pruned
 from sparsesoup.hub.models.prunable import prunable_matrices
 from sparsesoup.hub.tasks import zero_shot
 from sparsesoup.training.zero_hooks import zeros_of
@@ -123,6 +123,11 @@ class PrunedSource:
     def has_own_widths(self) -> bool:
         """True if its layers have widths that no stock class makes."""
         return getattr(self.model.config, COMPACT, None) is not None
+
+    @property
+    def is_low_rank(self) -> bool:
+        """True if its layers are split into thin ones."""
+        return not self.is_module and getattr(self.model.config, LOW_RANK, None) is not None
 
     @cached_property
     def model(self) -> Any:

@@ -110,6 +110,8 @@ def prunable_layers(model: Any) -> list[PrunableLayer]:
         f"{name}.{i}": b for name, m in base.named_modules() if isinstance(m, nn.ModuleList) for i, b in enumerate(m)
     }
     layout = FAMILIES.get(kind)
+    if hasattr(model.config, "low_rank_config"):
+        raise UserError("layers of low rank have no heads and units to cut out; merge them first, by export --to dense")
     found = [
         PrunableLayer(n, b, layout, parts) for n, b in blocks.items() if layout and (parts := _parts_of(b, layout))
     ]

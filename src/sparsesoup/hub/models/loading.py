@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparsesoup.core.errors import UserError
+from sparsesoup.core.low_rank import split_layers_
 from sparsesoup.core.masks import Masks
 from sparsesoup.core.rng import derive_seed, fork_rng_of, seed_everything
 from sparsesoup.core.ticket import match_parameter_names
@@ -46,6 +47,7 @@ from sparsesoup.hub.tasks.labels import TextTask
 from sparsesoup.hub.tasks.registry import AnyTask, TaskType, task_type_of
 from sparsesoup.training.device import current_device
 
+LOW_RANK = "low_rank_config"  # config key of the ranks of split layers, by their names
 OWN = {kind.__name__: kind for kind in (OpenClipForImageClassification,)}  # classes missing from transformers
 COMPACT = "compact_config"  # config key of the widths of each layer
 PLAIN_FORMAT, NARROW_FORMAT = 1, 2  # its formats: heads and units alone, or with what is narrower than they say
@@ -82,7 +84,7 @@ def load_model(
         seed_everything(derive_seed(seed, "head"))
         # transformers 5 would keep the bf16 of a checkpoint: fine-tuning needs float32.
         head = kind.head
-        if hasattr(config, COMPACT):
+        if hasattr(config, COMPACT) or hasattr(config, LOW_RANK):
             with torch.device("meta"):
                 head = type(head.from_config(config))
         loaded, lacking, left = _load_widths(head, model, options, config, torch.float32)
@@ -180,8 +182,11 @@ def _class_of(config: Any, model: str) -> Any:
 def _load_widths(
     kind: Any, model: str, options: Mapping[str, Any], config: Any, dtype: Any
 ) -> tuple[Any, dict[str, str], list[str]]:
-    """Return what `load_weights` does; the layers get the widths of `compact_config`, if config.json has that."""
-    compact = getattr(config, COMPACT, None)
+    """Return what `load_weights` does; the layers get the widths or ranks that config.json has for them, if any."""
+    compact, low_rank = getattr(config, COMPACT, None), getattr(config, LOW_RANK, None)
+    if low_rank is not None:
+        ranks = _checked_ranks(kind, low_rank)
+        return _load_changed(kind, lambda made: split_layers_(made, ranks, fill=False), model, options, config, dtype)
     if compact is None:
         return load_weights(kind, model, options, config=config, dtype=dtype)
     table = compact.get("layers") if isinstance(compact, dict) else None
@@ -194,10 +199,29 @@ def _load_widths(
             f"config.json has a {COMPACT} that cannot be read: expected format 1 or 2, a table of layers and "
             f"a class of transformers under architectures; take the file as it was exported"
         )
+    return _load_changed(kind, lambda made: resize_layers_(made, table), model, options, config, dtype)
+
+
+def _checked_ranks(kind: Any, facts: Any) -> dict[str, int]:
+    """Return the ranks in a `low_rank_config`; raise a UserError if it cannot be read."""
+    ranks = facts.get("ranks") if isinstance(facts, dict) and facts.get("format") == 1 else None
+    whole = isinstance(ranks, dict) and all(isinstance(rank, int) and rank > 0 for rank in ranks.values())
+    if not whole or not issubclass(kind, PreTrainedModel):
+        raise UserError(
+            f"config.json has a {LOW_RANK} that cannot be read: expected format 1, a table of ranks and a class of "
+            f"transformers under architectures; take the file as it was exported"
+        )
+    return dict(ranks or {})
+
+
+def _load_changed(
+    kind: Any, change: Callable[[Any], None], model: str, options: Mapping[str, Any], config: Any, dtype: Any
+) -> tuple[Any, dict[str, str], list[str]]:
+    """Load weights into a model whose layers were changed as soon as it was made."""
 
     def __init__(self: Any, config: Any, *inputs: Any, **more: Any) -> None:
         kind.__init__(self, config, *inputs, **more)
-        resize_layers_(self, table)
+        change(self)
 
     narrow = type(kind.__name__, (kind,), {"__init__": __init__, "__module__": kind.__module__})
     loaded, lacking, left = load_weights(narrow, model, options, config=config, dtype=dtype)
