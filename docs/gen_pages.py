@@ -24,7 +24,8 @@ API = {
     "Runs and tickets": "Run Ticket load_masks Problem UserError",
     "In your own code": "prune_model prune_trainer PrunedModel PruningCallback attach Pruner prune_once Observer",
     "Settings": "TrainingConfig DistillConfig TrainingOverrides",
-    "Load and fine-tune": "load_packed load_compact load_low_rank load_semi_structured hold_zeros SparsityCallback from_open_clip",
+    "Load and fine-tune": "load_packed load_compact load_low_rank load_semi_structured hold_zeros SparsityCallback "
+    "from_open_clip",
     "Table of methods": "METHODS Method MethodInfo Phase RunSize",
 }
 
