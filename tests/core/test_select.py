@@ -409,7 +409,7 @@ FEW: Masks = {"w": torch.arange(16).reshape(4, 4) < 4}
 
 @pytest.mark.parametrize("sparsity", [1.0, -0.1, 2.0, float("nan")])
 def test_a_sparsity_outside_its_range_is_refused(sparsity: float) -> None:
-    with pytest.raises(ValueError, match=r"^sparsity must lie in \[0, 1\), got "):
+    with pytest.raises(ValueError, match=r"^sparsity: the share .* in \[0, 1\), got "):
         topk_masks(GOOD, sparsity)
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 import sparsesoup.loops.pruner as pruner_module
 from conftest import Net, same
+from sparsesoup import prune, prune_once
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.masks import count_kept
 from sparsesoup.loops.attach import attach
@@ -304,14 +305,30 @@ def test_by_default_all_linear_layers_but_the_last_are_pruned() -> None:
         ("gradual", {"prunable": lambda name, p: "bias" in name}, "is no matrix"),
         ("gradual", {"prunable": lambda name, p: False}, "found nothing to prune in Net"),
         ("gradual", {"steps": 3}, "3 steps are too few"),
-        ("nonsense", {}, "there is no method nonsense"),
+        ("gradual", {"steps": "10"}, "steps: must be the optimizer steps of the loop, got '10'"),
+        ("gradual", {"steps": 2.5}, r"steps: must be the optimizer steps of the loop, got 2\.5"),
+        (
+            "gradual",
+            {"sparsity": 90},
+            r"sparsity: the share .* is in \[0, 1\), got 90; for 90 % say 0.9",
+        ),
+        ("gradual", {"sparsity": 1.5}, "got 1.5"),
+        ("gradual", {"sparsity": 1.0}, "got 1; say 0.9"),
+        ("gradual", {"sparsity": float("nan")}, "got nan"),
+        ("gradual", {"sparsity": "2:4"}, "is a number in .* got '2:4'"),
+        ("ISP", {}, "unknown method 'ISP'; did you mean isp"),
+        (None, {}, "a method is a name such as 'isp', or an object such as InstantSoup.., got None"),
+        (InstantSoup, {}, "a method is a name such as 'isp'"),
+        ("nonsense", {}, "unknown method 'nonsense'"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(method: str, given: dict[str, Any], says: str) -> None:
+def test_what_cannot_be_is_refused_in_one_line(method: Any, given: dict[str, Any], says: str) -> None:
     loop = Loop()
     before = copy.deepcopy(loop.model.state_dict())
+    given = {"sparsity": 0.0 if method == "model-soup" else 0.7, **given}
     with pytest.raises(UserError, match=says) as caught:
-        loop.attach(method, sparsity=0.0 if method == "model-soup" else 0.7, **given).step  # noqa: B018
+        loop.attach(method, **given).step  # noqa: B018
+    assert not loop.model._forward_pre_hooks
     assert "\n" not in str(caught.value)
     assert same(before, loop.model.state_dict())
 
@@ -323,3 +340,21 @@ def test_an_optimizer_of_other_parameters_is_refused() -> None:
         loop.attach("gradual")
     with pytest.raises(UserError, match="is no torch optimizer"):
         attach(loop.model, object(), steps=10)
+
+
+def test_a_model_that_a_pruner_holds_is_refused_until_that_has_finished() -> None:
+    loop = Loop()
+    pruner = loop.attach("gradual")
+    before = copy.deepcopy(loop.model.state_dict())
+    says = "another pruner .gradual. has hooks on this Net; end it first with finish"
+    for again in (
+        lambda: loop.attach("magnitude"),
+        lambda: prune_once(loop.model, [], "magnitude"),
+        lambda: prune("magnitude", model=loop.model, train_dataset=[1], steps=1, loss=lambda model, batch: batch[0]),
+    ):
+        with pytest.raises(UserError, match=says):
+            again()
+    assert same(before, loop.model.state_dict())
+    assert len(loop.model._forward_pre_hooks) == 1
+    pruner.finish(early=True)
+    loop.attach("magnitude")

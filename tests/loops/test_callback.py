@@ -123,3 +123,37 @@ def test_one_line_says_what_stands_in_the_way() -> None:
         optimizer = torch.optim.AdamW(model.parameters())
         with pytest.raises(UserError, match="goes back to an earlier step"):
             attach(model, optimizer, "imp-rewind", 0.5, steps=20)
+
+
+@pytest.mark.parametrize(("given", "says"), [({"sparsity": 90}, "got 90"), ({"method": "grdual"}, "mean gradual")])
+def test_a_wrong_callback_is_refused_when_it_is_made(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        PruningCallback(**given)
+
+
+class Break(TrainerCallback):
+    armed = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 10 and self.armed:
+            self.armed = False
+            raise KeyboardInterrupt
+
+
+def test_a_training_that_was_broken_off_is_pruned_once_when_it_goes_on(tmp_path: Path) -> None:
+    whole = PruningCallback("gradual", sparsity=0.7)
+    trainer_of(tmp_path / "whole", [whole]).train()
+    pruning = PruningCallback("gradual", sparsity=0.7)
+    trainer = trainer_of(tmp_path / "broken", [pruning, Break()])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.train(resume_from_checkpoint=True)
+    assert same(pruning.masks, whole.masks)
+    assert not trainer.model._forward_pre_hooks
+
+
+def test_two_callbacks_on_one_trainer_are_refused(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, [PruningCallback("gradual", sparsity=0.7)])
+    trainer.add_callback(PruningCallback("magnitude", sparsity=0.5))
+    with pytest.raises(UserError, match=r"another pruner .gradual. has hooks"):
+        trainer.train()

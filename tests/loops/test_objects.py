@@ -304,7 +304,11 @@ def test_early_stopping_of_objects_ends_at_the_best_validation(tmp_path: Path) -
         ({"model": None}, "give model=... and train_dataset=..., both as objects"),
         ({"model": nn.Linear(4, 4)}, "Linear brings no loss"),
         ({"train_dataset": []}, "has no rows"),
-        ({"method": "nonsense"}, "there is no method nonsense"),
+        ({"sparsity": "0.5"}, r"sparsity: the share of weights removed is a number in \[0, 1\), got '0.5'"),
+        ({"steps": "10"}, "steps: must be a whole number, got '10'"),
+        ({"steps": 2.5}, r"steps: must be a whole number, got 2\.5"),
+        ({"steps": None, "epochs": "3"}, "epochs: must be a number, got '3'"),
+        ({"method": "nonsense"}, "unknown method 'nonsense'"),
         ({"train_dataset": TRAIN.remove_columns("labels")}, "returned no loss"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, pairwise
+from numbers import Real
 from typing import Literal, get_args
 
 import torch
@@ -73,10 +74,14 @@ def topk_masks(
     return {name: masks[name] for name in scores}
 
 
-def check_sparsity(sparsity: float) -> None:
+def check_sparsity(sparsity: object) -> None:
     """Raise a UserError unless a sparsity is the share of weights removed, in [0, 1)."""
-    if not 0.0 <= sparsity < 1.0:
-        raise UserError(f"sparsity must lie in [0, 1), got {sparsity}")
+    if not isinstance(sparsity, Real) or isinstance(sparsity, bool):
+        raise UserError(f"the share of weights removed is a number in [0, 1), got {sparsity!r}; say 0.9", "sparsity")
+    share = float(sparsity)
+    if not 0.0 <= share < 1.0:
+        hint = f"for {share:g} % say {share / 100:g}" if 1.0 < share < 100.0 else "say 0.9"
+        raise UserError(f"the share of weights removed is in [0, 1), got {share:g}; {hint}", "sparsity")
 
 
 def fixed_sparsity(scope: str) -> float | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 from torch import nn
@@ -9,15 +10,17 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from transformers.pytorch_utils import Conv1D
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, require
 from sparsesoup.core.granularity import Element
+from sparsesoup.core.masking import check_sparsity
 from sparsesoup.core.single_process import require_single_process
 from sparsesoup.core.targets import Target, Targets
 from sparsesoup.hub.models.prunable import prunable_matrices
 from sparsesoup.loops.gradients import check_trained
 from sparsesoup.loops.problem import Loss, first_batches, make_problem
 from sparsesoup.loops.pruner import Pruner
-from sparsesoup.methods import METHODS, HardConcreteL0, HybridMovement, Method, SoftMovement
+from sparsesoup.methods import HardConcreteL0, HybridMovement, Method, SoftMovement, row_of
+from sparsesoup.runs.config import method_named
 from sparsesoup.training.plan import Phase
 from sparsesoup.training.snapshots import SnapshotStore
 
@@ -72,7 +75,7 @@ def attach(
     >>> int((layer[0].weight == 0).sum())
     32
     """
-    require_single_process()
+    _check_given(model, sparsity, steps)
     check_gates(chosen := _with_extra_steps(named_method(method)))
     inner, targets = innermost(optimizer), find_targets(unwrapped(model), prunable)
     check_trained(unwrapped(model), inner, targets)
@@ -86,20 +89,39 @@ def attach(
     return Pruner(model, chosen, problem, phases, sparsity, scaler)
 
 
+def _check_given(model: nn.Module, sparsity: float, steps: int) -> None:
+    require_single_process()
+    require_unattached(model)
+    check_sparsity(sparsity)
+    require(isinstance(steps, Integral) and steps >= 0, "steps", "the optimizer steps of the loop", repr(steps))
+
+
 def _with_extra_steps(method: Method) -> Method:
     if getattr(method, "budget", "extra") != "extra" and getattr(method, "weak_masks", 1):
         return replace(method, budget="extra")  # type: ignore[call-arg]  # the loop has its T steps
     return method
 
 
+def require_unattached(model: nn.Module) -> None:
+    """Raise a UserError if a pruner that has not finished holds a model."""
+    for hook in (hook for module in model.modules() for hook in module._forward_pre_hooks.values()):
+        if isinstance(owner := getattr(hook, "__self__", None), Pruner):
+            raise UserError(
+                f"another pruner ({row_of(owner.method)}) has hooks on this {type(model).__name__}; end it first with "
+                f"finish(), or finish(early=True), or load the model anew"
+            )
+
+
 def named_method(method: str | Method) -> Method:
     """Return a method by name, or the method itself.
 
-    Raises: UserError if there is none of that name.
+    Raises: UserError if there is none of that name, or it is something else.
     """
-    if isinstance(method, str) and method not in METHODS:
-        raise UserError(f"there is no method {method}; there are {', '.join(METHODS)}")
-    return METHODS[method] if isinstance(method, str) else method
+    if isinstance(method, str):
+        return method_named(method)
+    if not isinstance(method, Method):
+        raise UserError(f"a method is a name such as 'isp', or an object such as InstantSoup(), got {method!r}")
+    return method
 
 
 def innermost(optimizer: Any) -> Optimizer:

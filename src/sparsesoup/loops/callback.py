@@ -11,8 +11,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import atomic_write, load_table, write_table
+from sparsesoup.core.masking import check_sparsity
 from sparsesoup.core.masks import Masks
-from sparsesoup.loops.attach import Prunable, attach
+from sparsesoup.loops.attach import Prunable, attach, named_method
 from sparsesoup.loops.problem import Loss
 from sparsesoup.loops.pruner import Pruner
 from sparsesoup.methods import Method
@@ -31,6 +32,7 @@ class PruningCallback(TrainerCallback):
         loss: (model, batch) -> mean loss, for methods that need batches of their own; default: the model's own loss.
         batches: batches for those methods; default: rows of the Trainer's training set, drawn separately.
         prunable, snapshots: see `sparsesoup.attach`.
+    Raises: UserError if the method or the sparsity is none.
 
     >>> pruning = PruningCallback("gradual", sparsity=0.8)
     >>> trainer = Trainer(model, args, train_dataset=rows, callbacks=[pruning])  # doctest: +SKIP
@@ -46,7 +48,8 @@ class PruningCallback(TrainerCallback):
         prunable: Prunable | None = None,
         snapshots: str = "device",
     ) -> None:
-        self.method, self.sparsity = method, sparsity
+        check_sparsity(sparsity)
+        self.method, self.sparsity = named_method(method), sparsity
         self.loss, self.batches, self.prunable, self.snapshots = loss, batches, prunable, snapshots
         self.pruner: Pruner | None = None
         self.masks: Masks = {}
@@ -56,6 +59,8 @@ class PruningCallback(TrainerCallback):
     ) -> None:
         """Attach to model and optimizer, which the Trainer has created, and loaded, by now."""
         _check_arguments(args)
+        if self.pruner is not None:  # of a training that was broken off
+            self.pruner.remove_hooks()
         self.pruner = attach(
             kwargs["model"], kwargs["optimizer"], self.method, self.sparsity, steps=state.max_steps,
             loss=self.loss or _own_loss, batches=kwargs["train_dataloader"] if self.batches is None else self.batches,

@@ -17,7 +17,7 @@ from sparsesoup.hub.models.checkpoint import load_reader, load_tokenizer
 from sparsesoup.hub.models.loading import load_as_saved
 from sparsesoup.hub.tasks.registry import task_type_of
 from sparsesoup.hub.tasks.splits import SELECTION, LoadedDataset
-from sparsesoup.loops.attach import find_targets, named_method
+from sparsesoup.loops.attach import find_targets, named_method, require_unattached
 from sparsesoup.loops.object_data import loss_functions, rows_of
 from sparsesoup.loops.object_problem import ObjectProblem
 from sparsesoup.loops.object_source import ObjectSource, check_dataset_name, object_name
@@ -135,6 +135,7 @@ def _tokenizer_of(model: str) -> Any:
 
 def _make_problem(settings: RunConfig, model: nn.Module, reader: Any, given: Given) -> ObjectProblem:
     """Return the problem of objects."""
+    require_unattached(model)
     training, amount = settings.train, settings.amount
     if given["loss"] is None and not isinstance(model, PreTrainedModel):
         raise UserError(f"{type(model).__name__} brings no loss; give loss=lambda model, batch: ...")

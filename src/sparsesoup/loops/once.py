@@ -12,7 +12,7 @@ from sparsesoup.core.masking import GROUPS, Scope, check_sparsity, fixed_sparsit
 from sparsesoup.core.masks import Masks, dense_masks
 from sparsesoup.core.single_process import require_single_process
 from sparsesoup.core.targets import target_parameters
-from sparsesoup.loops.attach import Prunable, find_targets, named_method
+from sparsesoup.loops.attach import Prunable, find_targets, named_method, require_unattached
 from sparsesoup.loops.problem import Loss, PlainDevice, as_mapping
 from sparsesoup.methods import Method, OneShot, SparseGpt, Wanda, row_of
 from sparsesoup.training.batching import Batch, RowBatches
@@ -59,6 +59,7 @@ def prune_once(
     32
     """
     require_single_process()
+    require_unattached(model)
     rows = list(batches)
     chosen, share = _method_at(method, sparsity)
     if hasattr(chosen, "batches"):
@@ -107,8 +108,7 @@ def _method_at(method: str | Method, sparsity: float | str) -> tuple[Method, flo
         if sparsity not in GROUPS:
             raise UserError(f"sparsity is a share in [0, 1) or one of {', '.join(GROUPS)}, got {sparsity}")
         scope = cast(Scope, sparsity)
-    share = float(sparsity) if not isinstance(sparsity, str) else fixed_sparsity(scope) or 0.0
-    check_sparsity(share)
+    check_sparsity(share := (fixed_sparsity(scope) or 0.0) if isinstance(sparsity, str) else sparsity)
     if not isinstance(method, str):
         return (_with(method, scope=scope) if isinstance(sparsity, str) else method), share
     ranked: Scope = "row" if scope == "tensor" else scope

@@ -98,12 +98,15 @@ class Pruner:
         if self._due and self.step >= self.problem.steps:
             self._catch_up()
         self._started.state.enforce_masks_()
-        self._overrides.close()
-        for handle in self._hooks:
-            handle.remove()
-        self._hooks = []
-        self._gradients.remove()
+        self.remove_hooks()
         return self.masks
+
+    def remove_hooks(self) -> None:
+        """Leave the loop alone from now on, with the weights as they are."""
+        self._overrides.close()
+        while self._hooks:
+            self._hooks.pop().remove()
+        self._gradients.remove()
 
     def save(self, folder: str | Path) -> Path:
         """Write the model as `save_pretrained` does, and its masks beside it: `export` and `benchmark` take the folder.
@@ -131,10 +134,9 @@ class Pruner:
         own = {k: t for k, t in state.tensors().items() if k.startswith(("masks/", "memory/"))}
         shadow = self.problem.gated
         own |= {} if shadow is None else shadow.tensors()
-        factor = 1.0 if shadow is None else shadow.factor
         place = {
             "next": self._next, "open": self._phase is not None, "end": self._end, "due": self._due,
-            "score_factor": factor,
+            "score_factor": 1.0 if shadow is None else shadow.factor,
         }  # fmt: skip
         costs = self.problem.meter.to_json()
         return {"plan": self._plan_key, "place": place, "facts": state.facts(), "costs": costs, "tensors": own}
@@ -152,10 +154,9 @@ class Pruner:
         tensors = {name: t.to(device, copy=True) for name, t in saved["tensors"].items()}
         state.masks = {name: tensors[f"masks/{name}"] for name in state.targets}
         state.memory = {k.removeprefix("memory/"): t for k, t in tensors.items() if k.startswith("memory/")}
-        facts = saved["facts"]
+        facts, place = saved["facts"], saved["place"]
         state.step, state.masked, state.notes = int(facts["step"]), float(facts["masked"]), dict(facts["notes"])
         self.problem.meter.restore(saved["costs"])
-        place = saved["place"]
         for phase in self.phases[: place["next"]]:
             if phase.always is not None:
                 phase.always(self._started)

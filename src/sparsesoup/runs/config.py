@@ -7,11 +7,12 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, cast
 
-from sparsesoup.core.errors import UserError
-from sparsesoup.core.masking import check_scope
+from sparsesoup.core.errors import UserError, require
+from sparsesoup.core.masking import check_scope, check_sparsity
 from sparsesoup.hub.build import ModelAndDataConfig
 from sparsesoup.methods import METHODS, TABLE, Method
 from sparsesoup.runs.settings import (
@@ -63,10 +64,12 @@ class BudgetConfig:
 
     def __post_init__(self) -> None:
         if self.sparsity is not None:
+            check_sparsity(self.sparsity)
             object.__setattr__(self, "sparsity", self.sparsity + 0.0)  # -0.0 becomes 0.0
-        if self.sparsity is not None and not 0.0 <= self.sparsity < 1.0:
-            hint = f"for {self.sparsity:g} % say {self.sparsity / 100:g}" if 1.0 < self.sparsity < 100.0 else "say 0.9"
-            raise UserError(f"the share of weights removed is in [0, 1), got {self.sparsity:g}; {hint}", "sparsity")
+        if self.steps is not None:
+            require(isinstance(self.steps, Integral), "steps", "a whole number", repr(self.steps))
+        if self.epochs is not None:
+            require(isinstance(self.epochs, Real), "epochs", "a number", repr(self.epochs))
         if self.steps is not None and not 0 <= self.steps <= MOST_STEPS:
             raise UserError(f"must be at least 0 and at most {MOST_STEPS:,}, got {brief_value(self.steps)}", "steps")
         if self.epochs is not None and not 0 < self.epochs <= MOST_EPOCHS:
@@ -177,7 +180,7 @@ def without_workers(table: Mapping[str, Any]) -> dict[str, Any]:
 def method_named(name: str) -> Method:
     """Return the method of that name; raise a UserError with the nearest names if there is none."""
     if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=3, cutoff=0.4)
+        near = difflib.get_close_matches(name.lower(), METHODS, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else "see `sparsesoup methods`"
         raise UserError(f"unknown method {name!r}; {hint} (allowed: {', '.join(METHODS)})")
     return METHODS[name]
