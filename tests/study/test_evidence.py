@@ -65,7 +65,11 @@ def test_every_experiment_is_a_recipe_and_the_committed_result_is_of_it(path, pl
     changes = {"models": [str(place / "bert")], "datasets": [str(place / "reviews")]}
     recipe, cells = yaml.safe_load(path.read_text()), read_plan(path, changes).trials
     assert list(dict.fromkeys(cell.row for cell in cells)) == list(recipe["methods"])
-    assert len(cells) == 3 * len(recipe["methods"])
+    shares = recipe.get("sparsities", 0.5)  # a curve has one in each row
+    own = {row: (table or {}).get("name", row) == "dense" for row, table in recipe["methods"].items()}
+    runs = sum(1 if dense or not isinstance(shares, list) else len(shares) for dense in own.values())
+    assert len(cells) == len(recipe["seeds"]) * runs
+    assert len(recipe["seeds"]) >= 3
     if (result := BENCHMARKS / "results" / path.with_suffix(".json").name).exists():
         assert json.loads(result.read_text())["recipe"] == recipe
 
@@ -92,7 +96,8 @@ def test_the_runs_of_a_study_are_timed_beside_their_scores(finished, study):
     result = json.loads((finished / "results" / "small.json").read_text())
     assert [{k: v for k, v in each.items() if k not in ("timed", "speed")} for each in result["runs"]] == study["runs"]
     forms = {each["row"]: each["speed"]["torch"]["form"] for each in result["runs"]}
-    assert forms == {"dense": "as it is", "cut-50": "compact", "magnitude": "as it is", "sparse-chance": "as it is"}
+    assert forms.keys() == {"dense", "cut-50", "magnitude", "sparse-chance"}
+    assert (forms["dense"], forms["cut-50"]) == ("as it is", "compact")  # single zeros may leave a feature empty
     for speed in (each["speed"] for each in result["runs"] if each["row"] == "cut-50"):
         assert speed.keys() == {"torch", "onnxruntime"}
         assert speed["torch"]["flops_ratio"] > 1.2  # of a tiny model: half of its blocks, and a head that stays
