@@ -141,7 +141,8 @@ def _prune_objects(
     given["columns"] = {key: given.pop(key) for key in columns & given.keys()} or None
     known = inspect.signature(prune_model).parameters
     if unknown := [key for key in given if key not in known]:
-        raise unknown_setting(unknown[0], [key for key in known if key not in ("method", "columns")])
+        own = [f"train.{f.name}" for f in dataclasses.fields(TrainingConfig)]
+        raise unknown_setting(unknown[0], [*(key for key in known if key not in ("method", "columns")), *own])
     if isinstance(train := given.get("train"), Mapping):
         given["train"] = fill_settings(TrainingConfig(), train, "train")
     if trainer is None:

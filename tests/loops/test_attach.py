@@ -358,3 +358,10 @@ def test_a_model_that_a_pruner_holds_is_refused_until_that_has_finished() -> Non
     assert len(loop.model._forward_pre_hooks) == 1
     pruner.finish(early=True)
     loop.attach("magnitude")
+
+
+def test_a_loss_for_look_aheads_that_is_none_is_named() -> None:
+    loop = Loop()
+    loop.attach(InstantSoup(stages=2, weak_masks=2, budget="extra"), loss=lambda model, batch: None)
+    with pytest.raises(UserError, match=r"loss: the loss of a batch must be a tensor of one number.* got None"):
+        loop.train()

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -341,3 +342,79 @@ def test_objects_report_to_trackers_and_have_the_curve(tmp_path: Path) -> None:
     assert same(plain.masks, found.masks)
     with pytest.raises(UserError, match="report_to: tensorboard writes into the directory of the run"):
         prune_model("magnitude", model_of(), TRAIN, VALIDATION, report_to=["tensorboard"], progress=False, **given)
+
+
+class Plain(nn.Module):
+    """A module of its own: [4] -> 3 classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inside, self.end = nn.Linear(4, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(torch.relu(self.inside(x)))
+
+
+PAIRS = [(x, i % 3) for i, x in enumerate(torch.randn(24, 4, generator=torch.Generator().manual_seed(1)))]
+
+
+def pair_loss(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+    outputs = model(batch[0])
+    return nn.functional.cross_entropy(outputs, batch[1]), outputs
+
+
+def test_metrics_get_the_last_part_of_pairs_as_labels() -> None:
+    seen = []
+
+    def right(found: Any) -> dict[str, float]:
+        seen.append(found.label_ids.tolist())
+        return {"accuracy": float((found.predictions.argmax(-1) == found.label_ids).mean())}
+
+    given: dict[str, Any] = {"loss": pair_loss, "compute_metrics": right, "steps": 200, "train": ARGS}
+    found = prune_model("magnitude", Plain(), PAIRS, sparsity=0.0, progress=False, **given)
+    assert seen[-1] == [label for _, label in PAIRS]
+    with torch.no_grad():
+        answers = found.model(torch.stack([x for x, _ in PAIRS])).argmax(-1)
+    assert found.metrics["accuracy"] == sum(map(int, answers == torch.arange(24) % 3)) / 24 > 0.3
+
+
+def frozen() -> nn.Module:
+    return Plain().requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"loss": lambda model, batch: 1.0}, "loss: the loss of a batch must be a tensor of one number.*got 1.0"),
+        ({"loss": lambda model, batch: None}, "got None"),
+        ({"loss": lambda model, batch: model(batch[0])}, r"got a tensor of shape \(8, 3\)"),
+        ({"loss": lambda model, batch: pair_loss(model, batch)[0].detach()}, "loss: it has no gradient"),
+        ({"loss": "cross_entropy"}, "loss: must be a function, got 'cross_entropy'"),
+        ({"compute_metrics": "accuracy"}, "compute_metrics: must be a function, got 'accuracy'"),
+        ({"compute_metrics": lambda found: 0.5}, "compute_metrics: must be a function that returns a dict.*got 0.5"),
+        ({"prunable": ["inside.weight"]}, "prunable: must be a function"),
+        ({"model": Plain}, "model: must be a module, or a name or folder, got <class"),
+        ({"model": frozen()}, r"model: all weights of Plain are frozen; call model.requires_grad_\(True\)"),
+        ({"eval_dataset": "validation"}, r"eval_dataset: must be rows, as .*, got 'validation'"),
+        ({"eval_dataset": 0.1}, "eval_dataset: must be rows, as .*, got '0.1'"),
+        ({"eval_dataset": []}, "eval_dataset: the dataset has no rows"),
+        ({"train_dataset": DataLoader(PAIRS, batch_size=8)}, "train_dataset: it is a DataLoader; give its dataset"),
+        ({"train_dataset": Path("reviews.csv")}, "train_dataset: must be rows"),
+        ({"model": model_of(), "loss": None}, "a row is a tuple, whose parts have no names; give mappings"),
+        ({"batch_size": 8}, "batch_size: unknown setting; did you mean train.batch_size"),
+    ],
+)
+def test_slips_with_objects_are_refused_in_one_line(given: dict[str, Any], says: str) -> None:
+    table: dict[str, Any] = {"model": Plain(), "train_dataset": PAIRS, "steps": 6, "loss": pair_loss, "train": ARGS}
+    table = {**table, "compute_metrics": None, "progress": False, **given}
+    before = copy.deepcopy(table["model"].state_dict()) if isinstance(table["model"], nn.Module) else {}
+    with pytest.raises(UserError, match=says) as caught:
+        prune("gradual", sparsity=0.5, **table)
+    assert "\n" not in str(caught.value)
+    assert not before or same(before, table["model"].state_dict())
+
+
+def test_a_trainer_must_be_one() -> None:
+    with pytest.raises(UserError, match="trainer: must be a Trainer of transformers, got Plain"):
+        prune("gradual", trainer=Plain(), sparsity=0.5)

@@ -168,6 +168,11 @@ def test_what_cannot_be_is_refused_in_one_line() -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2))
     for given, says in (
         ({"method": "wanda"}, "wanda needs batches"),
+        ({"batches": None}, "batches: must be batches of tensors, such as a DataLoader, got None"),
+        ({"batches": ["a text"]}, "a batch is 'a text'; give mappings, tuples or lists of tensors"),
+        ({"batches": [1]}, "a batch is 1; give mappings"),
+        ({"batches": [torch.ones(2, 6)]}, "a batch is a Tensor; say how the model takes it, with forward=lambda"),
+        ({"batches": [torch.ones(2, 6)], "method": "snip", "loss": lambda m, x: m(x)}, r"got a tensor of shape .2, 2."),
         ({"method": "imp"}, "imp does not prune without training .0 steps are too few"),
         ({"method": "magnitude", "sparsity": "3:4"}, "a share in .0, 1. or one of 1:4, 2:4, 4:8, got 3:4"),
         ({"method": "magnitude", "sparsity": 1.0}, "got 1; say 0.9"),

@@ -32,8 +32,20 @@ def borrowed_loss(trainer: Trainer) -> Iterator[Callable[..., Any]]:
             module._modules.update(before)
 
 
+def scalar_loss(loss: Any) -> Tensor:
+    """Return a loss that a user's function gave; raise a UserError unless it is a tensor of one number."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+        raise UserError(f"the loss of a batch must be a tensor of one number, a mean over rows, got {got}", "loss")
+    return loss
+
+
 def require_own_parameters(loss: Tensor, model: nn.Module) -> None:
     """Raise a UserError if a loss was computed with other parameters than those of the model that is trained."""
+    if not loss.requires_grad:
+        raise UserError(
+            "it has no gradient; compute it without detach() or no_grad(), of a model that has weights to train", "loss"
+        )
     own, seen, waiting = {id(p) for p in model.parameters()}, set[Any](), [loss.grad_fn]
     while waiting:
         node = waiting.pop()

@@ -3,16 +3,18 @@
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sized
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, default_data_collator
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, list_names
 from sparsesoup.core.rng import fork_rng_of, seed_everything
-from sparsesoup.loops.losses import require_own_parameters
+from sparsesoup.loops.losses import require_own_parameters, scalar_loss
 from sparsesoup.loops.object_problem import LossAndOutputs
 from sparsesoup.loops.problem import Loss, as_mapping
 from sparsesoup.training.batching import Batch, RowBatches
@@ -21,12 +23,26 @@ from sparsesoup.training.config import TrainingConfig
 DIGESTED = 256  # rows of a dataset that its digest reads, evenly spread
 
 
+def check_row_source(dataset: Any, name: str) -> None:
+    """Raise a UserError if a dataset argument is no rows: a name, a DataLoader, a table of splits or a number."""
+    if isinstance(dataset, Mapping):
+        raise UserError(f"it is a table of splits ({list_names(dataset)}); give one of them", name)
+    if isinstance(dataset, DataLoader):
+        raise UserError("it is a DataLoader; give its dataset, and train=TrainingConfig(batch_size=...)", name)
+    if isinstance(dataset, str | Path) or not (isinstance(dataset, Iterable) or hasattr(dataset, "__getitem__")):
+        allowed = "rows, as a datasets.Dataset, a torch Dataset or a list (a name goes with dataset=...)"
+        raise UserError(f"must be {allowed}, got {str(dataset)!r}", name)
+    if isinstance(dataset, Sized) and not len(dataset):
+        raise UserError("the dataset has no rows; give at least one", name)
+
+
 def rows_of(
     dataset: Any,
     collator: Callable[[list[Any]], Any] | None,
     steps: int | None,
     training: TrainingConfig,
     processing_class: Any = None,
+    has_loss: bool = True,
 ) -> RowBatches:
     """Return the rows of a dataset object; of an iterable without a length as many as T steps take.
 
@@ -38,6 +54,11 @@ def rows_of(
         dataset = list(islice(iter(dataset), (steps or 32) * training.rows_per_step))
     if not len(dataset):
         raise UserError("the dataset has no rows; give at least one")
+    if not has_loss and collator is None and not isinstance(dataset[0], Mapping):
+        raise UserError(
+            f"a row is a {type(dataset[0]).__name__}, whose parts have no names; give mappings such as "
+            f"{{'input_ids': ..., 'labels': ...}}, or loss=lambda model, batch: ..."
+        )
     if collator is None:
         collator = _default_collator(dataset[0], processing_class)
     return RowBatches(dataset, lambda rows: as_mapping(collator(list(rows))))
@@ -100,8 +121,8 @@ def loss_functions(loss: Loss | None, rows: RowBatches) -> tuple[Loss, LossAndOu
 
     def only_loss(model: nn.Module, batch: Batch) -> Tensor:
         found = loss(model, given(batch))
-        only: Tensor = found[0] if isinstance(found, tuple) else found
-        if not checked and only.requires_grad:
+        only = scalar_loss(found[0] if isinstance(found, tuple) else found)
+        if not checked and model.training and torch.is_grad_enabled():
             require_own_parameters(only, model)
             checked.append(True)
         return only
@@ -109,10 +130,11 @@ def loss_functions(loss: Loss | None, rows: RowBatches) -> tuple[Loss, LossAndOu
     def both(model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
         found: Any = loss(model, given(batch))
         if isinstance(found, tuple):
-            return found[0], outputs_of_model(model, found[1])
+            return scalar_loss(found[0]), outputs_of_model(model, found[1])
         if plain:
             raise UserError("outputs are needed beside the loss; let loss=... return (loss, outputs)")
-        return found, outputs_of_model(model, model(**{n: t for n, t in batch.items() if "label" not in n}))
+        outputs = model(**{n: t for n, t in batch.items() if "label" not in n})
+        return scalar_loss(found), outputs_of_model(model, outputs)
 
     return only_loss, both
 

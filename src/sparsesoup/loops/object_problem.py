@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import EvalPrediction
 from transformers.trainer_pt_utils import nested_concat, nested_detach, nested_numpify
 
-from sparsesoup.core.errors import UserError, one_line
+from sparsesoup.core.errors import UserError, one_line, require
 from sparsesoup.training.batching import Batch, shapes_of
 from sparsesoup.training.cost import Cost
 from sparsesoup.training.problem import Problem, add_batch_cost, to_device
@@ -94,8 +94,10 @@ class ObjectProblem(Problem):
 
 
 def labels_of(batch: Batch, names: Sequence[str]) -> Any:
-    """Return the labels of a batch: a tensor, a tuple of several, or None."""
+    """Return the labels of a batch: a tensor, a tuple of several, or None; of rows that are tuples the last part."""
     found = tuple(batch[name] for name in names if name in batch)
+    if not found and len(batch) > 1 and [*batch] == [str(i) for i in range(len(batch))]:
+        return batch[str(len(batch) - 1)]
     return found[0] if len(found) == 1 else found or None
 
 
@@ -125,7 +127,9 @@ class _AllPredictions:
         if self.problem.compute_metrics is None:
             return {}
         labels = None if self.labels is None else nested_numpify(self.labels)
-        return dict(self.problem.compute_metrics(EvalPrediction(nested_numpify(self.outputs), labels)))
+        found = self.problem.compute_metrics(EvalPrediction(nested_numpify(self.outputs), labels))
+        require(isinstance(found, Mapping), "compute_metrics", "a function that returns a dict of scores", repr(found))
+        return dict(found)
 
 
 def _append(before: Any, new: Any) -> Any:

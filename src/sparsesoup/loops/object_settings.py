@@ -11,14 +11,14 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import find_labels
 
-from sparsesoup.core.errors import UserError, list_names
+from sparsesoup.core.errors import UserError, require
 from sparsesoup.hub.build import EPOCHS, ModelAndDataConfig, build_problem, open_task
 from sparsesoup.hub.models.checkpoint import load_reader, load_tokenizer
 from sparsesoup.hub.models.loading import load_as_saved
 from sparsesoup.hub.tasks.registry import task_type_of
 from sparsesoup.hub.tasks.splits import SELECTION, LoadedDataset
 from sparsesoup.loops.attach import find_targets, named_method, require_unattached
-from sparsesoup.loops.object_data import loss_functions, rows_of
+from sparsesoup.loops.object_data import check_row_source, loss_functions, rows_of
 from sparsesoup.loops.object_problem import ObjectProblem
 from sparsesoup.loops.object_source import ObjectSource, check_dataset_name, object_name
 from sparsesoup.loops.object_teacher import teacher_name
@@ -36,6 +36,7 @@ OBJECTS = (
     "model", "train_dataset", "eval_dataset", "data_collator", "loss", "compute_metrics",
     "preprocess_logits_for_metrics", "teacher", "prunable",
 )  # fmt: skip
+FUNCTIONS = ("data_collator", "loss", "compute_metrics", "preprocess_logits_for_metrics", "prunable")
 ENCODED = {"input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features"}
 Given = Mapping[str, Any]
 
@@ -49,8 +50,10 @@ def object_source(given: Given) -> ObjectSource:
     """
     settings, model, reader = _settings_of(given), given["model"], given["processing_class"]
     for name in ("train_dataset", "eval_dataset"):
-        if isinstance(given[name], Mapping):
-            raise UserError(f"it is a table of splits ({list_names(given[name])}); give one of them", name)
+        if given[name] is not None:
+            check_row_source(given[name], name)
+    for name in FUNCTIONS:
+        require(given[name] is None or callable(given[name]), name, "a function", repr(given[name]))
     if raw := _is_raw(given):
         problem, reader = _raw_problem(settings, given)
     elif not isinstance(model, nn.Module):
@@ -98,6 +101,8 @@ def _settings_of(given: Given) -> RunConfig:
     method, model, train = named_method(given["method"]), given["model"], given["train"] or TrainingConfig()
     if model is None or given["train_dataset"] is None:
         raise UserError("give model=... and train_dataset=..., both as objects, or both by name")
+    if not isinstance(model, nn.Module | str | Path):
+        raise UserError(f"must be a module, or a name or folder, got {model!r}", "model")
     if (teacher := _teacher_of(given)) is not None:
         train = replace(train, distill=replace(train.distill, teacher=teacher_name(teacher)))
     name = object_name(model) if isinstance(model, nn.Module) else str(model)
@@ -139,7 +144,9 @@ def _make_problem(settings: RunConfig, model: nn.Module, reader: Any, given: Giv
     training, amount = settings.train, settings.amount
     if given["loss"] is None and not isinstance(model, PreTrainedModel):
         raise UserError(f"{type(model).__name__} brings no loss; give loss=lambda model, batch: ...")
-    collate = (given["data_collator"], amount.steps, training, reader)
+    if amount.steps != 0 and not any(p.requires_grad for p in model.parameters()):
+        raise UserError(f"all weights of {type(model).__name__} are frozen; call model.requires_grad_(True)", "model")
+    collate = (given["data_collator"], amount.steps, training, reader, given["loss"] is not None)
     rows = rows_of(given["train_dataset"], *collate)
     evaluation = rows if given["eval_dataset"] is None else rows_of(given["eval_dataset"], *collate)
     total = amount.steps

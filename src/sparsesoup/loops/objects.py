@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import Trainer
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, require
 from sparsesoup.core.files import atomic_write
 from sparsesoup.core.masks import Masks
 from sparsesoup.core.single_process import require_single_process
@@ -121,7 +121,8 @@ def prune_model(
         train: settings of the training; default: TrainingConfig().
         data_collator: rows -> batch; default: that of transformers, which pads if there is a tokenizer.
         loss: (model, batch) -> mean loss, or (mean loss, outputs); default: the loss that the model returns.
-        compute_metrics: EvalPrediction -> scores, the higher the better; the first one is used for selection.
+        compute_metrics: EvalPrediction -> scores, the higher the better; the first one is used for selection. Of rows
+            that are tuples the last part is the labels.
         preprocess_logits_for_metrics: (logits, labels) -> what is kept of the logits, as of the Trainer.
         batch_eval_metrics: call `compute_metrics` with each batch, as the Trainer does; no outputs are kept.
         teacher: to distil from, see `train.distill`: a module, run directory, folder, Hub id; or dense, trained first.
@@ -174,6 +175,7 @@ def prune_trainer(method: str | Method, trainer: Trainer, *, sparsity: float | N
         more: further arguments of `prune_model`.
     """
     require_single_process()
+    require(isinstance(trainer, Trainer), "trainer", "a Trainer of transformers", type(trainer).__name__)
     args = trainer.args
     trackers = trackers_of(args, folder=more.get("out") is not None)
     if ignored := ignored_parts(trainer, more.get("report_to", trackers)):

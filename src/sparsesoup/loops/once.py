@@ -7,12 +7,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, require
 from sparsesoup.core.masking import GROUPS, Scope, check_sparsity, fixed_sparsity
 from sparsesoup.core.masks import Masks, dense_masks
 from sparsesoup.core.single_process import require_single_process
 from sparsesoup.core.targets import target_parameters
 from sparsesoup.loops.attach import Prunable, find_targets, named_method, require_unattached
+from sparsesoup.loops.losses import scalar_loss
 from sparsesoup.loops.problem import Loss, PlainDevice, as_mapping
 from sparsesoup.methods import Method, OneShot, SparseGpt, Wanda, row_of
 from sparsesoup.training.batching import Batch, RowBatches
@@ -21,6 +22,8 @@ from sparsesoup.training.driver import carry_out_plan
 from sparsesoup.training.plan import Phase
 from sparsesoup.training.problem import GateParameters, Problem
 from sparsesoup.training.state import TrainState
+
+REMEDY = "forward=lambda model, batch: model(batch), or loss=lambda model, batch: ... for snip and grasp"
 
 
 def prune_once(
@@ -60,6 +63,7 @@ def prune_once(
     """
     require_single_process()
     require_unattached(model)
+    require(isinstance(batches, Iterable), "batches", "batches of tensors, such as a DataLoader", repr(batches))
     rows = list(batches)
     chosen, share = _method_at(method, sparsity)
     if hasattr(chosen, "batches"):
@@ -75,8 +79,8 @@ def prune_once(
         training=TrainingConfig(batch_size=1),
     )  # fmt: skip
     if any(what in ("gradient", "hessian") for phase in _plan_of(chosen, problem, share) for what, _ in phase.scores):
-        own = loss or (lambda model, batch: model(**batch).loss)
-        problem = replace(problem, predict=lambda model, batch: own(model, _as_given(batch, rows))[None])
+        own = loss or (lambda model, batch: _call(model, batch, None).loss)
+        problem = replace(problem, predict=lambda model, batch: scalar_loss(own(model, _as_given(batch, rows)))[None])
     training = model.training
     try:
         return carry_out_plan(chosen, problem, share).state.masks
@@ -142,4 +146,8 @@ def _as_given(batch: Batch, rows: list[Any]) -> Any:
 
 
 def _call(model: nn.Module, batch: Any, forward: Callable[[nn.Module, Any], Any] | None) -> Any:
-    return forward(model, batch) if forward is not None else model(**batch)
+    if forward is not None:
+        return forward(model, batch)
+    if not isinstance(batch, Mapping):
+        raise UserError(f"a batch is a {type(batch).__name__}; say how the model takes it, with {REMEDY}")
+    return model(**batch)

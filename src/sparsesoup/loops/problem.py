@@ -13,6 +13,7 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.masks import dense_masks
 from sparsesoup.core.rng import cpu_generator, fork_rng_of
 from sparsesoup.core.targets import Targets, target_parameters
+from sparsesoup.loops.losses import scalar_loss
 from sparsesoup.loops.shadow import Shadow
 from sparsesoup.training.batching import Batch, RowBatches
 from sparsesoup.training.config import TrainingConfig
@@ -81,7 +82,7 @@ def make_problem(
 
     def objective(model: nn.Module, batch: Batch) -> Tensor:
         assert loss is not None
-        return loss(model, tuple(batch.values()) if plain else batch)
+        return scalar_loss(loss(model, tuple(batch.values()) if plain else batch))
 
     data = RowBatches(rows or [None], lambda rows: as_mapping(rows[0]))
     return LoopProblem(
@@ -108,6 +109,8 @@ def as_mapping(batch: Any) -> Batch:
     """
     if isinstance(batch, Tensor):
         batch = (batch,)
+    if isinstance(batch, str) or not isinstance(batch, Iterable):
+        raise UserError(f"a batch is {batch!r}; give mappings, tuples or lists of tensors")
     table = dict(batch) if isinstance(batch, Mapping) else {str(i): t for i, t in enumerate(batch)}
     if wrong := [name for name, t in table.items() if not isinstance(t, PLAIN)]:
         raise UserError(
