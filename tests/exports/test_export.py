@@ -413,6 +413,7 @@ def test_wrong_words_are_refused_in_one_line(tmp_path, capsys):
     assert "required: --to" in refused(capsys, tmp_path, source, *out)
     assert "no ticket at" in refused(capsys, tmp_path, tmp_path / "nowhere", "--to", "dense", *out)
     (source / "config.json").unlink()
+    (source / "model.safetensors").unlink()
     assert "no model beside the masks" in refused(capsys, tmp_path, source, "--to", "dense", *out)
     with pytest.raises(UserError, match="format dense has no setting 'zstd'; it has none"):
         export(source, "dense", tmp_path / "out", zstd=True)

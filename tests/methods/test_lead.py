@@ -27,7 +27,8 @@ from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.cost import CostTracker
 from sparsesoup.training.loop import train
-from sparsesoup.training.problem import OPTIMIZERS, Problem
+from sparsesoup.training.optimizers import OPTIMIZERS
+from sparsesoup.training.problem import Problem
 from sparsesoup.training.state import TrainState
 
 pytestmark = pytest.mark.integration

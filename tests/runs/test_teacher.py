@@ -141,7 +141,7 @@ def test_a_recipe_names_the_teacher_and_run_yaml_repeats_it(place, tmp_path):
     )
     assert parse_arguments(settings.repeat_command().split()[2:])[0] == settings
     (tmp_path / "run.yaml").write_text(dump_config(settings))
-    assert parse_arguments(["--config", "run.yaml"])[0] == settings
+    assert parse_arguments(["--config", "run.yaml"])[0].to_dict() == settings.to_dict()
     assert yaml.safe_load((tmp_path / "run.yaml").read_text())["train"]["distill"]["teacher"] == "dense"
     assert parse_arguments(["--config", "run.yaml", "--train.distill.alpha", "0.9"])[0].train.distill.alpha == 0.9
     by_python = library.prune(
