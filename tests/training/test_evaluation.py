@@ -26,7 +26,14 @@ from tiny_runs import method, run
 
 TRAINING = TrainingConfig(learning_rate=1e-2, batch_size=16, weight_decay=0.1)
 SEVERAL = {"lottery-pools", "sparse-model-soup", "model-soup"}  # whose result is made of several trainings
-TOLD = {"gradual": 42, "gmp-star": 41, "power-propagation": 42, "ticket": 42}  # step of the last pruning, of 60
+# Step of the last pruning, of 60.
+LAST_PRUNING = {
+    "gradual": 42,
+    "gmp-star": 41,
+    "power-propagation": 42,
+    "ticket": 42,
+    "sparse-progressive-distillation": 30,
+}
 
 
 class Curve(Watch):
@@ -155,7 +162,7 @@ def test_methods_that_end_with_one_training_at_final_masks_may_stop_and_others_r
         return
     phases = method(name, folder).plan(problem.size, share)
     stopping = early_stopping_of(phases, problem.training)
-    assert stopping == EarlyStopping(1, TOLD.get(name, 0))
+    assert stopping == EarlyStopping(1, LAST_PRUNING.get(name, 0))
 
 
 @pytest.mark.parametrize("name", ["gradual", "imp-rewind", "isp", "movement", "hybrid-filled", "platon", "dense"])
