@@ -318,9 +318,10 @@ def test_run_keys_are_pinned():
         "sparsity": None, "steps": None, "epochs": None, "report_to": [],
         "train": {"learning_rate": 1e-4, "weight_decay": 0.01, "warmup_ratio": 0.1, "batch_size": 32,
                   "gradient_accumulation_steps": 1,
-                  "max_grad_norm": 1.0, "precision": "no", "dropout": None, "freeze_embeddings": False,
-                  "optimizer": "adamw",
-                  "extrapolate": 0.0, "eval_steps": None, "early_stopping_patience": None,
+                  "max_grad_norm": 1.0, "precision": "no", "tf32": False, "gradient_checkpointing": False,
+                  "torch_compile": False, "full_determinism": False, "dropout": None, "freeze_embeddings": False,
+                  "optimizer": "adamw", "extrapolate": 0.0, "eval_steps": None, "early_stopping_patience": None,
+                  "dataloader_num_workers": 0,
                   "distill": {"teacher": "", "alpha": 0.5, "temperature": 2.0, "hidden": 0.0, "attention": 0.0}},
     }  # fmt: skip
     assert [(p["rate"], p["weight_decay"], p["dropout"], p["share"]) for p in protocols] == [
