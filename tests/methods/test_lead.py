@@ -165,7 +165,18 @@ def test_the_penalty_is_that_of_the_formula_and_on_the_curve_of_the_threshold() 
         assert all(one.allclose(other, rtol=1e-3, atol=1e-9) for one, other in zip(own, plain, strict=True))
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["radam", "adafactor"])
+def test_an_optimizer_whose_steps_the_penalty_cannot_foresee_is_refused(optimizer: str) -> None:
+    parameter = Parameter(torch.zeros(8))
+    own = OPTIMIZERS[optimizer]([parameter], lr=1e-4)
+    parameter.grad = torch.ones(8)
+    own.step()
+    with pytest.raises(UserError, match="take adamw") as caught:
+        typical_gradient(own, parameter)
+    assert caught.value.field == "train.optimizer"
+
+
+@pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name not in ("radam", "adafactor")])
 def test_a_typical_gradient_moves_an_entry_by_the_learning_rate(optimizer: str) -> None:
     """By the optimizer itself: noise that it remembers, then the gradient that is said to move by one rate, held."""
     parameter, rate = Parameter(torch.zeros(64)), 1e-4

@@ -215,6 +215,11 @@ def typical_gradient(
     of the parameter, looked up unless it is given.
     """
     group = group or next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
+    if isinstance(optimizer, torch.optim.RAdam):
+        raise UserError(
+            "radam shortens its first steps, which this method's penalty does not reckon with; take adamw",
+            "train.optimizer",
+        )
     own = optimizer.state.get(parameter, {})
     factor = 1.0 - group.get("momentum", 0.0)
     if "exp_avg_sq" in own:
