@@ -1,6 +1,7 @@
 """Tables of results that are no study: costs, speeds, exports, memory, perplexities. One function each."""
 
 import statistics
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,8 +12,12 @@ def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]], *notes: str) -
     """Return a Markdown table, with notes below it."""
     lines = [f"| {' | '.join(row)} |".replace("|  |", "| |") for row in (heads, *rows)]
     return "\n".join(
-        [lines[0], "|" + "---|" * len(heads), *lines[1:], *(part for note in notes for part in ("", note))]
+        [lines[0], "|" + "---|" * len(heads), *lines[1:], *(part for note in notes for part in ("", _wrapped(note)))]
     )
+
+
+def _wrapped(note: str) -> str:
+    return textwrap.fill(note, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def cost_rows(found: dict[str, Any]) -> str:

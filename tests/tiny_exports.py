@@ -1,5 +1,6 @@
 """Pruned tiny models on the disk, exports by the command line, and what several tests of exports say of them."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,15 @@ import torch
 import transformers
 
 from sparsesoup.cli.main import main
-from sparsesoup.core.ticket import save_masks
+from sparsesoup.core.ticket import Ticket, save_masks
 from sparsesoup.exports import graphs
+from sparsesoup.exports.compact import fold_and_prune_layer_
 from sparsesoup.exports.source import masks_from_zeros
+from sparsesoup.hub.models.cut_layers import live_parts
+from sparsesoup.hub.models.dummy_inputs import dummy_inputs, forward_outputs
 from sparsesoup.hub.models.layer_layouts import prunable_layers
 from sparsesoup.hub.quiet import quiet_libraries
+from sparsesoup.training.problem import Problem
 from tiny_models import HEADS, LAYERS, UNITS, killed, model_of
 
 SOME = {"heads": [["stays", "out", "in", "mixed"], ["in"] * HEADS], "units": [["in"] * UNITS, ["stays", "out"] * 3]}
@@ -38,6 +43,19 @@ def pruned(folder: Path, name: str, plan: Any = SOME, dtype: torch.dtype = torch
         for layer in prunable_layers(model):
             layer.module_of("query").weight[1::2, ::3] = 0
     return saved(folder, model, method="magnitude", model=name, seed=0, origin="a hash of the base model's weights")
+
+
+def narrow_model(problem: Problem, ticket: Ticket) -> Any:
+    """The model of a ticket, cut down to its live parts; its answers are those of the masked model to 1e-10."""
+    model = copy.deepcopy(problem.pretrained)
+    model.load_state_dict(ticket.weights)
+    narrow = copy.deepcopy(model.eval())
+    for layer in prunable_layers(narrow):
+        fold_and_prune_layer_(layer, live_parts(layer))
+    batch = dummy_inputs(model)
+    pairs = zip(forward_outputs(model, batch), forward_outputs(narrow, batch), strict=True)
+    assert max(float((a - b).abs().max()) for a, b in pairs) < 1e-10
+    return narrow
 
 
 def export_command(*words: object) -> int:

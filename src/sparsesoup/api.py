@@ -97,7 +97,8 @@ def prune(
         if trainer is not None or isinstance(model, nn.Module) or "train_dataset" in settings:
             given: dict[str, Any] = {**common, "train": train, "out": out, "progress": progress, "observer": observer}
             given |= {"snapshots": snapshots, **settings}
-            _refuse_for_objects({"cache_dir": cache_dir, "workers": None if workers == 1 else workers})
+            shared = {"cache_dir": (cache_dir, None), "cache_size": (cache_size, 32.0), "workers": (workers, 1)}
+            _refuse_for_objects({key: value for key, (value, plain) in shared.items() if value != plain})
             return _prune_objects(name, model, trainer, method, {k: v for k, v in given.items() if v is not None})
         named = {key: value for key, value in {"model": model, **common}.items() if value is not None}
         config = _make_config(name, {**settings, **named}, method, train)
@@ -125,9 +126,8 @@ def _make_config(
 
 def _refuse_for_objects(given: Mapping[str, Any]) -> None:
     """Raise a UserError for an argument that objects in memory do not allow."""
-    for name, value in given.items():
-        if value is not None:
-            raise UserError("objects stay in this process, so nothing is shared with others; leave it out", name)
+    for name in given:
+        raise UserError("objects stay in this process, so nothing is shared with others; leave it out", name)
 
 
 def _prune_objects(

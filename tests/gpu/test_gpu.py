@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from conftest import same, tiny
+from killed_runs import finish_killed_run
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Block
 from sparsesoup.core.masking import topk_masks
@@ -19,9 +21,7 @@ from sparsesoup.core.masks import count_kept, count_total
 from sparsesoup.methods import METHODS, TABLE
 from sparsesoup.methods.scores import magnitude
 from sparsesoup.training.batching import Batch
-from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.config import TrainingConfig
-from sparsesoup.training.cost import CostTracker
 from sparsesoup.training.device import device_chosen
 from sparsesoup.training.loop import train
 from sparsesoup.training.observer import Observer
@@ -43,17 +43,6 @@ def _on_the_gpu() -> Iterator[None]:
         yield
 
 
-class Kill(Observer):
-    """An observer that ends the run at a step."""
-
-    def __init__(self, at: int) -> None:
-        self.at = at
-
-    def step(self, record: Mapping[str, Any]) -> None:
-        if record and record["step"] == self.at:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_reaches_its_sparsity(name: str, tmp_path: Path) -> None:
     sparsity = 0.0 if TABLE[name].dense else 0.5
@@ -68,19 +57,12 @@ def test_every_method_reaches_its_sparsity(name: str, tmp_path: Path) -> None:
 def test_a_killed_run_ends_with_the_masks_of_a_whole_one(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparsesoup.training.checkpoint.SHARE", 0)
-
-    def problem(at: int) -> Any:
-        meter = CostTracker()
-        journal = Checkpointer(meter, tmp_path / "stages", every=0.0)
-        return tiny(training=BASE, meter=meter, journal=journal, observer=Kill(at))
-
+    make, chosen = partial(tiny, training=BASE), method(name, tmp_path)
     sparsity = 0.0 if TABLE[name].dense else 0.5
-    whole = method(name, tmp_path).run(tiny(training=BASE), sparsity)
-    (tmp_path / "stages").mkdir()
-    with pytest.raises(KeyboardInterrupt):
-        method(name, tmp_path).run(problem(33), sparsity)
-    resumed = method(name, tmp_path).run(problem(-1), sparsity)
+    whole = chosen.run(make(), sparsity)
+    folder = tmp_path / "stages"
+    folder.mkdir()
+    resumed = finish_killed_run(chosen, make, sparsity, folder, monkeypatch, kills=1, steps=33)
     assert same(resumed.masks, whole.masks)
     assert same(resumed.weights, whole.weights)
 

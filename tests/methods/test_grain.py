@@ -13,10 +13,7 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.groups import structured_groups
 from sparsesoup.core.masks import count_kept, count_total, sparsity
 from sparsesoup.core.targets import target_parameters
-from sparsesoup.exports.compact import fold_and_prune_layer_
-from sparsesoup.hub.models.cut_layers import layer_widths, live_parts
-from sparsesoup.hub.models.dummy_inputs import dummy_inputs, forward_outputs
-from sparsesoup.hub.models.layer_layouts import prunable_layers
+from sparsesoup.hub.models.cut_layers import layer_widths
 from sparsesoup.loops.attach import attach
 from sparsesoup.methods.grain import Grain, best_masks
 from sparsesoup.methods.live_features import head_densities, sparsity_with_biases
@@ -28,6 +25,7 @@ from sparsesoup.training.loop import train
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.state import TrainState
 from tiny_bert import bert
+from tiny_exports import narrow_model
 
 LAYER = "bert.encoder.layer.{}."
 PARTS = {"query": "attention.self.query", "key": "attention.self.key", "value": "attention.self.value",
@@ -191,14 +189,7 @@ def test_the_sparsity_is_that_of_whole_groups_in_both_units(share: float) -> Non
 @pytest.mark.parametrize("share", [0.45, 0.9])
 def test_the_compact_model_has_ragged_heads_and_answers_alike(share: float) -> None:
     ticket, problem, _ = grained(share)
-    model = copy.deepcopy(problem.pretrained)
-    model.load_state_dict(ticket.weights)
-    narrow = copy.deepcopy(model.eval())
-    for layer in prunable_layers(narrow):
-        fold_and_prune_layer_(layer, live_parts(layer))
-    batch = dummy_inputs(model)
-    pairs = zip(forward_outputs(model, batch), forward_outputs(narrow, batch), strict=True)
-    assert max(float((a - b).abs().max()) for a, b in pairs) < 1e-10
+    narrow = narrow_model(problem, ticket)
     rows = layer_widths(narrow).values()
     widths = [w for row in rows for key in ("query_key", "value_output") for w in row.get("narrow", {}).get(key, [])]
     assert len(set(widths)) > 2

@@ -1,6 +1,5 @@
 """MLPruning: learnt kept shares, gradients by hand, the paper's count, exact trimming in both stages."""
 
-import copy
 import math
 from typing import Any
 
@@ -12,9 +11,7 @@ from conftest import tiny, watched
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Block, Row
 from sparsesoup.core.masks import count_kept, count_total, sparsity
-from sparsesoup.exports.compact import fold_and_prune_layer_
-from sparsesoup.hub.models.cut_layers import layer_widths, live_parts
-from sparsesoup.hub.models.dummy_inputs import dummy_inputs, forward_outputs
+from sparsesoup.hub.models.cut_layers import layer_widths
 from sparsesoup.hub.models.layer_layouts import prunable_layers
 from sparsesoup.methods.gates.attach import attach_gates
 from sparsesoup.methods.gates.kept_share import KeptShareGate, MatrixShare, ShareController
@@ -23,6 +20,7 @@ from sparsesoup.methods.live_features import close_dead_inputs
 from sparsesoup.methods.mlpruning import MlPruning
 from sparsesoup.training.config import TrainingConfig
 from tiny_bert import bert
+from tiny_exports import narrow_model
 
 ALONE = {"structured": 1.0}
 
@@ -143,14 +141,7 @@ def test_heads_and_rows_are_whole_and_cut_out_to_the_same_answers(share: float) 
             assert all(len(set(band.tolist())) == 1 for band in rows.split(8))
         columns = mask.any(0)
         assert mask.equal(rows[:, None] & columns)
-    model = copy.deepcopy(problem.pretrained)
-    model.load_state_dict(ticket.weights)
-    narrow = copy.deepcopy(model.eval())
-    for layer in prunable_layers(narrow):
-        fold_and_prune_layer_(layer, live_parts(layer))
-    batch = dummy_inputs(model)
-    pairs = zip(forward_outputs(model, batch), forward_outputs(narrow, batch), strict=True)
-    assert max(float((a - b).abs().max()) for a, b in pairs) < 1e-10
+    narrow = narrow_model(problem, ticket)
     parts = [layer.module_of(part).weight.numel() for layer in prunable_layers(narrow)
              for part in ("query", "key", "value", "output", "up", "down")]  # fmt: skip
     assert sum(parts) == count_kept(ticket.masks)

@@ -1,7 +1,6 @@
 """Every method on a device that is not the CPU: nowhere do tensors of both meet, and the masks are those of the CPU."""
 
 import functools
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +8,14 @@ import pytest
 import torch
 
 from conftest import same, tiny
+from killed_runs import finish_killed_run
 from reference.other_device import AWAY, AwayTensor, OtherDevice, other_device
 from sparsesoup.core import topk_rows
 from sparsesoup.core.masking import topk_masks
 from sparsesoup.methods import METHODS, TABLE
 from sparsesoup.methods.gradual import GradualPruning
 from sparsesoup.training import optimizers
-from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.config import TrainingConfig
-from sparsesoup.training.cost import CostTracker
-from sparsesoup.training.observer import Observer
 from sparsesoup.training.problem import Problem
 from tiny_bert import bert
 from tiny_runs import method
@@ -66,35 +63,15 @@ def test_every_method_finds_the_masks_of_the_cpu(name: str, tmp_path: Path, monk
     assert not any(isinstance(t, AwayTensor) for t in (*there.masks.values(), *there.weights.values()))
 
 
-class Kill(Observer):
-    """An observer that ends the run at a step."""
-
-    def __init__(self, at: int) -> None:
-        self.at = at
-
-    def step(self, record: Mapping[str, Any]) -> None:
-        if record and record["step"] == self.at:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("name", ["gradual", "movement", "platon", "imp-rewind"])
 def test_a_killed_run_resumes_there_to_the_masks_of_the_cpu(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparsesoup.training.checkpoint.SHARE", 0)
-
-    def problem(at: int) -> Problem:
-        meter = CostTracker()
-        journal = Checkpointer(meter, tmp_path, every=0.0)
-        return problem_for(meter=meter, journal=journal, observer=Kill(at))
-
-    here = method(name, tmp_path).run(problem_for(), 0.5)
+    chosen = method(name, tmp_path)
+    here = chosen.run(problem_for(), 0.5)
     with other_device(monkeypatch):
-        with pytest.raises(KeyboardInterrupt):
-            method(name, tmp_path).run(problem(33), 0.5)
-        resumed = problem(-1)
-        assert resumed.journal.resumed_stage is not None
-        assert same(method(name, tmp_path).run(resumed, 0.5).masks, here.masks)
+        resumed = finish_killed_run(chosen, problem_for, 0.5, tmp_path, monkeypatch, kills=1, steps=33)
+    assert same(resumed.masks, here.masks)
 
 
 @pytest.mark.parametrize("scope", ["global", "tensor", "row", "2:4"])

@@ -1,8 +1,8 @@
 """PELA: factors against the singular values, what is trained and priced, and the way back to stock shapes."""
 
 import copy
-from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import Watch, same, tiny
+from conftest import same, tiny
+from killed_runs import finish_killed_run
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.low_rank import merge_layers_, product_of, rank_at, split_layers_, svd_factors
 from sparsesoup.core.targets import Target
 from sparsesoup.methods.pela import Pela
 from sparsesoup.study.cost.flops_model import FlopsModel, plan_costs
-from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.config import TrainingConfig
-from sparsesoup.training.cost import CostTracker
-from sparsesoup.training.problem import Problem
 from tiny_bert import bert
 from tiny_vit import images
 
@@ -59,6 +57,17 @@ def test_at_full_rank_the_split_model_answers_alike_and_merges_back(make: Any) -
         merge_layers_(model, names)
         torch.testing.assert_close(problem.predict(model, batch), wanted, rtol=1e-4, atol=1e-5)
     assert [(n, p.shape) for n, p in model.named_parameters()] == [(n, p.shape) for n, p in dense.named_parameters()]
+
+
+def test_a_plan_is_priced_without_a_decomposition(monkeypatch: pytest.MonkeyPatch) -> None:
+    def decompose(weight: Any, rank: int) -> Any:
+        raise AssertionError("a decomposition takes longer than all the rest of a dry run")
+
+    monkeypatch.setattr("sparsesoup.core.low_rank.svd_factors", decompose)
+    problem = tiny()
+    assert plan_costs(Pela().plan(problem.size, 0.0), problem, FlopsModel(problem))
+    with pytest.raises(AssertionError, match="a decomposition"):
+        Pela().run(problem, 0.0)
 
 
 @pytest.mark.parametrize("make", [tiny, bert, images])
@@ -120,29 +129,9 @@ def test_a_change_within_the_bound_costs_nothing() -> None:
     assert run.taught.training_loss(model, batch).item() == pytest.approx(problem.training_loss(model, batch).item())
 
 
-class Killed(BaseException):
-    """Stands for the end of a process."""
-
-
 def test_a_run_killed_in_each_phase_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparsesoup.training.checkpoint.SHARE", 0)
-    method = Pela()
-    whole = method.run(bert(steps=14), 0.0)
-
-    class Dying(Watch):
-        def step(self, record: Mapping[str, Any]) -> None:
-            super().step(record)
-            if len(self.records) == 5:
-                raise Killed
-
-    def life(**more: Any) -> Problem:
-        meter = CostTracker()
-        return bert(steps=14, meter=meter, journal=Checkpointer(meter, tmp_path, 0.0), **more)
-
-    for _ in range(2):
-        with pytest.raises(Killed):
-            method.run(life(observer=Dying()), 0.0)
-    again = method.run(life(), 0.0)
+    whole = Pela().run(bert(steps=14), 0.0)
+    again = finish_killed_run(Pela(), partial(bert, steps=14), 0.0, tmp_path, monkeypatch, kills=2, steps=5)
     assert same(again.weights, whole.weights)
     assert again.metrics == whole.metrics
     assert again.notes == whole.notes

@@ -1,8 +1,8 @@
 """Sparse progressive distillation: what is grafted and when, what is trained, and what the student ends as."""
 
 import copy
-from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from conftest import Watch, same, tiny
+from killed_runs import finish_killed_run
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.masks import apply_masks_
 from sparsesoup.core.targets import names_in_blocks, target_parameters
@@ -18,13 +19,10 @@ from sparsesoup.methods import METHODS
 from sparsesoup.methods.gradual import pruning_hook
 from sparsesoup.methods.progressive_distillation import SparseProgressiveDistillation
 from sparsesoup.study.cost.flops_model import FlopsModel, plan_costs
-from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.config import DistillConfig, TrainingConfig
-from sparsesoup.training.cost import CostTracker
 from sparsesoup.training.distillation import distillation_objective
 from sparsesoup.training.loop import train
 from sparsesoup.training.overrides import only_trained
-from sparsesoup.training.problem import Problem
 from tiny_bert import bert
 from tiny_vit import images
 
@@ -142,28 +140,9 @@ def test_a_plan_costs_to_the_flop_what_a_run_on_images_does() -> None:
     assert {k: c.flops for k, c in planned.items()} == {k: c.flops for k, c in problem.meter.costs.items()}
 
 
-class Killed(BaseException):
-    """Stands for the end of a process."""
-
-
 def test_a_run_killed_in_each_stage_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparsesoup.training.checkpoint.SHARE", 0)
     whole = METHOD.run(bert(steps=14), 0.6)
-
-    class Dying(Watch):
-        def step(self, record: Mapping[str, Any]) -> None:
-            super().step(record)
-            if len(self.records) == 6:
-                raise Killed
-
-    def life(**more: Any) -> Problem:
-        meter = CostTracker()
-        return bert(steps=14, meter=meter, journal=Checkpointer(meter, tmp_path, 0.0), **more)
-
-    for _ in range(4):
-        with pytest.raises(Killed):
-            METHOD.run(life(observer=Dying()), 0.6)
-    again = METHOD.run(life(), 0.6)
+    again = finish_killed_run(METHOD, partial(bert, steps=14), 0.6, tmp_path, monkeypatch, kills=4, steps=6)
     assert same(again.masks, whole.masks)
     assert same(again.weights, whole.weights)
 

@@ -1,7 +1,7 @@
 """Extrapolation: the gradient of a step is taken at moved weights, and nothing but that gradient is different."""
 
-from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from conftest import Watch, same, tiny, tiny_double
+from conftest import same, tiny, tiny_double
+from killed_runs import finish_killed_run
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.masking import topk_masks
 from sparsesoup.methods import METHODS
 from sparsesoup.methods.scores import magnitude
 from sparsesoup.study.cost.flops_model import FlopsModel, plan_costs
 from sparsesoup.training.batching import Batch
-from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.config import TrainingConfig
-from sparsesoup.training.cost import CostTracker
 from sparsesoup.training.extrapolation import FORMER
 from sparsesoup.training.loop import train, train_head
 from sparsesoup.training.problem import Problem
@@ -178,33 +177,16 @@ def test_a_parameter_without_a_gradient_has_no_former_one() -> None:
     assert not any(FORMER in state.optimizer.state[p] for p in params)
 
 
-class Killed(BaseException):
-    """Stands for the end of a process."""
-
-
 @pytest.mark.parametrize("name", ["gradual", "movement", "imp-rewind"])
 def test_a_run_killed_and_resumed_ends_with_the_same_bits(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparsesoup.training.checkpoint.SHARE", 0)
     method = replace(METHODS[name], cut=0.5) if name == "imp-rewind" else METHODS[name]
     whole = method.run(tiny(training=BASE, steps=30), 0.6)
     assert not same(whole.weights, method.run(tiny(training=replace(BASE, extrapolate=0.0), steps=30), 0.6).weights)
 
-    class Dying(Watch):
-        def step(self, record: Mapping[str, Any]) -> None:
-            super().step(record)
-            if len(self.records) == 7:
-                raise Killed
-
-    def life(**more: Any) -> Problem:
-        meter = CostTracker()
-        return tiny(training=BASE, steps=30, meter=meter, journal=Checkpointer(meter, tmp_path, 0.0), **more)
-
-    for _ in range(3):
-        with pytest.raises(Killed):
-            method.run(life(observer=Dying()), 0.6)
-    again = method.run(life(), 0.6)
+    make = partial(tiny, training=BASE, steps=30)
+    again = finish_killed_run(method, make, 0.6, tmp_path, monkeypatch, kills=3, steps=7)
     assert same(again.masks, whole.masks)
     assert same(again.weights, whole.weights)
 

@@ -223,6 +223,8 @@ def test_the_size_of_a_cache_is_a_flag(place: Path, tmp_path: Path, capsys: pyte
     assert len(list((tmp_path / "cache").iterdir())) == 1  # the newest
     assert main([*arguments(place, "imp-rewind", tmp_path / "two"), "--seed", "1", *cache, "-1"]) == 2
     assert "--cache-size: a number of GiB, 0 or more, is needed, got -1" in capsys.readouterr().err
+    assert main([*arguments(place, "imp-rewind", tmp_path / "two"), "--dry-run", *cache, "nan"]) == 2
+    assert "--cache-size: a number of GiB, 0 or more, is needed, got nan" in capsys.readouterr().err
 
 
 def test_an_entry_is_read_tensor_by_tensor(tmp_path: Path) -> None:

@@ -45,6 +45,9 @@ def run_prune(parsed: tuple[RunConfig, argparse.Namespace]) -> None:
     from sparsesoup.runs.summary import closing_lines
 
     settings, options = parsed
+    cache = Path(options.cache_dir) if options.cache_dir and not options.dry_run else None
+    own = {"workers": options.workers, "snapshots": options.snapshots, "cache_size": options.cache_size}
+    outside = RuntimeOptions(SafeConsole(stderr=True), options.save_every, cache, **own)
     if options.dry_run:
         from sparsesoup.runs.run import fill_default_sparsity
         from sparsesoup.study.dry_run import describe_plan
@@ -52,9 +55,6 @@ def run_prune(parsed: tuple[RunConfig, argparse.Namespace]) -> None:
         for line in describe_plan(fill_default_sparsity(settings), Path(options.out), options.snapshots):
             print_line(line)
         return
-    cache = Path(options.cache_dir) if options.cache_dir else None
-    own = {"workers": options.workers, "snapshots": options.snapshots, "cache_size": options.cache_size}
-    outside = RuntimeOptions(SafeConsole(stderr=True), options.save_every, cache, **own)
     run = run_method(settings, Path(options.out), outside)
     for line in run_warnings(run.report):
         print_line(f"note: {line}", sys.stderr)

@@ -70,7 +70,7 @@ class _Same:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Same) and other._value is self._value
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # equal to itself alone, so never a key; mypy knows a method only
 
 
 def _task_key(place: ModelAndDataConfig) -> tuple[Any, ...]:

@@ -60,9 +60,9 @@ class Pela(Method):
             )
         size.require_steps(1, "a run")
         first = round(self.intermediate * size.steps)
-        trained: dict[str, Any] = {"copies": 1.0, "priced_problem": self._low_problem}
+        trained: dict[str, Any] = {"copies": 1.0, "priced_problem": self._priced_problem}
         phases = [
-            Phase(name="intermediate", steps=first, own_loss=True, copies=2.0, priced_problem=self._taught_problem),
+            Phase(name="intermediate", steps=first, own_loss=True, copies=2.0, priced_problem=self._priced_taught),
             Phase(name="fine-tuning", steps=size.steps - first, masks_final=0, **trained),
         ]
         last = [phase for phase in phases if phase.steps][-1]
@@ -100,20 +100,25 @@ class Pela(Method):
         shapes = [target.shape for target in problem.targets.values()]
         return low_rank_facts(shapes, self.ranks_of(problem.targets).values(), whole)
 
-    def _low_problem(self, problem: Problem) -> Problem:
-        """Return the problem of the model of low rank, whose targets are the factors."""
+    def _low_problem(self, problem: Problem, fill: bool = True) -> Problem:
+        """Return the problem of the model of low rank, whose targets are the factors; random ones if not filled."""
         model, targets = copy_model(problem.pretrained), Targets()
         ranks = {name.removesuffix(".weight"): rank for name, rank in self.ranks_of(problem.targets).items()}
-        split_layers_(model, ranks)
+        split_layers_(model, ranks, fill)
         for name, rank in ranks.items():
             out, inside = problem.targets[f"{name}.weight"].shape
             targets[f"{name}.0.weight"] = Target("other", (rank, inside))
             targets[f"{name}.1.weight"] = Target("other", (out, rank))
         return replace(problem, pretrained=model, targets=targets)
 
-    def _taught_problem(self, problem: Problem, low: Problem | None = None) -> Problem:
+    def _priced_problem(self, problem: Problem) -> Problem:
+        return self._low_problem(problem, fill=False)  # FLOPs depend on shapes alone
+
+    def _priced_taught(self, problem: Problem) -> Problem:
+        return self._taught_problem(problem, self._priced_problem(problem))
+
+    def _taught_problem(self, problem: Problem, low: Problem) -> Problem:
         """Return the problem of low rank with the loss of the intermediate training."""
-        low = self._low_problem(problem) if low is None else low
         weights = {name: problem.pretrained.get_parameter(name).detach() for name in problem.targets}
         settings = DistillConfig(teacher="pretrained", alpha=0.0, hidden=self.hidden)
         named = replace(low, targets=problem.targets)  # blocks have the names that they have in the teacher

@@ -57,7 +57,7 @@ def fill_settings(default: T, table: Mapping[Any, Any], group: str = "") -> T:
     hints, values = get_type_hints(type(default)), dict[str, Any]()
     for key, value in nest_table(table).items():
         name = ALIASES.get(join_names(group, key), key).rpartition(".")[2]
-        if name not in {f.name for f in fields(default)}:  # type: ignore[arg-type]
+        if name not in {f.name for f in fields(default)}:  # type: ignore[arg-type]  # T is a dataclass
             raise unknown_setting(join_names(group, name), [s.name for s in settings_of(default, group)])
         values[name] = as_type(hints[name], value, join_names(group, name), getattr(default, name))
     try:

@@ -83,7 +83,7 @@ class KeptShare(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class MatrixShare:
-    """Where the kept share of a matrix comes from: rows of one gate, and the columns that another leaves to read.
+    """Sources of the kept share of a matrix: rows of one gate, and the columns that another leaves to read.
 
     Args:
         size: weights of the matrix.

@@ -45,7 +45,7 @@ class TrialJob:
 
     @property
     def place(self) -> tuple[ModelAndDataConfig, str]:
-        """What a process loads for the job, and keeps for the next one."""
+        """The place of the job: model and data that a process loads, and keeps for the next job."""
         return self.trial.settings.place, self.trial.settings.train.mixed_precision
 
     @property

@@ -1,4 +1,4 @@
-"""What runs on the nodes of Ray: actors that do a study's jobs, and the check that they see the shared folder."""
+"""Actors that run a study's jobs on the nodes of Ray, and the check that they see the shared folder."""
 
 import contextlib
 import importlib
@@ -15,7 +15,7 @@ LATE = 70.0  # seconds; a network file system may cache for a minute that a file
 
 
 class TrialActor:
-    """What runs on a node: one job after another, with what is loaded for the next of the same place."""
+    """An actor that runs one job after another on a node, and keeps model and data for the next of the same place."""
 
     def __init__(self, runner: Callable[[], Callable[[TrialJob], None]]) -> None:
         self._runner = runner()

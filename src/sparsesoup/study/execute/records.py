@@ -7,7 +7,7 @@ from sparsesoup.study.execute.jobs import FAILED, TrialJob, read_record
 
 
 class StudyRecords:
-    """What is known of each trial: its record, or its failure.
+    """The record of each trial, or its failure.
 
     Args:
         jobs: all jobs of the study.
