@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import importlib
+import inspect
 import re
 import shlex
 import tomllib
@@ -176,3 +177,12 @@ def test_links_between_the_documents_lead_somewhere():
         for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text(encoding="utf-8")):
             if "://" not in target and target not in GENERATED:
                 assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_no_example_of_the_reference_reads_as_a_link() -> None:
+    """A list below a list in brackets is a reference to mkdocstrings, at which a strict build stops."""
+    public = [getattr(sparsesoup, name) for name in sparsesoup.__all__]
+    members = [m for each in public if isinstance(each, type) for m in vars(each).values() if callable(m)]
+    texts = [(each, inspect.getdoc(each) or "") for each in (*public, *members)]
+    assert sum(">>>" in text for _, text in texts) > 10
+    assert [each for each, text in texts if re.search(r">>> \[.*\]\n\[", text)] == []
