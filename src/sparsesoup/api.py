@@ -92,20 +92,19 @@ def prune(
         PrunedModel: `model`, `masks`, `metrics`, `cost` and `save`.
     Raises: UserError for bad input.
     """
-    common = {"dataset": dataset, "sparsity": sparsity, "steps": steps, "epochs": epochs, "seed": seed}
+    given = {"dataset": dataset, "sparsity": sparsity, "steps": steps, "epochs": epochs, "seed": seed, **settings}
+    given = {key: value for key, value in given.items() if value is not None}
+    shared: dict[str, Any] = {"cache_size": cache_size, "workers": workers}
+    outside: dict[str, Any] = {"observer": observer, "snapshots": snapshots}
     with device_chosen(device):
         if trainer is not None or isinstance(model, nn.Module) or "train_dataset" in settings:
-            given: dict[str, Any] = {**common, "train": train, "out": out, "progress": progress, "observer": observer}
-            given |= {"snapshots": snapshots, **settings}
-            shared = {"cache_dir": (cache_dir, None), "cache_size": (cache_size, 32.0), "workers": (workers, 1)}
-            _refuse_for_objects({key: value for key, (value, plain) in shared.items() if value != plain})
-            return _prune_objects(name, model, trainer, method, {k: v for k, v in given.items() if v is not None})
-        named = {key: value for key, value in {"model": model, **common}.items() if value is not None}
-        config = _make_config(name, {**settings, **named}, method, train)
+            _refuse_for_objects({"cache_dir": cache_dir, **shared})
+            objects = {**given, "train": train, "out": out, **outside, "progress": progress}
+            return _prune_objects(name, model, trainer, method, objects)
+        config = _make_config(name, given if model is None else {**given, "model": model}, method, train)
         console, cache = SafeConsole(stderr=True, quiet=not progress), Path(cache_dir) if cache_dir else None
-        own: dict[str, Any] = {"cache_size": cache_size, "workers": workers, "snapshots": snapshots}
-        outside = run.RuntimeOptions(console, cache=cache, observer=observer, **own)
-        return run.run_method(config, Path("runs" if out is None else out), outside)
+        options = run.RuntimeOptions(console, cache=cache, **shared, **outside)
+        return run.run_method(config, Path("runs" if out is None else out), options)
 
 
 def _make_config(
@@ -126,7 +125,8 @@ def _make_config(
 
 def _refuse_for_objects(given: Mapping[str, Any]) -> None:
     """Raise a UserError for an argument that objects in memory do not allow."""
-    for name in given:
+    defaults = inspect.signature(prune).parameters
+    for name in (name for name, value in given.items() if value != defaults[name].default):
         raise UserError("objects stay in this process, so nothing is shared with others; leave it out", name)
 
 
@@ -136,6 +136,7 @@ def _prune_objects(
     from sparsesoup.loops.attach import named_method
     from sparsesoup.loops.objects import prune_model, prune_trainer
 
+    given = {key: value for key, value in given.items() if value is not None}
     chosen = fill_settings(named_method(name), method or {}, "method")
     columns = {f.name for f in dataclasses.fields(ModelAndDataConfig)} - {"model", "dataset", "seed"}
     given["columns"] = {key: given.pop(key) for key in columns & given.keys()} or None
@@ -194,7 +195,7 @@ def export(
 
     Args:
         path: run directory, model folder with `pruning/`, or another export.
-        to: dense, packed, compact, onnx, openvino or semi-structured.
+        to: dense, packed, compact, low-rank, onnx, openvino or semi-structured.
         out: folder to write; an earlier export there is replaced, anything else refused.
         verify: load it in a fresh process, ask it for the whole test split and compare with the source's own answers.
         settings: those of the format, such as dtype="bf16" of packed.

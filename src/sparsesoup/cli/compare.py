@@ -14,7 +14,6 @@ from sparsesoup.core.process_pool import LIVES
 from sparsesoup.core.threads import check_threads
 from sparsesoup.report.escaping import SafeConsole, print_line
 from sparsesoup.study.execute.ray_connect import check_ray_reachable, ray_address
-from sparsesoup.training.device import choose_device
 
 ABOUT = """Many runs as one resumable study: models, datasets, methods, sparsities and seeds; then a table and a page.
 
@@ -97,6 +96,8 @@ def read_study_arguments(arguments: Sequence[str]) -> Any:
     ray = options.executor == "ray"
     _need_fitting(options, ray)
     if options.device:
+        from sparsesoup.training.device import choose_device  # which loads torch
+
         choose_device(options.device)
     if ray and not options.dry_run:
         check_ray_reachable(ray_address(options.address))
