@@ -216,11 +216,11 @@ def pretrain(
         predict=zero_shot.predict_zero_shot, criterion=lambda outputs, batch: outputs.mean(), metric=learnt[0].judge,
         objective=objective, training=TrainingConfig(**recipe["train"]), seed=recipe["seed"], meter=meter,
         observer=watch,
-        journal=Checkpointer(meter, out / "stages", every, position=watch.log_position, rewind=watch.rewind_log),
+        checkpointer=Checkpointer(meter, out / "stages", every, position=watch.log_position, rewind=watch.rewind_log),
     )  # fmt: skip
     try:
         state = problem.start_run()
-        problem.journal.run_stage("pre-train", state, train, state, problem, problem.steps)
+        problem.checkpointer.run_stage("pre-train", state, train, state, problem, problem.steps)
         model.load_state_dict(state.model.state_dict())
         model.to(problem.accelerator.device)
         with torch.no_grad():
@@ -237,7 +237,7 @@ def pretrain(
         model.save_pretrained(temporary)
         transformers.CLIPProcessor(processor, tokenizer).save_pretrained(temporary)
     write_json(out / "pretraining.json", found)
-    problem.journal.close()
+    problem.checkpointer.close()
     return found
 
 

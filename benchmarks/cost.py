@@ -62,7 +62,7 @@ def weak_mask_cost(problem: Problem, rounds: int) -> dict[str, Any]:
     def vote() -> None:
         state.memory.clear()
         state.step = 1  # the same rows as below
-        fresh = replace(problem, journal=Checkpointer(problem.meter))  # in which no phase is finished
+        fresh = replace(problem, checkpointer=Checkpointer(problem.meter))  # in which no phase is finished
         run_forks(ActiveRun(fresh, state, phases=[phase]), [phase])
 
     def steps() -> None:

@@ -119,7 +119,7 @@ def tiny(**changes: Any) -> Problem:
         "training": TrainingConfig(learning_rate=1e-2, batch_size=16),
         "seed": seed,
         "meter": meter,
-        "journal": Checkpointer(meter),
+        "checkpointer": Checkpointer(meter),
     }
     return Problem(**(plain | changes))
 
@@ -174,7 +174,7 @@ class Watch(Observer):
 
 
 class Searched(Checkpointer):
-    """A journal that remembers what the gates had learnt of each weight or group, just before they are trimmed."""
+    """A Checkpointer that remembers what the gates had learnt of each weight or group, just before they are trimmed."""
 
     def run_stage(self, name: str, state: Any, work: Callable[..., object], *args: Any, hold: bool = False) -> None:
         super().run_stage(name, state, work, *args, hold=hold)

@@ -37,18 +37,18 @@ def finish_killed_run(
     """Return the ticket of a run that is killed `kills` times, each after `steps` steps, and then runs to its end.
 
     Args:
-        make: makes the problem, with a meter, a journal and maybe an observer.
+        make: makes the problem, with a meter, a checkpointer and maybe an observer.
         folder: folder of the checkpoints.
     """
     monkeypatch.setattr("sparsesoup.training.checkpoint.SHARE", 0)
 
     def life(**more: Any) -> Problem:
         meter = CostTracker()
-        return make(meter=meter, journal=Checkpointer(meter, folder, 0.0), **more)
+        return make(meter=meter, checkpointer=Checkpointer(meter, folder, 0.0), **more)
 
     for _ in range(kills):
         with pytest.raises(Killed):
             method.run(life(observer=KillAfter(steps)), sparsity)
     last = life()
-    assert last.journal.resumed_stage is not None
+    assert last.checkpointer.resumed_stage is not None
     return method.run(last, sparsity)

@@ -139,7 +139,7 @@ def test_a_killed_run_goes_on_to_the_same_bits_and_a_finished_one_is_read(tmp_pa
     with pytest.raises(Stop):
         call(tmp_path, 40)
     (run,) = tmp_path.glob("objects/imp-rewind-*/seed-0")
-    assert (run / "stages" / "journal.json").exists()
+    assert (run / "stages" / "checkpoint.json").exists()
     for other, says in (
         ({"train_dataset": TRAIN.select(range(60))}, "begun with another train_dataset"),
         ({"train_dataset": TRAIN.map(lambda row: {"labels": 1 - row["labels"]})}, "begun with another train_dataset"),

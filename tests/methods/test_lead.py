@@ -235,7 +235,7 @@ def test_a_led_run_that_dies_resumes_to_the_same_bits(
 
     def life() -> Problem:
         meter = CostTracker()
-        return tiny(meter=meter, journal=Checkpointer(meter, tmp_path, every=0.0), objective=objective, steps=40)
+        return tiny(meter=meter, checkpointer=Checkpointer(meter, tmp_path, every=0.0), objective=objective, steps=40)
 
     with pytest.raises(Died):
         replace(LED[name], score_rate=0.5).run(life(), 0.7)

@@ -131,9 +131,9 @@ def test_every_round_and_every_validation_is_on_the_meter() -> None:
 
 def test_the_tickets_wait_on_disk_where_there_is_a_folder(tmp_path: Path) -> None:
     meter = CostTracker()
-    journal = Checkpointer(meter, tmp_path)
-    LotteryPools(cut=0.5).run(tiny(meter=meter, journal=journal), 0.8)
-    assert not journal._stored
+    checkpointer = Checkpointer(meter, tmp_path)
+    LotteryPools(cut=0.5).run(tiny(meter=meter, checkpointer=checkpointer), 0.8)
+    assert not checkpointer._stored
     assert {f.name for f in tmp_path.glob("stored-*")} == {f"stored-ticket-{i}.safetensors" for i in range(5)}
 
 

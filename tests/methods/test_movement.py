@@ -169,27 +169,27 @@ def test_by_magnitude_masked_weights_stay_behind_their_masks_and_may_return() ->
     [SoftMovement(score_rate=0.5), HardConcreteL0(score_rate=0.5), MovementPruning(), MagnitudeStraightThrough()],
 )
 def test_trimming_keeps_what_the_gates_rank_highest(method: Any, scope: Any) -> None:
-    journal = Searched(CostTracker())
-    ticket = replace(method, scope=scope).run(tiny(steps=40, meter=journal.meter, journal=journal), 0.6)
-    kept_scores = {n: journal.scores[n][m] for n, m in ticket.masks.items()}
-    cut_scores = {n: journal.scores[n][~m] for n, m in ticket.masks.items()}
+    checkpointer = Searched(CostTracker())
+    ticket = replace(method, scope=scope).run(tiny(steps=40, meter=checkpointer.meter, checkpointer=checkpointer), 0.6)
+    kept_scores = {n: checkpointer.scores[n][m] for n, m in ticket.masks.items()}
+    cut_scores = {n: checkpointer.scores[n][~m] for n, m in ticket.masks.items()}
     if scope == "global":
         kept_scores, cut_scores = ({"": torch.cat(list(table.values()))} for table in (kept_scores, cut_scores))
     assert all(kept_scores[n].min() >= cut_scores[n].max() for n in kept_scores)
-    assert all(len(scores.unique()) > 100 for scores in journal.scores.values())
+    assert all(len(scores.unique()) > 100 for scores in checkpointer.scores.values())
 
 
 @pytest.mark.parametrize(
     "method", [SoftMovement(score_rate=0.5, pattern=Block(5, 4)), MovementPruning(scope="global", pattern=Block(5, 4))]
 )
 def test_blocks_fall_whole_and_in_the_order_of_their_scores(method: Any) -> None:
-    journal, by_fate = Searched(CostTracker()), {True: [float("inf")], False: [-float("inf")]}
-    ticket = method.run(tiny(steps=40, meter=journal.meter, journal=journal), 0.6)
+    checkpointer, by_fate = Searched(CostTracker()), {True: [float("inf")], False: [-float("inf")]}
+    ticket = method.run(tiny(steps=40, meter=checkpointer.meter, checkpointer=checkpointer), 0.6)
     for name, mask in ticket.masks.items():
         counts = mask.float().unflatten(0, (-1, 5)).unflatten(2, (-1, 4)).sum((1, 3)).flatten()
         assert set(counts.unique().tolist()) <= {0.0, 20.0}
-        assert len(journal.scores[name]) == mask.numel() / 20
-        for score, count in zip(journal.scores[name].tolist(), counts.tolist(), strict=True):
+        assert len(checkpointer.scores[name]) == mask.numel() / 20
+        for score, count in zip(checkpointer.scores[name].tolist(), counts.tolist(), strict=True):
             by_fate[count > 0].append(score)
     assert count_kept(ticket.masks) == 800
     assert min(by_fate[True]) >= max(by_fate[False])

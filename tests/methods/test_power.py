@@ -186,12 +186,12 @@ def test_a_run_that_dies_after_its_training_folds_what_it_finds(
 
     def life() -> Problem:
         meter = CostTracker()
-        return tiny(meter=meter, journal=Checkpointer(meter, tmp_path, every=0.0), predict=predict)
+        return tiny(meter=meter, checkpointer=Checkpointer(meter, tmp_path, every=0.0), predict=predict)
 
     with pytest.raises(Died):
         PowerPropagation().run(life(), 0.6)
     problem = life()
-    assert problem.journal.resumed_stage == "train"
+    assert problem.checkpointer.resumed_stage == "train"
     ticket = PowerPropagation().run(problem, 0.6)
     plain = PowerPropagation().run(tiny(), 0.6)
     assert same(ticket.weights, plain.weights)

@@ -183,9 +183,9 @@ def test_a_soup_of_one_is_that_fine_tuning(combine: Any) -> None:
 def test_members_wait_on_disk_where_there_is_a_folder(tmp_path: Path) -> None:
     for name in ("model-soup", "sparse-model-soup", "instant-model-soup"):
         meter = CostTracker()
-        problem = tiny(meter=meter, journal=Checkpointer(meter, tmp_path / name), steps=20)
+        problem = tiny(meter=meter, checkpointer=Checkpointer(meter, tmp_path / name), steps=20)
         METHODS[name].run(problem, 0.5 if name == "sparse-model-soup" else 0.0)
-        assert not problem.journal._stored
+        assert not problem.checkpointer._stored
         assert len(list((tmp_path / name).glob("stored-*.safetensors"))) >= 3
 
 
@@ -233,13 +233,13 @@ def test_a_sparse_soup_is_the_mean_of_retrainings_of_one_mask_of_the_dense_run()
 
 def test_the_average_of_a_sparse_soup_keeps_the_zeros_of_its_mask_exactly(tmp_path: Path) -> None:
     meter = CostTracker()
-    problem = tiny(meter=meter, journal=Checkpointer(meter, tmp_path), steps=20)
+    problem = tiny(meter=meter, checkpointer=Checkpointer(meter, tmp_path), steps=20)
     ticket = SparseModelSoup(phases=2, members=3, retrain=0.5).run(problem, 0.9)
     for number in range(3):  # before `Problem.ticket` could have masked them
-        member = problem.journal.get_artifact(f"member-1-{number}")
+        member = problem.checkpointer.get_artifact(f"member-1-{number}")
         for name, mask in ticket.masks.items():
             assert (member[name] != 0).equal(mask)
-    soup = average_weights(problem.journal.get_artifact(f"member-1-{number}") for number in range(3))
+    soup = average_weights(problem.checkpointer.get_artifact(f"member-1-{number}") for number in range(3))
     for name, mask in ticket.masks.items():
         assert (soup[name] != 0).equal(mask)
         assert ticket.weights[name].equal(soup[name] + 0.0)

@@ -292,12 +292,12 @@ def test_whole_heads_and_whole_units_are_cut_and_nothing_of_them_is_left() -> No
 
 
 def test_a_head_is_worth_what_the_one_of_its_four_matrices_says_that_wants_it_most() -> None:
-    journal = Searched(CostTracker())
-    problem = bert(steps=40, meter=journal.meter, journal=journal)
+    checkpointer = Searched(CostTracker())
+    problem = bert(steps=40, meter=checkpointer.meter, checkpointer=checkpointer)
     ticket = HybridMovement(attention="heads", score_rate=0.5).run(problem, 0.5)
     worth: dict[bool, list[float]] = {True: [], False: []}
     for name, target in problem.targets.items():
-        scores, mask = journal.scores[name], ticket.masks[name]
+        scores, mask = checkpointer.scores[name], ticket.masks[name]
         if target.role == "query":
             assert scores.shape == (4, 2)
             assert len(scores[:, 0].unique()) == 4

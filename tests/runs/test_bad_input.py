@@ -386,7 +386,7 @@ def test_a_loss_that_is_no_number_keeps_the_finished_pieces(place, tmp_path, cap
     step = int(re.search(r"the loss is inf at step (\d+)", said).group(1))
     assert step > 2, "the wrong row came first: take another seed"
     run = run_of(tmp_path / "runs")
-    assert (run / "stages" / "journal.json").exists()
+    assert (run / "stages" / "checkpoint.json").exists()
     assert (run / "run.yaml").exists()
     assert not (run / "model").exists()
     assert not (run / "report.json").exists()

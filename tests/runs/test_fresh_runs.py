@@ -28,7 +28,7 @@ def steps(ticket: Ticket) -> dict[str, int]:
 
 
 def bare(**changes: Any) -> Problem:
-    """The tiny problem with the meter and the journal that a Problem has where none are given."""
+    """The tiny problem with the meter and the checkpoint that a Problem has where none are given."""
     full = tiny(**changes)
     names = ("pretrained", "targets", "train", "validation", "predict", "criterion", "metric", "steps", "training")
     return Problem(**{name: getattr(full, name) for name in names}, objective=full.objective)
@@ -99,7 +99,7 @@ def test_a_loop_over_methods_with_a_folder_resumes_only_the_run_that_was_under_w
             return functional.cross_entropy(model(batch["x"]), batch["labels"])
 
         meter = CostTracker()
-        shared = tiny(meter=meter, journal=Checkpointer(meter, tmp_path, every=0.0), objective=objective, steps=20)
+        shared = tiny(meter=meter, checkpointer=Checkpointer(meter, tmp_path, every=0.0), objective=objective, steps=20)
         found = {name: run(name, shared) for name in ("gradual", "dense")}
         counted.append(seen)
         return found

@@ -125,14 +125,14 @@ def test_a_process_turned_away_at_the_very_start_leaves_the_others_directory_alo
 def test_an_interrupted_run_says_so_and_goes_on(place, tmp_path):
     # Long enough that a busy machine cannot end it before the signal comes.
     process, errors = start_command([*arguments(place, "isp", tmp_path / "runs"), "--steps", "600"], tmp_path)
-    wait_until(process, lambda: list(tmp_path.glob("runs/*/*/seed-*/stages/journal.json")))
+    wait_until(process, lambda: list(tmp_path.glob("runs/*/*/seed-*/stages/checkpoint.json")))
     os.kill(process.pid, signal.SIGINT)
     process.join(100)
     assert process.exitcode == 130
     said = errors.read_text()
     assert said.splitlines()[-1] == "sparsesoup: interrupted; repeat the command to resume from the last save"
     assert "Traceback" not in said
-    assert (run_of(tmp_path / "runs") / "stages" / "journal.json").exists()
+    assert (run_of(tmp_path / "runs") / "stages" / "checkpoint.json").exists()
 
 
 def test_an_interrupted_command_that_saves_nothing_on_its_way_promises_no_more(tmp_path):
@@ -155,7 +155,7 @@ def is_read(pipe):
     return False
 
 
-@pytest.mark.parametrize("file", ["journal.json", "state"])
+@pytest.mark.parametrize("file", ["checkpoint.json", "state"])
 def test_a_damaged_save_is_named_with_the_remedy(place, tmp_path, file, capsys):
     line = arguments(place, "isp", tmp_path / "runs")
     assert kill_after(line, tmp_path / "runs", 8) == -9

@@ -61,7 +61,7 @@ def test_validation_during_training_changes_no_bit(name: str, folder: Path) -> N
     share, watch = 0.0 if TABLE[name].dense else 0.6, Curve()
     plain = run(name, share, folder)
     problem = replace(plain.problem, training=replace(plain.problem.training, eval_steps=7), observer=watch,
-                      meter=CostTracker(), journal=Checkpointer(CostTracker()))  # fmt: skip
+                      meter=CostTracker(), checkpointer=Checkpointer(CostTracker()))  # fmt: skip
     found = method(name, folder).run(problem, share)
     assert same(found.masks, plain.ticket.masks)
     assert same(found.weights, plain.ticket.weights)
@@ -206,10 +206,10 @@ def test_a_run_that_dies_resumes_to_the_same_stop_and_the_same_bits(
 
     def life(**more: Any) -> Problem:
         meter = CostTracker()
-        return tiny(training=training, steps=60, meter=meter, journal=Checkpointer(meter, tmp_path, every), **more)
+        return tiny(training=training, steps=60, meter=meter, checkpointer=Checkpointer(meter, tmp_path, every), **more)
 
     if every:
-        (tmp_path / "journal.json").unlink(missing_ok=True)
+        (tmp_path / "checkpoint.json").unlink(missing_ok=True)
     with pytest.raises(Killed):
         METHODS["gradual"].run(life(observer=Dying()), 0.6)
     again = METHODS["gradual"].run(life(), 0.6)

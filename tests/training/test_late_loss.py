@@ -127,15 +127,15 @@ def test_no_state_with_an_unread_step_is_saved(tmp_path: Path, monkeypatch: pyte
     """A save is due after every step, so every step is read before; the failed one is in no file."""
     monkeypatch.setattr("sparsesoup.training.checkpoint.SHARE", 0)
     meter = CostTracker()
-    journal = Checkpointer(meter, tmp_path, every=0.0)
-    problem = failing(4, math.nan, meter=meter, journal=journal)
+    checkpointer = Checkpointer(meter, tmp_path, every=0.0)
+    problem = failing(4, math.nan, meter=meter, checkpointer=checkpointer)
     with pytest.raises(UserError, match="at step 4 "):
         METHODS["dense"].run(problem, 0.0)
     again = CostTracker()
-    other = tiny(meter=again, journal=Checkpointer(again, tmp_path, every=0.0))
+    other = tiny(meter=again, checkpointer=Checkpointer(again, tmp_path, every=0.0))
     assert again.to_json()["strong"]["steps"] == 3
     state = other.start_run()
-    other.journal.run_stage("train", state, lambda: other.journal.resume_step(state, 60))
+    other.checkpointer.run_stage("train", state, lambda: other.checkpointer.resume_step(state, 60))
     assert state.step == 3
     assert all(t.isfinite().all() for t in state.tensors().values() if t.is_floating_point())
 

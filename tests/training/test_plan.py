@@ -50,7 +50,7 @@ NEEDS = {
 
 
 class Begins(Checkpointer):
-    """A journal that remembers the step of the state at which each phase began."""
+    """A Checkpointer that remembers the step of the state at which each phase began."""
 
     def run_stage(self, name: str, state: Any, work: Callable[..., object], *args: Any, hold: bool = False) -> None:
         self.begins = {**getattr(self, "begins", {}), name: state.step}
@@ -97,9 +97,9 @@ def plan(case: str, folder: Path) -> Sequence[Phase]:
 @functools.lru_cache
 def run(case: str, folder: Path) -> Done:
     (chosen, sparsity), meter, left = made(case, folder), CostTracker(), Left()
-    journal = Begins(meter)
-    chosen.run(tiny(meter=meter, journal=journal, observer=left), sparsity)
-    return Done(plan(case, folder), meter.costs, journal.begins, left.left)
+    checkpointer = Begins(meter)
+    chosen.run(tiny(meter=meter, checkpointer=checkpointer, observer=left), sparsity)
+    return Done(plan(case, folder), meter.costs, checkpointer.begins, left.left)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -204,10 +204,11 @@ def test_a_dry_run_ends_before_the_first_pass_through_the_model(case: str, folde
         raise AssertionError("a pass")
 
     (chosen, sparsity), meter, left = made(case, folder), CostTracker(), Left()
-    journal = Begins(meter)
-    dry_run(chosen, tiny(meter=meter, journal=journal, observer=left, predict=predict, objective=predict), sparsity)
+    checkpointer = Begins(meter)
+    problem = tiny(meter=meter, checkpointer=checkpointer, observer=left, predict=predict, objective=predict)
+    dry_run(chosen, problem, sparsity)
     assert not meter.costs
-    assert not journal.finished
+    assert not checkpointer.finished
     assert not left.left
 
 

@@ -89,18 +89,18 @@ def test_a_dead_worker_is_replaced_and_a_dead_run_goes_on(place, tmp_path):
 
 
 def test_a_mask_that_is_there_is_not_drawn_again(place, tmp_path, monkeypatch):
-    """A restart in the midst of the weak masks takes those on the disk, whichever the journal had counted."""
+    """A restart in the midst of the weak masks takes those on the disk, whichever the checkpoint had counted."""
     assert main(line(place, tmp_path / "one")) == 0
     plain = Checkpointer.run_stage
 
-    def stop(journal, name, *work, **more):
+    def stop(checkpointer, name, *work, **more):
         if name == "stage-2-weak-2":
             raise KeyboardInterrupt
-        plain(journal, name, *work, **more)
+        plain(checkpointer, name, *work, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpointer, "run_stage", stop)
-        patch.setattr(Checkpointer, "_save_is_due", lambda journal: True)  # or it may go back by a stage
+        patch.setattr(Checkpointer, "_save_is_due", lambda checkpointer: True)  # or it may go back by a stage
         assert main(line(place, tmp_path / "two", "isp", "--workers", "2")) == 130
     run = run_of(tmp_path / "two")
     there = {file.name: file.stat().st_mtime_ns for file in run.glob(f"stages/{HASH}.safetensors")}

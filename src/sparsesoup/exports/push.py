@@ -180,8 +180,8 @@ def write_upload(upload: HubUpload, folder: Path, repo: str, license: str) -> No
         else:
             shutil.copyfile(upload.folder / name, target)
     if upload.form.get(DIGESTS):  # some files have changed: this machine's folders were removed
-        told = read_table(folder / FORM)
-        write_table(folder / FORM, told | {DIGESTS: digests_of(folder, set(upload.files) & {*told[DIGESTS]})})
+        form = read_table(folder / FORM)
+        write_table(folder / FORM, form | {DIGESTS: digests_of(folder, set(upload.files) & {*form[DIGESTS]})})
     config = read_table(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     try:
         text = _render_card(upload, config, repo, license)
@@ -194,11 +194,11 @@ def write_upload(upload: HubUpload, folder: Path, repo: str, license: str) -> No
 
 
 def _render_card(upload: HubUpload, config: Mapping[str, Any], repo: str, license: str) -> str:
-    told = upload.facts
-    facts = {**strip_local_paths(told), "command": portable_command(told)}
+    full = upload.facts
+    facts = {**strip_local_paths(full), "command": portable_command(full)}
     # Local paths of the run are listed, since a folder owner/bert looks like a name on the Hub.
-    named = {"model": told.get("model"), "dataset": told.get("settings", {}).get("dataset")}
-    facts["local"] = [str(facts[key]) for key in named if key in told.get("local", []) or is_local(named[key])]
+    named = {"model": full.get("model"), "dataset": full.get("settings", {}).get("dataset")}
+    facts["local"] = [str(facts[key]) for key in named if key in full.get("local", []) or is_local(named[key])]
     return render_model_card(facts, strip_local_paths(upload.form), config, repo, license)
 
 
@@ -234,6 +234,6 @@ def _upload_files(api: HfApi, folder: Path, repo: str, private: bool) -> str:
         code = getattr(getattr(error, "response", None), "status_code", 0) if isinstance(error, HfHubHTTPError) else 0
         said = one_line(error).replace(str(api.token), "***")[:300].rstrip(".")
         hint = {401: "the token is not valid; take another", 403: "the token may not write there; take one that may"}
-        told = hint.get(code, f"{said}; the same command tries again")
-        raise UserError(f"cannot push to {repo}: {told}") from error
+        remedy = hint.get(code, f"{said}; the same command tries again")
+        raise UserError(f"cannot push to {repo}: {remedy}") from error
     return str(made)

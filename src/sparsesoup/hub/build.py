@@ -170,7 +170,7 @@ def build_problem(
     epochs: float | None = None,
     training: TrainingConfig | None = None,
     meter: CostTracker | None = None,
-    journal: Checkpointer | None = None,
+    checkpointer: Checkpointer | None = None,
     observer: Observer | None = None,
     loaded: LoadedPlace | None = None,
 ) -> Problem:
@@ -190,7 +190,7 @@ def build_problem(
         training=training,
         seed=place.seed,
         meter=meter,
-        journal=journal or Checkpointer(meter),
+        checkpointer=checkpointer or Checkpointer(meter),
         observer=observer or Observer(),
         notes=tuple(loaded.account.notes),
         head=() if kind.load else tuple(randomly_drawn_head(loaded.model)),  # a frozen zero-shot head is not trained

@@ -72,9 +72,9 @@ class ObjectSource:
         rows = f"{len(self.problem.train):,} training and {len(self.problem.validation):,} evaluation rows in memory"
         return DataOverview((f"{self.settings.place.dataset}: {rows}; there is no test split",), ())
 
-    def make_problem(self, meter: CostTracker, journal: Checkpointer, watch: ProgressLogger) -> Problem:
+    def make_problem(self, meter: CostTracker, checkpointer: Checkpointer, watch: ProgressLogger) -> Problem:
         """Return the problem, with its teacher."""
-        problem = replace(self.problem, meter=meter, journal=journal, observer=watch)
+        problem = replace(self.problem, meter=meter, checkpointer=checkpointer, observer=watch)
         return problem if self.teacher is None else attach_object_teacher(problem, self.settings, self.teacher, self)
 
     def run_dense(self, settings: RunConfig) -> Run | FinishedRun:

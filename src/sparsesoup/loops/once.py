@@ -99,7 +99,7 @@ class OnceProblem(Problem):
 
     def start_run(self, attach: Callable[[nn.Module], GateParameters] | None = None) -> TrainState:
         """Start a run on the model itself."""
-        self.journal.begin_run(self.meter)
+        self.checkpointer.begin_run(self.meter)
         masks = dense_masks(target_parameters(self.pretrained, self.targets))
         idle = torch.optim.SGD(self.pretrained.parameters(), lr=0.0)
         return TrainState(model=self.pretrained, optimizer=idle, targets=self.targets, masks=masks)

@@ -52,7 +52,7 @@ class LoopProblem(Problem):
 
     def start_run(self, attach: Callable[[nn.Module], GateParameters] | None = None) -> TrainState:
         """Start a run on the model itself; with gates on a shadow of its weights."""
-        self.journal.begin_run(self.meter)
+        self.checkpointer.begin_run(self.meter)
         model, optimizer = self.pretrained, self.optimizer
         if attach is not None:
             shadow = self.__dict__["shadow"] = Shadow(model, optimizer, self.targets, attach)

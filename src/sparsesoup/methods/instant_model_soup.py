@@ -84,7 +84,7 @@ class InstantModelSoup(Method):
 
     def _store_origin(self, run: ActiveRun) -> None:
         run.state.notes["soup"] = {"score": soups.validation_score(run.problem, run.state), "forks": []}
-        run.problem.journal.put_artifact("soup-0", named_weights(run.state.model))
+        run.problem.checkpointer.put_artifact("soup-0", named_weights(run.state.model))
 
     def _begin_copy(self, number: int, run: ActiveRun) -> None:
         run.problem.reset_to_pretrained_(run.state)
@@ -94,17 +94,17 @@ class InstantModelSoup(Method):
     def _mix_copy(self, number: int, run: ActiveRun) -> None:
         """Mix a copy into the soup with its best share."""
         problem, state = run.problem, run.state
-        fork, soup = soups.clone_weights(state.model), problem.journal.get_artifact(f"soup-{number}")
+        fork, soup = soups.clone_weights(state.model), problem.checkpointer.get_artifact(f"soup-{number}")
         found, sparsity = {0.0: float(state.notes["soup"]["score"])}, sparsity_of(state.masks)
         for share in self.shares:
             soups.load_weights_(state.model, soups.interpolate_weights(soup, fork, share))
             found[share] = soups.validation_score(problem, state)
         best = max(found, key=lambda share: found[share])  # the first of equals
-        problem.journal.put_artifact(f"soup-{number + 1}", soups.interpolate_weights(soup, fork, best))
+        problem.checkpointer.put_artifact(f"soup-{number + 1}", soups.interpolate_weights(soup, fork, best))
         state.notes["soup"]["score"] = found[best]
         state.notes["soup"]["forks"].append({"sparsity": sparsity, "share": best, "score": found[best]})
 
     def _begin_soup(self, run: ActiveRun) -> None:
         """Load the soup at step 0, with a fresh optimizer."""
         run.problem.reset_to_pretrained_(run.state)
-        soups.load_weights_(run.state.model, run.problem.journal.get_artifact(f"soup-{self.weak_models}"))
+        soups.load_weights_(run.state.model, run.problem.checkpointer.get_artifact(f"soup-{self.weak_models}"))

@@ -86,14 +86,14 @@ class LotteryPools(Method):
         return IterativeMagnitudePruning(cut=self.cut, rewind=self.rewind, structure=self.structure, scope=self.scope)
 
     def _own_ticket(self, target: int, sparsity: float, run: ActiveRun) -> None:
-        self._load_mixture_(run.state, run.problem.journal.get_artifact(f"ticket-{target}"), sparsity)
+        self._load_mixture_(run.state, run.problem.checkpointer.get_artifact(f"ticket-{target}"), sparsity)
         own = soups.validation_score(run.problem, run.state)
         run.state.notes["pool"] = {"own": own, "score": own, "visited": []}
 
     def _try_ticket(self, other: int, there: float, sparsity: float, run: ActiveRun) -> None:
         """Mix a ticket into the pool with its best share if that improves it; the state holds the pool."""
         problem, state = run.problem, run.state
-        pool, neighbour = soups.clone_weights(state.model), problem.journal.get_artifact(f"ticket-{other}")
+        pool, neighbour = soups.clone_weights(state.model), problem.checkpointer.get_artifact(f"ticket-{other}")
         found: dict[float, float] = {}
         for share in self.shares:
             self._load_mixture_(state, soups.interpolate_weights(pool, neighbour, share), sparsity)

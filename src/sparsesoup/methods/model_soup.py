@@ -68,20 +68,19 @@ class ModelSoup(Method):
         found = state.notes["soup"]
         if self.combine == "uniform":
             found["taken"] = [*range(self.members)]
-            members = (problem.journal.get_artifact(f"member-{number}") for number in found["taken"])
+            members = (problem.checkpointer.get_artifact(f"member-{number}") for number in found["taken"])
             soups.load_weights_(state.model, soups.average_weights(members))
         else:
             self._greedy_soup(problem, state, found["members"], found["taken"])
 
     def _greedy_soup(self, problem: Problem, state: TrainState, scores: list[float], taken: list[int]) -> None:
         best, *others = sorted(range(self.members), key=lambda number: -scores[number])
-        soup, now = problem.journal.get_artifact(f"member-{best}"), scores[best]
+        soup, now = problem.checkpointer.get_artifact(f"member-{best}"), scores[best]
         taken.append(best)
         for number in others:
             share = 1 / (len(taken) + 1)
-            soups.load_weights_(
-                state.model, soups.interpolate_weights(soup, problem.journal.get_artifact(f"member-{number}"), share)
-            )
+            member = problem.checkpointer.get_artifact(f"member-{number}")
+            soups.load_weights_(state.model, soups.interpolate_weights(soup, member, share))
             if (found := soups.validation_score(problem, state)) >= now:
                 soup, now = soups.clone_weights(state.model), found
                 taken.append(number)

@@ -179,6 +179,6 @@ def _become_teacher(own: bool, run: ActiveRun) -> None:
 @torch.no_grad()
 def _load_teacher(own: bool, run: ActiveRun) -> None:
     """Load the weights of the teacher that the run has trained itself, also after a restart."""
-    found = run.problem.journal.get_artifact(TEACHER) if own else {}
+    found = run.problem.checkpointer.get_artifact(TEACHER) if own else {}
     for name, t in named_weights(run.own).items() if found else ():
         t.copy_(found[name])

@@ -77,14 +77,14 @@ class SparseModelSoup(Method):
 
     def _prune_phase(self, goal: float, phase: int, run: ActiveRun) -> None:
         run.state.set_masks_(self.select_masks(run.state, goal, within=run.state.masks))
-        run.problem.journal.put_artifact(f"pruned-{phase}", named_weights(run.state.model))
+        run.problem.checkpointer.put_artifact(f"pruned-{phase}", named_weights(run.state.model))
 
     def _begin_retraining(self, step: int, phase: int, run: ActiveRun) -> None:
         """Load the pruned weights of this phase, with a fresh optimizer, at a step that leaves the retraining's."""
-        soups.load_weights_(run.state.model, run.problem.journal.get_artifact(f"pruned-{phase}"))
+        soups.load_weights_(run.state.model, run.problem.checkpointer.get_artifact(f"pruned-{phase}"))
         run.state.reset_optimizer_()
         run.state.step = step
 
     def _average_members(self, phase: int, run: ActiveRun) -> None:
-        members = (run.problem.journal.get_artifact(f"member-{phase}-{number}") for number in range(self.members))
+        members = (run.problem.checkpointer.get_artifact(f"member-{phase}-{number}") for number in range(self.members))
         soups.load_weights_(run.state.model, soups.average_weights(members))

@@ -165,8 +165,8 @@ def sparsity_grid(matrices: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, 
         found = re.match(r"(.*?)\.(\d+)\.", str(row["name"]))
         if not found or all(r["role"] == "other" for r in matrices):
             return {}
-        cell = counts.setdefault((found[1], found[2]), {}).setdefault(str(row["role"]), [0, 0])
-        cell[0], cell[1] = cell[0] + row["kept"], cell[1] + row["total"]
+        count = counts.setdefault((found[1], found[2]), {}).setdefault(str(row["role"]), [0, 0])
+        count[0], count[1] = count[0] + row["kept"], count[1] + row["total"]
     shared = set.intersection(*(set(stack.split(".")) for stack, _ in counts))
     grid: dict[str, dict[str, float]] = {}
     for (stack, layer), cells in counts.items():

@@ -30,7 +30,7 @@ class ProgressLogger(Observer):
     """Show the progress of the current training and log each step."""
 
     def __init__(self, log: Path | None, console: Console) -> None:
-        self.log, self.console, self.piece = log, console, lambda: ""
+        self.log, self.console, self.stage = log, console, lambda: ""
         self.first: Sequence[str] = ()  # lines to print when the first training or validation begins
         self._label, self._at, self._until, self._said = "", 0, 0, time.monotonic()
         self._done, self._all, self._began = 0, 0, time.monotonic()  # training steps: done here, of the whole run
@@ -80,7 +80,7 @@ class ProgressLogger(Observer):
     def begin(self, label: str, step: int, until: int) -> None:
         """Start a training, or a validation, from `step` to `until`."""
         self.print_overview()
-        self._label, self._at, self._until = ", ".join(filter(None, (label_name(label), self.piece()))), step, until
+        self._label, self._at, self._until = ", ".join(filter(None, (label_name(label), self.stage()))), step, until
         if self._bars is not None and until > step:
             self._bars.start()
             self._task = self._bars.add_task(self._label, total=until, completed=step, note="")

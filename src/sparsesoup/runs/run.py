@@ -101,13 +101,13 @@ class NamedSource:
         """Return what is read of the data, and possible mistakes."""
         return self.outside.places.overview(self.settings.place, self.opened)
 
-    def make_problem(self, meter: CostTracker, journal: Checkpointer, watch: ProgressLogger) -> Problem:
+    def make_problem(self, meter: CostTracker, checkpointer: Checkpointer, watch: ProgressLogger) -> Problem:
         """Return the problem, with its teacher."""
         if not self.outside.patient:  # a study runs where its dry run said that it fits
             device, snapshots = current_device(), self.outside.snapshots
             if said := memory_warning(self.settings, self.opened, device, snapshots):
                 self.outside.console.print(Text(f"note: {said}"), soft_wrap=True)
-        own: dict[str, Any] = {"meter": meter, "journal": journal, "observer": watch}
+        own: dict[str, Any] = {"meter": meter, "checkpointer": checkpointer, "observer": watch}
         return problem_of(self.settings, self.out, self.outside, self.opened, **own)
 
     def fingerprints(self, problem: Problem) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from sparsesoup.runs.progress import ProgressLogger, opening_lines
 from sparsesoup.runs.results import RunFacts, make_report
 from sparsesoup.runs.resume_checks import check_base, check_run_or_model, check_same, training_environment
 from sparsesoup.runs.trackers import TrackerObserver
-from sparsesoup.training.checkpoint import JOURNAL, Checkpointer
+from sparsesoup.training.checkpoint import CHECKPOINT, Checkpointer
 from sparsesoup.training.cost import CostTracker
 from sparsesoup.training.forks import ParallelMap
 from sparsesoup.training.observer import ObserverGroup
@@ -49,7 +49,7 @@ class RunSource(Protocol):
     def overview(self) -> DataOverview:
         """Return what is read of the data, and possible mistakes."""
 
-    def make_problem(self, meter: CostTracker, journal: Checkpointer, watch: ProgressLogger) -> Problem:
+    def make_problem(self, meter: CostTracker, checkpointer: Checkpointer, watch: ProgressLogger) -> Problem:
         """Return the problem, with its teacher."""
 
     def fingerprints(self, problem: Problem) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def run_in_folder(settings: RunConfig, path: Path, source: RunSource, outside: R
                 write_text(path / "run.yaml", dump_config(settings))
             return write_run(path, carry_out(settings, path, source, outside), page=outside.page)
         except BaseException:
-            if path in made and not (path / "stages" / JOURNAL).exists():
+            if path in made and not (path / "stages" / CHECKPOINT).exists():
                 _take_back(made)
             raise
 
@@ -122,11 +122,11 @@ def carry_out(settings: RunConfig, path: Path | None, source: RunSource, outside
     meter, stages = CostTracker(), path / "stages" if path else None
     watch = ProgressLogger(path / LOG if path else None, outside.console)
     with contextlib.closing(watch), contextlib.ExitStack() as trackers:
-        journal = Checkpointer(meter, stages, outside.save_every, watch.log_position, watch.rewind_log)
-        watch.piece = lambda: journal.open or ""
+        checkpointer = Checkpointer(meter, stages, outside.save_every, watch.log_position, watch.rewind_log)
+        watch.stage = lambda: checkpointer.open or ""
         tracker = trackers.enter_context(contextlib.closing(_start_trackers(settings, path, watch.steps_before)))
         data = source.overview()
-        problem = source.make_problem(meter, journal, watch)
+        problem = source.make_problem(meter, checkpointer, watch)
         watch.first = [] if outside.patient else opening_lines(settings, problem, data, path)
         base = source.fingerprints(problem)
         if stages is not None:
@@ -140,8 +140,8 @@ def carry_out(settings: RunConfig, path: Path | None, source: RunSource, outside
         doubts = _method_doubts(settings, problem)
         for said in () if outside.patient else doubts:
             outside.console.print(Text(f"note: {said}"), soft_wrap=True)
-        if journal.resumed_stage:
-            outside.console.print(Text(f"resuming after {journal.resumed_stage}"), soft_wrap=True)
+        if checkpointer.resumed_stage:
+            outside.console.print(Text(f"resuming after {checkpointer.resumed_stage}"), soft_wrap=True)
         began = time.perf_counter()
         with source.parallel_map(path) as each:
             ticket = settings.method.run(replace(problem, map=each), float(settings.amount.sparsity or 0.0))
@@ -185,7 +185,7 @@ def write_run(path: Path, done: FinishedRun, page: bool = True) -> Run:
     write_table(path / "report.json", report)
     if page:
         write_report(path)
-    problem.journal.close()
+    problem.checkpointer.close()
     return Run(path, report)
 
 

@@ -71,9 +71,9 @@ def attach_teacher(problem: Problem, settings: RunConfig, opened: OpenedTask, pa
     known = TrainingCache(
         None, {"teacher": weights_fingerprint(named_weights(teacher))}
     )  # so that trainings with it can be cached
-    told = (*problem.notes, *(f"the teacher {path}: {note}" for note in account.notes))
+    notes = (*problem.notes, *(f"the teacher {path}: {note}" for note in account.notes))
     objective = distillation_objective(problem, teacher, distill)
-    return replace(problem, objective=objective, teacher=teacher, cache=known, notes=told)
+    return replace(problem, objective=objective, teacher=teacher, cache=known, notes=notes)
 
 
 def find_teacher(place: ModelAndDataConfig, opened: OpenedTask, path: str, account: LoadingNotes | None = None) -> Any:

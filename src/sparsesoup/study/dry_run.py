@@ -34,7 +34,7 @@ NOTE = (
 class TrialForecast:
     """A trial and its estimated cost."""
 
-    cell: Trial
+    trial: Trial
     estimate: CostEstimate | None = None  # None if the trial would be refused
     refusal: str = ""  # the reason
     done: bool = False  # True if its ticket exists already
@@ -43,12 +43,12 @@ class TrialForecast:
 def forecast_trials(plan: StudyPlan, out: Path) -> Iterator[TrialForecast]:
     """Yield the forecast of each trial, in order of execution."""
     estimator, folder = CostEstimator(), folder_of(out, plan.name)
-    for cell in plan.trials:
-        done = TrialJob(cell, out, folder).record_path.exists()
+    for trial in plan.trials:
+        done = TrialJob(trial, out, folder).record_path.exists()
         try:
-            yield TrialForecast(cell, estimator.estimate_run(cell.settings), done=done)
+            yield TrialForecast(trial, estimator.estimate_run(trial.settings), done=done)
         except UserError as error:
-            yield TrialForecast(cell, refusal=str(error), done=done)
+            yield TrialForecast(trial, refusal=str(error), done=done)
 
 
 def format_forecast(found: Iterable[TrialForecast]) -> Iterator[str]:
@@ -136,7 +136,7 @@ def _align(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def _forecast_row(forecast: TrialForecast) -> tuple[str, ...]:
-    name, path = forecast.cell.describe_trial + (" (done)" if forecast.done else ""), str(forecast.cell.path)
+    name, path = forecast.trial.describe_trial + (" (done)" if forecast.done else ""), str(forecast.trial.path)
     if forecast.estimate is None:
         return name, "", "", "", "refused", "", f"{path}: {forecast.refusal}"
     e, total = forecast.estimate, forecast.estimate.total_cost

@@ -32,7 +32,7 @@ def train_cached(
     """
     cache, validated = problem.cache, label == MAIN and problem.training.eval_steps is not None
     unknown = problem.objective is not None and "teacher" not in cache.identity
-    if cache.folder is None or unknown or validated or problem.journal.is_mid_stage:
+    if cache.folder is None or unknown or validated or problem.checkpointer.is_mid_stage:
         train(state, problem, steps, stream=stream, label=label, stopping=stopping)
         return
     training = replace(problem.training, eval_steps=None, early_stopping_patience=None)

@@ -14,7 +14,7 @@ from sparsesoup.core.tensor_files import load_tensors, save_tensors
 from sparsesoup.training.cost import CostTracker
 from sparsesoup.training.state_files import open_state, save_state
 
-JOURNAL = "journal.json"
+CHECKPOINT = "checkpoint.json"
 SHARE = 50  # a save may cost at most 1/50 of the time since the last one
 
 
@@ -60,7 +60,7 @@ class Checkpointer:
         self._run, self._read_run, self._over = 1, 1, False
         self._given: dict[str, dict[str, float]] | None = None
         self._last, self._took = time.monotonic(), 0.0
-        rewind(self._read_position(folder / JOURNAL) if folder is not None and (folder / JOURNAL).exists() else 0)
+        rewind(self._read_position(folder / CHECKPOINT) if folder is not None and (folder / CHECKPOINT).exists() else 0)
 
     @property
     def resumed_stage(self) -> str | None:
@@ -198,7 +198,7 @@ class Checkpointer:
         old = f"{before}.safetensors" if before and before != self._saved and not before.startswith("held-") else ""
         self._digests.pop(old, None)
         rest = {"run": self._run, "position": self.position(), "digests": self._digests}
-        write_table(self.folder / JOURNAL, entry | costs | rest)
+        write_table(self.folder / CHECKPOINT, entry | costs | rest)
         if old:
             remove_path(self.folder / old)
         self._last = time.monotonic()

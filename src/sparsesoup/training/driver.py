@@ -55,7 +55,7 @@ def dry_run(method: Planned, problem: Problem, sparsity: float) -> None:
     Raises: UserError if the method refuses the problem.
     """
     meter = CostTracker()
-    idle = replace(problem, meter=meter, journal=Checkpointer(meter), observer=Observer())
+    idle = replace(problem, meter=meter, checkpointer=Checkpointer(meter), observer=Observer())
     phases, run = _begin(method, idle, sparsity)
     for phase in phases:
         if phase.steps or phase.scores or phase.validations:
@@ -76,14 +76,14 @@ def _begin(method: Planned, problem: Problem, sparsity: float) -> tuple[list[Pha
 
 def _report_left(run: ActiveRun) -> None:
     """Tell the observer how many steps are left of the whole run."""
-    done = run.problem.journal.finished
+    done = run.problem.checkpointer.finished
     run.problem.observer.steps_left(planned_steps([phase for phase in run.phases if phase.name not in done]))
 
 
 def _run_phases(run: ActiveRun, phases: Sequence[Phase]) -> None:
     for phase in phases:
         _report_left(run)
-        run.problem.journal.run_stage(phase.name, run.state, run_phase, run, phase, hold=phase.hold)
+        run.problem.checkpointer.run_stage(phase.name, run.state, run_phase, run, phase, hold=phase.hold)
         if phase.always is not None:
             phase.always(run)
 
@@ -96,7 +96,7 @@ def run_phase(run: ActiveRun, phase: Phase) -> Any:
     if steps := steps if phase.lasts is None else phase.lasts(run):
         _train_phase(run, phase, steps)
     if phase.store:
-        run.problem.journal.put_artifact(phase.store, named_weights(run.state.model))
+        run.problem.checkpointer.put_artifact(phase.store, named_weights(run.state.model))
     return phase.end(run) if phase.end is not None else None
 
 
@@ -133,7 +133,7 @@ def run_forks(run: ActiveRun, phases: Sequence[Phase]) -> None:
     results = run.problem.map(run.problem, run.state, run_fork, [(phase,) for phase in phases])
     for number, phase in enumerate(phases):
         _report_left(run)
-        run.problem.journal.run_stage(phase.name, run.state, _add_result, run.state, results, number)
+        run.problem.checkpointer.run_stage(phase.name, run.state, _add_result, run.state, results, number)
 
 
 def run_fork(problem: Problem, state: TrainState, phase: Phase) -> Tensors:

@@ -34,7 +34,7 @@ def serial_map(
         memory, state.memory = state.memory, {}
         if not taken:
             taken.append(problem.snapshots.take(state))
-        with problem.journal.without_saving():
+        with problem.checkpointer.without_saving():
             found = work(problem, state, *tasks[number])
         state.restore_snapshot_(taken[0])
         state.memory = memory

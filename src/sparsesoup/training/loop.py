@@ -68,7 +68,7 @@ def train(
     Raises: UserError for the first step whose loss or gradient norm is not finite, with the state as before that step.
         On a GPU it comes while the next step is computed, as do the records for the observer.
     """
-    until = problem.journal.resume_step(state, state.step + steps)
+    until = problem.checkpointer.resume_step(state, state.step + steps)
     data = problem.train if protocol is None else problem.train.random_subset(protocol.share, problem.seed, *stream)
     order = data.train_batches(problem.training.rows_per_step, state.step, problem.seed, *stream)
     order, look = islice(order, max(until - state.step, 0)), (problem.seed, "look", *stream)
@@ -126,17 +126,17 @@ class _Loop:
 
     def run(self, evaluator: Evaluator) -> None:
         """Train to the last step, or until a hook or a validation halts the training."""
-        state, journal = self.state, self.problem.journal
+        state, checkpointer = self.state, self.problem.checkpointer
         for indices in self.batches.steps:
             self.step(indices)
-            if evaluator.is_due(state) or state.halt or journal.will_save(state):
+            if evaluator.is_due(state) or state.halt or checkpointer.will_save(state):
                 self.settle()
             self.report()
             evaluator.evaluate_if_due(state)
             if state.halt:
                 break
             if self._unread is None:
-                journal.save_if_due(state, self.until)
+                checkpointer.save_if_due(state, self.until)
         self.settle()
         self.report()
 
@@ -218,7 +218,7 @@ class _Loop:
         """Raise the error of a step that is not finite, which has changed nothing."""
         state, problem = self.state, self.problem
         state.optimizer.zero_grad(set_to_none=True)
-        problem.journal.save_if_due(state, self.until, ending=True)
+        problem.checkpointer.save_if_due(state, self.until, ending=True)
         what = f"gradient norm is {norm}" if math.isfinite(loss) else f"loss is {loss}"
         raise UserError(
             f"the {what} at step {state.step + 1} ({self.label}); what was finished is kept. "

@@ -55,7 +55,7 @@ class Problem:
         steps: T, the steps of one normal fine-tuning.
         training: training settings.
         seed: seed of all random choices.
-        meter, journal, observer: costs, checkpoints, progress.
+        meter, checkpointer, observer: costs, checkpoints, progress.
         cache: trainings shared with other runs.
         map: runs a function on copies of the state (serially or in processes).
         snapshots: where forks and rewinding points are kept.
@@ -77,7 +77,7 @@ class Problem:
     teacher: nn.Module | None = None
     seed: int = 0
     meter: CostTracker = field(default_factory=CostTracker)
-    journal: Checkpointer = field(default_factory=lambda: Checkpointer(CostTracker()))
+    checkpointer: Checkpointer = field(default_factory=lambda: Checkpointer(CostTracker()))
     observer: Observer = field(default_factory=Observer)
     cache: TrainingCache = field(default_factory=TrainingCache)
     map: ParallelMap = serial_map
@@ -137,7 +137,7 @@ class Problem:
         Args:
             attach: puts gates on the copy and returns their parameters with their learning rate factor.
         """
-        self.journal.begin_run(self.meter)
+        self.checkpointer.begin_run(self.meter)
         model = copy_model(self.pretrained)
         if self.training.freeze_embeddings:
             _freeze_embeddings(model)
@@ -188,14 +188,14 @@ class Problem:
 
     def finish_run(self, state: TrainState, **notes: Any) -> Ticket:
         """Validate the final model, end the run and return its ticket."""
-        self.journal.end_run()
+        self.checkpointer.end_run()
         algebra.apply_masks_(state.prunable_parameters(), state.masks)
         with charge_time(self.meter, "validation") as cost:
             metrics, answers = self.score_validation(state.model, cost)
         found = {name: t.detach().cpu().clone() for name, t in state.model.state_dict().items()}
         masks = {name: m.cpu() for name, m in state.masks.items()}
-        told = {**state.notes, **notes}
-        return Ticket(masks, found, metrics, self.meter.to_json(), told, answers)
+        found_notes = {**state.notes, **notes}
+        return Ticket(masks, found, metrics, self.meter.to_json(), found_notes, answers)
 
 
 def _freeze_embeddings(model: nn.Module) -> None:

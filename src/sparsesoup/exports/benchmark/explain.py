@@ -75,7 +75,7 @@ def _best_sentence(gains: list[Facts], table: Facts) -> str:
     if not gains:
         return "Nothing that was measured makes it faster than the dense model."
     best = min(gains, key=lambda row: row["seconds"])
-    told = (
+    sentence = (
         f"Fastest is {describe_row(best)}: {format_milliseconds(best['seconds'])} a batch of {table['batch']}, "
         f"{best['faster']:.2f} times as fast as the dense model there, "
         f"{format_milliseconds(best['dense_seconds'])} ({best['quartiles'][0]:.2f} to "
@@ -83,8 +83,8 @@ def _best_sentence(gains: list[Facts], table: Facts) -> str:
     )
     plain = next((row for row in table["rows"] if row["on"] == "torch"), None)
     if plain and best["on"] != "torch":
-        told += f" and {plain['dense_seconds'] / best['seconds']:.2f} times as fast as the dense model in torch"
-    return f"{told}."
+        sentence += f" and {plain['dense_seconds'] / best['seconds']:.2f} times as fast as the dense model in torch"
+    return f"{sentence}."
 
 
 def _no_gain_sentence(row: Facts) -> str:

@@ -104,7 +104,7 @@ class CostEstimator:
             self._problems[seed] = replace(built, pretrained=first.pretrained)
         real = self._problems[seed]
         steps = steps_of(settings, replace(real, training=settings.train).steps_per_epoch)
-        return replace(real, training=settings.train, steps=steps, journal=Checkpointer(real.meter))
+        return replace(real, training=settings.train, steps=steps, checkpointer=Checkpointer(real.meter))
 
     def _cost_of(self, settings: RunConfig, problem: Problem) -> CostEstimate:
         sparsity, same = float(settings.amount.sparsity or 0.0), (settings.train, problem.steps, problem.seed)
@@ -179,7 +179,7 @@ def probe_speed(problem: Problem, prices: FlopsModel) -> SpeedProbe:
     """Train for a few steps, the first of them on the longest rows, and evaluate a few validation batches."""
     meter, device = _UncountedTracker(), problem.accelerator.device
     training = replace(problem.training, eval_steps=None, early_stopping_patience=None)
-    problem = replace(problem, meter=meter, journal=Checkpointer(meter), observer=Observer(), training=training)
+    problem = replace(problem, meter=meter, checkpointer=Checkpointer(meter), observer=Observer(), training=training)
     _forget_peak(device)
     state = problem.start_run()
     longest = problem.train.select_rows(problem.train.eval_batches(problem.training.batch_size)[-1])

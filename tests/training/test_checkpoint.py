@@ -92,9 +92,9 @@ class Killed(BaseException):
     """Stands for the end of a process."""
 
 
-def journaled(folder: Path, **changes: Any) -> Problem:
+def checkpointed(folder: Path, **changes: Any) -> Problem:
     meter = CostTracker()
-    return tiny(meter=meter, journal=Checkpointer(meter, folder, every=0.0), **changes)
+    return tiny(meter=meter, checkpointer=Checkpointer(meter, folder, every=0.0), **changes)
 
 
 def costs(ticket: Ticket) -> dict[str, dict[str, float]]:
@@ -113,7 +113,7 @@ def always(patch: pytest.MonkeyPatch) -> None:
 
 def live(folder: Path, name: str) -> None:
     """One life of a run, in a process of its own."""
-    ticket = LONG[name].run(journaled(folder, steps=STEPS), 0.6)
+    ticket = LONG[name].run(checkpointed(folder, steps=STEPS), 0.6)
     save_file({**{f"m/{n}": m for n, m in ticket.masks.items()}, **ticket.weights}, folder / "product")
     write_json(folder / "cost.json", costs(ticket))
 
@@ -122,7 +122,7 @@ def live(folder: Path, name: str) -> None:
 def test_a_run_killed_at_random_moments_ends_as_if_it_never_was(name: str, tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["sparsesoup.methods", "torch._dynamo"])  # else each life imports them anew
-    draw, killed, record = random.Random(name), 0, tmp_path / "journal.json"
+    draw, killed, record = random.Random(name), 0, tmp_path / "checkpoint.json"
     while not (tmp_path / "cost.json").exists():
         written = record.stat().st_mtime_ns if record.exists() else 0
         process = context.Process(target=live, args=(tmp_path, name))
@@ -161,8 +161,8 @@ def test_a_run_that_dies_at_any_step_resumes_to_the_bit(
 
     resumed = []
     while True:
-        problem = journaled(tmp_path, predict=predict, steps=steps)
-        resumed.append(problem.journal.resumed_stage)
+        problem = checkpointed(tmp_path, predict=predict, steps=steps)
+        resumed.append(problem.checkpointer.resumed_stage)
         try:
             ticket = method.run(problem, sparsity)
             break
@@ -182,72 +182,76 @@ def test_finished_pieces_are_skipped_and_the_last_state_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     always(monkeypatch)
-    first = journaled(tmp_path)
+    first = checkpointed(tmp_path)
     state = first.start_run()
-    first.journal.run_stage("one", state, train, state, first, 3)
-    first.journal.run_stage("two", state, train, state, first, 4)
-    assert first.journal.finished == ["one", "two"]
+    first.checkpointer.run_stage("one", state, train, state, first, 3)
+    first.checkpointer.run_stage("two", state, train, state, first, 4)
+    assert first.checkpointer.finished == ["one", "two"]
 
-    second = journaled(tmp_path)
+    second = checkpointed(tmp_path)
     other, done = second.start_run(), []
-    assert second.journal.resumed_stage == "two"
+    assert second.checkpointer.resumed_stage == "two"
     assert second.meter.costs == first.meter.costs
     for name in ("one", "two"):
-        second.journal.run_stage(name, other, done.append, name)
+        second.checkpointer.run_stage(name, other, done.append, name)
     assert done == []
     assert same(bits(other), bits(state))
-    second.journal.run_stage("three", other, train, other, second, 5)
-    first.journal.run_stage("three", state, train, state, first, 5)
+    second.checkpointer.run_stage("three", other, train, other, second, 5)
+    first.checkpointer.run_stage("three", state, train, state, first, 5)
     assert same(bits(other), bits(state))
     assert second.meter.costs["strong"].steps == 12
 
 
 def test_a_held_piece_is_restored_on_every_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     always(monkeypatch)
-    first = journaled(tmp_path)
+    first = checkpointed(tmp_path)
     state = first.start_run()
-    first.journal.run_stage("origin", state, train, state, first, 3, hold=True)
+    first.checkpointer.run_stage("origin", state, train, state, first, 3, hold=True)
     origin = bits(state)
     for i in range(3):
-        first.journal.run_stage(f"round-{i}", state, train, state, first, 2)
+        first.checkpointer.run_stage(f"round-{i}", state, train, state, first, 2)
     for _ in range(2):
-        again = journaled(tmp_path)
+        again = checkpointed(tmp_path)
         other = again.start_run()
-        again.journal.run_stage("origin", other, train, other, again, 3, hold=True)
+        again.checkpointer.run_stage("origin", other, train, other, again, 3, hold=True)
         assert same(bits(other), origin)
         for i in range(3):
-            again.journal.run_stage(f"round-{i}", other, train, other, again, 2)
+            again.checkpointer.run_stage(f"round-{i}", other, train, other, again, 2)
         assert same(bits(other), bits(state))
     files = {f.name for f in tmp_path.iterdir()}
-    assert files == {"held-origin.safetensors", "journal.json", "state-a.safetensors"}
+    assert files == {"held-origin.safetensors", "checkpoint.json", "state-a.safetensors"}
 
 
 def test_a_run_whose_loss_breaks_keeps_its_finished_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     always(monkeypatch)
-    broken = journaled(tmp_path, objective=lambda model, batch: model(batch["x"]).sum() * (torch.nan if flaw else 1e-3))
+
+    def objective(model: nn.Module, batch: Any) -> Tensor:
+        return model(batch["x"]).sum() * (torch.nan if flaw else 1e-3)
+
+    broken = checkpointed(tmp_path, objective=objective)
     state, flaw = broken.start_run(), False
-    broken.journal.run_stage("good", state, train, state, broken, 3)
+    broken.checkpointer.run_stage("good", state, train, state, broken, 3)
     flaw = True
     with pytest.raises(UserError, match=r"at step 4 \(strong\); what was finished is kept"):
-        broken.journal.run_stage("bad", state, train, state, broken, 3)
-    after = journaled(tmp_path)
-    assert after.journal.finished == ["good"]
+        broken.checkpointer.run_stage("bad", state, train, state, broken, 3)
+    after = checkpointed(tmp_path)
+    assert after.checkpointer.finished == ["good"]
     assert after.meter.costs["strong"].steps == 3
 
 
 def test_a_fork_is_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     always(monkeypatch)
-    problem = journaled(tmp_path)
+    problem = checkpointed(tmp_path)
     state = problem.start_run()
 
     def look() -> None:
         here = state.take_snapshot()
-        with problem.journal.without_saving():
+        with problem.checkpointer.without_saving():
             train(state, problem, 4, label="weak")
             assert not list(tmp_path.glob("*"))
         state.restore_snapshot_(here)
 
-    problem.journal.run_stage("weak", state, look)
+    problem.checkpointer.run_stage("weak", state, look)
     with open_state(tmp_path / "state-a.safetensors") as (tensors, _):
         assert tensors.keys() == state.tensors().keys()
 
@@ -271,7 +275,7 @@ def test_a_run_that_dies_while_it_validates_resumes_to_the_bit(
     while True:
         lives += 1
         try:
-            ticket = method.run(journaled(tmp_path, predict=predict, steps=steps), sparsity)
+            ticket = method.run(checkpointed(tmp_path, predict=predict, steps=steps), sparsity)
             break
         except Killed:
             assert lives < 60
@@ -283,12 +287,12 @@ def test_a_run_that_dies_while_it_validates_resumes_to_the_bit(
 
 @pytest.mark.parametrize("folder", [True, False])
 def test_a_product_comes_back_as_it_was_when_it_was_stored(folder: bool, tmp_path: Path) -> None:
-    journal = Checkpointer(CostTracker(), tmp_path if folder else None)
+    checkpointer = Checkpointer(CostTracker(), tmp_path if folder else None)
     weights = {"w": torch.arange(6.0).view(2, 3).t(), "count": torch.tensor(3)}
     before = {n: t.clone() for n, t in weights.items()}
-    journal.put_artifact("round-1", weights)
+    checkpointer.put_artifact("round-1", weights)
     weights["w"].zero_()
-    again = Checkpointer(CostTracker(), tmp_path) if folder else journal
+    again = Checkpointer(CostTracker(), tmp_path) if folder else checkpointer
     assert same(again.get_artifact("round-1"), before)
     again.put_artifact("round-1", weights)
     assert same(again.get_artifact("round-1"), weights)
@@ -299,16 +303,16 @@ def test_a_product_comes_back_as_it_was_when_it_was_stored(folder: bool, tmp_pat
 
 
 def test_a_product_is_stored_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    journal = Checkpointer(CostTracker(), tmp_path)
-    journal.put_artifact("soup", {"w": torch.ones(3)})
+    checkpointer = Checkpointer(CostTracker(), tmp_path)
+    checkpointer.put_artifact("soup", {"w": torch.ones(3)})
 
     def die(tensor: Tensor) -> None:
         raise Killed
 
     monkeypatch.setattr("sparsesoup.core.tensor_files._bytes_of", die)
     with pytest.raises(Killed):
-        journal.put_artifact("soup", {"w": torch.zeros(3)})
-    assert same(journal.get_artifact("soup"), {"w": torch.ones(3)})
+        checkpointer.put_artifact("soup", {"w": torch.zeros(3)})
+    assert same(checkpointer.get_artifact("soup"), {"w": torch.ones(3)})
     assert [f.name for f in tmp_path.iterdir()] == ["stored-soup.safetensors"]
 
 
@@ -322,50 +326,51 @@ def test_a_damaged_product_is_refused_in_one_line(damage: bytes | None, tmp_path
 
 
 def test_saves_cost_a_fiftieth_of_the_time_at_most(tmp_path: Path) -> None:
-    problem = journaled(tmp_path)
+    problem = checkpointed(tmp_path)
     state = problem.start_run()
-    problem.journal.run_stage("one", state, train, state, problem, 1)
-    saved = (tmp_path / "journal.json").stat().st_mtime_ns
-    problem.journal._took = 1e6
-    problem.journal.run_stage("two", state, train, state, problem, 5)
-    assert (tmp_path / "journal.json").stat().st_mtime_ns == saved
+    problem.checkpointer.run_stage("one", state, train, state, problem, 1)
+    saved = (tmp_path / "checkpoint.json").stat().st_mtime_ns
+    problem.checkpointer._took = 1e6
+    problem.checkpointer.run_stage("two", state, train, state, problem, 5)
+    assert (tmp_path / "checkpoint.json").stat().st_mtime_ns == saved
 
 
 def test_without_a_folder_nothing_is_kept_and_all_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     always(monkeypatch)
     monkeypatch.chdir(tmp_path)
     problem, done = tiny(), []
-    problem.journal.every = 0.0
-    problem.journal.run_stage("one", problem.start_run(), done.append, 1, hold=True)
+    problem.checkpointer.every = 0.0
+    problem.checkpointer.run_stage("one", problem.start_run(), done.append, 1, hold=True)
     assert done == [1]
     assert not list(tmp_path.iterdir())
 
 
 def test_closing_removes_the_states_and_leaves_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     always(monkeypatch)
-    problem = journaled(tmp_path)
+    problem = checkpointed(tmp_path)
     state = problem.start_run()
-    problem.journal.run_stage("one", state, train, state, problem, 2, hold=True)
-    problem.journal.close()
-    assert [f.name for f in tmp_path.iterdir()] == ["journal.json"]
+    problem.checkpointer.run_stage("one", state, train, state, problem, 2, hold=True)
+    problem.checkpointer.close()
+    assert [f.name for f in tmp_path.iterdir()] == ["checkpoint.json"]
 
 
 def test_the_position_is_saved_and_returned_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     always(monkeypatch)
     returned: list[int] = []
     meter = CostTracker()
-    journal = Checkpointer(meter, tmp_path, 0.0, position=lambda: 41, rewind=returned.append)
-    problem = tiny(meter=meter, journal=journal)
+    checkpointer = Checkpointer(meter, tmp_path, 0.0, position=lambda: 41, rewind=returned.append)
+    problem = tiny(meter=meter, checkpointer=checkpointer)
     state = problem.start_run()
-    journal.run_stage("one", state, train, state, problem, 1)
+    checkpointer.run_stage("one", state, train, state, problem, 1)
     Checkpointer(CostTracker(), tmp_path, rewind=returned.append)
     assert returned == [0, 41]
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", "{}", '{"finished": []}', "null"])
-def test_a_damaged_journal_is_refused_in_one_line(damage: str, tmp_path: Path) -> None:
-    (tmp_path / "journal.json").write_text(damage)
-    with pytest.raises(UserError, match=r"^damaged checkpoint .*journal\.json \(.*remove .* to start over$") as caught:
+def test_a_damaged_checkpoint_is_refused_in_one_line(damage: str, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.json").write_text(damage)
+    said = r"^damaged checkpoint .*checkpoint\.json \(.*remove .* to start over$"
+    with pytest.raises(UserError, match=said) as caught:
         Checkpointer(CostTracker(), tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -373,9 +378,9 @@ def test_a_damaged_journal_is_refused_in_one_line(damage: str, tmp_path: Path) -
 @pytest.mark.parametrize("damage", ["truncated", "empty", "missing", "foreign"])
 def test_a_damaged_state_is_refused_in_one_line(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     always(monkeypatch)
-    problem = journaled(tmp_path)
+    problem = checkpointed(tmp_path)
     state = problem.start_run()
-    problem.journal.run_stage("one", state, train, state, problem, 1)
+    problem.checkpointer.run_stage("one", state, train, state, problem, 1)
     (file,) = tmp_path.glob("*.safetensors")
     data = file.read_bytes()
     if damage == "missing":
@@ -384,18 +389,18 @@ def test_a_damaged_state_is_refused_in_one_line(damage: str, tmp_path: Path, mon
         save_file({"model/other": torch.zeros(1)}, file)
     else:
         file.write_bytes(data[: len(data) // 2] if damage == "truncated" else b"")
-    again = journaled(tmp_path)
+    again = checkpointed(tmp_path)
     with pytest.raises(UserError, match=r"^damaged state .*\.safetensors \(.*remove .* to start over$") as caught:
-        again.journal.run_stage("one", again.start_run(), train)
+        again.checkpointer.run_stage("one", again.start_run(), train)
     assert "\n" not in str(caught.value)
 
 
 def test_a_half_written_file_counts_as_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     always(monkeypatch)
-    problem = journaled(tmp_path)
+    problem = checkpointed(tmp_path)
     state = problem.start_run()
-    problem.journal.run_stage("one", state, train, state, problem, 2)
-    before, good = bits(state), (tmp_path / "journal.json").read_text()
+    problem.checkpointer.run_stage("one", state, train, state, problem, 2)
+    before, good = bits(state), (tmp_path / "checkpoint.json").read_text()
 
     def die(*args: object, **more: object) -> None:
         raise Killed
@@ -408,13 +413,13 @@ def test_a_half_written_file_counts_as_nothing(tmp_path: Path, monkeypatch: pyte
         with monkeypatch.context() as patch:
             patch.setattr(point, die)
             with pytest.raises(Killed):
-                problem.journal._save_state(train(state, problem, 1))
-        assert (tmp_path / "journal.json").read_text() == good
-        (tmp_path / ".journal.json.1.part").write_text("{")
+                problem.checkpointer._save_state(train(state, problem, 1))
+        assert (tmp_path / "checkpoint.json").read_text() == good
+        (tmp_path / ".checkpoint.json.1.part").write_text("{")
         (tmp_path / ".state-b.safetensors.1.part").write_bytes(b"half")
-        problem = journaled(tmp_path)
+        problem = checkpointed(tmp_path)
         state = problem.start_run()
-        problem.journal.run_stage("one", state, train)
+        problem.checkpointer.run_stage("one", state, train)
         assert same(bits(state), before)
         assert problem.meter.costs["strong"].steps == 2
 
@@ -460,12 +465,12 @@ def test_a_link_to_a_folder_stays_and_what_it_points_to_is_replaced(tmp_path: Pa
     assert [p.name for p in (tmp_path / "disk").rglob("*")] == ["there", "new"]
 
 
-def test_the_meter_goes_into_the_journal_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_meter_goes_into_the_checkpoint_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     always(monkeypatch)
-    problem = journaled(tmp_path)
+    problem = checkpointed(tmp_path)
     problem.meter.add_cost("search", Cost(steps=3, tokens=7, flops=11, seconds=0.5))
     state = problem.start_run()
-    problem.journal.run_stage("one", state, train, state, problem, 2)
+    problem.checkpointer.run_stage("one", state, train, state, problem, 2)
     again = CostTracker()
     again.add_cost("weak", Cost(steps=99))  # of the life that is taken back
     Checkpointer(again, tmp_path)
