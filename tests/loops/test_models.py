@@ -100,7 +100,7 @@ def test_tied_weights_are_pruned_once() -> None:
 def test_frozen_weights_are_refused_and_may_be_left_out() -> None:
     loop = Loop()
     loop.model.get_submodule("blocks.0").requires_grad_(False)
-    with pytest.raises(UserError, match=r"blocks.0.weight is to be pruned and not trained"):
+    with pytest.raises(UserError, match=r"blocks.0.weight is to be pruned and frozen"):
         loop.attach("gradual")
     before = copy.deepcopy(loop.model.get_submodule("blocks.0").state_dict())
     pruner = loop.attach("gradual", prunable=lambda name, p: prunable(name, p) and p.requires_grad)

@@ -379,8 +379,31 @@ def test_metrics_get_the_last_part_of_pairs_as_labels() -> None:
     assert found.metrics["accuracy"] == sum(map(int, answers == torch.arange(24) % 3)) / 24 > 0.3
 
 
+def test_labels_under_a_name_of_ones_own_are_found_or_missed_aloud() -> None:
+    seen, rows = [], [{"x": x, "target": label} for x, label in PAIRS]
+    given: dict[str, Any] = {
+        "loss": lambda model, batch: pair_loss(model, (batch["x"], batch["target"])), "steps": 2, "train": ARGS,
+        "compute_metrics": lambda found: seen.append(found.label_ids) or {"seen": 1.0},
+    }  # fmt: skip
+    with pytest.warns(
+        UserWarning, match=r"gets no labels: a batch has x, target, .* as labels; .*label_names=\[\.\.\.\]"
+    ):
+        prune_model("magnitude", Plain(), rows, sparsity=0.5, progress=False, **given)
+    assert seen[-1] is None
+    found = prune_model("magnitude", Plain(), rows, sparsity=0.5, progress=False, label_names=["target"], **given)
+    assert seen[-1].tolist() == [label for _, label in PAIRS]
+    loss = f"negative_loss {found.metrics['negative_loss']:.4g}"
+    assert repr(found) == f"<Plain pruned by magnitude: 32 of 64 weights kept; seen 1, {loss}>"
+
+
 def frozen() -> nn.Module:
     return Plain().requires_grad_(False)
+
+
+def half_frozen() -> nn.Module:
+    model = Plain()
+    model.inside.requires_grad_(False)
+    return model
 
 
 @pytest.mark.parametrize(
@@ -391,10 +414,16 @@ def frozen() -> nn.Module:
         ({"loss": lambda model, batch: model(batch[0])}, r"got a tensor of shape \(8, 3\)"),
         ({"loss": lambda model, batch: pair_loss(model, batch)[0].detach()}, "loss: it has no gradient"),
         ({"loss": "cross_entropy"}, "loss: must be a function, got 'cross_entropy'"),
+        (
+            {"loss": nn.CrossEntropyLoss()},
+            r"loss: is a function of \(model, batch\), and CrossEntropyLoss takes \(outputs",
+        ),
+        ({"loss": functional.mse_loss}, r"loss=lambda model, batch: mse_loss\(model\(batch\[0\]\), batch\[1\]\)$"),
         ({"compute_metrics": "accuracy"}, "compute_metrics: must be a function, got 'accuracy'"),
         ({"compute_metrics": lambda found: 0.5}, "compute_metrics: must be a function that returns a dict.*got 0.5"),
         ({"prunable": ["inside.weight"]}, "prunable: must be a function"),
         ({"model": Plain}, "model: must be a module, or a name or folder, got <class"),
+        ({"model": half_frozen()}, r"inside.weight is to be pruned and frozen \(1 such weights of 1\)"),
         ({"model": frozen()}, r"model: all weights of Plain are frozen; call model.requires_grad_\(True\)"),
         ({"eval_dataset": "validation"}, r"eval_dataset: must be rows, as .*, got 'validation'"),
         ({"eval_dataset": 0.1}, "eval_dataset: must be rows, as .*, got '0.1'"),

@@ -17,6 +17,7 @@ from sparsesoup.core.single_process import require_single_process
 from sparsesoup.core.targets import Target, Targets
 from sparsesoup.hub.models.prunable import prunable_matrices
 from sparsesoup.loops.gradients import check_trained
+from sparsesoup.loops.losses import check_loss
 from sparsesoup.loops.problem import Loss, first_batches, make_problem
 from sparsesoup.loops.pruner import Pruner
 from sparsesoup.methods import HardConcreteL0, HybridMovement, Method, SoftMovement, row_of
@@ -76,6 +77,7 @@ def attach(
     32
     """
     _check_given(model, sparsity, steps)
+    check_loss(loss)
     check_gates(chosen := _with_extra_steps(named_method(method)))
     inner, targets = innermost(optimizer), find_targets(unwrapped(model), prunable)
     check_trained(unwrapped(model), inner, targets)

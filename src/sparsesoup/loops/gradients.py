@@ -20,13 +20,19 @@ def check_trained(model: nn.Module, optimizer: Optimizer, targets: Targets) -> N
     """Raise a UserError if the optimizer does not train a weight that is to be pruned."""
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     params = dict(model.named_parameters())
-    if missing := [
-        n for n in targets if n not in params or id(params[n]) not in trained or not params[n].requires_grad
-    ]:
+    if missing := [n for n in targets if n not in params or id(params[n]) not in trained]:
         raise UserError(
             f"{missing[0]} is to be pruned and not trained by this optimizer ({len(missing)} such weights); make the "
             f"optimizer of the model's parameters once the model is on its device, or leave them out with prunable=..."
         )
+    check_requires_grad(model, targets)
+
+
+def check_requires_grad(model: nn.Module, targets: Targets) -> None:
+    """Raise a UserError if a weight that is to be pruned is frozen, since then nothing could make up for it."""
+    if frozen := [name for name, p in target_parameters(model, targets).items() if not p.requires_grad]:
+        some = f"{frozen[0]} is to be pruned and frozen ({len(frozen)} such weights of {len(targets)})"
+        raise UserError(f"{some}; call requires_grad_(True), or leave them out with prunable=...")
 
 
 class GradientWatch:

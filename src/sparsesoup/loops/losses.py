@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import Trainer
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, require
 
 
 @contextmanager
@@ -30,6 +30,19 @@ def borrowed_loss(trainer: Trainer) -> Iterator[Callable[..., Any]]:
         trainer.model, trainer.model_wrapped = own
         for module, before in parts.items():
             module._modules.update(before)
+
+
+def check_loss(loss: Any) -> None:
+    """Raise a UserError if a loss argument is no function, or one of torch's, which take (outputs, labels)."""
+    require(loss is None or callable(loss), "loss", "a function", repr(loss))
+    made_by = getattr(loss, "__module__", "")
+    if made_by in ("torch.nn.functional", "torch.nn.modules.loss"):
+        name = getattr(loss, "__name__", type(loss).__name__)
+        raise UserError(
+            f"is a function of (model, batch), and {name} takes (outputs, labels); write, for example, "
+            f"loss=lambda model, batch: {name}{'()' if isinstance(loss, nn.Module) else ''}(model(batch[0]), batch[1])",
+            "loss",
+        )
 
 
 def scalar_loss(loss: Any) -> Tensor:

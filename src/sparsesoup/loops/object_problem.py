@@ -1,6 +1,8 @@
 """The problem of objects in memory: loss and outputs of any model, and scores as the Trainer computes them."""
 
 import functools
+import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +81,8 @@ class ObjectProblem(Problem):
                 work = functools.partial(self._pass, model, batch)
                 (loss, outputs), flops = self.meter.run_and_count_flops(shape, work)
                 if self.compute_metrics is not None:
+                    if labels is None:
+                        self._warn_of_missed_labels(model, batch)
                     kept.add(outputs, labels)
             weight, total = weight + count, total + count * float(loss)
             add_batch_cost(cost, self.validation, indices, flops)
@@ -86,6 +90,15 @@ class ObjectProblem(Problem):
         self.observer.end()
         model.train(training)
         return {**kept.scores(), "negative_loss": -total / max(weight, 1)}, {}
+
+    def _warn_of_missed_labels(self, model: nn.Module, batch: Batch) -> None:
+        """Warn if a batch without labels has a part that the model does not take; accuracy against None is 0."""
+        if len(batch) > 1 and batch.keys() - inspect.signature(model.forward).parameters.keys():
+            warnings.warn(
+                f"compute_metrics gets no labels: a batch has {', '.join(batch)}, and labels are looked up as "
+                f"{' or '.join(self.label_names)}; name them with label_names=[...]",
+                stacklevel=2,
+            )
 
     def _pass(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
         if self.compute_metrics is None:

@@ -18,6 +18,8 @@ from sparsesoup.hub.models.loading import load_as_saved
 from sparsesoup.hub.tasks.registry import task_type_of
 from sparsesoup.hub.tasks.splits import SELECTION, LoadedDataset
 from sparsesoup.loops.attach import find_targets, named_method, require_unattached
+from sparsesoup.loops.gradients import check_requires_grad
+from sparsesoup.loops.losses import check_loss
 from sparsesoup.loops.object_data import check_row_source, loss_functions, rows_of
 from sparsesoup.loops.object_problem import ObjectProblem
 from sparsesoup.loops.object_source import ObjectSource, check_dataset_name, object_name
@@ -36,7 +38,7 @@ OBJECTS = (
     "model", "train_dataset", "eval_dataset", "data_collator", "loss", "compute_metrics",
     "preprocess_logits_for_metrics", "teacher", "prunable",
 )  # fmt: skip
-FUNCTIONS = ("data_collator", "loss", "compute_metrics", "preprocess_logits_for_metrics", "prunable")
+FUNCTIONS = ("data_collator", "compute_metrics", "preprocess_logits_for_metrics", "prunable")
 ENCODED = {"input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features"}
 Given = Mapping[str, Any]
 
@@ -54,6 +56,7 @@ def object_source(given: Given) -> ObjectSource:
             check_row_source(given[name], name)
     for name in FUNCTIONS:
         require(given[name] is None or callable(given[name]), name, "a function", repr(given[name]))
+    check_loss(given["loss"])
     if raw := _is_raw(given):
         problem, reader = _raw_problem(settings, given)
     elif not isinstance(model, nn.Module):
@@ -152,12 +155,15 @@ def _make_problem(settings: RunConfig, model: nn.Module, reader: Any, given: Giv
     total = amount.steps
     if total is None:
         total = max(1, round((amount.epochs or EPOCHS) * max(1, len(rows) // training.rows_per_step)))
+    targets = find_targets(model, given["prunable"])
+    if amount.steps != 0:
+        check_requires_grad(model, targets)
     own_loss, answer = loss_functions(given["loss"], rows)
     return ObjectProblem(
-        pretrained=model, targets=find_targets(model, given["prunable"]), train=rows, validation=evaluation,
+        pretrained=model, targets=targets, train=rows, validation=evaluation,
         steps=total, training=training, predict=lambda model, batch: own_loss(model, batch)[None], own_loss=own_loss,
         answer=answer, criterion=lambda outputs, batch: outputs.mean(), metric=lambda outputs, labels: {},
         head=tuple(given["head"]), seed=given["seed"], compute_metrics=given["compute_metrics"],
         preprocess_logits=given["preprocess_logits_for_metrics"], batch_eval_metrics=given["batch_eval_metrics"],
-        label_names=tuple(given.get("label_names") or find_labels(type(model)) or ["labels"]),
+        label_names=tuple(given["label_names"] or find_labels(type(model)) or ["labels"]),
     )  # fmt: skip

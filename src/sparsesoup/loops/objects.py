@@ -13,7 +13,7 @@ from transformers import Trainer
 
 from sparsesoup.core.errors import UserError, require
 from sparsesoup.core.files import atomic_write
-from sparsesoup.core.masks import Masks
+from sparsesoup.core.masks import Masks, count_kept, count_total
 from sparsesoup.core.single_process import require_single_process
 from sparsesoup.core.ticket import Ticket
 from sparsesoup.loops.attach import Prunable
@@ -37,7 +37,7 @@ from sparsesoup.training.model_copy import copy_model
 from sparsesoup.training.observer import Observer
 
 
-@dataclass
+@dataclass(repr=False)
 class PrunedModel:
     """The result of pruning a model object.
 
@@ -53,8 +53,15 @@ class PrunedModel:
     ticket: Ticket
     method: str
     path: Path | None = None
-    report: dict[str, Any] = field(default_factory=dict, repr=False)
-    _done: FinishedRun | None = field(default=None, repr=False)
+    report: dict[str, Any] = field(default_factory=dict)
+    _done: FinishedRun | None = None
+
+    def __repr__(self) -> str:
+        kept, total = count_kept(self.masks), count_total(self.masks)
+        scores = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
+        where = f", in {self.path}" if self.path is not None else ""
+        kind = type(self.model).__name__
+        return f"<{kind} pruned by {self.method}: {kept:,} of {total:,} weights kept; {scores}{where}>"
 
     @property
     def masks(self) -> Masks:
@@ -106,7 +113,7 @@ def prune_model(
     teacher: Teacher = None, processing_class: Any = None, prunable: Prunable | None = None, head: Sequence[str] = (),
     columns: Mapping[str, Any] | None = None, seed: int = 0, dataset: str = "objects", out: str | Path | None = None,
     progress: bool = True, observer: Observer | None = None, report_to: str | Sequence[str] = (),
-    snapshots: str = "device",
+    snapshots: str = "device", label_names: Sequence[str] = (),
 ) -> PrunedModel:  # fmt: skip
     """Prune a model object on datasets in memory, by any method.
 
@@ -137,6 +144,7 @@ def prune_model(
         observer: receives the progress too.
         report_to: trackers, as `--report-to` of the command line; tensorboard needs `out`.
         snapshots: keep forks and rewinding points on the device, in host memory (host) or on disk (disk).
+        label_names: names of the labels in a batch; default: those that the model's forward takes, else labels.
     Raises: UserError if something is missing, or the method does not fit.
 
     >>> import torch
@@ -194,14 +202,15 @@ def prune_trainer(method: str | Method, trainer: Trainer, *, sparsity: float | N
         "data_collator": trainer.data_collator, "compute_metrics": trainer.compute_metrics, "seed": args.seed,
         "preprocess_logits_for_metrics": trainer.preprocess_logits_for_metrics,
         "batch_eval_metrics": args.batch_eval_metrics,
-        "processing_class": trainer.processing_class, "report_to": trackers, "progress": not args.disable_tqdm,
+        "processing_class": trainer.processing_class, "label_names": trainer.label_names,
+        "report_to": trackers, "progress": not args.disable_tqdm,
     }  # fmt: skip
     rows, evaluation = (without_unused_columns(trainer, data) for data in (trainer.train_dataset, trainer.eval_dataset))
     with borrowed_loss(trainer) as compute_loss:
         given = {"loss": _trainer_loss(trainer, compute_loss)} | given | more
         whole = inspect.signature(prune_model).bind(method, trainer.model, rows, evaluation, sparsity=sparsity, **given)
         whole.apply_defaults()
-        beside = {"trainer": trainer, "brought": given.keys() - more.keys(), "label_names": trainer.label_names}
+        beside = {"trainer": trainer, "brought": given.keys() - more.keys()}
         return _prune_given({**whole.arguments, **beside})
 
 

@@ -48,8 +48,9 @@ class Pruner:
     ) -> None:
         self.method, self.problem, self.phases, self.target_sparsity = method, problem, phases, sparsity
         self._run: ActiveRun | None = None
-        self._next, self._phase, self._end = 0, None, 0
-        self._inside, self._factor, self._overrides = LoopHooks(), None, ExitStack()
+        self._phase: Phase | None = None
+        self._factor: Rate | None = None
+        self._next, self._end, self._inside, self._overrides = 0, 0, LoopHooks(), ExitStack()
         self._due, self._busy, self._masks = True, False, Masks()
         self._rates: list[Any] = []
         self._gradients = GradientWatch(problem, scaler, lambda: self.masks)
@@ -60,8 +61,8 @@ class Pruner:
             optimizer.register_step_post_hook(self._after_step),
         ]
 
-    _phase: Phase | None
-    _factor: Rate | None
+    def __repr__(self) -> str:
+        return f"<Pruner: {row_of(self.method)} to {self.target_sparsity:g} in {self.problem.steps} steps>"
 
     @property
     def masks(self) -> Masks:
@@ -119,12 +120,11 @@ class Pruner:
         model, target = self.problem.pretrained, Path(folder)
         if target.exists():
             raise UserError(f"{target} is there already; give a folder that does not exist")
-        base = getattr(model, "name_or_path", "") or type(model).__name__
-        facts = {"method": row_of(self.method), "base_model": base, "sparsity": self.sparsity}
+        facts = {"method": row_of(self.method), "sparsity": self.sparsity}
+        facts["base_model"] = getattr(model, "name_or_path", "") or type(model).__name__
         self._started.state.enforce_masks_()
         with atomic_write(target) as temporary:
-            write = type(model).save_pretrained if isinstance(model, PreTrainedModel) else save_module
-            write(model, temporary)
+            (type(model).save_pretrained if isinstance(model, PreTrainedModel) else save_module)(model, temporary)
             save_masks(temporary / "pruning", {name: mask.cpu() for name, mask in self.masks.items()}, facts)
         return target
 
