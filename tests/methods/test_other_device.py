@@ -55,9 +55,9 @@ def problem_for(**changes: Any) -> Problem:
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in REPLACE])
 def test_every_method_finds_the_masks_of_the_cpu(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sparsity = 0.0 if TABLE[name].dense else 0.5
-    here = method(name, tmp_path).run(problem_for(), sparsity)
+    here = method(name, tmp_path).run(problem_for(steps=30), sparsity)
     with other_device(monkeypatch):
-        there = method(name, tmp_path).run(problem_for(), sparsity)
+        there = method(name, tmp_path).run(problem_for(steps=30), sparsity)
     assert same(there.masks, here.masks)
     assert same(there.weights, here.weights)
     assert not any(isinstance(t, AwayTensor) for t in (*there.masks.values(), *there.weights.values()))
@@ -68,9 +68,9 @@ def test_a_killed_run_resumes_there_to_the_masks_of_the_cpu(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = method(name, tmp_path)
-    here = chosen.run(problem_for(), 0.5)
+    here = chosen.run(problem_for(steps=30), 0.5)
     with other_device(monkeypatch):
-        resumed = finish_killed_run(chosen, problem_for, 0.5, tmp_path, monkeypatch, kills=1, steps=33)
+        resumed = finish_killed_run(chosen, functools.partial(problem_for, steps=30), 0.5, tmp_path, monkeypatch, kills=1, steps=17)
     assert same(resumed.masks, here.masks)
 
 
@@ -90,7 +90,7 @@ def test_every_scope_selects_the_masks_of_the_cpu(scope: Any, monkeypatch: pytes
 def test_structures_of_a_transformer_are_found_there_too(structure: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def run() -> Any:
         training = TrainingConfig(learning_rate=1e-3, batch_size=8)
-        return GradualPruning(structure=structure).run(bert(attention="eager", steps=40, training=training), 0.5)
+        return GradualPruning(structure=structure).run(bert(attention="eager", steps=20, training=training), 0.5)
 
     here = run()
     with other_device(monkeypatch):

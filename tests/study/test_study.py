@@ -101,7 +101,13 @@ def at_work(process, ray):
 
 @pytest.mark.parametrize(
     ("flags", "most"),
-    [(["--workers", "1"], 20), (["--workers", "2"], 20), (["--executor", "ray", "--workers", "2"], 5)],
+    [
+        (["--workers", "1"], 8),
+        (["--workers", "2"], 8),
+        (["--executor", "ray", "--workers", "2"], 5),
+        pytest.param(["--workers", "1"], 20, marks=pytest.mark.slow),
+        pytest.param(["--workers", "2"], 20, marks=pytest.mark.slow),
+    ],
 )
 def test_whatever_is_killed_the_table_is_that_of_an_undisturbed_study(undisturbed, flags, most):
     """So many kills at random moments: of the first process, and where there are workers of any of them."""
