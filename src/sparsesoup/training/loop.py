@@ -114,9 +114,10 @@ class _Loop:
         self.state, self.problem, self.batches, self.stream, self.rate = state, problem, batches, stream, rate
         self.hooks, self.observe, self.penalty, self.label, self.until = hooks, observe, penalty, label, until
         self.params, self.masks, self.gone = state.prunable_parameters(), state.masks, sparsity(state.masks)
+        self.every_parameter = list(state.model.parameters())  # a walk over all modules takes a millisecond
         trained = any(p.requires_grad for p in self.params.values())
         self.kind = "train" if trained else "head"  # FLOPs differ between the two
-        self.apart = ApartGradients([p for p in state.model.parameters() if p.requires_grad]) if split else None
+        self.apart = ApartGradients([p for p in self.every_parameter if p.requires_grad]) if split else None
         # What is observed or kept must be finite, so then the loss is read before.
         self.keeps = observe is not None or problem.training.extrapolate > 0
         self.late = problem.accelerator.device.type in LATE_DEVICES and can_skip_update(state) and not self.keeps
@@ -200,7 +201,7 @@ class _Loop:
         if self.observe is not None and self.apart is None and not overflow:
             self.observe(state)
         if problem.training.max_grad_norm:
-            norm = problem.accelerator.clip_grad_norm_(state.model.parameters(), problem.training.max_grad_norm)
+            norm = problem.accelerator.clip_grad_norm_(self.every_parameter, problem.training.max_grad_norm)
             loss.norm = norm if state.scaler is None else None  # gradients may overflow in fp16
         if late:
             step_optimizer(state, loss.not_finite())
