@@ -66,7 +66,7 @@ class HardConcreteFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, score: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        gate = torch.add(noise, score.detach(), alpha=1 / BETA).sigmoid_().mul_(HIGH - LOW).add_(LOW).clamp_(0, 1)
+        gate = torch.add(noise, score, alpha=1 / BETA).sigmoid_().mul_(HIGH - LOW).add_(LOW).clamp_(0, 1)
         ctx.save_for_backward(weight, gate, score)
         return weight * gate, mean_gate_probability(score, SHIFT)
 

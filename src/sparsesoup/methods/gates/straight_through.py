@@ -116,7 +116,7 @@ def floor_count(count: int, floor: float) -> int:
 
 def open_groups(score: Tensor, level: Tensor, block: Block) -> Tensor:
     """Return a bool per group; if members have their own scores, a group is open if any member opens it."""
-    mask = score.detach() >= level
+    mask = score >= level
     return mask.any(0) if block != Element and score.dim() == 2 else mask
 
 
@@ -124,7 +124,8 @@ def mean_gate_probability(score: Tensor, shift: float | None) -> Tensor:
     """Return the mean sigmoid(score - shift), on a sample of many scores; only the log uses its value."""
     if shift is None:
         return score.new_zeros(())
-    some = score.detach().flatten()[:: max(1, score.numel() // SAMPLE)]
+    stride = max(1, score.numel() // SAMPLE)
+    some = score.detach().flatten()[::stride] if stride > 1 else score.detach()
     return (some - shift).sigmoid_().mean()
 
 
