@@ -13,6 +13,7 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Block, CoupledGroups, Element, Pattern
 from sparsesoup.core.masks import Masks
 from sparsesoup.core.topk import kth_largest, topk_exact
+from sparsesoup.core.topk_passes import map_in_threads
 from sparsesoup.core.topk_rows import best_of_groups, best_of_rows, rank_order
 
 Scores = Mapping[str, Tensor]  # parameter name -> [out, in], higher = keep
@@ -138,21 +139,23 @@ def _count_alive(scores: Scores, within: Masks | None) -> dict[str, int]:
 
 def _topk_per_row(scores: Scores, sparsity: float, then: Scores | None, scope: str, within: Masks | None) -> Masks:
     """Keep the best weights of each row, or of each few consecutive weights of a row."""
-    masks: Masks = {}
     sizes = [s.numel() for s in scores.values()]
     goal = round((1.0 - sparsity) * sum(sizes))
     ends = [round(goal * seen / sum(sizes)) for seen in accumulate(sizes)]
     alive = [*_count_alive(scores, within).values()]
     budgets = clip_to_available([end - begin for begin, end in pairwise([0, *ends])], alive)
-    for (name, s), budget in zip(scores.items(), budgets, strict=True):
-        width = check_rows(scope, s.shape, name)
-        masks[name] = _best_of_rows(name, s, width, budget, scope, then, within)
-    return masks
+
+    def work(item: tuple[str, int]) -> Tensor:
+        name, budget = item
+        return _best_of_rows(name, scores[name], budget, scope, then, within)
+
+    return dict(zip(scores, map_in_threads(work, [*zip(scores, budgets, strict=True)], least=1), strict=True))
 
 
 def _best_of_rows(
-    name: str, score: Tensor, width: int, budget: int, scope: str, then: Scores | None, within: Masks | None
+    name: str, score: Tensor, budget: int, scope: str, then: Scores | None, within: Masks | None
 ) -> Tensor:
+    width = check_rows(scope, score.shape, name)
     rows, alive = score.reshape(-1, width), None if within is None else within[name].reshape(-1, width)
     counts = budget // len(rows) + (torch.arange(len(rows), device=score.device) < budget % len(rows)).long()
     if alive is not None and bool((alive.sum(1) < counts).any()):

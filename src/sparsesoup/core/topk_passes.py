@@ -1,5 +1,6 @@
 """The passes over many scores that the exact top-k is made of: their contract, and what both kinds share."""
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from torch import Tensor
 PIECE = 1 << 18  # scores per piece: they and their temporaries fit into the cache
 SAMPLE = 1 << 18
 SLACK = 4  # standard errors of a rank in the sample, on either side
+_THREAD = threading.local()
 Window = tuple[Any, Any]  # the least and the largest score that may be the k-th largest
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -65,16 +67,25 @@ class Passes(Protocol):
         """Keep the first `count` of the masks, in place."""
 
 
-def map_in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """Return the results for many items, in order, computed in as many threads as PyTorch has."""
-    threads = min(torch.get_num_threads(), len(items) // 16)
+def map_in_threads(work: Callable[[Item], Result], items: Sequence[Item], least: int = 16) -> list[Result]:
+    """Return the results for many items, in order, computed in as many threads as PyTorch has.
+
+    A call from such a thread starts no others.
+
+    Args:
+        least: number of items that are worth a thread.
+    """
+    threads = 1 if getattr(_THREAD, "is_ours", False) else min(torch.get_num_threads(), len(items) // least)
     if threads < 2:
         return [work(item) for item in items]
+
+    def work_on(some: Sequence[Item]) -> list[Result]:
+        _THREAD.is_ours = True
+        return [work(item) for item in some]
+
     step = -(-len(items) // (4 * threads))
     with ThreadPoolExecutor(threads) as pool:
-        parts = pool.map(
-            lambda some: [work(item) for item in some], [items[i : i + step] for i in range(0, len(items), step)]
-        )
+        parts = pool.map(work_on, [items[i : i + step] for i in range(0, len(items), step)])
         return [result for part in parts for result in part]
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from sparsesoup.core import topk_passes
 from sparsesoup.core.topk_passes import map_in_threads
 
-SAMPLE = 96  # columns of a row that bracket its threshold
-STEPS = 4  # refinements of that bracket
-MOST = 64  # scores inside a bracket; rows with more are partitioned
+SAMPLE = 256  # columns of a row that bracket its threshold
+SLACK = 2.0  # standard errors of a rank in the sample
+MOST = 8  # a bracket holds at most one in so many scores of a row; rows with more are partitioned
 TO_BYTES = {np.ndarray: np.uint8, Tensor: torch.uint8}
 
 
@@ -102,21 +102,21 @@ def _pairwise_winners(keys: Sequence[Sequence[Any]], kept: int) -> list[Any]:
 def _separate(values: Any, counts: Any, out: Any) -> Any:
     """Write the mask of the best `counts` of each row; return the rows for which that failed.
 
-    A sorted sample of each row and a few interpolations by counts bracket the threshold; the scores inside are sorted.
+    A sorted sample of each row and one count bracket its threshold; the scores inside are sorted.
     """
-    goal = counts[:, None]
-    scratch = np.empty_like(out)
-    low, high, more, less = _bracket_rows(values, goal, scratch)
-    inside, short = (more - less).astype(np.int64), (goal - less).astype(np.int64)
-    known = (more >= goal) & (less >= 0) & (inside <= MOST)
-    low[~known] = high[~known] = np.inf
-    inside[~known] = 0
-    np.greater(values, low, out=scratch)
-    np.greater(values, high, out=out)
+    goal, scratch = counts[:, None], np.empty_like(out)
+    other, above_level, below = _bracket_rows(values, goal, out)
+    np.greater(values, other, out=scratch)
     scratch ^= out
-    if not (size := inside.max()):
+    np.greater(out, scratch, out=out)  # above both ends
+    inside = _count_rows(scratch)[:, None]
+    short = goal - np.where(below, above_level - inside, above_level)  # so many of those inside are kept
+    known = (short > 0) & (short <= inside) & (inside <= values.shape[1] // MOST)
+    scratch[~known[:, 0]] = False
+    number = np.where(known, inside, 0).ravel()
+    if not (size := number.max(initial=0)):
         return np.flatnonzero(~known)
-    place, number = np.flatnonzero(scratch), inside.ravel()
+    place = np.flatnonzero(scratch)
     row = np.repeat(np.arange(len(values)), number)
     column = np.arange(len(place)) - np.repeat(np.cumsum(number) - number, number)
     table = np.full((len(values), size), -np.inf, dtype=values.dtype)
@@ -126,28 +126,25 @@ def _separate(values: Any, counts: Any, out: Any) -> Any:
     return np.flatnonzero(~known | (np.count_nonzero(table >= level, axis=1)[:, None] != short))
 
 
-def _bracket_rows(values: Any, goal: Any, scratch: Any) -> tuple[Any, Any, Any, Any]:
-    """Return (low, high, scores above low, scores above high) per row, [rows, 1]; -1 scores where it is not counted."""
+def _bracket_rows(values: Any, goal: Any, out: Any) -> tuple[Any, Any, Any]:
+    """Return (the other end, scores above the level, whether the level is the low end) per row, [rows, 1].
+
+    The level is the sampled score of the wanted rank; what is above it is written to `out` and counted, which tells how
+    far away in the sample the other end of the bracket is.
+    """
     width = values.shape[1]
     sample = np.sort(values[:, :: width // SAMPLE | 1], axis=1)
     size = sample.shape[1]
     place = np.clip(((1 - goal / width) * size).astype(np.int64), 0, size - 1)
-    ends = [np.clip(place + side * int(size**0.5), 0, size - 1) for side in (-1, 1)]
-    low, high, level = (np.take_along_axis(sample, p, 1) for p in (*ends, place))
-    more, less = ((size - 0.5 - p) * (width / size) for p in ends)  # about as many scores are above them
-    sure_low, sure_high = np.zeros_like(goal, dtype=bool), np.zeros_like(goal, dtype=bool)
-    for _ in range(STEPS):
-        np.greater(values, level, out=scratch)
-        found = _count_rows(scratch)[:, None]
-        below = found >= goal
-        low, more, sure_low = np.where(below, level, low), np.where(below, found, more), sure_low | below
-        high, less, sure_high = np.where(below, high, level), np.where(below, less, found), sure_high | ~below
-        margin = 1 + np.sqrt(np.abs(more - less)) / 2
-        aim = np.where(more - goal > goal - less, goal + margin, goal - margin)  # move the end that is farther away
-        with np.errstate(all="ignore"):  # infinite scores and ties are left to `_partitioned`
-            share = np.clip((more - aim) / (more - less), 0.02, 0.98)
-            level = (low + (high - low) * share).astype(low.dtype)
-    return low, high, np.where(sure_low, more, -1), np.where(sure_high, less, -1)
+    level = np.take_along_axis(sample, place, 1)
+    np.greater(values, level, out=out)
+    above_level = _count_rows(out)[:, None]
+    below, away = above_level >= goal, np.abs(above_level - goal) * (size / width)
+    far = (away + SLACK * np.sqrt(away) + 1).astype(np.int64)
+    end = np.where(below, place + far, place - far)
+    other = np.take_along_axis(sample, np.clip(end, 0, size - 1), 1)
+    other[end < 0], other[end >= size] = -np.inf, np.inf
+    return other, above_level, below
 
 
 def _count_rows(mask: Any) -> Any:
