@@ -17,6 +17,7 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.topk_passes import Bracket, Result, Window, common_precision, map_in_threads, sample_stride
 
 Place = tuple[int, int, int]  # tensor, first score, score behind the last
+RUN = 16  # neighbouring scores that are sampled together: they are read together anyway
 
 
 class ArrayPasses:
@@ -120,9 +121,9 @@ class ArrayPasses:
         stride = max(1, inside // topk_passes.SAMPLE)
         if window is None:
             stride = sample_stride(inside)
-            parts = [s[::stride].to(self._precision).numpy() for s in self._flat]
+            parts = [_some(s, stride).to(self._precision).numpy() for s in self._flat]
             if self._alive is not None:
-                parts = [part[a[::stride]] for part, a in zip(parts, self._alive, strict=True)]
+                parts = [part[_some(a, stride)] for part, a in zip(parts, self._alive, strict=True)]
             if sum(len(part) for part in parts):
                 return np.concatenate(parts)
         low, high = window or self._ends()
@@ -151,3 +152,11 @@ class ArrayPasses:
 
     def _over_pieces(self, work: Callable[[Place], Result]) -> list[Result]:
         return map_in_threads(work, self._places())
+
+
+def _some(flat: Any, stride: int) -> Any:
+    """Return one in `stride` runs of a tensor or an array; of a short one, one in `stride` of its entries."""
+    runs = len(flat) // RUN
+    if runs < stride:
+        return flat[::stride]
+    return flat[: runs * RUN].reshape(runs, RUN)[::stride].reshape(-1)
