@@ -28,6 +28,7 @@ from sparsesoup.runs.results import machine_name
 from sparsesoup.runs.run import RuntimeOptions, evaluate_finished_run, run_method
 from sparsesoup.study.compare import run_study
 from sparsesoup.study.execute.executors import InProcess, JobExecutor, ProcessExecutor
+from sparsesoup.study.execute.jobs import TrialOptions
 from sparsesoup.study.recipe.plan import StudyPlan, read_plan
 from sparsesoup.study.recipe.trial import Trial
 
@@ -51,7 +52,7 @@ def quiet() -> Console:
 def studied(grid: StudyPlan, out: Path, executor: JobExecutor) -> float:
     """Seconds that a study takes, from its recipe to its page."""
     began = time.perf_counter()
-    run_study(grid, out, quiet(), executor, threads=1)
+    run_study(grid, out, quiet(), executor, TrialOptions(threads=1))
     return time.perf_counter() - began
 
 

@@ -42,7 +42,7 @@ def drive(trials: int, address: str, seconds: float) -> None:
 
     from sparsesoup.core.files import read_table, write_table
     from sparsesoup.study.compare import run_study
-    from sparsesoup.study.execute.jobs import JobRunner, TrialJob, trial_record
+    from sparsesoup.study.execute.jobs import JobRunner, TrialJob, TrialOptions, trial_record
     from sparsesoup.study.execute.ray_executor import TrialResources, ray_executor
     from sparsesoup.study.recipe.plan import read_plan
 
@@ -51,7 +51,7 @@ def drive(trials: int, address: str, seconds: float) -> None:
     template = Path("record.json")
     if not template.exists():  # that of a real run
         first = plan.trials[0]
-        JobRunner()(TrialJob(first, Path("first"), Path("first/studies/many"), 1))
+        JobRunner()(TrialJob(first, Path("first"), Path("first/studies/many"), TrialOptions(threads=1)))
         write_table(template, trial_record(first, Path("first") / first.path))
     record = read_table(template)
 

@@ -22,6 +22,7 @@ from sparsesoup.runs import run
 from sparsesoup.runs.config import RunConfig, config_from_dict
 from sparsesoup.runs.settings import fill_settings, unknown_setting
 from sparsesoup.study.compare import StudyResult, compare_recipe
+from sparsesoup.study.execute.jobs import TrialOptions
 from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.device import device_chosen
 from sparsesoup.training.observer import Observer
@@ -168,6 +169,8 @@ def compare(
     workers: int = 1,
     retry_failed: bool = False,
     device: str | None = None,
+    cache_size: float = 32.0,
+    snapshots: str = "device",
     progress: bool = True,
 ) -> StudyResult:
     """Run a study: methods, models, datasets, sparsities and seeds; what `sparsesoup compare --config FILE` does.
@@ -179,13 +182,17 @@ def compare(
         workers: processes that runs are spread over.
         retry_failed: do runs again that failed before.
         device: cpu, cuda, cuda:1 or mps, for this call; default the first accelerator, else cpu.
+        cache_size: most GiB of trainings that runs share.
+        snapshots: keep forks and rewinding points on the device, in host memory (host) or on disk (disk).
         progress: whether to show it on stderr.
     Returns: the study: `path` of its folder, with tables and page, and its `facts`.
     Raises: UserError for bad input.
     """
     console = SafeConsole(stderr=True, quiet=not progress)
+    run.RuntimeOptions(console, cache_size=cache_size, snapshots=snapshots)  # checks them before anything is read
+    options = TrialOptions(cache_size=cache_size, snapshots=snapshots)
     with device_chosen(device):
-        return compare_recipe(recipe, Path(out), name, console, workers, retry_failed)
+        return compare_recipe(recipe, Path(out), name, console, workers, retry_failed, options)
 
 
 def export(

@@ -13,7 +13,7 @@ from sparsesoup.hub.build import ModelAndDataConfig
 from sparsesoup.hub.place_cache import PlaceCache
 from sparsesoup.hub.tasks.splits import LoadedDataset
 from sparsesoup.report.terminal import read_report
-from sparsesoup.study.execute.jobs import JobRunner, TrialJob
+from sparsesoup.study.execute.jobs import JobRunner, TrialJob, TrialOptions
 from sparsesoup.study.recipe.plan import read_plan
 from tiny_hub import checkpoint, reviews, weights_equal
 from tiny_studies import ISP, RECIPE, write_recipe
@@ -39,7 +39,10 @@ def loads(monkeypatch):
 def test_jobs_of_one_place_load_it_once_and_leave_it_as_it_was(loads, tmp_path):
     methods = {"magnitude": None, "movement": None, "dense": None, "isp": ISP}
     write_recipe(RECIPE | {"methods": methods, "sparsities": 0.5, "seeds": 0})
-    jobs = [TrialJob(t, Path("kept"), Path("kept/studies/s"), 1) for t in read_plan(Path("small.yaml")).trials]
+    jobs = [
+        TrialJob(t, Path("kept"), Path("kept/studies/s"), TrialOptions(threads=1))
+        for t in read_plan(Path("small.yaml")).trials
+    ]
     runner = JobRunner()
     for job in jobs:
         runner(job)
@@ -70,7 +73,7 @@ def test_a_run_is_scored_with_the_rows_and_the_fingerprint_that_it_was_trained_w
     write_recipe(RECIPE | {"methods": ["magnitude"], "seeds": 0, "steps": 2})
     runner = JobRunner()
     for trial in read_plan(Path("small.yaml")).trials:
-        runner(job := TrialJob(trial, Path("kept"), Path("kept/studies/s"), 1))
+        runner(job := TrialJob(trial, Path("kept"), Path("kept/studies/s"), TrialOptions(threads=1)))
         assert read_report(job.run)["test"]
     assert len(opened) == len(hashed) == 1
 

@@ -70,7 +70,9 @@ def test_a_killed_run_resumes_there_to_the_masks_of_the_cpu(
     chosen = method(name, tmp_path)
     here = chosen.run(problem_for(steps=30), 0.5)
     with other_device(monkeypatch):
-        resumed = finish_killed_run(chosen, functools.partial(problem_for, steps=30), 0.5, tmp_path, monkeypatch, kills=1, steps=17)
+        resumed = finish_killed_run(
+            chosen, functools.partial(problem_for, steps=30), 0.5, tmp_path, monkeypatch, kills=1, steps=17
+        )
     assert same(resumed.masks, here.masks)
 
 

@@ -77,7 +77,8 @@ def test_a_run_of_the_study_is_that_of_the_command_it_names(undisturbed, tmp_pat
 
 
 def test_two_processes_give_the_same_bits_as_one(undisturbed, tmp_path):
-    assert main(["compare", "--config", write(seeds=[1]), "--workers", "2", "--threads", "1"]) == 0
+    elsewhere = ["--snapshots", "disk", "--cache-size", "0"]  # change nothing either
+    assert main(["compare", "--config", write(seeds=[1]), "--workers", "2", "--threads", "1", *elsewhere]) == 0
     mine, theirs = without_seconds(study()), without_seconds(study(out=undisturbed))
     assert mine["runs"] == [found for found in theirs["runs"] if found["seed"] == 1]
     assert mine["failed"] == []
@@ -621,7 +622,9 @@ def test_a_damaged_record_is_told_in_one_line_with_its_remedy(text, capsys):
 def test_more_threads_than_torch_bears_are_refused_here_and_on_a_node(capsys):
     assert main(["compare", "--config", write(), "--threads", "100000", "--dry-run"]) == 2
     assert f"--threads is at most {MOST_THREADS} here, four a core, got 100000" in capsys.readouterr().err
-    job = work.TrialJob(read_plan(Path("small.yaml")).trials[0], Path("runs"), Path("study"), threads=100_000)
+    job = work.TrialJob(
+        read_plan(Path("small.yaml")).trials[0], Path("runs"), Path("study"), work.TrialOptions(threads=100_000)
+    )
     work.JobRunner()(job)
     assert "--threads is at most" in json.loads(job.failure_path.read_text())["error"]
 
@@ -782,7 +785,15 @@ def test_a_dry_run_tells_the_cells_and_draws_none(capsys):
 
 
 @pytest.mark.parametrize(
-    "more", [["--workers", "0"], ["--threads", "0"], ["--steps", "3", "--epochs", "1"], ["--nope"]]
+    "more",
+    [
+        ["--workers", "0"],
+        ["--threads", "0"],
+        ["--steps", "3", "--epochs", "1"],
+        ["--nope"],
+        ["--snapshots", "cloud"],
+        ["--cache-size", "-1"],
+    ],
 )
 def test_flags_that_cannot_be_are_refused_in_one_line(more, capsys):
     assert main(["compare", "--config", write(), *more]) == 2

@@ -72,6 +72,10 @@ def study_parser() -> CommandParser:
         "--cpus-per-run")  # fmt: skip
     add("--retries", type=int, help=f"restarts of a run whose process died; default {LIVES - 1}")
     add("--address", help="host:port of a Ray cluster's head, or auto; default RAY_ADDRESS, else Ray is started here")
+    add("--cache-size", type=float, default=32.0, metavar="GIB", help="most GiB of trainings that runs share; those "
+        "used least recently are removed (default 32)")  # fmt: skip
+    add("--snapshots", default="device", metavar="PLACE", help="keep forks and rewinding points on the device, in host "
+        "memory (host) or on disk (disk); default device")  # fmt: skip
     add("--workers-per-run", type=int, default=1, help="processes for the weak masks of a run; default its own")
     add("--cpus-per-run", type=float, help="cores that Ray reserves per run; default 1")
     add("--gpus-per-run", type=float, help="GPUs that Ray reserves per run, 0.25 for four runs on one; default 0")
@@ -143,21 +147,26 @@ def run_study_command(options: Any) -> int:
     Args:
         options: as returned by `read_study_arguments`.
     """
+    from sparsesoup.runs.options import RuntimeOptions
     from sparsesoup.study.compare import check_devices, run_study, table_of_runs  # which takes seconds
     from sparsesoup.study.dry_run import forecast_trials, format_forecast
     from sparsesoup.study.equal_budget import match_budget
+    from sparsesoup.study.execute.jobs import TrialOptions
     from sparsesoup.study.recipe.plan import read_plan
 
     console = SafeConsole(stderr=True)
     if options.RUN:
         _print_tables(table_of_runs(options.RUN, options.name or "runs", options.out))
         return 0
+    own = {"workers": options.workers_per_run, "cache_size": options.cache_size, "snapshots": options.snapshots}
+    RuntimeOptions(console, **own)  # checks them before anything is read
+    how = TrialOptions(threads=options.threads, **own)
     fit = not options.dry_run  # a dry run reports every row that does not fit
     plan = match_budget(read_plan(Path(options.config), recipe_changes(options), options.name, options.out, fit))
     for said in sorted({trial.settings.train.precision_warning() for trial in plan.trials} - {""}):
         console.print(f"note: {said}", highlight=False, markup=False, soft_wrap=True)
     if options.dry_run:
-        trials = forecast_trials(plan, options.out)
+        trials = forecast_trials(plan, options.out, options.snapshots)
         found = track(trials, "estimating", len(plan.trials), console=console, transient=True)
         for line in format_forecast(found):
             print_line(line)
@@ -165,9 +174,7 @@ def run_study_command(options: Any) -> int:
     if options.executor == "local":  # the nodes of a cluster have devices of their own
         check_devices(plan)
     with _make_executor(options) as executor:
-        folder = run_study(
-            plan, options.out, console, executor, options.threads, options.retry_failed, options.workers_per_run
-        )
+        folder = run_study(plan, options.out, console, executor, how, options.retry_failed)
     _print_tables(folder)
     return int(bool(read_table(folder / "study.json")["failed"]))
 

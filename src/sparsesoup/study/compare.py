@@ -23,7 +23,7 @@ from sparsesoup.runs.resume_checks import check_data
 from sparsesoup.runs.yaml_text import dump_yaml
 from sparsesoup.study.equal_budget import match_budget
 from sparsesoup.study.execute.executors import JobExecutor, local_executor
-from sparsesoup.study.execute.jobs import TrialJob, read_record
+from sparsesoup.study.execute.jobs import DEFAULT_OPTIONS, TrialJob, TrialOptions, read_record
 from sparsesoup.study.execute.progress import StudyProgress
 from sparsesoup.study.execute.records import StudyRecords
 from sparsesoup.study.recipe.budget import read_budget
@@ -51,13 +51,14 @@ def compare_recipe(
     console: Console,
     workers: int = 1,
     retry_failed: bool = False,
+    options: TrialOptions = DEFAULT_OPTIONS,
 ) -> StudyResult:
     """Run the study of a recipe (a file, the name of a shipped one, or a table) on this machine."""
     require_single_process()
     given = dict(recipe) if isinstance(recipe, Mapping) else Path(recipe)
     plan = match_budget(read_plan(given, None, name, out, True))
     check_devices(plan)
-    made = run_study(plan, out, console, local_executor(workers), retry_failed=retry_failed)
+    made = run_study(plan, out, console, local_executor(workers), options, retry_failed)
     return StudyResult(made, read_table(made / "study.json"))
 
 
@@ -72,23 +73,21 @@ def run_study(
     out: Path,
     console: Console,
     executor: JobExecutor,
-    threads: int | None = None,
+    options: TrialOptions = DEFAULT_OPTIONS,
     retry_failed: bool = False,
-    workers: int = 1,
 ) -> Path:
     """Run every missing trial of a study, and score each once on the test split; tables grow meanwhile.
 
     Args:
         out: folder of all runs; the study's own is studies/<name> in it.
-        threads: torch threads per job; default the cores that the executor has for each.
+        options: how each trial is run; its threads are by default the cores that the executor has for it.
         retry_failed: retry trials that failed before.
-        workers: processes for the weak masks of each trial.
     Returns: the study's folder, with study.html, study.md, study.tex, study.csv, study.parquet and study.json.
     """
     folder = folder_of(out, plan.name)
-    if threads is None and executor.cores is not None:
-        threads = max(1, int(executor.cores / workers))
-    jobs = [TrialJob(trial, out, folder, threads, workers) for trial in plan.trials]
+    if options.threads is None and executor.cores is not None:
+        options = replace(options, threads=max(1, int(executor.cores / options.workers)))
+    jobs = [TrialJob(trial, out, folder, options) for trial in plan.trials]
     _check_same_study(folder, plan, jobs)
     records = StudyRecords(jobs)
     _check_same_data(records)

@@ -40,9 +40,9 @@ class TrialForecast:
     done: bool = False  # True if its ticket exists already
 
 
-def forecast_trials(plan: StudyPlan, out: Path) -> Iterator[TrialForecast]:
+def forecast_trials(plan: StudyPlan, out: Path, snapshots: str = "device") -> Iterator[TrialForecast]:
     """Yield the forecast of each trial, in order of execution."""
-    estimator, folder = CostEstimator(), folder_of(out, plan.name)
+    estimator, folder = CostEstimator(snapshots=snapshots), folder_of(out, plan.name)
     for trial in plan.trials:
         done = TrialJob(trial, out, folder).record_path.exists()
         try:

@@ -29,14 +29,33 @@ AGAIN = "remove it, and the study does that run again"
 
 
 @dataclass(frozen=True)
+class TrialOptions:
+    """How the trials of a study are run; nothing of it changes a result.
+
+    Args:
+        threads: torch threads; None keeps the current number.
+        workers: processes for weak masks, if the method has any.
+        cache_size: most GiB of trainings that trials share.
+        snapshots: where forks and rewinding points are kept: device, host or disk.
+    """
+
+    threads: int | None = None
+    workers: int = 1
+    cache_size: float = 32.0
+    snapshots: str = "device"
+
+
+DEFAULT_OPTIONS = TrialOptions()
+
+
+@dataclass(frozen=True)
 class TrialJob:
     """A trial to run and to score, in any process."""
 
     trial: Trial  # the trial
     out: Path  # folder of all runs
     folder: Path  # folder of the study
-    threads: int | None = None  # torch threads; None keeps the current number
-    workers: int = 1  # processes for weak masks, if the method has any
+    options: TrialOptions = DEFAULT_OPTIONS
 
     @property
     def describe_job(self) -> str:
@@ -77,12 +96,14 @@ class JobRunner:
         """
         console = console or Console(file=io.StringIO())
         try:
-            if job.threads:
-                check_threads(job.threads)  # again: a node of a cluster may have fewer cores than its head
-                torch.set_num_threads(job.threads)
-            workers = job.workers if masks_of(job.trial.settings) else 1
-            outside = RuntimeOptions(console, cache=job.folder / "cache", patient=True, workers=workers, page=False,
-                                     places=self._places)  # fmt: skip
+            if threads := job.options.threads:
+                check_threads(threads)  # again: a node of a cluster may have fewer cores than its head
+                torch.set_num_threads(threads)
+            workers = job.options.workers if masks_of(job.trial.settings) else 1
+            outside = RuntimeOptions(
+                console, cache=job.folder / "cache", cache_size=job.options.cache_size, patient=True, page=False,
+                workers=workers, snapshots=job.options.snapshots, places=self._places,
+            )  # fmt: skip
             run_method(job.trial.settings, job.out, outside, job.trial.path)
             try:
                 score_finished_run(job.run, console, places=self._places)
