@@ -14,6 +14,8 @@ from sparsesoup.core.topk_arrays import ArrayPasses
 from sparsesoup.core.topk_passes import Bracket, Passes, Window, common_precision
 from sparsesoup.core.topk_tensors import TensorPasses
 
+FEW = 1 << 14  # scores that are ranked faster than they are sampled
+
 
 def topk_exact(
     scores: Sequence[Tensor],
@@ -56,8 +58,11 @@ def topk_exact(
 
 def kth_largest(scores: Sequence[Tensor], count: int) -> Tensor:
     """Return the count-th largest of all scores, a scalar; at least the first, at most the last."""
-    passes, room = _passes_over(scores, None), sum(s.numel() for s in scores)
+    room = sum(s.numel() for s in scores)
     count = min(max(count, 1), room)
+    if len(scores) == 1 and room <= FEW:
+        return scores[0].detach().flatten().to(common_precision(scores)).kthvalue(room + 1 - count).values
+    passes = _passes_over(scores, None)
     found = _bracket_kth_largest(passes, count, room)
     if found.positions is None:
         return found.level
