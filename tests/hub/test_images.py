@@ -471,4 +471,4 @@ def test_a_user_types_it_by_name_below_the_data_root(place, tmp_path, capsys):
     shutil.copytree(place / "table", tmp_path / "data" / "mnist")
     line = line_of(place, tmp_path, dataset="mnist", data_root=tmp_path / "data", image_column="image", steps=2)
     assert main(line) == 0
-    assert "of 4096 weights kept" in capsys.readouterr().out
+    assert "of 4,096 weights kept" in capsys.readouterr().out

@@ -23,7 +23,7 @@ def test_a_run_says_what_it_reads_and_what_its_score_is_worth(
     assert read[3].startswith("run: magnitude to sparsity 0.5, T = 4 steps of 8 rows (")
     assert read[3].endswith(f" epochs), on cpu, in {run}")
     kept, guess, report, model = alone.splitlines()
-    assert kept.startswith("magnitude: 2048 of 4096 weights kept, 50.0 % pruned, validation accuracy ")
+    assert kept.startswith("magnitude: 2,048 of 4,096 weights kept, 50.0 % pruned, validation accuracy ")
     assert guess.startswith("guess   right for ")
     assert "validation rows; always the commonest class, for " in guess
     assert (report, model) == (f"report  {run / 'report.html'}", f"model   {run / 'model'}")

@@ -73,7 +73,7 @@ def test_a_finished_run_is_only_read(undisturbed, place, capsys):
     assert main(arguments(place, method, run.parents[2])) == 0
     assert time.monotonic() - began < 5
     assert listing(run) == before
-    assert f"{method}: 819 of 4096 weights kept" in capsys.readouterr().out
+    assert f"{method}: 819 of 4,096 weights kept" in capsys.readouterr().out
 
 
 def test_a_run_killed_just_before_its_end_is_tidied_up(undisturbed, place, capsys):

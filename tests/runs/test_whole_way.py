@@ -254,7 +254,7 @@ def test_the_command_line_python_and_run_yaml_name_the_same_run_and_draw_the_sam
         assert same(weights_of(run / "model"), weights_of(soup / "model"))
     lines = answer.stdout.splitlines()
     assert lines[0].startswith(
-        f"isp: {round(0.3 * TOTAL)} of {TOTAL} weights kept, 70.0 % pruned, validation accuracy "
+        f"isp: {round(0.3 * TOTAL):,} of {TOTAL:,} weights kept, 70.0 % pruned, validation accuracy "
     )
     assert lines[1].startswith("guess   right for ")
     assert [line.split()[1] for line in lines[2:]] == [str(by_flags / "report.html"), str(by_flags / "model")]

@@ -73,7 +73,7 @@ def run_apply(options: Any) -> None:
     kept, total = apply_ticket(options.TICKET, options.model, options.out, options.other_weights, account)
     for note in account.notes:
         print_line(f"note: {note}", sys.stderr)
-    print_line(f"{kept} of {total} prunable weights kept; model written to {options.out}")
+    print_line(f"{kept:,} of {total:,} prunable weights kept; model written to {options.out}")
 
 
 def methods_parser() -> CommandParser:

@@ -19,7 +19,7 @@ def closing_lines(path: Path, report: Mapping[str, Any], out: Path) -> list[str]
         out: folder of all runs, in which the dense run of the same settings may be.
     """
     weights, guess, dense = report["sparsity"], describe_guessing(report["answers"]), find_dense_run(report, out)
-    kept = f"{weights['kept']} of {weights['total']} weights kept, {format_percent(weights['reached'])} pruned"
+    kept = f"{weights['kept']:,} of {weights['total']:,} weights kept, {format_percent(weights['reached'])} pruned"
     return [
         f"{report['method']}: {kept}, validation {format_scores(report['validation'])}",
         *([f"guess   {guess}"] if guess else []),
@@ -37,12 +37,12 @@ def describe_guessing(answers: Mapping[str, Any]) -> str:
     """
     if "explained" in answers:
         share = format_percent(max(answers["explained"], 0.0))
-        return f"explains {share} of the variance of {answers['rows']} validation labels; always their mean, 0 %"
+        return f"explains {share} of the variance of {answers['rows']:,} validation labels; always their mean, 0 %"
     if "commonest" not in answers:
         return ""
     same = "class" if "called" in answers or answers["labels"] < answers["rows"] else "place"
     right, common = format_percent(answers["right"]), format_percent(answers["commonest"])
-    return f"right for {right} of {answers['rows']} validation rows; always the commonest {same}, for {common}"
+    return f"right for {right} of {answers['rows']:,} validation rows; always the commonest {same}, for {common}"
 
 
 def find_dense_run(report: Mapping[str, Any], out: Path) -> tuple[Path, dict[str, Any]] | None:
