@@ -1,11 +1,13 @@
 """Trials of one place load it once, begin with the same bits, and see every change on disk."""
 
+import contextlib
 import gc
 import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedModel
 
 from sparsesoup.core.targets import weights_fingerprint
 from sparsesoup.hub import place_cache
@@ -36,6 +38,23 @@ def loads(monkeypatch):
     return found
 
 
+def classifiers_in_memory():
+    """How many classifiers are alive."""
+    return sum(
+        isinstance(each, PreTrainedModel) for each in gc.get_objects() if "Classification" in type(each).__name__
+    )
+
+
+@contextlib.contextmanager
+def no_collections():
+    """Let nothing collect cycles but what asks for it."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 def test_jobs_of_one_place_load_it_once_and_leave_it_as_it_was(loads, tmp_path):
     methods = {"magnitude": None, "movement": None, "dense": None, "isp": ISP}
     write_recipe(RECIPE | {"methods": methods, "sparsities": 0.5, "seeds": 0})
@@ -43,10 +62,12 @@ def test_jobs_of_one_place_load_it_once_and_leave_it_as_it_was(loads, tmp_path):
         TrialJob(t, Path("kept"), Path("kept/studies/s"), TrialOptions(threads=1))
         for t in read_plan(Path("small.yaml")).trials
     ]
-    runner = JobRunner()
-    for job in jobs:
-        runner(job)
-        assert not job.failure_path.exists()
+    runner, held = JobRunner(), classifiers_in_memory()
+    with no_collections():
+        for job in jobs:
+            runner(job)
+            assert not job.failure_path.exists()
+            assert classifiers_in_memory() - held == 1, "beside the model that is kept another one is held"
     ((_, model),) = loads
     before = weights_fingerprint(dict(model().named_parameters()))
     for job in jobs:

@@ -1,5 +1,6 @@
 """Jobs of a study: run a trial, score it on the test split, and record the result."""
 
+import gc
 import io
 import time
 import traceback
@@ -88,6 +89,7 @@ class JobRunner:
 
     def __init__(self) -> None:
         self._places = PlaceCache()
+        gc.freeze()  # the libraries: a collection after each job passes them over
 
     def __call__(self, job: TrialJob, console: Console | None = None) -> None:
         """Run a job and record it; a failure is recorded and does not affect other jobs.
@@ -114,6 +116,8 @@ class JobRunner:
             record_failure(job, str(error))
         except Exception as error:
             record_failure(job, f"{type(error).__name__}: {one_line(error)}", traceback.format_exc())
+        finally:
+            gc.collect()  # models of the run that cycles hold, beside which the next one would not fit
 
 
 def trial_record(trial: Trial, run: Path) -> dict[str, Any]:
