@@ -23,6 +23,7 @@ from sparsesoup.core.targets import Target
 from sparsesoup.methods import METHODS, Method
 from sparsesoup.methods.scores import magnitude
 from sparsesoup.runs.config import RunConfig, config_from_dict
+from sparsesoup.study.cost.flops_model import FlopsModel, plan_costs
 from sparsesoup.training import backends
 from sparsesoup.training import device as devices
 from sparsesoup.training.config import TrainingConfig
@@ -218,6 +219,11 @@ def test_gradient_checkpointing_changes_no_bit(name: str) -> None:
     assert same(found.masks, plain.masks)
     assert not any(getattr(module, "gradient_checkpointing", False) for module in problem.pretrained.modules())
     assert found.cost["strong"]["flops"] > plain.cost["strong"]["flops"]  # the second forward pass is counted
+    mode = problem.pretrained.training
+    planned = plan_costs(small(METHODS[name]).plan(problem.size, 0.5), problem, FlopsModel(problem))
+    assert {label: cost.flops for label, cost in planned.items()} == {k: c["flops"] for k, c in found.cost.items()}
+    assert problem.pretrained.training == mode
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in problem.pretrained.modules())
 
 
 def small(method: Method) -> Method:

@@ -2,6 +2,8 @@
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -61,10 +63,30 @@ def checkpoint_gradients_(model: nn.Module) -> None:
             f"{type(model).__name__} has no gradient checkpointing, as models of transformers have; leave it out",
             "train.gradient_checkpointing",
         )
-    # Older versions of transformers know the second name alone.
-    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    kind = _name_of_checkpointing(model)
     enable: Any = getattr(model, f"{kind}_checkpointing_enable")
     enable(**{f"{kind}_checkpointing_kwargs": {"use_reentrant": False}})
+
+
+@contextmanager
+def gradients_checkpointed(model: Any, on: bool) -> Iterator[None]:
+    """Let a model in this block compute its blocks again in the backward pass, as in training with that setting."""
+    if not on:
+        yield
+        return
+    training = model.training
+    checkpoint_gradients_(model)
+    model.train()  # in eval mode nothing is computed again
+    try:
+        yield
+    finally:
+        getattr(model, f"{_name_of_checkpointing(model)}_checkpointing_disable")()
+        model.train(training)
+
+
+def _name_of_checkpointing(model: Any) -> str:
+    # Older versions of transformers know the second name alone.
+    return "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
 
 
 def compile_(model: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any
@@ -14,6 +15,7 @@ from sparsesoup.core.targets import block_of, names_in_blocks, target_parameters
 from sparsesoup.methods.scores.activation import LayerInputs
 from sparsesoup.methods.scores.calibration import calibration_batches
 from sparsesoup.methods.scores.gradient import hessian_product, task_gradient
+from sparsesoup.training.backends import gradients_checkpointed
 from sparsesoup.training.batching import RowBatches
 from sparsesoup.training.cost import Cost, CostTracker, CountFlops
 from sparsesoup.training.evaluation import EVALUATION
@@ -91,7 +93,7 @@ def _split_flops(problem: Problem, rows: list[int]) -> int:
     """Return the FLOPs of a step that takes the gradients of the two parts of its loss in two passes."""
     learnt = [p for p in problem.pretrained.parameters() if p.requires_grad]
     batch = to_device(problem.train.batch(rows), problem.accelerator.device)
-    with fork_rng_of(problem.pretrained.parameters()), CountFlops() as count:
+    with _as_in_training(problem), CountFlops() as count:
         parts = problem.loss_parts(problem.pretrained, batch)
         torch.autograd.grad(parts.answers, learnt, allow_unused=True, retain_graph=bool(parts.states))
         if parts.states:
@@ -113,9 +115,17 @@ def _blocks_flops(problem: Problem, rows: list[int]) -> int:
 def _pass_flops(problem: Problem, rows: list[int], learnt: list[Parameter]) -> int:
     """Return the FLOPs of a loss and its gradient for some parameters."""
     batch = to_device(problem.train.batch(rows), problem.accelerator.device)
-    with fork_rng_of(problem.pretrained.parameters()), CountFlops() as count:
+    with _as_in_training(problem), CountFlops() as count:
         torch.autograd.grad(problem.training_loss(problem.pretrained, batch), learnt, allow_unused=True)
     return count.flops
+
+
+@contextmanager
+def _as_in_training(problem: Problem) -> Iterator[None]:
+    """Let the pre-trained model compute what a training with the problem's settings computes."""
+    model = problem.pretrained
+    with fork_rng_of(model.parameters()), gradients_checkpointed(model, problem.training.gradient_checkpointing):
+        yield
 
 
 def _forward_flops(problem: Problem, rows: list[int]) -> int:
