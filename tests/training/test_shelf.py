@@ -12,6 +12,7 @@ import torch
 from conftest import same, tiny
 from processes import kill_after, start_command
 from sparsesoup.cli.main import main
+from sparsesoup.core import tensor_files
 from sparsesoup.core.tensor_files import TensorFile
 from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods import METHODS
@@ -225,6 +226,18 @@ def test_the_size_of_a_cache_is_a_flag(place: Path, tmp_path: Path, capsys: pyte
     assert "--cache-size: a number of GiB, 0 or more, is needed, got -1" in capsys.readouterr().err
     assert main([*arguments(place, "imp-rewind", tmp_path / "two"), "--dry-run", *cache, "nan"]) == 2
     assert "--cache-size: a number of GiB, 0 or more, is needed, got nan" in capsys.readouterr().err
+
+
+def test_an_entry_that_is_removed_while_it_is_read_is_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensor_files, "MAPPED", 1)  # opened anew for every tensor
+    cache, weights = TrainingCache(tmp_path), {"a": torch.ones(3), "b": torch.zeros(2)}
+    cache.put_training("one", CachedTraining(weights, {}, Cost(), []))
+    found = cache.get_training("one")
+    assert found is not None
+    (tmp_path / "one.safetensors").unlink()
+    assert same(dict(found.tensors), weights)
 
 
 def test_an_entry_is_read_tensor_by_tensor(tmp_path: Path) -> None:

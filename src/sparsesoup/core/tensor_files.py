@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -87,7 +87,8 @@ class TensorFile(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         if self._mapped >= MAPPED:
-            self._file, self._mapped = safe_open(self.path, framework="pt"), 0
+            with suppress(FileNotFoundError):  # removed since: what is open stays readable
+                self._file, self._mapped = safe_open(self.path, framework="pt"), 0
         found: Tensor = self._file.get_tensor(name)
         self._mapped += found.nbytes
         return found
