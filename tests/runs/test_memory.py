@@ -22,8 +22,8 @@ from tiny_hub import arguments, run_of
 CPU = torch.device("cpu")
 
 
-def sized(optimizer="adamw"):
-    problem = tiny(steps=40, training=TrainingConfig(optimizer=optimizer, batch_size=16))
+def sized(optimizer="adamw", extrapolate=0.0):
+    problem = tiny(steps=40, training=TrainingConfig(optimizer=optimizer, extrapolate=extrapolate, batch_size=16))
     return problem, state_sizes(problem.pretrained, problem.targets, problem.training)
 
 
@@ -31,9 +31,10 @@ def of_kind(state, kind):
     return sum(t.nbytes for name, t in state.tensors().items() if name.startswith(kind) and t.numel() > 1)
 
 
+@pytest.mark.parametrize("extrapolate", [0.0, 0.5])
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "rmsprop"])
-def test_sizes_are_those_of_a_real_state(optimizer, tmp_path):
-    problem, sizes = sized(optimizer)
+def test_sizes_are_those_of_a_real_state(optimizer, extrapolate, tmp_path):
+    problem, sizes = sized(optimizer, extrapolate)
     state = train(problem.start_run(), problem, 1)
     assert sizes.weights == of_kind(state, "model/")
     assert sizes.moments == of_kind(state, "optimizer/")

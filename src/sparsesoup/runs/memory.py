@@ -38,7 +38,7 @@ class StateSizes:
     Args:
         weights: parameters and buffers.
         gradients: of the parameters that are trained.
-        moments: of the optimizer.
+        moments: of the optimizer, with the former gradient of a training that extrapolates.
         prunable: the prunable weights.
     """
 
@@ -73,7 +73,8 @@ def state_sizes(model: nn.Module, targets: Targets, training: TrainingConfig) ->
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     prunable = sum(p.nbytes for p in target_parameters(model, targets).values())
     weights = sum(t.nbytes for t in named_weights(model).values())
-    return StateSizes(weights, trained, round(trained * _moments_per_weight(training.optimizer)), prunable)
+    former = trained if training.extrapolate else 0  # the gradient of the last step
+    return StateSizes(weights, trained, round(trained * _moments_per_weight(training.optimizer)) + former, prunable)
 
 
 def _moments_per_weight(optimizer: str) -> float:
