@@ -80,6 +80,7 @@ class ProgressLogger(Observer):
     def begin(self, label: str, step: int, until: int) -> None:
         """Start a training, or a validation, from `step` to `until`."""
         self.print_overview()
+        self._began = self._began if self._done else time.monotonic()  # what was loaded before tells nothing
         self._label, self._at, self._until = ", ".join(filter(None, (label_name(label), self.stage()))), step, until
         if self._bars is not None and until > step:
             self._bars.start()
@@ -103,7 +104,7 @@ class ProgressLogger(Observer):
             self._bars.update(self._whole, completed=self._done)
         elif self._bars is None and time.monotonic() - self._said >= PIPE_EVERY:
             said = f"{self._label}: step {self._at} of {self._until}  {note}  {self._time_left()}"
-            self.console.print(said.rstrip(), highlight=False)
+            self.console.print(Text(said.rstrip()), soft_wrap=True)
             self._said = time.monotonic()
 
     def evaluation(self, record: Mapping[str, Any]) -> None:

@@ -231,7 +231,8 @@ def _write_tables(
     name, failed = study["name"], study["failed"]
     if not runs:
         first = f"{failed[0]['run']}: {failed[0]['error']}" if failed else "none"
-        raise UserError(f"no run of study {name} is done; {len(failed)} failed, first: {first}")
+        again = "; --retry-failed does them again" if failed else ""
+        raise UserError(f"no run of study {name} is done; {len(failed)} failed{again}; first: {first}")
     scores = score_table(runs, planned)
     facts = {"runs": len(planned) or len(runs)} | {key: study[key] for key in ("failed", "command") if key in study}
     facts |= library_versions() | {"machine": machine_name()}

@@ -13,6 +13,8 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.masks import Masks, apply_masks_
 from sparsesoup.core.targets import Targets, target_parameters
 
+COUNTS = ("step", "mu_product")  # what torch's optimizers count for each parameter, on the CPU
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -177,7 +179,8 @@ class TrainState:
             elif key in slot and slot[key].shape == value.shape:
                 slot[key].copy_(value)
             else:  # step counts stay on the CPU, unless the optimizer is fused
-                slot[key] = value.clone() if value.dim() == 0 and not fused else value.to(device, copy=True)
+                counts = value.dim() == 0 and (key in COUNTS or table[name].dim() > 0)
+                slot[key] = value.clone() if counts and not fused else value.to(device, copy=True)
 
     def _named_weights(self) -> dict[str, Tensor]:
         return named_weights(self.model)

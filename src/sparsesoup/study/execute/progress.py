@@ -69,7 +69,8 @@ class StudyProgress(contextlib.AbstractContextManager["StudyProgress"]):
 
     def end(self, job: TrialJob) -> None:
         """Mark a job as finished or failed."""
-        began = self.running.pop(job.trial.trial_key)[1]
+        with self._lock:
+            began = self.running.pop(job.trial.trial_key)[1]
         if job.failure_path.exists():
             self.failed += 1
             why = from_json(job.failure_path.read_text(encoding="utf-8"))["error"]
@@ -83,8 +84,8 @@ class StudyProgress(contextlib.AbstractContextManager["StudyProgress"]):
 
     def restart_job(self, job: TrialJob, death: str) -> None:
         """Report that a job's process died and the job is restarted."""
-        self.running.pop(job.trial.trial_key)
         with self._lock:
+            self.running.pop(job.trial.trial_key)
             self._forecast.wait(job)
         self._print_line(f"the process of {job.trial.describe_trial} {death}; it goes on in another one")
 
@@ -110,13 +111,15 @@ class StudyProgress(contextlib.AbstractContextManager["StudyProgress"]):
 
     def _render_table(self) -> Group:
         table = Table("under way", "for", "step", "loss", box=None, header_style="dim", padding=(0, 2, 0, 0))
-        for job, began in [*self.running.values()]:
+        with self._lock:
+            running = [*self.running.values()]
+        for job, began in running:
             step, loss = last_step(job.run / "log.jsonl")
             table.add_row(Text(job.describe_job), format_duration(time.monotonic() - began), step, loss)
-        left = self.seconds_left(max(1, len(self.running)))
-        waiting = self.total - self.done - self.failed - len(self.running)
-        told = f"{self.done} done, {len(self.running)} running, {waiting} waiting, {self.failed} failed"
-        return Group(Text(told + (f", about {format_duration(left)} left" if left is not None else "")), table)
+        left = self.seconds_left(max(1, len(running)))
+        waiting = self.total - self.done - self.failed - len(running)
+        counts = f"{self.done} done, {len(running)} running, {waiting} waiting, {self.failed} failed"
+        return Group(Text(counts + (f", about {format_duration(left)} left" if left is not None else "")), table)
 
 
 def last_step(log: Path) -> tuple[str, str]:
