@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 from torch import nn
 
 from sparsesoup import exports
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, require
 from sparsesoup.exports import benchmark as benchmarks
 from sparsesoup.exports import push as pushing
 from sparsesoup.exports.verify import verified_export
@@ -116,12 +116,22 @@ def _make_config(
 ) -> RunConfig:
     if not isinstance(name, str) and method:
         raise UserError("method has settings for a name, got a method as well; put the settings into the method")
-    row = name if isinstance(name, str) else row_of(name)
+    from sparsesoup.loops.attach import named_method
+
+    _check_tables(method, train)
+    row = name if isinstance(name, str) else row_of(named_method(name))
     plain = {} if train is None or isinstance(train, TrainingConfig) else dict(train)
     config = config_from_dict(row, {**table, "method": dict(method or {}), "train": plain})
     if not isinstance(name, str):
         config = replace(config, method=name)
     return replace(config, train=train) if isinstance(train, TrainingConfig) else config
+
+
+def _check_tables(method: Any, train: Any) -> None:
+    """Raise a UserError unless settings of a method and a training are tables, or a TrainingConfig."""
+    require(method is None or isinstance(method, Mapping), "method", "a table of settings", repr(method))
+    known = train is None or isinstance(train, Mapping | TrainingConfig)
+    require(known, "train", "a TrainingConfig, or a table of its settings", repr(train))
 
 
 def _refuse_for_objects(given: Mapping[str, Any]) -> None:
@@ -138,7 +148,9 @@ def _prune_objects(
     from sparsesoup.loops.objects import prune_model, prune_trainer
 
     given = {key: value for key, value in given.items() if value is not None}
+    _check_tables(method, given.get("train"))
     chosen = fill_settings(named_method(name), method or {}, "method")
+    given["row"] = name if isinstance(name, str) else None
     columns = {f.name for f in dataclasses.fields(ModelAndDataConfig)} - {"model", "dataset", "seed"}
     given["columns"] = {key: given.pop(key) for key in columns & given.keys()} or None
     known = inspect.signature(prune_model).parameters

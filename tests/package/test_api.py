@@ -6,11 +6,24 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 import sparsesoup
-from sparsesoup import METHODS, InstantSoup, MethodInfo, TrainingConfig, UserError, compare, prune
+from sparsesoup import (
+    METHODS,
+    GradualPruning,
+    InstantSoup,
+    MethodInfo,
+    OneShot,
+    TrainingConfig,
+    UserError,
+    compare,
+    prune,
+)
 from sparsesoup.core.plugins import load_plugins
 from sparsesoup.methods import TABLE, row_of
 from tiny_hub import offline, sentences, write_rows
@@ -68,6 +81,42 @@ def test_a_method_as_an_object_is_the_run_of_its_name_and_settings(place: Path, 
     assert one.path == other.path
     with pytest.raises(UserError, match="put the settings into the method"):
         prune(InstantSoup(), method=own, out=tmp_path, **SHORT)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "said"),
+    [
+        (OneShot(score="abs"), {}, r"^method.score: expected one of magnitude, .*, got 'abs'"),
+        (GradualPruning(scope="globl"), {}, "^method.scope: expected one of global"),
+        ("gradual", {"train": TrainingConfig(precision="fp8")}, "^train.precision: expected one of"),
+        ("gradual", {"train": TrainingConfig(batch_size=2.5)}, "^train.batch_size: expected a whole number"),
+        ("gradual", {"train": TrainingConfig(optimizer="adamm")}, "^train.optimizer: expected one of"),
+        ("gradual", {"train": GradualPruning()}, "^train: must be a TrainingConfig, or a table"),
+        ("gradual", {"method": "isp"}, "^method: must be a table of settings, got 'isp'"),
+        (InstantSoup, {}, "a method is a name such as 'isp', or an object such as"),
+    ],
+)
+def test_wrong_settings_of_objects_are_refused_before_anything_runs(name, more, said, objects) -> None:
+    for own in ({"model": "minilm"}, objects):
+        with pytest.raises(UserError, match=said):
+            prune(name, sparsity=0.5, steps=4, **own, **more)
+
+
+def test_a_method_keeps_the_name_that_it_was_called_by(objects) -> None:
+    found = prune("imp-rewind", method={"rewind": 0.0}, sparsity=0.5, steps=20, **objects)
+    assert found.method == found.report["method"] == "imp-rewind"
+
+
+@pytest.fixture
+def objects() -> dict[str, Any]:
+    """A module, rows and a loss."""
+    model, rows = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), [*torch.randn(32, 4)]
+    return {
+        "model": model,
+        "train_dataset": rows,
+        "loss": lambda model, batch: model(batch[0]).square().mean(),
+        "progress": False,
+    }
 
 
 @pytest.mark.parametrize("name", METHODS)

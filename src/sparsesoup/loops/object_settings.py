@@ -29,7 +29,7 @@ from sparsesoup.report.escaping import SafeConsole
 from sparsesoup.runs.config import BudgetConfig, RunConfig
 from sparsesoup.runs.options import RuntimeOptions
 from sparsesoup.runs.run import fill_default_sparsity
-from sparsesoup.runs.settings import fill_settings
+from sparsesoup.runs.settings import check_types, fill_settings
 from sparsesoup.runs.trackers import TrackerConfig, check_installed
 from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.problem import Problem
@@ -102,6 +102,8 @@ def _teacher_of(given: Given) -> Any:
 def _settings_of(given: Given) -> RunConfig:
     """Return the settings of a run of objects."""
     method, model, train = named_method(given["method"]), given["model"], given["train"] or TrainingConfig()
+    require(isinstance(train, TrainingConfig), "train", "a TrainingConfig, or a table of its settings", repr(train))
+    check_types(train, "train")
     if model is None or given["train_dataset"] is None:
         raise UserError("give model=... and train_dataset=..., both as objects, or both by name")
     if not isinstance(model, nn.Module | str | Path):
@@ -114,7 +116,7 @@ def _settings_of(given: Given) -> RunConfig:
     check_installed(tracking.report_to)
     train.check_device()
     settings = RunConfig(
-        name=row_of(method), method=method, train=train,
+        name=given["row"] or row_of(method), method=method, train=train,
         amount=BudgetConfig(sparsity=given["sparsity"], steps=given["steps"], epochs=given["epochs"]),
         place=fill_settings(
             ModelAndDataConfig(model=name, dataset=check_dataset_name(given["dataset"]), seed=given["seed"]),

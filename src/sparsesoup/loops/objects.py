@@ -113,7 +113,7 @@ def prune_model(
     teacher: Teacher = None, processing_class: Any = None, prunable: Prunable | None = None, head: Sequence[str] = (),
     columns: Mapping[str, Any] | None = None, seed: int = 0, dataset: str = "objects", out: str | Path | None = None,
     progress: bool = True, observer: Observer | None = None, report_to: str | Sequence[str] = (),
-    snapshots: str = "device", label_names: Sequence[str] = (),
+    snapshots: str = "device", label_names: Sequence[str] = (), row: str | None = None,
 ) -> PrunedModel:  # fmt: skip
     """Prune a model object on datasets in memory, by any method.
 
@@ -145,6 +145,7 @@ def prune_model(
         report_to: trackers, as `--report-to` of the command line; tensorboard needs `out`.
         snapshots: keep forks and rewinding points on the device, in host memory (host) or on disk (disk).
         label_names: names of the labels in a batch; default: those that the model's forward takes, else labels.
+        row: name of the method in report and folder; default: `method` if that is a name, else the row it fits best.
     Raises: UserError if something is missing, or the method does not fit.
 
     >>> import torch

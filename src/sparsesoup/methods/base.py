@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Block, Element, Pattern, Structure
 from sparsesoup.core.groups import resolve_groups, validate_groups
 from sparsesoup.core.masking import Scope
@@ -81,6 +82,6 @@ class Method:
 
 
 def require_dense(name: str, sparsity: float) -> None:
-    """Raise a ValueError if a method with a dense result is to prune."""
+    """Raise a UserError if a method with a dense result is to prune."""
     if sparsity:
-        raise ValueError(f"{name} keeps every weight: sparsity must be 0, got {sparsity}")
+        raise UserError(f"{name} keeps every weight: sparsity must be 0, got {sparsity}")

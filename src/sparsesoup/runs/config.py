@@ -20,6 +20,7 @@ from sparsesoup.runs.settings import (
     Setting,
     as_type,
     brief_value,
+    check_types,
     fill_settings,
     flag_of,
     nest_table,
@@ -100,6 +101,9 @@ class RunConfig:
     objects: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for group, part in {"method": self.method, "train": self.train, "": self.place}.items():
+            check_types(part, group)
+        check_types(self.amount)
         for name in TABLE[self.name].fixed:
             value, own = getattr(self.method, name), getattr(METHODS[self.name], name)
             if value != own:

@@ -66,6 +66,12 @@ def fill_settings(default: T, table: Mapping[Any, Any], group: str = "") -> T:
         raise error.in_group(group) from error
 
 
+def check_types(given: Any, group: str = "") -> None:
+    """Raise a UserError for a setting of a dataclass's object whose value is of another type than its hint."""
+    for setting in settings_of(given, group):
+        as_type(setting.kind, setting.value, setting.name)
+
+
 def nest_table(table: Mapping[Any, Any]) -> dict[str, Any]:
     """Return a table in which dashes of keys are underscores, and dotted keys override values of nested tables.
 
