@@ -54,7 +54,7 @@ class BudgetConfig:
     """Target sparsity and training length.
 
     Args:
-        sparsity: share of the encoder's weights to remove, in [0, 1); default 0.9, for `ticket` the ticket's own.
+        sparsity: share of the prunable weights to remove, in [0, 1); default 0.9, for `ticket` the ticket's own.
         steps: T, the steps of one fine-tuning; default from epochs; 0 prunes without training.
         epochs: T in epochs, instead of steps; default 3.
     """
