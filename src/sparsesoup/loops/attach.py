@@ -77,8 +77,7 @@ def attach(
     >>> int((layer[0].weight == 0).sum())
     32
     """
-    _check_given(model, sparsity, steps)
-    check_loss(loss)
+    _check_given(model, sparsity, steps, loss)
     check_gates(chosen := _with_extra_steps(named_method(method)))
     inner, targets = innermost(optimizer), find_targets(unwrapped(model), prunable)
     check_trained(unwrapped(model), inner, targets)
@@ -92,10 +91,11 @@ def attach(
     return Pruner(model, chosen, problem, phases, sparsity, scaler)
 
 
-def _check_given(model: nn.Module, sparsity: float, steps: int) -> None:
+def _check_given(model: nn.Module, sparsity: float, steps: int, loss: Any) -> None:
     require_single_process()
     require_unattached(model)
     check_sparsity(sparsity)
+    check_loss(loss)
     require(isinstance(steps, Integral) and steps >= 0, "steps", "the optimizer steps of the loop", repr(steps))
 
 
