@@ -429,7 +429,7 @@ def test_apply_makes_another_copy_of_the_base_model_sparse_by_the_masks_alone(pl
     copy = checkpoint(tmp_path / "copy")
     before = listing(copy)
     assert main(["apply", str(soup), "--model", str(copy), "--out", str(tmp_path / "sparse")]) == 0
-    assert f"{round(0.3 * TOTAL)} of {TOTAL}" in capsys.readouterr().out
+    assert f"{round(0.3 * TOTAL):,} of {TOTAL:,}" in capsys.readouterr().out
     assert listing(copy) == before
     model, plain = transformers.AutoModel.from_pretrained(tmp_path / "sparse"), base_model("bert")
     masks = {name.removeprefix("bert."): mask for name, mask in masks_of(soup).items()}
