@@ -53,11 +53,7 @@ class Pela(Method):
 
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
         """Return the intermediate training and the fine-tuning; the sparsity must be 0."""
-        if sparsity:
-            raise UserError(
-                f"pela keeps every weight: sparsity must be 0, got {sparsity:g}; it removes parameters by rank, a "
-                f"share of {sparsity:g} with --method.compression {1 / (1 - sparsity):.4g}"
-            )
+        self.refuse_sparsity(sparsity)
         size.require_steps(1, "a run")
         first = round(self.intermediate * size.steps)
         trained: dict[str, Any] = {"copies": 1.0, "priced_problem": self._priced_problem}
@@ -67,6 +63,14 @@ class Pela(Method):
         ]
         last = [phase for phase in phases if phase.steps][-1]
         return [replace(phase, always=_merge) if phase is last else phase for phase in phases if phase.steps]
+
+    def refuse_sparsity(self, sparsity: float) -> None:
+        """Raise a UserError with the compression that removes this share, unless it is 0."""
+        if sparsity:
+            raise UserError(
+                f"pela keeps every weight: sparsity must be 0, got {sparsity:g}; it removes parameters by rank, a "
+                f"share of {sparsity:g} with --method.compression {1 / (1 - sparsity):.4g}"
+            )
 
     def check(self, problem: Problem, sparsity: float) -> None:
         """Raise a UserError if a target is no matrix of a linear layer, or the model has no blocks to compare."""

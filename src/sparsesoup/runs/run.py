@@ -25,6 +25,7 @@ from sparsesoup.hub.tasks.registry import task_type_of
 from sparsesoup.hub.tasks.splits import test_splits
 from sparsesoup.methods import TABLE
 from sparsesoup.methods.from_ticket import FromTicket
+from sparsesoup.methods.pela import Pela
 from sparsesoup.report.run_page import write_report
 from sparsesoup.report.terminal import read_report
 from sparsesoup.runs.config import RunConfig, read_run_config, refuse_objects
@@ -72,11 +73,11 @@ def run_method(settings: RunConfig, out: Path, outside: RuntimeOptions, within: 
         )
     if (out / "run.yaml").exists():
         raise UserError(f"--out {out} is itself a run directory; give the folder that holds runs")
+    unused, settings = _unused_sparsity_warning(settings), fill_default_sparsity(settings)
     opened = outside.places.open_task(settings.place)
     if not outside.patient:  # a study prints it once, not per run
-        for said in filter(None, (_unused_sparsity_warning(settings), settings.train.precision_warning())):
+        for said in filter(None, (unused, settings.train.precision_warning())):
             outside.console.print(Text(f"note: {said}"), soft_wrap=True)
-    settings = fill_default_sparsity(settings)
     path = out / (within or run_folder(opened.source.name, settings))
     return run_in_folder(settings, path, NamedSource(settings, opened, out, outside), outside)
 
@@ -201,8 +202,13 @@ def score_finished_run(
 
 
 def fill_default_sparsity(settings: RunConfig) -> RunConfig:
-    """Return the settings with the default sparsity if none is set."""
+    """Return the settings with the default sparsity if none is set.
+
+    Raises: UserError for a sparsity above 0 of a method that removes parameters by rank.
+    """
     sparsity = settings.amount.sparsity
+    if isinstance(settings.method, Pela):
+        settings.method.refuse_sparsity(sparsity or 0.0)
     if TABLE[settings.name].dense:
         sparsity = 0.0
     elif sparsity is None and isinstance(settings.method, FromTicket) and settings.method.ticket:

@@ -175,6 +175,9 @@ def _trials_of_row(recipe: Table, model: str, dataset: str, placed: Table, row: 
     table |= {"model": model, "dataset": dataset, "method": own.get("method"), "train": _training_settings(levels)}
     if own.get("times") is not None:
         _scale_steps_(table, row, own["times"])
+    if dense:  # the recipe's sparsities are for other rows, but the row's own must be possible
+        for sparsity in as_list(own.get("sparsities")):
+            _settings_of(row, name, table | {"sparsity": sparsity}, levels)
     for sparsity in [None] if dense else _list_at(merged, "sparsities", levels):
         settings = _settings_of(row, name, table | {"sparsity": sparsity}, levels)
         for seed in _list_at(merged, "seeds", levels):
