@@ -21,6 +21,15 @@ def rank_at(shape: tuple[int, ...], compression: float) -> int:
     return max(1, int(inside * out / (compression * (inside + out)) + 1e-9))
 
 
+def is_low_rank_run(facts: Mapping[str, Any]) -> bool:
+    """Return True if a ticket or report is that of a method that leaves low rank and full masks.
+
+    >>> is_low_rank_run({"method": "pela"}), is_low_rank_run({"method": "gradual"})
+    (True, False)
+    """
+    return facts.get("method") == "pela"
+
+
 def svd_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Return (first [rank, in], second [out, rank]) whose product second @ first is the nearest matrix of that rank.
 
