@@ -7,6 +7,8 @@ import pytest
 import sparsesoup
 from sparsesoup.cli.main import main
 from sparsesoup.core.errors import UserError
+from sparsesoup.report.format import format_percent
+from sparsesoup.report.terminal import read_report
 from sparsesoup.study.recipe.plan import read_plan
 from tiny_studies import study, write_recipe
 
@@ -47,3 +49,58 @@ def test_a_study_trains_it_once_beside_rows_at_several_sparsities() -> None:
     assert main(["compare", "--config", write_recipe(STUDY)]) == 0
     rows = [run["row"] for run in study()["runs"]]
     assert {row: rows.count(row) for row in rows} == {"dense": 1, "pela": 1, "magnitude": 2}
+
+
+def trained(*more: str) -> Path:
+    """A run of pela, and a dense one of the same settings."""
+    for method in ("dense", "pela"):
+        assert main(["prune", method, *PLACE, *(more if method == "pela" else [])]) == 0
+    (found,) = Path("runs").glob("*/pela-*/seed-*")
+    return found
+
+
+def test_a_run_says_what_it_removed_by_rank(capsys: pytest.CaptureFixture[str]) -> None:
+    run = trained("--method.compression", "4")
+    low = read_report(run)["notes"]["low_rank"]
+    share = format_percent(low["removed"])
+    closing = capsys.readouterr().out
+    assert (
+        f"pela: {low['left']:,} of {low['weights']:,} weights left by rank (compression 4), {share} removed" in closing
+    )
+    assert "\ndense   validation accuracy" in closing[closing.index("pela:") :]
+    assert main(["show", str(run)]) == 0
+    shown, page = " ".join(capsys.readouterr().out.split()), (run / "report.html").read_text()
+    for text in (shown, page):
+        assert f"by pela: {share} of {low['weights']:,} prunable weights removed by rank (compression 4)" in text
+        assert "times a dense run" in text
+        assert "Training FLOPs are those of the thin layers" in text
+        assert "FLOPs are those of the dense model" not in text
+        assert "prunable weights kept" not in text
+        assert "0.0 % pruned" not in text
+        assert "Sparsity by layer and role" not in text
+    assert f"<b>{share}</b><span>of the weights removed by rank" in page
+    assert "dense, estimated" in page
+
+
+def test_its_card_says_what_it_removed_by_rank(capsys: pytest.CaptureFixture[str]) -> None:
+    run = trained()
+    assert main(["push", str(run), "me/thin", "--dry-run", "--out", "card"]) == 0
+    card = Path("card/README.md").read_text()
+    assert "| compression by rank | 2 |" in card
+    assert "pruned by **pela**" in card
+    assert "sparsesoup apply" not in card
+    assert "sparsesoup export --to low-rank" in card
+
+
+def test_what_needs_masks_is_refused_with_what_low_rank_can_be_made_into(capsys: pytest.CaptureFixture[str]) -> None:
+    run = trained()
+    for line, said in (
+        (["export", str(run), "--to", "compact"], "take --to low-rank"),
+        (["apply", str(run), "--model", "bert"], "its masks keep every weight, so there is nothing to apply"),
+    ):
+        capsys.readouterr()
+        assert main([*line, "--out", "out"]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert said in error
+        assert not Path("out").exists()

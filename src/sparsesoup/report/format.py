@@ -195,6 +195,11 @@ def _describe_scores_before(scores: Facts, facts: Facts) -> str:
     return f"Zero-shot, dense and before any training: {values} on validation."
 
 
+def _describe_low_rank(found: Facts, facts: Facts) -> str:
+    share = format_percent(found["removed_of_model"])
+    return f"Layers of low rank at compression {found['compression']:g}: {share} of all parameters are removed."
+
+
 def _describe_early_stopping(found: Facts, facts: Facts) -> str:
     best = f"the weights are those of step {found['step']}, of {found['best']:.4f} {found['metric']} on validation"
     if found["stopped"] is None:
@@ -217,6 +222,7 @@ SENTENCES: dict[str, Callable[[Any, Facts], str]] = {
     "teachers": _describe_teacher_changes,
     "refill": _describe_refill,
     "sparsity_with_biases": lambda share, facts: f"With the biases of pruned rows: {format_percent(share, 2)} pruned.",
+    "low_rank": _describe_low_rank,
     "early_stopping": _describe_early_stopping,
     "ticket": lambda path, facts: f"Masks of the ticket {path}.",
 }

@@ -86,9 +86,30 @@ def format_main_score(scores: Mapping[str, Any] | None) -> str:
     return " and ".join(f"{value:.3f} {name}" for name, value in main_scores(scores).items())
 
 
+def low_rank_of(facts: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the counts and the compression of a run that removed parameters by rank; None for any other.
+
+    >>> low_rank_of({"notes": {"low_rank": {"compression": 2.0, "weights": 16, "left": 8, "removed": 0.5}}})["left"]
+    8
+    """
+    found = (facts.get("notes") or {}).get("low_rank")
+    keys = ("compression", "weights", "left", "removed")
+    return found if isinstance(found, Mapping) and all(_is_number(found.get(key)) for key in keys) else None
+
+
 def is_dense(facts: Mapping[str, Any]) -> bool:
-    """Return True if every weight is kept."""
-    return bool(facts["sparsity"]["kept"] == facts["sparsity"]["total"])
+    """Return True if every weight is kept, and no parameter was removed by rank."""
+    return bool(facts["sparsity"]["kept"] == facts["sparsity"]["total"]) and low_rank_of(facts) is None
+
+
+def describe_flops(facts: Mapping[str, Any]) -> str:
+    """Return what the FLOPs of a run count, and what its saved model has of its sparsity."""
+    if low_rank_of(facts):
+        return (
+            "Training FLOPs are those of the thin layers. The saved model has the stock shapes, and is neither smaller "
+            "nor faster before `sparsesoup export --to low-rank` writes the thin layers."
+        )
+    return "FLOPs are those of the dense model: zeros alone make a model neither smaller nor faster."
 
 
 def run_headline(facts: Mapping[str, Any]) -> str:
@@ -96,7 +117,10 @@ def run_headline(facts: Mapping[str, Any]) -> str:
     model = re.split(r"[/\\]", facts["model"].rstrip("/\\"))[-1] or facts["model"]
     weights, times = facts["sparsity"], times_dense(facts)
     what = f"all {weights['total']:,} prunable weights kept"
-    if not is_dense(facts):
+    if low := low_rank_of(facts):
+        removed = f"{format_percent(low['removed'])} of {low['weights']:,} prunable weights removed by rank"
+        what = f"{removed} (compression {low['compression']:g})"
+    elif not is_dense(facts):
         what = f"{format_percent(weights['reached'])} of {weights['total']:,} prunable weights pruned"
     test = f"{format_main_score(facts['test'])} on test" if facts.get("test") else untested(facts)
     cost = f"; training cost {times:.2f} times a dense run" if times is not None and not is_dense(facts) else ""
@@ -179,10 +203,10 @@ def show_run(run: Path, console: Console) -> None:
     """Print a run in the terminal: result, sparsity by layer, cost, provenance."""
     facts = read_report(run)
     _print_text(console, run_headline(facts), "bold")
-    if not is_dense(facts):
+    if not is_dense(facts) and not low_rank_of(facts):
         _print_table(console, *_sparsity_table(facts))
     _print_table(console, "Cost", _cost_table(facts))
-    _print_text(console, "FLOPs are those of the dense model: zeros alone make a model neither smaller nor faster.")
+    _print_text(console, describe_flops(facts))
     for sentence in describe_notes(facts)[0]:
         _print_text(console, sentence)
     if stages := soup_stages(facts):

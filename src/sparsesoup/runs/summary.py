@@ -6,7 +6,7 @@ from typing import Any
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.report.format import format_percent
-from sparsesoup.report.terminal import is_dense, read_report
+from sparsesoup.report.terminal import is_dense, low_rank_of, read_report
 from sparsesoup.runs.config import config_from_dict
 from sparsesoup.runs.run import fill_default_sparsity, run_folder
 from sparsesoup.runs.teacher import dense_config
@@ -20,6 +20,9 @@ def closing_lines(path: Path, report: Mapping[str, Any], out: Path) -> list[str]
     """
     weights, guess, dense = report["sparsity"], describe_guessing(report["answers"]), find_dense_run(report, out)
     kept = f"{weights['kept']:,} of {weights['total']:,} weights kept, {format_percent(weights['reached'])} pruned"
+    if low := low_rank_of(report):
+        left = f"{low['left']:,} of {low['weights']:,} weights left by rank (compression {low['compression']:g})"
+        kept = f"{left}, {format_percent(low['removed'])} removed"
     return [
         f"{report['method']}: {kept}, validation {format_scores(report['validation'])}",
         *([f"guess   {guess}"] if guess else []),
