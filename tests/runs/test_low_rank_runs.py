@@ -49,6 +49,8 @@ def test_a_study_trains_it_once_beside_rows_at_several_sparsities() -> None:
     assert main(["compare", "--config", write_recipe(STUDY)]) == 0
     rows = [run["row"] for run in study()["runs"]]
     assert {row: rows.count(row) for row in rows} == {"dense": 1, "pela": 1, "magnitude": 2}
+    for file in ("study.md", "study.html"):
+        assert " % removed by rank)" in Path("runs/studies/small", file).read_text()
 
 
 def trained(*more: str) -> Path:

@@ -11,10 +11,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from scipy import stats
 
 from sparsesoup.core.ticket import save_masks
+from sparsesoup.study.compare import flatten_record
 from sparsesoup.study.results.html import (
+    _over_sparsity,
     compare_to_best,
     draw_page,
     pareto_front,
@@ -326,3 +329,44 @@ def test_the_page_breaks_long_paths_of_a_failed_run_and_counts_in_words(tmp_path
     assert "<b>1 run failed</b> and is missing below" in page
     assert "small: 1 method, 1 run, scored on test" in page
     assert "li { overflow-wrap: anywhere; }" in page
+
+
+def thin(scores: list[float], removed: float = 0.6) -> list[dict[str, Any]]:
+    """The records of a row of low rank, which stands in no column of its own."""
+    low = {"compression": 2.0, "weights": 100, "left": round(100 * (1 - removed)), "removed": removed}
+    notes = {"method": "pela", "notes": {"low_rank": low}}
+    return [record("pela", seed, value, None) | notes for seed, value in enumerate(scores)]
+
+
+def test_a_row_of_low_rank_is_pruned_by_the_share_that_it_removes() -> None:
+    """It is compared with rows of at most that sparsity, shown beside all, and drawn where it belongs."""
+    worse = rows(dense=[0.99, 0.98, 0.97], isp=[0.80, 0.81, 0.79])
+    sparser = [record("isp", seed, 0.5 + 0.01 * seed, 0.9) for seed in range(3)]
+    found = score_table([*worse, *sparser, *thin([0.90, 0.91, 0.89])])
+    text = markdown_table(found)
+    assert found.unpruned == {"dense"}
+    assert "| pela (60.0 % removed by rank) | **90.0 ± 1.0** | 90.0 ± 1.0 | 90.0 ± 1.0 |" in text
+    assert "A row of low rank counts as pruned in the columns whose sparsity is at most" in text
+    assert "low rank" not in markdown_table(score_table(worse))
+    assert compare_to_best(found) == []  # isp alone is pruned as far as the last column
+    half = score_table([*worse, *thin([0.90, 0.91, 0.89])])
+    assert {gap["row"]: gap["word"] for gap in compare_to_best(half)} == {"dense": "worse", "isp": "better"}
+    figure = Figure()
+    _over_sparsity(figure, found, found.columns)
+    drawn = [list(line.get_xdata()) for line in figure.axes[0].lines]
+    assert sorted(map(tuple, drawn)) == [(50.0, 90.0), (50.0, 90.0), (60.0,)]
+    assert (
+        flatten_record(
+            thin([0.9])[0]
+            | {"steps": 6, "sparsity": {"reached": 0.0, "kept": 9}, "run": "r", "command": "c", "cost": {}}
+        )["removed_by_rank"]
+        == 0.6
+    )
+    latex = latex_table(found)
+    assert latex.index("dense") < latex.index(r"\midrule", latex.index("dense")) < latex.index("isp")
+    assert r"pela (60.0 \% removed by rank)" in latex
+
+
+def test_a_row_of_low_rank_names_the_least_share_of_its_models() -> None:
+    two = [*thin([0.9], 0.62), *[r | {"model": "vit"} for r in thin([0.8], 0.6)]]
+    assert "| pela (60.0 % removed by rank) |" in markdown_table(score_table(two))

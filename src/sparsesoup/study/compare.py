@@ -17,7 +17,7 @@ from sparsesoup.hub.build import open_task
 from sparsesoup.hub.tasks.overview import data_overview
 from sparsesoup.hub.tasks.splits import LoadedDataset, open_splits
 from sparsesoup.report.escaping import printable_line
-from sparsesoup.report.terminal import REPORT, flatten_scores, read_report
+from sparsesoup.report.terminal import REPORT, flatten_scores, low_rank_of, read_report
 from sparsesoup.runs.results import library_versions, machine_name
 from sparsesoup.runs.resume_checks import check_data
 from sparsesoup.runs.yaml_text import dump_yaml
@@ -274,6 +274,8 @@ def flatten_record(record: Record) -> dict[str, Any]:
     """Return a record as one row of a flat table: every column is a number or a string."""
     line: dict[str, Any] = {key: record[key] for key in ("row", "method", "model", "dataset", "asked", "seed", "steps")}
     line |= {"sparsity": record["sparsity"]["reached"], "kept": record["sparsity"]["kept"]}
+    if low := low_rank_of(record):
+        line["removed_by_rank"] = low["removed"]
     for split in ("validation", "test"):
         line |= {f"{split} {name}": value for name, value in flatten_scores(record[split]).items()}
     for unit in ("steps", "flops", "seconds"):

@@ -95,7 +95,7 @@ def compare_to_best(found: ScoreTable) -> list[dict[str, Any]]:
     The best is one of those in most columns with most seeds: a mean over easy columns is not comparable.
     """
     pooled = {row: scores_of_row(found, row, found.columns) for row in found.rows}
-    pruned = {row: values for row, values in pooled.items() if values and row not in found.unpruned}
+    pruned = {row: values for row, values in pooled.items() if values and found.is_pruned(row, found.columns)}
     factor = found.factor(found.columns)
     if len(pruned) < 2 or factor is None:
         return []
@@ -136,6 +136,8 @@ def _over_sparsity(figure: Any, found: ScoreTable, columns: Sequence[Column]) ->
         means = [factor * statistics.fmean(found.scores[row, c].values()) for c in have]
         style = STYLES[i // 10 % len(STYLES)]
         places = [100 * float(c[2] or 0) for c in have]
+        if row in found.removed:  # one run, at what it removes
+            means, places = means[:1], [100 * found.removed[row]]
         (drawn[row],) = axes.plot(places, means, style, marker=".", color=f"C{i % 10}")
     axes.set(xlabel="sparsity, %", ylabel=label)
     legend = axes.legend([*drawn.values()], [" "] * len(drawn), loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)

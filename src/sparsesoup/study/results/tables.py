@@ -11,7 +11,8 @@ from scipy import stats
 
 from sparsesoup.report.escaping import escape_markdown as escaped
 from sparsesoup.report.escaping import printable_line
-from sparsesoup.report.terminal import main_scores
+from sparsesoup.report.format import format_percent
+from sparsesoup.report.terminal import low_rank_of, main_scores
 
 Record = Mapping[str, Any]
 Column = tuple[str, str, float | None]  # model, dataset, target sparsity; None for dense rows
@@ -41,11 +42,16 @@ class ScoreTable:
     own: Mapping[tuple[str, Column], int] = field(default_factory=dict)
     unit: str = BESIDE  # unit of costs: those of the dense rows, or 10^15 FLOPs if there are none
     given: frozenset[str] = frozenset()  # rows that train existing tickets
+    removed: Mapping[str, float] = field(default_factory=dict)  # row of low rank -> least share of weights removed
 
     def factor(self, columns: Sequence[Column]) -> float | None:
         """Return the factor of scores in these columns: 100 for points, 1 for losses; None if there are both."""
         kinds = {1.0 if self.metrics.get(dataset) == LOSS else 100.0 for _, dataset, _ in columns}
         return max(kinds, default=100.0) if len(kinds) < 2 else None
+
+    def is_pruned(self, row: str, columns: Sequence[Column]) -> bool:
+        """Return True if a row is pruned in these columns: one of low rank where it removes at least their sparsity."""
+        return row not in self.unpruned and all((c[2] or 0.0) <= self.removed.get(row, 1.0) for c in columns)
 
     def expected_scores(self, row: str, columns: Sequence[Column]) -> int:
         """Return the number of scores planned for a row in these columns."""
@@ -74,17 +80,19 @@ def score_table(records: Sequence[Record], planned: Sequence[tuple[str, Column, 
     rows = [*dict.fromkeys(row for row, _, _ in cells)]
     own = _own_seeds(planned, columns)
     seeds = max(own.values(), default=len({seed for _, _, seed in cells}))
-    unpruned = frozenset(row for row, place, _ in cells if place[2] is None)
+    shares = sorted(((low["removed"], r["row"]) for r in records if (low := low_rank_of(r))), reverse=True)
+    removed = {row: share for share, row in shares}  # the least of a row
+    unpruned = frozenset(row for row, place, _ in cells if place[2] is None and row not in removed)
     metrics = {record["dataset"]: " and ".join(main_scores(record[split])) for record in records}
     unit = BESIDE if any(record["method"] == "dense" for record in records) else ALONE
     plain = {where: statistics.fmean(each.values()) / 1e15 for where, each in flops.items()}
     costs = _relative_flops(records, flops) if unit == BESIDE else plain
     given = frozenset(record["row"] for record in records if record["method"] == "ticket")
-    return ScoreTable(rows, columns, scores, costs, seeds, split, unpruned, metrics, own, unit, given)
+    return ScoreTable(rows, columns, scores, costs, seeds, split, unpruned, metrics, own, unit, given, removed)
 
 
 def _standing_columns(place: Column, columns: Sequence[Column]) -> list[Column]:
-    """Return the columns of a trial: its own, or for a dense one all of its model and dataset."""
+    """Return the columns of a trial: its own, or for one without a sparsity all of its model and dataset."""
     return [c for c in columns if c == place or (place[2] is None and c[:2] == place[:2])]
 
 
@@ -139,7 +147,7 @@ def significantly_best(found: ScoreTable, columns: Sequence[Column]) -> str | No
 
     A row with missing seeds or columns cannot win, but must be beaten where it has scores.
     """
-    pooled = {row: scores_of_row(found, row, columns) for row in found.rows if row not in found.unpruned}
+    pooled = {row: scores_of_row(found, row, columns) for row in found.rows if found.is_pruned(row, columns)}
     everywhere = [row for row in pooled if all(found.expected_scores(row, [column]) for column in columns)]
     whole = {row: pooled[row] for row in everywhere if len(pooled[row]) == found.expected_scores(row, columns)}
     if len(whole) < 2:
@@ -207,7 +215,8 @@ def table_lines(found: ScoreTable) -> tuple[list[str], list[list[str]], set[tupl
         cells = [_format_scores_of(found, row, group) for group in groups]
         costs = [found.costs[row, column] for column in found.columns if (row, column) in found.costs]
         form = ".2f" if found.unit == BESIDE else ".3g"
-        rows.append([row, *cells, format(statistics.fmean(costs), form) if costs else "missing"])
+        name = f"{row} ({format_percent(found.removed[row])} removed by rank)" if row in found.removed else row
+        rows.append([name, *cells, format(statistics.fmean(costs), form) if costs else "missing"])
         bold |= {(i, k + 1) for k, name in enumerate(best) if name == row}
     return ["method", *heads, found.unit], rows, bold
 
@@ -243,7 +252,7 @@ def latex_table(found: ScoreTable) -> str:
     text = [rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", r"\toprule", *_tex_heads(found, heads), r"\midrule"]
     for i, row in enumerate(rows):
         text.append(_latex_row(row, {k for k in range(len(row)) if (i, k) in bold}))
-        if row[0] in found.unpruned and i + 1 < len(rows) and rows[i + 1][0] not in found.unpruned:
+        if found.rows[i] in found.unpruned and i + 1 < len(rows) and found.rows[i + 1] not in found.unpruned:
             text.append(r"\midrule")
     return "\n".join([*text, r"\bottomrule", r"\end{tabular}", f"% {printable_line(table_caption(found))}"]) + "\n"
 
@@ -283,8 +292,9 @@ def table_caption(found: ScoreTable) -> str:
     many = f"{found.seeds} seeds" if least == found.seeds else f"{least} to {found.seeds} seeds, as the recipe has them"
     spread = f"Mean ± standard deviation over {many}." if found.seeds > 1 else "Of one seed."
     lent = f" What drawing a ticket cost is not in the row that it was given to ({', '.join(sorted(found.given))})."
+    rank = " A row of low rank counts as pruned in the columns whose sparsity is at most the share that it removes."
     return (
         f"{found.split.capitalize()} scores{what}. {spread} Bold: better than every other pruned row by more "
         f"than the {100 * CONFIDENCE:.0f} % interval of the difference (Student, paired by seed, model and dataset). "
-        f"FLOPs: all training, scoring and selection.{lent if found.given else ''}"
+        f"FLOPs: all training, scoring and selection.{lent if found.given else ''}{rank if found.removed else ''}"
     )
