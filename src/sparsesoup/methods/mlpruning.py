@@ -41,7 +41,7 @@ class MlPruning(LearnedMasks):
     Second stage, `blocks` T steps more: gates on the tiles of each matrix, among what is left. Both end by trimming
     to exactly the sparsity, or the nearest group boundary that keeps no more.
 
-    Published with train.distill of alpha 0.9, hidden states and attention maps.
+    Published with train.distill of alpha 0.9 and, for L blocks, hidden and attention 0.9 L: 10.8 for 12, 5.4 for 6.
 
     Args:
         structured: share of the pruning done in heads and rows, of the logarithm of the kept share; 1: all of it, so

@@ -48,7 +48,7 @@ class SparseProgressiveDistillation(Method):
         hidden: weight of the squared error of the block outputs, summed over the blocks.
         temperature: softmax temperature for the outputs of teacher and student.
         restart: let the learning rate decay to 0 at the last pruning, and start again from its peak.
-        structure: structure to prune: weights, or whole rows, columns, heads, units, heads-and-units.
+        structure: structure to prune: weights, rows, columns, heads, units, heads-and-units or features-and-units.
         scope: ranking scope.
     """
 
