@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import pytest
 from rich.console import Console
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.report.format import label_name
+from sparsesoup.methods import METHODS
+from sparsesoup.report.format import describe_notes, label_name, run_warnings
 from sparsesoup.report.run_page import write_report
 from sparsesoup.report.terminal import (
     format_main_score,
@@ -139,6 +141,7 @@ EARLY = {"method": {"measure": "hamming", "threshold": 0.1}}
 CHECKS = [{"step": 9, "hamming": [], "kept-sets": []}, {"step": 18, "hamming": [0.012, 0.034], "kept-sets": [0.2, 0.3]}]
 POOL = [{"sparsity": 0.488, "share": 0.3, "score": 0.8, "accepted": True},
         {"sparsity": 0.92, "share": 0.1, "score": 0.7, "accepted": False}]  # fmt: skip
+UNTAUGHT = {"teacher": "", "alpha": 0.5, "temperature": 2.0, "hidden": 0.0, "attention": 0.0}
 TAUGHT = {"teacher": "dense", "alpha": 0.9, "temperature": 2.0, "hidden": 0.5}
 
 
@@ -166,6 +169,11 @@ TAUGHT = {"teacher": "dense", "alpha": 0.9, "temperature": 2.0, "hidden": 0.5}
             "step 6 (0.0 % pruned, f1 0.8000)",
         ),
         ({"phases": [0.5, 0.75]}, {}, "Sparsity of the phases: 50.0 %, 75.0 %."),
+        (
+            {"heads_and_rows": 0.4375},
+            {},
+            "43.8 % of the weights are pruned as whole heads and rows, which can be cut out",
+        ),
         ({}, {"train": {"distill": TAUGHT}}, "Distilled from a dense run with the same settings: 90.0 % of the loss"),
     ],
 )
@@ -179,7 +187,59 @@ def test_what_a_method_noted_is_said_in_a_sentence(tmp_path: Path, notes: Any, s
         assert re.findall(r"<td>18</td><td>(.*?)</td><td>(.*?)</td>", text) == [("0.0340", "0.3000")]
 
 
-@pytest.mark.parametrize("key", ["early_bird", "pool", "soup", "teachers", "threshold_sparsity"])
+def progressive(teacher: str, **settings: float) -> str:
+    method = {
+        "name": "sparse-progressive-distillation",
+        **asdict(METHODS["sparse-progressive-distillation"]),
+        **settings,
+    }
+    train = {"distill": UNTAUGHT | {"teacher": teacher}}
+    (line,) = describe_notes({"notes": {}, "cost": {}, "settings": {"method": method, "train": train}})[0]
+    return line
+
+
+def test_the_loss_of_progressive_distillation_is_its_own_not_that_of_the_settings_of_distillation() -> None:
+    line = progressive("dense", temperature=4.0, hidden=3.0)
+    assert line.startswith("Distilled from a dense run with the same settings, without labels: ")
+    assert "divergence from its outputs at temperature 4, plus 3 times the squared error of the block outputs" in line
+    assert "plus 1 times the squared error of the attention maps" in line
+    assert "50.0 %" not in line
+    assert "task loss" not in line
+    bare = progressive("", hidden=0.0, attention=0.0)
+    assert "Distilled from the model that the run fine-tuned before" in bare
+    assert "at temperature 1. " in bare
+
+
+GATES = {
+    "mlpruning": (
+        "raise --steps, or lower --method.score-rate",
+        "raise --method.score-rate or --method.strength (now 20000)",
+    ),
+    "l0": (
+        "raise --steps, or lower --method.score-rate (now 0.1)",
+        "raise --method.score-rate (now 0.1) or --steps",
+    ),
+    "magnitude-ste": ("set a lower --method.every (now 10)",) * 2,
+}
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_the_remedy_for_gates_goes_the_way_that_they_missed(name: str) -> None:
+    train = {"batch_size": 8, "gradient_accumulation_steps": 1}
+    facts = {"settings": {"method": asdict(METHODS[name]), "train": train}, "sparsity": {"asked": 0.5, "reached": 0.5}}
+    much, little = (run_warnings(facts | {"notes": {"threshold_sparsity": alone}}) for alone in (0.764, 0.404))
+    assert len(much) == len(little) == 1
+    assert "closed 76.4 % of the weights instead of 50.0 %, and trimming restored weights that" in much[0]
+    assert much[0].endswith(f": {GATES[name][0]}")
+    assert little[0].endswith(f"and the rest of the mask was made by trimming: {GATES[name][1]}")
+    assert not run_warnings(facts | {"notes": {"threshold_sparsity": 0.51}})
+    facts["settings"]["method"]["penalty"] = 400.0
+    for alone in (0.764, 0.404):
+        (line,) = run_warnings(facts | {"notes": {"threshold_sparsity": alone}})
+        assert line.endswith("leave out --method.penalty, so that it is adapted to the sparsity")
+
+
+@pytest.mark.parametrize("key", ["early_bird", "pool", "soup", "teachers", "threshold_sparsity", "heads_and_rows"])
 def test_a_note_of_another_form_is_shown_as_it_is(tmp_path: Path, key: str) -> None:
     for value in ({"at": 77}, {"checks": [], "fired": 1}, [77], [], "77", None):
         write_run(tmp_path, notes={key: value})

@@ -88,11 +88,11 @@ def run_warnings(facts: Facts) -> list[str]:
     notes, train, asked = facts["notes"], facts["settings"]["train"], facts["sparsity"]["asked"]
     alone, reached, found = notes.get("threshold_sparsity"), facts["sparsity"]["reached"], []
     if alone is not None and abs(alone - asked) > NEAR:
-        given = facts["settings"]["method"].get("penalty") is not None
-        adapt = "leave out --method.penalty, so that it is adapted to the sparsity"
+        more = "trimming restored weights that the model had gone without"
         found.append(
             f"the gates alone closed {format_percent(alone)} of the weights instead of {format_percent(asked)}, and "
-            f"the rest of the mask was made by trimming: {adapt if given else 'raise --steps or --method.score-rate'}"
+            f"{more if alone > asked else 'the rest of the mask was made by trimming'}: "
+            f"{_remedy_for_gates(facts['settings']['method'], alone > asked)}"
         )
     missed = f"{format_percent(reached)} of the weights are pruned instead of {format_percent(asked)}"
     if "refill" in notes and asked - reached > FAR:
@@ -108,6 +108,19 @@ def run_warnings(facts: Facts) -> list[str]:
     return [*found, *notes.get("degenerate", [])]
 
 
+def _remedy_for_gates(method: Facts, too_many: bool) -> str:
+    """Return what to set where gates closed too many, or too few, of the weights."""
+    if method.get("penalty") is not None:
+        return "leave out --method.penalty, so that it is adapted to the sparsity"
+    if method.get("every", 1) > 1:
+        return f"set a lower --method.every (now {method['every']})"
+    rate = f" (now {method['score_rate']:g})" if method.get("score_rate") is not None else ""
+    if too_many:
+        return f"raise --steps, or lower --method.score-rate{rate}"
+    other = f"--method.strength (now {method['strength']:g})" if "strength" in method else "--steps"
+    return f"raise --method.score-rate{rate} or {other}"
+
+
 def _describe_data(facts: Facts) -> list[str]:
     data = facts.get("data")
     found = [*data.get("read", ()), *data.get("notes", ())] if isinstance(data, dict) else []
@@ -115,10 +128,13 @@ def _describe_data(facts: Facts) -> list[str]:
 
 
 def _describe_teacher(facts: Facts) -> list[str]:
-    distill = facts["settings"].get("train", {}).get("distill", {})
-    if not distill.get("teacher"):
+    distill, method = facts["settings"].get("train", {}).get("distill", {}), facts["settings"].get("method", {})
+    named = distill.get("teacher")
+    teacher = "a dense run with the same settings" if named == "dense" else named
+    if method.get("name") == "sparse-progressive-distillation":
+        return [_describe_progressive_teacher(method, teacher or "the model that the run fine-tuned before")]
+    if not named:
         return []
-    teacher = "a dense run with the same settings" if distill["teacher"] == "dense" else distill["teacher"]
     parts = {"hidden": "block outputs", "attention": "attention maps"}  # older runs have no attention
     more = "".join(
         f", and {distill[k]:g} times the distance of the {what}" for k, what in parts.items() if distill.get(k)
@@ -128,6 +144,20 @@ def _describe_teacher(facts: Facts) -> list[str]:
         f"at temperature {distill['temperature']:g}, the rest is the task loss{more}. "
         f"Its forward pass is included in every step's FLOPs."
     ]
+
+
+def _describe_progressive_teacher(method: Facts, teacher: str) -> str:
+    """Say what the loss of sparse progressive distillation is, which has weights of its own and no labels."""
+    parts = {"hidden": "block outputs", "attention": "attention maps"}
+    more = "".join(
+        f", plus {method[key]:g} times the squared error of the {what}, summed over the blocks"
+        for key, what in parts.items()
+        if method[key]
+    )
+    return (
+        f"Distilled from {teacher}, without labels: the loss is the divergence from its outputs at temperature "
+        f"{method['temperature']:g}{more}. Its forward pass is included in the FLOPs of every step of the student."
+    )
 
 
 def _describe_cache_hits(facts: Facts) -> list[str]:
@@ -221,6 +251,10 @@ SENTENCES: dict[str, Callable[[Any, Facts], str]] = {
     "phases": lambda goals, facts: f"Sparsity of the phases: {', '.join(format_percent(goal) for goal in goals)}.",
     "teachers": _describe_teacher_changes,
     "refill": _describe_refill,
+    "heads_and_rows": lambda share, facts: (
+        f"{format_percent(share)} of the weights are pruned as whole heads and rows, which can be cut out; what the "
+        f"second stage pruned are tiles, which stay as zeros."
+    ),
     "sparsity_with_biases": lambda share, facts: f"With the biases of pruned rows: {format_percent(share, 2)} pruned.",
     "low_rank": _describe_low_rank,
     "early_stopping": _describe_early_stopping,
