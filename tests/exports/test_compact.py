@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.exports.compact import fold_and_prune_layer_
+from sparsesoup.exports.compact import _narrow_notes, fold_and_prune_layer_
 from sparsesoup.hub.models.cut_layers import layer_widths, live_parts, prune_layer_, resize_layers_
 from sparsesoup.hub.models.dummy_inputs import dummy_inputs, forward_outputs
 from sparsesoup.hub.models.layer_layouts import prunable_layers
@@ -156,6 +156,8 @@ def test_a_head_of_three_features_that_ask_and_five_that_give_and_one_that_is_go
     assert apart(model, narrow) < 1e-10
     row = layer_widths(narrow)["encoder.layer.0"]
     assert row == {"heads": 3, "units": 6, "narrow": {"query_key": [3, 0, 8], "value_output": [5, 8, 8]}}
+    said = "in 1 layer heads are narrower: 11 query-key and 21 value-output features of 24 are in them"
+    assert _narrow_notes(narrow) == [said]
     core = narrow.base_model.encoder.layer[0].attention.self
     assert core.query.weight.shape == (11, 32)
     assert core.scaling == 8**-0.5

@@ -227,7 +227,10 @@ def test_the_same_run_in_two_halves_and_without_a_fit() -> None:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: GradualOBS(start=0.9), r"^start: must be at least 0 and below stop \(0\.85\), got 0\.9$"),
+        (
+            lambda: GradualOBS(start=0.9),
+            r"^start: must be below stop, got 0\.9, with stop at 0\.85; lower start or raise stop$",
+        ),
         (lambda: GradualOBS(stop=1.0), r"^stop: must be a share of T, below 1, got 1\.0$"),
         (lambda: GradualOBS(prunings=0), r"^prunings: must be at least 1, got 0$"),
         (lambda: GradualOBS(average=0.0), r"^average: must be in \(0, 1\], got 0\.0$"),

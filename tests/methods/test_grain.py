@@ -230,7 +230,8 @@ def test_settings_that_make_no_sense_and_models_without_features_are_refused() -
     for settings, said in (
         ({"decay": 1.0}, "decay"),
         ({"regularization": -1.0}, "regularization"),
-        ({"stop": 0.1}, "stop"),
+        ({"stop": 0.1}, r"^start: must be below stop, got 0\.2, with stop at 0\.1; lower start or raise stop$"),
+        ({"start": -0.1}, r"^start: must be a share of T, at least 0, got -0\.1$"),
     ):
         with pytest.raises(UserError, match=said):
             Grain(**settings)

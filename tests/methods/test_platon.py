@@ -153,7 +153,10 @@ def test_every_pruning_of_the_ramp_ends_a_window() -> None:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Platon(start=0.7, stop=0.5), r"^start: must be at least 0 and below stop \(0\.5\), got 0\.7$"),
+        (
+            lambda: Platon(start=0.7, stop=0.5),
+            r"^start: must be below stop, got 0\.7, with stop at 0\.5; lower start or raise stop$",
+        ),
         (lambda: Platon(stop=1.0), r"^stop: must be a share of T, below 1, got 1\.0$"),
         (lambda: Platon(fast=1.0), r"^fast: must be in \[0, 1\), got 1\.0$"),
         (lambda: Platon(slow=-0.1), r"^slow: must be in \[0, 1\), got -0\.1$"),

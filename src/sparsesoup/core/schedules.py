@@ -12,7 +12,8 @@ MOST_ROUNDS = 10_000  # limit for a geometric schedule: a longer list could exha
 
 def require_ramp(start: float, stop: float, whole: bool = False) -> None:
     """Raise a UserError unless 0 <= start < stop < 1, as shares of T; `whole` allows stop 1."""
-    require(0.0 <= start < stop, "start", f"at least 0 and below stop ({stop:g})", start)
+    require(start >= 0.0, "start", "a share of T, at least 0", start)
+    require(start < stop, "start", "below stop", f"{start:g}, with stop at {stop:g}; lower start or raise stop")
     require(stop <= 1.0 if whole else stop < 1.0, "stop", f"a share of T, {'at most' if whole else 'below'} 1", stop)
 
 

@@ -128,8 +128,8 @@ def _narrow_notes(model: Any) -> list[str]:
     if heads:
         asks, gives = (sum(sum(row[key]) for _, row in heads) for key in ("query_key", "value_output"))
         found.append(
-            f"in {len(heads)} layers heads are narrower: {asks:,} query-key and {gives:,} value-output features of "
-            f"{sum(size for size, _ in heads):,} are in them"
+            f"in {len(heads)} layer{'s' * (len(heads) > 1)} heads are narrower: {asks:,} query-key and {gives:,} "
+            f"value-output features of {sum(size for size, _ in heads):,} are in them"
         )
     constant = sum(
         int((~used_outputs(layer.module_of(part))).sum()) for layer, _ in rows for part in ("output", "down")
