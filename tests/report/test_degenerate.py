@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsesoup.cli.main import main
-from sparsesoup.report.format import degenerate_warnings
+from sparsesoup.report.degenerate import degenerate_warnings
 from sparsesoup.training.answer_stats import FEW, answer_statistics
 from tiny_hub import run_of, sentences
 

@@ -10,8 +10,8 @@ from sparsesoup.core.files import from_json, write_text
 from sparsesoup.core.schedules import geometric_sparsities
 from sparsesoup.report import format as words
 from sparsesoup.report import terminal as show
+from sparsesoup.report.degenerate import degenerate_warnings
 from sparsesoup.report.escaping import command_line
-from sparsesoup.report.format import degenerate_warnings
 from sparsesoup.report.plots import INK, LINES, draw_heatmap, render_page, render_svg, sparsity_limits
 
 LOG, PAGE, MEASURED = "log.jsonl", "report.html", "benchmark.json"
