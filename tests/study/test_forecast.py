@@ -128,7 +128,7 @@ def test_a_long_phase_is_estimated_from_its_first_steps(monkeypatch):
 
 def test_a_forecast_is_what_the_finished_study_has_on_its_meters(capsys):
     plan = read_plan(write())
-    found = {forecast.cell.trial_key: forecast.estimate for forecast in forecast_trials(plan, Path("runs"))}
+    found = {forecast.trial.trial_key: forecast.estimate for forecast in forecast_trials(plan, Path("runs"))}
     assert not Path("runs").exists()
     assert main(["compare", "--config", "small.yaml", "--threads", "1"]) == 0
     shared = 0
