@@ -9,8 +9,10 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/python examples/demo.py
 
-# A process a core, but no more than memory has room for; each file in one of them, the long ones first.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# A process a core and one more, since some wait for what they started, but no more than memory has room for; each file
+# in one of them, the long ones first.
+PROCESSES := $(shell expr `getconf _NPROCESSORS_ONLN` + 1)
+PYTEST := $(BIN)/python -m pytest --numprocesses $(PROCESSES) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # The inner loop: without tests that start processes, trace graphs or run whole studies.
 fast: $(READY)
@@ -26,7 +28,7 @@ slow: $(READY)
 
 # CPU seconds of each test file of `make test`, into benchmarks/results/.
 test-cpu: $(READY)
-	$(BIN)/python tests/cpu_seconds.py benchmarks/results/test-cpu.json -m 'not slow'
+	$(BIN)/python tests/cpu_seconds.py benchmarks/results/tests/cpu.json -m 'not slow'
 
 check: $(READY)
 	$(BIN)/ruff check src tests benchmarks examples docs/*.py
@@ -59,7 +61,7 @@ dist: $(READY)
 
 # `make fast` on the lowest and the highest versions that pyproject.toml allows; needs uv and Python 3.11 to 3.13.
 versions: $(READY)
-	$(BIN)/python tests/check_versions.py --out benchmarks/results/versions.json
+	$(BIN)/python tests/check_versions.py --out benchmarks/results/tests/versions.json
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -1,6 +1,6 @@
 """Run `make fast` on the lowest and the highest versions that pyproject.toml allows; needs uv.
 
-    python tests/check_versions.py [lowest] [pinned] [highest] --out benchmarks/results/versions.json
+    python tests/check_versions.py [lowest] [pinned] [highest] --out benchmarks/results/tests/versions.json
 
 lowest:  Python 3.11 and the lowest version of every direct dependency.
 pinned:  Python 3.12 and the versions of constraints.txt.
