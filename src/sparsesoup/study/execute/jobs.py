@@ -31,7 +31,7 @@ AGAIN = "remove it, and the study does that run again"
 
 @dataclass(frozen=True)
 class TrialOptions:
-    """How the trials of a study are run; nothing of it changes a result.
+    """Options of the trials of a study that change no result.
 
     Args:
         threads: torch threads; None keeps the current number.
