@@ -25,6 +25,7 @@ STYLE = {
     "xtick.labelcolor": INK, "ytick.labelcolor": INK, "grid.color": FAINT, "grid.alpha": 0.35, "axes.grid": True,
     "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9.5,
     "axes.titlelocation": "left", "grid.linewidth": 0.6, "legend.frameon": False,
+    "figure.facecolor": "none", "axes.facecolor": "none",
 }  # fmt: skip
 
 
@@ -48,6 +49,7 @@ def _load_template(template: str) -> Template:
 def render_svg(name: str, height: float, draw: Callable[[Any], None], what: str) -> Markup:
     """Return a chart as inline SVG in the page's colours and font, deterministic for the same data."""
     import matplotlib.style  # a lazy import: it takes longer than all others
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     out = io.StringIO()
@@ -55,7 +57,7 @@ def render_svg(name: str, height: float, draw: Callable[[Any], None], what: str)
         figure = Figure(figsize=(9.2, height), layout="constrained")
         draw(figure)
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(out, format="svg", transparent=True, metadata=metadata)
+        FigureCanvasSVG(figure).print_svg(out, metadata=metadata)  # `savefig` would draw everything twice
     text = out.getvalue()[out.getvalue().index("<svg") :]
     # Several charts share a page, so each needs its own ids.
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text).replace("'DejaVu Sans'", "var(--font)")
