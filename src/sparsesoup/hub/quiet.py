@@ -34,6 +34,8 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def _set_levels(levels: Mapping[logging.Logger, int]) -> None:
-    for logger, level in levels.items():
-        if logger.level != level:  # setting it forgets what every logger has cached
-            logger.setLevel(level)
+    changed = [logger for logger, level in levels.items() if logger.level != level]
+    for logger in changed:
+        logger.level = levels[logger]
+    for logger in changed[:1]:
+        logger.setLevel(logger.level)  # makes all loggers forget what they have cached: once, since it takes long
