@@ -1,6 +1,7 @@
 """Tiny models of every family that compaction knows, every weight and bias random; and ways to kill their groups."""
 
 import copy
+import functools
 from typing import Any
 
 import torch
@@ -49,13 +50,18 @@ FREE_HEADS = ("vit", "vit-no-bias", "deit")
 
 def model_of(name: str, attention: str = "sdpa", dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
     """A model of random weights; biases too, which are zero in a fresh one and would hide what is not folded."""
+    return copy.deepcopy(_drawn(name, attention, seed)).to(dtype).eval()
+
+
+@functools.cache
+def _drawn(name: str, attention: str, seed: int) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = MODELS[name](attn_implementation=attention)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.normal_(0.0, 0.5)
-    return model.to(dtype).eval()
+    return model
 
 
 @torch.no_grad()

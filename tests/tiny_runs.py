@@ -64,7 +64,7 @@ def method(name: str, folder: Path) -> Method:
     return FromTicket(ticket=str(where))
 
 
-@functools.lru_cache
+@functools.cache
 def run(name: str, sparsity: float, folder: Path, seed: int = 0, copy: int = 0, optimizer: str = "adamw") -> Run:
     losses, seen = 0, 0
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from tiny_hub import offline
+from processes import ForkedCommand
+from tiny_hub import MAIN, offline
 
 ISP = {"method": {"stages": 2, "weak_masks": 2, "look_ahead": 0.05}}
 RECIPE = {
@@ -16,6 +17,9 @@ RECIPE = {
     "train": {"batch_size": 8, "learning_rate": 0.003},
     "methods": {"dense": None, "magnitude": None, "imp": {"method": {"cut": 0.5}}, "isp": ISP},
 }  # fmt: skip
+
+
+COMPARE = ["compare", "--config", "small.yaml", "--threads", "1"]
 
 
 def write_recipe(recipe, name="small"):
@@ -31,10 +35,16 @@ def study(name="small", out="runs"):
 
 
 def begun(*more):
-    """The command line as a process of its own; what it says is added to said.txt."""
+    """The command line in a new interpreter; what it says is added to said.txt."""
     environment = offline() | {"PYTHONPATH": os.pathsep.join(sys.path)}
     if "ray" in more:
         del environment["PYTHONWARNINGS"]  # Ray's own processes warn
-    line = [sys.executable, "-m", "sparsesoup.cli.main", "compare", "--config", "small.yaml", "--threads", "1", *more]
+    line = [sys.executable, "-m", "sparsesoup.cli.main", *COMPARE, *more]
     with open("said.txt", "a", encoding="utf-8") as said:
         return subprocess.Popen(line, env=environment, stdout=said, stderr=subprocess.STDOUT)
+
+
+def forked(*more):
+    """The command line in a process that has its imports already; what it says is added to said.txt."""
+    Path("said.txt").touch()
+    return ForkedCommand([*COMPARE, *more], MAIN, offline(), "said.txt")

@@ -55,9 +55,9 @@ def problem_for(**changes: Any) -> Problem:
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in REPLACE])
 def test_every_method_finds_the_masks_of_the_cpu(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sparsity = 0.0 if TABLE[name].dense else 0.5
-    here = method(name, tmp_path).run(problem_for(steps=30), sparsity)
+    here = method(name, tmp_path).run(problem_for(steps=20), sparsity)
     with other_device(monkeypatch):
-        there = method(name, tmp_path).run(problem_for(steps=30), sparsity)
+        there = method(name, tmp_path).run(problem_for(steps=20), sparsity)
     assert same(there.masks, here.masks)
     assert same(there.weights, here.weights)
     assert not any(isinstance(t, AwayTensor) for t in (*there.masks.values(), *there.weights.values()))
