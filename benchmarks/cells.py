@@ -6,7 +6,8 @@ from typing import Any
 
 from scipy import stats
 
-from sparsesoup.study.results.tables import paired_interval, selecting_score
+from sparsesoup.study.results.scores import selecting_score
+from sparsesoup.study.results.tables import paired_interval
 
 LEVEL = 0.005  # at most below the best mean of a cell
 COUNTS = 0.03  # a cell counts where dense is at least this much above random on validation

@@ -15,7 +15,8 @@ from cells import cell_rows, comparisons, complete_cells
 from curve import BACKENDS
 from kinds import KINDS, markdown
 from sparsesoup.exports.benchmark.backends import BACKENDS as LABELS
-from sparsesoup.study.results.tables import format_entry, paired_interval, selecting_score
+from sparsesoup.study.results.scores import selecting_score
+from sparsesoup.study.results.tables import format_entry, paired_interval
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent

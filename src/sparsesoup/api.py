@@ -11,6 +11,7 @@ from torch import nn
 
 from sparsesoup import exports
 from sparsesoup.core.errors import UserError, require
+from sparsesoup.core.settings import fill_settings, unknown_setting
 from sparsesoup.exports import benchmark as benchmarks
 from sparsesoup.exports import push as pushing
 from sparsesoup.exports.verify import verified_export
@@ -20,7 +21,6 @@ from sparsesoup.methods import Method, row_of
 from sparsesoup.report.escaping import SafeConsole
 from sparsesoup.runs import run
 from sparsesoup.runs.config import RunConfig, config_from_dict
-from sparsesoup.runs.settings import fill_settings, unknown_setting
 from sparsesoup.study.compare import StudyResult, compare_recipe
 from sparsesoup.study.execute.jobs import TrialOptions
 from sparsesoup.training.config import TrainingConfig

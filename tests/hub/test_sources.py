@@ -165,11 +165,22 @@ def test_validation_is_a_seeded_tenth_of_the_training_split():
     assert texts(training_splits(source, TASK, seed=1)[1]) != texts(validation)
 
 
+def test_a_file_is_called_by_its_letters_of_any_script_and_by_a_digest_without_any(tmp_path):
+    names = {}
+    for stem in ("评论", "отзывы", "cafe\u0301", "my reviews (2)", "🎬", "🎵"):
+        rows_of(4).to_csv(tmp_path / f"{stem}.csv", index=False)
+        names[stem] = open_splits(str(tmp_path / f"{stem}.csv")).name
+    assert [*names.values()][:4] == ["评论", "отзывы", "caf\u00e9", "my-reviews-2"]
+    film, song = names["🎬"], names["🎵"]
+    assert film != song
+    assert all(re.fullmatch("dataset-[0-9a-f]{8}", name) for name in (film, song))
+
+
 def test_at_most_two_thousand_and_at_least_one_row_is_held_out():
     many, few = source_of(train=rows_of(25000), test=rows_of(3)), source_of(train=rows_of(3), test=rows_of(3))
     assert len(training_splits(many, TASK, 0)[1]) == 2000
     assert [len(part) for part in training_splits(few, TASK, 0)] == [2, 1]
-    with pytest.raises(UserError, match=r"has too few rows to train on \(1\)"):
+    with pytest.raises(UserError, match=r"^reviews train has 1 row, where at least 2 are needed"):
         training_splits(source_of(train=rows_of(1), test=rows_of(3)), TASK, 0)
 
 

@@ -5,9 +5,11 @@ import json
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -24,8 +26,10 @@ from sparsesoup import (
     compare,
     prune,
 )
+from sparsesoup.core.granularity import Block
 from sparsesoup.core.plugins import load_plugins
 from sparsesoup.methods import TABLE, row_of
+from sparsesoup.training.config import DistillConfig
 from tiny_hub import offline, sentences, write_rows
 from tiny_hub import sparsesoup as sparsesoup_command
 
@@ -86,11 +90,6 @@ def test_a_method_as_an_object_is_the_run_of_its_name_and_settings(place: Path, 
 @pytest.mark.parametrize(
     ("name", "more", "said"),
     [
-        (OneShot(score="abs"), {}, r"^method.score: expected one of magnitude, .*, got 'abs'"),
-        (GradualPruning(scope="globl"), {}, "^method.scope: expected one of global"),
-        ("gradual", {"train": TrainingConfig(precision="fp8")}, "^train.precision: expected one of"),
-        ("gradual", {"train": TrainingConfig(batch_size=2.5)}, "^train.batch_size: expected a whole number"),
-        ("gradual", {"train": TrainingConfig(optimizer="adamm")}, "^train.optimizer: expected one of"),
         ("gradual", {"train": GradualPruning()}, "^train: must be a TrainingConfig, or a table"),
         ("gradual", {"method": "isp"}, "^method: must be a table of settings, got 'isp'"),
         (InstantSoup, {}, "a method is a name such as 'isp', or an object such as"),
@@ -100,6 +99,33 @@ def test_wrong_settings_of_objects_are_refused_before_anything_runs(name, more, 
     for own in ({"model": "minilm"}, objects):
         with pytest.raises(UserError, match=said):
             prune(name, sparsity=0.5, steps=4, **own, **more)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: OneShot(score="abs"), "^score: expected one of magnitude, .*, got 'abs'"),
+        (lambda: GradualPruning(scope="globl"), "^scope: expected one of global"),
+        (lambda: GradualPruning(start="early"), "^start: expected a number, got 'early'"),
+        (lambda: InstantSoup(stages="many"), "^stages: expected a whole number, got 'many'"),
+        (lambda: TrainingConfig(learning_rate="high"), "^learning_rate: expected a number, got 'high'"),
+        (lambda: TrainingConfig(precision="fp8"), "^precision: expected one of"),
+        (lambda: TrainingConfig(batch_size=2.5), "^batch_size: expected a whole number"),
+        (lambda: TrainingConfig(optimizer="adamm"), "^optimizer: expected one of"),
+        (lambda: TrainingConfig(distill="dense"), "^distill: expected a table of teacher"),
+        (lambda: TrainingConfig(distill={"alpha": "much"}), "^distill.alpha: expected a number, got 'much'"),
+        (lambda: Block(rows="two"), "^rows: expected a whole number, got 'two'"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_when_the_object_is_made(make: Callable[[], Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        make()
+
+
+def test_a_value_is_of_the_type_of_its_setting_however_it_is_given() -> None:
+    made = TrainingConfig(learning_rate=1, distill={"teacher": "dense"}, batch_size=np.int64(8))
+    assert made == TrainingConfig(learning_rate=1.0, distill=DistillConfig(teacher="dense"), batch_size=8)
+    assert [type(made.learning_rate), type(made.batch_size)] == [float, int]
 
 
 def test_a_method_keeps_the_name_that_it_was_called_by(objects) -> None:

@@ -29,7 +29,8 @@ from sparsesoup.report.escaping import (
     shell_command,
 )
 from sparsesoup.report.model_card import render_model_card
-from sparsesoup.study.results.tables import latex_table, score_table
+from sparsesoup.study.results.scores import score_table
+from sparsesoup.study.results.tables import latex_table
 from sparsesoup.study.results.tables import markdown_table as study_table
 from tiny_hub import run_of, sentences
 

@@ -200,7 +200,7 @@ def test_sparsity_outside_its_range(place, refused, tmp_path, value, parts):
             ["--train.distill.temprature: unknown setting", "did you mean --train.distill.temperature"],
         ),
         (["--sparsty", "0.5"], ["--sparsty: unknown setting; did you mean --sparsity"]),
-        (["--train.lr", "0.5"], ["--train.lr: unknown setting (train has learning_rate, "]),
+        (["--train.gamma", "0.5"], ["--train.gamma: unknown setting (train has learning_rate, "]),
         (["--method.stages", "many"], ["--method.stages: expected a whole number, got 'many'"]),
         (["--method.stages", "0"], ["--method.stages: must be at least 1, got 0"]),
         (["--method.budget", "free"], ["method.budget", "free", "charged", "extra"]),
@@ -328,9 +328,7 @@ def test_a_dataset_that_is_not_there_or_has_not_the_columns(place, refused, tmp_
     refused(line_of(place, out, dataset=tmp_path / "set", label_column="e"), "no column 'e'", "--label-column")
     refused(line_of(place, out, dataset=tmp_path / "set", label_column="d", text_columns="a,x"), "no column 'x'")
     refused(line_of(place, out, dataset=data(tmp_path, "text", "label", rows=[])), "empty", "set")
-    refused(
-        line_of(place, out, dataset=data(tmp_path, "text", "label", rows=[("one row", 0)])), "to train on", "at least 2"
-    )
+    refused(line_of(place, out, dataset=data(tmp_path, "text", "label", rows=[("one row", 0)])), "has 1 row", "least 3")
     (tmp_path / "set" / "train.csv").write_text("")
     refused(line_of(place, out, dataset=tmp_path / "set"), "train.csv is empty")
     (tmp_path / "set" / "train.csv").unlink()

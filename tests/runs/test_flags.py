@@ -12,8 +12,8 @@ import sparsesoup
 from sparsesoup.cli.main import COMMANDS, load_command, main
 from sparsesoup.cli.prune import parse_arguments, settings_parser
 from sparsesoup.core.errors import UserError
+from sparsesoup.core.settings import flag_of
 from sparsesoup.methods import METHODS
-from sparsesoup.runs.settings import flag_of
 
 ROOT = Path(sparsesoup.__file__).parent
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9_.-]*(?![\w\0{])")

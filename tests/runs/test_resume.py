@@ -29,6 +29,7 @@ from tiny_hub import (
 )
 
 pytestmark = pytest.mark.integration
+NOTHING_SAVED = "sparsesoup: interrupted, and nothing new is saved; repeat the command to run it again\n"
 
 
 @pytest.fixture(scope="module", params=SAVED_METHODS)
@@ -144,7 +145,33 @@ def test_an_interrupted_command_that_saves_nothing_on_its_way_promises_no_more(t
     os.kill(process.pid, signal.SIGINT)
     process.join(100)
     assert process.exitcode == 130
-    assert errors.read_text() == "sparsesoup: interrupted; repeat the command to start over\n"
+    assert errors.read_text() == NOTHING_SAVED
+
+
+@pytest.mark.parametrize("of", ["runs.run_folder.Checkpointer", "runs.run.check_installed"])
+def test_a_run_interrupted_before_its_first_save_promises_no_resume(place, tmp_path, capsys, monkeypatch, of):
+    def interrupt(*given, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"sparsesoup.{of}", interrupt)
+    assert main(arguments(place, "isp", tmp_path / "runs")) == 130
+    assert capsys.readouterr().err.splitlines(keepends=True)[-1] == NOTHING_SAVED
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("saved", "said"), [(False, "nothing new is saved"), (True, "resume from the last save")])
+def test_an_interrupted_study_says_whether_a_run_is_saved(place, tmp_path, capsys, monkeypatch, saved, said):
+    def interrupt(runner, job, console):
+        if saved:
+            job.record_path.parent.mkdir(parents=True)
+            job.record_path.write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sparsesoup.study.execute.jobs.JobRunner.__call__", interrupt)
+    (tmp_path / "small.yaml").write_text("methods: [magnitude]\nseeds: 0\nsteps: 2\n")
+    where = ["--model", str(place / "bert"), "--dataset", str(place / "reviews"), "--out", str(tmp_path / "runs")]
+    assert main(["compare", "--config", str(tmp_path / "small.yaml"), *where]) == 130
+    assert said in capsys.readouterr().err.splitlines()[-1]
 
 
 def is_read(pipe):

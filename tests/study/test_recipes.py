@@ -11,7 +11,8 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.runs.config import config_from_dict
 from sparsesoup.study.recipe.plan import read_plan
 from sparsesoup.study.recipe.yaml_lines import SHIPPED
-from sparsesoup.study.results.tables import ScoreTable, latex_table
+from sparsesoup.study.results.scores import ScoreTable
+from sparsesoup.study.results.tables import latex_table
 from tiny_hub import masks_of, reviews
 from tiny_studies import study, write_recipe
 

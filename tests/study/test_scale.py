@@ -15,7 +15,8 @@ import sparsesoup.study
 from sparsesoup.study import compare
 from sparsesoup.study.compare import GrowingTables, flatten_record
 from sparsesoup.study.execute.progress import StudyProgress
-from sparsesoup.study.results.tables import latex_table, markdown_table, score_table
+from sparsesoup.study.results.scores import score_table
+from sparsesoup.study.results.tables import latex_table, markdown_table
 
 SOURCES = str(Path(sparsesoup.study.__file__).parent)
 

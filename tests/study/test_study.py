@@ -156,7 +156,7 @@ def test_a_cell_that_fails_says_why_and_stops_no_other(capsys):
     assert [cell["row"] for cell in found["runs"]] == ["magnitude", "magnitude"]
     assert len(found["failed"]) == 2
     assert "2 runs failed" in Path("runs/studies/small/study.html").read_text()
-    assert "| wild | missing | missing |" in Path("runs/studies/small/study.md").read_text()
+    assert "| wild | failed | failed |" in Path("runs/studies/small/study.md").read_text()
     assert main(["compare", "--config", "small.yaml"]) == 1
     err = capsys.readouterr().err
     assert "wild" not in err  # not tried again unless asked to

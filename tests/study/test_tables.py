@@ -25,12 +25,12 @@ from sparsesoup.study.results.html import (
     study_charts,
     ticket_agreement,
 )
+from sparsesoup.study.results.scores import score_table
 from sparsesoup.study.results.tables import (
     format_entry,
     latex_table,
     markdown_table,
     paired_interval,
-    score_table,
     significantly_best,
     table_lines,
 )
@@ -107,14 +107,20 @@ def test_a_row_that_lacks_a_seed_is_marked_and_wins_nothing() -> None:
     assert significantly_best(behind, behind.columns) == "magnitude"
 
 
-def test_rows_columns_and_seeds_of_which_nothing_is_done_are_missing() -> None:
+def test_rows_columns_and_seeds_of_which_nothing_is_done_say_why() -> None:
     column, other = ("bert", "d_1", 0.5), ("bert", "d_2", 0.5)
     planned = [(row, place, seed) for place in (column, other) for row in ("isp", "imp") for seed in (0, 1, 2)]
     found = score_table(rows(isp=[0.90, 0.91]), planned)
     heads, cells, _ = table_lines(found)
     assert heads[1:3] == ["d_1 at 50 %", "d_2 at 50 %"]
-    assert cells == [["isp", "90.5 ± 0.7 (2 of 3)", "missing", "missing", "1.5e-13"], ["imp", *["missing"] * 4]]
+    assert cells[0] == ["isp", "90.5 ± 0.7 (2 of 3)", "not run yet", "incomplete", "1.5e-13"]
+    assert cells[1] == ["imp", *["not run yet"] * 4]
     assert {gap["row"] for gap in compare_to_best(found)} == set()
+    failed = [("imp", column, seed) for seed in (0, 1, 2)] + [("imp", other, 0)]
+    cells = table_lines(score_table(rows(isp=[0.90, 0.91]), planned, failed))[1]
+    assert cells[1] == ["imp", "failed", "not run yet", "not run yet", "not run yet"]
+    existing = [*rows(isp=[0.9]), record("imp", 0, 0.5, dataset="d_2")]  # runs without a plan
+    assert [row[2] for row in table_lines(score_table(existing))[1]] == ["missing", "50.0"]
 
 
 def test_a_row_or_dataset_with_seeds_of_its_own_lacks_none() -> None:
@@ -134,7 +140,7 @@ def test_a_row_or_dataset_with_seeds_of_its_own_lacks_none() -> None:
     )
     assert "over 2 to 3 seeds" in markdown_table(found)
     short = score_table(done[:-1], planned)
-    assert table_lines(short)[1][1][2:4] == ["50.0 (1 of 2)", "missing"]
+    assert table_lines(short)[1][1][2:4] == ["50.0 (1 of 2)", "incomplete"]
     assert significantly_best(short, [other]) is None
 
 
@@ -326,7 +332,7 @@ def test_the_page_breaks_long_paths_of_a_failed_run_and_counts_in_words(tmp_path
     records = [record("dense", 0, 0.5, None, run="dense", sparsity={"reached": 0.0}, seconds=1.0)]
     failed = {"run": "imp", "error": f"no such file: /{'x' * 300}"}
     page = draw_page("small", score_table(records), records, tmp_path, {"failed": [failed]})
-    assert "<b>1 run failed</b> and is missing below" in page
+    assert "<b>1 run failed</b> and has no score" in page
     assert "small: 1 method, 1 run, scored on test" in page
     assert "li { overflow-wrap: anywhere; }" in page
 

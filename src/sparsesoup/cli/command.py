@@ -9,7 +9,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 from docstring_parser import parse
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.runs.settings import ALIASES, Setting, flag_of
+from sparsesoup.core.settings import ALIASES, Setting, flag_of
 from sparsesoup.runs.yaml_text import BadYaml, TooManyValues, read_yaml
 
 
@@ -68,8 +68,14 @@ def add_settings(parser: CommandParser, settings: Iterable[Setting], title: str 
         groups[own].add_argument(
             *(flag_of(name) for name in (setting.name, *aliases)), dest=setting.name,
             default=argparse.SUPPRESS, metavar=_value_placeholder(kind), **more,
-            help=(setting.help_text + shown).replace("%", "%%"),
+            help=(help_of(setting) + shown).replace("%", "%%"),
         )  # fmt: skip
+
+
+def help_of(setting: Setting) -> str:
+    """Return what the docstring of its class says of a setting."""
+    leaf, text = setting.name.rpartition(".")[2], parse(type(setting.owner).__doc__ or "")
+    return " ".join(next((p.description or "" for p in text.params if p.arg_name == leaf), "").split()).rstrip(".")
 
 
 def read_settings(given: Mapping[str, Any], settings: Iterable[Setting]) -> dict[str, Any]:

@@ -7,13 +7,13 @@ from typing import Any
 from sparsesoup.cli.command import Command, CommandParser, add_settings, read_settings
 from sparsesoup.cli.tables import print_benchmark, print_export
 from sparsesoup.core.errors import UserError
+from sparsesoup.core.settings import fill_settings, flag_of, settings_of
 from sparsesoup.exports import FORMATS, write_export
 from sparsesoup.exports.benchmark import BenchmarkConfig, run_benchmark, write_tables
 from sparsesoup.exports.benchmark.backends import BACKENDS
 from sparsesoup.exports.push import push_to_hub
 from sparsesoup.exports.verify import verified_export
 from sparsesoup.report.escaping import SafeConsole, print_line
-from sparsesoup.runs.settings import fill_settings, flag_of, settings_of
 
 EXPORT_EXAMPLES = """
 examples:

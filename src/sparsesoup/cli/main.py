@@ -8,14 +8,13 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import Interrupted, UserError
 from sparsesoup.core.files import disk_full, is_disk_full
 from sparsesoup.core.single_process import require_single_process
 from sparsesoup.report.escaping import print_line
 
 NO_WRITING = (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EPERM, errno.ENAMETOOLONG,
               errno.ELOOP)  # fmt: skip
-RESUMED = ("prune", "compare")  # commands that save their work and can resume
 COMMANDS = {  # name -> (module with its Command, arguments, summary)
     "prune": ("prune", "METHOD [--model M] [--dataset D] [--sparsity S] ...",
               "prune a model of texts or images; repeat the command to resume after a kill"),
@@ -56,9 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         require_single_process()
         command = load_command(given[0])
         return command.run(command.parse_words(given[1:])) or 0
+    except Interrupted:
+        return _print_error("interrupted; repeat the command to resume from the last save", 130)
     except KeyboardInterrupt:
-        way = "resume from the last save" if given[0] in RESUMED else "start over"
-        return _print_error(f"interrupted; repeat the command to {way}", 130)
+        return _print_error("interrupted, and nothing new is saved; repeat the command to run it again", 130)
     except BrokenPipeError:
         # The reader of a pipe (head) has closed it; flushing the rest at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

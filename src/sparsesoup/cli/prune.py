@@ -1,14 +1,16 @@
 """`sparsesoup prune METHOD`: flags for all settings of a run, below which a recipe is read."""
 
 import argparse
+import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sparsesoup.cli.command import Command, CommandParser, add_settings, flag_value
+from sparsesoup.cli.command import Command, CommandParser, add_settings, flag_value, help_of
 from sparsesoup.core.errors import UserError
+from sparsesoup.core.settings import ALIASES, Setting, flag_of, unknown_setting
 from sparsesoup.methods import METHODS, TABLE
 from sparsesoup.report.escaping import SafeConsole, print_line
 from sparsesoup.runs.config import (
@@ -20,7 +22,6 @@ from sparsesoup.runs.config import (
     read_recipe,
     run_settings,
 )
-from sparsesoup.runs.settings import ALIASES, Setting, flag_of, unknown_setting
 from sparsesoup.runs.yaml_text import line_of_keys
 from sparsesoup.training.device import choose_device
 
@@ -90,7 +91,7 @@ def settings_parser(method: str = "") -> CommandParser:
     owners = {s.name.rpartition(".")[0]: s.owner for s in settings}
     for group in sorted({s.name[:i] for s in settings for i, sign in enumerate(s.name) if sign == "."}):
         owner = owners.get(group.rpartition(".")[0])
-        about = Setting(group, None, None, owner).help_text or argparse.SUPPRESS
+        about = help_of(Setting(group, None, None, owner)) or argparse.SUPPRESS
         add(flag_of(group), dest=group, default=argparse.SUPPRESS, metavar="TABLE", help=about)
     return made
 
@@ -111,7 +112,7 @@ def parse_arguments(words: Sequence[str]) -> tuple[RunConfig, argparse.Namespace
         method_named(method)
     options, others = settings_parser(method).parse_known_args(flags)
     if not method:
-        raise UserError(NO_METHOD)
+        raise _no_method(flags)
     _check_known(others, method)
     if options.device:
         choose_device(options.device)  # first, since the default precision is that of the device
@@ -135,11 +136,23 @@ def _with_dashes(word: str) -> str:
     return (flag.replace("_", "-") if flag.startswith("--") else flag) + equals + value
 
 
+def _no_method(flags: Sequence[str]) -> UserError:
+    """Return the error for a command without a method, or with one behind its flags."""
+    behind = [i for i, word in enumerate(flags) if word in METHODS]
+    if not behind:
+        return UserError(NO_METHOD)
+    own = [*flags[: behind[-1]], *flags[behind[-1] + 1 :]]
+    line = shlex.join(["sparsesoup", "prune", flags[behind[-1]], *own])
+    return UserError(f"the method {flags[behind[-1]]} comes before the flags: `{line}`")
+
+
 def _check_known(words: Sequence[str], method: str) -> None:
     """Raise a UserError for words that the parser has not taken."""
     if words and words[0].startswith("--"):
         name = words[0][2:].partition("=")[0].replace("-", "_")
         raise unknown_setting(name, [*(s.name for s in run_settings(method)), *ALIASES, *OUTSIDE])
+    if words and words[0] in METHODS:
+        raise UserError(f"one method is allowed, got {method} and {words[0]}; leave one out")
     if words:
         raise UserError(f"unrecognized argument {words[0]}; see `sparsesoup prune {method} --help`")
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from docstring_parser import parse
 
-from sparsesoup.cli.command import Command, CommandParser
+from sparsesoup.cli.command import Command, CommandParser, help_of
+from sparsesoup.core.settings import Setting, flag_of, settings_of
 from sparsesoup.methods import METHODS, TABLE, Method
 from sparsesoup.report.escaping import SafeConsole, print_line, text_table
 from sparsesoup.runs.config import method_named
-from sparsesoup.runs.settings import Setting, flag_of, settings_of
 from sparsesoup.runs.summary import format_scores
 
 
@@ -125,9 +125,9 @@ def _setting_rows(method: Method) -> Iterator[tuple[str, str, str]]:
         above = group.rpartition(".")[0]
         if group not in seen:
             seen.add(group)
-            meaning = Setting(group, None, None, owners.get(above)).help_text
+            meaning = help_of(Setting(group, None, None, owners.get(above)))
             yield "  " * above.count(".") + f"{flag_of(group)}.*", "", meaning
-        yield "  " * group.count(".") + flag_of(setting.name), _plain_value(setting.value), setting.help_text
+        yield "  " * group.count(".") + flag_of(setting.name), _plain_value(setting.value), help_of(setting)
 
 
 def _plain_value(value: Any) -> str:

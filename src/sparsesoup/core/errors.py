@@ -1,6 +1,7 @@
 """The user-facing error: one line with the thing, the value, the allowed values and the remedy."""
 
-from collections.abc import Callable, Collection, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 
 class UserError(ValueError):
@@ -11,14 +12,15 @@ class UserError(ValueError):
         field: the setting that it is about, such as train.learning_rate; the command line says it as a flag, a
             study's recipe by its line. Empty if it is about no setting.
         near: settings that may be meant instead.
+        named: settings that the message names, in the place of each {}.
 
     >>> UserError("must be at least 1, got 0", "train.batch_size").with_names(lambda field: f"--{field}")
     '--train.batch_size: must be at least 1, got 0'
     """
 
-    def __init__(self, message: str, field: str = "", near: Sequence[str] = ()) -> None:
+    def __init__(self, message: str, field: str = "", near: Sequence[str] = (), named: Sequence[str] = ()) -> None:
         super().__init__(message)
-        self.message, self.field, self.near = message, field, tuple(near)
+        self.message, self.field, self.near, self.named = message, field, tuple(near), tuple(named)
 
     def __str__(self) -> str:
         return self.with_names(str)
@@ -26,11 +28,30 @@ class UserError(ValueError):
     def with_names(self, spell: Callable[[str], str]) -> str:
         """Return the whole line, with the settings as a front end calls them."""
         meant = f"; did you mean {' or '.join(map(spell, self.near))}?" if self.near else ""
-        return (f"{spell(self.field)}: " if self.field else "") + self.message + meant
+        message = self.message
+        for name in self.named:
+            message = message.replace("{}", spell(name), 1)
+        return (f"{spell(self.field)}: " if self.field else "") + message + meant
 
     def in_group(self, group: str) -> "UserError":
         """Return the error of a setting as that of a group of settings, such as `train`."""
-        return UserError(self.message, ".".join(filter(None, (group, self.field))), self.near)
+        field, *named = (".".join(filter(None, (group, name))) for name in (self.field, *self.named))
+        return UserError(self.message, field, self.near, named)
+
+
+class Interrupted(KeyboardInterrupt):
+    """An interrupt, such as Ctrl-C, of work that is saved in part: the same call resumes it."""
+
+
+@contextlib.contextmanager
+def mark_saved(is_saved: Callable[[], bool]) -> Iterator[None]:
+    """Turn an interrupt in the block into an `Interrupted` if something is saved then."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if not is_saved():
+            raise
+        raise Interrupted from error
 
 
 def require(holds: bool, setting: str, allowed: str, value: object) -> None:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from sparsesoup.core.errors import UserError
+from sparsesoup.core.settings import TypedSettings
 
 
 @dataclass(frozen=True)
-class Block:
+class Block(TypedSettings):
     """Tiles of `rows` x `cols` weights that are kept or pruned together; Block(1, 1) is one weight.
 
     Args:

@@ -9,6 +9,7 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import DIGESTS, atomic_write, digest_of, digests_of, load_table, write_table
 from sparsesoup.core.manifest import EXPORT
 from sparsesoup.core.plugins import load_plugins
+from sparsesoup.core.settings import fill_settings
 from sparsesoup.exports.compact import CompactFormat, load_compact
 from sparsesoup.exports.dense import DenseFormat
 from sparsesoup.exports.graphs import OnnxFormat, OpenVinoFormat
@@ -16,7 +17,6 @@ from sparsesoup.exports.low_rank import LowRankFormat, load_low_rank
 from sparsesoup.exports.packed import PackedFormat, load_packed
 from sparsesoup.exports.semi_structured import SemiStructuredFormat, load_semi_structured
 from sparsesoup.exports.source import ExportFormat, open_source
-from sparsesoup.runs.settings import fill_settings
 
 WEIGHTS = (".safetensors", ".onnx", ".onnx.data", ".bin")  # extensions of weight files
 SOURCE = ("method", "model", "dataset", "local", "seed", "sparsity", "validation", "test", "test_splits")

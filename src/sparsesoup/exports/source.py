@@ -171,7 +171,13 @@ def open_source(run: Path) -> PrunedSource:
         return PrunedSource(run, read_table(ticket, "ticket", "copy it again") if ticket.is_file() else {}, None)
     if graph := graph_in(run):
         raise UserError(f"{run} holds a graph ({graph}), which no other form is made of; give the run it was made from")
-    folder = find_mask_folder(run).parent
+    try:
+        folder = find_mask_folder(run).parent
+    except UserError as error:
+        raise UserError(
+            f"no run and no export at {run}: give a run directory (seed-<n>), a model folder with pruning/, or what "
+            f"`sparsesoup export` wrote"
+        ) from error
     if not any((folder / name).is_file() for name in ("config.json", WEIGHTS)):
         raise UserError(
             f"no model beside the masks in {folder}: expected config.json and {WEIGHTS}; give the run directory, or "

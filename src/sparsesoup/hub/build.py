@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from sparsesoup.core.errors import UserError
+from sparsesoup.core.settings import TypedSettings
 from sparsesoup.hub.models import tokenizer as tokens
 from sparsesoup.hub.models.checkpoint import config_of, load_reader, model_files_digest, resolve_model_path
 from sparsesoup.hub.models.loading import load_model, meta_model, use_faster_attention_
@@ -31,7 +32,7 @@ EPOCHS = 3.0  # the default
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelAndDataConfig:
+class ModelAndDataConfig(TypedSettings):
     """Model and data of a run.
 
     Args:

@@ -22,7 +22,6 @@ from sparsesoup.loops.problem import Loss, first_batches, make_problem
 from sparsesoup.loops.pruner import Pruner
 from sparsesoup.methods import HardConcreteL0, HybridMovement, Method, SoftMovement, row_of
 from sparsesoup.runs.config import method_named
-from sparsesoup.runs.settings import check_types
 from sparsesoup.training.plan import Phase
 from sparsesoup.training.snapshots import SnapshotStore
 
@@ -124,7 +123,6 @@ def named_method(method: str | Method) -> Method:
         return method_named(method)
     if not isinstance(method, Method):
         raise UserError(f"a method is a name such as 'isp', or an object such as InstantSoup(), got {method!r}")
-    check_types(method, "method")
     return method
 
 

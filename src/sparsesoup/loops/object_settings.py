@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import find_labels
 
 from sparsesoup.core.errors import UserError, require
+from sparsesoup.core.settings import fill_settings
 from sparsesoup.hub.build import EPOCHS, ModelAndDataConfig, build_problem, open_task
 from sparsesoup.hub.models.checkpoint import load_reader, load_tokenizer
 from sparsesoup.hub.models.loading import load_as_saved
@@ -29,7 +30,6 @@ from sparsesoup.report.escaping import SafeConsole
 from sparsesoup.runs.config import BudgetConfig, RunConfig
 from sparsesoup.runs.options import RuntimeOptions
 from sparsesoup.runs.run import fill_default_sparsity
-from sparsesoup.runs.settings import check_types, fill_settings
 from sparsesoup.runs.trackers import TrackerConfig, check_installed
 from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.problem import Problem
@@ -103,7 +103,6 @@ def _settings_of(given: Given) -> RunConfig:
     """Return the settings of a run of objects."""
     method, model, train = named_method(given["method"]), given["model"], given["train"] or TrainingConfig()
     require(isinstance(train, TrainingConfig), "train", "a TrainingConfig, or a table of its settings", repr(train))
-    check_types(train, "train")
     if model is None or given["train_dataset"] is None:
         raise UserError("give model=... and train_dataset=..., both as objects, or both by name")
     if not isinstance(model, nn.Module | str | Path):

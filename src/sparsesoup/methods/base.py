@@ -11,6 +11,7 @@ from sparsesoup.core.granularity import Block, Element, Pattern, Structure
 from sparsesoup.core.groups import resolve_groups, validate_groups
 from sparsesoup.core.masking import Scope
 from sparsesoup.core.masks import Masks
+from sparsesoup.core.settings import TypedSettings
 from sparsesoup.core.targets import Targets
 from sparsesoup.core.ticket import Ticket
 from sparsesoup.methods.scores import magnitude
@@ -23,7 +24,7 @@ from sparsesoup.training.state import TrainState
 
 
 @dataclass(frozen=True)
-class Method:
+class Method(TypedSettings):
     """A pruning method: a frozen dataclass of settings, with a plan.
 
     A subclass has `plan`, and what the plan's phases call. Settings named `structure`, `pattern` and `scope` say which

@@ -7,26 +7,25 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, cast
 
-from sparsesoup.core.errors import UserError, require
+from sparsesoup.core.errors import UserError
 from sparsesoup.core.masking import check_scope, check_sparsity
-from sparsesoup.hub.build import ModelAndDataConfig
-from sparsesoup.methods import METHODS, TABLE, Method
-from sparsesoup.runs.settings import (
+from sparsesoup.core.settings import (
     ALIASES,
     Setting,
+    TypedSettings,
     as_type,
     brief_value,
-    check_types,
     fill_settings,
     flag_of,
     nest_table,
     settings_of,
     unknown_setting,
 )
+from sparsesoup.hub.build import ModelAndDataConfig
+from sparsesoup.methods import METHODS, TABLE, Method
 from sparsesoup.runs.trackers import TrackerConfig
 from sparsesoup.runs.yaml_text import BadYaml, Node, compose_yaml, construct_yaml, dump_yaml, read_text
 from sparsesoup.training.config import DistillConfig, TrainingConfig
@@ -46,11 +45,13 @@ ELSEWHERE = (
 OBJECTS = "objects"  # key of a recipe: the arguments that were objects in memory
 # Flags of `prune` that are no settings of a run.
 OUTSIDE = ("config", "out", "save_every", "cache_dir", "cache_size", "dry_run", "workers", "snapshots", "device")
-NO_METHOD = f"no method named; say `sparsesoup prune METHOD`, one of {', '.join(METHODS)}"
+NO_METHOD = (
+    f"no method named; write `sparsesoup prune METHOD --dataset ...`, where METHOD is one of {', '.join(METHODS)}"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class BudgetConfig:
+class BudgetConfig(TypedSettings):
     """Target sparsity and training length.
 
     Args:
@@ -67,10 +68,6 @@ class BudgetConfig:
         if self.sparsity is not None:
             check_sparsity(self.sparsity)
             object.__setattr__(self, "sparsity", self.sparsity + 0.0)  # -0.0 becomes 0.0
-        if self.steps is not None:
-            require(isinstance(self.steps, Integral), "steps", "a whole number", repr(self.steps))
-        if self.epochs is not None:
-            require(isinstance(self.epochs, Real), "epochs", "a number", repr(self.epochs))
         if self.steps is not None and not 0 <= self.steps <= MOST_STEPS:
             raise UserError(f"must be at least 0 and at most {MOST_STEPS:,}, got {brief_value(self.steps)}", "steps")
         if self.epochs is not None and not 0 < self.epochs <= MOST_EPOCHS:
@@ -101,9 +98,6 @@ class RunConfig:
     objects: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for group, part in {"method": self.method, "train": self.train, "": self.place}.items():
-            check_types(part, group)
-        check_types(self.amount)
         for name in TABLE[self.name].fixed:
             value, own = getattr(self.method, name), getattr(METHODS[self.name], name)
             if value != own:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from rich.text import Text
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, mark_saved
 from sparsesoup.core.files import DIGESTS, atomic_write, file_lock, remove_path, write_table, write_text
 from sparsesoup.core.manifest import digests_of_run
 from sparsesoup.core.ticket import Ticket, save_masks
@@ -108,11 +108,12 @@ def run_in_folder(settings: RunConfig, path: Path, source: RunSource, outside: R
             return found
         check_same(path, settings)  # another process may have started it meanwhile
         try:
-            if not (path / "run.yaml").exists():
-                write_text(path / "run.yaml", dump_config(settings))
-            return write_run(path, carry_out(settings, path, source, outside), page=outside.page)
+            with mark_saved(lambda: is_saved(path)):
+                if not (path / "run.yaml").exists():
+                    write_text(path / "run.yaml", dump_config(settings))
+                return write_run(path, carry_out(settings, path, source, outside), page=outside.page)
         except BaseException:
-            if path in made and not (path / "stages" / CHECKPOINT).exists():
+            if path in made and not is_saved(path):
                 _take_back(made)
             raise
 
@@ -192,6 +193,11 @@ def write_run(path: Path, done: FinishedRun, page: bool = True) -> Run:
 def is_finished(path: Path) -> bool:
     """Return True if a directory holds a finished run."""
     return (path / "report.json").exists()
+
+
+def is_saved(path: Path) -> bool:
+    """Return True if the run of a directory can be resumed, or is finished."""
+    return is_finished(path) or (path / "stages" / CHECKPOINT).exists()
 
 
 def _read_finished(path: Path, source: RunSource) -> Run:

@@ -11,6 +11,7 @@ from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from sparsesoup.core.errors import UserError, cause_line
+from sparsesoup.core.settings import TypedSettings
 from sparsesoup.training.observer import Observer
 
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
@@ -19,7 +20,7 @@ GROUPS = {"strong": "train", "evaluation": "eval"}  # label of the cost -> group
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrackerConfig:
+class TrackerConfig(TypedSettings):
     """Trackers of a run.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas
 from rich.console import Console
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, mark_saved
 from sparsesoup.core.files import all_whole, file_lock, read_table, remove_path, write_text
 from sparsesoup.core.single_process import require_single_process
 from sparsesoup.hub.build import open_task
@@ -20,6 +20,7 @@ from sparsesoup.report.escaping import printable_line
 from sparsesoup.report.terminal import REPORT, flatten_scores, low_rank_of, read_report
 from sparsesoup.runs.results import library_versions, machine_name
 from sparsesoup.runs.resume_checks import check_data
+from sparsesoup.runs.run_folder import is_saved
 from sparsesoup.runs.yaml_text import dump_yaml
 from sparsesoup.study.equal_budget import match_budget
 from sparsesoup.study.execute.executors import JobExecutor, local_executor
@@ -30,7 +31,8 @@ from sparsesoup.study.recipe.budget import read_budget
 from sparsesoup.study.recipe.plan import StudyPlan, read_plan
 from sparsesoup.study.results.from_runs import records_of
 from sparsesoup.study.results.html import draw_page
-from sparsesoup.study.results.tables import Column, Record, latex_table, markdown_table, score_table
+from sparsesoup.study.results.scores import Record, score_table
+from sparsesoup.study.results.tables import latex_table, markdown_table
 
 STUDIES = "studies"
 WRITING = 0.01  # largest share of the time of a study that goes to its tables
@@ -91,16 +93,16 @@ def run_study(
     _check_same_study(folder, plan, jobs)
     records = StudyRecords(jobs)
     _check_same_data(records)
-    with file_lock(folder / ".lock", patient=False):
+    saved = mark_saved(lambda: any(job.record_path.exists() or is_saved(job.run) for job in jobs))
+    with saved, file_lock(folder / ".lock", patient=False):
         records.reload_pending()  # another process may have worked on them meanwhile
         write_text(folder / "study.yaml", dump_yaml(plan.recipe))
         shown: set[str] = set()
         study = {"name": plan.name, "command": plan.command, "recipe": plan.recipe}
-        planned = [(trial.row, trial.column_of, trial.seed) for trial in plan.trials]
 
         def write(final: bool = False) -> None:
             if records.found or final:
-                _write_tables(folder, study | {"failed": records.failed}, records.found, out, planned)
+                _write_tables(folder, study | {"failed": records.failed}, records.found, out, jobs, records.failed_jobs)
 
         tables = GrowingTables(write)
 
@@ -224,16 +226,16 @@ class GrowingTables:
 
 
 def _write_tables(
-    folder: Path, study: dict[str, Any], runs: Sequence[Record], out: Path,
-    planned: Sequence[tuple[str, Column, int]] = (),
+    folder: Path, study: dict[str, Any], runs: Sequence[Record], out: Path, planned: Sequence[TrialJob] = (),
+    failed: Sequence[TrialJob] = (),
 ) -> None:  # fmt: skip
     """Write every form of the table, or none; existing ones are replaced."""
-    name, failed = study["name"], study["failed"]
+    name, failures = study["name"], study["failed"]
     if not runs:
-        first = f"{failed[0]['run']}: {failed[0]['error']}" if failed else "none"
-        again = "; --retry-failed does them again" if failed else ""
-        raise UserError(f"no run of study {name} is done; {len(failed)} failed{again}; first: {first}")
-    scores = score_table(runs, planned)
+        first = f"{failures[0]['run']}: {failures[0]['error']}" if failures else "none"
+        again = "; --retry-failed does them again" if failures else ""
+        raise UserError(f"no run of study {name} is done; {len(failures)} failed{again}; first: {first}")
+    scores = score_table(runs, *([job.trial.planned_run for job in jobs] for jobs in (planned, failed)))
     facts = {"runs": len(planned) or len(runs)} | {key: study[key] for key in ("failed", "command") if key in study}
     facts |= library_versions() | {"machine": machine_name()}
     table = pandas.DataFrame([flatten_record(record) for record in runs])

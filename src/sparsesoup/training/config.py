@@ -8,6 +8,7 @@ import torch
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.rng import cpu_generator
+from sparsesoup.core.settings import TypedSettings
 from sparsesoup.training.device import check_precision, current_device, default_precision
 from sparsesoup.training.optimizers import check_optimizer_library
 
@@ -18,7 +19,7 @@ MOST_WORKERS = 256  # threads that prepare batches, far above any use
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig:
+class DistillConfig(TypedSettings):
     """Distillation from a teacher, on top of the labels. Hinton et al. 2015; for pruning, Sanh et al. 2020, sec. 5.
 
     Args:
@@ -47,7 +48,7 @@ class DistillConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
+class TrainingConfig(TypedSettings):
     """Training settings shared by all methods.
 
     Args:
@@ -121,7 +122,10 @@ class TrainingConfig:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"must be at least 1, or left out, got {value}", name)
         if self.early_stopping_patience is not None and self.eval_steps is None:
-            raise UserError("early stopping needs validations during training; give eval_steps too", "eval_steps")
+            raise UserError(
+                "early stopping needs validations during training; set {} too", "early_stopping_patience",
+                named=["eval_steps"],
+            )  # fmt: skip
 
     @property
     def rows_per_step(self) -> int:
@@ -151,7 +155,7 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingOverrides:
+class TrainingOverrides(TypedSettings):
     """Settings of a short run that differ from the main one; None keeps a setting.
 
     Args:

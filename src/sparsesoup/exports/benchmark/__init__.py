@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sparsesoup.core.errors import UserError, require
 from sparsesoup.core.files import write_json
+from sparsesoup.core.settings import TypedSettings
 from sparsesoup.core.threads import check_threads
 from sparsesoup.core.timing import median_and_quartiles, speedup_ratios, time_interleaved
 from sparsesoup.exports.benchmark.backends import (
@@ -39,7 +40,7 @@ Facts = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkConfig:
+class BenchmarkConfig(TypedSettings):
     """Settings of a benchmark.
 
     Args:

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,12 +141,15 @@ def training_splits(source: LoadedDataset, task: AnyTask, seed: int) -> tuple[Da
     rows = _labelled_rows(source, name, task)
     if not source.tested and SELECTION in source.splits:
         return rows, _labelled_rows(source, SELECTION, task)
-    if source.tested and _needs_carving(source, task):
-        rows = _split_off(rows, TEST_SEED, "test")[0]
-    if len(rows) < 2:
+    carved = source.tested and _needs_carving(source, task)
+    if len(rows) < (least := 3 if carved else 2):
+        parts = "training, validation and test" if carved else "training and validation"
         raise UserError(
-            f"{source.name} has too few rows to train on ({len(rows)}); at least 2 are needed, one for validation"
+            f"{source.name} {name} has {len(rows)} row{'s'[: len(rows) != 1]}, where at least {least} are needed, one "
+            f"each for {parts}; add rows"
         )
+    if carved:
+        rows = _split_off(rows, TEST_SEED, "test")[0]
     return _split_off(rows, seed, "validation")
 
 
@@ -224,7 +228,10 @@ def _describe_folders(place: Path) -> str:
 
 
 def _safe_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "dataset"
+    """Return a name as one of a folder, with letters of any script; one without any by a digest."""
+    plain = unicodedata.normalize("NFC", name)
+    digest = hashlib.sha256(plain.encode()).hexdigest()[:8]
+    return re.sub(r"[^\w.-]+", "-", plain).strip(".-") or f"dataset-{digest}"
 
 
 def _open_on_hub(dataset: str, config: str | None, looked: list[str]) -> LoadedDataset:

@@ -49,6 +49,11 @@ class StudyRecords:
         return [record for _, record in self.items()]
 
     @property
+    def failed_jobs(self) -> list[TrialJob]:
+        """All jobs that failed, in their order."""
+        return [job for job in self._jobs if self._failed[job.trial.trial_key] is not None]
+
+    @property
     def failed(self) -> list[dict[str, Any]]:
         """All failures, in the order of the jobs."""
         return [failure for job in self._jobs if (failure := self._failed[job.trial.trial_key]) is not None]

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsesoup.core.errors import UserError, require
-from sparsesoup.runs.settings import fill_settings
+from sparsesoup.core.settings import TypedSettings, fill_settings
 from sparsesoup.study.recipe.yaml_lines import RecipeError, Table
 
 FORMS = "paper, equal, {times: 3}, {row: imp} or {flops: 2e15}"
 
 
 @dataclass(frozen=True)
-class FlopsBudget:
+class FlopsBudget(TypedSettings):
     """FLOPs per run, including search, teacher, scoring and selection."""
 
     times: float = 1.0  # factor on the reference's FLOPs

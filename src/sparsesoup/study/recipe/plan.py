@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from sparsesoup.core.errors import UserError
+from sparsesoup.core.settings import flag_of, plain_values
 from sparsesoup.hub.build import EPOCHS
 from sparsesoup.methods import METHODS, TABLE
 from sparsesoup.runs.config import RunConfig, config_from_dict
 from sparsesoup.runs.run import fill_default_sparsity
-from sparsesoup.runs.settings import flag_of, plain_values
 from sparsesoup.study.recipe.budget import check_budget, read_budget
 from sparsesoup.study.recipe.resolve import check_schedules_fit, resolve_all
 from sparsesoup.study.recipe.trial import Trial, with_ticket

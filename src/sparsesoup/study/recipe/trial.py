@@ -30,6 +30,11 @@ class Trial:
         return self.settings.place.seed
 
     @property
+    def planned_run(self) -> tuple[str, tuple[str, str, float | None], int]:
+        """The place of its score in the tables: row, column, seed."""
+        return self.row, self.column_of, self.seed
+
+    @property
     def describe_trial(self) -> str:
         """The description of the trial."""
         model, dataset, sparsity = self.column_of

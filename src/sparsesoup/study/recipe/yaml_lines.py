@@ -9,7 +9,7 @@ from typing import Any
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.runs.settings import unknown_setting
+from sparsesoup.core.settings import unknown_setting
 from sparsesoup.runs.yaml_text import BadYaml, compose_yaml, construct_yaml, line_of_keys, read_text
 
 SHIPPED = Path(__file__).parents[1] / "recipes"

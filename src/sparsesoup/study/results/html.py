@@ -12,17 +12,8 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.ticket import load_masks
 from sparsesoup.report.plots import FAINT, draw_heatmap, render_page, render_svg, sparsity_limits
 from sparsesoup.report.terminal import format_main_score, sparsity_grid
-from sparsesoup.study.results.tables import (
-    LOSS,
-    Column,
-    Record,
-    ScoreTable,
-    column_heading,
-    paired_by_task,
-    scores_of_row,
-    table_caption,
-    table_lines,
-)
+from sparsesoup.study.results.scores import LOSS, Column, Record, ScoreTable, scores_of_row
+from sparsesoup.study.results.tables import column_heading, paired_by_task, table_caption, table_lines
 
 STYLES = ("-", "--", "-.", ":")
 MOST_PAIRS = 40  # rows of a readable list

@@ -3,7 +3,6 @@
 import re
 import statistics
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -12,122 +11,13 @@ from scipy import stats
 from sparsesoup.report.escaping import escape_markdown as escaped
 from sparsesoup.report.escaping import printable_line
 from sparsesoup.report.format import format_percent
-from sparsesoup.report.terminal import low_rank_of, main_scores
+from sparsesoup.study.results.scores import BESIDE, LOSS, Column, ScoreTable, scores_of_row
 
-Record = Mapping[str, Any]
-Column = tuple[str, str, float | None]  # model, dataset, target sparsity; None for dense rows
 Gap = tuple[float, float, int]  # mean difference, half-width of its interval, pairs
 CONFIDENCE = 0.95
 OPEN = "-"
-LOSS = "negative_loss"  # the score of runs without metrics; it is no share, so it is not in points
-BESIDE, ALONE = "FLOPs (dense = 1)", "PFLOP"  # units of cost: with a dense row, and without one
 TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
        "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class ScoreTable:
-    """The scores of a study."""
-
-    rows: list[str]  # in the order of the recipe
-    columns: list[Column]  # each a model, a dataset and a sparsity
-    # (row, column) -> seed -> first score on the test split, or on validation while test is unopened
-    scores: dict[tuple[str, Column], dict[int, float]]
-    costs: dict[tuple[str, Column], float] = field(default_factory=dict)  # (row, column) -> FLOPs of a run in `unit`
-    seeds: int = 1  # the largest number of seeds of an entry
-    split: str = "test"  # test, or validation as long as a run is untested
-    unpruned: frozenset[str] = frozenset()  # rows that keep every weight
-    metrics: Mapping[str, str] = field(default_factory=dict)  # dataset -> name of its first score
-    # (row, column) -> number of planned seeds, if there is a recipe; entries missing from it are not planned
-    own: Mapping[tuple[str, Column], int] = field(default_factory=dict)
-    unit: str = BESIDE  # unit of costs: those of the dense rows, or 10^15 FLOPs if there are none
-    given: frozenset[str] = frozenset()  # rows that train existing tickets
-    removed: Mapping[str, float] = field(default_factory=dict)  # row of low rank -> least share of weights removed
-
-    def factor(self, columns: Sequence[Column]) -> float | None:
-        """Return the factor of scores in these columns: 100 for points, 1 for losses; None if there are both."""
-        kinds = {1.0 if self.metrics.get(dataset) == LOSS else 100.0 for _, dataset, _ in columns}
-        return max(kinds, default=100.0) if len(kinds) < 2 else None
-
-    def is_pruned(self, row: str, columns: Sequence[Column]) -> bool:
-        """Return True if a row is pruned in these columns: one of low rank where it removes at least their sparsity."""
-        return row not in self.unpruned and all((c[2] or 0.0) <= self.removed.get(row, 1.0) for c in columns)
-
-    def expected_scores(self, row: str, columns: Sequence[Column]) -> int:
-        """Return the number of scores planned for a row in these columns."""
-        return sum(self.own.get((row, column), 0 if self.own else self.seeds) for column in columns)
-
-
-def score_table(records: Sequence[Record], planned: Sequence[tuple[str, Column, int]] = ()) -> ScoreTable:
-    """Return the scores of these records; a dense row appears in all columns of its model and dataset.
-
-    `planned` are (row, column, seed) of all trials, so that unfinished rows, columns and seeds appear as missing.
-    """
-    split = "test" if records and all(record["test"] for record in records) else "validation"
-    places = [(r["model"], r["dataset"], r["asked"]) for r in records]
-    known = dict.fromkeys([*(place for _, place, _ in planned), *places])
-    pruned = [place for place in known if place[2] is not None]
-    bare = [p for p in known if p[2] is None and not any(q[:2] == p[:2] for q in pruned)]
-    columns: list[Column] = [*pruned, *bare]
-    scores: dict[tuple[str, Column], dict[int, float]] = {}
-    flops: dict[tuple[str, Column], dict[int, float]] = {}
-    for record, place in zip(records, places, strict=True):
-        total = sum(cost["flops"] for cost in record["cost"].values())
-        for column in _standing_columns(place, columns):
-            scores.setdefault((record["row"], column), {})[record["seed"]] = selecting_score(record, split)
-            flops.setdefault((record["row"], column), {})[record["seed"]] = total
-    cells = [*planned, *((r["row"], place, r["seed"]) for r, place in zip(records, places, strict=True))]
-    rows = [*dict.fromkeys(row for row, _, _ in cells)]
-    own = _own_seeds(planned, columns)
-    seeds = max(own.values(), default=len({seed for _, _, seed in cells}))
-    shares = sorted(((low["removed"], r["row"]) for r in records if (low := low_rank_of(r))), reverse=True)
-    removed = {row: share for share, row in shares}  # the least of a row
-    unpruned = frozenset(row for row, place, _ in cells if place[2] is None and row not in removed)
-    metrics = {record["dataset"]: " and ".join(main_scores(record[split])) for record in records}
-    unit = BESIDE if any(record["method"] == "dense" for record in records) else ALONE
-    plain = {where: statistics.fmean(each.values()) / 1e15 for where, each in flops.items()}
-    costs = _relative_flops(records, flops) if unit == BESIDE else plain
-    given = frozenset(record["row"] for record in records if record["method"] == "ticket")
-    return ScoreTable(rows, columns, scores, costs, seeds, split, unpruned, metrics, own, unit, given, removed)
-
-
-def _standing_columns(place: Column, columns: Sequence[Column]) -> list[Column]:
-    """Return the columns of a trial: its own, or for one without a sparsity all of its model and dataset."""
-    return [c for c in columns if c == place or (place[2] is None and c[:2] == place[:2])]
-
-
-def _own_seeds(planned: Sequence[tuple[str, Column, int]], columns: Sequence[Column]) -> dict[tuple[str, Column], int]:
-    """Return (row, column) -> number of seeds in the recipe."""
-    found: dict[tuple[str, Column], set[int]] = {}
-    for row, place, seed in planned:
-        for column in _standing_columns(place, columns):
-            found.setdefault((row, column), set()).add(seed)
-    return {where: len(seeds) for where, seeds in found.items()}
-
-
-def selecting_score(record: Record, split: str) -> float:
-    """Return the first score on a split; its mean over several test sets."""
-    return statistics.fmean(main_scores(record[split]).values())
-
-
-def _relative_flops(
-    records: Sequence[Record], flops: Mapping[tuple[str, Column], dict[int, float]]
-) -> dict[Any, float]:
-    """Return the FLOPs relative to the cheapest row of method dense in the same column."""
-    dense = {record["row"] for record in records if record["method"] == "dense"}
-    found = {}
-    for (row, column), values in flops.items():
-        shares = [_paired_share(values, flops[other, column]) for other in dense if (other, column) in flops]
-        if shares:
-            found[row, column] = max(shares)
-    return found
-
-
-def _paired_share(values: Mapping[int, float], beside: Mapping[int, float]) -> float:
-    """Return the ratio of means over common seeds: seeds differ in padding, by a tenth if T is short."""
-    seeds = values.keys() & beside.keys()
-    one, other = (statistics.fmean(v for s, v in each.items() if not seeds or s in seeds) for each in (values, beside))
-    return one / other
 
 
 def paired_interval(one: Mapping[Any, float], other: Mapping[Any, float]) -> Gap:
@@ -172,18 +62,13 @@ def paired_by_task(one: Mapping[tuple[Column, int], float], other: Mapping[tuple
     return paired_interval(*means)
 
 
-def scores_of_row(found: ScoreTable, row: str, columns: Sequence[Column]) -> dict[tuple[Column, int], float]:
-    """Return (column, seed) -> score of a row."""
-    return {(c, seed): value for c in columns for seed, value in found.scores.get((row, c), {}).items()}
-
-
-def format_entry(values: Mapping[Any, float], seeds: int, factor: float = 100.0) -> str:
+def format_entry(values: Mapping[Any, float], seeds: int, factor: float = 100.0, absent: str = "missing") -> str:
     """Format mean and standard deviation in points, or of a loss with three digits; missing seeds are marked.
 
-    Unplanned entries are empty.
+    Unplanned entries are empty; `absent` is the text of planned ones without any value.
     """
     if not values:
-        return "missing" if seeds else OPEN
+        return absent if seeds else OPEN
     digits = 1 if factor == 100.0 else 3
     text = f"{factor * statistics.fmean(values.values()):.{digits}f}"
     if len(values) > 1:
@@ -216,24 +101,26 @@ def table_lines(found: ScoreTable) -> tuple[list[str], list[list[str]], set[tupl
         costs = [found.costs[row, column] for column in found.columns if (row, column) in found.costs]
         form = ".2f" if found.unit == BESIDE else ".3g"
         name = f"{row} ({format_percent(found.removed[row])} removed by rank)" if row in found.removed else row
-        rows.append([name, *cells, format(statistics.fmean(costs), form) if costs else "missing"])
+        absent = found.describe_absence(row, found.columns)
+        rows.append([name, *cells, format(statistics.fmean(costs), form) if costs else absent])
         bold |= {(i, k + 1) for k, name in enumerate(best) if name == row}
     return ["method", *heads, found.unit], rows, bold
 
 
 def _format_scores_of(found: ScoreTable, row: str, group: Sequence[Column]) -> str:
-    values, factor = scores_of_row(found, row, group), found.factor(group)
+    values, factor, absent = scores_of_row(found, row, group), found.factor(group), found.describe_absence(row, group)
     if factor is None:
         return OPEN  # a mean of losses and points means nothing
     if len(group) == 1:
         by_seed = {seed: value for (_, seed), value in values.items()}
-        return format_entry(by_seed, found.expected_scores(row, group), factor)
+        return format_entry(by_seed, found.expected_scores(row, group), factor, absent)
     if not all(found.expected_scores(row, [column]) for column in group):
         return OPEN
     everywhere = set.intersection(*({seed for c, seed in values if c == column} for column in group))
     means = {s: statistics.fmean(values[column, s] for column in group) for s in sorted(everywhere)}
     most = max(found.expected_scores(row, [column]) for column in group)
-    return format_entry(means, most, factor) if len(values) == found.expected_scores(row, group) else "missing"
+    whole = len(values) == found.expected_scores(row, group)
+    return format_entry(means, most, factor, absent) if whole else absent
 
 
 def markdown_table(found: ScoreTable) -> str:

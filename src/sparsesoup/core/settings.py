@@ -1,20 +1,39 @@
 """Settings from a table of plain values, checked against the types of their dataclasses."""
 
 import difflib
+import functools
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
-from docstring_parser import parse
 
 from sparsesoup.core.errors import UserError
 
 T = TypeVar("T")
 ALIASES = {"image_column": "text_columns", "train.optim": "train.optimizer"}  # the latter as transformers calls it
+# Names of transformers, peft and other tools for settings of a run, for the hint of an error.
+ELSEWHERE_NAMED = {
+    "lr": "train.learning_rate", "rate": "train.learning_rate", "wd": "train.weight_decay",
+    "bs": "train.batch_size", "batch": "train.batch_size", "per_device_train_batch_size": "train.batch_size",
+    "train_batch_size": "train.batch_size", "gradient_clipping": "train.max_grad_norm", "clip": "train.max_grad_norm",
+    "accumulation": "train.gradient_accumulation_steps", "fp16": "train.precision", "bf16": "train.precision",
+    "mixed_precision": "train.precision", "warmup": "train.warmup_ratio", "warmup_steps": "train.warmup_ratio",
+    "eval_strategy": "train.eval_steps", "evaluation_strategy": "train.eval_steps",
+    "patience": "train.early_stopping_patience", "early_stopping": "train.early_stopping_patience",
+    "teacher": "train.distill.teacher", "num_workers": "train.dataloader_num_workers",
+    "num_train_epochs": "epochs", "num_epochs": "epochs", "epoch": "epochs", "max_steps": "steps", "num_steps": "steps",
+    "amount": "sparsity", "pruning_ratio": "sparsity",
+    "random_seed": "seed", "output_dir": "out", "save_steps": "save_every", "model_name_or_path": "model",
+    "model_name": "model", "checkpoint": "model", "data": "dataset", "dataset_name": "dataset",
+    "train_file": "dataset", "dataset_config_name": "dataset_config", "max_seq_length": "max_length",
+    "text_column": "text_columns", "label": "label_column", "use_cpu": "device", "no_cuda": "device",
+}  # fmt: skip
+LINEAR = "the learning rate warms up and decays linearly, by train.warmup_ratio alone"
+FIXED = dict.fromkeys(("lr_scheduler_type", "lr_scheduler", "scheduler"), LINEAR)  # what no setting changes
 FLOAT_DIGITS = 300  # a longer integer has no float
 
 
@@ -26,12 +45,6 @@ class Setting:
     kind: Any
     value: Any
     owner: Any
-
-    @property
-    def help_text(self) -> str:
-        """What the docstring of its class says of it."""
-        leaf, text = self.name.rpartition(".")[2], parse(type(self.owner).__doc__ or "")
-        return " ".join(next((p.description or "" for p in text.params if p.arg_name == leaf), "").split()).rstrip(".")
 
 
 def settings_of(default: Any, group: str = "") -> Iterator[Setting]:
@@ -66,10 +79,34 @@ def fill_settings(default: T, table: Mapping[Any, Any], group: str = "") -> T:
         raise error.in_group(group) from error
 
 
-def check_types(given: Any, group: str = "") -> None:
-    """Raise a UserError for a setting of a dataclass's object whose value is of another type than its hint."""
-    for setting in settings_of(given, group):
-        as_type(setting.kind, setting.value, setting.name)
+class TypedSettings:
+    """Base of dataclasses of settings: each value is of the type of its hint before `__post_init__` sees it."""
+
+    def __init_subclass__(cls, **rest: Any) -> None:
+        super().__init_subclass__(**rest)
+        if own := cls.__dict__.get("__post_init__"):
+
+            @functools.wraps(own)
+            def convert_first(self: Any) -> None:
+                convert_types_(self)
+                own(self)
+
+            cls.__post_init__ = convert_first  # type: ignore[method-assign]
+
+    def __post_init__(self) -> None:
+        convert_types_(self)
+
+
+def convert_types_(given: Any) -> None:
+    """Convert the settings of a dataclass's object to the types of their hints, such as 1 to 1.0 for a rate.
+
+    Raises: UserError with the setting, if its value is of another type.
+    """
+    hints = get_type_hints(type(given))
+    for f in fields(given):
+        value = getattr(given, f.name)
+        if not is_dataclass(value):  # which has converted its own
+            object.__setattr__(given, f.name, as_type(hints[f.name], value, f.name))
 
 
 def nest_table(table: Mapping[Any, Any]) -> dict[str, Any]:
@@ -89,7 +126,11 @@ def nest_table(table: Mapping[Any, Any]) -> dict[str, Any]:
 
 def unknown_setting(name: str, known: Iterable[str]) -> UserError:
     """Return the error for a setting that there is not, with the nearest ones and all of its group."""
-    known, group = [*known], name.rpartition(".")[0]
+    known, (group, _, leaf) = [*known], name.rpartition(".")
+    if leaf in FIXED:
+        return UserError(f"unknown setting: {FIXED[leaf]}; leave it out", name)
+    if meant := _same_elsewhere(leaf, known, group):
+        return UserError("unknown setting", name, meant)
     own = [each.removeprefix(f"{group}.") for each in known if each.startswith(f"{group}.")]
     if own:
         near = difflib.get_close_matches(name.removeprefix(f"{group}."), own, n=3, cutoff=0.5)
@@ -97,6 +138,14 @@ def unknown_setting(name: str, known: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     allowed = ", ".join(dict.fromkeys(each.partition(".")[0] for each in known))
     return UserError("unknown setting" if near else f"unknown setting (allowed: {allowed})", name, near)
+
+
+def _same_elsewhere(leaf: str, known: Sequence[str], group: str) -> list[str]:
+    """Return the settings that are known by that name in another group, or in another library."""
+    same = [each for each in known if each.rpartition(".")[2] == leaf]
+    meant = ELSEWHERE_NAMED.get(leaf, leaf if leaf in ELSEWHERE_NAMED.values() else "")
+    there = meant in known or meant.partition(".")[0] in known or group == "train"
+    return same or ([meant] if meant and there else [])
 
 
 def as_type(kind: Any, value: Any, field: str, default: Any = None) -> Any:

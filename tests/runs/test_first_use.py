@@ -1,0 +1,103 @@
+"""What new users of the command line run into: names from other tools, another order, small or foreign files."""
+
+import re
+
+import pytest
+
+from sparsesoup import prune
+from sparsesoup.cli.main import main
+from sparsesoup.core.errors import UserError
+from tiny_hub import sentences, write_rows
+
+
+@pytest.fixture
+def refused(capsys, monkeypatch, tmp_path):
+    """Runs a command that must be refused, in an empty folder; the line that it prints."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        assert main([str(word) for word in words]) == 2
+        out, (*_, said) = (text.splitlines() for text in capsys.readouterr())
+        assert (out, said[:12]) == ([], "sparsesoup: ")
+        return said.removeprefix("sparsesoup: ")
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [
+        ("--lr", "--train.learning-rate"),
+        ("--train.lr", "--train.learning-rate"),
+        ("--learning-rate", "--train.learning-rate"),
+        ("--batch-size", "--train.batch-size"),
+        ("--train.bs", "--train.batch-size"),
+        ("--train.per-device-train-batch-size", "--train.batch-size"),
+        ("--train.epochs", "--epochs"),
+        ("--num-train-epochs", "--epochs"),
+        ("--train.max-steps", "--steps"),
+        ("--train.seed", "--seed"),
+        ("--train.warmup-steps", "--train.warmup-ratio"),
+        ("--train.bf16", "--train.precision"),
+        ("--max-seq-length", "--max-length"),
+        ("--output-dir", "--out"),
+        ("--temperature", "--train.distill.temperature"),
+    ],
+)
+def test_a_flag_of_another_group_or_tool_names_the_one_meant(refused, flag, meant):
+    assert refused("prune", "magnitude", flag, "8") == f"{flag}: unknown setting; did you mean {meant}?"
+
+
+def test_a_learning_rate_schedule_says_that_there_is_one(refused):
+    said = refused("prune", "magnitude", "--train.lr-scheduler-type", "cosine")
+    assert "the learning rate warms up and decays linearly" in said
+
+
+def test_a_name_from_elsewhere_is_answered_in_python_and_in_recipes_too(refused, tmp_path):
+    with pytest.raises(UserError, match=r"^train\.epochs: unknown setting; did you mean epochs\?$"):
+        prune("magnitude", train={"epochs": 3})
+    (tmp_path / "run.yaml").write_text("method: magnitude\ntrain:\n  lr: 1e-3\n")
+    said = refused("prune", "--config", "run.yaml")
+    assert said == "run.yaml, line 3: train.lr: unknown setting; did you mean train.learning_rate?"
+    (tmp_path / "study.yaml").write_text("methods: [magnitude]\nlr: 1e-3\n")
+    said = refused("compare", "--config", "study.yaml")
+    assert said == "study.yaml, line 2: lr: unknown setting; did you mean train.learning_rate?"
+
+
+def test_early_stopping_names_the_setting_that_it_needs_as_the_user_writes_it(refused, tmp_path):
+    said = refused("prune", "magnitude", "--train.early-stopping-patience", "3")
+    assert said.startswith("--train.early-stopping-patience: early stopping needs")
+    assert said.endswith("set --train.eval-steps too")
+    with pytest.raises(UserError, match=r"^train\.early_stopping_patience: .* set train\.eval_steps too$"):
+        prune("magnitude", train={"early_stopping_patience": 3})
+    (tmp_path / "run.yaml").write_text("method: magnitude\ntrain: {early_stopping_patience: 3}\n")
+    said = refused("prune", "--config", "run.yaml")
+    assert re.fullmatch(r"run\.yaml, line 2: train\.early_stopping_patience: .* set train\.eval_steps too", said)
+
+
+def test_a_method_behind_the_flags_shows_the_order(refused):
+    said = refused("prune", "--dataset", "my reviews.csv", "gradual", "--steps", "4")
+    line = "sparsesoup prune gradual --dataset 'my reviews.csv' --steps 4"
+    assert said == f"the method gradual comes before the flags: `{line}`"
+    assert "got gradual and isp" in refused("prune", "gradual", "isp")
+
+
+@pytest.mark.parametrize("command", [["benchmark"], ["export", "--to", "packed", "--out", "small"]])
+def test_a_path_of_nothing_says_that_runs_and_exports_are_allowed(refused, command):
+    said = refused(command[0], "nothere", *command[1:])
+    assert said.startswith("no run and no export at nothere: give a run directory (seed-<n>), a model folder")
+    assert said.endswith("or what `sparsesoup export` wrote")
+
+
+@pytest.mark.parametrize(("rows", "said"), [(1, "has 1 row, where at least 3"), (2, "has 2 rows, where at least 3")])
+def test_a_file_of_too_few_rows_says_how_many_are_needed_and_for_what(place, refused, tmp_path, rows, said):
+    write_rows(tmp_path / "few.csv", ("text", "label"), sentences(rows))
+    line = refused("prune", "magnitude", "--model", place / "bert", "--dataset", "few.csv", "--steps", "2")
+    assert f"few train {said} are needed, one each for training, validation and test" in line
+
+
+def test_a_file_of_too_few_rows_beside_a_test_file_needs_two(place, refused, tmp_path):
+    write_rows(tmp_path / "few" / "train.csv", ("text", "label"), sentences(1))
+    write_rows(tmp_path / "few" / "test.csv", ("text", "label"), sentences(4))
+    line = refused("prune", "magnitude", "--model", place / "bert", "--dataset", "few", "--steps", "2")
+    assert "few train has 1 row, where at least 2 are needed, one each for training and validation" in line
