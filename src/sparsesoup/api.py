@@ -21,6 +21,7 @@ from sparsesoup.methods import Method, row_of
 from sparsesoup.report.escaping import SafeConsole
 from sparsesoup.runs import run
 from sparsesoup.runs.config import RunConfig, config_from_dict
+from sparsesoup.runs.options import check_cache_size
 from sparsesoup.study.compare import StudyResult, compare_recipe
 from sparsesoup.study.execute.jobs import TrialOptions
 from sparsesoup.training.config import TrainingConfig
@@ -201,7 +202,8 @@ def compare(
     Raises: UserError for bad input.
     """
     console = SafeConsole(stderr=True, quiet=not progress)
-    run.RuntimeOptions(console, cache_size=cache_size, snapshots=snapshots)  # checks them before anything is read
+    run.RuntimeOptions(console, snapshots=snapshots)  # checks it before anything is read
+    check_cache_size(cache_size)
     options = TrialOptions(cache_size=cache_size, snapshots=snapshots)
     with device_chosen(device):
         return compare_recipe(recipe, Path(out), name, console, workers, retry_failed, options)

@@ -407,7 +407,7 @@ def test_an_output_directory_that_holds_something_else(place, refused, tmp_path)
     out = tmp_path / "runs"
     assert main(line_of(place, out)) == 0
     run = run_of(out)
-    refused(line_of(place, run), f"--out {run} is itself a run directory")
+    refused(line_of(place, run), f"--out: {run} is itself a run directory")
     table = read_yaml((run / "run.yaml").read_text())
     table["train"]["max_grad_norm"] = 2.0
     table["max_length"] = 77

@@ -101,3 +101,42 @@ def test_a_file_of_too_few_rows_beside_a_test_file_needs_two(place, refused, tmp
     write_rows(tmp_path / "few" / "test.csv", ("text", "label"), sentences(4))
     line = refused("prune", "magnitude", "--model", place / "bert", "--dataset", "few", "--steps", "2")
     assert "few train has 1 row, where at least 2 are needed, one each for training and validation" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--cache-size", "3"], "--cache-size: there is no folder of shared trainings to limit; set --cache-dir too"),
+        (["--workers", "2", "--dry-run"], "--workers: only methods with weak masks have a use for it, not magnitude"),
+        (["--dataset-config", "x"], "--dataset-config: docstrings has one configuration"),
+    ],
+)
+def test_a_flag_without_effect_is_refused(place, refused, words, said):
+    assert refused("prune", "magnitude", "--model", place / "bert", "--steps", "2", *words).startswith(said)
+
+
+def test_a_size_of_a_cache_without_a_folder_is_refused_in_python_too(place):
+    with pytest.raises(UserError, match=r"^cache_size: .* set cache_dir too$"):
+        prune("magnitude", model=str(place / "bert"), steps=2, cache_size=3.0)
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_setting_without_effect_on_the_plan_is_said_in_a_line(place, tmp_path, capsys, dry):
+    line = ["--model", place / "bert", "--dataset", place / "reviews", "--train.batch-size", "8", "--out", tmp_path]
+    line = [*map(str, line), "--steps", "8", *dry]
+    unused = ["--snapshots", "disk", "--train.eval-steps", "9"]
+    assert main(["prune", "magnitude", *line, *unused]) == 0
+    told = "".join(capsys.readouterr())
+    assert "note: --snapshots disk has no effect: magnitude takes no snapshots\n" in told
+    assert "note: --train.eval-steps 9 has no effect: the main training ends before step 9; lower it" in told
+    rewinds = ["--method.cut", "0.5", "--method.rewind", "0.25", "--snapshots", "disk", "--train.eval-steps", "7"]
+    assert main(["prune", "imp-rewind", *line, *rewinds]) == 0
+    assert "has no effect" not in "".join(capsys.readouterr())
+
+
+def test_a_flag_without_effect_on_any_row_of_a_study(place, refused, tmp_path, capsys):
+    (tmp_path / "study.yaml").write_text("methods: [magnitude]\nseeds: 0\nsteps: 2\n")
+    line = ["compare", "--config", "study.yaml", "--model", str(place / "bert"), "--dataset", str(place / "reviews")]
+    assert "no row of the study has weak masks" in refused(*line, "--workers-per-run", "2")
+    assert main([*line, "--snapshots", "disk", "--dry-run"]) == 0
+    assert "note: --snapshots disk has no effect: no row of the study takes snapshots" in capsys.readouterr().err

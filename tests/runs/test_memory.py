@@ -10,14 +10,16 @@ import torch
 from conftest import tiny
 from sparsesoup.cli.main import main
 from sparsesoup.core.errors import UserError
+from sparsesoup.hub.models.prunable import find_prunable
 from sparsesoup.methods import METHODS
 from sparsesoup.runs import memory
-from sparsesoup.runs.memory import disk_of, free_disk, free_memory, held_beside, state_sizes
-from sparsesoup.training.config import TrainingConfig
+from sparsesoup.runs.memory import disk_of, free_disk, free_memory, held_beside, memory_remedies, state_sizes
+from sparsesoup.training.config import DistillConfig, TrainingConfig
 from sparsesoup.training.loop import train
+from sparsesoup.training.plan import Phase
 from sparsesoup.training.snapshots import PLACES, SnapshotStore
 from sparsesoup.training.state_files import save_state
-from tiny_hub import arguments, run_of
+from tiny_hub import arguments, base_model, run_of
 
 CPU = torch.device("cpu")
 
@@ -100,8 +102,8 @@ def test_too_little_memory_is_said_before_anything_is_loaded(place, tmp_path, ca
         note, error = [said for said in capsys.readouterr().err.splitlines() if "memory" in said or "loaded" in said]
     assert note.startswith("note: this run needs at least ")
     assert note.endswith(
-        "kB of memory beside activations, and 1.00 kB are free here: it may be killed; take a smaller "
-        "--train.batch-size or --snapshots disk"
+        "kB of memory beside activations, and 1.00 kB are free here: it may be killed; use --snapshots disk or a "
+        "smaller --model"
     )
     assert error == "sparsesoup: loaded"
     monkeypatch.setattr(memory, "free_memory", lambda device: 1000)
@@ -124,6 +126,28 @@ def test_a_dry_run_says_what_memory_and_disk_are_needed_and_free(place, tmp_path
     monkeypatch.setattr("sparsesoup.study.dry_run.free_disk", lambda folder: 1000)
     assert main(line) == 0
     notes = [said for said in capsys.readouterr().out.splitlines() if said.startswith("note: this run needs")]
-    assert "of memory, and 1.00 kB are free here" in notes[0]
+    assert "of memory, and 1.00 kB are free here: it may be killed; use a smaller --train.batch-size (" in notes[0]
+    assert notes[0].endswith("), --train.gradient-checkpointing true, --snapshots disk or a smaller --model")
     assert "of disk, and 1.00 kB are free in " in notes[1]
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_remedy_is_named_where_it_needs_less_memory() -> None:
+    model = base_model("bert")
+    sizes = state_sizes(model, find_prunable(model), TrainingConfig())
+    plain, fork = [Phase(name="train", steps=4)], [Phase(name="weak", steps=4, kind="fork")]
+    gpu = torch.device("cuda")
+
+    def remedies(phases, device=CPU, place="device", model=None, **training):
+        return memory_remedies(phases, sizes, TrainingConfig(**training), device, place, model)
+
+    assert remedies(plain) == remedies(fork, place="disk") == ["a smaller --model"]
+    assert remedies(fork) == remedies(fork, place="host") == ["--snapshots disk", "a smaller --model"]
+    assert remedies(fork, gpu) == ["--snapshots host or disk", "a smaller --model"]
+    assert remedies(fork, gpu, "host") == ["a smaller --model"]  # they are not on the device
+    first, second, _ = remedies(plain, model=model)
+    assert first.startswith("a smaller --train.batch-size (")
+    assert second == "--train.gradient-checkpointing true"
+    assert remedies(plain, model=model, batch_size=1, gradient_checkpointing=True) == ["a smaller --model"]
+    stops = remedies(plain, eval_steps=2, early_stopping_patience=2, distill=DistillConfig(teacher="dense"))
+    assert stops == ["no --train.early-stopping-patience", "no --train.distill.teacher", "a smaller --model"]

@@ -12,6 +12,7 @@ from sparsesoup.cli.main import main
 from sparsesoup.core.granularity import Block
 from sparsesoup.methods import METHODS, TABLE
 from sparsesoup.methods.pruning_at_init import Snip
+from sparsesoup.report.format import format_count
 from sparsesoup.study.cost.flops_model import FlopsModel, plan_costs
 from sparsesoup.study.dry_run import forecast_trials
 from sparsesoup.study.execute.jobs import TrialJob
@@ -176,3 +177,23 @@ def test_the_time_left_is_told_from_jobs_of_the_same_row(tmp_path, monkeypatch):
     clock[0] += 5
     assert board.seconds_left(1) == 10 + 25
     assert board.seconds_left(2) == (10 + 25) / 2
+
+
+def test_a_dry_run_says_the_disk_of_the_whole_study_with_the_trainings_that_runs_share(capsys, monkeypatch):
+    file = write(methods={"dense": None, "imp": {"method": {"cut": 0.5}}}, sparsities=[0.5, 0.8])
+    found = [f.estimate for f in forecast_trials(read_plan(file), Path("runs"))]
+    assert main(["compare", "--config", str(file), "--dry-run"]) == 0
+    (room,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("memory: ")]
+    stays, cached = sum(e.disk[1] for e in found), sum(e.cached for e in found)
+    peak = stays + cached + max(most - stays for most, stays in (e.disk for e in found))
+    parts = [format_count(size, "B") for size in (peak, cached, stays)]
+    assert f"disk: {parts[0]} at the peak (at most {parts[1]} of them trainings that runs share), " in room
+    assert f", {parts[2]} stay, " in room
+    sizes = []
+
+    def measure(path):
+        sizes.append(sum(file.stat().st_size for file in path.glob("*.safetensors")))
+
+    monkeypatch.setattr("sparsesoup.study.compare.remove_path", measure)
+    assert main(["compare", "--config", str(file)]) == 0
+    assert 0.5 * cached < sizes[-1] < 1.2 * cached  # headers and records come on top, moments may be left out

@@ -114,8 +114,8 @@ def test_a_mask_that_is_there_is_not_drawn_again(place, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["magnitude", "--workers", "2"], "--workers only applies to methods with weak masks, not to magnitude"),
-        (["isp-no-soup", "--workers", "2"], "not to isp-no-soup; leave --workers out"),
+        (["magnitude", "--workers", "2"], "--workers: only methods with weak masks have a use for it, not magnitude"),
+        (["isp-no-soup", "--workers", "2"], "not isp-no-soup; leave it out"),
         (["isp", "--workers", "0"], "--workers: at least 1 is needed, got 0"),
         (["isp", "--workers", "2", "--train.learning-rate", "1e30"], "the loss is"),
     ],

@@ -147,7 +147,9 @@ def run_study_command(options: Any) -> int:
     Args:
         options: as returned by `read_study_arguments`.
     """
-    from sparsesoup.runs.options import RuntimeOptions
+    from sparsesoup.runs.memory import may_take_snapshots
+    from sparsesoup.runs.options import RuntimeOptions, check_cache_size
+    from sparsesoup.runs.run import masks_of
     from sparsesoup.study.compare import check_devices, run_study, table_of_runs  # which takes seconds
     from sparsesoup.study.dry_run import forecast_trials, format_forecast
     from sparsesoup.study.equal_budget import match_budget
@@ -159,16 +161,22 @@ def run_study_command(options: Any) -> int:
         _print_tables(table_of_runs(options.RUN, options.name or "runs", options.out))
         return 0
     own = {"workers": options.workers_per_run, "cache_size": options.cache_size, "snapshots": options.snapshots}
-    RuntimeOptions(console, **own)  # checks them before anything is read
+    RuntimeOptions(console, workers=options.workers_per_run, snapshots=options.snapshots)  # checks them first
+    check_cache_size(options.cache_size)
     how = TrialOptions(threads=options.threads, **own)
     fit = not options.dry_run  # a dry run reports every row that does not fit
     plan = match_budget(read_plan(Path(options.config), recipe_changes(options), options.name, options.out, fit))
-    for said in sorted({trial.settings.train.precision_warning() for trial in plan.trials} - {""}):
+    if options.workers_per_run > 1 and not any(masks_of(trial.settings) for trial in plan.trials):
+        raise UserError("no row of the study has weak masks, for which it is; leave it out", "workers_per_run")
+    notes = {trial.settings.train.precision_warning() for trial in plan.trials}
+    if options.snapshots != "device" and not any(may_take_snapshots(trial.settings) for trial in plan.trials):
+        notes.add(f"--snapshots {options.snapshots} has no effect: no row of the study takes snapshots")
+    for said in sorted(notes - {""}):
         console.print(f"note: {said}", highlight=False, markup=False, soft_wrap=True)
     if options.dry_run:
         trials = forecast_trials(plan, options.out, options.snapshots)
         found = track(trials, "estimating", len(plan.trials), console=console, transient=True)
-        for line in format_forecast(found):
+        for line in format_forecast(found, options.out, options.workers or 1, options.cache_size):
             print_line(line)
         return 0
     if options.executor == "local":  # the nodes of a cluster have devices of their own

@@ -47,13 +47,15 @@ def run_prune(parsed: tuple[RunConfig, argparse.Namespace]) -> None:
 
     settings, options = parsed
     cache = Path(options.cache_dir) if options.cache_dir and not options.dry_run else None
-    own = {"workers": options.workers, "snapshots": options.snapshots, "cache_size": options.cache_size}
+    own = {"workers": options.workers, "snapshots": options.snapshots}
+    own |= {} if options.cache_dir and options.dry_run else {"cache_size": options.cache_size}  # which makes no folder
     outside = RuntimeOptions(SafeConsole(stderr=True), options.save_every, cache, **own)
     if options.dry_run:
-        from sparsesoup.runs.run import fill_default_sparsity
+        from sparsesoup.runs.run import check_options
         from sparsesoup.study.dry_run import describe_plan
 
-        for line in describe_plan(fill_default_sparsity(settings), Path(options.out), options.snapshots):
+        settings = check_options(settings, Path(options.out), outside)
+        for line in describe_plan(settings, Path(options.out), options.snapshots):
             print_line(line)
         return
     run = run_method(settings, Path(options.out), outside)

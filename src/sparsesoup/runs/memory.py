@@ -23,7 +23,7 @@ from sparsesoup.report.format import format_count
 from sparsesoup.runs.config import RunConfig
 from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.optimizers import make_optimizer
-from sparsesoup.training.plan import Phase
+from sparsesoup.training.plan import Phase, takes_snapshots
 from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import named_weights
 
@@ -109,6 +109,14 @@ def disk_of(phases: Sequence[Phase], sizes: StateSizes, snapshots: str) -> tuple
     return saved + stored + stays + (points * sizes.snapshot if snapshots == "disk" else 0), stays
 
 
+def may_take_snapshots(settings: RunConfig) -> bool:
+    """Return True if a run of that method takes snapshots at a usual T."""
+    with contextlib.suppress(UserError):  # what does not fit is reported elsewhere
+        size = RunSize(10_000, 1000, settings.train, settings.place.seed)
+        return takes_snapshots(settings.method.plan(size, float(settings.amount.sparsity or 0.0)))
+    return True
+
+
 def free_memory(device: torch.device) -> int:
     """Return the bytes that a process can still take on a device; of a CPU, within the limit of its container."""
     if device.type == "cuda":
@@ -145,21 +153,46 @@ def memory_warning(settings: RunConfig, opened: OpenedTask, device: torch.device
         need += sizes.weights if settings.train.distill.teacher else 0
         if device.type != "cpu":
             need -= sizes.weights  # the pre-trained model stays in host memory
-        return too_little(need, free_memory(device), "at least ", " beside activations")
+        remedies = memory_remedies(phases, sizes, settings.train, device, snapshots)
+        return too_little(need, free_memory(device), remedies, "at least ", " beside activations")
     return ""
 
 
-def too_little(need: float, free: float, least: str = "", beside: str = "") -> str:
+def memory_remedies(
+    phases: Sequence[Phase], sizes: StateSizes, training: TrainingConfig, device: torch.device, snapshots: str,
+    model: nn.Module | None = None,
+) -> list[str]:  # fmt: skip
+    """Return what makes a run need less memory, as flags.
+
+    Args:
+        phases, sizes, training, device, snapshots: the run, as for `held_beside`.
+        model: the model, if the memory includes activations.
+    """
+    found, held = list[str](), held_beside(phases, sizes, training, device, snapshots)
+    if model is not None and training.batch_size > 1:
+        found.append("a smaller --train.batch-size (with --train.gradient-accumulation-steps for as many rows a step)")
+    if getattr(model, "supports_gradient_checkpointing", False) and not training.gradient_checkpointing:
+        found.append("--train.gradient-checkpointing true")
+    less = [p for p in ("host", "disk") if held_beside(phases, sizes, training, device, p) < held]
+    found += [f"--snapshots {' or '.join(less)}"] if less else []
+    found += ["no --train.early-stopping-patience"] if training.early_stopping_patience is not None else []
+    found += ["no --train.distill.teacher"] if training.distill.teacher else []
+    return [*found, "a smaller --model"]
+
+
+def too_little(
+    need: float, free: float, remedies: Sequence[str], least: str = "", beside: str = "", what: str = "run"
+) -> str:
     """Return a warning if more memory is needed than is free; else an empty string.
 
-    >>> too_little(4e9, 5e9), too_little(5.2e9, 4.1e9)[:73]
-    ('', 'this run needs 5.20 GB of memory, and 4.10 GB are free here: it may be ki')
+    >>> too_little(5.2e9, 4.1e9, ["less", "a smaller --model"])
+    'this run needs 5.20 GB of memory, and 4.10 GB are free here: it may be killed; use less or a smaller --model'
     """
     if need <= free:
         return ""
     return (
-        f"this run needs {least}{format_count(need, 'B')} of memory{beside}, and {format_count(free, 'B')} are free "
-        f"here: it may be killed; take a smaller --train.batch-size or --snapshots disk"
+        f"this {what} needs {least}{format_count(need, 'B')} of memory{beside}, and {format_count(free, 'B')} are free "
+        f"here: it may be killed; use {' or '.join(filter(None, [', '.join(remedies[:-1]), remedies[-1]]))}"
     )
 
 

@@ -1,5 +1,6 @@
 """Runtime options that do not affect a run's result: console, autosave, cache, workers."""
 
+import contextlib
 import math
 import os
 from dataclasses import dataclass, field
@@ -10,8 +11,34 @@ from rich.console import Console
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import make_folder
 from sparsesoup.hub.place_cache import PlaceCache
+from sparsesoup.runs.config import RunConfig
 from sparsesoup.training.observer import Observer
+from sparsesoup.training.plan import Phase, count_evaluations, first_steps, takes_snapshots
+from sparsesoup.training.size import RunSize
 from sparsesoup.training.snapshots import SnapshotStore
+
+CACHE_SIZE = 32.0  # GiB
+
+
+def check_cache_size(size: float) -> None:
+    """Raise a UserError unless a size of a cache is one of GiB."""
+    if not 0 <= size < math.inf:
+        raise UserError(f"a number of GiB, 0 or more, is needed, got {size:g}", "cache_size")
+
+
+def unused_settings(settings: RunConfig, size: RunSize, snapshots: str) -> list[str]:
+    """Return a note on each setting that was given and has no effect on a run of that size."""
+    phases, found, every = list[Phase](), list[str](), settings.train.eval_steps
+    with contextlib.suppress(UserError):  # what does not fit is reported when it runs
+        phases = settings.method.plan(size, float(settings.amount.sparsity or 0.0))
+    if phases and snapshots != "device" and not takes_snapshots(phases):
+        found.append(f"--snapshots {snapshots} has no effect: {settings.name} takes no snapshots")
+    if phases and every and not any(count_evaluations(p, begin, settings.train) for p, begin in first_steps(phases)):
+        found.append(
+            f"--train.eval-steps {every} has no effect: the main training ends before step {every}; lower it, or leave "
+            f"it out"
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -40,17 +67,19 @@ class RuntimeOptions:
     observer: Observer | None = None
     snapshots: str = "device"
     places: PlaceCache = field(default_factory=PlaceCache)
-    cache_size: float = 32.0
+    cache_size: float = CACHE_SIZE
 
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise UserError(f"at least 1 is needed, got {self.workers}", "workers")
         SnapshotStore(self.snapshots)
-        if not 0 <= self.cache_size < math.inf:
-            raise UserError(f"a number of GiB, 0 or more, is needed, got {self.cache_size:g}", "cache_size")
+        check_cache_size(self.cache_size)
+        if self.cache is None and self.cache_size != CACHE_SIZE:
+            raise UserError("there is no folder of shared trainings to limit; set {} too", "cache_size",
+                            named=["cache_dir"])  # fmt: skip
         if not 0 <= self.save_every < math.inf:
             raise UserError(f"a number of seconds, 0 or more, is needed, got {self.save_every}", "save_every")
         if self.cache is not None:
             make_folder(self.cache, "--cache-dir")
             if not os.access(self.cache, os.W_OK):
-                raise UserError(f"the cache {self.cache} cannot be written to; give another", "cache_dir")
+                raise UserError(f"the cache {self.cache} cannot be written to; use another", "cache_dir")

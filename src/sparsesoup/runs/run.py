@@ -64,22 +64,29 @@ def run_method(settings: RunConfig, out: Path, outside: RuntimeOptions, within: 
         within: path of the run below `out`; derived from its settings by default.
     Raises: UserError for bad input; finished stages stay on disk.
     """
+    settings = check_options(settings, out, outside)
+    opened = outside.places.open_task(settings.place)
+    path = out / (within or run_folder(opened.source.name, settings))
+    return run_in_folder(settings, path, NamedSource(settings, opened, out, outside), outside)
+
+
+def check_options(settings: RunConfig, out: Path, outside: RuntimeOptions) -> RunConfig:
+    """Return the settings of a run with its sparsity, after checking them on this machine; print what is not used.
+
+    Raises: UserError for an option that this machine or the method lacks.
+    """
     require_single_process()
     check_installed(settings.tracking.report_to)
     settings.train.check_device()
     if outside.workers > 1 and not masks_of(settings):
-        raise UserError(
-            f"--workers only applies to methods with weak masks, not to {settings.name}; leave --workers out"
-        )
+        raise UserError(f"only methods with weak masks have a use for it, not {settings.name}; leave it out", "workers")
     if (out / "run.yaml").exists():
-        raise UserError(f"--out {out} is itself a run directory; give the folder that holds runs")
+        raise UserError(f"{out} is itself a run directory; give the folder that holds runs", "out")
     unused, settings = _unused_sparsity_warning(settings), fill_default_sparsity(settings)
-    opened = outside.places.open_task(settings.place)
     if not outside.patient:  # a study prints it once, not per run
         for said in filter(None, (unused, settings.train.precision_warning())):
             outside.console.print(Text(f"note: {said}"), soft_wrap=True)
-    path = out / (within or run_folder(opened.source.name, settings))
-    return run_in_folder(settings, path, NamedSource(settings, opened, out, outside), outside)
+    return settings
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from sparsesoup.methods.mlpruning import MlPruning
 from sparsesoup.report.run_page import LOG, degenerate_notes, write_report
 from sparsesoup.report.terminal import read_report
 from sparsesoup.runs.config import RunConfig, dump_config, flatten_table
-from sparsesoup.runs.options import RuntimeOptions
+from sparsesoup.runs.options import RuntimeOptions, unused_settings
 from sparsesoup.runs.progress import ProgressLogger, opening_lines
 from sparsesoup.runs.results import RunFacts, make_report
 from sparsesoup.runs.resume_checks import check_base, check_run_or_model, check_same, training_environment
@@ -139,7 +139,7 @@ def carry_out(settings: RunConfig, path: Path | None, source: RunSource, outside
         snapshots = SnapshotStore(outside.snapshots, stages)
         problem = replace(problem, cache=cache, observer=seen_by, snapshots=snapshots)
         doubts = _method_doubts(settings, problem)
-        for said in () if outside.patient else doubts:
+        for said in () if outside.patient else (*unused_settings(settings, problem.size, outside.snapshots), *doubts):
             outside.console.print(Text(f"note: {said}"), soft_wrap=True)
         if checkpointer.resumed_stage:
             outside.console.print(Text(f"resuming after {checkpointer.resumed_stage}"), soft_wrap=True)

@@ -1,7 +1,7 @@
 """The output of `--dry-run`: what a run does and costs; of a study every trial, totals, and savings from sharing."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.report.format import format_count, format_duration, label_name
 from sparsesoup.runs.config import RunConfig
 from sparsesoup.runs.memory import free_disk, free_memory, fresh_memory, too_little
+from sparsesoup.runs.options import CACHE_SIZE, unused_settings
 from sparsesoup.study.compare import folder_of
 from sparsesoup.study.cost.estimate import CostEstimate, CostEstimator
 from sparsesoup.study.execute.jobs import TrialJob
@@ -18,9 +19,9 @@ from sparsesoup.study.recipe.plan import StudyPlan
 from sparsesoup.study.recipe.trial import Trial
 from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.cost import Cost
+from sparsesoup.training.device import current_device
 from sparsesoup.training.evaluation import EarlyStopping
 from sparsesoup.training.plan import Phase, count_evaluations, early_stopping_of, first_steps
-from sparsesoup.training.problem import Problem
 
 HEADS = ("run", "T", "steps", "FLOPs", "time", "memory", "folder")
 NOTE = (
@@ -51,11 +52,22 @@ def forecast_trials(plan: StudyPlan, out: Path, snapshots: str = "device") -> It
             yield TrialForecast(trial, refusal=str(error), done=done)
 
 
-def format_forecast(found: Iterable[TrialForecast]) -> Iterator[str]:
-    """Format the forecast as a table with totals."""
-    all_of = list(found)
+def format_forecast(
+    found: Iterable[TrialForecast], out: Path = Path("runs"), workers: int = 1, cache_size: float = CACHE_SIZE
+) -> Iterator[str]:
+    """Format the forecast as a table with totals.
+
+    Args:
+        out: folder of all runs.
+        workers: parallel runs.
+        cache_size: most GiB of trainings that runs share.
+    """
+    free, all_of = fresh_memory(torch.device("cpu")), list(found)
     yield from _align([HEADS, *(_forecast_row(forecast) for forecast in all_of)])
     yield from _total_lines(all_of)
+    if left := {f.trial.path: f.estimate for f in all_of if f.estimate is not None and not f.done}:
+        yield from _study_room_lines(list(left.values()), out, free, workers, round(cache_size * 2**30))
+    yield NOTE
 
 
 def describe_plan(settings: RunConfig, out: Path = Path("runs"), snapshots: str = "device") -> Iterator[str]:
@@ -85,22 +97,46 @@ def describe_plan(settings: RunConfig, out: Path = Path("runs"), snapshots: str 
         f"T = {found.steps}: {total.steps} steps, {format_count(total.flops)}, about {format_duration(found.seconds)} "
         f"and {format_count(found.memory, 'B')} here"
     )
-    yield from _room_lines(found, problem, out, free)
+    device = problem.accelerator.device
+    free = free if device.type == "cpu" else free_memory(device)
+    yield from _room_lines(found, *found.disk, out, free)
+    yield from (f"note: {said}" for said in unused_settings(settings, problem.size, snapshots))
     yield NOTE
 
 
-def _room_lines(found: CostEstimate, problem: Problem, out: Path, free: int) -> Iterator[str]:
+def _room_lines(
+    found: CostEstimate, most: int, stays: int, out: Path, free: int, what: str = "run", shared: str = ""
+) -> Iterator[str]:
     """Yield the peaks of memory and disk beside what is free, and a warning if that is less."""
-    device, (most, stays), disk = problem.accelerator.device, found.disk, free_disk(out)
-    free = free if device.type == "cpu" else free_memory(device)
+    disk = free_disk(out)
     yield (
         f"memory: {format_count(found.memory, 'B')} at the peak, {format_count(free, 'B')} are free; disk: "
-        f"{format_count(most, 'B')} at the peak, {format_count(stays, 'B')} stay, {format_count(disk, 'B')} are free"
+        f"{format_count(most, 'B')} at the peak{shared}, {format_count(stays, 'B')} stay, {format_count(disk, 'B')} "
+        f"are free"
     )
-    if warning := too_little(found.memory, free):
+    if warning := too_little(found.memory, free, found.remedies, what=what):
         yield f"note: {warning}"
     if most > disk:
-        yield f"note: this run needs {format_count(most, 'B')} of disk, and {format_count(disk, 'B')} are free in {out}"
+        yield (
+            f"note: this {what} needs {format_count(most, 'B')} of disk, and {format_count(disk, 'B')} are free in "
+            f"{out}"
+        )
+
+
+def _study_room_lines(left: Sequence[CostEstimate], out: Path, free: int, workers: int, cache: int) -> Iterator[str]:
+    """Yield the peaks of a study's runs that are left: what stays of all, what is beside it of those that run at once.
+
+    Args:
+        cache: most bytes of trainings that runs share.
+    """
+    device = current_device()
+    free = free if device.type == "cpu" else free_memory(device)
+    largest = max(left, key=lambda e: e.memory)
+    together = replace(largest, memory=sum(sorted((e.memory for e in left), reverse=True)[:workers]))
+    beside = sorted((most - stays for most, stays in (e.disk for e in left)), reverse=True)[:workers]
+    stays, shared = sum(e.disk[1] for e in left), min(cache, sum(e.cached for e in left))
+    said = f" (at most {format_count(shared, 'B')} of them trainings that runs share)" if shared else ""
+    yield from _room_lines(together, stays + sum(beside) + shared, stays, out, free, "study", said)
 
 
 def _evaluation_words(
@@ -165,4 +201,3 @@ def _total_lines(all_of: list[TrialForecast]) -> Iterator[str]:
     yield f"left to do: {format_duration(sum(e.seconds - e.saved for e in left))} of one process, {peak} at the peak"
     if refused := len(all_of) - len(whole):
         yield f"{refused} would be refused"
-    yield NOTE

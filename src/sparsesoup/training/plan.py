@@ -147,6 +147,11 @@ class Phase:
         return frozenset(need for need, needed in found.items() if needed)
 
 
+def takes_snapshots(phases: Sequence[Phase]) -> bool:
+    """Return True if a run forks or has rewinding points."""
+    return any(phase.hold or phase.kind == "fork" for phase in phases)
+
+
 def first_steps(phases: Sequence[Phase]) -> Iterator[tuple[Phase, int]]:
     """Yield each phase with the step of the run at which it begins.
 

@@ -127,6 +127,9 @@ def open_splits(dataset: str, *, data_root: str | None = None, config: str | Non
             return _open_local(place, config)
         looked.append(str(place))
     if dataset == EMBEDDED:
+        if config is not None:
+            raise UserError(f"{EMBEDDED} has one configuration, without a name, got {config!r}; leave it out",
+                            "dataset_config")  # fmt: skip
         return LoadedDataset(EMBEDDED, embedded_dataset())
     if dataset.startswith((".", "/", "~")) or Path(dataset).suffix in (".csv", ".tsv", ".jsonl", ".json", ".parquet"):
         raise UserError(

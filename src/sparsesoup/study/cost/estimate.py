@@ -13,7 +13,7 @@ from sparsesoup.core.granularity import Element
 from sparsesoup.hub.build import EPOCHS, OpenedTask, build_problem, open_task
 from sparsesoup.methods import Method
 from sparsesoup.runs.config import RunConfig
-from sparsesoup.runs.memory import disk_of, held_beside, state_sizes
+from sparsesoup.runs.memory import disk_of, held_beside, memory_remedies, state_sizes
 from sparsesoup.runs.teacher import DENSE, TEACHER, attach_teacher, dense_config
 from sparsesoup.study.cost.flops_model import FINAL, Costs, FlopsModel, phase_costs, plan_costs
 from sparsesoup.training.checkpoint import Checkpointer
@@ -41,6 +41,8 @@ class CostEstimate:
     saved: float = 0.0  # seconds saved by sharing
     memory: float = 0.0  # peak bytes of a process; if nothing was timed, those beside plain training
     disk: tuple[int, int] = (0, 0)  # bytes of the run's directory: the most, and those that stay
+    cached: int = 0  # bytes of trainings that the run adds to the cache of a study, at most
+    remedies: tuple[str, ...] = ()  # what makes it need less memory
 
     @property
     def total_cost(self) -> Cost:
@@ -79,7 +81,8 @@ class CostEstimator:
         """Return the estimate of a run."""
         found, key = self.estimate_uncached(settings), _run_key_of(settings)
         if key in self._drawn:  # the same run under another name, or the teacher of an earlier one
-            found = replace(found, costs={k: replace(c, shared=c.steps) for k, c in found.costs.items()})
+            shared = {k: replace(c, shared=c.steps) for k, c in found.costs.items()}
+            found = replace(found, costs=shared, cached=0)
         self._drawn.add(key)
         return self._price_run(settings, found) if self.timed else found
 
@@ -112,17 +115,22 @@ class CostEstimator:
             dry_run(settings.method, problem, sparsity)
         phases = settings.method.plan(problem.size, sparsity)
 
-        def is_known(key: object) -> bool:
+        sizes, cached = state_sizes(problem.pretrained, problem.targets, settings.train), list[int]()
+
+        def is_known(phase: Phase, key: object) -> bool:
             known = (*same, key) in self._trained
             self._trained.add((*same, key))
+            cached.append(0 if known else sizes.weights + sizes.moments * phase.keeps_moments)
             return known
 
         costs = plan_costs(phases, problem, self._prices_of(settings, problem), is_known)
         if settings.train.distill.teacher == DENSE:
             costs = self._add_teacher_cost(settings, costs)
-        sizes = state_sizes(problem.pretrained, problem.targets, settings.train)
-        beside = held_beside(phases, sizes, settings.train, problem.accelerator.device, self.snapshots)
-        return CostEstimate(problem.steps, costs, memory=beside, disk=disk_of(phases, sizes, self.snapshots))
+        how = phases, sizes, settings.train, problem.accelerator.device, self.snapshots
+        return CostEstimate(
+            problem.steps, costs, memory=held_beside(*how), disk=disk_of(phases, sizes, self.snapshots),
+            cached=sum(cached), remedies=tuple(memory_remedies(*how, problem.pretrained)),
+        )  # fmt: skip
 
     def _add_teacher_cost(self, settings: RunConfig, costs: Costs) -> Costs:
         """Return the costs with the teacher's own run, as `sparsesoup.runs.teacher` charges it."""

@@ -170,11 +170,11 @@ def plan_costs(
     phases: Sequence[Phase],
     problem: Problem,
     prices: FlopsModel,
-    is_known: Callable[[object], bool] = lambda key: False,
+    is_known: Callable[[Phase, object], bool] = lambda phase, key: False,
 ) -> Costs:
     """Return the costs of a run by label; where data decide, the most.
 
-    `is_known` says if the training of a key has been done by another run, which shares it.
+    `is_known` says if the training of a phase and a key has been done by another run, which shares it.
     """
     costs, history, training = Costs(), 0, problem.training
     may_stop = early_stopping_of(phases, training) is not None
@@ -184,7 +184,7 @@ def plan_costs(
         parts += [(EVALUATION, _validation_cost(problem, prices, validated, phase))] if validated else []
         for label, cost in parts:
             costs[label] = costs.get(label, Cost()) + cost
-        if phase.shared and not validated and is_known((history, begin, phase.steps, phase.stream)):
+        if phase.shared and not validated and is_known(phase, (history, begin, phase.steps, phase.stream)):
             costs[phase.label].shared += phase.steps
         history = hash((history, begin, _content_of(phase)))
     return costs
