@@ -128,8 +128,7 @@ def open_splits(dataset: str, *, data_root: str | None = None, config: str | Non
         looked.append(str(place))
     if dataset == EMBEDDED:
         if config is not None:
-            raise UserError(f"{EMBEDDED} has one configuration, without a name, got {config!r}; leave it out",
-                            "dataset_config")  # fmt: skip
+            raise UserError(f"{EMBEDDED} has one configuration, got {config!r}; leave it out", "dataset_config")
         return LoadedDataset(EMBEDDED, embedded_dataset())
     if dataset.startswith((".", "/", "~")) or Path(dataset).suffix in (".csv", ".tsv", ".jsonl", ".json", ".parquet"):
         raise UserError(
