@@ -1,5 +1,7 @@
 """A run of pela from end to end: what its sparsity is refused for, what it says of itself, what it may be made into."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 import sparsesoup
 from sparsesoup.cli.main import main
 from sparsesoup.core.errors import UserError
+from sparsesoup.hub.models.tickets import SparsityCallback
 from sparsesoup.report.format import format_percent
 from sparsesoup.report.terminal import read_report
 from sparsesoup.study.recipe.plan import read_plan
@@ -99,6 +102,7 @@ def test_what_needs_masks_is_refused_with_what_low_rank_can_be_made_into(capsys:
     for line, said in (
         (["export", str(run), "--to", "compact"], "take --to low-rank"),
         (["apply", str(run), "--model", "bert"], "its masks keep every weight, so there is nothing to apply"),
+        (["prune", "ticket", "--method.ticket", str(run), *PLACE], f"{run} is of low rank, and its masks keep every"),
     ):
         capsys.readouterr()
         assert main([*line, "--out", "out"]) == 2
@@ -106,3 +110,18 @@ def test_what_needs_masks_is_refused_with_what_low_rank_can_be_made_into(capsys:
         assert error.count("\n") == 1
         assert said in error
         assert not Path("out").exists()
+
+
+def test_what_a_run_is_stands_in_its_ticket_whatever_its_method_is_called(capsys: pytest.CaptureFixture[str]) -> None:
+    run = trained()
+    shutil.copytree(run / "model" / "pruning", "alone/pruning")
+    place = Path("alone/pruning/ticket.json")
+    facts = json.loads(place.read_text())
+    assert facts["low_rank"] == read_report(run)["notes"]["low_rank"]
+    del facts["digest"]
+    place.write_text(json.dumps(facts | {"method": "thin-by-somebody"}))
+    with pytest.raises(UserError, match="of low rank"):
+        SparsityCallback("alone")
+    capsys.readouterr()
+    assert main(["apply", "alone", "--model", "bert", "--out", "out"]) == 2
+    assert "its masks keep every weight" in capsys.readouterr().err

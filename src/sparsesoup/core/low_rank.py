@@ -1,6 +1,7 @@
 """Low rank: two thin linear maps in the place of one, by singular value decomposition."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,13 +22,34 @@ def rank_at(shape: tuple[int, ...], compression: float) -> int:
     return max(1, int(inside * out / (compression * (inside + out)) + 1e-9))
 
 
-def is_low_rank_run(facts: Mapping[str, Any]) -> bool:
-    """Return True if a ticket or report is that of a method that leaves low rank and full masks.
+def low_rank_of(facts: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the counts and the compression of a run that removed parameters by rank; None for any other.
 
-    >>> is_low_rank_run({"method": "pela"}), is_low_rank_run({"method": "gradual"})
-    (True, False)
+    Its masks are full. A method notes this as `low_rank`, which is in ticket.json too.
+
+    Args:
+        facts: ticket.json or report.json of a run.
+
+    >>> low_rank_of({"notes": {"low_rank": {"compression": 2.0, "weights": 16, "left": 8, "removed": 0.5}}})["left"]
+    8
     """
-    return facts.get("method") == "pela"
+    found = facts.get("low_rank") or (facts.get("notes") or {}).get("low_rank")
+    keys = ("compression", "weights", "left", "removed")
+    return (
+        found if isinstance(found, Mapping) and all(isinstance(found.get(key), int | float) for key in keys) else None
+    )
+
+
+def refuse_low_rank(facts: Mapping[str, Any], place: Path, verb: str) -> None:
+    """Raise a UserError if a ticket is that of a run that removed parameters by rank, and so has full masks.
+
+    >>> refuse_low_rank({"method": "gradual"}, Path("run"), "apply")
+    """
+    if low_rank_of(facts):
+        raise UserError(
+            f"{place} is of low rank, and its masks keep every weight, so there is nothing to {verb}; give a run that "
+            f"prunes by masks, or write this one by `sparsesoup export --to low-rank`"
+        )
 
 
 def svd_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:

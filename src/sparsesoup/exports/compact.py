@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import load_table
-from sparsesoup.core.low_rank import is_low_rank_run
+from sparsesoup.core.low_rank import low_rank_of
 from sparsesoup.core.ticket import save_masks
 from sparsesoup.exports.bitmask_codec import FILE
 from sparsesoup.exports.source import (
@@ -207,7 +207,7 @@ def _check_gain(plan: dict[str, KeptParts], source: PrunedSource) -> None:
             f"use; prune it on with `sparsesoup prune METHOD --model {source.folder}`, or take another format"
         )
     left = f"nothing to compact in {source.folder}: all {heads} heads and {units} feed-forward units have weights left"
-    if is_low_rank_run(source.facts):
+    if low_rank_of(source.facts):
         raise UserError(f"{left}; its matrices are of low rank: take --to low-rank, which writes them as thin layers")
     raise UserError(
         f"{left}; prune in groups that can be cut out, `sparsesoup prune gradual --method.structure heads-and-units` "

@@ -9,6 +9,7 @@ from torch import nn
 
 from sparsesoup.core import masks as algebra
 from sparsesoup.core.errors import UserError
+from sparsesoup.core.low_rank import refuse_low_rank
 from sparsesoup.core.masks import Masks
 from sparsesoup.core.masks import sparsity as sparsity_of
 from sparsesoup.core.targets import Targets, target_parameters, weights_fingerprint
@@ -38,11 +39,13 @@ class FromTicket(Method):
     def load_given(self) -> tuple[Masks, dict[str, Any]]:
         """Return the ticket's masks as saved, and their metadata.
 
-        Raises: UserError if no ticket is set, or it is missing or damaged.
+        Raises: UserError if no ticket is set, or it is missing or damaged, or of low rank and so without masks.
         """
         if not self.ticket:
             raise UserError("method ticket needs --method.ticket PATH: a run directory or its model folder")
-        return load_masks(Path(self.ticket))
+        masks, facts = load_masks(Path(self.ticket))
+        refuse_low_rank(facts, Path(self.ticket), "train")
+        return masks, facts
 
     def masks_for_problem(self, problem: Problem) -> Masks:
         """Return the ticket's masks under the problem's parameter names.

@@ -12,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from sparsesoup.core.low_rank import is_low_rank_run
+from sparsesoup.core.low_rank import low_rank_of
 from sparsesoup.hub.models.checkpoint import EMBEDDED
 from sparsesoup.hub.models.loading import OWN
 from sparsesoup.hub.tasks.metrics import GLUE
@@ -81,7 +81,7 @@ def card_metadata(facts: Facts, form: Facts, config: Facts, repo: str, license: 
         for name, value in table.items()
     ]  # fmt: skip
     names = ["sparsesoup", facts.get("method", "unknown"), *([form["to"]] if form.get("to") else [])]
-    kind = "low-rank" if is_low_rank_run(facts) else "sparsity"
+    kind = "low-rank" if low_rank_of(facts) else "sparsity"
     tags = [*([kind, "pruned"] if _is_pruned(facts) else []), *(printable_line(str(name)) for name in names)]
     more: dict[str, Any] = {"base_model_relation": "finetune"} if base else {}
     return ModelCardData(
@@ -131,14 +131,14 @@ def _is_glue(name: str) -> bool:
 def _template_values(facts: Facts, form: Facts, config: Facts, repo: str) -> dict[str, Any]:
     validation, test = (show.flatten_scores(facts.get(split)) for split in ("validation", "test"))
     labels = [label for label, _ in show.ordered_costs(facts)] if facts.get("cost") else []
-    alone, to = ("stock shapes", " --to low-rank") if is_low_rank_run(facts) else ("zeros alone", "")
+    alone, to = ("stock shapes", " --to low-rank") if low_rank_of(facts) else ("zeros alone", "")
     notes = form.get("notes") or [f"{alone} make a model neither smaller nor faster: `sparsesoup export{to}` does"]
     return {
         "name": repo.rpartition("/")[2], "opening": _opening_sentence(facts, form), "rows": _fact_rows(facts),
         "scores": [(name, *("" if v is None else f"{v:.4f}" for v in (validation.get(name), test.get(name))))
                    for name in {**validation, **test}],
         "objects": ", ".join(map(str, (facts.get("settings") or {}).get("objects", []))),
-        "scored": bool(test), "form": form, "low_rank": is_low_rank_run(facts),
+        "scored": bool(test), "form": form, "low_rank": low_rank_of(facts),
         "stray_masks": bool(form) and "origin" not in facts,
         "no_masks": bool(form) and not any(str(n).endswith("masks.safetensors") for n in form.get("files", [])),
         "degenerate": (facts.get("notes") or {}).get("degenerate", []),
@@ -165,17 +165,17 @@ def _opening_sentence(facts: Facts, form: Facts) -> Markup:
 
 
 def _is_pruned(facts: Facts) -> bool:
-    return is_low_rank_run(facts) or (facts.get("sparsity") or {}).get("reached") != 0
+    return low_rank_of(facts) is not None or (facts.get("sparsity") or {}).get("reached") != 0
 
 
 def _fact_rows(facts: Facts) -> list[tuple[str, str]]:
     values = {**facts, "model": base_model(facts) or facts.get("model")}
     found = [(name, str(values[key])) for key, name in NAMES.items() if values.get(key) is not None]
-    if is_low_rank_run(facts):
-        own = (facts.get("settings") or {}).get("method") or {}
-        found += [("compression by rank", f"{own['compression']:g}")] if "compression" in own else []
-        if low := show.low_rank_of(facts):
-            found += [("weights left by rank", f"{low['left']:,} of {low['weights']:,} prunable")]
+    if low := low_rank_of(facts):
+        found += [
+            ("compression by rank", f"{low['compression']:g}"),
+            ("weights left by rank", f"{low['left']:,} of {low['weights']:,} prunable"),
+        ]
     elif share := facts.get("sparsity"):
         target = words.format_percent(share["asked"]) if share["asked"] is not None else "none"
         found += [("target sparsity", target), ("sparsity reached", words.format_percent(share["reached"])),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsesoup.core.files import from_json, write_text
+from sparsesoup.core.low_rank import low_rank_of
 from sparsesoup.core.schedules import geometric_sparsities
 from sparsesoup.report import format as words
 from sparsesoup.report import terminal as show
@@ -30,7 +31,7 @@ def write_report(run: Path) -> Path:
         **{split: show.flatten_scores(table) for split, table in scores.items()},
         "chosen": {split: show.main_scores(table) for split, table in scores.items()},
         "times": show.times_dense(facts), "dense": show.is_dense(facts),
-        "low_rank": show.low_rank_of(facts), "flops_note": show.describe_flops(facts),
+        "low_rank": low_rank_of(facts), "flops_note": show.describe_flops(facts),
         "run": facts, "costs": show.ordered_costs(facts), "steps": len(log), "unread": unread,
         "headline": show.run_headline(facts), "total": show.total_cost(facts), "bars": _cost_bars(facts),
         "settings": _dotted_settings(facts["settings"]), "origin": _provenance_values(facts), "noted": sentences,
@@ -50,7 +51,7 @@ def _chart_values(facts: Mapping[str, Any], log: list[dict[str, Any]]) -> dict[s
     curves, heat, votes = "", "", ""
     if log:
         curves = render_svg("curves", 4.0, lambda f: _draw_curves(f, log), "Loss and sparsity over the steps")
-    if table and not show.is_dense(facts) and not show.low_rank_of(facts):
+    if table and not show.is_dense(facts) and not low_rank_of(facts):
         heat = render_svg("heat", 0.8 + 0.29 * len(table), lambda f: _draw_heat(f, table), "Sparsity by layer and role")
     if soup:
         votes = render_svg("soup", 2.9, lambda f: _draw_soup(f, soup), "Agreement of the weak masks by stage")
@@ -145,7 +146,7 @@ def _cost_bars(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     dense = show.dense_flops(facts)
     if not dense or show.is_dense(facts):
         return []
-    low = show.low_rank_of(facts)
+    low = low_rank_of(facts)
     rounds = len(geometric_sparsities(0.2, low["removed"] if low else facts["sparsity"]["asked"])) + 1
     mine = show.flops_by_label(facts)
     rows: list[tuple[str, dict[str, float]]] = [

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import load_table
+from sparsesoup.core.low_rank import low_rank_of
 from sparsesoup.core.manifest import REPORT
 from sparsesoup.report.escaping import command_line, printable_line, text_table
 from sparsesoup.report.format import LABELS, describe_notes, format_count, format_duration, format_percent, label_name
@@ -84,17 +85,6 @@ def main_scores(scores: Mapping[str, Any] | None) -> dict[str, Any]:
 def format_main_score(scores: Mapping[str, Any] | None) -> str:
     """Format the first scores; an empty string if there are none."""
     return " and ".join(f"{value:.3f} {name}" for name, value in main_scores(scores).items())
-
-
-def low_rank_of(facts: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the counts and the compression of a run that removed parameters by rank; None for any other.
-
-    >>> low_rank_of({"notes": {"low_rank": {"compression": 2.0, "weights": 16, "left": 8, "removed": 0.5}}})["left"]
-    8
-    """
-    found = (facts.get("notes") or {}).get("low_rank")
-    keys = ("compression", "weights", "left", "removed")
-    return found if isinstance(found, Mapping) and all(_is_number(found.get(key)) for key in keys) else None
 
 
 def is_dense(facts: Mapping[str, Any]) -> bool:

@@ -15,7 +15,7 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import write_table
 from sparsesoup.core.masking import fixed_sparsity
 from sparsesoup.core.single_process import require_single_process
-from sparsesoup.core.ticket import Ticket, load_masks
+from sparsesoup.core.ticket import Ticket
 from sparsesoup.hub.build import OpenedTask, build_problem, load_place, open_task, score_test
 from sparsesoup.hub.models.checkpoint import load_reader
 from sparsesoup.hub.models.loading import save_model
@@ -219,7 +219,7 @@ def fill_default_sparsity(settings: RunConfig) -> RunConfig:
     if TABLE[settings.name].dense:
         sparsity = 0.0
     elif sparsity is None and isinstance(settings.method, FromTicket) and settings.method.ticket:
-        sparsity = algebra.sparsity(load_masks(Path(settings.method.ticket))[0])
+        sparsity = algebra.sparsity(settings.method.load_given()[0])
     elif sparsity is None:
         only = fixed_sparsity(getattr(settings.method, "scope", ""))
         sparsity = SPARSITY if only is None else only

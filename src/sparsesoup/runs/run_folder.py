@@ -176,6 +176,7 @@ def write_run(path: Path, done: FinishedRun, page: bool = True) -> Run:
         write_text(path / LOG, "".join(done.log))
     keys = ("method", "model", "dataset", "seed", "sparsity", "validation", "cost", "settings", "local", "versions")
     facts = {k: report[k] for k in keys}
+    facts |= {k: v for k, v in report["notes"].items() if k == "low_rank"}  # of core.low_rank.low_rank_of
     brief = {"method": settings.name, "base_model": settings.place.model, "masks": "pruning/masks.safetensors"}
     with atomic_write(path / "model") as temporary:
         done.source.save_model(temporary, problem, ticket, brief | report["sparsity"])

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from sparsesoup.core.errors import UserError
+from sparsesoup.core.low_rank import low_rank_of
 from sparsesoup.report.format import format_percent
-from sparsesoup.report.terminal import is_dense, low_rank_of, read_report
+from sparsesoup.report.terminal import is_dense, read_report
 from sparsesoup.runs.config import config_from_dict
 from sparsesoup.runs.run import fill_default_sparsity, run_folder
 from sparsesoup.runs.teacher import dense_config

@@ -12,12 +12,13 @@ from rich.console import Console
 
 from sparsesoup.core.errors import UserError, mark_saved
 from sparsesoup.core.files import all_whole, file_lock, read_table, remove_path, write_text
+from sparsesoup.core.low_rank import low_rank_of
 from sparsesoup.core.single_process import require_single_process
 from sparsesoup.hub.build import open_task
 from sparsesoup.hub.tasks.overview import data_overview
 from sparsesoup.hub.tasks.splits import LoadedDataset, open_splits
 from sparsesoup.report.escaping import printable_line
-from sparsesoup.report.terminal import REPORT, flatten_scores, low_rank_of, read_report
+from sparsesoup.report.terminal import REPORT, flatten_scores, read_report
 from sparsesoup.runs.results import library_versions, machine_name
 from sparsesoup.runs.resume_checks import check_data
 from sparsesoup.runs.run_folder import is_saved

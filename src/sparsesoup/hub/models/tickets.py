@@ -9,7 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from sparsesoup.core import masks as algebra
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import atomic_write
-from sparsesoup.core.low_rank import is_low_rank_run
+from sparsesoup.core.low_rank import refuse_low_rank
 from sparsesoup.core.masks import Masks
 from sparsesoup.core.targets import weights_fingerprint
 from sparsesoup.core.ticket import find_mask_folder, load_masks, match_parameter_names, save_masks
@@ -37,6 +37,7 @@ class SparsityCallback(TrainerCallback):
         self._given: Masks | None = ticket if isinstance(ticket, dict) else None
         if isinstance(ticket, str | Path):
             self._given, self.facts = load_masks(Path(ticket))
+            refuse_low_rank(self.facts, Path(ticket), "hold")
         self._stop: Any = None
 
     def on_train_begin(
@@ -74,11 +75,7 @@ def apply_ticket(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} is there already; give a folder that does not exist")
     masks, facts = load_masks(ticket)
-    if is_low_rank_run(facts):
-        raise UserError(
-            f"{find_mask_folder(ticket)} is of low rank, and its masks keep every weight, so there is nothing to "
-            f"apply; give a run that prunes by masks, or write this one by `sparsesoup export --to low-rank`"
-        )
+    refuse_low_rank(facts, find_mask_folder(ticket), "apply")
     copy = load_as_saved(model, account=account or LoadingNotes())
     params = dict(copy.named_parameters())
     prefix = str(facts.get("base_model_prefix", ""))

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sparsesoup.report.terminal import low_rank_of, main_scores
+from sparsesoup.core.low_rank import low_rank_of
+from sparsesoup.report.terminal import main_scores
 
 Record = Mapping[str, Any]
 Column = tuple[str, str, float | None]  # model, dataset, target sparsity; None for dense rows
