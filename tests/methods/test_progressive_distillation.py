@@ -140,9 +140,13 @@ def test_a_plan_costs_to_the_flop_what_a_run_on_images_does() -> None:
     assert {k: c.flops for k, c in planned.items()} == {k: c.flops for k, c in problem.meter.costs.items()}
 
 
-def test_a_run_killed_in_each_stage_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("kills", "steps"), [(4, 6), (2, 11)])  # 22 steps are 8 of the student, while grafts decline
+def test_a_run_killed_in_each_stage_ends_with_the_same_bits(
+    kills: int, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert 0.0 < METHOD.teacher_share(8, 14) < METHOD.graft
     whole = METHOD.run(bert(steps=14), 0.6)
-    again = finish_killed_run(METHOD, partial(bert, steps=14), 0.6, tmp_path, monkeypatch, kills=4, steps=6)
+    again = finish_killed_run(METHOD, partial(bert, steps=14), 0.6, tmp_path, monkeypatch, kills=kills, steps=steps)
     assert same(again.masks, whole.masks)
     assert same(again.weights, whole.weights)
 

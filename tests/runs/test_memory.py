@@ -66,6 +66,9 @@ def test_snapshots_count_where_they_are():
     isp = METHODS["isp"].plan(problem.size, 0.7)
     gpu = [held_beside(isp, sizes, problem.training, torch.device("cuda"), place) for place in PLACES]
     assert gpu[0] == gpu[1] + sizes.snapshot == gpu[2] + sizes.snapshot
+    own = METHODS["sparse-progressive-distillation"].plan(problem.size, 0.7)  # a teacher, which no saved state holds
+    assert held_beside(own, sizes, problem.training, CPU, "disk") == sizes.weights + sizes.prunable // 4
+    assert not any(phase.copies or (phase.label == "teacher" and phase.keeps_moments) for phase in own)
     stopped = replace(problem.training, eval_steps=5, early_stopping_patience=2)
     assert held_beside(phases, sizes, stopped, CPU, "disk") == beside["disk"] + sizes.weights
 

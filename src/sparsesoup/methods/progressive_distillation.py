@@ -85,12 +85,13 @@ class SparseProgressiveDistillation(Method):
         peak = size.training.learning_rate
         rate = CyclicLinearDecay(peak, 0.0, steps[1], steps[1], 1, total) if self.restart else None
         teach = Phase(
-            name=TEACHER, steps=total if own else 0, label=TEACHER, shared=own, store=TEACHER if own else "",
+            name=TEACHER, steps=total if own else 0, label=TEACHER, shared=own, keeps_moments=False,
+            store=TEACHER if own else "", models=1,
             end=partial(_become_teacher, own), rewinds_to=0 if own else None, always=partial(_load_teacher, own),
         )  # fmt: skip
         loop = partial(_student_hooks, self, schedule, sparsity)
         train = Phase(
-            name="train", steps=total, kind="blocks", rate=rate, loop=loop, own_loss=True, copies=2.0,
+            name="train", steps=total, kind="blocks", rate=rate, loop=loop, own_loss=True, models=1,
             priced_problem=self._priced_problem, masks_final=schedule.stop,
         )  # fmt: skip
         return [teach, train]
@@ -172,7 +173,6 @@ def _become_teacher(own: bool, run: ActiveRun) -> None:
         found = named_weights(run.own)
         for name, t in named_weights(run.state.model).items():
             t.copy_(found[name])
-    run.state.reset_optimizer_()
     run.state.step = 0
 
 

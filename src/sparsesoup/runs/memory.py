@@ -93,7 +93,7 @@ def held_beside(
     beside, most, point = snapshots == "device" or (snapshots == "host" and device.type == "cpu"), 0.0, 0.0
     for phase in phases:
         taken = point + (sizes.snapshot if phase.kind == "fork" else 0)
-        most = max(most, phase.copies * sizes.prunable + (taken if beside else 0))
+        most = max(most, phase.copies * sizes.prunable + phase.models * sizes.weights + (taken if beside else 0))
         point = sizes.snapshot if phase.hold else point  # a rewinding point
     best = sizes.weights if training.early_stopping_patience is not None else 0  # of the best validation
     return round(most) + best + sizes.prunable // 4

@@ -100,6 +100,7 @@ class Phase:
         always: called after the phase, and at every restart after it.
         copies: copies of the prunable weights that the method holds in this phase, besides plain training and
             snapshots.
+        models: copies of the whole model that the method holds in this phase, such as a teacher of its own.
         masks_final: step of the run from which the masks no longer change, in a last phase with a `loop`; None: they
             change until its end.
     """
@@ -133,6 +134,7 @@ class Phase:
     hold: bool = False
     always: Callable[[ActiveRun], None] | None = None
     copies: float = 0.0
+    models: int = 0
     masks_final: int | None = None
 
     @property
