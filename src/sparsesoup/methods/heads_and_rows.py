@@ -1,17 +1,20 @@
 """Heads and rows as groups, the share of the weights that they leave, and masks trimmed to it. Yao et al. 2021."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from sparsesoup.core.granularity import Column, CoupledGroups, Row
 from sparsesoup.core.masks import Masks
 from sparsesoup.core.targets import Targets, attention_head_groups, feed_forward_groups
-from sparsesoup.methods.gates.density import group_scores
+from sparsesoup.methods.gates.density import first_gate_per_group, group_scores
 from sparsesoup.methods.gates.kept_share import MatrixShare
 from sparsesoup.methods.live_features import OUT_OF, close_dead_inputs
 from sparsesoup.training.state import TrainState
+
+Ranking = Callable[[TrainState, float], tuple[Tensor, int]]  # share of the way -> ranked scores, how many fit
 
 
 def head_and_row_groups(targets: Targets) -> tuple[CoupledGroups, ...]:
@@ -48,10 +51,22 @@ def kept_weights(matrices: Sequence[MatrixShare], counts: Sequence[int], left: S
     )
 
 
-def trim_heads_and_rows(
+def rank_heads_and_rows(
+    ties: tuple[CoupledGroups, ...],
+    matrices: Sequence[MatrixShare],
+    sparsity: float,
+    state: TrainState,
+    progress: float,
+) -> tuple[Tensor, int]:
+    """Return (scores of all groups in descending order, how many of the best fit at a share of the sparsity)."""
+    flat, order, fit = _best_heads_and_rows(ties, matrices, sparsity * progress, state)
+    return flat[order], fit
+
+
+def _best_heads_and_rows(
     ties: tuple[CoupledGroups, ...], matrices: Sequence[MatrixShare], sparsity: float, state: TrainState
-) -> Masks:
-    """Return the masks of the best heads and rows that fit, as if all logits were raised or lowered alike."""
+) -> tuple[Tensor, Tensor, int]:
+    """Return (scores of all groups, their descending order, how many of the best fit)."""
     scores = group_scores(state)
     flat = torch.cat([scores[tie] for tie in range(len(ties))])
     counts = [len(scores[tie]) for tie in range(len(ties))]
@@ -63,10 +78,54 @@ def trim_heads_and_rows(
         middle = (low + high) // 2
         left = torch.bincount(owner[:middle], minlength=len(ties)).tolist()
         low, high = (middle, high) if kept_weights(matrices, counts, left) <= budget else (low, middle)
+    return flat, order, low
+
+
+def trim_heads_and_rows(
+    ties: tuple[CoupledGroups, ...], matrices: Sequence[MatrixShare], sparsity: float, state: TrainState
+) -> Masks:
+    """Return the masks of the best heads and rows that fit, as if all logits were raised or lowered alike."""
+    flat, order, fit = _best_heads_and_rows(ties, matrices, sparsity, state)
     kept = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
-    kept[order[:low]] = True
+    kept[order[:fit]] = True
     shapes = {name: target.shape for name, target in state.targets.items()}
+    counts = [tie.num_groups(shapes) for tie in ties]
     masks: Masks = {}
     for tie, part in zip(ties, kept.split(counts), strict=True):
         masks |= tie.expand_to_weights(part, shapes)
     return close_dead_inputs({name: masks[name] for name in state.targets}, state.targets)
+
+
+class TileSizes:
+    """Weights in each tile of the matrices, among what is left, and the best tiles that fit.
+
+    Args:
+        ties: tiles of each matrix, in the order of the gates.
+        sparsity: share of all weights to remove.
+    """
+
+    def __init__(self, ties: tuple[CoupledGroups, ...], sparsity: float) -> None:
+        self.ties, self.sparsity = ties, sparsity
+        self._masks: Masks | None = None
+        self._sizes = torch.zeros(0)
+
+    def rank(self, state: TrainState, progress: float) -> tuple[Tensor, int]:
+        """Return (scores of all tiles in descending order, how many of the best fit at a share of the way)."""
+        scores, sizes = group_scores(state), self._sizes_of(state)
+        ranked, order = torch.cat([scores[tie] for tie in range(len(self.ties))]).sort(descending=True, stable=True)
+        left, total = sizes.sum(), sum(mask.numel() for mask in state.masks.values())
+        budget = left - progress * (left - round((1.0 - self.sparsity) * total)).clamp_min(0.0)
+        return ranked, int((sizes[order].cumsum(0) <= budget).sum())
+
+    def masked(self, state: TrainState) -> float:
+        """Return the share of all weights that masks and closed gates remove."""
+        gates, sizes = first_gate_per_group(state.model), self._sizes_of(state)
+        opened = torch.cat([gates[tie][1].open_groups() for tie in range(len(self.ties))])
+        return 1.0 - float(sizes[opened].sum()) / sum(mask.numel() for mask in state.masks.values())
+
+    def _sizes_of(self, state: TrainState) -> Tensor:
+        if self._masks is not state.masks:
+            whole = {name: mask.double() for name, mask in state.masks.items()}
+            sizes = [tie.sum_over_groups({name: whole[name] for name, _ in tie.members}) for tie in self.ties]
+            self._masks, self._sizes = state.masks, torch.cat([size.flatten() for size in sizes])
+        return self._sizes

@@ -1,6 +1,7 @@
 """MLPruning: heads and rows, then blocks, with learnt kept shares. Yao et al. 2021."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -14,10 +15,18 @@ from sparsesoup.core.groups import block_groups
 from sparsesoup.core.masking import topk_masks
 from sparsesoup.core.masks import Masks
 from sparsesoup.core.masks import sparsity as sparsity_of
-from sparsesoup.core.schedules import ScaledRate
+from sparsesoup.core.schedules import CubicSchedule, ScaledRate
 from sparsesoup.methods.gates.attach import Make, attach_gates, weight_scores
-from sparsesoup.methods.gates.kept_share import KeptShareGate, MatrixShare, ShareController
-from sparsesoup.methods.heads_and_rows import head_and_row_groups, kept_weights, matrix_shares, trim_heads_and_rows
+from sparsesoup.methods.gates.kept_share import KeptShareGate, MatrixShare, ShareController, shift_logits_
+from sparsesoup.methods.heads_and_rows import (
+    Ranking,
+    TileSizes,
+    head_and_row_groups,
+    kept_weights,
+    matrix_shares,
+    rank_heads_and_rows,
+    trim_heads_and_rows,
+)
 from sparsesoup.methods.learned_masks import (
     GateSetup,
     LearnedMasks,
@@ -25,10 +34,14 @@ from sparsesoup.methods.learned_masks import (
     check_rate,
     settle_hooks,
 )
+from sparsesoup.training.hooks import Hook
 from sparsesoup.training.plan import ActiveRun, LoopHooks, Phase
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import TrainState
+
+PHASES, START = PhaseShares(warmup=0.1, cooldown=0.4, settle=0.2), 10.0
+REACH = 2.0  # what a logit can move by against the others in a search
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +49,14 @@ class MlPruning(LearnedMasks):
     """Heads and rows, then blocks, with learnt scores and learnt shares to keep. Yao et al. 2021 ("MLPruning").
 
     First stage, T steps: a gate for the heads of each attention, shared by query, key and value, and one for the rows
-    of each other matrix, with their biases. Each keeps the best sigmoid(logit) of its groups; a penalty with feedback
-    moves the logits until the kept share of all weights, columns without input left out, is the target.
-    Second stage, `blocks` T steps more: gates on the tiles of each matrix, among what is left. Both end by trimming
-    to exactly the sparsity, or the nearest group boundary that keeps no more.
+    of each other matrix, with their biases. Each keeps the best sigmoid(logit) of its groups. After each step all
+    logits are raised or lowered alike, so that the kept share of all weights, columns without input left out, is that
+    of a cubic schedule; how they differ is learnt. Second stage, `blocks` T steps more: gates on the tiles of each
+    matrix, among what is left. Both end by trimming to exactly the sparsity, or the nearest group boundary that keeps
+    no more.
+
+    With `strength`, as published, a penalty with feedback moves the logits instead, to a constant target. In a short
+    run that ends far below it (docs/papers.md).
 
     Published with train.distill of alpha 0.9 and, for L blocks, hidden and attention 0.9 L: 10.8 for 12, 5.4 for 6.
 
@@ -48,34 +65,37 @@ class MlPruning(LearnedMasks):
             that it can be cut out, and there is no second stage.
         blocks: share of T of the second stage.
         tile: tile masked as one group in the second stage.
-        score_rate: peak learning rate of scores and logits (published: 0.01); default: one with which a logit can fall
-            from `start` to 0 in the first third of the stage.
-        start: initial logit of the kept shares.
-        strength: strength of the penalty's feedback.
-        settle: last share of each stage, with masks trimmed to exactly the sparsity and fixed.
+        phases: schedule of either stage, as shares of its steps; with `strength` all but `settle` as by default.
+        score_rate: peak learning rate of scores and logits (published: 0.01); default: one with which a logit can move
+            by 2 in the stage's search; with `strength`, fall from `start` to 0 in the first third of the stage.
+        strength: strength of the penalty's feedback (published: 20,000); None: no penalty.
+        start: initial logit of the kept shares, for the penalty.
     """
 
     structured: float = 0.37
     blocks: float = 1.0
     tile: Block = field(default_factory=lambda: Block(32, 32))
+    phases: PhaseShares = PHASES
     score_rate: float | None = None
-    start: float = 10.0
-    strength: float = 20_000.0
-    settle: float = 0.2
+    strength: float | None = None
+    start: float = START
 
     def __post_init__(self) -> None:
         if self.score_rate is not None:
             check_rate(self.score_rate)
-        require(0.0 < self.settle < 1.0, "settle", "a share of T in (0, 1)", self.settle)
         require(0.0 < self.structured <= 1.0, "structured", "in (0, 1]", self.structured)
         require(0.0 < self.blocks < math.inf, "blocks", "a share of T above 0", self.blocks)
         require(0.0 < self.start < 100.0, "start", "a logit above 0, below 100", self.start)
+        if self.strength is None:
+            require(
+                self.start == START, "start", f"{START:g} without strength, since all logits move alike", self.start
+            )
+            return
         require(0.0 <= self.strength < math.inf, "strength", "0 or more", self.strength)
-
-    @property
-    def phases(self) -> PhaseShares:  # type: ignore[override]  # no schedule: the target is constant
-        """The shares of T of the search and of the training with fixed masks."""
-        return PhaseShares(warmup=0.0, cooldown=self.settle, settle=self.settle)
+        for name in ("warmup", "cooldown"):
+            usual = getattr(PHASES, name)
+            if getattr(self.phases, name) != usual:
+                raise UserError(f"with strength the target is constant; leave {name} at {usual:g}", f"phases.{name}")
 
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
         """Return the phases of both stages: T + `blocks` T steps, or T if all is done in heads and rows."""
@@ -103,11 +123,13 @@ class MlPruning(LearnedMasks):
         if self.score_rate is not None:
             return self.score_rate
         rate, peak = size.rate_schedule(), size.training.learning_rate
+        if self.strength is None:
+            return REACH * peak / max(sum(map(rate, range(self.phases.pruning_end(size.steps)))), 1e-12)
         return self.start * peak / max(sum(map(rate, range(max(1, size.steps // 3)))), 1e-12)
 
     def fall_to_close(self) -> float:
         """Return the distance that a logit has to fall before half of its groups are closed."""
-        return self.start
+        return 0.0 if self.strength is None else self.start
 
     def make_gates(self, problem: Problem, sparsity: float) -> GateSetup:
         """Return the gates of the first stage, with their penalty."""
@@ -120,11 +142,17 @@ class MlPruning(LearnedMasks):
                 f"cannot prune to sparsity {goal:.4f} in heads and rows: one of each matrix stays; ask for less, or "
                 f"set a lower structured"
             )
-        lead = ShareController(sparsity=goal, strength=self.strength, matrices=matrices)
         alive = [torch.ones(count, dtype=torch.bool) for count in counts]
         trim = partial(trim_heads_and_rows, ties, matrices, goal)
-        return GateSetup(ties, self._gates(alive), lead, penalty=lead.penalty_term, biases=True, trim=trim,
-                         masked=lead.masked)  # fmt: skip
+        lead = ShareController(sparsity=goal, strength=self.strength or 0.0, matrices=matrices)
+        hook: Hook = lead
+        if self.strength is None:
+            rank = partial(rank_heads_and_rows, ties, matrices, goal)
+            hook = partial(_follow_schedule, self.phases.pruning_schedule(problem.steps), 0, rank, lead.masked)
+        return GateSetup(
+            ties, self._gates(alive), hook, penalty=None if self.strength is None else lead.penalty_term, biases=True,
+            trim=trim, masked=lead.masked,
+        )  # fmt: skip
 
     def _gates(self, alive: list[Tensor]) -> Make:
         scores = [Parameter(torch.zeros(len(groups))) for groups in alive]
@@ -147,11 +175,13 @@ class MlPruning(LearnedMasks):
         factor = self.peak_score_rate(size) / (size.training.learning_rate or 1.0)
         group = {"params": learnt, "weight_decay": 0.0, "decays": False, "factor": factor, "lr": 0.0}
         state.optimizer.add_param_group(group)
-        lead = partial(_block_controller, self.strength, run.sparsity)
+        tiles = TileSizes(ties, run.sparsity)
+        schedule, start = self.phases.pruning_schedule(size.steps), run.problem.steps - size.steps
+        hook = partial(_follow_schedule, schedule, max(start, 0), tiles.rank, tiles.masked)
+        penalty = None if self.strength is None else partial(_block_penalty, self.strength, run.sparsity)
         run.own = GateSetup(
-            ties, self._gates(alive), _no_hook, penalty=lambda state: lead(state).penalty_term(state), biases=True,
-            trim=partial(trim_blocks, ties, run.sparsity),
-            masked=lambda state: 1.0 - (1.0 - sparsity_of(state.masks)) * (1.0 - lead(state).masked(state)),
+            ties, self._gates(alive), hook if penalty is None else _no_hook, penalty=penalty, biases=True,
+            trim=partial(trim_blocks, ties, run.sparsity), masked=tiles.masked,
         )  # fmt: skip
 
 
@@ -162,20 +192,29 @@ def _go_back(start: int, run: ActiveRun) -> None:
     run.state.step = start
 
 
+def _follow_schedule(
+    schedule: CubicSchedule, start: int, rank: Ranking, masked: Callable[[TrainState], float], state: TrainState
+) -> None:
+    """After a step: raise or lower all logits alike to the share of the schedule, which begins at `start`."""
+    if progress := schedule.sparsity_at(state.step - start, 1.0):
+        shift_logits_(state, *rank(state, progress))
+    state.masked = masked(state)
+
+
 def _search_blocks_hooks(run: ActiveRun) -> LoopHooks:
-    return LoopHooks(settle_hooks(run).hooks, penalty=run.own.penalty)
+    return LoopHooks([run.own.hook, *settle_hooks(run).hooks], penalty=run.own.penalty)
 
 
 def _no_hook(state: TrainState) -> None:
     """Do nothing: the masks of the first stage are logged."""
 
 
-def _block_controller(strength: float, sparsity: float, state: TrainState) -> ShareController:
-    """Return the controller of the second stage: shares are those of what the first one left."""
+def _block_penalty(strength: float, sparsity: float, state: TrainState) -> Tensor:
+    """Return the penalty of the second stage: shares are those of what the first one left."""
     matrices = [MatrixShare(int(torch.count_nonzero(mask)), tie) for tie, mask in enumerate(state.masks.values())]
     left = sum(m.size for m in matrices) / sum(mask.numel() for mask in state.masks.values())
     rest = max(0.0, 1.0 - (1.0 - sparsity) / left)
-    return ShareController(sparsity=rest, strength=strength, matrices=matrices)
+    return ShareController(sparsity=rest, strength=strength, matrices=matrices).penalty_term(state)
 
 
 def trim_blocks(ties: tuple[CoupledGroups, ...], sparsity: float, state: TrainState) -> Masks:

@@ -107,13 +107,14 @@ def _remedy_for_gates(method: Facts, too_many: bool) -> str:
     """Return what to set where gates closed too many, or too few, of the weights."""
     if method.get("penalty") is not None:
         return "leave out --method.penalty, so that it is adapted to the sparsity"
+    if method.get("strength") is not None:
+        return "leave out --method.strength, so that the shares follow the sparsity"
     if method.get("every", 1) > 1:
         return f"set a lower --method.every (now {method['every']})"
     rate = f" (now {method['score_rate']:g})" if method.get("score_rate") is not None else ""
     if too_many:
         return f"raise --steps, or lower --method.score-rate{rate}"
-    other = f"--method.strength (now {method['strength']:g})" if "strength" in method else "--steps"
-    return f"raise --method.score-rate{rate} or {other}"
+    return f"raise --method.score-rate{rate} or --steps"
 
 
 def _describe_data(facts: Facts) -> list[str]:

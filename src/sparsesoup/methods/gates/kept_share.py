@@ -81,6 +81,23 @@ class KeptShare(torch.autograd.Function):
         return mask_weight(grad, mask, gate.block), product, (product * mask).sum(), None
 
 
+@torch.no_grad()
+def shift_logits_(state: TrainState, ranked: Tensor, fit: int) -> None:
+    """Raise or lower all logits alike, so that the best groups that fit are open and the others closed.
+
+    Args:
+        ranked: scores of all groups, in descending order.
+        fit: how many of them fit; the first of each gate do.
+    """
+    if fit == len(ranked):
+        level = ranked[-1] - 1.0
+    else:  # a last group that fits may have an infinite score: it is the first of its gate
+        level = (ranked[fit] + torch.minimum(ranked[fit - 1], ranked[fit] + 1.0)) / 2
+    for _, gate in first_gate_per_group(state.model).values():
+        assert isinstance(gate, KeptShareGate)
+        gate.logit.sub_(level)
+
+
 @dataclass(frozen=True)
 class MatrixShare:
     """Sources of the kept share of a matrix: rows of one gate, and the columns that another leaves to read.
