@@ -2,6 +2,7 @@
 
 import gc
 import json
+import multiprocessing.forkserver
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -41,6 +42,10 @@ hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, d
 hypothesis.settings.load_profile("suite")
 
 
+# One server forks all processes of a session, whichever test starts it: each would import these for seconds otherwise.
+PRELOADED = ("sparsesoup.runs.run", "sparsesoup.study.execute.jobs")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest, so that none of them is still at work when all others are done."""
     measured = Path(__file__).parents[1] / "benchmarks" / "results" / "tests" / "cpu.json"
@@ -56,8 +61,10 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _alone() -> Iterator[None]:
     """No test asks the Hub or a data root unless it says so, and none waits for a disk: no power is cut here."""
+    preload = multiprocessing.forkserver.set_forkserver_preload
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
+        patch.setattr(multiprocessing.forkserver, "set_forkserver_preload", lambda names: preload([*names, *PRELOADED]))
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.delenv("SPARSESOUP_DATA", raising=False)
         yield

@@ -1,7 +1,6 @@
 """A killed run goes on where it was: no piece done twice, no step lost or counted twice, the same bits in the end."""
 
 import json
-import multiprocessing
 import random
 import time
 from dataclasses import replace
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from conftest import same, tiny
+from processes import FORKS
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import atomic_write, write_json, write_text
 from sparsesoup.core.granularity import Block
@@ -120,12 +120,10 @@ def live(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", list(LONG))
 def test_a_run_killed_at_random_moments_ends_as_if_it_never_was(name: str, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sparsesoup.methods", "torch._dynamo"])  # else each life imports them anew
     draw, killed, record = random.Random(name), 0, tmp_path / "checkpoint.json"
     while not (tmp_path / "cost.json").exists():
         written = record.stat().st_mtime_ns if record.exists() else 0
-        process = context.Process(target=live, args=(tmp_path, name))
+        process = FORKS.Process(target=live, args=(tmp_path, name))
         process.start()
         while process.is_alive() and killed < 4:
             if record.exists() and record.stat().st_mtime_ns != written:

@@ -14,6 +14,8 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.process_pool import ProcessPool, run_with_retries
 from sparsesoup.core.task_queue import TaskQueue
 
+pytestmark = pytest.mark.integration
+
 
 def do(task):
     """Die as often as the task says, told from a file, then leave a mark; or raise."""
