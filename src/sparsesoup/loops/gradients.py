@@ -1,5 +1,6 @@
 """The gradients of a foreign loop: zero where weights are pruned, and observed as the backward pass left them."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,11 +14,14 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.masks import Masks
 from sparsesoup.core.targets import Targets, bias_of, target_parameters
 from sparsesoup.loops.problem import LoopProblem
+from sparsesoup.training.overrides import find_dropouts
 from sparsesoup.training.state import TrainState
 
 
 def check_trained(model: nn.Module, optimizer: Optimizer, targets: Targets) -> None:
     """Raise a UserError if the optimizer does not train a weight that is to be pruned."""
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise UserError("LBFGS computes several losses a step, and nothing holds the masks in between; take AdamW")
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     params = dict(model.named_parameters())
     if missing := [n for n in targets if n not in params or id(params[n]) not in trained]:
@@ -33,6 +37,20 @@ def check_requires_grad(model: nn.Module, targets: Targets) -> None:
     if frozen := [name for name, p in target_parameters(model, targets).items() if not p.requires_grad]:
         some = f"{frozen[0]} is to be pruned and frozen ({len(frozen)} such weights of {len(targets)})"
         raise UserError(f"{some}; call requires_grad_(True), or leave them out with prunable=...")
+
+
+def warn_of_eval_mode(model: nn.Module, step: int) -> None:
+    """Warn before the first step if a model is trained in eval mode although that switches layers of it off."""
+    if step:
+        return
+    idle = [module for module, _, probability in find_dropouts(model) if probability]
+    idle += [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+    if idle and not any(module.training for module in (model, *idle)):
+        warnings.warn(
+            f"{type(model).__name__} is trained in eval mode, without its dropout and with fixed statistics of batch "
+            f"norms; call model.train() before the loop, unless that is what you want",
+            stacklevel=2,
+        )
 
 
 class GradientWatch:

@@ -1,6 +1,6 @@
 """Learning rate and left-out steps of the optimizer of a foreign loop."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,50 @@ class RelativeRate:
 
     def __call__(self, step: int) -> float:
         return round(self.rate(step) / self.now, 12)
+
+
+class StepNesting:
+    """Tell the step of an optimizer from one within it: a subclass may call its parent's, which has the same hooks."""
+
+    def __init__(self) -> None:
+        self._depth, self._in_closure = 0, False
+
+    def begin(self, args: tuple[Any, ...], kwargs: Any, work: Callable[[], None]) -> tuple[Any, Any] | None:
+        """Do some work before a step, or, if it has a closure, which makes the gradients, after that.
+
+        Args:
+            args, kwargs: of the step, with the optimizer as the first.
+        Returns: the arguments of the step in their place; None: as they are.
+        """
+        self._depth += 1
+        if self._depth > 1:
+            return None
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            work()
+            return None
+
+        def gradients_then_work() -> Any:
+            self._in_closure = True
+            try:
+                loss = closure()
+            finally:
+                self._in_closure = False
+            work()
+            return loss
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": gradients_then_work}
+        return (args[0], gradients_then_work, *args[2:]), kwargs
+
+    def end(self) -> bool:
+        """End a step; return True unless it was within another one."""
+        self._depth = max(0, self._depth - 1)
+        return not self._depth
+
+    def begin_forward(self) -> None:
+        """Forget a step that an error has ended, at a forward pass outside of a closure."""
+        self._depth = self._depth if self._in_closure else 0
 
 
 def is_skipped(optimizer: Optimizer) -> bool:

@@ -3,23 +3,21 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from transformers import PreTrainedModel
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.core.files import atomic_write
 from sparsesoup.core.masks import Masks, apply_masks_
 from sparsesoup.core.masks import sparsity as sparsity_of
-from sparsesoup.core.ticket import save_masks
-from sparsesoup.hub.models.loading import save_module
-from sparsesoup.loops.gradients import GradientWatch
-from sparsesoup.loops.optimizer import RelativeRate, is_skipped, lent_optimizer
+from sparsesoup.loops.gradients import GradientWatch, warn_of_eval_mode
+from sparsesoup.loops.optimizer import RelativeRate, StepNesting, is_skipped, lent_optimizer
 from sparsesoup.loops.problem import LoopProblem
+from sparsesoup.loops.pruned_folder import save_pruned
 from sparsesoup.loops.traces import untouched_weights, without_trace
 from sparsesoup.methods import Method, row_of
 from sparsesoup.training.cost import Cost
@@ -52,7 +50,7 @@ class Pruner:
         self._factor: Rate | None = None
         self._next, self._end, self._inside, self._overrides = 0, 0, LoopHooks(), ExitStack()
         self._due, self._busy, self._masks = True, False, Masks()
-        self._rates: list[Any] = []
+        self._rates, self._steps = list[Any](), StepNesting()
         self._gradients = GradientWatch(problem, scaler, lambda: self.masks)
         optimizer = problem.optimizer
         self._hooks = [
@@ -98,7 +96,7 @@ class Pruner:
             )
         if self._due and self.step >= self.problem.steps:
             self._catch_up()
-        self._started.state.enforce_masks_()
+        self._enforce_masks()
         self.remove_hooks()
         return self.masks
 
@@ -117,16 +115,9 @@ class Pruner:
 
         Raises: UserError if the folder exists.
         """
-        model, target = self.problem.pretrained, Path(folder)
-        if target.exists():
-            raise UserError(f"{target} is there already; give a folder that does not exist")
+        self._enforce_masks()
         facts = {"method": row_of(self.method), "sparsity": self.sparsity}
-        facts["base_model"] = getattr(model, "name_or_path", "") or type(model).__name__
-        self._started.state.enforce_masks_()
-        with atomic_write(target) as temporary:
-            (type(model).save_pretrained if isinstance(model, PreTrainedModel) else save_module)(model, temporary)
-            save_masks(temporary / "pruning", {name: mask.cpu() for name, mask in self.masks.items()}, facts)
-        return target
+        return save_pruned(self.problem.pretrained, self.masks, folder, facts)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a restarted loop needs besides its own model and optimizer: plain values and tensors."""
@@ -182,6 +173,7 @@ class Pruner:
     def _before_forward(self, *_: Any) -> None:
         if self._busy:
             return
+        self._steps.begin_forward()
         if self._due:
             self._catch_up()
         self._gradients.renew()
@@ -230,10 +222,9 @@ class Pruner:
 
     def _close(self, run: ActiveRun, phase: Phase) -> None:
         self._overrides.close()
-        if phase.end is not None:
-            phase.end(run)
-        if phase.always is not None:
-            phase.always(run)
+        for after in (phase.end, phase.always):
+            if after is not None:
+                after(run)
         self._phase, self._inside, self._factor, self._gradients.observing = None, LoopHooks(), None, False
         self._next += 1
 
@@ -244,13 +235,16 @@ class Pruner:
         with lent_optimizer(self.problem):
             run_forks(run, [replace(fork, rate=RelativeRate(fork.rate or own, now)) for fork in forks])
 
-    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
-        if self._busy:
-            return
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        return None if self._busy else self._steps.begin(args, kwargs, partial(self._prepare_step, optimizer))
+
+    def _prepare_step(self, optimizer: Optimizer) -> None:
+        """Do what comes between the gradients of a step and the step itself."""
         if self._due:  # the forward pass was made on something that wraps the model
             self._catch_up()
             self._gradients.zero()
         state = self._started.state
+        warn_of_eval_mode(self.problem.pretrained, state.step)
         self._rates = [group["lr"] for group in optimizer.param_groups]
         if self._factor is not None:
             for group in optimizer.param_groups:
@@ -262,7 +256,7 @@ class Pruner:
                 self._inside.observe(state)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        if self._busy:
+        if self._busy or not self._steps.end():
             return
         for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate
@@ -287,8 +281,13 @@ class Pruner:
             if self.problem.gated is not None:
                 self.problem.gated.zero_moments(state.masks)
             self._masks = state.masks
-        elif written or not isinstance(state.optimizer, OPTIMIZERS_THAT_KEEP_ZEROS):
+        elif written or type(self.problem.optimizer) not in OPTIMIZERS_THAT_KEEP_ZEROS:
             apply_masks_(state.prunable_parameters(), state.masks)
+
+    def _enforce_masks(self) -> None:
+        self._started.state.enforce_masks_()
+        if self.problem.gated is not None:
+            self.problem.gated.show()
 
     @contextmanager
     def _asleep(self) -> Iterator[None]:
