@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -22,7 +22,7 @@ from sparsesoup.report.escaping import SafeConsole
 from sparsesoup.runs import run
 from sparsesoup.runs.config import RunConfig, config_from_dict
 from sparsesoup.runs.options import check_cache_size
-from sparsesoup.study.compare import StudyResult, compare_recipe
+from sparsesoup.study.compare import StudyResult, compare_recipe, compare_results
 from sparsesoup.study.execute.jobs import TrialOptions
 from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.device import device_chosen
@@ -40,8 +40,8 @@ def prune(
     steps: int | None = None, epochs: float | None = None, seed: int | None = None,
     method: Mapping[str, Any] | None = None, train: Mapping[str, Any] | TrainingConfig | None = None,
     out: str | Path | None = None, cache_dir: str | Path | None = None, cache_size: float = 32.0,
-    workers: int = 1, device: str | None = None, snapshots: str = "device", progress: bool = True,
-    observer: Observer | None = None, **settings: Any,
+    workers: int = 1, device: str | None = None, snapshots: str = "device", save_every: float = 30.0,
+    progress: bool = True, observer: Observer | None = None, **settings: Any,
 ) -> run.Run: ...  # fmt: skip
 @overload
 def prune(name: str | Method, *, model: nn.Module, **settings: Any) -> "PrunedModel": ...
@@ -64,6 +64,7 @@ def prune(
     workers: int = 1,
     device: str | None = None,
     snapshots: str = "device",
+    save_every: float = 30.0,
     progress: bool = True,
     observer: Observer | None = None,
     trainer: Any = None,
@@ -86,6 +87,7 @@ def prune(
         workers: processes over which the weak masks of a run are spread.
         device: cpu, cuda, cuda:1 or mps, for this call; default the first accelerator, else cpu.
         snapshots: keep forks and rewinding points on the device, in host memory (host) or on disk (disk).
+        save_every: minimum seconds between saves of the state, from which a killed run resumes.
         progress: whether to show it on stderr.
         observer: sees every step of this process and every validation; see `Observer`.
         trainer: a Trainer, in place of model and dataset; see `prune_trainer`.
@@ -97,10 +99,11 @@ def prune(
     given = {"dataset": dataset, "sparsity": sparsity, "steps": steps, "epochs": epochs, "seed": seed, **settings}
     given = {key: value for key, value in given.items() if value is not None}
     shared: dict[str, Any] = {"cache_size": cache_size, "workers": workers}
-    outside: dict[str, Any] = {"observer": observer, "snapshots": snapshots}
+    outside: dict[str, Any] = {"observer": observer, "snapshots": snapshots, "save_every": save_every}
     with device_chosen(device):
         if trainer is not None or isinstance(model, nn.Module) or "train_dataset" in settings:
-            _refuse_for_objects({"cache_dir": cache_dir, **shared})
+            alone = "objects stay in this process, so nothing is shared with others; leave it out"
+            _refuse_changed(prune, {"cache_dir": cache_dir, **shared}, alone)
             objects = {**given, "train": train, "out": out, **outside, "progress": progress}
             return _prune_objects(name, model, trainer, method, objects)
         config = _make_config(name, given if model is None else {**given, "model": model}, method, train)
@@ -135,11 +138,11 @@ def _check_tables(method: Any, train: Any) -> None:
     require(known, "train", "a TrainingConfig, or a table of its settings", repr(train))
 
 
-def _refuse_for_objects(given: Mapping[str, Any]) -> None:
-    """Raise a UserError for an argument that objects in memory do not allow."""
-    defaults = inspect.signature(prune).parameters
+def _refuse_changed(function: Callable[..., Any], given: Mapping[str, Any], why: str) -> None:
+    """Raise a UserError for an argument of a function that is not its default."""
+    defaults = inspect.signature(function).parameters
     for name in (name for name, value in given.items() if value != defaults[name].default):
-        raise UserError("objects stay in this process, so nothing is shared with others; leave it out", name)
+        raise UserError(why, name)
 
 
 def _prune_objects(
@@ -175,7 +178,7 @@ def evaluate_on_test(path: str | Path, *, device: str | None = None) -> dict[str
 
 
 def compare(
-    recipe: str | Path | Mapping[str, Any],
+    recipe: "str | Path | Mapping[str, Any] | Sequence[str | Path | run.Run | PrunedModel]",
     *,
     out: str | Path = "runs",
     name: str | None = None,
@@ -189,18 +192,26 @@ def compare(
     """Run a study: methods, models, datasets, sparsities and seeds; what `sparsesoup compare --config FILE` does.
 
     Args:
-        recipe: a YAML file, the name of a recipe that is shipped, or a table with the keys of one.
+        recipe: a YAML file, the name of a recipe that is shipped, or a table with the keys of one. Or a list of
+            existing runs, as directories or as `prune` returned them, for a table: `sparsesoup compare RUN RUN`.
         out: the folder of all runs; the study's own is studies/NAME in it.
-        name: of the study; default that of the file, for a table `study`.
+        name: of the study; default that of the file, for a table `study`, for existing runs `runs`.
         workers: processes that runs are spread over.
         retry_failed: do runs again that failed before.
         device: cpu, cuda, cuda:1 or mps, for this call; default the first accelerator, else cpu.
         cache_size: most GiB of trainings that runs share.
         snapshots: keep forks and rewinding points on the device, in host memory (host) or on disk (disk).
         progress: whether to show it on stderr.
-    Returns: the study: `path` of its folder, with tables and page, and its `facts`.
+    Returns: the study: `path` of its folder, with tables and page, its `facts`, and its `table` of scores.
     Raises: UserError for bad input.
     """
+    if isinstance(recipe, Sequence) and not isinstance(recipe, str):
+        beside = {"workers": workers, "retry_failed": retry_failed, "device": device}
+        own = {**beside, "cache_size": cache_size, "snapshots": snapshots}
+        _refuse_changed(compare, own, "it is for a recipe; with runs that exist, leave it out")
+        return compare_results(recipe, name, Path(out))
+    known = isinstance(recipe, str | Mapping) or (isinstance(recipe, Path) and not recipe.is_dir())
+    require(known, "recipe", "a recipe (file, name or table), or a list of runs", repr(recipe))
     console = SafeConsole(stderr=True, quiet=not progress)
     run.RuntimeOptions(console, snapshots=snapshots)  # checks it before anything is read
     check_cache_size(cache_size)

@@ -15,10 +15,12 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from conftest import same
 from sparsesoup import (
     DistillConfig,
+    Observer,
     PrunedModel,
     TrainingConfig,
     UserError,
     benchmark,
+    compare,
     evaluate_on_test,
     export,
     load_masks,
@@ -215,6 +217,42 @@ def test_saved_runs_stand_under_their_methods_and_equal_ones_under_their_folders
     assert main(["compare", *runs, "--out", str(tmp_path)]) == 0
     heads = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()]
     assert heads[2:5] == ["| random", "| mine-2", "| again"]
+
+
+def test_results_stand_in_one_table_from_python(tmp_path: Path) -> None:
+    inside = prune_model("random", network(), pairs(), loss=entropy, out=tmp_path, **SHORT)
+    other = prune_model("magnitude", network(), pairs(), loss=entropy, **SHORT)
+    assert "magnitude: 192 of 384 weights kept" in (said := one_line(compare, [inside, other], out=tmp_path))
+    assert "is in memory; write it with save(folder) first" in said
+    assert other.save(tmp_path / "other") == other.path
+    found = compare([str(inside.path), other], out=tmp_path, name="mine")
+    assert found.path == tmp_path / "studies" / "mine"
+    for method, result in (("random", inside), ("magnitude", other)):
+        assert f"| {method} | {result.metrics['negative_loss']:.3f} |" in found.table
+    assert {Path(record["run"]) for record in found.facts["runs"]} == {inside.path, other.path}
+    assert "workers: it is for a recipe" in one_line(compare, [inside, other], out=tmp_path, workers=2)
+    assert "at least one" in one_line(compare, [], out=tmp_path)
+    for wrong in ([inside, 3], None, inside, inside.path):
+        assert "recipe: must be a recipe" in one_line(compare, wrong, out=tmp_path)
+
+
+def test_the_state_of_a_run_of_objects_is_saved_as_often_as_asked(tmp_path: Path) -> None:
+    class Killed(Observer):
+        def step(self, record: dict[str, Any]) -> None:
+            if record.get("step") == 9:
+                raise Stop
+
+    given: dict[str, Any] = {"model": network(), "train_dataset": pairs(), "loss": entropy, "progress": False}
+    given |= {"sparsity": 0.5, "steps": 20}
+    for every, saved in ((0.0, True), (1000.0, False)):
+        with pytest.raises(Stop):
+            prune("gradual", observer=Killed(), out=tmp_path / f"{every}", save_every=every, **given)
+        found = [*(tmp_path / f"{every}").rglob("state-*.safetensors")]
+        assert bool(found) == saved
+    whole, again = (prune("gradual", out=folder, **given) for folder in (None, tmp_path / "0.0"))
+    assert same(whole.model.state_dict(), again.model.state_dict())
+    assert "save_every: a run in memory saves nothing" in one_line(prune, "gradual", save_every=1.0, **given)
+    assert "save_every: must be a number" in one_line(prune, "gradual", save_every="1", out=tmp_path, **given)
 
 
 def test_a_table_of_runs_does_not_take_the_place_of_one_of_other_runs(

@@ -64,7 +64,9 @@ def object_source(given: Given) -> ObjectSource:
     if not raw:
         _refuse_columns(given)
         problem = _make_problem(settings, model, reader, given)
-    own = {"observer": given["observer"], "snapshots": given["snapshots"]}
+    if given["out"] is None and given["save_every"] != RuntimeOptions.save_every:
+        raise UserError("a run in memory saves nothing; give out=... too", "save_every")
+    own = {name: given[name] for name in ("observer", "snapshots", "save_every")}
     outside = RuntimeOptions(SafeConsole(stderr=True, quiet=not given["progress"]), **own)
     return ObjectSource(
         settings=settings, problem=problem, outside=outside,

@@ -89,7 +89,7 @@ class PrunedModel:
         Its `model` folder is what save_pretrained writes, with the masks in `pruning`; of a module that is none of
         transformers' it has the state_dict as model.safetensors.
 
-        Returns: the folder.
+        Returns: the folder, which `path` is from then on if the run was in memory.
         Raises: UserError if there is something else.
         """
         path = Path(folder)
@@ -101,6 +101,7 @@ class PrunedModel:
             else:
                 assert self.path is not None
                 shutil.copytree(self.path, temporary, ignore=shutil.ignore_patterns("stages", ".lock"))
+        self.path = self.path or path
         return path
 
 
@@ -113,7 +114,7 @@ def prune_model(
     teacher: Teacher = None, processing_class: Any = None, prunable: Prunable | None = None, head: Sequence[str] = (),
     columns: Mapping[str, Any] | None = None, seed: int = 0, dataset: str = "objects", out: str | Path | None = None,
     progress: bool = True, observer: Observer | None = None, report_to: str | Sequence[str] = (),
-    snapshots: str = "device", label_names: Sequence[str] = (), row: str | None = None,
+    snapshots: str = "device", save_every: float = 30.0, label_names: Sequence[str] = (), row: str | None = None,
 ) -> PrunedModel:  # fmt: skip
     """Prune a model object on datasets in memory, by any method.
 
@@ -144,6 +145,7 @@ def prune_model(
         observer: receives the progress too.
         report_to: trackers, as `--report-to` of the command line; tensorboard needs `out`.
         snapshots: keep forks and rewinding points on the device, in host memory (host) or on disk (disk).
+        save_every: minimum seconds between saves of the state, from which a killed run resumes; it needs `out`.
         label_names: names of the labels in a batch; default: those that the model's forward takes, else labels.
         row: name of the method in report and folder; default: `method` if that is a name, else the row it fits best.
     Raises: UserError if something is missing, or the method does not fit.

@@ -4,11 +4,12 @@ import contextlib
 import math
 import os
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 
 from rich.console import Console
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, require
 from sparsesoup.core.files import make_folder
 from sparsesoup.hub.place_cache import PlaceCache
 from sparsesoup.runs.config import RunConfig
@@ -22,6 +23,7 @@ CACHE_SIZE = 32.0  # GiB
 
 def check_cache_size(size: float) -> None:
     """Raise a UserError unless a size of a cache is one of GiB."""
+    require(isinstance(size, Real), "cache_size", "a number", repr(size))
     if not 0 <= size < math.inf:
         raise UserError(f"a number of GiB, 0 or more, is needed, got {size:g}", "cache_size")
 
@@ -70,6 +72,8 @@ class RuntimeOptions:
     cache_size: float = CACHE_SIZE
 
     def __post_init__(self) -> None:
+        require(isinstance(self.workers, Integral), "workers", "a whole number", repr(self.workers))
+        require(isinstance(self.save_every, Real), "save_every", "a number", repr(self.save_every))
         if self.workers < 1:
             raise UserError(f"at least 1 is needed, got {self.workers}", "workers")
         SnapshotStore(self.snapshots)

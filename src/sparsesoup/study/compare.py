@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from sparsesoup.study.execute.progress import StudyProgress
 from sparsesoup.study.execute.records import StudyRecords
 from sparsesoup.study.recipe.budget import read_budget
 from sparsesoup.study.recipe.plan import StudyPlan, read_plan
-from sparsesoup.study.results.from_runs import records_of
+from sparsesoup.study.results.from_runs import records_of, run_paths
 from sparsesoup.study.results.html import draw_page
 from sparsesoup.study.results.scores import Record, score_table
 from sparsesoup.study.results.tables import latex_table, markdown_table
@@ -44,7 +44,12 @@ class StudyResult:
     """The folder of a study, with its tables and page, and its study.json."""
 
     path: Path
-    facts: dict[str, Any]
+    facts: dict[str, Any] = field(repr=False)
+
+    @property
+    def table(self) -> str:
+        """The scores by method, as a table in Markdown."""
+        return (self.path / "study.md").read_text(encoding="utf-8")
 
 
 def compare_recipe(
@@ -125,6 +130,12 @@ def run_study(
         told = f"{len(failed)} of {len(jobs)} runs failed; the page says why, and --retry-failed does them again"
         console.print(told, highlight=False, markup=False, soft_wrap=True)
     return folder
+
+
+def compare_results(results: Sequence[Any], name: str | None, out: Path) -> StudyResult:
+    """Tabulate existing runs: directories, or what `prune` returned."""
+    made = table_of_runs(run_paths(results), name or "runs", out)
+    return StudyResult(made, read_table(made / "study.json"))
 
 
 def table_of_runs(runs: Sequence[Path], name: str, out: Path) -> Path:

@@ -7,12 +7,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sparsesoup.core.errors import UserError
+from sparsesoup.core.errors import UserError, require
 from sparsesoup.report.terminal import read_report
 from sparsesoup.runs.config import without_workers
 from sparsesoup.study.execute.jobs import KEPT
 
 PLACED = ("model", "dataset", "data_root", "sparsity", "seed")  # settings that define the column or the seed
+
+
+def run_paths(results: Sequence[Any]) -> list[Path]:
+    """Return the directories of runs, given as such or as `prune` returned them.
+
+    Raises: UserError if one is in memory, or is no run.
+    """
+    if not results:
+        raise UserError("the list has no runs; give at least one", "recipe")
+    found = []
+    for result in results:
+        path = result if isinstance(result, str | Path) else getattr(result, "path", result)
+        if path is None:
+            raise UserError(f"{result!r} is in memory; write it with save(folder) first")
+        require(isinstance(path, str | Path), "recipe", "a recipe, or a list of runs", repr(result))
+        found.append(Path(path))
+    return found
 
 
 def records_of(runs: Sequence[Path]) -> list[dict[str, Any]]:
