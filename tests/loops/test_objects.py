@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from transformers import (
 
 from conftest import same
 from sparsesoup import InstantSoup, TrainingConfig, UserError, export, load_masks, prune
+from sparsesoup.core.files import load_table
 from sparsesoup.core.masks import count_kept, count_total
 from sparsesoup.loops.objects import prune_model, prune_trainer
 from sparsesoup.loops.trainer_arguments import HARMLESS, HONOURED, ignored_parts, trackers_of
@@ -431,6 +433,28 @@ def half_frozen() -> nn.Module:
         ({"train_dataset": DataLoader(PAIRS, batch_size=8)}, "train_dataset: it is a DataLoader; give its dataset"),
         ({"train_dataset": Path("reviews.csv")}, "train_dataset: must be rows"),
         ({"model": model_of(), "loss": None}, "a row is a tuple, whose parts have no names; give mappings"),
+        (
+            {"model": model_of(), "loss": None, "train_dataset": [{"input_ids": [5] * n, "labels": 0} for n in (3, 4)]},
+            "cannot be stacked to a batch.*give data_collator=..., or processing_class=tokenizer, which pads",
+        ),
+        (
+            {"train_dataset": [(torch.ones(n), 0) for n in (3, 4)]},
+            "cannot be stacked to a batch.*give data_collator=",
+        ),
+        ({"train_dataset": pandas.DataFrame({"a": [1]})}, "train_dataset: it is a table of pandas; give datasets"),
+        (
+            {"prunable": lambda name: True},
+            r"prunable: it is called with \(name, parameter\), and is a function of \(name",
+        ),
+        ({"loss": lambda batch: 0.0}, r"loss: it is called with \(model, batch\), and is a function of \(batch\)"),
+        (
+            {"loss": lambda model, batch: (pair_loss(model, batch)[0], None), "compute_metrics": len},
+            "outputs are needed",
+        ),
+        (
+            {"train": TrainingArguments("out", report_to="none")},
+            "train: must be a TrainingConfig.*got TrainingArguments",
+        ),
         ({"batch_size": 8}, "batch_size: unknown setting; did you mean train.batch_size"),
     ],
 )
@@ -442,6 +466,20 @@ def test_slips_with_objects_are_refused_in_one_line(given: dict[str, Any], says:
         prune("gradual", sparsity=0.5, **table)
     assert "\n" not in str(caught.value)
     assert not before or same(before, table["model"].state_dict())
+
+
+def test_scores_that_are_no_numbers_are_left_out_aloud(tmp_path: Path) -> None:
+    def metrics(found: Any) -> dict[str, Any]:
+        table = {"f1": torch.tensor(0.5), "hits": np.float64(0.25), "correlation": float("nan")}
+        return {**table, "confusion": [[1, 2], [3, 4]], "kind": "good"}
+
+    given: dict[str, Any] = {"train_dataset": PAIRS, "steps": 4, "loss": pair_loss, "train": ARGS}
+    with pytest.warns(UserWarning, match="compute_metrics: .* is no finite number") as said:
+        found = prune_model("magnitude", Plain(), sparsity=0.5, progress=False, compute_metrics=metrics, **given)
+    assert sorted(str(one.message).split()[1] for one in said) == ["confusion", "correlation", "kind"]
+    assert [*found.metrics] == ["f1", "hits", "negative_loss"]
+    assert [*found.metrics.values()][:2] == [0.5, 0.25]
+    assert load_table(found.save(tmp_path / "run") / "report.json")["validation"] == found.metrics
 
 
 def test_a_trainer_must_be_one() -> None:

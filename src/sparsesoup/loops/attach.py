@@ -17,7 +17,7 @@ from sparsesoup.core.single_process import require_single_process
 from sparsesoup.core.targets import Target, Targets
 from sparsesoup.hub.models.prunable import prunable_matrices
 from sparsesoup.loops.gradients import check_trained
-from sparsesoup.loops.losses import check_loss
+from sparsesoup.loops.losses import check_function, check_loss
 from sparsesoup.loops.problem import Loss, first_batches, make_problem
 from sparsesoup.loops.pruner import Pruner
 from sparsesoup.methods import HardConcreteL0, HybridMovement, Method, SoftMovement, row_of
@@ -115,14 +115,15 @@ def require_unattached(model: nn.Module) -> None:
 
 
 def named_method(method: str | Method) -> Method:
-    """Return a method by name, or the method itself.
+    """Return a method by name, or the method itself, whose settings are checked here alone.
 
-    Raises: UserError if there is none of that name, or it is something else.
+    Raises: UserError if there is none of that name, it is something else, or a setting is of another type.
     """
     if isinstance(method, str):
         return method_named(method)
     if not isinstance(method, Method):
         raise UserError(f"a method is a name such as 'isp', or an object such as InstantSoup(), got {method!r}")
+    check_types(method, "method")
     return method
 
 
@@ -146,6 +147,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def find_targets(model: nn.Module, prunable: Prunable | None) -> Targets:
     """Return the prunable parameters of any model; see `attach`."""
+    check_function(prunable, "prunable", "name", "parameter")
     if prunable is None:
         found = prunable_matrices(model) if hasattr(model, "base_model_prefix") else {}
         if not found:

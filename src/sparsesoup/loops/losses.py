@@ -1,5 +1,6 @@
 """Losses that come from users: which model they compute with, and how a Trainer's is used for another model."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,9 +33,21 @@ def borrowed_loss(trainer: Trainer) -> Iterator[Callable[..., Any]]:
             module._modules.update(before)
 
 
+def check_function(function: Any, name: str, *parameters: str) -> None:
+    """Raise a UserError if an argument is no function, or one that takes other parameters; None is allowed."""
+    require(function is None or callable(function), name, "a function", repr(function))
+    try:
+        own = inspect.signature(function) if function is not None else None
+    except (ValueError, TypeError):  # it has no signature
+        return
+    try:
+        _ = own.bind(*parameters) if own is not None else None
+    except TypeError as error:
+        raise UserError(f"it is called with ({', '.join(parameters)}), and is a function of {own}", name) from error
+
+
 def check_loss(loss: Any) -> None:
     """Raise a UserError if a loss argument is no function, or one of torch's, which take (outputs, labels)."""
-    require(loss is None or callable(loss), "loss", "a function", repr(loss))
     made_by = getattr(loss, "__module__", "")
     if made_by in ("torch.nn.functional", "torch.nn.modules.loss"):
         name = getattr(loss, "__name__", type(loss).__name__)
@@ -43,6 +56,7 @@ def check_loss(loss: Any) -> None:
             f"loss=lambda model, batch: {name}{'()' if isinstance(loss, nn.Module) else ''}(model(batch[0]), batch[1])",
             "loss",
         )
+    check_function(loss, "loss", "model", "batch")
 
 
 def scalar_loss(loss: Any) -> Tensor:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, default_data_collator
 
-from sparsesoup.core.errors import UserError, list_names
+from sparsesoup.core.errors import UserError, list_names, one_line
 from sparsesoup.core.rng import fork_rng_of, seed_everything
 from sparsesoup.loops.losses import require_own_parameters, scalar_loss
 from sparsesoup.loops.object_problem import LossAndOutputs
@@ -25,6 +26,10 @@ DIGESTED = 256  # rows of a dataset that its digest reads, evenly spread
 
 def check_row_source(dataset: Any, name: str) -> None:
     """Raise a UserError if a dataset argument is no rows: a name, a DataLoader, a table of splits or a number."""
+    if isinstance(dataset, pandas.DataFrame):
+        raise UserError(
+            "it is a table of pandas; give datasets.Dataset.from_pandas(table), or its rows as a list", name
+        )
     if isinstance(dataset, Mapping):
         raise UserError(f"it is a table of splits ({list_names(dataset)}); give one of them", name)
     if isinstance(dataset, DataLoader):
@@ -66,10 +71,19 @@ def rows_of(
 
 def _default_collator(row: Any, processing_class: Any) -> Callable[[list[Any]], Any]:
     """Return the Trainer's collator: with a tokenizer it pads; rows that are no mappings are stacked by torch."""
-    if not isinstance(row, Mapping):
-        return torch.utils.data.default_collate
-    known = isinstance(processing_class, PreTrainedTokenizerBase)
-    return DataCollatorWithPadding(processing_class) if known else default_data_collator
+    plain, known = not isinstance(row, Mapping), isinstance(processing_class, PreTrainedTokenizerBase)
+    padding = DataCollatorWithPadding(processing_class) if known else default_data_collator
+
+    def collate(rows: list[Any]) -> Any:
+        try:
+            return torch.utils.data.default_collate(rows) if plain else padding(rows)
+        except (TypeError, ValueError, RuntimeError, KeyError, IndexError) as error:
+            raise UserError(
+                f"the rows cannot be stacked to a batch ({one_line(error)[:150]}); give data_collator=..., or "
+                f"processing_class=tokenizer, which pads"
+            ) from error
+
+    return collate
 
 
 def rows_digest(rows: RowBatches) -> str:
@@ -129,9 +143,9 @@ def loss_functions(loss: Loss | None, rows: RowBatches) -> tuple[Loss, LossAndOu
 
     def both(model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
         found: Any = loss(model, given(batch))
-        if isinstance(found, tuple):
+        if isinstance(found, tuple) and found[1] is not None:
             return scalar_loss(found[0]), outputs_of_model(model, found[1])
-        if plain:
+        if plain or isinstance(found, tuple):
             raise UserError("outputs are needed beside the loss; let loss=... return (loss, outputs)")
         outputs = model(**{n: t for n, t in batch.items() if "label" not in n})
         return scalar_loss(found), outputs_of_model(model, outputs)

@@ -2,9 +2,11 @@
 
 import functools
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -89,7 +91,7 @@ class ObjectProblem(Problem):
             self.observer.step({})
         self.observer.end()
         model.train(training)
-        return {**kept.scores(), "negative_loss": -total / max(weight, 1)}, {}
+        return {**_finite_numbers(kept.scores()), "negative_loss": -total / max(weight, 1)}, {}
 
     def _warn_of_missed_labels(self, model: nn.Module, batch: Batch) -> None:
         """Warn if a batch without labels has a part that the model does not take; accuracy against None is 0."""
@@ -104,6 +106,16 @@ class ObjectProblem(Problem):
         if self.compute_metrics is None:
             return self.own_loss(model, batch), None
         return self.answer(model, batch)
+
+
+def _finite_numbers(scores: Mapping[str, Any]) -> dict[str, float]:
+    """Return the scores that are finite numbers; warn of others, such as a table of confusions, or nan."""
+    plain = {n: v.item() if hasattr(v, "reshape") and len(v.reshape(-1)) == 1 else v for n, v in scores.items()}
+    found = {name: float(v) for name, v in plain.items() if isinstance(v, Real) and math.isfinite(v)}
+    for name in plain.keys() - found.keys():
+        said = one_line(repr(scores[name]))[:60]
+        warnings.warn(f"compute_metrics: {name} is no finite number ({said}), and is left out", stacklevel=2)
+    return found
 
 
 def labels_of(batch: Batch, names: Sequence[str]) -> Any:

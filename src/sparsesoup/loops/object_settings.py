@@ -20,7 +20,7 @@ from sparsesoup.hub.tasks.registry import task_type_of
 from sparsesoup.hub.tasks.splits import SELECTION, LoadedDataset
 from sparsesoup.loops.attach import find_targets, named_method, require_unattached
 from sparsesoup.loops.gradients import check_requires_grad
-from sparsesoup.loops.losses import check_loss
+from sparsesoup.loops.losses import check_function, check_loss
 from sparsesoup.loops.object_data import check_row_source, loss_functions, rows_of
 from sparsesoup.loops.object_problem import ObjectProblem
 from sparsesoup.loops.object_source import ObjectSource, check_dataset_name, object_name
@@ -38,7 +38,10 @@ OBJECTS = (
     "model", "train_dataset", "eval_dataset", "data_collator", "loss", "compute_metrics",
     "preprocess_logits_for_metrics", "teacher", "prunable",
 )  # fmt: skip
-FUNCTIONS = ("data_collator", "compute_metrics", "preprocess_logits_for_metrics", "prunable")
+FUNCTIONS = {
+    "data_collator": ("rows",), "preprocess_logits_for_metrics": ("logits", "labels"),
+    "prunable": ("name", "parameter"),
+}  # fmt: skip
 ENCODED = {"input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features"}
 Given = Mapping[str, Any]
 
@@ -54,8 +57,10 @@ def object_source(given: Given) -> ObjectSource:
     for name in ("train_dataset", "eval_dataset"):
         if given[name] is not None:
             check_row_source(given[name], name)
-    for name in FUNCTIONS:
-        require(given[name] is None or callable(given[name]), name, "a function", repr(given[name]))
+    for name, parameters in FUNCTIONS.items():
+        check_function(given[name], name, *parameters)
+    metrics = given["compute_metrics"]  # with batch_eval_metrics it is told of the last batch
+    require(metrics is None or callable(metrics), "compute_metrics", "a function", repr(metrics))
     check_loss(given["loss"])
     if raw := _is_raw(given):
         problem, reader = _raw_problem(settings, given)

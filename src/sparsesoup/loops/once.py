@@ -114,7 +114,8 @@ def _method_at(method: str | Method, sparsity: float | str) -> tuple[Method, flo
         scope = cast(Scope, sparsity)
     check_sparsity(share := (fixed_sparsity(scope) or 0.0) if isinstance(sparsity, str) else sparsity)
     if not isinstance(method, str):
-        return (_with(method, scope=scope) if isinstance(sparsity, str) else method), share
+        given = named_method(method)
+        return (_with(given, scope=scope) if isinstance(sparsity, str) else given), share
     ranked: Scope = "row" if scope == "tensor" else scope
     own: dict[str, Method] = {
         "magnitude": OneShot(scope=scope), "random": OneShot(score="random", scope=scope),

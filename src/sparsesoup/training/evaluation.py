@@ -36,10 +36,11 @@ class EarlyStopping:
         """Keep the weights if they are the best so far; else halt the training if that has been so for too long."""
         if state.step < self.start:
             return
-        metric, score = next(iter(scores.items()))
         found: dict[str, Any] = state.notes.setdefault(
-            "early_stopping", {"metric": metric, "best": -math.inf, "step": None, "waited": 0, "stopped": None}
+            "early_stopping",
+            {"metric": next(iter(scores)), "best": -math.inf, "step": None, "waited": 0, "stopped": None},
         )
+        score = scores.get(found["metric"], -math.inf)
         if found["step"] is None or score > found["best"] or math.isnan(found["best"]):
             found |= {"best": score, "step": state.step, "waited": 0}
             state.memory |= {f"{BEST}{n}": t.detach().clone() for n, t in named_weights(state.model).items()}
