@@ -31,6 +31,8 @@ from sparsesoup.training.observer import Observer
 if TYPE_CHECKING:
     from sparsesoup.loops.objects import PrunedModel
 
+ALONE = "objects stay in this process, so nothing is shared with others; leave it out"
+
 
 @overload
 def prune(name: str | Method, *, train_dataset: Any, **settings: Any) -> "PrunedModel": ...
@@ -87,28 +89,25 @@ def prune(
         workers: processes over which the weak masks of a run are spread.
         device: cpu, cuda, cuda:1 or mps, for this call; default the first accelerator, else cpu.
         snapshots: keep forks and rewinding points on the device, in host memory (host) or on disk (disk).
-        save_every: minimum seconds between saves of the state, from which a killed run resumes.
+        save_every: minimum seconds between saves, from which a killed run resumes.
         progress: whether to show it on stderr.
         observer: sees every step of this process and every validation; see `Observer`.
         trainer: a Trainer, in place of model and dataset; see `prune_trainer`.
         settings: max_length, text_columns, ... as on the command line.
-    Returns: the run: `path` of its directory, whose `model` folder transformers loads, and its `report`. Of objects a
-        PrunedModel: `model`, `masks`, `metrics`, `cost` and `save`.
+    Returns: the run, with `path` and `report`; of objects a PrunedModel: `model`, `masks`, `metrics`, `cost`, `save`.
     Raises: UserError for bad input.
     """
     given = {"dataset": dataset, "sparsity": sparsity, "steps": steps, "epochs": epochs, "seed": seed, **settings}
     given = {key: value for key, value in given.items() if value is not None}
-    shared: dict[str, Any] = {"cache_size": cache_size, "workers": workers}
     outside: dict[str, Any] = {"observer": observer, "snapshots": snapshots, "save_every": save_every}
     with device_chosen(device):
         if trainer is not None or isinstance(model, nn.Module) or "train_dataset" in settings:
-            alone = "objects stay in this process, so nothing is shared with others; leave it out"
-            _refuse_changed(prune, {"cache_dir": cache_dir, **shared}, alone)
+            _refuse_changed(prune, {"cache_dir": cache_dir, "cache_size": cache_size, "workers": workers}, ALONE)
             objects = {**given, "train": train, "out": out, **outside, "progress": progress}
             return _prune_objects(name, model, trainer, method, objects)
         config = _make_config(name, given if model is None else {**given, "model": model}, method, train)
         console, cache = SafeConsole(stderr=True, quiet=not progress), Path(cache_dir) if cache_dir else None
-        options = run.RuntimeOptions(console, cache=cache, **shared, **outside)
+        options = run.RuntimeOptions(console, cache=cache, cache_size=cache_size, workers=workers, **outside)
         return run.run_method(config, Path("runs" if out is None else out), options)
 
 
