@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config
 
 from conftest import same
-from sparsesoup import OneShot, SparseGpt, UserError, attach, prune_once
+from sparsesoup import SparseGpt, UserError, attach, prune_once
 from sparsesoup.core.masking import topk_masks
 from sparsesoup.core.rng import cpu_generator
 from sparsesoup.methods.scores.sparsegpt import sparsegpt
@@ -174,7 +174,6 @@ def test_what_cannot_be_is_refused_in_one_line() -> None:
         ({"batches": [torch.ones(2, 6)]}, "a batch is a Tensor; say how the model takes it, with forward=lambda"),
         ({"batches": [torch.ones(2, 6)], "method": "snip", "loss": lambda m, x: m(x)}, r"got a tensor of shape .2, 2."),
         ({"method": "imp"}, "imp does not prune without training .0 steps are too few"),
-        ({"method": OneShot(score="abs")}, "method.score: expected one of magnitude"),
         ({"method": 3}, "a method is a name such as"),
         ({"prunable": lambda name: True, "method": "magnitude"}, "prunable: it is called with .name, parameter."),
         ({"method": "magnitude", "sparsity": "3:4"}, "a share in .0, 1. or one of 1:4, 2:4, 4:8, got 3:4"),

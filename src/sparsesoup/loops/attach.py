@@ -115,15 +115,14 @@ def require_unattached(model: nn.Module) -> None:
 
 
 def named_method(method: str | Method) -> Method:
-    """Return a method by name, or the method itself, whose settings are checked here alone.
+    """Return a method by name, or the method itself.
 
-    Raises: UserError if there is none of that name, it is something else, or a setting is of another type.
+    Raises: UserError if there is none of that name, or it is something else.
     """
     if isinstance(method, str):
         return method_named(method)
     if not isinstance(method, Method):
         raise UserError(f"a method is a name such as 'isp', or an object such as InstantSoup(), got {method!r}")
-    check_types(method, "method")
     return method
 
 
