@@ -281,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     try:
         recipe = read_recipe(options.recipe, options.steps)
-        with file_lock(options.out / ".lock", patient=False):
+        with file_lock(options.out / ".lock", wait=False):
             _check_same(options.out / "recipe.yaml", recipe)
             if not (options.out / "pretraining.json").exists():
                 pretrain(recipe, options.out, options.data_root, Console(stderr=True), options.save_every)

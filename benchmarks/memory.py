@@ -86,7 +86,7 @@ def predict(words: list[str]) -> dict[str, Any]:
 
 def saved_state(model: str) -> dict[str, Any]:
     """Return the bytes of saved states for each weight that is kept, and the memory that writing and reading add."""
-    place = parse_arguments(["dense", *COMMON, "--model", model])[0].place
+    place = parse_arguments(["dense", *COMMON, "--model", model])[0].model_data
     problem = build_problem(place, open_task(place), steps=8)
     state = train(problem.start_run(), problem, 1)
     found: dict[str, Any] = {"bound": 12.2}

@@ -48,7 +48,7 @@ COMMON: dict[str, Any] = {"vocab_size": 64, "pad_token_id": 0, "max_position_emb
 SHAPE: dict[str, Any] = {
     "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "type_vocab_size": 2,
 }  # fmt: skip
-PLACES: dict[str, Any] = {  # as in every published checkpoint of DeBERTa v2 and v3
+STORAGES: dict[str, Any] = {  # as in every published checkpoint of DeBERTa v2 and v3
     "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8, "share_att_key": True,
 }  # fmt: skip
 CONFIGS = {
@@ -57,7 +57,7 @@ CONFIGS = {
         **COMMON, **({"dim": 16, "hidden_dim": 32, "n_layers": 2, "n_heads": 2} | more)
     ),
     "roberta": lambda **more: transformers.RobertaConfig(**COMMON, **(SHAPE | more)),
-    "deberta-v2": lambda **more: transformers.DebertaV2Config(**COMMON, **(SHAPE | PLACES | more)),
+    "deberta-v2": lambda **more: transformers.DebertaV2Config(**COMMON, **(SHAPE | STORAGES | more)),
     "electra": lambda **more: transformers.ElectraConfig(**COMMON, **(SHAPE | {"embedding_size": 8} | more)),
 }
 FAMILIES = tuple(CONFIGS)

@@ -59,7 +59,7 @@ def write_run(run: Path, method: str = "isp", steps: int = 120, layers: int = 3,
     counts = {label: sum(line["label"] == label for line in lines) for label in ("search", "weak", "strong")}
     parts = matrices(gone, layers)
     kept, size = sum(m["kept"] for m in parts), sum(m["total"] for m in parts)
-    notes = {"isp": {"stages": stages, "budget": "charged", "weak_share": 0.24}, "imp": {"rounds": 11}}
+    notes = {"isp": {"stages": stages, "budget": "included", "weak_share": 0.24}, "imp": {"rounds": 11}}
     facts: dict[str, Any] = {
         "format": 1, "method": method, "model": "minilm", "dataset": "glue/cola", "seed": 0, "steps": steps,
         "settings": {"method": {"name": method, "weak_masks": 4}, "train": {"learning_rate": 3.25e-4}, "epochs": 3.0},

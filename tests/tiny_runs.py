@@ -35,8 +35,8 @@ SHORT: dict[str, dict[str, Any]] = {  # settings for the rows whose defaults nee
     "one-shot-structured": {"structure": "rows"},  # the tiny net has neither heads nor units
     "grain": {"structure": "rows"},
     "isp-code": {"stage": 0.2, "weak": 0.2, "cut": 0.3, "weak_masks": 3, "warmup": 5},
-    "platon": {"every": 5, "window": 5},
-    "pins": {"every": 5, "window": 5},
+    "platon": {"every_steps": 5, "window": 5},
+    "pins": {"every_steps": 5, "window": 5},
     "snip": {"batches": 4},  # by default it scores by all of the tiny problem's rows, whatever the seed
     "grasp": {"batches": 4},
     "wanda": {"batches": 4},

@@ -72,29 +72,29 @@ def prune(
     trainer: Any = None,
     **settings: Any,
 ) -> "run.Run | PrunedModel":
-    """Prune a model on a task: both by name, which is what `sparsesoup prune NAME` does, or both as objects.
+    """Prune a model on a task: both given by name, as in `sparsesoup prune NAME`, or as objects.
 
     Args:
-        name: of the method, as in `sparsesoup methods`; or a method, such as `InstantSoup(stages=3)`.
+        name: name of the method, as in `sparsesoup methods`; or a method object, such as `InstantSoup(stages=3)`.
         model: Hub id, folder, or minilm; default minilm. Or a module, with train_dataset, eval_dataset, loss,
             data_collator, compute_metrics, prunable, ...: see `prune_model`.
-        dataset: Hub id, folder, file, or docstrings; default docstrings. Beside train_dataset=..., the rows' name.
+        dataset: Hub id, folder, file, or docstrings; default docstrings. With train_dataset=..., the rows' name.
         sparsity: share of the prunable weights to remove, in [0, 1); default 0.9.
         steps, epochs: T, the steps of one fine-tuning; or passes over the training rows, default 3.
-        seed: of everything random; default 0.
+        seed: seed of all random choices; default 0.
         method: settings of a named method that differ from their defaults.
-        train: settings of the training: a TrainingConfig, or those that differ from its defaults.
-        out: folder that run directories are put in; default runs, of objects none: `save` writes the result.
-        cache_dir: folder of trainings that runs have in common, each charged in full; `cache_size`: most GiB in it.
-        workers: processes over which the weak masks of a run are spread.
+        train: training settings: a TrainingConfig, or a table of those that differ from its defaults.
+        out: folder of run directories; default runs. With objects, default none: `save` writes the result.
+        cache_dir: folder of trainings that runs share, each counted in full; `cache_size`: maximum GiB in it.
+        workers: number of processes that train the weak masks of a run.
         device: cpu, cuda, cuda:1 or mps, for this call; default the first accelerator, else cpu.
         snapshots: keep forks and rewinding points on the device, in host memory (host) or on disk (disk).
         save_every: minimum seconds between saves, from which a killed run resumes.
-        progress: whether to show it on stderr.
+        progress: show progress on stderr.
         observer: sees every step of this process and every validation; see `Observer`.
-        trainer: a Trainer, in place of model and dataset; see `prune_trainer`.
+        trainer: a Trainer, instead of model and dataset; see `prune_trainer`.
         settings: max_length, text_columns, ... as on the command line.
-    Returns: the run, with `path` and `report`; of objects a PrunedModel: `model`, `masks`, `metrics`, `cost`, `save`.
+    Returns: the run, with `path` and `report`; with objects a PrunedModel: `model`, `masks`, `metrics`, `cost`, `save`.
     Raises: UserError for bad input.
     """
     given = {"dataset": dataset, "sparsity": sparsity, "steps": steps, "epochs": epochs, "seed": seed, **settings}
@@ -170,7 +170,7 @@ def _prune_objects(
 
 
 def evaluate_on_test(path: str | Path, *, device: str | None = None) -> dict[str, Any]:
-    """Return the scores of a finished run on the test split, taken once; what `sparsesoup test RUN` does."""
+    """Return the scores of a finished run on the test split, computed once, as `sparsesoup test RUN` does."""
     with device_chosen(device):
         scores: dict[str, Any] = run.evaluate_finished_run(Path(path), SafeConsole(quiet=True)).report["test"]
     return scores
@@ -188,25 +188,25 @@ def compare(
     snapshots: str = "device",
     progress: bool = True,
 ) -> StudyResult:
-    """Run a study: methods, models, datasets, sparsities and seeds; what `sparsesoup compare --config FILE` does.
+    """Run a study: methods, models, datasets, sparsities and seeds, as `sparsesoup compare --config FILE` does.
 
     Args:
-        recipe: a YAML file, the name of a recipe that is shipped, or a table with the keys of one. Or a list of
+        recipe: a YAML file, the name of a shipped recipe, or a table with the same keys. Or a list of
             existing runs, as directories or as `prune` returned them, for a table: `sparsesoup compare RUN RUN`.
-        out: the folder of all runs; the study's own is studies/NAME in it.
-        name: of the study; default that of the file, for a table `study`, for existing runs `runs`.
-        workers: processes that runs are spread over.
-        retry_failed: do runs again that failed before.
+        out: folder of all runs; the results of the study are in its studies/NAME.
+        name: name of the study; default: the file's name, `study` for a table, `runs` for existing runs.
+        workers: number of processes that train runs in parallel.
+        retry_failed: repeat runs that failed before.
         device: cpu, cuda, cuda:1 or mps, for this call; default the first accelerator, else cpu.
-        cache_size: most GiB of trainings that runs share.
+        cache_size: maximum GiB of trainings that runs share.
         snapshots: keep forks and rewinding points on the device, in host memory (host) or on disk (disk).
-        progress: whether to show it on stderr.
+        progress: show progress on stderr.
     Returns: the study: `path` of its folder, with tables and page, its `facts`, and its `table` of scores.
     Raises: UserError for bad input.
     """
     if isinstance(recipe, Sequence) and not isinstance(recipe, str):
-        beside = {"workers": workers, "retry_failed": retry_failed, "device": device}
-        own = {**beside, "cache_size": cache_size, "snapshots": snapshots}
+        given = {"workers": workers, "retry_failed": retry_failed, "device": device}
+        own = {**given, "cache_size": cache_size, "snapshots": snapshots}
         _refuse_changed(compare, own, "it is for a recipe; with runs that exist, leave it out")
         return compare_results(recipe, name, Path(out))
     known = isinstance(recipe, str | Mapping) or (isinstance(recipe, Path) and not recipe.is_dir())
@@ -222,28 +222,28 @@ def compare(
 def export(
     path: str | Path, to: str, out: str | Path, *, verify: bool = False, **settings: Any
 ) -> exports.WrittenExport:
-    """Write a pruned model in another form; what `sparsesoup export RUN --to FORMAT --out DIR` does.
+    """Write a pruned model in another format, as `sparsesoup export RUN --to FORMAT --out DIR` does.
 
     Args:
         path: run directory, model folder with `pruning/`, or another export.
         to: dense, packed, compact, low-rank, onnx, openvino or semi-structured.
-        out: folder to write; an earlier export there is replaced, anything else refused.
-        verify: load it in a fresh process, ask it for the whole test split and compare with the source's own answers.
-        settings: those of the format, such as dtype="bf16" of packed.
-    Returns: the export: `path` of its folder and `facts`, what its export.json says.
+        out: folder to write; an earlier export there is replaced, anything else is refused.
+        verify: load it in a fresh process, run it on the whole test split and compare its outputs with the source's.
+        settings: settings of the format, such as dtype="bf16" of packed.
+    Returns: the export: `path` of its folder and `facts`, the content of its export.json.
     Raises: UserError for bad input; then nothing is written.
     """
     return (verified_export if verify else exports.write_export)(Path(path), to, Path(out), settings)
 
 
 def apply(ticket: str | Path, model: str, out: str | Path, *, other_weights: bool = False) -> tuple[int, int]:
-    """Write a sparse copy of a base model, by a ticket's masks alone; what `sparsesoup apply RUN` does.
+    """Write a sparse copy of a base model, using only a ticket's masks, as `sparsesoup apply RUN` does.
 
     Args:
         ticket: run directory, model folder or pruning folder.
         model: the ticket's base model: Hub id, folder, or minilm.
         out: folder to write, which must not exist.
-        other_weights: allow a model whose weights are not those the ticket was drawn from.
+        other_weights: allow a model whose weights are not those of the ticket's base model.
     Returns: (weights kept, prunable weights).
     Raises: UserError if the ticket is damaged, does not fit, or the weights differ.
     """
@@ -254,13 +254,13 @@ def push(
     path: str | Path, repo: str, *, out: str | Path | None = None, private: bool = False, license: str = "unknown",
     token_from_env: str = "",
 ) -> str:  # fmt: skip
-    """Put a model on the Hub with its card; what `sparsesoup push RUN REPO` does, or with `out` its `--dry-run`.
+    """Upload a model and its card to the Hub, as `sparsesoup push RUN REPO` does, or with `out` its `--dry-run`.
 
     Args:
         path: a finished run's directory, or an export.
         repo: owner/name.
         out: folder to write instead of uploading; it must not exist.
-        private: whether a new repository is private.
+        private: make a new repository private.
         license: as the Hub calls it, such as apache-2.0.
         token_from_env: environment variable that holds the token; default HF_TOKEN, else the one of `hf auth login`.
     Returns: the address on the Hub, or the folder.
@@ -275,13 +275,13 @@ def push(
 def benchmark(
     *paths: str | Path, note: Callable[[str], object] = lambda text: None, **how: Any
 ) -> list[dict[str, Any]]:
-    """Measure size, FLOPs and speed beside the dense model; what `sparsesoup benchmark RUN_OR_EXPORT ...` does.
+    """Measure size, FLOPs and speed relative to the dense model, as `sparsesoup benchmark RUN_OR_EXPORT ...` does.
 
     Args:
         paths: run directories, model folders with `pruning/`, exports.
-        note: told what is measured next.
+        note: called with what is measured next.
         how: batch, length, threads, rounds, backends, as on the command line.
-    Returns: for each what its benchmark.json says.
+    Returns: the content of benchmark.json for each path.
     Raises: UserError for bad input.
     """
     folders = [Path(path) for path in paths]

@@ -75,7 +75,7 @@ def size(scores: dict[str, Tensor]) -> int:
 def small() -> Iterator[None]:
     """Toy tensors are cut and sampled as large ones are."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sparsesoup.core.topk_passes, "PIECE", 7)
+        patch.setattr(sparsesoup.core.topk_passes, "CHUNK", 7)
         patch.setattr(sparsesoup.core.topk_passes, "SAMPLE", 3)
         yield
 
@@ -168,7 +168,7 @@ def test_a_tensor_of_many_pieces_is_selected_exactly(kind: str, dtype: torch.dty
         with pytest.MonkeyPatch.context() as patch:
             if whole:
                 patch.setattr(sparsesoup.core.topk, "ArrayPasses", TensorPasses)
-            patch.setattr(sparsesoup.core.topk_passes, "PIECE", 256)
+            patch.setattr(sparsesoup.core.topk_passes, "CHUNK", 256)
             patch.setattr(sparsesoup.core.topk_passes, "SAMPLE", 16)
             found = topk_masks(scores, 1 - count / 2630)
         assert same(found, slow.keep(scores, count))
@@ -176,7 +176,7 @@ def test_a_tensor_of_many_pieces_is_selected_exactly(kind: str, dtype: torch.dty
 
 def test_a_large_tensor_is_selected_exactly_at_the_real_piece_and_sample() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sparsesoup.core.topk_passes, "PIECE", 1 << 20)
+        patch.setattr(sparsesoup.core.topk_passes, "CHUNK", 1 << 20)
         patch.setattr(sparsesoup.core.topk_passes, "SAMPLE", 1 << 16)
         score = torch.randn(3_000_000, generator=torch.Generator().manual_seed(0)).reshape(3000, 1000)
         found = topk_exact([score], 300_000)[0]
@@ -314,7 +314,7 @@ def test_rows_of_any_width_are_selected_exactly(
     if within and any(int(live.sum()) < count for live, count in zip(within["a"], counts, strict=True)):
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sparsesoup.core.topk_passes, "PIECE", 5 * width)
+        patch.setattr(sparsesoup.core.topk_passes, "CHUNK", 5 * width)
         patch.setattr(sparsesoup.core.topk_rows, "SAMPLE", 12)
         found = topk_masks({"a": score}, sparsity, scope="row", then=then, within=within)
     for row, count in enumerate(counts):
@@ -446,7 +446,7 @@ def test_a_block_that_does_not_tile_is_refused_with_the_name() -> None:
 
 
 def test_an_impossible_scope_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"scope 2:4 fixes the sparsity at 0\.5, asked for 0\.6"):
+    with pytest.raises(ValueError, match=r"scope 2:4 fixes the sparsity at 0\.5, got 0\.6"):
         topk_masks(GOOD, 0.6, scope="2:4")
     with pytest.raises(ValueError, match="scope 4:8 needs rows of a multiple of 8 weights, w has"):
         topk_masks(GOOD, 0.5, scope="4:8")

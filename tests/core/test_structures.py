@@ -154,7 +154,8 @@ QUICK: dict[str, dict[str, Any]] = {  # settings in which forty steps are enough
     "isp": {"stages": 2, "weak_masks": 2}, "snip": {"batches": 2}, "grasp": {"batches": 2},
     "wanda": {"batches": 2, "scope": "global"}, "gradient-flow": {"rounds": 2, "batches": 1},
     "gradual-obs": {"prunings": 3, "batches": 1},
-    "early-bird": {"every": 0.34, "masks": 2}, "platon": {"every": 4, "window": 4}, "pins": {"every": 4, "window": 4},
+    "early-bird": {"every_epochs": 0.34, "masks": 2},
+    "platon": {"every_steps": 4, "window": 4}, "pins": {"every_steps": 4, "window": 4},
     "sparse-model-soup": {"phases": 1, "members": 2},
 }  # fmt: skip
 STRUCTURED = [name for name, method in METHODS.items() if hasattr(method, "structure")]

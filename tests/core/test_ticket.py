@@ -176,7 +176,7 @@ def test_a_ticket_of_another_base_model_is_refused(tmp_path: Path) -> None:
     method = keep_ticket(tmp_path, problem, METHODS["magnitude"].run(problem, 0.7))
     torch.manual_seed(99)
     other = tiny(pretrained=Net())
-    with pytest.raises(UserError, match=r"^foreign ticket: .* was drawn from tiny, whose prunable weights differ"):
+    with pytest.raises(UserError, match=r"^foreign ticket: .* was made from tiny, whose prunable weights differ"):
         method.run(other, 0.7)
     wider = dict(Net(24).named_parameters())
     grown = replace(

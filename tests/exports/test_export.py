@@ -365,7 +365,7 @@ def test_a_graph_and_a_packed_model_with_a_damaged_ticket_are_refused(tmp_path, 
 WRONG = [
     ({"num_hidden_layers": LAYERS + 1}, r"not fit its config\.json: bert\.encoder\.layer\.3\.\S+ is missing"),
     ({"num_hidden_layers": LAYERS - 1}, r"have bert\.encoder\.layer\.2\.\S+, which its config\.json does not know"),
-    ({"vocab_size": 65}, r"bert\.embeddings\.word_embeddings\.weight has shape \(64, 16\), asked for is \(65, 16\)"),
+    ({"vocab_size": 65}, r"bert\.embeddings\.word_embeddings\.weight has shape \(64, 16\), expected \(65, 16\)"),
 ]
 
 

@@ -107,8 +107,13 @@ def test_the_card_says_what_it_is_is_worth_and_cost_and_how_it_is_made_again(run
     assert 'BertForSequenceClassification.from_pretrained("me/tiny")' in section(text, "Load")
     (line,) = re.findall(r"^sparsesoup prune .*$", section(text, "Repeat"), re.M)
     again = parse_arguments(shlex.split(line)[2:])[0]
-    assert (again.name, again.place.model, again.amount.steps, again.amount.sparsity) == ("magnitude", "bert", 8, 0.7)
-    assert again.place.data_root is None
+    assert (again.name, again.model_data.model, again.budget.steps, again.budget.sparsity) == (
+        "magnitude",
+        "bert",
+        8,
+        0.7,
+    )
+    assert again.model_data.data_root is None
 
 
 STRAY = (".env", "token.json", "notes.txt", "secrets.json", "my.model", "vocab.json.bak", "hf.jinja", "diary.md",
@@ -302,6 +307,31 @@ def test_a_dense_run_is_not_called_pruned():
     assert "`owner/bert`, fine-tuned by **dense** on `reviews`." in made.text
 
 
+@pytest.mark.parametrize(
+    ("method", "steps", "removed", "start", "end"),
+    [
+        ("gradual", 30, 0.5, "pruned by **gradual**", " while it was fine-tuned on `reviews`."),
+        ("imp", 30, 0.5, "pruned by **imp**", " over several trainings on `reviews`."),
+        ("magnitude", 30, 0.5, "pruned by **magnitude**", ", then fine-tuned on `reviews`."),
+        ("ticket", 30, 0.5, "pruned by **ticket**", ", then fine-tuned on `reviews`."),
+        ("sparsegpt", 0, 0.5, "pruned by **sparsegpt**", " with rows of `reviews`, without training."),
+        ("dense", 0, 0.0, "unchanged by **dense**", "."),
+        ("dense", 30, 0.0, "fine-tuned by **dense**", " on `reviews`."),
+        ("pela", 30, 0.0, "reduced to low rank by **pela**", " and fine-tuned on `reviews`."),
+    ],
+)
+def test_the_card_says_whether_training_came_before_or_after_pruning(method, steps, removed, start, end):
+    share = {"asked": removed, "reached": removed, "kept": 8, "total": 8}
+    facts = NEEDED | {"method": method, "steps": steps, "sparsity": share}
+    if method == "pela":
+        facts["notes"] = {"low_rank": {"compression": 2.0, "weights": 8, "left": 4, "removed": 0.5}}
+    lines = render_model_card(facts, {}, {}, "me/m", "unknown").splitlines()
+    (line,) = [line for line in lines if line.startswith("`owner/bert`, ")]
+    assert line.removeprefix("`owner/bert`, ").startswith(start)
+    assert line.endswith(end)
+    assert ("fine-tuned" in line) == (steps > 0 and method != "imp")
+
+
 def test_an_export_that_says_how_it_is_asked_is_quoted():
     form = {
         "to": "onnx",
@@ -427,7 +457,7 @@ def test_what_is_no_finished_run_is_refused(run, tmp_path, capsys):
     copy = shutil.copytree(run, tmp_path / "seed-0")
     (copy / "report.json").unlink()
     said = refused(capsys, tmp_path, copy, *flags)
-    assert "is not finished; give the `sparsesoup prune` command again that began it" in said
+    assert "is not finished; repeat the `sparsesoup prune` command that started it" in said
     shutil.copyfile(run / "report.json", copy / "report.json")
     (copy / "model" / "model.safetensors").unlink()
     said = refused(capsys, tmp_path, copy, *flags)

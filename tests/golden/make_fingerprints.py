@@ -37,7 +37,7 @@ HUB: dict[str, dict[str, Any]] = {  # runs of the whole way, each by what is not
     "movement": {},
     "hybrid-movement": {"method": {"score_rate": 0.5, "tile": {"rows": 8, "cols": 8}}},
     "one-shot-structured": {"method": {"structure": "heads-and-units"}},
-    "pins": {"method": {"every": 5, "window": 5}},
+    "pins": {"method": {"every_steps": 5, "window": 5}},
     "snip": {},
     "lottery-pools": {"method": {"cut": 0.5, "neighbours": 2}},
     "gmp-star": {},

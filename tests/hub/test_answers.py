@@ -62,7 +62,7 @@ def test_the_best_span_is_that_of_a_search_through_all():
 
 # One context of six words; question 0 sees it in two windows, question 1 in one.
 CONTEXT = "one two three four five six"
-PLACES = np.array([(0, 3), (4, 7), (8, 13), (14, 18), (19, 23), (24, 27)])
+STORAGES = np.array([(0, 3), (4, 7), (8, 13), (14, 18), (19, 23), (24, 27)])
 WINDOWS = [
     ContextWindow(0, 0, 0, 2, 4, 0, 0, 0),
     ContextWindow(1, 0, 0, 2, 4, 2, 0, 0),
@@ -78,7 +78,7 @@ def judged(said, truths=(["five"], ["two three", "one two three"]), unanswerable
         outputs[i, 0, start], outputs[i, 1, end] = logit, logit
         outputs[i, :, 0] = none
     labels = torch.tensor([[i, 0, 0] for i in order])
-    judging = squad_metric(WINDOWS, [CONTEXT] * 2, [PLACES] * 2, truths, unanswerable)
+    judging = squad_metric(WINDOWS, [CONTEXT] * 2, [STORAGES] * 2, truths, unanswerable)
     return judging(outputs[list(order)], labels)
 
 
@@ -101,7 +101,7 @@ def test_only_questions_that_occur_are_counted():
     labels = torch.tensor([[2, 0, 0]])
     outputs = torch.zeros(1, 2, 8)
     outputs[0, 0, 2], outputs[0, 1, 3] = 1.0, 1.0
-    judging = squad_metric(WINDOWS, [CONTEXT] * 2, [PLACES] * 2, [["five"], ["two three"]], False)
+    judging = squad_metric(WINDOWS, [CONTEXT] * 2, [STORAGES] * 2, [["five"], ["two three"]], False)
     assert judging(outputs, labels) == {"f1": 1.0, "exact_match": 1.0}
 
 
@@ -118,7 +118,7 @@ def test_what_lies_outside_the_context_is_never_an_answer():
     outputs = torch.zeros(1, 2, 8)
     outputs[0, :, 1], outputs[0, :, 7] = 9.0, 9.0
     outputs[0, :, 3] = 1.0
-    judging = squad_metric([ContextWindow(0, 0, 0, 2, 4, 0, 0, 0)], [CONTEXT], [PLACES], [["two"]], False)
+    judging = squad_metric([ContextWindow(0, 0, 0, 2, 4, 0, 0, 0)], [CONTEXT], [STORAGES], [["two"]], False)
     assert judging(outputs, torch.tensor([[0, 0, 0]]))["exact_match"] == 1.0
 
 

@@ -292,7 +292,7 @@ def test_a_run_from_before_there_were_prompts_is_the_same_run(place, tmp_path):
 @pytest.mark.parametrize("prompt", ["a photo of a {}.", "{}", "photo: {}, of a thing", "[{}]", 'the "{}"'])
 def test_a_prompt_is_taken_as_it_is_written(place, prompt):
     settings, _ = parse_arguments(["magnitude", "--model", place.model, "--prompts", prompt])
-    assert settings.place.prompts == prompt
+    assert settings.model_data.prompts == prompt
     assert read_yaml(dump_config(settings))["prompts"] == prompt
 
 

@@ -78,10 +78,10 @@ def infinite(t):
 
 
 LOST = [
-    ({"config": {"vocab_size": 70}}, "word_embeddings.weight has shape (64, 16), asked for is (70, 16)"),
+    ({"config": {"vocab_size": 70}}, "word_embeddings.weight has shape (64, 16), expected (70, 16)"),
     ({"config": {"max_position_embeddings": 200}}, "position_embeddings.weight has shape (132, 16)"),
     ({"config": {"type_vocab_size": 3}}, "token_type_embeddings.weight has shape (2, 16)"),
-    ({"config": {"intermediate_size": 0}}, "intermediate.dense.bias has shape (32,), asked for is (0,)"),
+    ({"config": {"intermediate_size": 0}}, "intermediate.dense.bias has shape (32,), expected (0,)"),
     ({"drop": ["word_embeddings"]}, "embeddings.word_embeddings.weight is missing"),
     ({"drop": ["embeddings.LayerNorm.weight"]}, "embeddings.LayerNorm.weight is missing"),
     ({"drop": ["layer.1.output.LayerNorm.bias"]}, "layer.1.output.LayerNorm.bias is missing"),
@@ -150,7 +150,7 @@ def test_a_new_head_is_named_before_the_first_step_and_in_the_report(place, tmp_
     model = edited(place / "bert", tmp_path / "model", drop=["pooler"])
     assert main(line(model, place / "reviews", tmp_path / "runs")) == 0
     names = "bert.pooler.dense.bias, bert.pooler.dense.weight, classifier.bias, classifier.weight"
-    said = f"not in the checkpoint of {model}, so drawn from seed 0: {names}"
+    said = f"not in the checkpoint of {model}, so initialised with seed 0: {names}"
     assert f"note: {said}" in capsys.readouterr().err.splitlines()
     assert said in json.loads((run_of(tmp_path / "runs") / "report.json").read_text())["head"]
 
@@ -168,7 +168,7 @@ def test_a_head_for_other_labels_is_new_and_one_that_fits_stays(place, tmp_path,
     model = classifier(tmp_path / "model", family, labels=tuple(labels))
     load_model(str(model), open_task(ModelAndDataConfig(dataset=str(place / "reviews"))).task, 0, account=account)
     assert account.notes == (
-        [f"not in the checkpoint of {model}, so drawn from seed 0: {', '.join(new)}"] if new else []
+        [f"not in the checkpoint of {model}, so initialised with seed 0: {', '.join(new)}"] if new else []
     )
 
 
@@ -176,7 +176,7 @@ def test_blocks_that_config_json_does_not_ask_for_are_named(place, tmp_path):
     account = LoadingNotes()
     model = edited(place / "bert", tmp_path / "model", config={"num_hidden_layers": 1})
     load_model(str(model), open_task(ModelAndDataConfig(dataset=str(place / "reviews"))).task, 0, account=account)
-    assert "left out, since its config.json asks for no such: encoder.layer.1." in account.notes[-1].replace(
+    assert "left out, since its config.json does not use them: encoder.layer.1." in account.notes[-1].replace(
         "bert.", ""
     )
     with pytest.raises(UserError, match=r"have .*encoder\.layer\.1.*which its config.json does not know"):
@@ -205,7 +205,7 @@ def test_a_head_of_clips_own_classifier_may_be_new_and_its_tower_not(pictures, t
     task = open_task(ModelAndDataConfig(model=str(tmp_path / "siglip"), dataset=str(pictures / "photos"))).task
     account = LoadingNotes()
     load_model(str(tmp_path / "siglip"), task, 0, account=account)
-    assert account.notes[0].endswith("drawn from seed 0: classifier.bias, classifier.weight")
+    assert account.notes[0].endswith("initialised with seed 0: classifier.bias, classifier.weight")
     lacking = edited(tmp_path / "siglip", tmp_path / "lacking", drop=["vision_model.post_layernorm.weight"])
     with pytest.raises(UserError, match=r"vision_model\.post_layernorm\.weight is missing"):
         load_model(str(lacking), task, 0)

@@ -322,7 +322,10 @@ def test_numbers_that_pandas_made_floats_for_a_missing_one_stay_classes():
 def test_two_columns_are_named_in_every_usual_way(words):
     from sparsesoup.cli.prune import parse_arguments
 
-    assert parse_arguments(["dense", "--text-columns", *words, "--steps", "1"])[0].place.text_columns == ("one", "two")
+    assert parse_arguments(["dense", "--text-columns", *words, "--steps", "1"])[0].model_data.text_columns == (
+        "one",
+        "two",
+    )
     assert parse_arguments(
         ["dense", "--text-columns=" + ",".join(words)] if len(words) == 1 else ["dense", "--text-columns", *words]
     )

@@ -131,7 +131,7 @@ def test_the_command_line_prunes_scores_and_shows_questions(place, tmp_path, cap
     page = (run / "report.html").read_text()
     assert "exact_match" in page
     settings = parse_arguments(["--config", str(run / "run.yaml")])[0]
-    assert (settings.place.max_length, settings.place.doc_stride) == (30, 5)
+    assert (settings.model_data.max_length, settings.model_data.doc_stride) == (30, 5)
     assert "--doc-stride 5" in settings.repeat_command()
 
 

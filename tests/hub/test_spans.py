@@ -244,7 +244,7 @@ def test_a_table_of_questions_without_answers_is_refused_and_other_tables_are_le
         assert "\n" not in str(error.value)
     boolean = rows_of({"context": row["context"], "question": row["question"], "label": 1})
     assert find_spans(boolean, "reviews", None, None) is None
-    with pytest.raises(UserError, match="doc_stride: reviews asks no questions"):
+    with pytest.raises(UserError, match="doc_stride: reviews is not a question answering dataset"):
         infer_task(boolean, "reviews", None, None, 4)
 
 

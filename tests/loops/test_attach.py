@@ -22,8 +22,8 @@ from sparsesoup.methods.grain import Grain
 from sparsesoup.methods.isp import InstantSoup
 from sparsesoup.methods.movement import MovementPruning
 from sparsesoup.methods.platon import Platon
-from sparsesoup.methods.pruning_at_init import Wanda
 from sparsesoup.methods.soft_movement_and_l0 import SoftMovement
+from sparsesoup.methods.wanda import Wanda
 from sparsesoup.training.plan import LoopHooks
 from sparsesoup.training.state import TrainState
 from tiny_loops import BATCHES, KEPT, STEPS, Loop, loss_of, make_optimizer, own_problem, prunable
@@ -32,7 +32,7 @@ COMPARED: dict[str, Method] = {
     "gradual": METHODS["gradual"],
     "magnitude": METHODS["magnitude"],
     "wanda": Wanda(batches=4),
-    "platon": Platon(every=5, window=5),
+    "platon": Platon(every_steps=5, window=5),
     "gradual-obs": GradualOBS(prunings=3, batches=4),
     "grain": Grain(structure="rows"),
     "isp": InstantSoup(stages=3, weak_masks=3, budget="extra"),
@@ -116,7 +116,7 @@ def test_only_steps_that_happened_count() -> None:
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_step_that_overflows_does_not_count(fused: bool) -> None:
     loop = Loop(fused)
-    pruner = loop.attach(Platon(every=5, window=5), steps=30)
+    pruner = loop.attach(Platon(every_steps=5, window=5), steps=30)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     for step, batch in zip(range(34), loop.rows(), strict=False):
         for group in loop.optimizer.param_groups:
@@ -138,7 +138,7 @@ def test_a_scaled_gradient_is_observed_without_its_scale() -> None:
     for fused, scale in ((True, 1.0), (True, 2.0**12), (False, 2.0**12)):
         loop = Loop(fused)
         loop.model.dropout.p = 0.0
-        pruner = loop.attach(Platon(every=5, window=5), steps=30)
+        pruner = loop.attach(Platon(every_steps=5, window=5), steps=30)
         scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=scale > 1)
         for batch, _ in zip(loop.rows(), range(30), strict=False):
             for group in loop.optimizer.param_groups:
@@ -298,8 +298,8 @@ def test_by_default_all_linear_layers_but_the_last_are_pruned() -> None:
         ("imp", {}, "goes back to an earlier step"),
         ("pins", {}, "has a teacher in its loss"),
         ("model-soup", {}, "goes back to an earlier step"),
-        ("l0", {}, "masks biases or draws gates at random"),
-        ("hybrid-movement", {}, "masks biases or draws gates at random"),
+        ("l0", {}, "masks biases or samples gates"),
+        ("hybrid-movement", {}, "masks biases or samples gates"),
         ("isp", {"batches": None}, "needs batches of its own"),
         ("wanda", {"loss": None}, "needs batches of its own"),
         ("snip", {"batches": []}, "is empty"),

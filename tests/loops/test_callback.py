@@ -49,7 +49,7 @@ def test_look_aheads_do_not_change_what_the_loop_sees(tmp_path: Path) -> None:
         assert same(other.model.state_dict(), plain.model.state_dict())
 
 
-@pytest.mark.parametrize("method", [Platon(every=4, window=2), InstantSoup(stages=3, weak_masks=2)])
+@pytest.mark.parametrize("method", [Platon(every_steps=4, window=2), InstantSoup(stages=3, weak_masks=2)])
 def test_a_resumed_training_ends_at_the_same_masks(tmp_path: Path, method: Method) -> None:
     whole = PruningCallback(method, sparsity=0.6)
     first = trainer_of(tmp_path / "out", [whole])

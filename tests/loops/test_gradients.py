@@ -12,10 +12,10 @@ from sparsesoup.core.masks import count_kept
 from sparsesoup.methods import METHODS, Method
 from sparsesoup.methods.isp import InstantSoup
 from sparsesoup.methods.platon import Platon
-from sparsesoup.methods.pruning_at_init import Wanda
+from sparsesoup.methods.wanda import Wanda
 from tiny_loops import KEPT, STEPS, Loop, loss_of
 
-PLATON = Platon(every=5, window=5)
+PLATON = Platon(every_steps=5, window=5)
 CLIP = 0.3  # below the norm of nearly every step
 CLIPPED: dict[str, Method] = {
     "gradual": METHODS["gradual"],

@@ -143,8 +143,8 @@ def test_batches_without_labels_and_outputs_by_name(method: str) -> None:
     found = prune_model(method, Twins(), rows, loss=error, compute_metrics=spread, **(SHORT | {"steps": 20}))
     assert seen[-1] == ((22, 6), (22, 3, 2, 2), None)
     assert found.metrics["negative_loss"] < 0
-    taught = prune_model("magnitude", Twins(), rows, loss=error, teacher=found.model, **SHORT)
-    assert taught.metrics["negative_loss"] < 0
+    with_teacher = prune_model("magnitude", Twins(), rows, loss=error, teacher=found.model, **SHORT)
+    assert with_teacher.metrics["negative_loss"] < 0
 
 
 @pytest.mark.parametrize("kind", ["tokens", "by name"])

@@ -90,9 +90,7 @@ def test_another_sparsity_is_refused_before_the_first_step(name):
     method = replace(METHODS[name], scope="2:4", **FEW.get(name, {}))
     for sparsity in (0.3, 0.6):
         problem = tiny()
-        with pytest.raises(
-            UserError, match=rf"scope 2:4 fixes the sparsity at 0\.5, asked for {sparsity}; ask for that"
-        ):
+        with pytest.raises(UserError, match=rf"scope 2:4 fixes the sparsity at 0\.5, got {sparsity}; give that"):
             method.run(problem, sparsity)
         assert not problem.meter.costs
 
@@ -130,6 +128,6 @@ def test_a_tile_lies_along_the_output_however_the_matrix_is_stored(name):
 
 def test_settings_take_the_sparsity_of_the_scope_and_refuse_another():
     for name, scope, sparsity in (("gradual", "2:4", 0.5), ("imp", "1:4", 0.75), ("gradual", "global", 0.9)):
-        assert fill_default_sparsity(config_from_dict(name, {"method": {"scope": scope}})).amount.sparsity == sparsity
-    with pytest.raises(UserError, match=r"scope 4:8 fixes the sparsity at 0\.5, asked for 0\.9"):
+        assert fill_default_sparsity(config_from_dict(name, {"method": {"scope": scope}})).budget.sparsity == sparsity
+    with pytest.raises(UserError, match=r"scope 4:8 fixes the sparsity at 0\.5, got 0\.9"):
         config_from_dict("gradual", {"method": {"scope": "4:8"}, "sparsity": 0.9})

@@ -38,7 +38,7 @@ def redrawn(measure: Any, sparsity: float, checks: int = 12) -> tuple[EarlyBird,
 @pytest.mark.parametrize("measure", MEASURES)
 def test_on_a_frozen_model_it_fires_at_its_first_full_check(measure: Any) -> None:
     problem = tiny(training=TrainingConfig(learning_rate=0.0, batch_size=16))
-    ticket = EarlyBird(measure=measure, every=0.2, masks=4, threshold=0.0).run(problem, 0.9)
+    ticket = EarlyBird(measure=measure, every_epochs=0.2, masks=4, threshold=0.0).run(problem, 0.9)
     found = ticket.notes["early_bird"]
     assert found["fired"] == 4 * 3  # a fifth of 16 steps is 3
     assert [check[measure] for check in found["checks"]] == [[0.0] * i for i in range(4)]
@@ -179,7 +179,9 @@ def test_a_mask_that_is_drawn_on_a_gpu_is_compared_where_the_others_lie() -> Non
     assert third == pytest.approx([0.2, 0.2])
 
 
-@pytest.mark.parametrize("change", [{"every": 0.0}, {"masks": 1}, {"threshold": 1.0}, {"search": 0.0}, {"search": 1.1}])
+@pytest.mark.parametrize(
+    "change", [{"every_epochs": 0.0}, {"masks": 1}, {"threshold": 1.0}, {"search": 0.0}, {"search": 1.1}]
+)
 def test_impossible_settings_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=rf"^{next(iter(change))}: must be "):
         replace(METHODS["early-bird"], **change)

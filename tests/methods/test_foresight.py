@@ -17,10 +17,11 @@ from sparsesoup.core.schedules import CubicSchedule
 from sparsesoup.core.targets import target_parameters
 from sparsesoup.methods import METHODS, Method
 from sparsesoup.methods.gradient_flow import GradientFlow
-from sparsesoup.methods.pruning_at_init import Grasp, Snip, Wanda
+from sparsesoup.methods.pruning_at_init import Grasp, Snip
 from sparsesoup.methods.scores.activation import wanda_scores
 from sparsesoup.methods.scores.calibration import calibration_batches
 from sparsesoup.methods.scores.gradient import hessian_product, task_gradient
+from sparsesoup.methods.wanda import Wanda
 from sparsesoup.training.config import TrainingConfig
 from sparsesoup.training.loop import train, train_head
 from sparsesoup.training.problem import Problem
@@ -144,7 +145,7 @@ def test_a_warm_up_without_a_head_or_a_step_for_it_is_refused_before_the_first_s
 def test_what_is_doubtful_about_a_score_is_said_of_it() -> None:
     fresh, known = tiny(fresh=HEAD), tiny()
     for method in (Snip(), Grasp()):
-        assert "the head is drawn at random; --method.warmup 0.1" in method.doubts(fresh, 0.5)[0]
+        assert "the head is randomly initialised; --method.warmup 0.1" in method.doubts(fresh, 0.5)[0]
         assert replace(method, warmup=0.1).doubts(fresh, 0.5) == method.doubts(known, 0.5) == []
     signed = Grasp(measure="increase")
     assert "a pre-trained model seldom survives it; --method.measure preserve" in signed.doubts(known, 0.5)[0]

@@ -27,7 +27,7 @@ from sparsesoup.methods.hybrid import HybridMovement
 from sparsesoup.methods.learned_masks import PhaseShares, straight_through_gates
 from sparsesoup.methods.pins import Pins, answer_certainty
 from sparsesoup.methods.platon import Platon
-from sparsesoup.methods.pruning_at_init import Grasp, Snip, Wanda
+from sparsesoup.methods.pruning_at_init import Grasp, Snip
 from sparsesoup.methods.scores.activation import input_norms
 from sparsesoup.methods.scores.averages import ImportanceAverages, Sensitivity, after_step, first_order_sensitivity
 from sparsesoup.methods.scores.calibration import calibration_batches
@@ -38,6 +38,7 @@ from sparsesoup.methods.scores.gradient import (
     snip_sensitivity,
     task_gradient,
 )
+from sparsesoup.methods.wanda import Wanda
 from sparsesoup.training.batching import RowBatches
 from sparsesoup.training.config import DistillConfig, TrainingConfig
 from sparsesoup.training.distillation import distillation_objective

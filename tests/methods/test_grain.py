@@ -114,7 +114,7 @@ def test_a_feature_counts_by_the_density_of_its_head() -> None:
     assert same(state.memory, plain)
 
 
-def taught(hidden: float, **changes: Any) -> Problem:
+def with_teacher(hidden: float, **changes: Any) -> Problem:
     problem = bert(torch.float64, **changes)
     teacher = copy.deepcopy(problem.pretrained)
     with torch.no_grad():
@@ -131,7 +131,7 @@ def test_the_gradient_of_hidden_states_moves_the_weights_and_scores_nothing(accu
     )
     scored, moved = [], []
     for hidden, split in ((0.0, True), (5.0, True), (5.0, False)):
-        problem = taught(hidden, training=training, steps=8)
+        problem = with_teacher(hidden, training=training, steps=8)
         state, average = problem.start_run(), averages(problem)
         train(state, problem, 1, observe=average.observe_gradients, split=split, rate=lambda step: 1e-3)
         scored.append({key: value.clone() for key, value in state.memory.items()})
@@ -145,7 +145,7 @@ def test_the_gradient_of_hidden_states_moves_the_weights_and_scores_nothing(accu
 def test_the_second_backward_pass_is_on_the_meter_as_in_the_plan() -> None:
     flops = {}
     for hidden in (0.0, 5.0):
-        problem = taught(hidden, steps=10)
+        problem = with_teacher(hidden, steps=10)
         Grain().run(problem, 0.4)
         planned = plan_costs(Grain().plan(problem.size, 0.4), problem, FlopsModel(problem))
         found = problem.meter.costs["strong"]

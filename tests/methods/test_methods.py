@@ -23,7 +23,8 @@ from sparsesoup.methods import METHODS, Method
 from sparsesoup.methods.gradual import GradualPruning, GradualStar
 from sparsesoup.methods.imp import IterativeMagnitudePruning
 from sparsesoup.methods.isp import PROTOCOLS, InstantSoup
-from sparsesoup.methods.isp_published import InstantSoupCode, InstantSoupPaper
+from sparsesoup.methods.isp_code import InstantSoupCode
+from sparsesoup.methods.isp_paper import InstantSoupPaper
 from sparsesoup.methods.one_shot import OneShot
 from sparsesoup.methods.scores import magnitude
 from sparsesoup.methods.weak_masks import consensus_masks, masks_with_quorum, prune_to_soup
@@ -242,7 +243,7 @@ def test_each_stage_of_isp_ends_exactly_at_its_target() -> None:
     assert [s["step"] for s in ticket.notes["stages"]] == [round(0.6 * main * i / 4) for i in (1, 2, 3, 4)]
 
 
-@pytest.mark.parametrize(("budget", "strong", "weak"), [("charged", 60 - 3 * 2 * 3, 18), ("extra", 60, 18)])
+@pytest.mark.parametrize(("budget", "strong", "weak"), [("included", 60 - 3 * 2 * 3, 18), ("extra", 60, 18)])
 def test_the_budget_says_whether_weak_steps_come_out_of_t(budget: Any, strong: int, weak: int) -> None:
     watch = Watch()
     method = InstantSoup(stages=3, weak_masks=2, look_ahead=0.05, finish=0.4, budget=budget)

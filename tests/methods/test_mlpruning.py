@@ -74,14 +74,14 @@ def controlled(first: float, second: float, target: float) -> tuple[Any, ShareCo
     ties = head_and_row_groups(problem.targets)
     found = MlPruning(**ALONE, strength=20_000.0)
     gates = found.make_gates(problem, 1.0 - target)
-    state = problem.start_run(lambda model: (attach_gates(model, gates.ties, gates.make), 1.0))
+    state = problem.start_run(lambda model: (attach_gates(model, gates.groups, gates.make), 1.0))
     for number, gate in enumerate(_gates(state.model, ties)):
         gate.logit.data.fill_(first if number % 2 else second)
     return state, gates.hook
 
 
 def _gates(model: torch.nn.Module, ties: Any) -> list[KeptShareGate]:
-    found = {gate.tie: gate for gate in model.modules() if isinstance(gate, KeptShareGate)}
+    found = {gate.coupled: gate for gate in model.modules() if isinstance(gate, KeptShareGate)}
     return [found[tie] for tie in range(len(ties))]
 
 
@@ -109,7 +109,7 @@ def test_the_kept_share_is_that_of_the_paper_and_of_the_counted_masks() -> None:
     for tie, gate in zip(head_and_row_groups(state.targets), gates, strict=True):
         shapes = {name: t.shape for name, t in state.targets.items()}
         some = torch.zeros(len(gate.alive), dtype=torch.bool)
-        some[: left[gate.tie]] = True
+        some[: left[gate.coupled]] = True
         masks |= tie.expand_to_weights(some, shapes)
     closed = close_dead_inputs({name: masks[name] for name in state.targets}, state.targets)
     assert kept_weights(matrix_shares(ties, state.targets), counts, left) == count_kept(closed)

@@ -129,7 +129,7 @@ def test_the_masked_share_is_on_the_cubic_curve_whenever_thresholds_are_set(meth
     spy = Spy()
     with watched() as watch:
         problem = tiny(objective=spy, observer=watch, steps=80)
-        method(scope=scope, every=5).run(problem, 0.6)
+        method(scope=scope, every_steps=5).run(problem, 0.6)
     curve, shares = CubicSchedule(8, 56), spy.shares()
     assert len(shares) == 72
     for step, (share, levels_now) in enumerate(zip(shares, spy.level, strict=True)):
@@ -152,7 +152,7 @@ def test_by_magnitude_masked_weights_stay_behind_their_masks_and_may_return() ->
     spy = Spy()
     with watched() as watch:
         training = TrainingConfig(learning_rate=0.1, batch_size=16, optimizer="sgd", weight_decay=0.0)
-        ticket = MagnitudeStraightThrough(every=5).run(tiny(objective=spy, steps=80, training=training), 0.5)
+        ticket = MagnitudeStraightThrough(every_steps=5).run(tiny(objective=spy, steps=80, training=training), 0.5)
     before = watch.before[0]  # just before the masks are fixed
     closed = {n: spy.masked[-1][n] for n in before}
     assert sum(int(m.sum()) for m in closed.values()) > 900
@@ -202,8 +202,8 @@ def test_blocks_fall_whole_and_in_the_order_of_their_scores(method: Any) -> None
         lambda: PhaseShares(warmup=1.0),
         lambda: PhaseShares(settle=0.0),
         lambda: PhaseShares(settle=0.4, cooldown=0.3),
-        lambda: MovementPruning(every=0),
-        lambda: MagnitudeStraightThrough(every=0),
+        lambda: MovementPruning(every_steps=0),
+        lambda: MagnitudeStraightThrough(every_steps=0),
         lambda: PhaseShares(warmup=0.5, cooldown=0.5),
         lambda: PhaseShares(warmup=float("nan")),
         lambda: MovementPruning(start="magnitude", score_rate=0.0),

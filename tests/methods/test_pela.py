@@ -96,14 +96,14 @@ def test_the_intermediate_loss_is_that_of_the_formula() -> None:
     problem, method = bert(), Pela(compression=2.0, hidden=3.0, perturbation=5.0, bound=0.01)
     run = method.start_run(problem, 0.0)
     model, batch = run.state.model.eval(), problem.train.batch(range(6))
-    assert run.taught is not None
-    loss = run.taught.training_loss(model, batch).item()
+    assert run.with_teacher is not None
+    loss = run.with_teacher.training_loss(model, batch).item()
     plain = replace(method, hidden=0.0, perturbation=0.0).start_run(problem, 0.0)
     features = replace(method, perturbation=0.0).start_run(problem, 0.0)
-    assert plain.taught is not None
-    assert features.taught is not None
+    assert plain.with_teacher is not None
+    assert features.with_teacher is not None
     task = problem.training_loss(model, batch).item()
-    assert plain.taught.training_loss(model, batch).item() == pytest.approx(task)
+    assert plain.with_teacher.training_loss(model, batch).item() == pytest.approx(task)
     with torch.no_grad():
         found = [m(**batch, output_hidden_states=True).hidden_states[1:] for m in (model, problem.pretrained.eval())]
         real = batch["attention_mask"].bool()
@@ -116,7 +116,7 @@ def test_the_intermediate_loss_is_that_of_the_formula() -> None:
                   .abs().max()) for n in problem.targets
         ]  # fmt: skip
     hidden = 3.0 * sum(apart) / len(apart)
-    assert features.taught.training_loss(model, batch).item() == pytest.approx(task + hidden, rel=1e-5)
+    assert features.with_teacher.training_loss(model, batch).item() == pytest.approx(task + hidden, rel=1e-5)
     bounded = 5.0 * sum(max(0.0, c - 0.01) ** 2 for c in change) / len(change)
     assert loss == pytest.approx(task + hidden + bounded, rel=1e-5)
 
@@ -124,9 +124,11 @@ def test_the_intermediate_loss_is_that_of_the_formula() -> None:
 def test_a_change_within_the_bound_costs_nothing() -> None:
     problem = bert()
     run = Pela(hidden=0.0, bound=100.0).start_run(problem, 0.0)
-    assert run.taught is not None
+    assert run.with_teacher is not None
     batch, model = problem.train.batch(range(6)), run.state.model.eval()
-    assert run.taught.training_loss(model, batch).item() == pytest.approx(problem.training_loss(model, batch).item())
+    assert run.with_teacher.training_loss(model, batch).item() == pytest.approx(
+        problem.training_loss(model, batch).item()
+    )
 
 
 def test_a_run_killed_in_each_phase_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from conftest import climb, same, tiny, watched
 from sparsesoup.core import masks as algebra
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.schedules import CubicSchedule
-from sparsesoup.methods.pins import Pins, _choose_teacher, answer_certainty, check_steps, self_taught
+from sparsesoup.methods.pins import Pins, _choose_teacher, answer_certainty, check_steps, self_distillation_loss
 from sparsesoup.methods.platon import Platon
 from sparsesoup.methods.scores.averages import ImportanceAverages, after_step, first_order_sensitivity
 from sparsesoup.training.batching import Batch
@@ -66,12 +66,12 @@ def test_the_loss_adds_the_distance_from_the_teacher_weighted_by_certainty() -> 
         for g, w in zip(given, wanted, strict=True)
     ]
     plain = problem.training_loss(state.model, batch).item()
-    assert self_taught(problem, state, 3.0)(state.model, batch).item() == pytest.approx(
+    assert self_distillation_loss(problem, state, 3.0)(state.model, batch).item() == pytest.approx(
         plain + sum(rows) / 16, rel=1e-5
     )
     assert sum(rows) > 0.1
     state.memory = {f"teacher/{n}": t.detach().clone() for n, t in state.model.named_parameters()}
-    assert self_taught(problem, state, 3.0)(state.model, batch).item() == pytest.approx(plain, rel=1e-6)
+    assert self_distillation_loss(problem, state, 3.0)(state.model, batch).item() == pytest.approx(plain, rel=1e-6)
 
 
 def test_the_weight_is_no_part_of_the_gradient() -> None:
@@ -79,7 +79,7 @@ def test_the_weight_is_no_part_of_the_gradient() -> None:
     state, teacher = taught_state(problem)
     state.model.eval()
     batch = problem.train.batch(range(16))
-    self_taught(problem, state, 2.0)(state.model, batch).backward()
+    self_distillation_loss(problem, state, 2.0)(state.model, batch).backward()
     found = {n: p.grad.clone() for n, p in state.model.named_parameters()}
     state.model.zero_grad()
     outputs = state.model(batch["x"])
@@ -111,7 +111,7 @@ def test_another_objective_is_added_to_and_the_student_runs_once() -> None:
 
     state.model.register_forward_hook(count)
     batch = problem.train.batch(range(16))
-    found = self_taught(problem, state, 2.0)(state.model, batch)
+    found = self_distillation_loss(problem, state, 2.0)(state.model, batch)
     assert calls == 1
     given, wanted = predict(state.model, batch), predict(teacher, batch)
     by_hand = other(state.model, batch) + (answer_certainty(given) * distillation_divergence(given, wanted, 2.0)).mean()
@@ -133,7 +133,7 @@ def test_the_teacher_is_the_latest_of_the_best_on_validation(monkeypatch: pytest
 
     monkeypatch.setattr(Problem, "validate", validate)
     with watched() as watch:
-        ticket = Pins(every=5, window=5).run(tiny(metric=metric), 0.7)
+        ticket = Pins(every_steps=5, window=5).run(tiny(metric=metric), 0.7)
     checks = ticket.notes["teachers"]
     assert [c["teaches"] for c in checks] == [True, False, True, False]
     assert [c["made up"] for c in checks] == values[:4]
@@ -147,8 +147,8 @@ def test_the_teacher_is_the_latest_of_the_best_on_validation(monkeypatch: pytest
 
 def test_the_teacher_costs_a_forward_pass_from_the_first_check_on() -> None:
     problem, plain = tiny(), tiny()
-    Pins(every=5, window=5, checks=2).run(problem, 0.7)
-    Platon(every=5, window=5).run(plain, 0.7)
+    Pins(every_steps=5, window=5, checks=2).run(problem, 0.7)
+    Platon(every_steps=5, window=5).run(plain, 0.7)
     with CountFlops() as forward:
         problem.predict(problem.pretrained, problem.train.batch(range(16)))
     more = problem.meter.costs["strong"].flops - plain.meter.costs["strong"].flops
@@ -171,7 +171,7 @@ def test_a_check_changes_no_bit_of_the_run() -> None:
 
 
 def test_a_run_ranks_by_the_sensitivity_after_the_step_and_learns_at_the_temperature_it_was_given() -> None:
-    ticket = Pins(fast=0.3, slow=0.6, every=6, window=3, start=0.2, stop=0.6, checks=1, temperature=8.0).run(
+    ticket = Pins(fast=0.3, slow=0.6, every_steps=6, window=3, start=0.2, stop=0.6, checks=1, temperature=8.0).run(
         tiny(), 0.7
     )
     plan, problem, found = CubicSchedule(12, 36, 6), tiny(), []
@@ -179,22 +179,22 @@ def test_a_run_ranks_by_the_sensitivity_after_the_step_and_learns_at_the_tempera
         averages = ImportanceAverages(sensitivity=sensitivity, fast=0.3, slow=0.6, window=3, origin=12)
         state = problem.start_run()
         climb(problem, state, plan, 12, 0.7, averages, end=partial(_choose_teacher, plan, 0.7))
-        taught = replace(problem, objective=self_taught(problem, state, temperature))
-        climb(taught, state, plan, 36, 0.7, averages)
+        with_teacher = replace(problem, objective=self_distillation_loss(problem, state, temperature))
+        climb(with_teacher, state, plan, 36, 0.7, averages)
         found.append(same(ticket.masks, state.masks))
     assert found == [True, False, False]
 
 
 def test_the_teacher_is_not_trained_and_moves_the_student() -> None:
     with watched() as watch:
-        taught = Pins(every=5, window=5, checks=1).run(tiny(), 0.7)
+        with_teacher = Pins(every_steps=5, window=5, checks=1).run(tiny(), 0.7)
     assert watch.state is not None
     problem = tiny()
     dense = train(problem.start_run(), problem, 6)
     teacher = {n.removeprefix("teacher/"): t for n, t in watch.state.memory.items()}
     assert same(teacher, {n: p.detach() for n, p in dense.model.named_parameters()})
-    hot = replace(Pins(every=5, window=5, checks=1), temperature=5.0).run(tiny(), 0.7)
-    assert not same(taught.weights, hot.weights)
+    hot = replace(Pins(every_steps=5, window=5, checks=1), temperature=5.0).run(tiny(), 0.7)
+    assert not same(with_teacher.weights, hot.weights)
 
 
 @pytest.mark.parametrize("checks", [1, 2, 3, 4, 50])

@@ -71,7 +71,7 @@ def test_the_averages_cost_two_tensors_a_weight_and_are_gone_after_the_last_prun
     averages.clear_averages_(between)
     assert between.memory == {}
     with watched() as watch:
-        Platon(every=5, window=5).run(tiny(), 0.7)
+        Platon(every_steps=5, window=5).run(tiny(), 0.7)
     assert watch.state is not None
     assert watch.state.memory == {}
 
@@ -121,7 +121,7 @@ def test_weights_return_between_prunings_and_not_after_the_last() -> None:
 
 
 def test_a_run_ranks_by_the_sensitivity_and_the_decays_it_was_given() -> None:
-    ticket = Platon(fast=0.3, slow=0.6, every=6, window=3, start=0.2, stop=0.6).run(tiny(), 0.7)
+    ticket = Platon(fast=0.3, slow=0.6, every_steps=6, window=3, start=0.2, stop=0.6).run(tiny(), 0.7)
     plan, problem = CubicSchedule(12, 36, 6), tiny()
     masks = []
     for fast, slow in [(0.3, 0.6), (0.6, 0.3)]:
@@ -135,7 +135,7 @@ def test_a_run_ranks_by_the_sensitivity_and_the_decays_it_was_given() -> None:
 
 def test_the_log_shows_the_ramp_and_then_the_final_masks() -> None:
     watch = Watch()
-    Platon(every=5, window=5).run(tiny(observer=watch), 0.7)
+    Platon(every_steps=5, window=5).run(tiny(observer=watch), 0.7)
     curve = watch.curve("sparsity")
     goals = [0.7 * (1 - (1 - i / 7) ** 3) for i in range(8)]  # at 6, 11, ... 41: the last whole interval before 42
     steps = [0.0] * 5 + [goal for goal in goals[:-1] for _ in range(5)] + [0.7] * 20
@@ -160,8 +160,8 @@ def test_every_pruning_of_the_ramp_ends_a_window() -> None:
         (lambda: Platon(stop=1.0), r"^stop: must be a share of T, below 1, got 1\.0$"),
         (lambda: Platon(fast=1.0), r"^fast: must be in \[0, 1\), got 1\.0$"),
         (lambda: Platon(slow=-0.1), r"^slow: must be in \[0, 1\), got -0\.1$"),
-        (lambda: Platon(every=0), r"^every: must be a multiple of window \(10\), got 0$"),
-        (lambda: Platon(window=4), r"^every: must be a multiple of window \(4\), got 10$"),
+        (lambda: Platon(every_steps=0), r"^every_steps: must be a multiple of window \(10\), got 0$"),
+        (lambda: Platon(window=4), r"^every_steps: must be a multiple of window \(4\), got 10$"),
     ],
 )
 def test_impossible_settings_are_refused(make: Callable[[], object], says: str) -> None:

@@ -175,12 +175,12 @@ def test_a_run_that_dies_after_its_training_folds_what_it_finds(
     class Died(Exception):
         pass
 
-    lives = 0
+    attempts = 0
 
     def predict(model: nn.Module, batch: Batch) -> Tensor:
-        nonlocal lives
-        if not model.training and lives == 0:
-            lives += 1
+        nonlocal attempts
+        if not model.training and attempts == 0:
+            attempts += 1
             raise Died
         return model(batch["x"])
 

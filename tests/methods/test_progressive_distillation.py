@@ -45,14 +45,14 @@ def test_without_grafts_it_is_plain_distillation_with_pruning_to_the_bit(make: A
     blocks = 2.0
     layers = 0.0 if make is tiny else 2.0
     settings = DistillConfig(teacher="x", alpha=1.0, temperature=1.0, hidden=blocks, attention=layers)
-    taught = replace(other, objective=distillation_objective(other, teacher, settings))
+    with_teacher = replace(other, objective=distillation_objective(other, teacher, settings))
     schedule = method.plan(other.size, 0.6)[1].masks_final
     assert schedule == round(0.5 * other.steps)
     hook = pruning_hook(method, _schedule(other.steps), 0.6)
     hook(state)
     names = [name for name, _ in state.model.named_parameters()]
     with only_trained(state.model, names_in_blocks(names, state.targets)):
-        train(state, taught, other.steps, hooks=[hook])
+        train(state, with_teacher, other.steps, hooks=[hook])
     assert same(ticket.masks, state.masks)
     assert same(ticket.weights, {n: t.detach() for n, t in state.model.state_dict().items()})
 
@@ -77,7 +77,7 @@ def test_with_every_block_grafted_the_answers_are_the_teachers_and_no_gradient_i
     run.state.model.eval()
     batch = problem.train.batch(range(6))
     with only_trained(run.state.model, names_in_blocks(dict(run.state.model.named_parameters()), problem.targets)):
-        loss = run.taught.training_loss(run.state.model, batch)
+        loss = run.with_teacher.training_loss(run.state.model, batch)
         loss.backward()
     assert loss.item() == pytest.approx(0.0, abs=1e-6)
     assert all(p.grad is None for p in run.state.model.parameters())

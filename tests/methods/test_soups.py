@@ -300,7 +300,7 @@ def test_an_instant_soup_is_that_of_a_slow_twin() -> None:
     assert same(ticket.weights, clone_weights(state.model))
 
 
-@pytest.mark.parametrize(("budget", "strong"), [("charged", 60 - 4 * 3), ("extra", 60)])
+@pytest.mark.parametrize(("budget", "strong"), [("included", 60 - 4 * 3), ("extra", 60)])
 def test_the_budget_says_whether_the_forks_come_out_of_t(budget: Any, strong: int) -> None:
     watch = Watch()
     ticket = InstantModelSoup(look_ahead=0.05, budget=budget).run(tiny(observer=watch), 0.0)

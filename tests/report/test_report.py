@@ -216,7 +216,7 @@ GATES = {
         "raise --steps, or lower --method.score-rate (now 0.1)",
         "raise --method.score-rate (now 0.1) or --steps",
     ),
-    "magnitude-ste": ("set a lower --method.every (now 10)",) * 2,
+    "magnitude-ste": ("set a lower --method.every-steps (now 10)",) * 2,
 }
 
 

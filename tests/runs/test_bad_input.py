@@ -172,7 +172,7 @@ def test_unknown_method_and_command(place, refused, tmp_path):
         "unknown command 'prnue'",
         "allowed: prune, test, show, methods, apply, export, benchmark, push, compare",
     )
-    refused(line_of(place, tmp_path / "runs", None), "no method named", "sparsesoup prune METHOD", "isp")
+    refused(line_of(place, tmp_path / "runs", None), "no method given", "sparsesoup prune METHOD", "isp")
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_sparsity_outside_its_range(place, refused, tmp_path, value, parts):
         (["--train.gamma", "0.5"], ["--train.gamma: unknown setting (train has learning_rate, "]),
         (["--method.stages", "many"], ["--method.stages: expected a whole number, got 'many'"]),
         (["--method.stages", "0"], ["--method.stages: must be at least 1, got 0"]),
-        (["--method.budget", "free"], ["method.budget", "free", "charged", "extra"]),
+        (["--method.budget", "free"], ["method.budget", "free", "included", "extra"]),
         (["--method.protocols", "[]"], ["--method.protocols: must be one or more, got ()"]),
         (["--method.protocols", '[{"rte": 1}]'], ["rte"]),
         (["--train.precision", "fp8"], ["train.precision", "fp8", "bf16"]),
@@ -252,8 +252,8 @@ def test_groups_that_cannot_be_and_settings_that_a_row_fixes(place, refused, tmp
         ("method: isp\ntrain: 3", ["train"]),
         ("method: ips", ["unknown method 'ips'", "isp"]),
         ("method: 7", ["unknown method '7'"]),
-        ("sparsity: 0.5", ["no method named"]),
-        ("method: {stages: 3}", ["no method named"]),
+        ("sparsity: 0.5", ["no method given"]),
+        ("method: {stages: 3}", ["no method given"]),
         ("method: [unclosed", ["cannot read recipe", "recipe.yaml"]),
         ("- a\n- list", ["recipe", "recipe.yaml", "must be a table of settings"]),
         ("", ["recipe", "must be a table of settings"]),

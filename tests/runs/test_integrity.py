@@ -91,7 +91,7 @@ def test_a_finished_run_with_a_damaged_model_is_not_called_well(file, how, kinds
         data = bytearray(path.read_bytes())
         data[-40] ^= 4
         path.write_bytes(data)
-    refused(again(place, run), str(path), f"put it back, or remove {run}", "keep it in a folder of its own")
+    refused(again(place, run), str(path), f"put it back, or remove {run}", "keep it in a separate folder")
     refused(["push", run, "me/x", "--dry-run", "--out", tmp_path / "out"], str(path))
     refused(["test", run], str(path))
     if file != "pruning/masks.safetensors" or how == "changed":  # without them it is no ticket
@@ -107,7 +107,7 @@ def test_a_model_that_was_saved_anew_in_a_run_is_told_and_one_of_its_own_is_take
     shutil.copytree(run / "model", tmp_path / "mine")
     for folder in (run / "model", tmp_path / "mine"):
         model.save_pretrained(folder)
-    refused(again(place, run), "model.safetensors", "if it was changed on purpose, keep it in a folder of its own")
+    refused(again(place, run), "model.safetensors", "if it was changed on purpose, keep it in a separate folder")
     assert main(["export", str(tmp_path / "mine"), "--to", "packed", "--out", str(tmp_path / "packed")]) == 0
 
 
@@ -174,7 +174,7 @@ def test_a_log_that_is_not_what_was_written_is_told_and_one_that_is_gone_is_note
         assert alike(kind.read(run)[:2], before[:2])  # notes tell of the losses in the log
         return
     log.write_text({"cut": text[:30], "changed": text.replace("loss", "lost"), "longer line": "x" + text}[damage])
-    with pytest.raises(UserError, match=r"damaged log .*log\.jsonl: .*put it back, or remove it to go on without"):
+    with pytest.raises(UserError, match=r"damaged log .*log\.jsonl: .*put it back, or remove it to continue without"):
         kind.read(run)
     log.write_text(text)
     assert alike(kind.read(run), before)
@@ -354,7 +354,7 @@ def test_equal_numbers_are_one_run_however_they_are_written(one, other, place, t
     settings = [fill_default_sparsity(parse_arguments(["magnitude", *words])[0]) for words in (one, other)]
     assert settings[0].run_key() == settings[1].run_key()
     assert json.dumps(settings[0].to_dict()) == json.dumps(settings[1].to_dict())
-    assert repr(settings[0].amount.sparsity) == repr(settings[1].amount.sparsity)
+    assert repr(settings[0].budget.sparsity) == repr(settings[1].budget.sparsity)
 
 
 STUDY = """

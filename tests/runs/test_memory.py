@@ -13,11 +13,11 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.hub.models.prunable import find_prunable
 from sparsesoup.methods import METHODS
 from sparsesoup.runs import memory
-from sparsesoup.runs.memory import disk_of, free_disk, free_memory, held_beside, memory_remedies, state_sizes
+from sparsesoup.runs.memory import disk_of, extra_memory, free_disk, free_memory, memory_remedies, state_sizes
 from sparsesoup.training.config import DistillConfig, TrainingConfig
 from sparsesoup.training.loop import train
 from sparsesoup.training.plan import Phase
-from sparsesoup.training.snapshots import PLACES, SnapshotStore
+from sparsesoup.training.snapshots import STORAGES, SnapshotStore
 from sparsesoup.training.state_files import save_state
 from tiny_hub import arguments, base_model, run_of
 
@@ -56,21 +56,21 @@ def test_snapshots_count_where_they_are():
     problem, sizes = sized()
     for name, held, stages in (("isp", 1, 0), ("imp-rewind", 1, 1), ("imp", 0, 0), ("gradual", 0, 0)):
         phases = METHODS[name].plan(problem.size, 0.7)
-        beside = {place: held_beside(phases, sizes, problem.training, CPU, place) for place in PLACES}
+        beside = {place: extra_memory(phases, sizes, problem.training, CPU, place) for place in STORAGES}
         assert beside["device"] == beside["host"] == beside["disk"] + held * sizes.snapshot
         assert beside["disk"] >= sizes.prunable // 4  # masks
         copies = round(max(phase.copies for phase in phases) * sizes.prunable)  # such as the votes
-        disk = {place: disk_of(phases, sizes, place) for place in PLACES}
+        disk = {place: disk_of(phases, sizes, place) for place in STORAGES}
         assert disk["disk"][0] == disk["device"][0] + held * sizes.snapshot
         assert disk["device"][0] == disk["device"][1] + (2 + stages) * sizes.saved + 2 * copies
     isp = METHODS["isp"].plan(problem.size, 0.7)
-    gpu = [held_beside(isp, sizes, problem.training, torch.device("cuda"), place) for place in PLACES]
+    gpu = [extra_memory(isp, sizes, problem.training, torch.device("cuda"), place) for place in STORAGES]
     assert gpu[0] == gpu[1] + sizes.snapshot == gpu[2] + sizes.snapshot
     own = METHODS["sparse-progressive-distillation"].plan(problem.size, 0.7)  # a teacher, which no saved state holds
-    assert held_beside(own, sizes, problem.training, CPU, "disk") == sizes.weights + sizes.prunable // 4
+    assert extra_memory(own, sizes, problem.training, CPU, "disk") == sizes.weights + sizes.prunable // 4
     assert not any(phase.copies or (phase.label == "teacher" and phase.keeps_moments) for phase in own)
     stopped = replace(problem.training, eval_steps=5, early_stopping_patience=2)
-    assert held_beside(phases, sizes, stopped, CPU, "disk") == beside["disk"] + sizes.weights
+    assert extra_memory(phases, sizes, stopped, CPU, "disk") == beside["disk"] + sizes.weights
 
 
 def test_a_container_with_a_limit_has_no_more_than_that(tmp_path, monkeypatch):
@@ -105,7 +105,7 @@ def test_too_little_memory_is_said_before_anything_is_loaded(place, tmp_path, ca
         note, error = [said for said in capsys.readouterr().err.splitlines() if "memory" in said or "loaded" in said]
     assert note.startswith("note: this run needs at least ")
     assert note.endswith(
-        "kB of memory beside activations, and 1.00 kB are free here: it may be killed; use --snapshots disk or a "
+        "kB of memory besides activations, and 1.00 kB are free here: it may be killed; use --snapshots disk or a "
         "smaller --model"
     )
     assert error == "sparsesoup: loaded"

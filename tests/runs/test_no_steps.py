@@ -35,7 +35,7 @@ def test_a_run_without_training_is_an_ordinary_run(
     assert report["sparsity"]["kept"] == (4096 if method == "dense" else 2048)
     assert (run / "report.html").stat().st_size > 9_000
     assert main(["show", str(run)]) == 0
-    assert "head is drawn at random and not trained" in " ".join(capsys.readouterr().out.split())
+    assert "head is randomly initialised and not trained" in " ".join(capsys.readouterr().out.split())
     before = weights_of(place / "bert")
     for name, mask in load_masks(run)[0].items():
         old = before[name.removeprefix("bert.")] if name not in before else before[name]

@@ -26,7 +26,7 @@ DENSE = ["--train.distill.teacher", "dense"]
 OWN = {
     "magnitude": [],
     "isp": ["--method.stages", "2", "--method.weak-masks", "2", "--method.look-ahead", "0.05"],
-    "movement": ["--method.every", "2"],
+    "movement": ["--method.every-steps", "2"],
     "imp": ["--method.cut", "0.5"],
 }
 
@@ -37,7 +37,7 @@ def _elsewhere(monkeypatch, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def taught(place, tmp_path_factory):
+def with_teacher(place, tmp_path_factory):
     """A folder with a dense run."""
     out = tmp_path_factory.mktemp("taught")
     assert main(line(place, out, "dense")) == 0
@@ -89,9 +89,9 @@ def test_one_dense_run_teaches_every_method_and_is_charged_to_each(place, tmp_pa
         assert 1.25 < report["cost"][label]["flops"] / other["cost"][label]["flops"] < 1.4
 
 
-def test_a_teacher_that_is_there_costs_nothing_and_is_the_same_by_any_name(place, taught, tmp_path, monkeypatch):
-    dense, _ = dense_of(taught)
-    by_dense = drawn(place, taught, "magnitude", *DENSE)[0]
+def test_a_teacher_that_is_there_costs_nothing_and_is_the_same_by_any_name(place, with_teacher, tmp_path, monkeypatch):
+    dense, _ = dense_of(with_teacher)
+    by_dense = drawn(place, with_teacher, "magnitude", *DENSE)[0]
     runs = {}
     monkeypatch.chdir(place)
     for number, teacher in enumerate((dense, dense / "model", os.path.relpath(dense, place))):

@@ -73,7 +73,7 @@ def soup(place, tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "own"),
     [
-        ("early-bird", {"every": 0.2}),
+        ("early-bird", {"every_epochs": 0.2}),
         ("lottery-pools", {"cut": 0.5, "neighbours": 2}),
         ("sparse-model-soup", {"phases": 2}),
         ("instant-model-soup", {}),
@@ -125,7 +125,7 @@ def test_every_family_goes_from_checkpoint_to_a_folder_that_transformers_alone_r
         name = f"{family}, {method}"
         report = run.report
         # What this process has in its hands: the ticket's own weights in the model that was trained.
-        model = load_model(str(place / family), open_task(settings_of(run.path).place).task, seed=0)
+        model = load_model(str(place / family), open_task(settings_of(run.path).model_data).task, seed=0)
         model.load_state_dict(ticket.weights)
         tool = tokenizer(family in ("bert", "deberta-v2", "electra"))
         with torch.no_grad():
@@ -269,15 +269,15 @@ def test_another_seed_draws_another_ticket_from_another_head(place, soup, tmp_pa
 def test_a_flag_wins_over_the_recipe(soup):
     settings = settings_of(soup, "--sparsity", "0.5", "--method.stages", "1", "--train.max-grad-norm", "0")
     plain = settings_of(soup)
-    assert (plain.amount.sparsity, plain.method.stages, plain.train.max_grad_norm) == (0.7, 2, 1.0)
-    assert (settings.amount.sparsity, settings.method.stages, settings.train.max_grad_norm) == (0.5, 1, 0.0)
-    assert dataclasses.replace(settings, amount=plain.amount, method=plain.method, train=plain.train) == plain
+    assert (plain.budget.sparsity, plain.method.stages, plain.train.max_grad_norm) == (0.7, 2, 1.0)
+    assert (settings.budget.sparsity, settings.method.stages, settings.train.max_grad_norm) == (0.5, 1, 0.0)
+    assert dataclasses.replace(settings, budget=plain.budget, method=plain.method, train=plain.train) == plain
 
 
 def test_a_recipe_may_write_numbers_as_people_do(tmp_path):
     (tmp_path / "recipe.yaml").write_text("method: isp\nsparsity: 9e-1\ntrain:\n  learning_rate: 5e-5\n")
     settings, _ = parse_arguments(["--config", str(tmp_path / "recipe.yaml")])
-    assert (settings.amount.sparsity, settings.train.learning_rate) == (0.9, 5e-5)
+    assert (settings.budget.sparsity, settings.train.learning_rate) == (0.9, 5e-5)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -285,8 +285,8 @@ def test_the_recipe_and_the_command_of_every_method_repeat_it(name, tmp_path):
     settings = recipe.RunConfig(
         name=name,
         method=METHODS[name],
-        amount=recipe.BudgetConfig(sparsity=0.25, steps=7),
-        place=recipe.ModelAndDataConfig(
+        budget=recipe.BudgetConfig(sparsity=0.25, steps=7),
+        model_data=recipe.ModelAndDataConfig(
             model="it's here/a b", dataset="x", text_columns=("a", "b c"), seed=3, data_root="~/é"
         ),
         train=recipe.TrainingConfig(learning_rate=3e-5, optimizer="sgd"),
@@ -309,7 +309,7 @@ def test_run_keys_are_pinned():
     protocols = table["method"].pop("protocols")
     assert table == {
         "method": {"name": "isp", "stages": 5, "weak_masks": 4, "look_ahead": 0.005, "finish": 0.5,
-                   "budget": "charged", "moments": "inherited", "merge": "votes", "structure": "weights"},
+                   "budget": "included", "moments": "inherited", "merge": "votes", "structure": "weights"},
         "model": "minilm", "dataset": "docstrings", "data_root": None, "dataset_config": None, "text_columns": None,
         "label_column": None, "max_length": None, "doc_stride": None, "prompts": None, "class_names": None,
         "drop_unlabelled": False,
@@ -506,15 +506,15 @@ def test_settings_that_python_is_given_are_checked_like_flags(place, tmp_path):
 def test_a_step_with_a_teacher_in_it_is_no_unit_of_cost(place, tmp_path):
     """Neither for pins, whose teacher is itself, nor for a teacher that somebody else has trained."""
     gradual = drawn(place, tmp_path, "gradual", steps=40).report
-    pins = drawn(place, tmp_path, "pins", steps=40, method={"every": 5, "window": 5}).report
+    pins = drawn(place, tmp_path, "pins", steps=40, method={"every_steps": 5, "window": 5}).report
     teacher = drawn(place, tmp_path, "dense", sparsity=None).path
-    taught = drawn(place, tmp_path, "gradual", steps=40, train={"distill": {"teacher": str(teacher)}}).report
+    with_teacher = drawn(place, tmp_path, "gradual", steps=40, train={"distill": {"teacher": str(teacher)}}).report
     plain = gradual["cost"]["strong"]["flops"]
     assert times_dense(gradual) == pytest.approx(1.0)
-    for report in (pins, taught):
+    for report in (pins, with_teacher):
         spent = sum(cost["flops"] for label, cost in report["cost"].items() if label != "validation")
         assert times_dense(report) >= 0.97 * spent / plain > 1.15
-    assert times_dense(taught) == pytest.approx(taught["cost"]["strong"]["flops"] / plain, rel=0.03)
+    assert times_dense(with_teacher) == pytest.approx(with_teacher["cost"]["strong"]["flops"] / plain, rel=0.03)
 
 
 def test_what_selects_is_part_of_the_cost_and_the_last_look_is_not(place, tmp_path):
@@ -567,12 +567,14 @@ def test_what_is_doubtful_about_a_method_is_said_before_the_first_step_and_in_th
 def test_a_fresh_head_is_named_where_scores_ask_it_and_can_be_trained_first(place, tmp_path, capsys):
     line = ["prune", "snip", *flags_of(place, tmp_path, steps=10), "--method.batches", "2"]
     assert main(line) == 0
-    assert "note: snip scores by the gradient of the loss, and the head is drawn at random" in capsys.readouterr().err
+    assert (
+        "note: snip scores by the gradient of the loss, and the head is randomly initialised" in capsys.readouterr().err
+    )
     assert main([*line, "--method.warmup", "0.2"]) == 0
-    assert "the head is drawn at random" not in capsys.readouterr().err
+    assert "the head is randomly initialised" not in capsys.readouterr().err
     costs = {path.parent: json.loads(path.read_text())["cost"] for path in tmp_path.glob("**/report.json")}
     plain, warm = sorted(costs, key=lambda run: "search" in costs[run])
     assert (costs[warm]["search"]["steps"], costs[warm]["strong"]["steps"]) == (2, 8)
     known = flags_of(place, tmp_path / "known", family=plain / "model", steps=10)
     assert main(["prune", "snip", *known, "--method.batches", "2"]) == 0
-    assert "the head is drawn at random" not in capsys.readouterr().err
+    assert "the head is randomly initialised" not in capsys.readouterr().err

@@ -30,7 +30,7 @@ def steps_of(**changes):
     plan = match_budget(read_plan(write(**changes)))
     found = {}
     for cell in plan.trials:
-        assert found.setdefault(cell.row, cell.settings.amount.steps) == cell.settings.amount.steps
+        assert found.setdefault(cell.row, cell.settings.budget.steps) == cell.settings.budget.steps
     return found
 
 
@@ -80,7 +80,7 @@ def test_a_row_that_no_budget_of_this_size_serves_is_refused_with_the_least_one(
         (
             {"methods": {"dense": {"seeds": [0]}, "snip": None}, "budget": {"row": "dense"}},
             "row:",
-            "budget: no row dense beside snip on reviews, sparsity 0.5, seed 1 (bert); name one",
+            "budget: no row dense to compare snip on reviews, sparsity 0.5, seed 1 (bert) with; name one",
         ),
         (
             {"methods": {"dense": None, "isp-paper": None}, "budget": {"row": "isp-paper"}, "steps": 9},
@@ -129,10 +129,12 @@ def test_a_study_with_a_budget_that_grows_by_a_seed_of_another_t_is_refused_with
 def test_a_row_that_costs_more_at_one_sparsity_is_no_budget_for_a_dense_run_beside_both():
     imp = {"imp": {"method": {"cut": 0.5}}}
     both = {"sparsities": [0.5, 0.75], "budget": {"row": "imp"}, "seeds": [0]}
-    with pytest.raises(UserError, match=r"line \d+: budget: row imp costs .* by sparsity, and dense stands beside all"):
+    with pytest.raises(
+        UserError, match=r"line \d+: budget: row imp costs .* by sparsity, and dense is compared with all"
+    ):
         steps_of(**both, methods={"dense": None, **imp})
     plan = match_budget(read_plan(write(**both, methods={"magnitude": None, **imp})))
-    lengths = {cell.sparsity: cell.settings.amount.steps for cell in plan.trials if cell.row == "magnitude"}
+    lengths = {cell.sparsity: cell.settings.budget.steps for cell in plan.trials if cell.row == "magnitude"}
     assert 120 < lengths[0.5] < lengths[0.75]
     assert steps_of(**(both | {"sparsities": 0.5}), methods={"dense": None, **imp})["dense"] > 120
 

@@ -257,7 +257,7 @@ def test_without_ray_its_extra_is_named(folder, capsys, monkeypatch):
 def test_cells_that_fit_nowhere_and_folders_that_are_not_shared_are_refused(two_nodes, folder, capsys, monkeypatch):
     joined = ["--address", two_nodes.address]
     assert (
-        "no node of Ray has room for a run with 1 cores and 0.5 GPUs"
+        "no node of Ray has the resources for a run with 1 cores and 0.5 GPUs"
         in refused(capsys, *joined, "--gpus-per-run", "0.5")[0]
     )
 

@@ -73,7 +73,7 @@ def test_a_copy_of_a_dataset_keeps_the_sparsity_published_for_it_and_a_flag_wins
     assert {cell.column_of[1:] for cell in cells if cell.sparsity} == {(datasets[0], 0.7), (datasets[1], 0.5)}
     changes = {"models": ["bert"], "datasets": datasets, "sparsities": [0.3], "seeds": [4], "steps": 9}
     found = [c for c in read_plan(Path("table3"), changes).trials if c.sparsity]
-    assert {(c.sparsity, c.seed, c.settings.amount.steps, c.settings.amount.epochs) for c in found} == {
+    assert {(c.sparsity, c.seed, c.settings.budget.steps, c.settings.budget.epochs) for c in found} == {
         (0.3, 4, 9, None)
     }
 
@@ -203,7 +203,7 @@ def test_a_row_may_begin_with_the_tickets_of_one_dataset_alone():
 def test_settings_from_python_may_be_paths():
     table = {"model": Path("my/bert"), "train": {"distill": {"teacher": Path("runs/x")}}}
     found = config_from_dict("ticket", table | {"method": {"ticket": Path("runs/y")}})
-    assert (found.place.model, found.train.distill.teacher, found.method.ticket) == ("my/bert", "runs/x", "runs/y")
+    assert (found.model_data.model, found.train.distill.teacher, found.method.ticket) == ("my/bert", "runs/x", "runs/y")
 
 
 def test_settings_from_python_may_be_numbers_of_numpy():
@@ -214,7 +214,10 @@ def test_settings_from_python_may_be_numbers_of_numpy():
 
 
 def test_class_names_may_be_a_list_and_no_other_text_may():
-    assert config_from_dict("random", {"class_names": ["dark", "light red", 3]}).place.class_names == "dark,light red,3"
+    assert (
+        config_from_dict("random", {"class_names": ["dark", "light red", 3]}).model_data.class_names
+        == "dark,light red,3"
+    )
     wrong = {"prompts": ["a {}.", "my {}."], "class_names": ["a, b", "c"], "class-names": [True, "c"], "model": ["b"]}
     for name, value in wrong.items():
         with pytest.raises(UserError, match=f"^{name.replace('-', '_')}: expected text, got "):
@@ -232,6 +235,6 @@ def test_the_configuration_of_a_published_dataset_is_none_of_a_copy():
     recipe = {**SMALL, "methods": ["random"], "datasets": {"my/others": {"dataset_config": "plain", "steps": 7}}}
     write_recipe(recipe, "own")
     (cell,) = read_plan(Path("own.yaml"), {"datasets": ["others"], "seeds": [0]}).trials
-    assert (cell.settings.place.dataset_config, cell.settings.amount.steps) == (None, 7)
+    assert (cell.settings.model_data.dataset_config, cell.settings.budget.steps) == (None, 7)
     with pytest.raises(UserError, match="has no subfolder 'plain'"):
         read_plan(Path("own.yaml"), {"datasets": ["others"], "dataset_config": "plain"})

@@ -219,8 +219,8 @@ def test_a_cell_has_its_page_drawn_once_and_a_teacher_has_one_too(monkeypatch, t
     page = run.write_report
     for module in (run, run_folder):  # a teacher's is written with its run, a trial's with its test scores
         monkeypatch.setattr(module, "write_report", draw)
-    taught = {"row": {"name": "magnitude", "train": {"distill": {"teacher": "dense"}}}}
-    write(methods=taught, sparsities=0.5, seeds=[0, 1])
+    with_teacher = {"row": {"name": "magnitude", "train": {"distill": {"teacher": "dense"}}}}
+    write(methods=with_teacher, sparsities=0.5, seeds=[0, 1])
     assert main(["compare", "--config", "small.yaml"]) == 0
     runs = [path.parent for path in tmp_path.rglob("report.json")]
     assert len(runs) == 4  # two cells, and the dense teacher of each
@@ -274,7 +274,7 @@ def test_a_cell_does_not_take_the_run_of_other_data(tmp_path, capsys):
 
 def test_two_processes_on_one_study_are_told_apart(capsys, tmp_path):
     write(methods=["magnitude"], seeds=0, sparsities=0.5)
-    with file_lock(tmp_path / "runs" / "studies" / "small" / ".lock", patient=False):
+    with file_lock(tmp_path / "runs" / "studies" / "small" / ".lock", wait=False):
         assert main(["compare", "--config", "small.yaml"]) == 2
     assert "another process works on" in capsys.readouterr().err
 
@@ -323,7 +323,7 @@ def test_two_processes_on_one_study_are_told_apart(capsys, tmp_path):
             "train.batch_size: must be at least 1, got 0",
         ),
         ({"train": {"batch_sizes": 4}}, "batch_sizes:", "train.batch_sizes: unknown setting"),
-        ({"train": "bf16"}, "train:", "train has settings of its own"),
+        ({"train": "bf16"}, "train:", "train has its own settings"),
         (
             {"methods": {"dense": {"train": {"max_grad_norn": 1}}}},
             "max_grad_norn:",
@@ -358,7 +358,7 @@ def test_two_processes_on_one_study_are_told_apart(capsys, tmp_path):
         ({"methods": None}, "models:", "a study needs methods"),
         ({"methods": ["dense", "isp-paper"]}, "methods:", "isp-paper on reviews, sparsity 0.5, seed"),
         (
-            {"methods": {"random": None, "eb": {"name": "early-bird", "method": {"every": 9}}}},
+            {"methods": {"random": None, "eb": {"name": "early-bird", "method": {"every_epochs": 9}}}},
             "eb:",
             "eb on reviews, sparsity 0.5, seed",
         ),
@@ -432,7 +432,7 @@ def test_flags_go_by_the_names_that_prune_has_for_them_and_say_how_data_is_read(
     plan = read_plan(Path(options.config), recipe_changes(options))
     assert {cell.column_of for cell in plan.trials} == {("distilbert", "reviews", 0.3), ("distilbert", "reviews", None)}
     assert {cell.seed for cell in plan.trials} == {4}
-    assert {(cell.settings.place.text_columns, cell.settings.place.label_column) for cell in plan.trials} == {
+    assert {(cell.settings.model_data.text_columns, cell.settings.model_data.label_column) for cell in plan.trials} == {
         (("text",), "label")
     }
     again = study_parser().parse_args(shlex.split(plan.command)[2:])
@@ -457,7 +457,7 @@ def test_a_model_of_texts_on_a_dataset_of_images_is_refused_before_anything_is_d
     write(datasets=["reviews", "photos"])
     assert main(["compare", "--config", "small.yaml"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "model bert cannot answer what dataset photos asks" in line
+    assert "model bert has no head for dataset photos" in line
     assert not os.path.exists("runs")
 
 
@@ -482,7 +482,7 @@ def test_two_datasets_whose_runs_would_share_a_folder_are_refused_before_anythin
 def test_a_row_lasts_its_times_also_where_nobody_says_how_long():
     write(steps=None, methods={"dense": None, "dense-2T": {"name": "dense", "times": 2}})
     cells = read_plan(Path("small.yaml"), {"seeds": [0]}).trials
-    assert [cell.settings.amount.epochs for cell in cells] == [None, 6.0]  # None means 3
+    assert [cell.settings.budget.epochs for cell in cells] == [None, 6.0]  # None means 3
 
 
 def test_a_given_ticket_that_is_sparser_than_asked_is_refused_before_anything_runs(tmp_path):
@@ -494,12 +494,12 @@ def test_a_given_ticket_that_is_sparser_than_asked_is_refused_before_anything_ru
 
 def test_a_teacher_whose_blocks_are_others_is_refused_before_anything_runs_if_they_are_compared(tmp_path):
     classifier(tmp_path / "wide", num_hidden_layers=3)
-    taught = {"teacher": "wide", "hidden": 1.0}
-    write(methods={"dense": None, "taught": {"name": "gradual", "train": {"distill": taught}}})
+    with_teacher = {"teacher": "wide", "hidden": 1.0}
+    write(methods={"dense": None, "taught": {"name": "gradual", "train": {"distill": with_teacher}}})
     with pytest.raises(UserError, match=r"small.yaml, line \d+: it has 3 blocks of width 16"):
         read_plan(Path("small.yaml"))
-    del taught["hidden"]
-    write(methods={"dense": None, "taught": {"name": "gradual", "train": {"distill": taught}}})
+    del with_teacher["hidden"]
+    write(methods={"dense": None, "taught": {"name": "gradual", "train": {"distill": with_teacher}}})
     assert read_plan(Path("small.yaml")).trials
 
 
@@ -528,7 +528,7 @@ def test_parts_are_looked_for_in_the_model_itself_before_anything_runs(tmp_path,
 
 @pytest.mark.parametrize(
     ("model", "said"),
-    [("distilbert", "foreign ticket: it prunes "), ("other", "foreign ticket: .* was drawn from bert, whose prunable")],
+    [("distilbert", "foreign ticket: it prunes "), ("other", "foreign ticket: .* was made from bert, whose prunable")],
 )
 def test_a_given_ticket_of_another_model_is_refused_before_anything_runs(tmp_path, model, said):
     checkpoint(tmp_path / "other", seed=7)
@@ -546,7 +546,7 @@ def test_rows_and_datasets_may_be_called_by_numbers(place):
     write(datasets={2024: {"steps": 5}}, methods={"magnitude": None, 7: {"name": "random"}, 8: moved})
     for changes in ({}, {"datasets": ["2024"]}):
         cells = read_plan(Path("small.yaml"), changes | {"sparsities": [0.5]}).trials
-        assert {(cell.row, cell.column_of[1], cell.settings.amount.steps) for cell in cells} == {
+        assert {(cell.row, cell.column_of[1], cell.settings.budget.steps) for cell in cells} == {
             ("magnitude", "2024", 5), ("7", "2024", 5), ("8", "2024", 5)
         }  # fmt: skip
     write(methods={"dense": None, 8: {"name": "magnitude"}}, budget={"row": 8})
@@ -651,10 +651,10 @@ def test_datasets_and_rows_have_settings_of_their_own():
     )
     cells = read_plan(Path("small.yaml"), {"seeds": [3]}).trials
     first, second = cells
-    assert (first.row, first.settings.name, first.settings.amount.steps) == ("short", "magnitude", 5)
+    assert (first.row, first.settings.name, first.settings.budget.steps) == ("short", "magnitude", 5)
     assert (first.settings.train.batch_size, first.settings.train.learning_rate) == (4, 0.001)
-    assert first.settings.place.seed == 3
-    assert (second.settings.place.seed, second.settings.amount.steps, second.sparsity) == (7, 10, 0.3)
+    assert first.settings.model_data.seed == 3
+    assert (second.settings.model_data.seed, second.settings.budget.steps, second.sparsity) == (7, 10, 0.3)
 
 
 def test_a_row_or_a_dataset_says_how_long_in_its_own_way(capsys):
@@ -663,7 +663,7 @@ def test_a_row_or_a_dataset_says_how_long_in_its_own_way(capsys):
 
     def lengths(**changes):
         write(methods=rows, sparsities=0.5, seeds=0, **changes)
-        amounts = {cell.row: cell.settings.amount for cell in read_plan(Path("small.yaml")).trials}
+        amounts = {cell.row: cell.settings.budget for cell in read_plan(Path("small.yaml")).trials}
         return {row: (amount.steps, amount.epochs) for row, amount in amounts.items()}
 
     own = {"short": (5, None), "long": (None, 2.5), "twice": (12, None)}
@@ -680,7 +680,7 @@ def test_a_row_or_a_dataset_says_how_long_in_its_own_way(capsys):
 
 def test_a_dataset_names_columns_of_texts_where_the_recipe_names_one_of_images():
     write(image_column="pixels", datasets={"reviews": {"text_columns": "text"}}, methods=["random"])
-    assert {cell.settings.place.text_columns for cell in read_plan(Path("small.yaml")).trials} == {("text",)}
+    assert {cell.settings.model_data.text_columns for cell in read_plan(Path("small.yaml")).trials} == {("text",)}
 
 
 def test_settings_of_a_teacher_stay_where_a_row_has_others_and_go_where_it_has_none(tmp_path):

@@ -261,7 +261,7 @@ def test_a_run_that_dies_while_it_validates_resumes_to_the_bit(
     """A batch of validation rows now and then kills it; a piece that selects has fewer, or it would never end."""
     always(monkeypatch)
     steps, short = STEPPED[name]
-    method, sparsity, count, lives = replace(METHODS[name], **short), 0.0 if TABLE[name].dense else 0.6, 0, 0
+    method, sparsity, count, attempts = replace(METHODS[name], **short), 0.0 if TABLE[name].dense else 0.6, 0, 0
 
     def predict(model: nn.Module, batch: Batch) -> Tensor:
         nonlocal count
@@ -271,14 +271,14 @@ def test_a_run_that_dies_while_it_validates_resumes_to_the_bit(
         return model(batch["x"])
 
     while True:
-        lives += 1
+        attempts += 1
         try:
             ticket = method.run(checkpointed(tmp_path, predict=predict, steps=steps), sparsity)
             break
         except Killed:
-            assert lives < 60
+            assert attempts < 60
     plain = method.run(tiny(steps=steps), sparsity)
-    assert lives > 2
+    assert attempts > 2
     assert same(ticket.weights, plain.weights)
     assert (ticket.notes, costs(ticket)) == (plain.notes, costs(plain))
 

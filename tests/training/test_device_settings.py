@@ -227,7 +227,7 @@ def test_gradient_checkpointing_changes_no_bit(name: str) -> None:
 
 
 def small(method: Method) -> Method:
-    changes = {"window": {"every": 4, "window": 2}, "score_rate": {"score_rate": 1.0}, "rounds": {"rounds": 2}}
+    changes = {"window": {"every_steps": 4, "window": 2}, "score_rate": {"score_rate": 1.0}, "rounds": {"rounds": 2}}
     found = next((changes[key] for key in changes if getattr(method, key, None)), {})
     return replace(method, **found)  # type: ignore[type-var,arg-type]
 

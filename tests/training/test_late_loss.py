@@ -65,7 +65,7 @@ def test_results_logs_and_costs_are_those_of_numbers_read_at_once(name: str, mon
     def run(late: bool) -> Any:
         monkeypatch.setattr(training_loop, "LATE_DEVICES", ("cpu",) if late else ())
         watch = Watch()
-        changes = {"l0": {"score_rate": 1.0}, "platon": {"every": 4, "window": 2}}.get(name, {})
+        changes = {"l0": {"score_rate": 1.0}, "platon": {"every_steps": 4, "window": 2}}.get(name, {})
         problem = tiny(observer=watch, training=replace(BASE, eval_steps=7), steps=40)
         found = replace(METHODS[name], **changes).run(problem, 0.5)  # type: ignore[type-var,arg-type]
         costs = {label: {k: v for k, v in cost.items() if k != "seconds"} for label, cost in found.cost.items()}

@@ -109,8 +109,8 @@ def test_the_teacher_is_not_trained_and_sees_no_dropout() -> None:
     problem = tiny()
     teacher = copy.deepcopy(problem.pretrained)
     before = {n: t.clone() for n, t in teacher.state_dict().items()}
-    taught = replace(problem, objective=objective(problem, teacher))
-    state = train(taught.start_run(), taught, 5)
+    with_teacher = replace(problem, objective=objective(problem, teacher))
+    state = train(with_teacher.start_run(), with_teacher, 5)
     assert same(teacher.state_dict(), before)
     assert not teacher.training
     assert not any(p.requires_grad for p in teacher.parameters())
@@ -123,13 +123,13 @@ def test_the_teacher_is_not_trained_and_sees_no_dropout() -> None:
 
 def test_the_teachers_forward_pass_is_on_the_meter() -> None:
     plain, problem = tiny(), tiny()
-    taught = replace(problem, objective=objective(problem, copy.deepcopy(problem.pretrained)))
-    for each in (plain, taught):
+    with_teacher = replace(problem, objective=objective(problem, copy.deepcopy(problem.pretrained)))
+    for each in (plain, with_teacher):
         train(each.start_run(), each, 2)
     with CountFlops() as forward:
         problem.predict(problem.pretrained, problem.train.batch(range(16)))
     assert forward.flops > 0
-    assert taught.meter.total_cost().flops - plain.meter.total_cost().flops == 2 * forward.flops
+    assert with_teacher.meter.total_cost().flops - plain.meter.total_cost().flops == 2 * forward.flops
 
 
 def test_a_taught_student_moves_towards_its_teacher() -> None:
@@ -139,7 +139,7 @@ def test_a_taught_student_moves_towards_its_teacher() -> None:
         teacher.head.weight.copy_(teacher.head.weight.roll(1, 0))
         teacher.head.bias.copy_(teacher.head.bias.roll(1, 0))
     settings = DistillConfig(teacher="some", alpha=1.0)
-    taught = replace(problem, objective=distillation_objective(problem, copy.deepcopy(teacher), settings))
+    with_teacher = replace(problem, objective=distillation_objective(problem, copy.deepcopy(teacher), settings))
     batch = problem.validation.batch(range(96))
 
     def far(model: torch.nn.Module) -> float:
@@ -147,7 +147,7 @@ def test_a_taught_student_moves_towards_its_teacher() -> None:
             return float(distillation_divergence(model.eval()(batch["x"]), teacher.eval()(batch["x"])).mean())
 
     taught_by_labels = far(train(problem.start_run(), problem, 60).model)
-    assert far(train(taught.start_run(), taught, 60).model) < 0.1 * taught_by_labels
+    assert far(train(with_teacher.start_run(), with_teacher, 60).model) < 0.1 * taught_by_labels
 
 
 def test_a_teacher_of_another_task_is_refused() -> None:

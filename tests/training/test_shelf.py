@@ -164,11 +164,15 @@ def test_killed_at_any_moment_a_run_with_a_shelf_ends_like_one_without(place: Pa
 
 
 def test_trainings_with_the_same_teacher_are_shared(place: Path, tmp_path: Path) -> None:
-    cache, taught = ["--cache-dir", str(tmp_path / "cache")], ["--train.distill.teacher", "dense"]
+    cache, with_teacher = ["--cache-dir", str(tmp_path / "cache")], ["--train.distill.teacher", "dense"]
     first, second, plain = (tmp_path / name for name in ("first", "second", "plain"))
-    assert main([*arguments(place, "imp-rewind", first), *taught, *cache]) == 0
-    harder = [*taught, "--train.distill.alpha", "0.9"]
-    for out, more in ((second, [*taught, *cache]), (plain, taught), (tmp_path / "harder", [*harder, *cache])):
+    assert main([*arguments(place, "imp-rewind", first), *with_teacher, *cache]) == 0
+    harder = [*with_teacher, "--train.distill.alpha", "0.9"]
+    for out, more in (
+        (second, [*with_teacher, *cache]),
+        (plain, with_teacher),
+        (tmp_path / "harder", [*harder, *cache]),
+    ):
         assert main([*arguments(place, "imp-rewind", out), "--sparsity", "0.9", *more]) == 0
     reports = {out: at(out, "imp-rewind") for out in (second, plain, tmp_path / "harder")}
     done = {out: sum(cost["shared"] for cost in report["cost"].values()) for out, report in reports.items()}

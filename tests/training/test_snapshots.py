@@ -21,7 +21,7 @@ from sparsesoup.methods.isp import InstantSoup
 from sparsesoup.methods.scores import magnitude
 from sparsesoup.training.loop import train
 from sparsesoup.training.problem import Problem
-from sparsesoup.training.snapshots import PLACES, SnapshotStore
+from sparsesoup.training.snapshots import STORAGES, SnapshotStore
 from sparsesoup.training.state import TrainState
 from tiny_hub import arguments, masks_of, run_of, weights_of
 from tiny_loops import BATCHES, Loop
@@ -58,7 +58,7 @@ class Counted(SnapshotStore):
         return super().take(state)
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", STORAGES)
 def test_a_snapshot_brings_back_the_same_bits_as_often_as_wanted(place: str, tmp_path: Path) -> None:
     problem = tiny()
     state = pruned(problem)
@@ -98,7 +98,7 @@ def test_a_snapshot_without_room_on_the_disk_says_so_and_leaves_nothing(
 
 @pytest.mark.parametrize("name", METHODS)
 def test_runs_end_at_the_same_bits_wherever_their_snapshots_are(name: str, tmp_path: Path) -> None:
-    tickets = [METHODS[name].run(tiny(steps=40, snapshots=SnapshotStore(place, tmp_path)), 0.7) for place in PLACES]
+    tickets = [METHODS[name].run(tiny(steps=40, snapshots=SnapshotStore(place, tmp_path)), 0.7) for place in STORAGES]
     for ticket in tickets[1:]:
         assert same(ticket.masks, tickets[0].masks)
         assert same(ticket.weights, tickets[0].weights)

@@ -59,9 +59,9 @@ def test_several_processes_draw_the_masks_of_one(method, place, tmp_path):
 
 
 def test_workers_with_a_teacher_learn_from_it_too(place, tmp_path):
-    taught = ["--train.distill.teacher", "dense"]
-    assert main(line(place, tmp_path / "one", "isp", *taught)) == 0
-    assert main(line(place, tmp_path / "two", "isp", *taught, "--workers", "2")) == 0
+    with_teacher = ["--train.distill.teacher", "dense"]
+    assert main(line(place, tmp_path / "one", "isp", *with_teacher)) == 0
+    assert main(line(place, tmp_path / "two", "isp", *with_teacher, "--workers", "2")) == 0
     one, two = (next((tmp_path / name).glob("*/isp-*/seed-0")) for name in ("one", "two"))
     assert_equal(one, two)
 

@@ -28,8 +28,8 @@ def do(task):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def happened(pool, tasks, lives=3):
-    return [(e.kind, e.task[0].name) for e in run_with_retries(pool, tasks, lives) if e is not None]
+def happened(pool, tasks, attempts=3):
+    return [(e.kind, e.task[0].name) for e in run_with_retries(pool, tasks, attempts) if e is not None]
 
 
 def test_a_task_is_begun_again_until_it_is_done_or_has_died_too_often(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_an_idle_process_that_died_costs_no_task_a_life(tmp_path: Path) -> None:
         (idle,) = pool._idle
         idle.process.kill()
         idle.process.join()
-        assert happened(pool, [(tmp_path / "second", 0)], lives=1) == [("begun", "second"), ("done", "second")]
+        assert happened(pool, [(tmp_path / "second", 0)], attempts=1) == [("begun", "second"), ("done", "second")]
 
 
 def test_what_a_task_raises_is_raised_here(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def note(task):
 
 def test_a_task_goes_to_the_process_that_has_loaded_its_place(tmp_path: Path) -> None:
     tasks = [(tmp_path / "log", place) for _ in range(6) for place in "ab"]
-    with closing(ProcessPool(2, note, place_of=lambda task: task[1])) as pool:
+    with closing(ProcessPool(2, note, load_key_of=lambda task: task[1])) as pool:
         assert [event.kind for event in run_with_retries(pool, tasks) if event].count("done") == 12
     rows = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
     assert sorted(place for place, *_ in rows) == 6 * ["a"] + 6 * ["b"]

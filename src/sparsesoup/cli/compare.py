@@ -10,12 +10,12 @@ from rich.progress import track
 from sparsesoup.cli.command import Command, CommandParser, flag_value
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import read_table
-from sparsesoup.core.process_pool import LIVES
+from sparsesoup.core.process_pool import MAX_ATTEMPTS
 from sparsesoup.core.threads import check_threads
 from sparsesoup.report.escaping import SafeConsole, print_line
 from sparsesoup.study.execute.ray_connect import check_ray_reachable, ray_address
 
-ABOUT = """Many runs as one resumable study: models, datasets, methods, sparsities and seeds; then a table and a page.
+ABOUT = """Run models, datasets, methods, sparsities and seeds as one resumable study, with a table and a page.
 
 A recipe is YAML:
 
@@ -30,12 +30,12 @@ A recipe is YAML:
     isp:
     slow-imp: {name: imp, method: {cut: 0.1}}
     dense-2T: {name: dense, times: 2}
-    moved: {from: isp}           # isp's tickets of every dataset, trained on every other
+    moved: {from: isp}           # isp's tickets of each dataset, trained on the others
   budget: paper                  # or equal: all rows get the FLOPs of dense; {times: 3}, {row: imp}, {flops: 2e15}
 
 Shipped recipes: table2 (CLIP on images), table3 (BERT on GLUE), transfer.
 
-Repeat the command to resume after any kill. The test split is opened once per run, when the run is complete. Runs are
+Repeat the command to resume after a kill. The test split is scored once per run, when the run is complete. Runs are
 trained in this process, in several (--workers 2), or on Ray (--executor ray), here or on the nodes of a cluster that
 share the working directory and --out: bit-identical on CPUs for the same number of threads. The exit code is 1 if
 runs failed.
@@ -70,13 +70,13 @@ def study_parser() -> CommandParser:
     add("--workers", type=int, help="parallel runs; default 1, in this process; on Ray as many as fit")
     add("--threads", type=int, help="torch threads per run; default: the cores divided by --workers, on Ray "
         "--cpus-per-run")  # fmt: skip
-    add("--retries", type=int, help=f"restarts of a run whose process died; default {LIVES - 1}")
+    add("--retries", type=int, help=f"restarts of a run whose process died; default {MAX_ATTEMPTS - 1}")
     add("--address", help="host:port of a Ray cluster's head, or auto; default RAY_ADDRESS, else Ray is started here")
     add("--cache-size", type=float, default=32.0, metavar="GIB", help="most GiB of trainings that runs share; those "
         "used least recently are removed (default 32)")  # fmt: skip
-    add("--snapshots", default="device", metavar="PLACE", help="keep forks and rewinding points on the device, in host "
+    add("--snapshots", default="device", metavar="WHERE", help="keep forks and rewinding points on the device, in host "
         "memory (host) or on disk (disk); default device")  # fmt: skip
-    add("--workers-per-run", type=int, default=1, help="processes for the weak masks of a run; default its own")
+    add("--workers-per-run", type=int, default=1, help="processes for the weak masks of a run; default 1")
     add("--cpus-per-run", type=float, help="cores that Ray reserves per run; default 1")
     add("--gpus-per-run", type=float, help="GPUs that Ray reserves per run, 0.25 for four runs on one; default 0")
     add("--device", metavar="DEVICE", help="cpu, cuda, cuda:<number> or mps, for runs on this machine (default the "
@@ -171,8 +171,8 @@ def run_study_command(options: Any) -> int:
     notes = {trial.settings.train.precision_warning() for trial in plan.trials}
     if options.snapshots != "device" and not any(may_take_snapshots(trial.settings) for trial in plan.trials):
         notes.add(f"--snapshots {options.snapshots} has no effect: no row of the study takes snapshots")
-    for said in sorted(notes - {""}):
-        console.print(f"note: {said}", highlight=False, markup=False, soft_wrap=True)
+    for note in sorted(notes - {""}):
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     if options.dry_run:
         trials = forecast_trials(plan, options.out, options.snapshots)
         found = track(trials, "estimating", len(plan.trials), console=console, transient=True)
@@ -193,13 +193,13 @@ def _make_executor(options: Any) -> Iterator[Any]:
     from sparsesoup.study.execute.executors import local_executor
     from sparsesoup.study.execute.ray_executor import TrialResources, ray_executor
 
-    lives = LIVES if options.retries is None else options.retries + 1
+    attempts = MAX_ATTEMPTS if options.retries is None else options.retries + 1
     if options.executor == "local":
-        yield local_executor(options.workers or 1, lives)
+        yield local_executor(options.workers or 1, attempts)
         return
     given = {"cpus": options.cpus_per_run, "gpus": options.gpus_per_run}
     room = TrialResources(**{name: value for name, value in given.items() if value is not None})
-    with ray_executor(options.address, options.out, room, options.workers, lives) as made:
+    with ray_executor(options.address, options.out, room, options.workers, attempts) as made:
         yield made
 
 

@@ -19,7 +19,7 @@ EXAMPLES = """examples:
   sparsesoup completion zsh > ~/.zfunc/_sparsesoup
   sparsesoup completion fish > ~/.config/fish/completions/sparsesoup.fish
 
-The script knows commands, methods, their flags and the values of choices, and starts no Python. Write it again after an
+The script completes commands, methods, flags and choices, and does not start Python. Write it again after an
 update.
 """
 FOLDERS = ("DIR", "RUN", "TICKET", "RUN_OR_EXPORT")  # what the help calls a value that is a folder
@@ -35,10 +35,10 @@ def completion_parser() -> CommandParser:
 
 def run_completion(options: Any) -> None:
     """Print the script."""
-    sys.stdout.write(shtab.complete(whole_parser(), options.SHELL).rstrip("\n") + "\n")
+    sys.stdout.write(shtab.complete(full_parser(), options.SHELL).rstrip("\n") + "\n")
 
 
-def whole_parser() -> argparse.ArgumentParser:
+def full_parser() -> argparse.ArgumentParser:
     """Return one parser of all commands, and of all methods below `prune`, for completion alone."""
     root = argparse.ArgumentParser("sparsesoup")
     root.add_argument("--version", action="store_true", help="print the version")

@@ -32,8 +32,8 @@ examples:
   sparsesoup benchmark runs/glue/mrpc/hybrid-movement-0123456789/seed-0
   sparsesoup benchmark small fast graph --batch 1 --length 32 --threads 2 --backends torch,onnxruntime
 
-backends: {", ".join(BACKENDS)}. One that is not installed, or fails on a model, says so and stops no other.
-Results go into benchmark.json, beside an export or in the run, and into the run's report.html.
+backends: {", ".join(BACKENDS)}. One that is not installed, or fails on a model, says so; the others still run.
+Results are written to benchmark.json, in the export or the run, and to the run's report.html.
 Python: sparsesoup.benchmark("fast", batch=1)
 """
 PUSH_EXAMPLES = """

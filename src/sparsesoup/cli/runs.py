@@ -18,7 +18,7 @@ from sparsesoup.runs.summary import format_scores
 
 def test_parser() -> CommandParser:
     """Return the parser of `test`."""
-    made = CommandParser("test", "Score a run on the test split, once; later calls read what was written.")
+    made = CommandParser("test", "Score a run on the test split, once; later calls print the recorded scores.")
     made.add_argument("RUN", type=Path, help="a run directory")
     made.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:<number> or mps (default: the first "
         "accelerator, else cpu)")  # fmt: skip
@@ -40,7 +40,7 @@ def run_test(options: Any) -> None:
 
 def show_parser() -> CommandParser:
     """Return the parser of `show`."""
-    made = CommandParser("show", "Print what a run found: sparsity by matrix, cost, agreement, origin.")
+    made = CommandParser("show", "Print the result of a run: sparsity by matrix, cost, agreement of masks, origin.")
     made.add_argument("RUN", type=Path, help="a run directory")
     return made
 
@@ -59,7 +59,7 @@ def apply_parser() -> CommandParser:
     made.add_argument("TICKET", type=Path, help="run directory, model folder or pruning folder")
     made.add_argument("--model", required=True, help="the base model: Hub id, folder, or minilm")
     made.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write; must not exist")
-    made.add_argument("--other-weights", action="store_true", help="also on a model whose weights differ from the "
+    made.add_argument("--other-weights", action="store_true", help="allow a model whose weights differ from the "
                       "ticket's base")  # fmt: skip
     return made
 

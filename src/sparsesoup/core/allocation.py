@@ -37,14 +37,14 @@ def largest_remainder(shares: Sequence[float], goal: int) -> list[int]:
 
 
 def clip_to_available(counts: Sequence[int], alive: Sequence[float]) -> list[int]:
-    """Move one weight from every count that exceeds its available weights by one to a count with room left.
+    """Move one weight from every count that exceeds its available weights by one to a count with weights left.
 
     A share that shrinks with the total may still be rounded up where it was rounded down before.
     """
     found = list(counts)
-    for i, room in enumerate(alive):
+    for i, available in enumerate(alive):
         free = next((j for j, most in enumerate(alive) if found[j] < most), None)
-        if found[i] == room + 1 and free is not None:
+        if found[i] == available + 1 and free is not None:
             found[i], found[free] = found[i] - 1, found[free] + 1
     return found
 

@@ -9,9 +9,9 @@ class UserError(ValueError):
 
     Args:
         message: the value, what is allowed, and the remedy.
-        field: the setting that it is about, such as train.learning_rate; the command line says it as a flag, a
-            study's recipe by its line. Empty if it is about no setting.
-        near: settings that may be meant instead.
+        field: the setting concerned, such as train.learning_rate; shown as a flag on the command line, and as a
+            line in a study's recipe. Empty if there is none.
+        near: settings that may have been meant.
         named: settings that the message names, in the place of each {}.
 
     >>> UserError("must be at least 1, got 0", "train.batch_size").with_names(lambda field: f"--{field}")

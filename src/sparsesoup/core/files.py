@@ -29,21 +29,21 @@ def atomic_write(path: Path) -> Iterator[Path]:
     >>> with atomic_write(Path("report.json")) as temporary:  # doctest: +SKIP
     ...     temporary.write_text("{}")
     """
-    with all_whole([path]) as (temporary,):
+    with atomic_writes([path]) as (temporary,):
         yield temporary
 
 
 @contextlib.contextmanager
-def all_whole(paths: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
+def atomic_writes(paths: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
     """Yield temporaries as `atomic_write` does for several paths; none is replaced before all are written.
 
     Raises: UserError if the disk is full; it names the file that did not fit.
     """
     # Replace or create the target of a symbolic link; it may be on another disk.
-    places = [path.resolve() if path.is_symlink() and not path.is_file() else path for path in paths]
-    for path in places:
+    destinations = [path.resolve() if path.is_symlink() and not path.is_file() else path for path in paths]
+    for path in destinations:
         make_folder(path.parent)
-    temporaries = tuple(_temporary_beside(path) for path in places)
+    temporaries = tuple(_temporary_path(path) for path in destinations)
     try:
         yield temporaries
         for temporary in temporaries:
@@ -51,12 +51,12 @@ def all_whole(paths: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
                 if file.is_file():
                     file.chmod(0o666 & ~UMASK)  # safetensors restricts its files to the owner
                 _flush_folder(file)
-        for temporary, path in zip(temporaries, places, strict=True):
+        for temporary, path in zip(temporaries, destinations, strict=True):
             _replace_whole(temporary, path)
             _flush_folder(path.parent)
     except Exception as error:
-        if told := _message_of(error, dict(zip(temporaries, paths, strict=True))):
-            raise UserError(told) from error
+        if listed_in := _message_of(error, dict(zip(temporaries, paths, strict=True))):
+            raise UserError(listed_in) from error
         raise
     finally:
         for temporary in temporaries:
@@ -78,7 +78,7 @@ def append_text(path: Path) -> Iterator[IO[str]]:
         raise
 
 
-def _temporary_beside(path: Path) -> Path:
+def _temporary_path(path: Path) -> Path:
     # The process id would not do: a process on another machine that shares the folder may have the same.
     # Nor would the file's name with a suffix: a long name would become too long.
     return (path if path.is_dir() else path.parent) / f".{secrets.token_hex(8)}.part"
@@ -90,7 +90,7 @@ def _replace_whole(temporary: Path, path: Path) -> None:
         return
     if not temporary.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    before, aside = [entry for entry in path.iterdir() if entry != temporary], _temporary_beside(path)
+    before, aside = [entry for entry in path.iterdir() if entry != temporary], _temporary_path(path)
     aside.mkdir()
     for entry in before:  # moves are instant, so a kill rarely comes between them
         os.replace(entry, aside / entry.name)
@@ -100,15 +100,15 @@ def _replace_whole(temporary: Path, path: Path) -> None:
     remove_path(aside)
 
 
-def _message_of(error: Exception, places: Mapping[Path, Path]) -> str:
+def _message_of(error: Exception, destinations: Mapping[Path, Path]) -> str:
     """Return the message for a full disk, or for a temporary under the name of its target; else an empty string."""
     text = str(error) if isinstance(error, UserError) else ""
     if is_disk_full(error):
-        written = [temporary for temporary in places if temporary.exists()] or [*places]
+        written = [temporary for temporary in destinations if temporary.exists()] or [*destinations]
         # In a copy the second name is the file written; the first was only read.
         named = str(getattr(error, "filename2", None) or getattr(error, "filename", None))
-        text = disk_full(Path(named) if named.startswith(tuple(map(str, places))) else written[-1], error)
-    for temporary, path in places.items():
+        text = disk_full(Path(named) if named.startswith(tuple(map(str, destinations))) else written[-1], error)
+    for temporary, path in destinations.items():
         text = text.replace(str(temporary), str(path))
     return text if text != str(error) else ""
 
@@ -120,19 +120,19 @@ def is_disk_full(error: Exception) -> bool:
 
 
 def disk_full(path: Path | str, error: Exception) -> str:
-    """Return the message for a disk without room for a file."""
+    """Return the message for a disk that is too full for a file."""
     return f"the disk is full ({path}: {getattr(error, 'strerror', None) or error}); free space and repeat the command"
 
 
 @contextlib.contextmanager
-def file_lock(path: Path, patient: bool) -> Iterator[None]:
-    """Hold the lock file of a folder in this block; the folder is created if needed. A patient one waits for its turn.
+def file_lock(path: Path, wait: bool) -> Iterator[None]:
+    """Hold the lock file of a folder in this block; the folder is created if needed. With `wait`, wait for it.
 
-    Raises: UserError if another process holds it and `patient` is not set.
+    Raises: UserError if another process holds it and `wait` is False.
     """
     import filelock  # it takes longer to import than `--help` to print
 
-    lock = filelock.FileLock(path, timeout=-1 if patient else 0)
+    lock = filelock.FileLock(path, timeout=-1 if wait else 0)
     while not lock.is_locked:
         make_folder(path.parent)
         try:
@@ -260,21 +260,21 @@ def check_digest(path: Path, digest: object) -> None:
 
 
 def check_digests(
-    folder: Path, digests: object, told: str, remedy: str, what: str = "file", optional: Collection[str] = ()
+    folder: Path, digests: object, listed_in: str, remedy: str, what: str = "file", optional: Collection[str] = ()
 ) -> None:
-    """Verify the digests of files in a folder, as the file `told` lists them; `optional` ones may be missing.
+    """Verify the digests of files in a folder, as the file `listed_in` lists them; `optional` ones may be missing.
 
     Raises: UserError naming the first file that is missing or has changed, its kind `what`, and the `remedy`.
     """
     if not isinstance(digests, Mapping):
-        raise UserError(f"damaged {what}: {folder / told} has no table of {DIGESTS}; {remedy}")
+        raise UserError(f"damaged {what}: {folder / listed_in} has no table of {DIGESTS}; {remedy}")
     for name, digest in digests.items():
         path = folder / name
         try:
             if path.is_file() or name not in optional:
                 check_digest(path, digest)
         except FileNotFoundError as error:
-            raise UserError(f"damaged {what}: {path} is missing, which {told} names; {remedy}") from error
+            raise UserError(f"damaged {what}: {path} is missing, which {listed_in} names; {remedy}") from error
         except (OSError, ValueError) as error:
             raise UserError(f"damaged {what}: {path} cannot be used ({error}); {remedy}") from error
 

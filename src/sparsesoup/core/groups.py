@@ -22,7 +22,7 @@ def structured_groups(structure: Structure, targets: Targets) -> tuple[CoupledGr
         tiles = {turned: Row if (structure == "rows") != turned else Column for turned in (False, True)}
         return tuple(CoupledGroups(((name, tiles[target.transposed]),)) for name, target in targets.items())
     parts = {word: find(targets) for word, find in PARTS.items() if word in structure}
-    if lacking := [word for word, ties in parts.items() if not ties]:
+    if lacking := [word for word, groups in parts.items() if not groups]:
         other = next((word.replace("features", "heads") for word in parts if word not in lacking), "rows")
         # Pruning only the other part would give the sparsity another meaning than requested.
         raise UserError(
@@ -30,9 +30,9 @@ def structured_groups(structure: Structure, targets: Targets) -> tuple[CoupledGr
             f"output as matrices of their own, and keys that are not shared; units need two linear maps that are known "
             f"by their names); say --method.structure {other}"
         )
-    found = [tie for ties in parts.values() for tie in ties]
-    tied = {name for tie in found for name, _ in tie.members}
-    return (*found, *(CoupledGroups(((name, Block(0, 0)),), spared=True) for name in targets if name not in tied))
+    found = [coupled for groups in parts.values() for coupled in groups]
+    covered = {name for coupled in found for name, _ in coupled.members}
+    return (*found, *(CoupledGroups(((name, Block(0, 0)),), spared=True) for name in targets if name not in covered))
 
 
 def block_groups(targets: Targets, pattern: Block) -> tuple[CoupledGroups, ...]:
@@ -41,10 +41,12 @@ def block_groups(targets: Targets, pattern: Block) -> tuple[CoupledGroups, ...]:
     Raises: UserError if a tile does not fit.
     """
     turned = Block(pattern.cols, pattern.rows)
-    ties = tuple(CoupledGroups(((name, turned if target.transposed else pattern),)) for name, target in targets.items())
-    for tie in ties:
-        tie.num_groups({name: target.shape for name, target in targets.items()})
-    return ties
+    groups = tuple(
+        CoupledGroups(((name, turned if target.transposed else pattern),)) for name, target in targets.items()
+    )
+    for coupled in groups:
+        coupled.num_groups({name: target.shape for name, target in targets.items()})
+    return groups
 
 
 def resolve_groups(targets: Targets, structure: Structure, pattern: Block = Element) -> Pattern:
@@ -82,6 +84,6 @@ def validate_groups(
             f"structure {structure} prunes whole groups, scope {scope} does not; say --method.scope global or tensor"
         )
     check_sparsity(sparsity)
-    ties = structured_groups(structure, targets)
-    check_enough_prunable(ties, {name: math.prod(target.shape) for name, target in targets.items()}, sparsity)
-    return ties
+    groups = structured_groups(structure, targets)
+    check_enough_prunable(groups, {name: math.prod(target.shape) for name, target in targets.items()}, sparsity)
+    return groups

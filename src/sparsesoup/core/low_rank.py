@@ -1,4 +1,4 @@
-"""Low rank: two thin linear maps in the place of one, by singular value decomposition."""
+"""Low rank: two thin linear maps instead of one, by singular value decomposition."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -7,7 +7,7 @@ from typing import Any
 from sparsesoup.core.files import DIGESTS, check_digests, digests_of, read_table
 
 REPORT, EXPORT, LOG = "report.json", "export.json", "log.jsonl"
-CHANGED = "if it was changed on purpose, keep it in a folder of its own"
+CHANGED = "if it was changed on purpose, keep it in a separate folder"
 
 
 def digests_of_run(run: Path) -> dict[str, str]:

@@ -61,16 +61,16 @@ def topk_masks(
     alive = _count_alive(scores, within)
     masks: Masks = {}
     for names, budget in budget_per_scope(scores, sparsity, scope, alive):
-        room = sum(alive[name] for name in names)
-        if budget > room:
+        available = sum(alive[name] for name in names)
+        if budget > available:
             what = f"{names[0]}: " if len(names) < len(scores) else ""
             size = sum(scores[n].numel() for n in names)
             raise UserError(
                 f"{what}cannot prune to sparsity {1 - budget / size:.4f}: "
-                f"the masks given are already at {1 - room / size:.4f}"
+                f"the masks given are already at {1 - available / size:.4f}"
             )
         second, live = ([table[n] for n in names] if table else None for table in (then, within))
-        best = topk_exact([scores[n] for n in names], budget, then=second, alive=live, room=room)
+        best = topk_exact([scores[n] for n in names], budget, then=second, alive=live, available=available)
         masks |= zip(names, best, strict=True)
     return {name: masks[name] for name in scores}
 
@@ -103,7 +103,7 @@ def check_scope(scope: str, sparsity: float, pattern: Pattern = Element) -> None
     if pattern != Element and (scope == "row" or only is not None):
         raise UserError(f"scope {scope} chooses single weights; a pattern of blocks needs scope global, tensor or erk")
     if only is not None and sparsity != only:
-        raise UserError(f"scope {scope} fixes the sparsity at {only}, asked for {sparsity}; ask for that or for none")
+        raise UserError(f"scope {scope} fixes the sparsity at {only}, got {sparsity}; give that or none")
 
 
 def check_rows(scope: str, shape: Sequence[int], name: str) -> int:
@@ -198,7 +198,7 @@ def score_thresholds(
 def _coupled_groups(scores: Scores, pattern: Pattern) -> tuple[CoupledGroups, ...]:
     if isinstance(pattern, Block):
         return tuple(CoupledGroups(((name, pattern),)) for name in scores)
-    named = [name for tie in pattern for name, _ in tie.members]
+    named = [name for coupled in pattern for name, _ in coupled.members]
     if sorted(named) != sorted(scores):
         raise UserError(
             f"coupled groups name every scored parameter once, not so {min({*named} ^ {*scores}, default=named[0])}"
@@ -210,37 +210,40 @@ def _topk_of_groups(
     scores: Scores,
     sparsity: float,
     then: Scores | None,
-    ties: tuple[CoupledGroups, ...],
+    groups: tuple[CoupledGroups, ...],
     scope: str,
     within: Masks | None,
 ) -> Masks:
     shapes = {n: s.shape for n, s in scores.items()}
     weight = {n: (within[n] if within else torch.ones_like(s, dtype=torch.bool)) for n, s in scores.items()}
-    masks: Masks = {n: weight[n] for tie in ties if tie.spared for n, _ in tie.members}
-    goal = check_enough_prunable(ties, {n: s.numel() for n, s in scores.items()}, sparsity)
-    ties = tuple(tie for tie in ties if not tie.spared)
-    for tie in ties:
-        tie.num_groups(shapes)
+    masks: Masks = {n: weight[n] for coupled in groups if coupled.spared for n, _ in coupled.members}
+    goal = check_enough_prunable(groups, {n: s.numel() for n, s in scores.items()}, sparsity)
+    groups = tuple(coupled for coupled in groups if not coupled.spared)
+    for coupled in groups:
+        coupled.num_groups(shapes)
     floats = {n: w.to(torch.float32) for n, w in weight.items()}
-    size = [tie.sum_over_groups(floats) for tie in ties]
-    for chosen, budget in _tied_pools(ties, scores, goal, sparsity, scope, size):
+    size = [coupled.sum_over_groups(floats) for coupled in groups]
+    for chosen, budget in _coupled_pools(groups, scores, goal, sparsity, scope, size):
         flat = torch.cat([size[i] for i in chosen])
         # The kept weights may exceed the budget by part of a group: at the boundary of an earlier selection.
-        if budget - float(flat.sum()) >= max(ties[i].group_size(shapes) for i in chosen):
+        if budget - float(flat.sum()) >= max(groups[i].group_size(shapes) for i in chosen):
             raise UserError(f"cannot prune to sparsity {sparsity:.4f}: the masks given are already sparser")
-        main = torch.cat([_mean_over_groups(scores, ties[i], weight, size[i]) for i in chosen])
-        second = torch.cat([_mean_over_groups(then, ties[i], weight, size[i]) for i in chosen]) if then else None
+        main = torch.cat([_mean_over_groups(scores, groups[i], weight, size[i]) for i in chosen])
+        second = torch.cat([_mean_over_groups(then, groups[i], weight, size[i]) for i in chosen]) if then else None
         order = rank_order(main, second, flat > 0)
         stays = torch.zeros_like(flat, dtype=torch.bool)
         stays[order] = flat[order].double().cumsum(0) <= budget + 1e-6
         for i, part in zip(chosen, stays.split([len(size[i]) for i in chosen]), strict=True):
-            masks |= {n: m & weight[n] for n, m in ties[i].expand_to_weights(part, shapes).items()}
+            masks |= {n: m & weight[n] for n, m in groups[i].expand_to_weights(part, shapes).items()}
     return {name: masks[name] for name in scores}
 
 
-def check_enough_prunable(ties: tuple[CoupledGroups, ...], sizes: Mapping[str, int], sparsity: float) -> int:
+def check_enough_prunable(groups: tuple[CoupledGroups, ...], sizes: Mapping[str, int], sparsity: float) -> int:
     """Return the number of weights to keep in groups that are not spared; raise a UserError if they hold too few."""
-    total, spared = sum(sizes.values()), sum(sizes[n] for tie in ties if tie.spared for n, _ in tie.members)
+    total, spared = (
+        sum(sizes.values()),
+        sum(sizes[n] for coupled in groups if coupled.spared for n, _ in coupled.members),
+    )
     goal = round((1.0 - sparsity) * total) - spared
     if goal < 0:
         raise UserError(
@@ -250,28 +253,28 @@ def check_enough_prunable(ties: tuple[CoupledGroups, ...], sizes: Mapping[str, i
     return goal
 
 
-def _tied_pools(
-    ties: tuple[CoupledGroups, ...], scores: Scores, goal: int, sparsity: float, scope: str, size: Sequence[Tensor]
+def _coupled_pools(
+    groups: tuple[CoupledGroups, ...], scores: Scores, goal: int, sparsity: float, scope: str, size: Sequence[Tensor]
 ) -> Iterable[tuple[list[int], int]]:
     """Return (coupled groups ranked together, number of weights they keep together)."""
     if scope == "global":
-        return [([*range(len(ties))], goal)]
+        return [([*range(len(groups))], goal)]
     if scope == "tensor":  # the groups of one matrix, or of the matrices that are coupled
-        areas = [sum(scores[n].numel() for n, _ in tie.members) for tie in ties]
+        areas = [sum(scores[n].numel() for n, _ in coupled.members) for coupled in groups]
         counts = largest_remainder([goal * area / sum(areas) for area in areas], goal)
         return [([i], count) for i, count in enumerate(counts)]
-    if len(ties) < len(scores):
+    if len(groups) < len(scores):
         raise UserError(
             f"scope {scope} gives every matrix its own share, which groups that span several matrices cannot keep to"
         )
-    alive = {tie.members[0][0]: float(s.sum()) for tie, s in zip(ties, size, strict=True)}
-    place = {tie.members[0][0]: i for i, tie in enumerate(ties)}
+    alive = {coupled.members[0][0]: float(s.sum()) for coupled, s in zip(groups, size, strict=True)}
+    index = {coupled.members[0][0]: i for i, coupled in enumerate(groups)}
     return [
-        ([place[name] for name in names], count) for names, count in budget_per_scope(scores, sparsity, scope, alive)
+        ([index[name] for name in names], count) for names, count in budget_per_scope(scores, sparsity, scope, alive)
     ]
 
 
-def _mean_over_groups(table: Scores, tie: CoupledGroups, weight: Masks, size: Tensor) -> Tensor:
+def _mean_over_groups(table: Scores, coupled: CoupledGroups, weight: Masks, size: Tensor) -> Tensor:
     # At least float32, where a sum of half-precision scores does not overflow; -inf * 0 would be NaN.
-    exact = {n: table[n] if table[n].dtype == torch.float64 else table[n].float() for n, _ in tie.members}
-    return tie.sum_over_groups({n: s.masked_fill(~weight[n], 0.0) for n, s in exact.items()}) / size.clamp_min(1)
+    exact = {n: table[n] if table[n].dtype == torch.float64 else table[n].float() for n, _ in coupled.members}
+    return coupled.sum_over_groups({n: s.masked_fill(~weight[n], 0.0) for n, s in exact.items()}) / size.clamp_min(1)

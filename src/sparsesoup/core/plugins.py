@@ -19,8 +19,8 @@ def load_plugins(group: str, kind: type[Any], taken: Container[str]) -> dict[str
         try:
             found[entry.name] = entry.load()
         except Exception as error:
-            said = f"plugin {entry.value} ({group}) cannot be imported: {one_line(error)}; repair or uninstall it"
-            raise UserError(said) from error
+            message = f"plugin {entry.value} ({group}) cannot be imported: {one_line(error)}; repair or uninstall it"
+            raise UserError(message) from error
         if not isinstance(found[entry.name], kind):
             raise UserError(
                 f"plugin {entry.value} ({group}) is a {type(found[entry.name]).__name__}, where a {kind.__name__} is "

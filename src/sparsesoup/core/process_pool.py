@@ -14,7 +14,7 @@ from typing import Generic, Literal, Protocol, TypeVar
 
 from sparsesoup.core.task_queue import TaskQueue
 
-LIVES = 3  # a task is given up when its process has died this often
+MAX_ATTEMPTS = 3  # a task is given up when its process has died this often
 REFRESH = 1.0  # seconds between two polls
 
 Task = TypeVar("Task")
@@ -47,7 +47,7 @@ class TaskEvent(Generic[Task]):
 class TaskPool(Protocol[Task]):
     """Processes that run tasks, on this machine or elsewhere; their methods are those of `ProcessPool`."""
 
-    def place_of(self, task: Task) -> Hashable: ...
+    def load_key_of(self, task: Task) -> Hashable: ...
     def idle_places(self) -> list[Hashable]: ...
     def busy_places(self) -> list[Hashable]: ...
     def free_slots(self) -> int: ...
@@ -57,7 +57,7 @@ class TaskPool(Protocol[Task]):
 
 
 def run_with_retries(
-    pool: TaskPool[Task], tasks: Sequence[Task], lives: int = LIVES
+    pool: TaskPool[Task], tasks: Sequence[Task], attempts: int = MAX_ATTEMPTS
 ) -> Iterator[TaskEvent[Task] | None]:
     """Run all tasks; yield each event, and None at least once every `REFRESH` seconds.
 
@@ -65,7 +65,7 @@ def run_with_retries(
 
     Raises: the exception of a task, immediately.
     """
-    waiting, deaths, busy = TaskQueue(tasks, pool.place_of), Counter[int](), 0
+    waiting, deaths, busy = TaskQueue(tasks, pool.load_key_of), Counter[int](), 0
     while waiting or busy:
         while waiting and pool.free_slots() > 0:
             task = waiting.take_next(pool.idle_places(), pool.busy_places())
@@ -79,7 +79,7 @@ def run_with_retries(
             deaths[id(found.task)] += bool(found.death)
             if not found.death:
                 yield TaskEvent("done", found.task)
-            elif deaths[id(found.task)] < lives:
+            elif deaths[id(found.task)] < attempts:
                 waiting.put_back(found.task)
                 yield TaskEvent("died", found.task, found.death)
             else:
@@ -95,7 +95,7 @@ class ProcessPool(Generic[Task]):
         do: function that runs a task; importable by any process. An object is copied to each process, and may keep
             there what it loads for the next task.
         needs: modules imported once for all processes.
-        place_of: what a process loads for a task; a task goes to an idle process that ran one of the same place.
+        load_key_of: identifies what a process loads for a task; a task goes to an idle process that loaded the same.
         environment: environment variables of each process by its number, from 0 to count - 1.
     """
 
@@ -104,21 +104,21 @@ class ProcessPool(Generic[Task]):
         count: int,
         do: Callable[[Task], None],
         needs: Sequence[str] = (),
-        place_of: Callable[[Task], Hashable] = lambda task: None,
+        load_key_of: Callable[[Task], Hashable] = lambda task: None,
         environment: Callable[[int], Mapping[str, str]] = lambda number: {},
     ) -> None:
         self.count, self.do, self.needs = count, do, [do.__module__, *needs]
-        self.place_of, self.environment = place_of, environment
+        self.load_key_of, self.environment = load_key_of, environment
         self._busy: list[_WorkerProcess[Task]] = []
         self._idle: list[_WorkerProcess[Task]] = []
 
     def idle_places(self) -> list[Hashable]:
-        """Return the places of the last tasks of idle processes."""
-        return [self.place_of(worker.task) for worker in self._idle]
+        """Return the load keys of the last tasks of idle processes."""
+        return [self.load_key_of(worker.task) for worker in self._idle]
 
     def busy_places(self) -> list[Hashable]:
-        """Return the places of the running tasks."""
-        return [self.place_of(worker.task) for worker in self._busy]
+        """Return the load keys of the running tasks."""
+        return [self.load_key_of(worker.task) for worker in self._busy]
 
     def free_slots(self) -> int:
         """Return the number of tasks that can be started now."""
@@ -127,8 +127,8 @@ class ProcessPool(Generic[Task]):
     def begin(self, task: Task) -> None:
         """Start a task in an idle process, or in a new one."""
         self._idle = [worker for worker in self._idle if worker.process.is_alive()]
-        place = self.place_of(task)
-        self._idle.sort(key=lambda worker: self.place_of(worker.task) == place)
+        load_key = self.load_key_of(task)
+        self._idle.sort(key=lambda worker: self.load_key_of(worker.task) == load_key)
         worker = self._idle.pop() if self._idle else self._start_worker()
         worker.send_task(task)
         self._busy.append(worker)

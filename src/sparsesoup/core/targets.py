@@ -88,14 +88,14 @@ def feed_forward_groups(targets: Targets) -> list[CoupledGroups]:
 def attention_head_groups(targets: Targets) -> list[CoupledGroups]:
     """Return the coupled groups of each block's attention: rows of query, key and value, columns of the output."""
     sizes = {target.role: target.head for target in targets.values() if target.head}
-    ties = _couple_bands(
+    groups = _couple_bands(
         targets,
         {role: sizes.get(role, 0) for role in ("query", "key", "value")},
         {role: sizes.get(role, 0) for role in ("output",)},
     )
     shapes = {name: target.shape for name, target in targets.items()}
     # With shared keys and values, as in grouped-query attention, these have fewer bands.
-    return [tie for tie in ties if len({*tie.tiles_per_member(shapes).values()}) == 1]
+    return [coupled for coupled in groups if len({*coupled.tiles_per_member(shapes).values()}) == 1]
 
 
 def attention_feature_groups(targets: Targets) -> list[CoupledGroups]:
@@ -105,9 +105,9 @@ def attention_feature_groups(targets: Targets) -> list[CoupledGroups]:
     """
     return [
         CoupledGroups(
-            tuple((n, Block(min(b.rows, 1), min(b.cols, 1))) for n, b in tie.members if targets[n].role in part)
+            tuple((n, Block(min(b.rows, 1), min(b.cols, 1))) for n, b in coupled.members if targets[n].role in part)
         )
-        for tie in attention_head_groups(targets)
+        for coupled in attention_head_groups(targets)
         for part in (("query", "key"), ("value", "output"))
     ]
 

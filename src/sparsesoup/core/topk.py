@@ -23,34 +23,34 @@ def topk_exact(
     *,
     then: Sequence[Tensor] | None = None,
     alive: Sequence[Tensor] | None = None,
-    room: int | None = None,
+    available: int | None = None,
 ) -> list[Tensor]:
     """Return masks that keep exactly the `count` best scores of all tensors together.
 
     Ties go to the higher `then`, then the earlier tensor, then the lower index. `alive` restricts the choice to
-    `room` scores, counted here if it is not given.
+    `available` scores, counted here if it is not given.
     """
     passes = _passes_over(scores, alive)
-    room = passes.count_alive() if room is None else room
-    if count <= 0 or room == 0:
+    available = passes.count_alive() if available is None else available
+    if count <= 0 or available == 0:
         return [torch.zeros_like(s, dtype=torch.bool, memory_format=torch.contiguous_format) for s in scores]
-    if count >= room:
+    if count >= available:
         every = alive or [torch.ones((), dtype=torch.bool, device=s.device).expand(s.shape) for s in scores]
         return [mask.clone(memory_format=torch.contiguous_format) for mask in every]
-    found = _bracket_kth_largest(passes, count, room)
+    found = _bracket_kth_largest(passes, count, available)
     if found.positions is not None:
         seconds = None if then is None else _take(then, found.positions)
         chosen = _best_first(torch.cat(found.values), seconds, count - found.above)
         sizes = [len(p) for p in found.positions]
-        for mask, place, some in zip(found.masks, found.positions, chosen.split(sizes), strict=True):
-            mask.view(-1)[place] = some
+        for mask, position, some in zip(found.masks, found.positions, chosen.split(sizes), strict=True):
+            mask.view(-1)[position] = some
         return found.masks
     spare = count - found.above
     tied = passes.equal_to(found.level)
     if spare < found.inside and then is None:
         passes.keep_first_(tied, spare)
     elif spare < found.inside and then is not None:
-        tied = topk_exact(then, spare, alive=tied, room=found.inside)
+        tied = topk_exact(then, spare, alive=tied, available=found.inside)
     for mask, more in zip(found.masks, tied, strict=True):
         mask |= more
     return found.masks
@@ -58,12 +58,12 @@ def topk_exact(
 
 def kth_largest(scores: Sequence[Tensor], count: int) -> Tensor:
     """Return the count-th largest of all scores, a scalar; at least the first, at most the last."""
-    room = sum(s.numel() for s in scores)
-    count = min(max(count, 1), room)
-    if len(scores) == 1 and room <= FEW:
-        return scores[0].detach().flatten().to(common_precision(scores)).kthvalue(room + 1 - count).values
+    available = sum(s.numel() for s in scores)
+    count = min(max(count, 1), available)
+    if len(scores) == 1 and available <= FEW:
+        return scores[0].detach().flatten().to(common_precision(scores)).kthvalue(available + 1 - count).values
     passes = _passes_over(scores, None)
-    found = _bracket_kth_largest(passes, count, room)
+    found = _bracket_kth_largest(passes, count, available)
     if found.positions is None:
         return found.level
     values = torch.cat(found.values)
@@ -74,13 +74,13 @@ def _passes_over(scores: Sequence[Tensor], alive: Sequence[Tensor] | None) -> Pa
     return (ArrayPasses if all(s.device.type == "cpu" for s in scores) else TensorPasses)(scores, alive)
 
 
-def _bracket_kth_largest(passes: Passes, count: int, room: int) -> Bracket:
+def _bracket_kth_largest(passes: Passes, count: int, available: int) -> Bracket:
     """Return a bracket around the k-th largest score with few scores inside, or with one value inside."""
     window: Window | None = None
-    above, inside, narrow = 0, room, True
+    above, inside, narrow = 0, available, True
     while True:
         low, high = passes.bracket(window, (count - above) / inside, inside, narrow)
-        found = passes.split(low, high, room // 16 + topk_passes.SAMPLE // 4)
+        found = passes.split(low, high, available // 16 + topk_passes.SAMPLE // 4)
         if count <= found.above:
             window, inside = passes.window_above(window, high), found.above - above
         elif count > found.above + found.inside:

@@ -1,6 +1,6 @@
-"""Passes of the exact top-k over tensors on the CPU, in pieces that fit the cache.
+"""Passes of the exact top-k over tensors on the CPU, in chunks that fit the cache.
 
-NumPy compares floats into bytes twice as fast as PyTorch does on a CPU, and needs no barrier between two pieces.
+NumPy compares floats into bytes twice as fast as PyTorch does on a CPU, and needs no barrier between two chunks.
 """
 
 import math
@@ -16,12 +16,12 @@ from sparsesoup.core import topk_passes
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.topk_passes import Bracket, Result, Window, common_precision, map_in_threads, sample_stride
 
-Place = tuple[int, int, int]  # tensor, first score, score behind the last
+Chunk = tuple[int, int, int]  # tensor, first score, score behind the last
 RUN = 16  # neighbouring scores that are sampled together: they are read together anyway
 
 
 class ArrayPasses:
-    """Passes over tensors on the CPU, piece by piece, in as many threads as PyTorch has."""
+    """Passes over tensors on the CPU, chunk by chunk, in as many threads as PyTorch has."""
 
     def __init__(self, scores: Sequence[Tensor], alive: Sequence[Tensor] | None) -> None:
         self._precision = common_precision(scores)
@@ -46,9 +46,9 @@ class ArrayPasses:
     def bracket(self, window: Window | None, share: float, inside: int, narrow: bool) -> Window:
         sample = self._sample(window, inside)
         last = len(sample) - 1
-        place = last - min(int(share * len(sample)), last)
+        position = last - min(int(share * len(sample)), last)
         slack = int(topk_passes.SLACK * math.sqrt(len(sample) * share * (1 - share))) + 1 if narrow else 0
-        low, high = max(place - slack, 0), min(place + slack, last)
+        low, high = max(position - slack, 0), min(position + slack, last)
         ordered = np.partition(sample, sorted({low, high}))
         return ordered[low], ordered[high]
 
@@ -57,8 +57,8 @@ class ArrayPasses:
         out, seen, nothing = [m.view(-1).numpy() for m in masks], [0], np.empty(0, np.int64)
         gather = bool(low < high)
 
-        def work(place: Place) -> tuple[int, int, Any, Any]:
-            (i, begin, end), scores = place, self._piece(place)
+        def work(chunk: Chunk) -> tuple[int, int, Any, Any]:
+            (i, begin, end), scores = chunk, self._values_of(chunk)
             larger, within = out[i][begin:end], self._scratch()[: end - begin]
             np.greater(scores, high, out=larger)
             np.greater_equal(scores, low, out=within)
@@ -71,13 +71,13 @@ class ArrayPasses:
             seen[0] += inside
             return int(np.count_nonzero(larger)), inside, few + begin, scores[few]
 
-        found = self._over_pieces(work)
+        found = self._map_chunks(work)
         above, inside = sum(row[0] for row in found), sum(row[1] for row in found)
         level = torch.tensor(low)
         if not gather or inside > most:
             return Bracket(masks, above, inside, not gather, level, None, [])
         parts: list[list[tuple[Any, Any]]] = [[] for _ in masks]
-        for (i, _, _), row in zip(self._places(), found, strict=True):
+        for (i, _, _), row in zip(self._chunks(), found, strict=True):
             parts[i].append(row[2:])
         empty = (nothing, np.empty(0, level.numpy().dtype))
         columns = [
@@ -89,19 +89,19 @@ class ArrayPasses:
         masks = [torch.empty(shape, dtype=torch.bool) for shape in self._shapes]
         out, value = [m.view(-1).numpy() for m in masks], level.numpy()[()]
 
-        def work(place: Place) -> None:
-            i, begin, end = place
+        def work(chunk: Chunk) -> None:
+            i, begin, end = chunk
             equal = out[i][begin:end]
-            np.equal(self._piece(place), value, out=equal)
+            np.equal(self._values_of(chunk), value, out=equal)
             if self._alive is not None:
                 equal &= self._alive[i][begin:end]
 
-        self._over_pieces(work)
+        self._map_chunks(work)
         return masks
 
     def keep_first_(self, masks: Sequence[Tensor], count: int) -> None:
         flat = [m.view(-1).numpy() for m in masks]
-        for i, begin, end in self._places():
+        for i, begin, end in self._chunks():
             mask = flat[i][begin:end]
             here = int(np.count_nonzero(mask))
             if here > count:
@@ -109,8 +109,8 @@ class ArrayPasses:
             count -= min(here, count)
 
     def _scratch(self) -> Any:
-        if not hasattr(self._own, "scratch"):  # fresh memory for each piece would cost more than the comparison
-            self._own.scratch = np.empty(topk_passes.PIECE, dtype=bool)
+        if not hasattr(self._own, "scratch"):  # fresh memory for each chunk would cost more than the comparison
+            self._own.scratch = np.empty(topk_passes.CHUNK, dtype=bool)
         return self._own.scratch
 
     def _ends(self) -> Window:
@@ -128,30 +128,30 @@ class ArrayPasses:
                 return np.concatenate(parts)
         low, high = window or self._ends()
 
-        def work(place: Place) -> Any:
-            (i, begin, end), scores = place, self._piece(place)
+        def work(chunk: Chunk) -> Any:
+            (i, begin, end), scores = chunk, self._values_of(chunk)
             inner = (scores >= low) & (scores <= high)
             return scores[inner if self._alive is None else inner & self._alive[i][begin:end]][::stride]
 
-        sample = np.concatenate(self._over_pieces(work))
+        sample = np.concatenate(self._map_chunks(work))
         if not len(sample):
             raise UserError("scores have NaN")
         return sample
 
-    def _piece(self, place: Place) -> Any:
-        i, begin, end = place
+    def _values_of(self, chunk: Chunk) -> Any:
+        i, begin, end = chunk
         return self._flat[i][begin:end].to(self._precision).numpy()
 
-    def _places(self) -> list[Place]:
+    def _chunks(self) -> list[Chunk]:
         sizes = [s.numel() for s in self._flat]
         return [
-            (i, b, min(b + topk_passes.PIECE, size))
+            (i, b, min(b + topk_passes.CHUNK, size))
             for i, size in enumerate(sizes)
-            for b in range(0, size, topk_passes.PIECE)
+            for b in range(0, size, topk_passes.CHUNK)
         ]
 
-    def _over_pieces(self, work: Callable[[Place], Result]) -> list[Result]:
-        return map_in_threads(work, self._places())
+    def _map_chunks(self, work: Callable[[Chunk], Result]) -> list[Result]:
+        return map_in_threads(work, self._chunks())
 
 
 def _some(flat: Any, stride: int) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-PIECE = 1 << 18  # scores per piece: they and their temporaries fit into the cache
+CHUNK = 1 << 18  # scores per chunk: they and their temporaries fit into the cache
 SAMPLE = 1 << 18
 SLACK = 4  # standard errors of a rank in the sample, on either side
 _THREAD = threading.local()

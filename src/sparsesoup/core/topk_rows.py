@@ -26,7 +26,7 @@ def best_of_groups(score: Tensor, kept: int, then: Tensor | None = None, alive: 
     if score.device.type != "cpu":
         return torch.stack(_pairwise_winners([key.unbind(1) for key in present], kept), 1)
     mask, arrays = torch.empty(score.shape, dtype=torch.bool), [key.numpy() for key in present]
-    out, step = mask.numpy(), max(1, topk_passes.PIECE // score.shape[1])
+    out, step = mask.numpy(), max(1, topk_passes.CHUNK // score.shape[1])
 
     def work(begin: int) -> None:
         columns = [[c.copy() for c in array[begin : begin + step].T] for array in arrays]
@@ -48,7 +48,7 @@ def best_of_rows(score: Tensor, counts: Tensor, then: Tensor | None = None, aliv
     floats = _comparable(score).detach()
     values: Any = (floats if floats.is_floating_point() else floats.double()).numpy()
     mask, wanted = torch.empty(rows, width, dtype=torch.bool), counts.numpy()
-    out, step, live = mask.numpy(), max(1, 2 * topk_passes.PIECE // width), None if alive is None else alive.numpy()
+    out, step, live = mask.numpy(), max(1, 2 * topk_passes.CHUNK // width), None if alive is None else alive.numpy()
 
     def work(begin: int) -> None:
         part = slice(begin, begin + step)
@@ -116,13 +116,13 @@ def _separate(values: Any, counts: Any, out: Any) -> Any:
     number = np.where(known, inside, 0).ravel()
     if not (size := number.max(initial=0)):
         return np.flatnonzero(~known)
-    place = np.flatnonzero(scratch)
+    position = np.flatnonzero(scratch)
     row = np.repeat(np.arange(len(values)), number)
-    column = np.arange(len(place)) - np.repeat(np.cumsum(number) - number, number)
+    column = np.arange(len(position)) - np.repeat(np.cumsum(number) - number, number)
     table = np.full((len(values), size), -np.inf, dtype=values.dtype)
-    table[row, column] = gathered = values.reshape(-1)[place]
+    table[row, column] = gathered = values.reshape(-1)[position]
     level = np.take_along_axis(np.sort(table, axis=1), size - np.where(known, short, 1), 1)
-    out.reshape(-1)[place] = gathered >= level[row, 0]
+    out.reshape(-1)[position] = gathered >= level[row, 0]
     return np.flatnonzero(~known | (np.count_nonzero(table >= level, axis=1)[:, None] != short))
 
 
@@ -135,13 +135,13 @@ def _bracket_rows(values: Any, goal: Any, out: Any) -> tuple[Any, Any, Any]:
     width = values.shape[1]
     sample = np.sort(values[:, :: width // SAMPLE | 1], axis=1)
     size = sample.shape[1]
-    place = np.clip(((1 - goal / width) * size).astype(np.int64), 0, size - 1)
-    level = np.take_along_axis(sample, place, 1)
+    position = np.clip(((1 - goal / width) * size).astype(np.int64), 0, size - 1)
+    level = np.take_along_axis(sample, position, 1)
     np.greater(values, level, out=out)
     above_level = _count_rows(out)[:, None]
     below, away = above_level >= goal, np.abs(above_level - goal) * (size / width)
     far = (away + SLACK * np.sqrt(away) + 1).astype(np.int64)
-    end = np.where(below, place + far, place - far)
+    end = np.where(below, position + far, position - far)
     other = np.take_along_axis(sample, np.clip(end, 0, size - 1), 1)
     other[end < 0], other[end >= size] = -np.inf, np.inf
     return other, above_level, below
@@ -159,8 +159,8 @@ def _count_rows(mask: Any) -> Any:
 def _partitioned(values: Any, counts: Any, alive: Any) -> tuple[Any, Any]:
     """Return the mask of the best of each row, ties to the lower index, and the rows with ties that matter."""
     width = values.shape[1]
-    place = np.clip(width - counts, 0, width - 1)
-    level = np.take_along_axis(np.partition(values, np.unique(place), axis=1), place[:, None], 1)
+    position = np.clip(width - counts, 0, width - 1)
+    level = np.take_along_axis(np.partition(values, np.unique(position), axis=1), position[:, None], 1)
     larger, equal = values > level, values == level
     if alive is not None:
         equal &= alive

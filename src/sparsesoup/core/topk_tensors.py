@@ -36,11 +36,13 @@ class TensorPasses:
     def bracket(self, window: Window | None, share: float, inside: int, narrow: bool) -> Window:
         sample, count = self._sample(window, inside)
         ordered = sample.sort(descending=True).values
-        place = torch.minimum((share * count).long(), count - 1)
+        position = torch.minimum((share * count).long(), count - 1)
         slack = (
-            (topk_passes.SLACK * (count * share * (1 - share)).sqrt()).long() + 1 if narrow else torch.zeros_like(place)
+            (topk_passes.SLACK * (count * share * (1 - share)).sqrt()).long() + 1
+            if narrow
+            else torch.zeros_like(position)
         )
-        ends = torch.minimum(torch.stack([place + slack, place - slack]), count - 1).clamp(min=0)
+        ends = torch.minimum(torch.stack([position + slack, position - slack]), count - 1).clamp(min=0)
         low, high = ordered.index_select(0, ends).unbind()
         return low, high
 

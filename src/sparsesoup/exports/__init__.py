@@ -51,7 +51,7 @@ FORMATS = {
         CompactFormat, "heads and feed-forward units without weights cut out", "smaller and faster everywhere"
     ),
     "low-rank": FormatInfo(
-        LowRankFormat, "two thin layers in the place of each one", "smaller and faster where the rank is low enough"
+        LowRankFormat, "two thin layers instead of each one", "smaller and faster where the rank is low enough"
     ),
     "onnx": FormatInfo(OnnxFormat, "the compact model as a graph", "ONNX Runtime and others run it, without torch"),
     "openvino": FormatInfo(OpenVinoFormat, "the compact model as OpenVINO's graph", "OpenVINO runs it, without torch"),

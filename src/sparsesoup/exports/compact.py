@@ -84,7 +84,7 @@ class CompactFormat:
 
 
 def _save_compact(model: Any, source: PrunedSource, folder: Path) -> None:
-    source.copy_beside(folder, config=False)
+    source.copy_other_files(folder, config=False)
     with quiet_libraries():
         model.save_pretrained(folder)
     # Its base model now has other shapes, so the provenance of the masks is of no use.

@@ -29,7 +29,7 @@ class DenseFormat:
         facts = {k: v for k, v in source.facts.items() if k not in ("kept", "total", "format")}
 
         def save(folder: Path) -> None:
-            source.copy_beside(folder)
+            source.copy_other_files(folder)
             if source.is_packed:
                 save_file(dict(source.iterate_tensors()), folder / WEIGHTS, metadata={"format": "pt"})
             else:
@@ -53,7 +53,7 @@ def _merged_export(source: PrunedSource) -> PreparedExport:
     model, ranks = merged_model(source.model), getattr(source.model.config, LOW_RANK)["ranks"].items()
 
     def save(folder: Path) -> None:
-        source.copy_beside(folder, config=False)
+        source.copy_other_files(folder, config=False)
         with quiet_libraries():
             model.save_pretrained(folder)
         save_masks(folder / "pruning", masks_from_zeros(model), source.facts)

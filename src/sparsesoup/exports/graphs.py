@@ -86,9 +86,9 @@ class OpenVinoFormat:
         graph = trace_source(source)
 
         def write(folder: Path) -> float:
-            with tempfile.TemporaryDirectory() as place:
-                graph.program.save(Path(place) / ONNX_FILE)
-                read = engine.Core().read_model(Path(place) / ONNX_FILE)
+            with tempfile.TemporaryDirectory() as scratch:
+                graph.program.save(Path(scratch) / ONNX_FILE)
+                read = engine.Core().read_model(Path(scratch) / ONNX_FILE)
                 engine.save_model(read, folder / OPENVINO_FILE, compress_to_fp16=self.fp16)
             close = CLOSE_IN_HALF if self.fp16 else CLOSE
             return compare_outputs(graph.model, graph.inputs, open_openvino(folder / OPENVINO_FILE), close)
@@ -99,7 +99,7 @@ class OpenVinoFormat:
             f"model = {load}",
             "answers = model({i.any_name: batch[i.any_name] for i in model.inputs})",
         ]
-        notes = ["a CPU with bf16 computes in that unless float32 is asked for, as `load` does"]
+        notes = ["a CPU with bf16 computes in it unless float32 is requested, as `load` does"]
         if self.fp16:
             notes.append("its weights are rounded to float16: check predictions against the source")
         return _prepare_graph(source, graph, write, load, lines, notes)
@@ -134,7 +134,7 @@ def _prepare_graph(
     """
 
     def save(folder: Path) -> dict[str, Any]:
-        source.copy_beside(folder, config=False)
+        source.copy_other_files(folder, config=False)
         config = copy.deepcopy(graph.model.config)  # has the meaning of the outputs
         for key in (COMPACT, LOW_RANK):
             if hasattr(config, key):
@@ -166,15 +166,15 @@ def _example_batch(graph: TracedModel, folder: Path) -> list[str]:
     return ["import numpy", f"batch = {{{', '.join(arrays)}}}"]
 
 
-def opset_of(model: nn.Module, asked: int) -> int:
+def opset_of(model: nn.Module, wanted: int) -> int:
     """Return the ONNX opset version for a model."""
     turned = any("Rotary" in type(module).__name__ for module in model.modules())
-    if turned and asked > TURNED:
+    if turned and wanted > TURNED:
         raise UserError(
-            f"{type(model).__name__} has rotary positions, which ONNX Runtime does not run in opset {asked}; say "
+            f"{type(model).__name__} has rotary positions, which ONNX Runtime does not run in opset {wanted}; say "
             f"--opset {TURNED} or leave it out"
         )
-    return asked or (TURNED if turned else OPSETS[-1])
+    return wanted or (TURNED if turned else OPSETS[-1])
 
 
 def graph_inputs(model: Any, folder: Path) -> list[str]:
@@ -227,12 +227,12 @@ def trace_model(model: Any, names: Sequence[str], opset: int = 0) -> Any:
     return program
 
 
-def compare_outputs(model: Any, names: Sequence[str], ask: InferenceFunction, close: float) -> float:
+def compare_outputs(model: Any, names: Sequence[str], infer: InferenceFunction, close: float) -> float:
     """Return the largest difference between an engine's outputs and the model's, on random inputs of several shapes."""
     worst = []
     for rows, length in SHAPES:
         batch = {name: t for name, t in dummy_inputs(model, rows, length, seed=rows).items() if name in names}
-        found = [torch.from_numpy(array) for array in ask({name: t.numpy() for name, t in batch.items()}).values()]
+        found = [torch.from_numpy(array) for array in infer({name: t.numpy() for name, t in batch.items()}).values()]
         worst.append(largest_difference(
             found, forward_outputs(model, batch), close,
             f"the graph of {type(model).__name__} answers otherwise than torch",

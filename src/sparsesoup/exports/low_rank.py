@@ -1,4 +1,4 @@
-"""Low-rank export: two thin layers in the place of one, which are faster where the rank is low enough."""
+"""Low-rank export: two thin layers instead of one, which are faster where the rank is low enough."""
 
 import copy
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ CLOSE = 1e-3  # largest output difference of an exact factorisation, as a share 
 
 @dataclass(frozen=True, kw_only=True)
 class LowRankFormat:
-    """Two thin linear layers in the place of each prunable one, by singular value decomposition; both are dense.
+    """Two thin linear layers instead of each prunable one, by singular value decomposition; both are dense.
 
     Args:
-        compression: weights of a matrix, divided by those of its two factors, at least; the answers change. Default:
+        compression: weights of a matrix divided by those of its two factors, at least; the outputs change. Default:
             the rank that each matrix has, as `pela` leaves it, at which they do not; the others stay whole.
     """
 
@@ -85,7 +85,7 @@ class LowRankFormat:
 
 
 def _save_low_rank(model: Any, source: PrunedSource, folder: Path) -> None:
-    source.copy_beside(folder, config=False)
+    source.copy_other_files(folder, config=False)
     with quiet_libraries():
         model.save_pretrained(folder)
     # Its base model has other matrices, so the provenance of the masks is of no use.
@@ -101,7 +101,7 @@ def merged_model(model: Any) -> Any:
 
 
 def load_low_rank(folder: str | Path) -> Any:
-    """Load a model of low rank: the stock class of transformers with two thin layers in the place of each split one.
+    """Load a model of low rank: the stock class of transformers with two thin layers instead of each split one.
 
     It can be trained, pruned on (`--model folder`), and merged back (`export --to dense`).
 

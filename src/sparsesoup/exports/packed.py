@@ -27,7 +27,7 @@ class PackedFormat:
     """A bit mask and the nonzero values, with a checksum per tensor; `sparsesoup.load_packed` rebuilds the stock model.
 
     Args:
-        dtype: same keeps every bit of the values, bf16 rounds those of matrices; they are unpacked in their own type.
+        dtype: same keeps all values exactly, bf16 rounds those of matrices; they are unpacked in their own type.
         zstd: compress the packed data, which takes some time.
     """
 
@@ -46,7 +46,7 @@ class PackedFormat:
         encoder = sum(part.nbytes for parts in matrices for part in parts.values())
 
         def save(folder: Path) -> None:
-            source.copy_beside(folder)
+            source.copy_other_files(folder)
             if not source.is_module:
                 forget_masks(folder)
             codec.write_packed(folder / codec.FILE, packed)
@@ -73,7 +73,7 @@ def load_packed(folder: str | Path, module: nn.Module | None = None) -> Any:
 
     Args:
         folder: an export of `sparsesoup export --to packed`.
-        module: for a model that is none of transformers': a module of its class, which gets the weights.
+        module: for a model that is not from transformers: a module of its class, into which the weights are loaded.
     Returns: the model, in evaluation mode, in its type before packing; `module` if it is given.
     Raises: UserError if the file is missing, truncated or changed, when it names the first changed tensor; or if the
         module does not fit.

@@ -187,7 +187,7 @@ def write_upload(upload: HubUpload, folder: Path, repo: str, license: str) -> No
         text = _render_card(upload, config, repo, license)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"damaged report, ticket or {FORM}: what {upload.folder} says of itself cannot be told "
+            f"damaged report, ticket or {FORM}: what {upload.folder} contains cannot be determined "
             f"({one_line(error)}); export it again, or prune again"
         ) from error
     write_text(folder / CARD, text)
@@ -232,8 +232,8 @@ def _upload_files(api: HfApi, folder: Path, repo: str, private: bool) -> str:
         raise
     except Exception as error:  # from the Hub, the network or the disk; the classes depend on the HTTP library
         code = getattr(getattr(error, "response", None), "status_code", 0) if isinstance(error, HfHubHTTPError) else 0
-        said = one_line(error).replace(str(api.token), "***")[:300].rstrip(".")
+        message = one_line(error).replace(str(api.token), "***")[:300].rstrip(".")
         hint = {401: "the token is not valid; take another", 403: "the token may not write there; take one that may"}
-        remedy = hint.get(code, f"{said}; the same command tries again")
+        remedy = hint.get(code, f"{message}; the same command tries again")
         raise UserError(f"cannot push to {repo}: {remedy}") from error
     return str(made)

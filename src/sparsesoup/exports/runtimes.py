@@ -44,7 +44,7 @@ def open_onnx(path: Path, threads: int = 0) -> InferenceFunction:
         raise UserError(f"ONNX Runtime cannot read {path}: {first_error_line(error)}") from error
     run = onnx_runner(session)
 
-    def ask(batch: Arrays) -> Arrays:
+    def infer(batch: Arrays) -> Arrays:
         try:
             return run(batch)
         except Exception as error:
@@ -52,7 +52,7 @@ def open_onnx(path: Path, threads: int = 0) -> InferenceFunction:
                 f"ONNX Runtime cannot run the graph: {first_error_line(error)}; one of --to onnx --opset 22 may do"
             ) from error
 
-    return ask
+    return infer
 
 
 def open_openvino(path: Path, threads: int = 0) -> InferenceFunction:

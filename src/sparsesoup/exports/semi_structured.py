@@ -130,8 +130,8 @@ def first_violation(weight: Tensor) -> tuple[int, int, list[float]] | None:
     found = (torch.count_nonzero(fours, dim=2) > 2).nonzero()
     if not len(found):
         return None
-    row, place = found[0].tolist()
-    return row, 4 * place, fours[row, place].tolist()
+    row, where = found[0].tolist()
+    return row, 4 * where, fours[row, where].tolist()
 
 
 def require_two_four(name: str, weight: Tensor) -> None:
@@ -157,15 +157,15 @@ def why_unsupported(owner: nn.Module, weight: Tensor) -> str:
 def missing_device_support(device: str | torch.device) -> str:
     """Return what a device lacks for 2:4 kernels, in a few words; '' if nothing."""
     try:
-        place = torch.device(device)
+        where = torch.device(device)
     except RuntimeError:
         return f"{device} is no device"
-    if place.type != "cuda" or not torch.cuda.is_available():
-        return f"{place} is no CUDA device" if place.type != "cuda" else "no CUDA device is there"
-    if (place.index or 0) >= torch.cuda.device_count():
-        return f"there is no {place}"
-    able = torch.cuda.get_device_capability(place)
-    return "" if able >= LEAST else f"{place} has compute capability {able[0]}.{able[1]}"
+    if where.type != "cuda" or not torch.cuda.is_available():
+        return f"{where} is no CUDA device" if where.type != "cuda" else "no CUDA device is there"
+    if (where.index or 0) >= torch.cuda.device_count():
+        return f"there is no {where}"
+    able = torch.cuda.get_device_capability(where)
+    return "" if able >= LEAST else f"{where} has compute capability {able[0]}.{able[1]}"
 
 
 def to_semi_structured_(model: nn.Module, names: Iterable[str], verify: bool = False) -> None:

@@ -145,7 +145,7 @@ class PrunedSource:
         weights = sum(path.stat().st_size for path in self.weight_files())
         return size_of(self.iterate_tensors(), weights, lambda name, shape: bool(self.layer_of(name, shape)))
 
-    def copy_beside(self, folder: Path, config: bool = True) -> None:
+    def copy_other_files(self, folder: Path, config: bool = True) -> None:
         """Copy all but the weights (tokenizer, processor, card), optionally config.json, and a frozen head."""
         for path in sorted(self.folder.iterdir()):
             wanted = path.name not in OURS or (config and path.name == "config.json")
@@ -212,7 +212,9 @@ def forget_masks(folder: Path) -> None:
 def check_finished(run: Path) -> None:
     """Raise a UserError if the path is the directory of an unfinished run."""
     if (run / "run.yaml").is_file() and not (run / REPORT).is_file():
-        raise UserError(f"{run} is not finished; give the `sparsesoup prune` command again that began it: it goes on")
+        raise UserError(
+            f"{run} is not finished; repeat the `sparsesoup prune` command that started it, which resumes it"
+        )
 
 
 def in_encoder(name: str, shape: Iterable[int]) -> bool:

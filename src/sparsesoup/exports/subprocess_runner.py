@@ -32,12 +32,12 @@ def load_from_line(line: str) -> Callable[[Arrays], Arrays]:
 def _torch_runner(model: Any) -> Callable[[Arrays], Arrays]:
     import torch
 
-    def ask(batch: Arrays) -> Arrays:
+    def infer(batch: Arrays) -> Arrays:
         with torch.no_grad():
             found = model.eval()(**{name: torch.from_numpy(array) for name, array in batch.items()}, return_dict=True)
         return {name: t.double().numpy() for name, t in found.items() if isinstance(t, torch.Tensor)}
 
-    return ask
+    return infer
 
 
 def onnx_runner(session: Any) -> Callable[[Arrays], Arrays]:
@@ -50,23 +50,23 @@ def openvino_runner(model: Any) -> Callable[[Arrays], Arrays]:
     """Return a function that runs a compiled model of OpenVINO, inputs and outputs by name."""
     names, given = [o.any_name for o in model.outputs], [i.any_name for i in model.inputs]
 
-    def ask(batch: Arrays) -> Arrays:
+    def infer(batch: Arrays) -> Arrays:
         found = model({name: batch[name] for name in given})
         return {name: found[i] for i, name in enumerate(names)}
 
-    return ask
+    return infer
 
 
 def serve_answers() -> None:
     """Load the model, say whether it needed sparsesoup, then serve inputs until the stream ends."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # output printed by libraries must not mix with the results
-    ask = load_from_line(sys.argv[1])
+    infer = load_from_line(sys.argv[1])
     pickle.dump("sparsesoup" in sys.modules, answers)
     answers.flush()
     batches: Any = sys.stdin.buffer
     while batches.peek(1):
-        pickle.dump(ask(pickle.load(batches)), answers)
+        pickle.dump(infer(pickle.load(batches)), answers)
         answers.flush()
 
 

@@ -40,8 +40,8 @@ def model_in_subprocess(folder: Path, line: str) -> Iterator[tuple[Callable[...,
     call = [sys.executable, "-P", subprocess_runner.__file__, line]
     environment = {**os.environ, "CI": "true"}  # disables OpenVINO's telemetry
     with (
-        tempfile.TemporaryFile() as said,
-        subprocess.Popen(call, cwd=folder, env=environment, stdin=PIPE, stdout=PIPE, stderr=said) as process,
+        tempfile.TemporaryFile() as stderr,
+        subprocess.Popen(call, cwd=folder, env=environment, stdin=PIPE, stdout=PIPE, stderr=stderr) as process,
     ):
         given, answers = process.stdin, process.stdout
         assert given is not None
@@ -54,16 +54,16 @@ def model_in_subprocess(folder: Path, line: str) -> Iterator[tuple[Callable[...,
             with contextlib.suppress(BrokenPipeError):
                 given.close()
             process.wait()
-            said.seek(0)
-            lines = said.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+            stderr.seek(0)
+            lines = stderr.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
             raise UserError(f"the export at {folder} does not answer in a fresh process: {lines[-1][:200]}")
 
-        def ask(**inputs: Tensor) -> SimpleNamespace:
+        def infer(**inputs: Tensor) -> SimpleNamespace:
             with contextlib.suppress(BrokenPipeError):
                 pickle.dump({name: t.numpy() for name, t in inputs.items()}, given)
             return SimpleNamespace(**{name: torch.from_numpy(array) for name, array in receive().items()})
 
-        yield ask, receive()
+        yield infer, receive()
 
 
 def verified_export(run: Path, to: str, out: Path, settings: Mapping[str, Any] | None = None) -> WrittenExport:
@@ -75,14 +75,16 @@ def verified_export(run: Path, to: str, out: Path, settings: Mapping[str, Any] |
     """
     if to == "semi-structured":
         raise UserError(
-            "--verify asks an export on the CPU, where 2:4 matrices cannot answer; leave it out (where there is a GPU, "
+            "--verify runs an export on the CPU, which has no 2:4 kernels; leave it out (where there is a GPU, "
             "answers are compared anyway), or verify --to dense, which has the same weights"
         )
     source = open_source(run)
-    place, opened = _data_of(source)
+    model_data, opened = _data_of(source)
     written = write_export(run, to, out, settings)
-    with model_in_subprocess(written.path, written.facts["load"]) as (asked, ours):
-        found = _compare_predictions(*(_score_answers(source, place, opened, ask) for ask in (source.model, asked)))
+    with model_in_subprocess(written.path, written.facts["load"]) as (exported, ours):
+        found = _compare_predictions(
+            *(_score_answers(source, model_data, opened, infer) for infer in (source.model, exported))
+        )
     found |= {"without_sparsesoup": not ours, "test_splits": test_splits(opened.source, opened.task)}
     write_table(out / "export.json", {**read_table(out / "export.json"), "verified": found})
     return WrittenExport(out, {**written.facts, "verified": found})
@@ -101,28 +103,28 @@ def _data_of(source: PrunedSource) -> tuple[ModelAndDataConfig, OpenedTask]:
         ) from error
     refuse_objects(table, str(source.folder))
     settings = config_from_dict(name, {**table, "method": method})
-    place = replace(settings.place, model=str(source.folder), prompts=None, class_names=None)
-    return place, open_task(place)
+    model_data = replace(settings.model_data, model=str(source.folder), prompts=None, class_names=None)
+    return model_data, open_task(model_data)
 
 
 def _score_answers(
-    source: PrunedSource, place: ModelAndDataConfig, opened: OpenedTask, ask: Callable[..., Any]
+    source: PrunedSource, model_data: ModelAndDataConfig, opened: OpenedTask, infer: Callable[..., Any]
 ) -> tuple[dict[str, Any], Tensor]:
     """Return (scores, outputs [rows, ...]) of a model on the test split."""
     kind, outputs, nothing = task_type_of(opened.task), [], RowBatches([], lambda rows: {})
     if isinstance(opened.task, ZeroShot):
-        ask = TowerWithHead(ask, load_saved_head(source.folder, opened.task))
+        infer = TowerWithHead(infer, load_saved_head(source.folder, opened.task))
 
     def predict(model: Any, batch: Any) -> Tensor:
         on_cpu = {name: t.cpu() for name, t in batch.items()}  # both models are on the CPU
-        outputs.append(kind.predict(ask, on_cpu))  # type: ignore[arg-type]  # not a module, but callable like one
+        outputs.append(kind.predict(infer, on_cpu))  # type: ignore[arg-type]  # not a module, but callable like one
         return outputs[-1]
 
     problem = Problem(
         pretrained=source.model, targets={}, train=nothing, validation=nothing, predict=predict,
         criterion=kind.criterion(opened.task), metric=lambda outputs, labels: {}, steps=1,
     )  # fmt: skip
-    return score_test(problem, place, opened), torch.cat([t.double() for t in outputs])
+    return score_test(problem, model_data, opened), torch.cat([t.double() for t in outputs])
 
 
 def _compare_predictions(one: tuple[dict[str, Any], Tensor], other: tuple[dict[str, Any], Tensor]) -> dict[str, Any]:
@@ -131,15 +133,15 @@ def _compare_predictions(one: tuple[dict[str, Any], Tensor], other: tuple[dict[s
     Equal predictions: the same class; for questions the same best start and end in a window; numbers within `NEAR`.
     """
     (scores, outputs), (found, answers) = one, other
-    apart = (outputs - answers).abs()
+    difference = (outputs - answers).abs()
     if outputs.shape[-1] == 1:
-        same = apart.squeeze(-1) <= NEAR
+        same = difference.squeeze(-1) <= NEAR
     else:
         same = (outputs.argmax(-1) == answers.argmax(-1)).reshape(len(outputs), -1).all(-1)
     return {
         "rows": len(same),
         "same": int(same.sum()),
-        "largest_difference": float(apart.max()),
+        "largest_difference": float(difference.max()),
         "scores": found,
         "scores_of_source": scores,
     }

@@ -47,7 +47,7 @@ class ModelAndDataConfig(TypedSettings):
         drop_unlabelled: drop rows without a label (empty, NaN, or -1 among classes), which are otherwise refused.
         max_length: maximum tokens per row; longer texts are truncated, contexts of questions split into windows;
             default 128, for question answering 384, or the model's maximum.
-        doc_stride: overlap in tokens of neighbouring windows of a long context; default a third of max_length.
+        doc_stride: overlap in tokens of consecutive windows of a long context; default a third of max_length.
         prompts: prompts for the classes of images, for CLIP: a sentence with {} for the class name, or a file with one
             per line; default: common ones for the dataset.
         class_names: class names in prompts: name,name,... or a file with one per line; default: the dataset's own
@@ -89,30 +89,32 @@ class OpenedTask:
         return model_files_digest(self.model) if self.model else ""
 
 
-def open_task(place: ModelAndDataConfig, source: LoadedDataset | None = None) -> OpenedTask:
+def open_task(model_data: ModelAndDataConfig, source: LoadedDataset | None = None) -> OpenedTask:
     """Find the dataset, unless its rows are in memory, its columns, and its task for the model."""
-    source = source or open_splits(place.dataset, data_root=place.data_root, config=place.dataset_config)
-    if source.drop_unlabelled != place.drop_unlabelled:
-        source = replace(source, drop_unlabelled=place.drop_unlabelled)
-    task = infer_task(source.train_split, source.name, place.text_columns, place.label_column, place.doc_stride)
+    source = source or open_splits(model_data.dataset, data_root=model_data.data_root, config=model_data.dataset_config)
+    if source.drop_unlabelled != model_data.drop_unlabelled:
+        source = replace(source, drop_unlabelled=model_data.drop_unlabelled)
+    task = infer_task(
+        source.train_split, source.name, model_data.text_columns, model_data.label_column, model_data.doc_stride
+    )
     if isinstance(task, ImageTask):
-        kind = str(config_of(place.model, place.trust_remote_code).model_type)
-        words = (place.prompts, place.class_names)
+        kind = str(config_of(model_data.model, model_data.trust_remote_code).model_type)
+        words = (model_data.prompts, model_data.class_names)
         task = as_zero_shot_task(
-            task, kind, Path(resolve_model_path(place.model)), source.train_split, source.name, *words
+            task, kind, Path(resolve_model_path(model_data.model)), source.train_split, source.name, *words
         )
-    if task_type_of(task).ready is None and (place.prompts is not None or place.class_names is not None):
+    if task_type_of(task).ready is None and (model_data.prompts is not None or model_data.class_names is not None):
         raise UserError(
-            f"prompts and class_names are read by a CLIP that sees images, which model {place.model} on "
+            f"prompts and class_names are read by a CLIP that sees images, which model {model_data.model} on "
             f"{source.name} is not; leave them out",
-            "prompts" if place.prompts is not None else "class_names",
+            "prompts" if model_data.prompts is not None else "class_names",
         )
-    return OpenedTask(source, task, place.model)
+    return OpenedTask(source, task, model_data.model)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadedPlace:
-    """Model and rows as every run of a place begins with them; nothing in it is ever modified.
+class LoadedModelAndData:
+    """Model and rows as every run begins with them; nothing in it is ever modified.
 
     Args:
         model: the pre-trained model.
@@ -128,43 +130,45 @@ class LoadedPlace:
     account: LoadingNotes
 
 
-def load_place(
-    place: ModelAndDataConfig,
+def load_model_and_data(
+    model_data: ModelAndDataConfig,
     opened: OpenedTask,
     precision: str = "no",
     whole: bool = False,
-    base: LoadedPlace | None = None,
-) -> LoadedPlace:
-    """Load the model of a place and encode its rows; a `whole` model must have its head.
+    base: LoadedModelAndData | None = None,
+) -> LoadedModelAndData:
+    """Load a model and encode the rows of its dataset; a `whole` model must have its head.
 
     Args:
         base: what the run began with whose model is loaded; its rows, which were checked with it, are taken as they
             are.
     """
     kind = task_type_of(opened.task)
-    check_head(place, opened)
+    check_head(model_data, opened)
     account = LoadingNotes()
-    reader = load_reader(place.model, kind.images, place.trust_remote_code)
-    fixed = {} if kind.images else fit_config_to_rows(place, opened.task, reader, account)
-    model = load_model(place.model, opened.task, place.seed, place.trust_remote_code, whole, account, fixed)
+    reader = load_reader(model_data.model, kind.images, model_data.trust_remote_code)
+    fixed = {} if kind.images else fit_config_to_rows(model_data, opened.task, reader, account)
+    model = load_model(
+        model_data.model, opened.task, model_data.seed, model_data.trust_remote_code, whole, account, fixed
+    )
     if not kind.images:
-        check_vocabulary(place.model, model, reader)
+        check_vocabulary(model_data.model, model, reader)
     if kind.images:
         use_faster_attention_(model, precision)
     if base is not None:
         return replace(base, model=model, account=account)
-    train, validation = training_splits(opened.source, opened.task, place.seed)
-    length = _row_length(place, kind, model, reader)
+    train, validation = training_splits(opened.source, opened.task, model_data.seed)
+    length = _row_length(model_data, kind, model, reader)
     rows, _ = kind.encode(train, opened.task, reader, length)
     if not kind.images:
         _check_tokens(rows, train[opened.task.texts[0]][0], reader)
     held_out, judge = kind.encode(validation, opened.task, reader, length)
-    probe_padding(place.model, kind, model, rows)
-    return LoadedPlace(model=model, train=rows, validation=held_out, metric=judge, account=account)
+    probe_padding(model_data.model, kind, model, rows)
+    return LoadedModelAndData(model=model, train=rows, validation=held_out, metric=judge, account=account)
 
 
 def build_problem(
-    place: ModelAndDataConfig,
+    model_data: ModelAndDataConfig,
     opened: OpenedTask,
     *,
     steps: int | None = None,
@@ -173,11 +177,11 @@ def build_problem(
     meter: CostTracker | None = None,
     checkpointer: Checkpointer | None = None,
     observer: Observer | None = None,
-    loaded: LoadedPlace | None = None,
+    loaded: LoadedModelAndData | None = None,
 ) -> Problem:
     """Build the problem of pruning a model for a task, T in `steps` or `epochs`, from what is loaded already or now."""
     training, meter, kind = training or TrainingConfig(), meter or CostTracker(), task_type_of(opened.task)
-    loaded = loaded or load_place(place, opened, training.mixed_precision)
+    loaded = loaded or load_model_and_data(model_data, opened, training.mixed_precision)
     per_epoch = max(1, len(loaded.train) // training.rows_per_step)
     return Problem(
         pretrained=loaded.model,
@@ -189,7 +193,7 @@ def build_problem(
         metric=loaded.metric,
         steps=steps if steps is not None else max(1, round((epochs or EPOCHS) * per_epoch)),
         training=training,
-        seed=place.seed,
+        seed=model_data.seed,
         meter=meter,
         checkpointer=checkpointer or Checkpointer(meter),
         observer=observer or Observer(),
@@ -200,39 +204,38 @@ def build_problem(
 
 
 def fit_config_to_rows(
-    place: ModelAndDataConfig, task: AnyTask, tokenizer: Any, account: LoadingNotes | None = None
+    model_data: ModelAndDataConfig, task: AnyTask, tokenizer: Any, account: LoadingNotes | None = None
 ) -> dict[str, Any]:
     """Return changes of a model's config for padded batches of its rows; `account` collects notes on them."""
-    config = config_of(place.model, place.trust_remote_code)
+    config = config_of(model_data.model, model_data.trust_remote_code)
     fixed, own = tokens.config_settings(config, tokenizer), tokens.padding_of(config)
     if fixed["pad_token_id"] != own:
-        hollow = meta_model(place.model, task, place.trust_remote_code)
-        check_vocabulary(place.model, hollow, tokenizer)
-        tokens.check_padding(place.model, hollow, tokenizer, own)
+        meta = meta_model(model_data.model, task, model_data.trust_remote_code)
+        check_vocabulary(model_data.model, meta, tokenizer)
+        tokens.check_padding(model_data.model, meta, tokenizer, own)
     if account is not None:
-        account.notes += tokens.config_notes(config, fixed, place.model)
+        account.notes += tokens.config_notes(config, fixed, model_data.model)
     return fixed
 
 
-def check_head(place: ModelAndDataConfig, opened: OpenedTask) -> None:
+def check_head(model_data: ModelAndDataConfig, opened: OpenedTask) -> None:
     """Raise a UserError if the model reads texts and the dataset holds images, or vice versa."""
     kind = task_type_of(opened.task)
-    known = place.trust_remote_code or kind.load is not None
-    if not known and type(config_of(place.model)) not in kind.head._model_mapping:
+    known = model_data.trust_remote_code or kind.load is not None
+    if not known and type(config_of(model_data.model)) not in kind.head._model_mapping:
         vision = "a vision model, such as google/vit-base-patch16-224"
         raise UserError(
-            f"model {place.model} cannot answer what dataset {opened.source.name} asks, {describe_task(opened.task)}: "
-            f"its type has no such head; give {vision if kind.images else 'another model'}, or "
-            f"name other columns"
+            f"model {model_data.model} has no head for dataset {opened.source.name}, {describe_task(opened.task)}: "
+            f"give {vision if kind.images else 'another model'}, or name other columns"
         )
 
 
-def check_length(place: ModelAndDataConfig, opened: OpenedTask, reader: Any) -> None:
+def check_length(model_data: ModelAndDataConfig, opened: OpenedTask, reader: Any) -> None:
     """Raise a UserError if model or tokenizer do not support max_length or windows; no weights are loaded."""
     kind = task_type_of(opened.task)
-    if place.max_length is not None or kind.windows:
-        model = None if kind.images else meta_model(place.model, opened.task, place.trust_remote_code)
-        kind.fits(reader, _row_length(place, kind, model, reader), opened.task)
+    if model_data.max_length is not None or kind.windows:
+        model = None if kind.images else meta_model(model_data.model, opened.task, model_data.trust_remote_code)
+        kind.fits(reader, _row_length(model_data, kind, model, reader), opened.task)
 
 
 def _check_tokens(data: RowBatches, text: str, tokenizer: Any) -> None:
@@ -245,22 +248,24 @@ def _check_tokens(data: RowBatches, text: str, tokenizer: Any) -> None:
         )
 
 
-def _row_length(place: ModelAndDataConfig, kind: TaskType, model: Any, tokenizer: Any) -> int:
+def _row_length(model_data: ModelAndDataConfig, kind: TaskType, model: Any, tokenizer: Any) -> int:
     """Return the maximum tokens per row: as set, else the default, capped by the model's maximum."""
     if kind.images:
-        if place.max_length is not None:
-            raise UserError(f"{place.max_length} tokens are given, and images have none; leave it out", "max_length")
+        if model_data.max_length is not None:
+            raise UserError(
+                f"{model_data.max_length} tokens are given, and images have none; leave it out", "max_length"
+            )
         return 0
     most = max_positions(model)
-    if place.max_length is None:
+    if model_data.max_length is None:
         return int(min(kind.length, most, tokenizer.model_max_length))
-    if place.max_length > most:
+    if model_data.max_length > most:
         raise UserError(
-            f"{place.max_length} is above the {most} positions of model {place.model}; say "
+            f"{model_data.max_length} is above the {most} positions of model {model_data.model}; say "
             f"{min(most, tokenizer.model_max_length)} or less",
             "max_length",
         )
-    return place.max_length
+    return model_data.max_length
 
 
 def max_positions(model: Any) -> float:
@@ -275,11 +280,11 @@ def max_positions(model: Any) -> float:
     return float(most) if math.isinf(most) else int(most)
 
 
-def score_test(problem: Problem, place: ModelAndDataConfig, opened: OpenedTask) -> dict[str, Any]:
+def score_test(problem: Problem, model_data: ModelAndDataConfig, opened: OpenedTask) -> dict[str, Any]:
     """Return the scores of the problem's model on the test split: its only access; a method cannot call it."""
     parts, kind = open_test(opened.source, opened.task), task_type_of(opened.task)
-    reader = load_reader(place.model, kind.images, place.trust_remote_code)
-    length = _row_length(place, kind, problem.pretrained, reader)
+    reader = load_reader(model_data.model, kind.images, model_data.trust_remote_code)
+    length = _row_length(model_data, kind, problem.pretrained, reader)
     prepared = problem.accelerator.prepare_model(copy.deepcopy(problem.pretrained), evaluation_mode=True)
     scores = {}
     for name, rows in parts.items():

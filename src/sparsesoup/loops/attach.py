@@ -43,14 +43,14 @@ def attach(
     scaler: Any = None,
     snapshots: str = "device",
 ) -> Pruner:
-    """Prune a model while your own loop trains it: the loop calls nothing else, and `finish` once at its end.
+    """Prune a model while your own loop trains it; the loop only calls `finish` once at its end.
 
-    Only steps that the innermost torch optimizer really made count.
+    Only steps that the innermost torch optimizer has taken count.
 
     Args:
         model: the model, as it is trained.
         optimizer: its optimizer, or accelerate's wrapper of it.
-        method: a method's name, or a method with settings of its own.
+        method: a method's name, or a method object with settings.
         sparsity: share of the prunable weights to remove.
         steps: T, the optimizer steps of the loop.
         loss: (model, batch) -> mean loss; for methods that need batches of their own (isp, wanda, snip, ...).
@@ -59,10 +59,10 @@ def attach(
             model without such blocks, those of all linear layers but the last.
         seed: seed of all random choices.
         max_grad_norm: maximum gradient norm in weak runs; 0 disables clipping.
-        scaler: the loop's gradient scaler, if it has one (accelerate's is found), for methods that observe gradients.
-        snapshots: keep the way back from weak runs on the device, in host memory (host) or on disk (disk).
+        scaler: the loop's gradient scaler, if it has one (accelerate's is detected), for methods that read gradients.
+        snapshots: keep the state to return to after weak runs on the device, in host memory (host) or on disk (disk).
     Returns: the pruner, with `masks`, `sparsity`, `cost`, `state_dict` and `finish`.
-    Raises: UserError if the method needs what such a loop does not give, or does not fit the steps or the model.
+    Raises: UserError if the method cannot run in such a loop, or does not fit the steps or the model.
 
     >>> import torch
     >>> layer = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -110,7 +110,7 @@ def require_unattached(model: nn.Module) -> None:
         if isinstance(owner := getattr(hook, "__self__", None), Pruner):
             raise UserError(
                 f"another pruner ({row_of(owner.method)}) has hooks on this {type(model).__name__}; end it first with "
-                f"finish(), or finish(early=True), or load the model anew"
+                f"finish(), or finish(early=True), or load the model again"
             )
 
 
@@ -172,11 +172,11 @@ def _targets_of(model: nn.Module, prunable: Prunable) -> Targets:
 
 
 def check_gates(method: Method) -> None:
-    """Raise a UserError if the gates of a method cannot be kept beside the model."""
+    """Raise a UserError if the gates of a method cannot be kept outside the model."""
     whole = isinstance(method, HybridMovement | HardConcreteL0)
     if whole or (isinstance(method, SoftMovement) and method.pattern != Element):
         raise UserError(
-            f"{type(method).__name__} masks biases or draws gates at random, which a loop that is not ours does not; "
+            f"{type(method).__name__} masks biases or samples gates, which is not possible in a loop of your own; "
             f"let sparsesoup train with prune(trainer=...) or prune(model=...), or take movement or magnitude-ste here"
         )
 

@@ -27,12 +27,12 @@ class PruningCallback(TrainerCallback):
     Every checkpoint holds the state of the pruning, so that `resume_from_checkpoint` ends at the same masks.
 
     Args:
-        method: a method's name, or a method with settings of its own.
+        method: a method's name, or a method object with settings.
         sparsity: share of the prunable weights to remove.
         loss: (model, batch) -> mean loss, for methods that need batches of their own; default: the model's own loss.
-        batches: batches for those methods; default: rows of the Trainer's training set, drawn separately.
+        batches: batches for those methods; default: rows of the Trainer's training set, sampled separately.
         prunable, snapshots: see `sparsesoup.attach`.
-    Raises: UserError if the method or the sparsity is none.
+    Raises: UserError if the method or the sparsity is invalid.
 
     >>> pruning = PruningCallback("gradual", sparsity=0.8)
     >>> trainer = Trainer(model, args, train_dataset=rows, callbacks=[pruning])  # doctest: +SKIP

@@ -94,8 +94,8 @@ class GradientWatch:
                 )
         self.remove()
         self._params, every = params, dict(self.problem.pretrained.named_parameters())
-        beside = {bias_of(name) for name in params} & every.keys()
-        self._biases = {name: every[name] for name in sorted(beside) if every[name].requires_grad}
+        biases = {bias_of(name) for name in params} & every.keys()
+        self._biases = {name: every[name] for name in sorted(biases) if every[name].requires_grad}
         watched = params | self._biases
         self._handles = [p.register_post_accumulate_grad_hook(self._hook(name)) for name, p in watched.items()]
 
@@ -112,7 +112,7 @@ class GradientWatch:
 
     @contextmanager
     def shown(self, optimizer: Optimizer, state: TrainState) -> Iterator[None]:
-        """Let the parameters have the gradients that a method observes."""
+        """Give the parameters the gradients that a method observes."""
         params = state.prunable_parameters() | self._biases
         given = {name: p.grad for name, p in params.items()}
         for name, parameter in params.items():

@@ -1,4 +1,4 @@
-"""Rows of dataset objects: collated into batches, and told from other rows by a digest."""
+"""Rows of dataset objects: collated into batches, and identified by a digest."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sized
@@ -91,7 +91,7 @@ def rows_digest(rows: RowBatches) -> str:
     count, digest = len(rows), hashlib.sha256()
     digest.update(f"{count} rows".encode())
     with fork_rng_of(()):
-        seed_everything(0)  # rows that are drawn at random are the same ones each time
+        seed_everything(0)  # rows that are sampled are the same ones each time
         for i in sorted({count * k // DIGESTED for k in range(DIGESTED)}):
             _digest_value(rows.rows[i], digest)
     return digest.hexdigest()
@@ -166,7 +166,7 @@ def _own_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
 
 
 def outputs_of_model(model: nn.Module, found: Any) -> Any:
-    """Return the outputs of a model beside its loss, as the Trainer does: a single one, or a tuple."""
+    """Return the outputs of a model without its loss, as the Trainer does: a single one, or a tuple."""
     ignored = {"loss", *getattr(getattr(model, "config", None), "keys_to_ignore_at_inference", ["past_key_values"])}
     if isinstance(found, Mapping):
         parts = tuple(value for name, value in found.items() if name not in ignored)

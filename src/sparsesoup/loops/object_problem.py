@@ -51,7 +51,7 @@ class ObjectProblem(Problem):
             first = next(iter(first.values())) if isinstance(first, Mapping) else first[0]
         if not isinstance(first, Tensor):
             raise UserError(
-                f"{type(model).__name__} gives no outputs beside its loss; let loss=... return (loss, outputs)"
+                f"{type(model).__name__} returns no outputs besides its loss; let loss=... return (loss, outputs)"
             )
         return loss, first
 
@@ -65,8 +65,10 @@ class ObjectProblem(Problem):
         except UserError:
             raise
         except (IndexError, RuntimeError, ValueError, TypeError) as error:
-            said = one_line(error)[:150]
-            raise UserError(f"the teacher does not take these batches ({said}); give one of the same task") from error
+            message = one_line(error)[:150]
+            raise UserError(
+                f"the teacher does not take these batches ({message}); give one of the same task"
+            ) from error
 
     def score_validation(self, model: nn.Module, cost: Cost) -> tuple[dict[str, float], dict[str, Any]]:
         """Return the scores on the evaluation rows; only what `compute_metrics` takes is kept in memory."""

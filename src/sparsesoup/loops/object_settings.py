@@ -95,10 +95,10 @@ def _raw_problem(settings: RunConfig, given: Given) -> tuple[Problem, Any]:
     """Return the problem of a table in memory and a model by name, and its tokenizer or image processor."""
     splits = {"train": given["train_dataset"]}
     splits |= {} if given["eval_dataset"] is None else {SELECTION: given["eval_dataset"]}
-    opened = open_task(settings.place, LoadedDataset(settings.place.dataset, splits, tested=False))
-    amount, place = settings.amount, settings.place
-    problem = build_problem(place, opened, steps=amount.steps, epochs=amount.epochs, training=settings.train)
-    return problem, load_reader(place.model, task_type_of(opened.task).images, place.trust_remote_code)
+    opened = open_task(settings.model_data, LoadedDataset(settings.model_data.dataset, splits, tested=False))
+    budget, model_data = settings.budget, settings.model_data
+    problem = build_problem(model_data, opened, steps=budget.steps, epochs=budget.epochs, training=settings.train)
+    return problem, load_reader(model_data.model, task_type_of(opened.task).images, model_data.trust_remote_code)
 
 
 def _teacher_of(given: Given) -> Any:
@@ -123,8 +123,8 @@ def _settings_of(given: Given) -> RunConfig:
     train.check_device()
     settings = RunConfig(
         name=given["row"] or row_of(method), method=method, train=train,
-        amount=BudgetConfig(sparsity=given["sparsity"], steps=given["steps"], epochs=given["epochs"]),
-        place=fill_settings(
+        budget=BudgetConfig(sparsity=given["sparsity"], steps=given["steps"], epochs=given["epochs"]),
+        model_data=fill_settings(
             ModelAndDataConfig(model=name, dataset=check_dataset_name(given["dataset"]), seed=given["seed"]),
             given["columns"] or {},
         ),
@@ -152,19 +152,19 @@ def _tokenizer_of(model: str) -> Any:
 def _make_problem(settings: RunConfig, model: nn.Module, reader: Any, given: Given) -> ObjectProblem:
     """Return the problem of objects."""
     require_unattached(model)
-    training, amount = settings.train, settings.amount
+    training, budget = settings.train, settings.budget
     if given["loss"] is None and not isinstance(model, PreTrainedModel):
         raise UserError(f"{type(model).__name__} brings no loss; give loss=lambda model, batch: ...")
-    if amount.steps != 0 and not any(p.requires_grad for p in model.parameters()):
+    if budget.steps != 0 and not any(p.requires_grad for p in model.parameters()):
         raise UserError(f"all weights of {type(model).__name__} are frozen; call model.requires_grad_(True)", "model")
-    collate = (given["data_collator"], amount.steps, training, reader, given["loss"] is not None)
+    collate = (given["data_collator"], budget.steps, training, reader, given["loss"] is not None)
     rows = rows_of(given["train_dataset"], *collate)
     evaluation = rows if given["eval_dataset"] is None else rows_of(given["eval_dataset"], *collate)
-    total = amount.steps
+    total = budget.steps
     if total is None:
-        total = max(1, round((amount.epochs or EPOCHS) * max(1, len(rows) // training.rows_per_step)))
+        total = max(1, round((budget.epochs or EPOCHS) * max(1, len(rows) // training.rows_per_step)))
     targets = find_targets(model, given["prunable"])
-    if amount.steps != 0:
+    if budget.steps != 0:
         check_requires_grad(model, targets)
     own_loss, answer = loss_functions(given["loss"], rows)
     return ObjectProblem(

@@ -46,7 +46,7 @@ class ObjectSource:
         outside: runtime options.
         out: folder of all runs; None keeps the run in memory.
         teacher: a model, a run or model by name, or dense.
-        processing_class: tokenizer or processor, saved beside the model.
+        processing_class: tokenizer or processor, saved with the model.
     """
 
     settings: RunConfig
@@ -59,7 +59,7 @@ class ObjectSource:
     @property
     def path(self) -> Path | None:
         """The directory of the run; None in memory."""
-        return None if self.out is None else self.out / run_folder(self.settings.place.dataset, self.settings)
+        return None if self.out is None else self.out / run_folder(self.settings.model_data.dataset, self.settings)
 
     def run_method(self) -> Run | FinishedRun:
         """Run, resume or read the run: in its directory, or in memory."""
@@ -70,7 +70,7 @@ class ObjectSource:
     def overview(self) -> DataOverview:
         """Return what is known of the rows."""
         rows = f"{len(self.problem.train):,} training and {len(self.problem.validation):,} evaluation rows in memory"
-        return DataOverview((f"{self.settings.place.dataset}: {rows}; there is no test split",), ())
+        return DataOverview((f"{self.settings.model_data.dataset}: {rows}; there is no test split",), ())
 
     def make_problem(self, meter: CostTracker, checkpointer: Checkpointer, watch: ProgressLogger) -> Problem:
         """Return the problem, with its teacher."""
@@ -78,7 +78,7 @@ class ObjectSource:
         return problem if self.teacher is None else attach_object_teacher(problem, self.settings, self.teacher, self)
 
     def run_dense(self, settings: RunConfig) -> Run | FinishedRun:
-        """Run the dense teacher on the same objects, beside the run."""
+        """Run the dense teacher on the same objects, next to the run."""
         problem = replace(self.problem, training=settings.train)
         settings, outside = fill_default_sparsity(settings), replace(self.outside, observer=None)
         return replace(self, settings=settings, problem=problem, teacher=None, outside=outside).run_method()
@@ -109,11 +109,11 @@ class ObjectSource:
 
     def run_facts(self, problem: Problem, ticket: Ticket) -> RunFacts:
         """Return what the report says of model and data: that they are objects, and which."""
-        place = self.settings.place
-        known = place.model != type(problem.pretrained).__name__ and not Path(place.model).exists()
+        model_data = self.settings.model_data
+        known = model_data.model != type(problem.pretrained).__name__ and not Path(model_data.model).exists()
         found = self._weights_and_rows
         return RunFacts(
-            model=place.model, dataset=place.dataset, local=["dataset"] if known else ["model", "dataset"],
+            model=model_data.model, dataset=model_data.dataset, local=["dataset"] if known else ["model", "dataset"],
             task=f"objects in memory ({', '.join(self.settings.objects)}), of which no test split is known",
             fingerprint=found["train_dataset"], head="as given", fingerprints=found,
         )  # fmt: skip
@@ -149,7 +149,7 @@ def check_dataset_name(name: str) -> str:
     """
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", name) or ".." in name:
         raise UserError(
-            f"beside train_dataset=... it is the name of the rows in reports and folders, of letters, digits, '-', '_' "
+            f"with train_dataset=... it is the name of the rows in reports and folders, of letters, digits, '-', '_' "
             f"and '.'; got {name!r}",
             "dataset",
         )

@@ -13,7 +13,7 @@ from sparsesoup.hub.models.checkpoint import WEIGHTS
 from sparsesoup.hub.models.loading import load_as_saved
 from sparsesoup.runs.config import RunConfig
 from sparsesoup.runs.run_folder import FinishedRun, Run
-from sparsesoup.runs.teacher import DENSE, charge_teacher, dense_config
+from sparsesoup.runs.teacher import DENSE, add_teacher_cost, dense_config
 from sparsesoup.training.distillation import block_names, distillation_objective
 from sparsesoup.training.driver import dry_run
 from sparsesoup.training.model_copy import copy_model
@@ -31,17 +31,17 @@ class DenseRunner(Protocol):
 
 
 def attach_object_teacher(problem: Problem, settings: RunConfig, teacher: Teacher, runner: DenseRunner) -> Problem:
-    """Return the problem with a teacher in its loss; `dense` is trained first, and the run is charged for it.
+    """Return the problem with a teacher in its loss; `dense` is trained first, and its cost is included in the run.
 
     Raises: UserError if there is no such teacher, or its blocks are others than the model's.
     """
     if isinstance(teacher, str) and teacher == DENSE:
-        dry_run(settings.method, problem, float(settings.amount.sparsity or 0.0))
+        dry_run(settings.method, problem, float(settings.budget.sparsity or 0.0))
         try:
             dense = runner.run_dense(dense_config(settings))
         except UserError as error:
             raise UserError(f"the teacher's own run: {error}") from error
-        charge_teacher(problem, dense.report)
+        add_teacher_cost(problem, dense.report)
         model = _model_of(problem.pretrained, dense)
     else:
         model = find_object_teacher(teacher, problem.pretrained)

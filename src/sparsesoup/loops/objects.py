@@ -42,7 +42,7 @@ class PrunedModel:
     """The result of pruning a model object.
 
     Args:
-        model: a pruned copy of the model, in eval mode; the given one is as it was.
+        model: a pruned copy of the model, in eval mode; the given one is unchanged.
         ticket: masks, metrics, cost and notes.
         method: name of the method's row.
         path: directory of the run; None if it is in memory.
@@ -80,7 +80,7 @@ class PrunedModel:
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:
-        """The validations during training, if `eval_steps` asks for them: step, sparsity, scores."""
+        """The validations during training, with `eval_steps`: step, sparsity, scores."""
         return list(self.report.get("evaluations", ()))
 
     def save(self, folder: str | Path) -> Path:
@@ -119,11 +119,11 @@ def prune_model(
     """Prune a model object on datasets in memory, by any method.
 
     Args:
-        method: a method's name, or a method with settings of its own.
-        model: any module; or a Hub id, folder or run directory, loaded with the head that it was saved with, or, for a
-            table of texts or images that are not encoded yet, with the head and metrics of their task.
+        method: a method's name, or a method object with settings.
+        model: any module; or a Hub id, folder or run directory. It is loaded with its saved head; for a table of
+            raw texts or images, with the head and metrics of their task.
         train_dataset: a datasets.Dataset, a torch Dataset, a list; or, with `steps`, any iterable of rows.
-        eval_dataset: rows for selection and metrics; default: the training rows, of texts a tenth held out of them.
+        eval_dataset: rows for selection and metrics; default: the training rows; of raw texts a held-out tenth.
         sparsity: share of the prunable weights to remove; default 0.9.
         steps: T, the steps of one fine-tuning; or `epochs`, default 3.
         train: settings of the training; default: TrainingConfig().
@@ -131,18 +131,18 @@ def prune_model(
         loss: (model, batch) -> mean loss, or (mean loss, outputs); default: the loss that the model returns.
         compute_metrics: EvalPrediction -> scores, the higher the better; the first one is used for selection. Of rows
             that are tuples the last part is the labels.
-        preprocess_logits_for_metrics: (logits, labels) -> what is kept of the logits, as of the Trainer.
+        preprocess_logits_for_metrics: (logits, labels) -> what is kept of the logits, as in the Trainer.
         batch_eval_metrics: call `compute_metrics` with each batch, as the Trainer does; no outputs are kept.
-        teacher: to distil from, see `train.distill`: a module, run directory, folder, Hub id; or dense, trained first.
-        processing_class: tokenizer or processor, saved beside the model.
+        teacher: for distillation (`train.distill`): a module, run directory, folder, Hub id; or dense, trained first.
+        processing_class: tokenizer or processor, saved with the model.
         prunable: (name, parameter) -> whether to prune it; see `sparsesoup.attach`.
         head: names of the task head's parameters.
         columns: settings for a table of texts or images, such as text_columns, label_column and max_length.
         seed: seed of all random choices.
         dataset: name of the rows in reports and folders.
         out: folder of runs, where the same call resumes a killed run or reads a finished one; default: in memory.
-        progress: whether to show it on stderr.
-        observer: receives the progress too.
+        progress: show progress on stderr.
+        observer: receives the progress as well.
         report_to: trackers, as `--report-to` of the command line; tensorboard needs `out`.
         snapshots: keep forks and rewinding points on the device, in host memory (host) or on disk (disk).
         save_every: minimum seconds between saves of the state, from which a killed run resumes; it needs `out`.
@@ -174,13 +174,13 @@ def _prune_given(given: Mapping[str, Any]) -> PrunedModel:
 
 
 def prune_trainer(method: str | Method, trainer: Trainer, *, sparsity: float | None = None, **more: Any) -> PrunedModel:
-    """Prune what a Trainer would train, by any method, in our own loop, which trains as often as the method asks.
+    """Prune the model of a Trainer by any method, in our own loop, which trains as often as the method needs.
 
     Model, rows, collator, metrics, arguments and an overridden `compute_loss` are the Trainer's. Arguments that our
     loop does not honour are named in one warning before the first step.
 
     Args:
-        method: a method's name, or a method with settings of its own.
+        method: a method's name, or a method object with settings.
         trainer: any transformers.Trainer, before `train()`.
         sparsity: share of the prunable weights to remove.
         more: further arguments of `prune_model`.
@@ -213,8 +213,8 @@ def prune_trainer(method: str | Method, trainer: Trainer, *, sparsity: float | N
         given = {"loss": _trainer_loss(trainer, compute_loss)} | given | more
         whole = inspect.signature(prune_model).bind(method, trainer.model, rows, evaluation, sparsity=sparsity, **given)
         whole.apply_defaults()
-        beside = {"trainer": trainer, "brought": given.keys() - more.keys()}
-        return _prune_given({**whole.arguments, **beside})
+        extra = {"trainer": trainer, "brought": given.keys() - more.keys()}
+        return _prune_given({**whole.arguments, **extra})
 
 
 def _trainer_loss(trainer: Trainer, compute_loss: Callable[..., Any]) -> Callable[[nn.Module, Any], Any]:

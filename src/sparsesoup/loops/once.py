@@ -47,7 +47,7 @@ def prune_once(
         model: the model; its prunable weights are changed.
         batches: calibration batches; padding of an `attention_mask` is left out.
         method: magnitude, random, wanda (each output keeps as many weights), sparsegpt, snip or grasp; or a method with
-            settings of its own, of which the number of batches is that of `batches`.
+            settings, of which the number of batches is that of `batches`.
         sparsity: share of the weights to remove, or N:M such as "2:4".
         prunable: (name, parameter) -> whether to prune it; see `sparsesoup.attach`.
         forward: (model, batch) -> anything; default: model(**batch).

@@ -76,7 +76,7 @@ def is_skipped(optimizer: Optimizer) -> bool:
 
 @contextmanager
 def lent_optimizer(problem: LoopProblem) -> Iterator[None]:
-    """Let our loop use the optimizer, for the model's parameters alone; it is as it was afterwards.
+    """Use the optimizer in our loop for the model's parameters only, and restore it afterwards.
 
     What the optimizer trains beside the model, such as a head that the loss holds, stays as it is.
     """

@@ -122,7 +122,7 @@ def as_mapping(batch: Any) -> Batch:
 def first_batches(batches: Iterable[Any], phases: Sequence[Phase], seed: int) -> list[Any]:
     """Return as many batches as the extra passes of a plan can use; all of a list.
 
-    The rows of a DataLoader over a dataset with a length are drawn anew, in an order of their own: neither its sampler
+    The rows of a DataLoader over a dataset with a length are sampled again, in a separate order: neither its sampler
     nor a random number of the process is used up, so the loop sees the rows that it would have seen.
     """
     most = sum(phase.steps for phase in phases if phase.kind == "fork")

@@ -79,7 +79,7 @@ class Pruner:
 
     @property
     def cost(self) -> Cost:
-        """The cost of what was done beside the loop: weak runs and scores."""
+        """The cost of work outside the loop: weak runs and scores."""
         return self.problem.meter.total_cost()
 
     def finish(self, early: bool = False) -> Masks:
@@ -108,7 +108,7 @@ class Pruner:
         self._gradients.remove()
 
     def save(self, folder: str | Path) -> Path:
-        """Write the model as `save_pretrained` does, and its masks beside it: `export` and `benchmark` take the folder.
+        """Write the model as `save_pretrained` does, with its masks: `export` and `benchmark` take the folder.
 
         Of a module that is none of transformers' the weights are written as model.safetensors, which
         `safetensors.torch.load_model` reads, and which `export` takes as dense and packed.
@@ -125,15 +125,15 @@ class Pruner:
         own = {k: t for k, t in state.tensors().items() if k.startswith(("masks/", "memory/"))}
         shadow = self.problem.gated
         own |= {} if shadow is None else shadow.tensors()
-        place = {
+        position = {
             "next": self._next, "open": self._phase is not None, "end": self._end, "due": self._due,
             "score_factor": 1.0 if shadow is None else shadow.factor,
         }  # fmt: skip
         costs = self.problem.meter.to_json()
-        return {"plan": self._plan_key, "place": place, "facts": state.facts(), "costs": costs, "tensors": own}
+        return {"plan": self._plan_key, "position": position, "facts": state.facts(), "costs": costs, "tensors": own}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`; call it after model and optimizer are loaded, before the first forward pass.
+        """Resume from `state_dict`; call it after model and optimizer are loaded, before the first forward pass.
 
         Raises: UserError if it is of another method, T or sparsity.
         """
@@ -145,17 +145,17 @@ class Pruner:
         tensors = {name: t.to(device, copy=True) for name, t in saved["tensors"].items()}
         state.masks = {name: tensors[f"masks/{name}"] for name in state.targets}
         state.memory = {k.removeprefix("memory/"): t for k, t in tensors.items() if k.startswith("memory/")}
-        facts, place = saved["facts"], saved["place"]
+        facts, position = saved["facts"], saved["position"]
         state.step, state.masked, state.notes = int(facts["step"]), float(facts["masked"]), dict(facts["notes"])
         self.problem.meter.restore(saved["costs"])
-        for phase in self.phases[: place["next"]]:
+        for phase in self.phases[: position["next"]]:
             if phase.always is not None:
                 phase.always(self._started)
         if self.problem.gated is not None:
-            self.problem.gated.factor = place["score_factor"]
+            self.problem.gated.factor = position["score_factor"]
             self.problem.gated.load(tensors)
-        self._next, self._end, self._due = place["next"], place["end"], place["due"]
-        if place["open"]:
+        self._next, self._end, self._due = position["next"], position["end"], position["due"]
+        if position["open"]:
             self._open(self.phases[self._next], self._end)
         self._masks = Masks()
 
@@ -291,7 +291,7 @@ class Pruner:
 
     @contextmanager
     def _asleep(self) -> Iterator[None]:
-        """Let the hooks do nothing: what runs inside is ours."""
+        """Disable the hooks while code of this library runs in the block."""
         self._busy = self._gradients.paused = True
         try:
             yield

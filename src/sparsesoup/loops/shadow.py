@@ -1,4 +1,4 @@
-"""Shadow: the gated weights of a foreign model, kept beside it, so that the model itself has plain names at all times.
+"""Gated weights of a model in a foreign loop, kept outside it, so that its parameters always have their plain names.
 
 Between steps the model holds what its gates let through. For the optimizer's step the weights behind the gates take
 that place, with their gradients; the scores have an optimizer of their own.
@@ -58,8 +58,8 @@ class Shadow:
         self.weights = ShadowWeights(model, targets)
         scores, self.factor = attach(self.weights)
         self.scores = list(scores)
-        learnt = self.scores or [Parameter(torch.zeros(()))]  # an optimizer needs a parameter
-        self.score_optimizer = OPTIMIZERS["adamw"](learnt, lr=0.0, weight_decay=0.0)
+        learned = self.scores or [Parameter(torch.zeros(()))]  # an optimizer needs a parameter
+        self.score_optimizer = OPTIMIZERS["adamw"](learned, lr=0.0, weight_decay=0.0)
         self.weights.train()
 
     def behind(self) -> dict[str, Parameter]:

@@ -18,15 +18,15 @@ def without_trace(problem: LoopProblem, model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     trained = [p for group in problem.optimizer.param_groups for p in group["params"]]
     grads = [(p, p.grad) for p in {*trained, *model.parameters(), *problem.pretrained.parameters()}]
-    drawn = random.getstate(), np.random.get_state()
+    states = random.getstate(), np.random.get_state()
     try:
         for parameter, _ in grads:
             parameter.grad = None
         with fork_rng_of(parameter for parameter, _ in grads), torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
-        random.setstate(drawn[0])
-        np.random.set_state(drawn[1])
+        random.setstate(states[0])
+        np.random.set_state(states[1])
         for module, mode in modes:
             module.training = mode
         for parameter, grad in grads:

@@ -49,7 +49,7 @@ def warmup_ratio_of(args: Any) -> float:
 
 
 def eval_steps_of(trainer: Trainer) -> int | None:
-    """Return the steps between validations that a Trainer asks for, by steps, by a share of them, or by epochs."""
+    """Return the steps between validations that a Trainer makes, by steps, by a share of them, or by epochs."""
     args, rows = trainer.args, trainer.train_dataset
     size = args.per_device_train_batch_size * args.gradient_accumulation_steps
     epoch = max(1, len(rows) // size) if isinstance(rows, Sized) else None

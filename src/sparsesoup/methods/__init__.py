@@ -22,7 +22,8 @@ from sparsesoup.methods.hybrid import HybridMovement
 from sparsesoup.methods.imp import IterativeMagnitudePruning
 from sparsesoup.methods.instant_model_soup import InstantModelSoup
 from sparsesoup.methods.isp import InstantSoup
-from sparsesoup.methods.isp_published import InstantSoupCode, InstantSoupPaper
+from sparsesoup.methods.isp_code import InstantSoupCode
+from sparsesoup.methods.isp_paper import InstantSoupPaper
 from sparsesoup.methods.lottery_pools import LotteryPools
 from sparsesoup.methods.mlpruning import MlPruning
 from sparsesoup.methods.model_soup import ModelSoup
@@ -33,10 +34,11 @@ from sparsesoup.methods.pins import Pins
 from sparsesoup.methods.platon import Platon
 from sparsesoup.methods.powerpropagation import PowerPropagation
 from sparsesoup.methods.progressive_distillation import SparseProgressiveDistillation
-from sparsesoup.methods.pruning_at_init import Grasp, Snip, Wanda
+from sparsesoup.methods.pruning_at_init import Grasp, Snip
 from sparsesoup.methods.soft_movement_and_l0 import HardConcreteL0, SoftMovement
 from sparsesoup.methods.sparse_soup import SparseModelSoup
 from sparsesoup.methods.sparsegpt import SparseGpt
+from sparsesoup.methods.wanda import Wanda
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,7 @@ class MethodInfo:
         source: publication.
         dense: the result keeps all weights.
         returns: pruned weights may return until the masks are final.
-        taught: the method runs a teacher of its own: its best model so far, or one that it trains first.
+        with_teacher: the method has its own teacher: its best model so far, or one that it trains first.
         grouped: weights are pruned in groups larger than one, so the sparsity is that of the nearest group boundary.
         fixed: settings that define this row; they cannot be changed.
     """
@@ -65,7 +67,7 @@ class MethodInfo:
     source: str = ""
     dense: bool = False
     returns: bool = False
-    taught: bool = False
+    with_teacher: bool = False
     grouped: bool = False
     fixed: tuple[str, ...] = ()
 
@@ -102,7 +104,7 @@ TABLE: dict[str, MethodInfo] = {
     ),
     "sparsegpt": MethodInfo(
         method=SparseGpt(), family="one-shot", score="w^2 / [H^-1]_jj, H = sum x x^T",
-        summary="prune block by block, update the weights that stay, then train", cost="1 + blocks batches / 3 T",
+        summary="prune block by block, update the kept weights, then train", cost="1 + blocks batches / 3 T",
         source="Frantar & Alistarh 2023",
     ),
     "one-shot-structured": MethodInfo(
@@ -115,7 +117,7 @@ TABLE: dict[str, MethodInfo] = {
         source="Zhu & Gupta 2017",
     ),
     "gmp-star": MethodInfo(
-        method=GradualStar(), family="gradual", score="|w|", summary="big first step, rate re-wound at each pruning",
+        method=GradualStar(), family="gradual", score="|w|", summary="large first step, rate rewound at each pruning",
         source="Kurtic 2022",
     ),
     "gradual-obs": MethodInfo(
@@ -133,13 +135,13 @@ TABLE: dict[str, MethodInfo] = {
     ),
     "pins": MethodInfo(
         method=Pins(), family="gradual", score="averages I U of |g (w - rate g)|",
-        summary="platon, taught by its best model so far", cost="1, and a teacher's forward", source="Ren & Zhu 2023",
-        returns=True, taught=True,
+        summary="platon with self-distillation", cost="1, and a teacher's forward", source="Ren & Zhu 2023",
+        returns=True, with_teacher=True,
     ),
     "sparse-progressive-distillation": MethodInfo(
         method=SparseProgressiveDistillation(), family="gradual", score="|w|",
         summary="a copy of a teacher is pruned among its blocks", cost="2, and a teacher's forward",
-        source="Huang 2022", taught=True,
+        source="Huang 2022", with_teacher=True,
     ),
     "grain": MethodInfo(
         method=Grain(), family="gradual", score="average of |sum g w|, a group",
@@ -152,22 +154,22 @@ TABLE: dict[str, MethodInfo] = {
     ),
     "early-bird": MethodInfo(
         method=EarlyBird(), family="early", score="|w| when the mask settles",
-        summary="train till the mask settles, go back, train it", cost="1 + search, at most 1.5",
+        summary="train until the mask settles, rewind, train it", cost="1 + search, at most 1.5",
         source="You 2019; Jaiswal 2023",
     ),
     "imp": MethodInfo(
         method=IterativeMagnitudePruning(), family="iterative", score="|theta_T|",
-        summary="rounds of train, prune, back to theta_0",
+        summary="rounds of train, prune, rewind to theta_0",
         cost="rounds + 1", source="Frankle & Carbin 2019", fixed=("rewind", "back"),
     ),
     "imp-rewind": MethodInfo(
         method=IterativeMagnitudePruning(rewind=0.05), family="iterative", score="|theta_T|",
-        summary="imp, back to step 5 % of T",
+        summary="imp, rewinding to 5 % of T",
         cost="rounds + 1", source="Frankle 2020", fixed=("back",),
     ),
     "lr-rewind": MethodInfo(
         method=IterativeMagnitudePruning(rewind=0.05, back="rate"), family="iterative", score="|theta_T|",
-        summary="imp, only the rate goes back", cost="rounds + 1", source="Renda 2020", fixed=("back",),
+        summary="imp, rewinding only the rate", cost="rounds + 1", source="Renda 2020", fixed=("back",),
     ),
     "lottery-pools": MethodInfo(
         method=LotteryPools(), family="iterative", score="|mixture of tickets|",
@@ -176,22 +178,22 @@ TABLE: dict[str, MethodInfo] = {
     ),
     "ticket": MethodInfo(
         method=FromTicket(), family="given", score="the ticket's",
-        summary="train a given ticket's masks, here or elsewhere", source="Chen 2020",
+        summary="train a given ticket's masks, on any dataset", source="Chen 2020",
     ),
     "isp": MethodInfo(
         method=InstantSoup(), family="soup", score="votes, then |theta_C|",
-        summary="consensus of weak masks, stage by stage", cost="1 (weak steps charged)", source="Jaiswal 2023",
+        summary="consensus of weak masks, stage by stage", cost="1 (weak steps included)", source="Jaiswal 2023",
     ),
     "isp-no-soup": MethodInfo(
         method=InstantSoup(weak_masks=0), family="soup", score="|w|", summary="isp's schedule, plain magnitude",
         source="Jaiswal 2023, ablation", fixed=SOUP,
     ),
     "isp-paper": MethodInfo(
-        method=InstantSoupPaper(), family="soup", score="|w|", summary="isp as the paper says it",
+        method=InstantSoupPaper(), family="soup", score="|w|", summary="isp as in the paper",
         cost="1 + stages N C / T", source="Jaiswal 2023",
     ),
     "isp-code": MethodInfo(
-        method=InstantSoupCode(), family="soup", score="|w|", summary="isp as its code does it",
+        method=InstantSoupCode(), family="soup", score="|w|", summary="isp as in its code",
         cost="1 + stages N C / T", source="its released code",
     ),
     "movement": MethodInfo(
@@ -208,7 +210,7 @@ TABLE: dict[str, MethodInfo] = {
     ),
     "magnitude-ste": MethodInfo(
         method=MagnitudeStraightThrough(), family="movement", score="|w|",
-        summary="top |w| at every step, masked ones kept behind", source="Sanh 2020 (MaP)", returns=True,
+        summary="top |w| at every step, masked weights still trained", source="Sanh 2020 (MaP)", returns=True,
     ),
     "block-movement": MethodInfo(
         method=SoftMovement(pattern=Block(32, 32)), family="movement", score="learned, a block",
@@ -220,12 +222,12 @@ TABLE: dict[str, MethodInfo] = {
     ),
     "hybrid-filled": MethodInfo(
         method=HybridMovement(refill=1.0), family="movement", score="learned, a group",
-        summary="hybrid, what is kept refilled, trained on", cost="1 + refill = 2",
+        summary="hybrid, kept groups refilled, trained further", cost="1 + refill = 2",
         source="Lagunas 2021 (hybrid, filled)", returns=True, grouped=True,
     ),
     "mlpruning": MethodInfo(
         method=MlPruning(), family="movement", score="learned, a group, and shares",
-        summary="heads and rows, then blocks, at learnt shares", cost="1 + blocks = 2", source="Yao 2021",
+        summary="heads and rows, then blocks, at learned shares", cost="1 + blocks = 2", source="Yao 2021",
         returns=True, grouped=True,
     ),
     "sparse-model-soup": MethodInfo(
@@ -235,13 +237,13 @@ TABLE: dict[str, MethodInfo] = {
     ),
     "instant-model-soup": MethodInfo(
         method=InstantModelSoup(), family="soup", score="none",
-        summary="pruned forks stirred into theta_0, then training", cost="1 (weak steps charged)",
+        summary="pruned forks averaged into theta_0, then training", cost="1 (weak steps included)",
         source="Jaiswal 2023", dense=True,
     ),
     "pela": MethodInfo(
         method=Pela(), family="low rank", score="singular values",
         summary="two thin layers for each one, merged back", cost="1, less by rank, and a teacher's forward",
-        source="Guo 2024", dense=True, taught=True,
+        source="Guo 2024", dense=True, with_teacher=True,
     ),
     "model-soup": MethodInfo(
         method=ModelSoup(), family="soup", score="none", summary="several fine-tunings averaged", cost="m = 3",

@@ -27,7 +27,7 @@ class EarlyBird(Method):
     """Train, compute a mask at intervals, stop when it no longer changes, rewind and train it. You et al. 2019, alg. 1.
 
     Args:
-        every: share of an epoch between two masks, at least one step.
+        every_epochs: epochs between two masks, at least one step.
         masks: number of masks compared: the newest with each of those before it, once all have been computed.
         measure: hamming (share of all weights on which two masks differ, as published) or kept-sets (one minus
             intersection over union of the kept weights; stays informative at high sparsity).
@@ -38,7 +38,7 @@ class EarlyBird(Method):
         scope: ranking scope.
     """
 
-    every: float = 0.1
+    every_epochs: float = 0.1
     masks: int = 5
     measure: Literal["hamming", "kept-sets"] = "hamming"
     threshold: float = 0.1
@@ -48,14 +48,14 @@ class EarlyBird(Method):
     scope: Scope = "global"
 
     def __post_init__(self) -> None:
-        require(0 < self.every < math.inf, "every", "above 0", self.every)
+        require(0 < self.every_epochs < math.inf, "every_epochs", "above 0", self.every_epochs)
         require(self.masks >= 2, "masks", "at least 2", self.masks)
         require(0 <= self.threshold < 1, "threshold", "in [0, 1)", self.threshold)
         require(0 < self.search <= 1, "search", "a share of T in (0, 1]", self.search)
 
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
         """Return the search, at its longest, and T steps with the mask."""
-        every = max(1, round(self.every * size.steps_per_epoch))
+        every = max(1, round(self.every_epochs * size.steps_per_epoch))
         size.require_fit(
             lambda total: round(self.search * total) >= every * self.masks,
             f"early-bird with {self.masks} masks {every} steps apart in {self.search:g} T",
@@ -92,9 +92,9 @@ class EarlyBird(Method):
         found: dict[str, Any] = state.notes.setdefault("early_bird", {"fired": None, "checks": []})
         held = len(next(iter(state.memory.values())))
         *others, newest = [load_past_mask(state, i) for i in range(held)]
-        apart = {name: [of(newest, other) for other in others] for name, of in MEASURES.items()}
-        found["checks"].append({"step": state.step, **apart})
-        if held == self.masks and max(apart[self.measure]) <= self.threshold:
+        distances = {name: [of(newest, other) for other in others] for name, of in MEASURES.items()}
+        found["checks"].append({"step": state.step, **distances})
+        if held == self.masks and max(distances[self.measure]) <= self.threshold:
             found["fired"] = state.step
             return True
         return False
@@ -103,10 +103,10 @@ class EarlyBird(Method):
 def store_past_mask(state: TrainState, masks: Masks, most: int) -> None:
     """Append a mask to the state's memory, one bit per weight; drop the oldest if there are more than `most`."""
     for name, mask in masks.items():
-        before, new = state.memory.get(f"drawn/{name}"), pack_bits(mask)[None]
-        state.memory[f"drawn/{name}"] = new if before is None else torch.cat([before.cpu(), new])[-most:]
+        before, new = state.memory.get(f"recent_masks/{name}"), pack_bits(mask)[None]
+        state.memory[f"recent_masks/{name}"] = new if before is None else torch.cat([before.cpu(), new])[-most:]
 
 
 def load_past_mask(state: TrainState, index: int) -> Masks:
     """Return a mask from the state's memory; 0 is the oldest, -1 the newest."""
-    return {n: unpack_bits(state.memory[f"drawn/{n}"][index].cpu(), t.shape) for n, t in state.targets.items()}
+    return {n: unpack_bits(state.memory[f"recent_masks/{n}"][index].cpu(), t.shape) for n, t in state.targets.items()}

@@ -65,7 +65,7 @@ class FromTicket(Method):
         own = all(not bool(params[n].detach()[~m].any()) for n, m in fitted.items())
         if not own and facts.get("origin") != weights_fingerprint(params):
             raise UserError(
-                f"foreign ticket: {self.ticket} was drawn from {facts.get('model', 'another model')}, whose prunable "
+                f"foreign ticket: {self.ticket} was made from {facts.get('model', 'another model')}, whose prunable "
                 f"weights differ from this model's; take its base model"
             )
         if fitted.keys() != params.keys():

@@ -31,7 +31,7 @@ class GradientFlow(Method):
             (|w (H g)|, preserves the gradient norm; four times the cost).
         rounds: number of prunings; the targets rise on a cubic curve.
         finish: share of T after the last pruning.
-        batches: batches for gradient and Hessian, drawn anew for each round.
+        batches: batches for gradient and Hessian, sampled again for each round.
         structure: structure to prune: weights, rows, columns, heads, units, heads-and-units or features-and-units.
         scope: ranking scope.
     """
@@ -68,7 +68,7 @@ class GradientFlow(Method):
         return {"measure": self.measure}
 
     def _pruning_steps(self, total: int) -> list[int]:
-        """Return the pruning steps at T = `total`; none if a round or the finish would have no step of its own."""
+        """Return the pruning steps at T = `total`; none if a round or the finish would have no step."""
         steps = [round((1 - self.finish) * total * i / self.rounds) for i in range(1, self.rounds + 1)]
         return steps if steps[0] >= 1 and steps[-1] < total and len(set(steps)) == self.rounds else []
 

@@ -80,7 +80,7 @@ class GradualStar(Method):
         require(self.first is None or 0.0 <= self.first < 1.0, "first", "a sparsity in [0, 1)", self.first)
 
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
-        """Return a single training that prunes, at a learning rate of its own."""
+        """Return a single training that prunes, with its own learning rate."""
         total, gaps = size.steps, self.prunings - 1
         size.require_steps(round(gaps / (self.stop - self.start)) + 2, f"gmp-star with {self.prunings} prunings")
         begin = round(self.start * total)

@@ -18,7 +18,7 @@ from sparsesoup.methods.scores.fisher import FisherAverage
 from sparsesoup.methods.scores.least_squares import fit_flops, fit_kept_weights
 from sparsesoup.training.config import TrainingOverrides
 from sparsesoup.training.plan import ActiveRun, LoopHooks, Phase
-from sparsesoup.training.problem import Problem, charge_time
+from sparsesoup.training.problem import Problem, record_time
 from sparsesoup.training.size import RunSize
 
 
@@ -112,7 +112,7 @@ class GradualOBS(Method):
         rows = calibration_batches(problem, self.batches, "prune", number)
         grams = LayerInputs(problem, state.model, rows, full=True).inputs_of(state.targets)
         weights = {}
-        with charge_time(problem.meter, "score") as cost:
+        with record_time(problem.meter, "score") as cost:
             for name, parameter in state.prunable_parameters().items():
                 turned = state.targets[name].transposed
                 matrix, mask = (t.T if turned else t for t in (parameter.detach(), masks[name]))

@@ -86,7 +86,7 @@ class Grain(Method):
 
 
 def best_masks(state: TrainState, average: GroupImportance, sparsity: float) -> Masks:
-    """Return the masks of the best groups that fit; the room of heads that give nothing goes to the next best."""
+    """Return the masks of the best groups that fit; the budget that skipped heads leave goes to the next best."""
     scores, within = average.scores(state), state.masks
     while True:
         masks = topk_masks(scores, max(sparsity, sparsity_of(within)), pattern=average.groups, within=within)

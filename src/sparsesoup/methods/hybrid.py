@@ -103,21 +103,21 @@ class HybridMovement(LearnedMasks):
     def make_gates(self, problem: Problem, sparsity: float) -> GateSetup:
         """Return the gates, with their controller."""
         banded, pooled = self._coupled_groups(problem)
-        ties = (*banded, *pooled)
+        groups = (*banded, *pooled)
         weights = [self.attention_weight] * len(banded) + [self.feed_forward_weight] * len(pooled)
         lead = SparsityController(
             plan=self.phases.pruning_schedule(problem.steps), end=self.phases.pruning_end(problem.steps),
             sparsity=sparsity,
             rate=rate_of_scores(problem.size, self.score_rate),
-            areas=group_sizes(ties, problem.targets), weights=weights, families=_group_families(banded, pooled),
+            areas=group_sizes(groups, problem.targets), weights=weights, families=_group_families(banded, pooled),
             penalty=self.penalty, threshold=self.threshold, floor=self.floor,
         )  # fmt: skip
-        learnt = [
+        learned = [
             *initial_scores(problem, tuple(banded), own=self.attention == "heads"),
             *initial_scores(problem, tuple(pooled)),
         ]
-        make = straight_through_gates(learnt, shift=0.0)
-        return GateSetup(ties, make, lead, "global", lead.penalty_term, True, self.floor)
+        make = straight_through_gates(learned, shift=0.0)
+        return GateSetup(groups, make, lead, "global", lead.penalty_term, True, self.floor)
 
     def _coupled_groups(self, problem: Problem) -> tuple[list[CoupledGroups], list[CoupledGroups]]:
         """Return (coupled groups of attention and of other matrices, coupled groups of the units)."""
@@ -131,14 +131,14 @@ class HybridMovement(LearnedMasks):
                 "this model's attention has no heads to prune (it lacks separate query, key, value and output matrices "
                 "of a known head width, or its heads share keys); say --method.attention tiles"
             )
-        tied = {name for tie in (*pooled, *banded) for name, _ in tie.members}
-        banded += block_groups({name: target for name, target in targets.items() if name not in tied}, self.tile)
-        for tie in (*pooled, *banded):
-            tie.num_groups({name: target.shape for name, target in targets.items()})
+        covered = {name for coupled in (*pooled, *banded) for name, _ in coupled.members}
+        banded += block_groups({name: target for name, target in targets.items() if name not in covered}, self.tile)
+        for coupled in (*pooled, *banded):
+            coupled.num_groups({name: target.shape for name, target in targets.items()})
         return banded, pooled
 
 
 def _group_families(banded: list[CoupledGroups], pooled: list[CoupledGroups]) -> tuple[str, ...]:
     """Return the family of each, as in nn_pruning: attention and feed-forward, of an encoder and of a decoder."""
-    kinds = [("attention", tie) for tie in banded] + [("feed-forward", tie) for tie in pooled]
-    return tuple(f"decoder {kind}" if "decoder" in tie.members[0][0] else kind for kind, tie in kinds)
+    kinds = [("attention", coupled) for coupled in banded] + [("feed-forward", coupled) for coupled in pooled]
+    return tuple(f"decoder {kind}" if "decoder" in coupled.members[0][0] else kind for kind, coupled in kinds)

@@ -48,7 +48,7 @@ class IterativeMagnitudePruning(Method):
 
         Args:
             goals: training 0 is dense, training i has the sparsity goals[i - 1].
-            product: index of the training that leads to the final model; the others are charged as search.
+            product: index of the training that leads to the final model; the others count as search.
             store: keep the weights after each training as artifacts of this name and the index.
         """
         first, own = round(self.rewind * size.steps), product % (len(goals) + 1)

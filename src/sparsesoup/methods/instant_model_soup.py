@@ -27,7 +27,7 @@ class InstantModelSoup(Method):
         look_ahead: training steps of each, as a share of T.
         sparsities: one-shot magnitude sparsities of the copies; used in turn.
         shares: shares of a copy in the mixture to try, besides 0.
-        budget: charged (main and weak steps together are T) or extra (the main run has T, weak steps are additional).
+        budget: included (main and weak steps together are T) or extra (the main run has T, weak steps are additional).
         protocols: training settings of the copies; used in turn.
     """
 
@@ -35,7 +35,7 @@ class InstantModelSoup(Method):
     look_ahead: float = 0.025
     sparsities: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4)
     shares: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
-    budget: Literal["charged", "extra"] = "charged"
+    budget: Literal["included", "extra"] = "included"
     protocols: tuple[TrainingOverrides, ...] = PROTOCOLS
 
     def __post_init__(self) -> None:
@@ -80,7 +80,7 @@ class InstantModelSoup(Method):
         return max(1, round(self.look_ahead * total))
 
     def _main_steps(self, total: int) -> int:
-        return total - (self.weak_models * self._weak_steps(total) if self.budget == "charged" else 0)
+        return total - (self.weak_models * self._weak_steps(total) if self.budget == "included" else 0)
 
     def _store_origin(self, run: ActiveRun) -> None:
         run.state.notes["soup"] = {"score": soups.validation_score(run.problem, run.state), "forks": []}

@@ -44,8 +44,8 @@ class InstantSoup(Method):
         weak_masks: trainings per stage whose masks vote; 0 is the same schedule without a soup.
         look_ahead: steps of each, as a share of T.
         finish: share of the main steps after the last pruning.
-        budget: charged (main and weak steps together are T) or extra (the main run has T, weak steps are additional).
-        protocols: training settings of the weak runs; used in turn. A rate of two numbers is a range to draw from.
+        budget: included (main and weak steps together are T) or extra (the main run has T, weak steps are additional).
+        protocols: training settings of the weak runs; used in turn. A rate of two numbers is a range to sample from.
         moments: optimizer moments of the weak runs, inherited from the main run or fresh.
         merge: merge of the weak masks; votes (exactly at the target), union (kept by any, so a stage removes less) or
             intersection (kept by all, so it removes more); the last stage uses votes, exactly at the target sparsity.
@@ -56,7 +56,7 @@ class InstantSoup(Method):
     weak_masks: int = 4
     look_ahead: float = 0.005
     finish: float = 0.5
-    budget: Literal["charged", "extra"] = "charged"
+    budget: Literal["included", "extra"] = "included"
     protocols: tuple[TrainingOverrides, ...] = PROTOCOLS
     moments: Moments = "inherited"
     merge: Literal["votes", "union", "intersection"] = "votes"
@@ -97,10 +97,10 @@ class InstantSoup(Method):
         return {"budget": self.budget, "weak_share": self.weak_steps(run.problem.steps) / run.problem.steps}
 
     def _main_steps(self, total: int) -> int:
-        return total - (self.weak_steps(total) if self.budget == "charged" else 0)
+        return total - (self.weak_steps(total) if self.budget == "included" else 0)
 
     def _pruning_steps(self, total: int) -> list[int]:
-        """Return the pruning steps at T = `total`; none if a stage or the finish would have no step of its own."""
+        """Return the pruning steps at T = `total`; none if a stage or the finish would have no step."""
         main = self._main_steps(total)
         steps = [round((1 - self.finish) * main * (i + 1) / self.stages) for i in range(self.stages)]
         return steps if steps[0] >= 1 and steps[-1] < main and len(set(steps)) == self.stages else []

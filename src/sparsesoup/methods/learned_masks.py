@@ -80,7 +80,7 @@ class GateSetup:
     """Gates with their coupled groups, and what happens to them in training.
 
     Args:
-        ties: the coupled groups.
+        groups: the coupled groups.
         make: makes the gate of a group.
         hook: called after each step.
         penalty: added to the loss.
@@ -91,7 +91,7 @@ class GateSetup:
         masked: returns the share masked by the gates; default: that of closed groups.
     """
 
-    ties: tuple[CoupledGroups, ...]
+    groups: tuple[CoupledGroups, ...]
     make: Make
     hook: Hook
     scope: LearnedScope = "global"
@@ -151,10 +151,10 @@ class LearnedMasks(Method):
         gated, size = self.make_gates(problem, sparsity), problem.size
 
         def attach(model: nn.Module) -> tuple[list[Parameter], float]:
-            learnt = attach_gates(model, gated.ties, gated.make)
+            learned = attach_gates(model, gated.groups, gated.make)
             if gated.biases:
                 attach_biases(model, problem.targets)
-            return learnt, self.peak_score_rate(size) / (size.training.learning_rate or 1.0)
+            return learned, self.peak_score_rate(size) / (size.training.learning_rate or 1.0)
 
         return ActiveRun(problem, problem.start_run(attach), own=gated)
 
@@ -186,7 +186,7 @@ def settle_hooks(run: ActiveRun) -> LoopHooks:
 def _trim_to_sparsity(run: ActiveRun) -> None:
     """Fix the masks at exactly the sparsity, ranked by the gates; note the sparsity that their thresholds gave."""
     state, gated = run.state, run.own
-    masked = masked_share(state, group_sizes(gated.ties, state.targets), exact=True) if gated.masked is None else None
+    masked = masked_share(state, group_sizes(gated.groups, state.targets), exact=True) if gated.masked is None else None
     state.notes["threshold_sparsity"] = gated.masked(state) if masked is None else masked
     state.set_masks_(_best_groups(run, gated) if gated.trim is None else gated.trim(state))
     fold_gates_(state)
@@ -195,9 +195,9 @@ def _trim_to_sparsity(run: ActiveRun) -> None:
 
 
 def _best_groups(run: ActiveRun, gated: GateSetup) -> Masks:
-    single = all(len(tie.members) == 1 and tie.members[0][1] == Element for tie in gated.ties)
-    ties = Element if single else gated.ties
-    return topk_masks(weight_scores(run.state, gated.floor), run.sparsity, pattern=ties, scope=gated.scope)
+    single = all(len(coupled.members) == 1 and coupled.members[0][1] == Element for coupled in gated.groups)
+    groups = Element if single else gated.groups
+    return topk_masks(weight_scores(run.state, gated.floor), run.sparsity, pattern=groups, scope=gated.scope)
 
 
 def _detach_gates(run: ActiveRun) -> None:
@@ -225,23 +225,23 @@ def threshold_hook(
 
 
 def initial_scores(
-    problem: Problem, ties: tuple[CoupledGroups, ...], start: float = 0.0, own: bool = False
+    problem: Problem, groups: tuple[CoupledGroups, ...], start: float = 0.0, own: bool = False
 ) -> list[Parameter | None]:
     """Return equal scores for all groups; `own`: separate scores for each member."""
     shapes = {name: target.shape for name, target in problem.targets.items()}
     found: list[Parameter | None] = []
-    for tie in ties:
-        single = len(tie.members) == 1 and tie.members[0][1] == Element
-        shape: tuple[int, ...] = shapes[tie.members[0][0]] if single else (tie.num_groups(shapes),)
-        found.append(Parameter(torch.full((len(tie.members), *shape) if own and not single else shape, start)))
+    for coupled in groups:
+        single = len(coupled.members) == 1 and coupled.members[0][1] == Element
+        shape: tuple[int, ...] = shapes[coupled.members[0][0]] if single else (coupled.num_groups(shapes),)
+        found.append(Parameter(torch.full((len(coupled.members), *shape) if own and not single else shape, start)))
     return found
 
 
-def straight_through_gates(learnt: list[Parameter | None], shift: float | None = None) -> Make:
+def straight_through_gates(learned: list[Parameter | None], shift: float | None = None) -> Make:
     """Return a factory of straight-through gates with these scores; with a shift, penalised ones."""
 
-    def make(number: int, place: int, tie: CoupledGroups) -> nn.Module:
-        return StraightThroughGate(learnt[number], tie.members[place][1], number, place, shift)
+    def make(number: int, member: int, coupled: CoupledGroups) -> nn.Module:
+        return StraightThroughGate(learned[number], coupled.members[member][1], number, member, shift)
 
     return make
 

@@ -12,42 +12,44 @@ from sparsesoup.core.targets import Targets, attention_head_groups, bias_of, fee
 INTO, OUT_OF = ("value", "feed-forward in"), ("output", "feed-forward out")
 
 
-def kept_features(tie: CoupledGroups, lines: Masks, targets: Targets, sides: tuple[str, ...] = INTO + OUT_OF) -> Tensor:
+def kept_features(
+    coupled: CoupledGroups, lines: Masks, targets: Targets, sides: tuple[str, ...] = INTO + OUT_OF
+) -> Tensor:
     """Return a bool per feature of a head or unit that has a weight on each of the sides, [features].
 
     Args:
-        tie: coupled groups of an attention or a feed-forward part.
+        coupled: coupled groups of an attention or a feed-forward part.
         lines: masks as [out, in].
         sides: roles of the matrices that count.
     """
-    found = [lines[n].any(1) for n, _ in tie.members if targets[n].role in INTO and targets[n].role in sides]
-    found += [lines[n].any(0) for n, _ in tie.members if targets[n].role in OUT_OF and targets[n].role in sides]
+    found = [lines[n].any(1) for n, _ in coupled.members if targets[n].role in INTO and targets[n].role in sides]
+    found += [lines[n].any(0) for n, _ in coupled.members if targets[n].role in OUT_OF and targets[n].role in sides]
     return torch.stack(found).all(0)
 
 
 def head_densities(value: str, output: str, masks: Masks, targets: Targets) -> Tensor:
     """Return the share of each head's value-output features that have weights on both sides, [heads]."""
-    tie = CoupledGroups(((value, Block()), (output, Block())))
+    coupled = CoupledGroups(((value, Block()), (output, Block())))
     lines = to_out_in_layout({name: masks[name] for name in (value, output)}, targets)
-    return kept_features(tie, lines, targets).view(-1, targets[value].head).float().mean(1)
+    return kept_features(coupled, lines, targets).view(-1, targets[value].head).float().mean(1)
 
 
 def close_empty_heads(masks: Masks, found: Masks, targets: Targets) -> Masks:
     """Return masks without the heads that have no value-output feature in the masks `found`."""
     shapes = {name: target.shape for name, target in targets.items()}
     lines, left = to_out_in_layout(found, targets), dict(masks)
-    for tie in attention_head_groups(targets):
-        alive = kept_features(tie, lines, targets).view(tie.num_groups(shapes), -1).any(1)
-        left |= {name: masks[name] & band for name, band in tie.expand_to_weights(alive, shapes).items()}
+    for coupled in attention_head_groups(targets):
+        alive = kept_features(coupled, lines, targets).view(coupled.num_groups(shapes), -1).any(1)
+        left |= {name: masks[name] & band for name, band in coupled.expand_to_weights(alive, shapes).items()}
     return left
 
 
 def close_dead_inputs(masks: Masks, targets: Targets) -> Masks:
     """Return the masks without columns of the matrices out that read a feature without a row in the matrix in."""
     lines, found = to_out_in_layout(masks, targets), dict(masks)
-    for tie in [*attention_head_groups(targets), *feed_forward_groups(targets)]:
-        alive = kept_features(tie, lines, targets, sides=INTO)
-        for name, _ in tie.members:
+    for coupled in [*attention_head_groups(targets), *feed_forward_groups(targets)]:
+        alive = kept_features(coupled, lines, targets, sides=INTO)
+        for name, _ in coupled.members:
             if targets[name].role in OUT_OF:
                 found[name] = masks[name] & (alive[:, None] if targets[name].transposed else alive)
     return found

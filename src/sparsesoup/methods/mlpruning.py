@@ -1,4 +1,4 @@
-"""MLPruning: heads and rows, then blocks, with learnt kept shares. Yao et al. 2021."""
+"""MLPruning: heads and rows, then blocks, with learned shares to keep. Yao et al. 2021."""
 
 import math
 from collections.abc import Callable
@@ -46,12 +46,12 @@ REACH = 2.0  # what a logit can move by against the others in a search
 
 @dataclass(frozen=True, kw_only=True)
 class MlPruning(LearnedMasks):
-    """Heads and rows, then blocks, with learnt scores and learnt shares to keep. Yao et al. 2021 ("MLPruning").
+    """Heads and rows, then blocks, with learned scores and learned shares to keep. Yao et al. 2021 ("MLPruning").
 
     First stage, T steps: a gate for the heads of each attention, shared by query, key and value, and one for the rows
     of each other matrix, with their biases. Each keeps the best sigmoid(logit) of its groups. After each step all
     logits are raised or lowered alike, so that the kept share of all weights, columns without input left out, is that
-    of a cubic schedule; how they differ is learnt. Second stage, `blocks` T steps more: gates on the tiles of each
+    of a cubic schedule; how they differ is learned. Second stage, `blocks` T steps more: gates on the tiles of each
     matrix, among what is left. Both end by trimming to exactly the sparsity, or the nearest group boundary that keeps
     no more.
 
@@ -134,23 +134,23 @@ class MlPruning(LearnedMasks):
     def make_gates(self, problem: Problem, sparsity: float) -> GateSetup:
         """Return the gates of the first stage, with their penalty."""
         targets, shapes = problem.targets, {name: target.shape for name, target in problem.targets.items()}
-        ties = head_and_row_groups(targets)
-        matrices, goal = matrix_shares(ties, targets), 1.0 - (1.0 - sparsity) ** self.structured
-        counts = [tie.num_groups(shapes) for tie in ties]
-        if kept_weights(matrices, counts, [1] * len(ties)) > (1.0 - goal) * sum(m.size for m in matrices):
+        groups = head_and_row_groups(targets)
+        matrices, goal = matrix_shares(groups, targets), 1.0 - (1.0 - sparsity) ** self.structured
+        counts = [coupled.num_groups(shapes) for coupled in groups]
+        if kept_weights(matrices, counts, [1] * len(groups)) > (1.0 - goal) * sum(m.size for m in matrices):
             raise UserError(
                 f"cannot prune to sparsity {goal:.4f} in heads and rows: one of each matrix stays; ask for less, or "
                 f"set a lower structured"
             )
         alive = [torch.ones(count, dtype=torch.bool) for count in counts]
-        trim = partial(trim_heads_and_rows, ties, matrices, goal)
+        trim = partial(trim_heads_and_rows, groups, matrices, goal)
         lead = ShareController(sparsity=goal, strength=self.strength or 0.0, matrices=matrices)
         hook: Hook = lead
         if self.strength is None:
-            rank = partial(rank_heads_and_rows, ties, matrices, goal)
+            rank = partial(rank_heads_and_rows, groups, matrices, goal)
             hook = partial(_follow_schedule, self.phases.pruning_schedule(problem.steps), 0, rank, lead.masked)
         return GateSetup(
-            ties, self._gates(alive), hook, penalty=None if self.strength is None else lead.penalty_term, biases=True,
+            groups, self._gates(alive), hook, penalty=None if self.strength is None else lead.penalty_term, biases=True,
             trim=trim, masked=lead.masked,
         )  # fmt: skip
 
@@ -158,30 +158,34 @@ class MlPruning(LearnedMasks):
         scores = [Parameter(torch.zeros(len(groups))) for groups in alive]
         logits = [Parameter(torch.tensor(self.start)) for _ in alive]
 
-        def make(number: int, place: int, tie: CoupledGroups) -> nn.Module:
-            return KeptShareGate(scores[number], logits[number], tie.members[place][1], number, place, alive[number])
+        def make(number: int, member: int, coupled: CoupledGroups) -> nn.Module:
+            return KeptShareGate(
+                scores[number], logits[number], coupled.members[member][1], number, member, alive[number]
+            )
 
         return make
 
     def _start_blocks(self, size: RunSize, run: ActiveRun) -> None:
         """Put gates on the tiles; after a restart too, when the masks, and so what is alive, are not loaded yet."""
         state = run.state
-        ties = block_groups(state.targets, self.tile)
-        alive = [tie.sum_over_groups({n: state.masks[n].float() for n, _ in tie.members}) > 0 for tie in ties]
-        learnt = attach_gates(state.model, ties, self._gates(alive))
+        groups = block_groups(state.targets, self.tile)
+        alive = [
+            coupled.sum_over_groups({n: state.masks[n].float() for n, _ in coupled.members}) > 0 for coupled in groups
+        ]
+        learned = attach_gates(state.model, groups, self._gates(alive))
         device = next(iter(state.masks.values())).device
-        for parameter in learnt:
+        for parameter in learned:
             parameter.data = parameter.data.to(device)
         factor = self.peak_score_rate(size) / (size.training.learning_rate or 1.0)
-        group = {"params": learnt, "weight_decay": 0.0, "decays": False, "factor": factor, "lr": 0.0}
+        group = {"params": learned, "weight_decay": 0.0, "decays": False, "factor": factor, "lr": 0.0}
         state.optimizer.add_param_group(group)
-        tiles = TileSizes(ties, run.sparsity)
+        tiles = TileSizes(groups, run.sparsity)
         schedule, start = self.phases.pruning_schedule(size.steps), run.problem.steps - size.steps
         hook = partial(_follow_schedule, schedule, max(start, 0), tiles.rank, tiles.masked)
         penalty = None if self.strength is None else partial(_block_penalty, self.strength, run.sparsity)
         run.own = GateSetup(
-            ties, self._gates(alive), hook if penalty is None else _no_hook, penalty=penalty, biases=True,
-            trim=partial(trim_blocks, ties, run.sparsity), masked=tiles.masked,
+            groups, self._gates(alive), hook if penalty is None else _no_hook, penalty=penalty, biases=True,
+            trim=partial(trim_blocks, groups, run.sparsity), masked=tiles.masked,
         )  # fmt: skip
 
 
@@ -211,13 +215,15 @@ def _no_hook(state: TrainState) -> None:
 
 def _block_penalty(strength: float, sparsity: float, state: TrainState) -> Tensor:
     """Return the penalty of the second stage: shares are those of what the first one left."""
-    matrices = [MatrixShare(int(torch.count_nonzero(mask)), tie) for tie, mask in enumerate(state.masks.values())]
+    matrices = [
+        MatrixShare(int(torch.count_nonzero(mask)), coupled) for coupled, mask in enumerate(state.masks.values())
+    ]
     left = sum(m.size for m in matrices) / sum(mask.numel() for mask in state.masks.values())
     rest = max(0.0, 1.0 - (1.0 - sparsity) / left)
     return ShareController(sparsity=rest, strength=strength, matrices=matrices).penalty_term(state)
 
 
-def trim_blocks(ties: tuple[CoupledGroups, ...], sparsity: float, state: TrainState) -> Masks:
+def trim_blocks(groups: tuple[CoupledGroups, ...], sparsity: float, state: TrainState) -> Masks:
     """Return the masks of the best tiles that fit, among what the first stage left."""
     scores = {name: score.double() for name, score in weight_scores(state).items()}
-    return topk_masks(scores, max(sparsity, sparsity_of(state.masks)), pattern=ties, within=state.masks)
+    return topk_masks(scores, max(sparsity, sparsity_of(state.masks)), pattern=groups, within=state.masks)

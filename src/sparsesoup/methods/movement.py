@@ -45,7 +45,7 @@ class MovementPruning(LearnedMasks):
         scope: ranking scope: per tensor, or global.
         pattern: tile of weights masked as one group; 1 x 1 is single weights.
         phases: sparsity schedule.
-        every: steps between corrections of the thresholds.
+        every_steps: steps between corrections of the thresholds.
     """
 
     start: Literal["equal", "magnitude"] = "equal"
@@ -53,7 +53,7 @@ class MovementPruning(LearnedMasks):
     scope: LearnedScope = "tensor"
     pattern: Block = Element
     phases: PhaseShares = field(default_factory=PhaseShares)
-    every: int = 10
+    every_steps: int = 10
 
     def __post_init__(self) -> None:
         if self.score_rate is not None:
@@ -64,7 +64,7 @@ class MovementPruning(LearnedMasks):
                     "--method.start magnitude",
                     "score_rate",
                 )
-        require(self.every >= 1, "every", "a number of steps, at least 1", self.every)
+        require(self.every_steps >= 1, "every_steps", "a number of steps, at least 1", self.every_steps)
 
     def doubts(self, problem: Problem, sparsity: float) -> list[str]:
         """Return notes for the user before the first step."""
@@ -79,21 +79,21 @@ class MovementPruning(LearnedMasks):
 
     def make_gates(self, problem: Problem, sparsity: float) -> GateSetup:
         """Return the gates, with a hook that sets their thresholds."""
-        ties = block_groups(problem.targets, self.pattern)
-        areas, steps = group_sizes(ties, problem.targets), problem.steps
-        scores = initial_scores(problem, ties) if self.start == "equal" else _magnitude_scores(problem, ties)
-        hook = threshold_hook(self.phases, steps, sparsity, areas, self.scope, self.every)
-        return GateSetup(ties, straight_through_gates(scores), hook, self.scope)
+        groups = block_groups(problem.targets, self.pattern)
+        areas, steps = group_sizes(groups, problem.targets), problem.steps
+        scores = initial_scores(problem, groups) if self.start == "equal" else _magnitude_scores(problem, groups)
+        hook = threshold_hook(self.phases, steps, sparsity, areas, self.scope, self.every_steps)
+        return GateSetup(groups, straight_through_gates(scores), hook, self.scope)
 
 
-def _magnitude_scores(problem: Problem, ties: tuple[CoupledGroups, ...]) -> list[Parameter | None]:
+def _magnitude_scores(problem: Problem, groups: tuple[CoupledGroups, ...]) -> list[Parameter | None]:
     """Return a score per group: the mean |theta_0| of its weights."""
     table = magnitude(target_parameters(problem.pretrained, problem.targets))
     shapes = {name: target.shape for name, target in problem.targets.items()}
     found: list[Parameter | None] = []
-    for tie in ties:
-        name, block = tie.members[0]
-        mean = table[name] if block == Element else tie.sum_over_groups(table) / tie.group_size(shapes)
+    for coupled in groups:
+        name, block = coupled.members[0]
+        mean = table[name] if block == Element else coupled.sum_over_groups(table) / coupled.group_size(shapes)
         found.append(Parameter(mean))
     return found
 
@@ -107,15 +107,15 @@ class MagnitudeStraightThrough(LearnedMasks):
     Args:
         scope: ranking scope: per tensor, or global.
         phases: sparsity schedule.
-        every: steps between corrections of the thresholds.
+        every_steps: steps between corrections of the thresholds.
     """
 
     scope: LearnedScope = "tensor"
     phases: PhaseShares = field(default_factory=PhaseShares)
-    every: int = 10
+    every_steps: int = 10
 
     def __post_init__(self) -> None:
-        require(self.every >= 1, "every", "a number of steps, at least 1", self.every)
+        require(self.every_steps >= 1, "every_steps", "a number of steps, at least 1", self.every_steps)
 
     def peak_score_rate(self, size: RunSize) -> float:
         """Return 0: the weights themselves are the scores."""
@@ -123,7 +123,7 @@ class MagnitudeStraightThrough(LearnedMasks):
 
     def make_gates(self, problem: Problem, sparsity: float) -> GateSetup:
         """Return the gates, with a hook that sets their thresholds."""
-        ties = block_groups(problem.targets, Element)
-        areas, steps = group_sizes(ties, problem.targets), problem.steps
-        hook = threshold_hook(self.phases, steps, sparsity, areas, self.scope, self.every)
-        return GateSetup(ties, straight_through_gates([None] * len(ties)), hook, self.scope)
+        groups = block_groups(problem.targets, Element)
+        areas, steps = group_sizes(groups, problem.targets), problem.steps
+        hook = threshold_hook(self.phases, steps, sparsity, areas, self.scope, self.every_steps)
+        return GateSetup(groups, straight_through_gates([None] * len(groups)), hook, self.scope)

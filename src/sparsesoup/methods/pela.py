@@ -58,7 +58,9 @@ class Pela(Method):
         first = round(self.intermediate * size.steps)
         trained: dict[str, Any] = {"copies": 1.0, "priced_problem": self._priced_problem}
         phases = [
-            Phase(name="intermediate", steps=first, own_loss=True, copies=2.0, priced_problem=self._priced_taught),
+            Phase(
+                name="intermediate", steps=first, own_loss=True, copies=2.0, priced_problem=self._priced_with_teacher
+            ),
             Phase(name="fine-tuning", steps=size.steps - first, masks_final=0, **trained),
         ]
         last = [phase for phase in phases if phase.steps][-1]
@@ -89,7 +91,7 @@ class Pela(Method):
     def start_run(self, problem: Problem, sparsity: float) -> ActiveRun:
         """Start a run on the model of low rank."""
         low = self._low_problem(problem)
-        return ActiveRun(low, low.start_run(), taught=self._taught_problem(problem, low), own=problem)
+        return ActiveRun(low, low.start_run(), with_teacher=self._problem_with_teacher(problem, low), own=problem)
 
     def notes(self, run: ActiveRun) -> dict[str, Any]:
         """Return the shares of parameters removed, in the paper's unit and as a share."""
@@ -118,10 +120,10 @@ class Pela(Method):
     def _priced_problem(self, problem: Problem) -> Problem:
         return self._low_problem(problem, fill=False)  # FLOPs depend on shapes alone
 
-    def _priced_taught(self, problem: Problem) -> Problem:
-        return self._taught_problem(problem, self._priced_problem(problem))
+    def _priced_with_teacher(self, problem: Problem) -> Problem:
+        return self._problem_with_teacher(problem, self._priced_problem(problem))
 
-    def _taught_problem(self, problem: Problem, low: Problem) -> Problem:
+    def _problem_with_teacher(self, problem: Problem, low: Problem) -> Problem:
         """Return the problem of low rank with the loss of the intermediate training."""
         weights = {name: problem.pretrained.get_parameter(name).detach() for name in problem.targets}
         settings = DistillConfig(teacher="pretrained", alpha=0.0, hidden=self.hidden)
@@ -149,7 +151,7 @@ def _device_of(model: nn.Module) -> torch.device:
 
 @torch.no_grad()
 def _merge(run: ActiveRun) -> None:
-    """Go on with a state of stock shapes, whose matrices are the products of the factors."""
+    """Continue with a state of stock shapes, whose matrices are the products of the factors."""
     low, problem = run.state, run.own
     state = problem.start_run()
     found = named_weights(low.model)

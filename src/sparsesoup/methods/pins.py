@@ -35,10 +35,10 @@ class Pins(Method):
     Args:
         fast: decay of the moving average of the importance.
         slow: decay of the moving average of the uncertainty.
-        every: steps between prunings.
-        window: steps whose mean sensitivity is one observation; every must be a multiple of it.
+        every_steps: steps between prunings.
+        window: steps whose mean sensitivity is one observation; every_steps must be a multiple of it.
         start: share of T before the cubic ramp of the sparsity.
-        stop: share of T at the last pruning, or up to every steps earlier.
+        stop: share of T at the last pruning, which may come up to every_steps - 1 steps earlier.
         checks: number of possible teacher changes, evenly over the ramp; at most one per pruning.
         temperature: softmax temperature for the outputs of teacher and student.
         structure: structure to prune: weights, rows, columns, heads, units, heads-and-units or features-and-units.
@@ -46,7 +46,7 @@ class Pins(Method):
 
     fast: float = 0.85
     slow: float = 0.99
-    every: int = 10
+    every_steps: int = 10
     window: int = 10
     start: float = 0.1
     stop: float = 0.7
@@ -61,7 +61,7 @@ class Pins(Method):
 
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
         """Return the ramp of the sparsity, cut at the checks, and a training with the final masks."""
-        ramp, done, phases = pruning_ramp(size, self.start, self.stop, self.every), 0, list[Phase]()
+        ramp, done, phases = pruning_ramp(size, self.start, self.stop, self.every_steps), 0, list[Phase]()
         averages = ImportanceAverages(
             sensitivity=after_step, fast=self.fast, slow=self.slow, window=self.window, origin=ramp.start
         )
@@ -88,7 +88,7 @@ class Pins(Method):
     def start_run(self, problem: Problem, sparsity: float) -> ActiveRun:
         """Start a run with a loss that the teacher is part of."""
         run = super().start_run(problem, sparsity)
-        run.taught = replace(problem, objective=self_taught(problem, run.state, self.temperature))
+        run.with_teacher = replace(problem, objective=self_distillation_loss(problem, run.state, self.temperature))
         return run
 
 
@@ -116,7 +116,9 @@ def _choose_teacher(ramp: CubicSchedule, sparsity: float, run: ActiveRun) -> Non
         state.memory |= {f"teacher/{name}": t.detach().clone() for name, t in named_weights(state.model).items()}
 
 
-def self_taught(problem: Problem, state: TrainState, temperature: float) -> Callable[[nn.Module, Batch], Tensor]:
+def self_distillation_loss(
+    problem: Problem, state: TrainState, temperature: float
+) -> Callable[[nn.Module, Batch], Tensor]:
     """Return the objective problem.loss + (1 - normalised entropy) * divergence from the teacher in the state's memory.
 
     The student runs only once, whatever the base loss: its outputs are reused.
@@ -129,16 +131,16 @@ def self_taught(problem: Problem, state: TrainState, temperature: float) -> Call
             t.data = state.memory[f"teacher/{name}"]
         with torch.no_grad():
             wanted = problem.outputs_alone(model, batch)
-        said: list[Any] = []
-        handle = student.register_forward_hook(lambda module, inputs, output: said.append(output))
+        given_outputs: list[Any] = []
+        handle = student.register_forward_hook(lambda module, inputs, output: given_outputs.append(output))
         try:
             loss = problem.training_loss(student, batch)
         finally:
             handle.remove()
-        given = problem.outputs_alone(_CachedAnswers(student, said[0]), batch)
+        given = problem.outputs_alone(_CachedAnswers(student, given_outputs[0]), batch)
         mask = batch.get("attention_mask") if given.dim() == 3 else None
-        apart = distillation_divergence(given, wanted, temperature, mask)
-        return loss + (answer_certainty(given.detach(), mask) * apart).mean()
+        divergence = distillation_divergence(given, wanted, temperature, mask)
+        return loss + (answer_certainty(given.detach(), mask) * divergence).mean()
 
     return objective
 

@@ -29,16 +29,16 @@ class Platon(Method):
     Args:
         fast: decay of the moving average of the importance.
         slow: decay of the moving average of the uncertainty.
-        every: steps between prunings.
-        window: steps whose mean sensitivity is one observation; every must be a multiple of it.
+        every_steps: steps between prunings.
+        window: steps whose mean sensitivity is one observation; every_steps must be a multiple of it.
         start: share of T before the cubic ramp of the sparsity.
-        stop: share of T at the last pruning, or up to every steps earlier.
+        stop: share of T at the last pruning, which may come up to every_steps - 1 steps earlier.
         structure: structure to prune: weights, rows, columns, heads, units, heads-and-units or features-and-units.
     """
 
     fast: float = 0.85
     slow: float = 0.95
-    every: int = 10
+    every_steps: int = 10
     window: int = 10
     start: float = 0.1
     stop: float = 0.7
@@ -49,7 +49,7 @@ class Platon(Method):
 
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
         """Return the ramp of the sparsity, and a training with the final masks."""
-        ramp = pruning_ramp(size, self.start, self.stop, self.every)
+        ramp = pruning_ramp(size, self.start, self.stop, self.every_steps)
         averages = ImportanceAverages(
             sensitivity=first_order_sensitivity, fast=self.fast, slow=self.slow, window=self.window, origin=ramp.start
         )
@@ -62,26 +62,28 @@ class Platon(Method):
 
 def check_ramp(method: Any) -> None:
     """Raise a UserError if the settings of a method's ramp are invalid."""
-    window, every = method.window, method.every
+    window, every_steps = method.window, method.every_steps
     require_ramp(method.start, method.stop)
     require(0.0 <= method.fast < 1.0, "fast", "in [0, 1)", method.fast)
     require(0.0 <= method.slow < 1.0, "slow", "in [0, 1)", method.slow)
     require(window >= 1, "window", "at least 1", window)
-    require(every >= 1 and every % window == 0, "every", f"a multiple of window ({window})", every)
+    require(
+        every_steps >= 1 and every_steps % window == 0, "every_steps", f"a multiple of window ({window})", every_steps
+    )
 
 
-def pruning_ramp(size: RunSize, start: float, stop: float, every: int) -> CubicSchedule:
+def pruning_ramp(size: RunSize, start: float, stop: float, every_steps: int) -> CubicSchedule:
     """Return the schedule between two shares of T: a whole number of intervals, at least one.
 
     Raises: UserError if T is too small for that.
     """
 
     def gaps(total: int) -> int:
-        return int((stop - start) * total / every + 1e-9)  # rounded down: the last one must fit
+        return int((stop - start) * total / every_steps + 1e-9)  # rounded down: the last one must fit
 
-    size.require_fit(gaps, f"a ramp of 2 prunings, {every} steps apart, over {stop - start:.0%} of T")
+    size.require_fit(gaps, f"a ramp of 2 prunings, {every_steps} steps apart, over {stop - start:.0%} of T")
     begin = round(start * size.steps)
-    return CubicSchedule(begin, begin + every * gaps(size.steps), every)
+    return CubicSchedule(begin, begin + every_steps * gaps(size.steps), every_steps)
 
 
 def ramp_hooks(

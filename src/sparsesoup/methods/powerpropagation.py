@@ -21,7 +21,7 @@ from sparsesoup.training.size import RunSize
 class PowerPropagation(Method):
     """Train v with w = sign(v) |v|^alpha and prune the smallest |v| on a cubic schedule. Schwarz et al. 2021.
 
-    The gradient of v is alpha |v|^(alpha - 1) times that of w: large weights learn faster, small ones hardly move.
+    The gradient of v is alpha |v|^(alpha - 1) times that of w: large weights learn faster, small ones hardly change.
 
     Args:
         alpha: exponent, at least 1; 1 is plain gradual pruning.

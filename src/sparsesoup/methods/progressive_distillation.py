@@ -127,7 +127,7 @@ class SparseProgressiveDistillation(Method):
         """Start a run with a loss that the teacher is part of."""
         run = super().start_run(problem, sparsity)
         run.own = copy_model(problem.pretrained if problem.teacher is None else problem.teacher)
-        run.taught = self._taught_problem(problem, run.own, partial(self._draw_grafts, problem, run.state))
+        run.with_teacher = self._problem_with_teacher(problem, run.own, partial(self._draw_grafts, problem, run.state))
         return run
 
     def teacher_share(self, step: int, total: int) -> float:
@@ -148,7 +148,7 @@ class SparseProgressiveDistillation(Method):
         draws = torch.rand(len(names), generator=cpu_generator(problem.seed, "graft", state.step))
         return [name for name, draw in zip(names, draws.tolist(), strict=True) if draw < share]
 
-    def _taught_problem(self, problem: Problem, teacher: Any, graft: Any = None) -> Problem:
+    def _problem_with_teacher(self, problem: Problem, teacher: Any, graft: Any = None) -> Problem:
         blocks, layers = len(block_names(problem.targets)), len(attention_layers(problem.targets))
         settings = DistillConfig(
             teacher=TEACHER, alpha=1.0, temperature=self.temperature, hidden=self.hidden * blocks,
@@ -157,7 +157,7 @@ class SparseProgressiveDistillation(Method):
         return replace(problem, objective=distillation_objective(problem, teacher, settings, graft))
 
     def _priced_problem(self, problem: Problem) -> Problem:
-        return self._taught_problem(problem, copy.deepcopy(problem.pretrained))
+        return self._problem_with_teacher(problem, copy.deepcopy(problem.pretrained))
 
 
 def _student_hooks(
@@ -168,7 +168,7 @@ def _student_hooks(
 
 @torch.no_grad()
 def _become_teacher(own: bool, run: ActiveRun) -> None:
-    """Let the student start as a copy of its teacher: the model as trained so far, or the one that is given."""
+    """Start the student as a copy of its teacher: the model as trained so far, or the given one."""
     if not own:
         found = named_weights(run.own)
         for name, t in named_weights(run.state.model).items():

@@ -1,18 +1,18 @@
-"""One-shot pruning of the pre-trained weights by data-dependent scores: SNIP, GraSP, Wanda."""
+"""One-shot pruning of the pre-trained weights by the gradient of the loss: SNIP and GraSP."""
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, Protocol
 
 from torch import Tensor
 
 from sparsesoup.core.errors import UserError, require
 from sparsesoup.core.granularity import Block, Element, Structure
 from sparsesoup.core.masking import Scope
-from sparsesoup.core.targets import Targets
+from sparsesoup.core.masks import Masks
 from sparsesoup.methods.base import Method
-from sparsesoup.methods.scores.activation import for_each_block, wanda_scores, weigh_by_inputs
 from sparsesoup.methods.scores.calibration import calibration_batches
 from sparsesoup.methods.scores.gradient import gradient_flow_score, hessian_product, snip_sensitivity, task_gradient
 from sparsesoup.training.plan import ActiveRun, Pass, Phase
@@ -49,7 +49,7 @@ class Snip(Method):
 
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
         """Return the scoring and a training with the mask."""
-        return _prune_then_train(self, size, sparsity, (("gradient", self.batches),), self.warmup)
+        return prune_then_train(self, size, sparsity, (("gradient", self.batches),), self.warmup)
 
     def check(self, problem: Problem, sparsity: float) -> None:
         """Raise a UserError also if there is no head to train first."""
@@ -107,7 +107,7 @@ class Grasp(Method):
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
         """Return the scoring and a training with the mask."""
         scores: tuple[tuple[Pass, int], ...] = (("gradient", self.batches), ("hessian", self.batches))
-        return _prune_then_train(self, size, sparsity, scores, self.warmup)
+        return prune_then_train(self, size, sparsity, scores, self.warmup)
 
     def check(self, problem: Problem, sparsity: float) -> None:
         """Raise a UserError also if there is no head to train first."""
@@ -123,59 +123,16 @@ class Grasp(Method):
         return {name: score.abs() for name, score in scores.items()} if self.measure == "preserve" else scores
 
 
-@dataclass(frozen=True, kw_only=True)
-class Wanda(Method):
-    """Keep the weights of each row with the largest |w_ij| ||x_j||, x_j the inputs. Wanda, Sun et al. 2024.
+class ScoredOnce(Protocol):
+    """A method that scores the weights once, before training."""
 
-    Args:
-        batches: batches whose tokens, without padding, are the inputs.
-        inputs: dense (of the pre-trained model, all matrices scored at once), or pruned (the repeated blocks are pruned
-            in turn, each by its inputs behind those before it, as in the paper's code).
-        structure: structure to prune: weights, rows, columns, heads, units, heads-and-units or features-and-units;
-            groups need --method.scope global or tensor.
-        scope: ranking scope; row is the weights of one output.
-    """
+    def scores(self, problem: Problem, state: TrainState) -> dict[str, Tensor]: ...
 
-    batches: int = 32
-    inputs: Literal["dense", "pruned"] = "dense"
-    structure: Structure = "weights"
-    scope: Scope = "row"
-
-    def __post_init__(self) -> None:
-        require(self.batches >= 1, "batches", "at least 1", self.batches)
-        if self.inputs == "pruned" and (self.structure != "weights" or self.scope in ("global", "erk")):
-            raise UserError(
-                f"wanda with inputs pruned ranks the weights of one block at a time: scope row, tensor or N:M, and "
-                f"structure weights; got {self.scope} and {self.structure}",
-                "inputs",
-            )
-
-    def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
-        """Return the scoring and a training with the mask."""
-        phases = _prune_then_train(self, size, sparsity, (("forward", self.batches),))
-        if self.inputs == "dense":
-            return phases
-        in_turn = replace(phases[0], per_block=True, at_most=True, end=partial(self._prune_blocks, sparsity))
-        return [in_turn, *phases[1:]]
-
-    def _prune_blocks(self, sparsity: float, run: ActiveRun) -> None:
-        state = run.state
-
-        def prune(targets: Targets, inputs: dict[str, Tensor]) -> None:
-            norms = {name: squares.sqrt() for name, squares in inputs.items()}
-            masks = self.select_masks(state, sparsity, weigh_by_inputs(state.model, targets, norms))
-            state.set_masks_({**state.masks, **masks})
-
-        rows = calibration_batches(run.problem, self.batches)
-        for_each_block(run.problem, state.model, rows, False, prune)
-
-    def scores(self, problem: Problem, state: TrainState) -> dict[str, Tensor]:
-        """Return the scores of the current weights."""
-        return wanda_scores(problem, state.model, calibration_batches(problem, self.batches))
+    def select_masks(self, state: TrainState, sparsity: float, scores: Mapping[str, Tensor]) -> Masks: ...
 
 
-def _prune_then_train(
-    method: Snip | Grasp | Wanda,
+def prune_then_train(
+    method: ScoredOnce,
     size: RunSize,
     sparsity: float,
     scores: tuple[tuple[Pass, int], ...],
@@ -189,7 +146,7 @@ def _prune_then_train(
     return [*head, score, Phase(name="train", steps=size.steps - first)]
 
 
-def _score_and_prune(method: Snip | Grasp | Wanda, sparsity: float, run: ActiveRun) -> None:
+def _score_and_prune(method: ScoredOnce, sparsity: float, run: ActiveRun) -> None:
     scores = method.scores(run.problem, run.state)
     run.state.set_masks_(method.select_masks(run.state, sparsity, scores))
 
@@ -207,6 +164,6 @@ def _untrained_head_note(name: str, problem: Problem, warmup: float) -> list[str
     if warmup or not {*problem.head} & {*problem.fresh}:
         return []
     return [
-        f"{name} scores by the gradient of the loss, and the head is drawn at random; --method.warmup 0.1 trains the "
-        f"head alone for a tenth of the steps first"
+        f"{name} scores by the gradient of the loss, and the head is randomly initialised; --method.warmup 0.1 trains "
+        f"the head alone for a tenth of the steps first"
     ]

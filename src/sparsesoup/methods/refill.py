@@ -20,10 +20,10 @@ def refill_masks(masks: Masks, targets: Targets) -> Masks:
     """
     shapes = {name: target.shape for name, target in targets.items()}
     lines, found = to_out_in_layout(masks, targets), dict(masks)
-    for tie in [*attention_head_groups(targets), *feed_forward_groups(targets)]:
-        alive = kept_features(tie, lines, targets)
-        whole = alive.view(tie.num_groups(shapes), -1).any(1)
-        found |= tie.expand_to_weights(whole, shapes)
+    for coupled in [*attention_head_groups(targets), *feed_forward_groups(targets)]:
+        alive = kept_features(coupled, lines, targets)
+        whole = alive.view(coupled.num_groups(shapes), -1).any(1)
+        found |= coupled.expand_to_weights(whole, shapes)
     return found
 
 

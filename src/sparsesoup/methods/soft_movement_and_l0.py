@@ -75,17 +75,17 @@ class SoftMovement(LearnedMasks):
 
     def make_gates(self, problem: Problem, sparsity: float) -> GateSetup:
         """Return the gates, with their controller."""
-        ties = block_groups(problem.targets, self.pattern)
+        groups = block_groups(problem.targets, self.pattern)
         lead = SparsityController(
             plan=self.phases.pruning_schedule(problem.steps), end=self.phases.pruning_end(problem.steps),
             sparsity=sparsity,
             rate=rate_of_scores(problem.size, self.score_rate),
-            areas=group_sizes(ties, problem.targets), weights=[1.0] * len(ties), penalty=self.penalty,
+            areas=group_sizes(groups, problem.targets), weights=[1.0] * len(groups), penalty=self.penalty,
             threshold=self.threshold, floor=self.floor,
         )  # fmt: skip
-        make = straight_through_gates(initial_scores(problem, ties), shift=0.0)
+        make = straight_through_gates(initial_scores(problem, groups), shift=0.0)
         biases = self.pattern != Element  # as in the code of the block variant, but not of single weights
-        return GateSetup(ties, make, lead, self.scope, lead.penalty_term, biases, self.floor)
+        return GateSetup(groups, make, lead, self.scope, lead.penalty_term, biases, self.floor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,23 +125,23 @@ class HardConcreteL0(LearnedMasks):
 
     def make_gates(self, problem: Problem, sparsity: float) -> GateSetup:
         """Return the gates, with their controller."""
-        ties = block_groups(problem.targets, Element)
+        groups = block_groups(problem.targets, Element)
         lead = SparsityController(
             plan=self.phases.pruning_schedule(problem.steps), end=self.phases.pruning_end(problem.steps),
             sparsity=sparsity,
             rate=rate_of_scores(problem.size, self.score_rate),
-            areas=group_sizes(ties, problem.targets), weights=[1.0] * len(ties), penalty=self.penalty, shift=SHIFT,
+            areas=group_sizes(groups, problem.targets), weights=[1.0] * len(groups), penalty=self.penalty, shift=SHIFT,
         )  # fmt: skip
-        learnt = initial_scores(problem, ties, self.start)
+        learned = initial_scores(problem, groups, self.start)
         longest = max(math.prod(target.shape) for target in problem.targets.values())
         noise = SharedNoise(logistic_noise(longest + (1 << 20), cpu_generator(problem.seed, "noise of the gates")))
 
-        def make(number: int, place: int, tie: CoupledGroups) -> nn.Module:
-            score = learnt[number]
+        def make(number: int, member: int, coupled: CoupledGroups) -> nn.Module:
+            score = learned[number]
             assert score is not None
             return HardConcrete(score, noise, number)
 
-        return GateSetup(ties, make, lead, self.scope, lead.penalty_term)
+        return GateSetup(groups, make, lead, self.scope, lead.penalty_term)
 
 
 def check_floor(floor: float) -> None:

@@ -21,10 +21,10 @@ from sparsesoup.training.size import RunSize
 
 @dataclass(frozen=True, kw_only=True)
 class SparseGpt(Method):
-    """Prune each matrix once and let its other weights make up for it. SparseGPT, Frantar & Alistarh 2023.
+    """Prune each matrix once and update its other weights to compensate. SparseGPT, Frantar & Alistarh 2023.
 
-    The repeated blocks are pruned in turn, each by its inputs behind the pruned blocks before it. With --steps 0 that
-    is all, as in the paper; else the masks are trained.
+    The repeated blocks are pruned in turn, each by its inputs after the earlier blocks were pruned. With --steps 0
+    that is all, as in the paper; otherwise training with the masks follows.
 
     Args:
         batches: batches whose tokens, without padding, are the inputs.

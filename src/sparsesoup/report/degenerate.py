@@ -1,4 +1,4 @@
-"""Warnings about a run whose model predicts one answer, learnt nothing, or has an empty matrix."""
+"""Warnings about a run whose model predicts one answer, learned nothing, or has an empty matrix."""
 
 import re
 import statistics
@@ -55,8 +55,8 @@ def _empty_matrices(facts: Facts) -> list[str]:
     layers: dict[str, list[str]] = {}
     empty = [row for row in facts["matrices"] if row["kept"] == 0]
     for row in empty:
-        place, role = re.search(r"\.(\d+)\.", str(row["name"])), str(row["role"])
-        layers.setdefault(f"layer {place[1]}" if place else "", []).append(role if role != "other" else row["name"])
+        number, role = re.search(r"\.(\d+)\.", str(row["name"])), str(row["role"])
+        layers.setdefault(f"layer {number[1]}" if number else "", []).append(role if role != "other" else row["name"])
     if not empty:
         return []
     named = []

@@ -80,22 +80,22 @@ def describe_notes(facts: Facts) -> tuple[list[str], dict[str, Any]]:
 
 def run_warnings(facts: Facts) -> list[str]:
     """Return warnings that the result may not be as intended."""
-    notes, train, asked = facts["notes"], facts["settings"]["train"], facts["sparsity"]["asked"]
+    notes, train, target = facts["notes"], facts["settings"]["train"], facts["sparsity"]["asked"]
     alone, reached, found = notes.get("threshold_sparsity"), facts["sparsity"]["reached"], []
-    if alone is not None and abs(alone - asked) > NEAR:
+    if alone is not None and abs(alone - target) > NEAR:
         more = "trimming restored weights that the model had gone without"
         found.append(
-            f"the gates alone closed {format_percent(alone)} of the weights instead of {format_percent(asked)}, and "
-            f"{more if alone > asked else 'the rest of the mask was made by trimming'}: "
-            f"{_remedy_for_gates(facts['settings']['method'], alone > asked)}"
+            f"the gates alone closed {format_percent(alone)} of the weights instead of {format_percent(target)}, and "
+            f"{more if alone > target else 'the rest of the mask was made by trimming'}: "
+            f"{_remedy_for_gates(facts['settings']['method'], alone > target)}"
         )
-    missed = f"{format_percent(reached)} of the weights are pruned instead of {format_percent(asked)}"
-    if "refill" in notes and asked - reached > FAR:
+    missed = f"{format_percent(reached)} of the weights are pruned instead of {format_percent(target)}"
+    if "refill" in notes and target - reached > FAR:
         found.append(
             f"{missed}, since all weights of kept heads and units were restored: set a higher --sparsity, or "
             f"--method.attention heads"
         )
-    elif abs(reached - asked) > FAR:
+    elif abs(reached - target) > FAR:
         found.append(f"{missed}: this is the nearest whole number of groups; set another --sparsity, or smaller groups")
     wanted = train["batch_size"] * train["gradient_accumulation_steps"]
     if wanted > facts.get("train_rows", math.inf):
@@ -143,7 +143,7 @@ def _describe_teacher(facts: Facts) -> list[str]:
 
 
 def _describe_progressive_teacher(method: Facts, teacher: str) -> str:
-    """Say what the loss of sparse progressive distillation is, which has weights of its own and no labels."""
+    """Describe the loss of sparse progressive distillation, which has its own weights and no labels."""
     parts = {"hidden": "block outputs", "attention": "attention maps"}
     more = "".join(
         f", plus {method[key]:g} times the squared error of the {what}, summed over the blocks"
@@ -166,7 +166,7 @@ def _as_sentences(lines: list[str], facts: Facts) -> str:
 
 
 def _describe_budget(kind: Any, facts: Facts) -> str:
-    kinds = {"charged": "weak steps are part of the T steps.", "extra": "weak steps are added to the T steps."}
+    kinds = {"included": "weak steps are part of the T steps.", "extra": "weak steps are added to the T steps."}
     return f"Budget {kind}: {kinds.get(str(kind), 'of an unknown kind.')}"
 
 

@@ -105,14 +105,16 @@ def base_model(facts: Facts) -> str | None:
 def hub_dataset(facts: Facts) -> tuple[str | None, str | None]:
     """Return (name on the Hub, configuration) of the dataset; None for a local one, as any without an owner may be."""
     name, settings = str(facts.get("dataset", "")), facts.get("settings", {})
-    asked, _, part = str(settings.get("dataset", "")).partition(":")
+    dataset, _, part = str(settings.get("dataset", "")).partition(":")
     part = part or str(settings.get("dataset_config") or "")
     if _is_glue(name):
         return "nyu-mll/glue", name.removeprefix("glue/")
-    if asked in SHORT:
-        return SHORT[asked], part or None
-    known = re.fullmatch(r"[\w.-]+/[\w.-]+", asked) and not Path(asked).exists() and name not in facts.get("local", [])
-    return (asked, part or None) if known else (None, None)
+    if dataset in SHORT:
+        return SHORT[dataset], part or None
+    known = (
+        re.fullmatch(r"[\w.-]+/[\w.-]+", dataset) and not Path(dataset).exists() and name not in facts.get("local", [])
+    )
+    return (dataset, part or None) if known else (None, None)
 
 
 def _by_split(facts: Facts) -> dict[str, Facts]:
@@ -157,11 +159,26 @@ def _template_values(facts: Facts, form: Facts, config: Facts, repo: str) -> dic
 def _opening_sentence(facts: Facts, form: Facts) -> Markup:
     name, row = str(facts.get("method", "an unknown method")), TABLE.get(str(facts.get("method")))
     source = f" ({row.summary}; {row.source})" if row and row.source else ""
-    done, then = ("pruned", " while it was fine-tuned") if _is_pruned(facts) else ("fine-tuned", "")
     method = f"**{escape_markdown(name)}**{escape_markdown(source)}"
-    where = f"{then} on {markdown_code(str(facts['dataset']))}" if facts.get("dataset") else ""
+    base, dataset = markdown_code(str(facts.get("model", "a model"))), facts.get("dataset")
+    done = _describe_training(facts, row.family if row else "", method, markdown_code(str(dataset)) if dataset else "")
     shape = f" This is its {markdown_code(str(form['to']))} export." if form else ""
-    return Markup(f"{markdown_code(str(facts.get('model', 'a model')))}, {done} by {method}{where}.{shape}")
+    return Markup(f"{base}, {done}.{shape}")
+
+
+def _describe_training(facts: Facts, family: str, method: str, rows: str) -> str:
+    """Return what was done to the base model: pruned or not, trained or not, and which came first."""
+    on = f" on {rows}" if rows else ""
+    if facts.get("steps") == 0:
+        data = f" with rows of {rows}" if rows else ""
+        return f"pruned by {method}{data}, without training" if _is_pruned(facts) else f"unchanged by {method}"
+    if low_rank_of(facts) is not None:
+        return f"reduced to low rank by {method} and fine-tuned{on}"
+    if not _is_pruned(facts):
+        return f"fine-tuned by {method}{on}"
+    if family in ("one-shot", "given") or facts.get("method") == "random":
+        return f"pruned by {method}, then fine-tuned{on}"
+    return f"pruned by {method} {'over several trainings' if family == 'iterative' else 'while it was fine-tuned'}{on}"
 
 
 def _is_pruned(facts: Facts) -> bool:
@@ -223,7 +240,7 @@ def _head_code(form: Facts, config: Facts, repo: str) -> str:
     first, seen = "import torch\n" * graph, "torch.from_numpy(answers[0])" if graph else SEEN
     return f"""
 
-# Classes are those of pruning/zero_shot.json, in its order; their frozen head lies beside it.
+# Classes are those of pruning/zero_shot.json, in its order; their frozen head is in the same folder.
 {first}from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 from torch.nn.functional import normalize

@@ -165,14 +165,14 @@ def _loss_stretches(log: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, lis
     """Yield (label, positions, losses) of each monotonic stretch of training; the main one continues after branches."""
     running: dict[str, tuple[list[int], list[float]]] = {}
     last: dict[str, float] = {}
-    for place, row in enumerate(log, start=1):
+    for line_number, row in enumerate(log, start=1):
         label = row["label"]
-        broken = label != "strong" and running.get(label, ([place - 1], []))[0][-1] < place - 1
+        broken = label != "strong" and running.get(label, ([line_number - 1], []))[0][-1] < line_number - 1
         if label in running and (broken or row["step"] <= last[label]):
             yield (label, *running.pop(label))
         last[label] = row["step"]
         places, losses = running.setdefault(label, ([], []))
-        places.append(place)
+        places.append(line_number)
         losses.append(row["loss"])
     for label, (places, losses) in running.items():
         yield label, places, losses

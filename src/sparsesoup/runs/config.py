@@ -45,9 +45,7 @@ ELSEWHERE = (
 OBJECTS = "objects"  # key of a recipe: the arguments that were objects in memory
 # Flags of `prune` that are no settings of a run.
 OUTSIDE = ("config", "out", "save_every", "cache_dir", "cache_size", "dry_run", "workers", "snapshots", "device")
-NO_METHOD = (
-    f"no method named; write `sparsesoup prune METHOD --dataset ...`, where METHOD is one of {', '.join(METHODS)}"
-)
+NO_METHOD = f"no method given; use `sparsesoup prune METHOD --dataset ...`, where METHOD is one of {', '.join(METHODS)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,14 +83,14 @@ class RunConfig:
     Args:
         name: name of the method.
         method: the method with its own settings.
-        amount, place, train, tracking: budget, model and data, training, trackers.
+        budget, model_data, train, tracking: sparsity and length, model and data, training, trackers.
         objects: arguments that were given as objects in memory, so that no text repeats the run.
     """
 
     name: str
     method: Method
-    amount: BudgetConfig = field(default_factory=BudgetConfig)
-    place: ModelAndDataConfig = field(default_factory=ModelAndDataConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    model_data: ModelAndDataConfig = field(default_factory=ModelAndDataConfig)
     train: TrainingConfig = field(default_factory=TrainingConfig)
     tracking: TrackerConfig = field(default_factory=TrackerConfig)
     objects: tuple[str, ...] = ()
@@ -109,8 +107,8 @@ class RunConfig:
             most = MOST.get(name.partition(".")[0], MOST_STEPS)
             if isinstance(value, int) and abs(value) > most:
                 raise UserError(f"a whole number of at most {most:,}, got {brief_value(value)}", name)
-        if self.amount.sparsity is not None:
-            check_scope(getattr(self.method, "scope", ""), self.amount.sparsity)
+        if self.budget.sparsity is not None:
+            check_scope(getattr(self.method, "scope", ""), self.budget.sparsity)
         if self.train.distill != DistillConfig() and not self.train.distill.teacher:
             raise UserError(
                 "there are settings of a distillation but no teacher; say dense, or a run or model",
@@ -120,7 +118,7 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values, as in a recipe."""
         method = {"name": self.name, **asdict(cast(Any, self.method))}
-        flat = {**asdict(self.place), **asdict(self.amount), **asdict(self.tracking)}
+        flat = {**asdict(self.model_data), **asdict(self.budget), **asdict(self.tracking)}
         train = {**asdict(self.train), "precision": self.train.mixed_precision}
         table = {"method": method, **flat, "train": train}
         table |= {OBJECTS: self.objects} if self.objects else {}
@@ -153,8 +151,8 @@ class RunConfig:
         given = [f"{name}={name}" for name in self.objects]
         if "teacher" in self.objects:
             table["train"]["distill"].pop("teacher")
-        beside = {*self.objects, *(("model",) if "trainer" in self.objects else ())}
-        given += [f"{name}={value!r}" for name, value in table.items() if name not in beside]
+        left_out = {*self.objects, *(("model",) if "trainer" in self.objects else ())}
+        given += [f"{name}={value!r}" for name, value in table.items() if name not in left_out]
         return f"sparsesoup.prune({', '.join([repr(self.name), *given])})"
 
 
@@ -189,7 +187,7 @@ def config_from_dict(name: str, table: Mapping[Any, Any]) -> RunConfig:
 
     Raises: UserError with the setting, if it is unknown or its value is wrong.
     """
-    parts: dict[str, Any] = {"amount": BudgetConfig(), "place": ModelAndDataConfig(), "tracking": TrackerConfig()}
+    parts: dict[str, Any] = {"budget": BudgetConfig(), "model_data": ModelAndDataConfig(), "tracking": TrackerConfig()}
     values: dict[str, dict[str, Any]] = {part: {} for part in parts}
     flat = {f.name: part for part, default in parts.items() for f in fields(default)}
     parts |= {"train": TrainingConfig(), "method": method_named(name)}

@@ -86,14 +86,14 @@ def _moments_per_weight(optimizer: str) -> float:
     return sum(t.nbytes for t in made.state[weight].values() if t.numel() > 1) / weight.nbytes
 
 
-def held_beside(
+def extra_memory(
     phases: Sequence[Phase], sizes: StateSizes, training: TrainingConfig, device: torch.device, snapshots: str
 ) -> int:
-    """Return the most bytes that a method holds on the device beside plain fine-tuning: masks, copies, snapshots."""
-    beside, most, point = snapshots == "device" or (snapshots == "host" and device.type == "cpu"), 0.0, 0.0
+    """Return the most bytes that a method holds on the device beyond plain fine-tuning: masks, copies, snapshots."""
+    on_device, most, point = snapshots == "device" or (snapshots == "host" and device.type == "cpu"), 0.0, 0.0
     for phase in phases:
         taken = point + (sizes.snapshot if phase.kind == "fork" else 0)
-        most = max(most, phase.copies * sizes.prunable + phase.models * sizes.weights + (taken if beside else 0))
+        most = max(most, phase.copies * sizes.prunable + phase.models * sizes.weights + (taken if on_device else 0))
         point = sizes.snapshot if phase.hold else point  # a rewinding point
     best = sizes.weights if training.early_stopping_patience is not None else 0  # of the best validation
     return round(most) + best + sizes.prunable // 4
@@ -112,8 +112,8 @@ def disk_of(phases: Sequence[Phase], sizes: StateSizes, snapshots: str) -> tuple
 def may_take_snapshots(settings: RunConfig) -> bool:
     """Return True if a run of that method takes snapshots at a usual T."""
     with contextlib.suppress(UserError):  # what does not fit is reported elsewhere
-        size = RunSize(10_000, 1000, settings.train, settings.place.seed)
-        return takes_snapshots(settings.method.plan(size, float(settings.amount.sparsity or 0.0)))
+        size = RunSize(10_000, 1000, settings.train, settings.model_data.seed)
+        return takes_snapshots(settings.method.plan(size, float(settings.budget.sparsity or 0.0)))
     return True
 
 
@@ -130,7 +130,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def fresh_memory(device: torch.device) -> int:
-    """Return the bytes that a process of its own could take in place of this one."""
+    """Return the bytes that another process could use instead of this one."""
     return free_memory(device) + (int(psutil.Process().memory_info().rss) if device.type == "cpu" else 0)
 
 
@@ -142,19 +142,19 @@ def free_disk(folder: Path) -> int:
 
 def memory_warning(settings: RunConfig, opened: OpenedTask, device: torch.device, snapshots: str) -> str:
     """Return a warning if a run cannot fit into the memory that is free; else an empty string. Loads no weights."""
-    place, kind = settings.place, task_type_of(opened.task)
-    if kind.load is not None:  # no hollow model of its class can be made
+    model_data, kind = settings.model_data, task_type_of(opened.task)
+    if kind.load is not None:  # its class cannot be built on the meta device
         return ""
     with contextlib.suppress(UserError), fork_rng_of(()):  # what is wrong is said where it is used
-        model = meta_model(place.model, opened.task, place.trust_remote_code)
+        model = meta_model(model_data.model, opened.task, model_data.trust_remote_code)
         sizes = state_sizes(model, find_prunable(model), settings.train)
-        phases = settings.method.plan(_size_of(settings, opened), float(settings.amount.sparsity or 0.0))
-        need = sizes.plain + held_beside(phases, sizes, settings.train, device, snapshots)
+        phases = settings.method.plan(_size_of(settings, opened), float(settings.budget.sparsity or 0.0))
+        need = sizes.plain + extra_memory(phases, sizes, settings.train, device, snapshots)
         need += sizes.weights if settings.train.distill.teacher else 0
         if device.type != "cpu":
             need -= sizes.weights  # the pre-trained model stays in host memory
         remedies = memory_remedies(phases, sizes, settings.train, device, snapshots)
-        return too_little(need, free_memory(device), remedies, "at least ", " beside activations")
+        return too_little(need, free_memory(device), remedies, "at least ", " besides activations")
     return ""
 
 
@@ -165,15 +165,15 @@ def memory_remedies(
     """Return what makes a run need less memory, as flags.
 
     Args:
-        phases, sizes, training, device, snapshots: the run, as for `held_beside`.
+        phases, sizes, training, device, snapshots: the run, as for `extra_memory`.
         model: the model, if the memory includes activations.
     """
-    found, held = list[str](), held_beside(phases, sizes, training, device, snapshots)
+    found, held = list[str](), extra_memory(phases, sizes, training, device, snapshots)
     if model is not None and training.batch_size > 1:
         found.append("a smaller --train.batch-size (with --train.gradient-accumulation-steps for as many rows a step)")
     if getattr(model, "supports_gradient_checkpointing", False) and not training.gradient_checkpointing:
         found.append("--train.gradient-checkpointing true")
-    less = [p for p in ("host", "disk") if held_beside(phases, sizes, training, device, p) < held]
+    less = [p for p in ("host", "disk") if extra_memory(phases, sizes, training, device, p) < held]
     found += [f"--snapshots {' or '.join(less)}"] if less else []
     found += ["no --train.early-stopping-patience"] if training.early_stopping_patience is not None else []
     found += ["no --train.distill.teacher"] if training.distill.teacher else []
@@ -197,7 +197,7 @@ def too_little(
 
 
 def _size_of(settings: RunConfig, opened: OpenedTask) -> RunSize:
-    rows = len(training_splits(opened.source, opened.task, settings.place.seed)[0])
-    epoch, amount = max(1, rows // settings.train.rows_per_step), settings.amount
-    steps = amount.steps if amount.steps is not None else max(1, round((amount.epochs or EPOCHS) * epoch))
-    return RunSize(steps, epoch, settings.train, settings.place.seed)
+    rows = len(training_splits(opened.source, opened.task, settings.model_data.seed)[0])
+    epoch, budget = max(1, rows // settings.train.rows_per_step), settings.budget
+    steps = budget.steps if budget.steps is not None else max(1, round((budget.epochs or EPOCHS) * epoch))
+    return RunSize(steps, epoch, settings.train, settings.model_data.seed)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from sparsesoup.core.errors import UserError, require
 from sparsesoup.core.files import make_folder
-from sparsesoup.hub.place_cache import PlaceCache
+from sparsesoup.hub.model_data_cache import ModelDataCache
 from sparsesoup.runs.config import RunConfig
 from sparsesoup.training.observer import Observer
 from sparsesoup.training.plan import Phase, count_evaluations, first_steps, takes_snapshots
@@ -32,7 +32,7 @@ def unused_settings(settings: RunConfig, size: RunSize, snapshots: str) -> list[
     """Return a note on each setting that was given and has no effect on a run of that size."""
     phases, found, every = list[Phase](), list[str](), settings.train.eval_steps
     with contextlib.suppress(UserError):  # what does not fit is reported when it runs
-        phases = settings.method.plan(size, float(settings.amount.sparsity or 0.0))
+        phases = settings.method.plan(size, float(settings.budget.sparsity or 0.0))
     if phases and snapshots != "device" and not takes_snapshots(phases):
         found.append(f"--snapshots {snapshots} has no effect: {settings.name} takes no snapshots")
     if phases and every and not any(count_evaluations(p, begin, settings.train) for p, begin in first_steps(phases)):
@@ -52,23 +52,23 @@ class RuntimeOptions:
         save_every: minimum seconds between saves.
         cache: training cache folder, shared by several runs; None disables it.
         cache_size: GiB that it may hold; the trainings used least recently are removed.
-        patient: wait for another process that works on the same run, instead of refusing.
+        wait: wait for another process that works on the same run, instead of refusing.
         workers: processes for the weak masks of a run; 1 computes them in this process.
         page: write report.html at the end; a study leaves it to `test`, which has to write it anyway.
         observer: sees the progress too; None: nobody else does.
         snapshots: where forks and rewinding points are kept; see `sparsesoup.training.snapshots.SnapshotStore`.
-        places: keeps model and data of the last run for the next one of the same place.
+        load_cache: keeps model and data of the last run for the next run that needs the same.
     """
 
     console: Console
     save_every: float = 30.0
     cache: Path | None = None
-    patient: bool = False
+    wait: bool = False
     workers: int = 1
     page: bool = True
     observer: Observer | None = None
     snapshots: str = "device"
-    places: PlaceCache = field(default_factory=PlaceCache)
+    load_cache: ModelDataCache = field(default_factory=ModelDataCache)
     cache_size: float = CACHE_SIZE
 
     def __post_init__(self) -> None:

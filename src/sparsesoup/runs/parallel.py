@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import remove_path
-from sparsesoup.core.process_pool import LIVES, ProcessPool, run_with_retries
+from sparsesoup.core.process_pool import MAX_ATTEMPTS, ProcessPool, run_with_retries
 from sparsesoup.core.tensor_files import load_tensors, save_tensors
 from sparsesoup.training.cached_train import RecordingObserver
 from sparsesoup.training.cost import Cost
@@ -49,7 +49,7 @@ class ForkTask:
 
 
 @contextmanager
-def spread_forks(workers: int, folder: Path, make: Make, *of: Any) -> Iterator[ParallelMap]:
+def parallel_forks(workers: int, folder: Path, make: Make, *of: Any) -> Iterator[ParallelMap]:
     """Provide `Problem.map` over `workers` processes within the block; results are bit-identical to one process.
 
     States and results are saved in `folder` as safetensors, each under a hash of the state and of the work: a task
@@ -88,7 +88,7 @@ class ProcessMap:
                 product = cache.get_training(forks[number].key)
             if product is None:
                 raise UserError(f"what {forks[number].key} in {self.folder} holds cannot be read; repeat the command")
-            _charge_fork(problem, state, product)
+            _add_fork_cost(problem, state, product)
             return dict(product.tensors)
 
         return get_result
@@ -111,8 +111,8 @@ class ProcessMap:
         for event in run_with_retries(self.pool, forks):
             if event is not None and event.kind == "lost":
                 raise UserError(
-                    f"the process of a weak mask died {LIVES} times, last it {event.why}; lower --workers, and the "
-                    f"same command goes on"
+                    f"the process of a weak mask died {MAX_ATTEMPTS} times, last it {event.why}; lower --workers, and "
+                    f"the same command resumes the run"
                 )
             if event is not None and event.kind == "done":
                 problem.observer.step({})
@@ -146,7 +146,7 @@ def _start_tensors(state: TrainState) -> dict[str, Tensor]:
     return {name: t for name, t in state.tensors().items() if not name.startswith("memory/")}
 
 
-def _charge_fork(problem: Problem, state: TrainState, product: CachedTraining) -> None:
+def _add_fork_cost(problem: Problem, state: TrainState, product: CachedTraining) -> None:
     """Add the cost and the log of a task as if it had run here."""
     for label, cost in product.facts["costs"].items():
         problem.meter.add_cost(label, Cost(**cost))

@@ -32,7 +32,7 @@ class ProgressLogger(Observer):
     def __init__(self, log: Path | None, console: Console) -> None:
         self.log, self.console, self.stage = log, console, lambda: ""
         self.first: Sequence[str] = ()  # lines to print when the first training or validation begins
-        self._label, self._at, self._until, self._said = "", 0, 0, time.monotonic()
+        self._label, self._at, self._until, self._last_note = "", 0, 0, time.monotonic()
         self._done, self._all, self._began = 0, 0, time.monotonic()  # training steps: done here, of the whole run
         columns = (TextColumn("{task.description:<30}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
                    TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
@@ -57,8 +57,8 @@ class ProgressLogger(Observer):
         length, digest = (at["bytes"], at["digest"]) if isinstance(at, Mapping) else (int(at), None)
         if self.log is None or not self.log.exists():
             if length:
-                said = "note: log.jsonl is gone; the page of this run will not show the steps up to here"
-                self.console.print(Text(said), soft_wrap=True)
+                message = "note: log.jsonl is gone; the page of this run will not show the steps up to here"
+                self.console.print(Text(message), soft_wrap=True)
             return
         with open(self.log, "rb") as file:
             found = file.read(length)
@@ -66,7 +66,7 @@ class ProgressLogger(Observer):
         if self._written < length or digest not in (None, self._digest.hexdigest()):
             raise UserError(
                 f"damaged log {self.log}: it does not hold the steps that the saved state was made by; put it back, or "
-                f"remove it to go on without them (the page of the run will lack them)"
+                f"remove it to continue without them (the page of the run will lack them)"
             )
         os.truncate(self.log, length)
         self.steps_before = found.count(b'"loss": ')
@@ -102,10 +102,10 @@ class ProgressLogger(Observer):
         if self._bars is not None and self._whole is not None and self._task is not None:
             self._bars.update(self._task, completed=self._at, note=note)
             self._bars.update(self._whole, completed=self._done)
-        elif self._bars is None and time.monotonic() - self._said >= PIPE_EVERY:
-            said = f"{self._label}: step {self._at} of {self._until}  {note}  {self._time_left()}"
-            self.console.print(Text(said.rstrip()), soft_wrap=True)
-            self._said = time.monotonic()
+        elif self._bars is None and time.monotonic() - self._last_note >= PIPE_EVERY:
+            message = f"{self._label}: step {self._at} of {self._until}  {note}  {self._time_left()}"
+            self.console.print(Text(message.rstrip()), soft_wrap=True)
+            self._last_note = time.monotonic()
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
         """Log the scores of a validation in the middle of a training."""
@@ -146,11 +146,11 @@ class ProgressLogger(Observer):
 def opening_lines(settings: RunConfig, problem: Problem, data: DataOverview, path: Path | None) -> list[str]:
     """Return what a run reads: data, model, T, device, and its directory; with possible mistakes."""
     total = sum(math.prod(target.shape) for target in problem.targets.values())
-    rows, sparsity = problem.training.rows_per_step, settings.amount.sparsity
+    rows, sparsity = problem.training.rows_per_step, settings.budget.sparsity
     epochs = problem.steps * min(rows, len(problem.train)) / max(len(problem.train), 1)
     return [
         *(f"data: {line}" for line in data.read),
-        f"model: {settings.place.model}, {total:,} prunable weights in {len(problem.targets)} matrices",
+        f"model: {settings.model_data.model}, {total:,} prunable weights in {len(problem.targets)} matrices",
         f"run: {settings.name}{f' to sparsity {sparsity:g}' if sparsity else ''}, T = {problem.steps:,} steps of "
         f"{rows} rows ({epochs:.3g} epochs), on {problem.accelerator.device}, in {path or 'memory'}",
         *(f"note: {note}" for note in (*data.notes, *problem.notes)),

@@ -53,9 +53,9 @@ def facts_of_task(settings: RunConfig, problem: Problem, opened: OpenedTask) -> 
     """Return the facts of a model and a dataset found by their names."""
     ready = task_type_of(opened.task).ready
     return RunFacts(
-        model=settings.place.model,
+        model=settings.model_data.model,
         dataset=opened.source.name,
-        local=[key for key in ("model", "dataset") if Path(getattr(settings.place, key)).exists()],
+        local=[key for key in ("model", "dataset") if Path(getattr(settings.model_data, key)).exists()],
         task=describe_task(opened.task),
         fingerprint=opened.source.train_fingerprint,
         model_files=opened.model_files,
@@ -85,10 +85,10 @@ def make_report(
         "task": facts.task,
         "dataset_fingerprint": facts.fingerprint,
         "model_files": facts.model_files,
-        "seed": settings.place.seed,
+        "seed": settings.model_data.seed,
         "steps": problem.steps,
         "sparsity": {
-            "asked": settings.amount.sparsity,
+            "asked": settings.budget.sparsity,
             "reached": ticket.sparsity,
             "kept": algebra.count_kept(ticket.masks),
             "total": algebra.count_total(ticket.masks),
@@ -130,7 +130,7 @@ def _scores_before(problem: Problem) -> dict[str, float]:
 def _plain_steps(settings: RunConfig, problem: Problem, cost: dict[str, dict[str, float]]) -> dict[str, float]:
     """Return `dense_flops` measured on one plain step, if the run's steps include a teacher; else an empty dict."""
     strong = cost.get("strong")
-    if not strong or "teacher" in cost or (problem.objective is None and not TABLE[settings.name].taught):
+    if not strong or "teacher" in cost or (problem.objective is None and not TABLE[settings.name].with_teacher):
         return {}
     indices = list(range(min(problem.training.rows_per_step, len(problem.train))))
     batch, model = problem.train.batch(indices), problem.pretrained

@@ -56,8 +56,8 @@ def check_recipe(run: Path, report: Mapping[str, Any], settings: RunConfig) -> N
     """
     if keys := _changed_settings(report["settings"], settings):
         raise UserError(
-            f"damaged: {run / 'run.yaml'} is not the recipe that {run} was drawn by ({', '.join(keys)} differ from its "
-            f"report.json); put it back"
+            f"damaged: {run / 'run.yaml'} is not the recipe that {run} was made with ({', '.join(keys)} differ from "
+            f"its report.json); put it back"
         )
 
 
@@ -130,8 +130,8 @@ def base_fingerprints(problem: Problem, opened: OpenedTask) -> dict[str, Any]:
 
 def training_environment(settings: RunConfig, problem: Problem) -> dict[str, Any]:
     """Return what else determines a training bit by bit: data reading, libraries, machine."""
-    place = {k: v for k, v in dataclasses.asdict(settings.place).items() if k != "data_root"}
-    return {"place": place, "versions": library_versions(), "machine": machine_name(problem.accelerator.device)}
+    model_data = {k: v for k, v in dataclasses.asdict(settings.model_data).items() if k != "data_root"}
+    return {"place": model_data, "versions": library_versions(), "machine": machine_name(problem.accelerator.device)}
 
 
 def check_base(path: Path, base: dict[str, Any]) -> None:

@@ -16,10 +16,10 @@ from sparsesoup.core.files import write_table
 from sparsesoup.core.masking import fixed_sparsity
 from sparsesoup.core.single_process import require_single_process
 from sparsesoup.core.ticket import Ticket
-from sparsesoup.hub.build import OpenedTask, build_problem, load_place, open_task, score_test
+from sparsesoup.hub.build import OpenedTask, build_problem, load_model_and_data, open_task, score_test
+from sparsesoup.hub.model_data_cache import ModelDataCache
 from sparsesoup.hub.models.checkpoint import load_reader
 from sparsesoup.hub.models.loading import save_model
-from sparsesoup.hub.place_cache import PlaceCache
 from sparsesoup.hub.tasks.overview import DataOverview, data_overview
 from sparsesoup.hub.tasks.registry import task_type_of
 from sparsesoup.hub.tasks.splits import test_splits
@@ -31,7 +31,7 @@ from sparsesoup.report.terminal import read_report
 from sparsesoup.runs.config import RunConfig, read_run_config, refuse_objects
 from sparsesoup.runs.memory import memory_warning
 from sparsesoup.runs.options import RuntimeOptions as RuntimeOptions
-from sparsesoup.runs.parallel import spread_forks
+from sparsesoup.runs.parallel import parallel_forks
 from sparsesoup.runs.progress import ProgressLogger
 from sparsesoup.runs.results import RunFacts, facts_of_task
 from sparsesoup.runs.resume_checks import (
@@ -65,7 +65,7 @@ def run_method(settings: RunConfig, out: Path, outside: RuntimeOptions, within: 
     Raises: UserError for bad input; finished stages stay on disk.
     """
     settings = check_options(settings, out, outside)
-    opened = outside.places.open_task(settings.place)
+    opened = outside.load_cache.open_task(settings.model_data)
     path = out / (within or run_folder(opened.source.name, settings))
     return run_in_folder(settings, path, NamedSource(settings, opened, out, outside), outside)
 
@@ -83,9 +83,9 @@ def check_options(settings: RunConfig, out: Path, outside: RuntimeOptions) -> Ru
     if (out / "run.yaml").exists():
         raise UserError(f"{out} is itself a run directory; give the folder that holds runs", "out")
     unused, settings = _unused_sparsity_warning(settings), fill_default_sparsity(settings)
-    if not outside.patient:  # a study prints it once, not per run
-        for said in filter(None, (unused, settings.train.precision_warning())):
-            outside.console.print(Text(f"note: {said}"), soft_wrap=True)
+    if not outside.wait:  # a study prints it once, not per run
+        for note in filter(None, (unused, settings.train.precision_warning())):
+            outside.console.print(Text(f"note: {note}"), soft_wrap=True)
     return settings
 
 
@@ -107,14 +107,14 @@ class NamedSource:
 
     def overview(self) -> DataOverview:
         """Return what is read of the data, and possible mistakes."""
-        return self.outside.places.overview(self.settings.place, self.opened)
+        return self.outside.load_cache.overview(self.settings.model_data, self.opened)
 
     def make_problem(self, meter: CostTracker, checkpointer: Checkpointer, watch: ProgressLogger) -> Problem:
         """Return the problem, with its teacher."""
-        if not self.outside.patient:  # a study runs where its dry run said that it fits
+        if not self.outside.wait:  # a study runs where its dry run said that it fits
             device, snapshots = current_device(), self.outside.snapshots
-            if said := memory_warning(self.settings, self.opened, device, snapshots):
-                self.outside.console.print(Text(f"note: {said}"), soft_wrap=True)
+            if note := memory_warning(self.settings, self.opened, device, snapshots):
+                self.outside.console.print(Text(f"note: {note}"), soft_wrap=True)
         own: dict[str, Any] = {"meter": meter, "checkpointer": checkpointer, "observer": watch}
         return problem_of(self.settings, self.out, self.outside, self.opened, **own)
 
@@ -125,30 +125,40 @@ class NamedSource:
     def parallel_map(self, path: Path | None) -> contextlib.AbstractContextManager[ParallelMap]:
         """Provide the map over the copies of a state, in several processes."""
         folder = (path or self.out) / "stages"
-        return spread_forks(self.outside.workers, folder, rebuild_problem, self.settings, self.out)
+        return parallel_forks(self.outside.workers, folder, rebuild_problem, self.settings, self.out)
 
     def run_facts(self, problem: Problem, ticket: Ticket) -> RunFacts:
         """Return what the report says of model and data."""
         return facts_of_task(self.settings, problem, self.opened)
 
     def save_model(self, folder: Path, problem: Problem, ticket: Ticket, brief: Mapping[str, Any]) -> None:
-        """Write the model with its tokenizer or image processor, and what its task keeps beside it."""
-        place, kind, model = self.settings.place, task_type_of(self.opened.task), cast(Any, problem.pretrained)
-        save_model(model, ticket.weights, folder, load_reader(place.model, kind.images, place.trust_remote_code), brief)
-        if kind.beside:
-            kind.beside(folder / "pruning", model, self.opened.task)
+        """Write the model with its tokenizer or image processor, and the other files of its task."""
+        model_data, kind, model = (
+            self.settings.model_data,
+            task_type_of(self.opened.task),
+            cast(Any, problem.pretrained),
+        )
+        save_model(
+            model,
+            ticket.weights,
+            folder,
+            load_reader(model_data.model, kind.images, model_data.trust_remote_code),
+            brief,
+        )
+        if kind.save_extras:
+            kind.save_extras(folder / "pruning", model, self.opened.task)
 
     def check_unchanged(self, path: Path, report: Mapping[str, Any]) -> None:
         """Raise a UserError if the dataset or the base model's files have changed."""
-        place = self.settings.place
-        check_data(path, report, place.dataset, self.opened.source)
-        check_model_files(path, report, place.model, self.opened)
+        model_data = self.settings.model_data
+        check_data(path, report, model_data.dataset, self.opened.source)
+        check_model_files(path, report, model_data.model, self.opened)
 
 
 def _unused_sparsity_warning(settings: RunConfig) -> str:
-    if not TABLE[settings.name].dense or not settings.amount.sparsity:
+    if not TABLE[settings.name].dense or not settings.budget.sparsity:
         return ""
-    return f"{settings.name} keeps every weight; sparsity {settings.amount.sparsity:g} is not used"
+    return f"{settings.name} keeps every weight; sparsity {settings.budget.sparsity:g} is not used"
 
 
 def masks_of(settings: RunConfig) -> int:
@@ -158,7 +168,7 @@ def masks_of(settings: RunConfig) -> int:
 
 def run_folder(dataset: str, settings: RunConfig) -> Path:
     """Return the path of a run below the folder of all runs: dataset, method and key, seed."""
-    return Path(dataset) / f"{settings.name}-{settings.run_key()}" / f"seed-{settings.place.seed}"
+    return Path(dataset) / f"{settings.name}-{settings.run_key()}" / f"seed-{settings.model_data.seed}"
 
 
 def _modified_at(file: Path) -> float:
@@ -171,15 +181,15 @@ def evaluate_finished_run(path: Path, console: Console) -> Run:
 
 
 def score_finished_run(
-    path: Path, console: Console, show_overview: bool = False, places: PlaceCache | None = None
+    path: Path, console: Console, show_overview: bool = False, load_cache: ModelDataCache | None = None
 ) -> Run:
     """Score a finished run on the test split.
 
     Args:
         show_overview: print the data first, which a study does only once.
-        places: what the run began with, if it is kept.
+        load_cache: the model and data that the run began with, if they are kept.
     """
-    places = places or PlaceCache()
+    load_cache = load_cache or ModelDataCache()
     report = read_report(path)
     if report["test"] is not None:
         if _modified_at(path / "report.json") > _modified_at(path / "report.html"):  # killed before writing the page
@@ -190,16 +200,18 @@ def score_finished_run(
     settings = read_run_config(path / "run.yaml")
     check_recipe(path, report, settings)
     # A CLIP ticket contains its prompts; a prompts file may have changed since.
-    place = replace(settings.place, model=str(path), prompts=None, class_names=None)
-    opened = open_task(place, places.open_source(place))
-    check_data(path, report, place.dataset, opened.source)
+    model_data = replace(settings.model_data, model=str(path), prompts=None, class_names=None)
+    opened = open_task(model_data, load_cache.open_source(model_data))
+    check_data(path, report, model_data.dataset, opened.source)
     watch = ProgressLogger(None, console)
     try:
         precision = settings.train.mixed_precision
-        loaded = load_place(place, opened, precision, True, places.kept_place(settings.place, precision))
-        problem = build_problem(place, opened, steps=1, training=settings.train, observer=watch, loaded=loaded)
-        watch.first = data_overview(opened, place.seed).lines() if show_overview else []
-        report["test"] = score_test(problem, place, opened)
+        loaded = load_model_and_data(
+            model_data, opened, precision, True, load_cache.cached_model_and_data(settings.model_data, precision)
+        )
+        problem = build_problem(model_data, opened, steps=1, training=settings.train, observer=watch, loaded=loaded)
+        watch.first = data_overview(opened, model_data.seed).lines() if show_overview else []
+        report["test"] = score_test(problem, model_data, opened)
         report["test_splits"] = test_splits(opened.source, opened.task)
     finally:
         watch.close()
@@ -213,7 +225,7 @@ def fill_default_sparsity(settings: RunConfig) -> RunConfig:
 
     Raises: UserError for a sparsity above 0 of a method that removes parameters by rank.
     """
-    sparsity = settings.amount.sparsity
+    sparsity = settings.budget.sparsity
     if isinstance(settings.method, Pela):
         settings.method.refuse_sparsity(sparsity or 0.0)
     if TABLE[settings.name].dense:
@@ -223,24 +235,26 @@ def fill_default_sparsity(settings: RunConfig) -> RunConfig:
     elif sparsity is None:
         only = fixed_sparsity(getattr(settings.method, "scope", ""))
         sparsity = SPARSITY if only is None else only
-    return replace(settings, amount=replace(settings.amount, sparsity=sparsity))
+    return replace(settings, budget=replace(settings.budget, sparsity=sparsity))
 
 
 def problem_of(
     settings: RunConfig, out: Path, outside: RuntimeOptions, opened: OpenedTask | None = None, **own: Any
 ) -> Problem:
     """Return the problem of a run, with its teacher found or trained; `own` are the other arguments of `build`."""
-    opened, amount = opened or outside.places.open_task(settings.place), settings.amount
-    given: dict[str, Any] = {"steps": amount.steps, "epochs": amount.epochs, "training": settings.train}
-    given["loaded"] = outside.places.load_place(settings.place, opened, settings.train.mixed_precision)
-    problem = build_problem(settings.place, opened, **given, **own)
+    opened, budget = opened or outside.load_cache.open_task(settings.model_data), settings.budget
+    given: dict[str, Any] = {"steps": budget.steps, "epochs": budget.epochs, "training": settings.train}
+    given["loaded"] = outside.load_cache.load_model_and_data(
+        settings.model_data, opened, settings.train.mixed_precision
+    )
+    problem = build_problem(settings.model_data, opened, **given, **own)
     if settings.train.distill.teacher:
-        patient = replace(outside, patient=True, workers=1, page=True, observer=None)
+        inner = replace(outside, wait=True, workers=1, page=True, observer=None)
 
         def run_dense(dense: RunConfig) -> Run:
             if isinstance(watch := problem.observer, ProgressLogger):
                 watch.print_overview()
-            return run_method(dense, out, patient)
+            return run_method(dense, out, inner)
 
         return with_teacher(problem, settings, opened, run_dense)
     return problem

@@ -98,7 +98,7 @@ def run_in_folder(settings: RunConfig, path: Path, source: RunSource, outside: R
         found = _read_finished(path, source)
         if (not outside.page or (path / "report.html").exists()) and not _state_files(path):
             return found
-    with _exclusive_folder(path, outside.patient):  # a refused process must not remove the files of the other one
+    with _exclusive_folder(path, outside.wait):  # a refused process must not remove the files of the other one
         if is_finished(path):  # finished by another process meanwhile, or killed just before the end
             found = _read_finished(path, source)
             if outside.page:
@@ -128,7 +128,7 @@ def carry_out(settings: RunConfig, path: Path | None, source: RunSource, outside
         tracker = trackers.enter_context(contextlib.closing(_start_trackers(settings, path, watch.steps_before)))
         data = source.overview()
         problem = source.make_problem(meter, checkpointer, watch)
-        watch.first = [] if outside.patient else opening_lines(settings, problem, data, path)
+        watch.first = [] if outside.wait else opening_lines(settings, problem, data, path)
         base = source.fingerprints(problem)
         if stages is not None:
             check_base(stages / "base.json", base)
@@ -139,13 +139,13 @@ def carry_out(settings: RunConfig, path: Path | None, source: RunSource, outside
         snapshots = SnapshotStore(outside.snapshots, stages)
         problem = replace(problem, cache=cache, observer=seen_by, snapshots=snapshots)
         doubts = _method_doubts(settings, problem)
-        for said in () if outside.patient else (*unused_settings(settings, problem.size, outside.snapshots), *doubts):
-            outside.console.print(Text(f"note: {said}"), soft_wrap=True)
+        for note in () if outside.wait else (*unused_settings(settings, problem.size, outside.snapshots), *doubts):
+            outside.console.print(Text(f"note: {note}"), soft_wrap=True)
         if checkpointer.resumed_stage:
             outside.console.print(Text(f"resuming after {checkpointer.resumed_stage}"), soft_wrap=True)
         began = time.perf_counter()
         with source.parallel_map(path) as each:
-            ticket = settings.method.run(replace(problem, map=each), float(settings.amount.sparsity or 0.0))
+            ticket = settings.method.run(replace(problem, map=each), float(settings.budget.sparsity or 0.0))
         facts = source.run_facts(problem, ticket)
         report = make_report(settings, problem, ticket, facts, time.perf_counter() - began)
         report["notes"] |= {"doubts": doubts} if doubts else {}
@@ -156,14 +156,14 @@ def carry_out(settings: RunConfig, path: Path | None, source: RunSource, outside
 
 
 def _start_trackers(settings: RunConfig, path: Path | None, done: int) -> TrackerObserver:
-    """Return the trackers of a run, maybe none, which go on after `done` steps.
+    """Return the trackers of a run, maybe none, which continue after `done` steps.
 
     Raises: UserError if one cannot start.
     """
-    names, place = settings.tracking.report_to, settings.place
+    names, model_data = settings.tracking.report_to, settings.model_data
     if path is None and "tensorboard" in names:
         raise UserError("tensorboard writes into the directory of the run; give out=... too", "report_to")
-    name = f"{place.dataset} {settings.name} {settings.run_key()} seed {place.seed}"
+    name = f"{model_data.dataset} {settings.name} {settings.run_key()} seed {model_data.seed}"
     return TrackerObserver(names, path or Path(), name, flatten_table(settings.to_dict()), done)
 
 
@@ -177,7 +177,7 @@ def write_run(path: Path, done: FinishedRun, page: bool = True) -> Run:
     keys = ("method", "model", "dataset", "seed", "sparsity", "validation", "cost", "settings", "local", "versions")
     facts = {k: report[k] for k in keys}
     facts |= {k: v for k, v in report["notes"].items() if k == "low_rank"}  # of core.low_rank.low_rank_of
-    brief = {"method": settings.name, "base_model": settings.place.model, "masks": "pruning/masks.safetensors"}
+    brief = {"method": settings.name, "base_model": settings.model_data.model, "masks": "pruning/masks.safetensors"}
     with atomic_write(path / "model") as temporary:
         done.source.save_model(temporary, problem, ticket, brief | report["sparsity"])
         prefix = getattr(problem.pretrained, "base_model_prefix", "")
@@ -215,20 +215,20 @@ def _state_files(path: Path) -> list[Path]:
 
 def _method_doubts(settings: RunConfig, problem: Problem) -> list[str]:
     """Return the method's notes on this problem before the first step."""
-    method, ask = settings.method, getattr(settings.method, "doubts", None)
-    found = list(ask(problem, float(settings.amount.sparsity or 0.0))) if ask else []
+    method, find_doubts = settings.method, getattr(settings.method, "doubts", None)
+    found = list(find_doubts(problem, float(settings.budget.sparsity or 0.0))) if find_doubts else []
     parts = getattr(method, "structure", "") in ("heads", "units", "heads-and-units", "features-and-units")
     known = hasattr(problem.pretrained, "config") and (parts or isinstance(method, (HybridMovement, MlPruning)))
     stays = why_not_shrinkable(problem.pretrained) if known else ""
     if not problem.steps and {*problem.head} & {*problem.fresh}:
-        found.append("the head is drawn at random and not trained, so the scores are those of guessing")
+        found.append("the head is randomly initialised and not trained, so the scores are those of guessing")
     return [*found, *([stays] if stays else [])]
 
 
 @contextlib.contextmanager
-def _exclusive_folder(path: Path, patient: bool) -> Iterator[None]:
-    """Lock a run against other processes: a patient one waits, any other is refused."""
-    with file_lock(path / ".lock", patient):
+def _exclusive_folder(path: Path, wait: bool) -> Iterator[None]:
+    """Lock a run against other processes: with `wait`, wait for them, else refuse."""
+    with file_lock(path / ".lock", wait):
         for left in list(path.rglob(".*.part")):  # left by a process killed while writing
             remove_path(left)
         yield

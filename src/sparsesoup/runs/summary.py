@@ -14,7 +14,7 @@ from sparsesoup.runs.teacher import dense_config
 
 
 def closing_lines(path: Path, report: Mapping[str, Any], out: Path) -> list[str]:
-    """Return the score of a finished run, beside that of guessing and of the dense run, and where the run is.
+    """Return the score of a finished run, those of guessing and of the dense run, and the run directory.
 
     Args:
         out: folder of all runs, in which the dense run of the same settings may be.
@@ -34,7 +34,7 @@ def closing_lines(path: Path, report: Mapping[str, Any], out: Path) -> list[str]
 
 
 def describe_guessing(answers: Mapping[str, Any]) -> str:
-    """Return what the predictions on the validation rows are worth beside always the same one.
+    """Compare the predictions on the validation rows with a constant prediction.
 
     >>> describe_guessing({"rows": 200, "right": 0.853, "commonest": 0.52, "labels": 2})
     'right for 85.3 % of 200 validation rows; always the commonest class, for 52.0 %'

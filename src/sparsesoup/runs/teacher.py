@@ -1,4 +1,4 @@
-"""The teacher of a distillation: found, or trained first and charged to the run."""
+"""The teacher of a distillation: loaded, or trained first and its cost included in the run."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -33,13 +33,13 @@ def with_teacher(
 ) -> Problem:
     """Return the problem with a teacher in its loss. An existing model costs nothing, `dense` the cost of its run.
 
-    The dense run is an ordinary run beside the others, so it is trained once for all runs that use it.
+    The dense run is an ordinary run, so it is trained once for all runs that use it.
 
     Raises: UserError if the teacher is not a fine-tuned model of this task, or cannot process this model's rows.
     """
     path, report = settings.train.distill.teacher, dict[str, Any]()
     if path == DENSE:
-        dry_run(settings.method, problem, float(settings.amount.sparsity or 0.0))
+        dry_run(settings.method, problem, float(settings.budget.sparsity or 0.0))
         try:
             run = prune(dense_config(settings))
         except UserError as error:
@@ -50,23 +50,23 @@ def with_teacher(
     except UserError as error:
         raise UserError(str(error), "train.distill.teacher") from error
     if report:
-        charge_teacher(problem, report)
+        add_teacher_cost(problem, report)
     return learning
 
 
-def charge_teacher(problem: Problem, report: Mapping[str, Any]) -> None:
-    """Charge a run for the training of its dense teacher, once."""
+def add_teacher_cost(problem: Problem, report: Mapping[str, Any]) -> None:
+    """Add the cost of its dense teacher's training to a run, once."""
     cost = sum((Cost(**c) for label, c in report["cost"].items() if label != "validation"), Cost())
-    if cost.steps and TEACHER not in problem.meter.costs:  # a restarted run has charged it already
+    if cost.steps and TEACHER not in problem.meter.costs:  # a restarted run has counted it already
         problem.meter.add_cost(TEACHER, cost)
 
 
 def attach_teacher(problem: Problem, settings: RunConfig, opened: OpenedTask, path: str) -> Problem:
     """Return the problem with the model at `path` in its loss."""
-    place, distill = settings.place, settings.train.distill
+    model_data, distill = settings.model_data, settings.train.distill
     account = LoadingNotes()
-    teacher = find_teacher(place, opened, path, account)
-    _check_rows(problem, teacher, path, place.model)
+    teacher = find_teacher(model_data, opened, path, account)
+    _check_rows(problem, teacher, path, model_data.model)
     check_distilled_parts(problem.pretrained, teacher, distill)
     known = TrainingCache(
         None, {"teacher": weights_fingerprint(named_weights(teacher))}
@@ -76,19 +76,23 @@ def attach_teacher(problem: Problem, settings: RunConfig, opened: OpenedTask, pa
     return replace(problem, objective=objective, teacher=teacher, cache=known, notes=notes)
 
 
-def find_teacher(place: ModelAndDataConfig, opened: OpenedTask, path: str, account: LoadingNotes | None = None) -> Any:
-    """Load the model at `path` as a teacher for the model at a place; `account` collects notes for the user.
+def find_teacher(
+    model_data: ModelAndDataConfig, opened: OpenedTask, path: str, account: LoadingNotes | None = None
+) -> Any:
+    """Load the model at `path` as a teacher for the model of these settings; `account` collects notes for the user.
 
     Raises: UserError if it is missing, not fine-tuned for the task, or preprocesses its inputs differently.
     """
     images = task_type_of(opened.task).images
-    own, other = (load_reader(m, images, place.trust_remote_code) for m in (place.model, path))
-    fixed = {} if images else fit_config_to_rows(replace(place, model=path), opened.task, own)
-    teacher = load_model(path, opened.task, place.seed, place.trust_remote_code, True, account, fixed)
+    own, other = (load_reader(m, images, model_data.trust_remote_code) for m in (model_data.model, path))
+    fixed = {} if images else fit_config_to_rows(replace(model_data, model=path), opened.task, own)
+    teacher = load_model(path, opened.task, model_data.seed, model_data.trust_remote_code, True, account, fixed)
     if images and own.to_dict() != other.to_dict():
-        raise UserError(f"{path} sees images otherwise than {place.model}; give a teacher with its image processor")
+        raise UserError(
+            f"{path} sees images otherwise than {model_data.model}; give a teacher with its image processor"
+        )
     if not images and own.get_vocab() != other.get_vocab():
-        raise UserError(f"{path} reads other tokens than {place.model}; give a teacher with the same tokenizer")
+        raise UserError(f"{path} reads other tokens than {model_data.model}; give a teacher with the same tokenizer")
     if not images:
         check_vocabulary(path, teacher, other)
     return teacher
@@ -96,9 +100,9 @@ def find_teacher(place: ModelAndDataConfig, opened: OpenedTask, path: str, accou
 
 def dense_config(settings: RunConfig) -> RunConfig:
     """Return the settings of the dense run that is the teacher of a run with these settings."""
-    amount = BudgetConfig(steps=settings.amount.steps, epochs=settings.amount.epochs)
+    budget = BudgetConfig(steps=settings.budget.steps, epochs=settings.budget.epochs)
     train = replace(settings.train, distill=DistillConfig(), eval_steps=None, early_stopping_patience=None)
-    return replace(settings, name=DENSE, method=METHODS[DENSE], amount=amount, train=train, tracking=TrackerConfig())
+    return replace(settings, name=DENSE, method=METHODS[DENSE], budget=budget, train=train, tracking=TrackerConfig())
 
 
 def _check_rows(problem: Problem, teacher: Any, path: str, model: str) -> None:

@@ -51,7 +51,7 @@ class TrackerObserver(Observer):
 
     The x axis counts the training steps of the whole run, weak ones included, since a run may go back to an earlier
     step. Short trainings have groups of their own, such as `weak/loss`. A tracker that fails in the middle of a run is
-    left out from then on, with a warning; the run goes on.
+    left out from then on, with a warning; the run continues.
 
     Args:
         report_to: names of trackers.

@@ -11,7 +11,7 @@ import pandas
 from rich.console import Console
 
 from sparsesoup.core.errors import UserError, mark_saved
-from sparsesoup.core.files import all_whole, file_lock, read_table, remove_path, write_text
+from sparsesoup.core.files import atomic_writes, file_lock, read_table, remove_path, write_text
 from sparsesoup.core.low_rank import low_rank_of
 from sparsesoup.core.single_process import require_single_process
 from sparsesoup.hub.build import open_task
@@ -71,7 +71,7 @@ def compare_recipe(
 
 
 def check_devices(plan: StudyPlan) -> None:
-    """Raise a UserError if the device of the runs on this machine lacks what a trial asks of it."""
+    """Raise a UserError if the device of the runs on this machine lacks what a trial needs."""
     for training in {trial.settings.train for trial in plan.trials}:
         training.check_device()
 
@@ -100,7 +100,7 @@ def run_study(
     records = StudyRecords(jobs)
     _check_same_data(records)
     saved = mark_saved(lambda: any(job.record_path.exists() or is_saved(job.run) for job in jobs))
-    with saved, file_lock(folder / ".lock", patient=False):
+    with saved, file_lock(folder / ".lock", wait=False):
         records.reload_pending()  # another process may have worked on them meanwhile
         write_text(folder / "study.yaml", dump_yaml(plan.recipe))
         shown: set[str] = set()
@@ -127,8 +127,8 @@ def run_study(
             remove_path(folder / "cache")
         write(final=True)
     if failed:  # including failures of an earlier command, which this one would not mention
-        told = f"{len(failed)} of {len(jobs)} runs failed; the page says why, and --retry-failed does them again"
-        console.print(told, highlight=False, markup=False, soft_wrap=True)
+        summary = f"{len(failed)} of {len(jobs)} runs failed; the page says why, and --retry-failed does them again"
+        console.print(summary, highlight=False, markup=False, soft_wrap=True)
     return folder
 
 
@@ -191,17 +191,18 @@ def _check_same_data(records: StudyRecords) -> None:
     for job, facts in records.items():
         if "dataset_fingerprint" not in facts and (job.run / REPORT).is_file():  # a record of an older version
             facts = read_report(job.run)
-        place = job.trial.settings.place
-        where = (place.dataset, place.data_root, place.dataset_config)
+        model_data = job.trial.settings.model_data
+        where = (model_data.dataset, model_data.data_root, model_data.dataset_config)
         if where not in sources:
-            sources[where] = open_splits(place.dataset, data_root=place.data_root, config=place.dataset_config)
-        check_data(job.run, facts, place.dataset, sources[where])
+            sources[where] = open_splits(where[0], data_root=where[1], config=where[2])
+        check_data(job.run, facts, model_data.dataset, sources[where])
 
 
 def _print_overviews(jobs: Sequence[TrialJob], shown: set[str], console: Console) -> None:
     """Print what is read of each dataset, except lines that were shown before."""
-    places = {replace(job.trial.settings.place, model="", seed=0): job.trial.settings.place for job in jobs}
-    for line in (line for p in places.values() for line in data_overview(open_task(p), p.seed).lines()):
+    own = [job.trial.settings.model_data for job in jobs]
+    model_data = {replace(each, model="", seed=0): each for each in own}
+    for line in (line for p in model_data.values() for line in data_overview(open_task(p), p.seed).lines()):
         if line not in shown:
             console.print(printable_line(line), highlight=False, markup=False, soft_wrap=True)
         shown.add(line)
@@ -211,15 +212,15 @@ def _other_length(record: Record, plan: StudyPlan) -> str:
     """Explain that a trial is in the plan with another T, and why; '' if it is not."""
     where = record["row"], (record["model"], record["dataset"], record["asked"]), record["seed"]
     trial = next((trial for trial in plan.trials if (trial.row, trial.column_of, trial.seed) == where), None)
-    if trial is None or trial.settings.amount.steps in (None, record["steps"]):
+    if trial is None or trial.settings.budget.steps in (None, record["steps"]):
         return ""
     budget = read_budget(plan.recipe.get("budget")) is not None
     because = ", which a budget sets by all seeds of a row, so that another seed can change it" if budget else ""
-    return f": T of {trial.describe_trial} was {record['steps']} and is {trial.settings.amount.steps}{because}"
+    return f": T of {trial.describe_trial} was {record['steps']} and is {trial.settings.budget.steps}{because}"
 
 
 class GrowingTables:
-    """Write the tables while a study goes on: at each tenth more jobs, and for at most a share of the time.
+    """Write the tables while a study runs: after each tenth more jobs, and for at most a share of the time.
 
     Args:
         write: writes all tables from the records so far.
@@ -259,14 +260,14 @@ def _write_tables(
         "study.csv": table.to_csv(index=False),
         "study.html": draw_page(name, scores, runs, out, facts),
     }
-    with all_whole([folder / file for file in (*texts, "study.parquet")]) as (*files, parquet):
+    with atomic_writes([folder / file for file in (*texts, "study.parquet")]) as (*files, parquet):
         for file, text in zip(files, texts.values(), strict=True):
             file.write_text(text, encoding="utf-8")
         whole.to_parquet(parquet, index=False, compression="zstd")
 
 
 def study_json(study: Mapping[str, Any], runs: Sequence[Record]) -> str:
-    """Return the content of study.json: the facts of the study, and each record of a run on a line of its own.
+    """Return the content of study.json: the facts of the study, and each record of a run on its own line.
 
     >>> runs = [{"row": "isp", "seed": 0}, {"row": "isp", "seed": 1}]
     >>> print(study_json({"name": "small", "failed": []}, runs), end="")

@@ -60,7 +60,7 @@ def format_forecast(
     Args:
         out: folder of all runs.
         workers: parallel runs.
-        cache_size: most GiB of trainings that runs share.
+        cache_size: maximum GiB of trainings that runs share.
     """
     free, all_of = fresh_memory(torch.device("cpu")), list(found)
     yield from _align([HEADS, *(_forecast_row(forecast) for forecast in all_of)])
@@ -80,7 +80,7 @@ def describe_plan(settings: RunConfig, out: Path = Path("runs"), snapshots: str 
     free = fresh_memory(torch.device("cpu"))
     estimator = CostEstimator(snapshots=snapshots)
     found, problem = estimator.estimate_run(settings), estimator.real_problem(settings)
-    phases = settings.method.plan(problem.size, float(settings.amount.sparsity or 0.0))
+    phases = settings.method.plan(problem.size, float(settings.budget.sparsity or 0.0))
     rows, stopping = list[tuple[str, ...]](), early_stopping_of(phases, settings.train)
     for is_fork, group in groupby(first_steps(phases), lambda pair: pair[0].kind == "fork"):
         pairs = list(group)
@@ -107,7 +107,7 @@ def describe_plan(settings: RunConfig, out: Path = Path("runs"), snapshots: str 
 def _room_lines(
     found: CostEstimate, most: int, stays: int, out: Path, free: int, what: str = "run", shared: str = ""
 ) -> Iterator[str]:
-    """Yield the peaks of memory and disk beside what is free, and a warning if that is less."""
+    """Yield the peaks of memory and disk, what is free, and a warning if that is less."""
     disk = free_disk(out)
     yield (
         f"memory: {format_count(found.memory, 'B')} at the peak, {format_count(free, 'B')} are free; disk: "

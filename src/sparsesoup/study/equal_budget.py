@@ -32,7 +32,7 @@ def match_budget(plan: StudyPlan) -> StudyPlan:
     for trial in plan.trials:
         groups.setdefault((trial.column_of, trial.row), []).append(trial)
     trials = []
-    with add_location(plan.place):
+    with add_location(plan.location):
         for group in groups.values():
             steps = _common_steps(plan, group, budget, estimator)
             trials += [_with_steps(trial, steps) for trial in group]
@@ -60,11 +60,11 @@ def _allowed_flops(plan: StudyPlan, trial: Trial, budget: FlopsBudget, estimator
         runs = _reference_trials(plan, trial, budget)
         costs = [estimator.estimate_uncached(settings).total_cost.flops for settings in runs]
     except UserError as error:
-        raise RecipeError(f"what the budget is beside {trial.describe_trial}: {error}", "budget") from error
+        raise RecipeError(f"the reference of the budget for {trial.describe_trial}: {error}", "budget") from error
     if min(costs) < NEAR * max(costs):
         raise RecipeError(
             f"budget: row {budget.row} costs {format_count(min(costs))} to {format_count(max(costs))} by sparsity, and "
-            f"{trial.row} stands beside all of them; name another row, one sparsity, or leave {trial.row} out",
+            f"{trial.row} is compared with all of them; name another row, one sparsity, or leave {trial.row} out",
             "budget", "row",
         )  # fmt: skip
     return budget.times * costs[0]
@@ -73,15 +73,22 @@ def _allowed_flops(plan: StudyPlan, trial: Trial, budget: FlopsBudget, estimator
 def _reference_trials(plan: StudyPlan, trial: Trial, budget: FlopsBudget) -> list[RunConfig]:
     """Return the runs whose cost a trial may match; several if it counts at several sparsities."""
     model, dataset, sparsity = trial.column_of
-    beside = [other for other in plan.trials if other.column_of[:2] == (model, dataset) and other.seed == trial.seed]
-    named = [other for other in beside if other.row == budget.row or (not budget.row and other.settings.name == DENSE)]
+    same_column = [
+        other for other in plan.trials if other.column_of[:2] == (model, dataset) and other.seed == trial.seed
+    ]
+    named = [
+        other for other in same_column if other.row == budget.row or (not budget.row and other.settings.name == DENSE)
+    ]
     named = [other for other in named if sparsity is None or other.sparsity in (None, sparsity)]
     if budget.row and not named:
         raise RecipeError(
-            f"budget: no row {budget.row} beside {trial.describe_trial}; name one that is there for it", "budget", "row"
+            f"budget: no row {budget.row} to compare {trial.describe_trial} with; name one of the same model, dataset "
+            f"and seed",
+            "budget",
+            "row",
         )
     if not named:
-        return [dense_config(beside[0].settings)]
+        return [dense_config(same_column[0].settings)]
     if not budget.row:  # the first of dense rows with several settings
         named = named[:1]
     return [other.settings for other in named]
@@ -131,5 +138,5 @@ def _too_little(trial: Trial, allowed: float, cost: Callable[[int], float | None
 
 def _with_steps(trial: Trial, steps: int) -> Trial:
     """Return the trial with that T."""
-    settings = replace(trial.settings, amount=replace(trial.settings.amount, steps=steps, epochs=None))
+    settings = replace(trial.settings, budget=replace(trial.settings.budget, steps=steps, epochs=None))
     return replace(trial, settings=settings, path=run_folder(str(trial.path.parent.parent), settings))

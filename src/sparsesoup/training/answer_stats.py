@@ -35,8 +35,8 @@ def answer_statistics(outputs: Tensor, labels: Tensor) -> dict[str, float]:
         chance = float(-(shares * shares.log()).sum())
         return {"rows": rows, "chance": chance, **_class_statistics(outputs.argmax(-1, keepdim=True), labels[:, None])}
     if labels.dim() == 2 and labels.shape[1] == 3 and outputs.dim() == 3 and outputs.shape[1] == 2:
-        places = (outputs[:, 0] > NONE).sum(-1).clamp(min=1)
-        chance = float(places.double().log().mean())
+        positions = (outputs[:, 0] > NONE).sum(-1).clamp(min=1)
+        chance = float(positions.double().log().mean())
         return {"rows": rows, "chance": chance, **_class_statistics(outputs.argmax(-1), labels[:, 1:])}
     return {}
 

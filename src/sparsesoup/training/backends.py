@@ -70,7 +70,7 @@ def checkpoint_gradients_(model: nn.Module) -> None:
 
 @contextmanager
 def gradients_checkpointed(model: Any, on: bool) -> Iterator[None]:
-    """Let a model in this block compute its blocks again in the backward pass, as in training with that setting."""
+    """Recompute the blocks of a model in the backward pass within this block, as with gradient checkpointing."""
     if not on:
         yield
         return

@@ -23,7 +23,7 @@ def train_cached(
     stopping: EarlyStopping | None = None,
     moments: bool = True,
 ) -> None:
-    """`train` at the problem's own rate, or restore its result from the cache; the full cost is charged either way.
+    """`train` at the problem's own rate, or restore its result from the cache; the full cost is counted either way.
 
     Without `moments` the cache holds the weights alone.
 

@@ -23,9 +23,9 @@ class DistillConfig(TypedSettings):
     """Distillation from a teacher, on top of the labels. Hinton et al. 2015; for pruning, Sanh et al. 2020, sec. 5.
 
     Args:
-        teacher: run directory, Hub id or folder of a fine-tuned model; or dense, which trains it first (the run is
-            charged for it). Empty: no distillation.
-        alpha: weight of the teacher in the loss; the labels have the rest.
+        teacher: run directory, Hub id or folder of a fine-tuned model; or dense, which trains it first (its
+            cost is included in the run). Empty: no distillation.
+        alpha: weight of the teacher in the loss; the labels have the remaining weight.
         temperature: softmax temperature for the outputs of teacher and student.
         hidden: weight of the mean squared error between block outputs, added to the loss.
         attention: weight of the mean squared error between attention maps, added to the loss.
@@ -59,18 +59,18 @@ class TrainingConfig(TypedSettings):
         gradient_accumulation_steps: forward passes per optimizer step, as in transformers.
         max_grad_norm: maximum gradient norm; 0 disables clipping.
         precision: no (float32), bf16 or fp16 (autocast; weights stay float32); default auto: bf16 on a CUDA device that
-            has it, else no.
+            supports it, else no.
         tf32: allow TF32 in float32 products and convolutions of a CUDA device.
-        gradient_checkpointing: keep only the inputs of blocks for the backward pass, and compute the rest again.
+        gradient_checkpointing: keep only the inputs of blocks for the backward pass and recompute the rest.
         torch_compile: compile the model with torch.compile.
-        full_determinism: on a GPU, torch's deterministic algorithms alone, so that a run repeats to the bit; slower.
+        full_determinism: on a GPU, use only torch's deterministic algorithms, so that a run repeats exactly; slower.
         dropout: probability of all dropout layers during training; default: the model's own (gradual-obs: 0).
         freeze_embeddings: do not train embeddings (words, positions, types, with their norm; patches), as in the code
             of movement pruning.
         optimizer: adamw, adam, sgd or rmsprop (these two with momentum 0.9), nadam, radam, adafactor; with
-            moments of 8 bits, by bitsandbytes: adamw_bnb_8bit, lion_8bit.
+            8-bit moments, by bitsandbytes: adamw_bnb_8bit, lion_8bit.
         extrapolate: step of an extrapolation, in learning rates: gradients are computed at the weights moved by that
-            many times the gradient of the step before, and applied at the weights themselves. Lin et al. 2020; 0: off.
+            many times the previous step's gradient, and applied to the weights themselves. Lin et al. 2020; 0: off.
         eval_steps: validate every this many steps of the main training, for a curve in the report; default: only the
             result.
         early_stopping_patience: once the masks are final, stop after this many validations without a better score (the
@@ -159,10 +159,10 @@ class TrainingOverrides(TypedSettings):
     """Settings of a short run that differ from the main one; None keeps a setting.
 
     Args:
-        rate: factor on the main run's learning rate at that step; or two, the range from which each run draws its own.
+        rate: factor on the main run's learning rate at that step; or two, the range from which each run samples.
         weight_decay: weight decay of matrices.
         dropout: probability of all dropout layers.
-        share: share of the training rows it sees, drawn anew for each run.
+        share: share of the training rows it sees, sampled again for each run.
     """
 
     rate: float | tuple[float, float] = 1.0
@@ -183,7 +183,7 @@ class TrainingOverrides(TypedSettings):
             raise UserError(f"dropout of a protocol lies in [0, 1), got {self.dropout}")
 
     def rate_factor(self, seed: int, *path: object) -> float:
-        """Return the factor on the learning rate of one run, drawn uniformly if given as a range.
+        """Return the factor on the learning rate of one run, sampled uniformly if given as a range.
 
         Args:
             seed, path: random stream of the run; the same stream gives the same factor.

@@ -45,7 +45,7 @@ class CostTracker:
         self._flops: dict[tuple[object, ...], int] = {}
 
     def add_cost(self, label: str, cost: Cost) -> None:
-        """Charge a cost to a label."""
+        """Add a cost to a label."""
         self.costs[label] = self.costs.get(label, Cost()) + cost
 
     def total_cost(self) -> Cost:

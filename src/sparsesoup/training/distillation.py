@@ -35,10 +35,10 @@ def distillation_divergence(
     if student.shape[-1] == 1:
         return (student - teacher).square().flatten(1).mean(1)
     wanted, given = ((t / temperature).log_softmax(-1) for t in (teacher, student))
-    apart = (wanted.exp() * (wanted - given)).sum(-1)
-    if mask is not None and mask.shape == apart.shape:
-        return apart.masked_fill(mask == 0, 0.0).sum(-1) / mask.sum(-1).clamp(min=1) * temperature**2
-    return apart.reshape(len(student), -1).mean(1) * temperature**2
+    divergence = (wanted.exp() * (wanted - given)).sum(-1)
+    if mask is not None and mask.shape == divergence.shape:
+        return divergence.masked_fill(mask == 0, 0.0).sum(-1) / mask.sum(-1).clamp(min=1) * temperature**2
+    return divergence.reshape(len(student), -1).mean(1) * temperature**2
 
 
 def distillation_objective(
@@ -77,8 +77,10 @@ def distillation_objective(
                 f"the teacher answers {tuple(answers.shape[1:])} a row, the model {tuple(outputs.shape[1:])}; "
                 f"give a teacher of the same task"
             )
-        apart = distillation_divergence(outputs, answers, settings.temperature, mask if outputs.dim() == 3 else None)
-        loss = (1 - share) * own + share * apart.mean()
+        divergence = distillation_divergence(
+            outputs, answers, settings.temperature, mask if outputs.dim() == 3 else None
+        )
+        loss = (1 - share) * own + share * divergence.mean()
         parts = [settings.hidden * _hidden_distance(given, wanted, mask)] if names else []
         parts += [settings.attention * _mean_distance(given_maps(mask), targets, mask)] if layers else []
         return LossParts(loss, tuple(parts))

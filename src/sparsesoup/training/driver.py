@@ -24,7 +24,7 @@ from sparsesoup.training.state import TrainState, named_weights
 
 
 class Planned(Protocol):
-    """What the driver needs of a method; see `sparsesoup.methods.base.Method`."""
+    """Interface of a method that the driver uses; see `sparsesoup.methods.base.Method`."""
 
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]: ...
     def check(self, problem: Problem, sparsity: float) -> None: ...
@@ -103,8 +103,8 @@ def run_phase(run: ActiveRun, phase: Phase) -> Any:
 def _train_phase(run: ActiveRun, phase: Phase, steps: int) -> None:
     problem, state = run.problem, run.state
     if phase.own_loss:
-        assert run.taught is not None
-        problem = run.taught
+        assert run.with_teacher is not None
+        problem = run.with_teacher
     if phase.fresh_optimizer:
         state.reset_optimizer_()
     stopping = early_stopping_of(run.phases, problem.training) if run.phases and phase is run.phases[-1] else None

@@ -10,7 +10,7 @@ import torch
 from sparsesoup.core.masks import sparsity
 from sparsesoup.core.rng import fork_rng_of
 from sparsesoup.training.observer import Observer
-from sparsesoup.training.problem import Problem, charge_time
+from sparsesoup.training.problem import Problem, record_time
 from sparsesoup.training.state import TrainState, named_weights
 
 EVALUATION = "evaluation"  # label of the cost and of the log
@@ -62,14 +62,14 @@ class EarlyStopping:
 class Evaluator:
     """Validates a training every `eval_steps` steps of the run; one that may stop early also at its end.
 
-    The scores go to the observer and into the notes of the state, their cost to a label of its own. No random stream
+    The scores go to the observer and into the notes of the state, their cost under a separate label. No random stream
     is touched, so masks and weights are those of a run without validation.
     """
 
     def __init__(self, problem: Problem, label: str, until: int, stopping: EarlyStopping | None = None) -> None:
         self.every = problem.training.eval_steps if label == MAIN else None
         self.until, self.stopping, self.observer = until, stopping, problem.observer
-        # The pass is no training of its own in a progress bar.
+        # The pass is not a training in the progress bar.
         self.problem = replace(problem, observer=Observer()) if self.every else problem
 
     def is_due(self, state: TrainState) -> bool:
@@ -81,7 +81,7 @@ class Evaluator:
         """Validate after a step, if it is time to."""
         if not self.is_due(state):
             return
-        with fork_rng_of(state.model.parameters()), charge_time(self.problem.meter, EVALUATION) as cost:
+        with fork_rng_of(state.model.parameters()), record_time(self.problem.meter, EVALUATION) as cost:
             scores = self.problem.score_validation(state.model, cost)[0]
         facts = {"step": state.step, "sparsity": sparsity(state.masks) or state.masked, "scores": scores}
         state.notes.setdefault("evaluations", []).append(facts)

@@ -1,4 +1,4 @@
-"""Grafting: blocks of a teacher compute in the place of the student's. Huang et al. 2022, after Xu et al. 2020."""
+"""Grafting: blocks of a teacher compute instead of the student's. Huang et al. 2022, after Xu et al. 2020."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,10 +10,10 @@ from torch.func import functional_call
 
 @contextmanager
 def grafted_blocks(student: nn.Module, teacher: nn.Module, names: Iterable[str]) -> Iterator[None]:
-    """Let the teacher's blocks of these names compute in the student's place while a model runs inside the block.
+    """Replace the student's blocks of these names by the teacher's while a model runs in this block.
 
     Their weights are not trained, nor are the student's own of these blocks. A gradient is computed for them all the
-    same, and dropped: so a step costs the same whichever blocks are drawn, and a plan can say how much.
+    same, and dropped: so a step costs the same whichever blocks are sampled, and a plan can say how much.
 
     >>> student, teacher = nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Identity())
     >>> with grafted_blocks(student, teacher, ["0"]):

@@ -19,10 +19,10 @@ from sparsesoup.training.cost import Cost
 from sparsesoup.training.evaluation import EarlyStopping, Evaluator
 from sparsesoup.training.extrapolation import extrapolated_weights, keep_gradients_
 from sparsesoup.training.hooks import Hook, is_due
-from sparsesoup.training.loss_parts import ApartGradients, backward_parts
+from sparsesoup.training.loss_parts import SeparateGradients, backward_parts
 from sparsesoup.training.overrides import apply_overrides, only_trained
 from sparsesoup.training.prefetch import StepBatches, micro_batches
-from sparsesoup.training.problem import Problem, add_batch_cost, charge_time, to_device
+from sparsesoup.training.problem import Problem, add_batch_cost, record_time, to_device
 from sparsesoup.training.state import TrainState, parameter_versions
 from sparsesoup.training.step_loss import LATE_DEVICES, StepLoss, can_skip_update, step_optimizer
 from sparsesoup.training.zero_hooks import zero_gradients
@@ -117,7 +117,7 @@ class _Loop:
         self.every_parameter = list(state.model.parameters())  # a walk over all modules takes a millisecond
         trained = any(p.requires_grad for p in self.params.values())
         self.kind = "train" if trained else "head"  # FLOPs differ between the two
-        self.apart = ApartGradients([p for p in self.every_parameter if p.requires_grad]) if split else None
+        self.separate = SeparateGradients([p for p in self.every_parameter if p.requires_grad]) if split else None
         # What is observed or kept must be finite, so then the loss is read before.
         self.keeps = observe is not None or problem.training.extrapolate > 0
         self.late = problem.accelerator.device.type in LATE_DEVICES and can_skip_update(state) and not self.keeps
@@ -144,12 +144,14 @@ class _Loop:
     def step(self, indices: list[int]) -> None:
         """Train on these rows; the record of the step is kept for `report`."""
         state, problem, rate = self.state, self.problem, self.rate(self.state.step)
-        with charge_time(problem.meter, self.label) as cost:
+        with record_time(problem.meter, self.label) as cost:
             seed_everything(derive_seed(problem.seed, "noise", *self.stream, state.step), self.devices)
             _set_learning_rate(state, rate)
             rows = self.batches.view_of(state.step, indices)
             with extrapolated_weights(state, problem.training.extrapolate):
-                loss = _accumulate_gradients(state, problem, rows, indices, self.penalty, self.apart, cost, self.kind)
+                loss = _accumulate_gradients(
+                    state, problem, rows, indices, self.penalty, self.separate, cost, self.kind
+                )
             self.settle()
             late = self.late and not any(is_due(hook, state.step + 1) for hook in self.hooks)
             read = self._update_weights(loss, late)
@@ -189,16 +191,16 @@ class _Loop:
     def _update_weights(self, loss: StepLoss, late: bool) -> Callable[[], tuple[float, float]]:
         """Update the weights if loss and norm are finite; return a function that returns both."""
         state, problem = self.state, self.problem
-        if self.apart is not None:
+        if self.separate is not None:
             finite = math.isfinite(loss.read()) and (state.scaler is None or _gradients_are_finite(state))
-            self.apart.observe_and_add_(state, self.observe if finite else None)
+            self.separate.observe_and_add_(state, self.observe if finite else None)
         if state.scaler is not None:
             state.scaler.unscale_(state.optimizer)
         value = math.nan if late else loss.read()
         if not late and not math.isfinite(value):
             self._refuse(value)
         overflow = self.keeps and state.scaler is not None and not _gradients_are_finite(state)
-        if self.observe is not None and self.apart is None and not overflow:
+        if self.observe is not None and self.separate is None and not overflow:
             self.observe(state)
         if problem.training.max_grad_norm:
             norm = problem.accelerator.clip_grad_norm_(self.every_parameter, problem.training.max_grad_norm)
@@ -241,7 +243,7 @@ class _Loop:
 def train_head(state: TrainState, problem: Problem, steps: int) -> None:
     """Train only the head and other randomly initialised parameters; the rest is frozen.
 
-    Charged to the label "search", with the FLOPs computed: no gradient is computed for the frozen part.
+    Counted under the label "search", with the FLOPs computed: no gradient is computed for the frozen part.
     """
     with only_trained(state.model, {*problem.head, *problem.fresh}):
         train(state, problem, steps, label="search")
@@ -263,13 +265,13 @@ def _accumulate_gradients(
     data: RowBatches,
     indices: list[int],
     penalty: Callable[[TrainState], Tensor] | None,
-    apart: ApartGradients | None,
+    separate: SeparateGradients | None,
     cost: Cost,
     kind: str,
 ) -> StepLoss:
     """Accumulate the gradients of the mean loss over the rows `indices`, in parts; return the losses."""
     parts = list(micro_batches(indices, problem.training.batch_size))
-    every = (len(indices), penalty, apart, cost, kind)
+    every = (len(indices), penalty, separate, cost, kind)
     return StepLoss([_backward_pass(state, problem, data, part, *every) for part in parts])
 
 
@@ -280,7 +282,7 @@ def _backward_pass(
     indices: list[int],
     rows: int,
     penalty: Callable[[TrainState], Tensor] | None,
-    apart: ApartGradients | None,
+    separate: SeparateGradients | None,
     cost: Cost,
     kind: str,
 ) -> tuple[Tensor, Tensor, float]:
@@ -288,10 +290,10 @@ def _backward_pass(
 
     def work() -> tuple[Tensor, Tensor]:
         parts = problem.loss_parts(state.model, batch)
-        whole = backward_parts(state, parts, None if penalty is None else penalty(state), weight, apart)
+        whole = backward_parts(state, parts, None if penalty is None else penalty(state), weight, separate)
         return parts.total.detach(), whole.detach()
 
-    key = (kind, problem.objective, penalty, apart is None, *shapes_of(batch))
+    key = (kind, problem.objective, penalty, separate is None, *shapes_of(batch))
     losses, flops = problem.meter.run_and_count_flops(key, work)
     add_batch_cost(cost, data, indices, flops)
     return *losses, weight

@@ -1,4 +1,4 @@
-"""Parts of a training loss, and their gradients apart."""
+"""Parts of a training loss, and their separate gradients."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,8 +34,8 @@ class LossParts:
         return sum(self.states, start=self.answers)
 
 
-class ApartGradients:
-    """Gradients of a part of the loss, kept apart from those that a method observes, and added afterwards.
+class SeparateGradients:
+    """Gradients of a part of the loss, kept separate from those that a method observes, and added afterwards.
 
     Args:
         params: the trained parameters.
@@ -43,7 +43,7 @@ class ApartGradients:
 
     def __init__(self, params: Sequence[Parameter]) -> None:
         self._params = params
-        self._apart: list[Tensor | None] = [None] * len(params)
+        self._separate: list[Tensor | None] = [None] * len(params)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -55,7 +55,7 @@ class ApartGradients:
             self._swap()
 
     def observe_and_add_(self, state: TrainState, observe: Callable[[TrainState], None] | None) -> None:
-        """Let a method observe the gradients without these, in the scale of the loss; then add these, and forget them.
+        """Pass the gradients without these to a method, in the scale of the loss; then add these, and clear them.
 
         Args:
             observe: None if they are not finite.
@@ -65,10 +65,10 @@ class ApartGradients:
             self._multiply(1.0 / scale)
             observe(state)
             self._multiply(scale)
-        for parameter, apart in zip(self._params, self._apart, strict=True):
-            if apart is not None:
-                parameter.grad = apart if parameter.grad is None else parameter.grad.add_(apart)
-        self._apart = [None] * len(self._params)
+        for parameter, separate in zip(self._params, self._separate, strict=True):
+            if separate is not None:
+                parameter.grad = separate if parameter.grad is None else parameter.grad.add_(separate)
+        self._separate = [None] * len(self._params)
 
     def _multiply(self, factor: float) -> None:
         for parameter in self._params if factor != 1.0 else ():
@@ -77,25 +77,25 @@ class ApartGradients:
 
     def _swap(self) -> None:
         before = [parameter.grad for parameter in self._params]
-        for parameter, apart in zip(self._params, self._apart, strict=True):
-            parameter.grad = apart
-        self._apart = before
+        for parameter, separate in zip(self._params, self._separate, strict=True):
+            parameter.grad = separate
+        self._separate = before
 
 
 def backward_parts(
-    state: TrainState, parts: LossParts, pull: Tensor | None, weight: float, apart: ApartGradients | None
+    state: TrainState, parts: LossParts, pull: Tensor | None, weight: float, separate: SeparateGradients | None
 ) -> Tensor:
-    """Add the gradients of a loss and a penalty, those of the states apart if so wanted; return loss and penalty.
+    """Add the gradients of a loss and a penalty, those of the states separately if requested; return loss and penalty.
 
     Args:
         pull: the penalty, if any.
         weight: factor on both.
-        apart: keeps the gradients of the states; None: they are added to the others.
+        separate: keeps the gradients of the states; None: they are added to the others.
     """
     whole, first = (part if pull is None else part + pull for part in (parts.total, parts.answers))
-    split = apart is not None and bool(parts.states)
+    split = separate is not None and bool(parts.states)
     scale_loss(state, (first if split else whole) * weight).backward(retain_graph=split)  # accelerate would use its own
-    if apart is not None and parts.states:
-        with apart.in_place():
+    if separate is not None and parts.states:
+        with separate.in_place():
             scale_loss(state, torch.stack(parts.states).sum() * weight).backward()
     return whole

@@ -1,4 +1,4 @@
-"""Optimizers by name: those of torch, and 8-bit ones of bitsandbytes, which is imported only if one is asked for."""
+"""Optimizers by name: those of torch, and 8-bit ones of bitsandbytes, which is imported only if one is used."""
 
 import functools
 import importlib.util

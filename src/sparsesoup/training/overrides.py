@@ -1,4 +1,4 @@
-"""What differs for the duration of a training: weight decay, dropout, which parameters are trained."""
+"""Settings changed for the duration of a training: weight decay, dropout, trained parameters."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager

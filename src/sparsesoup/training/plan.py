@@ -21,7 +21,7 @@ Need = Literal["own loss", "own rate", "rewinding", "extra batches"]
 
 @dataclass(frozen=True)
 class LoopHooks:
-    """What a method does inside a training loop; see `sparsesoup.training.loop.train`.
+    """Hooks of a method inside a training loop; see `sparsesoup.training.loop.train`.
 
     Args:
         hooks: called after each step.
@@ -45,7 +45,7 @@ class ActiveRun:
         state: model, optimizer, masks and notes.
         sparsity: share of the prunable weights to remove.
         phases: the plan of the run.
-        taught: the problem with the method's own loss, for phases that use it.
+        with_teacher: the problem with the method's own loss, for phases that use it.
         own: what the method keeps in this process, such as its gates or a rewinding point.
     """
 
@@ -53,13 +53,13 @@ class ActiveRun:
     state: TrainState
     sparsity: float = 0.0
     phases: Sequence["Phase"] = ()
-    taught: Problem | None = None
+    with_teacher: Problem | None = None
     own: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """A part of a run: training steps, if any, and what the method does after them.
+    """A part of a run: training steps, if any, and the work after them.
 
     A finished phase is not repeated after a kill. Functions get the run; those of a fork must be picklable (methods of
     the method's dataclass, with functools.partial).
@@ -76,18 +76,18 @@ class Phase:
         rate: step -> learning rate, if it is not the run's own schedule over T.
         overrides: settings that differ from the problem's.
         fresh_optimizer: reset the optimizer first.
-        loop: what the method does inside the loop.
+        loop: work inside the training loop.
         own_loss: train with the method's own loss, which runs a teacher on every batch.
         priced_problem: makes the problem that is trained, for the FLOPs of its steps and validations, where model or
             loss are the method's own; default: the plain steps, with a teacher's forward pass if `own_loss`.
         split_loss: in the loop, `observe` gets the gradients of the answers' loss alone; the distance from a teacher's
             hidden states then takes a second backward pass. A foreign loop has one loss, and observes that.
         shared: the training may be taken from the cache of trainings.
-        keeps_moments: whether what follows goes on with the optimizer's moments; else they are dropped after the steps,
+        keeps_moments: whether the next phase uses the optimizer's moments; else they are dropped after the steps,
             and a shared training is cached as weights alone.
         until: train to this step of the run, however many steps that takes.
         lasts: the number of steps, where it depends on the phases that were left out.
-        skip: whether to leave the phase out, from the state at its begin.
+        skip: whether to leave the phase out, given the state at its start.
         scores: passes over calibration batches at the end of the phase: (kind of pass, number of batches).
         per_block: the passes of `scores` are made for each repeated block of the model.
         score_path: random stream of the calibration rows.
@@ -139,7 +139,7 @@ class Phase:
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What the phase needs of a training loop beyond plain steps."""
+        """Requirements of the phase on a training loop beyond plain steps."""
         found: dict[Need, bool] = {
             "own loss": self.own_loss,
             "own rate": self.rate is not None,
@@ -174,12 +174,12 @@ def planned_steps(phases: Sequence[Phase]) -> int:
 
 
 def early_stopping_of(phases: Sequence[Phase], training: TrainingConfig) -> EarlyStopping | None:
-    """Return the early stopping of the last phase of a plan; None where it is not asked for.
+    """Return the early stopping of the last phase of a plan; None without it.
 
     Raises: UserError if the plan does not end with a training whose masks are final at some step of it.
 
-    >>> patient = TrainingConfig(eval_steps=5, early_stopping_patience=2)
-    >>> early_stopping_of([Phase(name="train", steps=10)], patient)
+    >>> config = TrainingConfig(eval_steps=5, early_stopping_patience=2)
+    >>> early_stopping_of([Phase(name="train", steps=10)], config)
     EarlyStopping(patience=2, start=0)
     """
     if training.early_stopping_patience is None:

@@ -27,7 +27,7 @@ def prepare_batches(
     device the batches are in pinned memory.
 
     Args:
-        workers: number of threads; 0: each batch is prepared when it is asked for.
+        workers: number of threads; 0: each batch is prepared when it is needed.
         device: device of the model.
     Raises: what `prepare` raises, at its batch.
 

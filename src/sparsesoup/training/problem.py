@@ -144,8 +144,8 @@ class Problem:
         if self.training.gradient_checkpointing:
             checkpoint_gradients_(model)
         scores, factor = attach(model) if attach else ([], 1.0)
-        learnt = {id(score) for score in scores}
-        weights = [p for p in model.parameters() if p.requires_grad and id(p) not in learnt]
+        learned = {id(score) for score in scores}
+        weights = [p for p in model.parameters() if p.requires_grad and id(p) not in learned]
         groups = [
             _parameter_group([p for p in weights if p.dim() > 1], self.training.weight_decay, decays=True),
             _parameter_group([p for p in weights if p.dim() <= 1]),
@@ -178,7 +178,7 @@ class Problem:
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Return the scores on the validation rows; the cost is recorded."""
-        with charge_time(self.meter, "validation") as cost:
+        with record_time(self.meter, "validation") as cost:
             return self.score_validation(model, cost)[0]
 
     def score_validation(self, model: nn.Module, cost: Cost) -> tuple[dict[str, float], dict[str, Any]]:
@@ -190,7 +190,7 @@ class Problem:
         """Validate the final model, end the run and return its ticket."""
         self.checkpointer.end_run()
         algebra.apply_masks_(state.prunable_parameters(), state.masks)
-        with charge_time(self.meter, "validation") as cost:
+        with record_time(self.meter, "validation") as cost:
             metrics, answers = self.score_validation(state.model, cost)
         found = {name: t.detach().cpu().clone() for name, t in state.model.state_dict().items()}
         masks = {name: m.cpu() for name, m in state.masks.items()}
@@ -215,8 +215,8 @@ def _parameter_group(
 
 
 @contextmanager
-def charge_time(meter: CostTracker, label: str) -> Iterator[Cost]:
-    """Yield a cost to fill in; its time is measured and it is charged to the label, even if the block fails."""
+def record_time(meter: CostTracker, label: str) -> Iterator[Cost]:
+    """Yield a cost to fill in; its time is measured and it is added to the label, even if the block fails."""
     cost, began = Cost(), time.perf_counter()
     try:
         yield cost

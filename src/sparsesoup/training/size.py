@@ -10,7 +10,7 @@ from sparsesoup.training.config import TrainingConfig
 
 @dataclass(frozen=True)
 class RunSize:
-    """All that a schedule depends on.
+    """The quantities that a schedule depends on.
 
     Args:
         steps: T, the steps of one normal fine-tuning.

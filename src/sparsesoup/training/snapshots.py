@@ -11,38 +11,38 @@ from sparsesoup.core.files import disk_full, is_disk_full, make_folder, remove_p
 from sparsesoup.core.tensor_files import TensorFile, write_tensors
 from sparsesoup.training.state import Snapshot, TrainState
 
-Place = Literal["device", "host", "disk"]
-PLACES: tuple[str, ...] = get_args(Place)
+Storage = Literal["device", "host", "disk"]
+STORAGES: tuple[str, ...] = get_args(Storage)
 
 
 class SnapshotStore:
-    """Take snapshots of states: beside them on their device, in host memory, or on disk.
+    """Take snapshots of states: on their device, in host memory, or on disk.
 
     All are restored to the same bits by `TrainState.restore_snapshot_`. A file is removed with the last reference to
     its snapshot.
 
     Args:
-        place: device, host or disk. On a CPU the first two are the same.
+        storage: device, host or disk. On a CPU the first two are the same.
         folder: folder of the files; None: that of the system for temporary files.
-    Raises: UserError if there is no such place.
+    Raises: UserError if it is none of these.
 
-    >>> SnapshotStore("disk").place
+    >>> SnapshotStore("disk").storage
     'disk'
     """
 
-    def __init__(self, place: str = "device", folder: Path | None = None) -> None:
-        if place not in PLACES:
-            raise UserError(f"expected {', '.join(PLACES)}, got {place!r}", "snapshots")
-        self.place, self.folder = place, folder
+    def __init__(self, storage: str = "device", folder: Path | None = None) -> None:
+        if storage not in STORAGES:
+            raise UserError(f"expected {', '.join(STORAGES)}, got {storage!r}", "snapshots")
+        self.storage, self.folder = storage, folder
 
     def take(self, state: TrainState) -> Snapshot:
         """Return a snapshot of a state: weights, buffers, moments, masks, step, memory, notes.
 
         Raises: UserError if the disk is full.
         """
-        if self.place == "device":
+        if self.storage == "device":
             return state.take_snapshot()
-        if self.place == "host":
+        if self.storage == "host":
             return Snapshot({n: t.detach().to("cpu", copy=True) for n, t in state.tensors().items()}, state.facts())
         return Snapshot(self._written(state), state.facts())
 

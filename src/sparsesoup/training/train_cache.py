@@ -1,4 +1,4 @@
-"""Training cache: trainings shared by several runs, done once and charged to each."""
+"""Training cache: trainings shared by several runs, done once and counted in each."""
 
 import contextlib
 import json

@@ -222,9 +222,9 @@ def _result_row(name: str, form: str, dense: Sequence[float], own: Sequence[floa
 
 def write_tables(paths: Sequence[Path], tables: Sequence[Mapping[str, Any]]) -> list[Path]:
     """Write each table next to its model, update the pages of runs, and return the files written."""
-    places = [run_folder_of(path) for path in paths]
-    for place, table in zip(places, tables, strict=True):
-        write_json(place / FILE, table)
-        if (place / "report.json").is_file():
-            write_report(place)
-    return [place / FILE for place in places]
+    run_paths = [run_folder_of(path) for path in paths]
+    for run_path, table in zip(run_paths, tables, strict=True):
+        write_json(run_path / FILE, table)
+        if (run_path / "report.json").is_file():
+            write_report(run_path)
+    return [run_path / FILE for run_path in run_paths]

@@ -169,8 +169,8 @@ def _graph_engine(open_file: Callable[[Path, int], InferenceFunction]) -> Prepar
             for name in ("onnx", "onnxscript"):
                 require_library(name)
             trace_model(model, [*batch]).save(path)
-        ask, arrays = open_file(path, torch.get_num_threads()), {name: t.numpy() for name, t in batch.items()}
-        return lambda: [torch.from_numpy(array) for array in ask(arrays).values()]
+        infer, arrays = open_file(path, torch.get_num_threads()), {name: t.numpy() for name, t in batch.items()}
+        return lambda: [torch.from_numpy(array) for array in infer(arrays).values()]
 
     return ready
 

@@ -80,6 +80,6 @@ def _disk_sizes(source: PrunedSource) -> dict[str, int]:
 
 
 def _header_bytes(path: Path) -> int:
-    """Return the length of a safetensors file's header, which the dense model beside it is not charged for."""
+    """Return the length of a safetensors file's header, which is not counted for the dense model."""
     with path.open("rb") as file:
         return 8 + int.from_bytes(file.read(8), "little")

@@ -163,20 +163,20 @@ def _read_squad(paths: list[Path]) -> Dataset:
     """Read SQuAD's published JSON (articles, paragraphs, questions) as the table on the Hub."""
     articles = [article for path in paths for article in from_json(path.read_text(encoding="utf-8"))["data"]]
     rows = [
-        {"id": str(asked.get("id", "")), "title": article.get("title"), "context": paragraph["context"],
-         "question": asked["question"],
-         "answers": {key: [answer[key] for answer in asked["answers"]] for key in ("text", "answer_start")}}
-        for article in articles for paragraph in article["paragraphs"] for asked in paragraph["qas"]
+        {"id": str(question.get("id", "")), "title": article.get("title"), "context": paragraph["context"],
+         "question": question["question"],
+         "answers": {key: [answer[key] for answer in question["answers"]] for key in ("text", "answer_start")}}
+        for article in articles for paragraph in article["paragraphs"] for question in paragraph["qas"]
     ]  # fmt: skip
     text, answers = Value("string"), {"text": List(Value("string")), "answer_start": List(Value("int32"))}
     kinds = {"id": text, "title": text, "context": text, "question": text, "answers": answers}
     return Dataset.from_list(rows, features=Features(kinds))
 
 
-def hub_is_reachable(ask: Callable[..., object], name: str) -> bool:
+def hub_is_reachable(request: Callable[..., object], name: str) -> bool:
     """Return True if the Hub answers `HfApi().model_info` or the like within seconds; a refusal is an answer too."""
     try:
-        ask(name, timeout=PATIENCE)
+        request(name, timeout=PATIENCE)
     except HfHubHTTPError:
         return True
     except Exception:

@@ -27,20 +27,20 @@ NO_IMAGE = ("thumbs.db", "ehthumbs.db", "desktop.ini", "picasa.ini", "icon\r")
 Classes = dict[str, list[Path]]  # class -> its images
 
 
-def find_files(place: Path) -> tuple[dict[str, list[Path]], list[str]]:
+def find_files(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
     """Return (split name -> its files, notes on files left out and files joined) of a file or folder.
 
     Names are such as train.csv, dev.tsv or data/test-00000-of-00001.parquet. A file with exactly the name of a split is
     that split. A single file, or files without split names, are the training split.
     """
-    if place.is_file():
-        if place.suffix.lower() not in READERS:
+    if root.is_file():
+        if root.suffix.lower() not in READERS:
             raise UserError(
-                f"cannot read {place}: its ending {place.suffix!r} is none of {', '.join(READERS)}; convert the file"
+                f"cannot read {root}: its ending {root.suffix!r} is none of {', '.join(READERS)}; convert the file"
             )
-        return {"train": [place]}, []
+        return {"train": [root]}, []
     # The folder, its `data`, and split folders in these; nothing deeper.
-    tops = [folder for folder in (place, place / "data") if folder.is_dir()]
+    tops = [folder for folder in (root, root / "data") if folder.is_dir()]
     below = [
         each for top in tops for each in sorted(top.iterdir()) if each.is_dir() and each.name.lower() in SPLIT_WORDS
     ]
@@ -49,48 +49,48 @@ def find_files(place: Path) -> tuple[dict[str, list[Path]], list[str]]:
     named: dict[str, list[Path]] = {}
     for file in everything:
         if file.suffix.lower() in READERS and file.name not in NO_DATA:
-            named.setdefault(_split_of(file, place), []).append(file)
+            named.setdefault(_split_of(file, root), []).append(file)
     unnamed = named.pop("", [])
     if not named:
         named, unnamed = {"train": unnamed} if unnamed else {}, []
         splits = dict(named)
     else:
-        splits = {name: _files_of_split(name, files, place) for name, files in named.items()}
+        splits = {name: _files_of_split(name, files, root) for name, files in named.items()}
     for name, paths in splits.items():
-        _check_files(name, paths, place)
+        _check_files(name, paths, root)
     # Shards of one table, and files in a folder of the split, need no note.
-    notes = [f"the {name} split is joined from {_file_names(paths, place)}" for name, paths in splits.items()
+    notes = [f"the {name} split is joined from {_file_names(paths, root)}" for name, paths in splits.items()
              if len({SHARD.sub("", path.stem) for path in paths}) > 1
-             and not all(path.parent != place and path.parent.name.lower() in SPLIT_WORDS for path in paths)
+             and not all(path.parent != root and path.parent.name.lower() in SPLIT_WORDS for path in paths)
              ]  # fmt: skip
     for name, files in named.items():
         others = [file for file in files if file not in splits[name]]
-        notes += _left_out(others, f"{_file_names(splits[name], place)} is the {name} split", place)
-    notes += _left_out(unnamed, "not named after a split", place)
-    unread = [file for file in everything if file.suffix.lower() in UNREAD and _split_of(file.with_suffix(""), place)]
-    return splits, notes + _left_out(unread if splits else [], f"the ending is none of {', '.join(READERS)}", place)
+        notes += _left_out(others, f"{_file_names(splits[name], root)} is the {name} split", root)
+    notes += _left_out(unnamed, "not named after a split", root)
+    unread = [file for file in everything if file.suffix.lower() in UNREAD and _split_of(file.with_suffix(""), root)]
+    return splits, notes + _left_out(unread if splits else [], f"the ending is none of {', '.join(READERS)}", root)
 
 
-def _split_of(file: Path, place: Path) -> str:
+def _split_of(file: Path, root: Path) -> str:
     """Return the split of a file from its name, or else from its folder below `place`; "" if none is named."""
     words = _name_words(file)
     named = [SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS]
     if named:
         kind = next((word for word in words if word in MATCHES), None)
         return f"{named[0]}_{kind}" if kind else named[0]
-    return SPLIT_WORDS.get(file.parent.name.lower(), "") if file.parent != place else ""
+    return SPLIT_WORDS.get(file.parent.name.lower(), "") if file.parent != root else ""
 
 
-def relative_name(path: Path, place: Path) -> str:
+def relative_name(path: Path, root: Path) -> str:
     """Return a path relative to a folder."""
-    return path.relative_to(place).as_posix() if path != place and path.is_relative_to(place) else path.name
+    return path.relative_to(root).as_posix() if path != root and path.is_relative_to(root) else path.name
 
 
 def _name_words(file: Path) -> list[str]:
     return re.split(r"[^a-z0-9]+", SHARD.sub("", file.stem).lower())
 
 
-def _files_of_split(name: str, files: Sequence[Path], place: Path) -> list[Path]:
+def _files_of_split(name: str, files: Sequence[Path], root: Path) -> list[Path]:
     """Return the files of a split: those named exactly like it, else those in its folder, else all that name it."""
     exact: dict[Path, list[Path]] = {}
     inside: dict[Path, list[Path]] = {}
@@ -102,15 +102,15 @@ def _files_of_split(name: str, files: Sequence[Path], place: Path) -> list[Path]
     taken = {folder for folder in inside if any(path.parent == folder for path in exact)}
     claims = [*exact.values(), *(paths for folder, paths in inside.items() if folder not in taken)]
     if len(claims) > 1:
-        raise _split_twice(place, name, claims[0][0], claims[1][0])
+        raise _split_twice(root, name, claims[0][0], claims[1][0])
     return claims[0] if claims else [*files]
 
 
-def _check_files(name: str, paths: Sequence[Path], place: Path) -> None:
+def _check_files(name: str, paths: Sequence[Path], root: Path) -> None:
     """Check that the files of a split have one format, and its shards are all of one table, each there once."""
     formats = sorted({path.suffix.lower() for path in paths})
     if len(formats) > 1:
-        raise UserError(f"{place} holds its {name} split as {' and '.join(formats)}, where one is allowed; remove one")
+        raise UserError(f"{root} holds its {name} split as {' and '.join(formats)}, where one is allowed; remove one")
     tables: dict[tuple[Path, str, str], dict[str, Path]] = {}
     for path in paths:
         if found := SHARD.search(path.stem):
@@ -120,26 +120,26 @@ def _check_files(name: str, paths: Sequence[Path], place: Path) -> None:
     for (stem, count, push), shards in tables.items():
         if stems[stem] > 1:
             one, other = [next(iter(each.values())) for (own, *_), each in tables.items() if own == stem][:2]
-            raise _split_twice(place, name, one, other, "these are shards of two tables, so remove one set")
+            raise _split_twice(root, name, one, other, "these are shards of two tables, so remove one set")
         missing = [f"{i:05}" for i in range(int(count)) if f"{i:05}" not in shards]
         if missing:
             raise UserError(
-                f"{place} lacks {len(missing)} of the {int(count)} shards of its {name} split, the first is "
+                f"{root} lacks {len(missing)} of the {int(count)} shards of its {name} split, the first is "
                 f"{stem.name}-{missing[0]}-of-{count}{push}; put them there, or rename the files that are to be read"
             )
 
 
-def _left_out(files: Sequence[Path], why: str, place: Path) -> list[str]:
-    return [f"{_file_names(files, place)} {'is' if len(files) == 1 else 'are'} not read: {why}"] if files else []
+def _left_out(files: Sequence[Path], why: str, root: Path) -> list[str]:
+    return [f"{_file_names(files, root)} {'is' if len(files) == 1 else 'are'} not read: {why}"] if files else []
 
 
-def _file_names(files: Sequence[Path], place: Path) -> str:
-    return list_names([relative_name(file, place) for file in files], 3)
+def _file_names(files: Sequence[Path], root: Path) -> str:
+    return list_names([relative_name(file, root) for file in files], 3)
 
 
-def _split_twice(place: Path, split: str, one: Path, other: Path, remedy: str = "rename or remove one") -> UserError:
-    found = f"as {relative_name(one, place)} and {relative_name(other, place)}"
-    return UserError(f"{place} holds its {split} split twice, {found}, where one is allowed; {remedy}")
+def _split_twice(root: Path, split: str, one: Path, other: Path, remedy: str = "rename or remove one") -> UserError:
+    found = f"as {relative_name(one, root)} and {relative_name(other, root)}"
+    return UserError(f"{root} holds its {split} split twice, {found}, where one is allowed; {remedy}")
 
 
 @functools.cache
@@ -149,44 +149,44 @@ def image_endings() -> frozenset[str]:
     return frozenset(ending for ending, kind in known if kind in PIL.Image.OPEN and kind not in STUBS)
 
 
-def find_classes(place: Path) -> tuple[dict[str, Classes], list[str]]:
+def find_classes(root: Path) -> tuple[dict[str, Classes], list[str]]:
     """Return (split -> class -> images, notes on what is not read) of paths such as train/cat/1.png or cat/1.png."""
-    below = _folders_below(place)
+    below = _folders_below(root)
     folders = [each for each in below if each.name.lower() in SPLIT_WORDS]
     splits: dict[str, Path] = {}
     for folder in folders:
         _check_depth(folder)
         split = SPLIT_WORDS[folder.name.lower()]
         if _images_by_class(folder) and (other := splits.setdefault(split, folder)) != folder:
-            raise _split_twice(place, split, other, folder)
+            raise _split_twice(root, split, other, folder)
     if splits:
         others = [each for each in below if each not in folders and (_image_files(each) or _images_by_class(each))]
         notes = [f"folder {each.name} is not read: it is not named after a split" for each in others]
         notes += [note for folder in splits.values() for note in _unread_notes(folder)]
         return {name: _images_by_class(folder) for name, folder in splits.items()}, notes
-    whole = _images_by_class(place)
-    if not (whole or _image_files(place)):
-        for folder in (place, *folders):
+    whole = _images_by_class(root)
+    if not (whole or _image_files(root)):
+        for folder in (root, *folders):
             _unread_notes(folder, alone=True)
         return {}, []
     if {name.lower() for name in whole} <= {*SPLIT_WORDS}:
         raise UserError(
-            f"{place} holds images without labels, where a folder a class is needed, such as train/cat/1.png; sort them"
+            f"{root} holds images without labels, where a folder a class is needed, such as train/cat/1.png; sort them"
         )
-    _check_depth(place)
-    return {"train": whole}, _unread_notes(place)
+    _check_depth(root)
+    return {"train": whole}, _unread_notes(root)
 
 
-def check_alone(place: Path, tables: Mapping[str, Sequence[Path]]) -> None:
+def check_alone(root: Path, tables: Mapping[str, Sequence[Path]]) -> None:
     """Raise a UserError for tables (split name -> files) beside class folders, since either could be meant."""
-    files, below = [path for paths in tables.values() for path in paths], _folders_below(place)
+    files, below = [path for paths in tables.values() for path in paths], _folders_below(root)
     folders = [each for each in below if each.name.lower() in SPLIT_WORDS and _images_by_class(each)]
     if not folders and list(tables) == ["train"]:
         folders = [each for each in below if _image_files(each)]
         folders = folders if len(folders) > 1 else []
     if folders and not all(path.stem.lower() == METADATA for path in files):
         raise UserError(
-            f"{place} holds a table ({files[0].name}) and folders of images ({folders[0].name}), where one of them is "
+            f"{root} holds a table ({files[0].name}) and folders of images ({folders[0].name}), where one of them is "
             f"read; name the table itself as the dataset, or move it away to read the folders"
         )
 
@@ -261,9 +261,9 @@ def _files_in(folder: Path) -> list[Path]:
     return [path for path in _entries_of(folder) if path.is_file() and path.name.lower() not in NO_IMAGE]
 
 
-def _folders_below(place: Path) -> list[Path]:
-    return [path for path in _entries_of(place) if path.is_dir() and path.name.lower() not in NO_CLASS]
+def _folders_below(root: Path) -> list[Path]:
+    return [path for path in _entries_of(root) if path.is_dir() and path.name.lower() not in NO_CLASS]
 
 
-def _entries_of(place: Path) -> list[Path]:
-    return sorted(path for path in place.iterdir() if path.name[0] != ".") if place.is_dir() else []
+def _entries_of(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.name[0] != ".") if root.is_dir() else []

@@ -93,8 +93,8 @@ def adapter_notes(model: str) -> list[str]:
     folder = _folder_of(model)
     found = [path for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{ADAPTER[0]}")] if folder else []
     names = ", ".join(sorted(str(path.parent.relative_to(folder or path)) for path in found))
-    said = f"model {model} holds adapters that are not read, in {names}; to prune one, merge it first: {MERGE}"
-    return [said] if found else []
+    message = f"model {model} holds adapters that are not read, in {names}; to prune one, merge it first: {MERGE}"
+    return [message] if found else []
 
 
 def from_pretrained_arguments(model: str, remote_code: bool) -> dict[str, Any]:
@@ -226,7 +226,10 @@ def wrap_load_errors(model: str, remedy: str = GIVE, what: str = "model") -> Ite
     except UserError:
         raise
     except Exception as error:
-        said = one_line(error)
-        if isinstance(error, LookupError | TypeError | AttributeError | ArithmeticError | AssertionError) or not said:
-            said = f"{type(error).__name__} {said}".strip()  # the text alone may be only a missing key
-        raise UserError(f"cannot load {what} {model!r}: {said[:200]}; {remedy}") from error
+        message = one_line(error)
+        if (
+            isinstance(error, LookupError | TypeError | AttributeError | ArithmeticError | AssertionError)
+            or not message
+        ):
+            message = f"{type(error).__name__} {message}".strip()  # the text alone may be only a missing key
+        raise UserError(f"cannot load {what} {model!r}: {message[:200]}; {remedy}") from error

@@ -119,10 +119,10 @@ def narrow_linear(
             default a row stays in its place, and all biases stay.
         inputs: inputs of the new layer, True where one of the columns reads; default: those that stay.
     """
-    weight, bias, learnt = full_weight(linear), full_bias(linear), linear.weight.requires_grad
+    weight, bias, learned = full_weight(linear), full_bias(linear), linear.weight.requires_grad
     at, across = (index.nonzero().flatten().to(weight.device) for index in (rows, columns))
     # Contiguous: safetensors refuses views of larger tensors.
-    new = nn.Parameter(weight.index_select(0, at).index_select(1, across).contiguous(), learnt)
+    new = nn.Parameter(weight.index_select(0, at).index_select(1, across).contiguous(), learned)
     if bias is not None:
         chosen = bias if outputs is None else bias.index_select(0, at)
         bias = nn.Parameter(chosen.clone(), linear.bias.requires_grad)

@@ -27,8 +27,8 @@ def probe_padding(name: str, kind: TaskType, model: nn.Module, data: RowBatches)
     short, both = order[:1], [order[0], order[-1]]
     for training in (False, True):
         one, other = _shallow_copy(model, training), _shallow_copy(model, training)
-        asked = ((one, both), (one, short), (one, both), (other, short))
-        first, alone, again, fresh = (_outputs_for(name, kind, twin, data, rows) for twin, rows in asked)
+        passes = ((one, both), (one, short), (one, both), (other, short))
+        first, alone, again, fresh = (_outputs_for(name, kind, probe, data, rows) for probe, rows in passes)
         if _differ(first, again) or _differ(alone, fresh):
             changed = _module_state(one).items() ^ _module_state(_shallow_copy(model, training)).items()
             where = f"such as {min(changed, key=str)[0]}" if changed else "in its code"

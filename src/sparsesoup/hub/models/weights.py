@@ -27,9 +27,11 @@ class LoadingNotes:
         """Note the randomly initialised weights, and those of the checkpoint that were left out."""
         self.new = (*self.new, *sorted(new))
         if new:
-            self.notes.append(f"not in the checkpoint of {model}, so drawn from seed {seed}: {list_names(sorted(new))}")
+            self.notes.append(
+                f"not in the checkpoint of {model}, so initialised with seed {seed}: {list_names(sorted(new))}"
+            )
         if left:
-            why = "and left out, since its config.json asks for no such"
+            why = "and left out, since its config.json does not use them"
             self.notes.append(f"in the checkpoint of {model} {why}: {list_names(sorted(left))}")
 
 
@@ -46,7 +48,7 @@ def load_weights(
     check_finite(name, model)
     lacking = dict.fromkeys(found["missing_keys"], "is missing")
     for key, there, wanted in found["mismatched_keys"]:
-        lacking[key] = f"has shape {tuple(there)}, asked for is {tuple(wanted)}"
+        lacking[key] = f"has shape {tuple(there)}, expected {tuple(wanted)}"
     state = model.state_dict()
     # Integers are not weights: position tables, counters, which the class computes.
     drawn = {key: why for key, why in lacking.items() if key not in state or state[key].is_floating_point()}
@@ -98,11 +100,11 @@ def check_weights(
         raise UserError(f"{misfit}: {wrong[0]} {lacking[wrong[0]]}{more}{others}; {REMEDY}")
     prefix = f"{model.base_model_prefix}."
     blocks = {block_of(key.removeprefix(prefix)) for key in model.state_dict()} - {""}
-    place = {key: block_of(key.removeprefix(prefix)) for key in left}
-    if foreign := [key for key in left if key.endswith(".weight") and place[key] in blocks]:
+    block_names = {key: block_of(key.removeprefix(prefix)) for key in left}
+    if foreign := [key for key in left if key.endswith(".weight") and block_names[key] in blocks]:
         raise UserError(f"{misfit}: they have {foreign[0]}, which it does not know; {REMEDY}")
     lists = {block.rpartition(".")[0] for block in blocks}
-    return [key for key in left if place[key] and place[key].rpartition(".")[0] in lists]
+    return [key for key in left if block_names[key] and block_names[key].rpartition(".")[0] in lists]
 
 
 def may_be_new(model: Any) -> set[str]:

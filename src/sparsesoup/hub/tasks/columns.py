@@ -27,7 +27,7 @@ def find_task(train: Dataset, name: str, texts: Sequence[str] | None = None, lab
         chosen = [_require_column(text, features, name, "text_columns") for text in texts]
     else:
         candidates = text_candidates(features, label)
-        # Short sentences with many repetitions look as if they told the label: then there is nothing else to read.
+        # Short sentences with many repetitions look as if they gave the label away: then there is nothing else to read.
         chosen = [column for column in candidates if not spell_the_label(train, column, label)] or candidates
         if not 1 <= len(chosen) <= 2:
             what = (

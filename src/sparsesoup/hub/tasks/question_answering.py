@@ -33,7 +33,7 @@ class QuestionAnswering:
     # the column of answers: each has a `text` and its `answer_start` in characters of the context
     label: str = "answers"
     unanswerable: bool = False  # True if some training questions have no answer, as in SQuAD 2.0
-    # overlap in tokens of neighbouring windows of a long context; default a third of a window
+    # overlap in tokens of consecutive windows of a long context; default a third of a window
     stride: int | None = None
 
 
@@ -96,17 +96,17 @@ def encode_questions(
     frame = WindowBuilder(tokenizer, max_length, task)
     questions, contexts = (text_column(rows, column, "the data") for column in task.texts)
     answers = answers_of(rows, task, "the data")
-    asked, known = _tokenize_texts(tokenizer, questions), _tokenize_texts(tokenizer, contexts)
+    question_ids, context_ids = _tokenize_texts(tokenizer, questions), _tokenize_texts(tokenizer, contexts)
     made: list[Row] = []
     for number, (question, context) in enumerate(zip(questions, contexts, strict=True)):
-        ids, places = known[context]
+        ids, places = context_ids[context]
         wanted = _answer_token_span(places, *answers[number][0]) if answers[number] else None
-        for inputs, first, none, begin, count in frame.cut_windows(asked[question][0], ids):
+        for inputs, first, none, begin, count in frame.cut_windows(question_ids[question][0], ids):
             inside = wanted is not None and begin <= wanted[0] and wanted[1] < begin + count
             start, end = (first + at - begin for at in wanted) if wanted and inside else (none, none)
             made.append((*inputs, ContextWindow(len(made), number, none, first, count, begin, start, end)))
     truths = [[text for text, _ in each] for each in answers]
-    places_of = [known[context][1] for context in contexts]
+    places_of = [context_ids[context][1] for context in contexts]
     pad = padding_function(frame.names, tokenizer, left=False)
 
     def collate_rows(rows: Sequence[Row]) -> Batch:
@@ -192,14 +192,14 @@ def _tokenize_texts(tokenizer: Any, texts: Sequence[str]) -> Mapping[str, Tokens
     """Return the tokens of each text, a thousand at a time, since lists take twenty times the memory of arrays."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     plain = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
-    known: dict[str, Tokens] = {}
+    context_ids: dict[str, Tokens] = {}
     unique = list(dict.fromkeys(texts))
     for i in range(0, len(unique), 1000):
         chunk = unique[i : i + 1000]
         found = tokenizer(chunk, **plain, return_offsets_mapping=True, truncation=False, verbose=False)
         for text, ids, places in zip(chunk, found["input_ids"], found["offset_mapping"], strict=True):
-            known[text] = np.array(ids, dtype=np.int32), np.array(places, dtype=np.int32).reshape(-1, 2)
-    return known
+            context_ids[text] = np.array(ids, dtype=np.int32), np.array(places, dtype=np.int32).reshape(-1, 2)
+    return context_ids
 
 
 def _answer_token_span(places: np.ndarray, text: str, start: int) -> tuple[int, int] | None:

@@ -55,7 +55,7 @@ class TaskType:
         windows: True if a row of the dataset may become several rows of tokens.
         load: (options of from_pretrained, task) -> the model; None if `head` loads it.
         ready: task -> origin of a head that needs no training; None if it is randomly initialised.
-        beside: (folder pruning/, model, task) writes further files of a saved model.
+        save_extras: (folder pruning/, model, task) writes further files of a saved model.
     """
 
     task: type[Any]
@@ -74,7 +74,7 @@ class TaskType:
     windows: bool = False
     load: Callable[[Mapping[str, Any], Any], Any] | None = None
     ready: Callable[[Any], str] | None = None
-    beside: Callable[[Path, nn.Module, Any], None] | None = None
+    save_extras: Callable[[Path, nn.Module, Any], None] | None = None
 
 
 def head_settings(outputs: Sequence[str]) -> dict[str, Any]:
@@ -137,7 +137,7 @@ ZERO_SHOT = replace(
     predict=zero_shot.predict_zero_shot,
     describe=zero_shot.in_words,
     ready=zero_shot.describe_head,
-    beside=zero_shot.save_zero_shot_head,
+    save_extras=zero_shot.save_zero_shot_head,
 )
 # In the order in which they are looked for; texts are the last, since they refuse what they cannot read.
 TASKS = {"question-answering": SPANS, "zero-shot": ZERO_SHOT, "images": IMAGES, "texts": CLASSES}
@@ -163,7 +163,8 @@ def infer_task(
         return task
     if not isinstance(task, spans.QuestionAnswering):
         raise UserError(
-            f"{name} asks no questions about contexts, which it is for, got {stride}; leave it out", "doc_stride"
+            f"{name} is not a question answering dataset, for which it is meant, got {stride}; leave it out",
+            "doc_stride",
         )
     return replace(task, stride=stride)
 

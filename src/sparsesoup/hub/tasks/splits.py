@@ -122,10 +122,10 @@ def open_splits(dataset: str, *, data_root: str | None = None, config: str | Non
     if not dataset.strip():
         raise UserError("the dataset's name is empty, where a path or a name is needed; give one, such as glue/sst2")
     looked = []
-    for place in _candidate_places(dataset, data_root):
-        if os.path.exists(place):  # False also for a name too long for a file
-            return _open_local(place, config)
-        looked.append(str(place))
+    for location in _candidate_paths(dataset, data_root):
+        if os.path.exists(location):  # False also for a name too long for a file
+            return _open_local(location, config)
+        looked.append(str(location))
     if dataset == EMBEDDED:
         if config is not None:
             raise UserError(f"{EMBEDDED} has one configuration, got {config!r}; leave it out", "dataset_config")
@@ -179,7 +179,7 @@ def test_splits(source: LoadedDataset, task: AnyTask) -> dict[str, str]:
     return {"test": "test" if _has_labelled_test(source, task) else plain[0]}
 
 
-def _candidate_places(dataset: str, data_root: str | None) -> list[Path]:
+def _candidate_paths(dataset: str, data_root: str | None) -> list[Path]:
     root = data_root if data_root is not None else os.environ.get(DATA_ROOT)
     if root and not Path(root).expanduser().is_dir():
         raise UserError(
@@ -190,42 +190,42 @@ def _candidate_places(dataset: str, data_root: str | None) -> list[Path]:
     return [Path(dataset).expanduser(), *([Path(root).expanduser() / dataset] if root else [])]
 
 
-def _open_local(place: Path, config: str | None) -> LoadedDataset:
+def _open_local(location: Path, config: str | None) -> LoadedDataset:
     if config is not None:
-        if not (place / config).is_dir():
+        if not (location / config).is_dir():
             raise UserError(
-                f"{place} has no subfolder {config!r}; it has {_describe_folders(place)}; "
+                f"{location} has no subfolder {config!r}; it has {_describe_folders(location)}; "
                 "name one of them or leave it out",
                 "dataset_config",
             )
-        place = place / config
+        location = location / config
     try:
-        tables, notes = find_files(place)
+        tables, notes = find_files(location)
         paths = [path for each in tables.values() for path in each]
         if tables:
-            check_alone(place, tables)
+            check_alone(location, tables)
             found = {name: functools.partial(read_files, name, paths) for name, paths in tables.items()}
         else:
-            images, notes = find_classes(place)
+            images, notes = find_classes(location)
             names = sorted({name for classes in images.values() for name in classes})
             paths = [path for classes in images.values() for each in classes.values() for path in each]
             found = {split: functools.partial(read_classes, classes, names) for split, classes in images.items()}
     except OSError as error:
-        raise UserError(f"cannot look into {place}: {cause_line(error)}; correct its permissions") from error
+        raise UserError(f"cannot look into {location}: {cause_line(error)}; correct its permissions") from error
     if not found:
         raise UserError(
-            f"no data in {place}: no parquet, csv, tsv, jsonl or json file there or in its data folder, and no folders "
-            f"of images (subfolders: {_describe_folders(place)}); name a folder with train.csv or the like"
+            f"no data in {location}: no parquet, csv, tsv, jsonl or json file there or in its data folder, and no "
+            f"folders of images (subfolders: {_describe_folders(location)}); name a folder with train.csv or the like"
         )
-    files = {name: tuple(relative_name(path, place) for path in paths) for name, paths in tables.items()}
-    whole = place.resolve()
+    files = {name: tuple(relative_name(path, location) for path in paths) for name, paths in tables.items()}
+    whole = location.resolve()
     own = _safe_name(whole.stem if whole.is_file() else whole.name)
     name = f"glue/{own}" if whole.parent.name == "glue" else own
     return LoadedDataset(name, LazySplits(found), files, tuple(notes), paths=(*paths, *{path.parent for path in paths}))
 
 
-def _describe_folders(place: Path) -> str:
-    names = sorted(each.name for each in place.iterdir() if each.is_dir()) if place.is_dir() else []
+def _describe_folders(location: Path) -> str:
+    names = sorted(each.name for each in location.iterdir() if each.is_dir()) if location.is_dir() else []
     return ", ".join(names[:12]) or "none"
 
 

@@ -59,7 +59,7 @@ def _tokenize_columns(
     """Return (names of the inputs, an array per row for each), cached for later runs of this process."""
     # By default a later fork would warn or deadlock on the tokenizer's threads; one thread tokenizes SST-2 in seconds.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Slow tokenizers cannot be told apart.
+    # Slow tokenizers cannot be distinguished.
     key = _cache_key(columns, tokenizer, max_length) if tokenizer.is_fast else os.urandom(8)
     if key not in _KEPT:
         how = {"truncation": True, "padding": False, "return_attention_mask": False}

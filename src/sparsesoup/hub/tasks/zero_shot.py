@@ -40,17 +40,17 @@ WEIGHTS, PROMPTS = f"{NAME}.safetensors", f"{NAME}.json"
 AT_A_TIME = 256  # prompts per batch
 
 
-def templates_of(asked: str | None, dataset: str) -> tuple[str, ...]:
+def templates_of(given: str | None, dataset: str) -> tuple[str, ...]:
     """Return the prompt templates for class names.
 
-    `asked` is a sentence with {} for the name, or a file with one per line; None uses those of the dataset.
+    `given` is a sentence with {} for the name, or a file with one per line; None uses those of the dataset.
 
     >>> templates_of("a picture of my {}.", "cifar10"), templates_of(None, "mnist")
     (('a picture of my {}.',), ('a photo of the number: "{}".',))
     """
-    if asked is None:
+    if given is None:
         return next((found for part, found in KNOWN.items() if part in dataset.lower()), PLAIN)
-    found = _read_lines(asked) if os.path.isfile(asked) else (asked,)
+    found = _read_lines(given) if os.path.isfile(given) else (given,)
     for line in found:
         if HOLE not in line:
             raise UserError(
@@ -61,25 +61,25 @@ def templates_of(asked: str | None, dataset: str) -> tuple[str, ...]:
     return _require_different(found, "prompt", "prompts")
 
 
-def names_of(asked: str | None, labels: Sequence[str], numbered: bool, dataset: str) -> tuple[str, ...]:
+def names_of(given: str | None, labels: Sequence[str], numbered: bool, dataset: str) -> tuple[str, ...]:
     """Return the class names for prompts.
 
-    `asked` holds names in the labels' order, separated by commas, or is a file with one per line; None uses the labels,
+    `given` holds names in the labels' order, separated by commas, or is a file with one per line; None uses the labels,
     unless they are `numbered`.
 
     >>> names_of(None, ["grand_piano", "tick"], False, "objects")
     ('grand piano', 'tick')
     """
-    if asked is None and numbered:
+    if given is None and numbered:
         raise UserError(
             f"the {len(labels)} classes of {dataset} are numbers without names, which a CLIP's prompts need; say "
             f"a file of one name a line, or name,name,...",
             "class_names",
         )
-    found = tuple(labels) if asked is None else _read_lines(asked) if os.path.isfile(asked) else tuple(asked.split(","))
+    found = tuple(labels) if given is None else _read_lines(given) if os.path.isfile(given) else tuple(given.split(","))
     found = tuple(" ".join(name.replace("_", " ").split()) for name in found)
     if len(found) != len(labels):
-        lost = f" (there is no file {asked})" if asked and "," not in asked and not os.path.isfile(asked) else ""
+        lost = f" (there is no file {given})" if given and "," not in given and not os.path.isfile(given) else ""
         raise UserError(
             f"{len(found)} names are given{lost}, {dataset} has {len(labels)} classes; give one each", "class_names"
         )
@@ -101,7 +101,9 @@ def _read_lines(path: str) -> tuple[str, ...]:
 def _require_different(found: tuple[str, ...], what: str, field: str) -> tuple[str, ...]:
     twice = [name for name, count in Counter(found).items() if count > 1]
     if twice:
-        raise UserError(f"the {what} {twice[0]!r} is there twice, so that nothing tells them apart; correct it", field)
+        raise UserError(
+            f"the {what} {twice[0]!r} is there twice, so the two cannot be distinguished; correct it", field
+        )
     return found
 
 

@@ -20,18 +20,18 @@ _ATTACHED: WeakKeyDictionary[nn.Module, list[tuple[str, nn.Module]]] = WeakKeyDi
 Make = Callable[[int, int, CoupledGroups], nn.Module]  # (group index, member index, groups) -> gate of that member
 
 
-def attach_gates(model: nn.Module, ties: tuple[CoupledGroups, ...], make: Make) -> list[Parameter]:
+def attach_gates(model: nn.Module, groups: tuple[CoupledGroups, ...], make: Make) -> list[Parameter]:
     """Put a gate on every member of the coupled groups; return the parameters that the gates train, each once."""
-    learnt: dict[int, Parameter] = {}
-    for number, tie in enumerate(ties):
-        for place, (name, _) in enumerate(tie.members):
+    learned: dict[int, Parameter] = {}
+    for number, coupled in enumerate(groups):
+        for member, (name, _) in enumerate(coupled.members):
             owner, _, own = name.rpartition(".")
-            gate = make(number, place, tie)
+            gate = make(number, member, coupled)
             # The result has the shape of the weight; torch's check would run the gate, and its random noise, once more.
             parametrize.register_parametrization(model.get_submodule(owner), own, gate, unsafe=True)
-            learnt |= {id(p): p for p in gate.parameters()}
+            learned |= {id(p): p for p in gate.parameters()}
     _ATTACHED.pop(model, None)
-    return list(learnt.values())
+    return list(learned.values())
 
 
 def attach_biases(model: nn.Module, targets: Targets) -> None:

@@ -13,17 +13,17 @@ from sparsesoup.training.state import TrainState
 SAMPLE = 1 << 14
 
 
-def group_sizes(ties: tuple[CoupledGroups, ...], targets: Targets) -> list[int]:
+def group_sizes(groups: tuple[CoupledGroups, ...], targets: Targets) -> list[int]:
     """Return the prunable weights in one group, for each of the coupled groups."""
     shapes = {name: target.shape for name, target in targets.items()}
-    return [tie.group_size(shapes) for tie in ties]
+    return [coupled.group_size(shapes) for coupled in groups]
 
 
 def first_gate_per_group(model: nn.Module) -> dict[int, tuple[str, StraightThroughGate]]:
     """Return one gate per coupled groups, with its parameter name; it holds the scores of all members."""
     found: dict[int, tuple[str, StraightThroughGate]] = {}
     for name, gate in gates_of(model):
-        found.setdefault(gate.tie, (name, gate))
+        found.setdefault(gate.coupled, (name, gate))
     return found
 
 
@@ -33,27 +33,29 @@ def group_scores(state: TrainState) -> dict[int, Tensor]:
     bare = any(gate.score is None for _, gate in first.values())  # then a weight is its own score
     params = target_parameters(state.model, state.targets) if bare else {}
     return {
-        tie: gate.group_scores(params[name] if gate.score is None else gate.score)
-        for tie, (name, gate) in first.items()
+        coupled: gate.group_scores(params[name] if gate.score is None else gate.score)
+        for coupled, (name, gate) in first.items()
     }
 
 
 def set_thresholds_(state: TrainState, areas: list[int], sparsity: float, scope: Scope) -> None:
     """Set thresholds that close the lowest-scored groups, so that this share of all weights is masked, up to ties."""
-    named = {str(tie): score for tie, score in group_scores(state).items()}
+    named = {str(coupled): score for coupled, score in group_scores(state).items()}
     found = score_thresholds(named, {name: areas[int(name)] for name in named}, sparsity, scope)
     for _, gate in gates_of(state.model):
-        gate.level.fill_(found[str(gate.tie)])
+        gate.level.fill_(found[str(gate.coupled)])
 
 
 def masked_share(state: TrainState, areas: list[int], exact: bool = False) -> float:
     """Return the share of prunable weights masked by closed gates; estimated on a sample unless `exact`."""
     first, scores = first_gate_per_group(state.model), group_scores(state)
-    some = {tie: s.flatten()[:: 1 if exact else max(1, s.numel() // SAMPLE)] for tie, s in scores.items()}
-    counts = torch.stack([torch.count_nonzero(part >= first[tie][1].level) for tie, part in some.items()]).tolist()
+    some = {coupled: s.flatten()[:: 1 if exact else max(1, s.numel() // SAMPLE)] for coupled, s in scores.items()}
+    counts = torch.stack(
+        [torch.count_nonzero(part >= first[coupled][1].level) for coupled, part in some.items()]
+    ).tolist()
     opened, total = 0.0, 0
-    for (tie, score), count in zip(scores.items(), counts, strict=True):
-        weights = score.numel() * areas[tie]
-        opened += count / len(some[tie]) * weights
+    for (coupled, score), count in zip(scores.items(), counts, strict=True):
+        weights = score.numel() * areas[coupled]
+        opened += count / len(some[coupled]) * weights
         total += weights
     return 1.0 - opened / total

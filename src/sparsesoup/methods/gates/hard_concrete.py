@@ -37,11 +37,11 @@ class HardConcrete(StraightThroughGate):
         score: log alpha of each weight, [out, in].
         noise: logistic noise over beta, at least as long as the weight; each forward pass uses a random section of it,
             since sampling ten million logits at every step would cost a third of the step.
-        tie: index of the coupled groups in the model.
+        coupled: index of the coupled groups in the model.
     """
 
-    def __init__(self, score: Parameter, noise: "Tensor | SharedNoise", tie: int) -> None:
-        super().__init__(score, Element, tie, 0, SHIFT)
+    def __init__(self, score: Parameter, noise: "Tensor | SharedNoise", coupled: int) -> None:
+        super().__init__(score, Element, coupled, 0, SHIFT)
         self.level.fill_(CLOSED_LOGIT)
         self.noise = noise if isinstance(noise, SharedNoise) else SharedNoise(noise)
 

@@ -1,4 +1,4 @@
-"""Gates with a learnt share of groups to keep, and the penalty that moves the shares to a target. Yao et al. 2021."""
+"""Gates with a learned share of groups to keep, and the penalty that moves the shares to a target. Yao et al. 2021."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,12 +26,14 @@ class KeptShareGate(StraightThroughGate):
     Args:
         score: score of each group, [groups], shared by the coupled members.
         logit: logit of the share to keep, shared too.
-        block, tie, member: as of a StraightThroughGate.
+        block, coupled, member: as of a StraightThroughGate.
         alive: groups that have weights, bool [groups]; the share is one of these.
     """
 
-    def __init__(self, score: Parameter, logit: Parameter, block: Block, tie: int, member: int, alive: Tensor) -> None:
-        super().__init__(score, block, tie, member)
+    def __init__(
+        self, score: Parameter, logit: Parameter, block: Block, coupled: int, member: int, alive: Tensor
+    ) -> None:
+        super().__init__(score, block, coupled, member)
         self.logit = logit
         self.alive: Tensor
         self.register_buffer("alive", alive)
@@ -152,9 +154,9 @@ class ShareController:
 
     def _shares(self, state: TrainState, hard: bool) -> dict[int, Tensor]:
         found = {}
-        for tie, (_, gate) in first_gate_per_group(state.model).items():
+        for coupled, (_, gate) in first_gate_per_group(state.model).items():
             assert isinstance(gate, KeptShareGate)
-            found[tie] = gate.open_groups().sum() / gate.alive.sum().clamp_min(1) if hard else gate.kept_share()
+            found[coupled] = gate.open_groups().sum() / gate.alive.sum().clamp_min(1) if hard else gate.kept_share()
         return found
 
     def _kept_share(self, shares: dict[int, Tensor]) -> Tensor:

@@ -143,7 +143,7 @@ class SparsityController:
 
     def _first_gates(self, state: TrainState) -> list[StraightThroughGate]:
         found = first_gate_per_group(state.model)
-        return [found[tie][1] for tie in range(len(self.weights))]
+        return [found[coupled][1] for coupled in range(len(self.weights))]
 
     def _penalty_weights(self, state: TrainState) -> list[float]:
         """Return the weight of each mean: as published with a fixed penalty, else by the number of scores.
@@ -152,8 +152,8 @@ class SparsityController:
         """
         if self.penalty is not None:
             names = self.families or ("",) * len(self.weights)
-            ties = Counter(names)
-            return [weight / (ties[name] * len(ties)) for name, weight in zip(names, self.weights, strict=True)]
+            groups = Counter(names)
+            return [weight / (groups[name] * len(groups)) for name, weight in zip(names, self.weights, strict=True)]
         total = self._count_scores(state)
         counts = [gate.score.numel() for gate in self._first_gates(state) if gate.score is not None]
         return [weight * count / total for weight, count in zip(self.weights, counts, strict=True)]
@@ -166,10 +166,10 @@ class SparsityController:
 def _rank_scores(state: TrainState, areas: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Return (a sample of all scores in ascending order, the number of weights at or below each)."""
     parts, shares = [], []
-    for tie, score in group_scores(state).items():
+    for coupled, score in group_scores(state).items():
         some = score.flatten()[:: max(1, score.numel() // SAMPLE)]
         parts.append(some)
-        shares.append(score.numel() / len(some) * areas[tie])
+        shares.append(score.numel() / len(some) * areas[coupled])
     scores, each = torch.cat(parts), torch.tensor(shares, dtype=parts[0].dtype, device=parts[0].device)
     owner = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(part) for part in parts]))
     if scores.device.type == "cpu" and scores.dtype == torch.float32:

@@ -18,15 +18,15 @@ class StraightThroughGate(nn.Module):
         score: score of each group, shared by the coupled members: as the weight [out, in] for single weights, else
             [groups]; [members, groups] if each member has its own and any of them opens the group. None: |w|.
         block: tile of weights masked together in this member.
-        tie, member: index of the coupled groups in the model, and of this member in them.
+        coupled, member: index of the coupled groups in the model, and of this member in them.
         shift: the penalty on this gate is the mean of sigmoid(score - shift); None: no penalty.
     """
 
     def __init__(
-        self, score: Parameter | None, block: Block, tie: int, member: int, shift: float | None = None
+        self, score: Parameter | None, block: Block, coupled: int, member: int, shift: float | None = None
     ) -> None:
         super().__init__()
-        self.score, self.block, self.tie, self.member = score, block, tie, member
+        self.score, self.block, self.coupled, self.member = score, block, coupled, member
         self.shift = shift if member == 0 else None  # once per coupled groups
         self.share: Tensor | None = None
         self.level: Tensor

@@ -11,7 +11,7 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.rng import derive_seed, devices_of, fork_rng_of, seed_everything
 from sparsesoup.core.targets import Targets, target_parameters
 from sparsesoup.training.batching import Batch, shapes_of
-from sparsesoup.training.problem import Problem, add_batch_cost, charge_time, to_device
+from sparsesoup.training.problem import Problem, add_batch_cost, record_time, to_device
 
 Rows = list[list[int]]  # the training rows of each batch
 
@@ -29,7 +29,7 @@ def calibration_batches(problem: Problem, batches: int, *path: object) -> Rows:
 def for_each_batch(
     problem: Problem, model: nn.Module, rows: Rows, what: str, work: Callable[[Batch, float], object]
 ) -> None:
-    """Call `work(batch, share of all rows)` for each batch with the model frozen; charged to "score".
+    """Call `work(batch, share of all rows)` for each batch with the model frozen; counted as "score".
 
     Args:
         what: name of the work for FLOP counts: the same work on the same shapes costs the same FLOPs.
@@ -38,7 +38,7 @@ def for_each_batch(
     problem.observer.begin("score", 0, len(rows))
     with frozen_eval(model, problem.targets), fork_rng_of(model.parameters()):
         for number, indices in enumerate(rows):
-            with charge_time(problem.meter, "score") as cost:
+            with record_time(problem.meter, "score") as cost:
                 seed_everything(derive_seed(problem.seed, "score", number), devices_of(model.parameters()))
                 batch = to_device(problem.train.batch(indices), problem.accelerator.device)
                 shape = ("score", what, *shapes_of(batch))

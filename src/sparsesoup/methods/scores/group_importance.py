@@ -38,12 +38,12 @@ class GroupImportance:
         """Observe the gradients of a step: a hook of `train`."""
         every = dict(state.model.named_parameters())
         weights = state.prunable_parameters()
-        for number, tie in enumerate(self.groups):
-            if tie.spared:
+        for number, coupled in enumerate(self.groups):
+            if coupled.spared:
                 continue
-            now = self._sums(tie, weights | every, state.targets).abs_()
+            now = self._sums(coupled, weights | every, state.targets).abs_()
             if self.regularization:
-                now.mul_(self._regularizer(tie, state))
+                now.mul_(self._regularizer(coupled, state))
             key = f"importance/{number}"
             if key not in state.memory:
                 state.memory[key] = torch.zeros_like(now)
@@ -53,11 +53,11 @@ class GroupImportance:
         """Return the importance of its group at every weight, in float64, so that a mean over a group is exact."""
         shapes = {name: target.shape for name, target in state.targets.items()}
         found: dict[str, Tensor] = {}
-        for number, tie in enumerate(self.groups):
-            if tie.spared:
-                found |= {name: torch.zeros(shapes[name]) for name, _ in tie.members}
+        for number, coupled in enumerate(self.groups):
+            if coupled.spared:
+                found |= {name: torch.zeros(shapes[name]) for name, _ in coupled.members}
             else:
-                found |= tie.expand_to_weights(state.memory[f"importance/{number}"].double(), shapes)
+                found |= coupled.expand_to_weights(state.memory[f"importance/{number}"].double(), shapes)
         return {name: found[name] for name in state.targets}
 
     def clear_(self, state: TrainState) -> None:
@@ -65,9 +65,9 @@ class GroupImportance:
         for number in range(len(self.groups)):
             state.memory.pop(f"importance/{number}", None)
 
-    def _sums(self, tie: CoupledGroups, params: dict[str, torch.nn.Parameter], targets: Targets) -> Tensor:
+    def _sums(self, coupled: CoupledGroups, params: dict[str, torch.nn.Parameter], targets: Targets) -> Tensor:
         """Return sum g w of each group over one side."""
-        roles = {targets[name].role: (name, block) for name, block in tie.members}
+        roles = {targets[name].role: (name, block) for name, block in coupled.members}
         role = next((side for side in SIDES if side in roles), next(iter(roles)))
         name, block = roles[role]
         found = block.sum_over_tiles(_product(params[name])).flatten()
@@ -76,8 +76,8 @@ class GroupImportance:
             found = found + _product(bias).view(len(found), -1).sum(1)
         return found
 
-    def _regularizer(self, tie: CoupledGroups, state: TrainState) -> Tensor | float:
-        roles = {state.targets[name].role: name for name, _ in tie.members}
+    def _regularizer(self, coupled: CoupledGroups, state: TrainState) -> Tensor | float:
+        roles = {state.targets[name].role: name for name, _ in coupled.members}
         if {*roles} != {"value", "output"}:
             return 1.0
         heads = head_densities(roles["value"], roles["output"], state.masks, state.targets)

@@ -12,5 +12,5 @@ def magnitude(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def random_scores(params: Mapping[str, Tensor], draw: torch.Generator) -> dict[str, Tensor]:
-    """Return uniform scores in [0, 1), drawn on the CPU so that every device gets the same."""
+    """Return uniform scores in [0, 1), sampled on the CPU so that every device gets the same."""
     return {name: torch.rand(p.shape, generator=draw).to(p.device) for name, p in params.items()}

@@ -13,7 +13,7 @@ from sparsesoup.core.granularity import Element
 from sparsesoup.hub.build import EPOCHS, OpenedTask, build_problem, open_task
 from sparsesoup.methods import Method
 from sparsesoup.runs.config import RunConfig
-from sparsesoup.runs.memory import disk_of, held_beside, memory_remedies, state_sizes
+from sparsesoup.runs.memory import disk_of, extra_memory, memory_remedies, state_sizes
 from sparsesoup.runs.teacher import DENSE, TEACHER, attach_teacher, dense_config
 from sparsesoup.study.cost.flops_model import FINAL, Costs, FlopsModel, phase_costs, plan_costs
 from sparsesoup.training.checkpoint import Checkpointer
@@ -24,7 +24,7 @@ from sparsesoup.training.evaluation import EVALUATION
 from sparsesoup.training.loop import train
 from sparsesoup.training.observer import Observer
 from sparsesoup.training.plan import Phase
-from sparsesoup.training.problem import Problem, charge_time, evaluate_model
+from sparsesoup.training.problem import Problem, evaluate_model, record_time
 
 PARTS = {"structure": "weights", "pattern": Element, "tile": Element}  # method settings for groups
 TIMED = 4  # training steps, and validation batches, timed by a probe
@@ -75,15 +75,15 @@ class CostEstimator:
         self._probes: dict[object, SpeedProbe] = {}
         self._trained: set[object] = set()
         self._known: dict[str, CostEstimate] = {}
-        self._drawn: set[str] = set()
+        self._simulated: set[str] = set()
 
     def estimate_run(self, settings: RunConfig) -> CostEstimate:
         """Return the estimate of a run."""
         found, key = self.estimate_uncached(settings), _run_key_of(settings)
-        if key in self._drawn:  # the same run under another name, or the teacher of an earlier one
+        if key in self._simulated:  # the same run under another name, or the teacher of an earlier one
             shared = {k: replace(c, shared=c.steps) for k, c in found.costs.items()}
             found = replace(found, costs=shared, cached=0)
-        self._drawn.add(key)
+        self._simulated.add(key)
         return self._price_run(settings, found) if self.timed else found
 
     def estimate_uncached(self, settings: RunConfig) -> CostEstimate:
@@ -95,14 +95,14 @@ class CostEstimator:
 
     def real_problem(self, settings: RunConfig) -> Problem:
         """Return the real problem of a run."""
-        where, seed = replace(settings.place, seed=0), settings.place.seed
+        where, seed = replace(settings.model_data, seed=0), settings.model_data.seed
         if where != self._where:
             for table in (self._problems, self._prices, self._probes, self._trained):
                 table.clear()
-            self._where, self._opened = where, open_task(settings.place)
+            self._where, self._opened = where, open_task(settings.model_data)
         if seed not in self._problems:
             assert self._opened is not None
-            built = build_problem(settings.place, self._opened, steps=1)
+            built = build_problem(settings.model_data, self._opened, steps=1)
             first = next(iter(self._problems.values()), built)  # its model is used for other seeds too
             self._problems[seed] = replace(built, pretrained=first.pretrained)
         real = self._problems[seed]
@@ -110,7 +110,7 @@ class CostEstimator:
         return replace(real, training=settings.train, steps=steps, checkpointer=Checkpointer(real.meter))
 
     def _cost_of(self, settings: RunConfig, problem: Problem) -> CostEstimate:
-        sparsity, same = float(settings.amount.sparsity or 0.0), (settings.train, problem.steps, problem.seed)
+        sparsity, same = float(settings.budget.sparsity or 0.0), (settings.train, problem.steps, problem.seed)
         if needs_structure(settings.method):
             dry_run(settings.method, problem, sparsity)
         phases = settings.method.plan(problem.size, sparsity)
@@ -128,18 +128,18 @@ class CostEstimator:
             costs = self._add_teacher_cost(settings, costs)
         how = phases, sizes, settings.train, problem.accelerator.device, self.snapshots
         return CostEstimate(
-            problem.steps, costs, memory=held_beside(*how), disk=disk_of(phases, sizes, self.snapshots),
+            problem.steps, costs, memory=extra_memory(*how), disk=disk_of(phases, sizes, self.snapshots),
             cached=sum(cached), remedies=tuple(memory_remedies(*how, problem.pretrained)),
         )  # fmt: skip
 
     def _add_teacher_cost(self, settings: RunConfig, costs: Costs) -> Costs:
-        """Return the costs with the teacher's own run, as `sparsesoup.runs.teacher` charges it."""
+        """Return the costs with the teacher's own run, as `sparsesoup.runs.teacher` counts it."""
         plain = dense_config(settings)
         own = self.estimate_uncached(plain).costs
         cost = sum((c for label, c in own.items() if label != "validation"), Cost())
-        if (key := _run_key_of(plain)) in self._drawn:
+        if (key := _run_key_of(plain)) in self._simulated:
             cost = replace(cost, shared=cost.steps)
-        self._drawn.add(key)
+        self._simulated.add(key)
         return {**costs, TEACHER: cost}
 
     def _prices_of(self, settings: RunConfig, problem: Problem) -> FlopsModel:
@@ -196,7 +196,7 @@ def probe_speed(problem: Problem, prices: FlopsModel) -> SpeedProbe:
     batches = problem.validation.eval_batches(2 * problem.training.batch_size)
     some = [row for batch in batches[:: -(-len(batches) // TIMED)] for row in batch]
     problem = replace(problem, validation=problem.validation.select_rows(some))
-    with charge_time(meter, "validation") as cost:
+    with record_time(meter, "validation") as cost:
         evaluate_model(problem, state.model, problem.validation, cost)
     ((_, trained),) = phase_costs(Phase(name="train", steps=TIMED), 1, problem, prices)
     ((_, validated),) = phase_costs(FINAL, 1, problem, prices)
@@ -228,9 +228,9 @@ def _peak_bytes(device: torch.device) -> float:
 
 def steps_of(settings: RunConfig, steps_per_epoch: int) -> int:
     """Return T of a run."""
-    if settings.amount.steps is not None:
-        return settings.amount.steps
-    return max(1, round((settings.amount.epochs or EPOCHS) * steps_per_epoch))
+    if settings.budget.steps is not None:
+        return settings.budget.steps
+    return max(1, round((settings.budget.epochs or EPOCHS) * steps_per_epoch))
 
 
 def needs_structure(method: Method) -> bool:
@@ -240,5 +240,5 @@ def needs_structure(method: Method) -> bool:
 
 def _run_key_of(settings: RunConfig) -> str:
     """Return the key of a run's directory."""
-    place = settings.place
-    return f"{settings.name} {settings.run_key()} {place.dataset} {place.dataset_config} {place.seed}"
+    model_data = settings.model_data
+    return f"{settings.name} {settings.run_key()} {model_data.dataset} {model_data.dataset_config} {model_data.seed}"

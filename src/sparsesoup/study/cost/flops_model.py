@@ -91,13 +91,13 @@ def _train_flops(problem: Problem, rows: list[int]) -> int:
 
 def _split_flops(problem: Problem, rows: list[int]) -> int:
     """Return the FLOPs of a step that takes the gradients of the two parts of its loss in two passes."""
-    learnt = [p for p in problem.pretrained.parameters() if p.requires_grad]
+    learned = [p for p in problem.pretrained.parameters() if p.requires_grad]
     batch = to_device(problem.train.batch(rows), problem.accelerator.device)
     with _as_in_training(problem), CountFlops() as count:
         parts = problem.loss_parts(problem.pretrained, batch)
-        torch.autograd.grad(parts.answers, learnt, allow_unused=True, retain_graph=bool(parts.states))
+        torch.autograd.grad(parts.answers, learned, allow_unused=True, retain_graph=bool(parts.states))
         if parts.states:
-            torch.autograd.grad(parts.states, learnt, allow_unused=True)
+            torch.autograd.grad(parts.states, learned, allow_unused=True)
     return count.flops
 
 
@@ -112,17 +112,17 @@ def _blocks_flops(problem: Problem, rows: list[int]) -> int:
         return _pass_flops(problem, rows, [params[name] for name in wanted])
 
 
-def _pass_flops(problem: Problem, rows: list[int], learnt: list[Parameter]) -> int:
+def _pass_flops(problem: Problem, rows: list[int], learned: list[Parameter]) -> int:
     """Return the FLOPs of a loss and its gradient for some parameters."""
     batch = to_device(problem.train.batch(rows), problem.accelerator.device)
     with _as_in_training(problem), CountFlops() as count:
-        torch.autograd.grad(problem.training_loss(problem.pretrained, batch), learnt, allow_unused=True)
+        torch.autograd.grad(problem.training_loss(problem.pretrained, batch), learned, allow_unused=True)
     return count.flops
 
 
 @contextmanager
 def _as_in_training(problem: Problem) -> Iterator[None]:
-    """Let the pre-trained model compute what a training with the problem's settings computes."""
+    """Prepare the pre-trained model to compute as in a training with the problem's settings."""
     model = problem.pretrained
     with fork_rng_of(model.parameters()), gradients_checkpointed(model, problem.training.gradient_checkpointing):
         yield

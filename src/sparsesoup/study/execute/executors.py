@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from sparsesoup.core.process_pool import LIVES, ProcessPool, TaskPool, run_with_retries
+from sparsesoup.core.process_pool import MAX_ATTEMPTS, ProcessPool, TaskPool, run_with_retries
 from sparsesoup.core.task_queue import TaskQueue
 from sparsesoup.study.execute.jobs import JobRunner, TrialJob, record_failure
 from sparsesoup.study.execute.progress import StudyProgress
@@ -35,11 +35,11 @@ class InProcess:
     cores: float | None = None
 
     def run(self, jobs: Sequence[TrialJob], board: StudyProgress) -> None:
-        """Run all jobs, those of one place after another."""
-        waiting, runner = TaskQueue(jobs, lambda job: job.place), JobRunner()
+        """Run all jobs, those with the same model and data one after another."""
+        waiting, runner = TaskQueue(jobs, lambda job: job.load_key), JobRunner()
         job = None
         while waiting:
-            job = waiting.take_next([job.place] if job else [])
+            job = waiting.take_next([job.load_key] if job else [])
             board.begin(job)
             runner(job, None if board.is_live else board.console)  # a live table contains the progress bars
             board.end(job)
@@ -50,7 +50,7 @@ class ProcessExecutor:
     """Worker processes on this machine, each with a GPU; a dead one is replaced, and its job resumes in another."""
 
     workers: int  # number of processes
-    lives: int = LIVES  # number of deaths of its process after which a job has failed
+    attempts: int = MAX_ATTEMPTS  # number of deaths of its process after which a job has failed
 
     @property
     def cores(self) -> float:
@@ -61,16 +61,16 @@ class ProcessExecutor:
         """Run all jobs."""
         gpus = gpu_names(os.environ, torch.cuda.device_count())
         pool = ProcessPool(
-            self.workers, JobRunner(), place_of=lambda job: job.place,
+            self.workers, JobRunner(), load_key_of=lambda job: job.load_key,
             environment=lambda number: gpu_environment(number, gpus),
         )  # fmt: skip
         with contextlib.closing(pool):
-            run_and_report(pool, jobs, board, self.lives)
+            run_and_report(pool, jobs, board, self.attempts)
 
 
-def local_executor(workers: int, lives: int = LIVES) -> JobExecutor:
+def local_executor(workers: int, attempts: int = MAX_ATTEMPTS) -> JobExecutor:
     """Return the executor of this machine: this process for one worker, else worker processes."""
-    return ProcessExecutor(workers, lives) if workers > 1 else InProcess()
+    return ProcessExecutor(workers, attempts) if workers > 1 else InProcess()
 
 
 def gpu_names(environment: Mapping[str, str], count: int) -> list[str]:
@@ -98,9 +98,9 @@ def gpu_environment(worker: int, gpus: Sequence[str]) -> dict[str, str]:
     return {VISIBLE: gpus[worker % len(gpus)]} if gpus else {}
 
 
-def run_and_report(pool: TaskPool[TrialJob], jobs: Sequence[TrialJob], board: StudyProgress, lives: int) -> None:
+def run_and_report(pool: TaskPool[TrialJob], jobs: Sequence[TrialJob], board: StudyProgress, attempts: int) -> None:
     """Run the jobs in a pool, and update the progress display."""
-    for event in run_with_retries(pool, jobs, lives):
+    for event in run_with_retries(pool, jobs, attempts):
         if event is None:
             board.redraw_table()
         elif event.kind == "begun":
@@ -109,6 +109,6 @@ def run_and_report(pool: TaskPool[TrialJob], jobs: Sequence[TrialJob], board: St
             board.restart_job(event.task, event.why)
         else:
             if event.kind == "lost":
-                why = f"its process died {lives} times, last it {event.why}; then say --retry-failed"
+                why = f"its process died {attempts} times, last it {event.why}; then say --retry-failed"
                 record_failure(event.task, why)
             board.end(event.task)

@@ -16,7 +16,7 @@ from sparsesoup.core.errors import UserError, one_line
 from sparsesoup.core.files import read_table, remove_path, write_table
 from sparsesoup.core.threads import check_threads
 from sparsesoup.hub.build import ModelAndDataConfig
-from sparsesoup.hub.place_cache import PlaceCache
+from sparsesoup.hub.model_data_cache import ModelDataCache
 from sparsesoup.report.terminal import read_report
 from sparsesoup.runs.run import RuntimeOptions, masks_of, run_method, score_finished_run
 from sparsesoup.study.recipe.trial import Trial
@@ -64,9 +64,9 @@ class TrialJob:
         return f"training {self.trial.describe_trial}"
 
     @property
-    def place(self) -> tuple[ModelAndDataConfig, str]:
-        """The place of the job: model and data that a process loads, and keeps for the next job."""
-        return self.trial.settings.place, self.trial.settings.train.mixed_precision
+    def load_key(self) -> tuple[ModelAndDataConfig, str]:
+        """The model and data that a process loads for the job and keeps for the next one."""
+        return self.trial.settings.model_data, self.trial.settings.train.mixed_precision
 
     @property
     def run(self) -> Path:
@@ -85,10 +85,10 @@ class TrialJob:
 
 
 class JobRunner:
-    """Runs one job after another in a process, and keeps model and data for the next job of the same place."""
+    """Runs one job after another in a process, and keeps model and data for the next job that needs the same."""
 
     def __init__(self) -> None:
-        self._places = PlaceCache()
+        self._load_cache = ModelDataCache()
         gc.freeze()  # the libraries: a collection after each job passes them over
 
     def __call__(self, job: TrialJob, console: Console | None = None) -> None:
@@ -103,12 +103,12 @@ class JobRunner:
                 torch.set_num_threads(threads)
             workers = job.options.workers if masks_of(job.trial.settings) else 1
             outside = RuntimeOptions(
-                console, cache=job.folder / "cache", cache_size=job.options.cache_size, patient=True, page=False,
-                workers=workers, snapshots=job.options.snapshots, places=self._places,
+                console, cache=job.folder / "cache", cache_size=job.options.cache_size, wait=True, page=False,
+                workers=workers, snapshots=job.options.snapshots, load_cache=self._load_cache,
             )  # fmt: skip
             run_method(job.trial.settings, job.out, outside, job.trial.path)
             try:
-                score_finished_run(job.run, console, places=self._places)
+                score_finished_run(job.run, console, load_cache=self._load_cache)
             finally:  # where the test split cannot be scored, the validation scores count
                 write_table(job.record_path, trial_record(job.trial, job.run))
             remove_path(job.failure_path)
@@ -117,14 +117,20 @@ class JobRunner:
         except Exception as error:
             record_failure(job, f"{type(error).__name__}: {one_line(error)}", traceback.format_exc())
         finally:
-            gc.collect()  # models of the run that cycles hold, beside which the next one would not fit
+            gc.collect()  # models that reference cycles keep alive, with which the next one would not fit
 
 
 def trial_record(trial: Trial, run: Path) -> dict[str, Any]:
     """Return the facts of a run that tables need, under the names of its trial."""
     report = read_report(run)
     model, dataset, sparsity = trial.column_of
-    head = {"row": trial.row, "model": model, "dataset": dataset, "asked": sparsity, "seed": trial.settings.place.seed}
+    head = {
+        "row": trial.row,
+        "model": model,
+        "dataset": dataset,
+        "asked": sparsity,
+        "seed": trial.settings.model_data.seed,
+    }
     return {**head, "run": str(trial.path), **{key: report.get(key) for key in KEPT}}
 
 

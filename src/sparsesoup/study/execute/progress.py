@@ -87,7 +87,7 @@ class StudyProgress(contextlib.AbstractContextManager["StudyProgress"]):
         with self._lock:
             self.running.pop(job.trial.trial_key)
             self._forecast.wait(job)
-        self._print_line(f"the process of {job.trial.describe_trial} {death}; it goes on in another one")
+        self._print_line(f"the process of {job.trial.describe_trial} {death}; it is resumed in another one")
 
     def seconds_left(self, workers: int) -> float | None:
         """Return the estimated seconds until the last job is done; None before any is."""

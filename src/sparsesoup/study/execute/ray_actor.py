@@ -15,7 +15,7 @@ LATE = 70.0  # seconds; a network file system may cache for a minute that a file
 
 
 class TrialActor:
-    """An actor that runs one job after another on a node, and keeps model and data for the next of the same place."""
+    """An actor that runs jobs on a node one after another, and keeps model and data for the next one."""
 
     def __init__(self, runner: Callable[[], Callable[[TrialJob], None]]) -> None:
         self._runner = runner()

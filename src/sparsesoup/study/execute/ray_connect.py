@@ -28,7 +28,7 @@ RAY = {  # read by Ray on import
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # hides GPUs from trials that requested none
 }
-# Ray replaces 127.0.0.1 by a reachable address, unless told that there are no other machines.
+# Ray replaces 127.0.0.1 by a reachable address, unless it knows that there are no other machines.
 ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 # By default Ray tries to join for more than a minute, also where another server answers; so it takes 20 seconds.
 QUICK = {"RAY_py_gcs_connect_timeout_s": "10", "RAY_NUM_REDIS_GET_RETRIES": "1"}
@@ -81,7 +81,7 @@ def _need_loopback(ray: Any) -> None:
         ray.shutdown()
         raise UserError(
             f"Ray would listen at {others[0]}, where other machines reach it: its module was imported before; begin "
-            f"the study in a process of its own, or start Ray with `ray start --head` and say --address auto"
+            f"the study in a separate process, or start Ray with `ray start --head` and say --address auto"
         )
 
 

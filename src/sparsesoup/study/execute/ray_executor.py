@@ -13,7 +13,7 @@ from typing import Any
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import make_folder
-from sparsesoup.core.process_pool import LIVES, REFRESH, EndedTask
+from sparsesoup.core.process_pool import MAX_ATTEMPTS, REFRESH, EndedTask
 from sparsesoup.study.execute.executors import run_and_report
 from sparsesoup.study.execute.jobs import JobRunner, TrialJob
 from sparsesoup.study.execute.progress import StudyProgress
@@ -57,7 +57,7 @@ def ray_executor(
     out: Path,
     trial: TrialResources,
     workers: int | None = None,
-    lives: int = LIVES,
+    attempts: int = MAX_ATTEMPTS,
     runner: Callable[[], Callable[[TrialJob], None]] = JobRunner,
 ) -> Iterator["RayExecutor"]:
     """Provide an executor on Ray within the block.
@@ -67,7 +67,7 @@ def ray_executor(
             without which Ray is started here and stopped at the end.
         out: folder of all runs, which all nodes must see, like the working directory.
         workers: trials at a time; default as many as fit on the nodes.
-        lives: number of deaths of its process after which a job has failed.
+        attempts: number of deaths of its process after which a job has failed.
         runner: makes what runs the jobs in each process.
     """
     address = ray_address(address)
@@ -76,7 +76,7 @@ def ray_executor(
     # Ray prints a page to stdout for each death; our progress display reports it in one line.
     with open(os.devnull, "w", encoding="utf-8") as nothing, contextlib.redirect_stdout(nothing):
         try:
-            made = RayExecutor(ray, trial, workers, lives, runner)
+            made = RayExecutor(ray, trial, workers, attempts, runner)
             made.check_nodes(out)
             yield made
         finally:
@@ -96,14 +96,14 @@ class RayExecutor:
     """Ray actors that run the jobs; one whose process or node dies is replaced. Made by `ray_executor`."""
 
     def __init__(
-        self, ray: Any, trial: TrialResources, workers: int | None, lives: int, runner: Callable[[], Any]
+        self, ray: Any, trial: TrialResources, workers: int | None, attempts: int, runner: Callable[[], Any]
     ) -> None:
         self.runner = runner
-        self.ray, self.trial, self.workers, self.lives = ray, trial, workers, lives
+        self.ray, self.trial, self.workers, self.attempts = ray, trial, workers, attempts
         # Ray's own restarts would go unreported, so they are counted here.
         settings = {"num_cpus": trial.cpus, "num_gpus": trial.gpus, "max_restarts": 0, "max_task_retries": 0}
         self._actor_class = ray.remote(**settings)(TrialActor)
-        self._starting: dict[Any, _Worker] = {}  # until Ray has found room for them
+        self._starting: dict[Any, _Worker] = {}  # until Ray has free resources for them
         self._idle: list[_Worker] = []
         self._busy: dict[Any, _Worker] = {}
         self._jobs, self._failed_starts = 0, 0
@@ -119,19 +119,19 @@ class RayExecutor:
         """Run all jobs."""
         self._jobs = len(jobs)
         with contextlib.closing(self):
-            run_and_report(self, jobs, board, self.lives)
+            run_and_report(self, jobs, board, self.attempts)
 
-    def place_of(self, job: TrialJob) -> Hashable:
+    def load_key_of(self, job: TrialJob) -> Hashable:
         """Return what an actor loads for a job."""
-        return job.place
+        return job.load_key
 
     def idle_places(self) -> list[Hashable]:
-        """Return the places that idle actors have loaded."""
-        return [worker.job.place for worker in self._idle if worker.job]
+        """Return the load keys of idle actors."""
+        return [worker.job.load_key for worker in self._idle if worker.job]
 
     def busy_places(self) -> list[Hashable]:
-        """Return the places of the running jobs."""
-        return [worker.job.place for worker in self._busy.values() if worker.job]
+        """Return the load keys of the running jobs."""
+        return [worker.job.load_key for worker in self._busy.values() if worker.job]
 
     def free_slots(self) -> int:
         """Return the number of jobs that can be started now; start more actors where a trial fits."""
@@ -146,19 +146,19 @@ class RayExecutor:
         return len(self._idle)
 
     def begin(self, job: TrialJob) -> None:
-        """Start a job on an idle actor, if there is one on one that has loaded its place."""
-        self._idle.sort(key=lambda worker: worker.job is not None and worker.job.place == job.place)
+        """Start a job on an idle actor, if possible one that has loaded its model and data."""
+        self._idle.sort(key=lambda worker: worker.job is not None and worker.job.load_key == job.load_key)
         worker = self._idle.pop()
         worker.job = job
         self._busy[worker.actor.run_job.remote(job, os.getcwd())] = worker
 
     def wait_for_ended(self) -> list[EndedTask[TrialJob]]:
         """Return the jobs that ended since the last call; wait for one, but at most `REFRESH` seconds."""
-        asked = [*self._busy, *self._starting]
-        if not asked:  # no node is left; one may join
+        pending = [*self._busy, *self._starting]
+        if not pending:  # no node is left; one may join
             time.sleep(REFRESH)
             return []
-        ready, _ = self.ray.wait(asked, timeout=REFRESH)  # one at most
+        ready, _ = self.ray.wait(pending, timeout=REFRESH)  # one at most
         for reference in ready:
             if reference in self._starting:
                 self._add_started(reference)
@@ -176,22 +176,22 @@ class RayExecutor:
         nodes = self._list_nodes()
         if not any(self.trial.trials_per_node(node["Resources"]) for node in nodes):
             raise UserError(
-                f"no node of Ray has room for a run with {self.trial.cpus:g} cores and {self.trial.gpus:g} GPUs; lower "
-                f"--cpus-per-run or --gpus-per-run, or add a node"
+                f"no node of Ray has the resources for a run: {self.trial.cpus:g} cores and {self.trial.gpus:g} GPUs; "
+                f"lower --cpus-per-run or --gpus-per-run, or add a node"
             )
         with _probe_file(out) as probe:
-            asked = {self._probe_node(node["NodeID"], probe): node["NodeManagerAddress"] for node in nodes}
-            ready, late = self.ray.wait(list(asked), num_returns=len(asked), timeout=SLOWEST)
+            pending = {self._probe_node(node["NodeID"], probe): node["NodeManagerAddress"] for node in nodes}
+            ready, late = self.ray.wait(list(pending), num_returns=len(pending), timeout=SLOWEST)
             for reference in ready:
-                self._check_answer(reference, asked[reference], out)
+                self._check_answer(reference, pending[reference], out)
         if late:
-            raise UserError(f"node {asked[late[0]]} of Ray gave no answer within {SLOWEST:g} seconds")
+            raise UserError(f"node {pending[late[0]]} of Ray gave no answer within {SLOWEST:g} seconds")
 
     def _probe_node(self, node: str, probe: Path) -> Any:
         strategies = importlib.import_module("ray.util.scheduling_strategies")
         there = strategies.NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-        asked = self.ray.remote(num_cpus=0, max_retries=0)(can_see).options(scheduling_strategy=there)
-        return asked.remote(str(probe), os.getcwd())
+        pending = self.ray.remote(num_cpus=0, max_retries=0)(can_see).options(scheduling_strategy=there)
+        return pending.remote(str(probe), os.getcwd())
 
     def _check_answer(self, reference: Any, node: str, out: Path) -> None:
         try:
@@ -205,7 +205,7 @@ class RayExecutor:
             )
 
     def _list_nodes(self) -> list[dict[str, Any]]:
-        """Return the nodes that are alive, asked for at most once every `LISTED` seconds."""
+        """Return the nodes that are alive, listed at most once every `LISTED` seconds."""
         if time.monotonic() - self._listed >= LISTED or not self._nodes:
             self._nodes = [node for node in self.ray.nodes() if node["Alive"]]
             self._listed = time.monotonic()
@@ -218,7 +218,7 @@ class RayExecutor:
             worker.node = self.ray.get(reference)
         except self.ray.exceptions.RayError as error:  # its node may have died
             self._failed_starts += 1
-            if self._failed_starts >= self.lives:
+            if self._failed_starts >= self.attempts:
                 raise UserError(f"on Ray: {last_error_line(error)}") from error
             return
         self._failed_starts = 0

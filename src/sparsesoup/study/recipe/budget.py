@@ -52,10 +52,10 @@ def check_budget(recipe: Table, datasets: Mapping[str, Table]) -> None:
     for row, own in recipe["methods"].items() if isinstance(recipe["methods"], dict) else ():
         for key in {"times", "steps", "epochs", "from"} & (own or {}).keys():
             why = "what its ticket cost is not in it" if key == "from" else "its T follows from the budget"
-            said = f"row {row} has {key}, but at equal total cost {why}; leave out {key} or the budget"
-            raise RecipeError(said, "methods", row, key)
+            message = f"row {row} has {key}, but at equal total cost {why}; leave out {key} or the budget"
+            raise RecipeError(message, "methods", row, key)
     if budget.flops is not None:
-        for place, table in [((), recipe), *((("datasets", name), table) for name, table in datasets.items())]:
+        for path, table in [((), recipe), *((("datasets", name), table) for name, table in datasets.items())]:
             for key in {"steps", "epochs"} & table.keys():
-                said = f"budget.flops sets how long every row trains and excludes {key}; leave one out"
-                raise RecipeError(said, *place, key)
+                message = f"budget.flops sets how long every row trains and excludes {key}; leave one out"
+                raise RecipeError(message, *path, key)

@@ -27,7 +27,7 @@ from sparsesoup.study.recipe.yaml_lines import (
     builtin_recipe,
     check_keys,
     displaced_settings,
-    place_of,
+    locate_keys,
     read_written,
 )
 
@@ -50,7 +50,7 @@ class StudyPlan:
     recipe: Table  # the recipe, with changes from flags
     trials: list[Trial]  # trials in order of execution
     command: str  # command that repeats it
-    place: Callable[[Sequence[str]], str]  # describes the location of a path of keys in the recipe
+    location: Callable[[Sequence[str]], str]  # describes the location of a path of keys in the recipe
 
 
 def read_plan(
@@ -74,14 +74,14 @@ def read_plan(
         recipe, lines = read_written(file)
     changed = {key: value for key, value in (changes or {}).items() if value is not None}
 
-    def place(where: Sequence[str]) -> str:
+    def location(where: Sequence[str]) -> str:
         key, *deeper = where
-        said = key in changed and len(deeper) < 2  # deeper paths are a dataset's own settings, which have no flags
+        given = key in changed and len(deeper) < 2  # deeper paths are a dataset's own settings, which have no flags
         if lines is None:
             return ".".join(where)
-        return flag_of(key) if said else f"{file}, line {lines(where)}"
+        return flag_of(key) if given else f"{file}, line {lines(where)}"
 
-    with add_location(place):
+    with add_location(location):
         apply_changes_(recipe, changed)
         trials = list(_trials_of(recipe))
         check_budget(recipe, _dataset_tables(recipe))
@@ -92,7 +92,7 @@ def read_plan(
         _need_once(trials)
     words = [str(word) for key, value in changed.items() for word in (flag_of(key), *as_list(value))]
     command = shlex.join(["sparsesoup", "compare", "--config", str(given), *words])
-    return StudyPlan(name or file.stem, recipe, trials, command, place)
+    return StudyPlan(name or file.stem, recipe, trials, command, location)
 
 
 def _trials_of(recipe: Table) -> Iterator[Trial]:
@@ -104,8 +104,8 @@ def _trials_of(recipe: Table) -> Iterator[Trial]:
     rows = rows if isinstance(rows, dict) else {str(row): None for row in _list_at(recipe, "methods")}
     for row, own in rows.items():
         if own is not None and not isinstance(own, dict):
-            said = f"row {row} has settings of its own (name, method, train, ...), got {own!r}"
-            raise RecipeError(said, "methods", row)
+            message = f"row {row} has its own settings (name, method, train, ...), got {own!r}"
+            raise RecipeError(message, "methods", row)
     for (dataset, placed), model, (row, own) in product(
         _dataset_tables(recipe).items(), _list_at(recipe, "models"), rows.items()
     ):
@@ -131,25 +131,25 @@ def _transfer_trials(recipe: Table, trained: list[Trial], out: Path) -> Iterator
                 if first is None or TABLE[first.settings.name].grouped:
                     why = "which this study does not make" if first is None else "whose masks are in groups"
                     ticket = f"{source} on {start} at sparsity {trial.sparsity:g}, seed {trial.seed}"
-                    said = f"row {row} begins with the ticket of {ticket}, {why}; name another row"
-                    raise RecipeError(said, "methods", row, "from")
+                    message = f"row {row} begins with the ticket of {ticket}, {why}; name another row"
+                    raise RecipeError(message, "methods", row, "from")
                 yield replace(trial, settings=with_ticket(trial.settings, out / first.path), needs=first.path)
 
 
 def _ticket_origin(row: str, own: Table, datasets: Mapping[str, Table]) -> tuple[str, str]:
     """Return (the row whose tickets a row starts from, the one dataset of these tickets; '' for every dataset)."""
     if strange := [key for key in ("name", "method") if key in own]:
-        said = f"row {row} begins with tickets, so its method is ticket; leave out {strange[0]}"
-        raise RecipeError(said, "methods", row, strange[0])
+        message = f"row {row} begins with tickets, so its method is ticket; leave out {strange[0]}"
+        raise RecipeError(message, "methods", row, strange[0])
     given = own["from"] if isinstance(own["from"], dict) else {"row": own["from"]}
     check_keys(given, ("row", "dataset"), "methods", row, "from")
     if given.get("row") is None or isinstance(given["row"], (dict, list)):
-        said = f"row {row}: from is the name of a row, or {{row: NAME, dataset: NAME}}, got {own['from']!r}"
-        raise RecipeError(said, "methods", row, "from")
+        message = f"row {row}: from is the name of a row, or {{row: NAME, dataset: NAME}}, got {own['from']!r}"
+        raise RecipeError(message, "methods", row, "from")
     origin = "" if given.get("dataset") is None else str(given["dataset"])
     if origin and origin not in datasets:
-        said = f"row {row} begins with tickets of {origin}; allowed: {', '.join(datasets)}"
-        raise RecipeError(said, "methods", row, "from", "dataset")
+        message = f"row {row} begins with tickets of {origin}; allowed: {', '.join(datasets)}"
+        raise RecipeError(message, "methods", row, "from", "dataset")
     return str(given["row"]), origin
 
 
@@ -159,8 +159,8 @@ def _dataset_tables(recipe: Table) -> dict[str, Table]:
         return {str(name): {} for name in _list_at({"datasets": [] if found == {} else found}, "datasets")}
     for name, placed in found.items():
         if placed is not None and not isinstance(placed, dict):
-            said = f"dataset {name} has settings of its own (sparsities, steps, ...), got {placed!r}"
-            raise RecipeError(said, "datasets", name)
+            message = f"dataset {name} has its own settings (sparsities, steps, ...), got {placed!r}"
+            raise RecipeError(message, "datasets", name)
         check_keys(placed or {}, PLACED, "datasets", name)
     return {str(name): dict(placed or {}) for name, placed in found.items()}
 
@@ -182,10 +182,10 @@ def _trials_of_row(recipe: Table, model: str, dataset: str, placed: Table, row: 
         settings = _settings_of(row, name, table | {"sparsity": sparsity}, levels)
         for seed in _list_at(merged, "seeds", levels):
             if not isinstance(seed, int) or isinstance(seed, bool) or not -MOST_SEED <= seed < MOST_SEED:
-                said = f"a seed is a whole number of at most 64 bits, got {seed!r}"
-                raise RecipeError(said, *place_of(levels, ["seeds"]))
-            own_settings = replace(settings, place=replace(settings.place, seed=seed))
-            yield Trial(row, None if dense else settings.amount.sparsity, own_settings, Path())
+                message = f"a seed is a whole number of at most 64 bits, got {seed!r}"
+                raise RecipeError(message, *locate_keys(levels, ["seeds"]))
+            own_settings = replace(settings, model_data=replace(settings.model_data, seed=seed))
+            yield Trial(row, None if dense else settings.budget.sparsity, own_settings, Path())
 
 
 def _override_table(table: Table, own: Table) -> Table:
@@ -199,8 +199,8 @@ def _training_settings(levels: Levels) -> Table:
     for where, level in levels:
         own = {} if level.get("train") is None else level["train"]
         if not isinstance(own, dict):
-            said = f"train has settings of its own (learning_rate, batch_size, ...), got {own!r}"
-            raise RecipeError(said, *where, "train")
+            message = f"train has its own settings (learning_rate, batch_size, ...), got {own!r}"
+            raise RecipeError(message, *where, "train")
         train = _deep_merge(train, own)
     return train
 
@@ -228,8 +228,8 @@ def _scale_steps_(table: Table, row: str, times: Any) -> None:
     given = EPOCHS if table.get(length) is None else table[length]
     for number in (times, given):
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
-            said = f"row {row} lasts {times!r} times {length} {given!r}, which are to be numbers"
-            raise RecipeError(said, "methods", row, "times")
+            message = f"row {row} lasts {times!r} times {length} {given!r}, which are to be numbers"
+            raise RecipeError(message, "methods", row, "times")
     table[length] = round(times * given) if length == "steps" else times * given
 
 
@@ -239,7 +239,7 @@ def _settings_of(row: str, name: str, table: Table, levels: Levels) -> RunConfig
         return fill_default_sparsity(config_from_dict(name, given))
     except UserError as error:
         named = ["sparsities"] if error.field == "sparsity" else error.field.split(".") if error.field else []
-        raise RecipeError(error, *(place_of(levels, named) or ["methods", row, *named])) from error
+        raise RecipeError(error, *(locate_keys(levels, named) or ["methods", row, *named])) from error
 
 
 def _list_at(table: Table, key: str, levels: Levels = ()) -> list[Any]:
@@ -248,8 +248,8 @@ def _list_at(table: Table, key: str, levels: Levels = ()) -> list[Any]:
     empty = None in listed and key != "sparsities"  # an empty sparsity is the default of the method or ticket
     if not listed or empty or len(set(map(str, listed))) < len(listed):
         hint = f"; name some, or leave {key} out" if empty and key in LISTS else ""
-        said = f"{key} needs one or several different values, got {found}{hint}"
-        raise RecipeError(said, *(place_of(levels, [key]) or [key]))
+        message = f"{key} needs one or several different values, got {found}{hint}"
+        raise RecipeError(message, *(locate_keys(levels, [key]) or [key]))
     return listed
 
 
@@ -257,7 +257,7 @@ def _need_once(trials: list[Trial]) -> None:
     """Refuse two trials at one place of the table: 0.5 and "0.50", or a name equal to that of a row with tickets."""
     seen = set()
     for trial in trials:
-        if (place := (trial.row, trial.column_of, trial.seed)) in seen:
-            said = f"{trial.describe_trial} is there twice; leave one out, or call its row otherwise"
-            raise RecipeError(said, "methods", trial.row)
-        seen.add(place)
+        if (identity := (trial.row, trial.column_of, trial.seed)) in seen:
+            message = f"{trial.describe_trial} is there twice; leave one out, or call its row otherwise"
+            raise RecipeError(message, "methods", trial.row)
+        seen.add(identity)

@@ -20,7 +20,7 @@ from sparsesoup.runs.run import run_folder
 from sparsesoup.runs.teacher import DENSE, check_distilled_parts, find_teacher
 from sparsesoup.study.cost.estimate import needs_structure, steps_of
 from sparsesoup.study.recipe.trial import Trial
-from sparsesoup.study.recipe.yaml_lines import Levels, RecipeError, Table, at_location, place_of
+from sparsesoup.study.recipe.yaml_lines import Levels, RecipeError, Table, at_location, locate_keys
 from sparsesoup.training.batching import RowBatches
 from sparsesoup.training.driver import dry_run
 from sparsesoup.training.problem import Problem
@@ -35,42 +35,46 @@ def resolve_all(recipe: Table, trials: Sequence[Trial]) -> list[Trial]:
     taken: dict[Path, Trial] = {}
     placed = []
     for trial in trials:
-        place = trial.settings.place
+        model_data = trial.settings.model_data
         if (where := _data_of(trial)) not in tasks:
             tasks[where] = _resolve_trial(recipe, trial)
         name = tasks[where].source.name
         placed.append(replace(trial, path=run_folder(name, trial.portable_settings)))
         other = taken.setdefault(placed[-1].path, trial)
         if other.settings != trial.settings:
-            raise RecipeError(f"datasets {other.column_of[1]} and {place.dataset} are both called {name}, so "
-                f"their runs "
-                         f"would be in the same folder; rename one of them", "datasets", place.dataset)  # fmt: skip
+            message = (
+                f"datasets {other.column_of[1]} and {model_data.dataset} are both called {name}, so their runs would "
+                f"be in the same folder; rename one of them"
+            )
+            raise RecipeError(message, "datasets", model_data.dataset)
     _need_teachers(recipe, trials, tasks)
     _need_tickets(trials, tasks)
     return placed
 
 
 def _data_of(trial: Trial) -> ModelAndDataConfig:
-    return replace(trial.settings.place, seed=0)
+    return replace(trial.settings.model_data, seed=0)
 
 
 def _resolve_trial(recipe: Table, trial: Trial) -> OpenedTask:
     """Return the dataset and its task, after checking that dataset and model exist and fit each other."""
-    place = trial.settings.place
+    model_data = trial.settings.model_data
     with at_location("models"):
-        config_of(place.model, place.trust_remote_code)
+        config_of(model_data.model, model_data.trust_remote_code)
     levels = _recipe_levels(recipe, trial)
     try:
-        opened = open_task(place)
-        check_head(place, opened)
+        opened = open_task(model_data)
+        check_head(model_data, opened)
     except UserError as error:
-        raise RecipeError(error, *(place_of(levels, error.field.split(".")) or ["datasets", place.dataset])) from error
+        raise RecipeError(
+            error, *(locate_keys(levels, error.field.split(".")) or ["datasets", model_data.dataset])
+        ) from error
     with at_location("models"):
-        reader = load_reader(place.model, task_type_of(opened.task).images, place.trust_remote_code)
+        reader = load_reader(model_data.model, task_type_of(opened.task).images, model_data.trust_remote_code)
     try:
-        check_length(place, opened, reader)
+        check_length(model_data, opened, reader)
     except UserError as error:
-        raise RecipeError(error, *(place_of(levels, error.field.split(".")) or ["models"])) from error
+        raise RecipeError(error, *(locate_keys(levels, error.field.split(".")) or ["models"])) from error
     return opened
 
 
@@ -79,7 +83,7 @@ def _need_teachers(recipe: Table, trials: Sequence[Trial], tasks: Mapping[ModelA
     for (where, distill), trial in {(_data_of(c), c.settings.train.distill): c for c in reversed(trials)}.items():
         if distill.teacher not in ("", DENSE):
             named = ["train", "distill", "teacher"]
-            with at_location(*(place_of(_recipe_levels(recipe, trial), named) or named)):
+            with at_location(*(locate_keys(_recipe_levels(recipe, trial), named) or named)):
                 teacher = find_teacher(where, tasks[where], distill.teacher)
                 if distill.hidden or distill.attention:
                     check_distilled_parts(_load_model_config(where, tasks), teacher, distill)
@@ -113,13 +117,13 @@ def check_schedules_fit(trials: Iterable[Trial]) -> None:
     rows: dict[ModelAndDataConfig, tuple[int, bool]] = {}
     models: dict[ModelAndDataConfig, nn.Module] = {}
     for trial in {(c.row, c.column_of): c for c in trials}.values():  # seeds make no difference
-        place = replace(trial.settings.place, model="", seed=0)
-        if place not in rows:
-            with at_location("datasets", place.dataset):
-                rows[place] = _count_rows(open_task(trial.settings.place))
+        model_data = replace(trial.settings.model_data, model="", seed=0)
+        if model_data not in rows:
+            with at_location("datasets", model_data.dataset):
+                rows[model_data] = _count_rows(open_task(trial.settings.model_data))
         try:
-            count, counted = rows[place]
-            if counted or trial.settings.amount.steps is not None:
+            count, counted = rows[model_data]
+            if counted or trial.settings.budget.steps is not None:
                 _check_plan(trial.settings, count)
             if needs_structure(trial.settings.method):
                 _check_structure(trial.settings, models)
@@ -136,15 +140,15 @@ def _count_rows(opened: OpenedTask) -> tuple[int, bool]:
 
 def _check_plan(settings: RunConfig, rows: int) -> None:
     """Read the plan of a run, and check its groups as far as that takes no model."""
-    sparsity, each = float(settings.amount.sparsity or 0.0), max(1, rows // settings.train.rows_per_step)
-    settings.method.plan(RunSize(steps_of(settings, each), each, settings.train, settings.place.seed), sparsity)
+    sparsity, each = float(settings.budget.sparsity or 0.0), max(1, rows // settings.train.rows_per_step)
+    settings.method.plan(RunSize(steps_of(settings, each), each, settings.train, settings.model_data.seed), sparsity)
     if not needs_structure(settings.method):
         settings.method.groups_of({}, sparsity)
 
 
 def _check_structure(settings: RunConfig, models: dict[ModelAndDataConfig, nn.Module]) -> None:
     """Check the groups of a run on the matrices of its model."""
-    where = replace(settings.place, seed=0)
+    where = replace(settings.model_data, seed=0)
     if where not in models:
         models.clear()  # keep one model in memory
         models[where] = load_model(where.model, open_task(where).task, where.seed, where.trust_remote_code)
@@ -153,7 +157,7 @@ def _check_structure(settings: RunConfig, models: dict[ModelAndDataConfig, nn.Mo
         pretrained=model, targets=find_prunable(model), train=rows, validation=rows, steps=LONG,
         predict=_no_pass, criterion=_no_pass, metric=_no_pass, training=settings.train,
     )  # fmt: skip
-    dry_run(settings.method, problem, float(settings.amount.sparsity or 0.0))
+    dry_run(settings.method, problem, float(settings.budget.sparsity or 0.0))
 
 
 def _no_pass(*given: Any) -> NoReturn:

@@ -22,12 +22,12 @@ class Trial:
     @property
     def column_of(self) -> tuple[str, str, float | None]:
         """The column of the table: (model, dataset, sparsity)."""
-        return self.settings.place.model, self.settings.place.dataset, self.sparsity
+        return self.settings.model_data.model, self.settings.model_data.dataset, self.sparsity
 
     @property
     def seed(self) -> int:
         """The seed of all random choices."""
-        return self.settings.place.seed
+        return self.settings.model_data.seed
 
     @property
     def planned_run(self) -> tuple[str, tuple[str, str, float | None], int]:
@@ -39,7 +39,7 @@ class Trial:
         """The description of the trial."""
         model, dataset, sparsity = self.column_of
         how = "" if sparsity is None else f", sparsity {sparsity:g}"
-        return f"{self.row} on {dataset}{how}, seed {self.settings.place.seed} ({model})"
+        return f"{self.row} on {dataset}{how}, seed {self.settings.model_data.seed} ({model})"
 
     @property
     def portable_settings(self) -> RunConfig:

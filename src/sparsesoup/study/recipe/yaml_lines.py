@@ -30,14 +30,14 @@ class RecipeError(Exception):
 
 
 @contextlib.contextmanager
-def add_location(place: Callable[[Sequence[str]], str]) -> Iterator[None]:
+def add_location(location: Callable[[Sequence[str]], str]) -> Iterator[None]:
     """Turn a RecipeError into a UserError that starts with its place: a line of the recipe, or a flag."""
     try:
         yield
     except RecipeError as wrong:
-        place_said, error = place(wrong.where), wrong.error
-        said = error.message if isinstance(error, UserError) and place_said.startswith("--") else str(error)
-        raise UserError(f"{place_said}: {said}") from error
+        where, error = location(wrong.where), wrong.error
+        message = error.message if isinstance(error, UserError) and where.startswith("--") else str(error)
+        raise UserError(f"{where}: {message}") from error
 
 
 @contextlib.contextmanager
@@ -90,9 +90,9 @@ def check_keys(table: Mapping[str, Any], keys: Sequence[str], *where: str) -> No
             raise RecipeError(unknown_setting(str(key), keys), *where, str(key))
 
 
-def place_of(levels: Levels, named: Sequence[str]) -> list[str]:
+def locate_keys(levels: Levels, named: Sequence[str]) -> list[str]:
     """Return the recipe path of the setting that applies, as it is spelled there; empty if there is none."""
-    within = [[*place, *found] for place, level in levels if (found := _spelled_path(level, named))]
+    within = [[*location, *found] for location, level in levels if (found := _spelled_path(level, named))]
     return within[-1] if within else []
 
 

@@ -12,7 +12,7 @@ from sparsesoup.report.terminal import read_report
 from sparsesoup.runs.config import without_workers
 from sparsesoup.study.execute.jobs import KEPT
 
-PLACED = ("model", "dataset", "data_root", "sparsity", "seed")  # settings that define the column or the seed
+COLUMN_SETTINGS = ("model", "dataset", "data_root", "sparsity", "seed")  # settings that define the column or the seed
 
 
 def run_paths(results: Sequence[Any]) -> list[Path]:
@@ -43,11 +43,11 @@ def records_of(runs: Sequence[Path]) -> list[dict[str, Any]]:
     _need_same_data(found)
     taken: dict[Any, str] = {}
     for record in found:
-        if other := taken.get(place := _place_of(record)):
+        if other := taken.get(identity := _column_and_seed(record)):
             same = "the same run" if Path(other).resolve() == Path(record["run"]).resolve() else "runs of the same kind"
             raise UserError(f"{other} and {record['run']} are {same}, {record['row']} on {record['dataset']} with seed "
                             f"{record['seed']}, which a table has once; give one of them")  # fmt: skip
-        taken[place] = record["run"]
+        taken[identity] = record["run"]
     return found
 
 
@@ -78,7 +78,7 @@ def _of_run(run: Path) -> dict[str, Any]:
 def _common_settings(settings: dict[str, Any], seed: int) -> str:
     """Return the settings that runs of a row share; a ticket or teacher of the run's own seed counts as the same."""
     table = without_workers(settings)
-    own = json.dumps({key: value for key, value in table.items() if key not in PLACED}, sort_keys=True)
+    own = json.dumps({key: value for key, value in table.items() if key not in COLUMN_SETTINGS}, sort_keys=True)
     return re.sub(rf'(?<=[/\\])seed-{seed}(?=[/\\"])', "seed", own)
 
 
@@ -91,14 +91,14 @@ def _in_rows(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for record in found:
         method, settings = record["method"], record.pop("settings")
         record["row"] = method if kinds[method] == 1 else first[method, settings]
-    equal = Counter(map(_place_of, found))
+    equal = Counter(map(_column_and_seed, found))
     for record in found:
-        if equal[_place_of(record)] > 1 and not (own := Path(record["run"]).resolve().name).startswith("seed-"):
+        if equal[_column_and_seed(record)] > 1 and not (own := Path(record["run"]).resolve().name).startswith("seed-"):
             record["row"] = own
     return found
 
 
-def _place_of(record: dict[str, Any]) -> tuple[Any, ...]:
+def _column_and_seed(record: dict[str, Any]) -> tuple[Any, ...]:
     """Return row, column and seed, of which a table has one run."""
     return tuple(record[key] for key in ("row", "model", "dataset", "asked", "seed"))
 

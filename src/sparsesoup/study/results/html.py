@@ -46,29 +46,29 @@ def study_charts(
     found: ScoreTable, records: Sequence[Record], pairs: Sequence[Mapping[str, Any]] = ()
 ) -> list[dict[str, Any]]:
     """Return the charts with data; `pairs` are those of `ticket_agreement`."""
-    drawn = []
-    for place in dict.fromkeys(column[:2] for column in found.columns):
-        columns = [c for c in found.columns if c[:2] == place and c[2] is not None]
-        name = column_heading((*place, None), found.columns)
+    charts = []
+    for pair in dict.fromkeys(column[:2] for column in found.columns):
+        columns = [c for c in found.columns if c[:2] == pair and c[2] is not None]
+        name = column_heading((*pair, None), found.columns)
         if len(columns) > 1:
             title, height = f"Quality over sparsity: {name}", max(3.6, 0.5 + LINE * len(found.rows))
-            drawn.append(_make_chart(title, height, lambda f, c=columns: _over_sparsity(f, found, c)))
+            charts.append(_make_chart(title, height, lambda f, c=columns: _over_sparsity(f, found, c)))
         for column in [c for c in columns if any((row, c) in found.costs for row in found.rows)]:
             title = f"Quality over cost: {column_heading(column, found.columns)}"
             height = 3.2 + 0.08 * len(found.rows)
-            drawn.append(_make_chart(title, height, lambda f, c=column: _over_cost(f, found, c)))
+            charts.append(_make_chart(title, height, lambda f, c=column: _over_cost(f, found, c)))
     sparsities, shown = by_layer(found, records), _first_pruned(found)
     where = column_heading(shown, found.columns) if shown else ""
     if sparsities:
         height = 1.0 + 0.24 * len(sparsities)
         title = f"Sparsity by layer, % of the weights pruned: {where}"
-        drawn.append(_make_chart(title, height, lambda f: _sparsity_chart(f, sparsities)))
+        charts.append(_make_chart(title, height, lambda f: _sparsity_chart(f, sparsities)))
     if len(pairs) > 1:
         height = 1.6 + 0.24 * len({pair["one"] for pair in pairs})
-        drawn.append(
+        charts.append(
             _make_chart(f"Weights that two tickets share, %: {where}", height, lambda f: _agreement_chart(f, pairs))
         )
-    return drawn
+    return charts
 
 
 def _first_pruned(found: ScoreTable) -> Column | None:
@@ -121,18 +121,20 @@ def _scale(found: ScoreTable, columns: Sequence[Column]) -> tuple[float, str]:
 
 
 def _over_sparsity(figure: Any, found: ScoreTable, columns: Sequence[Column]) -> None:
-    axes, drawn, (factor, label) = figure.subplots(), {}, _scale(found, columns)
+    axes, charts, (factor, label) = figure.subplots(), {}, _scale(found, columns)
     for i, row in enumerate(row for row in found.rows if any(found.scores.get((row, c)) for c in columns)):
         have = sorted((c for c in columns if found.scores.get((row, c))), key=lambda column: column[2] or 0)
         means = [factor * statistics.fmean(found.scores[row, c].values()) for c in have]
         style = STYLES[i // 10 % len(STYLES)]
-        places = [100 * float(c[2] or 0) for c in have]
+        positions = [100 * float(c[2] or 0) for c in have]
         if row in found.removed:  # one run, at what it removes
-            means, places = means[:1], [100 * found.removed[row]]
-        (drawn[row],) = axes.plot(places, means, style, marker=".", color=f"C{i % 10}")
+            means, positions = means[:1], [100 * found.removed[row]]
+        (charts[row],) = axes.plot(positions, means, style, marker=".", color=f"C{i % 10}")
     axes.set(xlabel="sparsity, %", ylabel=label)
-    legend = axes.legend([*drawn.values()], [" "] * len(drawn), loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
-    for text, row in zip(legend.get_texts(), drawn, strict=True):  # matplotlib leaves out labels such as _tuned
+    legend = axes.legend(
+        [*charts.values()], [" "] * len(charts), loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8
+    )
+    for text, row in zip(legend.get_texts(), charts, strict=True):  # matplotlib leaves out labels such as _tuned
         text.set_text(_short_name(row))
 
 
@@ -161,7 +163,7 @@ def _over_cost(figure: Any, found: ScoreTable, column: Column) -> None:
 
 
 def _label_points(axes: Any, points: Mapping[str, tuple[float, float]], share: float) -> None:
-    """Write names beside points, `share` of the height apart; a moved name is connected to its point."""
+    """Write names next to points, `share` of the height apart; a moved name is connected to its point."""
     low, high = axes.get_ylim()
     gap = (high - low) * share
     heights = spread_labels(points, gap)
@@ -169,8 +171,8 @@ def _label_points(axes: Any, points: Mapping[str, tuple[float, float]], share: f
     for row, y in heights.items():
         thread = {"arrowstyle": "-", "color": FAINT, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)}
         moved = thread if y - points[row][1] > gap / 2 else None
-        place = {"xytext": (9, y), "textcoords": ("offset points", "data"), "arrowprops": moved}
-        axes.annotate(_short_name(row), points[row], **place, fontsize=8, va="center")
+        style = {"xytext": (9, y), "textcoords": ("offset points", "data"), "arrowprops": moved}
+        axes.annotate(_short_name(row), points[row], **style, fontsize=8, va="center")
 
 
 def _short_name(name: str) -> str:
@@ -192,8 +194,8 @@ def spread_labels(points: Mapping[str, tuple[float, float]], gap: float) -> dict
     """
     found: dict[str, float] = {}
     for row, (x, y) in sorted(points.items(), key=lambda item: item[1][1]):
-        beside = [found[other] + gap for other in found if abs(math.log(x / points[other][0])) < 0.1]
-        found[row] = max([y, *beside])
+        raised = [found[other] + gap for other in found if abs(math.log(x / points[other][0])) < 0.1]
+        found[row] = max([y, *raised])
     return found
 
 
@@ -241,10 +243,10 @@ def ticket_agreement(found: ScoreTable, records: Sequence[Record], out: Path) ->
         except (KeyError, UserError):
             continue  # the run is missing, or its ticket was moved
     shares = {row: 1 - algebra.sparsity(masks) for row, masks in kept.items()}
-    told: list[dict[str, Any]] = []
+    comparisons: list[dict[str, Any]] = []
     for one, other in combinations(kept, 2):
         if kept[one].keys() == kept[other].keys():
             p, q = shares[one], shares[other]
             share, chance = 1 - algebra.jaccard_distance(kept[one], kept[other]), p * q / max(p + q - p * q, 1e-12)
-            told.append({"one": one, "other": other, "share": share, "chance": chance})
-    return told
+            comparisons.append({"one": one, "other": other, "share": share, "chance": chance})
+    return comparisons

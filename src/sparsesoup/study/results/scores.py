@@ -12,7 +12,7 @@ Record = Mapping[str, Any]
 Column = tuple[str, str, float | None]  # model, dataset, target sparsity; None for dense rows
 PlannedRun = tuple[str, Column, int]  # row, column, seed
 LOSS = "negative_loss"  # the score of runs without metrics; it is no share, so it is not in points
-BESIDE, ALONE = "FLOPs (dense = 1)", "PFLOP"  # units of cost: with a dense row, and without one
+RELATIVE_FLOPS, ALONE = "FLOPs (dense = 1)", "PFLOP"  # units of cost: with a dense row, and without one
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ScoreTable:
     metrics: Mapping[str, str] = field(default_factory=dict)  # dataset -> name of its first score
     # (row, column) -> number of planned seeds, if there is a recipe; entries missing from it are not planned
     own: Mapping[tuple[str, Column], int] = field(default_factory=dict)
-    unit: str = BESIDE  # unit of costs: those of the dense rows, or 10^15 FLOPs if there are none
+    unit: str = RELATIVE_FLOPS  # unit of costs: those of the dense rows, or 10^15 FLOPs if there are none
     given: frozenset[str] = frozenset()  # rows that train existing tickets
     removed: Mapping[str, float] = field(default_factory=dict)  # row of low rank -> least share of weights removed
     failed: Mapping[tuple[str, Column], int] = field(default_factory=dict)  # (row, column) -> number of failed seeds
@@ -68,28 +68,28 @@ def score_table(
     """
     split = "test" if records and all(record["test"] for record in records) else "validation"
     places = [(r["model"], r["dataset"], r["asked"]) for r in records]
-    known = dict.fromkeys([*(place for _, place, _ in planned), *places])
-    pruned = [place for place in known if place[2] is not None]
+    known = dict.fromkeys([*(at for _, at, _ in planned), *places])
+    pruned = [at for at in known if at[2] is not None]
     bare = [p for p in known if p[2] is None and not any(q[:2] == p[:2] for q in pruned)]
     columns: list[Column] = [*pruned, *bare]
     scores: dict[tuple[str, Column], dict[int, float]] = {}
     flops: dict[tuple[str, Column], dict[int, float]] = {}
-    for record, place in zip(records, places, strict=True):
+    for record, at in zip(records, places, strict=True):
         total = sum(cost["flops"] for cost in record["cost"].values())
-        for column in _standing_columns(place, columns):
+        for column in _standing_columns(at, columns):
             scores.setdefault((record["row"], column), {})[record["seed"]] = selecting_score(record, split)
             flops.setdefault((record["row"], column), {})[record["seed"]] = total
-    cells = [*planned, *((r["row"], place, r["seed"]) for r, place in zip(records, places, strict=True))]
-    rows = [*dict.fromkeys(row for row, _, _ in cells)]
+    trials = [*planned, *((r["row"], at, r["seed"]) for r, at in zip(records, places, strict=True))]
+    rows = [*dict.fromkeys(row for row, _, _ in trials)]
     own = _own_seeds(planned, columns)
-    seeds = max(own.values(), default=len({seed for _, _, seed in cells}))
+    seeds = max(own.values(), default=len({seed for _, _, seed in trials}))
     shares = sorted(((low["removed"], r["row"]) for r in records if (low := low_rank_of(r))), reverse=True)
     removed = {row: share for share, row in shares}  # the least of a row
-    unpruned = frozenset(row for row, place, _ in cells if place[2] is None and row not in removed)
+    unpruned = frozenset(row for row, at, _ in trials if at[2] is None and row not in removed)
     metrics = {record["dataset"]: " and ".join(main_scores(record[split])) for record in records}
-    unit = BESIDE if any(record["method"] == "dense" for record in records) else ALONE
+    unit = RELATIVE_FLOPS if any(record["method"] == "dense" for record in records) else ALONE
     plain = {where: statistics.fmean(each.values()) / 1e15 for where, each in flops.items()}
-    costs = _relative_flops(records, flops) if unit == BESIDE else plain
+    costs = _relative_flops(records, flops) if unit == RELATIVE_FLOPS else plain
     given = frozenset(record["row"] for record in records if record["method"] == "ticket")
     return ScoreTable(
         rows,
@@ -108,16 +108,16 @@ def score_table(
     )
 
 
-def _standing_columns(place: Column, columns: Sequence[Column]) -> list[Column]:
+def _standing_columns(at: Column, columns: Sequence[Column]) -> list[Column]:
     """Return the columns of a trial: its own, or for one without a sparsity all of its model and dataset."""
-    return [c for c in columns if c == place or (place[2] is None and c[:2] == place[:2])]
+    return [c for c in columns if c == at or (at[2] is None and c[:2] == at[:2])]
 
 
 def _own_seeds(planned: Sequence[PlannedRun], columns: Sequence[Column]) -> dict[tuple[str, Column], int]:
     """Return (row, column) -> number of seeds."""
     found: dict[tuple[str, Column], set[int]] = {}
-    for row, place, seed in planned:
-        for column in _standing_columns(place, columns):
+    for row, at, seed in planned:
+        for column in _standing_columns(at, columns):
             found.setdefault((row, column), set()).add(seed)
     return {where: len(seeds) for where, seeds in found.items()}
 
@@ -140,11 +140,11 @@ def _relative_flops(
     return found
 
 
-def _paired_share(values: Mapping[int, float], beside: Mapping[int, float]) -> float:
+def _paired_share(values: Mapping[int, float], reference: Mapping[int, float]) -> float:
     """Return the ratio of means over common seeds: seeds differ in padding, by a tenth if T is short."""
-    seeds = values.keys() & beside.keys()
-    one, other = (statistics.fmean(v for s, v in each.items() if not seeds or s in seeds) for each in (values, beside))
-    return one / other
+    seeds = values.keys() & reference.keys()
+    means = [statistics.fmean(v for s, v in each.items() if not seeds or s in seeds) for each in (values, reference)]
+    return means[0] / means[1]
 
 
 def scores_of_row(found: ScoreTable, row: str, columns: Sequence[Column]) -> dict[tuple[Column, int], float]:

@@ -11,7 +11,7 @@ from scipy import stats
 from sparsesoup.report.escaping import escape_markdown as escaped
 from sparsesoup.report.escaping import printable_line
 from sparsesoup.report.format import format_percent
-from sparsesoup.study.results.scores import BESIDE, LOSS, Column, ScoreTable, scores_of_row
+from sparsesoup.study.results.scores import LOSS, RELATIVE_FLOPS, Column, ScoreTable, scores_of_row
 
 Gap = tuple[float, float, int]  # mean difference, half-width of its interval, pairs
 CONFIDENCE = 0.95
@@ -99,7 +99,7 @@ def table_lines(found: ScoreTable) -> tuple[list[str], list[list[str]], set[tupl
     for i, row in enumerate(found.rows):
         cells = [_format_scores_of(found, row, group) for group in groups]
         costs = [found.costs[row, column] for column in found.columns if (row, column) in found.costs]
-        form = ".2f" if found.unit == BESIDE else ".3g"
+        form = ".2f" if found.unit == RELATIVE_FLOPS else ".3g"
         name = f"{row} ({format_percent(found.removed[row])} removed by rank)" if row in found.removed else row
         absent = found.describe_absence(row, found.columns)
         rows.append([name, *cells, format(statistics.fmean(costs), form) if costs else absent])

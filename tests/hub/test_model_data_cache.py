@@ -10,9 +10,9 @@ import pytest
 from transformers import PreTrainedModel
 
 from sparsesoup.core.targets import weights_fingerprint
-from sparsesoup.hub import place_cache
+from sparsesoup.hub import model_data_cache
 from sparsesoup.hub.build import ModelAndDataConfig
-from sparsesoup.hub.place_cache import PlaceCache
+from sparsesoup.hub.model_data_cache import ModelDataCache
 from sparsesoup.hub.tasks.splits import LoadedDataset
 from sparsesoup.report.terminal import read_report
 from sparsesoup.study.execute.jobs import JobRunner, TrialJob, TrialOptions
@@ -29,12 +29,12 @@ def loads(monkeypatch):
     found = []
 
     def load(place, *more):
-        loaded = load_place(place, *more)
+        loaded = load_model_and_data(place, *more)
         found.append((place, weakref.ref(loaded.model)))
         return loaded
 
-    load_place = place_cache.load_place
-    monkeypatch.setattr(place_cache, "load_place", load)
+    load_model_and_data = model_data_cache.load_model_and_data
+    monkeypatch.setattr(model_data_cache, "load_model_and_data", load)
     return found
 
 
@@ -88,8 +88,8 @@ def test_a_run_is_scored_with_the_rows_and_the_fingerprint_that_it_was_trained_w
         hashed.append(source)
         return plain(source)
 
-    known, plain = place_cache.open_splits, LoadedDataset.train_fingerprint.func
-    monkeypatch.setattr(place_cache, "open_splits", open_splits)
+    known, plain = model_data_cache.open_splits, LoadedDataset.train_fingerprint.func
+    monkeypatch.setattr(model_data_cache, "open_splits", open_splits)
     monkeypatch.setattr(LoadedDataset.train_fingerprint, "func", fingerprint)
     write_recipe(RECIPE | {"methods": ["magnitude"], "seeds": 0, "steps": 2})
     runner = JobRunner()
@@ -106,12 +106,12 @@ def places(**changes):
 def ask(cache, place):
     """Dataset, task and loaded place, as a run asks for them."""
     opened = cache.open_task(place)
-    return opened.source, opened, cache.load_place(place, opened, "no"), cache.overview(place, opened)
+    return opened.source, opened, cache.load_model_and_data(place, opened, "no"), cache.overview(place, opened)
 
 
 def test_another_seed_takes_the_data_and_another_model_and_two_models_are_never_held(loads):
     checkpoint(Path("mine")), reviews(Path("said"))
-    cache = PlaceCache()
+    cache = ModelDataCache()
     source, opened, loaded, overview = ask(cache, places())
     assert all(
         one is other for one, other in zip(ask(cache, places()), (source, opened, loaded, overview), strict=True)
@@ -127,7 +127,7 @@ def test_another_seed_takes_the_data_and_another_model_and_two_models_are_never_
 
 def test_a_file_that_changes_is_read_again():
     checkpoint(Path("mine")), reviews(Path("said"))
-    cache = PlaceCache()
+    cache = ModelDataCache()
     source, opened, loaded, _ = ask(cache, places())
     checkpoint(Path("mine"), seed=3)
     other = ask(cache, places())

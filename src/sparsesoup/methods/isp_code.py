@@ -1,4 +1,4 @@
-"""Instant Soup Pruning as in its paper, and as in its released code: for reference, not recommended."""
+"""Instant Soup Pruning as in its released code: for reference, not recommended. Jaiswal et al. 2023."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -10,99 +10,15 @@ from typing import Any, Literal
 from sparsesoup.core.errors import require
 from sparsesoup.core.masking import check_sparsity
 from sparsesoup.core.masks import sparsity as sparsity_of
-from sparsesoup.core.masks import union
-from sparsesoup.core.schedules import ConstantRate, geometric_sparsities
 from sparsesoup.methods.base import Method
-from sparsesoup.methods.weak_masks import (
-    Sets,
-    masks_with_quorum,
-    prune_to_soup,
-    superpose_masks,
-    weak_mask,
-    weak_mask_phase,
-)
+from sparsesoup.methods.isp_paper import weak_share
+from sparsesoup.methods.weak_masks import Sets, prune_to_soup, superpose_masks, weak_mask, weak_mask_phase
 from sparsesoup.training.config import TrainingOverrides
 from sparsesoup.training.forks import Tensors
 from sparsesoup.training.plan import ActiveRun, Phase
 from sparsesoup.training.problem import Problem
 from sparsesoup.training.size import RunSize
 from sparsesoup.training.state import TrainState
-
-PAPER_PROTOCOLS = (
-    TrainingOverrides(rate=1.0, weight_decay=0.0, share=0.5),
-    TrainingOverrides(rate=2.0, weight_decay=0.0, share=0.5),
-    TrainingOverrides(rate=0.5, weight_decay=0.0, share=0.5),
-    TrainingOverrides(rate=1.0, weight_decay=0.1, share=0.5),
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class InstantSoupPaper(Method):
-    """ISP as published: stage i trains (i + 1) t steps, then N weak masks, their union, one-shot adjustment.
-
-    Read literally, the soup has no effect: the union contains the main run's own one-shot mask, and adjusting it by
-    |theta| to the stage's sparsity gives that mask. The report's `changed` shows it. Weak steps are on top of T.
-
-    Args:
-        stage: t, as a share of an epoch.
-        cut: share of the remaining weights removed per stage.
-        weak_masks: N, weak masks per stage.
-        weak_steps: C, steps of each.
-        protocols: training settings of the weak runs (the paper names learning rate and weight decay, without values).
-    """
-
-    stage: float = 0.1
-    cut: float = 0.1
-    weak_masks: int = 4
-    weak_steps: int = 30
-    protocols: tuple[TrainingOverrides, ...] = PAPER_PROTOCOLS
-
-    def __post_init__(self) -> None:
-        require(0 < self.stage < math.inf, "stage", "a number of epochs above 0", self.stage)
-        require(0 < self.cut < 1, "cut", "in (0, 1)", self.cut)
-        require(1 <= self.weak_masks <= 255, "weak_masks", "1 to 255", self.weak_masks)
-        require(self.weak_steps >= 1, "weak_steps", "at least 1", self.weak_steps)
-
-    def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
-        """Return growing stages of training, forks and pruning: T main steps, and the weak steps on top."""
-        t = max(1, round(self.stage * size.steps_per_epoch))
-        goals = geometric_sparsities(self.cut, sparsity)
-        last = t * len(goals) * (len(goals) + 1) // 2
-        size.require_steps(last + 1, f"isp-paper with {len(goals)} growing stages of {t} steps and more")
-        phases = list[Phase]()
-        for i, goal in enumerate(goals):
-            name, at = f"stage-{i + 1}", t * (i + 1) * (i + 2) // 2
-            phases += [
-                Phase(name=f"{name}-train", steps=t * (i + 1)),
-                *(self._weak_mask(size, name, goal, at, i, j) for j in range(self.weak_masks)),
-                Phase(name=f"{name}-soup", end=partial(self._unite_and_prune, goal)),
-            ]
-        return [*phases, Phase(name="finish", steps=size.steps - last)]
-
-    def notes(self, run: ActiveRun) -> dict[str, Any]:
-        """Return the weak steps as a share of T."""
-        return weak_share(run)
-
-    def _weak_mask(self, size: RunSize, stage: str, goal: float, at: int, i: int, j: int) -> Phase:
-        protocol = self.protocols[j % len(self.protocols)]
-        rate = ConstantRate(protocol.rate_factor(size.seed, "weak", i, j) * size.rate_schedule()(at))
-        return weak_mask_phase(stage, self.weak_steps, protocol, rate, (i, j), partial(_select_weak_mask, goal))
-
-    def _unite_and_prune(self, goal: float, run: ActiveRun) -> None:
-        state = run.state
-        plain = self.select_masks(state, goal, within=state.masks)
-        superposed = union([masks_with_quorum(state, 1), plain])
-        prune_to_soup(state, self.weak_masks, self.select_masks(state, goal, within=superposed), plain=plain)
-
-
-def _select_weak_mask(goal: float, run: ActiveRun) -> Tensors:
-    return weak_mask(run.state, goal)
-
-
-def weak_share(run: ActiveRun) -> dict[str, Any]:
-    """Return the notes of a method whose weak steps are on top of T: their share of T."""
-    weak = run.problem.meter.costs.get("weak")
-    return {"budget": "extra", "weak_share": (weak.steps if weak else 0) / run.problem.steps}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +38,7 @@ class InstantSoupCode(Method):
         near: distance below the target sparsity at which the stages end.
         warmup: warm-up steps from 0 in each weak run.
         schedule: steps after which the rate of a weak run is back at 0; it stays 0 afterwards.
-        protocols: training settings of the weak runs; used in turn. A rate of two numbers is a range to draw from.
+        protocols: training settings of the weak runs; used in turn. A rate of two numbers is a range to sample from.
         rate_of: base of a protocol's rate factor: the main run's current learning rate, or its peak.
         merge: union (kept by any weak mask) or intersection (kept by all).
     """
@@ -160,7 +76,7 @@ class InstantSoupCode(Method):
         return []
 
     def plan(self, size: RunSize, sparsity: float) -> list[Phase]:
-        """Return as many stages as T has room for, left out near the target: T main steps, weak ones on top."""
+        """Return as many stages as fit into T, skipped near the target: T main steps, weak ones on top."""
         check_sparsity(sparsity)
         least = 1 + math.ceil(math.log(1 - max(sparsity - self.near, 0.0)) / math.log(1 - self.cut))
         lengths = [self._stage_steps(size, i) for i in range(least)]
@@ -196,7 +112,7 @@ class InstantSoupCode(Method):
         return max(1, round(self.weak * size.steps_per_epoch))
 
     def _count_stages(self, size: RunSize) -> Iterator[int]:
-        """Yield the stages with weak masks: T has room for each, and for another stage of the main run after it."""
+        """Yield the stages with weak masks: T has steps for each, and for another stage of the main run after it."""
         end = self._stage_steps(size, 0)
         for i in count():
             end += self._stage_steps(size, i + 1)
