@@ -172,7 +172,7 @@ def test_an_optimizer_whose_steps_the_penalty_cannot_foresee_is_refused(optimize
     parameter.grad = torch.ones(8)
     own.step()
     with pytest.raises(UserError, match="take adamw") as caught:
-        typical_gradient(own, parameter)
+        typical_gradient(own, [parameter])
     assert caught.value.field == "train.optimizer"
 
 
@@ -185,7 +185,7 @@ def test_a_typical_gradient_moves_an_entry_by_the_learning_rate(optimizer: str) 
     for _ in range(400):
         parameter.grad = sizes * (torch.rand(64, generator=draw) - 0.5).sign()
         own.step()
-    held = typical_gradient(own, parameter)
+    held = typical_gradient(own, [parameter])
     if optimizer != "sgd":
         assert held.allclose(sizes if optimizer != "rmsprop" else 0.1 * sizes, rtol=0.02)
     for _ in range(60):
@@ -195,7 +195,7 @@ def test_a_typical_gradient_moves_an_entry_by_the_learning_rate(optimizer: str) 
     decay = 1 - rate * own.param_groups[0]["weight_decay"]
     moved = (before * decay - parameter.detach()) / rate
     assert moved.allclose(torch.ones(64), atol=0.3)  # RMSprop's memory of a hundred steps has changed meanwhile
-    assert torch.equal(typical_gradient(own, parameter, 8), typical_gradient(own, parameter)[::8])
+    assert torch.equal(typical_gradient(own, [parameter], 8), typical_gradient(own, [parameter])[::8])
 
 
 def test_the_lead_pulls_down_what_is_too_open_and_pushes_up_what_is_too_shut() -> None:

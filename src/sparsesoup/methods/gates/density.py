@@ -7,6 +7,7 @@ from sparsesoup.core.granularity import CoupledGroups
 from sparsesoup.core.masking import Scope, score_thresholds
 from sparsesoup.core.targets import Targets, target_parameters
 from sparsesoup.methods.gates.attach import gates_of
+from sparsesoup.methods.gates.score_samples import sample_flat
 from sparsesoup.methods.gates.straight_through import StraightThroughGate
 from sparsesoup.training.state import TrainState
 
@@ -49,7 +50,7 @@ def set_thresholds_(state: TrainState, areas: list[int], sparsity: float, scope:
 def masked_share(state: TrainState, areas: list[int], exact: bool = False) -> float:
     """Return the share of prunable weights masked by closed gates; estimated on a sample unless `exact`."""
     first, scores = first_gate_per_group(state.model), group_scores(state)
-    some = {coupled: s.flatten()[:: 1 if exact else max(1, s.numel() // SAMPLE)] for coupled, s in scores.items()}
+    some = {coupled: s.flatten() if exact else sample_flat(s, SAMPLE) for coupled, s in scores.items()}
     counts = torch.stack(
         [torch.count_nonzero(part >= first[coupled][1].level) for coupled, part in some.items()]
     ).tolist()
