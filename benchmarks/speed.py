@@ -67,11 +67,15 @@ def main() -> None:
         found = {"settings": asked, "backends": {}, "failed": {}}
     with tempfile.TemporaryDirectory() as folder:
         source = cut_at_random(Path(folder) / "model")
-        for name in options.on.split(","):
+        for name in options.backends.split(","):
             if name in found["backends"]:
                 continue
             how = BenchmarkConfig(
-                batch=options.batch, length=options.length, threads=options.threads, rounds=options.rounds, on=(name,)
+                batch=options.batch,
+                length=options.length,
+                threads=options.threads,
+                rounds=options.rounds,
+                backends=(name,),
             )
             (table,) = run_benchmark([source], how)
             found["backends"][name], found["failed"] = table["rows"], found["failed"] | table["failed"]

@@ -22,7 +22,8 @@ from sparsesoup.methods.gates.attach import attach_gates, gates_of
 from sparsesoup.methods.gates.density import set_thresholds_
 from sparsesoup.methods.gates.hard_concrete import BETA, SHIFT, HardConcrete
 from sparsesoup.methods.gates.penalty_controller import SparsityController
-from sparsesoup.methods.gates.straight_through import StraightThroughGate, mean_gate_probability
+from sparsesoup.methods.gates.score_groups import mean_gate_probability
+from sparsesoup.methods.gates.straight_through import StraightThroughGate
 from sparsesoup.methods.hybrid import HybridMovement
 from sparsesoup.methods.learned_masks import PhaseShares, straight_through_gates
 from sparsesoup.methods.pins import Pins, answer_certainty

@@ -12,7 +12,7 @@ from sparsesoup.core import topk_passes
 from sparsesoup.core.topk_passes import map_in_threads
 
 SAMPLE = 256  # columns of a row that bracket its threshold
-SLACK = 2.0  # standard errors of a rank in the sample
+SLACK = 1.75  # standard errors of a rank in the sample
 MOST = 8  # a bracket holds at most one in so many scores of a row; rows with more are partitioned
 TO_BYTES = {np.ndarray: np.uint8, Tensor: torch.uint8}
 
@@ -112,17 +112,17 @@ def _separate(values: Any, counts: Any, out: Any) -> Any:
     inside = _count_rows(scratch)[:, None]
     short = goal - np.where(below, above_level - inside, above_level)  # so many of those inside are kept
     known = (short > 0) & (short <= inside) & (inside <= values.shape[1] // MOST)
-    scratch[~known[:, 0]] = False
+    if not known.all():
+        scratch[~known[:, 0]] = False
     number = np.where(known, inside, 0).ravel()
     if not (size := number.max(initial=0)):
         return np.flatnonzero(~known)
     position = np.flatnonzero(scratch)
-    row = np.repeat(np.arange(len(values)), number)
-    column = np.arange(len(position)) - np.repeat(np.cumsum(number) - number, number)
-    table = np.full((len(values), size), -np.inf, dtype=values.dtype)
-    table[row, column] = gathered = values.reshape(-1)[position]
+    begin = np.arange(0, len(values) * size, size) - (np.cumsum(number) - number)
+    table, gathered = np.full((len(values), size), -np.inf, dtype=values.dtype), values.reshape(-1).take(position)
+    table.reshape(-1)[np.arange(len(position)) + np.repeat(begin, number)] = gathered
     level = np.take_along_axis(np.sort(table, axis=1), size - np.where(known, short, 1), 1)
-    out.reshape(-1)[position] = gathered >= level[row, 0]
+    out.reshape(-1)[position] = gathered >= np.repeat(level[:, 0], number)
     return np.flatnonzero(~known | (np.count_nonzero(table >= level, axis=1)[:, None] != short))
 
 

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from sparsesoup.core.granularity import CoupledGroups
 from sparsesoup.core.targets import Targets, bias_of, target_parameters
 from sparsesoup.methods.gates.bias import BiasGate
+from sparsesoup.methods.gates.score_groups import group_gates
 from sparsesoup.methods.gates.straight_through import StraightThroughGate, floor_count
 from sparsesoup.training.state import TrainState
 
@@ -23,6 +24,7 @@ Make = Callable[[int, int, CoupledGroups], nn.Module]  # (group index, member in
 def attach_gates(model: nn.Module, groups: tuple[CoupledGroups, ...], make: Make) -> list[Parameter]:
     """Put a gate on every member of the coupled groups; return the parameters that the gates train, each once."""
     learned: dict[int, Parameter] = {}
+    gates: list[nn.Module] = []
     for number, coupled in enumerate(groups):
         for member, (name, _) in enumerate(coupled.members):
             owner, _, own = name.rpartition(".")
@@ -30,6 +32,8 @@ def attach_gates(model: nn.Module, groups: tuple[CoupledGroups, ...], make: Make
             # The result has the shape of the weight; torch's check would run the gate, and its random noise, once more.
             parametrize.register_parametrization(model.get_submodule(owner), own, gate, unsafe=True)
             learned |= {id(p): p for p in gate.parameters()}
+            gates.append(gate)
+    group_gates(gate for gate in gates if isinstance(gate, StraightThroughGate))
     _ATTACHED.pop(model, None)
     return list(learned.values())
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sparsesoup.core.granularity import Element
-from sparsesoup.methods.gates.straight_through import StraightThroughGate, add_penalty_gradient_, mean_gate_probability
+from sparsesoup.methods.gates.score_groups import KeptTensors
+from sparsesoup.methods.gates.straight_through import StraightThroughGate
 
 LOW, HIGH = -0.1, 1.1  # the stretched interval of the concrete distribution
 BETA = 2 / 3
@@ -49,11 +50,21 @@ class HardConcrete(StraightThroughGate):
         """Return the weight times its gate: random in training, else at the median of the noise."""
         if not self.training:
             return weight * self.mean_gate(weight)
-        noise = self.noise.on(weight.device)
+        assert self.score is not None
+        noise, score = self.noise.on(weight.device), self.score
         start = int(torch.randint(len(noise) - weight.numel() + 1, ()))
-        section = noise[start : start + weight.numel()].view(weight.shape)
-        product, self.share = HardConcreteFunction.apply(weight, self.score, section)
+        section = noise.as_strided(score.shape, score.stride(), start)
+        now = self.join_pass()
+        product: Tensor = HardConcreteFunction.apply(weight, now.anchor, section, now.kept, self.place)
         return product
+
+    @staticmethod
+    def task_gradient(*kept: Tensor) -> Tensor:
+        """Return dL/dS = dL/dW' W dz/dS, which is 0 where z is clamped."""
+        weight, gate, grad = kept
+        # With s = (z - LOW) / 1.2: dz/dS = 1.2 s (1 - s) / beta = (z (1 - z) + 0.11) / (1.2 beta) inside, 0 at 0 and 1.
+        slope = torch.addcmul(gate, gate, gate, value=-1)
+        return slope.add_(slope.sign(), alpha=-LOW * HIGH).mul_(weight).mul_(grad / ((HIGH - LOW) * BETA))
 
     def mean_gate(self, weight: Tensor) -> Tensor:
         """clamp(1.2 sigmoid(score) - 0.1, 0, 1). Louizos et al. 2018, eq. 13; it is not binary."""
@@ -62,21 +73,21 @@ class HardConcrete(StraightThroughGate):
 
 
 class HardConcreteFunction(torch.autograd.Function):
-    """W' = W z; backward: dL/dW = dL/dW' z; dL/dS = dL/dW' W dz/dS, which is 0 where z is clamped."""
+    """W' = W z; backward: dL/dW = dL/dW' z; the gradient of the scores is that of their group."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, score: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        gate = torch.add(noise, score, alpha=1 / BETA).sigmoid_().mul_(HIGH - LOW).add_(LOW).clamp_(0, 1)
-        ctx.save_for_backward(weight, gate, score)
-        return weight * gate, mean_gate_probability(score, SHIFT)
+    def forward(ctx: Any, weight: Tensor, anchor: Tensor, noise: Tensor, kept: KeptTensors, place: int) -> Tensor:
+        gate = torch.add(noise, kept.scores[place], alpha=1 / BETA)
+        gate.sigmoid_().mul_(HIGH - LOW).add_(LOW).clamp_(0, 1)
+        ctx.kept, ctx.place = kept, place
+        ctx.save_for_backward(weight, gate)
+        return weight * gate
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        (grad, pull), (weight, gate, score) = grads, ctx.saved_tensors
-        # With s = (z - LOW) / 1.2: dz/dS = 1.2 s (1 - s) / beta = (z (1 - z) + 0.11) / (1.2 beta) inside, 0 at 0 and 1.
-        slope = torch.addcmul(gate, gate, gate, value=-1)
-        slope.add_(slope.sign(), alpha=-LOW * HIGH).mul_(weight).mul_(grad / ((HIGH - LOW) * BETA))
-        return gate.mul_(grad), add_penalty_gradient_(slope, score, SHIFT, pull), None
+        grad, (weight, gate), kept = grads[0], ctx.saved_tensors, ctx.kept
+        kept.keep(ctx.place, weight, gate, grad)
+        return gate.mul_(grad) if kept.alone else gate * grad, None, None, None, None
 
 
 def logistic_noise(length: int, draw: torch.Generator) -> Tensor:

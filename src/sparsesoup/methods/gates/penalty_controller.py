@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.schedules import CubicSchedule
 from sparsesoup.methods.gates.attach import gates_of
 from sparsesoup.methods.gates.density import first_gate_per_group, group_scores, masked_share
+from sparsesoup.methods.gates.score_groups import shares_of
 from sparsesoup.methods.gates.score_samples import median_score, sample_flat, sample_scores, weighted_quantiles
 from sparsesoup.methods.gates.straight_through import StraightThroughGate
 from sparsesoup.training.state import TrainState
@@ -126,15 +128,20 @@ class SparsityController:
 
     def penalty_term(self, state: TrainState) -> Tensor:
         """Return the penalty term of the loss, for the gates used in this pass, since a pass may skip a block."""
-        used, families = [], []
-        for gate, family in zip(self._first_gates(state), self._penalty_weights(state), strict=True):
-            if gate.share is not None:
-                used.append(gate.share)
-                families.append(family)
-                gate.share = None  # it holds the graph
+        used = [
+            pair for pair in zip(self._first_gates(state), self._penalty_weights(state), strict=True) if pair[0].opened
+        ]
         if not used:
             return torch.zeros(())
-        return _load_number(state, "weight") * (torch.stack(used) * torch.tensor(families, device=used[0].device)).sum()
+        shares: list[Tensor] = []
+        for _, run in groupby((gate for gate, _ in used), key=lambda gate: id(gate.opened)):
+            gates = list(run)
+            shares.append(shares_of(gates))
+            for gate in gates:
+                gate.opened = None  # it holds the graph
+        joined = torch.cat(shares)
+        families = torch.tensor([family for _, family in used], device=joined.device)
+        return _load_number(state, "weight") * (joined * families).sum()
 
     def _first_gates(self, state: TrainState) -> list[StraightThroughGate]:
         found = first_gate_per_group(state.model)

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from sparsesoup.core.granularity import Block, Element
-
-SAMPLE = 1 << 14  # scores sampled for the value of a penalty; its gradient is exact
+from sparsesoup.methods.gates.score_groups import SMALL, GatePass, KeptTensors, ScoreGroup
 
 
 class StraightThroughGate(nn.Module):
@@ -28,20 +27,34 @@ class StraightThroughGate(nn.Module):
         super().__init__()
         self.score, self.block, self.coupled, self.member = score, block, coupled, member
         self.shift = shift if member == 0 else None  # once per coupled groups
-        self.share: Tensor | None = None
+        self.group: ScoreGroup | None = None
+        self.place = 0
+        self.opened: GatePass | None = None
         self.level: Tensor
         self.register_buffer("level", torch.tensor(-torch.inf))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the weight where its group is open, 0 elsewhere; in training, store the penalty in `share`."""
+        """Return the weight where its group is open, 0 elsewhere; in training, `share` is its term of the penalty."""
         if self.score is None:
             return weight * (weight.detach().abs() >= self.level).view(torch.int8)
-        if self.shift is None:
+        if self.shift is None or not self.training:
             return MaskStraightThrough.apply(weight, self.score, self.level, self)
-        product, share = PenalisedMask.apply(weight, self.score, self.level, self)
-        if self.training:
-            self.share = share
-        return product
+        now = self.join_pass()
+        return PenalisedMask.apply(weight, now.anchor, self, now.kept)
+
+    def join_pass(self) -> GatePass:
+        """Return the forward pass of the gate's group that the gate takes part in."""
+        return (self.group or ScoreGroup([self])).join(self)
+
+    @property
+    def share(self) -> Tensor | None:
+        """The mean of sigmoid(score - shift), for the penalty; None if the gate was not used in training."""
+        return None if self.opened is None else self.opened.shares[self.place]
+
+    @staticmethod
+    def task_gradient(*kept: Tensor) -> Tensor:
+        """Return dL/dscore from what the gate keeps in the backward pass: itself."""
+        return kept[0]
 
     def group_scores(self, weight: Tensor) -> Tensor:
         """Return the score of each group, higher = keep."""
@@ -80,33 +93,47 @@ class MaskStraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, score: Tensor, level: Tensor, gate: StraightThroughGate) -> Any:
         ctx.gate = gate
-        ctx.save_for_backward(weight, score, level)  # the mask is recomputed in the backward pass to save memory
-        return mask_weight(weight, open_groups(score, level, gate.block), gate.block)
+        return masked_and_saved(ctx, weight, score, level)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        grad, (weight, score, level), gate = grads[0], ctx.saved_tensors, ctx.gate
-        product = grad * weight
-        if gate.block != Element:
-            product = gate.block.sum_over_tiles(product).flatten()
-        if product.shape != score.shape:  # its own row of the shared scores
-            whole = product.new_zeros(score.shape)
-            whole[gate.member] = product
-            product = whole
-        return (
-            mask_weight(grad, open_groups(score, level, gate.block), gate.block),
-            product if gate.shift is None else add_penalty_gradient_(product, score, gate.shift, grads[1]),
-            None,
-            None,
-        )
+        return *masked_gradients(ctx, grads[0]), None, None
 
 
-class PenalisedMask(MaskStraightThrough):
-    """The same, with the mean probability of an open gate as a second output, for the penalty."""
+class PenalisedMask(torch.autograd.Function):
+    """The same in a group of gates, which adds the gradient of the penalty."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, score: Tensor, level: Tensor, gate: StraightThroughGate) -> Any:
-        return MaskStraightThrough.forward(ctx, weight, score, level, gate), mean_gate_probability(score, gate.shift)
+    def forward(ctx: Any, weight: Tensor, anchor: Tensor, gate: StraightThroughGate, kept: KeptTensors) -> Any:
+        ctx.gate, ctx.kept = gate, kept
+        return masked_and_saved(ctx, weight, kept.scores[gate.place], gate.level)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        of_weight, of_score = masked_gradients(ctx, grads[0])
+        ctx.kept.keep(ctx.gate.place, of_score)
+        return of_weight, None, None, None
+
+
+def masked_and_saved(ctx: Any, weight: Tensor, score: Tensor, level: Tensor) -> Tensor:
+    """Return W * M; save what the backward pass needs: a large mask is computed again there, which saves memory."""
+    mask = open_groups(score, level, ctx.gate.block)
+    ctx.save_for_backward(weight, score, mask if mask.numel() <= SMALL else level)
+    return mask_weight(weight, mask, ctx.gate.block)
+
+
+def masked_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (dL/dW = dL/dW' * M, dL/dS: the sum of dL/dW' * W over each group)."""
+    (weight, score, saved), gate = ctx.saved_tensors, ctx.gate
+    product = grad * weight
+    if gate.block != Element:
+        product = gate.block.sum_over_tiles(product).flatten()
+    if product.shape != score.shape:  # its own row of the shared scores
+        whole = product.new_zeros(score.shape)
+        whole[gate.member] = product
+        product = whole
+    mask = saved if saved.dtype == torch.bool else open_groups(score, saved, gate.block)
+    return mask_weight(grad, mask, gate.block), product
 
 
 def floor_count(count: int, floor: float) -> int:
@@ -118,26 +145,6 @@ def open_groups(score: Tensor, level: Tensor, block: Block) -> Tensor:
     """Return a bool per group; if members have their own scores, a group is open if any member opens it."""
     mask = score >= level
     return mask.any(0) if block != Element and score.dim() == 2 else mask
-
-
-def mean_gate_probability(score: Tensor, shift: float | None) -> Tensor:
-    """Return the mean sigmoid(score - shift), on a sample of many scores; only the log uses its value."""
-    if shift is None:
-        return score.new_zeros(())
-    stride = max(1, score.numel() // SAMPLE)
-    some = score.detach().flatten()[::stride] if stride > 1 else score.detach()
-    return (some - shift).sigmoid_().mean()
-
-
-def add_penalty_gradient_(slope: Tensor, score: Tensor, shift: float | None, pull: Tensor) -> Tensor:
-    """Add the gradient of pull * mean sigmoid(score - shift) to the task's gradient.
-
-    Done while the task's gradient is in the cache: a separate loss term would need another tensor of the scores' size.
-    """
-    if shift is not None:
-        open_ = (score - shift).sigmoid_()
-        slope.add_(open_.addcmul_(open_, open_, value=-1).mul_(pull / score.numel()))
-    return slope
 
 
 def mask_weight(weight: Tensor, mask: Tensor, block: Block) -> Tensor:
