@@ -179,3 +179,11 @@ def test_weighted_quantiles_are_those_of_a_sort() -> None:
 def test_groups_are_runs_of_small_gates() -> None:
     found = Counter(len(gate.group.gates) for _, gate in gates_of(gated_chain(KINDS[0])) if gate.group)
     assert found == {12: 12}
+
+
+def test_a_gate_whose_last_scores_fill_no_register_is_in_a_group_of_its_own() -> None:
+    """They would be rounded otherwise at another position of a longer tensor."""
+    noise = SharedNoise(torch.zeros(500))
+    gates = [HardConcrete(Parameter(torch.zeros(shape)), noise, 0) for shape in [(8, 8), (20, 20), (8, 8), (8, 16)]]
+    score_groups.group_gates(gates)
+    assert [len(gate.group.gates) for gate in gates if gate.group] == [1, 1, 2, 2]
