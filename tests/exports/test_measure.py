@@ -411,7 +411,7 @@ def test_a_batch_that_the_model_has_no_memory_for_is_refused_in_one_line(tmp_pat
         resource.setrlimit(resource.RLIMIT_AS, limits)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("sparsesoup: --batch 40000 is too large for the memory here (")
-    assert line.endswith("; say a smaller --batch or --length")
+    assert line.endswith("; set a smaller --batch or --length")
     assert not (source / "benchmark.json").exists()
 
 

@@ -125,7 +125,7 @@ def test_heads_that_read_the_end_and_rotary_positions_become_a_graph(name, tmp_p
 def test_an_opset_whose_rotary_positions_cannot_be_run_is_refused_at_once():
     assert [opset_of(OTHERS["llama"](), asked) for asked in (0, 18, 22)] == [22, 18, 22]
     assert [opset_of(model_of("bert"), asked) for asked in (0, 23)] == [23, 23]
-    with pytest.raises(UserError, match=r"LlamaForSequenceClassification has rotary positions.* say --opset 22 or"):
+    with pytest.raises(UserError, match=r"LlamaForSequenceClassification has rotary positions.* set --opset 22 or"):
         graphs.trace_model(OTHERS["llama"](), ["input_ids", "attention_mask"], 23)
 
 

@@ -159,7 +159,7 @@ def test_one_folder_of_pictures_beside_a_table_is_no_class(tmp_path):
         ("text,label,day\na b,0,1\nc d,1\n", "line 3 has 2 fields"),
         ('text,label\n"two\nlines",0\n\n"a\nb",1\nc\n', "line 7 has 1 field"),
         ('text,label\na,0\n"b,1\nc,0\n', "line 3 has 1 field.*close its quotes"),
-        ("text;label\na, b;0\nc;1\n", "separated by ',' here and not by ';'"),
+        ("text;label\na, b;0\nc;1\n", "separated by ';'; fields of a .csv file are separated by commas"),
         ("text,label,label\na,0,1\nb,1,0\n", "has the column 'label' twice"),
         ("text, label,label\na,0,1\nb,1,0\n", "has the column 'label' twice"),
     ],

@@ -91,7 +91,7 @@ LOST = [
     ({"change": {"encoder.layer.1.output.dense.weight": infinite}}, "2 of 512 numbers NaN or infinite in bert.encoder"),
     ({"config": {"model_type": "gpt2", "architectures": None}}, "and 27 more, and they have "),
     ({"config": {"model_type": "roberta"}}, "has model_type roberta and architectures BertModel, a class of"),
-    ({"config": {"model_type": "camembert"}}, "architectures BertModel, a class of model_type bert; take it as it "),
+    ({"config": {"model_type": "camembert"}}, "architectures BertModel, a class of model_type bert; use it as it "),
     ({"extra": ["encoder.layer.1.output.adapter.weight"]}, "output.adapter.weight, which it does not know; "),
 ]
 

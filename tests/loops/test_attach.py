@@ -311,10 +311,10 @@ def test_by_default_all_linear_layers_but_the_last_are_pruned() -> None:
         (
             "gradual",
             {"sparsity": 90},
-            r"sparsity: the share .* is in \[0, 1\), got 90; for 90 % say 0.9",
+            r"sparsity: the share .* is in \[0, 1\), got 90; for 90 % set 0.9",
         ),
         ("gradual", {"sparsity": 1.5}, "got 1.5"),
-        ("gradual", {"sparsity": 1.0}, "got 1; say 0.9"),
+        ("gradual", {"sparsity": 1.0}, "got 1; for 90 % set 0.9"),
         ("gradual", {"sparsity": float("nan")}, "got nan"),
         ("gradual", {"sparsity": "2:4"}, "is a number in .* got '2:4'"),
         ("ISP", {}, "unknown method 'ISP'; did you mean isp"),

@@ -171,13 +171,13 @@ def test_what_cannot_be_is_refused_in_one_line() -> None:
         ({"batches": None}, "batches: must be batches of tensors, such as a DataLoader, got None"),
         ({"batches": ["a text"]}, "a batch is 'a text'; give mappings, tuples or lists of tensors"),
         ({"batches": [1]}, "a batch is 1; give mappings"),
-        ({"batches": [torch.ones(2, 6)]}, "a batch is a Tensor; say how the model takes it, with forward=lambda"),
+        ({"batches": [torch.ones(2, 6)]}, "a batch is a Tensor; show how the model reads it, with forward=lambda"),
         ({"batches": [torch.ones(2, 6)], "method": "snip", "loss": lambda m, x: m(x)}, r"got a tensor of shape .2, 2."),
         ({"method": "imp"}, "imp does not prune without training .0 steps are too few"),
         ({"method": 3}, "a method is a name such as"),
         ({"prunable": lambda name: True, "method": "magnitude"}, "prunable: it is called with .name, parameter."),
         ({"method": "magnitude", "sparsity": "3:4"}, "a share in .0, 1. or one of 1:4, 2:4, 4:8, got 3:4"),
-        ({"method": "magnitude", "sparsity": 1.0}, "got 1; say 0.9"),
+        ({"method": "magnitude", "sparsity": 1.0}, "got 1; for 90 % set 0.9"),
         ({"method": "magnitude", "sparsity": "2:4"}, "0.weight"),
     ):
         with pytest.raises(UserError, match=says):

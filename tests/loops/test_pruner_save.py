@@ -66,7 +66,7 @@ def test_a_module_of_ones_own_is_saved_and_exported_and_loaded_again(method, tmp
         assert same(dict(again.state_dict()), dict(loop.model.state_dict()))
     with pytest.raises(UserError, match="does not fit this Linear"):
         load_packed(tmp_path / "packed", nn.Linear(2, 2))
-    with pytest.raises(UserError, match=r"say load_packed\(folder, module\)"):
+    with pytest.raises(UserError, match=r"call load_packed\(folder, module\)"):
         load_packed(tmp_path / "packed")
     for words in (["export", str(folder), "--to", "onnx", "--out", "graph"], ["benchmark", str(folder)]):
         assert main(words) == 2

@@ -180,10 +180,10 @@ def test_unknown_method_and_command(place, refused, tmp_path):
     [
         ("1.0", ["got 1"]),
         ("-0.1", ["got -0.1"]),
-        ("90", ["got 90", "for 90 % say 0.9"]),
-        ("nan", ["got 'nan'", "say 0.9"]),
-        ("lots", ["got 'lots'", "say 0.9"]),
-        ("85%", ["got '85%'", "say 0.9"]),
+        ("90", ["got 90", "for 90 % set 0.9"]),
+        ("nan", ["got 'nan'", "for 90 % set 0.9"]),
+        ("lots", ["got 'lots'", "for 90 % set 0.9"]),
+        ("85%", ["got '85%'", "for 90 % set 0.9"]),
     ],
 )
 def test_sparsity_outside_its_range(place, refused, tmp_path, value, parts):
@@ -248,7 +248,7 @@ def test_groups_that_cannot_be_and_settings_that_a_row_fixes(place, refused, tmp
         ("method: isp\ntrain: {learning_rate: fast}", ["line 2: train.learning_rate: expected a number, got 'fast'"]),
         ("method: {name: isp, stages: many}", ["line 1: method.stages: expected a whole number, got 'many'"]),
         ("method: {name: isp, stages: [1, 2]}", ["method.stages", "a whole number"]),
-        ("method: isp\nsparsity: 90", ["in [0, 1)", "got 90", "say 0.9"]),
+        ("method: isp\nsparsity: 90", ["in [0, 1)", "got 90", "for 90 % set 0.9"]),
         ("method: isp\ntrain: 3", ["train"]),
         ("method: ips", ["unknown method 'ips'", "isp"]),
         ("method: 7", ["unknown method '7'"]),
@@ -382,7 +382,7 @@ def test_a_loss_that_is_no_number_keeps_the_finished_pieces(place, tmp_path, cap
     assert main(line) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     step = int(re.search(r"the loss is inf at step (\d+)", said).group(1))
-    assert step > 2, "the wrong row came first: take another seed"
+    assert step > 2, "the wrong row came first: use another seed"
     run = run_of(tmp_path / "runs")
     assert (run / "stages" / "checkpoint.json").exists()
     assert (run / "run.yaml").exists()

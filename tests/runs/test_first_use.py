@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from sparsesoup import prune
+from sparsesoup import compare, prune
 from sparsesoup.cli.main import main
 from sparsesoup.core.errors import UserError
 from tiny_hub import sentences, write_rows
@@ -61,7 +61,39 @@ def test_a_name_from_elsewhere_is_answered_in_python_and_in_recipes_too(refused,
     assert said == "run.yaml, line 3: train.lr: unknown setting; did you mean train.learning_rate?"
     (tmp_path / "study.yaml").write_text("methods: [magnitude]\nlr: 1e-3\n")
     said = refused("compare", "--config", "study.yaml")
-    assert said == "study.yaml, line 2: lr: unknown setting; did you mean train.learning_rate?"
+    assert said.startswith("study.yaml, line 2: lr: unknown setting (allowed: models, datasets, sparsities, seeds, ")
+    assert said.endswith("); did you mean train.learning_rate?")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ({"method": ["isp"]}, r"^method: unknown setting \(allowed: models, .*methods, .*\); did you mean methods or "),
+        (
+            {"methods": ["isp"], "sparsity": 0.5},
+            r"^sparsity: unknown setting \(allowed: .*\); did you mean sparsities\?$",
+        ),
+        (
+            {"methods": {"isp": {"stages": 3}}},
+            r"^methods\.isp\.stages: unknown setting \(allowed: name, method, ",
+        ),
+        (
+            {"methods": {"isp": {"train": {"lr": 1}}}},
+            r"train\.lr: unknown setting; did you mean train\.learning_rate\?$",
+        ),
+    ],
+)
+def test_a_wrong_key_of_a_study_in_python_is_named_with_those_allowed(recipe, said):
+    with pytest.raises(UserError, match=said):
+        compare(recipe)
+
+
+def test_the_help_of_compare_says_what_each_flag_is_and_that_it_changes_a_recipe(capsys):
+    with pytest.raises(SystemExit):
+        main(["compare", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "in place of what the recipe of --config has:" in told
+    assert "one or more datasets" in told
 
 
 def test_early_stopping_names_the_setting_that_it_needs_as_the_user_writes_it(refused, tmp_path):
@@ -140,3 +172,28 @@ def test_a_flag_without_effect_on_any_row_of_a_study(place, refused, tmp_path, c
     assert "no row of the study has weak masks" in refused(*line, "--workers-per-run", "2")
     assert main([*line, "--snapshots", "disk", "--dry-run"]) == 0
     assert "note: --snapshots disk has no effect: no row of the study takes snapshots" in capsys.readouterr().err
+
+
+SEMICOLONS = "semi.csv: the first line has one column (text;label), whose names seem to be separated by ';'; fields of"
+TABLES = {  # name -> content, part of what is said
+    "semi.csv": (
+        b"text;label\ngood;1\nbad;0\n",
+        f"{SEMICOLONS} a .csv file are separated by commas; write the table so",
+    ),
+    "tabs.csv": (b"text\tlabel\ngood\t1\nbad\t0\n", "separated by commas; name it .tsv"),
+    "commas.tsv": (b"text,label\ngood,1\nbad,0\n", "separated by commas; fields of a .tsv file are separated by tabs"),
+    "latin.csv": ("text,label\ncafé,1\n".encode("latin-1"), "no text in UTF-8, which is needed"),
+    "utf16.csv": ("text,label\ngood,1\n".encode("utf-16"), "save it in UTF-8"),
+    "blank.csv": (b"\n\n\n", "nothing but blank lines"),
+    "headless.csv": (b"good film,1\nbad film,0\n", "(the first line of a file is read as the names of its columns)"),
+    "signs.csv": (b"text,label\n" + b"good,1\nbad,-1\n" * 4, "-1 means no label; if it is a class, number the classes"),
+    "decimal.csv": (b"text,score\n" + b'good,"0,9"\nbad,"0,1"\n' * 4, "has numbers with a comma, such as '0,9'"),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_of_another_form_says_what_is_read_and_how_to_write_it(place, refused, tmp_path, name):
+    (tmp_path / name).write_bytes(TABLES[name][0])
+    said = refused("prune", "magnitude", "--model", place / "bert", "--dataset", name, "--steps", "2")
+    assert TABLES[name][1] in said
+    assert "\n" not in said

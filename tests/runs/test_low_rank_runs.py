@@ -100,7 +100,7 @@ def test_its_card_says_what_it_removed_by_rank(capsys: pytest.CaptureFixture[str
 def test_what_needs_masks_is_refused_with_what_low_rank_can_be_made_into(capsys: pytest.CaptureFixture[str]) -> None:
     run = trained()
     for line, said in (
-        (["export", str(run), "--to", "compact"], "take --to low-rank"),
+        (["export", str(run), "--to", "compact"], "use --to low-rank"),
         (["apply", str(run), "--model", "bert"], "its masks keep every weight, so there is nothing to apply"),
         (["prune", "ticket", "--method.ticket", str(run), *PLACE], f"{run} is of low rank, and its masks keep every"),
     ):

@@ -198,7 +198,7 @@ def refused(place, tmp_path, capsys):
         ([*DENSE, "--train.distill.alpha", "1.5"], ["--train.distill.alpha: a share is in [0, 1], got 1.5"]),
         ([*DENSE, "--train.distill.hardnes", "1"], ["--train.distill.hardnes: unknown setting (train.distill has "]),
         ([*DENSE, "--train.distill.temperature", "0"], ["--train.distill.temperature: must be above 0"]),
-        (["--train.distill.alpha", "1"], ["--train.distill.teacher: ", "no teacher; say dense"]),
+        (["--train.distill.alpha", "1"], ["--train.distill.teacher: ", "no teacher; set it to dense"]),
     ],
 )
 def test_bad_settings_end_in_one_line(refused, flags, parts):

@@ -89,7 +89,7 @@ def test_a_record_has_the_precision_that_was_used_and_the_key_of_a_default_run_s
 @pytest.mark.parametrize(
     ("training", "message"),
     [
-        ({"precision": "fp16"}, "train.precision: fp16 needs a CUDA device, and runs are on cpu; take bf16 or no"),
+        ({"precision": "fp16"}, "train.precision: fp16 needs a CUDA device, and runs are on cpu; use bf16 or no"),
         ({"tf32": True}, "train.tf32: cpu has no TF32; leave it out"),
     ],
 )
@@ -147,7 +147,7 @@ def test_a_missing_library_is_refused_in_one_line(
     said = capsys.readouterr().err.strip()
     assert said == (
         f"sparsesoup: --train.optimizer: {name} needs bitsandbytes, which is not installed; pip install "
-        "'sparsesoup[optimizers]', or take adamw"
+        "'sparsesoup[optimizers]', or use adamw"
     )
 
 

@@ -40,12 +40,16 @@ trained in this process, in several (--workers 2), or on Ray (--executor ray), h
 share the working directory and --out: bit-identical on CPUs for the same number of threads. The exit code is 1 if
 runs failed.
 """
-INSTEAD = "instead of the recipe's"
+IN_PLACE = "in place of what the recipe of --config has"
 LISTS: dict[str, tuple[str, Callable[[str], Any]]] = {  # key of a recipe -> the flag of `prune`, type
     "models": ("model", str), "datasets": ("dataset", str), "sparsities": ("sparsity", float), "seeds": ("seed", int),
 }  # fmt: skip
-OF_DATA = ("dataset_config", "text_columns", "image_column", "label_column", "drop_unlabelled", "prompts",
-           "class_names")  # fmt: skip
+OF_DATA = {  # key of a recipe, and flag of `prune` -> meaning
+    "dataset_config": "configuration of Hub datasets", "text_columns": "the one or two columns of texts",
+    "image_column": "the column of images", "label_column": "the column to predict",
+    "drop_unlabelled": "drop rows without a label", "prompts": "prompts for the classes of images, for CLIP",
+    "class_names": "class names in prompts",
+}  # fmt: skip
 CHANGES = (*LISTS, "steps", "epochs", "data_root", *OF_DATA)
 
 
@@ -57,15 +61,8 @@ def study_parser() -> CommandParser:
     add("--config", help="recipe (YAML), or the name of a shipped one: table2, table3, transfer")
     add("--out", type=Path, default=Path("runs"), help="folder of all runs, with studies in studies/")
     add("--name", help="name of the study; default: the recipe's file name, `runs` for existing runs")
-    for key, (one, kind) in LISTS.items():
-        add(f"--{key}", f"--{one}", nargs="+", type=kind, metavar=one.upper(), help=INSTEAD)
-    add("--steps", type=int, help=INSTEAD)
-    add("--epochs", type=float, help=INSTEAD)
+    _add_changes(made)
     add("--data-root", help="folder of named datasets; default the variable SPARSESOUP_DATA")
-    add("--drop-unlabelled", nargs="?", const=True, metavar="{true,false}", help=INSTEAD,
-        type=lambda text: flag_value(bool, text, "drop_unlabelled"))  # fmt: skip
-    for key in (key for key in OF_DATA if key != "drop_unlabelled"):
-        add(f"--{key.replace('_', '-')}", nargs="+" if key == "text_columns" else None, help=INSTEAD)
     add("--executor", choices=("local", "ray"), default="local", help="run on this machine (default), or on Ray")
     add("--workers", type=int, help="parallel runs; default 1, in this process; on Ray as many as fit")
     add("--threads", type=int, help="torch threads per run; default: the cores divided by --workers, on Ray "
@@ -84,6 +81,20 @@ def study_parser() -> CommandParser:
     add("--retry-failed", action="store_true", help="retry runs that failed before")
     add("--dry-run", action="store_true", help="print the runs and their estimated cost without training")
     return made
+
+
+def _add_changes(made: CommandParser) -> None:
+    """Add the flags that take the place of keys of a recipe."""
+    add = made.add_argument_group(IN_PLACE).add_argument
+    for key, (one, kind) in LISTS.items():
+        add(f"--{key}", f"--{one}", nargs="+", type=kind, metavar=one.upper(), help=f"one or more {key}")
+    add("--steps", type=int, help="T, the steps of one fine-tuning")
+    add("--epochs", type=float, help="T in epochs")
+    add("--drop-unlabelled", nargs="?", const=True, metavar="{true,false}", help="drop rows without a label",
+        type=lambda text: flag_value(bool, text, "drop_unlabelled"))  # fmt: skip
+    for key, meaning in OF_DATA.items():
+        if key != "drop_unlabelled":
+            add(f"--{key.replace('_', '-')}", nargs="+" if key == "text_columns" else None, help=meaning)
 
 
 def read_study_arguments(arguments: Sequence[str]) -> Any:

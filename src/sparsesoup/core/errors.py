@@ -33,6 +33,10 @@ class UserError(ValueError):
             message = message.replace("{}", spell(name), 1)
         return (f"{spell(self.field)}: " if self.field else "") + message + meant
 
+    def without_field(self) -> "UserError":
+        """Return the error without its setting, where the setting stands before it already."""
+        return UserError(self.message, "", self.near, self.named)
+
     def in_group(self, group: str) -> "UserError":
         """Return the error of a setting as that of a group of settings, such as `train`."""
         field, *named = (".".join(filter(None, (group, name))) for name in (self.field, *self.named))

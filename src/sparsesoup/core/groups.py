@@ -28,7 +28,7 @@ def structured_groups(structure: Structure, targets: Targets) -> tuple[CoupledGr
         raise UserError(
             f"this model has no {' and no '.join(lacking)} to prune (heads and features need query, key, value and "
             f"output as matrices of their own, and keys that are not shared; units need two linear maps that are known "
-            f"by their names); say --method.structure {other}"
+            f"by their names); set --method.structure {other}"
         )
     found = [coupled for groups in parts.values() for coupled in groups]
     covered = {name for coupled in found for name, _ in coupled.members}
@@ -81,7 +81,7 @@ def validate_groups(
         )
     if scope not in ("global", "tensor"):
         raise UserError(
-            f"structure {structure} prunes whole groups, scope {scope} does not; say --method.scope global or tensor"
+            f"structure {structure} prunes whole groups, scope {scope} does not; set --method.scope global or tensor"
         )
     check_sparsity(sparsity)
     groups = structured_groups(structure, targets)

@@ -79,7 +79,7 @@ def check_linear(model: nn.Module, names: Iterable[str]) -> None:
         owner = model.get_submodule(name.rpartition(".")[0])
         if not isinstance(owner, nn.Linear) or not name.endswith(".weight"):
             raise UserError(
-                f"low rank is for linear layers, and {name} is in a {type(owner).__name__}; take another model"
+                f"low rank is for linear layers, and {name} is in a {type(owner).__name__}; use another model"
             )
 
 

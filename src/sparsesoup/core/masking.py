@@ -78,10 +78,12 @@ def topk_masks(
 def check_sparsity(sparsity: object) -> None:
     """Raise a UserError unless a sparsity is the share of weights removed, in [0, 1)."""
     if not isinstance(sparsity, Real) or isinstance(sparsity, bool):
-        raise UserError(f"the share of weights removed is a number in [0, 1), got {sparsity!r}; say 0.9", "sparsity")
+        raise UserError(
+            f"the share of weights removed is a number in [0, 1), got {sparsity!r}; for 90 % set 0.9", "sparsity"
+        )
     share = float(sparsity)
     if not 0.0 <= share < 1.0:
-        hint = f"for {share:g} % say {share / 100:g}" if 1.0 < share < 100.0 else "say 0.9"
+        hint = f"for {share:g} % set {share / 100:g}" if 1.0 < share < 100.0 else "for 90 % set 0.9"
         raise UserError(f"the share of weights removed is in [0, 1), got {share:g}; {hint}", "sparsity")
 
 

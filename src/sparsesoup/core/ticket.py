@@ -108,11 +108,11 @@ def match_parameter_names(masks: Masks, shapes: Mapping[str, torch.Size], prefix
         bare = name.removeprefix(f"{prefix}.")
         found = next((n for n in (name, bare, f"{prefix}.{bare}") if n in shapes), None)
         if found is None:
-            raise UserError(f"foreign ticket: it prunes {name}, which the model does not have; take its base model")
+            raise UserError(f"foreign ticket: it prunes {name}, which the model does not have; use its base model")
         if shapes[found] != mask.shape:
             raise UserError(
                 f"foreign ticket: its mask of {name} has shape {tuple(mask.shape)}, the model's weight "
-                f"{tuple(shapes[found])}; take its base model"
+                f"{tuple(shapes[found])}; use its base model"
             )
         fitted[found] = mask
     return fitted

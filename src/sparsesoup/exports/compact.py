@@ -204,14 +204,14 @@ def _check_gain(plan: dict[str, KeptParts], source: PrunedSource) -> None:
     if source.has_own_widths or widths_in(source.folder, 0):
         raise UserError(
             f"{source.folder} is compact already: all {heads} heads and {units} feed-forward units that it has are in "
-            f"use; prune it on with `sparsesoup prune METHOD --model {source.folder}`, or take another format"
+            f"use; prune it on with `sparsesoup prune METHOD --model {source.folder}`, or use another format"
         )
     left = f"nothing to compact in {source.folder}: all {heads} heads and {units} feed-forward units have weights left"
     if low_rank_of(source.facts):
-        raise UserError(f"{left}; its matrices are of low rank: take --to low-rank, which writes them as thin layers")
+        raise UserError(f"{left}; its matrices are of low rank: use --to low-rank, which writes them as thin layers")
     raise UserError(
         f"{left}; prune in groups that can be cut out, `sparsesoup prune gradual --method.structure heads-and-units` "
-        f"or `sparsesoup prune hybrid-movement`, or take --to packed"
+        f"or `sparsesoup prune hybrid-movement`, or use --to packed"
     )
 
 

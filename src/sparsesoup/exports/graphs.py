@@ -171,7 +171,7 @@ def opset_of(model: nn.Module, wanted: int) -> int:
     turned = any("Rotary" in type(module).__name__ for module in model.modules())
     if turned and wanted > TURNED:
         raise UserError(
-            f"{type(model).__name__} has rotary positions, which ONNX Runtime does not run in opset {wanted}; say "
+            f"{type(model).__name__} has rotary positions, which ONNX Runtime does not run in opset {wanted}; set "
             f"--opset {TURNED} or leave it out"
         )
     return wanted or (TURNED if turned else OPSETS[-1])

@@ -48,7 +48,7 @@ class LowRankFormat:
             name: rank for name, rank in ranks.items() if rank * sum(shapes[name]) < shapes[name][0] * shapes[name][1]
         }
         if not ranks:
-            raise UserError("no matrix is of low rank; prune with `sparsesoup prune pela`, or say --compression 2")
+            raise UserError("no matrix is of low rank; prune with `sparsesoup prune pela`, or set --compression 2")
         lost = sparsity(source.masks or masks_from_zeros(source.model))
         named = {name.removesuffix(".weight"): rank for name, rank in ranks.items()}
         split_layers_(model, named)

@@ -83,7 +83,7 @@ def load_packed(folder: str | Path, module: nn.Module | None = None) -> Any:
     tensors = dict(codec.read_packed(Path(folder)))
     if module is None:
         if not (Path(folder) / "config.json").is_file():
-            raise UserError(f"{folder} is of a module that is none of transformers'; say load_packed(folder, module)")
+            raise UserError(f"{folder} is of a module that is none of transformers'; call load_packed(folder, module)")
         return load_as_saved(str(folder), tensors).eval()
     with tempfile.TemporaryDirectory() as temporary:  # which knows weights that share memory and are there once
         save_file(tensors, file := f"{temporary}/{WEIGHTS}")

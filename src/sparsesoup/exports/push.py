@@ -135,7 +135,7 @@ def open_upload(run: Path) -> HubUpload:
         )
     for path in (upload.folder / name for name in upload.files):
         if not path.resolve().is_relative_to(run.resolve()):  # not part of the run, and may be a secret
-            raise UserError(f"{path} leads out of {run} by a link; put a copy in its place, or take it out")
+            raise UserError(f"{path} leads out of {run} by a link; put a copy in its place, or remove it")
     return upload
 
 
@@ -206,7 +206,7 @@ def _read_token(variable: str) -> str:
     token = os.environ.get(variable, "").strip() if variable else huggingface_hub.get_token()
     if not token:
         lacking = f"the environment variable {variable} is empty" if variable else "HF_TOKEN is empty, nobody logged in"
-        raise UserError(f"no token for the Hub: {lacking}; set it, or say `hf auth login`; --dry-run needs none")
+        raise UserError(f"no token for the Hub: {lacking}; set it, or run `hf auth login`; --dry-run needs none")
     if not re.fullmatch(r"[!-~]+", token):
         raise UserError(f"what {variable or 'HF_TOKEN'} holds is no token: a token is one word; --dry-run needs none")
     return token
@@ -214,10 +214,10 @@ def _read_token(variable: str) -> str:
 
 def _open_hub(repo: str, token: str) -> HfApi:
     if constants.HF_HUB_OFFLINE:
-        raise UserError("HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it, or say --dry-run")
+        raise UserError("HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it, or use --dry-run")
     api = HfApi(token=token)
     if not hub_is_reachable(api.model_info, repo):
-        raise UserError(f"the Hub at {api.endpoint} does not answer; try again later, or say --dry-run")
+        raise UserError(f"the Hub at {api.endpoint} does not answer; try again later, or use --dry-run")
     return api
 
 
@@ -233,7 +233,7 @@ def _upload_files(api: HfApi, folder: Path, repo: str, private: bool) -> str:
     except Exception as error:  # from the Hub, the network or the disk; the classes depend on the HTTP library
         code = getattr(getattr(error, "response", None), "status_code", 0) if isinstance(error, HfHubHTTPError) else 0
         message = one_line(error).replace(str(api.token), "***")[:300].rstrip(".")
-        hint = {401: "the token is not valid; take another", 403: "the token may not write there; take one that may"}
+        hint = {401: "the token is not valid; use another", 403: "the token may not write there; use one that may"}
         remedy = hint.get(code, f"{message}; the same command tries again")
         raise UserError(f"cannot push to {repo}: {remedy}") from error
     return str(made)

@@ -87,7 +87,7 @@ def _sort_matrices(model: Any) -> tuple[list[str], dict[str, str]]:
     if not turned:
         first, reason = next(iter(left.items()))
         raise UserError(
-            f"no matrix of {type(model).__name__} can be 2:4 on a GPU, such as {first}: {reason}; take --to "
+            f"no matrix of {type(model).__name__} can be 2:4 on a GPU, such as {first}: {reason}; use --to "
             f"packed for a small file"
         )
     return turned, left

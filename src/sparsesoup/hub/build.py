@@ -244,7 +244,7 @@ def _check_tokens(data: RowBatches, text: str, tokenizer: Any) -> None:
     if all(torch.isin(data.batch([i])["input_ids"], special).all() for i in range(len(data))):
         raise UserError(
             f"the tokenizer of {tokenizer.name_or_path} makes nothing but special tokens of every text, such as "
-            f"{text[:40]!r}; take the tokenizer that belongs to the model"
+            f"{text[:40]!r}; use the tokenizer that belongs to the model"
         )
 
 
@@ -261,7 +261,7 @@ def _row_length(model_data: ModelAndDataConfig, kind: TaskType, model: Any, toke
         return int(min(kind.length, most, tokenizer.model_max_length))
     if model_data.max_length > most:
         raise UserError(
-            f"{model_data.max_length} is above the {most} positions of model {model_data.model}; say "
+            f"{model_data.max_length} is above the {most} positions of model {model_data.model}; set "
             f"{min(most, tokenizer.model_max_length)} or less",
             "max_length",
         )

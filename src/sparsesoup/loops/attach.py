@@ -156,7 +156,7 @@ def find_targets(model: nn.Module, prunable: Prunable | None) -> Targets:
         found = _targets_of(model, prunable)
     if not found:
         raise UserError(
-            f"found nothing to prune in {type(model).__name__}; say what with "
+            f"found nothing to prune in {type(model).__name__}; name what with "
             f'prunable=lambda name, parameter: name.endswith("proj.weight")'
         )
     return found
@@ -177,7 +177,7 @@ def check_gates(method: Method) -> None:
     if whole or (isinstance(method, SoftMovement) and method.pattern != Element):
         raise UserError(
             f"{type(method).__name__} masks biases or samples gates, which is not possible in a loop of your own; "
-            f"let sparsesoup train with prune(trainer=...) or prune(model=...), or take movement or magnitude-ste here"
+            f"let sparsesoup train with prune(trainer=...) or prune(model=...), or use movement or magnitude-ste here"
         )
 
 
@@ -198,7 +198,7 @@ def check_phases(method: Method, phases: Sequence[Phase], has_batches: bool) -> 
         if holds:
             raise UserError(
                 f"{name} {why}, which a loop that is not ours does not; let sparsesoup train with "
-                f"prune(trainer=...) or prune(model=...), or take gradual, platon, wanda or isp here"
+                f"prune(trainer=...) or prune(model=...), or use gradual, platon, wanda or isp here"
             )
     if "extra batches" in needs and not has_batches:
         raise UserError(

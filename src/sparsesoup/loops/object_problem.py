@@ -166,7 +166,7 @@ def _append(before: Any, new: Any) -> Any:
     except (RuntimeError, TypeError, AssertionError, IndexError) as error:
         raise UserError(
             f"the outputs of two batches cannot be joined ({str(error).splitlines()[0]}); keep a tensor of one row an "
-            f"example by preprocess_logits_for_metrics=..., or say batch_eval_metrics=True"
+            f"example by preprocess_logits_for_metrics=..., or set batch_eval_metrics=True"
         ) from error
 
 

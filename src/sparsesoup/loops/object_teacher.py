@@ -49,7 +49,9 @@ def attach_object_teacher(problem: Problem, settings: RunConfig, teacher: Teache
     if distill.hidden or distill.attention:
         modules = dict(model.named_modules())
         if lost := [name for name in block_names(problem.targets) if name not in modules]:
-            raise UserError(f"the teacher has no block {lost[0]}, which hidden and attention compare; say 0", "teacher")
+            raise UserError(
+                f"the teacher has no block {lost[0]}, which hidden and attention compare; set them to 0", "teacher"
+            )
     known = TrainingCache(None, {"teacher": weights_fingerprint(named_weights(model))})
     return replace(problem, objective=distillation_objective(problem, model, distill), teacher=model, cache=known)
 

@@ -150,5 +150,5 @@ def _call(model: nn.Module, batch: Any, forward: Callable[[nn.Module, Any], Any]
     if forward is not None:
         return forward(model, batch)
     if not isinstance(batch, Mapping):
-        raise UserError(f"a batch is a {type(batch).__name__}; say how the model takes it, with {REMEDY}")
+        raise UserError(f"a batch is a {type(batch).__name__}; show how the model reads it, with {REMEDY}")
     return model(**batch)

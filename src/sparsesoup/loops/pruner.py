@@ -92,7 +92,7 @@ class Pruner:
         if not early and self.step < self.problem.steps:
             raise UserError(
                 f"the loop ended at step {self.step} of {self.problem.steps}, at sparsity {self.sparsity:.3f} of "
-                f"{self.target_sparsity:g}; train on, or take what there is with finish(early=True)"
+                f"{self.target_sparsity:g}; train on, or use what there is with finish(early=True)"
             )
         if self._due and self.step >= self.problem.steps:
             self._catch_up()

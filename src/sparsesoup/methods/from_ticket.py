@@ -66,7 +66,7 @@ class FromTicket(Method):
         if not own and facts.get("origin") != weights_fingerprint(params):
             raise UserError(
                 f"foreign ticket: {self.ticket} was made from {facts.get('model', 'another model')}, whose prunable "
-                f"weights differ from this model's; take its base model"
+                f"weights differ from this model's; use its base model"
             )
         if fitted.keys() != params.keys():
             raise UserError(f"foreign ticket: it says nothing of {min(params.keys() - fitted.keys())}")

@@ -129,7 +129,7 @@ class HybridMovement(LearnedMasks):
         if self.attention == "heads" and not banded:
             raise UserError(
                 "this model's attention has no heads to prune (it lacks separate query, key, value and output matrices "
-                "of a known head width, or its heads share keys); say --method.attention tiles"
+                "of a known head width, or its heads share keys); set --method.attention tiles"
             )
         covered = {name for coupled in (*pooled, *banded) for name, _ in coupled.members}
         banded += block_groups({name: target for name, target in targets.items() if name not in covered}, self.tile)

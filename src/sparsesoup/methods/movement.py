@@ -60,7 +60,7 @@ class MovementPruning(LearnedMasks):
             check_rate(self.score_rate)
             if self.start == "equal":
                 raise UserError(
-                    "has no effect where all scores begin equal: only their order counts; leave it out, or say "
+                    "has no effect where all scores begin equal: only their order counts; leave it out, or set "
                     "--method.start magnitude",
                     "score_rate",
                 )
@@ -69,7 +69,7 @@ class MovementPruning(LearnedMasks):
     def doubts(self, problem: Problem, sparsity: float) -> list[str]:
         """Return notes for the user before the first step."""
         single = self.start == "equal" and self.pattern == Element
-        return short_of_travel(problem, self.phases, "or say --method.start magnitude") if single else []
+        return short_of_travel(problem, self.phases, "or set --method.start magnitude") if single else []
 
     def peak_score_rate(self, size: RunSize) -> float:
         """Return the peak learning rate of the scores."""

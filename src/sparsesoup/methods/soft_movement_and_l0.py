@@ -63,7 +63,7 @@ class SoftMovement(LearnedMasks):
     def doubts(self, problem: Problem, sparsity: float) -> list[str]:
         """Return notes for the user before the first step."""
         single = self.pattern == Element
-        return short_of_travel(problem, self.phases, "or take magnitude-ste") if single else []
+        return short_of_travel(problem, self.phases, "or use magnitude-ste") if single else []
 
     def peak_score_rate(self, size: RunSize) -> float:
         """Return the peak learning rate of the scores."""

@@ -53,7 +53,7 @@ class SparseGpt(Method):
         """Raise a UserError if a target is a stack of matrices, or does not fit N:M."""
         for name, target in problem.targets.items():
             if len(target.shape) != 2:
-                raise UserError(f"sparsegpt prunes matrices, {name} is a stack of them {target.shape}; take magnitude")
+                raise UserError(f"sparsegpt prunes matrices, {name} is a stack of them {target.shape}; use magnitude")
             check_rows(self.scope, target.shape[::-1] if target.transposed else target.shape, name)
 
     def _prune_blocks(self, sparsity: float, run: ActiveRun) -> None:

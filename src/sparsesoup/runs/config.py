@@ -100,7 +100,7 @@ class RunConfig:
             value, own = getattr(self.method, name), getattr(METHODS[self.name], name)
             if value != own:
                 raise UserError(
-                    f"method {self.name} has {name} {own}, got {value}; take the method that has it free",
+                    f"method {self.name} has {name} {own}, got {value}; use the method that leaves it free",
                     f"method.{name}",
                 )
         for name, value in flatten_table(self.to_dict()).items():
@@ -111,7 +111,7 @@ class RunConfig:
             check_scope(getattr(self.method, "scope", ""), self.budget.sparsity)
         if self.train.distill != DistillConfig() and not self.train.distill.teacher:
             raise UserError(
-                "there are settings of a distillation but no teacher; say dense, or a run or model",
+                "there are settings of a distillation but no teacher; set it to dense, or to a run or a model",
                 "train.distill.teacher",
             )
 
@@ -196,7 +196,9 @@ def config_from_dict(name: str, table: Mapping[Any, Any]) -> RunConfig:
         if setting == OBJECTS:
             refuse_objects(table)
         if setting in OUTSIDE:
-            raise UserError("this is no setting of a run, so no recipe holds it; say it on the command line", setting)
+            raise UserError(
+                "this is no setting of a run, so no recipe holds it; use its flag on the command line", setting
+            )
         if setting in flat:
             values[flat[setting]][setting] = _plain_value(setting, value)
         elif setting in parts:
@@ -226,7 +228,7 @@ def run_settings(method: str) -> list[Setting]:
 def _plain_value(name: str, value: Any) -> Any:
     """Return names of columns and trackers as a list, and those of classes as one text, however they are written."""
     if name == "sparsity" and isinstance(value, str):
-        raise UserError(f"the share of weights removed is a number in [0, 1), got {value!r}; say 0.9", name)
+        raise UserError(f"the share of weights removed is a number in [0, 1), got {value!r}; for 90 % set 0.9", name)
     if name == "report_to" and value in ("none", ["none"], None):
         return []
     if name in ("text_columns", "report_to") and isinstance(value, str):

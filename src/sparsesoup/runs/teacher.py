@@ -114,7 +114,7 @@ def _check_rows(problem: Problem, teacher: Any, path: str, model: str) -> None:
         raise UserError(f"{path} takes no {lacking[0]}, which the rows of {model} have; give a teacher of its family")
     longest, most = max(problem.train.lengths, default=0), max_positions(teacher)
     if longest > most:
-        raise UserError(f"{path} has {most} positions, the longest row {longest} tokens; say max_length {most}")
+        raise UserError(f"{path} has {most} positions, the longest row {longest} tokens; set max_length {most}")
 
 
 def check_distilled_parts(pretrained: Any, teacher: Any, distill: DistillConfig) -> None:
@@ -127,7 +127,7 @@ def check_distilled_parts(pretrained: Any, teacher: Any, distill: DistillConfig)
         ]
         if heads[0] != heads[1]:
             raise UserError(
-                "its attention has other blocks or heads than the model's; attention compares like with like: say "
+                "its attention has other blocks or heads than the model's; attention compares like with like: set "
                 "train.distill.attention 0"
             )
     if not distill.hidden:
@@ -137,5 +137,5 @@ def check_distilled_parts(pretrained: Any, teacher: Any, distill: DistillConfig)
     if own != other or widths[0] != widths[1]:
         raise UserError(
             f"it has {len(other)} blocks of width {widths[1]} ({other[0]}, ...), the model {len(own)} of width "
-            f"{widths[0]} ({own[0]}, ...); hidden compares like with like: say train.distill.hidden 0"
+            f"{widths[0]} ({own[0]}, ...); hidden compares like with like: set train.distill.hidden 0"
         )

@@ -164,7 +164,7 @@ def _check_same_runs(folder: Path, found: Sequence[Record]) -> None:
 def folder_of(out: Path, name: str) -> Path:
     """Return the study's own folder, to which no other study writes."""
     if name in ("", "..") or Path(name).name != name:
-        raise UserError(f"a study is called by the name of one folder, got {name!r}; say another --name")
+        raise UserError(f"a study is called by the name of one folder, got {name!r}; use another --name")
     return out / STUDIES / name
 
 

@@ -73,9 +73,9 @@ def check_precision(device: torch.device, precision: str, tf32: bool) -> None:
     """Raise a UserError if the device lacks a precision."""
     cuda = device.type == "cuda"
     if precision == "fp16" and not cuda:
-        raise UserError(f"fp16 needs a CUDA device, and runs are on {device}; take bf16 or no", "train.precision")
+        raise UserError(f"fp16 needs a CUDA device, and runs are on {device}; use bf16 or no", "train.precision")
     if precision == "bf16" and cuda and not _has_ampere(device):
-        raise UserError(f"{device} has no bf16 arithmetic; take fp16 or no", "train.precision")
+        raise UserError(f"{device} has no bf16 arithmetic; use fp16 or no", "train.precision")
     if tf32 and not (cuda and _has_ampere(device)):
         raise UserError(f"{device} has no TF32; leave it out", "train.tf32")
 

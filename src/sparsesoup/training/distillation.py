@@ -57,7 +57,7 @@ def distillation_objective(
     share, names = settings.alpha, block_names(problem.targets) if settings.hidden else []
     layers = attention_layers(problem.targets) if settings.attention else {}
     if settings.attention and not layers:
-        raise UserError("this model has no separate query and key matrices; say --train.distill.attention 0")
+        raise UserError("this model has no separate query and key matrices; set --train.distill.attention 0")
 
     def objective(student: nn.Module, batch: Batch) -> LossParts:
         grafts, mask = graft() if graft else (), batch.get("attention_mask")
@@ -95,7 +95,7 @@ def block_names(targets: Targets) -> list[str]:
     """
     found = dict.fromkeys(block for name in targets if (block := block_of(name)))
     if not found:
-        raise UserError("train.distill.hidden needs a model with numbered blocks; say --train.distill.hidden 0")
+        raise UserError("train.distill.hidden needs a model with numbered blocks; set --train.distill.hidden 0")
     return list(found)
 
 
@@ -119,7 +119,7 @@ def _hidden_distance(given: list[Tensor], wanted: list[Tensor], mask: Tensor | N
     """Mean squared error over blocks, rows and tokens; padding is excluded."""
     if [t.shape for t in given] != [t.shape for t in wanted]:
         raise UserError(
-            "train.distill.hidden compares blocks of equal number and width, the teacher's are others; say "
+            "train.distill.hidden compares blocks of equal number and width, the teacher's are others; set "
             "--train.distill.hidden 0"
         )
     return torch.stack([_masked_mse(a, b, mask) for a, b in zip(given, wanted, strict=True)]).mean()
@@ -129,7 +129,7 @@ def _mean_distance(given: list[Tensor], wanted: list[Tensor], mask: Tensor | Non
     """Mean over layers of the distance of attention maps."""
     if [t.shape for t in given] != [t.shape for t in wanted]:
         raise UserError(
-            "train.distill.attention compares attention of equal number of heads, the teacher's are others; say "
+            "train.distill.attention compares attention of equal number of heads, the teacher's are others; set "
             "--train.distill.attention 0"
         )
     return torch.stack([attention_distance(a, b, mask) for a, b in zip(given, wanted, strict=True)]).mean()

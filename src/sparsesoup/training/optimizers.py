@@ -40,6 +40,6 @@ def check_optimizer_library(name: str) -> None:
     """Raise a UserError if the library of an optimizer is missing."""
     if name in BITSANDBYTES and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
-            f"{name} needs bitsandbytes, which is not installed; pip install 'sparsesoup[optimizers]', or take adamw",
+            f"{name} needs bitsandbytes, which is not installed; pip install 'sparsesoup[optimizers]', or use adamw",
             "train.optimizer",
         )

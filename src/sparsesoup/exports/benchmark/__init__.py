@@ -96,13 +96,15 @@ def _check_batch(candidate: BenchmarkCandidate, how: BenchmarkConfig) -> None:
     """Refuse texts that are too long, and inputs that exceed the memory, for which torch has an obscure error."""
     few = dummy_inputs(candidate.dense)
     if "input_ids" in few and how.length > (most := max_positions(candidate.dense)):
-        raise UserError(f"--length {how.length} is above the {most} positions of {candidate.path}; say {most} or less")
+        raise UserError(
+            f"--length {how.length} is above the {most} positions of {candidate.path}; set it to {most} or less"
+        )
     row = sum(t[0].nbytes * how.length // t.shape[1] if t.dim() == 2 else t[0].nbytes for t in few.values())
     if how.batch > (most := MEMORY // row):
         long = f" of --length {how.length}" if "input_ids" in few else ""
         raise UserError(
             f"--batch {how.batch}{long} is too large: the {MEMORY / 1e9:.3g} GB of memory here hold the inputs of at "
-            f"most {most}, and the model needs more than those; say far less, such as {BenchmarkConfig.batch}"
+            f"most {most}, and the model needs more than those; set far less, such as {BenchmarkConfig.batch}"
         )
 
 
@@ -116,7 +118,7 @@ def _measure_candidates(
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
         raise UserError(
-            f"--batch {how.batch} is too large for the memory here ({first_error_line(error)}); say a smaller "
+            f"--batch {how.batch} is too large for the memory here ({first_error_line(error)}); set a smaller "
             f"--batch or --length"
         ) from error
     with tempfile.TemporaryDirectory() as folder:

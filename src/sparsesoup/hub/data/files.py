@@ -21,6 +21,7 @@ from sparsesoup.hub.data.folders import READERS, with_images
 from sparsesoup.hub.quiet import quiet_libraries
 
 PATIENCE = 5.0  # seconds to wait for the Hub; its own clients try for half a minute
+TAB = "\t"
 SQUAD = re.compile(r'\s*\{.*"data"\s*:\s*\[.*"paragraphs"', re.DOTALL)  # the start of a file in SQuAD's own format
 
 
@@ -73,15 +74,26 @@ def _check_widths(path: Path, **form: Any) -> None:
         if not head:
             head = row
             _check_head(path, head)
+            if other := _other_separator(head, form["delimiter"]):
+                name = {"\t": "tabs", ",": "commas"}
+                raise UserError(
+                    f"{path}: the first line has one column ({head[0][:80]}), whose names seem to be separated by "
+                    f"{name.get(other, repr(other))}; fields of a {path.suffix.lower()} file are separated by "
+                    f"{name[form['delimiter']]}; {'name it .tsv' if other == TAB else 'write the table so'}"
+                )
         elif len(row) != len(head):
             fields = f"{len(row)} field{'s'[: len(row) != 1]}, where the head has {len(head)} ({', '.join(head)[:200]})"
             raise UserError(f"{path}, line {line} has {fields}; {_quoting_remedy(row, head, form['delimiter'])}")
+    if not head:
+        raise UserError(f"{path} holds nothing but blank lines, where the first names the columns; check the file")
+
+
+def _other_separator(head: Sequence[str], separator: str) -> str:
+    """Return the sign that seems to separate the names of a head; empty if it is the expected one."""
+    return next((sign for sign in ";\t|," if len(head) == 1 and sign in head[0] and sign != separator), "")
 
 
 def _quoting_remedy(row: Sequence[str], head: Sequence[str], separator: str) -> str:
-    other = next((sign for sign in ";\t|," if len(head) == 1 and sign in head[0] and sign != separator), "")
-    if other:
-        return f"fields are separated by {separator!r} here and not by {other!r}; write the table so"
     if len(row) < len(head):
         quotes = ", or close its quotes" if any("\n" in field for field in row) else ""
         return f"complete the row{quotes}; the file may be cut off"
@@ -148,8 +160,13 @@ def read_files(name: str, paths: list[Path]) -> Dataset:
         cause = root_cause(error)
         if isinstance(cause, OSError) and is_disk_full(cause):  # datasets writes a cache of the file
             raise OSError(cause.errno, cause.strerror, str(datasets.config.HF_DATASETS_CACHE)) from error
+        if isinstance(cause, UnicodeDecodeError):
+            raise UserError(
+                f"cannot read {paths[0]}: it is no text in UTF-8, which is needed ({cause.reason}); save it in UTF-8"
+            ) from error
+        files = f"{len(paths)} file{'s'[: len(paths) != 1]}"
         raise UserError(
-            f"cannot read {paths[0]} ({len(paths)} files of the {name} split) as {suffix[1:]}: {cause_line(error)}; "
+            f"cannot read {paths[0]} ({files} of the {name} split) as {suffix[1:]}: {cause_line(error)}; "
             "check that the file is whole and that all rows have the same columns"
         ) from error
 

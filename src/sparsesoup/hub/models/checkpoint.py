@@ -71,8 +71,8 @@ def resolve_model_path(model: str) -> str:
         return str(chosen[0])
     if (Path(model) / OPEN_CLIP).is_file():
         raise UserError(
-            f"model {model} is an open_clip checkpoint; say `sparsesoup.from_open_clip({model!r}, 'folder')` in Python "
-            f"and give that folder"
+            f"model {model} is an open_clip checkpoint; call `sparsesoup.from_open_clip({model!r}, 'folder')` in "
+            f"Python and give that folder"
         )
     if Path(model).exists():
         raise UserError(f"model {model} is a folder without config.json; give what save_pretrained wrote, or a Hub id")
@@ -172,7 +172,7 @@ def _check_model_type(config: Any, model: str) -> None:
         if other not in known:
             raise UserError(
                 f"config.json of model {model} has model_type {own} and architectures {name}, a class of model_type "
-                f"{other}; take it as it was written, or correct the one that is wrong"
+                f"{other}; use it as it was written, or correct the one that is wrong"
             )
 
 

@@ -154,7 +154,7 @@ def resize_layers_(model: Any, wanted: Mapping[str, Mapping[str, Any]]) -> None:
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise UserError(
                 f"compact_config of config.json says {row} of {layer.name}; expected heads of 0 to {most[0]} and "
-                f"units of 0 to {most[1]}; take the file as it was exported"
+                f"units of 0 to {most[1]}; use the file as it was exported"
             ) from error
         prune_layer_(layer, kept)
 

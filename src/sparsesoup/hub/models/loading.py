@@ -197,7 +197,7 @@ def _load_widths(
     ):
         raise UserError(
             f"config.json has a {COMPACT} that cannot be read: expected format 1 or 2, a table of layers and "
-            f"a class of transformers under architectures; take the file as it was exported"
+            f"a class of transformers under architectures; use the file as it was exported"
         )
     return _load_changed(kind, lambda made: resize_layers_(made, table), model, options, config, dtype)
 
@@ -209,7 +209,7 @@ def _checked_ranks(kind: Any, facts: Any) -> dict[str, int]:
     if not whole or not issubclass(kind, PreTrainedModel):
         raise UserError(
             f"config.json has a {LOW_RANK} that cannot be read: expected format 1, a table of ranks and a class of "
-            f"transformers under architectures; take the file as it was exported"
+            f"transformers under architectures; use the file as it was exported"
         )
     return dict(ranks or {})
 

@@ -108,7 +108,7 @@ def _image_processor(table: dict[str, Any], vision: dict[str, Any]) -> Any:
     if mode not in ("shortest", "squash") or name not in FILTERS or (mode == "shortest" and height != width):
         raise UserError(
             f"the checkpoint's images are resized to {size} by {mode} and {name}, where square ones by shortest or "
-            f"squash and {' or '.join(FILTERS)} are known here; take another checkpoint"
+            f"squash and {' or '.join(FILTERS)} are known here; use another checkpoint"
         )
     sides = {"height": height, "width": width}
     levels = {f"image_{key}": list(table[key]) for key in ("mean", "std") if key in table}  # CLIP's own by default

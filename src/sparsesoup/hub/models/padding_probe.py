@@ -34,13 +34,13 @@ def probe_padding(name: str, kind: TaskType, model: nn.Module, data: RowBatches)
             where = f"such as {min(changed, key=str)[0]}" if changed else "in its code"
             raise UserError(
                 f"model {name} ({type(model).__name__}) answers a row otherwise after it was asked another: it keeps a "
-                f"state beside its weights, {where}, which no run could go on from; take a model of another family"
+                f"state beside its weights, {where}, which no run could go on from; use a model of another family"
             )
         if not training and data.lengths and _differ(first[:1], alone):
             raise UserError(
                 f"model {name} ({type(model).__name__}) answers a row otherwise beside a longer one than alone, by "
                 f"{float((first[0] - alone[0]).abs().max()):.2g}: its code reads the padding, so every score would "
-                f"depend on how rows are batched; take a model of another family"
+                f"depend on how rows are batched; use a model of another family"
             )
 
 
@@ -59,7 +59,7 @@ def _outputs_for(name: str, kind: TaskType, model: nn.Module, data: RowBatches, 
     except Exception as error:  # any error that a wrong number in config.json may cause
         if not kind.images:
             raise UserError(
-                f"model {name} cannot answer a row of {len(batch['input_ids'][0])} tokens ({cause_line(error)}); take "
+                f"model {name} cannot answer a row of {len(batch['input_ids'][0])} tokens ({cause_line(error)}); use "
                 f"config.json, weights and tokenizer as they were written"
             ) from error
         raise UserError(
@@ -69,7 +69,7 @@ def _outputs_for(name: str, kind: TaskType, model: nn.Module, data: RowBatches, 
     if not torch.isfinite(answers).all():
         raise UserError(
             f"model {name} answers with NaN or infinite numbers before any training, though its weights are finite; "
-            f"take config.json as it was written"
+            f"use config.json as it was written"
         )
     return answers
 

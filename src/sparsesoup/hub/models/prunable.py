@@ -23,7 +23,7 @@ def find_prunable(model: PreTrainedModel) -> Targets:
     if not targets:
         raise UserError(
             f"found nothing to prune in {type(model).__name__}: expected linear weights inside a list of repeated "
-            f"blocks; take a transformer encoder such as BERT"
+            f"blocks; use a transformer encoder such as BERT"
         )
     return targets
 

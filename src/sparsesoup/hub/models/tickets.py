@@ -85,7 +85,7 @@ def apply_ticket(
     if not other_weights and facts.get("origin") != weights_fingerprint({n: params[own[n]] for n in masks}):
         raise UserError(
             f"foreign ticket: {find_mask_folder(ticket)} was made from {facts.get('model')}, whose weights differ "
-            f"from those of {model}; take its base model, or set --other-weights to prune this one anyway"
+            f"from those of {model}; use its base model, or set --other-weights to prune this one anyway"
         )
     origin = weights_fingerprint({name: params[name] for name in fitted})  # under the names in the copy's ticket
     algebra.apply_masks_({name: params[name] for name in fitted}, fitted)

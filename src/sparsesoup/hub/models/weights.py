@@ -64,7 +64,7 @@ def check_finite(name: str, model: nn.Module) -> None:
                 raise UserError(f"the weights of model {name!r} have {key} as {t.dtype}, where floats are; {REMEDY}")
         elif wrong := t.numel() - int(torch.isfinite(t).sum()):
             raise UserError(
-                f"the weights of model {name!r} have {wrong} of {t.numel()} numbers NaN or infinite in {key}; take "
+                f"the weights of model {name!r} have {wrong} of {t.numel()} numbers NaN or infinite in {key}; use "
                 f"another copy of it, or an earlier one of its training"
             )
 
@@ -81,7 +81,7 @@ def check_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
     if highest >= rows:
         raise UserError(
             f"the tokenizer of model {name!r} has ids up to {highest}, the model {rows} embeddings, for ids up to "
-            f"{rows - 1}; say model.resize_token_embeddings(len(tokenizer)) and save both again, or take the tokenizer "
+            f"{rows - 1}; call model.resize_token_embeddings(len(tokenizer)) and save both again, or use the tokenizer "
             f"that belongs to the model"
         )
 

@@ -82,7 +82,9 @@ def find_label(train: Dataset, name: str, label: str | None = None) -> tuple[str
     if len(named) != 1:
         several = f"{len(named)} columns that may be the label ({', '.join(named)})"
         what = several if named else "no column that looks like a label"
-        raise UserError(f"{name} has {what}; its columns are {columns_of(features)}; name it", "label_column")
+        data = any(column.strip().lstrip("+-").replace(".", "", 1).isdigit() for column in features)
+        head = " (the first line of a file is read as the names of its columns)" if data else ""
+        raise UserError(f"{name} has {what}; its columns are {columns_of(features)}{head}; name it", "label_column")
     labels, known = class_names(train, named[0], name), dict[str, str]()
     for text in labels:
         if (other := known.setdefault(visible_text(text), text)) != text:

@@ -125,7 +125,7 @@ class ImageCache:
         if np.ndim(made[0]) != 3:
             raise UserError(
                 f"the model's image processor ({type(self.processor).__name__}) does not make one array of channels, "
-                f"height and width of an image, which is needed here; take another model"
+                f"height and width of an image, which is needed here; use another model"
             )
         return [torch.as_tensor(np.ascontiguousarray(image)) for image in made]
 

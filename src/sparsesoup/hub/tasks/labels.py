@@ -18,6 +18,7 @@ STRINGS = ("string", "large_string", "string_view")
 WHOLE = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
 REAL = ("float16", "float32", "float64", "double", "float")
 MISSING = ("na", "n/a", "nan", "null", "?")  # spellings of a missing number in tables
+DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 FEW = 20  # a label with more distinct numbers is unlikely to be a class, and a column with more values is a text
 RARE = 0.1  # largest share of rows whose label is no number in a column of numbers
 # Controls that are no spaces, and Default_Ignorable_Code_Point of Unicode's DerivedCoreProperties.txt up to U+FFFF.
@@ -125,6 +126,12 @@ def class_names(train: Dataset, label: str, name: str) -> tuple[str, ...]:
         numbers = [float(value) for value in present if _is_written_number(value)]
         if odd[0].strip().lower() in MISSING or len(numbers) > FEW or not all(map(float.is_integer, numbers)):
             raise UserError(f"{name}: {odd[1]}; correct or drop such rows, or, if all are classes, write them as words")
+    if all(DECIMAL_COMMA.fullmatch(value.strip()) for value in present):
+        raise UserError(
+            f"{name}: the label column {label} has numbers with a comma, such as {present[0]!r}, where a point is "
+            f"allowed; write them with a point, or, if all are classes, as words",
+            "label_column",
+        )
     return tuple(sorted(present))
 
 
@@ -152,6 +159,8 @@ def label_values(rows: Dataset, task: TextTask, split: str) -> list[int] | list[
             of_names = f"one of the training split's classes ({shown})"
             allowed = of_names if written else f"0 to {len(classes) - 1} ({shown})" if classes else "a finite number"
             remedy = f"complete it, or {DROP}" if is_missing(value, task.labels) else "correct or drop such rows"
+            if classes and value == -1:
+                remedy = f"-1 means no label; if it is a class, number the classes 0, 1, 2, ...; else {remedy}"
             raise UserError(
                 f"{split}: row {i} has the label {value!r} in column {task.label}, where {allowed} is allowed; "
                 f"{remedy}, {OTHER}",

@@ -145,7 +145,7 @@ class WindowBuilder:
         if not tokenizer.is_fast:
             raise UserError(
                 f"the tokenizer of {tokenizer.name_or_path} is a slow one ({type(tokenizer).__name__}), which does not "
-                "say where its tokens stand in the text; take a checkpoint with tokenizer.json"
+                "say where its tokens stand in the text; use a checkpoint with tokenizer.json"
             )
         sample = tokenizer("a", "a")
         owner = sample.sequence_ids(0)

@@ -41,7 +41,7 @@ def encode_texts(
         text = " ".join(column[lengths.index(0)] for column in columns)
         raise UserError(
             f"{empty} of {len(lengths)} rows have no tokens in column {' and '.join(task.texts)}, where one is needed: "
-            f"the tokenizer of {tokenizer.name_or_path} makes none of {text[:40]!r}; drop such rows, or take the "
+            f"the tokenizer of {tokenizer.name_or_path} makes none of {text[:40]!r}; drop such rows, or use the "
             f"tokenizer that belongs to the model"
         )
     dtype = np.int64 if np.issubdtype(np.asarray(labels).dtype, np.integer) else np.float32

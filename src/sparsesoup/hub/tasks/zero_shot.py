@@ -55,7 +55,7 @@ def templates_of(given: str | None, dataset: str) -> tuple[str, ...]:
         if HOLE not in line:
             raise UserError(
                 f"the prompt {line!r} has no {HOLE} where the class name goes, and is no file with one prompt a line; "
-                f"say 'a photo of a {HOLE}.'",
+                f"write 'a photo of a {HOLE}.'",
                 "prompts",
             )
     return _require_different(found, "prompt", "prompts")
@@ -72,7 +72,7 @@ def names_of(given: str | None, labels: Sequence[str], numbered: bool, dataset: 
     """
     if given is None and numbered:
         raise UserError(
-            f"the {len(labels)} classes of {dataset} are numbers without names, which a CLIP's prompts need; say "
+            f"the {len(labels)} classes of {dataset} are numbers without names, which a CLIP's prompts need; set "
             f"a file of one name a line, or name,name,...",
             "class_names",
         )
@@ -211,7 +211,7 @@ def load_saved_head(folder: Path, task: ZeroShot) -> Tensor:
     """Load the head of the ticket in a model folder."""
     if load_saved_prompts(folder) != (task.names, task.templates):
         raise UserError(
-            f"{folder} has a frozen head of other classes or prompts, and no text tower to read these; take its base "
+            f"{folder} has a frozen head of other classes or prompts, and no text tower to read these; use its base "
             f"model, a whole CLIP"
         )
     try:

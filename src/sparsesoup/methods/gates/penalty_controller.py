@@ -188,7 +188,7 @@ def typical_gradient(optimizer: torch.optim.Optimizer, parameters: Sequence[Tens
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     if isinstance(optimizer, torch.optim.RAdam):
         raise UserError(
-            "radam shortens its first steps, which this method's penalty does not reckon with; take adamw",
+            "radam shortens its first steps, which this method's penalty does not reckon with; use adamw",
             "train.optimizer",
         )
     alike: dict[tuple[float, ...], list[Tensor]] = {}  # (factor, divisor of the mean square, eps) -> mean squares
@@ -202,7 +202,7 @@ def typical_gradient(optimizer: torch.optim.Optimizer, parameters: Sequence[Tens
             alike.setdefault((factor, divisor, group["eps"]), []).append(sample_flat(square, most))
         elif own and "eps" in group:
             raise UserError(
-                "this method's penalty needs a mean square for each score, which this optimizer has not; take adamw",
+                "this method's penalty needs a mean square for each score, which this optimizer has not; use adamw",
                 "train.optimizer",
             )
         else:

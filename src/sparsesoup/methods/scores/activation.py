@@ -141,5 +141,5 @@ class _InputHook:
     def _never_called_error(self) -> UserError:
         return UserError(
             f"the inputs of {self.name} cannot be seen: its module is not called with rows of {self.width} features; "
-            f"take a method that needs none, such as magnitude or snip"
+            f"use a method that needs none, such as magnitude or snip"
         )

@@ -109,6 +109,6 @@ def run_and_report(pool: TaskPool[TrialJob], jobs: Sequence[TrialJob], board: St
             board.restart_job(event.task, event.why)
         else:
             if event.kind == "lost":
-                why = f"its process died {attempts} times, last it {event.why}; then say --retry-failed"
+                why = f"its process died {attempts} times, last it {event.why}; then use --retry-failed"
                 record_failure(event.task, why)
             board.end(event.task)

@@ -41,7 +41,7 @@ def import_ray(joins: bool) -> Any:
     if not joins:
         os.environ.update(ALONE)
     if importlib.util.find_spec("ray") is None:
-        raise UserError("--executor ray needs Ray; say pip install 'sparsesoup[ray]'")
+        raise UserError("--executor ray needs Ray; run pip install 'sparsesoup[ray]'")
     return importlib.import_module("ray")
 
 

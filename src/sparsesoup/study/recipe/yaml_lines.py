@@ -36,8 +36,9 @@ def add_location(location: Callable[[Sequence[str]], str]) -> Iterator[None]:
         yield
     except RecipeError as wrong:
         where, error = location(wrong.where), wrong.error
-        message = error.message if isinstance(error, UserError) and where.startswith("--") else str(error)
-        raise UserError(f"{where}: {message}") from error
+        if isinstance(error, UserError) and (where.startswith("--") or f".{where}".endswith(f".{error.field}")):
+            error = error.without_field()
+        raise UserError(f"{where}: {error}") from error
 
 
 @contextlib.contextmanager
@@ -87,7 +88,9 @@ def check_keys(table: Mapping[str, Any], keys: Sequence[str], *where: str) -> No
     """Raise a RecipeError with the nearest key for one that is not among `keys`."""
     for key in table:
         if key not in keys:
-            raise RecipeError(unknown_setting(str(key), keys), *where, str(key))
+            error = unknown_setting(str(key), keys)
+            allowed = UserError(f"unknown setting (allowed: {', '.join(keys)})", str(key), error.near)
+            raise RecipeError(error if "allowed" in error.message else allowed, *where, str(key))
 
 
 def locate_keys(levels: Levels, named: Sequence[str]) -> list[str]:
