@@ -213,7 +213,7 @@ def test_what_cannot_be_had_is_refused_in_one_line_before_the_first_step() -> No
         ("gradual", {"structure": "heads"}, 0.9, "the prunable groups hold 0.5000 of the prunable weights"),
         ("imp", {"structure": "units"}, 0.501, "ask for no more than that, or spare fewer groups"),
         ("gradual", {"structure": "heads", "pattern": Block(4, 4)}, 0.3, "mutually exclusive (got heads and 4x4)"),
-        ("magnitude", {"structure": "rows", "scope": "2:4"}, 0.5, "say --method.scope global or tensor"),
+        ("magnitude", {"structure": "rows", "scope": "2:4"}, 0.5, "set --method.scope global or tensor"),
         ("wanda", {"structure": "units"}, 0.3, "scope row does not; set --method.scope global or tensor"),
     ]
     for name, settings, sparsity, said in wrong:

@@ -171,7 +171,7 @@ def test_an_optimizer_whose_steps_the_penalty_cannot_foresee_is_refused(optimize
     own = OPTIMIZERS[optimizer]([parameter], lr=1e-4)
     parameter.grad = torch.ones(8)
     own.step()
-    with pytest.raises(UserError, match="take adamw") as caught:
+    with pytest.raises(UserError, match="use adamw") as caught:
         typical_gradient(own, [parameter])
     assert caught.value.field == "train.optimizer"
 

@@ -217,7 +217,7 @@ def test_sparsity_outside_its_range(place, refused, tmp_path, value, parts):
         (["--steps", "1.5"], ["steps", "1.5", "a whole number"]),
         (["--epochs", "0"], ["epochs"]),
         (["--max-length", "1"], ["--max-length: must be at least 2", "got 1"]),
-        (["--max-length", "4000"], ["--max-length: 4000 is above the 132 positions", "say 128 or less"]),
+        (["--max-length", "4000"], ["--max-length: 4000 is above the 132 positions", "set 128 or less"]),
         (["--save-every", "-3"], ["--save-every: a number of seconds", "-3"]),
         (["--seed", "x"], ["seed", "x", "a whole number"]),
         (["stray"], ["stray"]),
@@ -494,7 +494,7 @@ def test_foreign_tickets(place, ticket, refused, tmp_path):
         refused([*line, "--method.ticket", ticket], "foreign ticket", *parts)
 
     both(checkpoint(tmp_path / "seed", seed=1), "weights differ")
-    both(checkpoint(tmp_path / "roberta", "distilbert"), "which the model does not have", "take its base model")
+    both(checkpoint(tmp_path / "roberta", "distilbert"), "which the model does not have", "use its base model")
     base_model("bert", intermediate_size=48).save_pretrained(tmp_path / "wide")
     tokenizer(True).save_pretrained(tmp_path / "wide")
     both(tmp_path / "wide", "has shape (32, 16)", "(48, 16)")
