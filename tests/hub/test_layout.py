@@ -166,7 +166,7 @@ def test_one_folder_of_pictures_beside_a_table_is_no_class(tmp_path):
 )
 def test_rows_of_another_width_and_a_column_twice_are_refused_by_file_and_line(tmp_path, text, said):
     (tmp_path / "set.csv").write_text(text)
-    with pytest.raises(UserError, match=rf"set\.csv(, | ).*{said}"):
+    with pytest.raises(UserError, match=rf"set\.csv(, |: | ).*{said}"):
         len(open_splits(str(tmp_path / "set.csv")).train_split)
 
 

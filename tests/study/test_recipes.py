@@ -153,7 +153,7 @@ def test_a_ticket_of_one_task_is_trained_on_every_other_and_the_folder_of_runs_m
     [
         ({"from": "isp"}, "from:", "row moved begins with the ticket of isp on reviews at sparsity 0.5, seed 0, which"),
         ({"from": {"row": "magnitude", "dataset": "nowhere"}}, "dataset:", "allowed: reviews, others"),
-        ({"from": {"rows": "magnitude"}}, "rows:", "rows: unknown setting; did you mean row?"),
+        ({"from": {"rows": "magnitude"}}, "rows:", "rows: unknown setting (allowed: row, dataset); did you mean row?"),
         ({"from": "magnitude", "name": "isp"}, "name:", "its method is ticket; leave out name"),
         ({"from": "blocks"}, "from:", "whose masks are in groups"),
         ({"from": None}, "from:", "row moved: from is the name of a row, or {row: NAME, dataset: NAME}, got None"),

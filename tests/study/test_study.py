@@ -292,7 +292,7 @@ def test_two_processes_on_one_study_are_told_apart(capsys, tmp_path):
             "stopp:",
             "method.stopp: unknown setting (method has start, ",
         ),
-        ({"methods": {"gradual": {"metod": {}}}}, "metod:", "metod: unknown setting; did you mean method?"),
+        ({"methods": {"gradual": {"metod": {}}}}, "metod:", "metod: unknown setting (allowed: name, method, "),
         ({"methods": {"imp": {"method": {"cut": 2}}}}, "cut:", "method.cut: must be in (0, 1), got 2"),
         ({"sparsities": [0.5, 90]}, "sparsities:", "sparsity: the share of weights removed is in [0, 1), got 90"),
         ({"sparsities": []}, "sparsities:", "sparsities needs one or several different values"),
@@ -313,7 +313,7 @@ def test_two_processes_on_one_study_are_told_apart(capsys, tmp_path):
         (
             {"datasets": {"reviews": {"sparsity": 0.5}}},
             "sparsity:",
-            "sparsity: unknown setting; did you mean sparsities?",
+            "sparsity: unknown setting (allowed: models, ",
         ),
         ({"models": "./nothing"}, "models:", "no model at ./nothing"),
         ({"models": "nobody/at-all"}, "models:", "nobody/at-all"),
@@ -354,7 +354,7 @@ def test_two_processes_on_one_study_are_told_apart(capsys, tmp_path):
             "a reviews on reviews, sparsity 0.5, seed 0 (bert) is there twice; leave one out, or call",
         ),
         ({"steps": 1.5}, "steps:", "steps: expected a whole number or null, got 1.5"),
-        ({"seedz": [0]}, "seedz:", "seedz: unknown setting; did you mean seeds?"),
+        ({"seedz": [0]}, "seedz:", "seedz: unknown setting (allowed: models, "),
         ({"methods": None}, "models:", "a study needs methods"),
         ({"methods": ["dense", "isp-paper"]}, "methods:", "isp-paper on reviews, sparsity 0.5, seed"),
         (
