@@ -313,7 +313,7 @@ def test_two_processes_on_one_study_are_told_apart(capsys, tmp_path):
         (
             {"datasets": {"reviews": {"sparsity": 0.5}}},
             "sparsity:",
-            "sparsity: unknown setting (allowed: models, ",
+            "sparsity: unknown setting (allowed: train, steps, ",
         ),
         ({"models": "./nothing"}, "models:", "no model at ./nothing"),
         ({"models": "nobody/at-all"}, "models:", "nobody/at-all"),

@@ -164,9 +164,9 @@ def read_files(name: str, paths: list[Path]) -> Dataset:
             raise UserError(
                 f"cannot read {paths[0]}: it is no text in UTF-8, which is needed ({cause.reason}); save it in UTF-8"
             ) from error
-        files = f"{len(paths)} file{'s'[: len(paths) != 1]}"
+        count = f"{len(paths)} file{'s'[: len(paths) != 1]}"
         raise UserError(
-            f"cannot read {paths[0]} ({files} of the {name} split) as {suffix[1:]}: {cause_line(error)}; "
+            f"cannot read {paths[0]} ({count} of the {name} split) as {suffix[1:]}: {cause_line(error)}; "
             "check that the file is whole and that all rows have the same columns"
         ) from error
 
