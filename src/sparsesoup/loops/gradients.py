@@ -21,7 +21,7 @@ from sparsesoup.training.state import TrainState
 def check_trained(model: nn.Module, optimizer: Optimizer, targets: Targets) -> None:
     """Raise a UserError if the optimizer does not train a weight that is to be pruned."""
     if isinstance(optimizer, torch.optim.LBFGS):
-        raise UserError("LBFGS computes several losses a step, and nothing holds the masks in between; take AdamW")
+        raise UserError("LBFGS computes several losses a step, and nothing holds the masks in between; use AdamW")
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     params = dict(model.named_parameters())
     if missing := [n for n in targets if n not in params or id(params[n]) not in trained]:
