@@ -109,8 +109,8 @@ def _remedy_for_gates(method: Facts, too_many: bool) -> str:
         return "leave out --method.penalty, so that it is adapted to the sparsity"
     if method.get("strength") is not None:
         return "leave out --method.strength, so that the shares follow the sparsity"
-    if method.get("every", 1) > 1:
-        return f"set a lower --method.every (now {method['every']})"
+    if method.get("every_steps", 1) > 1:
+        return f"set a lower --method.every-steps (now {method['every_steps']})"
     rate = f" (now {method['score_rate']:g})" if method.get("score_rate") is not None else ""
     if too_many:
         return f"raise --steps, or lower --method.score-rate{rate}"
