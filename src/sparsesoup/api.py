@@ -156,6 +156,10 @@ def _prune_objects(
     given["row"] = name if isinstance(name, str) else None
     columns = {f.name for f in dataclasses.fields(ModelAndDataConfig)} - {"model", "dataset", "seed"}
     given["columns"] = {key: given.pop(key) for key in columns & given.keys()} or None
+    if "args" in given:
+        raise UserError(
+            "give train=TrainingConfig(...), or trainer=Trainer(model, args, ...), which brings them", "args"
+        )
     known = inspect.signature(prune_model).parameters
     if unknown := [key for key in given if key not in known]:
         own = [f"train.{f.name}" for f in dataclasses.fields(TrainingConfig)]

@@ -290,6 +290,9 @@ def test_by_default_all_linear_layers_but_the_last_are_pruned() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2))
     pruner = attach(model, torch.optim.SGD(model.parameters(), lr=0.1), "magnitude", 0.5, steps=1)
     assert set(pruner.masks) == {"0.weight", "2.weight"}
+    model = nn.Sequential(nn.Linear(1, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 1))  # two with a side of 1
+    pruner = attach(model, torch.optim.SGD(model.parameters(), lr=0.1), "magnitude", 0.5, steps=1)
+    assert set(pruner.masks) == {"2.weight"}
 
 
 @pytest.mark.parametrize(

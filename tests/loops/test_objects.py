@@ -455,6 +455,7 @@ def half_frozen() -> nn.Module:
             {"train": TrainingArguments("out", report_to="none")},
             "train: must be a TrainingConfig.*got TrainingArguments",
         ),
+        ({"args": ARGS}, r"args: give train=TrainingConfig\(...\), or trainer=Trainer\(model, args"),
         ({"batch_size": 8}, "batch_size: unknown setting; did you mean train.batch_size"),
     ],
 )
@@ -482,6 +483,10 @@ def test_scores_that_are_no_numbers_are_left_out_aloud(tmp_path: Path) -> None:
     assert load_table(found.save(tmp_path / "run") / "report.json")["validation"] == found.metrics
 
 
-def test_a_trainer_must_be_one() -> None:
+def test_a_trainer_must_be_one_with_rows(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="trainer: must be a Trainer of transformers, got Plain"):
         prune("gradual", trainer=Plain(), sparsity=0.5)
+    trainer = trainer_of(tmp_path)
+    trainer.train_dataset = None
+    with pytest.raises(UserError, match="trainer: it has no train_dataset"):
+        prune("gradual", trainer=trainer, sparsity=0.5)

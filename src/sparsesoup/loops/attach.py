@@ -151,7 +151,7 @@ def find_targets(model: nn.Module, prunable: Prunable | None) -> Targets:
         found = prunable_matrices(model) if hasattr(model, "base_model_prefix") else {}
         if not found:
             linear = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-            found = _targets_of(model, lambda name, parameter: name in linear[:-1])
+            found = _targets_of(model, lambda name, parameter: name in linear[:-1] and min(parameter.shape) > 1)
     else:
         found = _targets_of(model, prunable)
     if not found:

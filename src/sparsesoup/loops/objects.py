@@ -187,6 +187,8 @@ def prune_trainer(method: str | Method, trainer: Trainer, *, sparsity: float | N
     """
     require_single_process()
     require(isinstance(trainer, Trainer), "trainer", "a Trainer of transformers", type(trainer).__name__)
+    if trainer.train_dataset is None:
+        raise UserError("it has no train_dataset; make the Trainer with one", "trainer")
     args = trainer.args
     trackers = trackers_of(args, folder=more.get("out") is not None)
     if ignored := ignored_parts(trainer, more.get("report_to", trackers)):
