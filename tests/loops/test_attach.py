@@ -286,6 +286,17 @@ def test_wrapped_models_are_pruned_inside() -> None:
     assert pruner.sparsity == pytest.approx(0.7)
 
 
+def test_a_module_of_that_name_is_a_part_of_the_model() -> None:
+    class Owner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module, self.head = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), nn.Linear(8, 2)
+
+    model = Owner()
+    pruner = attach(model, torch.optim.SGD(model.parameters(), lr=0.1), "magnitude", 0.5, steps=1)
+    assert set(pruner.masks) == {"module.0.weight", "module.1.weight"}
+
+
 def test_by_default_all_linear_layers_but_the_last_are_pruned() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2))
     pruner = attach(model, torch.optim.SGD(model.parameters(), lr=0.1), "magnitude", 0.5, steps=1)

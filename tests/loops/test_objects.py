@@ -483,6 +483,14 @@ def test_scores_that_are_no_numbers_are_left_out_aloud(tmp_path: Path) -> None:
     assert load_table(found.save(tmp_path / "run") / "report.json")["validation"] == found.metrics
 
 
+def test_a_compiled_or_wrapped_model_is_pruned_inside() -> None:
+    given: dict[str, Any] = {"train_dataset": PAIRS, "steps": 4, "loss": pair_loss, "progress": False}
+    for wrapped in (torch.compile(Plain(), backend="eager"), nn.DataParallel(Plain())):
+        found = prune("magnitude", model=wrapped, sparsity=0.5, **given)
+        assert type(found.model) is Plain
+        assert [*found.masks] == ["inside.weight"]
+
+
 def test_a_trainer_must_be_one_with_rows(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="trainer: must be a Trainer of transformers, got Plain"):
         prune("gradual", trainer=Plain(), sparsity=0.5)

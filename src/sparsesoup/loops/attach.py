@@ -137,9 +137,10 @@ def innermost(optimizer: Any) -> Optimizer:
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the model inside torch.compile and DataParallel, whose parameters have the plain names."""
-    while (inside := getattr(model, "_orig_mod", None) or getattr(model, "module", None)) is not None:
-        if not isinstance(inside, nn.Module):
-            break
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while isinstance(
+        inside := getattr(model, "module" if isinstance(model, wrappers) else "_orig_mod", None), nn.Module
+    ):
         model = inside
     return model
 

@@ -18,7 +18,7 @@ from sparsesoup.hub.models.checkpoint import load_reader, load_tokenizer
 from sparsesoup.hub.models.loading import load_as_saved
 from sparsesoup.hub.tasks.registry import task_type_of
 from sparsesoup.hub.tasks.splits import SELECTION, LoadedDataset
-from sparsesoup.loops.attach import find_targets, named_method, require_unattached
+from sparsesoup.loops.attach import find_targets, named_method, require_unattached, unwrapped
 from sparsesoup.loops.gradients import check_requires_grad
 from sparsesoup.loops.losses import check_function, check_loss
 from sparsesoup.loops.object_data import check_row_source, loss_functions, rows_of
@@ -53,6 +53,8 @@ def object_source(given: Given) -> ObjectSource:
         given: the arguments of `prune_model`.
     Raises: UserError if one is missing or does not fit.
     """
+    if isinstance(given["model"], nn.Module):
+        given = {**given, "model": unwrapped(given["model"])}
     settings, model, reader = _settings_of(given), given["model"], given["processing_class"]
     for name in ("train_dataset", "eval_dataset"):
         if given[name] is not None:
