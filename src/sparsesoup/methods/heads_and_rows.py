@@ -7,10 +7,14 @@ import torch
 from torch import Tensor
 
 from sparsesoup.core.granularity import Column, CoupledGroups, Row
+from sparsesoup.core.masking import topk_masks
 from sparsesoup.core.masks import Masks
+from sparsesoup.core.masks import sparsity as sparsity_of
+from sparsesoup.core.schedules import CubicSchedule
 from sparsesoup.core.targets import Targets, attention_head_groups, feed_forward_groups
+from sparsesoup.methods.gates.attach import weight_scores
 from sparsesoup.methods.gates.density import first_gate_per_group, group_scores
-from sparsesoup.methods.gates.kept_share import MatrixShare
+from sparsesoup.methods.gates.kept_share import MatrixShare, ShareController, shift_logits_
 from sparsesoup.methods.live_features import OUT_OF, close_dead_inputs
 from sparsesoup.training.state import TrainState
 
@@ -133,3 +137,28 @@ class TileSizes:
             ]
             self._masks, self._sizes = state.masks, torch.cat([size.flatten() for size in sizes])
         return self._sizes
+
+
+def block_penalty(strength: float, sparsity: float, state: TrainState) -> Tensor:
+    """Return the penalty of the second stage: shares are those of what the first one left."""
+    matrices = [
+        MatrixShare(int(torch.count_nonzero(mask)), coupled) for coupled, mask in enumerate(state.masks.values())
+    ]
+    left = sum(m.size for m in matrices) / sum(mask.numel() for mask in state.masks.values())
+    rest = max(0.0, 1.0 - (1.0 - sparsity) / left)
+    return ShareController(sparsity=rest, strength=strength, matrices=matrices).penalty_term(state)
+
+
+def trim_blocks(groups: tuple[CoupledGroups, ...], sparsity: float, state: TrainState) -> Masks:
+    """Return the masks of the best tiles that fit, among what the first stage left."""
+    scores = {name: score.double() for name, score in weight_scores(state).items()}
+    return topk_masks(scores, max(sparsity, sparsity_of(state.masks)), pattern=groups, within=state.masks)
+
+
+def follow_schedule(
+    schedule: CubicSchedule, start: int, rank: Ranking, masked: Callable[[TrainState], float], state: TrainState
+) -> None:
+    """After a step: raise or lower all logits alike to the share of the schedule, which begins at `start`."""
+    if progress := schedule.sparsity_at(state.step - start, 1.0):
+        shift_logits_(state, *rank(state, progress))
+    state.masked = masked(state)

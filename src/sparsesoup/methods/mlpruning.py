@@ -1,7 +1,6 @@
 """MLPruning: heads and rows, then blocks, with learned shares to keep. Yao et al. 2021."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -12,28 +11,22 @@ from torch.nn import Parameter
 from sparsesoup.core.errors import UserError, require
 from sparsesoup.core.granularity import Block, CoupledGroups
 from sparsesoup.core.groups import block_groups
-from sparsesoup.core.masking import topk_masks
-from sparsesoup.core.masks import Masks
 from sparsesoup.core.masks import sparsity as sparsity_of
-from sparsesoup.core.schedules import CubicSchedule, ScaledRate
-from sparsesoup.methods.gates.attach import Make, attach_gates, weight_scores
-from sparsesoup.methods.gates.kept_share import KeptShareGate, MatrixShare, ShareController, shift_logits_
+from sparsesoup.core.schedules import ScaledRate
+from sparsesoup.methods.gates.attach import Make, attach_gates
+from sparsesoup.methods.gates.kept_share import KeptShareGate, ShareController
 from sparsesoup.methods.heads_and_rows import (
-    Ranking,
     TileSizes,
+    block_penalty,
+    follow_schedule,
     head_and_row_groups,
     kept_weights,
     matrix_shares,
     rank_heads_and_rows,
+    trim_blocks,
     trim_heads_and_rows,
 )
-from sparsesoup.methods.learned_masks import (
-    GateSetup,
-    LearnedMasks,
-    PhaseShares,
-    check_rate,
-    settle_hooks,
-)
+from sparsesoup.methods.learned_masks import GateSetup, LearnedMasks, PhaseShares, check_rate, settle_hooks
 from sparsesoup.training.hooks import Hook
 from sparsesoup.training.plan import ActiveRun, LoopHooks, Phase
 from sparsesoup.training.problem import Problem
@@ -148,7 +141,7 @@ class MlPruning(LearnedMasks):
         hook: Hook = lead
         if self.strength is None:
             rank = partial(rank_heads_and_rows, groups, matrices, goal)
-            hook = partial(_follow_schedule, self.phases.pruning_schedule(problem.steps), 0, rank, lead.masked)
+            hook = partial(follow_schedule, self.phases.pruning_schedule(problem.steps), 0, rank, lead.masked)
         return GateSetup(
             groups, self._gates(alive), hook, penalty=None if self.strength is None else lead.penalty_term, biases=True,
             trim=trim, masked=lead.masked,
@@ -181,8 +174,8 @@ class MlPruning(LearnedMasks):
         state.optimizer.add_param_group(group)
         tiles = TileSizes(groups, run.sparsity)
         schedule, start = self.phases.pruning_schedule(size.steps), run.problem.steps - size.steps
-        hook = partial(_follow_schedule, schedule, max(start, 0), tiles.rank, tiles.masked)
-        penalty = None if self.strength is None else partial(_block_penalty, self.strength, run.sparsity)
+        hook = partial(follow_schedule, schedule, max(start, 0), tiles.rank, tiles.masked)
+        penalty = None if self.strength is None else partial(block_penalty, self.strength, run.sparsity)
         run.own = GateSetup(
             groups, self._gates(alive), hook if penalty is None else _no_hook, penalty=penalty, biases=True,
             trim=partial(trim_blocks, groups, run.sparsity), masked=tiles.masked,
@@ -196,34 +189,9 @@ def _go_back(start: int, run: ActiveRun) -> None:
     run.state.step = start
 
 
-def _follow_schedule(
-    schedule: CubicSchedule, start: int, rank: Ranking, masked: Callable[[TrainState], float], state: TrainState
-) -> None:
-    """After a step: raise or lower all logits alike to the share of the schedule, which begins at `start`."""
-    if progress := schedule.sparsity_at(state.step - start, 1.0):
-        shift_logits_(state, *rank(state, progress))
-    state.masked = masked(state)
-
-
 def _search_blocks_hooks(run: ActiveRun) -> LoopHooks:
     return LoopHooks([run.own.hook, *settle_hooks(run).hooks], penalty=run.own.penalty)
 
 
 def _no_hook(state: TrainState) -> None:
     """Do nothing: the masks of the first stage are logged."""
-
-
-def _block_penalty(strength: float, sparsity: float, state: TrainState) -> Tensor:
-    """Return the penalty of the second stage: shares are those of what the first one left."""
-    matrices = [
-        MatrixShare(int(torch.count_nonzero(mask)), coupled) for coupled, mask in enumerate(state.masks.values())
-    ]
-    left = sum(m.size for m in matrices) / sum(mask.numel() for mask in state.masks.values())
-    rest = max(0.0, 1.0 - (1.0 - sparsity) / left)
-    return ShareController(sparsity=rest, strength=strength, matrices=matrices).penalty_term(state)
-
-
-def trim_blocks(groups: tuple[CoupledGroups, ...], sparsity: float, state: TrainState) -> Masks:
-    """Return the masks of the best tiles that fit, among what the first stage left."""
-    scores = {name: score.double() for name, score in weight_scores(state).items()}
-    return topk_masks(scores, max(sparsity, sparsity_of(state.masks)), pattern=groups, within=state.masks)

@@ -118,7 +118,7 @@ class SparsityController:
         """Return the score below which the target share of the weights lies, at each of these steps; on a sample."""
         scores = group_scores(state)
         flat, lengths = sample_scores(scores.values(), SAMPLE)
-        weights = [s.numel() / n * self.areas[tie] for (tie, s), n in zip(scores.items(), lengths, strict=True)]
+        weights = [s.numel() / n * self.areas[group] for (group, s), n in zip(scores.items(), lengths, strict=True)]
         return weighted_quantiles(flat, weights, lengths, [self.plan.sparsity_at(s, self.sparsity) for s in steps])
 
     def _typical_gradient(self, state: TrainState) -> float:
