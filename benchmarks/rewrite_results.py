@@ -16,6 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 LAST = "a661645"
+SETTINGS = {"early-bird": {"every": "every_epochs"}}  # row -> old setting of its method -> new
 RECIPE = {"model": "models", "dataset": "datasets", "sparsity": "sparsities", "rows": "methods"}  # old key -> new
 
 
@@ -48,6 +49,9 @@ def as_recipe(study: dict[str, Any]) -> dict[str, Any]:
         row: {RECIPE.get(key, key): value for key, value in own.items()} if own else None
         for row, own in study["rows"].items()
     }
+    for row, new in SETTINGS.items():
+        if settings := (rows.get(row) or {}).get("method"):
+            rows[row] = {**(rows[row] or {}), "method": {new.get(key, key): settings[key] for key in settings}}
     return {RECIPE.get(key, key): rows if key == "rows" else value for key, value in study.items()}
 
 

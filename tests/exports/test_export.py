@@ -411,7 +411,7 @@ def test_wrong_words_are_refused_in_one_line(tmp_path, capsys):
     )
     assert "'fp8'" in refused(capsys, tmp_path, source, "--to", "packed", "--dtype", "fp8", *out)
     assert "required: --to" in refused(capsys, tmp_path, source, *out)
-    assert "no ticket at" in refused(capsys, tmp_path, tmp_path / "nowhere", "--to", "dense", *out)
+    assert "no run and no export at" in refused(capsys, tmp_path, tmp_path / "nowhere", "--to", "dense", *out)
     (source / "config.json").unlink()
     (source / "model.safetensors").unlink()
     assert "no model beside the masks" in refused(capsys, tmp_path, source, "--to", "dense", *out)

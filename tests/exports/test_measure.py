@@ -423,7 +423,7 @@ def test_what_is_no_run_and_no_export_is_refused(tmp_path, capsys):
     with pytest.raises(UserError, match="bach: unknown setting; did you mean batch"):
         sparsesoup.benchmark(tmp_path, bach=2)
     assert command(tmp_path / "nowhere") == 2
-    assert "no ticket at" in capsys.readouterr().err
+    assert "no run and no export at" in capsys.readouterr().err
     (tmp_path / "export.json").write_text("{")
     assert command(tmp_path) == 2
     assert "damaged export" in capsys.readouterr().err

@@ -105,7 +105,7 @@ def test_a_run_in_heads_and_units_is_exported_in_every_form_of_torch(run, tmp_pa
     assert "seed-0 is not finished; repeat the `sparsesoup prune` command that started it" in said
     report.rename(copy / "report.json")
     shutil.rmtree(copy / "model" / "pruning")
-    assert "no ticket at" in refused(capsys, tmp_path, copy, "--to", "dense", "--out", tmp_path / "new")
+    assert "no run and no export at" in refused(capsys, tmp_path, copy, "--to", "dense", "--out", tmp_path / "new")
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_what_cannot_be_is_refused_in_one_line(script, recipe, data, tmp_path, c
         (yaml.safe_dump({**table, "stepz": 3}), "'stepz' is missing or unknown"),
         (yaml.safe_dump({name: value for name, value in table.items() if name != "side"}), "'side' is missing"),
         (yaml.safe_dump({**table, "train": {"batch": 8}}), "argument 'batch'; its keys are learning_rate"),
-        (yaml.safe_dump({**table, "train": {"batch_size": "many"}}), "`train` does not fit"),
+        (yaml.safe_dump({**table, "train": {"batch_size": "many"}}), "batch_size: expected a whole number, got 'many'"),
         (yaml.safe_dump({**table, "train": [8]}), "`train` does not fit"),
     ):
         (tmp_path / "wrong.yaml").write_text(text)

@@ -170,7 +170,7 @@ def test_one_word_among_classes_that_are_numbers_is_noted():
 
 
 def test_more_classes_than_can_be_learnt_are_noted():
-    said = noted(rows_of(text=distinct(40), label=[f"{i},5" for i in range(40)]))
+    said = noted(rows_of(text=distinct(40), label=[f"{i} %" for i in range(40)]))
     assert "column label has 40 different labels in 40 rows, each a class; if they are numbers" in said
     assert "each a class" not in noted(rows_of(text=distinct(40), label=["a", "b", "c", "d"] * 10))
 

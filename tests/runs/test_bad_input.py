@@ -648,5 +648,6 @@ def test_flags_that_are_no_settings_are_refused_in_a_recipe_and_from_python(name
         ["prune", "imp", "--config", tmp_path / "recipe.yaml", "--out", tmp_path / "runs"],
         f"--{name.replace('_', '-')}: this is no setting of a run",
     )
-    with pytest.raises(UserError, match=f"{name}: this is no setting of a run"):
-        prune("magnitude", out=tmp_path / "runs", **{name: 5})
+    if name == "config":  # `save_every` is an argument in Python
+        with pytest.raises(UserError, match=f"{name}: this is no setting of a run"):
+            prune("magnitude", out=tmp_path / "runs", **{name: 5})

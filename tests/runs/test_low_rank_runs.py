@@ -92,7 +92,8 @@ def test_its_card_says_what_it_removed_by_rank(capsys: pytest.CaptureFixture[str
     assert main(["push", str(run), "me/thin", "--dry-run", "--out", "card"]) == 0
     card = Path("card/README.md").read_text()
     assert "| compression by rank | 2 |" in card
-    assert "pruned by **pela**" in card
+    assert "**pela**" in card
+    assert "low rank" in card
     assert "sparsesoup apply" not in card
     assert "sparsesoup export --to low-rank" in card
 

@@ -496,7 +496,7 @@ def test_a_run_directory_is_a_model_too(place, soup, tmp_path):
 def test_settings_that_python_is_given_are_checked_like_flags(place, tmp_path):
     for wrong, message in [({"sparsty": 0.5}, "^sparsty: unknown setting; did you mean sparsity"),
                            ({"method": {"stage": 1}}, "^method.stage: unknown setting .*; did you mean method.stages"),
-                           ({"train": {"rate": 1}}, "^train.rate: unknown setting .train has learning_rate, "),
+                           ({"train": {"rate": 1}}, "^train.rate: unknown setting; did you mean train.learning_rate"),
                            ({"sparsity": 90}, r"in \[0, 1\), got 90; for 90 % set 0\.9")]:  # fmt: skip
         with pytest.raises(UserError, match=message):
             drawn(place, tmp_path / "runs", **wrong)

@@ -75,9 +75,11 @@ def below(pid, command):
 
 
 def until(process, happened):
-    """Wait until something has happened, or the process has ended."""
+    """Wait until something has happened; it has to while the process works."""
     last = time.monotonic() + 300
-    while process.poll() is None and not happened() and time.monotonic() < last:
+    while not happened():
+        assert process.poll() is None, Path("said.txt").read_text()
+        assert time.monotonic() < last
         time.sleep(0.05)
 
 
@@ -160,7 +162,6 @@ def test_a_dead_worker_a_lost_node_and_a_dead_driver_change_nothing(folder):
         until(process, lambda: at_work(second))
         cluster.remove_node(second, allow_graceful=False)
         until(process, lambda: "died with its node" in said.read_text())
-        assert process.poll() is None  # all of it hit a study under way
         cluster.add_node(**WORKER)
         assert process.wait(500) == 0, said.read_text()
     finally:
@@ -257,7 +258,7 @@ def test_without_ray_its_extra_is_named(folder, capsys, monkeypatch):
 def test_cells_that_fit_nowhere_and_folders_that_are_not_shared_are_refused(two_nodes, folder, capsys, monkeypatch):
     joined = ["--address", two_nodes.address]
     assert (
-        "no node of Ray has the resources for a run with 1 cores and 0.5 GPUs"
+        "no node of Ray has the resources for a run: 1 cores and 0.5 GPUs"
         in refused(capsys, *joined, "--gpus-per-run", "0.5")[0]
     )
 

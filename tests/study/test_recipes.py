@@ -176,7 +176,7 @@ def test_a_row_without_a_ticket_to_begin_with_is_refused_with_its_line(own, line
 
 def test_settings_of_a_row_or_a_dataset_that_are_no_table_are_refused_in_one_line(capsys):
     for changes, said in (
-        ({"methods": {"isp": 3}}, "row isp has settings"),
+        ({"methods": {"isp": 3}}, "row isp has its own settings"),
         ({"datasets": {"reviews": 3}}, "reviews has"),
     ):
         write_recipe(TRANSFER | changes, "moves")

@@ -234,7 +234,7 @@ def test_settings_that_make_no_sense_are_refused() -> None:
     for given in ({"eval_steps": 0}, {"eval_steps": 5, "early_stopping_patience": 0}):
         with pytest.raises(UserError, match="at least 1"):
             TrainingConfig(**given)
-    with pytest.raises(UserError, match="give eval_steps"):
+    with pytest.raises(UserError, match="set eval_steps too"):
         TrainingConfig(early_stopping_patience=3)
 
 

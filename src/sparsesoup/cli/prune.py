@@ -41,11 +41,12 @@ Python: sparsesoup.prune("isp", dataset="glue/cola", method={"stages": 3}, train
 def run_prune(parsed: tuple[RunConfig, argparse.Namespace]) -> None:
     """Run a method, then say how good the result is and where it is."""
     from sparsesoup.report.format import run_warnings
-    from sparsesoup.runs.options import RuntimeOptions
+    from sparsesoup.runs.options import RuntimeOptions, check_cache_size
     from sparsesoup.runs.run import run_method
     from sparsesoup.runs.summary import closing_lines
 
     settings, options = parsed
+    check_cache_size(options.cache_size)
     cache = Path(options.cache_dir) if options.cache_dir and not options.dry_run else None
     own = {"workers": options.workers, "snapshots": options.snapshots}
     own |= {} if options.cache_dir and options.dry_run else {"cache_size": options.cache_size}  # which makes no folder
