@@ -158,7 +158,7 @@ def test_a_dead_worker_a_lost_node_and_a_dead_driver_change_nothing(folder):
         process = begun(*flags)
         until(process, lambda: at_work(second))
         os.kill(at_work(second)[0], signal.SIGKILL)
-        until(process, lambda: "died (ActorDiedError); it goes on" in said.read_text())
+        until(process, lambda: "died (ActorDiedError)" in said.read_text())
         until(process, lambda: at_work(second))
         cluster.remove_node(second, allow_graceful=False)
         until(process, lambda: "died with its node" in said.read_text())
